@@ -77,7 +77,8 @@ class ExportedOutput(_Part):
         scores: `logits` (softmax, or of one class sigmoid, makes probabilities) or `probabilities`.
         classes: Ids, in the order of the outputs.
         class_names: A readable name of each.
-        threshold: A segmenter's: the probability from which a pixel is foreground.
+        threshold: A segmenter's: the probability from which a pixel is foreground; None where it
+            tells classes apart, of which a pixel gets the most probable.
     """
 
     name: str

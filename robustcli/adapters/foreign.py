@@ -30,6 +30,7 @@ from robustcli.adapters.loading import choose, load_strictly, shapes_of
 from robustcli.adapters.model import ModelFacts, made_up_image
 from robustcli.adapters.preprocessing import Preprocessing, overridden
 from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
+from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import RobustError, RunError, UsageError, first_line
 from robustcli.core.names import TaskName
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space, numbered_classes
@@ -489,7 +490,7 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
     if sidecar is not None:
         notes.append(
             f"`{sidecar_path(Path(request.name)).name}` says how `{name}` is used: preprocessing, "
-            f"{'classes' if sidecar.task == 'cls' else 'threshold'} and origin "
+            f"{'threshold' if sidecar.output.threshold is not None else 'classes'} and origin "
             f"(`{sidecar.model.name}`)."
         )
     size, scores = _first_answer(answers, foreign, request)
@@ -522,9 +523,14 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
         scans=has_scan(network),
     )
     if task == "seg":
-        merging = tuple(_foreground_notes(name, foreign, scores.shape[1]))
+        header = None if sidecar is None else sidecar.header
+        told_apart = isinstance(header, WeightsHeader) and header.mask_classes
+        merging = _foreground_notes(name, foreign, scores.shape[1])
         masks = _mask_preprocessing(request, foreign, size, notes)
-        segmenter = Segmenter(network, masks, facts, notes=tuple(notes), merging=merging)
+        segmenter = Segmenter(
+            network, masks, facts, header if isinstance(header, WeightsHeader) else None,
+            notes=tuple(notes), merging=() if told_apart else tuple(merging),
+        )  # fmt: skip
         return ForeignModel(task, segmenter, None, False, sidecar)
     preprocessing = _preprocessing(request, foreign, size, notes)
     classifier = Classifier(network, preprocessing, facts, tuple(notes))

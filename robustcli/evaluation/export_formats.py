@@ -37,18 +37,20 @@ class ExportedNetwork(nn.Module):
 
     Args:
         network: Of a classifier or a segmenter. Of a list that it returns the first is taken, which
-            has the highest resolution. A map of one class is brought to the input's size, as
-            evaluations do it; maps of several classes are left as they are.
+            has the highest resolution.
+        whole: Whether all its maps are brought to the input's size, as evaluations do it with one
+            map, and with those of classes that are told apart. Where several maps count as one
+            foreground, they are left as they are: they are summed before they are enlarged.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, whole: bool = False) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.whole = network, whole
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores (B, classes) or (B, classes, h, w)."""
         scores = first(self.network(images))
-        if scores.ndim == 4 and int(scores.shape[1]) == 1:
+        if scores.ndim == 4 and (self.whole or int(scores.shape[1]) == 1):
             size = [int(side) for side in images.shape[2:]]
             if [int(side) for side in scores.shape[2:]] != size:
                 scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)

@@ -267,13 +267,15 @@ def _output(model: Classifier | Segmenter, config: ExportConfig) -> ExportedOutp
         return ExportedOutput(
             name=OUTPUT, scores="logits", classes=space.ids, class_names=space.names
         )
+    scores: Literal["logits", "probabilities"]
+    scores = "probabilities" if model.answers_probabilities else "logits"
+    if model.classes:
+        classes = ("background", *model.classes)
+        return ExportedOutput(name=OUTPUT, scores=scores, classes=classes, class_names=classes)
     return ExportedOutput(
-        name=OUTPUT,
-        scores="probabilities" if model.answers_probabilities else "logits",
-        classes=("foreground",),
-        class_names=("foreground",),
+        name=OUTPUT, scores=scores, classes=("foreground",), class_names=("foreground",),
         threshold=model.preprocessing.threshold,
-    )
+    )  # fmt: skip
 
 
 def _targets(
@@ -356,7 +358,7 @@ def _graphs(
     config: ExportConfig, listener: Listener, failures: list[RunError],
 ) -> list[_Graph]:  # fmt: skip
     """The formats that can be written and agree; what is wrong with others goes to `failures`."""
-    wrapped = ExportedNetwork(model.network).eval()
+    wrapped = _wrapped(model)
     shape = _shape(model)
     options = GraphOptions(shape, config.dynamic_batch, config.opset)
     inputs = list(_inputs(model, shape, config.dynamic_batch))
@@ -377,6 +379,11 @@ def _graphs(
             continue
         graphs.append(_Graph(export_format, path, network, rows))
     return graphs
+
+
+def _wrapped(model: Classifier | Segmenter) -> ExportedNetwork:
+    whole = isinstance(model, Segmenter) and bool(model.classes)
+    return ExportedNetwork(model.network, whole=whole).eval()
 
 
 def _shape(model: Classifier | Segmenter) -> tuple[int, int, int]:
@@ -455,8 +462,8 @@ def _answer(network: nn.Module, batch: Tensor) -> Tensor:
 
 
 def _decided(model: Classifier | Segmenter, scores: Tensor) -> Tensor:
-    """The class of each image, or whether each pixel is foreground."""
-    if isinstance(model, Classifier):
+    """The class of each image or pixel, or whether each pixel is foreground."""
+    if isinstance(model, Classifier) or model.classes:
         return scores.argmax(1)
     foreground = foreground_logits(scores)
     probabilities = foreground if model.answers_probabilities else foreground.sigmoid()
@@ -486,7 +493,7 @@ def _speeds(
     listener.say("Measuring speed on the CPU.")
     scan = f", scan by `{choose_backend(torch.device('cpu'), torch.float32)}`"
     engines: dict[str, nn.Module] = {
-        f"torch, eager{scan if model.facts.scans else ''}": ExportedNetwork(model.network).eval(),
+        f"torch, eager{scan if model.facts.scans else ''}": _wrapped(model),
         **{FORMATS[graph.format].engine: graph.network for graph in graphs},
     }
     rows: list[SpeedRow] = []

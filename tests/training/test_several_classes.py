@@ -27,6 +27,7 @@ from robustcli.data.sources import Masks, open_dataset
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.evaluation.exporting import ExportConfig, export
 from robustcli.evaluation.prediction import predict_masks
 from robustcli.evaluation.store import Store
 from robustcli.metrics.mask_scores import class_dice, pooled_scores
@@ -430,3 +431,21 @@ def test_the_classes_of_a_network_are_named_by_a_table_only():
     for option in ("all", "1=cat"):
         with pytest.raises(UsageError, match="does not name the classes of a network"):
             names_of(option)
+
+
+def test_an_exported_network_read_back_tells_the_same_classes(trained, evaluated, data, tmp_path):
+    (file,) = export(ExportConfig(ModelRequest(str(trained)), ("torchscript",), tmp_path / "n.pt"))
+    output = file.sidecar.output
+    assert (output.classes, output.threshold) == (("background", *NAMES), None)
+    assert file.sidecar.parity[0].decided > 0
+    run = run_evaluation(
+        EvalConfig(
+            (ModelRequest(str(file.path)),), ("fliplr",), data=str(data), out=tmp_path / "run",
+            split="all", device="cpu", workers=0,
+        )
+    )  # fmt: skip
+    columns = ["image_id", "class_tp", "class_fp", "class_fn"]
+    back, rows = (Store(r).rows(n, CLEAN, "seg") for r, n in ((run, "n.pt"), (evaluated, "run")))
+    for name in columns[1:]:
+        assert np.abs(np.stack(back[name]) - np.stack(rows[name])).max() <= 1, "a pixel of rounding"
+    assert back["image_id"].tolist() == rows["image_id"].tolist()
