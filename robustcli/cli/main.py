@@ -14,6 +14,7 @@ from robustcli import __version__
 from robustcli.core.errors import RobustError
 from robustcli.core.machine import wait_briefly
 from robustcli.core.names import nearest
+from robustcli.core.signals import sigterm_as_ctrl_c
 
 # Name: module, first line of its help. Kept here so that `robust --help` imports none of them.
 COMMANDS = {
@@ -90,7 +91,8 @@ class LazyGroup(click.Group):
         """
         wait_briefly()
         try:
-            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+            with sigterm_as_ctrl_c():
+                status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.Exit as error:
             status = error.exit_code
         except click.ClickException as error:

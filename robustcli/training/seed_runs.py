@@ -10,14 +10,10 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -170,7 +166,7 @@ def run_seeds(
     if helped is not None:
         _help(runs, helped)
     check_folder(runs.run)
-    with _sigterm_as_ctrl_c(), SEEDS.held(runs.run, heard.say):
+    with SEEDS.held(runs.run, heard.say):
         if runs.fresh:
             _discard(runs)
         record = SEEDS.open(
@@ -276,21 +272,3 @@ def _help(runs: SeedRuns, helped: Path) -> NoReturn:
         if helped.is_relative_to(folder.absolute()):
             runs.start(seed, folder, Silent())
     end_of_others()
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Inside, SIGTERM ends the run as Ctrl+C does: what is finished is kept, exit code 130."""
-    if threading.current_thread() is not threading.main_thread():  # signals go to the main one
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        with suppress(TypeError):  # a handler that was not set from Python
-            signal.signal(signal.SIGTERM, before)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,10 +113,13 @@ def failing(error: BaseException) -> Callable[[], None]:
     return fail
 
 
-def outcome(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
-    """The exit code and message of a command that raises `error`."""
+def outcome(
+    error: BaseException, capsys: pytest.CaptureFixture[str],
+    callback: Callable[[], None] | None = None,
+) -> tuple[object, str]:  # fmt: skip
+    """The exit code and message of a command that raises `error`, or calls `callback`."""
     group = type(main)("robust", commands={})
-    command = click.Command("x", callback=failing(error))
+    command = click.Command("x", callback=callback or failing(error))
     group.resolve_command = lambda ctx, args: ("x", command, [])  # type: ignore[method-assign]
     with pytest.raises(SystemExit) as stopped:
         group.main(["x"])
@@ -129,6 +134,20 @@ def test_errors_become_three_lines_and_an_exit_code(
 ) -> None:
     error = kind("`--x` is wrong.", "Expected 1.", "Use 1.")
     assert outcome(error, capsys) == (code, "Error: `--x` is wrong.\nExpected 1.\nUse 1.\n")
+
+
+def test_sigterm_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a scheduler ends a job: a run can go on afterwards."""
+
+    def ended() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    code, told = outcome(KeyboardInterrupt(), capsys, ended)
+    assert code == 130
+    assert "Interrupted. What was finished is kept" in told
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort(), EOFError()])

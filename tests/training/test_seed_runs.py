@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from robustcli.core.errors import RunError, UsageError, run_of
+from robustcli.core.signals import sigterm_as_ctrl_c
 from robustcli.data.dataset import Dataset
 from robustcli.training import seed_runs
 from robustcli.training.config import TrainConfig
@@ -172,7 +173,7 @@ def test_a_seed_that_sigterm_ended_goes_on_to_the_same_weights(
     pair: Path, data: Path, tmp_path: Path
 ) -> None:
     run, before = tmp_path / "run", signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():  # as the command line does
         train_seeds(brief(data, run), InSecondSeed(after=9))  # in its second epoch
     assert signal.getsignal(signal.SIGTERM) == before
     assert read_seeds_record(run).status == "running"
