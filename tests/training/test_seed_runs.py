@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
+from robustcli.adapters.catalogue import ModelEntry
 from robustcli.core.errors import RunError, UsageError, run_of
 from robustcli.core.signals import sigterm_as_ctrl_c
 from robustcli.data.dataset import Dataset
@@ -51,9 +52,9 @@ def pair(data: Path, tmp_path_factory: pytest.TempPathFactory, opened: list[Trai
     """Two seeds, trained without a break."""
     usual = SegmenterTraining.open
 
-    def counted(self: SegmenterTraining, config: TrainConfig) -> Dataset:
+    def counted(self: SegmenterTraining, config: TrainConfig, entry: ModelEntry) -> Dataset:
         opened.append(config)
-        return usual(self, config)
+        return usual(self, config, entry)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SegmenterTraining, "open", counted)
