@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 _subject_options = together(
     click.option("--model", "models", multiple=True, required=True,
+                 shell_complete=options.completing("models"),
                  help="A model of `robust list models`, any timm name, the folder of a training "
                  "run, or a network of your own (docs/own-models.md); repeatable."),
-    click.option("--transform", "transforms", multiple=True, required=True,
+    click.option("--transform", "transforms", multiple=True,
+                 shell_complete=options.completing("transforms"), required=True,
                  help="A transform's name, a glob, or a preset (paper21, imagenet-c, published, "
                  "all); "
                  "repeatable."),

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 _what = together(
     click.argument("run", required=False, type=FILE),
-    click.option("--model", "model",
+    click.option("--model", "model", shell_complete=options.completing("models"),
                  help="A model, as `robust eval` takes it; with RUN one of the run's models."),
     click.option("--transform", "transforms", multiple=True,
+                 shell_complete=options.completing("transforms"),
                  help="A transform's name, a glob, or a preset; repeatable. [default: of RUN the "
                  "one under which the model is right least often, else none]"),
     click.option("--severity", "severities", type=Numbers(int),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("export", cls=StudyCommand)
-@click.argument("model", metavar="RUN_OR_NAME")
+@click.argument("model", metavar="RUN_OR_NAME", shell_complete=options.completing("models"))
 @click.option(
     "--format",
     "formats",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from robustcli.finetuning.config import FinetuneConfig
 
 _subject_options = together(
-    click.argument("model", metavar="NAME"),
+    click.argument("model", metavar="NAME", shell_complete=options.completing("models")),
     click.option("--pretrained", type=FILE,
                  help="A weights file, the folder of a training run, or a "
                  "results folder of nnU-Net. [default: the model's own weights]"),

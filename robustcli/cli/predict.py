@@ -31,7 +31,7 @@ _SHOWN_UNREADABLE = 20
 
 @click.command("predict", cls=StudyCommand)
 @click.argument("photos", nargs=-1, type=FILE)
-@click.option("--model", required=True,
+@click.option("--model", required=True, shell_complete=options.completing("models"),
               help="A classifier or a segmenter: a name, the folder of a training run, or a "
               "network of your own (docs/own-models.md).")  # fmt: skip
 @options.weights

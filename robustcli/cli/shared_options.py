@@ -8,9 +8,10 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
 
@@ -25,6 +26,24 @@ as_json = click.option(
 offline = click.option(
     "--offline", is_flag=True, envvar="ROBUST_OFFLINE", help="Never use the network."
 )
+
+
+def completing(kind: Literal["models", "transforms", "recipes"]) -> Callable[..., Any]:
+    """Completes a value in a shell: names of `robust list KIND`, else files.
+
+    After `robust train seg` and `cls`, models are those of that task.
+    """
+
+    def complete(
+        ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from robustcli.cli.list_command import names_of
+
+        names = names_of(kind, task=ctx.info_name)
+        fitting = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return fitting or [CompletionItem(incomplete, type="file")]
+
+    return complete
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.4
@@ -202,7 +221,8 @@ protocol = click.option(
     help="How test images are held out and scored: by patient, or as in the paper.",
 )  # fmt: skip
 recipe = together(
-    click.option("--recipe", help="Name of a recipe (`robust list recipes`)."),
+    click.option("--recipe", shell_complete=completing("recipes"),
+                 help="Name of a recipe (`robust list recipes`)."),
     click.option("--quick", is_flag=True, help="The shortest recipe with a meaningful result."),
     click.option("--epochs", type=click.IntRange(1),
                  help="Number of passes over the training images."),

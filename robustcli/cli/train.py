@@ -29,7 +29,12 @@ _start = together(
     options.ablate,
 )  # fmt: skip
 _masks = together(
-    click.option("--model", required=True, help="A segmenter of `robust list models`."),
+    click.option(
+        "--model",
+        required=True,
+        shell_complete=options.completing("models"),
+        help="A segmenter of `robust list models`.",
+    ),
     click.option(
         "--data", help="A folder, a manifest or the name of a data set. [default: nuclei-mini]"
     ),
@@ -41,7 +46,8 @@ _masks = together(
     _start,
 )
 _classes = together(
-    click.option("--model", required=True, help="A classifier of `robust list models`."),
+    click.option("--model", required=True, shell_complete=options.completing("models"),
+                 help="A classifier of `robust list models`."),
     click.option(
         "--data",
         help="A folder with one folder per class, a tar, a manifest, a data set (cifar10, "

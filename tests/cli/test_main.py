@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 
 from robustcli import __version__
 from robustcli.cli.main import COMMANDS, READER_GONE, main
@@ -236,3 +237,34 @@ def test_the_module_is_the_command() -> None:
     assert told.returncode == 2
     assert "models" in told.stderr
     assert told.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["tr"], {"train"}),
+        (["eval", "--model", "vmamba-p"], {"vmamba-pico"}),
+        (["eval", "--transform", "persp"], {"perspective"}),
+        (["train", "seg", "--model", "umamba-e"], {"umamba-enc"}),
+        (["train", "seg", "--model", "vmamba-p"], {"vmamba-p"}),  # no segmenter: a file, perhaps
+        (["finetune", "umamba-p"], {"umamba-pico"}),
+        (["train", "cls", "--recipe", "spee"], {"speedrun"}),
+        (["list", "mod"], {"models"}),
+    ],
+)
+def test_shells_complete_commands_and_names(typed: list[str], expected: set[str]) -> None:
+    completion = ShellComplete(main, {}, "robust", "_ROBUST_COMPLETE")
+    assert {i.value for i in completion.get_completions(typed[:-1], typed[-1])} == expected
+
+
+def test_completion_imports_no_torch() -> None:
+    words = {"COMP_WORDS": "robust eval --model vmamba-p", "COMP_CWORD": "3"}
+    program = (
+        "import sys\nfrom robustcli.cli.main import main\n"
+        "try:\n    main(prog_name='robust')\nfinally:\n    assert 'torch' not in sys.modules\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False,
+        env={**os.environ, **words, "_ROBUST_COMPLETE": "bash_complete"},
+    )  # fmt: skip
+    assert (told.stdout, told.stderr) == ("plain,vmamba-pico\n", "")
