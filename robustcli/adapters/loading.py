@@ -433,5 +433,8 @@ def body(shapes: Shapes, family: str) -> dict[str, tuple[int, ...]]:
 def classes_in(shapes: Shapes, family: str) -> int | None:
     """For how many classes weights of these shapes are; None without a head."""
     heads = tuple(f"{head}." for head in FAMILIES[family].heads)
-    biases = [s[0] for key, s in shapes.items() if key.startswith(heads) and len(s) == 1]
+    of_heads = {key: shape for key, shape in shapes.items() if key.startswith(heads)}
+    biases = [shape[0] for shape in of_heads.values() if len(shape) == 1]
+    if not biases:  # a linear layer without one
+        biases = [shape[0] for key, shape in of_heads.items() if key.endswith(".weight")]
     return biases[0] if biases else None

@@ -112,15 +112,25 @@ def _with_checksum(content: bytes) -> bytes:
     return content[:place] + checksum + content[place + len(checksum) :]
 
 
-def _checked(path: Path) -> bytes:
-    """The bytes of a file, which fit its checksum; files of older versions have none."""
-    content = path.read_bytes()
+def fits_checksum(path: Path) -> bool:
+    """Whether no byte of the file changed since it was written; files of older versions pass."""
+    return _fits(path.read_bytes())
+
+
+def _fits(content: bytes) -> bool:
     key = content.rfind(_CHECKSUM)
-    if key >= 0:
-        place = key + len(_CHECKSUM) + 2  # two bytes: type and length of the value
-        blank = content[:place] + _NONE_YET + content[place + len(_NONE_YET) :]
-        if _with_checksum(blank) != content:
-            raise pa.ArrowInvalid("its bytes do not fit their checksum")
+    if key < 0:
+        return True
+    place = key + len(_CHECKSUM) + 2  # two bytes: type and length of the value
+    return (
+        _with_checksum(content[:place] + _NONE_YET + content[place + len(_NONE_YET) :]) == content
+    )
+
+
+def _checked(path: Path) -> bytes:
+    content = path.read_bytes()
+    if not _fits(content):
+        raise pa.ArrowInvalid("its bytes do not fit their checksum")
     return content
 
 

@@ -17,7 +17,7 @@ from robustcli.data.dataset import Sample
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.look_up import EVALUATION_TASKS
 from robustcli.evaluation.record import RunRecord
-from robustcli.evaluation.store import INPUT_SCHEMA, Store
+from robustcli.evaluation.store import INPUT_SCHEMA, Store, fits_checksum
 from robustcli.tasks.base import Row
 from robustcli.transforms.base import Cell
 from robustcli.verification.row_comparison import COMPARISONS, RowDifference
@@ -121,6 +121,15 @@ def check_rows(stored: StoredRows, images: Mapping[str, Sample], check: Evaluati
                 )
             )  # fmt: skip
             continue
+        path = stored.path(block)
+        if not fits_checksum(path):  # the rows below may say which
+            check.differences.append(
+                Discrepancy(
+                    "rows", path.relative_to(stored.run).as_posix(),
+                    "damaged or edited: its bytes do not fit their checksum", "as it was written",
+                    block.model, block.cell.transform, block.cell.severity,
+                )
+            )  # fmt: skip
         check.rows += len(rows)
         counts = Counter(str(row["image_id"]) for row in rows)
         differences = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -170,10 +171,10 @@ def test_a_classifier_is_refused() -> None:
         load(ModelRequest("vmamba-pico"), "seg")
 
 
-def test_a_segmenter_with_several_independent_outputs_is_refused() -> None:
-    request = ModelRequest("ulvm", arguments={"num_classes": 2}, untrained=True)
-    with pytest.raises(UsageError, match="none of them is the foreground"):
-        load(request, "seg")
+def test_of_several_classes_a_network_with_a_sigmoid_gives_logits() -> None:
+    request = ModelRequest("ulvm", arguments={"num_classes": 3}, untrained=True)
+    assert not load(request, "seg").answers_probabilities
+    assert load(replace(request, arguments={}), "seg").answers_probabilities
 
 
 def test_weights_in_half_precision_become_float32(tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ def test_one_report_over_several_trainings(robust: Robust, here: Path) -> None:
     shutil.copytree(here / "run", here / "twin")
     told = robust("report", "run", "twin", "--out", "zoo")
     assert told.code == 0, told.err
-    assert told.out == "Report: zoo/report.md\n"
+    assert told.out.endswith("Report: zoo/report.md\n")
+    assert "No difference to any other is shown" in told.out
     assert (here / "zoo" / "report.md").read_text().count("ulvm") > 2
 
 
@@ -210,9 +211,10 @@ def test_train_then_eval_then_report(robust: Robust, here_train_classes: Path) -
         assert record["dataset"]["subset"] == f"test part of `run`: {taken}, seed 0"
         assert "test part of `run`" in Path(out, "report.md").read_text(encoding="utf-8")
     assert robust("report", "run").code == 0
-    told = robust("report", "run", "run", "--out", "zoo")
-    assert told.code == 2
-    assert "is the training of a classifier" in told.err
+    shutil.copytree("run", "twin")
+    told = robust("report", "run", "twin", "--out", "zoo")
+    assert told.code == 0, told.err
+    assert "top-1" in told.out
 
 
 TINY_RESNET9 = ["resnet9", "--model-arg", "channels=[4,4,4,8]", "--workers", "0", "--device", "cpu"]

@@ -51,9 +51,15 @@ def test_the_branches_share_one_mamba_and_one_pass():
 
 
 def test_outputs_are_probabilities():
-    output = build("ulvm_v3", num_classes=2)(golden.images(2, 3, 32, 32))
-    assert output.shape == (2, 2, 32, 32)
+    output = build("ulvm_v3")(golden.images(2, 3, 32, 32))
+    assert output.shape == (2, 1, 32, 32)
     assert bool(((output >= 0) & (output <= 1)).all())
+
+
+def test_outputs_of_several_classes_are_logits():
+    output = build("ulvm_v3", num_classes=3)(golden.images(2, 3, 32, 32))
+    assert output.shape == (2, 3, 32, 32)
+    assert bool((output < 0).any())
 
 
 @torch.no_grad()

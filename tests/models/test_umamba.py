@@ -42,7 +42,9 @@ PLAN = {
     ],
 )
 def test_the_deeper_half_has_one_block(stages, encoder, decoder):
-    config = UMambaConfig("encoder", features=(8,) * stages, strides=(1, *(2,) * (stages - 1)))
+    config = UMambaConfig(
+        mamba="encoder", features=(8,) * stages, strides=(1, *(2,) * (stages - 1))
+    )
     assert config.encoder_blocks == encoder
     assert config.decoder_blocks == decoder
 
@@ -58,7 +60,7 @@ def test_the_deeper_half_has_one_block(stages, encoder, decoder):
 )
 def test_tokens_are_channels_where_the_map_has_no_more_pixels_than_features(patch, stages, tokens):
     config = UMambaConfig(
-        "encoder",
+        mamba="encoder",
         features=tuple(min(32 * 2**s, 512) for s in range(stages)),
         strides=(1, *(2,) * (stages - 1)),
         patch_size=patch,
@@ -68,12 +70,12 @@ def test_tokens_are_channels_where_the_map_has_no_more_pixels_than_features(patc
 
 def test_as_many_pixels_as_features_make_channels_the_tokens():
     options = {"features": (4, 8, 16), "strides": (1, 2, 2)}
-    assert UMambaConfig("encoder", patch_size=16, **options).tokens(2) == (16, True)
-    assert UMambaConfig("encoder", patch_size=(16, 20), **options).tokens(2) == (16, False)
+    assert UMambaConfig(mamba="encoder", patch_size=16, **options).tokens(2) == (16, True)
+    assert UMambaConfig(mamba="encoder", patch_size=(16, 20), **options).tokens(2) == (16, False)
 
 
 def test_the_bottleneck_variant_never_reads_channels_as_tokens():
-    assert UMambaConfig("bottleneck").tokens(4) == (512, False)
+    assert UMambaConfig(mamba="bottleneck").tokens(4) == (512, False)
 
 
 def test_a_plan_gives_the_published_network():
@@ -96,12 +98,12 @@ def test_a_plan_of_three_dimensions_is_refused():
 @pytest.mark.parametrize("name", ["strides", "kernels", "n_conv"])
 def test_options_of_another_length_are_refused(name):
     with pytest.raises(UsageError, match=rf"(?s)`{name}` has 2 entries.*5 are expected"):
-        UMambaConfig("encoder", **{name: (1, 2)})
+        UMambaConfig(mamba="encoder", **{name: (1, 2)})
 
 
 def test_decoder_blocks_are_one_less():
     with pytest.raises(UsageError, match=r"(?s)`n_conv_decoder` has 5 entries.*4 are expected"):
-        UMambaConfig("encoder", n_conv_decoder=(2,) * 5)
+        UMambaConfig(mamba="encoder", n_conv_decoder=(2,) * 5)
 
 
 OFFICIAL = [("UMambaBot_2d", "umamba"), ("UMambaEnc_2d", "umamba-enc")]

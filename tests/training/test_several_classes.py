@@ -29,7 +29,7 @@ from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.exporting import ExportConfig, export
 from robustcli.evaluation.prediction import predict_masks
-from robustcli.evaluation.store import Store
+from robustcli.evaluation.store import Store, write_rows
 from robustcli.metrics.mask_scores import class_dice, pooled_scores
 from robustcli.reports.render import document, render
 from robustcli.training.engine import run_training
@@ -349,7 +349,7 @@ def test_verification_reproduces_a_run_and_finds_a_changed_count(evaluated, data
     rows = pq.read_table(file, partitioning=None)
     changed = rows.to_pylist()
     changed[0]["class_tp"][0] += 1
-    pq.write_table(type(rows).from_pylist(changed, schema=rows.schema), file)
+    write_rows(file, changed, rows.schema.remove_metadata())
     try:
         (check,) = verify(config).checks
         found = {one.quantity for one in check.differences}

@@ -12,8 +12,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from robustcli.adapters.preprocessing import CIFAR10
+from robustcli.core.draws import below, stream_bits, stream_keys
 from robustcli.core.errors import UsageError
-from robustcli.core.seeds import below, identity_seed, stream_bits, stream_keys
+from robustcli.core.seeds import identity_seed
 from robustcli.training import shifts as module
 from robustcli.training.cache import Decoded, DecodedSubset
 from robustcli.training.datamodule import BatchSettings
