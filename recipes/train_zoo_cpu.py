@@ -24,7 +24,7 @@ import robustcli
 from robustcli.core.machine import processor, usable_cores
 from robustcli.training.record import read_train_record
 
-NETWORKS = ("vit", "vim", "resnet9", "resnet18", "vmamba-pico", "resnet-pico")
+NETWORKS = ("vit", "vim", "resnet9", "vmamba-pico", "resnet-pico", "resnet18")
 NUMBERS = (
     *("params", "multiply_adds", "n", "top1", "top1_low", "top1_high", "f1", "f1_low", "f1_high"),
     *("chosen_epoch", "train_seconds", "val_seconds", "seconds", "images_per_second"),
@@ -56,8 +56,8 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=NETWORKS)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--limit", type=int, default=3500,
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=1800,
                         help="Images of the data set, of all its parts.")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
