@@ -3,7 +3,7 @@
     python recipes/train_zoo_cpu.py --data DIR --out runs/zoo
 
 All see the same images equally often under recipe `fair`: by default 3 epochs of 1,440 images, of
-which nobody should expect what 100 epochs of all give; it takes a quarter of an hour on one busy
+which nobody should expect what 100 epochs of all give; it takes 11 minutes on one busy
 core. `resnet50` is left out for its time; `--models` names others. The epoch is chosen on
 validation images; top-1 (with its Wilson interval) and macro F1 are of held-out images. The same
 command goes on after an interruption. Writes OUT/zoo.json and prints its table; `robust report
