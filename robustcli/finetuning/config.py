@@ -13,6 +13,7 @@ from robustcli.finetuning.selection import FreezeRule, make_rule
 from robustcli.training.config import SEEDS_SUFFIX, TrainConfig
 
 LORA_LAYERS = ("in_proj", "x_proj", "out_proj")
+"""No difference is shown on the bundled data with `x_proj` or without; see `docs/finetune.md`."""
 
 
 @dataclass(frozen=True)
