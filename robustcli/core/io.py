@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +35,23 @@ def shortened(name: str, most: int) -> str:
 _WINDOWS = os.name == "nt"
 _WAITS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Seconds between tries to rename: readers, indexers and virus scanners are soon done."""
+
+
+_MOST_BYTES = 2**32
+"""Of a file that is read into memory at once."""
+
+
+def check_readable(path: Path) -> None:
+    """Checks that reading all of `path` comes to an end: a pipe waits, `/dev/zero` never ends.
+
+    Raises:
+        OSError: It is missing, no plain file, or longer than 4 GiB.
+    """
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise OSError(errno.EINVAL, "not a plain file (a folder, pipe or device)")
+    if state.st_size > _MOST_BYTES:
+        raise OSError(errno.EFBIG, f"{state.st_size:,} bytes, more than are read at once")
 
 
 @contextmanager
