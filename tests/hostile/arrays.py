@@ -30,7 +30,9 @@ def _bytes_of(*shape: int) -> str:
 
 def write_hostile_arrays(folder: Path) -> list[Path]:
     """Files of which none holds an image or a mask under the name `mask`."""
-    objects = npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", pickle.dumps([os.system]))
+    objects = npy(
+        "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", pickle.dumps([os.system])
+    )
     contents = {
         "empty.npy": b"", "magic.npy": b"\x93NUMPY", "version.npy": b"\x93NUMPY\xff\xff" + bytes(80),
         "objects.npy": objects, "pickle.npy": pickle.dumps(os.system),
