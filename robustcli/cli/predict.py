@@ -15,6 +15,7 @@ from robustcli.cli import shared_options as options
 from robustcli.cli.results import print_document
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet
 from robustcli.cli.study import StudyCommand, config_option
+from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener
 
@@ -92,7 +93,7 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
     if as_json:
         print_document(str(folder or places[0]), _document(model, labelling))
     else:
-        click.echo(_table(labelling))
+        say_safely(_table(labelling))
         if folder is not None and not quiet:
             click.echo(f"\n{len(labelling.photos):,} photos in `{folder / CSV_FILE}`.")
     _check_readable(labelling)

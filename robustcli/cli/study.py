@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import GateError, UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.ranks import is_first_process
@@ -181,7 +182,7 @@ def _announce(context: click.Context, invocation: Invocation) -> None:
         rows = [(f"  {k}:", _shown(s["value"]), s["from"]) for k, s in invocation.settings.items()]
         key, value = (max(len(row[column]) for row in rows) for column in (0, 1))
         for row in rows:
-            click.echo(f"{row[0]:<{key}}  {row[1]:<{value}}  {row[2]}")
+            say_safely(f"{row[0]:<{key}}  {row[1]:<{value}}  {row[2]}")
         click.echo("")
     elif of and not params["quiet"]:
         click.echo(f"{study.path}{of}.", err=True)
