@@ -51,6 +51,7 @@ COMPRESSED_SUFFIXES = tuple(_OPENERS)
 TAR_SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)
 ZIP_SUFFIX = ".zip"
 _MOST_UNPACKED = 2**30  # bytes of one member of a zip; no photo is so large
+_MOST_RATIO = 200  # of a compressed tar above 1 GiB; photos are compressed already
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LONGEST_LINK = 4096
 _MOST_HOPS = 40  # links to links, as many as Linux follows
@@ -299,7 +300,14 @@ def decompress(source: Path, target: Path) -> None:
     name = source.name.lower()
     opener: _Opener = next((o for s, o in _OPENERS.items() if name.endswith(s)), gzip.open)
     with opener(source) as packed, replacing(target) as beside, beside.open("wb") as out:
+        most, written = max(_MOST_UNPACKED, _MOST_RATIO * source.stat().st_size), 0
         while chunk := _unpacked(packed):
+            written += len(chunk)
+            if written > most:
+                raise tarfile.ReadError(
+                    f"it unpacks to more than {most:,} bytes, {_MOST_RATIO} times its length (made "
+                    "to fill the disk?); where you trust it, unpack it yourself"
+                )
             out.write(chunk)
 
 
