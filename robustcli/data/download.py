@@ -277,11 +277,15 @@ def _opener() -> OpenerDirector:
         ) -> Request | None:  # fmt: skip
             from urllib.parse import urlsplit
 
-            if not (
-                urlsplit(newurl).scheme == "https" or _is_here(urlsplit(req.full_url).hostname)
-            ):
-                raise AddressError(f"the server redirects to {newurl}, which is not https")
-            check_address(newurl)
+            try:
+                if urlsplit(newurl).scheme != "https" and not _is_here(
+                    urlsplit(req.full_url).hostname
+                ):
+                    raise AddressError(f"the server redirects to {newurl}, which is not https")
+                check_address(newurl)
+            except AddressError:
+                fp.close()
+                raise
             return super().redirect_request(req, fp, code, msg, headers, newurl)
 
     return build_opener(OnlySecure)

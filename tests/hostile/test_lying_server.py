@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import logging
 import multiprocessing
 import threading
@@ -211,7 +212,7 @@ def test_https_never_leads_to_this_machine() -> None:
     handler = next(h for h in download._opener().handlers if type(h).__name__ == "OnlySecure")
     request = SimpleNamespace(full_url="https://example.org/x")
     with pytest.raises(download.AddressError, match="not https"):
-        handler.redirect_request(request, None, 302, "", {}, "http://127.0.0.1:80/x")
+        handler.redirect_request(request, io.BytesIO(), 302, "", {}, "http://127.0.0.1:80/x")
 
 
 def test_the_size_is_announced(
