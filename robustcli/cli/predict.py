@@ -17,6 +17,7 @@ from robustcli.cli.shared_options import FILE, as_json, offline, quiet
 from robustcli.cli.study import StudyCommand, config_option
 from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import RunError, UsageError
+from robustcli.core.io import parse_json
 from robustcli.core.listener import Listener
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ def _write_csv(folder: Path, model: Classifier, labelling: Labelling, *, fresh: 
 
 def _check_same(path: Path, settings_file: Path, settings: dict[str, Any]) -> None:
     try:
-        before = json.loads(settings_file.read_text(encoding="utf-8"))
+        before = parse_json(settings_file.read_text(encoding="utf-8"))
         differences = [key for key, value in settings.items() if before.get(key) != value]
     except (OSError, ValueError, AttributeError):
         raise UsageError(

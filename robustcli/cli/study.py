@@ -258,6 +258,11 @@ def read_study(path: Path, ctx: click.Context) -> Study:
             f"The file system says: {error.strerror or error}.",
             "Name a YAML file with options of the command.",
         ) from error
+    except RecursionError as error:
+        raise UsageError(
+            f"`{path}` is not read.", "It is nested too deeply: options are two levels deep.",
+            "Write one `option: value` a line, such as `model: vmamba-pico`.",
+        ) from error  # fmt: skip
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = path if mark is None else f"{path}:{mark.line + 1}"

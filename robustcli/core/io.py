@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import stat
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from robustcli.core.errors import RunError
 
@@ -75,6 +77,18 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # where the folder is what is wrong, this fails as well
             beside.unlink()
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """What the JSON `text` holds, as `json.loads` with `options`.
+
+    Raises:
+        ValueError: It is no JSON, or is nested so deeply that Python cannot hold it.
+    """
+    try:
+        return json.loads(text, **options)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

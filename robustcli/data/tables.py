@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import UsageError, shortened_text
 from robustcli.core.names import canonical
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -35,7 +35,7 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
-_SHOWN_LINES, _SHOWN_WIDTH = 3, 100
+_SHOWN_LINES, _SHOWN_WIDTH, _SHOWN_COLUMNS = 3, 100, 30
 
 
 def unheard(text: str) -> None:
@@ -251,9 +251,14 @@ def _no_column(path: Path, header: Sequence[str], columns: Sequence[Column]) -> 
     aliases = f" (or {', '.join(f'`{a}`' for a in missing.aliases)})" if missing.aliases else ""
     return UsageError(
         f"`{path}` has no column `{missing.name}`.",
-        f"Its columns are {', '.join(f'`{h}`' for h in header) or 'none'}.",
+        f"Its columns are {_listed(header) or 'none'}.",
         f"The first line must name a column `{missing.name}`{aliases}.",
     )
+
+
+def _listed(header: Sequence[str]) -> str:
+    names = ", ".join(f"`{shortened_text(name, _SHOWN_WIDTH)}`" for name in header[:_SHOWN_COLUMNS])
+    return names + (f" and {len(header) - _SHOWN_COLUMNS} more" if header[_SHOWN_COLUMNS:] else "")
 
 
 def _checked(path: Path, columns: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from robustcli.core.io import write_text
+from robustcli.core.io import parse_json, write_text
 from robustcli.core.names import FORMULA_SIGNS, printable
 from robustcli.core.rundir import RECORD_FILE
 from robustcli.reports.cell_photos import PhotoSheet
@@ -23,7 +23,7 @@ several seeds of a training or fine-tuning."""
 def kind_of(run: Path) -> str:
     """One of KINDS, of an evaluation its task; `cls` where that cannot be read."""
     try:
-        head = json.loads((run / RECORD_FILE).read_text(encoding="utf-8"))
+        head = parse_json((run / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "cls"  # reading it as an evaluation tells the user what is wrong
     if not isinstance(head, dict):
