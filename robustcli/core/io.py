@@ -43,16 +43,20 @@ _MOST_BYTES = 2**32
 """Of a file that is read into memory at once."""
 
 
-def check_readable(path: Path) -> None:
+def check_readable(path: Path, most: float = _MOST_BYTES) -> None:
     """Checks that reading all of `path` comes to an end: a pipe waits, `/dev/zero` never ends.
 
+    Args:
+        path: The file.
+        most: Bytes that it may have; infinity for one that is read in pieces.
+
     Raises:
-        OSError: It is missing, no plain file, or longer than 4 GiB.
+        OSError: It is missing, no plain file, or longer.
     """
     state = path.stat()
     if not stat.S_ISREG(state.st_mode):
         raise OSError(errno.EINVAL, "not a plain file (a folder, pipe or device)")
-    if state.st_size > _MOST_BYTES:
+    if state.st_size > most:
         raise OSError(errno.EFBIG, f"{state.st_size:,} bytes, more than are read at once")
 
 

@@ -10,6 +10,7 @@ import bz2
 import gzip
 import hashlib
 import lzma
+import math
 import stat
 import struct
 import tarfile
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from robustcli.core.errors import RunError, UsageError
-from robustcli.core.io import LONGEST_NAME, replacing, shortened
+from robustcli.core.io import LONGEST_NAME, check_readable, replacing, shortened
 from robustcli.data.dataset import FileRef
 from robustcli.data.listing import (
     DEEPEST,
@@ -91,6 +92,7 @@ def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
         RunError: The data home is full or cannot be written to.
     """
     try:
+        check_readable(path, math.inf)
         plain = _decompressed(path) if path.name.lower().endswith(COMPRESSED_SUFFIXES) else path
         with tarfile.open(plain, mode="r:") as archive:
             root, outside = _tree(plain, archive)
@@ -113,6 +115,7 @@ def list_zip(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
             compression or would unpack to more than a photo.
     """
     try:
+        check_readable(path, math.inf)
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             root, outside = _zip_tree(path, archive, file, suffixes)
     except _ZIP_ERRORS as error:

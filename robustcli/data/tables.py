@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from robustcli.core.errors import UsageError, shortened_text
+from robustcli.core.io import check_readable
 from robustcli.core.names import canonical
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -85,6 +86,10 @@ def read_columns(
     Raises:
         UsageError: The file cannot be read, lacks a column, or has an empty cell in one.
     """
+    try:
+        check_readable(path)  # a pipe would be waited for
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
     if path.suffix.lower() == ".parquet":
         return _checked(path, _read_parquet(path, columns))
     text, encoding = _decoded(path)

@@ -67,7 +67,7 @@ def write_page(page: Page, folder: Path, photos: int | None = None) -> Path:
     write_results(folder, page.results)
     for name, content in page.files.items():
         write_text(folder / name, content)
-    write_text(folder / "report.html", to_html(page.markdown, folder, sheet))
+    write_text(folder / "report.html", printable(to_html(page.markdown, folder, sheet)))
     write_text(folder / "report.md", page.markdown)
     return folder / "report.md"
 

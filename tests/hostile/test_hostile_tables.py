@@ -114,7 +114,7 @@ CONFIGS = {
     "code": "model: !!python/object/apply:os.system ['touch ran']",
     "name of code": "model: !!python/name:os.system",
     "laughs": "a: &a [x, x]\n"
-    + "".join(f"a{n}: &a{n} [{','.join(['*a' + (str(n - 1) if n else '')] * 9)}]\n" for n in range(9))
+    + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}' if n else '*a'] * 9)}]\n" for n in range(9))
     + "model: *a8",
     "deep": "model: " + "[" * 3000 + "]" * 3000,
     "deep mappings": "{a: " * 3000,
@@ -184,8 +184,10 @@ def test_json_that_python_cannot_hold_is_a_value_error() -> None:
 
 
 HOSTILE_NAMES = (
-    "=cmd|' -C calc'!A0", "+1", "-2+3", "@SUM(1)", "<script>alert(1)<_script>", "<img src=x onerror=1>",
-    "`code` | *b* [x](javascript:1)", "\\input{x} $y$ & % # _ ^", "\x1b]0;t\x07\x1b[31mred", "\u202eevil",
+    "=cmd|' -C calc'!A0", "+1", "-2+3", "@SUM(1)", "<script>alert(1)<_script>",
+    "<img src=x onerror=1>",
+    "`code` | *b* [x](javascript:1)", "\\input{x} $y$ & % # _ ^", "\x1b]0;t\x07\x1b[31mred",
+    "\u202eevil",
 )  # fmt: skip
 
 
