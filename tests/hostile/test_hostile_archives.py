@@ -158,7 +158,7 @@ def test_changed_bytes_give_a_listing_or_an_error(tmp_path: Path) -> None:
         write_tar(tmp_path / "pax.tar", entries, comment="x" * 200),
     ]  # fmt: skip
     counts = {"listed": 0, "refused": 0}
-    for n in range(600):
+    for n in range(400):
         drawn, base = random.Random(f"archive {n}"), bases[n % len(bases)]
         content = bytearray(base.read_bytes())
         for _ in range(drawn.randint(1, 6)):
@@ -176,4 +176,4 @@ def test_changed_bytes_give_a_listing_or_an_error(tmp_path: Path) -> None:
                 file.read()
             except OSError:
                 continue
-    assert min(counts.values()) > 100
+    assert min(counts.values()) > 60

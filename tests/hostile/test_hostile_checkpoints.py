@@ -90,6 +90,7 @@ def test_each_is_refused_as_a_model(files: list[Path]) -> None:
         assert not _sentinel(files).exists(), path.name
 
 
+@pytest.mark.slow  # 12 commands; what each proves is proven by create_model above
 @pytest.mark.parametrize("name", ["system in a zip.pth", "escape.pth", "NaN.pth", "bomb.pth"])
 @pytest.mark.parametrize(
     "command",

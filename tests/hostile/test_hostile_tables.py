@@ -6,11 +6,13 @@ import csv
 import os
 import re
 import time
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 from PIL import Image
 
 from robustcli.cli.main import main
@@ -23,6 +25,12 @@ from tests.hostile.images import photo
 
 SECONDS = 6
 ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f\x80-\x9f\u202e]")
+
+
+def some_slow(cases: Iterable[str], fast: Iterable[str]) -> list[ParameterSet]:
+    """The cases as parameters, of which all but `fast` are slow: they are one kind of the same."""
+    quick = set(fast)
+    return [pytest.param(c, marks=[] if c in quick else pytest.mark.slow) for c in cases]
 
 
 class Robust:
@@ -91,7 +99,9 @@ TABLES: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize(
+    "kind", some_slow(TABLES, ["NUL in a name", "endless cell", "long name", "escape in a class"])
+)
 def test_a_table_gives_one_message(robust: Robust, data: Path, kind: str) -> None:
     (data / "table.csv").write_bytes(TABLES[kind])
     text = robust(*EVAL, "--data", data / "table.csv", "--dry-run", code=2)
@@ -143,7 +153,7 @@ JSON = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", JSON)
+@pytest.mark.parametrize("kind", some_slow(JSON, ["deep object"]))
 def test_descriptions_beside_data_weights_and_runs(robust: Robust, data: Path, kind: str) -> None:
     """`labels.json`, `dataset.json`, `plans.json`, `run.json`, an exported file's description."""
     masks = data.parent / "masks"
