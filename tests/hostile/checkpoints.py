@@ -192,7 +192,7 @@ def zipped(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> by
 
 
 def _bomb(members: Mapping[str, bytes], root: str) -> bytes:
-    """An archive of torch whose one storage of 2 GB is packed into 2 MB."""
+    """An archive of torch whose one storage of 200 MB is packed into 1 MB."""
     million = torch.zeros(1_000_000)
     small = _members(torch_bytes({"x": million}))
     top = next(iter(small)).split("/")[0]
@@ -201,11 +201,11 @@ def _bomb(members: Mapping[str, bytes], root: str) -> bytes:
         for name, content in small.items():
             if name == f"{top}/data/0":
                 with archive.open(name, "w", force_zip64=True) as member:
-                    for _ in range(500):
+                    for _ in range(50):
                         member.write(content)
             else:
                 number = struct.pack("<I", 1_000_000)
-                archive.writestr(name, content.replace(number, struct.pack("<I", 500_000_000)))
+                archive.writestr(name, content.replace(number, struct.pack("<I", 50_000_000)))
     return file.getvalue()
 
 
