@@ -73,9 +73,9 @@ constraints: test-newest
 	{ echo "# Tested on $$(date +%F) with $$($(NEWEST)/bin/python --version); written by \`make constraints\`."; \
 	  grep -vE '^(nvidia-(cu|nccl|nv)|cuda-|triton)' $(NEWEST)/freeze.txt; } > constraints.txt
 
-# What takes hours: crashes at random moments (tests/crash).
+# What takes hours: crashes at random moments (tests/crash), and all hostile input (tests/hostile).
 test-long: $(VENV)/.installed-dev
-	$(BIN)/pytest tests/crash
+	$(BIN)/pytest tests/crash tests/hostile
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/scan.py

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robustcli.adapters.file_kinds import is_safetensors, not_weights
-from robustcli.core.errors import UsageError, first_line
+from robustcli.core.errors import UsageError, first_line, shortened_text
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ _BESIDE = re.compile(
 _WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PARALLEL, _AVERAGES = "module.", "n_averaged"
 _DEEPEST = 4
+_MOST_EXPANDED = 2**24  # bytes that a tensor may show beyond those in the file (`expand`)
+_MOST_UNPACKED = 4  # times the length of an archive; torch packs nothing
 
 
 class Weights(dict[str, Tensor]):
@@ -168,7 +170,8 @@ def read_weights(path: Path) -> Weights:
     network are removed.
 
     Raises:
-        UsageError: The file is missing, damaged, of another kind, holds code, or holds no weights.
+        UsageError: The file is missing, damaged, of another kind, holds code, holds no weights, or
+            holds tensors that are no plain numbers or claim more numbers than the file has.
     """
     if not path.is_file():
         raise UsageError(f"There is no weights file `{path}`.", "", "Check the path.")
@@ -186,10 +189,44 @@ def read_weights(path: Path) -> Weights:
             "Expected tensors by name, or one of the keys "
             f"{', '.join(key.key for key in WEIGHTS_KEYS)}; got {_described(content)}.",
         )
+    for _, _, tensors in complete_sets:
+        _check_plain(path, tensors)
     first, *other_sets = [
         _cleaned(key_path, tensors, remarks) for _, key_path, tensors in complete_sets
     ]
     return Weights(first, first.key_path, first.remarks, other_sets)
+
+
+def _check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises UsageError for the first tensor whose numbers are not in the file one by one.
+
+    A tensor of four bytes can claim a trillion numbers; networks are built by shapes, so that
+    would fill the memory.
+    """
+    for name, tensor in tensors.items():
+        fault = _fault(tensor)
+        if fault:
+            raise UsageError(
+                f"`{path}` cannot be read as weights.",
+                f"Its tensor `{shortened_text(name)}` {fault}.",
+                "Save the weights as plain tensors: "
+                "torch.save({k: v.to_dense().clone() for k, v in model.state_dict().items()}, "
+                "FILE).",
+            )
+
+
+def _fault(tensor: Tensor) -> str | None:
+    if tensor.is_meta:
+        return "has a shape and no numbers (device `meta`)"
+    if tensor.is_quantized or tensor.is_nested or tensor.layout != torch.strided:
+        kind = "quantised" if tensor.is_quantized else "nested" if tensor.is_nested else "sparse"
+        return f"is {kind}, expected a dense tensor of floating-point numbers"
+    if tensor.is_complex():
+        return f"holds complex numbers ({tensor.dtype})"
+    claimed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if claimed > max(held, _MOST_EXPANDED):
+        return f"has shape {tuple(tensor.shape)}, but only {held:,} bytes in the file"
+    return None
 
 
 def rank_of(keys: Sequence[str]) -> tuple[int, ...]:
@@ -209,6 +246,7 @@ def read_torch(path: Path) -> object:
     Raises:
         UsageError: The file is damaged or holds code.
     """
+    _check_packed(path)
     try:
         with (
             warnings.catch_warnings(),
@@ -228,6 +266,22 @@ def read_torch(path: Path) -> object:
     except Exception as error:
         # On damaged bytes the unpickler fails anywhere: IndexError, TypeError, AssertionError, ...
         raise _damaged(path, error) from error
+
+
+def _check_packed(path: Path) -> None:
+    """Raises UsageError for an archive that unpacks to far more than it takes (a zip bomb)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # none, or a damaged one, of which torch says what is wrong
+    size = path.stat().st_size
+    if unpacked > max(_MOST_UNPACKED * size, _MOST_EXPANDED):
+        raise UsageError(
+            f"`{path}` is not read: its {size:,} bytes would unpack to {unpacked:,}.",
+            "torch does not compress weights; it may be made to fill the memory (a zip bomb).",
+            "Where you trust it, load it yourself and save it again with `torch.save`.",
+        )
 
 
 def _content(path: Path) -> tuple[list[str], object]:
@@ -332,5 +386,6 @@ def _cleaned(key_path: str, tensors: Mapping[str, Tensor], remarks: Sequence[str
 
 def _described(content: object) -> str:
     if isinstance(content, Mapping):
-        return f"the keys {', '.join(map(str, list(content)[:5])) or '(none)'}"
+        keys = (shortened_text(str(key)) for key in list(content)[:5])
+        return f"the keys {', '.join(keys) or '(none)'}"
     return f"a {type(content).__name__}"

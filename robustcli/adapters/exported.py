@@ -6,7 +6,6 @@ writes it; `robust eval --model NET.onnx` reads it, so that nothing has to be ty
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.segmenter import MaskPreprocessing
 from robustcli.adapters.training_run import ClassifierHeader, Header, WeightsHeader
 from robustcli.core.errors import UsageError, first_line
-from robustcli.core.io import write_text
+from robustcli.core.io import parse_json, write_text
 from robustcli.core.names import TaskName
 from robustcli.data.download import file_sha256
 from robustcli.data.labels import LabelSpace
@@ -197,7 +196,7 @@ def read_sidecar(file: Path) -> Sidecar | None:
     """
     path = sidecar_path(file)
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return None  # none, or of another program
     if not isinstance(content, dict) or content.get("written_by") != "robust export":

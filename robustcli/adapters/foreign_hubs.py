@@ -7,7 +7,6 @@ repository is run.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from robustcli.adapters.foreign import ForeignNetwork
 from robustcli.adapters.loading import choose, load_strictly, shapes_of
 from robustcli.adapters.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from robustcli.core.errors import MachineError, UsageError, first_line
+from robustcli.core.io import parse_json
 from robustcli.data.labels import LabelSpace, label_space
 
 _FILES = ["*.json", "*.safetensors"]
@@ -49,7 +49,7 @@ class Repository:
             UsageError: It is not there, or no JSON object.
         """
         try:
-            content = json.loads((self.folder / name).read_text(encoding="utf-8"))
+            content = parse_json((self.folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"`{self.origin}` has no readable `{name}`.", first_line(error),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.adapters.checkpoint import Weights, is_averaged, rank_of
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import UsageError, shortened_text
 from robustcli.models.ablation import removed_parameters
 from robustcli.models.architectures import ARCHITECTURES
 from robustcli.models.umamba import without_aliases
@@ -264,7 +264,8 @@ def load_strictly(
         advice: What to do if they do not fit, where that is known, for the message.
 
     Raises:
-        UsageError: A name is missing, unknown, or of another shape.
+        UsageError: A name is missing, unknown, or of another shape, or a parameter is NaN, infinite
+            or no floating-point number.
     """
     expected, received = shapes_of(network.state_dict()), shapes_of(state)
     needed = {key: shape for key, shape in expected.items() if key in received or not counts(key)}
@@ -274,7 +275,41 @@ def load_strictly(
             tensor_differences(needed, received),
             advice or "Name the model that the file was made for.",
         )
+    _check_numbers(network, state, model, origin)
     network.load_state_dict(dict(state))
+
+
+def _check_numbers(
+    network: nn.Module, state: Mapping[str, Tensor], model: str, origin: str
+) -> None:
+    """Raises UsageError where a parameter would be no finite floating-point number.
+
+    Buffers may be infinite, as masks of attention are, and of any type.
+    """
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    for key, tensor in state.items():
+        wrong_type = key in parameters and not tensor.is_floating_point()
+        if wrong_type:
+            fault = f"holds {str(tensor.dtype).removeprefix('torch.')}, expected floating point"
+        elif tensor.is_floating_point() and not _is_usable(tensor, finite=key in parameters):
+            bad = int((~torch.isfinite(tensor.float())).sum())
+            fault = f"has {bad:,} of {tensor.numel():,} numbers that are NaN or infinite"
+        else:
+            continue
+        raise UsageError(
+            f"`{origin}` does not hold usable weights of `{model}`.",
+            f"`{shortened_text(key)}` {fault}.",
+            "Use a file from before the training diverged; quantised weights are not read.",
+        )
+
+
+def _is_usable(tensor: Tensor, *, finite: bool) -> bool:
+    """Whether no number is NaN, and with `finite` none infinite; the sum shows both cheaply."""
+    total = tensor.double().sum() if tensor.element_size() < 2 else tensor.sum(dtype=torch.double)
+    if bool(torch.isfinite(total)):
+        return True
+    numbers = tensor.float()
+    return not bool(torch.isnan(numbers).any()) and not (finite and bool(numbers.isinf().any()))
 
 
 def counts(key: str) -> bool:
@@ -289,7 +324,9 @@ def tensor_differences(expected: Shapes, received: Shapes, most: int = _SHOWN) -
     reshaped = [key for key in expected if key in received and expected[key] != received[key]]
     parts = []
     if reshaped:
-        shown = "; ".join(f"`{k}` is {received[k]}, not {expected[k]}" for k in reshaped[:most])
+        shown = "; ".join(
+            f"`{shortened_text(k)}` is {received[k]}, not {expected[k]}" for k in reshaped[:most]
+        )
         parts.append(f"{len(reshaped)} of another shape ({shown})")
     if missing:
         parts.append(f"{len(missing)} missing ({_listed(missing, most)})")
@@ -299,7 +336,7 @@ def tensor_differences(expected: Shapes, received: Shapes, most: int = _SHOWN) -
 
 
 def _listed(names: Sequence[str], most: int = _SHOWN) -> str:
-    return ", ".join(f"`{name}`" for name in names[:most])
+    return ", ".join(f"`{shortened_text(name)}`" for name in names[:most])
 
 
 # The names of the v0 files (VMamba issue 53) and ours, applied in this order.

@@ -17,7 +17,7 @@ from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.file_kinds import is_safetensors
 from robustcli.core.errors import UsageError
-from robustcli.core.io import replacing
+from robustcli.core.io import parse_json, replacing
 from robustcli.core.names import canonical
 from robustcli.core.rundir import SEEDS_KIND
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space
@@ -154,7 +154,7 @@ def read_header(path: Path) -> Header | None:
     if metadata is None:
         return None
     try:
-        content = json.loads(metadata)
+        content = parse_json(metadata)
         header_type = ClassifierHeader if "classes" in content else WeightsHeader
         return header_type.model_validate(content)
     except (ValidationError, ValueError) as error:
@@ -219,7 +219,7 @@ def weights_in(path: Path) -> Path:
 def _seeds_in(run: Path) -> list[str]:
     """The folders of the finished trainings in `run`, which holds several seeds; else none."""
     try:
-        record = json.loads((run / _RECORD).read_text(encoding="utf-8"))
+        record = parse_json((run / _RECORD).read_text(encoding="utf-8"))
         if record.get("kind") != SEEDS_KIND:
             return []
     except (OSError, ValueError, AttributeError):

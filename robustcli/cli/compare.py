@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from robustcli.cli.shared_options import FILE, as_json, quiet
+from robustcli.cli.terminal import say_safely
 
 
 @click.command("compare")
@@ -59,6 +60,6 @@ def command(
     if as_json:
         click.echo(document, nl=False)
         return
-    click.echo(text)
+    say_safely(text)
     if report is not None and not quiet:
-        click.echo(f"Report: {report}")
+        say_safely(f"Report: {report}")

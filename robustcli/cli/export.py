@@ -13,6 +13,7 @@ from robustcli.cli import shared_options as options
 from robustcli.cli.results import print_document
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet
 from robustcli.cli.study import StudyCommand, config_option
+from robustcli.cli.terminal import say_safely
 
 if TYPE_CHECKING:
     from robustcli.evaluation.exporting import Exported
@@ -81,7 +82,7 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
         documents = [{"path": str(f.path), **f.sidecar.model_dump(mode="json")} for f in files]
         print_document(str(files[0].path), documents)
     else:
-        click.echo(_tables(files))
+        say_safely(_tables(files))
 
 
 def _tables(files: Sequence[Exported]) -> str:

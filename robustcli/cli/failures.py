@@ -23,6 +23,7 @@ from pathlib import Path
 import click
 
 from robustcli import __version__
+from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import RobustError, run_of
 from robustcli.data.named_datasets import data_home
 
@@ -147,7 +148,7 @@ def print_unexpected(error: Exception) -> int:
         lines.append(f"The traceback is in `{file}`; `{SHOW}=1` shows it at once.")
     elif not shown:
         lines.append(f"No folder could take the traceback, so it is here:\n{_traceback(error)}")
-    click.echo("\n".join(lines), err=True)
+    say_safely("\n".join(lines), err=True)
     return failure.exit_code
 
 
@@ -157,7 +158,7 @@ def print_known(error: RobustError) -> int:
         click.echo(_traceback(error), err=True, nl=False)
     raised = next(_chain(error))
     message = raised.message if raised.where else str(error)  # a worker's traceback is no message
-    click.echo(f"Error: {_rank()}{message}", err=True)
+    say_safely(f"Error: {_rank()}{message}", err=True)
     return error.exit_code
 
 

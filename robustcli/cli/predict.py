@@ -15,7 +15,9 @@ from robustcli.cli import shared_options as options
 from robustcli.cli.results import print_document
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet
 from robustcli.cli.study import StudyCommand, config_option
+from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import RunError, UsageError
+from robustcli.core.io import parse_json
 from robustcli.core.listener import Listener
 
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
     if as_json:
         print_document(str(folder or places[0]), _document(model, labelling))
     else:
-        click.echo(_table(labelling))
+        say_safely(_table(labelling))
         if folder is not None and not quiet:
             click.echo(f"\n{len(labelling.photos):,} photos in `{folder / CSV_FILE}`.")
     _check_readable(labelling)
@@ -268,7 +270,7 @@ def _write_csv(folder: Path, model: Classifier, labelling: Labelling, *, fresh: 
 
 def _check_same(path: Path, settings_file: Path, settings: dict[str, Any]) -> None:
     try:
-        before = json.loads(settings_file.read_text(encoding="utf-8"))
+        before = parse_json(settings_file.read_text(encoding="utf-8"))
         differences = [key for key, value in settings.items() if before.get(key) != value]
     except (OSError, ValueError, AttributeError):
         raise UsageError(

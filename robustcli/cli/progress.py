@@ -7,8 +7,7 @@ import sys
 import time
 from types import TracebackType
 
-import click
-
+from robustcli.cli.terminal import say_safely
 from robustcli.core.ranks import is_first_process
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -59,7 +58,7 @@ class ConsoleListener:
     def say(self, text: str) -> None:
         """A line on standard error."""
         if not self.quiet:
-            click.echo(text, err=True)
+            say_safely(text, err=True)
 
     def start(self, total: int, done: int, unit: str | None = None) -> None:
         """Shows the bar, or how much there is to do; the bar of work before it ends."""

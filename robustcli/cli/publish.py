@@ -10,6 +10,7 @@ import click
 
 from robustcli.cli import shared_options as options
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet
+from robustcli.cli.terminal import say_safely
 
 
 @click.command("publish")
@@ -61,7 +62,7 @@ def command(
 
     def say(text: str) -> None:
         if not quiet:
-            click.echo(text, err=True)
+            say_safely(text, err=True)
 
     result = publish(config, say)
     click.echo(json.dumps(result.as_dict(), indent=1) if as_json else result.as_text())

@@ -11,6 +11,7 @@ import click
 from robustcli.cli.results import print_gates, results_document
 from robustcli.cli.shared_options import FILE, as_json, gates, quiet
 from robustcli.cli.study import joined_gates
+from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import GateError, UsageError
 
 # As `reports.render.FORMATS`, which is imported where it is needed: `--help` must be quick.
@@ -76,11 +77,11 @@ def command(
             click.echo(json.dumps(documents, indent=2))
         else:
             for run, report in zip(runs, reports, strict=True):
-                click.echo(terminal[run])
+                say_safely(terminal[run])
                 if gated:
                     print_gates(run)
                 if not quiet:
-                    click.echo(f"Report: {report}")
+                    say_safely(f"Report: {report}")
     if failures:
         raise joined_gates(failures)
 

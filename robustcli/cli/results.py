@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from robustcli.cli.study import current_invocation
+from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import RobustError
 
 if TYPE_CHECKING:
@@ -40,11 +41,11 @@ def show(run: Path, *, as_json: bool, quiet: bool, gates: bool = False) -> None:
     if as_json:
         print_document(str(run), results_document(run, gates=gates))
     else:
-        click.echo(page.terminal)
+        say_safely(page.terminal)
         if gates:
             print_gates(run)
         if not quiet:
-            click.echo(f"Report: {report}")
+            say_safely(f"Report: {report}")
 
 
 @contextmanager
@@ -78,7 +79,7 @@ def show_plan(plan: PrintablePlan, *, as_json: bool) -> None:
     """Prints what `--dry-run` found out; of a study also its settings, in JSON."""
     invocation = current_invocation()
     if not as_json:
-        click.echo(plan.as_text())
+        say_safely(plan.as_text())
     elif invocation is None:
         click.echo(plan.as_json())
     else:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import GateError, UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.ranks import is_first_process
@@ -181,7 +182,7 @@ def _announce(context: click.Context, invocation: Invocation) -> None:
         rows = [(f"  {k}:", _shown(s["value"]), s["from"]) for k, s in invocation.settings.items()]
         key, value = (max(len(row[column]) for row in rows) for column in (0, 1))
         for row in rows:
-            click.echo(f"{row[0]:<{key}}  {row[1]:<{value}}  {row[2]}")
+            say_safely(f"{row[0]:<{key}}  {row[1]:<{value}}  {row[2]}")
         click.echo("")
     elif of and not params["quiet"]:
         click.echo(f"{study.path}{of}.", err=True)
@@ -257,6 +258,11 @@ def read_study(path: Path, ctx: click.Context) -> Study:
             f"The file system says: {error.strerror or error}.",
             "Name a YAML file with options of the command.",
         ) from error
+    except RecursionError as error:
+        raise UsageError(
+            f"`{path}` is not read.", "It is nested too deeply: options are two levels deep.",
+            "Write one `option: value` a line, such as `model: vmamba-pico`.",
+        ) from error  # fmt: skip
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = path if mark is None else f"{path}:{mark.line + 1}"

@@ -61,6 +61,11 @@ def first_line(error: BaseException, most: int = 200) -> str:
     return lines[0][:most] if lines else type(error).__name__
 
 
+def shortened_text(text: str, most: int = 200) -> str:
+    """`text` of another file for a message, in at most `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
 @contextmanager
 def errors_of(run: Path) -> Iterator[None]:
     """Marks an exception that leaves the context as one of the run in the folder `run`."""

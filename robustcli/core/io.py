@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from robustcli.core.errors import RunError
 
@@ -35,6 +39,27 @@ _WAITS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Seconds between tries to rename: readers, indexers and virus scanners are soon done."""
 
 
+_MOST_BYTES = 2**32
+"""Of a file that is read into memory at once."""
+
+
+def check_readable(path: Path, most: float = _MOST_BYTES) -> None:
+    """Checks that reading all of `path` comes to an end: a pipe waits, `/dev/zero` never ends.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have; infinity for one that is read in pieces.
+
+    Raises:
+        OSError: It is missing, no plain file, or longer.
+    """
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise OSError(errno.EINVAL, "not a plain file (a folder, pipe or device)")
+    if state.st_size > most:
+        raise OSError(errno.EFBIG, f"{state.st_size:,} bytes, more than are read at once")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; on leaving it is fsynced and renamed to `path`.
@@ -56,6 +81,18 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # where the folder is what is wrong, this fails as well
             beside.unlink()
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """What the JSON `text` holds, as `json.loads` with `options`.
+
+    Raises:
+        ValueError: It is no JSON, or is nested so deeply that Python cannot hold it.
+    """
+    try:
+        return json.loads(text, **options)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

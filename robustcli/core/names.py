@@ -105,6 +105,24 @@ def model_folder(above: Path, prefix: str, model: str) -> Path:
     return folder
 
 
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of cells that spreadsheets compute. Source: OWASP, CSV Injection."""
+
+# Escape sequences of terminals start with a control character; others reorder or hide letters.
+_ACTIVE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def printable(text: str) -> str:
+    """`text` with control, direction and surrogate characters written as Python's escapes.
+
+    A name of a file or a class must not colour, overwrite or reorder what is shown around it.
+    """
+    return _ACTIVE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 ABLATE = "ablate"
 """The option of a network's configuration that names what is taken out of it."""
 

@@ -31,7 +31,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from robustcli.core.errors import RunError, UsageError, errors_of
-from robustcli.core.io import refused, replacing, write_text
+from robustcli.core.io import parse_json, refused, replacing, write_text
 
 RECORD_FILE = "run.json"
 STUDY_FILE = "study.json"
@@ -239,14 +239,14 @@ class RunKind(Generic[RecordT]):
 
 def _is_one_of(record: type[BaseRunRecord], path: Path) -> bool:
     """Whether all fields that `record` must have are in the file `path`."""
-    keys = json.loads(path.read_text(encoding="utf-8")).keys()
+    keys = parse_json(path.read_text(encoding="utf-8")).keys()
     return all(name in keys for name, field in record.model_fields.items() if field.is_required())
 
 
 def _first_seed(path: Path) -> str | None:
     """The folder of the first seed where `path` is the record of several seeds; else None."""
     with suppress(ValueError):  # damaged, which the caller tells
-        head = json.loads(path.read_text(encoding="utf-8"))
+        head = parse_json(path.read_text(encoding="utf-8"))
         if isinstance(head, dict) and head.get("kind") == SEEDS_KIND:
             return f"seed-{head.get('seed')}"
     return None
@@ -497,7 +497,7 @@ def _read(path: Path) -> Owner | None:
     """The owner in `path`; None where it was cut off."""
     for _ in range(_READS):
         try:
-            return Owner(**json.loads(path.read_text(encoding="utf-8")))
+            return Owner(**parse_json(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             time.sleep(0.05)  # perhaps it is just being written
     return None

@@ -10,6 +10,7 @@ import bz2
 import gzip
 import hashlib
 import lzma
+import math
 import stat
 import struct
 import tarfile
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from robustcli.core.errors import RunError, UsageError
-from robustcli.core.io import LONGEST_NAME, replacing, shortened
+from robustcli.core.io import LONGEST_NAME, check_readable, replacing, shortened
 from robustcli.data.dataset import FileRef
 from robustcli.data.listing import (
+    DEEPEST,
     IMAGE_SUFFIXES,
     FileListing,
     list_tree,
@@ -51,9 +53,14 @@ COMPRESSED_SUFFIXES = tuple(_OPENERS)
 TAR_SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)
 ZIP_SUFFIX = ".zip"
 _MOST_UNPACKED = 2**30  # bytes of one member of a zip; no photo is so large
+_MOST_RATIO = 200  # of a compressed tar above 1 GiB; photos are compressed already
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, EOFError, OSError, struct.error, zlib.error, ValueError, OverflowError,
+    RuntimeError,  # of a member that is encrypted or packed in an unknown way
+)  # fmt: skip
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LONGEST_LINK = 4096
-_MOST_HOPS = 40  # links to links, as many as Linux follows
+_MOST_HOPS = 40  # links on the way to a file, as many as Linux follows
 
 
 def is_tar(path: Path) -> bool:
@@ -85,11 +92,13 @@ def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
         RunError: The data home is full or cannot be written to.
     """
     try:
+        check_readable(path, math.inf)
         plain = _decompressed(path) if path.name.lower().endswith(COMPRESSED_SUFFIXES) else path
         with tarfile.open(plain, mode="r:") as archive:
             root, outside = _tree(plain, archive)
             _check_complete(plain, archive.offset)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    # A damaged header may hold numbers and letters that tarfile does not expect.
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         raise UsageError(
             f"`{path}` cannot be read as a tar archive.",
             f"The error is: {error}.",
@@ -106,9 +115,10 @@ def list_zip(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
             compression or would unpack to more than a photo.
     """
     try:
+        check_readable(path, math.inf)
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             root, outside = _zip_tree(path, archive, file, suffixes)
-    except (zipfile.BadZipFile, EOFError, OSError, struct.error, NotImplementedError) as error:
+    except _ZIP_ERRORS as error:
         raise UsageError(
             f"`{path}` cannot be read as a zip archive.",
             f"The error is: {error}.",
@@ -219,7 +229,12 @@ def _tree(plain: Path, archive: tarfile.TarFile) -> tuple[_Member, list[str]]:
 
 
 def _parts(name: str) -> tuple[str, ...] | None:
-    """The parts of a member's path, without a leading slash as for `tar`; None if outside."""
+    """The parts of a member's path, without a leading slash as for `tar`.
+
+    None if it is outside, or too deep for any file system.
+    """
+    if name.count("/") > DEEPEST:
+        return None
     parts: list[str] = []
     for part in name.split("/"):
         if part == ".." and not parts:
@@ -248,15 +263,20 @@ def _put(root: _Member, member: _Member) -> None:
     folder.inside[member.parts[-1]] = member
 
 
-def _resolve(root: _Member, parts: Iterable[str], hops: int = 0) -> _Member | None:
-    """The member at `parts`, following all links on the way; None if there is none."""
+def _resolve(
+    root: _Member, parts: Iterable[str], hops: Iterator[int] | None = None
+) -> _Member | None:
+    """The member at `parts`, following all links on the way; None if there is none.
+
+    `hops` counts the links, of which `_MOST_HOPS` are followed in all.
+    """
+    hops = iter(range(_MOST_HOPS)) if hops is None else hops
     member = root
     for name in parts:
         inner = member.inside.get(name) if member.inside is not None else None
         while inner is not None and inner.inside is None and inner.ref is None:
-            if inner.target is None or hops == _MOST_HOPS:
+            if inner.target is None or next(hops, None) is None:
                 return None
-            hops += 1
             inner = _resolve(root, inner.target, hops)
         if inner is None:
             return None
@@ -299,7 +319,14 @@ def decompress(source: Path, target: Path) -> None:
     name = source.name.lower()
     opener: _Opener = next((o for s, o in _OPENERS.items() if name.endswith(s)), gzip.open)
     with opener(source) as packed, replacing(target) as beside, beside.open("wb") as out:
+        most, written = max(_MOST_UNPACKED, _MOST_RATIO * source.stat().st_size), 0
         while chunk := _unpacked(packed):
+            written += len(chunk)
+            if written > most:
+                raise tarfile.ReadError(
+                    f"it unpacks to more than {most:,} bytes, {_MOST_RATIO} times its length (made "
+                    "to fill the disk?); where you trust it, unpack it yourself"
+                )
             out.write(chunk)
 
 

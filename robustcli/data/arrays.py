@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
+import zipfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +17,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import UsageError, first_line
+from robustcli.core.io import check_readable
 from robustcli.data.dataset import FileRef, UnreadableImage
 from robustcli.data.listing import HDF5_SUFFIXES, NIFTI_SUFFIXES
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz", *HDF5_SUFFIXES, *NIFTI_SUFFIXES})
 VOLUME = "volume"
 """The name of the array of a NIfTI file, which has one."""
+_MOST_BYTES = 2**32  # of an array in memory; a volume of 1,500 slices 512 x 512 in float64 has 3e9
+_MOST_NUMBERS = 4 * 178_956_970  # of an image, four channels of as many pixels as `decode` takes
 _LOW, _HIGH = 0.5, 99.5  # percentiles of a volume that become black and white
 _MASK_KEYS = ("label", "labels", "mask", "masks", "seg", "gt")
 
@@ -49,6 +54,7 @@ def read_array(ref: FileRef) -> NDArray[Any]:
         UsageError: It is HDF5, and h5py is not installed.
     """
     name = (ref.member or ref.path.name).lower()
+    _check_file(ref)
     if name.endswith(HDF5_SUFFIXES):
         array = _from_hdf5(ref)
     elif name.endswith(NIFTI_SUFFIXES):
@@ -59,7 +65,25 @@ def read_array(ref: FileRef) -> NDArray[Any]:
             array = np.take(array, ref.slice_index, _slice_axis(array.shape))
     if array.dtype.kind not in "buif" or not array.size:
         raise UnreadableImage("no array of numbers")
+    if array.size > _MOST_NUMBERS:
+        raise UnreadableImage(f"an array of shape {array.shape}: more numbers than an image has")
     return array
+
+
+def _check_file(ref: FileRef) -> None:
+    """Raises UnreadableImage for what libraries must not open: pipes, devices, too large files."""
+    try:
+        check_readable(ref.path)
+    except OSError as error:
+        raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
+
+
+def _check_bytes(size: int) -> None:
+    """Raises UnreadableImage for an array that would fill the memory, before it is made."""
+    if size > _MOST_BYTES:
+        raise UnreadableImage(
+            f"its array would take {size:,} bytes, more than the {_MOST_BYTES:,} that are read"
+        )
 
 
 def read_pixels(ref: FileRef) -> NDArray[np.uint8]:
@@ -85,9 +109,13 @@ def _nifti(path: Path) -> NDArray[Any]:
     """The array (W, H) or (W, H, slices) of a NIfTI file; slices of one file are read in order."""
     nibabel = require("nibabel", path, "NIfTI")
     try:
-        return np.asanyarray(nibabel.load(path).dataobj)
+        image = nibabel.load(path)
+        _check_bytes(math.prod(image.shape) * image.get_data_dtype().itemsize)
+        return np.asanyarray(image.dataobj)
+    except UnreadableImage:
+        raise
     except Exception as error:  # nibabel answers a corrupt file with several kinds of exception
-        raise UnreadableImage(f"damaged: {error}") from error
+        raise UnreadableImage(f"damaged: {first_line(error)}") from error
 
 
 @lru_cache(maxsize=64)
@@ -117,6 +145,7 @@ def array_names(ref: FileRef) -> list[str]:
         UsageError: It is HDF5, and h5py is not installed.
     """
     try:
+        check_readable(ref.path)
         if (ref.member or ref.path.name).lower().endswith(HDF5_SUFFIXES):
             h5py = require("h5py", ref.path, "HDF5")
             with h5py.File(ref.path if ref.member is None else io.BytesIO(ref.read()), "r") as file:
@@ -138,11 +167,20 @@ def _from_numpy(ref: FileRef) -> NDArray[Any]:
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
-            return np.asarray(loaded[_key(list(loaded.files), ref.array)])
+            key = _key(list(loaded.files), ref.array)
+            _check_bytes(_unpacked_size(content, key))
+            return np.asarray(loaded[key])
     except UnreadableImage:
         raise
     except Exception as error:  # numpy answers a corrupt file with several kinds of exception
-        raise UnreadableImage(f"damaged: {error}") from error
+        raise UnreadableImage(f"damaged: {first_line(error)}") from error
+
+
+def _unpacked_size(content: bytes, key: str) -> int:
+    """The bytes that the array `key` of an `.npz` file takes; no more are ever unpacked."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = [info for info in archive.infolist() if info.filename in (key, f"{key}.npy")]
+        return max((info.file_size for info in members), default=0)
 
 
 def _from_hdf5(ref: FileRef) -> NDArray[Any]:
@@ -150,7 +188,9 @@ def _from_hdf5(ref: FileRef) -> NDArray[Any]:
     source = ref.path if ref.member is None else io.BytesIO(ref.read())
     try:
         with h5py.File(source, "r") as file:
-            array = file[_key(list(file), ref.array)]
+            array = _in_file(file, _key(list(file), ref.array))
+            slices = 1 if ref.slice_index is None else array.shape[_slice_axis(array.shape)]
+            _check_bytes(array.size * array.dtype.itemsize // max(1, slices))
             if ref.slice_index is None:
                 return np.asarray(array)
             if _slice_axis(array.shape) == 2:
@@ -159,7 +199,24 @@ def _from_hdf5(ref: FileRef) -> NDArray[Any]:
     except UnreadableImage:
         raise
     except Exception as error:  # h5py answers a corrupt file with several kinds of exception
-        raise UnreadableImage(f"damaged: {error}") from error
+        raise UnreadableImage(f"damaged: {first_line(error)}") from error
+
+
+def _in_file(file: Any, key: str) -> Any:
+    """The array `key` of an HDF5 file, which can also name other files: none of them is opened.
+
+    Raises:
+        UnreadableImage: The array, or a part of it, is in another file.
+    """
+    h5py = importlib.import_module("h5py")
+    if key in file and not isinstance(file.get(key, getlink=True), h5py.HardLink):
+        raise UnreadableImage(f"its array `{key}` is a link, which may lead to another file")
+    array = file[key]
+    if not isinstance(array, h5py.Dataset):
+        raise UnreadableImage(f"its `{key}` is no array")
+    if array.external or array.is_virtual:
+        raise UnreadableImage(f"the numbers of its array `{key}` are in other files")
+    return array
 
 
 def _key(keys: list[str], name: str | None) -> str:
@@ -196,8 +253,9 @@ def volume_slices(path: Path, key: str) -> int | None:
         return _nifti_slices(path)
     h5py = require("h5py", path, "HDF5")
     try:
+        check_readable(path)
         with h5py.File(path, "r") as file:
-            shape = tuple(file[key].shape)
+            shape = tuple(_in_file(file, key).shape)
     except Exception as error:  # h5py answers a corrupt file with several kinds of exception
         raise UsageError(
             f"`{path}` holds no array `{key}` that can be read.",
@@ -210,6 +268,7 @@ def volume_slices(path: Path, key: str) -> int | None:
 def _nifti_slices(path: Path) -> int | None:
     nibabel = require("nibabel", path, "NIfTI")
     try:
+        check_readable(path)
         shape = tuple(nibabel.load(path).shape)
     except Exception as error:  # nibabel answers a corrupt file with several kinds of exception
         raise UsageError(

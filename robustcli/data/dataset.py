@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from robustcli.core.io import check_readable
 from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import LabelSpace
 
@@ -121,6 +122,7 @@ class FileRef:
         if self.rows is not None:
             return self.rows.read(self.offset)
         if self.member is None:
+            check_readable(self.path)
             return self.path.read_bytes()
         with self.path.open("rb", buffering=0) as archive:
             archive.seek(self.offset)

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from robustcli.core.io import check_readable
 from robustcli.core.silence import silenced
 from robustcli.data.arrays import read_pixels
 from robustcli.data.dataset import FileRef, RawPixels
@@ -35,6 +36,9 @@ from robustcli.data.dataset import UnreadableImage as UnreadableImage
 IMAGE_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 _WIDE_GREY_FORMATS = ("PNG", "PPM")
 _MOST_PIXELS = 2 * 89_478_485  # Pillow's own limit, which a library may have switched off
+# Encoders write at most some dozens. Each passes over all pixels, and an empty one takes 10 bytes.
+_MOST_SCANS = 256
+_START_OF_SCAN = b"\xff\xda"  # never inside a scan, where a 0 follows each 255
 # Their warnings (odd EXIF, transparency dropped, large but not too large) change no pixel.
 _WARNING_MODULES = (
     *("PIL.Image", "PIL.JpegImagePlugin", "PIL.MpoImagePlugin", "PIL.PngImagePlugin"),
@@ -112,6 +116,7 @@ def read_image(source: Path | io.BytesIO, read: Callable[[Image.Image], ReadT]) 
                 with _STRICT, Image.open(source, formats=IMAGE_FORMATS) as image:
                     if image.width * image.height > _MOST_PIXELS:
                         raise Image.DecompressionBombError
+                    _check_scans(image, source)
                     result = read(image)
                     if not ImageFile.LOAD_TRUNCATED_IMAGES:
                         return result
@@ -130,6 +135,18 @@ def read_image(source: Path | io.BytesIO, read: Callable[[Image.Image], ReadT]) 
     # IndexError, struct.error, zlib.error, ...); one bad file must not end a run of hours.
     except Exception as error:
         raise UnreadableImage(f"damaged: {error}") from error
+
+
+def _check_scans(image: Image.Image, source: Path | io.BytesIO) -> None:
+    """Raises UnreadableImage for a JPEG of so many scans that it would take hours to decode.
+
+    Of a path only the header is read, which takes no time.
+    """
+    if not isinstance(source, io.BytesIO) or image.format not in ("JPEG", "MPO"):
+        return
+    scans = source.getvalue().count(_START_OF_SCAN)
+    if scans > _MOST_SCANS:
+        raise UnreadableImage(f"a JPEG of {scans:,} scans (made to take hours to decode?)")
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -196,6 +213,8 @@ def image_size(ref: FileRef) -> tuple[int, int]:
         height, width = decode(ref).shape[:2]
         return height, width
     try:
+        if ref.member is None:
+            check_readable(ref.path)
         source = ref.path if ref.member is None else io.BytesIO(ref.read())
         cut = 2 * ref.border
         return read_image(source, lambda image: (image.height - cut, image.width - cut))

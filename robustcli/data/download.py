@@ -7,10 +7,14 @@ checking whether the server still has the same version of the file.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import logging
+import re
+import shutil
 import tarfile
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -31,13 +35,17 @@ from robustcli.data.named_datasets import (
 
 if TYPE_CHECKING:
     from email.message import Message
-    from http.client import HTTPResponse
+    from http.client import HTTPMessage, HTTPResponse
+    from urllib.request import OpenerDirector, Request
 
 _LOG = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
-_PARTIAL_CONTENT = 206
+_OK, _PARTIAL_CONTENT = 200, 206
 _RANGE_NOT_SATISFIABLE = 416
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+_ANNOUNCED_FROM = 10_000_000  # bytes
+_MOST_UNANNOUNCED = 2**35  # bytes of a file whose server does not announce its length
 
 
 def fetch_dataset(name: str, *, offline: bool = False) -> Path:
@@ -148,6 +156,14 @@ def _wrong_hash(target: Path, expected: str, actual: str, todo: str) -> RunError
     )
 
 
+class AddressError(OSError):
+    """An address that is not followed."""
+
+
+class EndlessTransferError(OSError):
+    """The server sends more than any file that is downloaded has."""
+
+
 class InterruptedTransferError(OSError):
     """The connection ended before the file was complete."""
 
@@ -189,29 +205,127 @@ def continue_download(url: str, partial: PartialDownload) -> None:
     """
     from http.client import HTTPException  # takes 30 ms, which listing data sets must not pay
     from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
+    from urllib.request import Request
 
     start = partial.size
-    headers = {"User-Agent": "robust"}
+    # Without an encoding: what is received is what is stored, and cannot unpack to more.
+    headers = {"User-Agent": "robust", "Accept-Encoding": "identity"}
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": partial.version}
+    if not url.startswith("file:"):  # only a redirect to one could be a server's
+        check_address(url)
     try:
-        with urlopen(Request(url, headers=headers), timeout=_TIMEOUT_S) as response:
+        with _opener().open(Request(url, headers=headers), timeout=_TIMEOUT_S) as response:
             if response.status != _PARTIAL_CONTENT:
                 start = 0
                 partial.discard()
+            try:
+                _check_answer(response, start, partial.path)
+            except OSError:
+                partial.discard()
+                raise
             _keep_version(partial, response.headers)
             with partial.path.open("ab") as out:
                 _copy(response, out)
             _check_size(partial.path, start, response.headers)
+    except EndlessTransferError:
+        partial.discard()
+        raise
     except HTTPError as error:
         error.close()
-        if error.code != _RANGE_NOT_SATISFIABLE:
+        if error.code != _RANGE_NOT_SATISFIABLE or not start:
             raise
         partial.discard()
         continue_download(url, partial)
     except HTTPException as error:
         raise InterruptedTransferError(f"the connection broke: {error!r}") from error
+
+
+def check_address(url: str) -> None:
+    """Checks that `url` is one of https, or of this machine: others could be changed on the way.
+
+    Raises:
+        AddressError: It is not.
+    """
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and _is_here(parts.hostname)):
+        raise AddressError(f"{url} is not an address of https, which alone is followed")
+
+
+def _is_here(host: str | None) -> bool:
+    """Whether `host` is the loopback address of this machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+@cache
+def _opener() -> OpenerDirector:
+    """Opens addresses as `urllib.request.urlopen`, but follows redirects to https alone.
+
+    From an address of this machine those to this machine are followed too.
+    """
+    from urllib.request import HTTPRedirectHandler, build_opener
+
+    class OnlySecure(HTTPRedirectHandler):
+        def redirect_request(
+            self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage,
+            newurl: str,
+        ) -> Request | None:  # fmt: skip
+            from urllib.parse import urlsplit
+
+            try:
+                if urlsplit(newurl).scheme != "https" and not _is_here(
+                    urlsplit(req.full_url).hostname
+                ):
+                    raise AddressError(f"the server redirects to {newurl}, which is not https")
+                check_address(newurl)
+            except AddressError:
+                fp.close()
+                raise
+            return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    return build_opener(OnlySecure)
+
+
+def _check_answer(response: HTTPResponse, start: int, path: Path) -> None:
+    """Raises OSError where the answer is not the bytes from `start` on, or has no room."""
+    headers, length = response.headers, _announced_size(response.headers)
+    encoding = headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", ""):
+        raise OSError(f"the server encodes the file ({encoding}), which was not asked for")
+    if response.status == _PARTIAL_CONTENT:
+        content_range = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
+        first = -1 if content_range is None else int(content_range[1])
+        if not start or first != start:
+            raise OSError(
+                f"the server sends other bytes than asked for (from {start} on): Content-Range "
+                f"is `{headers.get('Content-Range', '')}`"
+            )
+    elif response.status not in (_OK, None):  # None for a file
+        raise OSError(f"the server answers with status {response.status}")
+    free = shutil.disk_usage(path.parent).free
+    if length is not None and length > free:
+        raise OSError(f"it needs {length:,} bytes, and {free:,} are free in {path.parent}")
+    if length is not None and length >= _ANNOUNCED_FROM:
+        _LOG.warning("`%s`: %.0f MB to download.", path.name.removesuffix(".part"), length / 1e6)
+
+
+def _announced_size(headers: Message) -> int | None:
+    """The bytes that the server says to send; None where it says nothing.
+
+    Raises:
+        OSError: The header is no number.
+    """
+    length = headers.get("Content-Length")
+    if length is None:
+        return None
+    if not (length.isascii() and length.isdecimal()):
+        raise OSError(f"the server announces `{length}` bytes")
+    return int(length)
 
 
 def _keep_version(partial: PartialDownload, headers: Message) -> None:
@@ -222,21 +336,25 @@ def _keep_version(partial: PartialDownload, headers: Message) -> None:
 
 
 def _copy(response: HTTPResponse, out: IO[bytes]) -> None:
-    received, length = 0, response.headers.get("Content-Length")
+    received, length = 0, _announced_size(response.headers)
     while chunk := response.read(_CHUNK):
         out.write(chunk)
         received += len(chunk)
+        if length is None and received > _MOST_UNANNOUNCED:
+            raise EndlessTransferError(
+                f"the server announces no length and does not end: {received:,} bytes so far"
+            )
     # `read(n)` raises nothing if the connection ends early.
-    if length is not None and received < int(length):
+    if length is not None and received < length:
         raise InterruptedTransferError(f"the connection ended after {received} of {length} bytes")
 
 
 def _check_size(path: Path, start: int, headers: Message) -> None:
     """Detects that two machines wrote to one file, which locks on network folders may allow."""
-    length, size = headers.get("Content-Length"), path.stat().st_size
-    if length is not None and size != start + int(length):
+    length, size = _announced_size(headers), path.stat().st_size
+    if length is not None and size != start + length:
         raise InterruptedTransferError(
-            f"another process writes to {path}: {size} bytes instead of {start + int(length)}"
+            f"another process writes to {path}: {size} bytes instead of {start + length}"
         )
 
 

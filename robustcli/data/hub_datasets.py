@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robustcli.core.errors import MachineError, RobustError, RunError, UsageError, first_line
-from robustcli.core.io import replacing, write_text
+from robustcli.core.io import parse_json, replacing, write_text
 from robustcli.core.names import nearest
 from robustcli.data.advice import quoted
 from robustcli.data.hub_files import (
@@ -350,7 +350,7 @@ def _published(name: HubName, commit: str, offline: bool) -> Published:
     home = commit_home(name.repo, commit)
     file = home / f"files-{file_name(name.config or 'default')}.json"
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known = parse_json(file.read_text(encoding="utf-8"))
         if known["format"] == _FORMAT:
             return _from_json(known)
     except (OSError, ValueError, KeyError, TypeError):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import UsageError, shortened_text
 from robustcli.data.dataset import FileRef
 
 # Source: torchvision.datasets.folder.IMG_EXTENSIONS; and GIF, of which the first frame is used.
@@ -28,6 +29,9 @@ _LEFTOVERS = frozenset(
 )
 """Files and folders that other programs leave in a data set, in lower case. Hidden ones
 (`.ipynb_checkpoints`, `._photo.jpg`, `.DS_Store`, `.git`) start with a dot."""
+DEEPEST = 200
+"""Folders in which a file may be: more than people make, fewer than Python's calls may nest."""
+_MOST_VISITS = 1000  # of one folder through different links
 _UNCOUNTED = frozenset({".git", ".svn", ".hg", ".snapshot", ".zfs", ".venv", "#snapshot"})
 """Folders that may hold a copy of everything; they are not even searched to count files."""
 
@@ -63,7 +67,7 @@ class FileListing:
                 count = f"{len(names)} files" if len(names) > 1 else "1 file"
                 yield (
                     f"Left out of `{location}`: {count} named like images ({what}), such as "
-                    f"`{names[0]}`."
+                    f"`{shortened_text(names[0])}`."
                 )
 
 
@@ -124,9 +128,13 @@ def list_tree(root: Node, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileList
 
     Leftovers and everything below them are left out. Links are followed, except those to a folder
     above them, which would make the walk endless.
+
+    Raises:
+        UsageError: Folders are nested too deeply, or so many links lead to one that they multiply.
     """
     listing = FileListing([])
-    _walk(root, "", frozenset({root.identity()}), suffixes, listing, left=False)
+    visits = Counter[str | None]()
+    _walk(root, "", frozenset({root.identity()}), suffixes, listing, visits, left=False)
     listing.leftovers.sort()
     listing.unreached.sort()
     return listing
@@ -134,9 +142,18 @@ def list_tree(root: Node, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileList
 
 def _walk(
     folder: Node, prefix: str, above: frozenset[str | None], suffixes: frozenset[str],
-    listing: FileListing, *, left: bool,
+    listing: FileListing, visits: Counter[str | None], *, left: bool,
 ) -> None:  # fmt: skip
     """Adds the files below `folder` to `listing`, as leftovers if the folder is `left` out."""
+    visits[folder.identity()] += 1
+    if len(above) > DEEPEST or visits[folder.identity()] > _MOST_VISITS:
+        raise UsageError(
+            f"The folder `{shortened_text(prefix)}` is not read.",
+            f"It is nested in more than {DEEPEST} folders."
+            if len(above) > DEEPEST
+            else f"More than {_MOST_VISITS:,} links lead to it: its images would count each time.",
+            "Take it out of the data, or name the folder with the images.",
+        )
     for node in folder.children():
         relative, out = prefix + node.name, left or is_leftover(node.name)
         try:
@@ -153,10 +170,10 @@ def _walk(
             else:
                 listing.files.append(node.file(relative))
         elif not out and identity not in above:
-            _walk(node, relative + "/", above | {identity}, suffixes, listing, left=False)
+            _walk(node, relative + "/", above | {identity}, suffixes, listing, visits, left=False)
         elif out and not node.is_link and node.name.lower() not in _UNCOUNTED:
             with suppress(OSError):  # a `lost+found` that only root may read is nothing to report
-                _walk(node, relative + "/", above, suffixes, listing, left=True)
+                _walk(node, relative + "/", above, suffixes, listing, visits, left=True)
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ def _files_named(
     means the one file of that name below that folder; an ambiguous name means none.
     """
     files = [_file(table.parent, name) for name in names]
-    missing = [row for row, file in enumerate(files) if not file.path.is_file()]
+    missing = [row for row, file in enumerate(files) if not _is_there(file.path)]
     if not missing:
         return files
     by_name: dict[str, list[FileRef]] = defaultdict(list)
@@ -191,7 +191,7 @@ def _files_named(
         exact = [file for file in candidates.values() if file.relative.rpartition(".")[0] == name]
         if len(candidates) == 1 or len(exact) == 1:
             (files[row],) = candidates.values() if len(candidates) == 1 else exact
-    resolved = [row for row in missing if files[row].path.is_file()]
+    resolved = [row for row in missing if _is_there(files[row].path)]
     if len(resolved) == len(missing):
         first = resolved[0]
         say(
@@ -226,8 +226,16 @@ def _check_images(path: Path, images: Sequence[FileRef], truth: str) -> None:
         )
 
 
+def _is_there(path: Path) -> bool:
+    """Whether `path` is a file; a name that is too long for the file system is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _check_there(path: Path, files: Sequence[FileRef]) -> None:
-    missing = [file for file in files if not file.path.is_file()]
+    missing = [file for file in files if not _is_there(file.path)]
     if missing:
         raise UsageError(
             f"`{path}` lists {len(missing)} of {len(files)} files that do not exist.",
@@ -287,8 +295,8 @@ def _mask_columns_by_content(base: Path, rows: Sequence[Sequence[str]]) -> dict[
 def _is_named(base: Path, name: str) -> bool:
     """Whether a file `name` exists below `base`, with or without an image's suffix."""
     path = _file(base, name).path
-    return path.is_file() or any(
-        path.with_name(path.name + suffix).is_file() for suffix in MASK_SUFFIXES if path.name
+    return _is_there(path) or any(
+        _is_there(path.with_name(path.name + suffix)) for suffix in MASK_SUFFIXES if path.name
     )
 
 

@@ -6,7 +6,6 @@ A table says which values of the masks are which class. It comes from `--classes
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustcli.core.errors import UsageError
+from robustcli.core.io import parse_json
 from robustcli.data.mask_values import (
     COLOUR_OFFSET,
     NONZERO,
@@ -174,7 +174,7 @@ def parse_table(content: bytes, name: str, say: Say = unheard) -> ClassTable | N
         return dict(pairs)
 
     try:
-        plain = json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique)
+        plain = parse_json(content.decode("utf-8-sig"), object_pairs_hook=unique)
     except ValueError as error:
         say(f"`{name}` with the data is no JSON and is not used: {error}.")
         return None

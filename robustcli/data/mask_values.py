@@ -7,6 +7,7 @@ every mask is read by that decision. An unknown value is an error that names the
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -229,6 +230,8 @@ def _no_values_error(option: object, flag: str) -> UsageError:
 
 def shown_value(value: Value) -> str:
     """A value in a user's notation."""
+    if not math.isfinite(value):
+        return str(value)
     if value >= COLOUR_OFFSET:
         return f"#{int(value) - COLOUR_OFFSET:06x}"
     return f"{value:g}" if isinstance(value, float) and value != int(value) else f"{int(value)}"

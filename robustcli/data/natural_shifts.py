@@ -8,7 +8,6 @@ ImageNet's classes; those of LAION-C are superclasses of them.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
 
 from robustcli.core.errors import UsageError
+from robustcli.core.io import parse_json
 from robustcli.core.names import canonical
 from robustcli.data.dataset import FileRef
 from robustcli.data.labels import LabelSpace, label_space
@@ -157,7 +157,7 @@ def read_real_labels(path: Path, files: Sequence[FileRef], say: Say) -> Layout[s
 
 def _real_list(path: Path) -> list[list[int]]:
     try:
-        classes = json.loads(path.read_text(encoding="utf-8"))
+        classes = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"`{path}` cannot be read as JSON.", f"{error}.", "Download `real.json` again."
@@ -231,7 +231,7 @@ def read_objectnet(
 
 def _table_of(location: Path, file: FileRef) -> dict[str, str]:
     try:
-        table = json.loads(file.read())
+        table = parse_json(file.read())
     except (OSError, ValueError) as error:
         raise UsageError(
             f"`{file.relative}` of `{location}` cannot be read as JSON.", f"{error}.",

@@ -6,7 +6,6 @@ patient is in two parts of a split; published splits are kept.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from robustcli.core.errors import UsageError
+from robustcli.core.io import parse_json
 from robustcli.data.advice import quoted
 from robustcli.data.dataset import FileRef
 from robustcli.data.layouts import Labelled, Layout, Recogniser, below, match_stems
@@ -88,7 +88,7 @@ def _channel_names(description: FileRef | None) -> list[str]:
     if description is None:
         return []
     try:
-        content = json.loads(description.read().decode("utf-8-sig"))
+        content = parse_json(description.read().decode("utf-8-sig"))
         names = content.get("channel_names", content.get("modality", {}))
         return [str(names[key]) for key in sorted(names, key=int)]
     except (OSError, ValueError, AttributeError, TypeError) as error:

@@ -15,6 +15,7 @@ import numpy as np
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
+from robustcli.core.names import FORMULA_SIGNS
 from robustcli.core.seeds import identity_seed
 from robustcli.data.advice import quoted
 from robustcli.data.dataset import Dataset, Sample
@@ -203,13 +204,24 @@ def write_splits(path: Path, splits: Splits) -> None:
     An image that is both validated on and tested on counts as tested on.
     """
     rows = {
-        sample.image_id: (sample.image_id, sample.group, name)
+        sample.image_id: (_as_text(sample.image_id), _as_text(sample.group), name)
         for name in SPLITS
         for sample in getattr(splits, name).samples
     }.values()
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_HEADER, *sorted(rows)])
     write_text(path, text.getvalue())
+
+
+def _as_text(cell: str) -> str:
+    """`cell` with an apostrophe before it where a spreadsheet would take it for a formula."""
+    return f"'{cell}" if cell.lstrip("'").startswith(FORMULA_SIGNS) else cell
+
+
+def _without_mark(cell: str) -> str:
+    """What `_as_text` made `cell` of."""
+    is_marked = cell.startswith("'") and cell.lstrip("'").startswith(FORMULA_SIGNS)
+    return cell[1:] if is_marked else cell
 
 
 def read_splits(path: Path) -> dict[str, Split]:
@@ -223,4 +235,4 @@ def read_splits(path: Path) -> dict[str, Split]:
             "Name the run anew, or restore its `splits.csv`.",
         )
     names = [cast("Split", name) for name in columns["split"]]
-    return dict(zip(columns["image-id"], names, strict=True))
+    return dict(zip(map(_without_mark, columns["image-id"]), names, strict=True))

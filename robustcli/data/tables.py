@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import UsageError, shortened_text
+from robustcli.core.io import check_readable
 from robustcli.core.names import canonical
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -35,7 +36,7 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
-_SHOWN_LINES, _SHOWN_WIDTH = 3, 100
+_SHOWN_LINES, _SHOWN_WIDTH, _SHOWN_COLUMNS = 3, 100, 30
 
 
 def unheard(text: str) -> None:
@@ -85,6 +86,10 @@ def read_columns(
     Raises:
         UsageError: The file cannot be read, lacks a column, or has an empty cell in one.
     """
+    try:
+        check_readable(path)  # a pipe would be waited for
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
     if path.suffix.lower() == ".parquet":
         return _checked(path, _read_parquet(path, columns))
     text, encoding = _decoded(path)
@@ -251,9 +256,14 @@ def _no_column(path: Path, header: Sequence[str], columns: Sequence[Column]) -> 
     aliases = f" (or {', '.join(f'`{a}`' for a in missing.aliases)})" if missing.aliases else ""
     return UsageError(
         f"`{path}` has no column `{missing.name}`.",
-        f"Its columns are {', '.join(f'`{h}`' for h in header) or 'none'}.",
+        f"Its columns are {_listed(header) or 'none'}.",
         f"The first line must name a column `{missing.name}`{aliases}.",
     )
+
+
+def _listed(header: Sequence[str]) -> str:
+    names = ", ".join(f"`{shortened_text(name, _SHOWN_WIDTH)}`" for name in header[:_SHOWN_COLUMNS])
+    return names + (f" and {len(header) - _SHOWN_COLUMNS} more" if header[_SHOWN_COLUMNS:] else "")
 
 
 def _checked(path: Path, columns: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -8,7 +8,6 @@ Source: github.com/webdataset/webdataset, its description of the format.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from robustcli.core.errors import UsageError
+from robustcli.core.io import parse_json
 from robustcli.data.advice import quoted
 from robustcli.data.archives import archive_stem, is_tar, list_tar
 from robustcli.data.dataset import FileRef
@@ -104,7 +104,7 @@ def _label(path: Path, key: str, files: dict[str, FileRef]) -> str:
     if ".json" not in files:
         _unclear(path, key, f"It has {quoted(sorted(files))}, no `.cls` or `.json`.")
     try:
-        content = json.loads(files[".json"].read())
+        content = parse_json(files[".json"].read())
     except ValueError as error:
         _unclear(path, key, f"Its `.json` cannot be read: {error}.")
     values = content if isinstance(content, dict) else {}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from robustcli.core.errors import UsageError
+from robustcli.core.io import parse_json
 from robustcli.core.names import find
 from robustcli.models.stages import Pair
 from robustcli.models.umamba import plan_options
@@ -207,7 +208,7 @@ def _inherited(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"`{path}` cannot be read.",

@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from tabulate import tabulate
 
+from robustcli.core.names import printable
 from robustcli.reports import numbers
 from robustcli.reports.class_findings import HEADS
 from robustcli.reports.measure import DICE, IOU, RELAXED, relaxed_words
@@ -102,7 +103,7 @@ def escaped(value: object) -> Markup:
     """
     if isinstance(value, Markup):
         return value
-    line = re.sub(r"\s+", " ", numbers.MISSING if value is None else str(value))
+    line = printable(re.sub(r"\s+", " ", numbers.MISSING if value is None else str(value)))
     line = re.sub(r"([\\`*<\[\]~&]|(?<!\w)_|_(?!\w))", r"\\\1", line.translate(_NOT_IN_VALUES))
     # What would begin a heading, a list, a quotation or a line at the start of a paragraph.
     line = re.sub(r"^( ?)(#{1,6}(?= |$)|[-+](?= |$)|>|-{3,}$)", r"\1\\\2", line)
@@ -112,7 +113,7 @@ def escaped(value: object) -> Markup:
 
 def mono(value: object) -> Markup:
     """`value` to be shown letter for letter: names, paths, hashes."""
-    content = " ".join(str(value).translate(_NOT_IN_VALUES).split()) or " "
+    content = printable(" ".join(str(value).translate(_NOT_IN_VALUES).split())) or " "
     fence = "`" * (1 + _longest_run_of_backticks(content))
     pad = " " if len(fence) > 1 else ""
     return Markup(f"{fence}{pad}{content.replace('|', _PIPE)}{pad}{fence}")
@@ -130,7 +131,7 @@ def marked(words: str) -> Markup:
 def code(value: str) -> Markup:
     """Lines to be copied letter for letter."""
     fence = "`" * max(3, 1 + _longest_run_of_backticks(value))
-    block = f"text\n{value.translate(_NOT_IN_VALUES)}\n".translate(_KEEP)
+    block = f"text\n{printable(value.translate(_NOT_IN_VALUES))}\n".translate(_KEEP)
     return Markup(f"{fence}{block}{fence}")
 
 

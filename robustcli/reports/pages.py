@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from robustcli.core.io import write_text
+from robustcli.core.io import parse_json, write_text
+from robustcli.core.names import FORMULA_SIGNS, printable
 from robustcli.core.rundir import RECORD_FILE
 from robustcli.reports.cell_photos import PhotoSheet
 from robustcli.reports.html import to_html
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Beginnings of cells that spreadsheets compute. Source: OWASP, CSV Injection."""
 
 KINDS = ("cls", "seg", "train", "finetune", "explanation", "seeds")
 """Of runs: evaluations of classifiers and of segmenters, trainings, fine-tunings, explanations,
@@ -25,7 +23,7 @@ several seeds of a training or fine-tuning."""
 def kind_of(run: Path) -> str:
     """One of KINDS, of an evaluation its task; `cls` where that cannot be read."""
     try:
-        head = json.loads((run / RECORD_FILE).read_text(encoding="utf-8"))
+        head = parse_json((run / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "cls"  # reading it as an evaluation tells the user what is wrong
     if not isinstance(head, dict):
@@ -69,7 +67,7 @@ def write_page(page: Page, folder: Path, photos: int | None = None) -> Path:
     write_results(folder, page.results)
     for name, content in page.files.items():
         write_text(folder / name, content)
-    write_text(folder / "report.html", to_html(page.markdown, folder, sheet))
+    write_text(folder / "report.html", printable(to_html(page.markdown, folder, sheet)))
     write_text(folder / "report.md", page.markdown)
     return folder / "report.md"
 
@@ -89,7 +87,7 @@ def to_csv(table: pd.DataFrame) -> str:
     """`table` as CSV that is harmless in a spreadsheet.
 
     A text that a spreadsheet would take for a formula gets an apostrophe before it, which makes it
-    a text there; numbers stay numbers.
+    a text there; numbers stay numbers. What a terminal would obey is escaped (see `printable`).
     """
     harmless = table.copy()
     for name in table.select_dtypes(exclude="number").columns:
@@ -98,8 +96,9 @@ def to_csv(table: pd.DataFrame) -> str:
 
 
 def _no_formula(value: object) -> object:
-    formula = isinstance(value, str) and value.startswith(_FORMULA)
-    return f"'{value}" if formula else value
+    if not isinstance(value, str):
+        return value
+    return printable(f"'{value}" if value.startswith(FORMULA_SIGNS) else value)
 
 
 def to_json(table: pd.DataFrame) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from robustcli.adapters.foreign import sidecar_of
 from robustcli.adapters.load import header_for, weights_path
 from robustcli.adapters.training_run import ClassifierHeader, Header, header_beside, weights_in
 from robustcli.core.errors import UsageError
+from robustcli.core.io import parse_json
 from robustcli.core.listener import Listener
 from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.mask_classes import ClassTable, in_pairs
@@ -101,7 +101,7 @@ def _training_data(
 def mask_values_of(run: Path) -> MaskValues | None:
     """The options that read masks as the training in `run` did; None for none."""
     try:
-        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        record = parse_json((run / "run.json").read_text(encoding="utf-8"))
         plain = record["dataset"].get("masks")
         masks = MasksRecord.model_validate(plain) if plain else None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):

@@ -8,7 +8,6 @@ within `row_comparison.Tolerance`. Nothing is written.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from robustcli.adapters.model import Model
 from robustcli.core.errors import RobustError, UsageError
+from robustcli.core.io import parse_json
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import versions
 from robustcli.core.rundir import RECORD_FILE, SEEDS_KIND, has_record
@@ -72,7 +72,7 @@ def _evaluations(run: Path) -> list[Path]:
     head: Any = {}
     if has_record(run):
         try:
-            head = json.loads((run / RECORD_FILE).read_text(encoding="utf-8"))
+            head = parse_json((run / RECORD_FILE).read_text(encoding="utf-8"))
         except ValueError:
             head = {}
     kind = head.get("kind") if isinstance(head, dict) else None

@@ -103,6 +103,9 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
             body = served.content[start:]
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(body)))
+            if start:
+                size = len(served.content)
+                self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
             if served.etag:
                 self.send_header("ETag", served.etag)
             self.end_headers()

@@ -16,8 +16,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from robustcli.core.io import replacing
+from robustcli.core.names import printable
 from robustcli.reports.measure import Measure
 
 DPI = 150
@@ -73,6 +75,9 @@ def styled() -> AbstractContextManager[None]:
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """Writes `figure` as PNG of `dpi` pixels per inch, durably."""
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text.get_text() != printable(text.get_text()):
+            text.set_text(printable(text.get_text()))  # a font has no control characters
     with replacing(path) as beside, styled():
         figure.savefig(beside, format="png", dpi=dpi)
 

@@ -1,0 +1,335 @@
+"""About 100 damaged and hostile files of weights, made from the weights of a small network."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import runpy
+import struct
+import subprocess
+import tarfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+class Call:
+    """An object whose unpickling calls a function."""
+
+    def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
+        self.parts = (function, arguments, state) if state is not None else (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.parts
+
+
+def attacks(sentinel: Path) -> dict[str, object]:
+    """Objects that would make the file `sentinel`, were any of them unpickled."""
+    name, code = str(sentinel), f"open({str(sentinel)!r}, 'w').close()"
+    touch = partial(open, name, "w")
+    return {
+        "system": Call(os.system, f"touch {name}"),
+        "popen": Call(os.popen, f"touch {name}"),
+        "eval": Call(eval, code),
+        "exec": Call(exec, code),
+        "open": Call(open, name, "w"),
+        "run": Call(subprocess.run, ["touch", name]),
+        "Popen": Call(subprocess.Popen, ["touch", name]),
+        "touch": Call(Path.touch, sentinel),
+        "makedirs": Call(os.makedirs, name),
+        "partial": touch,
+        "map": Call(list, Call(map, Call(eval, f"lambda _: {code}"), [1])),
+        "getattr": Call(getattr, Call(__import__, "os"), "system"),
+        "nested": Call(dict, [("a", Call(list, [Call(os.system, f"touch {name}")]))]),
+        "state": Call(dict, state={"x": Call(os.system, f"touch {name}")}),
+        "run_path": Call(runpy.run_path, name),
+        "torch.load": Call(torch.load, name),
+        "hub": Call(torch.hub.load, "owner/name", "model"),
+        "numpy.load": Call(np.load, name, None, True),
+        "save": Call(np.save, name, 1),
+    }
+
+
+Rewrite = Callable[[State], bytes]
+
+
+def contents(state: State, sentinel: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of files, of which none holds the weights of the network undamaged."""
+    few = dict(list(state.items())[:2])
+    for name, attack in attacks(sentinel).items():
+        yield f"{name} in a zip.pth", torch_bytes({"model": few, "x": attack})
+        yield f"{name} in the legacy form.pth", torch_bytes({"model": few, "x": attack}, False)
+        yield f"{name} in a pickle.pkl", pickle.dumps(attack)
+    yield from _other_tensors(state)
+    yield from _other_names(state)
+    yield from _archives(state)
+    yield from _safetensors(state)
+    yield from _pickles(state, sentinel)
+
+
+def torch_bytes(content: object, zipped: bool = True) -> bytes:
+    """What `torch.save` writes."""
+    file = io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
+
+
+def _changed(state: State, change: Callable[[Tensor], Tensor], only: str = "") -> State:
+    """The weights with one tensor changed: that named `only`, or the largest."""
+    key = only or max(state, key=lambda name: state[name].numel())
+    return {**state, key: change(state[key])}
+
+
+def _other_tensors(state: State) -> Iterator[tuple[str, bytes]]:
+    """Tensors that are no plain numbers of the network's shape."""
+    changes: dict[str, Callable[[Tensor], Tensor]] = {
+        "NaN": lambda x: x.clone().fill_(torch.nan),
+        "one NaN": lambda x: x.flatten().index_fill(0, torch.tensor([3]), torch.nan).view(x.shape),
+        "infinite": lambda x: x.clone().fill_(torch.inf),
+        "complex": lambda x: x.to(torch.complex64),
+        "sparse": lambda x: x.to_sparse(),
+        "sparse rows": lambda x: x.flatten(1).to_sparse_csr(),
+        "quantised": lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+        "meta": lambda x: x.to("meta"),
+        "numbers of an index": lambda x: x.to(torch.int64),
+        "truth values": lambda x: x > 0,
+        "empty": lambda x: x[:0],
+        "scalar": lambda x: x.sum(),
+        "one more axis": lambda x: x[None],
+        "expanded to a trillion": lambda x: torch.zeros(1).expand(10**6, 10**6),
+        "expanded classes": lambda x: torch.zeros(1, 1).expand(10**9, x.shape[1]),
+        "meta of a trillion": lambda x: torch.empty(10**6, 10**6, device="meta"),
+        "sparse of a trillion": lambda x: torch.sparse_coo_tensor(
+            torch.zeros(2, 0, dtype=torch.int64), torch.zeros(0), (10**6, 10**6)
+        ),
+    }  # fmt: skip
+    for name, change in changes.items():
+        yield f"{name}.pth", torch_bytes(_changed(state, change))
+    head = [key for key in state if state[key].ndim == 2][-1]
+    yield (
+        "head of a billion classes.pth",
+        torch_bytes(_changed(state, lambda x: torch.zeros(1, 1).expand(10**9, x.shape[1]), head)),
+    )
+    yield "NaN.safetensors", save(_changed(state, lambda x: x * torch.nan))
+    yield "complex.safetensors", save(_changed(state, lambda x: x.to(torch.complex64)))
+    yield "whole numbers.safetensors", save(_changed(state, lambda x: x.to(torch.int32)))
+
+
+def _other_names(state: State) -> Iterator[tuple[str, bytes]]:
+    names = list(state)
+    yield "a tensor less.pth", torch_bytes({name: state[name] for name in names[1:]})
+    yield "a tensor more.pth", torch_bytes({**state, "more.weight": torch.ones(3)})
+    yield "shuffled.pth", torch_bytes(dict(zip(names, reversed(state.values()), strict=True)))
+    yield "long name.pth", torch_bytes({**state, "x" * 300_000: torch.ones(3)})
+    yield "escape.pth", torch_bytes({**state, "\x1b]0;title\x07\x1b[2Jx": torch.ones(3)})
+    yield "many names.pth", torch_bytes({**state, **{f"a.{n}": torch.ones(1) for n in range(3000)}})
+    yield "numbers as names.pth", torch_bytes(dict(enumerate(state.values())))
+    yield "no tensors.pth", torch_bytes(dict.fromkeys(names, 1.0))
+    deep: dict[str, Any] = {"model": state}
+    for _ in range(300):
+        deep = {"model": deep}
+    yield "nested.pth", torch_bytes(deep)
+    loop: dict[str, Any] = {"epoch": 1}
+    loop["model"] = loop
+    yield "holds itself.pth", torch_bytes(loop)
+
+
+def _archives(state: State) -> Iterator[tuple[str, bytes]]:
+    whole = torch_bytes(state)
+    for share in (0.01, 0.2, 0.5, 0.8, 0.99):
+        yield f"cut at {share}.pth", whole[: int(share * len(whole))]
+        yield f"cut legacy at {share}.pth", torch_bytes(state, False)[: int(share * len(whole))]
+    yield "less its first bytes.pth", whole[100:]
+    members = _members(whole)
+    root = next(iter(members)).split("/")[0]
+    yield "no data.pth", zipped({k: v for k, v in members.items() if "/data/" not in k})
+    yield "outside.pth", zipped({f"../../{k}": v for k, v in members.items()})
+    yield "absolute.pth", zipped({f"/tmp/{k}": v for k, v in members.items()})
+    yield (
+        "short storage.pth",
+        zipped({k: v[:4] if "/data/" in k else v for k, v in members.items()}),
+    )
+    yield "bomb.pth", _bomb(members, root)
+    yield "encrypted.pth", _flagged(zipped(members))
+    yield "links.pth.tar", _tar_of_links(whole)
+    yield "outside.tar", _tar({"../../outside.pth": whole, "/tmp/outside.pth": whole})
+    yield "lies about its size.pth", whole.replace(b"PK\1\2", b"PK\1\2", 1)[:-30] + b"\xff" * 30
+    legacy = io.BytesIO()
+    with tarfile.open(fileobj=legacy, mode="w") as archive:
+        for name, content in {"sys_info": b"", "pickle": pickle.dumps(1), "storages": b"",
+                              "tensors": b"\1\0\0\0"}.items():  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    yield "torch's oldest form.pth", legacy.getvalue()
+
+
+def _members(whole: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def zipped(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    """A zip of these members."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def _bomb(members: Mapping[str, bytes], root: str) -> bytes:
+    """An archive of torch whose one storage of 200 MB is packed into 1 MB."""
+    million = torch.zeros(1_000_000)
+    small = _members(torch_bytes({"x": million}))
+    top = next(iter(small)).split("/")[0]
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, content in small.items():
+            if name == f"{top}/data/0":
+                with archive.open(name, "w", force_zip64=True) as member:
+                    for _ in range(50):
+                        member.write(content)
+            else:
+                number = struct.pack("<I", 1_000_000)
+                archive.writestr(name, content.replace(number, struct.pack("<I", 50_000_000)))
+    return file.getvalue()
+
+
+def _flagged(content: bytes) -> bytes:
+    """The archive with the mark of encryption on each member."""
+    changed, at = bytearray(content), 0
+    while (at := content.find(b"PK\1\2", at)) >= 0:
+        changed[at + 8] |= 1
+        at += 4
+    return bytes(changed)
+
+
+def _tar(members: Mapping[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def _tar_of_links(whole: bytes) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, target in {"weights.pth": "/etc/passwd", "up": "../.."}.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+        info = tarfile.TarInfo("up/outside.pth")
+        info.size = len(whole)
+        archive.addfile(info, io.BytesIO(whole))
+    return file.getvalue()
+
+
+def safe(header: str | bytes, body: bytes = b"", length: int | None = None) -> bytes:
+    """A safetensors file with that header, whose length may be a lie."""
+    raw = header.encode() if isinstance(header, str) else header
+    return struct.pack("<Q", len(raw) if length is None else length) + raw + body
+
+
+def _safetensors(state: State) -> Iterator[tuple[str, bytes]]:
+    whole = save(state)
+    for share in (0.001, 0.1, 0.5, 0.99):
+        yield f"cut at {share}.safetensors", whole[: max(9, int(share * len(whole)))]
+    one = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+    yield "huge header.safetensors", safe("{", length=2**39)
+    yield "largest header.safetensors", safe("{", length=2**64 - 1)
+    yield "no header.safetensors", safe("", length=0)
+    yield "header of a list.safetensors", safe("[1]")
+    yield "deep header.safetensors", safe('{"a":' * 50_000)
+    yield "overlapping.safetensors", safe(f'{{"a":{one},"b":{one}}}', bytes(8))
+    yield (
+        "a gap.safetensors",
+        safe(
+            f'{{"a":{one},"b":{{"dtype":"F32","shape":[2],"data_offsets":[100,108]}}}}', bytes(108)
+        ),
+    )
+    yield "backwards.safetensors", safe('{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}',
+                                        bytes(8))  # fmt: skip
+    yield "twice the name.safetensors", safe(f'{{"a":{one},"a":{one}}}', bytes(8))
+    yield (
+        "shape of a trillion.safetensors",
+        safe('{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,8]}}', bytes(8)),
+    )
+    yield (
+        "shape that overflows.safetensors",
+        safe('{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}'),
+    )
+    yield (
+        "negative shape.safetensors",
+        safe('{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}', bytes(8)),
+    )
+    yield (
+        "unknown numbers.safetensors",
+        safe('{"a":{"dtype":"F4","shape":[16],"data_offsets":[0,8]}}', bytes(8)),
+    )
+    yield "broken letters.safetensors", safe(b'{"\xff\xfe":' + one.encode() + b"}", bytes(8))
+    yield (
+        "metadata of numbers.safetensors",
+        safe(f'{{"__metadata__":{{"a":1}},"b":{one}}}', bytes(8)),
+    )
+    metadata = json.dumps({"robust": '{"schema_version": 1e999, "task": ["cls"]}'})
+    yield (
+        "our metadata broken.safetensors",
+        safe(f'{{"__metadata__":{metadata},"b":{one}}}', bytes(8)),
+    )
+
+
+def _pickles(state: State, sentinel: Path) -> Iterator[tuple[str, bytes]]:
+    """Pickles written by hand, which `pickle.dumps` would not write."""
+    touch = f"touch {sentinel}".encode()
+    yield "opcode i.pkl", b"(S'" + touch + b"'\nios\nsystem\n."
+    yield "opcode o.pkl", b"(cos\nsystem\nS'" + touch + b"'\no."
+    yield "opcode obj in dict.pkl", b"}S'x'\n(cos\nsystem\nS'" + touch + b"'\nos."
+    yield (
+        "stack global.pkl",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c" + bytes([len(touch)]) + touch + b"\x85R.",
+    )
+    yield "extension.pkl", b"\x80\x02\x82\x01."
+    yield "persistent.pkl", b"P0\n."
+    yield "many frames.pkl", b"\x80\x04" + (b"\x95" + struct.pack("<Q", 2**62)) + b"N."
+    yield "long text.pkl", b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"x."
+    yield "nested.pkl", b"(" * 100_000 + b"t" * 100_000 + b"."
+    yield "billion laughs.pkl", pickle.dumps(_laughs(), 2)
+    yield "compressed.pkl", zlib.compress(pickle.dumps(dict(state)))
+
+
+def _laughs() -> object:
+    value: Any = ["ha"] * 10
+    for _ in range(40):
+        value = [value] * 10
+    return value
+
+
+def write_checkpoints(folder: Path, state: State, sentinel: Path) -> list[Path]:
+    """The files of `contents`, and one that is a link, a pipe and a folder each."""
+    paths = []
+    with warnings.catch_warnings(action="ignore"):  # of torch, about kinds of tensors
+        for name, content in contents(state, sentinel):
+            assert not (folder / name).exists(), name
+            (folder / name).write_bytes(content)
+            paths.append(folder / name)
+    (folder / "endless.pth").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.pth")
+    (folder / "folder.pth").mkdir()
+    return [*paths, folder / "endless.pth", folder / "pipe.pth", folder / "folder.pth"]

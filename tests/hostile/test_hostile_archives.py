@@ -1,0 +1,179 @@
+"""Damaged and hostile tar and zip archives: nothing outside is read, nothing never ends."""
+
+from __future__ import annotations
+
+import io
+import random
+import stat
+import tarfile
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from robustcli.core.errors import UsageError
+from robustcli.data.archives import list_tar, list_zip
+from robustcli.data.listing import FileListing, list_folder
+from tests.data.conftest import jpeg
+
+PHOTO = jpeg("photo")
+SECONDS = 3
+LINK, HARD, FOLDER = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE
+FILE = tarfile.REGTYPE
+Entry = tuple[str, bytes, str]
+DEEP = "a/" * 3000 + "x.jpg"
+# Each folder has two links to the one below: 2 to the power of 24 paths to one photo.
+MULTIPLIED: list[Entry] = [("d0/x.jpg", FILE, ""), *(
+    (f"d{n + 1}/{side}", LINK, f"../d{n}") for n in range(24) for side in "ab"
+)]  # fmt: skip
+# Each link leads through the next one twice.
+TWISTED: list[Entry] = [("e/x.jpg", FILE, ""), *(
+    (f"l{n}", LINK, f"l{n + 1}/m{n + 1}/m{n + 1}") for n in range(40)
+), *((f"e/m{n}", LINK, f"../l{n + 1}") for n in range(41)), ("l40", LINK, "e"),
+    ("y.jpg", LINK, "l0")]  # fmt: skip
+
+
+def write_tar(path: Path, entries: Sequence[Entry], **pax: str) -> Path:
+    """A tar of photos, links and folders."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, kind, target in entries:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            info.size = len(PHOTO) if kind == FILE else 0
+            info.pax_headers = {key.replace("__", "."): value for key, value in pax.items()}
+            archive.addfile(info, io.BytesIO(PHOTO))
+    return path
+
+
+def write_zip(path: Path, entries: Sequence[Entry], method: int = zipfile.ZIP_STORED) -> Path:
+    """A zip of photos and links."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, kind, target in entries:
+            info = zipfile.ZipInfo(name)
+            mode = stat.S_IFLNK if kind == LINK else stat.S_IFREG
+            info.external_attr, info.compress_type = (mode | 0o644) << 16, method
+            archive.writestr(info, target.encode() if kind == LINK else PHOTO)
+    return path
+
+
+def listed(path: Path) -> FileListing:
+    """The listing; fails where it takes long."""
+    begun = time.process_time()
+    try:
+        return list_zip(path) if path.suffix == ".zip" else list_tar(path)
+    finally:
+        assert time.process_time() - begun < SECONDS
+
+
+OUTSIDE: list[Entry] = [
+    ("../../up.jpg", FILE, ""), ("in/../../up.jpg", FILE, ""), ("link.jpg", LINK, "/etc/passwd"),
+    ("up.jpg", LINK, "../../../etc/passwd"), ("loop.jpg", LINK, "loop.jpg"), (DEEP, FILE, ""),
+    ("in/photo.jpg", FILE, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["tar", "zip"])
+def test_nothing_outside_is_reached(tmp_path: Path, suffix: str) -> None:
+    write = write_zip if suffix == "zip" else write_tar
+    listing = listed(write(tmp_path / f"set.{suffix}", OUTSIDE))
+    assert [file.relative for file in listing.files] == ["in/photo.jpg"]
+    assert listing.files[0].read() == PHOTO
+    assert len(listing.unreached) == len(OUTSIDE) - 1
+    assert all(len(note) < 1000 for note in listing.notes(tmp_path))
+
+
+def test_devices_pipes_and_hard_links_out_of_a_tar(tmp_path: Path) -> None:
+    kinds = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE)
+    entries = [(f"{n}.jpg", kind, "") for n, kind in enumerate(kinds)]
+    listing = listed(write_tar(tmp_path / "set.tar", [*entries, ("h.jpg", HARD, "/etc/passwd")]))
+    assert [file.relative for file in listing.files if file.length] == []
+    assert {"0.jpg", "1.jpg", "2.jpg", "h.jpg"} <= set(listing.unreached)
+
+
+@pytest.mark.parametrize("suffix", ["tar", "zip"])
+def test_links_that_multiply_are_refused(tmp_path: Path, suffix: str) -> None:
+    write = write_zip if suffix == "zip" else write_tar
+    with pytest.raises(UsageError, match="1,000 links lead to it"):
+        listed(write(tmp_path / f"set.{suffix}", MULTIPLIED))
+    assert listed(write(tmp_path / f"twisted.{suffix}", TWISTED)).unreached
+
+
+def test_links_that_multiply_in_a_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "d0").mkdir()
+    for n in range(24):
+        (tmp_path / f"d{n + 1}").mkdir()
+        for side in "ab":
+            (tmp_path / f"d{n + 1}" / side).symlink_to(f"../d{n}")
+    with pytest.raises(UsageError, match="1,000 links lead to it"):
+        list_folder(tmp_path)
+
+
+def test_a_folder_deeper_than_calls_may_nest_is_refused(tmp_path: Path) -> None:
+    deep = tmp_path
+    for _ in range(210):
+        deep = deep / "a"
+    deep.mkdir(parents=True)
+    with pytest.raises(UsageError, match="nested in more than 200"):
+        list_folder(tmp_path)
+
+
+PAX = {
+    "no number": {"size": "abc"}, "negative": {"size": "-5"}, "overflow": {"size": "9" * 30},
+    "sparse": {"GNU__sparse__major": "1", "GNU__sparse__minor": "0",
+               "GNU__sparse__realsize": "999999999999"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("header", PAX)
+def test_headers_that_lie_are_an_error(tmp_path: Path, header: str) -> None:
+    with pytest.raises(UsageError, match="cannot be read as a tar archive"):
+        listed(write_tar(tmp_path / "set.tar", [("x.jpg", FILE, "")], **PAX[header]))
+
+
+def test_links_of_a_zip_that_are_no_text_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo("x.jpg")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, b"\xff\xfe/etc")
+    with pytest.raises(UsageError, match="cannot be read as a zip archive"):
+        listed(path)
+
+
+def test_of_members_with_one_name_the_last_counts_and_folders_give_way(tmp_path: Path) -> None:
+    entries = [("x.jpg", FILE, ""), ("x.jpg", FOLDER, ""), ("x.jpg/y.jpg", FILE, ""),
+               ("x.jpg", FILE, "")]  # fmt: skip
+    listing = listed(write_tar(tmp_path / "set.tar", entries))
+    assert [file.relative for file in listing.files] == ["x.jpg"]
+
+
+def test_changed_bytes_give_a_listing_or_an_error(tmp_path: Path) -> None:
+    entries = [("a/x.jpg", FILE, ""), ("a/y.jpg", LINK, "x.jpg"), ("b", LINK, "a"),
+               ("z.jpg", FILE, "")]  # fmt: skip
+    bases = [
+        write_tar(tmp_path / "base.tar", entries), write_zip(tmp_path / "base.zip", entries),
+        write_zip(tmp_path / "packed.zip", entries, zipfile.ZIP_DEFLATED),
+        write_tar(tmp_path / "pax.tar", entries, comment="x" * 200),
+    ]  # fmt: skip
+    counts = {"listed": 0, "refused": 0}
+    for n in range(400):
+        drawn, base = random.Random(f"archive {n}"), bases[n % len(bases)]
+        content = bytearray(base.read_bytes())
+        for _ in range(drawn.randint(1, 6)):
+            content[drawn.randrange(len(content))] = drawn.randrange(256)
+        path = tmp_path / f"changed{base.suffix}"
+        path.write_bytes(content[: drawn.choice([None, None, drawn.randrange(len(content))])])
+        try:
+            listing = listed(path)
+        except UsageError:
+            counts["refused"] += 1
+            continue
+        counts["listed"] += 1
+        for file in listing.files:
+            try:
+                file.read()
+            except OSError:
+                continue
+    assert min(counts.values()) > 60

@@ -1,0 +1,260 @@
+"""Downloads from a server on this machine that lies: nothing wrong is kept or used."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import logging
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from robustcli.core.errors import RunError
+from robustcli.data import download
+from robustcli.data.archives import decompress, list_tar
+from robustcli.data.download import check_address, fetch_file
+
+CONTENT = bytes(range(251)) * 400
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+@dataclass
+class Liar:
+    """A server; `answers` are given in turn, the last one from then on."""
+
+    url: str = ""
+    answers: list[Answer] = field(default_factory=list)
+    ranges: list[str | None] = field(default_factory=list)
+    agreed: threading.Lock = field(default_factory=threading.Lock)
+
+
+@pytest.fixture
+def liar() -> Iterator[Liar]:
+    state = Liar()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            with state.agreed:
+                state.ranges.append(self.headers["Range"])
+                answer = state.answers[0]
+                if len(state.answers) > 1:
+                    state.answers.pop(0)
+            self.close_connection = True
+            with suppress(OSError):  # the other side has hung up
+                answer(self)
+
+        def log_message(self, *arguments: object) -> None:
+            """Keeps the terminal clean."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_port}/file.bin"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield state
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def answer(body: bytes = CONTENT, status: int = 200, **headers: object) -> Answer:
+    """An answer with that body; `headers` are sent after those that belong to it."""
+    named = {"Content-Length": len(body), "ETag": '"v1"'}
+    named |= {name.replace("_", "-"): value for name, value in headers.items()}
+
+    def give(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(status)
+        for name, value in named.items():
+            if value is not None:
+                request.send_header(name, str(value))
+        request.end_headers()
+        request.wfile.write(body)
+
+    return give
+
+
+def endless(request: BaseHTTPRequestHandler) -> None:
+    """A body without a length that does not end by itself."""
+    request.send_response(200)
+    request.send_header("Transfer-Encoding", "chunked")
+    request.end_headers()
+    while True:
+        request.wfile.write(b"10000\r\n" + bytes(65536) + b"\r\n")
+
+
+def refused(liar: Liar, target: Path, sha256: str | None = None) -> str:
+    """The message of a download that fails; nothing stands under the final name."""
+    with pytest.raises(RunError) as caught:
+        fetch_file(liar.url, target, sha256=sha256, offline=False)
+    assert not target.exists()
+    assert not download.hash_path(target).exists()
+    return str(caught.value)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "file.bin"
+
+
+HALF = len(CONTENT) // 2
+REST = CONTENT[HALF:]
+LIES: dict[str, tuple[Answer, str]] = {
+    "longer than it says": (answer(Content_Length=HALF), "not the file"),
+    "shorter than it says": (answer(Content_Length=10**6), "ended after"),
+    "other content": (answer(CONTENT[::-1]), "not the file"),
+    "no number": (answer(Content_Length="many"), "announces"),
+    "negative length": (answer(Content_Length=-5), "announces"),
+    "more than the disk holds": (answer(Content_Length=10**18), "are free"),
+    "packed": (answer(gzip.compress(CONTENT), Content_Encoding="gzip"), "encodes"),
+    "a bomb": (answer(gzip.compress(bytes(10**7)), Content_Encoding="gzip"), "encodes"),
+    "unasked range": (answer(REST, 206, Content_Range=f"bytes {HALF}-{len(CONTENT) - 1}/*"),
+                      "other bytes"),
+    "no content": (answer(b"", 204), "status 204"),
+    "range not satisfiable for ever": (answer(b"", 416), "416"),
+    "server error": (answer(b"", 500), "500"),
+    "redirect to http": (answer(b"", 302, Location="http://example.org/x"), "not an address"),
+    "redirect to a file": (answer(b"", 302, Location="file:///etc/passwd"), "not allowed"),
+    "redirect to ftp": (answer(b"", 302, Location="ftp://127.0.0.1/file.bin"), "not an address"),
+    "redirect to data": (answer(b"", 302, Location="data:,x"), "not allowed"),
+    "redirect to itself": (answer(b"", 302, Location="/file.bin"), "redirect"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_nothing_wrong_is_kept(liar: Liar, target: Path, lie: str) -> None:
+    give, reason = LIES[lie]
+    liar.answers = [give]
+    assert reason in refused(liar, target, SHA256)
+    liar.answers = [answer()]
+    assert fetch_file(liar.url, target, sha256=SHA256, offline=False) == SHA256
+    assert target.read_bytes() == CONTENT
+
+
+def broken_off(liar: Liar, target: Path, next_answer: Answer) -> None:
+    """Downloads the first half; the server answers the next request with `next_answer`."""
+    liar.answers = [answer(CONTENT[:HALF], Content_Length=len(CONTENT)), next_answer]
+    assert "ended after" in refused(liar, target)
+
+
+@pytest.mark.parametrize(
+    "content_range",
+    [f"bytes 0-{HALF - 1}/{len(CONTENT)}", f"bytes {HALF + 1}-{len(CONTENT)}/*", "", "bytes */9",
+     "lines 1-2/3", f"bytes {HALF}"],
+)  # fmt: skip
+def test_a_wrong_range_is_never_appended(liar: Liar, target: Path, content_range: str) -> None:
+    """Without a published hash nothing else would notice the mixture."""
+    broken_off(liar, target, answer(REST, 206, Content_Range=content_range))
+    assert "other bytes" in refused(liar, target)
+    liar.answers = [answer()]
+    assert fetch_file(liar.url, target, sha256=None, offline=False) == SHA256
+    assert liar.ranges == [None, f"bytes={HALF}-", None]
+
+
+def test_the_right_range_is_appended(liar: Liar, target: Path) -> None:
+    last = len(CONTENT) - 1
+    broken_off(liar, target, answer(REST, 206, Content_Range=f"bytes {HALF}-{last}/{last + 1}"))
+    assert fetch_file(liar.url, target, sha256=None, offline=False) == SHA256
+
+
+def test_a_server_that_ignores_ranges_starts_anew(liar: Liar, target: Path) -> None:
+    broken_off(liar, target, answer())
+    assert fetch_file(liar.url, target, sha256=None, offline=False) == SHA256
+
+
+def test_a_body_without_end_is_given_up(
+    liar: Liar, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_MOST_UNANNOUNCED", 3_000_000)
+    liar.answers = [endless]
+    assert "does not end" in refused(liar, target)
+    assert sum(path.stat().st_size for path in target.parent.iterdir()) < 1000
+
+
+def test_a_connection_that_is_reset_is_continued(liar: Liar, target: Path) -> None:
+    def reset(request: BaseHTTPRequestHandler) -> None:
+        answer(CONTENT[:HALF], Content_Length=len(CONTENT))(request)
+        request.wfile.flush()
+        request.connection.shutdown(2)
+
+    liar.answers = [reset]
+    refused(liar, target, SHA256)
+    liar.answers = [answer()]
+    assert fetch_file(liar.url, target, sha256=SHA256, offline=False) == SHA256
+
+
+@pytest.mark.parametrize(
+    ("url", "followed"),
+    [("https://example.org/x", True), ("http://127.0.0.1:9/x", True), ("http://[::1]/x", True),
+     ("http://localhost/x", True), ("http://example.org/x", False), ("http://127.0.0.1.org", False),
+     ("http://10.0.0.1/x", False), ("file:///etc/passwd", False), ("ftp://127.0.0.1/x", False),
+     ("HTTP://example.org", False), ("//example.org", False), ("", False)],
+)  # fmt: skip
+def test_addresses_that_are_followed(url: str, followed: bool) -> None:
+    if followed:
+        check_address(url)
+        return
+    with pytest.raises(download.AddressError, match="not an address of https"):
+        check_address(url)
+
+
+def test_https_never_leads_to_this_machine() -> None:
+    """A public server must not make a request inside the user's network."""
+    handler = next(h for h in download._opener().handlers if type(h).__name__ == "OnlySecure")
+    request = SimpleNamespace(full_url="https://example.org/x")
+    with pytest.raises(download.AddressError, match="not https"):
+        handler.redirect_request(request, io.BytesIO(), 302, "", {}, "http://127.0.0.1:80/x")
+
+
+def test_the_size_is_announced(
+    liar: Liar, target: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(download, "_ANNOUNCED_FROM", 1000)
+    liar.answers = [answer()]
+    with caplog.at_level(logging.WARNING):
+        fetch_file(liar.url, target, sha256=None, offline=False)
+    assert caplog.messages == ["`file.bin`: 0 MB to download."]
+
+
+def test_two_processes_share_one_download(liar: Liar, target: Path) -> None:
+    liar.answers = [answer()]
+    context = multiprocessing.get_context("spawn")
+    keywords = {"sha256": SHA256, "offline": False}
+    processes = [
+        context.Process(target=fetch_file, args=(liar.url, target), kwargs=keywords)
+        for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert liar.ranges == [None]
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_compressed_tar_that_would_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robustcli.core.errors import UsageError
+    from robustcli.data import archives
+
+    monkeypatch.setenv("ROBUST_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(archives, "_MOST_UNPACKED", 1_000_000)
+    bomb = tmp_path / "set.tar.gz"
+    bomb.write_bytes(gzip.compress(bytes(20_000_000)))
+    with pytest.raises(UsageError, match="unpacks to more than"):
+        list_tar(bomb)
+    assert not [path for path in (tmp_path / "home").rglob("*") if path.stat().st_size > 10_000]
+    bomb.write_bytes(gzip.compress(bytes(900_000)))
+    decompress(bomb, tmp_path / "small.tar")
+    assert (tmp_path / "small.tar").stat().st_size == 900_000
