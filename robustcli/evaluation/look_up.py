@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from robustcli.adapters.catalogue import ModelEntry
+from robustcli.adapters.catalogue import ModelEntry, ModelRequest
 from robustcli.adapters.load import entry_of
 from robustcli.adapters.model import Model
 from robustcli.core.errors import UsageError
@@ -99,7 +99,7 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     cells = resolve_transforms(config.transforms, config.severities, config.plugins, published)
     entries = [entry_of(request, offline=config.offline) for request in config.models]
     names = tuple(entry.name for entry in entries)
-    _check_distinct(names)
+    _check_distinct(names, config.models)
     task = task_of(entries)
     task.check(config)
     cell_keys = tuple(Cell(c.transform.name, c.severity) for c in cells)
@@ -123,8 +123,17 @@ def _check_quick(config: EvalConfig) -> None:
             )
 
 
-def _check_distinct(names: tuple[str, ...]) -> None:
+def _check_distinct(names: tuple[str, ...], models: Sequence[ModelRequest]) -> None:
     repeated = {name for name in names if names.count(name) > 1}
+    for name in repeated:
+        typed = [m.name for m, called in zip(models, names, strict=True) if called == name]
+        if len({Path(place).resolve() for place in typed if Path(place).is_dir()}) > 1:
+            raise UsageError(
+                f"{len(typed)} runs are called `{name}`: {', '.join(f'`{t}`' for t in typed)}.",
+                "A run is called by the last part of its folder, and rows are kept by that name.",
+                "Copy all folders but one under other names, or evaluate each into its own `--out` "
+                "and use `robust compare`.",
+            )
     if repeated:
         raise UsageError(
             f"`--model {repeated.pop()}` was given twice.",
