@@ -222,7 +222,7 @@ def test_seed_limit_and_per_class_choose_images(photos, tmp_path):
 )
 def test_two_models_do_not_share_a_folder_of_rows(names):
     with pytest.raises(UsageError, match=f"`--model {names[0]}` and .* would share a folder"):
-        look_up._check_distinct(names)
+        look_up._check_distinct(names, [replace(PICO, name=name) for name in names])
 
 
 @pytest.mark.parametrize(
