@@ -1,1 +1,1 @@
-"""Fine-tuning: gradient profiles, rules of freezing, modes, what each costs and gives."""
+"""Fine-tuning: gradient profiles, freezing rules, training modes, and their costs and scores."""

@@ -1,4 +1,4 @@
-"""What a user asked `robust finetune` for, before anything is looked up."""
+"""The settings of `robust finetune` as the user typed them, before names are looked up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from robustcli.finetuning.selection import FreezeRule, make_rule
 from robustcli.training.config import SEEDS_SUFFIX, TrainConfig
 
 LORA_LAYERS = ("in_proj", "x_proj", "out_proj")
-"""No difference is shown on the bundled data with `x_proj` or without; see `docs/finetune.md`."""
+"""On the bundled data, adapters on `x_proj` change the score by less than its interval; see
+`docs/finetune.md`."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,18 @@ class FinetuneConfig:
     Args:
         training: Model, data, seed and every override of the recipe, the same for all modes;
             its `weights` and `untrained` are not used.
-        pretrained: Weights to start from: a file, a training run, or a results folder of nnU-Net.
-            None for the bundled ones, or those that the network's recipe starts from.
-        mode: What is trained; `all` is scratch, full and freeze.
-        profile_iterations: Profiled steps; None for an epoch's, at least 20, at most half of all,
-            of half where the change of gradients decides, or for none where names decide.
-        profile: Take this profile instead of measuring one.
-        iterations: Steps of each mode, rounded up to whole epochs; None for the recipe's epochs.
-        sweep: Also train by other rules (`FinetuneProtocol.rules`), and time what each saves.
-        lora_layers: The projections of state-space blocks that get adapters in mode `lora`;
-            `x_proj` means that of either direction.
+        pretrained: Path of the initial weights: a file, a training run, or a results folder of
+            nnU-Net. None uses the bundled weights, or those that the network's recipe names.
+        mode: The modes to train; `all` means scratch, full and freeze.
+        profile_iterations: Steps to profile. None means one epoch, at least 20 and at most half of
+            all steps; half of all steps for `change` rules; no step for `pattern` rules.
+        profile: Path of an existing profile to use instead of measuring one.
+        iterations: Optimizer steps of each mode, rounded up to full epochs; None uses the epochs
+            of the recipe.
+        sweep: Whether to also train with other freezing rules (`FinetuneTask.rules`) and to time
+            the steps of each.
+        lora_layers: Names of the projections in state-space blocks that get adapters in mode
+            `lora`; `x_proj` means the projections of both scan directions.
     """
 
     training: TrainConfig
@@ -48,25 +51,26 @@ class FinetuneConfig:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """What is trained, in this order."""
+        """The modes to train, in the order of reports."""
         if self.profile_only:
             return ()
         return ("scratch", "full", "freeze") if self.mode == "all" else (self.mode,)
 
     @property
     def at_once(self) -> bool:
-        """Whether names decide what is frozen before the first step, so that nothing is profiled.
+        """Whether a name pattern freezes parameters before the first step, without a profile.
 
-        A number of steps beside them says after how many.
+        False if `profile_iterations` is also given: the pattern then applies after those steps.
         """
         by_name = self.rule.pattern is not None and self.profile is None
         return by_name and self.profile_iterations is None and not self.profile_only
 
     def directory(self, training: Path) -> Path:
-        """Where the run goes: `out`, else a folder named by the model and a hash of settings.
+        """The run folder: `out`, or a folder named after the model and a hash of the settings.
 
         Args:
-            training: The folder that the same settings give a training, which has their hash.
+            training: The default folder of a training with these settings; its name ends with
+                their hash.
         """
         if self.training.out is not None:
             return self.training.out

@@ -1,4 +1,4 @@
-"""What is frozen, where that is known before any step; how decisions are announced and written."""
+"""Freezing decisions that are known before training starts; announcing and writing decisions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from robustcli.finetuning.selection import Decision, freeze_decisions
 
 
 def write_decisions(path: Path, decisions: Sequence[Decision], network: nn.Module) -> None:
-    """Writes `decisions` on the tensors of `network` to `path` (`OUT/frozen.csv`), durably."""
+    """Writes the `decisions` for the tensors of `network` durably to `path` (`OUT/frozen.csv`)."""
     shapes = {n: "x".join(map(str, p.shape)) or "1" for n, p in network.named_parameters()}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -34,14 +34,14 @@ def write_decisions(path: Path, decisions: Sequence[Decision], network: nn.Modul
 
 _MOMENTS = {"Adam": 2, "AdamW": 2, "SGD": 1}
 _TRIED = 2
-"""Images of the step whose operations are counted: normalisation by batch needs two."""
+"""Batch size of the step whose operations are counted: batch normalisation needs two images."""
 
 
 def known_decisions(plan: FinetunePlan, network: nn.Module) -> list[Decision] | None:
-    """The decisions by a profile that is there, or by names; None where a profile comes later.
+    """Decisions from an existing profile or a name pattern; None if a profile is measured later.
 
     Raises:
-        UsageError: The profile is of another model, or nothing would be left to train.
+        UsageError: The profile is of another model, or no parameter would be left to train.
     """
     config = plan.config
     if config.profile is not None:
@@ -51,10 +51,10 @@ def known_decisions(plan: FinetunePlan, network: nn.Module) -> list[Decision] | 
 
 
 def named_decisions(plan: FinetunePlan, network: nn.Module) -> list[Decision] | None:
-    """The decisions by names; None where the rule needs gradients.
+    """Decisions from a name pattern; None if the rule needs gradients.
 
     Raises:
-        UsageError: The pattern fits nothing, or nothing would be left to train.
+        UsageError: The pattern matches no parameter, or no parameter would be left to train.
     """
     if plan.config.rule.pattern is None:
         return None
@@ -62,7 +62,7 @@ def named_decisions(plan: FinetunePlan, network: nn.Module) -> list[Decision] | 
 
 
 def write_known(plan: FinetunePlan, decisions: Sequence[Decision], network: nn.Module) -> None:
-    """Writes decisions that were known before any step, and the profile that they are from."""
+    """Writes decisions that were known before training, and the profile that they come from."""
     if plan.config.profile is not None:
         write_bytes(plan.run / PROFILE, plan.config.profile.read_bytes())
     write_decisions(plan.run / DECISIONS, decisions, network)
@@ -72,7 +72,7 @@ def announce_decisions(
     decisions: Sequence[Decision], plan: FinetunePlan, network: nn.Module,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Says how much is frozen; where it is nothing, why."""
+    """Reports the frozen share of the parameters, and the reason if it is zero."""
     frozen = [d for d in decisions if d.frozen]
     total = sum(d.count for d in decisions)
     share = sum(d.count for d in frozen) / total
@@ -104,7 +104,7 @@ def _lowest(decisions: Sequence[Decision], scope: str, heads: tuple[str, ...]) -
 
 
 def saving_of(plan: FinetunePlan, frozen: Sequence[str], network: nn.Module) -> SavingRecord:
-    """What freezing the parameters called `frozen` saves in a training step of the run."""
+    """Memory and operations that freezing the parameters `frozen` saves in one training step."""
     recipe = plan.training.recipe
     images = torch.rand(_TRIED, *plan.training.input_shape)
     moments = _MOMENTS[recipe.optimizer]
@@ -115,12 +115,15 @@ def saving_of(plan: FinetunePlan, frozen: Sequence[str], network: nn.Module) -> 
 
 
 def _any_loss(output: Tensor | Sequence[Tensor]) -> Tensor:
-    """Of every output, so that each parameter that could learn does; a real loss adds little."""
+    """A stand-in loss over all outputs, so that every trainable parameter gets a gradient.
+
+    The operations of a real loss are negligible beside those of the network.
+    """
     levels = [output] if isinstance(output, Tensor) else output
     return torch.stack([level.square().mean() for level in levels]).sum()
 
 
 def frozen_names(run: Path) -> list[str]:
-    """The frozen tensors by the `frozen.csv` of `run`."""
+    """Names of the frozen tensors in the `frozen.csv` of the run folder `run`."""
     rows = pd.read_csv(run / DECISIONS, dtype={"shape": str})
     return [str(name) for name in rows["name"][rows["frozen"] == 1]]

@@ -1,4 +1,4 @@
-"""What a fine-tuning would be, and what it would freeze, without doing it."""
+"""`robust finetune --dry-run`: the steps and the freezing decisions, without training."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from robustcli.training.train_plan import try_out
 
 @dataclass(frozen=True)
 class FinetuneForecast:
-    """What a fine-tuning would do.
+    """The planned steps and freezing decisions of a fine-tuning.
 
     Args:
-        training: Of one mode, with the time of all its steps.
-        profile_iterations: Steps that would be profiled; 0 where nothing needs them.
-        decisions: Of every tensor; None where a profile would decide later.
-        saving: By what is frozen; None likewise.
-        sweep: Further rules at most, each trained as long as a mode; 0 without `--sweep`.
+        training: Forecast of the training of one mode, with the time of all its steps.
+        profile_iterations: Steps to profile; 0 if no mode needs a profile.
+        decisions: One per tensor; None if a profile decides during training.
+        saving: Memory and operations saved by the frozen tensors; None if `decisions` is None.
+        sweep: Largest number of further rules, each trained as long as a mode; 0 without `--sweep`.
     """
 
     training: TrainForecast
@@ -102,11 +102,11 @@ def _value(decision: Decision) -> str:
 
 
 def forecast_finetuning(config: FinetuneConfig, listener: Listener) -> FinetuneForecast:
-    """The forecast for `config`. Nothing is downloaded and nothing is written.
+    """The forecast for `config`. Downloads nothing and writes nothing.
 
     Raises:
-        UsageError: Something named does not exist or does not fit together, or nothing would be
-            left to train.
+        UsageError: A named model, data set or file does not exist, options contradict each other,
+            or no parameter would be left to train.
     """
     return _forecast(_plan_offline(config, listener), listener)
 

@@ -1,4 +1,4 @@
-"""The plan of a fine-tuning: looked up and checked once, before anything is written."""
+"""The plan of a fine-tuning: all names looked up and checked once, before any file is written."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from robustcli.training.training_task import TrainInputs, TrainPlan
 
 
 def check_flags(config: FinetuneConfig) -> None:
-    """Validates which options go together.
+    """Validates the combination of options.
 
     Raises:
-        UsageError: Some exclude each other.
+        UsageError: Two options exclude each other.
     """
     training = config.training
     if config.iterations is not None and training.epochs is not None:
@@ -49,14 +49,14 @@ def check_flags(config: FinetuneConfig) -> None:
     if config.profile is not None and config.profile_only:
         raise UsageError(
             "`--profile` and `--profile-only` exclude each other.",
-            "One takes a profile that is there, the other makes one.",
+            "The first uses an existing profile, the second measures a new one.",
             "`--profile FILE --dry-run` shows what a profile would freeze.",
         )
     if config.sweep and not ("full" in config.modes and "freeze" in config.modes):
         raise UsageError(
             "`--sweep` compares with full fine-tuning, by the profile of `freeze`.",
             f"Asked for was {' and '.join(config.modes) or 'a profile alone'}.",
-            "Use `--mode all`; modes that are there already are not trained again.",
+            "Use `--mode all`; modes that are already trained are not trained again.",
         )
     if config.sweep and config.rule.pattern is not None:
         raise UsageError(
@@ -79,11 +79,11 @@ _LEAST_PROFILE = 20
 
 @dataclass(frozen=True)
 class FinetunePlan:
-    """A fine-tuning, looked up and checked: everything that is handed down from here.
+    """A fine-tuning with all names looked up and checked.
 
     Args:
-        pretrained: The weights to start from; None for an ImageNet encoder, or from nothing.
-        training: The plan of every mode's training, but for folder and start.
+        pretrained: The initial weights; None for an ImageNet encoder or random weights.
+        training: The plan shared by the trainings of all modes; `mode_plan` sets the folder.
     """
 
     config: FinetuneConfig
@@ -104,38 +104,38 @@ class FinetunePlan:
 
     @property
     def task(self) -> FinetuneTask:
-        """How fine-tuning differs for classifiers and segmenters."""
+        """The task-specific part: classifiers or segmenters."""
         return FINETUNE_TASKS[self.entry.task]
 
     @cached_property
     def heads(self) -> tuple[str, ...]:
-        """Beginnings of the names of the layers that are new in this task."""
+        """Name prefixes of the layers that are new in this task."""
         return self.task.heads(self.entry, lambda: self.network("scratch")[0])
 
     def mode_plan(self, mode: Mode, out: Path) -> TrainPlan:
         """The plan of the training of `mode` into the folder `out`.
 
         Raises:
-            UsageError: Somebody's files are in that folder.
+            UsageError: The folder contains files of something else.
         """
         check_folder(out)
         config = replace(self.training.config, out=out, untrained=mode == "scratch")
         return replace(self.training, config=config, run=out)
 
     def for_seed(self, seed: int, out: Path) -> FinetunePlan:
-        """The plan of another seed, on the same parts of the data, into the folder `out`.
+        """The plan of another seed with the same data split, into the folder `out`.
 
         Raises:
-            UsageError: Somebody's files are in that folder.
+            UsageError: The folder contains files of something else.
         """
         training = self.training.for_seed(seed, out)
         config = replace(self.config, training=self.config.training.for_seed(seed, out))
         return replace(self, config=config, training=training, run=out)
 
     def network(self, mode: Mode) -> tuple[nn.Module, str]:
-        """The network as `mode` begins with it, and where its weights come from.
+        """The initial network of `mode`, and the origin of its weights in words.
 
-        Heads and whatever no file gives are the same in every mode.
+        Heads and all other randomly initialised layers are the same in every mode.
         """
         plan, pretrained = self.training, self.pretrained
         random = mode == "scratch" or pretrained is not None
@@ -148,10 +148,11 @@ class FinetunePlan:
 
 
 def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
-    """The plan of the fine-tuning that `config` asks for; the data set is opened once.
+    """The plan of the fine-tuning described by `config`; opens the data set once.
 
     Raises:
-        UsageError: Something named does not exist or does not fit together.
+        UsageError: A named model, data set or file does not exist, or options contradict each
+            other.
     """
     entry = _network_named(config)
     task = FINETUNE_TASKS[entry.task]
@@ -174,12 +175,12 @@ def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
     )  # fmt: skip
     if pretrained is not None and config.modes != ("scratch",):
         listener.say(f"Starting from {pretrained.origin}.")
-        plan.network("full")  # weights that do not fit stop here, before anything is written
+        plan.network("full")  # reports mismatching weights before any file is written
     return plan
 
 
 def first_mode(plan: FinetunePlan) -> Mode:
-    """The mode whose network is tried out: `scratch` where it is the only one, else `full`."""
+    """The mode whose network is tested before training: `scratch` if it is the only one, else `full`."""
     return "scratch" if plan.config.modes == ("scratch",) else "full"
 
 
@@ -202,7 +203,7 @@ def _following(training: TrainConfig, pretrained: Pretrained) -> TrainConfig:
 def _with_recipe(
     config: FinetuneConfig, typed: TrainConfig, inputs: TrainInputs, say: Callable[[str], None]
 ) -> TrainConfig:
-    """`typed` with the default recipe where none is named, and the epochs that the steps take."""
+    """`typed` with the default recipe if none is named, and the epochs for the requested steps."""
     task, data = FINETUNE_TASKS[inputs.entry.task], inputs.index.name
     training = task.usual_recipe(typed, inputs.entry, data, say)
     steps = config.iterations or task.usual_steps(typed, training, data)
@@ -213,12 +214,12 @@ def _with_recipe(
 
 
 def _profiled(config: FinetuneConfig, per_epoch: int, epochs: int) -> int:
-    """Profiled steps: as asked, else an epoch's, at least 20, at most half of all.
+    """The number of profiled steps: as requested, else one epoch, at least 20, at most half of all.
 
-    A rule by the change of gradients waits for half of all.
+    A rule by the change of gradients profiles half of all steps.
 
     Raises:
-        UsageError: After them, nothing would be left of the training.
+        UsageError: No training step would follow the profile.
     """
     total = per_epoch * epochs
     requested = config.profile_iterations
@@ -244,7 +245,7 @@ def _profiled(config: FinetuneConfig, per_epoch: int, epochs: int) -> int:
 
 
 def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:
-    """The record of a fine-tuning that begins."""
+    """The record of a new fine-tuning."""
     config, pretrained, now = plan.config, plan.pretrained, datetime.now(UTC)
     profile, by_name = config.profile, config.at_once
     return FinetuneRecord(
@@ -283,7 +284,7 @@ def _sha256(path: Path) -> str:
 
 
 def mode_differences(plan: FinetunePlan, old: FinetuneRecord) -> Iterator[str]:
-    """Sentences on the settings in which the trainings of the modes so far differ from `plan`."""
+    """One sentence per setting in which the trained modes differ from `plan`."""
     recipe = RecipeRecord.of(plan.training.recipe)
     for mode in old.modes:
         if has_record(plan.run / mode):

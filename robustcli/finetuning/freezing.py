@@ -1,9 +1,10 @@
-"""Freezing that holds and that pays.
+"""Freezes parameters so that they stay constant and their cost in a training step is saved.
 
-A frozen tensor leaves the graph, the optimizer and the checkpointed moments: `requires_grad` is off
-before the optimizer is built and its gradient is None. With zero gradients instead, momentum and
-weight decay would go on moving it. Normalisation with running statistics stands still where all
-its parameters are frozen. Layers before the first trainable one then build no graph by themselves.
+A frozen tensor is removed from the autograd graph, the optimizer and its checkpointed state:
+`requires_grad` is off before the optimizer is built and its gradient is None. With zero gradients
+instead, momentum and weight decay would still change it. Normalisation layers stop updating their
+running statistics if all their parameters are frozen. Autograd then records no operation before
+the first trainable layer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _Norms = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
 
 
 def freeze(network: nn.Module, names: Collection[str]) -> None:
-    """Freezes the parameters called `names`; a tensor that has several names counts under each.
+    """Freezes the parameters called `names`; a shared tensor can be named by any of its names.
 
     Raises:
         KeyError: The network has no such parameter.
@@ -38,9 +39,9 @@ def freeze(network: nn.Module, names: Collection[str]) -> None:
 
 
 def hold_statistics(network: nn.Module) -> None:
-    """Puts the normalisations whose parameters are all frozen into eval mode.
+    """Puts normalisation layers whose parameters are all frozen into eval mode.
 
-    To be called after every `network.train()`, which would wake them.
+    Must be called again after every `network.train()`, which resets the mode.
     """
     for module in network.modules():
         if isinstance(module, _Norms) and module.track_running_stats:
@@ -53,14 +54,15 @@ def saving(
     network: nn.Module, names: Collection[str], sample: Tensor,
     loss: Callable[[Tensor], Tensor], *, moments: int,
 ) -> SavingRecord:  # fmt: skip
-    """What freezing `names` saves in a training step on `sample`; the network comes back as it was.
+    """Memory and operations saved in a training step by freezing `names`; restores the network.
 
     Args:
         network: In training mode; its gradients are cleared.
         names: Parameters to freeze.
         sample: A batch of inputs.
-        loss: Of the network's output, a scalar.
-        moments: Tensors that the optimizer keeps per parameter (SGD with momentum 1, Adam 2).
+        loss: Maps the network's output to a scalar.
+        moments: Number of state tensors per parameter in the optimizer (SGD with momentum 1,
+            Adam 2).
     """
     parameters = dict(network.named_parameters())
     before = {name: p.requires_grad for name, p in parameters.items()}
@@ -87,11 +89,11 @@ def _flops(network: nn.Module, sample: Tensor, loss: Callable[[Tensor], Tensor])
 
 
 class ProfileGradients(pl.Callback):
-    """Takes the gradients of every optimizer step, before clipping and with the loss scale undone.
+    """Profiles the gradients of every optimizer step, before clipping and without the loss scale.
 
     Args:
-        iterations: How many steps are profiled; None for all.
-        on_full: Receives the rows of the profile once it is full.
+        iterations: Number of steps to profile; None for all.
+        on_full: Called with the rows of the profile after the last profiled step.
     """
 
     def __init__(
@@ -102,13 +104,13 @@ class ProfileGradients(pl.Callback):
 
     @property
     def full(self) -> bool:
-        """Whether all iterations asked for are there."""
+        """Whether all requested iterations are profiled."""
         return self.iterations is not None and len(self.profile) >= self.iterations
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Profiles one more iteration."""
+        """Adds the current gradients to the profile."""
         if self.full:
             return
         self.profile.add()
@@ -117,7 +119,7 @@ class ProfileGradients(pl.Callback):
             self.on_full(self.profile.rows())
 
     def state_dict(self) -> dict[str, Any]:
-        """The profile so far and the last gradients, so that a resumed run has the same."""
+        """The profile so far and the last gradients, so that a resumed run gives the same profile."""
         last = {} if self.full else self.profile.last
         return {"measured": self.profile.measured, "last": last}
 
@@ -128,7 +130,7 @@ class ProfileGradients(pl.Callback):
 
 
 class KeepFrozen(pl.Callback):
-    """Trains without the parameters called `names`, also after an interruption."""
+    """Keeps the parameters called `names` frozen, also in a resumed training."""
 
     def __init__(self, network: nn.Module, names: Sequence[str] = ()) -> None:
         self.network, self.names = network, list(names)
@@ -138,23 +140,23 @@ class KeepFrozen(pl.Callback):
         freeze(self.network, self.names)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Freezes the names of a checkpoint, before the optimizer's state is restored."""
+        """Freezes the names read from a checkpoint, before the optimizer's state is restored."""
         self.leave_out(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Holds the statistics again: Lightning puts all modules into training mode."""
+        """Calls `hold_statistics` again, because Lightning puts all modules into training mode."""
         hold_statistics(self.network)
 
     def leave_out(self, trainer: pl.Trainer) -> None:
-        """Freezes `names` and takes them out of the optimizers."""
+        """Freezes `names` and removes them from the optimizers."""
         freeze(self.network, self.names)
         for optimizer in trainer.optimizers:
             forget_frozen(optimizer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The frozen names, so that a resumed run has the same."""
+        """The frozen names, for a resumed run."""
         return {"frozen": self.names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -163,7 +165,7 @@ class KeepFrozen(pl.Callback):
 
 
 class FreezeAfterProfile(KeepFrozen):
-    """Freezes by a rule once the profile is full."""
+    """Freezes parameters by a rule after the last profiled step."""
 
     def __init__(
         self, network: nn.Module, profiler: ProfileGradients, rule: FreezeRule,
@@ -177,7 +179,7 @@ class FreezeAfterProfile(KeepFrozen):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Decides after the last profiled step; the next step trains what is left."""
+        """Decides after the last profiled step; later steps train the remaining parameters."""
         if self.done or not self.profiler.full:
             return
         self.done = True
@@ -189,7 +191,7 @@ class FreezeAfterProfile(KeepFrozen):
         self.on_decisions(decisions)
 
     def state_dict(self) -> dict[str, Any]:
-        """The frozen names, and whether they are decided."""
+        """The frozen names, and whether the rule has been applied."""
         return {**super().state_dict(), "done": self.done}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -199,9 +201,9 @@ class FreezeAfterProfile(KeepFrozen):
 
 
 def forget_frozen(optimizer: Optimizer) -> None:
-    """Takes frozen tensors and their moments out of `optimizer`.
+    """Removes frozen tensors and their state from `optimizer`.
 
-    A group that becomes empty stays: the learning rate's schedule counts groups.
+    Empty parameter groups stay, because the learning-rate schedule holds one rate per group.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:

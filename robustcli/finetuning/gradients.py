@@ -1,12 +1,12 @@
-"""What the gradients of each parameter tensor were over the profiled iterations.
+"""Gradient profiles: statistics of the gradients of each parameter tensor over iterations.
 
-Measured before clipping and with the loss scale undone. Each iteration leaves five numbers per
-tensor; of the gradients themselves only the last ones are kept, for the change to the next.
+Gradients are measured before clipping and without the loss scale. Each iteration adds five numbers
+per tensor. Only the last gradients are kept in memory, to compute their change in the next step.
 
-Sources: "Exploring SSMs for Vision Tasks" (Team 23), figure 1, which gives no formula: the mean of
-|g| over a tensor's elements is what `mean_abs` takes it to be; `rms`, `max_abs` and `abs_mean` are
-the alternatives. `change`, the mean of |g - g of the iteration before|: GradES (arXiv 2509.01842),
-which takes the sum.
+Sources: "Exploring SSMs for Vision Tasks" (Team 23), figure 1, gives no formula; `mean_abs` takes
+it as the mean of |g| over the elements of a tensor, and `rms`, `max_abs` and `abs_mean` are the
+alternatives. `change` is the mean of |g - previous g| after GradES (arXiv 2509.01842), which uses
+the sum.
 """
 
 from __future__ import annotations
@@ -48,15 +48,16 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Statistic:
-    """One parameter tensor over a profile.
+    """Gradient statistics of one parameter tensor over a profile.
 
     Args:
-        shape: Of the tensor.
-        mamba: Whether it belongs to a state-space block, by the type of its module.
-        weight_rms: Root mean square of the weight itself when the profile began.
-        by_kind: Per kind, the mean over the iterations; NaN where no iteration gave a gradient.
-        change_ratio: The mean of `change` over the last quarter of the iterations that have one,
-            divided by that over the first quarter; NaN where fewer than two have one.
+        shape: Shape of the tensor.
+        mamba: Whether the tensor belongs to a state-space block, by the type of its module.
+        weight_rms: Root mean square of the weight at the start of the profile.
+        by_kind: Mean of each kind of statistic over the iterations; NaN if the tensor never had a
+            gradient.
+        change_ratio: Mean of `change` over the last quarter of the iterations with a value, divided
+            by the mean over the first quarter; NaN with fewer than two values.
     """
 
     shape: tuple[int, ...]
@@ -67,12 +68,12 @@ class Statistic:
 
     @property
     def count(self) -> int:
-        """Elements of the tensor."""
+        """Number of elements of the tensor."""
         return torch.Size(self.shape).numel()
 
 
 def mamba_parameters(network: nn.Module) -> frozenset[str]:
-    """The names of the parameters inside state-space blocks, found by the type of the module."""
+    """Names of the parameters inside state-space blocks, which are found by module type."""
     inside = set()
     for path, module in network.named_modules():
         if isinstance(module, SCAN_MODULES):
@@ -82,7 +83,7 @@ def mamba_parameters(network: nn.Module) -> frozenset[str]:
 
 
 class GradientProfile:
-    """Collects the statistics of a network's gradients, an iteration at a time."""
+    """Collects gradient statistics of a network, one iteration per call of `add`."""
 
     def __init__(self, network: nn.Module) -> None:
         self._parameters = dict(network.named_parameters())
@@ -99,10 +100,10 @@ class GradientProfile:
         return len(self.measured)
 
     def add(self) -> None:
-        """Takes the gradients that the parameters hold now as one iteration.
+        """Adds the current gradients of the parameters as one iteration.
 
-        Where one is not finite, nothing is taken: float16's loss scaler skips such a step, and
-        otherwise it ends the training.
+        Ignores the iteration if a gradient is not finite: the loss scaler of float16 skips such a
+        step, and every other precision ends the training.
         """
         gradients = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
         if not gradients:
@@ -115,7 +116,7 @@ class GradientProfile:
         self.last = {name: gradient.detach().clone() for name, gradient in gradients.items()}
 
     def _change(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """(1, tensors): mean |g - the last g| of each, in float64; NaN where there is no last."""
+        """(1, tensors) float64: mean |g - previous g| per tensor; NaN without previous gradients."""
         change = torch.full((1, len(gradients)), math.nan, dtype=torch.float64)
         places = [place for place, name in enumerate(gradients) if name in self.last]
         if places:
@@ -127,7 +128,7 @@ class GradientProfile:
         return change
 
     def rows(self) -> pd.DataFrame:
-        """A row per iteration and tensor; the numbers are NaN where it had no gradient."""
+        """One row per iteration and tensor; statistics are NaN if the tensor had no gradient."""
         rows = [
             {
                 "name": name,
@@ -149,7 +150,7 @@ def _by_name(measured: tuple[tuple[str, ...], Tensor]) -> dict[str, list[float]]
 
 
 def _measure(gradients: list[Tensor]) -> Tensor:
-    """(all kinds but `change`, tensors) in float64, on the CPU: one transfer, not one a tensor."""
+    """(kinds without `change`, tensors) float64 on the CPU, in a single device transfer."""
     counts = torch.tensor([g.numel() for g in gradients], dtype=torch.float64)
     sums = torch.stack([g.sum() for g in gradients])
     norms = [torch.stack(torch._foreach_norm(gradients, order)) for order in (1, 2, torch.inf)]
@@ -158,7 +159,7 @@ def _measure(gradients: list[Tensor]) -> Tensor:
 
 
 def unmeasured(network: nn.Module) -> dict[str, Statistic]:
-    """What is known of each parameter of `network` without a profile: all but its gradients."""
+    """Statistics of each parameter of `network` without a profile: all gradients are NaN."""
     inside = mamba_parameters(network)
     return {
         name: Statistic(
@@ -172,7 +173,7 @@ def unmeasured(network: nn.Module) -> dict[str, Statistic]:
 
 
 def statistics(rows: pd.DataFrame) -> dict[str, Statistic]:
-    """Per tensor, the means over the iterations of a profile (rows of `GradientProfile`)."""
+    """Mean statistics per tensor over the iterations of a profile (rows of `GradientProfile`)."""
     kinds = list(STATISTIC_KINDS)
     by_name = rows.groupby("name", sort=False)
     means = by_name[kinds].mean()
@@ -190,7 +191,7 @@ def statistics(rows: pd.DataFrame) -> dict[str, Statistic]:
 
 
 def _change_ratio(changes: NDArray[np.float64]) -> float:
-    """See `Statistic.change_ratio`; `changes` are those of one tensor, in order."""
+    """See `Statistic.change_ratio`; `changes` holds the values of one tensor in order."""
     known = changes[~np.isnan(changes)]
     quarter = max(1, len(known) // 4)
     if len(known) < 2 or not (early := known[:quarter].mean()):
@@ -199,7 +200,7 @@ def _change_ratio(changes: NDArray[np.float64]) -> float:
 
 
 def write_profile(path: Path, rows: pd.DataFrame, model: str) -> None:
-    """Writes a profile of `model` as Parquet, durably."""
+    """Writes a profile of `model` durably as Parquet."""
     schema = SCHEMA.with_metadata({"model": model})
     table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
     with replacing(path) as beside:
@@ -207,10 +208,10 @@ def write_profile(path: Path, rows: pd.DataFrame, model: str) -> None:
 
 
 def read_profile(path: Path, network: nn.Module, model: str) -> pd.DataFrame:
-    """The rows of the profile at `path`, which must be of `network`.
+    """Rows of the profile at `path`, which must belong to `network`.
 
     Raises:
-        UsageError: There is no profile, or it is of another network.
+        UsageError: The file does not exist, cannot be read, or belongs to another network.
     """
     if not path.is_file():
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Fine-tuning: one training per mode, from the same start and over the same data."""
+"""Runs a fine-tuning: one training per mode, from the same initial weights on the same data."""
 
 from __future__ import annotations
 
@@ -48,22 +48,23 @@ from robustcli.training.train_plan import try_out
 
 _THERE = "the profile is there"
 _ORDER: tuple[Mode, ...] = ("freeze", "scratch", "full", "lora")
-"""What may be refused, once its profile is there, comes before hours of what is not."""
+"""Order of training. Modes that a rule can refuse after the profile come first, before modes that
+train for hours."""
 
 
 def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> Path:
-    """Does what `config` asks for, as far as it is not there yet; returns the run's folder.
+    """Runs the missing parts of the fine-tuning `config`; returns the run folder.
 
     Raises:
-        UsageError: Something named does not exist or does not fit together, or nothing would be
-            left to train.
+        UsageError: A named model, data set or file does not exist, options contradict each other,
+            or no parameter would be left to train.
         RunError: Training failed; the checkpoints of the last finished epoch are kept.
     """
     return _run(lambda heard: plan_finetuning(config, heard), listener)
 
 
 def run_finetune_plan(plan: FinetunePlan, listener: Listener | None = None) -> Path:
-    """Does what `plan` says, as far as it is not there yet; see `run_finetuning`."""
+    """Runs the missing parts of `plan`; see `run_finetuning`."""
     return _run(lambda _: plan, listener)
 
 
@@ -71,7 +72,7 @@ def _run(make_plan: Callable[[Listener], FinetunePlan], listener: Listener | Non
     process = ranks()
     of_modes = NamedListener((listener if process.first else None) or Silent())
     helped = helped_run()
-    # A process that the first one started comes for one training, and meets the others there.
+    # A process started by the first one runs a single training and joins its process group.
     with meeting(Ranks() if helped is not None else process) as peers:
         plan, network, decisions, new = peers.together(
             lambda: _prepare(make_plan(of_modes)), lambda prepared: {}
@@ -99,7 +100,7 @@ def _run(make_plan: Callable[[Listener], FinetunePlan], listener: Listener | Non
 def _prepare(
     plan: FinetunePlan,
 ) -> tuple[FinetunePlan, nn.Module, list[Decision] | None, FinetuneRecord]:
-    """Tries the network out; nothing is written yet."""
+    """Tests the memory of a training step, before any file is written."""
     network, _ = plan.network(first_mode(plan))
     try_out(plan.training, network)
     decisions = known_decisions(plan, network)
@@ -109,7 +110,7 @@ def _prepare(
 def _lead(
     plan: FinetunePlan, modes: Modes, network: nn.Module, listener: NamedListener, peers: Peers
 ) -> None:
-    """Does all that was asked for, in the first process."""
+    """Runs all requested trainings, in the first process."""
     config, decisions = plan.config, modes.decisions
     if decisions is not None and "freeze" in config.modes:
         write_known(plan, decisions, network)
@@ -150,9 +151,9 @@ def _train(plan: FinetunePlan, modes: Modes, mode: Mode, listener: Listener, pee
 
 
 def _profile(plan: FinetunePlan, modes: Modes, listener: NamedListener, peers: Peers) -> None:
-    """Writes the profile of the first steps of full fine-tuning, and what it decides."""
+    """Writes the profile of the first steps of full fine-tuning, and its freezing decisions."""
     if (plan.run / PROFILE).is_file() and (plan.run / DECISIONS).is_file():
-        listener.say(f"The profile is there: `{plan.run / PROFILE}`.")
+        listener.say(f"The profile exists already: `{plan.run / PROFILE}`.")
         peers.tell(_THERE)
         return
     peers.tell("profile")
@@ -170,14 +171,14 @@ def _train_until_profiled(
 
 
 def _count_saving(plan: FinetunePlan, network: nn.Module) -> None:
-    """Adds to the record what the frozen tensors save by count."""
+    """Adds the memory and operations saved by the frozen tensors to the record."""
     if (plan.run / DECISIONS).is_file():
         saving = saving_of(plan, frozen_names(plan.run), network)
         FINETUNING.update(plan.run, saving=saving)
 
 
 def _help(plan: FinetunePlan, modes: Modes, peers: Peers) -> NoReturn:
-    """Trains in a process of torchrun that is not the first, and ends it."""
+    """Trains in a torchrun process other than the first, then exits."""
     if not plan.config.profile_only:
         (mode,) = plan.config.modes
         _train(plan, modes, mode, Silent(), peers)
@@ -187,7 +188,7 @@ def _help(plan: FinetunePlan, modes: Modes, peers: Peers) -> NoReturn:
 
 
 def _help_launched(plan: FinetunePlan, modes: Modes, network: nn.Module, helped: Path) -> NoReturn:
-    """Trains in a process that the first one started for the run folder `helped`, and ends it."""
+    """Trains in a process that the first one started for the run folder `helped`, then exits."""
     run = plan.run.absolute()
     if helped == run / PROFILING:
         _train_until_profiled(plan, modes, Silent(), None)

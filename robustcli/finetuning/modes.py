@@ -1,4 +1,4 @@
-"""What each mode of a fine-tuning changes in a training, and what training in it costs."""
+"""The modes of a fine-tuning: their changes to a training, and their measured costs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _RESET_PEAK = "5"  # Source: Linux, Documentation/filesystems/proc.rst, clear_re
 
 
 def start_anew(device: torch.device) -> None:
-    """Counts the peak from now on: torch's on CUDA, else the process's, where the system tells."""
+    """Resets the peak of memory: torch's on CUDA, else the process's if the system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -44,7 +44,7 @@ def start_anew(device: torch.device) -> None:
 
 
 def peak_resident(device: torch.device) -> int:
-    """Bytes at the peak since `start_anew`; 0 where the system does not tell."""
+    """Peak memory in bytes since `start_anew`; 0 if the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     with suppress(OSError, StopIteration):
@@ -55,10 +55,10 @@ def peak_resident(device: torch.device) -> int:
 
 
 class MeasureCosts(pl.Callback):
-    """Times every training step; memory and the optimizer's state as they are at the end.
+    """Times every training step and measures memory and optimizer state.
 
-    A step is forward, backward and update, without the wait for its batch. The peak of memory is
-    that since the last change of what is trained, so a freeze shows.
+    A step is forward, backward and update, without waiting for its batch. Peak memory is measured
+    since the last change of the trained parameters, so that it shows the effect of freezing.
     """
 
     def __init__(self, run: Path, network: nn.Module) -> None:
@@ -70,7 +70,7 @@ class MeasureCosts(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Starts the clock; counts memory anew if the set of trained parameters has changed."""
+        """Starts the clock; resets the peak of memory if the trained parameters have changed."""
         if not self.lines or self.lines[-1][2] != trainable(self.network):
             self._peak = None
             start_anew(pl_module.device)
@@ -80,7 +80,7 @@ class MeasureCosts(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Stops the clock, before any freeze that this step leads to."""
+        """Stops the clock, before a callback freezes parameters after this step."""
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         elif pl_module.device.type == "mps":
@@ -89,7 +89,7 @@ class MeasureCosts(pl.Callback):
         self.lines.append((trainer.global_step, seconds, trainable(self.network)))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the peak before validation, whose memory does not count."""
+        """Reads the peak of memory before validation, which is not counted."""
         self._peak = max(self._peak or 0, peak_resident(pl_module.device))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -97,7 +97,7 @@ class MeasureCosts(pl.Callback):
         start_anew(pl_module.device)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes what was measured, in the first process."""
+        """Writes the measurements, in the first process."""
         if not trainer.is_global_zero:
             return
         costs = ModeCosts(
@@ -110,7 +110,7 @@ class MeasureCosts(pl.Callback):
         write_text(self.run / COSTS, costs.model_dump_json(indent=2) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        """The lines and the peak so far."""
+        """The step times and the peak of memory so far."""
         return {"lines": list(self.lines), "peak": self._peak}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -120,34 +120,35 @@ class MeasureCosts(pl.Callback):
 
 
 def trainable(network: nn.Module) -> int:
-    """Elements of the parameters that are trained."""
+    """Number of trainable elements."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def optimizer_bytes(optimizer: Optimizer) -> int:
-    """Bytes of the tensors that `optimizer` keeps between steps."""
+    """Bytes of the state tensors of `optimizer`."""
     values = (v for state in optimizer.state.values() for v in state.values())
     return sum(v.numel() * v.element_size() for v in values if isinstance(v, torch.Tensor))
 
 
 RANK, ALPHA = 8, 16
-"""Of LoRA on the projections of state-space blocks, through peft. The heads are new in the target
-task and train whole; all else stands still. Source: Hu et al., "LoRA" (arXiv 2106.09685)."""
+"""Rank and scale of LoRA on the projections of state-space blocks, through peft. The heads are new in
+the target task and trained fully; all other parameters are frozen. Source: Hu et al.,
+"LoRA" (arXiv 2106.09685)."""
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.", ".lora_B.default."
 
 
 def projections(network: nn.Module, layers: Collection[str]) -> list[str]:
-    """The names of the linear projections called `layers` inside state-space blocks.
+    """Paths of the linear layers called `layers` inside state-space blocks.
 
-    The blocks are found by type of module. A `_b` at the end of a name, of the direction that reads
-    backwards, is left out of the comparison. VMamba's `x_proj` is a bare tensor for four
-    directions, not a layer: it is not among them.
+    Blocks are found by module type. The suffix `_b` (the backward scan direction) is ignored in the
+    comparison. VMamba's `x_proj` is one tensor for four directions, not a layer, and is never
+    included.
     """
     return [path for path, layer in _linear_layers(network) if layer in layers]
 
 
 def _linear_layers(network: nn.Module) -> Iterator[tuple[str, str]]:
-    """Each linear layer inside a state-space block: its path, and its name in the block."""
+    """Path and name within the block of each linear layer inside a state-space block."""
     for path, module in network.named_modules():
         if isinstance(module, SCAN_MODULES):
             for name, child in module.named_children():
@@ -158,14 +159,14 @@ def _linear_layers(network: nn.Module) -> Iterator[tuple[str, str]]:
 def adapt(
     network: nn.Module, heads: Sequence[str], layers: Sequence[str], *, name: str, seed: int
 ) -> None:
-    """Puts adapters into `network`; only they and its heads still train.
+    """Inserts LoRA adapters into `network`; only the adapters and the heads stay trainable.
 
     Args:
-        network: Changed in place; its output stays the same until a first step.
-        heads: Beginnings of the names of the layers that train whole.
+        network: Changed in place; its output stays the same until the first step.
+        heads: Name prefixes of the layers that are trained fully.
         layers: Names of projections, see `projections`.
-        name: Of the network, for messages.
-        seed: Of the run; the adapters begin with random numbers.
+        name: Name of the network, for messages.
+        seed: Seed of the run, for the random initialisation of the adapters.
 
     Raises:
         UsageError: The network has no such projections.
@@ -199,11 +200,11 @@ def adapt(
 
 
 def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The plain network's state, from that of a network with adapters.
+    """The state of the network without adapters, from the `state` of a network with adapters.
 
-    Each adapted weight is W + (ALPHA / RANK) B A.
+    Each adapted weight becomes W + (ALPHA / RANK) B A.
     """
-    # peft merges the modules of a live network; this is the state of the epoch that was best.
+    # peft can merge only a live network; here the state is read from the best checkpoint.
     plain = {}
     for name, tensor in state.items():
         if _DOWN in name or _UP in name:
@@ -217,11 +218,11 @@ def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Modes:
-    """What the trainings of a fine-tuning begin with.
+    """Creates the initial network and callbacks of each mode's training.
 
     Args:
-        decisions: What is frozen from the first step on; None where a profile decides it.
-        on_profile: Receives the rows of a full profile.
+        decisions: Freezing decisions known before the first step; None if a profile decides.
+        on_profile: Called with the rows of a complete profile.
     """
 
     plan: FinetunePlan
@@ -230,7 +231,7 @@ class Modes:
     on_decisions: Callable[[list[Decision]], None] = lambda decisions: None
 
     def start(self, mode: Mode, out: Path) -> TrainStart:
-        """What `mode` begins with, when it is trained into the folder `out`."""
+        """Initial network and callbacks of the training of `mode` into the folder `out`."""
         plan = self.plan
         network, origin = plan.network(mode)
         if mode == "lora":
@@ -240,7 +241,7 @@ class Modes:
         return TrainStart(network, origin, callbacks, merged if mode == "lora" else dict)
 
     def profiling(self) -> TrainStart:
-        """The beginning of full fine-tuning, which ends with `Enough` when the profile is full."""
+        """The start of full fine-tuning; raises `Enough` when the profile is complete."""
 
         def decided_and_enough(decisions: list[Decision]) -> None:
             self.on_decisions(decisions)

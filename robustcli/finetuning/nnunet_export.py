@@ -1,8 +1,8 @@
 """Trained networks as nnU-Net's results folders: `OUT/MODE/nnunet/TRAINER__PLANS__2d/`.
 
-They are U-Mambas and residual encoders. The plan there and in the checkpoint's `init_args` is that
-of the pretrained weights, or one like nnU-Net's, with this network's topology, the classes of
-the data, and the normalisation that the network was trained with.
+Supported are U-Mambas and residual encoders. The plans in `plans.json` and in the checkpoint's
+`init_args` are those of the pretrained weights, or new ones in nnU-Net's format, with the topology
+of the network, the classes of the data and the normalisation of the training.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _COLOURS = ("R", "G", "B")
 _SMALLEST = (32, 32)
 _CLASS_OF = {scheme: name for name, scheme in CLASSES.items()}
 _IN_UNIT = "RGBTo01Normalization"
-"""What dividing bytes by 255 is in nnU-Net."""
+"""nnU-Net's name for dividing pixel bytes by 255."""
 
 
 def export_nnunet(plan: TrainPlan) -> bool:
-    """Writes the trained network of a mode unless it is there; returns False if nnU-Net has none.
+    """Writes the trained network of a mode unless it exists; False if nnU-Net cannot build it.
 
-    That is where no trainer of nnU-Net builds it, as a control without its scan, or where its
-    stages do not double their features up to a limit, which no plan describes.
+    That is the case if no nnU-Net trainer builds the network (for example `--ablate scan`), or if
+    the number of features does not double per stage up to a limit, which no plan can describe.
     """
     run = plan.run
     if plan.entry.family not in PLANNED:
@@ -58,7 +58,7 @@ def export_nnunet(plan: TrainPlan) -> bool:
 
 
 def plan_of(plan: TrainPlan, network: StagedConfig) -> NnUNetPlan:
-    """The plan that `network` and its training follow."""
+    """The nnU-Net plan that describes `network` and its training."""
     train, recipe = plan.splits.train.samples, plan.recipe
     base = plan.config.plan
     if base is None:
@@ -77,7 +77,7 @@ def plan_of(plan: TrainPlan, network: StagedConfig) -> NnUNetPlan:
 
 
 def labels_of(classes: Sequence[str]) -> dict[str, int]:
-    """The labels of `dataset.json` by name; nnU-Net keeps two names for itself."""
+    """The labels of `dataset.json` by name; nnU-Net reserves two names."""
     names = classes or ("foreground",)
     kept = ("background", "ignore")
     return {
@@ -106,7 +106,7 @@ def _topology(network: StagedConfig) -> dict[str, Any]:
 
 
 def _normalisation(procedure: Procedure) -> dict[str, Any]:
-    """As the network was trained, whatever the plan of its pretraining says."""
+    """The normalisation of this training, which can differ from the plan of the pretraining."""
     channels = procedure.normalised
     if not channels:
         return {

@@ -1,8 +1,8 @@
-"""`run.json` of a fine-tuning, and the other files that it leaves; these models are the format.
+"""Format of a fine-tuning's `run.json` and of the other files in its run folder.
 
-OUT/run.json           what follows here
-OUT/gradients.parquet  the profile: a row per iteration and tensor (`gradients`)
-OUT/frozen.csv         a line per tensor: the columns of FROZEN
+OUT/run.json           `FinetuneRecord`
+OUT/gradients.parquet  the profile: one row per iteration and tensor (`gradients`)
+OUT/frozen.csv         one line per tensor: the columns of FROZEN
 OUT/MODE/              a training run (`record.TrainRecord`) for each of MODES that was trained,
                        with `iterations.csv` (the columns of STEPS), `costs.json` (ModeCosts) and,
                        of a U-Mamba, `nnunet/`, a results folder as nnU-Net's U-Mamba has it
@@ -35,8 +35,8 @@ PROFILE, DECISIONS, ITERATIONS, COSTS = (
 )  # fmt: skip
 NNUNET = "nnunet"
 DECISION_COLUMNS = ("name", "shape", "count", "mamba", "statistic", "frozen", "why")
-"""Per tensor: `shape` as `3x8x3x3`, elements, whether it belongs to a state-space block, the rule's
-statistic (empty where it never had a gradient), and the decision with its reason."""
+"""Per tensor: `shape` as `3x8x3x3`, number of elements, whether it belongs to a state-space block,
+the rule's statistic (empty without a gradient), and the decision with its reason."""
 STEPS = ("iteration", "seconds", "trainable")
 SWEEP_FILE, SWEPT = "sweep.csv", "sweep"  # SWEPT: a folder with a training run per rule
 _SWEPT = (
@@ -48,12 +48,12 @@ SWEEPS: dict[Literal["cls", "seg"], tuple[str, ...]] = {
     "seg": (*_SWEPT, "dice", "dice_low", "dice_high"),
 }
 SWEEP = SWEEPS["seg"]
-"""Per rule: what is frozen, the share of the elements that is, the time of a step over that of full
-fine-tuning, and the dice (of a classifier the top-1) on the held-out images."""
+"""Per rule: the frozen tensors, their share of all elements, the time of a step relative to full
+fine-tuning, and the dice (top-1 of a classifier) on the held-out images."""
 
 
 class RuleRecord(Record):
-    """The rule of what is frozen; see `selection.FreezeRule`."""
+    """The freezing rule; see `selection.FreezeRule`."""
 
     threshold: float | None
     quantile: float | None
@@ -65,11 +65,11 @@ class RuleRecord(Record):
 
 
 class SavingRecord(Record):
-    """What a set of frozen tensors saves by count.
+    """Counted savings of a set of frozen tensors.
 
-    Bytes are those of the optimizer's state, and `flops` those of the convolutions and matrix
-    products in one training step (the scan is not among them), each with nothing frozen, and what
-    of them freezing leaves out.
+    `optimizer_bytes` (the optimizer's state) and `flops` (convolutions and matrix products of one
+    training step, without the scan) are those without freezing; the fields ending in `_saved` are
+    the part that freezing saves.
     """
 
     parameters: int
@@ -81,12 +81,13 @@ class SavingRecord(Record):
 
 
 class ModeCosts(Record):
-    """What a mode cost, at the end of its training.
+    """Costs of a mode, measured at the end of its training.
 
     Args:
-        trainable: Elements that were still trained.
-        optimizer_bytes: Of the tensors that the optimizer kept.
-        peak_memory_bytes: Of training since the last freeze; None where the system does not tell.
+        trainable: Number of trained elements.
+        optimizer_bytes: Size of the optimizer's state.
+        peak_memory_bytes: Peak of training since the last freeze; None if the system does not
+            report it.
     """
 
     trainable: int
@@ -95,11 +96,11 @@ class ModeCosts(Record):
 
 
 class FinetuneRecord(BaseRunRecord):
-    """All of a fine-tuning's `run.json`.
+    """The content of a fine-tuning's `run.json`.
 
-    `pretrained` says in words where the weights come from; `heads` are the beginnings of the names
-    of layers that are new in this task and never frozen; `profile` is `measured`, the file that it
-    was read from, or `none` where names decide at once. `split_seed` is as in `TrainRecord`.
+    `pretrained` describes the origin of the weights in words; `heads` are name prefixes of the
+    layers that are new in this task and never frozen; `profile` is `measured`, the path of the
+    profile that was used, or `none` if a name pattern decides. `split_seed`: see `TrainRecord`.
     """
 
     kind: Literal["finetune"] = "finetune"
@@ -127,12 +128,12 @@ class FinetuneRecord(BaseRunRecord):
 
     @property
     def network(self) -> str:
-        """The network as reports name it: a control by what it lacks."""
+        """Name of the network in reports; a control has the ablated part in its name."""
         return network_words(self.model, self.arguments)
 
 
 PROFILING = ".profiling"
-"""Folder of the training that `--profile-only` begins; it does not stay."""
+"""Temporary folder of the training that `--profile-only` starts."""
 _FLAGS = {
     "model": "The network",
     "arguments": "`--model-arg`",
@@ -158,9 +159,9 @@ _RULE_FLAGS = {
 
 
 def _differences(old: FinetuneRecord, new: FinetuneRecord) -> Iterator[str]:
-    """Sentences on the settings of `new` that would lead to other results than those of `old`.
+    """One sentence per setting of `new` that would change the results of `old`.
 
-    The rule may change as long as only modes were trained that freeze nothing.
+    The rule may change as long as no trained mode depends on it.
     """
     yield from dataset_differences(old.dataset, new.dataset, "`--data`, `--limit`, `--seed`")
     yield from changed_fields(old, new, _FLAGS)
@@ -172,7 +173,7 @@ def _differences(old: FinetuneRecord, new: FinetuneRecord) -> Iterator[str]:
 
 
 def _kept(old: FinetuneRecord, new: FinetuneRecord) -> dict[str, Any]:
-    """The modes so far, and what freezing saves."""
+    """Fields of the old record that stay: the trained modes and the savings."""
     modes = [mode for mode in MODES if mode in (*old.modes, *new.modes)]
     return {"modes": modes, "saving": old.saving}
 
@@ -199,5 +200,5 @@ FINETUNING = RunKind(
 
 
 def read_finetune_record(run: Path) -> FinetuneRecord:
-    """The record of the fine-tuning in the folder `run`; raises as `RunKind.read` does."""
+    """The record of the fine-tuning in the folder `run`; raises the errors of `RunKind.read`."""
     return FINETUNING.read(run)

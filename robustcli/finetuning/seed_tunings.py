@@ -1,4 +1,4 @@
-"""Several seeds of one fine-tuning beside each other: every mode with every seed."""
+"""`robust finetune --seeds N`: trains every mode with every seed."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ from robustcli.training.seed_runs import (
 def finetune_seeds(
     config: FinetuneConfig, listener: Listener | None = None, on_failure: OnFailure | None = None
 ) -> Path:
-    """Fine-tunes with the `config.training.seeds` seeds from `config.training.seed` on.
+    """Fine-tunes with `config.training.seeds` seeds, counted from `config.training.seed`.
 
     Returns:
         The folder that holds them: RUN/seed-0/MODE, RUN/seed-1/MODE, ...
 
     Raises:
-        UsageError: Something named does not exist or does not fit together.
+        UsageError: A named model, data set or file does not exist, or options contradict each
+            other.
         SeedsError: Some seeds failed; all others are finished.
     """
     check_scores(config)
@@ -57,7 +58,7 @@ def finetune_seeds(
 
 
 def check_scores(config: FinetuneConfig) -> None:
-    """Raises UsageError where no mode would be trained, so that seeds have no scores."""
+    """Raises UsageError if no mode is trained, because the seeds would have no scores."""
     if config.profile_only:
         raise UsageError(
             "`--seeds` and `--profile-only` exclude each other.",

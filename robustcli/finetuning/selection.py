@@ -1,4 +1,4 @@
-"""Rules of what to freeze, and which parameters they choose: pure functions of statistics."""
+"""Freezing rules: pure functions from gradient statistics to the parameters to freeze."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from robustcli.finetuning.gradients import Statistic, StatisticKind
 
 Scope = Literal["mamba", "all"]
 LEAST_FOR_CHANGE = 3
-"""Iterations of a profile for two changes, an early and a late one."""
+"""Shortest profile, in iterations, with an early and a late change of gradients."""
 DOCUMENTED = 1e-6
 """Source: "Exploring SSMs for Vision Tasks" (Team 23): the threshold of its command."""
 
 
 @dataclass(frozen=True)
 class FreezeRule:
-    """What to freeze; exactly one of `threshold`, `quantile`, `change` and `pattern` is given.
+    """A freezing rule; exactly one of `threshold`, `quantile`, `change` and `pattern` is set.
 
     Args:
         threshold: Freeze tensors whose statistic is below it, at least 0.
-        quantile: Freeze this share of the tensors in scope, the lowest ones, in (0, 1).
-        change: Freeze tensors whose gradient changes from one iteration to the next by less than
-            this share of what it changed early in the profile (`Statistic.change_ratio`), in
-            (0, 1). After GradES (arXiv 2509.01842), which compares the change with one number for
-            all tensors, and goes on comparing: this rule decides once, after the profile.
-        pattern: Freeze the tensors whose name fits this glob or begins with it, or one of several,
-            separated by commas; scope `all`.
-        kind: The statistic; of `change` always that.
+        quantile: Freeze this share of the tensors in scope, those with the smallest statistics, in
+            (0, 1).
+        change: Freeze tensors whose `Statistic.change_ratio` is below this share, in (0, 1): the
+            late change of gradients between iterations over the early one. GradES (arXiv
+            2509.01842) instead compares the change with one threshold for all tensors in every
+            iteration; this rule decides once, after the profile.
+        pattern: Freeze tensors whose name matches one of these globs, separated by commas, or lies
+            below a module that matches; scope `all`.
+        kind: The statistic to compare; `change` for a `change` rule.
         relative: Divide the statistic by the weight's root mean square.
-        scope: Parameters of state-space blocks, or all.
+        scope: `mamba` (parameters of state-space blocks) or `all`.
     """
 
     threshold: float | None = None
@@ -76,10 +77,10 @@ def make_rule(
     pattern: str | None = None, scope: Scope = "mamba", kind: StatisticKind = "mean_abs",
     change: float | None = None,
 ) -> FreezeRule:  # fmt: skip
-    """The rule of the command line's options; without any, the documented threshold.
+    """The rule for the command-line options; by default the documented threshold.
 
     Raises:
-        UsageError: More than one is given, or one is out of range.
+        UsageError: More than one rule is given, or a value is out of range.
     """
     values = [threshold, relative, quantile, pattern, change]
     if not any(value is not None for value in values):
@@ -115,13 +116,13 @@ COMMON_RULES = (
     FreezeRule(quantile=0.9, scope="all"),
     FreezeRule(change=0.5, scope="all", kind="change"),
 )
-"""Rules that make sense for any network: the documented one, shares of the state-space blocks and
-of all tensors, and the tensors whose gradients have settled to half of their early change."""
+"""Rules of a sweep for any network: the documented threshold, shares of the state-space blocks and
+of all tensors, and gradients whose change fell to half of the early one."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether one tensor is frozen, its statistic (None where it is not needed), and why."""
+    """Whether one tensor is frozen, its statistic (None if the rule needs none), and the reason."""
 
     name: str
     count: int
@@ -134,15 +135,15 @@ class Decision:
 def freeze_decisions(
     statistics: Mapping[str, Statistic], rule: FreezeRule, heads: Sequence[str] = ()
 ) -> list[Decision]:
-    """A decision for every tensor of `statistics`, in their order.
+    """One decision per tensor of `statistics`, in the same order.
 
     Args:
-        statistics: Of all parameters of a network.
-        rule: What to freeze.
-        heads: Beginnings of the names of layers that are new in the target task: never frozen.
+        statistics: Gradient statistics of all parameters of a network, by name.
+        rule: The freezing rule.
+        heads: Name prefixes of layers that are new in the target task and never frozen.
 
     Raises:
-        UsageError: Nothing but the heads would be left to train, or a pattern fits nothing.
+        UsageError: Only heads would be left to train, or a pattern matches no parameter.
     """
     limit = _quantile_limit(statistics, rule, heads) if rule.quantile is not None else None
     decisions = [_decide(n, s, rule, limit, tuple(heads)) for n, s in statistics.items()]
@@ -151,7 +152,7 @@ def freeze_decisions(
 
 
 def measure_of(statistic: Statistic, rule: FreezeRule) -> float:
-    """The number that `rule` compares; NaN where the tensor never had a gradient."""
+    """The number that `rule` compares; NaN if the tensor never had a gradient."""
     if rule.change is not None:
         return statistic.change_ratio
     value = statistic.by_kind[rule.kind]
@@ -193,11 +194,11 @@ def _verdict(
 
 
 def fits_pattern(name: str, pattern: str) -> bool:
-    """Whether `name` fits a glob of `pattern` as a whole, or lies below the module it names.
+    """Whether `name` matches a glob of `pattern`, or lies below a module that a glob names.
 
     Args:
-        name: Of a tensor.
-        pattern: Globs, separated by commas, which no name has.
+        name: Name of a parameter tensor.
+        pattern: Globs separated by commas; names contain no comma.
     """
     globs = [glob.strip() for glob in pattern.split(",")]
     return any(fnmatch.fnmatchcase(name, glob) or name.startswith(f"{glob}.") for glob in globs)
@@ -217,7 +218,7 @@ def _in_scope(
 def _quantile_limit(
     statistics: Mapping[str, Statistic], rule: FreezeRule, heads: Sequence[str]
 ) -> float:
-    """The statistic of the last tensor that the quantile takes; -inf if it takes none."""
+    """The largest statistic within the quantile; -inf if the quantile contains no tensor."""
     assert rule.quantile is not None
     values = _in_scope(statistics, rule, heads)
     count = int(rule.quantile * len(values))
@@ -241,7 +242,7 @@ def _check(
     body = [d for d in decisions if not d.name.startswith(tuple(heads) or "\0")]
     if all(
         d.frozen for d in body if d.statistic is not None
-    ):  # what has no gradient learns nothing
+    ):  # a tensor without a gradient is not trained
         highest = _in_scope(statistics, rule, heads)[-1:] or [0.0]
         raise UsageError(
             "Nothing would be left to train" + (" but the heads." if heads else "."),
@@ -269,7 +270,7 @@ def _check_pattern(decisions: Sequence[Decision], pattern: str) -> None:
 
 
 def _rounded_down(value: float, digits: int = 3) -> float:
-    """`value` with so many significant digits and not above it: above, nothing would be left."""
+    """`value` rounded down to `digits` digits; rounded up, it would freeze every tensor."""
     if value <= 0:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)

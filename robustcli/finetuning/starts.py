@@ -1,7 +1,7 @@
-"""The weights and settings that a fine-tuning starts from, for classifiers and for segmenters.
+"""Initial weights and settings of a fine-tuning, for classifiers and segmenters.
 
-nnU-Net's rule for the weights of every network: all tensors but those of the heads must be there in
-the same shape; the heads stay as they were initialised, even where they would fit.
+Weights follow nnU-Net's rule: every tensor outside the heads must exist with the same shape; the
+heads keep their random initialisation, even if their shapes match.
 Source: nnU-Net v2.1.1, `load_pretrained_weights`.
 """
 
@@ -46,10 +46,10 @@ Announcer = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights, and the network that they are for.
+    """Pretrained weights and their network.
 
     Args:
-        plan: What they were trained with, where nnU-Net did it.
+        plan: nnU-Net's plan of the pretraining; None for other weights.
     """
 
     origin: str
@@ -59,23 +59,23 @@ class Pretrained:
 
     @property
     def patch(self) -> Pair | None:
-        """The patch of the plan, in pixels; None without a plan."""
+        """The patch size of the plan, (height, width) in pixels; None without a plan."""
         return None if self.plan is None else self.plan.patch
 
 
 class FinetuneTask(ABC):
-    """How fine-tuning differs between classifiers and segmenters; the defaults are for both."""
+    """The task-specific parts of a fine-tuning; defaults are shared by both tasks."""
 
     rules: ClassVar[Sequence[FreezeRule]]
-    """What a sweep tries."""
+    """The freezing rules of a sweep."""
     files: ClassVar[str]
-    """What `--pretrained` may name, in words."""
+    """The kinds of path that `--pretrained` accepts, in words."""
 
     @abstractmethod
     def with_defaults(
         self, config: FinetuneConfig, entry: ModelEntry, say: Announcer
     ) -> FinetuneConfig:
-        """`config` with the default network and data where none are named; `say` hears of them.
+        """`config` with the default network and data if none are named, announced through `say`.
 
         Raises:
             UsageError: There is no default.
@@ -83,50 +83,50 @@ class FinetuneTask(ABC):
 
     @abstractmethod
     def pretrained(self, config: FinetuneConfig, entry: ModelEntry) -> Pretrained | None:
-        """The weights to start from; None where the recipe gives them or none are needed.
+        """The initial weights; None if the recipe provides them or no mode needs any.
 
         Raises:
-            UsageError: They are not here, or of another network.
+            UsageError: The weights do not exist, or are of another network.
         """
 
     @abstractmethod
     def heads(self, entry: ModelEntry, network: Callable[[], nn.Module]) -> tuple[str, ...]:
-        """Beginnings of the names of the layers that are new in the target task."""
+        """Name prefixes of the layers that are new in the target task."""
 
     def sized(self, training: TrainConfig, entry: ModelEntry) -> TrainConfig:
-        """`training` with the window that the network's weights demand."""
+        """`training` with the window size that the network's weights need."""
         return training
 
     def usual_recipe(
         self, training: TrainConfig, entry: ModelEntry, data: str, say: Announcer
     ) -> TrainConfig:
-        """`training` with the default recipe on the data set `data`, of which `say` hears."""
+        """`training` with the default recipe for the data set `data`, announced through `say`."""
         return training
 
     def usual_steps(self, typed: TrainConfig, training: TrainConfig, data: str) -> int | None:
-        """Steps of each mode on `data` where none are named; None where the recipe's epochs hold.
+        """Default number of steps of each mode; None to use the epochs of the recipe.
 
         Args:
             typed: The settings as typed.
-            training: What `usual_recipe` made of them.
+            training: The result of `usual_recipe`.
             data: Name of the data set.
         """
         return None
 
     def export(self, plan: TrainPlan, say: Announcer) -> None:
-        """Writes what the finished training of a mode leaves beside its training run: nothing."""
+        """Writes additional files after the training of a mode; by default none."""
         return
 
     def read_file(self, path: Path, entry: ModelEntry, arguments: Mapping[str, Any]) -> Pretrained:
-        """What `path` holds for the network `entry`: a training run, or a file of weights.
+        """Reads the weights at `path` for the network `entry`: a training run, or a weights file.
 
         Args:
-            path: As typed.
-            entry: The network.
-            arguments: For its builder, as typed; they go before those of the file.
+            path: Path as typed.
+            entry: Catalogue entry of the network.
+            arguments: Builder arguments as typed; they override those stored in the file.
 
         Raises:
-            UsageError: There are no such weights, or they are of another network.
+            UsageError: The weights do not exist, or are of another network.
         """
         if not path.exists():
             raise UsageError(
@@ -140,7 +140,7 @@ class FinetuneTask(ABC):
 
 
 class ClassifierFinetuning(FinetuneTask):
-    """Which class an image shows; a sweep also trains the last layer alone."""
+    """Fine-tuning of classifiers; a sweep also trains the last layer alone."""
 
     rules: ClassVar[Sequence[FreezeRule]] = (*COMMON_RULES, FreezeRule(pattern="*"))
     files: ClassVar[str] = "a file of weights, or a training run"
@@ -148,13 +148,13 @@ class ClassifierFinetuning(FinetuneTask):
     def with_defaults(
         self, config: FinetuneConfig, entry: ModelEntry, say: Announcer
     ) -> FinetuneConfig:
-        """See `FinetuneTask.with_defaults`: training looks the default data set up."""
+        """See `FinetuneTask.with_defaults`; the training plan looks up the default data set."""
         check_data(entry, config.training)
         check_finetunes(config.training)
         return config
 
     def pretrained(self, config: FinetuneConfig, entry: ModelEntry) -> Pretrained | None:
-        """See `FinetuneTask.pretrained`: a file or run, else what `robust eval` takes."""
+        """See `FinetuneTask.pretrained`: a file or run, else the weights of `robust eval`."""
         if config.pretrained is not None:
             return self.read_file(config.pretrained, entry, config.training.model_args)
         if config.modes == ("scratch",) and entry.asset is None:
@@ -162,7 +162,7 @@ class ClassifierFinetuning(FinetuneTask):
         return _published(config, entry)
 
     def heads(self, entry: ModelEntry, network: Callable[[], nn.Module]) -> tuple[str, ...]:
-        """See `FinetuneTask.heads`: what timm's contract calls the classifier."""
+        """See `FinetuneTask.heads`: the layers that timm's models name as the classifier."""
         return heads_in(network())
 
 
@@ -196,21 +196,22 @@ def _state(
 
 TARGET = f"{BUNDLED}:stained"
 BUNDLED_MODELS = {"umamba": "umamba-pico"}
-"""Network to the small one of its kind whose weights come with this program."""
+"""Maps a network to the small network of its family whose weights are bundled."""
 NNUNET_RECIPE = "nnunet"
 _WINDOW, _BATCH = 128, 4
 _STEPS = {False: 360, True: 60}
-"""Of each mode on the bundled data, by `--quick`: 2 cores take them three times in under 10
-minutes, or 2; see `docs/finetune.md`."""
+"""Steps of each mode on the bundled data, by `--quick`. Three modes take less than 10 minutes on 2
+cores, and less than 2 minutes with `--quick`; see `docs/finetune.md`."""
 _REPORTED_STEPS = 6000
-"""Of each mode by nnU-Net's recipe: "Exploring SSMs for Vision Tasks", 24 epochs of 250."""
+"""Steps of each mode with nnU-Net's recipe. Source: "Exploring SSMs for Vision Tasks", 24 epochs of
+250 steps."""
 _TWO_CLASSES = {"num_classes": 2, "in_channels": 3}  # foreground or not, in photos
 
 
 class SegmenterFinetuning(FinetuneTask):
-    """Foreground and background of every pixel; prefixes of U-Mamba save the most in a sweep.
+    """Fine-tuning of segmenters; a sweep also freezes prefixes of the network.
 
-    Nothing before the first trained layer needs a backward pass.
+    Prefixes save the most, because no layer before the first trained one needs a backward pass.
     """
 
     rules: ClassVar[Sequence[FreezeRule]] = (
@@ -246,7 +247,7 @@ class SegmenterFinetuning(FinetuneTask):
             return self.read_file(config.pretrained, entry, arguments)
         if not is_trainable(entry):
             return None
-        if entry.asset is not None:  # also for `scratch` alone: other modes may join it later
+        if entry.asset is not None:  # also for `scratch` alone: other modes may follow
             origin = f"the bundled `{entry.name}`, trained on {entry.pretraining}"
             return replace(self.read_file(local_path(entry), entry, arguments), origin=origin)
         if config.modes == ("scratch",) or wants_imagenet(entry):
@@ -269,8 +270,8 @@ class SegmenterFinetuning(FinetuneTask):
     ) -> TrainConfig:
         """See `FinetuneTask.usual_recipe`.
 
-        That is a small one on bundled data, nnU-Net's for a network that is built from its plan,
-        else the network's own.
+        A small recipe for bundled data, nnU-Net's recipe for a network that is built from an
+        nnU-Net plan, else the default recipe of the network.
         """
         small = light(training, data)
         typed = small is not training or training.recipe or training.protocol != "patient"
@@ -291,7 +292,7 @@ class SegmenterFinetuning(FinetuneTask):
         return None if typed.quick or training.recipe == typed.recipe else _REPORTED_STEPS
 
     def sized(self, training: TrainConfig, entry: ModelEntry) -> TrainConfig:
-        """See `FinetuneTask.sized`: a U-Mamba-Enc's weights have its patch's size."""
+        """See `FinetuneTask.sized`: the weights of U-Mamba-Enc depend on the patch size."""
         if entry.family != "umamba":
             return training
         with torch.device("meta"):
@@ -313,7 +314,7 @@ class SegmenterFinetuning(FinetuneTask):
         return replace(training, window=height)
 
     def export(self, plan: TrainPlan, say: Announcer) -> None:
-        """See `FinetuneTask.export`: a network of a plan as nnU-Net has it, where it has it."""
+        """See `FinetuneTask.export`: a results folder of nnU-Net if it can build the network."""
         if not export_nnunet(plan) and plan.entry.family in PLANNED:
             name = network_words(plan.entry.name, plan.config.model_args)
             say(f"No results folder of nnU-Net is written: its trainers cannot build `{name}`.")
@@ -327,16 +328,17 @@ FINETUNE_TASKS: dict[str, FinetuneTask] = {
 def fill_body(
     network: nn.Module, pretrained: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
 ) -> None:
-    """Copies the weights into `network` but for its heads.
+    """Copies all weights except those of the heads into `network`.
 
     Raises:
-        UsageError: A tensor is missing or of another shape; nothing was copied. Each is named.
+        UsageError: Tensors are missing or have other shapes; the message names each. No tensor is
+            copied.
     """
     transfer(network, pretrained.state, entry, heads, pretrained.origin, patch=pretrained.patch)
 
 
 def light(training: TrainConfig, data: str) -> TrainConfig:
-    """`training` with a window and batch for 2 cores, if the data are bundled and none is typed."""
+    """`training` with window and batch for 2 cores, if the data are bundled and none are typed."""
     bundled = data.partition(":")[0] == BUNDLED and training.protocol == "patient"
     if not bundled or training.recipe is not None:
         return training
@@ -349,7 +351,7 @@ def light(training: TrainConfig, data: str) -> TrainConfig:
 
 
 def no_weights(entry: ModelEntry) -> UsageError:
-    """The error where there is nothing to fine-tune from."""
+    """The error for a network without weights to fine-tune."""
     small = BUNDLED_MODELS.get(entry.name)
     bundled = f" The small `{small}` comes with weights." if small else ""
     return UsageError(
@@ -396,11 +398,11 @@ def read_nnunet(path: Path, *, fold: str | None = None) -> NnUNetModel:
     """The model in a results folder of nnU-Net, a fold's folder, or a checkpoint by itself.
 
     No code in a checkpoint is run: it is read by torch's restricted unpickler, in which the NumPy
-    numbers of nnU-Net's log are replaced by empty stand-ins (`robustcli.adapters.checkpoint`).
+    numbers of nnU-Net's log are replaced by empty placeholders (`robustcli.adapters.checkpoint`).
 
     Raises:
-        UsageError: There is no checkpoint; it holds code or is damaged; it is of another network;
-            its plan is missing or does not fit its weights.
+        UsageError: There is no checkpoint; it contains code or is damaged; it is of another
+            network; its plan is missing or does not match its weights.
     """
     file = find_checkpoint(path, fold=fold)
     model = trained_model(file, read_torch(file), without_aliases(read_weights(file)))

@@ -1,4 +1,4 @@
-"""Other rules than the chosen one: what each would have saved, and at what score.
+"""`robust finetune --sweep`: trains with further freezing rules and compares savings and scores.
 
 Each rule freezes from the first step on, by the profile of the run, and is trained like every mode:
 the same start, data order and budget.
@@ -35,18 +35,18 @@ from robustcli.training.lit_module import LitModule
 from robustcli.training.train_forecast import make_step
 
 _WARM = 2
-"""Rounds that do not count: kernels are compiled and the optimizer's state is made in them."""
+"""Rounds before timing: kernels are compiled and the optimizer's state is created in them."""
 _RESAMPLES = 2_000
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Seconds of a step over those of a step that freezes nothing.
+    """Time of a step relative to a step without freezing.
 
     Args:
-        median: Over the rounds.
+        median: Median over the rounds.
         low: Lower end of the 95 % bootstrap interval of the median over the rounds.
-        high: Its upper end.
+        high: Upper end of that interval.
     """
 
     median: float
@@ -58,17 +58,17 @@ def seconds_ratios(
     lit_module: LitModule, frozen: Sequence[Collection[str]], size: int,
     device: torch.device, rounds: int = 15,
 ) -> list[Ratio]:  # fmt: skip
-    """A ratio for each set of frozen parameters, timed in turns with a step that freezes nothing.
+    """The time ratio for each set of frozen parameters, interleaved with steps without freezing.
 
-    One after the other in one process, so that other load on the machine meets all alike; the order
-    of the turns rotates.
+    All steps run in turn in one process with a rotating order, so that other load on the machine
+    affects all of them equally.
 
     Args:
-        lit_module: The network with its recipe; it is copied and stays as it is.
+        lit_module: The network with its recipe; works on copies and does not change it.
         frozen: Sets of names of the network's parameters.
-        size: Images of a step.
-        device: Where the steps are taken.
-        rounds: How often each step is taken.
+        size: Batch size in images.
+        device: Device of the steps.
+        rounds: Number of repetitions of each step.
     """
     steps = [make_step(_frozen(lit_module, names), size, device) for names in ((), *frozen)]
     seconds = np.zeros((_WARM + rounds, len(steps)))
@@ -96,7 +96,7 @@ def _ratio(ratios: NDArray[np.float64]) -> Ratio:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A rule and what it decides."""
+    """A freezing rule and its decisions."""
 
     rule: FreezeRule
     decisions: Sequence[Decision]
@@ -108,7 +108,7 @@ class Candidate:
 
     @property
     def share(self) -> float:
-        """The share of the elements that are frozen."""
+        """Share of frozen elements, in [0, 1]."""
         total = sum(d.count for d in self.decisions)
         return sum(d.count for d in self.decisions if d.frozen) / total
 
@@ -117,15 +117,15 @@ def candidates(
     measured: Mapping[str, Statistic], chosen: FreezeRule, heads: Sequence[str],
     rules: Sequence[FreezeRule],
 ) -> Iterator[Candidate]:  # fmt: skip
-    """The rules that make sense for a network: `chosen` and those of `rules`, each set once.
+    """`chosen` and the `rules` that freeze different sets of tensors, each set once.
 
-    One that fits no tensor of the network, or leaves only its heads, is left out.
+    Leaves out rules that match no tensor of the network or leave only its heads to train.
     """
     tried: set[frozenset[str]] = set()
     for rule in dict.fromkeys((chosen, *rules)):
         try:
             candidate = Candidate(rule, freeze_decisions(measured, rule, heads))
-        except UsageError:  # it fits nothing, or would leave nothing
+        except UsageError:  # matches no tensor, or leaves none to train
             continue
         if frozenset(candidate.frozen) not in tried:
             tried.add(frozenset(candidate.frozen))
@@ -133,7 +133,7 @@ def candidates(
 
 
 def run_sweep(plan: FinetunePlan, network: nn.Module, listener: NamedListener) -> None:
-    """Trains by each rule that was not trained yet, and writes `OUT/sweep.csv`."""
+    """Trains with each rule that is not finished yet, and writes `OUT/sweep.csv`."""
     rules = _candidates(plan, network)
     runs = [_trained(plan, candidate, listener) for candidate in rules]
     listener.begin("sweep")
@@ -150,7 +150,7 @@ def run_sweep(plan: FinetunePlan, network: nn.Module, listener: NamedListener) -
 
 
 def help_sweep(plan: FinetunePlan, network: nn.Module, helped: Path) -> None:
-    """Trains by one rule in a process that another one started for the run folder `helped`."""
+    """Trains with one rule in a process that the first one started for the run folder `helped`."""
     for candidate in _candidates(plan, network):
         if helped == (plan.run / SWEPT / name_of(candidate.rule)).absolute():
             _trained(plan, candidate, NamedListener(Silent()))
@@ -162,7 +162,7 @@ def _candidates(plan: FinetunePlan, network: nn.Module) -> list[Candidate]:
 
 
 def _trained(plan: FinetunePlan, candidate: Candidate, listener: NamedListener) -> Path:
-    """The run that trained by the rule; that of `full` where it freezes nothing."""
+    """The training run of the rule; the run of mode `full` if the rule freezes no tensor."""
     if not candidate.frozen:
         return plan.run / "full"
     name = name_of(candidate.rule)
@@ -173,7 +173,7 @@ def _trained(plan: FinetunePlan, candidate: Candidate, listener: NamedListener) 
 
 
 def name_of(rule: FreezeRule) -> str:
-    """The name of the folder of `rule`."""
+    """Folder name of `rule`."""
     if rule.pattern is not None:
         characters = (c if c.isalnum() or c in "._-" else "_" for c in rule.pattern)
         return "name-" + "".join(characters)
