@@ -180,7 +180,7 @@ def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
 
 
 def first_mode(plan: FinetunePlan) -> Mode:
-    """The mode whose network is tested before training: `scratch` if it is the only one, else `full`."""
+    """The mode whose network is tested before training: `scratch` if it is alone, else `full`."""
     return "scratch" if plan.config.modes == ("scratch",) else "full"
 
 

@@ -119,7 +119,7 @@ class ProfileGradients(pl.Callback):
             self.on_full(self.profile.rows())
 
     def state_dict(self) -> dict[str, Any]:
-        """The profile so far and the last gradients, so that a resumed run gives the same profile."""
+        """The profile so far and the last gradients, for the same profile in a resumed run."""
         last = {} if self.full else self.profile.last
         return {"measured": self.profile.measured, "last": last}
 

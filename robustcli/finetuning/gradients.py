@@ -116,7 +116,7 @@ class GradientProfile:
         self.last = {name: gradient.detach().clone() for name, gradient in gradients.items()}
 
     def _change(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """(1, tensors) float64: mean |g - previous g| per tensor; NaN without previous gradients."""
+        """(1, tensors) float64: mean |g - previous g|; NaN without previous gradients."""
         change = torch.full((1, len(gradients)), math.nan, dtype=torch.float64)
         places = [place for place, name in enumerate(gradients) if name in self.last]
         if places:

@@ -131,8 +131,8 @@ def optimizer_bytes(optimizer: Optimizer) -> int:
 
 
 RANK, ALPHA = 8, 16
-"""Rank and scale of LoRA on the projections of state-space blocks, through peft. The heads are new in
-the target task and trained fully; all other parameters are frozen. Source: Hu et al.,
+"""Rank and scale of LoRA on the projections of state-space blocks, through peft. The heads are new
+in the target task and trained fully; all other parameters are frozen. Source: Hu et al.,
 "LoRA" (arXiv 2106.09685)."""
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.", ".lora_B.default."
 

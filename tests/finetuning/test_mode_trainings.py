@@ -216,7 +216,7 @@ def test_a_profile_alone_is_that_of_the_mode_that_freezes(tune: Tune, whole: Run
     assert (record.status, record.modes, record.saving is None) == ("complete", [], False)
     heard = Heard()
     run_finetuning(config, heard)
-    assert any("The profile is there" in line for line in heard.lines)
+    assert any("The profile exists" in line for line in heard.lines)
 
 
 def test_a_profile_from_a_file_freezes_before_the_first_step(
