@@ -1,4 +1,4 @@
-"""Decoded samples, each decoded once: in memory where they fit, else in a mapped file."""
+"""Decoded training samples: each is decoded once, into memory or a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.masks import decode_pair
 
 MEMORY_SHARE = 0.5
-"""Of the available memory, what decoded samples may take; the rest is for the network."""
-_AHEAD = 64  # samples decoded ahead of where they are stored
+"""Share of the available memory for decoded samples; the rest is left for the network."""
+_AHEAD = 64  # samples that threads decode ahead of the copy into storage
 
 PixelArray = NDArray[np.uint8]
 
 
 class Decoded(NamedTuple):
-    """The pixels of a sample.
+    """The decoded pixels of a sample.
 
     Args:
-        image: (H, W, 3), RGB.
-        mask: (H, W), 0 to K (1 for foreground) or `mask_values.IGNORED`; (0, 0) for a sample with
-            a class.
+        image: (H, W, 3) uint8, RGB.
+        mask: (H, W) uint8, 0 to K (1 for foreground) or `mask_values.IGNORED`; shape (0, 0) for
+            classification samples.
     """
 
     image: PixelArray
@@ -43,7 +43,7 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class DecodedSubset:
-    """Decoded samples with their ids; of a classifier's also the indices of their classes."""
+    """Decoded samples with their ids and, for classification, their class indices."""
 
     ids: Sequence[str]
     decoded: Sequence[Decoded]
@@ -51,17 +51,17 @@ class DecodedSubset:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], decoded: Sequence[Decoded]) -> DecodedSubset:
-        """The subset of `samples`, whose pixels are `decoded`."""
+        """The subset of `samples` with the pixels `decoded`."""
         targets = [sample.truth for sample in samples if isinstance(sample.truth, int)]
         return cls([sample.image_id for sample in samples], decoded, targets)
 
 
 def decode_sample(sample: Sample) -> Decoded:
-    """The pixels of `sample`, with its mask where it has one.
+    """Decodes the image of `sample`, and its mask if it has one.
 
     Raises:
         RunError: A file cannot be decoded.
-        UsageError: Image and mask differ in size, or the mask's values are not known.
+        UsageError: Image and mask differ in size, or the mask has unknown values.
     """
     masked = isinstance(sample.truth, FileRef)
     try:
@@ -81,13 +81,13 @@ def decode_sample(sample: Sample) -> Decoded:
 def decoded_once(
     samples: Sequence[Sample], folder: Path, *, budget: int | None = None, processes: int = 1
 ) -> Iterator[list[Decoded]]:
-    """Decodes `samples`, in order; the pixels are there until the context is left.
+    """Decodes `samples` in order; the pixels are valid inside the context.
 
     Args:
-        samples: What to decode.
-        folder: Where the mapped file lies, if one is needed; the file is removed on leaving.
-        budget: Bytes that may lie in memory; None for half of what is available.
-        processes: How many on this machine do the same and share what is available.
+        samples: Samples to decode.
+        folder: Folder of the mapped file, if one is needed; the file is removed at the end.
+        budget: Largest number of bytes in memory; None for half of the available memory.
+        processes: Number of processes on this machine that share the available memory.
 
     Raises:
         RunError: A file cannot be decoded, or the disk is full.
@@ -102,28 +102,31 @@ def decoded_once(
             in_memory.append(decoded)
             size += sum(array.nbytes for array in decoded)
             if size > budget:
-                file = folder / f"pixels-{uuid.uuid4().hex}"  # processes may share the folder
+                file = folder / f"pixels-{uuid.uuid4().hex}"  # processes can share the folder
                 stack.callback(_remove, file)
                 in_memory = _mapped(in_memory, stream, file)
         yield in_memory
 
 
 def _remove(file: Path) -> None:
-    """Removes `file`, and its folder unless another process has a file there."""
+    """Removes `file`, and its folder if it is then empty."""
     with suppress(OSError):
         file.unlink(missing_ok=True)
         file.parent.rmdir()
 
 
 def _decoded(samples: Sequence[Sample]) -> Iterator[Decoded]:
-    """Pillow decodes without holding Python's lock, so threads share the work."""
+    """Decodes in threads: Pillow releases the global interpreter lock."""
     with ThreadPoolExecutor(usable_cores()) as pool:
         for first in range(0, len(samples), _AHEAD):
             yield from pool.map(decode_sample, samples[first : first + _AHEAD])
 
 
 def _mapped(in_memory: list[Decoded], remaining: Iterator[Decoded], file: Path) -> list[Decoded]:
-    """All of `kept` and `rest` as views into a file, of which the system caches what fits."""
+    """Copies `in_memory` and `remaining` into a mapped file; returns views into it.
+
+    The operating system caches the parts of the file that fit into memory.
+    """
     shapes = []
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The training of classifiers: photos with classes, split class by class, measured by top-1."""
+"""Training of classifiers: images split per class, scored by top-1 accuracy."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ from robustcli.training.training_task import (
     typed_options,
 )
 
-_SEEN = 16  # images by which the data of a training is known again
+_SEEN = 16  # training images whose hashes identify the data of a run
 
 
 class ClassifierTraining(TrainingTask):
-    """Which class an image shows."""
+    """Training of classifiers."""
 
     name: ClassVar[Literal["cls", "seg"]] = "cls"
 
@@ -74,20 +74,20 @@ class ClassifierTraining(TrainingTask):
         check_data(entry, config)
 
     def open(self, config: TrainConfig, entry: ModelEntry) -> Dataset:
-        """See `TrainingTask.open`: whatever classes the data has.
+        """See `TrainingTask.open`: accepts any classes.
 
-        Without a name it is the default data of the network's own label space.
+        Without `--data`, opens the default data of the network's label space.
         """
         data = config.data or default_data(entry.label_space).data
         return open_dataset(data, Classes(offline=config.offline))
 
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
-        """See `TrainingTask.split`: a recipe may join parts."""
+        """See `TrainingTask.split`: recipe `paper` joins parts."""
         recipe = class_recipe(config, 0, index.name)
         return procedure_of(recipe).splits(split_dataset(index, seed=config.parts_seed))
 
     def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits) -> Recipe:
-        """See `TrainingTask.recipe`; the window is the network's own."""
+        """See `TrainingTask.recipe`; the window is the network's input size."""
         window = sized_preprocessing(entry, config.model_args, config.window).crop
         recipe = class_recipe(config, window, splits.train.name, entry)
         procedure_of(recipe).check_options(config, typed_options(config))
@@ -98,7 +98,7 @@ class ClassifierTraining(TrainingTask):
         return "Parts"
 
     def counted(self, part: Dataset) -> str:
-        """See `TrainingTask.counted`: with the classes that it lacks, where it lacks any."""
+        """See `TrainingTask.counted`: names the classes without an image."""
         present = {sample.target for sample in part.samples}
         absent = [name for target, name in enumerate(part.classes.ids) if target not in present]
         lacks = f" (none of {quoted(absent)})" if absent else ""
@@ -107,7 +107,7 @@ class ClassifierTraining(TrainingTask):
     def network(
         self, config: TrainConfig, entry: ModelEntry, index: Dataset
     ) -> tuple[nn.Module, str]:
-        """See `TrainingTask.network`: its last layer is new, whatever it starts from."""
+        """See `TrainingTask.network`: the last layer is always new."""
         classes = len(index.classes.ids)
         photos = class_recipe(config, 0, index.name, entry).photos
         if photos is not None and photos.outputs is not None:
@@ -122,7 +122,7 @@ class ClassifierTraining(TrainingTask):
         return plan.procedure.faults(plan.entry.name)
 
     def start(self, plan: TrainPlan) -> TrainStart:
-        """See `TrainingTask.start`: outputs of no class are cut off the trained network."""
+        """See `TrainingTask.start`: removes outputs without a class from the trained network."""
         start = super().start(plan)
         classes, outputs = len(plan.index.classes.ids), _outputs(start.network)
         if outputs is None or outputs == classes:
@@ -198,7 +198,7 @@ class ClassifierTraining(TrainingTask):
     def measure(
         self, plan: TrainPlan, lit_module: LitModule, chosen: Mapping[str, Any], listener: Listener
     ) -> None:
-        """See `TrainingTask.measure`: into `RUN/test`."""
+        """See `TrainingTask.measure`: writes `RUN/test`."""
         listener.say(f"Measuring on the {len(plan.splits.test.samples)} held-out images.")
         evaluate_test_images(plan, str(plan.run), plan.run / "test")
 
@@ -206,16 +206,16 @@ class ClassifierTraining(TrainingTask):
 def class_recipe(
     config: TrainConfig, window: int, data: str = "", entry: ModelEntry | None = None
 ) -> Recipe:
-    """The recipe on the data set `data` with the overrides of `config`.
+    """The recipe for the data set `data`, with the overrides of `config`.
 
     Args:
-        config: As typed.
-        window: Side of the squares that the network sees.
-        data: Name of the data set, by which a recipe serves where none is named.
-        entry: The network, where the recipe may depend on it.
+        config: The settings as typed.
+        window: Side of the network's square input in pixels.
+        data: Name of the data set, which determines the default recipe.
+        entry: The network, for recipes that depend on it; None for any.
 
     Raises:
-        UsageError: An override is unknown, out of range, or has no meaning in the recipe.
+        UsageError: An override is unknown, out of range, or not used by the recipe.
     """
     changes = {**overridden_fields(config), "window": window}
     if "loss" in changes:
@@ -259,30 +259,30 @@ def _outputs(network: nn.Module) -> int | None:
 
 
 def check_finetunes(config: TrainConfig) -> None:
-    """Raises UsageError where the recipe is only for networks that start from random numbers."""
+    """Raises UsageError if the recipe is only for networks with random initial weights."""
     recipe = class_recipe(config, 0, "")
     if not procedure_of(recipe).finetunes:
         name = recipe.name.split()[0]
         raise UsageError(
             f"`--recipe {name}` does not go with `robust finetune`.",
-            "It trains networks from random numbers, on images that it splits or holds in its way.",
+            "It trains networks from random weights, with its own split or storage of the images.",
             f"Use `--recipe fair`, or `robust train cls --recipe {name}`.",
         )
 
 
 def check_protocol(config: TrainConfig) -> None:
-    """Raises UsageError where a way of splitting, reading and scoring masks is asked for."""
+    """Raises UsageError if `--protocol` is given, which is for segmenters."""
     if config.protocol != "patient":
         raise UsageError(
             f"`--protocol {config.protocol}` does not go with classifiers.",
-            "It is a way of splitting and scoring images with masks.",
-            "Leave it out: classifiers are split by image, class by class.",
+            "It defines how images with masks are split and scored.",
+            "Leave it out: images of classifiers are split per class.",
         )
     check_no_masks(config.foreground, config.ignore, config.mask_classes)
 
 
 def check_data(entry: ModelEntry, config: TrainConfig) -> None:
-    """Raises UsageError where no data set says which classes to tell apart."""
+    """Raises UsageError if there is no data set to train on."""
     if config.data is not None or find_default(entry.label_space) is not None:
         return
     raise UsageError(
@@ -295,16 +295,16 @@ def check_data(entry: ModelEntry, config: TrainConfig) -> None:
 
 
 def _preprocessing(plan: TrainPlan) -> Preprocessing:
-    """How photos become the network's input, in training, validation and evaluation."""
-    own = sized_preprocessing(plan.entry, plan.config.model_args, plan.recipe.window)
+    """Preprocessing of images in training, validation and evaluation."""
+    base = sized_preprocessing(plan.entry, plan.config.model_args, plan.recipe.window)
     photos = plan.recipe.photos
     if photos is None or photos.mean is None or photos.std is None:
-        return own
-    channels, normalised = own.channels, replace(own, mean=photos.mean, std=photos.std)
+        return base
+    channels, normalised = base.channels, replace(base, mean=photos.mean, std=photos.std)
     return normalised.of_channels(channels)
 
 
 def _sampled_digests(train: Dataset, seed: int) -> dict[str, str]:
-    """Some training images, by id, with the hash of their files."""
+    """File hashes of some training images, by image id."""
     drawn = sorted(train.samples, key=lambda image: identity_seed("seen", seed, image.image_id))
     return {i.image_id: hashlib.sha256(i.image.read()).hexdigest() for i in drawn[:_SEEN]}

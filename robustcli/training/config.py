@@ -1,4 +1,4 @@
-"""What a user asked `robust train` for, before anything is looked up."""
+"""The settings of `robust train` as the user typed them, before names are looked up."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from robustcli.nnunet.plans_json import NnUNetPlan
 from robustcli.training.recipes import EXTENDABLE, Protocol, Recipe
 
 SEEDS_SUFFIX = "-seeds"
-"""Of the name of a folder that holds several seeds."""
+"""Suffix of the name of a folder with several seeds."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """All settings of one training; see `robust train seg --help` for their meaning.
 
-    What is None is the recipe's. `task` is what the user takes the model to be, None for either;
-    `plan` is that of pretrained weights, for recipes that follow one; `mask_classes` are
-    `--classes`. `seeds` is how many seeds are trained beside each other, from `seed` on; None for
-    one training without a folder of seeds. `split_seed` chooses the images of `limit` and of each
-    part; None for `seed`. `ablate` is one of the `model_args`, where it is kept: they are what the
-    network is built from.
+    A setting that is None takes the value of the recipe. `task` restricts the model to one task;
+    None accepts both. `plan` is the nnU-Net plan of pretrained weights. `mask_classes` is the
+    option `--classes`. `seeds` is the number of trainings, with consecutive seeds from `seed`; None
+    means a single training without a folder per seed. `split_seed` selects the images of `limit`
+    and of each part; None means `seed`. `ablate` is stored in `model_args`, from which the network
+    is built.
     """
 
     model: str
@@ -74,42 +74,42 @@ class TrainConfig:
 
     @property
     def parts_seed(self) -> int:
-        """The seed that chooses which images train, validate and test."""
+        """The seed of the split into training, validation and test images."""
         return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def other_split_seed(self) -> int | None:
-        """`parts_seed` where it is not `seed`; None where it is."""
+        """`parts_seed` if it differs from `seed`, else None."""
         return None if self.parts_seed == self.seed else self.parts_seed
 
     def for_seed(self, seed: int, out: Path) -> TrainConfig:
-        """The settings of one of the seeds, into the folder `out`: its parts are those of all."""
+        """The settings of the training with `seed` into `out`; all seeds share the data split."""
         return replace(self, seed=seed, split_seed=self.parts_seed, out=out, seeds=None)
 
     @property
     def ablation(self) -> str | None:
-        """What is taken out of the network, however that was said; None for nothing."""
+        """The ablated part of the network, from either option; None without ablation."""
         return self.model_args.get(ABLATE)
 
     @property
     def folder_name(self) -> str:
-        """The network and what is taken out of it, as a part of a folder's name."""
+        """The network and its ablated part, for the name of the run folder."""
         without = "" if self.ablation is None else f"-no-{file_name(str(self.ablation))}"
         return file_name(self.model) + without
 
     def directory(self, recipe: Recipe, digest: str, world: int = 1) -> Path:
-        """Where the run goes: `out`, else a folder named by the model and a hash of settings.
+        """The run folder: `out`, or a folder named after the model and a hash of the settings.
 
         Args:
-            recipe: With all overrides.
-            digest: The hash of the list of pairs.
-            world: Processes that train, whoever starts them.
+            recipe: The recipe with all overrides.
+            digest: Hash of the list of images.
+            world: Number of training processes.
         """
         if self.out is not None:
             return self.out
         how = asdict(recipe)
         if recipe.schedule in EXTENDABLE:
-            del how["epochs"]  # more of them go on with the same run
+            del how["epochs"]  # more epochs continue the same run
         for name in ("patches", "photos"):
             if how[name] is None:
                 del how[name]
@@ -119,6 +119,6 @@ class TrainConfig:
         if self.other_split_seed is not None:
             settings.append(f"split seed {self.split_seed}")
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
-        # More seeds go on in the same folder, so their number is no part of its name.
+        # More seeds continue in the same folder, so their number is not part of its name.
         suffix = "" if self.seeds is None else SEEDS_SUFFIX
         return Path("runs") / f"train-{self.folder_name}-{short}{suffix}"

@@ -1,14 +1,14 @@
-"""Images of one value everywhere: how a network trains on a batch that holds some.
+"""Stable training on batches that contain constant images (one value in every pixel).
 
-A black image, or any constant one that is normalised by its own mean, is exactly zero for the
-network. Where biases begin at zero it stays zero from layer to layer, and every norm on the way
-divides its gradient by the square root of the norm's epsilon: times 316 for 1e-5. Behind ten norms
-a gradient that was 1 leaves float32, and with it the gradients of all images of the batch; behind
-seven (U-Mamba) it is finite, and after clipping the step follows the constant image alone.
+A black image, or a constant image normalised by its own mean, is exactly zero at the input of the
+network. With zero-initialised biases it stays zero in every layer, and each normalisation layer
+multiplies its gradient by 1 / sqrt(epsilon), which is 316 for epsilon 1e-5. After ten such layers a
+gradient of 1 overflows float32 and spoils the gradients of all images in the batch. After seven
+layers (U-Mamba) it is finite, but after clipping it dominates the step.
 
-What such a norm says of its input's direction is rounding, not information. So, in batches with a
-constant image, no gradient passes a norm where its input does not vary; biases and scales still
-learn from it. Of all other inputs the gradient stays as it is, to the bit.
+The gradient with respect to such an input is rounding noise. In batches with a constant image,
+normalisation layers therefore pass no gradient to inputs without variance; their scales and biases
+are still trained. The gradients of all other inputs stay bit-identical.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-_LOOKED_AT = 64  # pixels by which most images are seen not to be constant
-_NO_VARIANCE = 1e-6  # of a norm's epsilon: below it, what varies is rounding
+_LOOKED_AT = 64  # pixels of a quick test, which rules out most images
+_NO_VARIANCE = 1e-6  # share of epsilon below which the variance is rounding noise
 
 
 def constant_ids(images: Tensor, ids: Sequence[str]) -> tuple[str, ...]:
-    """Which of the images (B, C, H, W) have a single value in each channel, by their `ids`."""
+    """The `ids` of the images (B, C, H, W) that have a single value in each channel."""
     flat = images.flatten(2)
     some = flat[:, :, :: max(1, flat.shape[2] // _LOOKED_AT)]
     perhaps = (some == some[:, :, :1]).flatten(1).all(1).nonzero().flatten().tolist()
@@ -37,9 +37,9 @@ def constant_ids(images: Tensor, ids: Sequence[str]) -> tuple[str, ...]:
 
 @contextmanager
 def without_gradient_of_constants(network: nn.Module) -> Iterator[None]:
-    """Makes norms pass no gradient to inputs that do not vary, in the context's forward passes.
+    """Stops gradients of normalisation layers to constant inputs in the context's forward passes.
 
-    The numbers that the network says stay the same.
+    The outputs of the network do not change.
     """
     norms = [module for module in network.modules() if _axes(module, 4) is not None]
     handles = [norm.register_forward_pre_hook(_gated) for norm in norms]
@@ -58,9 +58,9 @@ def _gated(norm: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _varies(norm: nn.Module, x: Tensor) -> Tensor:
-    """Where the norm's input varies within what it normalises together; broadcasts to `x`."""
+    """Mask of the groups of values with variance that the layer normalises; broadcasts to `x`."""
     axes = _axes(norm, x.ndim)
-    assert axes is not None, "only such norms are watched"
+    assert axes is not None, "hooks are registered for such layers only"
     values = x.detach().float()
     if isinstance(norm, nn.GroupNorm):
         grouped = values.reshape(len(x), norm.num_groups, -1).var(2, correction=0)
@@ -73,7 +73,7 @@ def _varies(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def _axes(norm: nn.Module, dimensions: int) -> tuple[int, ...] | None:
-    """The axes over which a norm takes mean and variance together; None of other modules."""
+    """The axes over which a layer computes mean and variance; None for other modules."""
     if isinstance(norm, nn.LayerNorm):
         if type(norm).__name__.endswith("2d"):  # timm's: over the channels of (B, C, H, W)
             return (1,)
@@ -86,7 +86,7 @@ def _axes(norm: nn.Module, dimensions: int) -> tuple[int, ...] | None:
 
 
 class _Gate(Function):
-    """The identity, whose gradient is zero where the mask is not set."""
+    """The identity with a gradient of zero outside the mask."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:

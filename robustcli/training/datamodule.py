@@ -1,4 +1,4 @@
-"""The batches of training and validation, as Lightning asks for them, and their order."""
+"""Lightning data modules: batches of training and validation, and their order."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from robustcli.training.recipes import Recipe
 
 
 class EpochOrder(Sampler[tuple[int, int]]):
-    """The images of an epoch in an order drawn from seed, epoch and their ids; each with the epoch.
+    """Samples (epoch, image index) in an order that depends on seed, epoch and image ids.
 
     Args:
-        most: Images of an epoch; None for all.
-        rank: Which of `world` processes this one is; each takes every `world`-th image.
-        world: How many processes share the images. They get equally many: the first images of the
-            order come again at its end where it does not divide.
+        most: Largest number of images per epoch; None for all.
+        rank: Rank of this process; it takes every `world`-th image from `rank` on.
+        world: Number of processes that share the images. All get the same number: if `world` does
+            not divide the number of images, the first images are repeated at the end.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class EpochOrder(Sampler[tuple[int, int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes this the order of `epoch`, counted from 0; Lightning calls it."""
+        """Sets the `epoch`, counted from 0; called by Lightning."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -49,12 +49,12 @@ class EpochOrder(Sampler[tuple[int, int]]):
 
 
 class ShareOfBatches(Sampler[list[int]]):
-    """Every `world`-th batch of `count` samples, from `rank` on; equally many in each process.
+    """Every `world`-th batch of `count` samples, from `rank` on; the same number in each process.
 
-    Batches are those of one process alone, so that a mean over batches is the same however many
-    processes share them, and every sample is in exactly one. Where they do not divide, the last
-    batch of some processes is empty: all must take equally many steps, as they exchange the
-    buffers of the network in each.
+    The batches are those of a single process, so that a mean over batches does not depend on the
+    number of processes, and every sample is in exactly one batch. If `world` does not divide the
+    number of batches, some processes get an empty last batch: all processes must take the same
+    number of steps, because they synchronise the buffers of the network in each step.
     """
 
     def __init__(self, count: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
@@ -71,16 +71,16 @@ class ShareOfBatches(Sampler[list[int]]):
 
 
 def batch_sizes(images: int, batch_size: int, least: int = 1) -> list[int]:
-    """How many images each batch of an epoch has: `batch_size`, and the rest in the last one.
+    """Number of images in each batch of an epoch: `batch_size`, the remainder in the last batch.
 
-    A last batch below `least` shares the images of the one before: the two become halves where
-    these are large enough, else one batch. So the number of batches depends on the three numbers
-    alone, and is the same for processes that have equally many images.
+    A remainder below `least` is merged with the batch before it; the two are split into halves if
+    these have at least `least` images, else they form one batch. The number of batches depends only
+    on the three arguments, so it is equal in processes with equally many images.
 
     Args:
-        images: Of this process, in an epoch.
-        batch_size: The usual size.
-        least: Fewest images of a batch, at most `batch_size` and at most `images`.
+        images: Number of images of this process per epoch.
+        batch_size: Usual batch size.
+        least: Smallest allowed batch, at most `batch_size` and at most `images`.
     """
     full, remainder = divmod(images, batch_size)
     sizes = [batch_size] * full + [remainder] * (remainder > 0)
@@ -96,17 +96,17 @@ class _SizedSampler(Sized, Protocol):
 
 
 class Batches(Sampler[list[Any]]):
-    """Batches of what `sampler` gives, of the sizes of `batch_sizes`.
+    """Batches of the items of `sampler`, with the sizes of `batch_sizes`.
 
     Args:
-        sampler: The samples of this process; Lightning finds it here to tell it the epoch.
+        sampler: The samples of this process; Lightning calls its `set_epoch`.
     """
 
     def __init__(self, sampler: _SizedSampler, batch_size: int, least: int = 1) -> None:
         self.sampler, self.batch_size, self.least = sampler, batch_size, least
 
     def set_epoch(self, epoch: int) -> None:
-        """Tells the sampler, where the batches themselves are what a loader draws from."""
+        """Passes `epoch` to the sampler, for loaders whose sampler is this object."""
         if isinstance(self.sampler, EpochOrder):
             self.sampler.set_epoch(epoch)
 
@@ -124,12 +124,12 @@ class Batches(Sampler[list[Any]]):
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """How batches are made, whatever is in them.
+    """Settings of data loaders for all kinds of samples.
 
     Args:
-        pin: Whether batches go through pinned memory, for CUDA.
-        least: Fewest images of a training batch; see `batch_sizes`.
-        ignores: Whether masks hold pixels to ignore (`mask_values.IGNORED`).
+        pin: Whether batches use pinned memory, for CUDA.
+        least: Smallest training batch; see `batch_sizes`.
+        ignores: Whether masks contain pixels to ignore (`mask_values.IGNORED`).
     """
 
     seed: int
@@ -140,14 +140,14 @@ class BatchSettings:
 
 
 class BaseDataModule(pl.LightningDataModule):
-    """The loaders that all data modules share."""
+    """Base class: creates the data loaders."""
 
     def __init__(self, collate: Callable[[Sequence[Any]], Any], settings: BatchSettings) -> None:
         super().__init__()
         self.collate, self.settings = collate, settings
 
     def loader(self, samples: Dataset[Any], **batches: Any) -> DataLoader[Any]:
-        """Batches of `samples`; `batches` are the arguments of DataLoader that say which."""
+        """A loader of `samples`; `batches` are arguments of DataLoader that define the batches."""
         workers = self.settings.workers
         return DataLoader(
             samples,
@@ -161,15 +161,15 @@ class BaseDataModule(pl.LightningDataModule):
 
 
 class ImageData(BaseDataModule):
-    """Batches where an epoch is a pass over images.
+    """Data module in which an epoch is a pass over the images.
 
     Args:
-        ids: The training images.
-        train_samples: Samples of them, by (epoch, place).
-        val_samples: The validation samples, by number.
-        collate: Makes a batch of samples.
-        recipe: With the batch size and the number of images of an epoch.
-        settings: How batches are made.
+        ids: Ids of the training images.
+        train_samples: Training samples, indexed by (epoch, image index).
+        val_samples: Validation samples, indexed by image.
+        collate: Makes a batch from a list of samples.
+        recipe: Gives the batch size and the number of images per epoch.
+        settings: Settings of the loaders.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class ImageData(BaseDataModule):
         self.recipe = recipe
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The batches of an epoch; of each step, this process's share."""
+        """Training batches; each process gets its share of every step."""
         recipe, least, (rank, world) = self.recipe, self.settings.least, self.rank()
         order = EpochOrder(
             self.ids, self.settings.seed, most=recipe.images_per_epoch, rank=rank, world=world
@@ -192,14 +192,14 @@ class ImageData(BaseDataModule):
         return self.loader(self.train_samples, batch_size=size, sampler=order)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The validation samples; of them, this process's share."""
+        """Validation batches of this process."""
         rank, world = self.rank()
         count = len(self.val_samples)
         share = ShareOfBatches(count, self.recipe.batch_size, rank=rank, world=world)
         return self.loader(self.val_samples, batch_sampler=share)
 
     def rank(self) -> tuple[int, int]:
-        """This process's number among those that train, and how many these are."""
+        """Rank of this process and number of training processes."""
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size

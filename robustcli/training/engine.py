@@ -1,4 +1,4 @@
-"""Runs a training: fits what is missing, chooses the weights, measures them on held-out images."""
+"""Runs a training: trains the missing epochs, selects the weights, scores the held-out images."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ _BY_DICE = VALIDATIONS["seg"].score
 _WHY = {
     validation.score: f"the best {validation.word} {{}}" for validation in VALIDATIONS.values()
 } | {AVERAGED: "the best moving average of the dice on validation patches"}
-_NOTHING, _TRAIN = "nothing is left to train", "train"  # what the first process tells the others
+_NOTHING, _TRAIN = "nothing is left to train", "train"  # from the first process to the others
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A training that may begin: its plan, what it begins with, and what `run.json` says of it."""
+    """A checked training: its plan, its initial network and callbacks, and its `run.json`."""
 
     plan: TrainPlan
     start: TrainStart
@@ -77,7 +77,7 @@ class _Prepared:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What has to be the same in all processes, by what a user calls it."""
+        """Values that must be equal in all processes, by their name in messages."""
         record = self.record
         recipe = record.recipe.model_dump_json() + json.dumps(record.arguments)
         return {
@@ -93,12 +93,13 @@ class _Prepared:
 
 
 def run_training(config: TrainConfig, listener: Listener | None = None) -> Path:
-    """Trains what `config` asks for, as far as it is not there yet; returns the run's folder.
+    """Trains the missing epochs of the training `config`; returns the run folder.
 
     Raises:
-        UsageError: Something named does not exist or does not fit together.
+        UsageError: A named model, data set or recipe does not exist, or options contradict each
+            other.
         RunError: Training failed; the checkpoints of the last finished epoch are kept.
-        SystemExit: In a process that is not the first, which has nothing else to do.
+        SystemExit: In every process but the first, after its part of the training.
     """
     process = ranks()
     listener = (listener if process.first else None) or Silent()
@@ -115,7 +116,7 @@ def run_plan(
     plan: TrainPlan, start: TrainStart, listener: Listener | None = None,
     peers: Peers | None = None,
 ) -> Path:  # fmt: skip
-    """Trains as `plan` says from `start` on; see `run_training`."""
+    """Trains by `plan` from `start`; see `run_training`."""
     process = ranks()
     listener = (listener if process.first else None) or Silent()
     with nullcontext(peers) if peers is not None and not peers.alone else meeting(process) as met:
@@ -124,13 +125,13 @@ def run_plan(
 
 
 def _prepare(plan: TrainPlan, start: TrainStart) -> _Prepared:
-    """Tries the network out; nothing is written yet."""
+    """Tests a training step of the network, before any file is written."""
     try_out(plan, start.network)
     return _Prepared(plan, start, train_record(plan, start.network, start.origin))
 
 
 def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecord:
-    """The record of a training that begins; its splits are not counted yet."""
+    """The record of a new training; its splits are counted later by `count_splits`."""
     config, now = plan.config, datetime.now(UTC)
     facts = plan.task.facts(plan, network)
     return TrainRecord(
@@ -145,7 +146,7 @@ def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecor
         faults=list(facts.faults),
         model=plan.entry.name,
         family=plan.entry.family,
-        arguments=json.loads(json.dumps(dict(config.model_args))),  # as they will be read back
+        arguments=json.loads(json.dumps(dict(config.model_args))),  # JSON types, as when read
         parameters=sum(p.numel() for p in network.parameters()),
         multiply_adds=_multiply_adds(plan, network),
         initial_weights=origin,
@@ -164,7 +165,7 @@ def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecor
 
 
 def _multiply_adds(plan: TrainPlan, network: nn.Module) -> int:
-    """Those of one image as the network gets it."""
+    """Multiply-adds of the network for one image."""
     image = torch.zeros(1, *plan.input_shape, device=next(network.parameters()).device)
     return count_multiply_adds(lambda: plan.task.answer(network, image), network)
 
@@ -174,7 +175,7 @@ def _scan_backend(network: nn.Module, device: torch.device) -> str | None:
 
 
 def _run(prepared: _Prepared, listener: Listener, peers: Peers) -> Path:
-    """Opens the run's folder, trains, chooses weights and measures them, in the first process."""
+    """Opens the run folder, trains, selects and scores the weights, in the first process."""
     if not peers.process.first:
         _help(peers, prepared)
     run = prepared.plan.run
@@ -193,14 +194,14 @@ def _run(prepared: _Prepared, listener: Listener, peers: Peers) -> Path:
 
 
 def _help(peers: Peers, prepared: _Prepared) -> NoReturn:
-    """Trains if the first process says so, and ends this process."""
+    """Trains if the first process requests it, then exits this process."""
     if peers.hear() == _TRAIN:
         _train(peers, prepared, Silent(), fitted=False)
     end_of_others()
 
 
 def _trained(peers: Peers, prepared: _Prepared, listener: Listener) -> LitModule:
-    """The trained network, in the first process."""
+    """Trains in the first process; returns the trained network."""
     plan = prepared.plan
     if is_trained(plan.run, plan.recipe.epochs):
         peers.tell(_NOTHING)
@@ -215,7 +216,7 @@ def _trained(peers: Peers, prepared: _Prepared, listener: Listener) -> LitModule
 
 
 def _train(peers: Peers, prepared: _Prepared, listener: Listener, *, fitted: bool) -> LitModule:
-    """The trained network; every process of the run does this, unless it is `fitted` already."""
+    """Fits in every process of the run, unless it is `fitted`; returns the module."""
     plan = prepared.plan
     task, splits, run, machine = plan.task, plan.splits, plan.run, plan.machine
     samples = (*splits.train.samples, *splits.val.samples)
@@ -245,7 +246,7 @@ def _train(peers: Peers, prepared: _Prepared, listener: Listener, *, fitted: boo
 
 
 def _digest(decoded: Sequence[Decoded]) -> str:
-    """Hash of the decoded images, by which several machines compare theirs."""
+    """Hash of the decoded images, to compare the data of several machines."""
     digest = hashlib.sha256()
     for pixels in decoded:
         for array in pixels:
@@ -258,7 +259,7 @@ def _digest(decoded: Sequence[Decoded]) -> str:
 def make_trainer(
     plan: TrainPlan, process: Ranks, listener: Listener, extra: Sequence[pl.Callback] = ()
 ) -> pl.Trainer:
-    """The Trainer of a run: its own checkpoints, logs and progress instead of Lightning's."""
+    """The Lightning Trainer of a run, with our checkpoints, logs and progress bar."""
     run, recipe, machine, validation = plan.run, plan.recipe, plan.machine, plan.task.validation
     waiting = WaitingTime()
     callbacks: list[pl.Callback] = [
@@ -299,10 +300,10 @@ def make_trainer(
 
 @dataclass(frozen=True)
 class Chosen:
-    """The weights that a training ends with.
+    """The selected weights of a training.
 
     Args:
-        epoch: After which they were, the first being 1.
+        epoch: The epoch that produced them, counted from 1.
     """
 
     epoch: int
@@ -311,9 +312,9 @@ class Chosen:
 
 
 def chosen_weights(run: Path, procedure: Procedure) -> Chosen:
-    """The weights of the best epoch by what was watched, or of the last one.
+    """The weights of the best epoch by the validation score, or of the last epoch.
 
-    Where the weights were averaged while they were trained, it is their average.
+    If the recipe averages weights during training, the average is returned.
     """
     folder, best = run / CHECKPOINT_FOLDER, procedure.keeps_best
     checkpoint = DurableCheckpoints().load_checkpoint(folder / (BEST if best else LAST))
@@ -333,14 +334,14 @@ def chosen_weights(run: Path, procedure: Procedure) -> Chosen:
 
 
 def _finish(prepared: _Prepared, lit_module: LitModule, listener: Listener) -> None:
-    """Chooses the weights, writes them and measures them on the held-out images."""
+    """Selects the weights, writes them and scores them on the held-out images."""
     plan = prepared.plan
     chosen = chosen_weights(plan.run, plan.procedure)
     state = prepared.start.export(chosen.state)
     write_weights(plan.run / WEIGHTS, state, plan.task.header(plan, lit_module.network))
     digest = state_digest(state)
     if TRAINING.read(plan.run).weights_sha256 not in (None, digest):
-        shutil.rmtree(plan.run / "test", ignore_errors=True)  # of the weights before
+        shutil.rmtree(plan.run / "test", ignore_errors=True)  # results of earlier weights
     TRAINING.update(
         plan.run, chosen_epoch=chosen.epoch, chosen_why=chosen.why, weights_sha256=digest
     )
@@ -348,7 +349,7 @@ def _finish(prepared: _Prepared, lit_module: LitModule, listener: Listener) -> N
 
 
 def peak_bytes() -> int:
-    """The most that this process has had in memory so far."""
+    """Peak resident memory of this process in bytes."""
     if sys.platform == "win32":
         import psutil
 
@@ -362,9 +363,9 @@ def peak_bytes() -> int:
 def count_splits(
     plan: TrainPlan, run_plan: Sequence[Decoded], val: Sequence[Decoded], listener: Listener
 ) -> None:
-    """Writes which image is in which part, and counts them in the record.
+    """Writes the split of the images, and counts its parts in the record.
 
-    The listener hears of classes that a part does not show.
+    Announces classes that have no image in a part.
     """
     counts = plan.task.counts(plan, run_plan, val)
     for part, split in counts.items():
@@ -378,7 +379,7 @@ def count_splits(
 
 
 def count_costs(run: Path, monitor: DeviceMonitor) -> None:
-    """Adds what this process used to what those before it did: peak memory and energy."""
+    """Adds peak memory and energy of this process to those of earlier processes of the run."""
     before, use = TRAINING.read(run), monitor.use()
     peak = peak_bytes() if use is None else use.peak_memory_bytes
     energy = None if use is None else use.energy_joules

@@ -1,4 +1,4 @@
-"""Networks as Lightning trains them: loss, checks for non-finite numbers, optimizer, validation."""
+"""Lightning modules of networks: loss, checks for non-finite values, optimizer, validation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from robustcli.training.samples import MaskBatch, PhotoBatch
 
 _SHOWN = 8
 SCALER_TRIES = 32
-"""Steps in a row that float16's loss scaler may skip: more halvings than its scale has."""
+"""Consecutive steps that the loss scaler of float16 may skip: its scale has fewer halvings."""
 
 
 def check_loss(
@@ -44,11 +44,11 @@ def check_loss(
     """Raises RunError unless `loss` is finite.
 
     Args:
-        loss: Of a batch.
-        ids: The images of the batch.
-        constant: Those of one value everywhere.
-        epoch: Counted from 0.
-        step: Of the optimizer, counted from 0.
+        loss: Loss of the batch, a scalar.
+        ids: Ids of the images in the batch.
+        constant: Ids of the constant images among them.
+        epoch: Epoch, counted from 0.
+        step: Optimizer step, counted from 0.
     """
     if not torch.isfinite(loss):
         raise not_finite(f"The loss is {loss.item()}", ids, constant, epoch, step)
@@ -58,9 +58,9 @@ def check_gradient(
     norm: Tensor, parameters: Iterable[tuple[str, nn.Parameter]], ids: Sequence[str],
     constant: Sequence[str], epoch: int, step: int,
 ) -> None:  # fmt: skip
-    """Raises RunError unless the gradient's `norm` is finite; the message names parameters.
+    """Raises RunError unless the `norm` of the gradient is finite; the message names parameters.
 
-    For the other arguments see `check_loss`.
+    For the other arguments, see `check_loss`.
     """
     if torch.isfinite(norm):
         return
@@ -73,7 +73,7 @@ def check_gradient(
 def not_finite(
     quantity: str, ids: Sequence[str], constant: Sequence[str], epoch: int, step: int
 ) -> RunError:
-    """The error for the user: which images, those of one value first, and what may help."""
+    """The error for a non-finite value: names the images, constant ones first, and remedies."""
     shown = ", ".join(constant[:_SHOWN])
     note = f" Of one value everywhere, and so most likely the reason: {shown}." if constant else ""
     return RunError(
@@ -85,13 +85,13 @@ def not_finite(
 
 
 def images_in_words(ids: Sequence[str]) -> str:
-    """The first images of a batch, in a sentence."""
+    """A sentence with the first images of a batch."""
     more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
     return f"Images of the batch: {', '.join(ids[:_SHOWN])}{more}."
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The Euclidean norm over all gradients; 0 where there are none."""
+    """The Euclidean norm of all gradients, a scalar; 0 without gradients."""
     norms = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
@@ -104,21 +104,21 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 
 class Identified(Protocol):
-    """A batch whose images are known by name."""
+    """A batch with image ids."""
 
     @property
     def ids(self) -> list[str]:
-        """The image of each sample."""
+        """The image id of each sample."""
 
     @property
     def constant(self) -> tuple[str, ...]:
-        """The images that have a single value per channel."""
+        """Ids of the constant images."""
 
 
 class LitModule(pl.LightningModule):
-    """A network in training.
+    """Base class of a network in training.
 
-    Parameters whose `requires_grad` is off when the optimizer is made stay out of it.
+    The optimizer contains only parameters that require gradients when it is created.
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, decays: Decays) -> None:
@@ -132,11 +132,11 @@ class LitModule(pl.LightningModule):
     @property
     @abstractmethod
     def input_channels(self) -> int:
-        """How many channels the network's images have: 3, or 1 for greyscale."""
+        """Number of channels of the network's input: 3, or 1 for greyscale."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image as the network gets it."""
+        """Channels, height and width of the network's input."""
         return self.input_channels, self.recipe.window, self.recipe.window
 
     @abstractmethod
@@ -145,13 +145,13 @@ class LitModule(pl.LightningModule):
 
     @abstractmethod
     def trial_loss(self, images: Tensor) -> Tensor:
-        """The loss of made-up images (B, *input_shape) in [0, 1], as costly as a real one."""
+        """The loss of generated images (B, *input_shape) in [0, 1], at the cost of a real batch."""
 
     def training_step(self, batch: Identified, batch_idx: int) -> Tensor:
         """The loss of a batch.
 
         Raises:
-            RunError: It is not finite; the message names the images.
+            RunError: The loss is not finite; the message names the images.
         """
         first = batch_idx % self.recipe.accumulate == 0
         self.recent_ids = batch.ids if first else self.recent_ids + batch.ids
@@ -172,7 +172,7 @@ class LitModule(pl.LightningModule):
         """Logs the norm of the gradient before clipping.
 
         Raises:
-            RunError: It is not finite, and not because of float16's loss scale.
+            RunError: The norm is not finite, and the loss scale of float16 is not the reason.
         """
         norm = gradient_norm(self.parameters())
         self._skipped = 0 if torch.isfinite(norm) else self._skipped + 1
@@ -193,7 +193,7 @@ class LitModule(pl.LightningModule):
         return OPTIMIZERS[recipe.optimizer](groups, lr=recipe.lr, **settings)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and the recipe's schedule by the step."""
+        """The optimizer, and the recipe's learning-rate schedule per step."""
         total, optimizer = int(self.trainer.estimated_stepping_batches), self.make_optimizer()
         factor = SCHEDULES[self.recipe.schedule]
         schedule = LambdaLR(optimizer, lambda step: factor(step, total))
@@ -203,21 +203,21 @@ class LitModule(pl.LightningModule):
         }
 
     def start_losses(self, samples: int) -> None:
-        """Makes room for the validation losses of `samples` samples."""
+        """Allocates the validation losses of `samples` samples."""
         batches = -(-samples // self.recipe.batch_size)
         self._losses = torch.zeros(batches, dtype=torch.float32, device=self.device)
 
     def keep_loss(self, numbers: Tensor, loss: Tensor) -> None:
-        """Keeps the validation loss of the batch that has the samples `numbers`."""
+        """Stores the validation loss of the batch with the sample indices `numbers`."""
         self._losses[numbers[:1] // self.recipe.batch_size] = loss.detach().float()
 
     def log_losses(self) -> None:
-        """Logs `val_loss`: the plain mean over all batches, whichever process had them."""
+        """Logs `val_loss`: the mean over the batches of all processes."""
         losses = self.trainer.strategy.reduce(self._losses, reduce_op="sum")
         self._log("val_loss", losses.mean())
 
     def _log(self, name: str, value: Tensor) -> None:
-        """To loggers and callbacks, as the plain mean over an epoch's batches and processes."""
+        """Logs `value` as the mean over the batches of an epoch in all processes."""
         self.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
 
@@ -225,7 +225,7 @@ _OURS = ("zoo", "vmamba", "vim", "cifar")
 
 
 def decays_of(entry: ModelEntry, network: nn.Module | None = None) -> Decays:
-    """Our networks' own rules; of timm's classifiers timm's, and of other segmenters everything."""
+    """The parameters with weight decay: defined by our networks and timm's, else all parameters."""
     if entry.builder in _OURS:
         return architecture(entry.variant).decays()
     if entry.builder == "timm" and network is not None:
@@ -235,10 +235,11 @@ def decays_of(entry: ModelEntry, network: nn.Module | None = None) -> Decays:
 
 
 def outputs(network: nn.Module, images: Tensor, classes: int = 0) -> list[Tensor]:
-    """Logits or probabilities of the foreground (B, 1, H, W), the first at the size of `images`.
+    """All outputs of a segmenter; the first has the size of `images` (B, C, H, W).
 
-    Further ones, where there are any, are at the sizes that the network gives them. With `classes`,
-    counted without background, they are the logits (B, classes + 1, H, W) of all of them.
+    Auxiliary outputs follow at their native sizes. Each output holds logits or probabilities of the
+    foreground (B, 1, H, W); with `classes` (counted without background) it holds logits
+    (B, classes + 1, H, W).
     """
     answer = network(images)
     levels = [answer] if isinstance(answer, Tensor) else list(answer)
@@ -253,11 +254,11 @@ class SegmenterModule(LitModule):
     """A segmenter in training.
 
     Args:
-        channels: Order in which it takes the colours; `grey` for their luma alone.
-        decays: Which parameters weight decay touches.
-        val_groups: The group of each validation sample, by its number.
-        ignores: Whether masks hold pixels to ignore (`mask_values.IGNORED`).
-        classes: How many classes masks hold beside background; 0 for foreground and background.
+        channels: Channel order of the network's input; `grey` for luma.
+        decays: Tells which parameters have weight decay.
+        val_groups: Group of each validation sample, by index.
+        ignores: Whether masks contain pixels to ignore (`mask_values.IGNORED`).
+        classes: Number of classes without background; 0 for foreground and background.
     """
 
     def __init__(
@@ -277,18 +278,18 @@ class SegmenterModule(LitModule):
         return 1 if self.channels == "grey" else 3
 
     def make_loss(self) -> nn.Module:
-        """Of what `outputs` gives and the masks, a scalar."""
+        """The loss module: maps the result of `outputs` and the masks to a scalar."""
         name, ignores = self.recipe.loss, self.ignores
         if self.classes:
             return DeepSupervision(SoftmaxLoss(CLASS_LOSSES[name], ignores=ignores))
         return DeepSupervision(make_loss(name, probabilities=self.probabilities, ignores=ignores))
 
     def outputs(self, images: Tensor) -> list[Tensor]:
-        """What the network answers to `images` in training; see the function of that name."""
+        """The outputs of the network in training; see the function `outputs`."""
         return outputs(self.network, images, self.classes)
 
     def pixels(self, batch: MaskBatch) -> Tensor:
-        """The images as the network takes them: float32 in [0, 1], its order of colours."""
+        """The images of a batch as network input: float32 in [0, 1], in its channel order."""
         images = batch.images
         if self.channels == "grey":
             images = luma(images)
@@ -313,7 +314,7 @@ class SegmenterModule(LitModule):
         self.start_losses(len(self.val_groups))
 
     def validation_step(self, batch: MaskBatch, batch_idx: int) -> None:
-        """Counts the pixels of a batch; an empty one only keeps the processes in step."""
+        """Counts the pixels of a batch; an empty batch only keeps the processes synchronised."""
         if not batch.ids:
             return
         output = self.outputs(self.pixels(batch))
@@ -333,10 +334,10 @@ class SegmenterModule(LitModule):
     def on_validation_epoch_end(self) -> None:
         """Logs dice and IoU, pooled within each group and averaged over groups.
 
-        The loss is the mean of the losses of batches, as the paper took it.
+        The logged loss is the mean over batches, as in the paper.
         """
         self.log_losses()
-        # Every sample was seen by one process; the others have counted nothing of it.
+        # One process counted each sample, and the counts of the others are 0.
         counts = self.trainer.strategy.reduce(self._counts, reduce_op="sum")
         self.log_scores(*pooled_scores(counts.cpu().numpy(), self.val_groups))
 
@@ -346,20 +347,20 @@ class SegmenterModule(LitModule):
         self._log("val_iou", torch.tensor(iou, device=self.device))
 
     def foreground(self, output: Tensor) -> Tensor:
-        """Which pixels are foreground, by the recipe's decision."""
+        """The predicted foreground, by the decision rule of the recipe."""
         if self.probabilities or self.recipe.decision == "logit":
             return output >= 0.5
         return output >= 0.0  # the logit of probability 0.5
 
 
 def class_counts(predicted: Tensor, true: Tensor, counted: Tensor, classes: int) -> Tensor:
-    """Pixels that are true positive, false positive and false negative, int64 (B, classes, 3).
+    """Counts of true positive, false positive and false negative pixels, int64 (B, classes, 3).
 
     Args:
-        predicted: The class of each pixel, (B, 1, H, W), 0 for background.
-        true: The same in truth.
-        counted: Which pixels count, bool (B, 1, H, W).
-        classes: How many there are beside background.
+        predicted: Predicted class of each pixel, (B, 1, H, W), 0 for background.
+        true: True class of each pixel, (B, 1, H, W).
+        counted: Mask of the pixels to count, bool (B, 1, H, W).
+        classes: Number of classes without background.
     """
     side = classes + 1
     images = torch.arange(len(predicted), device=predicted.device).view(-1, 1, 1, 1)
@@ -371,9 +372,9 @@ def class_counts(predicted: Tensor, true: Tensor, counted: Tensor, classes: int)
 
 
 def luma(images: Tensor) -> Tensor:
-    """The greyscale of images (B, 3, H, W), RGB, in their own type: (B, 1, H, W).
+    """The luma (B, 1, H, W) of RGB images (B, 3, H, W), with the same dtype.
 
-    Of uint8 as Pillow's `convert("L")` rounds it, so that evaluation sees the same values.
+    uint8 images are rounded like Pillow's `convert("L")`, so that evaluation sees equal values.
     Source: ITU-R BT.601; Pillow, `libImaging/Convert.c`, L24.
     """
     if images.dtype == torch.uint8:
@@ -384,11 +385,11 @@ def luma(images: Tensor) -> Tensor:
 
 
 def average(network: nn.Module, share: float) -> AveragedModel:
-    """A moving average of the weights and buffers of `network`, which starts as they are.
+    """An exponential moving average of the weights and buffers of `network`.
 
-    Of step n the share of the old value is min(`share`, (1 + n) / (10 + n)), so that the start is
-    soon forgotten. Source: TensorFlow's `ExponentialMovingAverage` with `num_updates`. Counters of
-    batches are copied.
+    The share of the old value in step n is min(`share`, (1 + n) / (10 + n)), so that the initial
+    weights lose their influence quickly. Source: TensorFlow's `ExponentialMovingAverage` with
+    `num_updates`. Integer buffers are copied.
     """
 
     @torch.no_grad()
@@ -407,13 +408,13 @@ def average(network: nn.Module, share: float) -> AveragedModel:
 class ClassifierModule(LitModule):
     """A classifier in training.
 
-    Where the recipe averages the weights, `averaged` has the average: it is part of the module's
-    state, so that an interrupted training goes on with it.
+    If the recipe averages the weights, `averaged` holds the average. It is part of the module's
+    state, so that a resumed training continues it.
 
     Args:
-        decays: Which parameters weight decay touches.
-        preprocessing: With mean and standard deviation of the images, which leave the CPU as bytes.
-        val_images: How many images there are to validate on.
+        decays: Tells which parameters have weight decay.
+        preprocessing: Mean and standard deviation, applied on the device to uint8 images.
+        val_images: Number of validation images.
     """
 
     def __init__(
@@ -431,7 +432,7 @@ class ClassifierModule(LitModule):
         self._answers = torch.zeros(0)
         photos = recipe.photos or Photowise()
         self.resident = photos.resident
-        if self.resident:  # convolutions on a GPU read the channels of a pixel side by side
+        if self.resident:  # the faster memory format of convolutions on a GPU
             self.network.to(memory_format=torch.channels_last)
         self.averaged = None if photos.ema is None else average(network, photos.ema)
         self._averaged_step = 0
@@ -442,9 +443,9 @@ class ClassifierModule(LitModule):
         return self.mean.shape[1]
 
     def logits(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
-        """The float32 logits of `images`: float32 in [0, 1], or uint8.
+        """The float32 logits of `images` (B, C, H, W), float32 in [0, 1] or uint8.
 
-        `network` is the one in training where none is named.
+        `network` defaults to the network in training.
         """
         values = images.float() / 255 if images.dtype == torch.uint8 else images
         values = (values - self.mean) / self.std
@@ -454,11 +455,11 @@ class ClassifierModule(LitModule):
         return logits.float()
 
     def on_train_start(self) -> None:
-        """Knows the steps that are done, of which none is averaged again."""
+        """Stores the number of finished steps, which are not averaged again after a resume."""
         self._averaged_step = self.trainer.global_step
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Moves the average after a step of the optimizer."""
+        """Updates the average after an optimizer step."""
         if self.averaged is not None and self.trainer.global_step > self._averaged_step:
             self.averaged.update_parameters(self.network)
             self._averaged_step = self.trainer.global_step
@@ -483,7 +484,7 @@ class ClassifierModule(LitModule):
         self.start_losses(self.val_images)
 
     def validation_step(self, batch: PhotoBatch, batch_idx: int) -> None:
-        """Keeps a batch's classes and answers; an empty one only keeps the processes in step."""
+        """Stores true and predicted classes; an empty batch only synchronises the processes."""
         if not batch.ids:
             return
         logits = self.logits(batch.images, self.averaged)
@@ -491,9 +492,9 @@ class ClassifierModule(LitModule):
         self.keep_loss(batch.numbers, self.loss(logits, batch.targets))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the share of the validation images that are right, and their macro F1."""
+        """Logs the validation top-1 accuracy and macro F1."""
         self.log_losses()
-        # Every image was seen by one process; the others have kept nothing of it.
+        # One process predicted each image, and the values of the others are 0.
         answers = self.trainer.strategy.reduce(self._answers, reduce_op="sum")
         targets, predictions = answers.cpu().numpy()
         self._log("val_top1", (answers[0] == answers[1]).float().mean())

@@ -1,11 +1,11 @@
-"""Losses of segmenters, on logits or on probabilities, in float32 whatever the network computes in.
+"""Losses of segmenters on logits or probabilities, computed in float32 for every precision.
 
-Source: "Mamba-Based Tumor Segmentation" (Crews and Whalen, 2024) for the constants; the losses of
-networks that answer with logits are taken from the logits, which a rounded sigmoid cannot harm.
+Source of the constants: "Mamba-Based Tumor Segmentation" (Crews and Whalen, 2024). Losses of
+networks with logits are computed from the logits, without the rounding error of a sigmoid.
 
-Shapes: output and target (B, 1, H, W); a target lies in 0 to 1, or is `mask_values.IGNORED` where
-pixels are to be ignored: these change neither loss nor gradient. Of K classes beside background the
-outputs are logits (B, K + 1, H, W) and the target holds 0 to K: see `SoftmaxLoss`.
+Shapes: output and target are (B, 1, H, W). A target is in [0, 1], or `mask_values.IGNORED` for
+ignored pixels, which change neither loss nor gradient. With K classes beside background, outputs
+are logits (B, K + 1, H, W) and the target holds 0 to K; see `SoftmaxLoss`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from robustcli.data.mask_values import IGNORED
 
 
 class DeepSupervision(nn.Module):
-    """`loss` over all outputs of a network; with one output it is `loss` itself.
+    """The weighted sum of `loss` over all outputs of a network; `loss` itself for one output.
 
-    Not MONAI's, which also computes the output of weight 0, whose NaN would spoil the sum.
+    MONAI's version also computes the output with weight 0, whose NaN would spoil the sum.
     Source: nnU-Net v2.1.1, `DeepSupervisionWrapper` and `nnUNetTrainer._build_loss`.
     """
 
@@ -38,8 +38,8 @@ class DeepSupervision(nn.Module):
         """The weighted sum, a scalar.
 
         Args:
-            outputs: (N, C, H, W), or several of them, highest resolution first.
-            target: (N, H, W) or (N, 1, H, W), at the first output's size.
+            outputs: One output (N, C, H, W), or several, highest resolution first.
+            target: (N, H, W) or (N, 1, H, W), at the size of the first output.
         """
         several = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         terms = [
@@ -51,9 +51,9 @@ class DeepSupervision(nn.Module):
 
 
 def supervision_weights(outputs: int) -> tuple[float, ...]:
-    """The share of each output in the loss, highest resolution first; they sum to 1.
+    """The weight of each output in the loss, highest resolution first; the weights sum to 1.
 
-    Source: 1 / 2^i, the lowest resolution left out where there are several.
+    Source: nnU-Net v2.1.1, 1 / 2^i; with several outputs, the lowest resolution has weight 0.
     """
     halves = [2.0**-i for i in range(outputs)]
     if outputs > 1:
@@ -62,15 +62,15 @@ def supervision_weights(outputs: int) -> tuple[float, ...]:
 
 
 def shrunk(target: Tensor, output: Tensor) -> Tensor:
-    """`target` at the height and width of `output`, by nearest neighbour; else as it is.
+    """`target` resized to the height and width of `output` by nearest neighbour, if they differ.
 
-    Source: nnU-Net resizes with scikit-image's order 0, which takes the pixel at or after the
-    middle of each cell: what torch calls `nearest-exact`, not `nearest`.
+    Source: nnU-Net resizes with order 0 of scikit-image, which selects the pixel at or after the
+    centre of each cell: `nearest-exact` in torch, not `nearest`.
     """
     height, width = target.shape[-2:]
     if output.shape[-2:] == (height, width):
         return target
-    # Labels are small whole numbers: float32 holds them exactly, and interpolation needs a float.
+    # Interpolation needs floats; float32 holds small integer labels exactly.
     flat = target.reshape(-1, 1, height, width).float()
     small = F.interpolate(flat, output.shape[-2:], mode="nearest-exact")
     return small.reshape(*target.shape[:-2], *output.shape[-2:]).to(target.dtype)
@@ -80,16 +80,16 @@ SMOOTH = 1e-5
 POOLED_SMOOTH = 100.0
 IMAGE_SMOOTH = 1.0
 _HALF_MARGIN = 1e-6
-"""How far from 0 and 1 a half-precision probability is kept: at 0 or 1 the gradient of the cross
-entropy times that of the sigmoid is infinity times zero."""
+"""Smallest distance of half-precision probabilities from 0 and 1, where the gradient of the cross
+entropy is infinite and that of the sigmoid zero, so that their product would be NaN."""
 
 
 class SegmentationLoss(nn.Module, ABC):
-    """A loss of what a network says; a scalar.
+    """Base class of losses for one output; returns a scalar.
 
     Args:
-        probabilities: Whether the network says probabilities; else logits.
-        ignores: Whether targets hold pixels to ignore.
+        probabilities: Whether the network returns probabilities; else logits.
+        ignores: Whether targets contain pixels to ignore.
     """
 
     def __init__(self, *, probabilities: bool, ignores: bool = False) -> None:
@@ -109,25 +109,25 @@ class SegmentationLoss(nn.Module, ABC):
 
     @abstractmethod
     def of(self, output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
-        """The loss of float32 `output`.
+        """The loss of the float32 `output`.
 
         Args:
-            output: What the network says.
-            target: 0 to 1; 0 where a pixel does not count.
-            counted: Which pixels count; None for all.
+            output: Output of the network, (B, 1, H, W).
+            target: Values in [0, 1], (B, 1, H, W); 0 at ignored pixels.
+            counted: Mask of the counted pixels, (B, 1, H, W); None for all.
         """
 
     def probability(self, output: Tensor, counted: Tensor | None) -> Tensor:
-        """The probabilities that `output` stands for; 0 where a pixel does not count."""
+        """The probabilities of `output`; 0 at ignored pixels."""
         probability = output if self.probabilities else output.sigmoid()
         return probability if counted is None else probability * counted
 
     def cross_entropy(self, output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
-        """The mean binary cross entropy over all pixels that count."""
+        """The mean binary cross entropy over the counted pixels."""
         if self.probabilities:
             finite = output.nan_to_num(nan=0.5)
             loss = self._mean(F.binary_cross_entropy, finite, target, counted)
-            # torch stops at a NaN with an error that names no image: hand it on as a NaN instead.
+            # Here torch raises on NaN without image names; return NaN, which is reported later.
             return loss + 0 * output.mean()
         return self._mean(F.binary_cross_entropy_with_logits, output, target, counted)
 
@@ -142,7 +142,7 @@ class SegmentationLoss(nn.Module, ABC):
 
 
 class DiceLoss(SegmentationLoss):
-    """One minus the dice of the whole batch pooled, smoothed by 100."""
+    """One minus the dice pooled over the batch, with smoothing 100."""
 
     def of(self, output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
         """See the class."""
@@ -160,7 +160,7 @@ class CrossEntropyLoss(SegmentationLoss):
 
 
 class BceDiceLoss(SegmentationLoss):
-    """Cross entropy plus one minus the mean dice of the images, each smoothed by 1."""
+    """Cross entropy plus one minus the mean dice of the images, with smoothing 1."""
 
     def of(self, output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
         """See the class."""
@@ -181,42 +181,47 @@ def make_loss(name: str, *, probabilities: bool, ignores: bool = False) -> Segme
     """The loss called `name`.
 
     Raises:
-        UsageError: No loss is called so.
+        UsageError: There is no such loss.
     """
     return LOSSES[loss_name(name)](probabilities=probabilities, ignores=ignores)
 
 
 def loss_name(name: str, classes: int = 0) -> str:
-    """The registered spelling of `name`, for masks of so many classes beside background.
+    """The registered spelling of the loss `name`, for masks with `classes` classes.
+
+    Args:
+        name: Name as typed.
+        classes: Number of classes without background; 0 for foreground and background.
 
     Raises:
-        UsageError: No loss is called so, with the nearest names; or it is for other masks.
+        UsageError: There is no such loss (the message has the nearest names), or it is for another
+            kind of masks.
     """
-    found = find(name, {**LOSSES, **CLASS_LOSSES}, kind="loss", listing="docs/train-seg.md")
-    here: Mapping[str, object] = CLASS_LOSSES if classes else LOSSES
-    if found in here:
-        return found
+    loss = find(name, {**LOSSES, **CLASS_LOSSES}, kind="loss", listing="docs/train-seg.md")
+    available: Mapping[str, object] = CLASS_LOSSES if classes else LOSSES
+    if loss in available:
+        return loss
     two_valued = "foreground and background"
     of_data = f"{classes} classes" if classes else two_valued
     of_loss = two_valued if classes else "several classes"
-    pairs = (pair for pair in COUNTERPARTS.items() if found in pair)
-    counterpart = next(name for pair in pairs for name in pair if name != found)
+    pairs = (pair for pair in COUNTERPARTS.items() if loss in pair)
+    counterpart = next(name for pair in pairs for name in pair if name != loss)
     raise UsageError(
-        f"`--loss {found}` does not go with these masks.",
-        f"They are of {of_data}, and it is a loss of {of_loss}.",
-        f"Use `--loss {counterpart}`, which is the like of it for them; there are "
-        f"{', '.join(f'`{name}`' for name in here)}.",
+        f"`--loss {loss}` does not go with these masks.",
+        f"The masks have {of_data}; the loss is for {of_loss}.",
+        f"Use its counterpart `--loss {counterpart}`, or another of "
+        f"{', '.join(f'`{name}`' for name in available)}.",
     )
 
 
 @dataclass(frozen=True)
 class ClassTerms:
-    """What a loss of several classes adds up.
+    """The terms of a loss for several classes.
 
     Args:
         entropy: Whether cross entropy is a term.
-        smooth: Added to both sides of the soft dice, as for two-valued masks; None for no dice.
-        batch_dice: Whether the dice pools its sums over the batch; else each image has its own.
+        smooth: Added to numerator and denominator of the soft dice; None without a dice term.
+        batch_dice: Whether dice is pooled over the batch; else it is computed per image.
     """
 
     entropy: bool
@@ -230,19 +235,20 @@ CLASS_LOSSES: dict[str, ClassTerms] = {
     "ce": ClassTerms(entropy=True),
 }
 COUNTERPARTS = {"bce-dice": "ce-dice", "dice": "dice", "bce": "ce"}
-"""What a recipe's loss is for masks of several classes: with one class both are the same number."""
+"""Maps a loss for two-valued masks to its counterpart for several classes; with one class both give
+the same number."""
 
 
 class SoftmaxLoss(nn.Module):
     """A loss of exclusive classes, in float32: cross entropy, one minus soft dice, or their sum.
 
-    The cross entropy counts every pixel, of background too; the dice is averaged over the classes
-    without background, as MONAI's `DiceCELoss(include_background=False, softmax=True)` and nnU-Net
-    do it. Unlike MONAI's, it leaves pixels to ignore out of both.
+    The cross entropy includes background pixels; the dice is averaged over the classes without
+    background, as in MONAI's `DiceCELoss(include_background=False, softmax=True)` and in nnU-Net.
+    Unlike MONAI's loss, it excludes ignored pixels from both terms.
 
     Args:
         terms: A row of CLASS_LOSSES.
-        ignores: Whether targets hold pixels to ignore.
+        ignores: Whether targets contain pixels to ignore.
     """
 
     def __init__(self, terms: ClassTerms, *, ignores: bool = False) -> None:
@@ -270,7 +276,7 @@ class SoftmaxLoss(nn.Module):
 
 @dataclass(frozen=True)
 class LossParts:
-    """The two terms, scalars: `cross_entropy` and `dice`, which is the dice itself, in 0..1."""
+    """The two terms of nnU-Net's loss, scalars: `cross_entropy`, and `dice` in [0, 1]."""
 
     cross_entropy: Tensor
     dice: Tensor
@@ -285,14 +291,13 @@ class DiceCrossEntropy(nn.Module):
     """nnU-Net's loss of one output: cross-entropy minus the soft dice of the foreground.
 
     It is `CE - dice`, not `CE + 1 - dice`: a good network has a negative loss, down to -1.
-    Source: nnU-Net v2.1.1, `DC_and_CE_loss` and `MemoryEfficientSoftDiceLoss`; written anew from
-    the published formulas. Region-based labels (sigmoid, overlapping classes) are left out.
+    Source: nnU-Net v2.1.1, `DC_and_CE_loss` and `MemoryEfficientSoftDiceLoss`; written from
+    the published formulas. Region-based labels (sigmoid, overlapping classes) are not supported.
 
     Args:
-        batch_dice: Whether the dice pools its sums over the batch, as 2D plans do; else the mean of
-            each image's own.
-        ignore_label: Target pixels of this value count nowhere.
-        smooth: Added to both sides of the dice.
+        batch_dice: Whether dice is pooled over the batch, as in 2D plans; else averaged per image.
+        ignore_label: Target value of ignored pixels.
+        smooth: Added to numerator and denominator of the dice.
     """
 
     def __init__(
@@ -306,12 +311,13 @@ class DiceCrossEntropy(nn.Module):
 
         Args:
             logits: (N, C, H, W), before softmax.
-            target: (N, H, W) or (N, 1, H, W), classes 0..C-1 and the ignore label; any integers.
+            target: (N, H, W) or (N, 1, H, W) of any integer type, classes 0..C-1 and the ignore
+                label.
         """
         return self.parts(logits, target).total
 
     def parts(self, logits: Tensor, target: Tensor) -> LossParts:
-        """Both terms; arguments as of `forward`."""
+        """Both terms; for the arguments, see `forward`."""
         labels = (target[:, 0] if target.ndim == logits.ndim else target).long()  # (N, H, W)
         counted = torch.ones_like(labels, dtype=torch.bool)
         if self.ignore_label is not None:
@@ -335,9 +341,9 @@ def soft_dice(
     Args:
         probabilities: (N, C, H, W).
         labels: (N, H, W), int64 in 0..C-1.
-        counted: (N, H, W), the pixels that count.
-        batch_dice: Whether the sums run over the batch too.
-        smooth: Added to both sides.
+        counted: (N, H, W), mask of the counted pixels.
+        batch_dice: Whether the sums include the batch dimension.
+        smooth: Added to numerator and denominator.
 
     Source: dice_c = (2 sum(p g) + 1e-5) / max(sum(g) + sum(p) + 1e-5, 1e-8).
     """
@@ -349,19 +355,19 @@ def soft_dice(
     return ((2 * overlap + smooth) / (true + guessed + smooth).clamp_min(1e-8)).mean()
 
 
-_SMALLEST = 1e-7  # under a probability of 0 or 1, whose logarithm is infinite
+_SMALLEST = 1e-7  # keeps the logarithm of probabilities finite
 
 
 class TwoClasses(nn.Module):
-    """nnU-Net's loss for networks that tell foreground from background, in float32.
+    """nnU-Net's loss for networks with one foreground output, in float32.
 
-    Softmax and cross-entropy of two classes depend on the difference of the scores alone, which is
-    the logit of the foreground: a network with one output gets 0 as the score of the background.
+    Softmax and cross entropy of two classes depend only on the difference of the two scores, which
+    is the logit of the foreground; so the score of the background is set to 0.
 
     Args:
-        probabilities: Whether the network says probabilities; else logits.
-        batch_dice: Whether the dice pools its sums over the batch.
-        ignore_label: Target pixels of this value count nowhere.
+        probabilities: Whether the network returns probabilities; else logits.
+        batch_dice: Whether dice is pooled over the batch.
+        ignore_label: Target value of ignored pixels.
     """
 
     def __init__(
@@ -377,7 +383,7 @@ class TwoClasses(nn.Module):
         """The loss, a scalar, from -1 (perfect) upwards.
 
         Args:
-            outputs: Of the foreground, (B, 1, H, W), highest resolution first.
+            outputs: Foreground outputs (B, 1, H, W), highest resolution first.
             target: (B, 1, H, W), 0, 1 or the ignore label.
         """
         with torch.autocast(target.device.type, enabled=False):
@@ -387,11 +393,11 @@ class TwoClasses(nn.Module):
 
 
 class SeveralClasses(nn.Module):
-    """nnU-Net's loss for networks that tell several classes apart, in float32.
+    """nnU-Net's loss for networks with several classes, in float32.
 
     Args:
-        batch_dice: Whether the dice pools its sums over the batch.
-        ignore_label: Target pixels of this value count nowhere.
+        batch_dice: Whether dice is pooled over the batch.
+        ignore_label: Target value of ignored pixels.
     """
 
     def __init__(self, *, batch_dice: bool = True, ignore_label: int | None = None) -> None:

@@ -1,10 +1,10 @@
-"""How each network is trained: rows of data, and which row serves when none is named.
+"""Training recipes as rows of data, and the default recipe of each network.
 
-Source of the rows of the paper: the training notebooks of "Mamba-Based Tumor Segmentation" (Crews
-and Whalen, 2024), whose dice on LGG is `expected_dice`. Deviations of those from the printed table:
-UL-VM-UNet's 0.79955 there is a slip for 0.79555, and SegFormer's 0.8454 is in no notebook (the only
-recorded evaluation gives 0.7945). The row `paper` of classifiers is the code of "Mamba vs SOTA for
-Vision Tasks" (2024), as it was run. The other rows are ours.
+Source of the paper's rows: the training notebooks of "Mamba-Based Tumor Segmentation" (Crews and
+Whalen, 2024), whose dice on LGG is `expected_dice`. The notebooks deviate from the printed table:
+0.79955 for UL-VM-UNet is a misprint of 0.79555, and no notebook contains SegFormer's 0.8454 (the
+only recorded evaluation gives 0.7945). The row `paper` of classifiers follows the executed code of
+"Mamba vs SOTA for Vision Tasks" (2024). The other rows are ours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from robustcli.core.names import find
 from robustcli.nnunet.normalisation import Channel
 
 Protocol = Literal["patient", "paper"]
-"""How the images are split, and how a segmenter is trained and scored on them."""
+"""Defines the split of the images, and how a segmenter is trained and scored."""
 
 WARMUP_SHARE = 0.05
 FINAL_FACTOR = 0.01
@@ -27,12 +27,12 @@ PEAK_SHARE = 0.2
 
 
 def constant(step: int, total: int) -> float:
-    """1 at every step."""
+    """The factor 1 at every step."""
     return 1.0
 
 
 def warmup_cosine(step: int, total: int) -> float:
-    """Linear from near 0 over the first 5 % of the steps, then half a cosine down to 1 %."""
+    """Linear warm-up over the first 5 % of the steps, then half a cosine down to 1 %."""
     warm = max(1, round(WARMUP_SHARE * total))
     if step < warm:
         return (step + 1) / warm
@@ -41,7 +41,7 @@ def warmup_cosine(step: int, total: int) -> float:
 
 
 def triangular(step: int, total: int) -> float:
-    """Linear from near 0 up over the first fifth of the steps, then linear down to 0.
+    """Linear increase from near 0 over the first fifth of the steps, then linear decrease to 0.
 
     Source: Page, "How to train your ResNet" (2018), whose ResNet-9 peaks at epoch 5 of 24.
     """
@@ -51,42 +51,42 @@ def triangular(step: int, total: int) -> float:
     return max(0.0, (total - step) / max(1, total - peak))
 
 
-# Functions of the step rather than torch's schedulers, whose rate depends on the steps that an
-# object has seen: a resumed training must have the rates of an unbroken one.
+# Functions of the step: the rates of torch's schedulers depend on the calls an object has seen, but
+# a resumed training must have the rates of an uninterrupted one.
 SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "constant": constant,
     "warmup-cosine": warmup_cosine,
     "triangular": triangular,
 }
-"""Each gives the factor on the learning rate, of steps done and steps in all."""
+"""Learning-rate factors as functions of the finished steps and the total number of steps."""
 EXTENDABLE = frozenset({"constant"})
-"""Those that do not depend on how long the training is: more epochs may be added to them."""
+"""Schedules that do not depend on the total number of steps, so that epochs can be added later."""
 
 
 BUNDLED = "nuclei-mini"
 BUNDLED_CLASSES = "cifar10-mini"
 OWN_RECIPE = "patient"
-"""What one types for our own recipe where another serves when none is named."""
+"""Name of our recipe on the command line, for networks with another default."""
 _PAPER = "Crews and Whalen 2024, training notebooks"
 _OURS = "ours"
 
 
 @dataclass(frozen=True)
 class Patchwise:
-    """Epochs of patches drawn at random, instead of passes over images, as nnU-Net trains.
+    """Settings of epochs of random patches instead of passes over images, as in nnU-Net.
 
     Source: nnU-Net v2.1.1, `nnUNetTrainer`.
 
     Args:
-        iterations: Batches of an epoch, each an optimizer step.
-        momentum: Of SGD, with Nesterov's correction.
-        exponent: Of the learning rate's decay by the epoch.
-        oversampling: The share of a batch, at its end, that is sure to show foreground.
-        batch_dice: Whether the loss pools its dice over the batch; the plan may say otherwise.
-        ema: The share of the old value in the moving average of the dice on validation patches.
-        most_patch: Largest side of a patch in pixels; None leaves it to the plan.
-        most_batch: Largest batch; None leaves it to the plan.
-        channels: How each input channel is normalised; the plan may say otherwise.
+        iterations: Optimizer steps per epoch, one batch each.
+        momentum: Nesterov momentum of SGD.
+        exponent: Exponent of the polynomial learning-rate decay.
+        oversampling: Share of the patches at the end of a batch that always contain foreground.
+        batch_dice: Whether the dice of the loss is pooled over the batch; a plan overrides it.
+        ema: Weight of the old value in the moving average of the dice on validation patches.
+        most_patch: Largest side of a patch in pixels; None for that of the plan.
+        most_batch: Largest batch; None for that of the plan.
+        channels: Normalisation of each input channel; a plan overrides it.
     """
 
     iterations: int = 250
@@ -103,19 +103,20 @@ class Patchwise:
 
 @dataclass(frozen=True)
 class Photowise:
-    """How a recipe of classifiers trains otherwise than ours.
+    """Settings of classifier recipes that differ from our procedure.
 
     Args:
-        ema: The share of the old value in a moving average of the weights, per step; the average
-            is validated, chosen and measured. None for none.
-        momentum: Of SGD, with Nesterov's correction.
-        mean: Of the normalisation, per channel, of values in [0, 1]; None for the network's own.
-        std: Of the normalisation.
-        outputs: Outputs of the network while it trains, if more than the classes; None for those.
-        validates_on: The images of the validation, by which the best epoch is chosen.
-        resident: Whether all images lie on the device, where batches are cut out and augmented.
-        target: The validation top-1, a fraction, to which the seconds are counted.
-        expected_top1: The published top-1 that it should come to, a fraction.
+        ema: Weight of the old value in a moving average of the weights, per step; the average is
+            validated, selected and scored. None for no average.
+        momentum: Nesterov momentum of SGD.
+        mean: Mean of the normalisation per channel, for values in [0, 1]; None for that of the
+            network.
+        std: Standard deviation of the normalisation, likewise.
+        outputs: Number of outputs during training, if larger than the number of classes.
+        validates_on: The images that select the best epoch.
+        resident: Whether all images are stored on the device, which also augments the batches.
+        target: Validation top-1, a fraction; the time to reach it is measured.
+        expected_top1: The published top-1 to reproduce, a fraction.
     """
 
     ema: float | None = None
@@ -131,31 +132,31 @@ class Photowise:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained.
+    """All settings of a training.
 
     Args:
-        name: What the recipe is called where it is announced.
-        loss: A name of `losses.LOSSES` or SMOOTHINGS, or nnU-Net's own.
-        optimizer: Its name in torch.optim.
-        lr: Its highest learning rate.
-        weight_decay: Per step, decoupled for AdamW.
-        schedule: A name of SCHEDULES, or nnU-Net's own.
-        batch_size: Images a step over all processes.
-        epochs: How many.
-        window: Side of the squares that the network sees, in pixels.
-        source: Who says so.
-        accumulate: Steps whose gradients are added up.
-        images_per_epoch: Images of an epoch; None for all.
-        clip: Largest norm of the gradient; None for any.
-        augmentation: A name of `samples.AUGMENTATIONS`, `samples.CROPS` or `shifts.SHIFTS`, or
-            nnU-Net's own.
-        patience: Epochs without better validation dice before stopping; None for never.
-        precision: Of the forward pass.
-        decision: Of what the 0.5 is that makes a pixel foreground.
-        expected_dice: The published dice that it should come to, a fraction.
+        name: Name of the recipe in announcements.
+        loss: A name of `losses.LOSSES` or SMOOTHINGS, or the name of nnU-Net's loss.
+        optimizer: Name of a class in torch.optim.
+        lr: Peak learning rate.
+        weight_decay: Weight decay per step, decoupled for AdamW.
+        schedule: A name of SCHEDULES, or the name of nnU-Net's schedule.
+        batch_size: Images per step, over all processes.
+        epochs: Number of epochs.
+        window: Side of the network's square input in pixels.
+        source: Origin of the recipe, in words.
+        accumulate: Number of batches whose gradients are summed for one step.
+        images_per_epoch: Images per epoch; None for all.
+        clip: Largest norm of the gradient; None for no clipping.
+        augmentation: A name of `samples.AUGMENTATIONS`, `samples.CROPS` or `shifts.SHIFTS`, or the
+            name of nnU-Net's augmentation.
+        patience: Epochs without a better validation score before stopping; None for never.
+        precision: Precision of the forward pass.
+        decision: Whether a pixel is foreground from probability 0.5 or from logit 0.5.
+        expected_dice: The published dice to reproduce, a fraction.
         paper_batch: Images pooled for one dice value, protocol `paper` only.
-        patches: Where an epoch is so many random patches, nnU-Net's way; None for passes.
-        photos: What only some recipes of classifiers have; None for the others.
+        patches: Settings of epochs of random patches (nnU-Net); None for passes over images.
+        photos: Settings of some classifier recipes; None for the others.
     """
 
     name: str
@@ -205,8 +206,8 @@ PAPER_RECIPES: dict[str, Recipe] = {
         expected_dice=0.8454, paper_batch=16,
     ),
 }  # fmt: skip
-"""The thirteen of Table I, as they were trained. The ResNets' evaluation is not on record: theirs
-is taken to be as UMambaBot's."""
+"""The thirteen networks of Table I, as they were trained. The evaluation of the ResNets is not on
+record; that of UMambaBot is assumed for them."""
 _NOT_IN_THE_PAPER = replace(_DICE, batch_size=16, source=f"{_OURS}, in the paper's manner")
 _PATIENT = Recipe(
     OWN_RECIPE, "bce-dice", "AdamW", 1e-3, 0.01, "warmup-cosine", 16, 60, 256, _OURS,
@@ -218,12 +219,12 @@ PATIENT_RECIPES: dict[str, Recipe] = {
     "resnet18_seg": replace(_PATIENT, lr=3e-4),
     "resnet50_seg": replace(_PATIENT, lr=3e-4),
 }
-"""Where ours differs from the one for every network: what attends or starts from pretrained weights
-bears a smaller learning rate only."""
+"""Networks for which our recipe differs from the common one: attention and pretrained weights need
+a smaller learning rate."""
 _BUNDLED_EPOCHS = {
     (True, False): 50, (True, True): 14, (False, False): 16, (False, True): 2,
 }  # fmt: skip
-"""Of (whether the network is small, whether it shall be quick)."""
+"""Settings by (whether the network is small, whether `--quick` is given)."""
 _NNUNET = Recipe(
     "nnunet", "ce-minus-dice", "SGD", 1e-2, 3e-5, "poly", 12, 1000, 256,
     "nnU-Net v2.1.1, nnUNetTrainer; batch and window are the plan's",
@@ -238,9 +239,9 @@ NAMED_RECIPES: dict[str, Recipe] = {
         patches=Patchwise(25, 10, most_patch=128, most_batch=4),
     ),
 }  # fmt: skip
-"""By name; batch and window are at most what a plan says, see `nnunet.planned`."""
+"""Recipes by name; batch and window are at most those of a plan, see `nnunet.planned`."""
 SMOOTHINGS = {"cross-entropy": 0.0, "smoothed-cross-entropy": 0.1}
-"""Losses by name, and what each takes from the true class to spread over all.
+"""Classification losses by name, with their label smoothing.
 Source: Szegedy et al., "Rethinking the Inception Architecture" (2016), section 7."""
 _CLASSES = Recipe(
     "classes", "smoothed-cross-entropy", "AdamW", 5e-4, 0.05, "warmup-cosine", 64, 20, 0, "ours",
@@ -249,10 +250,10 @@ _CLASSES = Recipe(
 CIFAR100_MEAN = (0.5071, 0.4867, 0.4408)
 CIFAR100_STD = (0.2675, 0.2565, 0.2761)
 VIM_OUTPUTS = 1000
-"""Of the published Vim for CIFAR-10, whose head was left as it is for ImageNet."""
+"""Number of outputs of the published Vim for CIFAR-10, whose head is that for ImageNet."""
 PUBLISHED_TOP1 = {"vim": 0.8947, "vit": 0.8619}
-"""Best epoch on CIFAR-10's test images, patch 4, from the curves of the repository. The figure of
-the paper shows another ViT, with patches of 8 (about 0.796)."""
+"""Top-1 of the best epoch on CIFAR-10's test images with patch 4, from the repository's curves. The
+figure of the paper shows a ViT with patch 8 instead (about 0.796)."""
 _VIS = "Crews and Whalen 2024, Mamba vs SOTA for Vision Tasks, code as run"
 FAIR_RATES: dict[str, float] = {
     "vim": 1e-3,
@@ -265,7 +266,7 @@ FAIR_RATES: dict[str, float] = {
 """Peak learning rates of recipe `fair` by family: what AdamW is usually given for them at batches
 of 128. `recipes/fair_learning_rates.py` trains each with a third, once and three times of 1e-3."""
 OTHER_RATE = 1e-3
-"""Of every other family."""
+"""Peak learning rate of every other family."""
 CLASS_RECIPES: dict[str, Recipe] = {
     "classes": _CLASSES,
     "classes-light": replace(
@@ -292,16 +293,17 @@ CLASS_RECIPES: dict[str, Recipe] = {
         photos=Photowise(momentum=0.9, resident=True, target=0.94),
     ),
 }  # fmt: skip
-"""By name; the window is the network's own. `usual_class_recipe` says which one serves."""
+"""Recipes by name; the window is the network's input size. For the default, see
+`usual_class_recipe`."""
 
 
 def usual_class_recipe(data: str) -> str:
-    """The name of the recipe for classifiers on the data set `data` where none is named."""
+    """Name of the default classifier recipe for the data set `data`."""
     return BUNDLED_CLASSES if data == BUNDLED_CLASSES else _CLASSES.name
 
 
 def class_recipe_for(name: str, model: str, family: str, *, quick: bool = False) -> Recipe:
-    """The recipe `name` of CLASS_RECIPES as it is for the network `model` of `family`."""
+    """The recipe `name` of CLASS_RECIPES with the values for the network `model` of `family`."""
     recipe = CLASS_RECIPES[name]
     if name == "fair":
         recipe = replace(recipe, lr=FAIR_RATES.get(family, OTHER_RATE))
@@ -314,7 +316,7 @@ def class_recipe_for(name: str, model: str, family: str, *, quick: bool = False)
 
 
 def recipe_for(model: str, protocol: Protocol, data: str, *, quick: bool = False) -> Recipe:
-    """The default recipe of `model` on the data set `data`."""
+    """The default recipe of `model` for the data set `data`."""
     if protocol == "patient" and data == BUNDLED:
         return _for_the_bundled(own_recipe(model), model, quick)
     if protocol == "patient":
@@ -324,7 +326,7 @@ def recipe_for(model: str, protocol: Protocol, data: str, *, quick: bool = False
 
 
 def own_recipe(model: str, *, quick: bool = False) -> Recipe:
-    """Our own recipe for `model` under protocol `patient`, on data of any size."""
+    """Our recipe for `model` under protocol `patient`, for data of any size."""
     recipe = PATIENT_RECIPES.get(model, _PATIENT)
     return shortened_recipe(recipe) if quick else recipe
 
@@ -332,9 +334,9 @@ def own_recipe(model: str, *, quick: bool = False) -> Recipe:
 def _for_the_bundled(recipe: Recipe, model: str, quick: bool) -> Recipe:
     """`recipe` for the 125 small images of the bundled set on 2 cores.
 
-    UL-VM-UNet-v5 takes 5 minutes, or 2 if `quick`; its dice on the held-out images is then 0.87,
-    or 0.88, where Otsu's threshold has 0.82. Larger networks take an hour or more to look at an
-    image as often, and learn more from each look.
+    UL-VM-UNet-v5 takes 5 minutes with dice 0.87 on the held-out images, or 2 minutes with dice 0.88
+    if `quick`; Otsu's threshold has 0.82. Larger networks would take an hour or more for as many
+    epochs, and need fewer.
     """
     small = model in _PUBLISHED
     return replace(
@@ -349,7 +351,7 @@ def _for_the_bundled(recipe: Recipe, model: str, quick: bool) -> Recipe:
 
 
 def shortened_recipe(recipe: Recipe) -> Recipe:
-    """The shortest of its kind that shows something: two epochs of few images or patches."""
+    """`recipe` shortened to two epochs of few images or patches."""
     few: dict[str, Any] = {"images_per_epoch": 512 if recipe.loss in SMOOTHINGS else 128}
     if recipe.photos is not None:
         few["photos"] = replace(recipe.photos, expected_top1=None)
@@ -359,7 +361,7 @@ def shortened_recipe(recipe: Recipe) -> Recipe:
 
 
 def listed() -> Iterator[tuple[str, str, Recipe]]:
-    """Every row with what it is for or how it is typed, and how the data are split.
+    """Every recipe as (network or option, split of the data, recipe).
 
     `*` stands for all other networks.
     """
@@ -376,7 +378,7 @@ def listed() -> Iterator[tuple[str, str, Recipe]]:
 
 
 def describe_recipe(recipe: Recipe) -> str:
-    """The recipe in a line, for announcing it."""
+    """One line about the recipe, for announcements."""
     per_epoch = "" if recipe.images_per_epoch is None else f" of {recipe.images_per_epoch} images"
     if recipe.patches is not None:
         per_epoch = f" of {recipe.patches.iterations} iterations"
@@ -397,20 +399,20 @@ def _describe_photos(photos: Photowise) -> str:
             "average is validated and kept."
         )
     if photos.resident:
-        parts.append("All images are held on the device and augmented there.")
+        parts.append("All images are stored and augmented on the device.")
     if photos.target is not None:
         parts.append(
-            f"Seconds are counted until {100 * photos.target:g} % of the validation images are "
+            f"Measures the time until {100 * photos.target:g} % of the validation images are "
             "right (`--target`)."
         )
     return "".join(f" {part}" for part in parts)
 
 
 def recipe_named(name: str, model: str, *, quick: bool = False) -> Recipe:
-    """The recipe called `name`.
+    """The segmenter recipe called `name`.
 
     Raises:
-        UsageError: No recipe is called so; the message offers the nearest names.
+        UsageError: There is no such recipe; the message has the nearest names.
     """
     if name in CLASS_RECIPES:
         raise UsageError(

@@ -1,13 +1,13 @@
-"""`run.json` of a training run, and the other files that it leaves; these models are the format.
+"""Format of a training's `run.json` and of the other files in its run folder.
 
-RUN/run.json             what follows here
+RUN/run.json             `TrainRecord`
 RUN/splits.csv           image_id, group, split
-RUN/metrics.csv          a line per finished epoch: the columns of METRICS
-RUN/checkpoints/         last.ckpt, best.ckpt (to go on with; replaced, never half written)
-RUN/weights.safetensors  the chosen weights, with what is needed to use them in their header
+RUN/metrics.csv          one line per finished epoch: the columns of METRICS
+RUN/checkpoints/         last.ckpt, best.ckpt (for resuming; replaced atomically)
+RUN/weights.safetensors  the selected weights; the header has all settings to use them
 RUN/paper.parquet        protocol `paper` only: rows of the test set, the columns of PAPER
-RUN/test/                an evaluation of the chosen weights on the held-out images (`robust eval`)
-RUN/baseline/            the same of Otsu's threshold
+RUN/test/                evaluation of the selected weights on the held-out images (`robust eval`)
+RUN/baseline/            the same evaluation of Otsu's threshold
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from robustcli.training.recipes import EXTENDABLE, Patchwise, Photowise, Protoco
 
 @dataclass(frozen=True)
 class Validation:
-    """What is logged of the validation images beside the loss.
+    """The validation scores in `metrics.csv`.
 
     Args:
-        columns: Of `metrics.csv`.
-        score: The one of them that the best epoch has the highest value of.
+        columns: Their columns.
+        score: The column whose highest value determines the best epoch.
     """
 
     columns: tuple[str, ...]
@@ -45,32 +45,31 @@ class Validation:
 
 
 ADDED = ("val_f1", "val_seconds")
-"""Columns of `metrics.csv` that trainings of older versions lack."""
+"""Columns of `metrics.csv` that older versions did not write."""
 _BEFORE = ("epoch", "step", "seconds", "lr", "train_loss", "grad_norm", "val_loss")
 VALIDATIONS: dict[Literal["cls", "seg"], Validation] = {
     "cls": Validation(("val_top1", "val_f1"), "val_top1", "top-1"),
     "seg": Validation(("val_dice", "val_iou"), "val_dice", "dice"),
 }
 METRICS = VALIDATIONS["seg"].metrics
-"""Per epoch, the first being 1: optimizer steps so far, seconds of this epoch with its validation,
-learning rate of its last step, means over its batches and steps (gradient norms before clipping),
-dice and IoU pooled within each group and averaged over groups, the share of the training time
-that was spent waiting for data, and the seconds of the validation alone. Of classifiers, the share
-of the validation images that are right and their macro F1 stand in place of dice and IoU."""
+"""Per epoch, counted from 1: optimizer steps so far, seconds of the epoch with its validation,
+learning rate of the last step, means over batches and steps (gradient norms before clipping), dice
+and IoU pooled within each group and averaged over groups, the share of the training time spent
+waiting for data, and the seconds of the validation. Classifiers have validation top-1 and macro F1
+instead of dice and IoU."""
 AVERAGED = "val_dice_ema"
-"""One more column of recipes with `patches`: the moving average of `val_dice`, which is then (like
-`val_iou`) of the epoch's validation patches, their pixels pooled: nnU-Net's pseudo dice."""
+"""Additional column of recipes with `patches`: the moving average of `val_dice`. `val_dice` and
+`val_iou` are then pooled over the pixels of the validation patches (nnU-Net's pseudo dice)."""
 PAPER = ("image_id", "intersection", "predicted", "target", "overlap", "union")
-"""Per image, in the order of evaluation: sums of p*t, p and t (t may be soft), and the pixels where
-both or either of p and t are above 0."""
+"""Per image, in the order of evaluation: sums of p*t, p and t (t can be soft), and the number of
+pixels where both or either of p and t are above 0."""
 
 
 class RecipeRecord(Record):
-    """How the network was trained, after all overrides; `expected_dice` and `source` as published.
+    """The recipe of a training after all overrides; see `Recipe` for the fields.
 
-    `images_per_epoch` is None where an epoch is a pass over all training images; `paper_batch` is
-    how many images the paper pooled for one dice value. `patches` is there where an epoch is
-    so many random patches, nnU-Net's way; `photos` where a classifier's recipe differs from ours.
+    `images_per_epoch` is None if an epoch is a pass over all training images. `patches` is set for
+    epochs of random patches (nnU-Net), `photos` for classifier recipes that differ from ours.
     """
 
     name: str = ""
@@ -96,16 +95,16 @@ class RecipeRecord(Record):
 
     @classmethod
     def of(cls, recipe: Recipe) -> RecipeRecord:
-        """The record of `recipe`, whose `decision` the training's record has in words."""
+        """The record of `recipe`, without its `decision`, which `TrainRecord` has in words."""
         fields = asdict(recipe)
         fields.pop("decision")
         return cls(**fields)
 
 
 class SplitRecord(Record):
-    """One part of the data: images, groups, and a segmenter's images without any foreground.
+    """Counts of a part of the data: images, groups and, for segmenters, images without foreground.
 
-    `absent` are the classes of masks with several of which the part shows no pixel, None for none.
+    `absent` lists the mask classes without a pixel in the part; None if no class is absent.
     """
 
     images: int
@@ -115,17 +114,17 @@ class SplitRecord(Record):
 
 
 class SpeedRecord(Record):
-    """How fast a training with a target was; the seconds are those of training steps alone.
+    """Time to a target accuracy; all times are those of training steps.
 
     Args:
-        target: Validation top-1, a fraction.
-        reached_epoch: The first epoch after which it was reached, from 1; None if it was not.
-        seconds_to_target: Of all steps up to then; None if it was not reached.
-        seconds_to_target_warm: The same without the first batch of each process that trained.
-        seconds: Of all steps.
-        warm_up_seconds: Of the first batch of each process that trained.
-        images: That were trained on, each as often as it was seen.
-        images_per_second: Without the first batches.
+        target: Validation top-1 to reach, a fraction.
+        reached_epoch: The first epoch that reached it, counted from 1; None if none did.
+        seconds_to_target: Time of all steps up to that epoch; None if it was not reached.
+        seconds_to_target_warm: The same without the first batch of each process.
+        seconds: Time of all steps.
+        warm_up_seconds: Time of the first batch of each process.
+        images: Number of training images over all steps, with repetitions.
+        images_per_second: Throughput without the first batches.
     """
 
     target: float
@@ -139,12 +138,12 @@ class SpeedRecord(Record):
 
 
 class TrainRecord(BaseRunRecord):
-    """All of a training run's `run.json`.
+    """The content of a training's `run.json`.
 
-    `protocol` and `faults` (of the protocol, as documented) are those of segmenters; `decision`
-    says in words what the network's answer is. `split_seed` chose the parts of the data; None where
-    `seed` did. `multiply_adds` are those of the network for one image of the recipe's window
-    (`models.multiply_adds`); None in runs of older versions.
+    `protocol` is set for segmenters; `faults` lists the known faults of the procedure; `decision`
+    describes in words how outputs become predictions. `split_seed` is the seed of the data split;
+    None if it is `seed`. `multiply_adds` counts the network's operations for one image of the
+    recipe's window (`models.multiply_adds`); None in runs of older versions.
     """
 
     kind: Literal["train"] = "train"
@@ -180,12 +179,12 @@ class TrainRecord(BaseRunRecord):
 
     @property
     def parts_seed(self) -> int:
-        """The seed that chose the parts of the data."""
+        """The seed of the data split."""
         return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def network(self) -> str:
-        """The network as reports name it: a control by what it lacks."""
+        """Name of the network in reports; a control has the ablated part in its name."""
         return network_words(self.model, self.arguments)
 
 
@@ -217,7 +216,7 @@ _RECIPE_FLAGS = {
 
 
 def _differences(old: TrainRecord, new: TrainRecord) -> Iterator[str]:
-    """Sentences on the settings of `new` that would lead to other weights than those of `old`."""
+    """One sentence per setting of `new` that would give other weights than `old`."""
     yield from dataset_differences(old.dataset, new.dataset, "`--data`, `--limit`, `--seed`")
     yield from changed_fields(old, new, _FLAGS)
     yield from recipe_differences(old.recipe, new.recipe)
@@ -225,7 +224,7 @@ def _differences(old: TrainRecord, new: TrainRecord) -> Iterator[str]:
 
 
 def recipe_differences(old: RecipeRecord, new: RecipeRecord) -> Iterator[str]:
-    """Sentences on the settings of a recipe that differ, its length aside."""
+    """One sentence per setting that differs between two recipes, except the number of epochs."""
     if old.patches != new.patches:
         yield f"`--recipe` was {old.name}, now it is {new.name} (or its plan is another)."
     if old.photos != new.photos:
@@ -245,7 +244,7 @@ def _epochs(old: RecipeRecord, new: RecipeRecord) -> Iterator[str]:
 
 
 def _kept(old: TrainRecord, new: TrainRecord) -> dict[str, Any]:
-    """The costs so far; a complete training that gets no more epochs stays complete."""
+    """Fields of the old record that stay: costs and, without further epochs, completeness."""
     kept = {name: getattr(old, name) for name in _ACCUMULATED}
     if old.status == "complete" and new.recipe.epochs == old.recipe.epochs:
         kept["status"] = "complete"
@@ -270,5 +269,5 @@ TRAINING = RunKind(
 
 
 def read_train_record(run: Path) -> TrainRecord:
-    """The record of the training in the folder `run`; raises as `RunKind.read` does."""
+    """The record of the training in the folder `run`; raises the errors of `RunKind.read`."""
     return TRAINING.read(run)

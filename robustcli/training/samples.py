@@ -1,8 +1,8 @@
-"""What a training step sees of an image: windows, crops and augmentation, by (seed, epoch, id).
+"""Training samples: windows, crops and augmentation, determined by (seed, epoch, image id).
 
-A sample depends on nothing else: neither the order of images nor the number of loader processes
-changes it. Torchvision's transforms draw from torch's global generator, which is set to a seed of
-its own for every image and put back afterwards.
+Neither the order of images nor the number of loader processes changes a sample. Torchvision's
+transforms draw from torch's global generator, which is seeded for every image and restored
+afterwards.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from robustcli.training.constant_images import constant_ids
 
 
 class RightAngle(v2.Transform):  # type: ignore[misc]  # torchvision has no types
-    """A turn by 0, 90, 180 or 270 degrees, each as likely; for square images."""
+    """Rotation by 0, 90, 180 or 270 degrees with equal probability; for square images."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws the number of quarter turns."""
         return {"turns": int(torch.randint(4, ()))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """The turned image or mask, of the same type, so that later transforms know it."""
+        """The rotated image or mask, with its type kept for later transforms."""
         return wrap(torch.rot90(inpt, params["turns"], (-2, -1)), like=inpt)
 
 
@@ -51,7 +51,7 @@ def _light() -> v2.Transform:
 
 @cache
 def _strong() -> v2.Transform:
-    """What comes into view is black and background. Hue stays: it takes as long as all the rest."""
+    """Fills with black and background. Without hue, which takes as long as all other operations."""
     return v2.Compose(
         [
             *(turn() for turn in _TURNS),
@@ -66,28 +66,28 @@ def _strong() -> v2.Transform:
 
 
 AUGMENTATIONS = {"none": None, "light": _light, "strong": _strong}
-"""Of images with masks. `light`: flips, turns by right angles, brightness and contrast up to 20 %.
-`strong`: also turned, sheared, shifted and scaled freely and sometimes blurred, brightness,
+"""Augmentations of images with masks. `light`: flips, right-angle rotations, brightness and
+contrast up to 20 %. `strong`: also rotation, shear, shift, scale and occasional blur; brightness,
 contrast and saturation up to 40 %."""
 
 
 def augmentation_name(name: str) -> str:
-    """The registered spelling of `name`.
+    """The registered spelling of the augmentation `name`.
 
     Raises:
-        UsageError: No augmentation is called so; the message offers the nearest names.
+        UsageError: There is no such augmentation; the message has the nearest names.
     """
     return find(name, AUGMENTATIONS, kind="augmentation", listing="docs/train-seg.md")
 
 
 def augment(image: Tensor, mask: Tensor, *, name: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Image and mask, changed together.
+    """Image and mask with the same random augmentation.
 
     Args:
         image: uint8 (3, S, S).
-        mask: uint8 (1, S, S), classes or `mask_values.IGNORED`: it is moved by nearest neighbour.
-        name: One of AUGMENTATIONS.
-        seed: Of this image in this epoch, in `[0, 2**63)`.
+        mask: uint8 (1, S, S), classes or `mask_values.IGNORED`; resampled by nearest neighbour.
+        name: A name of AUGMENTATIONS.
+        seed: Seed of this image in this epoch, in `[0, 2**63)`.
     """
     make = AUGMENTATIONS[name]
     if make is None:
@@ -100,14 +100,15 @@ def augment(image: Tensor, mask: Tensor, *, name: str, seed: int) -> tuple[Tenso
 
 @dataclass(frozen=True)
 class Crops:
-    """Random crops; `least` is the smallest share of the photo's area, in (0, 1]."""
+    """Random crops; `least` is the smallest share of the image's area, in (0, 1]."""
 
     least: float
 
 
 CROPS: dict[str, Crops | None] = {"none": None, "light": Crops(0.5), "strong": Crops(0.08)}
-"""Of photos with classes. `light`: a crop of at least half of the area, mirrored half of the time.
-`strong`: of at least 8 %, as ImageNet's networks are trained. `none`: as it is evaluated."""
+"""Augmentations of classifiers. `light`: a crop of at least half of the area, mirrored with
+probability 0.5. `strong`: a crop of at least 8 %, as usual for ImageNet. `none`: the preprocessing
+of evaluation."""
 _CROP_TRIES = 10
 _CROP_RATIOS = (3 / 4, 4 / 3)
 
@@ -115,7 +116,7 @@ _CROP_RATIOS = (3 / 4, 4 / 3)
 def random_crop(
     image: Tensor, crops: Crops, side: int, interpolation: str, rng: np.random.Generator
 ) -> Tensor:
-    """A random crop of uint8 `image` (3, H, W) at (3, side, side), mirrored half of the time."""
+    """A random crop of uint8 `image` (3, H, W), resized to (3, side, side), randomly mirrored."""
     top, left, height, width = _crop_box(image.shape[1], image.shape[2], crops, rng)
     mode = InterpolationMode(interpolation)
     crop = v2.functional.resized_crop(
@@ -130,9 +131,9 @@ def _crop_box(
 ) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random crop.
 
-    Source: Szegedy et al., "Going deeper with convolutions" (2015), section 6, as torchvision's
-    RandomResizedCrop has it: an area and a ratio of the sides are drawn, up to ten times. Its
-    `get_params` draws from torch's global generator; here each image has its own.
+    Source: Szegedy et al., "Going deeper with convolutions" (2015), section 6, like
+    torchvision's RandomResizedCrop: draws an area and an aspect ratio, up to ten times. Its
+    `get_params` uses torch's global generator; here each image has a separate generator.
     """
     low, high = (math.log(ratio) for ratio in _CROP_RATIOS)
     for _ in range(_CROP_TRIES):
@@ -149,15 +150,15 @@ def _crop_box(
 
 @dataclass(frozen=True)
 class CountedWindow:
-    """A window of an image, and which of its pixels count.
+    """A window of an image, and the rectangle of its pixels that are counted.
 
     Args:
         top: First row of the window in the image.
         left: First column.
-        first_row: The first row of the window that counts.
-        first_column: The first column that does.
-        rows: How many rows count.
-        columns: How many columns.
+        first_row: First counted row of the window.
+        first_column: First counted column of the window.
+        rows: Number of counted rows.
+        columns: Number of counted columns.
     """
 
     top: int
@@ -169,9 +170,9 @@ class CountedWindow:
 
 
 def tiles(height: int, width: int, side: int) -> Iterator[CountedWindow]:
-    """Windows of `side` pixels that count every pixel of an image once.
+    """Windows of `side` pixels that together count every pixel of an image once.
 
-    Where windows overlap, the earlier one counts. An image smaller than a window is padded.
+    Overlapping pixels are counted in the earlier window. Images smaller than a window are padded.
     """
     for top, first_row, rows in _spans(height, side):
         for left, first_column, columns in _spans(width, side):
@@ -179,7 +180,7 @@ def tiles(height: int, width: int, side: int) -> Iterator[CountedWindow]:
 
 
 def _spans(length: int, side: int) -> Iterator[tuple[int, int, int]]:
-    """Start of each window, and the first and the number of its pixels that count."""
+    """(start of the window, first counted pixel in it, number of counted pixels) per window."""
     if length <= side:
         yield 0, (side - length) // 2, length
         return
@@ -192,10 +193,10 @@ def _spans(length: int, side: int) -> Iterator[tuple[int, int, int]]:
 
 
 def window(pixels: PixelArray, top: int, left: int, side: int) -> PixelArray:
-    """The window of `pixels` (H, W, ...) at `top`, `left`; a smaller image lies in its middle.
+    """The window of `pixels` (H, W, ...) at `top`, `left`; a smaller image is centred and padded.
 
-    It is continued by reflection, as in prediction, and so is the mask: what the network sees there
-    is foreground all the same.
+    Padding is by reflection, as in prediction. Masks are padded alike, so that reflected objects
+    are labelled as foreground.
     """
     part = pixels[top : top + side, left : left + side]
     short = [side - length for length in part.shape[:2]]
@@ -206,7 +207,7 @@ def window(pixels: PixelArray, top: int, left: int, side: int) -> PixelArray:
 
 
 def random_place(height: int, width: int, side: int, *identity: object) -> tuple[int, int]:
-    """Top and left of a training window, drawn from `identity` alone, every place as likely."""
+    """Top and left of a training window, drawn uniformly with a seed from `identity`."""
     rng = np.random.default_rng(identity_seed("window", *identity))
     top = int(rng.integers(0, max(0, height - side) + 1))
     return top, int(rng.integers(0, max(0, width - side) + 1))
@@ -216,12 +217,12 @@ class MaskBatch(NamedTuple):
     """A batch of images with masks.
 
     Args:
-        images: RGB (B, 3, S, S), uint8, or float32 in [0, 1] where they were resized.
-        masks: (B, 1, S, S), 0 to K (1 for foreground) or `IGNORED`; uint8, or float32 and soft
-            where they were resized.
-        numbers: Of each sample, int64 (B): which image, or in validation which window.
-        counted: Which pixels count in validation, bool (B, 1, S, S); those to ignore never do.
-        constant: The images, by id, that have a single value per channel.
+        images: RGB (B, 3, S, S), uint8, or float32 in [0, 1] if resized.
+        masks: (B, 1, S, S), 0 to K (1 for foreground) or `IGNORED`; uint8, or soft float32 if
+            resized.
+        numbers: Index of the image, or in validation of the window, int64 (B,).
+        counted: Mask of the pixels counted in validation, bool (B, 1, S, S), without ignored ones.
+        constant: Ids of the constant images.
     """
 
     images: Tensor
@@ -233,7 +234,7 @@ class MaskBatch(NamedTuple):
 
 
 class MaskSample(NamedTuple):
-    """One of a `MaskBatch`."""
+    """One sample of a `MaskBatch`."""
 
     image: Tensor
     mask: Tensor
@@ -243,7 +244,7 @@ class MaskSample(NamedTuple):
 
 
 def collate_masks(samples: Sequence[MaskSample]) -> MaskBatch:
-    """The batch of `samples`; without any, an empty one of no height and width."""
+    """The batch of `samples`; without samples, an empty batch with height and width 0."""
     if not samples:
         nothing = torch.empty(0, 1, 0, 0)
         return MaskBatch(nothing, nothing, [], torch.empty(0, dtype=torch.long), nothing.bool())
@@ -257,7 +258,7 @@ def collate_masks(samples: Sequence[MaskSample]) -> MaskBatch:
 
 @dataclass(frozen=True)
 class RandomWindows(Dataset[MaskSample]):
-    """A random window of an image, augmented; asked for by epoch and place."""
+    """Augmented random windows of images, indexed by (epoch, image index)."""
 
     subset: DecodedSubset
     side: int
@@ -282,7 +283,7 @@ class RandomWindows(Dataset[MaskSample]):
 
 
 class AllWindows(Dataset[MaskSample]):
-    """Every window of every image, so that every pixel counts once; `places` are their images."""
+    """All windows of all images, each pixel counted once; `places` has their image indices."""
 
     def __init__(self, subset: DecodedSubset, side: int) -> None:
         self.subset, self.side = subset, side
@@ -308,7 +309,7 @@ class AllWindows(Dataset[MaskSample]):
 
 
 class ResizedImages(Dataset[MaskSample]):
-    """Whole images and masks, resized as the paper did, so that edges of masks become soft.
+    """Complete images and masks resized as in the paper, which makes mask edges soft.
 
     Source: torchvision 0.15's `Resize` of tensors: bilinear, without antialiasing.
     """
@@ -335,13 +336,13 @@ class ResizedImages(Dataset[MaskSample]):
 
 
 class PhotoBatch(NamedTuple):
-    """A batch of photos with classes.
+    """A batch of images with classes.
 
     Args:
         images: RGB or greyscale, uint8 (B, C, S, S).
-        targets: The class of each, int64 (B).
-        numbers: The place of each image in its subset, int64 (B).
-        constant: The images, by id, that have a single value per channel.
+        targets: Class indices, int64 (B,).
+        numbers: Index of each image in its subset, int64 (B,).
+        constant: Ids of the constant images.
     """
 
     images: Tensor
@@ -352,7 +353,7 @@ class PhotoBatch(NamedTuple):
 
 
 class PhotoSample(NamedTuple):
-    """One of a `PhotoBatch`."""
+    """One sample of a `PhotoBatch`."""
 
     image: Tensor
     target: int
@@ -361,9 +362,9 @@ class PhotoSample(NamedTuple):
 
 
 def collate_photos(samples: Sequence[PhotoSample] | PhotoBatch) -> PhotoBatch:
-    """The batch of `samples`; without any, an empty one of no height and width.
+    """The batch of `samples`; without samples, an empty batch with height and width 0.
 
-    A data set that makes whole batches has nothing left to collate.
+    A batch made by the data set is returned unchanged.
     """
     if isinstance(samples, PhotoBatch):
         return samples
@@ -380,7 +381,7 @@ def collate_photos(samples: Sequence[PhotoSample] | PhotoBatch) -> PhotoBatch:
 
 @dataclass(frozen=True)
 class WholePhotos(Dataset[PhotoSample]):
-    """Each photo once, as the network is evaluated."""
+    """Each image once, with the preprocessing of evaluation."""
 
     subset: DecodedSubset
     preprocessing: Preprocessing
@@ -389,7 +390,7 @@ class WholePhotos(Dataset[PhotoSample]):
         return self.sample(index, self.preprocessing.apply(self.subset.decoded[index].image))
 
     def sample(self, index: int, pixels: PixelArray) -> PhotoSample:
-        """The sample of the photo at `place`, which looks like RGB `pixels` (S, S, 3)."""
+        """The sample of the image at `index` with the RGB `pixels` (S, S, 3)."""
         image = _channels_first(self.preprocessing.coloured(pixels))
         return PhotoSample(image, self.subset.targets[index], self.subset.ids[index], index)
 
@@ -398,10 +399,10 @@ class WholePhotos(Dataset[PhotoSample]):
 
 
 class RandomCrops(Dataset[PhotoSample]):
-    """A random crop of a photo; asked for by epoch and place.
+    """Random crops of images, indexed by (epoch, image index).
 
     Args:
-        preprocessing: The network's own; without augmentation nothing else is done.
+        preprocessing: Preprocessing of the network; without augmentation, the only operation.
     """
 
     def __init__(
@@ -426,7 +427,7 @@ class RandomCrops(Dataset[PhotoSample]):
 
 
 def _channels_first(pixels: PixelArray) -> Tensor:
-    """(H, W, C) or (H, W) to a tensor (C, H, W) of its own, so that a mapped file can close."""
+    """A copy of (H, W, C) or (H, W) as tensor (C, H, W), so that a mapped file can be closed."""
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

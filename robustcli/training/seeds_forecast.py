@@ -1,4 +1,4 @@
-"""The dry run of several seeds: what one of them would be, and how many are still to be done."""
+"""`--seeds N --dry-run`: the forecast of one seed and the number of unfinished seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from robustcli.training.train_plan import plan_training
 
 
 class SeedForecast(Protocol):
-    """What one seed would be."""
+    """The forecast of one seed."""
 
     def as_json(self) -> str:
         """One JSON object."""
@@ -30,13 +30,13 @@ class SeedForecast(Protocol):
 
 @dataclass(frozen=True)
 class SeedsForecast:
-    """What several seeds would be.
+    """The forecast of several seeds.
 
     Args:
-        out: The folder of all.
-        seeds: All of them.
-        finished: Those that are finished there.
-        each: Of the first seed; the others are alike.
+        out: Folder of all seeds.
+        seeds: All seeds.
+        finished: The finished seeds in that folder.
+        each: Forecast of the first seed; the others are alike.
     """
 
     out: str
@@ -56,14 +56,14 @@ class SeedsForecast:
         return "\n".join(
             [
                 f"Seeds:      {len(self.seeds)} ({listed}) in {self.out}; finished: {finished}",
-                f"What follows is of each seed; time and disk count {len(self.seeds)} times.",
+                f"Values below are per seed; time and disk space count {len(self.seeds)} times.",
                 self.each.as_text(),
             ]
         )
 
 
 def seeds_in(config: TrainConfig, run: Path, kind: RunKind[Any]) -> tuple[list[int], list[int]]:
-    """All seeds that the folder `run` would hold, and those that are finished there."""
+    """All seeds of the folder `run`, and the finished ones among them."""
     count = config.seeds or 1
     if has_record(run) and not config.fresh:
         count = max(count, read_seeds_record(run).count)
@@ -78,10 +78,11 @@ def seeds_in(config: TrainConfig, run: Path, kind: RunKind[Any]) -> tuple[list[i
 
 
 def forecast_train_seeds(config: TrainConfig, listener: Listener) -> SeedsForecast:
-    """The forecast for the seeds that `config` asks for; nothing is written.
+    """The forecast for the seeds of `config`; writes nothing.
 
     Raises:
-        UsageError: Something named does not exist or does not fit together.
+        UsageError: A named model, data set or recipe does not exist, or options contradict each
+            other.
     """
     check_launcher()
     plan = plan_training(config, listener)

@@ -1,8 +1,8 @@
-"""`run.json` of several seeds beside each other, of a training or of a fine-tuning.
+"""Format of `run.json` in a folder with several seeds of a training or fine-tuning.
 
-RUN/run.json        what follows here
-RUN/seed-0/, ...    a training run (`training.record`) or a fine-tuning (`finetuning.record`) for
-                    each seed, called by it
+RUN/run.json        `SeedsRecord`
+RUN/seed-0/, ...    a training run (`training.record`) or a fine-tuning (`finetuning.record`) per
+                    seed
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from robustcli.tasks.record import DatasetRecord, dataset_differences
 
 
 class SeedFailure(Record):
-    """A seed that did not come to its end, and why, in a line."""
+    """A seed that failed, with the reason in one line."""
 
     seed: int
     error: str
 
 
 class SeedsRecord(BaseRunRecord):
-    """All of a folder's `run.json`.
+    """The content of `run.json` in a folder with several seeds.
 
-    `of` is the command; the seeds are the `count` numbers from `seed` on. `split_seed` chose the
-    parts of the data of all of them. `failures` are those of the last command that worked here.
+    `of` is the command. The seeds are `count` consecutive numbers from `seed`. `split_seed` is the
+    seed of their common data split. `failures` are those of the last command in this folder.
     """
 
     kind: Literal["seeds"] = "seeds"
@@ -55,7 +55,7 @@ class SeedsRecord(BaseRunRecord):
 
 
 def seed_folder(run: Path, seed: int) -> Path:
-    """Where the run of `seed` lies."""
+    """The run folder of `seed`."""
     return run / f"seed-{seed}"
 
 
@@ -69,14 +69,14 @@ _FLAGS = {
 
 
 def _differences(old: SeedsRecord, new: SeedsRecord) -> Iterator[str]:
-    """Sentences on what differs for all seeds; more of them are no difference."""
+    """One sentence per setting that differs; a larger number of seeds is allowed."""
     yield from changed_fields(old, new, _FLAGS)
     options = "`--data`, `--limit`, `--split-seed`"
     yield from dataset_differences(old.dataset, new.dataset, options)
 
 
 def _kept(old: SeedsRecord, new: SeedsRecord) -> dict[str, Any]:
-    """Seeds are added, and none is taken back."""
+    """Keeps all seeds of the old record."""
     return {"count": max(old.count, new.count)}
 
 
@@ -93,5 +93,5 @@ SEEDS = RunKind(
 
 
 def read_seeds_record(run: Path) -> SeedsRecord:
-    """The record of the seeds in the folder `run`; raises as `RunKind.read` does."""
+    """The record of the seeds in the folder `run`; raises the errors of `RunKind.read`."""
     return SEEDS.read(run)

@@ -1,7 +1,7 @@
-"""The training of segmenters: images with masks, split by group, measured by dice and IoU.
+"""Training of segmenters: images with masks, split by group, scored by dice and IoU.
 
-Masks show foreground and background, or several classes: then the network has one output for each
-and one for the background, and its loss is one of `losses.CLASS_LOSSES`.
+With several mask classes, the network has one output per class and one for the background, and its
+loss is one of `losses.CLASS_LOSSES`.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ from robustcli.training.training_task import (
 BASELINE = "otsu"
 MOST_PROBABLE = "the most probable class"
 LOGIT_HALF = 0.6224593312018546  # the probability at logit 0.5
-_OVERLAP = 0.5  # of nnU-Net's windows
+_OVERLAP = 0.5  # of nnU-Net's prediction windows
 
 
 class SegmenterTraining(TrainingTask):
-    """Foreground and background of every pixel, or one of several classes."""
+    """Training of segmenters."""
 
     name: ClassVar[Literal["cls", "seg"]] = "seg"
 
@@ -71,7 +71,7 @@ class SegmenterTraining(TrainingTask):
             raise _ignores_in_paper(f"`--ignore {config.ignore}`")
 
     def open(self, config: TrainConfig, entry: ModelEntry) -> Dataset:
-        """See `TrainingTask.open`; a table of classes may name values to ignore as well."""
+        """See `TrainingTask.open`; a class table can also define values to ignore."""
         masks = Masks(config.foreground, config.ignore, config.mask_classes, offline=config.offline)
         dataset = open_dataset(config.data, masks)
         if config.protocol == "paper" and dataset.reading is not None and dataset.reading.ignored:
@@ -79,7 +79,7 @@ class SegmenterTraining(TrainingTask):
         return dataset
 
     def built_for(self, config: TrainConfig, index: Dataset) -> TrainConfig:
-        """See `TrainingTask.built_for`: one output for each class and the background."""
+        """See `TrainingTask.built_for`: one output per class and one for the background."""
         arguments = for_classes(config.model_args, index.mask_classes)
         return replace(config, model_args=arguments) if index.mask_classes else config
 
@@ -88,8 +88,8 @@ class SegmenterTraining(TrainingTask):
         if config.protocol == "paper" and index.mask_classes:
             raise UsageError(
                 f"`--protocol paper` does not go with masks of {len(index.mask_classes)} classes.",
-                "The paper tells one class from the background: its losses, its soft masks and its "
-                "dice have no meaning for more.",
+                "The paper has one class and background; its losses, soft masks and dice are not "
+                "defined for more.",
                 "Leave it out, or name one class with `--foreground`.",
             )
         if config.protocol == "paper":
@@ -101,7 +101,7 @@ class SegmenterTraining(TrainingTask):
         classes = len(splits.train.mask_classes)
         recipe = mask_recipe(config, entry.name, splits.train.name, classes)
         if config.ablation is not None:
-            recipe = replace(recipe, expected_dice=None)  # published of the network with its scan
+            recipe = replace(recipe, expected_dice=None)  # published for the network with its scan
         return procedure_of(recipe).planned(config, entry, splits.train)
 
     def way(self, config: TrainConfig) -> str:
@@ -134,7 +134,7 @@ class SegmenterTraining(TrainingTask):
     def counts(
         self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
     ) -> dict[Split, SplitRecord]:
-        """See `TrainingTask.counts`: with the images that hold no foreground."""
+        """See `TrainingTask.counts`: includes the number of images without foreground."""
         splits = plan.splits
         _check_foreground(splits.train, train)
         _check_classes(splits.train, train)
@@ -194,9 +194,9 @@ class SegmenterTraining(TrainingTask):
     def measure(
         self, plan: TrainPlan, lit_module: LitModule, chosen: Mapping[str, Any], listener: Listener
     ) -> None:
-        """See `TrainingTask.measure`: into `RUN/test`, and Otsu's threshold into `RUN/baseline`.
+        """See `TrainingTask.measure`: writes `RUN/test`, and Otsu's threshold to `RUN/baseline`.
 
-        Otsu's threshold makes two values of an image, so there is none of several classes.
+        There is no baseline for several classes, because Otsu's threshold separates two values.
         """
         run, test = plan.run, plan.splits.test.samples
         module = cast("SegmenterModule", lit_module)
@@ -208,12 +208,12 @@ class SegmenterTraining(TrainingTask):
 
 
 def mask_recipe(config: TrainConfig, model: str, data: str, classes: int = 0) -> Recipe:
-    """The recipe for network `model` on the data set `data`, with the overrides of `config`.
+    """The recipe for the network `model` and the data set `data`, with the overrides of `config`.
 
-    `classes` are those of the masks beside background; 0 for foreground and background.
+    `classes` is the number of mask classes without background; 0 for foreground and background.
 
     Raises:
-        UsageError: An override is unknown, out of range, or against the protocol.
+        UsageError: An override is unknown, out of range, or excluded by the protocol.
     """
     if config.recipe is None:
         recipe = recipe_for(model, config.protocol, data, quick=config.quick)
@@ -237,24 +237,24 @@ def mask_recipe(config: TrainConfig, model: str, data: str, classes: int = 0) ->
 
 
 def foreground_threshold(recipe: Recipe, *, probabilities: bool) -> float:
-    """The probability from which a pixel is foreground.
+    """The probability threshold of foreground pixels.
 
     Args:
-        recipe: With the decision.
-        probabilities: Whether the network says probabilities, which have no logit to threshold.
+        recipe: Gives the decision rule.
+        probabilities: Whether the network returns probabilities, for which no logit rule applies.
     """
     return LOGIT_HALF if recipe.decision == "logit" and not probabilities else 0.5
 
 
 def decision_words(probability: float) -> str:
-    """The decision as reports name it."""
+    """The decision rule in words, for reports."""
     if probability == LOGIT_HALF:
         return "logit >= 0.5, that is probability >= 0.622"
     return f"probability >= {probability:g}"
 
 
 def split_record(part: Dataset, masks: Iterable[PixelArray]) -> SplitRecord:
-    """How many images, groups, and images without foreground a part has."""
+    """Counts the images, groups, and images without foreground of a part."""
     shown = ShownClasses(part.reading)
     empty = sum(not is_foreground(mask).any() for mask in shown.noting(masks))
     return SplitRecord(
@@ -266,14 +266,14 @@ def split_record(part: Dataset, masks: Iterable[PixelArray]) -> SplitRecord:
 def _ignores_in_paper(what: str) -> UsageError:
     return UsageError(
         f"{what} does not go with `--protocol paper`.",
-        "The paper resizes whole masks, which mixes ignored pixels with their neighbours, and "
+        "The paper resizes masks, which mixes ignored pixels with their neighbours, and "
         "scores every pixel.",
         "Leave out one of the two.",
     )
 
 
 def _ignores(plan: TrainPlan) -> bool:
-    """Whether the masks of the data hold pixels that count nowhere."""
+    """Whether the masks of the data contain pixels to ignore."""
     reading = plan.index.reading
     return reading is not None and bool(reading.ignored)
 
@@ -282,13 +282,13 @@ def _check_foreground(train: Dataset, decoded: Sequence[Decoded]) -> None:
     if not any(is_foreground(pixels.mask).any() for pixels in decoded):
         raise UsageError(
             f"None of the {len(decoded)} training images of `{train.name}` has any foreground.",
-            "From empty masks a network learns to find nothing.",
+            "A network cannot learn foreground from empty masks.",
             "Name other data, a larger `--limit`, or another `--seed`.",
         )
 
 
 def _check_classes(train: Dataset, decoded: Sequence[Decoded]) -> None:
-    """Raises UsageError if a class of the masks is in no training image."""
+    """Raises UsageError if a mask class is in no training image."""
     names = train.mask_classes
     shown = (
         {int(number) for pixels in decoded for number in np.unique(pixels.mask)} if names else ()

@@ -1,8 +1,9 @@
-"""Photos shifted and mirrored a batch at a time, as networks for CIFAR are trained.
+"""Batched augmentation of small images, as usual for CIFAR.
 
-Each photo is padded, cut at a random place and mirrored half of the time; RandAugment may follow.
-The draws of a photo depend on seed, epoch and its id alone. They are made for many photos at once,
-so that loader processes (NumPy) and a device that holds the whole set (torch) give the same pixels.
+Each image is padded, cropped at a random position, and mirrored with probability 0.5; RandAugment
+can follow. The random numbers depend only on seed, epoch and image id. They are drawn for many
+images at once, so that loader processes (NumPy) and a device that stores all images (torch) give
+the same pixels.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ from robustcli.training.cache import DecodedSubset, PixelArray
 from robustcli.training.constant_images import constant_ids
 from robustcli.training.samples import CROPS, Crops, PhotoBatch, collate_photos
 
-_DRAWS = 4  # of a photo and epoch: down, across, mirrored, and the seed of RandAugment
+_DRAWS = 4  # per image and epoch: row, column, mirroring, and the seed of RandAugment
 _SEED_BITS = np.uint64(1)  # to shift away: torch takes seeds below 2**63
 RESIDENT_SHARE = 0.5
-"""Of a device's free memory, what the images may take; the rest is for the network."""
+"""Share of a device's free memory for images; the rest is left for the network."""
 
 Offsets = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Shifts:
-    """Photos cut at a random place after padding, and mirrored half of the time.
+    """Random crops after padding, mirrored with probability 0.5.
 
     Args:
-        share: Padding on each side, of the side of the photo: 1/8 is 4 pixels of 32.
-        padding: What is padded: black pixels, or the photo continued by reflection.
-        operations: How many of RandAugment's operations follow; 0 for none.
-        magnitude: Of them, of 30. Source: Cubuk et al., "RandAugment" (2020); the operations are
-            torchvision's.
+        share: Padding on each side as a share of the image's side: 1/8 is 4 of 32 pixels.
+        padding: Padding with black pixels or by reflection.
+        operations: Number of RandAugment operations that follow; 0 for none.
+        magnitude: Magnitude of RandAugment, up to 30. Source: Cubuk et al., "RandAugment" (2020);
+            the operations are torchvision's.
     """
 
     share: float = 1 / 8
@@ -55,7 +56,7 @@ class Shifts:
     magnitude: int = 9
 
     def pixels(self, side: int) -> int:
-        """Padding of photos of `side` pixels."""
+        """Padding in pixels for images with `side` pixels per side."""
         return round(self.share * side)
 
 
@@ -64,29 +65,29 @@ SHIFTS: dict[str, Shifts] = {
     "shift-reflect": Shifts(padding="reflect"),
     "randaugment": Shifts(operations=2, magnitude=9),
 }
-"""Augmentations of photos that work on batches, by name: `shift` pads with black, `shift-reflect`
-by reflection; `randaugment` is `shift` and two of RandAugment's operations at magnitude 9."""
+"""Batched augmentations by name: `shift` pads with black, `shift-reflect` by reflection;
+`randaugment` is `shift` followed by two RandAugment operations with magnitude 9."""
 PHOTO_AUGMENTATIONS: dict[str, Crops | Shifts | None] = {**CROPS, **SHIFTS}
 
 
 def photo_augmentation_name(name: str) -> str:
-    """The registered spelling of `name`.
+    """The registered spelling of the augmentation `name`.
 
     Raises:
-        UsageError: No augmentation is called so; the message offers the nearest names.
+        UsageError: There is no such augmentation; the message has the nearest names.
     """
     return find(name, PHOTO_AUGMENTATIONS, kind="augmentation", listing="docs/train-cls.md")
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What happens to each of B photos.
+    """Random numbers for B images.
 
     Args:
-        down: First row of the cut in the padded photo, (B,).
-        across: First column.
-        mirrored: Whether it is mirrored, bool (B,).
-        seeds: Of RandAugment, below 2**63, (B,).
+        down: First row of the crop in the padded image, (B,).
+        across: First column of the crop, (B,).
+        mirrored: Whether the image is mirrored, bool (B,).
+        seeds: Seeds of RandAugment below 2**63, (B,).
     """
 
     down: Offsets
@@ -96,7 +97,7 @@ class Drawn:
 
 
 def draw(keys: Bits, epochs: NDArray[np.integer] | int, padding: int) -> Drawn:
-    """The draws of the photos with these keys in these epochs, counted from 0."""
+    """The random numbers of the images with `keys` in `epochs`, counted from 0."""
     first = np.asarray(epochs, np.uint64) * np.uint64(_DRAWS)
     bits = stream_bits(keys, first, _DRAWS)
     places = 2 * padding + 1
@@ -105,7 +106,7 @@ def draw(keys: Bits, epochs: NDArray[np.integer] | int, padding: int) -> Drawn:
 
 
 def padded(images: PixelArray, pixels: int, padding: str) -> PixelArray:
-    """The `images` (B, S, S, C) with so many more pixels on each side."""
+    """The `images` (B, S, S, C) padded by `pixels` on each side."""
     sides = [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)]
     if padding == "reflect":
         return np.pad(images, sides, mode="reflect")
@@ -113,7 +114,7 @@ def padded(images: PixelArray, pixels: int, padding: str) -> PixelArray:
 
 
 def shifted(images: PixelArray, drawn: Drawn, shifts: Shifts) -> PixelArray:
-    """The `images` (B, S, S, C) cut and mirrored as `drawn`: (B, C, S, S)."""
+    """The `images` (B, S, S, C) cropped and mirrored as `drawn`, as (B, C, S, S)."""
     side = images.shape[1]
     windows = np.lib.stride_tricks.sliding_window_view(  # type: ignore[call-overload]
         padded(images, shifts.pixels(side), shifts.padding),
@@ -131,9 +132,9 @@ def _randaugment(operations: int, magnitude: int) -> v2.Transform:
 
 
 def randaugmented(images: PixelArray, seeds: Bits, shifts: Shifts) -> PixelArray:
-    """RandAugment of each of the `images` (B, 3, S, S), by its own seed.
+    """RandAugment of each of the `images` (B, 3, S, S), each with its seed.
 
-    On Pillow images, as torchvision's training scripts do it: half of the time of tensors.
+    Works on Pillow images like torchvision's training scripts, in half of the time of tensors.
     """
     transform = _randaugment(shifts.operations, shifts.magnitude)
     augmented = np.empty_like(images)
@@ -146,37 +147,37 @@ def randaugmented(images: PixelArray, seeds: Bits, shifts: Shifts) -> PixelArray
 
 
 class PhotoViews:
-    """Photos of a subset as the network sees them without augmentation, RGB (S, S, 3)."""
+    """Preprocessed images of a subset without augmentation, RGB (S, S, 3)."""
 
     def __init__(self, subset: DecodedSubset, preprocessing: Preprocessing) -> None:
         self.subset, self.preprocessing = subset, preprocessing
         self.targets = np.array(subset.targets, np.int64)
 
     def pixels(self, indices: Sequence[int]) -> PixelArray:
-        """Those of the photos at `indices`, (B, S, S, 3)."""
+        """The images at `indices`, (B, S, S, 3)."""
         return np.stack([self._view(self.subset.decoded[index].image) for index in indices])
 
     def batch(self, images: Tensor, indices: Sequence[int]) -> PhotoBatch:
-        """The batch of these photos, which now look like `images` (B, C, S, S)."""
+        """The batch of the images at `indices` with the pixels `images` (B, C, S, S)."""
         ids = [self.subset.ids[index] for index in indices]
         targets = torch.from_numpy(self.targets[list(indices)])
         return PhotoBatch(images, targets, ids, torch.tensor(indices), constant_ids(images, ids))
 
     def _view(self, image: PixelArray) -> PixelArray:
-        own = self.preprocessing
-        if image.shape[:2] == (own.crop, own.crop) and own.resize in (None, own.crop):
-            return image  # as it is: nothing to resize or to cut
-        return own.apply(image)
+        crop, resize = self.preprocessing.crop, self.preprocessing.resize
+        if image.shape[:2] == (crop, crop) and resize in (None, crop):
+            return image  # already has the size of the input
+        return self.preprocessing.apply(image)
 
 
 class PhotoBatches(Dataset[PhotoBatch]):
-    """Batches of photos; asked for by lists of (epoch, place), or of places where none is shifted.
+    """Batches of images, indexed by lists of (epoch, image index), or of indices without `shifts`.
 
     Args:
-        subset: The photos.
-        preprocessing: How the network sees them.
-        shifts: What is done to them; None for nothing.
-        seed: Of the draws.
+        subset: The images.
+        preprocessing: Preprocessing of the network.
+        shifts: Augmentation; None for none.
+        seed: Seed of the augmentation.
     """
 
     def __init__(
@@ -189,20 +190,20 @@ class PhotoBatches(Dataset[PhotoBatch]):
         return self.__getitems__([asked])
 
     def __getitems__(self, asked: Sequence[int | tuple[int, int]]) -> PhotoBatch:
-        """The batch of these; torch's loader calls it instead of `__getitem__` for each."""
+        """The batch of these images; called by torch's loader instead of `__getitem__`."""
         if not asked:
             return collate_photos([])
         epochs, indices = epochs_and_places(asked)
-        own, shifts = self.views.preprocessing, self.shifts
+        preprocessing, shifts = self.views.preprocessing, self.shifts
         pixels = self.views.pixels(indices)
         if shifts is None:
             images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
         else:
-            draws = draw(self.keys[indices], np.array(epochs), shifts.pixels(own.crop))
+            draws = draw(self.keys[indices], np.array(epochs), shifts.pixels(preprocessing.crop))
             images = shifted(pixels, draws, shifts)
             if shifts.operations:
                 images = randaugmented(images, draws.seeds, shifts)
-        if own.channels == 1:
+        if preprocessing.channels == 1:
             images = np.stack([grey(image.transpose(1, 2, 0)) for image in images])
             images = images.transpose(0, 3, 1, 2)
         return self.views.batch(torch.from_numpy(images), indices)
@@ -212,28 +213,28 @@ class PhotoBatches(Dataset[PhotoBatch]):
 
 
 def epochs_and_places(asked: Sequence[int | tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """The epochs and places of what is asked for; the epoch is 0 where only places are."""
+    """Epochs and image indices of the requested samples; the epoch is 0 for plain indices."""
     pairs = [(0, item) if isinstance(item, int) else item for item in asked]
     return [epoch for epoch, _ in pairs], [place for _, place in pairs]
 
 
 def photo_keys(ids: Sequence[str], seed: int) -> Bits:
-    """The keys of the photos' draws."""
+    """The keys of the images for `draw`."""
     return stream_keys([("shift", seed, image_id) for image_id in ids])
 
 
 class ResidentPhotos(Dataset[PhotoBatch]):
-    """Batches cut out of one tensor that holds all photos on the device; asked for by lists.
+    """Batches from one tensor with all images on the device, indexed by lists.
 
     Args:
-        subset: The photos; all are copied to the device.
-        preprocessing: How the network sees them.
-        shifts: What is done to them, asked for by (epoch, place); None for nothing, by place.
-        seed: Of the draws.
-        device: Where they are held.
+        subset: The images; all are copied to the device.
+        preprocessing: Preprocessing of the network.
+        shifts: Augmentation, for indices (epoch, image index); None for none and plain indices.
+        seed: Seed of the augmentation.
+        device: Device of the images.
 
     Raises:
-        UsageError: They do not fit into the device's memory.
+        UsageError: The images do not fit into the memory of the device.
     """
 
     def __init__(
@@ -247,7 +248,7 @@ class ResidentPhotos(Dataset[PhotoBatch]):
         pixels = self.views.pixels(range(len(subset.ids)))
         if preprocessing.channels == 1:
             pixels = np.stack([grey(image) for image in pixels])
-        # What is constant is found once: looking at each batch would stop the device.
+        # Constant images are determined once: a test per batch would synchronise the device.
         tensor = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
         self.constant = frozenset(constant_ids(tensor, subset.ids))
         if shifts is not None:
@@ -274,14 +275,14 @@ class ResidentPhotos(Dataset[PhotoBatch]):
         return len(self.views.subset.ids)
 
     def _cut(self, images: Tensor, draws: Drawn) -> Tensor:
-        """The padded `images` (B, C, S + 2 P, S + 2 P) cut and mirrored: (B, C, S, S)."""
+        """The padded `images` (B, C, S + 2 P, S + 2 P) cropped and mirrored, as (B, C, S, S)."""
         device = images.device
         down, across, mirrored = (
             torch.from_numpy(values).to(device)
             for values in (draws.down, draws.across, draws.mirrored)
         )
         steps = torch.arange(self.side, device=device)
-        # A mirrored photo is read from its last column to its first.
+        # A mirrored image is read from the last column to the first.
         turned = torch.where(mirrored[:, None], self.side - 1 - steps, steps)
         rows = (down[:, None] + steps)[:, None, :, None]  # (B, 1, S, 1)
         columns = (across[:, None] + turned)[:, None, None, :]

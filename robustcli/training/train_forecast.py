@@ -1,4 +1,4 @@
-"""The dry run of a training: what it would take in time, memory and disk space."""
+"""`robust train --dry-run`: forecast of time, memory and disk space."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from robustcli.training.training_task import TrainPlan
 
 _ONLY_OF_SEGMENTERS = ("expected_dice", "paper_batch", "patches", "decision")  # in a recipe
 _BYTES = 4
-_TENSORS_KEPT = 7  # two checkpoints of weights and two moments, and the weights alone
-_AVERAGES_KEPT = 2  # more where the weights are averaged: one in each checkpoint
-_FORWARD_SHARE = 1 / 3  # of a step; the backward pass computes two products for the forward's one
+_TENSORS_KEPT = 7  # two checkpoints with weights and two moments, and one file of weights
+_AVERAGES_KEPT = 2  # additional copies with weight averaging: one per checkpoint
+_FORWARD_SHARE = 1 / 3  # of a step; the backward pass computes twice as many products
 
 
 @dataclass(frozen=True)
 class TrainForecast:
-    """What a training would do; seconds come from the second of two steps on made-up images.
+    """The forecast of a training; times come from the second of two steps on generated images.
 
     Args:
-        protocol: How a segmenter is split and scored.
-        seconds: For all epochs with their validation; the held-out images come on top.
-        pixels_bytes: Of the decoded images, by the first of them.
-        started: Whether the folder holds a training to go on with.
+        protocol: Protocol of a segmenter.
+        seconds: Time of all epochs with validation, without scoring the held-out images.
+        pixels_bytes: Estimated bytes of the decoded images.
+        started: Whether the folder contains a training that would be resumed.
     """
 
     out: str
@@ -57,7 +57,7 @@ class TrainForecast:
         return json.dumps(self.as_dict(), indent=2)
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields; of a classifier's recipe without those that only segmenters have."""
+        """All fields; recipes of classifiers without the fields of segmenters."""
         fields = asdict(self)
         if self.protocol is None:
             for name in _ONLY_OF_SEGMENTERS:
@@ -72,7 +72,7 @@ class TrainForecast:
             f"{name} {count:,} images of {self.groups[name]:,} {self.grouping}s"
             for name, count in self.images.items()
         )
-        goes_on = " (there: it would go on)" if self.started else ""
+        goes_on = " (exists: would be resumed)" if self.started else ""
         recipe = f"{self.recipe.name}: {self.recipe.epochs} epochs, {self.steps:,} steps"
         return "\n".join(
             [
@@ -91,10 +91,11 @@ class TrainForecast:
 
 
 def forecast_training(config: TrainConfig, listener: Listener) -> TrainForecast:
-    """The forecast for `config`. Nothing is downloaded and nothing is written.
+    """The forecast for `config`. Downloads nothing and writes nothing.
 
     Raises:
-        UsageError: Something named does not exist or does not fit together.
+        UsageError: A named model, data set or recipe does not exist, or options contradict each
+            other.
     """
     return forecast_plan(plan_training(config, listener))
 

@@ -1,4 +1,4 @@
-"""From settings to the plan of a training, cheapest checks first: no pixels, no folder made yet."""
+"""Makes the plan of a training from its settings. Cheap checks come first; writes no file."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ from robustcli.training.training_task import TrainingTask, TrainInputs, TrainPla
 TRAINING_TASKS: dict[str, TrainingTask] = {
     task.name: task for task in (ClassifierTraining(), SegmenterTraining())
 }
-_LEAST = 2  # images that a batch norm of one value per channel needs
+_LEAST = 2  # smallest batch for batch norms with one value per channel and image
 
 
 def plan_training(config: TrainConfig, listener: Listener) -> TrainPlan:
-    """The plan of the training that `config` asks for.
+    """The plan of the training `config`.
 
     Raises:
-        UsageError: Something named does not exist or does not fit together.
+        UsageError: A named model, data set or recipe does not exist, or options contradict each
+            other.
     """
     config = _with_name(config, listener)
     inputs = look_up_training(config)
@@ -52,7 +53,7 @@ def plan_training(config: TrainConfig, listener: Listener) -> TrainPlan:
 
 
 def _with_name(config: TrainConfig, listener: Listener) -> TrainConfig:
-    """`config` with the network that `robust train` means by a name that timm has too."""
+    """`config` with our network for names that timm also has, with an announcement."""
     entry = CATALOGUE.get(TRAINED_AS.get(canonical(config.model), ""))
     if entry is None:
         return config
@@ -65,12 +66,13 @@ def _with_name(config: TrainConfig, listener: Listener) -> TrainConfig:
 
 
 def look_up_training(config: TrainConfig, entry: ModelEntry | None = None) -> TrainInputs:
-    """Network, data and devices that `config` names; the data set is opened here and nowhere else.
+    """Looks up the network, data and devices of `config`; the only place that opens the data set.
 
-    `entry` is the network where it was looked up before.
+    `entry` is the network if it is already looked up.
 
     Raises:
-        UsageError: Something named does not exist or does not fit together.
+        UsageError: A named model, data set or recipe does not exist, or options contradict each
+            other.
     """
     if entry is None:
         entry = resolve(config.model)
@@ -87,10 +89,11 @@ def look_up_training(config: TrainConfig, entry: ModelEntry | None = None) -> Tr
 
 
 def complete_plan(config: TrainConfig, inputs: TrainInputs, listener: Listener) -> TrainPlan:
-    """The plan of a training with `inputs`, which are those of `config`.
+    """The plan of a training with the `inputs` of `config`.
 
     Raises:
-        UsageError: An option has no meaning here, or somebody's files are in the run's folder.
+        UsageError: An option is not used by the recipe, or the run folder contains files of
+            something else.
     """
     config = inputs.task.built_for(config, inputs.index)
     recipe = inputs.task.recipe(config, inputs.entry, inputs.splits)
@@ -108,12 +111,12 @@ def complete_plan(config: TrainConfig, inputs: TrainInputs, listener: Listener) 
 
 
 def _with_least(plan: TrainPlan) -> TrainPlan:
-    """`plan` with the fewest images of a batch that the network's batch norms can learn from.
+    """`plan` with the smallest batch that the network's batch norms can train on.
 
-    The network is built for this only if a batch would hold one image.
+    Builds the network for this only if a batch would have one image.
 
     Raises:
-        UsageError: Such a network would get one image a step.
+        UsageError: The batch norms need more than one image per step.
     """
     if 1 not in plan.batches:
         return plan
@@ -147,20 +150,20 @@ def _check_task(entry: ModelEntry, config: TrainConfig) -> None:
     if config.task == "seg" and entry.task == "cls":
         raise UsageError(
             f"`{entry.name}` is a classifier.",
-            "`robust train seg` trains segmenters, which say where something is.",
+            "`robust train seg` trains segmenters, which predict masks.",
             f"Use `robust train cls --model {entry.name}`; `robust list models` shows which models "
             "are segmenters.",
         )
     if config.task == "cls" and entry.task == "seg":
         raise UsageError(
             f"`{entry.name}` is a segmenter.",
-            "`robust train cls` trains classifiers, which say what is in an image.",
+            "`robust train cls` trains classifiers, which predict the class of an image.",
             f"Use `robust train seg --model {entry.name}`.",
         )
 
 
 def _check_ablation(entry: ModelEntry, config: TrainConfig) -> None:
-    """Raises UsageError where a scan shall be taken out of a network that has none."""
+    """Raises UsageError if `--ablate scan` is given for a network without a scan."""
     if config.ablation is None:
         return
     architecture = ARCHITECTURES.get(entry.variant) if entry.builder in OUR_BUILDERS else None
@@ -169,9 +172,9 @@ def _check_ablation(entry: ModelEntry, config: TrainConfig) -> None:
 
 
 def _following_weights(config: TrainConfig, entry: ModelEntry) -> TrainConfig:
-    """`config` with the network's options of the weights to start from, under what was typed.
+    """`config` with the builder arguments of the initial weights; typed arguments override them.
 
-    The network is built from both, so that its record and the header of its own weights need both.
+    The record and the weights file of the run need the merged arguments to rebuild the network.
     """
     if config.weights is None or config.untrained:
         return config
@@ -185,7 +188,7 @@ def _check_named(config: TrainConfig) -> None:
     if names_run(config.model):
         raise UsageError(
             f"`--model {config.model}` is a folder.",
-            "`--model` names the network; `--weights` says where it starts from.",
+            "`--model` names the network; `--weights` names its initial weights.",
             f"Use `--model NETWORK --weights {config.model}/weights.safetensors`.",
         )
 
@@ -200,7 +203,7 @@ def _check_precision(config: TrainConfig, on: Machine) -> None:
 
 
 def _has_bf16(on: Machine) -> bool:
-    """Whether a recipe's bf16 makes the device faster: on GPUs that compute in it."""
+    """Whether the device is a GPU with native bf16 arithmetic."""
     return on.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -232,7 +235,7 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
     listener.say(describe_recipe(plan.recipe))
     faults = task.start_faults(plan)
     if faults:
-        listener.say("Known faults of this recipe, kept on purpose:")
+        listener.say("Known faults of this recipe, kept for comparability:")
     for fault in faults:
         listener.say(f"- {fault}")
     if config.ablation is not None:
@@ -271,15 +274,15 @@ def _all_devices(on: Machine) -> str:
 
 
 def try_out(plan: TrainPlan, network: nn.Module) -> Sequence[str]:
-    """Puts one made-up image through `network` on the device of this process, without learning.
+    """Runs one generated image through `network` on the device of this process.
 
-    No other process takes part, and the network comes back to where it was, as it was.
+    Other processes do not take part. Restores the device and the state of the network.
 
     Returns:
-        The batch norms that saw a single value per channel, and so cannot train on one image.
+        Names of the batch norms with a single value per channel, which cannot train on one image.
 
     Raises:
-        UsageError: The network cannot take such an image, or answers otherwise than its task does.
+        UsageError: The network cannot process such an image, or its output is not one of the task.
     """
     entry, shape, recipe = plan.entry, plan.input_shape, plan.recipe
     kind, arguments = f"{entry.builder}:{entry.variant}", plan.config.model_args
@@ -303,7 +306,7 @@ def try_out(plan: TrainPlan, network: nn.Module) -> Sequence[str]:
 
 
 def _device_of_rank(machine: Machine) -> torch.device:
-    """The device of this process among several, as Lightning will choose it."""
+    """The device of this process, as Lightning will choose it."""
     device = machine.device
     if device.type == "cuda" and machine.world > 1:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

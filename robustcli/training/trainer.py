@@ -1,4 +1,4 @@
-"""Lightning's Trainer as a run needs it: its callbacks, checkpoints, devices and precision."""
+"""Lightning callbacks, checkpoints, devices and processes of a training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _FETCH = "train_dataloader_next"
 
 
 class WaitingTime(Profiler):
-    """Sums the seconds spent fetching batches, until they are taken."""
+    """Measures the time that the training waits for batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class WaitingTime(Profiler):
         self._started = 0.0
 
     def start(self, action_name: str) -> None:
-        """Starts the clock where `action_name` fetches a batch."""
+        """Starts the clock if `action_name` fetches a batch."""
         if action_name.endswith(_FETCH):
             self._started = time.perf_counter()
 
@@ -60,12 +60,12 @@ class WaitingTime(Profiler):
         return seconds
 
     def summary(self) -> str:
-        """Nothing: the share stands in `metrics.csv`."""
+        """Empty: the share of waiting time is a column of `metrics.csv`."""
         return ""
 
 
 class SeededSteps(pl.Callback):
-    """Seeds torch before each step: what is dropped out in it is the same after an interruption."""
+    """Seeds torch before each step, so that dropout is the same in a resumed training."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -73,20 +73,20 @@ class SeededSteps(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seeds by run, epoch, step and process."""
+        """Seeds torch with run seed, epoch, step and rank."""
         identity = (self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
         torch.manual_seed(identity_seed("step", *identity, bits=63))
 
 
 class TrainProgress(pl.Callback):
-    """Moves the listener's bar, in training images."""
+    """Updates the progress bar, in training images."""
 
     def __init__(self, listener: Listener, per_epoch: int) -> None:
         self.listener, self.per_epoch = listener, per_epoch
         self._left = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the bar after the epochs that are finished."""
+        """Starts the bar after the finished epochs."""
         epochs = trainer.max_epochs or 0
         self.listener.start(self.per_epoch * epochs, self.per_epoch * trainer.current_epoch)
         self._left = self.per_epoch
@@ -95,13 +95,13 @@ class TrainProgress(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Counts the other processes' images too; where they do not divide, no more than all."""
+        """Counts the images of all processes, at most the total."""
         count = min(self._left, len(batch.ids) * trainer.world_size)
         self._left -= count
         self.listener.advance(count)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Counts the images of the next epoch from 0."""
+        """Resets the images of the epoch to 0."""
         self._left = self.per_epoch
 
 
@@ -110,13 +110,13 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 class KeepLastAndBest(Checkpoint):
-    """Saves a checkpoint of the last epoch, and one of the best.
+    """Saves a checkpoint of the last epoch, and one of the best epoch.
 
-    Not Lightning's ModelCheckpoint, which forgets the best score when a run's folder was moved.
+    Lightning's ModelCheckpoint forgets the best score after the run folder was moved.
 
     Args:
-        best: Whether the epoch with the highest value is kept too; the earlier one of equals.
-        monitor: What the value is, as it is logged.
+        best: Whether to keep the best epoch; the earliest one with the highest value.
+        monitor: Name of the logged value.
     """
 
     def __init__(self, run: Path, *, best: bool, monitor: str) -> None:
@@ -125,7 +125,7 @@ class KeepLastAndBest(Checkpoint):
         self.best_epoch: int | None = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves the best one first: if the process is killed in between, the epoch is repeated."""
+        """Saves the best checkpoint first: a kill between the two repeats the epoch on resume."""
         value = float(trainer.callback_metrics[self.monitor])
         if self.best and (
             self.best_value is None or math.isnan(self.best_value) or value > self.best_value
@@ -135,7 +135,7 @@ class KeepLastAndBest(Checkpoint):
         trainer.save_checkpoint(self.folder / LAST)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far; the first key has the name that it got when only dice was kept."""
+        """The best value so far; for old checkpoints, its key is always `best_dice`."""
         return {
             "best_dice": self.best_value, "best_epoch": self.best_epoch, "monitor": self.monitor
         }  # fmt: skip
@@ -150,7 +150,7 @@ _LOGGED = ("train_loss", "grad_norm", "val_loss")
 
 
 class MetricsLog(pl.Callback):
-    """Writes `metrics.csv`, whose lines are part of the checkpoint: both have the same epochs."""
+    """Writes `metrics.csv`; its rows are part of the checkpoint, so both have the same epochs."""
 
     def __init__(
         self, run: Path, waiting: WaitingTime, listener: Listener, validation: Validation
@@ -165,11 +165,11 @@ class MetricsLog(pl.Callback):
         self._started = time.perf_counter()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the time when the epoch's steps are done."""
+        """Records the end of the epoch's training steps."""
         self._trained = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Adds the line of the epoch and writes all lines, durably."""
+        """Adds the row of the epoch and writes the file durably."""
         now = time.perf_counter()
         training = self._trained - self._started
         metrics = trainer.callback_metrics
@@ -193,7 +193,7 @@ class MetricsLog(pl.Callback):
             self.listener.say(self._line(trainer.max_epochs))
 
     def state_dict(self) -> dict[str, Any]:
-        """All lines so far."""
+        """All rows so far."""
         return {"rows": list(self.rows)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -210,9 +210,9 @@ class MetricsLog(pl.Callback):
 
 
 def as_csv(rows: list[dict[str, float]]) -> str:
-    """`rows`, at least one, as CSV with a header; a cell is empty where its row lacks the column.
+    """`rows`, at least one, as CSV with a header; missing cells are empty.
 
-    The epochs of a training that an older version began have fewer columns than later ones.
+    Epochs that an older version trained can have fewer columns.
     """
     text, columns = io.StringIO(), dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
@@ -222,7 +222,7 @@ def as_csv(rows: list[dict[str, float]]) -> str:
 
 
 class DurableCheckpoints(CheckpointIO):
-    """Writes beside, fsyncs and renames: a checkpoint is there whole or as it was before."""
+    """Writes checkpoints atomically: to a temporary file, with fsync and rename."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
@@ -230,16 +230,16 @@ class DurableCheckpoints(CheckpointIO):
         """Writes `checkpoint` to `path`.
 
         Raises:
-            RunError: The file system refused; the file is as it was.
+            RunError: The file system refused; the old file is unchanged.
         """
-        # Into a file that Python opened: torch's own writer hides why the disk refused.
+        # Into a file opened by Python: torch's writer hides the reason of a disk error.
         with replacing(Path(path)) as beside, beside.open("wb") as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """What `path` holds; code in it is refused.
+        """Reads the checkpoint at `path` without running code in it.
 
         Raises:
             RunError: The file is missing or damaged.
@@ -255,28 +255,28 @@ class DurableCheckpoints(CheckpointIO):
         return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Removes `path`, if it is there."""
+        """Removes `path` if it exists."""
         Path(path).unlink(missing_ok=True)
 
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
 _KNOWN = (
-    # Loader processes cost more than they bring where images are cached: `--workers` decides.
+    # With cached images, loader processes cost more than they save; `--workers` sets them.
     r".*does not have many workers which may be a bottleneck.*",
     # Epochs of a few steps are usual here.
     r"The number of training batches .* is smaller than the logging interval.*",
     # Between torch and Lightning: torch renamed what Lightning 2.6 still calls.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",
-    # Under DDP, of Mamba's convolution over channels: a copy of 64 numbers.
+    # Under DDP, for Mamba's depthwise convolution: copies 64 numbers.
     r"Grad strides do not match bucket view strides.*",
-    # The folder of checkpoints is there when a run goes on.
+    # The folder of checkpoints exists in a resumed run.
     r"Checkpoint directory .* exists and is not empty.*",
 )
 
 
 @contextmanager
 def without_chatter() -> Iterator[None]:
-    """Silences Lightning's notes, and warnings about what is intended here."""
+    """Silences Lightning's notes, and warnings about intended behaviour."""
     before = {name: logging.getLogger(name).level for name in _LOGGERS}
     try:
         for name in _LOGGERS:
@@ -296,11 +296,11 @@ DEFAULT_WORKERS = 8
 def fit_run(
     trainer: pl.Trainer, lit_module: LitModule, data: pl.LightningDataModule, run: Path
 ) -> None:
-    """Trains `lit_module` from the last finished epoch of `run` on, if there is one.
+    """Trains `lit_module`, resuming after the last finished epoch of `run`.
 
     Raises:
         RunError: A loss or gradient is not finite, or a checkpoint cannot be written.
-        KeyboardInterrupt: As the user asked; Lightning would end the process instead.
+        KeyboardInterrupt: On Ctrl+C; Lightning would end the process instead.
     """
     last = run / CHECKPOINT_FOLDER / LAST
     with without_chatter(), _interruptible(trainer):
@@ -308,7 +308,7 @@ def fit_run(
 
 
 def is_trained(run: Path, epochs: int) -> bool:
-    """Whether the last checkpoint of `run` is that of its last epoch: of all, or stopped early."""
+    """Whether the last checkpoint of `run` is from its last epoch, also after early stopping."""
     last = run / CHECKPOINT_FOLDER / LAST
     if not last.is_file():
         return False
@@ -322,7 +322,7 @@ def is_trained(run: Path, epochs: int) -> bool:
 
 @contextmanager
 def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Restores Ctrl+C, which Lightning turns into exit code 1 and then ignores."""
+    """Restores the effect of Ctrl+C, which Lightning turns into exit code 1."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -336,9 +336,9 @@ def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
 
 
 def default_workers(device: torch.device) -> int:
-    """Loader processes: with images in memory, only a GPU is faster than one process.
+    """Default number of loader processes; only a GPU outpaces a single process with cached images.
 
-    None where each would get a copy of these images, as one that is started anew does.
+    0 where processes are not forked, because each would copy the images.
     """
     if device.type != "cuda" or start_method() != "fork":
         return 0
@@ -350,9 +350,9 @@ class Machine:
     """The devices and processes of a run.
 
     Args:
-        device: The device of this process, or of the first one.
-        devices: Processes on this machine.
-        nodes: Machines.
+        device: Device of this process, or of the first one.
+        devices: Number of processes on this machine.
+        nodes: Number of machines.
     """
 
     device: torch.device
@@ -361,16 +361,16 @@ class Machine:
 
     @property
     def world(self) -> int:
-        """Processes in all."""
+        """Total number of processes."""
         return self.devices * self.nodes
 
 
 def machine(name: str, devices: int | Literal["all"]) -> Machine:
-    """The machine as `--device` and `--devices` say, or as a launcher says to its processes.
+    """Devices and processes by `--device` and `--devices`, or by the launcher (torchrun, srun).
 
     Args:
-        name: A device, or `auto`.
-        devices: Processes to start; `all` for one per GPU of this machine.
+        name: Name of a device, or `auto`.
+        devices: Number of processes to start; `all` for one per GPU of this machine.
 
     Raises:
         UsageError: There are fewer devices than processes, or two numbers contradict each other.
@@ -403,14 +403,14 @@ def _check_devices(device: torch.device, name: str, count: int) -> None:
     if device.type == "mps" or device.index is not None:
         raise UsageError(
             f"`--device {name}` is one device, and {count} processes need {count}.",
-            "Each process computes on a device of its own.",
+            "Each process needs a separate device.",
             "Use `--device cuda` or `--device cpu`, or one process.",
         )
     gpus = torch.cuda.device_count()
     if device.type == "cuda" and gpus < count:
         raise UsageError(
             f"{count} processes need {count} GPUs; this machine shows {gpus}.",
-            "Each process computes on a GPU of its own, that of its number on the machine.",
+            "Each process uses the GPU with its rank on the machine.",
             f"Use `--devices {gpus}` or `--devices all`. Under SLURM let every task see all GPUs "
             "of its machine (`--gpus-per-node`, not `--gpus-per-task`).",
         )

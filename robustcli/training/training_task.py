@@ -1,7 +1,7 @@
-"""The plan of a training, and what differs in it between classifiers and segmenters.
+"""The plan of a training, and the interface of its task-specific parts.
 
-A task says what data there are, how they are split, what Lightning trains on them, and what is
-measured in the end. `segmenter_training` and `classifier_training` have its members.
+A task defines the data, their split, the Lightning module, and the scores after training. It is
+implemented in `segmenter_training` and `classifier_training`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from robustcli.training.trainer import Machine, default_workers
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """What a training takes, looked up once: network, data set and devices.
+    """Network, data set and devices of a training, looked up once.
 
     Args:
-        index: The images of it that `--limit` leaves.
-        splits: These, split for training, validation and testing.
+        index: The images of the data set, at most `--limit`.
+        splits: `index` split into training, validation and test images.
     """
 
     task: TrainingTask
@@ -58,11 +58,11 @@ class TrainInputs:
 
 @dataclass(frozen=True)
 class TrainPlan(TrainInputs):
-    """A training, looked up and checked: everything that is handed down from here.
+    """A training with all names looked up and checked.
 
     Args:
-        least: Fewest images of a training batch of one process.
-        grey: Whether the network gets greyscale images.
+        least: Smallest training batch of one process.
+        grey: Whether the network takes greyscale images.
     """
 
     config: TrainConfig
@@ -72,58 +72,58 @@ class TrainPlan(TrainInputs):
     grey: bool = False
 
     def for_seed(self, seed: int, out: Path) -> TrainPlan:
-        """The plan of another seed, on the same parts of the data, into the folder `out`.
+        """The plan of another seed with the same data split, into the folder `out`.
 
         Raises:
-            UsageError: Somebody's files are in that folder.
+            UsageError: The folder contains files of something else.
         """
         check_folder(out)
         return replace(self, config=self.config.for_seed(seed, out), run=out)
 
     @property
     def procedure(self) -> Procedure:
-        """The way in which the recipe is trained."""
+        """The training procedure of the recipe."""
         return procedure_of(self.recipe)
 
     @property
     def per_epoch(self) -> int:
-        """Training images of an epoch, or patches of them."""
+        """Number of training images or patches per epoch."""
         return self.procedure.images_per_epoch(len(self.splits.train.samples))
 
     @property
     def batches(self) -> list[int]:
-        """How many images each batch of an epoch has in one of the processes; all have the same."""
+        """Number of images in each batch of an epoch in one process; equal in all processes."""
         world = self.machine.world
         images = math.ceil(self.per_epoch / world)
         return batch_sizes(images, max(1, self.recipe.batch_size // world), self.least)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch."""
+        """Optimizer steps per epoch."""
         return math.ceil(len(self.batches) / self.recipe.accumulate)
 
     @property
     def val_batches(self) -> float:
-        """Batches of a validation pass, about: an image may be several windows."""
+        """Approximate number of validation batches; an image can have several windows."""
         return self.procedure.val_batches(len(self.splits.val.samples))
 
     @property
     def channels(self) -> Literal["rgb", "bgr", "grey"]:
-        """The order of colours that the network gets."""
+        """Channel order of the network's input."""
         return "grey" if self.grey else self.procedure.channels
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image as the network gets it."""
+        """Channels, height and width of the network's input."""
         return 1 if self.grey else 3, self.recipe.window, self.recipe.window
 
     @property
     def monitor(self) -> str:
-        """What the best epoch has the highest value of."""
+        """Name of the value whose highest value determines the best epoch."""
         return self.procedure.monitor(self.task.validation.score)
 
     def batch_settings(self, *, ignores: bool = False) -> BatchSettings:
-        """How batches are made; `ignores` says whether masks hold pixels to ignore."""
+        """Settings of the loaders; `ignores` tells whether masks contain pixels to ignore."""
         device, workers = self.machine.device, self.config.workers
         return BatchSettings(
             self.config.seed, default_workers(device) if workers is None else workers,
@@ -133,12 +133,12 @@ class TrainPlan(TrainInputs):
 
 @dataclass(frozen=True)
 class TrainStart:
-    """What a training begins with; the defaults are those of a plain training.
+    """The start of a training; the defaults are those of `robust train`.
 
     Args:
-        network: With the weights that it starts from.
-        callbacks: What Lightning calls besides the usual.
-        export: Of the trained network's state: that of the plain network, to be written.
+        network: The network with its initial weights.
+        callbacks: Additional Lightning callbacks.
+        export: Maps the state of the trained network to the state to write.
     """
 
     network: nn.Module
@@ -149,7 +149,7 @@ class TrainStart:
 
 @dataclass(frozen=True)
 class RecordedFacts:
-    """What a record says of a training beside its recipe; see `record.TrainRecord`."""
+    """Task-specific fields of the record; see `record.TrainRecord`."""
 
     dataset: DatasetRecord
     protocol: Protocol | None
@@ -158,34 +158,34 @@ class RecordedFacts:
 
 
 class TrainingTask(ABC):
-    """One kind of model, from settings to trained weights and their numbers."""
+    """Interface of the task-specific parts of a training."""
 
     name: ClassVar[Literal["cls", "seg"]]
 
     @property
     def validation(self) -> Validation:
-        """What is logged of the validation images."""
+        """The scores of the validation images."""
         return VALIDATIONS[self.name]
 
     @abstractmethod
     def check(self, entry: ModelEntry, config: TrainConfig) -> None:
-        """Raises UsageError if the network cannot be trained as `config` says."""
+        """Raises UsageError if the network cannot be trained with `config`."""
 
     @abstractmethod
     def open(self, config: TrainConfig, entry: ModelEntry) -> Dataset:
-        """The data set that `config` names, all of it; else the default one for `entry`.
+        """The complete data set of `config`, or the default data set of `entry`.
 
         Raises:
-            UsageError: There is none, or it is not known what it shows.
+            UsageError: There is no such data set, or its labels are unknown.
         """
 
     def built_for(self, config: TrainConfig, index: Dataset) -> TrainConfig:
-        """`config` with the arguments that the network needs for the classes of `index`."""
+        """`config` with the builder arguments for the classes of `index`."""
         return config
 
     @abstractmethod
     def split(self, index: Dataset, config: TrainConfig) -> Splits:
-        """The parts of `index`.
+        """`index` split into training, validation and test images.
 
         Raises:
             UsageError: There are too few images.
@@ -193,86 +193,86 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def recipe(self, config: TrainConfig, entry: ModelEntry, splits: Splits) -> Recipe:
-        """How the network is trained, with every override of `config`.
+        """The recipe with all overrides of `config`.
 
         Raises:
-            UsageError: An override is unknown, out of range, or has no meaning here.
+            UsageError: An override is unknown, out of range, or not used by the recipe.
         """
 
     @abstractmethod
     def way(self, config: TrainConfig) -> str:
-        """How the data are split and scored, in a word or two."""
+        """A few words on how the data are split and scored."""
 
     @abstractmethod
     def counted(self, part: Dataset) -> str:
-        """What a part holds, in words."""
+        """The content of a part in words."""
 
     @abstractmethod
     def network(
         self, config: TrainConfig, entry: ModelEntry, index: Dataset
     ) -> tuple[nn.Module, str]:
-        """The network as training begins with it, and where its weights come from, in words."""
+        """The network with its initial weights, and their origin in words."""
 
     def start_faults(self, plan: TrainPlan) -> Sequence[str]:
-        """Known faults of the recipe that are announced when a training begins; the report has all.
+        """Known faults of the recipe to announce at the start; the report lists all faults.
 
-        Those of a segmenter's protocol are documented, and stand in the report alone.
+        Faults of a segmenter's protocol are documented and appear only in the report.
         """
         return ()
 
     def start(self, plan: TrainPlan) -> TrainStart:
-        """What the training of `plan` begins with."""
+        """The start of the training of `plan`."""
         return TrainStart(*self.network(plan.config, plan.entry, plan.index))
 
     @abstractmethod
     def answer(self, network: nn.Module, images: Tensor) -> object:
-        """What `network` answers to `images` (B, C, H, W), as its training takes it."""
+        """The output of `network` for `images` (B, C, H, W) that the loss uses."""
 
     @abstractmethod
     def check_answer(self, answer: object, network: nn.Module, tried: Trial) -> None:
-        """Raises UsageError if no network of this task can give `answer`."""
+        """Raises UsageError if `answer` is not an output of this task."""
 
     @abstractmethod
     def counts(
         self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
     ) -> dict[Split, SplitRecord]:
-        """What the record says of the parts, of which two are decoded.
+        """The records of the three parts, from decoded training and validation images.
 
         Raises:
-            UsageError: From such images nothing can be learned.
+            UsageError: The images cannot train a network, for example without foreground.
         """
 
     @abstractmethod
     def batches(
         self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
     ) -> BaseDataModule:
-        """The batches of training and validation, of decoded images."""
+        """The data module of decoded training and validation images."""
 
     @abstractmethod
     def lit_module(
         self, plan: TrainPlan, network: nn.Module, data: BaseDataModule | None = None
     ) -> LitModule:
-        """What Lightning trains.
+        """The Lightning module.
 
         Args:
-            plan: With the recipe.
+            plan: Gives the recipe.
             network: The network; put into training mode.
-            data: What it is validated on; None where it is not.
+            data: The data module; None without validation.
         """
 
     @abstractmethod
     def facts(self, plan: TrainPlan, network: nn.Module) -> RecordedFacts:
-        """What the record says of the training."""
+        """Task-specific fields of the record."""
 
     @abstractmethod
     def header(self, plan: TrainPlan, network: nn.Module) -> Header:
-        """What the weights say of themselves."""
+        """The header of the weights file."""
 
     @abstractmethod
     def measure(
         self, plan: TrainPlan, lit_module: LitModule, chosen: Mapping[str, Any], listener: Listener
     ) -> None:
-        """Measures the weights that are in the run's folder on the held-out images."""
+        """Scores the weights in the run folder on the held-out images."""
 
 
 _OVERRIDES = {
@@ -280,11 +280,11 @@ _OVERRIDES = {
     "loss": "loss", "aug": "augmentation", "window": "window", "clip": "clip",
     "patience": "patience",
 }  # fmt: skip
-"""Field of the settings to field of the recipe."""
+"""Maps fields of the settings to fields of the recipe."""
 
 
 def typed_options(config: TrainConfig) -> dict[str, Any]:
-    """The overrides of the recipe that were typed, by the name of the option.
+    """The typed overrides of the recipe, by option name.
 
     Raises:
         UsageError: A number is not above 0.
@@ -299,12 +299,12 @@ def typed_options(config: TrainConfig) -> dict[str, Any]:
 
 
 def overridden_fields(config: TrainConfig) -> dict[str, Any]:
-    """The fields of the recipe that `config` overrides; raises as `typed_options` does."""
+    """The recipe fields that `config` overrides; raises the errors of `typed_options`."""
     return {_OVERRIDES[name]: value for name, value in typed_options(config).items()}
 
 
 def hash_ids(part: Dataset) -> str:
-    """SHA-256 (hex) over the ids of the images, a line each, in order."""
+    """SHA-256 (hex) of the image ids in order, one per line."""
     return hashlib.sha256("".join(f"{s.image_id}\n" for s in part.samples).encode()).hexdigest()
 
 
@@ -312,7 +312,7 @@ def evaluate_test_images(plan: TrainPlan, model: str, out: Path) -> None:
     """Evaluates `model` on the held-out images of the training, into the folder `out`.
 
     Raises:
-        IncompleteRun: Some images were not evaluated; the same command computes the rest.
+        IncompleteRun: Some images were not evaluated; the same command evaluates the rest.
     """
     config = plan.config
     run_evaluation(

@@ -224,7 +224,7 @@ def test_the_paper_validates_on_what_it_tests_on(paper: Run) -> None:
     metrics, rows = pd.read_csv(run / "metrics.csv"), table(run / "test")
     assert rows["top1"].iloc[0] == pytest.approx(metrics["val_top1"].max())
     assert record.chosen_why is not None
-    assert "on the test images, by which the paper chose it" in record.chosen_why
+    assert "on the test images, as in the paper" in record.chosen_why
     assert len(record.faults) == 6
     assert all(f"- {fault}" in heard.lines for fault in record.faults)
 

@@ -1,4 +1,4 @@
-"""How a recipe is trained: our way, as the paper did, as nnU-Net does."""
+"""Training procedures: ours, the papers' and nnU-Net's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from robustcli.training.recipes import Recipe
 
 
 def procedure_of(recipe: Recipe) -> Procedure:
-    """The procedure that `recipe` is for; the only place that asks."""
+    """The procedure of `recipe`; no other code distinguishes the procedures."""
     if recipe.patches is not None:
         return NNUNet(recipe)
     if recipe.photos is not None and recipe.photos.resident:

@@ -1,4 +1,4 @@
-"""What a procedure decides; ours: passes over cut windows, the best epoch by validation."""
+"""Base class of training procedures, and ours: epochs over windows, best epoch by validation."""
 
 from __future__ import annotations
 
@@ -27,52 +27,52 @@ from robustcli.training.trainer import Machine
 
 @dataclass(frozen=True)
 class Procedure:
-    """One way to train with a recipe. This one is ours; the others derive from it.
+    """A way to train with a recipe. This class is our procedure; the others derive from it.
 
-    Lengths, the monitored value and what is refused hold for every network; data module, LitModule
-    and scores are those of segmenters. Classifiers bring their own (`classifier_training`).
+    Epoch lengths, the monitored value and refused options apply to every network. Data module,
+    LitModule and scores apply to segmenters; those of classifiers are in `classifier_training`.
     """
 
     recipe: Recipe
 
     channels: ClassVar[Literal["rgb", "bgr"]] = "rgb"
-    """The order of colours that a network of three channels gets."""
+    """Channel order of the input of a network with three channels."""
     keeps_best: ClassVar[bool] = True
-    """Whether the best epoch by the monitored value is taken; else the last one."""
+    """Whether the best epoch by the monitored value is selected; else the last epoch."""
     why_chosen: ClassVar[str] = "on the validation images"
-    """Of which images the monitored value is, or for the last epoch, what has it so."""
+    """In words: the images of the monitored value; if the last epoch is selected, the reason."""
     finetunes: ClassVar[bool] = True
-    """Whether a pretrained network may be fine-tuned so."""
+    """Whether a pretrained network can be fine-tuned with this procedure."""
     refused: ClassVar[Mapping[str, str]] = {}
-    """Options that have no meaning here, and why: a sentence, or part of one."""
+    """Options that the procedure does not use, with the reason as a clause or sentence."""
 
     def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
-        """Validates the overrides `options` by name; those in `refused` raise UsageError."""
+        """Validates the overrides `options` by name; raises UsageError for those in `refused`."""
         return
 
     def check(self, machine: Machine, *, grey: bool) -> None:
-        """Validates devices and channels; raises UsageError where the procedure lacks them."""
+        """Raises UsageError if the procedure does not support the devices or channels."""
         return
 
     def planned(self, config: TrainConfig, entry: ModelEntry, train: Dataset) -> Recipe:
-        """The recipe with what depends on network and images and the user has not set."""
+        """The recipe with the unset values that depend on network and images."""
         return self.recipe
 
     def images_per_epoch(self, available: int) -> int:
-        """Training images of an epoch, or patches of them, of `available` images."""
+        """Number of training images or patches per epoch, for `available` images."""
         return min(self.recipe.images_per_epoch or available, available)
 
     def val_batches(self, images: int) -> float:
-        """Batches of a validation pass over so many images, about: an image may be several."""
+        """Approximate number of validation batches for `images` images; one can need several."""
         return images / self.recipe.batch_size
 
     def monitor(self, score: str) -> str:
-        """The logged value that the best epoch has the highest of, for a task's `score`."""
+        """Name of the logged value that selects the best epoch, for a task's `score`."""
         return score
 
     @property
     def normalised(self) -> tuple[Channel, ...]:
-        """How each channel is normalised beyond division by 255; empty where it is not."""
+        """Normalisation of each channel after division by 255; empty for none."""
         return ()
 
     def data(
@@ -81,7 +81,7 @@ class Procedure:
         """The data module of a segmenter.
 
         Raises:
-            UsageError: The procedure needs foreground in both subsets, and one has none.
+            UsageError: The procedure needs foreground in both subsets, and a subset has none.
         """
         window, augmentation = self.recipe.window, self.recipe.augmentation
         windows = RandomWindows(train, window, augmentation, settings.seed)
@@ -97,11 +97,11 @@ class Procedure:
 
         Args:
             network: The network; put into training mode.
-            entry: What is known of it.
-            val: The pairs that are validated on.
-            data: Their batches; None where nothing is validated.
-            grey: Whether the network gets greyscale images.
-            ignores: Whether masks hold pixels to ignore.
+            entry: Catalogue entry of the network.
+            val: The validation pairs.
+            data: Their batches; None without validation.
+            grey: Whether the network takes greyscale images.
+            ignores: Whether masks contain pixels to ignore.
         """
         indices = data.val_samples.places if isinstance(data, ImageData) else []
         classes = len(val.mask_classes)
@@ -112,20 +112,20 @@ class Procedure:
         )  # fmt: skip
 
     def callbacks(self, run: Path, listener: Listener) -> list[pl.Callback]:
-        """What Lightning calls besides the usual."""
+        """Additional Lightning callbacks."""
         return []
 
     def splits(self, splits: Splits) -> Splits:
-        """The parts of a classifier's data as they are trained on and validated on."""
+        """The training, validation and test parts of a classifier's data in this procedure."""
         return splits
 
     def faults(self, model: str) -> list[str]:
-        """Known faults of the procedure, which it keeps to stay comparable."""
+        """Known faults of the procedure, kept for comparability with the paper."""
         return []
 
     def score(
         self, run: Path, module: SegmenterModule, chosen: Mapping[str, Any],
         test: Sequence[Sample], device: torch.device,
     ) -> None:  # fmt: skip
-        """Writes the procedure's own scores of the held-out images into `run`: here none."""
+        """Writes additional scores of the held-out images into `run`; by default none."""
         return

@@ -1,4 +1,4 @@
-"""Training as nnU-Net does it: loss, schedule, patches, and the batch and window of its plan."""
+"""nnU-Net's training procedure: loss, schedule, patches, and the plan's batch and window."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from robustcli.training.trainer import Machine
 
 
 def poly_lr(epoch: int, epochs: int, lr: float, exponent: float = 0.9) -> float:
-    """The learning rate of `epoch`, the first being 0: lr * (1 - epoch / epochs) ** exponent.
+    """The learning rate of `epoch`, counted from 0: lr * (1 - epoch / epochs) ** exponent.
 
-    Constant within an epoch; 0 from the schedule's end on. Source: nnU-Net v2.1.1,
+    It is constant within an epoch, and 0 after the end of the schedule. Source: nnU-Net v2.1.1,
     `PolyLRScheduler`.
     """
     left = max(0.0, 1 - epoch / epochs)
@@ -48,15 +48,15 @@ def poly_lr(epoch: int, epochs: int, lr: float, exponent: float = 0.9) -> float:
 
 
 def moving_average(before: float | None, dice: float, weight: float = 0.9) -> float | None:
-    """The moving average of the dice after an epoch; the highest yet makes its weights the best.
+    """The moving average of the dice after an epoch; the epoch with the highest one is the best.
 
-    Deviation: an epoch without any foreground (NaN) leaves the average as it was. Upstream's
-    average would stay NaN from then on and no epoch could be best any more.
+    Deviation: an epoch without foreground (NaN) does not change the average. Upstream's average
+    stays NaN from then on, so that no later epoch can be the best.
 
     Args:
-        before: The average before; None before the first epoch.
-        dice: Of the epoch.
-        weight: The share of `before`.
+        before: The previous average; None before the first epoch.
+        dice: Dice of the epoch.
+        weight: Weight of `before`.
     """
     if math.isnan(dice):
         return before
@@ -64,11 +64,11 @@ def moving_average(before: float | None, dice: float, weight: float = 0.9) -> fl
 
 
 class NnUNetModule(SegmenterModule):
-    """A network in nnU-Net's training; one built from a plan answers at every resolution from now.
+    """A network in nnU-Net's training; enables deep supervision of networks built from a plan.
 
-    The dice of its validation is nnU-Net's pseudo dice: of patches, their pixels pooled. It says
-    which epoch is best, and is no score to report; the held-out images are measured whole
-    afterwards. Source: nnU-Net v2.1.1, `nnUNetTrainer`, `nnUNetLogger`.
+    Validation computes nnU-Net's pseudo dice: pooled over the pixels of patches. It selects the
+    best epoch and is not reported; the complete held-out images are scored after training.
+    Source: nnU-Net v2.1.1, `nnUNetTrainer`, `nnUNetLogger`.
     """
 
     def __init__(
@@ -95,17 +95,17 @@ class NnUNetModule(SegmenterModule):
         )
 
     def make_optimizer(self) -> Optimizer:
-        """SGD with Nesterov's momentum; weight decay on everything that trains."""
+        """SGD with Nesterov momentum and weight decay on all trainable parameters."""
         recipe = self.recipe
         groups = parameter_groups(self.network, recipe.weight_decay, self.decays)
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=self.patches.momentum, nesterov=True)
 
     def configure_optimizers(self) -> Optimizer:
-        """The optimizer alone: `on_train_epoch_start` sets its learning rate, as upstream does."""
+        """The optimizer; `on_train_epoch_start` sets its learning rate, as upstream does."""
         return self.make_optimizer()
 
     def on_train_epoch_start(self) -> None:
-        """The learning rate of the epoch, a function of its number alone."""
+        """Sets the learning rate, which depends only on the number of the epoch."""
         recipe = self.recipe
         rate = poly_lr(self.current_epoch, recipe.epochs, recipe.lr, self.patches.exponent)
         for optimizer in self.trainer.optimizers:
@@ -113,14 +113,14 @@ class NnUNetModule(SegmenterModule):
                 group["lr"] = rate
 
     def log_scores(self, dice: float, iou: float) -> None:
-        """Logs both, and the moving average by which an epoch is best."""
+        """Logs both scores, and the moving average that selects the best epoch."""
         super().log_scores(dice, iou)
         self.average = moving_average(self.average, dice, self.patches.ema)
         value = math.nan if self.average is None else self.average
         self._log(AVERAGED, Tensor([value])[0].to(self.device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the average, which continues after an interruption."""
+        """Stores the average for a resumed training."""
         checkpoint[AVERAGED] = self.average
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -129,13 +129,13 @@ class NnUNetModule(SegmenterModule):
 
 
 class PatchOrder(Sampler[tuple[int, int]]):
-    """The numbers of an epoch's patches, each with the epoch."""
+    """Pairs (epoch, patch number) of an epoch."""
 
     def __init__(self, count: int) -> None:
         self.count, self.epoch = count, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes this the order of `epoch`, counted from 0; Lightning calls it."""
+        """Sets the `epoch`, counted from 0; called by Lightning."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -146,7 +146,7 @@ class PatchOrder(Sampler[tuple[int, int]]):
 
 
 class PatchSamples(Dataset[MaskSample]):
-    """Patches by epoch and number; batch `number // batch size` has it.
+    """Patches by (epoch, number); patch `number` is in batch `number // batch_size`.
 
     Raises:
         UsageError: No image has foreground.
@@ -159,7 +159,7 @@ class PatchSamples(Dataset[MaskSample]):
         self.patches = Patches(self.load, len(masks), shown, sampling, phase)
 
     def load(self, index: int) -> tuple[PixelArray, PixelArray]:
-        """Image and mask number `place`."""
+        """Image and mask at `index`."""
         return self.subset.decoded[index]
 
     def __getitem__(self, drawn: tuple[int, int]) -> MaskSample:
@@ -171,7 +171,7 @@ class PatchSamples(Dataset[MaskSample]):
 
 
 class PatchData(BaseDataModule):
-    """Training and validation batches of a recipe with `patches`; see `Procedure.data`."""
+    """Data module of a recipe with `patches`; see `Procedure.data`."""
 
     def __init__(
         self, train: DecodedSubset, val: DecodedSubset, recipe: Recipe, settings: BatchSettings
@@ -187,11 +187,11 @@ class PatchData(BaseDataModule):
         self.val = PatchSamples(val, sampling, "val")
 
     def train_dataloader(self) -> DataLoader[MaskSample]:
-        """The batches of an epoch."""
+        """Training batches of an epoch."""
         return self._batches(self.train, self.patches.iterations)
 
     def val_dataloader(self) -> DataLoader[MaskSample]:
-        """The batches of an epoch's validation, other patches in every epoch, as upstream."""
+        """Validation batches of an epoch; each epoch has other patches, as upstream."""
         return self._batches(self.val, self.patches.validation_iterations)
 
     def _batches(self, samples: PatchSamples, batches: int) -> DataLoader[MaskSample]:
@@ -202,27 +202,27 @@ class PatchData(BaseDataModule):
 PLANNED: Mapping[str, Mapping[str, StagedConfig]] = {
     "umamba": umamba.VARIANTS, "resenc": resenc.VARIANTS
 }  # fmt: skip
-"""Family to its networks that are built from a plan."""
-_FEATURES = (32, 512)  # of nnU-Net's plans: of the first stage, and the most of any
+"""Networks of each family that are built from an nnU-Net plan."""
+_FEATURES = (32, 512)  # in nnU-Net's plans: of the first stage, and the largest number
 
 
 def planned(
     recipe: Recipe, config: TrainConfig, entry: ModelEntry, train: dataset.Dataset
 ) -> Recipe:
-    """`recipe`, which has `patches`, with what nnU-Net's plan says and the user does not.
+    """`recipe` with batch and window of nnU-Net's plan, unless the user has set them.
 
-    The plan is that of the pretrained weights where they come from nnU-Net. Else nnU-Net's planner
-    is asked for the batch, with the patch and the halvings of the network itself: a patch of 256
-    pixels where it has none. Deviation: windows are squares, of the shorter side of a plan's patch.
+    The plan of pretrained weights is used if they come from nnU-Net. Else nnU-Net's planner
+    computes the batch from the network's patch (256 pixels if it has none) and strides. Deviation:
+    windows are squares with the shorter side of the plan's patch.
 
     Args:
-        recipe: With all overrides.
-        config: As typed.
+        recipe: The recipe with all overrides; it has `patches`.
+        config: The settings as typed.
         entry: The network.
-        train: What is trained on; the sizes of its images are read.
+        train: The training data; the sizes of its images are read.
 
     Raises:
-        UsageError: The network has no such option, or the plan is not complete.
+        UsageError: The network has no such option, or the plan is incomplete.
         RunError: An image cannot be read.
     """
     assert recipe.patches is not None
@@ -251,7 +251,7 @@ def _planned_config(config: TrainConfig, entry: ModelEntry) -> StagedConfig | No
 
 
 def _window(recipe: Recipe, network: StagedConfig | None) -> int:
-    """The plan's patch, or less where the recipe has less and the network bears it."""
+    """The plan's patch size; the recipe's window if it is smaller and the network supports it."""
     assert recipe.patches is not None
     if network is None:
         return recipe.window
@@ -286,7 +286,7 @@ def _size(pair: dataset.Sample) -> Pair:
 
 
 class NNUNet(Procedure):
-    """Epochs of so many random patches, scored on patches; the best epoch by a moving average."""
+    """Epochs of random patches; the best epoch by a moving average of the dice on patches."""
 
     refused: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("loss", "aug", "accumulate", "patience"),
@@ -295,7 +295,7 @@ class NNUNet(Procedure):
     )
 
     def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
-        """See `Procedure.check_options`: no value of a refused option is as nnU-Net's."""
+        """See `Procedure.check_options`; refused options are refused with every value."""
         for name, why in self.refused.items():
             if name in options:
                 raise UsageError(
@@ -306,7 +306,7 @@ class NNUNet(Procedure):
 
     @property
     def patches(self) -> Patchwise:
-        """How epochs are made of patches."""
+        """Settings of the patches of an epoch."""
         assert self.recipe.patches is not None, "`procedure_of` checks it"
         return self.recipe.patches
 

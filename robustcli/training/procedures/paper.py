@@ -1,4 +1,4 @@
-"""The paper's procedure (protocol `paper`), how it scored its test set, and its known faults."""
+"""The paper's training procedure (protocol `paper`), its scoring and its known faults."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _FAULTS = (
     "The weights are those of the last epoch; validation chose nothing.",
     "Colours are in the order blue, green, red, as OpenCV reads them, where the ImageNet weights "
     "of the ResNets expect red, green, blue.",
-    "Nothing is augmented.",
+    "There is no augmentation.",
     "Neither weights nor order were seeded in the paper, and its split hung on the order in which "
     "the file system listed the files. Here both are seeded and the files are sorted, so the split "
     "is another one of the same kind.",
 )
 _LOGIT = "A pixel is foreground where the logit is at least 0.5, that is probability 0.622."
-_NOT_IN_PAPER = "The paper has no such network; it is trained and scored as its others were."
+_NOT_IN_PAPER = "The paper has no such network; it is trained and scored like those of the paper."
 _FAULTS_OF_MODEL = {
     "unet": "Its batches of evaluation hold 64 slices, those of all others 16: another statistic.",
     "segformer": "Images and masks are resized to 224 pixels, which makes the masks soft at their "
@@ -49,7 +49,7 @@ _FAULTS_OF_MODEL = {
 
 
 class Paper(Procedure):
-    """Whole images in OpenCV's order of colours; the last epoch; dice over batches of images."""
+    """Complete images with BGR channels; the last epoch; dice pooled over batches of images."""
 
     channels: ClassVar[Literal["rgb", "bgr"]] = "bgr"
     keeps_best: ClassVar[bool] = False
@@ -70,7 +70,7 @@ class Paper(Procedure):
                 )
 
     def data(self, train: DecodedSubset, val: DecodedSubset, settings: BatchSettings) -> ImageData:
-        """See `Procedure.data`: whole images and masks, resized as the paper did."""
+        """See `Procedure.data`: complete images and masks, resized as in the paper."""
         images, val_images = (ResizedImages(part, self.recipe.window) for part in (train, val))
         return ImageData(train.ids, images, val_images, collate_masks, self.recipe, settings)
 
@@ -116,9 +116,9 @@ def paper_rows(ids: Sequence[str], predicted: Tensor, masks: Tensor) -> Iterator
     """One row per image.
 
     Args:
-        ids: The images.
-        predicted: Foreground as predicted, bool (B, 1, H, W).
-        masks: Foreground as it is, 0 to 1, (B, 1, H, W).
+        ids: Ids of the images.
+        predicted: Predicted foreground, bool (B, 1, H, W).
+        masks: True foreground in [0, 1], (B, 1, H, W).
     """
     foreground, target = predicted.flatten(1), masks.flatten(1).double()
     for image_id, p, t in zip(ids, foreground, target, strict=True):

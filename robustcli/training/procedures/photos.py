@@ -1,4 +1,4 @@
-"""How classifiers are trained otherwise than our way: as the paper did, and against the clock."""
+"""Procedures of classifiers other than ours: the paper's, and `speedrun`."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ _PUBLISHED = ("vim", "vit")
 
 
 class PaperPhotos(Procedure):
-    """CIFAR-100's normalisation, the test images as validation images, the best of their epochs."""
+    """CIFAR-100 normalisation; the test images choose the best epoch."""
 
-    why_chosen: ClassVar[str] = "on the test images, by which the paper chose it"
+    why_chosen: ClassVar[str] = "on the test images, as in the paper"
     finetunes: ClassVar[bool] = False
     refused: ClassVar[Mapping[str, str]] = {
         "loss": "its loss is cross-entropy",
@@ -63,10 +63,10 @@ class PaperPhotos(Procedure):
 
     def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
         """See `Procedure.check_options`."""
-        _refuse(self, options, "That recipe is done as the paper did it", "fair")
+        _refuse(self, options, "That recipe follows the paper", "fair")
 
     def splits(self, splits: Splits) -> Splits:
-        """All images but the test images are trained on; the test images are validated on."""
+        """Trains on all images but the test images, and validates on the test images."""
         ids = {sample.image_id for part in (splits.train, splits.val) for sample in part.samples}
         train = replace(
             splits.train,
@@ -88,7 +88,7 @@ class PaperPhotos(Procedure):
 
 
 class Speedrun(Procedure):
-    """All images on one device, the last epoch, and the seconds to a validation top-1."""
+    """Holds all images on one device; the last epoch; times the training to a validation top-1."""
 
     keeps_best: ClassVar[bool] = False
     why_chosen: ClassVar[str] = "recipe `speedrun`"
@@ -98,12 +98,12 @@ class Speedrun(Procedure):
     }
 
     def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
-        """See `Procedure.check_options`; images that lie on the device need no loader."""
-        _refuse(self, options, "That recipe runs against the clock", "fair")
+        """See `Procedure.check_options`; images on the device need no loader."""
+        _refuse(self, options, "That recipe measures time", "fair")
         if config.workers:
             raise UsageError(
                 f"`--workers {config.workers}` does not go with `--recipe speedrun`.",
-                "All images lie on the device, where batches are cut out and augmented.",
+                "All images are stored on the device, which also crops and augments the batches.",
                 "Leave out `--workers`, or use `--recipe fair`.",
             )
         if self.recipe.augmentation in SHIFTS and not SHIFTS[self.recipe.augmentation].operations:
@@ -116,62 +116,64 @@ class Speedrun(Procedure):
             )
 
     def check(self, machine: Machine, *, grey: bool) -> None:
-        """See `Procedure.check`: one device, whose seconds are counted."""
+        """See `Procedure.check`: supports one device, whose time is measured."""
         if machine.world > 1:
             raise UsageError(
                 f"`--recipe speedrun` trains on one device, not in {machine.world} processes.",
-                "All images lie on it, and it is its seconds that are counted.",
+                "All images are stored on that device, and its time is measured.",
                 "Leave out `--devices`, or use `--recipe fair`.",
             )
 
     def callbacks(self, run: Path, listener: Listener) -> list[pl.Callback]:
-        """See `Procedure.callbacks`: the clock."""
+        """See `Procedure.callbacks`: `SpeedClock`."""
         target = _photos(self.recipe).target
         assert target is not None
         return [SpeedClock(run, target, listener)]
 
 
 def photo_data(
-    recipe: Recipe, train: DecodedSubset, val: DecodedSubset, own: Preprocessing,
+    recipe: Recipe, train: DecodedSubset, val: DecodedSubset, preprocessing: Preprocessing,
     settings: BatchSettings,
 ) -> BaseDataModule:  # fmt: skip
     """The data module of a classifier."""
     if _photos(recipe).resident:
-        return ResidentData(train, val, own, recipe, settings)
+        return ResidentData(train, val, preprocessing, recipe, settings)
     name = recipe.augmentation
-    validation = PhotoBatches(val, own, None, settings.seed)
+    validation = PhotoBatches(val, preprocessing, None, settings.seed)
     samples: Dataset[Any]
     if name == "none" or name in SHIFTS:
-        samples = PhotoBatches(train, own, SHIFTS.get(name), settings.seed)
+        samples = PhotoBatches(train, preprocessing, SHIFTS.get(name), settings.seed)
     else:
-        samples = RandomCrops(train, own, name, settings.seed)
+        samples = RandomCrops(train, preprocessing, name, settings.seed)
     return ImageData(train.ids, samples, validation, collate_photos, recipe, settings)
 
 
 class ResidentData(BaseDataModule):
-    """Batches of photos that lie on the device; see `ResidentPhotos`."""
+    """Data module of images stored on the device; see `ResidentPhotos`."""
 
     def __init__(
-        self, train: DecodedSubset, val: DecodedSubset, own: Preprocessing, recipe: Recipe,
-        settings: BatchSettings,
+        self, train: DecodedSubset, val: DecodedSubset, preprocessing: Preprocessing,
+        recipe: Recipe, settings: BatchSettings,
     ) -> None:  # fmt: skip
         super().__init__(collate_photos, replace(settings, workers=0, pin=False))
-        self.train, self.val, self.own, self.recipe = train, val, own, recipe
+        self.train, self.val, self.preprocessing, self.recipe = train, val, preprocessing, recipe
 
     def train_dataloader(self) -> DataLoader[PhotoBatch]:
         """The batches of an epoch."""
         shifts, seed = SHIFTS.get(self.recipe.augmentation), self.settings.seed
-        photos = ResidentPhotos(self.train, self.own, shifts, seed, self._device())
+        photos = ResidentPhotos(self.train, self.preprocessing, shifts, seed, self._device())
         order = EpochOrder(self.train.ids, seed, most=self.recipe.images_per_epoch)
         return self._whole(photos, Batches(order, self.recipe.batch_size, self.settings.least))
 
     def val_dataloader(self) -> DataLoader[PhotoBatch]:
         """The validation photos."""
-        photos = ResidentPhotos(self.val, self.own, None, self.settings.seed, self._device())
+        photos = ResidentPhotos(
+            self.val, self.preprocessing, None, self.settings.seed, self._device()
+        )
         return self._whole(photos, ShareOfBatches(len(self.val.ids), self.recipe.batch_size))
 
     def _whole(self, photos: ResidentPhotos, lists: Sampler[list[Any]]) -> DataLoader[PhotoBatch]:
-        """A loader that asks `photos` for whole batches."""
+        """A loader whose items are batches of `photos`."""
         return self.loader(photos, batch_size=None, sampler=lists)
 
     def _device(self) -> torch.device:
@@ -179,15 +181,16 @@ class ResidentData(BaseDataModule):
 
 
 class SpeedClock(pl.Callback):
-    """Counts the seconds of training steps until a validation top-1 is reached.
+    """Measures the time of training steps until a validation top-1 is reached.
 
-    Neither validation nor checkpoints count. The first batch of each process is counted apart too:
-    in it a device allocates and chooses its kernels. What is counted is part of the checkpoint.
+    Excludes validation and checkpoints. The first batch of each process is also recorded
+    separately, because the device allocates memory and selects kernels in it. The times are part of
+    the checkpoint.
 
     Args:
-        run: The folder in whose record it is written.
-        target: The top-1, a fraction.
-        listener: Hears of it.
+        run: Run folder, whose record gets the times.
+        target: The top-1 to reach, a fraction.
+        listener: Receives the announcement.
     """
 
     def __init__(self, run: Path, target: float, listener: Listener) -> None:
@@ -205,7 +208,7 @@ class SpeedClock(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Takes the time of the first batch of this process."""
+        """Records the time of the first batch of this process."""
         self.images += len(batch.ids)
         if self._first:
             self._first = False
@@ -217,7 +220,7 @@ class SpeedClock(pl.Callback):
         self.seconds += _now(pl_module.device) - self._started
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Whether the target is reached."""
+        """Checks whether the target is reached."""
         if self.reached is None and _top1(trainer) >= self.target:
             self.reached = {
                 "epoch": trainer.current_epoch + 1, "seconds": self.seconds,
@@ -225,16 +228,16 @@ class SpeedClock(pl.Callback):
             }  # fmt: skip
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes what was counted so far."""
+        """Writes the times so far."""
         if trainer.is_global_zero:
             TRAINING.update(self.run, speed=self.record())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Says it."""
+        """Announces the result."""
         self.listener.say(speed_in_words(self.record()))
 
     def record(self) -> SpeedRecord:
-        """What was counted."""
+        """The times as a record."""
         reached, warm = self.reached, self.seconds - self.warm_up
         images = self.images - self.warm_up_images
         return SpeedRecord(
@@ -249,7 +252,7 @@ class SpeedClock(pl.Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What was counted so far."""
+        """The times so far."""
         names = ("seconds", "warm_up", "images", "warm_up_images", "reached")
         return {name: getattr(self, name) for name in names}
 
