@@ -1,1 +1,1 @@
-"""What every room uses: errors, names, seeds, durable writes, run folders, ranks."""
+"""Shared by all packages: errors, names, seeds, durable writes, run folders, ranks."""

@@ -1,4 +1,4 @@
-"""Random numbers for many identities at once: vectorised, and a function of identity and number."""
+"""Vectorised random numbers that depend only on an identity and the number of the draw."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _FRACTION = 2.0**-53  # of the 53 highest bits
 
 
 def stream_keys(identities: Sequence[tuple[object, ...]]) -> Bits:
-    """A key of each identity, from which `stream_bits` draws for many identities at once."""
+    """One key per identity for `stream_bits`, uint64 (n,)."""
     return np.array([identity_seed(*identity) for identity in identities], np.uint64)
 
 
 def stream_bits(keys: Bits, first: NDArray[np.integer] | int, count: int) -> Bits:
-    """Draws number `first` to `first + count - 1` of each key's own random stream, (n, count).
+    """Draws `first` to `first + count - 1` of the random stream of each key, uint64 (n, count).
 
-    The stream of a key is SplitMix64 started at it, whose draw number i is a function of the key
-    and of i alone: nothing has to be drawn before, and all keys are drawn for in one pass.
+    The stream of a key is SplitMix64 with the key as its state. Draw i depends only on the key and
+    i, so that draws can start at any number and all keys are processed in one pass.
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014),
     figure 17, with the constants of its `mix64variant13`.
 
     Args:
-        keys: Of `stream_keys`, (n,).
-        first: Number of the first draw, from 0 on; of all keys, or of each (n,).
-        count: Draws of each key.
+        keys: Keys of `stream_keys`, (n,).
+        first: Number of the first draw, counted from 0: one for all keys, or one per key (n,).
+        count: Number of draws per key.
     """
     numbers = np.asarray(first, np.uint64)[..., None] + np.arange(1, count + 1, dtype=np.uint64)
     z = keys[:, None] + numbers * _GAMMA
@@ -43,7 +43,7 @@ def stream_bits(keys: Bits, first: NDArray[np.integer] | int, count: int) -> Bit
 
 
 def below(bits: Bits, limit: int) -> NDArray[np.int64]:
-    """Integers in [0, limit), each as likely, from the 53 highest of `bits`; limit below 2**20."""
+    """Uniform integers in [0, limit) from the 53 highest bits of `bits`; limit below 2**20."""
     fractions = (bits >> np.uint64(11)).astype(np.float64) * _FRACTION
     integers: NDArray[np.int64] = np.floor(fractions * limit).astype(np.int64)
     return integers

@@ -1,4 +1,4 @@
-"""What a user did wrong, said in three parts: what happened, why, what to do next."""
+"""Errors for the user, with three parts: what happened, why, and what to do next."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RobustError(Exception):
 
 
 class RunError(RobustError):
-    """The run itself failed; everything that was finished is kept (exit code 1)."""
+    """The run failed; all finished parts are kept (exit code 1)."""
 
 
 class UsageError(RobustError):
@@ -36,16 +36,16 @@ class UsageError(RobustError):
 
 
 class MachineError(RobustError):
-    """The machine lacks something the command needs (exit code 3)."""
+    """The machine lacks something that the command needs (exit code 3)."""
 
     exit_code = 3
 
 
 class GateError(RobustError):
-    """A complete run breaks a limit of `--fail-under` or `--fail-drop` (exit code 4).
+    """A complete run violates a limit of `--fail-under` or `--fail-drop` (exit code 4).
 
     Args:
-        run: Its folder.
+        run: The run folder.
     """
 
     exit_code = 4
@@ -56,19 +56,19 @@ class GateError(RobustError):
 
 
 def first_line(error: BaseException, most: int = 200) -> str:
-    """What `error` of another library says, in one line of at most `most` characters."""
+    """The first line of the message of `error`, with at most `most` characters."""
     lines = str(error).strip().splitlines()
     return lines[0][:most] if lines else type(error).__name__
 
 
 def shortened_text(text: str, most: int = 200) -> str:
-    """`text` of another file for a message, in at most `most` characters."""
+    """`text` from a file, shortened to `most` characters for a message."""
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 @contextmanager
 def errors_of(run: Path) -> Iterator[None]:
-    """Marks an exception that leaves the context as one of the run in the folder `run`."""
+    """Attaches the run folder `run` to exceptions that leave the context; see `run_of`."""
     try:
         yield
     except BaseException as error:
@@ -78,6 +78,6 @@ def errors_of(run: Path) -> Iterator[None]:
 
 
 def run_of(error: BaseException) -> Path | None:
-    """The folder of the run that `error` ended (see `errors_of`); None where there was none yet."""
+    """The run folder attached to `error` by `errors_of`; None without one."""
     run: Path | None = getattr(error, _RUN, None)
     return run

@@ -1,4 +1,4 @@
-"""Durable writes: a file is there whole or not at all, also after kill -9 or a full disk."""
+"""Durable writes: a file is complete or absent, also after kill -9 or on a full disk."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from typing import Any
 from robustcli.core.errors import RunError
 
 LONGEST_NAME = 255
-"""Bytes of a file's name, at most: of ext4, XFS, APFS and NTFS."""
+"""Longest file name in bytes on ext4, XFS, APFS and NTFS."""
 
 
 def shortened(name: str, most: int) -> str:
-    """`name` in at most `most` bytes of UTF-8: as it is, or its beginning with a hash of all of it.
+    """`name`, or its beginning with a hash of `name` if it has more than `most` bytes of UTF-8.
 
     Args:
-        name: Of a file.
-        most: At least 17.
+        name: A file name.
+        most: Largest number of bytes, at least 17.
     """
     raw = os.fsencode(name)
     if len(raw) <= most:
@@ -36,22 +36,22 @@ def shortened(name: str, most: int) -> str:
 
 _WINDOWS = os.name == "nt"
 _WAITS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Seconds between tries to rename: readers, indexers and virus scanners are soon done."""
+"""Waits in seconds between attempts to rename, while another program has the file open."""
 
 
 _MOST_BYTES = 2**32
-"""Of a file that is read into memory at once."""
+"""Largest file in bytes that is read into memory at once."""
 
 
 def check_readable(path: Path, most: float = _MOST_BYTES) -> None:
-    """Checks that reading all of `path` comes to an end: a pipe waits, `/dev/zero` never ends.
+    """Checks that `path` can be read completely; a pipe would block, `/dev/zero` never ends.
 
     Args:
         path: The file.
-        most: Bytes that it may have; infinity for one that is read in pieces.
+        most: Largest size in bytes; infinity for a file that is read in pieces.
 
     Raises:
-        OSError: It is missing, no plain file, or longer.
+        OSError: The file is missing, not a regular file, or larger.
     """
     state = path.stat()
     if not stat.S_ISREG(state.st_mode):
@@ -62,12 +62,12 @@ def check_readable(path: Path, most: float = _MOST_BYTES) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; on leaving it is fsynced and renamed to `path`.
+    """A temporary path next to `path`; at the end it is fsynced and renamed to `path`.
 
     Raises:
-        RunError: The file system refused (disk full, no permission); `path` is as it was.
+        RunError: The file system refused (disk full, no permission); `path` is unchanged.
     """
-    # Not from tempfile: its files are readable by their owner alone, results are to be shared.
+    # Not from tempfile, whose files only their owner can read: results are shared.
     ending = f".{os.getpid()}-{threading.get_ident()}.tmp"
     beside = path.with_name(f".{shortened(path.name, LONGEST_NAME - len(ending) - 1)}{ending}")
     try:
@@ -79,15 +79,15 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise refused(path, error) from error
     finally:
-        with suppress(OSError):  # where the folder is what is wrong, this fails as well
+        with suppress(OSError):  # fails as well if the folder is the problem
             beside.unlink()
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
-    """What the JSON `text` holds, as `json.loads` with `options`.
+    """The value of the JSON `text`, like `json.loads` with `options`.
 
     Raises:
-        ValueError: It is no JSON, or is nested so deeply that Python cannot hold it.
+        ValueError: `text` is not JSON, or is nested too deeply for Python.
     """
     try:
         return json.loads(text, **options)
@@ -107,18 +107,18 @@ def write_text(path: Path, content: str) -> None:
 
 
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, SyntaxError, NotImplementedError)
-"""What readers of JSON, CSV, Parquet and pictures raise of content that is not theirs."""
+"""Exceptions of readers of JSON, CSV, Parquet and images on invalid content."""
 
 
 @contextmanager
 def reading(
     path: Path, todo: str = "Restore the file, or compute the run again."
 ) -> Iterator[None]:
-    """Names the file `path` of a run where what reads it inside finds it damaged.
+    """Converts read errors in the context to a RunError that names the file `path`.
 
     Args:
-        path: The file.
-        todo: What the user can do.
+        path: The file of a run.
+        todo: Advice for the user.
 
     Raises:
         RunError: The file cannot be read.
@@ -136,8 +136,8 @@ def reading(
 
 def _fsync(path: Path) -> None:
     if _WINDOWS and path.is_dir():
-        return  # Windows opens no folders; NTFS journals names by itself
-    # Windows flushes only what is open for writing.
+        return  # Windows cannot open folders; NTFS journals names
+    # Windows flushes only files that are open for writing.
     descriptor = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -146,7 +146,7 @@ def _fsync(path: Path) -> None:
 
 
 def _rename(beside: Path, path: Path) -> None:
-    """Renames, waiting a moment where Windows refuses since another process has `path` open."""
+    """Renames; retries where Windows refuses because another process has `path` open."""
     for wait in _WAITS if _WINDOWS else ():
         try:
             beside.replace(path)
@@ -157,7 +157,7 @@ def _rename(beside: Path, path: Path) -> None:
 
 
 def refused(path: Path, error: OSError) -> RunError:
-    """The error for the user where the file system refused to write `path`."""
+    """The error for the user if the file system refused to write `path`."""
     return RunError(
         f"Cannot write `{path}`.",
         f"The file system says: {error.strerror or error}.",

@@ -1,4 +1,4 @@
-"""How a long computation tells what it is doing, without knowing who listens."""
+"""Messages and progress of long computations, independent of how they are shown."""
 
 from __future__ import annotations
 
@@ -6,46 +6,46 @@ from typing import Protocol
 
 
 class Listener(Protocol):
-    """Receives what happens; the command line prints it, a notebook may ignore it."""
+    """Receives messages and progress; the command line prints them, a notebook can ignore them."""
 
     def say(self, text: str) -> None:
-        """A line for the user: a default that was taken, something skipped."""
+        """Receives a line for the user, such as a default or a skipped item."""
 
     def start(self, total: int, done: int, unit: str | None = None) -> None:
-        """Work begins: `total` model inputs, of which `done` were there before.
+        """Work starts on `total` model inputs, of which `done` are finished already.
 
-        `unit` is what is counted, where it is something else than usual, in the plural.
+        `unit` names the counted items in the plural; None for model inputs.
         """
 
     def advance(self, count: int) -> None:
-        """`count` more model inputs are computed."""
+        """Reports `count` further model inputs."""
 
 
 class Silent:
-    """A listener that listens to nothing."""
+    """A listener that ignores everything."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Ignored."""
 
     def start(self, total: int, done: int, unit: str | None = None) -> None:
-        """Nothing."""
+        """Ignored."""
 
     def advance(self, count: int) -> None:
-        """Nothing."""
+        """Ignored."""
 
 
 class NamedListener:
-    """Passes on the lines of several runs, each with the name of its run before it."""
+    """Forwards lines of several runs, each prefixed with the name of its run."""
 
     def __init__(self, listener: Listener) -> None:
         self.listener, self.name = listener, ""
 
     def begin(self, name: str) -> None:
-        """Sets the name of the run that later lines belong to; empty for none."""
+        """Sets the run name of later lines; empty for none."""
         self.name = name
 
     def say(self, text: str) -> None:
-        """Passes on `text` after the name."""
+        """Forwards `text` with the name of the run."""
         self.listener.say(f"{self.name}: {text}" if self.name else text)
 
     def start(self, total: int, done: int, unit: str | None = None) -> None:

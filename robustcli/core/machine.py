@@ -27,18 +27,18 @@ from robustcli import __version__
 # How the threads of numerical libraries wait for each other.
 
 
-# Turns of a waiting loop. `benchmarks/sharing.py` measured on two cores: alone as fast as libgomp's
-# own 300,000, beside one and two busy processes in 0.6 and 0.5 of its time; 20,000 gain nothing
-# beside one, and no turns at all (`OMP_WAIT_POLICY=passive`) cost 40 % alone.
+# Iterations of the spin loop. `benchmarks/sharing.py` on two cores: as fast as libgomp's default of
+# 300,000 on an idle machine, and 0.6 and 0.5 of its time beside one and two busy processes. 20,000
+# give no gain beside one process; none at all (`OMP_WAIT_POLICY=passive`) cost 40 % when idle.
 _SPIN = "1000"
 
 
 def wait_briefly() -> None:
-    """Lets threads of OpenMP sleep soon when they wait, instead of spinning for milliseconds.
+    """Shortens the time that waiting OpenMP threads spin before they sleep.
 
-    Beside another program a thread waits at each loop's end for one that is not running; spinning
-    then takes the very time that the other needs. What a user has set stays. It counts only before
-    the library is loaded (GNU's libgomp, with which torch comes on Linux, reads it then).
+    On a busy machine, a thread waits at the end of a loop for another one that is not running, and
+    spinning takes the processor time that the other one needs. Settings of the user are kept. Must
+    be called before libgomp is loaded (with torch on Linux), which then reads the setting.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN)
@@ -48,10 +48,10 @@ _PROC = Path("/proc/self")
 
 
 def usable_cores() -> int:
-    """The processor cores that this process may keep busy, at least 1.
+    """Number of processor cores that this process can use, at least 1.
 
-    The machine's cores, less those outside the process's affinity mask, and no more than the
-    time quota of its control groups allows (a part of a core counts as one).
+    The cores in the affinity mask of the process, limited by the time quota of its control groups
+    (rounded up to full cores).
     """
     cores = _affinity()
     for group in _groups("cpu"):
@@ -62,10 +62,10 @@ def usable_cores() -> int:
 
 
 def available_bytes() -> int:
-    """Bytes of memory that this process may still take before it swaps or is killed.
+    """Bytes of memory that this process can allocate before it swaps or is killed.
 
-    What the machine has left, and no more than each control group of the process still allows.
-    Cached file content does not count as taken: the kernel drops it when memory is asked for.
+    The free memory of the machine, limited by the control groups of the process. Cached file
+    content counts as free, because the kernel drops it on demand.
     """
     import psutil  # only commands that compute need it
 
@@ -78,10 +78,10 @@ def available_bytes() -> int:
 
 
 def start_method() -> Literal["fork", "spawn"]:
-    """How loader processes are started: copied from this one on Linux, anew elsewhere.
+    """The start method of loader processes: `fork` on Linux, `spawn` elsewhere.
 
-    Windows cannot copy a process, and on macOS a copy of one that has used system libraries may
-    crash. Python's own default differs between its versions.
+    Windows cannot fork, and on macOS a fork can crash after system libraries were used. Python's
+    default depends on its version.
     """
     return "fork" if sys.platform == "linux" else "spawn"
 
@@ -107,7 +107,7 @@ class _Group(NamedTuple):
 
 
 def _groups(controller: str) -> Iterator[_Group]:
-    """The groups of this process that `controller` (`cpu`, `memory`) rules, innermost first."""
+    """The groups of this process under `controller` (`cpu`, `memory`), innermost first."""
     with suppress(OSError):
         mounts = list(_mounts(controller))
         for line in (_PROC / "cgroup").read_text(encoding="utf-8").splitlines():
@@ -122,7 +122,7 @@ def _groups(controller: str) -> Iterator[_Group]:
 
 
 class _Mount(NamedTuple):
-    """A mounted hierarchy: the folder it is seen in, and which of its groups lies there."""
+    """A mounted hierarchy: its mount point, and the group at the mount point."""
 
     point: Path
     root: str
@@ -147,10 +147,10 @@ def _plain(field: str) -> str:
 
 
 def _upwards(mount: _Mount, path: str) -> Iterator[Path]:
-    """The folders of the group `path` and of the groups above it, as far as they are mounted.
+    """The folders of the group `path` and of its parent groups, as far as they are mounted.
 
-    A container may see a group of the host at the mount point, or paths that it cannot reach
-    (`/../other`); then the mount point is the innermost group that it sees.
+    A container can have a group of the host at the mount point, or paths that it cannot reach
+    (`/../other`); then the mount point is the innermost visible group.
     """
     root = mount.root.rstrip("/")
     inside = path[len(root) :] if path == root or path.startswith(f"{root}/") else "/"
@@ -162,7 +162,7 @@ def _upwards(mount: _Mount, path: str) -> Iterator[Path]:
 
 
 def _quota(group: _Group) -> float | None:
-    """Cores whose whole time the group may use; None without a limit."""
+    """Time quota of the group in cores; None without a limit."""
     with suppress(OSError, ValueError):  # the root group has no such file; no limit is `max`
         if group.version == 2:
             quota, period = map(int, _read(group, "cpu.max").split())
@@ -180,7 +180,7 @@ _FILE_CACHE = {
 
 
 def _remaining(group: _Group) -> int | None:
-    """Bytes that the group may still take; None without a limit."""
+    """Bytes that the group can still allocate; None without a limit."""
     limits = []
     for name in _LIMITS[group.version]:
         with suppress(OSError, ValueError):  # the root group has no such file; no limit is `max`
@@ -194,7 +194,7 @@ def _remaining(group: _Group) -> int | None:
 
 
 def _cached(group: _Group) -> int:
-    """Bytes of file content in memory, which counts as usage; 0 where the kernel does not tell."""
+    """Bytes of cached file content, which counts as usage; 0 if the kernel does not report it."""
     with suppress(OSError, ValueError):
         pairs = (line.split() for line in _read(group, "memory.stat").splitlines())
         names = _FILE_CACHE[group.version]
@@ -207,7 +207,7 @@ def _read(group: _Group, name: str) -> str:
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The name of the machine's processor; its kind alone where the system tells no name."""
+    """Name of the processor; its architecture if the system reports no name."""
     with suppress(OSError):
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             key, _, name = line.partition(":")
@@ -226,7 +226,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """The version of this program, of Python, and of every package that decides the numbers."""
+    """Versions of this program, of Python, and of all packages that affect results."""
     packages = {"robust": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

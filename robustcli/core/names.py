@@ -1,4 +1,4 @@
-"""Names as users type them: spelling-tolerant look-up, globs and the nearest name."""
+"""Look-up of names as users type them: tolerant spelling, globs and suggestions."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ TaskName = Literal["cls", "seg"]
 
 
 def canonical(name: str) -> str:
-    """`name` in the one spelling that look-ups use: lower case, `_` as `-`."""
+    """`name` in the spelling of look-ups: lower case, `_` as `-`."""
     return name.strip().lower().replace("_", "-")
 
 
 def file_name(name: str) -> str:
-    """`name` as part of a file name on every system: what Windows or Unix reserve becomes `-`.
+    """`name` as part of a file name: characters reserved by Windows or Unix become `-`.
 
-    Models can be called by a path or by a name of a hub, such as `hf-hub:timm/resnet18`.
+    Names of models can be paths or hub names, such as `hf-hub:timm/resnet18`.
     """
     return _RESERVED.sub("-", name).rstrip(". ") or "-"
 
@@ -33,19 +33,19 @@ _RESERVED = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
 
 
 def is_glob(name: str) -> bool:
-    """Whether `name` holds a wildcard (`*`, `?` or `[`)."""
+    """Whether `name` contains a wildcard (`*`, `?` or `[`)."""
     return any(character in name for character in "*?[")
 
 
 def nearest(name: str, candidates: Iterable[str], most: int = 3) -> list[str]:
-    """The `candidates` that look most like `name`, best first; empty when none does."""
+    """The `candidates` most similar to `name`, best first; empty if none is similar."""
     spelling = {canonical(candidate): candidate for candidate in candidates}
     close = difflib.get_close_matches(canonical(name), spelling, n=most, cutoff=0.6)
     return [spelling[candidate] for candidate in close]
 
 
 FEW_NAMES = 4
-"""So many names are shown where none is near to what was typed."""
+"""Number of names to show if none is similar to the typed one."""
 
 
 def find(name: str, candidates: Iterable[str], *, kind: str, listing: str) -> str:
@@ -54,11 +54,11 @@ def find(name: str, candidates: Iterable[str], *, kind: str, listing: str) -> st
     Args:
         name: What the user typed.
         candidates: The registered names.
-        kind: What is being named, for the message (`model`, `transform`).
-        listing: The command that lists them all, for the message.
+        kind: Kind of the named thing for the message, such as `model`.
+        listing: Command that lists all names, for the message.
 
     Raises:
-        UsageError: No registered name is spelled so; the message offers the nearest ones.
+        UsageError: There is no such name; the message has the nearest ones.
     """
     spelling = {canonical(candidate): candidate for candidate in candidates}
     if canonical(name) in spelling:
@@ -79,10 +79,10 @@ def _either(names: list[str]) -> str:
 
 
 def matching(pattern: str, candidates: Iterable[str], *, kind: str, listing: str) -> list[str]:
-    """The registered names that `pattern` (a name or a glob) stands for, in their own order.
+    """The registered names that match `pattern` (a name or a glob), in the order of `candidates`.
 
     Raises:
-        UsageError: Nothing matches.
+        UsageError: No name matches.
     """
     candidates = list(candidates)
     if not is_glob(pattern):
@@ -94,19 +94,19 @@ def matching(pattern: str, candidates: Iterable[str], *, kind: str, listing: str
 
 
 def model_folder(above: Path, prefix: str, model: str) -> Path:
-    """The folder of `model` in `above`; what earlier versions called otherwise stays as it is.
+    """The folder of `model` in `above`, also with the name that earlier versions gave it.
 
-    They replaced slashes alone, so that a name from a hub kept its colon.
+    Earlier versions replaced only slashes, so that hub names kept their colon.
     """
     folder, earlier = above / f"{prefix}{file_name(model)}", f"{prefix}{model.replace('/', '-')}"
-    with suppress(OSError):  # a name that this system does not allow
+    with suppress(OSError):  # this system does not allow the name
         if earlier != folder.name and (above / earlier).is_dir():
             return above / earlier
     return folder
 
 
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
-"""Beginnings of cells that spreadsheets compute. Source: OWASP, CSV Injection."""
+"""First characters of cells that spreadsheets evaluate. Source: OWASP, CSV Injection."""
 
 # Escape sequences of terminals start with a control character; others reorder or hide letters.
 _ACTIVE = re.compile(
@@ -116,18 +116,18 @@ _ACTIVE = re.compile(
 
 
 def printable(text: str) -> str:
-    """`text` with control, direction and surrogate characters written as Python's escapes.
+    """`text` with control, direction and surrogate characters as Python escapes.
 
-    A name of a file or a class must not colour, overwrite or reorder what is shown around it.
+    A file or class name must not colour, overwrite or reorder the text around it.
     """
     return _ACTIVE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 ABLATE = "ablate"
-"""The option of a network's configuration that names what is taken out of it."""
+"""The builder argument that names the ablated part of a network."""
 
 
 def network_words(model: str, arguments: Mapping[str, Any]) -> str:
-    """The network `model` as reports name it: with what its `arguments` take out of it."""
+    """Name of the network `model` in reports, with the part that its `arguments` ablate."""
     ablation = arguments.get(ABLATE)
     return model if ablation is None else f"{model} without {ablation}"

@@ -1,12 +1,11 @@
-"""Run folders: every command opens, continues, refuses, discards and closes them in one way.
+"""Run folders: opening, continuing, refusing, discarding and closing them, for every command.
 
-RUN/run.json            the record: what the run was made of, and how it ended
+RUN/run.json            the record: settings and status of the run
 RUN/.owner/000001.json  the process that works in the folder, see `owned`
 RUN/error-*.txt         tracebacks of errors that ended the run
 
-A command describes its runs by one `RunKind`: the model of the record, the files that belong to a
-run, which settings must not differ between two commands that work in one folder, and what a
-continued record keeps of the old one.
+A command describes its runs by a `RunKind`: the model of the record, the files of a run, the
+settings that must be equal to continue a run, and the fields that a continued record keeps.
 """
 
 from __future__ import annotations
@@ -37,23 +36,23 @@ RECORD_FILE = "run.json"
 STUDY_FILE = "study.json"
 """The settings of a command that was called with a study file, see `cli.study`."""
 SEEDS_KIND = "seeds"
-"""`kind` in the record of a folder that holds several runs, one for each seed."""
+"""`kind` in the record of a folder with one run per seed."""
 ERROR_FILES = f"error-{'[0-9]' * 8}-{'[0-9]' * 6}-[0-9]*.txt"
 """Glob of the tracebacks in a run's folder: date, time and process, see `cli.failures`."""
 _LONGEST_VALUE = 80  # characters of a setting in a message
 
 
 class Record(BaseModel):
-    """A part of a run's files; unknown keys are an error, so that a newer file is not misread."""
+    """Base class of file formats; unknown keys are errors: newer files must not be misread."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class BaseRunRecord(Record):
-    """What `run.json` of every command holds.
+    """Fields of `run.json` for every command.
 
-    `command` has each command that worked on the run, a line each. Subclasses list the values of
-    `status`; all know `running`, `complete` and `failed`.
+    `command` has one line per command that worked on the run. Subclasses define the values of
+    `status`; all have `running`, `complete` and `failed`.
     """
 
     schema_version: int = 1
@@ -68,7 +67,7 @@ RecordT = TypeVar("RecordT", bound=BaseRunRecord)
 
 @dataclass
 class Ending:
-    """How a run ends where no error ends it; the command may change it."""
+    """The final status of a run without an error; the command can change it."""
 
     status: str = "complete"
 
@@ -83,16 +82,16 @@ class RunKind(Generic[RecordT]):
 
     Args:
         record: Model of `run.json`.
-        name: What messages call such a run, with its article: `a training run`.
-        command: Which command makes such runs.
-        folders: Folders that belong to a run, relative to it.
-        files: Globs of files that belong to a run beside its record and tracebacks.
-        differences: Which settings of a new record contradict an old one, each in a sentence that
-            names the flag.
-        kept: Fields that a continued record takes from the old one and the new one, beside
-            `command` and `created`. `status` `complete` says that nothing is left to do.
-        temporary: Folders that are of no use once the process that made them has ended.
-        interrupted: The status that Ctrl+C leaves.
+        name: Name of such a run in messages, with its article: `a training run`.
+        command: The command that makes such runs.
+        folders: Folders of a run, relative to the run folder.
+        files: Globs of files of a run besides its record and tracebacks.
+        differences: Yields one sentence, with the option, per setting of a new record that
+            contradicts the old one.
+        kept: Returns the fields of a continued record, from the old and the new one, besides
+            `command` and `created`. Status `complete` means that there is nothing left to do.
+        temporary: Folders that are useless after their process has ended.
+        interrupted: The status after Ctrl+C.
     """
 
     record: type[RecordT]
@@ -150,19 +149,19 @@ class RunKind(Generic[RecordT]):
         write_text(run / RECORD_FILE, record.model_dump_json(indent=2) + "\n")
 
     def update(self, run: Path, **changes: Any) -> None:
-        """Writes the record of `run` anew with `changes`."""
+        """Rewrites the record of `run` with `changes`."""
         changes = {**changes, "updated": datetime.now(UTC)}
         self.write(run, self.read(run).model_copy(update=changes))
 
     @contextmanager
     def held(self, run: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Ownership]:
-        """Makes the folder `run`, holds it, and removes what a killed process left half-written.
+        """Creates and owns the folder `run`, and removes temporary files of a killed process.
 
-        Errors inside are marked as those of this run (`errors.run_of`).
+        Attaches the folder to errors in the context (`errors.run_of`).
 
         Args:
             run: The folder.
-            say: Hears where it takes long to find out whether another process is alive.
+            say: Receives a message if the test for another live process takes long.
 
         Raises:
             RunError: Another process works there, or the folder cannot be made.
@@ -178,15 +177,15 @@ class RunKind(Generic[RecordT]):
         self, run: Path, new: RecordT, *, fresh: bool,
         more: Callable[[RecordT], Iterator[str]] = lambda _: iter(()),
     ) -> RecordT:  # fmt: skip
-        """The record of a run that begins now, or continues one that `run` holds; it is written.
+        """Writes and returns the record of a new run, or of one that continues the run in `run`.
 
-        A run that `kept` calls complete is left as it is.
+        A run with status `complete` after `kept` is not changed.
 
         Args:
-            run: The folder; this process holds it.
-            new: The record of a run that begins now.
+            run: The folder, owned by this process.
+            new: The record of a new run.
             fresh: Whether to discard an earlier run.
-            more: Further differences from the old record, which the records do not show.
+            more: Further differences from the old run that are not in the records.
 
         Raises:
             UsageError: The folder holds a run of another kind, or one with other settings; the
@@ -215,7 +214,7 @@ class RunKind(Generic[RecordT]):
         return new.model_copy(update=kept)
 
     def discard(self, run: Path) -> None:
-        """Removes what a run consists of, and nothing that somebody else put there."""
+        """Removes the files of a run, and no other files."""
         for name in (*self.folders, *self.temporary):
             shutil.rmtree(run / name, ignore_errors=True)
         for pattern in (RECORD_FILE, STUDY_FILE, ERROR_FILES, *self.files):
@@ -224,7 +223,7 @@ class RunKind(Generic[RecordT]):
 
     @contextmanager
     def closing(self, run: Path) -> Iterator[Ending]:
-        """Sets the status of `run` on leaving: that of `Ending`, or `failed` after an error."""
+        """Sets the status of `run` at the end: that of `Ending`, or `failed` after an error."""
         ending = Ending()
         try:
             yield ending
@@ -238,14 +237,14 @@ class RunKind(Generic[RecordT]):
 
 
 def _is_one_of(record: type[BaseRunRecord], path: Path) -> bool:
-    """Whether all fields that `record` must have are in the file `path`."""
+    """Whether the file `path` has all required fields of `record`."""
     keys = parse_json(path.read_text(encoding="utf-8")).keys()
     return all(name in keys for name, field in record.model_fields.items() if field.is_required())
 
 
 def _first_seed(path: Path) -> str | None:
-    """The folder of the first seed where `path` is the record of several seeds; else None."""
-    with suppress(ValueError):  # damaged, which the caller tells
+    """The folder of the first seed if `path` is the record of several seeds; else None."""
+    with suppress(ValueError):  # damaged; the caller reports it
         head = parse_json(path.read_text(encoding="utf-8"))
         if isinstance(head, dict) and head.get("kind") == SEEDS_KIND:
             return f"seed-{head.get('seed')}"
@@ -261,12 +260,12 @@ def _newer(path: Path, why: str) -> UsageError:
 
 
 def has_record(run: Path) -> bool:
-    """Whether the folder `run` holds a run of any kind."""
+    """Whether the folder `run` contains a run of any kind."""
     return (run / RECORD_FILE).is_file()
 
 
 def check_folder(run: Path) -> None:
-    """Raises UsageError where a run would be written among somebody's own files."""
+    """Raises UsageError if the folder contains files but no run."""
     if run.is_file():
         raise UsageError(f"`{run}` is a file.", "", "Name a folder with `--out`.")
     if not has_record(run) and run.is_dir() and any(p.name[0] != "." for p in run.iterdir()):
@@ -276,12 +275,12 @@ def check_folder(run: Path) -> None:
 
 
 def changed_fields(old: Record, new: Record, flags: Mapping[str, str]) -> Iterator[str]:
-    """Sentences on the fields that differ, such as "`--lr` was 0.1, now it is 0.2".
+    """One sentence per different field, such as "`--lr` was 0.1, now it is 0.2".
 
     Args:
-        old: Before.
-        new: Now.
-        flags: Field to what sets it, as it begins a sentence.
+        old: The old record.
+        new: The new record.
+        flags: Maps fields to the beginning of the sentence, such as the option.
     """
     for name, flag in flags.items():
         before, now = getattr(old, name), getattr(new, name)
@@ -296,38 +295,37 @@ def _shown(value: object) -> str:
 
 # Ownership: one process, or one group of ranks, works in a folder at a time. No file locks.
 #
-# File locks do not exclude on network folders: 2,653 violations in 2,829 tries were counted on NFS.
-# What every file system does guarantee is that of several processes that create one file
-# exclusively exactly one succeeds. `RUN/.owner/000001.json`, `000002.json`, ... are the owners so
-# far, the last one the present owner. Whoever takes the folder creates the next number, so that two
-# cannot take over from the same dead owner.
+# File locks are unreliable on network folders: 2,653 violations in 2,829 attempts were counted on
+# NFS. Every file system guarantees that exactly one of several processes succeeds in creating a
+# file exclusively. `RUN/.owner/000001.json`, `000002.json`, ... are the owners so far; the last one
+# is the current owner. A process takes the folder by creating the next number, so that two
+# processes cannot take over from the same dead owner.
 #
-# Whether an owner lives: on this machine its process says so (process id and start of the process,
-# so that a recycled id is no owner). From another machine, or another container, only its heartbeat
-# can be seen: the owner touches its file every BEAT_SECONDS, and a file that was not touched while
-# this process watched for SILENCE_SECONDS has a dead owner. Nothing compares clocks, so a clock
-# that jumps does no harm.
+# An owner on this machine is alive if its process exists (process id and start time, because ids
+# are reused). From another machine or container only its heartbeat is visible: the owner touches
+# its file every BEAT_SECONDS, and is dead if the file was not touched while this process watched
+# for SILENCE_SECONDS. No clocks are compared, so clock changes do no harm.
 
 
 OWNER_FOLDER = ".owner"
 BEAT_SECONDS = 5.0
-SILENCE_SECONDS = 30.0  # six heartbeats: a machine under load may miss some
+SILENCE_SECONDS = 30.0  # six heartbeats: a busy machine can miss some
 _READS = 5
 _KEPT = 8  # files of earlier owners; see `_claim`
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who works, or worked, in a folder.
+    """A process that works or worked in a folder.
 
     Args:
-        host: Name of the machine, for people.
-        machine: What tells machines and containers apart: process ids mean something only within.
-        pid: The process.
-        started: What tells the process from a later one with the same id.
-        since: When it took the folder, ISO 8601, for people.
-        command: What was typed.
-        released: Whether it has finished with the folder.
+        host: Name of the machine, for messages.
+        machine: Identifies the machine or container in which the process id is valid.
+        pid: Process id.
+        started: Start time of the process, which distinguishes reused process ids.
+        since: Time when it took the folder, ISO 8601, for messages.
+        command: The typed command.
+        released: Whether it has released the folder.
     """
 
     host: str
@@ -340,11 +338,11 @@ class Owner:
 
 
 class Ownership:
-    """The folder is this process's until `release`.
+    """Ownership of a folder by this process until `release`.
 
     Args:
-        path: The owner's file.
-        owner: What it holds.
+        path: The file of the owner.
+        owner: Its content.
     """
 
     def __init__(self, path: Path, owner: Owner) -> None:
@@ -354,9 +352,9 @@ class Ownership:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises RunError where another process has taken the folder.
+        """Raises RunError if another process has taken the folder.
 
-        That happens to a process that was suspended for longer than SILENCE_SECONDS.
+        This happens if this process was suspended for longer than SILENCE_SECONDS.
         """
         if self._lost.is_set():
             folder = self._path.parent.parent
@@ -367,11 +365,11 @@ class Ownership:
             )
 
     def release(self) -> None:
-        """Lets the next process take the folder at once."""
+        """Releases the folder, so that the next process can take it immediately."""
         self._stop.set()
         self._thread.join()
         if not self._lost.is_set():
-            with suppress(RunError):  # a full disk: the next process finds that this one has ended
+            with suppress(RunError):  # full disk: the next process detects that this one has ended
                 _write(self._path, replace(self._owner, released=True))
 
     def _beat(self) -> None:
@@ -385,11 +383,11 @@ class Ownership:
 
 @contextmanager
 def owned(run: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Ownership]:
-    """Makes the folder `run` and holds it.
+    """Creates and owns the folder `run`.
 
     Args:
         run: The folder.
-        say: Receives a line for the user where it takes long to find out whether an owner lives.
+        say: Receives a message if the test for a live owner takes long.
 
     Raises:
         RunError: Another process works there, or the file system refuses.
@@ -416,12 +414,12 @@ def _claim(run: Path, say: Callable[[str], None]) -> Ownership:
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
-            time.sleep(0.05)  # another process was quicker; a network folder may list it late
+            time.sleep(0.05)  # another process was faster; a network folder can list its file late
             continue
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(_text(me))
-        # A process that looked long ago could create a number that was removed since: files are
-        # removed late, and whoever sees a higher number than its own gives way.
+        # A slow process could create a number that was removed in the meantime. Therefore files are
+        # removed late, and a process that sees a higher number than its own gives up.
         if _newest(folder) != path:
             path.unlink(missing_ok=True)
             continue
@@ -467,7 +465,7 @@ def _in_use(run: Path, owner: Owner | None) -> RunError:
 
 
 def _beats(path: Path) -> bool:
-    """Whether the file is touched while this process watches."""
+    """Whether the file is touched while this process watches it."""
     first, waited = _touched(path), time.monotonic()
     while time.monotonic() - waited < SILENCE_SECONDS:
         time.sleep(min(1.0, SILENCE_SECONDS / 10))
@@ -477,9 +475,9 @@ def _beats(path: Path) -> bool:
 
 
 def _touched(path: Path) -> int | None:
-    """When the file was last touched, by its file system's clock; None where it is gone."""
+    """Modification time of the file by the clock of its file system; None if it is missing."""
     try:
-        with path.open("rb") as file:  # opening makes a network folder ask its server
+        with path.open("rb") as file:  # opening makes a network client ask the server
             return os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
@@ -494,12 +492,12 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def _read(path: Path) -> Owner | None:
-    """The owner in `path`; None where it was cut off."""
+    """The owner in `path`; None if the file is truncated."""
     for _ in range(_READS):
         try:
             return Owner(**parse_json(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            time.sleep(0.05)  # perhaps it is just being written
+            time.sleep(0.05)  # the file may be incomplete at this moment
     return None
 
 
@@ -525,9 +523,9 @@ def _this_process() -> Owner:
 
 
 def _machine() -> str:
-    """What tells machines and containers apart.
+    """Identifies the machine or container.
 
-    Linux: a container can have the host's name and kernel, but has process ids of its own.
+    On Linux a container can share name and kernel with the host, but has separate process ids.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -537,11 +535,11 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """When process `pid` began, in a form that is constant for it; None where there is none."""
+    """Start time of process `pid` as a constant text; None if there is no such process."""
     stat = Path(f"/proc/{pid}/stat")
     if stat.parent.parent.joinpath("self").exists():
         try:
-            # The name in parentheses may hold anything. Field 22: clock ticks since the boot.
+            # The name in parentheses can contain anything. Field 22: clock ticks since boot.
             fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             return None

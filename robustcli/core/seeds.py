@@ -1,4 +1,4 @@
-"""Seeds from identities: the same thing gets the same randomness wherever and whenever it runs."""
+"""Seeds from identities: equal identities get equal random numbers on every machine."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import hashlib
 
 
 def identity_seed(*identity: object, bits: int = 64) -> int:
-    """A seed in `[0, 2**bits)` that depends on `identity` alone.
+    """A seed in `[0, 2**bits)` that depends only on `identity`.
 
     Args:
-        identity: What is being seeded, outermost first: run seed, transform, severity, image id.
-            Each part counts by its `str`, with its length, so `("a", "bc")` is not `("ab", "c")`.
+        identity: Identity of the random draw, outermost first: run seed, transform, severity,
+            image id. Hashes the length and text of each part, so that `("a", "bc")` and
+            `("ab", "c")` differ.
         bits: Width of the seed, 1 to 256.
     """
     digest = hashlib.sha256()

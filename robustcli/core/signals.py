@@ -1,4 +1,4 @@
-"""Signals: what schedulers send to end a run."""
+"""Termination signals of schedulers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import NoReturn
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Inside, SIGTERM raises KeyboardInterrupt, as Ctrl+C does.
+    """In the context, SIGTERM raises KeyboardInterrupt like Ctrl+C.
 
-    SLURM, Kubernetes and `kill` send it before they kill a process for good.
+    SLURM, Kubernetes and `kill` send SIGTERM before they kill a process.
     """
     if threading.current_thread() is not threading.main_thread():  # signals go to the main one
         yield

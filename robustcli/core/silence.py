@@ -1,9 +1,9 @@
-"""Silence for the warnings of single modules, in the calling thread alone.
+"""Silences warnings of single modules in the calling thread.
 
 `warnings.catch_warnings` changes the filters of the whole process (until Python 3.14). Two threads
-that use it at once put each other's filters back: warnings can end up switched off for good, or
-errors of a test suite (`filterwarnings = error`) lost. Nothing here touches a filter: inside the
-named modules, the name `warnings` stands for an object that asks the calling thread first.
+that use it at the same time restore each other's filters, which can switch warnings off for good or
+lose errors of a test suite (`filterwarnings = error`). This module changes no filter: in the named
+modules, the name `warnings` is bound to an object that checks the calling thread.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _INSTALLING = threading.Lock()
 
 
 class _Thread(threading.local):
-    """How many `silenced` contexts the calling thread is in, by module."""
+    """Number of active `silenced` contexts of the calling thread, by module."""
 
     def __init__(self) -> None:
         self.depth: dict[str, int] = {}
@@ -31,7 +31,7 @@ _THREAD = _Thread()
 
 
 class _Warnings:
-    """What a silenced module knows as `warnings`: the real one, unless this thread wants silence.
+    """Replaces `warnings` in a silenced module; forwards calls unless this thread is silenced.
 
     Args:
         module: Name of the module.
@@ -48,11 +48,11 @@ class _Warnings:
         return bool(_THREAD.depth.get(self._module))
 
     def catch_warnings(self, **keywords: Any) -> Any:
-        """`warnings.catch_warnings`; nothing in a silent thread, which has nothing to catch."""
+        """`warnings.catch_warnings`; does nothing in a silenced thread."""
         return nullcontext() if self._silent else warnings.catch_warnings(**keywords)
 
     def filterwarnings(self, *arguments: Any, **keywords: Any) -> None:
-        """`warnings.filterwarnings`; a silent thread leaves the process's filters alone."""
+        """`warnings.filterwarnings`; does nothing in a silenced thread."""
         if not self._silent:
             warnings.filterwarnings(*arguments, **keywords)
 
@@ -79,7 +79,7 @@ def silenced(*modules: str) -> Iterator[None]:
     """A context in which `warnings.warn`, called in one of `modules` by this thread, does nothing.
 
     Args:
-        modules: Full names; one that cannot be imported is passed over.
+        modules: Full module names; modules that cannot be imported are ignored.
     """
     for name in modules:
         _install(name)
