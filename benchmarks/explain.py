@@ -21,7 +21,7 @@ from PIL import Image
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.cli.progress import ConsoleListener
-from robustcli.data.labels import label_space
+from robustcli.data.labels import read_label_space
 from robustcli.explanation.config import ExplainConfig
 from robustcli.explanation.explained_rows import read_explained_rows
 from robustcli.explanation.explaining import explain
@@ -33,7 +33,7 @@ PHOTOS, SIDE = 8, 320
 def make_photos(folder: Path) -> Path:
     """Eight pictures of noise, each in the folder of a class of ImageNet."""
     draw = np.random.default_rng(0)
-    for name in label_space("imagenet-1k").ids[:PHOTOS]:
+    for name in read_label_space("imagenet-1k").ids[:PHOTOS]:
         (folder / name).mkdir(parents=True)
         pixels = draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name / "photo.png")

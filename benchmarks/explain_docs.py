@@ -26,7 +26,11 @@ from PIL import Image
 
 from robustcli.core.io import write_bytes
 from robustcli.explanation.methods import METHODS, ExplanationMethod
-from robustcli.reports.explanation_findings import ExplanationFindings, read_explanation, summary
+from robustcli.reports.explanation_findings import (
+    ExplanationFindings,
+    explanation_summary,
+    read_explanation,
+)
 from robustcli.reports.explanation_panels import (
     PanelDrawer,
     draw_explanation_gallery,
@@ -81,7 +85,7 @@ def main() -> None:
         explained(options.out / "found-vmamba-pico", PICO, *more, *grad_cam),
     ):
         print(f"\n{run.record.model.name}, {len(run.photos)} photos of {run.record.dataset.name}")
-        print("\n".join(summary(run)))
+        print("\n".join(explanation_summary(run)))
 
 
 def explained(out: Path, model: Sequence[str], *options: str) -> ExplanationFindings:

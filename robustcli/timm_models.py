@@ -74,7 +74,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         out_indices = options.pop("out_indices", None) or ((0, 1, 2, 3) if vmamba else 3)
         try:
             network: nn.Module = build_model_with_cfg(
-                lambda **given: build(variant, **given),
+                lambda **arguments: build(variant, **arguments),
                 name,
                 pretrained,
                 pretrained_filter_fn=weights_filter,

@@ -198,3 +198,62 @@ def test_no_file_name_stands_in_two_rooms() -> None:
         if file.name not in {"__init__.py", "base.py", "config.py", "record.py"}:
             rooms.setdefault(file.name, []).append(str(file.relative_to(PACKAGE)))
     assert [found for found in rooms.values() if len(found) > 1] == []
+
+
+# Public names that stand in several modules because they mean the same in each of them.
+PROTOCOLS = {
+    *("build", "VARIANTS"),  # families of networks
+    *("create", "with_weights"),  # builders: ours, timm's, segmentation-models-pytorch's
+    "default_cfgs",  # timm's registration of models
+    "command",  # of the command line
+    # Commands as functions of `api`, and each one's function in its room.
+    *("evaluate", "explain", "export", "publish", "verify"),
+}
+# The scan exports two functions; inside, names follow the languages of kernels (load, store).
+PRIVATE_ROOM = "robustcli.models.scan"
+
+
+def public_names(tree: ast.Module) -> set[str]:
+    """What a module itself defines without a leading underscore."""
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def names_of_several_modules(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
+    """Where each public name stands that several modules define and that is no protocol's.
+
+    The file of a network is read alone: its classes may be named as another network's, if only
+    their own file uses them.
+    """
+    imported = {
+        (node.module, alias.name)
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    modules: dict[str, list[str]] = {}
+    for module, tree in trees.items():
+        of_network = module.startswith("robustcli.models.")
+        for name in public_names(tree) - PROTOCOLS:
+            if not of_network or name[0].islower() or (module, name) in imported:
+                modules.setdefault(name, []).append(module)
+    return {name: places for name, places in modules.items() if len(places) > 1}
+
+
+def test_no_public_name_has_two_meanings() -> None:
+    trees = {
+        module: ast.parse(file.read_text(encoding="utf-8"))
+        for module, file in MODULES.items()
+        if not module.startswith(PRIVATE_ROOM)
+    }
+    assert names_of_several_modules(trees) == {}
+    second = ast.parse("class Layout: ...")
+    doubled = names_of_several_modules(trees | {"robustcli.data.x": second})
+    assert doubled == {"Layout": ["robustcli.data.layouts", "robustcli.data.x"]}

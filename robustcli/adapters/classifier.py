@@ -16,7 +16,7 @@ from robustcli.adapters.model import (
     ModelFacts,
     Precision,
     Trial,
-    check_scores,
+    check_class_scores,
     first_pass,
     made_up_image,
 )
@@ -82,7 +82,7 @@ class Classifier:
         shape = (preprocessing.channels, preprocessing.crop, preprocessing.crop)
         tried = Trial(facts.name, facts.builder, facts.arguments, shape, precision=self.precision)
         scores = first_pass(lambda: self._output(made_up_image(shape)), tried)
-        check_scores(scores, getattr(self.network, "num_classes", None), tried)
+        check_class_scores(scores, getattr(self.network, "num_classes", None), tried)
 
     @torch.inference_mode()
     def logits(self, views: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import RobustError, RunError, UsageError, first_line
 from robustcli.core.names import TaskName
-from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space, numbered_classes
+from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, numbered_classes, read_label_space
 from robustcli.models.ablation import has_scan
 
 ForeignKind = Literal["memory", "import", "torchscript", "onnx", "hf", "timm-hub", "open-clip"]
@@ -285,7 +285,7 @@ def _timm_preprocessing(network: nn.Module) -> Preprocessing | None:
     from robustcli.adapters import timm_library
 
     try:
-        return timm_library.preprocessing(network)
+        return timm_library.timm_preprocessing(network)
     except (UsageError, KeyError, TypeError, AttributeError):
         return None  # an attribute of that name is no promise
 
@@ -625,7 +625,7 @@ def _space(
     if request.classes is not None:
         space = _named_space(request.classes, name)
     elif request.label_space is not None:
-        space = label_space(request.label_space)
+        space = read_label_space(request.label_space)
     elif foreign.sidecar is not None and foreign.sidecar.task == "cls":
         space = foreign.sidecar.space
     elif foreign.space is not None:
@@ -633,14 +633,16 @@ def _space(
     elif foreign.classes is not None:
         space = _named_space(foreign.classes, name)
     else:
-        by_count = [s for s in map(label_space, BUNDLED_SPACES) if len(s.ids) == outputs]
+        by_count = [s for s in map(read_label_space, BUNDLED_SPACES) if len(s.ids) == outputs]
         if not by_count and request.number_classes:
             return numbered_classes(name, outputs), True
         if not by_count:
             raise UsageError(
                 f"`{name}` has {outputs} outputs, and what they mean is not known.",
                 "Recognised by their number are "
-                + ", ".join(f"{s.name} ({len(s.ids)})" for s in map(label_space, BUNDLED_SPACES))
+                + ", ".join(
+                    f"{s.name} ({len(s.ids)})" for s in map(read_label_space, BUNDLED_SPACES)
+                )
                 + ".",
                 "Name its classes with `--label-space FILE`, one class a line, in the order of its "
                 "outputs; in Python with `classes=[...]`.",
@@ -669,7 +671,7 @@ def _named_space(classes: Sequence[str], name: str) -> LabelSpace:
             f"Two classes of `{name}` are called `{twice}`.", "Names tell classes apart.",
             "Give each its own name with `--label-space FILE`.",
         )  # fmt: skip
-    for space in map(label_space, BUNDLED_SPACES):
+    for space in map(read_label_space, BUNDLED_SPACES):
         if len(space.ids) != len(class_names):
             continue
         indices = [_index(space, word) for word in class_names]

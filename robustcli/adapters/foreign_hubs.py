@@ -26,7 +26,7 @@ from robustcli.adapters.loading import choose, load_strictly, shapes_of
 from robustcli.adapters.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from robustcli.core.errors import MachineError, UsageError, first_line
 from robustcli.core.io import parse_json
-from robustcli.data.labels import LabelSpace, label_space
+from robustcli.data.labels import LabelSpace, read_label_space
 
 _FILES = ["*.json", "*.safetensors"]
 _SAFE = ".safetensors"
@@ -294,7 +294,7 @@ def timm_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
         origin=repository.origin,
         digest=state_digest(network.state_dict()),
         pretraining="see its model card",
-        preprocessing=timm_library.preprocessing(network),
+        preprocessing=timm_library.timm_preprocessing(network),
         preprocessing_source="its timm configuration",
         classes=tuple(map(str, labels)) if isinstance(labels, list) else None,
         users_code=False,
@@ -424,7 +424,7 @@ def _space_of(request: ModelRequest) -> LabelSpace:
     """The classes whose names become texts: those of the user, or ImageNet's."""
     if request.classes is not None:
         return LabelSpace("classes", request.classes, request.classes)
-    return label_space(request.label_space or "imagenet-1k")
+    return read_label_space(request.label_space or "imagenet-1k")
 
 
 def _plain(name: str) -> str:

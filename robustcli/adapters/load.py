@@ -33,7 +33,7 @@ from robustcli.adapters.training_run import (
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.seeds import identity_seed
-from robustcli.data.labels import LabelSpace, label_space, numbered_classes
+from robustcli.data.labels import LabelSpace, numbered_classes, read_label_space
 from robustcli.models.ablation import has_scan
 
 _SHOWN = 5  # classes in a message
@@ -135,8 +135,8 @@ def resolve(name: str) -> ModelEntry:
     spelling = {canonical(known): entry for known, entry in CATALOGUE.items()}
     if canonical(name) in spelling:
         return spelling[canonical(name)]
-    if name.startswith(smp_library.PREFIX):
-        return smp_library.entry(name)
+    if name.startswith(smp_library.SMP_PREFIX):
+        return smp_library.smp_entry(name)
     if names_run(name):
         return entry_of_run(Path(name), resolve(header_of(Path(name)).model))
     if foreign_kind(ModelRequest(name)) is not None:
@@ -312,9 +312,9 @@ def answers_in(request: ModelRequest) -> LabelSpace:
         assert space is not None, "only classifiers are asked for their classes"
         return space
     header = header_for(request)
-    named_space = None if request.label_space is None else label_space(request.label_space)
+    named_space = None if request.label_space is None else read_label_space(request.label_space)
     if not isinstance(header, ClassifierHeader):
-        return named_space or label_space(resolve(request.name).label_space)
+        return named_space or read_label_space(resolve(request.name).label_space)
     trained_space = header.answers_in
     if named_space is not None and named_space.ids != trained_space.ids:
         raise UsageError(
@@ -372,7 +372,7 @@ def _with_classes(
             "in the order of its outputs.",
         )
     arguments = dict(facts.arguments)
-    if request.weights is not None and classes != len(label_space(entry.label_space).ids):
+    if request.weights is not None and classes != len(read_label_space(entry.label_space).ids):
         arguments.setdefault("num_classes", classes)  # as if the user had said what the head says
     return replace(facts, label_space=space.name, arguments=arguments), None
 

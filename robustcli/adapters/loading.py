@@ -233,7 +233,7 @@ def heads_in(network: nn.Module) -> tuple[str, ...]:
     )
 
 
-def classes_of(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+def head_classes(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     """How many classes the head in `state` tells apart; None where it has none.
 
     Args:

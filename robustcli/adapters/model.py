@@ -145,7 +145,7 @@ def first_pass(forward: Callable[[], _T], trial: Trial) -> _T:
         raise _refused(trial, error) from error
 
 
-def check_scores(scores: object, classes: int | None, trial: Trial) -> None:
+def check_class_scores(scores: object, classes: int | None, trial: Trial) -> None:
     """Checks that a classifier says one finite number per image and class.
 
     Raises:

@@ -300,7 +300,7 @@ BUILDERS: dict[str, Builder] = {
     "timm": Builder(
         timm_library.create,
         timm_library.with_weights,
-        lambda variant, network: timm_library.preprocessing(network),
+        lambda variant, network: timm_library.timm_preprocessing(network),
         _timm_download,
     ),
     "zoo": Builder(create, with_weights, _windows),
@@ -359,8 +359,8 @@ def _resolve_builder(name: str, *, tagged: bool) -> tuple[str, str]:
     if canonical(name) in architectures:
         entry = architectures[canonical(name)]
         return "vmamba" if entry.task == "cls" else "zoo", entry.name
-    if name.startswith(smp_library.PREFIX):
-        return "smp", smp_library.entry(name).variant
+    if name.startswith(smp_library.SMP_PREFIX):
+        return "smp", smp_library.smp_entry(name).variant
     short = {canonical(e.name): e.variant for e in CATALOGUE.values() if e.builder == "timm"}
     if canonical(name) in short:
         return "timm", short[canonical(name)]

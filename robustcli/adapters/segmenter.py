@@ -241,7 +241,7 @@ class Padded:
     left: int
 
 
-def padded(
+def padded_to_window(
     image: NDArray[Any], window: int, *, by: Literal["reflect", "constant"] = "reflect"
 ) -> Padded:
     """`image` (H, W, 3) with both sides at least `window`.
@@ -438,8 +438,8 @@ class Segmenter:
         if self.preprocessing.channels == "grey":
             image = grey(image)
         if self._nnunet is None:
-            return padded(image, window)
-        return padded(self._nnunet.normalised(image), window, by="constant")
+            return padded_to_window(image, window)
+        return padded_to_window(self._nnunet.normalised(image), window, by="constant")
 
     def _answers(self, batch: Tensor) -> list[Probabilities]:
         """For images (n, H, W, 3) of one size; large ones one after the other, to bound memory."""

@@ -17,13 +17,13 @@ from robustcli.core.errors import MachineError, UsageError, first_line
 from robustcli.core.names import find, nearest
 from robustcli.models.architectures import check_multiple
 
-PREFIX = "smp:"
+SMP_PREFIX = "smp:"
 # Images have three channels, outputs are logits of `num_classes`, weights are not options.
 _OURS = ("in_channels", "classes", "activation", "aux_params", "encoder_name", "encoder_weights")
 _SOURCE = "https://github.com/qubvel-org/segmentation_models.pytorch"
 
 
-def entry(name: str) -> ModelEntry:
+def smp_entry(name: str) -> ModelEntry:
     """The entry for `smp:ARCHITECTURE/ENCODER`, in any spelling.
 
     Raises:
@@ -31,7 +31,7 @@ def entry(name: str) -> ModelEntry:
         MachineError: The library is not installed.
     """
     library = _library()
-    architecture, slash, encoder = name[len(PREFIX) :].partition("/")
+    architecture, slash, encoder = name[len(SMP_PREFIX) :].partition("/")
     if not slash or not encoder:
         raise UsageError(
             f"`{name}` names no encoder.",
@@ -45,7 +45,7 @@ def entry(name: str) -> ModelEntry:
     )
     variant = f"{architecture_name}/{_encoder(encoder, library)}"
     return ModelEntry(
-        PREFIX + variant, "smp", "smp", variant, 0, None,
+        SMP_PREFIX + variant, "smp", "smp", variant, 0, None,
         "no published weights; training starts from an encoder that saw ImageNet-1K", "MIT",
         _SOURCE, label_space=FOREGROUND, task="seg",
     )  # fmt: skip

@@ -20,7 +20,7 @@ from robustcli.models.architectures import ARCHITECTURES, changed
 from robustcli.models.vim import VARIANTS as VIMS
 from robustcli.models.vim import Layer, Vim, VimConfig, fit_positions
 from robustcli.models.vmamba import VARIANTS as VMAMBAS
-from robustcli.models.vmamba import Stage, VMamba, VMambaConfig
+from robustcli.models.vmamba import VMamba, VMambaConfig, VMambaStage
 
 
 class TimmContract(nn.Module):
@@ -407,8 +407,8 @@ class TimmVMamba(TimmContract, VMamba):
             assert isinstance(stage.blocks, StageBlocks)
             stage.blocks.grad_checkpointing = enable
 
-    def _stages(self) -> list[Stage]:
-        return [stage for stage in self.layers if isinstance(stage, Stage)]
+    def _stages(self) -> list[VMambaStage]:
+        return [stage for stage in self.layers if isinstance(stage, VMambaStage)]
 
 
 def build_vmamba(

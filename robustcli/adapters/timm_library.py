@@ -27,7 +27,7 @@ from robustcli.adapters.fetching import hub, hub_file, why_none
 from robustcli.adapters.loading import (
     Choice,
     choose,
-    classes_of,
+    head_classes,
     heads_in,
     load_strictly,
     shapes_of,
@@ -124,7 +124,7 @@ def with_weights(
     """
     network = create(name, pretrained=False, arguments=arguments)
     choice, translated = choose_weights(name, network, state)
-    classes = classes_of(network, choice.state)
+    classes = head_classes(network, choice.state)
     if choice.fits and classes not in (None, network.num_classes):
         if "num_classes" in arguments:
             raise _contradicted(name, origin, arguments, classes)
@@ -151,7 +151,7 @@ def choose_weights(
     """
     expected, heads = shapes_of(network.state_dict()), heads_in(network)
     choice = choose(state, expected, heads=heads)
-    if choice.fits and classes_of(network, choice.state) is not None:
+    if choice.fits and head_classes(network, choice.state) is not None:
         return choice, ()
     translate = checkpoint_filter(name)
     if translate is None:
@@ -222,7 +222,7 @@ def _contradicted(
     )
 
 
-def preprocessing(network: nn.Module) -> Preprocessing:
+def timm_preprocessing(network: nn.Module) -> Preprocessing:
     """The network's own preprocessing, from timm's pretrained configuration, at its training size.
 
     Raises:

@@ -20,7 +20,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.io import parse_json, replacing
 from robustcli.core.names import canonical
 from robustcli.core.rundir import SEEDS_KIND
-from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space
+from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, read_label_space
 from robustcli.nnunet.normalisation import NnUNetInference
 
 KEY = "robust"
@@ -101,8 +101,11 @@ class ClassifierHeader(Header):
     @property
     def answers_in(self) -> LabelSpace:
         """The classes that the network was trained for."""
-        if self.label_space in BUNDLED_SPACES and label_space(self.label_space).ids == self.classes:
-            return label_space(self.label_space)
+        if (
+            self.label_space in BUNDLED_SPACES
+            and read_label_space(self.label_space).ids == self.classes
+        ):
+            return read_label_space(self.label_space)
         return LabelSpace(self.label_space, self.classes, self.class_names)
 
 

@@ -168,12 +168,12 @@ def _write_masks(
 
 def _segmenter(request: ModelRequest, values: dict[str, Any]) -> Segmenter:
     from robustcli.adapters.load import load
-    from robustcli.data.mask_classes import names_of
+    from robustcli.data.mask_classes import network_class_names
     from robustcli.evaluation.device import choose_device
 
     device = choose_device(values["device"])
     loaded = load(request, "seg", offline=values["offline"]).to(device, values["precision"])
-    classes = names_of(values["mask_classes"])
+    classes = network_class_names(values["mask_classes"])
     if classes:
         loaded.telling_apart(classes)
     loaded.try_out()

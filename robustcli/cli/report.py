@@ -14,8 +14,8 @@ from robustcli.cli.study import joined_gates
 from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import GateError, UsageError
 
-# As `reports.render.FORMATS`, which is imported where it is needed: `--help` must be quick.
-FORMATS = ("latex", "csv", "json", "markdown", "html")
+# As `reports.render.REPORT_FORMATS`, which is imported where it is needed: `--help` must be quick.
+DOCUMENT_FORMATS = ("latex", "csv", "json", "markdown", "html")
 
 
 @click.command("report")
@@ -29,7 +29,7 @@ FORMATS = ("latex", "csv", "json", "markdown", "html")
 @click.option(
     "--format",
     "form",
-    type=click.Choice(FORMATS),
+    type=click.Choice(DOCUMENT_FORMATS),
     help="Print one document of this format instead of the table: LaTeX tables (booktabs), all "
     "numbers as CSV or JSON, or the whole report.",
 )
@@ -91,12 +91,12 @@ def _folder_over_all(runs: Sequence[Path]) -> Path | None:
 
     It is announced, and so is why trainings get none.
     """
-    from robustcli.reports.pages import kind_of
+    from robustcli.reports.pages import run_kind
     from robustcli.reports.zoo_page import default_folder
     from robustcli.training.record import read_train_record
 
     distinct = {run.resolve() for run in runs}
-    if len(distinct) < 2 or any(kind_of(run) != "train" for run in runs):
+    if len(distinct) < 2 or any(run_kind(run) != "train" for run in runs):
         return None
     if len({read_train_record(run).task for run in runs}) > 1:
         click.echo(
@@ -115,13 +115,13 @@ def _failed_gates(
 ) -> list[GateError]:
     """The errors of the runs that break a gate; each run must fit all gates."""
     from robustcli.evaluation.gates import gate_error, judge_run, parse_gates
-    from robustcli.reports.pages import kind_of
+    from robustcli.reports.pages import run_kind
 
     gates = parse_gates(fail_under, fail_drop)
     if not gates:
         return []
     for run in runs:
-        if out is not None or kind_of(run) in ("train", "finetune", "explanation", "seeds"):
+        if out is not None or run_kind(run) in ("train", "finetune", "explanation", "seeds"):
             raise UsageError(
                 f"`{gates[0]}` does not go with `{run}`, which is no evaluation.",
                 "Gates limit the numbers of evaluations.",
@@ -142,11 +142,11 @@ def _print_document(
     html_samples: int | None, *, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     from robustcli.core.io import write_text
-    from robustcli.reports.render import FORMATS, document, zoo_document
+    from robustcli.reports.render import REPORT_FORMATS, document, zoo_document
 
-    chosen = next((suffix for suffix in FORMATS if suffix == form), None)
+    chosen = next((suffix for suffix in REPORT_FORMATS if suffix == form), None)
     if chosen is None:
-        raise UsageError("`--file` has no document.", "", f"Add `--format {FORMATS[0]}`.")
+        raise UsageError("`--file` has no document.", "", f"Add `--format {DOCUMENT_FORMATS[0]}`.")
     if as_json:
         raise UsageError(
             f"`--json` and `--format {form}` both say what is printed.",

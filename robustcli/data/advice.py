@@ -11,7 +11,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import nearest
 from robustcli.data.archives import TAR_SUFFIXES, is_tar
 from robustcli.data.dataset import Dataset, FileRef
-from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, ModelClasses, label_space
+from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, ModelClasses, read_label_space
 from robustcli.data.listing import IMAGE_SUFFIXES
 from robustcli.data.named_datasets import DATASETS, LIST_DATASETS, SEGMENTATION, NamedDataset
 from robustcli.data.tables import TABLE_SUFFIXES
@@ -66,7 +66,7 @@ def has_masks(dataset: NamedDataset, model: str | None) -> UsageError:
     )
 
 
-def has_classes(dataset: NamedDataset) -> UsageError:
+def classes_not_masks(dataset: NamedDataset) -> UsageError:
     """A data set for classifiers was named."""
     ours = ", ".join(f"`--data {d.name}`" for d in DATASETS if d.label_space == SEGMENTATION)
     return UsageError(
@@ -163,7 +163,7 @@ def unknown_labels(
     """The different `labels` at `location` fit no label space; `kind` is `folder` or `label`."""
     if all(label.isdecimal() for label in labels):
         return _only_numbers(location, labels, classes.label_space, kind)
-    bundled = [label_space(name) for name in BUNDLED_SPACES]
+    bundled = [read_label_space(name) for name in BUNDLED_SPACES]
     space = classes.label_space or max(
         bundled, key=lambda s: sum(s.index_of(label) is not None for label in labels)
     )

@@ -36,7 +36,7 @@ def holds_array(ref: FileRef) -> bool:
     return (ref.member or ref.path.name).lower().endswith(tuple(ARRAY_SUFFIXES))
 
 
-def kind_of(ref: FileRef) -> str:
+def array_kind(ref: FileRef) -> str:
     """What a file of arrays is, as announcements name its contents."""
     name = (ref.member or ref.path.name).lower()
     if name.endswith(HDF5_SUFFIXES):
@@ -226,8 +226,8 @@ def _key(keys: list[str], name: str | None) -> str:
             return fitting[0]
     elif name in keys:
         return name
-    wanted = "one array, or one named `label` or `mask`" if name is None else f"an array `{name}`"
-    raise UnreadableImage(f"its arrays are {', '.join(sorted(keys)) or 'none'}, not {wanted}")
+    expected = "one array, or one named `label` or `mask`" if name is None else f"an array `{name}`"
+    raise UnreadableImage(f"its arrays are {', '.join(sorted(keys)) or 'none'}, not {expected}")
 
 
 def require(library: Literal["h5py", "nibabel"], path: Path, kind: str) -> Any:

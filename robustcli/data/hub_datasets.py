@@ -28,18 +28,18 @@ from robustcli.core.io import parse_json, replacing, write_text
 from robustcli.core.names import nearest
 from robustcli.data.advice import quoted
 from robustcli.data.hub_files import (
-    PREFIX,
+    HUB_PREFIX,
     TIMEOUT_S,
     RemoteFile,
     RowGroup,
     broken_transfer,
     commit_home,
     fetching,
-    file_name,
+    local_file_name,
     not_here,
     repo_home,
 )
-from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, label_space
+from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, read_label_space
 from robustcli.data.layouts import SPLIT_NAMES, Labelled, Layout
 from robustcli.data.listing import normalised_path
 from robustcli.data.tables import Say
@@ -71,7 +71,7 @@ _AT_ONCE = 8
 
 def names_hub_dataset(data: str) -> bool:
     """Whether `data` is meant as the name of a data set of the hub."""
-    return data.startswith(PREFIX)
+    return data.startswith(HUB_PREFIX)
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ class HubName:
     @property
     def place(self) -> Path:
         """What stands for the path of the data in messages: `hf:ORG/NAME`."""
-        return Path(f"{PREFIX}{self.repo}")
+        return Path(f"{HUB_PREFIX}{self.repo}")
 
     def spelled(self, commit: str, split: str | None) -> str:
         """The name of the same data at `commit`, as it can be typed."""
         known = ((name, getattr(self, name)) for name in _OPTIONS)
         options = "&".join(f"{name}={value}" for name, value in known if value is not None)
         return (
-            f"{PREFIX}{self.repo}@{commit}"
+            f"{HUB_PREFIX}{self.repo}@{commit}"
             + (f":{split}" if split is not None else "")
             + (f"?{options}" if options else "")
         )
@@ -199,13 +199,13 @@ def _read(
             break
     if not taken:
         raise _no_labels(name, splits[0], rows.unlabelled, columns)
-    one = next(iter(taken)) if len(taken) == 1 else None
+    only_split = next(iter(taken)) if len(taken) == 1 else None
     if len(published.files) > 1 and name.split is None:
         listed = ", ".join(f"`{split}`" for split in published.files)
         say(
             f"`{name.place}` has the splits {listed}: "
-            + (f"`{one}` is taken (`{name.place}@REVISION:SPLIT` takes another one)."
-               if one else f"taken as parts are {quoted(list(taken))}.")
+            + (f"`{only_split}` is taken (`{name.place}@REVISION:SPLIT` takes another one)."
+               if only_split else f"taken as parts are {quoted(list(taken))}.")
         )  # fmt: skip
     size = sum(file.bytes_of(columns.image) for split in taken for file in published.files[split])
     say(
@@ -214,14 +214,14 @@ def _read(
         f"kept in `{commit_home(name.repo, commit)}`."
     )
     labelled = [
-        one_image if one is None else Labelled(one_image.image, one_image.label)
+        one_image if only_split is None else Labelled(one_image.image, one_image.label)
         for images in taken.values() for one_image in images
     ]  # fmt: skip
     short = name.repo.partition("/")[2]
     return HubLayout(
         Layout(tuple(labelled)),
-        short if one is None else f"{short}:{one}",
-        name.spelled(commit, one),
+        short if only_split is None else f"{short}:{only_split}",
+        name.spelled(commit, only_split),
     )
 
 
@@ -233,7 +233,7 @@ def _commit(name: HubName, say: Say, offline: bool) -> str:
     revision = name.revision or "main"
     if _COMMIT.fullmatch(revision):
         return revision
-    file = repo_home(name.repo) / "refs" / f"{file_name(revision)}.txt"
+    file = repo_home(name.repo) / "refs" / f"{local_file_name(revision)}.txt"
     if offline:
         if not file.is_file():
             raise not_here(name.repo, f"which commit `{revision}` is was never asked")
@@ -348,7 +348,7 @@ _FORMAT = 1
 def _published(name: HubName, commit: str, offline: bool) -> Published:
     """What is published at `commit`: looked up once, then kept."""
     home = commit_home(name.repo, commit)
-    file = home / f"files-{file_name(name.config or 'default')}.json"
+    file = home / f"files-{local_file_name(name.config or 'default')}.json"
     try:
         known = parse_json(file.read_text(encoding="utf-8"))
         if known["format"] == _FORMAT:
@@ -612,7 +612,7 @@ def _rows(
     import pyarrow.parquet as pq
 
     label = None if columns.masks else columns.truth
-    key = "-".join(map(file_name, (published.config, split, columns.image, label or "none")))
+    key = "-".join(map(local_file_name, (published.config, split, columns.image, label or "none")))
     file = commit_home(name.repo, commit) / f"rows-{key}.parquet"
     try:
         table = pq.read_table(file)
@@ -666,8 +666,9 @@ def _fetched_rows(
     paths = []
     if inner and columns.image in table.column_names:
         paths = [(row or {}).get("path") for row in table.column(columns.image).to_pylist()]
-    given: Iterator[Sequence[Any]] = (table.column(column).to_pylist() for column in naming)
-    ids = next((known for one in (*given, paths) if (known := _as_ids(one, total))), None)
+    columns_of_ids = (table.column(column).to_pylist() for column in naming)
+    candidates = (_as_ids(values, total) for values in (*columns_of_ids, paths))
+    ids = next(filter(None, candidates), None)
     width = len(str(max(0, total - 1)))
     ids = ids or [f"{row:0{width}d}" for row in range(total)]
     labels = [""] * total
@@ -706,7 +707,7 @@ def class_names(names: Sequence[str], spaces: Sequence[LabelSpace]) -> list[str]
         names: As published, perhaps several for a class (`tench, Tinca tinca`).
         spaces: Label spaces to try first.
     """
-    for space in (*spaces, *map(label_space, BUNDLED_SPACES)):
+    for space in (*spaces, *map(read_label_space, BUNDLED_SPACES)):
         if len(space.ids) == len(names) and all(
             {_plain(word) for word in (published, *published.split(","))}
             & {_plain(space.ids[index]), _plain(space.names[index])}

@@ -21,7 +21,7 @@ from robustcli.core.io import LONGEST_NAME, refused, replacing, shortened
 from robustcli.data.dataset import FileRef
 from robustcli.data.named_datasets import data_home, lock_on_this_machine
 
-PREFIX = "hf:"
+HUB_PREFIX = "hf:"
 TIMEOUT_S = 60
 _PAUSES_S = (1.0, 4.0)
 """Before a broken transfer is tried again."""
@@ -54,7 +54,9 @@ class RowGroup:
     @property
     def kept(self) -> Path:
         """Where its rows lie, once they are fetched."""
-        plain = file_name(f"{self.path.removesuffix('.parquet')}-{self.group:05d}-{self.leaf}")
+        plain = local_file_name(
+            f"{self.path.removesuffix('.parquet')}-{self.group:05d}-{self.leaf}"
+        )
         return self.home / "images" / f"{plain}.arrow"
 
     def ref(self, image_id: str, row: int) -> FileRef:
@@ -228,7 +230,7 @@ def _is_refusal(error: Exception) -> bool:
 # Where it is kept, and what goes wrong.
 
 
-def file_name(text: str) -> str:
+def local_file_name(text: str) -> str:
     """`text` as a part of the name of a file."""
     return shortened(re.sub(r"[^\w.-]", "--", text), LONGEST_NAME // 2)
 
@@ -257,7 +259,7 @@ def fetching(repo: str, path: str) -> Iterator[None]:
 def broken_transfer(repo: str, what: str, error: Exception) -> RunError:
     """The error where the hub cannot be reached or answers with something else."""
     return RunError(
-        f"`{PREFIX}{repo}`: {what[0].lower() + what[1:] if what[0] != '`' else what}.",
+        f"`{HUB_PREFIX}{repo}`: {what[0].lower() + what[1:] if what[0] != '`' else what}.",
         f"{type(error).__name__}: {first_line(error)}.",
         "Check the connection (and HF_TOKEN, where the data set needs it), then repeat the "
         "command: what was fetched and computed is kept.",
@@ -267,7 +269,7 @@ def broken_transfer(repo: str, what: str, error: Exception) -> RunError:
 def not_here(repo: str, reason: str) -> UsageError:
     """The error where something was never fetched and must not be now."""
     return UsageError(
-        f"`{PREFIX}{repo}` is not (wholly) on this machine, and the network must not be used "
+        f"`{HUB_PREFIX}{repo}` is not (wholly) on this machine, and the network must not be used "
         "(`--offline`, `--dry-run`).",
         f"{reason[0].upper()}{reason[1:]} (looked for in `{repo_home(repo)}`).",
         "Run the command once with the network: what is fetched then is kept.",

@@ -81,7 +81,7 @@ def _unambiguous(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
     return {label: min(same) for label, same in indices.items() if len(same) == 1}
 
 
-def label_space(name_or_file: str, say: Say = unheard) -> LabelSpace:
+def read_label_space(name_or_file: str, say: Say = unheard) -> LabelSpace:
     """The bundled label space of that name, or the one in a classes file.
 
     A file with the ids of a bundled label space is that label space, whatever its name.

@@ -196,7 +196,7 @@ def by_two_folders(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] 
     The id is the path below `images`; every image is a group. Each class may have its own files:
     `masks/<class>/<name>.<suffix>`, or `masks/<name>_<class>.<suffix>`.
     """
-    images, masks = below(files, "images"), below(files, "masks")
+    images, masks = files_below(files, "images"), files_below(files, "masks")
     if not images or not masks:
         return None
     joined = joined_classes(images, masks)
@@ -250,7 +250,7 @@ def by_patient(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | No
     Source: kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation. Its archive contains the
     folder `kaggle_3m` twice; the outer one counts.
     """
-    inside = below(files, "kaggle_3m") or files
+    inside = files_below(files, "kaggle_3m") or files
     masks = [file for file in inside if file.stem.endswith(_MASK)]
     if not masks or any(file.relative.count("/") != 1 for file in masks):
         return None
@@ -267,8 +267,8 @@ def by_road_tiles(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] |
     Source: kaggle.com/datasets/balraj98/massachusetts-roads-dataset; V. Mnih, Machine Learning for
     Aerial Image Labeling, PhD thesis, University of Toronto, 2013, also for the tolerance.
     """
-    inside = below(files, "tiff") or files
-    folders = {split: (below(inside, split), below(inside, f"{split}_labels"))
+    inside = files_below(files, "tiff") or files
+    folders = {split: (files_below(inside, split), files_below(inside, f"{split}_labels"))
                for split in _ROAD_SPLITS}  # fmt: skip
     if not any(images and masks for images, masks in folders.values()):
         return None
@@ -286,7 +286,7 @@ def by_road_tiles(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] |
 MASK_RECOGNISERS: tuple[Recogniser[FileRef], ...] = (by_two_folders, by_patient, by_road_tiles)
 
 
-def below(files: Sequence[FileRef], folder: str) -> list[FileRef]:
+def files_below(files: Sequence[FileRef], folder: str) -> list[FileRef]:
     """The files in `folder` (case does not count), with paths that start below it."""
     return [
         replace(file, relative=file.relative.partition("/")[2])

@@ -37,7 +37,7 @@ from robustcli.data.published_masks import NNUNET_FILE
 from robustcli.data.tables import Say, unheard
 
 ALL = "all"
-MOST_CLASSES = 200
+_MOST_CLASSES = 200
 ClassesOption: TypeAlias = "str | Path | Mapping[Any, Any] | ClassTable | None"
 """In a user's notation: `all`, `1=liver,2=kidney`, a file of labels, or its contents."""
 
@@ -99,7 +99,7 @@ def parse_classes(option: ClassesOption) -> ClassTable | None:
     text, path = str(option), Path(option).expanduser()
     names_file = isinstance(option, Path) or text.lower().endswith(".json")
     if (names_file or "=" not in text) and path.is_file():
-        return read_table(path)
+        return read_class_table(path)
     if names_file:
         raise UsageError(
             f"`{_FLAG} {option}`: there is no such file.",
@@ -119,7 +119,7 @@ def parse_classes(option: ClassesOption) -> ClassTable | None:
     return ClassTable(tuple(labels), f"`{_FLAG}`")
 
 
-def names_of(option: ClassesOption) -> tuple[str, ...]:
+def network_class_names(option: ClassesOption) -> tuple[str, ...]:
     """The names of the classes of a table in their order, at least two; of no option none.
 
     Raises:
@@ -145,7 +145,7 @@ def is_all(option: ClassesOption) -> bool:
     return isinstance(option, str) and option.strip().lower() == ALL
 
 
-def read_table(path: Path) -> ClassTable:
+def read_class_table(path: Path) -> ClassTable:
     """The table in a file of labels or in nnU-Net's `dataset.json`; raises UsageError otherwise."""
     try:
         content = path.read_bytes()
@@ -476,11 +476,11 @@ def _check(
             f"Their values (share of the pixels): {shares_in_words(counts)}.",
             f"Name the values that are classes, such as `{_FLAG} 1=liver,2=kidney`.",
         )
-    if len(named.names) > MOST_CLASSES:
+    if len(named.names) > _MOST_CLASSES:
         raise UsageError(
             f"The masks of `{location}` have {len(named.names)} classes by {source}.",
-            f"At most {MOST_CLASSES} are read. So many values are rather numbers of single objects,"
-            " or no masks.",
+            f"At most {_MOST_CLASSES} are read. So many values usually number single objects,"
+            " or the files are no masks.",
             f"`--foreground {NONZERO}` reads everything that is not 0 as the foreground.",
         )
     known = {*named.background, *ignored, *(v for values in named.values for v in values)}

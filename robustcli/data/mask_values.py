@@ -450,7 +450,7 @@ def shares_in_words(counts: Mapping[Value, int]) -> str:
     return ", ".join(words) + more
 
 
-def labels_of(
+def mask_labels(
     values: NDArray[Any], reading: MaskReading, *, lossy: bool
 ) -> tuple[NDArray[Any], list[Value]]:
     """The mask of `values` (H, W), and the values that `reading` does not know.

@@ -17,7 +17,7 @@ from PIL import Image
 
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
-from robustcli.data.arrays import holds_array, kind_of, read_array
+from robustcli.data.arrays import array_kind, holds_array, read_array
 from robustcli.data.dataset import FileRef, Sample
 from robustcli.data.decode import UnreadableImage, decode, read_image
 from robustcli.data.mask_classes import (
@@ -39,7 +39,7 @@ from robustcli.data.mask_values import (
     as_number,
     blurred_share,
     decide,
-    labels_of,
+    mask_labels,
     parse_values,
     shown_value,
     unknown_values,
@@ -124,7 +124,7 @@ def decode_mask(ref: FileRef, reading: MaskReading | None = None) -> NDArray[Any
     values = _channel_values(pixels, reading, ref)
     if pixels.lossy:
         _check_blurred(values, reading, ref)
-    labels, unknown = labels_of(values, reading, lossy=pixels.lossy)
+    labels, unknown = mask_labels(values, reading, lossy=pixels.lossy)
     if unknown:
         raise unknown_values(unknown, reading, str(ref))
     return labels
@@ -413,7 +413,7 @@ def read_mask(ref: FileRef, palette: PaletteReading = "auto") -> MaskPixels:
     """
     try:
         if holds_array(ref):
-            return _from_array(read_array(ref), kind_of(ref))
+            return _from_array(read_array(ref), array_kind(ref))
         content = ref.read()
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error

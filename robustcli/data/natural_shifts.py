@@ -20,7 +20,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.io import parse_json
 from robustcli.core.names import canonical
 from robustcli.data.dataset import FileRef
-from robustcli.data.labels import LabelSpace, label_space
+from robustcli.data.labels import LabelSpace, read_label_space
 from robustcli.data.layouts import Labelled, Layout
 from robustcli.data.tables import Say
 
@@ -132,7 +132,7 @@ def read_real_labels(path: Path, files: Sequence[FileRef], say: Say) -> Layout[s
     reassessed-imagenet.
     """
     classes = _real_list(path)
-    wnids = label_space("imagenet-1k").ids
+    wnids = read_label_space("imagenet-1k").ids
     labelled = []
     for file in files:
         match = _VALIDATION.fullmatch(PurePosixPath(file.relative).name)
@@ -210,7 +210,7 @@ def read_objectnet(
     folders, objects = (None if table is None else _table_of(location, table) for table in tables)
     if folders is None or objects is None:
         return None
-    space = label_space("imagenet-1k")
+    space = read_label_space("imagenet-1k")
     classes = {
         name: tuple(_imagenet_class(location, space, label) for label in labels.split("; "))
         for name, labels in objects.items()
@@ -279,7 +279,7 @@ def laion_c() -> Superclasses:
     """
     text = (package_files("robustcli") / "assets" / "laion-c.txt").read_text(encoding="utf-8")
     lines = [line.split() for line in text.splitlines()]
-    index = {wnid: number for number, wnid in enumerate(label_space("imagenet-1k").ids)}
+    index = {wnid: number for number, wnid in enumerate(read_label_space("imagenet-1k").ids)}
     names = tuple(line[0] for line in lines)
     members = tuple(tuple(sorted(index[wnid] for wnid in line[1:])) for line in lines)
     return Superclasses(LabelSpace("laion-c", names, names), members)

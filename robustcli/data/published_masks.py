@@ -17,7 +17,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.io import parse_json
 from robustcli.data.advice import quoted
 from robustcli.data.dataset import FileRef
-from robustcli.data.layouts import Labelled, Layout, Recogniser, below, match_stems
+from robustcli.data.layouts import Labelled, Layout, Recogniser, files_below, match_stems
 from robustcli.data.listing import HDF5_SUFFIXES, MASK_SUFFIXES, is_image
 
 SIDE_SUFFIXES = frozenset({".json", ".list", ".gz", ".nii", ".nrrd", ".mha", *HDF5_SUFFIXES})
@@ -58,13 +58,13 @@ def by_nnunet(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | Non
     Raises:
         UsageError: A case lacks a channel or its labels, or is a volume that is not read.
     """
-    images, labels = below(files, "imagestr"), below(files, "labelstr")
+    images, labels = files_below(files, "imagestr"), files_below(files, "labelstr")
     if not images or not labels:
         return None
     description = next((file for file in files if file.relative == NNUNET_FILE), None)
     channels = _channel_names(description)
     labelled = [*_nnunet_cases(location, "imagesTr", images, labels, channels)]
-    test_images, test_labels = below(files, "imagests"), below(files, "labelsts")
+    test_images, test_labels = files_below(files, "imagests"), files_below(files, "labelsts")
     notes = []
     if test_images and test_labels:
         labelled = [replace(case, split="train") for case in labelled]

@@ -26,8 +26,13 @@ from robustcli.data.hub_datasets import (
     read_hub_classes,
     read_hub_masks,
 )
-from robustcli.data.labels import AnyClasses, ExpectedClasses, LabelSpace, ModelClasses
-from robustcli.data.labels import label_space as find_label_space
+from robustcli.data.labels import (
+    AnyClasses,
+    ExpectedClasses,
+    LabelSpace,
+    ModelClasses,
+    read_label_space,
+)
 from robustcli.data.layouts import (
     MASK_RECOGNISERS,
     Layout,
@@ -263,7 +268,7 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
         space = truth.label_space or (named.label_space if named else None)
         space = space or (truth.model if shift else None)
         if isinstance(space, str):
-            space = find_label_space(space, notes.append)
+            space = read_label_space(space, notes.append)
         expected = ModelClasses(space, truth.model)
         is_imagenet = truth.model == "imagenet-1k" and (space is None or space.name == truth.model)
         if is_imagenet and truth.labels is None:
@@ -396,7 +401,7 @@ def _label_space(path: Path, labels: set[str], expected: ExpectedClasses) -> Lab
 
 def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
     if named and named.label_space != SEGMENTATION:
-        raise advice.has_classes(named)
+        raise advice.classes_not_masks(named)
     notes = list[str]()
     hub = parse_hub_name(data) if names_hub_dataset(data) else None
     path = _location(data, named, offline=truth.offline) if hub is None else hub.place
@@ -495,14 +500,15 @@ def _surveyed(
     from robustcli.data.masks import survey
 
     masks = [sample.mask for sample in dataset.samples]
-    classes, said = truth.classes, list[str]()
+    classes, table_notes = truth.classes, list[str]()
     if classes is None and truth.foreground is None:
-        classes = find_table(tables, said.append) or published_table(layout.classes)
+        classes = find_table(tables, table_notes.append) or published_table(layout.classes)
     reading, notes = survey(
         masks, dataset.location, foreground=truth.foreground, ignore=truth.ignore, classes=classes
     )
     samples = tuple(replace(sample, reading=reading) for sample in dataset.samples)
-    return replace(dataset, samples=samples, reading=reading, notes=(*dataset.notes, *said, *notes))
+    notes = (*dataset.notes, *table_notes, *notes)
+    return replace(dataset, samples=samples, reading=reading, notes=notes)
 
 
 def _location(data: str, named: NamedDataset | None, *, offline: bool) -> Path:

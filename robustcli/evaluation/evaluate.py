@@ -42,7 +42,7 @@ from robustcli.evaluation.look_up import Evaluation, look_up
 from robustcli.evaluation.plan import EvaluationPlan, Piece, parts_of, share_of, shared
 from robustcli.evaluation.published_corruptions import compare_with_published
 from robustcli.evaluation.record import EVALUATION, PARITY, RunRecord, TransformRecord, read_record
-from robustcli.evaluation.runner import Runner, check_readable
+from robustcli.evaluation.runner import Runner, check_unreadable
 from robustcli.evaluation.sessions import Session, write_session
 from robustcli.evaluation.store import Store
 from robustcli.tasks.base import FinishedRows
@@ -204,7 +204,9 @@ def _lead(
         if not still_missing:
             _finish(evaluation, models, plan.store)
         # The ranks together may have met too many unreadable images.
-        check_readable(set(plan.store.skipped()["image_id"]), _tolerated(config, len(plan.images)))
+        check_unreadable(
+            set(plan.store.skipped()["image_id"]), _tolerated(config, len(plan.images))
+        )
         if still_missing or _plan_of_run(plan, read_record(run)).missing():
             ending.status = "partial"
     if still_missing:

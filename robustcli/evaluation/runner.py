@@ -67,7 +67,7 @@ class Runner:
                 raise batch
             unreadable |= {image_id for image_id, _ in batch.unreadable}
             self._take(batch)
-            check_readable(unreadable, self.most_unreadable)
+            check_unreadable(unreadable, self.most_unreadable)
 
     def _take(self, batch: Batch[Any]) -> None:
         parts = self._parts[batch.block, batch.cell]
@@ -116,7 +116,7 @@ def _input_rows(batch: Batch[Any], view: str) -> list[Row]:
     ]
 
 
-def check_readable(unreadable: set[str], most: int) -> None:
+def check_unreadable(unreadable: set[str], most: int) -> None:
     """Raises RunError if more than `most` images are unreadable."""
     if len(unreadable) > most:
         raise RunError(

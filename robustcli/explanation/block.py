@@ -26,7 +26,6 @@ from robustcli.metrics.explanation_scores import (
 )
 from robustcli.transforms.base import CLEAN, Cell
 
-Map = NDArray[np.float32]
 _LEAST_SEEN = 0.02  # share of a view that both photos show, below which their maps say nothing
 _SAME_MASK = 0.5  # dice of two predicted masks from which they count as the same answer
 
@@ -66,7 +65,7 @@ def answers_of(
 class Result:
     """One map with its scores; `picture` of methods that make pictures."""
 
-    relevance: Map
+    relevance: NDArray[np.float32]
     scores: Mapping[str, float]
     picture: NDArray[np.uint8] | None = None
 
@@ -75,7 +74,7 @@ Key = tuple[object, ...]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class MapRequest:
     """One row to come: a view of photo number `photo`, and what is explained."""
 
     view: str
@@ -121,24 +120,24 @@ class BlockExplanation:
         Raises:
             RunError: The network's gradients, and so a map, are not finite.
         """
-        wanted = self._wanted(method, cell)
-        self._compute(method, cell, wanted, advance)
-        order = list(dict.fromkeys(want.key for want in wanted))
+        requests = self._requests(method, cell)
+        self._compute(method, cell, requests, advance)
+        order = list(dict.fromkeys(request.key for request in requests))
         index = {key: number for number, key in enumerate(order)}
         results = [self._results[key] for key in order]
         shown = [CLEAN] if cell == CLEAN or method.kind == "model" else [CLEAN, cell]
-        photos = [self.views[one].photos for one in shown]
-        names = [sample.image_id for one in shown for sample in self.views[one].samples]
+        photos = [self.views[view_cell].photos for view_cell in shown]
+        names = [sample.image_id for view_cell in shown for sample in self.views[view_cell].samples]
         count = len(self.views[CLEAN].samples)
-        first = {one: number * count for number, one in enumerate(shown)}
+        first = {view_cell: number * count for number, view_cell in enumerate(shown)}
         rows = [
             {
-                **self._row(method, cell, want),
+                **self._row(method, cell, request),
                 "array_file": array_file,
-                "array_index": index[want.key],
-                "photo_index": first[want.cell] + want.photo,
+                "array_index": index[request.key],
+                "photo_index": first[request.cell] + request.photo,
             }
-            for want in wanted
+            for request in requests
         ]
         pictures = [result.picture for result in results if result.picture is not None]
         arrays = Arrays(
@@ -146,7 +145,9 @@ class BlockExplanation:
             np.concatenate(photos),
             tuple(names),
             tuple(
-                "clean" if one == CLEAN else "transformed" for one in shown for _ in range(count)
+                "clean" if view_cell == CLEAN else "transformed"
+                for view_cell in shown
+                for _ in range(count)
             ),
             np.stack(pictures) if pictures else None,
         )
@@ -154,13 +155,13 @@ class BlockExplanation:
 
     # What there is to explain.
 
-    def _wanted(self, method: ExplanationMethod, cell: Cell) -> list[Wanted]:
+    def _requests(self, method: ExplanationMethod, cell: Cell) -> list[MapRequest]:
         views = [("clean", CLEAN)]
         if cell != CLEAN and method.kind != "model":
             views.append(("transformed", cell))
         kinds: tuple[TargetKind, ...] = ("true", "predicted") if method.targeted else ("none",)
         return [
-            Wanted(view, of, photo, kind, self._key(method, cell, of, photo, kind))
+            MapRequest(view, of, photo, kind, self._key(method, cell, of, photo, kind))
             for photo in range(len(self.views[CLEAN].samples))
             for view, of in views
             for kind in kinds
@@ -183,53 +184,55 @@ class BlockExplanation:
             return int(self.answers[cell].predictions[photo])
         return None
 
-    def _target(self, cell: Cell, want: Wanted) -> Tensor:
-        """A class (), or a mask (H, W) in the view of `want`.
+    def _target(self, cell: Cell, request: MapRequest) -> Tensor:
+        """A class (), or a mask (H, W) in the view of `request`.
 
         Without a target it is the answer in that view, whose probability the curves follow.
         """
         if self.explained.task == "cls":
-            target = self._class(cell, want.photo, want.kind)
-            answer = int(self.answers[want.cell].predictions[want.photo])
+            target = self._class(cell, request.photo, request.kind)
+            answer = int(self.answers[request.cell].predictions[request.photo])
             return torch.tensor(answer if target is None else target)
-        if want.kind == "none":
-            return torch.ones(self.views[want.cell].photos.shape[1:3], dtype=torch.bool)
-        return self._mask(want)
+        if request.kind == "none":
+            return torch.ones(self.views[request.cell].photos.shape[1:3], dtype=torch.bool)
+        return self._mask(request)
 
-    def _mask(self, want: Wanted) -> Tensor:
+    def _mask(self, request: MapRequest) -> Tensor:
         masks = (
-            self.views[want.cell].masks
-            if want.kind == "true"
-            else self.answers[want.cell].predictions
+            self.views[request.cell].masks
+            if request.kind == "true"
+            else self.answers[request.cell].predictions
         )
         assert masks is not None, "segmenters have masks"
-        return masks[want.photo]
+        return masks[request.photo]
 
     # Maps and what the network says of them.
 
     def _compute(
-        self, method: ExplanationMethod, cell: Cell, wanted: Sequence[Wanted],
+        self, method: ExplanationMethod, cell: Cell, requests: Sequence[MapRequest],
         advance: Callable[[int], None],
     ) -> None:  # fmt: skip
         """Adds the results that are missing; clean ones of an earlier cell are there."""
-        new: dict[Key, Wanted] = {}
-        for want in wanted:
-            if want.key not in self._results:
-                new.setdefault(want.key, want)
+        new: dict[Key, MapRequest] = {}
+        for request in requests:
+            if request.key not in self._results:
+                new.setdefault(request.key, request)
         order = list(new.items())
         for part in batched(len(order), self.batch_size):
             self._compute_part(method, cell, dict(order[part]))
-            advance(len(wanted) * part.stop // len(order) - len(wanted) * part.start // len(order))
+            advance(
+                len(requests) * part.stop // len(order) - len(requests) * part.start // len(order)
+            )
         if not new:
-            advance(len(wanted))
+            advance(len(requests))
 
     def _compute_part(
-        self, method: ExplanationMethod, cell: Cell, new: Mapping[Key, Wanted]
+        self, method: ExplanationMethod, cell: Cell, new: Mapping[Key, MapRequest]
     ) -> None:
         """Adds the results of `new`, at most a batch."""
         device = self.explained.device
         pixels = torch.stack([self.views[w.cell].pixels[w.photo] for w in new.values()]).to(device)
-        targets = torch.stack([self._target(cell, want) for want in new.values()]).to(device)
+        targets = torch.stack([self._target(cell, request) for request in new.values()]).to(device)
         seeds = [identity_seed(self.seed, *key, bits=63) for key in new]
         function = method.function()
         made: Attribution = function(
@@ -253,13 +256,13 @@ class BlockExplanation:
             self._results[key] = Result(maps[number].cpu().numpy(), scores[number], picture)
 
     def _check_finite(
-        self, method: ExplanationMethod, made: Attribution, wanted: Sequence[Wanted]
+        self, method: ExplanationMethod, made: Attribution, requests: Sequence[MapRequest]
     ) -> None:
-        for number, want in enumerate(wanted):
+        for number, request in enumerate(requests):
             if not bool(torch.isfinite(made.maps[number]).all()):
-                sample = self.views[CLEAN].samples[want.photo]
+                sample = self.views[CLEAN].samples[request.photo]
                 raise RunError(
-                    f"`{method.name}` of `{sample.image_id}` ({want.view}) is not a number.",
+                    f"`{method.name}` of `{sample.image_id}` ({request.view}) is not a number.",
                     f"The gradients of `{self.model}` are not finite for this photo.",
                     "Use `--method occlusion`, which needs no gradients, or leave the photo out.",
                 )
@@ -285,53 +288,53 @@ class BlockExplanation:
 
     # Rows.
 
-    def _row(self, method: ExplanationMethod, cell: Cell, want: Wanted) -> dict[str, object]:
-        sample = self.views[CLEAN].samples[want.photo]
-        result = self._results[want.key]
+    def _row(self, method: ExplanationMethod, cell: Cell, request: MapRequest) -> dict[str, object]:
+        sample = self.views[CLEAN].samples[request.photo]
+        result = self._results[request.key]
         row: dict[str, object] = {
             "model": self.model,
             "image_id": sample.image_id,
             "method": method.name,
             "transform": cell.transform,
             "severity": cell.severity,
-            "view": want.view,
-            "target_kind": want.kind,
-            "flipped": self._flipped(cell, want.photo),
-            **self._target_columns(cell, want),
+            "view": request.view,
+            "target_kind": request.kind,
+            "flipped": self._flipped(cell, request.photo),
+            **self._target_columns(cell, request),
             **result.scores,
         }
         if method.kind != "localised":
             return row
-        region = self.regions[want.cell][want.photo]
+        region = self.regions[request.cell][request.photo]
         if region is not None:
             row["pointing_hit"] = pointing_hit(result.relevance, region)
-        if want.view == "transformed":
-            row |= self._comparison(method, cell, want)
+        if request.view == "transformed":
+            row |= self._comparison(method, cell, request)
         return row
 
-    def _target_columns(self, cell: Cell, want: Wanted) -> dict[str, object]:
-        answers, labels = self.answers[want.cell], self.explained.classes
+    def _target_columns(self, cell: Cell, request: MapRequest) -> dict[str, object]:
+        answers, labels = self.answers[request.cell], self.explained.classes
         if self.explained.task == "seg":
             columns: dict[str, object] = {}
-            if want.kind != "none":
-                mask = self._mask(want)
-                inside = answers.probabilities[want.photo][mask if bool(mask.any()) else ...]
+            if request.kind != "none":
+                mask = self._mask(request)
+                inside = answers.probabilities[request.photo][mask if bool(mask.any()) else ...]
                 empty = "" if bool(mask.any()) else " (empty: the whole image)"
                 columns = {
-                    "target_label": f"{want.kind} mask{empty}",
+                    "target_label": f"{request.kind} mask{empty}",
                     "probability": float(inside.mean()),
                 }
             return columns
         columns = {
-            "prediction": int(answers.predictions[want.photo]),
-            "true_class": self.views[CLEAN].samples[want.photo].target,
+            "prediction": int(answers.predictions[request.photo]),
+            "true_class": self.views[CLEAN].samples[request.photo].target,
         }
-        target = self._class(cell, want.photo, want.kind)
+        target = self._class(cell, request.photo, request.kind)
         if target is not None:
             columns |= {
                 "target_class": target,
                 "target_label": labels[target],
-                "probability": float(answers.probabilities[want.photo, target]),
+                "probability": float(answers.probabilities[request.photo, target]),
             }
         return columns
 
@@ -358,12 +361,14 @@ class BlockExplanation:
         moved = clean.reshape(-1)[np.maximum(places, 0)]
         return np.where(seen, moved, np.zeros_like(moved)), seen
 
-    def _comparison(self, method: ExplanationMethod, cell: Cell, want: Wanted) -> dict[str, object]:
+    def _comparison(
+        self, method: ExplanationMethod, cell: Cell, request: MapRequest
+    ) -> dict[str, object]:
         """The transformed map against the clean one, moved as the transform moves pixels."""
-        clean_key = self._key(method, cell, CLEAN, want.photo, want.kind)
-        clean, changed = (self._results[key].relevance for key in (clean_key, want.key))
-        has_moved = cell in self.places and self.places[cell][want.photo] is not None
-        clean, seen = self._moved(cell, want.photo, clean)
+        clean_key = self._key(method, cell, CLEAN, request.photo, request.kind)
+        clean, changed = (self._results[key].relevance for key in (clean_key, request.key))
+        has_moved = cell in self.places and self.places[cell][request.photo] is not None
+        clean, seen = self._moved(cell, request.photo, clean)
         changed = np.where(seen, changed, 0)
         if seen.mean() < _LEAST_SEEN:
             return {"map_moved": has_moved}

@@ -23,7 +23,7 @@ from robustcli.core.names import model_folder
 from robustcli.evaluation.store import rows_in, write_rows
 from robustcli.transforms.base import Cell
 
-View = Literal["clean", "transformed"]
+ViewName = Literal["clean", "transformed"]
 TargetKind = Literal["true", "predicted", "none"]
 
 EXPLAINED_SCHEMA = pa.schema(

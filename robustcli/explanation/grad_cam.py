@@ -24,7 +24,7 @@ from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
 from robustcli.models.vim import Vim
 from robustcli.models.vmamba import VMamba
 
-Layout = Literal["channels first", "channels last", "tokens"]
+FeatureLayout = Literal["channels first", "channels last", "tokens"]
 _SHOWN = 12  # candidates in a message
 
 
@@ -40,7 +40,7 @@ class CamLayer:
     """
 
     name: str
-    layout: Layout
+    layout: FeatureLayout
     size: tuple[int, int]
     extra: tuple[int, ...] = ()
 
@@ -175,7 +175,7 @@ def _layer_of(
             isinstance(explained.core, VMamba) and shape[1] == shape[2]
         )
         size = shape[1:3] if last else shape[2:4]
-        layout: Layout = "channels last" if last else "channels first"
+        layout: FeatureLayout = "channels last" if last else "channels first"
         return CamLayer(name, layout, (size[0], size[1])) if math.prod(size) > 1 else None
     if output.ndim == 3:
         extra = tuple(range(prefix))

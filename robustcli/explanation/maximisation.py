@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
 
-STEPS = 32
+_STEPS = 32
 LEARNING_RATE = 0.012
 JITTER = 16
 """The picture is moved by up to this part of its side, in each direction."""
@@ -101,7 +101,7 @@ def _climb(
     black, white = explained.limits(origin)
     waves.requires_grad_(True)
     optimizer = torch.optim.Adam([waves], lr=LEARNING_RATE)
-    for _ in range(STEPS):
+    for _ in range(_STEPS):
         pictures = _pictures(waves, ground, scale)
         moved = torch.stack([_moved(p, g) for p, g in zip(pictures, generators, strict=True)])
         # A sum over images: the gradient of each is that of it alone.

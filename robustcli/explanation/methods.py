@@ -11,7 +11,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import TaskName, matching
 
 MethodKind = Literal["localised", "learned", "model"]
-LISTING = "robust explain --help"
+_LISTING = "robust explain --help"
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def chosen_methods(
     """
     named: set[str] = set()
     for pattern in patterns:
-        hits = matching(pattern, METHODS, kind="method", listing=LISTING)
+        hits = matching(pattern, METHODS, kind="method", listing=_LISTING)
         fit = [name for name in hits if METHODS[name].fits(family, task)]
         if not fit:
             raise _unfit(METHODS[hits[0]], pattern, model, family, task)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
 
-STEPS = 64
+_STEPS = 64
 """Points of the Gauss-Legendre rule along the path from the baseline to the photo.
 
 With 32 the sums of a MobileNetV2's maps miss the change of the score by 10 % in the median, with 64
@@ -40,7 +40,7 @@ def integrated_gradients(
 
     def attribute_photo(photo: Tensor, target: Tensor) -> Tensor:
         attributed: Tensor = method.attribute(
-            photo, torch.zeros_like(photo), additional_forward_args=target, n_steps=STEPS,
+            photo, torch.zeros_like(photo), additional_forward_args=target, n_steps=_STEPS,
             method="gausslegendre", internal_batch_size=batch_size,
         )  # fmt: skip
         return attributed.detach()

@@ -180,7 +180,7 @@ def _constant(value: object) -> bool:
 # --- The rules, each with the signature of the function that it stands for ------------------------
 
 Func = Callable[..., Any]
-Rule = Callable[..., Any]
+_Rule = Callable[..., Any]
 
 
 def _scan(rules: ConservingRules, func: Func, x: Tensor, delta: Tensor, A: Tensor, B: Tensor,
@@ -365,7 +365,7 @@ def _scaled(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
 
 
 _CONSTANTS = ("softmax", "hardsigmoid", "norm", "var", "std", "sqrt", "rsqrt")
-_RULES: Mapping[str, Rule] = {
+_RULES: Mapping[str, _Rule] = {
     "selective_scan": _scan, "ss2d_scan": _scan,
     "mul": _product, "matmul": _product, "bmm": _product,
     "div": _quotient, "add": _sum, "sub": _sum, "cat": _concatenation,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.preprocessing import Preprocessing, grey
-from robustcli.adapters.segmenter import Segmenter, native_window, padded
+from robustcli.adapters.segmenter import Segmenter, native_window, padded_to_window
 from robustcli.core.errors import RobustError, UsageError
 from robustcli.data.dataset import Sample
 from robustcli.data.decode import decode
@@ -28,10 +28,9 @@ from robustcli.evaluation.loader import Source, batch_stream
 from robustcli.evaluation.plan import Piece, parts_of
 from robustcli.explanation.inputs import ExplainInputs
 from robustcli.metrics.explanation_scores import box_region
-from robustcli.transforms.base import CLEAN, Cell
+from robustcli.transforms.base import CLEAN, Cell, Image
 from robustcli.transforms.registry import TransformCell, image_seed
 
-Image = NDArray[np.uint8]
 Boxes = Mapping[str, Sequence[tuple[float, float, float, float]]]
 """By image id, the left, top, right and bottom edge of each object, in pixels of the image."""
 Places = NDArray[np.int64]
@@ -50,7 +49,7 @@ class View:
 
     samples: tuple[Sample, ...]
     pixels: Tensor
-    photos: Image
+    photos: NDArray[np.uint8]
     masks: Tensor | None = None
 
 
@@ -136,12 +135,12 @@ def _window(segmenter: Segmenter, image: Image) -> tuple[NDArray[Any], Image]:
     by = "reflect"
     if segmenter.preprocessing.nnunet is not None:
         prepared, by = segmenter.preprocessing.nnunet.normalised(prepared), "constant"
-    whole = padded(prepared, side, by=by).image  # type: ignore[arg-type]
-    return _cut(whole, side), _cut(padded(image, side).image, side)
+    framed = padded_to_window(prepared, side, by=by).image  # type: ignore[arg-type]
+    return _cut(framed, side), _cut(padded_to_window(image, side).image, side)
 
 
 def _padded_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
-    return padded(mask[:, :, None], side, by="constant").image[:, :, 0]
+    return padded_to_window(mask[:, :, None], side, by="constant").image[:, :, 0]
 
 
 def _cut(image: NDArray[Any], side: int) -> NDArray[Any]:
@@ -167,7 +166,7 @@ class Geometry:
     def fit(self, places: Places) -> Places:
         """What is seen of a picture of places (H, W), without mixing any; 0 beside the picture."""
         if self.side is not None:
-            padding = padded(places[:, :, None], self.side, by="constant").image[:, :, 0]
+            padding = padded_to_window(places[:, :, None], self.side, by="constant").image[:, :, 0]
             return _cut(padding, self.side)
         assert self.preprocessing is not None
         preprocessing = self.preprocessing

@@ -104,10 +104,12 @@ def map_correlation(
     if first.shape != second.shape:
         raise ValueError(f"The maps differ in size: {first.shape} and {second.shape}.")
     kept = np.ones(first.shape, dtype=bool) if where is None else where
-    one, other = first[kept], second[kept]
-    if not (_tells_pixels_apart(one) and _tells_pixels_apart(other)):
+    first_values, second_values = first[kept], second[kept]
+    if not (_tells_pixels_apart(first_values) and _tells_pixels_apart(second_values)):
         return None
-    x, y = (ranks - ranks.mean() for ranks in (_mean_ranks(one), _mean_ranks(other)))
+    x, y = (
+        ranks - ranks.mean() for ranks in (_mean_ranks(first_values), _mean_ranks(second_values))
+    )
     return float(np.clip((x @ y) / math.sqrt((x @ x) * (y @ y)), -1, 1))
 
 
@@ -143,11 +145,11 @@ def centroid_shift(first: Map, second: Map) -> float | None:
     """
     if first.shape != second.shape:
         raise ValueError(f"The maps differ in size: {first.shape} and {second.shape}.")
-    one, other = centroid(first), centroid(second)
+    first_centroid, second_centroid = centroid(first), centroid(second)
     diagonal = math.hypot(*(side - 1 for side in first.shape))
-    if one is None or other is None or diagonal == 0:
+    if first_centroid is None or second_centroid is None or diagonal == 0:
         return None
-    return math.dist(one, other) / diagonal
+    return math.dist(first_centroid, second_centroid) / diagonal
 
 
 FIELD_SHARES = (0.5, 0.95)
@@ -185,7 +187,7 @@ def field_sides(influence: Map) -> dict[float, float]:
 FEWEST = 5
 """Photos in each of two groups from which a difference between them is looked for."""
 FEWEST_FOR_INTERVAL = 3
-DRAWS = 2_000
+_DRAWS = 2_000
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def mean_scores(values: NDArray[np.floating], bootstrap: Bootstrap) -> list[Mean
 
     Args:
         values: NaN or infinite where a photo does not have a score.
-        bootstrap: Its seed and confidence; DRAWS resamples are drawn.
+        bootstrap: Its seed and confidence; 2,000 resamples are drawn.
 
     Source: T. C. Hesterberg, What teachers should know about the bootstrap, The American
     Statistician 69 (2015), section 4.3.
@@ -233,7 +235,7 @@ def _samples(values: NDArray[np.floating], bootstrap: Bootstrap) -> list[_Sample
     """One per column; columns that the same photos have are resampled together."""
     numbers = np.asarray(values, dtype=np.float64)
     known = np.isfinite(numbers)
-    resampling = replace(bootstrap, draws=DRAWS)
+    resampling = replace(bootstrap, draws=_DRAWS)
     samples: dict[int, _Sample] = {}
     patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
     for number in range(patterns.shape[1]):
@@ -296,7 +298,7 @@ def flip_contrasts(
     pairs = zip(
         _samples(values[flipped], of_flipped), _samples(values[~flipped], of_kept), strict=True
     )
-    return [_contrast(one, other, bootstrap.confidence) for one, other in pairs]
+    return [_contrast(*pair, bootstrap.confidence) for pair in pairs]
 
 
 def _contrast(flipped: _Sample, kept: _Sample, confidence: float) -> FlipContrast:
@@ -369,7 +371,7 @@ CONTRASTED = ("map_similarity", "centroid_shift")
 """Scores that compare a transformed photo's map with the clean photo's."""
 
 
-class CellKey(NamedTuple):
+class ExplanationCellKey(NamedTuple):
     """What rows of one cell have in common."""
 
     model: str
@@ -393,7 +395,7 @@ class ExplanationCell:
         errors: By name of ERRORS.
     """
 
-    key: CellKey
+    key: ExplanationCellKey
     n: int
     flipped: int
     means: dict[str, Mean]
@@ -405,8 +407,8 @@ def explanation_cells(rows: pd.DataFrame, bootstrap: Bootstrap) -> list[Explanat
     """The cells of `rows`, in the order in which they first occur.
 
     Args:
-        rows: A row per photo and cell; columns: the fields of CellKey, `image_id`, `flipped`,
-            SCORES and ERRORS.
+        rows: A row per photo and cell; columns: the fields of ExplanationCellKey, `image_id`,
+            `flipped`, SCORES and ERRORS.
         bootstrap: The run's resamples.
 
     Raises:
@@ -414,9 +416,9 @@ def explanation_cells(rows: pd.DataFrame, bootstrap: Bootstrap) -> list[Explanat
     """
     cells = []
     rows = rows.assign(**{name: _numbers(rows[name]) for name in (*SCORES, *ERRORS)})
-    for _, cell in rows.groupby(list(CellKey._fields), sort=False):
+    for _, cell in rows.groupby(list(ExplanationCellKey._fields), sort=False):
         first = cell.iloc[0]
-        key = CellKey._make(first[name] for name in CellKey._fields)
+        key = ExplanationCellKey._make(first[name] for name in ExplanationCellKey._fields)
         twice = cell["image_id"][cell["image_id"].duplicated()]
         if len(twice):
             raise ValueError(f"The photo `{twice.iloc[0]}` has two rows in the cell {key}.")

@@ -27,7 +27,7 @@ from robustcli.metrics.rows import common_images
 BoolMask = NDArray[np.bool_]  # (H, W)
 _COUNTS = ("tp", "fp", "fn")
 _DISTANCES = ("hd95", "boundary_dice")
-PREFIX = "class_"
+CLASS_PREFIX = "class_"
 """Of the columns of rows that hold a list with a value for each class, background left out."""
 MOST_CONFUSED = 20
 """Classes up to which rows count which class was taken for which; beyond, rows would be large."""
@@ -35,7 +35,7 @@ MOST_CONFUSED = 20
 
 def has_classes(rows: pd.DataFrame) -> bool:
     """Whether `rows` are of masks of several classes; the columns of others are null."""
-    name = f"{PREFIX}{_COUNTS[0]}"
+    name = f"{CLASS_PREFIX}{_COUNTS[0]}"
     return name in rows and bool(rows[name].notna().any())
 
 
@@ -57,7 +57,7 @@ def distances_of(rows: pd.DataFrame, name: str) -> FloatArray:
 
 
 def _of_classes(rows: pd.DataFrame, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    return np.array([list(values) for values in rows[f"{PREFIX}{name}"]], dtype=dtype)
+    return np.array([list(values) for values in rows[f"{CLASS_PREFIX}{name}"]], dtype=dtype)
 
 
 def class_rows(rows: pd.DataFrame) -> list[pd.DataFrame]:
@@ -65,8 +65,10 @@ def class_rows(rows: pd.DataFrame) -> list[pd.DataFrame]:
     if not has_classes(rows):
         return [rows]
     counts = counts_of(rows)
-    distances = {name: distances_of(rows, name) for name in _DISTANCES if f"{PREFIX}{name}" in rows}
-    plain = rows[[name for name in rows if not str(name).startswith(PREFIX)]]
+    distances = {
+        name: distances_of(rows, name) for name in _DISTANCES if f"{CLASS_PREFIX}{name}" in rows
+    }
+    plain = rows[[name for name in rows if not str(name).startswith(CLASS_PREFIX)]]
     return [
         plain.assign(
             **dict(zip(_COUNTS, counts[:, index].T, strict=True)),
@@ -78,7 +80,7 @@ def class_rows(rows: pd.DataFrame) -> list[pd.DataFrame]:
 
 def any_class_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of the pixels of any class against background."""
-    return rows[[name for name in rows if not str(name).startswith(PREFIX)]]
+    return rows[[name for name in rows if not str(name).startswith(CLASS_PREFIX)]]
 
 
 def pixel_confusion(rows: pd.DataFrame) -> NDArray[np.int64] | None:
@@ -86,7 +88,7 @@ def pixel_confusion(rows: pd.DataFrame) -> NDArray[np.int64] | None:
 
     None of masks without classes or of more than MOST_CONFUSED.
     """
-    name = f"{PREFIX}confusion"
+    name = f"{CLASS_PREFIX}confusion"
     if name not in rows or rows.empty or rows[name].isna().any():
         return None
     flat: NDArray[np.int64] = np.array([list(values) for values in rows[name]], np.int64).sum(0)
@@ -242,7 +244,9 @@ def mask_scores(rows: pd.DataFrame, bootstrap: Bootstrap) -> MaskScores:
     true, predicted = counts[..., 0] + counts[..., 2], counts[..., 0] + counts[..., 1]
     owner, image_dice = _owners(rows), dice_of_images.mean(1)
     dice_sums, images = np.bincount(owner, image_dice).astype(np.float64), np.bincount(owner)
-    shown = (values[there] for values, there in zip(dice_of_images.T, true.T > 0, strict=True))
+    shown = (
+        values[has_class] for values, has_class in zip(dice_of_images.T, true.T > 0, strict=True)
+    )
     hd95, boundary_dice = (
         [pd.Series(values).dropna() for values in distances_of(rows, name).T] for name in _DISTANCES
     )

@@ -290,9 +290,9 @@ def seeds_gap(first: FloatArray, second: FloatArray, bootstrap: Bootstrap) -> Se
     values, others = first.mean(axis=0), second.mean(axis=0)
     over_seeds = welch_interval(values, others, bootstrap.confidence)
     over_units = _mean_interval(first.mean(axis=1) - second.mean(axis=1), bootstrap)
-    one, other = float(values.mean()), float(others.mean())
-    joint = joined_interval(one - other, over_seeds, over_units)
-    return SeedsGap(len(first), one, other, over_seeds, over_units, joint)
+    first_mean, second_mean = float(values.mean()), float(others.mean())
+    joint = joined_interval(first_mean - second_mean, over_seeds, over_units)
+    return SeedsGap(len(first), first_mean, second_mean, over_seeds, over_units, joint)
 
 
 def welch_interval(

@@ -84,7 +84,7 @@ class ViTConfig:
     num_classes: int = 10
 
 
-class Patches(nn.Module):
+class PatchTokens(nn.Module):
     """Images (B, C, H, W) to patches (B, N, p * p * C), row by row; the channel varies fastest."""
 
     def __init__(self, config: ViTConfig) -> None:
@@ -191,7 +191,7 @@ class ViT(_Classifier):
         self.pos_embedding = nn.Parameter(torch.empty(1, tokens + 1, config.dim))
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim))
         self.to_patch_embedding = nn.Sequential(
-            Patches(config), nn.LayerNorm(values), nn.Linear(values, config.dim),
+            PatchTokens(config), nn.LayerNorm(values), nn.Linear(values, config.dim),
             nn.LayerNorm(config.dim),
         )  # fmt: skip
         self.transformer = Transformer(config)

@@ -211,7 +211,7 @@ class VSSBlock(nn.Module):
         return x
 
 
-class Stage(nn.Module):
+class VMambaStage(nn.Module):
     """Blocks at one resolution, then the downsampling to the next."""
 
     def __init__(self, blocks: list[VSSBlock], downsample: nn.Module) -> None:
@@ -289,7 +289,7 @@ class VMambaBackbone(nn.Module):
         x = self.patch_embed(x)
         maps = []
         for stage, layer in enumerate(self.layers):
-            assert isinstance(layer, Stage)
+            assert isinstance(layer, VMambaStage)
             x = layer.blocks(x)
             maps.append(getattr(self, f"outnorm{stage}")(x).permute(0, 3, 1, 2))
             x = layer.downsample(x)
@@ -300,12 +300,12 @@ def _stem(config: VMambaConfig) -> nn.Sequential:
     return stem_v1(config.dim) if config.stem == "v1" else stem_v2(config.dim, config.stem_strides)
 
 
-def _stages(config: VMambaConfig) -> list[Stage]:
+def _stages(config: VMambaConfig) -> list[VMambaStage]:
     rates = rising_rates(config.drop_path, config.depths)
     shrink = PatchMerging if config.downsample == "v1" else downsample_v3
     last = len(config.depths) - 1
     return [
-        Stage(
+        VMambaStage(
             [VSSBlock(dim, rate, config) for rate in rates[stage]],
             nn.Identity() if stage == last else shrink(dim),
         )

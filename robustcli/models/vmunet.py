@@ -73,7 +73,7 @@ class PatchExpand(nn.Module):
         return larger
 
 
-class VSSBlock(nn.Module):
+class VMUNetBlock(nn.Module):
     """Norm and SS2D with a residual, (B, H, W, C) to the same shape."""
 
     def __init__(self, dim: int, d_state: int, drop_path: float) -> None:
@@ -91,7 +91,7 @@ class VSSBlock(nn.Module):
 class EncoderStage(nn.Module):
     """Blocks, then the downsampling to the next stage."""
 
-    def __init__(self, blocks: list[VSSBlock], downsample: nn.Module) -> None:
+    def __init__(self, blocks: list[VMUNetBlock], downsample: nn.Module) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
         self.downsample = downsample
@@ -105,7 +105,7 @@ class EncoderStage(nn.Module):
 class DecoderStage(nn.Module):
     """The enlargement, where there is one, then blocks."""
 
-    def __init__(self, blocks: list[VSSBlock], upsample: nn.Module) -> None:
+    def __init__(self, blocks: list[VMUNetBlock], upsample: nn.Module) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
         self.upsample = upsample
@@ -116,7 +116,7 @@ class DecoderStage(nn.Module):
         return larger
 
 
-class UNet(nn.Module):
+class VMUNetBody(nn.Module):
     """The network proper: (B, 3, H, W) to logits (B, classes, H, W)."""
 
     def __init__(self, config: VMUNetConfig) -> None:
@@ -126,13 +126,13 @@ class UNet(nn.Module):
         rates = rising_rates(config.drop_path, config.depths)
         down = [PatchMerging(dim) for dim in dims[:-1]]
         self.layers = nn.ModuleList(
-            EncoderStage([VSSBlock(dim, config.d_state, rate) for rate in stage], shrink)
+            EncoderStage([VMUNetBlock(dim, config.d_state, rate) for rate in stage], shrink)
             for dim, stage, shrink in zip(dims, rates, (*down, nn.Identity()), strict=True)
         )
         reverse = rising_rates(config.drop_path, config.depths_decoder[::-1])[::-1]
         up = [PatchExpand(dim, scale=2, share=2) for dim in dims[:0:-1]]
         self.layers_up = nn.ModuleList(
-            DecoderStage([VSSBlock(dim, config.d_state, rate) for rate in stage[::-1]], grow)
+            DecoderStage([VMUNetBlock(dim, config.d_state, rate) for rate in stage[::-1]], grow)
             for dim, stage, grow in zip(dims[::-1], reverse, (nn.Identity(), *up), strict=True)
         )
         self.final_up = PatchExpand(config.dim, scale=4, share=4)
@@ -161,7 +161,7 @@ class VMUNet(nn.Module):
     def __init__(self, config: VMUNetConfig) -> None:
         super().__init__()
         self.config, self.num_classes = config, config.num_classes
-        self.vmunet = UNet(config)
+        self.vmunet = VMUNetBody(config)
         self.apply(_initialise)
         ablate_network(self, config.ablate, model="vmunet")
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from robustcli.core.errors import UsageError
-from robustcli.data.labels import BUNDLED_SPACES, label_space
+from robustcli.data.labels import BUNDLED_SPACES, read_label_space
 from robustcli.evaluation.store import Store
 from robustcli.metrics.mask_scores import dice
 from robustcli.reports.findings import Findings
@@ -197,7 +197,7 @@ def bundled_names(dataset: DatasetRecord) -> tuple[str, ...]:
     if dataset.label_space not in BUNDLED_SPACES:
         return ()
     try:
-        names = label_space(dataset.label_space).names
+        names = read_label_space(dataset.label_space).names
     except UsageError:
         return ()
     fits = len(names) == dataset.classes or dataset.label_space == "imagenet-1k"

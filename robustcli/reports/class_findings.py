@@ -27,7 +27,16 @@ from robustcli.tasks.record import DatasetRecord
 ANY = "any class"
 """The pixels of all classes together, against the background."""
 _SCORES = tuple(field.name for field in fields(MaskScores) if not field.name.startswith("relaxed_"))
-COLUMNS = ("model", "transform", "severity", "class", "name", "pixels", "images", *_SCORES)
+_CLASS_TABLE_COLUMNS = (
+    "model",
+    "transform",
+    "severity",
+    "class",
+    "name",
+    "pixels",
+    "images",
+    *_SCORES,
+)
 """Of `classes.csv`: a line for each model, cell and class; `class` is 0 for any class together."""
 
 
@@ -155,7 +164,7 @@ class ClassFindings:
         return [line.name for line in lines if line.number and not line.images]
 
     def table(self) -> pd.DataFrame:
-        """All numbers (columns: COLUMNS)."""
+        """All numbers of the classes, a row per model, cell and class."""
         lines = [
             {
                 **{name: getattr(line, name) for name in ("model", "transform", "severity")},
@@ -170,7 +179,7 @@ class ClassFindings:
             if not rows.empty
             for line in self._lines(model, cell, rows)
         ]
-        return pd.DataFrame(lines, columns=list(COLUMNS))
+        return pd.DataFrame(lines, columns=list(_CLASS_TABLE_COLUMNS))
 
     def _lines(self, model: str, cell: tuple[str, int], rows: pd.DataFrame) -> Iterator[ClassLine]:
         named = zip((*self.names, ANY), (*class_rows(rows), any_class_rows(rows)), strict=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
 from robustcli.core.errors import UsageError
 from robustcli.core.names import TaskName
-from robustcli.data.labels import label_space
+from robustcli.data.labels import read_label_space
 from robustcli.metrics.calibration import BINS, Calibration, calibration
 from robustcli.metrics.class_scores import (
     ClassOutcome,
@@ -415,7 +415,7 @@ def _outcomes(rows: pd.DataFrame) -> dict[int, ClassOutcome]:
 def _names(space: str) -> Sequence[str]:
     """The names of the classes of a bundled label space; none of another."""
     try:
-        return label_space(space).names
+        return read_label_space(space).names
     except UsageError:
         return ()
 

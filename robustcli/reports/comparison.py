@@ -37,7 +37,7 @@ from robustcli.reports.training_findings import read_training
 from robustcli.tasks.record import MaskPreprocessingRecord, PreprocessingRecord
 from robustcli.transforms.base import CLEAN
 
-COLUMNS = (
+COMPARISON_COLUMNS = (
     *("first", "second", "level", "transform", "severity", "n", "groups"),
     *("first_score", "second_score", "difference", "low", "high", "p", "p_adjusted", "outcome"),
 )
@@ -247,7 +247,7 @@ class Comparison:
             )
 
     def table(self) -> pd.DataFrame:
-        """A row per pair and transform with COLUMNS; what is not known is missing.
+        """A row per pair and transform with COMPARISON_COLUMNS; what is not known is missing.
 
         `difference` is `first_score` minus `second_score`; scores are top-1, or dice averaged over
         groups, in [0, 1]. Of `level` `transform`, numbers are means over severities; where a
@@ -256,8 +256,8 @@ class Comparison:
         """
         rows = [_row(line, "transform") for line in self.lines]
         rows += [_row(line, "severity") for line in self.cell_lines]
-        table = pd.DataFrame(rows, columns=list(COLUMNS))
-        kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in COLUMNS}
+        table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
+        kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in COMPARISON_COLUMNS}
         return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
 
     def as_json(self) -> str:

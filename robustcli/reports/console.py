@@ -19,7 +19,7 @@ from robustcli.reports.finetuning_findings import (
     against_full,
     pace,
 )
-from robustcli.reports.finetuning_words import chosen_from, summary
+from robustcli.reports.finetuning_words import chosen_from, finetuning_summary
 from robustcli.reports.measure import DICE, TOP1, Measure, extremes
 from robustcli.reports.numbers import (
     EN_DASH,
@@ -304,7 +304,7 @@ def finetune_table(finetuning: FinetuningFindings) -> str:
         _tensors(finetuning),
         _scores(finetuning),
         _costs(finetuning),
-        "\n".join(summary(finetuning)),
+        "\n".join(finetuning_summary(finetuning)),
     ]
     return in_ascii("\n\n".join(filter(None, parts)) or "Nothing is measured yet.")
 

@@ -64,7 +64,7 @@ class ControlPair:
     @property
     def time_ratio(self) -> float | None:
         """Seconds of a step of the network, with its share of validation, over the control's."""
-        seconds = [step_seconds(training) for training in (self.network, self.control)]
+        seconds = [median_step_seconds(training) for training in (self.network, self.control)]
         return seconds[0] / seconds[1] if seconds[0] and seconds[1] else None
 
     @property
@@ -114,7 +114,7 @@ class ControlPair:
         return self.network.record.grouping if self.scoring.per_group else "image"
 
 
-def step_seconds(training: TrainingFindings) -> float | None:
+def median_step_seconds(training: TrainingFindings) -> float | None:
     """Seconds of an optimizer step with its share of validation: a median over epochs.
 
     None before the first epoch has ended.

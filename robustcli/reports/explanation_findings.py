@@ -278,7 +278,7 @@ def few_photos(contrast: FlipContrast) -> str:
 # In words.
 
 
-def summary(explanation: ExplanationFindings) -> list[str]:
+def explanation_summary(explanation: ExplanationFindings) -> list[str]:
     """Sentences: whether maps move more where the prediction flips, and whether to trust them."""
     return [
         *_contrast_sentences(explanation),

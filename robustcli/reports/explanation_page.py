@@ -13,12 +13,12 @@ from robustcli.reports.explanation_findings import (
     ExplanationFindings,
     error_title,
     explanation_results,
+    explanation_summary,
     read_explanation,
     relative,
     shown,
     shown_difference,
     shown_mean,
-    summary,
     table_notes,
     title_of,
 )
@@ -94,7 +94,7 @@ def explanation_page(
         "explanation",
         explanation=explanation,
         gallery=gallery,
-        summary=summary(explanation),
+        summary=explanation_summary(explanation),
         in_words=IN_WORDS,
         choices=CHOICES,
         notes=lambda cells, names: table_notes(explanation, cells, names),
@@ -119,7 +119,7 @@ def explanation_text(explanation: ExplanationFindings) -> str:
     cells = explanation.transformed or explanation.cells
     blocks = [grid(header, [_line(cell) for cell in cells])] if cells else []
     notes = table_notes(explanation, cells, (SIMILARITY, SHIFT, "insertion_auc", "deletion_auc"))
-    sentences = [*(f"Not given: {note}" for note in notes), *summary(explanation)]
+    sentences = [*(f"Not given: {note}" for note in notes), *explanation_summary(explanation)]
     others = [m.title for kind in ("learned", "model") for m in explanation.named(kind)]
     if others:
         sentences.append(f"Only in the report: {', '.join(others)}.")

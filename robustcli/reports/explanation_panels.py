@@ -132,14 +132,16 @@ class PanelDrawer:
             if len(of_view := rows[rows["view"] == view])
         }
         # Where the transform changes no answer, each view needs one column instead of two.
-        one = all(_targets(of_view)[1] is None for of_view in views.values())
-        lines = [PanelLine("", [t for v in views.values() for t in self._photo_tiles(v, one)])]
+        single_column = all(_targets(of_view)[1] is None for of_view in views.values())
+        lines = [
+            PanelLine("", [t for v in views.values() for t in self._photo_tiles(v, single_column)])
+        ]
         for method in methods:
             tiles = [
                 tile
                 for of_view in list(views.values())[: None if method.from_photo else 1]
                 for tile in self._tiles(of_view[of_view["method"] == method.name])[
-                    : 1 if one else 2
+                    : 1 if single_column else 2
                 ]
             ]
             lines.append(PanelLine(method.title, tiles))
@@ -150,10 +152,10 @@ class PanelDrawer:
         )  # fmt: skip
         return Picture(path, self._caption(number, views, methods, kind))
 
-    def _photo_tiles(self, rows: pd.DataFrame, one: bool) -> list[MapTile]:
-        """The photo of one view, and beside it (above it where `one`) what the model says of it."""
+    def _photo_tiles(self, rows: pd.DataFrame, single_column: bool) -> list[MapTile]:
+        """The photo of a view with the model's answer beside it, in a single column above it."""
         photo, answers = self.photo(rows.iloc[0]), self._answers(rows)
-        if one:
+        if single_column:
             return [MapTile(", ".join(answers), photo)]
         return [MapTile("", photo), MapTile("", note="\n\n".join(answers))]
 
@@ -174,8 +176,8 @@ class PanelDrawer:
             answers.append(_sure(first) if self.masks else f"{role} {_sure(first)}")
             shown.append(first["target_class"])
         if second is not None:
-            given = is_missing(answer) or answer == second["target_class"]
-            role = "predicted" if given else "for comparison"
+            is_answer = is_missing(answer) or answer == second["target_class"]
+            role = "predicted" if is_answer else "for comparison"
             answers.append(_sure(second) if self.masks else f"{role} {_sure(second)}")
             shown.append(second["target_class"])
         if not is_missing(answer) and answer not in shown:

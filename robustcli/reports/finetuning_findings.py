@@ -27,7 +27,7 @@ from robustcli.finetuning.record import (
     read_finetune_record,
 )
 from robustcli.reports.scoring import SCORINGS, ScoreDifference, Scoring
-from robustcli.reports.training_findings import TrainingFindings, read_table, read_training
+from robustcli.reports.training_findings import TrainingFindings, read_run_table, read_training
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ def read_finetuning(run: Path) -> FinetuningFindings:
         record,
         tuple(_mode(run, mode) for mode in begun),
         _decisions(decisions) if decisions.is_file() else None,
-        read_table(profile) if profile.is_file() else None,
-        read_table(sweep, SWEEPS[record.task]) if sweep.is_file() else None,
+        read_run_table(profile) if profile.is_file() else None,
+        read_run_table(sweep, SWEEPS[record.task]) if sweep.is_file() else None,
     )
 
 
@@ -159,7 +159,7 @@ def _mode(run: Path, mode: Mode) -> ModeRun:
     return ModeRun(
         mode,
         read_training(run / mode),
-        read_table(steps, STEPS)
+        read_run_table(steps, STEPS)
         if steps.is_file()
         else pd.DataFrame(columns=list(STEPS), dtype=float),
         _costs(costs) if costs.is_file() else None,

@@ -17,7 +17,7 @@ from robustcli.reports.figures.freezing_figures import (
     GradientCurve,
     Limit,
     ModeCourse,
-    Rule,
+    RulePoint,
     draw_gradients,
     draw_modes,
     draw_tradeoff,
@@ -37,13 +37,13 @@ from robustcli.reports.finetuning_words import (
     chosen_from,
     curve_name,
     few_held_out,
+    finetuning_summary,
     is_within,
     ordered,
     rule_label,
     rule_scope,
     saved,
     statistic_name,
-    summary,
 )
 from robustcli.reports.gallery import case_figures
 from robustcli.reports.markdown import Picture, from_template
@@ -73,7 +73,7 @@ def columns(scoring: Scoring) -> tuple[str, ...]:
     )
 
 
-COLUMNS = columns(SCORINGS["seg"])
+SEGMENTER_MODE_COLUMNS = columns(SCORINGS["seg"])
 
 
 def finetuning_results(finetuning: FinetuningFindings) -> pd.DataFrame:
@@ -320,10 +320,10 @@ def _tradeoff(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
     return (Picture(path, caption),)
 
 
-def _sweep_rule(row: pd.Series, score: str) -> Rule:
+def _sweep_rule(row: pd.Series, score: str) -> RulePoint:
     ratio = _with_ends(row, "seconds_ratio")
     saved = (100 * (1 - ratio[2]), 100 * (1 - ratio[1]), 100 * (1 - ratio[0]))
-    return Rule(rule_label(row), rule_scope(row), saved, _with_ends(row, score))
+    return RulePoint(rule_label(row), rule_scope(row), saved, _with_ends(row, score))
 
 
 def _with_ends(row: pd.Series, name: str) -> tuple[float, float, float]:
@@ -357,7 +357,7 @@ def finetuning_text(
         few=few_held_out(finetuning),
         statistic_name=statistic_name(finetuning.record.rule),
         frozen=_frozen(finetuning),
-        summary=summary(finetuning),
+        summary=finetuning_summary(finetuning),
         differences={run.mode: against_full(finetuning, run.mode) for run in finetuning.modes},
         paces={run.mode: pace(run) for run in finetuning.modes},
         frozen_elements=frozen_elements,

@@ -31,7 +31,7 @@ from robustcli.reports.numbers import (
 )
 from robustcli.reports.scoring import ScoreDifference, Scoring
 
-STATISTICS = {
+_STATISTIC_NAMES = {
     "mean_abs": "mean of |g|",
     "rms": "root mean square of g",
     "max_abs": "largest |g|",
@@ -50,7 +50,7 @@ def statistic_name(rule: RuleRecord) -> str:
 def curve_name(rule: RuleRecord) -> str:
     """What is drawn of each step of the profile."""
     scale = ", relative to the weight's rms" if rule.relative else ""
-    return f"{STATISTICS[rule.kind]} over a tensor's elements{scale}"
+    return f"{_STATISTIC_NAMES[rule.kind]} over a tensor's elements{scale}"
 
 
 def is_within(rule: RuleRecord, mamba: pd.Series) -> pd.Series:
@@ -90,7 +90,7 @@ SIGNIFICANT = 0.05
 FEW_GROUPS = 30  # with fewer, intervals are wide and their ends are uncertain themselves
 
 
-def summary(finetuning: FinetuningFindings) -> list[str]:
+def finetuning_summary(finetuning: FinetuningFindings) -> list[str]:
     """Sentences on scores, their differences to full fine-tuning, time and memory.
 
     Nothing is said of what was not measured.

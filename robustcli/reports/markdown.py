@@ -79,7 +79,7 @@ def _environment() -> Environment:
     # With autoescape, what macros and filters return is Markup, here: finished Markdown.
     environment = template_environment(TEMPLATES, finalize=escaped)
     # Every function of `numbers` is a filter: `{{ row.dice|fraction }}`.
-    shown = [*vars(numbers).values(), code, joined, marked, mono, settings]
+    shown = [*vars(numbers).values(), code, joined, marked, mono, settings_in_words]
     environment.filters |= {each.__name__: each for each in shown if isfunction(each)}
     environment.globals.update(
         class_heads=HEADS,
@@ -140,7 +140,7 @@ def joined(values: Iterable[object], separator: str = ", ") -> Markup:
     return Markup(separator).join(escaped(value) for value in values)
 
 
-def settings(values: Mapping[str, object]) -> str:
+def settings_in_words(values: Mapping[str, object]) -> str:
     """`values` as a configuration names them: `bridge=false, act="gelu"`."""
     return ", ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
 

@@ -20,7 +20,7 @@ KINDS = ("cls", "seg", "train", "finetune", "explanation", "seeds")
 several seeds of a training or fine-tuning."""
 
 
-def kind_of(run: Path) -> str:
+def run_kind(run: Path) -> str:
     """One of KINDS, of an evaluation its task; `cls` where that cannot be read."""
     try:
         head = parse_json((run / RECORD_FILE).read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def write_page(page: Page, folder: Path, photos: int | None = None) -> Path:
     sheet = page.photos
     if sheet is not None and photos is not None:
         sheet = replace(sheet, most=photos)
-    write_results(folder, page.results)
+    write_result_files(folder, page.results)
     for name, content in page.files.items():
         write_text(folder / name, content)
     write_text(folder / "report.html", printable(to_html(page.markdown, folder, sheet)))
@@ -72,7 +72,7 @@ def write_page(page: Page, folder: Path, photos: int | None = None) -> Path:
     return folder / "report.md"
 
 
-def write_results(run: Path, table: pd.DataFrame) -> None:
+def write_result_files(run: Path, table: pd.DataFrame) -> None:
     """Writes `results.csv` and `results.json` durably; the same table gives the same bytes.
 
     Args:

@@ -23,7 +23,7 @@ from robustcli.metrics.rows import have_same_images
 from robustcli.metrics.verdicts import CellKey
 from robustcli.reports.classifier_statistics import STATISTICS
 from robustcli.reports.numbers import cell_label, counted
-from robustcli.reports.pages import kind_of
+from robustcli.reports.pages import run_kind
 from robustcli.reports.statistics import CLEAN_CELL
 from robustcli.tasks.record import MaskPreprocessingRecord, ModelRecord
 from robustcli.training.record import read_train_record
@@ -110,7 +110,7 @@ def find_models(names: Sequence[str], *, fewest: int = 2) -> tuple[list[Compared
     unmeasured: list[str] = []
     for name in names:
         run, chosen = split_name(name)
-        for model in _OPENERS[kind_of(run)](run, chosen, unmeasured):
+        for model in _OPENERS[run_kind(run)](run, chosen, unmeasured):
             models.setdefault((model.run.folder.resolve(), model.model.name), model)
     if len(models) < fewest:
         only = next(iter(models.values())).label
@@ -203,7 +203,7 @@ def _models_of_seed(
     seed = folders[find(name, folders, kind="seed of this run", listing=listing)]
     if not has_record(seed):
         raise _not_measured(str(seed), "not begun")
-    yield from _OPENERS[kind_of(seed)](seed, rest or None, unmeasured)
+    yield from _OPENERS[run_kind(seed)](seed, rest or None, unmeasured)
 
 
 _OPENERS: dict[str, Callable[[Path, str | None, list[str]], Iterator[ComparedModel]]] = {

@@ -22,7 +22,7 @@ from robustcli.reports.latex import (
     training_tables,
     zoo_tables,
 )
-from robustcli.reports.pages import Page, kind_of, to_csv, to_json, write_page
+from robustcli.reports.pages import Page, run_kind, to_csv, to_json, write_page
 from robustcli.reports.seeds_findings import read_seeds
 from robustcli.reports.seeds_page import seeds_report, seeds_results
 from robustcli.reports.training_findings import read_training
@@ -58,7 +58,7 @@ _TABLES: dict[str, Callable[[Path], str]] = {
     "seeds": seeds_tables,
 }
 Format = Literal["latex", "csv", "json", "markdown", "html"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+REPORT_FORMATS: tuple[Format, ...] = get_args(Format)
 _SUFFIXES = {"markdown": ".md", "html": ".html"}
 
 
@@ -84,7 +84,7 @@ def report_page(run: Path) -> Page:
     Raises:
         UsageError: There is no readable run.
     """
-    return _KINDS[kind_of(run)](run)
+    return _KINDS[run_kind(run)](run)
 
 
 def render_zoo(runs: Sequence[Path], out: Path) -> Path:
@@ -112,8 +112,8 @@ def document(run: Path, form: Format, photos: int | None = None) -> str:
     if form in ("markdown", "html"):
         return render(run, photos).with_suffix(_SUFFIXES[form]).read_text(encoding="utf-8")
     if form == "latex":
-        return _TABLES[kind_of(run)](run)
-    return _numbers(_RESULTS[kind_of(run)](run), form)
+        return _TABLES[run_kind(run)](run)
+    return _numbers(_RESULTS[run_kind(run)](run), form)
 
 
 def zoo_document(runs: Sequence[Path], out: Path, form: Format) -> str:

@@ -25,14 +25,14 @@ from robustcli.evaluation.record import read_record
 from robustcli.finetuning.record import read_finetune_record
 from robustcli.reports.findings import read_findings
 from robustcli.reports.finetuning_findings import read_finetuning
-from robustcli.reports.pages import kind_of
+from robustcli.reports.pages import run_kind
 from robustcli.reports.redaction import Redactor
 from robustcli.reports.render import render
 from robustcli.reports.training_findings import read_training
 from robustcli.training.record import read_train_record
 from robustcli.training.seeds_record import read_seeds_record
 
-RunKind = Literal["eval", "train", "finetune"]
+ExportKind = Literal["eval", "train", "finetune"]
 _REPORT = ("report.md", "report.html", "results.csv", "results.json", "run.json")
 _PICTURES = ("figures/**/*.png", "figures/**/*.svg")
 _ID_COLUMNS = (
@@ -62,7 +62,7 @@ class RunExport:
     """
 
     run: Path
-    kind: RunKind
+    kind: ExportKind
     key: str
     digest: str
     partial: bool
@@ -181,7 +181,7 @@ def read_run_export(
         UsageError: There is no readable run, or it is partial and `partial` does not allow it.
         RunError: The report could not be written.
     """
-    task = kind_of(run)
+    task = run_kind(run)
     if task == "explanation":
         raise UsageError(
             f"`{run}` is an explanation.",
@@ -196,7 +196,7 @@ def read_run_export(
             f"Publish one of them, such as `{folders[0]}`, and pass on `{run / 'report.html'}`, "
             "which has the mean over seeds with its interval.",
         )
-    kind: RunKind = "train" if task == "train" else "finetune" if task == "finetune" else "eval"
+    kind: ExportKind = "train" if task == "train" else "finetune" if task == "finetune" else "eval"
     record, missing = _record_and_missing(run, kind)
     if missing and not partial:
         raise UsageError(
@@ -232,7 +232,7 @@ def read_run_export(
     )
 
 
-def _record_and_missing(run: Path, kind: RunKind) -> tuple[dict[str, Any], str]:
+def _record_and_missing(run: Path, kind: ExportKind) -> tuple[dict[str, Any], str]:
     """The record as JSON, and what the run lacks, in words; empty for nothing."""
     if kind == "train":
         training = read_training(run)

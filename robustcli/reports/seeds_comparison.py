@@ -16,10 +16,11 @@ from robustcli.core.errors import UsageError
 from robustcli.core.names import TaskName, find
 from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
 from robustcli.metrics.seed_scores import SeedsGap, seeds_gap, unit_scores
+from robustcli.metrics.verdicts import ALPHA
 from robustcli.reports.console import grid, in_ascii
 from robustcli.reports.markdown import from_template
 from robustcli.reports.numbers import MISSING
-from robustcli.reports.pages import Page, kind_of, write_page
+from robustcli.reports.pages import Page, run_kind, write_page
 from robustcli.reports.pairing import (
     ComparedModel,
     EvaluatedRun,
@@ -30,9 +31,8 @@ from robustcli.reports.pairing import (
 from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.reports.seeds_findings import SeedSeries, SeedsFindings, read_seeds
 
-ALPHA = 0.05
 _INTERVALS = ("seeds", "units", "joint")
-COLUMNS = (
+_COMPARISON_COLUMNS = (
     *("first", "second", "first_seeds", "second_seeds", "units", "first_score", "second_score"),
     "difference",
     *(f"{name}_{end}" for name in _INTERVALS for end in ("low", "high")),
@@ -151,16 +151,18 @@ class SeedsComparison:
         seed = self.models[0].findings.record.seed
         bootstrap = Bootstrap(seed, confidence=self.confidence)
         return [
-            SeedsPair(one, other, seeds_gap(first, second, bootstrap))
-            for (one, first), (other, second) in combinations(
+            SeedsPair(first, second, seeds_gap(first_scores, second_scores, bootstrap))
+            for (first, first_scores), (second, second_scores) in combinations(
                 zip(self.models, parts, strict=True), 2
             )
         ]
 
     def table(self) -> pd.DataFrame:
-        """A row per pair with COLUMNS; what is not known is missing, scores are in [0, 1]."""
-        table = pd.DataFrame([self._row(pair) for pair in self.pairs], columns=list(COLUMNS))
-        kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in COLUMNS}
+        """A row per pair; an unknown number is missing, scores are in [0, 1]."""
+        table = pd.DataFrame(
+            [self._row(pair) for pair in self.pairs], columns=list(_COMPARISON_COLUMNS)
+        )
+        kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in _COMPARISON_COLUMNS}
         return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
 
     def _row(self, pair: SeedsPair) -> dict[str, object]:
@@ -224,7 +226,7 @@ def names_seeds_only(names: Sequence[str | Path]) -> bool:
 
 def _is_of_seeds(name: str) -> bool:
     run, chosen = split_name(name)
-    return kind_of(run) == "seeds" and not (chosen or "").startswith("seed-")
+    return run_kind(run) == "seeds" and not (chosen or "").startswith("seed-")
 
 
 def read_seeds_comparison(

@@ -253,13 +253,13 @@ class SeedsFindings:
         training = self.training
         if self.record.of != "train" or training is None:
             return None
-        score, here = published_score(training.record), self.series[0].scores
-        if score is None or here is None:
+        score, scores = published_score(training.record), self.series[0].scores
+        if score is None or scores is None:
             return None
         if score.differences:
             return PublishedVerdict(score, None, None)
-        holds = None if here.single is None else _holds(here.single, score.value)
-        return PublishedVerdict(score, reproduction(score.value, here.over_seeds), holds)
+        holds = None if scores.single is None else _holds(scores.single, score.value)
+        return PublishedVerdict(score, reproduction(score.value, scores.over_seeds), holds)
 
 
 def _holds(interval: Interval, value: float) -> bool:

@@ -34,7 +34,7 @@ from robustcli.reports.seeds_findings import (
 from robustcli.reports.training_page import training_report
 
 _INTERVALS = ("seeds", "units", "joint", "single")
-COLUMNS = (
+_SEEDS_COLUMNS = (
     *("level", "mode", "seed", "run", "model", "dataset", "status", "measure"),
     *("n", "seeds", "units", "score", "deviation"),
     *(f"{name}_{end}" for name in _INTERVALS for end in ("low", "high")),
@@ -46,15 +46,15 @@ NOT_COMPARABLE = "not comparable"
 
 
 def seeds_results(findings: SeedsFindings) -> pd.DataFrame:
-    """Rows with COLUMNS; a number that is not known is missing, shares are fractions in [0, 1].
+    """Rows with _SEEDS_COLUMNS; an unknown number is missing, shares are in [0, 1].
 
     Of `level` `seed`, a row per seed (and mode), whose `units_low` and `units_high` are the run's
     own interval over held-out images; of `level` `mean`, the numbers over seeds; of `level`
     `difference`, the score of a mode minus that of full fine-tuning, paired by seed.
     """
     rows = [*_seed_rows(findings), *_mean_rows(findings), *_difference_rows(findings)]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in COLUMNS}
+    table = pd.DataFrame(rows, columns=list(_SEEDS_COLUMNS))
+    kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in _SEEDS_COLUMNS}
     return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
 
 
@@ -267,7 +267,7 @@ class SeedsShown:
         """A difference of scores, with its sign."""
         return self.findings.scoring.apart(value)
 
-    def own(self, each: SeedTraining) -> str:
+    def score_of(self, each: SeedTraining) -> str:
         """The score of one seed with its interval over the held-out images."""
         score = each.score
         if score is None:
@@ -291,8 +291,8 @@ class SeedsShown:
 
     def verdict(self, verdict: PublishedVerdict) -> str:
         """What was published, what came out here, and the verdict."""
-        here, outcome = self.mean(self.findings.series[0]), verdict.outcome or NOT_COMPARABLE
-        return f"published {self.printed(verdict.score.value)}; here {here}: {outcome}"
+        mean, outcome = self.mean(self.findings.series[0]), verdict.outcome or NOT_COMPARABLE
+        return f"published {self.printed(verdict.score.value)}; here {mean}: {outcome}"
 
 
 def seeds_table(findings: SeedsFindings) -> str:
@@ -322,7 +322,7 @@ def _each_seed(findings: SeedsFindings, show: SeedsShown) -> str:
     rows = [
         (
             f"seed {seed}",
-            *(show.own(each[seed]) if seed in each else MISSING for each in by_seed),
+            *(show.score_of(each[seed]) if seed in each else MISSING for each in by_seed),
         )
         for seed in findings.record.seeds
     ]

@@ -11,7 +11,7 @@ import json
 import netrc
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,10 +20,10 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from robustcli.core.errors import MachineError, RunError, UsageError, first_line
+from robustcli.data.tables import Say
 from robustcli.reports.run_export import RunExport
 
 Tracker = Literal["mlflow", "wandb", "trackio"]
-Say = Callable[[str], None]
 PROJECT = "robust"
 _KEY, _DIGEST = "robust.run_key", "robust.run_digest"
 _MARKER = "robust.json"

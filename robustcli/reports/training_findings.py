@@ -232,7 +232,7 @@ def _metrics(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """The lines of the epochs; numbers that older versions did not record are missing."""
     if not path.is_file():
         return pd.DataFrame(columns=list(columns), dtype=float)
-    recorded = read_table(path)
+    recorded = read_run_table(path)
     with reading(path):
         known = recorded[[name for name in columns if name in recorded or name not in ADDED]]
     return known.reindex(columns=list(columns))
@@ -247,10 +247,10 @@ def _spread(values: pd.Series) -> Spread | None:
 
 
 def _paper(path: Path) -> pd.DataFrame | None:
-    return read_table(path, PAPER) if path.is_file() else None
+    return read_run_table(path, PAPER) if path.is_file() else None
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+def read_run_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """The CSV or Parquet file `path` of a run, with `columns` or all of them.
 
     Raises:

@@ -13,7 +13,11 @@ from robustcli.metrics.class_scores import confusion_matrix
 from robustcli.metrics.intervals import wilson_interval
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.reports.console import training_table
-from robustcli.reports.figures.confusion import COUNTED_UP_TO, MOST_CLASSES, draw_confusions
+from robustcli.reports.figures.confusion import (
+    COUNTED_UP_TO,
+    MOST_CONFUSED_CLASSES,
+    draw_confusions,
+)
 from robustcli.reports.figures.evaluation_figures import draw_reliability
 from robustcli.reports.figures.training_figures import (
     Course,
@@ -64,7 +68,7 @@ _VALIDATED = {
     for task, validation in VALIDATIONS.items()
 }
 """Scores of the validation images after the chosen epoch and after the last one."""
-COLUMNS = (
+SEGMENTER_COLUMNS = (
     *("run", "model", "protocol", "dataset", "status"),
     *_MASKS,
     *(f"paper_{name}" for name in _PAPER),
@@ -73,8 +77,8 @@ COLUMNS = (
     *_COSTS,
     *_VALIDATED["seg"],
 )
-_WORDS = COLUMNS[:5]
-CLASS_COLUMNS = (
+_WORDS = SEGMENTER_COLUMNS[:5]
+CLASSIFIER_COLUMNS = (
     *("run", "model", "dataset", "status", "n", "correct", "top1", "top1_low", "top1_high"),
     *("top5", "params", "epochs", "chosen_epoch", "seconds", "peak_memory_bytes"),
     *("energy_joules", "weights_bytes", "baseline_top1"),
@@ -86,20 +90,20 @@ _ALL_WORDS = (*_WORDS, "recipe")
 
 
 def training_results(trainings: Sequence[TrainingFindings]) -> pd.DataFrame:
-    """One row per training with COLUMNS; a number that is not known is missing.
+    """One row per training with SEGMENTER_COLUMNS; a number that is not known is missing.
 
     Shares are fractions in [0, 1]. `dice` and `iou` are pooled within groups (`protocol` patient),
     `paper_dice` and `paper_iou` over batches as the paper did.
     """
-    return _table([_of_segmenter(training) for training in trainings], COLUMNS)
+    return _table([_of_segmenter(training) for training in trainings], SEGMENTER_COLUMNS)
 
 
 def class_results(trainings: Sequence[TrainingFindings]) -> pd.DataFrame:
-    """One row per training of a classifier with CLASS_COLUMNS; what is not known is missing.
+    """One row per training of a classifier with CLASSIFIER_COLUMNS; what is not known is missing.
 
     Shares are fractions in [0, 1]. `train_seconds` and `val_seconds` are of the median epoch.
     """
-    return _table([_of_classifier(training) for training in trainings], CLASS_COLUMNS)
+    return _table([_of_classifier(training) for training in trainings], CLASSIFIER_COLUMNS)
 
 
 def _of_classifier(training: TrainingFindings) -> dict[str, object]:
@@ -199,7 +203,7 @@ def _confusions(training: TrainingFindings) -> tuple[Picture, ...]:
         return ()
     rows, names = training.test.rows, training.classes.class_names
     classes, counts = confusion_matrix(*(rows[c].to_numpy() for c in ("target", "prediction")))
-    if len(classes) > MOST_CLASSES:
+    if len(classes) > MOST_CONFUSED_CLASSES:
         return ()
     path = "figures/confusions.png"
     draw_confusions([names[index] for index in classes], counts, training.run / path)

@@ -22,7 +22,7 @@ from robustcli.reports.figures.zoo_figures import (
 )
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import is_missing
-from robustcli.reports.pages import Page, kind_of, to_csv
+from robustcli.reports.pages import Page, run_kind, to_csv
 from robustcli.reports.training_findings import TrainingFindings, read_training
 from robustcli.reports.training_page import (
     course_of,
@@ -79,7 +79,7 @@ def zoo_report(runs: Sequence[Path], out: Path) -> Page:
 
 def trainings_in(run: Path) -> list[Path]:
     """The folders of the trainings in `run`: itself, or those of its seeds that have begun."""
-    if kind_of(run) != "seeds":
+    if run_kind(run) != "seeds":
         return [run]
     return [out for out in read_seeds_record(run).folders(run).values() if has_record(out)]
 

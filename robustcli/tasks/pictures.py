@@ -192,7 +192,7 @@ def first_pair(pairs: Sequence[Sample]) -> SamplePicture | None:
     for pair in pairs[:_MOST_TRIED]:
         try:
             image, mask = decode_pair(pair)
-            shown = mask * (mask != IGNORED) if classes_in(pair) else mask == 1
+            shown = mask * (mask != IGNORED) if class_names_of(pair) else mask == 1
             sample = SamplePicture(pair.image_id, image, shown, tuple(class_colours(pair)))
         except UnreadableImage:
             continue
@@ -202,7 +202,7 @@ def first_pair(pairs: Sequence[Sample]) -> SamplePicture | None:
     return first
 
 
-def classes_in(pair: Sample) -> tuple[str, ...]:
+def class_names_of(pair: Sample) -> tuple[str, ...]:
     """The names of the classes of the pair's mask; empty for foreground and background."""
     return () if pair.reading is None else pair.reading.classes
 
@@ -210,7 +210,7 @@ def classes_in(pair: Sample) -> tuple[str, ...]:
 def class_colours(pair: Sample) -> list[str]:
     """The colour `#rrggbb` of each class of the pair's mask."""
     chosen = () if pair.reading is None else pair.reading.colours
-    return colours_of(len(classes_in(pair)), chosen)
+    return colours_of(len(class_names_of(pair)), chosen)
 
 
 def write_masks(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.loading import heads_in
-from robustcli.adapters.model import Trial, check_scores
+from robustcli.adapters.model import Trial, check_class_scores
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.trainable import NUM_CLASSES, sized_preprocessing, start_classifier
 from robustcli.adapters.training_run import ClassifierHeader
@@ -143,7 +143,7 @@ class ClassifierTraining(TrainingTask):
 
     def check_answer(self, answer: object, network: nn.Module, tried: Trial) -> None:
         """See `TrainingTask.check_answer`."""
-        check_scores(answer, getattr(network, "num_classes", None), tried)
+        check_class_scores(answer, getattr(network, "num_classes", None), tried)
 
     def counts(
         self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]

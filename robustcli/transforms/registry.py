@@ -32,7 +32,7 @@ class Identity(Transform):
 IDENTITY = Identity(name="identity", family="identity", summary="The image as it is (clean)")
 
 PRESETS = ("paper21", "imagenet-c", "published", "all")
-LISTING = "robust list transforms"
+_LISTING = "robust list transforms"
 
 _BUILT_IN: tuple[Transform, ...] = (IDENTITY, *PAPER21, *IMAGENET_C)
 # Used only if no registered name has this spelling; `gaussian_blur` stays paper21's.
@@ -157,7 +157,7 @@ def _matching_transforms(pattern: str, known: dict[str, Transform]) -> list[Tran
     spelling = re.sub(r"^published[/:]", "published-", spelling)
     if spelling not in {canonical(name) for name in known}:
         spelling = _ALIASES.get(spelling, spelling)
-    return [known[name] for name in matching(spelling, known, kind="transform", listing=LISTING)]
+    return [known[name] for name in matching(spelling, known, kind="transform", listing=_LISTING)]
 
 
 def _check_distinct(transforms: Iterable[Transform]) -> None:

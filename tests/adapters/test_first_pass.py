@@ -12,8 +12,8 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.load import load
 from robustcli.adapters.model import (
     Trial,
+    check_class_scores,
     check_finite,
-    check_scores,
     first_pass,
     made_up_image,
     norms_of_one_value,
@@ -70,7 +70,7 @@ def test_a_network_that_answers_otherwise_is_refused() -> None:
     with pytest.raises(UsageError, match="does not tell classes apart"):
         load(request("resnet18", arguments={"features_only": True}), "cls")
     with pytest.raises(UsageError, match="does not answer as a classifier"):
-        check_scores(torch.zeros(1, 5, 7, 7), 5, Trial("x", "timm:x"))
+        check_class_scores(torch.zeros(1, 5, 7, 7), 5, Trial("x", "timm:x"))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from robustcli.adapters.load import load, resolve
 from robustcli.cli import main
 from robustcli.core import machine
 from robustcli.core.errors import MachineError, RunError, UsageError
-from robustcli.data.labels import label_space
+from robustcli.data.labels import read_label_space
 from robustcli.evaluation.store import Store
 from robustcli.transforms.base import CLEAN
 
@@ -295,7 +295,7 @@ def test_weights_do_not_go_with_a_network_in_memory(tmp_path: Path, network: Sma
 
 
 def test_classes_in_another_order_score_alike(tmp_path: Path, network: Small) -> None:
-    ids = label_space("cifar10").ids
+    ids = read_label_space("cifar10").ids
     order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
     torch.manual_seed(0)
     shuffled = Small().eval()
@@ -349,7 +349,7 @@ class Answer(nn.Module):
 )
 def test_scores_are_found_in_what_is_returned(form: object) -> None:
     found = open_foreign(ModelRequest("x", preprocessing=SMALL, module=Answer(form)), offline=True)
-    assert (found.task, found.space.ids) == ("cls", label_space("cifar10").ids)  # type: ignore[union-attr]
+    assert (found.task, found.space.ids) == ("cls", read_label_space("cifar10").ids)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from robustcli.adapters.foreign_hubs import open_repository
 from robustcli.adapters.load import load
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import MachineError, UsageError
-from robustcli.data.labels import label_space
+from robustcli.data.labels import read_label_space
 
-CIFAR = label_space("cifar10").ids
+CIFAR = read_label_space("cifar10").ids
 
 
 def photo(side: tuple[int, int] = (50, 40)) -> np.ndarray[Any, Any]:
@@ -101,7 +101,7 @@ def test_labels_say_what_the_classes_are(tmp_path: Path) -> None:
     assert found.space.ids == turned
     unnamed = tuple(f"LABEL_{n}" for n in range(10))
     found = open_foreign(ModelRequest(f"hf:{vit(tmp_path / 'b', unnamed)}"), offline=True)
-    assert found.space == label_space("cifar10")
+    assert found.space == read_label_space("cifar10")
     assert not found.names_classes
 
 

@@ -14,8 +14,8 @@ from robustcli.adapters.loading import (
     FAMILIES,
     choose,
     classes_in,
-    classes_of,
     family_of,
+    head_classes,
     heads_in,
     load_strictly,
     members,
@@ -198,9 +198,9 @@ def test_the_classes_of_a_head(name: str) -> None:
     with torch.device("meta"):
         network, other = timm.create_model(name), timm.create_model(name, num_classes=4)
     state = other.state_dict()
-    assert classes_of(network, state) == 4
+    assert head_classes(network, state) == 4
     headless = {key: t for key, t in state.items() if not key.startswith(heads_in(network))}
-    assert classes_of(network, headless) is None
+    assert head_classes(network, headless) is None
 
 
 OFFICIAL = {

@@ -28,7 +28,7 @@ from robustcli.adapters.segmenter import (
     foreground_logits,
     is_probability,
     native_window,
-    padded,
+    padded_to_window,
     raw_output,
     threshold,
 )
@@ -488,7 +488,7 @@ def image(height: int, width: int) -> NDArray[np.uint8]:
 @pytest.mark.parametrize(("height", "width"), SIZES_WINDOWS)
 def test_a_padded_image_holds_the_original_in_its_middle(height: int, width: int) -> None:
     original = image(height, width)
-    found = padded(original, 8)
+    found = padded_to_window(original, 8)
     assert found.image.shape == (max(8, height), max(8, width), 3)
     cut = found.image[found.top : found.top + height, found.left : found.left + width]
     np.testing.assert_array_equal(cut, original)
@@ -498,15 +498,15 @@ def test_a_padded_image_holds_the_original_in_its_middle(height: int, width: int
 
 def test_padding_is_a_reflection() -> None:
     row = np.repeat(np.arange(5, dtype=np.uint8)[None, :, None], 3, 2)
-    assert padded(row, 9).image[4, :, 0].tolist() == [2, 1, 0, 1, 2, 3, 4, 3, 2]
-    assert padded(row[:, :2], 8).image[0, :, 0].tolist() == [1, 0, 1, 0, 1, 0, 1, 0]
-    assert set(padded(row[:, 4:], 8).image.flat) == {4}
+    assert padded_to_window(row, 9).image[4, :, 0].tolist() == [2, 1, 0, 1, 2, 3, 4, 3, 2]
+    assert padded_to_window(row[:, :2], 8).image[0, :, 0].tolist() == [1, 0, 1, 0, 1, 0, 1, 0]
+    assert set(padded_to_window(row[:, 4:], 8).image.flat) == {4}
 
 
 def test_what_is_large_enough_is_left_alone() -> None:
     original = image(8, 9)
-    assert padded(original, 8).image is original
-    assert padded(original, 0).image is original
+    assert padded_to_window(original, 8).image is original
+    assert padded_to_window(original, 0).image is original
 
 
 def by_hand(size: tuple[int, int], window: int, starts: tuple[list[int], list[int]]) -> Tensor:

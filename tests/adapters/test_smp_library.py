@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from robustcli.adapters.networks import create_model
-from robustcli.adapters.smp_library import create, entry, with_weights
+from robustcli.adapters.smp_library import create, smp_entry, with_weights
 from robustcli.core.errors import MachineError, UsageError
 from tests.adapters.files import assert_holds
 
@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {"encoder_depth": 3, "decoder_channels": (8, 8, 4)}
     ],
 )
 def test_a_name_in_any_spelling(typed: str, variant: str) -> None:
-    found = entry(typed)
+    found = smp_entry(typed)
     assert (found.variant, found.name, found.network) == (variant, *[f"smp:{variant}"] * 2)
     assert (found.task, found.builder, found.family) == ("seg", "smp", "smp")
 
@@ -45,7 +45,7 @@ def test_a_name_in_any_spelling(typed: str, variant: str) -> None:
 )
 def test_names_that_the_library_does_not_have(typed: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        entry(typed)
+        smp_entry(typed)
 
 
 def test_the_network_is_the_librarys_with_random_weights(attempts: list[object]) -> None:
@@ -117,4 +117,4 @@ def test_without_a_network_the_reason_is_said(attempts: list[object]) -> None:
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     with pytest.raises(MachineError, match=r"not installed\.\nInstall it: `pip install 'robustcli"):
-        entry("smp:Unet/resnet34")
+        smp_entry("smp:Unet/resnet34")

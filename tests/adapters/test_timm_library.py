@@ -287,7 +287,7 @@ PREPROCESSED = [
 def test_preprocessing_is_timms_own(name: str) -> None:
     with torch.device("meta"):
         network = timm.create_model(name)
-    own = timm_library.preprocessing(network)
+    own = timm_library.timm_preprocessing(network)
     config = resolve_data_config({}, model=network)
     assert (own.mean, own.std) == (tuple(config["mean"]), tuple(config["std"]))
     theirs = create_transform(**config, normalize=False)
@@ -302,7 +302,7 @@ def test_a_crop_mode_that_is_not_supported() -> None:
     network = timm_library.create(NAME, pretrained=False, arguments={})
     network.pretrained_cfg = {**network.pretrained_cfg, "crop_mode": "border"}
     with pytest.raises(UsageError, match=r"crop mode `border` is not supported\.\nGive `--resize`"):
-        timm_library.preprocessing(network)
+        timm_library.timm_preprocessing(network)
 
 
 ONLY = [

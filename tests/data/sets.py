@@ -9,9 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 from robustcli.data.dataset import Dataset, FileRef, Sample
-from robustcli.data.labels import LabelSpace, label_space
+from robustcli.data.labels import LabelSpace, read_label_space
 
-CIFAR10 = label_space("cifar10")
+CIFAR10 = read_label_space("cifar10")
 
 
 def with_classes(

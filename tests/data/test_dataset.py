@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from robustcli.data.dataset import Dataset, FileRef, Sample, contents_digest
-from robustcli.data.labels import label_space
+from robustcli.data.labels import read_label_space
 
 CLASSES = Dataset(
     "name", "place",
@@ -17,7 +17,7 @@ CLASSES = Dataset(
         Sample(FileRef("a/1.jpg", Path("x")), 0, "a/1.jpg"),
         Sample(FileRef("b/é.jpg", Path("y")), 7, "b/é.jpg"),
     ),
-    label_space("cifar10"),
+    read_label_space("cifar10"),
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from robustcli.core.errors import MachineError, RunError, UsageError
 from robustcli.data.decode import decode
 from robustcli.data.hub_datasets import class_names, parse_hub_name
-from robustcli.data.labels import LabelSpace, label_space
+from robustcli.data.labels import LabelSpace, read_label_space
 from robustcli.data.sources import Classes, Masks, open_dataset
 from robustcli.data.subsets import take
 from tests.data.hub_server import ANIMALS, FEATURES, REPO, Hub, animals, hub_here, parquet, png
@@ -327,7 +327,7 @@ def test_names() -> None:
 
 
 def test_classes_in_the_order_of_a_label_space_are_its_classes() -> None:
-    space = label_space("imagenet-1k")
+    space = read_label_space("imagenet-1k")
     published = [f"{name.replace('_', ' ')}, another name" for name in space.names]
     assert class_names(published, ()) == list(space.ids)
     assert published.count("crane, another name") == 2

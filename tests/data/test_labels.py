@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.data.labels import LabelSpace, label_space, read_classes, recognise_space
+from robustcli.data.labels import LabelSpace, read_classes, read_label_space, recognise_space
 
 
 def _read(folder: Path, content: str, name: str = "classes.txt") -> list[tuple[str, str]]:
@@ -82,17 +82,17 @@ def test_lines_in_utf16(tmp_path: Path) -> None:
 def test_imagenet_is_the_published_list(shared: Path) -> None:
     with (shared / "imagenet_sample" / "classes.csv").open() as file:
         rows = sorted(csv.DictReader(file), key=lambda row: int(row["index"]))
-    space = label_space("imagenet-1k")
+    space = read_label_space("imagenet-1k")
     assert space.ids == tuple(row["wnid"] for row in rows)
     assert space.names == tuple(row["name"] for row in rows)
     assert len(space.ids) == 1000
 
 
 def test_bundled_classes_are_in_the_published_order() -> None:
-    ids = label_space("imagenet-1k").ids
+    ids = read_label_space("imagenet-1k").ids
     assert list(ids) == sorted(ids)
     published = "airplane automobile bird cat deer dog frog horse ship truck"
-    assert label_space("CIFAR10").ids == tuple(published.split())
+    assert read_label_space("CIFAR10").ids == tuple(published.split())
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_bundled_classes_are_in_the_published_order() -> None:
     ],
 )
 def test_index_of(label: str, index: int | None) -> None:
-    assert label_space("imagenet-1k").index_of(label) == index
+    assert read_label_space("imagenet-1k").index_of(label) == index
 
 
 def test_numbers_are_no_indices_where_they_are_names() -> None:
@@ -131,7 +131,7 @@ def test_exact_spelling_wins_over_similar() -> None:
 
 
 def test_a_used_label_space_survives_pickling() -> None:
-    space = label_space("cifar10")
+    space = read_label_space("cifar10")
     space.index_of("cat")
     assert pickle.loads(pickle.dumps(space)) == space
 
@@ -139,12 +139,14 @@ def test_a_used_label_space_survives_pickling() -> None:
 def test_classes_file_is_named_after_its_stem(tmp_path: Path) -> None:
     file = tmp_path / "pets.txt"
     file.write_text("cat\nwild dog\n")
-    assert label_space(str(file)) == LabelSpace("pets", ("cat", "wild dog"), ("cat", "wild dog"))
+    assert read_label_space(str(file)) == LabelSpace(
+        "pets", ("cat", "wild dog"), ("cat", "wild dog")
+    )
 
 
 def test_a_file_with_the_classes_of_imagenet_is_imagenet(shared: Path) -> None:
     file = shared / "imagenet_sample" / "classes.csv"
-    assert label_space(str(file)).name == "imagenet-1k"
+    assert read_label_space(str(file)).name == "imagenet-1k"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_a_file_with_the_classes_of_imagenet_is_imagenet(shared: Path) -> None:
 )
 def test_unknown_label_spaces(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        label_space(name)
+        read_label_space(name)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from PIL import Image
 
 from robustcli.core.errors import UsageError
 from robustcli.data.decode import decode, image_size
-from robustcli.data.labels import label_space
+from robustcli.data.labels import read_label_space
 from robustcli.data.natural_shifts import find_shift, laion_c
 from robustcli.data.sources import Classes, open_dataset
 
-WNIDS = label_space("imagenet-1k").ids
+WNIDS = read_label_space("imagenet-1k").ids
 PIXELS = np.zeros((4, 4, 3), np.uint8)
 
 

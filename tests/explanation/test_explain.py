@@ -47,8 +47,8 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def few_steps():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(maximisation, "STEPS", 2)
-        patch.setattr(perturbation, "STEPS", 4)
+        patch.setattr(maximisation, "_STEPS", 2)
+        patch.setattr(perturbation, "_STEPS", 4)
         patch.setattr(perturbation, "WINDOWS_ACROSS", 2)
         patch.setattr(faithfulness, "CURVE_STEPS", 2)
         yield

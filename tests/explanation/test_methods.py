@@ -27,8 +27,8 @@ def network() -> ExplainedNetwork:
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    monkeypatch.setattr(maximisation, "STEPS", 3)
-    monkeypatch.setattr(perturbation, "STEPS", 5)
+    monkeypatch.setattr(maximisation, "_STEPS", 3)
+    monkeypatch.setattr(perturbation, "_STEPS", 5)
 
 
 def photos() -> torch.Tensor:

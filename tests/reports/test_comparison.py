@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.record import EVALUATION, TransformRecord, read_record
-from robustcli.reports.comparison import COLUMNS, Comparison, read_comparison
+from robustcli.reports.comparison import COMPARISON_COLUMNS, Comparison, read_comparison
 from robustcli.reports.pairing import find_models
 from robustcli.tasks.record import MasksRecord
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
@@ -41,7 +41,7 @@ LOWER_THRESHOLD = segmenter("any").preprocessing.model_copy(update={"threshold":
 def test_every_line_is_made_of_both_models_on_the_same_images(tmp_path: Path) -> None:
     runs = two(tmp_path)
     table = read_comparison(runs).table()
-    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns) == list(COMPARISON_COLUMNS)
     assert table["transform"].tolist() == [transform.name for transform in TRANSFORMS]
     p_values = []
     for _, row in table.iterrows():
@@ -512,4 +512,4 @@ def test_groups_too_few_for_any_verdict_are_named(tmp_path: Path, groups: int, t
 
 def test_every_column_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
-    assert set(COLUMNS) <= set(re.findall(r"`([a-z_]+)`", page.split("## Files")[1]))
+    assert set(COMPARISON_COLUMNS) <= set(re.findall(r"`([a-z_]+)`", page.split("## Files")[1]))

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from robustcli.metrics.verdicts import holm
 from robustcli.reports.comparison import read_comparison
 from robustcli.reports.comparison_page import comparison_page, comparison_text
-from robustcli.reports.controls import control_pairs, step_seconds
+from robustcli.reports.controls import control_pairs, median_step_seconds
 from robustcli.reports.training_findings import TrainingFindings, read_training
 from robustcli.reports.training_page import training_results
 from robustcli.reports.zoo_page import zoo_text
@@ -58,7 +58,7 @@ def test_difference_and_p_are_those_of_the_groups(pair):
     assert found.difference.low < found.difference.value < found.difference.high
     assert found.parameters_apart == 18_496
     assert found.time_ratio == 1.0
-    assert step_seconds(pair[0]) == pytest.approx(4.0 / 10)
+    assert median_step_seconds(pair[0]) == pytest.approx(4.0 / 10)
     assert found.verdict == "ulvm_v5 ahead"
     assert found.unlike == []
 

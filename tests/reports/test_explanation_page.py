@@ -23,11 +23,11 @@ from robustcli.reports.explanation_findings import (
     ExplanationFindings,
     absences,
     explanation_results,
+    explanation_summary,
     read_explanation,
-    summary,
 )
 from robustcli.reports.explanation_page import IN_WORDS, explanation_page, explanation_text
-from robustcli.reports.pages import kind_of
+from robustcli.reports.pages import run_kind
 from robustcli.reports.pairing import find_models
 from robustcli.reports.render import document, render
 from robustcli.reports.run_export import read_run_export
@@ -122,7 +122,7 @@ def one_photo(run: Path, transform: str) -> tuple[pd.DataFrame]:
 
 def test_a_difference_is_put_in_words_only_where_it_is_shown(tmp_path: Path) -> None:
     moves = read(tmp_path / "moves", ExplainPlan(methods=("grad-cam",)))
-    first, second = summary(moves)[:2]
+    first, second = explanation_summary(moves)[:2]
     (cell,) = [c for c in moves.transformed if c.key.target_kind == "true"]
     contrast = cell.contrasts["centroid_shift"]
     times = contrast.flipped.value / contrast.kept.value
@@ -130,15 +130,17 @@ def test_a_difference_is_put_in_words_only_where_it_is_shown(tmp_path: Path) -> 
     assert f"95 % interval {100 * contrast.low:.1f} to {100 * contrast.high:.1f}" in first
     assert "more where the prediction stays than where it flips" in second
     same = read(tmp_path / "same", ExplainPlan(methods=("grad-cam",), further=0.0))
-    (sentence,) = [s for s in summary(same) if "flips" in s]
+    (sentence,) = [s for s in explanation_summary(same) if "flips" in s]
     assert sentence.startswith("Grad-CAM under perspective: no difference shown")
     less = read(tmp_path / "less", ExplainPlan(methods=("grad-cam",), further=-0.8))
-    assert "times as far where the prediction stays as where it flips" in summary(less)[0]
+    assert (
+        "times as far where the prediction stays as where it flips" in explanation_summary(less)[0]
+    )
 
 
 def test_too_few_photos_are_not_compared(tmp_path: Path) -> None:
     explanation = read(tmp_path / "few", ExplainPlan(images=8))
-    sentences = [s for s in summary(explanation) if "flip" in s]
+    sentences = [s for s in explanation_summary(explanation) if "flip" in s]
     assert sentences == [
         "Too few photos to compare flipped with kept predictions under perspective (3 flipped, 5 "
         "kept): 5 of each are needed."
@@ -156,7 +158,7 @@ def test_maps_that_do_not_depend_on_the_weights_fail_the_sanity_check(tmp_path: 
     )
     assert "Sanity check failed" not in explanation_text(explanation)
     failed = replace(explanation, rows=same)
-    (sentence,) = [s for s in summary(failed) if "Sanity" in s]
+    (sentence,) = [s for s in explanation_summary(failed) if "Sanity" in s]
     assert sentence.startswith("Sanity check failed: with shuffled weights the Grad-CAM map")
     assert "0.90" in line_of(section(explanation_page(failed), "Sanity check"), "Grad-CAM")[2]
 
@@ -219,7 +221,7 @@ def test_the_table_for_a_terminal(run: Path) -> None:
     assert text.isascii()
     line = next(line for line in text.splitlines() if line.startswith("Hidden attention"))
     assert line.split()[2:6] == ["perspective", "none", "18", "6"]
-    for sentence in summary(read_explanation(run)):
+    for sentence in explanation_summary(read_explanation(run)):
         assert sentence.replace("\N{EN DASH}", "-") in text
 
 
@@ -258,7 +260,7 @@ def test_the_field_is_the_mean_over_images(run: Path) -> None:
 
 def test_damaged_rows_and_other_runs(tmp_path: Path) -> None:
     run = build_explanation(tmp_path / "run", ExplainPlan(methods=("grad-cam",), images=1))
-    assert kind_of(run) == "explanation"
+    assert run_kind(run) == "explanation"
     with pytest.raises(UsageError, match="is an explanation"):
         find_models([str(run)])
     with pytest.raises(UsageError, match="is an explanation"):

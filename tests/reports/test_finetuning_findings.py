@@ -20,7 +20,7 @@ from robustcli.reports.finetuning_findings import (
     read_finetuning,
     seconds_ratio,
 )
-from robustcli.reports.finetuning_page import COLUMNS, finetuning_results
+from robustcli.reports.finetuning_page import SEGMENTER_MODE_COLUMNS, finetuning_results
 from robustcli.reports.pages import to_json
 from tests.reports.finetune_runs import HELD, ROADS, TENSORS, TOTAL, FinetunePlan, build_finetuning
 
@@ -80,7 +80,7 @@ FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"
 def test_a_line_holds_what_a_mode_gave_and_cost(tmp_path: Path) -> None:
     found = read_finetuning(build_finetuning(tmp_path))
     table = finetuning_results(found)
-    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns) == list(SEGMENTER_MODE_COLUMNS)
     assert table["mode"].tolist() == ["scratch", "full", "freeze"]
     row, one = table.iloc[2], against_full(found, "freeze")
     assert one is not None
@@ -108,13 +108,13 @@ def test_what_is_missing_is_null_and_counts_stay_whole(tmp_path: Path) -> None:
 def test_a_run_that_only_profiles_has_no_lines(tmp_path: Path) -> None:
     table = finetuning_results(read_finetuning(build_finetuning(tmp_path, FinetunePlan(modes=()))))
     assert to_json(table) == "[]\n"
-    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns) == list(SEGMENTER_MODE_COLUMNS)
 
 
 def test_every_column_is_documented() -> None:
     section = FORMATS.read_text(encoding="utf-8").split("## Fine-tuning")[1]
     named = set(re.findall(r"`([a-z_0-9]+)`", section))
-    assert set(COLUMNS) <= named
+    assert set(SEGMENTER_MODE_COLUMNS) <= named
 
 
 def test_relaxed_numbers_are_of_data_with_a_tolerance(tmp_path: Path) -> None:

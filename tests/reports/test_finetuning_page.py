@@ -11,7 +11,7 @@ import pytest
 
 from robustcli.finetuning.record import RuleRecord
 from robustcli.reports import finetuning_page
-from robustcli.reports.figures.freezing_figures import GradientCurve, Limit, ModeCourse, Rule
+from robustcli.reports.figures.freezing_figures import GradientCurve, Limit, ModeCourse, RulePoint
 from robustcli.reports.finetuning_findings import FinetuningFindings, read_finetuning
 from robustcli.reports.finetuning_page import (
     FinetuningGallery,
@@ -189,7 +189,7 @@ def test_time_saved_is_what_is_missing_from_one(
 ) -> None:
     rules = drawn_by(monkeypatch, tmp_path, FinetunePlan(modes=(), sweep=True))["tradeoff"][0]
     assert isinstance(rules, list)
-    assert all(isinstance(rule, Rule) for rule in rules)
+    assert all(isinstance(rule, RulePoint) for rule in rules)
     assert [rule.name for rule in rules] == [
         *("nothing frozen", "below 1e-06", "smallest 0.6", "encoder"),
     ]

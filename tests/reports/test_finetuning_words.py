@@ -14,11 +14,11 @@ from robustcli.reports import finetuning_words
 from robustcli.reports.finetuning_findings import FinetuningFindings, read_finetuning
 from robustcli.reports.finetuning_page import finetuning_text
 from robustcli.reports.finetuning_words import (
+    finetuning_summary,
     is_within,
     rule_label,
     rule_scope,
     statistic_name,
-    summary,
 )
 from robustcli.reports.numbers import mebibytes, megabytes, p_value, seconds
 from robustcli.reports.scoring import SCORINGS
@@ -31,7 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> FinetuningFindings:
 
 
 def said(found: FinetuningFindings) -> str:
-    return "\n".join(summary(found))
+    return "\n".join(finetuning_summary(found))
 
 
 @pytest.mark.parametrize(

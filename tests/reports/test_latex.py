@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from robustcli.reports.latex import tex
-from robustcli.reports.render import FORMATS, document, zoo_document
+from robustcli.reports.render import REPORT_FORMATS, document, zoo_document
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.mask_runs import MaskPlan, build_masks
@@ -135,6 +135,6 @@ def test_letters_and_others() -> None:
 
 
 def test_the_command_knows_the_formats() -> None:
-    from robustcli.cli.report import FORMATS as OF_THE_COMMAND
+    from robustcli.cli.report import DOCUMENT_FORMATS as OF_THE_COMMAND
 
-    assert OF_THE_COMMAND == FORMATS
+    assert OF_THE_COMMAND == REPORT_FORMATS

@@ -16,7 +16,15 @@ from robustcli.reports import markdown
 from robustcli.reports.evaluation_page import evaluation_report
 from robustcli.reports.finetuning_page import finetuning_report
 from robustcli.reports.html import to_html
-from robustcli.reports.markdown import Picture, code, from_template, joined, marked, mono, settings
+from robustcli.reports.markdown import (
+    Picture,
+    code,
+    from_template,
+    joined,
+    marked,
+    mono,
+    settings_in_words,
+)
 from robustcli.reports.training_page import training_report
 from robustcli.reports.zoo_page import zoo_report
 from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
@@ -236,7 +244,7 @@ def test_a_value_that_does_not_exist_is_an_error(templates: Path) -> None:
 def test_parts_are_joined_and_settings_are_named() -> None:
     assert joined(["a*", mono("b*")], " + ") == "a\\* + `b*`"
     assert joined([]) == ""
-    assert settings({"bridge": False, "act": "gelu"}) == 'bridge=false, act="gelu"'
+    assert settings_in_words({"bridge": False, "act": "gelu"}) == 'bridge=false, act="gelu"'
     assert code("x") == "```text\ue001x\ue001```"
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from robustcli.evaluation.cell_table import table
 from robustcli.reports.finetuning_page import columns
-from robustcli.reports.pages import Page, to_json, write_page, write_results
+from robustcli.reports.pages import Page, to_json, write_page, write_result_files
 from robustcli.reports.scoring import SCORINGS
-from robustcli.reports.training_page import CLASS_COLUMNS
+from robustcli.reports.training_page import CLASSIFIER_COLUMNS
 from tests.builders import IDENTITY, RunPlan, build_run, paper21
 
 FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"
@@ -36,7 +36,7 @@ def numbers(tmp_path: Path) -> pd.DataFrame:
 
 
 def test_both_files_hold_the_unrounded_table(tmp_path: Path, numbers: pd.DataFrame) -> None:
-    write_results(tmp_path, numbers)
+    write_result_files(tmp_path, numbers)
     csv = pd.read_csv(tmp_path / "results.csv")  # pandas 2 misses the last bits, by 1.4e-15
     pd.testing.assert_frame_equal(csv, numbers, rtol=4e-15, atol=0)
     records = json.loads((tmp_path / "results.json").read_text())
@@ -46,7 +46,7 @@ def test_both_files_hold_the_unrounded_table(tmp_path: Path, numbers: pd.DataFra
 def test_a_missing_number_is_null_in_json_and_empty_in_csv(
     tmp_path: Path, numbers: pd.DataFrame
 ) -> None:
-    write_results(tmp_path, numbers)
+    write_result_files(tmp_path, numbers)
     text = (tmp_path / "results.json").read_text()
     assert "NaN" not in text
     records = json.loads(text)
@@ -70,5 +70,5 @@ def test_infinity_never_reaches_a_file(numbers: pd.DataFrame) -> None:
 
 def test_every_column_of_classifiers_is_documented() -> None:
     told = FORMATS.read_text(encoding="utf-8")
-    for name in (*CLASS_COLUMNS, *columns(SCORINGS["cls"])):
+    for name in (*CLASSIFIER_COLUMNS, *columns(SCORINGS["cls"])):
         assert f"`{name}`" in told, name

@@ -14,7 +14,7 @@ import pytest
 
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.cell_table import table
-from robustcli.reports.pages import kind_of, to_csv, to_json
+from robustcli.reports.pages import run_kind, to_csv, to_json
 from robustcli.reports.render import render, render_zoo, report_page
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
@@ -121,7 +121,7 @@ def test_a_report_of_an_unfinished_run_can_be_made(
         build_training(tmp_path, plan)
     else:
         build_finetuning(tmp_path, plan)
-        assert kind_of(tmp_path) == "finetune"
+        assert run_kind(tmp_path) == "finetune"
     page = report_page(tmp_path)
     assert "**Partial run.**" in page.markdown
     assert "nan" not in page.markdown

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustcli.core.errors import UsageError
-from robustcli.reports.pages import to_json, write_results
+from robustcli.reports.pages import to_json, write_result_files
 from robustcli.reports.training_findings import (
     TrainingFindings,
     gain,
@@ -24,7 +24,7 @@ from robustcli.reports.training_findings import (
     pooled,
     read_training,
 )
-from robustcli.reports.training_page import COLUMNS, training_results
+from robustcli.reports.training_page import SEGMENTER_COLUMNS, training_results
 from robustcli.reports.zoo_rows import other_experiment, published, table_one
 from robustcli.training.procedures.paper import paper_rows as paper_rows_paper_scores
 from robustcli.training.record import METRICS
@@ -115,7 +115,7 @@ def test_what_makes_it_another_experiment_is_named(plan: TrainPlan, differences:
 def test_a_line_holds_own_and_published_numbers(tmp_path: Path) -> None:
     training = read_training(build_training(tmp_path / "a", TrainPlan(protocol="paper")))
     row = training_results([training]).iloc[0]
-    assert list(row.index) == list(COLUMNS)
+    assert list(row.index) == list(SEGMENTER_COLUMNS)
     assert (row["run"], row["model"], row["protocol"]) == ("a", "ulvm_v5", "paper")
     assert (row["params"], row["epochs"], row["chosen_epoch"]) == (703_885, 12, 11)
     assert (row["published_dice"], row["published_iou"]) == (0.8633, 0.7638)
@@ -139,7 +139,7 @@ def test_what_is_missing_is_empty_and_null_and_counts_stay_whole(tmp_path: Path)
     assert isinstance(first["chosen_epoch"], int)
     assert (second["chosen_epoch"], second["dice"], second["published_dice"]) == (None,) * 3
     assert second["epochs"] == 2
-    write_results(tmp_path, table)
+    write_result_files(tmp_path, table)
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert len(lines) == 3
     assert "nan" not in lines[2].lower()

@@ -21,7 +21,7 @@ from robustcli.adapters.load import load, resolve
 from robustcli.adapters.trainable import start_segmenter
 from robustcli.adapters.training_run import WeightsHeader, read_header
 from robustcli.core.errors import UsageError
-from robustcli.data.mask_classes import names_of
+from robustcli.data.mask_classes import network_class_names
 from robustcli.data.mask_values import IGNORED
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.evaluation.cell_table import table
@@ -426,11 +426,11 @@ def test_validation_counts_are_made_on_the_device_of_the_masks():
 
 
 def test_the_classes_of_a_network_are_named_by_a_table_only():
-    assert names_of(None) == ()
-    assert names_of("0=background,1=cat,2=dog,255=ignore") == ("cat", "dog")
+    assert network_class_names(None) == ()
+    assert network_class_names("0=background,1=cat,2=dog,255=ignore") == ("cat", "dog")
     for option in ("all", "1=cat"):
         with pytest.raises(UsageError, match="does not name the classes of a network"):
-            names_of(option)
+            network_class_names(option)
 
 
 def test_an_exported_network_read_back_tells_the_same_classes(trained, evaluated, data, tmp_path):

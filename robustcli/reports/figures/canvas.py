@@ -73,7 +73,7 @@ def styled() -> AbstractContextManager[None]:
     return matplotlib.rc_context(_RC)
 
 
-def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
+def save_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """Writes `figure` as PNG of `dpi` pixels per inch, durably."""
     for text in figure.findobj(Text):
         if isinstance(text, Text) and text.get_text() != printable(text.get_text()):
@@ -87,7 +87,7 @@ def save_with_pdf(figure: Figure, path: Path) -> None:
 
     Its letters are embedded as TrueType, which journals ask for.
     """
-    save(figure, path)
+    save_figure(figure, path)
     with replacing(path.with_suffix(".pdf")) as beside, styled():
         figure.savefig(beside, format="pdf", metadata={"CreationDate": None})
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from robustcli.reports.figures.canvas import save, styled, wrapped
+from robustcli.reports.figures.canvas import save_figure, styled, wrapped
 from robustcli.reports.numbers import cell_label, fraction
 
 # Inches.
@@ -43,7 +43,7 @@ def draw_class_dice(
         axes.set_xticks(range(len(names)), [wrapped(name, 9) for name in names])
         axes.set_yticks(range(len(cells)), [cell_label(*cell) for cell in cells])
         axes.set_xlabel("dice (0 to 1)")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_pixel_confusion(pixels: NDArray[np.int64], names: Sequence[str], path: Path) -> None:
@@ -71,7 +71,7 @@ def draw_pixel_confusion(pixels: NDArray[np.int64], names: Sequence[str], path: 
         axes.set_xticks(range(len(labels)), [wrapped(name, 9) for name in labels])
         axes.set_yticks(range(len(labels)), [wrapped(name, 14) for name in labels])
         axes.set(xlabel="predicted (% of the true pixels)", ylabel="true")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _percent(share: float, total: int) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from robustcli.reports.figures.canvas import save_with_pdf, styled
 
-MOST_CLASSES = 100
+MOST_CONFUSED_CLASSES = 100
 """With more, a cell is smaller than a letter."""
 COUNTED_UP_TO, _NAMED_UP_TO = 20, 40
 _DARK = 0.55  # share from which a cell is so dark that its number is white
@@ -24,7 +24,7 @@ def draw_confusions(names: Sequence[str], counts: NDArray[np.int64], path: Path)
     The darkness of a cell is the share of its line; the number in it counts images.
 
     Args:
-        names: Of the classes, at most MOST_CLASSES.
+        names: Of the classes, at most MOST_CONFUSED_CLASSES.
         counts: Images by true and predicted class, (K, K).
         path: The PNG to write; the PDF lies beside it.
     """

@@ -25,7 +25,7 @@ from robustcli.reports.figures.canvas import (
     light_grid,
     looks,
     measure_axis,
-    save,
+    save_figure,
     styled,
     wrapped,
 )
@@ -62,7 +62,7 @@ def draw_bars(table: pd.DataFrame, ends: Extremes, path: Path, measure: Measure 
         measure_axis(row[0], "y", measure)
         row[0].set_ylim(0, _top(table, [*ends.best, *ends.worst], measure))
         legend(figure, row[0])
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _bar_panel(
@@ -154,7 +154,7 @@ def draw_dots(table: pd.DataFrame, path: Path, measure: Measure = TOP1) -> None:
             _model(axes, rows[rows["model"] == model], order, offset, (model, style), measure)
         _dress_dots(axes, rows, order, measure)
         legend(figure, axes)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _order(rows: pd.DataFrame, measure: Measure) -> list[tuple[str, int]]:
@@ -238,7 +238,7 @@ def draw_multiples(
             axes.set_visible(False)
         _dress_curves(figure, grid[0, 0], sorted(table["severity"].unique()), measure)
         _show_ticks_above_gaps(grid, len(transforms), columns)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _curve_panel(
@@ -340,7 +340,7 @@ def draw_differences(
             measure_axis(axes, "x", measure)
             axes.set_xlabel(f"{wrapped(first, 28)} minus {wrapped(second, 28)} ({measure.unit})")
         _difference_legend(figure, [name for pair, _ in drawn for name in pair], style)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _label(verdict: Verdict) -> str:
@@ -417,7 +417,7 @@ def draw_reliability(
         figure.supxlabel("confidence: probability of the prediction (%)", fontsize=9)
         figure.supylabel("right (%)", fontsize=9)
         legend(figure, grid[0, 0])
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _reliability(axes: Axes, bins: Sequence[ReliabilityBin], series: tuple[str, Look]) -> None:

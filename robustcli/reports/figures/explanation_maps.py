@@ -21,13 +21,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from robustcli.metrics.explanation_scores import FIELD_SHARES, field_sides
-from robustcli.reports.figures.canvas import COLOURS, GREY, light_grid, save, styled, wrapped
+from robustcli.reports.figures.canvas import COLOURS, GREY, light_grid, save_figure, styled, wrapped
+from robustcli.reports.figures.images import PANEL_DPI, TALLEST
 
-PANEL_DPI = 110
 # Inches: a tile with its gap, one line of text above it, a heading, the colour scale.
 SIDE, GAP, LINE, HEADING, SCALE = 1.75, 0.1, 0.145, 0.27, 0.52
 MARGIN = 0.06
-TALLEST = 1.5  # height over width
 WIDEST_TITLE = 25  # letters
 MOST_LINES = 3  # of a title
 FAINTEST = 1e-3
@@ -111,7 +110,7 @@ def draw_explanation(
             top -= tall + GAP
         if scale:
             _colour_scale(figure, width, height)
-    save(figure, path, PANEL_DPI)
+    save_figure(figure, path, PANEL_DPI)
 
 
 def _aspect(lines: Sequence[PanelLine]) -> float:
@@ -233,7 +232,7 @@ def draw_fields(fields: Sequence[ReceptiveField], path: Path) -> None:
         bar.set_ticks([0, 1], labels=["0", "largest influence"])
         bar.outline.set_linewidth(0.4)
         scale.tick_params(length=2, labelsize=7.5, pad=2)
-    save(figure, path, PANEL_DPI)
+    save_figure(figure, path, PANEL_DPI)
 
 
 def _field(axes: Axes, field: ReceptiveField) -> None:

@@ -24,7 +24,7 @@ from robustcli.reports.figures.canvas import (
     MARKERS,
     legend,
     light_grid,
-    save,
+    save_figure,
     styled,
     wrapped,
 )
@@ -56,7 +56,7 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None
     tall = axes.get_position().height * figure.get_figheight()
-    for label, place in zip(labels, spread(heights, LINE / tall), strict=True):
+    for label, place in zip(labels, spread_apart(heights, LINE / tall), strict=True):
         axes.text(
             _AWAY + 0.025,
             place,
@@ -78,7 +78,7 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
             )
 
 
-def spread(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
+def spread_apart(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
     """`heights` moved so little that neighbours are `gap` apart, within [0, 1] where they fit.
 
     Neighbours that are too close become a block around the mean of the places they would have.
@@ -146,8 +146,8 @@ def log_scale(values: NDArray[np.float64], marks: Sequence[float] = ()) -> LogSc
     return LogScale(10.0**decade, float(high) * 2, zeros)
 
 
-ABREAST = 12  # lines that one panel can hold with a label each
-COLUMNS = 4
+LABELLED_LINES = 12  # lines that one panel can hold with a label each
+_PANELS_PER_ROW = 4
 # Frozen or not is told by colour, dashes and, in print, by the hollow marker.
 TRAINED, FROZEN = COLOURS[0], COLOURS[1]
 _SIZE = (8.6, 4.6)
@@ -194,11 +194,11 @@ def draw_gradients(
     """
     scale = _scale(curves, limit)
     with styled():
-        if len(curves) <= ABREAST:
+        if len(curves) <= LABELLED_LINES:
             figure = _single(curves, limit, scale, statistic)
         else:
             figure = _panels(curves, limit, scale, statistic)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _single(
@@ -221,7 +221,7 @@ def _panels(
     curves: Sequence[GradientCurve], limit: Limit | None, scale: LogScale, statistic: str
 ) -> Figure:
     kinds = list(dict.fromkeys(curve.kind for curve in curves))
-    columns = min(COLUMNS, len(kinds))
+    columns = min(_PANELS_PER_ROW, len(kinds))
     lines = -(-len(kinds) // columns)
     size = (max(5.6, 0.8 + 2.1 * columns), 1.1 + 1.8 * lines)
     figure = Figure(figsize=size, layout="constrained")
@@ -303,7 +303,7 @@ def _dress_gradients(
 
 
 def _legend(figure: Figure, curves: Sequence[GradientCurve], limit: Limit | None) -> None:
-    several = len(curves) > ABREAST
+    several = len(curves) > LABELLED_LINES
     marker = "_" if several else "o"
     handles = []
     if any(not curve.frozen for curve in curves):
@@ -329,7 +329,7 @@ MINUTES_FROM = 180  # seconds
 HOURS_FROM = 3 * 3600
 _DASHES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))
 _LOSS = ("val_loss", "validation loss")
-DICE = ("val_dice", "validation dice (0 to 1)")
+_DICE = ("val_dice", "validation dice (0 to 1)")
 
 
 @dataclass(frozen=True)
@@ -361,7 +361,7 @@ class ModeCourse:
         return float(np.interp(step, [0, *steps], [0, *ends]))
 
 
-def draw_modes(courses: Sequence[ModeCourse], path: Path, score: tuple[str, str] = DICE) -> None:
+def draw_modes(courses: Sequence[ModeCourse], path: Path, score: tuple[str, str] = _DICE) -> None:
     """Draws four panels: loss above the score, by epoch on the left and by time on the right.
 
     Args:
@@ -386,7 +386,7 @@ def draw_modes(courses: Sequence[ModeCourse], path: Path, score: tuple[str, str]
         grid[1, 0].xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
         grid[1, 1].set(xlabel=f"{name} of training and validation", xlim=(0, None))
         legend(figure, grid[0, 0])
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _unit(seconds: float) -> tuple[int, str]:
@@ -427,13 +427,13 @@ def _dress_modes(row: NDArray[np.object_], *, bounded: bool) -> None:
         row[0].set_ylim(0, 1)
 
 
-SIZE = (8.6, 5.0)
+_TRADEOFF_SIZE = (8.6, 5.0)
 _ROOM = 0.12  # of the range, at both ends of both axes
 _LEAST = (4.0, 0.02)  # percent and score that the axes show at least
 
 
 @dataclass(frozen=True)
-class Rule:
+class RulePoint:
     """A rule: its label, what it is one of, and its numbers with the ends of their intervals.
 
     `saved` is in percent of the time of an iteration, `score` in [0, 1]; without an interval, both
@@ -446,7 +446,7 @@ class Rule:
     score: tuple[float, float, float]
 
 
-def draw_tradeoff(rules: Sequence[Rule], path: Path, score: str = "dice (0 to 1)") -> None:
+def draw_tradeoff(rules: Sequence[RulePoint], path: Path, score: str = "dice (0 to 1)") -> None:
     """Draws a point with both its intervals per rule, and its name beside it.
 
     Args:
@@ -455,7 +455,7 @@ def draw_tradeoff(rules: Sequence[Rule], path: Path, score: str = "dice (0 to 1)
         score: What the score is.
     """
     with styled():
-        figure = Figure(figsize=SIZE, dpi=DPI)
+        figure = Figure(figsize=_TRADEOFF_SIZE, dpi=DPI)
         axes = figure.add_axes((0.09, 0.11, 0.88, 0.8))
         for number, scope in enumerate(dict.fromkeys(rule.scope for rule in rules)):
             _points(axes, [rule for rule in rules if rule.scope == scope], number)
@@ -464,10 +464,10 @@ def draw_tradeoff(rules: Sequence[Rule], path: Path, score: str = "dice (0 to 1)
         legend(figure, axes)
         labels = [Label(rule.name, rule.saved[1], rule.score[1]) for rule in rules]
         place_labels(axes, labels, [box for rule in rules for box in _bars(axes, rule)])
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def _points(axes: Axes, rules: Sequence[Rule], number: int) -> None:
+def _points(axes: Axes, rules: Sequence[RulePoint], number: int) -> None:
     axes.errorbar(
         [rule.saved[1] for rule in rules],
         [rule.score[1] for rule in rules],
@@ -488,7 +488,7 @@ def _lengths(ends: Sequence[tuple[float, float, float]]) -> tuple[list[float], l
     return below, [max(0.0, high - value) for _, value, high in ends]
 
 
-def _bars(axes: Axes, rule: Rule) -> list[Bbox]:
+def _bars(axes: Axes, rule: RulePoint) -> list[Bbox]:
     """The pixels of both intervals."""
     (left, low), (right, high) = axes.transData.transform(
         [(rule.saved[0], rule.score[0]), (rule.saved[2], rule.score[2])]
@@ -497,7 +497,7 @@ def _bars(axes: Axes, rule: Rule) -> list[Bbox]:
     return [Bbox([[left, y - 2], [right, y + 2]]), Bbox([[x - 2, low], [x + 2, high]])]
 
 
-def _dress_tradeoff(axes: Axes, rules: Sequence[Rule], score: str) -> None:
+def _dress_tradeoff(axes: Axes, rules: Sequence[RulePoint], score: str) -> None:
     saved = [0.0, *(end for rule in rules for end in rule.saved)]
     scores = [end for rule in rules for end in rule.score]
     axes.set_xlim(*_limits(saved, _LEAST[0]))

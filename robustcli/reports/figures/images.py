@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robustcli.data.mask_values import IGNORED
-from robustcli.reports.figures.canvas import GREY, save, styled, wrapped
+from robustcli.reports.figures.canvas import GREY, save_figure, styled, wrapped
 
 # The contact sheet: what each transform does to one photo of the run.
 
@@ -27,7 +27,7 @@ from robustcli.reports.figures.canvas import GREY, save, styled, wrapped
 CONTACT_SIDE = 1.8
 CONTACT_LINE = 0.14
 CONTACT_GAP = 0.12
-TALLEST = 1.5
+TALLEST = 1.5  # height over width of a picture that is drawn at full width
 # Photos do not compress: 95 tiles take 6 MB so, and twice that at the resolution of plots.
 PHOTO_DPI = 100
 
@@ -67,7 +67,7 @@ def draw_contact(lines: Sequence[Sequence[Tile]], path: Path) -> None:
                 bottom = 1 - (row + 1) / len(lines)
                 size = ((CONTACT_SIDE - CONTACT_GAP) / width, (1 - label / tall) / len(lines))
                 _tile(figure, (left, bottom, *size), tile, pictures[row][column])
-    save(figure, path, PHOTO_DPI)
+    save_figure(figure, path, PHOTO_DPI)
 
 
 def _tile(
@@ -168,7 +168,7 @@ def draw_panels(cases: Sequence[Case], path: Path) -> None:
                 _picture(figure.add_axes((left, (top - high) / height, *size)), case, column)
             top -= high + PANEL_GAP
         _legend(figure, classes)
-    save(figure, path, PANEL_DPI)
+    save_figure(figure, path, PANEL_DPI)
 
 
 def _case_aspect(case: Case) -> float:

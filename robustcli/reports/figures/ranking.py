@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from robustcli.reports.figures.canvas import (
     legend,
-    save,
+    save_figure,
     styled,
     wrapped,
 )
@@ -59,4 +59,4 @@ def draw_ranks(models: Sequence[str], probabilities: Sequence[Sequence[float]], 
         axes.tick_params(axis="y", length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
         legend(figure, axes)
-    save(figure, path)
+    save_figure(figure, path)

@@ -18,12 +18,12 @@ from robustcli.reports.figures.canvas import (
     MARKED_UP_TO,
     legend,
     light_grid,
-    save,
+    save_figure,
     styled,
     wrapped,
 )
 
-ABREAST = 3
+_PANELS_PER_ROW = 3
 _SEED, _MEAN = COLOURS[0], COLOURS[6]
 _THIN, _THICK = 0.9, 2.6
 
@@ -54,7 +54,7 @@ def draw_seed_courses(courses: Sequence[SeedCourses], axis: str, path: Path) -> 
         axis: What the score is, with its range.
         path: The PNG to write.
     """
-    columns = min(ABREAST, len(courses))
+    columns = min(_PANELS_PER_ROW, len(courses))
     lines = -(-len(courses) // columns)
     size = (6.2 if columns == 1 else 3.1 * columns, 1.0 + 2.7 * lines)
     with styled():
@@ -68,7 +68,7 @@ def draw_seed_courses(courses: Sequence[SeedCourses], axis: str, path: Path) -> 
         figure.supxlabel("epoch", fontsize=9)
         figure.supylabel(axis, fontsize=9)
         legend(figure, grid[0, 0])
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _courses(axes: Axes, course: SeedCourses) -> None:
@@ -143,7 +143,7 @@ def draw_seed_scores(
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         legend(figure, axes)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _score(axes: Axes, line: ScoreLine, height: int) -> None:

@@ -25,13 +25,13 @@ from robustcli.reports.figures.canvas import (
     legend_width,
     light_grid,
     look,
-    save,
+    save_figure,
     styled,
     wrapped,
 )
 from robustcli.reports.figures.point_labels import Label, place_labels
 
-COLUMNS = 4
+_PANELS_PER_ROW = 4
 Quantity = Literal["loss", "dice", "top1"]
 # Column of `metrics.csv`, name, colour, dashes, marker: each of the last three tells lines apart.
 _LINES: dict[Quantity, tuple[tuple[str, str, str, str, str], ...]] = {
@@ -74,7 +74,7 @@ def draw_curves(course: Course, path: Path, score: Quantity = "dice") -> None:
             _panel(axes, course, quantity)
             axes.set(xlabel="epoch", ylabel=_AXIS[quantity])
             axes.legend(frameon=False, fontsize=8)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 _AXIS: dict[Quantity, str] = {
@@ -92,7 +92,7 @@ def draw_course_grid(courses: Sequence[Course], quantity: Quantity, path: Path) 
         quantity: The losses, or dice and IoU.
         path: The PNG to write.
     """
-    columns = min(COLUMNS, len(courses))
+    columns = min(_PANELS_PER_ROW, len(courses))
     lines = -(-len(courses) // columns)
     with styled():
         figure = Figure(figsize=(max(5.6, 2.2 * columns), 1.0 + 1.8 * lines), layout="constrained")
@@ -106,7 +106,7 @@ def draw_course_grid(courses: Sequence[Course], quantity: Quantity, path: Path) 
         figure.supxlabel("epoch", fontsize=9)
         figure.supylabel(_AXIS[quantity], fontsize=9)
         legend(figure, grid[0, 0])
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _panel(axes: Axes, course: Course, quantity: Quantity) -> None:
@@ -176,7 +176,7 @@ def draw_strips(strips: Sequence[Strip], group: str, path: Path) -> None:
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _strip(axes: Axes, strip: Strip, line: int) -> None:
@@ -221,7 +221,7 @@ def heights(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return scaled
 
 
-SIZE = (8.6, 5.6)
+_COURSES_SIZE = (8.6, 5.6)
 ROOM = 0.1  # of the range of dice, above and below
 LEGEND_LINE = 0.2  # inches
 MEASURED = COLOURS[0]
@@ -269,7 +269,7 @@ def draw_scatter(points: Sequence[Point], levels: Sequence[Level], path: Path) -
         path: The PNG to write.
     """
     with styled():
-        figure = Figure(figsize=SIZE, dpi=DPI)
+        figure = Figure(figsize=_COURSES_SIZE, dpi=DPI)
         axes = figure.add_axes((0.08, 0.1, 0.9, 0.89 - _legend_share(levels)))
         _points(axes, [point for point in points if not point.measured], measured=False)
         _points(axes, [point for point in points if point.measured], measured=True)
@@ -279,14 +279,14 @@ def draw_scatter(points: Sequence[Point], levels: Sequence[Level], path: Path) -
         legend(figure, axes)
         _join(axes, points)
         place_labels(axes, _labels(points), _bars(axes, points, levels))
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _legend_share(levels: Sequence[Level]) -> float:
     """The part of the figure's height that the legend above the axes takes."""
     names = [MEASURED_NAME, PUBLISHED_NAME, *(level.name for level in levels)]
-    columns = max(1, int(SIZE[0] / legend_width(names)))
-    return (0.15 + LEGEND_LINE * -(-len(names) // columns)) / SIZE[1]
+    columns = max(1, int(_COURSES_SIZE[0] / legend_width(names)))
+    return (0.15 + LEGEND_LINE * -(-len(names) // columns)) / _COURSES_SIZE[1]
 
 
 def _points(axes: Axes, points: Sequence[Point], *, measured: bool) -> None:

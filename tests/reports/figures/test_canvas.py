@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from robustcli.reports.figures.canvas import DPI, error_bars, look, save, styled, wrapped
+from robustcli.reports.figures.canvas import DPI, error_bars, look, save_figure, styled, wrapped
 from robustcli.reports.measure import DICE, TOP1
 
 
@@ -53,7 +53,7 @@ def test_long_names_are_broken_at_their_joints(name: str, lines: list[str]) -> N
 
 def test_a_saved_picture_has_the_promised_size_and_is_the_same_each_time(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
-        save(Figure(figsize=(2, 1)), tmp_path / name)
+        save_figure(Figure(figsize=(2, 1)), tmp_path / name)
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (2 * DPI, DPI)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

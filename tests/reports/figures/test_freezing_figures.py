@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robustcli.reports.figures.canvas import save
+from robustcli.reports.figures.canvas import save_figure
 from robustcli.reports.figures.freezing_figures import (
-    ABREAST,
+    LABELLED_LINES,
     MOST_TICKS,
     EndLabel,
     GradientCurve,
     Limit,
     LogScale,
     ModeCourse,
-    Rule,
+    RulePoint,
     draw_gradients,
     draw_modes,
     draw_tradeoff,
     label_ends,
     log_scale,
-    spread,
+    spread_apart,
 )
 from tests.reports.figures.layout import (
     assert_no_overlap,
@@ -42,7 +42,7 @@ HEIGHTS = st.lists(st.floats(0, 1), min_size=1, max_size=9)
 @settings(max_examples=80, deadline=None)
 @given(HEIGHTS)
 def test_labels_are_apart_inside_and_in_order(heights: list[float]) -> None:
-    places = spread(np.array(heights), 0.1)
+    places = spread_apart(np.array(heights), 0.1)
     order = np.argsort(heights, kind="stable")
     assert (np.diff(places[order]) >= 0.1 - 1e-9).all()
     assert places.min() >= -1e-9
@@ -51,16 +51,16 @@ def test_labels_are_apart_inside_and_in_order(heights: list[float]) -> None:
 
 def test_labels_that_have_room_stay_where_they_are() -> None:
     heights = np.array([0.9, 0.1, 0.5])
-    np.testing.assert_allclose(spread(heights, 0.2), heights)
+    np.testing.assert_allclose(spread_apart(heights, 0.2), heights)
 
 
 def test_labels_that_are_too_close_share_the_way() -> None:
-    np.testing.assert_allclose(spread(np.array([0.5, 0.5]), 0.1), [0.45, 0.55])
-    np.testing.assert_allclose(spread(np.array([1.0, 1.0]), 0.1), [0.9, 1.0])
+    np.testing.assert_allclose(spread_apart(np.array([0.5, 0.5]), 0.1), [0.45, 0.55])
+    np.testing.assert_allclose(spread_apart(np.array([1.0, 1.0]), 0.1), [0.9, 1.0])
 
 
 def test_more_labels_than_there_is_room_for_begin_at_the_bottom() -> None:
-    places = spread(np.zeros(20), 0.1)
+    places = spread_apart(np.zeros(20), 0.1)
     assert places[0] == 0
     assert places[-1] == pytest.approx(1.9)
 
@@ -74,7 +74,7 @@ def test_a_line_leads_from_each_point_to_its_label(tmp_path: Path) -> None:
     assert [text.get_text() for text in axes.texts] == ["a", "b"]
     assert len(axes.lines) == 1
     assert float(np.asarray(axes.lines[0].get_ydata())[0]) == pytest.approx(0.5)
-    save(figure, tmp_path / "x.png")
+    save_figure(figure, tmp_path / "x.png")
 
 
 LIMIT = Limit("threshold 1e-06", 1e-6)
@@ -103,7 +103,7 @@ def courses(axes: Axes) -> list[np.ndarray]:  # type: ignore[type-arg]
 def test_a_few_tensors_are_named_at_their_ends(
     monkeypatch: pytest.MonkeyPatch, iterations: int
 ) -> None:
-    curves = [curve(i, f"dt_proj.weight{i}", iterations=iterations) for i in range(ABREAST)]
+    curves = [curve(i, f"dt_proj.weight{i}", iterations=iterations) for i in range(LABELLED_LINES)]
     figure = drawn(monkeypatch, curves)
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.texts] == [t.label for t in curves]
@@ -289,9 +289,9 @@ def test_the_chosen_epoch_has_a_large_mark(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 RULES = [
-    Rule("nothing frozen", "state-space blocks", (-1, 0, 1), (0.82, 0.86, 0.89)),
+    RulePoint("nothing frozen", "state-space blocks", (-1, 0, 1), (0.82, 0.86, 0.89)),
     *(
-        Rule(
+        RulePoint(
             f"below 1e-{n}",
             "state-space blocks",
             (n - 4, n - 3.0, n - 2),
@@ -299,8 +299,8 @@ RULES = [
         )
         for n in range(4, 8)
     ),
-    Rule("smallest 0.3", "all tensors", (8, 11, 14), (0.8, 0.84, 0.87)),
-    Rule("encoder.stages.*", "by name", (25, 31, 34), (0.83, 0.83, 0.83)),
+    RulePoint("smallest 0.3", "all tensors", (8, 11, 14), (0.8, 0.84, 0.87)),
+    RulePoint("encoder.stages.*", "by name", (25, 31, 34), (0.83, 0.83, 0.83)),
 ]
 
 
@@ -326,7 +326,7 @@ def test_it_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_rule_and_the_time_of_full_are_inside(
     monkeypatch: pytest.MonkeyPatch, saved: tuple[float, float, float]
 ) -> None:
-    one = [Rule("a", "by name", saved, (1.0, 1.0, 1.0))]
+    one = [RulePoint("a", "by name", saved, (1.0, 1.0, 1.0))]
     figure = caught(monkeypatch, lambda: draw_tradeoff(one, Path()))
     low, high = figure.axes[0].get_xlim()
     assert low < min(0, saved[0])
