@@ -1,1 +1,1 @@
-"""From a name or a file to a network with weights, preprocessing, labels, `predict()`."""
+"""Loads models by name or file: network, weights, preprocessing, labels and `predict()`."""

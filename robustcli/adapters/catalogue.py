@@ -1,4 +1,4 @@
-"""The models known by name: data only, so that listing them needs neither torch nor timm."""
+"""The catalogue of model names, as data only, so that listing needs neither torch nor timm."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any, Literal
 
 IN1K = "ImageNet-1K only"
 FOREGROUND = "foreground"
-"""The label space of segmenters, which tell foreground from background."""
+"""The label space of segmenters: foreground and background."""
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One name, and what is known of it.
+    """One model of the catalogue.
 
     Args:
-        name: As users type it.
-        family: Of networks.
-        builder: How it is made: a row of `builders.BUILDERS`.
-        variant: The builder's own name for it.
-        parameters: How many the network has; 0 where that is known only when it is built.
-        published: A classifier's top-1 on ImageNet-1K's validation set at 224 pixels, in percent,
-            as its authors or timm state it. A segmenter's Dice as its paper prints it, in [0, 1].
-        pretraining: What the published weights saw.
-        licence: Of the published weights; where there are none, of the code that it follows.
-        source: Where it comes from.
-        label_space: What its answers mean.
-        weights_url: Of the official weights.
-        asset: A bundled file.
-        alias: Whether it is only another name of another entry.
-        unchecked: What is not certain of the address of the weights.
-        task: `cls` classifies images, `seg` separates foreground from background.
-        published_iou: A segmenter's intersection over union, in [0, 1], where it is known.
-        remark: What is to be known of the published numbers.
+        name: Name that users type.
+        family: Family of networks, such as `vmamba`.
+        builder: A row of `builders.BUILDERS`.
+        variant: Name of the network in its builder.
+        parameters: Number of parameters; 0 if it is known only after building.
+        published: For a classifier, top-1 on ImageNet-1K's validation set at 224 pixels in
+            percent, as stated by its authors or timm. For a segmenter, dice of its paper in [0, 1].
+        pretraining: Data of the published weights.
+        licence: Licence of the published weights; without weights, of the original code.
+        source: Origin of the model.
+        label_space: Label space of its outputs.
+        weights_url: Address of the official weights.
+        asset: Name of a bundled file.
+        alias: Whether it is another name of another entry.
+        unchecked: Doubts about the address of the weights.
+        task: `cls` for classifiers, `seg` for segmenters.
+        published_iou: Intersection over union of a segmenter in [0, 1], if published.
+        remark: Remark on the published numbers.
     """
 
     name: str
@@ -62,32 +62,32 @@ class ModelEntry:
 
     @property
     def on_timms_hub(self) -> bool:
-        """Whether timm itself downloads the official weights."""
+        """Whether timm downloads the official weights."""
         return self.builder == "timm" and self.asset is None
 
     @property
     def network(self) -> str:
-        """The name of the network itself, whichever training run the entry is of."""
+        """The name of the network; for a training run, that of the trained network."""
         return f"smp:{self.variant}" if self.builder == "smp" else self.variant
 
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """One `--model` with what was said about it.
+    """One `--model` with its options.
 
     Args:
         name: A name of the catalogue or of timm, `smp:ARCHITECTURE/ENCODER`, the folder of a
             training run, or a foreign network: `module:attribute`, a TorchScript or ONNX file,
             `hf:`, `hf-hub:` or `open-clip:`.
         weights: A file or the folder of a training run; None for the official weights.
-        arguments: For the builder (`--model-arg`).
-        preprocessing: Fields of Preprocessing, or of a segmenter's MaskPreprocessing, to override.
-        label_space: What the classes are, where the weights do not say it.
-        untrained: Evaluate the network as initialised; it is marked everywhere.
-        module: A network in memory, or what builds one.
-        classes: Names of the outputs of a foreign network, in their order.
-        number_classes: Call classes by number where nobody named them, instead of refusing.
-        opened: The foreign model once it was opened; the same request never opens it twice.
+        arguments: Builder arguments (`--model-arg`).
+        preprocessing: Overridden fields of Preprocessing or, for a segmenter, MaskPreprocessing.
+        label_space: Label space of the classes, if the weights do not define it.
+        untrained: Whether to evaluate the network with random weights; every output states it.
+        module: A network in memory, or a function that builds one.
+        classes: Names of the outputs of a foreign network, in order.
+        number_classes: Whether to number unnamed classes instead of refusing the model.
+        opened: The opened foreign model, so that a request opens it only once.
     """
 
     name: str
@@ -141,11 +141,11 @@ _OTHERS: tuple[tuple[str, str, int, str, str], ...] = (
 CONTROLS: dict[str, tuple[str, ...]] = dict.fromkeys(
     ("umamba", "umamba-enc", "umamba-pico"), ("umamba-nomamba", "resenc")
 )
-"""Network to those that stand for it without Mamba; `--ablate scan` makes the nearer control."""
+"""Maps networks to similar networks without Mamba; `--ablate scan` gives a closer control."""
 
 
 def segmenters() -> Iterator[ModelEntry]:
-    """The tumour paper's table, what goes beyond it, and the baseline."""
+    """The segmenters of the tumour paper's table, further ones, and the baseline."""
     for name, family, parameters, dice, iou, remark in _TABLE_I:
         pretraining = _ON_IMAGENET if family == "resnet_seg" else _NONE
         yield ModelEntry(
@@ -237,7 +237,7 @@ _AS_RUN = (
 )
 _PATCHES = "`--model-arg patch_size=8` takes patches of 8 pixels: {:,} parameters."
 TRAINED_AS = {"resnet18": "cifar-resnet18", "resnet50": "cifar-resnet50"}
-"""Names that timm has too, and what `robust train` means by them; elsewhere they are timm's."""
+"""Names shared with timm, and their networks in `robust train`; elsewhere they are timm's."""
 # Source of the first two: "Mamba vs State-of-the-Art for Vision Tasks" (2024) and its notebooks.
 _CIFAR: tuple[tuple[str, str, str, int, str, str, str], ...] = (
     ("vim", "vim", "vim", 1_791_226, "Apache-2.0", "https://github.com/hustvl/Vim",
@@ -256,7 +256,7 @@ _CIFAR: tuple[tuple[str, str, str, int, str, str, str], ...] = (
 
 
 def cifar_classifiers() -> Iterator[ModelEntry]:
-    """The networks for 32 x 32 pixels without published weights; parameters with 10 classes."""
+    """Networks for 32 x 32 pixels without published weights; parameters for 10 classes."""
     for name, family, builder, parameters, licence, source, remark in _CIFAR:
         yield ModelEntry(
             name, family, builder, name, parameters, None, "none", licence, source,  # type: ignore[arg-type]

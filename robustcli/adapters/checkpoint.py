@@ -1,8 +1,8 @@
-"""Weights from a file, without ever running what a file may hold.
+"""Reads weights from files without running code in them.
 
-`WEIGHTS_KEYS` is the one table of where programs keep weights in their files; `load_strictly` in
-`robustcli.adapters.loading` and the doors that use it (`--weights`, `--pretrained`,
-`create_model`) all read files through `read_weights`.
+`WEIGHTS_KEYS` lists the keys under which programs store weights. All options that take weights
+(`--weights`, `--pretrained`, `create_model`) read files with `read_weights` and load them with
+`loading.load_strictly`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from robustcli.core.errors import UsageError, first_line, shortened_text
 
 @dataclass(frozen=True)
 class WeightsKey:
-    """A key under which programs keep weights, alone or before the names of the tensors.
+    """A key under which programs store weights, as a dictionary key or a prefix of tensor names.
 
     Args:
         key: The key.
-        writers: Who writes it.
-        averaged: Whether the weights there are averages over the steps of a training.
+        writers: Programs that write it.
+        averaged: Whether the weights are averages over training steps.
     """
 
     key: str
@@ -69,29 +69,29 @@ WEIGHTS_KEYS: tuple[WeightsKey, ...] = (
     WeightsKey("student", "DINO, distillation"),
     WeightsKey("teacher", "DINO, distillation"),
 )
-"""In the order in which they are taken, where a file has several: averaged ones first, as timm."""
+"""In order of preference for files with several sets: averaged weights first, as in timm."""
 _RANKS = {place.key: rank for rank, place in enumerate(WEIGHTS_KEYS)}
 _BARE, _UNKNOWN = len(WEIGHTS_KEYS), len(WEIGHTS_KEYS) + 1
-# What lies beside the weights, and holds tensors by name too.
+# Entries beside the weights that also contain named tensors.
 _BESIDE = re.compile(
     r"optim|sched|lr_sched|(grad_)?scaler|amp$|callbacks$|loops$|hyper_parameters$|args$|config$|rng"
 )
-# Wrappers that leave their name inside the names of tensors, wherever they were put.
+# Wrappers whose name appears inside tensor names.
 _WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PARALLEL, _AVERAGES = "module.", "n_averaged"
 _DEEPEST = 4
-_MOST_EXPANDED = 2**24  # bytes that a tensor may show beyond those in the file (`expand`)
-_MOST_UNPACKED = 4  # times the length of an archive; torch packs nothing
+_MOST_EXPANDED = 2**24  # bytes by which a tensor can exceed its storage (`expand`)
+_MOST_UNPACKED = 4  # times the size of an archive; torch does not compress
 
 
 class Weights(dict[str, Tensor]):
-    """Tensors by name, and where in its file they lay.
+    """Tensors by name, with their location in the file.
 
     Args:
         tensors: The tensors.
-        key_path: The keys on the way to them, joined by dots; empty for the file itself.
-        remarks: What was done to the names, in words.
-        other_sets: The other sets of weights in the file, in the order in which they are taken.
+        key_path: Keys that lead to the tensors, joined by dots; empty for the top level.
+        remarks: Changes to the names, in words.
+        other_sets: The other sets of weights in the file, in order of preference.
     """
 
     def __init__(
@@ -103,26 +103,26 @@ class Weights(dict[str, Tensor]):
 
 
 class _Inert:
-    """Stands in for a class named in a checkpoint: its contents, none of its behaviour."""
+    """Replaces a class named in a checkpoint; keeps its content, runs none of its code."""
 
     def __new__(cls, *_: Any) -> OrderedDict[str, Any]:  # type: ignore[misc]
-        """A plain ordered dict, for torch's unpickler fills no class but its own."""
+        """Returns an ordered dict, because torch's unpickler only fills its known classes."""
         return OrderedDict()
 
 
 class _InertValue:
-    """Stands in for a value whose making the file describes: nothing is made, nothing is kept."""
+    """Replaces a value that the file would construct; constructs and keeps nothing."""
 
     def __new__(cls, *_: Any) -> _InertValue:
-        """An empty object, whatever it should have been made of."""
+        """Returns an empty object and ignores the arguments."""
         return object.__new__(cls)
 
     def __setstate__(self, _: object) -> None:
-        """Forgets what the object should have held."""
+        """Ignores the state."""
 
 
-# What files of the field hold beside the weights. None of it is imported or called: in its place
-# stands an inert object, under the very name that the file has.
+# Classes in common files beside the weights. None of them is imported or called: they are replaced
+# by inert objects under the name in the file.
 _DICTIONARIES = (
     "yacs.config.CfgNode",  # VMamba, Swin
     "argparse.Namespace",  # timm, DeiT, Vim, MAE
@@ -144,7 +144,7 @@ _VALUES = (
         f"numpy.{core}.multiarray.{maker}"
         for core in ("core", "_core") for maker in ("scalar", "_reconstruct")
     ),
-    # what a defaultdict makes
+    # the factory of a defaultdict
     *(f"builtins.{name}" for name in ("int", "float", "str", "bool", "list", "dict", "tuple")),
     # settings of Hydra
     "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig",
@@ -163,21 +163,21 @@ _KNOWN += [(_InertValue, name) for name in _VALUES]
 
 
 def read_weights(path: Path) -> Weights:
-    """The weights in `path`: a safetensors or torch file, whatever its ending, bare or wrapped.
+    """Reads weights from a safetensors or torch file with any suffix.
 
-    Of several sets in it, those of the first row of `WEIGHTS_KEYS` are returned; the rest are in
-    `other_sets`. Names that DataParallel, AveragedModel and torch.compile put before those of the
-    network are removed.
+    Of several sets of weights, the one with the first key of `WEIGHTS_KEYS` is returned; the others
+    are in `other_sets`. Prefixes of DataParallel, AveragedModel and torch.compile are removed from
+    the names.
 
     Raises:
-        UsageError: The file is missing, damaged, of another kind, holds code, holds no weights, or
-            holds tensors that are no plain numbers or claim more numbers than the file has.
+        UsageError: The file is missing, damaged, of another kind, contains code, contains no
+            weights, or contains tensors that are not numeric or larger than their storage.
     """
     if not path.is_file():
         raise UsageError(f"There is no weights file `{path}`.", "", "Check the path.")
     remarks, content = _content(path)
     sets = sorted(_sets(content, ()), key=lambda weights_set: weights_set[0])
-    # Counters and scores are tensors by name too.
+    # Counters and scores are also named tensors.
     complete_sets = [
         weights_set
         for weights_set in sets
@@ -198,10 +198,10 @@ def read_weights(path: Path) -> Weights:
 
 
 def _check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises UsageError for the first tensor whose numbers are not in the file one by one.
+    """Raises UsageError for the first tensor that is larger than its storage in the file.
 
-    A tensor of four bytes can claim a trillion numbers; networks are built by shapes, so that
-    would fill the memory.
+    A tensor with four bytes of storage can claim a trillion elements. Networks are built by these
+    shapes, which would exhaust the memory.
     """
     for name, tensor in tensors.items():
         fault = _fault(tensor)
@@ -230,21 +230,21 @@ def _fault(tensor: Tensor) -> str | None:
 
 
 def rank_of(keys: Sequence[str]) -> tuple[int, ...]:
-    """The order of the weights at `keys` by the rows of `WEIGHTS_KEYS`; the lowest is first."""
+    """Sort key of the weights at `keys` by the order of `WEIGHTS_KEYS`; the lowest is preferred."""
     averaged = any(key in _RANKS and WEIGHTS_KEYS[_RANKS[key]].averaged for key in keys)
     return (not averaged, *(_RANKS.get(key, _UNKNOWN) for key in keys), _BARE)
 
 
 def is_averaged(key_path: str) -> bool:
-    """Whether the weights at `key_path`, keys joined by dots, are averages over steps."""
+    """Whether the weights at `key_path` (keys joined by dots) are averages over steps."""
     return rank_of(key_path.strip(".").split("."))[0] == 0
 
 
 def read_torch(path: Path) -> object:
-    """What the torch file `path` holds, with inert objects for what is not weights.
+    """The content of the torch file `path`, with inert objects in place of other classes.
 
     Raises:
-        UsageError: The file is damaged or holds code.
+        UsageError: The file is damaged or contains code.
     """
     _check_packed(path)
     try:
@@ -252,11 +252,11 @@ def read_torch(path: Path) -> object:
             warnings.catch_warnings(),
             torch.serialization.safe_globals(_KNOWN),
         ):
-            warnings.simplefilter("ignore")  # of foreign formats, which the messages below tell
-            with path.open("rb") as file:  # by name, torch would go by the ending
+            warnings.simplefilter("ignore")  # the messages below report foreign formats
+            with path.open("rb") as file:  # opened here, because torch would look at the suffix
                 return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # Torch wraps what its unpickler says in the advice to load the file unsafely after all.
+        # Torch adds the advice to load the file unsafely to the message of its unpickler.
         reason = error.__context__ or error
         if any(word in str(reason) for word in ("GLOBAL", "<class", "reduce")):
             raise _refused(path, reason) from error
@@ -264,17 +264,17 @@ def read_torch(path: Path) -> object:
             raise _other_protocol(path) from error
         raise _damaged(path, reason) from error
     except Exception as error:
-        # On damaged bytes the unpickler fails anywhere: IndexError, TypeError, AssertionError, ...
+        # On damaged bytes the unpickler raises IndexError, TypeError, AssertionError and others.
         raise _damaged(path, error) from error
 
 
 def _check_packed(path: Path) -> None:
-    """Raises UsageError for an archive that unpacks to far more than it takes (a zip bomb)."""
+    """Raises UsageError for an archive that unpacks to a much larger size (a zip bomb)."""
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(info.file_size for info in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # none, or a damaged one, of which torch says what is wrong
+        return  # not an archive, or a damaged one, which torch reports
     size = path.stat().st_size
     if unpacked > max(_MOST_UNPACKED * size, _MOST_EXPANDED):
         raise UsageError(
@@ -285,7 +285,7 @@ def _check_packed(path: Path) -> None:
 
 
 def _content(path: Path) -> tuple[list[str], object]:
-    """What `path` holds, and what is to be said of its ending."""
+    """Remarks on the suffix of `path`, and its content."""
     try:
         safe = is_safetensors(path)
         foreign = None if safe else not_weights(path)
@@ -319,7 +319,7 @@ def _refused(path: Path, reason: BaseException) -> UsageError:
 
 
 def _protocol(path: Path) -> int:
-    """The pickle protocol of `path`; 0 where it names none, or is damaged."""
+    """The pickle protocol of `path`; 0 if it has none or is damaged."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -328,7 +328,7 @@ def _protocol(path: Path) -> int:
         else:
             with path.open("rb") as file:
                 start = file.read(2)
-    except Exception:  # damaged archives fail anywhere
+    except Exception:  # damaged archives raise any exception
         return 0
     is_protocol = start[:1] == pickle.PROTO and start[1] <= pickle.HIGHEST_PROTOCOL
     return start[1] if is_protocol else 0
@@ -357,7 +357,7 @@ WeightsSet = tuple[tuple[int, ...], str, dict[str, Tensor]]
 
 
 def _sets(content: object, keys: tuple[str, ...]) -> Iterator[WeightsSet]:
-    """Every set of tensors by name in `content`, but for those of optimisers and the like."""
+    """All sets of named tensors in `content`, except those of optimisers and similar entries."""
     if not isinstance(content, Mapping) or len(keys) > _DEEPEST:
         return
     entries = {key: value for key, value in content.items() if isinstance(key, str)}
@@ -370,13 +370,13 @@ def _sets(content: object, keys: tuple[str, ...]) -> Iterator[WeightsSet]:
 
 
 def _cleaned(key_path: str, tensors: Mapping[str, Tensor], remarks: Sequence[str]) -> Weights:
-    """`tensors` under the names that they have without wrappers, and what was removed."""
+    """`tensors` with names without wrapper prefixes, and remarks on the removed prefixes."""
     cleaned = {_WRAPPERS.sub("", key): tensor for key, tensor in tensors.items()}
     removed = [f"`{wrapper}`" for key in tensors for wrapper in _WRAPPERS.findall(key)]
     inner = {key: tensor for key, tensor in cleaned.items() if key != _AVERAGES}
     while inner and all(key.startswith(_PARALLEL) for key in inner):
         inner = {key.removeprefix(_PARALLEL): tensor for key, tensor in inner.items()}
-        cleaned = inner  # with the prefix goes AveragedModel's counter of averages
+        cleaned = inner  # removes AveragedModel's counter together with the prefix
         removed.append(f"the prefix `{_PARALLEL}`")
     if removed:
         removed_names = " and ".join(dict.fromkeys(removed))

@@ -1,4 +1,4 @@
-"""A classifier ready to measure: uint8 views in, classes and probabilities out."""
+"""Classifiers for evaluation: uint8 images in, classes and probabilities out."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from robustcli.adapters.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of n images: the classes of the five highest logits, best first, and two probabilities.
+    """Predictions of n images: the five best classes, best first, and two probabilities.
 
-    `target` is the true class, of several the one that is ranked highest.
+    `target` is the probability of the true class; with several true classes, of the best-ranked.
     """
 
     top5: NDArray[np.int32]
@@ -38,7 +38,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The most probable classes of an image, best first, by index, and their probabilities."""
+    """Indices of the most probable classes of an image, best first, and their probabilities."""
 
     classes: tuple[int, ...]
     probabilities: tuple[float, ...]
@@ -48,12 +48,12 @@ class Classifier:
     """A network on its device, with its preprocessing and precision.
 
     Args:
-        network: In eval mode.
-        preprocessing: How images become its input.
-        facts: For the record.
-        notes: What is to be announced of how it was loaded.
-        classes: How many of its first outputs are classes, where others were never trained; None
-            for all.
+        network: The network in eval mode.
+        preprocessing: Preprocessing of its input.
+        facts: Facts about the model for the record.
+        notes: Announcements about loading.
+        classes: Number of leading outputs that are classes, if further outputs were never
+            trained; None for all.
     """
 
     def __init__(
@@ -66,17 +66,17 @@ class Classifier:
         self.precision: Precision = "fp32"
 
     def to(self, device: torch.device, precision: Precision) -> Classifier:
-        """This classifier, moved."""
+        """Moves this classifier to `device` and `precision`; returns it."""
         self.network.to(device)
         self.device, self.precision = device, precision
         return self
 
     def try_out(self) -> None:
-        """Puts one made-up image through the network.
+        """Runs one generated image through the network.
 
         Raises:
-            UsageError: It cannot take images of its preprocessing, or does not answer as a
-                classifier; the message says what it wants.
+            UsageError: The network cannot process images of its preprocessing, or its output is
+                not that of a classifier; the message states the expected input.
         """
         preprocessing, facts = self.preprocessing, self.facts
         shape = (preprocessing.channels, preprocessing.crop, preprocessing.crop)
@@ -103,16 +103,14 @@ class Classifier:
         answers: Sequence[int] | None = None,
         members: Sequence[Sequence[int]] | None = None,
     ) -> Predictions:
-        """The answers for uint8 views (n, C, H, W).
+        """Predictions for uint8 images (n, C, H, W).
 
         Args:
-            views: The images.
-            targets: Their true classes (n), or several an image (n, k), repeated where there are
-                fewer.
-            answers: The only classes that may be answered: the softmax is over their logits. None
-                for all.
-            members: The classes that each superclass consists of, where these are the answers. The
-                probability of one is the mean of its classes', as a share of all superclasses'.
+            views: Preprocessed images.
+            targets: True classes (n,), or several per image (n, k), padded by repetition.
+            answers: Allowed classes, over whose logits the softmax is computed; None for all.
+            members: The classes of each superclass, to predict superclasses. The probability of a
+                superclass is the mean over its classes, normalised over all superclasses.
         """
         logits, targets = self.logits(views), targets.to(self.device)
         most = min(5, logits.shape[1] if members is None else len(members))
@@ -128,7 +126,7 @@ class Classifier:
         best = probabilities.topk(most, 1)
         several = targets if targets.ndim == 2 else targets[:, None]
         of_targets = probabilities.gather(1, several)
-        # Of equal probabilities that of the answer counts.
+        # Equal probabilities: use that of the predicted class.
         chosen = (of_targets + (several == best.indices[:, :1])).argmax(1, keepdim=True)
         return Predictions(
             best.indices.to(torch.int32).cpu().numpy(),
@@ -138,7 +136,7 @@ class Classifier:
         )
 
     def ranked(self, views: Tensor, most: int) -> list[Ranking]:
-        """For each uint8 view (n, C, H, W) its `most` most probable classes, or all if fewer."""
+        """The `most` most probable classes of each uint8 image (n, C, H, W), or all if fewer."""
         probabilities = self.logits(views).softmax(1)
         best = probabilities.topk(min(most, probabilities.shape[1]), 1)
         return [
@@ -149,7 +147,7 @@ class Classifier:
         ]
 
     def normalised(self, views: Tensor) -> Tensor:
-        """The network's input, float32 (n, C, H, W), for uint8 views on its device."""
+        """The network's input, float32 (n, C, H, W), for uint8 images on its device."""
         mean, std = (
             torch.tensor(v, device=self.device).view(1, -1, 1, 1)
             for v in (self.preprocessing.mean, self.preprocessing.std)

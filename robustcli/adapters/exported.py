@@ -1,7 +1,7 @@
-"""The description beside an exported network: what a file of ONNX or TorchScript cannot say itself.
+"""The sidecar of an exported network: metadata that ONNX and TorchScript files lack.
 
-`NET.onnx.json` holds preprocessing, classes, threshold and origin of `NET.onnx`. `robust export`
-writes it; `robust eval --model NET.onnx` reads it, so that nothing has to be typed again.
+`NET.onnx.json` contains preprocessing, classes, threshold and origin of `NET.onnx`. `robust export`
+writes it, and `robust eval --model NET.onnx` reads it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Part(BaseModel):
 
 
 class ExportedModel(_Part):
-    """Which network was exported, as records of evaluations say it."""
+    """The exported network, with the fields of evaluation records."""
 
     name: str
     family: str
@@ -46,17 +46,16 @@ class ExportedModel(_Part):
 
 
 class ExportedInput(_Part):
-    """What goes into the file: float32, (images, channels, height, width).
+    """Input of the exported network: float32 (images, channels, height, width).
 
     Args:
-        name: Of the graph's input.
-        shape: A name for a length that is free.
+        name: Name of the graph's input.
+        shape: Lengths; dynamic lengths have a name.
         channels: Order of the channels; `grey` is the luma of ITU-R BT.601.
-        scale: What pixels of 0 to 255 are multiplied by before anything else.
-        mean: Subtracted from scaled values, per channel.
-        std: Their divisor after that, per channel.
-        preprocessing: All of it, in the fields of `Preprocessing`, or for a segmenter of
-            `MaskPreprocessing`.
+        scale: Factor for pixel values in 0 to 255.
+        mean: Subtracted from the scaled values, per channel.
+        std: Divisor after the subtraction, per channel.
+        preprocessing: All fields of `Preprocessing` or, for a segmenter, `MaskPreprocessing`.
     """
 
     name: str
@@ -69,15 +68,15 @@ class ExportedInput(_Part):
 
 
 class ExportedOutput(_Part):
-    """What comes out, (images, classes) or (images, classes, height, width).
+    """Output of the exported network: (images, classes) or (images, classes, height, width).
 
     Args:
-        name: Of the graph's output.
-        scores: `logits` (softmax, or of one class sigmoid, makes probabilities) or `probabilities`.
-        classes: Ids, in the order of the outputs.
-        class_names: A readable name of each.
-        threshold: A segmenter's: the probability from which a pixel is foreground; None where it
-            tells classes apart, of which a pixel gets the most probable.
+        name: Name of the graph's output.
+        scores: `logits` (for softmax; sigmoid for one class) or `probabilities`.
+        classes: Class ids in the order of the outputs.
+        class_names: Readable names of the classes.
+        threshold: Probability from which a pixel is foreground, for segmenters; None for several
+            classes, of which the most probable is predicted.
     """
 
     name: str
@@ -88,16 +87,16 @@ class ExportedOutput(_Part):
 
 
 class ParityRow(_Part):
-    """How far the file's answers are from torch's on some inputs.
+    """Difference between the outputs of the file and of torch on some inputs.
 
     Args:
-        inputs: Which.
-        images: How many.
-        difference: The largest, of any output.
-        allowed: The largest that would have been let through.
-        largest: The largest magnitude of torch's answers.
-        decided: Images or pixels of which a decision was compared.
-        agreeing: Of these, decided alike.
+        inputs: Description of the inputs.
+        images: Number of images.
+        difference: Largest absolute difference of the outputs.
+        allowed: Largest allowed difference.
+        largest: Largest magnitude of torch's outputs.
+        decided: Number of images or pixels whose prediction was compared.
+        agreeing: Number of equal predictions among them.
     """
 
     inputs: str
@@ -110,13 +109,13 @@ class ParityRow(_Part):
 
 
 class SpeedRow(_Part):
-    """Median time of a forward pass; all rows of a table were measured in turn.
+    """Median time of a forward pass; the rows of a table are measured alternately.
 
     Args:
-        engine: What computed.
-        batch: Images of a pass.
-        milliseconds: The median.
-        passes: How many were timed.
+        engine: The software that ran the network.
+        batch: Batch size.
+        milliseconds: Median time.
+        passes: Number of timed passes.
     """
 
     engine: str
@@ -126,13 +125,13 @@ class SpeedRow(_Part):
 
 
 class Sidecar(_Part):
-    """The description of one exported file.
+    """The content of a sidecar.
 
     Args:
-        training: The header of the weights, where they were trained here.
-        splits: The part of each image of that training, by id.
-        mask_values: `--foreground`, `--ignore` and the classes of that training.
-        threads: Of torch and of onnxruntime, for `speed`.
+        training: Header of the weights, if they were trained by this program.
+        splits: Split of each image of that training, by id.
+        mask_values: `--foreground`, `--ignore` and classes of that training.
+        threads: Number of threads of torch and onnxruntime for `speed`.
     """
 
     schema_version: Literal[1] = 1
@@ -157,7 +156,7 @@ class Sidecar(_Part):
 
     @property
     def preprocessing(self) -> Preprocessing | MaskPreprocessing:
-        """How images become the input."""
+        """Preprocessing of the input."""
         kind: type[Any] = Preprocessing if self.task == "cls" else MaskPreprocessing
         read: Preprocessing | MaskPreprocessing = TypeAdapter(kind).validate_python(
             self.input.preprocessing
@@ -171,7 +170,7 @@ class Sidecar(_Part):
 
     @property
     def header(self) -> Header | None:
-        """What the weights say of their training; None where they were not trained here."""
+        """Header of the weights; None if they were not trained by this program."""
         if self.training is None:
             return None
         kind = ClassifierHeader if self.task == "cls" else WeightsHeader
@@ -179,26 +178,26 @@ class Sidecar(_Part):
 
 
 def sidecar_path(file: Path) -> Path:
-    """Where the description of `file` is."""
+    """Path of the sidecar of `file`."""
     return file.with_name(f"{file.name}.json")
 
 
 def write_sidecar(file: Path, sidecar: Sidecar) -> None:
-    """Writes the description of `file`, durably."""
+    """Writes the sidecar of `file` durably."""
     write_text(sidecar_path(file), sidecar.model_dump_json(indent=1) + "\n")
 
 
 def read_sidecar(file: Path) -> Sidecar | None:
-    """The description of `file`; None where there is none of this program.
+    """The sidecar of `file`; None if there is none from this program.
 
     Raises:
-        UsageError: It is damaged, of a newer version, or of another file.
+        UsageError: The sidecar is damaged, from a newer version, or of another file.
     """
     path = sidecar_path(file)
     try:
         content = parse_json(path.read_bytes())
     except (OSError, ValueError):
-        return None  # none, or of another program
+        return None  # missing, or from another program
     if not isinstance(content, dict) or content.get("written_by") != "robust export":
         return None
     try:

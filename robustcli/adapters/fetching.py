@@ -1,4 +1,4 @@
-"""Where the weights of a model lie, and how they and data come onto this machine."""
+"""Local paths and downloads of weights and data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def local_path(entry: ModelEntry) -> Path:
-    """Where the weights of an entry of its own are, or would be after `robust fetch`."""
+    """Path of the weights of a catalogue entry after `robust fetch`."""
     if entry.asset is not None:
         return Path(str(files("robustcli") / "assets" / entry.asset))
     assert entry.weights_file is not None, f"{entry.name} has no weights of its own"
@@ -36,10 +36,10 @@ def local_path(entry: ModelEntry) -> Path:
 
 
 def hub_file(variant: str) -> Path | None:
-    """Timm's weights `variant` in the hub's cache; None while they are not there.
+    """Path of timm's weights `variant` in the hub's cache; None if they are not downloaded.
 
-    The cache's layout is public (huggingface_hub, "Understand caching"); reading it here keeps the
-    client's slow import out of `robust list`.
+    Reads the documented layout of the cache (huggingface_hub, "Understand caching") without the
+    client, whose import would slow down `robust list`.
     """
     caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("HF_HOME", f"{caches}/huggingface")
@@ -59,10 +59,11 @@ def is_here(entry: ModelEntry) -> bool:
 
 
 def official_weights(entry: ModelEntry, *, offline: bool) -> Path:
-    """The official weights file of `entry`, downloaded when it is not here yet.
+    """The official weights file of `entry`, downloaded if necessary.
 
     Raises:
-        UsageError: It is not here and cannot be had; the message gives address, file and flag.
+        UsageError: The file is missing and cannot be downloaded; the message has address, file
+            and option.
     """
     if entry.weights_url is None and entry.asset is None:
         raise UsageError(
@@ -87,8 +88,8 @@ def official_weights(entry: ModelEntry, *, offline: bool) -> Path:
 
 
 def state_digest(state: dict[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of every tensor, in name order."""
-    import torch  # `robust list` looks for weights without it
+    """SHA-256 of names, dtypes, shapes and bytes of all tensors, in the order of names."""
+    import torch  # not needed by `robust list`
 
     digest = hashlib.sha256()
     for key in sorted(state):
@@ -100,9 +101,9 @@ def state_digest(state: dict[str, Tensor]) -> str:
 
 @contextmanager
 def hub(*, offline: bool) -> Iterator[None]:
-    """A context in which the hub's client answers from its cache alone if it cannot be reached.
+    """A context in which the hub's client uses only its cache if the hub cannot be reached.
 
-    Its client would try for three quarters of a minute and print each attempt.
+    The client would otherwise try for 45 seconds and print each attempt.
     """
     logger = logging.getLogger("huggingface_hub")
     before, level = constants.HF_HUB_OFFLINE, logger.level
@@ -116,7 +117,7 @@ def hub(*, offline: bool) -> Iterator[None]:
 
 
 def unreachable() -> str | None:
-    """Why the hub cannot be reached from here; None if it may be, as always behind a proxy."""
+    """The reason why the hub cannot be reached; None if it might be, as behind a proxy."""
     host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
     if urllib.request.getproxies():
         return None
@@ -128,7 +129,7 @@ def unreachable() -> str | None:
 
 
 def why_none(error: Exception, *, offline: bool) -> str:
-    """Why no file came from the hub, in words."""
+    """The reason in words why the hub gave no file."""
     if offline:
         return "`--offline` forbids the network"
     return unreachable() or f"{type(error).__name__}: {first_line(error)}"
@@ -136,7 +137,7 @@ def why_none(error: Exception, *, offline: bool) -> str:
 
 @dataclass(frozen=True)
 class Fetched:
-    """Where a download lies; `pinned` if its hash was known beforehand."""
+    """Path of a download; `pinned` if its hash was known in advance."""
 
     name: str
     path: Path
@@ -145,10 +146,10 @@ class Fetched:
 
 
 def fetch(name: str, *, offline: bool) -> Fetched:
-    """The weights or the data set called `name`, downloaded if it is not here.
+    """The weights or the data set called `name`, downloaded if necessary.
 
     Raises:
-        UsageError: Nothing is called so, or it is not here and `offline` is set.
+        UsageError: The name is unknown, or `offline` is set and the file is missing.
         RunError: The download failed.
     """
     datasets = {dataset.name: dataset for dataset in DATASETS}
@@ -176,7 +177,7 @@ def fetch(name: str, *, offline: bool) -> Fetched:
 
 
 def _from_hub(variant: str, offline: bool) -> Path:
-    """Timm's weights through the hub's client, which resumes and checks by itself."""
+    """Downloads timm's weights with the hub's client, which resumes and checks downloads."""
     cached = hub_file(variant)
     if cached is not None:
         return cached
@@ -188,7 +189,7 @@ def _from_hub(variant: str, offline: bool) -> Path:
         with hub(offline=offline):
             return Path(hf_hub_download(f"timm/{variant}", "model.safetensors"))
     except Exception as error:
-        # The client raises classes of four libraries; all mean that no weights came.
+        # The client raises exceptions of four libraries; all mean that the download failed.
         raise RunError(
             f"`{variant}` could not be downloaded.",
             f"The reason: {why_none(error, offline=offline)}.",

@@ -1,7 +1,7 @@
-"""What a file is, by its bytes and never by its ending, where it is no file of weights.
+"""Recognises files that are not weights by their bytes, independent of their suffix.
 
-A download that went wrong is most often a page, a pointer or a wrapper around the real file. Each
-kind is a row of `FILE_KINDS`: how it is known, what it is called, and how to get at the weights.
+A failed download is often a web page, a pointer file or an archive. Each kind is a row of
+`FILE_KINDS` with its test, its name, and advice on how to get the weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OLDER_EXPORT = "serialized_exported_program.json"  # in archives of torch.expor
 
 @dataclass(frozen=True)
 class Sniffed:
-    """The beginning of a file, and what it holds where it is an archive."""
+    """The first bytes of a file, and the members of an archive."""
 
     path: Path
     size: int
@@ -32,18 +32,18 @@ class Sniffed:
 
     @cached_property
     def text(self) -> str:
-        """The beginning as text, in lower case and without a byte order mark; "" for bytes."""
+        """The first bytes as lower-case text without a byte order mark; "" for binary files."""
         if self.head[:2] in (b"\xff\xfe", b"\xfe\xff"):
             return self.head.decode("utf-16", "ignore").lower()
         try:
             return self.head.decode("utf-8-sig").lower()
         except UnicodeDecodeError as error:
-            cut = len(self.head) == _HEAD and error.start > _HEAD - 4  # inside of a character
+            cut = len(self.head) == _HEAD and error.start > _HEAD - 4  # cut inside a character
             return self.head[: error.start].decode("utf-8-sig").lower() if cut else ""
 
     @cached_property
     def members(self) -> list[str]:
-        """The names inside, where the file is a whole zip archive."""
+        """Member names, if the file is an undamaged zip archive."""
         if not self.head.startswith(b"PK"):
             return []
         try:
@@ -53,7 +53,7 @@ class Sniffed:
             return []
 
     def holds(self, *endings: str) -> bool:
-        """Whether a name in the zip archive ends so."""
+        """Whether a member name ends with one of `endings`."""
         return any(name.endswith(endings) for name in self.members)
 
     def begins(self, *marks: bytes) -> bool:
@@ -63,13 +63,13 @@ class Sniffed:
 
 @dataclass(frozen=True)
 class FileKind:
-    """One kind of file that holds no weights, or none that can be read without running code.
+    """A kind of file without weights, or with weights that need code to be read.
 
     Args:
-        what: Its name with an article.
-        matches: Whether a file is of this kind.
-        why: What that means for the user.
-        todo: How to come to the weights.
+        what: Name with an article.
+        matches: Tells whether a file is of this kind.
+        why: Explanation for the user.
+        todo: Advice on how to get the weights.
     """
 
     what: str
@@ -93,7 +93,7 @@ def _is_text(file: Sniffed) -> bool:
 
 
 def _is_onnx(file: Sniffed) -> bool:
-    """Protobuf: field 1 (the version of the format, a small number), then a field that is text."""
+    """Whether the file starts like ONNX: protobuf field 1 (a small version), then a text field."""
     if file.path.suffix.lower() == ".onnx":
         return True
     return len(file.head) > 3 and file.head[0] == 8 and file.head[1] < 32 and file.head[2] == 0x12
@@ -221,28 +221,28 @@ FILE_KINDS: tuple[FileKind, ...] = (
 
 
 def sniff(path: Path) -> Sniffed:
-    """The beginning of the file `path`.
+    """Reads the first bytes of the file `path`.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         return Sniffed(path, path.stat().st_size, file.read(_HEAD))
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether `path` is an archive that `torch.jit.save` wrote.
+    """Whether `path` was written by `torch.jit.save`.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     return sniff(path).holds("/constants.pkl")
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether `path` is a safetensors file: the length of a JSON header, then that header.
+    """Whether `path` starts like a safetensors file: length of a JSON header, then the header.
 
-    A file whose end is missing is one too: reading it says so.
+    Also true for truncated files, for which reading reports the error.
     """
     with path.open("rb") as file:
         start = file.read(_LENGTH.size + 1)
@@ -252,7 +252,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def not_weights(path: Path) -> UsageError | None:
-    """The error that says what `path` is, where its bytes are not those of a file of weights."""
+    """The error that names the kind of `path`; None if it can be a weights file."""
     file = sniff(path)
     kind = next((kind for kind in FILE_KINDS if kind.matches(file)), None)
     if kind is None:

@@ -1,9 +1,9 @@
-"""Networks outside of the catalogue, made ready to measure: a user's own, and those of hubs.
+"""Networks outside the catalogue: those of users, and those of hubs.
 
-Its name says where such a network comes from (`foreign_kind`); `foreign_files` and `foreign_hubs`
-read it into a `ForeignNetwork`. Here it is tried with a made-up image, which shows whether it
-classifies or segments, how many classes there are, which size it takes, and whether it answers with
-logits or probabilities. These decisions are announced.
+The form of the name determines the source (`foreign_kind`); `foreign_files` and `foreign_hubs` read
+the network into a `ForeignNetwork`. A forward pass with a generated image then determines its task,
+its number of classes, its input size, and whether its outputs are logits or probabilities. These
+decisions are announced.
 """
 
 from __future__ import annotations
@@ -43,37 +43,37 @@ _PREFIXES: dict[str, ForeignKind] = {
     "hf": "hf", "hf-hub": "timm-hub", "hf_hub": "timm-hub", "open-clip": "open-clip"
 }  # fmt: skip
 _HF_TIMM = re.compile(r"hf[-_]hub:timm/", re.IGNORECASE)
-_OTHER_DOORS = ("smp", "timm")  # whose networks `load.resolve` knows
+_OTHER_DOORS = ("smp", "timm")  # prefixes that `load.resolve` handles
 _SIDES = (224, 256, 384, 512, 128, 96, 64, 48, 32, 28)  # tried in this order
 _WINDOW = 256
 _SHARE = 224 / 256
-_EXACT = 1e-3  # how near to 1 a sum of float32 or float16 probabilities is
-_SMALLEST = 1e-12  # the probability whose logarithm stands for that of 0
+_EXACT = 1e-3  # tolerance of sums of float32 or float16 probabilities
+_SMALLEST = 1e-12  # smallest probability whose logarithm is computed
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class ForeignNetwork:
-    """A network as it was found, before it is tried.
+    """A network as read, before its first forward pass.
 
     Args:
-        network: Float32, on the CPU, in eval mode; it takes normalised images (B, C, H, W).
-        family: Of networks, for the record.
-        origin: Where its weights come from, for the record.
+        network: Float32 network on the CPU in eval mode, for normalised images (B, C, H, W).
+        family: Family of networks, for the record.
+        origin: Origin of its weights, for the record.
         digest: SHA-256 of its file, or of its weights in memory.
-        pretraining: What its weights saw, in words.
-        preprocessing: Its own, where it says so.
-        preprocessing_source: What says so.
-        classes: What its outputs mean, in their order, where it says so.
-        side: The only size in pixels that it takes, where it says so.
-        channels: The only number of channels that it takes, where it says so.
-        batch: The only number of images that it takes at once, where it says so.
-        parameters: How many it has, where its parameters are not torch's.
-        space: The classes as the user named them, where the network was built for them.
-        notes: What is to be announced.
-        arguments: What the user said of how it is made.
-        users_code: Whether it is code of the user, whose errors are shown with file and line.
-        sidecar: What `robust export` wrote beside its file; it goes before everything above.
+        pretraining: Data of its pretraining, in words.
+        preprocessing: Preprocessing defined by the network; None without one.
+        preprocessing_source: Where the preprocessing is defined, in words.
+        classes: Names of its outputs in order, if defined.
+        side: The only supported input size in pixels, if fixed.
+        channels: The only supported number of channels, if fixed.
+        batch: The only supported batch size, if fixed.
+        parameters: Number of parameters, if they are not torch parameters.
+        space: Classes named by the user, if the network was built for them.
+        notes: Announcements.
+        arguments: Builder arguments of the user.
+        users_code: Whether it is code of the user, whose errors are reported with file and line.
+        sidecar: The sidecar of `robust export`, which overrides all fields above.
     """
 
     network: nn.Module
@@ -97,15 +97,15 @@ class ForeignNetwork:
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A foreign network that was tried: its task, classes and preprocessing are known.
+    """A foreign network with known task, classes and preprocessing.
 
     Args:
-        task: `cls` or `seg`, by the dimensions of its answer.
-        model: Ready to measure.
-        space: The classes of a classifier's outputs.
-        names_classes: Whether the classes are the network's or the user's own, not recognised by
-            their number.
-        sidecar: What `robust export` wrote beside its file, where it did.
+        task: `cls` or `seg`, from the dimensions of its output.
+        model: The model for evaluation.
+        space: The label space of a classifier.
+        names_classes: Whether the network or the user named the classes; False if they were
+            inferred from their number.
+        sidecar: The sidecar of `robust export`; None without one.
     """
 
     task: TaskName
@@ -115,11 +115,11 @@ class ForeignModel:
     sidecar: Sidecar | None = None
 
 
-# Where a network comes from, told by its name.
+# The source of a network, from the form of its name.
 
 
 def foreign_kind(request: ModelRequest) -> ForeignKind | None:
-    """Where the network of `request` comes from; None for names of the catalogue, timm and runs."""
+    """The source of the network of `request`; None for names of the catalogue, timm and runs."""
     name = request.name
     if request.module is not None:
         return "memory"
@@ -135,7 +135,7 @@ def foreign_kind(request: ModelRequest) -> ForeignKind | None:
 
 
 def foreign_name(request: ModelRequest) -> str:
-    """The name that rows and tables carry: of a file or a folder its last part."""
+    """The name in rows and tables: the last part of the path of a file or folder."""
     kind = foreign_kind(request)
     if kind in ("torchscript", "onnx"):
         return Path(request.name).name
@@ -148,11 +148,11 @@ def foreign_name(request: ModelRequest) -> str:
 
 
 def open_foreign(request: ModelRequest, *, offline: bool) -> ForeignModel:
-    """The foreign model of `request`, opened once for each request.
+    """The foreign model of `request`; opens it once per request.
 
     Raises:
-        UsageError: There is no such network, it cannot be made, or it does not answer as a
-            classifier or a segmenter.
+        UsageError: There is no such network, it cannot be built, or its output is not that of a
+            classifier or segmenter.
         MachineError: The package that reads it is not installed.
     """
     if not request.opened:
@@ -162,7 +162,7 @@ def open_foreign(request: ModelRequest, *, offline: bool) -> ForeignModel:
 
 
 def sidecar_of(request: ModelRequest) -> Sidecar | None:
-    """What `robust export` wrote beside the file of `request`; None for everything else."""
+    """The sidecar of the file of `request`; None without one."""
     if foreign_kind(request) not in ("torchscript", "onnx"):
         return None
     opened = open_foreign(request, offline=True)
@@ -170,7 +170,7 @@ def sidecar_of(request: ModelRequest) -> Sidecar | None:
 
 
 def names_classes(request: ModelRequest) -> bool:
-    """Whether `request` is of an opened foreign network whose classes are its own or the user's."""
+    """Whether the classes of an opened foreign network were named, not inferred."""
     return bool(request.opened) and bool(request.opened[0].names_classes)
 
 
@@ -203,7 +203,7 @@ def _read_network(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
     return foreign_hubs.clip_model(request, offline=offline)
 
 
-# A user's own network: in memory, or by import.
+# Networks of users: in memory, or imported.
 
 
 def _users_network(request: ModelRequest) -> ForeignNetwork:
@@ -259,7 +259,7 @@ def _users_network(request: ModelRequest) -> ForeignNetwork:
 
 @contextmanager
 def borrowed(modules: Iterable[object]) -> Iterator[None]:
-    """Gives the networks among `modules` back as they were: mode, device, type and values."""
+    """Restores mode, device, type and values of the networks among `modules` at the end."""
     saved = [
         (
             [(module, module.training) for module in network.modules()],
@@ -287,11 +287,11 @@ def _timm_preprocessing(network: nn.Module) -> Preprocessing | None:
     try:
         return timm_library.timm_preprocessing(network)
     except (UsageError, KeyError, TypeError, AttributeError):
-        return None  # an attribute of that name is no promise
+        return None  # the attribute has another meaning
 
 
 def _imported(name: str) -> Any:
-    """The object that `module:attribute` names; the working folder is searched first."""
+    """Imports the object `module:attribute`; searches the working folder first."""
     module_name, _, attribute = name.rpartition(":")
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
@@ -314,7 +314,7 @@ def _imported(name: str) -> Any:
         raise users_error(f"`{name}` ends the program when it is imported.", error) from error
     finally:
         sys.path.remove(folder)
-        if folder not in sys.path:  # for what the module imports later, behind everything else
+        if folder not in sys.path:  # last, for later imports of the module
             sys.path.append(folder)
     home = module.__name__
     for part in attribute.split("."):
@@ -346,13 +346,13 @@ def _module(name: str) -> Any:
     assert spec is not None, "the name ends in .py"
     assert spec.loader is not None, "the name ends in .py"
     module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickles look there
+    sys.modules[spec.name] = module  # needed by dataclasses and pickle
     spec.loader.exec_module(module)
     return module
 
 
 def _built(name: str, build: Any, arguments: Mapping[str, Any]) -> object:
-    """What `build` makes; what it draws is the same every time, and nobody else's draws change."""
+    """The result of `build` with a fixed random seed; restores the state of the generators."""
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -380,7 +380,7 @@ _LIBRARIES = tuple(
 
 
 def users_error(problem: str, error: BaseException) -> UsageError:
-    """The error of a user's code, with the file and the line where it arose."""
+    """The error for an exception in a user's code, with file and line."""
     if isinstance(error, SyntaxError) and error.filename:
         position = f"{error.filename}:{error.lineno}"
     else:
@@ -395,15 +395,15 @@ def users_error(problem: str, error: BaseException) -> UsageError:
     )
 
 
-# What a network answers, brought into one form.
+# The output of a network in a common form.
 
 
 class LogitNetwork(nn.Module):
-    """A foreign network whose answers are logits: (B, classes), or (B, classes, h, w).
+    """A foreign network with logits as output: (B, classes) or (B, classes, h, w).
 
     Args:
         foreign: The network.
-        name: For messages.
+        name: Name for messages.
     """
 
     def __init__(self, foreign: ForeignNetwork, name: str) -> None:
@@ -414,10 +414,10 @@ class LogitNetwork(nn.Module):
         self.probabilities = False
 
     def forward(self, images: Tensor) -> Tensor:
-        """The logits; probabilities become their logarithms, or of one class their logits.
+        """The logits; probabilities are converted to logarithms, or to logits for one class.
 
         Raises:
-            RunError: The network fails, or does not answer once for each image.
+            RunError: The network fails, or its output does not have one item per image.
         """
         if self.batch is None:
             answers = self.raw(images)
@@ -437,21 +437,21 @@ class LogitNetwork(nn.Module):
         return answers.clamp(min=_SMALLEST).log()
 
     def _padded(self, images: Tensor) -> Tensor:
-        """The answers for at most a batch, filled up by its last image."""
+        """The outputs of at most one batch, padded by its last image to a fixed size."""
         assert self.batch is not None, "only called with a fixed batch"
         padding = self.batch - len(images)
         copies = images[-1:].expand(padding, -1, -1, -1)
         return self.raw(torch.cat([images, copies]) if padding else images)[: len(images)]
 
     def raw(self, images: Tensor) -> Tensor:
-        """What the network answers, as one tensor."""
+        """The output of the network as one tensor."""
         try:
             scores = _tensor(self.network(images))
         except (torch.OutOfMemoryError, MemoryError, RobustError):
             raise
         except Exception as error:
             if "out of memory" in str(error) or "can't allocate memory" in str(error):
-                raise  # whoever calls halves the batch
+                raise  # the caller halves the batch
             shape = tuple(images.shape)
             problem = f"`{self.model_name}` fails on an input of shape {shape}."
             located = users_error(problem, error)
@@ -464,12 +464,12 @@ class LogitNetwork(nn.Module):
                 "Wrap it in a module that returns its scores.",
             )
         if scores.ndim == 4 and tuple(scores.shape[2:]) == (1, 1):
-            return scores.flatten(1)  # a classifier of convolutions alone
+            return scores.flatten(1)  # a fully convolutional classifier
         return scores[:, None] if scores.ndim == 3 else scores
 
 
 def _tensor(answer: Any) -> Tensor | None:
-    """The scores in what a network returned."""
+    """The scores in the return value of a network."""
     for key in ("logits", "out"):
         if isinstance(answer, Mapping) and key in answer:
             answer = answer[key]
@@ -480,7 +480,7 @@ def _tensor(answer: Any) -> Tensor | None:
     return answer if isinstance(answer, Tensor) and answer.is_floating_point() else None
 
 
-# The first pass, and what it decides.
+# The first forward pass.
 
 
 def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
@@ -540,9 +540,9 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
 def _first_answer(
     answers: LogitNetwork, foreign: ForeignNetwork, request: ModelRequest
 ) -> tuple[tuple[int, int, int], Tensor]:
-    """The first size that the network takes, and its answer to one made-up image of that size.
+    """The first supported input size, and the output for one generated image of that size.
 
-    A size that the user, the network or its preprocessing says is the only one that is tried.
+    If the user, the network or its preprocessing defines a size, only that size is tried.
     """
     chosen = request.preprocessing.get("crop") or foreign.side
     own_preprocessing = foreign.preprocessing
@@ -595,7 +595,7 @@ def _takes_two(answers: LogitNetwork, size: tuple[int, int, int]) -> bool:
 
 
 def _are_probabilities(answers: LogitNetwork, scores: Tensor, notes: list[str]) -> bool:
-    """Whether the answers are probabilities: in [0, 1], and of several classes with the sum 1."""
+    """Whether the outputs are probabilities: in [0, 1] and, for several classes, with sum 1."""
     scores = scores.float()
     inside = bool(((scores >= 0) & (scores <= 1)).all())
     summed = scores.shape[1] == 1 or bool(((scores.sum(1) - 1).abs() <= _EXACT).all())
@@ -615,11 +615,11 @@ def _are_probabilities(answers: LogitNetwork, scores: Tensor, notes: list[str]) 
 def _space(
     request: ModelRequest, foreign: ForeignNetwork, outputs: int, notes: list[str]
 ) -> tuple[LabelSpace, bool]:
-    """The classes of the outputs, and whether somebody named them.
+    """The classes of the outputs, and whether the network or the user named them.
 
     Raises:
-        UsageError: Nobody named them, and their number is that of no label space; or their number
-            is another one than named.
+        UsageError: The classes are not named and their number matches no label space, or their
+            number differs from that of the names.
     """
     name = foreign_name(request)
     if request.classes is not None:
@@ -663,7 +663,7 @@ def _space(
 
 
 def _named_space(classes: Sequence[str], name: str) -> LabelSpace:
-    """The label space of `classes`: a bundled one where they are its classes in its order."""
+    """The label space of `classes`: a bundled one if it has these classes in this order."""
     class_names = tuple(str(class_name) for class_name in classes)
     if len(set(class_names)) != len(class_names):
         twice = next(word for word in class_names if class_names.count(word) > 1)
@@ -684,7 +684,7 @@ def _named_space(classes: Sequence[str], name: str) -> LabelSpace:
 
 
 def _index(space: LabelSpace, word: str) -> int | None:
-    """The class that `word` means, of ImageNet also as `tench, Tinca tinca`."""
+    """Index of the class `word`; for ImageNet also in the form `tench, Tinca tinca`."""
     index = space.index_of(word)
     return space.index_of(word.split(",")[0]) if index is None else index
 
@@ -707,7 +707,7 @@ def _foreground_notes(name: str, foreign: ForeignNetwork, outputs: int) -> list[
 def _preprocessing(
     request: ModelRequest, foreign: ForeignNetwork, size: tuple[int, int, int], notes: list[str]
 ) -> Preprocessing:
-    """The network's own or the usual one, under what the user says; announced."""
+    """The network's or the usual preprocessing with the options of the user; announced."""
     name, (channels, side, _) = foreign_name(request), size
     exported = None if foreign.sidecar is None else foreign.sidecar.preprocessing
     if isinstance(exported, Preprocessing):
@@ -717,7 +717,7 @@ def _preprocessing(
     if foreign.preprocessing is not None:
         base, source = foreign.preprocessing, f"as {foreign.preprocessing_source} says"
     else:
-        uncut = side < _SIDES[0]  # small pictures are not cut
+        uncut = side < _SIDES[0]  # small images are not cropped
         resize = side if uncut else round(side / _SHARE)
         base = Preprocessing(resize, side, "bilinear").of_channels(channels)
         source = "by default"
@@ -746,10 +746,10 @@ def _in_words(preprocessing: Preprocessing, fields: set[str]) -> str:
 def _mask_preprocessing(
     request: ModelRequest, foreign: ForeignNetwork, size: tuple[int, int, int], notes: list[str]
 ) -> MaskPreprocessing:
-    """Windows of the network's size; images keep theirs.
+    """Preprocessing with windows of the network's size; images are not resized.
 
     Raises:
-        UsageError: The user asks for a resize.
+        UsageError: The user requested a resize.
     """
     name, (channels, side, _) = foreign_name(request), size
     for option in ("resize", "interpolation"):

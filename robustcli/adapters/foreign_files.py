@@ -1,7 +1,7 @@
-"""Networks in files that hold their own program: TorchScript and ONNX.
+"""Networks in TorchScript and ONNX files, which contain their computation.
 
-TorchScript is run by torch's interpreter for it, ONNX by onnxruntime. Neither unpickles Python
-objects, and no Python code comes from the file.
+TorchScript runs in torch's interpreter, ONNX in onnxruntime. Neither unpickles Python objects or
+runs Python code from the file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def torchscript(request: ModelRequest) -> ForeignNetwork:
     """The network in a file of `torch.jit.save`.
 
     Raises:
-        UsageError: There is no such file, or it is of another kind.
+        UsageError: The file does not exist or is of another kind.
     """
     path = _checked(request)
     try:
@@ -50,10 +50,10 @@ def torchscript(request: ModelRequest) -> ForeignNetwork:
         )
     try:
         with warnings.catch_warnings():
-            # torch recommends torch.export for new files; these are read as long as torch can
+            # torch recommends torch.export for new files, but still reads TorchScript
             warnings.filterwarnings("ignore", message=".*torch.jit.load.*deprecated")
             network: nn.Module = torch.jit.load(str(path), map_location="cpu")
-    except Exception as error:  # damaged archives fail anywhere in torch's reader
+    except Exception as error:  # damaged archives raise any exception in torch's reader
         raise _unreadable(path, error) from error
     foreign = ForeignNetwork(
         network.float().eval(),
@@ -67,7 +67,7 @@ def torchscript(request: ModelRequest) -> ForeignNetwork:
 
 
 def described(foreign: ForeignNetwork, sidecar: Sidecar | None) -> ForeignNetwork:
-    """`foreign` with what the description of its file says of size and origin."""
+    """`foreign` with input size and origin from its sidecar."""
     if sidecar is None:
         return foreign
     channels, side = sidecar.input.shape[1], sidecar.input.shape[3]
@@ -104,7 +104,7 @@ def _unreadable(path: Path, error: Exception) -> UsageError:
 
 
 class OnnxNetwork(nn.Module):
-    """A graph that onnxruntime computes, as a module: images (B, C, H, W) to its first output.
+    """An ONNX graph as a module: maps images (B, C, H, W) to its first output.
 
     Args:
         path: The file.
@@ -137,7 +137,7 @@ class OnnxNetwork(nn.Module):
         """The first output, on the device of the images.
 
         Raises:
-            UsageError: Another precision is asked for than the graph's own.
+            UsageError: The requested precision is not that of the graph.
         """
         if torch.is_autocast_enabled(images.device.type):
             raise UsageError(
@@ -153,7 +153,7 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(np.ascontiguousarray(answer)).float().to(images.device)
 
     def _session(self, device: str) -> Any:
-        """The session that computes on a type of device: the GPU where onnxruntime has one."""
+        """The session for a device type; uses the GPU if onnxruntime supports it."""
         available = self.runtime.get_available_providers()
         gpu = ["CUDAExecutionProvider"] if device == "cuda" else []
         providers = [
@@ -163,7 +163,7 @@ class OnnxNetwork(nn.Module):
         if providers[0] not in self.sessions:
             options = self.runtime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
-            options.log_severity_level = 3  # warnings of the exporter's graph help nobody here
+            options.log_severity_level = 3  # errors only: warnings concern the exporter
             self.sessions[providers[0]] = self.runtime.InferenceSession(
                 str(self.path), options, providers=providers
             )
@@ -171,16 +171,16 @@ class OnnxNetwork(nn.Module):
 
 
 def _fixed(length: object) -> int | None:
-    """A length that the graph fixes; dynamic ones have a name or nothing."""
+    """A fixed length of the graph; None for a dynamic length."""
     return length if isinstance(length, int) and length > 0 else None
 
 
 def onnx(request: ModelRequest) -> ForeignNetwork:
-    """The network in an ONNX file; its batch and its size may be fixed.
+    """The network in an ONNX file; batch and input size can be fixed.
 
     Raises:
         MachineError: onnxruntime is not installed.
-        UsageError: There is no such file, it is damaged, or it takes no square images.
+        UsageError: The file does not exist, is damaged, or does not take square images.
     """
     path = _checked(request)
     try:
@@ -194,7 +194,7 @@ def onnx(request: ModelRequest) -> ForeignNetwork:
         network = OnnxNetwork(path, onnxruntime)
     except UsageError:
         raise
-    except Exception as error:  # onnxruntime has a class of its own for each kind of damage
+    except Exception as error:  # onnxruntime raises many classes
         raise _unreadable(path, error) from error
     height, width = network.sides
     if height != width:
@@ -228,9 +228,9 @@ def onnx(request: ModelRequest) -> ForeignNetwork:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of the file, and of the files beside it that hold its weights where they are large.
+    """SHA-256 of the file and of its external weights, if any.
 
-    Exporters name them after the file: `net.onnx.data`, `net.onnx_data`.
+    Exporters name external files `net.onnx.data` or `net.onnx_data`.
     """
     data_files = sorted(
         p for p in path.parent.glob(f"{path.name}?*") if p.is_file() and p != sidecar_path(path)
@@ -242,7 +242,7 @@ def _digest(path: Path) -> str:
 
 
 def _parameters(path: Path) -> int:
-    """How many numbers the graph's initialisers hold; 0 where the package onnx is not installed."""
+    """Number of elements of the graph's initialisers; 0 if the package onnx is not installed."""
     try:
         import onnx as library
     except ImportError:

@@ -1,8 +1,8 @@
-"""Networks of the Hugging Face hub, or of a folder in its format, and open_clip's.
+"""Networks of the Hugging Face hub, or of a folder in its format, and of open_clip.
 
-`hf:ORG/NAME` is transformers', `hf-hub:ORG/NAME` timm's; `@REVISION` after the name pins a version,
-and the commit is recorded in any case. Weights are read from safetensors only, and no code of a
-repository is run.
+`hf:ORG/NAME` loads with transformers, `hf-hub:ORG/NAME` with timm; `@REVISION` after the name pins
+a version. The commit is always recorded. Weights are read from safetensors only, and code of a
+repository is never run.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _TEMPLATE = "a photo of a {}."
 
 @dataclass(frozen=True)
 class Repository:
-    """A folder in the hub's format: its files, and where they are from."""
+    """A folder in the hub's format, and its origin."""
 
     folder: Path
     origin: str
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of it.
+        """Reads a JSON file of the folder.
 
         Raises:
-            UsageError: It is not there, or no JSON object.
+            UsageError: The file does not exist or is not a JSON object.
         """
         try:
             content = parse_json((self.folder / name).read_text(encoding="utf-8"))
@@ -61,10 +61,10 @@ class Repository:
 
 
 def open_repository(name: str, *, offline: bool) -> Repository:
-    """The repository `ORG/NAME` or `ORG/NAME@REVISION` of the hub, or a local folder.
+    """Opens the repository `ORG/NAME` or `ORG/NAME@REVISION` of the hub, or a local folder.
 
     Raises:
-        UsageError: It is not there, or holds no safetensors.
+        UsageError: It does not exist, or contains no safetensors file.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -79,13 +79,13 @@ def open_repository(name: str, *, offline: bool) -> Repository:
                     repo, revision=revision or None, allow_patterns=_FILES, local_files_only=offline
                 )
             )
-    except Exception as error:  # the client raises classes of four libraries
+    except Exception as error:  # the client raises exceptions of four libraries
         raise UsageError(
             f"`{name}` could not be had from the Hugging Face hub.",
             f"The reason: {why_none(error, offline=offline)}.",
             "Check the name (`ORG/NAME`, `ORG/NAME@REVISION`), or name a folder with its files.",
         ) from error
-    commit = snapshot.name  # the cache keeps a folder for each commit
+    commit = snapshot.name  # the cache has one folder per commit
     return _with_safetensors(Repository(snapshot, f"https://huggingface.co/{repo}@{commit}"))
 
 
@@ -107,7 +107,7 @@ def _name_of(request: ModelRequest) -> str:
 # transformers.
 
 OLDEST_TRANSFORMERS = (4, 56)
-"""The first version that loads weights in a given `dtype`; as in `pyproject.toml`."""
+"""The first version with the argument `dtype`; as in `pyproject.toml`."""
 
 
 def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
@@ -115,7 +115,7 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
 
     Raises:
         MachineError: transformers is not installed.
-        UsageError: It is for another task, needs code of its own, or cannot be read.
+        UsageError: It is for another task, needs code of the repository, or cannot be read.
     """
     try:
         import transformers
@@ -163,7 +163,7 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
             repository.folder, use_safetensors=True, trust_remote_code=False, local_files_only=True,
             dtype=torch.float32, output_loading_info=True,
         )  # fmt: skip
-    except Exception as error:  # of transformers, safetensors or torch, for each kind of damage
+    except Exception as error:  # from transformers, safetensors or torch
         raise UsageError(
             f"transformers cannot load `{request.name}`.", f"It says: {first_line(error)}.",
             "Check its files, and the version of transformers that it asks for.",
@@ -193,10 +193,10 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
 
 
 def _processor(repository: Repository) -> Preprocessing | None:
-    """The preprocessing that `preprocessor_config.json` says; None where there is none.
+    """The preprocessing in `preprocessor_config.json`; None without the file.
 
     Raises:
-        UsageError: It scales values otherwise than by 255.
+        UsageError: The scale of pixel values is not 1/255.
     """
     if not (repository.folder / "preprocessor_config.json").is_file():
         return None
@@ -242,7 +242,7 @@ def _processor(repository: Repository) -> Preprocessing | None:
 
 
 def _side(size: object) -> int | None:
-    """The side in pixels that a processor's size says; None for rectangles and nothing."""
+    """Side in pixels of a processor's size; None for rectangles and missing sizes."""
     if isinstance(size, int):
         return size
     if not isinstance(size, Mapping):
@@ -253,14 +253,14 @@ def _side(size: object) -> int | None:
     return int(height) if height is not None and height == width else None
 
 
-# timm's own format on the hub.
+# timm's format on the hub.
 
 
 def timm_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
-    """A network of timm that anyone put on the hub: `config.json` and `model.safetensors`.
+    """A timm network on the hub, with `config.json` and `model.safetensors`.
 
     Raises:
-        UsageError: It is no model of timm, or its weights do not fit.
+        UsageError: It is not a timm model, or its weights do not match.
     """
     if request.arguments:
         raise UsageError(
@@ -302,7 +302,7 @@ def timm_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
 
 
 def _overlay(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a repository says of preprocessing, without what would download anything."""
+    """The preprocessing settings of a repository, without settings that download files."""
     keys = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std", "num_classes")
     return {key: settings[key] for key in keys if settings.get(key) is not None}
 
@@ -311,11 +311,11 @@ def _overlay(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ZeroShot(nn.Module):
-    """A CLIP as a classifier: the image's cosine to the text of each class, scaled.
+    """CLIP as a classifier: scaled cosine similarity of the image and the text of each class.
 
     Args:
-        clip: The model of open_clip; only its image half is kept.
-        texts: Features (classes, D) of the classes, of length 1.
+        clip: The open_clip model; only its image encoder is kept.
+        texts: Text features of the classes (classes, D), normalised to length 1.
     """
 
     def __init__(self, clip: Any, texts: Tensor) -> None:
@@ -335,11 +335,12 @@ class ZeroShot(nn.Module):
 
 
 def clip_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
-    """A CLIP of open_clip as a zero-shot classifier of the named classes.
+    """An open_clip model as a zero-shot classifier of the named classes.
 
     Raises:
         MachineError: open_clip is not installed.
-        UsageError: The model or its weights are unknown or not here, or the template has no `{}`.
+        UsageError: The model or its weights are unknown or not downloaded, or the template has
+            no `{}`.
     """
     try:
         import open_clip
@@ -385,7 +386,7 @@ def clip_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
                 name, pretrained=tag if by_tag else None, load_weights=by_tag, weights_only=True
             ).float().eval()  # fmt: skip
             tokens = open_clip.get_tokenizer(name)
-    except Exception as error:  # of the hub's client, or open_clip's own
+    except Exception as error:  # from the hub's client or open_clip
         raise UsageError(
             f"The weights of `{request.name}` could not be had.",
             f"The reason: {why_none(error, offline=offline)}.",
@@ -421,14 +422,14 @@ def clip_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
 
 
 def _space_of(request: ModelRequest) -> LabelSpace:
-    """The classes whose names become texts: those of the user, or ImageNet's."""
+    """The classes for the text prompts: those of the user, or ImageNet's."""
     if request.classes is not None:
         return LabelSpace("classes", request.classes, request.classes)
     return read_label_space(request.label_space or "imagenet-1k")
 
 
 def _plain(name: str) -> str:
-    """A class as people write it."""
+    """The class name in plain words."""
     return name.replace("_", " ").split(",")[0]
 
 

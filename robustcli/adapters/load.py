@@ -1,4 +1,4 @@
-"""From a name, as a user types it, to a model with weights."""
+"""Loads models with weights by the name that a user types."""
 
 from __future__ import annotations
 
@@ -58,20 +58,19 @@ def load(
     seed: int = 0,
     offline: bool = False,
 ) -> Classifier | Segmenter:
-    """The model that `request` names: float32, on the CPU, in eval mode.
+    """Loads the model of `request`: float32, on the CPU, in eval mode.
 
-    What the user does not say of preprocessing and arguments comes from the header of the weights,
-    where they have one.
+    Preprocessing and builder arguments come from the request, else from the header of the weights.
 
     Args:
-        request: What to load; its name may be the folder of a training run.
-        task: What the model must be for; None for either task.
-        seed: Initialises an untrained network.
-        offline: Forbids every download.
+        request: The model; its name can be the folder of a training run.
+        task: Required task of the model; None for either task.
+        seed: Seed of the weights of an untrained network.
+        offline: Forbids downloads.
 
     Raises:
         UsageError: Unknown name, a model of another task, missing or foreign weights, or an
-            argument that does not fit.
+            invalid argument.
     """
     if foreign_kind(request) is not None:
         opened = open_foreign(request, offline=offline)
@@ -82,7 +81,7 @@ def load(
     weights = _find_weights(entry, request, offline=offline)
     header = None if weights is None else weights.header
     arguments = _arguments(request, header)
-    channels = input_channels(arguments)  # checked before anything is built
+    channels = input_channels(arguments)  # checked before building
     network = _network(entry, weights, arguments, seed, offline=offline)
     base = _preprocessing(entry, network, header, arguments)
     preprocessing, notes = base.changed(request.preprocessing, channels)
@@ -110,10 +109,10 @@ def load(
 
 
 def entry_of(request: ModelRequest, *, offline: bool = False) -> ModelEntry:
-    """`resolve` for a request, whose network may be a foreign one: that is opened to know its task.
+    """The catalogue entry of a request; opens a foreign network to determine its task.
 
     Raises:
-        UsageError: Nothing is called so, or the foreign network cannot be used.
+        UsageError: The name is unknown, or the foreign network cannot be used.
     """
     if foreign_kind(request) is None:
         return resolve(request.name)
@@ -127,10 +126,10 @@ def entry_of(request: ModelRequest, *, offline: bool = False) -> ModelEntry:
 
 
 def resolve(name: str) -> ModelEntry:
-    """The catalogue's entry for `name`, or one made for a training run or for another library.
+    """The catalogue entry of `name`, or a new one for a training run or another library.
 
     Raises:
-        UsageError: Nothing is called so; the message offers the nearest names.
+        UsageError: The name is unknown; the message has the nearest names.
     """
     spelling = {canonical(known): entry for known, entry in CATALOGUE.items()}
     if canonical(name) in spelling:
@@ -160,7 +159,7 @@ def resolve(name: str) -> ModelEntry:
 
 
 def names_run(name: str) -> bool:
-    """Whether `name` is the folder of a training run; a model of that name goes before it."""
+    """Whether `name` is the folder of a training run; models with that name take precedence."""
     known = {canonical(entry) for entry in CATALOGUE}
     return canonical(name) not in known and is_run(Path(name))
 
@@ -172,7 +171,7 @@ _SAYS = {
 
 
 def check_task(entry: ModelEntry, task: Literal["cls", "seg"]) -> None:
-    """Raises UsageError where `entry` is not for `task`."""
+    """Raises UsageError if `entry` is not for `task`."""
     if entry.task != task:
         kind, answers = _SAYS[entry.task]
         raise UsageError(
@@ -187,9 +186,9 @@ class _Weights:
     """The weights of a model.
 
     Args:
-        origin: Where they come from, for records and messages.
-        state: By name; None where the library of the network downloads them itself.
-        header: What they say of themselves, where they were trained here.
+        origin: Origin of the weights, for records and messages.
+        state: Tensors by name; None if the library of the network downloads them.
+        header: Header of weights that this program trained.
     """
 
     origin: str
@@ -198,9 +197,9 @@ class _Weights:
 
 
 def weights_path(request: ModelRequest) -> Path | None:
-    """The file or the run's folder with the weights of `request`, where it is on this machine.
+    """The local file or run folder with the weights of `request`.
 
-    None for official weights that are downloaded, and for an untrained network.
+    None for downloaded official weights and for untrained networks.
     """
     if request.untrained or foreign_kind(request) is not None:
         return None
@@ -214,7 +213,7 @@ def weights_path(request: ModelRequest) -> Path | None:
 
 
 def header_for(request: ModelRequest) -> Header | None:
-    """What the weights of `request` say of themselves; None where they were not trained here.
+    """Header of the weights of `request`; None if this program did not train them.
 
     Raises:
         UsageError: The weights are damaged.
@@ -227,7 +226,7 @@ def header_for(request: ModelRequest) -> Header | None:
 
 
 def _find_weights(entry: ModelEntry, request: ModelRequest, *, offline: bool) -> _Weights | None:
-    """The weights that the request means; None for none: untrained, or a baseline."""
+    """The weights of the request; None for untrained networks and baselines."""
     if not is_trainable(entry):
         if request.weights is not None:
             raise UsageError(
@@ -265,19 +264,19 @@ def _network(
 
 
 def _arguments(request: ModelRequest, header: Header | None) -> dict[str, Any]:
-    """For the builder: what the weights say, under what the user says; the classes are theirs."""
+    """Builder arguments of the weights, overridden by the user except for the classes."""
     if header is None:
         return dict(request.arguments)
     if not isinstance(header, ClassifierHeader):
         return {**header.arguments, **request.arguments}
-    outputs = header.arguments.get("num_classes", len(header.classes))  # may be more than classes
+    outputs = header.arguments.get("num_classes", len(header.classes))  # at least the classes
     return {**header.arguments, **request.arguments, "num_classes": outputs}
 
 
 def _preprocessing(
     entry: ModelEntry, network: nn.Module, header: Header | None, arguments: Mapping[str, Any]
 ) -> Preprocessing | MaskPreprocessing:
-    """The network's own, or that of its training."""
+    """Preprocessing of the training, else that of the network."""
     if isinstance(header, ClassifierHeader):
         return Preprocessing(**header.preprocessing)
     if isinstance(header, WeightsHeader):
@@ -302,10 +301,10 @@ def _pretraining(entry: ModelEntry, request: ModelRequest, weights: _Weights | N
 
 
 def answers_in(request: ModelRequest) -> LabelSpace:
-    """The classes that the outputs of the classifier of `request` mean, in their order.
+    """The label space of the outputs of the classifier of `request`.
 
     Raises:
-        UsageError: The named label space is none, or contradicts the weights.
+        UsageError: The label space does not exist or contradicts the weights.
     """
     if foreign_kind(request) is not None:
         space = open_foreign(request, offline=True).space
@@ -331,18 +330,18 @@ def _in_order(space: LabelSpace) -> str:
 
 
 AS_RUN = {"vim": 1000}
-"""Networks that were published with more outputs than the classes on which they were trained."""
+"""Networks published with more outputs than trained classes."""
 
 
 def _with_classes(
     facts: ModelFacts, entry: ModelEntry, request: ModelRequest, network: nn.Module
 ) -> tuple[ModelFacts, int | None]:
-    """`facts` with the classes of a classifier, as named and as many as its last layer has.
+    """`facts` with the classes of a classifier, checked against the size of its last layer.
 
-    Beside it the number of classes where the last layer has further outputs, which are ignored.
+    Also returns the number of classes if the last layer has further outputs, which are ignored.
 
     Raises:
-        UsageError: The two do not fit.
+        UsageError: The number of classes does not match the last layer.
     """
     space = answers_in(request)
     classes = getattr(network, "num_classes", None)
@@ -373,12 +372,12 @@ def _with_classes(
         )
     arguments = dict(facts.arguments)
     if request.weights is not None and classes != len(read_label_space(entry.label_space).ids):
-        arguments.setdefault("num_classes", classes)  # as if the user had said what the head says
+        arguments.setdefault("num_classes", classes)  # as if typed by the user
     return replace(facts, label_space=space.name, arguments=arguments), None
 
 
 def _spare_outputs(entry: ModelEntry, facts: ModelFacts, network: nn.Module, classes: int) -> str:
-    """What is announced of a last layer with more outputs than classes."""
+    """The announcement for a last layer with more outputs than classes."""
     return (
         f"`{entry.name}`: the last layer in `{facts.weights}` has {network.num_classes:,} outputs. "
         f"Only the first {classes}, in the order of {facts.label_space}, are classes; the others "

@@ -1,4 +1,4 @@
-"""Weights into a network, all of them or an error that says what differs and whose they are."""
+"""Strict loading of weights, with errors that name differences and the matching network."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _SHOWN = 3
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Name to shape."""
+    """Shapes of the tensors by name."""
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The weights of a file that a network takes.
+    """The set of weights in a file that was selected for a network.
 
     Args:
-        state: Under the network's names.
-        named: Under the file's names, without the prefix.
-        place: Where in the file they lie, see `Weights`.
-        prefix: What was before every name; empty for nothing.
-        fits: Whether names and shapes are the network's.
-        passed_over: Other sets of weights in the file, as users know them.
-        left_out: Tensors without the prefix, which are no part of the network.
-        remarks: What was done to the names while reading.
+        state: Tensors under the network's names.
+        named: Tensors under the file's names, without the prefix.
+        place: Location in the file, see `Weights.key_path`.
+        prefix: Common prefix of the names; empty for none.
+        fits: Whether names and shapes match the network.
+        passed_over: Other sets of weights in the file, in words.
+        left_out: Tensors without the prefix, which do not belong to the network.
+        remarks: Changes to the names while reading, in words.
     """
 
     state: Mapping[str, Tensor]
@@ -57,11 +57,11 @@ class Choice:
     remarks: tuple[str, ...]
 
     def announce(self, origin: str, *further: str) -> None:
-        """Logs what a user must know of the choice; nothing where there was none.
+        """Announces the selection if there was a choice.
 
         Args:
             origin: The file.
-            further: More to be said.
+            further: Further sentences.
         """
         remarks = [*self.remarks, *self._choice(), *further]
         if remarks:
@@ -88,7 +88,7 @@ class Choice:
 
 
 def announce(text: str) -> None:
-    """Tells the user a choice that was made for them: on the command line, as a line of it."""
+    """Announces an automatic choice to the user."""
     _LOG.warning(text)
 
 
@@ -100,15 +100,16 @@ def choose(
     heads: Sequence[str] = (),
     complete: bool = False,
 ) -> Choice:
-    """Which weights of a file are a network's: which set, and below which prefix of their names.
+    """Selects the set of weights in a file, and the prefix of its names, that match a network.
 
-    All must fit; where none do, the set with most of the network's names is returned, for messages.
+    All names and shapes must match. Without a match, returns the set that shares most names with
+    the network, for messages.
 
     Args:
-        state: The weights as read; the other sets in their file are tried too.
+        state: The weights as read; the other sets in the file are also tried.
         expected: Names and shapes of the network.
-        convert: The file's names to the network's.
-        heads: Beginnings of names that may be of any shape, or not there.
+        convert: Maps the file's names to the network's.
+        heads: Name prefixes of tensors that can have any shape or be missing.
         complete: Whether every tensor of a set must have the prefix.
     """
     sets = [state, *(state.other_sets if isinstance(state, Weights) else ())]
@@ -127,10 +128,10 @@ def choose(
 
 
 def fitted_to_ablation(network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """`state` without the parameters of the scan that `network` was built without.
+    """`state` without the parameters of the scan, for a `network` built without its scan.
 
-    Only if `state` has all of them: then it is of the network with its scan. A part of them stays,
-    to be refused as unknown.
+    Removes them only if `state` has all of them, as weights of the network with its scan do. A
+    subset is kept and later refused as unknown.
     """
     removed = removed_parameters(network)
     if not removed or not removed.keys() <= state.keys():
@@ -139,7 +140,7 @@ def fitted_to_ablation(network: nn.Module, state: Mapping[str, Tensor]) -> Mappi
 
 
 def ablation_remarks(network: nn.Module, converted: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """What `fitted_to_ablation` left out of `converted`, the weights that were taken, in words."""
+    """A remark on the tensors of `converted` that `fitted_to_ablation` removed."""
     removed = removed_parameters(network)
     if not removed or not removed.keys() <= converted.keys():
         return ()
@@ -186,7 +187,7 @@ def _body(shapes: Shapes, heads: tuple[str, ...]) -> Shapes:
 
 
 def _prefixes(names: Collection[str], expected: int, *, complete: bool) -> list[str]:
-    """What stands before so many of `names` that the rest may be the names of a network."""
+    """Common prefixes of enough `names` to be those of a network."""
     counts: Counter[str] = Counter()
     for name in names:
         keys = name.split(".")
@@ -203,7 +204,7 @@ def _key_path(weights: Mapping[str, Tensor]) -> str:
 def _passed_over(
     best: _Attempt, fitting: Sequence[_Attempt], sets: Sequence[Mapping[str, Tensor]]
 ) -> tuple[str, ...]:
-    """Sets that come before the taken one, or are about as large, and prefixes that fit too."""
+    """Sets preferred to the selected one or of similar size, and further matching prefixes."""
     chosen = next(n for n, weights in enumerate(sets) if weights is best.weights)
     alternatives = [
         weights for n, weights in enumerate(sets)
@@ -222,7 +223,7 @@ def _left_out(best: _Attempt) -> tuple[str, ...]:
 
 
 def heads_in(network: nn.Module) -> tuple[str, ...]:
-    """Beginnings of the names of a classifier's last layers, which timm's contract tells."""
+    """Name prefixes of a classifier's last layers, from timm's interface."""
     classifier = getattr(network, "get_classifier", None)
     classifier_layers = None if classifier is None else classifier()
     layers = (
@@ -234,11 +235,11 @@ def heads_in(network: nn.Module) -> tuple[str, ...]:
 
 
 def head_classes(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """How many classes the head in `state` tells apart; None where it has none.
+    """Number of classes of the head in `state`; None without a head.
 
     Args:
         network: A classifier of the same architecture, with any number of classes.
-        state: Weights under its names.
+        state: Weights under the network's names.
     """
     heads, classes = heads_in(network), getattr(network, "num_classes", None)
     rows = [
@@ -251,21 +252,21 @@ def head_classes(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
 def load_strictly(
     network: nn.Module, state: Mapping[str, Tensor], *, model: str, origin: str, advice: str | None
 ) -> None:
-    """Copies `state` into `network`; every name and shape must be the network's, as in torch.
+    """Copies `state` into `network`; all names and shapes must match, as in torch.
 
-    Files from before torch counted the batches of a normalisation have no such counters; torch
-    loads them, and so does this.
+    Batch counters of normalisation layers can be missing, as in files of old torch versions, which
+    torch also loads.
 
     Args:
-        network: Where the weights go.
+        network: The network.
         state: The weights.
-        model: The network's name, for the message.
-        origin: Where the weights come from, for the message.
-        advice: What to do if they do not fit, where that is known, for the message.
+        model: Name of the network, for the message.
+        origin: Origin of the weights, for the message.
+        advice: Advice for the message if the weights do not match, if known.
 
     Raises:
-        UsageError: A name is missing, unknown, or of another shape, or a parameter is NaN, infinite
-            or no floating-point number.
+        UsageError: A name is missing, unknown or has another shape, or a parameter is NaN,
+            infinite or not a floating-point number.
     """
     expected, received = shapes_of(network.state_dict()), shapes_of(state)
     needed = {key: shape for key, shape in expected.items() if key in received or not counts(key)}
@@ -282,9 +283,9 @@ def load_strictly(
 def _check_numbers(
     network: nn.Module, state: Mapping[str, Tensor], model: str, origin: str
 ) -> None:
-    """Raises UsageError where a parameter would be no finite floating-point number.
+    """Raises UsageError if a parameter is not a finite floating-point number.
 
-    Buffers may be infinite, as masks of attention are, and of any type.
+    Buffers can be infinite (attention masks) and of any type.
     """
     parameters = dict(network.named_parameters(remove_duplicate=False))
     for key, tensor in state.items():
@@ -304,7 +305,7 @@ def _check_numbers(
 
 
 def _is_usable(tensor: Tensor, *, finite: bool) -> bool:
-    """Whether no number is NaN, and with `finite` none infinite; the sum shows both cheaply."""
+    """Whether no element is NaN or, with `finite`, infinite; the sum is a cheap first test."""
     total = tensor.double().sum() if tensor.element_size() < 2 else tensor.sum(dtype=torch.double)
     if bool(torch.isfinite(total)):
         return True
@@ -313,12 +314,12 @@ def _is_usable(tensor: Tensor, *, finite: bool) -> bool:
 
 
 def counts(key: str) -> bool:
-    """Whether a tensor is a normalisation's count of batches, which old files do not have."""
+    """Whether a tensor is a batch counter of a normalisation layer."""
     return key.endswith(_COUNTER)
 
 
 def tensor_differences(expected: Shapes, received: Shapes, most: int = _SHOWN) -> str:
-    """The first few names and shapes in which `received` is not `expected`, in words."""
+    """The first differences in names and shapes between `received` and `expected`, in words."""
     missing = [key for key in expected if key not in received]
     unknown = [key for key in received if key not in expected]
     reshaped = [key for key in expected if key in received and expected[key] != received[key]]
@@ -339,7 +340,7 @@ def _listed(names: Sequence[str], most: int = _SHOWN) -> str:
     return ", ".join(f"`{shortened_text(name)}`" for name in names[:most])
 
 
-# The names of the v0 files (VMamba issue 53) and ours, applied in this order.
+# Patterns from the names of v0 files (VMamba issue 53) to ours, applied in this order.
 _OLD_NAMES = (
     (re.compile(r"^patch_embed\.proj\."), "patch_embed.0."),
     (re.compile(r"^patch_embed\.norm\."), "patch_embed.2."),
@@ -351,7 +352,7 @@ _OLD_NAMES = (
 
 
 def vmamba_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` under today's names; projections stored as 1x1 convolutions become matrices."""
+    """`state` under current names; 1 x 1 convolutions of projections become matrices."""
     return {_new_name(key): _matrix(key, tensor) for key, tensor in state.items()}
 
 
@@ -366,7 +367,7 @@ def _matrix(key: str, tensor: Tensor) -> Tensor:
     return tensor.flatten(1) if pointwise and tensor.shape[2:] == (1, 1) else tensor
 
 
-_NOTHING = r"(?!)"  # a ResNet for CIFAR has the names of timm's and torchvision's ResNets
+_NOTHING = r"(?!)"  # no match: ResNets for CIFAR have the names of timm's and torchvision's ResNets
 _PLAN = (
     "Give the options of its plan: `robustcli.models.umamba.plan_options` reads them from "
     "an entry of `configurations` in `plans.json`."
@@ -375,14 +376,14 @@ _PLAN = (
 
 @dataclass(frozen=True)
 class Family:
-    """How one family's files look.
+    """The files of a family of networks.
 
     Args:
-        title: Its name, for messages.
-        mark: A pattern at the beginning of a tensor's name that only its files hold.
+        title: Name for messages.
+        mark: Pattern of the beginning of a tensor name that only files of the family have.
         heads: Layers whose size is the number of classes.
-        convert: Official names and shapes to ours.
-        advice: What to do with a file of the family that fits none of its members.
+        convert: Maps official names and shapes to ours.
+        advice: Advice for a file of the family that matches none of its members.
     """
 
     title: str
@@ -427,7 +428,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(names: Iterable[str]) -> str | None:
-    """The key in FAMILIES of the family whose files hold such names; None for a foreign file."""
+    """The key in FAMILIES of the family with such names; None for a foreign file."""
     tensor_names = list(names)
     return next(
         (
@@ -440,7 +441,7 @@ def family_of(names: Iterable[str]) -> str | None:
 
 
 def recognise(state: Mapping[str, Tensor]) -> str | None:
-    """The network whose names and shapes `state` has, whatever its number of classes; else None."""
+    """The network with the names and shapes of `state` except for the head; None if unknown."""
     family = family_of(state)
     if family is None:
         return None
@@ -449,29 +450,29 @@ def recognise(state: Mapping[str, Tensor]) -> str | None:
 
 
 def members(family: str) -> list[str]:
-    """The names in `family` that are not merely another name of a member."""
+    """The names in `family` without aliases."""
     architectures = [a for a in ARCHITECTURES.values() if a.family == family]
     return [a.name for a in architectures if a.name == a.variant]
 
 
 @cache
 def layout(name: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the network `name` as published."""
+    """Names and shapes of the published network `name`."""
     with torch.device("meta"):
         return shapes_of(ARCHITECTURES[name].build().state_dict())
 
 
 def body(shapes: Shapes, family: str) -> dict[str, tuple[int, ...]]:
-    """`shapes` without those that the number of classes decides."""
+    """`shapes` without those that depend on the number of classes."""
     heads = tuple(f"{head}." for head in FAMILIES[family].heads)
     return {key: shape for key, shape in shapes.items() if not key.startswith(heads)}
 
 
 def classes_in(shapes: Shapes, family: str) -> int | None:
-    """For how many classes weights of these shapes are; None without a head."""
+    """Number of classes of weights with these shapes; None without a head."""
     heads = tuple(f"{head}." for head in FAMILIES[family].heads)
     of_heads = {key: shape for key, shape in shapes.items() if key.startswith(heads)}
     biases = [shape[0] for shape in of_heads.values() if len(shape) == 1]
-    if not biases:  # a linear layer without one
+    if not biases:  # a linear layer without bias
         biases = [shape[0] for key, shape in of_heads.items() if key.endswith(".weight")]
     return biases[0] if biases else None

@@ -1,9 +1,9 @@
-"""What every loaded model has, and its first forward pass, of one made-up image.
+"""The interface of loaded models, and their first forward pass with a generated image.
 
-The first pass comes before anything is decoded or written. What a network says of an input that it
-cannot take becomes a message with the input's shape, what the network wants where that can be found
-out, and the option that changes it. What timm's networks want is tried on torch's `meta` device,
-which computes shapes only.
+The first pass runs before images are decoded or files written. An error of the network becomes a
+message with the shape of the input, the input that the network expects (if it can be determined),
+and the option that changes it. For timm networks the expected input is determined on torch's `meta`
+device, which computes only shapes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from robustcli.core.errors import RobustError, UsageError, first_line
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 GREY_NOTE = "`{}` reads one channel: images are turned into greyscale (luma of ITU-R BT.601)."
-"""What is announced of a model that reads greyscale images."""
+"""Announcement for a model with greyscale input."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a record says of a model beside its preprocessing; `scans`: it needs the scan."""
+    """Facts about a model for records; `scans` tells whether it uses the selective scan."""
 
     name: str
     family: str
@@ -53,36 +53,36 @@ class Model(Protocol):
     network: nn.Module
     facts: ModelFacts
     notes: tuple[str, ...]
-    """What is to be announced of how it was loaded, a line each."""
+    """Announcements about loading, one line each."""
     device: torch.device
     precision: Precision
 
     @property
     def preprocessing(self) -> Any:
-        """How images become its input: a dataclass with a `view`."""
+        """Preprocessing of the input: a dataclass with a `view`."""
 
     def to(self: SelfT, device: torch.device, precision: Precision) -> SelfT:
-        """This model, moved."""
+        """Moves this model to `device` and `precision`; returns it."""
 
     def try_out(self) -> None:
-        """Puts one made-up image through the network.
+        """Runs one generated image through the network.
 
         Raises:
-            UsageError: It cannot take images of its preprocessing, or does not answer as a model
-                of its task does; the message says what it wants.
+            UsageError: The network cannot process images of its preprocessing, or its output is
+                not that of its task; the message states the expected input.
         """
 
     @property
     def predict(self) -> Callable[..., Any]:
-        """Of equally long inputs, one entry an image, to the answers.
+        """Maps inputs of equal length, one item per image, to predictions.
 
-        The inputs of a classifier are views and true classes, those of a segmenter images of any
-        size.
+        The inputs of a classifier are preprocessed images and true classes, those of a segmenter
+        are images of any size.
         """
 
 
 IMG_SIZE = "img_size"
-"""The option of timm's and of our own builders for networks that are made for one size."""
+"""The builder argument, of timm and of ours, of networks with a fixed input size."""
 _SEED = 0
 _ABOUT_DEVICE = ("CUDA", "cuDNN", "CUBLAS", "driver", "HIP", "MPS", "out of memory", "memory:")
 _T = TypeVar("_T")
@@ -90,15 +90,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Trial:
-    """What is tried.
+    """A first forward pass.
 
     Args:
-        name: The network's, for messages.
-        builder: What makes it, and of which variant: `timm:resnet18`.
-        arguments: For the builder.
+        name: Name of the network, for messages.
+        builder: Builder and variant, such as `timm:resnet18`.
+        arguments: Builder arguments.
         shape: Channels, height and width of the image.
-        size_flag: The option that sets the image's size; empty where there is none.
-        precision: Of the forward pass.
+        size_flag: The option that sets the image size; empty without one.
+        precision: Precision of the forward pass.
     """
 
     name: str
@@ -110,27 +110,27 @@ class Trial:
 
     @property
     def side(self) -> int:
-        """Of the image, in pixels."""
+        """Side of the image in pixels."""
         return self.shape[1]
 
     @property
     def variant(self) -> str | None:
-        """Timm's name of the network; None for a network of others."""
+        """Timm's name of the network; None for other networks."""
         builder, _, variant = self.builder.partition(":")
         return variant if builder == "timm" else None
 
 
 def made_up_image(shape: tuple[int, int, int]) -> Tensor:
-    """The image that is tried, uint8 (1, *shape): noise, the same every time."""
+    """The generated image, uint8 (1, *shape): noise with a fixed seed."""
     generator = torch.Generator().manual_seed(_SEED)
     return torch.randint(0, 256, (1, *shape), dtype=torch.uint8, generator=generator)
 
 
 def first_pass(forward: Callable[[], _T], trial: Trial) -> _T:
-    """What `forward` returns, which puts the image that is tried through the network.
+    """The result of `forward`, which runs the network on the generated image.
 
     Raises:
-        UsageError: The network cannot take such an image.
+        UsageError: The network cannot process such an image.
     """
     try:
         with torch.inference_mode():
@@ -141,15 +141,15 @@ def first_pass(forward: Callable[[], _T], trial: Trial) -> _T:
         raise
     except Exception as error:
         if any(word in str(error) for word in _ABOUT_DEVICE):
-            raise  # the machine's fault, or a lack of memory: not one of the image
+            raise  # caused by the machine or a lack of memory, not by the image
         raise _refused(trial, error) from error
 
 
 def check_class_scores(scores: object, classes: int | None, trial: Trial) -> None:
-    """Checks that a classifier says one finite number per image and class.
+    """Checks that a classifier returns one finite number per image and class.
 
     Raises:
-        UsageError: It says something else.
+        UsageError: It returns something else.
     """
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != 1:
@@ -162,7 +162,7 @@ def check_class_scores(scores: object, classes: int | None, trial: Trial) -> Non
 
 
 def check_finite(values: Tensor, trial: Trial) -> None:
-    """Raises UsageError where the answer to an ordinary image is not a number."""
+    """Raises UsageError if the output for the generated image is not finite."""
     if not torch.isnan(values).any():
         return
     if trial.precision == "fp32":
@@ -181,10 +181,10 @@ def check_finite(values: Tensor, trial: Trial) -> None:
 
 @contextmanager
 def norms_of_one_value(network: nn.Module) -> Iterator[list[str]]:
-    """The batch norms that see one value per channel of an image that goes through `network`.
+    """Collects names of batch norms with a single value per channel and image.
 
-    Names are added while images, one at a time, go through it in the context. In training such a
-    norm needs two images at least: of a single value there is no variance.
+    Names are added during forward passes with one image in the context. Such a layer needs at
+    least two images in training, because a single value has no variance.
     """
     seen_names: dict[str, None] = {}
 
@@ -208,7 +208,7 @@ def norms_of_one_value(network: nn.Module) -> Iterator[list[str]]:
 
 
 def _flagged(todo: str, trial: Trial) -> str:
-    """What a network of ours advises, in the options of the command line."""
+    """The advice of a network of ours, in terms of command-line options."""
     if not trial.size_flag:
         return todo
     if IMG_SIZE in todo:
@@ -245,7 +245,7 @@ def _is_about_channels(error: Exception) -> bool:
 
 
 def _wants(trial: Trial) -> tuple[str, str]:
-    """What the network wants, and what to do; as far as it can be found out."""
+    """The input that the network expects, and advice, as far as it can be determined."""
     flag = trial.size_flag
     if trial.variant is None:
         advice = "Use the size that it was published for"
@@ -269,12 +269,12 @@ def _wants(trial: Trial) -> tuple[str, str]:
 
 
 def _smallest(trial: Trial, native_side: int | None) -> int | None:
-    """The smallest side above that of the image that the network takes, where sizes are free."""
+    """The smallest supported side above that of the image, for networks without a fixed size."""
     if native_side is None or native_side <= trial.side or not _works(trial, native_side):
         return None
     if not all(
         _works(trial, native_side + extra) for extra in (1, 8)
-    ):  # not every size above serves
+    ):  # some larger sizes do not work
         return None
     low, high = trial.side, native_side
     while high - low > 1:
@@ -284,7 +284,7 @@ def _smallest(trial: Trial, native_side: int | None) -> int | None:
 
 
 def _works(trial: Trial, side: int, img_size: int | None = None) -> bool:
-    """Whether the network, perhaps built for `img_size`, takes squares of `side` pixels."""
+    """Whether the network, built with `img_size` if given, accepts squares of `side` pixels."""
     assert trial.variant is not None, "only timm's are tried"
     size_argument = {} if img_size is None else {IMG_SIZE: img_size}
     try:
@@ -302,6 +302,6 @@ def _works(trial: Trial, side: int, img_size: int | None = None) -> bool:
 
 
 def _check_not_empty(module: nn.Module, inputs: object, output: Tensor) -> None:
-    """Raises ValueError for an image smaller than the kernel, which torch 2.6 allows on `meta`."""
+    """Raises ValueError for images smaller than the kernel, which torch 2.6 accepts on `meta`."""
     if output.numel() == 0:
         raise ValueError("the kernel is larger than the image")

@@ -1,4 +1,4 @@
-"""Networks by builder, fresh or with the weights of a file; `robustcli.create_model`."""
+"""Builds networks, with initial weights or those of a file; `robustcli.create_model`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from robustcli.models.ablation import scan_parameters
 from robustcli.models.architectures import ARCHITECTURES, Architecture, architecture
 from robustcli.models.vim import fit_positions
 
-# Classifiers come with timm's methods, whichever door they come through.
+# All classifiers get timm's methods.
 _CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "vmamba": timm_families.build_vmamba,
     "vim": timm_families.build_vim,
@@ -47,10 +47,10 @@ _TIMMS = ("in_chans", "global_pool", "drop_rate", "drop_path_rate")
 
 
 def create(name: str, options: Mapping[str, Any]) -> nn.Module:
-    """The network `name` of the registry, freshly initialised, in eval mode.
+    """The network `name` of the registry with initial weights, in eval mode.
 
     Raises:
-        UsageError: It has no such option, or cannot take such a value.
+        UsageError: The network has no such option, or the value is invalid.
     """
     spec = architecture(name)
     _check_options(spec, options)
@@ -88,11 +88,11 @@ def with_weights(
     Args:
         name: A name of the registry.
         state: Weights under official names or ours.
-        origin: Where they come from, for messages.
-        options: For the builder; with `img_size`, a Vim's position embedding is resized to it.
+        origin: Origin of the weights, for messages.
+        options: Builder arguments; `img_size` resizes the position embedding of a Vim.
 
     Raises:
-        UsageError: The weights are of another network; the message says of which, if it can.
+        UsageError: The weights are of another network, which the message names if possible.
     """
     spec = architecture(name)
     network = create(name, options)
@@ -120,7 +120,7 @@ def with_weights(
 def classifier_with_weights(
     name: str, state: Mapping[str, Tensor], origin: str, options: Mapping[str, Any]
 ) -> nn.Module:
-    """As `load`, with as many classes as the head in the file tells apart, unless `options` say.
+    """Like `with_weights`, with the number of classes of the head in the file as default.
 
     Raises:
         UsageError: The weights are of another network, or of another number of classes.
@@ -172,7 +172,7 @@ def _weights_advice(
 
 
 def _lacks_its_scan(network: nn.Module, state: Mapping[str, Tensor], family: str) -> bool:
-    """Whether `state` has everything of `network` but the parameters of its scans."""
+    """Whether `state` lacks exactly the scan parameters of `network`."""
     shapes, expected = shapes_of(FAMILIES[family].convert(state)), shapes_of(network.state_dict())
     parts = scan_parameters(network)
     without = {name: shape for name, shape in expected.items() if name not in parts}
@@ -198,7 +198,7 @@ def _other_classes(family: str, classes: int | None, options: Mapping[str, Any])
 
 
 def _other_size(shapes: Shapes, expected: Shapes) -> str | None:
-    """What to do where only the number of positions differs: images of another size."""
+    """Advice if only the number of positions differs, because of another image size."""
     different = {key for key in {*shapes, *expected} if shapes.get(key) != expected.get(key)}
     if different - {"head.weight", "head.bias"} != {"pos_embed"}:
         return None
@@ -214,14 +214,15 @@ Arguments = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Builder:
-    """What makes a network of a variant.
+    """Functions that build networks.
 
     Args:
-        create: Of variant and arguments: as initialised.
-        with_weights: Of variant, weights, their origin and arguments; None for what has no weights.
-        preprocessing: Of variant and network: its own.
-        download: Of variant, arguments and `offline`: with the library's own weights; None where
-            the catalogue says where the weights are.
+        create: (variant, arguments) to the network with initial weights.
+        with_weights: (variant, weights, origin, arguments) to the network with these weights; None
+            for networks without weights.
+        preprocessing: (variant, network) to the preprocessing.
+        download: (variant, arguments, offline) to the network with weights of its library; None if
+            the catalogue has the address of the weights.
     """
 
     create: Callable[[str, Arguments], nn.Module]
@@ -231,17 +232,17 @@ class Builder:
 
 
 def is_trainable(entry: ModelEntry) -> bool:
-    """Whether there is anything to train in `entry`; a baseline has no weights."""
+    """Whether `entry` has weights to train; baselines have none."""
     return BUILDERS[entry.builder].with_weights is not None
 
 
 def own_preprocessing(
     entry: ModelEntry, network: nn.Module, arguments: Arguments
 ) -> Preprocessing | MaskPreprocessing:
-    """The preprocessing of `network`, in the channels and the size that it was built for.
+    """The preprocessing of `network`, for its number of channels and input size.
 
     Raises:
-        UsageError: It is built for a number of channels that images here do not have.
+        UsageError: The number of channels is not supported.
     """
     channels = input_channels(arguments)
     preprocessing = (
@@ -258,11 +259,11 @@ def own_preprocessing(
 
 
 OFFICIAL = Preprocessing(resize=256, crop=224)
-"""Of VMamba's and Vim's own evaluations."""
+"""Preprocessing of VMamba's and Vim's evaluations."""
 
 
 def _official(variant: str, network: nn.Module) -> Preprocessing:
-    """VMamba's and Vim's own; at the size that the network was built for, where it has one."""
+    """VMamba's and Vim's preprocessing, at the input size of the network if it is fixed."""
     if variant == "vmamba-pico":
         return CIFAR10
     side = min(getattr(network.config, "image", (OFFICIAL.crop,)))
@@ -272,7 +273,7 @@ def _official(variant: str, network: nn.Module) -> Preprocessing:
 
 
 def _of_cifar(variant: str, network: nn.Module) -> Preprocessing:
-    """That of CIFAR, whose photos are not cut, at the size that the network was built for."""
+    """Preprocessing for CIFAR, without crop, at the input size of the network."""
     size = getattr(network.config, "img_size", CIFAR10.crop)
     side = size if isinstance(size, int) else min(size)
     return replace(CIFAR10, resize=side, crop=side)
@@ -308,13 +309,13 @@ BUILDERS: dict[str, Builder] = {
     "otsu": Builder(
         _otsu,
         None,
-        lambda variant, network: MaskPreprocessing(window=0),  # whole images
+        lambda variant, network: MaskPreprocessing(window=0),  # complete images
     ),
 }
 
 
 OUR_BUILDERS = ("vmamba", "vim", "zoo")
-"""Those whose variants are names of `models.architectures.ARCHITECTURES`."""
+"""Builders whose variants are names of `models.architectures.ARCHITECTURES`."""
 
 
 def create_model(
@@ -327,16 +328,16 @@ def create_model(
     """The network called `name`: float32, on the CPU, in eval mode.
 
     Args:
-        name: One of ours, in any spelling, a timm name (with its tag where no weights are given),
-            or `smp:ARCHITECTURE/ENCODER`.
-        weights: A file in any format of the model's own project, or ours; loaded strictly. None
-            leaves the network as its authors initialise it; nothing is downloaded.
-        num_classes: Classes of the head; None for as many as a classifier's weights have in their
-            head, without weights for the network's own.
+        name: One of our names in any spelling, a timm name (with its tag if there are no
+            `weights`), or `smp:ARCHITECTURE/ENCODER`.
+        weights: A file in the format of the model's authors or ours, loaded strictly. None keeps
+            the initial weights of the authors' initialisation; nothing is downloaded.
+        num_classes: Number of classes; None for that of the head in `weights`, or of the network.
         options: Changes to the network's configuration (`features`, `img_size`, ...).
 
     Raises:
-        UsageError: The name or an option is unknown, or the file does not hold its weights.
+        UsageError: The name or an option is unknown, or the file does not contain matching
+            weights.
     """
     if num_classes is not None:
         options["num_classes"] = num_classes
@@ -349,11 +350,11 @@ def create_model(
 
 
 def _resolve_builder(name: str, *, tagged: bool) -> tuple[str, str]:
-    """The builder of the network called `name`, and the builder's name for it.
+    """Builder and variant of the network called `name`.
 
     Args:
-        name: As typed.
-        tagged: Whether a timm name needs the tag that says which pretraining is meant.
+        name: Name as typed.
+        tagged: Whether a timm name needs a tag that names the pretraining.
     """
     architectures = {canonical(key): entry for key, entry in ARCHITECTURES.items()}
     if canonical(name) in architectures:

@@ -1,7 +1,7 @@
-"""`resnet-pico`: a residual network of `vmamba-pico`'s size, built of timm's own blocks.
+"""`resnet-pico`: a residual network of the size of `vmamba-pico`, made of timm's blocks.
 
-Importing this registers it with timm as `resnet_pico`, a name that timm itself does not have. Both
-bundled classifiers see 32 x 32 pixels in three stages of 16 x 16, 8 x 8 and 4 x 4 positions.
+Importing this module registers it with timm as `resnet_pico`. Both bundled classifiers take 32 x 32
+pixels and have three stages of 16 x 16, 8 x 8 and 4 x 4 positions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 
 from robustcli.adapters.preprocessing import CIFAR10
 
-__all__: list[str] = []  # timm adds each name as it is registered
+__all__: list[str] = []  # timm adds each registered name
 
 default_cfgs = generate_default_cfgs(
     {

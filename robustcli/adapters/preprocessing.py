@@ -1,4 +1,4 @@
-"""How a photo becomes a model's input: resize and centre crop as torchvision does with PIL."""
+"""Preprocessing of classifiers: resize and centre crop as in torchvision with PIL."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ INTERPOLATIONS = {
 IMAGENET_MEAN: ChannelValues = (0.485, 0.456, 0.406)
 IMAGENET_STD: ChannelValues = (0.229, 0.224, 0.225)
 CHANNELS = ("in_chans", "in_channels")
-"""What builders call the number of channels of their input."""
+"""Builder arguments for the number of input channels."""
 _WHITE = 255
-_DIGITS = 9  # so that 57.12 of 255 is 0.224, and the run the same as of that
-_LEAST_OF_255 = 10  # what is below, and above 1, may be meant in either unit
+_DIGITS = 9  # so that 57.12 / 255 equals 0.224 and gives the same run
+_LEAST_OF_255 = 10  # values between 1 and this are ambiguous
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A model's own resize, crop and normalisation.
+    """Resize, crop and normalisation of a model.
 
     Args:
         resize: Length in pixels of the shorter side after resizing; None keeps the size.
-        crop: Side in pixels of the square that is cut from the centre.
+        crop: Side in pixels of the square centre crop.
         interpolation: A key of INTERPOLATIONS.
-        mean: Per channel, of values in [0, 1]; of one channel for a network of greyscale images.
-        std: Per channel, of values in [0, 1]; as many as `mean`.
+        mean: Mean per channel, for values in [0, 1]; one value for greyscale input.
+        std: Standard deviation per channel, for values in [0, 1]; as long as `mean`.
         mode: `center` keeps the aspect ratio; `squash` resizes both sides to `resize`.
     """
 
@@ -70,20 +70,20 @@ class Preprocessing:
 
     @property
     def channels(self) -> int:
-        """How many the network's input has: 3 for RGB, 1 for greyscale."""
+        """Number of input channels: 3 for RGB, 1 for greyscale."""
         return len(self.mean)
 
     @property
     def view(self) -> str:
-        """A name for the pixels, not their scale: models with the same view see the same ones."""
+        """A name of resize and crop without normalisation: equal views have equal pixels."""
         size = "as-is" if self.resize is None else f"{self.mode}{self.resize}-{self.interpolation}"
         return f"{size}-crop{self.crop}{'-grey' if self.channels == 1 else ''}"
 
     def of_channels(self, channels: int) -> Preprocessing:
-        """This for a network of so many channels.
+        """This preprocessing for a network with `channels` input channels.
 
-        For greyscale, mean and standard deviation are the averages over the colours, as timm takes
-        them (`timm.data.loader.adapt_to_chs`), where the model does not bring values of its own.
+        For greyscale without defined values, mean and standard deviation are averaged over the
+        colours, as in timm (`timm.data.loader.adapt_to_chs`).
         """
         if channels == self.channels:
             return self
@@ -91,22 +91,22 @@ class Preprocessing:
         return replace(self, mean=(mean,) * channels, std=(std,) * channels)
 
     def of_size(self, side: int) -> Preprocessing:
-        """This for a network of squares of `side` pixels; the resize grows with the crop."""
+        """This preprocessing for square inputs of `side` pixels; `resize` scales with `crop`."""
         resize = None if self.resize is None else self.resize * side // self.crop
         return replace(self, resize=resize, crop=side)
 
     def changed(
         self, changes: Mapping[str, Any], channels: int
     ) -> tuple[Preprocessing, tuple[str, ...]]:
-        """`overridden` for a network of so many channels."""
+        """`overridden` for a network with `channels` input channels."""
         return overridden(self.of_channels(channels), changes)
 
     def coloured(self, view: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """What `apply` gave, (H, W, 3), in the channels of the network: (H, W, 3) or (H, W, 1)."""
+        """The result of `apply`, (H, W, 3), in the network's channels: (H, W, 3) or (H, W, 1)."""
         return grey(view) if self.channels == 1 else view
 
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The model's view of `image` (H, W, 3), in colour: (crop, crop, 3)."""
+        """The resized and cropped `image` (H, W, 3) in colour: (crop, crop, 3)."""
         picture = Image.fromarray(image)
         if self.resize is not None:
             size = self.resized(*picture.size)
@@ -115,15 +115,15 @@ class Preprocessing:
         return _centre(np.asarray(picture), self.crop)
 
     def apply_to_crop(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The view of `image` (H, W, 3), which is a crop already: (crop, crop, 3).
+        """Like `apply` for an `image` (H, W, 3) that is already a crop: (crop, crop, 3).
 
-        It is cut, not resized; only one that is smaller than the crop is enlarged to it.
+        Crops without resizing; only images smaller than the crop are enlarged to it.
         """
         large = min(image.shape[:2]) >= self.crop
         return replace(self, resize=None if large else self.crop, mode="center").apply(image)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after the resize, of an image of `width` and `height`."""
+        """Width and height of an image of `width` x `height` pixels after the resize."""
         if self.resize is None:
             return width, height
         if self.mode == "squash":
@@ -137,11 +137,11 @@ CIFAR10 = Preprocessing(
     resize=32, crop=32, interpolation="bilinear",
     mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
 )  # fmt: skip
-"""Of networks for 32 x 32 pixels: the mean and the deviation of CIFAR-10's training images."""
+"""For networks with 32 x 32 pixels: mean and deviation of CIFAR-10's training images."""
 
 
 def _centre(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """The central square; a smaller image is zero-padded, as torchvision's CenterCrop does."""
+    """The central square; smaller images are zero-padded, as in torchvision's CenterCrop."""
     height, width = image.shape[:2]
     down, across = max(0, side - height), max(0, side - width)
     if down or across:
@@ -154,18 +154,18 @@ def _centre(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The luma of `image` (H, W, 3), RGB: (H, W, 1).
+    """The luma of the RGB `image` (H, W, 3), as (H, W, 1).
 
-    Source: ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B, as Pillow's `convert("L")` rounds it.
+    Source: ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B, rounded as in Pillow's `convert("L")`.
     """
-    return np.array(Image.fromarray(image).convert("L"))[:, :, None]  # a copy, to be written to
+    return np.array(Image.fromarray(image).convert("L"))[:, :, None]  # a writable copy
 
 
 def input_channels(arguments: Mapping[str, Any]) -> int:
-    """How many channels a network that is built with `arguments` reads: 3, or 1 for greyscale.
+    """Number of input channels of a network built with `arguments`: 3, or 1 for greyscale.
 
     Raises:
-        UsageError: It is another number, for which there are no images here.
+        UsageError: The number of channels is not supported.
     """
     for name in CHANNELS:
         count = arguments.get(name, 3)
@@ -183,14 +183,14 @@ def input_channels(arguments: Mapping[str, Any]) -> int:
 def overridden(
     base: Preprocessing, changes: Mapping[str, Any]
 ) -> tuple[Preprocessing, tuple[str, ...]]:
-    """`base` with the user's `changes`, and what is to be announced of them.
+    """`base` with the user's `changes`, and the announcements about them.
 
     Args:
-        base: The model's own, in its number of channels.
+        base: Preprocessing of the model, for its number of channels.
         changes: Fields of `Preprocessing`.
 
     Raises:
-        UsageError: A value is out of range, or in units that cannot be told.
+        UsageError: A value is out of range, or its unit is ambiguous.
     """
     statistics = {
         name: tuple(map(float, changes[name])) for name in ("mean", "std") if name in changes
@@ -245,10 +245,10 @@ def _check_values(name: str, values: ChannelValues, channels: int) -> None:
 
 
 def _unit(name: str, values: ChannelValues) -> int | None:
-    """The largest value that `values` are meant of: 1 or 255; None where they say neither.
+    """The pixel range of `values`: 1 or 255; None if both are possible.
 
     Raises:
-        UsageError: Some are of one unit and some of the other, or it cannot be told.
+        UsageError: The units are mixed or ambiguous.
     """
     nonzero = [value for value in values if value]
     if not nonzero:

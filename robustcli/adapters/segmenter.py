@@ -1,6 +1,6 @@
-"""A segmenter ready to measure: uint8 images of any size in, masks or their probabilities out.
+"""Segmenters for evaluation: uint8 images of any size in, masks or probabilities out.
 
-It tells foreground from background, or K classes beside background (`Segmenter.classes`).
+They predict foreground and background, or K classes and background (`Segmenter.classes`).
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from robustcli.nnunet.inference import Mirrored, covered_evenly
 from robustcli.nnunet.normalisation import NnUNetInference
 
 LUMINANCE = (0.299, 0.587, 0.114)
-"""Of red, green and blue (ITU-R BT.601)."""
+"""Weights of red, green and blue (ITU-R BT.601)."""
 _LEVELS = 256
 
 
 class Otsu(nn.Module):
-    """Images (B, 3, H, W) in [0, 1], RGB, to masks (B, 1, H, W) of zeros and ones.
+    """Otsu's threshold: maps RGB images (B, 3, H, W) in [0, 1] to binary masks (B, 1, H, W).
 
-    The foreground is the side of the threshold with fewer pixels, the brighter one where both have
-    as many; an image of one brightness has none.
+    Foreground is the side of the threshold with fewer pixels, or the brighter side if both are
+    equal. An image with a single brightness has no foreground.
     """
 
     num_classes = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """The masks, each from its own image alone."""
+        """The masks; each depends only on its image."""
         weights = torch.tensor(LUMINANCE, dtype=torch.float32, device=x.device).view(1, 3, 1, 1)
         levels = ((x.float() * weights).sum(1) * (_LEVELS - 1)).round().long()
         return torch.stack([_minority(image) for image in levels])[:, None].to(x.dtype)
@@ -65,15 +65,16 @@ def _minority(levels: Tensor) -> Tensor:
 
 
 def threshold(levels: Tensor) -> int:
-    """The level that best separates those at most as high from the higher ones.
+    """Otsu's threshold: the lowest level that maximises the variance between the two classes.
 
-    It is the lowest that maximises the variance between the two.
+    Levels up to the threshold form the first class.
+
     Source: Otsu, "A Threshold Selection Method from Gray-Level Histograms" (1979).
 
     Args:
-        levels: Whole numbers from 0 to 255, of any shape.
+        levels: Integers from 0 to 255, of any shape.
     """
-    # scikit-image, the test's oracle, counts in float32: it loses pixels from 2**24 on.
+    # In float64: scikit-image, the test's oracle, counts in float32, which is inexact from 2**24.
     # On the CPU: not every device has float64.
     counts = torch.bincount(levels.flatten(), minlength=_LEVELS).cpu().double()
     below, sums = counts.cumsum(0), (counts * torch.arange(_LEVELS)).cumsum(0)
@@ -84,41 +85,40 @@ def threshold(levels: Tensor) -> int:
     return int(between.argmax())
 
 
-# One foreground score per pixel of the input, or one score for each class, whatever a segmenter's
-# network returns. Networks here return logits or probabilities, of one class or several, of the
-# input's size or not, alone or as the first of a list. Training and prediction both read them
-# through this file.
+# Converts the outputs of all segmenters to one foreground score per pixel, or one score per class.
+# Networks return logits or probabilities, for one or several classes, at the size of the input or
+# smaller, alone or as the first of a list. Training and prediction both use these functions.
 
 Output = Tensor | list[Tensor] | tuple[Tensor, ...]
 
 
 def is_probability(network: nn.Module) -> bool:
-    """Whether the network's outputs are probabilities; else they are logits.
+    """Whether the outputs of the network are probabilities; else they are logits.
 
-    Networks that end with a sigmoid have one output; built for several classes they give logits.
+    Networks that end with a sigmoid return logits if they are built for several classes.
     """
     return isinstance(network, (ULVMUNet, VMUNet, Otsu)) and network.num_classes == 1
 
 
 def raw_output(network: nn.Module, x: Tensor, classes: int = 0) -> Tensor:
-    """The network's foreground scores (n, 1, H, W) for the images `x` (n, 3, H, W).
+    """The foreground scores (n, 1, H, W) of the network for the images `x` (n, 3, H, W).
 
-    They are probabilities or logits, see `is_probability`. With `classes`, which are counted
-    without background, they are the logits (n, classes + 1, H, W) of background and classes.
+    Scores are probabilities or logits, see `is_probability`. With `classes` (counted without
+    background), returns logits (n, classes + 1, H, W).
     """
     return at_size(first(network(x)), (x.shape[-2], x.shape[-1]), classes)
 
 
 def first(output: Output) -> Tensor:
-    """Of a list, as deep supervision gives it, the output of highest resolution."""
+    """The output of highest resolution, if deep supervision returns a list."""
     return output if isinstance(output, Tensor) else output[0]
 
 
 def at_size(scores: Tensor, size: tuple[int, int], classes: int = 0) -> Tensor:
-    """The scores of `selected_scores`, of height and width `size`, of class scores (n, C, h, w).
+    """`selected_scores` of class scores (n, C, h, w), resized to height and width `size`.
 
-    Enlarged or shrunk bilinearly with align_corners off, as the tumour paper did outside of
-    SegFormer, whose logits have a quarter of the input's size.
+    Bilinear without align_corners, as the tumour paper did outside of SegFormer, whose logits have
+    a quarter of the input's size.
     """
     scores = selected_scores(scores, classes)
     if tuple(scores.shape[2:]) == size:
@@ -127,10 +127,10 @@ def at_size(scores: Tensor, size: tuple[int, int], classes: int = 0) -> Tensor:
 
 
 def selected_scores(scores: Tensor, classes: int = 0) -> Tensor:
-    """Foreground scores (n, 1, h, w) of class scores (n, C, h, w), or with `classes` all of them.
+    """Foreground scores (n, 1, h, w) of class scores (n, C, h, w); with `classes`, all scores.
 
     Raises:
-        UsageError: There is not one score for the background and each of the `classes`.
+        UsageError: The number of scores is not `classes` + 1.
     """
     if not classes:
         return foreground_logits(scores)
@@ -144,9 +144,9 @@ def selected_scores(scores: Tensor, classes: int = 0) -> Tensor:
 
 
 def foreground_logits(scores: Tensor) -> Tensor:
-    """(n, C, h, w) to (n, 1, h, w): of several classes, all but the first are foreground.
+    """Foreground logits (n, 1, h, w) of logits (n, C, h, w), where class 0 is background.
 
-    The sigmoid of the result is the softmax's sum over these classes.
+    The sigmoid of the result is the sum of the softmax over the foreground classes.
     """
     if scores.shape[1] == 1:
         return scores
@@ -154,7 +154,7 @@ def foreground_logits(scores: Tensor) -> Tensor:
 
 
 def native_window(network: nn.Module) -> int:
-    """The side in pixels of what the network was published for, where nothing else is said."""
+    """Default input size of the network in pixels, that of its publication."""
     if isinstance(network, StagedUNet):
         return min(network.config.patch)
     if isinstance(network, ResNetSeg):
@@ -164,18 +164,18 @@ def native_window(network: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class MaskPreprocessing:
-    """Values are scaled to [0, 1], with no mean to remove, where `nnunet` does not say otherwise.
+    """Preprocessing of segmenters. Values are scaled to [0, 1] unless `nnunet` is set.
 
     Args:
-        window: Side in pixels of what the network sees at once. A smaller image is padded, a larger
-            one is covered by overlapping windows. 0: every image as a whole.
-        channels: Order of the channels in the network's input; `grey` is their luma alone.
-        threshold: Probability from which a pixel is foreground, in [0, 1]. Of several classes the
-            most probable one counts.
-        overlap: Share of a window's side that the next one covers again, in [0, 1).
-        nnunet: Of a network trained nnU-Net's way: how it predicts.
-        mean: Subtracted from the values, per channel; None for networks that take them as they are.
-        std: Their divisor after that, per channel; None likewise.
+        window: Side of the network's input in pixels. Smaller images are padded, larger ones are
+            covered by overlapping windows. 0 passes complete images to the network.
+        channels: Channel order of the input; `grey` is luma.
+        threshold: Probability from which a pixel is foreground, in [0, 1]. Not used for several
+            classes, where the most probable class is predicted.
+        overlap: Overlap of neighbouring windows as a share of their side, in [0, 1).
+        nnunet: Settings of nnU-Net's inference, for networks trained by its procedure.
+        mean: Subtracted from the values, per channel; None for no normalisation.
+        std: Divisor after the subtraction, per channel; None for no normalisation.
     """
 
     window: int
@@ -202,21 +202,21 @@ class MaskPreprocessing:
 
     @property
     def view(self) -> str:
-        """A name for the geometry alone: every segmenter gets the image's own pixels."""
+        """Name of the geometry: every segmenter gets the pixels of the image without resize."""
         return "as-is"
 
     def of_channels(self, channels: int) -> MaskPreprocessing:
-        """This for a network of so many channels: 3, or 1 for greyscale."""
+        """This preprocessing for a network with `channels` input channels, 3 or 1 (greyscale)."""
         return replace(self, channels="grey") if channels == 1 else self
 
     def changed(
         self, changes: Mapping[str, Any], channels: int
     ) -> tuple[MaskPreprocessing, tuple[str, ...]]:
-        """This, with some of its fields replaced, and what is to be announced of them: nothing.
+        """This preprocessing with changed fields, and no announcements.
 
         Args:
-            changes: By field.
-            channels: How many the network reads; one is greyscale, whatever `changes` say.
+            changes: New values by field.
+            channels: Number of input channels; 1 means greyscale and overrides `changes`.
 
         Raises:
             UsageError: A field is unknown or a value out of range.
@@ -234,7 +234,7 @@ class MaskPreprocessing:
 
 @dataclass(frozen=True)
 class Padded:
-    """An image (H, W, 3) in which the original lies at `top` and `left`."""
+    """A padded image (H, W, 3) with the original at `top` and `left`."""
 
     image: NDArray[Any]
     top: int
@@ -244,10 +244,9 @@ class Padded:
 def padded_to_window(
     image: NDArray[Any], window: int, *, by: Literal["reflect", "constant"] = "reflect"
 ) -> Padded:
-    """`image` (H, W, 3) with both sides at least `window`.
+    """`image` (H, W, 3), padded so that both sides are at least `window`.
 
-    It is continued by reflection, as often as it takes (one of a single pixel's width is repeated),
-    or `constant`: by zeros.
+    Pads by repeated reflection (a side of a single pixel is repeated), or with zeros if `constant`.
     """
     shortfall = [max(0, window - side) for side in image.shape[:2]]
     if not any(shortfall):
@@ -261,19 +260,19 @@ def covered(
     images: Tensor, window: int, predict: Callable[[Tensor], Tensor], *, overlap: float, batch: int,
     device: torch.device,
 ) -> Tensor:  # fmt: skip
-    """What `predict` says of overlapping windows, averaged with Gaussian weights: (n, C, H, W).
+    """Predictions of overlapping windows, averaged with Gaussian weights: (n, C, H, W).
 
-    The images and the result stay where they are; only windows go to `device`.
+    Images and result keep their device; only windows are moved to `device`.
 
     Args:
         images: (n, 3, H, W), each side at least `window`.
         window: Side of a window in pixels.
-        predict: Windows (m, 3, window, window) to scores (m, C, window, window).
-        overlap: Share of a window's side that the next one covers again, in [0, 1).
-        batch: Windows at a time.
-        device: Where `predict` computes.
+        predict: Maps windows (m, 3, window, window) to scores (m, C, window, window).
+        overlap: Overlap of neighbouring windows as a share of their side, in [0, 1).
+        batch: Number of windows per call of `predict`.
+        device: Device of `predict`.
     """
-    # Slow to import, and not needed for images of the window's size.
+    # Slow to import, and not needed for images with the size of the window.
     from monai.inferers.utils import sliding_window_inference
 
     size = (window, window)
@@ -287,24 +286,24 @@ def covered(
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
-_TRIED = 64  # pixels, of a network that takes every size
+_TRIED = 64  # side of the generated image for networks without a window
 WINDOWS = 4
-"""How many windows of a large image are computed at once, at least."""
+"""Smallest number of windows of a large image per batch."""
 
 
 class Segmenter:
     """A network on its device, with its preprocessing and precision.
 
     Args:
-        network: In eval mode.
-        preprocessing: How images become its input.
-        facts: For the record.
-        header: Of its weights file, where that has one.
-        notes: What is to be announced of how it was loaded.
-        merging: What is to be announced where all its classes count as foreground.
+        network: The network in eval mode.
+        preprocessing: Preprocessing of its input.
+        facts: Facts about the model for the record.
+        header: Header of its weights file; None without one.
+        notes: Announcements about loading.
+        merging: Announcement for the case that all its classes count as foreground.
 
-    `classes` are the names of the classes 1 to K that it tells apart, those of its training until
-    `telling_apart` says otherwise; without any it tells foreground from background.
+    `classes` has the names of the predicted classes 1 to K: those of the training, or those set by
+    `telling_apart`. If it is empty, the segmenter predicts foreground and background.
     """
 
     classes: tuple[str, ...] = ()
@@ -326,19 +325,19 @@ class Segmenter:
         self._scores = Mirrored(network, axes) if axes else network
 
     def to(self, device: torch.device, precision: Precision) -> Segmenter:
-        """This segmenter, moved."""
+        """Moves this segmenter to `device` and `precision`; returns it."""
         self.network.to(device)
         self.device, self.precision = device, precision
         return self
 
     def telling_apart(self, classes: Sequence[str]) -> Segmenter:
-        """This segmenter, for masks of the classes 1 to K with these names.
+        """This segmenter for masks with these classes 1 to K.
 
-        Without any, it tells foreground (all its classes) from background.
+        With empty `classes`, it predicts foreground (all its classes) and background.
 
         Raises:
             UsageError: It has another number of outputs, was trained for other classes, or has a
-                threshold, which only foreground has.
+                threshold, which is defined only for foreground.
         """
         outputs = getattr(self.network, "num_classes", None)
         if classes and outputs not in (None, len(classes) + 1):
@@ -364,11 +363,11 @@ class Segmenter:
         return self
 
     def try_out(self) -> None:
-        """Puts one made-up image through the network.
+        """Runs one generated image through the network.
 
         Raises:
-            UsageError: It cannot take images of its window, or does not answer as a segmenter; the
-                message says what it wants.
+            UsageError: The network cannot process images of its window, or its output is not that
+                of a segmenter; the message states the expected input.
         """
         facts, channels = self.facts, 1 if self.preprocessing.channels == "grey" else 3
         side = self.preprocessing.window or _TRIED
@@ -383,9 +382,9 @@ class Segmenter:
         check_finite(scores, trial)
 
     def predict(self, images: Sequence[Pixels]) -> list[NDArray[Any]]:
-        """Of each image (H, W, 3), which pixels (H, W) are foreground, bool.
+        """The foreground mask, bool (H, W), of each image (H, W, 3).
 
-        With `classes`, the most probable class of each pixel, uint8, 0 for background.
+        With `classes`, the most probable class of each pixel, uint8 (H, W), 0 for background.
         """
         if self.classes:
             return [scores.argmax(0).astype(np.uint8) for scores in self._scored(images)]
@@ -393,18 +392,18 @@ class Segmenter:
         return [probabilities >= threshold for probabilities in self.probabilities(images)]
 
     def probabilities(self, images: Sequence[Pixels]) -> list[Probabilities]:
-        """Of each image (H, W, 3), RGB, the probability (H, W) that a pixel is foreground.
+        """The foreground probabilities (H, W) of each RGB image (H, W, 3).
 
-        With `classes`, that is of any class.
+        With `classes`, the probability of any class but background.
         """
         scored = self._scored(images)
         return [scores[1:].sum(0) if self.classes else scores[0] for scores in scored]
 
     @torch.inference_mode()
     def _scored(self, images: Sequence[Pixels]) -> list[Probabilities]:
-        """Of each image, the probability of foreground (1, H, W), or of all classes (K + 1, H, W).
+        """The probabilities of each image: foreground (1, H, W), or all classes (K + 1, H, W).
 
-        Images that are alike in size, or smaller than the window, go through the network together.
+        Images of equal size, or smaller than the window, are processed in one batch.
         """
         prepared = [self._prepared(image) for image in images]
         by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -421,11 +420,11 @@ class Segmenter:
 
     @property
     def answers_probabilities(self) -> bool:
-        """Whether the network's outputs are probabilities; else they are logits."""
+        """Whether the outputs of the network are probabilities; else they are logits."""
         return self._probability
 
     def first_window(self, image: Pixels) -> Tensor:
-        """The network's input, float32 (1, C, window, window), for the image's upper left corner.
+        """The network's input, float32 (1, C, window, window), of the upper left image corner.
 
         The segmenter must have a window.
         """
@@ -442,7 +441,7 @@ class Segmenter:
         return padded_to_window(self._nnunet.normalised(image), window, by="constant")
 
     def _answers(self, batch: Tensor) -> list[Probabilities]:
-        """For images (n, H, W, 3) of one size; large ones one after the other, to bound memory."""
+        """Probabilities of images (n, H, W, 3); large images one at a time, to bound memory."""
         images, window = batch.permute(0, 3, 1, 2), self.preprocessing.window
         if window == 0 or tuple(images.shape[2:]) == (window, window):
             return list(self._probabilities(images.to(self.device)).cpu().numpy())
@@ -460,7 +459,7 @@ class Segmenter:
         return [self._as_probability(answer)[0].numpy() for answer in answers]
 
     def _averaged(self, pixels: Tensor) -> Tensor:
-        """What is averaged where windows overlap: nnU-Net takes scores, others probabilities."""
+        """The averaged quantity of overlapping windows: scores for nnU-Net, else probabilities."""
         return self._raw(pixels) if self._nnunet else self._probabilities(pixels)
 
     def _probabilities(self, pixels: Tensor) -> Tensor:
@@ -489,11 +488,12 @@ class Segmenter:
         return images
 
     def _raw(self, pixels: Tensor, network: nn.Module | None = None) -> Tensor:
-        """The network's own scores, float32 (n, 1 or K + 1, H, W), on its device.
+        """The scores of the network, float32 (n, 1 or K + 1, H, W), on its device.
 
         Args:
             pixels: (n, C, H, W), values from 0 to 255, or normalised as nnU-Net does.
-            network: Which to ask; None for the one that predicts, perhaps of mirrored images.
+            network: The network to call; None for the predicting one, which can average mirrored
+                images.
         """
         images = self.normalised(pixels)
         autocast = AUTOCAST.get(self.precision)

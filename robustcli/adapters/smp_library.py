@@ -1,4 +1,4 @@
-"""Any architecture of segmentation_models_pytorch, as `smp:Unet/resnet34`."""
+"""Architectures of segmentation_models_pytorch, named as `smp:Unet/resnet34`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _encoder(name: str, library: Any) -> str:
                 f"Did you mean {' or '.join(f'`tu-{c}`' for c in close)}?" if close else "",
             )
         return name
-    # The library warns of its own names that begin so: `tu-` are the same networks from timm.
+    # The library warns about its `timm-` names: `tu-` are the same networks from timm.
     encoders = [
         encoder
         for encoder in library.encoders.get_encoder_names()
@@ -72,16 +72,16 @@ def _encoder(name: str, library: Any) -> str:
 def create(
     variant: str, arguments: Mapping[str, Any], *, pretrained: bool = False, offline: bool = False
 ) -> nn.Module:
-    """The network `variant` (`Unet/resnet34`), in eval mode, with logits of one class out.
+    """The network `variant` (`Unet/resnet34`) in eval mode, with logits of one class by default.
 
     Args:
-        variant: Architecture and encoder as the library spells them.
-        arguments: For the library's constructor, and `num_classes`.
+        variant: Architecture and encoder in the library's spelling.
+        arguments: Arguments of the library's constructor, and `num_classes`.
         pretrained: Whether the encoder has its ImageNet weights.
         offline: Forbids downloading them.
 
     Raises:
-        UsageError: An argument does not fit, or no weights came.
+        UsageError: An argument is invalid, or the weights are unavailable.
     """
     architecture, encoder = variant.split("/", 1)
     _check_arguments(variant, arguments)
@@ -112,7 +112,7 @@ def create(
 
 
 def _check_arguments(variant: str, arguments: Mapping[str, Any]) -> None:
-    """Raises UsageError where the library would ignore an argument or mean another output."""
+    """Raises UsageError for arguments that the library ignores or that change the output."""
     constructor = _library().MODEL_ARCHITECTURES_MAPPING[variant.split("/")[0].lower()].__init__
     option_names = [
         name for name in signature(constructor).parameters if name not in ("self", "kwargs", *_OURS)

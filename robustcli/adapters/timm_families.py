@@ -1,4 +1,4 @@
-"""VMamba and Vim with the methods that timm expects; forward pass and weights are their own."""
+"""VMamba and Vim with the methods that timm expects; forward pass and weights are unchanged."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from robustcli.models.vmamba import VMamba, VMambaConfig, VMambaStage
 
 
 class TimmContract(nn.Module):
-    """Head, input channels, weights and weight decay; to be mixed into a network.
+    """Mixin with timm's methods for head, input channels, weights and weight decay.
 
-    Names and shapes in the state dict stay the network's own.
+    Names and shapes in the state dict do not change.
     """
 
     family: ClassVar[str]
@@ -36,7 +36,7 @@ class TimmContract(nn.Module):
     num_features: int
 
     def adopt(self, in_chans: int, global_pool: str, drop_rate: float) -> None:
-        """Sets what timm may ask of any model: input channels, pooling and dropout of the head."""
+        """Sets timm's common options: input channels, pooling and dropout of the head."""
         self.in_chans, self.drop_rate = in_chans, drop_rate
         self.head_hidden_size = self.num_features
         self._set_pool(global_pool)
@@ -49,19 +49,19 @@ class TimmContract(nn.Module):
 
     @property
     def classifier_name(self) -> str:
-        """Where the linear layer of the head is."""
+        """Name of the linear layer of the head."""
         return FAMILIES[self.family].heads[0]
 
     def get_classifier(self) -> nn.Module:
-        """The linear layer of the head; an identity while there are no classes."""
+        """The linear layer of the head; an identity without classes."""
         return self.get_submodule(self.classifier_name)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the linear layer by a fresh one, or by an identity for 0 classes.
+        """Replaces the linear layer by a new one, or by an identity for 0 classes.
 
         Args:
-            num_classes: Classes of the new head.
-            global_pool: One of `pools`; None keeps it, "" returns what is not pooled.
+            num_classes: Number of classes of the new head.
+            global_pool: One of `pools`; None keeps the pooling, "" disables it.
 
         Raises:
             UsageError: There is no such pooling.
@@ -79,18 +79,19 @@ class TimmContract(nn.Module):
         self.set_submodule(self.classifier_name, head)
 
     def no_weight_decay(self) -> set[str]:
-        """The parameters that the family's own training code does not decay."""
+        """Names of parameters without weight decay in the official training code."""
         decays = next(a for a in ARCHITECTURES.values() if a.family == self.family).decays()
         return {name for name, parameter in self.named_parameters() if not decays(name, parameter)}
 
     def load_pretrained(self, checkpoint_path: str | Path, prefix: str = "") -> None:
-        """Loads an official file, as timm's `pretrained=True` asks for it.
+        """Loads an official file, for timm's `pretrained=True`.
 
-        As everywhere in timm, a head for another number of classes stays as initialised, and the
-        first convolution is adapted to another number of input channels; all else is strict.
+        As everywhere in timm, a head for another number of classes keeps its initialisation, and
+        the first convolution is adapted to the number of input channels. All other tensors must
+        match.
 
         Raises:
-            UsageError: The file does not hold this network's weights.
+            UsageError: The file does not contain weights of this network.
         """
         path = Path(checkpoint_path)
         state = {key.removeprefix(prefix): tensor for key, tensor in read_weights(path).items()}
@@ -100,7 +101,7 @@ class TimmContract(nn.Module):
         load_strictly(self, fitted, model=type(self).__name__, origin=str(path), advice=advice)
 
     def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`state` with its first convolution and head made to fit, the latter from this network."""
+        """`state` with an adapted first convolution, and with this network's head if it differs."""
         conv = f"{self.first_conv}.weight"
         if conv in state and state[conv].shape[1] != self.in_chans:
             state = {**state, conv: adapt_input_conv(self.in_chans, state[conv])}
@@ -122,11 +123,12 @@ class TimmContract(nn.Module):
 
 
 def chosen(count: int, indices: int | Sequence[int] | None) -> list[int]:
-    """The numbers that `indices` mean among `count` features, as everywhere in timm.
+    """The selected feature numbers, with timm's meaning of `indices`.
 
     Args:
-        count: Features that there are.
-        indices: Numbers, negative ones from the end; the last so many if an int; all if None.
+        count: Number of features.
+        indices: Feature numbers, negative ones from the end; an int selects that many last
+            features; None selects all.
 
     Raises:
         UsageError: There is no such feature.
@@ -143,16 +145,16 @@ def chosen(count: int, indices: int | Sequence[int] | None) -> list[int]:
 
 
 def weights_filter(state: dict[str, Tensor], network: TimmContract) -> dict[str, Tensor]:
-    """`state`, read by timm from an official file, under the names of `network`."""
+    """Converts `state`, which timm read from an official file, to the names of `network`."""
     return FAMILIES[network.family].convert(state)
 
 
-# Vim with the methods that timm expects; the forward pass and the weights are Vim's own. Shapes: B
-# batch, M patches, C channels; the class token is at M // 2 of the M + 1 tokens.
+# Vim with timm's methods. Shapes: B batch, M patches, C channels; the class token is at M // 2 of
+# the M + 1 tokens.
 
 
 class RecomputedLayer(Layer):
-    """A layer made of another's parts, recomputed backwards while `grad_checkpointing` is on."""
+    """A layer that is recomputed in the backward pass while `grad_checkpointing` is on."""
 
     grad_checkpointing = False
 
@@ -161,7 +163,7 @@ class RecomputedLayer(Layer):
         self.mixer, self.norm, self.drop_path = layer.mixer, layer.norm, layer.drop_path
 
     def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As Layer's."""
+        """See `Layer.forward`."""
         if not self.grad_checkpointing:
             return super().forward(hidden, residual)
         recomputed: tuple[Tensor, Tensor] = checkpoint(super().forward, hidden, residual)
@@ -172,9 +174,9 @@ class TimmVim(TimmContract, Vim):
     """Vim as a timm model. Its tokens are (B, M + 1, C), the class token in the middle.
 
     Args:
-        config: Of the network.
-        in_chans: Channels of the images.
-        global_pool: `token` (the releases), `avg` over all tokens, or "" for scores of each.
+        config: Configuration of the network.
+        in_chans: Number of input channels.
+        global_pool: `token` (as released), `avg` over all tokens, or "" for scores of each token.
         drop_rate: Dropout before the head.
     """
 
@@ -198,7 +200,7 @@ class TimmVim(TimmContract, Vim):
             self.reset_classifier(0)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of the tokens (B, M + 1, C); with `pre_logits`, what they come from."""
+        """Logits of the tokens (B, M + 1, C); with `pre_logits`, the features before the head."""
         if self.global_pool == "token":
             x = super().forward_head(x, pre_logits=True)
         elif self.global_pool == "avg":
@@ -210,15 +212,15 @@ class TimmVim(TimmContract, Vim):
         self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False,
         stop_early: bool = False, output_fmt: str = "NCHW", intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:  # fmt: skip
-        """The patches' sums of the residual stream after the chosen layers; and the final tokens.
+        """Residual streams of the patches after the selected layers, and the final tokens.
 
         Args:
             x: Images (B, channels, height, width).
-            indices: Numbers of layers; the last so many if an int; all if None.
-            norm: Whether each goes through the final norm.
-            stop_early: Without effect: `prune_intermediate_layers` removes what is not needed.
-            output_fmt: `NCHW` or `NLC`; neither holds the class token.
-            intermediates_only: Return the list alone.
+            indices: Layer numbers; an int selects that many last layers; None selects all.
+            norm: Whether to apply the final norm to each.
+            stop_early: No effect; `prune_intermediate_layers` removes unused layers.
+            output_fmt: `NCHW` or `NLC`, both without the class token.
+            intermediates_only: Whether to return only the list.
         """
         assert output_fmt in ("NCHW", "NLC"), "Output format must be one of NCHW or NLC."
         take = chosen(len(self.layers), indices)
@@ -235,31 +237,31 @@ class TimmVim(TimmContract, Vim):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes the layers after the last chosen one; the numbers of the chosen ones."""
+        """Removes the layers after the last selected one; returns the selected numbers."""
         take = chosen(len(self.layers), indices)
         self.layers = self.layers[: max(take) + 1]
         if prune_norm:
-            self.norm_f.requires_grad_(False)  # the forward pass ends with it, unused
+            self.norm_f.requires_grad_(False)  # unused at the end of the forward pass
         if prune_head:
             self.reset_classifier(0, "")
         return take
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that sort parameters into layers, for timm's layer-wise learning rates."""
+        """Patterns that assign parameters to layers, for timm's layer-wise learning rates."""
         blocks = [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))]
         return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": blocks}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether training recomputes each layer instead of keeping its inner values."""
+        """Recomputes each layer in the backward pass instead of storing activations."""
         for layer in self.layers:
             assert isinstance(layer, RecomputedLayer)
             layer.grad_checkpointing = enable
 
     def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """As for every family; and the position embedding resized to this network's images."""
+        """See `TimmContract.fitted`; also resizes the position embedding to the image size."""
         really = recognise(state)
         if really is not None and VIMS[really].stride != self.config.stride:
-            return super().fitted(state)  # of coarser or finer patches: another network
+            return super().fitted(state)  # another patch size is another network
         return fit_positions(super().fitted(state), self.config.grid)
 
     def _patches(self, tokens: Tensor, output_fmt: str) -> Tensor:
@@ -281,7 +283,7 @@ def build_vim(
     variant: str, *, in_chans: int = 3, global_pool: str = "token", drop_rate: float = 0.0,
     drop_path_rate: float | None = None, **changes: object,
 ) -> TimmVim:  # fmt: skip
-    """The network `variant`, freshly initialised; `changes` are to its configuration.
+    """The network `variant` with initial weights and with `changes` to its configuration.
 
     Raises:
         UsageError: An option is unknown.
@@ -292,12 +294,11 @@ def build_vim(
     return TimmVim(config, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
 
 
-# VMamba with the methods that timm expects; the forward pass and the weights are VMamba's own.
-# Shapes: B batch, H and W of the last stage's map, C its channels.
+# VMamba with timm's methods. Shapes: B batch; H, W and C of the last stage's map.
 
 
 class StageBlocks(nn.Sequential):
-    """A stage's blocks, recomputed in the backward pass while `grad_checkpointing` is on."""
+    """Blocks of a stage, recomputed in the backward pass while `grad_checkpointing` is on."""
 
     grad_checkpointing = False
 
@@ -312,11 +313,11 @@ class StageBlocks(nn.Sequential):
 
 
 class TimmVMamba(TimmContract, VMamba):
-    """VMamba as a timm model. Its maps are channels-last inside (`output_fmt`, as Swin's).
+    """VMamba as a timm model, with channels-last feature maps like timm's Swin (`output_fmt`).
 
     Args:
-        config: Of the network.
-        in_chans: Channels of the images.
+        config: Configuration of the network.
+        in_chans: Number of input channels.
         global_pool: `avg`, or "" for scores of every position.
         drop_rate: Dropout before the head.
     """
@@ -342,7 +343,7 @@ class TimmVMamba(TimmContract, VMamba):
             self.reset_classifier(0)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of the map (B, H, W, C); with `pre_logits`, the features that they come from."""
+        """Logits of the map (B, H, W, C); with `pre_logits`, the features before the head."""
         if self.global_pool:
             x = super().forward_head(x, pre_logits=True)
         else:
@@ -354,15 +355,15 @@ class TimmVMamba(TimmContract, VMamba):
         self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False,
         stop_early: bool = False, output_fmt: str = "NCHW", intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:  # fmt: skip
-        """The maps of the chosen stages, before their downsampling; and the last of all.
+        """Maps of the selected stages before downsampling, and the last map.
 
         Args:
             x: Images (B, channels, height, width).
-            indices: Numbers of stages; the last so many if an int; all if None.
-            norm: Whether the last stage's map goes through the head's norm.
-            stop_early: Leave out the stages after the last chosen one.
+            indices: Stage numbers; an int selects that many last stages; None selects all.
+            norm: Whether to apply the head's norm to the last stage's map.
+            stop_early: Whether to skip the stages after the last selected one.
             output_fmt: `NCHW` or `NHWC`.
-            intermediates_only: Return the list alone.
+            intermediates_only: Whether to return only the list.
         """
         assert output_fmt in ("NCHW", "NHWC"), "Output format must be one of NCHW or NHWC."
         take = chosen(len(self.layers), indices)
@@ -379,7 +380,7 @@ class TimmVMamba(TimmContract, VMamba):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes the stages after the last chosen one; the numbers of the chosen ones."""
+        """Removes the stages after the last selected one; returns the selected numbers."""
         take = chosen(len(self.layers), indices)
         most = max(take)
         shorter = most < len(self.layers) - 1
@@ -394,7 +395,7 @@ class TimmVMamba(TimmContract, VMamba):
         return take
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that sort parameters into layers, for timm's layer-wise learning rates."""
+        """Patterns that assign parameters to layers, for timm's layer-wise learning rates."""
         groups = [
             (r"^layers\.(\d+)\.blocks\.(\d+)", None),
             (r"^layers\.(\d+)\.downsample", (99999,)),
@@ -402,7 +403,7 @@ class TimmVMamba(TimmContract, VMamba):
         return {"stem": r"^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else groups}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether training recomputes each block instead of keeping its inner values."""
+        """Recomputes each block in the backward pass instead of storing activations."""
         for stage in self._stages():
             assert isinstance(stage.blocks, StageBlocks)
             stage.blocks.grad_checkpointing = enable
@@ -415,7 +416,7 @@ def build_vmamba(
     variant: str, *, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.0,
     drop_path_rate: float | None = None, **changes: object,
 ) -> TimmVMamba:  # fmt: skip
-    """The network `variant`, freshly initialised; `changes` are to its configuration.
+    """The network `variant` with initial weights and with `changes` to its configuration.
 
     Raises:
         UsageError: An option is unknown.

@@ -1,4 +1,4 @@
-"""Any timm model by its own name, with its own preprocessing and pretraining."""
+"""timm models by timm's names, with their preprocessing and pretraining."""
 
 from __future__ import annotations
 
@@ -36,34 +36,34 @@ from robustcli.adapters.preprocessing import Preprocessing, overridden
 from robustcli.core.errors import UsageError, first_line
 from robustcli.core.names import nearest
 
-# What timm's tags call data beside ImageNet-1K, or models that saw such data (SWAG and SEER:
-# Instagram; BiT's distilled ResNet-50: a teacher that saw ImageNet-21k).
+# Parts of timm's tags for other data than ImageNet-1K, or for models trained with it (SWAG and
+# SEER: Instagram; BiT's distilled ResNet-50: a teacher that saw ImageNet-21k).
 _LARGER = (
     "in22k", "in21k", "inw21k", "in12k", "jft", "laion", "lvd", "openai", "merged", "yfcc", "ig1b",
     "ssld", "swag", "seer", "clip", "datacomp", "webli", "dfn", "m30m", "m38m", "goog_distilled",
 )  # fmt: skip
-_ONLY_IN1K = re.compile(r"(^|_)in1k(_\d+)?$")  # the number is a resolution
+_ONLY_IN1K = re.compile(r"(^|_)in1k(_\d+)?$")  # the number is the image size
 
 
 def has_architecture(name: str) -> bool:
-    """Whether timm has an architecture of this name (a tag may follow a dot)."""
+    """Whether timm has an architecture of this name (a tag can follow after a dot)."""
     return bool(is_model(plain_name(name)))
 
 
 def suggestions(name: str) -> list[str]:
-    """Timm's names that look like `name`."""
+    """Timm's names similar to `name`."""
     return nearest(name.split(".")[0], timm.list_models())
 
 
 def create(
     name: str, arguments: Mapping[str, Any], *, pretrained: bool = False, offline: bool = False
 ) -> nn.Module:
-    """The timm network `name`, in eval mode; with its published weights if `pretrained`.
+    """The timm network `name` in eval mode, with its published weights if `pretrained`.
 
-    Weights come from the hub's cache when they are there; if `offline`, from nowhere else.
+    Weights are read from the hub's cache or downloaded; if `offline`, only from the cache.
 
     Raises:
-        UsageError: The architecture takes no such argument, has no such tag, or no weights came.
+        UsageError: The architecture has no such argument or tag, or the weights are unavailable.
     """
     if pretrained and offline:
         check_offline(name)
@@ -79,20 +79,20 @@ def create(
             "Check the tag after the dot and `--model-arg`.",
         ) from error
     except Exception as error:
-        # The hub's client raises classes of four libraries; all mean that no weights came.
+        # The hub's client raises exceptions of four libraries; all mean that the download failed.
         raise _no_weights(name, why_none(error, offline=offline)) from error
     return network.eval()
 
 
 def check_offline(name: str) -> None:
-    """Raises UsageError where timm would download past the hub's client, which knows of offline."""
+    """Raises UsageError if timm would download without the hub's client and its offline mode."""
     url = _url(name)
     if url and not Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1]).is_file():
         raise _no_weights(name, "`--offline` forbids the network")
 
 
 def _url(name: str) -> str | None:
-    """Where timm gets the weights `name` from, for the few that are not on the hub."""
+    """The address of the weights `name`, for the few that are not on the hub."""
     config = get_pretrained_cfg(name)
     return config.url or None if config is not None and not config.hf_hub_id else None
 
@@ -107,7 +107,7 @@ def _no_weights(name: str, why: str) -> UsageError:
 
 
 def plain_name(name: str) -> str:
-    """`name` without `timm:`, and without what timm's own names of models on its hub begin with."""
+    """`name` without `timm:` and without the prefix of timm's repositories on the hub."""
     return re.sub(r"^(timm:|(hf[-_]hub:)?timm/)", "", name.strip())
 
 
@@ -116,8 +116,8 @@ def with_weights(
 ) -> nn.Module:
     """The timm network `name` with the weights `state`, in eval mode.
 
-    Files under the names of the network's authors are translated by timm's own filter. Without
-    `num_classes` among the arguments the network has as many classes as the head in the file.
+    timm's checkpoint filter converts the names of the authors. Without `num_classes` in the
+    arguments, the network gets the number of classes of the head in the file.
 
     Raises:
         UsageError: The weights are of another network.
@@ -142,11 +142,11 @@ def with_weights(
 def choose_weights(
     name: str, network: nn.Module, state: Mapping[str, Tensor]
 ) -> tuple[Choice, tuple[str, ...]]:
-    """The weights for `network` in `state`, whatever its head, and what was done to their names.
+    """Selects the weights for `network` in `state`, with any head.
 
     Args:
-        name: Timm's name of the network.
-        network: As it was built.
+        name: timm's name of the network.
+        network: The network as built.
         state: The weights as read.
     """
     expected, heads = shapes_of(network.state_dict()), heads_in(network)
@@ -160,7 +160,7 @@ def choose_weights(
     def convert(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         try:
             translated: Mapping[str, Tensor] = translate(dict(file_state), network)
-        except Exception:  # a filter may fail anywhere on names that it was not written for
+        except Exception:  # filters raise any exception on unknown names
             return file_state
         return translated
 
@@ -173,10 +173,10 @@ def choose_weights(
 
 
 def checkpoint_filter(name: str) -> Callable[..., Any] | None:
-    """What timm passes files under the authors' names of the network `name` through, if anything.
+    """Timm's checkpoint filter for the authors' names of the network `name`; None without one.
 
-    Every family hands its filter to one function of timm, which reads the published weights and
-    calls the filter with them; here it is replaced while timm builds the network once more.
+    Every family passes its filter to the function of timm that reads published weights. That
+    function is replaced here while timm builds the network again, to record the filter.
     """
     filters: list[Callable[..., Any] | None] = []
 
@@ -189,7 +189,7 @@ def checkpoint_filter(name: str) -> Callable[..., Any] | None:
 
 
 def _resized(choice: Choice) -> tuple[str, ...]:
-    """What the filter made of another shape: positions of images of another size."""
+    """Names of tensors that the filter resized: positions for another image size."""
     before, after = shapes_of(choice.file_state), shapes_of(choice.state)
     changed = [key for key in after if "pos" in key and before.get(key, after[key]) != after[key]]
     if not changed:
@@ -199,7 +199,7 @@ def _resized(choice: Choice) -> tuple[str, ...]:
 
 
 def _advice(name: str, network: nn.Module, choice: Choice) -> str | None:
-    """What to do where only the head is missing."""
+    """Advice if only the head is missing."""
     missing_keys = set(network.state_dict()) - set(choice.state)
     if missing_keys and all(key.startswith(heads_in(network)) for key in missing_keys):
         return (
@@ -212,7 +212,7 @@ def _advice(name: str, network: nn.Module, choice: Choice) -> str | None:
 def _contradicted(
     name: str, origin: str, arguments: Mapping[str, Any], classes: int | None
 ) -> UsageError:
-    """The error where the user and the weights say another number of classes."""
+    """The error if the user and the weights have different numbers of classes."""
     requested = arguments["num_classes"]
     return UsageError(
         f"`num_classes={requested}` contradicts the weights in `{origin}`.",
@@ -223,10 +223,10 @@ def _contradicted(
 
 
 def timm_preprocessing(network: nn.Module) -> Preprocessing:
-    """The network's own preprocessing, from timm's pretrained configuration, at its training size.
+    """The preprocessing of timm's pretrained configuration, at the training size.
 
     Raises:
-        UsageError: Its crop mode is one that this program does not have.
+        UsageError: The crop mode is not supported.
     """
     config = resolve_data_config({}, model=network, use_test_size=False)
     side, mode = config["input_size"][-1], config.get("crop_mode") or "center"
@@ -239,11 +239,11 @@ def timm_preprocessing(network: nn.Module) -> Preprocessing:
     base = Preprocessing(
         scale, side, config["interpolation"], mode="squash" if mode == "squash" else "center"
     ).of_channels(len(mean))
-    return overridden(base, {"mean": mean, "std": std})[0]  # some repositories' are of 0 to 255
+    return overridden(base, {"mean": mean, "std": std})[0]  # some have 0 to 255
 
 
 def pretraining(name: str) -> str:
-    """What the weights that timm gives for `name` saw, from the tag."""
+    """Pretraining data of timm's weights `name`, from the tag."""
     tag = name.split(".", 1)[1] if "." in name else str(get_pretrained_cfg_value(name, "tag") or "")
     if any(word in tag for word in _LARGER):
         return f"more than ImageNet-1K (timm tag {tag})"

@@ -1,4 +1,4 @@
-"""Networks as a training begins with them: initialised, or with weights of another task."""
+"""Networks at the start of a training: randomly initialised, or with pretrained weights."""
 
 from __future__ import annotations
 
@@ -50,23 +50,23 @@ def transfer(
     network: nn.Module, state: Mapping[str, Tensor], entry: ModelEntry, heads: tuple[str, ...],
     origin: str, *, patch: Pair | None = None,
 ) -> list[str]:  # fmt: skip
-    """Copies `state` into `network` but for its heads; the names of what was copied, in order.
+    """Copies `state` except for the heads into `network`; returns the copied names in order.
 
-    The heads stay as they were initialised, even where they would fit. Source: nnU-Net v2.1.1,
+    Heads keep their initialisation, even if their shapes match. Source: nnU-Net v2.1.1,
     `load_pretrained_weights`.
 
     Args:
         network: Changed in place.
         state: Weights under official names or ours.
-        entry: What the network is.
-        heads: Beginnings of the names of the tensors that stay as they are.
-        origin: Where the weights come from, for messages.
-        patch: Of a U-Mamba: the patch of the plan that they were trained with, where it is known.
+        entry: Catalogue entry of the network.
+        heads: Name prefixes of tensors that are not copied.
+        origin: Origin of the weights, for messages.
+        patch: For a U-Mamba, the patch size of the pretraining plan, if known.
 
     Raises:
-        UsageError: A tensor is missing, unknown or of another shape; nothing was copied. Each is
-            named. Or all fit, but the tokens of a U-Mamba are channels at one patch size and pixels
-            at the other.
+        UsageError: Tensors are missing, unknown or have other shapes; the message names each, and
+            nothing is copied. Or all shapes match, but the tokens of a U-Mamba are channels for one
+            patch size and pixels for the other.
     """
     if isinstance(network, UMamba) and patch is not None:
         _check_tokens(network.config, patch, entry, origin)
@@ -108,7 +108,7 @@ def _converted(entry: ModelEntry, state: Mapping[str, Tensor]) -> Mapping[str, T
 
 
 def _check_tokens(config: UMambaConfig, patch: Pair, entry: ModelEntry, origin: str) -> None:
-    """Shapes can agree by chance while a layer reads something else: upstream would not notice."""
+    """Detects layers whose shapes match by chance although their tokens differ."""
     pretrained = replace(config, patch_size=patch)
     stages = range((len(config.features) + 1) % 2, len(config.features), 2)
     if any(config.tokens(stage) != pretrained.tokens(stage) for stage in stages):
@@ -144,7 +144,7 @@ def _advice(network: nn.Module, mismatched: list[str], file_shapes: Shapes) -> s
     )
 
 
-# The children of torchvision's ResNet by their place in the encoder; relu and maxpool hold nothing.
+# The children of torchvision's ResNet by index in the encoder; relu and maxpool have no weights.
 _RESNET = {
     "conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"
 }  # fmt: skip
@@ -152,24 +152,24 @@ _HEADS = ("fc.", "classifier.", "head.", "last_linear.")
 
 
 def is_encoder_file(state: Mapping[str, Tensor]) -> bool:
-    """Whether `state` is a classifier's rather than a segmenter's, which has more than an encoder.
+    """Whether `state` is of a classifier; a segmenter has more than an encoder.
 
-    All tensors of an encoder may have a common prefix, `encoder.` too.
+    All tensors of an encoder can have a common prefix, such as `encoder.`.
     """
     within = [key.startswith("encoder.") for key in state]
     return all(within) or not any(within)
 
 
 def load_encoder(network: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
-    """Copies a classifier's weights into `network.encoder`; the classifier's head is left out.
+    """Copies a classifier's weights without its head into `network.encoder`.
 
     Args:
         network: A ResNet segmenter, or one whose encoder has the names of the classifier.
-        state: Of timm's or torchvision's ResNet, or of the encoder itself.
-        origin: Where the weights come from, for the message.
+        state: Weights of timm's or torchvision's ResNet, or of the encoder.
+        origin: Origin of the weights, for the message.
 
     Raises:
-        UsageError: They are of another encoder.
+        UsageError: The weights are of another encoder.
     """
     encoder = network.get_submodule("encoder")
 
@@ -190,26 +190,26 @@ def _resnet_name(key: str) -> str:
 
 
 _IMAGENET = {"resnet18_seg": "resnet18.tv_in1k", "resnet50_seg": "resnet50.tv_in1k"}
-"""Timm's names of torchvision's IMAGENET1K_V1, from which the tumour paper starts."""
+"""timm's names of torchvision's IMAGENET1K_V1, the initial weights of the tumour paper."""
 
 
 def heads_of(entry: ModelEntry) -> tuple[str, ...]:
-    """Beginnings of the names of the layers of a segmenter that answer, one output per class."""
+    """Name prefixes of the output layers of a segmenter."""
     if entry.builder == "smp":
         return _SMP_HEAD
     return tuple(f"{head}." for head in FAMILIES[entry.family].heads)
 
 
 def for_classes(arguments: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """`arguments` of the builder of a segmenter for masks of these classes beside background.
+    """Builder `arguments` of a segmenter with outputs for `classes` and background.
 
-    Without classes they stay as they are.
+    Without classes, `arguments` are unchanged.
     """
     return {**arguments, NUM_CLASSES: len(classes) + 1} if classes else dict(arguments)
 
 
 def check_class_count(arguments: Mapping[str, Any], classes: Sequence[str]) -> None:
-    """Raises UsageError if the user wants another number of outputs than the classes need."""
+    """Raises UsageError if the typed number of outputs does not match the classes."""
     outputs = arguments.get(NUM_CLASSES)
     if classes and outputs not in (None, len(classes) + 1):
         raise UsageError(
@@ -223,24 +223,25 @@ def start_segmenter(
     entry: ModelEntry, arguments: Mapping[str, Any], *, seed: int, weights: Path | None = None,
     untrained: bool = False, offline: bool = False, classes: Sequence[str] = (),
 ) -> tuple[nn.Module, str]:  # fmt: skip
-    """The segmenter as training begins with it, and where its weights come from, in words.
+    """The segmenter with its initial weights, and their origin in words.
 
-    Networks whose recipe starts from an ImageNet encoder do so, or stop; every other one starts
-    from its documented initialisation, which the seed decides.
+    Networks whose recipe needs an ImageNet encoder get its weights, or raise an error; all others
+    get their documented random initialisation.
 
     Args:
-        entry: What it is.
-        arguments: For the builder.
-        seed: Initialises what no file gives.
-        weights: A file or the folder of a training run to go on from; for a network with an
-            ImageNet encoder also a file of that encoder, as timm or torchvision has it.
-        untrained: Start from random numbers whatever the recipe says.
-        offline: Forbids every download.
-        classes: The classes of the masks beside background; empty for foreground. A head of other
-            classes in `weights` is left out, and the network's own starts as initialised.
+        entry: Catalogue entry of the network.
+        arguments: Builder arguments.
+        seed: Seed of the random initialisation.
+        weights: A file or the folder of a training run with initial weights; for a network with
+            an ImageNet encoder also a file of that encoder in timm's or torchvision's format.
+        untrained: Whether to use random weights for every recipe.
+        offline: Forbids downloads.
+        classes: Mask classes without background; empty for foreground. A head for other classes
+            in `weights` is not used.
 
     Raises:
-        UsageError: Nothing to train, foreign weights, or an ImageNet encoder that is not here.
+        UsageError: The network has no weights to train, or the weights are of another network, or
+            the ImageNet encoder is unavailable.
     """
     if entry.task != "seg" or not is_trainable(entry):
         raise UsageError(f"`{entry.name}` is no segmenter that learns.", "", "Name another model.")
@@ -259,7 +260,7 @@ def _random(seed: int) -> str:
 
 
 def wants_imagenet(entry: ModelEntry) -> bool:
-    """Whether the recipe of the network starts from an ImageNet encoder."""
+    """Whether the recipe of the network needs an ImageNet encoder."""
     return entry.builder == "smp" or entry.network in _IMAGENET
 
 
@@ -323,17 +324,17 @@ def start_classifier(
     entry: ModelEntry, classes: int, arguments: Mapping[str, Any], *, seed: int,
     weights: Path | None = None,
 ) -> tuple[nn.Module, str]:  # fmt: skip
-    """The network for so many classes, and where its weights come from, in words.
+    """The classifier for `classes` classes, and the origin of its weights in words.
 
     Args:
-        entry: What it is.
-        classes: How many it tells apart; its last layer is always new.
-        arguments: For the builder.
-        seed: Initialises what no file gives.
-        weights: A file or the folder of a training run to take all but the last layer from.
+        entry: Catalogue entry of the network.
+        classes: Number of classes; the last layer is always new.
+        arguments: Builder arguments.
+        seed: Seed of the random initialisation.
+        weights: A file or the folder of a training run with weights for all other layers.
 
     Raises:
-        UsageError: It cannot be built so, or the weights are of another network.
+        UsageError: The arguments are invalid, or the weights are of another network.
     """
     trained = None if weights is None else read_trained(weights, entry)
     header_arguments = {} if trained is None or trained.header is None else trained.header.arguments
@@ -345,7 +346,7 @@ def start_classifier(
 
 
 def initialised(entry: ModelEntry, arguments: Mapping[str, Any], seed: int) -> nn.Module:
-    """The network as initialised with `seed`, float32, on the CPU."""
+    """The network initialised with `seed`, float32, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(identity_seed("start", entry.variant, seed, bits=63))
         return BUILDERS[entry.builder].create(entry.variant, arguments).float()
@@ -354,10 +355,10 @@ def initialised(entry: ModelEntry, arguments: Mapping[str, Any], seed: int) -> n
 def sized_preprocessing(
     entry: ModelEntry, arguments: Mapping[str, Any], window: int | None
 ) -> Preprocessing:
-    """The network's own preprocessing, or that for squares of `window` pixels.
+    """The network's preprocessing, for squares of `window` pixels if given.
 
     Raises:
-        UsageError: The network takes no images of that size.
+        UsageError: The network does not support images of that size.
     """
     native = _native(entry, json.dumps(dict(arguments), sort_keys=True))
     if window is None or window == native.crop:
@@ -370,7 +371,7 @@ def sized_preprocessing(
 @lru_cache(maxsize=8)
 def _native(entry: ModelEntry, arguments: str) -> Preprocessing:
     options = json.loads(arguments)
-    input_channels(options)  # checked before anything is built
+    input_channels(options)  # checked before building
     preprocessing = own_preprocessing(entry, initialised(entry, options, 0), options)
     assert isinstance(preprocessing, Preprocessing), "only classifiers come here"
     return preprocessing

@@ -1,4 +1,4 @@
-"""The folder of a training run as a model: its weights, and what their header says."""
+"""Training runs as models: the weights in the run folder and their header."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, read_label_space
 from robustcli.nnunet.normalisation import NnUNetInference
 
 KEY = "robust"
-"""Of the safetensors metadata, which maps strings to strings."""
+"""Key in the safetensors metadata, which maps strings to strings."""
 
 
 class Header(BaseModel):
-    """What the weights of any training say of themselves.
+    """Header of weights that this program trained; common fields of both tasks.
 
     Args:
-        schema_version: Of this header.
+        schema_version: Version of the header.
         model: Name of the network.
-        arguments: For its builder.
-        window: Side in pixels of what the network saw in training.
-        trained_on: Digest of the data set that it was trained on (`Dataset.digest`).
-        images_sha256: SHA-256 over the ids of the images in the training part.
+        arguments: Builder arguments.
+        window: Side of the training input in pixels.
+        trained_on: Digest of the training data set (`Dataset.digest`).
+        images_sha256: SHA-256 over the ids of the training images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,21 +50,21 @@ class Header(BaseModel):
 
     @property
     def pretraining(self) -> str:
-        """What the weights saw, in words."""
+        """The training data in words."""
         return "trained here"
 
 
 class WeightsHeader(Header):
-    """What a segmenter's weights are of and what they expect.
+    """Header of a segmenter's weights.
 
     Args:
-        channels: Order of the input's channels.
+        channels: Order of the input channels.
         threshold: Probability from which a pixel is foreground.
-        protocol: How it was trained.
-        overlap: Share of a window that the next one covers again; None for the usual half.
-        nnunet: How it predicts, where it was trained nnU-Net's way.
-        mask_classes: Names of the classes 1 to K of its masks, in the order of the network's
-            outputs after background; empty where it tells foreground from background.
+        protocol: Training protocol.
+        overlap: Overlap of neighbouring windows as a share of their side; None for one half.
+        nnunet: Settings of nnU-Net's inference, if trained by nnU-Net's procedure.
+        mask_classes: Names of the mask classes 1 to K in the order of the outputs after
+            background; empty for foreground and background.
     """
 
     channels: Literal["rgb", "bgr", "grey"]
@@ -76,20 +76,20 @@ class WeightsHeader(Header):
 
     @property
     def pretraining(self) -> str:
-        """What the weights saw, in words."""
+        """The training data in words."""
         return f"trained here (protocol {self.protocol})"
 
 
 class ClassifierHeader(Header):
-    """What a classifier's weights are of and what they expect.
+    """Header of a classifier's weights.
 
     Args:
-        label_space: What the classes are called together: a bundled label space, or the data set.
-        classes: Their ids, in the order of the network's outputs.
-        class_names: A readable name of each.
+        label_space: Name of a bundled label space, or of the data set.
+        classes: Class ids in the order of the outputs.
+        class_names: Readable names of the classes.
         preprocessing: Fields of `Preprocessing`.
-        seen: Of some images of the training part, id and SHA-256 of the file: another data set may
-            name its files alike.
+        seen: Ids and file hashes (SHA-256) of some training images, to recognise the data set even
+            if another one has equal file names.
     """
 
     label_space: str
@@ -100,7 +100,7 @@ class ClassifierHeader(Header):
 
     @property
     def answers_in(self) -> LabelSpace:
-        """The classes that the network was trained for."""
+        """The label space of the training."""
         if (
             self.label_space in BUNDLED_SPACES
             and read_label_space(self.label_space).ids == self.classes
@@ -113,11 +113,11 @@ _KEY_ORDER = (
     *("schema_version", "model", "arguments", "window", "channels", "threshold", "protocol"),
     *("trained_on", "images_sha256", "overlap", "nnunet", "mask_classes"),
 )
-"""Of the keys of a segmenter's header."""
+"""Prefix of the keys of a segmenter's header."""
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], header: Header) -> None:
-    """Writes `state` with `header` to `path`, durably.
+    """Writes `state` with `header` durably to `path`.
 
     Raises:
         RunError: The file system refused.
@@ -127,11 +127,11 @@ def write_weights(path: Path, state: Mapping[str, Tensor], header: Header) -> No
         try:
             save_file(tensors, beside, metadata={KEY: _header_json(header)})
         except SafetensorError as error:
-            raise OSError(str(error)) from error  # how safetensors tells of a full disk
+            raise OSError(str(error)) from error  # safetensors reports a full disk this way
 
 
 def _header_json(header: Header) -> str:
-    """As JSON, without what only some networks have: older versions refuse unknown keys."""
+    """The header as JSON without unset optional fields, which older versions would refuse."""
     values = header.model_dump(mode="json")
     empty = {
         name for name in ("overlap", "nnunet", "mask_classes") if values.get(name) in (None, [])
@@ -142,10 +142,10 @@ def _header_json(header: Header) -> str:
 
 
 def read_header(path: Path) -> Header | None:
-    """The header of the weights file `path`; None where the file has none.
+    """The header of the weights file `path`; None without one.
 
     Raises:
-        UsageError: The header is not one that this version writes.
+        UsageError: The header is invalid or from a newer version.
     """
     try:
         if not is_safetensors(path):
@@ -153,7 +153,7 @@ def read_header(path: Path) -> Header | None:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get(KEY)
     except (SafetensorError, OSError):
-        return None  # damaged: reading the weights says so
+        return None  # damaged: reading the weights reports it
     if metadata is None:
         return None
     try:
@@ -177,7 +177,7 @@ _SUFFIXES, _SHOWN = (".safetensors", ".pth", ".pt", ".ckpt", ".bin"), 5
 
 @dataclass(frozen=True)
 class Trained:
-    """Weights with their file and, where they have one, their header."""
+    """Weights with their file and, if present, their header."""
 
     path: Path
     state: dict[str, Tensor]
@@ -185,15 +185,15 @@ class Trained:
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is the folder of a run, finished or not."""
+    """Whether `path` is a run folder, finished or not."""
     return (path / WEIGHTS).is_file() or (path / _RECORD).is_file()
 
 
 def weights_in(path: Path) -> Path:
-    """The weights file `path`, or the one in the training run `path`.
+    """The weights file `path`, or that in the training run `path`.
 
     Raises:
-        UsageError: The folder holds none.
+        UsageError: The folder has no weights.
     """
     if not path.is_dir():
         return path
@@ -220,7 +220,7 @@ def weights_in(path: Path) -> Path:
 
 
 def _seeds_in(run: Path) -> list[str]:
-    """The folders of the finished trainings in `run`, which holds several seeds; else none."""
+    """The folders of the finished seeds in `run`; empty if it is not a folder of seeds."""
     try:
         record = parse_json((run / _RECORD).read_text(encoding="utf-8"))
         if record.get("kind") != SEEDS_KIND:
@@ -232,13 +232,12 @@ def _seeds_in(run: Path) -> list[str]:
 
 
 def header_beside(file: Path) -> Header | None:
-    """What the weights `file` say of themselves; None where nothing says it.
+    """The header of the weights `file`; None without one.
 
-    A checkpoint of a training here (`RUN/checkpoints/FILE`) has no header of its own: those of the
-    finished run's weights say it.
+    For a checkpoint (`RUN/checkpoints/FILE`), the header of the weights of its finished run.
 
     Raises:
-        UsageError: The header is not one that this version writes.
+        UsageError: The header is invalid or from a newer version.
     """
     run = file.parent.parent
     if file.parent.name == _CHECKPOINTS and (run / WEIGHTS).is_file() and is_run(run):
@@ -247,10 +246,10 @@ def header_beside(file: Path) -> Header | None:
 
 
 def read_trained(path: Path, entry: ModelEntry) -> Trained:
-    """The weights in `path`, a file or the folder of a training run, for the model `entry`.
+    """Reads the weights in `path`, a file or the folder of a training run, for `entry`.
 
     Raises:
-        UsageError: The file is missing or damaged, or says that it is of another model.
+        UsageError: The file is missing, damaged, or of another model by its header.
     """
     file = weights_in(path)
     header = header_beside(file)
@@ -264,10 +263,10 @@ def read_trained(path: Path, entry: ModelEntry) -> Trained:
 
 
 def header_of(run: Path) -> Header:
-    """What the weights in the training run `run` say of themselves.
+    """The header of the weights in the training run `run`.
 
     Raises:
-        UsageError: There are none, or they say nothing.
+        UsageError: There are no weights, or they have no header.
     """
     file = weights_in(run)
     header = read_header(file)

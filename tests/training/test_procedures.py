@@ -109,7 +109,7 @@ def of(model: str) -> str:
 @pytest.mark.parametrize("model", ["unet", "ulvm_v5", "segformer", "resnet18_seg", "vmunet"])
 def test_the_faults_of_all(model: str) -> None:
     for said in ("Slices of one patient", "pooled over batches", "last epoch", "blue, green, red",
-                 "Nothing is augmented", "seeded"):  # fmt: skip
+                 "There is no augmentation", "seeded"):  # fmt: skip
         assert said in of(model)
 
 
