@@ -146,6 +146,16 @@ def distance(ours: Tensor, theirs: np.ndarray) -> float:
     return float((ours.detach().double() - torch.from_numpy(theirs).double()).abs().max())
 
 
+def logits_error(name: str, build: Callable[[], nn.Module]) -> float:
+    """How far the logits of a network filled by `strong` are from the official ones."""
+    with unset():
+        network = build()
+    fill(network, strong)
+    with torch.no_grad():
+        logits = network(images(2, 3, 224, 224))
+    return distance(logits, arrays(f"{name}.strong.npz")["logits"])
+
+
 def module_cases(prefix: str) -> list[str]:
     """The tags of `modules.npz` that start with `prefix`, for parametrisation."""
     tags = (
