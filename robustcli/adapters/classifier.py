@@ -1,4 +1,4 @@
-"""A classifier ready to measure: uint8 views in, classes and probabilities out."""
+"""A classifier with its preprocessing: uint8 views in, classes and probabilities out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The description beside an exported network: what a file of ONNX or TorchScript cannot say itself.
+"""The JSON description beside an exported ONNX or TorchScript file.
 
 `NET.onnx.json` holds preprocessing, classes, threshold and origin of `NET.onnx`. `robust export`
 writes it; `robust eval --model NET.onnx` reads it, so that nothing has to be typed again.
@@ -30,7 +30,7 @@ class _Part(BaseModel):
 
 
 class ExportedModel(_Part):
-    """Which network was exported, as records of evaluations say it."""
+    """The exported network, as records of evaluations describe it."""
 
     name: str
     family: str
@@ -46,7 +46,7 @@ class ExportedModel(_Part):
 
 
 class ExportedInput(_Part):
-    """What goes into the file: float32, (images, channels, height, width).
+    """The input of the file: float32, (images, channels, height, width).
 
     Args:
         name: Of the graph's input.
@@ -69,7 +69,7 @@ class ExportedInput(_Part):
 
 
 class ExportedOutput(_Part):
-    """What comes out, (images, classes) or (images, classes, height, width).
+    """The output of the file: (images, classes) or (images, classes, height, width).
 
     Args:
         name: Of the graph's output.
@@ -171,7 +171,7 @@ class Sidecar(_Part):
 
     @property
     def header(self) -> Header | None:
-        """What the weights say of their training; None where they were not trained here."""
+        """The training header of the weights; None if they were not trained by this program."""
         if self.training is None:
             return None
         kind = ClassifierHeader if self.task == "cls" else WeightsHeader
@@ -179,7 +179,7 @@ class Sidecar(_Part):
 
 
 def sidecar_path(file: Path) -> Path:
-    """Where the description of `file` is."""
+    """The path of the description of `file`."""
     return file.with_name(f"{file.name}.json")
 
 
@@ -189,7 +189,7 @@ def write_sidecar(file: Path, sidecar: Sidecar) -> None:
 
 
 def read_sidecar(file: Path) -> Sidecar | None:
-    """The description of `file`; None where there is none of this program.
+    """The description of `file`; None if this program wrote none.
 
     Raises:
         UsageError: It is damaged, of a newer version, or of another file.

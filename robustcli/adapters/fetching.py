@@ -1,4 +1,4 @@
-"""Where the weights of a model lie, and how they and data come onto this machine."""
+"""Local paths of weights, and downloads of weights and data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def local_path(entry: ModelEntry) -> Path:
-    """Where the weights of an entry of its own are, or would be after `robust fetch`."""
+    """The local path of an entry's weights, whether `robust fetch` has run or not."""
     if entry.asset is not None:
         return Path(str(files("robustcli") / "assets" / entry.asset))
     assert entry.weights_file is not None, f"{entry.name} has no weights of its own"
@@ -128,7 +128,7 @@ def unreachable() -> str | None:
 
 
 def why_none(error: Exception, *, offline: bool) -> str:
-    """Why no file came from the hub, in words."""
+    """The reason why no file came from the hub."""
     if offline:
         return "`--offline` forbids the network"
     return unreachable() or f"{type(error).__name__}: {first_line(error)}"
@@ -136,7 +136,7 @@ def why_none(error: Exception, *, offline: bool) -> str:
 
 @dataclass(frozen=True)
 class Fetched:
-    """Where a download lies; `pinned` if its hash was known beforehand."""
+    """The path of a download; `pinned` if its hash was known beforehand."""
 
     name: str
     path: Path

@@ -1,4 +1,4 @@
-"""What a file is, by its bytes and never by its ending, where it is no file of weights.
+"""Recognises files that hold no weights, by their bytes and never by their suffix.
 
 A download that went wrong is most often a page, a pointer or a wrapper around the real file. Each
 kind is a row of `FILE_KINDS`: how it is known, what it is called, and how to get at the weights.
@@ -43,7 +43,7 @@ class Sniffed:
 
     @cached_property
     def members(self) -> list[str]:
-        """The names inside, where the file is a whole zip archive."""
+        """The names of the members of a complete zip archive; empty for other files."""
         if not self.head.startswith(b"PK"):
             return []
         try:
@@ -53,7 +53,7 @@ class Sniffed:
             return []
 
     def holds(self, *endings: str) -> bool:
-        """Whether a name in the zip archive ends so."""
+        """Whether the name of a member of the zip archive has this ending."""
         return any(name.endswith(endings) for name in self.members)
 
     def begins(self, *marks: bytes) -> bool:
@@ -252,7 +252,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def not_weights(path: Path) -> UsageError | None:
-    """The error that says what `path` is, where its bytes are not those of a file of weights."""
+    """The error for a file that holds no weights; it names the kind of the file."""
     file = sniff(path)
     kind = next((kind for kind in FILE_KINDS if kind.matches(file)), None)
     if kind is None:

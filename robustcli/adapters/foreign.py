@@ -1,4 +1,4 @@
-"""Networks outside of the catalogue, made ready to measure: a user's own, and those of hubs.
+"""Networks outside of the catalogue: a user's own, and those of hubs.
 
 Its name says where such a network comes from (`foreign_kind`); `foreign_files` and `foreign_hubs`
 read it into a `ForeignNetwork`. Here it is tried with a made-up image, which shows whether it
@@ -54,7 +54,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class ForeignNetwork:
-    """A network as it was found, before it is tried.
+    """A foreign network before its first forward pass.
 
     Args:
         network: Float32, on the CPU, in eval mode; it takes normalised images (B, C, H, W).
@@ -119,7 +119,7 @@ class ForeignModel:
 
 
 def foreign_kind(request: ModelRequest) -> ForeignKind | None:
-    """Where the network of `request` comes from; None for names of the catalogue, timm and runs."""
+    """The origin of a foreign network; None for names of the catalogue, timm and runs."""
     name = request.name
     if request.module is not None:
         return "memory"
@@ -135,7 +135,7 @@ def foreign_kind(request: ModelRequest) -> ForeignKind | None:
 
 
 def foreign_name(request: ModelRequest) -> str:
-    """The name that rows and tables carry: of a file or a folder its last part."""
+    """The model's name in rows and tables: for a file or a folder its last part."""
     kind = foreign_kind(request)
     if kind in ("torchscript", "onnx"):
         return Path(request.name).name
@@ -162,7 +162,7 @@ def open_foreign(request: ModelRequest, *, offline: bool) -> ForeignModel:
 
 
 def sidecar_of(request: ModelRequest) -> Sidecar | None:
-    """What `robust export` wrote beside the file of `request`; None for everything else."""
+    """The description that `robust export` wrote beside the file of `request`, if any."""
     if foreign_kind(request) not in ("torchscript", "onnx"):
         return None
     opened = open_foreign(request, offline=True)
@@ -259,7 +259,7 @@ def _users_network(request: ModelRequest) -> ForeignNetwork:
 
 @contextmanager
 def borrowed(modules: Iterable[object]) -> Iterator[None]:
-    """Gives the networks among `modules` back as they were: mode, device, type and values."""
+    """A context after which `modules` have their mode, device, type and values again."""
     saved = [
         (
             [(module, module.training) for module in network.modules()],
@@ -352,7 +352,7 @@ def _module(name: str) -> Any:
 
 
 def _built(name: str, build: Any, arguments: Mapping[str, Any]) -> object:
-    """What `build` makes; what it draws is the same every time, and nobody else's draws change."""
+    """The result of `build` with a fixed random seed; the global generators are restored."""
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -380,7 +380,7 @@ _LIBRARIES = tuple(
 
 
 def users_error(problem: str, error: BaseException) -> UsageError:
-    """The error of a user's code, with the file and the line where it arose."""
+    """The error raised by a user's code, with its file and line."""
     if isinstance(error, SyntaxError) and error.filename:
         position = f"{error.filename}:{error.lineno}"
     else:
@@ -444,7 +444,7 @@ class LogitNetwork(nn.Module):
         return self.raw(torch.cat([images, copies]) if padding else images)[: len(images)]
 
     def raw(self, images: Tensor) -> Tensor:
-        """What the network answers, as one tensor."""
+        """The network's output as one tensor."""
         try:
             scores = _tensor(self.network(images))
         except (torch.OutOfMemoryError, MemoryError, RobustError):
@@ -707,7 +707,7 @@ def _foreground_notes(name: str, foreign: ForeignNetwork, outputs: int) -> list[
 def _preprocessing(
     request: ModelRequest, foreign: ForeignNetwork, size: tuple[int, int, int], notes: list[str]
 ) -> Preprocessing:
-    """The network's own or the usual one, under what the user says; announced."""
+    """The network's own or the default preprocessing with the user's changes, announced."""
     name, (channels, side, _) = foreign_name(request), size
     exported = None if foreign.sidecar is None else foreign.sidecar.preprocessing
     if isinstance(exported, Preprocessing):

@@ -67,7 +67,7 @@ def torchscript(request: ModelRequest) -> ForeignNetwork:
 
 
 def described(foreign: ForeignNetwork, sidecar: Sidecar | None) -> ForeignNetwork:
-    """`foreign` with what the description of its file says of size and origin."""
+    """`foreign` with the size and origin from the description of its file."""
     if sidecar is None:
         return foreign
     channels, side = sidecar.input.shape[1], sidecar.input.shape[3]
@@ -171,7 +171,7 @@ class OnnxNetwork(nn.Module):
 
 
 def _fixed(length: object) -> int | None:
-    """A length that the graph fixes; dynamic ones have a name or nothing."""
+    """A length that the graph fixes; None for a dynamic one."""
     return length if isinstance(length, int) and length > 0 else None
 
 

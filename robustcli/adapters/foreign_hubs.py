@@ -37,7 +37,7 @@ _TEMPLATE = "a photo of a {}."
 
 @dataclass(frozen=True)
 class Repository:
-    """A folder in the hub's format: its files, and where they are from."""
+    """A folder in the hub's format: its files and their origin."""
 
     folder: Path
     origin: str
@@ -302,7 +302,7 @@ def timm_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
 
 
 def _overlay(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a repository says of preprocessing, without what would download anything."""
+    """The preprocessing settings of a repository, without those that cause downloads."""
     keys = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std", "num_classes")
     return {key: settings[key] for key in keys if settings.get(key) is not None}
 
@@ -421,7 +421,7 @@ def clip_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
 
 
 def _space_of(request: ModelRequest) -> LabelSpace:
-    """The classes whose names become texts: those of the user, or ImageNet's."""
+    """The classes whose names are encoded as texts: the user's, or ImageNet's."""
     if request.classes is not None:
         return LabelSpace("classes", request.classes, request.classes)
     return read_label_space(request.label_space or "imagenet-1k")

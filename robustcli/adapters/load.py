@@ -1,4 +1,4 @@
-"""From a name, as a user types it, to a model with weights."""
+"""Loads a model with its weights by the name that a user types."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def header_for(request: ModelRequest) -> Header | None:
 
 
 def _find_weights(entry: ModelEntry, request: ModelRequest, *, offline: bool) -> _Weights | None:
-    """The weights that the request means; None for none: untrained, or a baseline."""
+    """The weights of the request; None for an untrained network or a baseline."""
     if not is_trainable(entry):
         if request.weights is not None:
             raise UsageError(
@@ -265,7 +265,7 @@ def _network(
 
 
 def _arguments(request: ModelRequest, header: Header | None) -> dict[str, Any]:
-    """For the builder: what the weights say, under what the user says; the classes are theirs."""
+    """The builder's arguments: the weights' own, overridden by the user's, but for classes."""
     if header is None:
         return dict(request.arguments)
     if not isinstance(header, ClassifierHeader):
@@ -277,7 +277,7 @@ def _arguments(request: ModelRequest, header: Header | None) -> dict[str, Any]:
 def _preprocessing(
     entry: ModelEntry, network: nn.Module, header: Header | None, arguments: Mapping[str, Any]
 ) -> Preprocessing | MaskPreprocessing:
-    """The network's own, or that of its training."""
+    """The preprocessing of the network, or of its training."""
     if isinstance(header, ClassifierHeader):
         return Preprocessing(**header.preprocessing)
     if isinstance(header, WeightsHeader):
@@ -378,7 +378,7 @@ def _with_classes(
 
 
 def _spare_outputs(entry: ModelEntry, facts: ModelFacts, network: nn.Module, classes: int) -> str:
-    """What is announced of a last layer with more outputs than classes."""
+    """The announcement about a last layer with more outputs than classes."""
     return (
         f"`{entry.name}`: the last layer in `{facts.weights}` has {network.num_classes:,} outputs. "
         f"Only the first {classes}, in the order of {facts.label_space}, are classes; the others "

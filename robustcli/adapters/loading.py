@@ -1,4 +1,4 @@
-"""Weights into a network, all of them or an error that says what differs and whose they are."""
+"""Loads weights strictly: every tensor must fit, or the error names the differences."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Choice:
 
 
 def announce(text: str) -> None:
-    """Tells the user a choice that was made for them: on the command line, as a line of it."""
+    """Announces a default choice to the user; the command line prints it as a line."""
     _LOG.warning(text)
 
 
@@ -100,7 +100,7 @@ def choose(
     heads: Sequence[str] = (),
     complete: bool = False,
 ) -> Choice:
-    """Which weights of a file are a network's: which set, and below which prefix of their names.
+    """Chooses the set of weights in a file that fits a network, and its prefix of names.
 
     All must fit; where none do, the set with most of the network's names is returned, for messages.
 
@@ -139,7 +139,7 @@ def fitted_to_ablation(network: nn.Module, state: Mapping[str, Tensor]) -> Mappi
 
 
 def ablation_remarks(network: nn.Module, converted: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """What `fitted_to_ablation` left out of `converted`, the weights that were taken, in words."""
+    """Remarks on the tensors that `fitted_to_ablation` removed from `converted`."""
     removed = removed_parameters(network)
     if not removed or not removed.keys() <= converted.keys():
         return ()
@@ -186,7 +186,7 @@ def _body(shapes: Shapes, heads: tuple[str, ...]) -> Shapes:
 
 
 def _prefixes(names: Collection[str], expected: int, *, complete: bool) -> list[str]:
-    """What stands before so many of `names` that the rest may be the names of a network."""
+    """The prefixes shared by enough of `names` that the rest may be a network's names."""
     counts: Counter[str] = Counter()
     for name in names:
         keys = name.split(".")
@@ -203,7 +203,7 @@ def _key_path(weights: Mapping[str, Tensor]) -> str:
 def _passed_over(
     best: _Attempt, fitting: Sequence[_Attempt], sets: Sequence[Mapping[str, Tensor]]
 ) -> tuple[str, ...]:
-    """Sets that come before the taken one, or are about as large, and prefixes that fit too."""
+    """Alternatives to the chosen set: earlier or similarly large sets, and other prefixes."""
     chosen = next(n for n, weights in enumerate(sets) if weights is best.weights)
     alternatives = [
         weights for n, weights in enumerate(sets)
@@ -313,7 +313,7 @@ def _is_usable(tensor: Tensor, *, finite: bool) -> bool:
 
 
 def counts(key: str) -> bool:
-    """Whether a tensor is a normalisation's count of batches, which old files do not have."""
+    """Whether a tensor is a normalisation's batch counter, which old files lack."""
     return key.endswith(_COUNTER)
 
 
@@ -468,7 +468,7 @@ def body(shapes: Shapes, family: str) -> dict[str, tuple[int, ...]]:
 
 
 def classes_in(shapes: Shapes, family: str) -> int | None:
-    """For how many classes weights of these shapes are; None without a head."""
+    """The number of classes of weights with these shapes; None without a head."""
     heads = tuple(f"{head}." for head in FAMILIES[family].heads)
     of_heads = {key: shape for key, shape in shapes.items() if key.startswith(heads)}
     biases = [shape[0] for shape in of_heads.values() if len(shape) == 1]

@@ -1,4 +1,4 @@
-"""What every loaded model has, and its first forward pass, of one made-up image.
+"""The interface of loaded models, and their first forward pass with a synthetic image.
 
 The first pass comes before anything is decoded or written. What a network says of an input that it
 cannot take becomes a message with the input's shape, what the network wants where that can be found
@@ -29,7 +29,7 @@ GREY_NOTE = "`{}` reads one channel: images are turned into greyscale (luma of I
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a record says of a model beside its preprocessing; `scans`: it needs the scan."""
+    """Facts of a model for records, beside its preprocessing; `scans`: it needs the scan."""
 
     name: str
     family: str
@@ -90,7 +90,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Trial:
-    """What is tried.
+    """The settings of a first forward pass.
 
     Args:
         name: The network's, for messages.
@@ -121,13 +121,13 @@ class Trial:
 
 
 def made_up_image(shape: tuple[int, int, int]) -> Tensor:
-    """The image that is tried, uint8 (1, *shape): noise, the same every time."""
+    """The synthetic image of the first pass, uint8 (1, *shape): noise from a fixed seed."""
     generator = torch.Generator().manual_seed(_SEED)
     return torch.randint(0, 256, (1, *shape), dtype=torch.uint8, generator=generator)
 
 
 def first_pass(forward: Callable[[], _T], trial: Trial) -> _T:
-    """What `forward` returns, which puts the image that is tried through the network.
+    """The result of `forward` for the synthetic image; its errors become advice.
 
     Raises:
         UsageError: The network cannot take such an image.
@@ -208,7 +208,7 @@ def norms_of_one_value(network: nn.Module) -> Iterator[list[str]]:
 
 
 def _flagged(todo: str, trial: Trial) -> str:
-    """What a network of ours advises, in the options of the command line."""
+    """The advice of one of our networks, in terms of command-line options."""
     if not trial.size_flag:
         return todo
     if IMG_SIZE in todo:
@@ -245,7 +245,7 @@ def _is_about_channels(error: Exception) -> bool:
 
 
 def _wants(trial: Trial) -> tuple[str, str]:
-    """What the network wants, and what to do; as far as it can be found out."""
+    """The image size that the network needs, if it can be found out, and the advice."""
     flag = trial.size_flag
     if trial.variant is None:
         advice = "Use the size that it was published for"

@@ -1,4 +1,4 @@
-"""Networks by builder, fresh or with the weights of a file; `robustcli.create_model`."""
+"""Builds networks, untrained or with the weights of a file; `robustcli.create_model`."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def _other_classes(family: str, classes: int | None, options: Mapping[str, Any])
 
 
 def _other_size(shapes: Shapes, expected: Shapes) -> str | None:
-    """What to do where only the number of positions differs: images of another size."""
+    """The advice if only the number of positions differs: images of another size."""
     different = {key for key in {*shapes, *expected} if shapes.get(key) != expected.get(key)}
     if different - {"head.weight", "head.bias"} != {"pos_embed"}:
         return None
@@ -214,7 +214,7 @@ Arguments = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Builder:
-    """What makes a network of a variant.
+    """Builds the network of a variant.
 
     Args:
         create: Of variant and arguments: as initialised.
@@ -231,7 +231,7 @@ class Builder:
 
 
 def is_trainable(entry: ModelEntry) -> bool:
-    """Whether there is anything to train in `entry`; a baseline has no weights."""
+    """Whether `entry` can be trained; a baseline has no weights."""
     return BUILDERS[entry.builder].with_weights is not None
 
 

@@ -1,4 +1,4 @@
-"""How a photo becomes a model's input: resize and centre crop as torchvision does with PIL."""
+"""Preprocessing of classifiers: resize and centre crop as torchvision does with PIL."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ class Preprocessing:
 
     @property
     def channels(self) -> int:
-        """How many the network's input has: 3 for RGB, 1 for greyscale."""
+        """The number of input channels: 3 for RGB, 1 for greyscale."""
         return len(self.mean)
 
     @property
     def view(self) -> str:
-        """A name for the pixels, not their scale: models with the same view see the same ones."""
+        """Identifies the pixels regardless of normalisation: equal views mean equal pixels."""
         size = "as-is" if self.resize is None else f"{self.mode}{self.resize}-{self.interpolation}"
         return f"{size}-crop{self.crop}{'-grey' if self.channels == 1 else ''}"
 
@@ -91,18 +91,18 @@ class Preprocessing:
         return replace(self, mean=(mean,) * channels, std=(std,) * channels)
 
     def of_size(self, side: int) -> Preprocessing:
-        """This for a network of squares of `side` pixels; the resize grows with the crop."""
+        """This preprocessing for squares of `side` pixels; the resize grows with the crop."""
         resize = None if self.resize is None else self.resize * side // self.crop
         return replace(self, resize=resize, crop=side)
 
     def changed(
         self, changes: Mapping[str, Any], channels: int
     ) -> tuple[Preprocessing, tuple[str, ...]]:
-        """`overridden` for a network of so many channels."""
+        """`overridden` for a network of `channels` channels."""
         return overridden(self.of_channels(channels), changes)
 
     def coloured(self, view: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """What `apply` gave, (H, W, 3), in the channels of the network: (H, W, 3) or (H, W, 1)."""
+        """A view of `apply` (H, W, 3) in the network's channels: (H, W, 3) or (H, W, 1)."""
         return grey(view) if self.channels == 1 else view
 
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -183,7 +183,7 @@ def input_channels(arguments: Mapping[str, Any]) -> int:
 def overridden(
     base: Preprocessing, changes: Mapping[str, Any]
 ) -> tuple[Preprocessing, tuple[str, ...]]:
-    """`base` with the user's `changes`, and what is to be announced of them.
+    """`base` with the user's `changes`, and the announcements about them.
 
     Args:
         base: The model's own, in its number of channels.

@@ -1,4 +1,4 @@
-"""A segmenter ready to measure: uint8 images of any size in, masks or their probabilities out.
+"""A segmenter with its preprocessing: uint8 images of any size in, masks or probabilities out.
 
 It tells foreground from background, or K classes beside background (`Segmenter.classes`).
 """
@@ -154,7 +154,7 @@ def foreground_logits(scores: Tensor) -> Tensor:
 
 
 def native_window(network: nn.Module) -> int:
-    """The side in pixels of what the network was published for, where nothing else is said."""
+    """The default window in pixels: the image size that the network was published for."""
     if isinstance(network, StagedUNet):
         return min(network.config.patch)
     if isinstance(network, ResNetSeg):
@@ -202,7 +202,7 @@ class MaskPreprocessing:
 
     @property
     def view(self) -> str:
-        """A name for the geometry alone: every segmenter gets the image's own pixels."""
+        """Identifies the geometry: every segmenter gets the image's own pixels."""
         return "as-is"
 
     def of_channels(self, channels: int) -> MaskPreprocessing:
@@ -212,7 +212,7 @@ class MaskPreprocessing:
     def changed(
         self, changes: Mapping[str, Any], channels: int
     ) -> tuple[MaskPreprocessing, tuple[str, ...]]:
-        """This, with some of its fields replaced, and what is to be announced of them: nothing.
+        """This with some fields replaced, and announcements about them: none.
 
         Args:
             changes: By field.
@@ -460,7 +460,7 @@ class Segmenter:
         return [self._as_probability(answer)[0].numpy() for answer in answers]
 
     def _averaged(self, pixels: Tensor) -> Tensor:
-        """What is averaged where windows overlap: nnU-Net takes scores, others probabilities."""
+        """The values that overlapping windows average: scores for nnU-Net, else probabilities."""
         return self._raw(pixels) if self._nnunet else self._probabilities(pixels)
 
     def _probabilities(self, pixels: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def create(
 
 
 def _check_arguments(variant: str, arguments: Mapping[str, Any]) -> None:
-    """Raises UsageError where the library would ignore an argument or mean another output."""
+    """Raises UsageError for arguments that the library ignores or that change the output."""
     constructor = _library().MODEL_ARCHITECTURES_MAPPING[variant.split("/")[0].lower()].__init__
     option_names = [
         name for name in signature(constructor).parameters if name not in ("self", "kwargs", *_OURS)

@@ -36,7 +36,7 @@ class TimmContract(nn.Module):
     num_features: int
 
     def adopt(self, in_chans: int, global_pool: str, drop_rate: float) -> None:
-        """Sets what timm may ask of any model: input channels, pooling and dropout of the head."""
+        """Applies timm's common options: input channels, pooling and dropout of the head."""
         self.in_chans, self.drop_rate = in_chans, drop_rate
         self.head_hidden_size = self.num_features
         self._set_pool(global_pool)
@@ -49,7 +49,7 @@ class TimmContract(nn.Module):
 
     @property
     def classifier_name(self) -> str:
-        """Where the linear layer of the head is."""
+        """The name of the head's linear layer."""
         return FAMILIES[self.family].heads[0]
 
     def get_classifier(self) -> nn.Module:
@@ -161,7 +161,7 @@ class RecomputedLayer(Layer):
         self.mixer, self.norm, self.drop_path = layer.mixer, layer.norm, layer.drop_path
 
     def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As Layer's."""
+        """See `Layer.forward`."""
         if not self.grad_checkpointing:
             return super().forward(hidden, residual)
         recomputed: tuple[Tensor, Tensor] = checkpoint(super().forward, hidden, residual)

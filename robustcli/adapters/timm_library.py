@@ -85,14 +85,14 @@ def create(
 
 
 def check_offline(name: str) -> None:
-    """Raises UsageError where timm would download past the hub's client, which knows of offline."""
+    """Raises UsageError offline if timm would download without the hub's client."""
     url = _url(name)
     if url and not Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1]).is_file():
         raise _no_weights(name, "`--offline` forbids the network")
 
 
 def _url(name: str) -> str | None:
-    """Where timm gets the weights `name` from, for the few that are not on the hub."""
+    """The address of the few timm weights that are not on the hub."""
     config = get_pretrained_cfg(name)
     return config.url or None if config is not None and not config.hf_hub_id else None
 
@@ -107,7 +107,7 @@ def _no_weights(name: str, why: str) -> UsageError:
 
 
 def plain_name(name: str) -> str:
-    """`name` without `timm:`, and without what timm's own names of models on its hub begin with."""
+    """`name` without `timm:` and without the prefix of timm's own repositories."""
     return re.sub(r"^(timm:|(hf[-_]hub:)?timm/)", "", name.strip())
 
 
@@ -173,7 +173,7 @@ def choose_weights(
 
 
 def checkpoint_filter(name: str) -> Callable[..., Any] | None:
-    """What timm passes files under the authors' names of the network `name` through, if anything.
+    """The function by which timm converts the authors' files of the network `name`, if any.
 
     Every family hands its filter to one function of timm, which reads the published weights and
     calls the filter with them; here it is replaced while timm builds the network once more.
@@ -189,7 +189,7 @@ def checkpoint_filter(name: str) -> Callable[..., Any] | None:
 
 
 def _resized(choice: Choice) -> tuple[str, ...]:
-    """What the filter made of another shape: positions of images of another size."""
+    """The tensors that the filter resized: positions for images of another size."""
     before, after = shapes_of(choice.file_state), shapes_of(choice.state)
     changed = [key for key in after if "pos" in key and before.get(key, after[key]) != after[key]]
     if not changed:
@@ -199,7 +199,7 @@ def _resized(choice: Choice) -> tuple[str, ...]:
 
 
 def _advice(name: str, network: nn.Module, choice: Choice) -> str | None:
-    """What to do where only the head is missing."""
+    """The advice if only the head is missing."""
     missing_keys = set(network.state_dict()) - set(choice.state)
     if missing_keys and all(key.startswith(heads_in(network)) for key in missing_keys):
         return (
@@ -212,7 +212,7 @@ def _advice(name: str, network: nn.Module, choice: Choice) -> str | None:
 def _contradicted(
     name: str, origin: str, arguments: Mapping[str, Any], classes: int | None
 ) -> UsageError:
-    """The error where the user and the weights say another number of classes."""
+    """The error if the user and the weights give different numbers of classes."""
     requested = arguments["num_classes"]
     return UsageError(
         f"`num_classes={requested}` contradicts the weights in `{origin}`.",
@@ -243,7 +243,7 @@ def timm_preprocessing(network: nn.Module) -> Preprocessing:
 
 
 def pretraining(name: str) -> str:
-    """What the weights that timm gives for `name` saw, from the tag."""
+    """The pretraining data of timm's weights for `name`, from the tag."""
     tag = name.split(".", 1)[1] if "." in name else str(get_pretrained_cfg_value(name, "tag") or "")
     if any(word in tag for word in _LARGER):
         return f"more than ImageNet-1K (timm tag {tag})"

@@ -1,4 +1,4 @@
-"""Networks as a training begins with them: initialised, or with weights of another task."""
+"""The initial networks of trainings: random weights, or transferred ones."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def transfer(
     network: nn.Module, state: Mapping[str, Tensor], entry: ModelEntry, heads: tuple[str, ...],
     origin: str, *, patch: Pair | None = None,
 ) -> list[str]:  # fmt: skip
-    """Copies `state` into `network` but for its heads; the names of what was copied, in order.
+    """Copies `state` into `network` except its heads; returns the copied names in order.
 
     The heads stay as they were initialised, even where they would fit. Source: nnU-Net v2.1.1,
     `load_pretrained_weights`.
@@ -108,7 +108,7 @@ def _converted(entry: ModelEntry, state: Mapping[str, Tensor]) -> Mapping[str, T
 
 
 def _check_tokens(config: UMambaConfig, patch: Pair, entry: ModelEntry, origin: str) -> None:
-    """Shapes can agree by chance while a layer reads something else: upstream would not notice."""
+    """Refuses weights whose shapes fit by chance while a layer reads other tokens."""
     pretrained = replace(config, patch_size=patch)
     stages = range((len(config.features) + 1) % 2, len(config.features), 2)
     if any(config.tokens(stage) != pretrained.tokens(stage) for stage in stages):
@@ -194,14 +194,14 @@ _IMAGENET = {"resnet18_seg": "resnet18.tv_in1k", "resnet50_seg": "resnet50.tv_in
 
 
 def heads_of(entry: ModelEntry) -> tuple[str, ...]:
-    """Beginnings of the names of the layers of a segmenter that answer, one output per class."""
+    """Prefixes of the names of a segmenter's output layers, which have one output per class."""
     if entry.builder == "smp":
         return _SMP_HEAD
     return tuple(f"{head}." for head in FAMILIES[entry.family].heads)
 
 
 def for_classes(arguments: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """`arguments` of the builder of a segmenter for masks of these classes beside background.
+    """The builder's `arguments` for a segmenter of these classes beside background.
 
     Without classes they stay as they are.
     """

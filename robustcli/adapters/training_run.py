@@ -1,4 +1,4 @@
-"""The folder of a training run as a model: its weights, and what their header says."""
+"""A training run as a model: its weights and their header."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEY = "robust"
 
 
 class Header(BaseModel):
-    """What the weights of any training say of themselves.
+    """The header of trained weights.
 
     Args:
         schema_version: Of this header.
@@ -55,7 +55,7 @@ class Header(BaseModel):
 
 
 class WeightsHeader(Header):
-    """What a segmenter's weights are of and what they expect.
+    """The header of a segmenter's weights: training data, network and input.
 
     Args:
         channels: Order of the input's channels.
@@ -81,7 +81,7 @@ class WeightsHeader(Header):
 
 
 class ClassifierHeader(Header):
-    """What a classifier's weights are of and what they expect.
+    """The header of a classifier's weights: training data, network and input.
 
     Args:
         label_space: What the classes are called together: a bundled label space, or the data set.
@@ -131,7 +131,7 @@ def write_weights(path: Path, state: Mapping[str, Tensor], header: Header) -> No
 
 
 def _header_json(header: Header) -> str:
-    """As JSON, without what only some networks have: older versions refuse unknown keys."""
+    """The header as JSON, without unset optional fields, which older versions refuse."""
     values = header.model_dump(mode="json")
     empty = {
         name for name in ("overlap", "nnunet", "mask_classes") if values.get(name) in (None, [])
@@ -220,7 +220,7 @@ def weights_in(path: Path) -> Path:
 
 
 def _seeds_in(run: Path) -> list[str]:
-    """The folders of the finished trainings in `run`, which holds several seeds; else none."""
+    """The finished trainings in a `run` of several seeds; empty for other runs."""
     try:
         record = parse_json((run / _RECORD).read_text(encoding="utf-8"))
         if record.get("kind") != SEEDS_KIND:
@@ -232,7 +232,7 @@ def _seeds_in(run: Path) -> list[str]:
 
 
 def header_beside(file: Path) -> Header | None:
-    """What the weights `file` say of themselves; None where nothing says it.
+    """The header of the weights `file`; None if there is none.
 
     A checkpoint of a training here (`RUN/checkpoints/FILE`) has no header of its own: those of the
     finished run's weights say it.
@@ -281,5 +281,5 @@ def header_of(run: Path) -> Header:
 
 
 def entry_of_run(run: Path, network: ModelEntry) -> ModelEntry:
-    """The entry of what the training run `run` made of `network`: its name is the folder's."""
+    """The entry of a trained `network`; its name is that of the folder `run`."""
     return replace(network, name=run.resolve().name)

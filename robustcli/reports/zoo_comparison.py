@@ -230,7 +230,7 @@ _ALIKE = 1.1  # times as long: less is what a machine varies by from epoch to ep
 
 
 def _of_time(zoo: Zoo) -> Iterator[str]:
-    """Sentences on the shortest and longest epochs, for trainings with equal device and data."""
+    """Sentences on the shortest and longest epochs, or why times cannot be compared."""
     spreads = {zoo.label(t): t.epoch_seconds for t in zoo.trainings}
     known = {label: spread for label, spread in spreads.items() if spread is not None}
     if len(known) < 2:
