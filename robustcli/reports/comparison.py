@@ -379,7 +379,7 @@ def _announcements(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
     if any(m.run.trained for m in models):
         yield Announcement(
             "One training each.",
-            "What another seed of a training would give is in none of the intervals.",
+            "No interval includes the variation between seeds.",
         )
     yield from _same_network(models)
     for title, values in (

@@ -268,7 +268,7 @@ def _modes_picture(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
     caption = (
         f"Loss (above) and {scoring.measure.name} (below) of {of}, by epoch and by "
         "the time that training with its validations took. The large mark is the epoch whose "
-        "weights were taken."
+        "weights were chosen."
     )
     return (Picture(path, caption),)
 

@@ -172,7 +172,7 @@ def _differences(finetuning: FinetuningFindings) -> list[str]:
         for run, difference in differences
         if difference is not None
     ]
-    seeds = "Each mode was trained once: what another seed would give is in none of the intervals."
+    seeds = "Each mode was trained once, so no interval includes the variation between seeds."
     return [*sentences, seeds] if sentences else []
 
 

@@ -1,7 +1,7 @@
 """Several trainings on the same held-out images: which network is better, and what it costs.
 
 Tests and intervals are those of `robust compare`. Trainings are tested against each other where
-they were measured on the very same images; others are named with what keeps them apart.
+they were measured on the same images; others are named with what keeps them apart.
 """
 
 from __future__ import annotations

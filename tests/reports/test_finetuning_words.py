@@ -46,7 +46,7 @@ def said(found: FinetuningFindings) -> str:
         "0.240 s against 0.250 s, medians of 50 and 60 iterations.",
         "The optimizer kept 0.796 MB against 0.800 MB; the peak of memory was 699 MiB after the "
         "freeze against 700 MiB.",
-        "Each mode was trained once: what another seed would give is in none of the intervals.",
+        "Each mode was trained once, so no interval includes the variation between seeds.",
         "By count, freezing leaves out 2.00 % of the convolutions",
         "0.54 % of the optimizer's memory",
     ],
