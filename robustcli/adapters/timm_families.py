@@ -279,6 +279,10 @@ def _collect(sums: list[Tensor]) -> Any:
     return hook
 
 
+def _renamed(changes: dict[str, object], drop_path_rate: float | None) -> dict[str, object]:
+    return changes if drop_path_rate is None else changes | {"drop_path": drop_path_rate}
+
+
 def build_vim(
     variant: str, *, in_chans: int = 3, global_pool: str = "token", drop_rate: float = 0.0,
     drop_path_rate: float | None = None, **changes: object,
@@ -288,9 +292,7 @@ def build_vim(
     Raises:
         UsageError: An option is unknown.
     """
-    if drop_path_rate is not None:
-        changes["drop_path"] = drop_path_rate
-    config = changed(VIMS[variant], changes, model=variant)
+    config = changed(VIMS[variant], _renamed(changes, drop_path_rate), model=variant)
     return TimmVim(config, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
 
 
@@ -421,7 +423,5 @@ def build_vmamba(
     Raises:
         UsageError: An option is unknown.
     """
-    if drop_path_rate is not None:
-        changes["drop_path"] = drop_path_rate
-    config = changed(VMAMBAS[variant], changes, model=variant)
+    config = changed(VMAMBAS[variant], _renamed(changes, drop_path_rate), model=variant)
     return TimmVMamba(config, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)

@@ -280,5 +280,5 @@ def header_of(run: Path) -> Header:
 
 
 def entry_of_run(run: Path, network: ModelEntry) -> ModelEntry:
-    """The entry of what the training run `run` made of `network`: its name is the folder's."""
+    """The entry of a trained `network`; its name is that of the folder `run`."""
     return replace(network, name=run.resolve().name)

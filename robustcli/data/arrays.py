@@ -37,7 +37,7 @@ def holds_array(ref: FileRef) -> bool:
 
 
 def array_kind(ref: FileRef) -> str:
-    """What a file of arrays is, as announcements name its contents."""
+    """The kind of a file of arrays, as announcements name it."""
     name = (ref.member or ref.path.name).lower()
     if name.endswith(HDF5_SUFFIXES):
         return "arrays of HDF5"

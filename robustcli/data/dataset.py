@@ -44,7 +44,7 @@ class Rows(Protocol):
         """The encoded image in a row; raises OSError where it holds none."""
 
     def pin(self, row: int) -> str:
-        """What names these bytes for good, so that they need not be read to be told apart."""
+        """A permanent identifier of these bytes, so that comparing needs no reading."""
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,7 @@ def check_address(url: str) -> None:
 
 
 def _is_here(host: str | None) -> bool:
-    """Whether `host` is the loopback address of this machine."""
+    """Whether `host` is a loopback address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
     except ValueError:

@@ -70,7 +70,7 @@ _AT_ONCE = 8
 
 
 def names_hub_dataset(data: str) -> bool:
-    """Whether `data` is meant as the name of a data set of the hub."""
+    """Whether `data` names a data set of the hub."""
     return data.startswith(HUB_PREFIX)
 
 
@@ -96,7 +96,7 @@ class HubName:
 
     @property
     def place(self) -> Path:
-        """What stands for the path of the data in messages: `hf:ORG/NAME`."""
+        """The name of the data in messages: `hf:ORG/NAME`."""
         return Path(f"{HUB_PREFIX}{self.repo}")
 
     def spelled(self, commit: str, split: str | None) -> str:
@@ -111,7 +111,7 @@ class HubName:
 
 
 def parse_hub_name(data: str) -> HubName:
-    """What `data` names.
+    """The hub's data set that `data` names.
 
     Raises:
         UsageError: It is no such name.
@@ -346,7 +346,7 @@ _FORMAT = 1
 
 
 def _published(name: HubName, commit: str, offline: bool) -> Published:
-    """What is published at `commit`: looked up once, then kept."""
+    """The published files at `commit`: looked up once, then cached."""
     home = commit_home(name.repo, commit)
     file = home / f"files-{local_file_name(name.config or 'default')}.json"
     try:
@@ -396,7 +396,7 @@ def _library() -> Any:
 
 
 def _look_up(name: HubName, commit: str) -> Published:
-    """The splits as `datasets` finds them, and what their Parquet files say of themselves."""
+    """The splits as `datasets` finds them, with the metadata of their Parquet files."""
     import tempfile
 
     datasets = _library()
@@ -607,7 +607,7 @@ class _Rows:
 def _rows(
     name: HubName, commit: str, published: Published, split: str, columns: _Columns, offline: bool
 ) -> _Rows:
-    """Names and labels of a split: read once, then kept."""
+    """Ids and labels of a split: read once, then cached."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -697,7 +697,7 @@ def _as_labels(column: PublishedColumn, values: Any) -> list[str]:
 
 
 def class_names(names: Sequence[str], spaces: Sequence[LabelSpace]) -> list[str]:
-    """What the classes of a column are called: ids of a label space, or their own names.
+    """The class names of a column: ids of a label space, or their own names.
 
     They get the ids of the first of `spaces`, or of a bundled one, that has the same classes in the
     same order: the hub's ImageNet has `crane` twice, and only its place tells which one is meant.

@@ -53,7 +53,7 @@ class RowGroup:
 
     @property
     def kept(self) -> Path:
-        """Where its rows lie, once they are fetched."""
+        """The path of its rows in the cache."""
         plain = local_file_name(
             f"{self.path.removesuffix('.parquet')}-{self.group:05d}-{self.leaf}"
         )
@@ -64,7 +64,7 @@ class RowGroup:
         return FileRef(image_id, self.kept, f"row {row}", row, rows=self)
 
     def pin(self, row: int) -> str:
-        """What names the bytes of a row: they cannot be others at the same commit."""
+        """A permanent identifier of a row's bytes, which a commit fixes."""
         return f"{self.repo}@{self.commit}/{self.path}/{self.leaf}/{self.group}/{row}"
 
     def read(self, row: int) -> bytes:
@@ -84,7 +84,7 @@ class RowGroup:
         return content
 
     def _kept_row(self, row: int) -> bytes | None:
-        """The bytes in a row, empty where it has none; None where nothing whole is kept."""
+        """The cached bytes of a row, empty for an empty row; None if they are not cached."""
         import pyarrow as pa
 
         try:
@@ -222,7 +222,7 @@ class RemoteFile(io.RawIOBase):
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the hub answered, and will answer the same again: not found, or not allowed."""
+    """Whether the hub refused for good: not found, or not allowed."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status is not None and 400 <= status < 500 and status not in (408, 429)
 
@@ -236,18 +236,18 @@ def local_file_name(text: str) -> str:
 
 
 def repo_home(repo: str) -> Path:
-    """Where what is fetched of the repository `repo` is kept."""
+    """The cache folder of the repository `repo`."""
     return data_home() / "hub" / repo.replace("/", "--")
 
 
 def commit_home(repo: str, commit: str) -> Path:
-    """Where what is fetched at `commit` is kept."""
+    """The cache folder of the repository `repo` at `commit`."""
     return repo_home(repo) / commit
 
 
 @contextmanager
 def fetching(repo: str, path: str) -> Iterator[None]:
-    """Says what an exception of the transfer or of Parquet means."""
+    """A context that turns exceptions of the transfer and of Parquet into our errors."""
     try:
         yield
     except RobustError:
@@ -267,7 +267,7 @@ def broken_transfer(repo: str, what: str, error: Exception) -> RunError:
 
 
 def not_here(repo: str, reason: str) -> UsageError:
-    """The error where something was never fetched and must not be now."""
+    """The error for data that are not cached while downloads are disallowed."""
     return UsageError(
         f"`{HUB_PREFIX}{repo}` is not (wholly) on this machine, and the network must not be used "
         "(`--offline`, `--dry-run`).",

@@ -48,10 +48,21 @@ class NamedDataset:
         return self.url is not None and self.sha256 is not None
 
 
-_CIFAR = "https://www.cs.toronto.edu/~kriz"
-_CIFAR_SOURCE = "Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images: 50,000 "
-_CIFAR_SOURCE += "training and 10,000 test images, as published for Python"
 _CIFAR_TERMS = "no formal licence; Krizhevsky 2009"
+_CIFAR = (  # the SHA-256 are those of Keras; torchvision has the MD5 of the same files
+    (
+        "cifar10",
+        "cifar-10",
+        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        170,
+    ),
+    (
+        "cifar100",
+        "cifar-100",
+        "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        169,
+    ),
+)
 DATASETS: tuple[NamedDataset, ...] = (
     NamedDataset(
         name="cifar10-mini",
@@ -84,30 +95,21 @@ DATASETS: tuple[NamedDataset, ...] = (
         licence="CC0",
         default_for=True,
     ),
-    # The SHA-256 are those of Keras; torchvision has the MD5 of the same files.
-    NamedDataset(
-        name="cifar10",
-        label_space="cifar10",
-        images=60_000,
-        bundled=False,
-        source=_CIFAR_SOURCE,
-        licence=_CIFAR_TERMS,
-        url=f"{_CIFAR}/cifar-10-python.tar.gz",
-        sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-        demonstration=False,
-        megabytes=170,
-    ),
-    NamedDataset(
-        name="cifar100",
-        label_space="cifar100",
-        images=60_000,
-        bundled=False,
-        source=_CIFAR_SOURCE,
-        licence=_CIFAR_TERMS,
-        url=f"{_CIFAR}/cifar-100-python.tar.gz",
-        sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
-        demonstration=False,
-        megabytes=169,
+    *(
+        NamedDataset(
+            name=name,
+            label_space=name,
+            images=60_000,
+            bundled=False,
+            source="Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images: 50,000 "
+            "training and 10,000 test images, as published for Python",
+            licence=_CIFAR_TERMS,
+            url=f"https://www.cs.toronto.edu/~kriz/{archive}-python.tar.gz",
+            sha256=sha256,
+            demonstration=False,
+            megabytes=megabytes,
+        )
+        for name, archive, sha256, megabytes in _CIFAR
     ),
 )
 

@@ -32,7 +32,7 @@ _SAME_MASK = 0.5  # dice of two predicted masks from which they count as the sam
 
 @dataclass(frozen=True)
 class Answers:
-    """What the network says of one view.
+    """The network's answers for the photos of one view.
 
     Args:
         probabilities: (N, K) of a classifier, (N, H, W) of a segmenter.
@@ -63,7 +63,7 @@ def answers_of(
 
 @dataclass(frozen=True)
 class Result:
-    """One map with its scores; `picture` of methods that make pictures."""
+    """One map with its scores; `picture` only from methods that generate pictures."""
 
     relevance: NDArray[np.float32]
     scores: Mapping[str, float]
@@ -75,7 +75,7 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True)
 class MapRequest:
-    """One row to come: a view of photo number `photo`, and what is explained."""
+    """A row to compute: a view of photo number `photo`, and the kind of its target."""
 
     view: str
     cell: Cell
@@ -170,7 +170,7 @@ class BlockExplanation:
     def _key(
         self, method: ExplanationMethod, cell: Cell, of: Cell, photo: int, kind: TargetKind
     ) -> Key:
-        """What decides a map: the method, the photo and its transform, and the target."""
+        """Identifies a map: the method, the photo and its transform, and the target."""
         name = self.views[CLEAN].samples[photo].image_id
         place: Key = (of.transform, of.severity, name) if method.from_photo else ()
         target = self._class(cell, photo, kind) if self.explained.task == "cls" else kind
@@ -212,7 +212,7 @@ class BlockExplanation:
         self, method: ExplanationMethod, cell: Cell, requests: Sequence[MapRequest],
         advance: Callable[[int], None],
     ) -> None:  # fmt: skip
-        """Adds the results that are missing; clean ones of an earlier cell are there."""
+        """Computes the missing results; those of clean photos are shared by all cells."""
         new: dict[Key, MapRequest] = {}
         for request in requests:
             if request.key not in self._results:

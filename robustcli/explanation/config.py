@@ -1,4 +1,4 @@
-"""What a user asked `robust explain` for, before anything is looked up."""
+"""The settings of `robust explain`, before anything is looked up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An explanation from top to bottom: look up, choose photos, compute what is missing, close.
+"""Runs an explanation: looks up inputs, chooses photos, computes missing maps, closes the run.
 
 The photos of a block go through the loader of evaluations once; then each method explains them
 under each transform, and one pair of files is written for each (`explained_rows`).
@@ -75,7 +75,7 @@ AnyModel = Classifier | Segmenter
 
 
 def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
-    """Computes what `config` asks for and is not there yet; returns the run's folder.
+    """Computes the missing maps of `config`; returns the run's folder.
 
     Raises:
         UsageError: Something named does not exist or does not fit together.
@@ -119,7 +119,7 @@ def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
 
 @contextmanager
 def _without_gradients(network: nn.Module) -> Iterator[None]:
-    """Parameters take no gradients inside; a network in memory comes back as it was."""
+    """A context in which parameters take no gradients; it restores the network afterwards."""
     before = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     try:
         for parameter, _ in before:
@@ -176,7 +176,7 @@ def explained_network(inputs: ExplainInputs, model: AnyModel) -> ExplainedNetwor
 
 @dataclass(frozen=True)
 class _Initial:
-    """Makes the network of a model as it is before training."""
+    """Builds the network of a model as it was before training."""
 
     inputs: ExplainInputs
     model: AnyModel
@@ -328,7 +328,7 @@ def _chosen_images(
 
 
 def _evaluated(inputs: ExplainInputs, listener: Listener) -> Path:
-    """The evaluation that decides which photos are the worst, as far as it is missing."""
+    """Evaluates the model where the choice of the worst photos needs it."""
     out = inputs.run / "evaluation"
     count = inputs.dataset.images * len(inputs.cells)
     if not has_record(out):
@@ -338,7 +338,7 @@ def _evaluated(inputs: ExplainInputs, listener: Listener) -> Path:
 
 @dataclass(frozen=True)
 class _Quiet:
-    """Passes on progress alone: what is announced was said before."""
+    """Passes on progress but no announcements, which were made before."""
 
     listener: Listener
 
@@ -355,7 +355,7 @@ class _Quiet:
 
 
 def _keep_images(run: Path, images: Sequence[Sample]) -> None:
-    """Writes which photos are explained, or refuses a folder that explains others."""
+    """Records the explained photos; refuses a folder that explains other ones."""
     names = [sample.image_id for sample in images]
     before = read_explain_record(run).images
     if before and before != names:
@@ -372,20 +372,20 @@ def _keep_images(run: Path, images: Sequence[Sample]) -> None:
 
 
 def cells_of(method: ExplanationMethod, cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """The cells that have a file: every transform with its clean view, or the clean one alone."""
+    """The cells that get a file: each transform together with its clean view, or clean alone."""
     changed = tuple(cell for cell in cells if cell != CLEAN)
     return (CLEAN,) if method.kind == "model" or not changed else changed
 
 
 def rows_per_photo(method: ExplanationMethod, cell: Cell) -> int:
-    """Of one file: a row for each view and target."""
+    """The number of rows per photo in one file: one for each view and target."""
     views = 1 if cell == CLEAN else 2
     return views * (2 if method.targeted else 1)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What one command computes.
+    """The work of one command.
 
     Args:
         inputs: The explanation.
@@ -494,7 +494,7 @@ class _Work:
         return geometry_of(self.model, at_crop=self.inputs.config.apply_at == "crop")
 
     def _places(self, views: Mapping[Cell, View]) -> dict[Cell, list[NDArray[np.int64] | None]]:
-        """Of transforms that move pixels: where those of each photo were before."""
+        """For transforms that move pixels: where each photo's pixels were before."""
         geometry, seed = self._geometry, self.inputs.config.seed
         return {
             cell: [
@@ -510,7 +510,7 @@ def _regions(
     view: View, boxes: Boxes, geometry: Geometry, places: Sequence[NDArray[np.int64] | None] | None,
     clean: View,
 ) -> list[NDArray[np.bool_] | None]:  # fmt: skip
-    """Where the object of each photo is, as far as it is known: a true mask, or boxes, moved."""
+    """The region of each photo's object, if known: its true mask or its boxes, moved."""
     if view.masks is not None:
         return [mask.numpy() for mask in view.masks]
     known = [boxed_region(sample, boxes, geometry) for sample in clean.samples]
@@ -547,7 +547,7 @@ def _failed(failures: Sequence[RunError]) -> RunError:
 
 @dataclass(frozen=True)
 class ExplainForecast:
-    """What `--dry-run` says: photos, methods, maps, and predictions that come first."""
+    """The report of `--dry-run`: photos, methods, maps, and predictions that come first."""
 
     out: str
     model: str
@@ -563,7 +563,7 @@ class ExplainForecast:
         return json.dumps(asdict(self), indent=2)
 
     def as_text(self) -> str:
-        """The same in lines."""
+        """The forecast as lines of text."""
         lines = [
             f"Run:         {self.out}",
             f"Model:       {self.model}",

@@ -1,4 +1,4 @@
-"""Whether a map tells what the network looks at: insertion, deletion, shuffled weights.
+"""Faithfulness of maps: insertion and deletion curves, and shuffled weights.
 
 The curves need the network and stand here; the numbers made of them are pure functions in
 `metrics.explanation_scores`.
@@ -23,7 +23,7 @@ BLUR = 10 / 224
 def insertion_and_deletion(
     explained: ExplainedNetwork, pixels: Tensor, targets: Tensor, maps: Tensor, *, batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The probability of the target while pixels come and go; two curves (N, CURVE_STEPS + 1).
+    """The target's probability while pixels are inserted and deleted: two (N, CURVE_STEPS + 1).
 
     Insertion starts from the blurred photo and puts the pixels of the highest values in first;
     deletion starts from the photo and replaces them by the mean colour first.

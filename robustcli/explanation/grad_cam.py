@@ -30,7 +30,7 @@ _SHOWN = 12  # candidates in a message
 
 @dataclass(frozen=True)
 class CamLayer:
-    """A layer whose output has a place in the image for each of its vectors.
+    """A layer whose output vectors each belong to a place in the image.
 
     Args:
         name: Of the module.
@@ -189,7 +189,7 @@ def _layer_of(
 
 
 def _usual_name(network: nn.Module) -> str | None:
-    """The name of the layer that is usual for networks with tokens, and for VMamba."""
+    """The default layer of networks with tokens, and of VMamba."""
     if isinstance(network, VMamba):
         return "layers"
     if isinstance(network, Vim):
@@ -218,7 +218,7 @@ def _named(explained: ExplainedNetwork, name: str, candidates: dict[str, CamLaye
 
 
 def _listed(candidates: dict[str, CamLayer]) -> str:
-    """The last candidates, which are the usual choice, and how many there are."""
+    """The last candidate layers, which are the usual choice, and the number of all, in words."""
     names = list(candidates)
     shown = ", ".join(f"`{name}`" for name in names[-_SHOWN:])
     return shown if len(names) <= _SHOWN else f"{shown} (the last of {len(names)})"

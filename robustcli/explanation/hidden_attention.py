@@ -90,7 +90,7 @@ def class_attention(
 
 @dataclass(frozen=True)
 class HiddenScan:
-    """One scan of one layer, laid out by place: what its attention is made of.
+    """The inputs of one scan of one layer, laid out by place, from which attention is computed.
 
     Shapes: N images, K directions, D channels, S states, H and W of the map; a sequence is a map
     of one row.
@@ -275,7 +275,7 @@ def _map(explained: ExplainedNetwork, pixels: Tensor, targets: Tensor | None = N
 
 
 def rollout(scans: Sequence[HiddenScan], received: Tensor) -> Tensor:
-    """How much each place of the first layer's map is attended to, (N, h, w).
+    """The attention that each place of the first layer's map receives, (N, h, w).
 
     Args:
         scans: Of all layers, first layer first.

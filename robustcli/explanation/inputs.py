@@ -1,4 +1,4 @@
-"""What the settings of an explanation name: the model, the images and the transforms.
+"""Looks up the model, the images and the transforms that the settings of an explanation name.
 
 They come from the command line, as those of an evaluation do, or from the record of a finished one.
 """
@@ -46,7 +46,7 @@ from robustcli.verification.verification_result import EvaluationCheck
 
 @dataclass(frozen=True)
 class ExplainInputs:
-    """One explanation with all that its settings name looked up, but no weights and no pixels.
+    """An explanation with its settings looked up; weights and pixels are not loaded yet.
 
     Args:
         config: The settings, with the defaults that were taken.
@@ -215,7 +215,7 @@ def _chosen_cells(
     config: ExplainConfig, run: Path, model: str, record: RunRecord,
     known: dict[Cell, TransformCell], listener: Listener,
 ) -> dict[Cell, TransformCell]:  # fmt: skip
-    """The untouched images and those cells of the run that the user named, or the worst one."""
+    """The clean cell with the cells that the user named, or else with the run's worst cell."""
     changed = [cell for cell in known if cell != CLEAN]
     severities = config.severities
     if severities:

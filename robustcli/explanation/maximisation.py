@@ -1,4 +1,4 @@
-"""Activation maximisation: pictures that the network finds more and more like a class.
+"""Activation maximisation: pictures optimised to raise the score of a class.
 
 Source: Olah et al., "Feature visualization" (Distill 2017): the picture is the sigmoid of a sum of
 waves whose steps shrink with their frequency, it is moved at random before every step, and it pays

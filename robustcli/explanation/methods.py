@@ -1,4 +1,4 @@
-"""The methods of `robust explain`: what each one is, and for which models it exists."""
+"""The table of methods of `robust explain`, and the models that each one supports."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ExplanationMethod:
         return function
 
     def fits(self, family: str, task: TaskName) -> bool:
-        """Whether it exists for networks of `family` that serve `task`."""
+        """Whether the method supports networks of `family` that serve `task`."""
         return task in self.tasks and (not self.families or family in self.families)
 
 
@@ -115,12 +115,12 @@ METHODS: dict[str, ExplanationMethod] = {method.name: method for method in _METH
 
 
 def fitting(family: str, task: TaskName) -> tuple[ExplanationMethod, ...]:
-    """The methods that exist for networks of `family` that serve `task`."""
+    """The methods that support networks of `family` that serve `task`."""
     return tuple(method for method in _METHODS if method.fits(family, task))
 
 
 def default_methods(family: str, task: TaskName) -> tuple[ExplanationMethod, ...]:
-    """What is computed unless the user names methods: every map of a photo that fits."""
+    """The methods that run by default: every supported map of a photo."""
     return tuple(method for method in fitting(family, task) if method.kind == "localised")
 
 

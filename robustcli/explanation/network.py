@@ -1,4 +1,4 @@
-"""A network as methods see it: normalised pixels in, one score per image out."""
+"""The network that methods explain: normalised pixels in, one score per image out."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class ExplainedNetwork:
 
 @dataclass(frozen=True)
 class Attribution:
-    """What a method gives for N images.
+    """The result of a method for N images.
 
     Args:
         maps: float32 (N, H, W), evidence for the target per pixel, on any device.

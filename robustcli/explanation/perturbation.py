@@ -72,7 +72,7 @@ def occlusion(
     batch_size: int,
     seeds: Sequence[int] = (),
 ) -> Attribution:
-    """By how much the score falls while a window of the mean colour hides a place.
+    """The loss of score while a window of the mean colour hides a place.
 
     A pixel that several windows hide gets their mean.
     """

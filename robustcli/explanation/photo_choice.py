@@ -1,4 +1,4 @@
-"""Which photos are explained: named ones, those of a class, a subset, or those that lose most."""
+"""Chooses the photos to explain: named ones, those of a class, a subset, or the worst ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN = 3
 
 
 def choice_of(config: ExplainConfig, source: Path | None) -> ChoiceRecord:
-    """How `config` chooses photos; without a word on it, by the predictions."""
+    """How `config` chooses photos; by default, by the predictions."""
     if config.images:
         return ChoiceRecord(rule="ids", count=len(config.images))
     if config.worst is None and (config.class_name is not None or config.limit is not None):
@@ -93,7 +93,7 @@ def worst_images(
     run: Path, model: str, task: TaskName, cells: Sequence[Cell], items: Mapping[str, Sample],
     count: int,
 ) -> tuple[Sample, ...]:  # fmt: skip
-    """The images that lose most under any of `cells`, the worst first.
+    """The images whose score falls most under any of `cells`, the worst first.
 
     Of a classifier what is lost is probability of the true class, of a segmenter dice, each against
     the untouched image. Without transformed images: those with the least of it.

@@ -1,4 +1,4 @@
-"""The effective receptive field: which pixels the middle of the last feature map depends on.
+"""The effective receptive field: how much each pixel influences the last feature map's centre.
 
 Source: Luo et al., "Understanding the effective receptive field in deep convolutional neural
 networks" (NIPS 2016); as an average over images in Ding et al., "Scaling up your kernels to 31x31"

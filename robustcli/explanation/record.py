@@ -1,4 +1,4 @@
-"""`run.json` of `robust explain`: of what the explanations were made. The models are the format."""
+"""`run.json` of `robust explain`. These Pydantic models are the file format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model sees of the photos of one block, clean and transformed, and where it comes from.
+"""The model's inputs for the photos of one block, clean and transformed, with pixel origins.
 
 The loader and the transforms are those of evaluations; of segmenters, whose images have any size,
 one window is taken: the centre of the image, continued by reflection where it is smaller.

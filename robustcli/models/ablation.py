@@ -1,4 +1,4 @@
-"""Networks without their state-space scan: the controls by which a scan is measured.
+"""Removes the state-space scan from networks, for controls that measure its contribution.
 
 `ablate="scan"` in the configuration of a network replaces every selective scan by the identity: the
 block passes on what the scan would have read, each direction its own, and keeps what stands around
@@ -100,7 +100,7 @@ def ablate_network(network: nn.Module, ablation: str | None, *, model: str) -> N
 
 
 def no_scan(model: str) -> UsageError:
-    """The error where a network without a state-space scan shall lose it."""
+    """The error for ablating a network that has no state-space scan."""
     names = [name for name, architecture in ARCHITECTURES.items() if architecture.scans]
     return UsageError(
         f"`--ablate {SCAN}` does not go with `{model}`.",

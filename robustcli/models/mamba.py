@@ -144,7 +144,7 @@ def _start_steps(dt_proj: nn.Linear) -> None:
 
 
 def _selection(u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
-    """What the scan of u takes from it: delta (B, L, D), B and C (B, L, N).
+    """The scan's inputs that depend on u: delta (B, L, D), B and C (B, L, N).
 
     The bias of `dt_proj` is left to the scan, which adds it before the softplus.
     """

@@ -1,4 +1,4 @@
-"""How many multiply-adds a network takes for one input, those of its selective scans among them.
+"""Counts the multiply-adds of a network for one input, including its selective scans.
 
 Counted are products of matrices, convolutions, and attention, by torch's own counter (two of its
 operations are one multiply-add), and the scans by `scan_multiply_adds`, whichever backend serves:

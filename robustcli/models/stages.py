@@ -1,4 +1,4 @@
-"""What an nnU-Net plan decides of a U-shaped network: its stages, and what follows from them.
+"""The stages of a U-shaped network as an nnU-Net plan sets them.
 
 Source: the plans of nnU-Net v2 (Isensee et al., "nnU-Net", Nature Methods 2021). U-Mamba and
 nnU-Net's residual encoder are built from it.
@@ -65,7 +65,7 @@ class StagedConfig:
 
     @property
     def reductions(self) -> tuple[Pair, ...]:
-        """By how much each stage's map is smaller than the input."""
+        """The factor between the input and each stage's map."""
         return tuple(accumulate(self.stage_strides, lambda a, b: (a[0] * b[0], a[1] * b[1])))
 
     @property
@@ -80,7 +80,7 @@ class StagedUNet(nn.Module):
     config: StagedConfig
 
     def supervise_deeply(self) -> None:
-        """Makes it answer at every resolution from now on: a list, highest first."""
+        """Switches to outputs at every resolution: a list, highest first."""
         decoder: Any = self.decoder
         decoder.deep_supervision = True
 

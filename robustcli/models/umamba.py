@@ -38,7 +38,7 @@ from robustcli.models.stages import Pair, StagedConfig, StagedUNet, each, scores
 
 @dataclass(frozen=True)
 class UMambaConfig(StagedConfig):
-    """What an nnU-Net plan decides, and where the Mamba layers sit; see `StagedConfig`.
+    """The settings of an nnU-Net plan and the places of Mamba layers; see `StagedConfig`.
 
     `n_conv` and `n_conv_decoder` are the plan's numbers: the deeper half of the stages gets one
     block whatever they say.

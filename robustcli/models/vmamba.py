@@ -43,7 +43,7 @@ _CORES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Mixing:
-    """What a `forward_type` says, by the names of `SS2D`'s arguments."""
+    """The meaning of a `forward_type`, by the names of `SS2D`'s arguments."""
 
     directions: tuple[str, ...] = CROSS
     gate: bool = True
@@ -53,7 +53,7 @@ class Mixing:
 
 
 def mixing(forward_type: str) -> Mixing:
-    """What `forward_type` says.
+    """The arguments of `SS2D` that `forward_type` stands for.
 
     Args:
         forward_type: Such as `v05_noz`, which all second releases have, or `v052d_onnone_oact`.

@@ -77,17 +77,10 @@ def covered_evenly(
     images: Tensor, window: int, predict: Callable[[Tensor], Tensor], *, overlap: float, batch: int,
     device: torch.device,
 ) -> Tensor:  # fmt: skip
-    """What `predict` says of overlapping windows, averaged with Gaussian weights: (n, C, H, W).
+    """What `predict` says of evenly spaced windows, averaged with Gaussian weights: (n, C, H, W).
 
-    The images and the result stay where they are; only windows go to `device`.
-
-    Args:
-        images: (n, 3, H, W), each side at least `window`.
-        window: Side of a window in pixels.
-        predict: Windows (m, 3, window, window) to scores (m, C, window, window).
-        overlap: Share of a window's side that the next one covers again, at least, in [0, 1).
-        batch: Windows at a time.
-        device: Where `predict` computes.
+    The arguments are those of `adapters.segmenter.covered`; neighbouring windows overlap by at
+    least `overlap`.
     """
     count, _, *size = images.shape
     corners = [

@@ -1,4 +1,4 @@
-"""The photos behind the cells of an evaluation's tables, as far as the run keeps them."""
+"""The photos that belong to the cells of an evaluation's tables, as far as the run keeps them."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _block(store: Store, model: str, cell: Cell, block: int) -> pd.DataFrame:
 
 
 class _Reader:
-    """Reads the rows of single photos; of each block of rows only once."""
+    """Reads the rows of single photos; each block of rows is read only once."""
 
     def __init__(self, findings: Findings) -> None:
         self.findings, self.store = findings, Store(findings.run)
@@ -184,7 +184,7 @@ class _Reader:
 
 
 def _class_names(findings: Findings) -> Callable[[int], str]:
-    """What a class is called: by its label space, else as its folder, else by its number."""
+    """Names a class by its label space, else by its folder, else by its number."""
     names = bundled_names(findings.record.dataset) if findings.record.task == "cls" else ()
     if names:
         return lambda index: names[index] if index < len(names) else f"class {index}"
@@ -193,7 +193,7 @@ def _class_names(findings: Findings) -> Callable[[int], str]:
 
 
 def bundled_names(dataset: DatasetRecord) -> tuple[str, ...]:
-    """The classes of a bundled label space in order; empty where the data have another one."""
+    """The class names of a bundled label space in order; empty for any other label space."""
     if dataset.label_space not in BUNDLED_SPACES:
         return ()
     try:
@@ -205,7 +205,7 @@ def bundled_names(dataset: DatasetRecord) -> tuple[str, ...]:
 
 
 def _folders(findings: Findings) -> dict[int, str]:
-    """The folder of each class, where every class has one of its own; else nothing."""
+    """The folder of each class if every class has its own folder; otherwise empty."""
     store, first = Store(findings.run), findings.models[0].name
     rows = store.rows(first, CLEAN, "cls")
     folders = [str(name).rpartition("/")[0].rpartition("/")[2] for name in rows["image_id"]]

@@ -1,4 +1,4 @@
-"""What rows of masks of several classes say of each class: its scores, and what it is taken for."""
+"""Scores of each class in masks of several classes, and with which class it is confused."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class ClassLine:
 
     @property
     def cells(self) -> list[str]:
-        """What a table says of the class, after its name."""
+        """The cells of a table that follow the name of the class."""
         scores = self.scores
         return [
             thousands(self.pixels),
@@ -159,7 +159,7 @@ class ClassFindings:
 
     @property
     def absent(self) -> list[str]:
-        """The classes that no untouched image shows, which count 1 where none is predicted."""
+        """Classes without a pixel in the clean images: their dice is 1 where none is predicted."""
         lines = next((lines for m in self.rows if (lines := self.clean(m))), [])
         return [line.name for line in lines if line.number and not line.images]
 

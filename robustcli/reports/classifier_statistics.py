@@ -1,4 +1,4 @@
-"""What the rows of classifiers say beyond their table: calibration, classes, photos, anchors."""
+"""Statistics of classifiers: calibration, classes, hard photos, published accuracy."""
 
 from __future__ import annotations
 
@@ -361,7 +361,7 @@ class ClassifierStatistics(Statistics):
 
     @property
     def _unlike_published(self) -> str | None:
-        """Why clean accuracy here is another measure than the published one."""
+        """Why the clean accuracy cannot be compared with the published one; None if it can."""
         if self.record.dataset.several_labels:
             return (
                 "images with several true classes (ReaL labels); published are the original labels"
@@ -407,7 +407,7 @@ STATISTICS: Mapping[TaskName, type[Statistics]] = {"cls": ClassifierStatistics, 
 
 
 def _outcomes(rows: pd.DataFrame) -> dict[int, ClassOutcome]:
-    """What becomes of each class of `rows`, by index."""
+    """The outcome of each class of `rows`, by class index."""
     targets, predictions = (rows[name].to_numpy(int) for name in ("target", "prediction"))
     return {line.target: line for line in class_outcomes(targets, predictions)}
 

@@ -72,7 +72,7 @@ class ComparisonLine:
 
 @dataclass(frozen=True)
 class Announcement:
-    """What limits the meaning of a comparison; names in `sentence` stand between backticks."""
+    """A limit to what a comparison shows; names in `sentence` stand between backticks."""
 
     title: str
     sentence: str
@@ -98,7 +98,7 @@ class Comparison:
 
     @property
     def left_out(self) -> Sequence[str]:
-        """The rows that are not compared, in sentences: what the runs do not have in common."""
+        """Sentences about the rows that are not compared because not every run has them."""
         return self.paired.left_out
 
     @property
@@ -225,11 +225,11 @@ class Comparison:
 
     @cached_property
     def announcements(self) -> list[Announcement]:
-        """What limits the meaning of the verdicts."""
+        """The limits to what the verdicts show."""
         return [*self._few_units(), *_announcements(self.models)]
 
     def _few_units(self) -> Iterator[Announcement]:
-        """So few images or groups that no difference could be shown, however large."""
+        """Warns where images or groups are too few to show any difference."""
         tests = sum(line.verdict.p is not None for line in self.lines)
         least = self.statistics.smallest_p(self.groups)
         units = counted(self.groups, self.grouping)
@@ -379,7 +379,7 @@ def _announcements(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
     if any(m.run.trained for m in models):
         yield Announcement(
             "One training each.",
-            "What another seed of a training would give is in none of the intervals.",
+            "No interval includes the variation between seeds.",
         )
     yield from _same_network(models)
     for title, values in (

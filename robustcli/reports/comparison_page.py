@@ -41,7 +41,7 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def conclusions(comparison: Comparison) -> list[str]:
-    """What can be claimed of each pair: on untouched images, and over the transforms."""
+    """Conclusions about each pair: on clean images, and over the transforms."""
     sentences = [_on_clean_images(comparison, line) for line in comparison.clean_lines]
     claims = [f"{c.sentence().removesuffix('.')} (n = {c.n:,})." for c in comparison.claims]
     return [*sentences, *claims]
@@ -95,7 +95,7 @@ def _rank_table(comparison: Comparison) -> str:
 
 
 def _ranked_by(comparison: Comparison) -> str:
-    """What the mean of a ranking is over."""
+    """Names what the mean of a ranking is taken over."""
     if not comparison.transforms:
         return "untouched images"
     return f"mean over {counted(len(comparison.transforms), 'transform')}"

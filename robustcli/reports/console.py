@@ -184,7 +184,7 @@ def _warning(anchor: Anchor) -> str:
 
 
 def training_table(training: TrainingFindings) -> str:
-    """A training's result on its held-out images, and what needs no training on the same."""
+    """A training's result on its held-out images, with the baseline's on the same images."""
     return in_ascii(_TRAINING_TABLES[training.record.task](training))
 
 
@@ -244,7 +244,7 @@ def _scored(name: str, score: Score, foreground: str, over: str) -> tuple[str, .
 
 
 def zoo_table(zoo: Zoo, comparison: ZooComparison) -> str:
-    """Several trainings, a line each, and what can be said of them."""
+    """A table with a line per training, followed by the conclusions."""
     scoring = zoo.trainings[0].scoring
     header = ("training", "parameters", f"{scoring.measure.name} (95 % interval)", "epoch", "all")
     rows: list[tuple[str, ...]] = [

@@ -1,4 +1,4 @@
-"""Mamba networks beside their controls: what the scan, or the Mamba layer, is worth in trainings.
+"""Mamba networks against their controls: what the scan, or the Mamba layer, contributes.
 
 A control is a training of the same network without its scan (`--ablate scan`), or of a network that
 stands for another one without Mamba (`adapters.catalogue.CONTROLS`). It is paired with a training
@@ -40,7 +40,7 @@ class ControlPair:
 
     @property
     def names(self) -> tuple[str, str]:
-        """The network and its control; the control alone has another name or says what it lacks."""
+        """The names of the network and of its control."""
         return self.network.record.network, self.control.record.network
 
     @property
@@ -69,7 +69,7 @@ class ControlPair:
 
     @property
     def unlike(self) -> list[str]:
-        """In what the trainings differ besides the network: setting, with both values."""
+        """Settings other than the network in which the trainings differ, with both values."""
         recipes = [t.record.recipe.model_dump() for t in (self.network, self.control)]
         values = {
             name: (recipes[0][name], recipes[1][name]) for name in recipes[0] if name not in _WORDS
@@ -146,7 +146,7 @@ def control_pairs(trainings: Sequence[TrainingFindings]) -> list[ControlPair]:
 
 
 def is_control(control: TrainRecord, network: TrainRecord) -> bool:
-    """Whether `control` is a training of what `network` is without Mamba, all else alike."""
+    """Whether `control` is the same training as `network`, but without the Mamba layers."""
     if network.arguments.get(ABLATE) is not None or _experiment(control) != _experiment(network):
         return False
     if control.model == network.model:
@@ -156,13 +156,13 @@ def is_control(control: TrainRecord, network: TrainRecord) -> bool:
 
 
 def _experiment(record: TrainRecord) -> tuple[object, ...]:
-    """What both must have in common: images with their contents, split, protocol and seed."""
+    """What both must share: images and their contents, split, protocol and seed."""
     dataset = record.dataset
     return record.task, dataset.digest, dataset.contents, record.protocol, record.seed
 
 
 def _mode(training: TrainingFindings) -> str:
-    """The mode of a fine-tuning that the training is: the folder's name inside another run's."""
+    """The fine-tuning mode of a training, from its folder's name; empty for other trainings."""
     folder = training.run.resolve()
     return folder.name if has_record(folder.parent) else ""
 

@@ -1,4 +1,4 @@
-"""Everything that the report of an explanation is about: its rows as numbers and in words."""
+"""Findings of an explanation: its rows as numbers and in words."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def absences(explanation: ExplanationFindings, cell: ExplanationCell) -> dict[st
 
 
 def why_no_score(explanation: ExplanationFindings, cell: ExplanationCell, name: str) -> str:
-    """Why no photo of `cell` has the score `name`."""
+    """The reason why no photo of `cell` has the score `name`."""
     method, task = cell.key.method, explanation.record.task
     if name in ERRORS:
         owners = [title_of(m) for m, error in ERROR_OF.items() if error == name]
@@ -382,7 +382,7 @@ def _error_sentences(explanation: ExplanationFindings) -> Iterator[str]:
 
 
 def relative(value: float | None) -> str:
-    """A relative error with the digits that mean something."""
+    """A relative error, rounded to its significant digits."""
     if value is None:
         return decimal(None)
     return f"{100 * value:.2g} %" if value >= 1e-4 else f"{value:.0e}"

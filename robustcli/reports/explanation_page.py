@@ -68,7 +68,7 @@ IN_WORDS = {
 """What a method does, by its name."""
 CHOICES = {
     "ids": "those that were named",
-    "worst": "those that lose most under the transforms",
+    "worst": "those whose score falls most under the transforms",
     "class": "those of one class",
     "subset": "a random subset",
 }

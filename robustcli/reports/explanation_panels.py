@@ -93,7 +93,7 @@ def draw_explanation_gallery(explanation: ExplanationFindings) -> ExplanationGal
 
 
 def _pairs(explanation: ExplanationFindings) -> list[tuple[int, pd.DataFrame]]:
-    """The number of a photo with its rows under one transform; photo by photo."""
+    """Pairs of a photo's number and its rows under one transform, photo by photo."""
     methods = [m.name for kind in ("localised", "learned") for m in explanation.named(kind)]
     of_photos = explanation.rows[explanation.rows["method"].isin(methods)]
     rows = dict(list(of_photos.groupby(["image_id", "transform", "severity"], sort=False)))
@@ -252,14 +252,14 @@ def _stem(kind: str) -> str:
 
 
 def _sure(row: pd.Series) -> str:
-    """The target of a row with its probability."""
+    """The target class of a row with its probability, as text."""
     if is_missing(row["probability"]):
         return str(row["target_label"])
     return f"{row['target_label']} ({percent(float(row['probability']), _DIGITS)}{_NBSP}%)"
 
 
 def _targets(rows: pd.DataFrame) -> tuple[pd.Series | None, pd.Series | None]:
-    """Of one view the row of the true class, and that of the predicted one where it is another.
+    """The row of the true class in one view, and that of the predicted class if it differs.
 
     Where only one of both is there, it comes first. Two masks are never the same.
     """

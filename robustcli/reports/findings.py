@@ -1,4 +1,4 @@
-"""Everything that the report of an evaluation is about, read once from the directory of a run."""
+"""Findings of an evaluation, read once from the folder of a run."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Findings:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """What the rows say beyond the table."""
+        """Statistics of the rows beyond the table."""
         return STATISTICS[self.record.task](self.record, self.rows)
 
     @cached_property
@@ -188,7 +188,7 @@ class Findings:
 
     @property
     def progress(self) -> str:
-        """How many of how many predictions are missing, in words."""
+        """The number of missing predictions out of all, in words."""
         return f"{self.missing:,} of {self.expected * len(self.table):,} predictions are missing"
 
     @property
@@ -198,12 +198,12 @@ class Findings:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether models that learned anything learned it from different data."""
+        """Whether the trained models were trained on different data."""
         return len({model.pretraining for model in self.models if model.parameters}) > 1
 
     @property
     def views(self) -> dict[str, str]:
-        """Each way in which models see the images, with the first model that sees them so."""
+        """Each distinct preprocessing, with the first model that uses it."""
         views: dict[str, str] = {}
         for model in self.models:
             views.setdefault(model.view, model.name)
@@ -242,7 +242,7 @@ class Findings:
 
     @cached_property
     def parity(self) -> list[ParityLine]:
-        """Our corruptions beside the published ones of the same name, where the run has both."""
+        """Our corruptions against the published images of the same name, where the run has both."""
         if all(t.family != "published" for t in self.record.transforms):
             return []
         lines = {(line.transform, line.severity): line for line in self.lines}

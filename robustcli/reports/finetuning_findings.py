@@ -1,4 +1,4 @@
-"""What a fine-tuning left, and its modes against full fine-tuning."""
+"""Findings of a fine-tuning: its modes, each compared with full fine-tuning."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ModeRun:
 
     @property
     def steady(self) -> pd.DataFrame:
-        """The iterations that trained what the last one did: those after the freeze."""
+        """The iterations after the freeze: those with the final set of trained parameters."""
         last = self.steps["trainable"].tail(1)
         return self.steps[self.steps["trainable"].isin(last)]
 
@@ -215,7 +215,7 @@ def seconds_ratio(finetuning: FinetuningFindings, mode: Mode) -> float | None:
 
 
 def against_full(finetuning: FinetuningFindings, mode: Mode) -> ScoreDifference | None:
-    """What a mode's score has over that of full fine-tuning; None until both are measured."""
+    """A mode's score minus that of full fine-tuning; None until both are measured."""
     run, full = finetuning.of(mode), finetuning.of("full")
     if mode == "full" or run is None or full is None:
         return None
@@ -226,7 +226,7 @@ def against_full(finetuning: FinetuningFindings, mode: Mode) -> ScoreDifference 
 
 
 def frozen_elements(run: ModeRun) -> int | None:
-    """Elements that stood still at the end of a mode; None before its training has ended."""
+    """The number of frozen elements at the end of a mode; None before its training has ended."""
     if run.costs is None:
         return None
     return max(0, run.training.record.parameters - run.costs.trainable)

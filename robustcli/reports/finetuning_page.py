@@ -60,7 +60,7 @@ _WORDS = ("mode", "model", "dataset", "status")
 
 
 def columns(scoring: Scoring) -> tuple[str, ...]:
-    """The columns of the results of what is scored so."""
+    """The columns of the results of a fine-tuning with this scoring."""
     against = f"{scoring.measure.column}_minus_full"
     return (
         *_WORDS,
@@ -176,7 +176,7 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 
 def rule_limit(finetuning: FinetuningFindings, lines: list[GradientCurve]) -> Limit | None:
-    """Where `finetuning`'s rule draws the line between `lines`; None where it is about names."""
+    """The threshold of the rule between `lines`; None if the rule selects by name."""
     rule = finetuning.record.rule
     if rule.threshold is not None:
         return Limit(f"threshold {rule.threshold:g}", rule.threshold)
@@ -187,7 +187,7 @@ def rule_limit(finetuning: FinetuningFindings, lines: list[GradientCurve]) -> Li
 
 
 def kind_of_tensor(name: str, dimensions: int, *, inside: bool) -> str:
-    """What a tensor is: its part in a state-space block, else its kind of layer."""
+    """The role of a tensor: its part in a state-space block, else its layer's kind."""
     for part in reversed(name.split(".")) if inside else ():
         for kind, pattern in _KINDS:
             if re.fullmatch(pattern, part):
@@ -198,7 +198,7 @@ def kind_of_tensor(name: str, dimensions: int, *, inside: bool) -> str:
 
 
 def short_names(names: list[str]) -> list[str]:
-    """`names` without the modules that all of them are in."""
+    """`names` without the prefix of modules that they share."""
     if len(names) < 2:
         return [".".join(name.split(".")[-2:]) for name in names]
     parts = [name.split(".") for name in names]
@@ -268,7 +268,7 @@ def _modes_picture(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
     caption = (
         f"Loss (above) and {scoring.measure.name} (below) of {of}, by epoch and by "
         "the time that training with its validations took. The large mark is the epoch whose "
-        "weights were taken."
+        "weights were chosen."
     )
     return (Picture(path, caption),)
 

@@ -1,4 +1,4 @@
-"""A fine-tuning in words: rules of freezing, and what freezing cost, gained and saved."""
+"""A fine-tuning in words: the freezing rule, and how freezing changed score, time and memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _STATISTIC_NAMES = {
 
 
 def statistic_name(rule: RuleRecord) -> str:
-    """What a rule compares."""
+    """The name of the statistic that a rule compares."""
     if rule.change is not None:
         return "ratio of the late change of the gradient to its early change"
     return curve_name(rule)
@@ -80,7 +80,7 @@ def rule_label(row: Mapping[str, Any] | pd.Series) -> str:
 
 
 def rule_scope(row: Mapping[str, Any] | pd.Series) -> str:
-    """What a line of a sweep chooses from."""
+    """The tensors that a line of a sweep chooses from, in words."""
     if not pd.isna(row["pattern"]):
         return "by name"
     return "state-space blocks" if row["scope"] == "mamba" else "all tensors"
@@ -106,7 +106,7 @@ def finetuning_summary(finetuning: FinetuningFindings) -> list[str]:
 
 
 def few_held_out(finetuning: FinetuningFindings) -> str:
-    """How little can be seen with few held-out images; empty where they are many."""
+    """A warning about few held-out images; empty where they are many."""
     training = finetuning.training
     if training is None or training.test is None or training.test.groups >= FEW_GROUPS:
         return ""
@@ -162,7 +162,7 @@ def _relaxed(finetuning: FinetuningFindings) -> list[str]:
 
 
 def _differences(finetuning: FinetuningFindings) -> list[str]:
-    """Each mode against full; freezing first, since it is what the question is about."""
+    """Sentences that compare each mode with full fine-tuning, freezing first."""
     modes = sorted(finetuning.modes, key=lambda run: run.mode != "freeze")
     differences = [(run, against_full(finetuning, run.mode)) for run in modes]
     group = finetuning.training.record.grouping if finetuning.training else "image"
@@ -172,7 +172,7 @@ def _differences(finetuning: FinetuningFindings) -> list[str]:
         for run, difference in differences
         if difference is not None
     ]
-    seeds = "Each mode was trained once: what another seed would give is in none of the intervals."
+    seeds = "Each mode was trained once, so no interval includes the variation between seeds."
     return [*sentences, seeds] if sentences else []
 
 
@@ -198,7 +198,7 @@ def _difference(difference: ScoreDifference, group: str, scoring: Scoring) -> st
 def _conclusion(
     value: float, ends: tuple[float, float], p: float, smallest_p: float, scoring: Scoring
 ) -> str:
-    """What interval and test together say of a difference."""
+    """The verdict on a difference from its interval and its test."""
     low, high = ends
     is_small = low >= -scoring.equal and high <= scoring.equal
     by_interval, by_test = low > 0 or high < 0, p <= SIGNIFICANT
@@ -283,7 +283,7 @@ def _memory(finetuning: FinetuningFindings) -> list[str]:
 
 
 def _count(finetuning: FinetuningFindings) -> list[str]:
-    """What freezing leaves out by count, and what it cannot leave out."""
+    """How much computation freezing saves by count, and which part it cannot save."""
     saving = finetuning.record.saving
     if saving is None or not saving.frozen:
         return []
@@ -310,7 +310,7 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def saved(row: Mapping[str, Any] | pd.Series) -> str:
-    """The saving of a line of the sweep in percent, with its interval."""
+    """The time that a line of the sweep saves in percent, with its interval."""
     value, low, high = (row[f"seconds_ratio{end}"] for end in ("", "_low", "_high"))
     if is_missing(value):
         return MISSING

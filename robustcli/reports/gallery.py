@@ -1,4 +1,4 @@
-"""The pictures of a report: which ones a run has, drawn into `RUN/figures/`."""
+"""The pictures of a report, drawn into `RUN/figures/` as far as the run has data for them."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ _MODELS_DRAWN = 3
 
 
 def _classes(findings: Findings) -> tuple[Picture, ...]:
-    """Of the first models: dice by class and transform, and which class is taken for which."""
+    """For the first models: dice by class and transform, and the confusion of classes."""
     if not findings.classes:
         return ()
     pictures: list[Picture] = []
@@ -255,7 +255,7 @@ def _classes(findings: Findings) -> tuple[Picture, ...]:
 def class_pictures(
     classes: ClassFindings, model: str, into: Path, called: str
 ) -> tuple[Picture, ...]:
-    """The pictures of the classes of `model`, drawn into `into`/figures.
+    """The figures of the classes of `model`, drawn into `into`/figures.
 
     The report calls the model `called`.
     """
@@ -392,7 +392,7 @@ def images_of(
 
 
 def _graded(table: pd.DataFrame) -> pd.Series:
-    """Which rows belong to a scale: severities above 0 of a transform that has at least two."""
+    """Marks rows with a severity above 0 of a transform that has at least two severities."""
     above = table["severity"].where(table["severity"] > 0)
     steps = above.groupby(table["transform"]).transform("nunique")
     return (table["severity"] > 0) & (steps > 1)

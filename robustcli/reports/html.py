@@ -121,12 +121,12 @@ def _policy() -> str:
 
 @dataclass
 class _Room:
-    """How many bytes of pictures the page still holds."""
+    """The budget of bytes that is left for the page's pictures."""
 
     left: int
 
     def take(self, count: int) -> bool:
-        """Whether `count` bytes fit; they are taken if so."""
+        """Takes `count` bytes if they fit, and says whether they do."""
         fits = count <= self.left
         self.left -= count if fits else 0
         return fits
@@ -150,7 +150,7 @@ class _Embedded:
 
 
 def _drawing(path: Path) -> _Embedded:
-    """The picture `path` without a loss, as WebP where that is smaller than the file.
+    """The picture `path`, compressed losslessly: as WebP where that is smaller than the file.
 
     Pictures in a folder PANELS_FOLDER are made of photos: compressed as such, never inverted.
     """
@@ -214,7 +214,7 @@ class _Heading:
 
 @dataclass
 class _Dressing:
-    """Turns what the Markdown says into accessible HTML: figures, tables with captions, anchors."""
+    """Makes the page's HTML accessible: figures, tables with captions, anchors."""
 
     folder: Path
     room: _Room
@@ -317,7 +317,7 @@ def _mark_cell(opening: Token, closing: Token, *, first: bool) -> None:
 
 
 def _allow_breaks(inline: Token) -> None:
-    """Long names, as hashes and paths, may be torn."""
+    """Lets long names, such as hashes and paths, break across lines."""
     for child in inline.children or ():
         if child.type == "code_inline" and len(child.content) > _LONG_NAME:
             child.attrSet("class", "long")
@@ -340,7 +340,7 @@ def _image(paragraph: Sequence[Token]) -> Token | None:
 
 
 def _text(inline: Token) -> str:
-    """What a reader sees of a heading or a cell, without marks."""
+    """The plain text of a heading or a cell."""
     return "".join(child.content for child in inline.children or ())
 
 
@@ -377,7 +377,7 @@ class _ShownCell:
 
 
 def _photo_cells(sheet: PhotoSheet, room: _Room) -> list[_ShownCell]:
-    """The cells with as many photos as fit, the same ones in each; none where not one fits."""
+    """The cells with as many photos as fit, the same photos in each; empty if none fits."""
     shown: Mapping[str, list[_ShownPhoto]] = {cell.label: [] for cell in sheet.cells}
     count = 0
     for number in range(1, sheet.most + 1):

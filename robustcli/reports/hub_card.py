@@ -36,7 +36,7 @@ _METRICS = {
 
 @dataclass(frozen=True)
 class CardConfig:
-    """What the card is of, and what the Hub calls the data.
+    """Which model and data the card describes, with the names that the Hub uses for them.
 
     Args:
         out: Folder of the card.

@@ -58,7 +58,7 @@ def from_template(template: str, **values: object) -> str:
 
 
 def template_environment(folder: Path, **settings: Any) -> Environment:
-    """How templates of reports are read: names without a value are errors, all values are escaped.
+    """The environment of report templates: unknown names are errors, all values are escaped.
 
     Args:
         folder: Where they are.
@@ -158,7 +158,7 @@ def _longest_run_of_backticks(content: str) -> int:
 
 
 def tidy(rendered: str) -> str:
-    """What a template gave, with a line per paragraph and item, and with aligned tables."""
+    """The output of a template with a line per paragraph and item, and with aligned tables."""
     blocks = [_block(block) for block in re.split(r"\n\s*\n", rendered.strip())]
     shown = "\n\n".join(blocks) + "\n"
     shown = re.sub(r"(\n- .*)\n(?=\n- )", r"\1", shown)  # an item that was left out ends no list

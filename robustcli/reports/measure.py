@@ -1,4 +1,4 @@
-"""What a comparison over transforms is about: top-1 of classifiers, dice of segmenters."""
+"""The score of a comparison over transforms: top-1 of classifiers, dice of segmenters."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ RELAXED = tuple(
 
 
 def relaxed_words(numbers: Mapping[str, Any] | pd.Series) -> str:
-    """Both relaxed numbers of a row of segmenters, as a part of a sentence."""
+    """Relaxed precision and recall of a row of segmenters, as a part of a sentence."""
     return " and ".join(measure.with_range(numbers) for measure in RELAXED)
 
 

@@ -1,4 +1,4 @@
-"""Numbers as a reader sees them, with the digits that mean something."""
+"""Numbers as text, rounded to their significant digits."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def duration(seconds: float | None) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """A p-value with the digits that mean something, or a dash when missing."""
+    """A p-value rounded to its significant digits, or a dash when missing."""
     if p is None:
         return MISSING
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"

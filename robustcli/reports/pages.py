@@ -1,4 +1,4 @@
-"""What every report consists of, how it becomes files, and of which kind a run is."""
+"""The parts of a report, how it is written to files, and the kind of a run."""
 
 from __future__ import annotations
 

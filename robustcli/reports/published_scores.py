@@ -1,4 +1,4 @@
-"""Scores that were published of trainings, and whether a training here is the same experiment.
+"""Published scores of networks, and whether a training here is the same experiment.
 
 Those of segmenters stand in the catalogue (`zoo_rows.published`); those of classifiers here.
 Source: "Mamba vs State-of-the-Art for Vision Tasks" (Crews and Whalen, 2024), lxaw/mamba-vs-else-
@@ -61,7 +61,7 @@ _USUAL_PATCH = 4
 
 
 def published_score(record: TrainRecord) -> PublishedScore | None:
-    """What was published of the network of `record`; None where nothing was."""
+    """The published score of the network of `record`; None if there is none."""
     return (_of_classifier if record.task == "cls" else _of_segmenter)(record)
 
 
@@ -87,7 +87,7 @@ def _of_classifier(record: TrainRecord) -> PublishedScore | None:
 
 
 def _other_than_cifar(record: TrainRecord) -> list[str]:
-    """In what a training of a classifier differs from the published ones."""
+    """The settings in which a training of a classifier differs from the published ones."""
     recipe, dataset, differences = record.recipe, record.dataset, []
     if recipe.name != "paper":
         differences.append(f"recipe {recipe.name} instead of paper")

@@ -1,4 +1,4 @@
-"""`robust publish` from its settings to what was sent, or would be."""
+"""`robust publish`: sends a run to a tracker, or writes a model card."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PublishConfig:
 
 @dataclass(frozen=True)
 class PublishResult:
-    """What was sent, or would be.
+    """What was sent, or would be sent in a dry run.
 
     Args:
         export: All of it.

@@ -1,4 +1,4 @@
-"""What of a run goes to a tracker or a model card, free of secrets and of paths of a home folder.
+"""The data of a run for a tracker or a model card, without secrets and home paths.
 
 Photos, masks, predictions of single images, weights and tracebacks stay. What is sent: the record
 as parameters, the results table as metrics, and the files of the report with their figures.
@@ -45,7 +45,7 @@ _LONGEST = 500
 
 @dataclass(frozen=True)
 class RunExport:
-    """A run as a tracker gets it.
+    """A run as it is sent to a tracker.
 
     Args:
         run: Its folder.
@@ -270,7 +270,7 @@ _LATER = ("multiply_adds",)
 
 
 def run_digest(run: Path, record: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of what the run was made of, without where that lay, and of all of its rows."""
+    """SHA-256 (hex) of the run's record without paths, and of all of its rows."""
     digest = hashlib.sha256(json.dumps(_identity(record), sort_keys=True).encode())
     for path in sorted(run.rglob("*.parquet")):
         relative = path.relative_to(run)

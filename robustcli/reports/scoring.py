@@ -1,4 +1,4 @@
-"""What the models of each task are scored by, as reports show it: the seam of this room."""
+"""The scores of each task, as reports show them: the only place here that asks for the task."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Scoring(ABC):
     def difference(
         self, reference: pd.DataFrame, rows: pd.DataFrame, seed: int
     ) -> ScoreDifference | None:
-        """What the rows of one model gain over those of another; None without common images."""
+        """The score of one model's rows minus that of another's; None without common images."""
 
     @abstractmethod
     def baseline_numbers(
@@ -264,7 +264,7 @@ class Top1Scoring(Scoring):
 
 
 def most_frequent(rows: pd.DataFrame) -> dict[str, float]:
-    """What always giving the same answer reaches on the images of `rows`, at best."""
+    """The accuracy of always answering with the most frequent class of `rows`."""
     counts = rows["target"].value_counts()
     return {"n": len(rows), "top1": float(counts.iloc[0]) / len(rows)}
 

@@ -124,7 +124,7 @@ def _table(rows: list[dict[str, object]], columns: tuple[str, ...]) -> pd.DataFr
 
 
 def _of_any(training: TrainingFindings) -> dict[str, object]:
-    """What the results of segmenters and of classifiers have in common."""
+    """The columns that the results of segmenters and classifiers share."""
     record = training.record
     return {
         "run": training.run.resolve().name,
@@ -269,7 +269,7 @@ def _curves(training: TrainingFindings) -> tuple[Picture, ...]:
 
 
 def validated(training: TrainingFindings) -> str:
-    """What the validation's score is of, and how it is pooled."""
+    """Which images the validation score is measured on, and how it is pooled."""
     if not training.scoring.per_group:
         return "the validation images"
     if training.record.recipe.patches is not None:
@@ -366,7 +366,7 @@ SCORE_NAMES = {"val_top1": "top-1", "val_f1": "macro F1", "val_dice": "dice", "v
 
 
 def class_sentences(training: TrainingFindings) -> list[str]:
-    """What stands out among the classes of a classifier; names stand between backticks.
+    """Sentences on the hardest class of a classifier; names stand between backticks.
 
     The hardest class is the one with the lowest F1. It is said to be below the others only where
     the interval of its recall lies below that of all its other images together.

@@ -1,7 +1,7 @@
 """Several trainings on the same held-out images: which network is better, and what it costs.
 
 Tests and intervals are those of `robust compare`. Trainings are tested against each other where
-they were measured on the very same images; others are named with what keeps them apart.
+they were measured on the same images; others are named with what keeps them apart.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class ZooComparison:
 
     @cached_property
     def training_sets(self) -> int:
-        """How many different sets of training images there are, by their recorded parts."""
+        """The number of different sets of training images, by their recorded parts."""
         return len({_trained_on(training) for training in self.zoo.trainings})
 
     def verdicts(self) -> pd.DataFrame | None:
@@ -118,7 +118,7 @@ class ZooComparison:
 
     @cached_property
     def sentences(self) -> list[str]:
-        """What can be said of the trainings; names stand between backticks."""
+        """Conclusions about the trainings; names stand between backticks."""
         spoken = [sentence for c in self.comparisons for sentence in _of_scores(c, self.zoo)]
         return [*spoken, *_of_time(self.zoo)]
 
@@ -140,7 +140,7 @@ def _trained_on(training: TrainingFindings) -> frozenset[str] | tuple[str, int]:
 
 
 def _of_scores(comparison: Comparison, zoo: Zoo) -> Iterator[str]:
-    """Who is highest, whom that is shown for, and the smallest network that may be as good."""
+    """Sentences on the best network, what it is shown to beat, and the smallest equal one."""
     trainings = {zoo.label(training): training for training in zoo.trainings}
     shown = [label for label in comparison.labels if trainings[label].test is not None]
     column = comparison.scoring.measure.column
@@ -230,7 +230,7 @@ _ALIKE = 1.1  # times as long: less is what a machine varies by from epoch to ep
 
 
 def _of_time(zoo: Zoo) -> Iterator[str]:
-    """The shortest and the longest epochs, where they are of the same device and amount."""
+    """Sentences on the shortest and longest epochs, or why times cannot be compared."""
     spreads = {zoo.label(t): t.epoch_seconds for t in zoo.trainings}
     known = {label: spread for label, spread in spreads.items() if spread is not None}
     if len(known) < 2:

@@ -229,8 +229,8 @@ def _costs(zoo: Zoo, out: Path, caution: str) -> tuple[Picture, ...]:
     )
     caption = (
         f"{measure.title} on the held-out images, with {measure.interval}, against "
-        f"{', '.join(panel.cost for panel in panels[:-1])} and {panels[-1].cost} time. Of two "
-        f"networks, the one further up and to the left gives more for less.{caution}{missing}"
+        f"{', '.join(panel.cost for panel in panels[:-1])} and {panels[-1].cost} time. "
+        f"Further up and to the left is better: a higher score at a lower cost.{caution}{missing}"
     )
     return (Picture(path, caption),)
 

@@ -53,7 +53,7 @@ def published(model: str) -> PrintedResult | None:
 
 
 def other_experiment(record: TrainRecord) -> list[str]:
-    """In what a training differs from the paper's, as far as it decides the numbers; in words."""
+    """The differences to the paper's training that change the numbers, in words."""
     differences = []
     if record.protocol != "paper":
         differences.append(f"protocol {record.protocol} instead of paper")
@@ -186,7 +186,7 @@ class Zoo:
 
     @property
     def remarks(self) -> dict[str, str]:
-        """What is to be known of the published numbers of some networks, by network."""
+        """Remarks on the published numbers of some networks, by network."""
         printed = [row.printed for row in self.rows if row.printed]
         return {line.model: line.remark for line in printed if line.remark}
 

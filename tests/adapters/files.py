@@ -57,7 +57,7 @@ def random_state(network: nn.Module) -> dict[str, Tensor]:
 
 def assert_holds(network: nn.Module, state: dict[str, Tensor]) -> None:
     """Every tensor of `state` is in `network`, under its name, bit for bit."""
-    found = network.state_dict()
-    assert set(found) == set(state)
+    result = network.state_dict()
+    assert set(result) == set(state)
     for key, tensor in state.items():
-        torch.testing.assert_close(found[key], tensor, rtol=0, atol=0)
+        torch.testing.assert_close(result[key], tensor, rtol=0, atol=0)

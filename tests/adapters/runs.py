@@ -12,11 +12,11 @@ from tests.adapters.files import random_state
 
 def header(model: str, **changes: Any) -> WeightsHeader:
     """Of weights that a paper's protocol left, so that nothing in it is a default."""
-    said: dict[str, Any] = {
+    preprocessing: dict[str, Any] = {
         "window": 64, "channels": "bgr", "threshold": 0.6224593, "protocol": "paper",
         "trained_on": "ab", "images_sha256": "cd",
     }  # fmt: skip
-    return WeightsHeader(model=model, **(said | changes))
+    return WeightsHeader(model=model, **(preprocessing | changes))
 
 
 def trained(folder: Path, model: str, **arguments: Any) -> Path:

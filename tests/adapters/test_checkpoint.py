@@ -29,16 +29,16 @@ from tests.adapters.files import STATE, saved
 OTHER = {key: tensor + 100 for key, tensor in STATE.items()}
 
 
-def assert_state(found: dict[str, Tensor], expected: dict[str, Tensor] = STATE) -> None:
-    assert list(found) == list(expected)
+def assert_state(predicted: dict[str, Tensor], expected: dict[str, Tensor] = STATE) -> None:
+    assert list(predicted) == list(expected)
     for key, tensor in expected.items():
-        torch.testing.assert_close(found[key], tensor, rtol=0, atol=0)
+        torch.testing.assert_close(predicted[key], tensor, rtol=0, atol=0)
 
 
 def test_safetensors(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "w.safetensors")
-    found = read_weights(tmp_path / "w.safetensors")
-    assert_state(dict(sorted(found.items(), reverse=True)))
+    state = read_weights(tmp_path / "w.safetensors")
+    assert_state(dict(sorted(state.items(), reverse=True)))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -61,11 +61,11 @@ def test_averaged_weights_come_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("first", range(len(WEIGHTS_KEYS) - 1))
 def test_of_two_places_the_earlier_row_of_the_table_is_taken(tmp_path: Path, first: int) -> None:
     content = {WEIGHTS_KEYS[first + 1].key: OTHER, WEIGHTS_KEYS[first].key: STATE}
-    found = read_weights(saved(content, tmp_path / "w.pth"))
-    assert_state(found)
-    assert found.key_path == WEIGHTS_KEYS[first].key
-    assert [weights.key_path for weights in found.other_sets] == [WEIGHTS_KEYS[first + 1].key]
-    assert_state(found.other_sets[0], OTHER)
+    state = read_weights(saved(content, tmp_path / "w.pth"))
+    assert_state(state)
+    assert state.key_path == WEIGHTS_KEYS[first].key
+    assert [weights.key_path for weights in state.other_sets] == [WEIGHTS_KEYS[first + 1].key]
+    assert_state(state.other_sets[0], OTHER)
 
 
 def test_every_averaged_place_stands_before_every_other() -> None:
@@ -75,9 +75,9 @@ def test_every_averaged_place_stands_before_every_other() -> None:
 
 def test_a_key_that_no_row_knows(tmp_path: Path) -> None:
     content = {"my_classifier": STATE, "epoch": torch.tensor(3), "optimizer": {"momentum": OTHER}}
-    found = read_weights(saved(content, tmp_path / "w.pth"))
-    assert_state(found)
-    assert (found.key_path, found.other_sets) == ("my_classifier", ())
+    state = read_weights(saved(content, tmp_path / "w.pth"))
+    assert_state(state)
+    assert (state.key_path, state.other_sets) == ("my_classifier", ())
 
 
 @pytest.mark.parametrize("factory", [int, float, list, dict, str, OrderedDict])
@@ -113,17 +113,17 @@ def test_the_bytes_decide_and_not_the_ending(tmp_path: Path, ending: str, safe: 
         save_file(STATE, path)
     else:
         saved(STATE, path)
-    found = read_weights(path)
-    assert dict(found).keys() == STATE.keys()
-    said = f"it is a {'safetensors' if safe else 'torch'} file, whatever its ending says"
-    assert found.remarks == (() if safe == (ending == ".safetensors") else (said,))
+    state = read_weights(path)
+    assert dict(state).keys() == STATE.keys()
+    message = f"it is a {'safetensors' if safe else 'torch'} file, whatever its ending says"
+    assert state.remarks == (() if safe == (ending == ".safetensors") else (message,))
 
 
 def test_an_averaged_model_and_its_counter(tmp_path: Path) -> None:
     averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(3, 2))
-    found = read_weights(saved(averaged.state_dict(), tmp_path / "w.pth"))
-    assert list(found) == ["weight", "bias"]
-    assert found.remarks == ("the prefix `module.` removed from the names of its tensors",)
+    state = read_weights(saved(averaged.state_dict(), tmp_path / "w.pth"))
+    assert list(state) == ["weight", "bias"]
+    assert state.remarks == ("the prefix `module.` removed from the names of its tensors",)
 
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module."])
@@ -332,8 +332,8 @@ def test_a_download_that_broke_off(tmp_path: Path, kind: str, share: float) -> N
         save_file(STATE, path)
     else:
         saved(STATE, path, _use_new_zipfile_serialization=kind == "zip")
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UsageError, match="a partial download is the usual cause"):
         read_weights(path)
 
@@ -341,11 +341,11 @@ def test_a_download_that_broke_off(tmp_path: Path, kind: str, share: float) -> N
 @pytest.mark.parametrize("zipped", [True, False])
 def test_whatever_bytes_change_there_is_a_message(tmp_path: Path, zipped: bool) -> None:
     path = saved(STATE, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    whole, generator = path.read_bytes(), np.random.default_rng(0)
+    content, generator = path.read_bytes(), np.random.default_rng(0)
     refused = 0
     for _ in range(150):
-        changed = bytearray(whole)
-        for place in generator.integers(0, min(len(whole), 500), 4):
+        changed = bytearray(content)
+        for place in generator.integers(0, min(len(content), 500), 4):
             changed[place] = generator.integers(256)
         path.write_bytes(changed)
         try:

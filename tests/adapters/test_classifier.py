@@ -36,8 +36,8 @@ class Tiny(nn.Module):
 
 
 def classifier(classes: int = 10, precision: Precision = "fp32") -> Classifier:
-    own = Preprocessing(None, 8, mean=MEAN, std=STD)
-    made = Classifier(Tiny(classes), own, replace(FACTS, name=f"tiny{classes}"))
+    preprocessing = Preprocessing(None, 8, mean=MEAN, std=STD)
+    made = Classifier(Tiny(classes), preprocessing, replace(FACTS, name=f"tiny{classes}"))
     return made.to(torch.device("cpu"), precision)
 
 
@@ -54,18 +54,18 @@ def by_hand(network: nn.Module, images: Tensor) -> Tensor:
 
 def test_logits_are_those_of_the_normalised_images() -> None:
     model = classifier()
-    found = model.logits(views())
-    torch.testing.assert_close(found, by_hand(model.network, views()), rtol=1e-5, atol=1e-5)
-    assert found.dtype == torch.float32
-    assert not found.requires_grad
+    output = model.logits(views())
+    torch.testing.assert_close(output, by_hand(model.network, views()), rtol=1e-5, atol=1e-5)
+    assert output.dtype == torch.float32
+    assert not output.requires_grad
 
 
 def test_the_network_sees_each_channel_with_its_own_mean_and_std() -> None:
     model = classifier()
     model.logits(torch.full((1, 3, 8, 8), 51, dtype=torch.uint8))
-    given = model.network.given
+    seen = model.network.given
     expected = torch.tensor([(0.2 - m) / s for m, s in zip(MEAN, STD, strict=True)])
-    torch.testing.assert_close(given[0, :, 0, 0], expected)
+    torch.testing.assert_close(seen[0, :, 0, 0], expected)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.half)])
@@ -74,50 +74,50 @@ def test_half_precision_runs_the_layers_in_it_and_returns_float32(
 ) -> None:
     model, seen = classifier(precision=precision), []
     model.network.head.register_forward_hook(lambda *call: seen.append(call[2].dtype))
-    found = model.logits(views())
+    output = model.logits(views())
     assert seen == [dtype]
-    assert found.dtype == torch.float32
+    assert output.dtype == torch.float32
     expected = by_hand(model.network, views())
-    error = (found - expected).abs().max() / expected.abs().max()
+    error = (output - expected).abs().max() / expected.abs().max()
     assert 0 < error < 0.02, "rounded, and not more than that"
 
 
 def test_full_precision_is_exempt_from_an_autocast_around_it() -> None:
     model = classifier()
     with torch.autocast("cpu", torch.bfloat16):
-        found = model.logits(views())
-    torch.testing.assert_close(found, by_hand(model.network, views()), rtol=1e-5, atol=1e-5)
+        output = model.logits(views())
+    torch.testing.assert_close(output, by_hand(model.network, views()), rtol=1e-5, atol=1e-5)
 
 
 def test_predictions_against_numpy() -> None:
     model, targets = classifier(), torch.tensor([3, 1, 4, 1, 5, 9])
-    found = model.predict(views(), targets)
+    answer = model.predict(views(), targets)
     logits = by_hand(model.network, views()).double().numpy()
     powers = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = powers / powers.sum(1, keepdims=True)
-    np.testing.assert_array_equal(found.top5, np.argsort(-logits, 1)[:, :5])
-    np.testing.assert_allclose(found.probability, probabilities.max(1), rtol=1e-4)
+    np.testing.assert_array_equal(answer.top5, np.argsort(-logits, 1)[:, :5])
+    np.testing.assert_allclose(answer.probability, probabilities.max(1), rtol=1e-4)
     rows = np.arange(6)
-    np.testing.assert_allclose(found.target_probability, probabilities[rows, targets], rtol=1e-4)
-    assert found.top5.dtype == np.int32
-    assert found.probability.dtype == found.target_probability.dtype == np.float32
+    np.testing.assert_allclose(answer.target_probability, probabilities[rows, targets], rtol=1e-4)
+    assert answer.top5.dtype == np.int32
+    assert answer.probability.dtype == answer.target_probability.dtype == np.float32
 
 
 @pytest.mark.parametrize("classes", [1, 2, 4, 5])
 def test_top5_of_fewer_classes_is_all_of_them(classes: int) -> None:
-    found = classifier(classes).predict(views(), torch.zeros(6, dtype=torch.long))
-    assert found.top5.shape == (6, classes)
-    assert {tuple(sorted(row)) for row in found.top5.tolist()} == {tuple(range(classes))}
+    prediction = classifier(classes).predict(views(), torch.zeros(6, dtype=torch.long))
+    assert prediction.top5.shape == (6, classes)
+    assert {tuple(sorted(row)) for row in prediction.top5.tolist()} == {tuple(range(classes))}
 
 
 def test_a_batch_is_its_images_one_by_one() -> None:
     model, targets = classifier(), torch.arange(6)
-    whole = model.predict(views(), targets)
+    full = model.predict(views(), targets)
     for i in range(6):
-        one = model.predict(views()[i : i + 1], targets[i : i + 1])
-        np.testing.assert_array_equal(one.top5[0], whole.top5[i])
+        prediction = model.predict(views()[i : i + 1], targets[i : i + 1])
+        np.testing.assert_array_equal(prediction.top5[0], full.top5[i])
         np.testing.assert_allclose(
-            one.target_probability[0], whole.target_probability[i], rtol=1e-4
+            prediction.target_probability[0], full.target_probability[i], rtol=1e-4
         )
 
 
@@ -131,6 +131,6 @@ def test_to_gives_the_classifier_itself() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_answers_are_those_of_the_cpu() -> None:
     expected = classifier().predict(views(), torch.arange(6))
-    found = classifier().to(torch.device("cuda"), "fp32").predict(views(), torch.arange(6))
-    np.testing.assert_array_equal(found.top5, expected.top5)
-    np.testing.assert_allclose(found.probability, expected.probability, rtol=1e-4)
+    prediction = classifier().to(torch.device("cuda"), "fp32").predict(views(), torch.arange(6))
+    np.testing.assert_array_equal(prediction.top5, expected.top5)
+    np.testing.assert_allclose(prediction.probability, expected.probability, rtol=1e-4)

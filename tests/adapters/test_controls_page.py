@@ -26,12 +26,12 @@ def count(text: str) -> int:
 def test_parameters_with_and_without_scan() -> None:
     table = rows(4)
     assert len(table) == 13
-    for name, whole, left, share in table:
+    for name, full, left, share in table:
         name = name.strip("`")
         with torch.device("meta"):
             parameters = golden.parameters(architecture(name).build(ablate="scan"))
-        assert [count(whole), count(left)] == [CATALOGUE[name].parameters, parameters]
-        assert share == f"{100 * (1 - count(left) / count(whole)):.1f} %"
+        assert [count(full), count(left)] == [CATALOGUE[name].parameters, parameters]
+        assert share == f"{100 * (1 - count(left) / count(full)):.1f} %"
 
 
 def test_networks_without_mamba_are_all_named() -> None:

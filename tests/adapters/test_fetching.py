@@ -59,8 +59,8 @@ def test_the_home_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_no_two_releases_share_a_file() -> None:
-    own = [e for e in CATALOGUE.values() if e.builder == "vmamba" and not e.alias]
-    assert len({local_path(entry) for entry in own}) == len(own) == 10
+    custom = [e for e in CATALOGUE.values() if e.builder == "vmamba" and not e.alias]
+    assert len({local_path(entry) for entry in custom}) == len(custom) == 10
 
 
 def test_networks_without_published_weights_are_never_here() -> None:
@@ -228,9 +228,9 @@ def test_memory_layout_does_not_count() -> None:
 
 
 def test_a_network_without_published_weights_says_how_to_get_some() -> None:
-    with pytest.raises(UsageError, match="`vim` has no published weights") as told:
+    with pytest.raises(UsageError, match="`vim` has no published weights") as error:
         official_weights(CATALOGUE["vim"], offline=False)
-    assert "robust train cls --model vim" in str(told.value)
+    assert "robust train cls --model vim" in str(error.value)
 
 
 CONTENT = b"weights"
@@ -310,9 +310,9 @@ def test_a_failed_download_from_the_hub(
 
 
 def test_a_bundled_data_set(attempts: list[object]) -> None:
-    found = fetch("CIFAR10_mini", offline=True)
-    assert found.name == "cifar10-mini"
-    assert found.sha256 == hashlib.sha256(found.path.read_bytes()).hexdigest()
+    fetched = fetch("CIFAR10_mini", offline=True)
+    assert fetched.name == "cifar10-mini"
+    assert fetched.sha256 == hashlib.sha256(fetched.path.read_bytes()).hexdigest()
     assert attempts == []
 
 

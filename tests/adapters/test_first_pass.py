@@ -51,10 +51,10 @@ def test_the_advice_to_build_it_for_the_size_works(name: str) -> None:
 
 def test_a_greyscale_network_gets_greyscale_images() -> None:
     classifier = load(request("resnet18", arguments={"in_chans": 1}), "cls")
-    own = classifier.preprocessing
-    assert own.channels == 1
-    assert own.mean == pytest.approx((0.449,))
-    assert own.std == pytest.approx((0.226,))
+    preprocessing = classifier.preprocessing
+    assert preprocessing.channels == 1
+    assert preprocessing.mean == pytest.approx((0.449,))
+    assert preprocessing.std == pytest.approx((0.226,))
     assert "greyscale" in classifier.notes[0]
     classifier.try_out()
     assert classifier.logits(made_up_image((1, 64, 64))).shape == (1, 1000)

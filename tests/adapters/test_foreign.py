@@ -121,10 +121,10 @@ def export(network: nn.Module, path: Path, *, batch: int, free: bool) -> str:
 
 
 def assert_same_answers(run: robustcli.Run, first: str, second: str, tolerance: float) -> None:
-    one, other = rows(run, first), rows(run, second)
-    assert one["prediction"].tolist() == other["prediction"].tolist()
+    single, other = rows(run, first), rows(run, second)
+    assert single["prediction"].tolist() == other["prediction"].tolist()
     for column in ("probability", "target_probability"):
-        np.testing.assert_allclose(one[column], other[column], atol=tolerance)
+        np.testing.assert_allclose(single[column], other[column], atol=tolerance)
 
 
 # Names.
@@ -187,9 +187,9 @@ def test_memory_and_torchscript_and_onnx_answer_alike(tmp_path: Path, network: S
 def test_vmamba_pico_is_the_same_by_name_in_memory_and_as_torchscript(tmp_path: Path) -> None:
     weights = Path(robustcli.__file__).parent / "assets" / "vmamba-pico.safetensors"
     pico = robustcli.create_model("vmamba-pico", weights=weights)
-    own = load(ModelRequest("vmamba-pico"), "cls").preprocessing
+    custom = load(ModelRequest("vmamba-pico"), "cls").preprocessing
     preprocessing = {
-        key: getattr(own, key) for key in ("resize", "crop", "interpolation", "mean", "std")
+        key: getattr(custom, key) for key in ("resize", "crop", "interpolation", "mean", "std")
     }
     run = evaluate({"mine": pico}, tmp_path / "run", preprocessing=preprocessing)
     evaluate("vmamba-pico", tmp_path / "run", preprocessing=None)
@@ -304,12 +304,12 @@ def test_classes_in_another_order_score_alike(tmp_path: Path, network: Small) ->
         shuffled.fc.weight.copy_(network.fc.weight[order])
         shuffled.fc.bias.copy_(network.fc.bias[order])
     plain = evaluate(network, tmp_path / "plain")
-    own = evaluate(shuffled, tmp_path / "own", classes=[ids[i] for i in order])
-    assert own.record.dataset.label_space != "cifar10"
-    one, other = rows(plain, "Small"), rows(own, "Small")
-    correct = (one["prediction"] == one["target"]).tolist()
+    run = evaluate(shuffled, tmp_path / "own", classes=[ids[i] for i in order])
+    assert run.record.dataset.label_space != "cifar10"
+    first, other = rows(plain, "Small"), rows(run, "Small")
+    correct = (first["prediction"] == first["target"]).tolist()
     assert correct == (other["prediction"] == other["target"]).tolist()
-    assert [order[p] for p in other["prediction"]] == one["prediction"].tolist()
+    assert [order[p] for p in other["prediction"]] == first["prediction"].tolist()
 
 
 def test_an_unknown_number_of_outputs_wants_names(tmp_path: Path) -> None:
@@ -348,8 +348,8 @@ class Answer(nn.Module):
     ],
 )
 def test_scores_are_found_in_what_is_returned(form: object) -> None:
-    found = open_foreign(ModelRequest("x", preprocessing=SMALL, module=Answer(form)), offline=True)
-    assert (found.task, found.space.ids) == ("cls", read_label_space("cifar10").ids)  # type: ignore[union-attr]
+    opened = open_foreign(ModelRequest("x", preprocessing=SMALL, module=Answer(form)), offline=True)
+    assert (opened.task, opened.space.ids) == ("cls", read_label_space("cifar10").ids)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -379,9 +379,9 @@ def test_a_network_that_takes_one_image_at_a_time(tmp_path: Path) -> None:
             return super().forward(x.view(1, 3, 32, 32))
 
     torch.manual_seed(0)
-    one, many = One(), Small()
-    many.load_state_dict(one.state_dict())
-    run = evaluate({"one": one, "many": many}, tmp_path / "run", batch_size=7)
+    first, many = One(), Small()
+    many.load_state_dict(first.state_dict())
+    run = evaluate({"one": first, "many": many}, tmp_path / "run", batch_size=7)
     assert_same_answers(run, "one", "many", 1e-6)  # convolutions of other batch sizes round anew
 
 
@@ -412,11 +412,17 @@ def test_grey_and_fixed_sizes_are_found() -> None:
 
 def test_the_default_preprocessing_is_announced(network: Small) -> None:
     model = open_foreign(ModelRequest("x", module=network), offline=True).model
-    own = model.preprocessing
-    assert (own.resize, own.crop, own.interpolation) == (256, 224, "bilinear")
+    preprocessing = model.preprocessing
+    assert (preprocessing.resize, preprocessing.crop, preprocessing.interpolation) == (
+        256,
+        224,
+        "bilinear",
+    )
     assert any("by default: resize 256, crop 224" in note for note in model.notes)
-    said = {**SMALL, "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    model = open_foreign(ModelRequest("x", preprocessing=said, module=network), offline=True).model
+    settings = {**SMALL, "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    model = open_foreign(
+        ModelRequest("x", preprocessing=settings, module=network), offline=True
+    ).model
     assert not any("by default" in note for note in model.notes)
 
 
@@ -531,8 +537,8 @@ def test_segmenters_are_told_by_their_answer_in_every_form(tmp_path: Path) -> No
 
 def test_a_segmenters_mean_and_std_are_those_that_are_typed(tmp_path: Path) -> None:
     image = np.full((40, 50, 3), 128, np.uint8)
-    said = {"crop": 32, "mean": (0.25,) * 3, "std": (0.5,) * 3}
-    request = ModelRequest("x", preprocessing=said, module=Masks(lambda s: s))
+    settings = {"crop": 32, "mean": (0.25,) * 3, "std": (0.5,) * 3}
+    request = ModelRequest("x", preprocessing=settings, module=Masks(lambda s: s))
     model = load(request, "seg")
     expected = 1 / (1 + np.exp(-(12 * (128 / 255 - 0.25) / 0.5 - 3)))
     np.testing.assert_allclose(model.probabilities([image])[0], expected, rtol=1e-5)

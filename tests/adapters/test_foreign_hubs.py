@@ -41,18 +41,18 @@ def vit(folder: Path, labels: tuple[str, ...] = CIFAR, **processor: object) -> P
         label2id={label: n for n, label in enumerate(labels)},
     )  # fmt: skip
     transformers.ViTForImageClassification(config).save_pretrained(folder)
-    said = {
+    repository = {
         "image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True,
         "do_normalize": True, "size": {"height": 32, "width": 32}, "resample": 2,
         "rescale_factor": 1 / 255, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7],
     }  # fmt: skip
-    (folder / "preprocessor_config.json").write_text(json.dumps({**said, **processor}))
+    (folder / "preprocessor_config.json").write_text(json.dumps({**repository, **processor}))
     return folder
 
 
 def views(model: Any, images: list[np.ndarray[Any, Any]]) -> torch.Tensor:
-    own = model.preprocessing
-    return torch.from_numpy(np.stack([own.apply(image).transpose(2, 0, 1) for image in images]))
+    steps = model.preprocessing
+    return torch.from_numpy(np.stack([steps.apply(image).transpose(2, 0, 1) for image in images]))
 
 
 # transformers.
@@ -95,18 +95,18 @@ def test_a_run_of_a_hub_folder_records_it_and_goes_on(tmp_path: Path) -> None:
 
 def test_labels_say_what_the_classes_are(tmp_path: Path) -> None:
     turned = (*CIFAR[1:], CIFAR[0])
-    found = open_foreign(ModelRequest(f"hf:{vit(tmp_path / 'a', turned)}"), offline=True)
-    assert found.names_classes
-    assert found.space is not None
-    assert found.space.ids == turned
+    opened = open_foreign(ModelRequest(f"hf:{vit(tmp_path / 'a', turned)}"), offline=True)
+    assert opened.names_classes
+    assert opened.space is not None
+    assert opened.space.ids == turned
     unnamed = tuple(f"LABEL_{n}" for n in range(10))
-    found = open_foreign(ModelRequest(f"hf:{vit(tmp_path / 'b', unnamed)}"), offline=True)
-    assert found.space == read_label_space("cifar10")
-    assert not found.names_classes
+    opened = open_foreign(ModelRequest(f"hf:{vit(tmp_path / 'b', unnamed)}"), offline=True)
+    assert opened.space == read_label_space("cifar10")
+    assert not opened.names_classes
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("message", "expected"),
     [
         ({"size": {"height": 224, "width": 224}}, (224, 224, "squash")),
         ({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224},
@@ -120,15 +120,15 @@ def test_labels_say_what_the_classes_are(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_processors_of_transformers(
-    tmp_path: Path, said: dict[str, object], expected: tuple[int | None, int, str]
+    tmp_path: Path, message: dict[str, object], expected: tuple[int | None, int, str]
 ) -> None:
     from robustcli.adapters.foreign_hubs import Repository, _processor
 
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"resample": 3, **said}))
-    own = _processor(Repository(tmp_path, "here"))
-    assert own is not None
-    assert (own.resize, own.crop, own.mode) == expected
-    assert own.interpolation == "bicubic"
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"resample": 3, **message}))
+    repository = _processor(Repository(tmp_path, "here"))
+    assert repository is not None
+    assert (repository.resize, repository.crop, repository.mode) == expected
+    assert repository.interpolation == "bicubic"
 
 
 def test_a_processor_that_scales_otherwise_is_refused(tmp_path: Path) -> None:
@@ -173,8 +173,8 @@ def test_a_segmenter_of_transformers_answers_as_transformers_does(tmp_path: Path
     network = transformers.SegformerForSemanticSegmentation(config).eval()
     network.save_pretrained(tmp_path)
     mean, std = [0.5, 0.4, 0.3], [0.5, 0.6, 0.7]
-    said = {"size": {"height": 64, "width": 64}, "image_mean": mean, "image_std": std}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    settings = {"size": {"height": 64, "width": 64}, "image_mean": mean, "image_std": std}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     model = load(ModelRequest(f"hf:{tmp_path}"), "seg", offline=True)
     image = photo((64, 64))
     pixels = (image.astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
@@ -203,22 +203,22 @@ def timm_folder(folder: Path, **config: object) -> tuple[Path, torch.nn.Module]:
     network = timm.create_model("resnet10t", num_classes=10, channels=(8, 8, 8, 8)).eval()
     folder.mkdir()
     save_file(network.state_dict(), folder / "model.safetensors")
-    said = {
+    config = {
         "architecture": "resnet10t", "num_classes": 10, "model_args": {"channels": [8, 8, 8, 8]},
         "pretrained_cfg": {"input_size": [3, 64, 64], "crop_pct": 0.8, "interpolation": "bilinear",
                            "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps({**said, **config}))
+    (folder / "config.json").write_text(json.dumps({**config, **config}))
     return folder, network
 
 
 def test_a_network_of_timm_from_a_folder(tmp_path: Path) -> None:
     folder, network = timm_folder(tmp_path / "mine")
     model = load(ModelRequest(f"hf-hub:{folder}"), "cls", offline=True)
-    own = Preprocessing(80, 64, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert model.preprocessing == own
+    preprocessing = Preprocessing(80, 64, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert model.preprocessing == preprocessing
     seen = views(model, [photo()])
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (own.mean, own.std))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     with torch.inference_mode():
         expected = network((seen.float() / 255 - mean) / std)
     torch.testing.assert_close(model.logits(seen), expected)
@@ -228,9 +228,9 @@ def test_a_network_of_timm_from_a_folder(tmp_path: Path) -> None:
 def test_labels_of_timm_say_what_the_classes_are(tmp_path: Path) -> None:
     turned = [*CIFAR[1:], CIFAR[0]]
     folder, _ = timm_folder(tmp_path / "mine", label_names=turned)
-    found = open_foreign(ModelRequest(f"hf-hub:{folder}"), offline=True)
-    assert found.space is not None
-    assert found.space.ids == tuple(turned)
+    opened = open_foreign(ModelRequest(f"hf-hub:{folder}"), offline=True)
+    assert opened.space is not None
+    assert opened.space.ids == tuple(turned)
 
 
 def test_what_is_not_timms_is_refused(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def test_a_vim_is_a_classifier_with_the_official_preprocessing(name: str) -> Non
 
 def test_a_vim_for_larger_images_gets_larger_images() -> None:
     arguments = {"depth": 1, "dim": 16, "img_size": 384}
-    own = load(ModelRequest("vim-t", arguments=arguments, untrained=True), "cls").preprocessing
-    assert (own.resize, own.crop) == (438, 384)
+    steps = load(ModelRequest("vim-t", arguments=arguments, untrained=True), "cls").preprocessing
+    assert (steps.resize, steps.crop) == (438, 384)
 
 
 @pytest.mark.parametrize("name", ["vim", "vit", "resnet9", "cifar-resnet18"])
@@ -255,8 +255,12 @@ def test_releases_get_the_official_preprocessing() -> None:
 
 
 def test_timm_preprocessing_is_the_models_own() -> None:
-    own = load(ModelRequest(TIMM, untrained=True), "cls").preprocessing
-    assert (own.resize, own.crop, own.interpolation) == (168, 160, "bilinear")
+    preprocessing = load(ModelRequest(TIMM, untrained=True), "cls").preprocessing
+    assert (preprocessing.resize, preprocessing.crop, preprocessing.interpolation) == (
+        168,
+        160,
+        "bilinear",
+    )
 
 
 def test_an_unknown_argument_of_each_builder() -> None:
@@ -331,9 +335,9 @@ OWN: list[tuple[str, dict[str, object]]] = [
 
 
 @pytest.mark.parametrize(("name", "arguments"), OWN)
-@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("message", [True, False])
 def test_the_users_own_classes(
-    tmp_path: Path, name: str, arguments: dict[str, object], said: bool,
+    tmp_path: Path, name: str, arguments: dict[str, object], message: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     seven = {**arguments, "num_classes": 7}
@@ -341,14 +345,14 @@ def test_the_users_own_classes(
     fresh = ModelRequest(name, arguments=seven, untrained=True, label_space=space)
     source = load(fresh, "cls", seed=4)
     save_file(source.network.state_dict(), tmp_path / "w.safetensors")
-    request = ModelRequest(name, tmp_path / "w.safetensors", seven if said else arguments,
+    request = ModelRequest(name, tmp_path / "w.safetensors", seven if message else arguments,
                            label_space=space)  # fmt: skip
     caplog.clear()
     model = load(request, "cls")
     assert torch.equal(logits(model), logits(source))
     assert (model.facts.label_space, model.facts.arguments) == ("classes7", seven)
-    told = f"its head tells 7 classes apart, and so does `{name}` here"
-    assert (told in caplog.text) is not said
+    refusal = f"its head tells 7 classes apart, and so does `{name}` here"
+    assert (refusal in caplog.text) is not message
     for count in (3, 12):
         other = classes_file(tmp_path, count)
         with pytest.raises(UsageError, match=rf"tells 7 classes apart; `.*{count}.txt` has"):

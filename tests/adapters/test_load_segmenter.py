@@ -29,34 +29,34 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_run_is_a_model(run: Path) -> None:
-    one = load(ModelRequest(str(run)), "seg")
-    assert one.preprocessing == MaskPreprocessing(64, "bgr", 0.6224593)
-    assert one.header == header("unet", arguments=ARGUMENTS)
-    facts = one.facts
+    model = load(ModelRequest(str(run)), "seg")
+    assert model.preprocessing == MaskPreprocessing(64, "bgr", 0.6224593)
+    assert model.header == header("unet", arguments=ARGUMENTS)
+    facts = model.facts
     assert (facts.name, facts.family, facts.builder) == ("train-unet-1a2b", "unet", "zoo:unet")
     assert facts.arguments == ARGUMENTS
     assert facts.weights == str(run / "weights.safetensors")
-    assert facts.weights_sha256 == state_digest(one.network.state_dict())
+    assert facts.weights_sha256 == state_digest(model.network.state_dict())
     assert facts.pretraining == "trained here (protocol paper)"
     assert (facts.untrained, facts.label_space, facts.scans) == (False, "foreground", False)
     assert facts.parameters == sum(p.numel() for p in create("unet", ARGUMENTS).parameters())
-    assert not one.network.training
+    assert not model.network.training
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_a_name_with_the_run_as_weights(run: Path, kind: str) -> None:
     weights = run if kind == "folder" else run / "weights.safetensors"
-    one = load(ModelRequest("UNet", weights=weights), "seg")
-    assert one.facts.name == "unet"
+    model = load(ModelRequest("UNet", weights=weights), "seg")
+    assert model.facts.name == "unet"
     same = load(ModelRequest(str(run)), "seg")
-    assert one.preprocessing == same.preprocessing
-    assert_holds(one.network, dict(same.network.state_dict()))
+    assert model.preprocessing == same.preprocessing
+    assert_holds(model.network, dict(same.network.state_dict()))
 
 
 def test_what_the_user_says_goes_before_the_header(run: Path) -> None:
     changes = {"threshold": 0.3, "channels": "rgb"}
-    one = load(ModelRequest(str(run), preprocessing=changes), "seg")
-    assert one.preprocessing == MaskPreprocessing(64, "rgb", 0.3)
+    model = load(ModelRequest(str(run), preprocessing=changes), "seg")
+    assert model.preprocessing == MaskPreprocessing(64, "rgb", 0.3)
     with pytest.raises(UsageError, match="fits none of them as published: give the options"):
         load(ModelRequest(str(run), arguments={"features": [4, 16]}), "seg")
 
@@ -71,17 +71,17 @@ def test_a_name_goes_before_a_folder(run: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.skipif(not REAL.is_file(), reason="needs ../shared/data")
 def test_a_real_checkpoint() -> None:
-    one = load(ModelRequest("ulvm", weights=REAL), "seg")
-    assert one.preprocessing == MaskPreprocessing(256)
-    assert (one.facts.parameters, one.header) == (49_457, None)
-    assert one.facts.pretraining == "unknown (weights from a file)"
-    assert one.facts.scans
+    model = load(ModelRequest("ulvm", weights=REAL), "seg")
+    assert model.preprocessing == MaskPreprocessing(256)
+    assert (model.facts.parameters, model.header) == (49_457, None)
+    assert model.facts.pretraining == "unknown (weights from a file)"
+    assert model.facts.scans
     image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    (found,) = one.probabilities([image])
+    (probabilities,) = model.probabilities([image])
     x = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         expected = create_model("ulvm", weights=REAL)(x)
-    np.testing.assert_allclose(found, expected[0, 0].numpy(), atol=1e-4)
+    np.testing.assert_allclose(probabilities, expected[0, 0].numpy(), atol=1e-4)
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="needs ../shared/data")
@@ -149,14 +149,14 @@ def test_each_network_gets_its_own_window() -> None:
 
 
 def test_the_baseline_needs_nothing() -> None:
-    one = load(ModelRequest("Otsu"), "seg")
-    assert (one.facts.name, one.facts.parameters, one.preprocessing.window) == ("otsu", 0, 0)
-    assert not one.facts.untrained
-    assert one.facts.weights == "none needed"
+    model = load(ModelRequest("Otsu"), "seg")
+    assert (model.facts.name, model.facts.parameters, model.preprocessing.window) == ("otsu", 0, 0)
+    assert not model.facts.untrained
+    assert model.facts.weights == "none needed"
     image = np.zeros((3, 200, 3), np.uint8)
     image[:, :5] = 99
-    (found,) = one.predict([image])
-    np.testing.assert_array_equal(found, image[..., 0] == 99)
+    (prediction,) = model.predict([image])
+    np.testing.assert_array_equal(prediction, image[..., 0] == 99)
 
 
 def test_the_baseline_takes_no_weights(run: Path) -> None:
@@ -180,8 +180,8 @@ def test_of_several_classes_a_network_with_a_sigmoid_gives_logits() -> None:
 def test_weights_in_half_precision_become_float32(tmp_path: Path) -> None:
     state = {k: t.half() for k, t in random_state(create("ulvm", {})).items()}
     save_file(state, tmp_path / "w.safetensors")
-    one = load(ModelRequest("ulvm", weights=tmp_path / "w.safetensors"), "seg")
-    assert {p.dtype for p in one.network.parameters()} == {torch.float32}
+    model = load(ModelRequest("ulvm", weights=tmp_path / "w.safetensors"), "seg")
+    assert {p.dtype for p in model.network.parameters()} == {torch.float32}
 
 
 def test_the_baseline_has_nothing_to_load_and_nothing_to_set() -> None:

@@ -47,7 +47,7 @@ EXPECTED = {"a": (2, 3), "b": (4,), "c": (), "d": (1,), "e": (1,)}
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("value", "words"),
     [
         ({**EXPECTED, "a": (3, 2)}, "1 of another shape (`a` is (3, 2), not (2, 3))."),
         ({k: v for k, v in EXPECTED.items() if k != "b"}, "1 missing (`b`)."),
@@ -60,13 +60,13 @@ EXPECTED = {"a": (2, 3), "b": (4,), "c": (), "d": (1,), "e": (1,)}
         ),
     ],
 )
-def test_differences_in_words(given: dict[str, tuple[int, ...]], words: str) -> None:
-    assert tensor_differences(EXPECTED, given) == f"Of 5 expected tensors: {words}"
+def test_differences_in_words(value: dict[str, tuple[int, ...]], words: str) -> None:
+    assert tensor_differences(EXPECTED, value) == f"Of 5 expected tensors: {words}"
 
 
 def test_the_first_few_are_named_and_all_are_counted() -> None:
-    given = {**EXPECTED, **{f"x{number}": (1,) for number in range(100)}}
-    text = tensor_differences(EXPECTED, given, 2)
+    shapes = {**EXPECTED, **{f"x{number}": (1,) for number in range(100)}}
+    text = tensor_differences(EXPECTED, shapes, 2)
     assert text == "Of 5 expected tensors: 100 unknown (`x0`, `x1`)."
 
 

@@ -230,8 +230,8 @@ def test_an_option_that_the_builder_does_not_take(name: str) -> None:
 
 @pytest.mark.parametrize("value", [{"depths": 3}, {"num_classes": "ten"}, {"dim": -4}])
 def test_a_value_that_the_builder_cannot_use(value: dict[str, object]) -> None:
-    (name, said), *_ = value.items()
-    message = rf"`vmamba-pico` cannot be built with `{name}={said}`\.\nIt says: .*\nCompare with"
+    (name, shown), *_ = value.items()
+    message = rf"`vmamba-pico` cannot be built with `{name}={shown}`\.\nIt says: .*\nCompare with"
     with pytest.raises(UsageError, match=message):
         create("vmamba-pico", value)
 
@@ -309,10 +309,10 @@ FOREIGN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("named", "file", "told"), FOREIGN)
-def test_a_file_of_any_family_is_told_by_name(named: str, file: str, told: str) -> None:
+@pytest.mark.parametrize(("named", "file", "message"), FOREIGN)
+def test_a_file_of_any_family_is_told_by_name(named: str, file: str, message: str) -> None:
     state = meta_state(file)
-    with pytest.raises(UsageError, match=rf"These are the weights of `{told}`: use that name"):
+    with pytest.raises(UsageError, match=rf"These are the weights of `{message}`: use that name"):
         with_weights(named, state, origin="w.pth", options={})
 
 
@@ -350,8 +350,8 @@ def test_asking_for_other_classes_than_the_files_names_the_way_out(
 ) -> None:
     with torch.device("meta"):
         network = architecture(name).build(**options)
-    own = network.num_classes
-    message = rf"Load them with their own `num_classes={own}`, then {way_out} and train it"
+    classes = network.num_classes
+    message = rf"Load them with their own `num_classes={classes}`, then {way_out} and train it"
     with pytest.raises(UsageError, match=message):
         with_weights(
             name, network.state_dict(), origin="w.pth", options={**options, "num_classes": 3}

@@ -23,11 +23,11 @@ def photo(height: int, width: int) -> NDArray[np.uint8]:
     return np.random.default_rng((height, width)).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def by_torchvision(image: NDArray[np.uint8], own: Preprocessing) -> NDArray[np.uint8]:
-    steps: list[object] = [CenterCrop(own.crop)]
-    if own.resize is not None:
-        size = own.resize if own.mode == "center" else (own.resize, own.resize)
-        steps.insert(0, Resize(size, InterpolationMode(own.interpolation)))
+def by_torchvision(image: NDArray[np.uint8], ours: Preprocessing) -> NDArray[np.uint8]:
+    steps: list[object] = [CenterCrop(ours.crop)]
+    if ours.resize is not None:
+        size = ours.resize if ours.mode == "center" else (ours.resize, ours.resize)
+        steps.insert(0, Resize(size, InterpolationMode(ours.interpolation)))
     return np.asarray(Compose(steps)(Image.fromarray(image)))
 
 
@@ -37,17 +37,17 @@ def by_torchvision(image: NDArray[np.uint8], own: Preprocessing) -> NDArray[np.u
 def test_as_torchvision(
     size: tuple[int, int], resize: int | None, crop: int, interpolation: str
 ) -> None:
-    own = Preprocessing(resize, crop, interpolation)
-    view = own.apply(photo(*size))
+    preprocessing = Preprocessing(resize, crop, interpolation)
+    view = preprocessing.apply(photo(*size))
     assert view.shape == (crop, crop, 3)
-    np.testing.assert_array_equal(view, by_torchvision(photo(*size), own))
+    np.testing.assert_array_equal(view, by_torchvision(photo(*size), preprocessing))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("crop", [32, 29])
 def test_squash_as_torchvision(size: tuple[int, int], crop: int) -> None:
-    own = Preprocessing(32, crop, "bicubic", mode="squash")
-    np.testing.assert_array_equal(own.apply(photo(*size)), by_torchvision(photo(*size), own))
+    squash = Preprocessing(32, crop, "bicubic", mode="squash")
+    np.testing.assert_array_equal(squash.apply(photo(*size)), by_torchvision(photo(*size), squash))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -57,10 +57,10 @@ def test_as_timm(interpolation: str, crop_pct: float, mode: str) -> None:
     theirs = create_transform(
         (3, 56, 56), interpolation=interpolation, crop_pct=crop_pct, crop_mode=mode, normalize=False
     )
-    own = Preprocessing(int(56 / crop_pct), 56, interpolation, mode=mode)
+    preprocessing = Preprocessing(int(56 / crop_pct), 56, interpolation, mode=mode)
     for size in ((90, 133), (133, 90), (60, 60), (41, 300)):
         expected = theirs(Image.fromarray(photo(*size))).permute(1, 2, 0).numpy()
-        np.testing.assert_array_equal(own.apply(photo(*size)), expected)
+        np.testing.assert_array_equal(preprocessing.apply(photo(*size)), expected)
 
 
 def test_an_image_of_the_right_size_is_left_alone() -> None:
@@ -78,13 +78,13 @@ def test_the_view_is_one_block_of_memory_of_its_own() -> None:
 
 
 def test_views_are_called_by_what_decides_the_pixels() -> None:
-    own = Preprocessing(256, 224, "bicubic")
-    assert own.view == "center256-bicubic-crop224"
-    assert own.view == Preprocessing(256, 224, mean=(0, 0, 0), std=(1, 1, 1)).view
+    preprocessing = Preprocessing(256, 224, "bicubic")
+    assert preprocessing.view == "center256-bicubic-crop224"
+    assert preprocessing.view == Preprocessing(256, 224, mean=(0, 0, 0), std=(1, 1, 1)).view
     assert Preprocessing(None, 32).view == "as-is-crop32"
     others = [Preprocessing(255, 224), Preprocessing(256, 223), Preprocessing(256, 224, "nearest"),
               Preprocessing(256, 224, mode="squash")]  # fmt: skip
-    assert len({own.view, *(other.view for other in others)}) == 5
+    assert len({preprocessing.view, *(other.view for other in others)}) == 5
 
 
 @pytest.mark.parametrize(
@@ -111,16 +111,16 @@ OWN = Preprocessing(256, 224)
 
 
 def test_units_of_255_are_read_and_announced() -> None:
-    given = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
-    found, notes = overridden(OWN, given)
-    assert found == OWN  # to the bit, so that the run is the same one
+    settings = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+    changed, notes = overridden(OWN, settings)
+    assert changed == OWN  # to the bit, so that the run is the same one
     assert len(notes) == 2
     assert "`--mean` is read in units of 0 to 255: 0.485,0.456,0.406" in notes[0]
 
 
 def test_units_of_one_stay_as_they_are() -> None:
-    found, notes = overridden(OWN, {"mean": (0, 0, 0), "std": (1, 1, 1), "crop": 32})
-    assert (found.mean, found.std, found.crop, notes) == ((0.0,) * 3, (1.0,) * 3, 32, ())
+    changed, notes = overridden(OWN, {"mean": (0, 0, 0), "std": (1, 1, 1), "crop": 32})
+    assert (changed.mean, changed.std, changed.crop, notes) == ((0.0,) * 3, (1.0,) * 3, 32, ())
 
 
 @pytest.mark.parametrize(
@@ -144,18 +144,18 @@ def test_values_that_cannot_be_meant(changes: dict[str, tuple[float, ...]], word
 
 
 def test_one_number_for_a_greyscale_network() -> None:
-    one = OWN.of_channels(1)
-    found, _ = overridden(one, {"mean": (127.5,), "std": (127.5,)})
-    assert (found.mean, found.std) == ((0.5,), (0.5,))
+    single = OWN.of_channels(1)
+    changed, _ = overridden(single, {"mean": (127.5,), "std": (127.5,)})
+    assert (changed.mean, changed.std) == ((0.5,), (0.5,))
     with pytest.raises(UsageError, match="has 3 numbers"):
-        overridden(one, {"mean": (0.5, 0.5, 0.5)})
+        overridden(single, {"mean": (0.5, 0.5, 0.5)})
 
 
 def test_every_configuration_of_timm_is_read() -> None:
     for name in timm.list_pretrained():
         config = timm.get_pretrained_cfg(name)
-        own = OWN.of_channels(len(config.mean))
-        _, notes = overridden(own, {"mean": config.mean, "std": config.std})
+        custom = OWN.of_channels(len(config.mean))
+        _, notes = overridden(custom, {"mean": config.mean, "std": config.std})
         assert notes == (), name
 
 

@@ -63,34 +63,34 @@ def on_meta(name: str, **options: object) -> nn.Module:
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_of_several_classes_all_but_the_first_are_foreground(classes: int) -> None:
-    given = scores(2, classes, 4, 5)
-    found = foreground_logits(given).sigmoid()
-    torch.testing.assert_close(found, given.softmax(1)[:, 1:].sum(1, keepdim=True))
+    logits = scores(2, classes, 4, 5)
+    output = foreground_logits(logits).sigmoid()
+    torch.testing.assert_close(output, logits.softmax(1)[:, 1:].sum(1, keepdim=True))
 
 
 def test_one_class_stays_as_it_is() -> None:
-    given = scores(2, 1, 4, 5)
-    assert foreground_logits(given) is given
+    logits = scores(2, 1, 4, 5)
+    assert foreground_logits(logits) is logits
 
 
 def test_huge_logits_stay_finite() -> None:
-    given = torch.tensor([3e4, -3e4]).view(1, 2, 1, 1)
-    assert foreground_logits(given).item() == -6e4
+    logits = torch.tensor([3e4, -3e4]).view(1, 2, 1, 1)
+    assert foreground_logits(logits).item() == -6e4
 
 
 def test_of_deep_supervision_the_first_counts() -> None:
-    given = [scores(1, 1, 8, 8), scores(1, 1, 4, 4)]
-    assert first(given) is given[0]
-    assert first(tuple(given)) is given[0]
-    assert raw_output(Says(given), torch.zeros(1, 3, 8, 8)) is given[0]
+    logits = [scores(1, 1, 8, 8), scores(1, 1, 4, 4)]
+    assert first(logits) is logits[0]
+    assert first(tuple(logits)) is logits[0]
+    assert raw_output(Says(logits), torch.zeros(1, 3, 8, 8)) is logits[0]
 
 
 def test_a_quarter_is_enlarged_as_the_paper_did() -> None:
-    given = scores(2, 1, 4, 6)
-    expected = F.interpolate(given, scale_factor=4, mode="bilinear", align_corners=False)
-    found = raw_output(Says(given), torch.zeros(2, 3, 16, 24))
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert at_size(given, (4, 6)) is given
+    logits = scores(2, 1, 4, 6)
+    expected = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+    output = raw_output(Says(logits), torch.zeros(2, 3, 16, 24))
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)
+    assert at_size(logits, (4, 6)) is logits
 
 
 def test_segformer_and_resnet_answer_at_the_inputs_size() -> None:
@@ -102,8 +102,8 @@ def test_segformer_and_resnet_answer_at_the_inputs_size() -> None:
 
 
 def test_which_answers_are_probabilities() -> None:
-    found = {name for name in SEGMENTERS if is_probability(on_meta(name))}
-    assert found == {name for name in SEGMENTERS if name.startswith("ulvm")} | {"vmunet"}
+    names = {name for name in SEGMENTERS if is_probability(on_meta(name))}
+    assert names == {name for name in SEGMENTERS if name.startswith("ulvm")} | {"vmunet"}
     assert is_probability(Otsu())
     assert not is_probability(on_meta("vmunet", num_classes=2))  # its logits are then a softmax's
 
@@ -114,13 +114,13 @@ def test_networks_with_a_sigmoid_give_logits_of_several_classes() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         several = architecture("ulvm").build(**options, num_classes=3).eval()
-    one = architecture("ulvm").build(**options).eval()
+    network = architecture("ulvm").build(**options).eval()
     state = several.state_dict()
     head = {key: state[key][2:] for key in ("final.weight", "final.bias")}
-    one.load_state_dict({**state, **head})
+    network.load_state_dict({**state, **head})
     x = golden.images(1, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(several(x)[:, 2:].sigmoid(), one(x))
+        torch.testing.assert_close(several(x)[:, 2:].sigmoid(), network(x))
 
 
 CLASS_WEIGHTS = torch.tensor([[0.0, 0.0, 0.0], [5.0, 2.0, -6.0], [-3.0, 1.0, 4.0]])
@@ -147,25 +147,25 @@ def test_the_most_probable_class_counts_whatever_windows_cover_the_image(way: st
     changes: dict[str, object] = {}
     if way == "nnunet":
         changes = {"nnunet": NnUNetInference((Channel("rgb_to_0_1"),) * 3, (0, 1))}
-    one = segmenter(PixelClasses(), **changes).telling_apart(["a", "b"])
-    given = images([(64, 64), (20, 30), (150, 90)])
-    for found, image in zip(one.predict(given), given, strict=True):
-        assert found.dtype == np.uint8
+    model = segmenter(PixelClasses(), **changes).telling_apart(["a", "b"])
+    pictures = images([(64, 64), (20, 30), (150, 90)])
+    for result, image in zip(model.predict(pictures), pictures, strict=True):
+        assert result.dtype == np.uint8
         best, clear = most_probable(image)
-        assert found.shape == best.shape
+        assert result.shape == best.shape
         assert clear.mean() > 0.99
-        np.testing.assert_array_equal(found[clear], best[clear])
+        np.testing.assert_array_equal(result[clear], best[clear])
 
 
 def test_of_several_classes_the_foreground_is_all_of_them() -> None:
-    given = images([(40, 90)])
+    pictures = images([(40, 90)])
     several = segmenter(PixelClasses()).telling_apart(["a", "b"])
     merged = segmenter(PixelClasses())  # as before: all but the first output are foreground
     assert merged.classes == ()
     np.testing.assert_allclose(
-        several.probabilities(given)[0], merged.probabilities(given)[0], atol=1e-6
+        several.probabilities(pictures)[0], merged.probabilities(pictures)[0], atol=1e-6
     )
-    assert merged.predict(given)[0].dtype == bool
+    assert merged.predict(pictures)[0].dtype == bool
 
 
 def test_masks_need_one_output_for_each_class_and_the_background() -> None:
@@ -187,12 +187,16 @@ def test_the_window_of_each() -> None:
 
 
 def test_defaults_and_changes() -> None:
-    own = MaskPreprocessing(256)
-    assert (own.channels, own.threshold, own.overlap) == ("rgb", 0.5, 0.5)
-    changed = own.changed({"window": 64, "channels": "bgr", "threshold": 0.6}, 3)[0]
+    default = MaskPreprocessing(256)
+    assert (default.channels, default.threshold, default.overlap) == (
+        "rgb",
+        0.5,
+        0.5,
+    )
+    changed = default.changed({"window": 64, "channels": "bgr", "threshold": 0.6}, 3)[0]
     assert changed == MaskPreprocessing(64, "bgr", 0.6)
-    assert own.changed({}, 3) == (own, ())
-    assert own.changed({"channels": "bgr"}, 1)[0].channels == "grey"
+    assert default.changed({}, 3) == (default, ())
+    assert default.changed({"channels": "bgr"}, 1)[0].channels == "grey"
 
 
 def test_every_segmenter_sees_the_same_pixels() -> None:
@@ -238,8 +242,8 @@ def test_the_smaller_side_is_the_foreground() -> None:
     bright = np.full((10, 10), 40.0)
     bright[2:5, 3:6] = 200
     for image in (bright, 255 - bright):
-        found = Otsu()(grey(image))[0, 0]
-        assert torch.equal(found, torch.from_numpy(bright == 200).float())
+        output = Otsu()(grey(image))[0, 0]
+        assert torch.equal(output, torch.from_numpy(bright == 200).float())
 
 
 def test_of_equal_sides_the_brighter_one() -> None:
@@ -250,9 +254,9 @@ def test_of_equal_sides_the_brighter_one() -> None:
 
 @pytest.mark.parametrize("level", [0, 100, 255])
 def test_an_image_of_one_brightness_has_no_foreground(level: int) -> None:
-    found = Otsu()(grey(np.full((3, 5), float(level))))
-    assert found.shape == (1, 1, 3, 5)
-    assert not found.any()
+    output = Otsu()(grey(np.full((3, 5), float(level))))
+    assert output.shape == (1, 1, 3, 5)
+    assert not output.any()
 
 
 def test_colours_count_by_their_luminance() -> None:
@@ -265,9 +269,9 @@ def test_colours_count_by_their_luminance() -> None:
 
 def test_every_image_has_its_own_threshold() -> None:
     rng = np.random.default_rng(0)
-    one, other = (grey(rng.integers(0, top, (8, 9)).astype(float)) for top in (40, 255))
-    both = Otsu()(torch.cat((one, other)))
-    assert torch.equal(both, torch.cat((Otsu()(one), Otsu()(other))))
+    single, other = (grey(rng.integers(0, top, (8, 9)).astype(float)) for top in (40, 255))
+    both = Otsu()(torch.cat((single, other)))
+    assert torch.equal(both, torch.cat((Otsu()(single), Otsu()(other))))
     assert set(both.unique().tolist()) == {0, 1}
 
 
@@ -300,8 +304,8 @@ def images(sizes: list[tuple[int, int]]) -> list[NDArray[np.uint8]]:
 def expected(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     values = image.astype(np.float64) / 255
     logits = values @ np.array([5.0, 2.0, -6.0])
-    found: NDArray[np.float32] = (1 / (1 + np.exp(-logits))).astype(np.float32)
-    return found
+    result: NDArray[np.float32] = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    return result
 
 
 def segmenter(network: nn.Module, window: int = 64, **changes: object) -> Segmenter:
@@ -311,9 +315,9 @@ def segmenter(network: nn.Module, window: int = 64, **changes: object) -> Segmen
 
 @pytest.mark.parametrize("overlap", [0, 0.5, 0.75])
 def test_tiles_of_a_network_without_borders_are_the_whole(overlap: float) -> None:
-    given = images(SIZES)
-    found = segmenter(Pixelwise(), overlap=overlap).probabilities(given)
-    for answer, image in zip(found, given, strict=True):
+    pictures = images(SIZES)
+    model = segmenter(Pixelwise(), overlap=overlap).probabilities(pictures)
+    for answer, image in zip(model, pictures, strict=True):
         assert answer.dtype == np.float32
         assert answer.flags.c_contiguous
         np.testing.assert_allclose(answer, expected(image), atol=1e-6)
@@ -321,12 +325,12 @@ def test_tiles_of_a_network_without_borders_are_the_whole(overlap: float) -> Non
 
 def test_a_batch_of_mixed_sizes_is_as_one_by_one() -> None:
     network = golden.fill(architecture("ulvm_v2").build(), golden.rule_b)
-    one = segmenter(network)
-    given = images(SIZES)
-    for together, image in zip(one.probabilities(given), given, strict=True):
-        (alone,) = one.probabilities([image])
+    model = segmenter(network)
+    pictures = images(SIZES)
+    for together, image in zip(model.probabilities(pictures), pictures, strict=True):
+        (alone,) = model.probabilities([image])
         np.testing.assert_allclose(together, alone, atol=1e-4)  # the sums go another way
-    assert one.probabilities([]) == []
+    assert model.probabilities([]) == []
 
 
 def test_what_fits_the_window_goes_through_at_once() -> None:
@@ -356,10 +360,10 @@ def test_nnunets_way_averages_flips_and_then_windows_before_the_sigmoid(
 ) -> None:
     (image,) = images([(64, 96)])
     how = NnUNetInference((Channel(),) * 3, axes)
-    (found,) = segmenter(Ramp(), nnunet=how).probabilities([image])
+    (model,) = segmenter(Ramp(), nnunet=how).probabilities([image])
     pixels = torch.from_numpy(how.normalised(image)).permute(2, 0, 1)[None]
     scores = covered_evenly(pixels, 64, Mirrored(Ramp(), axes), overlap=0.5, batch=4, device=CPU)
-    np.testing.assert_allclose(found, scores[0, 0].sigmoid(), atol=1e-6)
+    np.testing.assert_allclose(model, scores[0, 0].sigmoid(), atol=1e-6)
 
 
 def test_nnunets_way_pads_with_zeros_after_normalisation() -> None:
@@ -368,25 +372,25 @@ def test_nnunets_way_pads_with_zeros_after_normalisation() -> None:
             self.seen = x
             return x[:, :1]
 
-    network, given = Seeing(), images([(64, 30)])
+    network, pictures = Seeing(), images([(64, 30)])
     how = NnUNetInference((Channel(),) * 3, ())
-    segmenter(network, nnunet=how).probabilities(given)
+    segmenter(network, nnunet=how).probabilities(pictures)
     assert torch.all(network.seen[..., :17] == 0)
     assert torch.all(network.seen[..., 47:] == 0)
     np.testing.assert_allclose(network.seen[0, :, :, 17:47].std((1, 2), correction=0), 1, rtol=1e-4)
 
 
 def test_window_zero_takes_images_as_they_are() -> None:
-    network, given = Pixelwise(), images([(70, 33), (1, 2)])
-    found = segmenter(network, window=0).probabilities(given)
+    network, pictures = Pixelwise(), images([(70, 33), (1, 2)])
+    model = segmenter(network, window=0).probabilities(pictures)
     assert network.shapes == [(1, 3, 70, 33), (1, 3, 1, 2)]
-    np.testing.assert_allclose(found[0], expected(given[0]), atol=1e-6)
+    np.testing.assert_allclose(model[0], expected(pictures[0]), atol=1e-6)
 
 
 def test_blue_comes_first_where_the_network_wants_it() -> None:
-    given = images([(64, 64)])
-    (found,) = segmenter(Pixelwise(), channels="bgr").probabilities(given)
-    np.testing.assert_allclose(found, expected(given[0][..., ::-1]), atol=1e-6)
+    pictures = images([(64, 64)])
+    (model,) = segmenter(Pixelwise(), channels="bgr").probabilities(pictures)
+    np.testing.assert_allclose(model, expected(pictures[0][..., ::-1]), atol=1e-6)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.6224593])
@@ -394,17 +398,17 @@ def test_masks_begin_at_the_threshold(threshold: float) -> None:
     """0.6224593 is the probability of a logit of 0.5."""
     levels = np.linspace(0, 255, 64 * 64).round().astype(np.uint8).reshape(64, 64, 1)
     image = np.concatenate((levels, 0 * levels, 0 * levels), 2)
-    (found,) = segmenter(Pixelwise(), threshold=threshold).predict([image])
+    (model,) = segmenter(Pixelwise(), threshold=threshold).predict([image])
     logit = {0.5: 0.0, 0.6224593: 0.5}[threshold]
-    assert found.dtype == np.bool_
-    np.testing.assert_array_equal(found, 5 * levels[..., 0].astype(float) / 255 >= logit)
+    assert model.dtype == np.bool_
+    np.testing.assert_array_equal(model, 5 * levels[..., 0].astype(float) / 255 >= logit)
 
 
 def test_probabilities_are_not_squashed_again() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     image[:2, :2] = 255
-    (found,) = segmenter(Otsu(), window=0).probabilities([image])
-    np.testing.assert_array_equal(found, image[..., 0] / 255)
+    (output,) = segmenter(Otsu(), window=0).probabilities([image])
+    np.testing.assert_array_equal(output, image[..., 0] / 255)
 
 
 def test_of_several_classes_the_background_is_the_rest() -> None:
@@ -413,34 +417,34 @@ def test_of_several_classes_the_background_is_the_rest() -> None:
             scores = torch.tensor([1.0, 2.0, 0.5]).view(1, 3, 1, 1)
             return [scores.expand(len(x), 3, *x.shape[2:]), x]
 
-    (found,) = segmenter(Three()).probabilities(images([(5, 6)]))
+    (model,) = segmenter(Three()).probabilities(images([(5, 6)]))
     scores = np.exp([1.0, 2.0, 0.5])
-    np.testing.assert_allclose(found, 1 - scores[0] / scores.sum(), rtol=1e-6)
+    np.testing.assert_allclose(model, 1 - scores[0] / scores.sum(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["segformer", "resnet18_seg"])
 @pytest.mark.parametrize("size", [(48, 64), (64, 64)])
 def test_answers_of_another_size_come_back_to_the_images(name: str, size: tuple[int, int]) -> None:
     network = golden.fill(architecture(name).build(), golden.rule_b)
-    (found,) = segmenter(network).probabilities(images([size]))
-    assert found.shape == size
-    assert found.std() > 0
+    (model,) = segmenter(network).probabilities(images([size]))
+    assert model.shape == size
+    assert model.std() > 0
 
 
 @pytest.mark.parametrize(("precision", "used"), [("bf16", torch.bfloat16), ("fp16", torch.half)])
 def test_half_precision_ends_in_float32(precision: Precision, used: torch.dtype) -> None:
-    network, given = Pixelwise(), images([(64, 64), (80, 64)])
-    found = segmenter(network).to(CPU, precision).probabilities(given)
+    network, pictures = Pixelwise(), images([(64, 64), (80, 64)])
+    model = segmenter(network).to(CPU, precision).probabilities(pictures)
     assert set(network.types) == {used}
-    for answer, image in zip(found, given, strict=True):
+    for answer, image in zip(model, pictures, strict=True):
         assert answer.dtype == np.float32
         np.testing.assert_allclose(answer, expected(image), atol=2e-2)
 
 
 def test_nothing_is_recorded_for_gradients() -> None:
     network = architecture("unet").build(features=(4, 8))
-    one = segmenter(network, window=16)
-    one.probabilities(images([(16, 16)]))
+    model = segmenter(network, window=16)
+    model.probabilities(images([(16, 16)]))
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
 
 
@@ -488,12 +492,12 @@ def image(height: int, width: int) -> NDArray[np.uint8]:
 @pytest.mark.parametrize(("height", "width"), SIZES_WINDOWS)
 def test_a_padded_image_holds_the_original_in_its_middle(height: int, width: int) -> None:
     original = image(height, width)
-    found = padded_to_window(original, 8)
-    assert found.image.shape == (max(8, height), max(8, width), 3)
-    cut = found.image[found.top : found.top + height, found.left : found.left + width]
+    padded = padded_to_window(original, 8)
+    assert padded.image.shape == (max(8, height), max(8, width), 3)
+    cut = padded.image[padded.top : padded.top + height, padded.left : padded.left + width]
     np.testing.assert_array_equal(cut, original)
-    assert found.top == max(0, 8 - height) // 2
-    assert found.left == max(0, 8 - width) // 2
+    assert padded.top == max(0, 8 - height) // 2
+    assert padded.left == max(0, 8 - width) // 2
 
 
 def test_padding_is_a_reflection() -> None:
@@ -516,14 +520,14 @@ def by_hand(size: tuple[int, int], window: int, starts: tuple[list[int], list[in
     """
     at = torch.arange(window, dtype=torch.float64) - (window - 1) / 2
     bell = torch.exp(-(at**2) / (2 * (window / 8) ** 2))
-    weight, said = (bell[:, None] * bell).clamp(min=1e-3), at[:, None] + 10 * at
+    weight, answer = (bell[:, None] * bell).clamp(min=1e-3), at[:, None] + 10 * at
     total, norm = torch.zeros(2, *size, dtype=torch.float64)
     for top in starts[0]:
         for left in starts[1]:
-            total[top : top + window, left : left + window] += weight * said
+            total[top : top + window, left : left + window] += weight * answer
             norm[top : top + window, left : left + window] += weight
-    found: Tensor = total / norm
-    return found
+    result: Tensor = total / norm
+    return result
 
 
 def test_overlapping_windows_are_averaged_with_gaussian_weights() -> None:
@@ -533,11 +537,11 @@ def test_overlapping_windows_are_averaged_with_gaussian_weights() -> None:
         at = torch.arange(16.0) - 7.5
         return (at[:, None] + 10 * at).expand(len(windows), 1, 16, 16).clone()
 
-    found = covered(
+    averaged = covered(
         torch.zeros(1, 3, 32, 25), 16, coordinates, overlap=0.5, batch=4, device=CPU_WINDOWS
     )
     expected = by_hand((32, 25), 16, ([0, 8, 16], [0, 8, 9]))
-    torch.testing.assert_close(found[0, 0].double(), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(averaged[0, 0].double(), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
@@ -549,7 +553,7 @@ def test_no_more_windows_at_a_time_than_said(batch: int) -> None:
         return windows.mean(1, keepdim=True)
 
     images = torch.rand(2, 3, 20, 33, generator=torch.Generator().manual_seed(0))
-    found = covered(images, 8, brightness, overlap=0.25, batch=batch, device=CPU_WINDOWS)
-    torch.testing.assert_close(found, images.mean(1, keepdim=True))
+    averaged = covered(images, 8, brightness, overlap=0.25, batch=batch, device=CPU_WINDOWS)
+    torch.testing.assert_close(averaged, images.mean(1, keepdim=True))
     assert {shape[1:] for shape in seen} == {(3, 8, 8)}
     assert max(shape[0] for shape in seen) <= batch

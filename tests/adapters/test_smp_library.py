@@ -27,9 +27,9 @@ SMALL: dict[str, Any] = {"encoder_depth": 3, "decoder_channels": (8, 8, 4)}
     ],
 )
 def test_a_name_in_any_spelling(typed: str, variant: str) -> None:
-    found = smp_entry(typed)
-    assert (found.variant, found.name, found.network) == (variant, *[f"smp:{variant}"] * 2)
-    assert (found.task, found.builder, found.family) == ("seg", "smp", "smp")
+    entry = smp_entry(typed)
+    assert (entry.variant, entry.name, entry.network) == (variant, *[f"smp:{variant}"] * 2)
+    assert (entry.task, entry.builder, entry.family) == ("seg", "smp", "smp")
 
 
 @pytest.mark.parametrize(

@@ -174,10 +174,10 @@ def test_files_under_their_authors_own_names(
     with torch.no_grad():
         images = torch.rand(1, 3, 224, 224)
         torch.testing.assert_close(loaded(images), theirs(images), rtol=0, atol=0)
-    told = f"; its head tells 4 classes apart, and so does `{name}` here" if classes == 4 else ""
+    refusal = f"; its head tells 4 classes apart, and so does `{name}` here" if classes == 4 else ""
     home = model_entrypoint(name).__module__
-    said = f"`w.pth`: its tensors are renamed by timm's own filter of `{home}`{told}."
-    assert caplog.messages == [said]
+    message = f"`w.pth`: its tensors are renamed by timm's own filter of `{home}`{refusal}."
+    assert caplog.messages == [message]
 
 
 def test_a_file_under_its_authors_names_stays_strict() -> None:
@@ -204,15 +204,15 @@ FAMILIES = ("swin_transformer", "convnext", "deit", "beit", "vgg", "regnet", "de
 def filters() -> dict[str, list[str]]:
     """Timm's modules that filter files, and the names of the networks in them."""
     folder = Path(timm.models.__file__).parent
-    found: dict[str, list[str]] = {
+    result: dict[str, list[str]] = {
         file.stem: [] for file in folder.glob("[a-z]*.py")
         if "pretrained_filter_fn=" in file.read_text(encoding="utf-8")
     }  # fmt: skip
     for name in timm.list_models():
         home = model_entrypoint(name).__module__.rpartition(".")[2]
-        if home in found:
-            found[home].append(name)
-    return found
+        if home in result:
+            result[home].append(name)
+    return result
 
 
 @pytest.mark.parametrize(
@@ -220,10 +220,10 @@ def filters() -> dict[str, list[str]]:
 )
 @pytest.mark.filterwarnings("ignore")  # timm's own, of names that it gave up
 def test_the_filter_of_every_family_is_found(families: tuple[str, ...]) -> None:
-    found = filters()
-    assert len(found) > 40
-    for family in families or found:
-        names = sorted(found[family], key=len)[:4]  # of some models nothing is published
+    filter_names = filters()
+    assert len(filter_names) > 40
+    for family in families or filter_names:
+        names = sorted(filter_names[family], key=len)[:4]  # of some models nothing is published
         # Without memory, but for RegNet: timm up to 1.0.21 reads numbers while it builds one.
         with torch.device("cpu" if family == "regnet" else "meta"):
             assert any(timm_library.checkpoint_filter(name) for name in names), family
@@ -287,15 +287,15 @@ PREPROCESSED = [
 def test_preprocessing_is_timms_own(name: str) -> None:
     with torch.device("meta"):
         network = timm.create_model(name)
-    own = timm_library.timm_preprocessing(network)
+    preprocessing = timm_library.timm_preprocessing(network)
     config = resolve_data_config({}, model=network)
-    assert (own.mean, own.std) == (tuple(config["mean"]), tuple(config["std"]))
+    assert (preprocessing.mean, preprocessing.std) == (tuple(config["mean"]), tuple(config["std"]))
     theirs = create_transform(**config, normalize=False)
     generator = np.random.default_rng(0)
     for size in ((400, 301), (120, 500)):
         image = generator.integers(0, 256, (*size, 3), np.uint8)
         expected = theirs(Image.fromarray(image)).permute(1, 2, 0).numpy()
-        np.testing.assert_array_equal(own.apply(image), expected)
+        np.testing.assert_array_equal(preprocessing.apply(image), expected)
 
 
 def test_a_crop_mode_that_is_not_supported() -> None:
@@ -420,10 +420,10 @@ def test_recomputation_changes_memory_and_nothing_else(name: str) -> None:
         model.zero_grad()
         model.set_grad_checkpointing(enable)
         sizes: list[int] = []
-        own = {p.data_ptr() for p in model.parameters()}
+        custom = {p.data_ptr() for p in model.parameters()}
 
-        def keep(t: Tensor, sizes: list[int] = sizes, own: set[int] = own) -> Tensor:
-            sizes.append(0 if t.data_ptr() in own else t.numel())
+        def keep(t: Tensor, sizes: list[int] = sizes, custom: set[int] = custom) -> Tensor:
+            sizes.append(0 if t.data_ptr() in custom else t.numel())
             return t
 
         torch.manual_seed(3)

@@ -129,13 +129,13 @@ def test_timms_weights_of_torchvision_go_into_the_encoder(
 def test_a_file_of_the_encoder(name: str, tmp_path: Path) -> None:
     if name.startswith("smp:"):
         pytest.importorskip("segmentation_models_pytorch")
-    whole: Any = golden.fill(torchvision.models.resnet18(), golden.rule_b)
-    torch.save(whole.state_dict(), tmp_path / "resnet18-f37072fd.pth")
+    full: Any = golden.fill(torchvision.models.resnet18(), golden.rule_b)
+    torch.save(full.state_dict(), tmp_path / "resnet18-f37072fd.pth")
     network: Any
     network, origin = start(name, tmp_path / "resnet18-f37072fd.pth", seed=3)
     assert origin == f"encoder: {tmp_path / 'resnet18-f37072fd.pth'}"
     held = {tuple(t.shape): t for t in network.encoder.state_dict().values() if t.ndim == 4}
-    assert torch.equal(held[(64, 3, 7, 7)], whole.conv1.weight)
+    assert torch.equal(held[(64, 3, 7, 7)], full.conv1.weight)
     again, _ = start(name, tmp_path / "resnet18-f37072fd.pth", seed=3)
     assert_holds(again, dict(network.state_dict()))  # the decoder follows the seed
 
@@ -192,20 +192,24 @@ def test_the_seed_decides_and_the_callers_generator_is_left_alone() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    one, words = start_classifier(PICO, 3, TINY, seed=0)
+    first, words = start_classifier(PICO, 3, TINY, seed=0)
     assert torch.equal(torch.rand(3), expected)
     again, _ = start_classifier(PICO, 3, TINY, seed=0)
     other, _ = start_classifier(PICO, 3, TINY, seed=1)
     key = "layers.0.blocks.0.op.in_proj.weight"
-    assert torch.equal(one.state_dict()[key], again.state_dict()[key])
-    assert not torch.equal(one.state_dict()[key], other.state_dict()[key])
+    assert torch.equal(first.state_dict()[key], again.state_dict()[key])
+    assert not torch.equal(first.state_dict()[key], other.state_dict()[key])
     assert words == "none: initialised with seed 0"
-    assert one(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    assert first(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
 
 
 def test_the_preprocessing_is_the_networks_own_or_that_of_a_window() -> None:
-    own = sized_preprocessing(PICO, TINY, None)
-    assert (own.resize, own.crop, own.interpolation) == (32, 32, "bilinear")
+    preprocessing = sized_preprocessing(PICO, TINY, None)
+    assert (preprocessing.resize, preprocessing.crop, preprocessing.interpolation) == (
+        32,
+        32,
+        "bilinear",
+    )
     resnet = resolve("resnet10t")
     assert sized_preprocessing(resnet, {}, 44) == Preprocessing(
         resize=sized_preprocessing(resnet, {}, None).resize * 44 // 176, crop=44,
@@ -214,9 +218,9 @@ def test_the_preprocessing_is_the_networks_own_or_that_of_a_window() -> None:
 
 
 def test_a_size_that_the_network_cannot_take_is_refused() -> None:
-    with pytest.raises(UsageError, match="Give its own size with `--window`") as told:
+    with pytest.raises(UsageError, match="Give its own size with `--window`") as error:
         sized_preprocessing(resolve("vim-t"), {"depth": 1}, 40)
-    assert "--model-arg img_size=40" in str(told.value)
+    assert "--model-arg img_size=40" in str(error.value)
 
 
 TINY_TRANSFER = {"depths": [1, 1], "dim": 8}
@@ -257,10 +261,10 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied() -> None:
     state.pop("patch_embed.0.bias")
     network = networks.create("vmamba-pico", TINY_TRANSFER)
     before = network.state_dict()["layers.1.blocks.0.op.Ds"].clone()
-    with pytest.raises(UsageError, match=r"`patch_embed\.0\.weight` is \(8,") as told:
+    with pytest.raises(UsageError, match=r"`patch_embed\.0\.weight` is \(8,") as error:
         transfer(network, state, ENTRY, ("classifier.head.",), "here")
-    assert "`patch_embed.0.bias` is missing" in str(told.value)
-    assert "classifier.head" not in str(told.value)
+    assert "`patch_embed.0.bias` is missing" in str(error.value)
+    assert "classifier.head" not in str(error.value)
     assert torch.equal(network.state_dict()["layers.1.blocks.0.op.Ds"], before)
 
 
@@ -302,9 +306,9 @@ def test_a_file_with_prefix_and_authors_names(caplog: pytest.LogCaptureFixture) 
 class Features(nn.Module):
     """Torchvision's ResNet up to its last map."""
 
-    def __init__(self, whole: torchvision.models.ResNet) -> None:
+    def __init__(self, full: torchvision.models.ResNet) -> None:
         super().__init__()
-        self.whole = whole
+        self.whole = full
 
     def forward(self, x: Tensor) -> Tensor:
         w = self.whole
@@ -316,16 +320,16 @@ class Features(nn.Module):
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_the_encoder_computes_what_the_classifier_computes(depth: int, library: str) -> None:
-    whole = getattr(torchvision.models, f"resnet{depth}")()
-    golden.fill(whole, golden.rule_b)
-    state = whole.state_dict()
+    full = getattr(torchvision.models, f"resnet{depth}")()
+    golden.fill(full, golden.rule_b)
+    state = full.state_dict()
     if library == "timm":
         assert list(timm.create_model(f"resnet{depth}").state_dict()) == list(state)
     network: Any = architecture(f"resnet{depth}_seg").build().eval()
     load_encoder(network, state, origin="w")
     x = golden.images(1, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(network.encoder(x), Features(whole)(x), rtol=0, atol=0)
+        torch.testing.assert_close(network.encoder(x), Features(full)(x), rtol=0, atol=0)
 
 
 def test_old_files_without_counters_and_files_without_head() -> None:
@@ -333,8 +337,8 @@ def test_old_files_without_counters_and_files_without_head() -> None:
     old = {k: t for k, t in state.items() if not k.endswith("num_batches_tracked")}
     headless = {k: t for k, t in old.items() if not k.startswith("fc.")}
     network: Any = architecture("resnet18_seg").build()
-    for given in (old, headless):
-        load_encoder(network, given, origin="w")
+    for values in (old, headless):
+        load_encoder(network, values, origin="w")
         torch.testing.assert_close(network.encoder[0].weight, state["conv1.weight"])
 
 

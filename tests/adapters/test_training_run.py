@@ -48,9 +48,9 @@ def test_a_folder_is_a_run_by_what_it_holds(run: Path, tmp_path: Path) -> None:
 
 def test_folder_and_file_are_the_same_weights(run: Path) -> None:
     for path in (run, run / "weights.safetensors"):
-        found = read_trained(path, CATALOGUE["unet"])
-        assert (found.path, found.header) == (run / "weights.safetensors", header("unet"))
-        torch.testing.assert_close(found.state, STATE, rtol=0, atol=0)
+        result = read_trained(path, CATALOGUE["unet"])
+        assert (result.path, result.header) == (run / "weights.safetensors", header("unet"))
+        torch.testing.assert_close(result.state, STATE, rtol=0, atol=0)
 
 
 def test_a_file_without_header_is_taken_at_its_word(tmp_path: Path) -> None:
@@ -138,21 +138,21 @@ def test_what_only_some_networks_have_is_written_for_those_alone(tmp_path: Path)
     """Versions before it refuse keys that they do not know."""
     how = NnUNetInference((Channel("ct", True, Intensities(1, 2, 3, 4)), Channel()), (1,))
     header = HEADER.model_copy(update={"overlap": 0.25, "nnunet": how})
-    for name, one in (("usual", HEADER), ("nnunet", header)):
-        write_weights(tmp_path / f"{name}.safetensors", STATE, one)
+    for name, first in (("usual", HEADER), ("nnunet", header)):
+        write_weights(tmp_path / f"{name}.safetensors", STATE, first)
     assert read_header(tmp_path / "nnunet.safetensors") == header
     with safe_open(tmp_path / "usual.safetensors", framework="np") as file:
-        said = file.metadata()["robust"]
-    assert "nnunet" not in said
-    assert "overlap" not in said
+        metadata = file.metadata()["robust"]
+    assert "nnunet" not in metadata
+    assert "overlap" not in metadata
 
 
 def test_the_header_is_plain_safetensors_metadata(tmp_path: Path) -> None:
     write_weights(tmp_path / "w.safetensors", STATE, HEADER)
     with safe_open(tmp_path / "w.safetensors", framework="np") as file:
-        said = file.metadata()
-    assert set(said) == {"robust"}
-    assert WeightsHeader.model_validate_json(said["robust"]) == HEADER
+        metadata = file.metadata()
+    assert set(metadata) == {"robust"}
+    assert WeightsHeader.model_validate_json(metadata["robust"]) == HEADER
 
 
 def test_any_layout_in_memory_can_be_written(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_files_without_a_header(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("message", "words"),
     [
         ("{", "Expecting property name"),
         (HEADER.model_dump_json().replace('"umamba"', "7"), "valid string at model"),
@@ -179,8 +179,8 @@ def test_files_without_a_header(tmp_path: Path) -> None:
         (HEADER.model_dump_json()[:-1] + ',"more":1}', "not permitted at more"),
     ],
 )
-def test_a_header_of_another_version(tmp_path: Path, said: str, words: str) -> None:
-    save_file(STATE, tmp_path / "w.safetensors", metadata={"robust": said})
+def test_a_header_of_another_version(tmp_path: Path, message: str, words: str) -> None:
+    save_file(STATE, tmp_path / "w.safetensors", metadata={"robust": message})
     with pytest.raises(UsageError, match=rf"header of `.*w\.safetensors` cannot be(.|\n)*{words}"):
         read_header(tmp_path / "w.safetensors")
 

@@ -90,10 +90,10 @@ class Served:
 def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            wanted = self.headers["Range"]
-            served.requests.append(wanted)
+            expected = self.headers["Range"]
+            served.requests.append(expected)
             same = self.headers["If-Range"] == served.etag
-            start = int(wanted[6:-1]) if wanted and served.ranges and same else 0
+            start = int(expected[6:-1]) if expected and served.ranges and same else 0
             if self.path.endswith("missing"):
                 self.send_error(404)
                 return

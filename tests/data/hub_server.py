@@ -112,8 +112,8 @@ class _Answers(BaseHTTPRequestHandler):
             below = "/".join(rest[2:])
             self._send(200, self._tree(files, below))
         elif rest[0] == "paths-info":
-            wanted = [p.rstrip("/") for p in posted["paths"]]
-            entries = [e for e in self._tree(files, "") if e["path"] in wanted]
+            expected = [p.rstrip("/") for p in posted["paths"]]
+            entries = [e for e in self._tree(files, "") if e["path"] in expected]
             self._send(200, entries)
         else:
             self._send(404, {"error": "no such page"})

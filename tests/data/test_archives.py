@@ -155,8 +155,8 @@ def test_compressed_tars_have_what_the_plain_one_has(tmp_path, files, suffix):
     expected = {f.relative: f.read() for f in list_tar(plain).files}
     assert {f.relative: f.read() for f in list_tar(path).files} == expected
     assert len(expected) == 3
-    whole = path.read_bytes()
-    (tmp_path / f"cut{suffix}").write_bytes(whole[: len(whole) // 2])
+    full = path.read_bytes()
+    (tmp_path / f"cut{suffix}").write_bytes(full[: len(full) // 2])
     with pytest.raises(UsageError, match="cannot be read as a tar archive"):
         list_tar(tmp_path / f"cut{suffix}")
 
@@ -252,9 +252,9 @@ def test_tiny_imagenet_has_its_classes_and_splits(tiny):
         "val/images/val_1.JPEG": ("n01443537", "val"),
     }  # fmt: skip
     assert dataset.evaluated == "val"
-    own = open_dataset(str(tiny), Classes())
-    assert own.classes.ids == ("n01443537", "n02124075")
-    assert np.array_equal([s.target for s in own.samples if s.split == "val"], [1, 0])
+    custom = open_dataset(str(tiny), Classes())
+    assert custom.classes.ids == ("n01443537", "n02124075")
+    assert np.array_equal([s.target for s in custom.samples if s.split == "val"], [1, 0])
 
 
 def test_a_validation_image_without_annotation_is_named(tmp_path):

@@ -223,8 +223,8 @@ def test_missing_batches_odd_lengths_and_two_copies_are_refused(tmp_path):
 def test_a_file_cut_after_it_was_listed_is_an_unreadable_image(tmp_path):
     folder = write_cifar10_binary(tmp_path, TEST, LABELS)
     last = opened(folder).samples[-1].image
-    whole = (folder / "test_batch.bin").read_bytes()
-    (folder / "test_batch.bin").write_bytes(whole[:-5])
+    content = (folder / "test_batch.bin").read_bytes()
+    (folder / "test_batch.bin").write_bytes(content[:-5])
     with pytest.raises(UnreadableImage, match="3067 of 3072 bytes"):
         decode(last)
     assert decode(replace(last, offset=1)).shape == (32, 32, 3)

@@ -125,21 +125,21 @@ def test_threads_leave_the_process_as_it_was(
 ) -> None:
     """Filters of warnings and Pillow's flag end as they were; every half file is refused."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", allowed)
-    whole = _encoded(_palette(), "PNG", transparency=bytes(range(256)))  # one that warns
+    full = _encoded(_palette(), "PNG", transparency=bytes(range(256)))  # one that warns
     jpeg = _encoded(PHOTO, "JPEG")
     half = jpeg[: len(jpeg) // 2]
     filters, hook, most = list(warnings.filters), warnings.showwarning, Image.MAX_IMAGE_PIXELS
 
     def refused(number: int) -> bool:
         try:
-            decode_bytes(half if number % 2 else whole)
+            decode_bytes(half if number % 2 else full)
         except UnreadableImage as error:
             return "truncated" in error.reason
         return False
 
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(refused, range(600)))
-    assert found == [bool(number % 2) for number in range(600)]
+        result = list(pool.map(refused, range(600)))
+    assert result == [bool(number % 2) for number in range(600)]
     assert list(warnings.filters) == filters
     assert warnings.showwarning is hook
     assert (allowed, most) == (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)

@@ -85,8 +85,8 @@ def test_broken_off_says_so_and_the_next_call_continues(served: Any, target: Pat
     with pytest.raises(RunError, match=message):
         fetch_file(served.url, target, sha256=None, offline=False)
     assert not target.exists()
-    found = fetch_file(served.url, target, sha256=None, offline=False)
-    assert found == _sha256(served.content)
+    path = fetch_file(served.url, target, sha256=None, offline=False)
+    assert path == _sha256(served.content)
     assert served.requests[1] == "bytes=5000-"
 
 

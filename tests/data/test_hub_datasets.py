@@ -85,9 +85,9 @@ def test_training_takes_all_parts(hub: Hub) -> None:
         ("train", "train"), ("test", "test"),
     }  # fmt: skip
     assert len(dataset.samples) == 26
-    one = open_dataset(f"hf:{REPO}@main:train", Classes())
-    assert {s.split for s in one.samples} == {None}
-    assert {s.image_id for s in one.samples} < {s.image_id for s in dataset.samples}
+    single = open_dataset(f"hf:{REPO}@main:train", Classes())
+    assert {s.split for s in single.samples} == {None}
+    assert {s.image_id for s in single.samples} < {s.image_id for s in dataset.samples}
 
 
 def test_a_subset_fetches_labels_and_the_row_groups_of_its_images_only(hub: Hub) -> None:

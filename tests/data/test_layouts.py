@@ -31,15 +31,15 @@ def _files(*names: str, root: Path = ROOT) -> list[FileRef]:
     return [FileRef(name, root / name) for name in names]
 
 
-def _labels(names: Sequence[str], wanted: ModelClasses, *, splits: bool = False) -> list[str]:
-    recognisers = class_recognisers(wanted, splits=splits)
-    found = find_layout(ROOT, _files(*names), recognisers, inside=False)
-    return [] if found is None else [one.label for one in found.labelled]
+def _labels(names: Sequence[str], expected: ModelClasses, *, splits: bool = False) -> list[str]:
+    recognisers = class_recognisers(expected, splits=splits)
+    layout = find_layout(ROOT, _files(*names), recognisers, inside=False)
+    return [] if layout is None else [item.label for item in layout.labelled]
 
 
 def test_the_first_folder_is_the_class_and_loose_images_are_left_out() -> None:
     labelled = by_class_folders(_files("cat/deep/a.jpg", "dog/b.jpg", "preview.jpg"))
-    assert [one.label for one in labelled] == ["cat", "dog"]
+    assert [item.label for item in labelled] == ["cat", "dog"]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_the_first_folder_is_the_class_and_loose_images_are_left_out() -> None:
     ],
 )
 def test_a_wnid_in_the_file_name(name: str) -> None:
-    assert [one.label for one in by_wnid_in_name(_files(name))] == ["n01440764"]
+    assert [item.label for item in by_wnid_in_name(_files(name))] == ["n01440764"]
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,16 @@ def test_no_wnid_in_the_name_of_every_file(name: str) -> None:
 
 def test_labels_that_do_not_fit_are_no_labels() -> None:
     assert _labels(["val/x/a.jpg"], ModelClasses(None, "imagenet-1k")) == []
-    given = ModelClasses(LabelSpace("mine", ("val", "test"), ("val", "test")), "mine")
-    assert _labels(["val/x/a.jpg"], given) == ["val"]
+    classes = ModelClasses(LabelSpace("mine", ("val", "test"), ("val", "test")), "mine")
+    assert _labels(["val/x/a.jpg"], classes) == ["val"]
 
 
-@pytest.mark.parametrize(("splits", "found"), [(True, ["cat", "dog"]), (False, [])])
-def test_folders_of_splits_count_where_they_are_asked_for(splits: bool, found: list[str]) -> None:
+@pytest.mark.parametrize(("splits", "expected"), [(True, ["cat", "dog"]), (False, [])])
+def test_folders_of_splits_count_where_they_are_asked_for(
+    splits: bool, expected: list[str]
+) -> None:
     names = ["train/cat/a.jpg", "Validation/dog/b.jpg", "train/loose.jpg"]
-    assert _labels(names, ModelClasses(None, "cifar10"), splits=splits) == found
+    assert _labels(names, ModelClasses(None, "cifar10"), splits=splits) == expected
     assert _labels(["val/cat/a.jpg"], ModelClasses(None, "cifar10"), splits=splits) == []
 
 
@@ -82,23 +84,23 @@ def test_unwrapping_takes_one_common_folder() -> None:
 
 
 def _found(names: Sequence[str]) -> Layout[FileRef]:
-    found = find_layout(ROOT, _files(*names), MASK_RECOGNISERS, inside=True)
-    assert found is not None
-    return found
+    layout = find_layout(ROOT, _files(*names), MASK_RECOGNISERS, inside=True)
+    assert layout is not None
+    return layout
 
 
 def _masks(layout: Layout[FileRef]) -> dict[str, tuple[str, str | None, str | None]]:
     """Id -> mask's file below the data, group, split."""
     return {
-        one.image.relative: (one.label.path.relative_to(ROOT).as_posix(), one.group, one.split)
-        for one in layout.labelled
+        item.image.relative: (item.label.path.relative_to(ROOT).as_posix(), item.group, item.split)
+        for item in layout.labelled
     }
 
 
 def test_two_folders() -> None:
-    found = _found(["images/a.jpg", "masks/a.png", "images/x/b.jpg", "masks/x/b_mask.png"])
-    assert found.grouping == "image"
-    assert _masks(found) == {
+    layout = _found(["images/a.jpg", "masks/a.png", "images/x/b.jpg", "masks/x/b_mask.png"])
+    assert layout.grouping == "image"
+    assert _masks(layout) == {
         "a.jpg": ("masks/a.png", None, None),
         "x/b.jpg": ("masks/x/b_mask.png", None, None),
     }
@@ -125,9 +127,9 @@ def test_patients(prefix: str) -> None:
     names = [
         f"{prefix}P{p}/P{p}_{n}{m}.tif" for p in (1, 2) for n in (1, 10) for m in ("", "_mask")
     ]
-    found = _found(names)
-    assert (found.grouping, found.tolerance) == ("patient", None)
-    assert _masks(found) == {
+    layout = _found(names)
+    assert (layout.grouping, layout.tolerance) == ("patient", None)
+    assert _masks(layout) == {
         f"P{p}/P{p}_{n}.tif": (f"{prefix}P{p}/P{p}_{n}_mask.tif", f"P{p}", None)
         for p in (1, 2)
         for n in (1, 10)
@@ -136,9 +138,9 @@ def test_patients(prefix: str) -> None:
 
 def test_the_archive_of_kaggle_holds_everything_twice() -> None:
     inside = ["kaggle_3m/P1/P1_1.tif", "kaggle_3m/P1/P1_1_mask.tif"]
-    found = _found([*inside, *(f"lgg-mri-segmentation/{name}" for name in inside)])
-    assert list(_masks(found)) == ["P1/P1_1.tif"]
-    assert found.labelled[0].image.path == ROOT / inside[0]
+    layout = _found([*inside, *(f"lgg-mri-segmentation/{name}" for name in inside)])
+    assert list(_masks(layout)) == ["P1/P1_1.tif"]
+    assert layout.labelled[0].image.path == ROOT / inside[0]
 
 
 @pytest.mark.parametrize("prefix", ["", "tiff/", "road/tiff/"])
@@ -146,9 +148,9 @@ def test_roads(prefix: str) -> None:
     tiles = {"train": "10_15_r0c1", "val": "11_15_r2c2", "test": "12_15"}
     names = [f"{prefix}{split}/{tile}.tiff" for split, tile in tiles.items()]
     names += [f"{prefix}{split}_labels/{tile}.tif" for split, tile in tiles.items()]
-    found = _found(names)
-    assert (found.grouping, found.tolerance) == ("photo", 3)
-    assert _masks(found) == {
+    layout = _found(names)
+    assert (layout.grouping, layout.tolerance) == ("photo", 3)
+    assert _masks(layout) == {
         "train/10_15_r0c1.tiff": (f"{prefix}train_labels/10_15_r0c1.tif", "10_15", "train"),
         "val/11_15_r2c2.tiff": (f"{prefix}val_labels/11_15_r2c2.tif", "11_15", "val"),
         "test/12_15.tiff": (f"{prefix}test_labels/12_15.tif", "12_15", "test"),
@@ -158,11 +160,11 @@ def test_roads(prefix: str) -> None:
 def test_the_place_of_files_in_a_tar_stays() -> None:
     image = FileRef("images/i.png", ROOT, "images/i.png", 512, 9)
     mask = FileRef("masks/i.png", ROOT, "m", 1536, 7)
-    found = find_layout(ROOT, [image, mask], MASK_RECOGNISERS, inside=True)
-    assert found is not None
-    (one,) = found.labelled
-    assert one.image == FileRef("i.png", ROOT, "images/i.png", 512, 9)
-    assert one.label == FileRef("i.png", ROOT, "m", 1536, 7)
+    layout = find_layout(ROOT, [image, mask], MASK_RECOGNISERS, inside=True)
+    assert layout is not None
+    (first,) = layout.labelled
+    assert first.image == FileRef("i.png", ROOT, "images/i.png", 512, 9)
+    assert first.label == FileRef("i.png", ROOT, "m", 1536, 7)
 
 
 @pytest.mark.parametrize(

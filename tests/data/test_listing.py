@@ -23,12 +23,12 @@ def test_names_of_images() -> None:
 def test_ids_are_relative_and_hidden_things_are_left_out(photos: Callable[..., Path]) -> None:
     root = photos("cat/a.jpg", "cat/deep/b.jpg", ".git/c.jpg", "cat/._a.jpg", "d.jpg")
     (root / "cat" / "notes.txt").write_text("no image")
-    found = {entry.relative: entry for entry in list_folder(root).files}
-    assert set(found) == {"cat/a.jpg", "cat/deep/b.jpg", "d.jpg"}
-    assert found["cat/deep/b.jpg"].path == root / "cat" / "deep" / "b.jpg"
-    assert found["cat/deep/b.jpg"].folder == "cat"
-    assert found["cat/deep/b.jpg"].file_name == "b.jpg"
-    assert found["d.jpg"].folder is None
+    files = {entry.relative: entry for entry in list_folder(root).files}
+    assert set(files) == {"cat/a.jpg", "cat/deep/b.jpg", "d.jpg"}
+    assert files["cat/deep/b.jpg"].path == root / "cat" / "deep" / "b.jpg"
+    assert files["cat/deep/b.jpg"].folder == "cat"
+    assert files["cat/deep/b.jpg"].file_name == "b.jpg"
+    assert files["d.jpg"].folder is None
 
 
 def test_linked_folders_are_followed_but_not_in_circles(

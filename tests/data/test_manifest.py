@@ -25,7 +25,7 @@ EXPECTED = {"val_1.JPEG": "n01440764", "val_10.JPEG": "fire truck", "val_2.JPEG"
 
 def _read(folder: Path, content: str, name: str = "labels.txt") -> dict[str, str]:
     (folder / name).write_text(content)
-    return {one.image.relative: one.label for one in read_labels(folder / name, FILES).labelled}
+    return {item.image.relative: item.label for item in read_labels(folder / name, FILES).labelled}
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_labels_as_spreadsheets_write_them(
 ) -> None:
     heard: list[str] = []
     (tmp_path / name).write_text(content, encoding=encoding)
-    found = read_labels(tmp_path / name, FILES, heard.append)
-    assert {one.image.relative: one.label for one in found.labelled} == EXPECTED
+    layout = read_labels(tmp_path / name, FILES, heard.append)
+    assert {item.image.relative: item.label for item in layout.labelled} == EXPECTED
     assert any(("UTF-16" if encoding == "utf-16" else "byte order") in line for line in heard)
 
 
@@ -126,7 +126,7 @@ def test_wrong_manifests(photos: Photos, rows: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ("cat/a.jpg,cat\ndog/b.jpg,dog\n", "without a header"),
         ("cat,cat/a.jpg\ndog,dog/b.jpg\n", "without a header"),
@@ -136,13 +136,13 @@ def test_wrong_manifests(photos: Photos, rows: str, message: str) -> None:
         ("image_id;label\na.jpg;cat\nb.jpg;dog\n", "`a.jpg` = `cat/a.jpg`"),
     ],
 )
-def test_tables_of_competitions(photos: Callable[..., Path], rows: str, said: str) -> None:
+def test_tables_of_competitions(photos: Callable[..., Path], rows: str, message: str) -> None:
     root, heard = photos("cat/a.jpg", "dog/b.jpg"), list[str]()
     (root / "t.csv").write_text(rows)
-    found = read_class_manifest(root / "t.csv", heard.append)
-    labelled = [(image.image.relative, image.label) for image in found.labelled]
+    layout = read_class_manifest(root / "t.csv", heard.append)
+    labelled = [(image.image.relative, image.label) for image in layout.labelled]
     assert labelled == [("cat/a.jpg", "cat"), ("dog/b.jpg", "dog")]
-    assert said in " ".join(heard)
+    assert message in " ".join(heard)
 
 
 def test_a_name_that_several_files_have_is_not_guessed(photos: Callable[..., Path]) -> None:
@@ -175,19 +175,19 @@ def test_manifests_of_masks(photos: Photos, suffix: str) -> None:
         frame.to_parquet(manifest)
     else:
         frame.to_csv(manifest, index=False, sep="," if suffix == ".csv" else "\t")
-    found = read_mask_manifest(manifest)
-    assert found.grouping == "patient"
-    pairs = [(pair.image.relative, pair.group, pair.split) for pair in found.labelled]
+    layout = read_mask_manifest(manifest)
+    assert layout.grouping == "patient"
+    pairs = [(pair.image.relative, pair.group, pair.split) for pair in layout.labelled]
     assert pairs == [("x/a.jpg", "7", "train"), ("b.jpg", "8", "val")]
-    assert found.labelled[0].label.path == root / "x" / "a_m.png"
+    assert layout.labelled[0].label.path == root / "x" / "a_m.png"
 
 
 def test_without_groups_every_image_is_one(photos: Photos) -> None:
     root = photos("a.jpg", "b.jpg", "m.png")
     (root / "m.csv").write_text("image,mask\na.jpg,m.png\nb.jpg,m.png\n")
-    found = read_mask_manifest(root / "m.csv")
-    assert (found.grouping, [p.group for p in found.labelled]) == ("image", ["a.jpg", "b.jpg"])
-    assert {p.split for p in found.labelled} == {None}
+    layout = read_mask_manifest(root / "m.csv")
+    assert (layout.grouping, [p.group for p in layout.labelled]) == ("image", ["a.jpg", "b.jpg"])
+    assert {p.split for p in layout.labelled} == {None}
 
 
 @pytest.mark.parametrize(
@@ -216,9 +216,9 @@ def _layout(*names: str) -> Layout[FileRef]:
 def test_groups_are_given_by_id_with_or_without_suffix(tmp_path: Path) -> None:
     table = tmp_path / "groups.csv"
     table.write_text("image,slide,split\nx/a.jpg,s1,train\nb.1,s2,test\nother.jpg,s3,val\n")
-    found = with_groups(replace(_layout("b.1.png", "x/a.jpg"), tolerance=3), table)
-    assert (found.grouping, found.tolerance) == ("slide", 3)
-    pairs = [(pair.image.relative, pair.group, pair.split) for pair in found.labelled]
+    layout = with_groups(replace(_layout("b.1.png", "x/a.jpg"), tolerance=3), table)
+    assert (layout.grouping, layout.tolerance) == ("slide", 3)
+    pairs = [(pair.image.relative, pair.group, pair.split) for pair in layout.labelled]
     assert pairs == [("b.1.png", "s2", "test"), ("x/a.jpg", "s1", "train")]
 
 
@@ -237,7 +237,7 @@ def test_wrong_groups(rows: str, message: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ("image;mask\nimages/a.jpg;masks/a.png\n", "semicolons"),
         ("images/a.jpg,masks/a.png\n", "without a header"),
@@ -245,12 +245,12 @@ def test_wrong_groups(rows: str, message: str, tmp_path: Path) -> None:
         ("image_id,mask\nimages/a,masks/a\n", "`images/a` = `images/a.jpg`"),
     ],
 )
-def test_pairs_as_spreadsheets_write_them(photos: Photos, rows: str, said: str) -> None:
+def test_pairs_as_spreadsheets_write_them(photos: Photos, rows: str, message: str) -> None:
     root, heard = photos("images/a.jpg", "masks/a.png"), list[str]()
     (root / "t.csv").write_text(rows)
-    (found,) = read_mask_manifest(root / "t.csv", heard.append).labelled
-    assert (found.image.relative, found.label.relative) == ("images/a.jpg", "masks/a.png")
-    assert said in " ".join(heard)
+    (layout,) = read_mask_manifest(root / "t.csv", heard.append).labelled
+    assert (layout.image.relative, layout.label.relative) == ("images/a.jpg", "masks/a.png")
+    assert message in " ".join(heard)
 
 
 def test_two_files_a_line_of_which_none_is_called_a_mask(photos: Photos) -> None:

@@ -134,8 +134,8 @@ def test_tables_in_every_notation(classes: Any, tmp_path: Path) -> None:
     spleen = 4 if isinstance(classes, list) else 3  # the unused class keeps its number
     np.testing.assert_array_equal(decoded == spleen, VALUES == 4)
     np.testing.assert_array_equal(decoded == IGNORED, VALUES == 255)
-    said = [note for note in dataset.notes if "without a pixel" in note]
-    assert bool(said) == isinstance(classes, list)
+    notes = [note for note in dataset.notes if "without a pixel" in note]
+    assert bool(notes) == isinstance(classes, list)
 
 
 def test_all_takes_every_value_of_every_mask_and_says_where_numbers_differ(
@@ -420,9 +420,9 @@ def test_files_of_classes_are_joined_in_the_order_that_is_given(
     dataset = _open(root, classes="disc,cup=optic cup")
     assert dataset.reading is not None
     assert dataset.reading.classes == ("disc", "optic cup")
-    both, one = _masks(dataset)
+    both, first = _masks(dataset)
     assert both[:, 0].tolist() == [1, 1, 2, 2, 2, 0]
-    assert one[:, 0].tolist() == [1, 1, 1, 1, 0, 0]
+    assert first[:, 0].tolist() == [1, 1, 1, 1, 0, 0]
     assert any("cup of 1 images" in note for note in dataset.notes)
     turned = _masks(_open(root, classes={"1": "cup", "2": "disc"}))[0]
     assert turned[:, 0].tolist() == [2, 2, 2, 2, 1, 0]

@@ -65,7 +65,7 @@ def test_masks_of_one_value(level: int, foreground: int, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("levels", "found"),
+    ("levels", "expected"),
     [
         (np.array([[3]], np.uint8), r"3 \(100\.0%\)\."),
         (np.array([[0, 1, 255]], np.uint8), r"0 \(33\.3%\), 1 .*, 255 .*--ignore 255` leaves that"),
@@ -74,10 +74,10 @@ def test_masks_of_one_value(level: int, foreground: int, tmp_path: Path) -> None
     ],
 )
 def test_values_that_do_not_tell_are_listed_with_their_shares_and_the_flags(
-    levels: NDArray[Any], found: str, tmp_path: Path
+    levels: NDArray[Any], expected: str, tmp_path: Path
 ) -> None:
     ref = _saved(tmp_path, Image.fromarray(levels), "m.tif")
-    message = rf"(?s)m\.tif` is the foreground is not known\.\nTheir .*{found}"
+    message = rf"(?s)m\.tif` is the foreground is not known\.\nTheir .*{expected}"
     with pytest.raises(UsageError, match=message):
         decode_mask(ref)
 
@@ -199,15 +199,16 @@ def test_values_to_ignore_are_marked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("foreground", "found"), [(2, [2]), ("1,2", [1, 2]), ((1, 3), [1, 3]), ("nonzero", [1, 2, 3])]
+    ("foreground", "expected"),
+    [(2, [2]), ("1,2", [1, 2]), ((1, 3), [1, 3]), ("nonzero", [1, 2, 3])],
 )
 def test_the_user_may_say_what_is_foreground(
-    foreground: ValueOption, found: list[int], tmp_path: Path
+    foreground: ValueOption, expected: list[int], tmp_path: Path
 ) -> None:
     classes = np.arange(12, dtype=np.uint8).reshape(3, 4) % 4
     ref = _write(tmp_path, "m.png", classes)
     reading, notes = survey([ref], "the set", foreground=foreground)
-    np.testing.assert_array_equal(decode_mask(ref, reading), np.isin(classes, found))
+    np.testing.assert_array_equal(decode_mask(ref, reading), np.isin(classes, expected))
     assert "background everything else" in notes[0]
 
 

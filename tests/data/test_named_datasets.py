@@ -26,9 +26,9 @@ from tests.data.sets import load_recipe
 
 
 def test_names_are_spelling_tolerant() -> None:
-    found = find_named("CIFAR10_mini")
-    assert found is not None
-    assert found.name == "cifar10-mini"
+    dataset = find_named("CIFAR10_mini")
+    assert dataset is not None
+    assert dataset.name == "cifar10-mini"
     assert find_named("nothing") is None
 
 

@@ -41,8 +41,8 @@ def opened(path, **options):
     ],
 )  # fmt: skip
 def test_shifts_are_known_by_the_name_of_their_folder(tmp_path, name, shift):
-    found = find_shift(tmp_path / name)
-    assert (found and found.name) == shift
+    result = find_shift(tmp_path / name)
+    assert (result and result.name) == shift
 
 
 @pytest.mark.parametrize("name", ["imagenet-a", "imagenet-r"])

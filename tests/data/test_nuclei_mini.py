@@ -82,10 +82,10 @@ def test_the_recipe_finds_the_tiles_of_a_cut_photo(recipe: ModuleType) -> None:
     tiles = {}
     for name in ("a", "b"):
         small = Image.fromarray(generator.integers(0, 255, (9, 9, 3), dtype=np.uint8))
-        whole = np.array(small.resize((128, 128), Image.Resampling.BICUBIC))
+        pixels = np.array(small.resize((128, 128), Image.Resampling.BICUBIC))
         for row in (0, 1):
             for column in (0, 1):
-                part = whole[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64]
+                part = pixels[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64]
                 tiles[f"{name}{row}{column}"] = part
     del tiles["a11"]
     assert recipe.photos(tiles) == {tile: f"{tile[0]}00" for tile in tiles}

@@ -117,9 +117,9 @@ def test_nnunet_in_a_zip_below_outer_folders(tmp_path: Path) -> None:
     packed, unpacked = _open(tmp_path / "raw.zip"), _open(root)
     assert [s.image_id for s in packed.samples] == [s.image_id for s in unpacked.samples]
     assert _classes(packed) == _classes(unpacked)
-    for one, other in zip(decode_pair(packed.samples[2]), decode_pair(unpacked.samples[2]),
+    for first, other in zip(decode_pair(packed.samples[2]), decode_pair(unpacked.samples[2]),
                           strict=True):  # fmt: skip
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(first, other)
 
 
 def test_nnunet_test_images_count_where_they_have_masks(tmp_path: Path) -> None:
@@ -358,8 +358,8 @@ def test_slices_in_a_zip_are_those_of_the_folder(tmp_path: Path) -> None:
         for path in sorted(root.rglob("*.npz")):
             archive.write(path, path.relative_to(tmp_path))
     for packed, plain in zip(_open(tmp_path / "s.zip").samples, _open(root).samples, strict=True):
-        for one, other in zip(decode_pair(packed), decode_pair(plain), strict=True):
-            np.testing.assert_array_equal(one, other)
+        for first, other in zip(decode_pair(packed), decode_pair(plain), strict=True):
+            np.testing.assert_array_equal(first, other)
 
 
 BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {

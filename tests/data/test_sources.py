@@ -63,11 +63,11 @@ def test_one_folder_of_the_ids(
     kind: Classes | Masks, folder: str, ids: list[str], photos: Photos
 ) -> None:
     root = _photos_with(kind, photos)
-    whole, part = open_dataset(str(root), kind), open_dataset(f"{root}:{folder}", kind)
+    dataset, part = open_dataset(str(root), kind), open_dataset(f"{root}:{folder}", kind)
     assert [sample.image_id for sample in part.samples] == ids
-    assert part.samples == tuple(s for s in whole.samples if s.image_id in ids)
+    assert part.samples == tuple(s for s in dataset.samples if s.image_id in ids)
     assert (part.name, part.available, part.subset) == (f"data:{folder}", len(ids), None)
-    assert part.label_space == whole.label_space
+    assert part.label_space == dataset.label_space
 
 
 @kinds
@@ -339,10 +339,10 @@ def test_a_manifest_may_say_the_part(tmp_path: Path) -> None:
 def test_the_evaluation_finds_the_parts_of_a_model_that_was_trained_so(tmp_path: Path) -> None:
     for part in ("train", "test"):
         write_photos(tmp_path / "paints" / part, 1)
-    own = open_dataset(str(tmp_path / "paints"), Classes())
-    paints = Classes("paints", label_space=own.label_space, splits=True)
+    dataset = open_dataset(str(tmp_path / "paints"), Classes())
+    paints = Classes("paints", label_space=dataset.label_space, splits=True)
     index = open_dataset(str(tmp_path / "paints"), paints)
-    assert index.digest == own.digest
+    assert index.digest == dataset.digest
 
 
 @pytest.mark.parametrize(
@@ -378,9 +378,9 @@ def test_lgg(shared: Path, folder: str) -> None:
 
 
 def test_a_parent_gives_the_same_ids_and_digest(shared: Path) -> None:
-    whole = open_dataset(str(shared / "lgg_original"), MASKS)
-    assert whole.digest == open_dataset(str(shared / "lgg_original" / "kaggle_3m"), MASKS).digest
-    assert len(whole.groups) == 4
+    dataset = open_dataset(str(shared / "lgg_original"), MASKS)
+    assert dataset.digest == open_dataset(str(shared / "lgg_original" / "kaggle_3m"), MASKS).digest
+    assert len(dataset.groups) == 4
 
 
 def test_roads(shared: Path) -> None:
@@ -438,9 +438,9 @@ def test_a_manifest_is_named_as_data(photos: Photos) -> None:
 
 def test_parts_are_no_classes(photos: Photos) -> None:
     """`train` and `test` are neither, whether one class lies in them or none."""
-    one = photos("train/cat/a.jpg", "test/cat/b.jpg", root="one")
+    folder = photos("train/cat/a.jpg", "test/cat/b.jpg", root="one")
     with pytest.raises(UsageError, match="has one class only, `cat`"):
-        open_dataset(str(one), Classes())
+        open_dataset(str(folder), Classes())
     none = photos("train/a.jpg", "test/b.jpg", root="none")
     with pytest.raises(UsageError, match="does not name the classes of its images"):
         open_dataset(str(none), Classes())
@@ -472,15 +472,15 @@ def _squares(root: Path, *folders: str, value: int) -> Path:
 
 def test_one_decision_about_masks_holds_for_every_part(tmp_path: Path) -> None:
     root = _squares(tmp_path / "data", "one", "two", value=3)
-    whole, part = open_dataset(str(root), Masks()), open_dataset(f"{root}:one", Masks())
-    assert whole.reading is not None
-    assert whole.reading.foreground == (3,)
-    assert part.reading == whole.reading
-    assert {pair.reading for pair in part.samples} == {whole.reading}
-    assert part.notes == whole.notes
+    dataset, part = open_dataset(str(root), Masks()), open_dataset(f"{root}:one", Masks())
+    assert dataset.reading is not None
+    assert dataset.reading.foreground == (3,)
+    assert part.reading == dataset.reading
+    assert {pair.reading for pair in part.samples} == {dataset.reading}
+    assert part.notes == dataset.notes
     assert len(part.samples) == 3
     assert "foreground 3, background 0" in part.notes[0]
-    assert open_dataset(str(root), Masks(ignore=3, foreground="nonzero")).reading != whole.reading
+    assert open_dataset(str(root), Masks(ignore=3, foreground="nonzero")).reading != dataset.reading
 
 
 def test_leftovers_beside_pairs_do_not_count(tmp_path: Path) -> None:
@@ -488,13 +488,13 @@ def test_leftovers_beside_pairs_do_not_count(tmp_path: Path) -> None:
     (root / "masks" / "one" / ".ipynb_checkpoints").mkdir()
     (root / "masks" / "one" / ".ipynb_checkpoints" / "0-checkpoint.png").touch()
     (root / "images" / "one" / "._0.png").touch()
-    found = open_dataset(str(root), Masks())
-    assert len(found.samples) == 3
-    assert "2 files named like images" in found.notes[0]
+    dataset = open_dataset(str(root), Masks())
+    assert len(dataset.samples) == 3
+    assert "2 files named like images" in dataset.notes[0]
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         archive.add(root, "data")
     packed = open_dataset(str(tmp_path / "x.tar"), Masks())
-    assert [pair.image_id for pair in packed.samples] == [pair.image_id for pair in found.samples]
+    assert [pair.image_id for pair in packed.samples] == [pair.image_id for pair in dataset.samples]
     assert "2 files named like images" in packed.notes[0]
 
 

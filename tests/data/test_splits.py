@@ -43,19 +43,19 @@ def test_a_tenth_of_each_class_is_held_out_twice() -> None:
 
 
 def test_the_seed_decides_and_more_images_of_a_class_move_few() -> None:
-    one, again, other = (
+    first, again, other = (
         split_dataset(with_classes(50, 50, space=PETS), seed=seed) for seed in (0, 0, 1)
     )
-    assert ids(one.test) == ids(again.test) != ids(other.test)
+    assert ids(first.test) == ids(again.test) != ids(other.test)
     joined = split_dataset(with_classes(52, 50, space=PETS), seed=0)
-    assert len(set(ids(one.test)) - set(ids(joined.test))) <= 2
+    assert len(set(ids(first.test)) - set(ids(joined.test))) <= 2
 
 
 def test_parts_of_classes_are_kept_and_a_missing_one_is_drawn_from_training() -> None:
-    given = {f"cat/{n:03}.jpg": "val" for n in range(3)}
-    given |= {f"dog/{n:03}.jpg": "val" for n in range(2)}
-    splits = split_dataset(with_classes(20, 20, space=PETS, splits=given), seed=0)
-    assert set(ids(splits.val)) == set(given)
+    known = {f"cat/{n:03}.jpg": "val" for n in range(3)}
+    known |= {f"dog/{n:03}.jpg": "val" for n in range(2)}
+    splits = split_dataset(with_classes(20, 20, space=PETS, splits=known), seed=0)
+    assert set(ids(splits.val)) == set(known)
     assert Counter(sample.target for sample in splits.test.samples) == {0: 2, 1: 2}
 
 
@@ -67,21 +67,21 @@ def test_three_images_of_a_class_are_just_enough() -> None:
 
 @pytest.mark.parametrize("cats", [0, 1, 2])
 def test_fewer_are_not(cats: int) -> None:
-    with pytest.raises(UsageError, match="class `cat` of `set` has too few images") as told:
+    with pytest.raises(UsageError, match="class `cat` of `set` has too few images") as error:
         split_dataset(with_classes(cats, 10, space=PETS), seed=0)
-    assert "3 in all" in str(told.value)
+    assert "3 in all" in str(error.value)
 
 
 def test_a_class_that_is_only_in_the_test_part_is_refused() -> None:
-    given = {f"cat/{n:03}.jpg": "test" for n in range(5)}
-    given |= {"dog/000.jpg": "test", "dog/001.jpg": "val"}
+    known = {f"cat/{n:03}.jpg": "test" for n in range(5)}
+    known |= {"dog/000.jpg": "test", "dog/001.jpg": "val"}
     message = r"`set` have different classes\.\n`cat` is in `test`, but not in `train`"
     with pytest.raises(UsageError, match=message):
-        split_dataset(with_classes(5, 10, space=PETS, splits=given), seed=0)
+        split_dataset(with_classes(5, 10, space=PETS, splits=known), seed=0)
 
 
-def _groups(groups: int, given: Mapping[int, str] | None = None) -> Dataset:
-    splits = [given.get(group, "train") for group in range(groups)] if given else ()
+def _groups(groups: int, by_group: Mapping[int, str] | None = None) -> Dataset:
+    splits = [by_group.get(group, "train") for group in range(groups)] if by_group else ()
     return with_masks(*[1] * groups, splits=splits)
 
 
@@ -92,9 +92,9 @@ def groups_of(dataset: Dataset, seed: int) -> dict[str, set[str]]:
 @given(st.integers(3, 60), st.integers(0, 2**31))
 def test_every_group_is_in_one_part(groups: int, seed: int) -> None:
     dataset = _groups(groups)
-    found = groups_of(dataset, seed)
-    assert sorted(group for part in found.values() for group in part) == list(dataset.groups)
-    assert len(found["val"]) == len(found["test"]) == max(1, round(groups / 10))
+    result = groups_of(dataset, seed)
+    assert sorted(group for part in result.values() for group in part) == list(dataset.groups)
+    assert len(result["val"]) == len(result["test"]) == max(1, round(groups / 10))
 
 
 def test_sizes_of_110_patients() -> None:
@@ -105,8 +105,8 @@ def test_sizes_of_110_patients() -> None:
 def test_the_ends_of_the_order_are_held_out() -> None:
     dataset = _groups(30)
     order = sorted(dataset.groups, key=lambda group: seed_by_hand("7", group))
-    found = groups_of(dataset, 7)
-    assert (found["test"], found["val"]) == (set(order[:3]), set(order[-3:]))
+    groups = groups_of(dataset, 7)
+    assert (groups["test"], groups["val"]) == (set(order[:3]), set(order[-3:]))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -123,18 +123,18 @@ def test_the_seed_matters() -> None:
 
 
 def test_splits_of_the_data_are_kept() -> None:
-    found = groups_of(_groups(6, {0: "test", 1: "val", 2: "val"}), 0)
-    assert (found["test"], found["val"]) == ({"p000"}, {"p001", "p002"})
-    assert found["train"] == {"p003", "p004", "p005"}
+    groups = groups_of(_groups(6, {0: "test", 1: "val", 2: "val"}), 0)
+    assert (groups["test"], groups["val"]) == ({"p000"}, {"p001", "p002"})
+    assert groups["train"] == {"p003", "p004", "p005"}
 
 
 @pytest.mark.parametrize("missing", ["val", "test"])
 def test_a_part_that_is_not_given_comes_from_training(missing: str) -> None:
-    there = {"val": "test", "test": "val"}[missing]
-    found = groups_of(_groups(20, {0: there, 1: there}), 0)
-    assert found[there] == {"p000", "p001"}
-    assert len(found[missing]) == 2
-    assert len(found["train"]) == 16
+    known_part = {"val": "test", "test": "val"}[missing]
+    groups = groups_of(_groups(20, {0: known_part, 1: known_part}), 0)
+    assert groups[known_part] == {"p000", "p001"}
+    assert len(groups[missing]) == 2
+    assert len(groups["train"]) == 16
 
 
 def test_too_few_groups() -> None:
@@ -176,11 +176,11 @@ def test_parts_say_what_they_are(dataset: Dataset, words: str, subset: str | Non
 
 def test_patients_of_lgg_are_in_one_part_each(shared: Path) -> None:
     dataset = open_dataset(str(shared / "lgg_jpeg" / "kaggle_3m"), MASKS)
-    found = list(parts(split_dataset(dataset, seed=0)).values())
-    assert [len(part.groups) for part in found] == [88, 11, 11]
-    assert sum(len(part.samples) for part in found) == 3929
-    assert len(set().union(*(part.groups for part in found))) == 110
-    patients = [{image_id.split("/")[0] for image_id in ids(part)} for part in found]
+    result = list(parts(split_dataset(dataset, seed=0)).values())
+    assert [len(part.groups) for part in result] == [88, 11, 11]
+    assert sum(len(part.samples) for part in result) == 3929
+    assert len(set().union(*(part.groups for part in result))) == 110
+    patients = [{image_id.split("/")[0] for image_id in ids(part)} for part in result]
     assert not patients[0] & patients[1] | patients[0] & patients[2] | patients[1] & patients[2]
 
 
@@ -211,9 +211,9 @@ def _as_the_notebooks(dataset: Dataset) -> dict[str, set[str]]:
 
 def test_the_paper_splits_as_its_notebooks_did(shared: Path) -> None:
     dataset = open_dataset(str(shared / "lgg_jpeg" / "kaggle_3m"), MASKS)
-    found = {name: set(ids(part)) for name, part in parts(paper_splits(dataset)).items()}
-    assert {n: len(part) for n, part in found.items()} == {"train": 3143, "val": 393, "test": 393}
-    assert found == _as_the_notebooks(dataset)
+    result = {name: set(ids(part)) for name, part in parts(paper_splits(dataset)).items()}
+    assert {n: len(part) for n, part in result.items()} == {"train": 3143, "val": 393, "test": 393}
+    assert result == _as_the_notebooks(dataset)
 
 
 @pytest.mark.parametrize("images", [6, 7, 8, 11, 194])

@@ -66,8 +66,8 @@ def test_a_limit_spreads_as_evenly_as_the_data_allow(
     dataset = make(*counts)
     taken = take(dataset, limit=limit, seed=seed)
     assert len(taken.samples) == min(limit, sum(counts))
-    there, got = (Counter(map(_stratum, of.samples)) for of in (dataset, taken))
-    assert all(got[stratum] >= min(there[stratum], max(got.values()) - 1) for stratum in there)
+    total, got = (Counter(map(_stratum, of.samples)) for of in (dataset, taken))
+    assert all(got[stratum] >= min(total[stratum], max(got.values()) - 1) for stratum in total)
 
 
 @both

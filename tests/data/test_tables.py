@@ -68,7 +68,7 @@ PLAIN = {"path": ["a.jpg", "b.jpg"], "label": ["cat", "7"]}
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (ROW.format(";"), "a table separated by semicolons"),
         (ROW.format("\t"), "a table separated by tabs"),
@@ -81,14 +81,14 @@ PLAIN = {"path": ["a.jpg", "b.jpg"], "label": ["cat", "7"]}
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 def test_tables_as_spreadsheets_write_them(
-    tmp_path: Path, content: str, said: str, encoding: str
+    tmp_path: Path, content: str, message: str, encoding: str
 ) -> None:
     file, heard = tmp_path / "t.csv", list[str]()
     file.write_bytes(content.encode(encoding))
-    wanted = (PATH, Column("label", remaining=True))
-    assert read_columns(file, wanted, say=heard.append) == PLAIN
+    expected = (PATH, Column("label", remaining=True))
+    assert read_columns(file, expected, say=heard.append) == PLAIN
     assert len(heard) == 1
-    assert said in heard[0]
+    assert message in heard[0]
     assert ("UTF-16" in heard[0]) == encoding.startswith("utf-16")
     assert ("byte order mark" in heard[0]) == (encoding == "utf-8-sig")
 

@@ -115,12 +115,12 @@ def test_the_layer_can_be_named_and_candidates_are_listed():
     photo, target = noise(1, 3, 32, 32), torch.tensor([0])
     network = explained(small_vmamba(), layer="layers.0.blocks")
     assert cam_layer(network, photo).size == (8, 8)
-    for name, told in (
+    for name, message in (
         ("layers.0.blokcs", "Did you mean `layers.0.blocks`"),
         ("classifier.head", "is no map"),
     ):
         network = explained(small_vmamba(), layer=name)
-        with pytest.raises(UsageError, match=rf"(?s)`.*{name}.*{told}.*can be used: .*`layers`"):
+        with pytest.raises(UsageError, match=rf"(?s)`.*{name}.*{message}.*can be used: .*`layers`"):
             grad_cam(network, photo, target, batch_size=1)
     flat = explained(nn.Sequential(nn.Flatten(), nn.Linear(3072, 3)))
     with pytest.raises(UsageError, match=r"(?s)finds no layer.*`--method occlusion`"):

@@ -184,10 +184,10 @@ def test_batch_size_and_workers_change_nothing(photos, tmp_path, explained_run, 
     pd.testing.assert_frame_equal(
         same, reference.sort_index(), rtol=1e-3, atol=1e-3, check_dtype=False
     )
-    whole = maps(explained_run)
+    full = maps(explained_run)
     rows = read_explained_rows(explained_run).sort_values(KEYS)["method"].isin(FAST).to_numpy()
     # float16 maps of sums whose order differs
-    assert np.allclose(maps(run), whole[rows], rtol=1e-2, atol=2e-3 * np.abs(whole[rows]).max())
+    assert np.allclose(maps(run), full[rows], rtol=1e-2, atol=2e-3 * np.abs(full[rows]).max())
 
 
 def test_an_interrupted_run_goes_on_with_what_is_missing(photos, tmp_path, monkeypatch):
@@ -215,9 +215,9 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(photos, tmp_path, monke
     assert wrote[0].read_bytes() == before
     assert read_explain_record(run).status == "complete"
     assert (heard.total, heard.done) == (24, 24)
-    whole = explain(settings(photos, tmp_path / "whole"))
+    full = explain(settings(photos, tmp_path / "whole"))
     for path in sorted(run.rglob("block-*")):
-        other = whole / path.relative_to(run)
+        other = full / path.relative_to(run)
         assert path.read_bytes() == other.read_bytes()
 
 
@@ -227,13 +227,13 @@ def test_more_methods_join_a_run_and_other_settings_are_refused(photos, tmp_path
     explain(settings(photos, out, methods=("grad-cam",), **pico))
     explain(settings(photos, out, methods=("erf",), **pico))
     assert read_explain_record(out).methods == ["grad-cam", "erf"]
-    for changes, told in (
+    for changes, message in (
         ({"seed": 1}, "`--seed` was 0, now it is 1"),
         ({"layer": "layers.0"}, "`--layer`"),
         ({"transforms": ("flipud",)}, "`--transform` was identity, fliplr"),
         ({"images": NAMED[:1]}, "explains other photos"),
     ):
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             explain(settings(photos, out, methods=("grad-cam",), **pico, **changes))
     explain(settings(photos, out, methods=("grad-cam",), images=NAMED[:1], fresh=True, **pico))
     assert read_explain_record(out).images == ["cat/1.png"]
@@ -300,7 +300,7 @@ def test_a_class_a_subset_and_what_does_not_exist(photos, tmp_path):
     plan = forecast(images=())
     assert (plan.photos, plan.chosen_by, plan.predictions) == (8, "the worst", 24)
     assert json.loads(plan.as_json())["rows"] == 8 * 4 * 2
-    for changes, told in (
+    for changes, message in (
         ({"images": ("cat/1.pgn",)}, r"No image is called `cat/1.pgn`(?s:.*)`cat/1.png`"),
         ({"images": ("elsewhere/cat/1.png",)}, r"(?s)Did you mean `"),
         ({"images": (), "class_name": "catt"}, r"No class is called `catt`(?s:.*)`cat`"),
@@ -310,7 +310,7 @@ def test_a_class_a_subset_and_what_does_not_exist(photos, tmp_path):
         ({"models": (PICO, PICO)}, "one model at a time"),
         ({"methods": ("maximised-nose",)}, r"(?s)No method is called.*`maximised-noise`"),
     ):
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             forecast(**changes)
     assert not (tmp_path / "x").exists()
 
@@ -393,8 +393,8 @@ def test_segmenters_are_explained_inside_their_masks(tmp_path):
     assert rows["target_class"].isna().all()
     assert rows["probability"].between(0, 1).all()
     assert rows.loc[rows["target_kind"] == "true", "pointing_hit"].notna().any()
-    for pattern, told in (("maximised-photo", "explains classes, not masks"),):
-        with pytest.raises(UsageError, match=told):
+    for pattern, message in (("maximised-photo", "explains classes, not masks"),):
+        with pytest.raises(UsageError, match=message):
             explain(replace(settings(None, tmp_path / "no", images=(), limit=1,
                             models=(ModelRequest("ulvm_v6", untrained=True),)),
                             methods=(pattern,)))  # fmt: skip

@@ -81,8 +81,8 @@ def test_maps_of_a_trained_network_change_with_shuffled_weights():
         for a, b in zip(other.module.parameters(), again.module.parameters(), strict=True)
     )
     maps, shuffled = (
-        integrated_gradients(one, photos, targets, batch_size=16).maps.numpy()
-        for one in (network, other)
+        integrated_gradients(first, photos, targets, batch_size=16).maps.numpy()
+        for first in (network, other)
     )
     for trained, random in zip(maps, shuffled, strict=True):
         similarity = map_correlation(trained, random)
@@ -104,16 +104,16 @@ def smooth_photo(path: Path, height: int = 90, width: int = 120) -> Sample:
 @pytest.mark.parametrize("name", ["fliplr", "flipud", "affine", "crop", "perspective"])
 def test_places_say_where_pixels_came_from(tmp_path, name, at_crop):
     sample = smooth_photo(tmp_path / "photo.png")
-    own = Preprocessing(64, 56)
+    preprocessing = Preprocessing(64, 56)
     _, cell = resolve_transforms([name], None)
-    places = moved_places(sample, cell, Geometry(own, None, at_crop), seed=3)
+    places = moved_places(sample, cell, Geometry(preprocessing, None, at_crop), seed=3)
     pixels = np.asarray(Image.open(sample.image.path))
     seed = image_seed(3, name, 0, sample.image_id)
-    clean = own.apply(pixels)
+    clean = preprocessing.apply(pixels)
     if at_crop:
         moved = cell.transform.apply(clean, seed=seed, severity=0)
     else:
-        moved = own.apply(cell.transform.apply(pixels, seed=seed, severity=0))
+        moved = preprocessing.apply(cell.transform.apply(pixels, seed=seed, severity=0))
     clean, moved = clean.astype(int), moved.astype(int)
     seen = places >= 0
     error, *shifted = (
@@ -135,9 +135,12 @@ def test_boxes_become_regions_of_the_view(tmp_path):
     assert (rows.min(), rows.max(), columns.max()) == (0, 21, 44)
     assert columns.min() == 22  # 30 of 60, less the 8 that the crop cuts (7.5 rounded to even)
     assert boxed_region(replace(sample, image=FileRef("x", tmp_path)), boxes, geometry) is None
-    for text, told in (("photo.png,9,0,5,4", "Row 1 of .* is no box"), ("x,0,0,2,2", "no box of")):
+    for text, error in (
+        ("photo.png,9,0,5,4", "Row 1 of .* is no box"),
+        ("x,0,0,2,2", "no box of"),
+    ):
         file.write_text(f"image_id,left,top,right,bottom\n{text}\n")
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=error):
             read_boxes(file, ["photo.png"], print)
 
 

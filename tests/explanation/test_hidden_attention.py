@@ -121,13 +121,13 @@ def test_a_scan_attends_as_its_matrix_does(states):
             )
             for n in range(states)
         ]
-        torch.testing.assert_close(attended, sum(one.attended(values) for one in each))
+        torch.testing.assert_close(attended, sum(item.attended(values) for item in each))
 
 
 def absolute(scan: HiddenScan) -> Tensor:
     """The matrix (N, L, L) of absolute values, those of several states one by one."""
     ones = torch.eye(scan.size[0] * scan.size[1]).expand(len(scan.delta), -1, -1)
-    columns = [scan.attended(one.view(-1, *scan.size).to(scan.delta)) for one in ones.unbind(1)]
+    columns = [scan.attended(item.view(-1, *scan.size).to(scan.delta)) for item in ones.unbind(1)]
     return torch.stack([column.flatten(1) for column in columns], 2)
 
 

@@ -89,12 +89,12 @@ class TestEveryMethod:
 
 def test_learned_pictures_depend_on_their_seed_and_raise_the_score():
     call = METHODS["maximised-noise"].function()
-    one, same, other = (
+    first, same, other = (
         call(network(), photos(), TARGETS, batch_size=3, seeds=seeds).maps
         for seeds in (SEEDS, SEEDS, [1, 2, 3])
     )
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
     shown = network()
     black, white = shown.limits(photos())
     start = (torch.rand(PHOTOS, 3, SIDE, SIDE) * 0.2 + 0.4) * (white - black) + black
@@ -143,7 +143,7 @@ def test_no_tensors_of_two_devices_meet(name, monkeypatch):
 
 def test_the_imaginary_gpu_tells_devices_apart():
     with imaginary_gpu():
-        there, here = torch.ones(3).to(GPU), torch.ones(3)
+        on_gpu, on_cpu = torch.ones(3).to(GPU), torch.ones(3)
         with pytest.raises(AssertionError, match="two devices"):
-            there + here
-        assert (there.cpu() + here + torch.tensor(1.0)).sum() == 9
+            on_gpu + on_cpu
+        assert (on_gpu.cpu() + on_cpu + torch.tensor(1.0)).sum() == 9

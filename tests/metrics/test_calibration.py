@@ -39,25 +39,25 @@ def made_up(n: int) -> pd.DataFrame:
 
 def test_the_calibration_error_by_hand():
     # Two images in the bin at 0.95 (one right), one in that at 0.35 (right).
-    found = calibration(rows([0.95, 0.95, 0.35], [1, 0, 1]), BOOTSTRAP)
-    assert found.ece == pytest.approx(2 / 3 * abs(0.5 - 0.95) + 1 / 3 * abs(1 - 0.35))
-    assert found.brier == pytest.approx((0.05**2 + 0.95**2 + 0.65**2) / 3)
-    assert found.confidence == pytest.approx(0.75)
+    scores = calibration(rows([0.95, 0.95, 0.35], [1, 0, 1]), BOOTSTRAP)
+    assert scores.ece == pytest.approx(2 / 3 * abs(0.5 - 0.95) + 1 / 3 * abs(1 - 0.35))
+    assert scores.brier == pytest.approx((0.05**2 + 0.95**2 + 0.65**2) / 3)
+    assert scores.confidence == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("n", [10, 300, 5000])
 def test_calibration_agrees_with_torchmetrics_and_scikit_learn(n):
     frame = made_up(n)
-    found = calibration(frame, BOOTSTRAP)
+    scores = calibration(frame, BOOTSTRAP)
     right = (frame["prediction"] == 1).to_numpy()
     confidence = frame["probability"].to_numpy()
     theirs = binary_calibration_error(
         torch.tensor(confidence), torch.tensor(right.astype(int)), n_bins=BINS, norm="l1"
     )
-    assert found.ece == pytest.approx(float(theirs), abs=1e-6)
-    assert found.brier == pytest.approx(brier_score_loss(right, confidence))
-    assert found.brier_low < found.brier < found.brier_high
-    assert found.ece_low < found.ece_high
+    assert scores.ece == pytest.approx(float(theirs), abs=1e-6)
+    assert scores.brier == pytest.approx(brier_score_loss(right, confidence))
+    assert scores.brier_low < scores.brier < scores.brier_high
+    assert scores.ece_low < scores.ece_high
 
 
 def test_the_intervals_are_those_of_a_plain_bootstrap():
@@ -66,16 +66,16 @@ def test_the_intervals_are_those_of_a_plain_bootstrap():
     squares = (frame["probability"].to_numpy() - right) ** 2
     taken = np.random.default_rng(1).integers(200, size=(20_000, 200))
     ends = np.percentile(squares[taken].mean(axis=1), [2.5, 97.5])
-    found = calibration(frame, BOOTSTRAP)
-    assert (found.brier_low, found.brier_high) == pytest.approx(ends, abs=0.004)
+    scores = calibration(frame, BOOTSTRAP)
+    assert (scores.brier_low, scores.brier_high) == pytest.approx(ends, abs=0.004)
     theirs = [calibration(frame.iloc[t], Bootstrap(0, draws=2)).ece for t in taken[:400]]
     ends = np.percentile(theirs, [2.5, 97.5])
-    assert (found.ece_low, found.ece_high) == pytest.approx(ends, abs=0.015)
+    assert (scores.ece_low, scores.ece_high) == pytest.approx(ends, abs=0.015)
 
 
 def test_one_image_has_no_interval_and_none_no_calibration():
-    found = calibration(rows([0.8], [1]), BOOTSTRAP)
-    assert (found.ece_low, found.brier_high) == (None, None)
+    scores = calibration(rows([0.8], [1]), BOOTSTRAP)
+    assert (scores.ece_low, scores.brier_high) == (None, None)
     assert calibration(rows([], []), BOOTSTRAP) is None
 
 
@@ -128,7 +128,7 @@ def brute_force_areas(frame, draws):
     wrong = (frame["prediction"] != 1).to_numpy()
     generator = np.random.default_rng(1)
     chosen = (generator.integers(0, len(frame), len(frame)) for _ in range(draws))
-    return np.array([risk_coverage_area(confidence[one], wrong[one]) for one in chosen])
+    return np.array([risk_coverage_area(confidence[item], wrong[item]) for item in chosen])
 
 
 @pytest.mark.parametrize(("n", "ties"), [(40, False), (400, False), (400, True)])
@@ -136,15 +136,15 @@ def test_the_interval_of_the_area_is_that_of_resampled_images(n, ties):
     frame = made_up(n)
     if ties:
         frame["probability"] = frame["probability"].round(1)
-    found = calibration(frame, BOOTSTRAP)
+    scores = calibration(frame, BOOTSTRAP)
     areas = brute_force_areas(frame, 3000)
     low, high = np.percentile(areas, [2.5, 97.5])
     # Both ends are quantiles, of 1,000 and 3,000 draws: their standard error is 0.08 and 0.05
     # standard deviations (sqrt(0.025 * 0.975 / draws) over the normal density), 0.1 together.
     allowed = 4 * 0.1 * areas.std()
-    assert found.aurc_low == pytest.approx(low, abs=allowed)
-    assert found.aurc_high == pytest.approx(high, abs=allowed)
-    assert found.aurc_low < found.aurc < found.aurc_high
+    assert scores.aurc_low == pytest.approx(low, abs=allowed)
+    assert scores.aurc_high == pytest.approx(high, abs=allowed)
+    assert scores.aurc_low < scores.aurc < scores.aurc_high
 
 
 def test_groups_of_equal_confidence_give_the_very_area():
@@ -171,5 +171,5 @@ def test_the_interval_of_the_area_covers_the_true_area():
 
 
 def test_one_image_has_no_interval_of_the_area():
-    found = calibration(rows([0.5], [1]), BOOTSTRAP)
-    assert (found.aurc, found.aurc_low, found.aurc_high) == (0, None, None)
+    scores = calibration(rows([0.5], [1]), BOOTSTRAP)
+    assert (scores.aurc, scores.aurc_low, scores.aurc_high) == (0, None, None)

@@ -90,7 +90,9 @@ def test_all_pixels_pooled_are_torchmetrics_scores():
     np.testing.assert_allclose(class_dice(rows), expected, rtol=1e-6)
     assert (scores.groups, scores.dice_low) == (1, None)
     np.testing.assert_allclose(
-        [one.dice for one in scores_of_classes(rows, BOOTSTRAP)], expected, rtol=1e-6
+        [each.dice for each in scores_of_classes(rows, BOOTSTRAP)],
+        expected,
+        rtol=1e-6,
     )
 
 
@@ -139,12 +141,12 @@ def test_distances_are_those_of_each_class():
     rows = rows_of(predicted, true)
     for place, (p, t) in enumerate(zip(predicted, true, strict=True)):
         for number in range(1, CLASSES + 1):
-            found = rows["class_hd95"][place][number - 1]
+            selected = rows["class_hd95"][place][number - 1]
             if not ((p == number).any() and (t == number).any()):
-                assert found is None
+                assert selected is None
                 continue
             alone = mask_row(p == number, t == number)
-            assert found == alone["hd95"]
+            assert selected == alone["hd95"]
             assert rows["class_boundary_dice"][place][number - 1] == alone["boundary_dice"]
     # The distance to the farthest pixel, of torchmetrics, bounds that of 95 % of them.
     both = one_hot(predicted[:1]), one_hot(true[:1])
@@ -173,7 +175,7 @@ def test_means_over_classes_are_the_means_of_the_classes_numbers():
     rows = rows_of(predicted, true)
     scores, single = mask_scores(rows, BOOTSTRAP), scores_of_classes(rows, BOOTSTRAP)
     for name in ("dice", "iou", "dice_image", "dice_foreground", "precision", "recall", "hd95"):
-        expected = np.mean([getattr(one, name) for one in single])
+        expected = np.mean([getattr(item, name) for item in single])
         assert getattr(scores, name) == pytest.approx(expected), name
 
 

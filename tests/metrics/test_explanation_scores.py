@@ -118,12 +118,12 @@ def test_a_box_covers_the_pixels_whose_centres_are_inside():
     arrays(np.int8, (4, 5), elements=st.integers(-3, 3)),
 )
 def test_rank_correlation_with_ties_is_scipys(first, second):
-    found = map_correlation(first.astype(np.float16), second.astype(np.float16))
+    correlation = map_correlation(first.astype(np.float16), second.astype(np.float16))
     if len(np.unique(first)) == 1 or len(np.unique(second)) == 1:
-        assert found is None
+        assert correlation is None
     else:
         theirs = spearmanr(first.ravel(), second.ravel()).statistic
-        assert found == pytest.approx(theirs, abs=1e-12)
+        assert correlation == pytest.approx(theirs, abs=1e-12)
 
 
 def test_rank_correlation_of_a_large_map_and_of_a_part_of_it():
@@ -192,12 +192,12 @@ def test_float16_maps_do_not_overflow():
 
 def test_the_interval_of_a_mean_is_scipys_bootstrap_interval_with_many_photos():
     values = np.random.default_rng(0).exponential(size=400)
-    found = mean_score(values, Bootstrap(0))
+    mean = mean_score(values, Bootstrap(0))
     theirs = scipy_bootstrap(
         (values,), np.mean, method="percentile", rng=np.random.default_rng(1), n_resamples=9_999
     ).confidence_interval
-    assert found.value == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx(tuple(theirs), abs=0.01)
+    assert mean.value == pytest.approx(values.mean())
+    assert (mean.low, mean.high) == pytest.approx(tuple(theirs), abs=0.01)
 
 
 def test_intervals_keep_their_coverage_with_few_photos():
@@ -234,11 +234,11 @@ def test_a_difference_is_shown_where_its_interval_excludes_zero():
     generator = np.random.default_rng(3)
     flipped = np.arange(60) < 25
     values = generator.normal(0.1, 0.02, 60) + 0.1 * flipped
-    found = flip_contrast(values, flipped, BOOTSTRAP)
-    assert (found.flipped.n, found.kept.n) == (25, 35)
-    assert found.difference == pytest.approx(values[:25].mean() - values[25:].mean())
-    assert found.shown
-    assert found.low < found.difference < found.high
+    contrast = flip_contrast(values, flipped, BOOTSTRAP)
+    assert (contrast.flipped.n, contrast.kept.n) == (25, 35)
+    assert contrast.difference == pytest.approx(values[:25].mean() - values[25:].mean())
+    assert contrast.shown
+    assert contrast.low < contrast.difference < contrast.high
     assert not flip_contrast(generator.permutation(values), flipped, BOOTSTRAP).shown
 
 
@@ -246,9 +246,9 @@ def test_both_groups_are_resampled_independently():
     # Sorted, equally large groups: resampled alike, the difference would always be 0.
     values = np.tile(np.arange(20.0), 2)
     flipped = np.arange(40) < 20
-    found = flip_contrast(values, flipped, BOOTSTRAP)
+    contrast = flip_contrast(values, flipped, BOOTSTRAP)
     expected = 1.96 * math.sqrt(2 * np.arange(20).var(ddof=1) / 20)
-    assert (found.low, found.high) == pytest.approx((-expected, expected), rel=0.12)
+    assert (contrast.low, contrast.high) == pytest.approx((-expected, expected), rel=0.12)
 
 
 def test_differences_by_chance_are_rarely_shown():
@@ -260,17 +260,17 @@ def test_differences_by_chance_are_rarely_shown():
 
 def test_too_few_photos_show_no_difference():
     flipped = np.arange(30) < FEWEST - 1
-    found = flip_contrast(np.where(flipped, 1.0, 0.0), flipped, BOOTSTRAP)
-    assert (found.difference, found.low, found.shown) == (1.0, None, False)
+    contrast = flip_contrast(np.where(flipped, 1.0, 0.0), flipped, BOOTSTRAP)
+    assert (contrast.difference, contrast.low, contrast.shown) == (1.0, None, False)
     nobody = flip_contrast(np.ones(5), np.zeros(5, dtype=bool), BOOTSTRAP)
     assert (nobody.difference, nobody.kept.n) == (None, 5)
 
 
 def test_errors_are_summarised_without_their_sign():
     errors = np.linspace(-1, 0, 101)
-    found = error_summary([*errors, math.nan])
-    assert (found.n, found.largest) == (101, 1)
-    assert (found.median, found.p95) == pytest.approx((0.5, 0.95))
+    summary = error_summary([*errors, math.nan])
+    assert (summary.n, summary.largest) == (101, 1)
+    assert (summary.median, summary.p95) == pytest.approx((0.5, 0.95))
     assert error_summary([math.nan]).median is None
 
 
@@ -310,9 +310,9 @@ def test_the_sanity_of_a_method_is_a_mean_over_photos():
             "sanity_similarity": [0.2, 0.4, 0.9, None],
         }
     )
-    found = sanity_summary(frame, BOOTSTRAP)
-    assert set(found) == {"a"}
-    assert (found["a"].n, found["a"].value) == (2, pytest.approx((0.3 + 0.9) / 2))
+    summary = sanity_summary(frame, BOOTSTRAP)
+    assert set(summary) == {"a"}
+    assert (summary["a"].n, summary["a"].value) == (2, pytest.approx((0.3 + 0.9) / 2))
 
 
 def test_a_photo_counts_once_in_a_cell():

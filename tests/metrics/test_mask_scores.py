@@ -39,11 +39,11 @@ def rows(*counts: tuple[str, int, int, int], pixels: int = 100) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "image_id": [f"{number}.png" for number in range(len(counts))],
-            "group": [one[0] for one in counts],
-            "tp": [one[1] for one in counts],
-            "fp": [one[2] for one in counts],
-            "fn": [one[3] for one in counts],
-            "tn": [pixels - sum(one[1:]) for one in counts],
+            "group": [count[0] for count in counts],
+            "tp": [count[1] for count in counts],
+            "fp": [count[2] for count in counts],
+            "fn": [count[3] for count in counts],
+            "tn": [pixels - sum(count[1:]) for count in counts],
             "hd95": [float(number) for number in range(len(counts))],
             "boundary_dice": [0.5] * len(counts),
             "predicted_near": np.nan,
@@ -69,9 +69,9 @@ def test_any_two_masks_give_what_the_libraries_give(masks):
         flat = [mask.ravel() for mask in (truth, prediction)]
         assert dice(row)[0] == pytest.approx(f1_score(*flat, zero_division=0.0))
         assert iou(row)[0] == pytest.approx(jaccard_score(*flat, zero_division=0.0))
-        whole = [torch.from_numpy(mask.astype(int)) for mask in masks]
-        assert dice(row)[0] == pytest.approx(float(binary_f1_score(*whole)), abs=1e-6)
-        assert iou(row)[0] == pytest.approx(float(binary_jaccard_index(*whole)), abs=1e-6)
+        full = [torch.from_numpy(mask.astype(int)) for mask in masks]
+        assert dice(row)[0] == pytest.approx(float(binary_f1_score(*full)), abs=1e-6)
+        assert iou(row)[0] == pytest.approx(float(binary_jaccard_index(*full)), abs=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -81,13 +81,13 @@ def test_precision_and_recall_are_those_of_scikit_learn_where_they_exist(masks):
     row = pd.DataFrame([{"image_id": "a", "group": "a", **mask_row(prediction, truth, 0)}])
     scores = mask_scores(row, BOOTSTRAP)
     flat = [mask.ravel() for mask in (truth, prediction)]
-    wanted = (
+    expected = (
         float(precision_score(*flat)) if prediction.any() else None,
         float(recall_score(*flat)) if truth.any() else None,
     )
-    assert (scores.precision, scores.recall) == pytest.approx(wanted)
+    assert (scores.precision, scores.recall) == pytest.approx(expected)
     relaxed = (scores.relaxed_precision, scores.relaxed_recall)
-    assert relaxed == pytest.approx(wanted), "a tolerance of 0 relaxes nothing"
+    assert relaxed == pytest.approx(expected), "a tolerance of 0 relaxes nothing"
 
 
 def test_pixels_are_pooled_within_groups_and_groups_count_alike():
@@ -168,17 +168,17 @@ def test_nothing_is_kept_of_nothing():
 def test_the_order_of_rows_and_of_groups_changes_nothing():
     table = rows(*((f"g{n % 7}", n, 3, 4) for n in range(25)))
     shuffled = table.sample(frac=1, random_state=2)
-    found, expected = (vars(mask_scores(one, BOOTSTRAP)) for one in (shuffled, table))
-    assert found == pytest.approx(expected)
+    result, expected = (vars(mask_scores(item, BOOTSTRAP)) for item in (shuffled, table))
+    assert result == pytest.approx(expected)
 
 
 MASKS_RELAXED = hnp.arrays(bool, (2, 9, 12), elements=st.booleans(), fill=st.just(False))
 BOOTSTRAP_RELAXED = Bootstrap(0, draws=500)
 
 
-def within(one: np.ndarray, other: np.ndarray, tolerance: int) -> int:
+def within(first: np.ndarray, other: np.ndarray, tolerance: int) -> int:
     """The pixels of `one` with any of `other` at most `tolerance` away: all pairs are tried."""
-    mine, theirs = np.argwhere(one), np.argwhere(other)
+    mine, theirs = np.argwhere(first), np.argwhere(other)
     if not len(mine) or not len(theirs):
         return 0
     distances = np.linalg.norm(mine[:, None] - theirs[None], axis=-1)
@@ -225,9 +225,9 @@ def test_views_of_other_arrays_count_alike():
 )  # fmt: skip
 def test_nothing_and_everything(prediction, truth, expected):
     masks = [np.full((5, 6), full) for full in (prediction, truth)]
-    found, true = (int(mask.sum()) for mask in masks)
+    result, true = (int(mask.sum()) for mask in masks)
     tp = int((masks[0] & masks[1]).sum())
-    row = {"group": "a", "tp": tp, "fp": found - tp, "fn": true - tp, **near_counts(*masks, 3)}
+    row = {"group": "a", "tp": tp, "fp": result - tp, "fn": true - tp, **near_counts(*masks, 3)}
     scores = relaxed_scores(pd.DataFrame([row]), BOOTSTRAP_RELAXED)
     assert (scores.precision, scores.recall) == expected
     assert (scores.precision_low, scores.recall_high) == (None, None), "one group"
@@ -268,21 +268,27 @@ def test_rows_without_the_counts_have_no_scores():
     assert relaxed_scores(known, BOOTSTRAP_RELAXED) == RelaxedScores()
 
 
-def counts(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> list[int]:
-    return [int((said & true).sum()), int((said & ~true).sum()), int((~said & true).sum())]
+def counts(mask: NDArray[np.bool_], true: NDArray[np.bool_]) -> list[int]:
+    return [
+        int((mask & true).sum()),
+        int((mask & ~true).sum()),
+        int((~mask & true).sum()),
+    ]
 
 
 def test_groups_are_pooled_then_averaged() -> None:
     rng = np.random.default_rng(0)
-    said, true = rng.random((2, 6, 50)) < [[[0.4]], [[0.3]]]
+    masks, true = rng.random((2, 6, 50)) < [[[0.4]], [[0.3]]]
     groups = ["x", "y", "x", "z", "y", "x"]
-    found = pooled_scores(np.array([counts(s, t) for s, t in zip(said, true, strict=True)]), groups)
+    scores = pooled_scores(
+        np.array([counts(s, t) for s, t in zip(masks, true, strict=True)]), groups
+    )
     members = [np.array([g == name for g in groups]) for name in "xyz"]
-    dice = [f1_score(true[m].ravel(), said[m].ravel()) for m in members]
-    iou = [jaccard_score(true[m].ravel(), said[m].ravel()) for m in members]
-    assert found == pytest.approx((np.mean(dice), np.mean(iou)))
+    dice = [f1_score(true[m].ravel(), masks[m].ravel()) for m in members]
+    iou = [jaccard_score(true[m].ravel(), masks[m].ravel()) for m in members]
+    assert scores == pytest.approx((np.mean(dice), np.mean(iou)))
 
 
 def test_a_group_without_anything_counts_one_and_a_false_alarm_nothing() -> None:
-    found = pooled_scores(np.array([[0, 0, 0], [0, 5, 0], [3, 0, 0]]), ["a", "b", "c"])
-    assert found == pytest.approx((2 / 3, 2 / 3))
+    scores = pooled_scores(np.array([[0, 0, 0], [0, 5, 0], [3, 0, 0]]), ["a", "b", "c"])
+    assert scores == pytest.approx((2 / 3, 2 / 3))

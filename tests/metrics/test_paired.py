@@ -27,21 +27,21 @@ def rows(right: list[int]) -> pd.DataFrame:
 
 
 def test_the_difference_and_its_interval() -> None:
-    reference, own = rows([1, 1, 1, 0, 0, 0, 0, 0]), rows([1, 1, 0, 1, 1, 1, 0, 0])
-    found = class_difference(reference, own)
-    assert found is not None
-    assert (found.n, found.groups, found.value) == (8, 8, 2 / 8)
-    assert (found.low, found.high) == paired_interval(PairedCounts(2, 3, 1, 2))
-    assert found.p == mcnemar_p(3, 1)
-    assert found.smallest_p == 2.0**-7
+    reference, frozen = rows([1, 1, 1, 0, 0, 0, 0, 0]), rows([1, 1, 0, 1, 1, 1, 0, 0])
+    difference = class_difference(reference, frozen)
+    assert difference is not None
+    assert (difference.n, difference.groups, difference.value) == (8, 8, 2 / 8)
+    assert (difference.low, difference.high) == paired_interval(PairedCounts(2, 3, 1, 2))
+    assert difference.p == mcnemar_p(3, 1)
+    assert difference.smallest_p == 2.0**-7
 
 
 def test_only_images_that_both_have_count_in_any_order() -> None:
-    reference, own = rows([1, 0, 1, 0]), rows([1, 1, 0, 1])
-    assert class_difference(reference, own) == class_difference(reference, own[::-1])
-    found = class_difference(rows([1, 0, 1, 0]), rows([1, 1]))
-    assert found is not None
-    assert (found.n, found.value) == (2, 0.5)
+    reference, frozen = rows([1, 0, 1, 0]), rows([1, 1, 0, 1])
+    assert class_difference(reference, frozen) == class_difference(reference, frozen[::-1])
+    difference = class_difference(rows([1, 0, 1, 0]), rows([1, 1]))
+    assert difference is not None
+    assert (difference.n, difference.value) == (2, 0.5)
     assert class_difference(rows([1]), rows([1]).assign(image_id="other")) is None
 
 
@@ -86,19 +86,19 @@ def test_units_without_a_difference_and_rounding_change_nothing():
 
 @pytest.mark.parametrize("units", [3, EXACT_UP_TO, EXACT_UP_TO + 20])
 def test_the_smallest_p_is_that_of_differences_of_one_sign(units):
-    found = sign_flip_p(np.linspace(1, 2, units))
-    assert found == pytest.approx(smallest_p(units), abs=2 / SIGN_DRAWS)
-    assert found >= smallest_p(units)
+    p_values = sign_flip_p(np.linspace(1, 2, units))
+    assert p_values == pytest.approx(smallest_p(units), abs=2 / SIGN_DRAWS)
+    assert p_values >= smallest_p(units)
 
 
 def test_without_a_difference_one_in_twenty_is_below_five_percent():
     generator = np.random.default_rng(9)
-    found = [sign_flip_p(generator.normal(size=9)) for _ in range(1500)]
-    assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.02)
+    p_values = [sign_flip_p(generator.normal(size=9)) for _ in range(1500)]
+    assert np.mean(np.array(p_values) <= 0.05) == pytest.approx(0.05, abs=0.02)
 
 
-def rows_paired_masks(groups, true, found, called_in_vain=0):
-    table = pd.DataFrame({"group": groups, "tp": found})
+def rows_paired_masks(groups, true, predicted, called_in_vain=0):
+    table = pd.DataFrame({"group": groups, "tp": predicted})
     table["fp"] = called_in_vain
     table["fn"] = np.asarray(true) - table["tp"]
     table["image_id"] = [f"{n}.png" for n in range(len(table))]
@@ -108,10 +108,10 @@ def rows_paired_masks(groups, true, found, called_in_vain=0):
 def one_image_a_group(images=12, gain=6):
     generator = np.random.default_rng(2)
     true = generator.integers(60, 100, images)
-    found = true - generator.integers(20, 40, images)
+    predicted = true - generator.integers(20, 40, images)
     names = [f"g{n:02d}" for n in range(images)]
-    better = found + generator.integers(-8, 8, images) + gain
-    return rows_paired_masks(names, true, found, 3), rows_paired_masks(
+    better = predicted + generator.integers(-8, 8, images) + gain
+    return rows_paired_masks(names, true, predicted, 3), rows_paired_masks(
         names, true, np.clip(better, 0, true), 3
     )
 
@@ -122,16 +122,16 @@ def of_images(table):
 
 def test_single_images_are_compared_as_scipy_compares_them():
     full, freeze = one_image_a_group()
-    found = mask_difference(full, freeze, Bootstrap(0))
+    gain = mask_difference(full, freeze, Bootstrap(0))
     gained = of_images(freeze) - of_images(full)
-    assert (found.n, found.groups) == (12, 12)
-    assert found.dice == pytest.approx(gained.mean())
-    assert found.p == pytest.approx(theirs(gained))
+    assert (gain.n, gain.groups) == (12, 12)
+    assert gain.dice == pytest.approx(gained.mean())
+    assert gain.p == pytest.approx(theirs(gained))
     expected = stats.bootstrap(
         (gained,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=3e-3)
-    assert found.smallest_p == 2 / 2**12
+    assert (gain.low, gain.high) == pytest.approx((expected.low, expected.high), abs=3e-3)
+    assert gain.smallest_p == 2 / 2**12
 
 
 def patients(seed, count=9):
@@ -145,11 +145,11 @@ def patients(seed, count=9):
     for number in range(count):
         small = int(generator.integers(1, 5))
         true = np.array([5000, *generator.integers(20, 60, small)])
-        found = np.array([2500, *(true[1:] // 2)])
+        predicted = np.array([2500, *(true[1:] // 2)])
         gained = np.array([generator.integers(200, 900), *generator.integers(-15, 5, small)])
         names = [f"p{number}"] * len(true)
-        parts.append(rows_paired_masks(names, true, found, 4))
-        others.append(rows_paired_masks(names, true, np.clip(found + gained, 0, true), 4))
+        parts.append(rows_paired_masks(names, true, predicted, 4))
+        others.append(rows_paired_masks(names, true, np.clip(predicted + gained, 0, true), 4))
     first, second = (pd.concat(some, ignore_index=True) for some in (parts, others))
     ids = [f"{n}.png" for n in range(len(first))]
     return first.assign(image_id=ids), second.assign(image_id=ids)
@@ -167,9 +167,9 @@ def pooled_by_hand(table):
 @pytest.mark.parametrize("seed", range(4))
 def test_value_interval_and_p_are_of_one_statistic(seed):
     full, freeze = patients(seed)
-    found = mask_difference(full, freeze, Bootstrap(0))
+    difference = mask_difference(full, freeze, Bootstrap(0))
     before, after = pooled_by_hand(full), pooled_by_hand(freeze)
-    assert found.dice == pytest.approx(after.mean() - before.mean())
+    assert difference.dice == pytest.approx(after.mean() - before.mean())
     test = stats.permutation_test(
         (after, before),
         lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
@@ -177,8 +177,8 @@ def test_value_interval_and_p_are_of_one_statistic(seed):
         vectorized=True,
         n_resamples=np.inf,
     )
-    assert found.p == pytest.approx(test.pvalue, abs=1e-12)
-    assert test.statistic == pytest.approx(found.dice)
+    assert difference.p == pytest.approx(test.pvalue, abs=1e-12)
+    assert test.statistic == pytest.approx(difference.dice)
     generator = np.random.default_rng(99)
     drawn = []
     for _ in range(10_000):
@@ -186,17 +186,17 @@ def test_value_interval_and_p_are_of_one_statistic(seed):
         drawn.append(after[taken].mean() - before[taken].mean())
     # Another generator's 10,000 draws: a percentile of them varies by 2 % of the spread.
     expected = np.percentile(drawn, [2.5, 97.5])
-    assert (found.low, found.high) == pytest.approx(expected, abs=0.1 * np.std(drawn))
+    assert (difference.low, difference.high) == pytest.approx(expected, abs=0.1 * np.std(drawn))
 
 
 def test_what_single_images_say_does_not_decide_the_p_of_pooled_dice():
     """All groups gain pooled dice, so p is the smallest; single images mostly lose."""
     full, freeze = patients(0)
     of_single = pd.Series(of_images(freeze) - of_images(full)).groupby(full["group"]).sum()
-    found = mask_difference(full, freeze, Bootstrap(0))
-    assert found.dice > 0
+    difference = mask_difference(full, freeze, Bootstrap(0))
+    assert difference.dice > 0
     assert of_single.mean() < 0
-    assert found.p == found.smallest_p == 2 / 2**9
+    assert difference.p == difference.smallest_p == 2 / 2**9
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -206,27 +206,33 @@ def test_interval_and_test_agree_away_from_the_edge(seed):
     for gain in np.linspace(-12, 12, 9):
         full, freeze = one_image_a_group(14, gain=int(gain))
         order = generator.permutation(14)
-        found = mask_difference(full.iloc[order], freeze, Bootstrap(seed))
-        if not 0.01 < found.p < 0.15:
-            assert (found.low > 0 or found.high < 0) == (found.p <= 0.05)
+        difference = mask_difference(full.iloc[order], freeze, Bootstrap(seed))
+        if not 0.01 < difference.p < 0.15:
+            assert (difference.low > 0 or difference.high < 0) == (difference.p <= 0.05)
 
 
 def test_a_gain_one_way_is_a_loss_the_other_way():
     full, freeze = one_image_a_group()
-    there, back = (
-        mask_difference(*pair, Bootstrap(0)) for pair in [(full, freeze), (freeze, full)]
+    gain, back = (mask_difference(*pair, Bootstrap(0)) for pair in [(full, freeze), (freeze, full)])
+    assert gain.dice == pytest.approx(-back.dice)
+    assert (gain.low, gain.high) == (
+        pytest.approx(-back.high),
+        pytest.approx(-back.low),
     )
-    assert there.dice == pytest.approx(-back.dice)
-    assert (there.low, there.high) == (pytest.approx(-back.high), pytest.approx(-back.low))
-    assert there.p == back.p
+    assert gain.p == back.p
 
 
 def test_images_of_a_group_are_flipped_together():
     """Four images in two groups cannot give a p below that of two units."""
     groups = ["a", "a", "b", "b"]
     full, freeze = (rows_paired_masks(groups, [100] * 4, [tp] * 4) for tp in (50, 90))
-    found = mask_difference(full, freeze, Bootstrap(0))
-    assert (found.n, found.groups, found.p, found.smallest_p) == (4, 2, 0.5, 0.5)
+    gain = mask_difference(full, freeze, Bootstrap(0))
+    assert (gain.n, gain.groups, gain.p, gain.smallest_p) == (
+        4,
+        2,
+        0.5,
+        0.5,
+    )
 
 
 def test_rows_are_matched_by_image_and_not_by_place():
@@ -239,9 +245,9 @@ def test_rows_are_matched_by_image_and_not_by_place():
 
 def test_one_group_has_no_interval_and_no_p():
     full, freeze = (rows_paired_masks(["a"] * 3, [9] * 3, [tp] * 3) for tp in (5, 6))
-    found = mask_difference(full, freeze, Bootstrap(0))
-    assert (found.low, found.high, found.p) == (None, None, None)
-    assert found.dice > 0
+    difference = mask_difference(full, freeze, Bootstrap(0))
+    assert (difference.low, difference.high, difference.p) == (None, None, None)
+    assert difference.dice > 0
 
 
 def test_without_a_common_image_there_is_no_difference():

@@ -149,13 +149,13 @@ def test_a_published_number_is_judged_by_the_interval_over_seeds(
 
 
 def test_units_of_classifiers_are_images_in_one_order() -> None:
-    one = pd.DataFrame({"image_id": ["a", "b", "c"], "target": [0, 1, 2], "prediction": [0, 0, 2]})
-    other = one.iloc[[2, 0, 1]].assign(prediction=[2, 1, 1])  # c right, a wrong, b right
-    units = unit_scores("cls", [one, other])
+    rows = pd.DataFrame({"image_id": ["a", "b", "c"], "target": [0, 1, 2], "prediction": [0, 0, 2]})
+    other = rows.iloc[[2, 0, 1]].assign(prediction=[2, 1, 1])  # c right, a wrong, b right
+    units = unit_scores("cls", [rows, other])
     assert units is not None
     assert units.tolist() == [[1, 1], [1, 0], [0, 1]]
-    apart = one.assign(image_id=["x", "y", "z"])
-    assert unit_scores("cls", [one, apart]) is None
+    apart = rows.assign(image_id=["x", "y", "z"])
+    assert unit_scores("cls", [rows, apart]) is None
 
 
 def test_units_of_segmenters_are_groups_with_their_pixels_pooled() -> None:

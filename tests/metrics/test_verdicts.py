@@ -74,13 +74,13 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(p_values):
 
 def test_a_classifiers_verdict_is_mcnemars_test_and_newcombes_interval():
     first, second = rows([1] * 30 + [0] * 10), rows([1] * 12 + [0] * 26 + [1] * 2)
-    (found,) = verdicts({"a": {CLEAN: first}, "b": {CLEAN: second}}, "cls", BOOTSTRAP)
-    assert (found.first, found.second, found.transform, found.severity) == ("a", "b", *CLEAN)
-    assert (found.n, found.groups, found.difference) == (40, 40, (18 - 2) / 40)
-    assert (found.low, found.high) == paired_interval(PairedCounts(12, 18, 2, 8))
-    assert found.p == stats.binomtest(18, 20).pvalue
-    assert found.p_adjusted == found.p
-    assert found.outcome == "first ahead"
+    (result,) = verdicts({"a": {CLEAN: first}, "b": {CLEAN: second}}, "cls", BOOTSTRAP)
+    assert (result.first, result.second, result.transform, result.severity) == ("a", "b", *CLEAN)
+    assert (result.n, result.groups, result.difference) == (40, 40, (18 - 2) / 40)
+    assert (result.low, result.high) == paired_interval(PairedCounts(12, 18, 2, 8))
+    assert result.p == stats.binomtest(18, 20).pvalue
+    assert result.p_adjusted == result.p
+    assert result.outcome == "first ahead"
 
 
 def test_p_values_are_adjusted_over_pairs_and_cells():
@@ -94,32 +94,32 @@ def test_p_values_are_adjusted_over_pairs_and_cells():
 
 
 def test_swapping_the_models_turns_the_verdict_around():
-    one, other = rows([1] * 30 + [0] * 10), rows([0] * 25 + [1] * 15)
-    (found,) = verdicts({"a": {CLEAN: one}, "b": {CLEAN: other}}, "cls", BOOTSTRAP)
-    (swapped,) = verdicts({"b": {CLEAN: other}, "a": {CLEAN: one}}, "cls", BOOTSTRAP)
-    assert (swapped.difference, swapped.p) == (-found.difference, found.p)
-    assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low))
-    assert {found.outcome, swapped.outcome} == {"first ahead", "second ahead"}
+    first, other = rows([1] * 30 + [0] * 10), rows([0] * 25 + [1] * 15)
+    (result,) = verdicts({"a": {CLEAN: first}, "b": {CLEAN: other}}, "cls", BOOTSTRAP)
+    (swapped,) = verdicts({"b": {CLEAN: other}, "a": {CLEAN: first}}, "cls", BOOTSTRAP)
+    assert (swapped.difference, swapped.p) == (-result.difference, result.p)
+    assert (swapped.low, swapped.high) == pytest.approx((-result.high, -result.low))
+    assert {result.outcome, swapped.outcome} == {"first ahead", "second ahead"}
 
 
 def test_a_segmenters_verdict_is_of_its_groups():
     first, second = mask_rows([90, 80, 85, 95, 70, 88]), mask_rows([80, 70, 80, 90, 65, 80])
-    (found,) = verdicts({"a": {CLEAN: first}, "b": {CLEAN: second}}, "seg", BOOTSTRAP)
+    (result,) = verdicts({"a": {CLEAN: first}, "b": {CLEAN: second}}, "seg", BOOTSTRAP)
     dice = [2 * t / (2 * t + (100 - t)) for t in (90, 80, 85, 95, 70, 88)]
     other = [2 * t / (2 * t + (100 - t)) for t in (80, 70, 80, 90, 65, 80)]
     differences = np.subtract(dice, other)
-    assert (found.n, found.groups) == (6, 6)
-    assert found.difference == pytest.approx(differences.mean())
-    assert found.p == 2 / 2**6  # all differences have one sign
+    assert (result.n, result.groups) == (6, 6)
+    assert result.difference == pytest.approx(differences.mean())
+    assert result.p == 2 / 2**6  # all differences have one sign
     interval = BOOTSTRAP.mean(differences)
-    assert (found.low, found.high) == pytest.approx(interval)
+    assert (result.low, result.high) == pytest.approx(interval)
 
 
 def test_one_group_gives_no_test():
     models = {m: {CLEAN: mask_rows([90, t], ["p", "p"])} for m, t in (("a", 80), ("b", 10))}
-    (found,) = verdicts(models, "seg", BOOTSTRAP)
-    assert (found.groups, found.p, found.p_adjusted, found.low) == (1, None, None, None)
-    assert found.outcome == "no difference shown"
+    (result,) = verdicts(models, "seg", BOOTSTRAP)
+    assert (result.groups, result.p, result.p_adjusted, result.low) == (1, None, None, None)
+    assert result.outcome == "no difference shown"
     (rank, _) = rank_probabilities(models, "seg", BOOTSTRAP)
     assert (rank.model, rank.low, rank.probabilities) == ("a", None, ())
 
@@ -132,16 +132,16 @@ def test_different_images_are_refused_by_name_or_left_out():
         rank_probabilities(models, "cls", BOOTSTRAP)
     with pytest.raises(ValueError, match="`fog`"):
         agreements(models)
-    (found,) = verdicts(models, "cls", BOOTSTRAP, common=True)
-    assert (found.n, found.difference) == (3, 1 / 3)
+    (result,) = verdicts(models, "cls", BOOTSTRAP, common=True)
+    assert (result.n, result.difference) == (3, 1 / 3)
     assert agreements(models, common=True)[0].n == 3
     assert rank_probabilities(models, "cls", BOOTSTRAP, common=True)[0].n == 3
 
 
 def test_the_order_of_rows_does_not_matter():
-    one, other = rows([1, 1, 0, 0, 1]), rows([1, 0, 0, 1, 1])
-    straight = verdicts({"a": {CLEAN: one}, "b": {CLEAN: other}}, "cls", BOOTSTRAP)
-    turned = verdicts({"a": {CLEAN: one[::-1]}, "b": {CLEAN: other}}, "cls", BOOTSTRAP)
+    first, other = rows([1, 1, 0, 0, 1]), rows([1, 0, 0, 1, 1])
+    straight = verdicts({"a": {CLEAN: first}, "b": {CLEAN: other}}, "cls", BOOTSTRAP)
+    turned = verdicts({"a": {CLEAN: first[::-1]}, "b": {CLEAN: other}}, "cls", BOOTSTRAP)
     assert straight == turned
 
 
@@ -163,12 +163,12 @@ def test_a_transform_counts_once_by_its_mean_over_severities():
     generator = np.random.default_rng(1)
     right = {m: generator.random((3, 60)) < share for m, share in (("a", 0.8), ("b", 0.4))}
     models = {m: {("fog", s + 1): rows(r[s]) for s in range(3)} for m, r in right.items()}
-    (found,) = transform_verdicts(models, "cls", BOOTSTRAP)
+    (result,) = transform_verdicts(models, "cls", BOOTSTRAP)
     won = right["a"].sum(axis=0) - right["b"].sum(axis=0)
-    assert (found.transform, found.severity, found.n) == ("fog", None, 60)
-    assert found.difference == pytest.approx(won.mean() / 3)
-    assert (found.low, found.high) == mean_interval(won / 3)
-    assert found.p == exact_sign_flip_p(won)
+    assert (result.transform, result.severity, result.n) == ("fog", None, 60)
+    assert result.difference == pytest.approx(won.mean() / 3)
+    assert (result.low, result.high) == mean_interval(won / 3)
+    assert result.p == exact_sign_flip_p(won)
 
 
 def test_a_transform_with_one_severity_is_judged_as_its_cell():
@@ -179,14 +179,14 @@ def test_a_transform_with_one_severity_is_judged_as_its_cell():
 def test_the_full_range_of_a_transform_counts_alone():
     cells = {("fog", s): rows([s != 2, 0, 1]) for s in (1, 2, 0)}
     models = {"a": cells, "b": {cell: rows([0, 0, 0]) for cell in cells}}
-    (found,) = transform_verdicts(models, "cls", BOOTSTRAP)
-    assert (found.severity, found.difference) == (0, 2 / 3)
+    (result,) = transform_verdicts(models, "cls", BOOTSTRAP)
+    assert (result.severity, result.difference) == (0, 2 / 3)
     assert rank_probabilities(models, "cls", BOOTSTRAP)[0].mean == pytest.approx(2 / 3)
 
 
 def test_a_segmenters_mean_over_severities():
-    found = {"a": ([90, 80, 70], [60, 50, 90]), "b": ([70, 60, 90], [10, 20, 60])}
-    models = {m: {("fog", s): mask_rows(t) for s, t in enumerate(p, 1)} for m, p in found.items()}
+    result = {"a": ([90, 80, 70], [60, 50, 90]), "b": ([70, 60, 90], [10, 20, 60])}
+    models = {m: {("fog", s): mask_rows(t) for s, t in enumerate(p, 1)} for m, p in result.items()}
     (by_mean,) = transform_verdicts(models, "seg", BOOTSTRAP)
     by_cell = verdicts(models, "seg", BOOTSTRAP)
     assert by_mean.difference == pytest.approx(np.mean([v.difference for v in by_cell]))
@@ -258,30 +258,30 @@ def test_a_claim_is_about_the_model_that_is_ahead_more_often():
 
 def test_agreement_is_counted_image_by_image():
     targets = [0, 0, 0, 0, 0, 0]
-    one, other = rows([0, 0, 1, 1, 1, 2], targets), rows([0, 1, 0, 1, 2, 2], targets)
-    (found,) = agreements({"a": {CLEAN: one}, "b": {CLEAN: other}})
-    assert found == Agreement("a", "b", *CLEAN, 1, 1, 1, 2, 1)
-    assert (found.n, found.share) == (6, 3 / 6)
+    first, other = rows([0, 0, 1, 1, 1, 2], targets), rows([0, 1, 0, 1, 2, 2], targets)
+    (result,) = agreements({"a": {CLEAN: first}, "b": {CLEAN: other}})
+    assert result == Agreement("a", "b", *CLEAN, 1, 1, 1, 2, 1)
+    assert (result.n, result.share) == (6, 3 / 6)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
 def test_error_consistency_is_cohens_kappa_of_being_right(pairs):
-    one, other = np.array(pairs).T
-    (found,) = agreements({"a": {CLEAN: rows(one)}, "b": {CLEAN: rows(other)}})
-    if len({*(one == 1), *(other == 1)}) > 1:
-        expected = cohen_kappa_score(one == 1, other == 1)
-        assert found.error_consistency == pytest.approx(expected)
+    first, other = np.array(pairs).T
+    (result,) = agreements({"a": {CLEAN: rows(first)}, "b": {CLEAN: rows(other)}})
+    if len({*(first == 1), *(other == 1)}) > 1:
+        expected = cohen_kappa_score(first == 1, other == 1)
+        assert result.error_consistency == pytest.approx(expected)
     else:
-        assert found.error_consistency is None
-    assert found.share == pytest.approx(np.mean(one == other))
+        assert result.error_consistency is None
+    assert result.share == pytest.approx(np.mean(first == other))
 
 
 def test_flips_are_counted_against_the_models_own_clean_answers():
     before, after = rows([1, 1, 1, 0, 0, 0, 2]), rows([1, 1, 0, 1, 0, 2, 3])
-    (found,) = flips({"a": {CLEAN: before, ("fog", 1): after[::-1]}}, CLEAN)
-    assert found == Flips("a", "fog", 1, 1, 1, 2, 3)
-    assert (found.n, found.flipped, found.rate) == (7, 4, 4 / 7)
-    assert found.rate_interval == wilson_interval(4, 7)
+    (result,) = flips({"a": {CLEAN: before, ("fog", 1): after[::-1]}}, CLEAN)
+    assert result == Flips("a", "fog", 1, 1, 1, 2, 3)
+    assert (result.n, result.flipped, result.rate) == (7, 4, 4 / 7)
+    assert result.rate_interval == wilson_interval(4, 7)
     assert flips({"a": {("fog", 1): after}}, CLEAN) == []
 
 

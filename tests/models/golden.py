@@ -26,10 +26,10 @@ Rule = Callable[[str, tuple[int, ...]], np.ndarray]
 
 def place(file: str) -> Path:
     """Where `file` lies; skips the test where it does not."""
-    found = [folder / file for folder in PLACES if (folder / file).is_file()]
-    if not found:
+    folders = [folder / file for folder in PLACES if (folder / file).is_file()]
+    if not folders:
         pytest.skip(f"needs ../shared/golden/{file}")
-    return found[0]
+    return folders[0]
 
 
 def arrays(file: str) -> dict[str, np.ndarray]:
@@ -87,8 +87,8 @@ def rule_a(key: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.log(np.arange(1, shape[1] + 1, dtype=np.float32)) + np.zeros_like(z)
     if leaf == "running_var":
         return np.abs(np.float32(0.05) * z) + np.float32(0.5)
-    one = np.float32(1) if len(shape) == 1 and leaf == "weight" else np.float32(0)
-    return one + np.float32(0.05) * z
+    values = np.float32(1) if len(shape) == 1 and leaf == "weight" else np.float32(0)
+    return values + np.float32(0.05) * z
 
 
 def rule_b(key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -146,6 +146,16 @@ def distance(ours: Tensor, theirs: np.ndarray) -> float:
     return float((ours.detach().double() - torch.from_numpy(theirs).double()).abs().max())
 
 
+def logits_error(name: str, build: Callable[[], nn.Module]) -> float:
+    """How far the logits of a network filled by `strong` are from the official ones."""
+    with unset():
+        network = build()
+    fill(network, strong)
+    with torch.no_grad():
+        logits = network(images(2, 3, 224, 224))
+    return distance(logits, arrays(f"{name}.strong.npz")["logits"])
+
+
 def module_cases(prefix: str) -> list[str]:
     """The tags of `modules.npz` that start with `prefix`, for parametrisation."""
     tags = (
@@ -164,16 +174,16 @@ def worst_module_error(tag: str, module: nn.Module, *, channels_first: bool = Fa
     stored = arrays("modules.npz")
     if f"{tag}/x" not in stored:
         pytest.skip(f"needs ../shared/golden/modules.npz for {tag}")
-    given = {key: torch.from_numpy(stored[f"{tag}/{key}"]) for key in ("x", "g_y")}
+    values = {key: torch.from_numpy(stored[f"{tag}/{key}"]) for key in ("x", "g_y")}
     if channels_first:
-        given = {key: tensor.permute(0, 2, 3, 1) for key, tensor in given.items()}
+        values = {key: tensor.permute(0, 2, 3, 1) for key, tensor in values.items()}
     module.double()
     module.load_state_dict(
         {key: torch.from_numpy(stored[f"{tag}/param/{key}"]) for key in module.state_dict()}
     )
-    x = given["x"].clone().requires_grad_()
+    x = values["x"].clone().requires_grad_()
     y = module(x)
-    y.backward(given["g_y"])
+    y.backward(values["g_y"])
     ours = {"y": y, "grad_x": x.grad}
     if channels_first:
         ours = {key: tensor.permute(0, 3, 1, 2) for key, tensor in ours.items()}

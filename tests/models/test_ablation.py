@@ -80,16 +80,16 @@ def test_equals_the_block_whose_scan_is_replaced_by_hand(block_and_input, monkey
 def test_equals_the_block_whose_state_is_never_read(block_and_input):
     """C = 0 takes the state out of the real scan; D = 1, as it is initialised, passes its input."""
     make, x = block_and_input
-    ablated, whole = filled(make()), filled(make())
+    ablated, full = filled(make()), filled(make())
     ablated.remove_scan()
-    assert not torch.allclose(ablated(x), whole(x), atol=1e-3)
-    for name, parameter in whole.named_parameters():
+    assert not torch.allclose(ablated(x), full(x), atol=1e-3)
+    for name, parameter in full.named_parameters():
         if name in ("D", "D_b", "Ds"):
             parameter.fill_(1)
         if name.startswith("x_proj"):  # rows: rank, then B, then C
-            states = whole.A_logs.shape[1] if isinstance(whole, SS2D) else 16
+            states = full.A_logs.shape[1] if isinstance(full, SS2D) else 16
             parameter[..., -states:, :] = 0
-    assert torch.allclose(ablated(x), whole(x), rtol=0, atol=1e-12)
+    assert torch.allclose(ablated(x), full(x), rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
@@ -124,8 +124,8 @@ def test_every_network_with_a_scan_loses_it_and_every_other_one_says_that_it_has
     assert len(scan_blocks(ablated)) == len(scan_blocks(network)) > 0
     removed = removed_parameters(ablated)
     assert removed == scan_parameters(network)
-    whole = golden.shapes(network)
-    assert golden.shapes(ablated) == {k: v for k, v in whole.items() if k not in removed}
+    shapes = golden.shapes(network)
+    assert golden.shapes(ablated) == {k: v for k, v in shapes.items() if k not in removed}
     count = sum(math.prod(shape) for shape in removed.values())
     assert golden.parameters(network) - golden.parameters(ablated) == count > 0
 

@@ -150,9 +150,9 @@ class Config:
 
 
 def test_named_fields_change_and_the_rest_stays():
-    own = Config()
-    assert changed(own, {"depth": 5}, model="m") == Config(depth=5)
-    assert own == Config()
+    config = Config()
+    assert changed(config, {"depth": 5}, model="m") == Config(depth=5)
+    assert config == Config()
 
 
 def test_lists_become_tuples_at_every_level():

@@ -107,14 +107,14 @@ def test_other_sizes_and_wrong_plans_are_refused():
 @pytest.mark.parametrize("variant", ["umamba", "umamba-enc"])
 def test_umamba_whose_layers_pass_their_map_on_is_the_network_without_mamba(variant, monkeypatch):
     options = {"features": (4, 8, 16), "strides": (1, 2, 2), "patch_size": 16}
-    whole = golden.fill(umamba.build(variant, **options), golden.strong)
+    network = golden.fill(umamba.build(variant, **options), golden.strong)
     control = umamba.build("umamba-nomamba", **options)
-    kept = {k: t for k, t in whole.state_dict().items() if "mamba_layer" not in k}
+    kept = {k: t for k, t in network.state_dict().items() if "mamba_layer" not in k}
     control.load_state_dict(kept)
     x = golden.images(2, 3, 16, 16)
-    assert not torch.allclose(control(x), whole(x), atol=1e-3)
+    assert not torch.allclose(control(x), network(x), atol=1e-3)
     monkeypatch.setattr(umamba.MambaLayer, "forward", lambda self, x: x)
-    assert torch.equal(control(x), whole(x))
+    assert torch.equal(control(x), network(x))
 
 
 def test_umamba_without_mamba_has_the_parameters_of_both_but_their_layers():

@@ -160,9 +160,9 @@ class Browser:
                 button="left", clickCount=1,
             )  # fmt: skip
 
-    def screenshot(self, path: Path, *, whole: bool = True) -> Path:
+    def screenshot(self, path: Path, *, full: bool = True) -> Path:
         """A PNG of the page, or of what is in the window."""
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=full)
         path.write_bytes(base64.b64decode(shot["data"]))
         return path
 

@@ -185,10 +185,10 @@ def finetune_record(plan: FinetunePlan) -> FinetuneRecord:
         relative=False,
         scope="mamba",
     ).model_copy(update=plan.rule)
-    whole = not plan.unmeasured and not plan.waiting
+    full = not plan.unmeasured and not plan.waiting
     record = FinetuneRecord(
         command="robust finetune umamba-pico --freeze-threshold 1e-6",
-        status="complete" if whole else "running",
+        status="complete" if full else "running",
         created=WHEN,
         updated=WHEN,
         seed=0,

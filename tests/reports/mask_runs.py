@@ -136,9 +136,9 @@ def _write_cell(
     for rank, model in enumerate(plan.models):
         fall = 0.05 * rank + (0.0 if number == 0 else 0.02 * (number * 7 % 22))
         fall += 0.08 * transform.severity
-        told = [_row(image, plan, max(0.02, plan.base - fall)) for image in ids]
+        rows = [_row(image, plan, max(0.02, plan.base - fall)) for image in ids]
         if ids:
-            write_rows(store.prediction_path(model.name, cell, 0), told, MASK_SCHEMA)
+            write_rows(store.prediction_path(model.name, cell, 0), rows, MASK_SCHEMA)
 
 
 def _row(image: str, plan: MaskPlan, quality: float) -> dict[str, object]:
@@ -150,7 +150,7 @@ def _row(image: str, plan: MaskPlan, quality: float) -> dict[str, object]:
     tp = round(true * share)
     fp = (3 if index % 4 == 0 else 0) if empty else round(true * (1 - share))
     known = tp > 0
-    told: dict[str, object] = {
+    row: dict[str, object] = {
         "image_id": image,
         "group": image.split("/")[0],
         "tp": tp,
@@ -161,8 +161,8 @@ def _row(image: str, plan: MaskPlan, quality: float) -> dict[str, object]:
         "boundary_dice": share if known else None,
     }
     if plan.dataset.get("tolerance") is not None:
-        told |= {"predicted_near": tp + fp // 2, "true_near": tp + (true - tp) // 3}
-    return told
+        row |= {"predicted_near": tp + fp // 2, "true_near": tp + (true - tp) // 3}
+    return row
 
 
 def _write_panels(run: Path, plan: MaskPlan, ids: Sequence[str]) -> None:

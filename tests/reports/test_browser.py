@@ -240,8 +240,8 @@ def contrast(browser: Browser, ink: str, ground: str) -> float:
         "(name => { const e = document.createElement('i'); e.style.color = `var(${name})`;"
         "document.body.append(e); const c = getComputedStyle(e).color; e.remove(); return c; })"
     )
-    one, other = (luminance(browser.js(f"{script}('{name}')")) for name in (ink, ground))
-    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+    first, other = (luminance(browser.js(f"{script}('{name}')")) for name in (ink, ground))
+    return (max(first, other) + 0.05) / (min(first, other) + 0.05)
 
 
 def luminance(colour: str) -> float:

@@ -160,7 +160,7 @@ def test_the_document_holds_all_of_it(tmp_path: Path) -> None:
 
 
 def labels(*names: Path | str) -> list[str]:
-    return [found.label for found in find_models([str(name) for name in names])[0]]
+    return [result.label for result in find_models([str(name) for name in names])[0]]
 
 
 def test_a_model_of_a_run_by_name(tmp_path: Path) -> None:

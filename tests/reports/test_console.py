@@ -123,8 +123,8 @@ def test_a_training_on_roads_shows_the_relaxed_numbers(tmp_path: Path) -> None:
     lines = training_table(read_training(build_training(tmp_path, plan))).splitlines()
     row = table(tmp_path / "test").iloc[0]
     assert lines[0].endswith("relaxed precision    relaxed recall")
-    wanted = [f"{row['relaxed_precision']:.3f}", f"{row['relaxed_recall']:.3f}"]
-    assert lines[2].split()[-2:] == wanted
+    expected = [f"{row['relaxed_precision']:.3f}", f"{row['relaxed_recall']:.3f}"]
+    assert lines[2].split()[-2:] == expected
     assert "batches of 16" in lines[4]
 
 

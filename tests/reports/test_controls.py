@@ -45,39 +45,39 @@ def dice_by_group(rows: pd.DataFrame) -> pd.Series:
 
 
 def test_difference_and_p_are_those_of_the_groups(pair):
-    (found,) = control_pairs(pair[::-1])
-    assert found.names == ("ulvm_v5", "ulvm_v5 without scan")
+    (result,) = control_pairs(pair[::-1])
+    assert result.names == ("ulvm_v5", "ulvm_v5 without scan")
     gained = dice_by_group(pair[0].test.rows) - dice_by_group(pair[1].test.rows)
-    assert found.difference.value == pytest.approx(gained.mean())
-    assert (found.difference.groups, found.unit) == (8, "patient")
+    assert result.difference.value == pytest.approx(gained.mean())
+    assert (result.difference.groups, result.unit) == (8, "patient")
     signs = np.array(list(itertools.product((-1, 1), repeat=8)))
     means = np.abs((signs * gained.to_numpy()).mean(axis=1))
     exact = (means >= abs(gained.mean()) - 1e-12).mean()
-    assert found.difference.p == pytest.approx(exact)
-    assert found.adjusted_p == found.difference.p
-    assert found.difference.low < found.difference.value < found.difference.high
-    assert found.parameters_apart == 18_496
-    assert found.time_ratio == 1.0
+    assert result.difference.p == pytest.approx(exact)
+    assert result.adjusted_p == result.difference.p
+    assert result.difference.low < result.difference.value < result.difference.high
+    assert result.parameters_apart == 18_496
+    assert result.time_ratio == 1.0
     assert median_step_seconds(pair[0]) == pytest.approx(4.0 / 10)
-    assert found.verdict == "ulvm_v5 ahead"
-    assert found.unlike == []
+    assert result.verdict == "ulvm_v5 ahead"
+    assert result.unlike == []
 
 
 def test_the_sentence_names_both_scores_the_difference_and_the_verdict(pair):
-    (found,) = control_pairs(pair)
+    (result,) = control_pairs(pair)
     scores = [f"{training.test.numbers['dice']:.3f}" for training in pair]
-    text = found.sentence
+    text = result.sentence
     assert text.startswith(f"`ulvm_v5` has dice {scores[0]}, `ulvm_v5 without scan` {scores[1]}")
-    assert f"difference +{found.difference.value:.3f} (" in text
+    assert f"difference +{result.difference.value:.3f} (" in text
     assert "8 patients" in text
     assert text.endswith("ulvm_v5 ahead.")
 
 
 def test_no_difference_is_called_so(tmp_path):
     same = [trained(tmp_path, "a"), trained(tmp_path, "b", record=SCANLESS)]
-    (found,) = control_pairs(same)
-    assert found.difference.value == 0
-    assert found.verdict == "no difference shown"
+    (result,) = control_pairs(same)
+    assert result.difference.value == 0
+    assert result.verdict == "no difference shown"
 
 
 @pytest.mark.parametrize(
@@ -105,12 +105,12 @@ def test_a_network_without_mamba_stands_for_the_two_of_u_mamba(tmp_path):
     names = ("umamba", "umamba-enc", "umamba-nomamba", "resenc", "unet")
     trainings = [trained(tmp_path, n, 0.8 + 0.01 * i, model=n) for i, n in enumerate(names)]
     pairs = control_pairs(trainings)
-    assert [found.names for found in pairs] == [
+    assert [result.names for result in pairs] == [
         ("umamba", "umamba-nomamba"), ("umamba", "resenc"),
         ("umamba-enc", "umamba-nomamba"), ("umamba-enc", "resenc"),
     ]  # fmt: skip
-    p_values = [found.difference.p for found in pairs]
-    assert [found.adjusted_p for found in pairs] == holm(p_values)
+    p_values = [result.difference.p for result in pairs]
+    assert [result.adjusted_p for result in pairs] == holm(p_values)
     assert max(p_values) < pairs[0].adjusted_p
 
 
@@ -129,16 +129,16 @@ def test_what_else_differs_is_said(tmp_path, pair):
     other = trained(
         tmp_path, "other", record={**SCANLESS, "device": "cuda"}, recipe={"lr": 0.01}, epochs=6
     )
-    (found,) = control_pairs([pair[0], other])
-    assert found.unlike[:2] == ["`lr` 0.001 and 0.01", "`epochs` 12 and 6"]
-    assert "cuda" in found.unlike[2]
+    (result,) = control_pairs([pair[0], other])
+    assert result.unlike[:2] == ["`lr` 0.001 and 0.01", "`epochs` 12 and 6"]
+    assert "cuda" in result.unlike[2]
 
 
 def test_a_pair_that_is_not_measured_is_listed_without_numbers(tmp_path, pair):
-    (found,) = control_pairs([pair[0], trained(tmp_path, "b", measured=False, record=SCANLESS)])
-    assert found.difference is None
-    assert found.verdict == "no difference shown"
-    assert "not measured" in found.sentence
+    (result,) = control_pairs([pair[0], trained(tmp_path, "b", measured=False, record=SCANLESS)])
+    assert result.difference is None
+    assert result.verdict == "no difference shown"
+    assert "not measured" in result.sentence
 
 
 def test_classifiers_are_tested_image_by_image(tmp_path):
@@ -149,27 +149,27 @@ def test_classifiers_are_tested_image_by_image(tmp_path):
     right = rows.index[rows["prediction"] == rows["target"]][:3]
     rows.loc[right, "prediction"] = 9
     rows.to_parquet(path)
-    (found,) = control_pairs([read_training(run) for run in runs])
-    assert found.names == ("vim", "vim without scan")
-    assert found.difference.value == pytest.approx(3 / found.difference.n)
-    assert found.difference.p == pytest.approx(binomtest(3, 3, 0.5).pvalue)
-    assert "percentage points" in found.sentence
-    assert found.unit == "image"
+    (result,) = control_pairs([read_training(run) for run in runs])
+    assert result.names == ("vim", "vim without scan")
+    assert result.difference.value == pytest.approx(3 / result.difference.n)
+    assert result.difference.p == pytest.approx(binomtest(3, 3, 0.5).pvalue)
+    assert "percentage points" in result.sentence
+    assert result.unit == "image"
 
 
 def test_both_reports_show_the_pair(pair):
     runs = [training.run for training in pair]
-    (found,) = control_pairs(pair)
+    (result,) = control_pairs(pair)
     report = zoo_text(Zoo(pair))
     cells = line_of(report[report.index("## With and without") :], "`ulvm_v5`")
     assert cells[1] == "`ulvm_v5 without scan`"
     assert cells[6:] == ["0.008", "703,885", "685,389", "1.00 x", "ulvm_v5 ahead"]
     comparison = read_comparison(runs)
     assert comparison.labels == ["ulvm_v5", "ulvm_v5 without scan"]
-    assert found.sentence.replace("`", "") in comparison_text(comparison)
+    assert result.sentence.replace("`", "") in comparison_text(comparison)
     assert "## With and without Mamba" in comparison_page(comparison, "robust compare")
     (control,) = json.loads(comparison.as_json())["controls"]
-    assert control["sentence"] == found.sentence
+    assert control["sentence"] == result.sentence
     assert control["parameters_apart"] == 18_496
 
 

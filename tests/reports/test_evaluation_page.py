@@ -62,9 +62,9 @@ def test_the_page_of_segmenters(tmp_path: Path) -> None:
 
 
 def test_top1_stands_with_its_interval_and_the_best_is_bold(tmp_path: Path) -> None:
-    found = findings(tmp_path)
-    first, second = (found.of_model(name).iloc[2] for name in "ab")
-    assert line_of(section(evaluation_text(found), "Top-1 accuracy in"), "`affine`") == [
+    result = findings(tmp_path)
+    first, second = (result.of_model(name).iloc[2] for name in "ab")
+    assert line_of(section(evaluation_text(result), "Top-1 accuracy in"), "`affine`") == [
         "`affine`",
         f"**{100 * first['top1']:.1f}** "
         f"({100 * first['top1_low']:.1f}{DASH}{100 * first['top1_high']:.1f})",
@@ -74,9 +74,9 @@ def test_top1_stands_with_its_interval_and_the_best_is_bold(tmp_path: Path) -> N
 
 
 def test_drop_stands_with_its_interval_and_retention(tmp_path: Path) -> None:
-    found = findings(tmp_path)
-    drops = section(evaluation_text(found), "Drop in")
-    row = found.of_model("b").iloc[2]
+    result = findings(tmp_path)
+    drops = section(evaluation_text(result), "Drop in")
+    row = result.of_model("b").iloc[2]
     assert line_of(drops, "`affine`")[2] == (
         f"{100 * row['drop']:.1f} ({100 * row['drop_low']:.1f} to {100 * row['drop_high']:.1f}); "
         f"{100 * row['retention']:.1f}"
@@ -85,24 +85,24 @@ def test_drop_stands_with_its_interval_and_retention(tmp_path: Path) -> None:
 
 
 def test_top5_has_its_table(tmp_path: Path) -> None:
-    found = findings(tmp_path)
-    top5 = section(evaluation_text(found), "Top-5")
-    row = found.of_model("a").iloc[5]
+    result = findings(tmp_path)
+    top5 = section(evaluation_text(result), "Top-5")
+    row = result.of_model("a").iloc[5]
     assert line_of(top5, "`additive_gaussian_noise, severity 5`")[1] == f"{100 * row['top5']:.1f}"
 
 
 def test_best_worst_clean_and_mean_of_each_model(tmp_path: Path) -> None:
-    found = findings(tmp_path)
-    rows = found.of_model("b")
-    whole = rows[(rows["transform"] != "identity") & (rows["severity"] == 0)]
-    ranked = whole.sort_values("top1")
+    result = findings(tmp_path)
+    rows = result.of_model("b")
+    selected = rows[(rows["transform"] != "identity") & (rows["severity"] == 0)]
+    ranked = selected.sort_values("top1")
     worst, best = ranked.iloc[0], ranked.iloc[-1]
-    assert line_of(section(evaluation_text(found), "Best and worst"), "`b`") == [
+    assert line_of(section(evaluation_text(result), "Best and worst"), "`b`") == [
         "`b`",
         f"`{best['transform']}` {100 * best['top1']:.1f}",
         f"`{worst['transform']}` {100 * worst['top1']:.1f}",
         f"{100 * rows['top1'].iloc[0]:.1f}",
-        f"{100 * whole['top1'].mean():.1f}",
+        f"{100 * selected['top1'].mean():.1f}",
     ]
 
 
@@ -122,9 +122,9 @@ def test_unfinished_cells_say_how_many_images_they_have(tmp_path: Path) -> None:
 
 
 def test_dice_and_iou_stand_with_their_intervals(tmp_path: Path) -> None:
-    found = mask_findings(tmp_path)
-    page = evaluation_text(found)
-    first, second = (found.of_model(name).iloc[2] for name in "ab")
+    result = mask_findings(tmp_path)
+    page = evaluation_text(result)
+    first, second = (result.of_model(name).iloc[2] for name in "ab")
     assert line_of(section(page, "### Dice"), "`affine`") == [
         "`affine`",
         f"**{first['dice']:.3f}** ({first['dice_low']:.3f}{DASH}{first['dice_high']:.3f})",
@@ -133,7 +133,7 @@ def test_dice_and_iou_stand_with_their_intervals(tmp_path: Path) -> None:
     assert line_of(section(page, "### IoU"), "`affine`")[2] == (
         f"{second['iou']:.3f} ({second['iou_low']:.3f}{DASH}{second['iou_high']:.3f})"
     )
-    row = found.of_model("b").iloc[3]
+    row = result.of_model("b").iloc[3]
     assert line_of(section(page, "Drop in dice"), "`crop`")[2] == (
         f"{row['drop']:.3f} ({row['drop_low']:.3f} to {row['drop_high']:.3f}); "
         f"{100 * row['retention']:.1f}"
@@ -142,11 +142,11 @@ def test_dice_and_iou_stand_with_their_intervals(tmp_path: Path) -> None:
 
 
 def test_of_roads_both_relaxed_numbers_stand_with_their_intervals(tmp_path: Path) -> None:
-    found = mask_findings(tmp_path, dataset={"tolerance": 3})
-    page = evaluation_text(found)
+    result = mask_findings(tmp_path, dataset={"tolerance": 3})
+    page = evaluation_text(result)
     relaxed = section(page, "Relaxed precision and recall, with")
     assert "within 3 pixels of a true one" in relaxed
-    row = found.of_model("b").iloc[2]
+    row = result.of_model("b").iloc[2]
     for part, name in (("precision:", "relaxed_precision"), ("recall:", "relaxed_recall")):
         assert line_of(relaxed.split(f"Relaxed {part}")[1], "`affine`")[2] == (
             f"{row[name]:.3f} ({row[f'{name}_low']:.3f}{DASH}{row[f'{name}_high']:.3f})"
@@ -155,10 +155,10 @@ def test_of_roads_both_relaxed_numbers_stand_with_their_intervals(tmp_path: Path
 
 
 def test_best_and_worst_are_by_dice(tmp_path: Path) -> None:
-    found = mask_findings(tmp_path)
-    rows = found.of_model("a")
+    result = mask_findings(tmp_path)
+    rows = result.of_model("a")
     ranked = rows[rows["transform"] != "identity"].sort_values("dice")
-    assert line_of(section(evaluation_text(found), "Best and worst"), "`a`")[1:4] == [
+    assert line_of(section(evaluation_text(result), "Best and worst"), "`a`")[1:4] == [
         f"`{ranked.iloc[-1]['transform']}` {ranked.iloc[-1]['dice']:.3f}",
         f"`{ranked.iloc[0]['transform']}` {ranked.iloc[0]['dice']:.3f}",
         f"{rows.iloc[0]['dice']:.3f}",
@@ -166,14 +166,14 @@ def test_best_and_worst_are_by_dice(tmp_path: Path) -> None:
 
 
 def test_the_details_of_a_transform_stand_together(tmp_path: Path) -> None:
-    found = mask_findings(tmp_path)
-    details = section(evaluation_text(found), "Single images")
+    result = mask_findings(tmp_path)
+    details = section(evaluation_text(result), "Single images")
     lines = [line for line in details.splitlines() if line.startswith("| `")]
     assert [line.split("|")[1].strip() for line in lines[:4]] == ["`identity`"] * 2 + [
         "`additive_gaussian_noise`"
     ] * 2
     assert [line.split("|")[2].strip() for line in lines[:4]] == ["`a`", "`b`"] * 2
-    row = found.of_model("b").iloc[1]
+    row = result.of_model("b").iloc[1]
     cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
     assert cells[2] == f"{row['dice_image']:.3f}"
     assert cells[3] == f"{row['dice_image_low']:.3f}{DASH}{row['dice_image_high']:.3f}"
@@ -248,13 +248,13 @@ def test_nothing_is_bold_for_one_model(tmp_path: Path) -> None:
 
 
 def test_the_pages_of_segmenters_in_other_states(tmp_path: Path) -> None:
-    whole = MaskPreprocessingRecord(window=0, channels="bgr", threshold=0.62246, overlap=0.25)
+    ours = MaskPreprocessingRecord(window=0, channels="bgr", threshold=0.62246, overlap=0.25)
     channel = Channel(scheme="zscore")
     peer = MaskPreprocessingRecord(
         window=64, channels="rgb", threshold=0.5, overlap=0.5,
         nnunet=NnUNetInference(channels=(channel, channel), mirror_axes=(0, 1)),
     )  # fmt: skip
-    models = (segmenter("a", preprocessing=whole), segmenter("b", preprocessing=peer))
+    models = (segmenter("a", ours=ours), segmenter("b", ours=peer))
     part = {"images_available": 194, "subset": "test part of `ulvm_v5`"}
     states: dict[str, dict[str, object]] = {
         "a demonstration set": {"dataset": {"demonstration": True}},
@@ -294,12 +294,12 @@ def test_a_run_without_scales_has_no_such_section(tmp_path: Path) -> None:
 
 
 def test_breaking_points_are_the_first_severity_below_half(tmp_path: Path) -> None:
-    found = severities(tmp_path, imagenet_c()[:10])
-    page = evaluation_text(found)
+    result = severities(tmp_path, imagenet_c()[:10])
+    page = evaluation_text(result)
     for name in ("c_gaussian_noise", "c_shot_noise"):
         expected = []
         for entry in "ab":
-            rows = found.of_model(entry)
+            rows = result.of_model(entry)
             clean = rows["top1"].iloc[0]
             steps = rows[rows["transform"] == name]
             below = steps.loc[steps["top1"] < clean / 2, "severity"]
@@ -313,15 +313,15 @@ def test_a_model_without_its_cells_leaves_a_gap_and_moves_nobody(tmp_path: Path)
     for file in tmp_path.glob("predictions/model=a/transform=c_*/severity=*/*.parquet"):
         file.unlink()
     points = section(evaluation_text(read_findings(tmp_path)), "Breaking points")
-    gap, there = line_of(points, "`c_gaussian_noise`")[1:]
+    gap, original = line_of(points, "`c_gaussian_noise`")[1:]
     assert gap == DASH
-    assert there != gap
+    assert original != gap
 
 
 def test_corruption_errors_follow_when_the_benchmark_is_complete(tmp_path: Path) -> None:
-    found = severities(tmp_path, imagenet_c(), images=10)
-    page = section(evaluation_text(found), "corruption errors")
-    first, second = found.corruption_errors
+    result = severities(tmp_path, imagenet_c(), images=10)
+    page = section(evaluation_text(result), "corruption errors")
+    first, second = result.corruption_errors
     assert line_of(page, "mCE")[1:] == [f"{100 * first.mce:.1f}", f"{100 * second.mce:.1f}"]
     assert line_of(page, "relative")[1] == f"{100 * first.relative_mce:.1f}"
     assert line_of(page, "`fog`")[2] == f"{100 * second.by_corruption['fog']:.1f}"
@@ -329,9 +329,9 @@ def test_corruption_errors_follow_when_the_benchmark_is_complete(tmp_path: Path)
 
 def test_segmenters_break_where_less_than_half_of_their_dice_is_left(tmp_path: Path) -> None:
     cells = (IDENTITY, *(cell for step in (1, 2, 5) for cell in paper21(step)[:1]))
-    found = mask_findings(tmp_path, transforms=cells, models=TWO[:1])
-    points = section(evaluation_text(found), "Dice over severity")
-    rows = found.table
+    result = mask_findings(tmp_path, transforms=cells, models=TWO[:1])
+    points = section(evaluation_text(result), "Dice over severity")
+    rows = result.table
     below = rows.loc[rows["dice"] < rows["dice"].iloc[0] / 2, "severity"]
     assert line_of(points, "`additive_gaussian_noise`")[1] == str(below.min())
 
@@ -365,13 +365,13 @@ def session(use: DeviceUse | None) -> Session:
 
 
 def test_speed_per_model_and_what_the_device_did(tmp_path: Path) -> None:
-    found = findings(tmp_path, transforms=(IDENTITY,))
+    result = findings(tmp_path, transforms=(IDENTITY,))
     (tmp_path / "sessions" / "00000000.json").unlink()
     assert "No timings were recorded." in evaluation_text(read_findings(tmp_path))
     use = DeviceUse(peak_memory_bytes=3 * 2**30, utilisation_percent=87.25, energy_joules=7200)
     write_session(tmp_path, "a", session(use))
-    found = read_findings(tmp_path)
-    speed = section(evaluation_text(found), "Speed")
+    result = read_findings(tmp_path)
+    speed = section(evaluation_text(result), "Speed")
     assert line_of(speed, "`a`")[1:] == ["125.0", "5,000", "40.0"]
     assert line_of(speed, "`b`")[1:] == [DASH, "0", "0.0"]
     for fact in (

@@ -82,14 +82,14 @@ def test_a_line_holds_what_a_mode_gave_and_cost(tmp_path: Path) -> None:
     table = finetuning_results(found)
     assert list(table.columns) == list(SEGMENTER_MODE_COLUMNS)
     assert table["mode"].tolist() == ["scratch", "full", "freeze"]
-    row, one = table.iloc[2], against_full(found, "freeze")
-    assert one is not None
+    row, first = table.iloc[2], against_full(found, "freeze")
+    assert first is not None
     assert (row["n"], row["groups"]) == (8, 8)
     assert (row["trainable"], row["frozen"]) == (TOTAL - HELD, HELD)
     assert (row["optimizer_bytes"], row["iterations_measured"]) == (4 * (TOTAL - HELD), 50)
     assert row["iterations_per_second"] == pytest.approx(1 / row["seconds_per_iteration"])
-    assert (row["dice_minus_full"], row["dice_minus_full_p"]) == (one.dice, one.p)
-    assert (row["dice_minus_full_low"], row["dice_minus_full_high"]) == (one.low, one.high)
+    assert (row["dice_minus_full"], row["dice_minus_full_p"]) == (first.dice, first.p)
+    assert (row["dice_minus_full_low"], row["dice_minus_full_high"]) == (first.low, first.high)
     assert row["dice_low"] < row["dice"] < row["dice_high"]
     assert row["baseline_dice"] < row["dice"]
     assert row["training_seconds"] == pytest.approx(6 * 4 * 0.24 / 0.25)
@@ -130,17 +130,17 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> FinetuningFindings:
 
 
 def test_freezing_is_compared_with_full_on_the_same_images(found: FinetuningFindings) -> None:
-    one, freeze, full = against_full(found, "freeze"), found.of("freeze"), found.of("full")
-    assert one is not None
+    first, freeze, full = against_full(found, "freeze"), found.of("freeze"), found.of("full")
+    assert first is not None
     assert freeze is not None
     assert freeze.training.test is not None
     assert full is not None
     assert full.training.test is not None
     gained = dice(freeze.training.test.rows) - dice(full.training.test.rows)
-    assert one.dice == pytest.approx(gained.mean()), "every image is its own group"
-    assert one.low is not None
-    assert one.high is not None
-    assert one.low < one.dice < one.high < 0
+    assert first.dice == pytest.approx(gained.mean()), "every image is its own group"
+    assert first.low is not None
+    assert first.high is not None
+    assert first.low < first.dice < first.high < 0
     assert against_full(found, "full") is None
     assert against_full(found, "lora") is None
 

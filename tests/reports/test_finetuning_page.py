@@ -64,10 +64,10 @@ LARGE = ((f"{MAMBA}D", (64,), True, 2e-5), (f"{MAMBA}A_log", (64, 16), True, 4e-
 
 
 def test_the_pages_of_other_states(tmp_path: Path) -> None:
-    one = ("full",)
+    item = ("full",)
     states = {
         "no mode has begun, nothing is decided": FinetunePlan(
-            modes=one, waiting=one, profiled=0, decided=False
+            modes=item, waiting=item, profiled=0, decided=False
         ),
         "the mode freeze is not measured": FinetunePlan(unmeasured=("freeze",)),
         "data with a tolerance, a mode is not measured": replace(ROADS, unmeasured=("scratch",)),
@@ -154,9 +154,9 @@ def drawn_by(
         monkeypatch.setattr(
             finetuning_page,
             f"draw_{name}",
-            lambda *given, name=name: calls.update({name: given}),
+            lambda *arguments, name=name: calls.update({name: arguments}),
         )
-    monkeypatch.setattr(finetuning_page, "case_figures", lambda *given: ())
+    monkeypatch.setattr(finetuning_page, "case_figures", lambda *arguments: ())
     draw_finetuning_gallery(read_finetuning(build_finetuning(run, plan)))
     return calls
 

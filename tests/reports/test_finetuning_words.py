@@ -46,7 +46,7 @@ def said(found: FinetuningFindings) -> str:
         "0.240 s against 0.250 s, medians of 50 and 60 iterations.",
         "The optimizer kept 0.796 MB against 0.800 MB; the peak of memory was 699 MiB after the "
         "freeze against 700 MiB.",
-        "Each mode was trained once: what another seed would give is in none of the intervals.",
+        "Each mode was trained once, so no interval includes the variation between seeds.",
         "By count, freezing leaves out 2.00 % of the convolutions",
         "0.54 % of the optimizer's memory",
     ],
@@ -102,9 +102,9 @@ def test_the_interval_decides_what_may_be_said(
     p: float,
     words: str,
 ) -> None:
-    one = MaskDifference(8, 8, (low + high) / 2, low, high, p, 2 / 2**8)
+    difference = MaskDifference(8, 8, (low + high) / 2, low, high, p, 2 / 2**8)
     monkeypatch.setattr(
-        finetuning_words, "against_full", lambda _, mode: one if mode == "freeze" else None
+        finetuning_words, "against_full", lambda _, mode: difference if mode == "freeze" else None
     )
     assert words in said(found)
 
@@ -112,8 +112,8 @@ def test_the_interval_decides_what_may_be_said(
 def test_too_few_groups_for_a_small_p_are_named(
     found: FinetuningFindings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = MaskDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125)
-    monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: one)
+    difference = MaskDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125)
+    monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: difference)
     assert (
         "p = 0.12 (4 images cannot give a p below 0.12)). The interval leaves out 0, but the test "
         "cannot come to p = 0.05 with so few: whether there is a difference is not settled."
@@ -125,13 +125,17 @@ def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
     reference = pd.DataFrame(
         {"image_id": range(40), "target": 1, "prediction": [1] * 21 + [0] * 19}
     )
-    own = reference.assign(prediction=[0] + [1] * 27 + [0] * 12)
-    one = class_difference(reference, own)
-    assert one is not None
-    assert one.low > 0
-    assert one.p == pytest.approx(0.0703125)
+    frozen = reference.assign(prediction=[0] + [1] * 27 + [0] * 12)
+    gap = class_difference(reference, frozen)
+    assert gap is not None
+    assert gap.low > 0
+    assert gap.p == pytest.approx(0.0703125)
     words = finetuning_words._conclusion(
-        one.value, (one.low, one.high), one.p, one.smallest_p, SCORINGS["cls"]
+        gap.value,
+        (gap.low, gap.high),
+        gap.p,
+        gap.smallest_p,
+        SCORINGS["cls"],
     )
     assert words == (
         "The interval leaves out 0, while p is above 0.05. The interval is an approximation and "
@@ -143,8 +147,8 @@ def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
 def test_a_single_group_gets_no_test(
     found: FinetuningFindings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = MaskDifference(12, 1, -0.1, None, None, None, 1.0)
-    monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: one)
+    difference = MaskDifference(12, 1, -0.1, None, None, None, 1.0)
+    monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: difference)
     assert "-0.100; from one image nothing can be said about others." in said(found)
 
 
@@ -204,7 +208,7 @@ def test_of_roads_the_relaxed_numbers_of_each_measured_mode_are_told(
     assert full.training.test is not None
     line = full.training.test.numbers
     start = "Relaxed precision and recall (3 pixels, pixels of all images pooled): full "
-    words = next(one for one in said(roads).splitlines() if one.startswith(start))
+    words = next(single for single in said(roads).splitlines() if single.startswith(start))
     assert words.startswith(f"{start}{line['relaxed_precision']:.3f} (")
     assert f" and {line['relaxed_recall']:.3f} (" in words
     assert ", freeze 0." in words

@@ -27,9 +27,9 @@ from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
-    found: list[Case] = []
-    monkeypatch.setattr(gallery, "draw_panels", lambda shown, path: found.extend(shown))
-    return found
+    result: list[Case] = []
+    monkeypatch.setattr(gallery, "draw_panels", lambda shown, path: result.extend(shown))
+    return result
 
 
 def test_each_panel_is_a_case_with_its_rank_dice_and_id(tmp_path: Path, drawn: list[Case]) -> None:

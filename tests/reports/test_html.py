@@ -75,10 +75,10 @@ def test_a_page_stays_below_its_size_and_names_what_is_left_out(
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (100, 100, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
-    whole = len(to_html(FIGURE, tmp_path))
-    monkeypatch.setattr(html, "MOST_BYTES", whole - 5000)
+    full = len(to_html(FIGURE, tmp_path))
+    monkeypatch.setattr(html, "MOST_BYTES", full - 5000)
     page = to_html(FIGURE, tmp_path)
-    assert len(page) < whole - 5000
+    assert len(page) < full - 5000
     assert "Left out of this file for its size" in page
     assert "<code>a.png</code>" in page
 

@@ -40,9 +40,9 @@ def test_a_new_card_holds_every_number_with_its_interval(export: RunExport, tmp_
     table = export.table.set_index(["transform", "severity"])
     assert len(results) == 2 * len(table)  # top-1 and top-5
     noisy = next(
-        one
-        for one in results
-        if one.dataset_config == "c_gaussian_noise, severity 3" and one.metric_name == "top-1"
+        result
+        for result in results
+        if result.dataset_config == "c_gaussian_noise, severity 3" and result.metric_name == "top-1"
     )
     row = table.loc[("c_gaussian_noise", 3)]
     assert noisy.metric_value == pytest.approx(row["top1"], abs=1e-6)
@@ -148,7 +148,7 @@ def test_trainings_and_modes_of_finetunings(tmp_path: Path) -> None:
     training = read_run_export(build_training(tmp_path / "train"))
     write_card(training, CardConfig(tmp_path / "a"))
     results = ModelCard.load(tmp_path / "a" / "README.md").data.eval_results
-    dice = next(one for one in results if one.metric_type == "dice")
+    dice = next(result for result in results if result.metric_type == "dice")
     assert dice.metric_value == pytest.approx(training.table["dice"][0], abs=1e-6)
     assert dice.task_type == "image-segmentation"
     finetuning = read_run_export(build_finetuning(tmp_path / "ft"))

@@ -69,6 +69,6 @@ def test_infinity_never_reaches_a_file(numbers: pd.DataFrame) -> None:
 
 
 def test_every_column_of_classifiers_is_documented() -> None:
-    told = FORMATS.read_text(encoding="utf-8")
+    text = FORMATS.read_text(encoding="utf-8")
     for name in (*CLASSIFIER_COLUMNS, *columns(SCORINGS["cls"])):
-        assert f"`{name}`" in told, name
+        assert f"`{name}`" in text, name

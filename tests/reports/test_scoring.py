@@ -48,7 +48,7 @@ def test_a_line_of_a_sweep_has_the_precision_of_its_images() -> None:
 
 
 def test_no_column_of_a_classifier_is_about_masks() -> None:
-    told = " ".join((*columns(TOP1), *TOP1.validation.metrics, TOP1.score_note, TOP1.few_words))
-    assert "dice" not in told.lower()
-    assert "iou" not in told
+    text = " ".join((*columns(TOP1), *TOP1.validation.metrics, TOP1.score_note, TOP1.few_words))
+    assert "dice" not in text.lower()
+    assert "iou" not in text
     assert "top1_minus_full" in columns(TOP1)

@@ -191,7 +191,7 @@ def drawn(
     calls: dict[str, tuple[object, ...]] = {}
     for name in ("draw_seed_courses", "draw_seed_scores"):
         monkeypatch.setattr(
-            seeds_page, name, lambda *given, name=name: calls.__setitem__(name, given)
+            seeds_page, name, lambda *arguments, name=name: calls.__setitem__(name, arguments)
         )
     draw_seeds_gallery(findings)
     return calls
@@ -224,13 +224,13 @@ def test_everything_is_rendered_without_the_data(masks: Path, tmp_path: Path) ->
     assert {p.name for p in (run / "figures").iterdir()} == {"seed_courses.png", "seed_scores.png"}
     rows = json.loads((run / "results.json").read_text())
     assert [row["level"] for row in rows] == ["seed"] * 2 + ["mean"]
-    own = [run / f"seed-{seed}" / "report.html" for seed in (0, 1)]
-    before = [path.read_bytes() for path in (report, html, *own)]
-    times = [path.stat().st_mtime_ns for path in own]
+    pages = [run / f"seed-{seed}" / "report.html" for seed in (0, 1)]
+    before = [path.read_bytes() for path in (report, html, *pages)]
+    times = [path.stat().st_mtime_ns for path in pages]
     TRAINING.update(run / "seed-1", energy_joules=7200.0)
     render(run)
-    assert [path.read_bytes() for path in (report, html, own[0])] == before[:3]
-    assert (own[0].stat().st_mtime_ns, own[1].read_bytes() == before[3]) == (times[0], False)
+    assert [path.read_bytes() for path in (report, html, pages[0])] == before[:3]
+    assert (pages[0].stat().st_mtime_ns, pages[1].read_bytes() == before[3]) == (times[0], False)
 
 
 def test_other_formats_say_the_same(masks: Path) -> None:

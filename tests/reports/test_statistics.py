@@ -50,8 +50,8 @@ def run_of(
     EVALUATION.write(run, made_up_record(plan))
     ids = ids or [f"photos/{n:04}.jpg" for n in range(len(targets))]
     for name, of_model in answers.items():
-        for transform, given in zip(cells, of_model, strict=True):
-            rows = [_row(i, t, p) for i, t, p in zip(ids, targets, given, strict=True)]
+        for transform, values in zip(cells, of_model, strict=True):
+            rows = [_row(i, t, p) for i, t, p in zip(ids, targets, values, strict=True)]
             path = Store(run).prediction_path(name, Cell(transform.name, transform.severity), 0)
             write_rows(path, rows, PREDICTION_SCHEMA)
     return run
@@ -276,9 +276,9 @@ def test_the_hardest_photos_are_those_with_the_most_wrong_answers(tmp_path: Path
 def test_photos_come_from_the_data_of_the_run_alone(tmp_path: Path) -> None:
     run = photo_run(tmp_path)
     dataset, ids = read_findings(run).record.dataset, [f"{n}.png" for n in range(6)]
-    found = images_of(dataset, ids, ["5.png"])
-    assert not isinstance(found, str)
-    assert found["5.png"][0, 0].tolist() == [200, 0, 0]
+    images = images_of(dataset, ids, ["5.png"])
+    assert not isinstance(images, str)
+    assert images["5.png"][0, 0].tolist() == [200, 0, 0]
     Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "photos/0.png")
     assert "no longer those of the run" in str(images_of(dataset, ids, ["5.png"]))
     (tmp_path / "photos/0.png").unlink()

@@ -79,7 +79,10 @@ def test_mlflow(
     assert client.get_experiment(run.info.experiment_id).name == "study"
     assert run.data.params == export.parameters
     assert run.data.metrics == export.metrics
-    assert {one.path for one in client.list_artifacts(sent.run_id)} >= {"report.md", "figures"}
+    assert {file.path for file in client.list_artifacts(sent.run_id)} >= {
+        "report.md",
+        "figures",
+    }
     copied = Path(client.download_artifacts(sent.run_id, "results.csv", str(tmp_path)))
     pd.testing.assert_frame_equal(pd.read_csv(copied), export.table)
 
@@ -107,7 +110,7 @@ def test_mlflow_gets_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     client = mlflow.MlflowClient(tracking_uri=uri)
     history = client.get_metric_history(sent.run_id, "epoch/train_loss")
     losses = pd.read_csv(tmp_path / "train" / "metrics.csv").set_index("epoch")["train_loss"]
-    assert {one.step: one.value for one in history} == pytest.approx(dict(losses))
+    assert {item.step: item.value for item in history} == pytest.approx(dict(losses))
     assert len(history) == len(losses)
 
 
@@ -199,12 +202,12 @@ def test_trackio(export: RunExport, tmp_path: Path) -> None:
         [*command, str(tmp_path / "store")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["states"] == ["created", "unchanged", "updated"]
-    assert told["runs"] == ["run"]
-    assert told["config"] == read_run_export(more).parameters | {"run": "run"}
-    assert told["metrics"] == pytest.approx(read_run_export(more).metrics)
-    assert told["steps"] == 1
+    text = json.loads(done.stdout.splitlines()[-1])
+    assert text["states"] == ["created", "unchanged", "updated"]
+    assert text["runs"] == ["run"]
+    assert text["config"] == read_run_export(more).parameters | {"run": "run"}
+    assert text["metrics"] == pytest.approx(read_run_export(more).metrics)
+    assert text["steps"] == 1
 
 
 _TRACKIO = """

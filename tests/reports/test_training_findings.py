@@ -47,8 +47,8 @@ def test_everything_that_a_finished_training_left_is_read(tmp_path: Path) -> Non
 def test_a_training_that_has_not_begun_lacks_the_rest(tmp_path: Path) -> None:
     training = read_training(build_training(tmp_path, TrainPlan(measured=False, finished=0)))
     assert list(training.metrics.columns) == list(METRICS)
-    found = (training.seconds, training.test, training.baseline, training.paper)
-    assert found == (None, None, None, None)
+    result = (training.seconds, training.test, training.baseline, training.paper)
+    assert result == (None, None, None, None)
     assert (training.epochs, training.weights_bytes, training.is_partial) == (0, None, True)
 
 
@@ -169,17 +169,17 @@ def test_the_papers_statistic_is_the_mean_over_batches(paper: TrainingFindings) 
         if size:
             dice.append(2 * part["intersection"].sum() / size)
         iou.append(part["overlap"].sum() / part["union"].sum() if part["union"].sum() else 0.0)
-    found = pooled(paper)
-    assert found is not None
-    assert (found.batches, found.undefined, found.batch) == (3, 1, 16)
-    assert found.score.dice == pytest.approx(np.mean(dice))
-    assert found.score.iou == pytest.approx(np.mean(iou))
+    scores = pooled(paper)
+    assert scores is not None
+    assert (scores.batches, scores.undefined, scores.batch) == (3, 1, 16)
+    assert scores.score.dice == pytest.approx(np.mean(dice))
+    assert scores.score.iou == pytest.approx(np.mean(iou))
 
 
 def test_its_interval_is_over_batches(paper: TrainingFindings) -> None:
-    found = pooled(paper)
-    assert found is not None
-    low, mean, high = found.score.iou_low, found.score.iou, found.score.iou_high
+    scores = pooled(paper)
+    assert scores is not None
+    low, mean, high = scores.score.iou_low, scores.score.iou, scores.score.iou_high
     assert low is not None
     assert mean is not None
     assert high is not None
@@ -189,9 +189,9 @@ def test_its_interval_is_over_batches(paper: TrainingFindings) -> None:
 
 
 def test_the_headline_is_that_of_the_protocol(tmp_path: Path, paper: TrainingFindings) -> None:
-    found = pooled(paper)
-    assert found is not None
-    assert headline(paper) == found.score
+    scores = pooled(paper)
+    assert scores is not None
+    assert headline(paper) == scores.score
     patient = read_training(build_training(tmp_path / "b"))
     assert patient.test is not None
     assert headline(patient) == group_score(patient.test.numbers)
@@ -227,13 +227,13 @@ needs_golden = pytest.mark.skipif(not GOLDEN.is_file(), reason="needs ../shared"
 
 
 def golden() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path(GOLDEN).read_text())
-    return found
+    result: dict[str, Any] = json.loads(Path(GOLDEN).read_text())
+    return result
 
 
-def rows(said: Tensor, target: Tensor) -> pd.DataFrame:
-    ids = [f"{i}" for i in range(len(said))]
-    return pd.DataFrame(list(paper_rows_paper_scores(ids, said, target)))
+def rows(predicted: Tensor, target: Tensor) -> pd.DataFrame:
+    ids = [f"{i}" for i in range(len(predicted))]
+    return pd.DataFrame(list(paper_rows_paper_scores(ids, predicted, target)))
 
 
 @needs_golden
@@ -265,10 +265,10 @@ def test_batches_of_one_and_of_three_and_one() -> None:
 @needs_golden
 def test_a_soft_mask_counts_softly_for_dice_and_whole_for_iou() -> None:
     logits, target = fixed()
-    found = paper_scores(rows(logits >= 0.5, 0.7 * target), 4)
+    scores = paper_scores(rows(logits >= 0.5, 0.7 * target), 4)
     key = "(logit>=0.5, 0.7*target)"
-    assert found.dice == pytest.approx(golden()[f"dice_softmask{key}"], abs=1e-6)
-    assert found.iou == pytest.approx(golden()[f"iou_softmask{key}"], abs=1e-6)
+    assert scores.dice == pytest.approx(golden()[f"dice_softmask{key}"], abs=1e-6)
+    assert scores.iou == pytest.approx(golden()[f"iou_softmask{key}"], abs=1e-6)
 
 
 def test_a_batch_without_anything_has_no_dice_and_an_iou_of_zero() -> None:

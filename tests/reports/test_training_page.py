@@ -222,8 +222,8 @@ def test_points_are_the_published_dice_and_the_own_one(
     assert training.test is not None
     assert training.baseline is not None
     line = training.test.numbers
-    (own,) = [point for point in points if point.measured]
-    assert astuple(own) == (
+    (custom,) = [point for point in points if point.measured]
+    assert astuple(custom) == (
         *("ulvm_v5", "ulvm_v5", 703_885, line["dice"], True, line["dice_low"], line["dice_high"]),
     )
     assert [level.dice for level in levels] == [training.baseline.numbers["dice"]]
@@ -242,8 +242,8 @@ def test_dots_are_the_dice_of_pooled_groups(
     expected = []
     for group in sorted(training.test.rows["group"].unique()):
         part = training.test.rows[training.test.rows["group"] == group]
-        whole = 2 * part["tp"].sum() + part["fp"].sum() + part["fn"].sum()
-        expected.append(2 * part["tp"].sum() / whole)
+        full = 2 * part["tp"].sum() + part["fp"].sum() + part["fn"].sum()
+        expected.append(2 * part["tp"].sum() / full)
     np.testing.assert_allclose(drawn[0].values, expected)
     assert drawn[0].mean == pytest.approx(np.mean(expected))
     assert [strip.name for strip in drawn] == ["ulvm_v5", "otsu"]

@@ -161,7 +161,7 @@ def test_trainings_that_differ_alike_from_the_published_ones_are_told_together(
     lines = remarks(trained(tmp_path, *plans))
     assert lines[1] == (
         "- `unet`, `ulvm`: another experiment than the published one (protocol patient instead of "
-        "paper; 12 epochs instead of 100), so the difference says nothing of the network alone."
+        "paper; 12 epochs instead of 100), so the difference does not measure the network alone."
     )
     assert lines[2].startswith("- `ulvm_v5`: the published experiment, but for seeds")
     assert not any("vmunet" in line for line in lines)

@@ -61,8 +61,8 @@ def classifier() -> Classifier:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return LOGITS[(images[:, 0, 0, 0] * 255).round().long()]
 
-    own = Preprocessing(None, 1, "nearest", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Classifier(Network().eval(), own, SimpleNamespace(name="fixed"))
+    preprocessing = Preprocessing(None, 1, "nearest", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return Classifier(Network().eval(), preprocessing, SimpleNamespace(name="fixed"))
 
 
 IMAGES = torch.tensor([0, 1], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 1, 1)

@@ -39,17 +39,17 @@ class Heard:
         self.lines.append(text)
 
 
-def chosen(index=INDEX, wanted="auto", trainings=(RUN,)):
+def chosen(index=INDEX, part="auto", trainings=(RUN,)):
     """The ids, the split and what was said."""
     heard = Heard()
-    part = choose_part(index, wanted, trainings, heard)
+    part = choose_part(index, part, trainings, heard)
     return [pair.image_id for pair in part.dataset.samples], part.split, heard.lines
 
 
 def test_a_model_is_tested_on_what_it_has_not_seen_and_says_so():
-    ids, split, said = chosen()
+    ids, split, message = chosen()
     assert (ids, split) == (["8.png", "9.png"], "test")
-    assert said == [
+    assert message == [
         "`run` was trained on this data: only the 2 of 10 images that were held out for testing "
         "are used (`--split all` takes all)."
     ]
@@ -77,35 +77,35 @@ def test_several_models_are_tested_on_what_none_has_seen():
 
 
 def test_all_takes_all_and_says_that_it_flatters():
-    ids, split, said = chosen(wanted="all")
+    ids, split, message = chosen(part="all")
     assert (ids, split) == (IDS, "all")
-    assert said == ["`run` was trained on some of these images: the numbers flatter it."]
+    assert message == ["`run` was trained on some of these images: the numbers flatter it."]
 
 
 def test_a_part_can_be_named():
-    assert chosen(wanted="val") == (["6.png", "7.png"], "val", [])
-    given = replace(INDEX, samples=tuple(pair(name, PARTS[name]) for name in IDS))
-    assert chosen(given, "val", ())[0] == ["6.png", "7.png"], "the data's own"
-    assert chosen(given, "auto", ())[1] == "all"
+    assert chosen(part="val") == (["6.png", "7.png"], "val", [])
+    index = replace(INDEX, samples=tuple(pair(name, PARTS[name]) for name in IDS))
+    assert chosen(index, "val", ())[0] == ["6.png", "7.png"], "the data's own"
+    assert chosen(index, "auto", ())[1] == "all"
     swapped = replace(RUN, parts=dict.fromkeys(IDS, "val"))
-    assert chosen(given, "val", (swapped,))[0] == IDS, "the training's goes before"
+    assert chosen(index, "val", (swapped,))[0] == IDS, "the training's goes before"
 
 
 def test_a_part_that_nothing_tells_is_an_error():
     with pytest.raises(UsageError, match="The data is not split, and no model was trained on it"):
-        chosen(wanted="test", trainings=())
-    given = replace(INDEX, samples=tuple(pair(name, "train") for name in IDS))
+        chosen(part="test", trainings=())
+    index = replace(INDEX, samples=tuple(pair(name, "train") for name in IDS))
     with pytest.raises(
         UsageError, match=r"`--split test` finds no images in `cells`\.\nThe data has train\."
     ):
-        chosen(given, "test", ())
+        chosen(index, "test", ())
 
 
 def test_weights_that_do_not_tell_what_they_saw_are_not_trusted():
     bare = TrainingData("mine.safetensors", INDEX.digest, {})
     with pytest.raises(UsageError, match=r"Which images `mine\.safetensors` has not seen"):
         chosen(trainings=(bare,))
-    assert chosen(wanted="all", trainings=(bare,))[0] == IDS
+    assert chosen(part="all", trainings=(bare,))[0] == IDS
 
 
 @pytest.fixture
@@ -120,33 +120,33 @@ def test_a_run_tells_its_data_and_its_parts(index, tmp_path):
         ModelRequest("ulvm_v2", weights=run),
         ModelRequest("ulvm_v2", weights=run / "weights.safetensors"),
     ):
-        told = training_data(request)
-        assert told.digest == index.digest
-        assert set(told.parts.values()) == {"train", "val", "test"}
-        assert told.overlaps(index)
+        training = training_data(request)
+        assert training.digest == index.digest
+        assert set(training.parts.values()) == {"train", "val", "test"}
+        assert training.overlaps(index)
 
 
 def test_weights_that_left_their_run_still_name_the_data(index, tmp_path):
     run = make_training(tmp_path / "run", index)
     file = (run / "weights.safetensors").rename(tmp_path / "mine.safetensors")
-    told = training_data(ModelRequest("ulvm_v2", weights=file))
-    assert (told.digest, dict(told.parts)) == (index.digest, {})
-    assert told.overlaps(index)
+    training = training_data(ModelRequest("ulvm_v2", weights=file))
+    assert (training.digest, dict(training.parts)) == (index.digest, {})
+    assert training.overlaps(index)
 
 
 def test_another_name_of_the_folder_changes_nothing(index, tmp_path):
-    told = training_data(ModelRequest(str(make_training(tmp_path / "run", index))))
+    training = training_data(ModelRequest(str(make_training(tmp_path / "run", index))))
     renamed = pairs_in(tmp_path / "elsewhere" / "other name")
     assert renamed.location != index.location
-    assert told.overlaps(renamed)
+    assert training.overlaps(renamed)
 
 
 def test_a_part_of_the_data_overlaps_and_other_data_does_not(index, tmp_path):
-    told = training_data(ModelRequest(str(make_training(tmp_path / "run", index))))
+    training = training_data(ModelRequest(str(make_training(tmp_path / "run", index))))
     some = index.part(frozenset(pair.image_id for pair in index.samples[:2]), "two")
     assert some.digest != index.digest
-    assert told.overlaps(some)
-    assert not told.overlaps(index.part(frozenset(), "none"))
+    assert training.overlaps(some)
+    assert not training.overlaps(index.part(frozenset(), "none"))
 
 
 def test_nothing_is_told_by_other_files(index, tmp_path):
@@ -175,10 +175,10 @@ def test_files_of_the_same_name_are_told_apart_by_what_is_in_them(tmp_path):
     assert first.digest == second.digest, "the names alone are the same"
     photo = first.samples[0]
     seen = {photo.image_id: hashlib.sha256(photo.image.path.read_bytes()).hexdigest()}
-    told = TrainingData("run", first.digest, {photo.image_id: "train"}, seen)
-    assert told.overlaps(first)
-    assert not told.overlaps(second)
+    training = TrainingData("run", first.digest, {photo.image_id: "train"}, seen)
+    assert training.overlaps(first)
+    assert not training.overlaps(second)
     lacking = second.part(frozenset({second.samples[1].image_id}), "one image")
-    assert not told.overlaps(lacking)
+    assert not training.overlaps(lacking)
     unknown = TrainingData("run", None, {second.samples[1].image_id: "test"}, {"gone.png": "0"})
     assert unknown.overlaps(lacking), "no file can be compared: the names decide"

@@ -81,7 +81,7 @@ def rows(*dices: float, groups: str | None = None) -> pd.DataFrame:
             "group": list(groups or [f"g{n}" for n in range(len(dices))]),
             "tp": tp,
             "fp": 0,
-            "fn": [100 - found for found in tp],
+            "fn": [100 - hits for hits in tp],
         }
     )
 

@@ -234,10 +234,10 @@ def test_pixels_do_not_depend_on_workers_or_batches(index, tmp_path, workers, ba
     names = ("affine", "cutout", "crop")
     expected = by_cell(source(index, tmp_path, *names))
     other = source(index, tmp_path, *names, batch_size=batch_size)
-    found = by_cell(batch_stream(other, workers, pin=False))
-    assert found.keys() == expected.keys()
+    batches = by_cell(batch_stream(other, workers, pin=False))
+    assert batches.keys() == expected.keys()
     for key, pair in expected.items():
-        assert all(np.array_equal(a, b) for a, b in zip(found[key], pair, strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(batches[key], pair, strict=True))
 
 
 def test_every_pair_is_decoded_once(index, tmp_path, monkeypatch):
@@ -264,7 +264,7 @@ def test_an_unreadable_mask_leaves_its_image_out(tmp_path):
     manifest = make_pairs(tmp_path / "cells")
     (tmp_path / "cells" / "masks" / "bea-1.png").write_bytes(b"no picture")
     batches = list(source(open_dataset(str(manifest), MASKS), tmp_path, "identity"))
-    unreadable = [one for batch in batches for one in batch.unreadable]
+    unreadable = [item for batch in batches for item in batch.unreadable]
     assert [name for name, _ in unreadable] == ["images/bea-1.png"]
     assert "its mask" in unreadable[0][1]
 
@@ -307,12 +307,18 @@ def test_rows_are_the_models_answers_to_the_moved_pairs(cells, tmp_path):
             if name == "affine":
                 seed = image_seed(0, "affine", 0, pair.image_id)
                 image, truth = affine.apply_with_mask(image, truth, seed=seed, severity=0)
-            found = otsu.predict([image])[0]
+            mask = otsu.predict([image])[0]
             row = rows.loc[pair.image_id]
-            assert (row["tp"], row["fp"]) == ((found & truth).sum(), (found & ~truth).sum())
-            assert (row["fn"], row["tn"]) == ((~found & truth).sum(), (~found & ~truth).sum())
+            assert (row["tp"], row["fp"]) == (
+                (mask & truth).sum(),
+                (mask & ~truth).sum(),
+            )
+            assert (row["fn"], row["tn"]) == (
+                (~mask & truth).sum(),
+                (~mask & ~truth).sum(),
+            )
             assert row["group"] == pair.group
-            assert np.isnan(row["hd95"]) == (not truth.any() or not found.any())
+            assert np.isnan(row["hd95"]) == (not truth.any() or not mask.any())
 
 
 def test_roads_have_relaxed_numbers_and_other_data_have_not(cells, tmp_path):
@@ -450,8 +456,8 @@ def test_masks_are_read_as_in_the_training_unless_the_user_says_how(cells, tmp_p
     assert record.dataset.masks is not None
     assert (record.dataset.masks.foreground, record.dataset.masks.ignored) == (["128"], ["255"])
     heard.lines.clear()
-    own = replace(settings, out=tmp_path / "own", foreground="255")
-    record = read_record(run_evaluation(own, heard))
+    changed = replace(settings, out=tmp_path / "own", foreground="255")
+    record = read_record(run_evaluation(changed, heard))
     assert not any("as in the training" in line for line in heard.lines)
     assert record.dataset.masks is not None
     assert record.dataset.masks.ignored == []
@@ -594,50 +600,50 @@ def discs(seed: int, shape: tuple[int, int] = (48, 61)) -> np.ndarray:
 
 
 def of_monai(prediction: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    one, other = (torch.from_numpy(mask.copy())[None, None] for mask in (prediction, truth))
+    first, other = (torch.from_numpy(mask.copy())[None, None] for mask in (prediction, truth))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return (
-            float(compute_hausdorff_distance(one, other, include_background=True, percentile=95)),
-            float(compute_surface_dice(one, other, [2.0], include_background=True)),
+            float(compute_hausdorff_distance(first, other, include_background=True, percentile=95)),
+            float(compute_surface_dice(first, other, [2.0], include_background=True)),
         )
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_box_changes_nothing(seed):
     prediction, truth = discs(seed), discs(seed + 100)
-    found = surface_distance(prediction, truth)
-    assert (found.hd95, found.boundary_dice) == pytest.approx(of_monai(prediction, truth))
+    distance = surface_distance(prediction, truth)
+    assert (distance.hd95, distance.boundary_dice) == pytest.approx(of_monai(prediction, truth))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_nor_does_it_for_noise_and_whole_images(seed):
     prediction = np.random.default_rng(seed).random((30, 22)) < 0.3
     for truth in (np.ones((30, 22), bool), np.eye(30, 22, dtype=bool)):
-        found = surface_distance(prediction, truth)
-        assert (found.hd95, found.boundary_dice) == pytest.approx(of_monai(prediction, truth))
+        distance = surface_distance(prediction, truth)
+        assert (distance.hd95, distance.boundary_dice) == pytest.approx(of_monai(prediction, truth))
 
 
 def test_two_squares_that_lie_three_pixels_apart():
     prediction, truth = np.zeros((2, 20, 20), bool)
     prediction[5:10, 5:10], truth[5:10, 8:13] = True, True
-    found = surface_distance(prediction, truth)
-    assert found.hd95 == 3.0
+    distance = surface_distance(prediction, truth)
+    assert distance.hd95 == 3.0
     near = 2 * sum(
         min(abs(x - 8), abs(x - 12)) <= 2 or (y in (5, 9) and x >= 6) for x, y in outline_of(5)
     )
-    assert found.boundary_dice == pytest.approx(near / 32)
+    assert distance.boundary_dice == pytest.approx(near / 32)
 
 
 def outline_of(first: int) -> list[tuple[int, int]]:
     """Column and row of the 16 outline pixels of the square from `first` to `first` + 4."""
-    whole = [(x, y) for x in range(first, first + 5) for y in range(5, 10)]
-    return [(x, y) for x, y in whole if x in (first, first + 4) or y in (5, 9)]
+    full = [(x, y) for x in range(first, first + 5) for y in range(5, 10)]
+    return [(x, y) for x, y in full if x in (first, first + 4) or y in (5, 9)]
 
 
 def test_a_mask_has_no_distance_to_itself():
-    found = surface_distance(discs(1), discs(1))
-    assert (found.hd95, found.boundary_dice) == (0.0, 1.0)
+    distance = surface_distance(discs(1), discs(1))
+    assert (distance.hd95, distance.boundary_dice) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("empty", [(0,), (1,), (0, 1)])

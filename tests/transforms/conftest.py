@@ -48,7 +48,7 @@ def photos() -> list[NDArray[np.uint8]]:
 
     files = sorted(PHOTOS.glob("*/*.JPEG"))[40:340:100]
     opened = [Image.open(file).convert("RGB") for file in files]
-    return [np.asarray(one.resize((200, 200 * one.height // one.width))) for one in opened]
+    return [np.asarray(item.resize((200, 200 * item.height // item.width))) for item in opened]
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_pixels_do_not_depend_on_threads_or_neighbours(picture: NDArray[np.uint8
     work = [(cell, seed) for cell in resolve_transforms(names, None) for seed in range(6)]
     alone = [_digest(cell, picture, seed) for cell, seed in work]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda one: _digest(one[0], picture, one[1]), reversed(work)))
+        together = list(pool.map(lambda item: _digest(item[0], picture, item[1]), reversed(work)))
     assert together[::-1] == alone
 
 
@@ -92,8 +92,8 @@ def test_every_cell_keeps_shape_and_input(shape: tuple[int, int]) -> None:
 
 def test_seed_matters_where_there_is_chance(picture: NDArray[np.uint8]) -> None:
     without = {"identity", "fliplr", "flipud", "invert"}
-    without |= {f"c_{one}" for one in ("contrast", "brightness", "saturate", "pixelate")}
-    without |= {f"c_{one}" for one in ("jpeg_compression", "defocus_blur", "zoom_blur")}
+    without |= {f"c_{item}" for item in ("contrast", "brightness", "saturate", "pixelate")}
+    without |= {f"c_{item}" for item in ("jpeg_compression", "defocus_blur", "zoom_blur")}
     without |= {"c_gaussian_blur"}
     same = {
         cell.transform.name
@@ -113,9 +113,9 @@ def test_seed_matters_where_there_is_chance(picture: NDArray[np.uint8]) -> None:
     ],
 )
 def test_what_is_no_image_is_refused(wrong: NDArray[np.uint8]) -> None:
-    with pytest.raises(UsageError, match=r"`image` cannot be given to transform `fliplr`") as told:
+    with pytest.raises(UsageError, match=r"`image` cannot be given to transform `fliplr`") as error:
         resolve_transforms(["fliplr"], None)[1].transform.apply(wrong, seed=0, severity=0)
-    assert f"came {wrong.dtype} of shape {wrong.shape}" in told.value.why
+    assert f"came {wrong.dtype} of shape {wrong.shape}" in error.value.why
 
 
 def test_a_severity_that_is_not_there_is_refused(picture: NDArray[np.uint8]) -> None:
@@ -137,39 +137,41 @@ CHEAP = [one for one in transforms() if one.name not in ("piecewise_affine", "c_
 
 @settings(max_examples=60, deadline=None)
 @given(
-    one=st.sampled_from(CHEAP),
+    transform=st.sampled_from(CHEAP),
     height=st.integers(1, 40),
     width=st.integers(1, 40),
     seed=st.integers(0, 2**64 - 1),
 )
-def test_masks_of_any_size_follow(one: Transform, height: int, width: int, seed: int) -> None:
+def test_masks_of_any_size_follow(transform: Transform, height: int, width: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     image = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
     mask = draw.integers(0, 9, (height, width), dtype=np.uint8)
     kept = image.copy(), mask.copy()
-    severity = one.available()[-1]
-    changed, moved = one.apply_with_mask(image, mask, seed=seed, severity=severity)
-    np.testing.assert_array_equal(changed, one.apply(image, seed=seed, severity=severity))
+    severity = transform.available()[-1]
+    changed, moved = transform.apply_with_mask(image, mask, seed=seed, severity=severity)
+    np.testing.assert_array_equal(changed, transform.apply(image, seed=seed, severity=severity))
     assert (moved.shape, moved.dtype) == (changed.shape[:2], mask.dtype)
     assert set(np.unique(moved)) <= {0, *np.unique(mask)}
     np.testing.assert_array_equal(image, kept[0])
     np.testing.assert_array_equal(mask, kept[1])
-    if not one.geometric:
+    if not transform.geometric:
         np.testing.assert_array_equal(moved, mask)
         assert not np.shares_memory(moved, mask)
 
 
 @pytest.mark.parametrize(
-    "one", [t for t in (*PAPER21, *IMAGENET_C) if t.geometric], ids=lambda one: str(one.name)
+    "case",
+    [t for t in (*PAPER21, *IMAGENET_C) if t.geometric],
+    ids=lambda transform: str(transform.name),
 )
-def test_a_mask_moves_as_the_image_that_shows_it(one: Transform) -> None:
+def test_a_mask_moves_as_the_image_that_shows_it(case: Transform) -> None:
     rows, columns = np.mgrid[0:90, 0:120]
     disc = (rows - 40) ** 2 + (columns - 45) ** 2 < 30**2
     image = np.repeat(disc[..., None] * np.uint8(255), 3, axis=2)
     moves = 0
     for seed in range(6):
-        severity = one.available()[-1]
-        changed, moved = one.apply_with_mask(image, disc, seed=seed, severity=severity)
+        severity = case.available()[-1]
+        changed, moved = case.apply_with_mask(image, disc, seed=seed, severity=severity)
         inside = _same_around(changed[..., 0] == 255)
         outside = _same_around(changed[..., 0] == 0)
         assert moved[inside].all()
@@ -180,30 +182,30 @@ def test_a_mask_moves_as_the_image_that_shows_it(one: Transform) -> None:
 
 
 @pytest.mark.parametrize(
-    "one", [t for t in (*PAPER21, *IMAGENET_C) if t.geometric], ids=lambda one: str(one.name)
+    "case", [t for t in (*PAPER21, *IMAGENET_C) if t.geometric], ids=lambda one: str(one.name)
 )
-def test_each_class_of_a_mask_moves_as_it_would_alone(one: Transform) -> None:
+def test_each_class_of_a_mask_moves_as_it_would_alone(case: Transform) -> None:
     """No index is interpolated: class 2 is where a mask of class 2 alone would be."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (36, 48, 3), dtype=np.uint8)
     mask = rng.choice(np.array([0, 1, 2, 3, 255], np.uint8), (6, 8)).repeat(6, 0).repeat(6, 1)
-    for severity in one.available()[-2:]:
-        _, moved = one.apply_with_mask(image, mask, seed=5, severity=severity)
+    for severity in case.available()[-2:]:
+        _, moved = case.apply_with_mask(image, mask, seed=5, severity=severity)
         for number in (1, 2, 3, 255):
-            _, alone = one.apply_with_mask(image, mask == number, seed=5, severity=severity)
+            _, alone = case.apply_with_mask(image, mask == number, seed=5, severity=severity)
             np.testing.assert_array_equal(moved == number, alone)
 
 
 @pytest.mark.parametrize("name", ["crop", "crop_and_pad", "perspective"])
 def test_a_resized_mask_is_not_shifted_against_its_image(name: str) -> None:
     """Half a pixel more to one side than to the other would overstate a segmenter's loss."""
-    one = next(t for t in PAPER21 if t.name == name)
+    item = next(t for t in PAPER21 if t.name == name)
     mask = np.zeros((256, 256), bool)
     mask[50:130, 60:150] = True
     image = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
     shifts = []
     for seed in range(8):
-        changed, moved = one.apply_with_mask(image, mask, seed=seed, severity=0)
+        changed, moved = item.apply_with_mask(image, mask, seed=seed, severity=0)
         shown = changed[..., 0] >= 128
         shifts.append(np.argwhere(shown).mean(0) - np.argwhere(moved).mean(0))
         assert (shown & moved).sum() / (shown | moved).sum() > 0.98

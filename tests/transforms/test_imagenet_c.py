@@ -14,34 +14,38 @@ from tests.transforms.conftest import errors_by_severity
 # glass_blur takes fewer passes, snow larger flakes, frost a fainter photo under as much ice, and
 # saturate turns from too little colour to too much.
 MILDER = {"glass_blur": {1, 3}, "snow": {2}, "frost": {3}, "saturate": {2}}
-EACH = pytest.mark.parametrize("one", IMAGENET_C, ids=lambda one: str(one.name))
+EACH = pytest.mark.parametrize(
+    "corruption", IMAGENET_C, ids=lambda corruption: str(corruption.name)
+)
 
 
 @EACH
-def test_pixels_are_those_of_imgcorruptlike(one: Corruption, picture: NDArray[np.uint8]) -> None:
-    function = getattr(imgcorruptlike, f"apply_{one.corruption}")
-    for severity in one.severities:
-        assert one.parameters(severity) == {"severity": severity}
-        changed = one.apply(picture, seed=2**40 + 9, severity=severity)
+def test_pixels_are_those_of_imgcorruptlike(
+    corruption: Corruption, picture: NDArray[np.uint8]
+) -> None:
+    function = getattr(imgcorruptlike, f"apply_{corruption.corruption}")
+    for severity in corruption.severities:
+        assert corruption.parameters(severity) == {"severity": severity}
+        changed = corruption.apply(picture, seed=2**40 + 9, severity=severity)
         np.testing.assert_array_equal(changed, function(picture, severity=severity, seed=9))
 
 
 @EACH
 def test_an_image_suffers_more_with_severity(
-    one: Corruption, photos: list[NDArray[np.uint8]]
+    corruption: Corruption, photos: list[NDArray[np.uint8]]
 ) -> None:
-    errors = errors_by_severity(one, photos, seeds=2)
-    milder = MILDER.get(one.corruption, set())
+    errors = errors_by_severity(corruption, photos, seeds=2)
+    milder = MILDER.get(corruption.corruption, set())
     for severity in {1, 2, 3, 4} - milder:
-        assert errors[severity - 1] <= errors[severity], (one.name, severity)
+        assert errors[severity - 1] <= errors[severity], (corruption.name, severity)
     assert errors[4] > errors[0]
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (224, 224), (375, 500)])
 def test_any_size_works_quietly(shape: tuple[int, int], capsys: pytest.CaptureFixture[str]) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    for one in IMAGENET_C:
-        changed = one.apply(image, seed=1, severity=5)
+    for item in IMAGENET_C:
+        changed = item.apply(image, seed=1, severity=5)
         assert (changed.shape, changed.dtype) == (image.shape, np.uint8)
         assert (changed != image).any()
     assert capsys.readouterr() == ("", "")
@@ -50,39 +54,41 @@ def test_any_size_works_quietly(shape: tuple[int, int], capsys: pytest.CaptureFi
 @pytest.mark.parametrize("value", [0, 255])
 def test_an_image_of_one_colour_is_no_trouble(value: int) -> None:
     image = np.full((33, 40, 3), value, np.uint8)
-    for one in IMAGENET_C:
+    for item in IMAGENET_C:
         for seed in range(5):
-            assert one.apply(image, seed=seed, severity=2).shape == image.shape
+            assert item.apply(image, seed=seed, severity=2).shape == image.shape
 
 
 @EACH
-def test_small_images_are_mirrored_out_and_cut_back(one: Corruption) -> None:
+def test_small_images_are_mirrored_out_and_cut_back(corruption: Corruption) -> None:
     image = np.random.default_rng(1).integers(0, 256, (20, 50, 3), dtype=np.uint8)
     mirrored = np.concatenate([image, image[:7:-1]])
     assert mirrored.shape == (32, 50, 3)
-    changed = one.apply(image, seed=4, severity=3)
-    np.testing.assert_array_equal(changed, one.apply(mirrored, seed=4, severity=3)[:20])
+    changed = corruption.apply(image, seed=4, severity=3)
+    np.testing.assert_array_equal(changed, corruption.apply(mirrored, seed=4, severity=3)[:20])
     for tiny in (image[:1, :1], image[:3], image[:, :1]):
-        assert one.apply(tiny, seed=4, severity=5).shape == tiny.shape
+        assert corruption.apply(tiny, seed=4, severity=5).shape == tiny.shape
 
 
 def test_grey_photos_stay_three_channels(picture: NDArray[np.uint8]) -> None:
     grey = np.repeat(picture[..., :1], 3, axis=2)
-    for one in IMAGENET_C:
-        assert one.apply(grey, seed=1, severity=3).shape == grey.shape
+    for item in IMAGENET_C:
+        assert item.apply(grey, seed=1, severity=3).shape == grey.shape
 
 
 def test_the_elastic_mask_moves_as_every_label_would(picture: NDArray[np.uint8]) -> None:
-    elastic = next(one for one in IMAGENET_C if one.geometric)
+    elastic = next(n for n in IMAGENET_C if n.geometric)
     rows, columns = np.mgrid[0:48, 0:64]
     labels = (rows // 12 * 4 + columns // 16).astype(np.uint8)
     _, moved = elastic.apply_with_mask(picture, labels, seed=3, severity=5)
     votes = np.stack(
         [
             elastic.apply(
-                np.repeat((labels == one)[..., None] * np.uint8(255), 3, axis=2), seed=3, severity=5
+                np.repeat((labels == n)[..., None] * np.uint8(255), 3, axis=2),
+                seed=3,
+                severity=5,
             )[..., 0]
-            for one in range(16)
+            for n in range(16)
         ]
     )
     sure = votes.max(axis=0) > 150
@@ -94,14 +100,14 @@ def test_the_elastic_mask_moves_as_every_label_would(picture: NDArray[np.uint8])
 def test_the_19_of_the_benchmark_in_its_order() -> None:
     names, _ = imgcorruptlike.get_corruption_names("common")
     more, _ = imgcorruptlike.get_corruption_names("validation")
-    assert [one.corruption for one in IMAGENET_C] == [*names, *more]
-    assert [one.name for one in IMAGENET_C] == [f"c_{name}" for name in (*names, *more)]
+    assert [item.corruption for item in IMAGENET_C] == [*names, *more]
+    assert [item.name for item in IMAGENET_C] == [f"c_{name}" for name in (*names, *more)]
 
 
 def test_they_have_five_severities_and_no_range() -> None:
-    assert all(one.available() == (1, 2, 3, 4, 5) for one in IMAGENET_C)
-    assert not any(one.assumed for one in IMAGENET_C)
+    assert all(item.available() == (1, 2, 3, 4, 5) for item in IMAGENET_C)
+    assert not any(item.assumed for item in IMAGENET_C)
 
 
 def test_only_the_elastic_one_moves_a_mask() -> None:
-    assert [one.corruption for one in IMAGENET_C if one.geometric] == ["elastic_transform"]
+    assert [item.corruption for item in IMAGENET_C if item.geometric] == ["elastic_transform"]

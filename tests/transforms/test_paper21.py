@@ -111,8 +111,8 @@ def _direct(made: Made, seed: int, image: NDArray[np.uint8]) -> NDArray[np.uint8
 
 
 def test_the_table_is_whole_and_in_order() -> None:
-    assert [one.name for one in PAPER21] == list(SPEC)
-    assert all(one.assumed and one.ranged and one.family == "paper21" for one in PAPER21)
+    assert [item.name for item in PAPER21] == list(SPEC)
+    assert all(item.assumed and item.ranged and item.family == "paper21" for item in PAPER21)
 
 
 @pytest.mark.parametrize("name", SPEC)
@@ -144,14 +144,16 @@ def test_flips_and_invert_by_their_formula(picture: NDArray[np.uint8]) -> None:
 
 def test_geometric_are_those_that_move_pixels() -> None:
     moving = {"affine", "crop", "crop_and_pad", "piecewise_affine", "perspective"}
-    assert {one.name for one in PAPER21 if one.geometric} == moving | {"fliplr", "flipud"}
+    assert {item.name for item in PAPER21 if item.geometric} == moving | {"fliplr", "flipud"}
 
 
-@pytest.mark.parametrize("one", [t for t in PAPER21 if t.severities], ids=lambda one: str(one.name))
+@pytest.mark.parametrize(
+    "case", [t for t in PAPER21 if t.severities], ids=lambda one: str(one.name)
+)
 def test_an_image_suffers_more_with_severity(
-    one: Augmented, photos: list[NDArray[np.uint8]]
+    case: Augmented, photos: list[NDArray[np.uint8]]
 ) -> None:
-    errors = errors_by_severity(one, photos, seeds=4)
+    errors = errors_by_severity(case, photos, seeds=4)
     assert errors == sorted(errors)
     assert errors[4] > 2 * errors[0]
 
@@ -159,10 +161,10 @@ def test_an_image_suffers_more_with_severity(
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (3, 500), (500, 1), (2, 3)])
 def test_tiny_and_thin_images_are_transformed(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(2).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    for one in PAPER21:
-        for severity in one.available():
-            changed = one.apply(image, seed=5, severity=severity)
-            assert (changed.shape, changed.dtype) == (image.shape, np.uint8), one.name
+    for item in PAPER21:
+        for severity in item.available():
+            changed = item.apply(image, seed=5, severity=severity)
+            assert (changed.shape, changed.dtype) == (image.shape, np.uint8), item.name
 
 
 def test_an_image_too_long_for_opencv_is_named() -> None:
@@ -174,21 +176,21 @@ def test_an_image_too_long_for_opencv_is_named() -> None:
 DOCS = Path(__file__).parents[2] / "docs" / "transforms.md"
 
 
-@pytest.mark.parametrize("one", PAPER21, ids=lambda one: str(one.name))
-def test_the_documentation_states_the_parameters(one: Augmented) -> None:
+@pytest.mark.parametrize("case", PAPER21, ids=lambda one: str(one.name))
+def test_the_documentation_states_the_parameters(case: Augmented) -> None:
     lines = DOCS.read_text(encoding="utf-8").splitlines()
-    head = f"| `{one.name}` | `{one.augmenter}` | {_in_words(one.parameters(0))} |"
+    head = f"| `{case.name}` | `{case.augmenter}` | {_in_words(case.parameters(0))} |"
     assert any(line.startswith(head) for line in lines), head
-    for parameter in _varying(one):
-        values = [_in_words(one.parameters(s)[parameter]) for s in one.severities]
-        row = f"| `{one.name}` | {parameter} | {' | '.join(values)} |"
+    for parameter in _varying(case):
+        values = [_in_words(case.parameters(s)[parameter]) for s in case.severities]
+        row = f"| `{case.name}` | {parameter} | {' | '.join(values)} |"
         assert row in lines, row
 
 
-def _varying(one: Augmented) -> list[str]:
-    if not one.severities:
+def _varying(first: Augmented) -> list[str]:
+    if not first.severities:
         return []
-    weak, strong = one.parameters(1), one.parameters(5)
+    weak, strong = first.parameters(1), first.parameters(5)
     return [parameter for parameter in weak if weak[parameter] != strong[parameter]]
 
 

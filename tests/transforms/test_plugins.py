@@ -26,7 +26,7 @@ GROUP = "robustcli.transforms.made_by_a_test"  # so that installed plugins do no
 
 
 def test_a_file_gives_its_transforms_in_order(plugin_file: Path) -> None:
-    assert [one.name for one in from_file(plugin_file)] == ["darker", "grain", "roll_random"]
+    assert [item.name for item in from_file(plugin_file)] == ["darker", "grain", "roll_random"]
     assert from_file(plugin_file) == from_file(plugin_file)
 
 
@@ -49,17 +49,17 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "message"),
     [
         ("x = 1\ny = x / 0\n", r"Line 2 raised ZeroDivisionError"),
         ("def f(:\n", r"Line 1 raised SyntaxError"),
         ("import sys\nsys.exit(3)\n", r"Line 2 raised SystemExit: 3"),
     ],
 )
-def test_a_file_that_raises(code: str, told: str, tmp_path: Path) -> None:
+def test_a_file_that_raises(code: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.py"
     path.write_text(code)
-    with pytest.raises(UsageError, match=rf"broken.py` cannot be run.\n{told}"):
+    with pytest.raises(UsageError, match=rf"broken.py` cannot be run.\n{message}"):
         from_file(path)
 
 
@@ -97,24 +97,24 @@ def test_an_installed_package_is_found(
 ) -> None:
     _install(tmp_path, module, CODE, module + attribute)
     monkeypatch.syspath_prepend(tmp_path)
-    (one,) = from_entry_points(GROUP)
-    assert one.parameters(1) == {"value": 2, "package": module, "version": "2.1"}
-    assert pickle.loads(pickle.dumps(one)) == one
+    (first,) = from_entry_points(GROUP)
+    assert first.parameters(1) == {"value": 2, "package": module, "version": "2.1"}
+    assert pickle.loads(pickle.dumps(first)) == first
 
 
 @pytest.mark.parametrize(
-    ("module", "code", "told"),
+    ("module", "code", "message"),
     [
         ("plug_broken", "1 / 0\n", "ZeroDivisionError"),
         ("plug_empty", "x = 1\n", "defines no function marked"),
     ],
 )
 def test_a_broken_package_is_named(
-    module: str, code: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: str, code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _install(tmp_path, module, code, module)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UsageError, match=rf"package `{module}` cannot be loaded.\n.*{told}"):
+    with pytest.raises(UsageError, match=rf"package `{module}` cannot be loaded.\n.*{message}"):
         from_entry_points(GROUP)
 
 
@@ -128,7 +128,7 @@ sys.stdout.buffer.write(one.apply(image, seed=3, severity=0).tobytes())
 
 
 def _loaded(path: Path) -> dict[str, PluginTransform]:
-    return {one.name: one for one in from_file(path)}
+    return {item.name: item for item in from_file(path)}
 
 
 def test_what_the_registry_is_told(plugin_file: Path) -> None:
@@ -136,8 +136,8 @@ def test_what_the_registry_is_told(plugin_file: Path) -> None:
     assert plugins["darker"].available() == (1, 2, 3)
     assert plugins["darker"].summary == "Darker by a share."
     assert plugins["grain"].available() == (0,)
-    assert [one.geometric for one in plugins.values()] == [False, False, True]
-    assert {one.family for one in plugins.values()} == {"plugin"}
+    assert [plugin.geometric for plugin in plugins.values()] == [False, False, True]
+    assert {plugin.family for plugin in plugins.values()} == {"plugin"}
 
 
 def test_the_severity_chooses_the_value(plugin_file: Path) -> None:
@@ -184,9 +184,9 @@ def test_it_crosses_to_another_process(plugin_file: Path, tmp_path: Path) -> Non
     grain = _loaded(plugin_file)["grain"]
     (tmp_path / "pickled").write_bytes(pickle.dumps(grain))
     command = [sys.executable, "-c", APPLY, str(tmp_path / "pickled")]
-    there = subprocess.run(command, capture_output=True, check=True).stdout
+    text = subprocess.run(command, capture_output=True, check=True).stdout
     image = np.full((5, 7, 3), 200, np.uint8)
-    assert there == grain.apply(image, seed=3, severity=0).tobytes()
+    assert text == grain.apply(image, seed=3, severity=0).tobytes()
 
 
 def test_code_changed_during_a_run_is_noticed(plugin_file: Path) -> None:
@@ -213,8 +213,8 @@ def test_the_function_stays_callable_and_is_found_once() -> None:
 
     assert transform(severities=[1, 2])(half) is half
     assert half(IMAGE, None, None)[0, 0, 0] == 50
-    found = marked_plugins([np, half, 3, half, "text"])
-    assert [(one.name, one.values, one.summary) for one in found] == [
+    marked = marked_plugins([np, half, 3, half, "text"])
+    assert [(item.name, item.values, item.summary) for item in marked] == [
         ("half", (1, 2), "Half as bright.")
     ]
 

@@ -59,10 +59,10 @@ def test_listing_is_quick_and_imports_nothing_heavy() -> None:
 
 
 def test_every_name_is_safe_as_a_folder_and_every_summary_one_line() -> None:
-    for one in transforms():
-        assert re.fullmatch(r"[a-z][a-z0-9_]*", one.name)
-        assert one.summary
-        assert "\n" not in one.summary
+    for transform in transforms():
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", transform.name)
+        assert transform.summary
+        assert "\n" not in transform.summary
 
 
 def test_identity_is_first_and_once() -> None:

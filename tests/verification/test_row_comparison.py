@@ -61,11 +61,11 @@ def stored() -> dict[str, Row]:
 
 
 def compared(
-    rows: dict[str, Row], here: np.ndarray = PROBABILITIES, tolerance: float = 1e-4
+    rows: dict[str, Row], recomputed: np.ndarray = PROBABILITIES, tolerance: float = 1e-4
 ) -> tuple[list[RowDifference], AnswerAgreement]:
     agreement = AnswerAgreement()
     block = ComparedBlock(rows, tolerance, agreement)
-    return list(COMPARISONS["cls"].compare(BATCH, Table(here), block)), agreement
+    return list(COMPARISONS["cls"].compare(BATCH, Table(recomputed), block)), agreement
 
 
 def test_the_same_answers_have_no_difference() -> None:
@@ -75,19 +75,19 @@ def test_the_same_answers_have_no_difference() -> None:
 
 
 def test_a_prediction_that_flips_between_two_equal_probabilities_is_a_tie() -> None:
-    here = PROBABILITIES.copy()
-    here[1, 1], here[1, 2] = 0.40001, 0.39999
-    differences, agreement = compared(stored(), here)
+    recomputed = PROBABILITIES.copy()
+    recomputed[1, 1], recomputed[1, 2] = 0.40001, 0.39999
+    differences, agreement = compared(stored(), recomputed)
     assert differences == []
     assert (agreement.rows, agreement.equal, agreement.tied) == (2, 1, 1)
     assert agreement.largest == pytest.approx(2e-5, abs=1e-6)
 
 
 def test_the_same_flip_is_a_difference_where_the_tolerance_is_smaller() -> None:
-    here = PROBABILITIES.copy()
-    here[1, 1], here[1, 2] = 0.40001, 0.39999
-    differences, agreement = compared(stored(), here, tolerance=1e-6)
-    assert {"prediction", "class at place 2"} <= {one.quantity for one in differences}
+    recomputed = PROBABILITIES.copy()
+    recomputed[1, 1], recomputed[1, 2] = 0.40001, 0.39999
+    differences, agreement = compared(stored(), recomputed, tolerance=1e-6)
+    assert {"prediction", "class at place 2"} <= {difference.quantity for difference in differences}
     assert agreement.tied == 0
 
 
@@ -96,7 +96,7 @@ def test_an_edited_prediction_is_no_tie_although_the_probability_was_kept() -> N
     rows["a.png"]["prediction"], rows["a.png"]["top5"] = 1, [1, 0, 2, 3, 4]
     differences, agreement = compared(rows)
     assert (agreement.equal, agreement.tied) == (1, 0)
-    first = next(one for one in differences if one.quantity == "prediction")
+    first = next(difference for difference in differences if difference.quantity == "prediction")
     assert (first.image_id, first.stored, first.recomputed) == ("a.png", 1, 0)
     assert "0.3 and 0.5" in first.note
 
@@ -124,7 +124,7 @@ class Item:
 
 
 def contradictions(task: str, row: Row) -> list[str]:
-    return [one.quantity for one in COMPARISONS[task].contradictions(row, Item())]  # type: ignore[index]
+    return [each.quantity for each in COMPARISONS[task].contradictions(row, Item())]  # type: ignore[index]
 
 
 def test_rows_that_contradict_themselves_are_found_without_the_network() -> None:
@@ -165,8 +165,8 @@ def test_counts_may_differ_by_a_share_of_the_pixels() -> None:
     assert mask_compared() == ([], AnswerAgreement(1, 1, 0, 0.0))
     # 10,000 pixels: 10 may have another answer. 6 + 4 do, then 6 + 5.
     assert mask_compared(tp=306, fn=94, fp=104, tn=9496) == ([], AnswerAgreement(1, 0, 1, 1e-3))
-    found, agreement = mask_compared(tp=306, fn=94, fp=105, tn=9495)
-    assert found == ["counts of pixels"]
+    differences, agreement = mask_compared(tp=306, fn=94, fp=105, tn=9495)
+    assert differences == ["counts of pixels"]
     assert agreement == AnswerAgreement(1, 0, 0, 1.1e-3)
 
 
@@ -231,8 +231,8 @@ def test_an_edited_count_of_a_class_contradicts_its_row(
 ) -> None:
     row: dict[str, Any] = class_row_of(PREDICTED_CLASSES, TRUE_CLASSES)
     row[column][place] += 1
-    found = list(COMPARISONS["seg"].contradictions(row, SimpleNamespace(group="a")))
-    assert quantity in {one.quantity for one in found}
+    result = list(COMPARISONS["seg"].contradictions(row, SimpleNamespace(group="a")))
+    assert quantity in {item.quantity for item in result}
 
 
 def test_a_class_taken_for_another_is_a_difference_although_any_class_is_the_same() -> None:
@@ -241,7 +241,7 @@ def test_a_class_taken_for_another_is_a_difference_although_any_class_is_the_sam
     wrong = class_row_of(swapped, TRUE_CLASSES)
     assert right["tp"] == wrong["tp"]
     differences, _ = class_differences(wrong, right)
-    assert [one.quantity for one in differences] == ["counts of pixels"]
+    assert [difference.quantity for difference in differences] == ["counts of pixels"]
     differences, agreement = class_differences(wrong, right, tolerance=2.0)
     assert (differences, agreement.tied) == ([], 1)
 
@@ -251,7 +251,7 @@ def test_true_pixels_of_a_class_cannot_differ() -> None:
     another = TRUE_CLASSES.copy()
     another[2, 4] = 1  # of class 2 in the data
     differences, _ = class_differences(class_row_of(TRUE_CLASSES, another), row)
-    assert [one.quantity for one in differences] == ["true pixels of classes"]
+    assert [difference.quantity for difference in differences] == ["true pixels of classes"]
 
 
 def test_the_tolerance_depends_on_precision_and_device() -> None:

@@ -50,7 +50,7 @@ def checked(run: Path, **changes: Any) -> Verification:
 def found(run: Path, **changes: Any) -> list[tuple[str, str, str | None]]:
     """Place, quantity and image of each difference."""
     (check,) = checked(run, **changes).checks
-    return [(one.place, one.quantity, one.image_id) for one in check.differences]
+    return [(each.place, each.quantity, each.image_id) for each in check.differences]
 
 
 def edit(file: Path, row: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
@@ -94,7 +94,7 @@ def test_an_edited_row_is_named(run: Path) -> None:
     file = run / BLOCK / "block-000000.parquet"
     image = edit(file, 4, lambda row: {"probability": row["probability"] + 0.01})
     (check,) = checked(run).checks
-    difference = next(one for one in check.differences if one.place == "predictions")
+    difference = next(single for single in check.differences if single.place == "predictions")
     assert (difference.image_id, difference.transform) == (image, "additive_gaussian_noise")
     assert difference.model == "vmamba-pico"
     assert difference.stored == pytest.approx(difference.recomputed + 0.01, abs=1e-6)
@@ -104,7 +104,7 @@ def test_an_edited_row_is_named(run: Path) -> None:
 
 def test_a_wrong_label_is_found_in_blocks_that_are_not_recomputed(run: Path) -> None:
     sampled = checked(run, sample=1).checks[0].sampled
-    unsampled = next(one for one in checked(run).checks[0].sampled if one not in sampled)
+    unsampled = next(item for item in checked(run).checks[0].sampled if item not in sampled)
     model, transform, severity, number = unsampled.split("/")
     folder = f"predictions/model={model}/transform={transform}/severity={severity}"
     image = edit(run / folder / f"block-{int(number):06d}.parquet", 0, lambda row: {"target": 9})
@@ -118,7 +118,7 @@ def test_a_flipped_bit_is_found(run: Path) -> None:
     file.write_bytes(content)
     (check,) = checked(run).checks
     assert not check.reproduced
-    assert all(one.transform == "additive_gaussian_noise" for one in check.differences)
+    assert all(each.transform == "additive_gaussian_noise" for each in check.differences)
 
 
 def test_a_missing_row_is_named(run: Path) -> None:
@@ -156,7 +156,7 @@ def test_other_versions_and_parameters_are_listed(run: Path) -> None:
     record["transforms"][1]["parameters"] = {"sigma": 1}
     (run / "run.json").write_text(json.dumps(record))
     (check,) = checked(run).checks
-    assert [one.place for one in check.differences] == ["parameters"]
+    assert [difference.place for difference in check.differences] == ["parameters"]
     assert any(cause.startswith("torch ") and "1.0 then" in cause for cause in check.causes)
     assert any("NVIDIA H100 then" in cause for cause in check.causes)
     assert check.tolerance.value == 5e-3  # of probability: a GPU and a CPU
@@ -249,5 +249,5 @@ def test_json_says_the_same_as_the_text(run: Path) -> None:
     assert document["reproduced"] is False
     (evaluation,) = document["evaluations"]
     assert evaluation["answers"]["rows"] == 36
-    assert {one["place"] for one in evaluation["differences"]} <= {"rows", "predictions"}
+    assert {item["place"] for item in evaluation["differences"]} <= {"rows", "predictions"}
     assert result.as_text().startswith(f"This machine does NOT reproduce `{run}`.")

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, markers, hatches, labels and how a figure becomes a file.
+"""What all figures share: colours, markers, hatches, labels, and writing to a file.
 
 Figures are made as objects, without `pyplot`: no window system, no state between reports.
 """
@@ -69,7 +69,7 @@ def looks(models: Sequence[str]) -> list[tuple[str, Look]]:
 
 
 def styled() -> AbstractContextManager[None]:
-    """A stretch of code in which figures are made and saved with our fonts, whatever the user's."""
+    """A context that makes and saves figures with our fonts instead of the user's."""
     return matplotlib.rc_context(_RC)
 
 

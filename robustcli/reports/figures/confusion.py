@@ -1,4 +1,4 @@
-"""Which class is called which: the confusion matrix of a classifier."""
+"""The confusion matrix of a classifier."""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ def _mean_at(curve: GradientCurve) -> float:
 
 
 def _end(curve: GradientCurve, scale: LogScale) -> EndLabel:
-    """Where the label of a tensor belongs; a tensor without any gradient is said to have none."""
+    """The label of a tensor at the end of its line; it says where there is no gradient."""
     colour = FROZEN if curve.frozen else TRAINED
     if curve.mean is None:
         return EndLabel(f"{curve.label} (none)", None, scale.floor, GREY)
@@ -390,7 +390,7 @@ def draw_modes(courses: Sequence[ModeCourse], path: Path, score: tuple[str, str]
 
 
 def _unit(seconds: float) -> tuple[int, str]:
-    """The unit of time in which `seconds` are a number that is easily read."""
+    """The unit of time in which `seconds` are easily read: seconds per unit, and its name."""
     if seconds >= HOURS_FROM:
         return 3600, "hours"
     return (60, "minutes") if seconds >= MINUTES_FROM else (1, "seconds")

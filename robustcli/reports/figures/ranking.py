@@ -1,4 +1,4 @@
-"""How sure a ranking of models is: the probability of each rank."""
+"""The ranking of models as a figure: how probable each rank is."""
 
 from __future__ import annotations
 

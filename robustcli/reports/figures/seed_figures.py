@@ -1,4 +1,4 @@
-"""Several seeds in one picture: their validation scores by epoch, and their scores at the end."""
+"""Figures of several seeds: validation scores by epoch, and held-out scores."""
 
 from __future__ import annotations
 

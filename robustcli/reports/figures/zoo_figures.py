@@ -1,4 +1,4 @@
-"""Several trainings in one picture: their course by epoch, and their scores against what they cost.
+"""Figures of several trainings: their curves by epoch, and their scores against their costs.
 
 Each model has a colour, a marker and dashes of its own. Every picture is a PNG and a PDF.
 """

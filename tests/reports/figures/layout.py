@@ -79,9 +79,9 @@ def assert_nothing_clipped(figure: Figure) -> None:
 
 
 def assert_no_overlap(texts: Iterable[Text]) -> None:
-    found = boxes(texts)
-    for index, (text, box) in enumerate(found):
-        for other_text, other in found[index + 1 :]:
+    result = boxes(texts)
+    for index, (text, box) in enumerate(result):
+        for other_text, other in result[index + 1 :]:
             common = Bbox.intersection(box, other)
             apart = common is None or common.width <= SLACK or common.height <= SLACK
             assert apart, (text, other_text)

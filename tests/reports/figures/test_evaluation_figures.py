@@ -225,13 +225,13 @@ def verdict_of(transform: str, difference: float, p_adjusted: float) -> Verdict:
 
 
 def test_differences_can_be_read_and_lie_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [
+    result = [
         verdict_of("identity", 0.01, 1.0),
         verdict_of("piecewise_affine_of_a_long_name", 0.2, 0.001),
         verdict_of("fog", -0.1, 0.04),
     ]
     models = [LONG, "model-1"]
-    pairs = {(LONG, "model-1"): found}
+    pairs = {(LONG, "model-1"): result}
     figure = caught(monkeypatch, lambda: draw_differences(pairs, models, Path()))
     assert_nothing_clipped(figure)
     (axes,) = figure.axes

@@ -95,8 +95,8 @@ def drawn(
 
 def courses(axes: Axes) -> list[np.ndarray]:  # type: ignore[type-arg]
     """The lines with more points than a mark or a limit has."""
-    found = [np.asarray(line.get_ydata(), float) for line in axes.lines]
-    return [line for line in found if len(line) > 3]
+    heights = [np.asarray(line.get_ydata(), float) for line in axes.lines]
+    return [line for line in heights if len(line) > 3]
 
 
 @pytest.mark.parametrize("iterations", [1, 20, 300])
@@ -117,15 +117,15 @@ def test_the_lines_are_the_values_and_frozen_ones_are_marked_twice(
 ) -> None:
     curves = [curve(i, str(i)) for i in (0, 9)]
     (axes,) = drawn(monkeypatch, curves).axes
-    for line, one in zip(courses(axes), curves, strict=True):
-        np.testing.assert_allclose(line, one.statistics)
+    for line, first in zip(courses(axes), curves, strict=True):
+        np.testing.assert_allclose(line, first.statistics)
     lengths = [len(np.asarray(line.get_ydata())) for line in axes.lines]
     long = [line for line, n in zip(axes.lines, lengths, strict=True) if n > 3]
     assert {line.get_linestyle() for line in long} == {"-", "--"}
     assert len({str(line.get_color()) for line in long}) == 2
     marks = [line for line, n in zip(axes.lines, lengths, strict=True) if n == 1]
     means = [float(np.asarray(line.get_ydata())[0]) for line in marks]
-    assert means == pytest.approx([one.mean for one in curves])
+    assert means == pytest.approx([first.mean for first in curves])
 
 
 def test_the_limit_is_drawn_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,10 +198,10 @@ def test_there_is_an_axis_where_nothing_is_above_zero(values: list[float]) -> No
 @pytest.mark.parametrize(("low", "high"), [(1e-6, 1e-5), (1e-30, 1.0), (0.2, 30.0)])
 @pytest.mark.parametrize("zeros", [False, True])
 def test_ticks_are_few_and_zero_is_named(low: float, high: float, zeros: bool) -> None:
-    told = log_scale(np.array([low, high, *[0.0] * zeros])).ticks()
-    assert 1 <= len(told) <= MOST_TICKS + 1
-    assert ("0" in told.values()) is zeros
-    assert all(float(name) == pytest.approx(place) for place, name in told.items() if name != "0")
+    ticks = log_scale(np.array([low, high, *[0.0] * zeros])).ticks()
+    assert 1 <= len(ticks) <= MOST_TICKS + 1
+    assert ("0" in ticks.values()) is zeros
+    assert all(float(name) == pytest.approx(place) for place, name in ticks.items() if name != "0")
 
 
 def test_it_becomes_the_axis() -> None:
@@ -243,14 +243,14 @@ def test_four_panels_show_loss_and_dice_by_epoch_and_by_time(
     figure = caught(monkeypatch, lambda: draw_modes(shown, Path()))
     assert_nothing_clipped(figure)
     (loss, loss_time), (dice, dice_time) = np.array(figure.axes).reshape(2, 2)
-    for one in shown:
-        m = one.metrics
-        np.testing.assert_allclose(named(loss)[one.name], m[["epoch", "val_loss"]].to_numpy())
-        np.testing.assert_allclose(named(dice)[one.name], m[["epoch", "val_dice"]].to_numpy())
+    for item in shown:
+        m = item.metrics
+        np.testing.assert_allclose(named(loss)[item.name], m[["epoch", "val_loss"]].to_numpy())
+        np.testing.assert_allclose(named(dice)[item.name], m[["epoch", "val_dice"]].to_numpy())
         unit = 60 if 10 * epochs >= 180 else 1
         clock = 10 * m["epoch"].to_numpy() / unit
-        np.testing.assert_allclose(named(dice_time)[one.name][:, 0], clock)
-        np.testing.assert_allclose(named(loss_time)[one.name][:, 1], m["val_loss"])
+        np.testing.assert_allclose(named(dice_time)[item.name][:, 0], clock)
+        np.testing.assert_allclose(named(loss_time)[item.name][:, 1], m["val_loss"])
     assert dice.get_ylim() == (0, 1)
     assert_no_overlap(dice.get_xticklabels())
     assert_no_overlap(dice_time.get_xticklabels())
@@ -280,11 +280,11 @@ def test_the_moment_of_freezing_is_marked_on_both_axes(monkeypatch: pytest.Monke
 
 
 def test_the_chosen_epoch_has_a_large_mark(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = course(1)
-    figure = caught(monkeypatch, lambda: draw_modes([one], Path()))
+    single = course(1)
+    figure = caught(monkeypatch, lambda: draw_modes([single], Path()))
     large = [line for line in figure.axes[2].lines if line.get_markersize() > 6]
     assert [np.asarray(line.get_xydata()).tolist() for line in large] == [
-        [[8, one.metrics["val_dice"].iloc[-1]]]
+        [[8, single.metrics["val_dice"].iloc[-1]]]
     ]
 
 
@@ -326,8 +326,8 @@ def test_it_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_rule_and_the_time_of_full_are_inside(
     monkeypatch: pytest.MonkeyPatch, saved: tuple[float, float, float]
 ) -> None:
-    one = [RulePoint("a", "by name", saved, (1.0, 1.0, 1.0))]
-    figure = caught(monkeypatch, lambda: draw_tradeoff(one, Path()))
+    points = [RulePoint("a", "by name", saved, (1.0, 1.0, 1.0))]
+    figure = caught(monkeypatch, lambda: draw_tradeoff(points, Path()))
     low, high = figure.axes[0].get_xlim()
     assert low < min(0, saved[0])
     assert high > max(0, saved[2])

@@ -77,12 +77,12 @@ def test_a_missing_or_damaged_picture_says_so(
 
 
 def test_a_truncated_picture_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    whole = tile(tmp_path, "cut")
+    full = tile(tmp_path, "cut")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99, 3), dtype=np.uint8)).save(
-        whole.picture
+        full.picture
     )
-    whole.picture.write_bytes(whole.picture.read_bytes()[:9000])
-    (axes,) = drawn(monkeypatch, [[whole]]).axes
+    full.picture.write_bytes(full.picture.read_bytes()[:9000])
+    (axes,) = drawn(monkeypatch, [[full]]).axes
     assert not axes.images
 
 

@@ -93,9 +93,9 @@ def test_small_panels_can_be_read(monkeypatch: pytest.MonkeyPatch, count: int) -
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert len(panels) == count
     assert_no_overlap(axes.title for axes in panels)
-    for axes, one in zip(panels, shown, strict=True):
-        found = named(axes)["validation dice"]
-        np.testing.assert_allclose(found, one.metrics[["epoch", "val_dice"]].to_numpy())
+    for axes, first in zip(panels, shown, strict=True):
+        result = named(axes)["validation dice"]
+        np.testing.assert_allclose(result, first.metrics[["epoch", "val_dice"]].to_numpy())
 
 
 PUBLISHED = [Point(p.model, p.model, p.parameters, p.dice) for p in table_one()]
@@ -124,8 +124,8 @@ def test_all_thirteen_can_be_read(
 
 
 def test_points_are_at_the_numbers_on_a_logarithmic_axis(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Point("a (run)", "unet", 7_000, 0.7, True, 0.65, 0.76)
-    points = [Point("unet", "unet", 7_765_985, 0.8929), Point("b", "b", 50_000, 0.8), own]
+    point = Point("a (run)", "unet", 7_000, 0.7, True, 0.65, 0.76)
+    points = [Point("unet", "unet", 7_765_985, 0.8929), Point("b", "b", 50_000, 0.8), point]
     figure = caught(monkeypatch, lambda: draw_scatter(points, [], Path()))
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
@@ -173,11 +173,11 @@ def test_every_group_is_a_dot_at_its_dice(monkeypatch: pytest.MonkeyPatch) -> No
 def test_dots_of_the_same_value_are_stacked_inside_their_line() -> None:
     generator = np.random.default_rng(0)
     values = np.concatenate([np.ones(150), np.zeros(20), generator.uniform(size=200)])
-    found = heights(values)
-    assert np.abs(found).max() <= SPREAD
+    result = heights(values)
+    assert np.abs(result).max() <= SPREAD
     places = np.rint(values / STEP)
     for place in np.unique(places):
-        mine = found[places == place]
+        mine = result[places == place]
         assert len(np.unique(mine)) == len(mine)
 
 
