@@ -102,7 +102,9 @@ def build_run(run: Path, plan: RunPlan = RunPlan()) -> Path:
     EVALUATION.write(run, _record(plan))
     store = Store(run)
     ids = [f"class-{i % plan.classes:02d}/photo-{i:05d}.jpeg" for i in range(plan.images)]
-    skipped = [{"image_id": image, "reason": reason} for image, reason in plan.skipped]
+    skipped: list[dict[str, object]] = [
+        {"image_id": image, "reason": reason} for image, reason in plan.skipped
+    ]
     readable = [image for image in ids if image not in dict(plan.skipped)]
     if skipped:
         write_rows(store.skipped_path(0), skipped, SKIPPED_SCHEMA)

@@ -67,8 +67,8 @@ class _Operations(TorchDispatchMode):
         if func in _COPIES:
             sent = sent[:1]
         elif func is not _INDEX and func.namespace == "aten" and not self.memory.in_scan:
-            here = any(not a and not b for a, b in zip(sent, neutral, strict=True))
-            assert not (any(sent) and here), f"{func} on tensors of two devices"
+            on_cpu = any(not a and not b for a, b in zip(sent, neutral, strict=True))
+            assert not (any(sent) and on_cpu), f"{func} on tensors of two devices"
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
             if any(sent):

@@ -68,18 +68,18 @@ def imports(file: Path) -> Iterator[str]:
 def only_version(file: Path) -> bool:
     """Whether all that `file` imports from the package's own file is its version."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    own = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "robustcli"]
-    names = {alias.name for node in own for alias in node.names}
+    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "robustcli"]
+    names = {alias.name for node in nodes for alias in node.names}
     return names <= {"__version__"}
 
 
 def wrong_arrows(module: str) -> list[str]:
-    here, file = room_of(module), MODULES[module]
-    own = {name for name in imports(file) if name.split(".")[0] == "robustcli"}
+    home, file = room_of(module), MODULES[module]
+    package_imports = {name for name in imports(file) if name.split(".")[0] == "robustcli"}
     if only_version(file):
-        own.discard("robustcli")
-    rooms = {name: room_of(name) for name in own}
-    return [name for name, room in rooms.items() if room != here and LEVEL[room] >= LEVEL[here]]
+        package_imports.discard("robustcli")
+    rooms = {name: room_of(name) for name in package_imports}
+    return [name for name, room in rooms.items() if room != home and LEVEL[room] >= LEVEL[home]]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -95,8 +95,8 @@ def test_the_test_sees_wrong_arrows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "from robustcli.models import scan\nfrom robustcli.core.errors import RunError\n"
     )
     monkeypatch.setitem(MODULES, "robustcli.data.x", file)
-    found = wrong_arrows("robustcli.data.x")
-    assert sorted(found) == ["robustcli.evaluation.plan", "robustcli.transforms.registry"]
+    names_found = wrong_arrows("robustcli.data.x")
+    assert sorted(names_found) == ["robustcli.evaluation.plan", "robustcli.transforms.registry"]
     monkeypatch.setitem(MODULES, "robustcli.models.scan.x", file)
     assert "robustcli.models.scan" not in wrong_arrows("robustcli.models.scan.x")
     monkeypatch.setitem(MODULES, "robustcli.core.x", file)
@@ -146,9 +146,9 @@ def test_the_command_line_itself_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_says_what_it_is(module: str) -> None:
-    said = ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
-    assert said
-    assert said.splitlines()[0].endswith((".", ":", "?"))
+    docstring = ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+    assert docstring
+    assert docstring.splitlines()[0].endswith((".", ":", "?"))
 
 
 UNIX_ONLY = {"resource", "fcntl", "pwd", "grp", "termios", "posix"}
@@ -197,7 +197,7 @@ def test_no_file_name_stands_in_two_rooms() -> None:
     for file in sorted(PACKAGE.rglob("*.py")):
         if file.name not in {"__init__.py", "base.py", "config.py", "record.py"}:
             rooms.setdefault(file.name, []).append(str(file.relative_to(PACKAGE)))
-    assert [found for found in rooms.values() if len(found) > 1] == []
+    assert [names_found for names_found in rooms.values() if len(names_found) > 1] == []
 
 
 # Public names that stand in several modules because they mean the same in each of them.

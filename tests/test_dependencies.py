@@ -72,12 +72,12 @@ def imported(folder: str) -> set[str]:
 )
 def test_what_is_imported_is_declared(folder: str, declared: dict[str, Requirement]) -> None:
     providers = packages_distributions()
-    found = {
+    missing = {
         name: {canonicalize_name(package) for package in providers.get(name, ())}
         for name in imported(folder) - GUARDED.keys()
     }
-    assert found
-    assert {name: by for name, by in found.items() if not by & declared.keys()} == {}
+    assert missing
+    assert {name: by for name, by in missing.items() if not by & declared.keys()} == {}
 
 
 def lowest_pins() -> dict[str, Requirement]:
@@ -101,7 +101,7 @@ def constraints(python: str) -> dict[str, str]:
         "python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux",
         "platform_machine": "x86_64",
     }  # fmt: skip
-    found: dict[str, str] = {}
+    missing: dict[str, str] = {}
     for line in lines:
         requirement = Requirement(line.split("#")[0].strip() or "nothing")
         if requirement.specifier and not (
@@ -109,9 +109,9 @@ def constraints(python: str) -> dict[str, str]:
         ):
             (pin,) = requirement.specifier
             assert pin.operator == "=="
-            assert canonicalize_name(requirement.name) not in found
-            found[canonicalize_name(requirement.name)] = pin.version
-    return found
+            assert canonicalize_name(requirement.name) not in missing
+            missing[canonicalize_name(requirement.name)] = pin.version
+    return missing
 
 
 @pytest.mark.parametrize("python", PYTHONS)

@@ -23,10 +23,10 @@ def test_features_only(name: str) -> None:
         assert len(channels) == 3
     maps = model(images())
     assert len(maps) == len(channels)
-    for many, reduction, found in zip(channels, reductions, maps, strict=True):
-        assert found.shape[:2] == (1, many)
-        assert math.ceil(SIDE / reduction) - 1 <= found.shape[2] <= math.ceil(SIDE / reduction)
-        assert not found.isnan().any()
+    for many, reduction, features in zip(channels, reductions, maps, strict=True):
+        assert features.shape[:2] == (1, many)
+        assert math.ceil(SIDE / reduction) - 1 <= features.shape[2] <= math.ceil(SIDE / reduction)
+        assert not features.isnan().any()
 
 
 @pytest.mark.parametrize(
@@ -35,16 +35,16 @@ def test_features_only(name: str) -> None:
 @pytest.mark.parametrize("indices", [(0, 2), (-1,), 2, (1, 2, 3)])
 def test_chosen_features_are_those_of_the_whole_network(name: str, indices: Any) -> None:
     torch.manual_seed(0)
-    whole = small(name).eval()
+    full = small(name).eval()
     torch.manual_seed(0)
     chosen = small(name, features_only=True, out_indices=indices).eval()
     with torch.no_grad():
-        everything = whole.forward_intermediates(images(), intermediates_only=True)
-        found = chosen(images())
+        everything = full.forward_intermediates(images(), intermediates_only=True)
+        features = chosen(images())
     numbers = range(4 - indices, 4) if isinstance(indices, int) else [i % 4 for i in indices]
-    assert len(found) == len(numbers)
-    for number, one in zip(numbers, found, strict=True):
-        torch.testing.assert_close(one, everything[number], rtol=0, atol=0)
+    assert len(features) == len(numbers)
+    for number, single in zip(numbers, features, strict=True):
+        torch.testing.assert_close(single, everything[number], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ALL)

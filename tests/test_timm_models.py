@@ -37,23 +37,24 @@ def test_every_release_is_registered_once() -> None:
 def test_it_is_the_release_itself(name: str) -> None:
     model = published(name)
     with torch.device("meta"):
-        own = architecture(ALL[name]).build()
+        ours = architecture(ALL[name]).build()
     assert {k: t.shape for k, t in model.state_dict().items()} == {
-        k: t.shape for k, t in own.state_dict().items()
+        k: t.shape for k, t in ours.state_dict().items()
     }
-    assert list(model.state_dict()) == list(own.state_dict())
-    given = {**vars(model.config), **({"img_size": 224} if name in VIM else {})}  # timm's: a pair
-    assert given == vars(own.config)
+    assert list(model.state_dict()) == list(ours.state_dict())
+    size = {"img_size": 224} if name in VIM else {}  # timm gives a pair
+    arguments = {**vars(model.config), **size}
+    assert arguments == vars(ours.config)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_same_weights_same_logits(name: str) -> None:
     model = small(name).eval()
     module = vmamba.VMamba if name in VMAMBA else vim.Vim
-    own = module(model.config).eval()
-    own.load_state_dict(model.state_dict())
+    ours = module(model.config).eval()
+    ours.load_state_dict(model.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(model(images(2)), own(images(2)), rtol=0, atol=0)
+        torch.testing.assert_close(model(images(2)), ours(images(2)), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -121,7 +122,7 @@ def test_images_of_other_channels(name: str, channels: int) -> None:
 
 def test_stochastic_depth_is_the_releases_own_unless_said_otherwise() -> None:
     with torch.device("meta"):
-        own = timm.create_model("vmamba_base_s2l15")
+        ours = timm.create_model("vmamba_base_s2l15")
         none = timm.create_model("vmamba_base_s2l15", drop_path_rate=0.0)
-    assert own.layers[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.6)
+    assert ours.layers[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.6)
     assert none.layers[-1].blocks[-1].drop_path.drop_prob == 0

@@ -155,8 +155,7 @@ def check_out(out: Path) -> None:
 def draw_comparison(comparison: Comparison, out: Path) -> ComparisonGallery:
     """Draws the figures into `out`/figures."""
     # Matplotlib takes longer to import than a comparison for the terminal takes.
-    from robustcli.reports.figures.evaluation_figures import draw_differences
-    from robustcli.reports.figures.ranking import draw_ranks
+    from robustcli.reports.figures.evaluation_figures import draw_differences, draw_ranks
 
     measure, forests = comparison.scoring.measure, {}
     for number, pair in enumerate(comparison.pairs[:PAIRS_SHOWN], start=1):

@@ -13,7 +13,7 @@ from robustcli.metrics.class_scores import confusion_matrix
 from robustcli.metrics.intervals import wilson_interval
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.reports.console import training_table
-from robustcli.reports.figures.confusion import (
+from robustcli.reports.figures.class_figures import (
     COUNTED_UP_TO,
     MOST_CONFUSED_CLASSES,
     draw_confusions,

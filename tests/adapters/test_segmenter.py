@@ -38,7 +38,7 @@ from robustcli.nnunet.inference import Mirrored, covered_evenly
 from robustcli.nnunet.normalisation import Channel, NnUNetInference
 from tests.models import golden
 
-SEGMENTERS = [name for name, one in ARCHITECTURES.items() if one.task == "seg"]
+SEGMENTERS = [name for name, network in ARCHITECTURES.items() if network.task == "seg"]
 
 
 class Says(nn.Module):

@@ -83,7 +83,7 @@ def test_unwrapping_takes_one_common_folder() -> None:
     assert unwrapped(_files("a.jpg")) == []
 
 
-def _found(names: Sequence[str]) -> Layout[FileRef]:
+def _layout_of(names: Sequence[str]) -> Layout[FileRef]:
     layout = find_layout(ROOT, _files(*names), MASK_RECOGNISERS, inside=True)
     assert layout is not None
     return layout
@@ -98,7 +98,7 @@ def _masks(layout: Layout[FileRef]) -> dict[str, tuple[str, str | None, str | No
 
 
 def test_two_folders() -> None:
-    layout = _found(["images/a.jpg", "masks/a.png", "images/x/b.jpg", "masks/x/b_mask.png"])
+    layout = _layout_of(["images/a.jpg", "masks/a.png", "images/x/b.jpg", "masks/x/b_mask.png"])
     assert layout.grouping == "image"
     assert _masks(layout) == {
         "a.jpg": ("masks/a.png", None, None),
@@ -119,7 +119,7 @@ def test_two_folders() -> None:
     ],
 )
 def test_outer_and_other_folders_and_case_do_not_count(names: list[str], image_id: str) -> None:
-    assert list(_masks(_found(names))) == [image_id]
+    assert list(_masks(_layout_of(names))) == [image_id]
 
 
 @pytest.mark.parametrize("prefix", ["", "kaggle_3m/", "lgg-mri-segmentation/kaggle_3m/"])
@@ -127,7 +127,7 @@ def test_patients(prefix: str) -> None:
     names = [
         f"{prefix}P{p}/P{p}_{n}{m}.tif" for p in (1, 2) for n in (1, 10) for m in ("", "_mask")
     ]
-    layout = _found(names)
+    layout = _layout_of(names)
     assert (layout.grouping, layout.tolerance) == ("patient", None)
     assert _masks(layout) == {
         f"P{p}/P{p}_{n}.tif": (f"{prefix}P{p}/P{p}_{n}_mask.tif", f"P{p}", None)
@@ -138,7 +138,7 @@ def test_patients(prefix: str) -> None:
 
 def test_the_archive_of_kaggle_holds_everything_twice() -> None:
     inside = ["kaggle_3m/P1/P1_1.tif", "kaggle_3m/P1/P1_1_mask.tif"]
-    layout = _found([*inside, *(f"lgg-mri-segmentation/{name}" for name in inside)])
+    layout = _layout_of([*inside, *(f"lgg-mri-segmentation/{name}" for name in inside)])
     assert list(_masks(layout)) == ["P1/P1_1.tif"]
     assert layout.labelled[0].image.path == ROOT / inside[0]
 
@@ -148,7 +148,7 @@ def test_roads(prefix: str) -> None:
     tiles = {"train": "10_15_r0c1", "val": "11_15_r2c2", "test": "12_15"}
     names = [f"{prefix}{split}/{tile}.tiff" for split, tile in tiles.items()]
     names += [f"{prefix}{split}_labels/{tile}.tif" for split, tile in tiles.items()]
-    layout = _found(names)
+    layout = _layout_of(names)
     assert (layout.grouping, layout.tolerance) == ("photo", 3)
     assert _masks(layout) == {
         "train/10_15_r0c1.tiff": (f"{prefix}train_labels/10_15_r0c1.tif", "10_15", "train"),
@@ -181,7 +181,7 @@ def test_the_place_of_files_in_a_tar_stays() -> None:
 )
 def test_files_without_partners(names: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        _found(names)
+        _layout_of(names)
 
 
 def test_files_of_one_stem_belong_together() -> None:

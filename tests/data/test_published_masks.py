@@ -44,7 +44,7 @@ def _classes(dataset: Dataset) -> tuple[str, ...]:
     return dataset.reading.classes
 
 
-def _said(dataset: Dataset, words: str) -> bool:
+def _messages(dataset: Dataset, words: str) -> bool:
     return any(words in note for note in dataset.notes)
 
 
@@ -103,7 +103,7 @@ def test_nnunet_with_three_channels_is_one_colour_image(tmp_path: Path) -> None:
         with Image.open(root / "imagesTr" / f"liver_1_slice_1_{channel:04}.png") as file:
             np.testing.assert_array_equal(image[..., channel], np.asarray(file))
     assert image_size(sample.image) == (H, W)
-    assert _said(dataset, "red, green and blue: R, G, B")
+    assert _messages(dataset, "red, green and blue: R, G, B")
     before = dataset.contents
     _png(root / "imagesTr" / "liver_1_slice_1_0002.png", _grey())
     assert _open(root).contents != before, "every channel counts in the digest"
@@ -127,7 +127,7 @@ def test_nnunet_test_images_count_where_they_have_masks(tmp_path: Path) -> None:
     _png(root / "imagesTs" / "liver_9_slice_0_0000.png", _grey())
     without = _open(root)
     assert len(without.samples) == 8
-    assert _said(without, "`imagesTs`: 1 files are left out")
+    assert _messages(without, "`imagesTs`: 1 files are left out")
     _png(root / "labelsTs" / "liver_9_slice_0.png", np.zeros((H, W), np.uint8))
     dataset = _open(root)
     assert dataset.evaluated == "test"
@@ -196,7 +196,7 @@ def test_nnunet_volumes_are_read_slice_by_slice(channels: int, tmp_path: Path) -
     ]
     assert dataset.groups == ("la_0", "la_1")
     assert _classes(dataset) == ("atrium", "wall")
-    assert _said(dataset, "the 0.5th percentile becomes black")
+    assert _messages(dataset, "the 0.5th percentile becomes black")
     image, mask = decode_pair(dataset.samples[5])
     np.testing.assert_array_equal(mask, labels[:, :, 2].T)
     for channel in range(channels):
@@ -289,7 +289,7 @@ def test_isic_keeps_its_parts(year: str, tmp_path: Path) -> None:
     assert dataset.reading.is_standard
     _, mask = decode_pair(dataset.samples[0])
     np.testing.assert_array_equal(mask, np.eye(H, W, dtype=bool))
-    assert _said(dataset, "superpixels are left out") == (year == "2017")
+    assert _messages(dataset, "superpixels are left out") == (year == "2017")
     splits = split_dataset(dataset, seed=0)
     assert [len(p.samples) for p in (splits.train, splits.val, splits.test)] == (
         [2, 1, 3] if year == "2016" else [3, 3, 3]
@@ -305,8 +305,8 @@ def test_isic_images_without_masks_are_left_out_and_said(tmp_path: Path) -> None
     _png(attributes / "ISIC_0000000_attribute_globules.png", np.zeros((H, W), np.uint8))
     dataset = _open(root)
     assert {s.split for s in dataset.samples} == {"train", "val"}
-    assert _said(dataset, "`ISIC2018_Task1-2_Test_Input`: 3 images are left out")
-    assert _said(dataset, "`ISIC2018_Task3_Training_Input`: 1 images are left out")
+    assert _messages(dataset, "`ISIC2018_Task1-2_Test_Input`: 3 images are left out")
+    assert _messages(dataset, "`ISIC2018_Task3_Training_Input`: 1 images are left out")
 
 
 def test_an_isic_image_without_its_mask_is_an_error(tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_slices_of_synapse(tmp_path: Path) -> None:
     assert dataset.groups == ("case0005", "case0006", "case0007")
     assert dataset.grouping == "patient"
     assert _classes(dataset) == tuple("12345678")
-    assert _said(dataset, "as the owners publish them")
+    assert _messages(dataset, "as the owners publish them")
     sample = dataset.samples[0]
     image, mask = decode_pair(sample)
     with np.load(tmp_path / "Synapse" / "train_npz" / "case0005_slice000.npz") as arrays:
@@ -459,7 +459,7 @@ def test_acdc_as_published_with_its_lists(tmp_path: Path) -> None:
         "test": ["patient005"],
     }
     assert len(dataset.samples) == 3 * 2 * 2 + 2 * 2 + 2 * 2
-    assert _said(dataset, "6 volumes are left out")
+    assert _messages(dataset, "6 volumes are left out")
     alone = _open(tmp_path / "data" / "slices")
     assert len(alone.samples) == 12
     assert {s.split for s in alone.samples} == {None}

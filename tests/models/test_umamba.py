@@ -142,8 +142,8 @@ def test_either_copy_alone_is_accepted():
     first = {k: v for k, v in full.items() if "all_modules" not in k and "decoder.enc" not in k}
     second = {k: v for k, v in full.items() if k not in state}
     second |= {k: v for k, v in state.items() if k not in set(map(canonical_key, second))}
-    for state in (full, first, second):
-        again = without_aliases(state)
+    for copies in (full, first, second):
+        again = without_aliases(copies)
         assert again.keys() == state.keys()
         assert all(again[key] is state[key] for key in state)
 

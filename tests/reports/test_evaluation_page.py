@@ -254,7 +254,7 @@ def test_the_pages_of_segmenters_in_other_states(tmp_path: Path) -> None:
         window=64, channels="rgb", threshold=0.5, overlap=0.5,
         nnunet=NnUNetInference(channels=(channel, channel), mirror_axes=(0, 1)),
     )  # fmt: skip
-    models = (segmenter("a", ours=ours), segmenter("b", ours=peer))
+    models = (segmenter("a", preprocessing=ours), segmenter("b", preprocessing=peer))
     part = {"images_available": 194, "subset": "test part of `ulvm_v5`"}
     states: dict[str, dict[str, object]] = {
         "a demonstration set": {"dataset": {"demonstration": True}},

@@ -26,20 +26,20 @@ from tests.reports.finetune_runs import HELD, ROADS, TENSORS, TOTAL, FinetunePla
 
 
 def test_everything_that_a_run_leaves_is_read(tmp_path: Path) -> None:
-    found = read_finetuning(build_finetuning(tmp_path, FinetunePlan(sweep=True)))
-    assert [run.mode for run in found.modes] == ["scratch", "full", "freeze"]
-    assert found.decisions is not None
-    assert found.decisions["frozen"].tolist() == [False, False, True, True, False, False, False]
-    assert found.profile is not None
-    assert len(found.profile) == 10 * len(TENSORS)
-    assert found.sweep is not None
-    assert len(found.sweep) == 4
-    assert not found.is_partial
+    findings = read_finetuning(build_finetuning(tmp_path, FinetunePlan(sweep=True)))
+    assert [run.mode for run in findings.modes] == ["scratch", "full", "freeze"]
+    assert findings.decisions is not None
+    assert findings.decisions["frozen"].tolist() == [False, False, True, True, False, False, False]
+    assert findings.profile is not None
+    assert len(findings.profile) == 10 * len(TENSORS)
+    assert findings.sweep is not None
+    assert len(findings.sweep) == 4
+    assert not findings.is_partial
 
 
 def test_steady_iterations_are_those_after_the_freeze(tmp_path: Path) -> None:
-    found = read_finetuning(build_finetuning(tmp_path))
-    freeze, full = found.of("freeze"), found.of("full")
+    findings = read_finetuning(build_finetuning(tmp_path))
+    freeze, full = findings.of("freeze"), findings.of("full")
     assert freeze is not None
     assert full is not None
     assert set(freeze.steady["trainable"]) == {TOTAL - HELD}
@@ -49,24 +49,24 @@ def test_steady_iterations_are_those_after_the_freeze(tmp_path: Path) -> None:
 
 
 def test_a_run_that_only_profiles_has_no_modes(tmp_path: Path) -> None:
-    found = read_finetuning(build_finetuning(tmp_path, FinetunePlan(modes=())))
-    assert found.modes == ()
-    assert found.training is None
-    assert found.decisions is not None
+    findings = read_finetuning(build_finetuning(tmp_path, FinetunePlan(modes=())))
+    assert findings.modes == ()
+    assert findings.training is None
+    assert findings.decisions is not None
 
 
 def test_a_run_is_read_as_far_as_it_has_come(tmp_path: Path) -> None:
     plan = FinetunePlan(unmeasured=("full",), waiting=("freeze",), profiled=0, decided=False)
-    found = read_finetuning(build_finetuning(tmp_path, plan))
-    assert [run.mode for run in found.modes] == ["scratch", "full"]
-    full = found.of("full")
+    findings = read_finetuning(build_finetuning(tmp_path, plan))
+    assert [run.mode for run in findings.modes] == ["scratch", "full"]
+    full = findings.of("full")
     assert full is not None
     assert (full.costs, full.seconds_per_iteration, full.frozen_at) == (None, None, None)
-    assert found.of("freeze") is None
-    assert (found.decisions, found.profile, found.sweep) == (None, None, None)
-    assert found.is_partial
-    assert found.training is not None
-    assert found.training.test is not None, "the one that is measured"
+    assert findings.of("freeze") is None
+    assert (findings.decisions, findings.profile, findings.sweep) == (None, None, None)
+    assert findings.is_partial
+    assert findings.training is not None
+    assert findings.training.test is not None, "the one that is measured"
 
 
 def test_a_folder_without_a_fine_tuning_is_refused(tmp_path: Path) -> None:
@@ -78,11 +78,11 @@ FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"
 
 
 def test_a_line_holds_what_a_mode_gave_and_cost(tmp_path: Path) -> None:
-    found = read_finetuning(build_finetuning(tmp_path))
-    table = finetuning_results(found)
+    findings = read_finetuning(build_finetuning(tmp_path))
+    table = finetuning_results(findings)
     assert list(table.columns) == list(SEGMENTER_MODE_COLUMNS)
     assert table["mode"].tolist() == ["scratch", "full", "freeze"]
-    row, first = table.iloc[2], against_full(found, "freeze")
+    row, first = table.iloc[2], against_full(findings, "freeze")
     assert first is not None
     assert (row["n"], row["groups"]) == (8, 8)
     assert (row["trainable"], row["frozen"]) == (TOTAL - HELD, HELD)
@@ -118,19 +118,23 @@ def test_every_column_is_documented() -> None:
 
 
 def test_relaxed_numbers_are_of_data_with_a_tolerance(tmp_path: Path) -> None:
-    found = read_finetuning(build_finetuning(tmp_path, ROADS))
-    assert found.tolerance == 3
-    row = finetuning_results(found).iloc[1]
+    findings = read_finetuning(build_finetuning(tmp_path, ROADS))
+    assert findings.tolerance == 3
+    row = finetuning_results(findings).iloc[1]
     assert row["relaxed_precision_low"] < row["relaxed_precision"] < row["relaxed_precision_high"]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> FinetuningFindings:
+def findings(tmp_path_factory: pytest.TempPathFactory) -> FinetuningFindings:
     return read_finetuning(build_finetuning(tmp_path_factory.mktemp("run")))
 
 
-def test_freezing_is_compared_with_full_on_the_same_images(found: FinetuningFindings) -> None:
-    first, freeze, full = against_full(found, "freeze"), found.of("freeze"), found.of("full")
+def test_freezing_is_compared_with_full_on_the_same_images(findings: FinetuningFindings) -> None:
+    first, freeze, full = (
+        against_full(findings, "freeze"),
+        findings.of("freeze"),
+        findings.of("full"),
+    )
     assert first is not None
     assert freeze is not None
     assert freeze.training.test is not None
@@ -141,18 +145,18 @@ def test_freezing_is_compared_with_full_on_the_same_images(found: FinetuningFind
     assert first.low is not None
     assert first.high is not None
     assert first.low < first.dice < first.high < 0
-    assert against_full(found, "full") is None
-    assert against_full(found, "lora") is None
+    assert against_full(findings, "full") is None
+    assert against_full(findings, "lora") is None
 
 
-def test_time_is_that_after_the_freeze_over_that_of_full(found: FinetuningFindings) -> None:
-    assert seconds_ratio(found, "freeze") == pytest.approx(0.24 / 0.25, rel=0.02)
-    assert seconds_ratio(found, "full") == 1.0
-    assert seconds_ratio(found, "lora") is None
+def test_time_is_that_after_the_freeze_over_that_of_full(findings: FinetuningFindings) -> None:
+    assert seconds_ratio(findings, "freeze") == pytest.approx(0.24 / 0.25, rel=0.02)
+    assert seconds_ratio(findings, "full") == 1.0
+    assert seconds_ratio(findings, "lora") is None
 
 
-def test_the_middle_half_stands_around_the_median(found: FinetuningFindings) -> None:
-    freeze = found.of("freeze")
+def test_the_middle_half_stands_around_the_median(findings: FinetuningFindings) -> None:
+    freeze = findings.of("freeze")
     assert freeze is not None
     speed = pace(freeze)
     assert speed is not None
@@ -165,19 +169,21 @@ def test_the_middle_half_stands_around_the_median(found: FinetuningFindings) -> 
     assert (speed.low, speed.median, speed.high) == pytest.approx(tuple(expected))
 
 
-def test_without_a_freeze_on_the_way_there_is_nothing_before_it(found: FinetuningFindings) -> None:
-    full = found.of("full")
+def test_without_a_freeze_on_the_way_there_is_nothing_before_it(
+    findings: FinetuningFindings,
+) -> None:
+    full = findings.of("full")
     assert full is not None
     assert pace_before(full) is None
 
 
-def test_what_stood_still_is_what_was_not_trained(found: FinetuningFindings) -> None:
-    assert [frozen_elements(run) for run in found.modes] == [0, 0, HELD]
+def test_what_stood_still_is_what_was_not_trained(findings: FinetuningFindings) -> None:
+    assert [frozen_elements(run) for run in findings.modes] == [0, 0, HELD]
 
 
 def test_before_the_end_nothing_is_known(tmp_path: Path) -> None:
-    found = read_finetuning(build_finetuning(tmp_path, FinetunePlan(unmeasured=("freeze",))))
-    freeze = found.of("freeze")
+    findings = read_finetuning(build_finetuning(tmp_path, FinetunePlan(unmeasured=("freeze",))))
+    freeze = findings.of("freeze")
     assert freeze is not None
     assert (pace(freeze), frozen_elements(freeze)) == (None, None)
-    assert (seconds_ratio(found, "freeze"), against_full(found, "freeze")) == (None, None)
+    assert (seconds_ratio(findings, "freeze"), against_full(findings, "freeze")) == (None, None)

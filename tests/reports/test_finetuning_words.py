@@ -26,12 +26,12 @@ from tests.reports.finetune_runs import ROADS, FinetunePlan, build_finetuning
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> FinetuningFindings:
+def findings(tmp_path_factory: pytest.TempPathFactory) -> FinetuningFindings:
     return read_finetuning(build_finetuning(tmp_path_factory.mktemp("run")))
 
 
-def said(found: FinetuningFindings) -> str:
-    return "\n".join(finetuning_summary(found))
+def words_of(findings: FinetuningFindings) -> str:
+    return "\n".join(finetuning_summary(findings))
 
 
 @pytest.mark.parametrize(
@@ -51,18 +51,18 @@ def said(found: FinetuningFindings) -> str:
         "0.54 % of the optimizer's memory",
     ],
 )
-def test_dice_time_and_memory_are_told(found: FinetuningFindings, words: str) -> None:
-    assert words in said(found)
+def test_dice_time_and_memory_are_told(findings: FinetuningFindings, words: str) -> None:
+    assert words in words_of(findings)
 
 
-def test_freezing_is_compared_first(found: FinetuningFindings) -> None:
-    page = said(found)
+def test_freezing_is_compared_first(findings: FinetuningFindings) -> None:
+    page = words_of(findings)
     assert page.index("Dice of freeze minus") < page.index("Dice of scratch minus")
 
 
 def test_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
     plan = FinetunePlan(unmeasured=("freeze",), record={"saving": None})
-    page = said(read_finetuning(build_finetuning(tmp_path, plan)))
+    page = words_of(read_finetuning(build_finetuning(tmp_path, plan)))
     assert "freeze" not in page
     assert "optimizer" not in page
 
@@ -95,7 +95,7 @@ def test_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
     ],
 )
 def test_the_interval_decides_what_may_be_said(
-    found: FinetuningFindings,
+    findings: FinetuningFindings,
     monkeypatch: pytest.MonkeyPatch,
     low: float,
     high: float,
@@ -106,18 +106,18 @@ def test_the_interval_decides_what_may_be_said(
     monkeypatch.setattr(
         finetuning_words, "against_full", lambda _, mode: difference if mode == "freeze" else None
     )
-    assert words in said(found)
+    assert words in words_of(findings)
 
 
 def test_too_few_groups_for_a_small_p_are_named(
-    found: FinetuningFindings, monkeypatch: pytest.MonkeyPatch
+    findings: FinetuningFindings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     difference = MaskDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125)
     monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: difference)
     assert (
         "p = 0.12 (4 images cannot give a p below 0.12)). The interval leaves out 0, but the test "
         "cannot come to p = 0.05 with so few: whether there is a difference is not settled."
-    ) in said(found)
+    ) in words_of(findings)
 
 
 def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
@@ -145,33 +145,35 @@ def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
 
 
 def test_a_single_group_gets_no_test(
-    found: FinetuningFindings, monkeypatch: pytest.MonkeyPatch
+    findings: FinetuningFindings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     difference = MaskDifference(12, 1, -0.1, None, None, None, 1.0)
     monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: difference)
-    assert "-0.100; from one image nothing can be said about others." in said(found)
+    assert "-0.100; from one image nothing can be said about others." in words_of(findings)
 
 
 @pytest.mark.parametrize(("factor", "noise"), [(1.0, False), (0.25 / 0.2402, True)])
 def test_a_difference_within_the_spread_is_called_noise(
-    found: FinetuningFindings, factor: float, noise: bool
+    findings: FinetuningFindings, factor: float, noise: bool
 ) -> None:
     runs = [
         replace(run, steps=run.steps.assign(seconds=run.steps["seconds"] * factor))
         if run.mode == "freeze"
         else run
-        for run in found.modes
+        for run in findings.modes
     ]
-    page = said(replace(found, modes=tuple(runs)))
+    page = words_of(replace(findings, modes=tuple(runs)))
     assert ("may be the machine's noise" in page) is noise
 
 
-def test_a_slower_iteration_is_called_slower(found: FinetuningFindings) -> None:
+def test_a_slower_iteration_is_called_slower(findings: FinetuningFindings) -> None:
     runs = [
         replace(run, steps=run.steps.assign(seconds=0.5)) if run.mode == "freeze" else run
-        for run in found.modes
+        for run in findings.modes
     ]
-    assert "2.00 times as long (99.7 % more) as in full" in said(replace(found, modes=tuple(runs)))
+    assert "2.00 times as long (99.7 % more) as in full" in words_of(
+        replace(findings, modes=tuple(runs))
+    )
 
 
 def test_sizes_have_the_digits_that_a_few_tensors_need() -> None:
@@ -181,18 +183,20 @@ def test_sizes_have_the_digits_that_a_few_tensors_need() -> None:
     assert (p_value(0.0004), p_value(0.0156), p_value(0.25)) == ("< 0.001", "0.016", "0.25")
 
 
-def test_where_nothing_was_frozen_time_and_memory_are_no_merit(found: FinetuningFindings) -> None:
-    full = found.of("full")
+def test_where_nothing_was_frozen_time_and_memory_are_no_merit(
+    findings: FinetuningFindings,
+) -> None:
+    full = findings.of("full")
     assert full is not None
-    saving = found.record.saving
+    saving = findings.record.saving
     assert saving is not None
     nothing = saving.model_copy(update={"frozen": 0})
     same = tuple(
         replace(run, steps=full.steps, costs=full.costs) if run.mode == "freeze" else run
-        for run in found.modes
+        for run in findings.modes
     )
-    record = found.record.model_copy(update={"saving": nothing})
-    page = said(replace(found, modes=same, record=record))
+    record = findings.record.model_copy(update={"saving": nothing})
+    page = words_of(replace(findings, modes=same, record=record))
     assert "Nothing is frozen, so what differs in time between freeze and full is the" in page
     assert "After the freeze" not in page
     assert "By count" not in page
@@ -200,7 +204,7 @@ def test_where_nothing_was_frozen_time_and_memory_are_no_merit(found: Finetuning
 
 
 def test_of_roads_the_relaxed_numbers_of_each_measured_mode_are_told(
-    tmp_path: Path, found: FinetuningFindings
+    tmp_path: Path, findings: FinetuningFindings
 ) -> None:
     roads = read_finetuning(build_finetuning(tmp_path, replace(ROADS, unmeasured=("scratch",))))
     full = roads.of("full")
@@ -208,11 +212,11 @@ def test_of_roads_the_relaxed_numbers_of_each_measured_mode_are_told(
     assert full.training.test is not None
     line = full.training.test.numbers
     start = "Relaxed precision and recall (3 pixels, pixels of all images pooled): full "
-    words = next(single for single in said(roads).splitlines() if single.startswith(start))
+    words = next(single for single in words_of(roads).splitlines() if single.startswith(start))
     assert words.startswith(f"{start}{line['relaxed_precision']:.3f} (")
     assert f" and {line['relaxed_recall']:.3f} (" in words
     assert ", freeze 0." in words
-    assert "Relaxed" not in said(found)
+    assert "Relaxed" not in words_of(findings)
 
 
 RULE = RuleRecord(
@@ -235,9 +239,9 @@ def changed(**changes: object) -> RuleRecord:
         (changed(pattern="encoder.*"), "tensors called `encoder.*`"),
     ],
 )  # fmt: skip
-def test_a_rule_in_words(found: FinetuningFindings, rule: RuleRecord, words: str) -> None:
-    record = found.record.model_copy(update={"rule": rule})
-    assert f"- Frozen by: {words}.\n" in finetuning_text(replace(found, record=record))
+def test_a_rule_in_words(findings: FinetuningFindings, rule: RuleRecord, words: str) -> None:
+    record = findings.record.model_copy(update={"rule": rule})
+    assert f"- Frozen by: {words}.\n" in finetuning_text(replace(findings, record=record))
 
 
 def test_every_statistic_has_a_name_of_its_own() -> None:

@@ -20,7 +20,7 @@ def trained(folder: Path, *plans: TrainPlan) -> Zoo:
     return Zoo([read_training(build_training(folder / f"run-{n}", plan)) for n, plan in runs])
 
 
-def own(rows: list[ZooRow]) -> list[str]:
+def training_of(rows: list[ZooRow]) -> list[str]:
     return [row.label for row in rows if row.training is not None]
 
 
@@ -31,14 +31,18 @@ def test_own_rows_stand_where_the_paper_has_the_network_others_below(tmp_path: P
     assert len(rows) == 14
     assert (rows[0].label, rows[0].training) == ("unet", zoo.trainings[1])
     assert (rows[-1].label, rows[-1].printed, rows[-1].parameters) == ("vmunet", None, 27)
-    assert own(rows) == ["unet", "vmunet"]
+    assert training_of(rows) == ["unet", "vmunet"]
 
 
 def test_several_trainings_of_a_network_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     runs = [build_training(tmp_path / name) for name in ("x/run", "y/run", "z")]
     trainings = [read_training(run) for run in runs]
     rows = Zoo(trainings).rows
-    assert own(rows) == ["ulvm_v5 (x/run)", "ulvm_v5 (y/run)", f"ulvm_v5 ({tmp_path.name}/z)"]
+    assert training_of(rows) == [
+        "ulvm_v5 (x/run)",
+        "ulvm_v5 (y/run)",
+        f"ulvm_v5 ({tmp_path.name}/z)",
+    ]
     assert len(rows) == 15
     assert Zoo(trainings[2:]).label(trainings[2]) == "ulvm_v5"
 

@@ -132,7 +132,7 @@ def test_parameters_are_json() -> None:
         assert json.loads(json.dumps(stated)) == stated
 
 
-CHEAP = [one for one in transforms() if one.name not in ("piecewise_affine", "c_zoom_blur")]
+CHEAP = [t for t in transforms() if t.name not in ("piecewise_affine", "c_zoom_blur")]
 
 
 @settings(max_examples=60, deadline=None)
@@ -182,7 +182,7 @@ def test_a_mask_moves_as_the_image_that_shows_it(case: Transform) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [t for t in (*PAPER21, *IMAGENET_C) if t.geometric], ids=lambda one: str(one.name)
+    "case", [t for t in (*PAPER21, *IMAGENET_C) if t.geometric], ids=lambda chosen: str(chosen.name)
 )
 def test_each_class_of_a_mask_moves_as_it_would_alone(case: Transform) -> None:
     """No index is interpolated: class 2 is where a mask of class 2 alone would be."""

@@ -17,7 +17,7 @@ from robustcli.core.errors import RunError
 from robustcli.transforms.paper21 import PAPER21, Augmented
 from tests.transforms.conftest import errors_by_severity
 
-BY_NAME = {one.name: one for one in PAPER21}
+BY_NAME = {transform.name: transform for transform in PAPER21}
 
 
 def _affine(scale: Any, shift: Any, rotate: Any, shear: Any, seed: int) -> Any:
@@ -148,7 +148,7 @@ def test_geometric_are_those_that_move_pixels() -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [t for t in PAPER21 if t.severities], ids=lambda one: str(one.name)
+    "case", [t for t in PAPER21 if t.severities], ids=lambda transform: str(transform.name)
 )
 def test_an_image_suffers_more_with_severity(
     case: Augmented, photos: list[NDArray[np.uint8]]
@@ -176,7 +176,7 @@ def test_an_image_too_long_for_opencv_is_named() -> None:
 DOCS = Path(__file__).parents[2] / "docs" / "transforms.md"
 
 
-@pytest.mark.parametrize("case", PAPER21, ids=lambda one: str(one.name))
+@pytest.mark.parametrize("case", PAPER21, ids=lambda transform: str(transform.name))
 def test_the_documentation_states_the_parameters(case: Augmented) -> None:
     lines = DOCS.read_text(encoding="utf-8").splitlines()
     head = f"| `{case.name}` | `{case.augmenter}` | {_in_words(case.parameters(0))} |"

@@ -168,9 +168,9 @@ def test_seeds_differ_by_every_part_and_by_nothing_else() -> None:
     assert max(seeds) > 2**60
 
 
-FLIP = next(one for one in PAPER21 if one.name == "fliplr")
-BLUR = next(one for one in PAPER21 if one.name == "gaussian_blur")
-FOG = next(one for one in IMAGENET_C if one.corruption == "fog")
+FLIP = next(transform for transform in PAPER21 if transform.name == "fliplr")
+BLUR = next(transform for transform in PAPER21 if transform.name == "gaussian_blur")
+FOG = next(transform for transform in IMAGENET_C if transform.corruption == "fog")
 
 
 def named(pattern: str, *severities: int) -> list[tuple[str, int]]:

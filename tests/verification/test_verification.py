@@ -47,7 +47,7 @@ def checked(run: Path, **changes: Any) -> Verification:
     return verify(VerifyConfig(run, **{"device": "cpu", "sample": None} | changes))
 
 
-def found(run: Path, **changes: Any) -> list[tuple[str, str, str | None]]:
+def differences_of(run: Path, **changes: Any) -> list[tuple[str, str, str | None]]:
     """Place, quantity and image of each difference."""
     (check,) = checked(run, **changes).checks
     return [(each.place, each.quantity, each.image_id) for each in check.differences]
@@ -108,7 +108,7 @@ def test_a_wrong_label_is_found_in_blocks_that_are_not_recomputed(run: Path) -> 
     model, transform, severity, number = unsampled.split("/")
     folder = f"predictions/model={model}/transform={transform}/severity={severity}"
     image = edit(run / folder / f"block-{int(number):06d}.parquet", 0, lambda row: {"target": 9})
-    assert ("rows", "target", image) in found(run, sample=1)
+    assert ("rows", "target", image) in differences_of(run, sample=1)
 
 
 def test_a_flipped_bit_is_found(run: Path) -> None:
@@ -126,27 +126,27 @@ def test_a_missing_row_is_named(run: Path) -> None:
     table = pq.read_table(file, partitioning=None)
     pq.write_table(table.slice(1), file)
     image = table["image_id"][0].as_py()
-    assert ("rows", "rows of the image", image) in found(run)
+    assert ("rows", "rows of the image", image) in differences_of(run)
 
 
 def test_other_pixels_are_named(run: Path) -> None:
     file = run / "inputs/view=original/transform=fliplr/severity=0/block-000000.parquet"
     image = edit(file, 2, lambda _: {"digest": "0" * 32})
-    assert found(run) == [("pixels", "digest of the pixels", image)]
+    assert differences_of(run) == [("pixels", "digest of the pixels", image)]
     noise = run / "inputs/view=original/transform=additive_gaussian_noise/severity=0"
     image = edit(noise / "block-000000.parquet", 1, lambda row: {"psnr_db": row["psnr_db"] + 1})
-    assert ("pixels", "PSNR (dB)", image) in found(run)
+    assert ("pixels", "PSNR (dB)", image) in differences_of(run)
 
 
 def test_an_edited_table_of_results_is_found(run: Path) -> None:
     robustcli.Run(run).report()
-    assert found(run, sample=1) == []
+    assert differences_of(run, sample=1) == []
     table = run / "results.csv"
     lines = table.read_text().splitlines()
     fields = lines[1].split(",")
     fields[5] = "0.99"
     table.write_text("\n".join([lines[0], ",".join(fields), *lines[2:]]) + "\n")
-    assert found(run, sample=1) == [("results.csv", "top1", None)]
+    assert differences_of(run, sample=1) == [("results.csv", "top1", None)]
 
 
 def test_other_versions_and_parameters_are_listed(run: Path) -> None:
@@ -223,7 +223,7 @@ def test_segmenters_and_their_training(segmenters: Path) -> None:
     image = edit(
         file / "block-000000.parquet", 0, lambda row: {"tp": row["tp"] - 30, "fn": row["fn"] + 30}
     )
-    assert ("predictions", "counts of pixels", image) in found(segmenters)
+    assert ("predictions", "counts of pixels", image) in differences_of(segmenters)
 
 
 def test_weights_of_a_training_that_were_replaced(segmenters: Path) -> None:
@@ -235,7 +235,7 @@ def test_weights_of_a_training_that_were_replaced(segmenters: Path) -> None:
     kept = segmenters.parent / "kept.safetensors"
     (segmenters / "weights.safetensors").rename(kept)
     shutil.copy(other / "weights.safetensors", segmenters / "weights.safetensors")
-    assert [place for place, _, _ in found(segmenters)] == ["weights"]
+    assert [place for place, _, _ in differences_of(segmenters)] == ["weights"]
     (segmenters / "weights.safetensors").unlink()
     with pytest.raises(MachineError, match="The weights of `net` are not here"):
         checked(segmenters)

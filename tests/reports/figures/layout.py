@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from robustcli.reports.figures import (
     canvas,
-    confusion,
+    class_figures,
     evaluation_figures,
     freezing_figures,
     images,
-    ranking,
     training_figures,
     zoo_figures,
 )
@@ -36,9 +35,9 @@ def caught(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> Figure:
         FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
         figures.append(figure)
 
-    for module in (evaluation_figures, freezing_figures, images, ranking, training_figures):
-        monkeypatch.setattr(module, "save", catch)
-    for module in (confusion, zoo_figures):
+    for module in (evaluation_figures, freezing_figures, images, training_figures):
+        monkeypatch.setattr(module, "save_figure", catch)
+    for module in (class_figures, zoo_figures):
         monkeypatch.setattr(module, "save_with_pdf", catch)
     with canvas.styled():
         draw()

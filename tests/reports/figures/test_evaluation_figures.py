@@ -1,4 +1,4 @@
-""""""
+"""Figures of an evaluation can be read, and show the numbers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from robustcli.reports.figures.evaluation_figures import (
     draw_differences,
     draw_dots,
     draw_multiples,
+    draw_ranks,
     draw_reliability,
 )
 from robustcli.reports.measure import DICE, extremes
@@ -264,3 +265,16 @@ def test_reliability_shows_each_bin_at_its_confidence(monkeypatch: pytest.Monkey
     assert len(drawn) == 8
     line = drawn[0].lines[1]
     assert np.column_stack(line.get_data()) == pytest.approx(np.array([[30, 20], [95, 90]]))
+
+
+def test_the_parts_of_a_bar_are_the_probabilities_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = [(0.9, 0.1, 0.0), (0.1, 0.6, 0.3), (0.0, 0.3, 0.7)]
+    figure = caught(monkeypatch, lambda: draw_ranks(["a", "b", "c"], shares, Path()))
+    (axes,) = figure.axes
+    widths = [[bar.get_width() for bar in container] for container in axes.containers]
+    np.testing.assert_allclose(np.transpose(widths), shares)
+    assert [text.get_text() for text in axes.texts] == [
+        *("90 %", "10 %", "10 %", "60 %", "30 %", "30 %", "70 %")
+    ]
+    assert_nothing_clipped(figure)
+    assert_no_overlap([*axes.get_yticklabels(), *axes.texts])

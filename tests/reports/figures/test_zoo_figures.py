@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Annotation
 
-from robustcli.reports.figures.confusion import COUNTED_UP_TO, draw_confusions
+from robustcli.reports.figures.class_figures import COUNTED_UP_TO, draw_confusions
 from robustcli.reports.figures.zoo_figures import (
     CostPanel,
     CostPoint,
