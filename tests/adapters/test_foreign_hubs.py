@@ -41,12 +41,12 @@ def vit(folder: Path, labels: tuple[str, ...] = CIFAR, **processor: object) -> P
         label2id={label: n for n, label in enumerate(labels)},
     )  # fmt: skip
     transformers.ViTForImageClassification(config).save_pretrained(folder)
-    repository = {
+    defaults = {
         "image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True,
         "do_normalize": True, "size": {"height": 32, "width": 32}, "resample": 2,
         "rescale_factor": 1 / 255, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7],
     }  # fmt: skip
-    (folder / "preprocessor_config.json").write_text(json.dumps({**repository, **processor}))
+    (folder / "preprocessor_config.json").write_text(json.dumps({**defaults, **processor}))
     return folder
 
 
@@ -106,7 +106,7 @@ def test_labels_say_what_the_classes_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "expected"),
+    ("processor", "expected"),
     [
         ({"size": {"height": 224, "width": 224}}, (224, 224, "squash")),
         ({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224},
@@ -120,15 +120,15 @@ def test_labels_say_what_the_classes_are(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_processors_of_transformers(
-    tmp_path: Path, message: dict[str, object], expected: tuple[int | None, int, str]
+    tmp_path: Path, processor: dict[str, object], expected: tuple[int | None, int, str]
 ) -> None:
     from robustcli.adapters.foreign_hubs import Repository, _processor
 
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"resample": 3, **message}))
-    repository = _processor(Repository(tmp_path, "here"))
-    assert repository is not None
-    assert (repository.resize, repository.crop, repository.mode) == expected
-    assert repository.interpolation == "bicubic"
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"resample": 3, **processor}))
+    preprocessing = _processor(Repository(tmp_path, "here"))
+    assert preprocessing is not None
+    assert (preprocessing.resize, preprocessing.crop, preprocessing.mode) == expected
+    assert preprocessing.interpolation == "bicubic"
 
 
 def test_a_processor_that_scales_otherwise_is_refused(tmp_path: Path) -> None:
@@ -203,12 +203,12 @@ def timm_folder(folder: Path, **config: object) -> tuple[Path, torch.nn.Module]:
     network = timm.create_model("resnet10t", num_classes=10, channels=(8, 8, 8, 8)).eval()
     folder.mkdir()
     save_file(network.state_dict(), folder / "model.safetensors")
-    config = {
+    defaults = {
         "architecture": "resnet10t", "num_classes": 10, "model_args": {"channels": [8, 8, 8, 8]},
         "pretrained_cfg": {"input_size": [3, 64, 64], "crop_pct": 0.8, "interpolation": "bilinear",
                            "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps({**config, **config}))
+    (folder / "config.json").write_text(json.dumps({**defaults, **config}))
     return folder, network
 
 
