@@ -87,6 +87,7 @@ class ModelRequest:
         module: A network in memory, or what builds one.
         classes: Names of the outputs of a foreign network, in their order.
         number_classes: Call classes by number where nobody named them, instead of refusing.
+        called: Its name in rows and tables, where that is not its own (`model_names`).
         opened: The foreign model once it was opened; the same request never opens it twice.
     """
 
@@ -99,6 +100,7 @@ class ModelRequest:
     module: Any = field(default=None, compare=False, repr=False)
     classes: tuple[str, ...] | None = None
     number_classes: bool = field(default=False, compare=False)
+    called: str | None = None
     opened: list[Any] = field(default_factory=list, init=False, compare=False, repr=False)
 
 

@@ -77,7 +77,7 @@ def load(
         opened = open_foreign(request, offline=offline)
         check_task(entry_of(request, offline=offline), task or opened.task)
         return opened.model
-    entry = resolve(request.name)
+    entry = entry_of(request)
     check_task(entry, task or entry.task)
     weights = _find_weights(entry, request, offline=offline)
     header = None if weights is None else weights.header
@@ -110,13 +110,16 @@ def load(
 
 
 def entry_of(request: ModelRequest, *, offline: bool = False) -> ModelEntry:
-    """`resolve` for a request, whose network may be a foreign one: that is opened to know its task.
+    """`resolve` for a request, under the name that it is to be called by.
+
+    A foreign network is opened to know its task.
 
     Raises:
         UsageError: Nothing is called so, or the foreign network cannot be used.
     """
     if foreign_kind(request) is None:
-        return resolve(request.name)
+        entry = resolve(request.name)
+        return entry if request.called is None else replace(entry, name=request.called)
     opened = open_foreign(request, offline=offline)
     facts = opened.model.facts
     return ModelEntry(
