@@ -115,7 +115,7 @@ class RunKind(Generic[RecordT]):
         if not path.is_file():
             raise UsageError(
                 f"`{run}` is not a run.",
-                f"It holds no `{RECORD_FILE}`.",
+                f"It holds no `{RECORD_FILE}`." if run.exists() else "There is no such folder.",
                 "Name a folder that `--out` made.",
             )
         newest = self.record.model_fields["schema_version"].default

@@ -21,7 +21,12 @@ from robustcli.core.io import write_text
 from robustcli.core.seeds import identity_seed
 from robustcli.finetuning.config import LORA_LAYERS
 from robustcli.finetuning.finetune_plan import FinetunePlan
-from robustcli.finetuning.freezing import FreezeAfterProfile, KeepFrozen, ProfileGradients
+from robustcli.finetuning.freezing import (
+    FreezeAfterProfile,
+    FreezeAfterSteps,
+    KeepFrozen,
+    ProfileGradients,
+)
 from robustcli.finetuning.gradients import SCAN_MODULES
 from robustcli.finetuning.record import COSTS, ITERATIONS, Mode, ModeCosts
 from robustcli.finetuning.selection import Decision
@@ -220,14 +225,16 @@ class Modes:
     """What the trainings of a fine-tuning begin with.
 
     Args:
-        decisions: What is frozen from the first step on; None where a profile decides it.
+        decisions: What is frozen; None where a profile decides it.
         on_profile: Receives the rows of a full profile.
+        waiting: How many steps are taken before `decisions` are frozen.
     """
 
     plan: FinetunePlan
     decisions: Sequence[Decision] | None
     on_profile: Callable[[pd.DataFrame], None] = lambda rows: None
     on_decisions: Callable[[list[Decision]], None] = lambda decisions: None
+    waiting: int = 0
 
     def start(self, mode: Mode, out: Path) -> TrainStart:
         """What `mode` begins with, when it is trained into the folder `out`."""
@@ -256,7 +263,10 @@ class Modes:
         if mode != "freeze":
             return []
         if self.decisions is not None:
-            return [KeepFrozen(network, [d.name for d in self.decisions if d.frozen])]
+            names = [d.name for d in self.decisions if d.frozen]
+            if self.waiting:
+                return [FreezeAfterSteps(network, names, self.waiting)]
+            return [KeepFrozen(network, names)]
         return self._after_profile(network, self.on_decisions)
 
     def _after_profile(

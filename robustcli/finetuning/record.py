@@ -39,9 +39,10 @@ DECISION_COLUMNS = ("name", "shape", "count", "mamba", "statistic", "frozen", "w
 statistic (empty where it never had a gradient), and the decision with its reason."""
 STEPS = ("iteration", "seconds", "trainable")
 SWEEP_FILE, SWEPT = "sweep.csv", "sweep"  # SWEPT: a folder with a training run per rule
+AFTER_STEPS = "after_steps"
 _SWEPT = (
     *("scope", "threshold", "quantile", "change", "pattern", "frozen_share"),
-    *("seconds_ratio", "seconds_ratio_low", "seconds_ratio_high"),
+    *("seconds_ratio", "seconds_ratio_low", "seconds_ratio_high", AFTER_STEPS),
 )
 SWEEPS: dict[Literal["cls", "seg"], tuple[str, ...]] = {
     "cls": (*_SWEPT, "top1", "top1_low", "top1_high"),
@@ -49,7 +50,8 @@ SWEEPS: dict[Literal["cls", "seg"], tuple[str, ...]] = {
 }
 SWEEP = SWEEPS["seg"]
 """Per rule: what is frozen, the share of the elements that is, the time of a step over that of full
-fine-tuning, and the dice (of a classifier the top-1) on the held-out images."""
+fine-tuning, the steps before the freeze (a column that files of earlier versions lack: 0), and the
+dice (of a classifier the top-1) on the held-out images."""
 
 
 class RuleRecord(Record):
