@@ -93,6 +93,8 @@ class RunKind(Generic[RecordT]):
             `command` and `created`. `status` `complete` says that nothing is left to do.
         temporary: Folders that are of no use once the process that made them has ended.
         interrupted: The status that Ctrl+C leaves.
+        results: Globs of the first files with results. A run that failed before it had any of them
+            may begin anew with other settings; without globs none may.
     """
 
     record: type[RecordT]
@@ -104,6 +106,7 @@ class RunKind(Generic[RecordT]):
     kept: Callable[[RecordT, RecordT], dict[str, Any]] = _nothing_kept
     temporary: tuple[str, ...] = field(default=(), kw_only=True)
     interrupted: str = field(default="running", kw_only=True)
+    results: tuple[str, ...] = field(default=(), kw_only=True)
 
     def read(self, run: Path) -> RecordT:
         """The record of the run in the folder `run`.
@@ -180,7 +183,8 @@ class RunKind(Generic[RecordT]):
     ) -> RecordT:  # fmt: skip
         """The record of a run that begins now, or continues one that `run` holds; it is written.
 
-        A run that `kept` calls complete is left as it is.
+        A run that `kept` calls complete is left as it is. One that has no results yet begins anew
+        where its settings differ: a data set from which an unreadable image was removed, say.
 
         Args:
             run: The folder; this process holds it.
@@ -203,7 +207,11 @@ class RunKind(Generic[RecordT]):
     def _continued(
         self, run: Path, old: RecordT, new: RecordT, more: Callable[[RecordT], Iterator[str]]
     ) -> RecordT:
-        for difference in (*self.differences(old, new), *more(old)):
+        differences = [*self.differences(old, new), *more(old)]
+        if differences and self.results and not any(any(run.glob(g)) for g in self.results):
+            self.discard(run)
+            return new
+        for difference in differences:
             raise UsageError(
                 f"`{run}` holds {self.name} with other settings.",
                 difference,

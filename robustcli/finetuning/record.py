@@ -26,7 +26,7 @@ from robustcli.core.rundir import (
     changed_fields,
 )
 from robustcli.tasks.record import DatasetRecord, dataset_differences
-from robustcli.training.record import TRAINING
+from robustcli.training.record import FIRST_RESULTS, TRAINING
 
 Mode = Literal["scratch", "full", "freeze", "lora"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -196,6 +196,7 @@ FINETUNING = RunKind(
     ),
     _differences,
     _kept,
+    results=(PROFILE, DECISIONS, *(f"*/{name}" for name in FIRST_RESULTS)),
 )
 """The run folders of `robust finetune`."""
 
