@@ -457,7 +457,7 @@ def test_after_an_unreadable_image_is_removed_the_same_folder_begins_anew(tmp_pa
     for number in range(3):  # one at least is neither a validation nor a held-out image
         (data / "images" / f"{number:03d}.png").write_bytes(b"no image")
     config = small(data, tmp_path / "run", epochs=1)
-    with pytest.raises(RunError, match="cannot be read(.|\n)*Repair or remove both files"):
+    with pytest.raises(RunError, match=r"cannot be read(.|\n)*Repair or remove both files"):
         run_training(config)
     for number in range(3):
         for folder in ("images", "masks"):
@@ -467,7 +467,7 @@ def test_after_an_unreadable_image_is_removed_the_same_folder_begins_anew(tmp_pa
     assert sum(part.images for part in record.splits.values()) == 11
     for folder in ("images", "masks"):
         shutil.copy(data / folder / "003.png", data / folder / "000.png")
-    with pytest.raises(UsageError, match="with other settings(.|\n)*Its images are others"):
+    with pytest.raises(UsageError, match=r"with other settings(.|\n)*Its images are others"):
         run_training(config)  # now there are results that would be lost
 
 
