@@ -2,12 +2,12 @@
 
     python recipes/fair_learning_rates.py --data cifar10_jpeg/train.tar.gz --out runs/rates
 
-The budget is small, so that two idle CPU cores do it in some hours: 4 epochs of 1,500 images where the recipe has 100
-of all. It separates rates that are far too small or too large, and no more. A rate is judged by
-the top-1 of 1,000 validation images after the last epoch, averaged over the seeds; the test images
-take no part. All rates are powers of the square root of ten. If the best rate of a network is the
-smallest or the largest that was tried, the next one is tried too. The same command continues after
-an interruption. Prints a table, and writes it to OUT/rates.json after each training.
+The budget is small, so that two idle cores do it in some hours: 4 epochs of 1,500 images where the
+recipe has 100 of all. It separates rates that are far too small or too large, and no more. A rate
+is judged by the top-1 of 1,000 validation images after the last epoch, averaged over the seeds; the
+test images take no part. All rates are powers of the square root of ten. If the best rate of a
+network is the smallest or the largest that was tried, the next one is tried too. The same command
+continues after an interruption. Prints a table, and writes it to OUT/rates.json after each one.
 """
 
 from __future__ import annotations
