@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.core.errors import UsageError
+from robustcli.explanation import faithfulness, perturbation
 from robustcli.explanation.config import ExplainConfig
 from robustcli.explanation.explained_rows import read_explained_rows
 from robustcli.explanation.explaining import class_logits, explain, is_most_probable
@@ -20,7 +22,8 @@ from robustcli.explanation.photo_choice import mask_class_number
 from robustcli.explanation.record import read_explain_record
 from tests.training.runs import Heard
 
-SIDE = 64
+SIDE = 256
+"""Of the window of a network that names no other: smaller pictures are mirrored at their edges."""
 RED, GREEN = 4.0, 3.0
 """Logits of the two classes on their own colour; on any other colour they are the negative."""
 
@@ -41,6 +44,14 @@ class Colours(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scores: Tensor = self.conv(x)
         return scores
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_steps() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(perturbation, "WINDOWS_ACROSS", 2)
+        patch.setattr(faithfulness, "CURVE_STEPS", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +130,7 @@ def test_one_class_is_explained_inside_its_own_mask(data: Path, tmp_path: Path) 
 
 def test_another_class_is_another_explanation(data: Path, tmp_path: Path) -> None:
     out = explained(data, tmp_path / "run", "green", Heard())
-    with pytest.raises(UsageError, match="`--class`"):
+    with pytest.raises(UsageError, match=r"`--class`(.|\n)*green(.|\n)*red"):
         explained(data, out, "red", Heard())
     with pytest.raises(UsageError, match="No class is called `blue`"):
         explained(data, tmp_path / "other", "blue", Heard())
