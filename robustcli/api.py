@@ -308,7 +308,8 @@ def explain(
         run: The folder of an evaluation, whose model, images and predictions are taken.
         images: Ids of photos.
         worst: So many photos that lose most under the transforms.
-        class_name: The true class of the photos.
+        class_name: The true class of the photos; of a segmenter of several classes the one whose
+            pixels are explained, by its name or number.
         methods: Names or globs of `robustcli.explanation.methods.METHODS`; none for the usual ones.
         weights: A file of weights; with `run` one that has moved.
         model_args: For the builder.

@@ -87,6 +87,7 @@ class ModelRequest:
         module: A network in memory, or a function that builds one.
         classes: Names of the outputs of a foreign network, in order.
         number_classes: Whether to number unnamed classes instead of refusing the model.
+        called: Name in rows and tables, if it differs from `name` (`model_names`).
         opened: The opened foreign model, so that a request opens it only once.
     """
 
@@ -99,6 +100,7 @@ class ModelRequest:
     module: Any = field(default=None, compare=False, repr=False)
     classes: tuple[str, ...] | None = None
     number_classes: bool = field(default=False, compare=False)
+    called: str | None = None
     opened: list[Any] = field(default_factory=list, init=False, compare=False, repr=False)
 
 

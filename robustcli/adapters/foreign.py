@@ -137,6 +137,8 @@ def foreign_kind(request: ModelRequest) -> ForeignKind | None:
 def foreign_name(request: ModelRequest) -> str:
     """The name in rows and tables: the last part of the path of a file or folder."""
     kind = foreign_kind(request)
+    if request.called is not None:
+        return request.called
     if kind in ("torchscript", "onnx"):
         return Path(request.name).name
     prefix, colon, target = request.name.partition(":")

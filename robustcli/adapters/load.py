@@ -20,6 +20,7 @@ from robustcli.adapters.networks import BUILDERS, is_trainable, own_preprocessin
 from robustcli.adapters.preprocessing import Preprocessing, input_channels
 from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.adapters.training_run import (
+    WEIGHTS,
     ClassifierHeader,
     Header,
     WeightsHeader,
@@ -76,7 +77,7 @@ def load(
         opened = open_foreign(request, offline=offline)
         check_task(entry_of(request, offline=offline), task or opened.task)
         return opened.model
-    entry = resolve(request.name)
+    entry = entry_of(request)
     check_task(entry, task or entry.task)
     weights = _find_weights(entry, request, offline=offline)
     header = None if weights is None else weights.header
@@ -109,13 +110,16 @@ def load(
 
 
 def entry_of(request: ModelRequest, *, offline: bool = False) -> ModelEntry:
-    """The catalogue entry of a request; opens a foreign network to determine its task.
+    """The catalogue entry of a request, with the name of the request in rows and tables.
+
+    Opens a foreign network to determine its task.
 
     Raises:
         UsageError: The name is unknown, or the foreign network cannot be used.
     """
     if foreign_kind(request) is None:
-        return resolve(request.name)
+        entry = resolve(request.name)
+        return entry if request.called is None else replace(entry, name=request.called)
     opened = open_foreign(request, offline=offline)
     facts = opened.model.facts
     return ModelEntry(
@@ -150,11 +154,40 @@ def resolve(name: str) -> ModelEntry:
             plain, "timm", "timm", plain, 0, None, timm_library.pretraining(plain), "see source",
             f"https://huggingface.co/timm/{plain}",
         )  # fmt: skip
+    if _looks_like_path(name):
+        raise _no_run(Path(name))
     close = nearest(name, [*nearest(name, CATALOGUE), *timm_library.suggestions(name)], most=4)
     raise UsageError(
         f"No model is called `{name}`.",
         f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
         "`robust list models` shows the names; any timm name works, with its tag.",
+    )
+
+
+def _looks_like_path(name: str) -> bool:
+    return "/" in name or "\\" in name or name.startswith((".", "~"))
+
+
+def _no_run(path: Path) -> UsageError:
+    """The error of a model that is named by a path at which there is no training run."""
+    if path.is_file():
+        return UsageError(
+            f"`{path}` is a file that does not say which network it is of.",
+            "",
+            f"Name the network as well: `--model NAME --weights {path}`.",
+        )
+    if path.is_dir():
+        return UsageError(
+            f"`{path}` is a folder, but no training run.",
+            f"It holds neither `{WEIGHTS}` nor a record of a run.",
+            "Name the folder of a finished training, or a name of `robust list models`.",
+        )
+    folders = [p.name for p in path.parent.iterdir() if is_run(p)] if path.parent.is_dir() else []
+    close = [path.parent / name for name in nearest(path.name, folders)]
+    return UsageError(
+        f"There is no folder `{path}`.",
+        f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
+        "Name the folder of a finished training, or a name of `robust list models`.",
     )
 
 

@@ -53,7 +53,8 @@ _photos = together(
     click.option("--worst", type=click.IntRange(1),
                  help="Explain the photos that lose most under the transforms, by the predictions "
                  "of RUN or by evaluating. [default: 8]"),
-    click.option("--class", "class_name", help="Explain photos of this true class."),
+    click.option("--class", "class_name", help="Explain photos of this true class; of a "
+                 "segmenter of several classes the pixels of this one (name or number)."),
     options.limit,
 )  # fmt: skip
 _data = together(

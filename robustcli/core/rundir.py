@@ -92,6 +92,8 @@ class RunKind(Generic[RecordT]):
             `command` and `created`. Status `complete` means that there is nothing left to do.
         temporary: Folders that are useless after their process has ended.
         interrupted: The status after Ctrl+C.
+        results: Globs of the first result files. A failed run without any of them can restart with
+            other settings; without globs, no run can.
     """
 
     record: type[RecordT]
@@ -103,6 +105,7 @@ class RunKind(Generic[RecordT]):
     kept: Callable[[RecordT, RecordT], dict[str, Any]] = _nothing_kept
     temporary: tuple[str, ...] = field(default=(), kw_only=True)
     interrupted: str = field(default="running", kw_only=True)
+    results: tuple[str, ...] = field(default=(), kw_only=True)
 
     def read(self, run: Path) -> RecordT:
         """The record of the run in the folder `run`.
@@ -114,7 +117,7 @@ class RunKind(Generic[RecordT]):
         if not path.is_file():
             raise UsageError(
                 f"`{run}` is not a run.",
-                f"It holds no `{RECORD_FILE}`.",
+                f"It holds no `{RECORD_FILE}`." if run.exists() else "There is no such folder.",
                 "Name a folder that `--out` made.",
             )
         newest = self.record.model_fields["schema_version"].default
@@ -179,7 +182,8 @@ class RunKind(Generic[RecordT]):
     ) -> RecordT:  # fmt: skip
         """Writes and returns the record of a new run, or of one that continues the run in `run`.
 
-        A run with status `complete` after `kept` is not changed.
+        A run with status `complete` after `kept` is not changed. A failed run without results
+        restarts if its settings differ, for example after an unreadable image was removed.
 
         Args:
             run: The folder, owned by this process.
@@ -202,7 +206,11 @@ class RunKind(Generic[RecordT]):
     def _continued(
         self, run: Path, old: RecordT, new: RecordT, more: Callable[[RecordT], Iterator[str]]
     ) -> RecordT:
-        for difference in (*self.differences(old, new), *more(old)):
+        differences = [*self.differences(old, new), *more(old)]
+        if differences and self.results and not any(any(run.glob(g)) for g in self.results):
+            self.discard(run)
+            return new
+        for difference in differences:
             raise UsageError(
                 f"`{run}` holds {self.name} with other settings.",
                 difference,

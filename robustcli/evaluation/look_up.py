@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from robustcli.adapters.catalogue import ModelEntry, ModelRequest
+from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.load import entry_of
 from robustcli.adapters.model import Model
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
-from robustcli.core.names import file_name
 from robustcli.core.ranks import Ranks
 from robustcli.core.rundir import check_folder
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.device import choose_device
 from robustcli.evaluation.gates import Gate, GateScope, check_gates, parse_gates
+from robustcli.evaluation.model_names import called, distinct_names
 from robustcli.evaluation.published_corruptions import bind_published, find_published
+from robustcli.evaluation.record import read_record
 from robustcli.tasks.base import Data, Task
 from robustcli.tasks.classification import ClassificationTask
+from robustcli.tasks.record import ModelRecord
 from robustcli.tasks.segmentation import SegmentationTask
 from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell, resolve_transforms
@@ -98,8 +100,8 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     published = find_published(config.published)
     cells = resolve_transforms(config.transforms, config.severities, config.plugins, published)
     entries = [entry_of(request, offline=config.offline) for request in config.models]
-    names = tuple(entry.name for entry in entries)
-    _check_distinct(names, config.models)
+    usual_names = tuple(entry.name for entry in entries)
+    names = distinct_names(config.models, usual_names)
     task = task_of(entries)
     task.check(config)
     cell_keys = tuple(Cell(c.transform.name, c.severity) for c in cells)
@@ -109,8 +111,18 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     data = task.open(config, listener)
     run = config.directory(f"{data.record.digest} {data.record.contents}")
     check_folder(run)
+    names = distinct_names(config.models, usual_names, () if config.fresh else _recorded(run))
+    config = replace(config, models=called(config.models, names, usual_names, listener.say))
     by_cell = bind_published(cells, data.dataset)
     return Evaluation(config, task, data, by_cell, names, device, run, gates)
+
+
+def _recorded(run: Path) -> Sequence[ModelRecord]:
+    """The models of the evaluation in the folder `run`; none where none can be read there."""
+    try:
+        return read_record(run).models
+    except UsageError:
+        return ()  # where the folder holds something else, opening it says so
 
 
 def _check_quick(config: EvalConfig) -> None:
@@ -120,33 +132,4 @@ def _check_quick(config: EvalConfig) -> None:
                 f"`--quick` does not go with `{option}`.",
                 "`--quick` chooses the number of images itself, by the error that it allows.",
                 f"Leave out one of the two: `{option} {value}` alone takes exactly that.",
-            )
-
-
-def _check_distinct(names: tuple[str, ...], models: Sequence[ModelRequest]) -> None:
-    repeated = {name for name in names if names.count(name) > 1}
-    for name in repeated:
-        typed = [m.name for m, called in zip(models, names, strict=True) if called == name]
-        if len({Path(place).resolve() for place in typed if Path(place).is_dir()}) > 1:
-            raise UsageError(
-                f"{len(typed)} runs are called `{name}`: {', '.join(f'`{t}`' for t in typed)}.",
-                "A run is called by the last part of its folder, and rows are kept by that name.",
-                "Copy all folders but one under other names, or evaluate each into its own `--out` "
-                "and use `robust compare`.",
-            )
-    if repeated:
-        raise UsageError(
-            f"`--model {repeated.pop()}` was given twice.",
-            "",
-            "Use two runs to compare two weights of one model.",
-        )
-    folders: dict[str, str] = {}
-    for name in names:
-        first_name = folders.setdefault(file_name(name).lower(), name)
-        if first_name != name:
-            raise UsageError(
-                f"`--model {first_name}` and `--model {name}` would share a folder of the run.",
-                "Characters that file names cannot have become `-`, and not every file system "
-                "distinguishes capital letters.",
-                "Evaluate them in two runs.",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,18 +48,22 @@ def answers_of(
     explained: ExplainedNetwork, view: View, *, batch_size: int, threshold: float = 0.5
 ) -> Answers:
     """The answers for the photos of `view`, on the CPU."""
+
+    def answered(ask: Callable[[Tensor], Tensor]) -> Tensor:
+        parts = batched(len(view.pixels), batch_size)
+        return torch.cat([ask(view.pixels[part].to(explained.device)).cpu() for part in parts])
+
     with torch.no_grad():
-        logits = torch.cat(
-            [
-                explained.logits(view.pixels[part].to(explained.device)).cpu()
-                for part in batched(len(view.pixels), batch_size)
-            ]
-        )
+        logits = answered(explained.logits)
     if explained.task == "cls":
         probabilities = explained.softmax(logits)
         return Answers(probabilities, probabilities.argmax(1))
     foreground = logits[:, 0].sigmoid()
-    return Answers(foreground, foreground >= threshold)
+    if explained.most_probable is None:
+        return Answers(foreground, foreground >= threshold)
+    with torch.no_grad():
+        masks = answered(partial(explained.most_probable, explained.module))
+    return Answers(foreground, masks)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class ExplainConfig(EvalConfig):
     images: tuple[str, ...] = ()
     worst: int | None = None
     class_name: str | None = None
+    mask_class: str | None = None
     methods: tuple[str, ...] = ()
     layer: str | None = None
     sanity: bool = False
@@ -50,6 +51,8 @@ class ExplainConfig(EvalConfig):
             evaluated, *self.transforms, self.severities, self.images, self.worst,
             self.class_name, self.limit, self.layer, self.sanity, self.boxes,
         ]  # fmt: skip
+        if self.mask_class is not None:
+            settings.append(f"class of masks {self.mask_class}")
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]
         return Path("runs") / f"explain-{file_name(self.models[0].name)}-{short}"
 

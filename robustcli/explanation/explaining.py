@@ -10,8 +10,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,12 @@ from robustcli.explanation.methods import (
     fitting,
 )
 from robustcli.explanation.network import ExplainedNetwork
-from robustcli.explanation.photo_choice import choice_of, named_images, worst_images
+from robustcli.explanation.photo_choice import (
+    choice_of,
+    mask_class_number,
+    named_images,
+    worst_images,
+)
 from robustcli.explanation.record import (
     EXPLANATION,
     ChoiceRecord,
@@ -92,11 +98,8 @@ def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
     model: Any = inputs.load()
     for note in model.notes:
         announcer.say(note)
-    if isinstance(model, Segmenter) and model.classes:
-        announcer.say(
-            f"`{model.facts.name}` tells {len(model.classes)} classes apart: the maps explain the "
-            "pixels of any class against the background."
-        )
+    if isinstance(model, Segmenter) and (model.classes or inputs.config.mask_class is not None):
+        announcer.say(_explained_classes(inputs, model))
     with _without_gradients(model.network):
         explained = explained_network(inputs, model)
         methods = _usable_methods(inputs, explained, model, announcer)
@@ -115,6 +118,19 @@ def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
             if failures:
                 raise _failed(failures)
     return inputs.run
+
+
+def _explained_classes(inputs: ExplainInputs, model: Segmenter) -> str:
+    """What the maps of a segmenter of several classes explain, in a sentence."""
+    tells = f"`{model.facts.name}` tells {len(model.classes)} classes apart: the maps explain"
+    if inputs.config.mask_class is None:
+        names = ", ".join(f"`{name}`" for name in model.classes)
+        return (
+            f"{tells} the pixels of any class against the background. `--class NAME` explains one: "
+            f"{names}."
+        )
+    number = mask_class_number(inputs.config.mask_class, model.classes)
+    return f"{tells} the pixels of `{model.classes[number - 1]}` against all others."
 
 
 @contextmanager
@@ -167,11 +183,38 @@ def explained_network(inputs: ExplainInputs, model: AnyModel) -> ExplainedNetwor
         )  # fmt: skip
     masks = model.preprocessing
     channels = 1 if masks.channels == "grey" else 3
-    return ExplainedNetwork(
+    whole = ExplainedNetwork(
         **shared, task="seg", classes=("background", "foreground"),
         mean=masks.mean or (0.0,) * channels, std=masks.std or (1.0,) * channels,
         probabilities=is_probability(model.network), forward=raw_output,
     )  # fmt: skip
+    if inputs.config.mask_class is None:
+        return whole
+    number, total = mask_class_number(inputs.config.mask_class, model.classes), len(model.classes)
+    return replace(
+        whole,
+        classes=("other", model.classes[number - 1]),
+        probabilities=False,
+        forward=partial(class_logits, number=number, classes=total),
+        most_probable=partial(is_most_probable, number=number, classes=total),
+    )
+
+
+def class_logits(network: nn.Module, x: torch.Tensor, number: int, classes: int) -> torch.Tensor:
+    """The logits (n, 1, H, W) of one class against background and all others.
+
+    The sigmoid of the result is the softmax's probability of the class `number`, 1 to `classes`.
+    """
+    scores = raw_output(network, x, classes)
+    others = scores[:, [index for index in range(classes + 1) if index != number]]
+    return scores[:, number : number + 1] - torch.logsumexp(others, 1, keepdim=True)
+
+
+def is_most_probable(
+    network: nn.Module, x: torch.Tensor, number: int, classes: int
+) -> torch.Tensor:
+    """Where the class `number` of 1 to `classes` is the most probable one: bool (n, H, W)."""
+    return raw_output(network, x, classes).argmax(1) == number
 
 
 @dataclass(frozen=True)
@@ -269,6 +312,9 @@ def _new_record(
     choice: ChoiceRecord,
 ) -> ExplainRecord:  # fmt: skip
     config, now = inputs.config, datetime.now(UTC)
+    explained_class = None
+    if config.mask_class is not None and isinstance(model, Segmenter):
+        explained_class = model.classes[mask_class_number(config.mask_class, model.classes) - 1]
     return ExplainRecord(
         task=inputs.task.name,
         command=config.command,
@@ -285,6 +331,7 @@ def _new_record(
         layer=config.layer,
         sanity=config.sanity,
         choice=choice,
+        mask_class=explained_class,
         images=[],
         versions={**versions(), "captum": version("captum")},
         device=device_name(inputs.device),

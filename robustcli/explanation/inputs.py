@@ -17,7 +17,7 @@ from robustcli.adapters.load import answers_in, entry_of
 from robustcli.adapters.model import Model
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener
-from robustcli.core.names import find, matching
+from robustcli.core.names import TaskName, find, matching
 from robustcli.core.rundir import check_folder, has_record
 from robustcli.core.seeds import identity_seed
 from robustcli.data.dataset import Sample
@@ -93,7 +93,6 @@ def explain_inputs(config: ExplainConfig, listener: Listener) -> ExplainInputs:
         UsageError: Something named does not exist or does not fit together.
         MachineError: The data or the weights of a finished run are not here.
     """
-    _check(config)
     if config.source is not None:
         return _of_run(config, config.source, listener)
     if not config.models:
@@ -102,6 +101,9 @@ def explain_inputs(config: ExplainConfig, listener: Listener) -> ExplainInputs:
             "",
             "Name one: `--model NAME`, or the folder of an evaluation.",
         )
+    if len(config.models) == 1:
+        config = for_task(config, entry_of(config.models[0], offline=config.offline).task)
+    _check(config)
     # `--limit` counts images of the class where one is named.
     opened = replace(config, limit=None) if config.class_name is not None else config
     evaluation = look_up(opened, listener)
@@ -128,6 +130,13 @@ def explain_inputs(config: ExplainConfig, listener: Listener) -> ExplainInputs:
     )  # fmt: skip
 
 
+def for_task(config: ExplainConfig, task: TaskName) -> ExplainConfig:
+    """`config` with what `--class` means: photos of a class, or a segmenter's class of pixels."""
+    if task == "cls":
+        return config
+    return replace(config, class_name=None, mask_class=config.class_name)
+
+
 def _check(config: ExplainConfig) -> None:
     if len(config.models) > 1:
         raise UsageError(
@@ -152,6 +161,8 @@ def _of_run(config: ExplainConfig, run: Path, listener: Listener) -> ExplainInpu
     if has_record(run / "test"):  # a training: its evaluation on held-out images
         run = run / "test"
     record = read_record(run)
+    config = for_task(config, record.task)
+    _check(config)
     name = _model_name(config, record, listener)
     verify = VerifyConfig(
         run, data=config.data, weights=config.moved, label_space=config.label_space,

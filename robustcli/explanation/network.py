@@ -35,6 +35,8 @@ class ExplainedNetwork:
         probabilities: Whether a segmenter's scores are probabilities instead of logits.
         forward: Reads the module's output as scores; None takes it as it is.
         initial: Makes the same network as it is before training; None where that is not known.
+        most_probable: Where the explained one of a segmenter's several classes is the most probable
+            one: images to bool (N, H, W). None where the threshold decides.
     """
 
     module: nn.Module
@@ -49,6 +51,7 @@ class ExplainedNetwork:
     probabilities: bool = False
     forward: Callable[[nn.Module, Tensor], Tensor] | None = None
     initial: Callable[[], nn.Module] | None = None
+    most_probable: Callable[[nn.Module, Tensor], Tensor] | None = None
 
     @property
     def core(self) -> nn.Module:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from robustcli.core.errors import RunError, UsageError
-from robustcli.core.names import TaskName, nearest
+from robustcli.core.names import TaskName, canonical, nearest
 from robustcli.data.dataset import Sample
 from robustcli.data.labels import LabelSpace
 from robustcli.evaluation.store import Store
@@ -34,18 +34,39 @@ def choice_of(config: ExplainConfig, source: Path | None) -> ChoiceRecord:
     )  # fmt: skip
 
 
+def mask_class_number(name: str, classes: Sequence[str]) -> int:
+    """The number, from 1, of a segmenter's class: by its name or number among `classes`.
+
+    Raises:
+        UsageError: There is none, or the segmenter tells foreground from background only.
+    """
+    if not classes:
+        raise UsageError(
+            f"`--class {name}` does not go with this segmenter.",
+            "It tells foreground from background; its maps explain the foreground.",
+            "Leave out `--class`; choose photos with `--image ID` or `--worst N`.",
+        )
+    numbers = {canonical(label): number for number, label in enumerate(classes, 1)}
+    if canonical(name) in numbers:
+        return numbers[canonical(name)]
+    if name.isdecimal() and 1 <= int(name) <= len(classes):
+        return int(name)
+    close = nearest(name, classes)
+    raise UsageError(
+        f"No class is called `{name}`.",
+        f"Did you mean {' or '.join(f'`{other}`' for other in close)}?" if close else "",
+        f"Name one of {', '.join(f'`{label}`' for label in classes)}, or its number (1 to "
+        f"{len(classes)}).",
+    )
+
+
 def class_index(name: str, space: LabelSpace | None, samples: Iterable[Sample]) -> int:
     """The class that is called `name`.
 
     Raises:
         UsageError: There is none (with the nearest names), or no image has it.
     """
-    if space is None:
-        raise UsageError(
-            f"`--class {name}` does not go with segmenters.",
-            "Their maps explain foreground against background, of several classes all together.",
-            "Choose photos with `--image ID` or `--worst N`.",
-        )
+    assert space is not None, "classifiers have classes"
     index = space.index_of(name)
     if index is None:
         close = nearest(name, space.names) or nearest(name, space.ids)

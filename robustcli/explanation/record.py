@@ -36,7 +36,8 @@ class ExplainRecord(BaseRunRecord):
     `methods` are names of `methods.METHODS`, `layer` is what the user named for Grad-CAM, `sanity`
     says whether maps were repeated with shuffled weights, `images` are the explained photos in
     order, `block_size` of which share a file. They are empty until they are chosen. `boxes` is the
-    SHA-256 of the file that says where objects are.
+    SHA-256 of the file that says where objects are; `mask_class` is the one of a segmenter's
+    several classes that the maps explain, None for all of them against background.
     """
 
     kind: Literal["explanation"] = "explanation"
@@ -57,6 +58,7 @@ class ExplainRecord(BaseRunRecord):
     device: str
     split: EvaluatedPart | None = None
     boxes: str | None = None
+    mask_class: str | None = None
 
 
 _FLAGS = {
@@ -65,6 +67,7 @@ _FLAGS = {
     "layer": "`--layer`",
     "sanity": "`--sanity`",
     "boxes": "the hash of `--boxes`",
+    "mask_class": "`--class`",
 }
 _MODEL_FLAGS = {
     "name": "`--model`",

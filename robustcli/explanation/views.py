@@ -27,6 +27,7 @@ from robustcli.data.tables import Column, read_columns
 from robustcli.evaluation.loader import Source, batch_stream
 from robustcli.evaluation.plan import Piece, parts_of
 from robustcli.explanation.inputs import ExplainInputs
+from robustcli.explanation.photo_choice import mask_class_number
 from robustcli.metrics.explanation_scores import box_region
 from robustcli.transforms.base import CLEAN, Cell, Image
 from robustcli.transforms.registry import TransformCell, image_seed
@@ -44,7 +45,8 @@ class View:
         samples: Of the photos.
         pixels: (N, C, H, W), normalised, on the CPU.
         photos: uint8 (N, H, W, 3), before normalisation.
-        masks: True masks bool (N, H, W), of segmenters: the pixels of any class.
+        masks: True masks bool (N, H, W), of segmenters: the pixels of any class, or of that which
+            is explained.
     """
 
     samples: tuple[Sample, ...]
@@ -94,12 +96,14 @@ def block_views(
         by_id = {sample.image_id: sample for sample in samples}
         block_samples = tuple(by_id[name] for name in batch.image_ids)
         views = waiting.setdefault(batch.block, {})
-        views[batch.cell] = _view(model, block_samples, batch.inputs)
+        views[batch.cell] = _view(model, block_samples, batch.inputs, inputs.config.mask_class)
         if len(views) == len({CLEAN, *cells}):
             yield BlockViews(batch.block, waiting.pop(batch.block), tuple(batch.unreadable))
 
 
-def _view(model: Classifier | Segmenter, samples: tuple[Sample, ...], made: Any) -> View:
+def _view(
+    model: Classifier | Segmenter, samples: tuple[Sample, ...], made: Any, mask_class: str | None
+) -> View:
     if isinstance(model, Classifier):
         preprocessing = model.preprocessing
         views: Tensor = made.views[preprocessing.view]
@@ -116,6 +120,9 @@ def _view(model: Classifier | Segmenter, samples: tuple[Sample, ...], made: Any)
         pixels = model.normalised(torch.from_numpy(stacked.copy()).to(model.device)).cpu()
     side = window_side(model)
     shown = [is_foreground(np.asarray(mask)) for mask in made.masks]
+    if mask_class is not None:
+        number = mask_class_number(mask_class, model.classes)
+        shown = [np.asarray(mask) == number for mask in made.masks]
     masks = [_cut(_padded_mask(mask, side), side) for mask in shown]
     return View(
         samples, pixels, np.stack([photo for _, photo in windows]),

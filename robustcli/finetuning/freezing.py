@@ -164,6 +164,41 @@ class KeepFrozen(pl.Callback):
         self.names = list(state_dict["frozen"])
 
 
+class FreezeAfterSteps(KeepFrozen):
+    """Freezes the parameters called `names` after `steps` steps in which all are trained.
+
+    Steps are counted as `ProfileGradients` counts them.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str], steps: int) -> None:
+        super().__init__(network)
+        self.pending, self.steps, self.taken = list(names), steps, 0
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Counts the step."""
+        self.taken += 1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object,
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        """Freezes after the last of the steps; the next one trains what is left."""
+        if self.pending and self.taken >= self.steps:
+            self.names, self.pending = self.pending, []
+            self.leave_out(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The frozen names, those that are yet to be frozen, and the steps taken."""
+        return {**super().state_dict(), "pending": self.pending, "taken": self.taken}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        super().load_state_dict(state_dict)
+        self.pending, self.taken = list(state_dict["pending"]), int(state_dict["taken"])
+
+
 class FreezeAfterProfile(KeepFrozen):
     """Freezes parameters by a rule after the last profiled step."""
 

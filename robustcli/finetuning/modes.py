@@ -21,7 +21,12 @@ from robustcli.core.io import write_text
 from robustcli.core.seeds import identity_seed
 from robustcli.finetuning.config import LORA_LAYERS
 from robustcli.finetuning.finetune_plan import FinetunePlan
-from robustcli.finetuning.freezing import FreezeAfterProfile, KeepFrozen, ProfileGradients
+from robustcli.finetuning.freezing import (
+    FreezeAfterProfile,
+    FreezeAfterSteps,
+    KeepFrozen,
+    ProfileGradients,
+)
 from robustcli.finetuning.gradients import SCAN_MODULES
 from robustcli.finetuning.record import COSTS, ITERATIONS, Mode, ModeCosts
 from robustcli.finetuning.selection import Decision
@@ -221,14 +226,16 @@ class Modes:
     """Creates the initial network and callbacks of each mode's training.
 
     Args:
-        decisions: Freezing decisions known before the first step; None if a profile decides.
+        decisions: Freezing decisions; None if a profile makes them during training.
         on_profile: Called with the rows of a complete profile.
+        waiting: Number of steps before `decisions` are applied.
     """
 
     plan: FinetunePlan
     decisions: Sequence[Decision] | None
     on_profile: Callable[[pd.DataFrame], None] = lambda rows: None
     on_decisions: Callable[[list[Decision]], None] = lambda decisions: None
+    waiting: int = 0
 
     def start(self, mode: Mode, out: Path) -> TrainStart:
         """Initial network and callbacks of the training of `mode` into the folder `out`."""
@@ -257,7 +264,10 @@ class Modes:
         if mode != "freeze":
             return []
         if self.decisions is not None:
-            return [KeepFrozen(network, [d.name for d in self.decisions if d.frozen])]
+            names = [d.name for d in self.decisions if d.frozen]
+            if self.waiting:
+                return [FreezeAfterSteps(network, names, self.waiting)]
+            return [KeepFrozen(network, names)]
         return self._after_profile(network, self.on_decisions)
 
     def _after_profile(

@@ -26,7 +26,7 @@ from robustcli.core.rundir import (
     changed_fields,
 )
 from robustcli.tasks.record import DatasetRecord, dataset_differences
-from robustcli.training.record import TRAINING
+from robustcli.training.record import FIRST_RESULTS, TRAINING
 
 Mode = Literal["scratch", "full", "freeze", "lora"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -39,9 +39,10 @@ DECISION_COLUMNS = ("name", "shape", "count", "mamba", "statistic", "frozen", "w
 the rule's statistic (empty without a gradient), and the decision with its reason."""
 STEPS = ("iteration", "seconds", "trainable")
 SWEEP_FILE, SWEPT = "sweep.csv", "sweep"  # SWEPT: a folder with a training run per rule
+AFTER_STEPS = "after_steps"
 _SWEPT = (
     *("scope", "threshold", "quantile", "change", "pattern", "frozen_share"),
-    *("seconds_ratio", "seconds_ratio_low", "seconds_ratio_high"),
+    *("seconds_ratio", "seconds_ratio_low", "seconds_ratio_high", AFTER_STEPS),
 )
 SWEEPS: dict[Literal["cls", "seg"], tuple[str, ...]] = {
     "cls": (*_SWEPT, "top1", "top1_low", "top1_high"),
@@ -49,7 +50,8 @@ SWEEPS: dict[Literal["cls", "seg"], tuple[str, ...]] = {
 }
 SWEEP = SWEEPS["seg"]
 """Per rule: the frozen tensors, their share of all elements, the time of a step relative to full
-fine-tuning, and the dice (top-1 of a classifier) on the held-out images."""
+fine-tuning, the number of steps before freezing (files of earlier versions lack this column: 0),
+and the dice (top-1 of a classifier) on the held-out images."""
 
 
 class RuleRecord(Record):
@@ -195,6 +197,7 @@ FINETUNING = RunKind(
     ),
     _differences,
     _kept,
+    results=(PROFILE, DECISIONS, *(f"*/{name}" for name in FIRST_RESULTS)),
 )
 """The run folders of `robust finetune`."""
 

@@ -1,9 +1,11 @@
 """`robust finetune --sweep`: trains with further freezing rules and compares savings and scores.
 
-Each rule freezes from the first step on, by the profile of the run, and is trained like every mode:
-the same start, data order and budget.
+Each rule freezes by the profile of the run, when mode `freeze` would: rules that need gradients
+after the steps that are profiled, rules by name from the first step on. Each is trained like every
+mode: the same start, data order and budget.
 
-OUT/sweep/RULE/  a training run per rule that freezes something
+OUT/sweep/RULE/  a training run per rule that freezes something; with -after-N in its name where
+                 all tensors are trained in the first N steps
 OUT/sweep.csv    a line per rule: the columns of SWEEPS
 """
 
@@ -28,7 +30,7 @@ from robustcli.finetuning.finetune_plan import FinetunePlan
 from robustcli.finetuning.freezing import freeze, hold_statistics
 from robustcli.finetuning.gradients import Statistic, read_profile, statistics
 from robustcli.finetuning.modes import Modes
-from robustcli.finetuning.record import PROFILE, SWEEP_FILE, SWEEPS, SWEPT
+from robustcli.finetuning.record import AFTER_STEPS, PROFILE, SWEEP_FILE, SWEEPS, SWEPT
 from robustcli.finetuning.selection import Decision, FreezeRule, freeze_decisions
 from robustcli.training.engine import run_plan
 from robustcli.training.lit_module import LitModule
@@ -152,7 +154,7 @@ def run_sweep(plan: FinetunePlan, network: nn.Module, listener: NamedListener) -
 def help_sweep(plan: FinetunePlan, network: nn.Module, helped: Path) -> None:
     """Trains with one rule in a process that the first one started for the run folder `helped`."""
     for candidate in _candidates(plan, network):
-        if helped == (plan.run / SWEPT / name_of(candidate.rule)).absolute():
+        if helped == _folder(plan, candidate.rule).absolute():
             _trained(plan, candidate, NamedListener(Silent()))
 
 
@@ -165,15 +167,27 @@ def _trained(plan: FinetunePlan, candidate: Candidate, listener: NamedListener) 
     """The training run of the rule; the run of mode `full` if the rule freezes no tensor."""
     if not candidate.frozen:
         return plan.run / "full"
-    name = name_of(candidate.rule)
-    out = plan.run / SWEPT / name
-    listener.begin(name)
-    start = Modes(plan, candidate.decisions).start("freeze", out)
+    out = _folder(plan, candidate.rule)
+    listener.begin(name_of(candidate.rule))
+    waiting = steps_before(plan, candidate.rule)
+    start = Modes(plan, candidate.decisions, waiting=waiting).start("freeze", out)
     return run_plan(plan.mode_plan("freeze", out), start, listener)
 
 
+def steps_before(plan: FinetunePlan, rule: FreezeRule) -> int:
+    """How many steps mode `freeze` would take before it freezes by `rule`."""
+    config = plan.config
+    by_name = rule.pattern is not None and config.profile_iterations is None
+    return 0 if config.profile is not None or by_name else plan.profile_iterations
+
+
+def _folder(plan: FinetunePlan, rule: FreezeRule) -> Path:
+    waiting = steps_before(plan, rule)
+    return plan.run / SWEPT / f"{name_of(rule)}{f'-after-{waiting}' if waiting else ''}"
+
+
 def name_of(rule: FreezeRule) -> str:
-    """Folder name of `rule`."""
+    """`rule` as a part of its folder name."""
     if rule.pattern is not None:
         characters = (c if c.isalnum() or c in "._-" else "_" for c in rule.pattern)
         return "name-" + "".join(characters)
@@ -197,5 +211,6 @@ def _line(plan: FinetunePlan, candidate: Candidate, ratio: Ratio, run: Path) -> 
         "seconds_ratio": ratio.median,
         "seconds_ratio_low": ratio.low,
         "seconds_ratio_high": ratio.high,
+        AFTER_STEPS: steps_before(plan, rule),
         **{name: scores[name] for name in names},
     }

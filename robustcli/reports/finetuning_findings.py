@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pandas as pd
 from robustcli.core.io import reading
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.record import (
+    AFTER_STEPS,
     COSTS,
     DECISION_COLUMNS,
     DECISIONS,
@@ -150,7 +151,7 @@ def read_finetuning(run: Path) -> FinetuningFindings:
         tuple(_mode(run, mode) for mode in begun),
         _decisions(decisions) if decisions.is_file() else None,
         read_run_table(profile) if profile.is_file() else None,
-        read_run_table(sweep, SWEEPS[record.task]) if sweep.is_file() else None,
+        _read_sweep(sweep, SWEEPS[record.task]) if sweep.is_file() else None,
     )
 
 
@@ -164,6 +165,15 @@ def _mode(run: Path, mode: Mode) -> ModeRun:
         else pd.DataFrame(columns=list(STEPS), dtype=float),
         _costs(costs) if costs.is_file() else None,
     )
+
+
+def _read_sweep(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """The sweep in `path`; where it does not say when each rule froze, that was from the start."""
+    table = read_run_table(path)
+    if AFTER_STEPS not in table:
+        table[AFTER_STEPS] = 0
+    with reading(path):
+        return table[list(columns)]
 
 
 def _costs(path: Path) -> ModeCosts:

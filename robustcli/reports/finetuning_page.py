@@ -44,6 +44,7 @@ from robustcli.reports.finetuning_words import (
     rule_scope,
     saved,
     statistic_name,
+    sweep_start,
 )
 from robustcli.reports.gallery import case_figures
 from robustcli.reports.markdown import Picture, from_template
@@ -365,6 +366,7 @@ def finetuning_text(
         every_tensor=[] if finetuning.decisions is None else ordered(finetuning.decisions),
         rule_label=rule_label,
         rule_scope=rule_scope,
+        sweep_start=sweep_start,
         saved=saved,
         sweep=[] if finetuning.sweep is None else records(finetuning.sweep),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -84,6 +84,23 @@ def rule_scope(row: Mapping[str, Any] | pd.Series) -> str:
     if not pd.isna(row["pattern"]):
         return "by name"
     return "state-space blocks" if row["scope"] == "mamba" else "all tensors"
+
+
+def sweep_start(rows: Sequence[Mapping[str, Any]]) -> str:
+    """In a sentence, after how many steps the rules of a sweep froze."""
+    freezing = [row for row in rows if row["frozen_share"] > 0]
+    by_gradient = {int(row["after_steps"]) for row in freezing if pd.isna(row["pattern"])}
+    by_name = {int(row["after_steps"]) for row in freezing if not pd.isna(row["pattern"])}
+    if not (by_gradient | by_name) - {0}:
+        return "Every rule freezes from the first step on."
+    if by_gradient == by_name or not by_name:
+        return (
+            f"Every rule freezes after {max(by_gradient)} steps in which all tensors are trained."
+        )
+    return (
+        f"Rules by gradients freeze after the {max(by_gradient)} steps of their profile, which "
+        "train all tensors; rules by name freeze from the first step on."
+    )
 
 
 SIGNIFICANT = 0.05

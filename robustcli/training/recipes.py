@@ -264,7 +264,8 @@ FAIR_RATES: dict[str, float] = {
     "cifar-resnet": 2e-3,
 }
 """Peak learning rates of recipe `fair` by family: what AdamW is usually given for them at batches
-of 128. `recipes/fair_learning_rates.py` trains each with a third, once and three times of 1e-3."""
+of 128. `recipes/fair_learning_rates.py` compares others in few steps; docs/train-cls.md has what
+came of it, and why no rate was changed."""
 OTHER_RATE = 1e-3
 """Peak learning rate of every other family."""
 CLASS_RECIPES: dict[str, Recipe] = {

@@ -252,6 +252,8 @@ def _kept(old: TrainRecord, new: TrainRecord) -> dict[str, Any]:
 
 
 _ACCUMULATED = ("weights_sha256", "peak_memory_bytes", "energy_joules", "speed")
+FIRST_RESULTS = ("checkpoints/*", "metrics.csv", "weights.safetensors")
+"""Globs of what the first finished epoch of a training leaves."""
 TRAINING = RunKind(
     TrainRecord,
     "a training",
@@ -264,6 +266,7 @@ TRAINING = RunKind(
     _differences,
     _kept,
     temporary=("cache",),
+    results=FIRST_RESULTS,
 )
 """The run folders of `robust train`."""
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from robustcli.core.names import TaskName
 from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
 from robustcli.tasks.record import DatasetRecord, dataset_differences
+from robustcli.training.record import FIRST_RESULTS
 
 
 class SeedFailure(Record):
@@ -88,6 +89,7 @@ SEEDS = RunKind(
     ("results.csv", "results.json", "report.md", "report.html"),
     _differences,
     _kept,
+    results=tuple(f"seed-*/{depth}{name}" for depth in ("", "*/") for name in FIRST_RESULTS),
 )
 """The folders of `robust train --seeds` and `robust finetune --seeds`."""
 

@@ -15,9 +15,10 @@ from robustcli.adapters.load import load
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.decode import decode
 from robustcli.data.sources import Classes, open_dataset
-from robustcli.evaluation import evaluate, look_up, runner
+from robustcli.evaluation import evaluate, runner
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.evaluation.model_names import distinct_names
 from robustcli.evaluation.record import read_record
 from robustcli.evaluation.sessions import read_sessions
 from robustcli.evaluation.store import Store
@@ -222,7 +223,7 @@ def test_seed_limit_and_per_class_choose_images(photos, tmp_path):
 )
 def test_two_models_do_not_share_a_folder_of_rows(names):
     with pytest.raises(UsageError, match=f"`--model {names[0]}` and .* would share a folder"):
-        look_up._check_distinct(names, [replace(PICO, name=name) for name in names])
+        distinct_names([replace(PICO, name=name) for name in names], names)
 
 
 @pytest.mark.parametrize(

@@ -299,3 +299,43 @@ def test_onnx_read_back(tmp_path: Path, dynamic: bool):
     rows = [rows_of(evaluate(config(data, tmp_path / name, models=(model,))))
             for name, model in (("a", CLASSIFIER), ("b", back))]  # fmt: skip
     pd.testing.assert_frame_equal(rows[0], rows[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.InstanceNorm2d(6),
+        nn.InstanceNorm2d(6, affine=True, eps=1e-3),
+        nn.InstanceNorm2d(6, track_running_stats=True),
+        nn.GroupNorm(3, 6),
+        nn.GroupNorm(1, 6, affine=False),
+    ],
+    ids=str,
+)
+def test_norms_of_onnx_files_are_those_of_torch(norm: nn.Module):
+    generator = torch.Generator().manual_seed(0)
+    norm = norm.double().eval()
+    for parameter in norm.parameters():
+        nn.init.uniform_(parameter, 0.5, 2, generator=generator)
+    x = torch.randn(2, 6, 5, 4, generator=generator, dtype=torch.float64)
+    x[0, 1] = 1e-4 * x[0, 1] + 0.3  # nearly constant: here runtimes lose digits
+    expected = norm(x)
+    with export_formats.TwoPassNorms():
+        written = norm(x)
+    assert torch.allclose(written, expected, rtol=0, atol=1e-11)
+    with export_formats.TwoPassNorms():
+        graph = torch.export.export(norm, (x,)).graph
+    called = {str(node.target) for node in graph.nodes if node.op == "call_function"}
+    computes = any("norm" in name for name in called)
+    assert computes == (getattr(norm, "running_mean", None) is not None)
+
+
+@pytest.mark.slow
+def test_onnx_of_a_dark_photo_agrees_to_float32(tmp_path: Path):
+    """`test_norms_of_onnx_files_are_those_of_torch` proves the written norms in every run."""
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason="needs the extra `export`")
+    file = exported(ModelRequest("umamba-pico"), tmp_path, formats=("onnx",))
+    for row in file.sidecar.parity:  # 6e-5 of the largest answer with the runtime's own norms
+        assert row.difference <= 1e-5 * row.largest
+        assert row.agreeing == row.decided

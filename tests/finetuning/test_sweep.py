@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,12 +15,14 @@ from safetensors.torch import load_file
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.cell_table import table
 from robustcli.finetuning import sweep
+from robustcli.finetuning.freezing import FreezeAfterSteps
 from robustcli.finetuning.gradients import Statistic
 from robustcli.finetuning.mode_trainings import run_finetuning
+from robustcli.finetuning.modes import Modes
 from robustcli.finetuning.record import SWEEP, SWEEP_FILE
 from robustcli.finetuning.selection import FreezeRule
 from robustcli.finetuning.starts import SegmenterFinetuning
-from robustcli.finetuning.sweep import Ratio, candidates, name_of, seconds_ratios
+from robustcli.finetuning.sweep import Ratio, candidates, name_of, seconds_ratios, steps_before
 from robustcli.models.architectures import architecture, everything_decays
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.recipes import recipe_for
@@ -127,6 +131,13 @@ def test_what_a_sweep_leaves(
 ) -> None:
     rules = (FreezeRule(threshold=0.0), FreezeRule(pattern="encoder.*"))
     monkeypatch.setattr(SegmenterFinetuning, "rules", rules)
+    waits = {}
+    start_of = Modes.start
+    monkeypatch.setattr(
+        Modes,
+        "start",
+        lambda self, mode, out: waits.update({out.name: self.waiting}) or start_of(self, mode, out),
+    )
     ratios = [Ratio(0.7, 0.6, 0.8), Ratio(1.0, 0.9, 1.1), Ratio(0.5, 0.4, 0.6)]
     asked = []
     monkeypatch.setattr(
@@ -139,6 +150,9 @@ def test_what_a_sweep_leaves(
     assert list(rows) == list(SWEEP)
     assert rows["seconds_ratio"].tolist() == [0.7, 1.0, 0.5]
     assert rows["pattern"].tolist()[2] == "encoder.*"
+    assert rows["after_steps"].tolist() == [1, 1, 0]
+    assert waits["all-mean_abs-q0.5-after-1"] == 1
+    assert waits["name-encoder._"] == 0
     assert rows["frozen_share"].tolist()[1] == 0
     assert rows["dice"][1] == table(out / "full" / "test")["dice"][0]
     swept = out / "sweep" / "name-encoder._"
@@ -146,6 +160,11 @@ def test_what_a_sweep_leaves(
     trained, start = load_file(swept / "weights.safetensors"), load_file(weights)
     for name in asked[0][2]:
         assert torch.equal(trained[name], start[name])
+    waited = out / "sweep" / "all-mean_abs-q0.5-after-1"
+    by_mode, by_sweep = (load_file(run / "weights.safetensors") for run in (out / "freeze", waited))
+    for name, tensor in by_mode.items():  # the run's rule, as mode `freeze` applies it
+        assert torch.equal(tensor, by_sweep[name])
+    assert any(not torch.equal(by_sweep[name], start[name]) for name in asked[0][0])
     before = (out / SWEEP_FILE).read_bytes()
     run_finetuning(config, Heard())
     assert (out / SWEEP_FILE).read_bytes() == before
@@ -163,3 +182,44 @@ def test_a_sweep_needs_full_and_a_profile(tune: Tune, said: dict[str, object]) -
     config = tune(epochs=1, sweep=True, **said)
     with pytest.raises(UsageError, match=r"`--sweep` compares with(.|\n)*Use `--mode all`"):
         run_finetuning(config, Heard())
+
+
+@pytest.mark.parametrize(
+    ("said", "by_gradient", "by_name"),
+    [({}, 20, 0), ({"profile_iterations": 7}, 7, 7), ({"profile": Path("p.parquet")}, 0, 0)],
+)
+def test_a_rule_of_the_sweep_waits_as_the_mode_does(
+    said: dict[str, object], by_gradient: int, by_name: int
+) -> None:
+    settings = {"profile": None, "profile_iterations": None, **said}
+    steps = settings["profile_iterations"] or 20
+    plan: Any = SimpleNamespace(config=SimpleNamespace(**settings), profile_iterations=steps)
+    assert steps_before(plan, FreezeRule(change=0.5, kind="change")) == by_gradient
+    assert steps_before(plan, FreezeRule(pattern="encoder.*")) == by_name
+
+
+def test_a_freeze_after_some_steps_trains_all_before_and_survives_an_interruption() -> None:
+    def optimizer_of(network: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 0.1)
+
+    def step(network: torch.nn.Module, callback: FreezeAfterSteps, trainer: Any) -> list[bool]:
+        before = [p.detach().clone() for p in network.parameters()]
+        (optimizer,) = trainer.optimizers
+        optimizer.zero_grad(set_to_none=True)
+        network(torch.ones(2, 3)).sum().backward()
+        callback.on_before_optimizer_step(trainer, None, optimizer)  # type: ignore[arg-type]
+        optimizer.step()
+        callback.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
+        return [torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)]
+
+    network = torch.nn.Linear(3, 2)
+    callback = FreezeAfterSteps(network, ["weight"], 2)
+    trainer = SimpleNamespace(optimizers=[optimizer_of(network)])
+    assert step(network, callback, trainer) == [False, False]
+    resumed = FreezeAfterSteps(network, ["weight"], 2)
+    resumed.load_state_dict(callback.state_dict())
+    assert step(network, resumed, trainer) == [False, False]
+    assert step(network, resumed, trainer) == [True, False]
+    again = FreezeAfterSteps(network, ["weight"], 2)
+    again.load_state_dict(resumed.state_dict())
+    assert (again.names, again.pending) == (["weight"], [])

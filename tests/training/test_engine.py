@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -449,3 +450,32 @@ def test_where_loader_processes_would_copy_the_images_there_are_none(
 ) -> None:
     monkeypatch.setattr(trainer, "start_method", lambda: "spawn")
     assert default_workers(torch.device("cuda")) == 0
+
+
+def test_after_an_unreadable_image_is_removed_the_same_folder_begins_anew(tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "data", 14)
+    for number in range(3):  # one at least is neither a validation nor a held-out image
+        (data / "images" / f"{number:03d}.png").write_bytes(b"no image")
+    config = small(data, tmp_path / "run", epochs=1)
+    with pytest.raises(RunError, match=r"cannot be read(.|\n)*Repair or remove both files"):
+        run_training(config)
+    for number in range(3):
+        for folder in ("images", "masks"):
+            (data / folder / f"{number:03d}.png").unlink()
+    record = read_train_record(run_training(config))
+    assert record.status == "complete"
+    assert sum(part.images for part in record.splits.values()) == 11
+    for folder in ("images", "masks"):
+        shutil.copy(data / folder / "003.png", data / folder / "000.png")
+    with pytest.raises(UsageError, match=r"with other settings(.|\n)*Its images are others"):
+        run_training(config)  # now there are results that would be lost
+
+
+def test_a_folder_called_like_a_model_is_measured(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = run_training(small(data.resolve(), Path("unet"), epochs=1))
+    assert [model.name for model in read_record(run / "test").models] == ["unet"]
+    assert read_record(run / "test").models[0].pretraining.startswith("trained here")
+    assert read_record(run / "test").status == "complete"
