@@ -203,12 +203,12 @@ def timm_folder(folder: Path, **config: object) -> tuple[Path, torch.nn.Module]:
     network = timm.create_model("resnet10t", num_classes=10, channels=(8, 8, 8, 8)).eval()
     folder.mkdir()
     save_file(network.state_dict(), folder / "model.safetensors")
-    config = {
+    defaults = {
         "architecture": "resnet10t", "num_classes": 10, "model_args": {"channels": [8, 8, 8, 8]},
         "pretrained_cfg": {"input_size": [3, 64, 64], "crop_pct": 0.8, "interpolation": "bilinear",
                            "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps({**config, **config}))
+    (folder / "config.json").write_text(json.dumps({**defaults, **config}))
     return folder, network
 
 

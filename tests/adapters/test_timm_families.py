@@ -38,13 +38,13 @@ def test_weights_for_other_classes_and_channels_as_everywhere_in_timm(
     torch.save(state, tmp_path / "w.pth")
     model = small(name, num_classes=5, in_chans=1, **official(tmp_path / "w.pth"))
     conv = model.default_cfg["first_conv"] + ".weight"
-    state, head = model.state_dict(), model.classifier_name
+    loaded, head = model.state_dict(), model.classifier_name
     for key, tensor in state.items():
         if key == conv:
             expected = tensor.sum(1, keepdim=True)
-            torch.testing.assert_close(state[key], expected)
+            torch.testing.assert_close(loaded[key], expected)
         elif not key.startswith(head + "."):
-            torch.testing.assert_close(state[key], tensor, rtol=0, atol=0)
+            torch.testing.assert_close(loaded[key], tensor, rtol=0, atol=0)
     assert model(torch.zeros(1, 1, 32, 32)).shape == (1, 5)
 
 

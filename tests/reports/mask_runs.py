@@ -136,9 +136,9 @@ def _write_cell(
     for rank, model in enumerate(plan.models):
         fall = 0.05 * rank + (0.0 if number == 0 else 0.02 * (number * 7 % 22))
         fall += 0.08 * transform.severity
-        rows = [_row(image, plan, max(0.02, plan.base - fall)) for image in ids]
+        answers = [_row(image, plan, max(0.02, plan.base - fall)) for image in ids]
         if ids:
-            write_rows(store.prediction_path(model.name, cell, 0), rows, MASK_SCHEMA)
+            write_rows(store.prediction_path(model.name, cell, 0), answers, MASK_SCHEMA)
 
 
 def _row(image: str, plan: MaskPlan, quality: float) -> dict[str, object]:

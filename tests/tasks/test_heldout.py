@@ -42,8 +42,8 @@ class Heard:
 def chosen(index=INDEX, part="auto", trainings=(RUN,)):
     """The ids, the split and what was said."""
     heard = Heard()
-    part = choose_part(index, part, trainings, heard)
-    return [pair.image_id for pair in part.dataset.samples], part.split, heard.lines
+    chosen_part = choose_part(index, part, trainings, heard)
+    return [pair.image_id for pair in chosen_part.dataset.samples], chosen_part.split, heard.lines
 
 
 def test_a_model_is_tested_on_what_it_has_not_seen_and_says_so():
