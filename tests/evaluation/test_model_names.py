@@ -16,7 +16,7 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.training_run import ClassifierHeader, write_weights
 from robustcli.core.errors import UsageError
-from robustcli.data.labels import label_space
+from robustcli.data.labels import read_label_space
 from robustcli.evaluation import runner
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.model_names import called, distinct_names
@@ -129,10 +129,10 @@ def trained(place: str, seed: int) -> ModelRequest:
     torch.manual_seed(seed)
     state = create_model("vmamba-pico", **arguments).state_dict()
     state["classifier.head.weight"] = torch.randn_like(state["classifier.head.weight"])
-    space = label_space("cifar10")
+    space = read_label_space("cifar10")
     header = ClassifierHeader(
         model="vmamba-pico", arguments=arguments, window=32, trained_on="elsewhere",
-        images_sha256="", label_space="cifar10", classes=space.ids, class_names=space.names,
+        images_sha256="", read_label_space="cifar10", classes=space.ids, class_names=space.names,
         preprocessing=asdict(SMALL),
     )  # fmt: skip
     Path(place).mkdir(parents=True)
