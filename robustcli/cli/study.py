@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from robustcli.cli.stored_places import LocalPath, PlacesCommand
 from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import GateError, UsageError
 from robustcli.core.names import canonical, nearest
@@ -92,12 +94,12 @@ def current_invocation() -> Invocation | None:
 
 
 config_option = click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE", expose_value=False,
+    "--config", type=LocalPath(), metavar="FILE", expose_value=False,
     help="A YAML file with options of this command; what is typed overrides it (docs/studies.md).",
 )  # fmt: skip
 
 
-class StudyCommand(click.Command):
+class StudyCommand(PlacesCommand):
     """A command with `--config`: it runs once for each run of the study file."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -161,7 +163,7 @@ def joined_gates(failures: Sequence[GateError]) -> GateError:
 
 
 def _check_folders(study: Study, contexts: Sequence[click.Context]) -> None:
-    folders = [str(Path(context.params["out"])) for context in contexts if context.params["out"]]
+    folders = [str(context.params["out"]) for context in contexts if context.params["out"]]
     shared = next((folder for folder in folders if folders.count(folder) > 1), None)
     if shared is not None:
         raise UsageError(
@@ -235,7 +237,7 @@ def _plain(value: Any) -> Any:
         if len(value) == 2 and isinstance(value[0], str) and not isinstance(value[1], str | Path):
             return f"{value[0]}={value[1]}"
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, os.PathLike) else value
 
 
 # From a file to settings that the command accepts.
