@@ -12,6 +12,7 @@ File systems of fsspec run an event loop in a thread, which a forked process doe
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import time
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from robustcli.core.errors import MachineError, RobustError, RunError, UsageError, first_line
-from robustcli.core.io import replacing
+from robustcli.core.io import LONGEST_NAME, refused, replacing, shortened
 
 ResultT = TypeVar("ResultT")
 ItemT = TypeVar("ItemT")
@@ -205,14 +206,20 @@ class ObjectStore:
         content: bytes = self._tried(name, lambda: system.cat_file(_joined(root, name)))
         return content
 
-    def fetch(self, name: str, target: Path) -> None:
+    def fetch(self, name: str, target: Path, stored: StoredObject | None = None) -> None:
         """Writes the object `name` to the file `target`, whole or not at all.
+
+        A large one of which `stored` tells size and version comes in pieces: after a broken
+        connection the next call goes on where this one ended.
 
         Raises:
             FileNotFoundError: There is no such object.
             RunError: The connection broke, or the disk refused.
         """
         system, root = self._system()
+        if stored is not None and stored.size > _PIECE and stored.version:
+            self._fetch_pieces(name, target, stored)
+            return
 
         def transfer() -> None:
             # `replacing` takes an OSError for one of the disk; those of the connection stay apart.
@@ -220,6 +227,35 @@ class ObjectStore:
                 system.get_file(_joined(root, name), str(beside))
 
         self._tried(name, transfer)
+
+    def _fetch_pieces(self, name: str, target: Path, stored: StoredObject) -> None:
+        """Fetches an object piece by piece into a file that belongs to this version of it.
+
+        Two processes that do so at once write the same bytes to the same places.
+        """
+        system, root = self._system()
+        version = hashlib.sha256(stored.version.encode()).hexdigest()[:16]
+        partial = target.with_name(f".{shortened(target.name, LONGEST_NAME - 24)}.{version}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.touch()
+            with partial.open("r+b") as file:
+                for start in range(min(partial.stat().st_size, stored.size), stored.size, _PIECE):
+                    end = min(start + _PIECE, stored.size)
+                    content = self._tried(
+                        name,
+                        lambda: system.cat_file(_joined(root, name), start=start, end=end),  # noqa: B023
+                    )
+                    if len(content) != end - start:
+                        raise self._broken(name, EOFError("it has changed since it was listed"))
+                    file.seek(start)
+                    file.write(content)
+            with replacing(target) as beside:
+                partial.replace(beside)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and partial.exists():
+                raise  # the object is gone
+            raise refused(target, error) from error
 
     def write(self, name: str, content: bytes) -> None:
         """Writes the object `name`; it is there whole, or as it was before.
@@ -328,6 +364,7 @@ class ObjectStore:
         )
 
 
+_PIECE = 32 * 2**20  # bytes; larger objects are fetched in pieces
 _ONE_PIECE = 32 * 2**20  # bytes; larger files go in parts, which become an object at the end
 _NO_CREDENTIALS = {
     "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound",

@@ -65,6 +65,10 @@ class RowGroup:
         """What names the bytes of a row: they cannot be others at the same commit."""
         return f"{self.repo}@{self.commit}/{self.path}/{self.leaf}/{self.group}/{row}"
 
+    def shown(self, row: int) -> str:
+        """Where a row is kept, for messages."""
+        return f"{self.kept}:row {row}"
+
     def read(self, row: int) -> bytes:
         """The encoded image in a row.
 
