@@ -15,7 +15,7 @@ import click
 
 from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import RunError, UsageError
-from robustcli.core.objects import kind_of_store, names_url
+from robustcli.core.objects import kind_of_store, local_path, names_url
 from robustcli.core.ranks import Ranks, ranks, store
 
 if TYPE_CHECKING:
@@ -39,14 +39,7 @@ class LocalPath(click.Path):
         Raises:
             UsageError: It is an address.
         """
-        if names_url(value):
-            shown = "It" if param is None else f"`{param.opts[0]}`"
-            raise UsageError(
-                f"`{value}` is not a path of this machine.",
-                f"{shown} must be a file or folder here: object stores are not read for it.",
-                "Copy it here first (`aws s3 cp`, `gcloud storage cp`, `hf download`) and name the "
-                "copy; docs/remote.md lists what can be in an object store.",
-            )
+        local_path(value, "It" if param is None else f"`{param.opts[0]}`")
         return super().convert(value, param, ctx)
 
 

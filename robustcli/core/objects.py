@@ -88,6 +88,22 @@ def names_url(text: object) -> bool:
     )  # fmt: skip
 
 
+def local_path(value: str | Path, name: str = "It") -> Path:
+    """The path of this machine that `value` is; `name` is what it is called in the message.
+
+    Raises:
+        UsageError: It is an address.
+    """
+    if names_url(value):
+        raise UsageError(
+            f"`{value}` is not a path of this machine.",
+            f"{name} must be a file or folder here: object stores are not read for it.",
+            "Copy it here first (`aws s3 cp`, `gcloud storage cp`, `hf download`) and name the "
+            "copy; docs/remote.md lists what can be in an object store.",
+        )
+    return Path(value)
+
+
 def kind_of_store(url: str) -> StoreKind:
     """The kind of store that `url` names.
 
