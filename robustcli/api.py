@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from robustcli.adapters.catalogue import ModelRequest
-from robustcli.core.objects import local_path, names_url
+from robustcli.core.objects import names_url, path_here
 from robustcli.core.rundir import has_record
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.record import RunRecord, read_record
@@ -245,7 +245,7 @@ def evaluate(
     requests = tuple(
         ModelRequest(
             name,
-            None if weights is None else local_path(weights),
+            None if weights is None else path_here(weights),
             dict(model_args or {}),
             dict(preprocessing or {}),
             options.get("label_space"),
@@ -347,7 +347,7 @@ def explain(
     requests = tuple(
         ModelRequest(
             name,
-            None if weights is None or run is not None else local_path(weights),
+            None if weights is None or run is not None else path_here(weights),
             dict(model_args or {}),
             dict(preprocessing or {}),
             options.get("label_space"),
@@ -364,7 +364,7 @@ def explain(
             None if data is None else str(data),
             None if out is None else stack.enter_context(_opened(out)),
             source=None if run is None else stack.enter_context(_opened(run, "read")),
-            moved=() if weights is None or run is None else (local_path(weights),),
+            moved=() if weights is None or run is None else (path_here(weights),),
             images=tuple(images),
             worst=worst,
             class_name=class_name,
@@ -394,7 +394,7 @@ def compare(
     """
     from robustcli.reports.comparison_page import check_out, write_comparison
 
-    folder = None if out is None else local_path(out, "`out`")
+    folder = None if out is None else path_here(out, "`out`")
     if folder is not None:
         check_out(folder)
     if names_seeds_only(runs):
@@ -533,8 +533,8 @@ def finetune(
     from robustcli.finetuning.selection import make_rule
     from robustcli.training.config import TrainConfig
 
-    weights = None if pretrained is None else local_path(pretrained, "`pretrained`")
-    known = None if profile is None else local_path(profile, "`profile`")
+    weights = None if pretrained is None else path_here(pretrained, "`pretrained`")
+    known = None if profile is None else path_here(profile, "`profile`")
     with _opened(out) as folder:
         training = TrainConfig(
             model, None if data is None else str(data), folder,
@@ -577,7 +577,7 @@ def verify(
     moved = (weights,) if isinstance(weights, str | Path) else tuple(weights)
     with _opened(run, "read") as folder:
         return run_verification(
-            VerifyConfig(folder, sample, weights=tuple(map(local_path, moved)), **options)
+            VerifyConfig(folder, sample, weights=tuple(map(path_here, moved)), **options)
         )
 
 
@@ -621,7 +621,7 @@ def export(
 
     ((name, module),) = _by_name(model)
     request = ModelRequest(
-        name, None if weights is None else local_path(weights), dict(model_args or {}),
+        name, None if weights is None else path_here(weights), dict(model_args or {}),
         dict(preprocessing or {}), label_space, untrained, module,
         None if classes is None else tuple(classes),
     )  # fmt: skip
@@ -629,7 +629,7 @@ def export(
     with borrowed([module]):
         return run_export(
             ExportConfig(
-                request, chosen, None if out is None else local_path(out, "`out`"), **options
+                request, chosen, None if out is None else path_here(out, "`out`"), **options
             )
         )
 

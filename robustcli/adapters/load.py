@@ -32,6 +32,7 @@ from robustcli.adapters.training_run import (
 )
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
+from robustcli.core.objects import names_url, path_here
 from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import LabelSpace, label_space, numbered_classes
 from robustcli.models.ablation import has_scan
@@ -115,6 +116,8 @@ def entry_of(request: ModelRequest, *, offline: bool = False) -> ModelEntry:
     Raises:
         UsageError: Nothing is called so, or the foreign network cannot be used.
     """
+    if names_url(request.name):
+        path_here(request.name, "A model")
     if foreign_kind(request) is None:
         return resolve(request.name)
     opened = open_foreign(request, offline=offline)
@@ -132,6 +135,8 @@ def resolve(name: str) -> ModelEntry:
     Raises:
         UsageError: Nothing is called so; the message offers the nearest names.
     """
+    if names_url(name):
+        path_here(name, "A model")
     spelling = {canonical(known): entry for known, entry in CATALOGUE.items()}
     if canonical(name) in spelling:
         return spelling[canonical(name)]

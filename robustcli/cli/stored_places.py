@@ -15,7 +15,7 @@ import click
 
 from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import RunError, UsageError
-from robustcli.core.objects import kind_of_store, local_path, names_url
+from robustcli.core.objects import kind_of_store, names_url, path_here
 from robustcli.core.ranks import Ranks, ranks, store
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class LocalPath(click.Path):
         Raises:
             UsageError: It is an address.
         """
-        local_path(value, "It" if param is None else f"`{param.opts[0]}`")
+        path_here(value, "It" if param is None else f"`{param.opts[0]}`")
         return super().convert(value, param, ctx)
 
 
@@ -102,7 +102,9 @@ def _enter(stack: ExitStack, ctx: click.Context, kind: RunPlace, place: StoredPl
     """The folder for `place`, opened in `stack`."""
     url, colon, member = place.url, "", ""
     if kind.member and ":" in url.partition("://")[2]:
-        url, colon, member = url.rpartition(":")
+        scheme, _, rest = url.partition("://")
+        key, colon, member = rest.partition(":")
+        url = f"{scheme}://{key}"
     folder = _folder(stack, ctx, kind, url)
     return f"{folder}{colon}{member}" if kind.member else folder
 

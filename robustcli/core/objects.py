@@ -88,7 +88,7 @@ def names_url(text: object) -> bool:
     )  # fmt: skip
 
 
-def local_path(value: str | Path, name: str = "It") -> Path:
+def path_here(value: str | Path, name: str = "It") -> Path:
     """The path of this machine that `value` is; `name` is what it is called in the message.
 
     Raises:
@@ -117,7 +117,7 @@ def kind_of_store(url: str) -> StoreKind:
         scheme = match["scheme"].lower() if match else ""
         todo = (
             "Write the path without `file://`." if scheme in ("file", "local")
-            else "Download it, and name the file or folder on this machine."
+            else "Use one of these, or a path of this machine; data can be downloaded first."
         )  # fmt: skip
         raise UsageError(
             f"`{url}` is in no object store that is known.", f"Known are {shown}.", todo
