@@ -114,6 +114,14 @@ class Claim:
             with suppress(RobustError):  # the next process finds that this one has ended
                 self.store.write(_name(self.identity), replace(self._entry, owner=owner).text())
 
+    def withdraw(self) -> None:
+        """Removes the claim, where nothing was done under it."""
+        self._lost.set()
+        self._stop.set()
+        self._thread.join()
+        with suppress(RobustError):
+            self.store.remove(_name(self.identity))
+
     def _work(self) -> None:
         while not self._stop.wait(BEAT_S):
             with suppress(RobustError):  # without connection: `check` looks again

@@ -23,9 +23,10 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -43,7 +44,7 @@ Use = Literal["work", "read", "look"]
 _COPY_FILE, _LOG_FILE = "copy.json", "transferred.jsonl"
 _WORKING, _READING = "stores", "stores-read"
 _UNSENT_FOLDERS = ("cache",)  # decoded images of a training that is at work
-_ROWS = re.compile(r"block-\d+\.parquet")  # files that do not depend on each other
+_ROWS = re.compile(r"/block-\d+\.parquet$")  # files that do not depend on each other
 _ONLY_FOR_CONTINUING = ".ckpt"
 _ANNOUNCED_FROM = 50 * 2**20  # bytes
 
@@ -124,12 +125,17 @@ class _Folder:
         """Whether the file is as it was when it was last sent or fetched."""
         return name in self.log and self.log[name][:2] == state[:2]
 
-    def send(self, name: str) -> None:
-        """Sends the file `name`, if it is still there."""
+    def send(self, name: str, content: bytes | None = None) -> None:
+        """Sends the file `name`, if it is still there, or what it held when it was written."""
         path = self.path / name
         with suppress(FileNotFoundError):
+            if content is not None:
+                self.store.write(name, content)
             before = _state(path)
-            self.store.send(name, path)
+            if content is None:
+                self.store.send(name, path)
+            elif path.read_bytes() != content:
+                return  # it was written again, which is sent in its turn
             self._note(name, before)
 
     def fetch(self, name: str, version: str = "") -> None:
@@ -245,7 +251,8 @@ class _Uploads:
     def __init__(self, folder: _Folder, claim: Claim | None, known: set[str]) -> None:
         self.folder, self._claim, self._known = folder, claim, known
         self._pid = os.getpid()
-        self._waiting: dict[str, None] = {}
+        self._waiting = list[tuple[str, bytes | None]]()
+        self._recent = set[str]()
         self._changed, self._ended = threading.Condition(), False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
@@ -261,8 +268,13 @@ class _Uploads:
         if name is None or os.getpid() != self._pid:  # a forked process has no thread that sends
             return
         with self._changed:
-            self._waiting.pop(name, None)
-            self._waiting[name] = None
+            if _is_record(name):
+                # With its content: a later record must not be sent before what it tells of.
+                self._waiting.append((name, path.read_bytes()))
+                self._recent.clear()
+            elif name not in self._recent:
+                self._waiting.append((name, None))
+                self._recent.add(name)
             self._changed.notify()
         if self._error is not None:
             raise self._failure()
@@ -309,34 +321,31 @@ class _Uploads:
             with self._changed:
                 while not self._waiting and not self._ended:
                     self._changed.wait()
-                names, self._waiting = list(self._waiting), {}
-            if not names:
+                waiting, self._waiting = self._waiting, []
+                self._recent.clear()
+            if not waiting:
                 return
             try:
-                self._send(names)
+                self._send(waiting)
             except BaseException as error:
                 self._error = error
                 return
 
-    def _send(self, names: list[str]) -> None:
-        """Sends `names` in order; rows that follow each other go side by side."""
+    def _send(self, waiting: Sequence[tuple[str, bytes | None]]) -> None:
+        """Sends what is `waiting` in order; rows that follow each other go side by side."""
         if self._claim is not None:
             self._claim.check()
-        rows = list[str]()
-        for name in (*names, None):
-            if name is not None and _ROWS.fullmatch(name.rpartition("/")[2]):
-                rows.append(name)
+        for are_rows, group in groupby(waiting, lambda item: _ROWS.search(item[0]) is not None):
+            if are_rows:
+                names = [name for name, _ in group]
+                at_once(names, self.folder.send)
+                self._add_known(*names)
                 continue
-            if rows:
-                at_once(rows, self.folder.send)
-                self._add_known(*rows)
-            rows.clear()
-            if name is None:
-                return
-            if _is_record(name):
-                self._remove_deleted()
-            self.folder.send(name)
-            self._add_known(name)
+            for name, content in group:
+                if content is not None:
+                    self._remove_deleted()
+                self.folder.send(name, content)
+                self._add_known(name)
 
     def _add_known(self, *names: str) -> None:
         with self._changed:
@@ -414,14 +423,15 @@ def _working(folder: _Folder, say: Say, *, of_run: bool) -> Iterator[None]:
     global _leading
     mine = claim(folder.store, say)
     try:
-        objects = _listed(folder)
-        if of_run and objects and RECORD_FILE not in objects:
-            raise UsageError(
-                f"`{folder.store.url}` is not empty and holds no run.",
-                f"It holds `{next(iter(objects))}`, and {len(objects):,} objects in all.",
-                "Choose another address with `--out`.",
-            )
-        _settle(folder, objects, mine, say)
+        ours = mine.before == (folder.last_claim,)
+        try:
+            objects = _listed(folder)
+            if of_run and not ours:
+                _check_run(folder, objects)
+        except UsageError:
+            mine.withdraw()
+            raise
+        _settle(folder, objects, mine, say, ours=ours)
         uploads = _Uploads(folder, mine, set(objects))
         say(f"`{folder.store.url}` is worked on in `{folder.path}`, and sent as it is finished.")
         _leading = uploads
@@ -442,13 +452,21 @@ def _working(folder: _Folder, say: Say, *, of_run: bool) -> Iterator[None]:
         mine.release()
 
 
+def _check_run(folder: _Folder, objects: Mapping[str, StoredObject]) -> None:
+    if objects and RECORD_FILE not in objects:
+        raise UsageError(
+            f"`{folder.store.url}` is not empty and holds no run.",
+            f"It holds `{next(iter(objects))}`, and {len(objects):,} objects in all.",
+            "Choose another address with `--out`.",
+        )
+
+
 def _settle(
-    folder: _Folder, objects: Mapping[str, StoredObject], mine: Claim, say: Say
-) -> None:  # fmt: skip
-    """Makes folder and store the same; see the head of this file for which side counts."""
-    last = folder.last_claim
+    folder: _Folder, objects: Mapping[str, StoredObject], mine: Claim, say: Say, *, ours: bool
+) -> None:
+    """Makes folder and store the same; `ours`: whether this machine worked on the run last."""
     files = folder.files()
-    if not last or any(before != last for before in mine.before):
+    if not ours:
         unsent = [name for name in files if not folder.is_transferred(name, files[name])]
         if unsent:
             say(
@@ -540,12 +558,8 @@ def _reading(folder: _Folder, say: Say, use: Use, *, of_run: bool) -> Iterator[N
             f"It holds no `{RECORD_FILE}`." if objects else "There is nothing.",
             "Name an address that `--out` made.",
         )
-    if of_run and objects and RECORD_FILE not in objects:
-        raise UsageError(
-            f"`{folder.store.url}` is not empty and holds no run.",
-            "",
-            "Choose another address with `--out`.",
-        )
+    if of_run:
+        _check_run(folder, objects)
     objects = {n: s for n, s in objects.items() if not n.endswith(_ONLY_FOR_CONTINUING)}
     folder.describe("")
     files = folder.files()
