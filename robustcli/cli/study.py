@@ -23,6 +23,7 @@ from robustcli.cli.stored_places import LocalPath, PlacesCommand
 from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import GateError, UsageError
 from robustcli.core.names import canonical, nearest
+from robustcli.core.objects import names_url, path_here
 from robustcli.core.ranks import is_first_process
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class StudyCommand(PlacesCommand):
             typed, *_ = self.make_parser(ctx).parse_args(args=list(args))
             file = typed.get("config")
             if isinstance(file, str | Path) and not typed.get("help"):
-                study = read_study(Path(file), ctx)
+                study = read_study(path_here(file, "`--config`"), ctx)
                 ctx.meta[_META] = Invocation(study, tuple(args))
                 ctx.default_map = _default_map(study, 0)
         return super().parse_args(ctx, args)
@@ -420,6 +421,8 @@ class _Reader:
     def _located(self, parameter: click.Parameter, text: str) -> str:
         """`text`, and where it is a path, the path from the folder of the file."""
         base = self.path.parent
+        if names_url(text):
+            return text
         if isinstance(parameter.type, click.Path) or _is_path(parameter.name, text, base):
             return str(base / Path(text).expanduser())
         return text
