@@ -19,8 +19,6 @@ from robustcli.core.objects import kind_of_store, names_url, path_here
 from robustcli.core.ranks import Ranks, ranks, store
 
 if TYPE_CHECKING:
-    from torch.distributed import Store  # type: ignore[attr-defined,unused-ignore]
-
     from robustcli.core.working_copy import StoredPlace, Use
 
 _POLL_S, _LONGEST_S = 0.2, 4 * 3600.0
@@ -147,7 +145,7 @@ def _folder(stack: ExitStack, ctx: click.Context, kind: RunPlace, url: str) -> P
     return folder
 
 
-def _await_first(place: Ranks, messages: Store) -> None:
+def _await_first(place: Ranks, messages: Any) -> None:
     """Waits until the first process has opened the run."""
     end = time.monotonic() + _LONGEST_S
     while not messages.check([_KEY]):

@@ -92,8 +92,8 @@ def test_an_evaluation_from_store_to_store_and_what_reads_it(
     assert not Path("memory:").exists()
 
 
-def test_seeds_gates_and_files_of_studies(robust: Any, data: str, place: ObjectStore) -> None:
-    Path("study.yaml").write_text(f"out: {place.url}\ndata: {data}\nfail_under: clean=100.1\n")
+def test_gates_and_study_files(robust: Any, data: str, place: ObjectStore) -> None:
+    Path("study.yaml").write_text(f"out: {place.url}\ndata: {data}\nfail_under: clean=100\n")
     ended = robust(*EVAL, "--config", "study.yaml")
     assert ended.code == 4, ended.err
     settings = json.loads(place.read("study.json"))["settings"]
