@@ -1,7 +1,7 @@
 """Runs and data on a server that speaks S3, on the loopback address.
 
-`test_objects.py`, `test_working_copy.py` and `test_object_files.py` in other rooms prove the same in
-every run, without a network.
+`core/test_objects.py`, `core/test_working_copy.py` and `data/test_object_files.py` prove the same
+in every run, without a network.
 """
 
 from __future__ import annotations
