@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from robustcli.adapters.catalogue import ModelRequest
+from robustcli.core.objects import names_url, path_here
 from robustcli.core.rundir import has_record
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.record import RunRecord, read_record
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from robustcli.adapters.exported import ExportFormat
+    from robustcli.core.working_copy import Use
     from robustcli.evaluation.exporting import Exported
     from robustcli.finetuning.selection import FreezeRule
     from robustcli.reports.publishing import PublishResult
@@ -215,7 +218,7 @@ def evaluate(
             back in its mode and on its device.
         data: A folder, tar, manifest or data set name; None for the default of the label space.
         transforms: Names, globs or presets, one or several.
-        out: Folder of the run.
+        out: Folder of the run, or its address in an object store (docs/remote.md).
         weights: A weights file, with one model only.
         model_args: For the model's builder.
         preprocessing: `resize`, `crop`, `interpolation`, `mean`, `std` to override.
@@ -242,7 +245,7 @@ def evaluate(
     requests = tuple(
         ModelRequest(
             name,
-            None if weights is None else Path(weights),
+            None if weights is None else path_here(weights),
             dict(model_args or {}),
             dict(preprocessing or {}),
             options.get("label_space"),
@@ -253,9 +256,22 @@ def evaluate(
         for name, module in models
     )
     place = None if data is None else str(data)
-    config = EvalConfig(requests, tuple(transform_names), place, Path(out), **options)
-    with borrowed(module for _, module in models):
+    with _opened(out) as folder, borrowed(module for _, module in models):
+        config = EvalConfig(requests, tuple(transform_names), place, folder, **options)
         return Run(evaluation.evaluate(config))
+
+
+@contextmanager
+def _opened(place: str | Path, use: Use = "work") -> Iterator[Path]:
+    """The folder `place`; for an address of an object store, the folder of this machine for it."""
+    if not names_url(place):
+        yield Path(place)
+        return
+    from robustcli.core.working_copy import opened
+    from robustcli.data.named_datasets import data_home
+
+    with opened(str(place), data_home(), lambda _: None, use) as folder:
+        yield folder
 
 
 def _by_name(
@@ -332,7 +348,7 @@ def explain(
     requests = tuple(
         ModelRequest(
             name,
-            None if weights is None or run is not None else Path(weights),
+            None if weights is None or run is not None else path_here(weights),
             dict(model_args or {}),
             dict(preprocessing or {}),
             options.get("label_space"),
@@ -342,20 +358,21 @@ def explain(
         )
         for name, module in named
     )
-    config = ExplainConfig(
-        requests,
-        (transforms,) if isinstance(transforms, str) else tuple(transforms),
-        None if data is None else str(data),
-        None if out is None else Path(out),
-        source=None if run is None else Path(run),
-        moved=() if weights is None or run is None else (Path(weights),),
-        images=tuple(images),
-        worst=worst,
-        class_name=class_name,
-        methods=(methods,) if isinstance(methods, str) else tuple(methods),
-        **options,
-    )
-    with borrowed(module for _, module in named):
+    with ExitStack() as stack:
+        config = ExplainConfig(
+            requests,
+            (transforms,) if isinstance(transforms, str) else tuple(transforms),
+            None if data is None else str(data),
+            None if out is None else stack.enter_context(_opened(out)),
+            source=None if run is None else stack.enter_context(_opened(run, "read")),
+            moved=() if weights is None or run is None else (path_here(weights),),
+            images=tuple(images),
+            worst=worst,
+            class_name=class_name,
+            methods=(methods,) if isinstance(methods, str) else tuple(methods),
+            **options,
+        )
+        stack.enter_context(borrowed(module for _, module in named))
         return ExplanationRun(run_explanation(config))
 
 
@@ -378,7 +395,7 @@ def compare(
     """
     from robustcli.reports.comparison_page import check_out, write_comparison
 
-    folder = None if out is None else Path(out)
+    folder = None if out is None else path_here(out, "`out`")
     if folder is not None:
         check_out(folder)
     if names_seeds_only(runs):
@@ -425,12 +442,13 @@ def train(
     from robustcli.training.engine import run_training
 
     place = None if data is None else str(data)
-    config = TrainConfig(model, place, Path(out), seeds=seeds, **options)
-    if seeds is None:
-        return Training(run_training(config))
-    from robustcli.training.seed_runs import train_seeds
+    with _opened(out) as folder:
+        config = TrainConfig(model, place, folder, seeds=seeds, **options)
+        if seeds is None:
+            return Training(run_training(config))
+        from robustcli.training.seed_runs import train_seeds
 
-    return SeedFolder(train_seeds(config))
+        return SeedFolder(train_seeds(config))
 
 
 @overload
@@ -516,20 +534,22 @@ def finetune(
     from robustcli.finetuning.selection import make_rule
     from robustcli.training.config import TrainConfig
 
-    training = TrainConfig(
-        model, None if data is None else str(data), Path(out),
-        **{"command": "robustcli.finetune(...)", "seeds": seeds, **options},
-    )  # fmt: skip
-    config = FinetuneConfig(
-        training, None if pretrained is None else Path(pretrained), mode, rule or make_rule(),
-        profile_iterations, None if profile is None else Path(profile), profile_only, iterations,
-        sweep, tuple(lora_layers),
-    )  # fmt: skip
-    if seeds is None:
-        return Finetuning(run_finetuning(config))
-    from robustcli.finetuning.seed_tunings import finetune_seeds
+    weights = None if pretrained is None else path_here(pretrained, "`pretrained`")
+    known = None if profile is None else path_here(profile, "`profile`")
+    with _opened(out) as folder:
+        training = TrainConfig(
+            model, None if data is None else str(data), folder,
+            **{"command": "robustcli.finetune(...)", "seeds": seeds, **options},
+        )  # fmt: skip
+        config = FinetuneConfig(
+            training, weights, mode, rule or make_rule(), profile_iterations, known, profile_only,
+            iterations, sweep, tuple(lora_layers),
+        )  # fmt: skip
+        if seeds is None:
+            return Finetuning(run_finetuning(config))
+        from robustcli.finetuning.seed_tunings import finetune_seeds
 
-    return SeedFolder(finetune_seeds(config))
+        return SeedFolder(finetune_seeds(config))
 
 
 def verify(
@@ -556,9 +576,10 @@ def verify(
     from robustcli.verification.verification import verify as run_verification
 
     moved = (weights,) if isinstance(weights, str | Path) else tuple(weights)
-    return run_verification(
-        VerifyConfig(Path(run), sample, weights=tuple(map(Path, moved)), **options)
-    )
+    with _opened(run, "read") as folder:
+        return run_verification(
+            VerifyConfig(folder, sample, weights=tuple(map(path_here, moved)), **options)
+        )
 
 
 def export(
@@ -601,14 +622,16 @@ def export(
 
     ((name, module),) = _by_name(model)
     request = ModelRequest(
-        name, None if weights is None else Path(weights), dict(model_args or {}),
+        name, None if weights is None else path_here(weights), dict(model_args or {}),
         dict(preprocessing or {}), label_space, untrained, module,
         None if classes is None else tuple(classes),
     )  # fmt: skip
     chosen: tuple[ExportFormat, ...] = (formats,) if isinstance(formats, str) else tuple(formats)
     with borrowed([module]):
         return run_export(
-            ExportConfig(request, chosen, None if out is None else Path(out), **options)
+            ExportConfig(
+                request, chosen, None if out is None else path_here(out, "`out`"), **options
+            )
         )
 
 
@@ -632,4 +655,5 @@ def publish(
     from robustcli.reports.publishing import PublishConfig
     from robustcli.reports.publishing import publish as send_run
 
-    return send_run(PublishConfig(Path(run), to, **options))
+    with _opened(run, "read") as folder:
+        return send_run(PublishConfig(folder, to, **options))

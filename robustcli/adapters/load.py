@@ -33,6 +33,7 @@ from robustcli.adapters.training_run import (
 )
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
+from robustcli.core.objects import names_url, path_here
 from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import LabelSpace, numbered_classes, read_label_space
 from robustcli.models.ablation import has_scan
@@ -117,6 +118,8 @@ def entry_of(request: ModelRequest, *, offline: bool = False) -> ModelEntry:
     Raises:
         UsageError: The name is unknown, or the foreign network cannot be used.
     """
+    if names_url(request.name):
+        path_here(request.name, "A model")
     if foreign_kind(request) is None:
         entry = resolve(request.name)
         return entry if request.called is None else replace(entry, name=request.called)
@@ -135,6 +138,8 @@ def resolve(name: str) -> ModelEntry:
     Raises:
         UsageError: The name is unknown; the message has the nearest names.
     """
+    if names_url(name):
+        path_here(name, "A model")
     spelling = {canonical(known): entry for known, entry in CATALOGUE.items()}
     if canonical(name) in spelling:
         return spelling[canonical(name)]

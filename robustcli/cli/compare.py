@@ -8,15 +8,16 @@ from pathlib import Path
 
 import click
 
-from robustcli.cli.shared_options import FILE, as_json, quiet
+from robustcli.cli.shared_options import as_json, quiet
+from robustcli.cli.stored_places import PlacesCommand, RunPlace
 from robustcli.cli.terminal import say_safely
 
 
-@click.command("compare")
-@click.argument("runs", nargs=-1, required=True)
+@click.command("compare", cls=PlacesCommand)
+@click.argument("runs", nargs=-1, required=True, type=RunPlace("read", member=True))
 @click.option(
     "--out",
-    type=FILE,
+    type=RunPlace(of_run=False),
     help="Also write report.md, report.html, results.csv, results.json and figures into "
     "this folder.",
 )

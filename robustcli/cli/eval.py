@@ -19,6 +19,7 @@ from robustcli.cli.shared_options import (
     quiet,
     together,
 )
+from robustcli.cli.stored_places import RunPlace
 from robustcli.cli.study import StudyCommand, config_option
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ _subject_options = together(
 )  # fmt: skip
 _data = together(
     click.option("--data", help="A folder, a tar, a manifest (CSV, Parquet), the name of a data "
-                 "set (`robust list datasets`), or hf:ORG/NAME@REVISION:SPLIT."),
+                 "set (`robust list datasets`), hf:ORG/NAME@REVISION:SPLIT, or a folder or archive "
+                 "in s3://, gs:// or hf:// (docs/remote.md)."),
     options.label_space,
     click.option("--labels", type=FILE,
                  help="A file with the class of each image, for a folder without subfolders; or "
@@ -78,7 +80,9 @@ _model = together(
     options.preprocessing,
 )  # fmt: skip
 _run = together(
-    click.option("--out", type=FILE, help="Folder of the run. [default: runs/eval-MODEL-HASH]"),
+    click.option("--out", type=RunPlace(machines=True),
+                 help="Folder of the run, or s3:// or gs:// (docs/remote.md). "
+                 "[default: runs/eval-MODEL-HASH]"),
     options.seed,
     options.device,
     options.precision,

@@ -13,6 +13,7 @@ import click
 from robustcli.cli import shared_options as options
 from robustcli.cli.results import show, show_plan
 from robustcli.cli.shared_options import FILE, Numbers, as_json, offline, quiet, together
+from robustcli.cli.stored_places import RunPlace
 from robustcli.cli.study import StudyCommand, config_option
 from robustcli.explanation.methods import METHODS
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _what = together(
-    click.argument("run", required=False, type=FILE),
+    click.argument("run", required=False, type=RunPlace("read")),
     click.option("--model", "model", shell_complete=options.completing("models"),
                  help="A model, as `robust eval` takes it; with RUN one of the run's models."),
     click.option("--transform", "transforms", multiple=True,
@@ -77,7 +78,9 @@ _model = together(
     options.preprocessing,
 )  # fmt: skip
 _run = together(
-    click.option("--out", type=FILE, help="Folder of the run. [default: runs/explain-MODEL-HASH]"),
+    click.option("--out", type=RunPlace(),
+                 help="Folder of the run, or s3:// or gs:// (docs/remote.md). "
+                 "[default: runs/explain-MODEL-HASH]"),
     options.seed,
     options.device,
     click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32",

@@ -14,6 +14,7 @@ import click
 from robustcli.cli import shared_options as options
 from robustcli.cli.results import print_document
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet
+from robustcli.cli.stored_places import RunPlace
 from robustcli.cli.study import StudyCommand, config_option
 from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import RunError, UsageError
@@ -45,7 +46,7 @@ _SHOWN_UNREADABLE = 20
     type=FILE,
     help="A folder of images, or one image; repeatable. The same as the arguments.",
 )
-@click.option("--out", type=FILE,
+@click.option("--out", type=RunPlace(of_run=False),
               help="Folder for the masks; of a classifier for its CSV. "
               "[default of a classifier: runs/predict-MODEL-HASH]")  # fmt: skip
 @click.option("--top", type=click.IntRange(1), help="Classes of a photo. [default: 5]")

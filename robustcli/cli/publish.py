@@ -10,11 +10,12 @@ import click
 
 from robustcli.cli import shared_options as options
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet
+from robustcli.cli.stored_places import PlacesCommand, RunPlace
 from robustcli.cli.terminal import say_safely
 
 
-@click.command("publish")
-@click.argument("run", type=FILE)
+@click.command("publish", cls=PlacesCommand)
+@click.argument("run", type=RunPlace("read"))
 @click.option(
     "--to", "destination", required=True,
     type=click.Choice(["mlflow", "wandb", "trackio", "hub-card"]),

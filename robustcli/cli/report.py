@@ -10,6 +10,7 @@ import click
 
 from robustcli.cli.results import print_gates, results_document
 from robustcli.cli.shared_options import FILE, as_json, gates, quiet
+from robustcli.cli.stored_places import PlacesCommand, RunPlace
 from robustcli.cli.study import joined_gates
 from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import GateError, UsageError
@@ -18,11 +19,11 @@ from robustcli.core.errors import GateError, UsageError
 DOCUMENT_FORMATS = ("latex", "csv", "json", "markdown", "html")
 
 
-@click.command("report")
-@click.argument("runs", nargs=-1, required=True, type=FILE)
+@click.command("report", cls=PlacesCommand)
+@click.argument("runs", nargs=-1, required=True, type=RunPlace("read"))
 @click.option(
     "--out",
-    type=FILE,
+    type=RunPlace(of_run=False),
     help="Write one report over several trainings into this folder, and none of each.  [default: "
     "runs/report-HASH, beside the reports of each]",
 )

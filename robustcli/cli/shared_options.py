@@ -7,15 +7,16 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
+from robustcli.cli.stored_places import LocalPath, RunPlace
+
 CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
 
-FILE = click.Path(path_type=Path)
+FILE = LocalPath()
 quiet = click.option("--quiet", is_flag=True, help="Print the results only.")
 as_json = click.option(
     "--json",
@@ -240,8 +241,9 @@ recipe = together(
                  help="Stop after this many epochs without a better validation score."),
 )  # fmt: skip
 run = together(
-    click.option("--out", type=FILE,
-                 help="Folder of the run. [default: runs/COMMAND-MODEL-HASH]"),
+    click.option("--out", type=RunPlace(),
+                 help="Folder of the run, or s3:// or gs:// (docs/remote.md). "
+                 "[default: runs/COMMAND-MODEL-HASH]"),
     seed,
     click.option("--seeds", type=click.IntRange(1), metavar="N",
                  help="Train N seeds, from --seed on, beside each other in one folder, and report "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from robustcli.cli.stored_places import LocalPath, PlacesCommand
 from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import GateError, UsageError
 from robustcli.core.names import canonical, nearest
+from robustcli.core.objects import names_url, path_here
 from robustcli.core.ranks import is_first_process
 
 if TYPE_CHECKING:
@@ -92,12 +95,12 @@ def current_invocation() -> Invocation | None:
 
 
 config_option = click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE", expose_value=False,
+    "--config", type=LocalPath(), metavar="FILE", expose_value=False,
     help="A YAML file with options of this command; what is typed overrides it (docs/studies.md).",
 )  # fmt: skip
 
 
-class StudyCommand(click.Command):
+class StudyCommand(PlacesCommand):
     """A command with `--config`: it runs once for each run of the study file."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -106,7 +109,7 @@ class StudyCommand(click.Command):
             typed, *_ = self.make_parser(ctx).parse_args(args=list(args))
             file = typed.get("config")
             if isinstance(file, str | Path) and not typed.get("help"):
-                study = read_study(Path(file), ctx)
+                study = read_study(path_here(file, "`--config`"), ctx)
                 ctx.meta[_META] = Invocation(study, tuple(args))
                 ctx.default_map = _default_map(study, 0)
         return super().parse_args(ctx, args)
@@ -161,7 +164,7 @@ def joined_gates(failures: Sequence[GateError]) -> GateError:
 
 
 def _check_folders(study: Study, contexts: Sequence[click.Context]) -> None:
-    folders = [str(Path(context.params["out"])) for context in contexts if context.params["out"]]
+    folders = [str(context.params["out"]) for context in contexts if context.params["out"]]
     shared = next((folder for folder in folders if folders.count(folder) > 1), None)
     if shared is not None:
         raise UsageError(
@@ -235,7 +238,7 @@ def _plain(value: Any) -> Any:
         if len(value) == 2 and isinstance(value[0], str) and not isinstance(value[1], str | Path):
             return f"{value[0]}={value[1]}"
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, os.PathLike) else value
 
 
 # From a file to settings that the command accepts.
@@ -418,6 +421,8 @@ class _Reader:
     def _located(self, parameter: click.Parameter, text: str) -> str:
         """`text`, and where it is a path, the path from the folder of the file."""
         base = self.path.parent
+        if names_url(text):
+            return text
         if isinstance(parameter.type, click.Path) or _is_path(parameter.name, text, base):
             return str(base / Path(text).expanduser())
         return text

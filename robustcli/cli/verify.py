@@ -10,6 +10,7 @@ import click
 
 from robustcli.cli import shared_options as options
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet
+from robustcli.cli.stored_places import PlacesCommand, RunPlace
 
 NOT_REPRODUCED = 1
 
@@ -30,8 +31,8 @@ class BlockCount(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # ge
         return int(value)
 
 
-@click.command("verify")
-@click.argument("run", type=FILE)
+@click.command("verify", cls=PlacesCommand)
+@click.argument("run", type=RunPlace("read"))
 @click.option(
     "--sample", type=BlockCount(), default="8", show_default=True,
     help="Blocks of up to 128 images to recompute of each evaluation, or all.",

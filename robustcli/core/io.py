@@ -9,7 +9,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,21 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # fails as well if the folder is the problem
             beside.unlink()
+    for written in tuple(_OBSERVERS):
+        written(path)
+
+
+_OBSERVERS: list[Callable[[Path], None]] = []
+
+
+@contextmanager
+def observing(written: Callable[[Path], None]) -> Iterator[None]:
+    """Inside, `written` is called with each file that `replacing` has written, once it is there."""
+    _OBSERVERS.append(written)
+    try:
+        yield
+    finally:
+        _OBSERVERS.remove(written)
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:

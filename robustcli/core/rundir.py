@@ -390,19 +390,22 @@ class Ownership:
 
 
 @contextmanager
-def owned(run: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Ownership]:
+def owned(
+    run: Path, say: Callable[[str], None] = lambda _: None, shown: str | None = None
+) -> Iterator[Ownership]:
     """Creates and owns the folder `run`.
 
     Args:
         run: The folder.
         say: Receives a message if the test for a live owner takes long.
+        shown: Name of the folder in messages, if it is not its path.
 
     Raises:
         RunError: Another process works there, or the file system refuses.
     """
     try:
         (run / OWNER_FOLDER).mkdir(parents=True, exist_ok=True)
-        ownership = _claim(run, say)
+        ownership = _claim(run, say, shown or str(run))
     except OSError as error:
         raise refused(run, error) from error
     try:
@@ -411,12 +414,12 @@ def owned(run: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Ow
         ownership.release()
 
 
-def _claim(run: Path, say: Callable[[str], None]) -> Ownership:
-    folder, me = run / OWNER_FOLDER, _this_process()
+def _claim(run: Path, say: Callable[[str], None], shown: str) -> Ownership:
+    folder, me = run / OWNER_FOLDER, this_process()
     while True:
         newest = _newest(folder)
         if newest is not None:
-            _refuse_if_alive(run, newest, say)
+            _refuse_if_alive(shown, newest, say)
         number = 1 if newest is None else int(newest.stem) + 1
         path = folder / f"{number:06d}.json"
         try:
@@ -437,13 +440,12 @@ def _claim(run: Path, say: Callable[[str], None]) -> Ownership:
         return Ownership(path, me)
 
 
-def _refuse_if_alive(run: Path, path: Path, say: Callable[[str], None]) -> None:
+def _refuse_if_alive(run: str, path: Path, say: Callable[[str], None]) -> None:
     owner = _read(path)
     if owner is not None and owner.released:
         return
-    if owner is not None and owner.machine == _machine():
-        alive = _start_of(owner.pid) == owner.started
-    else:
+    alive = lives_here(owner) if owner is not None else None
+    if alive is None:
         who = f"process {owner.pid} on {owner.host}" if owner else "an unknown process"
         say(
             f"`{run}` belongs to {who}, which cannot be seen from here: watching up to "
@@ -453,10 +455,18 @@ def _refuse_if_alive(run: Path, path: Path, say: Callable[[str], None]) -> None:
         owner = _read(path) or owner
         alive = alive and not (owner is not None and owner.released)
     if alive:
-        raise _in_use(run, owner)
+        raise in_use(run, owner)
 
 
-def _in_use(run: Path, owner: Owner | None) -> RunError:
+def lives_here(owner: Owner) -> bool | None:
+    """Whether `owner` lives; None where it belongs to another machine, or container."""
+    if owner.machine != _machine():
+        return None
+    return _start_of(owner.pid) == owner.started
+
+
+def in_use(run: str, owner: Owner | None) -> RunError:
+    """The error where another process works in the folder `run`; `owner` is None if unknown."""
     if owner is None:
         return RunError(
             f"Another process is working in `{run}`.", "", "Wait for it, or use another `--out`."
@@ -518,7 +528,8 @@ def _text(owner: Owner) -> str:
     return json.dumps(asdict(owner), indent=2) + "\n"
 
 
-def _this_process() -> Owner:
+def this_process() -> Owner:
+    """This process, as another one can find out whether it lives."""
     pid = os.getpid()
     return Owner(
         host=socket.gethostname(),

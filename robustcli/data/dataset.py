@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from robustcli.data.mask_values import MaskReading
 
 CONTENTS_READ = 64 * 2**20  # bytes of a data set that the contents digest covers
+_READ_AHEAD = 16
 
 
 class UnreadableImage(Exception):  # noqa: N818 - it is about the image, not about the program
@@ -43,8 +45,11 @@ class Rows(Protocol):
     def read(self, row: int) -> bytes:
         """The encoded image in a row; raises OSError where it holds none."""
 
-    def pin(self, row: int) -> str:
-        """A permanent identifier of these bytes, so that comparing needs no reading."""
+    def pin(self, row: int) -> str | None:
+        """A permanent identifier of these bytes, so that comparing needs no reading; None without."""
+
+    def shown(self, row: int) -> str:
+        """The name of the image in a row, for messages."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class FileRef:
         path: The file, or the uncompressed archive or array that holds it.
         member: Its name in the file at `path`; None for a file of its own.
         offset: First byte of the member in that file.
-        size: Length of the member in bytes.
+        size: Length in bytes of the member, or of the row.
         unpacked: The decompressed length of a deflated zip member; else None.
         raw: The layout of its bytes if they are pixels, not an image file.
         rows: The table of which it is row number `offset`; else None.
@@ -81,6 +86,8 @@ class FileRef:
     parts: tuple[tuple[str, FileRef], ...] = ()
 
     def __str__(self) -> str:
+        if self.rows is not None:
+            return self.rows.shown(self.offset)
         return str(self.path) if self.member is None else f"{self.path}:{self.member}"
 
     @property
@@ -105,7 +112,7 @@ class FileRef:
         """Its length in bytes; 0 for a missing file."""
         if self.parts:
             return sum(part.length for _, part in self.parts)
-        if self.member is not None:
+        if self.member is not None or self.rows is not None:
             return self.size if self.unpacked is None else self.unpacked
         try:
             return self.path.stat().st_size
@@ -150,19 +157,36 @@ def contents_digest(files: Iterable[FileRef]) -> str:
     ordered = sorted(files, key=lambda file: file.relative)
     digest = hashlib.sha256()
     for file in ordered:
-        known = file.length if file.rows is None else file.rows.pin(file.offset)
-        digest.update(f"{file.relative}\0{known}\n".encode())
-    read, unpinned = 0, [file for file in ordered if file.rows is None]
-    for file in sorted(unpinned, key=lambda file: identity_seed("contents", file.relative)):
+        pin = _pin(file)
+        digest.update(f"{file.relative}\0{file.length if pin is None else pin}\n".encode())
+    read, unpinned = 0, [file for file in ordered if _pin(file) is None]
+    unpinned.sort(key=lambda file: identity_seed("contents", file.relative))
+    for file, content in zip(unpinned, _contents(unpinned), strict=True):
         if read >= CONTENTS_READ:
             break
-        try:
-            content = file.read()
-        except OSError:
-            content = b""
         read += len(content)
         digest.update(f"{file.relative}\0{hashlib.sha256(content).hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def _pin(file: FileRef) -> str | None:
+    return None if file.rows is None else file.rows.pin(file.offset)
+
+
+def _contents(files: Sequence[FileRef]) -> Iterator[bytes]:
+    """The bytes of `files`, read as they are asked for; rows elsewhere some ahead of that."""
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        for first in range(0, len(files), _READ_AHEAD):
+            some = files[first : first + _READ_AHEAD]
+            far = any(file.rows is not None for file in some)
+            yield from pool.map(_content, some) if far else map(_content, some)
+
+
+def _content(file: FileRef) -> bytes:
+    try:
+        return file.read()
+    except OSError:
+        return b""
 
 
 @dataclass(frozen=True)

@@ -213,9 +213,10 @@ def image_size(ref: FileRef) -> tuple[int, int]:
         height, width = decode(ref).shape[:2]
         return height, width
     try:
-        if ref.member is None:
+        is_file = ref.member is None and ref.rows is None
+        if is_file:
             check_readable(ref.path)
-        source = ref.path if ref.member is None else io.BytesIO(ref.read())
+        source = ref.path if is_file else io.BytesIO(ref.read())
         cut = 2 * ref.border
         return read_image(source, lambda image: (image.height - cut, image.width - cut))
     except OSError as error:

@@ -225,7 +225,11 @@ def continue_download(url: str, partial: PartialDownload) -> None:
                 partial.discard()
                 raise
             _keep_version(partial, response.headers)
-            with partial.path.open("ab") as out:
+            # Not by appending: where locks do not exclude, two processes that download one file
+            # write the same bytes to the same places.
+            partial.path.touch()
+            with partial.path.open("r+b") as out:
+                out.seek(start)
                 _copy(response, out)
             _check_size(partial.path, start, response.headers)
     except EndlessTransferError:

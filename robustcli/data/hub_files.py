@@ -67,6 +67,10 @@ class RowGroup:
         """A permanent identifier of a row's bytes, which a commit fixes."""
         return f"{self.repo}@{self.commit}/{self.path}/{self.leaf}/{self.group}/{row}"
 
+    def shown(self, row: int) -> str:
+        """Where a row is kept, for messages."""
+        return f"{self.kept}:row {row}"
+
     def read(self, row: int) -> bytes:
         """The encoded image in a row.
 

@@ -57,7 +57,7 @@ class FileListing:
         )
         return FileListing(self.files, *left)
 
-    def notes(self, location: Path) -> Iterator[str]:
+    def notes(self, location: Path | str) -> Iterator[str]:
         """A note for each kind of files that were left out."""
         for names, what in (
             (self.leftovers, "hidden or leftovers of other programs"),

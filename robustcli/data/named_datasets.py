@@ -164,7 +164,10 @@ def lock_on_this_machine(target: Path) -> ExitStack:
     from filelock import FileLock  # listing data sets needs no locks
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    lock, stack = FileLock(f"{target}.lock"), ExitStack()
+    stack = ExitStack()
+    if not _knows_locks(f"{target}.lock"):
+        return stack
+    lock = FileLock(f"{target}.lock")
     try:
         lock.acquire()
     except (OSError, NotImplementedError) as error:
@@ -172,3 +175,22 @@ def lock_on_this_machine(target: Path) -> ExitStack:
             raise
     stack.callback(lock.release)
     return stack
+
+
+def _knows_locks(file: str) -> bool:
+    """Whether the file system of `file`, which is made, has locks.
+
+    filelock 3.12 waits for ever where it has none, and 4 leaves a file that a killed process owns.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True  # Windows has
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _NO_LOCKS
+    finally:
+        os.close(descriptor)
+    return True

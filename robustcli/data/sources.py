@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
+from robustcli.core.objects import names_url
 from robustcli.data import advice
 from robustcli.data.archives import archive_stem, is_tar, is_zip, list_tar, list_zip
 from robustcli.data.cifar import SUFFIXES as CIFAR_SUFFIXES
@@ -70,6 +71,12 @@ from robustcli.data.natural_shifts import (
     find_superclasses,
     read_objectnet,
     read_real_labels,
+)
+from robustcli.data.object_files import (
+    address_of,
+    folder_at,
+    open_address,
+    split_address,
 )
 from robustcli.data.published_masks import LABEL_FILES, PUBLISHED_MASKS, SIDE_SUFFIXES
 from robustcli.data.tables import TABLE_SUFFIXES, Say, read_text, unheard
@@ -238,6 +245,8 @@ def _from_settings(label_space: str) -> str | None:
 
 def _source_and_folder(data: str, *, masks: bool) -> tuple[str, str | None]:
     """The data set that `data` names, and its folder if one is named."""
+    if names_url(data):
+        return split_address(data)
     if _exists(data):
         return data, None
     source, colon, folder = data.rpartition(":")
@@ -516,6 +525,8 @@ def _location(data: str, named: NamedDataset | None, *, offline: bool) -> Path:
         return fetch_dataset(named.name, offline=offline)
     if named:
         return require_tar(named)
+    if names_url(data):
+        return open_address(data, offline=offline)
     path = Path(data).expanduser()
     is_archive = is_tar(path) or is_zip(path)
     if not (path.is_dir() or is_archive or path.suffix.lower() in TABLE_SUFFIXES):
@@ -534,9 +545,13 @@ def _listed(
 
     Files that are left out are announced, with `named_like` those with these suffixes.
     """
-    list_archive = list_zip if is_zip(path) else list_tar
-    listing = (list_folder if path.is_dir() else list_archive)(path, suffixes)
-    for note in listing.only(named_like or suffixes).notes(path):
+    stored = folder_at(path)
+    if stored is not None:
+        listing = stored.listing(suffixes)
+    else:
+        list_archive = list_zip if is_zip(path) else list_tar
+        listing = (list_folder if path.is_dir() else list_archive)(path, suffixes)
+    for note in listing.only(named_like or suffixes).notes(address_of(path) or path):
         say(note)
     return listing.files
 
@@ -547,7 +562,7 @@ def _dataset(
 ) -> Dataset:  # fmt: skip
     return Dataset(
         name=hub.name if hub else named.name if named else _name(path),
-        location=hub.location if hub else str(path.resolve()),
+        location=hub.location if hub else address_of(path) or str(path.resolve()),
         samples=tuple(sorted(samples, key=lambda sample: sample.image_id)),
         available=len(samples),
         demonstration=named is not None and named.demonstration,

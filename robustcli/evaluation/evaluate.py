@@ -25,6 +25,7 @@ from robustcli.adapters.model import Model
 from robustcli.core.errors import RobustError, RunError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import usable_cores, versions
+from robustcli.core.working_copy import helping, take_in
 from robustcli.data.decode import UnreadableImage
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.device import DeviceMonitor, device_name
@@ -200,6 +201,8 @@ def _lead(
         )  # fmt: skip
         _compute(evaluation, models, record, pieces, listener, group, check)
         dead_ranks = group.finish()
+        if group.place.nodes > 1:
+            take_in(run)
         still_missing = plan.missing()
         if not still_missing:
             _finish(evaluation, models, plan.store)
@@ -221,7 +224,8 @@ def _follow(
     record = RunRecord.model_validate_json(work["record"])
     plan = plan_work(record, evaluation)
     pieces = [_piece(plan, plain) for plain in work["pieces"]]
-    _compute(evaluation, models, record, pieces, listener, group, lambda: None)
+    with helping(evaluation.run):
+        _compute(evaluation, models, record, pieces, listener, group, lambda: None)
     group.finish()
 
 

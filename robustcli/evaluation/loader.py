@@ -16,7 +16,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from robustcli.core import machine
 from robustcli.core.errors import RobustError
+from robustcli.data.dataset import Sample
 from robustcli.data.decode import UnreadableImage
+from robustcli.data.object_files import fetch_ahead
 from robustcli.evaluation.plan import PieceBatch
 from robustcli.tasks.base import Batch, Item, Preparation
 
@@ -57,6 +59,7 @@ class Source(IterableDataset["Batch[Any] | RobustError"]):
         self, images: Sequence[Item]
     ) -> tuple[list[Item], list[Any], list[tuple[str, str]]]:
         items, decoded, unreadable = [], [], []
+        fetch_ahead(item for item in images if isinstance(item, Sample))
         for item in images:
             try:
                 decoded.append(self.preparation.decode(item))

@@ -37,7 +37,7 @@ def leave_owner(run, **changes):
     """Leaves the owner's file of another process."""
     (run / OWNER_FOLDER).mkdir(parents=True, exist_ok=True)
     path = run / OWNER_FOLDER / "000001.json"
-    path.write_text(json.dumps(asdict(replace(rundir._this_process(), **changes))))
+    path.write_text(json.dumps(asdict(replace(rundir.this_process(), **changes))))
     return path
 
 

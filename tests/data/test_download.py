@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -276,15 +277,73 @@ def test_a_part_that_is_too_long_is_dropped(served: Any, part: PartialDownload) 
     assert part.path.read_bytes() == served.content
 
 
-def test_two_machines_that_write_to_one_file_notice(
+def test_two_machines_that_write_to_one_file_write_the_same_bytes(
     served: Any, part: PartialDownload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a network folder locks do not exclude."""
+    """On a network folder locks do not exclude: the other one is ahead, then this one goes on."""
+    copy = download._copy
+
+    def after_another(response: Any, out: Any) -> None:
+        with part.path.open("r+b") as other:
+            other.seek(1000)
+            other.write(served.content[1000:5000])
+        copy(response, out)
+
+    _broken_off(served, part, 1000)
+    monkeypatch.setattr(download, "_copy", after_another)
+    continue_download(served.url, part)
+    assert part.path.read_bytes() == served.content
+
+
+def _always_locked(self: FileLock) -> None:
+    self._context.lock_file_fd = os.open(self.lock_file, os.O_RDWR | os.O_CREAT)
+
+
+def test_locks_that_exclude_nobody_do_no_harm_to_two_downloads(
+    served: Any, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FileLock, "_acquire", _always_locked)
+    outcomes = list[object]()
+
+    def download_it() -> None:
+        try:
+            outcomes.append(fetch_file(served.url, target, sha256=None, offline=False))
+        except RunError as error:  # the other one has just moved the file to its name
+            outcomes.append(error)
+
+    both = [threading.Thread(target=download_it) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert _sha256(served.content) in outcomes
+    assert fetch_file(served.url, target, sha256=None, offline=True) == _sha256(served.content)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_folder_whose_system_call_refuses_locks_makes_nobody_wait(
+    target: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The oldest filelock that is supported would wait for ever, and others leave files behind."""
+    fcntl = pytest.importorskip("fcntl", reason="Windows has other locks")
+
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for _ in range(2):
+        with lock_on_this_machine(target), lock_on_this_machine(target):
+            pass
+
+
+def test_a_longer_file_that_another_machine_writes_is_noticed(
+    served: Any, part: PartialDownload, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy = download._copy
 
     def after_another(response: Any, out: Any) -> None:
         with part.path.open("ab") as other:
-            other.write(b"from another machine")
+            other.write(bytes(len(served.content)))
         copy(response, out)
 
     _broken_off(served, part, 1000)

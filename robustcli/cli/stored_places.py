@@ -1,0 +1,160 @@
+"""Options and arguments that name a run in an object store, such as `s3://bucket/run`.
+
+The option's type keeps the address; when the command begins, the address is replaced by the folder
+of this machine in which the command works (`core.working_copy`).
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustcli.cli.terminal import say_safely
+from robustcli.core.errors import RunError, UsageError
+from robustcli.core.objects import kind_of_store, names_url, path_here
+from robustcli.core.ranks import Ranks, ranks, store
+
+if TYPE_CHECKING:
+    from robustcli.core.working_copy import StoredPlace, Use
+
+_POLL_S, _LONGEST_S = 0.2, 4 * 3600.0
+_KEY, _READY, _FAILED = "working copy", "ready", "failed"
+
+
+class LocalPath(click.Path):
+    """A path of this machine; an address of an object store is refused."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path.
+
+        Raises:
+            UsageError: It is an address.
+        """
+        path_here(value, "It" if param is None else f"`{param.opts[0]}`")
+        return super().convert(value, param, ctx)
+
+
+class RunPlace(LocalPath):
+    """The folder of a run, or its address in an object store.
+
+    Args:
+        use: What the command does with it, see `working_copy.Use`.
+        of_run: Whether there must be a run, or nothing.
+        machines: Whether several machines of a job may share it.
+        member: Whether `:MODEL` may follow; values are then texts, not paths.
+    """
+
+    def __init__(
+        self, use: Use = "work", *, of_run: bool = True, machines: bool = False,
+        member: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.use, self.of_run, self.machines, self.member = use, of_run, machines, member
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, or the address as a `StoredPlace`.
+
+        Raises:
+            UsageError: No such store is known.
+        """
+        from robustcli.core.working_copy import StoredPlace
+
+        if isinstance(value, StoredPlace):
+            return value
+        if names_url(value):
+            kind_of_store(str(value))
+            return StoredPlace(str(value).rstrip("/"))
+        return str(value) if self.member else super().convert(value, param, ctx)
+
+
+class PlacesCommand(click.Command):
+    """A command that may work on runs in object stores."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Invokes the command, with folders instead of addresses."""
+        from robustcli.core.working_copy import StoredPlace
+
+        with ExitStack() as stack:
+            for param in self.params:
+                value = ctx.params.get(param.name or "")
+                if not isinstance(param.type, RunPlace) or value is None:
+                    continue
+                several = value if isinstance(value, tuple) else (value,)
+                folders = tuple(
+                    _enter(stack, ctx, param.type, place) if isinstance(place, StoredPlace)
+                    else place
+                    for place in several
+                )  # fmt: skip
+                ctx.params[param.name or ""] = folders if isinstance(value, tuple) else folders[0]
+            return super().invoke(ctx)
+
+
+def _enter(stack: ExitStack, ctx: click.Context, kind: RunPlace, place: StoredPlace) -> Any:
+    """The folder for `place`, opened in `stack`."""
+    url, colon, member = place.url, "", ""
+    if kind.member and ":" in url.partition("://")[2]:
+        scheme, _, rest = url.partition("://")
+        key, colon, member = rest.partition(":")
+        url = f"{scheme}://{key}"
+    folder = _folder(stack, ctx, kind, url)
+    return f"{folder}{colon}{member}" if kind.member else folder
+
+
+def _folder(stack: ExitStack, ctx: click.Context, kind: RunPlace, url: str) -> Path:
+    from robustcli.core import working_copy
+    from robustcli.data.named_datasets import data_home
+
+    def say(text: str) -> None:
+        if not ctx.params.get("quiet"):
+            say_safely(text, err=True)
+
+    place = ranks()
+    use = "look" if kind.use == "work" and ctx.params.get("dry_run") else kind.use
+    if place.nodes > 1 and kind.use == "work" and not kind.machines:
+        raise UsageError(
+            f"`{url}` cannot be shared by {place.nodes} machines in `robust {ctx.info_name}`.",
+            "Each machine has a folder of its own for it, and they train from one checkpoint.",
+            "Use a folder that all machines see, or the processes of one machine.",
+        )
+    opened = working_copy.opened(url, data_home(), say, use, of_run=kind.of_run)
+    if place.world == 1:
+        return stack.enter_context(opened)
+    if use != "work":
+        raise UsageError(
+            f"`{url}` is read by one process.",
+            f"The launcher has started {place.world}.",
+            "Start the command without the launcher.",
+        )
+    messages = store(place)
+    if not place.first:
+        _await_first(place, messages)
+        return working_copy.helper_folder(url, data_home())
+    try:
+        folder = stack.enter_context(opened)
+    except BaseException:
+        messages.set(_KEY, _FAILED)
+        raise
+    messages.set(_KEY, _READY)
+    return folder
+
+
+def _await_first(place: Ranks, messages: Any) -> None:
+    """Waits until the first process has opened the run."""
+    end = time.monotonic() + _LONGEST_S
+    while not messages.check([_KEY]):
+        if time.monotonic() > end:
+            raise RunError(
+                f"Process {place.rank} of {place.world} waited for the first one in vain.",
+                "It has not opened the run.",
+                "See what it says, then repeat the command.",
+            )
+        time.sleep(_POLL_S)
+    if messages.get(_KEY) != _READY.encode():
+        raise click.exceptions.Exit(1)  # the first process says why

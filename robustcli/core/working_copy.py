@@ -1,0 +1,588 @@
+"""Runs in an object store: worked on in a folder of this machine, sent object by object.
+
+HOME/stores/HASH/copy.json          the address, and the last claim of this machine on it
+HOME/stores/HASH/transferred.jsonl  what was sent or fetched, a line each: see `_Folder`
+HOME/stores/HASH/NAME/              the run, as it is on any disk
+HOME/stores-read/HASH/...           the same for commands that read a finished run
+
+The address is listed once when a command begins; what this machine lacks is fetched. From then on
+each file is sent, whole, as soon as it is durable here: rows beside each other, everything else in
+the order in which it was written. So the store always holds what a disk could hold after a crash,
+and another machine goes on from it.
+
+Which side counts where both differ: if this machine worked on the run last (`claims`), its folder
+has everything that the store has and perhaps more; else the store counts, and what this machine
+could not send is dropped and computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from robustcli.core.claims import Claim, claim
+from robustcli.core.errors import RobustError, RunError, UsageError
+from robustcli.core.io import observing, parse_json, refused, write_text
+from robustcli.core.names import file_name
+from robustcli.core.objects import ObjectStore, StoredObject, at_once, total_bytes
+from robustcli.core.rundir import RECORD_FILE, owned
+
+Say = Callable[[str], None]
+Use = Literal["work", "read", "look"]
+"""`work`: the run is begun or continued; `read`: it is read, and reports may be written into it;
+`look`: nothing is changed."""
+_COPY_FILE, _LOG_FILE = "copy.json", "transferred.jsonl"
+_WORKING, _READING = "stores", "stores-read"
+_UNSENT_FOLDERS = ("cache",)  # decoded images of a training that is at work
+_ROWS = re.compile(r"/block-\d+\.parquet$")  # files that do not depend on each other
+_ONLY_FOR_CONTINUING = ".ckpt"
+_ANNOUNCED_FROM = 50 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class StoredPlace:
+    """An address of an object store where a path could be."""
+
+    url: str
+
+    def __fspath__(self) -> str:
+        return self.url
+
+    def __str__(self) -> str:
+        return self.url
+
+
+class _State(NamedTuple):
+    """A file as it was when it was transferred: bytes, time of change, version in the store."""
+
+    size: int
+    mtime_ns: int
+    version: str = ""
+
+
+class _Folder:
+    """The folder of this machine for an address, and what of it is in the store.
+
+    Args:
+        store: The address.
+        home: The folder for caches.
+        reading: Whether it is for commands that read.
+    """
+
+    def __init__(self, store: ObjectStore, home: Path, *, reading: bool) -> None:
+        digest = hashlib.sha256(store.url.encode()).hexdigest()[:16]
+        self.store = store
+        self.state = home / (_READING if reading else _WORKING) / digest
+        self.path = self.state / file_name(store.url.rpartition("/")[2])
+        self._log_file = self.state / _LOG_FILE
+        self.log = self._read_log()
+
+    @property
+    def last_claim(self) -> str:
+        """The last claim of this machine; empty where there is none."""
+        with suppress(OSError, ValueError, AttributeError):
+            copy = parse_json((self.state / _COPY_FILE).read_text(encoding="utf-8"))
+            return str(copy.get("claim", ""))
+        return ""
+
+    def describe(self, claim: str) -> None:
+        """Writes the address and the claim of this process beside the folder."""
+        content = {"schema_version": 1, "url": self.store.url, "claim": claim}
+        write_text(self.state / _COPY_FILE, json.dumps(content, indent=1) + "\n")
+        self.path.mkdir(exist_ok=True)
+
+    def files(self) -> dict[str, _State]:
+        """The files that belong into the store, by their names in it."""
+        files, root = {}, os.fspath(self.path)
+        for folder, folders, names in os.walk(root):
+            folders[:] = [name for name in folders if _is_sent(name, folder=True)]
+            for name in filter(_is_sent, names):
+                path = os.path.join(folder, name)  # noqa: PTH118  paths of 50,000 files take long
+                with suppress(FileNotFoundError):
+                    files[os.path.relpath(path, root).replace(os.sep, "/")] = _state(path)
+        return files
+
+    def name_of(self, path: Path) -> str | None:
+        """The name in the store of the file `path`; None where it does not belong there."""
+        try:
+            parts = path.relative_to(self.path).parts
+        except ValueError:
+            return None
+        inside = all(_is_sent(part, folder=True) for part in parts[:-1])
+        return "/".join(parts) if inside and parts and _is_sent(parts[-1]) else None
+
+    def is_transferred(self, name: str, state: _State) -> bool:
+        """Whether the file is as it was when it was last sent or fetched."""
+        return name in self.log and self.log[name][:2] == state[:2]
+
+    def send(self, name: str, content: bytes | None = None) -> None:
+        """Sends the file `name`, if it is still there, or what it held when it was written."""
+        path = self.path / name
+        with suppress(FileNotFoundError):
+            if content is not None:
+                self.store.write(name, content)
+            before = _state(path)
+            if content is None:
+                self.store.send(name, path)
+            elif path.read_bytes() != content:
+                return  # it was written again, which is sent in its turn
+            self._note(name, before)
+
+    def fetch(self, name: str, version: str = "") -> None:
+        """Fetches the object `name`, if it is still there."""
+        with suppress(FileNotFoundError):
+            self.store.fetch(name, self.path / name)
+            self._note(name, _state(self.path / name)._replace(version=version))
+
+    def remove(self, name: str) -> None:
+        """Removes the object `name`."""
+        self.store.remove(name)
+        self.log.pop(name, None)
+
+    def fetch_all(self, objects: Mapping[str, StoredObject], say: Say) -> None:
+        """Fetches `objects`, several at a time."""
+        size = total_bytes(objects)
+        if size >= _ANNOUNCED_FROM:
+            say(f"Fetching {len(objects):,} files ({size / 1e6:,.0f} MB) of `{self.store.url}`.")
+        at_once(objects.items(), lambda item: self.fetch(item[0], item[1].version))
+
+    def send_all(self, names: Iterable[str]) -> None:
+        """Sends the files `names`, several at a time, and records last."""
+        names = sorted(names)
+        at_once([name for name in names if not _is_record(name)], self.send)
+        for name in filter(_is_record, names):
+            self.send(name)
+
+    def clear(self) -> None:
+        """Removes everything; the log first, so that nothing seems to have been deleted by hand."""
+        self._log_file.unlink(missing_ok=True)
+        self.log = {}
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _read_log(self) -> dict[str, _State]:
+        log = {}
+        with suppress(OSError):
+            for line in self._log_file.read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError, TypeError, KeyError):  # the last one may be cut off
+                    name, *state = parse_json(line)
+                    log[name] = _State(*state)
+        return log
+
+    def _note(self, name: str, state: _State) -> None:
+        self.log[name] = state
+        line = json.dumps([name, *state]) + "\n"
+        with _LOG_LOCK, self._log_file.open("a", encoding="utf-8") as file:
+            file.write(line)  # lost with the power: then the file is sent once more
+
+
+_LOG_LOCK = threading.Lock()
+
+
+def _state(path: str | Path) -> _State:
+    facts = os.stat(path)  # noqa: PTH116  of 50,000 files
+    return _State(facts.st_size, facts.st_mtime_ns)
+
+
+def _is_record(name: str) -> bool:
+    return name.rpartition("/")[2] == RECORD_FILE
+
+
+def _is_sent(name: str, *, folder: bool = False) -> bool:
+    return not (name.startswith(".") or (folder and name in _UNSENT_FOLDERS))
+
+
+def check_names(url: str, objects: Mapping[str, StoredObject]) -> None:
+    """Checks that `objects` can be files of a folder.
+
+    Raises:
+        UsageError: A name leads out of it, or is none of a file.
+    """
+    for name in objects:
+        parts = name.split("/")
+        if any(part in ("", ".", "..") for part in parts) or re.search(r"[\\\x00]", name):
+            raise UsageError(
+                f"`{url}` is not read.",
+                f"It holds the object {name!r}, which cannot be a file of a folder.",
+                "Name a run that `--out` made, or remove that object.",
+            )
+
+
+def _listed(folder: _Folder) -> dict[str, StoredObject]:
+    """The objects that belong to the run."""
+    objects = {}
+    for name, stored in folder.store.listed().items():
+        *parents, last = name.split("/")
+        if all(part in (".", "..") or _is_sent(part, folder=True) for part in parents) and (
+            last in (".", "..") or _is_sent(last)
+        ):
+            objects[name] = stored
+    if "" in objects:
+        raise UsageError(
+            f"`{folder.store.url}` is an object.",
+            "Expected an address below which the files of a run can be.",
+            "Name another one with `--out`.",
+        )
+    check_names(folder.store.url, objects)
+    return objects
+
+
+# Working on a run.
+
+
+class _Uploads:
+    """Sends what is written into the folder, in a thread, until `finish`.
+
+    Args:
+        folder: Of the run.
+        claim: Of this process; None where it helps the one that has it.
+        known: The objects that the store holds.
+    """
+
+    def __init__(self, folder: _Folder, claim: Claim | None, known: set[str]) -> None:
+        self.folder, self._claim, self._known = folder, claim, known
+        self._pid = os.getpid()
+        self._waiting = list[tuple[str, bytes | None]]()
+        self._recent = set[str]()
+        self._changed, self._ended = threading.Condition(), False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
+        self._thread.start()
+
+    def written(self, path: Path) -> None:
+        """Takes note that the file `path` is complete.
+
+        Raises:
+            RobustError: An earlier file could not be sent, so that it is of no use to go on.
+        """
+        name = self.folder.name_of(path)
+        if name is None or os.getpid() != self._pid:  # a forked process has no thread that sends
+            return
+        with self._changed:
+            if _is_record(name):
+                # With its content: a later record must not be sent before what it tells of.
+                self._waiting.append((name, path.read_bytes()))
+                self._recent.clear()
+            elif name not in self._recent:
+                self._waiting.append((name, None))
+                self._recent.add(name)
+            self._changed.notify()
+        if self._error is not None:
+            raise self._failure()
+
+    def knows(self, objects: Mapping[str, StoredObject]) -> None:
+        """Takes note of `objects` that others have sent."""
+        with self._changed:
+            self._known.update(objects)
+
+    def finish(self) -> None:
+        """Waits until everything is sent; the claimant also sends what else is in the folder.
+
+        Raises:
+            RunError: Something could not be sent; it is kept in the folder.
+        """
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        self._thread.join()
+        try:
+            if self._claim is not None:
+                self._send_rest(self._claim)
+            elif self._error is not None:
+                raise self._error
+        except Exception as error:
+            self._error = error
+            raise self._failure() from error
+
+    def _failure(self) -> RunError:
+        error = self._error
+        files = self.folder.files()
+        unsent = [n for n, state in files.items() if not self.folder.is_transferred(n, state)]
+        what = error.what if isinstance(error, RobustError) else f"{type(error).__name__}: {error}"
+        why = f"{what}\n{error.why}" if isinstance(error, RobustError) else what
+        return RunError(
+            f"{len(unsent):,} files of the run are not in `{self.folder.store.url}`.",
+            why,
+            f"They are kept in `{self.folder.path}`: the same command on this machine sends them "
+            "and goes on; nothing is computed again.",
+        )
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._ended:
+                    self._changed.wait()
+                waiting, self._waiting = self._waiting, []
+                self._recent.clear()
+            if not waiting:
+                return
+            try:
+                self._send(waiting)
+            except BaseException as error:
+                self._error = error
+                return
+
+    def _send(self, waiting: Sequence[tuple[str, bytes | None]]) -> None:
+        """Sends what is `waiting` in order; rows that follow each other go side by side."""
+        if self._claim is not None:
+            self._claim.check()
+        for are_rows, group in groupby(waiting, lambda item: _ROWS.search(item[0]) is not None):
+            if are_rows:
+                names = [name for name, _ in group]
+                at_once(names, self.folder.send)
+                self._add_known(*names)
+                continue
+            for name, content in group:
+                if content is not None:
+                    self._remove_deleted()
+                self.folder.send(name, content)
+                self._add_known(name)
+
+    def _add_known(self, *names: str) -> None:
+        with self._changed:
+            self._known.update(names)
+
+    def _remove_deleted(self) -> None:
+        """Removes objects whose files are gone, before a record says what the run is made of.
+
+        Records go first: what is left of a discarded run is then no run.
+        """
+        if self._claim is None:
+            return
+        with self._changed:
+            known = tuple(self._known)
+        gone = [name for name in known if not (self.folder.path / name).exists()]
+        if not gone:
+            return
+        for name in filter(_is_record, gone):
+            self.folder.remove(name)
+        at_once([name for name in gone if not _is_record(name)], self.folder.remove)
+        with self._changed:
+            self._known.difference_update(gone)
+
+    def _send_rest(self, claim: Claim) -> None:
+        claim.check()
+        files = self.folder.files()
+        rest = [name for name in files if not self.folder.is_transferred(name, files[name])]
+        self._remove_deleted()
+        self.folder.send_all(rest)
+        self._error = None
+
+
+_leading: _Uploads | None = None
+"""Of this process, while it works on a run in a store."""
+
+
+@contextmanager
+def opened(
+    url: str, home: Path, say: Say, use: Use, *, of_run: bool = True
+) -> Iterator[Path]:  # fmt: skip
+    """The folder of this machine for the run at `url`, which is up to date on both sides after.
+
+    Args:
+        url: An address of an object store.
+        home: The folder for caches.
+        say: Receives lines for the user.
+        use: What is done with the run.
+        of_run: Whether there must be a run, or nothing.
+
+    Raises:
+        UsageError: There is no such bucket, it is not permitted, or there is something else.
+        MachineError: A package or credentials are missing.
+        RunError: Another process works on the run, or something could not be sent: it is kept.
+    """
+    store = ObjectStore(url)
+    if use == "work" and not store.kind.writable:
+        raise UsageError(
+            f"`--out {url}` is not possible: robust keeps no runs in {store.kind.name}.",
+            "There each object would be a commit, and commits are limited to some hundred an hour.",
+            "Use a folder, `s3://` or `gs://`; `robust publish RUN hub-card` writes a model card.",
+        )
+    folder = _Folder(store, home, reading=use != "work")
+    try:
+        folder.state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused(folder.state, error) from error
+    with owned(folder.state, say, store.url):
+        working = _working(folder, say, of_run=of_run)
+        with working if use == "work" else _reading(folder, say, use, of_run=of_run):
+            yield folder.path
+
+
+@contextmanager
+def _working(folder: _Folder, say: Say, *, of_run: bool) -> Iterator[None]:
+    global _leading
+    mine = claim(folder.store, say)
+    try:
+        ours = mine.before == (folder.last_claim,)
+        try:
+            objects = _listed(folder)
+            if of_run and not ours:
+                _check_run(folder, objects)
+        except UsageError:
+            mine.withdraw()
+            raise
+        _settle(folder, objects, mine, say, ours=ours)
+        uploads = _Uploads(folder, mine, set(objects))
+        say(f"`{folder.store.url}` is worked on in `{folder.path}`, and sent as it is finished.")
+        _leading = uploads
+        try:
+            with observing(uploads.written):
+                yield
+        except BaseException:
+            _leading = None
+            try:
+                uploads.finish()
+            except RunError as error:
+                say(f"{error.what} {error.todo}")
+            raise
+        _leading = None
+        uploads.finish()
+        say(f"Everything is in `{folder.store.url}`: {len(folder.files()):,} files.")
+    finally:
+        mine.release()
+
+
+def _check_run(folder: _Folder, objects: Mapping[str, StoredObject]) -> None:
+    if objects and RECORD_FILE not in objects:
+        raise UsageError(
+            f"`{folder.store.url}` is not empty and holds no run.",
+            f"It holds `{next(iter(objects))}`, and {len(objects):,} objects in all.",
+            "Choose another address with `--out`.",
+        )
+
+
+def _settle(
+    folder: _Folder, objects: Mapping[str, StoredObject], mine: Claim, say: Say, *, ours: bool
+) -> None:
+    """Makes folder and store the same; `ours`: whether this machine worked on the run last."""
+    files = folder.files()
+    if not ours:
+        unsent = [name for name in files if not folder.is_transferred(name, files[name])]
+        if unsent:
+            say(
+                f"{len(unsent):,} files in `{folder.path}` never reached `{folder.store.url}`, on "
+                "which another process has worked since: they are dropped and computed again."
+            )
+        folder.clear()
+        files = {}
+    folder.describe(mine.identity)
+    known = set(folder.log)
+    for name in [name for name in objects if name not in files and name in known]:
+        folder.remove(name)  # it was deleted here
+    missing = {n: s for n, s in objects.items() if n not in files and n not in known}
+    folder.fetch_all(missing, say)
+    unsent = [
+        name for name, state in files.items()
+        if not folder.is_transferred(name, state)
+        or name not in objects or objects[name].size != state.size
+    ]  # fmt: skip
+    if unsent:
+        say(f"Sending {len(unsent):,} files that `{folder.store.url}` lacks.")
+    folder.send_all(unsent)
+
+
+@contextmanager
+def helping(run: Path) -> Iterator[None]:
+    """Inside, this process sends what it writes into `run`, a run that another process leads.
+
+    Raises:
+        RunError: Something could not be sent.
+    """
+    folder = _folder_around(run) if _leading is None else None
+    if folder is None:
+        yield
+        return
+    uploads = _Uploads(folder, None, set())
+    try:
+        with observing(uploads.written):
+            yield
+    finally:
+        uploads.finish()
+
+
+def take_in(run: Path) -> None:
+    """Fetches what other machines have sent of `run`, where this process leads one in a store.
+
+    Raises:
+        RunError: The connection broke.
+    """
+    if _leading is None or _leading.folder.name_of(run / RECORD_FILE) is None:
+        return
+    folder = _leading.folder
+    objects = _listed(folder)
+    folder.fetch_all({n: s for n, s in objects.items() if n not in folder.files()}, lambda _: None)
+    _leading.knows(objects)
+
+
+def _folder_around(run: Path) -> _Folder | None:
+    """The folder for an address of which `run` is or in which it lies; None for a plain folder."""
+    for path in (run, *run.parents):
+        copy_file, home = path.parent / _COPY_FILE, path.parent.parent
+        if home.name == _WORKING and copy_file.is_file():
+            url = str(parse_json(copy_file.read_text(encoding="utf-8"))["url"])
+            return _Folder(ObjectStore(url), home.parent, reading=False)
+    return None
+
+
+def helper_folder(url: str, home: Path) -> Path:
+    """The folder for `url` in a process that helps the one that has opened it.
+
+    On the same machine both have the same folder.
+    """
+    folder = _Folder(ObjectStore(url), home, reading=False)
+    if not (folder.state / _COPY_FILE).is_file():
+        folder.state.mkdir(parents=True, exist_ok=True)
+        folder.describe("")
+    return folder.path
+
+
+# Reading a run.
+
+
+@contextmanager
+def _reading(folder: _Folder, say: Say, use: Use, *, of_run: bool) -> Iterator[None]:
+    objects = _listed(folder)
+    if of_run and RECORD_FILE not in objects and use == "read":
+        raise UsageError(
+            f"`{folder.store.url}` is not a run.",
+            f"It holds no `{RECORD_FILE}`." if objects else "There is nothing.",
+            "Name an address that `--out` made.",
+        )
+    if of_run:
+        _check_run(folder, objects)
+    objects = {n: s for n, s in objects.items() if not n.endswith(_ONLY_FOR_CONTINUING)}
+    folder.describe("")
+    files = folder.files()
+    for name in files:
+        if name not in objects:
+            (folder.path / name).unlink(missing_ok=True)
+    missing = {
+        name: stored for name, stored in objects.items()
+        if name not in files or not folder.is_transferred(name, files[name])
+        or not stored.version or folder.log[name].version != stored.version
+    }  # fmt: skip
+    folder.fetch_all(missing, say)
+    try:
+        yield
+    except RobustError:
+        _send_changed(folder, use, say)  # such as a gate that failed, after the report was written
+        raise
+    _send_changed(folder, use, say)
+
+
+def _send_changed(folder: _Folder, use: Use, say: Say) -> None:
+    files = folder.files()
+    changed = [name for name in files if not folder.is_transferred(name, files[name])]
+    if use == "read" and changed:
+        folder.send_all(changed)
+        say(f"Sent to `{folder.store.url}`: {len(changed):,} files.")

@@ -1,0 +1,418 @@
+"""Data sets in object stores: listed once, images read when they are needed, through a cache.
+
+HOME/objects/HASH/listing.json   the objects of the address, as last listed
+HOME/objects/HASH/bytes/XX/...   images, as far as they fit into the limit of the cache
+HOME/objects/HASH/files/PARENT/NAME/...   archives, tables and volumes, which are read from the disk
+
+Images are the same as those of a folder with the same files: ids, digests and order do not depend
+on where they lie. Which images are cached is decided by their order and sizes alone, so that
+processes need not agree on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from robustcli.core.errors import RunError, UsageError
+from robustcli.core.io import parse_json, refused, write_text
+from robustcli.core.names import file_name
+from robustcli.core.objects import ObjectStore, StoredObject, at_once, kind_of_store, names_url
+from robustcli.data.archives import TAR_SUFFIXES, ZIP_SUFFIX, archive_stem
+from robustcli.data.dataset import FileRef, Sample
+from robustcli.data.listing import IMAGE_SUFFIXES, FileListing, list_tree, normalised_path
+from robustcli.data.named_datasets import data_home
+from robustcli.data.published_masks import LABEL_FILES
+
+LIMIT = "ROBUST_OBJECT_CACHE_GB"
+_DEFAULT_LIMIT_GB = 20.0
+_ARCHIVES = (*TAR_SUFFIXES, ZIP_SUFFIX)
+_CHECKSUM_BYTES = 4
+_FORMAT = 1
+_GROUPS = "groups.csv"
+
+
+class ObjectImages:
+    """Images of an object store, by their number in a listing; rows in the sense of `dataset.Rows`.
+
+    Args:
+        store: The data set.
+        names: Of the objects.
+        objects: Their sizes and versions, in the same order.
+        cache: The folder for their bytes.
+        limit: Bytes that it may take.
+        offline: Forbids the network.
+    """
+
+    def __init__(
+        self, store: ObjectStore, names: Sequence[str], objects: Sequence[StoredObject],
+        cache: Path, limit: int, *, offline: bool,
+    ) -> None:  # fmt: skip
+        self.store, self.names, self.objects = store, tuple(names), tuple(objects)
+        self.cache, self.offline = cache, offline
+        sizes = accumulate(stored.size + _CHECKSUM_BYTES for stored in self.objects)
+        self._cached = sum(size <= limit for size in sizes)
+        self._ahead: dict[int, bytes] = {}
+        self._folders: set[str] = set()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_ahead": {}}
+
+    def pin(self, row: int) -> None:
+        """Nothing: the bytes must be read, as those of a file on a disk."""
+
+    def shown(self, row: int) -> str:
+        """The address of an image, for messages."""
+        return self.store.address(self.names[row])
+
+    def read(self, row: int) -> bytes:
+        """The bytes of an image.
+
+        Raises:
+            RunError: The connection broke.
+            UsageError: It is not on this machine, and the network is forbidden.
+            OSError: It is gone, or has changed since the listing.
+        """
+        content = self._ahead.pop(row, None)
+        return self._fetched(row) if content is None else content
+
+    def fetch_ahead(self, row: int) -> None:
+        """Reads an image that `read` will be asked for; errors are left to that."""
+        if row not in self._ahead:
+            with suppress(OSError):
+                self._ahead[row] = self._fetched(row)
+
+    def _fetched(self, row: int) -> bytes:
+        cached = self._kept(row)
+        if cached is not None:
+            return cached
+        if self.offline:
+            raise not_fetched(self.store.url, f"`{self.names[row]}` was never read")
+        content = self.store.read(self.names[row])
+        if len(content) != self.objects[row].size:
+            raise OSError(
+                f"it has {len(content):,} bytes, {self.objects[row].size:,} when it was listed"
+            )
+        self._keep(row, content)
+        return content
+
+    def _place(self, row: int) -> Path:
+        identity = f"{self.names[row]}\0{self.objects[row].version}"
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:40]
+        return self.cache / digest[:2] / digest[2:]
+
+    def _kept(self, row: int) -> bytes | None:
+        """The bytes in the cache; None where they are not there whole."""
+        if row >= self._cached:
+            return None
+        with suppress(OSError):
+            content = self._place(row).read_bytes()
+            size = len(content) - _CHECKSUM_BYTES
+            if size == self.objects[row].size and _checksum(content[:size]) == content[size:]:
+                return content[:size]
+        return None
+
+    def _keep(self, row: int, content: bytes) -> None:
+        """Keeps the bytes if there is room; not durably, for they can be fetched again."""
+        if row >= self._cached:
+            return
+        place = self._place(row)
+        beside = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+        with suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_bytes(content + _checksum(content))
+            beside.replace(place)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def _checksum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "big")
+
+
+def fetch_ahead(samples: Iterable[Sample]) -> None:
+    """Reads the images and masks of `samples` that are in object stores, several at a time.
+
+    `FileRef.read` then has them at once.
+
+    Raises:
+        RunError: The connection broke.
+    """
+    files = (
+        file for sample in samples for file in (sample.image, sample.truth)
+        if isinstance(file, FileRef)
+    )  # fmt: skip
+    stored = [
+        (file.rows, file.offset) for file in files if isinstance(file.rows, ObjectImages)
+    ]  # fmt: skip
+    if len(stored) > 1:
+        at_once(stored, lambda image: image[0].fetch_ahead(image[1]))
+
+
+@dataclass(frozen=True)
+class ObjectFolder:
+    """A folder of an object store as a data set.
+
+    Args:
+        store: It.
+        objects: What is in it.
+        place: The folder of this machine for files that are read from the disk.
+        home: The folder for everything that is kept of it.
+        offline: Forbids the network.
+    """
+
+    store: ObjectStore
+    objects: Mapping[str, StoredObject]
+    place: Path
+    home: Path
+    offline: bool
+
+    def listing(self, suffixes: frozenset[str]) -> FileListing:
+        """Its files with one of `suffixes`, by the rules of folders (`listing.list_tree`).
+
+        Files other than images are fetched.
+        """
+        names = [name for name in self.objects if _suffix(name) in IMAGE_SUFFIXES]
+        images = ObjectImages(
+            self.store, names, [self.objects[name] for name in names], self.home / "bytes",
+            _limit(), offline=self.offline,
+        )  # fmt: skip
+        root, unreached = _tree(self.objects, {name: row for row, name in enumerate(names)}, images)
+        listing = list_tree(_InStore(root, "", "", self.place), suffixes)
+        others = [file for file in listing.files if file.rows is None]
+        keys = {normalised_path(name): name for name in self.objects}
+        at_once(others, lambda file: self.fetch(keys[file.relative], file.path))
+        return FileListing(
+            listing.files, listing.leftovers, sorted([*listing.unreached, *unreached])
+        )
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Writes the object `name` to the file `target`, where it is not there yet.
+
+        Raises:
+            UsageError: It is not here, and the network is forbidden.
+            RunError: The connection broke, or the disk refused.
+        """
+        stored = self.objects[name]
+        marker = self.home / "versions" / hashlib.sha256(name.encode()).hexdigest()[:40]
+        version = f"{stored.size} {stored.version}"
+        with suppress(OSError):
+            is_whole = target.stat().st_size == stored.size
+            if is_whole and marker.read_text(encoding="utf-8") == version:
+                return
+        if self.offline:
+            raise not_fetched(self.store.url, f"`{self.store.address(name)}` was never fetched")
+        try:
+            self.store.fetch(name, target, stored)
+        except FileNotFoundError as error:
+            raise RunError(
+                f"`{self.store.address(name)}` is gone.",
+                "It was there when the data set was listed.",
+                "Repeat the command: the data set is listed again.",
+            ) from error
+        write_text(marker, version)
+
+
+# The objects as a tree of folders.
+
+
+class _Node:
+    """A folder (`inside`) or an object (`name`, with `images` and `row` for an image)."""
+
+    def __init__(self, name: str = "", row: int | None = None) -> None:
+        self.name, self.row = name, row
+        self.inside: dict[str, _Node] | None = None if name else {}
+        self.images: ObjectImages | None = None
+
+
+def _tree(
+    objects: Mapping[str, StoredObject], rows: Mapping[str, int], images: ObjectImages
+) -> tuple[_Node, list[str]]:
+    """The folder of all `objects`, and the names of those that cannot be files of a folder."""
+    root, unreached = _Node(), list[str]()
+    for name in objects:
+        *parents, last = name.split("/")
+        folder: _Node | None = root
+        if any(part in ("", ".", "..") or "\\" in part for part in (*parents, last)):
+            folder = None
+        for part in parents if folder is not None else ():
+            assert folder is not None
+            assert folder.inside is not None
+            folder = folder.inside.setdefault(part, _Node())
+            if folder.inside is None:  # an object whose name is that of a folder
+                folder = None
+                break
+        if folder is None or folder.inside is None or last in folder.inside:
+            unreached.append(normalised_path(name))
+            continue
+        node = folder.inside[last] = _Node(name, rows.get(name))
+        node.images = images
+    return root, unreached
+
+
+@dataclass(frozen=True)
+class _InStore:
+    """A node as `listing.Node`."""
+
+    node: _Node
+    name: str
+    parents: str
+    place: Path
+    is_link: bool = False
+
+    def identity(self) -> str | None:
+        return None if self.node.inside is None else f"{self.parents}/{self.name}"
+
+    def children(self) -> Iterator[_InStore]:
+        for name, node in sorted((self.node.inside or {}).items()):
+            yield _InStore(node, name, f"{self.parents}/{self.name}", self.place)
+
+    def file(self, relative: str) -> FileRef:
+        relative = normalised_path(relative)
+        images, row = self.node.images, self.node.row
+        if images is None or row is None:
+            return FileRef(relative, self.place / relative)
+        size = images.objects[row].size
+        return FileRef(relative, self.place / relative, offset=row, size=size, rows=images)
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122  a million names
+
+
+# Opening.
+
+
+_FOLDERS: dict[Path, ObjectFolder] = {}
+"""By the folder of this machine, what was opened last in this process."""
+
+
+def folder_at(place: Path) -> ObjectFolder | None:
+    """What `open_address` has opened at `place`, if that is a folder of an object store."""
+    folder = _FOLDERS.get(place)
+    return None if folder is None or "" in folder.objects else folder
+
+
+def address_of(place: Path) -> str | None:
+    """The address that `open_address` has opened at `place`; None for data of this machine."""
+    folder = _FOLDERS.get(place)
+    return None if folder is None else folder.store.url
+
+
+def split_address(data: str) -> tuple[str, str | None]:
+    """The address in `data`, and the folder in an archive that it names after a colon."""
+    address, colon, folder = data.rpartition(":")
+    if colon and names_url(address) and address.lower().endswith(_ARCHIVES):
+        return address, folder.strip("/")
+    return data, None
+
+
+def open_address(url: str, *, offline: bool) -> Path:
+    """The folder or archive of this machine for the data set at `url`, which is listed.
+
+    Raises:
+        UsageError: There is nothing, or it is not permitted, or is of a kind that is not read.
+        MachineError: A package or credentials are missing.
+        RunError: The connection broke.
+    """
+    kind_of_store(url)
+    store = ObjectStore(url)
+    home = data_home() / "objects" / hashlib.sha256(store.url.encode()).hexdigest()[:16]
+    objects = _listed(store, home / "listing.json", offline=offline)
+    parts = [file_name(part) for part in store.url.partition("://")[2].split("/")]
+    place = home / "files" / Path(*parts[-2:])
+    folder = ObjectFolder(store, objects, place, home, offline)
+    _FOLDERS[place] = folder
+    try:
+        if "" in objects:
+            _open_file(folder)
+            return place
+        for name in sorted({name.partition("/")[0] for name in objects if "/" in name}):
+            if name not in (".", "..", "") and "\\" not in name:
+                (place / name).mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused(place, error) from error
+    if _GROUPS in objects:
+        folder.fetch(_GROUPS, place / _GROUPS)
+    return place
+
+
+def _open_file(folder: ObjectFolder) -> None:
+    """Fetches an archive, and the tables beside it that say more of its images."""
+    url = folder.store.url
+    if not url.lower().endswith(_ARCHIVES):
+        raise UsageError(
+            f"`{url}` is not read.",
+            "In an object store a data set is a folder of images, or a tar or zip; manifests name "
+            "files of this machine.",
+            "Name the folder or an archive, or copy the file here.",
+        )
+    folder.fetch("", folder.place)
+    parent = ObjectStore(url.rpartition("/")[0])
+    for ending in (_GROUPS, LABEL_FILES[0]) if not folder.offline else ():
+        name = f"{archive_stem(folder.place)}.{ending}"
+        beside = folder.place.with_name(name)
+        try:
+            parent.fetch(name, beside)
+        except FileNotFoundError:
+            beside.unlink(missing_ok=True)
+
+
+def _listed(store: ObjectStore, kept: Path, *, offline: bool) -> dict[str, StoredObject]:
+    """The objects of the data set, as they are now; offline as they were last listed."""
+    if offline:
+        try:
+            listing = parse_json(kept.read_text(encoding="utf-8"))
+            if listing["schema_version"] != _FORMAT:
+                raise ValueError("of another version")
+            return {name: StoredObject(*facts) for name, *facts in listing["objects"]}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise not_fetched(store.url, "it was never listed") from error
+    objects = store.listed()
+    if not objects:
+        raise UsageError(
+            f"There is nothing at `{store.url}`.",
+            "No object has a name that begins so.",
+            "Check the address: `aws s3 ls`, `gcloud storage ls` and `hf` show what there is.",
+        )
+    rows = [[name, stored.size, stored.version] for name, stored in objects.items()]
+    content = {"schema_version": _FORMAT, "url": store.url, "objects": rows}
+    write_text(kept, json.dumps(content) + "\n")
+    return objects
+
+
+def _limit() -> int:
+    """Bytes of images that are cached of one data set.
+
+    Raises:
+        UsageError: The environment variable is no number.
+    """
+    text = os.environ.get(LIMIT, "")
+    try:
+        size = float(text) if text else _DEFAULT_LIMIT_GB
+        return int(max(0.0, size) * 1e9)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(
+            f"The environment variable {LIMIT} is `{text}`.",
+            "Expected gigabytes, from 0.",
+            f"Set it to a number such as {_DEFAULT_LIMIT_GB:.0f}, or unset it.",
+        ) from error
+
+
+def not_fetched(url: str, reason: str) -> UsageError:
+    """The error where something was never fetched and must not be now."""
+    return UsageError(
+        f"`{url}` is not (wholly) on this machine, and the network must not be used "
+        "(`--offline`, `--dry-run`).",
+        f"{reason[0].upper()}{reason[1:]}.",
+        "Run the command once with the network: what is fetched then is kept.",
+    )

@@ -1,0 +1,151 @@
+"""Runs and data on a server that speaks S3, on the loopback address.
+
+`core/test_objects.py`, `core/test_working_copy.py` and `data/test_object_files.py` prove the same
+in every run, without a network.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robustcli.core import objects
+from robustcli.core.errors import RunError, UsageError
+from robustcli.core.io import write_bytes, write_text
+from robustcli.core.objects import ObjectStore, StoredObject
+from robustcli.core.working_copy import opened
+from robustcli.data.object_files import LIMIT
+from robustcli.data.sources import Classes, open_dataset
+from robustcli.evaluation.loader import batch_stream
+from tests.evaluation.photos import make_photos, source
+from tests.evaluation.test_loader import digests
+
+pytestmark = [
+    pytest.mark.slow,
+    # Of the libraries of the server and the client.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    moto = pytest.importorskip("moto.server", reason="needs `pip install 'moto[server]' s3fs`")
+    s3fs = pytest.importorskip("s3fs", reason="needs `pip install 'moto[server]' s3fs`")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        }.items():  # fmt: skip
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield running
+        running.stop()
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(objects, "PAUSES_S", (0.0,))
+    monkeypatch.setenv("ROBUST_HOME", str(tmp_path / "home"))
+
+
+@pytest.mark.usefixtures("server")
+def test_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ObjectStore("s3://bucket/objects")
+    names = ("a", "b/c d", "b/é#%?.png", "b/+&=[x]*.bin")
+    for name in names:
+        store.write(name, name.encode())
+    assert list(store.listed()) == sorted(names)
+    assert [store.read(name).decode() for name in names] == list(names)
+    assert len({stored.version for stored in store.listed().values()}) == len(names)
+    large = tmp_path / "large"
+    large.write_bytes(bytes(range(256)) * 40_000)
+    monkeypatch.setattr(objects, "_ONE_PIECE", 2**20)
+    monkeypatch.setattr(objects, "_PIECE", 2**20)
+    store.send("large", large)
+    stored = store.listed()["large"]
+    assert stored.size == large.stat().st_size
+    store.fetch("large", tmp_path / "fetched", stored)
+    assert (tmp_path / "fetched").read_bytes() == large.read_bytes()
+    store.remove("large")
+    assert list(store.listed()) == sorted(names)
+    with pytest.raises(FileNotFoundError):
+        store.read("large")
+    with pytest.raises(FileNotFoundError):
+        store.fetch("large", tmp_path / "again", StoredObject(2**22, "version"))
+    with pytest.raises(UsageError, match=r"`s3://nowhere` does not exist"):
+        ObjectStore("s3://nowhere/x").write("a", b"1")
+    with pytest.raises(UsageError, match=r"`s3://nowhere` does not exist"):
+        ObjectStore("s3://nowhere/x").listed()
+
+
+@pytest.mark.usefixtures("server")
+def test_a_run_goes_on_elsewhere(tmp_path: Path) -> None:
+    for machine, before in (("a", []), ("b", ["block-000000.parquet"])):
+        with opened("s3://bucket/runs/one", tmp_path / machine, [].append, "work") as run:
+            assert [file.name for file in run.glob("predictions/*")] == before
+            write_text(run / "run.json", machine)
+            write_bytes(run / "predictions" / f"block-{len(before):06d}.parquet", b"rows")
+            refused = pytest.raises(RunError, match="Another process is working in `s3://")
+            with refused, opened("s3://bucket/runs/one", tmp_path / "c", [].append, "work"):
+                pass
+    files = [name for name in ObjectStore("s3://bucket/runs/one").listed() if name[0] != "."]
+    assert files == [
+        "predictions/block-000000.parquet", "predictions/block-000001.parquet", "run.json"
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("limit", ["0", "1"])
+@pytest.mark.parametrize(
+    ("workers", "method"), [(0, None), (1, "fork"), (2, "fork"), (4, "fork"), (2, "spawn")]
+)
+def test_workers_read_the_same_pixels_as_from_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, method: str | None, limit: str
+) -> None:
+    """The first process has read from the store before it forks, as a listing does."""
+    monkeypatch.setenv(LIMIT, limit)
+    folder = make_photos(tmp_path / "photos")
+    url = f"s3://bucket/photos-{workers}-{method}-{limit}"
+    store = ObjectStore(url)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            store.send(file.relative_to(folder).as_posix(), file)
+    here = open_dataset(str(folder), Classes("cifar10"))
+    there = open_dataset(url, Classes("cifar10"))
+    assert (here.digest, here.contents) == (there.digest, there.contents)
+    expected = digests(source(here, tmp_path / "here", "affine"))
+    made = source(there, tmp_path / "there", "affine")
+    with monkeypatch.context() as patch:
+        patch.setattr("warnings.warn", lambda *arguments, **options: None)  # of 4 workers, 2 cores
+        stream = batch_stream(made, workers, pin=False, start_method=method)
+        assert digests(stream) == expected
+
+
+def test_a_server_that_is_gone_ends_the_run_with_everything_kept(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last test of this server."""
+    run = Path()
+
+    def compute() -> None:
+        nonlocal run
+        with opened("s3://bucket/runs/gone", tmp_path / "a", [].append, "work") as run:
+            write_text(run / "run.json", "{}")
+            server.stop()
+            write_bytes(run / "predictions" / "block-000000.parquet", b"rows")
+
+    with pytest.raises(RunError, match=r"(?s)are not in `s3://bucket/runs/gone`.*cannot be") as e:
+        compute()
+    assert str(run) in e.value.todo
+    assert (run / "predictions" / "block-000000.parquet").read_bytes() == b"rows"
