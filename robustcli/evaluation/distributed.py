@@ -85,8 +85,7 @@ class Group:
         try:
             yield everyone
         except RobustError as error:
-            kind = next(name for name in reversed(_KINDS) if isinstance(error, _KINDS[name]))
-            self._fail({"kind": kind, "what": error.what, "why": error.why, "todo": error.todo})
+            self._fail(as_plain(error))
             raise
         except FirstProcessFailed:
             raise
@@ -199,11 +198,9 @@ class Group:
     def _raise_error_of(self, rank: int) -> None:
         assert self.messages is not None
         error = json.loads(self.messages.get(f"error/{rank}"))
-        kind = _KINDS[error["kind"]]
         if rank == 0:
-            raise FirstProcessFailed(kind.exit_code)
-        sender = f"Process {rank} of {self.place.world} ({error['host']}): "
-        raise kind(sender + error["what"], error["why"], error["todo"])
+            raise FirstProcessFailed(_KINDS[error["kind"]].exit_code)
+        raise raised_again(error, f"Process {rank} of {self.place.world} ({error['host']}): ")
 
     def _dead(self, dead_ranks: Sequence[int]) -> RunError:
         return RunError(
@@ -211,6 +208,17 @@ class Group:
             "It was killed (out of memory?) or its machine is gone.",
             "See what it printed; the same command goes on.",
         )
+
+
+def as_plain(error: RobustError) -> dict[str, str]:
+    """`error` as JSON, for `raised_again` in another process."""
+    kind = next(name for name in reversed(_KINDS) if isinstance(error, _KINDS[name]))
+    return {"kind": kind, "what": error.what, "why": error.why, "todo": error.todo}
+
+
+def raised_again(error: Mapping[str, str], sender: str) -> RobustError:
+    """The error that another process wrote `as_plain`; `sender` begins its message."""
+    return _KINDS[error["kind"]](sender + error["what"], error["why"], error["todo"])
 
 
 def in_words(ranks: Sequence[int], world: int) -> str:
@@ -290,18 +298,26 @@ def check_ranks_agree(facts: Mapping[int, Mapping[str, Any]]) -> None:
     Raises:
         UsageError: A rank differs; the message names the rank and the first difference.
     """
-    reference = facts[0]
     for rank in sorted(facts):
-        for name in dict.fromkeys([*reference, *facts[rank]]):
-            ours, theirs = reference.get(name), facts[rank].get(name)
-            if ours != theirs:
-                raise UsageError(
-                    f"Process {rank} of {len(facts)} ({facts[rank].get('host')}) has other "
-                    f"{name} than the first process.",
-                    _difference(ours, theirs),
-                    "Every process must compute with the same: install the same versions and give "
-                    "all the same files.",
-                )
+        who = f"Process {rank} of {len(facts)} ({facts[rank].get('host')})"
+        check_same_inputs(facts[0], facts[rank], who)
+
+
+def check_same_inputs(first: Mapping[str, Any], other: Mapping[str, Any], who: str) -> None:
+    """Refuses the process `who`, whose inputs are `other`, where they differ from `first`.
+
+    Raises:
+        UsageError: The message names the first difference.
+    """
+    for name in dict.fromkeys([*first, *other]):
+        ours, theirs = first.get(name), other.get(name)
+        if ours != theirs and name != "host":
+            raise UsageError(
+                f"{who} has other {name} than the first process.",
+                _difference(ours, theirs),
+                "Every process must compute with the same: install the same versions and give "
+                "all the same files.",
+            )
 
 
 def _difference(ours: Any, theirs: Any) -> str:
