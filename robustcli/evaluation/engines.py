@@ -220,7 +220,7 @@ def _await_tasks(
         for task, outcome in pool.ended():
             name = f"task {task.number + 1} of {len(tasks)}"
             if outcome.error is not None:
-                raise raised_again(outcome.error, f"A worker on {outcome.host}: ")
+                raise raised_again(outcome.error, f"Worker on {outcome.host}: ")
             if outcome.death is not None and task.attempt + 1 < ATTEMPTS:
                 listener.say(f"Another worker takes {name}: {outcome.death}")
                 pool.start(make_worker, [replace(task, attempt=task.attempt + 1)])

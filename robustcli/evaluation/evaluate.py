@@ -283,7 +283,7 @@ class PieceWorker:
         self._models = load_models(self._evaluation)
         self._record = RunRecord.model_validate_json(assignment.record)
         facts = _facts(config, new_record(self._evaluation, self._models))
-        check_same_inputs(assignment.facts, facts, f"A worker on {socket.gethostname()}")
+        check_same_inputs(assignment.facts, facts, "It")
         self._plan = plan_work(self._record, self._evaluation)
         self._group = Group(Ranks(0, 1, 0, assignment.processes))
 

@@ -7,6 +7,7 @@ actor died. Ray itself retries nothing: a task whose actor died goes to whoever 
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -81,8 +82,10 @@ def _connect(address: str | None) -> str:
                     f"`--address {address}`: no Ray cluster answers.",
                     first_line(error),
                     "Start one (`ray start --head` there prints its address), or leave "
-                    "`--address` out: a cluster that this machine belongs to is found.",
+                    "`--address` out: a cluster that this machine belongs to is found. Where it "
+                    "asks for a token, set `RAY_AUTH_MODE=token` and `RAY_AUTH_TOKEN` here.",
                 ) from error
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
             address="local", num_cpus=usable_cores(), include_dashboard=False,
             object_store_memory=_OBJECT_BYTES, _node_ip_address=LOCAL_ADDRESS, **options,
