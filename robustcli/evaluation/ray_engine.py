@@ -32,7 +32,6 @@ from robustcli.evaluation.engines import (
     TaskRunner,
 )
 
-LOCAL_ADDRESS = "127.0.0.1"
 PATIENCE_SECONDS = 120.0
 """Without a single actor for this long, the command gives up."""
 _OBJECT_BYTES = 100 * 2**20  # Ray's least is 78 MB; rows go through files, not through Ray
@@ -88,7 +87,7 @@ def _connect(address: str | None) -> str:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
             address="local", num_cpus=usable_cores(), include_dashboard=False,
-            object_store_memory=_OBJECT_BYTES, _node_ip_address=LOCAL_ADDRESS, **options,
+            object_store_memory=_OBJECT_BYTES, **options,
         )  # fmt: skip
     return "started on this machine, which belongs to no cluster"
 

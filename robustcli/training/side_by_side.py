@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
@@ -141,12 +142,14 @@ class _Child:
         """Reads lines until the process ends; one that says no `end` has died."""
         assert self.process.stdout is not None
         end: dict[str, Any] | None = None
-        for line in self.process.stdout:
-            event = json.loads(line)
-            if "end" in event:
-                end = event["end"]
-            else:
-                events.put((self, event))
+        with self.process.stdout as lines:
+            for line in lines:
+                with suppress(ValueError):  # the last line of a killed process may be cut off
+                    event = json.loads(line)
+                    if "end" in event:
+                        end = event["end"]
+                    else:
+                        events.put((self, event))
         self.process.wait()
         events.put((self, {"end": end}))
 
