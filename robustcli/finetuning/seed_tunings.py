@@ -46,7 +46,7 @@ def finetune_seeds(
     """
     check_scores(config)
     check_launcher()
-    beside = seeds_beside(config.training, FINETUNING, devices_begun)
+    beside = seeds_beside(config.training, devices_begun)
     modes = None if beside else modes_beside(config)
     if beside or modes is not None:
         config = replace(config, training=replace(config.training, devices=1))

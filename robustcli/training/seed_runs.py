@@ -128,7 +128,7 @@ def train_seeds(
         SeedsError: Some seeds failed; all others are finished.
     """
     check_launcher()
-    beside = seeds_beside(config, TRAINING, lambda run: TRAINING.read(run).devices)
+    beside = train_seeds_beside(config)
     if beside:
         config = replace(config, devices=1)
     plan = plan_training(config, listener_of_first(listener))
@@ -158,7 +158,12 @@ def _train_seed(config: TrainConfig, seed: int, out: Path, device: str, listener
     run_plan(plan, _start(plan), listener)
 
 
-def seeds_beside(config: TrainConfig, kind: RunKind[Any], devices_of: Callable[[Path], int]) -> int:
+def train_seeds_beside(config: TrainConfig) -> int:
+    """`seeds_beside` of trainings."""
+    return seeds_beside(config, lambda run: TRAINING.read(run).devices)
+
+
+def seeds_beside(config: TrainConfig, devices_of: Callable[[Path], int]) -> int:
     """Devices on which whole seeds are trained beside each other; 0 for one after the other.
 
     Seeds that an earlier version has begun to train on several devices each go on so.

@@ -18,7 +18,7 @@ import torch
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.mode_trainings import modes_beside, run_finetuning
 from robustcli.training import side_by_side
-from robustcli.training.record import TRAINING, read_train_record
+from robustcli.training.record import read_train_record
 from robustcli.training.seed_runs import seeds_beside
 from robustcli.training.seeds_record import read_seeds_record
 from robustcli.training.side_by_side import SeparateRun, devices_beside, run_beside
@@ -146,11 +146,11 @@ def test_seeds_that_were_begun_on_several_devices_each_go_on_so(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = brief(data, tmp_path, devices=2)
-    assert seeds_beside(config, TRAINING, lambda run: 1) == 2
+    assert seeds_beside(config, lambda run: 1) == 2
     (tmp_path / "seed-0").mkdir()
     (tmp_path / "seed-0" / "run.json").write_text("{}")
-    assert seeds_beside(config, TRAINING, lambda run: 2) == 0
-    assert seeds_beside(config, TRAINING, lambda run: 1) == 2
+    assert seeds_beside(config, lambda run: 2) == 0
+    assert seeds_beside(config, lambda run: 1) == 2
 
 
 _SEEDS = """
