@@ -16,7 +16,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined,unused-igno
 from robustcli.core.errors import RobustError, RunError, UsageError
 from robustcli.core.ranks import Ranks
 from robustcli.evaluation import distributed, evaluate
-from robustcli.evaluation.distributed import Group, count_devices
+from robustcli.evaluation.distributed import Group, check_ranks_agree, count_devices
 from robustcli.evaluation.evaluate import IncompleteRun, run_evaluation
 from robustcli.evaluation.record import read_record
 from robustcli.evaluation.sessions import read_sessions
@@ -197,6 +197,14 @@ def test_other_versions_are_refused(photos, tmp_path, monkeypatch):
     raised = in_threads([trained(photos, tmp_path / "run")] * 2)
     assert "other package versions" in str(raised[0])
     assert "`torch`: 2." in str(raised[0])
+
+
+def test_ranks_on_several_machines_agree():
+    """The name of the machine is for messages; a rank elsewhere has another one."""
+    facts = {rank: {"host": f"node{rank}", "settings": {"seed": 0}} for rank in range(2)}
+    check_ranks_agree(facts)
+    with pytest.raises(UsageError, match=r"Process 1 of 2 \(node1\) has other settings"):
+        check_ranks_agree(facts | {1: {"host": "node1", "settings": {"seed": 1}}})
 
 
 def test_a_rank_without_the_plugin_file_is_named(photos, tmp_path):
