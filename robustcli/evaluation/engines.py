@@ -165,6 +165,8 @@ class Engine(Protocol):
     """Where workers come from; see `ray_engine` and `slurm_engine`."""
 
     name: str
+    device: str
+    """The value of `--device` for the workers; the first process may lack what they have."""
 
     def pool(self, run: Path, say: Callable[[str], None]) -> AbstractContextManager[Pool]:
         """The workers for `run`; on leaving, all that still works is ended.
@@ -194,7 +196,9 @@ def engine_workers(
     run = assignment.config.out
     assert run is not None
     with engine.pool(run, listener.say) as pool:
-        make_worker = partial(worker, replace(assignment, processes=pool.processes))
+        config = replace(assignment.config, device=engine.device)
+        for_workers = replace(assignment, config=config, processes=pool.processes)
+        make_worker = partial(worker, for_workers)
 
         def start(plan: EvaluationPlan, missing: Sequence[Piece]) -> Callable[[], str]:
             tasks = deal(missing, pool.tasks)

@@ -117,7 +117,7 @@ def run_evaluation(
                     evaluation, models, record, shared_listener, group, ownership.check
                 )
             else:
-                assignment = _assignment(evaluation, record, facts[0])
+                assignment = _assignment(config, evaluation.run, record, facts[0])
                 workers = engine_workers(engine, assignment, PieceWorker, shared_listener)
             _lead(evaluation, models, record, shared_listener, workers)
             if engine is not None:
@@ -259,12 +259,13 @@ def _ranks(
     yield start
 
 
-def _assignment(evaluation: Evaluation, record: RunRecord, facts: Mapping[str, Any]) -> Assignment:
+def _assignment(
+    config: EvalConfig, run: Path, record: RunRecord, facts: Mapping[str, Any]
+) -> Assignment:
     """What the workers of an engine get to know."""
     config = replace(
-        evaluation.config, out=evaluation.run.absolute(), engine=None, slurm={}, address=None,
-        devices=None, fresh=False,
-    )  # fmt: skip
+        config, out=run.absolute(), engine=None, slurm={}, address=None, devices=None, fresh=False
+    )
     return Assignment(config, record.model_dump_json(), facts)
 
 

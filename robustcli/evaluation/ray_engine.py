@@ -44,7 +44,7 @@ class RayEngine:
     name = "ray"
 
     def __init__(self, config: EvalConfig) -> None:
-        self._config = config
+        self._config, self.device = config, config.device
 
     @contextmanager
     def pool(self, run: Path, say: Callable[[str], None]) -> Iterator[RayPool]:
@@ -120,7 +120,7 @@ class RayPool:
         self._idle: list[Any] = []
         self._failed_starts, self._alone_since = 0, time.monotonic()
         self.tasks = max(1, self._room()) * TASKS_PER_WORKER
-        self.processes = max(1, *(self._devices_of(node) for node in _nodes()))
+        self.processes = max([1, *map(self._devices_of, _nodes())])
 
     def in_words(self) -> str:
         """Machines and workers of the cluster."""

@@ -61,6 +61,7 @@ class SlurmEngine:
 
     def __init__(self, config: EvalConfig) -> None:
         self._settings = read_settings(config.slurm, config.device)
+        self.device = config.device
         if config.devices is not None:
             raise UsageError(
                 f"`--devices {config.devices}` does not go with `--engine slurm`.",

@@ -67,7 +67,8 @@ class PoolHere:
 class EngineHere:
     name = "here"
 
-    def __init__(self, tasks: int = 3, dies: Sequence[int] = ()) -> None:
+    def __init__(self, tasks: int = 3, dies: Sequence[int] = (), device: str = "cpu") -> None:
+        self.device = device
         self.workers = PoolHere(tasks, dies)
 
     @contextmanager
@@ -252,6 +253,9 @@ def test_where_the_workers_have_gpus_the_command_plans_on_the_cpu(
     assert engines.leading(asked, said.append).device == "cpu"
     assert "plans on the CPU" in said[0]
     assert engines.leading(replace(asked, device="auto"), said.append).device == "auto"
+    engine = EngineHere(device="cuda")
+    with pytest.raises(UsageError, match="Worker on .*: `--device cuda` is not on this machine"):
+        run_evaluation(replace(asked, out=tmp_path / "run", device="cpu"), engine=engine)
 
 
 def test_settings_of_slurm_by_submitits_names() -> None:
