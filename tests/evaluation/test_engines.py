@@ -254,7 +254,7 @@ def test_where_the_workers_have_gpus_the_command_plans_on_the_cpu(
     assert "plans on the CPU" in said[0]
     assert engines.leading(replace(asked, device="auto"), said.append).device == "auto"
     engine = EngineHere(device="cuda")
-    with pytest.raises(UsageError, match="Worker on .*: `--device cuda` is not on this machine"):
+    with pytest.raises(UsageError, match=r"Worker on .*: `--device cuda` is not on this machine"):
         run_evaluation(replace(asked, out=tmp_path / "run", device="cpu"), engine=engine)
 
 
