@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -34,6 +35,8 @@ from robustcli.evaluation.engines import (
 
 PATIENCE_SECONDS = 120.0
 """Without a single actor for this long, the command gives up."""
+LOST_SECONDS = 300.0
+"""A call into Ray that takes longer has lost the cluster's head; Ray itself would wait on."""
 _OBJECT_BYTES = 100 * 2**20  # Ray's least is 78 MB; rows go through files, not through Ray
 _POLL_SECONDS = 1.0
 
@@ -119,6 +122,8 @@ class RayPool:
         self._busy: dict[Any, tuple[Any, Task]] = {}
         self._idle: list[Any] = []
         self._failed_starts, self._alone_since = 0, time.monotonic()
+        self._turned, self._closed = time.monotonic(), threading.Event()
+        threading.Thread(target=self._watch, daemon=True, name="ray-head").start()
         self.tasks = max(1, self._room()) * TASKS_PER_WORKER
         self.processes = max([1, *map(self._devices_of, _nodes())])
 
@@ -138,6 +143,7 @@ class RayPool:
 
     def ended(self) -> list[tuple[Task, Outcome]]:
         """See `engines.Pool`."""
+        self._turned = time.monotonic()
         self._fill()
         while self._idle and self._queue:
             actor, task = self._idle.pop(), self._queue.popleft()
@@ -154,6 +160,7 @@ class RayPool:
 
     def close(self) -> None:
         """Ends all actors."""
+        self._closed.set()
         actors = [
             *self._starting.values(),
             *self._idle,
@@ -162,6 +169,18 @@ class RayPool:
         for actor in actors:
             with suppress(RayError):
                 ray.kill(actor)
+
+    def _watch(self) -> None:
+        """Ends this process where it hangs in a call to a cluster that is gone."""
+        while not self._closed.wait(_POLL_SECONDS):
+            if time.monotonic() - self._turned > LOST_SECONDS:
+                error = RunError(
+                    f"The head of the Ray cluster has not answered for {LOST_SECONDS:.0f} seconds.",
+                    "It was stopped, or cannot be reached any more.",
+                    "What was finished is kept: start it again, and repeat the command.",
+                )
+                print(f"Error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+                os._exit(error.exit_code)
 
     def _take(self, ref: Any) -> tuple[Task, Outcome] | None:
         """What an actor has answered: that it is ready, or how its task ended."""

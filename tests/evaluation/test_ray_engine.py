@@ -24,7 +24,7 @@ from tests.evaluation.photos import config, make_photos
 from tests.evaluation.test_evaluate import contents
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # test_engines.py has a pool in memory
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # test_engines.py has a pool in memory
 
 TOKEN = secrets.token_hex(32)
 REPOSITORY = Path(__file__).parents[2]
@@ -125,16 +125,19 @@ def listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def until(happens: object, process: subprocess.Popen[str], seconds: float = 300) -> None:
+def until(happens: object, process: subprocess.Popen[str], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not happens() and process.poll() is None and time.monotonic() < deadline:  # type: ignore[operator]
         time.sleep(0.1)
 
 
-def robust_eval(photos: Path, out: Path, plugin: Path, *more: str) -> subprocess.Popen[str]:
+def robust_eval(
+    photos: Path, out: Path, plugin: Path, *more: str,
+    program: tuple[str, str] = ("-m", "robustcli"),
+) -> subprocess.Popen[str]:  # fmt: skip
     names = (word for name in NAMES for word in ("--transform", name))
     return subprocess.Popen(
-        [sys.executable, "-m", "robustcli", "eval", "--model", "vmamba-pico", "--untrained",
+        [sys.executable, *program, "eval", "--model", "vmamba-pico", "--untrained",
          "--data", str(photos), "--out", str(out), "--device", "cpu", "--batch-size", "4",
          "--workers", "0", "--plugin", str(plugin), *names, "--engine", "ray", *more],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -154,7 +157,7 @@ def test_a_node_that_is_stopped_loses_nothing(
     )
     assert process.poll() is None, process.communicate()[0]
     second.stop(signal.SIGKILL)
-    said, _ = process.communicate(timeout=400)
+    said, _ = process.communicate(timeout=900)
     assert process.returncode == 0, said
     assert "2 machines, 2 workers" in said
     assert "Another worker takes task" in said
@@ -178,10 +181,34 @@ def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(
     assert read_record(run).status == "partial"
     there = contents(run)
     again = robust_eval(photos, run, plugin, *more)
-    said, _ = again.communicate(timeout=400)
+    said, _ = again.communicate(timeout=900)
     assert again.returncode == 0, said
     assert there.items() <= contents(run).items()
     assert read_record(run).status == "complete"
+
+
+IMPATIENT = """
+import sys
+from robustcli.cli import main
+from robustcli.evaluation import ray_engine
+ray_engine.LOST_SECONDS = 10.0
+sys.exit(main())
+"""
+
+
+def test_without_the_head_of_the_cluster_the_command_ends(
+    nodes: tuple[str, Node, Node], tmp_path: Path
+) -> None:
+    address, head, _ = nodes
+    photos, plugin = make_photos(tmp_path / "photos", per_class=48), tmp_path / "seen.py"
+    plugin.write_text(SEEN)
+    process = robust_eval(
+        photos, tmp_path / "run", plugin, "--address", address, program=("-c", IMPATIENT)
+    )
+    until((tmp_path / "seen").is_dir, process)
+    head.stop(signal.SIGKILL)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 1, said
 
 
 def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from tests.evaluation.photos import config, make_photos
 from tests.evaluation.test_evaluate import contents
 
 submitit = pytest.importorskip("submitit", reason="submitit is not installed (the extra `slurm`)")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # test_engines.py has a pool in memory
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # test_engines.py has a pool in memory
 
 REPOSITORY = Path(__file__).parents[2]
 SLEEPY = '''
@@ -162,14 +162,14 @@ def workers(out: Path) -> list[psutil.Process]:
 
 
 def until_rows(run: Path, process: subprocess.Popen[str], count: int = 1) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while len(contents(run)) < count and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.poll() is None, process.communicate()[0]
 
 
 def finished(process: subprocess.Popen[str], code: int = 0) -> str:
-    said, _ = process.communicate(timeout=500)
+    said, _ = process.communicate(timeout=900)
     assert process.returncode == code, said
     return said
 
