@@ -122,7 +122,8 @@ class RayPool:
         self._busy: dict[Any, tuple[Any, Task]] = {}
         self._idle: list[Any] = []
         self._failed_starts, self._alone_since = 0, time.monotonic()
-        self._turned, self._closed = time.monotonic(), threading.Event()
+        self._asked: float | None = None  # when the calls of this turn began
+        self._closed = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="ray-head").start()
         self.tasks = max(1, self._room()) * TASKS_PER_WORKER
         self.processes = max([1, *map(self._devices_of, _nodes())])
@@ -143,7 +144,13 @@ class RayPool:
 
     def ended(self) -> list[tuple[Task, Outcome]]:
         """See `engines.Pool`."""
-        self._turned = time.monotonic()
+        self._asked = time.monotonic()
+        try:
+            return self._turn()
+        finally:
+            self._asked = None
+
+    def _turn(self) -> list[tuple[Task, Outcome]]:
         self._fill()
         while self._idle and self._queue:
             actor, task = self._idle.pop(), self._queue.popleft()
@@ -173,7 +180,8 @@ class RayPool:
     def _watch(self) -> None:
         """Ends this process where it hangs in a call to a cluster that is gone."""
         while not self._closed.wait(_POLL_SECONDS):
-            if time.monotonic() - self._turned > LOST_SECONDS:
+            asked = self._asked
+            if asked is not None and time.monotonic() - asked > LOST_SECONDS:
                 error = RunError(
                     f"The head of the Ray cluster has not answered for {LOST_SECONDS:.0f} seconds.",
                     "It was stopped, or cannot be reached any more.",
