@@ -34,7 +34,7 @@ from robustcli.evaluation.engines import (
 )
 
 PATIENCE_SECONDS = 120.0
-"""Without a single actor for this long, the command gives up."""
+"""Without a single machine for this long, the command gives up; for a busy one it waits."""
 LOST_SECONDS = 300.0
 """A call into Ray that takes longer has lost the cluster's head; Ray itself would wait on."""
 _OBJECT_BYTES = 100 * 2**20  # Ray's least is 78 MB; rows go through files, not through Ray
@@ -57,7 +57,7 @@ class RayEngine:
         """
         where = _connect(self._config.address)
         try:
-            pool = RayPool(self._config)
+            pool = RayPool(self._config, say)
             try:
                 say(f"Ray {ray.__version__} {where}: {pool.in_words()}.")
                 yield pool
@@ -112,7 +112,8 @@ def _signals_kept() -> Iterator[None]:
 class RayPool:
     """The actors of one command; see `engines.Pool`."""
 
-    def __init__(self, config: EvalConfig) -> None:
+    def __init__(self, config: EvalConfig, say: Callable[[str], None]) -> None:
+        self._say, self._said_waiting = say, False
         self._gpus = _asks_for_gpus(config.device)
         limit = config.devices
         self._limit = int(limit) if limit not in (None, "all") else None
@@ -156,13 +157,14 @@ class RayPool:
             actor, task = self._idle.pop(), self._queue.popleft()
             self._busy[actor.run.remote(task.as_plain())] = actor, task
         if not (self._starting or self._busy):
-            self._check_patience("It has no machine with a free device.")
+            self._check_patience()
             time.sleep(_POLL_SECONDS)
             return []
         refs = [*self._starting, *self._busy]
         ready, _ = ray.wait(refs, num_returns=1, timeout=_POLL_SECONDS)
-        if not self._busy and not ready:
-            self._check_patience("Its devices are taken by other work.")
+        if not (self._busy or ready or self._said_waiting) and self._alone() > PATIENCE_SECONDS:
+            self._said_waiting = True
+            self._say("Waiting for Ray: its devices are taken, or its workers are still starting.")
         return [ended for ref in ready if (ended := self._take(ref)) is not None]
 
     def close(self) -> None:
@@ -231,11 +233,15 @@ class RayPool:
     def _devices_of(self, node: dict[str, Any]) -> int:
         return int(node.get("Resources", {}).get("GPU" if self._gpus else "CPU", 0))
 
-    def _check_patience(self, why: str) -> None:
-        if time.monotonic() - self._alone_since > PATIENCE_SECONDS:
+    def _alone(self) -> float:
+        """Seconds since a worker has said something."""
+        return time.monotonic() - self._alone_since
+
+    def _check_patience(self) -> None:
+        if self._alone() > PATIENCE_SECONDS:
             raise RunError(
-                f"Ray has given no worker for {PATIENCE_SECONDS:.0f} seconds.",
-                why,
+                f"Ray has had no machine with a device for {PATIENCE_SECONDS:.0f} seconds.",
+                f"Asked for were {'GPUs' if self._gpus else 'processor cores'}.",
                 "See `ray status`. What was finished is kept: the same command goes on.",
             )
 
