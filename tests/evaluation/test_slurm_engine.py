@@ -52,12 +52,13 @@ from pathlib import Path
 state, name, words = Path({state!r}), Path(sys.argv[0]).name, sys.argv[1:]
 
 
-def start(job, task, script):
-    """One task of an array, in a process group of its own; its exit code goes into a file."""
-    called = f"{{job}}_{{task}}"
-    env = dict(os.environ, SLURM_JOB_ID=job, SLURM_ARRAY_JOB_ID=job, SLURM_ARRAY_TASK_ID=str(task),
-               SLURM_NTASKS="1", SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NODEID="0")
-    code = f"bash {{script}}; echo $? > {{state}}/{{called}}.code"
+def start(called):
+    """One job, or `JOB_TASK` of an array, in a process group of its own, as often as asked."""
+    job, _, task = called.partition("_")
+    array = dict(SLURM_ARRAY_JOB_ID=job, SLURM_ARRAY_TASK_ID=task) if task else dict()
+    env = dict(os.environ, SLURM_JOB_ID=job, SLURM_NTASKS="1", SLURM_PROCID="0",
+               SLURM_LOCALID="0", SLURM_NODEID="0", **array)
+    code = f"bash {{state}}/{{job}}.sh; echo $? > {{state}}/$$.code"
     child = subprocess.Popen(["bash", "-c", code], env=env, start_new_session=True,
                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                              stderr=subprocess.DEVNULL)
@@ -68,10 +69,9 @@ if name == "sbatch":
     text = Path(words[-1]).read_text()
     array = re.search("#SBATCH --array=0-([0-9]+)", text)
     job = str(1000 + len(list(state.glob("*.sh"))))
-    script = state / f"{{job}}.sh"
-    script.write_text(text)
-    for task in range(int(array[1]) + 1 if array else 1):
-        start(job, task, script)
+    (state / f"{{job}}.sh").write_text(text)
+    for called in [f"{{job}}_{{n}}" for n in range(int(array[1]) + 1)] if array else [job]:
+        start(called)
     print("Submitted batch job", job)
 elif name == "srun":
     rest = [word for word in words if not word.startswith("--")]
@@ -81,12 +81,11 @@ elif name == "srun":
 elif name == "sacct":
     print("JobID|State|NodeList")
     for file in state.glob("*.pid"):
-        code = file.with_suffix(".code")
-        alive = Path("/proc", file.read_text()).exists() and not code.exists()
+        pid = file.read_text()
+        alive = Path("/proc", pid).exists() and not (state / f"{{pid}}.code").exists()
         print(f"{{file.stem}}|{{'RUNNING' if alive else 'FAILED'}}|here")
 elif name == "scontrol":
-    job, _, task = words[-1].partition("_")
-    start(job, task, state / f"{{job}}.sh")
+    start(words[-1])
     (state / "requeued").touch()
 elif name == "scancel":
     for file in state.glob(f"{{words[-1]}}*.pid"):
