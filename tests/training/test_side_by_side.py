@@ -190,7 +190,7 @@ def in_turn(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three seeds, one after the other in one process."""
     run = tmp_path_factory.mktemp("in turn") / "run"
     process = seeds(data, run, devices=1)
-    said, _ = process.communicate(timeout=500)
+    said, _ = process.communicate(timeout=900)
     assert process.returncode == 0, said
     return run
 
@@ -204,13 +204,14 @@ def assert_same(run: Path, in_turn: Path) -> None:
 
 def begun(run: Path, process: subprocess.Popen[str]) -> list[int]:
     """Waits until a seed has finished an epoch; the processes of the seeds."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not list(run.glob("seed-*/checkpoints/last.ckpt")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return children_of(process.pid)
 
 
+@pytest.mark.timeout(2400)
 @pytest.mark.slow  # ten interpreters; every run has the processes above and one seed after another
 def test_a_killed_seed_is_named_the_others_are_kept_and_the_command_goes_on(
     data: Path, in_turn: Path, tmp_path: Path
@@ -219,7 +220,7 @@ def test_a_killed_seed_is_named_the_others_are_kept_and_the_command_goes_on(
     process = seeds(data, run)
     victims = begun(run, process)
     os.kill(victims[0], signal.SIGKILL)
-    said, _ = process.communicate(timeout=500)
+    said, _ = process.communicate(timeout=900)
     assert process.returncode == 1, said
     assert "3 trainings (seed 0, seed 1, seed 2) on 2 devices" in said
     assert "It was ended by SIGKILL" in said
@@ -229,11 +230,12 @@ def test_a_killed_seed_is_named_the_others_are_kept_and_the_command_goes_on(
     ]
     assert len(complete) == 2
     again = seeds(data, run)
-    said, _ = again.communicate(timeout=500)
+    said, _ = again.communicate(timeout=900)
     assert again.returncode == 0, said
     assert_same(run, in_turn)
 
 
+@pytest.mark.timeout(2400)
 @pytest.mark.slow  # ten interpreters; every run has test_seed_runs.py's SIGTERM
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_end_of_the_first_process_ends_all_and_the_command_goes_on(
@@ -251,7 +253,7 @@ def test_the_end_of_the_first_process_ends_all_and_the_command_goes_on(
         time.sleep(0.1)
     assert read_seeds_record(run).status == "running"
     again = seeds(data, run)
-    said, _ = again.communicate(timeout=500)
+    said, _ = again.communicate(timeout=900)
     assert again.returncode == 0, said
     assert_same(run, in_turn)
 
