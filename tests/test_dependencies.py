@@ -34,6 +34,8 @@ GUARDED = {
     "mlflow": "the extra `mlflow`; `robust publish` says how to install it",
     "wandb": "the extra `wandb`; `robust publish` says how to install it",
     "trackio": "the extra `trackio`; `robust publish` says how to install it",
+    "ray": "the extra `ray`; `--engine ray` says how to install it",
+    "submitit": "the extra `slurm`; `--engine slurm` says how to install it",
     "yaml": "comes with huggingface-hub; reads back what that wrote",
     "_typeshed": "exists for the type checker alone",
 }

@@ -12,6 +12,7 @@ from robustcli.cli import shared_options as options
 from robustcli.cli.results import show, show_plan
 from robustcli.cli.shared_options import (
     FILE,
+    Assignments,
     Devices,
     Numbers,
     as_json,
@@ -89,6 +90,14 @@ _run = together(
     click.option("--devices", type=Devices(),
                  help="Number of processes that share the run, one per device, or all. "
                  "[default: 1]"),
+    click.option("--engine", type=click.Choice(["ray", "slurm"]),
+                 help="Have a Ray cluster or a SLURM job array compute (docs/engines.md). "
+                 "[default: this machine]"),
+    click.option("--slurm", type=Assignments(), metavar="KEY=VALUE,...",
+                 help="The job array of `--engine slurm`, such as partition=gpu,time=60,array=16."),
+    click.option("--address", metavar="HOST:PORT",
+                 help="The Ray cluster of `--engine ray`. [default: the one that this machine "
+                 "belongs to, else one started here]"),
     options.scan_backend,
     click.option("--batch-size", type=click.IntRange(1),
                  help="Images per forward pass. [default: by the device]"),
@@ -168,5 +177,6 @@ def _config(values: dict[str, Any]) -> EvalConfig:
         ModelRequest(name, weights, arguments, preprocessing, values["label_space"], untrained)
         for name in names
     )
+    values["slurm"] = values["slurm"] or {}
     typed = shlex.join(["robust", *sys.argv[1:]])
     return EvalConfig(models=requests, command=typed, **values)

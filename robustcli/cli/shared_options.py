@@ -113,6 +113,33 @@ class Assignment(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             return key, text
 
 
+class Assignments(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """`KEY=VALUE,KEY=VALUE` as a dictionary of texts; a value may hold commas: `a=1,2,b=3`."""
+
+    name = "key=value,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, str]:
+        """The dictionary in `value`."""
+        if isinstance(value, dict):
+            return value
+        pairs: dict[str, str] = {}
+        key = ""
+        for part in value.split(","):
+            name, sign, text = part.partition("=")
+            if sign:
+                key = name.strip()
+                if key in pairs:
+                    self.fail(f"`{value}` has `{key}` twice.", param, ctx)
+                pairs[key] = text.strip()
+            elif key:
+                pairs[key] += f",{part}"
+            if not key:
+                self.fail(f"`{part}` is not KEY=VALUE.", param, ctx)
+        return pairs
+
+
 def together(
     *options: Callable[[CommandFunction], CommandFunction],
 ) -> Callable[[CommandFunction], CommandFunction]:

@@ -8,6 +8,7 @@ environments do the reading; neither it nor torch is imported where no launcher 
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 import warnings
@@ -29,6 +30,7 @@ TIMEOUT = 600.0
 _MPIRUN = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # set by `mpirun` alone
 _PMI = "PMI_SIZE"  # set by MPICH's `mpirun`, and by `srun --mpi=pmi2`
 _POLL_SECONDS = 0.05
+_SLURM_COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Ranks:
         local_rank: Its number on this machine, from 0.
         local_world: Processes of the job on this machine.
         job: What the launcher calls the job, for messages; two jobs may be called the same.
+        uneven: Whether some machines of the job have more processes than others.
     """
 
     rank: int = 0
@@ -48,6 +51,7 @@ class Ranks:
     local_rank: int = 0
     local_world: int = 1
     job: str = ""
+    uneven: bool = False
 
     @property
     def first(self) -> bool:
@@ -56,7 +60,7 @@ class Ranks:
 
     @property
     def nodes(self) -> int:
-        """Machines of the job."""
+        """Machines of the job, unless it is `uneven`."""
         return self.world // self.local_world
 
 
@@ -227,27 +231,64 @@ def _is_slurm_task() -> bool:
 
 
 def _of_slurm() -> Ranks:
+    env = os.environ
+    rank, local, world = (
+        _number(env, name, "SLURM") for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
+    )
+    counts = _slurm_counts()
+    if not counts:
+        raise UsageError(
+            "SLURM does not tell how many tasks are on each machine.",
+            f"`SLURM_NTASKS` is {world}; `SLURM_STEP_TASKS_PER_NODE` and `SLURM_NTASKS_PER_NODE` "
+            "are not set.",
+            "Start the command with `srun`, or reserve the tasks with `--ntasks-per-node=N`.",
+        )
+    node = _number(env, "SLURM_NODEID", "SLURM") if len(counts) > 1 else 0
+    job = f"{env.get('SLURM_JOB_ID', '')}.{env.get('SLURM_STEP_ID', '0')}"
+    uneven = len(set(counts)) > 1
+    place = Ranks(rank, world, local, counts[min(node, len(counts) - 1)], job, uneven)
+    return _checked(place, "SLURM")
+
+
+def _slurm_counts() -> list[int]:
+    """Tasks on each machine, or on all of them where it is one number; empty if SLURM is silent.
+
+    Raises:
+        UsageError: The variable is no such list.
+    """
+    env = os.environ
+    if "SLURM_NTASKS_PER_NODE" in env:
+        return [_number(env, "SLURM_NTASKS_PER_NODE", "SLURM")]
+    name = "SLURM_STEP_TASKS_PER_NODE"
+    name = name if name in env else "SLURM_TASKS_PER_NODE"
+    counts: list[int] = []
+    for text in filter(None, env.get(name, "").split(",")):  # such as 2(x3),1
+        parts = _SLURM_COUNT.fullmatch(text)
+        if parts is None:
+            raise UsageError(
+                f"The environment variable `{name}` is `{env[name]}`.",
+                "SLURM writes there how many tasks each machine has, such as `2(x3),1`.",
+                "Start the command with `srun`, without setting such variables.",
+            )
+        counts += [int(parts[1])] * int(parts[2] or 1)
+    return counts
+
+
+def _slurm_address() -> tuple[str, int]:
+    """The first machine of the job step, and a port that other steps do not use.
+
+    Lightning takes the first machine of the whole job, which need not have a task of this step.
+    """
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     env = os.environ
-    for name in ("SLURM_PROCID", "SLURM_LOCALID"):
-        _number(env, name, "SLURM")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            cluster = SLURMEnvironment(auto_requeue=False)
-    except RuntimeError as error:
-        raise UsageError(
-            "SLURM does not tell how many tasks are on each machine.",
-            f"`SLURM_NTASKS` is {env['SLURM_NTASKS']} and `SLURM_NTASKS_PER_NODE` is not set.",
-            "Reserve the tasks with `--ntasks-per-node=N` instead of `--ntasks=N`.",
-        ) from error
-    job = f"{env.get('SLURM_JOB_ID', '')}.{env.get('SLURM_STEP_ID', '0')}"
-    local_world = _number(env, "SLURM_NTASKS_PER_NODE", "SLURM")
-    return _checked(
-        Ranks(cluster.global_rank(), cluster.world_size(), cluster.local_rank(), local_world, job),
-        "SLURM",
-    )
+    machines = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST", "127.0.0.1")
+    address = env.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(machines)
+    if "MASTER_PORT" in env:
+        return address, _number(env, "MASTER_PORT", "SLURM")
+    job, step = env.get("SLURM_JOB_ID", ""), env.get("SLURM_STEP_ID", "")
+    number = 251 * int(step if step.isdecimal() else 0) + int(job if job.isdecimal() else 0)
+    return address, 15_000 + number % 10_000
 
 
 @cache
@@ -342,9 +383,7 @@ def _address() -> tuple[str, int]:
     if launcher == "mpirun":
         cluster = _mpi()
     elif launcher == "SLURM":
-        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-
-        cluster = SLURMEnvironment(auto_requeue=False)
+        return _slurm_address()
     else:
         return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return cluster.main_address, int(cluster.main_port)

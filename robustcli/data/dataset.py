@@ -46,7 +46,7 @@ class Rows(Protocol):
         """The encoded image in a row; raises OSError where it holds none."""
 
     def pin(self, row: int) -> str | None:
-        """A permanent identifier of these bytes, so that comparing needs no reading; None without."""
+        """A permanent identifier of these bytes, which need no reading then; None without one."""
 
     def shown(self, row: int) -> str:
         """The name of the image in a row, for messages."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.model import Precision
@@ -14,6 +16,7 @@ from robustcli.data.mask_classes import classes_settings
 from robustcli.data.mask_values import mask_settings
 from robustcli.tasks.config import TaskConfig
 
+EngineName = Literal["ray", "slurm"]
 BLOCK_SIZE = 128  # images per row file: what kill -9 can cost, against files to fsync
 
 
@@ -29,6 +32,9 @@ class EvalConfig(TaskConfig):
     precision: Precision = "fp32"
     device: str = "auto"
     devices: int | str | None = None
+    engine: EngineName | None = None
+    slurm: Mapping[str, str] = field(default_factory=dict)
+    address: str | None = None
     batch_size: int | None = None
     workers: int | None = None
     allow_unreadable: float = 0.01

@@ -12,23 +12,19 @@ A waiting rank watches the heartbeats of the ranks it waits for, so none waits f
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from robustcli.core.children import end_children, job_of_parent, start_child
 from robustcli.core.errors import MachineError, RobustError, RunError, UsageError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.ranks import Ranks, ranks, store
@@ -42,7 +38,7 @@ RANK_BEAT_SECONDS = 1.0
 RANK_SILENCE_SECONDS = 60.0  # a rank without a heartbeat for this long counts as dead
 _POLL_SECONDS = 0.1
 _END_SECONDS = 10.0  # for started processes to end by themselves
-_CHILD = "import sys; from robustcli.evaluation.evaluate import help_first; sys.exit(help_first())"
+_CHILD = "robustcli.evaluation.evaluate:help_first"
 _KINDS = {kind.__name__: kind for kind in (RobustError, RunError, UsageError, MachineError)}
 
 
@@ -85,8 +81,7 @@ class Group:
         try:
             yield everyone
         except RobustError as error:
-            kind = next(name for name in reversed(_KINDS) if isinstance(error, _KINDS[name]))
-            self._fail({"kind": kind, "what": error.what, "why": error.why, "todo": error.todo})
+            self._fail(as_plain(error))
             raise
         except FirstProcessFailed:
             raise
@@ -199,11 +194,9 @@ class Group:
     def _raise_error_of(self, rank: int) -> None:
         assert self.messages is not None
         error = json.loads(self.messages.get(f"error/{rank}"))
-        kind = _KINDS[error["kind"]]
         if rank == 0:
-            raise FirstProcessFailed(kind.exit_code)
-        sender = f"Process {rank} of {self.place.world} ({error['host']}): "
-        raise kind(sender + error["what"], error["why"], error["todo"])
+            raise FirstProcessFailed(_KINDS[error["kind"]].exit_code)
+        raise raised_again(error, f"Process {rank} of {self.place.world} ({error['host']}): ")
 
     def _dead(self, dead_ranks: Sequence[int]) -> RunError:
         return RunError(
@@ -211,6 +204,17 @@ class Group:
             "It was killed (out of memory?) or its machine is gone.",
             "See what it printed; the same command goes on.",
         )
+
+
+def as_plain(error: RobustError) -> dict[str, str]:
+    """`error` as JSON, for `raised_again` in another process."""
+    kind = next(name for name in reversed(_KINDS) if isinstance(error, _KINDS[name]))
+    return {"kind": kind, "what": error.what, "why": error.why, "todo": error.todo}
+
+
+def raised_again(error: Mapping[str, str], sender: str) -> RobustError:
+    """The error that another process wrote `as_plain`; `sender` begins its message."""
+    return _KINDS[error["kind"]](sender + error["what"], error["why"], error["todo"])
 
 
 def in_words(ranks: Sequence[int], world: int) -> str:
@@ -290,18 +294,26 @@ def check_ranks_agree(facts: Mapping[int, Mapping[str, Any]]) -> None:
     Raises:
         UsageError: A rank differs; the message names the rank and the first difference.
     """
-    reference = facts[0]
     for rank in sorted(facts):
-        for name in dict.fromkeys([*reference, *facts[rank]]):
-            ours, theirs = reference.get(name), facts[rank].get(name)
-            if ours != theirs:
-                raise UsageError(
-                    f"Process {rank} of {len(facts)} ({facts[rank].get('host')}) has other "
-                    f"{name} than the first process.",
-                    _difference(ours, theirs),
-                    "Every process must compute with the same: install the same versions and give "
-                    "all the same files.",
-                )
+        who = f"Process {rank} of {len(facts)} ({facts[rank].get('host')})"
+        check_same_inputs(facts[0], facts[rank], who)
+
+
+def check_same_inputs(first: Mapping[str, Any], other: Mapping[str, Any], who: str) -> None:
+    """Refuses the process `who`, whose inputs are `other`, where they differ from `first`.
+
+    Raises:
+        UsageError: The message names the first difference.
+    """
+    for name in dict.fromkeys([*first, *other]):
+        ours, theirs = first.get(name), other.get(name)
+        if ours != theirs and name != "host":
+            raise UsageError(
+                f"{who} has other {name} than the first process.",
+                _difference(ours, theirs),
+                "Every process must compute with the same: install the same versions and give "
+                "all the same files.",
+            )
 
 
 def _difference(ours: Any, theirs: Any) -> str:
@@ -398,18 +410,11 @@ def _started(config: EvalConfig, count: int) -> Iterator[Group]:
         )  # fmt: skip
     threads = torch.get_num_threads()
     threads_per_rank = max(1, threads // count)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads_per_rank)}
-    package = str(Path(__file__).parents[2])
-    import_path = filter(None, [package, os.environ.get("PYTHONPATH")])
-    environment["PYTHONPATH"] = os.pathsep.join(import_path)
     children: dict[int, subprocess.Popen[bytes]] = {}
     try:
         for rank in range(1, count):
-            children[rank] = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CHILD], env=environment, stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-            )  # fmt: skip
-            _send(children[rank], (config, port, rank, count))
+            job = (config, port, rank, count)
+            children[rank] = start_child(_CHILD, job, threads=threads_per_rank)
         torch.set_num_threads(threads_per_rank)
         yield Group(Ranks(0, count, 0, count), messages, children)
         for child in children.values():
@@ -417,47 +422,14 @@ def _started(config: EvalConfig, count: int) -> Iterator[Group]:
                 child.wait(_END_SECONDS)
     finally:
         torch.set_num_threads(threads)
-        for child in children.values():
-            child.terminate()
-        for child in children.values():
-            child.wait()
-            if child.stdin is not None:
-                child.stdin.close()
-
-
-def _send(child: subprocess.Popen[bytes], job: object) -> None:
-    """Sends `job` to a child; the pipe stays open as long as this process lives."""
-    assert child.stdin is not None
-    content = pickle.dumps(job)
-    with suppress(BrokenPipeError):  # it has ended: noticed by the rank that waits for it
-        child.stdin.write(len(content).to_bytes(8, "little") + content)
-        child.stdin.flush()
+        end_children(children.values())
 
 
 def group_of_child() -> tuple[EvalConfig, Group]:
     """The evaluation and the group of a started process, read from its standard input."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined,unused-ignore]
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; rank 0 ends them
-    config, port, rank, count = pickle.loads(_read(int.from_bytes(_read(8), "little")))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    config, port, rank, count = job_of_parent()
     timeout = timedelta(seconds=RANK_SILENCE_SECONDS)
     messages = TCPStore("127.0.0.1", port, count, is_master=False, timeout=timeout)
     return config, Group(Ranks(rank, count, rank, count), messages)
-
-
-def _read(size: int) -> bytes:
-    """The next `size` bytes of standard input.
-
-    Not through `sys.stdin`: a thread that waits in it holds a lock, which a forked loader worker
-    would inherit locked and wait for without end.
-    """
-    content = b""
-    while len(content) < size and (more := os.read(0, size - len(content))):
-        content += more
-    return content
-
-
-def _end_with_parent() -> None:
-    _read(1)
-    os._exit(1)

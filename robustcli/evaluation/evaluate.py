@@ -12,8 +12,8 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from robustcli.adapters.model import Model
 from robustcli.core.errors import RobustError, RunError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import usable_cores, versions
+from robustcli.core.ranks import Ranks
 from robustcli.core.working_copy import helping, take_in
 from robustcli.data.decode import UnreadableImage
 from robustcli.evaluation.config import EvalConfig
@@ -32,9 +33,18 @@ from robustcli.evaluation.device import DeviceMonitor, device_name
 from robustcli.evaluation.distributed import (
     Group,
     check_ranks_agree,
+    check_same_inputs,
     group_of,
     group_of_child,
     in_words,
+)
+from robustcli.evaluation.engines import (
+    Assignment,
+    Engine,
+    StartWork,
+    engine_of,
+    engine_workers,
+    leading,
 )
 from robustcli.evaluation.forecast import announce_quick
 from robustcli.evaluation.gates import GATES_FILE, gate_error, judge
@@ -44,7 +54,7 @@ from robustcli.evaluation.plan import EvaluationPlan, Piece, parts_of, share_of,
 from robustcli.evaluation.published_corruptions import compare_with_published
 from robustcli.evaluation.record import EVALUATION, PARITY, RunRecord, TransformRecord, read_record
 from robustcli.evaluation.runner import Runner, check_unreadable
-from robustcli.evaluation.sessions import Session, write_session
+from robustcli.evaluation.sessions import Session, read_sessions, write_session
 from robustcli.evaluation.store import Store
 from robustcli.tasks.base import FinishedRows
 from robustcli.tasks.pictures import write_samples
@@ -62,16 +72,22 @@ class IncompleteRun(RunError):  # noqa: N818  it says what the run is
 
 def evaluate(config: EvalConfig, listener: Listener | None = None) -> Path:
     """`run_evaluation` in as many processes as `config` or a launcher such as torchrun asks for."""
+    engine = engine_of(config)
+    if engine is not None:
+        config = leading(config, (listener or Silent()).say)
+        return run_evaluation(config, listener, engine=engine)
     with group_of(config) as group:
         return run_evaluation(config, listener, group)
 
 
 def run_evaluation(
-    config: EvalConfig, listener: Listener | None = None, group: Group | None = None
-) -> Path:
+    config: EvalConfig, listener: Listener | None = None, group: Group | None = None, *,
+    engine: Engine | None = None,
+) -> Path:  # fmt: skip
     """Computes the missing rows of the run that `config` describes; returns the run's folder.
 
-    Each process of `group` calls this; None for this process alone.
+    Each process of `group` calls this; None for this process alone. With an `engine` its workers
+    compute the rows.
 
     Raises:
         UsageError: Something named does not exist or does not fit together, or the inputs of a
@@ -97,7 +113,16 @@ def run_evaluation(
         check_ranks_agree(facts)
         with EVALUATION.held(evaluation.run, shared_listener.say) as ownership:
             record = EVALUATION.open(evaluation.run, record, fresh=config.fresh)
-            _lead(evaluation, models, record, shared_listener, group, ownership.check)
+            if engine is None:
+                workers = _ranks(
+                    evaluation, models, record, shared_listener, group, ownership.check
+                )
+            else:
+                assignment = _assignment(config, evaluation.run, record, facts[0])
+                workers = engine_workers(engine, assignment, PieceWorker, shared_listener)
+            _lead(evaluation, models, record, shared_listener, workers)
+            if engine is not None:
+                _take_devices(evaluation.run)
             _check_gates(evaluation)
     return evaluation.run
 
@@ -183,37 +208,118 @@ def plan_work(record: RunRecord, evaluation: Evaluation) -> EvaluationPlan:
 
 def _lead(
     evaluation: Evaluation, models: Mapping[str, Model], record: RunRecord, listener: Listener,
-    group: Group, check: Callable[[], None],
+    workers: AbstractContextManager[StartWork],
 ) -> None:  # fmt: skip
-    """Rank 0 distributes the work, computes its share, waits for the others, closes the run."""
+    """Plans, has `workers` compute what is missing, and closes the run."""
     config, run, plan = evaluation.config, evaluation.run, plan_work(record, evaluation)
     with EVALUATION.closing(run) as ending:
-        missing = plan.missing()
-        for path in plan.damaged(missing):
-            listener.say(f"`{path}` is damaged: its rows are computed again.")
-        pieces = shared(missing, group.place.world)
-        group.tell("work", {"record": record.model_dump_json(), "pieces": [*map(_plain, pieces)]})
-        done = plan.forwards - sum(piece.forwards for piece in missing)
-        listener.start(plan.forwards, done)
-        write_samples(
-            run, evaluation.cells.values(), config.seed, evaluation.data.items,
-            lambda items: evaluation.task.sample(items, models, config),
-        )  # fmt: skip
-        _compute(evaluation, models, record, pieces, listener, group, check)
-        dead_ranks = group.finish()
-        if group.place.nodes > 1:
-            take_in(run)
+        with workers as start:
+            missing = plan.missing()
+            for path in plan.damaged(missing):
+                listener.say(f"`{path}` is damaged: its rows are computed again.")
+            await_end = start(plan, missing)
+            done = plan.forwards - sum(piece.forwards for piece in missing)
+            listener.start(plan.forwards, done)
+            write_samples(
+                run, evaluation.cells.values(), config.seed, evaluation.data.items,
+                lambda items: evaluation.task.sample(items, models, config),
+            )  # fmt: skip
+            lost = await_end()
         still_missing = plan.missing()
         if not still_missing:
             _finish(evaluation, models, plan.store)
-        # The ranks together may have met too many unreadable images.
+        # The workers together can have found too many unreadable images.
         check_unreadable(
             set(plan.store.skipped()["image_id"]), _tolerated(config, len(plan.images))
         )
         if still_missing or _plan_of_run(plan, read_record(run)).missing():
             ending.status = "partial"
     if still_missing:
-        raise _incomplete(run, plan, still_missing, dead_ranks, group.place.world)
+        raise _incomplete(run, plan, still_missing, lost)
+
+
+@contextmanager
+def _ranks(
+    evaluation: Evaluation, models: Mapping[str, Model], record: RunRecord, listener: Listener,
+    group: Group, check: Callable[[], None],
+) -> Iterator[StartWork]:  # fmt: skip
+    """The ranks of `group`: rank 0 distributes the work and computes its share."""
+
+    def start(plan: EvaluationPlan, missing: Sequence[Piece]) -> Callable[[], str]:
+        pieces = shared(missing, group.place.world)
+        plain = [piece.as_plain() for piece in pieces]
+        group.tell("work", {"record": record.model_dump_json(), "pieces": plain})
+
+        def await_end() -> str:
+            _compute(evaluation, models, record, pieces, listener, group, check)
+            dead_ranks = group.finish()
+            if group.place.nodes > 1:
+                take_in(evaluation.run)
+            if not dead_ranks:
+                return ""
+            return f"{in_words(dead_ranks, group.place.world)} ended without a word."
+
+        return await_end
+
+    yield start
+
+
+def _assignment(
+    config: EvalConfig, run: Path, record: RunRecord, facts: Mapping[str, Any]
+) -> Assignment:
+    """What the workers of an engine get to know."""
+    config = replace(
+        config, out=run.absolute(), engine=None, slurm={}, address=None, devices=None, fresh=False
+    )
+    return Assignment(config, record.model_dump_json(), facts)
+
+
+class PieceWorker:
+    """Computes pieces of a run that another process leads, where an engine has started it.
+
+    Raises:
+        UsageError: The inputs differ here from those of the first process.
+        MachineError: The run's folder is not on this machine.
+    """
+
+    def __init__(self, assignment: Assignment) -> None:
+        assignment.enter()
+        config = assignment.config
+        self._evaluation = look_up(config, Silent())
+        self._models = load_models(self._evaluation)
+        self._record = RunRecord.model_validate_json(assignment.record)
+        facts = _facts(config, new_record(self._evaluation, self._models))
+        check_same_inputs(assignment.facts, facts, "It")
+        self._plan = plan_work(self._record, self._evaluation)
+        self._group = Group(Ranks(0, 1, 0, assignment.processes))
+
+    def compute(self, pieces: Sequence[Any]) -> None:
+        """See `engines.Worker`.
+
+        Raises:
+            RunError: Somebody has begun the run anew, or computing failed.
+        """
+        missing = self._plan.still_missing([self._plan.piece_of(plain) for plain in pieces])
+        _compute(
+            self._evaluation, self._models, self._record, missing, Silent(), self._group,
+            self._check,
+        )  # fmt: skip
+
+    def _check(self) -> None:
+        run = self._evaluation.run
+        if read_record(run).created != self._record.created:
+            raise RunError(
+                f"`{run}` was begun anew.",
+                "Rows with the settings of the earlier command would mix with its rows.",
+                "Nothing needs to be done: this worker ends.",
+            )
+
+
+def _take_devices(run: Path) -> None:
+    """Names in the record the devices of the workers, of which this process had none."""
+    devices = dict.fromkeys(session.device for session in read_sessions(run))
+    if devices:
+        EVALUATION.update(run, device=", ".join(devices))
 
 
 def _follow(
@@ -223,7 +329,7 @@ def _follow(
     work = group.hear("work")
     record = RunRecord.model_validate_json(work["record"])
     plan = plan_work(record, evaluation)
-    pieces = [_piece(plan, plain) for plain in work["pieces"]]
+    pieces = [plan.piece_of(plain) for plain in work["pieces"]]
     with helping(evaluation.run):
         _compute(evaluation, models, record, pieces, listener, group, lambda: None)
     group.finish()
@@ -326,9 +432,8 @@ def _plan_of_run(plan: EvaluationPlan, record: RunRecord) -> EvaluationPlan:
 
 
 def _incomplete(
-    run: Path, plan: EvaluationPlan, missing: Sequence[Piece], dead_ranks: Sequence[int],
-    world: int,
-) -> IncompleteRun:  # fmt: skip
+    run: Path, plan: EvaluationPlan, missing: Sequence[Piece], why_lost: str
+) -> IncompleteRun:
     """The error that counts the missing rows, with the reason if it is known."""
     count = Counter[str]()
     for piece in missing:
@@ -339,8 +444,8 @@ def _incomplete(
     more = f" and {len(count) - 3} more" if len(count) > 3 else ""
     lost = sum(piece.forwards for piece in missing)
     why = f"Missing: {first}{more}." if lost else "Measures of transformed images are missing."
-    if dead_ranks:
-        why = f"{in_words(dead_ranks, world)} ended without a word. {why}"
+    if why_lost:
+        why = f"{why_lost} {why}"
     return IncompleteRun(
         run,
         f"The run in `{run}` is partial: {lost:,} of {plan.forwards:,} predictions are missing.",
@@ -371,18 +476,3 @@ def _facts(config: EvalConfig, record: RunRecord) -> dict[str, Any]:
             "allow_unreadable": config.allow_unreadable,
         },
     }
-
-
-def _plain(piece: Piece) -> list[Any]:
-    """A piece as JSON: block, and per cell the transform, severity, models and views."""
-    return [
-        piece.block,
-        [[c.transform, c.severity, piece.models[c], piece.inputs[c]] for c in piece.cells],
-    ]
-
-
-def _piece(plan: EvaluationPlan, plain: Sequence[Any]) -> Piece:
-    block, cells = plain
-    models = {Cell(name, severity): tuple(models) for name, severity, models, _ in cells}
-    inputs = {Cell(name, severity): tuple(views) for name, severity, _, views in cells}
-    return Piece(block, plan.images_of(block), models, inputs)

@@ -7,6 +7,7 @@ a list that exists before the workers start, so every batch is made exactly once
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,8 +90,13 @@ def batch_stream(
 
 
 def _one_thread(_: int) -> None:
-    """Limits a worker to one thread: more would compete with the other workers for the cores."""
+    """Limits a worker to one thread: more would compete with the other workers for the cores.
+
+    What a scheduler signals before it pre-empts a job is for the process that computes.
+    """
     import cv2
 
+    if hasattr(signal, "SIGUSR2"):
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from robustcli.evaluation.store import Store, rows_in
 from robustcli.tasks.base import Item, ItemT
@@ -50,6 +51,13 @@ class Piece:
             {cell: self.inputs[cell] for cell in cells},
         )
 
+    def as_plain(self) -> list[Any]:
+        """This piece as JSON: block, and per cell the transform, severity, models and views."""
+        return [
+            self.block,
+            [[c.transform, c.severity, self.models[c], self.inputs[c]] for c in self.cells],
+        ]
+
 
 @dataclass(frozen=True)
 class PieceBatch:
@@ -89,6 +97,19 @@ class EvaluationPlan:
         blocks = -(-len(self.images) // self.block_size)
         pieces = (self._piece(block) for block in range(blocks))
         return tuple(piece for piece in pieces if piece.cells)
+
+    def piece_of(self, plain: Sequence[Any]) -> Piece:
+        """The piece that another process has written `as_plain`, with the images of this one."""
+        block, cells = plain
+        models = {Cell(name, severity): tuple(models) for name, severity, models, _ in cells}
+        inputs = {Cell(name, severity): tuple(views) for name, severity, _, views in cells}
+        return Piece(block, self.images_of(block), models, inputs)
+
+    def still_missing(self, pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+        """What a worker that died over `pieces` has left of them."""
+        rest = ((piece, self._piece(piece.block)) for piece in pieces)
+        left = (now.only([c for c in piece.cells if c in now.models]) for piece, now in rest)
+        return tuple(piece for piece in left if piece.cells)
 
     def damaged(self, missing: Sequence[Piece]) -> list[Path]:
         """The files of `missing` work that are there, but cannot be read whole."""

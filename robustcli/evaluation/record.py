@@ -98,7 +98,7 @@ EVALUATION = RunKind(
     RunRecord,
     "an evaluation",
     "robust eval",
-    ("predictions", "inputs", "skipped", "sessions", "samples", "figures", "panels"),
+    ("predictions", "inputs", "skipped", "sessions", "samples", "figures", "panels", "slurm"),
     (
         *("results.csv", "results.json", "report.md", "report.html"),
         *("gates.json", "parity.json"),

@@ -18,10 +18,11 @@ from robustcli.finetuning.decide import (
     saving_of,
 )
 from robustcli.finetuning.finetune_plan import FinetunePlan, first_mode, plan_finetuning
+from robustcli.finetuning.mode_trainings import devices_begun, modes_beside
 from robustcli.finetuning.record import FINETUNING, SavingRecord
 from robustcli.finetuning.seed_tunings import check_scores
 from robustcli.finetuning.selection import Decision
-from robustcli.training.seed_runs import check_launcher
+from robustcli.training.seed_runs import check_launcher, seeds_beside
 from robustcli.training.seeds_forecast import SeedsForecast, seeds_in
 from robustcli.training.seeds_record import seed_folder
 from robustcli.training.train_forecast import TrainForecast, forecast_plan
@@ -115,13 +116,20 @@ def forecast_finetune_seeds(config: FinetuneConfig, listener: Listener) -> Seeds
     """The forecast for several seeds; see `forecast_finetuning`."""
     check_scores(config)
     check_launcher()
+    beside = seeds_beside(config.training, devices_begun)
+    if beside:
+        config = replace(config, training=replace(config.training, devices=1))
     plan, seed = _plan_offline(config, listener), config.training.seed
     seeds, finished = seeds_in(config.training, plan.run, FINETUNING)
     first = plan.for_seed(seed, seed_folder(plan.run, seed))
-    return SeedsForecast(str(plan.run), seeds, finished, _forecast(first, listener))
+    return SeedsForecast(str(plan.run), seeds, finished, _forecast(first, listener), beside)
 
 
 def _plan_offline(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
+    modes = modes_beside(config)
+    if modes is not None:
+        listener.say(f"{len(config.modes)} modes on {modes.count} devices: each whole on one.")
+        config = modes.config
     offline = replace(config, training=replace(config.training, offline=True))
     return plan_finetuning(offline, listener)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -12,8 +13,10 @@ from typing import NoReturn
 import pandas as pd
 from torch import nn
 
+from robustcli.core.errors import MachineError, RunError, UsageError
 from robustcli.core.listener import Listener, NamedListener, Silent
 from robustcli.core.ranks import Ranks, ranks
+from robustcli.core.rundir import has_record
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.decide import (
     announce_decisions,
@@ -44,6 +47,13 @@ from robustcli.finetuning.selection import Decision
 from robustcli.finetuning.sweep import help_sweep, run_sweep
 from robustcli.training.engine import run_plan
 from robustcli.training.processes import Enough, Peers, end_of_others, helped_run, meeting
+from robustcli.training.record import read_train_record
+from robustcli.training.side_by_side import (
+    SeparateRun,
+    announce_beside,
+    devices_beside,
+    run_beside,
+)
 from robustcli.training.train_plan import try_out
 
 _THERE = "the profile is there"
@@ -60,15 +70,59 @@ def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> 
             or no parameter would be left to train.
         RunError: Training failed; the checkpoints of the last finished epoch are kept.
     """
-    return _run(lambda heard: plan_finetuning(config, heard), listener)
+    beside = modes_beside(config)
+    config = config if beside is None else beside.config
+    return _run(lambda heard: plan_finetuning(config, heard), listener, beside)
 
 
-def run_finetune_plan(plan: FinetunePlan, listener: Listener | None = None) -> Path:
+def run_finetune_plan(
+    plan: FinetunePlan, listener: Listener | None = None, beside: ModesBeside | None = None
+) -> Path:
     """Runs the missing parts of `plan`; see `run_finetuning`."""
-    return _run(lambda _: plan, listener)
+    return _run(lambda _: plan, listener, beside)
 
 
-def _run(make_plan: Callable[[Listener], FinetunePlan], listener: Listener | None) -> Path:
+@dataclass(frozen=True)
+class ModesBeside:
+    """Modes that are trained whole on several devices, beside each other.
+
+    Args:
+        count: The devices.
+        config: The settings as typed, for one device: the process of a mode plans by them.
+    """
+
+    count: int
+    config: FinetuneConfig
+
+    def for_seed(self, seed: int, out: Path) -> ModesBeside:
+        """The same modes with another seed, into the folder `out`."""
+        training = self.config.training.for_seed(seed, out)
+        return replace(self, config=replace(self.config, training=training))
+
+
+def modes_beside(config: FinetuneConfig) -> ModesBeside | None:
+    """The modes beside each other, where there are as many as devices; else None.
+
+    Modes that an earlier version has begun to train on several devices each go on so.
+    """
+    training = config.training
+    count = devices_beside(training.device, training.devices, len(config.modes))
+    begun = training.out is not None and not training.fresh and devices_begun(training.out) > 1
+    if not count or begun:
+        return None
+    return ModesBeside(count, replace(config, training=replace(training, devices=1)))
+
+
+def devices_begun(run: Path) -> int:
+    """The devices on which each mode of the fine-tuning in the folder `run` was begun; else 1."""
+    begun = [run / mode for mode in _ORDER if has_record(run / mode)]
+    return read_train_record(begun[0]).devices if begun else 1
+
+
+def _run(
+    make_plan: Callable[[Listener], FinetunePlan], listener: Listener | None,
+    beside: ModesBeside | None,
+) -> Path:  # fmt: skip
     process = ranks()
     of_modes = NamedListener((listener if process.first else None) or Silent())
     helped = helped_run()
@@ -93,7 +147,7 @@ def _run(make_plan: Callable[[Listener], FinetunePlan], listener: Listener | Non
                 more=partial(mode_differences, plan),
             )
             with FINETUNING.closing(plan.run):
-                _lead(plan, modes, network, of_modes, peers)
+                _lead(plan, modes, network, of_modes, peers, beside)
     return plan.run
 
 
@@ -108,8 +162,9 @@ def _prepare(
 
 
 def _lead(
-    plan: FinetunePlan, modes: Modes, network: nn.Module, listener: NamedListener, peers: Peers
-) -> None:
+    plan: FinetunePlan, modes: Modes, network: nn.Module, listener: NamedListener, peers: Peers,
+    beside: ModesBeside | None,
+) -> None:  # fmt: skip
     """Runs all requested trainings, in the first process."""
     config, decisions = plan.config, modes.decisions
     if decisions is not None and "freeze" in config.modes:
@@ -118,12 +173,55 @@ def _lead(
     peers.tell("train")
     if config.profile_only:
         _profile(plan, modes, listener, peers)
-    for mode in _in_order(config):
-        listener.begin(mode)
-        _train(plan, modes, mode, listener, peers)
+    if beside is not None:
+        _train_beside(plan, listener, beside)
+    else:
+        for mode in _in_order(config):
+            listener.begin(mode)
+            _train(plan, modes, mode, listener, peers)
     _count_saving(plan, network)
     if config.sweep:
         run_sweep(plan, network, listener)
+
+
+def _train_beside(plan: FinetunePlan, listener: NamedListener, beside: ModesBeside) -> None:
+    """Trains the modes on several devices, each in a process of its own.
+
+    Raises:
+        RunError: Modes failed; the others are finished.
+    """
+    typed = beside.config
+    config = replace(typed, training=replace(typed.training, out=plan.run, fresh=False))
+    runs = [SeparateRun(f"mode {mode}", _train_mode, (config, mode)) for mode in _in_order(config)]
+    announce_beside(beside.count, [run.name for run in runs], listener.say)
+    failures: dict[str, Exception] = {}
+
+    def failed(run: SeparateRun, error: Exception) -> None:
+        if isinstance(error, UsageError | MachineError):  # settings and machine are those of all
+            raise error
+        failures[run.name] = error
+        listener.say(f"{run.name} failed; the others go on.")
+
+    run_beside(runs, beside.count, config.training.device, listener, failed)
+    if len(failures) == 1:
+        raise next(iter(failures.values()))
+    if failures:
+        raise RunError(
+            f"`{plan.run}` lacks {', '.join(failures)}.",
+            "\n".join(f"{name}: {error}" for name, error in failures.items()),
+            "The same command tries again what is missing, from the last finished epoch of each.",
+        )
+
+
+def _train_mode(config: FinetuneConfig, mode: Mode, device: str, listener: Listener) -> None:
+    """Trains one mode on `device`, in a process of its own."""
+    training = replace(config.training, device=device)
+    plan, network, decisions, _ = _prepare(
+        plan_finetuning(replace(config, training=training), Silent())
+    )
+    decided = partial(_decided, plan, network, listener)
+    modes = Modes(plan, decisions, partial(_profiled, plan), decided)
+    _train(plan, modes, mode, listener, Peers(Ranks()))
 
 
 def _in_order(config: FinetuneConfig) -> list[Mode]:
@@ -136,7 +234,7 @@ def _profiled(plan: FinetunePlan, rows: pd.DataFrame) -> None:
 
 
 def _decided(
-    plan: FinetunePlan, network: nn.Module, listener: NamedListener, decisions: Sequence[Decision]
+    plan: FinetunePlan, network: nn.Module, listener: Listener, decisions: Sequence[Decision]
 ) -> None:
     if ranks().first:
         write_decisions(plan.run / DECISIONS, decisions, network)

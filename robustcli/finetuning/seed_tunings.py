@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from robustcli.core.errors import UsageError
-from robustcli.core.listener import Listener
+from robustcli.core.listener import Listener, Silent
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.finetune_plan import (
     finetune_record,
@@ -14,7 +15,11 @@ from robustcli.finetuning.finetune_plan import (
     mode_differences,
     plan_finetuning,
 )
-from robustcli.finetuning.mode_trainings import run_finetune_plan
+from robustcli.finetuning.mode_trainings import (
+    devices_begun,
+    modes_beside,
+    run_finetune_plan,
+)
 from robustcli.finetuning.record import FINETUNING
 from robustcli.training.seed_runs import (
     OnFailure,
@@ -22,7 +27,9 @@ from robustcli.training.seed_runs import (
     check_launcher,
     listener_of_first,
     run_seeds,
+    seeds_beside,
 )
+from robustcli.training.side_by_side import SeparateRun
 
 
 def finetune_seeds(
@@ -40,10 +47,18 @@ def finetune_seeds(
     """
     check_scores(config)
     check_launcher()
+    beside = seeds_beside(config.training, devices_begun)
+    modes = None if beside else modes_beside(config)
+    if beside or modes is not None:
+        config = replace(config, training=replace(config.training, devices=1))
     plan = plan_finetuning(config, listener_of_first(listener))
 
     def start(seed: int, out: Path, heard: Listener) -> None:
-        run_finetune_plan(plan.for_seed(seed, out), heard)
+        of_seed = None if modes is None else modes.for_seed(seed, out)
+        run_finetune_plan(plan.for_seed(seed, out), heard, of_seed)
+
+    def separately(seed: int, out: Path) -> SeparateRun:
+        return SeparateRun(f"seed {seed}", _tune_seed, (config, seed, out))
 
     def differences(seed: int, out: Path) -> Iterator[str]:
         seed_plan = plan.for_seed(seed, out)
@@ -53,8 +68,19 @@ def finetune_seeds(
         yield from mode_differences(seed_plan, old)
 
     fresh = config.training.fresh
-    runs = SeedRuns(plan.run, "finetune", FINETUNING, plan.training, fresh, start, differences)
+    runs = SeedRuns(
+        plan.run, "finetune", FINETUNING, plan.training, fresh, start, differences, separately,
+        beside,
+    )  # fmt: skip
     return run_seeds(runs, listener, on_failure)
+
+
+def _tune_seed(
+    config: FinetuneConfig, seed: int, out: Path, device: str, listener: Listener
+) -> None:
+    """Fine-tunes with one seed on `device`, in a process of its own."""
+    config = replace(config, training=replace(config.training, device=device))
+    run_finetune_plan(plan_finetuning(config, Silent()).for_seed(seed, out), listener)
 
 
 def check_scores(config: FinetuneConfig) -> None:

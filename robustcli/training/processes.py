@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from torch.distributed import (  # type: ignore[attr-defined,unused-ignore]
     TCPStore,
 )
 
+from robustcli.core.children import how_ended
 from robustcli.core.errors import MachineError, RobustError, RunError, UsageError, first_line
 from robustcli.core.ranks import Ranks, ranks, store
 
@@ -239,7 +239,7 @@ class Peers:
         if rank - 1 in range(len(self.children)):
             code = self.children[rank - 1].poll()
             if code is not None:  # perhaps just now, and after it had left
-                return None if keys.check([f"left/{rank}"]) else _ending(code)
+                return None if keys.check([f"left/{rank}"]) else how_ended(code)
         beat = keys.get(f"beat/{rank}") if keys.check([f"beat/{rank}"]) else b""
         now = time.monotonic()
         if self._seen.get(rank, (None, 0.0))[0] != beat:
@@ -367,7 +367,7 @@ def _check_children(process: Ranks, children: Sequence[Any]) -> None:
     for number, child in enumerate(children):
         code = child.poll()
         if code is not None:
-            raise _error(_gone(number + 1, process, _ending(code)), process)
+            raise _error(_gone(number + 1, process, how_ended(code)), process)
 
 
 @contextmanager
@@ -461,13 +461,6 @@ def _gone(rank: int, process: Ranks, how: str) -> ProcessFailure:
 
 def _is_gone(failure: ProcessFailure, rank: int) -> bool:
     return failure.rank == rank and failure.what.endswith(_ENDED)
-
-
-def _ending(code: int) -> str:
-    if code < 0:
-        with suppress(ValueError):
-            return f"It was ended by {signal.Signals(-code).name}."
-    return f"Its exit code was {code}."
 
 
 def _error(failure: ProcessFailure, process: Ranks) -> RobustError:

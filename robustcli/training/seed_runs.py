@@ -1,6 +1,6 @@
 """Runs several seeds of one training, or of one fine-tuning, beside each other in one folder.
 
-The data set is opened once and all seeds have the same parts of it; what differs between them is
+All seeds have the same parts of it; what differs between them is
 the initialisation and the order of the images. A seed that fails does not keep the others from
 being trained.
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -40,6 +41,12 @@ from robustcli.training.seeds_record import (
     SeedsRecord,
     read_seeds_record,
     seed_folder,
+)
+from robustcli.training.side_by_side import (
+    SeparateRun,
+    announce_beside,
+    devices_beside,
+    run_beside,
 )
 from robustcli.training.train_plan import plan_training
 from robustcli.training.training_task import TrainPlan, TrainStart
@@ -72,6 +79,9 @@ class SeedRuns:
         plan: Of the first seed: data, settings, devices.
         fresh: Whether to discard what the folder holds.
         start: Runs a seed into its folder.
+        separately: A seed's run in a process of its own.
+        beside: Devices on which whole seeds run beside each other; 0 where they run one after the
+            other, each on all devices.
         differences: Sentences on how the settings of a seed differ from those of the run in its
             folder, which is of the same kind.
     """
@@ -83,6 +93,8 @@ class SeedRuns:
     fresh: bool
     start: Callable[[int, Path, Listener], object]
     differences: Callable[[int, Path], Iterator[str]]
+    separately: Callable[[int, Path], SeparateRun]
+    beside: int = 0
 
     def record(self) -> SeedsRecord:
         """The record of seeds that begin."""
@@ -116,6 +128,9 @@ def train_seeds(
         SeedsError: Some seeds failed; all others are finished.
     """
     check_launcher()
+    beside = train_seeds_beside(config)
+    if beside:
+        config = replace(config, devices=1)
     plan = plan_training(config, listener_of_first(listener))
 
     def start(seed: int, out: Path, heard: Listener) -> None:
@@ -128,8 +143,37 @@ def train_seeds(
         new = train_record(seed_plan, begin.network, begin.origin)
         yield from TRAINING.differences(TRAINING.read(out), new)
 
-    runs = SeedRuns(plan.run, "train", TRAINING, plan, config.fresh, start, differences)
+    def separately(seed: int, out: Path) -> SeparateRun:
+        return SeparateRun(f"seed {seed}", _train_seed, (config, seed, out))
+
+    runs = SeedRuns(
+        plan.run, "train", TRAINING, plan, config.fresh, start, differences, separately, beside
+    )
     return run_seeds(runs, listener, on_failure)
+
+
+def _train_seed(config: TrainConfig, seed: int, out: Path, device: str, listener: Listener) -> None:
+    """Trains one seed on `device`, in a process of its own."""
+    plan = plan_training(replace(config, device=device), Silent()).for_seed(seed, out)
+    run_plan(plan, _start(plan), listener)
+
+
+def train_seeds_beside(config: TrainConfig) -> int:
+    """`seeds_beside` of trainings."""
+    return seeds_beside(config, lambda run: TRAINING.read(run).devices)
+
+
+def seeds_beside(config: TrainConfig, devices_of: Callable[[Path], int]) -> int:
+    """Devices on which whole seeds are trained beside each other; 0 for one after the other.
+
+    Seeds that an earlier version has begun to train on several devices each go on so.
+    """
+    count = devices_beside(config.device, config.devices, config.seeds or 1)
+    if count and config.out is not None and not config.fresh:
+        first = seed_folder(config.out, config.seed)
+        if has_record(first) and devices_of(first) > 1:
+            return 0
+    return count
 
 
 def _start(plan: TrainPlan) -> TrainStart:
@@ -155,7 +199,7 @@ def check_launcher() -> None:
 def run_seeds(
     runs: SeedRuns, listener: Listener | None = None, on_failure: OnFailure | None = None
 ) -> Path:
-    """Runs each seed that is not finished, one after the other; returns the folder of all.
+    """Runs each seed that is not finished; returns the folder of all.
 
     Raises:
         UsageError: The folder holds other things, or runs with other settings.
@@ -174,11 +218,8 @@ def run_seeds(
         )
         _announce(record, runs, heard)
         with SEEDS.closing(runs.run):
-            failures = [
-                failure
-                for seed, folder in record.folders(runs.run).items()
-                if (failure := _run_one(runs, seed, folder, heard, on_failure)) is not None
-            ]
+            run_all = _run_beside if runs.beside else _run_in_turn
+            failures = run_all(runs, record.folders(runs.run), heard, on_failure)
             heard.begin("")
             SEEDS.update(runs.run, failures=failures)
             if failures:
@@ -200,6 +241,51 @@ def _announce(record: SeedsRecord, runs: SeedRuns, heard: NamedListener) -> None
     )
 
 
+def _run_in_turn(
+    runs: SeedRuns, folders: Mapping[int, Path], heard: NamedListener, on_failure: OnFailure | None
+) -> list[SeedFailure]:
+    """Runs one seed after the other; returns those that failed."""
+    return [
+        failure
+        for seed, folder in folders.items()
+        if (failure := _run_one(runs, seed, folder, heard, on_failure)) is not None
+    ]
+
+
+def _run_beside(
+    runs: SeedRuns, folders: Mapping[int, Path], heard: NamedListener, on_failure: OnFailure | None
+) -> list[SeedFailure]:
+    """Runs the seeds on `runs.beside` devices at a time; returns those that failed."""
+    separate = {seed: runs.separately(seed, folder) for seed, folder in folders.items()}
+    names = [run.name for run in separate.values()]
+    announce_beside(runs.beside, names, heard.say)
+    failures: list[SeedFailure] = []
+
+    def failed(run: SeparateRun, error: Exception) -> None:
+        seed = next(seed for seed, other in separate.items() if other is run)
+        if isinstance(error, UsageError | MachineError):  # settings and machine are those of all
+            raise error
+        with suppress(type(error)), errors_of(folders[seed]):
+            raise error
+        failures.append(_failure(seed, error, heard.say, on_failure, f"seed {seed} failed"))
+
+    config = runs.plan.config
+    run_beside([*separate.values()], runs.beside, config.device, heard, failed)
+    return sorted(failures, key=lambda failure: failure.seed)
+
+
+def _failure(
+    seed: int, error: Exception, say: Callable[[str], None], on_failure: OnFailure | None,
+    failed: str = "failed",
+) -> SeedFailure:  # fmt: skip
+    """Tells of a seed that failed, and keeps why in a line."""
+    (on_failure or _log_failure)(seed, error)
+    what = error.what if isinstance(error, RobustError) else type(error).__name__
+    why = error.why if isinstance(error, RobustError) else first_line(error)
+    say(f"{failed}: {what} The other seeds go on.")
+    return SeedFailure(seed=seed, error=f"{what} {why}".strip())
+
+
 def _run_one(
     runs: SeedRuns, seed: int, folder: Path, heard: NamedListener, on_failure: OnFailure | None
 ) -> SeedFailure | None:
@@ -212,11 +298,7 @@ def _run_one(
     except (UsageError, MachineError):  # settings and machine are the same for all
         raise
     except Exception as error:
-        (on_failure or _log_failure)(seed, error)
-        what = error.what if isinstance(error, RobustError) else type(error).__name__
-        why = error.why if isinstance(error, RobustError) else first_line(error)
-        failure = SeedFailure(seed=seed, error=f"{what} {why}".strip())
-        heard.say(f"failed: {what} The other seeds go on.")
+        failure = _failure(seed, error, heard.say, on_failure)
     # After the handler, which holds the frames of the error and with them the network.
     gc.collect()
     if torch.cuda.is_initialized():

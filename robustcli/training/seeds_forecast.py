@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from robustcli.core.listener import Listener
 from robustcli.core.rundir import RunKind, has_record
 from robustcli.training.config import TrainConfig
 from robustcli.training.record import TRAINING
-from robustcli.training.seed_runs import check_launcher
+from robustcli.training.seed_runs import check_launcher, train_seeds_beside
 from robustcli.training.seeds_record import read_seeds_record, seed_folder
 from robustcli.training.train_forecast import forecast_plan
 from robustcli.training.train_plan import plan_training
@@ -37,12 +37,15 @@ class SeedsForecast:
         seeds: All seeds.
         finished: The finished seeds in that folder.
         each: Forecast of the first seed; the others are alike.
+        beside: Number of seeds trained at the same time, each on a separate device; 0 for one after
+            the other.
     """
 
     out: str
     seeds: Sequence[int]
     finished: Sequence[int]
     each: SeedForecast
+    beside: int = 0
 
     def as_json(self) -> str:
         """The forecast as one JSON object."""
@@ -53,9 +56,11 @@ class SeedsForecast:
         """The forecast as lines of text."""
         listed = ", ".join(map(str, self.seeds))
         finished = ", ".join(map(str, self.finished)) or "none"
+        at_a_time = [f"Devices:    {self.beside}, each with a whole seed at a time"]
         return "\n".join(
             [
                 f"Seeds:      {len(self.seeds)} ({listed}) in {self.out}; finished: {finished}",
+                *(at_a_time if self.beside else []),
                 f"Values below are per seed; time and disk space count {len(self.seeds)} times.",
                 self.each.as_text(),
             ]
@@ -85,7 +90,8 @@ def forecast_train_seeds(config: TrainConfig, listener: Listener) -> SeedsForeca
             other.
     """
     check_launcher()
-    plan = plan_training(config, listener)
+    beside = train_seeds_beside(config)
+    plan = plan_training(replace(config, devices=1) if beside else config, listener)
     seeds, finished = seeds_in(config, plan.run, TRAINING)
     first = plan.for_seed(config.seed, seed_folder(plan.run, config.seed))
-    return SeedsForecast(str(plan.run), seeds, finished, forecast_plan(first))
+    return SeedsForecast(str(plan.run), seeds, finished, forecast_plan(first), beside)

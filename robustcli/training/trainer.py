@@ -377,6 +377,12 @@ def machine(name: str, devices: int | Literal["all"]) -> Machine:
     """
     device, process = choose_device(name), ranks()
     count = _count(device, devices)
+    if process.uneven:
+        raise UsageError(
+            "The machines of this SLURM job have different numbers of tasks.",
+            "A training shares each step among equally many processes of every machine.",
+            "Start it with `srun --ntasks-per-node=N`.",
+        )
     if process.world > 1:
         if devices not in (1, "all") and count not in (process.local_world, process.world):
             raise UsageError(

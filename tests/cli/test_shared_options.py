@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from robustcli.cli.shared_options import Assignment, Numbers, together
+from robustcli.cli.shared_options import Assignment, Assignments, Numbers, together
 
 
 def converted(kind: click.ParamType, text: str) -> Any:
@@ -90,3 +90,24 @@ def test_options_put_together_keep_their_order_in_the_help() -> None:
     shown = CliRunner().invoke(command, ["--help"]).output
     places = [shown.index(name) for name in ("--first", "--second", "--third", "--help")]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("partition=gpu,time=60", {"partition": "gpu", "time": "60"}),
+        ("exclude=n1,n2,array=3", {"exclude": "n1,n2", "array": "3"}),
+        ("constraint=a=b", {"constraint": "a=b"}),
+    ],
+)
+def test_assignments_are_texts_by_key(text: str, pairs: dict[str, str]) -> None:
+    assert Assignments().convert(text, None, None) == pairs
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("gpu", "`gpu` is not KEY=VALUE"), ("=1", "is not KEY=VALUE"), ("a=1,a=2", "has `a` twice")],
+)
+def test_assignments_that_are_none_are_refused(text: str, message: str) -> None:
+    with pytest.raises(click.BadParameter, match=message):
+        Assignments().convert(text, None, None)

@@ -71,6 +71,36 @@ def test_srun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("counts", "node", "local", "uneven"),
+    [
+        ("2(x2)", "1", 2, False),
+        ("3,1", "1", 1, True),
+        ("1(x2),2", "2", 2, True),
+        ("4", "0", 4, False),
+    ],
+)
+def test_plain_srun_says_how_many_tasks_each_machine_has(
+    counts: str, node: str, local: int, uneven: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = without(SRUN, "SLURM_NTASKS_PER_NODE") | {
+        "SLURM_STEP_TASKS_PER_NODE": counts, "SLURM_NODEID": node, "SLURM_LOCALID": "0"
+    }  # fmt: skip
+    assert given(monkeypatch, variables) == Ranks(3, 4, 0, local, "123456.2", uneven)
+
+
+def test_the_first_machine_of_a_slurm_step_holds_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of one job may run on other machines than its first, at the same time."""
+    step = SRUN | {"SLURM_NODELIST": "node[01-04]", "SLURM_STEP_NODELIST": "node[03-04]"}
+    given(monkeypatch, step)
+    first = subject._address()
+    assert first[0] == "node03"
+    monkeypatch.setenv("SLURM_STEP_ID", "3")
+    second = subject._address()
+    assert first[1] != second[1]
+    assert all(15_000 <= port < 25_000 for _, port in (first, second))
+
+
+@pytest.mark.parametrize(
     "alone",
     [
         {"SLURM_JOB_NAME": "bash"}, {"SLURM_JOB_NAME": "interactive"},
@@ -115,6 +145,10 @@ def test_mpirun_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
         (without(SRUN, "SLURM_PROCID"), "`SLURM_PROCID` is not set"),
         (without(SRUN, "SLURM_NTASKS_PER_NODE"), "how many tasks are on each machine"),
         (SRUN | {"SLURM_NTASKS": "many"}, "`SLURM_NTASKS` is `many`"),
+        (
+            without(SRUN, "SLURM_NTASKS_PER_NODE") | {"SLURM_TASKS_PER_NODE": "2(y3)"},
+            r"`SLURM_TASKS_PER_NODE` is `2\(y3\)`",
+        ),
     ],
 )
 def test_wrong_or_missing_variables_are_refused(

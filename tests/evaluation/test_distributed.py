@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined,unused-igno
 from robustcli.core.errors import RobustError, RunError, UsageError
 from robustcli.core.ranks import Ranks
 from robustcli.evaluation import distributed, evaluate
-from robustcli.evaluation.distributed import Group, count_devices
+from robustcli.evaluation.distributed import Group, check_ranks_agree, count_devices
 from robustcli.evaluation.evaluate import IncompleteRun, run_evaluation
 from robustcli.evaluation.record import read_record
 from robustcli.evaluation.sessions import read_sessions
@@ -198,6 +199,14 @@ def test_other_versions_are_refused(photos, tmp_path, monkeypatch):
     assert "`torch`: 2." in str(raised[0])
 
 
+def test_ranks_on_several_machines_agree():
+    """The name of the machine is for messages; a rank elsewhere has another one."""
+    facts = {rank: {"host": f"node{rank}", "settings": {"seed": 0}} for rank in range(2)}
+    check_ranks_agree(facts)
+    with pytest.raises(UsageError, match=r"Process 1 of 2 \(node1\) has other settings"):
+        check_ranks_agree(facts | {1: {"host": "node1", "settings": {"seed": 1}}})
+
+
 def test_a_rank_without_the_plugin_file_is_named(photos, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
     one = trained(photos, tmp_path / "run", "slow_one", plugins=(tmp_path / "slow.py",))
@@ -290,18 +299,88 @@ def test_torchrun_shares_the_run_and_one_process_tells(photos, plain, tmp_path):
     assert ended.stderr.count("predictions, done in") == 1
 
 
-@pytest.mark.slow  # nine interpreters
-def test_torchrun_restarts_a_killed_rank(photos, tmp_path):
-    (tmp_path / "deadly.py").write_text(
-        DEADLY.replace('"help_first" in str(sys.orig_argv)', 'os.environ["RANK"] == "1"')
-    )
-    ended = torchrun(
-        photos, tmp_path / "run", 3, "--transform", "deadly", "--plugin",
-        str(tmp_path / "deadly.py"), restarts=1,
+@pytest.fixture(scope="module")
+def with_deadly(photos, tmp_path_factory):
+    """The row files of one process under the transforms and the deadly one, which kills nobody."""
+    folder = tmp_path_factory.mktemp("deadly")
+    (folder / "deadly.py").write_text(DEADLY)
+    settings = config(
+        photos, folder / "run", *NAMES, "deadly", plugins=(folder / "deadly.py",)
     )  # fmt: skip
+    return contents(run_evaluation(settings))
+
+
+def deadly_to(rank, variable, folder):
+    """A file with the transform that kills process number `rank` once."""
+    condition = f'os.environ.get("{variable}") == "{rank}"'
+    (folder / "deadly.py").write_text(
+        DEADLY.replace('"help_first" in str(sys.orig_argv)', condition)
+    )
+    return folder / "deadly.py"
+
+
+@pytest.mark.slow  # nine interpreters; every run has test_a_killed_process_leaves_a_partial_run
+@pytest.mark.parametrize("killed", [0, 2])
+def test_torchrun_restarts_a_killed_rank(photos, with_deadly, tmp_path, killed):
+    plugin = deadly_to(killed, "RANK", tmp_path)
+    ended = torchrun(
+        photos, tmp_path / "run", 3, "--transform", "deadly", "--plugin", str(plugin), restarts=1
+    )
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "killed").exists()
     assert read_record(tmp_path / "run").status == "complete"
+    assert contents(tmp_path / "run") == with_deadly
+
+
+SRUN = """
+import sys
+from robustcli.cli import main
+from robustcli.evaluation import distributed
+distributed.RANK_SILENCE_SECONDS = 5.0
+sys.exit(main())
+"""
+
+
+def srun(photos, out, plugin, counts="3"):
+    """Exit code and messages of three tasks that know what plain `srun` tells them, no more."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    job = {
+        "SLURM_NTASKS": "3", "SLURM_STEP_TASKS_PER_NODE": counts, "SLURM_JOB_ID": "4711",
+        "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "robust", "SLURM_STEP_NODELIST": "127.0.0.1",
+        "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    names = (word for name in (*NAMES, "deadly") for word in ("--transform", name))
+    command = [
+        sys.executable, "-c", SRUN, "eval", "--model", "vmamba-pico", "--untrained", "--data",
+        str(photos), "--out", str(out), "--device", "cpu", "--batch-size", "4", "--workers", "0",
+        "--plugin", str(plugin), *names,
+    ]  # fmt: skip
+    tasks = [
+        subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, **job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank),
+                 "SLURM_NODEID": "0"},
+        )
+        for rank in range(3)
+    ]  # fmt: skip
+    said = [task.communicate(timeout=400)[0] for task in tasks]
+    return [(task.returncode, text) for task, text in zip(tasks, said, strict=True)]
+
+
+@pytest.mark.slow  # six interpreters; every run has test_a_killed_process_leaves_a_partial_run
+def test_plain_srun_shares_the_run_and_a_killed_task_is_named(photos, with_deadly, tmp_path):
+    plugin = deadly_to(1, "SLURM_PROCID", tmp_path)
+    (first, told), (killed, _), (other, silent) = srun(photos, tmp_path / "run", plugin)
+    assert (first, killed, other) == (1, -9, 0), told + silent
+    assert "Process 1 of 3 ended without a word" in told
+    assert silent == ""
+    there = contents(tmp_path / "run")
+    assert there.items() < with_deadly.items()
+    ended = srun(photos, tmp_path / "run", plugin)
+    assert [code for code, _ in ended] == [0, 0, 0], ended
+    assert contents(tmp_path / "run") == with_deadly
 
 
 def test_more_devices_than_gpus_are_refused(monkeypatch):

@@ -284,13 +284,13 @@ from robustcli.training.seed_runs import train_seeds
 from tests.training.test_seed_runs import brief
 
 data, out = map(Path, sys.argv[1:])
-train_seeds(brief(data, out, epochs=1, devices=2))
+train_seeds(brief(data, out, epochs=1, devices=3, batch_size=6))
 print("finished")
 """
 
 
-@pytest.mark.slow
-def test_two_processes_train_each_seed(data: Path, tmp_path: Path) -> None:
+@pytest.mark.slow  # as many seeds as devices: test_side_by_side.py
+def test_more_processes_than_seeds_share_the_steps_of_each_seed(data: Path, tmp_path: Path) -> None:
     script, run = tmp_path / "train.py", tmp_path / "run"
     script.write_text(_SCRIPT)
     child = subprocess.run(
@@ -301,4 +301,4 @@ def test_two_processes_train_each_seed(data: Path, tmp_path: Path) -> None:
     assert child.stdout.count("finished") == 1
     for seed in (0, 1):
         record = read_train_record(run / f"seed-{seed}")
-        assert (record.status, record.devices, record.seed) == ("complete", 2, seed)
+        assert (record.status, record.devices, record.seed) == ("complete", 3, seed)

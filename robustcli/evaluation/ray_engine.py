@@ -1,0 +1,257 @@
+"""`--engine ray`: tasks of an evaluation on a Ray cluster, an actor for each device.
+
+The actors are those of this command: made where a GPU (or, where the workers compute on the CPU, a
+processor core) is free, handed one task after the other, and made anew where a machine came or an
+actor died. Ray itself retries nothing: a task whose actor died goes to whoever is free.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from robustcli.core.errors import MachineError, RunError, first_line
+from robustcli.core.machine import usable_cores
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.engines import (
+    ATTEMPTS,
+    TASKS_PER_WORKER,
+    MakeWorker,
+    Outcome,
+    Task,
+    TaskRunner,
+)
+
+PATIENCE_SECONDS = 120.0
+"""Without a single machine for this long, the command gives up; for a busy one it waits."""
+LOST_SECONDS = 300.0
+"""A call into Ray that takes longer has lost the cluster's head; Ray itself would wait on."""
+_OBJECT_BYTES = 100 * 2**20  # Ray's least is 78 MB; rows go through files, not through Ray
+_POLL_SECONDS = 1.0
+
+
+class RayEngine:
+    """See the module; `config` has `address`, `device` and `devices`."""
+
+    name = "ray"
+
+    def __init__(self, config: EvalConfig) -> None:
+        self._config, self.device = config, config.device
+
+    @contextmanager
+    def pool(self, run: Path, say: Callable[[str], None]) -> Iterator[RayPool]:
+        """See `engines.Engine`: connects to the cluster, or starts Ray on this machine.
+
+        An earlier command's actors ended with it.
+        """
+        where = _connect(self._config.address)
+        try:
+            pool = RayPool(self._config, say)
+            try:
+                say(f"Ray {ray.__version__} {where}: {pool.in_words()}.")
+                yield pool
+            finally:
+                pool.close()
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str | None) -> str:
+    """Connects to the cluster at `address`, else to one on this machine; says which in words.
+
+    Raises:
+        MachineError: Nobody answers there.
+    """
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    with _signals_kept():
+        try:
+            ray.init(address=address or "auto", **options)
+            return f"at {ray.get_runtime_context().gcs_address}"
+        except Exception as error:  # ConnectionError, RuntimeError, ValueError: as it may be
+            if address is not None:
+                raise MachineError(
+                    f"`--address {address}`: no Ray cluster answers.",
+                    first_line(error),
+                    "Start one (`ray start --head` there prints its address), or leave "
+                    "`--address` out: a cluster that this machine belongs to is found. Where it "
+                    "asks for a token, set `RAY_AUTH_MODE=token` and `RAY_AUTH_TOKEN` here.",
+                ) from error
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address="local", num_cpus=usable_cores(), include_dashboard=False,
+            object_store_memory=_OBJECT_BYTES, **options,
+        )  # fmt: skip
+    return "started on this machine, which belongs to no cluster"
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Gives SIGTERM back to this program, whose handler Ray replaces by one that exits with 1."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        with suppress(TypeError):  # a handler that was not set from Python
+            signal.signal(signal.SIGTERM, before)
+
+
+class RayPool:
+    """The actors of one command; see `engines.Pool`."""
+
+    def __init__(self, config: EvalConfig, say: Callable[[str], None]) -> None:
+        self._say, self._said_waiting = say, False
+        self._gpus = _asks_for_gpus(config.device)
+        limit = config.devices
+        self._limit = int(limit) if limit not in (None, "all") else None
+        self._queue: deque[Task] = deque()
+        self._make_worker: MakeWorker | None = None
+        self._starting: dict[Any, Any] = {}
+        self._busy: dict[Any, tuple[Any, Task]] = {}
+        self._idle: list[Any] = []
+        self._failed_starts, self._alone_since = 0, time.monotonic()
+        self._asked: float | None = None  # when the calls of this turn began
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, daemon=True, name="ray-head").start()
+        self.tasks = max(1, self._room()) * TASKS_PER_WORKER
+        self.processes = max([1, *map(self._devices_of, _nodes())])
+
+    def in_words(self) -> str:
+        """Machines and workers of the cluster."""
+        machines, workers = len(_nodes()), self._room()
+        kind = "GPU" if self._gpus else "processor core"
+        return (
+            f"{machines} machine{'s' * (machines != 1)}, {workers} worker{'s' * (workers != 1)}, "
+            f"one for each {kind}"
+        )
+
+    def start(self, make_worker: MakeWorker, tasks: Sequence[Task]) -> None:
+        """See `engines.Pool`."""
+        self._make_worker = make_worker
+        self._queue.extend(tasks)
+
+    def ended(self) -> list[tuple[Task, Outcome]]:
+        """See `engines.Pool`."""
+        self._asked = time.monotonic()
+        try:
+            return self._turn()
+        finally:
+            self._asked = None
+
+    def _turn(self) -> list[tuple[Task, Outcome]]:
+        self._fill()
+        while self._idle and self._queue:
+            actor, task = self._idle.pop(), self._queue.popleft()
+            self._busy[actor.run.remote(task.as_plain())] = actor, task
+        if not (self._starting or self._busy):
+            self._check_patience()
+            time.sleep(_POLL_SECONDS)
+            return []
+        refs = [*self._starting, *self._busy]
+        ready, _ = ray.wait(refs, num_returns=1, timeout=_POLL_SECONDS)
+        if not (self._busy or ready or self._said_waiting) and self._alone() > PATIENCE_SECONDS:
+            self._said_waiting = True
+            self._say("Waiting for Ray: its devices are taken, or its workers are still starting.")
+        return [ended for ref in ready if (ended := self._take(ref)) is not None]
+
+    def close(self) -> None:
+        """Ends all actors."""
+        self._closed.set()
+        actors = [
+            *self._starting.values(),
+            *self._idle,
+            *(actor for actor, _ in self._busy.values()),
+        ]
+        for actor in actors:
+            with suppress(RayError):
+                ray.kill(actor)
+
+    def _watch(self) -> None:
+        """Ends this process where it hangs in a call to a cluster that is gone."""
+        while not self._closed.wait(_POLL_SECONDS):
+            asked = self._asked
+            if asked is not None and time.monotonic() - asked > LOST_SECONDS:
+                error = RunError(
+                    f"The head of the Ray cluster has not answered for {LOST_SECONDS:.0f} seconds.",
+                    "It was stopped, or cannot be reached any more.",
+                    "What was finished is kept: start it again, and repeat the command.",
+                )
+                print(f"Error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+                os._exit(error.exit_code)
+
+    def _take(self, ref: Any) -> tuple[Task, Outcome] | None:
+        """What an actor has answered: that it is ready, or how its task ended."""
+        self._alone_since = time.monotonic()
+        actor, task = self._busy.pop(ref, (None, None))
+        if task is None:
+            actor = self._starting.pop(ref)
+        try:
+            outcome = ray.get(ref)
+        except RayError as error:
+            why = f"{type(error).__name__}: {first_line(error)}"
+            if task is not None:
+                return task, Outcome(death=why)
+            self._failed_starts += 1
+            if self._failed_starts >= ATTEMPTS and not (self._busy or self._idle):
+                raise RunError(
+                    f"{self._failed_starts} workers of Ray ended before they had begun.",
+                    why,
+                    "Install `robustcli` of the same version on every machine of the cluster.",
+                ) from error
+            return None
+        self._idle.append(actor)
+        self._failed_starts = 0
+        return None if task is None else (task, outcome)
+
+    def _fill(self) -> None:
+        """Asks for actors, as far as there are devices and tasks for them."""
+        count = len(self._starting) + len(self._idle) + len(self._busy)
+        needed = len(self._queue) + len(self._busy)
+        for _ in range(min(self._room(), needed) - count):
+            resources = {"num_gpus": 1} if self._gpus else {"num_cpus": 1}
+            actor = ray.remote(max_restarts=0, **resources)(TaskRunner).remote(self._make_worker)
+            self._starting[actor.ready.remote()] = actor
+
+    def _room(self) -> int:
+        """Workers that the machines alive now have devices for."""
+        room = sum(map(self._devices_of, _nodes()))
+        return room if self._limit is None else min(room, self._limit)
+
+    def _devices_of(self, node: dict[str, Any]) -> int:
+        return int(node.get("Resources", {}).get("GPU" if self._gpus else "CPU", 0))
+
+    def _alone(self) -> float:
+        """Seconds since a worker has said something."""
+        return time.monotonic() - self._alone_since
+
+    def _check_patience(self) -> None:
+        if self._alone() > PATIENCE_SECONDS:
+            raise RunError(
+                f"Ray has had no machine with a device for {PATIENCE_SECONDS:.0f} seconds.",
+                f"Asked for were {'GPUs' if self._gpus else 'processor cores'}.",
+                "See `ray status`. What was finished is kept: the same command goes on.",
+            )
+
+
+def _nodes() -> list[dict[str, Any]]:
+    """The machines that are alive."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _asks_for_gpus(device: str) -> bool:
+    """Whether a worker needs a GPU: as `--device` says, else where the cluster has one."""
+    kind = device.partition(":")[0]
+    return kind == "cuda" or (kind == "auto" and ray.cluster_resources().get("GPU", 0) > 0)

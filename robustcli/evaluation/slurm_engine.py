@@ -1,0 +1,216 @@
+"""`--engine slurm`: tasks of an evaluation as a SLURM job array, through submitit.
+
+A task of the array computes every Nth piece. SLURM ends and repeats it as it likes: before its time
+is up, or where another job takes its place, submitit puts it back into the queue, and it computes
+what its first part has left. `RUN/slurm` holds the logs, `jobs.json` with the ids of all jobs (so
+that a command that is typed again waits for those of the one before), and `outcome-*.json`, in
+which each task says how it ended. submitit's own results, which are pickles, are not read.
+
+`cluster=local` takes processes of this machine in place of SLURM, to try it out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from robustcli.core.errors import MachineError, RunError, UsageError, first_line
+from robustcli.core.io import parse_json, write_text
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.engines import MakeWorker, Outcome, Task, TaskRunner
+from robustcli.evaluation.slurm_settings import SlurmSettings, read_settings
+
+FOLDER, JOBS = "slurm", "jobs.json"
+_POLL_SECONDS = {"slurm": 5.0, "local": 0.5}
+_ASK_SECONDS = 60.0  # between two questions to SLURM about jobs that have written no outcome
+_LATE_SECONDS = 10.0  # that a network folder may show a file late
+_MOST_TIMEOUTS = 1000  # a task that runs out of its time goes back into the queue, and goes on
+_JOB_ID = re.compile(r"\d+(_\d+)?")
+
+
+class ArrayTask:
+    """A task of the array: what submitit calls there, and calls again after a pre-emption."""
+
+    def __init__(self, make_worker: MakeWorker, pieces: Sequence[Any], outcome: Path) -> None:
+        self._make_worker, self._pieces, self._outcome = make_worker, pieces, outcome
+
+    def __call__(self) -> None:
+        """Computes the pieces of the task that have no rows yet, and says how it ended."""
+        outcome = TaskRunner(self._make_worker).run(self._pieces)
+        write_text(self._outcome, json.dumps(asdict(outcome)) + "\n")
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """What submitit puts back into the queue: the same task, which goes on by its files."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+class SlurmEngine:
+    """See the module; `config` has `slurm` and `device`."""
+
+    name = "slurm"
+
+    def __init__(self, config: EvalConfig) -> None:
+        self._settings = read_settings(config.slurm, config.device)
+        self.device = config.device
+        if config.devices is not None:
+            raise UsageError(
+                f"`--devices {config.devices}` does not go with `--engine slurm`.",
+                "Each task of the array computes on one device.",
+                "Say how many tasks there are: `--slurm array=16`.",
+            )
+
+    @contextmanager
+    def pool(self, run: Path, say: Callable[[str], None]) -> Iterator[SlurmPool]:
+        """See `engines.Engine`: waits for the jobs of an earlier command, if they still run."""
+        pool = SlurmPool(self._settings, run.absolute() / FOLDER, say)
+        try:
+            pool.await_earlier()
+            yield pool
+        finally:
+            pool.close()
+
+
+class SlurmPool:
+    """The jobs of one command; see `engines.Pool`."""
+
+    def __init__(self, settings: SlurmSettings, folder: Path, say: Callable[[str], None]) -> None:
+        self._settings, self._folder, self._say = settings, folder, say
+        self._executor = _executor(settings, folder)
+        self._working: list[tuple[Any, Task, Path]] = []
+        self._earlier: list[Any] = []
+        self._asked, self._dead_since = time.monotonic(), dict[str, float]()
+        self.tasks = settings.array
+        self.processes = settings.array if settings.cluster == "local" else 1
+
+    def start(self, make_worker: MakeWorker, tasks: Sequence[Task]) -> None:
+        """See `engines.Pool`: submits one array."""
+        paths = [self._folder / f"outcome-{uuid.uuid4().hex}.json" for _ in tasks]
+        calls = [
+            ArrayTask(make_worker, task.as_plain(), path)
+            for task, path in zip(tasks, paths, strict=True)
+        ]
+        try:
+            jobs = self._executor.submit_array(calls)
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise RunError(
+                "SLURM did not take the job.",
+                str(error).strip()[-500:],
+                "Change `--slurm`; what was finished is kept.",
+            ) from error
+        self._working += zip(jobs, tasks, paths, strict=True)
+        self._write_ids()
+        ids = dict.fromkeys(job.job_id.partition("_")[0] for job in jobs)
+        many = f"an array of {len(jobs)} tasks" if len(jobs) > 1 else "one task"
+        self._say(f"Submitted job {', '.join(ids)}, {many}; logs: `{self._folder}`.")
+
+    def ended(self) -> list[tuple[Task, Outcome]]:
+        """See `engines.Pool`."""
+        ended = [
+            (entry, outcome) for entry in self._working
+            if (outcome := self._outcome_of(entry)) is not None
+        ]  # fmt: skip
+        for entry, _ in ended:
+            self._working.remove(entry)
+        if ended:
+            self._write_ids()
+        else:
+            time.sleep(_POLL_SECONDS[self._settings.cluster])
+        return [(task, outcome) for (_, task, _), outcome in ended]
+
+    def await_earlier(self) -> None:
+        """Waits for the jobs of an earlier command that ended without cancelling them."""
+        self._earlier = [job for job in self._earlier_jobs() if not job.done(force_check=True)]
+        if self._earlier:
+            ids = dict.fromkeys(job.job_id.partition("_")[0] for job in self._earlier)
+            self._say(
+                f"Job {', '.join(ids)} of an earlier command goes on: waiting for it. Ctrl-C "
+                "cancels it."
+            )
+        while self._earlier:
+            time.sleep(_POLL_SECONDS[self._settings.cluster])
+            self._earlier = [job for job in self._earlier if not self._is_done(job)]
+
+    def close(self) -> None:
+        """Cancels what has not ended."""
+        jobs = [*self._earlier, *(job for job, _, _ in self._working)]
+        if not jobs:
+            return
+        self._say(f"Cancelling {len(jobs)} task{'s' * (len(jobs) > 1)}.")
+        for job in jobs:
+            job.cancel(check=False)
+        self._earlier, self._working = [], []
+        self._write_ids()
+
+    def _outcome_of(self, entry: tuple[Any, Task, Path]) -> Outcome | None:
+        """How a task has ended; None while it works or waits in the queue."""
+        job, _, path = entry
+        if path.is_file():
+            return Outcome(**parse_json(path.read_bytes()))
+        if not self._is_done(job):
+            return None
+        since = self._dead_since.setdefault(job.job_id, time.monotonic())
+        if time.monotonic() - since < _LATE_SECONDS:
+            return None
+        return Outcome(
+            death=f"Job {job.job_id} ended without a word ({job.state}); its log is "
+            f"`{job.paths.stderr}`."
+        )
+
+    def _is_done(self, job: Any) -> bool:
+        """Whether SLURM has done with a job; asks it now and then, which answers for all jobs."""
+        ask = time.monotonic() - self._asked > _ASK_SECONDS
+        if ask:
+            self._asked = time.monotonic()
+        return bool(job.done(force_check=ask))
+
+    def _earlier_jobs(self) -> list[Any]:
+        """The jobs in `jobs.json`; none for `cluster=local`, whose processes nobody can ask."""
+        path = self._folder / JOBS
+        if self._settings.cluster != "slurm" or not path.is_file():
+            return []
+        ids: object = None
+        with suppress(ValueError):
+            ids = parse_json(path.read_bytes())
+        if not isinstance(ids, list) or not all(_JOB_ID.fullmatch(str(job_id)) for job_id in ids):
+            self._say(f"`{path}` is damaged: jobs of an earlier command are not waited for.")
+            return []
+        return [submitit.SlurmJob(self._folder, str(job_id)) for job_id in ids]
+
+    def _write_ids(self) -> None:
+        ids = [job.job_id for job, _, _ in self._working]
+        write_text(self._folder / JOBS, json.dumps(ids) + "\n")
+
+
+def _executor(settings: SlurmSettings, folder: Path) -> Any:
+    """Submitit's executor for the jobs.
+
+    Raises:
+        MachineError: This machine cannot submit jobs to SLURM.
+        UsageError: A parameter is not one of SLURM's.
+    """
+    try:
+        executor = submitit.AutoExecutor(
+            folder, cluster=settings.cluster, slurm_max_num_timeout=_MOST_TIMEOUTS
+        )
+    except RuntimeError as error:
+        raise MachineError(
+            "This machine cannot submit jobs to SLURM.",
+            f"{first_line(error)}",
+            "Type the command on a login node; `--slurm cluster=local` tries it with processes of "
+            "this machine.",
+        ) from error
+    try:
+        executor.update_parameters(name="robust", **settings.parameters)
+    except (ValueError, NameError, AssertionError) as error:
+        raise UsageError("submitit refuses `--slurm`.", str(error), "Change the value.") from error
+    return executor

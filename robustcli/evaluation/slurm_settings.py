@@ -1,0 +1,115 @@
+"""What `--slurm KEY=VALUE,...` asks of SLURM, by submitit's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from robustcli.core.errors import UsageError
+from robustcli.core.names import nearest
+
+CLUSTERS = ("slurm", "local")
+_DURATION = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{2}))?(?::(\d{2}))?")
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A key of `--slurm`: submitit's name for it, how its text is read, and what it means."""
+
+    parameter: str | None
+    read: Callable[[str], Any]
+    meaning: str
+
+
+def _minutes(text: str) -> int:
+    """Minutes of `60`, `1:30:00` (hours) or `2-12:00` (days), as SLURM reads them."""
+    parts = _DURATION.fullmatch(text)
+    if parts is None:
+        raise ValueError(text)
+    days, first, second, third = (int(part or 0) for part in parts.groups())
+    if parts[1] is not None:
+        return days * 1440 + first * 60 + second
+    if parts[4] is not None:
+        return first * 60 + second + (third > 0)
+    return first + (second > 0)
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if int(text) < 0:
+        raise ValueError(text)
+    return int(text)
+
+
+SETTINGS: dict[str, _Setting] = {
+    "array": _Setting(None, _positive, "tasks of the job array"),
+    "partition": _Setting("slurm_partition", str, "partition"),
+    "time": _Setting("timeout_min", _minutes, "minutes of a task, or HH:MM:SS"),
+    "gpus": _Setting("gpus_per_node", _natural, "GPUs of a task: 0 or 1"),
+    "cpus": _Setting("cpus_per_task", _positive, "processor cores of a task"),
+    "mem": _Setting("mem_gb", float, "gigabytes of memory of a task"),
+    "parallel": _Setting("slurm_array_parallelism", _positive, "tasks that run at the same time"),
+    "account": _Setting("slurm_account", str, "account"),
+    "qos": _Setting("slurm_qos", str, "quality of service"),
+    "constraint": _Setting("slurm_constraint", str, "feature that machines must have"),
+    "exclude": _Setting("slurm_exclude", str, "machines that are not used"),
+    "cluster": _Setting(None, str, "slurm, or local to try it with processes of this machine"),
+}
+
+
+@dataclass(frozen=True)
+class SlurmSettings:
+    """`--slurm`, read: the tasks of the array, the kind of cluster, and submitit's parameters."""
+
+    array: int
+    cluster: str
+    parameters: dict[str, Any]
+
+
+def read_settings(texts: Mapping[str, str], device: str) -> SlurmSettings:
+    """What `--slurm` asks for; without `gpus` a task gets one, unless `device` is the CPU.
+
+    Raises:
+        UsageError: A key does not exist, or a value is not of its kind.
+    """
+    values: dict[str, Any] = {}
+    for key, text in texts.items():
+        setting = SETTINGS.get(key)
+        if setting is None:
+            near = [f"`{name}`" for name in nearest(key, SETTINGS)]
+            raise UsageError(
+                f"`--slurm {key}=...` does not exist."
+                + (f" Did you mean {' or '.join(near)}?" if near else ""),
+                "",
+                f"Keys: {', '.join(SETTINGS)}.",
+            )
+        try:
+            values[key] = setting.read(text)
+        except ValueError as error:
+            raise UsageError(
+                f"`--slurm {key}={text}` is no value of `{key}`.",
+                f"`{key}` is: {setting.meaning}.",
+                "Write it as in `--slurm partition=gpu,time=60,array=16`.",
+            ) from error
+    cluster = values.setdefault("cluster", "slurm")
+    if cluster not in CLUSTERS or values.get("gpus", 0) > 1:
+        wrong = "gpus" if cluster in CLUSTERS else "cluster"
+        raise UsageError(
+            f"`--slurm {wrong}={texts[wrong]}` is not possible.",
+            f"`{wrong}` is: {SETTINGS[wrong].meaning}.",
+            "A task computes on one device; `array` says how many there are.",
+        )
+    values.setdefault("gpus", 0 if device == "cpu" else 1)
+    values.setdefault("time", 60)
+    parameters = {
+        setting.parameter: values[key] for key, setting in SETTINGS.items()
+        if setting.parameter is not None and key in values
+    }  # fmt: skip
+    return SlurmSettings(values.get("array", 1), cluster, parameters)

@@ -1,0 +1,225 @@
+"""Whole trainings beside each other: each in a process, and on a device, of its own.
+
+Several seeds, or several modes of a fine-tuning, need nothing of each other. Where there are at
+least as many of them as devices, a device takes one after the other: that is faster than sharing
+each step of each, whose gradients are exchanged, and every training is that of one process. The
+first process holds the folder of all, and passes on what the others say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal, TextIO
+
+import torch
+
+from robustcli.core.children import end_children, how_ended, job_of_parent, start_child
+from robustcli.core.errors import RobustError, RunError, first_line
+from robustcli.core.listener import Listener
+from robustcli.core.ranks import ranks
+from robustcli.core.signals import sigterm_as_ctrl_c
+from robustcli.evaluation.distributed import as_plain, raised_again
+from robustcli.training.processes import GRACE, helped_run
+from robustcli.training.trainer import machine
+
+_CHILD = "robustcli.training.side_by_side:train_for_parent"
+
+
+@dataclass(frozen=True)
+class SeparateRun:
+    """One of several trainings.
+
+    Args:
+        name: What messages call it, such as `seed 3`.
+        function: Trains; called with `arguments`, the device as `--device` names it, and a
+            listener. A function of a module, since it is called in another process.
+        arguments: Whatever can be pickled.
+    """
+
+    name: str
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
+
+
+def devices_beside(device: str, devices: int | Literal["all"], runs: int) -> int:
+    """On how many devices `runs` trainings are placed whole; 0 where they share their steps.
+
+    Raises:
+        UsageError: There are fewer devices than `devices`.
+    """
+    if devices == 1 or ranks().world > 1 or helped_run() is not None:
+        return 0
+    count = machine(device, devices).devices
+    return count if 1 < count <= runs else 0
+
+
+def announce_beside(count: int, runs: Sequence[str], say: Callable[[str], None]) -> None:
+    """Says that `runs` are trained whole on `count` devices."""
+    say(
+        f"{len(runs)} trainings ({', '.join(runs)}) on {count} devices: each is trained by one "
+        f"process on one device, {count} at a time. No step is shared, so `--batch-size` is that "
+        "of one device."
+    )
+
+
+def run_beside(
+    runs: Sequence[SeparateRun], count: int, device: str, listener: Listener,
+    on_failure: Callable[[SeparateRun, Exception], None],
+) -> None:  # fmt: skip
+    """Trains all `runs`, on `count` devices at a time.
+
+    `device` is the value of `--device`. `on_failure` hears of each training that failed, while the
+    others go on; it may raise, which ends the others. So does Ctrl+C: all can be continued.
+    """
+    waiting, free = deque(runs), list(reversed(range(count)))
+    kind = machine(device, 1).device.type
+    threads = max(1, torch.get_num_threads() // count) if kind == "cpu" else torch.get_num_threads()
+    events: queue.Queue[tuple[_Child, dict[str, Any]]] = queue.Queue()
+    working: list[_Child] = []
+    progress = _Sum(listener)
+    try:
+        while waiting or working:
+            while waiting and free:
+                slot, run = free.pop(), waiting.popleft()
+                place = f"cuda:{slot}" if kind == "cuda" else kind
+                working.append(_Child(run, slot, place, threads, events))
+            child, event = events.get()
+            if "end" not in event:
+                progress.pass_on(child.run.name, event)
+                continue
+            child.close()
+            working.remove(child)
+            free.append(child.slot)
+            error = child.failure(event["end"])
+            if error is not None:
+                on_failure(child.run, error)
+    finally:
+        end_children([child.process for child in working], GRACE)
+
+
+class _Child:
+    """One training in its process; a thread puts what it says into `events`."""
+
+    def __init__(
+        self, run: SeparateRun, slot: int, device: str, threads: int,
+        events: queue.Queue[tuple[_Child, dict[str, Any]]],
+    ) -> None:  # fmt: skip
+        self.run, self.slot = run, slot
+        job = (run.function, run.arguments, device)
+        self.process = start_child(_CHILD, job, threads=threads, stdout=subprocess.PIPE)
+        threading.Thread(target=self._read, args=(events,), daemon=True, name=run.name).start()
+
+    def close(self) -> None:
+        """Waits for the process, which has ended or is about to."""
+        end_children([self.process], GRACE)
+
+    def failure(self, end: dict[str, Any] | None) -> Exception | None:
+        """The error that ended the training; None where it is finished."""
+        if end is None:
+            return RunError(
+                f"The process of {self.run.name} ended in the middle.",
+                how_ended(self.process.returncode),
+                "The same command goes on from its last finished epoch.",
+            )
+        if end.get("plain") is not None:
+            return raised_again(end["plain"], "")
+        if end.get("what") is not None:
+            error = RuntimeError(end["what"])
+            error.add_note(end["traceback"])
+            return error
+        return None
+
+    def _read(self, events: queue.Queue[tuple[_Child, dict[str, Any]]]) -> None:
+        """Reads lines until the process ends; one that says no `end` has died."""
+        assert self.process.stdout is not None
+        end: dict[str, Any] | None = None
+        with self.process.stdout as lines:
+            for line in lines:
+                with suppress(ValueError):  # the last line of a killed process may be cut off
+                    event = json.loads(line)
+                    if "end" in event:
+                        end = event["end"]
+                    else:
+                        events.put((self, event))
+        self.process.wait()
+        events.put((self, {"end": end}))
+
+
+class _Sum:
+    """Passes on the lines of several trainings with their names, and adds up their progress."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._counts: dict[str, tuple[int, int]] = {}
+
+    def pass_on(self, name: str, event: dict[str, Any]) -> None:
+        """Passes on one event of the training called `name`."""
+        if "say" in event:
+            self._listener.say(f"{name}: {event['say']}")
+        elif "start" in event:
+            total, done, unit = event["start"]
+            self._counts[name] = total, done
+            totals, finished = (
+                sum(numbers) for numbers in zip(*self._counts.values(), strict=True)
+            )
+            self._listener.start(totals, finished, unit)
+        else:
+            total, done = self._counts.get(name, (0, 0))
+            self._counts[name] = total, done + event["advance"]
+            self._listener.advance(event["advance"])
+
+
+class _Teller:
+    """The listener of a training in a process of its own: a line of JSON for each event."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._lock = stream, threading.Lock()
+
+    def say(self, text: str) -> None:
+        """See `Listener.say`."""
+        self.write({"say": text})
+
+    def start(self, total: int, done: int, unit: str | None = None) -> None:
+        """See `Listener.start`."""
+        self.write({"start": [total, done, unit]})
+
+    def advance(self, count: int) -> None:
+        """See `Listener.advance`."""
+        self.write({"advance": count})
+
+    def write(self, event: dict[str, Any]) -> None:
+        """Sends one event."""
+        with self._lock:
+            self._stream.write(json.dumps(event) + "\n")
+            self._stream.flush()
+
+
+def train_for_parent() -> int:
+    """In a process of `run_beside`: trains what the first one sent; returns the exit code."""
+    # What libraries print must not mix with the events.
+    teller = _Teller(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    os.dup2(2, 1)
+    function, arguments, device = job_of_parent()
+    try:
+        with sigterm_as_ctrl_c():
+            function(*arguments, device, teller)
+    except KeyboardInterrupt:
+        return 130
+    except RobustError as error:
+        teller.write({"end": {"plain": as_plain(error)}})
+        return error.exit_code
+    except Exception as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        teller.write({"end": {"what": what, "traceback": traceback.format_exc()}})
+        return 1
+    teller.write({"end": {}})
+    return 0

@@ -1,0 +1,300 @@
+"""Pieces of a plan given to the workers of an engine: the same bytes, each computed once."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from robustcli.core.errors import MachineError, RunError, UsageError
+from robustcli.core.machine import versions
+from robustcli.evaluation import engines
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.engines import Outcome, Task, TaskRunner, deal, engine_of
+from robustcli.evaluation.evaluate import IncompleteRun, PieceWorker, run_evaluation
+from robustcli.evaluation.plan import EvaluationPlan
+from robustcli.evaluation.record import EVALUATION, read_record
+from robustcli.evaluation.sessions import read_sessions
+from robustcli.evaluation.slurm_settings import read_settings
+from robustcli.evaluation.store import Store
+from robustcli.transforms.base import Cell
+from tests.evaluation.photos import config, make_photos
+from tests.evaluation.test_distributed import computed
+from tests.evaluation.test_evaluate import contents, small_blocks
+
+NAMES = ("fliplr", "additive_gaussian_noise", "affine")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """28 images: blocks of 8 and a last one of four."""
+    return make_photos(tmp_path_factory.mktemp("photos") / "few", per_class=7)
+
+
+class PoolHere:
+    """Workers in this process, which get and give what those elsewhere would: pickles.
+
+    `dies` says before which runs of tasks, counted from 0, a worker dies.
+    """
+
+    def __init__(self, tasks: int, dies: Sequence[int]) -> None:
+        self.tasks, self.processes = tasks, 1
+        self.dies, self.runs, self.queue = set(dies), 0, list[tuple[Any, Task]]()
+        self.attempts = Counter[int]()
+        self.closed = False
+
+    def start(self, make_worker: Callable[[], PieceWorker], tasks: Sequence[Task]) -> None:
+        self.queue += [(pickle.dumps(make_worker), task) for task in tasks]
+
+    def ended(self) -> list[tuple[Task, Outcome]]:
+        make_worker, task = self.queue.pop(0)
+        number, self.runs = self.runs, self.runs + 1
+        self.attempts[task.number] += 1
+        if number in self.dies:
+            return [(task, Outcome("node7", death="The node is gone."))]
+        pieces = pickle.loads(pickle.dumps(task.as_plain()))
+        return [(task, TaskRunner(pickle.loads(make_worker)).run(pieces))]
+
+
+class EngineHere:
+    name = "here"
+
+    def __init__(self, tasks: int = 3, dies: Sequence[int] = (), device: str = "cpu") -> None:
+        self.device = device
+        self.workers = PoolHere(tasks, dies)
+
+    @contextmanager
+    def pool(self, run: Path, say: Callable[[str], None]) -> Iterator[PoolHere]:
+        try:
+            yield self.workers
+        finally:
+            self.workers.closed = True
+
+
+@pytest.fixture(scope="module")
+def plain(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The row files of one process, in blocks of eight."""
+    with pytest.MonkeyPatch.context() as patch:
+        small_blocks(patch, 8)
+        return contents(
+            run_evaluation(config(photos, tmp_path_factory.mktemp("plain") / "run", *NAMES))
+        )
+
+
+def test_an_engines_workers_write_the_rows_of_one_process(
+    photos: Path, plain: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch, 8)
+    monkeypatch.chdir(tmp_path)
+    engine = EngineHere()
+    run = run_evaluation(config(photos, Path("run"), *NAMES), engine=engine)
+    assert contents(run) == plain
+    assert computed(run) == 4 * 28
+    assert len(read_sessions(run)) == engine.workers.runs == 3
+    assert engine.workers.closed
+    record = read_record(run)
+    assert record.status == "complete"
+    assert record.device == read_sessions(run)[0].device
+    again = EngineHere()
+    run_evaluation(config(photos, Path("run"), *NAMES), engine=again)
+    assert again.workers.runs == 0
+
+
+def test_the_task_of_a_dead_worker_goes_to_another_one(
+    photos: Path, plain: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch, 8)
+    engine = EngineHere(dies=(0, 2))
+    run = run_evaluation(config(photos, tmp_path / "run", *NAMES), engine=engine)
+    assert contents(run) == plain
+    assert computed(run) == 4 * 28
+    assert sorted(engine.workers.attempts.values()) == [1, 2, 2]
+
+
+def test_a_task_that_ends_every_worker_is_given_up_and_the_others_are_kept(
+    photos: Path, plain: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch, 8)
+    settings = config(photos, tmp_path / "run", *NAMES)
+    engine = EngineHere(tasks=2, dies=(0, 2, 3))
+    with pytest.raises(IncompleteRun, match="3 workers ended over task 1 of 2") as error:
+        run_evaluation(settings, engine=engine)
+    assert "The node is gone." in str(error.value)
+    assert read_record(tmp_path / "run").status == "partial"
+    assert 0 < len(contents(tmp_path / "run")) < len(plain)
+    run_evaluation(settings, engine=EngineHere())
+    assert contents(tmp_path / "run") == plain
+    assert computed(tmp_path / "run") == 4 * 28
+
+
+def test_a_worker_that_would_compute_something_else_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, other = engines.Assignment.enter, {**versions(), "torch": "1.0"}
+
+    def enter(assignment: engines.Assignment) -> None:
+        monkeypatch.setattr("robustcli.evaluation.evaluate.versions", lambda: other)
+        real(assignment)
+
+    monkeypatch.setattr(engines.Assignment, "enter", enter)
+    engine = EngineHere()
+    with pytest.raises(UsageError, match="other package versions than the first process") as error:
+        run_evaluation(config(photos, tmp_path / "run"), engine=engine)
+    assert "`torch`: 1.0 instead of" in str(error.value)
+    assert engine.workers.closed
+    assert engine.workers.attempts == {0: 1}, "the other workers would meet the same"
+
+
+def test_a_worker_writes_nothing_into_a_run_that_was_begun_anew(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As jobs in a queue do that a killed command has left there."""
+    settings = config(photos, tmp_path / "run")
+    late: list[tuple[Any, Any]] = []
+    real = PoolHere.start
+
+    def start(self: PoolHere, make_worker: Callable[[], PieceWorker], tasks: list[Task]) -> None:
+        late.append((make_worker, tasks[0].as_plain()))
+        real(self, make_worker, tasks)
+
+    monkeypatch.setattr(PoolHere, "start", start)
+    with pytest.raises(IncompleteRun):
+        run_evaluation(settings, engine=EngineHere(tasks=1, dies=(0, 1, 2)))
+    worker = late[0][0]()
+    run_evaluation(replace(settings, fresh=True, transforms=("invert",)))
+    there = contents(tmp_path / "run")
+    with pytest.raises(RunError, match="was begun anew"):
+        worker.compute(late[0][1])
+    assert contents(tmp_path / "run") == there
+
+
+def test_a_folder_that_a_worker_does_not_have_is_an_error(photos: Path, tmp_path: Path) -> None:
+    assignment = engines.Assignment(config(photos, tmp_path / "elsewhere"), "{}", {})
+    outcome = TaskRunner(lambda: PieceWorker(assignment)).run([])
+    assert outcome.error is not None
+    assert outcome.error["kind"] == "MachineError"
+    assert "that all machines share" in outcome.error["todo"]
+
+
+def test_errors_of_libraries_are_left_to_other_workers() -> None:
+    def make_worker() -> PieceWorker:
+        raise ValueError("CUDA error: uncorrectable ECC error encountered")
+
+    outcome = TaskRunner(make_worker).run([])
+    assert outcome.error is None
+    assert outcome.death == "ValueError: CUDA error: uncorrectable ECC error encountered"
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 16, 100])
+def test_every_piece_is_dealt_once(tmp_path: Path, tasks: int) -> None:
+    cells = tuple(Cell(name, 0) for name in "abcde")
+    images: Any = tuple(f"image {number}" for number in range(21))
+    plan = EvaluationPlan(Store(tmp_path), images, cells, ("one", "two"), ("view",), 4)
+    dealt = deal(plan.missing(), tasks)
+    assert len(dealt) <= tasks
+    work = Counter(
+        (piece.block, cell, model)
+        for task in dealt for piece in task.pieces for cell in piece.cells
+        for model in piece.models[cell]
+    )  # fmt: skip
+    assert set(work.values()) == {1}
+    assert len(work) == 6 * len(cells) * 2
+    assert deal((), tasks) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slurm": {"array": "2"}}, "`--slurm` goes with `--engine slurm`"),
+        ({"address": "h:1", "engine": "slurm"}, "`--address` goes with `--engine ray`"),
+    ],
+)
+def test_options_of_another_engine_are_refused(
+    changes: dict[str, Any], message: str, photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        engine_of(config(photos, tmp_path, **changes))
+
+
+@pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_missing_package_is_named_with_its_extra(
+    engine: Any, package: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MachineError, match=f"needs the package `{package}`") as error:
+        engine_of(config(photos, tmp_path, engine=engine))
+    assert f"robustcli[{engine}]" in str(error.value)
+
+
+def test_an_engine_and_a_launcher_contradict_each_other(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = "RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=2 MASTER_ADDR=h MASTER_PORT=1"
+    for name, value in (word.split("=") for word in job.split()):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="`--engine ray` contradicts the launcher"):
+        engine_of(config(photos, tmp_path, engine="ray"))
+
+
+def test_where_the_workers_have_gpus_the_command_plans_on_the_cpu(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    said: list[str] = []
+    asked: EvalConfig = config(photos, tmp_path, device="cuda")
+    assert engines.leading(asked, said.append).device == "cpu"
+    assert "plans on the CPU" in said[0]
+    assert engines.leading(replace(asked, device="auto"), said.append).device == "auto"
+    engine = EngineHere(device="cuda")
+    with pytest.raises(UsageError, match=r"Worker on .*: `--device cuda` is not on this machine"):
+        run_evaluation(replace(asked, out=tmp_path / "run", device="cpu"), engine=engine)
+
+
+def test_settings_of_slurm_by_submitits_names() -> None:
+    text = {"partition": "gpu", "time": "60", "array": "16", "mem": "32", "exclude": "n1,n2"}
+    read = read_settings(text, "auto")
+    assert (read.array, read.cluster) == (16, "slurm")
+    assert read.parameters == {
+        "slurm_partition": "gpu", "timeout_min": 60, "mem_gb": 32.0, "slurm_exclude": "n1,n2",
+        "gpus_per_node": 1,
+    }  # fmt: skip
+    assert read_settings({}, "cpu").parameters["gpus_per_node"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("1:30:00", 90), ("2-0", 2880), ("1-12:30", 2190), ("5:00", 5), ("0:30", 1)],
+)
+def test_times_of_slurm_are_minutes(text: str, minutes: int) -> None:
+    """As `man sbatch` has them: minutes, minutes:seconds, hours:minutes:seconds, days-hours."""
+    assert read_settings({"time": text}, "cpu").parameters["timeout_min"] == minutes
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"partion": "gpu"}, "Did you mean `partition`"),
+        ({"array": "0"}, "`--slurm array=0` is no value"),
+        ({"time": "soon"}, "`--slurm time=soon` is no value"),
+        ({"gpus": "2"}, "`--slurm gpus=2` is not possible"),
+        ({"cluster": "kubernetes"}, "`--slurm cluster=kubernetes` is not possible"),
+    ],
+)
+def test_wrong_settings_of_slurm_are_refused(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_settings(settings, "cpu")
+
+
+def test_the_folder_of_slurm_belongs_to_the_run(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "mine").mkdir()
+    EVALUATION.discard(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

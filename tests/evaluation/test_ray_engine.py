@@ -1,0 +1,221 @@
+"""`--engine ray` on a cluster of two real nodes, of which one is stopped in the middle."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.evaluation.record import read_record
+from tests.evaluation.photos import config, make_photos
+from tests.evaluation.test_evaluate import contents
+
+ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # test_engines.py has a pool in memory
+
+TOKEN = secrets.token_hex(32)
+REPOSITORY = Path(__file__).parents[2]
+SEEN = '''
+import os
+import time
+from pathlib import Path
+
+from robustcli.transforms import transform
+
+SEEN = Path(__file__).with_name("seen")
+
+
+@transform()
+def seen(image, rng, value):
+    """Leaves the number of the process that started this one: on a Ray node, its raylet."""
+    SEEN.mkdir(exist_ok=True)
+    (SEEN / str(os.getppid())).touch()
+    time.sleep(0.02)
+    image[:2] = rng.integers(256)
+    return image
+'''
+NAMES = ("seen", "fliplr", "additive_gaussian_noise", "affine")
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    return {
+        **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray then stays on the loopback address
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN,
+    }  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As Ray's actors of one core: the number of threads decides the rounding, and so the bytes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Node:
+    """`ray start` on the loopback address, with one processor core."""
+
+    def __init__(self, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1",
+             "--num-gpus=0", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000",
+             "--disable-usage-stats", *options],
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def raylets(self) -> set[int]:
+        """The processes of the node whose children are workers."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return {child.pid for child in children if child.name() == "raylet"}
+
+    def stop(self, number: int) -> None:
+        """Sends a signal to every process of the node."""
+        with suppress(psutil.NoSuchProcess):
+            started = psutil.Process(self.process.pid)
+            for process in (*started.children(recursive=True), started):
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+        self.process.communicate(timeout=60)
+
+
+@pytest.fixture
+def nodes() -> Iterator[tuple[str, Node, Node]]:
+    """The address of a cluster, and its two nodes; without dashboard."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # sockets: short paths
+        address = f"127.0.0.1:{free_port()}"
+        port = address.partition(":")[2]
+        head = Node("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
+        second: Node | None = None
+        try:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline and not listens(int(port)):
+                assert head.process.poll() is None, head.process.communicate()[0]
+                time.sleep(0.5)
+            second = Node(f"--address={address}")
+            yield address, head, second
+        finally:
+            for node in filter(None, (second, head)):
+                node.stop(signal.SIGKILL)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until(happens: object, process: subprocess.Popen[str], seconds: float = 600) -> None:
+    deadline = time.monotonic() + seconds
+    while not happens() and process.poll() is None and time.monotonic() < deadline:  # type: ignore[operator]
+        time.sleep(0.1)
+
+
+def robust_eval(
+    photos: Path, out: Path, plugin: Path, *more: str,
+    program: tuple[str, str] = ("-m", "robustcli"),
+) -> subprocess.Popen[str]:  # fmt: skip
+    names = (word for name in NAMES for word in ("--transform", name))
+    return subprocess.Popen(
+        [sys.executable, *program, "eval", "--model", "vmamba-pico", "--untrained",
+         "--data", str(photos), "--out", str(out), "--device", "cpu", "--batch-size", "4",
+         "--workers", "0", "--plugin", str(plugin), *names, "--engine", "ray", *more],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def test_a_node_that_is_stopped_loses_nothing(
+    nodes: tuple[str, Node, Node], tmp_path: Path
+) -> None:
+    address, _, second = nodes
+    photos, plugin = make_photos(tmp_path / "photos", per_class=48), tmp_path / "seen.py"
+    plugin.write_text(SEEN)
+    process = robust_eval(photos, tmp_path / "run", plugin, "--address", address)
+    seen = tmp_path / "seen"
+    until(
+        lambda: seen.is_dir() and second.raylets() & {int(p.name) for p in seen.iterdir()}, process
+    )
+    assert process.poll() is None, process.communicate()[0]
+    second.stop(signal.SIGKILL)
+    said, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, said
+    assert "2 machines, 2 workers" in said
+    assert "Another worker takes task" in said
+    assert read_record(tmp_path / "run").status == "complete"
+    plain = config(photos, tmp_path / "plain", *NAMES, plugins=(plugin,))
+    assert contents(tmp_path / "run") == contents(run_evaluation(plain))
+
+
+def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(
+    nodes: tuple[str, Node, Node], tmp_path: Path
+) -> None:
+    address = nodes[0]
+    photos, plugin = make_photos(tmp_path / "photos", per_class=48), tmp_path / "seen.py"
+    plugin.write_text(SEEN)
+    run, more = tmp_path / "run", ("--address", address)
+    process = robust_eval(photos, run, plugin, *more)
+    until(lambda: len(contents(run)) >= 2, process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert read_record(run).status == "partial"
+    there = contents(run)
+    again = robust_eval(photos, run, plugin, *more)
+    said, _ = again.communicate(timeout=900)
+    assert again.returncode == 0, said
+    assert there.items() <= contents(run).items()
+    assert read_record(run).status == "complete"
+
+
+IMPATIENT = """
+import sys
+from robustcli.cli import main
+from robustcli.evaluation import ray_engine
+ray_engine.LOST_SECONDS = 10.0
+sys.exit(main())
+"""
+
+
+def test_without_the_head_of_the_cluster_the_command_ends(
+    nodes: tuple[str, Node, Node], tmp_path: Path
+) -> None:
+    address, head, _ = nodes
+    photos, plugin = make_photos(tmp_path / "photos", per_class=48), tmp_path / "seen.py"
+    plugin.write_text(SEEN)
+    process = robust_eval(
+        photos, tmp_path / "run", plugin, "--address", address, program=("-c", IMPATIENT)
+    )
+    until((tmp_path / "seen").is_dir, process)
+    head.stop(signal.SIGKILL)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 1, said
+
+
+def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
+    photos, plugin = make_photos(tmp_path / "photos"), tmp_path / "seen.py"
+    plugin.write_text(SEEN)
+    address = f"127.0.0.1:{free_port()}"
+    process = robust_eval(photos, tmp_path / "run", plugin, "--address", address)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 3, said
+    assert f"`--address {address}`: no Ray cluster answers" in said
