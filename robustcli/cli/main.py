@@ -118,7 +118,16 @@ class LazyGroup(click.Group):
             from robustcli.cli.failures import print_unexpected
 
             status = print_unexpected(error)
-        sys.exit(_flushed(status if isinstance(status, int) else 0))
+        code = _flushed(status if isinstance(status, int) else 0)
+        if code == INTERRUPTED and _thread_hangs():
+            os._exit(code)
+        sys.exit(code)
+
+
+def _thread_hangs() -> bool:
+    """Whether a thread is stuck at an image, for which Python would wait when it ends."""
+    watchdog = sys.modules.get("robustcli.core.watchdog")  # not imported: no image was touched
+    return watchdog is not None and bool(watchdog.thread_hangs())
 
 
 def _reader_is_gone() -> bool:

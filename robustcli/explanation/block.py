@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustcli.adapters.memory import BatchLimit
 from robustcli.core.errors import RunError
 from robustcli.core.seeds import identity_seed
 from robustcli.explanation.explained_rows import Arrays, TargetKind
@@ -45,21 +47,29 @@ class Answers:
 
 
 def answers_of(
-    explained: ExplainedNetwork, view: View, *, batch_size: int, threshold: float = 0.5
-) -> Answers:
-    """The answers for the photos of `view`, on the CPU."""
-    with torch.no_grad():
-        logits = torch.cat(
-            [
-                explained.logits(view.pixels[part].to(explained.device)).cpu()
-                for part in batched(len(view.pixels), batch_size)
-            ]
+    explained: ExplainedNetwork, view: View, limit: BatchLimit, *, batch_size: int,
+    threshold: float = 0.5,
+) -> Answers:  # fmt: skip
+    """The answers for the photos of `view`, on the CPU, in batches that fit into memory."""
+
+    def in_batches(size: int) -> Tensor:
+        parts = batched(len(view.pixels), size)
+        return torch.cat(
+            [explained.logits(view.pixels[part].to(explained.device)).cpu() for part in parts]
         )
+
+    with torch.no_grad():
+        logits = limit.fitting(batch_size, in_batches, _size_in_words(view.pixels))
     if explained.task == "cls":
         probabilities = explained.softmax(logits)
         return Answers(probabilities, probabilities.argmax(1))
     foreground = logits[:, 0].sigmoid()
     return Answers(foreground, foreground >= threshold)
+
+
+def _size_in_words(pixels: Tensor) -> str:
+    """Width and height of (N, C, H, W)."""
+    return f"{pixels.shape[3]}x{pixels.shape[2]} pixels"
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,7 @@ class BlockExplanation:
         model: Name of the model.
         seed: Of the run.
         batch_size: Images that go through the network at once.
+        limit: How many do after memory ran out.
     """
 
     explained: ExplainedNetwork
@@ -111,6 +122,7 @@ class BlockExplanation:
     model: str
     seed: int
     batch_size: int
+    limit: BatchLimit
     _results: dict[Key, Result] = field(default_factory=dict)
 
     def explain(
@@ -216,24 +228,29 @@ class BlockExplanation:
         for want in wanted:
             if want.key not in self._results:
                 new.setdefault(want.key, want)
-        order = list(new.items())
-        for part in batched(len(order), self.batch_size):
-            self._compute_part(method, cell, dict(order[part]))
-            advance(len(wanted) * part.stop // len(order) - len(wanted) * part.start // len(order))
+        order, start = list(new.items()), 0
+        shape = _size_in_words(self.views[CLEAN].pixels)
+        while start < len(order):
+            compute = partial(self._compute_part, method, cell, order[start:])
+            stop = start + self.limit.fitting(self.batch_size, compute, shape)
+            advance(len(wanted) * stop // len(order) - len(wanted) * start // len(order))
+            start = stop
         if not new:
             advance(len(wanted))
 
     def _compute_part(
-        self, method: ExplanationMethod, cell: Cell, new: Mapping[Key, Wanted]
-    ) -> None:
-        """Adds the results of `new`, at most a batch."""
+        self, method: ExplanationMethod, cell: Cell, left: Sequence[tuple[Key, Wanted]],
+        batch_size: int,
+    ) -> int:  # fmt: skip
+        """Adds the results of the first of `left`, at most a batch; returns how many."""
+        new = dict(left[:batch_size])
         device = self.explained.device
         pixels = torch.stack([self.views[w.cell].pixels[w.photo] for w in new.values()]).to(device)
         targets = torch.stack([self._target(cell, want) for want in new.values()]).to(device)
         seeds = [identity_seed(self.seed, *key, bits=63) for key in new]
         function = method.function()
         made: Attribution = function(
-            self.explained, pixels, targets, batch_size=self.batch_size, seeds=seeds
+            self.explained, pixels, targets, batch_size=batch_size, seeds=seeds
         )
         self._check_finite(method, made, list(new.values()))
         scores = [
@@ -242,15 +259,16 @@ class BlockExplanation:
         ]
         maps = made.maps.detach().float()
         if method.kind == "localised":
-            self._add_curves(pixels, targets, maps, scores)
+            self._add_curves(pixels, targets, maps, scores, batch_size)
             if self.shuffled is not None:
                 other: Attribution = function(
-                    self.shuffled, pixels, targets, batch_size=self.batch_size, seeds=seeds
+                    self.shuffled, pixels, targets, batch_size=batch_size, seeds=seeds
                 )
                 self._add_sanity(maps, other.maps, scores)
         for number, key in enumerate(new):
             picture = None if made.pictures is None else made.pictures[number].cpu().numpy()
             self._results[key] = Result(maps[number].cpu().numpy(), scores[number], picture)
+        return len(new)
 
     def _check_finite(
         self, method: ExplanationMethod, made: Attribution, wanted: Sequence[Wanted]
@@ -265,10 +283,11 @@ class BlockExplanation:
                 )
 
     def _add_curves(
-        self, pixels: Tensor, targets: Tensor, maps: Tensor, scores: list[dict[str, float]]
-    ) -> None:
+        self, pixels: Tensor, targets: Tensor, maps: Tensor, scores: list[dict[str, float]],
+        batch_size: int,
+    ) -> None:  # fmt: skip
         insertion, deletion = insertion_and_deletion(
-            self.explained, pixels, targets, maps, batch_size=self.batch_size
+            self.explained, pixels, targets, maps, batch_size=batch_size
         )
         areas = (curve_area(curve.double().numpy()) for curve in (insertion, deletion))
         for row, inserted, deleted in zip(scores, *areas, strict=True):
