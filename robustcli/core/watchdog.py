@@ -24,7 +24,7 @@ from multiprocessing import get_context
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from robustcli.core.errors import RunError, UsageError
+from robustcli.core.errors import RobustError, RunError, UsageError
 
 LIMIT_VARIABLE = "ROBUST_IMAGE_SECONDS"
 """The environment variable with the seconds that one image may take; 0 for no limit."""
@@ -286,6 +286,8 @@ class Watchdog:
 
     def _dead_worker(self, error: BaseException | None) -> RunError | None:
         """What `error` means, if it is torch's error about a loader process that is gone."""
+        if isinstance(error, RobustError):  # explained by an inner watchdog, or another error
+            return None
         current, pids, end = error, list[int](), ""
         while current is not None:
             match = _DEAD_WORKER.search(str(current)) if isinstance(current, RuntimeError) else None

@@ -161,7 +161,7 @@ class BaseDataModule(pl.LightningDataModule):
             multiprocessing_context=method if workers else None,
             persistent_workers=workers > 0,
             pin_memory=self.settings.pin,
-            worker_init_fn=partial(_enter, table) if workers else None,
+            worker_init_fn=None if table is None else partial(_enter, table),
         )
 
 
