@@ -94,13 +94,16 @@ def block_views(
     size = max(len(piece.images) for piece in pieces)
     source = Source(parts_of(pieces, size), preparation)
     waiting: dict[int, dict[Cell, list[Batch[Any]]]] = {}
+    notices = set[str]()
     stream = iter(batch_stream(source, workers, pin=False, watchdog=watchdog))
     watchdog.start()
     for batch in stream:
         if isinstance(batch, RobustError):
             raise batch
         if isinstance(batch, Notice):
-            listener.say(batch.text)
+            if batch.text not in notices:
+                listener.say(batch.text)
+            notices.add(batch.text)
             continue
         samples, cells = blocks[batch.block]
         parts = waiting.setdefault(batch.block, {})

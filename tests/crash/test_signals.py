@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.crash.test_crashes import EVAL, ROBUST, finish, results
+from tests.crash.test_crashes import ROBUST, finish, results
 from tests.training.images import write_pairs, write_photos
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -54,6 +54,10 @@ def has_loaded(library: str, out: Path, process: psutil.Process) -> bool:
     return any(library in mapped.path for mapped in process.memory_maps())
 
 
+EVAL = (
+    "eval", "--model", "resnet-pico", "--transform", "affine", "--data", "cifar10-mini",
+    "--device", "cpu",
+)  # fmt: skip
 BLOCK = partial(has_file, "predictions/**/*.parquet")
 EPOCH = partial(has_file, "**/metrics.csv")
 SEG = ("--model-arg", "features=[4,8]", "--window", "16", "--batch-size", "4", "--lr", "0.01")
@@ -72,18 +76,25 @@ CASES = {
         ("finetune", "umamba-pico", "--data", "{pairs}", "--device", "cpu", "--iterations", "400",
          "--mode", "full", "--mode", "scratch"), EPOCH,
     ),
-    "predict": Case(("predict", "--model", "otsu", "--data", "{many}"), partial(has_file, "*.png")),
+    "predict": Case(("predict", "--model", "otsu", "--data", "{many}"), partial(has_file, "**/*.png")),
     "predict-labels": Case(
-        ("predict", "--model", "vmamba-pico", "--data", "{photos}"),
+        ("predict", "--model", "vmamba-pico", "--data", "{crowd}"),
         partial(has_loaded, "libtorch_python"),
     ),
     "explain": Case(
-        ("explain", "--model", "vmamba-pico", "--transform", "affine", "--method", "*", "--limit",
-         "64", "--workers", "2", "--device", "cpu"), partial(has_file, "**/*.parquet"),
+        ("explain", "--model", "vmamba-pico", "--transform", "affine", "--method", "grad-cam",
+         "--limit", "32", "--workers", "2", "--device", "cpu"), partial(has_file, "**/*.parquet"),
     ),
     "export": Case(("export", "vmamba-pico"), partial(has_loaded, "libtorch_python")),
     "report": Case(("report", "{run}"), partial(has_loaded, "libarrow"), has_out=False),
 }  # fmt: skip
+
+
+HOW = {
+    "sigterm-one": (signal.SIGTERM, False),
+    "sigint-all": (signal.SIGINT, True),
+    "sigterm-all": (signal.SIGTERM, True),
+}
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +104,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     write_pairs(folder / "pairs", 14)
     write_pairs(folder / "many", 400)
     write_photos(folder / "photos")
+    write_photos(folder / "crowd", 1000)
     finish((*EVAL, "--limit", "40"), folder / "run")
-    return {name: str(folder / name) for name in ("pairs", "many", "photos", "run")}
+    return {name: str(folder / name) for name in ("pairs", "many", "photos", "crowd", "run")}
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +134,14 @@ def _owner_is_gone(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("to_all", [False, True], ids=["sigterm-one", "sigint-all"])
+@pytest.mark.parametrize(("number", "to_all"), HOW.values(), ids=HOW.keys())
 def test_a_signal_ends_it_with_130_and_it_goes_on(
-    folders: dict[str, str], unbroken: dict[str, bytes], tmp_path: Path, name: str, to_all: bool
+    folders: dict[str, str],
+    unbroken: dict[str, bytes],
+    tmp_path: Path,
+    name: str,
+    number: signal.Signals,
+    to_all: bool,
 ) -> None:
     case, out = CASES[name], tmp_path / "run"
     place = ("--out", str(out if name != "export" else out / "model.onnx")) if case.has_out else ()
@@ -146,9 +163,9 @@ def test_a_signal_ends_it_with_130_and_it_goes_on(
         assert process.poll() is None, (tmp_path / "stderr").read_text()
         children = watched.children(recursive=True)
         if to_all:
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, number)
         else:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
         code = process.wait(120)
     message = (tmp_path / "stderr").read_text()
     assert code == 130, message
