@@ -76,7 +76,9 @@ CASES = {
         ("finetune", "umamba-pico", "--data", "{pairs}", "--device", "cpu", "--iterations", "400",
          "--mode", "full", "--mode", "scratch"), EPOCH,
     ),
-    "predict": Case(("predict", "--model", "otsu", "--data", "{many}"), partial(has_file, "**/*.png")),
+    "predict": Case(
+        ("predict", "--model", "otsu", "--data", "{many}"), partial(has_file, "**/*.png")
+    ),
     "predict-labels": Case(
         ("predict", "--model", "vmamba-pico", "--data", "{crowd}"),
         partial(has_loaded, "libtorch_python"),

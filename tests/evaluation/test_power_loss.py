@@ -54,7 +54,7 @@ def _training(folder: Path) -> Path:
 
 
 def flushed_before_named(path: Path, events: list[Event]) -> bool:
-    """Whether each rename to `path` is after a flush of its content and before one of its folder."""
+    """Whether the content is flushed before each rename to `path`, and its folder afterwards."""
     places = [n for n, event in enumerate(events) if event == ("renamed to", path)]
     for place in places:
         beside = events[place - 1][1]
