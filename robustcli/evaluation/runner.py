@@ -59,7 +59,7 @@ class Runner:
                 memory. Finished blocks are kept.
         """
         unreadable, notices = set(self.store.skipped()["image_id"]), set[str]()
-        with Watchdog(self.listener.say) as watchdog:
+        with Watchdog(self.announce) as watchdog:
             stream = iter(batch_stream(self.source, workers, pin=pin, watchdog=watchdog))
             watchdog.start()
             while True:
