@@ -129,6 +129,11 @@ def no_segment_is_left() -> Iterator[None]:
     assert not {path for path in mine if _owner_is_gone(path)}
 
 
+def _heed_ctrl_c() -> None:
+    """What a shell starts in the background ignores Ctrl+C, and so does whatever that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _owner_is_gone(path: Path) -> bool:
     """Whether the process that is named in a segment of torch (`torch_PID_...`) has ended."""
     number = path.name.split("_")[1] if "_" in path.name else path.name.split("-")[1]
@@ -151,7 +156,7 @@ def test_a_signal_ends_it_with_130_and_it_goes_on(
     with (tmp_path / "stderr").open("w+") as errors:
         process = subprocess.Popen(
             command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
-            stderr=errors, start_new_session=True,
+            stderr=errors, start_new_session=True, preexec_fn=_heed_ctrl_c,
         )  # fmt: skip
         watched = psutil.Process(process.pid)
         deadline = time.monotonic() + MINUTES
