@@ -286,7 +286,7 @@ class Watchdog:
 
     def _dead_worker(self, error: BaseException | None) -> RunError | None:
         """What `error` means, if it is torch's error about a loader process that is gone."""
-        if isinstance(error, RobustError):  # explained by an inner watchdog, or another error
+        if isinstance(error, RobustError | KeyboardInterrupt):  # it says what happened
             return None
         current, pids, end = error, list[int](), ""
         while current is not None:

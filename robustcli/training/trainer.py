@@ -369,6 +369,11 @@ def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
         if trainer.state.status == TrainerStatus.INTERRUPTED:
             raise KeyboardInterrupt from error
         raise
+    except RuntimeError as error:
+        # A scheduler's SIGTERM ends the loader processes too, of which torch tells first.
+        if trainer.received_sigterm:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)

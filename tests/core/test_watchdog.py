@@ -117,6 +117,12 @@ def test_between_images_the_batch_is_named() -> None:
         raise ValueError from error
 
 
+def test_an_interruption_stays_one_whatever_it_came_from() -> None:
+    error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+    with pytest.raises(KeyboardInterrupt), Watchdog():
+        raise KeyboardInterrupt from error
+
+
 def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="shapes differ"), Watchdog():
         raise RuntimeError("shapes differ")
