@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robustcli.adapters.memory import free_cached, is_out_of_memory
 from robustcli.adapters.model import (
     AUTOCAST,
     ModelFacts,
@@ -304,9 +305,11 @@ class Segmenter:
 
     `classes` has the names of the predicted classes 1 to K: those of the training, or those set by
     `telling_apart`. If it is empty, the segmenter predicts foreground and background.
+    `most_windows` is the number of windows that fit into memory; None until memory ran out.
     """
 
     classes: tuple[str, ...] = ()
+    most_windows: int | None = None
 
     def __init__(
         self, network: nn.Module, preprocessing: MaskPreprocessing, facts: ModelFacts,
@@ -445,18 +448,28 @@ class Segmenter:
         images, window = batch.permute(0, 3, 1, 2), self.preprocessing.window
         if window == 0 or tuple(images.shape[2:]) == (window, window):
             return list(self._probabilities(images.to(self.device)).cpu().numpy())
-        overlap, at_once = self.preprocessing.overlap, max(WINDOWS, len(images))
-        cover = covered if self._nnunet is None else covered_evenly
         answers = (
-            cover(
-                image[None].float(), window, self._averaged, overlap=overlap, batch=at_once,
-                device=self.device,
-            )
-            for image in images
-        )  # fmt: skip
+            self._covered(image[None].float(), max(WINDOWS, len(images))) for image in images
+        )
         if self._nnunet is None:
             return [answer[0].numpy() for answer in answers]
         return [self._as_probability(answer)[0].numpy() for answer in answers]
+
+    def _covered(self, image: Tensor, at_once: int) -> Tensor:
+        """The scores of an image (1, 3, H, W); fewer windows at once whenever memory runs out."""
+        cover = covered if self._nnunet is None else covered_evenly
+        while True:
+            windows = min(at_once, self.most_windows or at_once)
+            try:
+                return cover(
+                    image, self.preprocessing.window, self._averaged, batch=windows,
+                    overlap=self.preprocessing.overlap, device=self.device,
+                )  # fmt: skip
+            except (MemoryError, RuntimeError) as error:
+                if windows == 1 or not is_out_of_memory(error):
+                    raise
+            self.most_windows = windows // 2
+            free_cached(self.device)
 
     def _averaged(self, pixels: Tensor) -> Tensor:
         """The averaged quantity of overlapping windows: scores for nnU-Net, else probabilities."""

@@ -106,19 +106,49 @@ class LazyGroup(click.Group):
 
             status = print_known(error)
         except (KeyboardInterrupt, click.Abort):
-            click.echo(
-                "Interrupted. What was finished is kept: repeat the command to go on.", err=True
-            )
-            status = INTERRUPTED
+            status = _say_interrupted()
         except SystemExit:
             if type(sys.stdout).__name__.lstrip("_") != "PacifyFlushWrapper":  # private since 8.5
                 raise
             status = READER_GONE  # of `--help`, which click prints itself
         except Exception as error:
-            from robustcli.cli.failures import print_unexpected
+            status = _unexpected(error)
+        code = _flushed(status if isinstance(status, int) else 0)
+        if code == INTERRUPTED and _thread_hangs():
+            os._exit(code)
+        sys.exit(code)
 
-            status = print_unexpected(error)
-        sys.exit(_flushed(status if isinstance(status, int) else 0))
+
+def _unexpected(error: Exception) -> int:
+    if _follows_interrupt(error):
+        return _say_interrupted()
+    from robustcli.cli.failures import print_unexpected
+
+    return print_unexpected(error)
+
+
+def _say_interrupted() -> int:
+    click.echo("Interrupted. What was finished is kept: repeat the command to go on.", err=True)
+    return INTERRUPTED
+
+
+def _follows_interrupt(error: BaseException) -> bool:
+    """Whether `error` is torch's about a loader process that the same signal has ended.
+
+    It is raised wherever this process is, also while Ctrl+C or SIGTERM ends it.
+    """
+    if not (isinstance(error, RuntimeError) and "DataLoader worker" in str(error)):
+        return False
+    cause = error.__context__
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    return cause is not None
+
+
+def _thread_hangs() -> bool:
+    """Whether a thread is stuck at an image, for which Python would wait when it ends."""
+    watchdog = sys.modules.get("robustcli.core.watchdog")  # not imported: no image was touched
+    return watchdog is not None and bool(watchdog.thread_hangs())
 
 
 def _reader_is_gone() -> bool:

@@ -27,6 +27,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from robustcli.core.io import check_readable
 from robustcli.core.silence import silenced
+from robustcli.core.watchdog import working_on
 from robustcli.data.arrays import read_pixels
 from robustcli.data.dataset import FileRef, RawPixels
 from robustcli.data.dataset import UnreadableImage as UnreadableImage
@@ -59,6 +60,12 @@ def decode(ref: FileRef) -> NDArray[np.uint8]:
     """
     if ref.parts:
         return _stacked(ref)
+    with working_on(f"decoding `{ref}`"):
+        return _decoded(ref)
+
+
+def _decoded(ref: FileRef) -> NDArray[np.uint8]:
+    """The pixels of one file; see `decode`."""
     try:
         if ref.array is not None:
             return read_pixels(ref)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
+from robustcli.core.watchdog import working_on
 from robustcli.data.arrays import array_kind, holds_array, read_array
 from robustcli.data.dataset import FileRef, Sample
 from robustcli.data.decode import UnreadableImage, decode, read_image
@@ -83,7 +84,8 @@ def decode_pair(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """
     image = decode(sample.image)
     try:
-        mask = decode_mask(sample.mask, sample.reading)
+        with working_on(f"decoding `{sample.mask}`"):
+            mask = decode_mask(sample.mask, sample.reading)
     except UnreadableImage as error:
         raise UnreadableImage(f"its mask `{sample.mask.relative}`: {error.reason}") from error
     check_pair(sample, image, mask)

@@ -127,6 +127,14 @@ class Group:
             raise self._dead([0])
         return json.loads(self.messages.get(name))
 
+    def announce(self, text: str, listener: Listener) -> None:
+        """Says `text` to the user, whichever rank this is; once if several ranks say the same."""
+        if self.messages is None or self.first:
+            listener.say(text)
+            return
+        number = self.messages.add("notices", 1)
+        self.messages.set(f"notice/{number}", text)
+
     def finish(self) -> list[int]:
         """Reports that this rank's share is computed; rank 0 waits for the others.
 
@@ -229,10 +237,12 @@ class _Everyone:
         self._messages, self._listener = messages, listener
         self._lock, self._reported = threading.Lock(), 0
         self._started = False
+        self._notices, self._lines = 0, set[str]()
 
     def say(self, text: str) -> None:
         """See `Listener.say`."""
         with self._lock:
+            self._lines.add(text)
             self._listener.say(text)
 
     def start(self, total: int, done: int, unit: str | None = None) -> None:
@@ -247,8 +257,17 @@ class _Everyone:
             self._listener.advance(count)
 
     def look(self) -> None:
-        """Passes on the progress of the others since the last call."""
+        """Passes on the progress and the notices of the others since the last call."""
         with self._lock:
+            notices = self._messages.add("notices", 0)
+            while self._notices < notices:
+                if not self._messages.check([f"notice/{self._notices + 1}"]):
+                    break  # it is numbered and not sent yet
+                self._notices += 1
+                text = self._messages.get(f"notice/{self._notices}").decode()
+                if text not in self._lines:
+                    self._lines.add(text)
+                    self._listener.say(text)
             count = self._messages.add("progress", 0) if self._started else 0
             if count > self._reported:
                 self._listener.advance(count - self._reported)

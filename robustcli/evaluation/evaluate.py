@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -348,10 +349,13 @@ def _compute(
     batch_size = min(config.batch_size or task.batch_sizes[device.type], record.block_size)
     preparation = task.preparation(models, evaluation.cells, config)
     source = Source(parts_of(share, batch_size), preparation)
-    predictors = {name: task.predictor(model, record.dataset) for name, model in models.items()}
+    announce = partial(group.announce, listener=listener)
+    predictors = {
+        name: task.predictor(model, record.dataset, announce) for name, model in models.items()
+    }
     store, schema = Store(evaluation.run), task.schema(record.dataset)
     tolerated = _tolerated(config, record.dataset.images)
-    runner = Runner(store, source, predictors, schema, listener, tolerated, check)
+    runner = Runner(store, source, predictors, schema, listener, tolerated, check, announce)
     started, clock = datetime.now(UTC), time.perf_counter()
     with DeviceMonitor(device) as monitor:
         try:

@@ -108,7 +108,7 @@ def _group_norm(
     places = tuple(range(2, grouped.ndim))
     deviation = grouped - grouped.mean(places, keepdim=True)
     variance = (deviation * deviation).mean(places, keepdim=True)
-    result = (deviation * torch.rsqrt(variance + eps)).flatten(1, 2)
+    result: Tensor = (deviation * torch.rsqrt(variance + eps)).flatten(1, 2)
     shape = (1, -1, *(1 for _ in range(x.ndim - 2)))
     result = result if weight is None else result * weight.view(shape)
     return result if bias is None else result + bias.view(shape)

@@ -22,7 +22,7 @@ from robustcli.core.machine import usable_cores
 from robustcli.core.rundir import has_record
 from robustcli.data.subsets import QUICK_SPREAD
 from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.loader import Source
+from robustcli.evaluation.loader import Notice, Source
 from robustcli.evaluation.look_up import Evaluation, look_up
 from robustcli.evaluation.plan import EvaluationPlan, parts_of
 from robustcli.evaluation.record import read_record
@@ -214,6 +214,8 @@ def _trial(evaluation: Evaluation, models: Mapping[str, Model]) -> _Trial:
         for batch in Source(parts, preparation):
             if isinstance(batch, RobustError):
                 raise batch
+            if isinstance(batch, Notice):
+                continue
             first_batch = first_batch or (batch if batch.image_ids else None)
         seconds = time.perf_counter() - started
     return _Trial(seconds / len(images), first_batch)

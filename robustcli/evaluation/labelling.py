@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from robustcli.adapters.load import answers_in
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener, Silent
+from robustcli.core.watchdog import decoding_pool, watching_threads
 from robustcli.data.archives import is_tar, is_zip, list_tar, list_zip
 from robustcli.data.dataset import FileRef
 from robustcli.data.decode import UnreadableImage, decode
@@ -196,11 +197,11 @@ def label_photos(
     """
     listener = listener or Silent()
     size = batch_size or ClassificationTask.batch_sizes[classifier.device.type]
-    forward = Forward(classifier, partial(classifier.ranked, most=top))
+    forward = Forward(classifier, partial(classifier.ranked, most=top), listener.say)
     labelled: list[PhotoLabels] = []
     unreadable: list[tuple[str, str]] = []
     listener.start(len(photos), 0)
-    for refs, views in _batches(photos, classifier.preprocessing, size):
+    for refs, views in _batches(photos, classifier.preprocessing, size, listener.say):
         readable = [(ref, v) for ref, v in zip(refs, views, strict=True) if not isinstance(v, str)]
         unreadable += [
             (ref.relative, v) for ref, v in zip(refs, views, strict=True) if isinstance(v, str)
@@ -215,11 +216,11 @@ def label_photos(
 
 
 def _batches(
-    photos: Sequence[FileRef], preprocessing: Preprocessing, size: int
+    photos: Sequence[FileRef], preprocessing: Preprocessing, size: int, say: Say
 ) -> Iterator[tuple[Sequence[FileRef], list[NDArray[np.uint8] | str]]]:
     """Photos and their views; the next batch is decoded while one is computed."""
     batches = [photos[at : at + size] for at in range(0, len(photos), size)]
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with watching_threads(say), decoding_pool(_THREADS) as pool:
 
         def submitted(refs: Sequence[FileRef]) -> list[Future[NDArray[np.uint8] | str]]:
             return [pool.submit(_view, ref, preprocessing) for ref in refs]

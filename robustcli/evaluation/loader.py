@@ -8,52 +8,87 @@ a list that exists before the workers start, so every batch is made exactly once
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from robustcli.core import machine
-from robustcli.core.errors import RobustError
+from robustcli.core.errors import RobustError, RunError
+from robustcli.core.watchdog import Watchdog, WorkerTable, in_batch
 from robustcli.data.dataset import Sample
 from robustcli.data.decode import UnreadableImage
 from robustcli.data.object_files import fetch_ahead
 from robustcli.evaluation.plan import PieceBatch
 from robustcli.tasks.base import Batch, Item, Preparation
+from robustcli.transforms.base import Cell
 
 
 @dataclass(frozen=True)
-class Source(IterableDataset["Batch[Any] | RobustError"]):
+class Notice:
+    """A line for the user from a loader process, as an item of the stream."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Source(IterableDataset["Batch[Any] | Notice | RobustError"]):
     """The stream of the batches of `parts`, in their order within each worker.
 
     A RobustError is an item of the stream: torch would hide an exception in a worker's traceback.
+    A batch whose images do not fit into the memory of the machine comes in parts of it.
     """
 
     parts: tuple[PieceBatch, ...]
     preparation: Preparation[Any, Any, Any]
 
-    def __iter__(self) -> Iterator[Batch[Any] | RobustError]:
+    def __iter__(self) -> Iterator[Batch[Any] | Notice | RobustError]:
         """This worker's batches, each with all its cells in the run's order."""
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
             for part in self.parts[first::step]:
-                yield from self._batches(part)
+                yield from self._fitting(part, part.piece.models)
         except RobustError as error:
             yield error
 
-    def _batches(self, part: PieceBatch) -> Iterator[Batch[Any]]:
+    def _fitting(
+        self, part: PieceBatch, models: Mapping[Cell, tuple[str, ...]]
+    ) -> Iterator[Batch[Any] | Notice]:
+        """The batches of `part` for the cells of `models`, in halves where memory runs out."""
+        done: set[Cell] = set()
+        try:
+            for batch in self._batches(part, models):
+                yield batch
+                done.add(batch.cell)
+            return
+        except MemoryError as error:  # NumPy's own is one too
+            if len(part.images) == 1:
+                raise _too_large(part.images[0].image_id, error) from error
+        yield Notice(
+            "Out of memory in a loader process: it goes on with half of the batch at once. Fewer "
+            "`--workers` or a smaller `--batch-size` need less."
+        )
+        half = len(part.images) // 2
+        left = {cell: names for cell, names in models.items() if cell not in done}
+        yield from self._fitting(replace(part, images=part.images[:half]), left)
+        after = replace(part, images=part.images[half:], first=part.first + half)
+        yield from self._fitting(after, left)
+
+    def _batches(
+        self, part: PieceBatch, models: Mapping[Cell, tuple[str, ...]]
+    ) -> Iterator[Batch[Any]]:
+        in_batch([item.image_id for item in part.images])
         items, decoded, unreadable = self._decode_all(part.images)
         ids = [item.image_id for item in items]
-        for prepared in self.preparation.prepare(
-            items, decoded, models=part.piece.models, views=part.piece.inputs
-        ):
-            models = part.piece.models[prepared.cell]
+        views = {cell: part.piece.inputs[cell] for cell in models}
+        for prepared in self.preparation.prepare(items, decoded, models=models, views=views):
             yield Batch(
-                part.piece.block, part.number, part.count, prepared.cell, models, ids,
-                prepared.inputs, prepared.measures, unreadable,
+                part.piece.block, part.first, len(part.piece.images), prepared.cell,
+                models[prepared.cell], ids, prepared.inputs, prepared.measures, unreadable,
             )  # fmt: skip
 
     def _decode_all(
@@ -70,32 +105,48 @@ class Source(IterableDataset["Batch[Any] | RobustError"]):
         return items, decoded, unreadable
 
 
+def _too_large(image_id: str, error: MemoryError) -> RunError:
+    why = str(error)
+    return RunError(
+        f"`{image_id}` and its transforms do not fit into the memory of this machine.",
+        f"It ran out with this image alone{f': {why}' if why else ''}.",
+        "Use fewer `--workers`, end other programs, or leave the image out; the same command goes "
+        "on.",
+    )
+
+
 def batch_stream(
-    source: Source, workers: int, *, pin: bool, start_method: str | None = None
-) -> DataLoader[Batch[Any] | RobustError]:
+    source: Source, workers: int, *, pin: bool, start_method: str | None = None,
+    watchdog: Watchdog | None = None,
+) -> DataLoader[Batch[Any] | Notice | RobustError]:  # fmt: skip
     """The batches of `source`.
 
     With 0 `workers` this process makes the batches. `pin` puts tensors into page-locked memory, for
     a fast copy to a GPU. `start_method` is that of worker processes, None for the system's.
+    `watchdog` looks at the worker processes.
     """
+    method = start_method or machine.start_method()
+    table = watchdog.table(workers, method) if watchdog is not None and workers else None
     return DataLoader(
         source,
         batch_size=None,
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=2 if workers else None,
-        multiprocessing_context=(start_method or machine.start_method()) if workers else None,
-        worker_init_fn=_one_thread,
+        multiprocessing_context=method if workers else None,
+        worker_init_fn=partial(_start_worker, table),
     )
 
 
-def _one_thread(_: int) -> None:
+def _start_worker(table: WorkerTable | None, worker: int) -> None:
     """Limits a worker to one thread: more would compete with the other workers for the cores.
 
-    What a scheduler signals before it pre-empts a job is for the process that computes.
+    Ignores the signal that a scheduler sends before it pre-empts a job, which the parent handles.
     """
     import cv2
 
+    if table is not None:
+        table.enter(worker)
     if hasattr(signal, "SIGUSR2"):
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     cv2.setNumThreads(0)

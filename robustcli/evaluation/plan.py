@@ -61,12 +61,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class PieceBatch:
-    """A batch of images of a piece, under all its cells: batch `number` (from 0) of `count`."""
+    """A batch of images of a piece, under all its cells: from image number `first` of the piece."""
 
     piece: Piece
     images: tuple[Item, ...]
-    number: int
-    count: int
+    first: int
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ def share_of(pieces: Sequence[Piece], rank: int, ranks: int) -> tuple[Piece, ...
 def parts_of(pieces: Sequence[Piece], batch_size: int) -> tuple[PieceBatch, ...]:
     """The batches of `pieces` in order; the last one of each piece may be short."""
     return tuple(
-        PieceBatch(piece, tuple(images), number, -(-len(piece.images) // batch_size))
+        PieceBatch(piece, tuple(images), number * batch_size)
         for piece in pieces
         for number, images in enumerate(batches(piece.images, batch_size))
     )

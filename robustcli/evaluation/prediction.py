@@ -24,6 +24,7 @@ from robustcli.adapters.segmenter import Pixels, Segmenter
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import write_bytes, write_text
 from robustcli.core.listener import Listener, Silent
+from robustcli.core.watchdog import watching_threads
 from robustcli.data.class_colours import colours_of
 from robustcli.data.dataset import FileRef
 from robustcli.data.decode import UnreadableImage, decode
@@ -182,9 +183,9 @@ def predict_masks(
     listener.start(len(jobs), len(done))
     labels = _write_labels(out, classes) if classes else None
     colours = colours_of(len(classes))
-    forward = Forward(segmenter)
+    forward = Forward(segmenter, announce=listener.say)
     unreadable: list[tuple[Path, str]] = []
-    for batch in _batches([job for job in jobs if job not in done], unreadable):
+    for batch in _batches([job for job in jobs if job not in done], unreadable, listener.say):
         masks = [mask for piece in forward([pixels for _, pixels in batch]) for mask in piece]
         for (job, pixels), mask in zip(batch, masks, strict=True):
             _write(job, pixels, mask, tag, colours)
@@ -285,22 +286,23 @@ def _tag_of(path: Path) -> str | None:
 
 
 def _batches(
-    jobs: Sequence[Job], unreadable: list[tuple[Path, str]]
+    jobs: Sequence[Job], unreadable: list[tuple[Path, str]], say: Say
 ) -> Iterator[list[tuple[Job, Pixels]]]:
     """The decoded images in batches; those that cannot be decoded are added to `unreadable`."""
     batch: list[tuple[Job, Pixels]] = []
-    for job in jobs:
-        try:
-            batch.append((job, decode(FileRef(job.image.name, job.image))))
-        except UnreadableImage as error:
-            unreadable.append((job.image, error.reason))
-            continue
-        size = sum(pixels.shape[0] * pixels.shape[1] for _, pixels in batch)
-        if len(batch) == _MOST_IMAGES or size >= _MOST_PIXELS:
+    with watching_threads(say):
+        for job in jobs:
+            try:
+                batch.append((job, decode(FileRef(job.image.name, job.image))))
+            except UnreadableImage as error:
+                unreadable.append((job.image, error.reason))
+                continue
+            size = sum(pixels.shape[0] * pixels.shape[1] for _, pixels in batch)
+            if len(batch) == _MOST_IMAGES or size >= _MOST_PIXELS:
+                yield batch
+                batch = []
+        if batch:
             yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _write(job: Job, pixels: Pixels, mask: NDArray[Any], tag: str, colours: Sequence[str]) -> None:

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from robustcli.core.errors import RobustError, RunError
 from robustcli.core.listener import Listener
-from robustcli.evaluation.loader import Source, batch_stream
+from robustcli.core.watchdog import Watchdog
+from robustcli.evaluation.loader import Notice, Source, batch_stream
 from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Store, write_rows
 from robustcli.tasks.base import Batch, Predictor, Row
 from robustcli.transforms.base import Cell
@@ -20,8 +21,9 @@ from robustcli.transforms.base import Cell
 
 @dataclass
 class _Part:
-    """The rows of one batch of a block, by the file they go to."""
+    """The rows of one batch of a block, by the file they go to; `images` are counted."""
 
+    images: int
     predictions: dict[str, list[Row]]
     inputs: dict[str, list[Row]]
     unreadable: list[Row]
@@ -33,7 +35,7 @@ class Runner:
 
     `source` has the missing batches, `schema` the columns of the rows, `most_unreadable` is the
     number of tolerated unreadable images. `check` is called before rows are written, and raises if
-    this process may not write any more.
+    this process may not write any more. `announce` receives what a user has to know once.
     """
 
     store: Store
@@ -43,6 +45,7 @@ class Runner:
     listener: Listener
     most_unreadable: int
     check: Callable[[], None] = lambda: None
+    announce: Callable[[str], None] = lambda _: None
     waiting_seconds: float = 0.0
     _parts: dict[tuple[int, Cell], dict[int, _Part]] = field(
         default_factory=lambda: defaultdict(dict)
@@ -55,31 +58,40 @@ class Runner:
             RunError: Too many images are unreadable, a disk is full, or one image does not fit into
                 memory. Finished blocks are kept.
         """
-        unreadable = set(self.store.skipped()["image_id"])
-        stream = iter(batch_stream(self.source, workers, pin=pin))
-        while True:
-            started = time.perf_counter()
-            batch = next(stream, None)
-            self.waiting_seconds += time.perf_counter() - started
-            if batch is None:
-                return
-            if isinstance(batch, RobustError):
-                raise batch
-            unreadable |= {image_id for image_id, _ in batch.unreadable}
-            self._take(batch)
-            check_unreadable(unreadable, self.most_unreadable)
+        unreadable, notices = set(self.store.skipped()["image_id"]), set[str]()
+        with Watchdog(self.announce) as watchdog:
+            stream = iter(batch_stream(self.source, workers, pin=pin, watchdog=watchdog))
+            watchdog.start()
+            while True:
+                started = time.perf_counter()
+                batch = next(stream, None)
+                self.waiting_seconds += time.perf_counter() - started
+                if batch is None:
+                    return
+                if isinstance(batch, RobustError):
+                    raise batch
+                if isinstance(batch, Notice):
+                    if batch.text not in notices:
+                        self.announce(batch.text)
+                    notices.add(batch.text)
+                    continue
+                unreadable |= {image_id for image_id, _ in batch.unreadable}
+                self._take(batch)
+                check_unreadable(unreadable, self.most_unreadable)
 
     def _take(self, batch: Batch[Any]) -> None:
-        parts = self._parts[batch.block, batch.cell]
-        parts[batch.part] = _Part(
+        parts, images = self._parts[batch.block, batch.cell], len(batch.image_ids)
+        images += len(batch.unreadable)
+        parts[batch.first] = _Part(
+            images,
             {model: self._answer(model, batch) for model in batch.models},
             {view: _input_rows(batch, view) for view in batch.measures},
             [{"image_id": name, "reason": reason} for name, reason in batch.unreadable],
         )
-        self.listener.advance((len(batch.image_ids) + len(batch.unreadable)) * len(batch.models))
-        if len(parts) == batch.part_count:
+        self.listener.advance(images * len(batch.models))
+        if sum(part.images for part in parts.values()) == batch.block_images:
             self.check()
-            self._write(batch, [parts[index] for index in range(batch.part_count)])
+            self._write(batch, [parts[first] for first in sorted(parts)])
             del self._parts[batch.block, batch.cell]
 
     def _answer(self, model: str, batch: Batch[Any]) -> list[Row]:

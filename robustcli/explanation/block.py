@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustcli.adapters.memory import BatchLimit
 from robustcli.core.errors import RunError
 from robustcli.core.seeds import identity_seed
 from robustcli.explanation.explained_rows import Arrays, TargetKind
@@ -45,13 +46,17 @@ class Answers:
 
 
 def answers_of(
-    explained: ExplainedNetwork, view: View, *, batch_size: int, threshold: float = 0.5
-) -> Answers:
-    """The answers for the photos of `view`, on the CPU."""
+    explained: ExplainedNetwork, view: View, limit: BatchLimit, *, batch_size: int,
+    threshold: float = 0.5,
+) -> Answers:  # fmt: skip
+    """The answers for the photos of `view`, on the CPU, in batches that fit into memory."""
 
     def answered(ask: Callable[[Tensor], Tensor]) -> Tensor:
-        parts = batched(len(view.pixels), batch_size)
-        return torch.cat([ask(view.pixels[part].to(explained.device)).cpu() for part in parts])
+        def in_batches(size: int) -> Tensor:
+            parts = batched(len(view.pixels), size)
+            return torch.cat([ask(view.pixels[part].to(explained.device)).cpu() for part in parts])
+
+        return limit.fitting(batch_size, in_batches, _size_in_words(view.pixels))
 
     with torch.no_grad():
         logits = answered(explained.logits)
@@ -64,6 +69,11 @@ def answers_of(
     with torch.no_grad():
         masks = answered(partial(explained.most_probable, explained.module))
     return Answers(foreground, masks)
+
+
+def _size_in_words(pixels: Tensor) -> str:
+    """Width and height of (N, C, H, W)."""
+    return f"{pixels.shape[3]}x{pixels.shape[2]} pixels"
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,7 @@ class BlockExplanation:
         model: Name of the model.
         seed: Of the run.
         batch_size: Images that go through the network at once.
+        limit: How many do after memory ran out.
     """
 
     explained: ExplainedNetwork
@@ -115,6 +126,7 @@ class BlockExplanation:
     model: str
     seed: int
     batch_size: int
+    limit: BatchLimit
     _results: dict[Key, Result] = field(default_factory=dict)
 
     def explain(
@@ -222,26 +234,29 @@ class BlockExplanation:
         for request in requests:
             if request.key not in self._results:
                 new.setdefault(request.key, request)
-        order = list(new.items())
-        for part in batched(len(order), self.batch_size):
-            self._compute_part(method, cell, dict(order[part]))
-            advance(
-                len(requests) * part.stop // len(order) - len(requests) * part.start // len(order)
-            )
+        order, start, total = list(new.items()), 0, len(requests)
+        shape = _size_in_words(self.views[CLEAN].pixels)
+        while start < len(order):
+            compute = partial(self._compute_part, method, cell, order[start:])
+            stop = start + self.limit.fitting(self.batch_size, compute, shape)
+            advance(total * stop // len(order) - total * start // len(order))
+            start = stop
         if not new:
             advance(len(requests))
 
     def _compute_part(
-        self, method: ExplanationMethod, cell: Cell, new: Mapping[Key, MapRequest]
-    ) -> None:
-        """Adds the results of `new`, at most a batch."""
+        self, method: ExplanationMethod, cell: Cell, left: Sequence[tuple[Key, MapRequest]],
+        batch_size: int,
+    ) -> int:  # fmt: skip
+        """Adds the results of the first of `left`, at most a batch; returns their number."""
+        new = dict(left[:batch_size])
         device = self.explained.device
         pixels = torch.stack([self.views[w.cell].pixels[w.photo] for w in new.values()]).to(device)
         targets = torch.stack([self._target(cell, request) for request in new.values()]).to(device)
         seeds = [identity_seed(self.seed, *key, bits=63) for key in new]
         function = method.function()
         made: Attribution = function(
-            self.explained, pixels, targets, batch_size=self.batch_size, seeds=seeds
+            self.explained, pixels, targets, batch_size=batch_size, seeds=seeds
         )
         self._check_finite(method, made, list(new.values()))
         scores = [
@@ -250,15 +265,16 @@ class BlockExplanation:
         ]
         maps = made.maps.detach().float()
         if method.kind == "localised":
-            self._add_curves(pixels, targets, maps, scores)
+            self._add_curves(pixels, targets, maps, scores, batch_size)
             if self.shuffled is not None:
                 other: Attribution = function(
-                    self.shuffled, pixels, targets, batch_size=self.batch_size, seeds=seeds
+                    self.shuffled, pixels, targets, batch_size=batch_size, seeds=seeds
                 )
                 self._add_sanity(maps, other.maps, scores)
         for number, key in enumerate(new):
             picture = None if made.pictures is None else made.pictures[number].cpu().numpy()
             self._results[key] = Result(maps[number].cpu().numpy(), scores[number], picture)
+        return len(new)
 
     def _check_finite(
         self, method: ExplanationMethod, made: Attribution, requests: Sequence[MapRequest]
@@ -273,10 +289,11 @@ class BlockExplanation:
                 )
 
     def _add_curves(
-        self, pixels: Tensor, targets: Tensor, maps: Tensor, scores: list[dict[str, float]]
-    ) -> None:
+        self, pixels: Tensor, targets: Tensor, maps: Tensor, scores: list[dict[str, float]],
+        batch_size: int,
+    ) -> None:  # fmt: skip
         insertion, deletion = insertion_and_deletion(
-            self.explained, pixels, targets, maps, batch_size=self.batch_size
+            self.explained, pixels, targets, maps, batch_size=batch_size
         )
         areas = (curve_area(curve.double().numpy()) for curve in (insertion, deletion))
         for row, inserted, deleted in zip(scores, *areas, strict=True):

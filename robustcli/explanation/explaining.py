@@ -26,6 +26,7 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.foreign import foreign_kind
 from robustcli.adapters.load import load
+from robustcli.adapters.memory import BatchLimit
 from robustcli.adapters.model import made_up_image
 from robustcli.adapters.segmenter import Segmenter, is_probability, raw_output
 from robustcli.core.errors import RunError, UsageError
@@ -34,6 +35,7 @@ from robustcli.core.machine import versions
 from robustcli.core.names import canonical
 from robustcli.core.rundir import has_record
 from robustcli.core.seeds import identity_seed
+from robustcli.core.watchdog import Watchdog
 from robustcli.data.dataset import Sample
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.evaluation.device import device_name
@@ -110,8 +112,9 @@ def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
                 images = _chosen_images(inputs, choice, announcer)
                 _keep_images(inputs.run, images)
                 work = _Work(
-                    inputs, model, explained, methods, images, boxes, record.block_size, announcer
-                )
+                    inputs, model, explained, methods, images, boxes, record.block_size, announcer,
+                    BatchLimit(model, announcer.say),
+                )  # fmt: skip
                 failures = work.run(ownership.check)
                 if failures or not _is_whole(inputs, read_explain_record(inputs.run)):
                     ending.status = "partial"
@@ -443,6 +446,7 @@ class _Work:
         boxes: Where objects are, see `views.read_boxes`.
         block_size: Photos whose rows share a file.
         listener: Hears of the progress.
+        limit: Of the images at once, where memory runs out.
     """
 
     inputs: ExplainInputs
@@ -453,6 +457,7 @@ class _Work:
     boxes: Boxes
     block_size: int
     listener: Listener
+    limit: BatchLimit
 
     def run(self, check: Any) -> list[RunError]:
         """Computes what is missing; returns what failed, one error per file.
@@ -484,24 +489,27 @@ class _Work:
             shuffled = self.explained.shuffled(identity_seed("sanity", self.inputs.config.seed))
         failures: list[RunError] = []
         workers = loader_workers(self.inputs.config, self.inputs.device, 1)
-        for made in block_views(self.inputs, self.model, needed, workers):
-            if made.unreadable:
-                name, reason = made.unreadable[0]
-                raise RunError(
-                    f"`{name}` cannot be read any more.", reason,
-                    "Restore the file and repeat the command: all finished maps are kept.",
-                )  # fmt: skip
-            block = self._block(made, shuffled)
-            for method, cell in missing[made.number]:
-                path = self._path(method, cell, made.number)
-                file = path.with_suffix(".npz").relative_to(self.inputs.run).as_posix()
-                try:
-                    rows, arrays = block.explain(method, cell, file, self.listener.advance)
-                except RunError as error:
-                    failures.append(error)
-                else:
-                    check()
-                    write_block(path, rows, arrays)
+        with Watchdog(self.listener.say) as watchdog:
+            for made in block_views(
+                self.inputs, self.model, needed, workers, watchdog, self.listener
+            ):
+                if made.unreadable:
+                    name, reason = made.unreadable[0]
+                    raise RunError(
+                        f"`{name}` cannot be read any more.", reason,
+                        "Restore the file and repeat the command: all finished maps are kept.",
+                    )  # fmt: skip
+                block = self._block(made, shuffled)
+                for method, cell in missing[made.number]:
+                    path = self._path(method, cell, made.number)
+                    file = path.with_suffix(".npz").relative_to(self.inputs.run).as_posix()
+                    try:
+                        rows, arrays = block.explain(method, cell, file, self.listener.advance)
+                    except RunError as error:
+                        failures.append(error)
+                    else:
+                        check()
+                        write_block(path, rows, arrays)
         return failures
 
     def _path(self, method: ExplanationMethod, cell: Cell, number: int) -> Path:
@@ -523,12 +531,12 @@ class _Work:
             for cell, view in made.views.items()
         }
         answers = {
-            cell: answers_of(self.explained, view, batch_size=size, threshold=threshold)
+            cell: answers_of(self.explained, view, self.limit, batch_size=size, threshold=threshold)
             for cell, view in made.views.items()
         }
         return BlockExplanation(
             self.explained, shuffled, made.views, answers, places, regions, self.inputs.name,
-            self.inputs.config.seed, size,
+            self.inputs.config.seed, size, self.limit,
         )  # fmt: skip
 
     @property

@@ -20,15 +20,18 @@ from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.preprocessing import Preprocessing, grey
 from robustcli.adapters.segmenter import Segmenter, native_window, padded_to_window
 from robustcli.core.errors import RobustError, UsageError
+from robustcli.core.listener import Listener
+from robustcli.core.watchdog import Watchdog
 from robustcli.data.dataset import Sample
 from robustcli.data.decode import decode
 from robustcli.data.mask_values import is_foreground
 from robustcli.data.tables import Column, read_columns
-from robustcli.evaluation.loader import Source, batch_stream
+from robustcli.evaluation.loader import Notice, Source, batch_stream
 from robustcli.evaluation.plan import Piece, parts_of
 from robustcli.explanation.inputs import ExplainInputs
 from robustcli.explanation.photo_choice import mask_class_number
 from robustcli.metrics.explanation_scores import box_region
+from robustcli.tasks.base import Batch
 from robustcli.transforms.base import CLEAN, Cell, Image
 from robustcli.transforms.registry import TransformCell, image_seed
 
@@ -67,6 +70,7 @@ class BlockViews:
 def block_views(
     inputs: ExplainInputs, model: Classifier | Segmenter,
     blocks: Mapping[int, tuple[Sequence[Sample], Sequence[Cell]]], workers: int,
+    watchdog: Watchdog, listener: Listener,
 ) -> Iterator[BlockViews]:  # fmt: skip
     """The views of `blocks`, each block whole, in the order in which they are ready.
 
@@ -75,6 +79,8 @@ def block_views(
         model: On its device.
         blocks: By number, the photos and the cells that are needed (the clean one is always made).
         workers: Processes that load images.
+        watchdog: Looks at these processes.
+        listener: Hears when memory runs out in one of them.
     """
     name = model.facts.name
     pieces = []
@@ -88,17 +94,58 @@ def block_views(
     preparation = inputs.task.preparation({name: model}, inputs.cells, inputs.config)
     size = max(len(piece.images) for piece in pieces)
     source = Source(parts_of(pieces, size), preparation)
-    waiting: dict[int, dict[Cell, View]] = {}
-    for batch in batch_stream(source, workers, pin=False):
+    waiting: dict[int, dict[Cell, list[Batch[Any]]]] = {}
+    notices = set[str]()
+    stream = iter(batch_stream(source, workers, pin=False, watchdog=watchdog))
+    watchdog.start()
+    for batch in stream:
         if isinstance(batch, RobustError):
             raise batch
+        if isinstance(batch, Notice):
+            if batch.text not in notices:
+                listener.say(batch.text)
+            notices.add(batch.text)
+            continue
         samples, cells = blocks[batch.block]
-        by_id = {sample.image_id: sample for sample in samples}
-        block_samples = tuple(by_id[name] for name in batch.image_ids)
-        views = waiting.setdefault(batch.block, {})
-        views[batch.cell] = _view(model, block_samples, batch.inputs, inputs.config.mask_class)
-        if len(views) == len({CLEAN, *cells}):
-            yield BlockViews(batch.block, waiting.pop(batch.block), tuple(batch.unreadable))
+        parts = waiting.setdefault(batch.block, {})
+        parts.setdefault(batch.cell, []).append(batch)
+        if len(parts) == len({CLEAN, *cells}) and all(map(_is_whole, parts.values())):
+            del waiting[batch.block]
+            by_id = {sample.image_id: sample for sample in samples}
+            unreadable = tuple(pair for part in parts[batch.cell] for pair in part.unreadable)
+            yield BlockViews(
+                batch.block,
+                {
+                    cell: _view_of_parts(model, by_id, of_cell, inputs.config.mask_class)
+                    for cell, of_cell in parts.items()
+                },
+                unreadable,
+            )
+
+
+def _is_whole(parts: Sequence[Batch[Any]]) -> bool:
+    """Whether `parts` are all images of their block."""
+    images = sum(len(part.image_ids) + len(part.unreadable) for part in parts)
+    return images == parts[0].block_images
+
+
+def _view_of_parts(
+    model: Classifier | Segmenter, samples: Mapping[str, Sample], parts: Sequence[Batch[Any]],
+    mask_class: str | None,
+) -> View:  # fmt: skip
+    """The view of a block that came in `parts`, in the order of its images."""
+    views = [
+        _view(model, tuple(samples[name] for name in part.image_ids), part.inputs, mask_class)
+        for part in sorted(parts, key=lambda part: part.first)
+    ]
+    views = [view for view in views if view.samples] or views[:1]
+    masks = [view.masks for view in views if view.masks is not None]
+    return View(
+        tuple(sample for view in views for sample in view.samples),
+        torch.cat([view.pixels for view in views]),
+        np.concatenate([view.photos for view in views]),
+        torch.cat(masks) if masks else None,
+    )
 
 
 def _view(

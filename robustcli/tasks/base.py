@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.memory import Announce
 from robustcli.adapters.model import Model, ModelFacts
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName
@@ -141,12 +142,12 @@ class Batch(Generic[InputsT]):
 
     `models` lack these rows; `inputs` are theirs for the images `image_ids`; `measures` has, per
     view that lacks them, one entry an image. `unreadable` has the id and reason of images that are
-    left out. This is part `part` (from 0) of `part_count` parts of `block`'s rows in `cell`.
+    left out. Its images are those of `block` from number `first` on, of `block_images` in all.
     """
 
     block: int
-    part: int
-    part_count: int
+    first: int
+    block_images: int
     cell: Cell
     models: tuple[str, ...]
     image_ids: list[str]
@@ -252,8 +253,13 @@ class Task(ABC, Generic[ModelT]):
         """The columns of the rows of `dataset`."""
 
     @abstractmethod
-    def predictor(self, model: ModelT, dataset: DatasetRecord) -> Predictor:
-        """The predictor of `model` for batches of `preparation`, with the columns of `dataset`."""
+    def predictor(
+        self, model: ModelT, dataset: DatasetRecord, announce: Announce | None = None
+    ) -> Predictor:
+        """The predictor of `model` for batches of `preparation`, with the columns of `dataset`.
+
+        `announce` receives a line when memory runs out and the model goes on with smaller batches.
+        """
 
     @abstractmethod
     def sample(

@@ -16,11 +16,13 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.classifier import Classifier, Predictions
 from robustcli.adapters.foreign import foreign_kind, names_classes
 from robustcli.adapters.load import answers_in, header_for, load, names_run
+from robustcli.adapters.memory import Announce
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.segmenter import Pixels
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName
+from robustcli.core.watchdog import working_on
 from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.decode import decode
 from robustcli.data.labels import LabelSpace
@@ -114,9 +116,10 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
         transform, transformed = self.transforms[cell].transform, []
         for image_id, image in zip(ids, images, strict=True):
             seed = image_seed(self.seed, cell.transform, cell.severity, image_id)
-            transformed.append(
-                transform.for_image(image, image_id=image_id, seed=seed, severity=cell.severity)
-            )
+            with working_on(f"applying `{cell.transform}` to `{image_id}`"):
+                transformed.append(
+                    transform.for_image(image, image_id=image_id, seed=seed, severity=cell.severity)
+                )
         if self.at_crop and transform.replaces:
             return self._fit_all(view, transformed, cell)
         for before, after in zip(images, transformed, strict=True):
@@ -148,6 +151,7 @@ class ClassRows:
     """Predicts batches of views with a classifier, among the classes `answers` (None: all).
 
     `members` are the classes of each superclass that it predicts instead; None without any.
+    `announce` receives a line when memory runs out.
     """
 
     def __init__(
@@ -155,10 +159,11 @@ class ClassRows:
         classifier: Classifier,
         answers: Sequence[int] | None = None,
         members: Sequence[Sequence[int]] | None = None,
+        announce: Announce | None = None,
     ) -> None:
         self.view = classifier.preprocessing.view
         predict = partial(classifier.predict, answers=answers, members=members)
-        self.forward = Forward(classifier, predict)
+        self.forward = Forward(classifier, predict, announce)
 
     @property
     def cost(self) -> ModelCost:
@@ -267,9 +272,11 @@ class ClassificationTask(Task[Classifier]):
         """See `Task.schema`."""
         return PREDICTION_SCHEMA
 
-    def predictor(self, model: Classifier, dataset: DatasetRecord) -> ClassRows:
+    def predictor(
+        self, model: Classifier, dataset: DatasetRecord, announce: Announce | None = None
+    ) -> ClassRows:
         """See `Task.predictor`."""
-        return ClassRows(model, dataset.answers, dataset.members)
+        return ClassRows(model, dataset.answers, dataset.members, announce)
 
     def sample(
         self, items: Sequence[Sample], models: Mapping[str, Classifier], config: TaskConfig

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from robustcli.adapters.memory import Announce, BatchLimit
 from robustcli.adapters.model import Model
-from robustcli.core.errors import RunError
+from robustcli.adapters.segmenter import Segmenter
 from robustcli.tasks.record import ModelCost
 
 
@@ -20,13 +21,18 @@ class Forward:
     Args:
         model: On its device.
         predict: Takes equally long inputs, one entry an image; None for the model's own.
+        announce: Receives a line when the model goes on with smaller pieces.
     """
 
-    def __init__(self, model: Model, predict: Callable[..., Any] | None = None) -> None:
+    def __init__(
+        self, model: Model, predict: Callable[..., Any] | None = None,
+        announce: Announce | None = None,
+    ) -> None:  # fmt: skip
         self.model = model
         self.predict = predict or model.predict
         self.cost = ModelCost()
-        self.most: int | None = None
+        self.announce = announce
+        self.limit = BatchLimit(model, announce)
 
     def __call__(self, *inputs: Tensor | Sequence[Any]) -> list[Any]:
         """The answers for `inputs`, in pieces that follow one another.
@@ -35,39 +41,29 @@ class Forward:
             RunError: Not even one image fits into memory.
         """
         images, started = len(inputs[0]), time.perf_counter()
-        while True:
-            try:
-                pieces = self._pieces(inputs, images)
-                break
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                self._halve(images, error)
+        windows = _windows(self.model)
+        pieces = self.limit.run(
+            images, lambda part: self.predict(*(values[part] for values in inputs)),
+            _size_in_words(inputs[0]),
+        )  # fmt: skip
+        if self.announce is not None and _windows(self.model) != windows:
+            self.announce(
+                f"Out of memory on {self.model.device}: `{self.model.facts.name}` goes on with the "
+                f"windows of an image in batches of {_windows(self.model)}."
+            )
         self.cost.seconds += time.perf_counter() - started
         self.cost.images += images
         return pieces
 
-    def _pieces(self, inputs: tuple[Tensor | Sequence[Any], ...], images: int) -> list[Any]:
-        size = self.most or images
-        starts = range(0, images, size)
-        return [self.predict(*(part[at : at + size] for part in inputs)) for at in starts]
 
-    def _halve(self, size: int, error: Exception) -> None:
-        if not _is_out_of_memory(error):
-            raise error
-        device = self.model.device
-        self.most = (self.most or size) // 2
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif device.type == "mps":
-            torch.mps.empty_cache()
-        if self.most == 0:
-            raise RunError(
-                f"`{self.model.facts.name}` does not fit into the memory of {device}.",
-                "It ran out with a batch of one image.",
-                "Try `--precision bf16` or `--device cpu`; the same command continues the run.",
-            ) from error
+def _windows(model: Model) -> int | None:
+    return model.most_windows if isinstance(model, Segmenter) else None
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; the CPU allocator says so only in the text of a RuntimeError."""
-    is_memory_error = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_memory_error or "can't allocate memory" in str(error) or "out of memory" in str(error)
+def _size_in_words(images: Tensor | Sequence[Any]) -> str:
+    """The largest width and height of (n, C, H, W), or of images (H, W, 3)."""
+    if isinstance(images, Tensor):
+        height, width = images.shape[-2:]
+        return f"{width}x{height} pixels"
+    height, width = max((np.shape(image)[:2] for image in images), key=np.prod)
+    return f"{width}x{height} pixels"

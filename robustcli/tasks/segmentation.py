@@ -14,11 +14,13 @@ from torch import Tensor
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.load import load
+from robustcli.adapters.memory import Announce
 from robustcli.adapters.segmenter import Pixels, Segmenter
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName
 from robustcli.core.silence import silenced
+from robustcli.core.watchdog import working_on
 from robustcli.data.dataset import Sample
 from robustcli.data.mask_values import IGNORED
 from robustcli.data.masks import decode_pair
@@ -158,7 +160,8 @@ class PairPreparation(Preparation[Sample, tuple[Pixels, MaskOrIgnore], MaskedIma
     ) -> tuple[Pixels, MaskOrIgnore]:
         seed = image_seed(self.seed, cell.transform, cell.severity, item.image_id)
         transform = self.transforms[cell].transform
-        return transform.apply_with_mask(*decoded, seed=seed, severity=cell.severity)
+        with working_on(f"applying `{cell.transform}` to `{item.image_id}`"):
+            return transform.apply_with_mask(*decoded, seed=seed, severity=cell.severity)
 
 
 class MaskRows:
@@ -168,13 +171,15 @@ class MaskRows:
         segmenter: It tells apart what the masks show.
         tolerance: That of the data.
         classes: How many classes the masks show beside background; 0 for foreground alone.
+        announce: Receives a line when memory runs out.
     """
 
     def __init__(
-        self, segmenter: Segmenter, tolerance: int | None = None, classes: int = 0
-    ) -> None:
+        self, segmenter: Segmenter, tolerance: int | None = None, classes: int = 0,
+        announce: Announce | None = None,
+    ) -> None:  # fmt: skip
         self.tolerance, self.classes = tolerance, classes
-        self.forward = Forward(segmenter)
+        self.forward = Forward(segmenter, announce=announce)
 
     @property
     def cost(self) -> ModelCost:
@@ -340,10 +345,14 @@ class SegmentationTask(Task[Segmenter]):
         """See `Task.schema`."""
         return mask_schema(dataset.tolerance, len(dataset.mask_classes))
 
-    def predictor(self, model: Segmenter, dataset: DatasetRecord) -> MaskRows:
+    def predictor(
+        self, model: Segmenter, dataset: DatasetRecord, announce: Announce | None = None
+    ) -> MaskRows:
         """See `Task.predictor`."""
         names = dataset.mask_classes
-        return MaskRows(model.telling_apart(names), dataset.tolerance, len(names))
+        return MaskRows(
+            model.telling_apart(names), dataset.tolerance, len(names), announce=announce
+        )
 
     def sample(
         self, items: Sequence[Sample], models: Mapping[str, Segmenter], config: TaskConfig

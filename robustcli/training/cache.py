@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from robustcli.core.errors import RunError
 from robustcli.core.io import refused
 from robustcli.core.machine import available_bytes, usable_cores
+from robustcli.core.watchdog import decoding_pool
 from robustcli.data.dataset import FileRef, Sample
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.masks import decode_pair
@@ -117,7 +117,7 @@ def _remove(file: Path) -> None:
 
 def _decoded(samples: Sequence[Sample]) -> Iterator[Decoded]:
     """Decodes in threads: Pillow releases the global interpreter lock."""
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with decoding_pool(usable_cores()) as pool:
         for first in range(0, len(samples), _AHEAD):
             yield from pool.map(decode_sample, samples[first : first + _AHEAD])
 

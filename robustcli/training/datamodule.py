@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from robustcli.core.machine import start_method
 from robustcli.core.seeds import identity_seed
+from robustcli.core.watchdog import Watchdog, WorkerTable
 from robustcli.training.recipes import Recipe
 
 
@@ -140,24 +142,31 @@ class BatchSettings:
 
 
 class BaseDataModule(pl.LightningDataModule):
-    """Base class: creates the data loaders."""
+    """Base class: creates the data loaders; `watchdog` observes their processes."""
 
     def __init__(self, collate: Callable[[Sequence[Any]], Any], settings: BatchSettings) -> None:
         super().__init__()
         self.collate, self.settings = collate, settings
+        self.watchdog = Watchdog()
 
     def loader(self, samples: Dataset[Any], **batches: Any) -> DataLoader[Any]:
         """A loader of `samples`; `batches` are arguments of DataLoader that define the batches."""
-        workers = self.settings.workers
+        workers, method = self.settings.workers, start_method()
+        table = self.watchdog.table(workers, method) if workers else None
         return DataLoader(
             samples,
             **batches,
             collate_fn=self.collate,
             num_workers=workers,
-            multiprocessing_context=start_method() if workers else None,
+            multiprocessing_context=method if workers else None,
             persistent_workers=workers > 0,
             pin_memory=self.settings.pin,
+            worker_init_fn=None if table is None else partial(_enter, table),
         )
+
+
+def _enter(table: WorkerTable, worker: int) -> None:
+    table.enter(worker)
 
 
 class ImageData(BaseDataModule):

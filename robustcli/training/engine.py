@@ -28,6 +28,7 @@ from robustcli.adapters.training_run import WEIGHTS, write_weights
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import versions
 from robustcli.core.ranks import Ranks, as_single_process, environment, ranks
+from robustcli.core.watchdog import watching_threads
 from robustcli.data.splits import write_splits
 from robustcli.evaluation.device import DeviceMonitor, device_name
 from robustcli.models.ablation import has_scan
@@ -223,6 +224,7 @@ def _train(peers: Peers, prepared: _Prepared, listener: Listener, *, fitted: boo
     train_images = len(splits.train.samples)
     first = peers.process.first
     with (
+        watching_threads(listener.say),
         decoded_once(samples, run / "cache", processes=machine.devices) as decoded,
         DeviceMonitor(machine.device) as monitor,
     ):

@@ -24,6 +24,7 @@ from torchvision.tv_tensors import Image, Mask, wrap
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.names import find
 from robustcli.core.seeds import identity_seed
+from robustcli.core.watchdog import working_on
 from robustcli.data.mask_values import IGNORED
 from robustcli.training.cache import DecodedSubset, PixelArray
 from robustcli.training.constant_images import constant_ids
@@ -270,12 +271,13 @@ class RandomWindows(Dataset[MaskSample]):
         decoded, image_id = self.subset.decoded[index], self.subset.ids[index]
         identity = (self.seed, epoch, image_id)
         top, left = random_place(*decoded.mask.shape, self.side, *identity)
-        image, mask = augment(
-            _channels_first(window(decoded.image, top, left, self.side)),
-            _channels_first(window(decoded.mask, top, left, self.side)),
-            name=self.augmentation,
-            seed=identity_seed("augmentation", *identity, bits=63),
-        )
+        with working_on(f"augmenting `{image_id}`"):
+            image, mask = augment(
+                _channels_first(window(decoded.image, top, left, self.side)),
+                _channels_first(window(decoded.mask, top, left, self.side)),
+                name=self.augmentation,
+                seed=identity_seed("augmentation", *identity, bits=63),
+            )
         return MaskSample(image.contiguous(), mask.contiguous(), image_id, index, mask != IGNORED)
 
     def __len__(self) -> int:
@@ -300,8 +302,9 @@ class AllWindows(Dataset[MaskSample]):
         counted = torch.zeros(1, self.side, self.side, dtype=torch.bool)
         rows = slice(tile.first_row, tile.first_row + tile.rows)
         counted[:, rows, tile.first_column : tile.first_column + tile.columns] = True
-        image = _channels_first(window(decoded.image, tile.top, tile.left, self.side))
-        mask = _channels_first(window(decoded.mask, tile.top, tile.left, self.side))
+        with working_on(f"cutting a window of `{self.subset.ids[index]}`"):
+            image = _channels_first(window(decoded.image, tile.top, tile.left, self.side))
+            mask = _channels_first(window(decoded.mask, tile.top, tile.left, self.side))
         return MaskSample(image, mask, self.subset.ids[index], number, counted & (mask != IGNORED))
 
     def __len__(self) -> int:
@@ -321,8 +324,9 @@ class ResizedImages(Dataset[MaskSample]):
         index = drawn if isinstance(drawn, int) else drawn[1]
         decoded = self.subset.decoded[index]
         counted = torch.ones(1, self.side, self.side, dtype=torch.bool)
-        image = self._resized(_channels_first(decoded.image).float() / 255)
-        mask = self._resized(_channels_first(decoded.mask).float())
+        with working_on(f"resizing `{self.subset.ids[index]}`"):
+            image = self._resized(_channels_first(decoded.image).float() / 255)
+            mask = self._resized(_channels_first(decoded.mask).float())
         return MaskSample(image, mask, self.subset.ids[index], index, counted)
 
     def __len__(self) -> int:
@@ -387,7 +391,8 @@ class WholePhotos(Dataset[PhotoSample]):
     preprocessing: Preprocessing
 
     def __getitem__(self, index: int) -> PhotoSample:
-        return self.sample(index, self.preprocessing.apply(self.subset.decoded[index].image))
+        with working_on(f"resizing `{self.subset.ids[index]}`"):
+            return self.sample(index, self.preprocessing.apply(self.subset.decoded[index].image))
 
     def sample(self, index: int, pixels: PixelArray) -> PhotoSample:
         """The sample of the image at `index` with the RGB `pixels` (S, S, 3)."""
@@ -418,8 +423,11 @@ class RandomCrops(Dataset[PhotoSample]):
             return self.photos[index]
         subset, preprocessing = self.photos.subset, self.photos.preprocessing
         rng = np.random.default_rng(identity_seed("crop", self.seed, epoch, subset.ids[index]))
-        image = _channels_first(subset.decoded[index].image)
-        crop = random_crop(image, self.crops, preprocessing.crop, preprocessing.interpolation, rng)
+        with working_on(f"cropping `{subset.ids[index]}`"):
+            image = _channels_first(subset.decoded[index].image)
+            crop = random_crop(
+                image, self.crops, preprocessing.crop, preprocessing.interpolation, rng
+            )
         return self.photos.sample(index, crop.permute(1, 2, 0).numpy())
 
     def __len__(self) -> int:

@@ -26,6 +26,7 @@ from robustcli.core.draws import Bits, below, stream_bits, stream_keys
 from robustcli.core.errors import UsageError
 from robustcli.core.machine import available_bytes
 from robustcli.core.names import find
+from robustcli.core.watchdog import working_on
 from robustcli.training.cache import DecodedSubset, PixelArray
 from robustcli.training.constant_images import constant_ids
 from robustcli.training.samples import CROPS, Crops, PhotoBatch, collate_photos
@@ -194,6 +195,11 @@ class PhotoBatches(Dataset[PhotoBatch]):
         if not asked:
             return collate_photos([])
         epochs, indices = epochs_and_places(asked)
+        ids = self.views.subset.ids
+        with working_on(f"augmenting `{ids[indices[0]]}` to `{ids[indices[-1]]}`"):
+            return self._batch(epochs, indices)
+
+    def _batch(self, epochs: Sequence[int], indices: Sequence[int]) -> PhotoBatch:
         preprocessing, shifts = self.views.preprocessing, self.shifts
         pixels = self.views.pixels(indices)
         if shifts is None:

@@ -23,6 +23,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.trainer.states import TrainerStatus
 
+from robustcli.adapters.memory import free_cached, is_out_of_memory
 from robustcli.core.errors import RunError, UsageError, first_line
 from robustcli.core.io import replacing, write_text
 from robustcli.core.listener import Listener
@@ -30,6 +31,7 @@ from robustcli.core.machine import start_method, usable_cores
 from robustcli.core.ranks import ranks
 from robustcli.core.seeds import identity_seed
 from robustcli.evaluation.device import choose_device
+from robustcli.training.datamodule import BaseDataModule
 from robustcli.training.lit_module import LitModule
 from robustcli.training.record import AVERAGED, Validation
 
@@ -293,18 +295,55 @@ def without_chatter() -> Iterator[None]:
 DEFAULT_WORKERS = 8
 
 
-def fit_run(
-    trainer: pl.Trainer, lit_module: LitModule, data: pl.LightningDataModule, run: Path
-) -> None:
+def fit_run(trainer: pl.Trainer, lit_module: LitModule, data: BaseDataModule, run: Path) -> None:
     """Trains `lit_module`, resuming after the last finished epoch of `run`.
 
     Raises:
-        RunError: A loss or gradient is not finite, or a checkpoint cannot be written.
+        RunError: A loss or gradient is not finite, a checkpoint cannot be written, memory ran out,
+            or a loader process died.
         KeyboardInterrupt: On Ctrl+C; Lightning would end the process instead.
     """
     last = run / CHECKPOINT_FOLDER / LAST
-    with without_chatter(), _interruptible(trainer):
-        trainer.fit(lit_module, data, ckpt_path=str(last) if last.is_file() else None)
+    with without_chatter(), _naming_memory(trainer, lit_module), data.watchdog as watchdog:
+        watchdog.start()
+        with _interruptible(trainer):
+            trainer.fit(lit_module, data, ckpt_path=str(last) if last.is_file() else None)
+
+
+@contextmanager
+def _naming_memory(trainer: pl.Trainer, lit_module: LitModule) -> Iterator[None]:
+    """Says what to change where memory runs out in training.
+
+    Nothing is halved here, as evaluations do it: batch norm makes every image of a batch part of
+    the answer to the others, so that a smaller batch is another training, which the user chooses.
+
+    Raises:
+        RunError: Memory ran out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        recipe, world = lit_module.recipe, trainer.world_size
+        free_cached(lit_module.device)
+        batch, window = recipe.batch_size, recipe.window
+        of = f"{batch} images" if batch > 1 else "one image"
+        each = f", {batch // world} in each of {world} processes" if world > 1 else ""
+        todo = f"a smaller `--window` than {window}, `--precision bf16`, or a smaller network"
+        if batch // world > 1:
+            half, more = batch // 2, 2 * recipe.accumulate
+            todo = (
+                f"`--batch-size {half} --accumulate {more}`, whose steps see as many images (batch "
+                f"norm sees {half}, so it is another training), or `--precision bf16`"
+            )
+        raise RunError(
+            f"Out of memory on {lit_module.device} in epoch {trainer.current_epoch + 1}, step "
+            f"{trainer.global_step + 1}.",
+            f"A batch has {of} of {window}x{window} pixels{each}. {first_line(error)}",
+            f"Finished epochs are kept: where another program took the memory, the same command "
+            f"goes on. Else use {todo}, with another `--out` or `--fresh`.",
+        ) from error
 
 
 def is_trained(run: Path, epochs: int) -> bool:
@@ -328,6 +367,11 @@ def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
         yield
     except SystemExit as error:
         if trainer.state.status == TrainerStatus.INTERRUPTED:
+            raise KeyboardInterrupt from error
+        raise
+    except RuntimeError as error:
+        # A scheduler's SIGTERM ends the loader processes too, of which torch tells first.
+        if trainer.received_sigterm:
             raise KeyboardInterrupt from error
         raise
     finally:

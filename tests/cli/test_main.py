@@ -268,3 +268,20 @@ def test_completion_imports_no_torch() -> None:
         env={**os.environ, **words, "_ROBUST_COMPLETE": "bash_complete"},
     )  # fmt: skip
     assert (told.stdout, told.stderr) == ("plain,vmamba-pico\n", "")
+
+
+def test_a_loader_process_that_the_same_signal_ended_is_no_failure(
+    robust: Robust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler sends SIGTERM to all processes, and torch raises in the middle of the ending."""
+
+    def ends(*arguments: object, **options: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+    monkeypatch.setattr(click.Group, "main", ends)
+    outcome = robust("list", "models")
+    assert outcome.code == 130
+    assert outcome.err.startswith("Interrupted. What was finished is kept")

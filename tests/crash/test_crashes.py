@@ -10,19 +10,23 @@ flipped bit), tests/core/test_rundir.py (two starts).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from tests.training.images import write_photos
+from tests.training.images import write_pairs, write_photos
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -40,7 +44,11 @@ RESULTS = {
     # Of a training, results.csv has times as well.
     "train": ("weights.safetensors", "test/predictions/**/*.parquet", "test/results.csv"),
 }
-KILLS = {"eval": 50, "train": 20}
+# `ROBUST_TEST_KILLS=5` makes a short round of it.
+KILLS = {
+    name: min(count, int(os.environ.get("ROBUST_TEST_KILLS", count)))
+    for name, count in {"eval": 50, "train": 20}.items()
+}
 
 
 def start(arguments: Sequence[str], out: Path) -> subprocess.Popen[str]:
@@ -58,6 +66,15 @@ def finish(arguments: Sequence[str], out: Path, code: int = 0) -> str:
     said, _ = process.communicate(timeout=900)
     assert process.returncode == code, said
     return said
+
+
+def kill_after(process: subprocess.Popen[str], seconds: float) -> None:
+    """Kills the process and those that it started, unless it ends before."""
+    try:
+        process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()  # its output, so that the pipe is closed
 
 
 def results(run: Path) -> dict[str, bytes]:
@@ -93,16 +110,15 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     arguments, expected, seconds = unbroken[name]
     moments, kills, rounds = random.Random(name), 0, 0
     while kills < KILLS[name]:
-        run = tmp_path / f"run-{rounds}"
+        run = tmp_path / str(rounds) / "run"  # a training is called by its folder
         rounds += 1
         for _ in range(10):
             process = start(arguments, run)
             try:
-                process.wait(moments.uniform(0.2, 1.1) * seconds)
+                process.communicate(timeout=moments.uniform(0.2, 1.1) * seconds)
                 break
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                kill_after(process, 0)
                 kills += 1
         finish(arguments, run)
         assert results(run) == expected
@@ -194,3 +210,111 @@ def test_of_two_starts_at_once_one_works_and_the_other_says_why_not(
         assert any("working in" in text for text in said), said
     finish(arguments, run)
     assert results(run) == expected
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], Path, float]:
+    """Arguments of a fine-tuning, its run, and the seconds that it takes."""
+    data = write_pairs(tmp_path_factory.mktemp("pairs") / "data", 14)
+    arguments = (
+        "finetune", "umamba-pico", "--data", str(data), "--device", "cpu", "--iterations", "20",
+        "--mode", "scratch", "--mode", "full",
+    )  # fmt: skip
+    out, begun = tmp_path_factory.mktemp("finetune") / "run", time.monotonic()
+    finish(arguments, out)
+    return arguments, out, time.monotonic() - begun
+
+
+def test_a_killed_fine_tuning_ends_with_the_same_weights(
+    finetuned: tuple[tuple[str, ...], Path, float], tmp_path: Path
+) -> None:
+    arguments, unbroken, seconds = finetuned
+    run, moments = tmp_path / "run", random.Random("finetune")
+    for _ in range(min(3, KILLS["train"])):
+        kill_after(start(arguments, run), moments.uniform(0.3, 0.9) * seconds)
+    finish(arguments, run)
+    weights = sorted(path.relative_to(unbroken) for path in unbroken.rglob("weights.safetensors"))
+    assert len(weights) == 2
+    for path in weights:
+        assert (run / path).read_bytes() == (unbroken / path).read_bytes()
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_a_killed_report_is_made_by_the_next_one(tmp_path: Path) -> None:
+    """The rows are the run; whatever of the report a kill leaves, the next report replaces it."""
+    run, moments = tmp_path / "run", random.Random("report")
+    finish((*EVAL, "--limit", "100"), run)
+    expected, begun = results(run), time.monotonic()
+    subprocess.run([*ROBUST, "report", str(run)], capture_output=True, check=True, timeout=900)
+    seconds = time.monotonic() - begun
+    page = (run / "report.html").read_bytes()
+    for _ in range(min(3, KILLS["train"])):
+        process = subprocess.Popen(
+            [*ROBUST, "report", str(run)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+        kill_after(process, moments.uniform(0.5, 0.98) * seconds)
+        assert (run / "report.html").read_bytes() == page, "the old page is whole"
+    subprocess.run([*ROBUST, "report", str(run)], capture_output=True, check=True, timeout=900)
+    assert results(run) == expected
+    assert (run / "report.html").read_bytes() == page
+    assert not list(run.rglob("*.tmp")), "nothing half-written stays"
+
+
+DOWNLOAD = """
+import sys
+from pathlib import Path
+from robustcli.data.download import fetch_file
+fetch_file(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3], offline=False)
+"""
+
+
+def test_a_killed_download_goes_on_from_where_it_was(tmp_path: Path) -> None:
+    content = random.Random("download").randbytes(4_000_000)
+    digest, ranges = hashlib.sha256(content).hexdigest(), list[str | None]()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = self.headers["Range"]
+            ranges.append(asked)
+            first = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
+            self.send_response(206 if asked else 200)
+            self.send_header("Content-Length", str(len(content) - first))
+            self.send_header("ETag", '"v1"')
+            if asked:
+                self.send_header(
+                    "Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}"
+                )
+            self.end_headers()
+            with suppress(OSError):  # the process was killed
+                for at in range(first, len(content), 100_000):
+                    self.wfile.write(content[at : at + 100_000])
+                    time.sleep(0.1)
+
+        def log_message(self, *arguments: object) -> None:
+            """Keeps the terminal clean."""
+
+    target = tmp_path / "file.bin"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/file.bin"
+        command = [sys.executable, "-c", DOWNLOAD, url, str(target), digest]
+        part, held = target.with_name("file.bin.part"), 0
+        for _ in range(2):
+            process = subprocess.Popen(command, start_new_session=True)
+            while not part.is_file() or part.stat().st_size < held + 300_000:
+                assert process.poll() is None
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            held = part.stat().st_size
+            assert not target.exists(), "nothing stands under the final name"
+        subprocess.run(command, check=True, timeout=600)
+        server.shutdown()
+        thread.join()
+    assert target.read_bytes() == content
+    assert not part.exists()
+    begins = [int(asked.removeprefix("bytes=").partition("-")[0]) for asked in ranges if asked]
+    assert len(begins) == 2, "the second and third start go on"
+    assert 300_000 <= begins[0] < begins[1] <= held

@@ -94,7 +94,7 @@ def test_no_batch_is_lost_or_made_twice_whatever_lies_on_the_disk_meanwhile(
     stream = source(index, tmp_path, *NAMES, batch_size=2)
     got = []
     for batch in batch_stream(stream, workers, pin=False):
-        got.append((batch.block, batch.part, batch.cell.transform))
+        got.append((batch.block, batch.first, batch.cell.transform))
         for model in batch.models:
             path = Store(tmp_path).prediction_path(model, batch.cell, batch.block)
             path.parent.mkdir(parents=True, exist_ok=True)

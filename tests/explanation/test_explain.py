@@ -21,6 +21,7 @@ from robustcli.adapters.load import load
 from robustcli.cli.main import main
 from robustcli.core.errors import MachineError, RunError, UsageError
 from robustcli.evaluation.evaluate import evaluate
+from robustcli.evaluation.loader import Source
 from robustcli.evaluation.store import Store
 from robustcli.explanation import explaining as engine
 from robustcli.explanation import faithfulness, maximisation, perturbation
@@ -28,6 +29,7 @@ from robustcli.explanation.config import ExplainConfig
 from robustcli.explanation.explained_rows import read_arrays, read_explained_rows
 from robustcli.explanation.explaining import explain, explain_forecast
 from robustcli.explanation.faithfulness import insertion_and_deletion
+from robustcli.explanation.network import ExplainedNetwork
 from robustcli.explanation.record import read_explain_record
 from robustcli.metrics.explanation_scores import curve_area
 from robustcli.transforms.base import CLEAN, Cell
@@ -453,3 +455,31 @@ def test_the_command_prints_numbers_or_a_document(photos, tmp_path):
     again = CliRunner().invoke(main, ["explain", str(tmp_path / "run")])
     assert again.exit_code == 2  # an explanation is no evaluation
     assert "is not the record of an evaluation" in again.output
+
+
+def test_where_memory_runs_out_smaller_batches_explain_the_same(photos, tmp_path, monkeypatch):
+    """On the device, and in the loader, whose photos then come in parts of a block."""
+    few = {"images": NAMED[:2], "methods": ("grad-cam",)}
+    alone = explain(settings(photos, tmp_path / "alone", batch_size=1, **few))
+    compute, decode_all = ExplainedNetwork.logits, Source._decode_all
+
+    def limited(self, pixels):
+        if len(pixels) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compute(self, pixels)
+
+    def limited_loader(self, images):
+        if len(images) > 1:
+            raise MemoryError
+        return decode_all(self, images)
+
+    monkeypatch.setattr(ExplainedNetwork, "logits", limited)
+    monkeypatch.setattr(Source, "_decode_all", limited_loader)
+    lines = Lines()
+    run = explain(settings(photos, tmp_path / "run", batch_size=4, **few), lines)
+    pd.testing.assert_frame_equal(read_explained_rows(run), read_explained_rows(alone))
+    told = [line for line in lines.lines if "memory" in line]
+    assert "Out of memory on cpu: `vmamba-pico` goes on with batches of 1." in told
+    assert sum("loader process" in line for line in told) == 1
+    assert len(told) == 2
+    assert lines.done == lines.total

@@ -91,7 +91,7 @@ def test_an_answer_is_right_where_it_is_any_of_the_true_classes():
 
 def test_rows_hold_the_true_class_that_the_model_ranks_highest():
     views = Views([0, 3], [(2,), ()], {classifier().preprocessing.view: IMAGES})
-    batch = Batch(0, 0, 1, CLEAN, ("fixed",), ["a", "b"], views, {}, [])
+    batch = Batch(0, 0, 2, CLEAN, ("fixed",), ["a", "b"], views, {}, [])
     rows = ClassRows(classifier()).rows(batch)
     assert [(row["image_id"], row["target"], row["prediction"]) for row in rows] == [
         ("a", 2, 2), ("b", 3, 5),

@@ -69,7 +69,7 @@ class Reader(Segmenter):
 def batch(*images: np.ndarray, masks: list[np.ndarray]) -> Batch[MaskedImages]:
     names = [f"{number}.png" for number in range(len(images))]
     inputs = MaskedImages([f"g{name}" for name in names], list(images), masks)
-    return Batch(0, 0, 1, Cell("identity", 0), ("reader",), names, inputs, {}, [])
+    return Batch(0, 0, len(names), Cell("identity", 0), ("reader",), names, inputs, {}, [])
 
 
 def picture(red: list[list[int]]) -> np.ndarray:

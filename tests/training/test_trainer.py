@@ -23,6 +23,7 @@ from robustcli.training.trainer import (
     SeededSteps,
     TrainProgress,
     WaitingTime,
+    _interruptible,
     without_chatter,
 )
 from tests.training.runs import Heard
@@ -236,3 +237,13 @@ def test_known_warnings_pass_and_others_do_not() -> None:
         warnings.warn("The 'x' does not have many workers which may be a bottleneck.", stacklevel=1)
         with pytest.raises(UserWarning, match="something else"):
             warnings.warn("something else", stacklevel=1)
+
+
+@pytest.mark.parametrize(("received", "kind"), [(True, KeyboardInterrupt), (False, RuntimeError)])
+def test_loader_processes_that_sigterm_ended_are_an_interruption(
+    received: bool, kind: type[BaseException]
+) -> None:
+    """Lightning has taken the signal, and torch's error about the processes came first."""
+    fake: Any = SimpleNamespace(received_sigterm=received)
+    with pytest.raises(kind), _interruptible(fake):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.training_run import read_header, weights_in
 from robustcli.core.errors import RunError, UsageError
+from robustcli.core.watchdog import switch_to, working_on
 from robustcli.data import dataset
 from robustcli.data.decode import UnreadableImage, image_size
 from robustcli.data.mask_values import IGNORED, is_foreground
@@ -160,12 +161,14 @@ class PatchSamples(Dataset[MaskSample]):
 
     def load(self, index: int) -> tuple[PixelArray, PixelArray]:
         """Image and mask at `index`."""
+        switch_to(f"augmenting a patch of `{self.subset.ids[index]}`")
         return self.subset.decoded[index]
 
     def __getitem__(self, drawn: tuple[int, int]) -> MaskSample:
         epoch, number = drawn
         iteration, position = divmod(number, self.batch_size)
-        patch = self.patches.patch(epoch, iteration, position)
+        with working_on("choosing a patch"):
+            patch = self.patches.patch(epoch, iteration, position)
         mask = patch.labels[None].to(torch.uint8)
         return MaskSample(patch.image, mask, self.subset.ids[patch.index], number, mask != IGNORED)
 
