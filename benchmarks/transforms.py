@@ -2,8 +2,9 @@
 
     python benchmarks/transforms.py [--photo FILE] [--repeat 5]
 
-One thread, one process, full range or the mean over the severities. All figures of a table are
-from one run, so the multiples hold where the milliseconds do not.
+Milliseconds of processor time on one thread, which other programs on the machine change little; full
+range or the mean over the severities. All figures of a table are from one run, so the multiples hold
+where the milliseconds do not.
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ def _milliseconds(work: Callable[[], object], repeat: int) -> float:
     work()
     times = []
     for _ in range(repeat):
-        begin = time.perf_counter()
+        begin = time.process_time()
         work()
-        times.append(time.perf_counter() - begin)
+        times.append(time.process_time() - begin)
     return statistics.median(times) * 1e3
 
 

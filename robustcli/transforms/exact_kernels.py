@@ -248,7 +248,7 @@ def _to_rgb(pixels: Floats, result: Floats) -> None:
 
 
 def warped(
-    image: NDArray[np.uint8], pixels: NDArray[np.int64], places: Floats
+    image: NDArray[np.uint8], pixels: NDArray[np.int32], places: Floats
 ) -> NDArray[np.uint8]:
     """An image whose `pixels` are `image` at `places`, bilinear, with 0 around it and elsewhere.
 
@@ -257,7 +257,7 @@ def warped(
 
     Args:
         image: (H, W, C).
-        pixels: (N,), row times W plus column.
+        pixels: (2, N), rows and columns.
         places: (N, 2 or more), column and row.
     """
     result = np.zeros(image.shape, np.uint8)
@@ -265,40 +265,44 @@ def warped(
     return result
 
 
-@_compiled("void(u1[:,:,::1], i8[::1], f8[:,::1], u1[:,:,::1])")
+@_compiled("void(u1[:,:,::1], i4[:,::1], f8[:,::1], u1[:,:,::1])")
 def _warp(
-    image: NDArray[np.uint8], pixels: NDArray[np.int64], places: Floats, result: NDArray[np.uint8]
+    image: NDArray[np.uint8], pixels: NDArray[np.int32], places: Floats, result: NDArray[np.uint8]
 ) -> None:
     height, width, channels = image.shape
-    for n in range(pixels.size):
+    for n in range(pixels.shape[1]):
         column, row = places[n, 0], places[n, 1]
-        left, top = math.floor(column), math.floor(row)
-        if not (-2 < left < width and -2 < top < height):
+        if not (-1 < column < width and -1 < row < height):
             continue
-        i, j = pixels[n] // width, pixels[n] % width
+        left, top = math.floor(column), math.floor(row)
         above, before = 1 - (row - top), 1 - (column - left)
         below, behind = 1 - above, 1 - before
+        # A neighbour outside counts as 0: its weight is dropped and any pixel stands for it.
+        if top < 0:
+            top, above = 0, 0.0
+        if left < 0:
+            left, before = 0, 0.0
+        bottom, right = math.floor(row) + 1, math.floor(column) + 1
+        if bottom >= height:
+            bottom, below = top, 0.0
+        if right >= width:
+            right, behind = left, 0.0
         for c in range(channels):
-            value = 0.0
-            if top >= 0 and left >= 0:
-                value += image[top, left, c] * above * before
-            if top >= 0 and left + 1 < width:
-                value += image[top, left + 1, c] * above * behind
-            if top + 1 < height and left >= 0:
-                value += image[top + 1, left, c] * below * before
-            if top + 1 < height and left + 1 < width:
-                value += image[top + 1, left + 1, c] * below * behind
-            result[i, j, c] = np.rint(value)
+            value = image[top, left, c] * above * before
+            value += image[top, right, c] * above * behind
+            value += image[bottom, left, c] * below * before
+            value += image[bottom, right, c] * below * behind
+            result[pixels[0, n], pixels[1, n], c] = np.rint(value)
 
 
 def picked(
-    labels: NDArray[np.int32], pixels: NDArray[np.int64], places: Floats
+    labels: NDArray[np.int32], pixels: NDArray[np.int32], places: Floats
 ) -> NDArray[np.int32]:
     """As `warped`, but the labels (H, W, C) nearest to `places`."""
     height, width = labels.shape[:2]
     columns, rows = np.floor(places[:, :2].T + 0.5)
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    result = np.zeros((height * width, *labels.shape[2:]), np.int32)
-    sources = (rows[inside] * width + columns[inside]).astype(np.int64)
-    result[pixels[inside]] = labels.reshape(result.shape)[sources]
-    return result.reshape(labels.shape)
+    result = np.zeros(labels.shape, np.int32)
+    sources = rows[inside].astype(np.intp), columns[inside].astype(np.intp)
+    result[pixels[0, inside], pixels[1, inside]] = labels[sources]
+    return result
