@@ -9,41 +9,15 @@ ni_interpolation.c` and `ni_splines.c` (interpolation of order 1), `skimage/colo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cache, wraps
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-KernelT = TypeVar("KernelT", bound=Callable[..., Any])
+from robustcli.core.compiled import compiled, reads
+
 Floats = NDArray[np.float64]
-
-
-def _compiled(*signatures: str) -> Callable[[KernelT], KernelT]:
-    """Compiles a function for `signatures` at its first call, then loads it from numba's cache.
-
-    Where numba finds no folder for its cache, or a full disk, each process compiles it.
-    """
-
-    def decorate(function: KernelT) -> KernelT:
-        @cache
-        def kernel() -> Any:
-            from numba import njit
-
-            options = {"nogil": True, "error_model": "numpy"}
-            try:
-                return njit(list(signatures), cache=True, **options)(function)
-            except (OSError, RuntimeError):
-                return njit(list(signatures), **options)(function)
-
-        @wraps(function)
-        def call(*arguments: Any) -> Any:
-            return kernel()(*arguments)
-
-        return call  # type: ignore[return-value]
-
-    return decorate
 
 
 def zoomed(image: NDArray[Any], factor: float) -> NDArray[Any]:
@@ -74,8 +48,8 @@ def _taps(length: int, size: int) -> tuple[NDArray[np.int64], Floats]:
     return first.astype(np.int64), np.stack([weight, 1 - weight], axis=1)
 
 
-@_compiled(
-    *(f"void({t}[:,:,::1], i8[::1], f8[:,::1], i8[::1], f8[:,::1], {t}[:,:,::1])"
+@compiled(
+    *(f"void({reads(t, 3)}, i8[::1], f8[:,::1], i8[::1], f8[:,::1], {t}[:,:,::1])"
       for t in ("f4", "f8"))
 )  # fmt: skip
 def _zoom(
@@ -114,7 +88,7 @@ def sampled(image: NDArray[np.float32], coordinates: Sequence[NDArray[Any]]) -> 
     return result.reshape(np.shape(coordinates[0]))
 
 
-@_compiled("void(f4[:,:,::1], f8[::1], f8[::1], i8[::1], f4[::1])")
+@compiled(f"void({reads('f4', 3)}, f8[::1], f8[::1], i8[::1], f4[::1])")
 def _sample(
     image: NDArray[np.float32], rows: Floats, columns: Floats, channels: NDArray[np.int64],
     result: NDArray[np.float32],
@@ -165,7 +139,7 @@ def motion_blurred(
     return result.reshape(image.shape)
 
 
-@_compiled(*(f"void({t}[:,:,::1], f8[::1], i8[:,::1], f8[:,:,::1])" for t in ("u1", "f8")))
+@compiled(*(f"void({reads(t, 3)}, f8[::1], i8[:,::1], f8[:,:,::1])" for t in ("u1", "f8")))
 def _blur_along(
     image: NDArray[Any], weights: Floats, moves: NDArray[np.int64], result: Floats
 ) -> None:
@@ -193,7 +167,7 @@ def hsv(image: Floats) -> Floats:
     return result
 
 
-@_compiled("void(f8[:,::1], f8[:,::1])")
+@compiled(f"void({reads('f8', 2)}, f8[:,::1])")
 def _to_hsv(pixels: Floats, result: Floats) -> None:
     for n in range(pixels.shape[0]):
         red, green, blue = pixels[n]
@@ -222,7 +196,7 @@ def rgb(image: Floats) -> Floats:
     return result
 
 
-@_compiled("void(f8[:,::1], f8[:,::1])")
+@compiled(f"void({reads('f8', 2)}, f8[:,::1])")
 def _to_rgb(pixels: Floats, result: Floats) -> None:
     for n in range(pixels.shape[0]):
         hue, saturation, value = pixels[n]
@@ -265,7 +239,7 @@ def warped(
     return result
 
 
-@_compiled("void(u1[:,:,::1], i4[:,::1], f8[:,::1], u1[:,:,::1])")
+@compiled(f"void({reads('u1', 3)}, i4[:,::1], f8[:,::1], u1[:,:,::1])")
 def _warp(
     image: NDArray[np.uint8], pixels: NDArray[np.int32], places: Floats, result: NDArray[np.uint8]
 ) -> None:
