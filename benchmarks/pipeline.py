@@ -1,13 +1,13 @@
 """What the pipeline of an evaluation costs, and what sharing its work saves. Needs ImageNet photos.
 
-    python benchmarks/pipeline.py --data PHOTOS                    # all parts, half an hour on two cores
+    python benchmarks/pipeline.py --data PHOTOS    # all parts, half an hour on two cores
     python benchmarks/pipeline.py --data PHOTOS --part first-batch
     python benchmarks/pipeline.py --data PHOTOS --part one-pass --part models
 
 `PHOTOS` is a folder of class folders named by WordNet ids, such as ImageNet's `val`. Each part runs
-what it compares in turn, in fresh processes, and prints the ratio of each pair and their median. Time is
-processor time of the process and its workers, which other programs change less than the clock; the
-ratio by the clock stands beside it.
+what it compares in turn, in fresh processes, and prints the ratio of each pair and their median.
+Time is processor time of the process and its workers, which other programs change less than the
+clock; the ratio by the clock stands beside it.
 
 1. first-batch: `robust eval` until its first batch has rows, against `import torch, timm`.
 2. one-pass: the 21 transforms of `paper21`, resized and cropped for one model, in one pass over the
@@ -116,7 +116,7 @@ def _first_batch(options: argparse.Namespace, folder: Path) -> tuple[float, floa
 
 
 def _source(options: argparse.Namespace, transforms: list[str], folder: Path) -> Any:
-    """The batches of one command, without models: (source, forget), with inputs of 224 pixels."""
+    """The batches of a command of one model, which is not loaded; its inputs have 224 pixels."""
     from robustcli.adapters.preprocessing import Preprocessing
     from robustcli.data.sources import Classes, open_dataset
     from robustcli.data.subsets import take
@@ -154,17 +154,9 @@ def _passes(options: argparse.Namespace, folder: Path, *, together: bool) -> tup
     names = [transform.name for transform in PAPER21]
     commands = [names] if together else [[name] for name in names]
     sources = [_source(options, command, folder) for command in commands]
-    _first_of_each(_source(options, names, folder))  # imports, and kernels from the disk
+    few = argparse.Namespace(**{**vars(options), "limit": 1})
+    sum(1 for _ in _source(few, names, folder))  # imports, and kernels from the disk
     return _timed(lambda: [sum(1 for _ in source) for source in sources])
-
-
-def _first_of_each(source: Any) -> None:
-    """Makes one batch under every transform."""
-    for batch in source:
-        if len(batch.image_ids) < 1:
-            return
-        if batch.part > 0:
-            return
 
 
 def _evaluate(

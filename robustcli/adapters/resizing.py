@@ -20,8 +20,8 @@ from robustcli.core.compiled import compiled, reads
 
 Bytes = NDArray[np.uint8]
 _BITS = 22
-# Pillow takes the vertical pass first where that is less work: 13.0 does so for images twice as high
-# as wide, and where an image shrinks more in height than in width.
+# Pillow takes the vertical pass first where that is less work: 13.0 does so for images twice as
+# high as wide, and where an image shrinks more in height than in width.
 _MOST_ASPECT = 1.9
 
 
@@ -92,10 +92,13 @@ def _resized_centre(
         for before, after in zip(image.shape[1::-1], size, strict=True)
     )
     left, top = (round((length - side) / 2) for length in size)
-    columns = tuple(part[left : left + side] for part in columns)
-    rows = tuple(part[top : top + side] for part in rows)
     result = np.empty((side, side, 3), np.uint8)
-    _resize(np.ascontiguousarray(image), *columns, *rows, result)
+    _resize(
+        np.ascontiguousarray(image),
+        *(part[left : left + side] for part in columns),
+        *(part[top : top + side] for part in rows),
+        result,
+    )
     return result
 
 

@@ -27,7 +27,7 @@ def zoomed(image: NDArray[Any], factor: float) -> NDArray[Any]:
         image: (H, W, C), float32 or float64.
         factor: At least 1.
     """
-    sizes = [int(round(side * factor)) for side in image.shape[:2]]
+    sizes = [round(side * factor) for side in image.shape[:2]]
     result = np.empty((*sizes, image.shape[2]), image.dtype)
     _zoom(np.ascontiguousarray(image), *_taps(image.shape[0], sizes[0]),
           *_taps(image.shape[1], sizes[1]), result)  # fmt: skip
@@ -103,7 +103,9 @@ def _sample(
             row -= 2 * height * int(row / (2 * height))
             row = 2 * height - row - 1 if row >= height else row
         if column < 0:
-            column = column - 2 * width * int(column / (2 * width)) if column < -2 * width else column
+            column = (
+                column - 2 * width * int(column / (2 * width)) if column < -2 * width else column
+            )
             column = column + 2 * width if column < -width else -column - 1
         elif column > width - 1:
             column -= 2 * width * int(column / (2 * width))
@@ -226,8 +228,8 @@ def warped(
 ) -> NDArray[np.uint8]:
     """An image whose `pixels` are `image` at `places`, bilinear, with 0 around it and elsewhere.
 
-    As `skimage.transform.warp` of order 1 with a transform that is no single matrix, rounded, halves
-    to even.
+    As `skimage.transform.warp` of order 1 with a transform that is no single matrix, rounded,
+    halves to even.
 
     Args:
         image: (H, W, C).

@@ -54,7 +54,7 @@ class Corruption(Transform):
 
 
 def _corrupted(corruption: str, image: Image, severity: int, seed: int) -> Image:
-    """What `imgcorruptlike` makes of `image` (H, W, 3), at least 32 x 32; faster where it can be."""
+    """What `imgcorruptlike` makes of `image` (H, W, 3) of at least 32 x 32 pixels, or faster."""
     from imgaug.augmenters import imgcorruptlike
 
     function = _accelerated().get(corruption)
@@ -74,7 +74,7 @@ def _accelerated() -> Mapping[str, Callable[[Image, int], NDArray[Any]]]:
     Each is the package's own code with its own constants and draws; only what it calls to move,
     blend and convert pixels is another (`exact_kernels`). The package itself stays as it is.
     """
-    from imagecorruptions import corruptions
+    from imagecorruptions import corruptions  # type: ignore[import-untyped]
 
     colours = SimpleNamespace(rgb2hsv=exact_kernels.hsv, hsv2rgb=exact_kernels.rgb)
     hsv = {"sk": SimpleNamespace(color=colours)}
@@ -137,7 +137,7 @@ def _motion_blur(
 def _map_coordinates(
     image: NDArray[np.float32], coordinates: Any, *, order: int, mode: str
 ) -> NDArray[np.float32]:
-    if (order, mode, image.ndim, image.dtype) == (1, "reflect", 3, np.float32):
+    if (order, mode, image.ndim) == (1, "reflect", 3) and image.dtype == np.float32:
         return exact_kernels.sampled(image, coordinates)
     from scipy.ndimage import map_coordinates
 

@@ -81,7 +81,7 @@ class Augmented(Transform):
 
 @cache
 def _quick_piecewise_affine() -> Any:
-    """imgaug's `PiecewiseAffine`: the same draws and pixels, with a faster warp.
+    """A `PiecewiseAffine` with the draws and the pixels of imgaug's, and a faster warp.
 
     imgaug makes the map and its inverse anew for each image, looks up the triangle of each pixel in
     it, and interpolates with SciPy, in four times the time.
