@@ -91,14 +91,16 @@ def _resized_centre(
         _taps(before, after, resampling)
         for before, after in zip(image.shape[1::-1], size, strict=True)
     )
-    left, top = (round((length - side) / 2) for length in size)
+    across, down = (
+        slice(round((length - side) / 2), round((length - side) / 2) + side) for length in size
+    )
     result = np.empty((side, side, 3), np.uint8)
     _resize(
         np.ascontiguousarray(image),
-        *(part[left : left + side] for part in columns),
-        *(part[top : top + side] for part in rows),
+        columns[0][across], columns[1][across], columns[2][across],
+        rows[0][down], rows[1][down], rows[2][down],
         result,
-    )
+    )  # fmt: skip
     return result
 
 
