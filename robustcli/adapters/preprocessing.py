@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from robustcli.adapters.resizing import resized_centre
 from robustcli.core.errors import UsageError
 
 ChannelValues = tuple[float, ...]
@@ -107,12 +108,16 @@ class Preprocessing:
 
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The resized and cropped `image` (H, W, 3) in colour: (crop, crop, 3)."""
-        picture = Image.fromarray(image)
-        if self.resize is not None:
-            size = self.resized(*picture.size)
-            if size != picture.size:
-                picture = picture.resize(size, INTERPOLATIONS[self.interpolation])
-        return _centre(np.asarray(picture), self.crop)
+        height, width = image.shape[:2]
+        size = self.resized(width, height)
+        if size == (width, height):
+            return np.array(_centre(image, self.crop))
+        resampling = INTERPOLATIONS[self.interpolation]
+        if self.mode == "center":
+            view = resized_centre(image, size, self.crop, resampling)
+            if view is not None:
+                return view
+        return _centre(np.asarray(Image.fromarray(image).resize(size, resampling)), self.crop)
 
     def apply_to_crop(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Like `apply` for an `image` (H, W, 3) that is already a crop: (crop, crop, 3).

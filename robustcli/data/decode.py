@@ -163,7 +163,8 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise UnreadableImage("32-bit greyscale, for which no value means white")
-    pixels = np.array(image.convert("RGB"))
+    # `convert` copies an image of its own mode, a third of the time that decoding takes.
+    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     if image.has_transparency_data and bool((pixels == pixels[0, 0]).all()):
         alpha = np.asarray(image.convert("RGBA").getchannel("A"))
         if bool((alpha != alpha[0, 0]).any()):

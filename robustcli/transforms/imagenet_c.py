@@ -7,13 +7,18 @@ validation. A name carries the prefix `c_`, because `gaussian_blur` is also a tr
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, lru_cache
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from robustcli.transforms import exact_kernels
 from robustcli.transforms.base import SEVERITIES, Image, Mask, Transform
 
 # The corruptions draw from numpy's global generator, which imgcorruptlike seeds and then restores:
@@ -35,12 +40,9 @@ class Corruption(Transform):
         return {"severity": severity}
 
     def _changed(self, image: Image, *, seed: int, severity: int) -> Image:
-        from imgaug.augmenters import imgcorruptlike
-
-        function = getattr(imgcorruptlike, f"apply_{self.corruption}")
         height, width = image.shape[:2]
         with ONE_AT_A_TIME:
-            changed: Image = function(_framed(image), severity=severity, seed=_narrow(seed))
+            changed = _corrupted(self.corruption, _framed(image), severity, _narrow(seed))
         return changed[:height, :width]
 
     def _moved(self, image: Image, mask: Mask, *, seed: int, severity: int) -> tuple[Image, Mask]:
@@ -49,6 +51,140 @@ class Corruption(Transform):
             return changed, mask
         height, width = mask.shape
         return changed, _elastically(_framed(mask), seed, severity)[:height, :width]
+
+
+def _corrupted(corruption: str, image: Image, severity: int, seed: int) -> Image:
+    """What `imgcorruptlike` makes of `image` (H, W, 3) of at least 32 x 32 pixels, or faster."""
+    from imgaug.augmenters import imgcorruptlike
+
+    function = _accelerated().get(corruption)
+    if function is None:
+        slow: Image = getattr(imgcorruptlike, f"apply_{corruption}")(image, severity, seed)
+        return slow
+    from imgaug.random import temporary_numpy_seed
+
+    with temporary_numpy_seed(seed):
+        return np.uint8(function(image, severity))  # type: ignore[return-value]
+
+
+@cache
+def _accelerated() -> Mapping[str, Callable[[Image, int], NDArray[Any]]]:
+    """The functions of `imagecorruptions` with faster helpers that give the same bits.
+
+    Each is the package's own code with its own constants and draws; only what it calls to move,
+    blend and convert pixels is another (`exact_kernels`). The package itself stays as it is.
+    """
+    from imagecorruptions import corruptions  # type: ignore[import-untyped]
+
+    colours = SimpleNamespace(rgb2hsv=exact_kernels.hsv, hsv2rgb=exact_kernels.rgb)
+    hsv = {"sk": SimpleNamespace(color=colours)}
+    zoom = {"clipped_zoom": _clipped_zoom}
+    blur = {"_motion_blur": _motion_blur}
+    helpers: dict[str, dict[str, Any]] = {
+        "zoom_blur": zoom,
+        "motion_blur": blur,
+        "snow": zoom | blur,
+        "frost": {"cv2": _FrostPictures()},
+        "brightness": hsv,
+        "saturate": hsv,
+        "elastic_transform": {"map_coordinates": _map_coordinates},
+    }
+    return {
+        name: FunctionType(
+            getattr(corruptions, name).__code__,
+            {**vars(corruptions), **replacements},
+            name,
+            getattr(corruptions, name).__defaults__,
+        )
+        for name, replacements in helpers.items()
+    }
+
+
+def _clipped_zoom(image: NDArray[Any], factor: float) -> NDArray[Any]:
+    """The middle of `image` (H, W, C), enlarged to at least its size.
+
+    Source: `clipped_zoom` of imagecorruptions.
+    """
+    sides = [math.ceil(side / float(factor)) for side in image.shape[:2]]
+    top, left = ((side - kept) // 2 for side, kept in zip(image.shape[:2], sides, strict=True))
+    return exact_kernels.zoomed(image[top : top + sides[0], left : left + sides[1]], factor)
+
+
+def _motion_blur(
+    image: NDArray[Any], radius: int, sigma: float, angle: float
+) -> NDArray[np.float64]:
+    """`image` (H, W) or (H, W, C) blurred along `angle` in degrees, edges repeated.
+
+    Source: `_motion_blur` of imagecorruptions. The blur ends where it leaves the image.
+    """
+    from imagecorruptions import corruptions
+
+    width = corruptions.getOptimalKernelWidth1D(radius, sigma)
+    weights = corruptions.getMotionBlurKernel(width, sigma)
+    down, right = (width * turn(np.deg2rad(angle)) for turn in (np.sin, np.cos))
+    length = math.hypot(down, right)
+    rows = list[int]()
+    columns = list[int]()
+    for step in range(width):
+        row, column = (-math.ceil(step * part / length - 0.5) for part in (down, right))
+        if abs(row) >= image.shape[0] or abs(column) >= image.shape[1]:
+            break
+        rows.append(row)
+        columns.append(column)
+    return exact_kernels.motion_blurred(image, weights, rows, columns)
+
+
+def _map_coordinates(
+    image: NDArray[np.float32], coordinates: Any, *, order: int, mode: str
+) -> NDArray[np.float32]:
+    if (order, mode, image.ndim) == (1, "reflect", 3) and image.dtype == np.float32:
+        return exact_kernels.sampled(image, coordinates)
+    from scipy.ndimage import map_coordinates
+
+    sampled: NDArray[np.float32] = map_coordinates(image, coordinates, order=order, mode=mode)
+    return sampled
+
+
+class _FrostPictures:
+    """What `frost` needs of OpenCV, without reading and enlarging a picture for every image.
+
+    It is called with `ONE_AT_A_TIME` held, `resize` always after `imread`.
+    """
+
+    def __init__(self) -> None:
+        import cv2
+
+        self.INTER_CUBIC = cv2.INTER_CUBIC
+        self._path = ""
+
+    def imread(self, path: Any) -> NDArray[np.uint8]:
+        """The picture at `path` (H, W, 3), BGR."""
+        self._path = str(path)
+        return _picture(self._path)
+
+    def resize(
+        self, _: NDArray[np.uint8], dsize: tuple[int, int], interpolation: int
+    ) -> NDArray[np.uint8]:
+        """The picture that was read last, at width and height `dsize`."""
+        return _resized_picture(self._path, dsize, interpolation)
+
+
+@lru_cache(maxsize=6)  # there are so many
+def _picture(path: str) -> NDArray[np.uint8]:
+    import cv2
+
+    picture: NDArray[np.uint8] = cv2.imread(path)  # type: ignore[assignment]
+    return picture
+
+
+@lru_cache(maxsize=12)
+def _resized_picture(path: str, size: tuple[int, int], interpolation: int) -> NDArray[np.uint8]:
+    import cv2
+
+    picture: NDArray[np.uint8] = cv2.resize(  # type: ignore[assignment]
+        _picture(path), dsize=size, interpolation=interpolation
+    )
+    return picture
 
 
 def _elastically(mask: Mask, seed: int, severity: int) -> Mask:

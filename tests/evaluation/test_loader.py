@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
+from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import RunError
 from robustcli.data.decode import decode
 from robustcli.data.sources import Classes, open_dataset
@@ -13,6 +17,7 @@ from robustcli.evaluation.loader import batch_stream
 from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
 from robustcli.tasks import classification
 from robustcli.tasks.base import ORIGINAL, mean_squared_error, measure
+from robustcli.transforms.base import Transform
 from tests.evaluation.photos import LARGE, SMALL, make_photos, source
 
 
@@ -85,6 +90,43 @@ def test_every_image_is_decoded_once(index, tmp_path, monkeypatch):
     assert sorted(decoded) == [ref.image_id for ref in index.samples]
 
 
+def test_three_models_share_decoding_transforms_and_views(index, tmp_path, monkeypatch):
+    """Two of them see the same view, which is made once for both."""
+    calls = Counter()
+
+    def count(owner, name, key):
+        function = getattr(owner, name)
+
+        def counted(*arguments, **keywords):
+            calls[key(arguments[0])] += 1
+            return function(*arguments, **keywords)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(classification, "decode", lambda _: "decode")
+    count(Transform, "for_image", lambda transform: transform.name)
+    count(Preprocessing, "apply", lambda preprocessing: preprocessing.view)
+    two = source(index, tmp_path, *NAMES)
+    views = {**two.preparation.model_views, "third": SMALL.view}
+    parts = [
+        replace(
+            part, piece=replace(part.piece, models=dict.fromkeys(part.piece.cells, tuple(views)))
+        )
+        for part in two.parts
+    ]
+    batches = list(
+        replace(two, parts=parts, preparation=replace(two.preparation, model_views=views))
+    )
+    assert all(batch.models == ("small", "large", "third") for batch in batches)
+    photos, cells = 12, len(NAMES) + 1
+    assert calls == {
+        "decode": photos,
+        **dict.fromkeys(("identity", *NAMES), photos),
+        SMALL.view: photos * cells,
+        LARGE.view: photos * cells,
+    }
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than this machine's cores
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_no_batch_is_lost_or_made_twice_whatever_lies_on_the_disk_meanwhile(
@@ -152,6 +194,12 @@ def test_psnr_is_that_of_scikit_image():
 def test_extreme_and_single_differences():
     black, white = np.zeros((9, 9, 3), np.uint8), np.full((9, 9, 3), 255, np.uint8)
     assert mean_squared_error(black, white) == 255**2
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1, 3), (37, 50, 3), (1500, 2000, 3)):
+        first, second = (rng.integers(0, 256, shape, np.uint8) for _ in range(2))
+        second.flags.writeable = False
+        exact = np.square(first.astype(np.int64) - second).sum() / first.size
+        assert mean_squared_error(first, second) == exact
     assert measure(black, white).psnr_db == 0.0
 
     same = measure(CLEAN, CLEAN.copy())
