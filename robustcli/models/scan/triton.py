@@ -31,9 +31,10 @@ from robustcli.models.scan.base import (
 )
 
 _MOST = 2**31 - 1  # kernels count in 32 bits inside one sequence, in 64 beyond
-TILE = 1024  # steps times channels of a tile: 8 values of each kind in a thread of 4 warps
+TILE = 512  # steps times channels of a tile: 4 values of each kind in a thread of 4 warps
 _CHANNELS = 32  # of a tile at most: a row is one cache line of float32
 _PER_PROCESSOR = 4  # programs per multiprocessor: as many as the registers allow
+_MOST_REGISTERS = 128  # of a thread of the backward pass: four programs of 128 threads have 65,536
 _NAMES = ("X", "DELTA", "A", "B", "C", "D", "BIAS")  # of gradients, in the kernels
 _FUSED: dict[str, Any] = {"enable_fp_fusion": True}  # said aloud: Triton 3.10 changes its default
 
@@ -53,6 +54,16 @@ def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None
     if dtype not in KERNEL_DTYPES:
         return f"It computes in float32; the tensors are {dtype}."
     return None
+
+
+def options_of_backward() -> dict[str, Any]:
+    """Options that the compiler gets with the kernel `backward`.
+
+    Without a limit NVIDIA's assembler takes up to 168 registers to fetch ahead, and fewer programs
+    fit on a multiprocessor; with it nothing is spilled (`benchmarks/triton_registers.py`). Triton
+    has no such option for AMD.
+    """
+    return _FUSED | ({} if torch.version.hip else {"maxnreg": _MOST_REGISTERS})
 
 
 def interpreted() -> bool:
@@ -176,7 +187,7 @@ def scan_triton(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
             x, delta, A, B, C, D, bias, parts, state, borders, starts, spans,
             S, L, width_d, W, group, slot, height, width, paths,
             cut.chunks, cut.sections, cut.per_section, cut.each,
-            N=N, NB=_power(N), T=cut.T, DB=cut.DB, SOFTPLUS=softplus, KEEP=keep, LOCAL=local,
+            N=N, T=cut.T, DB=cut.DB, SOFTPLUS=softplus, KEEP=keep, LOCAL=local,
             **_FUSED,
         )  # fmt: skip
 
@@ -234,7 +245,7 @@ def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tens
 
     dims = (K, S, L, width_d) = tuple(delta.shape)
     N, W, cut = A.shape[1], x.shape[2], plan(dims, group == 0, wanted_programs(x.device))
-    dy, state_grads = dy.contiguous(), dstate.contiguous()
+    dy, state_grads = dy.contiguous(), dstate.clone(memory_format=torch.contiguous_format)
     whole = (x, delta, A, B, C, D, bias)
     counts = _part_counts(dims, group, cut)
     dtypes = [delta.dtype if n == 1 else torch.float32 for n in range(7)]
@@ -247,19 +258,24 @@ def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tens
     asks = {f"OF_{name}": bool(asked) for name, asked in zip(_NAMES, needs_grad, strict=True)}
     sizes = (height, width, paths, cut.chunks, cut.sections, cut.per_section)
     shape: dict[str, Any] = {
-        "N": N, "NB": _power(N), "T": cut.T, "DB": cut.DB, "SOFTPLUS": softplus, **_FUSED,
+        "N": N, "T": cut.T, "DB": cut.DB, "SOFTPLUS": softplus,
     }  # fmt: skip
     with torch.cuda.device_of(x):
         if cut.sections > 1 and needs_state_grads(needs_grad):
-            state_grads = A.new_empty(K, S, cut.sections, N, width_d)
+            state_grads = A.new_zeros(K, S, cut.sections, N, width_d)
             spans = A.new_empty(K, S, cut.sections, width_d)
             kernels.slope_ends[(S * cut.blocks, K, cut.sections)](
-                delta, A, C, bias, dy, state_grads, spans, S, L, width_d, W, group, *sizes, **shape
+                delta, A, C, bias, dy, state_grads, spans, S, L, width_d, W, group, *sizes, **shape,
+                **_FUSED,
             )
             _carry(state_grads, spans, A, dstate.contiguous(), cut, reverse=True)
-        kernels.backward[(S * cut.blocks, K // cut.each, cut.sections)](
-            x, delta, A, B, C, D, bias, borders, dy, state_grads, *targets,
+        grid = (S * cut.blocks, K // cut.each, cut.sections)
+        states = math.prod(grid) * N * cut.T * cut.DB if needs_states(needs_grad) else 1
+        work = A.new_empty(states)
+        kernels.backward[grid](
+            x, delta, A, B, C, D, bias, borders, dy, state_grads, work, *targets,
             K, S, L, width_d, W, group, slot, *sizes, cut.each, **shape, **asks,
+            **options_of_backward(),
             STATES=needs_states(needs_grad), STATE_GRADS=needs_state_grads(needs_grad),
         )  # fmt: skip
     return [
