@@ -34,7 +34,7 @@ _MOST = 2**31 - 1  # kernels count in 32 bits inside one sequence, in 64 beyond
 TILE = 512  # steps times channels of a tile: 4 values of each kind in a thread of 4 warps
 _CHANNELS = 32  # of a tile at most: a row is one cache line of float32
 _PER_PROCESSOR = 4  # programs per multiprocessor: as many as the registers allow
-_MOST_REGISTERS = 128  # of a thread of the backward pass: four programs of 128 threads have 65,536
+_MOST_REGISTERS = 128  # of a thread: four programs of 128 threads have 65,536
 _NAMES = ("X", "DELTA", "A", "B", "C", "D", "BIAS")  # of gradients, in the kernels
 _FUSED: dict[str, Any] = {"enable_fp_fusion": True}  # said aloud: Triton 3.10 changes its default
 
@@ -56,14 +56,15 @@ def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None
     return None
 
 
-def options_of_backward() -> dict[str, Any]:
-    """Options that the compiler gets with the kernel `backward`.
+def compiler_options(kernel: str, states: int) -> dict[str, Any]:
+    """What Triton's compiler is told about `kernel`, a name in `triton_kernels`, with N `states`.
 
-    Without a limit NVIDIA's assembler takes up to 168 registers to fetch ahead, and fewer programs
-    fit on a multiprocessor; with it nothing is spilled (`benchmarks/triton_registers.py`). Triton
-    has no such option for AMD.
+    NVIDIA's assembler left alone takes up to 168 registers to fetch ahead, or spills some to stay
+    below a step of its own. Limits are set where they made it better
+    (`benchmarks/triton_registers.py`). Triton has no such option for AMD.
     """
-    return _FUSED | ({} if torch.version.hip else {"maxnreg": _MOST_REGISTERS})
+    limited = kernel == "backward" or (kernel == "forward" and states > 1)
+    return _FUSED | ({"maxnreg": _MOST_REGISTERS} if limited and not torch.version.hip else {})
 
 
 def interpreted() -> bool:
@@ -188,7 +189,7 @@ def scan_triton(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
             S, L, width_d, W, group, slot, height, width, paths,
             cut.chunks, cut.sections, cut.per_section, cut.each,
             N=N, T=cut.T, DB=cut.DB, SOFTPLUS=softplus, KEEP=keep, LOCAL=local,
-            **_FUSED,
+            **compiler_options("forward", N),
         )  # fmt: skip
 
     with torch.cuda.device_of(x):
@@ -257,25 +258,35 @@ def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tens
     slot = x.numel() if counts[0] > 1 else 0
     asks = {f"OF_{name}": bool(asked) for name, asked in zip(_NAMES, needs_grad, strict=True)}
     sizes = (height, width, paths, cut.chunks, cut.sections, cut.per_section)
-    shape: dict[str, Any] = {
-        "N": N, "T": cut.T, "DB": cut.DB, "SOFTPLUS": softplus,
-    }  # fmt: skip
+    shape: dict[str, Any] = {"N": N, "T": cut.T, "DB": cut.DB, "SOFTPLUS": softplus}
     with torch.cuda.device_of(x):
         if cut.sections > 1 and needs_state_grads(needs_grad):
             state_grads = A.new_zeros(K, S, cut.sections, N, width_d)
             spans = A.new_empty(K, S, cut.sections, width_d)
             kernels.slope_ends[(S * cut.blocks, K, cut.sections)](
-                delta, A, C, bias, dy, state_grads, spans, S, L, width_d, W, group, *sizes, **shape,
+                delta,
+                A,
+                C,
+                bias,
+                dy,
+                state_grads,
+                spans,
+                S,
+                L,
+                width_d,
+                W,
+                group,
+                *sizes,
+                **shape,
                 **_FUSED,
             )
             _carry(state_grads, spans, A, dstate.contiguous(), cut, reverse=True)
         grid = (S * cut.blocks, K // cut.each, cut.sections)
-        states = math.prod(grid) * N * cut.T * cut.DB if needs_states(needs_grad) else 1
-        work = A.new_empty(states)
+        work = A.new_empty(math.prod(grid), N, cut.T, cut.DB) if needs_states(needs_grad) else A
         kernels.backward[grid](
             x, delta, A, B, C, D, bias, borders, dy, state_grads, work, *targets,
             K, S, L, width_d, W, group, slot, *sizes, cut.each, **shape, **asks,
-            **options_of_backward(),
+            **compiler_options("backward", N),
             STATES=needs_states(needs_grad), STATE_GRADS=needs_state_grads(needs_grad),
         )  # fmt: skip
     return [

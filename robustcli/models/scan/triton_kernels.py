@@ -2,16 +2,18 @@
 
 A program owns one sequence s, one block of DB channels, `each` directions one after the other, and
 one section of the steps. It walks the section chunk by chunk: inside a chunk of T steps the
-recurrence is a parallel scan, between chunks the state is carried in registers. Cross-scan and
+recurrence is a parallel scan, between chunks the state is carried. Cross-scan and
 cross-merge are arithmetic: the pixel of step t is computed, no index is read, no copy is made; with
 `each` = K the sum over the directions is added into `out` by one program, in a fixed order.
 
 Traffic per channel and step of one direction, 4-byte elements, N states: x 4 and delta 4 are read,
 out is written (first direction: 4) or read and written (8); B and C add 8 N / DB per block, the
-kept states (training) 4 N / T. Four directions: 60 bytes per channel and pixel at N = 1, of which
-out's 24 of re-reading stay in the cache when the image is small. Filling the GPU with a small batch
-has a price (`triton.plan`): directions apart write their outputs side by side, 8 more for the
-sum over them, and sections read x and delta twice. Speed is not measured: no GPU was at hand.
+kept states (training) 4 N / T. What a program carries from chunk to chunk (states, sums) lies in
+memory that only it touches and that stays in the cache: registers are for the tiles. Four
+directions: 60 bytes per channel and pixel at N = 1, of which out's 24 of re-reading stay in the
+cache when the image is small. Filling the GPU with a small batch has a price (`triton.plan`):
+directions apart write their outputs side by side, 8 more for the sum over them, and sections read
+x and delta twice. Speed is not measured: no GPU was at hand.
 
 Layout as in `cpu_kernels`: x, out (S, L, W); delta (K, S, L, D); A (K, N, D); B, C (K, S, L, N);
 skip, bias (K, D); borders (K, S, chunks, N, D); starts (K, S, sections, N, D); spans
@@ -151,11 +153,10 @@ def forward(  # noqa: C901  branches on constants are the compiler's, not the GP
         code, own = direction(paths, k), k * group + d
         delta_k, B_k, C_k = delta + ks * L * D, B + ks * L * N, C + ks * L * N
         running = starts + (ks * sections + section) * N * D + d
-        bias_d = tl.load(bias + k * D + d, mask=in_d, other=0.0)
-        skip_d = tl.load(skip + k * D + d, mask=in_d, other=0.0)
         span = tl.zeros([DB], tl.float32)
         for chunk in range(section * per_section, tl.minimum(chunks, (section + 1) * per_section)):
             t = chunk * T + j
+            bias_d = tl.load(bias + k * D + d, mask=in_d, other=0.0)
             p = pixel(t, code, L, height, width)
             live = (t < L)[:, None] & in_d[None, :]
             raw = tl.load(delta_k + p[:, None] * D + d[None, :], mask=live, other=0.0)
@@ -180,6 +181,7 @@ def forward(  # noqa: C901  branches on constants are the compiler's, not the GP
                     c = tl.load(C_k + p * N + n, mask=t < L, other=0.0).to(tl.float32)
                     y += h * c[:, None]
             if not LOCAL:
+                skip_d = tl.load(skip + k * D + d, mask=in_d, other=0.0)
                 y += skip_d[None, :] * xs
                 to = out + p[:, None] * W + own[None, :]
                 if i_k > 0:
@@ -222,7 +224,10 @@ def carry(
 
 # --- The backward pass; programs, tiles and layouts are those of the forward pass -----------------
 #
-# The states are recomputed chunk by chunk from those kept before every chunk. With g_t the
+# The states are recomputed chunk by chunk from those kept before every chunk, in the order of time,
+# into a buffer of the program's own (`work`: N T DB floats, which stay in the cache); the way back
+# reads them in reverse. Rows of its tiles run backwards in time, so that both are plain scans: to
+# reverse a tile takes five shuffles for each value. With g_t the
 # gradient of the loss by h_t, v_t = C_t dy_t and a_t = exp(dt_t A): g_t = v_t + a_{t+1} g_{t+1}, a
 # scan from the end; then dx += g dt B, d dt += g (A a h_{t-1} + B x), dA += g dt a h_{t-1},
 # dB = sum_d g dt x, dC = sum_d h dy. Where programs share a gradient, each writes its
