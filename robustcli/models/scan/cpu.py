@@ -98,11 +98,6 @@ def _order(walk: Walk, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         order = pixel_orders(walk.height, walk.width, walk.directions)
         return order, torch.zeros(len(walk.directions), dtype=torch.int32)
     K, _, L, channels = tensors[1].shape
-    return _sequence_order(K, L, channels)
-
-
-def _sequence_order(K: int, L: int, channels: int) -> tuple[Tensor, Tensor]:
-    """`order` and `offset` of a sequence in K groups of so many channels."""
     order = torch.arange(L, dtype=torch.int32).expand(K, L).contiguous()
     return order, torch.arange(K, dtype=torch.int32) * channels
 
