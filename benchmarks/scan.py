@@ -67,18 +67,18 @@ class Work:
 
 WORK = (
     Work(
-        "image, forward, 1 x 4*256 channels, L 3136, N 1",
-        1,
-        4,
-        1024,
-        3136,
-        1,
-        False,
-        20,
-        True,
+        name="image, forward, 1 x 4*256 channels, L 3136, N 1",
+        batch=1,
+        groups=4,
+        channels=1024,
+        length=3136,
+        states=1,
+        backward=False,
+        loop_goal=20,
+        image=True,
         mambapy_goal=8,
         limit_goal=2,
-    ),  # fmt: skip
+    ),
     Work("image, forward + backward, the same", 1, 4, 1024, 3136, 1, True, 100, True),
     Work("forward, the same as four sequences", 1, 4, 1024, 3136, 1, False, 20, False, 8),
     Work("forward + backward, the same sequences", 1, 4, 1024, 3136, 1, True, 100, False, 8),

@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py` up to the device: its parts on tiny shapes, and what it does with a failure."""
+"""`benchmarks/gpu.py` up to the device: its parts on tiny shapes, and how it reports failures."""
 
 import importlib.util
 import json
