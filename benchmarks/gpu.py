@@ -460,7 +460,7 @@ def networks(bench: Bench) -> Iterator[Entry]:
     for size, names in sizes.items():
         seconds: dict[tuple[str, str], float] = {}
         for name in names:
-            network = build(name).to(bench.device, memory_format=torch.channels_last)
+            network = build(name).to(bench.device).to(memory_format=torch.channels_last)
             for mode, make, batch in (("inference", inference, 64), ("training", training, 32)):
                 side, count = (32, 2) if bench.dry else (224, batch)
                 images = torch.randn(count, 3, side, side, device=bench.device)
@@ -515,7 +515,8 @@ def variants(bench: Bench) -> Iterator[Entry]:
             if not bench.dry:
                 cells["CUDA_graph"] = f"{plain / bench.seconds(graphed(call), 0.5):.2f}"
                 torch.compiler.reset()
-                compiled = inference(torch.compile(network, fullgraph=True), images)
+                fused: Any = torch.compile(network, fullgraph=True)
+                compiled = inference(fused, images)
                 cells["first_compiled_call_s"] = f"{bench.once(compiled):.1f}"
                 cells["torch.compile"] = f"{plain / bench.seconds(compiled, 0.5):.2f}"
             yield row(network=name, batch=batch, plain_ms=f"{1e3 * plain:.2f}", **cells)
@@ -560,8 +561,9 @@ def loader(bench: Bench) -> Iterator[Entry]:
     """An evaluation's images per second against the network's own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        options: tuple[str, ...] = ("--device", "cpu", "--limit", "4", "--workers", "0")
         if bench.dry:
-            model, options = "resnet-pico", ("--device", "cpu", "--limit", "4", "--workers", "0")
+            model = "resnet-pico"
             data = "cifar10-mini"
         else:
             model, options = "convnext-t", ("--untrained", "--precision", "bf16")
@@ -571,7 +573,7 @@ def loader(bench: Bench) -> Iterator[Entry]:
         images = session["models"][model]["images"]
         cells = {"run_images_per_s": f"{images / session['seconds']:.0f}"}
         if not bench.dry:
-            network = build("convnext_tiny").to(bench.device, memory_format=torch.channels_last)
+            network = build("convnext_tiny").to(bench.device).to(memory_format=torch.channels_last)
             batch = torch.randn(256, 3, 224, 224, device=bench.device)
             alone = bench.seconds(inference(network, batch)) / 256
             cells["network_alone_per_s"] = f"{1 / alone:.0f}"

@@ -12,6 +12,8 @@ read four values at a time; `any` is what an odd number of channels gets. An ima
 run the same binaries.
 """
 
+# mypy: disable-error-code="import-untyped"
+
 from __future__ import annotations
 
 import argparse
