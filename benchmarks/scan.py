@@ -3,8 +3,14 @@
     python benchmarks/scan.py [--rounds 5] [--plot docs/images/scan-linearity.png]
 
 Each row alternates the contenders in one process and prints ratios of medians, beside the goal.
+Load from other programs changes the ratios; repeat until they are stable.
 The rows `image` are VMamba's scan over 56 x 56 pixels: ours starts from the image and ends with the
 merged image, the others get four sequences that are already cross-scanned and need not merge them.
+
+The limit is what the machine needs for the memory traffic and the exponentials of the image scan
+alone: a kernel that streams delta, the input and the output in the order of memory, once for each
+direction, in as many threads, and computes the same number of exponentials, those of the step sizes
+among them, without recurrence, logarithm or order of pixels.
 
 Below it the backward pass alone, by what is asked for: every gradient, those left when the scan's
 own parameters are frozen, and those of the input and the step sizes only.
@@ -18,16 +24,25 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from mambapy.pscan import pscan
 from matplotlib.figure import Figure
+from numba import njit
 from tabulate import tabulate
 from torch import Tensor
 
 from robustcli.models.scan import selective_scan, ss2d_scan
+from robustcli.models.scan.base import of_image
+from robustcli.models.scan.cpu_lanes import WIDTH, exp, load, store
+
+# mypy: allow-untyped-decorators
 
 Arguments = dict[str, Tensor]
 LONG = 20.0  # seconds
@@ -47,14 +62,26 @@ class Work:
     loop_goal: float
     image: bool = False
     mambapy_goal: float | None = None
+    limit_goal: float | None = None
 
 
 WORK = (
     Work(
-        "image, forward, 1 x 4*256 channels, L 3136, N 1", 1, 4, 1024, 3136, 1, False, 20, True, 8
+        name="image, forward, 1 x 4*256 channels, L 3136, N 1",
+        batch=1,
+        groups=4,
+        channels=1024,
+        length=3136,
+        states=1,
+        backward=False,
+        loop_goal=20,
+        image=True,
+        mambapy_goal=8,
+        limit_goal=2,
     ),
     Work("image, forward + backward, the same", 1, 4, 1024, 3136, 1, True, 100, True),
     Work("forward, the same as four sequences", 1, 4, 1024, 3136, 1, False, 20, False, 8),
+    Work("forward + backward, the same sequences", 1, 4, 1024, 3136, 1, True, 100, False, 8),
     Work("forward + backward, 4 x 32 channels, L 4096, N 16", 4, 1, 32, 4096, 16, True, 100),
     Work("forward, 1 x 512 channels, L 256, N 16", 1, 1, 512, 256, 16, False, 10),
 )
@@ -112,6 +139,47 @@ def ours(a: Arguments) -> Tensor:
     return y
 
 
+@njit(nogil=True, error_model="numpy")
+def _stream(
+    delta: Any, x: Any, out: Any, directions: int, states: int, start: Any, stop: Any
+) -> None:
+    """Streams elements start..stop-1, multiples of 16, of each direction, with `states` + 1 exp."""
+    lanes = np.uintp(WIDTH)
+    count = np.uintp(x.size)
+    for k in range(np.uintp(directions)):
+        for i in range(start, stop, lanes):
+            step, u = load(delta, k * count + i, lanes), load(x, i, lanes)
+            total = exp(step)
+            for n in range(states):
+                total = total + exp(step * u + np.float32(n))
+            store(out, i, lanes, total if k == 0 else total + load(out, i, lanes))
+
+
+def limit(a: Arguments) -> Tensor:
+    """What the image scan's memory traffic and exponentials cost, computing nothing of use."""
+    D, bias = a["D"], a["delta_bias"]
+    laid = of_image(a["x"], a["delta"], a["A"], a["B"], a["C"], D, bias)
+    delta, x = (t.contiguous().numpy().ravel() for t in (laid.delta, laid.x))
+    out = torch.empty(laid.x.shape)
+    directions, states, threads = laid.A.shape[0], laid.A.shape[1], torch.get_num_threads()
+    share = x.size // threads // WIDTH * WIDTH
+    ends = [*(np.uintp(share * n) for n in range(threads)), np.uintp(x.size // WIDTH * WIDTH)]
+
+    def part(n: int) -> None:
+        _stream(delta, x, out.numpy().ravel(), directions, states, ends[n], ends[n + 1])
+
+    if threads == 1:
+        part(0)
+    else:
+        list(_threads(threads).map(part, range(threads)))
+    return out
+
+
+@lru_cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count)
+
+
 def by_pixel(a: Arguments) -> Arguments:
     """Arguments of `ss2d_scan` of the same size, laid out as VMamba's projections leave them."""
     batch, groups, states, length = a["B"].shape
@@ -152,12 +220,13 @@ def medians(work: Work, rounds: int) -> dict[str, float]:
     """Median seconds of each contender; a contender slower than `LONG` seconds is called once."""
     a = arguments(work)
     own = by_pixel(a) if work.image else a
-    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    contenders = CONTENDERS if work.limit_goal is None else CONTENDERS | {"limit": limit}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
-        for name, contender in CONTENDERS.items():
+        for name, contender in contenders.items():
             if times[name] and times[name][0] > LONG:
                 continue
-            seconds = once(contender, own if name == "ours" else a, work.backward)
+            seconds = once(contender, own if name in ("ours", "limit") else a, work.backward)
             if turn or seconds > LONG:  # a long call has nothing left to warm
                 times[name].append(seconds)
     return {name: statistics.median(found) for name, found in times.items()}
@@ -265,10 +334,14 @@ def main() -> None:
         ours_ms, by_loop = 1e3 * found["ours"], found["loop"] / found["ours"]
         by_mambapy = found["mambapy"] / found["ours"]
         goals = f"{work.loop_goal:g}", goal
-        rows.append(
-            (work.name, f"{ours_ms:.1f}", f"{by_loop:.1f}", goals[0], f"{by_mambapy:.1f}", goals[1])
-        )
-    header = ("work", "ours ms", "loop / ours", "goal", "mambapy / ours", "goal")
+        by_limit = "", ""
+        if work.limit_goal is not None:
+            by_limit = f"{found['ours'] / found['limit']:.2f}", f"at most {work.limit_goal:g}"
+        ratios = f"{by_loop:.1f}", goals[0], f"{by_mambapy:.1f}", goals[1]
+        rows.append((work.name, f"{ours_ms:.1f}", *ratios, *by_limit))
+    header = (
+        "work", "ours ms", "loop / ours", "goal", "mambapy / ours", "goal", "ours / limit", "goal",
+    )  # fmt: skip
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(tabulate(rows, headers=header, disable_numparse=True))
     print(f"\n{partial_table(rounds)}")

@@ -98,11 +98,6 @@ def _order(walk: Walk, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         order = pixel_orders(walk.height, walk.width, walk.directions)
         return order, torch.zeros(len(walk.directions), dtype=torch.int32)
     K, _, L, channels = tensors[1].shape
-    return _sequence_order(K, L, channels)
-
-
-def _sequence_order(K: int, L: int, channels: int) -> tuple[Tensor, Tensor]:
-    """`order` and `offset` of a sequence in K groups of so many channels."""
     order = torch.arange(L, dtype=torch.int32).expand(K, L).contiguous()
     return order, torch.arange(K, dtype=torch.int32) * channels
 
@@ -182,9 +177,33 @@ def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     """The needed gradients of x, delta, A, B, C, D and bias, in this order and their layouts."""
     K, S, L, channels = delta.shape
     dims = (K, S, L, channels, A.shape[1], x.shape[2])
-    blocks = _blocks(dims)
+    inputs = (x, delta, A, B, C, D, bias, order, offset, borders, dy, dstate)
+    return _gradients("backward", S * _blocks(dims), dims, softplus, needs_grad, inputs)
+
+
+@torch.library.custom_op(
+    "robustcli::scan_cpu_sequence_backward", mutates_args=(), device_types="cpu"
+)
+def scan_cpu_sequence_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
+                               bias: Tensor, borders: Tensor, softplus: bool, dy: Tensor,
+                               dstate: Tensor, needs_grad: Sequence[bool],
+                               ) -> List[Tensor]:  # noqa: UP006  # fmt: skip
+    """The needed gradients of the arguments of `scan_cpu_sequence`, in their layouts."""
+    dims = K, S, *_ = _dims(x, A)
+    inputs = (x, delta, A, B, C, D, bias, borders, dy, dstate)
+    tasks = S * K * _blocks(dims)
+    return _gradients("backward_sequence", tasks, dims, softplus, needs_grad, inputs)
+
+
+def _gradients(
+    name: str, tasks: int, dims: tuple[int, ...], softplus: bool, needs_grad: NeedsGrad,
+    inputs: tuple[Tensor, ...],
+) -> list[Tensor]:  # fmt: skip
+    """The needed gradients of the first seven `inputs` by the compiled entry `name`."""
+    S, blocks = dims[1], _blocks(dims)
     # x and delta are written by one task each; the others are summed over tasks: of A, D and the
     # bias over sequences, of B and C over blocks of channels.
+    x, delta, A, B, C, D, bias, *_ = inputs
     parts = [x.shape, delta.shape, (S, *A.shape), (blocks, *B.shape), (blocks, *C.shape),
              (S, *D.shape), (S, *bias.shape)]  # fmt: skip
     added = (False, False, True, False, False, True, True)  # to what is there: must come zeroed
@@ -192,8 +211,7 @@ def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
         None if not needed else x.new_zeros(shape) if zeroed else x.new_empty(shape)
         for needed, shape, zeroed in zip(needs_grad, parts, added, strict=True)
     ]
-    inputs = (x, delta, A, B, C, D, bias, order, offset, borders, dy, dstate)
-    _work("backward", S * blocks, dims, softplus, needs_grad, inputs, grads)
+    _work(name, tasks, dims, softplus, needs_grad, inputs, grads)
     summed = [t.sum(0) if n > 1 and t is not None else t for n, t in enumerate(grads)]
     return [t for t in summed if t is not None]
 
@@ -202,7 +220,17 @@ def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
 def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
       order: Tensor, offset: Tensor, borders: Tensor, softplus: bool, dy: Tensor,
       dstate: Tensor, needs_grad: Sequence[bool]) -> list[Tensor]:  # fmt: skip
-    tensors = (x, delta, A, B, C, D, bias)
+    return _empty_gradients((x, delta, A, B, C, D, bias), needs_grad)
+
+
+@scan_cpu_sequence_backward.register_fake
+def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
+      borders: Tensor, softplus: bool, dy: Tensor, dstate: Tensor,
+      needs_grad: Sequence[bool]) -> list[Tensor]:  # fmt: skip
+    return _empty_gradients((x, delta, A, B, C, D, bias), needs_grad)
+
+
+def _empty_gradients(tensors: Sequence[Tensor], needs_grad: NeedsGrad) -> list[Tensor]:
     return [torch.empty_like(t) for t, asked in zip(tensors, needs_grad, strict=True) if asked]
 
 
@@ -226,27 +254,12 @@ def _differentiate(
 def _differentiate_sequence(
     ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of `scan_cpu_sequence`'s arguments.
-
-    A step back does many times the work of a step, beside which turning the channels to be the
-    fastest axis is little: one backward pass serves both operators.
-    """
-    x, delta, A, B, C, D, bias, borders = ctx.saved_tensors
-    (K, _, channels), L = A.shape, x.shape[2]
-    order, offset = _sequence_order(K, L, channels)
     needs_grad = ctx.needs_input_grad[:7]
-    dy, dstate = grads_or_zeros(x, A, dy, dstate)
-    grads = torch.ops.robustcli.scan_cpu_backward(
-        x.mT.contiguous(), delta.unflatten(1, (K, -1)).permute(1, 0, 3, 2).contiguous(), A,
-        B.permute(1, 0, 3, 2).contiguous(), C.permute(1, 0, 3, 2).contiguous(), D, bias, order,
-        offset, borders, ctx.softplus, dy.mT, dstate, needs_grad,
-    )  # fmt: skip
-    dx, ddelta, dA, dB, dC, dD, dbias = spread(grads, needs_grad)
-    ddelta, dB, dC = (None if t is None else t.permute(1, 0, 3, 2) for t in (ddelta, dB, dC))
-    return (
-        None if dx is None else dx.mT, None if ddelta is None else ddelta.flatten(1, 2),
-        dA, dB, dC, dD, dbias, None, None,
-    )  # fmt: skip
+    x, _, A, *_ = kept = ctx.saved_tensors
+    grads = torch.ops.robustcli.scan_cpu_sequence_backward(
+        *kept, ctx.softplus, *grads_or_zeros(x, A, dy, dstate), needs_grad
+    )
+    return (*spread(grads, needs_grad), None, None)
 
 
 scan_cpu.register_autograd(_differentiate, setup_context=_keep)
@@ -277,14 +290,15 @@ def _work(
     if isinstance(request, bool):
         entry, flags = kernels.entry(name), int(request)
     else:
-        entry, flags = kernels.backward_entry(request), kernels.bits(request)
+        entry, flags = kernels.backward_entry(name, request), kernels.bits(request)
     work = kernels.pack(tasks, dims, softplus, block, chunk, flags, addresses)
     run(entry, work.ctypes.data, alone=math.prod(dims[:5]) <= _SMALL)
 
 
 def _chunk(states: int, length: int) -> int:
-    """Steps between kept states."""
-    return max(1, min(length, _CHUNK // states))
+    """Steps between kept states: a power of two, so that tiles of 16 steps and chunks fit."""
+    most = max(1, _CHUNK // states)
+    return min(length, 1 << (most.bit_length() - 1))
 
 
 def _blocks(dims: tuple[int, ...]) -> int:

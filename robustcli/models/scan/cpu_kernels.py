@@ -467,6 +467,137 @@ def backward(
             )  # fmt: skip
 
 
+# --- Backward over sequences that lie as rows of time ---------------------------------------------
+#
+# Tasks and layouts are those of the forward scan over rows; parts of dB and dC are
+# (blocks, S, K, N, L). A window of steps, one chunk or several short ones, is turned into local
+# arrays with the channels side by side, walked as above, and its gradients are turned back: no copy
+# of a whole sequence is ever made. Local arrays hold whole vectors; lanes beyond the channels are
+# zero and stay so.
+
+
+@njit(error_model="numpy")  # a call: tiles take long to compile
+def _turn_in(
+    source: Any, at: Any, step: Any, rows: Any, columns: Any, target: Any, leap: Any
+) -> None:
+    """target[c*leap + r] = source[at + r*step + c]."""
+    for r in range(_U(0), rows, LANES):
+        for c in range(_U(0), columns, LANES):
+            height, width = min(LANES, rows - r), min(LANES, columns - c)
+            turn(source, at + r * step + c, step, height, width, target, c * leap + r, leap)
+
+
+@njit(error_model="numpy")  # a call: tiles take long to compile
+def _turn_out(
+    source: Any, leap: Any, rows: Any, columns: Any, target: Any, at: Any, step: Any
+) -> None:
+    """target[at + r*step + c] = source[c*leap + r]."""
+    for r in range(_U(0), rows, LANES):
+        for c in range(_U(0), columns, LANES):
+            height, width = min(LANES, columns - c), min(LANES, rows - r)
+            turn(source, c * leap + r, leap, height, width, target, at + r * step + c, step)
+
+
+@njit(forceinline=True)
+def _copy_in(source: Any, at: Any, D: Any, target: Any, padded: Any, rows: Any, w: Any) -> None:
+    """Copies `w` channels of each of the rows (rows, D) from source[at] on to (rows, padded)."""
+    for n in range(rows):
+        for i in range(_U(0), w, LANES):
+            store(target, n * padded + i, LANES, load(source, at + n * D + i, min(LANES, w - i)))
+
+
+@njit(forceinline=True)
+def _copy_out(source: Any, padded: Any, rows: Any, w: Any, target: Any, at: Any, D: Any) -> None:
+    """The inverse of `_copy_in`."""
+    for n in range(rows):
+        for i in range(_U(0), w, LANES):
+            store(target, at + n * D + i, min(LANES, w - i), load(source, n * padded + i, LANES))
+
+
+@njit(forceinline=True)
+def _window_out(
+    needed: int, t: Any, span: Any, w: Any, padded: Any, N: Any, L: Any, rows: Any, parts: Any,
+    dxs: Any, ddeltas: Any, dBs: Any, dCs: Any, dx: Any, ddelta: Any, dB: Any, dC: Any,
+) -> None:  # fmt: skip
+    """Turns the needed gradients of the window's steps back into rows of time, from step t on."""
+    if needed & OF_X:
+        _turn_out(dxs, padded, w, span, dx, rows + t, L)
+    if needed & OF_DELTA:
+        _turn_out(ddeltas, padded, w, span, ddelta, rows + t, L)
+    if needed & OF_B:
+        _turn_out(dBs, N, N, span, dB, parts + t, L)
+    if needed & OF_C:
+        _turn_out(dCs, N, N, span, dC, parts + t, L)
+
+
+@njit(error_model="numpy")
+def backward_sequence(
+    task: int, dims: Any, softplus_on: bool, block: int, chunk: int, needed: int,
+    x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, borders: Any, dy: Any,
+    dstate: Any, dx: Any, ddelta: Any, dA: Any, dB: Any, dC: Any, dskip: Any, dbias: Any,
+) -> None:  # fmt: skip
+    """Every gradient `needed` of one task; arrays that only others need are not touched."""
+    K, S, L, D, N, W = dims
+    blocks, chunks = (D + block - 1) // block, (L + chunk - 1) // chunk
+    s, k, nb = task // blocks // K, task // blocks % K, task % blocks
+    a, ks = nb * block, k * S + s
+    wide = (min(D, a + block) - a + WIDTH - 1) // WIDTH * WIDTH
+    w, padded, L_, N_, D_ = _U(min(D, a + block) - a), _U(wide), _U(L), _U(N), _U(D)
+    kd, an, sd = _U(k * D + a), _U(k * N * D + a), _U((s * K + k) * D + a)
+    rows, steps = _U(s * W * L) + kd * L_, _U((s * K + k) * N * L)
+    parts = _U(nb * S * K * N * L) + steps
+    window = max(chunk, WIDTH)
+    local, order = (1, 1, window, wide, N, wide), np.arange(window).astype(np.int32)
+    As, skips, biases = np.zeros(N * wide, _F), np.zeros(wide, _F), np.zeros(wide, _F)
+    dAs, dskips, dbiases = np.zeros(N * wide, _F), np.zeros(wide, _F), np.zeros(wide, _F)
+    xs, deltas, dys = (
+        np.zeros(window * wide, _F),
+        np.zeros(window * wide, _F),
+        np.zeros(window * wide, _F),
+    )
+    dxs, ddeltas = np.empty(window * wide, _F), np.empty(window * wide, _F)
+    Bs, Cs = np.empty(window * N, _F), np.empty(window * N, _F)
+    dBs, dCs = np.empty(window * N, _F), np.empty(window * N, _F)
+    dts, decays = np.empty(chunk * wide, _F), np.empty(chunk * N * wide, _F)
+    states = np.empty((chunk + 1) * N * wide, _F)
+    g, sums = np.empty(N * wide, _F), np.empty(2 * N * WIDTH, _F)
+    _copy_in(A, an, D_, As, padded, N_, w)
+    _copy_in(skip, kd, D_, skips, padded, _U(1), w)
+    _copy_in(bias, kd, D_, biases, padded, _U(1), w)
+    _restore(dstate, _U(ks * N * D + a), D_, g, N_, w)
+    for start in range((L - 1) // window * window, -1, -window):
+        t, span = _U(start), _U(min(window, L - start))
+        _turn_in(x, rows + t, L_, w, span, xs, padded)
+        _turn_in(delta, rows + t, L_, w, span, deltas, padded)
+        _turn_in(dy, rows + t, L_, w, span, dys, padded)
+        _turn_in(B, steps + t, L_, N_, span, Bs, N_)
+        _turn_in(C, steps + t, L_, N_, span, Cs, N_)
+        end = min(window, L - start)
+        for t0 in range((end - 1) // chunk * chunk, -1, -chunk):
+            t1, section = min(end, t0 + chunk), (start + t0) // chunk
+            if needed & _BY_STATES:
+                _restore(borders, _U((ks * chunks + section) * N * D + a), D_, states, N_, w)
+            _replay(
+                local, softplus_on, 0, 0, 0, _U(0), padded, t0, t1, needed, xs, deltas, As, Bs,
+                biases, order, dts, decays, states,
+            )  # fmt: skip
+            _way_back(
+                local, softplus_on, 0, 0, 0, 0, _U(0), padded, t0, t1, True, needed, xs, deltas, As,
+                Bs, Cs, skips, biases, order, dys, dts, decays, states, g, sums,
+                dxs, ddeltas, dAs, dBs, dCs, dskips, dbiases,
+            )  # fmt: skip
+        _window_out(
+            needed, t, span, w, padded, N_, L_, rows, parts, dxs, ddeltas, dBs, dCs,
+            dx, ddelta, dB, dC,
+        )  # fmt: skip
+    if needed & OF_A:
+        _copy_out(dAs, padded, N_, w, dA, _U((s * K + k) * N * D + a), D_)
+    if needed & OF_D:
+        _copy_out(dskips, padded, _U(1), w, dskip, sd, D_)
+    if needed & OF_BIAS:
+        _copy_out(dbiases, padded, _U(1), w, dbias, sd, D_)
+
+
 # --- The compiled entries: C functions that any thread may run, on one piece of work -------------
 #
 # A piece of work is a row of 64-bit integers: the next task, the number of tasks, K, S, L, D, N, W,
@@ -565,12 +696,32 @@ def _backward(digest: int, compiled: int) -> Any:
     return scan_backward
 
 
-_ENTRIES = {"forward": _forward, "sequence": _sequence, "backward": _backward}
+def _backward_sequence(digest: int, compiled: int) -> Any:
+    def scan_backward_sequence(work: Any) -> None:
+        task = _take(work)
+        while digest and task < work[1]:
+            backward_sequence(
+                task, _dims(work), work[8] != 0, work[9], work[10], compiled | work[11] & ~COMPILED,
+                _array(work, 0), _array(work, 1), _array(work, 2), _array(work, 3),
+                _array(work, 4), _array(work, 5), _array(work, 6), _array(work, 7),
+                _array(work, 8), _array(work, 9), _array(work, 10), _array(work, 11),
+                _array(work, 12), _array(work, 13), _array(work, 14), _array(work, 15),
+                _array(work, 16),
+            )  # fmt: skip
+            task = _take(work)
+
+    return scan_backward_sequence
+
+
+_ENTRIES = {
+    "forward": _forward, "sequence": _sequence, "backward": _backward,
+    "backward_sequence": _backward_sequence,
+}  # fmt: skip
 
 
 @lru_cache
 def entry(name: str, constant: int = 0) -> int:
-    """The address of the compiled entry `forward`, `sequence` or `backward`.
+    """The address of the compiled entry `name`, a key of `_ENTRIES`.
 
     Compiled at its first use in an installation, then loaded from numba's cache; where that cannot
     be written, compiled in every process. The cache looks at this file only; the digest, which the
@@ -578,7 +729,7 @@ def entry(name: str, constant: int = 0) -> int:
 
     Args:
         name: Of the entry.
-        constant: Of `backward`: the bits of `COMPILED` that it computes.
+        constant: Of a backward pass: the bits of `COMPILED` that it computes.
     """
     kernel = _ENTRIES[name](_digest(), constant)
     try:
@@ -605,9 +756,9 @@ def bits(needed: NeedsGrad) -> int:
     return mask | (OF_STEP if mask & (OF_DELTA | OF_BIAS) else 0)
 
 
-def backward_entry(needed: NeedsGrad) -> int:
-    """The address of the entry that computes the needed gradients."""
-    return entry("backward", bits(needed) & COMPILED)
+def backward_entry(name: str, needed: NeedsGrad) -> int:
+    """The address of the entry `backward` or `backward_sequence` for the needed gradients."""
+    return entry(name, bits(needed) & COMPILED)
 
 
 def pack(

@@ -31,9 +31,10 @@ from robustcli.models.scan.base import (
 )
 
 _MOST = 2**31 - 1  # kernels count in 32 bits inside one sequence, in 64 beyond
-TILE = 1024  # steps times channels of a tile: 8 values of each kind in a thread of 4 warps
+TILE = 512  # steps times channels of a tile: 4 values of each kind in a thread of 4 warps
 _CHANNELS = 32  # of a tile at most: a row is one cache line of float32
 _PER_PROCESSOR = 4  # programs per multiprocessor: as many as the registers allow
+_MOST_REGISTERS = 128  # of a thread: four programs of 128 threads have 65,536
 _NAMES = ("X", "DELTA", "A", "B", "C", "D", "BIAS")  # of gradients, in the kernels
 _FUSED: dict[str, Any] = {"enable_fp_fusion": True}  # said aloud: Triton 3.10 changes its default
 
@@ -53,6 +54,17 @@ def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None
     if dtype not in KERNEL_DTYPES:
         return f"It computes in float32; the tensors are {dtype}."
     return None
+
+
+def compiler_options(kernel: str, states: int) -> dict[str, Any]:
+    """What Triton's compiler is told about `kernel`, a name in `triton_kernels`, with N `states`.
+
+    NVIDIA's assembler left alone takes up to 168 registers to fetch ahead, or spills some to stay
+    below a step of its own. Limits are set where they made it better
+    (`benchmarks/triton_registers.py`). Triton has no such option for AMD.
+    """
+    limited = kernel == "backward" or (kernel == "forward" and states > 1)
+    return _FUSED | ({"maxnreg": _MOST_REGISTERS} if limited and not torch.version.hip else {})
 
 
 def interpreted() -> bool:
@@ -176,8 +188,8 @@ def scan_triton(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
             x, delta, A, B, C, D, bias, parts, state, borders, starts, spans,
             S, L, width_d, W, group, slot, height, width, paths,
             cut.chunks, cut.sections, cut.per_section, cut.each,
-            N=N, NB=_power(N), T=cut.T, DB=cut.DB, SOFTPLUS=softplus, KEEP=keep, LOCAL=local,
-            **_FUSED,
+            N=N, T=cut.T, DB=cut.DB, SOFTPLUS=softplus, KEEP=keep, LOCAL=local,
+            **compiler_options("forward", N),
         )  # fmt: skip
 
     with torch.cuda.device_of(x):
@@ -234,7 +246,7 @@ def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tens
 
     dims = (K, S, L, width_d) = tuple(delta.shape)
     N, W, cut = A.shape[1], x.shape[2], plan(dims, group == 0, wanted_programs(x.device))
-    dy, state_grads = dy.contiguous(), dstate.contiguous()
+    dy, state_grads = dy.contiguous(), dstate.clone(memory_format=torch.contiguous_format)
     whole = (x, delta, A, B, C, D, bias)
     counts = _part_counts(dims, group, cut)
     dtypes = [delta.dtype if n == 1 else torch.float32 for n in range(7)]
@@ -246,20 +258,35 @@ def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tens
     slot = x.numel() if counts[0] > 1 else 0
     asks = {f"OF_{name}": bool(asked) for name, asked in zip(_NAMES, needs_grad, strict=True)}
     sizes = (height, width, paths, cut.chunks, cut.sections, cut.per_section)
-    shape: dict[str, Any] = {
-        "N": N, "NB": _power(N), "T": cut.T, "DB": cut.DB, "SOFTPLUS": softplus, **_FUSED,
-    }  # fmt: skip
+    shape: dict[str, Any] = {"N": N, "T": cut.T, "DB": cut.DB, "SOFTPLUS": softplus}
     with torch.cuda.device_of(x):
         if cut.sections > 1 and needs_state_grads(needs_grad):
-            state_grads = A.new_empty(K, S, cut.sections, N, width_d)
+            state_grads = A.new_zeros(K, S, cut.sections, N, width_d)
             spans = A.new_empty(K, S, cut.sections, width_d)
             kernels.slope_ends[(S * cut.blocks, K, cut.sections)](
-                delta, A, C, bias, dy, state_grads, spans, S, L, width_d, W, group, *sizes, **shape
+                delta,
+                A,
+                C,
+                bias,
+                dy,
+                state_grads,
+                spans,
+                S,
+                L,
+                width_d,
+                W,
+                group,
+                *sizes,
+                **shape,
+                **_FUSED,
             )
             _carry(state_grads, spans, A, dstate.contiguous(), cut, reverse=True)
-        kernels.backward[(S * cut.blocks, K // cut.each, cut.sections)](
-            x, delta, A, B, C, D, bias, borders, dy, state_grads, *targets,
+        grid = (S * cut.blocks, K // cut.each, cut.sections)
+        work = A.new_empty(math.prod(grid), N, cut.T, cut.DB) if needs_states(needs_grad) else A
+        kernels.backward[grid](
+            x, delta, A, B, C, D, bias, borders, dy, state_grads, work, *targets,
             K, S, L, width_d, W, group, slot, *sizes, cut.each, **shape, **asks,
+            **compiler_options("backward", N),
             STATES=needs_states(needs_grad), STATE_GRADS=needs_state_grads(needs_grad),
         )  # fmt: skip
     return [

@@ -2,16 +2,18 @@
 
 A program owns one sequence s, one block of DB channels, `each` directions one after the other, and
 one section of the steps. It walks the section chunk by chunk: inside a chunk of T steps the
-recurrence is a parallel scan, between chunks the state is carried in registers. Cross-scan and
+recurrence is a parallel scan, between chunks the state is carried. Cross-scan and
 cross-merge are arithmetic: the pixel of step t is computed, no index is read, no copy is made; with
 `each` = K the sum over the directions is added into `out` by one program, in a fixed order.
 
 Traffic per channel and step of one direction, 4-byte elements, N states: x 4 and delta 4 are read,
 out is written (first direction: 4) or read and written (8); B and C add 8 N / DB per block, the
-kept states (training) 4 N / T. Four directions: 60 bytes per channel and pixel at N = 1, of which
-out's 24 of re-reading stay in the cache when the image is small. Filling the GPU with a small batch
-has a price (`triton.plan`): directions apart write their outputs side by side, 8 more for the
-sum over them, and sections read x and delta twice. Speed is not measured: no GPU was at hand.
+kept states (training) 4 N / T. What a program carries from chunk to chunk (states, sums) lies in
+memory that only it touches and that stays in the cache: registers are for the tiles. Four
+directions: 60 bytes per channel and pixel at N = 1, of which out's 24 of re-reading stay in the
+cache when the image is small. Filling the GPU with a small batch has a price (`triton.plan`):
+directions apart write their outputs side by side, 8 more for the sum over them, and sections read
+x and delta twice. Speed is not measured: no GPU was at hand.
 
 Layout as in `cpu_kernels`: x, out (S, L, W); delta (K, S, L, D); A (K, N, D); B, C (K, S, L, N);
 skip, bias (K, D); borders (K, S, chunks, N, D); starts (K, S, sections, N, D); spans
@@ -50,6 +52,17 @@ def pixel(t, code, L, height, width):
 def compose(a1, b1, a2, b2):
     """The map h -> a2 (a1 h + b1) + b2, as (factor, term): first 1, then 2."""
     return a1 * a2, a2 * b1 + b2
+
+
+@triton.jit
+def compose_back(a1, f1, g1, a2, f2, g2):
+    """The gradients by the states of a stretch of steps: first 1, the later one, then 2.
+
+    A stretch is the decay of its first step, the factor f with which the gradient that leaves the
+    step after it reaches its first state, and the gradient g there if nothing comes from after it.
+    """
+    passed = f2 * a1
+    return a2, passed * f1, g2 + passed * g1
 
 
 @triton.jit
@@ -93,6 +106,18 @@ def row(tile, rows, n):
     return tl.sum(tl.where(rows[:, None] == n, tile, 0.0), 0)
 
 
+@triton.jit
+def add(sums, values, mask, i):
+    """Adds `values` to `sums` in memory, which is empty before chunk i = 0.
+
+    Sums over chunks do not stay in registers, of which the tiles need them all. The caller keeps
+    the barriers: one between two chunks.
+    """
+    before = tl.load(sums, mask=mask & (i > 0), other=0.0)
+    tl.debug_barrier()  # every thread has read what the next line replaces
+    tl.store(sums, before + values, mask=mask)
+
+
 # --- The forward pass, and the carry from one section to the next ---------------------------------
 
 SIZES = ["K", "S", "L", "height", "width", "paths", "chunks", "per_section", "sections", "each"]
@@ -104,7 +129,7 @@ def forward(  # noqa: C901  branches on constants are the compiler's, not the GP
     out, state, borders, starts, spans,
     S, L, D, W, group, slot, height, width, paths,
     chunks, sections, per_section, each,
-    N: tl.constexpr, NB: tl.constexpr, T: tl.constexpr, DB: tl.constexpr,
+    N: tl.constexpr, T: tl.constexpr, DB: tl.constexpr,
     SOFTPLUS: tl.constexpr, KEEP: tl.constexpr, LOCAL: tl.constexpr,
 ):  # fmt: skip
     """Fills `out` and the last `state`; with KEEP also `borders`, the state before every chunk.
@@ -117,14 +142,8 @@ def forward(  # noqa: C901  branches on constants are the compiler's, not the GP
     blocks = tl.cdiv(D, DB)
     s = (tl.program_id(0) // blocks).to(tl.int64)
     section = tl.program_id(2)
-    d, n_all, j = (
-        (tl.program_id(0) % blocks) * DB + tl.arange(0, DB),
-        tl.arange(0, NB),
-        tl.arange(0, T),
-    )
+    d, j = (tl.program_id(0) % blocks) * DB + tl.arange(0, DB), tl.arange(0, T)
     in_d = d < D
-    at_state = n_all[:, None] * D + d[None, :]
-    in_state = (n_all[:, None] < N) & in_d[None, :]
     first = tl.program_id(1) * each
     x += s * L * W
     out += s * L * W + tl.program_id(1).to(tl.int64) * slot
@@ -133,47 +152,48 @@ def forward(  # noqa: C901  branches on constants are the compiler's, not the GP
         ks = k * S + s
         code, own = direction(paths, k), k * group + d
         delta_k, B_k, C_k = delta + ks * L * D, B + ks * L * N, C + ks * L * N
-        bias_d = tl.load(bias + k * D + d, mask=in_d, other=0.0)
-        skip_d = tl.load(skip + k * D + d, mask=in_d, other=0.0)
+        running = starts + (ks * sections + section) * N * D + d
         span = tl.zeros([DB], tl.float32)
-        if LOCAL:
-            h_in = tl.zeros([NB, DB], tl.float32)
-        else:
-            h_in = tl.load(
-                starts + (ks * sections + section) * N * D + at_state, mask=in_state, other=0.0
-            )
         for chunk in range(section * per_section, tl.minimum(chunks, (section + 1) * per_section)):
-            if KEEP:
-                tl.store(borders + (ks * chunks + chunk) * N * D + at_state, h_in, mask=in_state)
             t = chunk * T + j
+            bias_d = tl.load(bias + k * D + d, mask=in_d, other=0.0)
             p = pixel(t, code, L, height, width)
             live = (t < L)[:, None] & in_d[None, :]
             raw = tl.load(delta_k + p[:, None] * D + d[None, :], mask=live, other=0.0)
             dt = step_size(raw.to(tl.float32) + bias_d[None, :], live, SOFTPLUS)
             xs = tl.load(x + p[:, None] * W + own[None, :], mask=live, other=0.0).to(tl.float32)
-            y = skip_d[None, :] * xs
+            y = tl.zeros([T, DB], tl.float32)
             if LOCAL:
                 span += tl.sum(dt, 0)
             for n in range(N):
                 a = tl.load(A + (k * N + n) * D + d, mask=in_d, other=0.0)
                 b = tl.load(B_k + p * N + n, mask=t < L, other=0.0).to(tl.float32)
+                h0 = tl.load(running + n * D, mask=in_d, other=0.0)
+                if KEEP:
+                    tl.store(borders + ((ks * chunks + chunk) * N + n) * D + d, h0, mask=in_d)
                 decay = tl.exp(dt * a[None, :])
                 factor, h = tl.associative_scan((decay, dt * xs * b[:, None]), 0, compose)
-                h += factor * row(h_in, n_all, n)[None, :]
-                h_in = tl.where(n_all[:, None] == n, row(h, j, T - 1)[None, :], h_in)
+                h += factor * h0[None, :]
+                last = row(h, j, T - 1)
+                tl.debug_barrier()  # every thread has read the state that the next line replaces
+                tl.store(running + n * D, last, mask=in_d)
                 if not LOCAL:
                     c = tl.load(C_k + p * N + n, mask=t < L, other=0.0).to(tl.float32)
                     y += h * c[:, None]
             if not LOCAL:
+                skip_d = tl.load(skip + k * D + d, mask=in_d, other=0.0)
+                y += skip_d[None, :] * xs
                 to = out + p[:, None] * W + own[None, :]
                 if i_k > 0:
                     y += tl.load(to, mask=live, other=0.0)
                 tl.store(to, y, mask=live)
+            tl.debug_barrier()  # the next chunk reads the states that other threads have written
         if LOCAL:
-            tl.store(starts + (ks * sections + section) * N * D + at_state, h_in, mask=in_state)
             tl.store(spans + (ks * sections + section) * D + d, span, mask=in_d)
         elif section == sections - 1:
-            tl.store(state + ks * N * D + at_state, h_in, mask=in_state)
+            for n in range(N):
+                last = tl.load(running + n * D, mask=in_d, other=0.0)
+                tl.store(state + (ks * N + n) * D + d, last, mask=in_d)
         tl.debug_barrier()  # the next direction reads what other threads have just written
 
 
@@ -204,7 +224,10 @@ def carry(
 
 # --- The backward pass; programs, tiles and layouts are those of the forward pass -----------------
 #
-# The states are recomputed chunk by chunk from those kept before every chunk. With g_t the
+# The states are recomputed chunk by chunk from those kept before every chunk, in the order of time,
+# into a buffer of the program's own (`work`: N T DB floats, which stay in the cache); the way back
+# reads them in reverse. Rows of its tiles run backwards in time, so that both are plain scans: to
+# reverse a tile takes five shuffles for each value. With g_t the
 # gradient of the loss by h_t, v_t = C_t dy_t and a_t = exp(dt_t A): g_t = v_t + a_{t+1} g_{t+1}, a
 # scan from the end; then dx += g dt B, d dt += g (A a h_{t-1} + B x), dA += g dt a h_{t-1},
 # dB = sum_d g dt x, dC = sum_d h dy. Where programs share a gradient, each writes its
@@ -221,7 +244,7 @@ def slope_ends(
     delta, A, C, bias, dy, ends, spans,
     S, L, D, W, group, height, width, paths,
     chunks, sections, per_section,
-    N: tl.constexpr, NB: tl.constexpr, T: tl.constexpr, DB: tl.constexpr, SOFTPLUS: tl.constexpr,
+    N: tl.constexpr, T: tl.constexpr, DB: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """The grad by the state before each section, if nothing came from after it, and the spans.
 
@@ -229,17 +252,14 @@ def slope_ends(
     """
     blocks = tl.cdiv(D, DB)
     k, s, section = tl.program_id(1), (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(2)
-    d, n_all, j = (
-        (tl.program_id(0) % blocks) * DB + tl.arange(0, DB),
-        tl.arange(0, NB),
-        tl.arange(0, T),
-    )
+    d, j = (tl.program_id(0) % blocks) * DB + tl.arange(0, DB), tl.arange(0, T)
     in_d, ks, code = d < D, k * S + s, direction(paths, k)
     delta += ks * L * D
     C += ks * L * N
     dy += s * L * W + k * group
+    running = ends + (ks * sections + section) * N * D + d
     bias_d = tl.load(bias + k * D + d, mask=in_d, other=0.0)
-    span, q_in = tl.zeros([DB], tl.float32), tl.zeros([NB, DB], tl.float32)
+    span = tl.zeros([DB], tl.float32)
     first, last = section * per_section, tl.minimum(chunks, (section + 1) * per_section)
     for i in range(last - first):
         t = (last - i) * T - 1 - j
@@ -253,21 +273,22 @@ def slope_ends(
             a = tl.load(A + (k * N + n) * D + d, mask=in_d, other=0.0)
             c = tl.load(C + p * N + n, mask=t < L, other=0.0).to(tl.float32)
             decay = tl.exp(dt * a[None, :])
+            q_in = tl.load(running + n * D, mask=in_d, other=0.0)
             factor, q = tl.associative_scan((decay, decay * dys * c[:, None]), 0, compose)
-            q += factor * row(q_in, n_all, n)[None, :]
-            q_in = tl.where(n_all[:, None] == n, row(q, j, T - 1)[None, :], q_in)
-    at = (ks * sections + section) * N * D + n_all[:, None] * D + d[None, :]
-    tl.store(ends + at, q_in, mask=(n_all[:, None] < N) & in_d[None, :])
+            leaving = row(q + factor * q_in[None, :], j, T - 1)
+            tl.debug_barrier()  # every thread has read the row that the next line replaces
+            tl.store(running + n * D, leaving, mask=in_d)
+        tl.debug_barrier()  # the next chunk reads the rows that other threads have written
     tl.store(spans + (ks * sections + section) * D + d, span, mask=in_d)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def backward(  # noqa: C901  branches on constants are the compiler's, not the GPU's
     x, delta, A, B, C, skip, bias, borders, dy,
-    state_grads, dx, ddelta, dA, dB, dC, dskip, dbias,
+    state_grads, work, dx, ddelta, dA, dB, dC, dskip, dbias,
     K, S, L, D, W, group, slot, height, width,
     paths, chunks, sections, per_section, each,
-    N: tl.constexpr, NB: tl.constexpr, T: tl.constexpr, DB: tl.constexpr, SOFTPLUS: tl.constexpr,
+    N: tl.constexpr, T: tl.constexpr, DB: tl.constexpr, SOFTPLUS: tl.constexpr,
     OF_X: tl.constexpr, OF_DELTA: tl.constexpr, OF_A: tl.constexpr, OF_B: tl.constexpr,
     OF_C: tl.constexpr, OF_D: tl.constexpr, OF_BIAS: tl.constexpr,
     STATES: tl.constexpr, STATE_GRADS: tl.constexpr,
@@ -282,18 +303,15 @@ def backward(  # noqa: C901  branches on constants are the compiler's, not the G
     blocks = tl.cdiv(D, DB)
     s, block = (tl.program_id(0) // blocks).to(tl.int64), (tl.program_id(0) % blocks).to(tl.int64)
     section = tl.program_id(2)
-    d, n_all, j = (
-        tl.program_id(0) % blocks * DB + tl.arange(0, DB),
-        tl.arange(0, NB),
-        tl.arange(0, T),
-    )
+    d, j = tl.program_id(0) % blocks * DB + tl.arange(0, DB), tl.arange(0, T)
     in_d = d < D
-    at_state = n_all[:, None] * D + d[None, :]
-    in_state = (n_all[:, None] < N) & in_d[None, :]
     first = tl.program_id(1) * each
     x += s * L * W
     dy += s * L * W
     dx += s * L * W + tl.program_id(1).to(tl.int64) * slot
+    program = (section * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0)
+    states = work + (program + tl.program_id(0)).to(tl.int64) * (N * T * DB)
+    lane = tl.arange(0, DB)[None, :]
     start, stop = section * per_section, tl.minimum(chunks, (section + 1) * per_section)
     for i_k in range(each):
         k = first + i_k
@@ -302,76 +320,83 @@ def backward(  # noqa: C901  branches on constants are the compiler's, not the G
         B_k, C_k = B + ks * L * N, C + ks * L * N
         parts = (block * K * S + ks) * L * N
         dB_k, dC_k = dB + parts, dC + parts
-        bias_d = tl.load(bias + k * D + d, mask=in_d, other=0.0)
-        skip_d = tl.load(skip + k * D + d, mask=in_d, other=0.0)
-        g_in = tl.load(
-            state_grads + (ks * sections + section) * N * D + at_state, mask=in_state, other=0.0
-        )
-        dA_sum = tl.zeros([NB, DB], tl.float32)
-        dskip_sum, dbias_sum = tl.zeros([DB], tl.float32), tl.zeros([DB], tl.float32)
+        part = (s * sections + section) * K + k
+        running, dA_k = state_grads + (ks * sections + section) * N * D + d, dA + part * N * D + d
         for i in range(stop - start):
             chunk = stop - 1 - i
-            t = chunk * T + j
+            bias_d = tl.load(bias + k * D + d, mask=in_d, other=0.0)
+            if STATES:  # recomputed in the order of time, for the way back to read in reverse
+                t = chunk * T + j
+                live = (t < L)[:, None] & in_d[None, :]
+                p = pixel(t, code, L, height, width)
+                raw = tl.load(delta_k + p[:, None] * D + d[None, :], mask=live, other=0.0)
+                dt = step_size(raw.to(tl.float32) + bias_d[None, :], live, SOFTPLUS)
+                xs = tl.load(x + p[:, None] * W + own[None, :], mask=live, other=0.0)
+                moved = dt * xs.to(tl.float32)
+                for n in range(N):
+                    a = tl.load(A + (k * N + n) * D + d, mask=in_d, other=0.0)[None, :]
+                    b = tl.load(B_k + p * N + n, mask=t < L, other=0.0).to(tl.float32)
+                    h0 = tl.load(
+                        borders + ((ks * chunks + chunk) * N + n) * D + d, mask=in_d, other=0.0
+                    )
+                    decay = tl.exp(dt * a)
+                    factor, h = tl.associative_scan((decay, moved * b[:, None]), 0, compose)
+                    tl.store(states + (n * T + j)[:, None] * DB + lane, h + factor * h0[None, :])
+                tl.debug_barrier()  # other threads read what has just been written
+            t = chunk * T + T - 1 - j
             in_t, live = t < L, (t < L)[:, None] & in_d[None, :]
             p = pixel(t, code, L, height, width)
-            at = p[:, None] * D + d[None, :]
-            at_x = p[:, None] * W + own[None, :]
+            at, at_x = p[:, None] * D + d[None, :], p[:, None] * W + own[None, :]
             raw = tl.load(delta_k + at, mask=live, other=0.0).to(tl.float32) + bias_d[None, :]
             dt = step_size(raw, live, SOFTPLUS)
-            after = pixel(t + 1, code, L, height, width)
-            has_after = ((j < T - 1) & (t + 1 < L))[:, None] & in_d[None, :]
-            dt_after = tl.load(delta_k + after[:, None] * D + d[None, :], mask=has_after, other=0.0)
-            dt_after = step_size(dt_after.to(tl.float32) + bias_d[None, :], has_after, SOFTPLUS)
             xs = tl.load(x + at_x, mask=live, other=0.0).to(tl.float32)
             dys = tl.load(dy + at_x, mask=live, other=0.0)
-            ddt, dxs = tl.zeros([T, DB], tl.float32), skip_d[None, :] * dys
+            ddt, dxs = tl.zeros([T, DB], tl.float32), tl.zeros([T, DB], tl.float32)
             if OF_D:
-                dskip_sum += tl.sum(dys * xs, 0)
+                add(dskip + part * D + d, tl.sum(dys * xs, 0), in_d, i)
             for n in range(N):
                 a = tl.load(A + (k * N + n) * D + d, mask=in_d, other=0.0)[None, :]
                 to = p * N + n
                 b = tl.load(B_k + to, mask=in_t, other=0.0).to(tl.float32)[:, None]
                 c = tl.load(C_k + to, mask=in_t, other=0.0).to(tl.float32)[:, None]
-                decay, gain = tl.exp(dt * a), dt * xs * b
                 if STATES:
-                    h0 = tl.load(
-                        borders + ((ks * chunks + chunk) * N + n) * D + d, mask=in_d, other=0.0
-                    )
-                    factor, h = tl.associative_scan((decay, gain), 0, compose)
-                    h += factor * h0[None, :]
-                    kept = h - gain  # a h_{t-1}; the difference costs a few units in the last place
+                    h = tl.load(states + (n * T + T - 1 - j)[:, None] * DB + lane)
                 if OF_C:
                     tl.store(dC_k + to, tl.sum(h * dys, 1), mask=in_t)
                 if STATE_GRADS:
-                    here = n_all[:, None] == n
-                    factor_g, g = tl.associative_scan(
-                        (tl.exp(dt_after * a), dys * c), 0, compose, reverse=True
+                    decay = tl.exp(dt * a)
+                    g_in = tl.load(running + n * D, mask=in_d, other=0.0)
+                    _, factor, g = tl.associative_scan(
+                        (decay, tl.full([T, DB], 1.0, tl.float32), dys * c), 0, compose_back
                     )
-                    g += factor_g * row(g_in, n_all, n)[None, :]
-                    g_in = tl.where(here, row(g * decay, j, 0)[None, :], g_in)
+                    g += factor * g_in[None, :]
+                    leaving = row(g * decay, j, T - 1)
+                    if STATES:
+                        kept = h - dt * xs * b  # a h_{t-1}, up to a few units in the last place
                     if OF_X:
                         dxs += g * dt * b
                     if OF_DELTA or OF_BIAS:
                         ddt += g * (a * kept + b * xs)
                     if OF_A:
-                        dA_sum += tl.where(here, tl.sum(g * kept * dt, 0)[None, :], 0.0)
+                        add(dA_k + n * D, tl.sum(g * kept * dt, 0), in_d, i)
                     if OF_B:
                         tl.store(dB_k + to, tl.sum(g * dt * xs, 1), mask=in_t)
+                    tl.debug_barrier()  # every thread has read the row that the next line replaces
+                    tl.store(running + n * D, leaving, mask=in_d)
             if SOFTPLUS and (OF_DELTA or OF_BIAS):
+                # Read again: kept over the states, it would cost the registers of a tile.
+                bias_d = tl.load(bias + k * D + d, mask=in_d, other=0.0)
+                raw = tl.load(delta_k + at, mask=live, other=0.0).to(tl.float32) + bias_d[None, :]
                 ddt *= sigmoid(raw)
             if OF_BIAS:
-                dbias_sum += tl.sum(tl.where(live, ddt, 0.0), 0)
+                add(dbias + part * D + d, tl.sum(tl.where(live, ddt, 0.0), 0), in_d, i)
             if OF_DELTA:
                 tl.store(ddelta_k + at, ddt.to(ddelta.dtype.element_ty), mask=live)
             if OF_X:
+                skip_d = tl.load(skip + k * D + d, mask=in_d, other=0.0)
+                dxs += skip_d[None, :] * dys
                 if i_k > 0:
                     dxs += tl.load(dx + at_x, mask=live, other=0.0)
                 tl.store(dx + at_x, dxs, mask=live)
-        part = (s * sections + section) * K + k
-        if OF_A:
-            tl.store(dA + part * N * D + at_state, dA_sum, mask=in_state)
-        if OF_D:
-            tl.store(dskip + part * D + d, dskip_sum, mask=in_d)
-        if OF_BIAS:
-            tl.store(dbias + part * D + d, dbias_sum, mask=in_d)
+            tl.debug_barrier()  # the next chunk reads the rows that other threads have written
         tl.debug_barrier()  # the next direction reads what other threads have just written

@@ -14,6 +14,7 @@ from tests.models.scan.cases import (
     assert_like_reference,
     image,
     leaves,
+    scan_by,
     selective_by,
     sequence,
     ss2d_by,
@@ -76,11 +77,14 @@ def test_layouts_do_not_matter():
     assert torch.equal(ss2d_by(cpu, **arguments), expected)
 
 
-@pytest.mark.parametrize(("groups", "per_group", "length"), [(1, 20, 37), (2, 24, 65), (2, 5, 3)])
-def test_tokens_and_rows_of_time_give_the_same_bits(groups, per_group, length):
+@pytest.mark.parametrize(
+    ("groups", "per_group", "length", "N"),
+    [(1, 20, 37, 16), (2, 24, 65, 16), (2, 5, 3, 16), (1, 70, 300, 1), (3, 17, 130, 3)],
+)
+def test_tokens_and_rows_of_time_give_the_same_bits(groups, per_group, length, N):
     """What lies with the channels of a step side by side is read so, by other kernels."""
     torch.manual_seed(0)
-    D, N = groups * per_group, 16
+    D = groups * per_group
     tensors = [torch.randn(2, length, D), torch.randn(2, length, D), -torch.rand(D, N),
                torch.randn(2, groups, N, length), torch.randn(2, groups, N, length),
                torch.randn(D), torch.randn(D)]  # fmt: skip
@@ -100,14 +104,19 @@ def leaves_of(tensors):
     return [tensor.clone().requires_grad_() for tensor in tensors]
 
 
-def test_threads_do_not_change_a_bit():
-    arguments = image(2, 100, 9, 9, 4)  # too much for the caller alone
+@pytest.mark.parametrize("function", ["ss2d_scan", "selective_scan"])
+def test_threads_do_not_change_a_bit(function):
+    # Too much for the caller alone.
+    if function == "ss2d_scan":
+        arguments, flags = image(2, 100, 9, 9, 4), {}
+    else:
+        arguments, flags = sequence(2, 100, 90, 4, groups=2), {"delta_softplus": True}
     before, found = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 3, 4):
             torch.set_num_threads(threads)
             given_now = leaves(arguments)
-            y = ss2d_by(cpu, **given_now)
+            y = scan_by(cpu, function, **given_now, **flags)
             y.sum().backward()
             found.append([y.detach(), *(tensor.grad for tensor in given_now.values())])
     finally:
@@ -174,6 +183,13 @@ def test_operators_pass_torchs_own_checks():
     by_time = (u, delta, A.mT[None], B[:, None], C[:, None], D[None], bias[None])
     tensors = [t.contiguous().requires_grad_() for t in by_time]
     torch.library.opcheck(torch.ops.robustcli.scan_cpu_sequence, (*tensors, True, True))
+    y, state, borders = cpu.scan_cpu_sequence(*[t.detach() for t in tensors], True, True)
+    ones = torch.ones_like(y), torch.ones_like(state)
+    for asked in ([True] * 7, [False, True, False, False, True, False, True]):
+        torch.library.opcheck(
+            torch.ops.robustcli.scan_cpu_sequence_backward,
+            (*(t.detach() for t in tensors), borders, True, *ones, asked),
+        )
 
 
 @pytest.mark.parametrize(("channels", "length"), [(16, 16), (17, 15), (130, 33)])

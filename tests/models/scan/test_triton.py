@@ -186,6 +186,26 @@ def test_small_and_large_steps():
 
 
 @kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_extreme_steps_give_no_nan(dtype):
+    """Steps from 0 to 60,000, at which every decay is 0 or 1, in the largest numbers of float16."""
+    arguments = on_device(image(1, 2, 2, 3, 2))
+    arguments["delta"] = (arguments["delta"] * 1e5).clamp(-6e4, 6e4)
+    halves = {k: v.to(dtype) if k in ("x", "delta", "B", "C") else v for k, v in arguments.items()}
+    given, exact = leaves(halves), leaves(halves, torch.float64)
+    y, expected = ss2d_by(triton, **given), ss2d_by(reference, **exact)
+    assert_close("y", y, expected, 5e-6)
+    slope = 1e-6  # of every output, so that gradients stay within float16
+    (y.sum() * slope).backward()
+    (expected.sum() * slope).backward()
+    for name, leaf in given.items():
+        assert torch.isfinite(leaf.grad).all(), name
+        assert_close(
+            name, leaf.grad, exact[name].grad, 5e-6 if leaf.dtype == torch.float32 else 1e-2
+        )
+
+
+@kernels
 def test_the_same_call_gives_the_same_bits():
     arguments = on_device(image(1, 3, 3, 3, 2))
     twice = [leaves(arguments), leaves(arguments)]

@@ -14,8 +14,8 @@ from robustcli.models.scan import triton_kernels
 
 HALF = ("x", "delta", "B", "C", "ddelta")
 FLOAT = ("A", "skip", "bias", "out", "state", "borders", "starts", "spans", "dy", "ends", "before",
-         "state_grads", "dx", "dA", "dB", "dC", "dskip", "dbias")  # fmt: skip
-TILE = {"N": 3, "NB": 4, "T": 32, "DB": 32}
+         "state_grads", "work", "dx", "dA", "dB", "dC", "dskip", "dbias")  # fmt: skip
+TILE = {"N": 3, "T": 16, "DB": 32}
 EVERYTHING = dict.fromkeys(
     ("OF_X", "OF_DELTA", "OF_A", "OF_B", "OF_C", "OF_D", "OF_BIAS", "STATES", "STATE_GRADS"), True
 )

@@ -1,0 +1,172 @@
+"""Registers, spills, shared memory and occupancy of the Triton kernels, on a machine without a GPU.
+
+    python benchmarks/triton_registers.py [--architecture 90] [--all-tiles]
+
+Triton's own compiler makes the binaries for an NVIDIA GPU of the given compute capability, and
+NVIDIA's `cuobjdump`, which Triton brings, says what they use. A spilled register lives in memory.
+Occupancy is the share of a multiprocessor's warps that registers, shared memory and the number of
+blocks let run at the same time. No figure here is a time.
+
+Two layouts: `16-fold` has channels in multiples of 16 and aligned memory, as networks have, and is
+read four values at a time; `any` is what an odd number of channels gets. An image and a sequence
+run the same binaries.
+"""
+
+# mypy: disable-error-code="import-untyped"
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from tabulate import tabulate
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from robustcli.models.scan import triton as backend
+from robustcli.models.scan import triton_kernels as kernels
+
+OF_INPUT_DTYPE = ("x", "delta", "B", "C", "ddelta")
+NUMBERS = ("K", "S", "L", "D", "W", "group", "slot", "height", "width", "paths", "chunks",
+           "sections", "per_section", "each")  # fmt: skip
+BY_CHANNELS = ("D", "W", "group", "slot")  # numbers that are multiples of 16 where D is
+DTYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
+ALL_GRADIENTS = dict.fromkeys(
+    ("OF_X", "OF_DELTA", "OF_A", "OF_B", "OF_C", "OF_D", "OF_BIAS", "STATES", "STATE_GRADS"), True
+)
+CHANNELS = 32  # of a tile in use
+WARPS = 4  # Triton's default, which the launches use
+OTHER_TILES = (1024, 256)  # steps times channels, shown for comparison
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What one multiprocessor offers. Source: CUDA C++ Programming Guide, compute capabilities."""
+
+    shared: int  # bytes for all blocks
+    warps: int = 64
+    blocks: int = 32
+    registers: int = 65_536
+    registers_at_once: int = 256  # a warp gets a multiple of so many
+    shared_of_system: int = 1_024  # bytes that each block takes on top
+
+
+PROCESSORS = {80: Processor(167_936), 90: Processor(233_472), 100: Processor(233_472)}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a compiled kernel takes: registers and spilled bytes a thread, shared bytes a block."""
+
+    registers: int
+    spilled: int
+    shared: int
+
+    def occupancy(self, processor: Processor) -> float:
+        """The share of the processor's warps that can run at the same time, 0 to 1."""
+        unit = processor.registers_at_once
+        of_warp = -(-self.registers * 32 // unit) * unit
+        blocks = min(
+            processor.registers // of_warp // WARPS,
+            processor.shared // (self.shared + processor.shared_of_system),
+            processor.warps // WARPS,
+            processor.blocks,
+        )
+        return blocks * WARPS / processor.warps
+
+
+def usage(
+    kernel: Any, constants: dict[str, Any], dtype: str, architecture: int, aligned: bool,
+    options: dict[str, Any],
+) -> Usage:  # fmt: skip
+    """Compiles `kernel` and reads from the binary what it takes.
+
+    Args:
+        kernel: A function of `triton_kernels`.
+        constants: Its constants by name.
+        dtype: Of the input, a key of `DTYPES`.
+        architecture: Compute capability times ten.
+        aligned: Whether channels come in multiples of 16 and memory is aligned likewise.
+        options: Of the compiler.
+    """
+    names = kernel.arg_names
+    signature = {}
+    for name in names:
+        pointer = DTYPES[dtype] if name in OF_INPUT_DTYPE else "*fp32"
+        kind = "i32" if name in NUMBERS else pointer
+        signature[name] = "constexpr" if name in constants else kind
+    settings: dict[str, Any] = {
+        "constexprs": {(names.index(name),): value for name, value in constants.items()}
+    }
+    if "attrs" in inspect.signature(ASTSource).parameters and aligned:
+        multiples = [n for n in names if n in BY_CHANNELS or signature[n].startswith("*")]
+        settings["attrs"] = {(names.index(n),): [["tt.divisibility", 16]] for n in multiples}
+    source = ASTSource(fn=kernel, signature=signature, **settings)
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    counts = resources(compiled.asm["cubin"])
+    return Usage(counts["REG"], counts["STACK"], compiled.metadata.shared)
+
+
+def resources(binary: bytes) -> dict[str, int]:
+    """What `cuobjdump` says of the one kernel in `binary`: REG, STACK, SHARED and others."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {name: int(number) for name, number in re.findall(r"([A-Z]+):(\d+)", printed)}
+
+
+def launches(tile: int) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Each kernel that walks the steps, in training: its name, itself, its constants."""
+    shape = {"T": tile // CHANNELS, "DB": CHANNELS, "SOFTPLUS": True}
+    yield "forward", kernels.forward, shape | {"KEEP": True, "LOCAL": False}
+    yield "backward", kernels.backward, shape | ALL_GRADIENTS
+
+
+def table(architecture: int, tiles: tuple[int, ...]) -> list[tuple[str, int, Usage]]:
+    """(what, tile, usage) for both passes, 1 and 16 states, all dtypes and layouts."""
+    found = []
+    for tile in tiles:
+        for states in (1, 16):
+            for name, kernel, constants in launches(tile):
+                options = backend.compiler_options(name, states)
+                for dtype in DTYPES:
+                    for aligned, layout in ((True, "16-fold"), (False, "any")):
+                        used = usage(
+                            kernel, constants | {"N": states}, dtype, architecture, aligned, options
+                        )
+                        what = f"{name}, N {states}, {dtype}, {layout}"
+                        found.append((what, tile, used))
+    return found
+
+
+def main() -> None:
+    """Prints the table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--architecture", type=int, default=90, choices=sorted(PROCESSORS))
+    parser.add_argument("--all-tiles", action="store_true", help="Other sizes of tiles too.")
+    arguments = parser.parse_args()
+    processor = PROCESSORS[arguments.architecture]
+    tiles = (backend.TILE, *(OTHER_TILES if arguments.all_tiles else ()))
+    rows = table(arguments.architecture, tiles)
+    cells = [
+        (what, tile, used.registers, used.spilled, used.shared, f"{used.occupancy(processor):.0%}")
+        for what, tile, used in rows
+    ]
+    header = ("kernel", "tile", "registers", "spilled bytes", "shared bytes", "occupancy")
+    print(f"Triton {triton.__version__}, compute capability {arguments.architecture / 10:g}")
+    print(tabulate(cells, header, tablefmt="pipe"))
+
+
+if __name__ == "__main__":
+    main()
