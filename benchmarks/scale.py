@@ -1,13 +1,13 @@
 """How an evaluation scales from 1 to 1,000 workers that fail: a simulation, no measurement.
 
-    python benchmarks/scale.py [--runs 20] [--plot docs/images/scale-efficiency.png]
+    python benchmarks/scale.py [--runs 10] [--plot docs/images/scale-efficiency.png]
 
 The work is cut by `evaluation.plan` itself: blocks of 128 images, and fewer transforms in a piece
 where there are many workers. A transform of a block is durable once its files are written; what
 a worker has computed since is lost when it fails. Workers crash and are pre-empted at random, some
 are slow, each start loads the models, and the file system answers a limited number of files a
 second. Four ways to run the same work are compared (`POLICIES`). Everything random is drawn by
-seed and number of the worker. About ten minutes; `docs/scale.md` has the tables.
+seed and number of the worker. Some minutes; `docs/scale.md` has the tables.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import random
 import statistics
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import Literal, cast
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from robustcli.core.machine import usable_cores
 from robustcli.evaluation.plan import Piece, share_of, shared
 from robustcli.tasks.base import Item
 from robustcli.transforms.base import Cell
@@ -39,11 +41,11 @@ POLICIES: dict[Policy, str] = {
     "free": "pieces go to whoever is free; those of a failed worker go to the others",
 }
 HOUR = 3600.0
-WORKERS = (1, 3, 10, 30, 100, 300, 1000)
+WORKERS = (1, 10, 30, 100, 300, 1000)
 _BOOKED = {"computing": "lost", "dead": "waiting", "idle": "waiting"}
 """What the time of an activity is spent on, where they differ: a finished cell is booked apart."""
 LIMIT = 14 * 24 * HOUR
-MOST_STARTS = 200
+MOST_STARTS = 100
 """Simulated seconds, and starts of all workers together, after which a run is given up."""
 
 
@@ -175,7 +177,7 @@ class Simulation:
     def __init__(self, job: Job, cluster: Cluster, workers: int, policy: Policy, seed: int) -> None:
         self._job, self._cluster, self._policy = job, cluster, policy
         self._now, self._planned_at, self._disk_free_at = 0.0, 0.0, 0.0
-        self._starts_of_all = 0
+        self._starts_of_all, self._is_between_rounds = 0, False
         self._spent: Counter[str] = Counter()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
@@ -254,9 +256,7 @@ class Simulation:
         self._becomes(worker, "away" if away else "dead")
         worker.piece = None
         mean = self._cluster.away
-        worker.back = self._now + (
-            worker.draws.expovariate(1 / mean) if away and mean else 0.0
-        )
+        worker.back = self._now + (worker.draws.expovariate(1 / mean) if away and mean else 0.0)
         if self._in_rounds:
             self._round_loses(worker, away)
             return
@@ -294,21 +294,29 @@ class Simulation:
 
     def _begin_round(self) -> None:
         self._starts_of_all += 1
-        count = len(self._workers)
+        self._is_between_rounds = False
+        looking = self._job.files * self._cluster.read
+        self._planned_at = self._now + self._cluster.start + looking
+        for worker in self._workers:
+            worker.pieces.clear()
+            self._starts(worker, lambda worker: self._becomes(worker, "waiting"))
+        number = self._starts_of_all
+        self._at(self._planned_at, lambda: self._deal(number))
+
+    def _deal(self, number: int) -> None:
+        """Deals what is missing, unless round `number` has ended since."""
+        if number != self._starts_of_all or self._is_between_rounds:
+            return
         cells: dict[int, list[Cell]] = {}
         for block, cell in self._missing:
             cells.setdefault(block, []).append(cell)
         missing = [self._blocks[block].only(some) for block, some in cells.items()]
+        count = len(self._workers)
         pieces = shared(missing, count)
-        looking = self._job.files * self._cluster.read
-        self._planned_at = self._now + self._cluster.start + looking
-        for number, worker in enumerate(self._workers):
-            worker.pieces = deque(share_of(pieces, number, count))
-            self._starts(worker, self._awaits_plan)
-
-    def _awaits_plan(self, worker: _Worker) -> None:
-        self._becomes(worker, "waiting")
-        self._at_worker(self._planned_at, worker, self._next)
+        for rank, worker in enumerate(self._workers):
+            worker.pieces = deque(share_of(pieces, rank, count))
+        for worker in self._workers:
+            self._next(worker)
 
     def _round_loses(self, worker: _Worker, away: bool) -> None:
         if away:
@@ -327,6 +335,7 @@ class Simulation:
 
     def _end_round(self, pause: float) -> None:
         begin = self._now + pause
+        self._is_between_rounds = True
         for worker in self._workers:
             if worker.activity == "away":
                 begin = max(begin, worker.back)
@@ -527,18 +536,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=20, help="Simulated runs of each line.")
+    parser.add_argument("--runs", type=int, default=10, help="Simulated runs of each line.")
     parser.add_argument("--plot", type=Path, help="Write efficiency against workers as a picture.")
     options = parser.parse_args()
     results: dict[str, list[Summary]] = {}
     for scene in SCENES:
         hours = scene.job.seconds / HOUR
         print(f"\n{scene.name}: {hours:,.1f} hours of model time, {scene.job.files:,} files\n")
-        results[scene.name] = [
-            summary(scene.job, scene.cluster, workers, policy, range(options.runs))
-            for workers in WORKERS
-            for policy in POLICIES
-        ]
+        lines = [(workers, policy) for workers in WORKERS for policy in POLICIES]
+        with ProcessPoolExecutor(usable_cores()) as pool:
+            summaries = [
+                pool.submit(summary, scene.job, scene.cluster, *line, range(options.runs))
+                for line in lines
+            ]
+            results[scene.name] = [future.result() for future in summaries]
         print(table(results[scene.name]), flush=True)
     if options.plot is not None:
         plot(results, options.plot)

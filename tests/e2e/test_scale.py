@@ -15,13 +15,14 @@ from types import ModuleType
 import click
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser
 
 from robustcli.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "scale.md").read_text("utf-8")
 RATE = 0.7  # failures per second
-RUNS = 3000
+RUNS = 2000
 
 
 @pytest.fixture(scope="module")
@@ -178,42 +179,56 @@ def blocks(language: str) -> list[str]:
 
 def test_the_arithmetic_of_the_page_is_that_of_the_job(scale: ModuleType) -> None:
     job = scale.Job()
+    predictions = job.images * job.cells * job.models
     numbers = {
-        f"{job.images:,} images", f"{-(-job.images // job.block)} blocks", f"{job.files:,} files",
-        f"{job.images * job.cells * job.models:,} predictions", f"{job.seconds / 3600:.1f} GPU hours",
-    }  # fmt: skip
+        f"{job.images:,} images",
+        f"{-(-job.images // job.block)} blocks",
+        f"{job.files:,} files",
+        f"{predictions:,} predictions",
+        f"{job.seconds / 3600:.1f} GPU hours",
+    }
     assert {number for number in numbers if number not in PAGE} == set()
 
 
+def evaluations() -> list[list[str]]:
+    """The arguments of each `robust eval` of the page, whatever starts it."""
+    bash = "\n".join(blocks("bash")).replace("\\\n", " ")
+    args = "".join(CONTAINER["args"])
+    commands = re.findall(r"\brobust(?:cli)? eval ([^;\n#]*)", f"{bash}\n{args}")
+    return [shlex.split(command) for command in commands]
+
+
+DOCUMENTS = [d for block in blocks("yaml") for d in yaml.safe_load_all(block)]
+BY_KIND = {document["kind"]: document for document in DOCUMENTS}
+POD = BY_KIND["Job"]["spec"]["template"]["spec"]
+(CONTAINER,) = POD["containers"]
+
+
 def test_commands_of_the_page_have_options_that_exist() -> None:
-    commands = [
-        line.partition("robust eval ")[2]
-        for block in blocks("bash")
-        for line in block.replace("\\\n", " ").splitlines()
-        if "robust eval " in line
-    ]
-    commands = [line for line in commands if "--engine" not in line]  # has tests where it is
-    assert len(commands) >= 3
+    commands = [c for c in evaluations() if "--engine" not in c]  # those have tests of their own
+    assert len(commands) == 5
     command = main.get_command(click.Context(main), "eval")
     assert command is not None
-    for line in commands:
-        command.make_context("eval", shlex.split(line.split("#")[0]))
+    for arguments in commands:
+        context = command.make_context("eval", arguments)
+        assert context.params["models"] == ("vmamba-b", "swin-b", "convnext-b")
+        assert context.params["transforms"] == ("paper21",)
 
 
-def test_the_manifest_of_kubernetes_is_a_job_with_a_rank_for_each_pod() -> None:
-    documents = [d for block in blocks("yaml") for d in yaml.safe_load_all(block)]
-    by_kind = {document["kind"]: document for document in documents}
-    assert set(by_kind) == {"Service", "Job"}
-    job = by_kind["Job"]["spec"]
-    pod = job["template"]["spec"]
-    (container,) = pod["containers"]
-    command = " ".join(container["args"])
-    assert job["completionMode"] == "Indexed"
-    assert job["completions"] == job["parallelism"]
-    assert f"--nnodes={job['completions']}" in command
-    assert "$(JOB_COMPLETION_INDEX)" in command
-    service = by_kind["Service"]
+def test_the_manifest_of_kubernetes_is_a_job_whose_pods_meet_at_the_first() -> None:
+    assert set(BY_KIND) == {"Service", "Job"}
+    service, job = BY_KIND["Service"], BY_KIND["Job"]
+    assert job["spec"]["completionMode"] == "Indexed"
     assert service["spec"]["clusterIP"] == "None"
-    assert pod["subdomain"] == service["metadata"]["name"]
-    endpoint = f"{by_kind['Job']['metadata']['name']}-0.{pod['subdomain']}"
-    assert endpoint in command
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    assert POD["subdomain"] == service["metadata"]["name"]
+    assert POD["restartPolicy"] == "OnFailure"
+    volumes = {volume["name"] for volume in POD["volumes"]}
+    assert {mount["name"] for mount in CONTAINER["volumeMounts"]} == volumes
+    words = shlex.split("".join(CONTAINER["args"]))
+    assert words[:2] == ["exec", "torchrun"]
+    started = get_args_parser().parse_args(words[2:])
+    assert int(started.nnodes) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    host = f"{job['metadata']['name']}-0.{POD['subdomain']}"
+    assert (started.rdzv_backend, started.rdzv_endpoint) == ("c10d", f"{host}:29500")
+    assert (started.module, started.training_script) == (True, "robustcli")
