@@ -1,6 +1,6 @@
 """How an evaluation scales from 1 to 1,000 workers that fail: a simulation, no measurement.
 
-    python benchmarks/scale.py [--runs 10] [--plot docs/images/scale-efficiency.png]
+    python benchmarks/scale.py [--runs 8] [--plot docs/images/scale-efficiency.png]
 
 The work is cut by `evaluation.plan` itself: blocks of 128 images, and fewer transforms in a piece
 where there are many workers. A transform of a block is durable once its files are written; what
@@ -45,7 +45,7 @@ WORKERS = (1, 10, 30, 100, 300, 1000)
 _BOOKED = {"computing": "lost", "dead": "waiting", "idle": "waiting"}
 """What the time of an activity is spent on, where they differ: a finished cell is booked apart."""
 LIMIT = 14 * 24 * HOUR
-MOST_STARTS = 100
+MOST_STARTS = 40
 """Simulated seconds, and starts of all workers together, after which a run is given up."""
 
 
@@ -536,7 +536,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=10, help="Simulated runs of each line.")
+    parser.add_argument("--runs", type=int, default=8, help="Simulated runs of each line.")
     parser.add_argument("--plot", type=Path, help="Write efficiency against workers as a picture.")
     options = parser.parse_args()
     results: dict[str, list[Summary]] = {}

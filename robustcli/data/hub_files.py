@@ -249,7 +249,7 @@ def _opened(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Iterabl
     from huggingface_hub.utils import get_session
 
     session = get_session()
-    if hasattr(session, "stream"):
+    if callable(getattr(session, "stream", None)):  # of requests it is a flag
         with session.stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response:
             yield response, response.iter_raw()
         return

@@ -404,7 +404,7 @@ def test_a_hub_that_drips_is_given_up(
     assert time.monotonic() - begun < 5
 
 
-@pytest.mark.parametrize("size", ["*", "many", "-5", "9" * 5000 + "x"])
+@pytest.mark.parametrize("size", ["*", "many", "-5", "1e9"])
 def test_a_hub_that_announces_no_number(
     liar: Liar, remote: hub_files.RemoteFile, size: str
 ) -> None:
