@@ -1,6 +1,6 @@
 """How an evaluation scales from 1 to 1,000 workers that fail: a simulation, no measurement.
 
-    python benchmarks/scale.py [--runs 8] [--plot docs/images/scale-efficiency.png]
+    python benchmarks/scale.py [--runs 8] [--plot scale-efficiency.png]
 
 The work is cut by `evaluation.plan` itself: blocks of 128 images, and fewer transforms in a piece
 where there are many workers. A transform of a block is durable once its files are written; what
