@@ -35,7 +35,7 @@ FREE = re.compile(
     re.IGNORECASE,
 )
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-"""Those for which all dependencies must have wheels; interpreters are needed for `--python` alone."""
+"""All dependencies must have wheels for them; interpreters are needed for `--python` alone."""
 TRY = ("eval", "--model", "resnet-pico", "--transform", "identity", "--limit", "20", "--out", "run")
 
 

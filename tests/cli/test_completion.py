@@ -1,4 +1,4 @@
-"""Completion in real shells: the lines of `docs/quickstart.md`, typed words, and what they offer."""
+"""Completion in real shells: the lines of `docs/quickstart.md`, typed words, what is offered."""
 
 from __future__ import annotations
 
