@@ -60,7 +60,7 @@ test-oldest: $(OLDEST)/.installed-oldest
 
 PYTHONS ?= $(PYTHON)
 check-release: $(RELEASE)/bin/python
-	$(RELEASE)/bin/python $(PIP) build markdown-it-py pip-audit pip-licenses pyyaml twine
+	$(RELEASE)/bin/python $(PIP) build markdown-it-py pip-audit pip-licenses pyyaml twine uv
 	$(RELEASE)/bin/python .ci/check_release.py $(PYTHONS:%=--python %)
 
 # What the tests passed with is kept; uv adds what other systems and Pythons need. torch itself

@@ -34,6 +34,8 @@ FREE = re.compile(
     r"public domain|cc0|lgpl|lesser|historical permission|0bsd|mit-cmu|nvidia|boost|libpng",
     re.IGNORECASE,
 )
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+"""All dependencies must have wheels for them; interpreters are needed for `--python` alone."""
 TRY = ("eval", "--model", "resnet-pico", "--transform", "identity", "--limit", "20", "--out", "run")
 
 
@@ -57,6 +59,10 @@ def main() -> int:
             "links of the documents": links,
             "vulnerabilities": vulnerabilities,
         }
+        for version_number in PYTHONS:
+            checks[f"wheels of all dependencies for Python {version_number}"] = (
+                lambda number=version_number: resolvable(number)
+            )
         for python in pythons:
             checks[f"wheel in {python}"] = lambda python=python: installed(python, wheel, dist)
         checks[f"sdist in {pythons[0]}"] = lambda: installed(pythons[0], sdist, dist)
@@ -157,6 +163,20 @@ def vulnerabilities() -> Iterator[str]:
         for known in package.get("vulns", ()):
             fixed = ", ".join(known["fix_versions"]) or "no version"
             yield f"{package['name']} {package['version']}: {known['id']}, fixed in {fixed}"
+
+
+def resolvable(python: str) -> Iterator[str]:
+    """Faults where `pip install` or `make` find no wheels for `python`, such as `3.14`.
+
+    uv decides it without that interpreter. The platform is Linux with glibc 2.28, as torch's.
+    """
+    resolve = [
+        sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--only-binary", ":all:",
+        "--python-version", python, "--python-platform", "x86_64-manylinux_2_28",
+        str(ROOT / "pyproject.toml"),
+    ]  # fmt: skip
+    yield from _told(*resolve)
+    yield from _told(*resolve, "--extra", "dev", "--constraint", str(ROOT / "constraints.txt"))
 
 
 def installed(python: str, archive: Path, folder: Path) -> Iterator[str]:

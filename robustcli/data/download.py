@@ -11,8 +11,11 @@ import ipaddress
 import logging
 import re
 import shutil
+import socket
 import tarfile
-from contextlib import ExitStack
+import threading
+import time
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,6 +44,9 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
+_SLOWEST, _SLOW_S = 1000, 60.0
+"""A transfer of fewer bytes a second, over so many seconds, is given up."""
+_HEADERS_S = 120.0  # until the headers of an answer are complete
 _OK, _PARTIAL_CONTENT = 200, 206
 _RANGE_NOT_SATISFIABLE = 416
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
@@ -168,6 +174,33 @@ class InterruptedTransferError(OSError):
     """The connection ended before the file was complete."""
 
 
+class SlowTransferError(OSError):
+    """The server sends so slowly that the transfer would not end."""
+
+
+class Pace:
+    """Gives up a transfer that is too slow, however regularly something comes."""
+
+    def __init__(self) -> None:
+        self._since, self._received = time.monotonic(), 0
+
+    def add(self, received: int) -> None:
+        """Counts `received` bytes that have come.
+
+        Raises:
+            SlowTransferError: Too few came since the last check.
+        """
+        self._received += received
+        elapsed = time.monotonic() - self._since
+        if elapsed < _SLOW_S:
+            return
+        if self._received < _SLOWEST * elapsed:
+            raise SlowTransferError(
+                f"the server sent {self._received:,} bytes in {elapsed:.0f} seconds: given up"
+            )
+        self._since, self._received = time.monotonic(), 0
+
+
 @dataclass(frozen=True)
 class PartialDownload:
     """A partial download at `path`, and the version of the file to which it belongs."""
@@ -270,9 +303,41 @@ def _is_here(host: str | None) -> bool:
 def _opener() -> OpenerDirector:
     """Opens addresses as `urllib.request.urlopen`, but follows redirects to https alone.
 
-    From an address of this machine those to this machine are followed too.
+    From an address of this machine those to this machine are followed too. A server that has not
+    sent all headers in time is hung up on.
     """
-    from urllib.request import HTTPRedirectHandler, build_opener
+    from http.client import HTTPConnection, HTTPSConnection
+    from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, build_opener
+
+    class Impatient(HTTPConnection):
+        def getresponse(self) -> HTTPResponse:
+            late = threading.Event()
+            # The socket's own timeout begins anew with each byte that comes.
+            timer = threading.Timer(_HEADERS_S, hang_up, (self.sock, late))
+            timer.start()
+            try:
+                return super().getresponse()
+            finally:
+                timer.cancel()
+                if late.is_set():  # http.client may take the end of the connection for that of the
+                    self.close()  # headers
+                    raise SlowTransferError(f"no answer was complete after {_HEADERS_S:.0f} s")
+
+    class ImpatientSecure(Impatient, HTTPSConnection):
+        pass
+
+    class Plain(HTTPHandler):
+        def http_open(self, req: Request) -> HTTPResponse:
+            return self.do_open(Impatient, req)
+
+    class Secure(HTTPSHandler):
+        def https_open(self, req: Request) -> HTTPResponse:
+            return self.do_open(ImpatientSecure, req)
+
+    def hang_up(sock: socket.socket, late: threading.Event) -> None:
+        late.set()
+        with suppress(OSError):  # closed in the meantime
+            sock.shutdown(socket.SHUT_RDWR)
 
     class OnlySecure(HTTPRedirectHandler):
         def redirect_request(
@@ -292,7 +357,7 @@ def _opener() -> OpenerDirector:
                 raise
             return super().redirect_request(req, fp, code, msg, headers, newurl)
 
-    return build_opener(OnlySecure)
+    return build_opener(OnlySecure, Plain, Secure)
 
 
 def _check_answer(response: HTTPResponse, start: int, path: Path) -> None:
@@ -340,15 +405,18 @@ def _keep_version(partial: PartialDownload, headers: Message) -> None:
 
 
 def _copy(response: HTTPResponse, out: IO[bytes]) -> None:
-    received, length = 0, _announced_size(response.headers)
-    while chunk := response.read(_CHUNK):
+    received, length, pace = 0, _announced_size(response.headers), Pace()
+    while chunk := response.read1(_CHUNK):  # `read` would wait until all of it has come
         out.write(chunk)
         received += len(chunk)
+        pace.add(len(chunk))
         if length is None and received > _MOST_UNANNOUNCED:
             raise EndlessTransferError(
                 f"the server announces no length and does not end: {received:,} bytes so far"
             )
-    # `read(n)` raises nothing if the connection ends early.
+    if length is None and not received:  # as where the connection ended among the headers
+        raise InterruptedTransferError("the server sent nothing")
+    # `read1` raises nothing if the connection ends early.
     if length is not None and received < length:
         raise InterruptedTransferError(f"the connection ended after {received} of {length} bytes")
 

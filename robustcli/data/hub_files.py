@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,10 +19,14 @@ from typing import Any
 from robustcli.core.errors import RobustError, RunError, UsageError, first_line
 from robustcli.core.io import LONGEST_NAME, refused, replacing, shortened
 from robustcli.data.dataset import FileRef
+from robustcli.data.download import Pace
 from robustcli.data.named_datasets import data_home, lock_on_this_machine
 
 HUB_PREFIX = "hf:"
 TIMEOUT_S = 60
+_CHUNK = 1 << 16
+_MOST_BYTES = 2**32
+"""Of a row group's column, or of a footer: what is read at once of any file."""
 _PAUSES_S = (1.0, 4.0)
 """Before a broken transfer is tried again."""
 
@@ -143,6 +147,10 @@ def _metadata(repo: str, commit: str, path: str, size: int) -> Any:
     return pq.read_metadata(RemoteFile(repo, commit, path, size))
 
 
+class RefusedByHubError(OSError):
+    """The hub answered, and will answer the same again: not found, or not allowed."""
+
+
 class RemoteFile(io.RawIOBase):
     """A file of a repository, read by ranges.
 
@@ -165,38 +173,51 @@ class RemoteFile(io.RawIOBase):
         self.size = self._ask_size() if size is None else size
 
     def _ask_size(self) -> int:
-        response = self._get(0, 1)
-        return int(response.headers["Content-Range"].rpartition("/")[2])
+        _, content_range = self._get(0, 1)
+        size = content_range.rpartition("/")[2]
+        if not (size.isascii() and size.isdecimal()):
+            raise OSError(f"the hub announces `{shortened(size, 40)}` bytes")
+        return int(size)
 
-    def _get(self, start: int, end: int) -> Any:
-        """The answer for bytes from `start` to before `end`; a broken transfer is tried again."""
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            get_session,
-            hf_raise_for_status,
-        )
+    def _get(self, start: int, end: int) -> tuple[bytes, str]:
+        """The bytes from `start` to before `end`, and the answer's `Content-Range`.
 
+        A broken transfer is tried again.
+        """
+        if end - start > _MOST_BYTES:
+            raise OSError(f"{end - start:,} bytes at once are more than are read")
+        for pause in (*_PAUSES_S, None):
+            try:
+                return self._get_once(start, end)
+            except Exception as error:
+                if pause is None or isinstance(error, RefusedByHubError):
+                    raise
+                time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _get_once(self, start: int, end: int) -> tuple[bytes, str]:
         headers = {
             **self._headers,
             "Range": f"bytes={start}-{end - 1}",
             "Accept-Encoding": "identity",
         }
-        for pause in (*_PAUSES_S, None):
-            try:
-                response = get_session().get(self._url, headers=headers, timeout=TIMEOUT_S)
-                if response.status_code >= 500:
-                    raise OSError(f"the hub answers {response.status_code}")
-                hf_raise_for_status(response)
-                if response.status_code != 206 or len(response.content) != end - start:
-                    raise OSError(
-                        f"{len(response.content):,} of {end - start:,} bytes came "
-                        f"(status {response.status_code})"
-                    )
-                return response
-            except Exception as error:
-                if pause is None or _is_refusal(error):
-                    raise
-                time.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
+        content, pace = bytearray(), Pace()
+        with _opened(self._url, headers) as (response, chunks):
+            status = response.status_code
+            if 400 <= status < 500 and status not in (408, 429):
+                reason = response.headers.get("X-Error-Message") or response.reason_phrase
+                raise RefusedByHubError(f"the hub answers {status}: {first_line(reason)}")
+            content_range = str(response.headers.get("Content-Range", ""))
+            if status != 206 or not content_range.startswith(f"bytes {start}-"):
+                raise OSError(f"the hub answers with status {status} and not with the range asked")
+            for chunk in chunks:  # never more in memory than was asked for, whatever is announced
+                content += chunk
+                pace.add(len(chunk))
+                if len(content) > end - start:
+                    raise OSError(f"more than the {end - start:,} bytes that were asked for came")
+        if len(content) < end - start:
+            raise OSError(f"{len(content):,} of {end - start:,} bytes came")
+        return bytes(content), content_range
 
     def readable(self) -> bool:
         """See `io.IOBase`."""
@@ -220,15 +241,28 @@ class RemoteFile(io.RawIOBase):
         end = self.size if size < 0 else min(self.size, self._at + size)
         if end <= self._at:
             return b""
-        content: bytes = self._get(self._at, end).content
+        content, _ = self._get(self._at, end)
         self._at = end
         return content
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Whether the hub refused for good: not found, or not allowed."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status is not None and 400 <= status < 500 and status not in (408, 429)
+@contextmanager
+def _opened(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Iterable[bytes]]]:
+    """The answer of the hub, and its body in pieces as they come, as they are sent.
+
+    The session is that of the hub's client: httpx from huggingface-hub 1 on, before it requests.
+    """
+    from huggingface_hub.utils import get_session
+
+    session = get_session()
+    if callable(getattr(session, "stream", None)):  # of requests it is a flag
+        with session.stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response:
+            yield response, response.iter_raw()
+        return
+    with session.get(url, headers=headers, timeout=TIMEOUT_S, stream=True) as response:
+        response.reason_phrase = response.reason
+        read = getattr(response.raw, "read1", response.raw.read)  # urllib3 before 2 has no `read1`
+        yield response, iter(lambda: read(_CHUNK, decode_content=False), b"")
 
 
 # Where it is kept, and what goes wrong.

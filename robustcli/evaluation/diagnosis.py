@@ -64,6 +64,8 @@ _SETTINGS = re.compile(
     r"(LOCAL_)?(RANK|WORLD_SIZE)"
 )
 """Names of environment variables that change how a run goes."""
+_OF_A_PERSON = re.compile(r"USER|_UID|_GID|MAIL|ACCOUNT|SUBMIT_HOST")
+"""Among them, such as SLURM_JOB_USER: who someone is changes nothing."""
 
 
 def _system() -> Iterator[Check]:
@@ -77,7 +79,11 @@ def _system() -> Iterator[Check]:
         f"{cores} cores{limited}, {memory.total / 1e9:.1f} GB of memory, "
         f"{memory.available / 1e9:.1f} GB free",
     )  # fmt: skip
-    settings = [f"{n}: {v}" for n, v in sorted(os.environ.items()) if _SETTINGS.fullmatch(n)]
+    settings = [
+        f"{name}: {value}"
+        for name, value in sorted(os.environ.items())
+        if _SETTINGS.fullmatch(name) and not _OF_A_PERSON.search(name)
+    ]
     yield Check("environment", "ok", "; ".join(settings) or "no setting of torch, CUDA or robust")
 
 

@@ -23,7 +23,7 @@ _NAMED_SECRET = re.compile(
 _IN_URL = re.compile(r"(\w://)[^/\s:@]+:[^/\s@]+@")
 _SECRET_VARIABLE = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
 _HOMES = re.compile(
-    r"(?<![A-Za-z0-9+/=.~_-])(?:/(?:home|Users)/[^/\s\"'`<>:]+|/root(?![\w.-])"
+    r"(?:(?<=://)|(?<![A-Za-z0-9+/=.~_-]))(?:/(?:home|Users)/[^/\s\"'`<>:]+|/root(?![\w.-])"
     r"|[A-Za-z]:[\\/]+Users[\\/]+[^\\/\s\"'`<>:]+)"
 )
 _HIDDEN = "***"
@@ -50,7 +50,8 @@ class Redactor:
         self._secrets = sorted(secrets, key=len, reverse=True)
         package = Path(robustcli.__file__).parent
         home = (home or Path.home()).absolute()
-        places = {str(Path.cwd()): "", str(package.parent): "", str(home): "~"}
+        homes = {str(home): "~", str(home.resolve()): "~"}  # a link, where homes are on a server
+        places = {str(Path.cwd()): "", str(package.parent): "", **homes}
         self._places = sorted(places.items(), key=lambda pair: len(pair[0]), reverse=True)
 
     def text(self, text: str) -> str:
@@ -62,7 +63,7 @@ class Redactor:
         text = _IN_URL.sub(rf"\g<1>{_HIDDEN}@", text)
         for place, shown in self._places:
             if len(place) > 1:
-                start = rf"(?<![\w.~+/=-]){re.escape(place)}"
+                start = rf"(?:(?<=://)|(?<![\w.~+/=-])){re.escape(place)}"
                 text = re.sub(rf"{start}[\\/]", f"{shown}/" if shown else "", text)
                 text = re.sub(rf"{start}(?![\w.-])", shown or ".", text)
         return _HOMES.sub("~", text)

@@ -57,6 +57,34 @@ def test_json_has_what_a_bug_report_needs_and_nothing_private(
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("ROBUST_DATA_IMAGENET_1K", "{home}/imagenet/val"), ("ROBUST_HOME", "{server}/cache"),
+     ("SLURM_SUBMIT_DIR", "{home}"), ("SLURM_JOB_USER", "somebody"), ("SLURM_JOB_GID", "somebody"),
+     ("SLURM_JOB_ACCOUNT", "somebody"), ("NCCL_TOPO_FILE", "file://{home}/topo.xml"),
+     ("ROBUST_STORE", "s3://AKIAIOSFODNN7EXAMPLE:somebody-secret@host/bucket"),
+     ("TORCH_API_KEY", "somebody-secret"), ("HF_HUB_PROXY", "http://me:somebody-secret@proxy:80"),
+     ("ROBUST_URL", "https://x.org/?token=somebody-secret&y=1")],
+)  # fmt: skip
+def test_json_shows_nobody_and_no_secret(
+    robust: Robust, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, value: str
+) -> None:
+    """Whatever a variable that is shown holds; the home may be a link to a server's folder."""
+    server = tmp_path / "server" / "somebody"
+    (server / "cache").mkdir(parents=True)
+    home = tmp_path / "somebody"
+    home.symlink_to(server)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv(variable, value.format(home=home, server=server))
+    monkeypatch.chdir(home)
+    told = robust("doctor", "--json")
+    assert "OMP_NUM_THREADS: 3" in told.out
+    assert "somebody" not in told.out
+    assert "AKIAIOSFODNN7EXAMPLE" not in told.out
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_backend_that_is_off_says_why(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "available", lambda: "numba is not installed")
     told = robust("doctor")

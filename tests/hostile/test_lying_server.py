@@ -8,6 +8,8 @@ import io
 import logging
 import multiprocessing
 import threading
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 
 from robustcli.core.errors import RunError
-from robustcli.data import download
+from robustcli.data import download, hub_files
 from robustcli.data.archives import decompress, list_tar
 from robustcli.data.download import check_address, fetch_file
 
@@ -106,6 +108,11 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "home" / "file.bin"
 
 
+def cut_short(request: BaseHTTPRequestHandler) -> None:
+    """Headers that end before the length."""
+    request.wfile.write(b"HTTP/1.1 200 OK\r\nETag: x\r\n")
+
+
 HALF = len(CONTENT) // 2
 REST = CONTENT[HALF:]
 LIES: dict[str, tuple[Answer, str]] = {
@@ -121,6 +128,7 @@ LIES: dict[str, tuple[Answer, str]] = {
                       "other bytes"),
     "no content": (answer(b"", 204), "status 204"),
     "range not satisfiable for ever": (answer(b"", 416), "416"),
+    "broken off among the headers": (cut_short, "sent nothing"),
     "server error": (answer(b"", 500), "500"),
     "redirect to http": (answer(b"", 302, Location="http://example.org/x"), "not an address"),
     "redirect to a file": (answer(b"", 302, Location="file:///etc/passwd"), "not allowed"),
@@ -178,6 +186,64 @@ def test_a_body_without_end_is_given_up(
     liar.answers = [endless]
     assert "does not end" in refused(liar, target)
     assert sum(path.stat().st_size for path in target.parent.iterdir()) < 1000
+
+
+def dripping(request: BaseHTTPRequestHandler, headers: bool) -> None:
+    """Headers or a body, a byte at a time."""
+    sent = b"HTTP/1.1 200 OK\r\nETag: x\r\n" if headers else CONTENT
+    if not headers:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(CONTENT)))
+        request.send_header("ETag", '"v1"')
+        request.end_headers()
+    else:
+        sent += b"X: y\r\n" * 1000
+    for byte in sent:
+        request.wfile.write(bytes([byte]))
+        time.sleep(0.01)
+
+
+def test_a_body_that_drips_is_given_up_and_continued(
+    liar: Liar, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_SLOW_S", 0.3)
+    liar.answers = [lambda request: dripping(request, headers=False)]
+    begun = time.monotonic()
+    assert "bytes in 0 seconds: given up" in refused(liar, target, SHA256)
+    assert time.monotonic() - begun < 5  # all of it would take 1,000
+    here = sum(path.stat().st_size for path in target.parent.glob("*.part"))
+    assert 0 < here < 1000
+    rest, last = CONTENT[here:], len(CONTENT) - 1
+    liar.answers = [answer(rest, 206, Content_Range=f"bytes {here}-{last}/{last + 1}")]
+    assert fetch_file(liar.url, target, sha256=SHA256, offline=False) == SHA256
+    assert liar.ranges == [None, f"bytes={here}-"]
+
+
+def test_headers_that_drip_are_given_up(
+    liar: Liar, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_HEADERS_S", 0.3)
+    liar.answers = [lambda request: dripping(request, headers=True)]
+    begun = time.monotonic()
+    assert "no answer was complete after" in refused(liar, target)
+    assert time.monotonic() - begun < 5
+    liar.answers = [answer()]
+    assert fetch_file(liar.url, target, sha256=None, offline=False) == SHA256
+
+
+def test_a_slow_line_that_gets_on_is_waited_for(
+    liar: Liar, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_SLOW_S", 0.05)
+
+    def slow(request: BaseHTTPRequestHandler) -> None:
+        answer(b"", Content_Length=len(CONTENT))(request)
+        for first in range(0, len(CONTENT), 10_000):
+            request.wfile.write(CONTENT[first : first + 10_000])
+            time.sleep(0.02)
+
+    liar.answers = [slow]
+    assert fetch_file(liar.url, target, sha256=SHA256, offline=False) == SHA256
 
 
 def test_a_connection_that_is_reset_is_continued(liar: Liar, target: Path) -> None:
@@ -258,3 +324,99 @@ def test_a_compressed_tar_that_would_fill_the_disk(
     bomb.write_bytes(gzip.compress(bytes(900_000)))
     decompress(bomb, tmp_path / "small.tar")
     assert (tmp_path / "small.tar").stat().st_size == 900_000
+
+
+@pytest.fixture
+def remote(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> hub_files.RemoteFile:
+    """A file of 1,000 bytes on a hub that is `liar`."""
+    from huggingface_hub import constants
+
+    hub = liar.url.removesuffix("/file.bin")
+    monkeypatch.setattr(constants, "ENDPOINT", hub)
+    template = hub + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(hub_files, "_PAUSES_S", (0.0,))
+    remote = hub_files.RemoteFile("somebody/set", "0" * 40, "data.parquet", 1000)
+    monkeypatch.setattr(remote, "_url", f"{hub}/data.parquet")
+    return remote
+
+
+RANGE = "bytes 0-99/1000"
+HUB_LIES: dict[str, tuple[Answer, str]] = {
+    "more than was asked for": (answer(CONTENT, 206, Content_Range=RANGE), "more than the 100"),
+    "without end": (endless, "status 200"),
+    "packed": (answer(gzip.compress(bytes(10**6)), 206, Content_Encoding="gzip",
+                      Content_Range=RANGE), "more than the 100"),
+    "less": (answer(CONTENT[:50], 206, Content_Range=RANGE), "50 of 100 bytes"),
+    "another range": (answer(CONTENT[:100], 206, Content_Range="bytes 900-999/1000"), "the range"),
+    "everything": (answer(), "status 200"),
+    "server error": (answer(b"", 503), "status 503"),
+    "refusal": (answer(bytes(10**6), 403, X_Error_Message="Gated"), "answers 403: Gated"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", HUB_LIES)
+def test_of_the_hub_no_more_is_held_than_was_asked_for(
+    liar: Liar, remote: hub_files.RemoteFile, lie: str
+) -> None:
+    give, reason = HUB_LIES[lie]
+    liar.answers = [give]
+    tracemalloc.start()
+    with pytest.raises(OSError, match=reason):
+        remote.read(100)
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    tracemalloc.stop()
+    assert len(liar.ranges) == (1 if lie == "refusal" else 2)
+    liar.answers = [answer(CONTENT[:100], 206, Content_Range=RANGE)]
+    assert remote.read(100) == CONTENT[:100]
+    assert remote.tell() == 100
+
+
+def test_endless_ranges_of_the_hub_are_cut(liar: Liar, remote: hub_files.RemoteFile) -> None:
+    def give(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(206)
+        request.send_header("Content-Range", RANGE)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        while True:
+            request.wfile.write(b"10000\r\n" + bytes(65536) + b"\r\n")
+
+    liar.answers = [give]
+    with pytest.raises(OSError, match="more than the 100 bytes"):
+        remote.read(100)
+
+
+def test_a_hub_that_drips_is_given_up(
+    liar: Liar, remote: hub_files.RemoteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_SLOW_S", 0.2)
+
+    def give(request: BaseHTTPRequestHandler) -> None:
+        answer(b"", 206, Content_Range="bytes 0-999/1000", Content_Length=1000)(request)
+        for byte in CONTENT[:1000]:
+            request.wfile.write(bytes([byte]))
+            time.sleep(0.01)
+
+    liar.answers = [give]
+    begun = time.monotonic()
+    with pytest.raises(download.SlowTransferError, match="given up"):
+        remote.read()
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("size", ["*", "many", "-5", "1e9"])
+def test_a_hub_that_announces_no_number(
+    liar: Liar, remote: hub_files.RemoteFile, size: str
+) -> None:
+    liar.answers = [answer(b"x", 206, Content_Range=f"bytes 0-0/{size}")]
+    with pytest.raises(OSError, match="announces"):
+        remote._ask_size()
+
+
+def test_a_range_that_is_larger_than_memory_is_not_asked_for(
+    liar: Liar, remote: hub_files.RemoteFile
+) -> None:
+    remote.size = 2**60
+    with pytest.raises(OSError, match="more than are read"):
+        remote.read()
+    assert liar.ranges == []

@@ -12,9 +12,11 @@ import pytest
 from robustcli.reports.latex import tex
 from robustcli.reports.render import REPORT_FORMATS, document, zoo_document
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
+from tests.reports.explanation_runs import build_explanation
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.mask_runs import MaskPlan, build_masks
-from tests.reports.train_runs import TrainPlan, build_training
+from tests.reports.seeded_runs import build_class_seeds, build_seeds, build_tuned_seeds
+from tests.reports.train_runs import TrainPlan, build_class_training, build_training
 
 HOSTILE = "a_b&c%d#e$f{g}h\\i~j^k<l>|\"m'n`\N{EN DASH}\N{CJK UNIFIED IDEOGRAPH-4E2D}\u00e9-1"
 COMMANDS = {
@@ -74,6 +76,11 @@ def runs(folder: Path) -> dict[str, Path]:
         "nothing": build_run(folder / "g", RunPlan(transforms=cells[:3], done=0.0)),
         "no masks": build_masks(folder / "h", MaskPlan(transforms=cells[:3], done=0.0)),
         "begun": build_training(folder / "i", TrainPlan(measured=False, finished=0)),
+        "seeds": build_seeds(folder / "j"),
+        "seeds of classifiers": build_class_seeds(folder / "k"),
+        "seeds of modes": build_tuned_seeds(folder / "l"),
+        "explanation": build_explanation(folder / "m"),
+        "classifier": build_class_training(folder / "n"),
     }
 
 
@@ -83,7 +90,7 @@ def test_tables_of_every_run_compile(tmp_path: Path) -> None:
     for name, text in texts.items():
         assert len(check(text)) >= 1, name
         assert ("Partial run" in text) == (name in ("part", "nothing", "no masks", "begun"))
-        assert "seed 0" in text.lower()
+        assert re.search(r"\bseeds? 0|\bseeds\b", text.lower()), name
         assert "nan" not in text
     assert not list(tmp_path.rglob("report.*")), "it only reads"
     assert r"\begin{longtable}{lrr}" in texts["evaluation"]
