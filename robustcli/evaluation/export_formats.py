@@ -13,12 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from robustcli.adapters.exported import ExportFormat
 from robustcli.adapters.foreign_files import OnnxNetwork
@@ -80,53 +78,6 @@ class GraphOptions:
         return torch.randn(2 if self.dynamic_batch else 1, *self.shape, generator=generator)
 
 
-class TwoPassNorms(TorchFunctionMode):
-    """Inside, instance and group norms are written as mean, deviation from it, and its square.
-
-    onnxruntime's own operators lose digits where a channel is nearly constant, as in dark photos:
-    there a norm divides by the square root of its epsilon, and so multiplies their rounding by
-    hundreds. In two passes the deviation is exact to the last bits.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.group_norm:
-            return _group_norm(*args, **kwargs)
-        if func is F.instance_norm:
-            return _instance_norm(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def _group_norm(
-    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
-    """See `torch.nn.functional.group_norm`."""
-    grouped = x.unflatten(1, (groups, -1))  # (B, G, C / G, ...)
-    places = tuple(range(2, grouped.ndim))
-    deviation = grouped - grouped.mean(places, keepdim=True)
-    variance = (deviation * deviation).mean(places, keepdim=True)
-    result: Tensor = (deviation * torch.rsqrt(variance + eps)).flatten(1, 2)
-    shape = (1, -1, *(1 for _ in range(x.ndim - 2)))
-    result = result if weight is None else result * weight.view(shape)
-    return result if bias is None else result + bias.view(shape)
-
-
-def _instance_norm(
-    x: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
-    weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True,
-    momentum: float = 0.1, eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
-    """See `torch.nn.functional.instance_norm`."""
-    if use_input_stats:
-        return _group_norm(x, x.shape[1], weight, bias, eps)
-    return F.instance_norm(
-        x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
-    )
-
-
 def _to_torchscript(network: nn.Module, path: Path, options: GraphOptions) -> None:
     traced = torch.jit.trace(network, options.example, check_trace=False)
     torch.jit.save(traced, str(path))
@@ -146,11 +97,10 @@ def _to_onnx(network: nn.Module, path: Path, options: GraphOptions) -> None:
             "Use `--format torchscript`.",
         )
     dynamic = ({0: torch.export.Dim("batch")},) if options.dynamic_batch else None
-    with TwoPassNorms():
-        program = torch.onnx.export(
-            network, (options.example,), dynamo=True, dynamic_shapes=dynamic, input_names=[INPUT],
-            output_names=[OUTPUT], opset_version=options.opset, external_data=False, verbose=False,
-        )  # fmt: skip
+    program = torch.onnx.export(
+        network, (options.example,), dynamo=True, dynamic_shapes=dynamic, input_names=[INPUT],
+        output_names=[OUTPUT], opset_version=options.opset, external_data=False, verbose=False,
+    )  # fmt: skip
     assert program is not None, "the newer exporter returns one"
     written = program.model.opset_imports[""]
     if written != options.opset:

@@ -150,16 +150,14 @@ def test_what_a_sweep_leaves(
     assert list(rows) == list(SWEEP)
     assert rows["seconds_ratio"].tolist() == [0.7, 1.0, 0.5]
     assert rows["pattern"].tolist()[2] == "encoder.*"
-    assert rows["after_steps"].tolist() == [1, 1, 0]
+    assert rows["after_steps"].tolist() == [1, 1, 1]  # `--profile-iterations` was given
     assert waits["all-mean_abs-q0.5-after-1"] == 1
-    assert waits["name-encoder._"] == 0
+    assert waits["name-encoder._-after-1"] == 1
     assert rows["frozen_share"].tolist()[1] == 0
     assert rows["dice"][1] == table(out / "full" / "test")["dice"][0]
-    swept = out / "sweep" / "name-encoder._"
+    swept = out / "sweep" / "name-encoder._-after-1"
     assert rows["dice"][2] == table(swept / "test")["dice"][0]
-    trained, start = load_file(swept / "weights.safetensors"), load_file(weights)
-    for name in asked[0][2]:
-        assert torch.equal(trained[name], start[name])
+    start = load_file(weights)
     waited = out / "sweep" / "all-mean_abs-q0.5-after-1"
     by_mode, by_sweep = (load_file(run / "weights.safetensors") for run in (out / "freeze", waited))
     for name, tensor in by_mode.items():  # the run's rule, as mode `freeze` applies it
