@@ -17,7 +17,7 @@ import heapq
 import math
 import random
 import statistics
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -178,7 +178,7 @@ class Simulation:
         self._job, self._cluster, self._policy = job, cluster, policy
         self._now, self._planned_at, self._disk_free_at = 0.0, 0.0, 0.0
         self._starts_of_all, self._is_between_rounds = 0, False
-        self._spent: Counter[str] = Counter()
+        self._spent: defaultdict[str, float] = defaultdict(float)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._missing = dict.fromkeys(

@@ -252,9 +252,10 @@ def _opened(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Iterabl
 
     The session is that of the hub's client: httpx from huggingface-hub 1 on, before it requests.
     """
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import utils
 
-    session = get_session()
+    client: Any = utils  # which of its functions are typed as public depends on the version
+    session = client.get_session()
     if callable(getattr(session, "stream", None)):  # of requests it is a flag
         with session.stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response:
             yield response, response.iter_raw()

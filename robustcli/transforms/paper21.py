@@ -150,13 +150,14 @@ def _moved_pixels(
 
 def _affine(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
     """The matrix (3, 3) that moves three points, as scikit-image estimates it; NaN without one."""
-    from skimage.transform import AffineTransform
+    from skimage import transform as geometry
 
-    if not hasattr(AffineTransform, "from_estimate"):  # before scikit-image 0.26
-        transform = AffineTransform()
-        return transform.params if transform.estimate(before, after) else np.full((3, 3), np.nan)
-    transform = AffineTransform.from_estimate(before, after)
-    return transform.params if transform else np.full((3, 3), np.nan)
+    affine: Any = geometry.AffineTransform  # scikit-image is typed in part
+    if not hasattr(affine, "from_estimate"):  # before scikit-image 0.26
+        estimated = affine()
+        return estimated.params if estimated.estimate(before, after) else np.full((3, 3), np.nan)
+    estimated = affine.from_estimate(before, after)
+    return estimated.params if estimated else np.full((3, 3), np.nan)
 
 
 @dataclass(frozen=True)
