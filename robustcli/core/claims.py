@@ -67,7 +67,7 @@ def _read_entry(content: bytes) -> _Entry | None:
         return None
 
 
-class Claim:
+class StoreClaim:
     """The run in `store` is this process's until `release`.
 
     Args:
@@ -140,7 +140,7 @@ class Claim:
             self._confirmed = time.monotonic()
 
 
-def claim(store: ObjectStore, say: Callable[[str], None]) -> Claim:
+def claim(store: ObjectStore, say: Callable[[str], None]) -> StoreClaim:
     """Takes the run in `store` for this process.
 
     Args:
@@ -161,7 +161,7 @@ def claim(store: ObjectStore, say: Callable[[str], None]) -> Claim:
             with suppress(RobustError):
                 store.remove(_name(identity))
             raise
-        if isinstance(blocking, Claim):
+        if isinstance(blocking, StoreClaim):
             return blocking
         store.remove(_name(identity))
         if blocking is None or blocking.state == "holds" or attempt == _TRIES - 1:
@@ -172,7 +172,7 @@ def claim(store: ObjectStore, say: Callable[[str], None]) -> Claim:
 
 def _held_by_another(
     store: ObjectStore, identity: str, entry: _Entry, say: Callable[[str], None]
-) -> Claim | _Entry | None:
+) -> StoreClaim | _Entry | None:
     """The claim of this process, or the living one that is in its way (None if not readable)."""
     others = _entries(store, identity)
     living = _living(store, others, say)
@@ -189,7 +189,7 @@ def _held_by_another(
         return now[changed[0]]
     for other in others:
         store.remove(_name(other))
-    return Claim(store, identity, entry)
+    return StoreClaim(store, identity, entry)
 
 
 def _holds(entry: _Entry | None) -> bool:

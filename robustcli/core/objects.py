@@ -28,7 +28,7 @@ from robustcli.core.errors import MachineError, RobustError, RunError, UsageErro
 from robustcli.core.io import LONGEST_NAME, refused, replacing, shortened
 
 ResultT = TypeVar("ResultT")
-ItemT = TypeVar("ItemT")
+_ItemT = TypeVar("_ItemT")
 PAUSES_S = (1.0, 4.0, 16.0)
 """Before a transfer that broke is tried again; the libraries below try several times themselves."""
 AT_ONCE = 16
@@ -61,7 +61,7 @@ _AWS = (
     "AWS_ENDPOINT_URL for a store that is not Amazon's"
 )
 _GOOGLE = "`gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS"
-KINDS = {
+STORE_KINDS = {
     kind.scheme: kind
     for kind in (
         StoreKind("s3", "s3fs", "S3", _AWS, "s3fs"),
@@ -80,12 +80,13 @@ _SHOWN = ("s3://", "gs://", "hf://")
 def names_url(text: object) -> bool:
     """Whether `text` is an address such as `s3://bucket/run`, not a path of this machine.
 
-    `s3:/bucket` is one too: so `pathlib` writes what it took for a path. `C:/data` is a path.
+    `s3:/bucket` is one too, because `pathlib` writes addresses so. `C:/data` is a path, and
+    `hf:/folder` is a model of transformers in a folder of this machine.
     """
     match = _URL.match(str(text))
-    return match is not None and (
-        len(match["slashes"]) > 1 or match["scheme"].lower() in KINDS
-    )  # fmt: skip
+    if match is None:
+        return False
+    return len(match["slashes"]) > 1 or match["scheme"].lower() in STORE_KINDS.keys() - {"hf"}
 
 
 def path_here(value: str | Path, name: str = "It") -> Path:
@@ -111,7 +112,7 @@ def kind_of_store(url: str) -> StoreKind:
         UsageError: It names none that is known, or nothing in it.
     """
     match = _URL.match(url)
-    kind = KINDS.get(match["scheme"].lower()) if match else None
+    kind = STORE_KINDS.get(match["scheme"].lower()) if match else None
     shown = ", ".join(f"`{start}`" for start in _SHOWN)
     if match is None or kind is None:
         scheme = match["scheme"].lower() if match else ""
@@ -419,7 +420,7 @@ def _joined(root: str, name: str) -> str:
     return f"{root}/{name}" if name else root
 
 
-def at_once(items: Iterable[ItemT], work: Callable[[ItemT], object]) -> None:
+def at_once(items: Iterable[_ItemT], work: Callable[[_ItemT], object]) -> None:
     """Does `work` for each of `items`, AT_ONCE of them at a time.
 
     Raises:

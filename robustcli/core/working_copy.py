@@ -30,14 +30,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from robustcli.core.claims import Claim, claim
+from robustcli.core.claims import StoreClaim, claim
 from robustcli.core.errors import RobustError, RunError, UsageError
 from robustcli.core.io import observing, parse_json, refused, write_text
 from robustcli.core.names import file_name
 from robustcli.core.objects import ObjectStore, StoredObject, at_once, total_bytes
 from robustcli.core.rundir import RECORD_FILE, owned
 
-Say = Callable[[str], None]
+_Say = Callable[[str], None]
 Use = Literal["work", "read", "look"]
 """`work`: the run is begun or continued; `read`: it is read, and reports may be written into it;
 `look`: nothing is changed."""
@@ -149,7 +149,7 @@ class _Folder:
         self.store.remove(name)
         self.log.pop(name, None)
 
-    def fetch_all(self, objects: Mapping[str, StoredObject], say: Say) -> None:
+    def fetch_all(self, objects: Mapping[str, StoredObject], say: _Say) -> None:
         """Fetches `objects`, several at a time."""
         size = total_bytes(objects)
         if size >= _ANNOUNCED_FROM:
@@ -248,7 +248,7 @@ class _Uploads:
         known: The objects that the store holds.
     """
 
-    def __init__(self, folder: _Folder, claim: Claim | None, known: set[str]) -> None:
+    def __init__(self, folder: _Folder, claim: StoreClaim | None, known: set[str]) -> None:
         self.folder, self._claim, self._known = folder, claim, known
         self._pid = os.getpid()
         self._waiting = list[tuple[str, bytes | None]]()
@@ -369,7 +369,7 @@ class _Uploads:
         with self._changed:
             self._known.difference_update(gone)
 
-    def _send_rest(self, claim: Claim) -> None:
+    def _send_rest(self, claim: StoreClaim) -> None:
         claim.check()
         files = self.folder.files()
         rest = [name for name in files if not self.folder.is_transferred(name, files[name])]
@@ -384,7 +384,7 @@ _leading: _Uploads | None = None
 
 @contextmanager
 def opened(
-    url: str, home: Path, say: Say, use: Use, *, of_run: bool = True
+    url: str, home: Path, say: _Say, use: Use, *, of_run: bool = True
 ) -> Iterator[Path]:  # fmt: skip
     """The folder of this machine for the run at `url`, which is up to date on both sides after.
 
@@ -419,7 +419,7 @@ def opened(
 
 
 @contextmanager
-def _working(folder: _Folder, say: Say, *, of_run: bool) -> Iterator[None]:
+def _working(folder: _Folder, say: _Say, *, of_run: bool) -> Iterator[None]:
     global _leading
     mine = claim(folder.store, say)
     try:
@@ -462,7 +462,7 @@ def _check_run(folder: _Folder, objects: Mapping[str, StoredObject]) -> None:
 
 
 def _settle(
-    folder: _Folder, objects: Mapping[str, StoredObject], mine: Claim, say: Say, *, ours: bool
+    folder: _Folder, objects: Mapping[str, StoredObject], mine: StoreClaim, say: _Say, *, ours: bool
 ) -> None:
     """Makes folder and store the same; `ours`: whether this machine worked on the run last."""
     files = folder.files()
@@ -550,7 +550,7 @@ def helper_folder(url: str, home: Path) -> Path:
 
 
 @contextmanager
-def _reading(folder: _Folder, say: Say, use: Use, *, of_run: bool) -> Iterator[None]:
+def _reading(folder: _Folder, say: _Say, use: Use, *, of_run: bool) -> Iterator[None]:
     objects = _listed(folder)
     if of_run and RECORD_FILE not in objects and use == "read":
         raise UsageError(
@@ -580,7 +580,7 @@ def _reading(folder: _Folder, say: Say, use: Use, *, of_run: bool) -> Iterator[N
     _send_changed(folder, use, say)
 
 
-def _send_changed(folder: _Folder, use: Use, say: Say) -> None:
+def _send_changed(folder: _Folder, use: Use, say: _Say) -> None:
     files = folder.files()
     changed = [name for name in files if not folder.is_transferred(name, files[name])]
     if use == "read" and changed:

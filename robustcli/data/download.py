@@ -178,7 +178,7 @@ class SlowTransferError(OSError):
     """The server sends so slowly that the transfer would not end."""
 
 
-class Pace:
+class TransferPace:
     """Gives up a transfer that is too slow, however regularly something comes."""
 
     def __init__(self) -> None:
@@ -405,7 +405,7 @@ def _keep_version(partial: PartialDownload, headers: Message) -> None:
 
 
 def _copy(response: HTTPResponse, out: IO[bytes]) -> None:
-    received, length, pace = 0, _announced_size(response.headers), Pace()
+    received, length, pace = 0, _announced_size(response.headers), TransferPace()
     while chunk := response.read1(_CHUNK):  # `read` would wait until all of it has come
         out.write(chunk)
         received += len(chunk)

@@ -19,7 +19,7 @@ from typing import Any
 from robustcli.core.errors import RobustError, RunError, UsageError, first_line
 from robustcli.core.io import LONGEST_NAME, refused, replacing, shortened
 from robustcli.data.dataset import FileRef
-from robustcli.data.download import Pace
+from robustcli.data.download import TransferPace
 from robustcli.data.named_datasets import data_home, lock_on_this_machine
 
 HUB_PREFIX = "hf:"
@@ -201,7 +201,7 @@ class RemoteFile(io.RawIOBase):
             "Range": f"bytes={start}-{end - 1}",
             "Accept-Encoding": "identity",
         }
-        content, pace = bytearray(), Pace()
+        content, pace = bytearray(), TransferPace()
         with _opened(self._url, headers) as (response, chunks):
             status = response.status_code
             if 400 <= status < 500 and status not in (408, 429):

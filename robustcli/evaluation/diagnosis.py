@@ -29,7 +29,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnxruntime"), "hf": ("datasets", "transformers"),
     "clip": ("open_clip_torch",), "smp": ("segmentation-models-pytorch",), "mlflow": ("mlflow",),
     "wandb": ("wandb",), "trackio": ("trackio",), "cuda": ("mamba-ssm",),
-    "ray": ("ray",), "slurm": ("submitit",),
+    "ray": ("ray",), "slurm": ("submitit",), "remote": ("gcsfs", "s3fs"),
     "medical": ("h5py", "nibabel"), "export": ("onnx", "onnxruntime", "onnxscript"),
 }  # fmt: skip
 """The optional packages, by the extra that installs them; as in `pyproject.toml`."""

@@ -36,7 +36,7 @@ _VARIABLES = "ROBUST_"  # environment variables that the workers get too
 
 
 @dataclass(frozen=True)
-class Task:
+class PieceTask:
     """Pieces that one worker computes, one after the other.
 
     `attempt` counts the workers that died over it.
@@ -52,7 +52,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskOutcome:
     """How a task ended: computed, or with an error that all workers would meet, or by a death.
 
     Args:
@@ -78,7 +78,7 @@ MakeWorker = Callable[[], Worker]
 
 
 @dataclass(frozen=True)
-class Assignment:
+class WorkerAssignment:
     """What a worker elsewhere needs to compute pieces of a run.
 
     Args:
@@ -128,21 +128,21 @@ class TaskRunner:
         """The name of this machine, when the process has started."""
         return socket.gethostname()
 
-    def run(self, pieces: Sequence[Any]) -> Outcome:
+    def run(self, pieces: Sequence[Any]) -> TaskOutcome:
         """Computes the pieces of a task; only what ends the process is raised."""
         try:
             if self._worker is None:
                 self._worker = self._make_worker()
             self._worker.compute(pieces)
         except RobustError as error:
-            return Outcome(socket.gethostname(), as_plain(error))
+            return TaskOutcome(socket.gethostname(), as_plain(error))
         except Exception as error:  # of a library or a device: another worker may be better off
             death = f"{type(error).__name__}: {first_line(error)}"
-            return Outcome(socket.gethostname(), death=death)
-        return Outcome(socket.gethostname())
+            return TaskOutcome(socket.gethostname(), death=death)
+        return TaskOutcome(socket.gethostname())
 
 
-class Pool(Protocol):
+class WorkerPool(Protocol):
     """The workers of an engine while a command uses them."""
 
     tasks: int
@@ -150,10 +150,10 @@ class Pool(Protocol):
     processes: int
     """Workers on one machine."""
 
-    def start(self, make_worker: MakeWorker, tasks: Sequence[Task]) -> None:
+    def start(self, make_worker: MakeWorker, tasks: Sequence[PieceTask]) -> None:
         """Has `tasks` computed, in this order as far as there are workers; does not wait."""
 
-    def ended(self) -> list[tuple[Task, Outcome]]:
+    def ended(self) -> list[tuple[PieceTask, TaskOutcome]]:
         """The tasks that ended since the last call; waits a moment where there are none.
 
         Raises:
@@ -168,7 +168,7 @@ class Engine(Protocol):
     device: str
     """The value of `--device` for the workers; the first process may lack what they have."""
 
-    def pool(self, run: Path, say: Callable[[str], None]) -> AbstractContextManager[Pool]:
+    def pool(self, run: Path, say: Callable[[str], None]) -> AbstractContextManager[WorkerPool]:
         """The workers for `run`; on leaving, all that still works is ended.
 
         Returns once nobody works on what an earlier command has started in `run`.
@@ -185,7 +185,7 @@ missing, a sentence for each cause: empty if nothing is known to have gone wrong
 
 @contextmanager
 def engine_workers(
-    engine: Engine, assignment: Assignment, worker: Callable[[Assignment], Worker],
+    engine: Engine, assignment: WorkerAssignment, worker: Callable[[WorkerAssignment], Worker],
     listener: Listener,
 ) -> Iterator[StartWork]:  # fmt: skip
     """The workers of `engine`, to each of which `worker` gives its `assignment`.
@@ -210,7 +210,11 @@ def engine_workers(
 
 
 def _await_tasks(
-    pool: Pool, make_worker: MakeWorker, tasks: Sequence[Task], store: Store, listener: Listener
+    pool: WorkerPool,
+    make_worker: MakeWorker,
+    tasks: Sequence[PieceTask],
+    store: Store,
+    listener: Listener,
 ) -> str:
     """Waits for `tasks`, which have started; returns why some were given up.
 
@@ -238,17 +242,17 @@ def _await_tasks(
     return " ".join(lost)
 
 
-def deal(pieces: Sequence[Piece], tasks: int) -> tuple[Task, ...]:
+def deal(pieces: Sequence[Piece], tasks: int) -> tuple[PieceTask, ...]:
     """`pieces` in at most `tasks` tasks; each piece belongs to exactly one."""
     few_cells = shared(pieces, tasks)
     count = min(tasks, len(few_cells))
-    return tuple(Task(number, share_of(few_cells, number, count)) for number in range(count))
+    return tuple(PieceTask(number, share_of(few_cells, number, count)) for number in range(count))
 
 
 class _Progress:
     """Tells the listener of computed pieces, by their files: a task makes one after the other."""
 
-    def __init__(self, store: Store, tasks: Sequence[Task], listener: Listener) -> None:
+    def __init__(self, store: Store, tasks: Sequence[PieceTask], listener: Listener) -> None:
         self._store, self._listener = store, listener
         self._left = {task.number: list(task.pieces) for task in tasks}
 
@@ -259,7 +263,7 @@ class _Progress:
                 self._listener.advance(left.pop(0).forwards)
             self._left[number] = left
 
-    def finished(self, task: Task) -> None:
+    def finished(self, task: PieceTask) -> None:
         """The task is computed, whatever files were seen."""
         left = self._left[task.number]
         self._listener.advance(sum(piece.forwards for piece in left))

@@ -40,9 +40,9 @@ from robustcli.evaluation.distributed import (
     in_words,
 )
 from robustcli.evaluation.engines import (
-    Assignment,
     Engine,
     StartWork,
+    WorkerAssignment,
     engine_of,
     engine_workers,
     leading,
@@ -267,12 +267,12 @@ def _ranks(
 
 def _assignment(
     config: EvalConfig, run: Path, record: RunRecord, facts: Mapping[str, Any]
-) -> Assignment:
+) -> WorkerAssignment:
     """What the workers of an engine get to know."""
     config = replace(
         config, out=run.absolute(), engine=None, slurm={}, address=None, devices=None, fresh=False
     )
-    return Assignment(config, record.model_dump_json(), facts)
+    return WorkerAssignment(config, record.model_dump_json(), facts)
 
 
 class PieceWorker:
@@ -283,7 +283,7 @@ class PieceWorker:
         MachineError: The run's folder is not on this machine.
     """
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: WorkerAssignment) -> None:
         assignment.enter()
         config = assignment.config
         self._evaluation = look_up(config, Silent())

@@ -28,8 +28,8 @@ from robustcli.evaluation.engines import (
     ATTEMPTS,
     TASKS_PER_WORKER,
     MakeWorker,
-    Outcome,
-    Task,
+    PieceTask,
+    TaskOutcome,
     TaskRunner,
 )
 
@@ -110,17 +110,17 @@ def _signals_kept() -> Iterator[None]:
 
 
 class RayPool:
-    """The actors of one command; see `engines.Pool`."""
+    """The actors of one command; see `engines.WorkerPool`."""
 
     def __init__(self, config: EvalConfig, say: Callable[[str], None]) -> None:
         self._say, self._said_waiting = say, False
         self._gpus = _asks_for_gpus(config.device)
         limit = config.devices
         self._limit = int(limit) if limit not in (None, "all") else None
-        self._queue: deque[Task] = deque()
+        self._queue: deque[PieceTask] = deque()
         self._make_worker: MakeWorker | None = None
         self._starting: dict[Any, Any] = {}
-        self._busy: dict[Any, tuple[Any, Task]] = {}
+        self._busy: dict[Any, tuple[Any, PieceTask]] = {}
         self._idle: list[Any] = []
         self._failed_starts, self._alone_since = 0, time.monotonic()
         self._asked: float | None = None  # when the calls of this turn began
@@ -138,20 +138,20 @@ class RayPool:
             f"one for each {kind}"
         )
 
-    def start(self, make_worker: MakeWorker, tasks: Sequence[Task]) -> None:
-        """See `engines.Pool`."""
+    def start(self, make_worker: MakeWorker, tasks: Sequence[PieceTask]) -> None:
+        """See `engines.WorkerPool`."""
         self._make_worker = make_worker
         self._queue.extend(tasks)
 
-    def ended(self) -> list[tuple[Task, Outcome]]:
-        """See `engines.Pool`."""
+    def ended(self) -> list[tuple[PieceTask, TaskOutcome]]:
+        """See `engines.WorkerPool`."""
         self._asked = time.monotonic()
         try:
             return self._turn()
         finally:
             self._asked = None
 
-    def _turn(self) -> list[tuple[Task, Outcome]]:
+    def _turn(self) -> list[tuple[PieceTask, TaskOutcome]]:
         self._fill()
         while self._idle and self._queue:
             actor, task = self._idle.pop(), self._queue.popleft()
@@ -192,7 +192,7 @@ class RayPool:
                 print(f"Error: {error}", file=sys.stderr, flush=True)  # noqa: T201
                 os._exit(error.exit_code)
 
-    def _take(self, ref: Any) -> tuple[Task, Outcome] | None:
+    def _take(self, ref: Any) -> tuple[PieceTask, TaskOutcome] | None:
         """What an actor has answered: that it is ready, or how its task ended."""
         self._alone_since = time.monotonic()
         actor, task = self._busy.pop(ref, (None, None))
@@ -203,7 +203,7 @@ class RayPool:
         except RayError as error:
             why = f"{type(error).__name__}: {first_line(error)}"
             if task is not None:
-                return task, Outcome(death=why)
+                return task, TaskOutcome(death=why)
             self._failed_starts += 1
             if self._failed_starts >= ATTEMPTS and not (self._busy or self._idle):
                 raise RunError(

@@ -27,7 +27,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from robustcli.core.errors import MachineError, RunError, UsageError, first_line
 from robustcli.core.io import parse_json, write_text
 from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.engines import MakeWorker, Outcome, Task, TaskRunner
+from robustcli.evaluation.engines import MakeWorker, PieceTask, TaskOutcome, TaskRunner
 from robustcli.evaluation.slurm_settings import SlurmSettings, read_settings
 
 FOLDER, JOBS = "slurm", "jobs.json"
@@ -81,19 +81,19 @@ class SlurmEngine:
 
 
 class SlurmPool:
-    """The jobs of one command; see `engines.Pool`."""
+    """The jobs of one command; see `engines.WorkerPool`."""
 
     def __init__(self, settings: SlurmSettings, folder: Path, say: Callable[[str], None]) -> None:
         self._settings, self._folder, self._say = settings, folder, say
         self._executor = _executor(settings, folder)
-        self._working: list[tuple[Any, Task, Path]] = []
+        self._working: list[tuple[Any, PieceTask, Path]] = []
         self._earlier: list[Any] = []
         self._asked, self._dead_since = time.monotonic(), dict[str, float]()
         self.tasks = settings.array
         self.processes = settings.array if settings.cluster == "local" else 1
 
-    def start(self, make_worker: MakeWorker, tasks: Sequence[Task]) -> None:
-        """See `engines.Pool`: submits one array."""
+    def start(self, make_worker: MakeWorker, tasks: Sequence[PieceTask]) -> None:
+        """See `engines.WorkerPool`: submits one array."""
         paths = [self._folder / f"outcome-{uuid.uuid4().hex}.json" for _ in tasks]
         calls = [
             ArrayTask(make_worker, task.as_plain(), path)
@@ -113,8 +113,8 @@ class SlurmPool:
         many = f"an array of {len(jobs)} tasks" if len(jobs) > 1 else "one task"
         self._say(f"Submitted job {', '.join(ids)}, {many}; logs: `{self._folder}`.")
 
-    def ended(self) -> list[tuple[Task, Outcome]]:
-        """See `engines.Pool`."""
+    def ended(self) -> list[tuple[PieceTask, TaskOutcome]]:
+        """See `engines.WorkerPool`."""
         ended = [
             (entry, outcome) for entry in self._working
             if (outcome := self._outcome_of(entry)) is not None
@@ -151,17 +151,17 @@ class SlurmPool:
         self._earlier, self._working = [], []
         self._write_ids()
 
-    def _outcome_of(self, entry: tuple[Any, Task, Path]) -> Outcome | None:
+    def _outcome_of(self, entry: tuple[Any, PieceTask, Path]) -> TaskOutcome | None:
         """How a task has ended; None while it works or waits in the queue."""
         job, _, path = entry
         if path.is_file():
-            return Outcome(**parse_json(path.read_bytes()))
+            return TaskOutcome(**parse_json(path.read_bytes()))
         if not self._is_done(job):
             return None
         since = self._dead_since.setdefault(job.job_id, time.monotonic())
         if time.monotonic() - since < _LATE_SECONDS:
             return None
-        return Outcome(
+        return TaskOutcome(
             death=f"Job {job.job_id} ended without a word ({job.state}); its log is "
             f"`{job.paths.stderr}`."
         )

@@ -48,7 +48,7 @@ def _natural(text: str) -> int:
     return int(text)
 
 
-SETTINGS: dict[str, _Setting] = {
+SLURM_SETTINGS: dict[str, _Setting] = {
     "array": _Setting(None, _positive, "tasks of the job array"),
     "partition": _Setting("slurm_partition", str, "partition"),
     "time": _Setting("timeout_min", _minutes, "minutes of a task, or HH:MM:SS"),
@@ -81,14 +81,14 @@ def read_settings(texts: Mapping[str, str], device: str) -> SlurmSettings:
     """
     values: dict[str, Any] = {}
     for key, text in texts.items():
-        setting = SETTINGS.get(key)
+        setting = SLURM_SETTINGS.get(key)
         if setting is None:
-            near = [f"`{name}`" for name in nearest(key, SETTINGS)]
+            near = [f"`{name}`" for name in nearest(key, SLURM_SETTINGS)]
             raise UsageError(
                 f"`--slurm {key}=...` does not exist."
                 + (f" Did you mean {' or '.join(near)}?" if near else ""),
                 "",
-                f"Keys: {', '.join(SETTINGS)}.",
+                f"Keys: {', '.join(SLURM_SETTINGS)}.",
             )
         try:
             values[key] = setting.read(text)
@@ -103,13 +103,13 @@ def read_settings(texts: Mapping[str, str], device: str) -> SlurmSettings:
         wrong = "gpus" if cluster in CLUSTERS else "cluster"
         raise UsageError(
             f"`--slurm {wrong}={texts[wrong]}` is not possible.",
-            f"`{wrong}` is: {SETTINGS[wrong].meaning}.",
+            f"`{wrong}` is: {SLURM_SETTINGS[wrong].meaning}.",
             "A task computes on one device; `array` says how many there are.",
         )
     values.setdefault("gpus", 0 if device == "cpu" else 1)
     values.setdefault("time", 60)
     parameters = {
-        setting.parameter: values[key] for key, setting in SETTINGS.items()
+        setting.parameter: values[key] for key, setting in SLURM_SETTINGS.items()
         if setting.parameter is not None and key in values
     }  # fmt: skip
     return SlurmSettings(values.get("array", 1), cluster, parameters)

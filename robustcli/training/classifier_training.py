@@ -51,7 +51,7 @@ from robustcli.training.training_task import (
     evaluate_test_images,
     hash_ids,
     overridden_fields,
-    trained_model,
+    run_as_model,
     typed_options,
 )
 
@@ -201,7 +201,7 @@ class ClassifierTraining(TrainingTask):
     ) -> None:
         """See `TrainingTask.measure`: writes `RUN/test`."""
         listener.say(f"Measuring on the {len(plan.splits.test.samples)} held-out images.")
-        evaluate_test_images(plan, trained_model(plan.run), plan.run / "test")
+        evaluate_test_images(plan, run_as_model(plan.run), plan.run / "test")
 
 
 def class_recipe(

@@ -45,7 +45,7 @@ from robustcli.training.training_task import (
     evaluate_test_images,
     hash_ids,
     overridden_fields,
-    trained_model,
+    run_as_model,
     typed_options,
 )
 
@@ -203,7 +203,7 @@ class SegmenterTraining(TrainingTask):
         module = cast("SegmenterModule", lit_module)
         plan.procedure.score(run, module, chosen, test, plan.machine.device)
         listener.say(f"Measuring on the {len(test)} held-out images.")
-        evaluate_test_images(plan, trained_model(run), run / "test")
+        evaluate_test_images(plan, run_as_model(run), run / "test")
         if not plan.index.mask_classes:
             evaluate_test_images(plan, BASELINE, run / "baseline")
 

@@ -308,7 +308,7 @@ def hash_ids(part: Dataset) -> str:
     return hashlib.sha256("".join(f"{s.image_id}\n" for s in part.samples).encode()).hexdigest()
 
 
-def trained_model(run: Path) -> str:
+def run_as_model(run: Path) -> str:
     """The training run `run` as the name of a model, also where its folder is called like one."""
     return str(run) if run.is_absolute() else f"./{run}"
 

@@ -54,15 +54,14 @@ def test_a_fine_tuning_has_a_table_of_its_own(robust: Robust, tmp_path: Path) ->
     assert told.out.splitlines()[-1] == f"Report: {Path('tuned') / 'report.md'}"
 
 
-@pytest.mark.parametrize("name", ["nowhere", "empty"])
-def test_what_is_no_run(robust: Robust, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "why"), [("nowhere", "There is no such folder."), ("empty", "It holds no `run.json`.")]
+)
+def test_what_is_no_run(robust: Robust, tmp_path: Path, name: str, why: str) -> None:
     (tmp_path / "empty").mkdir()
     told = robust("report", name)
     assert (told.code, told.out) == (2, "")
-    assert told.err == (
-        f"Error: `{name}` is not a run.\nIt holds no `run.json`.\n"
-        "Name a folder that `--out` made.\n"
-    )
+    assert told.err == (f"Error: `{name}` is not a run.\n{why}\nName a folder that `--out` made.\n")
 
 
 def test_a_run_must_be_named(robust: Robust) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from robustcli.core import claims, rundir
-from robustcli.core.claims import Claim, claim
+from robustcli.core.claims import StoreClaim, claim
 from robustcli.core.errors import RunError
 from robustcli.core.objects import ObjectStore
 from robustcli.core.rundir import this_process
@@ -30,9 +30,9 @@ def store() -> ObjectStore:
 
 
 @pytest.fixture
-def taken() -> Iterator[list[Claim]]:
+def taken() -> Iterator[list[StoreClaim]]:
     """Claims to release at the end."""
-    claimed = list[Claim]()
+    claimed = list[StoreClaim]()
     yield claimed
     for one in claimed:
         one.release()
@@ -48,7 +48,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_living_process_of_this_machine_refuses_the_next(
-    store: ObjectStore, taken: list[Claim]
+    store: ObjectStore, taken: list[StoreClaim]
 ) -> None:
     taken.append(claim(store, nothing))
     with pytest.raises(RunError, match=rf"(?s)Another process is working in .*{os.getpid()}"):
@@ -57,7 +57,7 @@ def test_a_living_process_of_this_machine_refuses_the_next(
 
 
 def test_a_released_run_is_taken_at_once_and_its_claim_removed(
-    store: ObjectStore, taken: list[Claim]
+    store: ObjectStore, taken: list[StoreClaim]
 ) -> None:
     first = claim(store, nothing)
     first.release()
@@ -68,7 +68,7 @@ def test_a_released_run_is_taken_at_once_and_its_claim_removed(
 
 
 def test_the_beats_of_another_machine_are_seen(
-    store: ObjectStore, taken: list[Claim], monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, taken: list[StoreClaim], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken.append(claim(store, nothing))
     elsewhere(monkeypatch)
@@ -79,7 +79,7 @@ def test_the_beats_of_another_machine_are_seen(
 
 
 def test_a_silent_claim_of_another_machine_is_dead(
-    store: ObjectStore, taken: list[Claim], monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, taken: list[StoreClaim], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silent = claims._Entry(replace(this_process(), machine="gone"), "holds")
     store.write(".owner/silent.json", silent.text())
@@ -88,7 +88,7 @@ def test_a_silent_claim_of_another_machine_is_dead(
 
 
 def test_a_dead_process_of_this_machine_is_known_at_once(
-    store: ObjectStore, taken: list[Claim], monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, taken: list[StoreClaim], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims, "SILENCE_S", 1000.0)
     dead = claims._Entry(replace(this_process(), started="0"), "holds")
@@ -97,14 +97,16 @@ def test_a_dead_process_of_this_machine_is_known_at_once(
     assert taken[0].before == ("dead",)
 
 
-def test_a_damaged_claim_is_watched_and_then_dead(store: ObjectStore, taken: list[Claim]) -> None:
+def test_a_damaged_claim_is_watched_and_then_dead(
+    store: ObjectStore, taken: list[StoreClaim]
+) -> None:
     store.write(".owner/damaged.json", b"{")
     taken.append(claim(store, nothing))
     assert list(store.listed(".owner")) == [f".owner/{taken[0].identity}.json"]
 
 
 def test_of_many_that_start_at_once_at_most_one_holds_the_run(
-    store: ObjectStore, taken: list[Claim]
+    store: ObjectStore, taken: list[StoreClaim]
 ) -> None:
     refused = list[RunError]()
     start = threading.Barrier(6)
@@ -127,7 +129,7 @@ def test_of_many_that_start_at_once_at_most_one_holds_the_run(
 
 
 def test_one_that_was_suspended_notices_that_it_was_replaced(
-    store: ObjectStore, taken: list[Claim], monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, taken: list[StoreClaim], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = claim(store, nothing)
     first._stop.set()  # suspended: no beats

@@ -236,6 +236,6 @@ def test_the_packages_of_all_kinds_are_those_of_the_extra() -> None:
     repository = Path(__file__).parents[2]
     project = tomllib.loads((repository / "pyproject.toml").read_text("utf-8"))["project"]
     extra = {line.partition(">")[0] for line in project["optional-dependencies"]["remote"]}
-    needed = {kind.package for kind in objects.KINDS.values()}
+    needed = {kind.package for kind in objects.STORE_KINDS.values()}
     assert needed - extra <= {"huggingface-hub", "fsspec"}
     assert importlib.util.find_spec("fsspec") is not None

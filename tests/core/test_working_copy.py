@@ -78,7 +78,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch, suppress(Stopped):
         patch.setattr(working_copy._Uploads, "finish", lambda self: self.discard())
         patch.setattr(working_copy._Uploads, "discard", _discard, raising=False)
-        patch.setattr(claims.Claim, "release", lambda self: self._stop.set())
+        patch.setattr(claims.StoreClaim, "release", lambda self: self._stop.set())
         yield
 
 

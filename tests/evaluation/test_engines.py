@@ -18,7 +18,7 @@ from robustcli.core.errors import MachineError, RunError, UsageError
 from robustcli.core.machine import versions
 from robustcli.evaluation import engines
 from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.engines import Outcome, Task, TaskRunner, deal, engine_of
+from robustcli.evaluation.engines import PieceTask, TaskOutcome, TaskRunner, deal, engine_of
 from robustcli.evaluation.evaluate import IncompleteRun, PieceWorker, run_evaluation
 from robustcli.evaluation.plan import EvaluationPlan
 from robustcli.evaluation.record import EVALUATION, read_record
@@ -47,19 +47,19 @@ class PoolHere:
 
     def __init__(self, tasks: int, dies: Sequence[int]) -> None:
         self.tasks, self.processes = tasks, 1
-        self.dies, self.runs, self.queue = set(dies), 0, list[tuple[Any, Task]]()
+        self.dies, self.runs, self.queue = set(dies), 0, list[tuple[Any, PieceTask]]()
         self.attempts = Counter[int]()
         self.closed = False
 
-    def start(self, make_worker: Callable[[], PieceWorker], tasks: Sequence[Task]) -> None:
+    def start(self, make_worker: Callable[[], PieceWorker], tasks: Sequence[PieceTask]) -> None:
         self.queue += [(pickle.dumps(make_worker), task) for task in tasks]
 
-    def ended(self) -> list[tuple[Task, Outcome]]:
+    def ended(self) -> list[tuple[PieceTask, TaskOutcome]]:
         make_worker, task = self.queue.pop(0)
         number, self.runs = self.runs, self.runs + 1
         self.attempts[task.number] += 1
         if number in self.dies:
-            return [(task, Outcome("node7", death="The node is gone."))]
+            return [(task, TaskOutcome("node7", death="The node is gone."))]
         pieces = pickle.loads(pickle.dumps(task.as_plain()))
         return [(task, TaskRunner(pickle.loads(make_worker)).run(pieces))]
 
@@ -138,13 +138,13 @@ def test_a_task_that_ends_every_worker_is_given_up_and_the_others_are_kept(
 def test_a_worker_that_would_compute_something_else_is_refused(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, other = engines.Assignment.enter, {**versions(), "torch": "1.0"}
+    real, other = engines.WorkerAssignment.enter, {**versions(), "torch": "1.0"}
 
-    def enter(assignment: engines.Assignment) -> None:
+    def enter(assignment: engines.WorkerAssignment) -> None:
         monkeypatch.setattr("robustcli.evaluation.evaluate.versions", lambda: other)
         real(assignment)
 
-    monkeypatch.setattr(engines.Assignment, "enter", enter)
+    monkeypatch.setattr(engines.WorkerAssignment, "enter", enter)
     engine = EngineHere()
     with pytest.raises(UsageError, match="other package versions than the first process") as error:
         run_evaluation(config(photos, tmp_path / "run"), engine=engine)
@@ -161,7 +161,9 @@ def test_a_worker_writes_nothing_into_a_run_that_was_begun_anew(
     late: list[tuple[Any, Any]] = []
     real = PoolHere.start
 
-    def start(self: PoolHere, make_worker: Callable[[], PieceWorker], tasks: list[Task]) -> None:
+    def start(
+        self: PoolHere, make_worker: Callable[[], PieceWorker], tasks: list[PieceTask]
+    ) -> None:
         late.append((make_worker, tasks[0].as_plain()))
         real(self, make_worker, tasks)
 
@@ -177,7 +179,7 @@ def test_a_worker_writes_nothing_into_a_run_that_was_begun_anew(
 
 
 def test_a_folder_that_a_worker_does_not_have_is_an_error(photos: Path, tmp_path: Path) -> None:
-    assignment = engines.Assignment(config(photos, tmp_path / "elsewhere"), "{}", {})
+    assignment = engines.WorkerAssignment(config(photos, tmp_path / "elsewhere"), "{}", {})
     outcome = TaskRunner(lambda: PieceWorker(assignment)).run([])
     assert outcome.error is not None
     assert outcome.error["kind"] == "MachineError"

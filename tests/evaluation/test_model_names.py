@@ -132,7 +132,7 @@ def trained(place: str, seed: int) -> ModelRequest:
     space = read_label_space("cifar10")
     header = ClassifierHeader(
         model="vmamba-pico", arguments=arguments, window=32, trained_on="elsewhere",
-        images_sha256="", read_label_space="cifar10", classes=space.ids, class_names=space.names,
+        images_sha256="", label_space="cifar10", classes=space.ids, class_names=space.names,
         preprocessing=asdict(SMALL),
     )  # fmt: skip
     Path(place).mkdir(parents=True)

@@ -18,7 +18,7 @@ from robustcli.finetuning.finetune_plan import (
     mode_differences,
     plan_finetuning,
 )
-from robustcli.finetuning.record import FINETUNING, read_finetune_record
+from robustcli.finetuning.record import DECISIONS, FINETUNING, read_finetune_record
 from robustcli.finetuning.selection import FreezeRule
 from robustcli.training.config import TrainConfig
 from tests.finetuning.tunings import Tune, network, write_pretrained
@@ -95,6 +95,7 @@ def test_other_settings_are_refused_by_name(
     tune: Tune, tmp_path: Path, said: dict[str, Any], named: str
 ) -> None:
     opened(tune, tmp_path / "run")
+    (tmp_path / "run" / DECISIONS).touch()
     with pytest.raises(UsageError, match="holds a fine-tuning with other settings") as caught:
         opened(tune, tmp_path / "run", **said)
     assert re.search(named, caught.value.why)
@@ -103,6 +104,7 @@ def test_other_settings_are_refused_by_name(
 
 def test_other_weights_are_refused(tune: Tune, tmp_path: Path) -> None:
     opened(tune, tmp_path / "run")
+    (tmp_path / "run" / DECISIONS).touch()
     other = write_pretrained(tmp_path / "other.safetensors", seed=8)
     with pytest.raises(UsageError, match=r"\(`--pretrained`\) was"):
         opened(tune, tmp_path / "run", pretrained=other)
