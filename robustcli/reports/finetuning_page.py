@@ -134,7 +134,7 @@ def _scores(finetuning: FinetuningFindings, run: ModeRun) -> dict[str, object]:
 
 
 _LEAST_RMS = 1e-30  # as in `finetune.selection`; avoids division by 0 for weights of zeros
-# Vim has a second set of tensors for the backward scan (`_b`); VMamba stacks four directions (`s`).
+# Vim has separate tensors for the backward scan (`_b`); VMamba stacks four directions (`s`).
 _KINDS = (
     *(("A_log", r"A(_b)?_logs?"), ("D", r"Ds?(_b)?"), ("dt_proj", r"dt_projs?\w*")),
     *(("x_proj", r"x_proj\w*"), ("in_proj", r"in_proj\w*"), ("out_proj", r"out_proj\w*")),
@@ -144,7 +144,7 @@ _OUTSIDE = {1: "scales", 2: "linear layers"}
 
 
 def curves(finetuning: FinetuningFindings) -> list[GradientCurve]:
-    """A curve per tensor in the scope of the rule, the smallest mean first; empty without a profile.
+    """A curve per tensor in the scope of the rule, smallest mean first; empty without a profile.
 
     These are the tensors of state-space blocks, or all tensors if the scope of the rule is all or
     the network has no such blocks.

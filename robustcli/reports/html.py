@@ -232,7 +232,7 @@ class _Dressing:
             image = _image(tokens[index : index + 3])
             if image is not None:
                 yield _raw(self._figure(image))
-                for _ in range(5):  # the remaining tokens of the image's paragraph and of its caption
+                for _ in range(5):  # the other tokens of the image and of its caption
                     next(waiting)
             elif token.type == "heading_open":
                 self._name(token, _text(tokens[index + 1]))
