@@ -32,7 +32,7 @@ PANELS_SHOWN = 24
 """Largest number of (photo, transform) pairs that are drawn; the run contains the arrays of all."""
 NETWORKS = {"erf": "as trained", "erf-untrained": "before training"}
 """Description of the network of a receptive field, by method."""
-_DIGITS = 1  # number of images, for which a percentage has one decimal
+_DIGITS = 1  # number of images for which a percentage has one decimal
 _NBSP = "\N{NO-BREAK SPACE}"
 _FILES_KEPT = 12  # files of arrays in memory: one per method
 

@@ -74,7 +74,7 @@ class FinetuningFindings:
         run: Folder of the fine-tuning.
         record: Its `run.json`.
         modes: The modes that have started, in the order of the record.
-        decisions: The decision for each tensor (columns: FROZEN); None until it is made.
+        decisions: The decision for each tensor (columns: DECISION_COLUMNS); None until it is made.
         profile: The gradients (a row per iteration and tensor); None without the file.
         sweep: Results of other rules (columns: SWEEPS); None if they were not measured.
     """

@@ -133,7 +133,7 @@ def _scores(finetuning: FinetuningFindings, run: ModeRun) -> dict[str, object]:
     return row
 
 
-_LEAST_RMS = 1e-30  # as in `finetune.selection`; avoids division by 0 for weights of zeros
+_LEAST_RMS = 1e-30  # as in `finetuning.selection`; avoids division by 0 for weights of zeros
 # Vim has separate tensors for the backward scan (`_b`); VMamba stacks four directions (`s`).
 _KINDS = (
     *(("A_log", r"A(_b)?_logs?"), ("D", r"Ds?(_b)?"), ("dt_proj", r"dt_projs?\w*")),

@@ -90,10 +90,10 @@ def card_files(export: RunExport, config: CardConfig) -> dict[Path, str]:
 def write_card(export: RunExport, config: CardConfig) -> list[Path]:
     """Writes `README.md` and `.eval_results/*.yaml` to the folder of the card; returns the paths.
 
-    An existing card is only changed between its marked lines.
+    In an existing card, only the text between its marked lines is changed.
 
     Raises:
-        UsageError: See `card_files`; nothing is written.
+        UsageError: See `card_files`; no file is written.
         RunError: A file could not be written.
     """
     files = card_files(export, config)

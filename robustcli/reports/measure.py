@@ -20,7 +20,7 @@ from robustcli.reports.numbers import (
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of `metrics.table`, with its name and format in tables, figures and sentences.
+    """A column of `cell_table.table`, with its name and format in tables, figures and sentences.
 
     Args:
         column: Name of the column; its interval is in the columns `<column>_low` and
@@ -136,7 +136,7 @@ def representatives(table: pd.DataFrame) -> pd.DataFrame:
     highest severity, so that transforms are compared and not the severities of one transform.
 
     Args:
-        table: `metrics.table` of a run.
+        table: `cell_table.table` of a run.
     """
     rows = table[table["transform"] != "identity"]
     lowest = rows.groupby("transform")["severity"].transform("min")
@@ -151,7 +151,7 @@ def extremes(table: pd.DataFrame, most: int = EXTREMES_SHOWN, *, by: Measure = T
     Ties are in the order of the run.
 
     Args:
-        table: `metrics.table` of a run.
+        table: `cell_table.table` of a run.
         most: Largest length of each list.
         by: The measure.
     """

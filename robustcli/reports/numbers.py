@@ -115,7 +115,7 @@ def mebibytes(count: int | None) -> str:
 def megabytes(count: int | None, digits: int | None = None) -> str:
     """`count` bytes in MB (10⁶ bytes), with `digits` decimals.
 
-    By default with so many decimals that the effect of a few frozen tensors is visible.
+    By default three decimals below 10 MB, else one, so that a few frozen tensors make a difference.
     """
     if count is None:
         return MISSING

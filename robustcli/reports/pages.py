@@ -80,7 +80,7 @@ def write_result_files(run: Path, table: pd.DataFrame) -> None:
 
     Args:
         run: Folder of the run.
-        table: `metrics.table` of the run; a missing number is empty in CSV and null in JSON.
+        table: `cell_table.table` of the run; a missing number is empty in CSV and null in JSON.
     """
     write_text(run / "results.csv", to_csv(table))
     write_text(run / "results.json", to_json(table))

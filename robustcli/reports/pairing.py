@@ -409,7 +409,7 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
 
     An image counts as the same in two runs if its id, class and pixels are equal. Pixels are
     compared by the digests that every evaluation records, of clean and transformed images. A cell
-    is left out if it is not finished in every run, or if its transform gave different pixels.
+    is left out if it is not finished in every run, or if its transform produced different pixels.
     """
     paired = PairedRows({model.label: {} for model in models})
     shared = [k for k in models[0].run.cells if all(k in m.run.cells for m in models)]

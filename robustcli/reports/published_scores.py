@@ -61,7 +61,7 @@ _USUAL_PATCH = 4
 
 
 def published_score(record: TrainRecord) -> PublishedScore | None:
-    """The published score of the network of `record`; None if there is none."""
+    """The published score of the network of `record`; None without one."""
     return (_of_classifier if record.task == "cls" else _of_segmenter)(record)
 
 

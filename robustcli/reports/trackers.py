@@ -314,7 +314,7 @@ def _send_trackio(export: RunExport, destination: Destination, say: Say) -> Sent
     if destination.location:
         os.environ["TRACKIO_DIR"] = str(Path(destination.location).expanduser().absolute())
     if not server:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else it asks the Hub for the user
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else it asks the Hub for a user
     trackio = _package("trackio")
     project, name = destination.named("TRACKIO_PROJECT"), destination.called(export)
     earlier = [] if server else _trackio_runs(trackio, project, export.key)

@@ -31,7 +31,7 @@ class HeldOutResults:
 
     Args:
         findings: The evaluation.
-        numbers: The row of its table (`metrics.columns.COLUMNS` of its task).
+        numbers: The row of its table (`metrics.columns.TABLE_COLUMNS` of its task).
         rows: A row per image (`metrics.columns.ROW_SCHEMAS` of its task).
     """
 
@@ -354,7 +354,7 @@ class Pooled:
 
 
 def group_score(numbers: pd.Series) -> Score:
-    """Dice and IoU, pooled within groups, of a row with `metrics.columns.MASK_COLUMNS`."""
+    """Dice and IoU, pooled within groups, of a row with `metrics.columns.MASK_TABLE_COLUMNS`."""
     names = ("dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high")
     return Score(*(float(numbers[name]) if pd.notna(numbers[name]) else None for name in names))
 

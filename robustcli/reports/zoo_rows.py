@@ -114,7 +114,7 @@ class Baseline:
     """Scores of Otsu's threshold on a set of held-out images.
 
     `images` names the set; it is empty if there is only one. `numbers` is a row with
-    `metrics.columns.MASK_COLUMNS`.
+    `metrics.columns.MASK_TABLE_COLUMNS`.
     """
 
     images: str

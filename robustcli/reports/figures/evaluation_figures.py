@@ -45,7 +45,7 @@ def draw_bars(table: pd.DataFrame, ends: Extremes, path: Path, measure: Measure 
     """Draws figure 2 of the robustness report: best transforms on the left, worst on the right.
 
     Args:
-        table: `metrics.table` of a run.
+        table: `cell_table.table` of a run.
         ends: The transforms to show; at least one best.
         path: The PNG to write.
         measure: The score by which `ends` were selected.
@@ -138,7 +138,7 @@ def draw_dots(table: pd.DataFrame, path: Path, measure: Measure = TOP1) -> None:
     """Draws one row per cell of `table`, and each model's clean score as a dashed line.
 
     Args:
-        table: Rows of `metrics.table` to show, including `identity` if it was measured.
+        table: Rows of `cell_table.table` to show, including `identity` if it was measured.
         path: The PNG to write.
         measure: The score to draw.
     """
@@ -219,7 +219,7 @@ def draw_multiples(
     """Draws one panel per transform in `table`.
 
     Args:
-        table: Rows of `metrics.table` with severities above 0, at least two per transform.
+        table: Rows of `cell_table.table` with severities above 0, at least two per transform.
         clean: The `identity` rows of the same models; empty if it was not measured.
         path: The PNG to write.
         measure: The score to draw.

@@ -24,7 +24,7 @@ from robustcli.metrics.explanation_scores import FIELD_SHARES, field_sides
 from robustcli.reports.figures.canvas import COLOURS, GREY, light_grid, save_figure, styled, wrapped
 from robustcli.reports.figures.images import PANEL_DPI, TALLEST
 
-# Inches: a tile with its gap, one line of text above it, a heading, the colour scale.
+# Sizes in inches: a tile with its gap, the gap, a line of text, a heading, the colour scale.
 SIDE, GAP, LINE, HEADING, SCALE = 1.75, 0.1, 0.145, 0.27, 0.52
 MARGIN = 0.06
 WIDEST_TITLE = 25  # letters
