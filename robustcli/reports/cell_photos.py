@@ -1,4 +1,4 @@
-"""The photos that belong to the cells of an evaluation's tables, as far as the run keeps them."""
+"""The sample photos of an evaluation, for each cell (transform and severity) of its tables."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from robustcli.tasks.record import DatasetRecord, SamplePhoto, read_sample_photo
 from robustcli.transforms.base import CLEAN, Cell
 
 MOST_PHOTOS = 6
-"""Photos of a cell in a page, unless the user says otherwise."""
+"""Default number of photos per cell in a page."""
 _NBSP = "\N{NO-BREAK SPACE}"
-_DIGITS = 1000  # images, as whose share a probability is rounded: one decimal
+_DIGITS = 1000  # probabilities are rounded like a share of 1000 images: one decimal
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of a photo under a transform.
+    """The prediction of a model for a photo under a transform.
 
     Args:
-        model: Its name.
-        words: The answer.
-        right: Whether it is right; None for segmenters, whose masks are more or less right.
-        mask: Where the predicted mask is kept; None for classifiers.
-        classes: Whether that mask holds indices of several classes.
+        model: Name of the model.
+        words: The prediction as text.
+        right: Whether it is correct; None for segmenters, whose score is not binary.
+        mask: Path of the predicted mask; None for classifiers.
+        classes: Whether the mask contains indices of several classes.
     """
 
     model: str
@@ -49,10 +49,10 @@ class Photo:
     """A photo under a transform.
 
     Args:
-        number: The same under every transform, from 1.
-        name: The id of the image, with its true class.
-        path: Of the picture.
-        answers: Of the models that have got to it.
+        number: Number of the photo from 1, the same under every transform.
+        name: The id of the image and its true class.
+        path: Path of the image file.
+        answers: Predictions of the models that were evaluated on it so far.
     """
 
     number: int
@@ -63,7 +63,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class PhotoCell:
-    """A transform at one severity with its photos; `label` is how tables call it."""
+    """A transform at one severity with its photos; `label` is its name in the tables."""
 
     label: str
     photos: tuple[Photo, ...]
@@ -74,13 +74,13 @@ class PhotoSheet:
     """The photos of a run.
 
     Args:
-        cells: `identity`, which has the clean photos, is the first.
-        models: Of the run, by name.
-        images: Of the run.
-        kept: How many of them the run keeps.
-        most: How many the page is to hold.
-        masks: Whether outlines are drawn on the pictures.
-        classes: Of masks of several classes, the name of each and the colour it is drawn in.
+        cells: One per transform and severity; the first is `identity`, with the clean photos.
+        models: Names of the run's models.
+        images: Number of images of the run.
+        kept: Number of photos that the run stores.
+        most: Largest number of photos per cell on the page.
+        masks: Whether mask outlines are drawn on the photos.
+        classes: Name and colour of each class, for masks of several classes.
     """
 
     cells: tuple[PhotoCell, ...]
@@ -93,7 +93,7 @@ class PhotoSheet:
 
 
 def read_photos(findings: Findings) -> PhotoSheet | None:
-    """The photos of an evaluation; None where it keeps none."""
+    """The photos of an evaluation; None if the run stores none."""
     kept = _kept(findings)
     if not kept:
         return None
@@ -117,7 +117,7 @@ def read_photos(findings: Findings) -> PhotoSheet | None:
 
 
 def _kept(findings: Findings) -> list[SamplePhoto]:
-    """The photos of the run; runs of older versions keep the one of the contact sheet."""
+    """The sample photos of the run; runs of older versions store only that of the contact sheet."""
     kept = read_sample_photos(findings.run)
     if kept or not (findings.run / "samples").is_dir():
         return kept
@@ -138,14 +138,14 @@ def _block(store: Store, model: str, cell: Cell, block: int) -> pd.DataFrame:
 
 
 class _Reader:
-    """Reads the rows of single photos; each block of rows is read only once."""
+    """Reads the rows of single photos; each block of rows is read only once per cell."""
 
     def __init__(self, findings: Findings) -> None:
         self.findings, self.store = findings, Store(findings.run)
         self.names = _class_names(findings)
 
     def photos(self, cell: Cell, kept: list[SamplePhoto]) -> Iterator[Photo]:
-        """The photos of `cell` of which there is a picture."""
+        """The photos of `cell` whose image file exists."""
         blocks: dict[tuple[str, int], pd.DataFrame] = {}
         for sample in kept:
             path = sample.picture(self.findings.run, cell)
@@ -184,7 +184,7 @@ class _Reader:
 
 
 def _class_names(findings: Findings) -> Callable[[int], str]:
-    """Names a class by its label space, else by its folder, else by its number."""
+    """Maps a class index to its name: from its label space, else its folder, else its number."""
     names = bundled_names(findings.record.dataset) if findings.record.task == "cls" else ()
     if names:
         return lambda index: names[index] if index < len(names) else f"class {index}"

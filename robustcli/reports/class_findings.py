@@ -1,4 +1,4 @@
-"""Scores of each class in masks of several classes, and with which class it is confused."""
+"""Scores and confusions of each class, for masks of several classes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from robustcli.reports.statistics import CLEAN_CELL
 from robustcli.tasks.record import DatasetRecord
 
 ANY = "any class"
-"""The pixels of all classes together, against the background."""
+"""Name of the union of all classes, against the background."""
 _SCORES = tuple(field.name for field in fields(MaskScores) if not field.name.startswith("relaxed_"))
 _CLASS_TABLE_COLUMNS = (
     "model",
@@ -37,22 +37,25 @@ _CLASS_TABLE_COLUMNS = (
     "images",
     *_SCORES,
 )
-"""Of `classes.csv`: a line for each model, cell and class; `class` is 0 for any class together."""
+"""Columns of `classes.csv`, which has a row per model, cell and class.
+
+`class` is 0 for the union of all classes.
+"""
 
 
 @dataclass(frozen=True)
 class ClassLine:
-    """One class under one model and cell.
+    """Scores of one class for one model and cell.
 
     Args:
         model: The model.
         transform: The transform.
         severity: Its severity.
-        number: The class, from 1; 0 for any class together.
-        name: What it is called.
-        pixels: True pixels of it in all images.
-        images: Images that show it.
-        scores: Its scores against all other pixels.
+        number: Index of the class, from 1; 0 for the union of all classes.
+        name: Name of the class.
+        pixels: Number of true pixels of the class in all images.
+        images: Number of images that contain the class.
+        scores: Scores of the class against all other pixels.
     """
 
     model: str
@@ -78,7 +81,7 @@ class ClassLine:
 
     @property
     def cells(self) -> list[str]:
-        """The cells of a table that follow the name of the class."""
+        """The table cells that follow the name of the class."""
         scores = self.scores
         return [
             thousands(self.pixels),
@@ -95,7 +98,7 @@ class ClassLine:
 
 @dataclass(frozen=True)
 class WorstClass:
-    """The class with the lowest dice of a cell; `clean` is its dice on untouched images."""
+    """The class with the lowest dice in a cell; `clean` is its dice on the clean images."""
 
     name: str
     dice: float
@@ -103,20 +106,20 @@ class WorstClass:
 
     @property
     def words(self) -> str:
-        """The class with its dice, as a cell of a table."""
+        """The class with its dice, as text of a table cell."""
         clean = MISSING if self.clean is None else fraction(self.clean)
         return f"{self.name}: {fraction(self.dice)} (clean {clean})"
 
 
 @dataclass(frozen=True)
 class ClassFindings:
-    """The classes of an evaluation; empty (false) where masks show foreground and background.
+    """The classes of an evaluation; empty (false) if masks only have foreground and background.
 
     Args:
-        names: Of the classes 1 to K.
-        colours: In which each is drawn, `#rrggbb`.
-        rows: Of the evaluation, by model and cell.
-        seed: Of its resamples.
+        names: Names of the classes 1 to K.
+        colours: Colour of each class in the figures, `#rrggbb`.
+        rows: Rows of the evaluation, by model and cell.
+        seed: Seed of the bootstrap.
     """
 
     names: tuple[str, ...]
@@ -126,19 +129,22 @@ class ClassFindings:
 
     @classmethod
     def of(cls, dataset: DatasetRecord, rows: ModelRows, seed: int) -> ClassFindings:
-        """The classes of the evaluation of `dataset` with these rows."""
+        """The classes of an evaluation of `dataset` with these rows."""
         return cls(dataset.mask_classes, dataset.mask_colours, rows, seed)
 
     def __bool__(self) -> bool:
         return bool(self.names)
 
     def clean(self, model: str) -> list[ClassLine]:
-        """The classes of `model` on untouched images, then any class together; or nothing yet."""
+        """Scores of `model` on clean images: one per class, then the union of all classes.
+
+        Empty before the clean images are evaluated.
+        """
         rows = self.rows[model].get(CLEAN_CELL)
         return [] if rows is None or rows.empty else list(self._lines(model, CLEAN_CELL, rows))
 
     def worst(self, model: str, cell: tuple[str, int]) -> WorstClass | None:
-        """The worst class of `model` under `cell`; None without rows."""
+        """The class with the lowest dice of `model` in `cell`; None without rows."""
         rows, clean = self.rows[model].get(cell), self.rows[model].get(CLEAN_CELL)
         if rows is None or rows.empty:
             return None
@@ -148,23 +154,29 @@ class ClassFindings:
         return WorstClass(self.names[place], float(dice[place]), known)
 
     def dice_by_cell(self, model: str) -> dict[tuple[str, int], NDArray[np.float64]]:
-        """The dice of each class in each cell of `model` that has rows."""
+        """The dice of each class, for each cell of `model` that has rows."""
         cells = self.rows[model].items()
         return {cell: class_dice(rows) for cell, rows in cells if not rows.empty}
 
     def confusion(self, model: str) -> NDArray[np.int64] | None:
-        """Pixels of untouched images by true class (a line each, background first) and answer."""
+        """Confusion matrix of the clean images in pixels: rows are true, columns predicted classes.
+
+        Background is the first class. None without rows.
+        """
         rows = self.rows[model].get(CLEAN_CELL)
         return None if rows is None or rows.empty else pixel_confusion(rows)
 
     @property
     def absent(self) -> list[str]:
-        """Classes without a pixel in the clean images: their dice is 1 where none is predicted."""
+        """Classes without a pixel in the clean images.
+
+        The dice of such a class is 1 if it is not predicted either.
+        """
         lines = next((lines for m in self.rows if (lines := self.clean(m))), [])
         return [line.name for line in lines if line.number and not line.images]
 
     def table(self) -> pd.DataFrame:
-        """All numbers of the classes, a row per model, cell and class."""
+        """All scores of the classes, a row per model, cell and class."""
         lines = [
             {
                 **{name: getattr(line, name) for name in ("model", "transform", "severity")},
@@ -196,4 +208,4 @@ HEADS = (
     *("pixels", "images with it", f"{DICE.name}", f"{IOU.name}", "dice per image with it"),
     *("precision", "recall", "95 % Hausdorff px", "boundary dice"),
 )
-"""Over `ClassLine.cells`."""
+"""Column headers for `ClassLine.cells`."""

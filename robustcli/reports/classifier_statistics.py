@@ -1,4 +1,4 @@
-"""Statistics of classifiers: calibration, classes, hard photos, published accuracy."""
+"""Statistics of classifiers: calibration, scores per class, hard images, published accuracy."""
 
 from __future__ import annotations
 
@@ -32,28 +32,27 @@ from robustcli.reports.statistics import CLEAN_CELL, Statistics
 from robustcli.tasks.record import ModelRecord
 
 CLASS_IMAGES = 5
-"""Clean images that a class must have to be among the worst and best classes."""
+"""Smallest number of clean images with which a class is listed among the worst and best classes."""
 MODELS_SHOWN, CLASSES_SHOWN, CONFUSIONS_SHOWN, PHOTOS_SHOWN = 5, 5, 10, 10
 
 
 @dataclass(frozen=True)
 class ClassNumbers:
-    """One class as one model sees it.
+    """Scores of one class for one model.
 
     Args:
         model: The model.
         target: Index of the class.
-        name: Its name.
-        n: Its untouched images.
-        correct: Those that are right.
-        top1: The share that is right.
+        name: Name of the class.
+        n: Number of its clean images.
+        correct: Number of these that are classified correctly.
+        top1: Share of these that are classified correctly.
         top1_low: Lower end of its 95 % Wilson interval.
-        top1_high: Its upper end.
-        transformed_top1: The mean of the same share over all transforms and severities.
-        predicted: Untouched images of any class that are called so.
-        precision: The share of the class among these; None where there are none. (`top1` is what
-            stands beside precision as recall.)
-        f1: The harmonic mean of precision and `top1`; 0 where none is right.
+        top1_high: Upper end of its 95 % Wilson interval.
+        transformed_top1: Mean of the same share over all transforms and severities.
+        predicted: Number of clean images of any class that are predicted as this class.
+        precision: Share of the class among these; None if there are none. `top1` is the recall.
+        f1: Harmonic mean of precision and `top1`; 0 if no image is correct.
     """
 
     model: str
@@ -72,15 +71,15 @@ class ClassNumbers:
 
 @dataclass(frozen=True)
 class ConfusionNumbers:
-    """How often a model calls images of one class another class.
+    """How often a model predicts a wrong class for the images of another class.
 
     Args:
         model: The model.
         target: Name of the true class.
-        prediction: Name of the class that it is called.
-        clean: Untouched images to which this happens.
-        transformed: Transformed images to which this happens, all cells together.
-        images: Transformed images of the class, all cells together.
+        prediction: Name of the predicted class.
+        clean: Number of clean images with this confusion.
+        transformed: Number of transformed images with this confusion, over all cells.
+        images: Number of transformed images of the true class, over all cells.
     """
 
     model: str
@@ -93,14 +92,14 @@ class ConfusionNumbers:
 
 @dataclass(frozen=True)
 class HardPhoto:
-    """An image that models often get wrong.
+    """An image that models often classify wrongly.
 
     Args:
         image_id: The image.
         target: Name of its class.
-        wrong: Answers that are wrong, over models and transforms (clean among them).
-        answers: All of them.
-        called: The wrong class that it is called most often.
+        wrong: Number of wrong predictions, over all models and transforms, clean included.
+        answers: Number of predictions, over the same.
+        called: The most frequent wrong prediction.
     """
 
     image_id: str
@@ -112,20 +111,20 @@ class HardPhoto:
 
 @dataclass(frozen=True)
 class Anchor:
-    """A model's clean accuracy against the accuracy that was published for it.
+    """A model's clean accuracy next to its published accuracy.
 
     Args:
-        model: Its name in the run.
-        published: Top-1 as published, in [0, 1].
-        source: Where it was published.
-        n: Images of the run.
+        model: Name of the model in the run.
+        published: Published top-1, in [0, 1].
+        source: Source of the published number.
+        n: Number of images of the run.
         top1: Clean accuracy of the run.
         low: Lower end of its 95 % Wilson interval.
-        high: Its upper end.
-        status: `inside` or `outside` the interval; `not comparable` where the images are not
-            those of ImageNet's validation set.
-        images: Whose images they are, as far as their names say.
-        settings: The preprocessing and the weights of the run, in words.
+        high: Upper end of its 95 % Wilson interval.
+        status: Whether the published number is `inside` or `outside` the interval; `not comparable`
+            if the images are not those of ImageNet's validation set.
+        images: Origin of the images, judged by their file names.
+        settings: The preprocessing and weights of the run, as text.
     """
 
     model: str
@@ -149,7 +148,7 @@ class ClassifierStatistics(Statistics):
 
     @property
     def unit(self) -> str:
-        """See `Statistics.unit`: every image is one."""
+        """See `Statistics.unit`: every image is an independent unit."""
         return "image"
 
     @property
@@ -164,7 +163,7 @@ class ClassifierStatistics(Statistics):
 
     @staticmethod
     def smallest_p(units: int) -> float:
-        """The smallest p that so many images can give."""
+        """The smallest possible p-value with this number of units."""
         return 2.0 ** (1 - units)
 
     @staticmethod
@@ -174,19 +173,19 @@ class ClassifierStatistics(Statistics):
 
     @cached_property
     def agreements(self) -> list[Agreement]:
-        """How each pair of models answers each cell."""
+        """Agreement of each pair of models in each cell."""
         return agreements(self.rows, common=True)
 
     @cached_property
     def flips(self) -> list[Flips]:
-        """What each cell does to the answers of each model."""
+        """Changes of each model's predictions by each cell, against the clean images."""
         return flips(self.rows, CLEAN_CELL)
 
-    # Whether the confidence of classifiers can be trusted.
+    # Calibration of the confidences.
 
     @cached_property
     def calibration(self) -> dict[tuple[str, str, int], Calibration]:
-        """By model, transform and severity, of cells with rows."""
+        """Calibration by model, transform and severity, of the cells that have rows."""
         cells = {
             (model, *cell): calibration(rows, self.bootstrap)
             for model, of_model in self.rows.items()
@@ -194,11 +193,11 @@ class ClassifierStatistics(Statistics):
         }
         return {key: numbers for key, numbers in cells.items() if numbers is not None}
 
-    # Which classes and images are hard.
+    # Hard classes and images.
 
     @cached_property
     def class_names(self) -> Mapping[int, str]:
-        """The name of each class that the run has images of or answers with."""
+        """Names of all classes that are the target or prediction of an image, by class index."""
         clean = self._clean_rows()
         targets = {int(c) for rows in clean for c in pd.unique(rows["target"])}
         answers = {
@@ -220,7 +219,7 @@ class ClassifierStatistics(Statistics):
 
     @cached_property
     def classes(self) -> list[ClassNumbers]:
-        """Every class of every model, by model and index."""
+        """Scores of every class of every model, ordered by model and class index."""
         return [line for model in self.rows for line in self._classes_of(model)]
 
     def _classes_of(self, model: str) -> Iterator[ClassNumbers]:
@@ -246,7 +245,7 @@ class ClassifierStatistics(Statistics):
 
     @cached_property
     def macro_f1(self) -> dict[str, MacroF1]:
-        """Of the untouched images, by model; of models that have any."""
+        """Macro F1 on the clean images, by model; models without clean images are left out."""
         scores = {
             model: macro_f1_with_interval(cells[CLEAN_CELL], self.bootstrap)
             for model, cells in self.rows.items()
@@ -256,7 +255,7 @@ class ClassifierStatistics(Statistics):
 
     @property
     def extreme_classes(self) -> list[tuple[str, ClassNumbers]]:
-        """The worst and the best classes of the first models, each with the word.
+        """The worst and best classes of the first MODELS_SHOWN models, labelled `worst` or `best`.
 
         The worst have the lowest upper ends of their intervals, the best the highest lower ends.
         """
@@ -272,7 +271,7 @@ class ClassifierStatistics(Statistics):
 
     @cached_property
     def confusions(self) -> list[ConfusionNumbers]:
-        """The most frequent confusions of each model, over all transforms together."""
+        """The most frequent confusions of each model, over all transforms."""
         return [line for model in self.rows for line in self._confusions_of(model)]
 
     def _confusions_of(self, model: str) -> Iterator[ConfusionNumbers]:
@@ -299,7 +298,10 @@ class ClassifierStatistics(Statistics):
 
     @cached_property
     def hard_photos(self) -> list[HardPhoto]:
-        """The images with the most wrong answers, the least probable true classes first."""
+        """The images with the highest share of wrong predictions.
+
+        Ties are ordered by the mean probability of the true class, lowest first.
+        """
         frames = [rows for cells in self.rows.values() for rows in cells.values() if len(rows)]
         if not frames:
             return []
@@ -330,11 +332,14 @@ class ClassifierStatistics(Statistics):
             names[called],
         )
 
-    # Whether the set-up is right: clean accuracy against the published one.
+    # Clean accuracy against the published accuracy, to detect a wrong set-up.
 
     @cached_property
     def anchors(self) -> list[Anchor]:
-        """One per model with a published ImageNet-1K accuracy, if its weights may be those."""
+        """One per model with a published ImageNet-1K accuracy.
+
+        Models whose weights cannot be the published ones are left out.
+        """
         if self.record.dataset.label_space != "imagenet-1k":
             return []
         anchors = map(self._anchor, self.record.models)
@@ -413,7 +418,7 @@ def _outcomes(rows: pd.DataFrame) -> dict[int, ClassOutcome]:
 
 
 def _names(space: str) -> Sequence[str]:
-    """The names of the classes of a bundled label space; none of another."""
+    """The class names of a bundled label space; empty for other label spaces."""
     try:
         return read_label_space(space).names
     except UsageError:
@@ -421,13 +426,16 @@ def _names(space: str) -> Sequence[str]:
 
 
 def _class_folders(rows: pd.DataFrame) -> dict[int, str]:
-    """The innermost folder of each class's images, where all of them lie in one of that name."""
+    """The folder name of each class, by class index.
+
+    Classes whose images are in folders of different names are left out.
+    """
     folders = rows["image_id"].astype(str).str.split("/").str[-2]
     names = folders.groupby(rows["target"].to_numpy()).agg(["first", "nunique"])
     return {int(t): str(name) for t, name, count in names.itertuples() if count == 1}
 
 
-# ImageNet-1K's validation images are named so by the benchmark, its training images thus.
+# File names of ImageNet-1K's validation and training images.
 _VALIDATION = "images of ImageNet-1K's validation set"
 _NAMES = (
     (re.compile(r"(?:.*/)?ILSVRC2012_val_\d{8}\.\w+"), _VALIDATION),
@@ -452,7 +460,7 @@ def _status(published: float, interval: Interval) -> Literal["inside", "outside"
 
 
 def _published(model: ModelRecord) -> ModelEntry | None:
-    """The catalogue's entry for `model`, if its weights may be the published ones."""
+    """The catalogue's entry for `model`, if its weights can be the published ones."""
     if model.untrained or model.label_space != "imagenet-1k":
         return None
     for entry in CATALOGUE.values():

@@ -1,4 +1,4 @@
-"""Models of several runs, paired image by image: who is ahead, by how much, how sure it is."""
+"""Compares models of several runs image by image: scores, paired differences and tests."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ComparisonLine:
 
     @property
     def label(self) -> str:
-        """The transform, with its severity where it has one."""
+        """The transform, with its severity if it has several."""
         verdict = self.verdict
         if verdict.severity is None:
             return f"{verdict.transform}, mean over severities"
@@ -63,7 +63,7 @@ class ComparisonLine:
 
     @property
     def word(self) -> str:
-        """Who is ahead, by name."""
+        """The verdict, with the name of the model that is ahead."""
         verdict = self.verdict
         names = {"first ahead": verdict.first, "second ahead": verdict.second}
         name = names.get(verdict.outcome)
@@ -72,13 +72,13 @@ class ComparisonLine:
 
 @dataclass(frozen=True)
 class Announcement:
-    """A limit to what a comparison shows; names in `sentence` stand between backticks."""
+    """A limit of what a comparison shows; names in `sentence` are in backticks."""
 
     title: str
     sentence: str
 
     def __str__(self) -> str:
-        """Both as plain text."""
+        """Title and sentence as plain text."""
         return f"{self.title} {self.sentence}"
 
 
@@ -87,9 +87,9 @@ class Comparison:
     """Several models on the same images.
 
     Args:
-        models: At least two.
-        paired: Their rows, and what these leave out.
-        differences: Settings in which the runs differ, in sentences; empty where they match.
+        models: At least two models.
+        paired: Rows of the images that all models share, and descriptions of the rows left out.
+        differences: Sentences on the settings in which the runs differ; empty if they match.
     """
 
     models: Sequence[ComparedModel]
@@ -103,17 +103,17 @@ class Comparison:
 
     @property
     def record(self) -> RunRecord:
-        """The record of the first run: data, transforms and seed are those of all."""
+        """The record of the first run; data, transforms and seed are the same in all runs."""
         return self.models[0].run.record
 
     @property
     def task(self) -> TaskName:
-        """What the models do."""
+        """The task of the models."""
         return self.record.task
 
     @property
     def scoring(self) -> Scoring:
-        """What they are scored by."""
+        """The scores of the task."""
         return SCORINGS[self.task]
 
     @cached_property
@@ -123,34 +123,34 @@ class Comparison:
 
     @cached_property
     def controls(self) -> list[ControlPair]:
-        """The trainings among the models, each with its controls among them."""
+        """The trainings among the models, paired with their controls among the models."""
         return control_pairs(
             [read_training(m.run.folder.parent) for m in self.models if m.run.trained]
         )
 
     @property
     def labels(self) -> list[str]:
-        """The models' names in this comparison."""
+        """The names of the models in this comparison."""
         return [model.label for model in self.models]
 
     @property
     def grouping(self) -> str:
-        """What an independent unit is, in the singular."""
+        """Name of an independent unit, in the singular."""
         return self.statistics.unit
 
     @property
     def n(self) -> int:
-        """How many images are compared."""
+        """Number of compared images."""
         return max(line.verdict.n for line in self.lines)
 
     @property
     def groups(self) -> int:
-        """How many independent units these are."""
+        """Number of independent units of the compared images."""
         return max(line.verdict.groups for line in self.lines)
 
     @property
     def transforms(self) -> list[str]:
-        """The transforms beside `identity` that are compared."""
+        """The compared transforms without `identity`."""
         names = dict.fromkeys(name for cells in self.paired.rows.values() for name, _ in cells)
         return [name for name in names if name != CLEAN.transform]
 
@@ -166,9 +166,9 @@ class Comparison:
 
     @cached_property
     def cell_lines(self) -> list[ComparisonLine]:
-        """A line per pair, transform and severity; none where no transform has several.
+        """A line per pair, transform and severity; empty if no transform has several severities.
 
-        p-values are adjusted over this table, apart from those of `lines`.
+        p-values are adjusted over this table, separately from those of `lines`.
         """
         verdicts = self.statistics.severity_verdicts if self.has_severities else []
         return [self._line(verdict) for verdict in verdicts]
@@ -181,7 +181,7 @@ class Comparison:
         return ComparisonLine(verdict, *scores)
 
     def _score(self, label: str, transform: str, severity: int | None) -> float:
-        """The score of a model under a transform, over severities where there is none."""
+        """The score of a model under a transform; mean over severities if `severity` is None."""
         scores = [
             self._scores[label, key]
             for key in self.paired.rows[label]
@@ -210,26 +210,29 @@ class Comparison:
 
     @property
     def clean_lines(self) -> list[ComparisonLine]:
-        """The lines of untouched images, one per pair; none where these were not compared."""
+        """The lines of clean images, one per pair; empty if clean images were not compared."""
         return [line for line in self.lines if line.verdict.transform == CLEAN.transform]
 
     @property
     def claims(self) -> list[Claim]:
-        """A claim per pair, about the transforms; none where only untouched images are compared."""
+        """A claim per pair on the transforms; empty if only clean images are compared."""
         return self.statistics.claims
 
     @property
     def ranks(self) -> list[Rank]:
-        """The models by their mean over the transforms (untouched images: where there are none)."""
+        """The models ranked by their mean over the transforms.
+
+        If only clean images are compared, they are ranked by their clean score.
+        """
         return self.statistics.ranking
 
     @cached_property
     def announcements(self) -> list[Announcement]:
-        """The limits to what the verdicts show."""
+        """The limits of what the verdicts show."""
         return [*self._few_units(), *_announcements(self.models)]
 
     def _few_units(self) -> Iterator[Announcement]:
-        """Warns where images or groups are too few to show any difference."""
+        """Warns if the images or groups are too few for any significant difference."""
         tests = sum(line.verdict.p is not None for line in self.lines)
         least = self.statistics.smallest_p(self.groups)
         units = counted(self.groups, self.grouping)
@@ -247,11 +250,11 @@ class Comparison:
             )
 
     def table(self) -> pd.DataFrame:
-        """A row per pair and transform with COMPARISON_COLUMNS; what is not known is missing.
+        """A row per pair and transform with COMPARISON_COLUMNS; unknown values are missing.
 
         `difference` is `first_score` minus `second_score`; scores are top-1, or dice averaged over
-        groups, in [0, 1]. Of `level` `transform`, numbers are means over severities; where a
-        transform has several of them, a row per severity follows, of `level` `severity`.
+        groups, in [0, 1]. Rows of `level` `transform` contain means over severities; for a
+        transform with several severities, a row per severity of `level` `severity` follows.
         `p_adjusted` is adjusted over the rows of a level.
         """
         rows = [_row(line, "transform") for line in self.lines]
@@ -261,7 +264,7 @@ class Comparison:
         return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
 
     def as_json(self) -> str:
-        """Everything as one JSON document."""
+        """The complete comparison as a JSON document."""
         table = self.table()
         rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
         document = {
@@ -314,12 +317,12 @@ def _row(line: ComparisonLine, level: str) -> dict[str, Any]:
 
 
 def read_comparison(runs: Sequence[str | Path], *, force_common: bool = False) -> Comparison:
-    """The comparison of the models of `runs`.
+    """Reads and pairs the results of the models of `runs`.
 
     Args:
-        runs: Folders of evaluations, trainings or fine-tunings, or `RUN:MODEL` for one of a run's
-            models (`RUN:MODE` of a fine-tuning).
-        force_common: Compares what the runs have in common where they differ.
+        runs: Folders of evaluations, trainings or fine-tunings; `RUN:MODEL` selects one of a run's
+            models, `RUN:MODE` a mode of a fine-tuning.
+        force_common: Compares what the runs have in common if they differ.
 
     Raises:
         UsageError: There are fewer than two models, a run has no results, or runs differ and
@@ -419,7 +422,7 @@ def _same_network(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
 
 
 def preprocessing_words(model: ComparedModel) -> str:
-    """How a model sees an image, in words."""
+    """The preprocessing of a model as text."""
     record = model.model.preprocessing
     if isinstance(record, PreprocessingRecord):
         mean, std = (", ".join(f"{v:g}" for v in values) for values in (record.mean, record.std))
@@ -435,7 +438,7 @@ def preprocessing_words(model: ComparedModel) -> str:
 
 
 def _versions(models: Sequence[ComparedModel]) -> list[str]:
-    """The versions of each model's run, those alone that differ between runs."""
+    """The package versions of each model's run, of packages whose versions differ between runs."""
     records = [model.run.record.versions for model in models]
     names = sorted({name for record in records for name in record})
     changed = [n for n in names if len({record.get(n) for record in records}) > 1]

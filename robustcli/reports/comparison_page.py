@@ -1,4 +1,4 @@
-"""What `robust compare` shows: tables for a terminal, a page with figures, files of numbers."""
+"""Output of `robust compare`: tables for a terminal, a page with figures, files of numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from robustcli.reports.numbers import EN_DASH, MISSING, counted, p_value, probab
 from robustcli.reports.pages import Page, write_page
 
 PAIRS_SHOWN = 6
-"""So many pairs have a table and a picture of their own; results.csv has all."""
+"""Number of pairs with a table and a figure; results.csv contains all pairs."""
 
 
 def comparison_text(comparison: Comparison) -> str:
@@ -76,7 +76,7 @@ def _pair_table(comparison: Comparison, pair: tuple[str, str]) -> str:
 
 
 def _row(comparison: Comparison, line: ComparisonLine) -> tuple[str, str, str, str, str, str]:
-    """Both scores, their difference, its interval, the adjusted p and the verdict, as text."""
+    """The scores, their difference, its interval, the adjusted p and the verdict, as text."""
     verdict, measure = line.verdict, comparison.scoring.measure
     return (
         measure.show(line.first_score, verdict.n),
@@ -95,7 +95,7 @@ def _rank_table(comparison: Comparison) -> str:
 
 
 def _ranked_by(comparison: Comparison) -> str:
-    """Names what the mean of a ranking is taken over."""
+    """Describes what the mean of a ranking is taken over."""
     if not comparison.transforms:
         return "untouched images"
     return f"mean over {counted(len(comparison.transforms), 'transform')}"
@@ -114,19 +114,22 @@ def _rank_row(comparison: Comparison, rank: Rank) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ComparisonGallery:
-    """The figures: one per pair, and the ranking where there are more than two models."""
+    """The figures: one per pair, and the ranking if there are more than two models."""
 
     forests: Mapping[tuple[str, str], tuple[Picture, ...]]
     ranks: tuple[Picture, ...] = ()
 
 
 def write_comparison(comparison: Comparison, out: Path, command: str) -> Path:
-    """Writes report.md, report.html, results.csv, results.json and figures/; the first one's path.
+    """Writes report.md, report.html, results.csv, results.json and figures/.
 
     Args:
-        comparison: What is written.
-        out: Made where it does not exist.
-        command: What repeats it.
+        comparison: The comparison to write.
+        out: Output folder, created if it does not exist.
+        command: The command that repeats the comparison.
+
+    Returns:
+        Path of report.md.
 
     Raises:
         UsageError: `out` is a run, or a file.
@@ -141,7 +144,11 @@ def write_comparison(comparison: Comparison, out: Path, command: str) -> Path:
 
 
 def check_out(out: Path) -> None:
-    """Raises UsageError where a comparison would overwrite something else."""
+    """Checks that a comparison in `out` would not overwrite a run or a file.
+
+    Raises:
+        UsageError: `out` is a run, or a file.
+    """
     if out.is_file():
         raise UsageError(f"`--out {out}` is a file.", "", "Name a folder.")
     if has_record(out):
@@ -154,7 +161,7 @@ def check_out(out: Path) -> None:
 
 def draw_comparison(comparison: Comparison, out: Path) -> ComparisonGallery:
     """Draws the figures into `out`/figures."""
-    # Matplotlib takes longer to import than a comparison for the terminal takes.
+    # Imported here because Matplotlib's import takes longer than a comparison for the terminal.
     from robustcli.reports.figures.evaluation_figures import draw_differences, draw_ranks
 
     measure, forests = comparison.scoring.measure, {}
@@ -183,7 +190,7 @@ def draw_comparison(comparison: Comparison, out: Path) -> ComparisonGallery:
 def comparison_page(
     comparison: Comparison, command: str, gallery: ComparisonGallery | None = None
 ) -> str:
-    """The Markdown of the page, with the pictures of `gallery`."""
+    """The Markdown of the page, with the figures of `gallery`."""
     return from_template(
         "comparison",
         comparison=comparison,

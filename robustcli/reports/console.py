@@ -1,4 +1,4 @@
-"""The tables that commands print."""
+"""Tables that commands print."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from robustcli.reports.training_findings import (
 from robustcli.reports.zoo_comparison import ZooComparison
 from robustcli.reports.zoo_rows import Zoo, printed_of
 
-# How a comparison over transforms is laid out in a terminal.
+# Most models in one table of a comparison over transforms.
 
 
 MODELS_ABREAST = 4
@@ -59,15 +59,15 @@ MODELS_ABREAST = 4
 
 @dataclass(frozen=True)
 class TableLayout:
-    """What the table of a task shows.
+    """Columns and texts of a task's table.
 
     Args:
-        measure: Its number.
-        header: Over the number.
-        unit: After the number in a sentence.
-        extra: Over one more column.
-        show_extra: What that column says of a row.
-        show_clean: What a sentence says of the row of the untouched images.
+        measure: The score of the table.
+        header: Header of the score's column.
+        unit: Unit after the score in a sentence.
+        extra: Header of one more column.
+        show_extra: Text of that column for a row.
+        show_clean: Text of a sentence for the row of the clean images.
     """
 
     measure: Measure
@@ -79,13 +79,13 @@ class TableLayout:
 
 
 def evaluation_table(table: pd.DataFrame, task: TaskName) -> str:
-    """Transforms x models: the number with its interval, then one line per model, in ASCII.
+    """A table of transforms x models with intervals, then one line per model, in ASCII.
 
     One model gets more columns; many models get several tables of at most MODELS_ABREAST.
 
     Args:
         table: `cell_table.table` of a run.
-        task: Of the run: top-1 in percent, or dice in [0, 1].
+        task: Task of the run; scores are top-1 in percent for `cls`, dice in [0, 1] for `seg`.
     """
     layout = _LAYOUTS[task]
     models = [str(name) for name in table["model"].unique()]
@@ -141,7 +141,7 @@ def _summary(table: pd.DataFrame, model: str, layout: TableLayout) -> str:
     if ends.worst:
         parts.append(f"best {_cell(rows, *ends.best[0], layout)}")
         parts.append(f"worst {_cell(rows, *ends.worst[0], layout)}")
-    else:  # a single transform is neither
+    else:  # a single transform is neither best nor worst
         parts += [_cell(rows, *cell, layout) for cell in ends.best[:1]]
     return f"{model}: {', '.join(parts)}"
 
@@ -152,13 +152,13 @@ def _cell(rows: pd.DataFrame, transform: str, severity: int, layout: TableLayout
 
 
 def grid(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """`rows` under `header`, the first column to the left, the others to the right."""
+    """`rows` under `header`; the first column is aligned left, the others right."""
     align = ["left"] + ["right"] * (len(header) - 1)
     return tabulate(rows, headers=header, disable_numparse=True, colalign=align)
 
 
 def evaluation_summary(findings: Findings) -> str:
-    """What is printed of an evaluation: its table, verdicts, warnings, and what is missing."""
+    """The printed summary of an evaluation: table, verdicts, warnings, and progress if partial."""
     lines = [evaluation_table(findings.table, findings.record.task)]
     lines += statistics_lines(findings.statistics)
     if findings.is_partial:
@@ -184,12 +184,15 @@ def _warning(anchor: Anchor) -> str:
 
 
 def training_table(training: TrainingFindings) -> str:
-    """A training's result on its held-out images, with the baseline's on the same images."""
+    """A training's result on its held-out images, and the baseline's on the same images."""
     return in_ascii(_TRAINING_TABLES[training.record.task](training))
 
 
 def _mask_table(training: TrainingFindings) -> str:
-    """The same with what was published; “with foreground” is the mean of images that have any."""
+    """The table of a segmentation training, with the published scores.
+
+    The column `with foreground` is the mean over images that have foreground.
+    """
     record, printed = training.record, printed_of(training.record)
     relaxed = () if training.tolerance is None else ("relaxed_precision", "relaxed_recall")
     of_classes = " and classes" if record.dataset.mask_classes else ""
@@ -244,7 +247,7 @@ def _scored(name: str, score: Score, foreground: str, over: str) -> tuple[str, .
 
 
 def zoo_table(zoo: Zoo, comparison: ZooComparison) -> str:
-    """A table with a line per training, followed by the conclusions."""
+    """A table with a row per training, followed by the conclusions."""
     scoring = zoo.trainings[0].scoring
     header = ("training", "parameters", f"{scoring.measure.name} (95 % interval)", "epoch", "all")
     rows: list[tuple[str, ...]] = [
@@ -299,7 +302,7 @@ _COSTS = ("mode", "s/iteration", "iterations/s", "trained", "optimizer", "peak m
 
 
 def finetune_table(finetuning: FinetuningFindings) -> str:
-    """What was frozen, what each mode cost and gave, and the verdict in words."""
+    """What was frozen, the costs and scores of each mode, and the verdict as text."""
     parts = [
         _tensors(finetuning),
         _scores(finetuning),
@@ -310,7 +313,7 @@ def finetune_table(finetuning: FinetuningFindings) -> str:
 
 
 def _tensors(finetuning: FinetuningFindings) -> str:
-    """The top of the table of tensors: those with the smallest statistic."""
+    """The first rows of the table of tensors: those with the smallest statistic."""
     if finetuning.decisions is None:
         return ""
     table = chosen_from(finetuning)
@@ -368,6 +371,6 @@ def _cost(run: ModeRun, speed: Pace) -> tuple[str, ...]:
 
 
 def _score(scoring: Scoring, numbers: Mapping[str, Any] | pd.Series) -> tuple[str, str]:
-    """The score and its interval, in cells of their own."""
+    """The score and its interval, in separate cells."""
     value, _, ends = scoring.shown(numbers).partition(" (")
     return value, ends.rstrip(")") or ("" if not scoring.per_group else MISSING)

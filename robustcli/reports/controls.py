@@ -1,8 +1,8 @@
-"""Mamba networks against their controls: what the scan, or the Mamba layer, contributes.
+"""Mamba networks against controls: the contribution of the scan, or of the Mamba layer.
 
-A control is a training of the same network without its scan (`--ablate scan`), or of a network that
-stands for another one without Mamba (`adapters.catalogue.CONTROLS`). It is paired with a training
-of the same images, split, protocol and seed; both are compared on the held-out images of both.
+A control is a training of the same network without its scan (`--ablate scan`), or of the
+counterpart of a network without Mamba (`adapters.catalogue.CONTROLS`). It is paired with a training
+on the same images, split, protocol and seed; both are compared on the held-out images of both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from robustcli.reports.training_findings import HeldOutResults, TrainingFindings
 from robustcli.training.record import TrainRecord
 
 _WORDS = ("name", "source", "expected_dice")
-"""Fields of a recipe that say nothing of how the network was trained."""
+"""Fields of a recipe that do not affect how the network is trained."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class ControlPair:
     """A training and its control.
 
     Args:
-        network: The one with its scan.
-        control: The one without.
-        adjusted_p: Holm's p over all pairs of a report; None without a test.
+        network: The training of the network with its scan or Mamba layers.
+        control: The training of the network without them.
+        adjusted_p: p-value, adjusted after Holm over all pairs of a report; None without a test.
     """
 
     network: TrainingFindings
@@ -45,12 +45,12 @@ class ControlPair:
 
     @property
     def scoring(self) -> Scoring:
-        """What both are scored by."""
+        """The scores of the task of both."""
         return self.network.scoring
 
     @cached_property
     def difference(self) -> ScoreDifference | None:
-        """The network's score minus that of the control; None until both are measured."""
+        """The network's score minus the control's; None until both are evaluated."""
         tests = self.network.test, self.control.test
         if tests[0] is None or tests[1] is None:
             return None
@@ -58,12 +58,12 @@ class ControlPair:
 
     @property
     def parameters_apart(self) -> int:
-        """How many parameters more the network has."""
+        """Number of parameters of the network minus that of the control."""
         return self.network.record.parameters - self.control.record.parameters
 
     @property
     def time_ratio(self) -> float | None:
-        """Seconds of a step of the network, with its share of validation, over the control's."""
+        """Step time of the network divided by the control's, with their shares of validation."""
         seconds = [median_step_seconds(training) for training in (self.network, self.control)]
         return seconds[0] / seconds[1] if seconds[0] and seconds[1] else None
 
@@ -83,14 +83,14 @@ class ControlPair:
 
     @property
     def verdict(self) -> str:
-        """Which of the two is ahead, if the adjusted p shows it."""
+        """The name of the one that is ahead, if the adjusted p-value shows a difference."""
         if self.difference is None or self.adjusted_p is None or self.adjusted_p > ALPHA:
             return "no difference shown"
         return f"{self.names[0 if self.difference.value > 0 else 1]} ahead"
 
     @property
     def sentence(self) -> str:
-        """The comparison in a sentence."""
+        """The comparison as a sentence."""
         network, control = self.names
         difference, scoring, measure = self.difference, self.scoring, self.scoring.measure
         if self.network.test is None or self.control.test is None or difference is None:
@@ -110,12 +110,12 @@ class ControlPair:
 
     @property
     def unit(self) -> str:
-        """What an independent unit of the held-out images is, in the singular."""
+        """Name of an independent unit of the held-out images, in the singular."""
         return self.network.record.grouping if self.scoring.per_group else "image"
 
 
 def median_step_seconds(training: TrainingFindings) -> float | None:
-    """Seconds of an optimizer step with its share of validation: a median over epochs.
+    """Seconds per optimizer step, with its share of validation: the median over epochs.
 
     None before the first epoch has ended.
     """
@@ -125,7 +125,7 @@ def median_step_seconds(training: TrainingFindings) -> float | None:
 
 
 def control_pairs(trainings: Sequence[TrainingFindings]) -> list[ControlPair]:
-    """Each training with each of its controls among `trainings`, in their order.
+    """Pairs each training with each of its controls among `trainings`, in their order.
 
     p-values are adjusted after Holm over all pairs.
     """
@@ -156,19 +156,19 @@ def is_control(control: TrainRecord, network: TrainRecord) -> bool:
 
 
 def _experiment(record: TrainRecord) -> tuple[object, ...]:
-    """What both must share: images and their contents, split, protocol and seed."""
+    """The properties that both must share: images and their contents, split, protocol and seed."""
     dataset = record.dataset
     return record.task, dataset.digest, dataset.contents, record.protocol, record.seed
 
 
 def _mode(training: TrainingFindings) -> str:
-    """The fine-tuning mode of a training, from its folder's name; empty for other trainings."""
+    """The fine-tuning mode of a training, from its folder name; empty for other trainings."""
     folder = training.run.resolve()
     return folder.name if has_record(folder.parent) else ""
 
 
 def _same_images(network: TrainingFindings, control: TrainingFindings) -> bool:
-    """Whether both were measured on the same images; True until both are."""
+    """Whether both were evaluated on the same images; True until both are evaluated."""
     tests: Iterable[HeldOutResults | None] = (network.test, control.test)
     ids = [sorted(test.rows["image_id"]) for test in tests if test is not None]
     return len(ids) < 2 or ids[0] == ids[1]

@@ -1,4 +1,4 @@
-"""The reports of evaluations: of classifiers by top-1, of segmenters by dice."""
+"""Reports of evaluations: top-1 for classifiers, dice for segmenters."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _TEMPLATES = {"cls": "classification", "seg": "segmentation"}
 
 
 def evaluation_report(run: Path) -> Page:
-    """The page of the evaluation in `run`; its figures are drawn.
+    """The page of the evaluation in `run`; draws its figures.
 
     Raises:
-        UsageError: There is no readable run.
+        UsageError: The run does not exist or cannot be read.
     """
     findings = read_findings(run)
     gallery = draw_gallery(findings, findings.scoring.measure)
@@ -53,7 +53,7 @@ def _files(findings: Findings) -> dict[str, str]:
 
 
 def evaluation_text(findings: Findings, gallery: Gallery | None = None) -> str:
-    """The Markdown of the page, with the pictures of `gallery`."""
+    """The Markdown of the page, with the figures of `gallery`."""
     return from_template(
         _TEMPLATES[findings.record.task],
         findings=findings,

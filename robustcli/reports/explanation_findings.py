@@ -1,4 +1,4 @@
-"""Findings of an explanation: its rows as numbers and in words."""
+"""Findings of an explanation: its rows as numbers and text."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ from robustcli.transforms.base import CLEAN
 SIMILARITY, SHIFT = CONTRASTED
 SANITY = "sanity_similarity"
 ERROR_OF = {"integrated-gradients": "completeness_error", "relevance": "conservation_error"}
-"""The check that a method brings along."""
+"""Column of the numerical check of each method that has one."""
 UNCHANGED = 0.5
-"""Mean rank correlation with the maps of shuffled weights from which maps count as unchanged. A
-convention of this program: the source (Adebayo et al., NeurIPS 2018) names no limit."""
+"""Mean rank correlation with the maps of shuffled weights from which maps count as unchanged.
+
+A convention of this program: the source (Adebayo et al., NeurIPS 2018) defines no limit.
+"""
 SCORE_TITLES = {
     "insertion_auc": "Insertion",
     "deletion_auc": "Deletion",
@@ -58,8 +60,8 @@ class ExplanationFindings:
     """A run of `robust explain`, read once.
 
     Args:
-        run: Its folder.
-        record: Its settings.
+        run: Folder of the run.
+        record: Settings of the run.
         rows: All finished rows (columns: EXPLAINED_SCHEMA).
     """
 
@@ -69,7 +71,7 @@ class ExplanationFindings:
 
     @cached_property
     def methods(self) -> list[ExplanationMethod]:
-        """In the order of the run; those that this version does not know are left out."""
+        """Methods in the order of the run; methods unknown to this version are left out."""
         return [METHODS[name] for name in self.record.methods if name in METHODS]
 
     def named(self, kind: str) -> list[ExplanationMethod]:
@@ -78,7 +80,7 @@ class ExplanationFindings:
 
     @cached_property
     def cells(self) -> list[ExplanationCell]:
-        """The scores of the maps of photos, in the order of methods and transforms."""
+        """The scores of the localised maps, in the order of methods and transforms."""
         rows = self.rows[self.rows["method"].isin([m.name for m in self.named("localised")])]
         methods = [method.name for method in self.methods]
         transforms = [(t.name, t.severity) for t in self.record.transforms]
@@ -95,12 +97,12 @@ class ExplanationFindings:
 
     @property
     def transformed(self) -> list[ExplanationCell]:
-        """The cells of transformed photos, whose maps are compared with those of clean ones."""
+        """The cells of transformed photos, whose maps are compared with those of clean photos."""
         return [cell for cell in self.cells if cell.key.view == "transformed"]
 
     @cached_property
     def errors(self) -> dict[str, ErrorSummary]:
-        """By method, the errors of its own check over all its maps; of methods that have one."""
+        """Errors of each method's numerical check over all its maps, for methods that have one."""
         present = [method.name for method in self.methods if method.name in ERROR_OF]
         return {
             name: error_summary(
@@ -111,7 +113,7 @@ class ExplanationFindings:
 
     @cached_property
     def sanity(self) -> dict[str, Mean]:
-        """By method, the mean similarity of maps with those of shuffled weights."""
+        """Mean similarity of each method's maps with the maps of shuffled weights."""
         means = sanity_summary(self.rows, Bootstrap(self.record.seed))
         return {m.name: means[m.name] for m in self.methods if m.name in means}
 
@@ -123,14 +125,14 @@ class ExplanationFindings:
 
     @property
     def is_partial(self) -> bool:
-        """Whether something is still missing."""
+        """Whether the run is incomplete."""
         return self.record.status != "complete"
 
     @cached_property
     def moved(self) -> dict[str, str]:
-        """By transform, which clean maps were moved as it moves pixels before being compared.
+        """Whether the clean maps were transformed like the pixels before the comparison.
 
-        `all`, `none` or `some`; of transforms with a comparison.
+        By transform: `all`, `none` or `some`; only transforms with a comparison are included.
         """
         known = self.rows[self.rows["map_moved"].notna()]
         labels = [
@@ -143,27 +145,27 @@ class ExplanationFindings:
 
 
 def read_explanation(run: Path) -> ExplanationFindings:
-    """The explanation in the folder `run`, finished or not.
+    """The explanation in the folder `run`, complete or not.
 
     Raises:
-        UsageError: There is no readable explanation.
+        UsageError: The explanation does not exist or cannot be read.
         RunError: A file of rows is damaged.
     """
     return ExplanationFindings(run, read_explain_record(run), read_explained_rows(run))
 
 
 def title_of(method: str) -> str:
-    """The title of a method, or its name where this version does not know it."""
+    """The title of a method, or its name if it is unknown to this version."""
     return METHODS[method].title if method in METHODS else method
 
 
 def in_sentence(method: str) -> str:
-    """The title of a method inside a sentence: a name such as Grad-CAM keeps its capital."""
+    """The title of a method inside a sentence; a name such as Grad-CAM keeps its capital."""
     title = title_of(method)
     return title if title[1:] != title[1:].lower() else title.lower()
 
 
-# Numbers for other programs.
+# Machine-readable results.
 
 
 def explanation_columns() -> tuple[str, ...]:
@@ -212,7 +214,7 @@ def _row(explanation: ExplanationFindings, cell: ExplanationCell) -> dict[str, A
 
 
 def absences(explanation: ExplanationFindings, cell: ExplanationCell) -> dict[str, str]:
-    """By score of a cell that has no number, or none of its interval, why."""
+    """Why scores of a cell, or their intervals, are missing; by score."""
     reasons: dict[str, str] = {}
     if cell.key.transform == CLEAN.transform:
         reasons["flipped"] = _NO_TRANSFORM
@@ -261,7 +263,7 @@ def why_no_score(explanation: ExplanationFindings, cell: ExplanationCell, name: 
 def table_notes(
     explanation: ExplanationFindings, cells: Iterable[ExplanationCell], names: Iterable[str]
 ) -> list[str]:
-    """Why numbers of a table are missing: each reason once, with the scores that it is about."""
+    """Why numbers of a table are missing: each reason once, with the scores that it affects."""
     shown, by_reason = list(names), dict[str, list[str]]()
     for cell in cells:
         for name, why in absences(explanation, cell).items():
@@ -275,11 +277,15 @@ def few_photos(contrast: FlipContrast) -> str:
     return f"{contrast.flipped.n} flipped and {contrast.kept.n} kept; {FEWEST} of each are needed"
 
 
-# In words.
+# Sentences.
 
 
 def explanation_summary(explanation: ExplanationFindings) -> list[str]:
-    """Sentences: whether maps move more where the prediction flips, and whether to trust them."""
+    """Sentences on the maps: whether they can be trusted, and how they depend on flips.
+
+    The first sentences compare the maps of photos whose prediction a transform flips with the maps
+    of photos whose prediction it keeps.
+    """
     return [
         *_contrast_sentences(explanation),
         *_sanity_sentences(explanation),
@@ -288,7 +294,7 @@ def explanation_summary(explanation: ExplanationFindings) -> list[str]:
 
 
 def _contrast_sentences(explanation: ExplanationFindings) -> Iterator[str]:
-    """A sentence per difference that is shown; the others together, by the reason."""
+    """A sentence per significant difference; the other comparisons are grouped by reason."""
     what = "class" if explanation.record.task == "cls" else "mask"
     chance: dict[str, list[str]] = {}
     few: dict[str, list[str]] = {}
@@ -389,19 +395,19 @@ def relative(value: float | None) -> str:
 
 
 def error_title(method: str) -> str:
-    """What the check of a method is called."""
+    """The title of the numerical check of a method."""
     return SCORE_TITLES[ERROR_OF[method]]
 
 
 def shown(name: str, value: float | None) -> str:
-    """A mean score as a table shows it: shares of the diagonal and of photos in percent."""
+    """A mean score as text for a table; shares of the diagonal and of photos are in percent."""
     if name in (SHIFT, "pointing_hit"):
         return decimal(None if value is None else 100 * value)
     return decimal(value, 3 if name.endswith("_auc") else 2)
 
 
 def shown_mean(name: str, mean: Mean) -> str:
-    """A mean with its interval, where it has one."""
+    """A mean with its interval, if it has one."""
     if mean.low is None:
         return shown(name, mean.value)
     return f"{shown(name, mean.value)} ({shown(name, mean.low)} to {shown(name, mean.high)})"

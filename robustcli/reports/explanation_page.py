@@ -65,7 +65,7 @@ IN_WORDS = {
     "erf": "How much each pixel of the input influences the centre of the last feature map.",
     "erf-untrained": "The same with the weights that the network has before training.",
 }
-"""What a method does, by its name."""
+"""Description of each method, by its name."""
 CHOICES = {
     "ids": "those that were named",
     "worst": "those whose score falls most under the transforms",
@@ -75,10 +75,10 @@ CHOICES = {
 
 
 def explanation_report(run: Path) -> Page:
-    """The page of the explanation in `run`; its pictures are drawn.
+    """The page of the explanation in `run`; draws its figures.
 
     Raises:
-        UsageError: There is no readable explanation.
+        UsageError: The explanation does not exist or cannot be read.
         RunError: A file of rows or arrays is damaged.
     """
     explanation = read_explanation(run)
@@ -89,7 +89,7 @@ def explanation_report(run: Path) -> Page:
 def explanation_page(
     explanation: ExplanationFindings, gallery: ExplanationGallery = NO_PANELS
 ) -> str:
-    """The Markdown of the page, with the pictures of `gallery`."""
+    """The Markdown of the page, with the figures of `gallery`."""
     return from_template(
         "explanation",
         explanation=explanation,
@@ -111,7 +111,7 @@ def explanation_page(
 
 
 def explanation_text(explanation: ExplanationFindings) -> str:
-    """The table and the sentences for a terminal, in ASCII but for names."""
+    """The table and the sentences for a terminal, in ASCII except for names."""
     header = (
         *("method", "transform", "class", "photos", "flipped"),
         *("similarity", "shift, %", "insertion", "deletion"),

@@ -1,4 +1,4 @@
-"""The pictures of an explanation: which ones a run has, drawn into `RUN/panels/`."""
+"""Figures of an explanation, drawn into `RUN/panels/`."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from robustcli.reports.numbers import cell_label, is_missing, percent
 from robustcli.tasks.record import PANELS_FOLDER
 
 PANELS_SHOWN = 24
-"""Pairs of a photo and a transform that are drawn; the arrays of all are in the run."""
+"""Largest number of (photo, transform) pairs that are drawn; the run contains the arrays of all."""
 NETWORKS = {"erf": "as trained", "erf-untrained": "before training"}
-"""Of which network a receptive field is."""
-_DIGITS = 1  # as many images as give a percentage one decimal
+"""Description of the network of a receptive field, by method."""
+_DIGITS = 1  # number of images for which a percentage has one decimal
 _NBSP = "\N{NO-BREAK SPACE}"
 _FILES_KEPT = 12  # files of arrays in memory: one per method
 
 
 @dataclass(frozen=True)
 class FieldExtent:
-    """How large an effective receptive field is.
+    """The size of an effective receptive field.
 
     Args:
         name: See NETWORKS.
-        maps: Over how many it is averaged.
+        maps: Number of averaged maps.
         sides: See `explanation_scores.field_sides`.
     """
 
@@ -54,14 +54,14 @@ class FieldExtent:
 
 @dataclass(frozen=True)
 class ExplanationGallery:
-    """The figures of each kind that there are; an empty tuple where there is nothing to show.
+    """The figures of an explanation; empty tuples for kinds without figures.
 
     Args:
-        maps: Localised features, one picture per photo and transform.
-        learned: Learned features, likewise.
-        fields: Effective receptive fields.
-        extents: The numbers of `fields`.
-        left_out: Pairs of a photo and a transform that are not drawn.
+        maps: Figures of localised features, one per photo and transform.
+        learned: Figures of learned features, one per photo and transform.
+        fields: Figures of effective receptive fields.
+        extents: Sizes of the receptive fields in `fields`.
+        left_out: Number of (photo, transform) pairs that are not drawn.
     """
 
     maps: tuple[Picture, ...] = ()
@@ -75,7 +75,7 @@ NO_PANELS = ExplanationGallery()
 
 
 def draw_explanation_gallery(explanation: ExplanationFindings) -> ExplanationGallery:
-    """Draws every picture that an explanation has data for."""
+    """Draws all figures for which an explanation has data."""
     pairs = _pairs(explanation)
     drawer = PanelDrawer(explanation)
     maps, learned = (
@@ -93,7 +93,7 @@ def draw_explanation_gallery(explanation: ExplanationFindings) -> ExplanationGal
 
 
 def _pairs(explanation: ExplanationFindings) -> list[tuple[int, pd.DataFrame]]:
-    """Pairs of a photo's number and its rows under one transform, photo by photo."""
+    """Pairs of a photo's number and its rows under one transform, ordered by photo."""
     methods = [m.name for kind in ("localised", "learned") for m in explanation.named(kind)]
     of_photos = explanation.rows[explanation.rows["method"].isin(methods)]
     rows = dict(list(of_photos.groupby(["image_id", "transform", "severity"], sort=False)))
@@ -106,12 +106,12 @@ def _pairs(explanation: ExplanationFindings) -> list[tuple[int, pd.DataFrame]]:
 
 
 class PanelDrawer:
-    """Draws panels; of the files with arrays it keeps the last ones."""
+    """Draws panels; caches the arrays of the last files read."""
 
     def __init__(self, explanation: ExplanationFindings) -> None:
         self.explanation = explanation
         self.names = bundled_names(explanation.record.dataset)
-        self.masks = explanation.record.task == "seg"  # their labels say which mask it is
+        self.masks = explanation.record.task == "seg"  # the labels of masks contain the target kind
         known = explanation.rows.dropna(subset=["target_class", "target_label"])
         self.labels = dict(zip(known["target_class"], known["target_label"], strict=True))
         self._read = lru_cache(maxsize=_FILES_KEPT)(self._arrays)
@@ -120,7 +120,10 @@ class PanelDrawer:
         return read_arrays(self.explanation.run, file)
 
     def panel(self, number: int, rows: pd.DataFrame, kind: str) -> Picture | None:
-        """The picture of one photo under one transform by all methods of a kind."""
+        """The figure of one photo under one transform, with all methods of a kind.
+
+        None if no method of the kind has rows.
+        """
         methods = [m for m in self.explanation.named(kind) if (rows["method"] == m.name).any()]
         if not methods:
             return None
@@ -131,7 +134,7 @@ class PanelDrawer:
             for view, name in (("clean", "clean"), ("transformed", label))
             if len(of_view := rows[rows["view"] == view])
         }
-        # Where the transform changes no answer, each view needs one column instead of two.
+        # If no view has two target classes, each view needs one column instead of two.
         single_column = all(_targets(of_view)[1] is None for of_view in views.values())
         lines = [
             PanelLine("", [t for v in views.values() for t in self._photo_tiles(v, single_column)])
@@ -153,20 +156,23 @@ class PanelDrawer:
         return Picture(path, self._caption(number, views, methods, kind))
 
     def _photo_tiles(self, rows: pd.DataFrame, single_column: bool) -> list[MapTile]:
-        """The photo of a view with the model's answer beside it, in a single column above it."""
+        """The photo of a view and the model's prediction.
+
+        The prediction is next to the photo, or above it in a single column.
+        """
         photo, answers = self.photo(rows.iloc[0]), self._answers(rows)
         if single_column:
             return [MapTile(", ".join(answers), photo)]
         return [MapTile("", photo), MapTile("", note="\n\n".join(answers))]
 
     def photo(self, row: pd.Series) -> NDArray[np.uint8]:
-        """The photo of a row as the network saw it, uint8 (H, W, 3)."""
+        """The photo of a row as the network received it, uint8 (H, W, 3)."""
         arrays = self._read(str(row["array_file"]))
         pixels: NDArray[np.uint8] = arrays.photos[int(row["photo_index"])]
         return pixels
 
     def _answers(self, rows: pd.DataFrame) -> list[str]:
-        """What the model says of the photo in one view: classes with probabilities."""
+        """The target classes of one view and the model's prediction, with probabilities."""
         answer, (first, second) = rows.iloc[0]["prediction"], _targets(rows)
         answers, shown = [], []
         if first is not None:
@@ -185,14 +191,14 @@ class PanelDrawer:
         return answers
 
     def class_name(self, index: Any) -> str:
-        """What the class `index` is called: as in the rows, by its label space, or by number."""
+        """The name of a class: its label in the rows, else in the label space, else its number."""
         number = int(index)
         if number in self.labels:
             return str(self.labels[number])
         return self.names[number] if number < len(self.names) else f"class {number}"
 
     def _tiles(self, rows: pd.DataFrame) -> list[MapTile]:
-        """The maps of one method and view: for the true class, and for the predicted one."""
+        """The maps of one method in one view: for the true class and for the predicted class."""
         none = rows[rows["target_kind"] == "none"]
         if len(none):
             return [self.tile(none.iloc[0], "of no class"), MapTile("")]
@@ -213,7 +219,7 @@ class PanelDrawer:
         ]
 
     def tile(self, row: pd.Series, title: str) -> MapTile:
-        """The map of a row over its photo, or the picture that was made."""
+        """The map of a row over its photo, or the generated image."""
         arrays = self._read(str(row["array_file"]))
         index = int(row["array_index"])
         if arrays.pictures is not None:
@@ -261,7 +267,7 @@ def _sure(row: pd.Series) -> str:
 def _targets(rows: pd.DataFrame) -> tuple[pd.Series | None, pd.Series | None]:
     """The row of the true class in one view, and that of the predicted class if it differs.
 
-    Where only one of both is there, it comes first. Two masks are never the same.
+    If only one of the two exists, it is returned first. Two masks never count as equal.
     """
     by_kind = {str(row["target_kind"]): row for _, row in rows.iterrows()}
     true, predicted = by_kind.get("true"), by_kind.get("predicted")
@@ -272,7 +278,7 @@ def _targets(rows: pd.DataFrame) -> tuple[pd.Series | None, pd.Series | None]:
     return true, None if same else predicted
 
 
-# Effective receptive fields: the mean over the images of the run.
+# Effective receptive fields, averaged over the images of the run.
 
 
 def _fields(
@@ -300,7 +306,7 @@ def _fields(
 def _mean_map(
     explanation: ExplanationFindings, method: str
 ) -> tuple[NDArray[np.float64] | None, int]:
-    """The mean of the maps of untransformed images, and how many there are."""
+    """The mean of the maps of clean images, and their number."""
     rows = explanation.rows
     rows = rows[(rows["method"] == method) & (rows["view"] == "clean")]
     rows = rows.drop_duplicates("image_id")

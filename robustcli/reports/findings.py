@@ -46,7 +46,7 @@ class TransformRows:
 
     @property
     def label(self) -> str:
-        """How the transform with its severity is called."""
+        """Name of the transform with its severity."""
         return cell_label(self.transform, self.severity)
 
     def of(self, model: str) -> TableRow:
@@ -54,21 +54,21 @@ class TransformRows:
         return next(row for row in self.rows if row["model"] == model)
 
     def highest(self, measure: Measure) -> float | None:
-        """The highest number of the models; None where there is none."""
+        """The highest score of the models; None without scores."""
         known = [row[measure.column] for row in self.rows if not is_missing(row[measure.column])]
         return max(known, default=None)
 
 
 @dataclass(frozen=True)
 class ModelEnds:
-    """The rows of a model's best and worst transform (None without any), and its means.
+    """The rows of a model's best and worst transform, and its clean and mean score.
 
     Args:
-        best: The row with the highest number.
-        worst: The row with the lowest; None where only one transform was measured.
-        clean: The number on untouched images.
+        best: The row with the highest score; None without transforms.
+        worst: The row with the lowest score; None if fewer than two transforms were measured.
+        clean: The score on clean images.
         mean: The mean over transforms.
-        n: Images of its fullest row.
+        n: Largest number of images in a row.
     """
 
     best: TableRow | None
@@ -80,16 +80,16 @@ class ModelEnds:
 
 @dataclass(frozen=True)
 class ParityLine:
-    """One corruption at one severity for one model: ours, and the published pictures.
+    """One corruption at one severity for one model: computed here, and the published images.
 
     Args:
-        corruption: Its published name.
-        severity: Of both.
+        corruption: Published name of the corruption.
+        severity: Severity of both.
         model: The model.
-        ours: The row of our own corruption.
-        published: The row of the published pictures.
-        difference: Top-1 on the published ones minus that on ours, paired; None without images.
-        likeness: How like each other the two are; None where that was not measured.
+        ours: The row of this program's corruption.
+        published: The row of the published images.
+        difference: Top-1 on the published images minus that on ours, paired; None without images.
+        likeness: Similarity of the two; None if it was not measured.
     """
 
     corruption: str
@@ -103,14 +103,14 @@ class ParityLine:
 
 @dataclass(frozen=True)
 class Findings:
-    """One run as the report sees it.
+    """The results of one evaluation run.
 
     Args:
-        run: Its directory.
+        run: Folder of the run.
         record: Its `run.json`.
-        table: Its numbers (`cell_table.table`).
-        rows: What they are made of, without `top5`.
-        sessions: What computing them cost.
+        table: Its scores (`cell_table.table`).
+        rows: The predictions behind the scores, without `top5`.
+        sessions: Costs of computing them.
         skipped: The images that could not be read (columns: image_id, reason).
     """
 
@@ -123,22 +123,22 @@ class Findings:
 
     @property
     def scoring(self) -> Scoring:
-        """What its models are scored by."""
+        """The scores of the run's task."""
         return SCORINGS[self.record.task]
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Statistics of the rows beyond the table."""
+        """Statistics of the rows in addition to the table."""
         return STATISTICS[self.record.task](self.record, self.rows)
 
     @cached_property
     def classes(self) -> ClassFindings:
-        """The classes of masks; empty for foreground and background, and for classifiers."""
+        """Class scores of masks; empty for masks without several classes, and for classifiers."""
         return ClassFindings.of(self.record.dataset, self.rows, self.record.seed)
 
     @property
     def gates(self) -> GatesRecord | None:
-        """The limits that were last checked; None where none were."""
+        """The limits that were last checked; None if none were."""
         return read_gates(self.run)
 
     @property
@@ -148,52 +148,52 @@ class Findings:
 
     @property
     def named_models(self) -> list[str]:
-        """The models' names, where they are few enough for a title; else empty."""
+        """The models' names if they are few enough for a title; else empty."""
         return [model.name for model in self.models if len(self.models) <= MODELS_NAMED]
 
     @property
     def transforms(self) -> int:
-        """How many transforms there are beside `identity`."""
+        """Number of transforms without `identity`."""
         return len({transform.name for transform in self.record.transforms} - {"identity"})
 
     @property
     def expected(self) -> int:
-        """How many images a finished cell has."""
+        """Number of images of a finished cell."""
         return self.record.dataset.images - self.skipped["image_id"].nunique()
 
     @property
     def n(self) -> int:
-        """How many images the fullest cell has; it decides how many digits mean something."""
+        """Largest number of images in a cell; it determines the number of shown digits."""
         return int(self.table["n"].max()) if len(self.table) else 0
 
     @property
     def grouping(self) -> str:
-        """What a group of images is, in the singular."""
+        """Name of a group of images, in the singular."""
         return self.record.grouping or "image"
 
     @property
     def groups(self) -> int:
-        """How many groups of images the fullest cell of a segmenter has."""
+        """Largest number of groups of images in a cell, for segmenters."""
         return int(self.table["groups"].max()) if len(self.table) else 0
 
     @property
     def unfinished(self) -> pd.DataFrame:
-        """The rows of `table` that lack images."""
+        """The rows of `table` with missing images."""
         return self.table[self.table["n"] < self.expected]
 
     @property
     def missing(self) -> int:
-        """How many predictions of the run's models and transforms are not there."""
+        """Number of missing predictions over the run's models and transforms."""
         return int((self.expected - self.unfinished["n"]).sum())
 
     @property
     def progress(self) -> str:
-        """The number of missing predictions out of all, in words."""
+        """The number of missing predictions out of all, as text."""
         return f"{self.missing:,} of {self.expected * len(self.table):,} predictions are missing"
 
     @property
     def is_partial(self) -> bool:
-        """Whether something is still to be computed."""
+        """Whether the run is incomplete."""
         return self.record.status != "complete" or not self.unfinished.empty
 
     @property
@@ -220,14 +220,14 @@ class Findings:
 
     @property
     def representative_lines(self) -> list[TransformRows]:
-        """The lines of untouched images and of each transform: its full range, or its highest."""
+        """The lines of clean images and of each transform's complete range or highest severity."""
         shown = representatives(self.table)[["transform", "severity"]].itertuples(index=False)
         cells = {(str(t), int(s)) for t, s in shown} | {("identity", 0)}
         return [line for line in self.lines if (line.transform, line.severity) in cells]
 
     @property
     def breaking_points(self) -> dict[str, dict[str, BreakingPoint]]:
-        """Per transform with several severities and per model, the severity that breaks it."""
+        """The breaking severity per transform with several severities, and per model."""
         points: dict[str, dict[str, BreakingPoint]] = {}
         for point in breaking_points(self.table):
             points.setdefault(point.transform, {})[point.model] = point
@@ -235,14 +235,14 @@ class Findings:
 
     @property
     def corruption_errors(self) -> list[CorruptionError]:
-        """The errors of ImageNet-C; none unless all of it was measured."""
+        """The corruption errors of ImageNet-C; empty unless all its corruptions were measured."""
         families = {t.name: t.family for t in self.record.transforms}
         space = self.record.dataset.label_space
         return corruption_errors(self.table, label_space=space, families=families)
 
     @cached_property
     def parity(self) -> list[ParityLine]:
-        """Our corruptions against the published images of the same name, where the run has both."""
+        """Our corruptions next to published images of the same name, if the run has both."""
         if all(t.family != "published" for t in self.record.transforms):
             return []
         lines = {(line.transform, line.severity): line for line in self.lines}
@@ -263,12 +263,12 @@ class Findings:
 
     @property
     def speeds(self) -> list[Speed]:
-        """How fast each model was."""
+        """The speed of each model."""
         return [speed(self.sessions, model.name) for model in self.models]
 
     @property
     def costs(self) -> Costs:
-        """What the whole run cost."""
+        """The costs of the complete run."""
         return costs(self.sessions)
 
     def of_model(self, name: str) -> pd.DataFrame:
@@ -296,10 +296,10 @@ def records(table: pd.DataFrame) -> list[TableRow]:
 
 
 def read_findings(run: Path) -> Findings:
-    """The findings of the run in directory `run`.
+    """The findings of the run in folder `run`.
 
     Raises:
-        UsageError: There is no readable run.
+        UsageError: The run does not exist or cannot be read.
     """
     record = read_record(run)
     table, rows = table_and_rows(run)

@@ -36,10 +36,10 @@ class ModeRun:
     """One mode of a fine-tuning.
 
     Args:
-        mode: Its name.
+        mode: Name of the mode.
         training: Its training run.
-        steps: A line per iteration (columns: STEPS); none until the training has ended.
-        costs: What it cost; None until the training has ended.
+        steps: A row per iteration (columns: STEPS); empty until the training has ended.
+        costs: Costs of the mode; None until the training has ended.
     """
 
     mode: Mode
@@ -49,7 +49,7 @@ class ModeRun:
 
     @property
     def steady(self) -> pd.DataFrame:
-        """The iterations after the freeze: those with the final set of trained parameters."""
+        """The iterations after freezing: those with the final set of trained parameters."""
         last = self.steps["trainable"].tail(1)
         return self.steps[self.steps["trainable"].isin(last)]
 
@@ -61,22 +61,22 @@ class ModeRun:
 
     @property
     def frozen_at(self) -> int | None:
-        """The last iteration before the freeze; None where nothing changed during the training."""
+        """The last iteration before freezing; None if nothing was frozen during the training."""
         before = len(self.steps) - len(self.steady)
         return int(self.steps["iteration"].iloc[before - 1]) if before else None
 
 
 @dataclass(frozen=True)
 class FinetuningFindings:
-    """One fine-tuning as a report sees it.
+    """The results of one fine-tuning.
 
     Args:
-        run: Its directory.
+        run: Folder of the fine-tuning.
         record: Its `run.json`.
-        modes: Those that have begun, in the order of the record.
-        decisions: What became of each tensor (columns: FROZEN); None until that is decided.
-        profile: The gradients (a row per iteration and tensor); None where there is no file.
-        sweep: What other rules would give (columns: SWEEPS); None where nobody measured it.
+        modes: The modes that have started, in the order of the record.
+        decisions: The decision for each tensor (columns: DECISION_COLUMNS); None until it is made.
+        profile: The gradients (a row per iteration and tensor); None without the file.
+        sweep: Results of other rules (columns: SWEEPS); None if they were not measured.
     """
 
     run: Path
@@ -88,17 +88,17 @@ class FinetuningFindings:
 
     @property
     def scoring(self) -> Scoring:
-        """What its modes are scored by."""
+        """The scores of the task."""
         return SCORINGS[self.record.task]
 
     @property
     def is_partial(self) -> bool:
-        """Whether something is still to be done."""
+        """Whether the fine-tuning is incomplete."""
         return self.record.status != "complete"
 
     @property
     def measured(self) -> list[ModeRun]:
-        """The modes that were measured on the held-out images."""
+        """The modes that were evaluated on the held-out images."""
         return [run for run in self.modes if run.training.test is not None]
 
     @property
@@ -108,39 +108,39 @@ class FinetuningFindings:
 
     @property
     def baseline_numbers(self) -> Mapping[str, Any] | pd.Series | None:
-        """See `Training.baseline_numbers`."""
+        """See `TrainingFindings.baseline_numbers`."""
         known = (run.training.baseline_numbers for run in self.modes)
         return next((numbers for numbers in known if numbers is not None), None)
 
     @property
     def held(self) -> int:
-        """How many images are held out; 0 until they are measured."""
+        """Number of held-out images; 0 until they are evaluated."""
         training = self.training
         if training is None or training.test is None:
             return 0
         return int(training.test.numbers["n"])
 
     def of(self, mode: Mode) -> ModeRun | None:
-        """A mode; None where it has not begun."""
+        """The run of a mode; None if it has not started."""
         return next((run for run in self.modes if run.mode == mode), None)
 
     @property
     def tolerance(self) -> int | None:
-        """See `Training.tolerance`; a number that only some modes have is missing of the others."""
+        """See `TrainingFindings.tolerance`; None if no mode has it."""
         known = [run.training.tolerance for run in self.modes]
         return next((pixels for pixels in known if pixels is not None), None)
 
     @property
     def training(self) -> TrainingFindings | None:
-        """Any of the trainings: all have the same data and recipe."""
+        """Any of the trainings, all of which have the same data and recipe."""
         return next((run.training for run in [*self.measured, *self.modes]), None)
 
 
 def read_finetuning(run: Path) -> FinetuningFindings:
-    """The fine-tuning in directory `run`, as far as it has come.
+    """The fine-tuning in folder `run`, complete or not.
 
     Raises:
-        UsageError: There is no readable fine-tuning.
+        UsageError: The fine-tuning does not exist or cannot be read.
     """
     record = read_finetune_record(run)
     begun = [mode for mode in MODES if mode in record.modes and has_record(run / mode)]
@@ -168,7 +168,7 @@ def _mode(run: Path, mode: Mode) -> ModeRun:
 
 
 def _read_sweep(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """The sweep in `path`; where it does not say when each rule froze, that was from the start."""
+    """The sweep in `path`; without the column of freezing steps, rules froze from the start."""
     table = read_run_table(path)
     if AFTER_STEPS not in table:
         table[AFTER_STEPS] = 0
@@ -190,7 +190,7 @@ def _decisions(path: Path) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Pace:
-    """How long an iteration takes in a mode, in seconds: the median and the middle half."""
+    """Duration of an iteration in a mode, in seconds: median and quartiles."""
 
     median: float
     low: float
@@ -199,12 +199,12 @@ class Pace:
 
 
 def pace(run: ModeRun) -> Pace | None:
-    """The pace after the freeze; None before the training has ended."""
+    """The iteration time after freezing; None before the training has ended."""
     return _pace(run.steady["seconds"])
 
 
 def pace_before(run: ModeRun) -> Pace | None:
-    """The pace of a mode before the freeze; None where nothing was frozen on the way."""
+    """The iteration time before freezing; None if nothing was frozen during the training."""
     return _pace(run.steps["seconds"].drop(run.steady.index))
 
 
@@ -216,7 +216,7 @@ def _pace(seconds: pd.Series) -> Pace | None:
 
 
 def seconds_ratio(finetuning: FinetuningFindings, mode: Mode) -> float | None:
-    """Time of an iteration over that of full fine-tuning; None until both are measured."""
+    """Iteration time divided by that of full fine-tuning; None until both are measured."""
     run, full = finetuning.of(mode), finetuning.of("full")
     if run is None or full is None:
         return None
@@ -225,7 +225,7 @@ def seconds_ratio(finetuning: FinetuningFindings, mode: Mode) -> float | None:
 
 
 def against_full(finetuning: FinetuningFindings, mode: Mode) -> ScoreDifference | None:
-    """A mode's score minus that of full fine-tuning; None until both are measured."""
+    """The score of a mode minus that of full fine-tuning; None until both are measured."""
     run, full = finetuning.of(mode), finetuning.of("full")
     if mode == "full" or run is None or full is None:
         return None
@@ -236,7 +236,7 @@ def against_full(finetuning: FinetuningFindings, mode: Mode) -> ScoreDifference 
 
 
 def frozen_elements(run: ModeRun) -> int | None:
-    """The number of frozen elements at the end of a mode; None before its training has ended."""
+    """The number of frozen parameters at the end of a mode; None before its training has ended."""
     if run.costs is None:
         return None
     return max(0, run.training.record.parameters - run.costs.trainable)

@@ -1,4 +1,4 @@
-"""The report of a fine-tuning: results, pictures, page."""
+"""The report of a fine-tuning: results, figures, page."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ SEGMENTER_MODE_COLUMNS = columns(SCORINGS["seg"])
 
 
 def finetuning_results(finetuning: FinetuningFindings) -> pd.DataFrame:
-    """One row per mode with `columns`; a number that is not known is missing.
+    """One row per mode with `columns`; unknown values are missing.
 
-    Shares are fractions in [0, 1]; times are of the iterations after the freeze.
+    Shares are fractions in [0, 1]; times are of the iterations after freezing.
     """
     names, counts = columns(finetuning.scoring), (*_COUNTS, *finetuning.scoring.counts)
     table = pd.DataFrame([_row(finetuning, run) for run in finetuning.modes], columns=list(names))
@@ -133,8 +133,8 @@ def _scores(finetuning: FinetuningFindings, run: ModeRun) -> dict[str, object]:
     return row
 
 
-_LEAST_RMS = 1e-30  # as in `finetune.selection`: a weight of zeros divides nothing by 0
-# Vim has a second set of tensors for the way back (`_b`); VMamba stacks four directions (`s`).
+_LEAST_RMS = 1e-30  # as in `finetuning.selection`; avoids division by 0 for weights of zeros
+# Vim has separate tensors for the backward scan (`_b`); VMamba stacks four directions (`s`).
 _KINDS = (
     *(("A_log", r"A(_b)?_logs?"), ("D", r"Ds?(_b)?"), ("dt_proj", r"dt_projs?\w*")),
     *(("x_proj", r"x_proj\w*"), ("in_proj", r"in_proj\w*"), ("out_proj", r"out_proj\w*")),
@@ -144,9 +144,10 @@ _OUTSIDE = {1: "scales", 2: "linear layers"}
 
 
 def curves(finetuning: FinetuningFindings) -> list[GradientCurve]:
-    """A curve per tensor that the rule is about, the smallest mean first; none without a profile.
+    """A curve per tensor in the scope of the rule, smallest mean first; empty without a profile.
 
-    Those of state-space blocks, or all where the rule is about all or there are no such blocks.
+    These are the tensors of state-space blocks, or all tensors if the scope of the rule is all or
+    the network has no such blocks.
     """
     if finetuning.profile is None or finetuning.profile.empty:
         return []
@@ -171,7 +172,7 @@ def curves(finetuning: FinetuningFindings) -> list[GradientCurve]:
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
-    """The mean over the iterations that gave a gradient."""
+    """The mean over the iterations with a gradient; None if no iteration has one."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
 
@@ -199,7 +200,7 @@ def kind_of_tensor(name: str, dimensions: int, *, inside: bool) -> str:
 
 
 def short_names(names: list[str]) -> list[str]:
-    """`names` without the prefix of modules that they share."""
+    """`names` without the module prefix that they share."""
     if len(names) < 2:
         return [".".join(name.split(".")[-2:]) for name in names]
     parts = [name.split(".") for name in names]
@@ -217,7 +218,7 @@ def _frozen_names(finetuning: FinetuningFindings) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class FinetuningGallery:
-    """The figures of each kind that there are; an empty tuple where there is nothing to show."""
+    """The figures of a fine-tuning; empty tuples for kinds without figures."""
 
     gradients: tuple[Picture, ...] = ()
     modes: tuple[Picture, ...] = ()
@@ -227,7 +228,7 @@ class FinetuningGallery:
 
 
 def draw_finetuning_gallery(finetuning: FinetuningFindings) -> FinetuningGallery:
-    """Draws every picture that a fine-tuning has data for."""
+    """Draws all figures for which a fine-tuning has data."""
     return FinetuningGallery(
         _gradients(finetuning),
         _modes_picture(finetuning),
@@ -334,10 +335,10 @@ def _with_ends(row: pd.Series, name: str) -> tuple[float, float, float]:
 
 
 def finetuning_report(run: Path) -> Page:
-    """The page of the fine-tuning in `run`; its figures are drawn.
+    """The page of the fine-tuning in `run`; draws its figures.
 
     Raises:
-        UsageError: There is no readable fine-tuning.
+        UsageError: The fine-tuning does not exist or cannot be read.
     """
     finetuning = read_finetuning(run)
     return Page(
@@ -350,7 +351,7 @@ def finetuning_report(run: Path) -> Page:
 def finetuning_text(
     finetuning: FinetuningFindings, gallery: FinetuningGallery | None = None
 ) -> str:
-    """The Markdown of the page, with the pictures of `gallery`."""
+    """The Markdown of the page, with the figures of `gallery`."""
     return from_template(
         "finetuning",
         finetuning=finetuning,
@@ -374,9 +375,9 @@ def finetuning_text(
 
 @dataclass(frozen=True)
 class _Frozen:
-    """How many tensors, and of their elements how many, a rule freezes.
+    """Numbers of tensors and of their elements that a rule freezes, out of `of` elements.
 
-    `smallest` is the smallest statistic that it looked at; None where there is none.
+    `smallest` is the smallest compared statistic; None without one.
     """
 
     tensors: int
@@ -386,7 +387,7 @@ class _Frozen:
 
     @property
     def percent(self) -> float:
-        """The share of the elements."""
+        """The share of frozen elements, in percent."""
         return 100 * self.elements / max(1, self.of)
 
 

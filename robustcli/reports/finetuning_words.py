@@ -1,4 +1,4 @@
-"""A fine-tuning in words: the freezing rule, and how freezing changed score, time and memory."""
+"""A fine-tuning as text: the freezing rule, and its effect on score, time and memory."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def statistic_name(rule: RuleRecord) -> str:
 
 
 def curve_name(rule: RuleRecord) -> str:
-    """What is drawn of each step of the profile."""
+    """The name of the statistic that is recorded in each step of the profile."""
     scale = ", relative to the weight's rms" if rule.relative else ""
     return f"{_STATISTIC_NAMES[rule.kind]} over a tensor's elements{scale}"
 
 
 def is_within(rule: RuleRecord, mamba: pd.Series) -> pd.Series:
-    """Which tensors a rule chooses from: those of state-space blocks, or all.
+    """Marks the tensors among which a rule selects: those of state-space blocks, or all.
 
-    All where its scope is all, where it is about names, or where there is no state-space block.
+    All if its scope is all, if it selects by name, or if the network has no state-space block.
 
     Args:
         rule: The rule.
@@ -67,7 +67,7 @@ def is_within(rule: RuleRecord, mamba: pd.Series) -> pd.Series:
 
 
 def rule_label(row: Mapping[str, Any] | pd.Series) -> str:
-    """What a line of a sweep (columns: `finetuning.record.SWEEPS`) freezes, in few letters."""
+    """Short name of what a row of a sweep (columns: `finetuning.record.SWEEPS`) freezes."""
     if row["frozen_share"] == 0:
         return "nothing frozen"
     if not pd.isna(row["pattern"]):
@@ -80,14 +80,14 @@ def rule_label(row: Mapping[str, Any] | pd.Series) -> str:
 
 
 def rule_scope(row: Mapping[str, Any] | pd.Series) -> str:
-    """The tensors that a line of a sweep chooses from, in words."""
+    """The tensors among which a row of a sweep selects, as text."""
     if not pd.isna(row["pattern"]):
         return "by name"
     return "state-space blocks" if row["scope"] == "mamba" else "all tensors"
 
 
 def sweep_start(rows: Sequence[Mapping[str, Any]]) -> str:
-    """In a sentence, after how many steps the rules of a sweep froze."""
+    """A sentence on the number of steps after which the rules of a sweep froze."""
     freezing = [row for row in rows if row["frozen_share"] > 0]
     by_gradient = {int(row["after_steps"]) for row in freezing if pd.isna(row["pattern"])}
     by_name = {int(row["after_steps"]) for row in freezing if not pd.isna(row["pattern"])}
@@ -104,13 +104,13 @@ def sweep_start(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 SIGNIFICANT = 0.05
-FEW_GROUPS = 30  # with fewer, intervals are wide and their ends are uncertain themselves
+FEW_GROUPS = 30  # with fewer, intervals are wide and their ends are uncertain
 
 
 def finetuning_summary(finetuning: FinetuningFindings) -> list[str]:
     """Sentences on scores, their differences to full fine-tuning, time and memory.
 
-    Nothing is said of what was not measured.
+    Quantities that were not measured are left out.
     """
     return [
         *_scores(finetuning),
@@ -123,7 +123,7 @@ def finetuning_summary(finetuning: FinetuningFindings) -> list[str]:
 
 
 def few_held_out(finetuning: FinetuningFindings) -> str:
-    """A warning about few held-out images; empty where they are many."""
+    """A warning about few held-out images; empty if they are many."""
     training = finetuning.training
     if training is None or training.test is None or training.test.groups >= FEW_GROUPS:
         return ""
@@ -166,7 +166,7 @@ def _score(run: ModeRun) -> str:
 
 
 def _relaxed(finetuning: FinetuningFindings) -> list[str]:
-    """Relaxed precision and recall, of data that have a tolerance."""
+    """Relaxed precision and recall, for data that have a tolerance."""
     if finetuning.tolerance is None:
         return []
     measured = [
@@ -242,7 +242,7 @@ def _conclusion(
 
 
 def _time(finetuning: FinetuningFindings) -> list[str]:
-    """The time of an iteration after the freeze against that of full fine-tuning."""
+    """The time of an iteration after freezing, compared with full fine-tuning."""
     freeze = finetuning.of("freeze")
     after, full = (pace(run) if (run := finetuning.of(m)) else None for m in ("freeze", "full"))
     if freeze is None or after is None or full is None:
@@ -266,7 +266,7 @@ def _time(finetuning: FinetuningFindings) -> list[str]:
             "difference may be the machine's noise."
         )
     before = pace_before(freeze)
-    if before is not None:  # the same run: the machine's other work disturbs this comparison less
+    if before is not None:  # in the same run: less affected by other load on the machine
         sentence += (
             f" Against its own {counted(before.iterations, 'iteration')} before the freeze, which "
             f"were also profiled ({seconds(before.median)}), it took {_ratio(after, before)}."
@@ -300,7 +300,7 @@ def _memory(finetuning: FinetuningFindings) -> list[str]:
 
 
 def _count(finetuning: FinetuningFindings) -> list[str]:
-    """How much computation freezing saves by count, and which part it cannot save."""
+    """The computation that freezing saves by count, and the part that it cannot save."""
     saving = finetuning.record.saving
     if saving is None or not saving.frozen:
         return []
@@ -315,19 +315,19 @@ def _count(finetuning: FinetuningFindings) -> list[str]:
 
 
 def chosen_from(finetuning: FinetuningFindings) -> pd.DataFrame:
-    """The tensors that the rule could freeze, and those it froze, the smallest statistic first."""
+    """The tensors that the rule can freeze and those it froze, smallest statistic first."""
     assert finetuning.decisions is not None
     table = finetuning.decisions
     return ordered(table[table["frozen"] | is_within(finetuning.record.rule, table["mamba"])])
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with the smallest statistic first; tensors without one at the end."""
+    """`table` sorted by statistic, smallest first; tensors without one are last."""
     return table.sort_values("statistic", kind="stable", na_position="last")
 
 
 def saved(row: Mapping[str, Any] | pd.Series) -> str:
-    """The time that a line of the sweep saves in percent, with its interval."""
+    """The time that a row of the sweep saves, in percent, with its interval."""
     value, low, high = (row[f"seconds_ratio{end}"] for end in ("", "_low", "_high"))
     if is_missing(value):
         return MISSING

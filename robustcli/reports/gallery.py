@@ -1,4 +1,4 @@
-"""The pictures of a report, drawn into `RUN/figures/` as far as the run has data for them."""
+"""The figures of a report, drawn into `RUN/figures/` if the run has data for them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from robustcli.tasks.record import (
 )
 from robustcli.transforms.base import Cell
 
-# What belongs on the contact sheets: the samples that the run left, with their PSNR.
+# Tiles of the contact sheets: the sample images of the run, with their PSNR.
 
 
 _ABREAST = 5
@@ -54,9 +54,9 @@ _ABREAST = 5
 
 @dataclass(frozen=True)
 class ContactLines:
-    """The tiles line by line: single cells together, each scale of severities on its own line.
+    """Tiles by line: single cells together, the severities of each transform on a separate line.
 
-    The clean photo comes first, once.
+    The clean photo is the first tile and appears once.
     """
 
     single: list[list[Tile]]
@@ -64,7 +64,7 @@ class ContactLines:
 
 
 def contact_lines(findings: Findings) -> ContactLines:
-    """The lines of both sheets; both are empty when there are no samples of transformed photos."""
+    """The lines of both contact sheets; both are empty without samples of transformed photos."""
     if not (findings.run / "samples").is_dir():
         return ContactLines([], [])
     single, graded = _split(findings.record.transforms)
@@ -107,7 +107,7 @@ def _tile(findings: Findings, transform: TransformRecord) -> Tile:
 
 
 def _psnr(findings: Findings, cell: Cell) -> str:
-    """The PSNR of the sample, as the first model's view has it."""
+    """The PSNR of the sample image, as text, in the preprocessing of the first model."""
     sample = _sample(findings, cell)
     if sample.empty:
         return "PSNR unknown"
@@ -118,13 +118,13 @@ def _psnr(findings: Findings, cell: Cell) -> str:
 
 
 def _sample(findings: Findings, cell: Cell) -> pd.DataFrame:
-    """The measures of the shown image; no row where it was not measured yet."""
+    """The image measures of the sample image; no row if it was not measured yet."""
     store, first = Store(findings.run), findings.models[0]
     clean = findings.rows[first.name].get(CLEAN_CELL)
     if clean is None or clean.empty:
         return store.inputs(first.view, cell, first_block=True).head(1)
     shown = findings.scoring.likely_samples(clean)["image_id"].head(1)
-    for first_block in (True, False):  # nearly always the first block has it
+    for first_block in (True, False):  # it is nearly always in the first block
         inputs = store.inputs(first.view, cell, first_block=first_block)
         sample = inputs[inputs["image_id"].isin(shown)]
         if len(sample):
@@ -132,19 +132,19 @@ def _sample(findings: Findings, cell: Cell) -> pd.DataFrame:
     return sample
 
 
-# The best, median and worst cases of a segmenter, read from what its evaluation left.
+# The best, median and worst cases of a segmenter, from the files of its evaluation.
 
 
 def case_figures(
     findings: Findings, model: ModelRecord, into: Path, called: str
 ) -> tuple[Picture, ...]:
-    """The picture of the cases of `model`, drawn into `into`/figures; none where none were kept.
+    """Draws the figure of the cases of `model` into `into`/figures; empty if no cases were saved.
 
     Args:
         findings: An evaluation of segmenters.
         model: One of its models.
-        into: The directory of the report.
-        called: How the report calls the model.
+        into: The folder of the report.
+        called: Name of the model in the report.
     """
     panels = [panel for panel in read_panels(findings.run) if panel.model == model.name]
     dataset = findings.record.dataset
@@ -174,7 +174,7 @@ def _threshold(model: ModelRecord) -> float:
 def _case(
     run: Path, panel: Panel, threshold: float, classes: tuple[tuple[str, str], ...]
 ) -> Case | None:
-    """The case of `panel`; None where its pictures cannot be read any more."""
+    """The case of `panel`; None if its images cannot be read."""
     folder = panel.folder(run)
     title = f"{panel.rank} {panel.number}: dice {fraction(panel.dice)}, {panel.image_id}"
     try:
@@ -204,7 +204,7 @@ _FOLDER = "figures"
 
 @dataclass(frozen=True)
 class Gallery:
-    """The figures of each kind that the run has; an empty tuple where there is nothing to show."""
+    """The figures of an evaluation; empty tuples for kinds without figures."""
 
     bars: tuple[Picture, ...] = ()
     overview: tuple[Picture, ...] = ()
@@ -216,11 +216,11 @@ class Gallery:
     reliability: tuple[Picture, ...] = ()
     hard_photos: tuple[Picture, ...] = ()
     no_hard_photos: str = ""
-    """Why there is no picture of the hardest images, where there could be one."""
+    """Why the figure of the hardest images is missing; empty if it exists or does not apply."""
 
 
 def draw_gallery(findings: Findings, measure: Measure = TOP1) -> Gallery:
-    """Draws every picture of `measure` that the run has data for."""
+    """Draws all figures of `measure` for which the run has data."""
     measured = findings.table[findings.table[measure.column].notna()]
     graded = _graded(measured)
     cases = (case_figures(findings, m, findings.run, m.name) for m in findings.models)
@@ -243,7 +243,7 @@ _MODELS_DRAWN = 3
 
 
 def _classes(findings: Findings) -> tuple[Picture, ...]:
-    """For the first models: dice by class and transform, and the confusion of classes."""
+    """Figures of the first models: dice by class and transform, and the confusion of classes."""
     if not findings.classes:
         return ()
     pictures: list[Picture] = []
@@ -257,7 +257,7 @@ def class_pictures(
 ) -> tuple[Picture, ...]:
     """The figures of the classes of `model`, drawn into `into`/figures.
 
-    The report calls the model `called`.
+    `called` is the name of the model in the report.
     """
     pictures: list[Picture] = []
     cells, confusion = classes.dice_by_cell(model), classes.confusion(model)
@@ -282,7 +282,7 @@ def _differences(findings: Findings, measure: Measure) -> tuple[Picture, ...]:
     if not pairs:
         return ()
     best = findings.statistics.ranking[0].model if findings.statistics.ranking else None
-    # Of many pairs, those of the best model say most.
+    # If there are many pairs, those with the best model are drawn.
     order = sorted(pairs, key=lambda pair: best not in pair)[:PAIRS_ABREAST]
     path = f"{_FOLDER}/differences.png"
     names = [model.name for model in findings.models]
@@ -326,7 +326,7 @@ def _reliability(findings: Findings) -> tuple[Picture, ...]:
 
 
 def _hard_photos(findings: Findings) -> tuple[tuple[Picture, ...], str]:
-    """The sheet of the hardest images, or why there is none."""
+    """The contact sheet of the hardest images, or the reason why it is missing."""
     statistics = findings.statistics
     if not isinstance(statistics, ClassifierStatistics) or not statistics.hard_photos:
         return (), ""
@@ -358,14 +358,14 @@ def _hard_photos(findings: Findings) -> tuple[tuple[Picture, ...], str]:
 def images_of(
     dataset: DatasetRecord, all_ids: Sequence[str], shown_ids: Sequence[str]
 ) -> dict[str, NDArray[np.uint8]] | str:
-    """The pixels of the images `shown_ids`, or why they are not shown.
+    """The pixels of the images `shown_ids`, or the reason why they are not shown.
 
-    They are shown only where the files of the data set are still those of the run.
+    They are shown only if the files of the dataset are unchanged since the run.
 
     Args:
-        dataset: The data of a run.
+        dataset: The dataset of a run.
         all_ids: The ids of all its images.
-        shown_ids: Some of them.
+        shown_ids: The ids of the images to return.
     """
     if dataset.contents is None:
         return "the run is of an older version, which did not record what its images hold"

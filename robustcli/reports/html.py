@@ -1,7 +1,7 @@
-"""A Markdown page as one self-contained HTML file: pictures, style and script are inside it.
+"""Converts a Markdown page to one self-contained HTML file with its images, style and script.
 
-The page asks for nothing from outside, and its Content-Security-Policy forbids it to. It reads as a
-plain page without its script, which sorts and filters tables, enlarges pictures and opens photos.
+The page loads nothing from outside, and its Content-Security-Policy forbids it. Without its script
+it is a readable plain page; the script sorts and filters tables, enlarges images and opens photos.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from robustcli.reports.numbers import counted
 from robustcli.tasks.record import PANELS_FOLDER
 
 MOST_BYTES = 5_000_000
-"""What a page weighs at most: pictures that do not fit are left out, and the page says so."""
-_CHART = 0.4  # share of white from which a picture is taken for a chart and not for photos
-_CHART_SCALE = 1.5  # pixels of a chart for one of the page, so that all have letters of one size
-_LONG_NAME = 32  # characters of a name that may be torn in a table, as a hash or a path
-_PANEL_QUALITY = 85  # of 100, at which thin lines and small letters stay sharp
+"""Largest size of a page; images that do not fit are left out, which the page reports."""
+_CHART = 0.4  # share of white pixels from which an image counts as a chart, not as photos
+_CHART_SCALE = 1.5  # pixels of a chart per page pixel, so that all charts have letters of one size
+_LONG_NAME = 32  # characters; longer names, such as hashes and paths, may break in tables
+_PANEL_QUALITY = 85  # WebP quality of 100, at which thin lines and small letters are sharp
 _LONGEST_PHOTO = 256  # pixels of the longer side
 
 
 def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> str:
-    """The whole page; its title is the text of the first heading.
+    """The complete page as HTML; its title is the text of the first heading.
 
     Args:
-        markdown: With a heading, and with each picture followed by its caption in italics. HTML in
-            it is shown, not obeyed.
-        folder: Where the paths of its pictures start.
-        photos: What the cells of its tables open.
+        markdown: Must have a heading; each image is followed by its caption in italics. HTML in it
+            is escaped.
+        folder: Folder to which image paths are relative.
+        photos: Photos that are linked from the cells of the tables.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
@@ -56,7 +56,7 @@ def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> st
     body = parser.renderer.render(list(dressing.dressed(tokens)), parser.options, {})
     cells = [] if photos is None else _photo_cells(photos, room)
     if photos is not None and not cells:
-        return to_html(markdown, folder)  # no table may link to photos that are not there
+        return to_html(markdown, folder)  # tables must not link to photos that are missing
     chapters = [
         *dressing.chapters,
         *([_Heading("photos", "Photos behind the cells")] * bool(cells)),
@@ -80,7 +80,7 @@ def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> st
 
 
 def _link_to_pages(tokens: Sequence[Token]) -> None:
-    """Makes links to the reports of other runs (`.../report.md`) lead to their HTML."""
+    """Changes links to reports of other runs (`.../report.md`) to their HTML files."""
     for link in (child for token in tokens for child in token.children or ()):
         target = str(link.attrs.get("href", "")) if link.type == "link_open" else ""
         if target.endswith("/report.md") and ":" not in target:
@@ -105,7 +105,7 @@ def _script() -> str:
 
 
 def _policy() -> str:
-    """Allows nothing but the page's own style and script, by their hashes, and pictures as data."""
+    """A policy that allows only the page's style and script, by hash, and images as data."""
     style, script = (
         base64.b64encode(hashlib.sha256(content.encode()).digest()).decode("ascii")
         for content in (_style(), _script())
@@ -116,17 +116,17 @@ def _policy() -> str:
     )
 
 
-# Pictures, as many as fit.
+# Images, within the size limit.
 
 
 @dataclass
 class _Room:
-    """The budget of bytes that is left for the page's pictures."""
+    """The remaining budget for the page's images, in bytes."""
 
     left: int
 
     def take(self, count: int) -> bool:
-        """Takes `count` bytes if they fit, and says whether they do."""
+        """Takes `count` bytes if they fit; returns whether they do."""
         fits = count <= self.left
         self.left -= count if fits else 0
         return fits
@@ -134,13 +134,13 @@ class _Room:
 
 @dataclass(frozen=True)
 class _Embedded:
-    """A picture as a part of the page.
+    """An image embedded in the page.
 
     Args:
-        uri: Its content, as `data:`.
-        width: At which it is shown, in pixels of the page.
-        height: Likewise.
-        chart: Whether it is a drawing on white, which may be inverted in the dark.
+        uri: Content as a `data:` URI.
+        width: Displayed width in CSS pixels.
+        height: Displayed height in CSS pixels.
+        chart: Whether it is a drawing on white, which dark mode may invert.
     """
 
     uri: str
@@ -150,9 +150,10 @@ class _Embedded:
 
 
 def _drawing(path: Path) -> _Embedded:
-    """The picture `path`, compressed losslessly: as WebP where that is smaller than the file.
+    """The image `path`, compressed without loss: as WebP if that is smaller than the file.
 
-    Pictures in a folder PANELS_FOLDER are made of photos: compressed as such, never inverted.
+    Images in a folder PANELS_FOLDER consist of photos: they are compressed with loss and never
+    inverted.
     """
     picture, content = _decoded(path), path.read_bytes()
     if path.parent.name == PANELS_FOLDER:
@@ -172,17 +173,17 @@ def _drawing(path: Path) -> _Embedded:
 
 
 def _photograph(path: Path) -> _Embedded:
-    """The picture `path`, small and compressed as photos are."""
+    """The image `path`, reduced in size and compressed as a photo."""
     picture = _decoded(path)
     picture.thumbnail((_LONGEST_PHOTO, _LONGEST_PHOTO), Image.Resampling.LANCZOS)
     packed = io.BytesIO()
-    small = max(picture.size) < 96  # of pixels that count one by one
+    small = max(picture.size) < 96  # small images, in which single pixels matter
     picture.save(packed, "WEBP", lossless=small, quality=80, method=4)
     return _Embedded(_uri(packed.getvalue(), "webp"), *_legible(*picture.size))
 
 
 def _legible(width: int, height: int) -> tuple[int, int]:
-    """The size at which a picture of `width` x `height` pixels is shown: tiny ones are enlarged."""
+    """The displayed size of an image of `width` x `height` pixels; tiny ones are enlarged."""
     times = max(1, round(128 / max(width, height)))
     return times * width, times * height
 
@@ -205,7 +206,7 @@ def _uri(content: bytes, kind: str) -> str:
 
 @dataclass
 class _Heading:
-    """A heading in the table of contents, with those below it."""
+    """A heading of the table of contents, with the headings below it."""
 
     anchor: str
     title: str
@@ -225,13 +226,13 @@ class _Dressing:
     heading: str = ""
 
     def dressed(self, tokens: Sequence[Token]) -> Iterator[Token]:
-        """`tokens` with what HTML needs in addition."""
+        """`tokens` with HTML figures, named headings and accessible tables."""
         waiting = iter(enumerate(tokens))
         for index, token in waiting:
             image = _image(tokens[index : index + 3])
             if image is not None:
                 yield _raw(self._figure(image))
-                for _ in range(5):  # the rest of the paragraphs of the picture and of its caption
+                for _ in range(5):  # the other tokens of the image and of its caption
                     next(waiting)
             elif token.type == "heading_open":
                 self._name(token, _text(tokens[index + 1]))
@@ -277,7 +278,7 @@ class _Dressing:
         )
 
     def _table(self, tokens: Sequence[Token]) -> Iterator[Token]:
-        """A table that scrolls on its own, with a caption, row headers, and links to photos."""
+        """A scrollable table with a caption, row headers, and links to photos."""
         number = self.captions[self.heading] = self.captions.get(self.heading, 0) + 1
         caption = escape(self.heading + (f" ({number})" if number > 1 else ""))
         yield _raw(f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}">\n')
@@ -307,7 +308,7 @@ class _Dressing:
 
 
 def _mark_cell(opening: Token, closing: Token, *, first: bool) -> None:
-    """Says how a cell is aligned, and makes the first of a row its header."""
+    """Sets the alignment of a cell, and makes the first cell of a row its header."""
     left = "left" in str(opening.attrs.pop("style", "left"))
     opening.attrSet("class", "text" if left else "num")
     row_header = opening.type == "td_open" and first and left
@@ -324,7 +325,7 @@ def _allow_breaks(inline: Token) -> None:
 
 
 def _link(photos: PhotoSheet, label: str, model: str) -> str:
-    """The start of a link to the photos of a cell; empty where there are none."""
+    """The start tag of a link to the photos of a cell; empty if it has none."""
     for number, cell in enumerate(photos.cells, 1):
         if cell.label == label and any(model == a.model for p in cell.photos for a in p.answers):
             return f'<a class="photos" href="#photos-{number}" data-model="{escape(model)}">'
@@ -332,7 +333,7 @@ def _link(photos: PhotoSheet, label: str, model: str) -> str:
 
 
 def _image(paragraph: Sequence[Token]) -> Token | None:
-    """The picture that is all of a paragraph, None for other paragraphs."""
+    """The image, if it is the only content of the paragraph; else None."""
     if [token.type for token in paragraph] != ["paragraph_open", "inline", "paragraph_close"]:
         return None
     children = paragraph[1].children or []
@@ -348,9 +349,9 @@ def _raw(content: str, kind: str = "html_block") -> Token:
     return Token(kind, "", 0, content=content)
 
 
-# The photos behind the cells.
+# Photos linked from the table cells.
 
-_OPACITY = 110  # of a predicted mask, of 255
+_OPACITY = 110  # opacity of a predicted mask, of 255
 
 
 @dataclass(frozen=True)
@@ -411,13 +412,16 @@ def _shown(photo: Photo) -> _ShownPhoto:
 
 
 def _weight(photo: _ShownPhoto) -> int:
-    """Bytes of a photo in the page."""
+    """Size of a photo in the page, in bytes."""
     answers = sum(len(a.mask) + len(a.model) + len(a.words) + 120 for a in photo.answers)
     return len(photo.picture.uri) + answers + 500
 
 
 def _swatches(classes: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The name of each class, and a picture of its colour: the page allows no styles inside."""
+    """The name of each class, and an image of its colour as data URI.
+
+    Images are used because the page's policy forbids inline styles.
+    """
     swatches = []
     for name, colour in classes:
         content = io.BytesIO()
@@ -427,9 +431,9 @@ def _swatches(classes: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _overlay(path: Path, classes: bool = False) -> str:
-    """The mask `path` as a picture to lie on its photo: transparent outside.
+    """The mask `path` as an image to overlay on its photo, transparent outside of the mask.
 
-    It holds 0 and 255, or with `classes` indices, whose palette it keeps.
+    The file contains 0 and 255, or with `classes` class indices, whose palette is kept.
     """
     content = io.BytesIO()
     if classes:

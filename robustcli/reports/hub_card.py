@@ -1,8 +1,8 @@
-"""A model card's section and metadata with the results of a run, and `.eval_results` files.
+"""Model card section and metadata with the results of a run, and `.eval_results` files.
 
 Sources: huggingface/hub-docs, `modelcard.md` (`model-index`), `docs/hub/eval-results.md` and
 `eval_results.yaml` (`.eval_results/*.yaml`: a list of entries with `dataset.id`, `dataset.task_id`
-and `value`, each variant of one benchmark in a file of its own, told apart by `notes`).
+and `value`; each variant of one benchmark is in a separate file, distinguished by `notes`).
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _METRICS = {
     "cls": (("top1", "accuracy", "top-1"), ("top5", "accuracy", "top-5")),
     "seg": (("dice", "dice", "dice"), ("iou", "iou", "IoU")),
 }
-"""Per task: column of the results, type of the metric on the Hub, its name."""
+"""Per task: column of the results, type of the metric on the Hub, name of the metric."""
 
 
 @dataclass(frozen=True)
 class CardConfig:
-    """Which model and data the card describes, with the names that the Hub uses for them.
+    """The model and dataset of the card, with their names on the Hub.
 
     Args:
         out: Folder of the card.
-        model: Of the run, or a mode of a fine-tuning; None where there is only one.
+        model: Model of the run, or mode of a fine-tuning; None if there is only one.
         dataset_id: `ORG/NAME` on the Hub; without it no `.eval_results` are written.
-        task_id: The task in that data set's `eval.yaml`.
-        dataset_revision: Of the data set on the Hub.
-        source_url: Where the results are shown.
+        task_id: The task in that dataset's `eval.yaml`.
+        dataset_revision: Revision of the dataset on the Hub.
+        source_url: URL at which the results are shown.
     """
 
     out: Path
@@ -57,7 +57,7 @@ class CardConfig:
 
 @dataclass(frozen=True)
 class _Results:
-    """The results of the model that the card is of."""
+    """The results of the model of the card."""
 
     findings: Findings
     model: ModelRecord
@@ -69,10 +69,11 @@ class _Results:
 
 
 def card_files(export: RunExport, config: CardConfig) -> dict[Path, str]:
-    """The files of the card by their path, ready to be written.
+    """The contents of the card's files, by path.
 
     Raises:
-        UsageError: The run has several models, or a file is there that is somebody's own.
+        UsageError: The run has several models and none was named, or a file exists that this
+            command did not write.
     """
     results = _results(export, config.model)
     metadata = _metadata(export, results, config)
@@ -89,10 +90,10 @@ def card_files(export: RunExport, config: CardConfig) -> dict[Path, str]:
 def write_card(export: RunExport, config: CardConfig) -> list[Path]:
     """Writes `README.md` and `.eval_results/*.yaml` to the folder of the card; returns the paths.
 
-    An existing card changes between its marked lines alone.
+    In an existing card, only the text between its marked lines is changed.
 
     Raises:
-        UsageError: See `card_files`; nothing is written then.
+        UsageError: See `card_files`; no file is written.
         RunError: A file could not be written.
     """
     files = card_files(export, config)
@@ -102,10 +103,10 @@ def write_card(export: RunExport, config: CardConfig) -> list[Path]:
 
 
 def _results(export: RunExport, chosen: str | None) -> _Results:
-    """The held-out results of the model that was named, or of the only one.
+    """The held-out results of the chosen model, or of the only one.
 
     Raises:
-        UsageError: It is not there, or there are several and none was named.
+        UsageError: The chosen model does not exist, or there are several and none was chosen.
     """
     run = export.run
     if export.kind == "train":
@@ -209,7 +210,7 @@ def _section(export: RunExport, results: _Results) -> str:
     )
 
 
-# The card: a new one, or the marked lines of one that is there.
+# The card: a new one, or an existing one with its marked lines replaced.
 
 
 def _new(results: _Results, metadata: str, section: str) -> str:
@@ -218,10 +219,10 @@ def _new(results: _Results, metadata: str, section: str) -> str:
 
 
 def _updated(path: Path, metadata: str, section: str) -> str:
-    """The card in `path` with its marked lines replaced; everything else is kept letter for letter.
+    """The card in `path` with the text between its marked lines replaced; the rest is unchanged.
 
     Raises:
-        UsageError: It has no marked lines, or metadata of its own beside them.
+        UsageError: It has no marked lines, or a `model-index` outside of them.
     """
     text = path.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
@@ -256,7 +257,11 @@ def _updated(path: Path, metadata: str, section: str) -> str:
 
 
 def _validate(path: Path, text: str) -> None:
-    """Raises UsageError where the Hub's own library cannot read the card; nothing is uploaded."""
+    """Checks, without an upload, that the Hub's library can read the card.
+
+    Raises:
+        UsageError: The library cannot read it.
+    """
     from huggingface_hub import ModelCard
 
     try:
@@ -273,7 +278,11 @@ def _validate(path: Path, text: str) -> None:
 
 
 def _eval_results(export: RunExport, results: _Results, config: CardConfig) -> dict[Path, str]:
-    """A file for each transform; raises UsageError where one is there that is not ours."""
+    """A file for each transform, by path.
+
+    Raises:
+        UsageError: A file exists that `robust publish` did not write.
+    """
     from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined,unused-ignore]
 
     record = results.findings.record

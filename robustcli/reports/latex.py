@@ -1,4 +1,4 @@
-"""The tables of a run for a paper: LaTeX with booktabs, with captions that say what they are of.
+"""LaTeX tables of a run for a paper, with booktabs and with captions that describe the data.
 
 Every value is escaped, so that any name compiles with pdfLaTeX, XeLaTeX and LuaLaTeX.
 """
@@ -62,9 +62,9 @@ from robustcli.reports.training_findings import (
 from robustcli.reports.zoo_rows import Zoo
 
 LONGEST = 45
-"""Rows that fit on a page; a longer table is a `longtable`."""
+"""Largest number of rows on a page; a longer table is a `longtable`."""
 _MINUS = re.compile(r"(?<![\w.])-(?=\d)")
-# LaTeX's own characters, and others that keyboards do not have but reports do.
+# LaTeX's special characters, and non-ASCII characters of the reports.
 _SPECIAL = {character: f"\\{character}" for character in "{}$&#_%"} | {
     "\\": r"\textbackslash{}",
     "^": r"\textasciicircum{}",
@@ -95,12 +95,12 @@ class LatexTable:
     """One table.
 
     Args:
-        kind: Which caption it has: a name of `templates/tables.tex.j2`.
-        label: After `tab:`.
-        heads: Of its columns.
-        left: How many columns, from the first, hold text; the others hold numbers.
-        rows: As text, or as finished LaTeX (Markup).
-        values: What the caption needs.
+        kind: Selects the caption: a name in `templates/tables.tex.j2`.
+        label: Label without `tab:`.
+        heads: Headers of the columns.
+        left: Number of text columns, counted from the first; the other columns contain numbers.
+        rows: Cells as text, or as finished LaTeX (Markup).
+        values: Values of the caption.
     """
 
     kind: str
@@ -112,19 +112,19 @@ class LatexTable:
 
     @property
     def columns(self) -> Markup:
-        """How the columns are aligned."""
+        """The column alignment."""
         return Markup("l" * self.left + "r" * (len(self.heads) - self.left))
 
     @property
     def is_long(self) -> bool:
-        """Whether it goes over several pages."""
+        """Whether the table takes several pages."""
         return len(self.rows) > LONGEST
 
 
 def tex(value: object) -> Markup:
-    """`value` as LaTeX shows it letter for letter; Markup is LaTeX already.
+    """`value` escaped for LaTeX, so that it is shown unchanged; Markup is not escaped.
 
-    What pdfLaTeX has no letter for in its usual fonts is shown by its number: U+4E2D.
+    Characters that pdfLaTeX's usual fonts lack are replaced by their code point, such as U+4E2D.
     """
     if isinstance(value, Markup):
         return value
@@ -137,31 +137,31 @@ def _letter(character: str) -> str:
         return _SPECIAL[character]
     if character.isascii() and character.isprintable():
         return character
-    if character.isalpha() and ord(character) < 0x100:  # the letters of Western Europe
+    if character.isalpha() and ord(character) < 0x100:  # Western European letters
         return character
     return f"U+{ord(character):04X}"
 
 
 def cell(value: str) -> Markup:
-    """`value`, where it is a number with a minus sign and no hyphen."""
+    """`value` escaped; hyphens before digits become minus signs."""
     return tex(value if isinstance(value, Markup) else _MINUS.sub("\N{MINUS SIGN}", value))
 
 
 def name(value: object) -> Markup:
-    """A name of a model, a transform or a data set."""
+    """A name of a model, transform or dataset in typewriter type."""
     return Markup(rf"\texttt{{{tex(value)}}}")
 
 
 def bold(value: str) -> Markup:
-    """A number that stands out."""
+    """A number in bold type."""
     return Markup(rf"\textbf{{{tex(value)}}}")
 
 
 def evaluation_tables(run: Path) -> str:
-    """The scores and the drops of the evaluation in `run`.
+    """LaTeX tables of the scores and drops of the evaluation in `run`.
 
     Raises:
-        UsageError: There is no readable run.
+        UsageError: The run does not exist or cannot be read.
     """
     findings = read_findings(run)
     measures = findings.scoring.measures
@@ -174,7 +174,7 @@ def evaluation_tables(run: Path) -> str:
 
 
 def _classes(findings: Findings, model: str) -> LatexTable:
-    """The classes of one model on untouched images."""
+    """The class scores of one model on clean images."""
     record = findings.record
     rows = [[tex(line.name), *line.cells] for line in findings.classes.clean(model)]
     values = {
@@ -235,10 +235,10 @@ def _by_model(
 
 
 def training_tables(run: Path) -> str:
-    """The scores of the training in `run`, beside what needs no training.
+    """LaTeX table of the scores of the training in `run` and of its baseline.
 
     Raises:
-        UsageError: There is no readable training.
+        UsageError: The training does not exist or cannot be read.
     """
     training = read_training(run)
     scoring = training.scoring
@@ -248,7 +248,7 @@ def training_tables(run: Path) -> str:
         (scoring.floor_words, training.baseline_numbers),
     ):
         if numbers is None and rows and training.mask_classes:
-            continue  # Otsu's threshold makes two values: there is none of several classes
+            continue  # Otsu's threshold has two classes only
         if numbers is None:
             rows.append([label, MISSING, MISSING])
         elif "top1" in numbers and "top1_low" not in numbers:
@@ -286,7 +286,7 @@ def _of_training(training: TrainingFindings) -> dict[str, object]:
 
 
 def zoo_tables(trainings: Sequence[TrainingFindings]) -> str:
-    """The scores and costs of `trainings`, and of segmenters the published numbers beside them."""
+    """LaTeX tables of scores and costs of `trainings`; for segmenters also of published numbers."""
     zoo = Zoo(trainings)
     tables = [_costs(zoo)]
     if trainings[0].record.task == "seg":
@@ -351,10 +351,10 @@ def _published(zoo: Zoo) -> LatexTable:
 
 
 def finetuning_tables(run: Path) -> str:
-    """The modes of the fine-tuning in `run`, compared with full fine-tuning.
+    """LaTeX table of the modes of the fine-tuning in `run`, compared with full fine-tuning.
 
     Raises:
-        UsageError: There is no readable fine-tuning.
+        UsageError: The fine-tuning does not exist or cannot be read.
     """
     finetuning = read_finetuning(run)
     scoring = finetuning.scoring
@@ -377,10 +377,10 @@ def finetuning_tables(run: Path) -> str:
 
 
 def seeds_tables(run: Path) -> str:
-    """The means over the seeds in `run`, with their intervals.
+    """LaTeX table of the means over the seeds in `run`, with their intervals.
 
     Raises:
-        UsageError: There are no readable seeds.
+        UsageError: The runs of the seeds do not exist or cannot be read.
     """
     findings = read_seeds(run)
     show, training = SeedsShown(findings), findings.training
@@ -423,10 +423,10 @@ def _mode(finetuning: FinetuningFindings, run: ModeRun) -> list[str]:
 
 
 def explanation_tables(run: Path) -> str:
-    """How the maps of the explanation in `run` change with the prediction.
+    """LaTeX tables of how maps of the explanation in `run` change when the prediction flips.
 
     Raises:
-        UsageError: There is no readable explanation.
+        UsageError: The explanation does not exist or cannot be read.
         RunError: A file of rows is damaged.
     """
     explanation = read_explanation(run)

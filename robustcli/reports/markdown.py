@@ -1,8 +1,8 @@
 """Markdown pages from the templates in `templates/`.
 
-A template writes sentences, lists and tables as Markdown; values that it inserts are shown letter
-for letter, whatever marks they hold. A template may be indented and its lines wrapped as its author
-likes: `tidy` joins the lines of a paragraph and aligns the columns of tables.
+A template contains sentences, lists and tables in Markdown; inserted values are escaped, so that
+they are shown unchanged. Templates can be indented and their lines wrapped freely: `tidy` joins the
+lines of a paragraph and aligns the columns of tables.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from robustcli.reports.class_findings import HEADS
 from robustcli.reports.measure import DICE, IOU, RELAXED, relaxed_words
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Characters of values that stand for marks until a page is laid out: in a table, a pipe needs a
-# backslash also within code; line breaks and blanks of commands must stay as they are.
+# Placeholders for characters of values until a page is laid out: in a table, a pipe needs a
+# backslash even within code; line breaks and spaces of commands must be preserved.
 _KEPT = {"|": "\ue000", "\n": "\ue001", " ": "\ue002"}
 _NOT_IN_VALUES = str.maketrans(dict.fromkeys(_KEPT.values(), "\N{REPLACEMENT CHARACTER}"))
 _KEEP = {ord(character): kept for character, kept in _KEPT.items()}
@@ -37,22 +37,22 @@ _PIPE = _KEPT["|"]
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a page: its path relative to the page, and what it shows in words."""
+    """A picture of a page: its path relative to the page, and its caption."""
 
     path: str
     caption: str
 
     @property
     def link(self) -> Markup:
-        """The path as Markdown links to it."""
+        """The path, quoted for a Markdown link."""
         return Markup(quote(self.path))
 
 
 def from_template(template: str, **values: object) -> str:
-    """The Markdown of `template` (a name without `.md.j2`) with `values`, one line per paragraph.
+    """Renders the template `template`.md.j2 with `values` to Markdown, one line per paragraph.
 
     Raises:
-        jinja2.UndefinedError: The template names a value that there is none of.
+        jinja2.UndefinedError: The template uses a name that is not in `values`.
     """
     return tidy(_environment().get_template(f"{template}.md.j2").render(values))
 
@@ -61,8 +61,8 @@ def template_environment(folder: Path, **settings: Any) -> Environment:
     """The environment of report templates: unknown names are errors, all values are escaped.
 
     Args:
-        folder: Where they are.
-        settings: Further ones of Jinja's environment, as the page's language needs them.
+        folder: Folder of the templates.
+        settings: Further settings of Jinja's environment, as the output language requires.
     """
     return Environment(
         loader=FileSystemLoader(folder),
@@ -76,7 +76,7 @@ def template_environment(folder: Path, **settings: Any) -> Environment:
 
 @cache
 def _environment() -> Environment:
-    # With autoescape, what macros and filters return is Markup, here: finished Markdown.
+    # With autoescape, macros and filters return Markup, which here means finished Markdown.
     environment = template_environment(TEMPLATES, finalize=escaped)
     # Every function of `numbers` is a filter: `{{ row.dice|fraction }}`.
     shown = [*vars(numbers).values(), code, joined, marked, mono, settings_in_words]
@@ -97,22 +97,22 @@ def _environment() -> Environment:
 
 
 def escaped(value: object) -> Markup:
-    """`value` on one line with everything escaped that Markdown would take for a mark.
+    """`value` on one line, with all characters escaped that are special in Markdown.
 
-    Markup is Markdown already and stays as it is; None, a number that is not known, is a dash.
+    Markup is finished Markdown and is not changed; None, an unknown number, becomes a dash.
     """
     if isinstance(value, Markup):
         return value
     line = printable(re.sub(r"\s+", " ", numbers.MISSING if value is None else str(value)))
     line = re.sub(r"([\\`*<\[\]~&]|(?<!\w)_|_(?!\w))", r"\\\1", line.translate(_NOT_IN_VALUES))
-    # What would begin a heading, a list, a quotation or a line at the start of a paragraph.
+    # At the start of a paragraph: marks of headings, lists, quotations or rules.
     line = re.sub(r"^( ?)(#{1,6}(?= |$)|[-+](?= |$)|>|-{3,}$)", r"\1\\\2", line)
     line = re.sub(r"^( ?\d+)([.)](?= |$))", r"\1\\\2", line)
     return Markup(line.replace("|", _PIPE))
 
 
 def mono(value: object) -> Markup:
-    """`value` to be shown letter for letter: names, paths, hashes."""
+    """`value` as inline code, shown unchanged: for names, paths, hashes."""
     content = printable(" ".join(str(value).translate(_NOT_IN_VALUES).split())) or " "
     fence = "`" * (1 + _longest_run_of_backticks(content))
     pad = " " if len(fence) > 1 else ""
@@ -120,7 +120,7 @@ def mono(value: object) -> Markup:
 
 
 def marked(words: str) -> Markup:
-    """`words` of a record, in which what stands between backticks is shown letter for letter."""
+    """`words` of a record; text between backticks becomes inline code."""
     parts = words.split("`")
     if len(parts) % 2 == 0:  # one backtick has no partner
         return escaped(words)
@@ -129,24 +129,24 @@ def marked(words: str) -> Markup:
 
 
 def code(value: str) -> Markup:
-    """Lines to be copied letter for letter."""
+    """Lines as a code block, for copying."""
     fence = "`" * max(3, 1 + _longest_run_of_backticks(value))
     block = f"text\n{printable(value.translate(_NOT_IN_VALUES))}\n".translate(_KEEP)
     return Markup(f"{fence}{block}{fence}")
 
 
 def joined(values: Iterable[object], separator: str = ", ") -> Markup:
-    """`values` with `separator`, which is Markdown, between them."""
+    """`values` escaped and joined by `separator`, which is Markdown."""
     return Markup(separator).join(escaped(value) for value in values)
 
 
 def settings_in_words(values: Mapping[str, object]) -> str:
-    """`values` as a configuration names them: `bridge=false, act="gelu"`."""
+    """`values` in the notation of configurations: `bridge=false, act="gelu"`."""
     return ", ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
 
 
 def rule(left: int, right: int) -> Markup:
-    """The line below a table's header: `left` columns of text, then `right` columns of numbers."""
+    """The rule line of a table: `left` columns of text, then `right` columns of numbers."""
     return Markup("|" + ":--|" * left + "--:|" * right)
 
 
@@ -158,10 +158,10 @@ def _longest_run_of_backticks(content: str) -> int:
 
 
 def tidy(rendered: str) -> str:
-    """The output of a template with a line per paragraph and item, and with aligned tables."""
+    """A template's output with one line per paragraph and item, and with aligned tables."""
     blocks = [_block(block) for block in re.split(r"\n\s*\n", rendered.strip())]
     shown = "\n\n".join(blocks) + "\n"
-    shown = re.sub(r"(\n- .*)\n(?=\n- )", r"\1", shown)  # an item that was left out ends no list
+    shown = re.sub(r"(\n- .*)\n(?=\n- )", r"\1", shown)  # an omitted item must not split a list
     for character, kept in _KEPT.items():
         shown = shown.replace(kept, character)
     return shown
@@ -178,7 +178,7 @@ def _block(block: str) -> str:
 
 
 def _aligned(lines: list[str]) -> str:
-    """A table: its header, its rule and its rows."""
+    """An aligned table from its header, rule and row lines."""
     rows = [
         [cell.strip().replace(_PIPE, r"\|") for cell in line.split("|")[1:-1]] for line in lines
     ]

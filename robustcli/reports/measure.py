@@ -1,4 +1,4 @@
-"""The score of a comparison over transforms: top-1 of classifiers, dice of segmenters."""
+"""The score of a comparison over transforms: top-1 for classifiers, dice for segmenters."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from robustcli.reports.numbers import (
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of `metrics.table` as tables, pictures and sentences show it.
+    """A column of `cell_table.table`, with its name and format in tables, figures and sentences.
 
     Args:
-        column: Its column; its interval is in the columns `<column>_low` and `<column>_high`.
-        paired: The column that counts what a drop is taken over.
-        name: In a sentence.
-        unit: What a drop is in.
-        axis: Along an axis.
-        scale: What one is drawn as: 100 for percent, 1 for a fraction.
-        interval: How its interval was made, in the plural.
-        clean: The number on untouched images.
-        show: A value of `n` images as text.
-        show_range: An interval of `n` images as text, its ends joined by the last argument.
+        column: Name of the column; its interval is in the columns `<column>_low` and
+            `<column>_high`.
+        paired: Column with the number of units over which a drop is computed.
+        name: Name in a sentence.
+        unit: Unit of a drop.
+        axis: Label of an axis.
+        scale: Factor from [0, 1] to the axis: 100 for percent, 1 for a fraction.
+        interval: Kind of its interval, in the plural.
+        clean: Name of the score on clean images.
+        show: Formats a value of `n` images as text.
+        show_range: Formats an interval of `n` images as text; the last argument joins its ends.
     """
 
     column: str
@@ -52,12 +53,12 @@ class Measure:
         return self.name[0].upper() + self.name[1:]
 
     def signed(self, value: float, n: int) -> str:
-        """A difference of numbers of `n` images as text, with its sign."""
+        """A difference of scores of `n` images as text, with its sign."""
         text = self.show(value, n)
         return f"+{text}" if value > 0 and text.strip("0.") else text
 
     def value(self, row: Mapping[str, Any] | pd.Series) -> str:
-        """The number of `row` as text."""
+        """The score of `row` as text."""
         return self.show(row[self.column], int(row["n"]))
 
     def value_range(self, row: Mapping[str, Any] | pd.Series, to: str = EN_DASH) -> str:
@@ -66,12 +67,12 @@ class Measure:
         return self.show_range(low, high, int(row["n"]), to)
 
     def with_range(self, row: Mapping[str, Any] | pd.Series) -> str:
-        """The number of `row` with its interval, where it has one."""
+        """The score of `row` with its interval, if it has one."""
         interval = self.value_range(row)
         return self.value(row) if interval == MISSING else f"{self.value(row)} ({interval})"
 
     def ends(self, rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-        """The ends of the intervals; the number itself where there is no interval."""
+        """The ends of the intervals; the score itself without an interval."""
         low, high = rows[f"{self.column}_low"], rows[f"{self.column}_high"]
         return low.fillna(rows[self.column]), high.fillna(rows[self.column])
 
@@ -102,7 +103,7 @@ DICE = Measure(
 )
 
 IOU = replace(DICE, column="iou", name="IoU")
-# Of data that have a tolerance, and only of these.
+# Only for data that have a tolerance.
 RELAXED = tuple(
     replace(DICE, column=f"relaxed_{name}", name=f"relaxed {name}")
     for name in ("precision", "recall")
@@ -114,7 +115,7 @@ def relaxed_words(numbers: Mapping[str, Any] | pd.Series) -> str:
     return " and ".join(measure.with_range(numbers) for measure in RELAXED)
 
 
-# Which transforms a set of models stands best and worst.
+# The transforms with the best and worst scores of a set of models.
 
 
 EXTREMES_SHOWN = 4
@@ -122,20 +123,20 @@ EXTREMES_SHOWN = 4
 
 @dataclass(frozen=True)
 class Extremes:
-    """The cells (transform, severity) at both ends, each list starting with the extreme one."""
+    """The best and worst cells (transform, severity), each list starting with the extreme one."""
 
     best: list[tuple[str, int]]
     worst: list[tuple[str, int]]
 
 
 def representatives(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that stand for whole transforms, `identity` left out.
+    """The rows that represent each transform, without `identity`.
 
-    A transform is represented by its full range (severity 0) where it was measured, else by its
-    highest severity, so that transforms are compared and not one transform's severities.
+    A transform is represented by its full range (severity 0) if it was measured, else by its
+    highest severity, so that transforms are compared and not the severities of one transform.
 
     Args:
-        table: `metrics.table` of a run.
+        table: `cell_table.table` of a run.
     """
     rows = table[table["transform"] != "identity"]
     lowest = rows.groupby("transform")["severity"].transform("min")
@@ -146,12 +147,12 @@ def representatives(table: pd.DataFrame) -> pd.DataFrame:
 def extremes(table: pd.DataFrame, most: int = EXTREMES_SHOWN, *, by: Measure = TOP1) -> Extremes:
     """The best and worst transforms by a measure, averaged over the models.
 
-    No transform is in both lists; with an odd few of them the best get one more. Ties are in the
-    order of the run.
+    No transform is in both lists; if their number is odd and small, the best list has one more.
+    Ties are in the order of the run.
 
     Args:
-        table: `metrics.table` of a run.
-        most: Length of each list at most.
+        table: `cell_table.table` of a run.
+        most: Largest length of each list.
         by: The measure.
     """
     rows = representatives(table)

@@ -10,12 +10,12 @@ ONE_DECIMAL_UP_TO = 2000
 
 
 def decimals(n: int) -> int:
-    """Decimals of a percentage of `n` images: one image in 2000 is 0.05 %, so one, else two."""
+    """Decimals of a percentage of `n` images: one up to 2000 (an image is 0.05 %), else two."""
     return 1 if n <= ONE_DECIMAL_UP_TO else 2
 
 
 def percent(share: float | None, n: int) -> str:
-    """`share` (a fraction of `n` images) in percent without the sign, or a dash when missing."""
+    """`share` (a fraction of `n` images) in percent without the sign, or a dash if missing."""
     if is_missing(share):
         return MISSING
     return _without_minus_zero(f"{100 * float(share or 0):.{decimals(n)}f}")
@@ -29,7 +29,7 @@ def percent_range(low: float | None, high: float | None, n: int, to: str = EN_DA
 
 
 def fraction(value: float | None) -> str:
-    """`value`, a dice or IoU in [0, 1], with three decimals as the field gives it."""
+    """`value`, a dice or IoU in [0, 1], with three decimals as is usual."""
     return decimal(value, 3)
 
 
@@ -41,7 +41,7 @@ def fraction_range(low: float | None, high: float | None, to: str = EN_DASH) -> 
 
 
 def with_range(value: float | None, low: float | None, high: float | None) -> str:
-    """A dice or IoU with its interval, where it has one."""
+    """A dice or IoU with its interval, if it has one."""
     ends = "" if is_missing(low) or is_missing(high) else f" ({fraction_range(low, high)})"
     return f"{fraction(value)}{ends}"
 
@@ -55,7 +55,7 @@ def signed(value: float | None) -> str:
 
 
 def as_printed(value: float | None) -> str:
-    """A published dice or IoU with the digits that were published, four at least."""
+    """A published dice or IoU with its published digits, at least four."""
     if is_missing(value):
         return MISSING
     number = float(value or 0)
@@ -63,7 +63,7 @@ def as_printed(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A stretch of time in the two units that matter: `48 min 28 s`, `3 h 5 min`, `7.2 s`."""
+    """A duration in its two largest units: `48 min 28 s`, `3 h 5 min`, `7.2 s`."""
     if is_missing(seconds):
         return MISSING
     value = float(seconds or 0)
@@ -75,7 +75,7 @@ def duration(seconds: float | None) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """A p-value rounded to its significant digits, or a dash when missing."""
+    """A p-value rounded to its significant digits, or a dash if missing."""
     if p is None:
         return MISSING
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
@@ -89,31 +89,34 @@ def probability(value: float) -> str:
 
 
 def statistic(value: float | None) -> str:
-    """A statistic with two digits."""
+    """A statistic with two significant digits."""
     if value is None or is_missing(value):
         return MISSING
     return "0" if value == 0 else f"{value:.1e}"
 
 
 def seconds(value: float) -> str:
-    """A short stretch of time: `0.231 s`, `12 ms`, `1.2 s`."""
+    """A short duration: `0.231 s`, `12 ms`, `1.2 s`."""
     if value < 0.1:
         return f"{decimal(1000 * value)} ms"
     return f"{value:.3f} s" if value < 1 else duration(value)
 
 
 def gibibytes(count: int | None) -> str:
-    """Bytes in 2³⁰ bytes."""
+    """`count` bytes in GiB (2³⁰ bytes)."""
     return MISSING if count is None else f"{decimal(count / 2**30, 2)} GiB"
 
 
 def mebibytes(count: int | None) -> str:
-    """Bytes in 2²⁰ bytes."""
+    """`count` bytes in MiB (2²⁰ bytes)."""
     return MISSING if count is None else f"{decimal(count / 2**20, 0)} MiB"
 
 
 def megabytes(count: int | None, digits: int | None = None) -> str:
-    """Bytes in 10⁶ bytes, so exactly that a few frozen tensors show, or with `digits` decimals."""
+    """`count` bytes in MB (10⁶ bytes), with `digits` decimals.
+
+    By default three decimals below 10 MB, else one, so that a few frozen tensors make a difference.
+    """
     if count is None:
         return MISSING
     exact = 3 if count < 1e7 else 1
@@ -126,7 +129,7 @@ def watt_hours(joules: float | None, digits: int = 1) -> str:
 
 
 def decimal(value: float | None, digits: int = 1) -> str:
-    """`value` with `digits` decimals and thousands separators, or a dash when missing."""
+    """`value` with `digits` decimals and thousands separators, or a dash if missing."""
     if is_missing(value):
         return MISSING
     return _without_minus_zero(f"{float(value or 0):,.{digits}f}")
@@ -145,27 +148,27 @@ def short_count(value: float | None) -> str:
 
 
 def thousands(value: int) -> str:
-    """`value` with separators of thousands: `3,929`."""
+    """`value` with thousands separators: `3,929`."""
     return f"{value:,}"
 
 
 def general(value: float) -> str:
-    """`value` with as few digits as show six significant ones: `0.001`, `1e-06`."""
+    """`value` with at most six significant digits: `0.001`, `1e-06`."""
     return f"{value:g}"
 
 
 def is_missing(value: float | None) -> bool:
-    """Whether there is no such number (None, NaN or infinite)."""
+    """Whether the number is unknown (None, NaN or infinite)."""
     return value is None or not math.isfinite(value)
 
 
 def counted(number: int, thing: str, things: str = "") -> str:
-    """`number` and what is counted: `1 image`, `1,000 images`."""
+    """A number with its noun: `1 image`, `1,000 images`."""
     return f"{number:,} {thing if number == 1 else things or thing + 's'}"
 
 
 def cell_label(transform: str, severity: int) -> str:
-    """How a cell is called: the transform's name, and its severity where it has one."""
+    """The name of a cell: the transform's name, and its severity if it has one."""
     return f"{transform}, severity {severity}" if severity else transform
 
 

@@ -1,4 +1,4 @@
-"""The parts of a report, how it is written to files, and the kind of a run."""
+"""The parts of a report, writing them to files, and the kind of a run."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from robustcli.reports.cell_photos import PhotoSheet
 from robustcli.reports.html import to_html
 
 KINDS = ("cls", "seg", "train", "finetune", "explanation", "seeds")
-"""Of runs: evaluations of classifiers and of segmenters, trainings, fine-tunings, explanations,
-several seeds of a training or fine-tuning."""
+"""The kinds of runs.
+
+Evaluations of classifiers and of segmenters, trainings, fine-tunings, explanations, and several
+seeds of a training or fine-tuning.
+"""
 
 
 def run_kind(run: Path) -> str:
-    """One of KINDS, of an evaluation its task; `cls` where that cannot be read."""
+    """The kind of a run; the task for evaluations, `cls` if the record cannot be read."""
     try:
         head = parse_json((run / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return "cls"  # reading it as an evaluation tells the user what is wrong
+        return "cls"  # reading it as an evaluation raises an error with the reason
     if not isinstance(head, dict):
         return "cls"
     kind = head["kind"] if head.get("kind") in KINDS else head.get("task")
@@ -34,16 +37,16 @@ def run_kind(run: Path) -> str:
 
 @dataclass(frozen=True)
 class Page:
-    """A report: its numbers for other programs, and its Markdown.
+    """A report: its results for other programs, and its Markdown.
 
-    The figures that the Markdown names are drawn already.
+    The figures that the Markdown refers to must exist already.
 
     Args:
-        results: For `results.csv` and `results.json`.
-        markdown: For `report.md` and `report.html`.
-        files: The contents of further files, by name.
-        photos: Behind the cells of its tables, in HTML.
-        terminal: The tables that a command prints of a single run.
+        results: Table for `results.csv` and `results.json`.
+        markdown: Text for `report.md` and `report.html`.
+        files: Contents of further files, by name.
+        photos: Photos that are linked from the cells of its tables, in HTML.
+        terminal: The tables that a command prints for a single run.
     """
 
     results: pd.DataFrame
@@ -54,12 +57,12 @@ class Page:
 
 
 def write_page(page: Page, folder: Path, photos: int | None = None) -> Path:
-    """Writes the files of `page` to `folder`; the path of report.md.
+    """Writes the files of `page` to `folder`; returns the path of report.md.
 
     Args:
         page: The report.
-        folder: Made where it does not exist.
-        photos: How many photos a cell opens at most, in HTML; None for six.
+        folder: Output folder, created if it does not exist.
+        photos: Largest number of photos per cell in HTML; None for six.
     """
     sheet = page.photos
     if sheet is not None and photos is not None:
@@ -73,21 +76,21 @@ def write_page(page: Page, folder: Path, photos: int | None = None) -> Path:
 
 
 def write_result_files(run: Path, table: pd.DataFrame) -> None:
-    """Writes `results.csv` and `results.json` durably; the same table gives the same bytes.
+    """Writes `results.csv` and `results.json` atomically; equal tables give equal bytes.
 
     Args:
-        run: Directory of the run.
-        table: `metrics.table` of the run; a missing number is empty in CSV and null in JSON.
+        run: Folder of the run.
+        table: `cell_table.table` of the run; a missing number is empty in CSV and null in JSON.
     """
     write_text(run / "results.csv", to_csv(table))
     write_text(run / "results.json", to_json(table))
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    """`table` as CSV that is harmless in a spreadsheet.
+    """`table` as CSV that is safe to open in a spreadsheet.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe before it, which makes it
-    a text there; numbers stay numbers. What a terminal would obey is escaped (see `printable`).
+    A text that a spreadsheet would evaluate as a formula gets a leading apostrophe, which marks it
+    as text; numbers are unchanged. Control characters are escaped (see `printable`).
     """
     harmless = table.copy()
     for name in table.select_dtypes(exclude="number").columns:
@@ -105,7 +108,7 @@ def to_json(table: pd.DataFrame) -> str:
     """`table` as a JSON array with one record per row; shares are fractions in [0, 1].
 
     Raises:
-        ValueError: A number is infinite, which JSON cannot say.
+        ValueError: A number is infinite, which JSON cannot represent.
     """
     records = table.astype(object).where(table.notna(), None).to_dict(orient="records")
     return json.dumps(records, indent=1, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""The models that `robust compare` compares: found in runs, checked, and read image by image.
+"""Finds the models that `robust compare` compares, checks their runs and pairs their rows by image.
 
 A run is compared by the rows of its evaluation: that of `robust eval`, or the one on the held-out
 images of a training or of a fine-tuning's modes.
@@ -30,16 +30,16 @@ from robustcli.training.record import read_train_record
 from robustcli.training.seeds_record import read_seeds_record
 from robustcli.transforms.base import Cell
 
-NAMED = 4  # transforms, or images, that a message names
+NAMED = 4  # most transforms or images that a message lists
 
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """An evaluation that models are taken from.
+    """An evaluation from which models are taken.
 
     Args:
-        source: The run as the user named it; of a fine-tuning's mode with the mode.
-        folder: Where the evaluation's record and rows are.
+        source: The run as the user named it; with the mode for a mode of a fine-tuning.
+        folder: Folder of the evaluation's record and rows.
         trained: Whether it is the held-out evaluation of a training.
     """
 
@@ -49,12 +49,12 @@ class EvaluatedRun:
 
     @cached_property
     def record(self) -> RunRecord:
-        """Its `run.json`."""
+        """The `run.json` of the evaluation."""
         return read_record(self.folder)
 
     @cached_property
     def store(self) -> Store:
-        """Its rows."""
+        """The rows of the evaluation."""
         return Store(self.folder)
 
     @cached_property
@@ -64,21 +64,21 @@ class EvaluatedRun:
 
     @property
     def expected(self) -> int:
-        """How many rows a finished cell has."""
+        """Number of rows of a finished cell."""
         return self.record.dataset.images - len(self.skipped)
 
     @cached_property
     def cells(self) -> dict[CellKey, TransformRecord]:
-        """Its transforms."""
+        """The transforms by cell."""
         return {(t.name, t.severity): t for t in self.record.transforms}
 
     def images(self, model: ModelRecord, key: CellKey) -> pd.DataFrame:
-        """The rows of a model in a cell: what comparing needs of them."""
+        """The rows of a model in a cell, with the columns that are needed to compare models."""
         task = self.record.task
         return self.store.rows(model.name, Cell(*key), task, STATISTICS[task].row_columns)
 
     def pixels(self, view: str, key: CellKey, *, sample: bool) -> pd.Series:
-        """Digest of the transformed pixels by image id; with `sample`, of one block of images."""
+        """Digests of the transformed pixels by image id; with `sample`, only of the first block."""
         columns = ("image_id", "digest")
         rows = self.store.inputs(view, Cell(*key), columns, first_block=sample)
         return rows.drop_duplicates("image_id").set_index("image_id")["digest"]
@@ -86,21 +86,21 @@ class EvaluatedRun:
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """One model of a comparison: `label` is its name there, no other one has it."""
+    """One model of a comparison; `label` is its unique name there."""
 
     label: str
     run: EvaluatedRun
     model: ModelRecord
 
 
-# From what the user typed to models.
+# From the arguments of the user to models.
 
 
 def find_models(names: Sequence[str], *, fewest: int = 2) -> tuple[list[ComparedModel], list[str]]:
-    """The models that `names` (RUN or RUN:MODEL) stand for, and what of the runs is not measured.
+    """The models named by `names` (RUN or RUN:MODEL), and descriptions of what is not measured.
 
-    A model that is named twice counts once. Models with the same name get so much of their run's
-    path as tells them apart.
+    A model that is named twice is included once. Models with equal names get the part of their
+    run's path that distinguishes them.
 
     Raises:
         UsageError: A name is not that of a run or of a model in it, nothing of it is measured yet,
@@ -123,7 +123,7 @@ def find_models(names: Sequence[str], *, fewest: int = 2) -> tuple[list[Compared
 
 
 def split_name(name: str) -> tuple[Path, str | None]:
-    """Run and model of `RUN` or `RUN:MODEL`. Names of models, and folders, may hold colons too."""
+    """Splits `RUN` or `RUN:MODEL`; names of models and folders may contain colons too."""
     ends = [i for i, character in enumerate(name) if character == ":"]
     for end in () if has_record(Path(name)) else ends:
         if has_record(Path(name[:end])):
@@ -225,7 +225,7 @@ def _distinguished(models: Sequence[ComparedModel]) -> list[ComparedModel]:
 
 
 def _with_path(model: ComparedModel, models: Sequence[ComparedModel]) -> str:
-    """The label with the end of the run's path: as much of it as tells models of a name apart."""
+    """The label with the end of the run's path that distinguishes models of equal names."""
     paths = [_path(other) for other in models if other.label == model.label]
     depth = 1
     while len({path[-depth:] for path in paths}) < len(paths):
@@ -237,12 +237,15 @@ def _path(model: ComparedModel) -> tuple[str, ...]:
     return Path(model.run.source).resolve().parts
 
 
-# What keeps runs from being compared.
+# Differences that prevent a comparison of runs.
 
 
 @dataclass(frozen=True)
 class SettingDifference:
-    """A setting in which runs differ, in a sentence; `forcible` ones leave something in common."""
+    """A setting in which runs differ, as a sentence.
+
+    With `forcible` differences, the runs can have comparable rows in common.
+    """
 
     sentence: str
     forcible: bool = True
@@ -252,7 +255,7 @@ Differences = Iterator[SettingDifference]
 
 
 def setting_differences(models: Sequence[ComparedModel]) -> list[SettingDifference]:
-    """The settings in which the runs of `models` differ, and so their rows do not pair up."""
+    """The settings in which the runs of `models` differ, so that their rows cannot be paired."""
     runs = list({model.run.folder.resolve(): model.run for model in models}.values())
     if len(runs) == 1:
         return []
@@ -261,12 +264,12 @@ def setting_differences(models: Sequence[ComparedModel]) -> list[SettingDifferen
 
 
 def _by_value(name: str, runs: Sequence[EvaluatedRun], values: Sequence[Hashable]) -> str:
-    """A sentence that names each run's value; empty where all have the same.
+    """A sentence with the value of each run; empty if all values are equal.
 
     Args:
-        name: What it is of, with the flags that choose it.
+        name: Name of the setting, with the flags that select it.
         runs: The runs.
-        values: One for each; shown as text.
+        values: One value per run; shown as text.
     """
     sources: dict[Hashable, list[str]] = {}
     for run, value in zip(runs, values, strict=True):
@@ -347,7 +350,7 @@ def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Dif
 
 
 def _drawing(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
-    """The settings that decide what transforms draw; untouched images depend on none of them."""
+    """Differences in settings of the random transforms; clean images depend on none of them."""
     transforming = [run for run in runs if set(run.cells) - {CLEAN_CELL}]
     if len(transforming) < 2:
         return
@@ -375,7 +378,7 @@ def _thresholds(runs: Sequence[EvaluatedRun], models: Sequence[ComparedModel]) -
 
 
 def cells_in_words(keys: Sequence[CellKey]) -> str:
-    """Some transforms by name, and how many more there are."""
+    """The first transforms by name, and the number of further ones."""
     return _some([f"`{cell_label(*key)}`" for key in keys])
 
 
@@ -385,7 +388,7 @@ def _some(names: Sequence[str]) -> str:
     return (", ".join(names[:NAMED]) or "none") + more
 
 
-# The rows, image by image.
+# Pairing the rows by image.
 
 
 @dataclass
@@ -393,8 +396,8 @@ class PairedRows:
     """Rows of the same images for every model.
 
     Args:
-        rows: By model and cell.
-        left_out: What the runs do not have in common, in sentences.
+        rows: Rows by model and cell.
+        left_out: Sentences on what the runs do not have in common.
     """
 
     rows: dict[str, dict[CellKey, pd.DataFrame]]
@@ -402,11 +405,11 @@ class PairedRows:
 
 
 def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
-    """The rows of the cells and images that all of `models` have, and what that leaves out.
+    """The rows of the cells and images that all of `models` share, and what is left out.
 
-    An image is the same one in two runs where its id, class and pixels are the same. Pixels are
-    known by the digests that every evaluation records of them, clean and transformed. A cell is
-    left out where it is not finished in every run, or where transforms gave other pixels.
+    An image counts as the same in two runs if its id, class and pixels are equal. Pixels are
+    compared by the digests that every evaluation records, of clean and transformed images. A cell
+    is left out if it is not finished in every run, or if its transform produced different pixels.
     """
     paired = PairedRows({model.label: {} for model in models})
     shared = [k for k in models[0].run.cells if all(k in m.run.cells for m in models)]
@@ -450,16 +453,16 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
 def _changed_pixels(
     models: Sequence[ComparedModel], frames: Sequence[pd.DataFrame], key: CellKey
 ) -> set[str]:
-    """The images, among those that all have, of which two runs recorded other pixels in a cell.
+    """The images that all runs share, but for which two runs recorded different pixels in a cell.
 
-    Where settings differ that decide pixels, images without such a record count as well. Where none
-    does, a block of images shows whether all is well: another version of a library changes many.
+    If settings that determine pixels differ, images without digests are included. Otherwise the
+    first block of images is checked first: a different library version changes many images.
     """
     views = {(model.run.folder, model.model.view): model.run for model in models}
     if len({folder for folder, _ in views}) < 2:
         return set()
     common, needs_proof = _common_ids(frames), _pixels_may_differ(models, key)
-    if len({view for _, view in views}) > 1:  # other crops: their pixels say nothing
+    if len({view for _, view in views}) > 1:  # different crops: their pixels cannot be compared
         return set(common) if needs_proof else set()
 
     def changed(*, sample: bool) -> set[str]:
@@ -479,7 +482,7 @@ def _changed_pixels(
 
 
 def _pixels_may_differ(models: Sequence[ComparedModel], key: CellKey) -> bool:
-    """Whether runs differ in a setting that decides the pixels of a cell."""
+    """Whether runs differ in a setting that determines the pixels of a cell."""
     runs = [model.run for model in models]
     datasets = [run.record.dataset for run in runs]
     files = {d.contents or d.digest for d in datasets if d.contents or not datasets[0].contents}
@@ -500,7 +503,7 @@ def _common_ids(frames: Sequence[pd.DataFrame]) -> pd.Index:
 
 
 def _other_classes(frames: Sequence[pd.DataFrame]) -> set[str]:
-    """The images whose true class is another one in some table; none of segmenters."""
+    """The images whose true class differs between the tables; empty for segmenters."""
     if "target" not in frames[0]:
         return set()
     common = _common_ids(frames)
@@ -509,7 +512,7 @@ def _other_classes(frames: Sequence[pd.DataFrame]) -> set[str]:
 
 
 def _keep_common(paired: PairedRows, unlike: set[str]) -> None:
-    """Drops the images that not every model has in every cell, and those in `unlike`."""
+    """Drops images that some model lacks in some cell, and the images in `unlike`."""
     frames = [frame for cells in paired.rows.values() for frame in cells.values()]
     if not frames or (not unlike and have_same_images(frames)):
         return

@@ -1,6 +1,6 @@
 """Published scores of networks, and whether a training here is the same experiment.
 
-Those of segmenters stand in the catalogue (`zoo_rows.published`); those of classifiers here.
+Scores of segmenters are in the catalogue (`zoo_rows.published`), those of classifiers in this file.
 Source: "Mamba vs State-of-the-Art for Vision Tasks" (Crews and Whalen, 2024), lxaw/mamba-vs-else-
 vision @f55e490: `val_vim.json`, `val_vit.json` and the figures.
 """
@@ -20,10 +20,10 @@ class PublishedScore:
     """A published score of the network of a training.
 
     Args:
-        value: In [0, 1], with the digits that were published.
-        source: Who published it, and of what, in words.
-        differences: In what the training here is another experiment, in words; empty for nothing
-            that decides the numbers.
+        value: The score in [0, 1], with its published digits.
+        source: Publication and experiment, as text.
+        differences: Settings in which the training here differs from the published experiment, as
+            text; empty if none affects the scores.
     """
 
     value: float
@@ -35,13 +35,13 @@ class PublishedScore:
 class PrintedAccuracy:
     """The accuracy of one classifier at its best of 100 epochs on CIFAR-10's test images.
 
-    The best, because recipe `paper` chooses its epoch on these images too.
+    The best epoch is used because recipe `paper` also selects its epoch on these images.
 
     Args:
-        model: Its name here.
+        model: Name of the model in this project.
         patch_size: Side of its patches, in pixels.
-        top1: In [0, 1].
-        remark: Where the number stands.
+        top1: Accuracy in [0, 1].
+        remark: Origin of the number.
     """
 
     model: str
@@ -61,7 +61,7 @@ _USUAL_PATCH = 4
 
 
 def published_score(record: TrainRecord) -> PublishedScore | None:
-    """The published score of the network of `record`; None if there is none."""
+    """The published score of the network of `record`; None without one."""
     return (_of_classifier if record.task == "cls" else _of_segmenter)(record)
 
 

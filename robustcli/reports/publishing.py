@@ -13,12 +13,12 @@ from robustcli.reports.trackers import Destination, Sent, send
 
 Target = Literal["mlflow", "wandb", "trackio", "hub-card"]
 _SHOWN = 12
-"""Parameters and metrics in the text of a dry run; JSON has all."""
+"""Largest number of parameters and of metrics in the text of a dry run; JSON has all."""
 
 
 @dataclass(frozen=True)
 class PublishConfig:
-    """All settings of `robust publish`; see its `--help` for their meaning."""
+    """Settings of `robust publish`; its `--help` describes them."""
 
     run: Path
     destination: Target
@@ -39,15 +39,15 @@ class PublishConfig:
 
 @dataclass(frozen=True)
 class PublishResult:
-    """What was sent, or would be sent in a dry run.
+    """What was sent or written, or would be in a dry run.
 
     Args:
-        export: All of it.
-        target: Where to.
-        sent: What the tracker has now; None for a dry run or a card.
-        files: Of the card that were written, or would be.
+        export: The exported data.
+        target: The tracker, or `hub-card`.
+        sent: The result of the tracker; None for a dry run or a card.
+        files: Files of the card that were written, or would be, by path.
         dry_run: Whether nothing was sent or written.
-        note: What was left out, and why; empty for nothing.
+        note: What was left out, and why; empty if nothing was.
     """
 
     export: RunExport
@@ -58,7 +58,7 @@ class PublishResult:
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The result as a dictionary, for JSON."""
         export = self.export
         return {
             "run": export.name,
@@ -76,7 +76,7 @@ class PublishResult:
         }
 
     def as_text(self) -> str:
-        """For a terminal."""
+        """The result as text, for a terminal."""
         export = self.export
         if self.target == "hub-card":
             begun = "Would write" if self.dry_run else "Wrote"
@@ -130,10 +130,11 @@ def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) 
 
     Args:
         config: The settings.
-        say: Hears of defaults that are taken.
+        say: Receives messages on defaults that are used.
 
     Raises:
-        UsageError: There is no readable run, it is partial, or `--offline` forbids it.
+        UsageError: The run does not exist or cannot be read, it is partial, or `--offline` forbids
+            sending it.
         MachineError: The tracker's package is not installed.
         RunError: The tracker refused, or a file could not be written.
     """

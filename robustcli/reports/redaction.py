@@ -1,4 +1,4 @@
-"""Takes secrets and paths of home folders out of what leaves the machine."""
+"""Removes secrets and paths of home folders from data that leaves the machine."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _HIDDEN = "***"
 
 
 class Redactor:
-    """Takes secrets and private paths out of texts.
+    """Removes secrets and private paths from texts.
 
     Args:
         home: The user's home folder; None for that of this process.
-        environment: Whose values under names such as `HF_TOKEN` are secrets; None for this
-            process's.
+        environment: Environment variables; values under names such as `HF_TOKEN` are secrets. None
+            for the variables of this process.
     """
 
     def __init__(
@@ -50,12 +50,16 @@ class Redactor:
         self._secrets = sorted(secrets, key=len, reverse=True)
         package = Path(robustcli.__file__).parent
         home = (home or Path.home()).absolute()
-        homes = {str(home): "~", str(home.resolve()): "~"}  # a link, where homes are on a server
+        homes = {str(home): "~", str(home.resolve()): "~"}  # can be links
         places = {str(Path.cwd()): "", str(package.parent): "", **homes}
         self._places = sorted(places.items(), key=lambda pair: len(pair[0]), reverse=True)
 
     def text(self, text: str) -> str:
-        """`text` with paths below this folder made relative, homes as `~`, and secrets hidden."""
+        """`text` with private parts removed.
+
+        Home folders become `~`, secrets are hidden, and paths below the working folder become
+        relative.
+        """
         for secret in self._secrets:
             text = text.replace(secret, _HIDDEN)
         text = _SECRETS.sub(_HIDDEN, text)
@@ -69,13 +73,13 @@ class Redactor:
         return _HOMES.sub("~", text)
 
     def path(self, value: str) -> str:
-        """`value`, which may be a path: an absolute one of elsewhere keeps its last part."""
+        """`value`, which can be a path: other absolute paths are reduced to their last part."""
         cleaned = self.text(value)
         absolute = re.match(r"(?:/|[A-Za-z]:[\\/]).*[\\/]([^\\/]+)[\\/]?$", cleaned)
         return f".../{absolute[1]}" if absolute else cleaned
 
     def command(self, command: str) -> str:
-        """A recorded command, every word of it cleaned as a path."""
+        """A recorded command with every word cleaned by `path`."""
         lines = []
         for line in command.splitlines():
             try:
@@ -92,7 +96,7 @@ class Redactor:
         return self.path(word)
 
     def value(self, value: Any) -> Any:
-        """`value` of a record, with every text in it cleaned as a path."""
+        """`value` of a record with every text in it cleaned by `path`."""
         if isinstance(value, str):
             return self.path(value)
         if isinstance(value, Mapping):

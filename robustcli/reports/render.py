@@ -1,4 +1,4 @@
-"""A report from the files of a run: no torch, no images, no network."""
+"""Renders a report from the files of a run, without torch, images or network."""
 
 from __future__ import annotations
 
@@ -63,51 +63,54 @@ _SUFFIXES = {"markdown": ".md", "html": ".html"}
 
 
 def render(run: Path, photos: int | None = None) -> Path:
-    """Writes results.csv, results.json, figures/, report.html and report.md; the last one's path.
+    """Writes results.csv, results.json, figures/, report.html and report.md of a run.
 
     Rendering the same run again gives the same files.
 
     Args:
-        run: Directory of any kind of run (`pages.KINDS`), finished or not.
-        photos: How many photos a cell of an evaluation opens at most, in HTML; None for six.
+        run: Folder of any kind of run (`pages.KINDS`), complete or not.
+        photos: Largest number of photos per cell of an evaluation, in HTML; None for six.
+
+    Returns:
+        Path of report.md.
 
     Raises:
-        UsageError: There is no readable run.
+        UsageError: The run does not exist or cannot be read.
         RunError: A file could not be written.
     """
     return write_page(report_page(run), run, photos)
 
 
 def report_page(run: Path) -> Page:
-    """The report of `run`, which `pages.write_page` writes; its figures are drawn already.
+    """The report of `run`, to be written by `pages.write_page`; draws its figures.
 
     Raises:
-        UsageError: There is no readable run.
+        UsageError: The run does not exist or cannot be read.
     """
     return _KINDS[run_kind(run)](run)
 
 
 def render_zoo(runs: Sequence[Path], out: Path) -> Path:
-    """Writes one report over several trainings to `out`, with the files of `render`.
+    """Writes one report on several trainings to `out`, with the files of `render`.
 
     Args:
-        runs: Directories of trainings, finished or not; at least one. A repeated one counts once.
-        out: Made where it does not exist.
+        runs: Folders of trainings, complete or not; at least one. Repeated ones are included once.
+        out: Output folder, created if it does not exist.
 
     Raises:
-        UsageError: There is no readable training in one of them.
+        UsageError: One of the trainings does not exist or cannot be read.
         RunError: A file could not be written.
     """
     return write_page(zoo_report(runs, out), out)
 
 
 def document(run: Path, form: Format, photos: int | None = None) -> str:
-    """The report of `run` as one document; of `csv`, `json` and `latex` nothing is written.
+    """The report of `run` as one document; for `csv`, `json` and `latex` no file is written.
 
-    The Markdown names pictures in `run`/figures, so for it and for HTML `run` is rendered.
+    The Markdown links to figures in `run`/figures, so for Markdown and HTML `run` is rendered.
 
     Raises:
-        UsageError: There is no readable run.
+        UsageError: The run does not exist or cannot be read.
     """
     if form in ("markdown", "html"):
         return render(run, photos).with_suffix(_SUFFIXES[form]).read_text(encoding="utf-8")
@@ -117,7 +120,7 @@ def document(run: Path, form: Format, photos: int | None = None) -> str:
 
 
 def zoo_document(runs: Sequence[Path], out: Path, form: Format) -> str:
-    """The report over several trainings as one document; see `document` and `render_zoo`."""
+    """The report on several trainings as one document; see `document` and `render_zoo`."""
     if form in ("markdown", "html"):
         return render_zoo(runs, out).with_suffix(_SUFFIXES[form]).read_text(encoding="utf-8")
     trainings = read_zoo(runs)

@@ -1,7 +1,7 @@
 """The data of a run for a tracker or a model card, without secrets and home paths.
 
-Photos, masks, predictions of single images, weights and tracebacks stay. What is sent: the record
-as parameters, the results table as metrics, and the files of the report with their figures.
+Photos, masks, predictions of single images, weights and tracebacks are not sent. The record is sent
+as parameters, the results table as metrics, and the report as files with their figures.
 """
 
 from __future__ import annotations
@@ -40,24 +40,23 @@ _ID_COLUMNS = (
     *("recipe", "seed"),
 )
 _LONGEST = 500
-"""Characters of a parameter; trackers cut or refuse longer ones."""
+"""Largest length of a parameter in characters; trackers cut or refuse longer ones."""
 
 
 @dataclass(frozen=True)
 class RunExport:
-    """A run as it is sent to a tracker.
+    """A run in the form in which it is sent to a tracker.
 
     Args:
-        run: Its folder.
-        kind: Which command made it.
-        key: Names the run: the same however far it has come, and however often it is published.
-        digest: SHA-256 of its record and of all of its rows: another one wherever a number of the
-            run is another one.
-        partial: Whether something of it is missing.
+        run: Folder of the run.
+        kind: The command that created the run.
+        key: Identifies the run; unchanged when it is resumed or published again.
+        digest: SHA-256 of the record and of all rows; changes with any number of the run.
+        partial: Whether the run is incomplete.
         record: `run.json`, cleaned.
         table: `results.csv`.
-        history: Of a training, a line per epoch; empty for other runs.
-        texts: Files of the report as text, cleaned, by their path in the run.
+        history: A row per epoch of a training; empty for other runs.
+        texts: Text files of the report, cleaned, by their path in the run.
         pictures: Figures, by their path in the run.
     """
 
@@ -74,12 +73,12 @@ class RunExport:
 
     @property
     def name(self) -> str:
-        """What the run is called: its folder."""
+        """The name of the run's folder."""
         return self.run.resolve().name
 
     @cached_property
     def parameters(self) -> dict[str, str]:
-        """The record, flat, with the digests and the version of the code that published it."""
+        """The record, flattened, with the digests and the version of the publishing code."""
         parameters = {
             "kind": self.kind,
             "run": self.name,
@@ -100,8 +99,8 @@ class RunExport:
     def metrics(self) -> dict[str, float]:
         """Every finite number of the results table, as `model/transform/severity/number`.
 
-        Transforms at their full range have no severity in the name; trainings have the model alone,
-        fine-tunings the mode.
+        Transforms at their full range have no severity in the name; for trainings the name contains
+        only the model, for fine-tunings the mode.
         """
         metrics: dict[str, float] = {}
         for line in self.table.to_dict("records"):
@@ -115,7 +114,7 @@ class RunExport:
 
     @cached_property
     def epochs(self) -> list[tuple[int, dict[str, float]]]:
-        """Of a training: each epoch with its numbers, as `epoch/number`."""
+        """Each epoch of a training with its numbers, as `epoch/number`."""
         lines = []
         for line in self.history.to_dict("records"):
             numbers = {
@@ -127,7 +126,7 @@ class RunExport:
         return lines
 
     def files(self) -> dict[str, bytes]:
-        """The files that are sent, by their path in the run."""
+        """The contents of the files that are sent, by their path in the run."""
         texts = {name: text.encode() for name, text in self.texts.items()}
         return texts | {name: path.read_bytes() for name, path in self.pictures.items()}
 
@@ -141,7 +140,7 @@ def _prefix(line: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a record by their path; models and transforms by their names."""
+    """The leaves of a record by dotted path; models and transforms by their names."""
     if isinstance(value, Mapping) and value:
         for key, entry in value.items():
             yield from _flat(entry, f"{prefix}.{key}" if prefix else str(key))
@@ -163,7 +162,7 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-# From a folder to what is sent.
+# From a folder to the exported data.
 
 
 def read_run_export(
@@ -172,13 +171,14 @@ def read_run_export(
     """The run in the folder `run`, ready to be sent.
 
     Args:
-        run: Of an evaluation, a training or a fine-tuning.
-        partial: Whether a run that is not complete may be sent; it is marked.
-        pictures: Whether figures go along, and `report.html`, which holds them.
-        rendered: Whether the report is rendered anew first; else its files are taken as they are.
+        run: Folder of an evaluation, a training or a fine-tuning.
+        partial: Whether an incomplete run may be sent; it is marked.
+        pictures: Whether figures are included, and `report.html`, which contains them.
+        rendered: Whether to render the report first; else its existing files are used.
 
     Raises:
-        UsageError: There is no readable run, or it is partial and `partial` does not allow it.
+        UsageError: The run does not exist or cannot be read, or it is incomplete and `partial` is
+            False.
         RunError: The report could not be written.
     """
     task = run_kind(run)
@@ -233,7 +233,7 @@ def read_run_export(
 
 
 def _record_and_missing(run: Path, kind: ExportKind) -> tuple[dict[str, Any], str]:
-    """The record as JSON, and what the run lacks, in words; empty for nothing."""
+    """The record as JSON, and what the run lacks, as text; empty if complete."""
     if kind == "train":
         training = read_training(run)
         lacks = f"its status is `{training.record.status}`" if training.is_partial else ""
@@ -256,7 +256,7 @@ def _pictures(run: Path) -> dict[str, Path]:
 
 
 def run_key(record: Mapping[str, Any]) -> str:
-    """16 hex digits that stay the same while a run is continued: when it began, and on what."""
+    """16 hex digits that do not change when a run is resumed: of its start time and data."""
     dataset = record["dataset"]
     kind = record.get("kind", record.get("task"))
     known = [kind, record["created"], record["seed"], dataset["digest"], dataset.get("contents")]
@@ -264,9 +264,9 @@ def run_key(record: Mapping[str, Any]) -> str:
 
 
 _ELSEWHERE = ("command", "updated", "status")
-"""Fields of a record that say nothing of its numbers."""
+"""Fields of a record that do not affect its numbers."""
 _LATER = ("multiply_adds",)
-"""Fields that runs of older versions lack, which keep their digest."""
+"""Fields that runs of older versions lack; without a value they do not enter the digest."""
 
 
 def run_digest(run: Path, record: Mapping[str, Any]) -> str:

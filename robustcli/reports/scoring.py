@@ -1,4 +1,4 @@
-"""The scores of each task, as reports show them: the only place here that asks for the task."""
+"""The scores of each task in reports; other modules of reports need not distinguish the tasks."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ from robustcli.reports.numbers import (
 )
 from robustcli.training.record import VALIDATIONS, Validation
 
-_SAMPLES_TRIED = 100  # images among which an evaluation looks for one with foreground
+_SAMPLES_TRIED = 100  # first images that are searched for one with foreground
 
 
 ScoreDifference: TypeAlias = ClassDifference | MaskDifference
-"""A mode against full fine-tuning on the same images."""
+"""The difference of a mode to full fine-tuning on the same images."""
 
 
 class Scoring(ABC):
-    """One way of scoring.
+    """The scores of one task: their columns, names and formats, and how they are compared.
 
-    `measure` is the score, `second` the name of what stands beside it, `validation` what is logged
-    of the validation images. `equal` is the difference below which two scores are called equal, in
-    words in `equal_words` and `equal_size`; `columns` are those of an evaluation's table that
-    results keep. `baseline` names what needs no training, `unit` follows a
-    difference in a sentence, `score_note` says how intervals and p are made, `edge_words` why an
-    interval and a p of one difference can disagree.
+    `measure` is the score, `second` the name of the second score that is shown next to it,
+    `validation` what is logged for the validation images. `equal` is the difference below which two
+    scores count as equal; `equal_words` and `equal_size` are its descriptions. `columns` are the
+    columns of an evaluation's table that results contain. `baseline` is the name of the baseline
+    without training, `unit` follows a difference in a sentence, `score_note` describes how
+    intervals and p-values are computed, `edge_words` why the interval and the p-value of a
+    difference can disagree.
     """
 
     measure: ClassVar[Measure]
@@ -69,23 +70,23 @@ class Scoring(ABC):
 
     @abstractmethod
     def shown(self, numbers: Mapping[str, Any] | pd.Series) -> str:
-        """The score with its interval."""
+        """The score with its interval, as text."""
 
     def shown_in(self, row: pd.Series, n: int) -> str:
-        """The score of a line of a sweep, of `n` held-out images."""
+        """The score in a row of a sweep, measured on `n` held-out images, as text."""
         return self.shown({"n": n, **{str(name): value for name, value in row.items()}})
 
     @abstractmethod
     def second_shown(self, numbers: Mapping[str, Any] | pd.Series) -> str:
-        """What stands beside the score."""
+        """The second score, as text."""
 
     @abstractmethod
     def apart(self, value: float | None) -> str:
-        """A difference of scores, with its sign."""
+        """A difference of scores with its sign, as text."""
 
     @abstractmethod
     def width(self, value: float) -> str:
-        """A width of an interval."""
+        """The width of an interval, as text."""
 
     @abstractmethod
     def difference(
@@ -97,25 +98,25 @@ class Scoring(ABC):
     def baseline_numbers(
         self, test_rows: pd.DataFrame | None, baseline: pd.Series | None
     ) -> Mapping[str, Any] | pd.Series | None:
-        """The numbers that need no training; None until the held-out images are measured.
+        """The scores of the baseline without training; None before the evaluation.
 
         Args:
-            test_rows: Of the trained network on the held-out images.
-            baseline: The line of Otsu's threshold on the same images; classifiers have none.
+            test_rows: Rows of the trained network on the held-out images.
+            baseline: Scores of Otsu's threshold on the same images; None for classifiers.
         """
 
     @staticmethod
     def likely_samples(rows: pd.DataFrame) -> pd.DataFrame:
-        """`rows` of clean images of which the first one is the sample that a run shows."""
+        """`rows` of clean images in the order in which they are used as sample image of a run."""
         return rows
 
     @abstractmethod
     def tested(self, group: str) -> tuple[str, str]:
-        """What the paired interval and the test are called, where a group is `group`."""
+        """The names of the paired interval and of the test, if a group of images is a `group`."""
 
 
 class DiceScoring(Scoring):
-    """Segmenters: dice, pooled within groups."""
+    """Segmenters: dice, with pixels pooled within groups."""
 
     measure = DICE
     measures = (DICE, IOU)
@@ -177,12 +178,12 @@ class DiceScoring(Scoring):
     def baseline_numbers(
         self, test_rows: pd.DataFrame | None, baseline: pd.Series | None
     ) -> pd.Series | None:
-        """See `Scoring.baseline_numbers`: Otsu's threshold."""
+        """See `Scoring.baseline_numbers`: scores of Otsu's threshold."""
         return baseline
 
     @staticmethod
     def likely_samples(rows: pd.DataFrame) -> pd.DataFrame:
-        """See `Scoring.likely_samples`: the first image with foreground among the first ones."""
+        """See `Scoring.likely_samples`: first those with foreground, of the first images."""
         rows = rows[:_SAMPLES_TRIED]
         return pd.concat([rows[rows["tp"] + rows["fn"] > 0], rows])
 
@@ -192,7 +193,7 @@ class DiceScoring(Scoring):
 
 
 class Top1Scoring(Scoring):
-    """Classifiers: top-1, every image counting as much."""
+    """Classifiers: top-1, with equal weights of all images."""
 
     measure = TOP1
     measures = (TOP1,)
@@ -255,7 +256,7 @@ class Top1Scoring(Scoring):
     def baseline_numbers(
         self, test_rows: pd.DataFrame | None, baseline: pd.Series | None
     ) -> dict[str, float] | None:
-        """See `Scoring.baseline_numbers`: the most frequent class."""
+        """See `Scoring.baseline_numbers`: always the most frequent class."""
         return None if test_rows is None else most_frequent(test_rows)
 
     def tested(self, group: str) -> tuple[str, str]:
@@ -264,7 +265,7 @@ class Top1Scoring(Scoring):
 
 
 def most_frequent(rows: pd.DataFrame) -> dict[str, float]:
-    """The accuracy of always answering with the most frequent class of `rows`."""
+    """The accuracy of always predicting the most frequent class of `rows`."""
     counts = rows["target"].value_counts()
     return {"n": len(rows), "top1": float(counts.iloc[0]) / len(rows)}
 

@@ -1,4 +1,4 @@
-"""Folders of several seeds against each other: every image counts with its mean over the seeds."""
+"""Compares folders of several seeds: the score of every image is its mean over the seeds."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ _WORDS, _COUNTS = ("first", "second", "outcome"), ("first_seeds", "second_seeds"
 
 @dataclass(frozen=True)
 class SeededModel:
-    """One training over its seeds, or one mode of a fine-tuning.
+    """One training over its seeds, or one mode of a fine-tuning over its seeds.
 
     Args:
-        label: Its name in the comparison; no other one has it.
-        source: The folder as the user named it, of a mode with the mode.
-        findings: Of the folder.
-        series: Its measured seeds.
+        label: Its unique name in the comparison.
+        source: The folder as the user named it; with the mode for a mode.
+        findings: Results of the folder.
+        series: The runs of its seeds.
     """
 
     label: str
@@ -59,18 +59,18 @@ class SeededModel:
 
     @property
     def rows(self) -> list[pd.DataFrame]:
-        """The rows of the held-out images, of each measured seed."""
+        """The rows of the held-out images, for each evaluated seed."""
         tests = (each.training.test for each in self.series.measured)
         return [test.rows for test in tests if test is not None]
 
     @property
     def seeds(self) -> list[int]:
-        """The measured seeds."""
+        """The evaluated seeds."""
         return [each.seed for each in self.series.measured]
 
     @property
     def evaluated(self) -> ComparedModel:
-        """The evaluation of its first seed, by which settings are compared."""
+        """The evaluation of its first seed, which represents the settings of all seeds."""
         run = self.series.measured[0].training.run
         (model,) = find_models([str(run)], fewest=1)[0]
         source = EvaluatedRun(self.source, model.run.folder, trained=True)
@@ -79,7 +79,7 @@ class SeededModel:
 
 @dataclass(frozen=True)
 class SeedsPair:
-    """Two of the models with their difference."""
+    """A pair of models with their difference."""
 
     first: SeededModel
     second: SeededModel
@@ -87,7 +87,7 @@ class SeedsPair:
 
     @property
     def outcome(self) -> str:
-        """Who is ahead, by name."""
+        """The outcome, with the name of the model that is ahead."""
         if self.gap.lead == "first ahead":
             return f"{self.first.label} ahead"
         if self.gap.lead == "second ahead":
@@ -101,7 +101,7 @@ class SeedsComparison:
 
     Args:
         models: At least two.
-        differences: Settings in which they differ, in sentences; empty where they match.
+        differences: Sentences on the settings in which they differ; empty if they match.
     """
 
     models: Sequence[SeededModel]
@@ -109,22 +109,22 @@ class SeedsComparison:
 
     @property
     def task(self) -> TaskName:
-        """What the models do."""
+        """The task of the models."""
         return self.models[0].findings.task
 
     @property
     def scoring(self) -> Scoring:
-        """What they are scored by."""
+        """The scores of the task."""
         return SCORINGS[self.task]
 
     @property
     def unit(self) -> str:
-        """What is resampled, in the singular."""
+        """Name of the resampled unit, in the singular."""
         return self.models[0].evaluated.run.record.grouping or "image"
 
     @property
     def confidence(self) -> float:
-        """Of each interval, so that all pairs together have 95 % (Bonferroni)."""
+        """Confidence of each interval, so that all pairs together have 95 % (Bonferroni)."""
         pairs = len(self.models) * (len(self.models) - 1) // 2
         return 1 - ALPHA / pairs
 
@@ -134,7 +134,7 @@ class SeedsComparison:
 
     @cached_property
     def pairs(self) -> list[SeedsPair]:
-        """Every pair of models.
+        """All pairs of models.
 
         Raises:
             UsageError: They have no held-out image in common.
@@ -158,7 +158,7 @@ class SeedsComparison:
         ]
 
     def table(self) -> pd.DataFrame:
-        """A row per pair; an unknown number is missing, scores are in [0, 1]."""
+        """A row per pair; unknown numbers are missing, scores are in [0, 1]."""
         table = pd.DataFrame(
             [self._row(pair) for pair in self.pairs], columns=list(_COMPARISON_COLUMNS)
         )
@@ -186,7 +186,7 @@ class SeedsComparison:
         return row
 
     def as_json(self) -> str:
-        """Everything as one JSON document."""
+        """The complete comparison as a JSON document."""
         table = self.table()
         rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
         document = {
@@ -232,7 +232,7 @@ def _is_of_seeds(name: str) -> bool:
 def read_seeds_comparison(
     names: Sequence[str | Path], *, force_common: bool = False
 ) -> SeedsComparison:
-    """The comparison of the folders of seeds (`RUN`, or `RUN:MODE` of fine-tunings) in `names`.
+    """Reads the comparison of folders of seeds (`RUN`, or `RUN:MODE` for fine-tunings).
 
     Raises:
         UsageError: There are fewer than two models, one is not measured yet, or they differ in more
@@ -278,7 +278,7 @@ def _models(name: str) -> Iterator[SeededModel]:
 
 
 def _distinguished(models: Sequence[SeededModel]) -> list[SeededModel]:
-    """The models, each once; those of one name get the folder's."""
+    """The models without duplicates; models with equal names get the folder's name."""
     once = list({Path(model.source).resolve(): model for model in models}.values())
     labels = [model.label for model in once]
     return [
@@ -295,7 +295,7 @@ def _distinguished(models: Sequence[SeededModel]) -> list[SeededModel]:
 
 
 def seeds_comparison_text(comparison: SeedsComparison) -> str:
-    """The table and what limits it, for a terminal, in ASCII."""
+    """The table and the differences of the folders for a terminal, in ASCII."""
     percent = f"{100 * comparison.confidence:.3g} %"
     header = (
         f"{comparison.scoring.measure.name}, mean over seeds",
@@ -311,12 +311,12 @@ def seeds_comparison_text(comparison: SeedsComparison) -> str:
 
 
 def write_seeds_comparison(comparison: SeedsComparison, out: Path, command: str) -> Path:
-    """Writes report.md, report.html, results.csv and results.json; the first one's path.
+    """Writes report.md, report.html, results.csv and results.json; returns report.md's path.
 
     Args:
-        comparison: What is written.
-        out: Made where it does not exist.
-        command: What repeats it.
+        comparison: The comparison to write.
+        out: Output folder, created if it does not exist.
+        command: The command that repeats the comparison.
     """
     text = from_template("seeds_comparison", comparison=comparison, command=command)
     return write_page(Page(comparison.table(), text), out)

@@ -1,4 +1,4 @@
-"""What several seeds of one training, or of one fine-tuning, left, and what they say together."""
+"""Results of several seeds of one training or fine-tuning, and their statistics over seeds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from robustcli.reports.training_findings import (
 from robustcli.training.seeds_record import SeedsRecord, read_seeds_record
 
 REFERENCE: Mode = "full"
-"""The mode that the others of a fine-tuning are compared with."""
+"""The mode with which the other modes of a fine-tuning are compared."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class SeedTraining:
 
     @cached_property
     def score(self) -> OneScore | None:
-        """What its own protocol reports; None until the training is complete and measured."""
+        """The score by the training's protocol; None until complete and evaluated."""
         training = self.training
         if training.test is None or training.is_partial:
             return None
@@ -69,7 +69,7 @@ class SeedTraining:
 
     @property
     def second(self) -> float | None:
-        """IoU, or top-5, which stands beside the score; None where it is not known."""
+        """The second score, IoU or top-5; None if unknown."""
         training = self.training
         if training.test is None or training.is_partial:
             return None
@@ -82,12 +82,12 @@ class SeedTraining:
 
 @dataclass(frozen=True)
 class SeedSeries:
-    """One training, or one mode of a fine-tuning, with every seed that has begun.
+    """One training, or one mode of a fine-tuning, with every seed that has started.
 
     Args:
         mode: The mode; None for a training.
-        trainings: In the order of the seeds.
-        bootstrap: How held-out images are resampled.
+        trainings: The runs in the order of the seeds.
+        bootstrap: Resampling of the held-out images.
     """
 
     mode: Mode | None
@@ -96,12 +96,12 @@ class SeedSeries:
 
     @property
     def name(self) -> str:
-        """What it is called in tables and figures."""
+        """Name in tables and figures."""
         return self.mode or self.trainings[0].training.record.model
 
     @property
     def measured(self) -> list[SeedTraining]:
-        """Those with a score."""
+        """The runs that have a score."""
         return [each for each in self.trainings if each.score is not None]
 
     @property
@@ -111,7 +111,7 @@ class SeedSeries:
 
     @cached_property
     def scores(self) -> SeedScores | None:
-        """The numbers over seeds; None until a seed is measured."""
+        """Statistics of the score over seeds; None until a seed is evaluated."""
         if not self.by_seed:
             return None
         units = _units([each.training for each in self.measured])
@@ -119,14 +119,14 @@ class SeedSeries:
 
     @cached_property
     def second(self) -> SeedScores | None:
-        """The same of what stands beside the score, without an interval over images."""
+        """Statistics of the second score over seeds, without an interval over images."""
         values = [each.second for each in self.measured]
         known = [value for value in values if value is not None]
         return seed_scores(known, None, self.bootstrap) if known else None
 
 
 def _units(trainings: Sequence[TrainingFindings]) -> FloatArray | None:
-    """The score of each unit with each seed: of images, groups, or the paper's batches."""
+    """Scores of each unit (image, group, or batch of the paper) with each seed."""
     if trainings[0].record.protocol == "paper":
         return _paper_batches(trainings)
     rows = [training.test.rows for training in trainings if training.test is not None]
@@ -134,7 +134,7 @@ def _units(trainings: Sequence[TrainingFindings]) -> FloatArray | None:
 
 
 def _paper_batches(trainings: Sequence[TrainingFindings]) -> FloatArray | None:
-    """The paper's dice of each batch with each seed, NaN where it is not defined."""
+    """The paper's dice of each batch with each seed, NaN if undefined."""
     columns = []
     for training in trainings:
         rows, size = training.paper, training.record.recipe.paper_batch
@@ -148,12 +148,12 @@ def _paper_batches(trainings: Sequence[TrainingFindings]) -> FloatArray | None:
 
 @dataclass(frozen=True)
 class PublishedVerdict:
-    """A published score beside the one measured here over seeds.
+    """A published score, compared with the one measured here over seeds.
 
     Args:
-        score: What was published.
-        outcome: See `seed_scores.reproduction`; None where the experiments cannot be compared.
-        single_holds: Whether 95 % of single trainings reach around it; None where not known.
+        score: The published score.
+        outcome: See `seed_scores.reproduction`; None if the experiments are not comparable.
+        single_holds: Whether it is in the interval for 95 % of single trainings; None if unknown.
     """
 
     score: PublishedScore
@@ -163,12 +163,12 @@ class PublishedVerdict:
 
 @dataclass(frozen=True)
 class SeedsFindings:
-    """Several seeds as a report sees them.
+    """The results of several seeds.
 
     Args:
-        run: The folder of all.
+        run: Folder that contains all seeds.
         record: Its `run.json`.
-        series: One of a training; of a fine-tuning one for each mode that has begun.
+        series: One for a training; one per started mode for a fine-tuning.
     """
 
     run: Path
@@ -177,51 +177,51 @@ class SeedsFindings:
 
     @property
     def task(self) -> TaskName:
-        """What the networks do."""
+        """The task of the networks."""
         return self.record.task
 
     @property
     def scoring(self) -> Scoring:
-        """What they are scored by."""
+        """The scores of the task."""
         return SCORINGS[self.task]
 
     @property
     def finished(self) -> list[int]:
-        """The seeds of which every mode is complete and measured."""
+        """The seeds for which every mode is complete and evaluated."""
         if not self.series:
             return []
         return [seed for seed in self.record.seeds if all(seed in s.by_seed for s in self.series)]
 
     @property
     def missing(self) -> list[int]:
-        """The other seeds."""
+        """The seeds that are not in `finished`."""
         return [seed for seed in self.record.seeds if seed not in self.finished]
 
     @property
     def is_partial(self) -> bool:
-        """Whether something is still to be done."""
+        """Whether the run is incomplete."""
         return self.record.status != "complete" or bool(self.missing)
 
     @property
     def begun(self) -> list[int]:
-        """The seeds whose folder holds a run, which has a report of its own."""
+        """The seeds whose folder contains a run, which has a separate report."""
         return [seed for seed, out in self.record.folders(self.run).items() if has_record(out)]
 
     @property
     def training(self) -> TrainingFindings | None:
-        """Any of the trainings, a measured one where there is one: all have the same recipe."""
+        """Any of the trainings, preferably an evaluated one; all have the same recipe."""
         trainings = [each for series in self.series for each in series.measured or series.trainings]
         return trainings[0].training if trainings else None
 
     @property
     def held_out(self) -> int:
-        """How many images are held out; 0 until they are measured."""
+        """Number of held-out images; 0 until they are evaluated."""
         test = self.training.test if self.training is not None else None
         return 0 if test is None else int(test.numbers["n"])
 
     @property
     def unit(self) -> str:
-        """What is resampled among the held-out images, in the singular."""
+        """Name of the unit of resampling among the held-out images, in the singular."""
         training = self.training
         if training is None or self.task == "cls":
             return "image"
@@ -230,13 +230,13 @@ class SeedsFindings:
 
     @property
     def units(self) -> str:
-        """The same in the plural."""
+        """Name of the unit of resampling, in the plural."""
         unit = self.unit
         return f"batches{unit.removeprefix('batch')}" if unit.startswith("batch") else f"{unit}s"
 
     @cached_property
     def differences(self) -> dict[Mode, SeedDifference]:
-        """Each mode minus REFERENCE, seed by seed; none without that mode."""
+        """Each mode's score minus that of REFERENCE, paired by seed; empty without REFERENCE."""
         by_mode = {series.mode: series.by_seed for series in self.series}
         reference, differences = by_mode.get(REFERENCE, {}), {}
         for mode, values in by_mode.items():
@@ -249,7 +249,10 @@ class SeedsFindings:
 
     @cached_property
     def published(self) -> PublishedVerdict | None:
-        """What was published of the network; None of fine-tunings and where nothing was."""
+        """The published score of the network, compared with that over seeds.
+
+        None for fine-tunings, without a published score, and until a seed is evaluated.
+        """
         training = self.training
         if self.record.of != "train" or training is None:
             return None
@@ -267,10 +270,10 @@ def _holds(interval: Interval, value: float) -> bool:
 
 
 def read_seeds(run: Path) -> SeedsFindings:
-    """The seeds in the folder `run`, as far as they have come.
+    """The seeds in the folder `run`, complete or not.
 
     Raises:
-        UsageError: It holds no readable seeds.
+        UsageError: The record of the seeds does not exist or cannot be read.
     """
     record = read_seeds_record(run)
     modes: tuple[Mode | None, ...] = (None,) if record.of == "train" else MODES

@@ -1,4 +1,4 @@
-"""The report of several seeds: results, pictures, page."""
+"""The report of several seeds: results, figures, page."""
 
 from __future__ import annotations
 
@@ -46,11 +46,12 @@ NOT_COMPARABLE = "not comparable"
 
 
 def seeds_results(findings: SeedsFindings) -> pd.DataFrame:
-    """Rows with _SEEDS_COLUMNS; an unknown number is missing, shares are in [0, 1].
+    """Rows with _SEEDS_COLUMNS; unknown numbers are missing, shares are in [0, 1].
 
-    Of `level` `seed`, a row per seed (and mode), whose `units_low` and `units_high` are the run's
-    own interval over held-out images; of `level` `mean`, the numbers over seeds; of `level`
-    `difference`, the score of a mode minus that of full fine-tuning, paired by seed.
+    Rows of `level` `seed` are those of single seeds (and modes); their `units_low` and `units_high`
+    are the run's interval over held-out images. Rows of `level` `mean` contain the statistics over
+    seeds, rows of `level` `difference` the score of a mode minus that of full fine-tuning, paired
+    by seed.
     """
     rows = [*_seed_rows(findings), *_mean_rows(findings), *_difference_rows(findings)]
     table = pd.DataFrame(rows, columns=list(_SEEDS_COLUMNS))
@@ -126,14 +127,14 @@ def _difference_rows(findings: SeedsFindings) -> Iterator[dict[str, object]]:
 
 @dataclass(frozen=True)
 class SeedsGallery:
-    """The figures that there are; an empty tuple where there is nothing to show."""
+    """The figures of several seeds; empty tuples for kinds without figures."""
 
     courses: tuple[Picture, ...] = ()
     scores: tuple[Picture, ...] = ()
 
 
 def draw_seeds_gallery(findings: SeedsFindings) -> SeedsGallery:
-    """Draws every picture that the seeds have data for."""
+    """Draws all figures for which the seeds have data."""
     return SeedsGallery(_courses(findings), _scores(findings))
 
 
@@ -191,12 +192,12 @@ def _lines(findings: SeedsFindings, series: SeedSeries) -> Iterator[ScoreLine]:
 
 
 def seeds_report(run: Path) -> Page:
-    """The page of the seeds in `run`; its figures are drawn.
+    """The page of the seeds in `run`; draws its figures.
 
-    The report of a seed is written where it has none, or where its run went on since.
+    Writes the report of a seed if it has none, or if its run has changed since.
 
     Raises:
-        UsageError: There are no readable seeds.
+        UsageError: The record of the seeds does not exist or cannot be read.
     """
     findings = read_seeds(run)
     of_seed = training_report if findings.record.of == "train" else finetuning_report
@@ -217,7 +218,7 @@ def _has_report(run: Path) -> bool:
 
 
 def seeds_text(findings: SeedsFindings, gallery: SeedsGallery | None = None) -> str:
-    """The Markdown of the page, with the pictures of `gallery`."""
+    """The Markdown of the page, with the figures of `gallery`."""
     return from_template(
         "seeds",
         findings=findings,
@@ -230,13 +231,13 @@ def seeds_text(findings: SeedsFindings, gallery: SeedsGallery | None = None) -> 
 
 @dataclass(frozen=True)
 class SeedsShown:
-    """Numbers of the seeds as texts, with the digits and the unit of their task."""
+    """Formats the numbers of several seeds with the digits and the unit of their task."""
 
     findings: SeedsFindings
 
     @property
     def measure(self) -> Measure:
-        """What is scored."""
+        """The score of the task."""
         return self.findings.scoring.measure
 
     @property
@@ -254,13 +255,13 @@ class SeedsShown:
         return self.measure.show(value, self.findings.held_out)
 
     def interval(self, interval: Interval | None, to: str = " to ") -> str:
-        """An interval of scores; a dash for none."""
+        """An interval of scores; a dash if it is None."""
         if interval is None:
             return MISSING
         return self.measure.show_range(*interval, self.findings.held_out, to)
 
     def ends(self, low: float | None, high: float | None) -> str:
-        """The interval from `low` to `high`; a dash where it has none."""
+        """The interval from `low` to `high`; a dash if it is unknown."""
         return self.measure.show_range(low, high, self.findings.held_out, " to ")
 
     def apart(self, value: float | None) -> str:
@@ -276,7 +277,7 @@ class SeedsShown:
         return self.value(score.value) if ends == MISSING else f"{self.value(score.value)} ({ends})"
 
     def mean(self, series: SeedSeries) -> str:
-        """The mean with its interval over seeds, as titles and verdicts name it."""
+        """The mean with its interval over seeds, for titles and verdicts."""
         scores = series.scores
         if scores is None:
             return "not measured yet"
@@ -286,17 +287,17 @@ class SeedsShown:
         return f"{self.value(scores.mean)} ({self.interval(scores.over_seeds)} over {seeds})"
 
     def printed(self, value: float) -> str:
-        """A published score with the digits that were published."""
+        """A published score with its published digits."""
         return f"{self.measure.scale * value:.{2 if self.percent else 4}f}{self.percent}"
 
     def verdict(self, verdict: PublishedVerdict) -> str:
-        """What was published, what came out here, and the verdict."""
+        """The published score, the mean over seeds, and the verdict."""
         mean, outcome = self.mean(self.findings.series[0]), verdict.outcome or NOT_COMPARABLE
         return f"published {self.printed(verdict.score.value)}; here {mean}: {outcome}"
 
 
 def seeds_table(findings: SeedsFindings) -> str:
-    """What is printed of several seeds: each one's score, the means, the verdicts."""
+    """The printed summary of several seeds: the score of each, the means, the verdicts."""
     if not any(series.scores for series in findings.series):
         return f"Nothing is measured yet of {counted(findings.record.count, 'seed')}."
     show, measure = SeedsShown(findings), findings.scoring.measure
@@ -335,7 +336,7 @@ def _means(findings: SeedsFindings, show: SeedsShown) -> str:
 
 
 def mean_cells(series: SeedSeries, show: SeedsShown) -> tuple[str, ...]:
-    """The numbers over seeds of one training, or mode: name, mean, deviation, three intervals."""
+    """The statistics over seeds as cells: name, mean, deviation, three intervals."""
     scores = series.scores
     assert scores is not None
     intervals = (scores.over_seeds, scores.over_units, scores.joint)
@@ -363,5 +364,5 @@ def _against(findings: SeedsFindings, show: SeedsShown) -> str:
 def difference_ends(
     apart: Callable[[float | None], str], low: float | None, high: float | None
 ) -> str:
-    """The interval of a difference; a dash where it has none."""
+    """The interval of a difference; a dash if it is unknown."""
     return MISSING if low is None or high is None else f"{apart(low)} to {apart(high)}"

@@ -1,6 +1,6 @@
-"""What the rows of any evaluation say beyond its table: verdicts on models, and their ranks.
+"""Statistics of the rows of any evaluation beyond its table: verdicts and rankings of models.
 
-Everything is computed from the rows when it is first asked for, so that old runs have it too.
+They are computed from the rows at first use, so that they exist for old runs too.
 """
 
 from __future__ import annotations
@@ -41,14 +41,15 @@ CLEAN_CELL = (CLEAN.transform, CLEAN.severity)
 
 @dataclass(frozen=True)
 class Statistics:
-    """The statistics of models of one task; of segmenters where no subclass says otherwise.
+    """Statistics of the models of one task; those of segmenters unless a subclass overrides them.
 
-    Where some rows are missing, models are compared on the images that they have in common.
+    If rows are missing, models are compared on the images that they have in common.
 
     Args:
-        record: Of the run, or of the first of several that hold the same images and transforms.
-        rows: By model and cell; all columns but `top5` of an evaluation, and at least the columns
-            `row_columns` to compare models.
+        record: Record of the run, or of the first of several runs with the same images and
+            transforms.
+        rows: Rows by model and cell: all columns of an evaluation except `top5`; to compare models
+            at least the columns `row_columns`.
     """
 
     record: RunRecord
@@ -59,12 +60,12 @@ class Statistics:
 
     @property
     def unit(self) -> str:
-        """What is resampled and tested, in the singular."""
+        """Name of the unit of resampling and tests, in the singular."""
         return self.record.grouping or "image"
 
     @property
     def words(self) -> str:
-        """How differences are tested, in sentences."""
+        """Sentences on how differences are tested."""
         return (
             f"Test: sign flips of the differences of single {self.unit}s; interval: paired "
             f"bootstrap over {self.unit}s."
@@ -72,12 +73,12 @@ class Statistics:
 
     @property
     def mean_words(self) -> str:
-        """How a transform with several severities is tested, in words."""
+        """How a transform with several severities is tested, as text."""
         return f"each {self.unit}'s mean over them"
 
     @staticmethod
     def smallest_p(units: int) -> float:
-        """The smallest p that so many units can give."""
+        """The smallest possible p-value with this number of units."""
         return smallest_p(units)
 
     @staticmethod
@@ -87,7 +88,7 @@ class Statistics:
 
     @property
     def transformed(self) -> dict[str, dict[CellKey, pd.DataFrame]]:
-        """The rows without those of untouched images."""
+        """The rows without those of clean images."""
         return {
             model: {cell: rows for cell, rows in cells.items() if cell != CLEAN_CELL}
             for model, cells in self.rows.items()
@@ -95,19 +96,19 @@ class Statistics:
 
     @property
     def bootstrap(self) -> Bootstrap:
-        """The run's resamples."""
+        """The bootstrap with the run's seed."""
         return Bootstrap(self.record.seed)
 
-    # Which model is better; with one model, there is nothing to compare.
+    # Comparison of the models; empty for a single model.
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
-        """Every pair of models under every transform, untouched images among them."""
+        """Verdicts for every pair of models under every transform, clean images included."""
         return transform_verdicts(self.rows, self.record.task, self.bootstrap, common=True)
 
     @cached_property
     def severity_verdicts(self) -> list[Verdict]:
-        """The same for each severity; empty where no transform has several."""
+        """Verdicts for each severity; empty if no transform has several severities."""
         cells = dict.fromkeys(cell for cells in self.rows.values() for cell in cells)
         if len({transform for transform, _ in cells}) == len(cells):
             return []
@@ -115,12 +116,12 @@ class Statistics:
 
     @cached_property
     def claims(self) -> list[Claim]:
-        """Per pair of models, over how many transforms one is ahead."""
+        """Per pair of models, the number of transforms in which one of them is ahead."""
         return claims(v for v in self.verdicts if v.transform != CLEAN.transform)
 
     @property
     def sentences(self) -> list[str]:
-        """One sentence per pair of models: the claim, or the verdict on untouched images."""
+        """One sentence per pair of models: the claim, or the verdict on clean images."""
         if self.claims:
             return [claim.sentence() for claim in self.claims]
         return [_on_clean_images(verdict) for verdict in self.verdicts]
@@ -135,28 +136,28 @@ class Statistics:
 
     @property
     def smallest_adjusted_p(self) -> float:
-        """The smallest adjusted p that one line of `verdicts` can have."""
+        """The smallest possible adjusted p-value in `verdicts`."""
         units = max((verdict.groups for verdict in self.verdicts), default=0)
         return min(1.0, self.smallest_p(units) * max(1, len(self.verdicts)))
 
     @cached_property
     def ranking(self) -> list[Rank]:
-        """The models by their mean over transforms, or over untouched images without any."""
+        """The models by their mean over transforms, or by their clean score without transforms."""
         if len(self.rows) < 2:
             return []
         rows = self.transformed if any(self.transformed.values()) else self.rows
         return rank_probabilities(rows, self.record.task, self.bootstrap, common=True)
 
-    # How the answers of models agree, with each other and with their own clean answers.
+    # Agreement of predictions between models, and with each model's clean predictions.
 
     @property
     def agreements(self) -> list[Agreement]:
-        """How each pair of classifiers answers each cell; empty of segmenters."""
+        """The agreement of each pair of classifiers in each cell; empty for segmenters."""
         return []
 
     @property
     def flips(self) -> list[Flips]:
-        """What each cell does to the answers of each classifier; empty of segmenters."""
+        """The changes of each classifier's predictions by each cell; empty for segmenters."""
         return []
 
     def more(self) -> dict[str, Any]:
@@ -164,7 +165,7 @@ class Statistics:
         return {}
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables that have files of their own, by file name."""
+        """The tables that are written to separate files, by file name."""
         levels = (("transform", self.verdicts), ("severity", self.severity_verdicts))
         lines = [{"level": level} | _verdict(v) for level, table in levels for v in table]
         if not lines:
@@ -180,15 +181,15 @@ def _on_clean_images(verdict: Verdict) -> str:
     return f"{ahead} is ahead of {behind} on clean images."
 
 
-# The files for other programs.
+# Machine-readable files.
 
 
 def statistics_json(statistics: Statistics, extra: Mapping[str, Any]) -> str:
-    """All statistics as one JSON document; shares are fractions in [0, 1], a missing one null.
+    """All statistics as one JSON document; shares are fractions in [0, 1], missing ones null.
 
     Args:
-        statistics: Of one run.
-        extra: More of them, by key.
+        statistics: Statistics of one run.
+        extra: Further entries, by key.
     """
     document = {
         "schema_version": 1,

@@ -1,7 +1,7 @@
-"""Sends a run to MLflow, Weights & Biases or Trackio; the same run is never there twice.
+"""Sends a run to MLflow, Weights & Biases or Trackio, without duplicates.
 
-Each tracker finds the run by its key (`RunExport.key`). Where it has it with the same digest,
-nothing is sent; with another digest (the run was continued), what is there is brought up to date.
+Each tracker finds the run by its key (`RunExport.key`). If the tracker has it with the same digest,
+nothing is sent; with another digest (the run was resumed), the existing run is updated.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ Tracker = Literal["mlflow", "wandb", "trackio"]
 PROJECT = "robust"
 _KEY, _DIGEST = "robust.run_key", "robust.run_digest"
 _MARKER = "robust.json"
-"""In the folder of an offline run of Weights & Biases: key and digest of what it holds."""
+"""File in the folder of an offline run of Weights & Biases, with its key and digest."""
 _LOCAL_SCHEMES = ("", "file", "sqlite")
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a run goes.
+    """The destination of a run.
 
     Args:
-        tracker: Which one.
+        tracker: The tracker.
         project: Experiment of MLflow, project of the others; None for the tracker's environment
             variable, else `robust`.
-        location: Tracking URI of MLflow, folder of the others; None for what the tracker's own
-            environment variables say.
-        name: What the run is called there; None for its folder.
+        location: Tracking URI of MLflow, folder of the others; None for the value of the tracker's
+            environment variables.
+        name: Name of the run in the tracker; None for the name of its folder.
         offline: Forbids the network.
     """
 
@@ -52,7 +52,7 @@ class Destination:
     offline: bool = False
 
     def named(self, variable: str | None = None) -> str:
-        """The project."""
+        """The name of the project."""
         return self.project or os.environ.get(variable or "") or PROJECT
 
     def called(self, export: RunExport) -> str:
@@ -62,12 +62,12 @@ class Destination:
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of an export.
+    """The result of sending an export.
 
     Args:
-        state: `created`, `updated`, or `unchanged` where the tracker had all of it.
-        place: Where the run is, for the user.
-        run_id: Its id there.
+        state: `created`, `updated`, or `unchanged` if the tracker had all of it.
+        place: Location of the run, for the user.
+        run_id: Id of the run in the tracker.
     """
 
     state: Literal["created", "updated", "unchanged"]
@@ -76,11 +76,13 @@ class Sent:
 
 
 def send(export: RunExport, destination: Destination, say: Say = lambda _: None) -> Sent:
-    """Sends `export` to `destination`; `say` hears of defaults and of what cannot be changed.
+    """Sends `export` to `destination`.
+
+    `say` receives messages on defaults that are used and on values that cannot be changed.
 
     Raises:
         MachineError: The tracker's package is not installed.
-        UsageError: `--offline` forbids where the tracker is configured to send.
+        UsageError: The tracker is configured to send to a place that `--offline` forbids.
         RunError: The tracker refused.
     """
     senders = {"mlflow": _send_mlflow, "wandb": _send_wandb, "trackio": _send_trackio}
@@ -109,7 +111,7 @@ def _package(name: str) -> Any:
 
 @contextmanager
 def _written(files: Mapping[str, bytes]) -> Iterator[Path]:
-    """A temporary folder with `files`."""
+    """A temporary folder that contains `files`."""
     with tempfile.TemporaryDirectory(prefix="robust-") as folder:
         for name, content in files.items():
             path = Path(folder) / name
@@ -126,7 +128,7 @@ def _refuse_network(place: str) -> UsageError:
     )
 
 
-# MLflow: one run per key. It does not change parameters: what differs becomes a tag.
+# MLflow: one run per key. Parameters cannot be changed there, so changed values become tags.
 
 
 def _send_mlflow(export: RunExport, destination: Destination, say: Say) -> Sent:
@@ -138,7 +140,7 @@ def _send_mlflow(export: RunExport, destination: Destination, say: Say) -> Sent:
     if (destination.offline and urlsplit(uri).scheme not in _LOCAL_SCHEMES) or uri == "databricks":
         raise _refuse_network(uri)
     if uri.startswith("file:"):
-        # MLflow 3 asks for this where a folder is the store; a database (sqlite:///FILE) is newer.
+        # MLflow 3 requires this if the store is a folder; databases (sqlite:///FILE) are newer.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     client = mlflow.MlflowClient(tracking_uri=uri)
     experiment = _experiment(client, destination)
@@ -182,7 +184,7 @@ def _send_mlflow(export: RunExport, destination: Destination, say: Say) -> Sent:
     client.log_batch(run_id, tags=[entities.RunTag(name, value) for name, value in tags.items()])
     with _written(export.files()) as folder:
         client.log_artifacts(run_id, str(folder))
-    client.set_tag(run_id, _DIGEST, export.digest)  # last: an interrupted sending is repeated
+    client.set_tag(run_id, _DIGEST, export.digest)  # last: interrupted transfers are repeated
     client.set_terminated(run_id, "FINISHED")
     return Sent("updated" if earlier else "created", uri, run_id)
 
@@ -200,7 +202,7 @@ def _experiment(client: Any, destination: Destination) -> Any:
 
 
 def _new_epochs(client: Any, run_id: str, export: RunExport, metric: Any, now: int) -> list[Any]:
-    """The numbers of the epochs that the tracker does not have yet."""
+    """The metrics of the epochs that the tracker does not have yet."""
     names = {name for _, numbers in export.epochs for name in numbers}
     known = {name: {m.step for m in client.get_metric_history(run_id, name)} for name in names}
     return [
@@ -212,11 +214,11 @@ def _new_epochs(client: Any, run_id: str, export: RunExport, metric: Any, now: i
 
 
 def _mlflow_name(name: str) -> str:
-    """`name` in the characters that MLflow allows."""
+    """`name` with the characters that MLflow forbids replaced by `_`."""
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
 
 
-# Weights & Biases: the key is the id of the run, so that its server joins what is sent again.
+# Weights & Biases: the key is the id of the run, so that its server merges repeated transfers.
 
 
 def _send_wandb(export: RunExport, destination: Destination, say: Say) -> Sent:
@@ -293,7 +295,7 @@ def _wandb_mode(destination: Destination, say: Say) -> Literal["online", "offlin
 
 
 def _offline_runs(folder: Path, key: str) -> dict[Path, str]:
-    """The offline runs of that id below `folder`, with the digest of what each holds."""
+    """The offline runs with this id below `folder`, with the digest of each."""
     digests = {}
     for path in sorted((folder / "wandb").glob(f"offline-run-*-{key}")):
         with suppress(OSError, ValueError, KeyError):
@@ -302,7 +304,7 @@ def _offline_runs(folder: Path, key: str) -> dict[Path, str]:
     return digests
 
 
-# Trackio: a run of that key in the local store is replaced.
+# Trackio: an existing run with the key in the local store is replaced.
 
 
 def _send_trackio(export: RunExport, destination: Destination, say: Say) -> Sent:
@@ -312,7 +314,7 @@ def _send_trackio(export: RunExport, destination: Destination, say: Say) -> Sent
     if destination.location:
         os.environ["TRACKIO_DIR"] = str(Path(destination.location).expanduser().absolute())
     if not server:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it would ask the Hub for the user's name
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else it asks the Hub for a user
     trackio = _package("trackio")
     project, name = destination.named("TRACKIO_PROJECT"), destination.called(export)
     earlier = [] if server else _trackio_runs(trackio, project, export.key)
@@ -346,10 +348,10 @@ def _send_trackio(export: RunExport, destination: Destination, say: Say) -> Sent
 
 
 def _trackio_runs(trackio: Any, project: str, key: str) -> list[Any]:
-    """The runs of that key in the local store."""
+    """The runs with this key in the local store."""
     try:
         runs = list(trackio.Api().runs(project))
-    except ValueError:  # there is no such project yet
+    except ValueError:  # the project does not exist yet
         return []
     return [run for run in runs if (run.config or {}).get("run_key") == key]
 

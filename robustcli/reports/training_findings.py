@@ -1,4 +1,4 @@
-"""Everything that reports of trainings are about: what a training left, and its scores."""
+"""The results of trainings: their files, and scores computed from them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from robustcli.training.record import ADDED, PAPER, TrainRecord, read_train_reco
 
 @dataclass(frozen=True)
 class HeldOutResults:
-    """One model on the held-out images: its numbers and the rows that they come from.
+    """One model on the held-out images: its scores and their rows.
 
     Args:
         findings: The evaluation.
-        numbers: The line of its table (`metrics.columns.COLUMNS` of its task).
-        rows: Of every image (`metrics.columns.ROW_SCHEMAS` of its task).
+        numbers: The row of its table (`metrics.columns.TABLE_COLUMNS` of its task).
+        rows: A row per image (`metrics.columns.ROW_SCHEMAS` of its task).
     """
 
     findings: Findings
@@ -41,13 +41,13 @@ class HeldOutResults:
 
     @property
     def groups(self) -> int:
-        """Independent units among the images; those of a classifier are all on their own."""
+        """Number of independent units among the images; for classifiers each image is one."""
         return int(self.numbers.get("groups", self.numbers["n"]))
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A number of each epoch: the median, the smallest and the largest of `epochs` epochs."""
+    """Median, smallest and largest value of a quantity over `epochs` epochs."""
 
     median: float
     low: float
@@ -57,15 +57,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class TrainingFindings:
-    """One training run as a report sees it.
+    """The results of one training run.
 
     Args:
-        run: Its directory.
+        run: Folder of the run.
         record: Its `run.json`.
-        metrics: A line per finished epoch (columns: `record.Validation.metrics`).
-        test: The chosen weights on the held-out images; None until they are measured.
-        baseline: Otsu's threshold on the same images, likewise.
-        paper: What the paper's way of scoring needs (columns: PAPER); protocol `paper` only.
+        metrics: A row per finished epoch (columns: `record.Validation.metrics`).
+        test: The chosen weights on the held-out images; None until they are evaluated.
+        baseline: Otsu's threshold on the same images; None until it is evaluated.
+        paper: Input of the paper's scores (columns: PAPER); protocol `paper` only.
         weights_bytes: Size of the chosen weights' file.
     """
 
@@ -79,14 +79,14 @@ class TrainingFindings:
 
     @property
     def scoring(self) -> Scoring:
-        """What it is scored by."""
+        """The scores of the task."""
         return SCORINGS[self.record.task]
 
     @property
     def baseline_numbers(self) -> Mapping[str, Any] | pd.Series | None:
-        """The numbers that need no training: of Otsu's threshold, or of the most frequent class.
+        """The scores of the baseline: Otsu's threshold, or always the most frequent class.
 
-        None until the held-out images are measured.
+        None until the held-out images are evaluated.
         """
         return self.scoring.baseline_numbers(
             None if self.test is None else self.test.rows,
@@ -95,44 +95,44 @@ class TrainingFindings:
 
     @property
     def mask_classes(self) -> ClassFindings:
-        """The classes of masks with their rows, empty for foreground and background."""
+        """The class scores of masks; empty for masks with foreground and background only."""
         if self.test is None:
             return ClassFindings.of(self.record.dataset, {}, self.record.seed)
         return self.test.findings.classes
 
     @property
     def is_partial(self) -> bool:
-        """Whether something is still to be done."""
+        """Whether the training is incomplete."""
         return self.record.status != "complete"
 
     @property
     def seconds(self) -> float | None:
-        """What the epochs took with their validation; None before the first has ended."""
+        """Time of all epochs with their validation; None before the first has ended."""
         return float(self.metrics["seconds"].sum()) if len(self.metrics) else None
 
     @property
     def median_seconds(self) -> float:
-        """What an epoch took with its validation."""
+        """Median time of an epoch with its validation."""
         return float(self.metrics["seconds"].median())
 
     @property
     def epoch_seconds(self) -> Spread | None:
-        """What an epoch took with its validation; None before the first has ended."""
+        """Time of an epoch with its validation; None before the first has ended."""
         return _spread(self.metrics["seconds"])
 
     @property
     def train_seconds(self) -> Spread | None:
-        """What the steps of an epoch took, without its validation; None where not recorded."""
+        """Time of an epoch's training steps, without validation; None if not recorded."""
         return _spread(self.metrics["seconds"] - self.metrics["val_seconds"])
 
     @property
     def val_seconds(self) -> Spread | None:
-        """What the validation of an epoch took; None where that was not recorded."""
+        """Time of an epoch's validation; None if not recorded."""
         return _spread(self.metrics["val_seconds"])
 
     @property
     def images_per_epoch(self) -> int | None:
-        """Training images of an epoch, or patches; None before the images are counted."""
+        """Training images per epoch, or patches; None before the images are counted."""
         recipe, part = self.record.recipe, self.record.splits.get("train")
         if recipe.patches is not None:
             return recipe.patches.iterations * recipe.batch_size
@@ -142,12 +142,15 @@ class TrainingFindings:
 
     @property
     def images_per_second(self) -> float | None:
-        """Training images over the median seconds of an epoch's steps; None where not recorded."""
+        """Training images per epoch divided by the median time of an epoch's training steps.
+
+        None if not recorded.
+        """
         images, spread = self.images_per_epoch, self.train_seconds
         return images / spread.median if images and spread and spread.median > 0 else None
 
     def validated(self, epoch: int | None) -> dict[str, float]:
-        """The validation's scores of an epoch, by column; without those not recorded of it."""
+        """The validation scores of an epoch by column; unrecorded scores are left out."""
         lines = self.metrics[self.metrics["epoch"] == epoch]
         columns = self.scoring.validation.columns
         values = {} if lines.empty else lines.iloc[-1][list(columns)].to_dict()
@@ -160,18 +163,18 @@ class TrainingFindings:
 
     @property
     def classes(self) -> ClassifierStatistics | None:
-        """What the rows of a classifier say beyond its top-1; None until they are measured."""
+        """Class and calibration statistics of a classifier; None until it is evaluated."""
         statistics = None if self.test is None else self.test.findings.statistics
         return statistics if isinstance(statistics, ClassifierStatistics) else None
 
     @property
     def macro_f1(self) -> MacroF1 | None:
-        """Of a classifier on its held-out images; None until they are measured."""
+        """Macro F1 of a classifier on its held-out images; None until it is evaluated."""
         return None if self.classes is None else next(iter(self.classes.macro_f1.values()), None)
 
     @property
     def calibration(self) -> Calibration | None:
-        """Of a classifier on its held-out images; None until they are measured."""
+        """Calibration of a classifier on its held-out images; None until it is evaluated."""
         return None if self.classes is None else next(iter(self.classes.calibration.values()), None)
 
     @property
@@ -182,12 +185,12 @@ class TrainingFindings:
 
     @property
     def steps(self) -> int:
-        """How many optimizer steps the finished epochs took."""
+        """Number of optimizer steps of the finished epochs."""
         return int(self.metrics["step"].max()) if self.epochs else 0
 
     @property
     def machine(self) -> str:
-        """The device with its threads and processes; a CPU's name says its threads already."""
+        """The device with its threads and processes; a CPU's name contains its threads already."""
         record = self.record
         threads = "" if "thread" in record.device else f", {counted(record.threads, 'thread')}"
         shared = f", {record.devices} processes" if record.devices > 1 else ""
@@ -195,25 +198,25 @@ class TrainingFindings:
 
     @property
     def epochs(self) -> int:
-        """How many were finished."""
+        """Number of finished epochs."""
         return len(self.metrics)
 
     @property
     def tolerance(self) -> int | None:
-        """What masks were compared with, in pixels; None for data without, or not measured yet."""
+        """Tolerance of masks in pixels; None for data without one, or until they are evaluated."""
         return None if self.test is None else self.test.findings.record.dataset.tolerance
 
     @property
     def groups(self) -> str:
-        """What the groups of images are, in the plural."""
+        """Name of the groups of images, in the plural."""
         return f"{self.record.grouping}s"
 
 
 def read_training(run: Path) -> TrainingFindings:
-    """The training in directory `run`, as far as it has come.
+    """The training in folder `run`, complete or not.
 
     Raises:
-        UsageError: There is no readable training run.
+        UsageError: The training does not exist or cannot be read.
     """
     record = read_train_record(run)
     weights = run / "weights.safetensors"
@@ -229,7 +232,7 @@ def read_training(run: Path) -> TrainingFindings:
 
 
 def _metrics(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """The lines of the epochs; numbers that older versions did not record are missing."""
+    """The rows of the epochs; values that older versions did not record are missing."""
     if not path.is_file():
         return pd.DataFrame(columns=list(columns), dtype=float)
     recorded = read_run_table(path)
@@ -239,7 +242,7 @@ def _metrics(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _spread(values: pd.Series) -> Spread | None:
-    """None where no epoch has the number."""
+    """The spread of `values`; None if no epoch has a value."""
     known = values.dropna().to_numpy(float)
     if not len(known):
         return None
@@ -254,7 +257,7 @@ def read_run_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataF
     """The CSV or Parquet file `path` of a run, with `columns` or all of them.
 
     Raises:
-        RunError: It is damaged.
+        RunError: The file is damaged.
     """
     with reading(path):
         table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
@@ -262,7 +265,7 @@ def read_run_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataF
 
 
 def _held(run: Path) -> HeldOutResults | None:
-    """The only model of an evaluation on untouched images; None where it has not begun."""
+    """The only model of an evaluation on clean images; None if it has not started."""
     if not has_record(run):
         return None
     findings = read_findings(run)
@@ -272,14 +275,14 @@ def _held(run: Path) -> HeldOutResults | None:
 
 
 class PaperScores(NamedTuple):
-    """Dice and IoU as "Mamba-Based Tumor Segmentation" counts them, pooled over batches of slices.
+    """Dice and IoU as in "Mamba-Based Tumor Segmentation", pooled over batches of slices.
 
     Args:
-        dice: Mean over the batches that have one; NaN where none has.
+        dice: Mean over the batches with a defined dice; NaN if no batch has one.
         iou: Mean over all batches.
-        batches: How many.
-        undefined: Batches without foreground in mask and prediction, whose dice is 0/0. The paper's
-            plain mean is no number as soon as there is one; here they are left out of it.
+        batches: Number of batches.
+        undefined: Number of batches without foreground in mask and prediction, whose dice is 0/0.
+            The paper's plain mean is NaN if there is one; here they are left out of the mean.
     """
 
     dice: float
@@ -289,11 +292,12 @@ class PaperScores(NamedTuple):
 
 
 def paper_scores(rows: pd.DataFrame, batch: int) -> PaperScores:
-    """The scores of `rows` (columns PAPER of `record`), in batches of `batch` rows, in their order.
+    """The scores of `rows` (columns PAPER of `record`), in consecutive batches of `batch` rows.
 
-    A batch's dice is 2 sum(p t) / (sum p + sum t), without smoothing; its IoU is pixels in both
-    over pixels in either, 0 where there are none. A soft mask counts softly for dice, and for IoU
-    wherever it is above 0. The last batch may be smaller and counts as much as the others.
+    A batch's dice is 2 sum(p t) / (sum p + sum t), without smoothing; its IoU is the number of
+    pixels in both masks over the number in either, or 0 if both are empty. Soft masks enter the
+    dice with their values, and the IoU with all pixels above 0. The last batch can be smaller and
+    has the same weight as the others.
 
     Source: the test notebooks of the paper.
     """
@@ -314,7 +318,7 @@ def paper_scores(rows: pd.DataFrame, batch: int) -> PaperScores:
 
 @dataclass(frozen=True)
 class Score:
-    """A dice and an IoU in [0, 1] with the ends of their 95 % intervals; None where unknown."""
+    """A dice and an IoU in [0, 1] with the ends of their 95 % intervals; None if unknown."""
 
     dice: float | None
     dice_low: float | None
@@ -325,12 +329,12 @@ class Score:
 
     @property
     def dice_range(self) -> str:
-        """The interval of the dice in brackets, with a blank before it; empty where unknown."""
+        """The interval of the dice in brackets, after a space; empty if unknown."""
         return _in_brackets(self.dice_low, self.dice_high)
 
     @property
     def iou_range(self) -> str:
-        """The same of the IoU."""
+        """The interval of the IoU in brackets, after a space; empty if unknown."""
         return _in_brackets(self.iou_low, self.iou_high)
 
 
@@ -341,7 +345,7 @@ def _in_brackets(low: float | None, high: float | None) -> str:
 
 @dataclass(frozen=True)
 class Pooled:
-    """The paper's statistic: `score`, its intervals over batches, and how it was counted."""
+    """The paper's score with intervals over batches, and its numbers of batches."""
 
     score: Score
     batches: int
@@ -350,13 +354,13 @@ class Pooled:
 
 
 def group_score(numbers: pd.Series) -> Score:
-    """Dice and IoU pooled within groups, of a line with `metrics.columns.MASK_COLUMNS`."""
+    """Dice and IoU, pooled within groups, of a row with `metrics.columns.MASK_TABLE_COLUMNS`."""
     names = ("dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high")
     return Score(*(float(numbers[name]) if pd.notna(numbers[name]) else None for name in names))
 
 
 def pooled(training: TrainingFindings) -> Pooled | None:
-    """The paper's statistic of the test set; None where it was not recorded."""
+    """The paper's score of the test set; None if it was not recorded."""
     rows, batch = training.paper, training.record.recipe.paper_batch
     if rows is None or batch is None or rows.empty:
         return None
@@ -368,7 +372,7 @@ def pooled(training: TrainingFindings) -> Pooled | None:
 def _pooled_score(
     scores: PaperScores, single: list[PaperScores], training: TrainingFindings
 ) -> Score:
-    """The means over batches, with intervals that resample batches."""
+    """The means over batches, with intervals from resampling batches."""
     bootstrap = Bootstrap(training.record.seed)
     dice = np.array([part.dice for part in single if not np.isnan(part.dice)])
     over_dice, over_iou = bootstrap.mean(dice), bootstrap.mean(np.array([p.iou for p in single]))
@@ -383,7 +387,7 @@ def _pooled_score(
 
 
 def headline(training: TrainingFindings) -> Score | None:
-    """What the training's own protocol reports; None until it is measured."""
+    """The score by the training's protocol; None until it is evaluated."""
     if training.record.protocol == "paper":
         paper = pooled(training)
         return paper.score if paper else None
@@ -391,7 +395,7 @@ def headline(training: TrainingFindings) -> Score | None:
 
 
 def gain(training: TrainingFindings) -> CleanMaskComparison | None:
-    """Otsu's threshold (as `clean`) against the training, paired; None until both are there."""
+    """Otsu's threshold (as `clean`) against the training, paired; None until both are evaluated."""
     if training.test is None or training.baseline is None:
         return None
     bootstrap = Bootstrap(training.record.seed)

@@ -1,4 +1,4 @@
-"""The report of one training, and the results of several: numbers, pictures, page."""
+"""The report of one training, and the results of several: numbers, figures, page."""
 
 from __future__ import annotations
 
@@ -90,16 +90,16 @@ _ALL_WORDS = (*_WORDS, "recipe")
 
 
 def training_results(trainings: Sequence[TrainingFindings]) -> pd.DataFrame:
-    """One row per training with SEGMENTER_COLUMNS; a number that is not known is missing.
+    """One row per training with SEGMENTER_COLUMNS; unknown numbers are missing.
 
     Shares are fractions in [0, 1]. `dice` and `iou` are pooled within groups (`protocol` patient),
-    `paper_dice` and `paper_iou` over batches as the paper did.
+    `paper_dice` and `paper_iou` over batches as in the paper.
     """
     return _table([_of_segmenter(training) for training in trainings], SEGMENTER_COLUMNS)
 
 
 def class_results(trainings: Sequence[TrainingFindings]) -> pd.DataFrame:
-    """One row per training of a classifier with CLASSIFIER_COLUMNS; what is not known is missing.
+    """One row per training of a classifier with CLASSIFIER_COLUMNS; unknown values are missing.
 
     Shares are fractions in [0, 1]. `train_seconds` and `val_seconds` are of the median epoch.
     """
@@ -170,7 +170,7 @@ def _of_segmenter(training: TrainingFindings) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class TrainingGallery:
-    """The figures of each kind that there are; an empty tuple where there is nothing to show."""
+    """The figures of a training; empty tuples for kinds without figures."""
 
     scatter: tuple[Picture, ...] = ()
     curves: tuple[Picture, ...] = ()
@@ -182,7 +182,7 @@ class TrainingGallery:
 
 
 def draw_training_gallery(training: TrainingFindings) -> TrainingGallery:
-    """Draws every picture that one training has data for."""
+    """Draws all figures for which one training has data."""
     if not training.scoring.per_group:
         return TrainingGallery(
             curves=_curves(training),
@@ -225,7 +225,7 @@ def _reliability(training: TrainingFindings) -> tuple[Picture, ...]:
 
 
 def draw_dice_over_parameters(out: Path, zoo: Zoo) -> tuple[Picture, ...]:
-    """Draws dice against parameters, measured and published ones, into `out`/figures."""
+    """Draws dice against parameters, measured and published, into `out`/figures."""
     points = [point for row in zoo.rows for point in _points(row)]
     path = "figures/dice_over_parameters.png"
     draw_scatter(points, [_level(baseline) for baseline in zoo.baselines], out / path)
@@ -269,7 +269,7 @@ def _curves(training: TrainingFindings) -> tuple[Picture, ...]:
 
 
 def validated(training: TrainingFindings) -> str:
-    """Which images the validation score is measured on, and how it is pooled."""
+    """The images on which the validation score is measured and how they are pooled, as text."""
     if not training.scoring.per_group:
         return "the validation images"
     if training.record.recipe.patches is not None:
@@ -278,7 +278,7 @@ def validated(training: TrainingFindings) -> str:
 
 
 def course_of(training: TrainingFindings, name: str) -> Course:
-    """Its lines of `metrics.csv`, for a picture that calls it `name`."""
+    """The rows of `metrics.csv`, for a figure in which the training is called `name`."""
     return Course(name, training.metrics, training.record.chosen_epoch)
 
 
@@ -316,10 +316,10 @@ def _cases(training: TrainingFindings) -> tuple[Picture, ...]:
 
 
 def training_report(run: Path) -> Page:
-    """The page of the training in `run`; its figures are drawn.
+    """The page of the training in `run`; draws its figures.
 
     Raises:
-        UsageError: There is no readable training.
+        UsageError: The training does not exist or cannot be read.
     """
     training = read_training(run)
     text = training_text(training, draw_training_gallery(training))
@@ -335,18 +335,18 @@ def training_report(run: Path) -> Page:
 
 
 def results_of_training(training: TrainingFindings) -> pd.DataFrame:
-    """The numbers of one training: a row with the columns of its task."""
+    """The results of one training: a row with the columns of its task."""
     return results_of_trainings([training])
 
 
 def results_of_trainings(trainings: Sequence[TrainingFindings]) -> pd.DataFrame:
-    """The numbers of trainings of one task: a row each, with the columns of the task."""
+    """The results of trainings of one task: a row each, with the columns of the task."""
     classifiers = all(training.record.task == "cls" for training in trainings)
     return class_results(trainings) if classifiers else training_results(trainings)
 
 
 def training_text(training: TrainingFindings, gallery: TrainingGallery | None = None) -> str:
-    """The Markdown of the page, with the pictures of `gallery`."""
+    """The Markdown of the page, with the figures of `gallery`."""
     return from_template(
         "training",
         training=training,
@@ -362,14 +362,14 @@ def training_text(training: TrainingFindings, gallery: TrainingGallery | None = 
 
 
 SCORE_NAMES = {"val_top1": "top-1", "val_f1": "macro F1", "val_dice": "dice", "val_iou": "IoU"}
-"""What columns of `metrics.csv` are called."""
+"""Display names of columns of `metrics.csv`."""
 
 
 def class_sentences(training: TrainingFindings) -> list[str]:
-    """Sentences on the hardest class of a classifier; names stand between backticks.
+    """Sentences on the hardest class of a classifier; names are in backticks.
 
-    The hardest class is the one with the lowest F1. It is said to be below the others only where
-    the interval of its recall lies below that of all its other images together.
+    The hardest class is the one with the lowest F1. It is reported as below the others only if the
+    interval of its recall is below that of all its other images together.
     """
     statistics = training.classes
     lines = [] if statistics is None else statistics.classes
@@ -396,7 +396,7 @@ def class_sentences(training: TrainingFindings) -> list[str]:
 
 
 def _headline(training: TrainingFindings) -> str:
-    """The score that the title names; empty until it is measured."""
+    """The score in the title; empty until it is measured."""
     if training.record.protocol == "paper":
         score = headline(training)
         return "" if score is None else f"{fraction(score.dice)}{score.dice_range}"

@@ -1,7 +1,7 @@
-"""Several trainings on the same held-out images: which network is better, and what it costs.
+"""Compares several trainings on the same held-out images: scores and costs of the networks.
 
-Tests and intervals are those of `robust compare`. Trainings are tested against each other where
-they were measured on the same images; others are named with what keeps them apart.
+Tests and intervals are those of `robust compare`. Trainings are tested against each other if they
+were evaluated on the same images; others are listed with the settings that differ.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from robustcli.reports.zoo_rows import Zoo
 
 @dataclass(frozen=True)
 class PairedTrainings:
-    """Trainings that were measured on the same held-out images in the same way.
+    """Trainings that were evaluated on the same held-out images in the same way.
 
     Args:
         models: At least one.
-        unlike: In what they differ from the first set of the page, in sentences; empty for that.
+        unlike: Sentences on their differences to the first set of the page; empty for that set.
     """
 
     models: Sequence[ComparedModel]
@@ -46,7 +46,7 @@ class PairedTrainings:
 
     @cached_property
     def comparison(self) -> Comparison | None:
-        """Its tests; None for a single training, or where no images are left to compare on."""
+        """The tests between them; None for a single training, or without common images."""
         cells = {} if self._paired is None else next(iter(self._paired.rows.values()))
         if self._paired is None or not any(len(rows) for rows in cells.values()):
             return None
@@ -54,7 +54,7 @@ class PairedTrainings:
 
     @property
     def left_out(self) -> Sequence[str]:
-        """What keeps held-out images out of the tests, in sentences."""
+        """Sentences on why held-out images are left out of the tests."""
         return [] if self._paired is None else self._paired.left_out
 
     @cached_property
@@ -74,7 +74,7 @@ class ZooComparison:
 
     @cached_property
     def sets(self) -> list[PairedTrainings]:
-        """The measured trainings, those of the same held-out images together; the largest first."""
+        """The evaluated trainings, grouped by held-out images; the largest group first."""
         sets: list[list[ComparedModel]] = []
         for training in self.zoo.trainings:
             if training.test is None:
@@ -93,7 +93,7 @@ class ZooComparison:
 
     @property
     def has_backticks(self) -> bool:
-        """Whether the name of a training holds the mark that stands around names in sentences."""
+        """Whether the name of a training contains a backtick, the mark of names in sentences."""
         return any("`" in self.zoo.label(training) for training in self.zoo.trainings)
 
     @property
@@ -103,22 +103,22 @@ class ZooComparison:
 
     @property
     def comparisons(self) -> list[Comparison]:
-        """Of the sets with at least two trainings."""
+        """Comparisons of the sets with at least two trainings."""
         return [s.comparison for s in self.sets if s.comparison is not None]
 
     @cached_property
     def training_sets(self) -> int:
-        """The number of different sets of training images, by their recorded parts."""
+        """The number of different sets of training images, by their recorded splits."""
         return len({_trained_on(training) for training in self.zoo.trainings})
 
     def verdicts(self) -> pd.DataFrame | None:
-        """A row per tested pair, as `robust compare` writes them; None without any pair."""
+        """A row per tested pair, as written by `robust compare`; None without any pair."""
         tables = [comparison.table() for comparison in self.comparisons]
         return pd.concat(tables, ignore_index=True) if tables else None
 
     @cached_property
     def sentences(self) -> list[str]:
-        """Conclusions about the trainings; names stand between backticks."""
+        """Conclusions on the trainings; names are in backticks."""
         spoken = [sentence for c in self.comparisons for sentence in _of_scores(c, self.zoo)]
         return [*spoken, *_of_time(self.zoo)]
 
@@ -128,7 +128,7 @@ def _unlike(first: Sequence[ComparedModel], models: Sequence[ComparedModel]) -> 
 
 
 def _trained_on(training: TrainingFindings) -> frozenset[str] | tuple[str, int]:
-    """The ids of its training images; where they are not recorded, what they were drawn by."""
+    """The ids of the training images; if not recorded, the values that determine them."""
     path = training.run / "splits.csv"
     if path.is_file():
         parts = read_splits(path)
@@ -136,11 +136,11 @@ def _trained_on(training: TrainingFindings) -> frozenset[str] | tuple[str, int]:
     return training.record.dataset.digest, training.record.seed
 
 
-# What can be said of the scores.
+# Sentences on the scores.
 
 
 def _of_scores(comparison: Comparison, zoo: Zoo) -> Iterator[str]:
-    """Sentences on the best network, what it is shown to beat, and the smallest equal one."""
+    """Sentences on the best network, the networks it is ahead of, and the smallest equal one."""
     trainings = {zoo.label(training): training for training in zoo.trainings}
     shown = [label for label in comparison.labels if trainings[label].test is not None]
     column = comparison.scoring.measure.column
@@ -223,14 +223,14 @@ def _equals(verdict: Verdict) -> str:
     return shown if shown.startswith("<") else f"= {shown}"
 
 
-# What can be said of the time.
+# Sentences on the time.
 
 
-_ALIKE = 1.1  # times as long: less is what a machine varies by from epoch to epoch
+_ALIKE = 1.1  # ratio of times; smaller ratios are within the variation between epochs on a machine
 
 
 def _of_time(zoo: Zoo) -> Iterator[str]:
-    """Sentences on the shortest and longest epochs, or why times cannot be compared."""
+    """Sentences on the shortest and longest epochs, or on why times cannot be compared."""
     spreads = {zoo.label(t): t.epoch_seconds for t in zoo.trainings}
     known = {label: spread for label, spread in spreads.items() if spread is not None}
     if len(known) < 2:

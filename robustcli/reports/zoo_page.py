@@ -1,4 +1,4 @@
-"""The report over several trainings: one page, its pictures, and the numbers beside it."""
+"""The report on several trainings: one page, its figures, and files of numbers."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from robustcli.training.seeds_record import read_seeds_record
 
 @dataclass(frozen=True)
 class ZooGallery:
-    """The figures of each kind that there are; an empty tuple where there is nothing to show.
+    """The figures of several trainings; empty tuples for kinds without figures.
 
     Args:
-        published: Dice against parameters, beside what was published; of segmenters.
-        curves: By epoch, all trainings in one picture.
-        grids: By epoch, a panel for each training; of segmenters.
-        costs: Scores against what they cost.
+        published: Dice against parameters, with published results; segmenters only.
+        curves: Curves by epoch, all trainings in one figure.
+        grids: Curves by epoch, a panel for each training; segmenters only.
+        costs: Scores against costs.
     """
 
     published: tuple[Picture, ...] = ()
@@ -52,11 +52,11 @@ class ZooGallery:
 
 
 def zoo_report(runs: Sequence[Path], out: Path) -> Page:
-    """The page of the trainings in `runs`; its figures are drawn into `out`/figures.
+    """The page of the trainings in `runs`; draws its figures into `out`/figures.
 
     Raises:
-        UsageError: There is no readable training in one of them, they are of different tasks, or
-            `out` is a run or a file.
+        UsageError: One of the trainings does not exist or cannot be read, they are of different
+            tasks, or `out` is a run or a file.
     """
     if out.resolve() in {run.resolve() for run in runs}:
         raise UsageError(
@@ -78,17 +78,18 @@ def zoo_report(runs: Sequence[Path], out: Path) -> Page:
 
 
 def trainings_in(run: Path) -> list[Path]:
-    """The folders of the trainings in `run`: itself, or those of its seeds that have begun."""
+    """The folders of the trainings in `run`: itself, or those of its seeds that have started."""
     if run_kind(run) != "seeds":
         return [run]
     return [out for out in read_seeds_record(run).folders(run).values() if has_record(out)]
 
 
 def read_zoo(runs: Sequence[Path]) -> list[TrainingFindings]:
-    """The trainings in `runs`, each once.
+    """The trainings in `runs`, without duplicates.
 
     Raises:
-        UsageError: There is no readable training in one of them, or not all are of one task.
+        UsageError: One of the trainings does not exist or cannot be read, or not all are of one
+            task.
     """
     each = [seed for run in runs for seed in trainings_in(run)]
     trainings = [read_training(run) for run in {run.resolve(): run for run in each}.values()]
@@ -106,7 +107,7 @@ def read_zoo(runs: Sequence[Path]) -> list[TrainingFindings]:
 
 
 def default_folder(runs: Sequence[Path]) -> Path:
-    """Where the report over `runs` goes if no folder is named; the same for the same runs."""
+    """Default folder of the report on `runs`; the same for the same runs."""
     names = "\n".join(sorted({str(run.resolve()) for run in runs}))
     return Path("runs") / f"report-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
 
@@ -116,7 +117,7 @@ def zoo_text(
     gallery: ZooGallery | None = None,
     comparison: ZooComparison | None = None,
 ) -> str:
-    """The Markdown of the page, with the pictures of `gallery`."""
+    """The Markdown of the page, with the figures of `gallery`."""
     numbers = from_template(
         "zoo",
         zoo=zoo,
@@ -128,13 +129,13 @@ def zoo_text(
     return f"{numbers}\n{settings}"
 
 
-# The pictures.
+# The figures.
 
 MIXED = " Not all scores are of the same held-out images."
 
 
 def draw_zoo_gallery(zoo: Zoo, out: Path, comparison: ZooComparison | None = None) -> ZooGallery:
-    """Draws every picture that several trainings have data for, into `out`/figures."""
+    """Draws all figures for which several trainings have data, into `out`/figures."""
     comparison = comparison or ZooComparison(zoo)
     segmenters = zoo.trainings[0].scoring.per_group
     return ZooGallery(
@@ -146,7 +147,7 @@ def draw_zoo_gallery(zoo: Zoo, out: Path, comparison: ZooComparison | None = Non
 
 
 def _curves(zoo: Zoo, out: Path) -> tuple[Picture, ...]:
-    """The score, the losses and the time by epoch, each in one picture of all trainings."""
+    """The score, the losses and the time by epoch, each in one figure of all trainings."""
     trainings = [t for t in zoo.trainings if t.epochs]
     if not trainings:
         return ()

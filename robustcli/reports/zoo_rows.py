@@ -1,4 +1,4 @@
-"""Trainings in the form of the paper's Table I: published numbers beside those measured here."""
+"""Trainings in the form of the paper's Table I: published next to measured numbers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ EPOCHS = 100
 
 @dataclass(frozen=True)
 class PrintedResult:
-    """One line of the table.
+    """One row of the table.
 
     Args:
-        model: Its name here.
-        parameters: As counted from the code that the paper's numbers were made with.
-        dice: In [0, 1], with the digits that were printed.
-        iou: From the notebooks behind the table.
-        remark: What is to be known of these numbers; empty for nothing.
+        model: Name of the model in this project.
+        parameters: Number of parameters, counted from the code behind the paper's numbers.
+        dice: Published dice in [0, 1], with its published digits.
+        iou: IoU in [0, 1] from the notebooks behind the table.
+        remark: Remark on these numbers; empty without one.
     """
 
     model: str
@@ -36,7 +36,7 @@ class PrintedResult:
 
 
 def table_one() -> list[PrintedResult]:
-    """All lines, the highest dice first."""
+    """All rows of the table, the highest dice first."""
     lines = [
         PrintedResult(
             entry.name, entry.parameters, entry.published, entry.published_iou, entry.remark
@@ -48,12 +48,12 @@ def table_one() -> list[PrintedResult]:
 
 
 def published(model: str) -> PrintedResult | None:
-    """The line of `model`, where the paper has it."""
+    """The row of `model`; None if the paper does not have it."""
     return next((line for line in table_one() if line.model == model), None)
 
 
 def other_experiment(record: TrainRecord) -> list[str]:
-    """The differences to the paper's training that change the numbers, in words."""
+    """The differences to the paper's training that change the scores, as text."""
     differences = []
     if record.protocol != "paper":
         differences.append(f"protocol {record.protocol} instead of paper")
@@ -68,7 +68,7 @@ def other_experiment(record: TrainRecord) -> list[str]:
 
 
 def printed_of(record: TrainRecord) -> PrintedResult | None:
-    """What was published of the network of a training; None of masks of several classes.
+    """The published row of the network of a training; None for masks with several classes.
 
     All published numbers are of one class.
     """
@@ -77,14 +77,14 @@ def printed_of(record: TrainRecord) -> PrintedResult | None:
 
 @dataclass(frozen=True)
 class ZooRow:
-    """One line: a network, what was printed of it, and one training of it.
+    """One row: a network, its published numbers, and one training of it.
 
     Args:
-        label: The network's name, with the run's where several trainings are of one network.
-        parameters: Of the network as it was trained, else as published.
-        printed: What the paper printed; None for a network that is not in it.
+        label: The network's name; with the run's if several trainings have the same network.
+        parameters: Number of parameters of the trained network, else the published number.
+        printed: The paper's numbers; None for a network that is not in the paper.
         training: None for a network that was not trained here.
-        score: What the training's own protocol reports.
+        score: The score by the training's protocol.
     """
 
     label: str
@@ -95,14 +95,14 @@ class ZooRow:
 
     @property
     def difference(self) -> float | None:
-        """The dice measured here minus the printed one."""
+        """The dice measured here minus the published one."""
         if self.printed is None or self.score is None or self.score.dice is None:
             return None
         return self.score.dice - self.printed.dice
 
     @property
     def is_outside(self) -> bool:
-        """Whether the printed dice is outside the interval of the one measured here."""
+        """Whether the published dice is outside the interval of the one measured here."""
         if self.printed is None or self.score is None:
             return False
         low, high = self.score.dice_low, self.score.dice_high
@@ -111,9 +111,10 @@ class ZooRow:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Otsu's threshold on a set of held-out images: which (empty if there is one), and its numbers.
+    """Scores of Otsu's threshold on a set of held-out images.
 
-    `numbers` is a line with `metrics.columns.MASK_COLUMNS`.
+    `images` names the set; it is empty if there is only one. `numbers` is a row with
+    `metrics.columns.MASK_TABLE_COLUMNS`.
     """
 
     images: str
@@ -122,7 +123,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Zoo:
-    """Several trainings of segmenters, or one, beside what was published.
+    """One or several trainings, next to published results of segmenters.
 
     Args:
         trainings: At least one.
@@ -132,9 +133,9 @@ class Zoo:
 
     @property
     def rows(self) -> list[ZooRow]:
-        """A line per training, and one per network of the paper that none is of.
+        """A row per training, and one per network of the paper without a training.
 
-        In the order of the printed dice; networks that the paper has not come last.
+        Rows are ordered by published dice; networks that are not in the paper are last.
         """
         rows: list[ZooRow] = []
         lines = table_one()
@@ -170,13 +171,16 @@ class Zoo:
 
     @property
     def image_sets(self) -> int:
-        """How many different sets of training and held-out images there are."""
+        """Number of different sets of training and held-out images."""
         records = [training.record for training in self.trainings]
         return len({(record.dataset.digest, record.parts_seed) for record in records})
 
     @property
     def experiments(self) -> dict[str, list[str]]:
-        """In what trainings differ from the published ones (empty: in nothing), and which do so."""
+        """The trainings by their differences to the published ones.
+
+        The key is a text; it is empty for trainings without differences.
+        """
         alike: dict[str, list[str]] = {}
         for training in self.trainings:
             if printed_of(training.record) is not None:
@@ -192,7 +196,7 @@ class Zoo:
 
     @property
     def versions(self) -> dict[str, list[str]]:
-        """Each set of versions, with the trainings that it is of."""
+        """The trainings by their package versions."""
         sets: dict[str, list[str]] = {}
         for training in self.trainings:
             names = sorted(training.record.versions.items())
@@ -201,7 +205,7 @@ class Zoo:
         return sets
 
     def label(self, training: TrainingFindings) -> str:
-        """The network's name, with so much of the run's path as tells it from the others."""
+        """The network's name, with the part of the run's path that makes it unique."""
         name, run = training.record.network, training.run.resolve()
         runs = {other.run.resolve() for other in self.trainings if other.record.network == name}
         if len(runs) == 1:

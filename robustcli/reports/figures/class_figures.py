@@ -17,17 +17,17 @@ from robustcli.reports.numbers import cell_label, fraction
 _CELL, _LEFT, _TOP, _BOTTOM = (0.62, 0.3), 2.2, 0.55, 0.35
 _MARGIN = 0.15
 _SQUARE, _LABELS, _HEAD = 0.78, 1.4, 0.55
-_DARK = 0.55  # of the scale, from which numbers are written in white
+_DARK = 0.55  # share of the scale from which numbers are white
 
 
 def draw_class_dice(
     cells: Mapping[tuple[str, int], NDArray[np.float64]], names: Sequence[str], path: Path
 ) -> None:
-    """Draws the dice of each class (a column) under each transform (a line) with its number.
+    """Draws the dice of each class (a column) under each transform (a row) with its number.
 
     Args:
-        cells: By transform and severity, the dice of each class, in [0, 1]; at least one.
-        names: Of the classes.
+        cells: Dice of each class, in [0, 1], by transform and severity; at least one entry.
+        names: Names of the classes.
         path: The PNG to write.
     """
     values = np.stack(list(cells.values()))
@@ -47,11 +47,11 @@ def draw_class_dice(
 
 
 def draw_pixel_confusion(pixels: NDArray[np.int64], names: Sequence[str], path: Path) -> None:
-    """Draws which share of the pixels of each true class (a line) is taken for which (a column).
+    """Draws the share of each true class's pixels (a row) predicted as each class (a column).
 
     Args:
-        pixels: (K + 1, K + 1), background first, true classes in lines.
-        names: Of the K classes.
+        pixels: (K + 1, K + 1), background first, true classes in rows.
+        names: Names of the K classes.
         path: The PNG to write.
     """
     sums = pixels.sum(1, keepdims=True)
@@ -85,7 +85,7 @@ def _numbered(
     axes: Axes, values: NDArray[np.float64], shades: NDArray[np.float64],
     texts: Sequence[Sequence[str]],
 ) -> None:  # fmt: skip
-    """Squares from white (0) to dark blue (1) with their numbers, columns named above them."""
+    """Draws squares from white (0) to dark blue (1) with their numbers, column names on top."""
     axes.imshow(shades, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in np.ndindex(values.shape):
         colour = "white" if shades[row, column] > _DARK else "black"
@@ -100,19 +100,19 @@ def _numbered(
 
 
 MOST_CONFUSED_CLASSES = 100
-"""With more, a cell is smaller than a letter."""
+"""Largest number of classes for which a cell of the matrix is not smaller than a letter."""
 COUNTED_UP_TO, _NAMED_UP_TO = 20, 40
 
 
 def draw_confusions(names: Sequence[str], counts: NDArray[np.int64], path: Path) -> None:
-    """Draws a line per true class and a column per predicted one; the diagonal is right.
+    """Draws a confusion matrix: a row per true class, a column per predicted class.
 
-    The darkness of a cell is the share of its line; the number in it counts images.
+    The darkness of a cell is its share of the row; its number is the number of images.
 
     Args:
-        names: Of the classes, at most MOST_CONFUSED_CLASSES.
+        names: Names of the classes, at most MOST_CONFUSED_CLASSES.
         counts: Images by true and predicted class, (K, K).
-        path: The PNG to write; the PDF lies beside it.
+        path: The PNG to write; the PDF is written next to it.
     """
     classes = len(names)
     sums = counts.sum(axis=1, keepdims=True)

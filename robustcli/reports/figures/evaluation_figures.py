@@ -1,4 +1,4 @@
-"""Models over transforms: bars of best and worst, all as dots, curves over severity, ranks."""
+"""Figures of models over transforms: best and worst bars, dots, severity curves, ranks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from robustcli.reports.figures.canvas import (
 from robustcli.reports.measure import TOP1, Extremes, Measure
 from robustcli.reports.numbers import cell_label
 
-# The transforms that models stand best and worst, as grouped bars with 95 % intervals.
+# The transforms with the best and worst scores, as grouped bars with 95 % intervals.
 
 
 _GROUP = 0.84
@@ -42,13 +42,13 @@ _HEADROOM = 1.14
 
 
 def draw_bars(table: pd.DataFrame, ends: Extremes, path: Path, measure: Measure = TOP1) -> None:
-    """Draws figure 2 of the robustness report: best on the left, worst on the right.
+    """Draws figure 2 of the robustness report: best transforms on the left, worst on the right.
 
     Args:
-        table: `metrics.table` of a run.
+        table: `cell_table.table` of a run.
         ends: The transforms to show; at least one best.
         path: The PNG to write.
-        measure: Of which column they are the ends.
+        measure: The score by which `ends` were selected.
     """
     panels = [("best", ends.best), ("worst", ends.worst)]
     shown = [(word, cells) for word, cells in panels if cells]
@@ -86,7 +86,7 @@ def _bar_panel(
 
 
 def _top(table: pd.DataFrame, cells: Sequence[tuple[str, int]], measure: Measure) -> float:
-    """The upper end of the axis: the highest interval shown, and room for its number."""
+    """Upper end of the axis: the highest interval shown, plus space for its number."""
     rows = table.set_index(["transform", "severity"]).loc[list(cells)]
     return measure.scale * float(measure.ends(rows)[1].max()) * _HEADROOM
 
@@ -127,20 +127,20 @@ def _bars(
         )
 
 
-# All transforms in one picture: a dot with its 95 % interval per model, best transform on top.
+# All transforms in one figure: a dot with its 95 % interval per model, best transform on top.
 
 
 _SPREAD = 0.62
-_MARGIN = 0.03  # of the whole scale
+_MARGIN = 0.03  # share of the scale
 
 
 def draw_dots(table: pd.DataFrame, path: Path, measure: Measure = TOP1) -> None:
-    """Draws one line per cell of `table`, and each model's clean number as a dashed line.
+    """Draws one row per cell of `table`, and each model's clean score as a dashed line.
 
     Args:
-        table: Rows of `metrics.table` to show, `identity` among them if it was measured.
+        table: Rows of `cell_table.table` to show, including `identity` if it was measured.
         path: The PNG to write.
-        measure: What is drawn.
+        measure: The score to draw.
     """
     rows = table[table[measure.column].notna()]
     models = [str(name) for name in table["model"].unique()]
@@ -207,7 +207,7 @@ def _dress_dots(
     axes.set_xlim(max(0.0, low), min(measure.scale, high))
 
 
-# A measure over severity, one panel per transform, with the line where half of it is lost.
+# A score over severity, one panel per transform, with a line at half of the clean score.
 
 
 _COLUMNS = 5
@@ -219,10 +219,10 @@ def draw_multiples(
     """Draws one panel per transform in `table`.
 
     Args:
-        table: Rows of `metrics.table` with severities above 0, at least two per transform.
+        table: Rows of `cell_table.table` with severities above 0, at least two per transform.
         clean: The `identity` rows of the same models; empty if it was not measured.
         path: The PNG to write.
-        measure: What is drawn.
+        measure: The score to draw.
     """
     transforms = [str(name) for name in table["transform"].unique()]
     columns = min(_COLUMNS, len(transforms))
@@ -295,7 +295,10 @@ def _dress_curves(figure: Figure, first: Axes, severities: list[int], measure: M
 
 
 def _show_ticks_above_gaps(grid: NDArray[np.object_], panels: int, columns: int) -> None:
-    """Shared axes label the last line only; panels above an unused place need labels too."""
+    """Labels the ticks of panels that have no panel below them.
+
+    Shared axes label only the last row of the grid.
+    """
     for axes in grid.flat[max(0, panels - columns) : panels]:
         axes.tick_params(labelbottom=True)
 
@@ -312,16 +315,16 @@ def draw_differences(
     path: Path,
     measure: Measure = TOP1,
 ) -> None:
-    """Draws a panel per pair: the first model's number minus the second's, largest on top.
+    """Draws a panel per pair: the first model's score minus the second's, largest on top.
 
-    A difference that is shown has the colour and the marker of the model that is ahead, others are
-    hollow and grey.
+    Significant differences have the colour and marker of the model that is ahead, others are hollow
+    and grey.
 
     Args:
         pairs: Verdicts by pair, at least one pair; the first PAIRS_ABREAST pairs are drawn.
-        models: All models of the run, whose places decide their colours.
+        models: All models of the run; their positions determine the colours.
         path: The PNG to write.
-        measure: What the differences are of.
+        measure: The score of the differences.
     """
     drawn = list(pairs.items())[:PAIRS_ABREAST]
     style = dict(looks(models))
@@ -381,18 +384,19 @@ def _difference_legend(figure: Figure, names: Sequence[str], style: Mapping[str,
 
 
 _RELIABILITY_COLUMNS = 6
-BIN_IMAGES = 5  # bins with fewer are noise; they are drawn only where there are no others
+BIN_IMAGES = 5  # smaller bins are noise; they are drawn only if no bin is larger
 
 
 def draw_reliability(
     panels: Mapping[str, Mapping[str, Sequence[ReliabilityBin]]], path: Path
 ) -> None:
-    """Draws the share that is right over the mean confidence of each bin; the diagonal is ideal.
+    """Draws the share of correct predictions over each bin's mean confidence, with the diagonal.
 
-    The bars are 95 % Wilson intervals, and the area of a marker grows with the images of its bin.
+    The bars are 95 % Wilson intervals; the area of a marker grows with the number of images in its
+    bin.
 
     Args:
-        panels: By title, the bins of each model, in the order of the run; at least one panel.
+        panels: The bins of each model by panel title, in the order of the run; at least one panel.
         path: The PNG to write.
     """
     columns = min(_RELIABILITY_COLUMNS, len(panels))
@@ -403,7 +407,7 @@ def draw_reliability(
         figure = Figure(figsize=(width, 1.1 + 1.75 * lines), layout="constrained")
         grid = figure.subplots(lines, columns, squeeze=False)
         for axes, (title, bins) in zip(grid.flat, panels.items(), strict=False):
-            # Axes that are shared would look through all panels for every mark: limits suffice.
+            # Equal limits instead of shared axes: these would search all panels for every tick.
             axes.set(xlim=(0, 102), ylim=(0, 102), xticks=[0, 50, 100], yticks=[0, 50, 100])
             axes.label_outer()
             axes.plot([0, 100], [0, 100], color="#999999", linestyle=":", linewidth=0.9)
@@ -441,18 +445,18 @@ def _reliability(axes: Axes, bins: Sequence[ReliabilityBin], series: tuple[str, 
     axes.plot([], [], color=style.colour, marker=style.marker, markersize=4, label=name)
 
 
-# How probable each rank of a model is.
+# The probability of each rank of a model.
 
 
-SMALLEST_LABEL = 0.08  # of a bar: a smaller part has no room for its number
+SMALLEST_LABEL = 0.08  # share of a bar; a smaller part has no space for its number
 
 
 def draw_ranks(models: Sequence[str], probabilities: Sequence[Sequence[float]], path: Path) -> None:
-    """Draws a bar per model, split by the probability of each rank.
+    """Draws a bar per model, divided by the probability of each rank.
 
     Args:
         models: At least one, the best first.
-        probabilities: Of each, the probability of the first rank, the second, ...
+        probabilities: Probabilities of the first, second, ... rank, for each model.
         path: The PNG to write.
     """
     shares = np.asarray(probabilities)  # (models, ranks)

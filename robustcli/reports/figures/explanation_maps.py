@@ -1,9 +1,9 @@
-"""How explanations are drawn: maps laid over photos, made-up images, receptive fields.
+"""Draws explanations: maps overlaid on photos, generated images, receptive fields.
 
 One colour scale for all: cividis, from dark blue (against the class) over grey (zero) to yellow
-(for it). It differs in lightness from end to end, so it reads the same for every kind of colour
-vision and in a grey print. Source: J. R. Nuñez, C. R. Anderton, R. S. Renslow, Optimizing colormaps
-with consideration for color vision deficiency, PLoS ONE 13 (2018).
+(for it). Its lightness changes from end to end, so it looks the same for every kind of colour
+vision and in greyscale prints. Source: J. R. Nuñez, C. R. Anderton, R. S. Renslow, Optimizing
+colormaps with consideration for color vision deficiency, PLoS ONE 13 (2018).
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from robustcli.metrics.explanation_scores import FIELD_SHARES, field_sides
 from robustcli.reports.figures.canvas import COLOURS, GREY, light_grid, save_figure, styled, wrapped
 from robustcli.reports.figures.images import PANEL_DPI, TALLEST
 
-# Inches: a tile with its gap, one line of text above it, a heading, the colour scale.
+# Sizes in inches: a tile with its gap, the gap, a line of text, a heading, the colour scale.
 SIDE, GAP, LINE, HEADING, SCALE = 1.75, 0.1, 0.145, 0.27, 0.52
 MARGIN = 0.06
 WIDEST_TITLE = 25  # letters
 MOST_LINES = 3  # of a title
 FAINTEST = 1e-3
-"""Percent of the largest influence down to which profiles are drawn."""
+"""Profiles are drawn down to this percentage of the largest influence."""
 STRONGEST = 99.5
-"""Percentile of |map| at which the colours end: a few outliers do not pale all else."""
+"""Percentile of |map| at which the colour scale ends, so that outliers do not fade the rest."""
 SMOOTHED = 0.008
 """Standard deviation of the blur of a drawn map, as a share of its longer side."""
-_PALE = (0.30, 0.62)  # lightness of the photo below a map, so that both ends stand out
-_VISIBLE = 0.75  # exponent of the opacity: below 1, weak evidence is visible too
+_PALE = (0.30, 0.62)  # lightness of the photo, so that both ends of the scale are visible
+_VISIBLE = 0.75  # exponent of the opacity; below 1, weak evidence is visible too
 _COLOURS: Colormap = matplotlib.colormaps["cividis"]
 
 
 @dataclass(frozen=True)
 class MapTile:
-    """A picture with the text above it, or a text in its place.
+    """An image with the text above it, or a text in its place.
 
     Args:
-        title: Above the picture; cut where it takes more than three lines.
-        picture: uint8 (H, W, 3); None where `note` stands in its place.
-        relevance: A map to lay over the picture, (H, W) of any sign.
-        note: In place of the picture: why it is missing, or what is to be read there.
+        title: Text above the image; cut if it takes more than three lines.
+        picture: uint8 (H, W, 3); None if `note` is shown instead.
+        relevance: A map to overlay on the image, (H, W), of any sign.
+        note: Text shown in place of the image, such as why it is missing.
     """
 
     title: str
@@ -59,7 +59,7 @@ class MapTile:
 
 @dataclass(frozen=True)
 class PanelLine:
-    """Tiles side by side under a heading; an empty heading takes no room."""
+    """Tiles side by side under a heading; an empty heading takes no space."""
 
     heading: str
     tiles: Sequence[MapTile]
@@ -75,10 +75,10 @@ def draw_explanation(
     """Draws `lines` of tiles, all of one size, with the colour scale below them.
 
     Args:
-        lines: At least one with at least one tile.
+        lines: At least one, with at least one tile.
         path: The PNG to write.
         columns: Headings above equal shares of the width, such as `clean` and `transformed`.
-        scale: Whether the colour scale of maps is drawn below them.
+        scale: Whether to draw the colour scale of maps.
     """
     across = max(len(line.tiles) for line in lines)
     tall = (SIDE - GAP) * _aspect(lines)
@@ -146,12 +146,12 @@ def _tile(axes: Axes, tile: MapTile) -> None:
 def overlay(
     picture: NDArray[np.uint8], relevance: NDArray[np.floating], end: float | None = None
 ) -> NDArray[np.uint8]:
-    """A map laid over its photo, which turns grey; uint8 (H, W, 3).
+    """A map overlaid on its photo, which is converted to grey; uint8 (H, W, 3).
 
     Args:
         picture: uint8 (H, W, 3).
-        relevance: (H, W), finite. Zero leaves the photo as it is.
-        end: |value| at which the colours end; None for the map's own STRONGEST percentile.
+        relevance: (H, W), finite. At zero, the grey photo is unchanged.
+        end: |value| at which the colour scale ends; None for the map's STRONGEST percentile.
     """
     smooth = smoothed(relevance)
     if end is None:
@@ -167,7 +167,7 @@ def overlay(
 
 
 def smoothed(relevance: NDArray[np.floating]) -> NDArray[np.float64]:
-    """`relevance` with a blur of SMOOTHED: single pixels are too small to be seen."""
+    """`relevance` with a blur of SMOOTHED, because single pixels are too small to be visible."""
     from scipy.ndimage import gaussian_filter
 
     values = relevance.astype(np.float64)
@@ -176,9 +176,9 @@ def smoothed(relevance: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def colour_end(relevance: NDArray[np.floating]) -> float:
-    """The |value| at which the colours of a map end; 0 for a map of zeros."""
+    """The |value| at which the colour scale of a map ends; 0 for a map of zeros."""
     size = np.abs(relevance.astype(np.float64))
-    # Of a map with a few pixels that are not 0, their largest.
+    # The largest value, for maps with only a few nonzero pixels.
     return float(np.percentile(size, STRONGEST)) or float(size.max())
 
 
@@ -198,10 +198,10 @@ def _colour_scale(figure: Figure, width: float, height: float) -> None:
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """How much each pixel of the input influences the centre of a feature map.
+    """The influence of each pixel of the input on the centre of a feature map.
 
     Args:
-        name: Such as `trained`, `before training`.
+        name: For example `trained` or `before training`.
         influence: (H, W), not negative.
     """
 

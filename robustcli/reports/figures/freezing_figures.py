@@ -1,4 +1,4 @@
-"""The pictures of a fine-tuning: gradients over iterations, modes, and what rules save."""
+"""Figures of a fine-tuning: gradients over iterations, modes, and savings of freezing rules."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from robustcli.reports.figures.canvas import (
 from robustcli.reports.figures.point_labels import Label, place_labels
 
 LINE = 0.15  # inches from one label to the next
-_AWAY = 1.025  # where labels begin, in widths of the axes
+_AWAY = 1.025  # start of the labels, in widths of the axes
 
 
 @dataclass(frozen=True)
 class EndLabel:
-    """A text for the point (x, y) in data coordinates; without `x` no line leads to it."""
+    """A text for the point (x, y) in data coordinates; without `x` it gets no line."""
 
     text: str
     x: float | None
@@ -45,7 +45,7 @@ class EndLabel:
 
 
 def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
-    """Writes `labels` in a column to the right of `axes`, in the order of their heights.
+    """Writes `labels` in a column to the right of `axes`, ordered by height.
 
     The limits and scales of the axes, and the size of the figure, must be final.
     """
@@ -79,9 +79,10 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
 
 
 def spread_apart(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
-    """`heights` moved so little that neighbours are `gap` apart, within [0, 1] where they fit.
+    """Moves `heights` as little as possible so that neighbours are `gap` apart.
 
-    Neighbours that are too close become a block around the mean of the places they would have.
+    The results are in [0, 1] if they fit. Neighbours that are too close form a block around the
+    mean of their unmoved positions.
     """
     order = np.argsort(heights, kind="stable")
     offsets = gap * np.arange(len(heights))
@@ -99,7 +100,7 @@ def spread_apart(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64
 
 
 MOST_TICKS = 8
-_NOTHING = (1e-8, 1.0)  # the axis where nothing is above 0
+_NOTHING = (1e-8, 1.0)  # range of the axis if no value is above 0
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,11 @@ class LogScale:
     zeros: bool
 
     def place(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Where `values` are drawn; NaN stays so."""
+        """The positions of `values` on the axis; NaN is unchanged."""
         return np.where(values <= 0, self.floor, values)
 
     def ticks(self) -> dict[float, str]:
-        """Powers of ten, few enough to be read, and 0 where something is drawn there."""
+        """Powers of ten, at most about MOST_TICKS, and 0 if `zeros`."""
         first = round(np.log10(self.floor)) + self.zeros
         last = int(np.floor(np.log10(self.top)))
         step = max(1, -(-(last - first + 1) // MOST_TICKS))
@@ -125,7 +126,7 @@ class LogScale:
         return {self.floor: "0", **labels} if self.zeros else labels
 
     def apply(self, axes: Axes) -> None:
-        """Makes the y axis of `axes` this one."""
+        """Sets the scale, limits and ticks of the y axis of `axes`."""
         labels = self.ticks()
         axes.set_yscale("log")
         axes.set_ylim(self.floor * (0.6 if self.zeros else 0.9), self.top)
@@ -135,9 +136,9 @@ class LogScale:
 
 
 def log_scale(values: NDArray[np.float64], marks: Sequence[float] = ()) -> LogScale:
-    """The axis on which `values` (from 0, or NaN) and `marks` are to be seen.
+    """The logarithmic axis for `values` (at least 0, or NaN) and `marks`.
 
-    The floor is a power of ten; with zeros it is a decade below everything else.
+    The floor is a power of ten; with zeros it is a decade below all other values.
     """
     ends = [*values[values > 0], *(mark for mark in marks if mark > 0)]
     low, high = (min(ends), max(ends)) if ends else _NOTHING
@@ -146,24 +147,24 @@ def log_scale(values: NDArray[np.float64], marks: Sequence[float] = ()) -> LogSc
     return LogScale(10.0**decade, float(high) * 2, zeros)
 
 
-LABELLED_LINES = 12  # lines that one panel can hold with a label each
+LABELLED_LINES = 12  # largest number of labelled lines in one panel
 _PANELS_PER_ROW = 4
-# Frozen or not is told by colour, dashes and, in print, by the hollow marker.
+# Frozen tensors differ by colour, dashes and, in greyscale prints, by the hollow marker.
 TRAINED, FROZEN = COLOURS[0], COLOURS[1]
 _SIZE = (8.6, 4.6)
-_LETTER = 0.074  # inches that a letter of a label takes
+_LETTER = 0.074  # inches per letter of a label
 
 
 @dataclass(frozen=True)
 class GradientCurve:
-    """One tensor.
+    """The gradient statistic of one tensor.
 
     Args:
-        label: What tells it from the others.
-        kind: The panel it belongs to where there are many.
-        statistics: Its statistic per iteration, at least one; NaN where it had no gradient.
-        mean: What a rule compares; None where it never had a gradient.
-        frozen: Whether it was frozen.
+        label: Name of the tensor, unique in the figure.
+        kind: Panel of the tensor, if there are several panels.
+        statistics: Statistic per iteration, at least one; NaN for iterations without a gradient.
+        mean: The value that a rule compares; None if the tensor never had a gradient.
+        frozen: Whether the tensor was frozen.
     """
 
     label: str
@@ -175,7 +176,7 @@ class GradientCurve:
 
 @dataclass(frozen=True)
 class Limit:
-    """Where the line between frozen and trained runs, in the unit of the statistic."""
+    """The threshold between frozen and trained tensors, in the unit of the statistic."""
 
     name: str
     value: float
@@ -184,12 +185,12 @@ class Limit:
 def draw_gradients(
     curves: Sequence[GradientCurve], limit: Limit | None, statistic: str, path: Path
 ) -> None:
-    """Draws a line per curve: one panel with a label each, or a panel per kind.
+    """Draws a line per curve: in one panel with labels, or in a panel per kind.
 
     Args:
-        curves: At least one, all with as many iterations.
-        limit: None where the rule has none.
-        statistic: What is drawn, in words.
+        curves: At least one, all with equally many iterations.
+        limit: None if the rule has no threshold.
+        statistic: Name of the statistic, for the axis.
         path: The PNG to write.
     """
     scale = _scale(curves, limit)
@@ -244,7 +245,7 @@ def _panels(
 
 
 def _gradient_line(axes: Axes, curve: GradientCurve, scale: LogScale, marker: str) -> None:
-    """The course of a tensor, and its mean just after the last iteration."""
+    """Draws the statistic of a tensor, and its mean after the last iteration."""
     colour = FROZEN if curve.frozen else TRAINED
     crowded = not marker
     iterations = np.arange(1, len(curve.statistics) + 1)
@@ -277,7 +278,7 @@ def _mean_at(curve: GradientCurve) -> float:
 
 
 def _end(curve: GradientCurve, scale: LogScale) -> EndLabel:
-    """The label of a tensor at the end of its line; it says where there is no gradient."""
+    """The label of a tensor at the end of its line; marks tensors without a gradient."""
     colour = FROZEN if curve.frozen else TRAINED
     if curve.mean is None:
         return EndLabel(f"{curve.label} (none)", None, scale.floor, GREY)
@@ -334,13 +335,13 @@ _DICE = ("val_dice", "validation dice (0 to 1)")
 
 @dataclass(frozen=True)
 class ModeCourse:
-    """A mode.
+    """The metrics of a mode.
 
     Args:
-        name: What the legend calls it.
-        look: Its colour, dashes and marker, by number: the same for a mode in every report.
-        metrics: Its lines of `metrics.csv`, at least one.
-        chosen: The epoch whose weights were taken, or None.
+        name: Name in the legend.
+        look: Index of its colour, dashes and marker, the same for a mode in every report.
+        metrics: Its rows of `metrics.csv`, at least one.
+        chosen: The epoch whose weights were selected, or None.
         frozen_at: The step at which parameters were frozen, or None.
     """
 
@@ -352,22 +353,22 @@ class ModeCourse:
 
     @property
     def clock(self) -> NDArray[np.float64]:
-        """Seconds from the start to the end of each epoch, validations included."""
+        """Seconds from the start to the end of each epoch, validation included."""
         return np.cumsum(self.metrics["seconds"].to_numpy(dtype=float))
 
     def place(self, step: int, ends: NDArray[np.float64]) -> float:
-        """Where `step` is on an axis on which the epochs end at `ends`."""
+        """The position of `step` on an axis on which the epochs end at `ends`."""
         steps = self.metrics["step"].to_numpy(dtype=float)
         return float(np.interp(step, [0, *steps], [0, *ends]))
 
 
 def draw_modes(courses: Sequence[ModeCourse], path: Path, score: tuple[str, str] = _DICE) -> None:
-    """Draws four panels: loss above the score, by epoch on the left and by time on the right.
+    """Draws four panels: loss above the score, over epochs on the left and over time on the right.
 
     Args:
         courses: At least one.
         path: The PNG to write.
-        score: Column of `metrics.csv` and its label; it lies in 0 to 1.
+        score: Column of `metrics.csv` and its label; values are from 0 to 1.
     """
     unit, name = _unit(max(float(course.clock[-1]) for course in courses))
     with styled():
@@ -390,7 +391,7 @@ def draw_modes(courses: Sequence[ModeCourse], path: Path, score: tuple[str, str]
 
 
 def _unit(seconds: float) -> tuple[int, str]:
-    """The unit of time in which `seconds` are easily read: seconds per unit, and its name."""
+    """The unit of time for `seconds`: seconds per unit, and name of the unit."""
     if seconds >= HOURS_FROM:
         return 3600, "hours"
     return (60, "minutes") if seconds >= MINUTES_FROM else (1, "seconds")
@@ -428,16 +429,16 @@ def _dress_modes(row: NDArray[np.object_], *, bounded: bool) -> None:
 
 
 _TRADEOFF_SIZE = (8.6, 5.0)
-_ROOM = 0.12  # of the range, at both ends of both axes
-_LEAST = (4.0, 0.02)  # percent and score that the axes show at least
+_ROOM = 0.12  # margin at both ends of both axes, as a share of the range
+_LEAST = (4.0, 0.02)  # smallest range of the axes, in percent and in score
 
 
 @dataclass(frozen=True)
 class RulePoint:
-    """A rule: its label, what it is one of, and its numbers with the ends of their intervals.
+    """A rule: its name, its group, and its time saved and score as (low, value, high).
 
-    `saved` is in percent of the time of an iteration, `score` in [0, 1]; without an interval, both
-    ends are the number itself.
+    `saved` is in percent of the time of an iteration, `score` in [0, 1]. Without an interval, low
+    and high are the value.
     """
 
     name: str
@@ -447,12 +448,12 @@ class RulePoint:
 
 
 def draw_tradeoff(rules: Sequence[RulePoint], path: Path, score: str = "dice (0 to 1)") -> None:
-    """Draws a point with both its intervals per rule, and its name beside it.
+    """Draws a point with both intervals per rule, labelled with its name.
 
     Args:
-        rules: At least one; each number stands between its ends: low, value, high.
+        rules: At least one.
         path: The PNG to write.
-        score: What the score is.
+        score: Name of the score with its range.
     """
     with styled():
         figure = Figure(figsize=_TRADEOFF_SIZE, dpi=DPI)
@@ -489,7 +490,7 @@ def _lengths(ends: Sequence[tuple[float, float, float]]) -> tuple[list[float], l
 
 
 def _bars(axes: Axes, rule: RulePoint) -> list[Bbox]:
-    """The pixels of both intervals."""
+    """The bounding boxes of both intervals, in pixels."""
     (left, low), (right, high) = axes.transData.transform(
         [(rule.saved[0], rule.score[0]), (rule.saved[2], rule.score[2])]
     )

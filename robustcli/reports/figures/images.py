@@ -1,4 +1,4 @@
-"""Pictures made of images: the contact sheet of transforms, and single cases with outlines."""
+"""Figures made of images: the contact sheet of transforms, and single cases with outlines."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from PIL import Image
 from robustcli.data.mask_values import IGNORED
 from robustcli.reports.figures.canvas import GREY, save_figure, styled, wrapped
 
-# The contact sheet: what each transform does to one photo of the run.
+# The contact sheet: one photo of the run under each transform.
 
 
 # Inches: a tile with its gap, a line of text above it, the gap between tiles.
 CONTACT_SIDE = 1.8
 CONTACT_LINE = 0.14
 CONTACT_GAP = 0.12
-TALLEST = 1.5  # height over width of a picture that is drawn at full width
-# Photos do not compress: 95 tiles take 6 MB so, and twice that at the resolution of plots.
+TALLEST = 1.5  # largest height over width of an image that is drawn at full width
+# Photos compress badly: 95 tiles take 6 MB, and twice that at the resolution of plots.
 PHOTO_DPI = 100
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture and the text above it; a file that is not there leaves a grey box.
+    """An image and the text above it; a missing file is drawn as a grey box.
 
     `picture` is a file, or pixels: uint8 (H, W, 3).
     """
@@ -102,12 +102,12 @@ def _pixels(source: Path | NDArray[np.uint8]) -> NDArray[np.uint8] | None:
 
 
 def _tallest_aspect(pictures: Sequence[Sequence[NDArray[np.uint8] | None]]) -> float:
-    """Height over width of the tallest picture, at most TALLEST; a taller one is drawn narrower."""
+    """Height over width of the tallest image, at most TALLEST; taller ones are drawn narrower."""
     sizes = [pixels.shape for line in pictures for pixels in line if pixels is not None]
     return min(TALLEST, max((height / width for height, width, _ in sizes), default=1.0))
 
 
-# Single cases: the image, the true and the predicted outline, and where both differ.
+# Single cases: the image, the true and the predicted outline, and their differences.
 
 
 # Inches: a picture with its gap, a line of text above it, the heading and the legend.
@@ -115,8 +115,8 @@ PANEL_SIDE, PANEL_GAP, PANEL_LINE, HEAD, FOOT = 2.1, 0.1, 0.27, 0.3, 0.34
 PANEL_DPI = 110
 TITLES = ("image", "true outline", "predicted outline", "differences")
 TITLES_OF_CLASSES = ("image", "true classes", "predicted classes", "differences")
-_CLASSES_ABREAST = 6  # in the legend
-# Apart for every kind of colour vision and in grey: white, light blue, dark orange on near black.
+_CLASSES_ABREAST = 6  # classes per line of the legend
+# White, light blue, dark orange on near black: distinct in greyscale and for every colour vision.
 FOUND, MISSED, ALARM, CONFUSED = "#FFFFFF", "#86CBF2", "#A83C00", "#F0E442"
 DIMMED = 0.15
 TRUE, CALLED = "#56B4E9", "#E69F00"
@@ -126,8 +126,8 @@ TRUE, CALLED = "#56B4E9", "#E69F00"
 class Case:
     """One image, uint8 (H, W, 3), with its true and its predicted mask, (H, W).
 
-    The masks are bool, or of several `classes` (the name and the colour `#rrggbb` of each) hold
-    their numbers, 0 for background and `IGNORED` for pixels that do not count.
+    Masks are bool. With `classes` (name and colour `#rrggbb` of each), masks contain class numbers,
+    0 for background and `IGNORED` for pixels that are not scored.
     """
 
     title: str
@@ -138,10 +138,10 @@ class Case:
 
 
 def draw_panels(cases: Sequence[Case], path: Path) -> None:
-    """Draws four pictures per case, a case a line.
+    """Draws a row of four images per case.
 
     Args:
-        cases: At least one, all of the same classes.
+        cases: At least one, all with the same classes.
         path: The PNG to write.
     """
     classes = cases[0].classes
@@ -193,9 +193,9 @@ def _picture(axes: Axes, case: Case, column: int) -> None:
 
 
 def mask_differences(case: Case) -> NDArray[np.uint8]:
-    """The dimmed image, coloured where foreground was found, missed or called in vain.
+    """The dimmed image, coloured at true positives, false negatives and false positives.
 
-    Of several classes also where one was taken for another.
+    With several classes, also where one class was predicted as another.
     """
     truth, prediction = case.truth > 0, case.prediction > 0
     if case.classes:
@@ -216,7 +216,7 @@ def mask_differences(case: Case) -> NDArray[np.uint8]:
 
 
 def _outline(axes: Axes, mask: NDArray[np.bool_], colour: str, dashes: str) -> None:
-    """The border of `mask`, closed also where it runs along the picture's edge."""
+    """Draws the border of `mask`, closed also along the image's edge."""
     if not mask.any():
         return
     height, width = mask.shape
@@ -236,7 +236,10 @@ def _outline(axes: Axes, mask: NDArray[np.bool_], colour: str, dashes: str) -> N
 
 
 def _legend(figure: Figure, classes: Sequence[tuple[str, str]]) -> None:
-    """The outcomes of the last column; of one class with its outlines, of several above them."""
+    """Draws the legend: outcomes of the last column, and outlines or classes.
+
+    Without classes, the outlines are in the same line; classes are in a line above.
+    """
     if classes:
         lines = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in classes]
         above = FOOT / figure.get_figheight()

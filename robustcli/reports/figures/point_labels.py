@@ -1,6 +1,6 @@
-"""Places for the labels of points, so that none covers another, a point or the figure's edge.
+"""Positions labels of points so that none covers another, a point or the figure's edge.
 
-Our own search and not adjustText 1.4, which on these pictures puts labels across intervals and,
+A separate search is used because adjustText 1.4 puts labels of these figures across intervals and,
 where points are crowded, across each other.
 """
 
@@ -16,19 +16,20 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-# Points (1/72 inch): how far a label may be from its point, nearest first, and from what lines.
+# Points (1/72 inch): tried distances of a label from its point, and the distance from which it gets
+# a line.
 REACHES = (7, 15, 25, 37, 50, 65, 82, 100)
 LINE_FROM = 12
 POINT = 4.5
-# Right, left, above, below, then between.
+# Directions in order: right, left, above, below, then between these.
 _WAYS = [(1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8)]
 _WAYS += [(0.4, 1), (-0.4, 1), (0.4, -1), (-0.4, -1), (1, 0.4), (1, -0.4), (-1, 0.4), (-1, -0.4)]
-_STEPS = 12  # at which a line to a label is looked at
+_STEPS = 12  # points of a line to a label that are checked for crossings
 
 
 @dataclass(frozen=True)
 class Label:
-    """A text and the place, in data coordinates, of what it names."""
+    """A text and its point in data coordinates."""
 
     text: str
     x: float
@@ -37,15 +38,15 @@ class Label:
 
 
 def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[Bbox]) -> None:
-    """Adds `labels` to `axes`, each at the nearest place where it covers nothing.
+    """Adds `labels` to `axes`, each at the nearest position where it covers nothing.
 
-    Where there is none, the place that covers least. A label that is not beside its point gets a
-    thin line to it. The size of the figure and the limits of its axes must be final.
+    If no such position exists, the one that covers least is used. A label that is not next to its
+    point gets a thin line to it. The size of the figure and the limits of its axes must be final.
 
     Args:
-        axes: With its data drawn.
-        labels: In the order in which they choose.
-        obstacles: What else is not to be covered, in pixels.
+        axes: Axes with their data drawn.
+        labels: Labels in the order in which they are placed.
+        obstacles: Boxes that should not be covered either, in pixels.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -60,7 +61,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[Bbox])
 
 
 def _around(axes: Axes, label: Label) -> Bbox:
-    """The box of the point itself."""
+    """The box around the marker of a point, in pixels."""
     x, y = axes.transData.transform((label.x, label.y))
     half = POINT * _dots(axes)
     return Bbox([[x - half, y - half], [x + half, y + half]])
@@ -69,7 +70,7 @@ def _around(axes: Axes, label: Label) -> Bbox:
 def _place(
     axes: Axes, label: Label, point_box: Bbox, others: list[Bbox]
 ) -> tuple[Bbox, list[Bbox]]:
-    """Draws one label; its box and, as small boxes, its line."""
+    """Draws one label; returns its box and, as small boxes, its line."""
     best: tuple[float, tuple[float, float]] | None = None
     annotation = _annotated(axes, label)
     blocked = np.array([box.extents for box in [*others, point_box]])
@@ -101,7 +102,7 @@ def _annotated(axes: Axes, label: Label) -> Annotation:
 
 
 def _move(annotation: Annotation, offset: tuple[float, float]) -> None:
-    """Puts the side of the text that faces the point at `offset`."""
+    """Moves the side of the text that faces the point to `offset`."""
     x, y = offset
     annotation.set_position(offset)
     annotation.set_horizontalalignment("left" if x > 0 else "right" if x < 0 else "center")
@@ -112,7 +113,7 @@ def _box(
     annotation: Annotation, offset: tuple[float, float], at_point: dict[tuple[str, str], Bbox],
     dots: float,
 ) -> Bbox:  # fmt: skip
-    """The pixels of the text at `offset`; it is laid out once for each of its alignments."""
+    """The box of the text at `offset` in pixels; text is laid out once per alignment."""
     _move(annotation, offset)
     alignment = annotation.get_horizontalalignment(), annotation.get_verticalalignment()
     x, y = dots * offset[0], dots * offset[1]
@@ -128,7 +129,7 @@ def _cost(
     blocked: NDArray[np.float64],
     others: int,
 ) -> float:
-    """The pixels that a label at `box` would cover; being outside the axes counts most."""
+    """Cost of a label at `box`: covered pixels; parts outside the axes weigh most."""
     wide = np.minimum(box.x1, blocked[:, 2]) - np.maximum(box.x0, blocked[:, 0])
     high = np.minimum(box.y1, blocked[:, 3]) - np.maximum(box.y0, blocked[:, 1])
     covered = float((np.clip(wide, 0, None) * np.clip(high, 0, None)).sum())
@@ -142,7 +143,7 @@ def _cost(
 
 
 def _line(point_box: Bbox, box: Bbox, reach: float, axes: Axes) -> list[tuple[float, float]]:
-    """Points on the line from the point to its label; none where they are side by side."""
+    """Points on the line from the point to its label; empty if they are next to each other."""
     if reach < LINE_FROM:
         return []
     start = ((point_box.x0 + point_box.x1) / 2, (point_box.y0 + point_box.y1) / 2)
@@ -169,7 +170,7 @@ def _dot(point: tuple[float, float]) -> Bbox:
 
 
 def _dots(axes: Axes) -> float:
-    """Pixels to a point."""
+    """Pixels per point (1/72 inch)."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     return float(figure.dpi) / 72

@@ -33,8 +33,8 @@ class SeedCourses:
     """The validation score of each seed by epoch.
 
     Args:
-        name: Of the training, or of the mode.
-        scores: Of each seed, by epoch (the index, from 1); at least one seed, none empty.
+        name: Name of the training or of the mode.
+        scores: Scores of each seed, indexed by epoch from 1; at least one seed, none empty.
     """
 
     name: str
@@ -42,16 +42,16 @@ class SeedCourses:
 
     @property
     def mean(self) -> pd.Series[float]:
-        """The mean over the seeds, of the epochs that all of them have."""
+        """The mean over the seeds, for epochs that all seeds have."""
         return pd.concat(self.scores, axis=1, join="inner").mean(axis=1)
 
 
 def draw_seed_courses(courses: Sequence[SeedCourses], axis: str, path: Path) -> None:
-    """Draws a panel per training: each seed as a thin line, their mean as a thick one.
+    """Draws a panel per training: a thin line per seed, and a thick line for their mean.
 
     Args:
         courses: At least one.
-        axis: What the score is, with its range.
+        axis: Name of the score, with its range.
         path: The PNG to write.
     """
     columns = min(_PANELS_PER_ROW, len(courses))
@@ -99,14 +99,14 @@ def _line(
 
 @dataclass(frozen=True)
 class ScoreLine:
-    """A score with the intervals that are drawn: `(low, high)` each, or None.
+    """A score with the intervals to draw, each `(low, high)` or None.
 
     Args:
-        name: At its left.
+        name: Label on the left.
         value: The score.
-        wide: The thin bar: over images, or over seeds and images.
-        narrow: The thick bar: over seeds.
-        mean: Whether it is the mean over seeds.
+        wide: Interval of the thin bar: over images, or over seeds and images.
+        narrow: Interval of the thick bar: over seeds.
+        mean: Whether the score is the mean over seeds.
     """
 
     name: str
@@ -119,12 +119,12 @@ class ScoreLine:
 def draw_seed_scores(
     lines: Sequence[ScoreLine], axis: str, published: float | None, path: Path
 ) -> None:
-    """Draws the held-out score of each seed and the means over them, a line each.
+    """Draws the held-out score of each seed and the means over them, one row each.
 
     Args:
         lines: At least one, the first on top.
-        axis: What the score is.
-        published: Marked by a line across; None for none.
+        axis: Name of the score.
+        published: Published score, drawn as a vertical line; None for none.
         path: The PNG to write.
     """
     with styled():
@@ -166,7 +166,7 @@ def _score(axes: Axes, line: ScoreLine, height: int) -> None:
 
 
 def _limits(axes: Axes, line: ScoreLine) -> tuple[float, float]:
-    """The limits so far, and as far as `line` reaches, with a margin."""
+    """The limits of the axis so far, extended to include `line`, with a margin."""
     ends = [line.value, *(line.wide or ()), *(line.narrow or ())]
     low, high = axes.dataLim.intervalx
     low, high = min(low, *ends), max(high, *ends)

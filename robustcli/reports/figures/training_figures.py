@@ -1,4 +1,4 @@
-"""The course of a training, the spread of its groups, and dice against parameters."""
+"""Figures of trainings: curves by epoch, score per group, and dice against parameters."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from robustcli.reports.figures.point_labels import Label, place_labels
 
 _PANELS_PER_ROW = 4
 Quantity = Literal["loss", "dice", "top1"]
-# Column of `metrics.csv`, name, colour, dashes, marker: each of the last three tells lines apart.
+# Column of `metrics.csv`, name, colour, dashes, marker; each of the last three distinguishes lines.
 _LINES: dict[Quantity, tuple[tuple[str, str, str, str, str], ...]] = {
     "loss": (
         ("train_loss", "training loss", COLOURS[1], "-", "s"),
@@ -52,7 +52,7 @@ _LINES: dict[Quantity, tuple[tuple[str, str, str, str, str], ...]] = {
 
 @dataclass(frozen=True)
 class Course:
-    """A training: its name, its lines of `metrics.csv` (at least one) and the chosen epoch."""
+    """A training: its name, its rows of `metrics.csv` (at least one) and the chosen epoch."""
 
     name: str
     metrics: pd.DataFrame
@@ -63,9 +63,9 @@ def draw_curves(course: Course, path: Path, score: Quantity = "dice") -> None:
     """Draws the losses on the left, the score on the right.
 
     Args:
-        course: What is drawn.
+        course: The training.
         path: The PNG to write.
-        score: What is drawn on the right.
+        score: The score on the right.
     """
     quantities: tuple[Quantity, Quantity] = ("loss", score)
     with styled():
@@ -89,14 +89,14 @@ def draw_course_grid(courses: Sequence[Course], quantity: Quantity, path: Path) 
 
     Args:
         courses: At least one.
-        quantity: The losses, or dice and IoU.
+        quantity: The losses, or the scores of a task.
         path: The PNG to write.
     """
     columns = min(_PANELS_PER_ROW, len(courses))
     lines = -(-len(courses) // columns)
     with styled():
         figure = Figure(figsize=(max(5.6, 2.2 * columns), 1.0 + 1.8 * lines), layout="constrained")
-        # Losses of different kinds share no scale.
+        # Losses of different kinds have different scales.
         grid = figure.subplots(lines, columns, sharey=quantity != "loss", squeeze=False)
         for axes, course in zip(grid.flat, courses, strict=False):
             _panel(axes, course, quantity)
@@ -140,14 +140,14 @@ def _dress_epochs(axes: Axes, metrics: pd.DataFrame, quantity: Quantity) -> None
     light_grid(axes)
 
 
-STEP = 0.0125  # of dice: dots closer than that are put on top of each other
-CROWDED = 120  # dots: more are drawn smaller
-SPREAD = 0.36  # of a line, above and below
+STEP = 0.0125  # dice; closer dots are stacked
+CROWDED = 120  # number of dots above which they are drawn smaller
+SPREAD = 0.36  # share of a row, above and below
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One model: its name, the dice of its groups, and their mean with its interval."""
+    """The dice of one model's groups, and their mean with its interval."""
 
     name: str
     values: NDArray[np.float64]
@@ -157,11 +157,11 @@ class Strip:
 
 
 def draw_strips(strips: Sequence[Strip], group: str, path: Path) -> None:
-    """Draws a line of dots per strip, and its mean with the interval below them.
+    """Draws a row of dots per strip, and its mean with the interval below them.
 
     Args:
         strips: At least one.
-        group: What a dot is, in the singular.
+        group: Name of the unit that a dot represents, in the singular.
         path: The PNG to write.
     """
     with styled():
@@ -206,9 +206,9 @@ def _strip(axes: Axes, strip: Strip, line: int) -> None:
 
 
 def heights(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far from the middle of its line each dot is drawn, in [-SPREAD, SPREAD].
+    """Distance of each dot from the middle of its row, in [-SPREAD, SPREAD].
 
-    Dots of about the same value are stacked from the middle outwards, alternately up and down.
+    Dots of about equal value are stacked from the middle outwards, alternately up and down.
     """
     places = np.rint(values / STEP).astype(int)
     ranks = np.zeros(len(values))
@@ -222,7 +222,7 @@ def heights(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 _COURSES_SIZE = (8.6, 5.6)
-ROOM = 0.1  # of the range of dice, above and below
+ROOM = 0.1  # margin above and below, as a share of the range of dice
 LEGEND_LINE = 0.2  # inches
 MEASURED = COLOURS[0]
 MEASURED_NAME, PUBLISHED_NAME = "measured here, 95 % interval", "as published"
@@ -232,7 +232,7 @@ MEASURED_NAME, PUBLISHED_NAME = "measured here, 95 % interval", "as published"
 class Point:
     """A network: its label, its name, its parameters (above 0) and its dice in [0, 1].
 
-    `low` and `high` are the ends of the interval of a measured dice, where it has one.
+    `low` and `high` are the ends of the interval of a measured dice, if it has one.
     """
 
     name: str
@@ -245,7 +245,7 @@ class Point:
 
     @property
     def span(self) -> tuple[float, float]:
-        """The interval, or the dice twice."""
+        """The interval, or (dice, dice) without one."""
         return (
             self.dice if self.low is None else self.low,
             self.dice if self.high is None else self.high,
@@ -254,7 +254,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line: what has no parameters."""
+    """A horizontal line for a baseline, which has no parameters."""
 
     name: str
     dice: float
@@ -283,7 +283,7 @@ def draw_scatter(points: Sequence[Point], levels: Sequence[Level], path: Path) -
 
 
 def _legend_share(levels: Sequence[Level]) -> float:
-    """The part of the figure's height that the legend above the axes takes."""
+    """Share of the figure's height for the legend above the axes."""
     names = [MEASURED_NAME, PUBLISHED_NAME, *(level.name for level in levels)]
     columns = max(1, int(_COURSES_SIZE[0] / legend_width(names)))
     return (0.15 + LEGEND_LINE * -(-len(names) // columns)) / _COURSES_SIZE[1]
@@ -310,7 +310,7 @@ def _points(axes: Axes, points: Sequence[Point], *, measured: bool) -> None:
 
 
 def _join(axes: Axes, points: Sequence[Point]) -> None:
-    """Draws a thin line from each measured point to what was published of the same network."""
+    """Draws a thin line from each measured point to the published point of the same network."""
     for point in points:
         twin = _twin(point, points)
         if twin is not None:
@@ -319,13 +319,13 @@ def _join(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _twin(point: Point, points: Sequence[Point]) -> Point | None:
-    """What was published of the network of a measured `point`."""
+    """The published point of the network of a measured `point`; None without one."""
     same = [other for other in points if not other.measured and other.network == point.network]
     return same[0] if point.measured and same else None
 
 
 def _labels(points: Sequence[Point]) -> list[Label]:
-    """A label per measured point and per published one without a partner, from left to right."""
+    """Labels of the measured points, then of the published points without a measured one."""
     measured = {point.network for point in points if point.measured}
     shown = [point for point in points if point.measured or point.network not in measured]
     order = sorted(shown, key=lambda point: (not point.measured, point.parameters, point.dice))
@@ -333,7 +333,7 @@ def _labels(points: Sequence[Point]) -> list[Label]:
 
 
 def _bars(axes: Axes, points: Sequence[Point], levels: Sequence[Level]) -> list[Bbox]:
-    """The pixels of the points with their intervals, and of the lines of baselines."""
+    """Boxes of the points with their intervals, and of the baselines, in pixels."""
     boxes = []
     for point in points:
         (x, low), (_, high) = axes.transData.transform([(point.parameters, y) for y in point.span])
@@ -361,7 +361,7 @@ def _dress_scatter(axes: Axes, points: Sequence[Point], levels: Sequence[Level])
 
 
 def short(count: float) -> str:
-    """A round number in a few letters: `50 k`, `2 M`, `5 G`."""
+    """A round number as short text: `50 k`, `2 M`, `5 G`."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:g} {letter}"

@@ -1,6 +1,6 @@
 """Figures of several trainings: their curves by epoch, and their scores against their costs.
 
-Each model has a colour, a marker and dashes of its own. Every picture is a PNG and a PDF.
+Each model has a separate colour, marker and dash pattern. Every figure is a PNG and a PDF.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from robustcli.reports.figures.canvas import (
 from robustcli.reports.figures.point_labels import Label, place_labels
 from robustcli.reports.figures.training_figures import short
 
-LABEL_WIDTH = 26  # characters of a line of a label
-_ROOM = 0.12  # of the range of scores, above and below
+LABEL_WIDTH = 26  # characters per line of a label
+_ROOM = 0.12  # margin above and below, as a share of the range of scores
 _LEGEND_LINE = 0.2  # inches
-# The ticks of each power of ten on an axis from a cost to so many times as much: all have room.
+# Largest ratio of an axis' ends, and the ticks per power of ten that fit on such an axis.
 _TICKS = ((100.0, (1.0, 2.0, 5.0)), (1000.0, (1.0, 3.0)), (float("inf"), (1.0,)))
 
 
 @dataclass(frozen=True)
 class EpochPanel:
-    """One panel: the column of `metrics.csv` that is drawn.
+    """A panel that draws one column of `metrics.csv`.
 
     Args:
-        column: Of each training's lines.
-        axis: What stands along the axis, with its unit.
-        title: Above the panel; empty for none.
-        from_zero: Whether the axis begins at 0 wherever the numbers are.
+        column: Column of `metrics.csv`.
+        axis: Label of the y axis, with its unit.
+        title: Title above the panel; empty for none.
+        from_zero: Whether the y axis always starts at 0.
     """
 
     column: str
@@ -61,9 +61,9 @@ def draw_by_epoch(
     """Draws a line per training into each panel, the panels side by side.
 
     Args:
-        courses: Name and lines of `metrics.csv` of each training, at least one.
+        courses: Name and rows of `metrics.csv` of each training, at least one.
         panels: At least one. A training that lacks a column has no line in its panel.
-        path: The PNG to write; the PDF lies beside it.
+        path: The PNG to write; the PDF is written next to it.
     """
     names = [wrapped(name, LABEL_WIDTH) for name, _ in courses]
     with styled():
@@ -104,14 +104,14 @@ def _course(axes: Axes, metrics: pd.DataFrame, column: str, name: str, number: i
 
 @dataclass(frozen=True)
 class CostPoint:
-    """A training: its name, its score with its interval, and what it cost, by CostPanel's key.
+    """A training: its name, its score with its interval, and its costs by `CostPanel.cost`.
 
     Args:
-        name: Of the training.
-        score: On its held-out images, in [0, 1].
-        low: Lower end of the 95 % interval; None where there is none.
-        high: Its upper end.
-        costs: Above 0; None where it was not recorded.
+        name: Name of the training.
+        score: Score on its held-out images, in [0, 1].
+        low: Lower end of the 95 % interval; None without one.
+        high: Upper end of the 95 % interval; None without one.
+        costs: Costs above 0; None if not recorded.
     """
 
     name: str
@@ -123,7 +123,7 @@ class CostPoint:
 
 @dataclass(frozen=True)
 class CostPanel:
-    """One panel: a key of `CostPoint.costs`, and what stands along the logarithmic axis."""
+    """A panel: a key of `CostPoint.costs`, and the label of the logarithmic axis."""
 
     cost: str
     axis: str
@@ -133,14 +133,14 @@ class CostPanel:
 def draw_costs(
     points: Sequence[CostPoint], panels: Sequence[CostPanel], axis: str, scale: float, path: Path
 ) -> None:
-    """Draws the score against each cost, two panels abreast, every point with its name.
+    """Draws the score against each cost, two panels side by side, every point with its name.
 
     Args:
-        points: At least one; one without a panel's cost is left out of it.
-        panels: At least one, each with some point.
-        axis: What stands along the axis of scores.
-        scale: What a score of 1 is drawn as.
-        path: The PNG to write; the PDF lies beside it.
+        points: At least one; points without the cost of a panel are left out of it.
+        panels: At least one, each with at least one point.
+        axis: Label of the score axis.
+        scale: Factor from scores in [0, 1] to the axis.
+        path: The PNG to write; the PDF is written next to it.
     """
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
@@ -228,7 +228,7 @@ def _label(axes: Axes, points: Sequence[CostPoint], panel: CostPanel, scale: flo
 
 
 def _legend_lines(names: Sequence[str], width: float) -> int:
-    """Lines of text that a legend of `width` inches takes."""
+    """Number of text lines of a legend of `width` inches."""
     columns = max(1, int(width / legend_width(names)))
     lines = max(1 + name.count("\n") for name in names)
     return lines * -(-len(names) // columns)
