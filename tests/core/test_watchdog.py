@@ -75,9 +75,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
     ("harm", "workers", "why"),
     [
         ("SIGKILL", 1, "memory of the machine"),
-        ("SIGSEGV", 2, "SIGSEGV"),
-        ("SIGTERM", 4, "SIGTERM"),
-        ("SIGBUS", 2, "shared memory"),
+        pytest.param("SIGSEGV", 2, "SIGSEGV", marks=pytest.mark.slow),  # 5 seconds each
+        pytest.param("SIGTERM", 4, "SIGTERM", marks=pytest.mark.slow),
+        pytest.param("SIGBUS", 2, "shared memory", marks=pytest.mark.slow),
     ],
 )
 def test_a_loader_process_that_dies_names_its_image(harm: str, workers: int, why: str) -> None:

@@ -206,7 +206,11 @@ def finetuning_page(run: Path, name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "write", [evaluation_page, mask_page, training_page, zoo_page, finetuning_page]
+    "write",
+    [
+        *(evaluation_page, mask_page, training_page, finetuning_page),
+        pytest.param(zoo_page, marks=pytest.mark.slow),  # ten seconds: the pictures of a zoo
+    ],
 )
 def test_whole_pages_withstand_hostile_names(
     tmp_path: Path, write: Callable[[Path, str], str]
