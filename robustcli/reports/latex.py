@@ -63,6 +63,8 @@ from robustcli.reports.zoo_rows import Zoo
 
 LONGEST = 45
 """Largest number of rows on a page; a longer table is a `longtable`."""
+WIDEST = 6
+"""Largest number of columns in the type of the text."""
 _MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 # LaTeX's special characters, and non-ASCII characters of the reports.
 _SPECIAL = {character: f"\\{character}" for character in "{}$&#_%"} | {
@@ -114,6 +116,11 @@ class LatexTable:
     def columns(self) -> Markup:
         """The column alignment."""
         return Markup("l" * self.left + "r" * (len(self.heads) - self.left))
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the table needs smaller type to fit the width of a page."""
+        return len(self.heads) > WIDEST
 
     @property
     def is_long(self) -> bool:
