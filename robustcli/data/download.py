@@ -236,9 +236,7 @@ def continue_download(url: str, partial: PartialDownload) -> None:
         OSError: The server is unreachable or reports an error, the disk is full, or the connection
             ended early (`InterruptedTransferError`; the received part is kept).
     """
-    from http.client import (
-        HTTPException,
-    )  # takes 30 ms, not needed to list data sets
+    from http.client import HTTPException  # lazy: takes 30 ms
     from urllib.error import HTTPError
     from urllib.request import Request
 
