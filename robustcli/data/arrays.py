@@ -295,7 +295,7 @@ def _slice_axis(shape: tuple[int, ...]) -> int:
 def as_pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
     """Converts an array, (H, W) for greyscale or (H, W, 3), to an image, uint8 (H, W, 3).
 
-    A third axis of length 1, first or last, is dropped. Values of uint8 are not changed;
+    Of three axes, a first or last one of length 1 is dropped. Values of uint8 are not changed;
     floating-point values must be in [0, 1] and are rounded to 256 levels.
 
     Raises:

@@ -54,7 +54,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class FileRef:
-    """Reference to an image or a mask: a file, or a range of bytes in a file. Reads lazily.
+    """Reference to an image or a mask: a file, or a range of bytes in it; `read` returns them.
 
     Args:
         relative: Path inside the data set, separated by `/`: equal on all machines.

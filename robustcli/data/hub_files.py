@@ -68,7 +68,7 @@ class RowGroup:
         return FileRef(image_id, self.kept, f"row {row}", row, rows=self)
 
     def pin(self, row: int) -> str:
-        """A permanent identifier of the bytes of a row, which a commit cannot change."""
+        """A permanent identifier of the bytes of a row: the contents of a commit never change."""
         return f"{self.repo}@{self.commit}/{self.path}/{self.leaf}/{self.group}/{row}"
 
     def shown(self, row: int) -> str:

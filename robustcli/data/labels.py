@@ -152,7 +152,7 @@ class ModelClasses:
     """Expects data with the classes of a model.
 
     Args:
-        label_space: Label space of the data set by the user; None to recognise it.
+        label_space: Label space of the data, as chosen by the user; None to recognise it.
         model: Name of the model's label space, which is preferred in the recognition.
     """
 

@@ -54,7 +54,8 @@ class ClassLabel:
     Args:
         key: A value of the masks as written by the user (`2`, `#ff0000`); for masks with one file
             per class, the part of the file names that identifies the class.
-        name: Name of the class; `background` and `ignore` are reserved for pixels without class.
+        name: Name of the class; `background` and `ignore` are not classes, but define the values of
+            background and of ignored pixels.
         colour: Colour for drawing the class, `#rrggbb`; empty for the default.
     """
 

@@ -140,10 +140,11 @@ def open_dataset(data: str | None, truth: Classes | Masks) -> Dataset:
     """All images of a data set with their classes or masks, sorted by id.
 
     Args:
-        data: A folder or archive in one of the layouts, a manifest, an address in an object store,
-            or the name of a data set, each optionally followed by `:FOLDER` to select a folder; or
-            a data set of the Hugging Face hub (`hub_datasets`). None for the default data
-            (`default_data`) of the model's label space; for masks, those of `segmentation`.
+        data: A folder or archive in one of the layouts, a manifest, or the name of a data set, each
+            optionally followed by `:FOLDER` to select a folder; a data set of the Hugging Face hub
+            (`hub_datasets`); or an address in an object store (`object_files`). None for the
+            default data (`default_data`) of the model's label space, or for masks of
+            `segmentation`.
         truth: Whether the images have classes or masks, with options.
 
     Raises:
