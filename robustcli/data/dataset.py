@@ -198,7 +198,7 @@ class Sample:
         image: File of the image; its relative path is the id of the sample.
         truth: Index of the class in the label space, or the file of the mask.
         group: Name of the patient or photo; by default the id of the image. Images of one group are
-            never in different splits.
+            not divided between splits, except by `splits.paper_splits`.
         split: `train`, `val` or `test` if the data set defines splits; else None.
         reading: Interpretation of the mask values of the data set; None for classes, and if each
             mask is interpreted separately.

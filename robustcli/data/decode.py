@@ -182,8 +182,8 @@ class _StrictLoading:
     """Context in which Pillow refuses truncated files, even if another library allows them.
 
     `ImageFile.LOAD_TRUNCATED_IMAGES` is global. If it is set, the first thread that enters clears
-    it and the last thread that leaves restores it. Saving and restoring it in each thread would be
-    wrong: a thread could save the value that another thread has cleared.
+    it and the last thread that leaves restores it. Saving and restoring the value in each thread
+    would be wrong: a thread could save the value that another thread has cleared.
     """
 
     def __init__(self) -> None:

@@ -374,7 +374,7 @@ def check_lossy(reading: MaskReading, census: Census, location: str) -> float:
     steps = reading.lossy_steps
     between = blurred_share(census.lossy, steps, _MOST_BETWEEN, _PEAK)
     total = sum(census.lossy.values())
-    # Small values could have been the classes 0 and 1 before compression.
+    # Values from 0 to 3 could have been the classes 0 and 1 before lossy compression.
     is_destroyed = max(census.lossy) <= _NEAR and census.lossy[0] < total * (1 - _PEAK)
     if between is None or (is_destroyed and not census.exact):
         raise _not_two(

@@ -62,8 +62,8 @@ z / (2 sqrt(n + z^2)) with z = 1.96: at most 0.05 from n = 381 on.
 QUICK_GROUPS, QUICK_PER_GROUP = 62, 4
 """Number of groups that determine the mean Dice score to within 0.05, and of images per group.
 
-The number of groups assumes that the standard deviation of the Dice score over groups is QUICK_SPREAD:
-1.96 QUICK_SPREAD / sqrt(groups) is at most 0.05 from 62 groups on.
+The number of groups assumes that the standard deviation of the Dice score over groups is
+QUICK_SPREAD: 1.96 QUICK_SPREAD / sqrt(groups) is at most 0.05 from 62 groups on.
 """
 QUICK_SPREAD = 0.2
 
