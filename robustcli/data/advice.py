@@ -1,4 +1,4 @@
-"""The errors about data that cannot be used, with advice."""
+"""Error messages about unusable data, with advice."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ LAYOUTS_IN_WORDS = """Put the files into one of these layouts:
 
 
 def quoted(names: Sequence[str]) -> str:
-    """At most five of `names` in backticks, and how many more there are."""
+    """At most five of `names` in backticks, followed by the number of the remaining names."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(f"`{name}`" for name in names[:_SHOWN]) + more
 
 
 def nothing_there(data: str, *, masks: bool) -> UsageError:
-    """There is nothing at the path `data`; suggests a data set of a similar name."""
+    """The error for a missing path `data`; suggests data sets with similar names."""
     close = nearest(data, (d.name for d in DATASETS if (d.label_space == SEGMENTATION) == masks))
     return UsageError(
         f"There is no data at `{data}`.",
@@ -47,7 +47,7 @@ def nothing_there(data: str, *, masks: bool) -> UsageError:
 
 
 def unreadable_kind(data: str) -> UsageError:
-    """`data` is a file of an unsupported kind."""
+    """The error for a file `data` of an unsupported type."""
     return UsageError(
         f"`{data}` cannot be read as data.",
         f"Expected a folder, a table ({', '.join(sorted(TABLE_SUFFIXES))}), a tar "
@@ -57,7 +57,10 @@ def unreadable_kind(data: str) -> UsageError:
 
 
 def has_masks(dataset: NamedDataset, model: str | None) -> UsageError:
-    """A data set for segmenters was named; `model` is the model's label space, None in training."""
+    """The error for a data set with masks where classes are needed.
+
+    `model` is the name of the model's label space; None in training.
+    """
     fitting = "have classes" if model is None else f"are for `{model}`"
     return UsageError(
         f"`--data {dataset.name}` has masks, no classes.",
@@ -67,7 +70,7 @@ def has_masks(dataset: NamedDataset, model: str | None) -> UsageError:
 
 
 def classes_not_masks(dataset: NamedDataset) -> UsageError:
-    """A data set for classifiers was named."""
+    """The error for a data set with classes where masks are needed."""
     ours = ", ".join(f"`--data {d.name}`" for d in DATASETS if d.label_space == SEGMENTATION)
     return UsageError(
         f"`{dataset.name}` has no masks.",
@@ -77,7 +80,7 @@ def classes_not_masks(dataset: NamedDataset) -> UsageError:
 
 
 def no_images(location: Path, todo: str) -> UsageError:
-    """There is no image at `location`; suggests a tar there, or else `todo`."""
+    """The error for a `location` without images; suggests a tar in that folder, else `todo`."""
     if (location / "labels.npy").is_file():
         return corruption_benchmark(location)
     tars = sorted(p.name for p in location.iterdir() if is_tar(p)) if location.is_dir() else []
@@ -91,7 +94,7 @@ def no_images(location: Path, todo: str) -> UsageError:
 
 
 def no_such_folder(data: str, dataset: Dataset, folder: str) -> UsageError:
-    """No image of `dataset`, named as `data`, lies in `folder`."""
+    """The error for a `folder` without images of `dataset`, which the user named `data`."""
     ids = [sample.image_id for sample in dataset.samples]
     counts = Counter(image_id.rpartition("/")[0] for image_id in ids if "/" in image_id)
     shown = ", ".join(f"`{name}` ({count})" for name, count in counts.most_common(_SHOWN))
@@ -105,7 +108,7 @@ def no_such_folder(data: str, dataset: Dataset, folder: str) -> UsageError:
 
 
 def no_classes(location: Path, files: Sequence[FileRef], classes: ModelClasses) -> UsageError:
-    """Images were found at `location`, but not their classes."""
+    """The error for images at `location` whose classes are unknown."""
     folders = _folders(files)
     if not folders:
         return _flat(location, classes)
@@ -126,7 +129,7 @@ def no_classes(location: Path, files: Sequence[FileRef], classes: ModelClasses) 
 
 
 def corruption_benchmark(location: Path) -> UsageError:
-    """The pictures at `location` are those of a benchmark like ImageNet-C or CIFAR-10-C."""
+    """The error for a corruption benchmark, such as ImageNet-C or CIFAR-10-C, at `location`."""
     return UsageError(
         f"`{location}` holds a corruption benchmark, not clean images.",
         "Its pictures are transforms: each is compared with the clean image of the same name.",
@@ -136,7 +139,7 @@ def corruption_benchmark(location: Path) -> UsageError:
 
 
 def no_own_classes(location: Path, files: Sequence[FileRef]) -> UsageError:
-    """Images were found at `location`, but not in folders of at least two classes."""
+    """The error for training images at `location` that are not sorted into two or more classes."""
     folders = _folders(files)
     if len(folders) == 1:
         return one_class(location, folders.pop())
@@ -149,7 +152,7 @@ def no_own_classes(location: Path, files: Sequence[FileRef]) -> UsageError:
 
 
 def one_class(location: Path, name: str) -> UsageError:
-    """All images at `location` show the same."""
+    """The error for a data set at `location` with the single class `name`."""
     return UsageError(
         f"`{location}` has one class only, `{name}`.",
         "A classifier needs at least two classes.",
@@ -160,7 +163,7 @@ def one_class(location: Path, name: str) -> UsageError:
 def unknown_labels(
     location: Path, labels: Collection[str], classes: ModelClasses, kind: str = "label"
 ) -> UsageError:
-    """The different `labels` at `location` fit no label space; `kind` is `folder` or `label`."""
+    """The error for `labels` that match no label space; `kind` is `folder` or `label`."""
     if all(label.isdecimal() for label in labels):
         return _only_numbers(location, labels, classes.label_space, kind)
     bundled = [read_label_space(name) for name in BUNDLED_SPACES]
@@ -187,7 +190,7 @@ def unknown_labels(
 
 
 def other_label_space(location: Path, data: LabelSpace, model: str) -> UsageError:
-    """The classes of the data are not those that the model tells apart."""
+    """The error for data whose label space is not the one of the model."""
     return UsageError(
         f"`{location}` does not fit the model.",
         f"Its classes are `{data.name}` ({len(data.ids)} classes), but the model answers in "
@@ -235,7 +238,7 @@ def _folders(files: Sequence[FileRef]) -> set[str]:
 
 
 def no_masks(location: Path, files: Sequence[FileRef]) -> UsageError:
-    """Images were found at `location`, but in no known layout of images and masks."""
+    """The error for images at `location` in an unknown layout of images and masks."""
     is_flat = all(file.folder is None for file in files)
     is_one_patient = is_flat and any(file.stem.endswith("_mask") for file in files)
     if location.name.lower() in ("images", "masks") or is_one_patient:
@@ -254,7 +257,7 @@ def no_masks(location: Path, files: Sequence[FileRef]) -> UsageError:
 def groups_in_two_splits(
     location: Path, divided: Sequence[str], groups: int, grouping: str
 ) -> UsageError:
-    """The data puts the groups `divided`, of `groups`, into more than one split."""
+    """The error for groups (`divided`, of `groups` in total) that are in more than one split."""
     return UsageError(
         f"`{location}` puts {len(divided)} of {groups} groups into more than one split.",
         f"A {grouping} in training and test would make the test too easy: {quoted(divided)}.",

@@ -1,4 +1,4 @@
-"""Images inside a tar or zip: listed once, then read by offset.
+"""Images inside a tar or zip: members are listed once, then read by offset.
 
 A plain tar and a zip are read in place. A compressed tar has no random access, so it is
 decompressed once into the data home.
@@ -36,7 +36,7 @@ from robustcli.data.named_datasets import data_home, lock_on_this_machine
 
 
 def _zstandard(path: Path) -> BinaryIO:
-    import pyarrow as pa  # the standard library has it from Python 3.14 on
+    import pyarrow as pa  # the standard library supports zstd from Python 3.14 on
 
     stream: BinaryIO = pa.input_stream(str(path), compression="zstd")
     return stream
@@ -52,24 +52,24 @@ _OPENERS: dict[str, _Opener] = {
 COMPRESSED_SUFFIXES = tuple(_OPENERS)
 TAR_SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)
 ZIP_SUFFIX = ".zip"
-_MOST_UNPACKED = 2**30  # bytes of one member of a zip; no photo is so large
-_MOST_RATIO = 200  # of a compressed tar above 1 GiB; photos are compressed already
+_MOST_UNPACKED = 2**30  # bytes of one member of a zip; photos are smaller
+_MOST_RATIO = 200  # limit for a compressed tar above 1 GiB; photos are already compressed
 _ZIP_ERRORS = (
     zipfile.BadZipFile, EOFError, OSError, struct.error, zlib.error, ValueError, OverflowError,
-    RuntimeError,  # of a member that is encrypted or packed in an unknown way
+    RuntimeError,  # an encrypted member, or an unknown compression
 )  # fmt: skip
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LONGEST_LINK = 4096
-_MOST_HOPS = 40  # links on the way to a file, as many as Linux follows
+_MOST_HOPS = 40  # links to resolve for one file; the limit of Linux
 
 
 def is_tar(path: Path) -> bool:
-    """Whether `path` is named like a tar that can be read."""
+    """Whether `path` has the suffix of a supported tar."""
     return path.name.lower().endswith(TAR_SUFFIXES)
 
 
 def is_zip(path: Path) -> bool:
-    """Whether `path` is named like a zip."""
+    """Whether `path` has the suffix of a zip."""
     return path.name.lower().endswith(ZIP_SUFFIX)
 
 
@@ -83,12 +83,12 @@ def archive_stem(path: Path) -> str:
 def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:
     """All images in the tar at `path`, with their offsets in the (uncompressed) archive.
 
-    The result is that of the folder to which the tar unpacks (`listing.list_tree`): of two members
-    of one name the last counts, and hard and symbolic links inside the archive are followed.
-    Nothing outside of the archive is read.
+    The result equals that of `listing.list_tree` for the unpacked folder: of two members with the
+    same name the last one is used, and hard and symbolic links inside the archive are followed.
+    Files outside the archive are never read.
 
     Raises:
-        UsageError: The file is no tar, or is damaged.
+        UsageError: The file is not a tar, or is damaged.
         RunError: The data home is full or cannot be written to.
     """
     try:
@@ -97,7 +97,7 @@ def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
         with tarfile.open(plain, mode="r:") as archive:
             root, outside = _tree(plain, archive)
             _check_complete(plain, archive.offset)
-    # A damaged header may hold numbers and letters that tarfile does not expect.
+    # A damaged header can contain values that make tarfile raise ValueError or OverflowError.
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         raise UsageError(
             f"`{path}` cannot be read as a tar archive.",
@@ -111,8 +111,8 @@ def list_zip(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
     """All images in the zip at `path`, with their offsets, by the rules of `list_tar`.
 
     Raises:
-        UsageError: The file is no zip, is damaged or encrypted, or a member has an unsupported
-            compression or would unpack to more than a photo.
+        UsageError: The file is not a zip, is damaged or encrypted, or a member has an unsupported
+            compression or an unpacked size above the limit.
     """
     try:
         check_readable(path, math.inf)
@@ -128,7 +128,13 @@ def list_zip(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
 
 
 def _listed(root: _Member, outside: list[str], suffixes: frozenset[str]) -> FileListing:
-    """The listing of an archive from its tree and the names of members outside of it."""
+    """The listing of an archive.
+
+    Args:
+        root: The folder tree of the archive.
+        outside: Names of members whose paths lead out of the archive.
+        suffixes: Suffixes of the listed files.
+    """
     listing = list_tree(_InArchive(root, "", False, root), suffixes)
     unreached = [normalised_path(name) for name in outside if named_like_image(name, suffixes)]
     return replace(listing, unreached=sorted([*listing.unreached, *unreached]))
@@ -181,7 +187,7 @@ def _check_zipped(path: Path, info: zipfile.ZipInfo) -> None:
 
 
 def _zipped(path: Path, info: zipfile.ZipInfo, file: BinaryIO) -> FileRef:
-    """The file of a member; its bytes follow a local header, whose length may differ."""
+    """The file of a zip member; its bytes follow a local header of variable length."""
     file.seek(info.header_offset)
     signature, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if signature != b"PK\3\4":
@@ -193,10 +199,15 @@ def _zipped(path: Path, info: zipfile.ZipInfo, file: BinaryIO) -> FileRef:
 
 @dataclass(eq=False)
 class _Member:
-    """A folder, a plain file, or a link in the archive.
+    """A folder, a plain file, or a link in an archive.
 
-    `parts` are those of its path, `inside` the members of a folder, `ref` the place of a plain
-    file, `target` the parts of a link's target from the root, None if that is outside.
+    Args:
+        archive: The (uncompressed) archive.
+        parts: Path components of the member.
+        inside: Members of a folder by name; None for files and links.
+        ref: Location of a plain file's bytes; else None.
+        target: Path components of a link's target, from the root of the archive; None for other
+            members, and if the target is outside the archive.
     """
 
     archive: Path
@@ -207,7 +218,7 @@ class _Member:
 
 
 def _tree(plain: Path, archive: tarfile.TarFile) -> tuple[_Member, list[str]]:
-    """The folder to which the archive unpacks, and the names of members outside of it."""
+    """The folder tree of the archive, and the names of members whose paths lead out of it."""
     root, outside = _Member(plain, (), inside={}), []
     for info in archive:
         parts = _parts(info.name)
@@ -229,9 +240,9 @@ def _tree(plain: Path, archive: tarfile.TarFile) -> tuple[_Member, list[str]]:
 
 
 def _parts(name: str) -> tuple[str, ...] | None:
-    """The parts of a member's path, without a leading slash as for `tar`.
+    """The components of a member's path; a leading slash is dropped, as by `tar`.
 
-    None if it is outside, or too deep for any file system.
+    None if the path leads out of the archive, or has more than DEEPEST folders.
     """
     if name.count("/") > DEEPEST:
         return None
@@ -247,7 +258,7 @@ def _parts(name: str) -> tuple[str, ...] | None:
 
 
 def _put(root: _Member, member: _Member) -> None:
-    """Adds `member` to its folder, which is made if the archive does not name it."""
+    """Adds `member` to its folder, which is created if it is missing."""
     folder = root
     for depth, name in enumerate(member.parts[:-1], 1):
         assert folder.inside is not None
@@ -259,16 +270,16 @@ def _put(root: _Member, member: _Member) -> None:
     assert folder.inside is not None
     before = folder.inside.get(member.parts[-1])
     if member.inside is not None and before is not None and before.inside is not None:
-        return  # a folder that is named after its members
+        return  # a folder whose entry follows its members in the archive
     folder.inside[member.parts[-1]] = member
 
 
 def _resolve(
     root: _Member, parts: Iterable[str], hops: Iterator[int] | None = None
 ) -> _Member | None:
-    """The member at `parts`, following all links on the way; None if there is none.
+    """The member at the path `parts`, with all links resolved; None if it does not exist.
 
-    `hops` counts the links, of which `_MOST_HOPS` are followed in all.
+    `hops` counts the resolved links, at most `_MOST_HOPS` in total.
     """
     hops = iter(range(_MOST_HOPS)) if hops is None else hops
     member = root
@@ -286,7 +297,7 @@ def _resolve(
 
 @dataclass(frozen=True)
 class _InArchive:
-    """A member as a `listing.Node`."""
+    """A member of an archive that implements `listing.Node`."""
 
     member: _Member
     name: str
@@ -310,7 +321,7 @@ class _InArchive:
 
 
 def decompress(source: Path, target: Path) -> None:
-    """Writes `source` (gzip, or by its suffix), decompressed, to `target`, durably.
+    """Decompresses `source` (format by suffix, default gzip) to `target`, with a durable write.
 
     Raises:
         RunError: The disk is full, or `target` cannot be written.
@@ -331,7 +342,7 @@ def decompress(source: Path, target: Path) -> None:
 
 
 def _unpacked(packed: BinaryIO) -> bytes:
-    """The next bytes; an error of the source is distinguished from an error of writing."""
+    """The next bytes; read errors become ReadError, to distinguish them from write errors."""
     try:
         return packed.read(1 << 20)
     except (EOFError, zlib.error, lzma.LZMAError, ValueError, OSError) as error:
@@ -339,7 +350,7 @@ def _unpacked(packed: BinaryIO) -> bytes:
 
 
 def _decompressed(path: Path) -> Path:
-    """The decompressed copy of `path` in the data home, made if it does not exist yet."""
+    """Path of the decompressed copy of `path` in the data home; creates a missing copy."""
     state = path.stat()
     identity = f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"
     key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -353,7 +364,7 @@ def _decompressed(path: Path) -> Path:
         raise _no_room(path, target, str(error)) from error
     with lock:
         try:
-            if not target.is_file():  # another process may have made it in the meantime
+            if not target.is_file():  # another process may have created it in the meantime
                 decompress(path, target)
         except RunError as error:
             raise _no_room(path, target, error.why) from error
@@ -370,7 +381,7 @@ def _no_room(path: Path, target: Path, reason: str) -> RunError:
 
 
 def _check_complete(plain: Path, end: int) -> None:
-    """Checks for the empty blocks at the end; `tarfile` takes a damaged header for the end."""
+    """Checks for the final zero block; `tarfile` stops without error at a damaged header."""
     with plain.open("rb") as archive:
         archive.seek(end)
         if archive.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

@@ -1,7 +1,7 @@
-"""Images and masks in files of arrays: NumPy's, HDF5 with h5py, NIfTI with nibabel.
+"""Reads images and masks from array files: NumPy, HDF5 (with h5py) and NIfTI (with nibabel).
 
-Medical slices are published so: an array `image` and an array `label` in one file, of a slice or of
-a volume; or volumes as NIfTI. The two libraries are optional. Nothing is unpickled.
+Medical data sets are often published as one file per slice or volume with the arrays `image` and
+`label`, or as NIfTI volumes. h5py and nibabel are optional. Pickled arrays are refused.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from robustcli.data.listing import HDF5_SUFFIXES, NIFTI_SUFFIXES
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz", *HDF5_SUFFIXES, *NIFTI_SUFFIXES})
 VOLUME = "volume"
-"""The name of the array of a NIfTI file, which has one."""
-_MOST_BYTES = 2**32  # of an array in memory; a volume of 1,500 slices 512 x 512 in float64 has 3e9
-_MOST_NUMBERS = 4 * 178_956_970  # of an image, four channels of as many pixels as `decode` takes
-_LOW, _HIGH = 0.5, 99.5  # percentiles of a volume that become black and white
+"""Name for the single array of a NIfTI file."""
+_MOST_BYTES = 2**32  # limit of an array in memory; 1,500 slices of 512 x 512 in float64 have 3e9
+_MOST_NUMBERS = 4 * 178_956_970  # limit of an image: four channels at the limit of `decode`
+_LOW, _HIGH = 0.5, 99.5  # percentiles of a volume that are mapped to black and white
 _MASK_KEYS = ("label", "labels", "mask", "masks", "seg", "gt")
 
 
 def holds_array(ref: FileRef) -> bool:
-    """Whether the file is named like one of arrays."""
+    """Whether the file has the suffix of an array file."""
     return (ref.member or ref.path.name).lower().endswith(tuple(ARRAY_SUFFIXES))
 
 
 def array_kind(ref: FileRef) -> str:
-    """The kind of a file of arrays, as announcements name it."""
+    """Description of the type of an array file, for announcements."""
     name = (ref.member or ref.path.name).lower()
     if name.endswith(HDF5_SUFFIXES):
         return "arrays of HDF5"
@@ -45,13 +45,13 @@ def array_kind(ref: FileRef) -> str:
 
 
 def read_array(ref: FileRef) -> NDArray[Any]:
-    """The array of the file, that `ref.array` names; of a volume the slice `ref.slice_index`.
+    """The array `ref.array` of a file; for a volume, its slice `ref.slice_index`.
 
-    Without a name the file must hold one array, or one that is named like a mask.
+    Without `ref.array`, the file must contain one array, or one array with the name of a mask.
 
     Raises:
-        UnreadableImage: The file is damaged, has no such array, or one without numbers.
-        UsageError: It is HDF5, and h5py is not installed.
+        UnreadableImage: The file is damaged, the array is missing, too large or not numeric.
+        UsageError: The library that reads the file (h5py or nibabel) is not installed.
     """
     name = (ref.member or ref.path.name).lower()
     _check_file(ref)
@@ -71,7 +71,7 @@ def read_array(ref: FileRef) -> NDArray[Any]:
 
 
 def _check_file(ref: FileRef) -> None:
-    """Raises UnreadableImage for what libraries must not open: pipes, devices, too large files."""
+    """Raises UnreadableImage for pipes, devices and too large files, before they are opened."""
     try:
         check_readable(ref.path)
     except OSError as error:
@@ -79,7 +79,7 @@ def _check_file(ref: FileRef) -> None:
 
 
 def _check_bytes(size: int) -> None:
-    """Raises UnreadableImage for an array that would fill the memory, before it is made."""
+    """Raises UnreadableImage for an array of more than `_MOST_BYTES`, before it is allocated."""
     if size > _MOST_BYTES:
         raise UnreadableImage(
             f"its array would take {size:,} bytes, more than the {_MOST_BYTES:,} that are read"
@@ -87,13 +87,13 @@ def _check_bytes(size: int) -> None:
 
 
 def read_pixels(ref: FileRef) -> NDArray[np.uint8]:
-    """The image in a file of arrays, uint8 (H, W, 3), see `as_pixels`.
+    """The image in an array file, uint8 (H, W, 3); see `as_pixels`.
 
-    The values of a NIfTI volume, which have no range of their own, are scaled: its 0.5th percentile
-    becomes black and its 99.5th white.
+    The values of a NIfTI volume have no fixed range. They are scaled so that the 0.5th percentile
+    of the volume becomes black and the 99.5th white.
 
     Raises:
-        UnreadableImage: The file is damaged, or the array is no image.
+        UnreadableImage: The file is damaged, or the array is not an image.
         UsageError: A library is missing, see `read_array`.
     """
     array = read_array(ref)
@@ -106,7 +106,7 @@ def read_pixels(ref: FileRef) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=2)
 def _nifti(path: Path) -> NDArray[Any]:
-    """The array (W, H) or (W, H, slices) of a NIfTI file; slices of one file are read in order."""
+    """The array (W, H) or (W, H, slices) of a NIfTI file, cached for reads of successive slices."""
     nibabel = require("nibabel", path, "NIfTI")
     try:
         image = nibabel.load(path)
@@ -114,7 +114,7 @@ def _nifti(path: Path) -> NDArray[Any]:
         return np.asanyarray(image.dataobj)
     except UnreadableImage:
         raise
-    except Exception as error:  # nibabel answers a corrupt file with several kinds of exception
+    except Exception as error:  # nibabel raises various exceptions for a corrupt file
         raise UnreadableImage(f"damaged: {first_line(error)}") from error
 
 
@@ -128,7 +128,7 @@ def _grey_range(path: Path) -> tuple[float, float]:
 
 
 def _nifti_slice(volume: NDArray[Any], index: int | None) -> NDArray[Any]:
-    """A slice (H, W) of the array of a NIfTI file, whose first axis goes to the right."""
+    """A slice (H, W) of the array of a NIfTI file, whose first axis is horizontal."""
     if volume.ndim != (2 if index is None else 3):
         raise UnreadableImage(f"an array of shape {volume.shape}, expected (width, height, slices)")
     if index is None:
@@ -142,7 +142,7 @@ def array_names(ref: FileRef) -> list[str]:
     """The names of the arrays in an `.npz` or HDF5 file; empty for a damaged one.
 
     Raises:
-        UsageError: It is HDF5, and h5py is not installed.
+        UsageError: The file is HDF5, and h5py is not installed.
     """
     try:
         check_readable(ref.path)
@@ -154,7 +154,7 @@ def array_names(ref: FileRef) -> list[str]:
             return list(arrays.files)
     except UsageError:
         raise
-    except Exception:  # both libraries answer a corrupt file with several kinds of exception
+    except Exception:  # both libraries raise various exceptions for a corrupt file
         return []
 
 
@@ -172,12 +172,12 @@ def _from_numpy(ref: FileRef) -> NDArray[Any]:
             return np.asarray(loaded[key])
     except UnreadableImage:
         raise
-    except Exception as error:  # numpy answers a corrupt file with several kinds of exception
+    except Exception as error:  # numpy raises various exceptions for a corrupt file
         raise UnreadableImage(f"damaged: {first_line(error)}") from error
 
 
 def _unpacked_size(content: bytes, key: str) -> int:
-    """The bytes that the array `key` of an `.npz` file takes; no more are ever unpacked."""
+    """Unpacked size in bytes of the array `key` of an `.npz` file, from the zip directory."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = [info for info in archive.infolist() if info.filename in (key, f"{key}.npy")]
         return max((info.file_size for info in members), default=0)
@@ -198,15 +198,15 @@ def _from_hdf5(ref: FileRef) -> NDArray[Any]:
             return np.asarray(array[ref.slice_index])
     except UnreadableImage:
         raise
-    except Exception as error:  # h5py answers a corrupt file with several kinds of exception
+    except Exception as error:  # h5py raises various exceptions for a corrupt file
         raise UnreadableImage(f"damaged: {first_line(error)}") from error
 
 
 def _in_file(file: Any, key: str) -> Any:
-    """The array `key` of an HDF5 file, which can also name other files: none of them is opened.
+    """The array `key` of an HDF5 file; links to other files are refused, never opened.
 
     Raises:
-        UnreadableImage: The array, or a part of it, is in another file.
+        UnreadableImage: `key` is a link or not an array, or data of the array are in other files.
     """
     h5py = importlib.import_module("h5py")
     if key in file and not isinstance(file.get(key, getlink=True), h5py.HardLink):
@@ -231,7 +231,7 @@ def _key(keys: list[str], name: str | None) -> str:
 
 
 def require(library: Literal["h5py", "nibabel"], path: Path, kind: str) -> Any:
-    """An optional module; raises UsageError, naming the file, where it is not installed."""
+    """Imports an optional module; raises UsageError, naming the file, if it is not installed."""
     try:
         return importlib.import_module(library)
     except ImportError as error:
@@ -244,10 +244,10 @@ def require(library: Literal["h5py", "nibabel"], path: Path, kind: str) -> Any:
 
 
 def volume_slices(path: Path, key: str) -> int | None:
-    """The number of slices of the volume `key` in an HDF5 or NIfTI file; None for a single slice.
+    """Number of slices of the volume `key` in an HDF5 or NIfTI file; None for a single slice.
 
     Raises:
-        UsageError: The library is not installed, or the file has no such array.
+        UsageError: The library is not installed, or the array cannot be read.
     """
     if path.name.lower().endswith(NIFTI_SUFFIXES):
         return _nifti_slices(path)
@@ -256,7 +256,7 @@ def volume_slices(path: Path, key: str) -> int | None:
         check_readable(path)
         with h5py.File(path, "r") as file:
             shape = tuple(_in_file(file, key).shape)
-    except Exception as error:  # h5py answers a corrupt file with several kinds of exception
+    except Exception as error:  # h5py raises various exceptions for a corrupt file
         raise UsageError(
             f"`{path}` holds no array `{key}` that can be read.",
             f"The error is: {error}.",
@@ -270,7 +270,7 @@ def _nifti_slices(path: Path) -> int | None:
     try:
         check_readable(path)
         shape = tuple(nibabel.load(path).shape)
-    except Exception as error:  # nibabel answers a corrupt file with several kinds of exception
+    except Exception as error:  # nibabel raises various exceptions for a corrupt file
         raise UsageError(
             f"`{path}` cannot be read as a NIfTI file.",
             f"The error is: {error}.",
@@ -286,20 +286,20 @@ def _nifti_slices(path: Path) -> int | None:
 
 
 def _slice_axis(shape: tuple[int, ...]) -> int:
-    """The first axis, unless the first two have one length and the last another."""
+    """Axis of the slices: 2 if only the first two axes have equal length, else 0."""
     if len(shape) != 3:
         raise UnreadableImage(f"an array of shape {shape}, expected (slices, height, width)")
     return 2 if shape[0] == shape[1] != shape[2] else 0
 
 
 def as_pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """The image in an array as uint8 (H, W, 3).
+    """Converts an array, (H, W) for greyscale or (H, W, 3), to an image, uint8 (H, W, 3).
 
-    Bytes are taken as they are, (H, W) grey or (H, W, 3); floating-point numbers must lie in 0 to 1
-    and are rounded to 256 levels.
+    Of three axes, a first or last one of length 1 is dropped. Values of uint8 are not changed;
+    floating-point values must be in [0, 1] and are rounded to 256 levels.
 
     Raises:
-        UnreadableImage: The array has another shape, or values of another range.
+        UnreadableImage: The array has another shape, dtype or value range.
     """
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
         array = array[0] if array.shape[0] == 1 else array[..., 0]

@@ -1,10 +1,12 @@
-"""CIFAR-10 and CIFAR-100 as their author publishes them: Python's pickles, or the binary version.
+"""CIFAR-10 and CIFAR-100 in their published formats: Python pickles, or the binary version.
 
-Each image is a range of bytes in its file; only the labels are read before an image is needed.
+Each image is a range of bytes in a file. Listing the data set reads only the labels; the pixels of
+an image are read when it is decoded.
 
-The pickles are not unpickled. `read_pickle` walks through their opcodes (`pickletools.genops`,
-which only reads) and builds lists, dicts and texts itself; of NumPy it knows only the three names
-in the pickle of an array of bytes. No object is made and no function is called.
+The pickles are not unpickled. `read_pickle` interprets their opcodes (`pickletools.genops`, which
+executes nothing) and builds lists, dicts and strings. The only accepted names are NumPy's three
+names in the pickle of an array of bytes. No object named in a pickle is created, and no function
+named in it is called.
 
 Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, and the layouts
 on www.cs.toronto.edu/~kriz/cifar.html.
@@ -27,20 +29,22 @@ SIDE = 32
 IMAGE_BYTES = 3 * SIDE * SIDE
 PLANAR = RawPixels(SIDE, SIDE, planar=True)
 SUFFIXES = frozenset({"", ".bin", ".meta", ".txt"})
-"""The suffixes of CIFAR's files; pickles have none."""
+"""Suffixes of the published files; pickles have none."""
 _DIGITS = {"train": 5, "test": 4}
 
 
 @dataclass(frozen=True)
 class _Version:
-    """One published form of the data.
+    """A published format of the data.
 
     Args:
-        parts: The files of each split, in order.
-        names_file: The file with the names of the classes.
-        names_key: Their key in that pickle; None for a text file with one name a line.
-        labels_key: The key of the labels in the pickles of images; None for the binary version.
-        label_bytes: Bytes before each image of the binary version; the last one is the label.
+        parts: Names of the files of each split, in order.
+        names_file: Name of the file with the class names.
+        names_key: Key of the class names in that pickle; None for a text file with one name per
+            line.
+        labels_key: Key of the labels in the pickles of images; None for the binary version.
+        label_bytes: Number of bytes before each image of the binary version; the last one is the
+            label.
     """
 
     parts: Mapping[str, tuple[str, ...]]
@@ -63,13 +67,19 @@ _VERSIONS = (
 
 
 def by_cifar_files(location: Path, files: Sequence[FileRef]) -> Layout[str] | None:
-    """The images of CIFAR-10 or CIFAR-100, `train/00000` to `test/9999` in the published order.
+    """The images of CIFAR-10 or CIFAR-100 in published order, ids `train/00000` to `test/9999`.
 
-    `files` are those of the data set with one of `SUFFIXES`; None if they are not CIFAR's. Labels
-    are those of the 100 fine classes for CIFAR-100.
+    Labels of CIFAR-100 are its 100 fine classes.
+
+    Args:
+        location: Path of the data set, for messages.
+        files: Files of the data set with one of `SUFFIXES`.
+
+    Returns:
+        The labelled images; None if the files are not those of CIFAR.
 
     Raises:
-        UsageError: A file is missing or differs from the published one, or a pickle holds other
+        UsageError: A file is missing or has an unexpected format, or a pickle contains other
             objects.
     """
     by_path = {file.relative.rpartition("/")[::2]: file for file in files}
@@ -130,7 +140,7 @@ def _class_names(version: _Version, file: FileRef) -> list[str]:
 
 
 def _rows(version: _Version, file: FileRef) -> Iterator[tuple[int, FileRef]]:
-    """The class of each image of a file, and its bytes there."""
+    """The class index and the byte range of each image of a file."""
     content = file.read()
     if version.labels_key is None:
         record = version.label_bytes + IMAGE_BYTES
@@ -173,9 +183,13 @@ def _broken(file: FileRef, reason: str) -> NoReturn:
 
 @dataclass
 class PickledArray:
-    """The bytes of a NumPy array in a pickle; `start` is their offset there, once it is known.
+    """A NumPy array of bytes in a pickle.
 
-    `fortran` is whether the array is column-major.
+    Args:
+        shape: Shape of the array.
+        dtype: Name of its dtype, such as `u1`.
+        fortran: Whether the array is column-major.
+        start: Offset of its bytes in the pickle; None until it is known.
     """
 
     shape: tuple[int, ...] = ()
@@ -186,7 +200,7 @@ class PickledArray:
 
 @dataclass(frozen=True)
 class _Name:
-    """A function or class named in a pickle; it is never looked up."""
+    """The name of a function or class in a pickle, which is never imported."""
 
     text: str
 
@@ -198,7 +212,7 @@ class _Dtype:
 
 @dataclass(frozen=True)
 class _LongText:
-    """The bytes of an array: their offset in the pickle, and their number."""
+    """Offset in the pickle and length in bytes of a long string, such as the data of an array."""
 
     start: int
     size: int
@@ -210,7 +224,7 @@ _RECONSTRUCT = frozenset(
 _ALLOWED_NAMES = _RECONSTRUCT | {"numpy ndarray", "numpy dtype"}
 _LONG = 4096
 _HEADS = {"SHORT_BINSTRING": 2, "BINSTRING": 5, "SHORT_BINBYTES": 2, "BINBYTES": 5, "BINBYTES8": 9}
-"""Bytes of an opcode and of the length of its text, before the text itself."""
+"""Size in bytes of an opcode and its length field, which precede the string."""
 _VALUES = frozenset(
     {
         *("STRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE"),
@@ -227,7 +241,7 @@ _STORES = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 
 @dataclass
 class _Machine:
-    """The stack and the memo of a pickle that is being read."""
+    """The stack and the memo of the pickle interpreter; `name` is the file, for messages."""
 
     name: str
     stack: list[Any] = field(default_factory=list)
@@ -235,7 +249,7 @@ class _Machine:
     memo: dict[int, Any] = field(default_factory=dict)
 
     def step(self, opcode: str, value: Any, position: int) -> None:
-        """Executes one opcode, or refuses it."""
+        """Executes one opcode; raises UsageError for an opcode that is not allowed."""
         if opcode in _HEADS:
             text = value if isinstance(value, str) else value.decode("latin-1")
             start = position + _HEADS[opcode]
@@ -276,27 +290,27 @@ class _Machine:
         self.top(dict).update(_pairs(values))
 
     def name_of(self, value: Any) -> None:
-        """Pushes a name: the argument of GLOBAL, or for STACK_GLOBAL two values of the stack."""
+        """Pushes a name: the argument of GLOBAL, or for STACK_GLOBAL two values from the stack."""
         text = " ".join((self.stack.pop(-2), self.stack.pop())) if value is None else value
         if text not in _ALLOWED_NAMES:
             raise self.refusal(f"it names `{text.replace(' ', '.')}`")
         self.stack.append(_Name(text))
 
     def marked(self) -> list[Any]:
-        """Pops the values above the last mark."""
+        """Pops and returns the values above the last mark."""
         start = self.marks.pop()
         values = self.stack[start:]
         del self.stack[start:]
         return values
 
     def top(self, kind: type[Any]) -> Any:
-        """The value on top, which must be of that type."""
+        """The top of the stack; raises UsageError if its type is not `kind`."""
         if type(self.stack[-1]) is not kind:
             raise self.refusal(f"it adds to a {type(self.stack[-1]).__name__}")
         return self.stack[-1]
 
     def call(self, _: Any) -> None:
-        """Pushes an array or a NumPy dtype, the only accepted results of a call."""
+        """Pushes an empty array or a NumPy dtype; raises UsageError for any other call."""
         function, arguments = self.stack.pop(-2), self.stack.pop()
         if isinstance(function, _Name) and function.text in _RECONSTRUCT:
             self.stack.append(PickledArray())
@@ -306,7 +320,7 @@ class _Machine:
             raise self.refusal("it calls what is no array")
 
     def build(self, _: Any) -> None:
-        """Sets the state of an array; that of a one-byte dtype is ignored."""
+        """Sets the state of an array; the state of a dtype is ignored."""
         state, array = self.stack.pop(), self.stack[-1]
         if isinstance(array, _Dtype):
             return
@@ -346,12 +360,17 @@ _NOTHING = frozenset({"PROTO", "FRAME", "STOP"})
 
 
 def read_pickle(content: bytes, name: str) -> Any:
-    """The lists, dicts, texts, numbers and arrays of bytes (`PickledArray`) in a pickle.
+    """The value of a pickle, without execution of any code in it.
 
-    Nothing in it is run. Short byte strings come as texts (Latin-1). `name` is for messages.
+    The pickle may contain lists, dicts, tuples, strings, numbers and arrays of bytes
+    (`PickledArray`). Short byte strings are decoded as Latin-1.
+
+    Args:
+        content: The bytes of the pickle.
+        name: Name of the file, for messages.
 
     Raises:
-        UsageError: It holds anything else, or is damaged.
+        UsageError: The pickle contains anything else, or is damaged.
     """
     machine = _Machine(name)
     try:
@@ -360,7 +379,7 @@ def read_pickle(content: bytes, name: str) -> Any:
         return machine.stack.pop()
     except UsageError:
         raise
-    # A damaged pickle can raise any of these in genops and on the stack.
+    # A damaged pickle can raise any of these, in genops or in operations on the stack.
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, UnicodeError) as error:
         raise UsageError(
             f"`{name}` cannot be read as a pickle.",

@@ -1,4 +1,4 @@
-"""Data sets: files, samples with a class or a mask, and the digests that identify them."""
+"""Data sets: file references, samples with a class or a mask, and digests of data sets."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from robustcli.data.labels import LabelSpace
 if TYPE_CHECKING:
     from robustcli.data.mask_values import MaskReading
 
-CONTENTS_READ = 64 * 2**20  # bytes of a data set that the contents digest covers
+CONTENTS_READ = 64 * 2**20  # bytes of a data set that `contents_digest` reads
 _READ_AHEAD = 16
 
 
-class UnreadableImage(Exception):  # noqa: N818 - it is about the image, not about the program
-    """An image that cannot be decoded completely; `reason` does not contain the file's name."""
+class UnreadableImage(Exception):  # noqa: N818 - describes the image, not a fault of the program
+    """An image cannot be decoded completely; `reason` does not contain the name of the file."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -32,7 +32,7 @@ class UnreadableImage(Exception):  # noqa: N818 - it is about the image, not abo
 
 @dataclass(frozen=True)
 class RawPixels:
-    """The layout of unencoded uint8 pixels: (height, width, 3); (3, height, width) if planar."""
+    """Layout of unencoded uint8 pixels: (height, width, 3), or (3, height, width) if planar."""
 
     height: int
     width: int
@@ -40,13 +40,13 @@ class RawPixels:
 
 
 class Rows(Protocol):
-    """Images that are rows of a table elsewhere."""
+    """Images in the rows of a remote table or object listing."""
 
     def read(self, row: int) -> bytes:
-        """The encoded image in a row; raises OSError where it holds none."""
+        """The encoded image in a row; raises OSError if the row has no image."""
 
     def pin(self, row: int) -> str | None:
-        """A permanent identifier of these bytes, which need no reading then; None without one."""
+        """A permanent identifier of the bytes of a row, usable without a read; None without one."""
 
     def shown(self, row: int) -> str:
         """The name of the image in a row, for messages."""
@@ -54,22 +54,22 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class FileRef:
-    """An image or a mask: a file, or a range of bytes in one. Nothing is read yet.
+    """Reference to an image or a mask: a file, or a range of bytes in it; `read` returns them.
 
     Args:
-        relative: Its path inside the data set, with `/`: the same on every machine.
-        path: The file, or the uncompressed archive or array that holds it.
-        member: Its name in the file at `path`; None for a file of its own.
-        offset: First byte of the member in that file.
-        size: Length in bytes of the member, or of the row.
-        unpacked: The decompressed length of a deflated zip member; else None.
-        raw: The layout of its bytes if they are pixels, not an image file.
-        rows: The table of which it is row number `offset`; else None.
-        border: Pixels on each side that do not belong to the image.
-        array: The name of its array in a file of arrays (`data.arrays`), or None.
-        slice_index: Its slice of a volume; None for a file of one slice.
-        parts: The files that it consists of, with what each is: the channels of an image, or of a
-            mask the classes that have their own files. `path` is then that of the first.
+        relative: Path inside the data set, separated by `/`: equal on all machines.
+        path: The file, or the uncompressed archive or array file that contains the image.
+        member: Name of the image in the file at `path`; None if `path` is the image file.
+        offset: Offset in bytes of the member in the file at `path`; with `rows`, the row number.
+        size: Length in bytes of the member or row.
+        unpacked: Decompressed length of a deflated zip member; else None.
+        raw: Layout of the pixels if the bytes are unencoded pixels; else None.
+        rows: The table that contains the image in row `offset`; else None.
+        border: Number of pixels on each side that are cut off.
+        array: Name of the array in an array file (`data.arrays`); else None.
+        slice_index: Index of the slice in a volume; None for a file with one slice.
+        parts: Pairs (name, file) of an image with one file per channel, or a mask with one file per
+            class. `path` is then that of the first file.
     """
 
     relative: str
@@ -92,7 +92,7 @@ class FileRef:
 
     @property
     def folder(self) -> str | None:
-        """The first folder of the relative path; None for a file beside the folders."""
+        """First folder of the relative path; None for a file that is not in a folder."""
         first, slash, _ = self.relative.partition("/")
         return first if slash else None
 
@@ -109,7 +109,7 @@ class FileRef:
 
     @property
     def length(self) -> int:
-        """Its length in bytes; 0 for a missing file."""
+        """Length in bytes; 0 for a missing file."""
         if self.parts:
             return sum(part.length for _, part in self.parts)
         if self.member is not None or self.rows is not None:
@@ -120,9 +120,9 @@ class FileRef:
             return 0
 
     def read(self) -> bytes:
-        """Its bytes, from the disk, its archive or its table; raises OSError if unreadable.
+        """The bytes from the disk, the archive or the table; raises OSError if they are unreadable.
 
-        Of several parts the bytes of all.
+        With `parts`, the concatenated bytes of all parts.
         """
         if self.parts:
             return b"".join(part.read() for _, part in self.parts)
@@ -146,13 +146,14 @@ class FileRef:
 
 
 def contents_digest(files: Iterable[FileRef]) -> str:
-    r"""SHA-256 (hex) of files, which distinguishes data sets whose images have the same names.
+    r"""SHA-256 (hex) of paths and contents, to distinguish data sets with equal file names.
 
-    Over `relative NUL length LF` of every file, sorted, and then over `relative NUL SHA-256 LF` of
-    as many files as it takes to read CONTENTS_READ bytes, in an order drawn from their paths. A
-    small data set is read completely; in a large one, whose reading would take as long as an
-    evaluation, an edited file of the same length can remain unnoticed. An unreadable file counts as
-    empty. A row of a table counts by its pin instead of its length and bytes.
+    The hashed text is `relative NUL length LF` of every file, sorted by path, followed by
+    `relative NUL SHA-256 LF` of files in a random order that depends only on their paths, until
+    CONTENTS_READ bytes have been read. A small data set is read completely. A large one is not,
+    because this would take as long as an evaluation: a changed file of equal length can remain
+    undetected. An unreadable file counts as empty. For a row of a table with a pin (`Rows.pin`),
+    the pin replaces length and contents.
     """
     ordered = sorted(files, key=lambda file: file.relative)
     digest = hashlib.sha256()
@@ -174,7 +175,7 @@ def _pin(file: FileRef) -> str | None:
 
 
 def _contents(files: Sequence[FileRef]) -> Iterator[bytes]:
-    """The bytes of `files`, read as they are asked for; rows elsewhere some ahead of that."""
+    """Yields the bytes of `files`; blocks with rows of tables are read in parallel threads."""
     with ThreadPoolExecutor(_READ_AHEAD) as pool:
         for first in range(0, len(files), _READ_AHEAD):
             some = files[first : first + _READ_AHEAD]
@@ -194,13 +195,14 @@ class Sample:
     """One image with its class or its mask.
 
     Args:
-        image: The image's file; its relative path is the id of the sample.
-        truth: Index of its class in the label space, or the file of its mask.
-        group: A patient, a photo, or by default the image; never in two parts of a split.
-        split: `train`, `val` or `test` if the data set has its own split; else None.
-        reading: How the masks of its data set are read; None for classes, and if each mask is read
-            by its own values.
-        also: Indices of other true classes.
+        image: File of the image; its relative path is the id of the sample.
+        truth: Index of the class in the label space, or the file of the mask.
+        group: Name of the patient or photo; by default the id of the image. Images of one group are
+            not divided between splits, except by `splits.paper_splits`.
+        split: `train`, `val` or `test` if the data set defines splits; else None.
+        reading: Interpretation of the mask values of the data set; None for classes, and if each
+            mask is interpreted separately.
+        also: Indices of further true classes.
     """
 
     image: FileRef
@@ -212,7 +214,7 @@ class Sample:
 
     @property
     def image_id(self) -> str:
-        """The id of the sample, the same on every machine."""
+        """Id of the sample, equal on all machines."""
         return self.image.relative
 
     @property
@@ -235,21 +237,22 @@ class Dataset:
     """The samples of a data set, sorted by id.
 
     Args:
-        name: Its name in tables.
-        location: Its path on this machine.
+        name: Name in tables of results.
+        location: Path or address of the data set.
         samples: The images with their classes or masks.
         label_space: The classes that targets index; None for masks.
-        grouping: The kind of a group, in the singular: `patient`, `photo`, `image`.
-        available: The number of samples before a subset was drawn.
-        subset: A description of the subset (`15 per class, seed 0`); None for all.
-        demonstration: Whether it is a small set for trying, not for published numbers.
-        evaluated: The split that its owners evaluate on; None without one.
-        answers: The classes that a model may predict, None for all.
-        members: For superclasses, the classes of the model that each consists of; else None.
-        tolerance: The distance from the truth in pixels within which a foreground pixel counts as
-            correct; None for data sets that are not scored so.
-        notes: Notes for the user on how the data were read.
-        reading: How their masks are read; None for classes, and if no mask was examined.
+        grouping: Type of the groups, in the singular: `patient`, `photo`, `image`.
+        available: Number of samples before a subset was selected.
+        subset: Description of the subset (`15 per class, seed 0`); None for all samples.
+        demonstration: Whether the data set is a small example, not suited for published numbers.
+        evaluated: The split that the authors of the data evaluate on; None without one.
+        answers: Indices of the classes that a model may predict; None for all.
+        members: For superclasses, the indices of the model's classes in each; else None.
+        tolerance: Distance in pixels from the true foreground within which a predicted foreground
+            pixel counts as correct; None for data sets without tolerance.
+        notes: Announcements for the user about how the data were read.
+        reading: Interpretation of the mask values; None for classes, and if the masks were not
+            surveyed.
     """
 
     name: str
@@ -276,14 +279,14 @@ class Dataset:
 
     @property
     def mask_classes(self) -> tuple[str, ...]:
-        """The names of the classes 1 to K of masks; empty for foreground and background."""
+        """Names of the classes 1 to K of masks; empty for foreground and background."""
         return () if self.reading is None else self.reading.classes
 
     @property
     def digest(self) -> str:
         r"""SHA-256 (hex) of `image_id NUL target LF` of every sample, in order, as UTF-8.
 
-        For masks the group replaces the target; several true classes are joined by commas.
+        For masks, the group replaces the target. Several true classes are joined by commas.
         """
         digest = hashlib.sha256()
         for sample in self.samples:
@@ -301,10 +304,10 @@ class Dataset:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The groups, each once, sorted."""
+        """The sorted names of all groups."""
         return tuple(sorted({sample.group for sample in self.samples}))
 
     def part(self, ids: frozenset[str], subset: str) -> Dataset:
-        """The samples whose id is in `ids`; `subset` describes them."""
+        """This data set with only the samples in `ids`; `subset` is the description."""
         samples = tuple(sample for sample in self.samples if sample.image_id in ids)
         return replace(self, samples=samples, subset=subset)

@@ -1,15 +1,15 @@
-"""Decodes image files to RGB pixels, as torchvision's and timm's folder data sets do.
+"""Decodes image files to RGB pixels, as the folder data sets of torchvision and timm do.
 
 Both call `Image.open(file).convert("RGB")`: EXIF orientation is not applied, an alpha channel is
-dropped, CMYK goes through Pillow's own formula, greyscale is repeated three times.
+dropped, CMYK is converted by Pillow's formula, and greyscale is repeated three times.
 Source: torchvision.datasets.folder.pil_loader, timm.data.dataset.ImageDataset.
 
-Deviations: 16-bit greyscale keeps its high byte, as Pillow itself does for 16-bit colour; Pillow's
-`convert` clips it, which turns the photo white. An image of one colour with a varying alpha channel
-is refused: without the alpha channel its content would be lost.
+Deviations: 16-bit greyscale is reduced to its high byte, as Pillow does for 16-bit colour; Pillow's
+`convert` would clip it, which turns most photos white. An image with a single colour and a varying
+alpha channel is refused: its content would be lost without the alpha channel.
 
-Pillow's settings are global, and images are decoded in many threads: see `_StrictLoading` and
-`robustcli.core.silence`.
+Pillow's settings are global, but images are decoded in several threads: `_StrictLoading` and
+`robustcli.core.silence` synchronise the changes.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from robustcli.data.arrays import read_pixels
 from robustcli.data.dataset import FileRef, RawPixels
 from robustcli.data.dataset import UnreadableImage as UnreadableImage
 
-# By content, whatever the suffix (ImageNet has a PNG named .JPEG). Other formats are not opened:
-# PostScript would start Ghostscript.
+# The format is detected from the content, not the suffix: ImageNet contains a PNG named .JPEG.
+# Other formats are not opened: Pillow would run Ghostscript for PostScript.
 IMAGE_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 _WIDE_GREY_FORMATS = ("PNG", "PPM")
-_MOST_PIXELS = 2 * 89_478_485  # Pillow's own limit, which a library may have switched off
-# Encoders write at most some dozens. Each passes over all pixels, and an empty one takes 10 bytes.
+_MOST_PIXELS = 2 * 89_478_485  # Pillow's limit, which another library may have disabled
+# Limit of scans of a JPEG. Encoders write at most some dozens. The decoder processes all pixels for
+# each scan, and an empty scan has only 10 bytes.
 _MOST_SCANS = 256
-_START_OF_SCAN = b"\xff\xda"  # never inside a scan, where a 0 follows each 255
-# Their warnings (odd EXIF, transparency dropped, large but not too large) change no pixel.
+_START_OF_SCAN = b"\xff\xda"  # cannot occur inside a scan, where each byte 255 is followed by a 0
+# Modules whose warnings (invalid EXIF, dropped transparency, large images) do not affect pixels.
 _WARNING_MODULES = (
     *("PIL.Image", "PIL.JpegImagePlugin", "PIL.MpoImagePlugin", "PIL.PngImagePlugin"),
     *("PIL.PpmImagePlugin", "PIL.BmpImagePlugin", "PIL.TiffImagePlugin", "PIL.WebPImagePlugin"),
@@ -52,7 +53,7 @@ ReadT = TypeVar("ReadT")
 def decode(ref: FileRef) -> NDArray[np.uint8]:
     """The pixels of one image, uint8, shape (height, width, 3), RGB.
 
-    Of several files each is a channel; an array is read by `arrays.as_pixels`.
+    With `ref.parts`, each part is a channel. Array files are read by `arrays.read_pixels`.
 
     Raises:
         UnreadableImage: The file is missing, truncated, corrupt, too large to be a photo, or of an
@@ -82,7 +83,7 @@ def _decoded(ref: FileRef) -> NDArray[np.uint8]:
 
 
 def _stacked(ref: FileRef) -> NDArray[np.uint8]:
-    """The greyscale files of three channels as one image."""
+    """Stacks greyscale files, one per channel, to one image."""
     channels = list[NDArray[np.uint8]]()
     for name, part in ref.parts:
         pixels = decode(part)
@@ -115,7 +116,7 @@ def read_image(source: Path | io.BytesIO, read: Callable[[Image.Image], ReadT]) 
     """The result of `read` for the opened image in `source`.
 
     Raises:
-        UnreadableImage: The image cannot be opened or loaded, or `read` refuses it.
+        UnreadableImage: The image cannot be opened or loaded, or `read` raises this error.
     """
     try:
         with silenced(*_WARNING_MODULES):
@@ -127,7 +128,8 @@ def read_image(source: Path | io.BytesIO, read: Callable[[Image.Image], ReadT]) 
                     result = read(image)
                     if not ImageFile.LOAD_TRUNCATED_IMAGES:
                         return result
-                # Another thread has just allowed truncated files, so this one may be incomplete.
+                # Another thread allowed truncated files meanwhile, so this image may be incomplete:
+                # decode it again.
                 if isinstance(source, io.BytesIO):
                     source.seek(0)
     except (UnreadableImage, MemoryError):
@@ -138,16 +140,16 @@ def read_image(source: Path | io.BytesIO, read: Callable[[Image.Image], ReadT]) 
         raise UnreadableImage(
             f"not an image of a known kind ({', '.join(IMAGE_FORMATS)})"
         ) from error
-    # Pillow's readers answer a corrupt file with almost any exception (ValueError, SyntaxError,
-    # IndexError, struct.error, zlib.error, ...); one bad file must not end a run of hours.
+    # Pillow raises almost any exception for a corrupt file (ValueError, SyntaxError, IndexError,
+    # struct.error, zlib.error, ...), and one bad file must not end a long run.
     except Exception as error:
         raise UnreadableImage(f"damaged: {error}") from error
 
 
 def _check_scans(image: Image.Image, source: Path | io.BytesIO) -> None:
-    """Raises UnreadableImage for a JPEG of so many scans that it would take hours to decode.
+    """Raises UnreadableImage for a JPEG with so many scans that it would take hours to decode.
 
-    Of a path only the header is read, which takes no time.
+    A path is not checked, because only the header is read from it.
     """
     if not isinstance(source, io.BytesIO) or image.format not in ("JPEG", "MPO"):
         return
@@ -163,7 +165,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise UnreadableImage("32-bit greyscale, for which no value means white")
-    # `convert` copies an image of its own mode, a third of the time that decoding takes.
+    # `convert` copies even an RGB image, which takes a third of the decoding time.
     pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     if image.has_transparency_data and bool((pixels == pixels[0, 0]).all()):
         alpha = np.asarray(image.convert("RGBA").getchannel("A"))
@@ -177,18 +179,18 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 class _StrictLoading:
-    """While a thread is inside, Pillow refuses truncated files, even if a library allows them.
+    """Context in which Pillow refuses truncated files, even if another library allows them.
 
     `ImageFile.LOAD_TRUNCATED_IMAGES` is global. If it is set, the first thread that enters clears
-    it and the last one that leaves restores it; a thread that restored the value that it read would
-    restore another thread's.
+    it and the last thread that leaves restores it. Saving and restoring the value in each thread
+    would be wrong: a thread could save the value that another thread has cleared.
     """
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Resets the state in a forked process, where the threads that were inside do not exist."""
+        """Resets the state in a forked process, which does not have the threads of its parent."""
         if getattr(self, "_allowed", False):
             ImageFile.LOAD_TRUNCATED_IMAGES = True
         self._lock, self._inside, self._allowed = threading.Lock(), 0, False
@@ -212,7 +214,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def image_size(ref: FileRef) -> tuple[int, int]:
-    """Height and width in pixels from the file's header; raises UnreadableImage as `decode`."""
+    """Height and width in pixels, read from the header; raises UnreadableImage like `decode`."""
     if ref.raw is not None:
         return ref.raw.height, ref.raw.width
     if ref.parts:

@@ -1,7 +1,7 @@
-"""Downloads by name or address: resumed after an interruption, checked by SHA-256.
+"""Downloads data sets and files: resumes interrupted downloads and checks their SHA-256.
 
-No library is used for the transfer: pooch resumes nothing, and huggingface_hub resumes without
-checking whether the server still has the same version of the file.
+No library is used for the transfer: pooch cannot resume downloads, and huggingface_hub resumes them
+without checking whether the server still has the same version of the file.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ _LOG = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
 _SLOWEST, _SLOW_S = 1000, 60.0
-"""A transfer of fewer bytes a second, over so many seconds, is given up."""
-_HEADERS_S = 120.0  # until the headers of an answer are complete
+"""A transfer with fewer than _SLOWEST bytes per second over _SLOW_S seconds is aborted."""
+_HEADERS_S = 120.0  # timeout until the headers of a response are complete
 _OK, _PARTIAL_CONTENT = 200, 206
 _RANGE_NOT_SATISFIABLE = 416
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 _ANNOUNCED_FROM = 10_000_000  # bytes
-_MOST_UNANNOUNCED = 2**35  # bytes of a file whose server does not announce its length
+_MOST_UNANNOUNCED = 2**35  # limit in bytes for a response without Content-Length
 
 
 def fetch_dataset(name: str, *, offline: bool = False) -> Path:
-    """The tar of the data set called `name`, downloaded if it is missing.
+    """Path of the tar of the data set `name`, which is downloaded if it is missing.
 
     Raises:
-        UsageError: No data set has that name, or it is missing and `offline` is set.
+        UsageError: The name is unknown, or the file is missing and `offline` is set.
         RunError: The download failed or has wrong contents.
     """
     registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LIST_DATASETS)
@@ -69,7 +69,7 @@ def fetch_dataset(name: str, *, offline: bool = False) -> Path:
         return target
     packed = target.with_name(target.name + ".gz")
     with _locked(target):
-        # Another process may have finished it in the meantime.
+        # Another process may have completed the download in the meantime.
         if not target.is_file():
             if not offline and not packed.is_file():
                 size = f", {dataset.megabytes} MB" if dataset.megabytes else ""
@@ -82,11 +82,11 @@ def fetch_dataset(name: str, *, offline: bool = False) -> Path:
 def fetch_file(url: str, target: Path, *, sha256: str | None, offline: bool) -> str:
     """The SHA-256 (hex) of the file at `target`, downloaded from `url` if it is missing.
 
-    Without a published hash, the first download is trusted: its hash is written to
-    `hash_path(target)`, and from then on the file must have it.
+    Without a published `sha256`, the first download is trusted: its hash is written to
+    `hash_path(target)`, and later calls check the file against it.
 
-    An interrupted download is kept beside `target` as `.part` and resumed; `offline` forbids the
-    network.
+    An interrupted download is kept as `.part` next to `target` and resumed. With `offline`, nothing
+    is downloaded.
 
     Raises:
         UsageError: The file is missing and `offline` is set.
@@ -115,7 +115,7 @@ def file_sha256(path: Path) -> str:
 
 
 def hash_path(target: Path) -> Path:
-    """The file with the hash of a first download that was trusted."""
+    """Path of the file with the hash of a trusted first download."""
     return target.with_name(target.name + ".sha256")
 
 
@@ -163,11 +163,11 @@ def _wrong_hash(target: Path, expected: str, actual: str, todo: str) -> RunError
 
 
 class AddressError(OSError):
-    """An address that is not followed."""
+    """A URL is refused because it is not https."""
 
 
 class EndlessTransferError(OSError):
-    """The server sends more than any file that is downloaded has."""
+    """A response without Content-Length exceeds the size limit."""
 
 
 class InterruptedTransferError(OSError):
@@ -175,20 +175,20 @@ class InterruptedTransferError(OSError):
 
 
 class SlowTransferError(OSError):
-    """The server sends so slowly that the transfer would not end."""
+    """The transfer is too slow."""
 
 
 class TransferPace:
-    """Gives up a transfer that is too slow, however regularly something comes."""
+    """Aborts a transfer whose rate is below _SLOWEST, even if data arrive regularly."""
 
     def __init__(self) -> None:
         self._since, self._received = time.monotonic(), 0
 
     def add(self, received: int) -> None:
-        """Counts `received` bytes that have come.
+        """Adds `received` bytes to the count.
 
         Raises:
-            SlowTransferError: Too few came since the last check.
+            SlowTransferError: Too few bytes were received since the last check.
         """
         self._received += received
         elapsed = time.monotonic() - self._since
@@ -203,28 +203,28 @@ class TransferPace:
 
 @dataclass(frozen=True)
 class PartialDownload:
-    """A partial download at `path`, and the version of the file to which it belongs."""
+    """A partial download at `path`, and the version of the remote file that it is part of."""
 
     path: Path
 
     @property
     def version_path(self) -> Path:
-        """The file with the server's mark of the version (ETag or date)."""
+        """Path of the file with the version reported by the server (ETag or date)."""
         return self.path.with_name(self.path.name + ".version")
 
     @property
     def version(self) -> str:
-        """The server's mark of the version; empty without a reliable one."""
+        """The version reported by the server; empty without a reliable one."""
         path = self.version_path
         return path.read_text(encoding="utf-8") if path.is_file() else ""
 
     @property
     def size(self) -> int:
-        """Bytes that can be resumed: 0 without a version, because two versions might be mixed."""
+        """Bytes already downloaded; 0 without a version, as two versions could be mixed."""
         return self.path.stat().st_size if self.version and self.path.is_file() else 0
 
     def discard(self) -> None:
-        """Deletes the download."""
+        """Deletes the partial download and its version."""
         self.path.unlink(missing_ok=True)
         self.version_path.unlink(missing_ok=True)
 
@@ -233,19 +233,19 @@ def continue_download(url: str, partial: PartialDownload) -> None:
     """Downloads `url` to `partial.path`, resuming it if the server still has the same version.
 
     Raises:
-        OSError: The server cannot be reached or refuses, the disk is full, or the connection
-            ended early (`InterruptedTransferError`); the received part is kept.
+        OSError: The server is unreachable or reports an error, the disk is full, or the connection
+            ended early (`InterruptedTransferError`; the received part is kept).
     """
-    from http.client import HTTPException  # takes 30 ms, which listing data sets must not pay
+    from http.client import HTTPException  # lazy: takes 30 ms
     from urllib.error import HTTPError
     from urllib.request import Request
 
     start = partial.size
-    # Without an encoding: what is received is what is stored, and cannot unpack to more.
+    # No content encoding: the received bytes are stored unchanged and cannot unpack to more.
     headers = {"User-Agent": "robust", "Accept-Encoding": "identity"}
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": partial.version}
-    if not url.startswith("file:"):  # only a redirect to one could be a server's
+    if not url.startswith("file:"):  # chosen by the user; redirects to file: are refused
         check_address(url)
     try:
         with _opener().open(Request(url, headers=headers), timeout=_TIMEOUT_S) as response:
@@ -258,8 +258,8 @@ def continue_download(url: str, partial: PartialDownload) -> None:
                 partial.discard()
                 raise
             _keep_version(partial, response.headers)
-            # Not by appending: where locks do not exclude, two processes that download one file
-            # write the same bytes to the same places.
+            # Written at its offset, not appended: if locks do not work, two processes that download
+            # the same file write the same bytes at the same offsets.
             partial.path.touch()
             with partial.path.open("r+b") as out:
                 out.seek(start)
@@ -279,10 +279,10 @@ def continue_download(url: str, partial: PartialDownload) -> None:
 
 
 def check_address(url: str) -> None:
-    """Checks that `url` is one of https, or of this machine: others could be changed on the way.
+    """Checks that `url` is https, or http on this machine: other http could be tampered with.
 
     Raises:
-        AddressError: It is not.
+        AddressError: The URL is neither.
     """
     from urllib.parse import urlsplit
 
@@ -301,10 +301,10 @@ def _is_here(host: str | None) -> bool:
 
 @cache
 def _opener() -> OpenerDirector:
-    """Opens addresses as `urllib.request.urlopen`, but follows redirects to https alone.
+    """Opens URLs like `urllib.request.urlopen`, but follows only redirects to https.
 
-    From an address of this machine those to this machine are followed too. A server that has not
-    sent all headers in time is hung up on.
+    Redirects from this machine to this machine are followed too. The connection is closed if the
+    headers are not complete after _HEADERS_S seconds.
     """
     from http.client import HTTPConnection, HTTPSConnection
     from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, build_opener
@@ -312,15 +312,15 @@ def _opener() -> OpenerDirector:
     class Impatient(HTTPConnection):
         def getresponse(self) -> HTTPResponse:
             late = threading.Event()
-            # The socket's own timeout begins anew with each byte that comes.
+            # The timeout of the socket restarts with each received byte.
             timer = threading.Timer(_HEADERS_S, hang_up, (self.sock, late))
             timer.start()
             try:
                 return super().getresponse()
             finally:
                 timer.cancel()
-                if late.is_set():  # http.client may take the end of the connection for that of the
-                    self.close()  # headers
+                if late.is_set():  # http.client may treat the closed connection as the end of
+                    self.close()  # the headers
                     raise SlowTransferError(f"no answer was complete after {_HEADERS_S:.0f} s")
 
     class ImpatientSecure(Impatient, HTTPSConnection):
@@ -336,7 +336,7 @@ def _opener() -> OpenerDirector:
 
     def hang_up(sock: socket.socket, late: threading.Event) -> None:
         late.set()
-        with suppress(OSError):  # closed in the meantime
+        with suppress(OSError):  # already closed
             sock.shutdown(socket.SHUT_RDWR)
 
     class OnlySecure(HTTPRedirectHandler):
@@ -361,7 +361,7 @@ def _opener() -> OpenerDirector:
 
 
 def _check_answer(response: HTTPResponse, start: int, path: Path) -> None:
-    """Raises OSError where the answer is not the bytes from `start` on, or has no room."""
+    """Raises OSError if the response is not the bytes from `start` on, or exceeds the disk."""
     headers, length = response.headers, _announced_size(response.headers)
     encoding = headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", ""):
@@ -374,7 +374,7 @@ def _check_answer(response: HTTPResponse, start: int, path: Path) -> None:
                 f"the server sends other bytes than asked for (from {start} on): Content-Range "
                 f"is `{headers.get('Content-Range', '')}`"
             )
-    elif response.status not in (_OK, None):  # None for a file
+    elif response.status not in (_OK, None):  # None for a file: URL
         raise OSError(f"the server answers with status {response.status}")
     free = shutil.disk_usage(path.parent).free
     if length is not None and length > free:
@@ -384,10 +384,10 @@ def _check_answer(response: HTTPResponse, start: int, path: Path) -> None:
 
 
 def _announced_size(headers: Message) -> int | None:
-    """The bytes that the server says to send; None where it says nothing.
+    """The value of Content-Length; None without this header.
 
     Raises:
-        OSError: The header is no number.
+        OSError: The header is not a number.
     """
     length = headers.get("Content-Length")
     if length is None:
@@ -406,7 +406,7 @@ def _keep_version(partial: PartialDownload, headers: Message) -> None:
 
 def _copy(response: HTTPResponse, out: IO[bytes]) -> None:
     received, length, pace = 0, _announced_size(response.headers), TransferPace()
-    while chunk := response.read1(_CHUNK):  # `read` would wait until all of it has come
+    while chunk := response.read1(_CHUNK):  # `read` would wait for the complete chunk
         out.write(chunk)
         received += len(chunk)
         pace.add(len(chunk))
@@ -414,15 +414,15 @@ def _copy(response: HTTPResponse, out: IO[bytes]) -> None:
             raise EndlessTransferError(
                 f"the server announces no length and does not end: {received:,} bytes so far"
             )
-    if length is None and not received:  # as where the connection ended among the headers
+    if length is None and not received:  # e.g. the connection ended within the headers
         raise InterruptedTransferError("the server sent nothing")
-    # `read1` raises nothing if the connection ends early.
+    # `read1` does not raise an error if the connection ends early.
     if length is not None and received < length:
         raise InterruptedTransferError(f"the connection ended after {received} of {length} bytes")
 
 
 def _check_size(path: Path, start: int, headers: Message) -> None:
-    """Detects that two machines wrote to one file, which locks on network folders may allow."""
+    """Detects that another machine wrote to the file, as locks can fail on network folders."""
     length, size = _announced_size(headers), path.stat().st_size
     if length is not None and size != start + length:
         raise InterruptedTransferError(
@@ -431,11 +431,11 @@ def _check_size(path: Path, start: int, headers: Message) -> None:
 
 
 def unpack(dataset: NamedDataset, packed: Path, target: Path) -> None:
-    """Makes the tar `target` from the download `packed`, which is then removed.
+    """Decompresses the download `packed` to the tar `target`, and deletes `packed`.
 
     Raises:
-        RunError: The download is damaged or not `dataset`; it is removed, so the next fetch
-            downloads again.
+        RunError: The download is damaged or is not `dataset`. It is deleted, so the next call
+            downloads it again.
     """
     with replacing(target) as beside:
         try:
@@ -449,7 +449,7 @@ def unpack(dataset: NamedDataset, packed: Path, target: Path) -> None:
 
 
 def _count_images(tar: Path) -> int:
-    """The image files in `tar`, or the images in CIFAR's files."""
+    """The number of image files in `tar`, or of the images in CIFAR's files."""
     image_files = list_tar(tar).files
     if image_files:
         return len(image_files)

@@ -1,13 +1,13 @@
-"""Data sets of the Hugging Face hub: `hf:ORG/NAME@REVISION:SPLIT`, read image by image.
+"""Data sets of the Hugging Face hub: `hf:ORG/NAME@REVISION:SPLIT`, images are read on demand.
 
-The library `datasets` says which Parquet files make up a split and which columns they have. Of
-these files, first only the columns of labels and names are read. An image is had when it is
-needed, with the others of its row group (the smallest piece of a Parquet file that can be read
-alone), which is then kept in the data home: for the next transform, the next command and the other
-worker processes. So a sample is a fixed row of a fixed file, whoever reads it, in whatever order.
+The library `datasets` reports the Parquet files of each split and their columns. Opening a data set
+reads only the columns of labels and names from these files. The first read of an image fetches its
+complete row group, the smallest separately readable part of a Parquet file. The row group is cached
+in the data home, for further transforms, commands and worker processes. So a sample is a fixed row
+of a fixed file, independent of the process that reads it and of the order.
 
-A name of a branch is resolved to a commit once, and everything is read from that commit. No code of
-a repository is run: `datasets` from version 4 on cannot.
+The name of a branch is resolved to a commit once, and everything is read from that commit. Code of
+a repository is never run: `datasets` from version 4 on cannot run it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from robustcli.data.listing import normalised_path
 from robustcli.data.tables import Say
 
 OLDEST_DATASETS = (4, 0)
-"""The first version that runs no code of a repository; as in `pyproject.toml`."""
+"""The first version that cannot run code of a repository; also in `pyproject.toml`."""
 _NAME = re.compile(
     r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:?@\s]+))?(?::(?P<split>[\w.-]+))?"
     r"(?:\?(?P<options>.*))?"
@@ -53,7 +53,7 @@ _NAME = re.compile(
 _OPTIONS = ("config", "image", "label", "mask")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PREFERRED = ("test", "validation", "val", "valid", "dev", "train")
-"""Which split an evaluation takes where none is named, the first that has labels."""
+"""Preferred splits of an evaluation without a named split; the first one with labels is used."""
 _IMAGE_NAMES = ("image", "img", "pixels", "photo", "picture", "jpg", "png")
 _LABEL_NAMES = (
     *("label", "labels", "fine_label", "class", "target", "category", "cls", "class_name"),
@@ -66,24 +66,26 @@ _ID_NAMES = (
 )
 _UNSAFE = re.compile(r"^/|\\|[\x00-\x1f\x7f]|(^|/)\.\.?(/|$)")
 _AT_ONCE = 8
-"""Files of which labels are read at the same time: it is the answers that take the time."""
+"""Number of files whose labels are read in parallel, because latency dominates."""
 
 
 def names_hub_dataset(data: str) -> bool:
-    """Whether `data` names a data set of the hub."""
+    """Whether `data` has the prefix of a data set of the hub."""
     return data.startswith(HUB_PREFIX)
 
 
 @dataclass(frozen=True)
 class HubName:
-    """What the user types.
+    """The parsed name of a data set of the hub.
 
     Args:
         repo: `ORG/NAME`.
         revision: A branch, a tag or a commit; None for the branch `main`.
-        split: None where none is named.
-        config: The subset of a repository that holds several; None for its default.
-        image: The column of images; None to find it. Likewise `label` and `mask`.
+        split: Name of the split; None if the user named none.
+        config: Subset of a repository with several subsets; None for its default.
+        image: Column of images; None to detect it.
+        label: Column of labels; None to detect it.
+        mask: Column of masks; None to detect it.
     """
 
     repo: str
@@ -96,11 +98,11 @@ class HubName:
 
     @property
     def place(self) -> Path:
-        """The name of the data in messages: `hf:ORG/NAME`."""
+        """The name for messages: `hf:ORG/NAME`."""
         return Path(f"{HUB_PREFIX}{self.repo}")
 
     def spelled(self, commit: str, split: str | None) -> str:
-        """The name of the same data at `commit`, as it can be typed."""
+        """The complete name of `split` at `commit`, in the notation of `parse_hub_name`."""
         known = ((name, getattr(self, name)) for name in _OPTIONS)
         options = "&".join(f"{name}={value}" for name, value in known if value is not None)
         return (
@@ -111,10 +113,10 @@ class HubName:
 
 
 def parse_hub_name(data: str) -> HubName:
-    """The hub's data set that `data` names.
+    """Parses `hf:ORG/NAME[@REVISION][:SPLIT][?OPTION=VALUE&...]`.
 
     Raises:
-        UsageError: It is no such name.
+        UsageError: `data` is not such a name.
     """
     match = _NAME.fullmatch(data)
     pairs = (
@@ -137,12 +139,12 @@ def parse_hub_name(data: str) -> HubName:
 
 @dataclass(frozen=True)
 class HubLayout:
-    """What was found.
+    """The images of a data set of the hub.
 
     Args:
-        layout: The images.
-        name: What the data set is called in tables: `NAME:SPLIT`.
-        location: Its whole name, with the commit.
+        layout: The labelled images.
+        name: Name of the data set in tables of results: `NAME:SPLIT`.
+        location: Complete name of the data set, with the commit.
     """
 
     layout: Layout[Any]
@@ -157,22 +159,23 @@ def read_hub_classes(
 
     Args:
         name: The data set.
-        say: Hears which commit, split and columns were taken.
-        offline: Forbids the network.
-        all_splits: Whether all splits are taken where none is named, as for training.
-        spaces: Label spaces whose ids classes get where they are the same ones in the same order.
+        say: Receives notes on the selected commit, split and columns.
+        offline: Whether to use only cached files.
+        all_splits: Whether to read all splits if `name` has none, as for training.
+        spaces: Label spaces whose ids replace class names if classes and order are equal; see
+            `class_names`.
 
     Raises:
         MachineError: `datasets` is not installed, or too old.
-        UsageError: There is no such data set, split or column, it has no labels or is not published
-            as Parquet, or `offline` is set and it is not here.
-        RunError: The connection broke.
+        UsageError: The data set, split or column does not exist, has no labels or is not published
+            as Parquet, or `offline` is set and a file is not cached.
+        RunError: The transfer failed.
     """
     return _read(name, say, offline, all_splits, "label", spaces)
 
 
 def read_hub_masks(name: HubName, say: Say, *, offline: bool) -> HubLayout:
-    """The images of a split, or of all parts, with their masks; see `read_hub_classes`."""
+    """The images of one split or of all splits with their masks; see `read_hub_classes`."""
     return _read(name, say, offline, True, "mask", ())
 
 
@@ -225,11 +228,11 @@ def _read(
     )
 
 
-# The commit.
+# Resolution of the commit.
 
 
 def _commit(name: HubName, say: Say, offline: bool) -> str:
-    """The commit that the revision means: asked of the hub, or what it meant when it was asked."""
+    """The commit of the revision, from the hub; if `offline`, the last one from the hub."""
     revision = name.revision or "main"
     if _COMMIT.fullmatch(revision):
         return revision
@@ -279,26 +282,26 @@ def _resolved(name: HubName, revision: str) -> str:
             first_line(error),
             "Check the name; for a private one, log in with `hf auth login` or set HF_TOKEN.",
         ) from error
-    except Exception as error:  # of the hub's client and its transports
+    except Exception as error:  # the hub client and its HTTP libraries raise various exceptions
         raise broken_transfer(name.repo, "The hub could not be asked", error) from error
     assert info.sha is not None, "the hub names a commit for every revision"
     return info.sha
 
 
-# The files and columns that are published.
+# Published files and columns.
 
 ColumnKind = Literal["image", "class", "text", "number", "other"]
 
 
 @dataclass(frozen=True)
 class PublishedColumn:
-    """One column.
+    """A column of the Parquet files.
 
     Args:
-        name: Its name.
-        kind: `class` for numbers with names.
-        names: Of the classes.
-        leaf: Of images, the name of the column of encoded bytes inside it.
+        name: Name of the column.
+        kind: Type of the values; `class` for class indices with names.
+        names: Class names of a `class` column.
+        leaf: For images, the Parquet path of the encoded bytes, such as `image.bytes`.
     """
 
     name: str
@@ -309,13 +312,13 @@ class PublishedColumn:
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One Parquet file.
+    """A Parquet file.
 
     Args:
-        path: In the repository.
-        size: Bytes.
-        rows: Of each row group.
-        bytes: Of each row group, by the name of a column, as it is packed.
+        path: Path in the repository.
+        size: Size in bytes.
+        rows: Number of rows of each row group.
+        bytes: Compressed bytes of each row group, by column name.
     """
 
     path: str
@@ -324,13 +327,13 @@ class PublishedFile:
     bytes: Mapping[str, tuple[int, ...]] = field(repr=False)
 
     def bytes_of(self, column: str) -> int:
-        """All bytes of the column called `column`."""
+        """Compressed bytes of `column` in all row groups."""
         return sum(self.bytes.get(column, ()))
 
 
 @dataclass(frozen=True)
 class Published:
-    """The Parquet files of each split, in their order, and their columns."""
+    """The columns of a data set, and the Parquet files of each split in order."""
 
     config: str
     columns: tuple[PublishedColumn, ...]
@@ -338,7 +341,7 @@ class Published:
 
     @cached_property
     def by_name(self) -> dict[str, PublishedColumn]:
-        """The columns."""
+        """The columns by name."""
         return {column.name: column for column in self.columns}
 
 
@@ -346,7 +349,7 @@ _FORMAT = 1
 
 
 def _published(name: HubName, commit: str, offline: bool) -> Published:
-    """The published files at `commit`: looked up once, then cached."""
+    """The published files at `commit`, from the cache or else from the hub."""
     home = commit_home(name.repo, commit)
     file = home / f"files-{local_file_name(name.config or 'default')}.json"
     try:
@@ -354,7 +357,7 @@ def _published(name: HubName, commit: str, offline: bool) -> Published:
         if known["format"] == _FORMAT:
             return _from_json(known)
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not here yet, of another version, or damaged: it is looked up anew
+        pass  # not cached, another format or damaged: fetched again
     if offline:
         raise not_here(name.repo, "its list of files was never fetched")
     published = _look_up(name, commit)
@@ -396,7 +399,7 @@ def _library() -> Any:
 
 
 def _look_up(name: HubName, commit: str) -> Published:
-    """The splits as `datasets` finds them, with the metadata of their Parquet files."""
+    """The splits as detected by `datasets`, with the metadata of their Parquet files."""
     import tempfile
 
     datasets = _library()
@@ -410,7 +413,7 @@ def _look_up(name: HubName, commit: str) -> Published:
             builder = datasets.load_dataset_builder(
                 name.repo, name.config, revision=commit, cache_dir=cache
             )
-    except Exception as error:  # of `datasets`, the hub's client and its transports
+    except Exception as error:  # `datasets` and its HTTP libraries raise various exceptions
         raise _unreadable(name, error) from error
     finally:
         logger.setLevel(level)
@@ -437,7 +440,7 @@ def _look_up(name: HubName, commit: str) -> Published:
 
 
 def _in_repo(url: str) -> str:
-    """`hf://datasets/ORG/NAME@COMMIT/data/x.parquet` without all that is before the path."""
+    """The path in the repository of a URL `hf://datasets/ORG/NAME@COMMIT/data/x.parquet`."""
     return str(url).partition("://")[2].split("/", 3)[3]
 
 
@@ -483,12 +486,12 @@ def _footer(name: HubName, commit: str, path: str) -> tuple[PublishedFile, Any]:
     return PublishedFile(path, remote.size, rows, known), file.schema_arrow
 
 
-# Which columns and splits are taken.
+# Selection of columns and splits.
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """The names of the columns that are read, and which kind of truth they hold."""
+    """The selected columns of images and truth; `masks`: whether the truth is masks or classes."""
 
     image: str
     truth: str
@@ -523,16 +526,19 @@ def _single_column(
     name: HubName, published: Published, role: str, typed: str | None, fitting: Sequence[str],
     usual: Sequence[str], *, certain: bool = True,
 ) -> str:  # fmt: skip
-    """The column that the user named, the only one that fits, or the only one of a usual name.
+    """Selects the column set by the user, the only candidate, or one with a usual name.
 
     Args:
         name: The data set, for messages.
-        published: What there is.
-        role: What is looked for.
-        typed: As the user said it.
-        fitting: Columns that may be it.
-        usual: Names it often has, the likeliest first.
-        certain: Whether the only one that fits is it, whatever its name.
+        published: All columns.
+        role: Role of the column: `image`, `label` or `mask`.
+        typed: Column set by the user; None to detect it.
+        fitting: Candidates of a suitable type.
+        usual: Usual names of the column, by descending priority.
+        certain: Whether a single candidate is selected whatever its name.
+
+    Raises:
+        UsageError: The column does not exist, has another type, or is ambiguous.
     """
     if typed is not None:
         if typed not in published.by_name:
@@ -565,7 +571,7 @@ def _wrong_column(name: HubName, published: Published, role: str, reason: str) -
 
 
 def _splits(name: HubName, published: Published, all_splits: bool) -> list[str]:
-    """The splits to read, the preferred one first."""
+    """The splits to read, by descending preference."""
     files = published.files
     if name.split is not None:
         if name.split not in files:
@@ -592,12 +598,12 @@ def _splits(name: HubName, published: Published, all_splits: bool) -> list[str]:
     return known or list(files)
 
 
-# The rows: names and labels, without the images.
+# Names and labels of the rows, without the images.
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Of each row of a split its id and label (a text; empty where there is none)."""
+    """Id and label of each row of a split; the label is a string, empty without one."""
 
     ids: Sequence[str]
     labels: Sequence[str]
@@ -607,7 +613,7 @@ class _Rows:
 def _rows(
     name: HubName, commit: str, published: Published, split: str, columns: _Columns, offline: bool
 ) -> _Rows:
-    """Ids and labels of a split: read once, then cached."""
+    """Ids and labels of a split, from the cache or else from the hub."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -632,7 +638,7 @@ def _rows(
 def _fetched_rows(
     name: HubName, commit: str, published: Published, split: str, columns: _Columns
 ) -> Any:
-    """A table of ids and labels, from the small columns alone."""
+    """A table of ids and labels, from the columns without images."""
     import pyarrow as pa
 
     naming = [c for c in _ID_NAMES if c in published.by_name
@@ -678,7 +684,7 @@ def _fetched_rows(
 
 
 def _as_ids(values: Sequence[Any], total: int) -> list[str] | None:
-    """`values` as ids of images; None where one is missing, there twice, or no plain path."""
+    """`values` as image ids; None if one is missing, repeated, or an unsafe path."""
     if len(values) != total or any(value is None or value == "" for value in values):
         return None
     ids = [normalised_path(str(value)) for value in values]
@@ -688,7 +694,7 @@ def _as_ids(values: Sequence[Any], total: int) -> list[str] | None:
 
 
 def _as_labels(column: PublishedColumn, values: Any) -> list[str]:
-    """Each label as a text: the number of a class that has a name, else the label itself."""
+    """Each label as a string; class indices without a name and missing labels become empty."""
     labels = ["" if value is None else str(value) for value in values.to_pylist()]
     if column.kind == "class":
         known = {str(number) for number in range(len(column.names))}
@@ -697,15 +703,16 @@ def _as_labels(column: PublishedColumn, values: Any) -> list[str]:
 
 
 def class_names(names: Sequence[str], spaces: Sequence[LabelSpace]) -> list[str]:
-    """The class names of a column: ids of a label space, or their own names.
+    """Unique class names of a column: ids of a label space, else the published names.
 
-    They get the ids of the first of `spaces`, or of a bundled one, that has the same classes in the
-    same order: the hub's ImageNet has `crane` twice, and only its place tells which one is meant.
-    A class of a name that others have too is followed by its number.
+    Returns the ids of the first of `spaces`, or of the bundled label spaces, with the same classes
+    in the same order. Names are not sufficient: ImageNet on the hub has two classes `crane`, which
+    only the order distinguishes. Without such a label space, the index is appended to names that
+    occur several times.
 
     Args:
-        names: As published, perhaps several for a class (`tench, Tinca tinca`).
-        spaces: Label spaces to try first.
+        names: Published names; one entry can contain several (`tench, Tinca tinca`).
+        spaces: Label spaces to try before the bundled ones.
     """
     for space in (*spaces, *map(read_label_space, BUNDLED_SPACES)):
         if len(space.ids) == len(names) and all(

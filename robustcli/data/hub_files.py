@@ -1,7 +1,7 @@
-"""Parquet files of the Hugging Face hub: read by ranges, a row group of one column at a time.
+"""Parquet files of the Hugging Face hub: range requests read one column of one row group.
 
-A row group is the smallest piece of a Parquet file that can be read alone. It is fetched when one
-of its rows is first needed, and kept in the data home.
+A row group is the smallest separately readable part of a Parquet file. It is fetched when one of
+its rows is first read, and cached in the data home.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ HUB_PREFIX = "hf:"
 TIMEOUT_S = 60
 _CHUNK = 1 << 16
 _MOST_BYTES = 2**32
-"""Of a row group's column, or of a footer: what is read at once of any file."""
+"""Limit in bytes of one range request (a column of a row group, or a footer)."""
 _PAUSES_S = (1.0, 4.0)
-"""Before a broken transfer is tried again."""
+"""Delays in seconds before a failed transfer is repeated."""
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One column of one row group of a file: fetched when a row of it is first read, then kept.
+    """One column of one row group of a file, fetched on the first read and then cached.
 
     Args:
         repo: `ORG/NAME`.
-        commit: Of the repository.
-        path: The Parquet file in it.
-        size: Its bytes.
-        group: The number of the row group.
-        leaf: The column of encoded images.
-        home: Where what is fetched is kept.
-        offline: Forbids the network.
+        commit: Commit of the repository.
+        path: Path of the Parquet file in the repository.
+        size: Size of the file in bytes.
+        group: Index of the row group.
+        leaf: Parquet path of the column of encoded images.
+        home: Folder of the cache.
+        offline: Whether to use only the cache.
     """
 
     repo: str
@@ -57,30 +57,30 @@ class RowGroup:
 
     @property
     def kept(self) -> Path:
-        """The path of its rows in the cache."""
+        """Path of the cached row group."""
         plain = local_file_name(
             f"{self.path.removesuffix('.parquet')}-{self.group:05d}-{self.leaf}"
         )
         return self.home / "images" / f"{plain}.arrow"
 
     def ref(self, image_id: str, row: int) -> FileRef:
-        """The image (or mask) in its row number `row`."""
+        """The image or mask in row `row` of the row group."""
         return FileRef(image_id, self.kept, f"row {row}", row, rows=self)
 
     def pin(self, row: int) -> str:
-        """A permanent identifier of a row's bytes, which a commit fixes."""
+        """A permanent identifier of the bytes of a row: the contents of a commit never change."""
         return f"{self.repo}@{self.commit}/{self.path}/{self.leaf}/{self.group}/{row}"
 
     def shown(self, row: int) -> str:
-        """Where a row is kept, for messages."""
+        """Cache path and index of a row, for messages."""
         return f"{self.kept}:row {row}"
 
     def read(self, row: int) -> bytes:
         """The encoded image in a row.
 
         Raises:
-            RunError: It is not here, and the connection broke.
-            UsageError: It is not here, and the network is forbidden.
+            RunError: The row group is not cached, and the transfer failed.
+            UsageError: The row group is not cached, and `offline` is set.
             OSError: The row is empty.
         """
         content = self._kept_row(row)
@@ -92,7 +92,7 @@ class RowGroup:
         return content
 
     def _kept_row(self, row: int) -> bytes | None:
-        """The cached bytes of a row, empty for an empty row; None if they are not cached."""
+        """The cached bytes of a row, empty for an empty row; None if the row is not cached."""
         import pyarrow as pa
 
         try:
@@ -141,24 +141,24 @@ class RowGroup:
 
 @lru_cache(maxsize=64)
 def _metadata(repo: str, commit: str, path: str, size: int) -> Any:
-    """The footer of a file, read once by each process."""
+    """The footer of a file, cached in each process."""
     import pyarrow.parquet as pq
 
     return pq.read_metadata(RemoteFile(repo, commit, path, size))
 
 
 class RefusedByHubError(OSError):
-    """The hub answered, and will answer the same again: not found, or not allowed."""
+    """The hub responded with a permanent error, such as not found or forbidden."""
 
 
 class RemoteFile(io.RawIOBase):
-    """A file of a repository, read by ranges.
+    """A file of a repository of the hub, read with range requests.
 
     Args:
         repo: `ORG/NAME`.
-        commit: Of it.
-        path: The file.
-        size: Its bytes; None to ask.
+        commit: Commit of the repository.
+        path: Path of the file in the repository.
+        size: Size in bytes; None to request it from the hub.
     """
 
     def __init__(self, repo: str, commit: str, path: str, size: int | None = None) -> None:
@@ -180,9 +180,9 @@ class RemoteFile(io.RawIOBase):
         return int(size)
 
     def _get(self, start: int, end: int) -> tuple[bytes, str]:
-        """The bytes from `start` to before `end`, and the answer's `Content-Range`.
+        """The bytes of [start, end), and the header `Content-Range` of the response.
 
-        A broken transfer is tried again.
+        Failed transfers are repeated, except for permanent errors.
         """
         if end - start > _MOST_BYTES:
             raise OSError(f"{end - start:,} bytes at once are more than are read")
@@ -210,7 +210,7 @@ class RemoteFile(io.RawIOBase):
             content_range = str(response.headers.get("Content-Range", ""))
             if status != 206 or not content_range.startswith(f"bytes {start}-"):
                 raise OSError(f"the hub answers with status {status} and not with the range asked")
-            for chunk in chunks:  # never more in memory than was asked for, whatever is announced
+            for chunk in chunks:  # bounds the memory, whatever the server sends
                 content += chunk
                 pace.add(len(chunk))
                 if len(content) > end - start:
@@ -237,7 +237,7 @@ class RemoteFile(io.RawIOBase):
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        """See `io.RawIOBase`; all that was asked for, up to the end of the file."""
+        """See `io.RawIOBase`; returns `size` bytes unless the file ends before."""
         end = self.size if size < 0 else min(self.size, self._at + size)
         if end <= self._at:
             return b""
@@ -248,15 +248,15 @@ class RemoteFile(io.RawIOBase):
 
 @contextmanager
 def _opened(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Iterable[bytes]]]:
-    """The answer of the hub, and its body in pieces as they come, as they are sent.
+    """The response of the hub, and an iterator of its undecoded body in chunks.
 
-    The session is that of the hub's client: httpx from huggingface-hub 1 on, before it requests.
+    Uses the session of the hub's client: httpx from huggingface-hub 1 on, requests before.
     """
     from huggingface_hub import utils
 
-    client: Any = utils  # which of its functions are typed as public depends on the version
+    client: Any = utils  # the functions typed as public depend on the version
     session = client.get_session()
-    if callable(getattr(session, "stream", None)):  # of requests it is a flag
+    if callable(getattr(session, "stream", None)):  # httpx; in requests, `stream` is a flag
         with session.stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response:
             yield response, response.iter_raw()
         return
@@ -266,11 +266,11 @@ def _opened(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Iterabl
         yield response, iter(lambda: read(_CHUNK, decode_content=False), b"")
 
 
-# Where it is kept, and what goes wrong.
+# Cache paths and errors.
 
 
 def local_file_name(text: str) -> str:
-    """`text` as a part of the name of a file."""
+    """`text` with characters that are valid in a file name, shortened."""
     return shortened(re.sub(r"[^\w.-]", "--", text), LONGEST_NAME // 2)
 
 
@@ -286,17 +286,17 @@ def commit_home(repo: str, commit: str) -> Path:
 
 @contextmanager
 def fetching(repo: str, path: str) -> Iterator[None]:
-    """A context that turns exceptions of the transfer and of Parquet into our errors."""
+    """Context that converts exceptions of the transfer and of Parquet to RunError."""
     try:
         yield
     except RobustError:
         raise
-    except Exception as error:  # of httpx or requests, the hub's client, pyarrow
+    except Exception as error:  # HTTP libraries and pyarrow raise various exceptions
         raise broken_transfer(repo, f"`{path}` could not be read from the hub", error) from error
 
 
 def broken_transfer(repo: str, what: str, error: Exception) -> RunError:
-    """The error where the hub cannot be reached or answers with something else."""
+    """The error for an unreachable hub or an unexpected response."""
     return RunError(
         f"`{HUB_PREFIX}{repo}`: {what[0].lower() + what[1:] if what[0] != '`' else what}.",
         f"{type(error).__name__}: {first_line(error)}.",
@@ -306,7 +306,7 @@ def broken_transfer(repo: str, what: str, error: Exception) -> RunError:
 
 
 def not_here(repo: str, reason: str) -> UsageError:
-    """The error for data that are not cached while downloads are disallowed."""
+    """The error for data that are not cached while the network must not be used."""
     return UsageError(
         f"`{HUB_PREFIX}{repo}` is not (wholly) on this machine, and the network must not be used "
         "(`--offline`, `--dry-run`).",

@@ -1,4 +1,4 @@
-"""Label spaces: classes, their indices, and their names in data sets."""
+"""Label spaces: ordered classes with ids and names, and how data sets refer to them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from robustcli.data.tables import TABLE_SUFFIXES, Column, Say, read_columns, rea
 
 BUNDLED_SPACES = ("imagenet-1k", "cifar10", "cifar100")
 NUMBERED = "numbers"
-"""How the names of label spaces without names begin, see `numbered_classes`."""
+"""Prefix of the names of label spaces without class names, see `numbered_classes`."""
 _WNID_AND_NAME = re.compile(r"(n\d{8})(?:[\s,]+(.+))?")
 _WNID = re.compile(r"n\d{8}")
 _COLUMNS = (
@@ -34,8 +34,9 @@ class LabelSpace:
 
     Args:
         name: `imagenet-1k`, `cifar10`, or the stem of the classes file.
-        ids: WordNet ids, or class names without them; position = class index.
-        names: A readable name for each class. Two classes may share one (ImageNet's two cranes).
+        ids: WordNet ids, or else class names; the position is the class index.
+        names: A readable name for each class. Two classes may have the same name: ImageNet has two
+            classes `crane`.
     """
 
     name: str
@@ -45,8 +46,8 @@ class LabelSpace:
     def index_of(self, label: str) -> int | None:
         """The index of the class `label`; None for an unknown or ambiguous label.
 
-        A label is an id, a name (case and punctuation do not count) or a 0-based decimal index;
-        indices are not accepted if classes are themselves named by numbers.
+        A label is an id, a name (case and punctuation are ignored) or a 0-based decimal index.
+        Indices are not accepted if the names of classes are numbers.
         """
         for index in (self._exact.get(label), self._spelled.get(_spelling(label))):
             if index is not None:
@@ -82,12 +83,12 @@ def _unambiguous(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 
 def read_label_space(name_or_file: str, say: Say = unheard) -> LabelSpace:
-    """The bundled label space of that name, or the one in a classes file.
+    """The label space with a bundled name, or of a classes file (see `read_classes`).
 
-    A file with the ids of a bundled label space is that label space, whatever its name.
+    A file with the ids of a bundled label space is read as that label space, whatever its name.
 
     Raises:
-        UsageError: Neither a label space nor a readable classes file.
+        UsageError: The argument is neither a bundled label space nor a readable classes file.
     """
     if canonical(name_or_file) in BUNDLED_SPACES:
         return _bundled(canonical(name_or_file))
@@ -101,7 +102,7 @@ def read_label_space(name_or_file: str, say: Say = unheard) -> LabelSpace:
             "`--label-space FILE` with one class a line, in index order.",
         )
     space = _read_label_space(path, say)
-    if canonical(space.name) in BUNDLED_SPACES:  # other classes must not have this name
+    if canonical(space.name) in BUNDLED_SPACES:  # bundled names are reserved
         space = replace(space, name=path.name)
     return next((s for s in map(_bundled, BUNDLED_SPACES) if s.ids == space.ids), space)
 
@@ -117,16 +118,16 @@ def _read_label_space(path: Path, say: Say = unheard) -> LabelSpace:
 
 
 def numbered_classes(model: str, count: int) -> LabelSpace:
-    """The classes of `model` where nobody named them: `0` to `count - 1`."""
+    """The label space of a `model` without class names: `0` to `count - 1`."""
     numbers = tuple(map(str, range(count)))
     return LabelSpace(f"{NUMBERED} of {model}", numbers, numbers)
 
 
 def recognise_space(labels: Collection[str], prefer: str | None = None) -> LabelSpace | None:
-    """The bundled label space that contains all `labels`, `prefer` first; None if there is none.
+    """The bundled label space that contains all `labels`, `prefer` first; None without one.
 
-    Numbers are recognised only as the complete set 0 ... n-1 of the preferred label space:
-    ten folders `0` to `9` may hold digits as well as the first ten classes of ImageNet.
+    Numbers are recognised only as the complete set 0 ... n-1 of the preferred label space: ten
+    folders `0` to `9` can be digits or the first ten classes of ImageNet.
     """
     numbers = any(label.isdecimal() for label in labels)
     for space in sorted(map(_bundled, BUNDLED_SPACES), key=lambda space: space.name != prefer):
@@ -138,7 +139,7 @@ def recognise_space(labels: Collection[str], prefer: str | None = None) -> Label
 
 
 def label_space_of(labels: Collection[str], name: str) -> LabelSpace:
-    """The label space of exactly these labels: a bundled one, or a new one called `name`."""
+    """The label space with exactly these labels: a bundled one, else a new one named `name`."""
     space = recognise_space(labels)
     if space is not None and len({space.index_of(label) for label in labels}) == len(space.ids):
         return space
@@ -148,17 +149,18 @@ def label_space_of(labels: Collection[str], name: str) -> LabelSpace:
 
 @dataclass(frozen=True)
 class ModelClasses:
-    """The classes of a model.
+    """Expects data with the classes of a model.
 
-    `label_space` is the one that the user named, None to recognise it; `model` is the name of the
-    model's own label space, which is tried first.
+    Args:
+        label_space: Label space of the data, as chosen by the user; None to recognise it.
+        model: Name of the model's label space, which is preferred in the recognition.
     """
 
     label_space: LabelSpace | None
     model: str
 
     def fit(self, labels: Collection[str]) -> LabelSpace | None:
-        """The label space that contains all `labels`, or None."""
+        """The label space that contains all `labels`; None without one."""
         if self.label_space is None:
             return recognise_space(labels, prefer=self.model)
         fits = all(self.label_space.index_of(label) is not None for label in labels)
@@ -167,12 +169,12 @@ class ModelClasses:
 
 @dataclass(frozen=True)
 class AnyClasses:
-    """Any classes, at least two; `name` is the name of a label space that is not bundled."""
+    """Accepts any classes, at least two; `name` is the name of a new label space."""
 
     name: str
 
     def fit(self, labels: Collection[str]) -> LabelSpace | None:
-        """The label space of `labels`, or None."""
+        """The label space of `labels`; None for fewer than two."""
         return label_space_of(labels, self.name) if len(set(labels)) > 1 else None
 
 
@@ -181,20 +183,20 @@ ExpectedClasses: TypeAlias = ModelClasses | AnyClasses
 
 @dataclass(frozen=True)
 class ClassEntry:
-    """One class: its id (a wnid, or the name where there is none) and its name."""
+    """One class: its id (a wnid, or else the name) and its name."""
 
     id: str
     name: str
 
 
 def read_classes(path: Path, say: Say = unheard) -> tuple[ClassEntry, ...]:
-    """The classes in the classes file at `path`; position = class index.
+    """The classes in the file at `path`; the position is the class index.
 
-    The file is a text with one class a line (`NAME`, or `WNID NAME`), or a CSV, TSV or Parquet
-    table with a column `name` or `id` (also `wnid`), and perhaps `index` (0, 1, 2, ...).
+    The file is a text with one class per line (`NAME`, or `WNID NAME`), or a CSV, TSV or Parquet
+    table with a column `name` or `id` (also `wnid`), and optionally `index` (0, 1, 2, ...).
 
     Raises:
-        UsageError: The file cannot be read, is empty, or names a class twice.
+        UsageError: The file cannot be read, is empty, or contains a class twice.
     """
     is_table = path.suffix.lower() in TABLE_SUFFIXES
     classes = _from_table(path, say) if is_table else _from_lines(read_text(path, say))

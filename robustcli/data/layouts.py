@@ -1,4 +1,4 @@
-"""Layouts of folders and file names, from which the class or the mask of each image is known."""
+"""Layouts of folders and file names that define the class or the mask of each image."""
 
 from __future__ import annotations
 
@@ -16,29 +16,33 @@ from robustcli.data.labels import AnyClasses, ExpectedClasses
 from robustcli.data.listing import is_image
 
 LabelT = TypeVar("LabelT", str, FileRef)
-"""The label of an image: the name of its class as in the data, or its mask."""
+"""The label of an image: the name of its class as in the data set, or the file of its mask."""
 
 SPLIT_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""The names of splits in folders and columns, in lower case."""
+"""Splits by their lower-case names in folders and columns."""
 # n01440764_tench.JPEG, n01440764_18.JPEG; or ILSVRC2012_val_00000293_n01440764.JPEG
 _WNID_IN_NAME = re.compile(r"(n\d{8})[_.-].*|.*[_.-](n\d{8})\.[^.]+")
 _MASK = "_mask"
 _ROAD_SPLITS = ("train", "val", "test")
 # 17278960_15_r1c2: tile in row 1 and column 2 of the aerial photo 17278960_15.
 _TILE = re.compile(r"_r\d+c\d+$")
-_ROAD_TOLERANCE = 3  # pixels: true roads are centre lines of a map drawn with one width
+_ROAD_TOLERANCE = 3  # pixels: the true roads are centre lines of a map, drawn with a constant width
 
 
 @dataclass(frozen=True)
 class Labelled(Generic[LabelT]):
     """An image with its label from a layout or a table.
 
-    `label` is the name of its class, or the file of its mask; `split` is None if the data has no
-    split, `group` if the image is its own group; `also` are further true classes.
+    Args:
+        image: File of the image.
+        label: Name of its class, or file of its mask.
+        split: `train`, `val` or `test`; None if the data set defines no splits.
+        group: Name of its group; None if each image is a separate group.
+        also: Names of further true classes.
     """
 
     image: FileRef
@@ -50,10 +54,11 @@ class Labelled(Generic[LabelT]):
 
 @dataclass(frozen=True)
 class Layout(Generic[LabelT]):
-    """The labelled images of a data set, in no particular order; see `Dataset` for the rest.
+    """The labelled images of a data set, in any order; see `Dataset` for the other fields.
 
-    `classes` are the values and names of the classes of masks, as the owners of the data publish
-    them, `all` if every value is one; empty for what the data themselves say.
+    `classes` contains the values and names of the classes of masks as published by the authors of
+    the data; `all` if every value is a class. If it is empty, files in the data set or options
+    define the classes.
     """
 
     labelled: tuple[Labelled[LabelT], ...]
@@ -65,16 +70,16 @@ class Layout(Generic[LabelT]):
 
 
 Recogniser: TypeAlias = Callable[[Path, Sequence[FileRef]], Layout[LabelT] | None]
-"""Reads the files of a data set in one layout; None if the layout does not fit."""
+"""Reads the files of a data set in one layout; returns None if the layout does not fit."""
 
 
 def find_layout(
     location: Path, files: Sequence[FileRef], recognisers: Sequence[Recogniser[LabelT]], *,
     inside: bool,
 ) -> Layout[LabelT] | None:  # fmt: skip
-    """The first layout that fits `files`; None if none does.
+    """The result of the first recogniser that fits `files`; None if none fits.
 
-    With `inside`, common outer folders are skipped.
+    With `inside`, outer folders that contain all files are skipped.
 
     Raises:
         UsageError: A layout fits, but images lack their masks.
@@ -90,7 +95,7 @@ def find_layout(
 
 
 def unwrapped(files: Sequence[FileRef]) -> list[FileRef]:
-    """The files without their common outer folder; an empty list without such a folder."""
+    """The files relative to their common outer folder; empty if they have no common folder."""
     folders = {file.folder for file in files}
     if len(folders) != 1 or None in folders:
         return []
@@ -98,14 +103,14 @@ def unwrapped(files: Sequence[FileRef]) -> list[FileRef]:
 
 
 def class_recognisers(expected: ExpectedClasses, *, splits: bool) -> list[Recogniser[str]]:
-    """The layouts of images with these classes, with `splits` also in `train`, `val` and `test`."""
+    """Recognisers of images with `expected` classes; with `splits`, also of split folders."""
     folders = [by_split_folders, by_class_folders] if splits else [by_class_folders]
     any_classes = isinstance(expected, AnyClasses)
 
     def recogniser(label: Callable[[Sequence[FileRef]], list[Labelled[str]]]) -> Recogniser[str]:
         def recognise(_: Path, files: Sequence[FileRef]) -> Layout[str] | None:
             if splits and any_classes and label is by_class_folders and are_parts(files):
-                return None  # `train` and `test` are no classes
+                return None  # `train` and `test` are not classes
             labelled = label(files)
             fits = expected.fit({image.label for image in labelled}) is not None
             return Layout(tuple(labelled)) if labelled and fits else None
@@ -116,12 +121,12 @@ def class_recognisers(expected: ExpectedClasses, *, splits: bool) -> list[Recogn
 
 
 def by_class_folders(files: Sequence[FileRef]) -> list[Labelled[str]]:
-    """The images in folders, labelled with the first folder; others are left out."""
+    """The images in folders, labelled with their first folder; other images are excluded."""
     return [Labelled(file, file.folder) for file in files if file.folder is not None]
 
 
 def by_wnid_in_name(files: Sequence[FileRef]) -> list[Labelled[str]]:
-    """Images without folders, labelled with the wnid in their names; none if one has no wnid."""
+    """Images without folders, labelled by the wnids in their names; empty if one has no wnid."""
     matches = [_WNID_IN_NAME.fullmatch(file.file_name) for file in files if file.folder is None]
     labels = [match[1] or match[2] for match in matches if match]
     if len(labels) < len(files):
@@ -130,9 +135,9 @@ def by_wnid_in_name(files: Sequence[FileRef]) -> list[Labelled[str]]:
 
 
 def by_split_folders(files: Sequence[FileRef]) -> list[Labelled[str]]:
-    """The images below `train`, `val` and `test`, labelled with the folders inside.
+    """The images below `train`, `val` and `test`, labelled with the folder inside the split.
 
-    None if an outermost folder is no split, or the training split is missing.
+    Empty if a first folder is not a split, or if the training split is missing.
     """
     folders = {file.folder for file in files if file.folder is not None}
     splits = {name: SPLIT_NAMES.get(name.lower()) for name in folders}
@@ -146,7 +151,7 @@ def by_split_folders(files: Sequence[FileRef]) -> list[Labelled[str]]:
 
 
 def are_parts(files: Sequence[FileRef]) -> bool:
-    """Whether all images lie in folders `train`, `val` and `test`, of which the first is there."""
+    """Whether all images are in folders `train`, `val` and `test`, and `train` exists."""
     parts = {SPLIT_NAMES.get((file.folder or "").lower()) for file in files}
     return "train" in parts and None not in parts
 
@@ -158,11 +163,12 @@ TINY_ANNOTATIONS = "val/val_annotations.txt"
 def by_tiny_imagenet(
     location: Path, files: Sequence[FileRef], texts: Callable[[], Sequence[FileRef]]
 ) -> Layout[str] | None:
-    """Tiny ImageNet as published; None for other data.
+    """Tiny ImageNet in its published layout; None for other data.
 
-    `train/WNID/images/NAME.JPEG`, and `val/images/NAME.JPEG` whose classes are in
-    `val/val_annotations.txt`; the classes of `test/images` are not published.
-    Source: cs231n.stanford.edu/tiny-imagenet-200.zip. `texts` lists the text files.
+    The layout is `train/WNID/images/NAME.JPEG`, and `val/images/NAME.JPEG` with classes in
+    `val/val_annotations.txt`. The images in `test/images` are excluded: their classes are not
+    published. `texts` returns the text files of the data set.
+    Source: cs231n.stanford.edu/tiny-imagenet-200.zip.
 
     Raises:
         UsageError: A validation image has no class.
@@ -193,8 +199,8 @@ def by_tiny_imagenet(
 def by_two_folders(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
     """`images/<name>.<suffix>` and `masks/<name>.<suffix>` (or `<name>_mask`), at any depth.
 
-    The id is the path below `images`; every image is a group. Each class may have its own files:
-    `masks/<class>/<name>.<suffix>`, or `masks/<name>_<class>.<suffix>`.
+    The id is the path below `images`; every image is a group. A mask can consist of one file per
+    class: `masks/<class>/<name>.<suffix>`, or `masks/<name>_<class>.<suffix>`.
     """
     images, masks = files_below(files, "images"), files_below(files, "masks")
     if not images or not masks:
@@ -205,11 +211,12 @@ def by_two_folders(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] 
 
 
 def joined_classes(images: Sequence[FileRef], masks: Sequence[FileRef]) -> list[FileRef] | None:
-    """The masks of each image joined to one, if each class has its own files; else None.
+    """One mask per image with its files as parts, if masks have one file per class; else None.
 
-    Every mask must be named by an image and a class, as a folder before or an end behind the
-    image's name, and some image must have two. Numbers name no classes, they are rather single
-    objects; `train`, `val` and `test` are parts.
+    The name of every file must be that of an image and a class: the class is a folder before the
+    name of the image, or a suffix after it. At least one image must have two files. Numbers are not
+    accepted as classes, because they often number single objects; nor are `train`, `val` and
+    `test`, which are splits.
     """
     stems = {image.stem for image in images if is_image(image.relative)}
     by_folder = [(folder, stem, mask) for mask in masks
@@ -224,7 +231,7 @@ def joined_classes(images: Sequence[FileRef], masks: Sequence[FileRef]) -> list[
         parts: dict[str, dict[str, FileRef]] = defaultdict(dict)
         for key, stem, mask in named:
             if key in parts[stem]:
-                return None  # two files of one class, which `match_stems` reports
+                return None  # two files for one class: `match_stems` reports the error
             parts[stem][key] = mask
         if all(len(of_image) < 2 for of_image in parts.values()):
             continue
@@ -237,7 +244,7 @@ def joined_classes(images: Sequence[FileRef], masks: Sequence[FileRef]) -> list[
 
 
 def _longest(stems: Collection[str], name: str) -> tuple[str, str, str] | None:
-    """The longest stem that `name` continues after `_` or `-`, and how it goes on."""
+    """`name`, the longest stem that it continues after `_` or `-`, and the continuation."""
     places = [place for place, sign in enumerate(name) if sign in "_-" and name[:place] in stems]
     if not places or not name[places[-1] + 1 :]:
         return None
@@ -245,10 +252,10 @@ def _longest(stems: Collection[str], name: str) -> tuple[str, str, str] | None:
 
 
 def by_patient(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
-    """`<patient>/<name>.tif` and `<patient>/<name>_mask.tif`, as in Kaggle's LGG set.
+    """`<patient>/<name>.tif` and `<patient>/<name>_mask.tif`, as in Kaggle's LGG data set.
 
-    Source: kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation. Its archive contains the
-    folder `kaggle_3m` twice; the outer one counts.
+    Source: kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation. Its archive contains the folder
+    `kaggle_3m` twice; the outer one is read.
     """
     inside = files_below(files, "kaggle_3m") or files
     masks = [file for file in inside if file.stem.endswith(_MASK)]
@@ -263,7 +270,7 @@ def by_patient(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | No
 def by_road_tiles(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
     """`tiff/<split>/<name>.tiff` and `tiff/<split>_labels/<name>.tif`: Massachusetts Roads.
 
-    The splits are those of the folders; a group is the aerial photo that tiles were cut from.
+    The folders define the splits; a group is the aerial photo from which tiles were cropped.
     Source: kaggle.com/datasets/balraj98/massachusetts-roads-dataset; V. Mnih, Machine Learning for
     Aerial Image Labeling, PhD thesis, University of Toronto, 2013, also for the tolerance.
     """
@@ -287,7 +294,7 @@ MASK_RECOGNISERS: tuple[Recogniser[FileRef], ...] = (by_two_folders, by_patient,
 
 
 def files_below(files: Sequence[FileRef], folder: str) -> list[FileRef]:
-    """The files in `folder` (case does not count), with paths that start below it."""
+    """The files in `folder` (case is ignored), with paths relative to it."""
     return [
         replace(file, relative=file.relative.partition("/")[2])
         for file in files
@@ -298,9 +305,10 @@ def files_below(files: Sequence[FileRef], folder: str) -> list[FileRef]:
 def match_stems(
     location: Path, images: Sequence[FileRef], masks: Sequence[FileRef]
 ) -> list[tuple[FileRef, FileRef]]:
-    """Each image with the mask of its stem; a mask's may end in `_mask` where no image's does.
+    """Pairs of images and masks with equal stems.
 
-    NumPy arrays can be masks, not images: those among the images are ignored.
+    `_mask` at the end of a mask's stem is ignored, unless an image has the complete stem. NumPy
+    arrays can be masks, but not images: array files in `images` are ignored.
 
     Raises:
         UsageError: An image has no mask or a mask no image, or two files have the same stem.

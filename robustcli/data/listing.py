@@ -1,4 +1,4 @@
-"""Lists the image files under a folder, each with an id that is the same on every machine."""
+"""Lists the image files below a folder, each with an id that is equal on all machines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Protocol
 from robustcli.core.errors import UsageError, shortened_text
 from robustcli.data.dataset import FileRef
 
-# Source: torchvision.datasets.folder.IMG_EXTENSIONS; and GIF, of which the first frame is used.
+# Source: torchvision.datasets.folder.IMG_EXTENSIONS; also GIF, whose first frame is used.
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 )
@@ -27,22 +27,25 @@ _LEFTOVERS = frozenset(
         *("system volume information", "__pycache__"),
     }
 )
-"""Files and folders that other programs leave in a data set, in lower case. Hidden ones
+"""Lower-case names of files and folders that other programs leave in a data set. Hidden ones
 (`.ipynb_checkpoints`, `._photo.jpg`, `.DS_Store`, `.git`) start with a dot."""
 DEEPEST = 200
-"""Folders in which a file may be: more than people make, fewer than Python's calls may nest."""
-_MOST_VISITS = 1000  # of one folder through different links
+"""Largest depth of folders: more than users need, below the recursion limit of Python."""
+_MOST_VISITS = 1000  # visits of one folder through different links
 _UNCOUNTED = frozenset({".git", ".svn", ".hg", ".snapshot", ".zfs", ".venv", "#snapshot"})
-"""Folders that may hold a copy of everything; they are not even searched to count files."""
+"""Folders that may contain a copy of all data; they are not searched, not even for counts."""
 
 
 @dataclass(frozen=True)
 class FileListing:
-    """The images in a folder or an archive, and what was left out of them.
+    """The images in a folder or an archive, and the excluded files with an image's suffix.
 
-    `leftovers` are the sorted paths of files named like images that are hidden or were left by
-    other programs (see `is_leftover`); `unreached` those of links that lead out of the archive or
-    to nothing, and of members that are no plain files or would be unpacked outside.
+    Args:
+        files: The images.
+        leftovers: Sorted paths of files that are hidden or were left by other programs (see
+            `is_leftover`).
+        unreached: Sorted paths of broken links, links out of the archive, members that are not
+            plain files, and members whose paths lead out of the archive.
     """
 
     files: list[FileRef]
@@ -50,7 +53,7 @@ class FileListing:
     unreached: list[str] = field(default_factory=list)
 
     def only(self, suffixes: frozenset[str]) -> FileListing:
-        """The same files, with what was left out and is named with one of `suffixes`."""
+        """This listing with only those excluded files that have one of `suffixes`."""
         left = (
             [name for name in names if named_like_image(name, suffixes)]
             for names in (self.leftovers, self.unreached)
@@ -58,7 +61,7 @@ class FileListing:
         return FileListing(self.files, *left)
 
     def notes(self, location: Path | str) -> Iterator[str]:
-        """A note for each kind of files that were left out."""
+        """A note for the user about each type of excluded files."""
         for names, what in (
             (self.leftovers, "hidden or leftovers of other programs"),
             (self.unreached, "links that lead out of the archive or to nothing, or no plain files"),
@@ -72,25 +75,25 @@ class FileListing:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder of that name is hidden, or was left by another program."""
+    """Whether the name is that of a hidden file or folder, or of one left by other programs."""
     hidden = name.startswith(".") and name not in (".", "..")
     return hidden or name.lower() in _LEFTOVERS
 
 
 def is_image(path: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> bool:
-    """Whether `path` has an image's suffix and no part of it is a leftover."""
+    """Whether `path` has one of `suffixes` and none of its components is a leftover."""
     return named_like_image(path, suffixes) and not any(map(is_leftover, path.split("/")))
 
 
 def named_like_image(name: str, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> bool:
-    """Whether a file name has an image's suffix."""
+    """Whether a file name has one of `suffixes`."""
     return PurePosixPath(name).suffix.lower() in suffixes
 
 
 def normalised_path(relative: str) -> str:
-    """`relative` with composed characters (NFC) and escaped bytes that are not UTF-8.
+    """The path in Unicode normal form NFC, with bytes that are not UTF-8 escaped.
 
-    File systems differ in how they store accents, and a name need not be valid UTF-8.
+    File systems store accents in different forms, and file names can be invalid UTF-8.
     """
     if relative.isascii():
         return relative
@@ -99,38 +102,38 @@ def normalised_path(relative: str) -> str:
 
 
 class Node(Protocol):
-    """A file or a folder, on a disk or in an archive, as `list_tree` visits it."""
+    """A file or folder on a disk, in an archive or in an object store, for `list_tree`."""
 
     @property
     def name(self) -> str:
-        """Its name in its folder."""
+        """Name of the file or folder."""
 
     @property
     def is_link(self) -> bool:
-        """Whether it is a link."""
+        """Whether this node is a link."""
 
     def identity(self) -> str | None:
-        """For a folder, an identity that all links to it share; for a file, None.
+        """For a folder, a key that is equal for all links to the folder; for a file, None.
 
         Raises:
-            LookupError: It is neither, or a link to nothing.
+            LookupError: The node is neither, or is a broken link.
         """
 
     def children(self) -> Iterable[Node]:
         """The entries of a folder."""
 
     def file(self, relative: str) -> FileRef:
-        """The file, with the path `relative`."""
+        """The reference of this file, with the relative path `relative`."""
 
 
 def list_tree(root: Node, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:
-    """All files below the folder `root` with one of `suffixes`, for folders and archives alike.
+    """All files with one of `suffixes` below the folder `root`.
 
-    Leftovers and everything below them are left out. Links are followed, except those to a folder
-    above them, which would make the walk endless.
+    Leftovers and everything below them are excluded. Links are followed, except links to a parent
+    folder, which would cause infinite recursion.
 
     Raises:
-        UsageError: Folders are nested too deeply, or so many links lead to one that they multiply.
+        UsageError: Folders are nested too deeply, or too many links lead to one folder.
     """
     listing = FileListing([])
     visits = Counter[str | None]()
@@ -144,7 +147,7 @@ def _walk(
     folder: Node, prefix: str, above: frozenset[str | None], suffixes: frozenset[str],
     listing: FileListing, visits: Counter[str | None], *, left: bool,
 ) -> None:  # fmt: skip
-    """Adds the files below `folder` to `listing`, as leftovers if the folder is `left` out."""
+    """Adds the files below `folder` to `listing`; with `left`, as leftovers."""
     visits[folder.identity()] += 1
     if len(above) > DEEPEST or visits[folder.identity()] > _MOST_VISITS:
         raise UsageError(
@@ -172,13 +175,13 @@ def _walk(
         elif not out and identity not in above:
             _walk(node, relative + "/", above | {identity}, suffixes, listing, visits, left=False)
         elif out and not node.is_link and node.name.lower() not in _UNCOUNTED:
-            with suppress(OSError):  # a `lost+found` that only root may read is nothing to report
+            with suppress(OSError):  # `lost+found` can be readable only by root
                 _walk(node, relative + "/", above, suffixes, listing, visits, left=True)
 
 
 @dataclass(frozen=True)
 class _OnDisk:
-    """A file or folder of the file system; `real` is a folder's path without links."""
+    """A file or folder of the file system; `real` is the resolved path of a folder, else None."""
 
     path: str
     name: str
@@ -204,10 +207,10 @@ class _OnDisk:
 
 
 def list_folder(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:
-    """Every image file below `root`, see `list_tree`.
+    """All files with one of `suffixes` below `root`, see `list_tree`.
 
-    Links to folders are followed, because data sets are often assembled from links. A link to
-    nothing is listed as an image, which decoding then reports as unreadable.
+    Links to folders are followed, because data sets are often assembled from links. A broken link
+    is listed as an image, which `decode` then reports as unreadable.
 
     Raises:
         UsageError: A folder cannot be read.

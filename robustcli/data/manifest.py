@@ -1,4 +1,4 @@
-"""Tables about images: manifests with classes or masks, files of labels, files of groups."""
+"""Tables of images: manifests with classes or masks, label files, and tables of groups."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from robustcli.data.tables import (
     unheard,
 )
 
-# The heading is the kind of a group, which reports repeat.
+# The name of the column is the type of the groups, which reports show.
 GROUPINGS = ("group", "patient", "subject", "case", "slide", "photo")
 _PATH = Column(
     "path",
@@ -39,23 +39,23 @@ _LABEL = Column("label", ("class", "wnid", "target", "class-name", "label-name")
 _MASK = Column("mask", ("mask-path", "label", "label-path", "mask-id", "annotation"))
 _SPLIT = Column("split", required=False)
 _GROUPS = tuple(Column(name, required=False) for name in GROUPINGS)
-# Kaggle's LOC_val_solution.csv: `ImageId,PredictionString`, the string beginning with the wnid.
+# Kaggle's LOC_val_solution.csv: `ImageId,PredictionString`; the string starts with the wnid.
 _LABELS_PATH = Column("path", (*_PATH.aliases, "name"))
 _LABELS_LABEL = Column("label", (*_LABEL.aliases, "predictionstring"), remaining=True)
 _WNID_AND_BOX = re.compile(r"(n\d{8})\s+\d")
 _MASK_WORDS = ("mask", "label", "annotation", "truth", "gt")
-_TRIED = 100  # rows by which the columns of a table without a header are recognised
+_TRIED = 100  # rows that are examined to recognise the columns of a table without header
 
 
 def read_class_manifest(path: Path, say: Say = unheard) -> Layout[str]:
     """The images in the table at `path`, with their classes.
 
-    The table is a CSV, TSV or Parquet file with the columns `path`, `label` and perhaps `split`;
+    The table is a CSV, TSV or Parquet file with the columns `path`, `label` and optionally `split`;
     paths are relative to the folder of the table.
 
     Raises:
-        UsageError: The table cannot be read, is empty, or names an image twice, a missing file, or
-            an unknown split.
+        UsageError: The table cannot be read, is empty, or contains an image twice, a missing file
+            or an unknown split.
     """
     columns = read_columns(
         path, (_PATH, _LABEL, _SPLIT), say=say,
@@ -72,7 +72,7 @@ def read_class_manifest(path: Path, say: Say = unheard) -> Layout[str]:
 def read_mask_manifest(path: Path, say: Say = unheard) -> Layout[FileRef]:
     """The images in the table at `path`, with their masks; see `read_class_manifest`.
 
-    It has the columns `image` and `mask`, perhaps one of `GROUPINGS`, perhaps `split`.
+    The table has the columns `image` and `mask`, and optionally one of `GROUPINGS` and `split`.
     """
     columns = read_columns(
         path, (_IMAGE, _MASK, *_GROUPS, _SPLIT), say=say,
@@ -90,13 +90,13 @@ def read_mask_manifest(path: Path, say: Say = unheard) -> Layout[FileRef]:
 
 
 def with_groups(layout: Layout[FileRef], path: Path, say: Say = unheard) -> Layout[FileRef]:
-    """`layout` with the groups (and splits) of its images from the table at `path`.
+    """`layout` with the groups and splits from the table at `path`.
 
-    The table has the columns `image` (the image's id, with or without suffix), one of `GROUPINGS`
-    and perhaps `split`; lines about other images are ignored.
+    The table has the columns `image` (id of the image, with or without suffix), one of `GROUPINGS`
+    and optionally `split`; rows of other images are ignored.
 
     Raises:
-        UsageError: The table cannot be read, has no group, or lacks an image.
+        UsageError: The table cannot be read, has no column of groups, or lacks an image.
     """
     columns = read_columns(path, (_IMAGE, *_GROUPS, _SPLIT), say=say)
     grouping = _grouping(columns)
@@ -128,9 +128,9 @@ def with_groups(layout: Layout[FileRef], path: Path, say: Say = unheard) -> Layo
 def read_labels(path: Path, files: Sequence[FileRef], say: Say = unheard) -> Layout[str]:
     """The images `files` with their labels from the file at `path`.
 
-    The file has lines `FILE LABEL`, or is a table (CSV, TSV, Parquet), or has one label a line in
-    the order of the sorted file names. Files are named by path, by name, or by name without suffix;
-    other files are ignored.
+    The file has lines `FILE LABEL`, or is a table (CSV, TSV, Parquet), or has one label per line in
+    the order of the sorted file names. FILE is a path, a file name, or a file name without suffix;
+    lines of other files are ignored.
 
     Raises:
         UsageError: The file cannot be read, or lacks the label of an image.
@@ -143,7 +143,7 @@ def read_labels(path: Path, files: Sequence[FileRef], say: Say = unheard) -> Lay
         by_name = {normalised_path(pair[0]): pair[1] for pair in pairs if len(pair) == 2}
         labels = _labels_of(files, by_name)
         if not any(labels):
-            with suppress(UsageError):  # it may be no table either
+            with suppress(UsageError):  # the file may not be a table either
                 labels = _labels_of(files, _labels_in_table(path, files, say))
         if not any(labels):
             if len(lines) != len(files):
@@ -169,10 +169,10 @@ def _files_named(
     table: Path, names: Sequence[str], *, say: Say = unheard,
     suffixes: frozenset[str] = IMAGE_SUFFIXES,
 ) -> list[FileRef]:  # fmt: skip
-    """The files with the `names` in a table, whether they exist or not.
+    """The files with the `names` in a table; they need not exist.
 
-    Paths are relative to the folder of the table. A name without suffix or folder (`image_id`)
-    means the one file of that name below that folder; an ambiguous name means none.
+    Paths are relative to the folder of the table. A name without suffix or folder (`image_id`) is
+    resolved to the file with that name below that folder; an ambiguous name is not resolved.
     """
     files = [_file(table.parent, name) for name in names]
     missing = [row for row, file in enumerate(files) if not _is_there(file.path)]
@@ -227,7 +227,7 @@ def _check_images(path: Path, images: Sequence[FileRef], truth: str) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether `path` is a file; a name that is too long for the file system is none."""
+    """Whether `path` is a file; False for names that are too long for the file system."""
     try:
         return path.is_file()
     except OSError:
@@ -246,12 +246,12 @@ def _check_there(path: Path, files: Sequence[FileRef]) -> None:
 
 
 def _grouping(columns: Mapping[str, list[str]]) -> str | None:
-    """The name of the column of the groups; None without one."""
+    """Name of the column of groups; None without one."""
     return next((name for name in GROUPINGS if name in columns), None)
 
 
 def _splits_in(path: Path, columns: Mapping[str, list[str]], rows: int) -> Sequence[str | None]:
-    """The split of each of the `rows` rows; raises UsageError for an unknown split."""
+    """The split of each row, None without splits; raises UsageError for an unknown split."""
     if _SPLIT.name not in columns:
         return [None] * rows
     splits = columns[_SPLIT.name]
@@ -266,7 +266,7 @@ def _splits_in(path: Path, columns: Mapping[str, list[str]], rows: int) -> Seque
 
 
 def _class_columns_by_content(base: Path, rows: Sequence[Sequence[str]]) -> dict[str, int] | None:
-    """One column of files, perhaps one of splits, and the remaining one: the labels."""
+    """Recognises one column of files, an optional one of splits, and the remaining of labels."""
     columns = range(len(rows[0]))
     files = [i for i in columns if all(_is_named(base, row[i].strip()) for row in rows[:_TRIED])]
     splits = [i for i in columns if all(row[i].strip().lower() in SPLIT_NAMES for row in rows)]
@@ -278,7 +278,7 @@ def _class_columns_by_content(base: Path, rows: Sequence[Sequence[str]]) -> dict
 
 
 def _mask_columns_by_content(base: Path, rows: Sequence[Sequence[str]]) -> dict[str, int] | None:
-    """Two columns of files, one of which has only names of masks."""
+    """Recognises two columns of files, one of which contains only names of masks."""
     if len(rows[0]) != 2:
         return None
     columns = [[row[i].strip() for row in rows] for i in (0, 1)]
@@ -293,7 +293,7 @@ def _mask_columns_by_content(base: Path, rows: Sequence[Sequence[str]]) -> dict[
 
 
 def _is_named(base: Path, name: str) -> bool:
-    """Whether a file `name` exists below `base`, with or without an image's suffix."""
+    """Whether the file `name`, or `name` with the suffix of an image or mask, is in `base`."""
     path = _file(base, name).path
     return _is_there(path) or any(
         _is_there(path.with_name(path.name + suffix)) for suffix in MASK_SUFFIXES if path.name
@@ -301,7 +301,7 @@ def _is_named(base: Path, name: str) -> bool:
 
 
 def _labels_of(files: Sequence[FileRef], by_name: Mapping[str, str]) -> list[str]:
-    """The label of each file, by its path, name or name without suffix; empty for none."""
+    """The label of each file by its path, name or name without suffix; empty if missing."""
     spellings = ((f.relative, f.file_name, f.file_name.rpartition(".")[0]) for f in files)
     return [next((by_name[name] for name in names if name in by_name), "") for names in spellings]
 
@@ -311,7 +311,7 @@ def _labels_in_table(path: Path, files: Sequence[FileRef], say: Say) -> dict[str
         path, (_LABELS_PATH, _LABELS_LABEL), headless=_labels_by_content(files), say=say
     )
     names = map(normalised_path, columns[_LABELS_PATH.name])
-    # A label of Kaggle's may have boxes after the wnid: `n01978287 240 170 260 240`.
+    # A label from Kaggle can contain boxes after the wnid: `n01978287 240 170 260 240`.
     boxes = [(_WNID_AND_BOX.match(label), label) for label in columns[_LABELS_LABEL.name]]
     labels = (match[1] if match else label for match, label in boxes)
     return dict(zip(names, labels, strict=True))

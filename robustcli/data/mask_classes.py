@@ -1,7 +1,7 @@
-"""Several classes of masks: the table of values and names, from an option or a file, as a reading.
+"""Masks with several classes: tables of mask values and class names, from an option or a file.
 
-A table says which values of the masks are which class. It comes from `--classes`, from a
-`labels.json`, or from the `dataset.json` of nnU-Net (source: nnU-Net v2, `dataset_format.md`).
+A table maps values of the masks to classes. It is defined by `--classes`, by a `labels.json`, or by
+the `dataset.json` of nnU-Net (source: nnU-Net v2, `dataset_format.md`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from robustcli.data.tables import Say, unheard
 ALL = "all"
 _MOST_CLASSES = 200
 ClassesOption: TypeAlias = "str | Path | Mapping[Any, Any] | ClassTable | None"
-"""In a user's notation: `all`, `1=liver,2=kidney`, a file of labels, or its contents."""
+"""The option as set by the user: `all`, `1=liver,2=kidney`, a label file, or its contents."""
 
 _FLAG = "--classes"
 _BACKGROUND, _IGNORE = "background", "ignore"
@@ -49,13 +49,14 @@ _COLOUR = re.compile(r"#[0-9a-f]{6}")
 
 @dataclass(frozen=True)
 class ClassLabel:
-    """A line of a table of classes.
+    """An entry of a table of classes.
 
     Args:
-        key: A value of the masks in a user's notation (`2`, `#ff0000`), or for masks with one file
-            a class, what the names of its files hold.
-        name: The name of the class; `background` and `ignore` have their own meaning.
-        colour: The colour in which the class is drawn, `#rrggbb`; empty for the default.
+        key: A value of the masks as written by the user (`2`, `#ff0000`); for masks with one file
+            per class, the part of the file names that identifies the class.
+        name: Name of the class; `background` and `ignore` are not classes, but define the values of
+            background and of ignored pixels.
+        colour: Colour for drawing the class, `#rrggbb`; empty for the default.
     """
 
     key: str
@@ -65,10 +66,10 @@ class ClassLabel:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The values of masks and the names of their classes, in the order of the classes.
+    """The mask values and names of classes, in the order of the classes.
 
-    `source` says where it comes from, as messages name it: an option or a file. Without labels
-    every value is a class, as with `--classes all`.
+    `source` is the option or file that defines the table, for messages. If `labels` is empty, every
+    value is a class, as with `--classes all`.
     """
 
     labels: tuple[ClassLabel, ...]
@@ -77,7 +78,7 @@ class ClassTable:
 
 @dataclass(frozen=True)
 class _Values:
-    """The table with parsed values: names and values of each class, and the others."""
+    """A table with parsed values: name, values and colour of each class, and other values."""
 
     names: tuple[str, ...]
     values: tuple[tuple[Value, ...], ...]
@@ -90,7 +91,7 @@ def parse_classes(option: ClassesOption) -> ClassTable | None:
     """The table of `--classes`; None for `all`, and without the option.
 
     Raises:
-        UsageError: The option names no file and no classes, or the file is not read.
+        UsageError: The option defines no classes, or the file is missing or invalid.
     """
     if option is None or isinstance(option, ClassTable) or is_all(option):
         return option if isinstance(option, ClassTable) else None
@@ -120,10 +121,10 @@ def parse_classes(option: ClassesOption) -> ClassTable | None:
 
 
 def network_class_names(option: ClassesOption) -> tuple[str, ...]:
-    """The names of the classes of a table in their order, at least two; of no option none.
+    """The ordered class names of a table, at least two; empty without the option.
 
     Raises:
-        UsageError: The option names fewer, or is `all`, which only masks can tell.
+        UsageError: The table has fewer classes, or the option is `all`, which needs masks.
     """
     if option is None:
         return ()
@@ -139,14 +140,14 @@ def network_class_names(option: ClassesOption) -> tuple[str, ...]:
 
 
 def is_all(option: ClassesOption) -> bool:
-    """Whether every value that occurs is a class."""
+    """Whether the option makes every value that occurs a class."""
     if isinstance(option, ClassTable):
         return not option.labels
     return isinstance(option, str) and option.strip().lower() == ALL
 
 
 def read_class_table(path: Path) -> ClassTable:
-    """The table in a file of labels or in nnU-Net's `dataset.json`; raises UsageError otherwise."""
+    """The table in a label file or in nnU-Net's `dataset.json`; UsageError if it has none."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -161,10 +162,12 @@ def read_class_table(path: Path) -> ClassTable:
 
 
 def parse_table(content: bytes, name: str, say: Say = unheard) -> ClassTable | None:
-    """The table in the text of a file; None, announced, where the text is about something else.
+    """The table in the contents of a label file; None if the file contains no table.
+
+    `say` receives a note about a file that is not used.
 
     Raises:
-        UsageError: It is a table with an error.
+        UsageError: The table is invalid.
     """
     repeated = list[str]()
 
@@ -191,7 +194,7 @@ def parse_table(content: bytes, name: str, say: Say = unheard) -> ClassTable | N
 
 
 def published_table(classes: Sequence[tuple[str, str]] | str) -> ClassesOption:
-    """The classes of a layout as an option: `all`, a table of values and names, or None."""
+    """Converts `Layout.classes` to an option: every value, a table of classes, or None."""
     if not classes:
         return None
     if isinstance(classes, str):
@@ -212,7 +215,7 @@ def _is_table(plain: Any) -> bool:
 
 
 def _holds_numbers(plain: Mapping[Any, Any]) -> bool:
-    """Whether names have values, as nnU-Net writes it, not values names."""
+    """Whether the mapping is from names to values, as in nnU-Net, not from values to names."""
     members = [v for value in plain.values() for v in (value if _is_list(value) else [value])]
     return bool(members) and all(type(value) in (int, float) for value in members)
 
@@ -222,13 +225,14 @@ def _is_list(value: object) -> bool:
 
 
 def table_of(plain: Mapping[Any, Any] | Sequence[str], source: str) -> ClassTable:
-    """The table of the contents of a file of labels.
+    """The table in the parsed contents of a label file.
 
-    `{"1": "liver"}`, `{"#ff0000": "liver"}`, `{"1": {"name": "liver", "colour": "#ff0000"}}`,
-    nnU-Net's `{"liver": 1}` (or `[1, 2]`), or a list of names from the value 0 on.
+    Accepts `{"1": "liver"}`, `{"#ff0000": "liver"}`,
+    `{"1": {"name": "liver", "colour": "#ff0000"}}`, nnU-Net's `{"liver": 1}` (or `[1, 2]` as
+    values), and a list of names for the values from 0 on.
 
     Raises:
-        UsageError: It is none of these, or two of nnU-Net's regions overlap.
+        UsageError: The contents have another form, or two of nnU-Net's regions overlap.
     """
     if not _is_table(plain):
         raise _no_table(source.strip("`"), "It is no table of values and names.")
@@ -270,10 +274,10 @@ def _no_table(name: str, why: str) -> UsageError:
 
 
 def _values_of(table: ClassTable) -> _Values:
-    """The values of a table, classes in the order of their values if these are numbers.
+    """Parses the values of a table; classes are sorted by value if no value is a colour.
 
     Raises:
-        UsageError: A key is no value, or a value stands twice.
+        UsageError: A key is not a value, or a value occurs twice.
     """
     by_name: dict[str, list[Value]] = defaultdict(list)
     colours: dict[str, str] = {}
@@ -306,25 +310,26 @@ def _values_of(table: ClassTable) -> _Values:
 
 
 def _colour(colour: str, values: Sequence[Value]) -> str:
-    """The colour of a class: its own, or that of its masks where values are colours."""
+    """The colour of a class from the table, else the first of `values` that is a colour."""
     return colour or next((shown_value(v) for v in values if v >= COLOUR_OFFSET), "")
 
 
 def decide_classes(
     census: Census, location: str, classes: ClassesOption, ignore: ValueOption = None
 ) -> tuple[MaskReading, list[str]]:
-    """The reading of masks with the classes of a table, and notes about it for the user.
+    """The interpretation of masks with the classes of a table, and notes for the user.
 
-    With one class the reading is that of two values, foreground and background.
+    With one class, the result is an interpretation as foreground and background.
 
     Args:
-        census: The values of the masks, palettes apart.
-        location: For messages.
-        classes: `all`, or what `parse_classes` reads.
-        ignore: More values to ignore.
+        census: Values of the masks; palettes are counted separately.
+        location: Path of the data set, for messages.
+        classes: `all`, or an option for `parse_classes`.
+        ignore: Further values to ignore.
 
     Raises:
-        UsageError: There are values without a class, no classes, too many, or the masks are JPEG.
+        UsageError: A value has no class, the number of classes is 0 or too large, a value is both
+            a class and ignored, or the masks are JPEG files.
     """
     table = parse_classes(classes)
     named = None if table is None or is_all(table) else _values_of(table)
@@ -364,14 +369,15 @@ def decide_classes(
 
 @dataclass(frozen=True)
 class ClassFiles:
-    """Classes that have their own files.
+    """Classes of masks with one file per class.
 
     Args:
-        keys: What each class is called in the names of its files.
-        names: The name of each class.
+        keys: Identifier of each class in the names of its files.
+        names: Name of each class.
         colours: See `MaskReading`.
-        covers: Whether a class covers those before it; only in an order that the user gives.
-        source: Where the order and the names come from.
+        covers: Whether a class overwrites preceding classes where files overlap; only if the user
+            defines the order.
+        source: The option or file that defines order and names, for messages.
     """
 
     keys: tuple[str, ...]
@@ -381,7 +387,7 @@ class ClassFiles:
     source: str
 
     def notes(self, pixels: Mapping[str, int], missing: Mapping[str, int]) -> Iterable[str]:
-        """Notes for the user, by the foreground pixels of each class and its missing files."""
+        """Notes for the user, given the foreground pixels and missing files of each class."""
         pairs = zip(self.keys, self.names, strict=True)
         classes = ", ".join(
             f"{number} = {name}" + (f" ({key})" if name != key else "")
@@ -401,10 +407,12 @@ class ClassFiles:
 
 
 def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str) -> ClassFiles:
-    """The classes of files that are called `keys`, in the order of the table or of their names.
+    """Names the classes of files with the identifiers `keys`, in the order of the table.
+
+    Without a table, `keys` are the names, in their order.
 
     Raises:
-        UsageError: The table lacks one of them or names others.
+        UsageError: The table lacks one of `keys`, contains others, or has a name twice.
     """
     table = parse_classes(classes)
     if table is None or is_all(table):
@@ -418,7 +426,7 @@ def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str)
             f"Each class has its own files: {', '.join(keys)}.",
             "Give each another name.",
         )
-    if {label.name for label in labels} == set(keys):  # numbered, as for masks in one file
+    if {label.name for label in labels} == set(keys):  # the table has values and names
         labels = [replace(label, key=label.name) for label in labels]
     by_key = {label.key: label for label in labels}
     others = [key for key in by_key if key not in keys]
@@ -449,7 +457,7 @@ def _check_lossless(census: Census, location: str) -> None:
 
 
 def _palettes_by_colour(census: Census, named: _Values | None) -> bool:
-    """Whether palettes count by their colours: the table has colours, or an index has several."""
+    """Whether palettes are read by colour: the table has colours, or the palettes differ."""
     if named is not None and any(v >= COLOUR_OFFSET for values in named.values for v in values):
         return True
     colours: dict[Value, set[Value]] = defaultdict(set)
@@ -462,7 +470,7 @@ def _check(
     named: _Values, ignored: tuple[Value, ...], counts: Mapping[Value, int], location: str,
     source: str,
 ) -> None:  # fmt: skip
-    """Raises UsageError unless every value has one meaning and the number of classes is fit."""
+    """Raises UsageError unless each value has one meaning and the number of classes is valid."""
     shared = [v for values in (*named.values, named.background) for v in values if v in ignored]
     if shared:
         raise UsageError(
@@ -507,7 +515,7 @@ def _unreadable_values(location: str, why: str) -> UsageError:
 def _announcements(
     reading: MaskReading, named: _Values, counts: Mapping[Value, int], census: Census, source: str
 ) -> Iterable[str]:
-    """Notes for the user: the meaning of every value, gaps, and classes without pixels."""
+    """Notes for the user: meaning of each value, renumbering, and classes without pixels."""
     partly = census.masks < census.total
     counted = f", by {census.masks} of {census.total} masks" if partly else ""
     kind = f", {reading.kind}" if reading.kind else ""
@@ -545,10 +553,10 @@ def _announcements(
 
 
 class ShownClasses:
-    """Which classes occur in masks that pass by.
+    """Records which classes occur in a stream of masks.
 
     Args:
-        reading: Of the masks; only several classes are noted.
+        reading: Interpretation of the masks; without several classes, nothing is recorded.
     """
 
     def __init__(self, reading: MaskReading | None) -> None:
@@ -556,7 +564,7 @@ class ShownClasses:
         self._shown = np.zeros(256, bool)
 
     def noting(self, masks: Iterable[NDArray[Any]]) -> Iterable[NDArray[Any]]:
-        """The same decoded masks (H, W), one after the other; their classes are noted."""
+        """Yields the decoded `masks` (H, W) unchanged and records their classes."""
         if not self._names:
             return masks
         return map(self._note, masks)
@@ -566,12 +574,12 @@ class ShownClasses:
         return mask
 
     def absent(self) -> list[str]:
-        """The names of classes without a pixel so far; empty for foreground and background."""
+        """Names of classes without a pixel so far; empty for foreground and background."""
         return [name for number, name in enumerate(self._names, 1) if not self._shown[number]]
 
 
 def classes_settings(option: ClassesOption) -> list[object]:
-    """The option in a normal form, for the hash of a run's settings; empty without it."""
+    """The option in a canonical form, for the hash of a run's settings; empty without it."""
     if option is None:
         return []
     table = parse_classes(option)

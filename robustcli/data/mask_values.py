@@ -1,8 +1,9 @@
-"""Decides which values of masks are foreground, background or ignored, once per data set.
+"""Interprets the values of masks as foreground, background or ignored, once per data set.
 
-A mask file holds numbers, colours or transparency. Their meaning is decided once, from the values
-of all masks (of a large set: of a sample that depends on the ids alone) and the user's options, and
-every mask is read by that decision. An unknown value is an error that names the file.
+A mask file contains numbers, colours or transparency. Their meaning is determined once, from the
+user's options and the values of all masks (in a large data set, of a sample that depends only on
+the ids). All masks are then read with this interpretation, a `MaskReading`. A value without meaning
+is an error that names the file.
 """
 
 from __future__ import annotations
@@ -19,44 +20,49 @@ from numpy.typing import NDArray
 from robustcli.core.errors import UsageError
 
 IGNORED = 255
-"""The label in a decoded mask of pixels that count neither in training nor in scores."""
+"""Label in a decoded mask of pixels that are excluded from training and scores."""
 NONZERO = "nonzero"
 COLOUR_OFFSET = 1 << 32
-"""Added to the 24 bits of a colour to distinguish it from grey values, which are one number."""
+"""Added to the 24 bits of a colour, to distinguish colours from grey values."""
 OPAQUE = 255
 Value: TypeAlias = float
-"""A number as in the file, or COLOUR_OFFSET + 0xRRGGBB."""
+"""A value of a mask: a number as in the file, or COLOUR_OFFSET + 0xRRGGBB for a colour."""
 ValueOption: TypeAlias = "int | float | str | Sequence[int | float | str] | None"
-"""Values in a user's notation: 128, "128", "1,2", "#ff0000", or a sequence of these."""
+"""Values as set by the user: 128, "128", "1,2", "#ff0000", or a sequence of these."""
 
 PaletteReading: TypeAlias = Literal["auto", "index", "colour"]
 STANDARD = (1, 255, 65535)
-"""The usual values of foreground; any of them is foreground if 0 is the only other value."""
-_NEAR = 32  # the census takes a value of a lossy file this near to a known one for that one
-_MOST_BETWEEN = 0.1  # share of pixels of lossy files between the known values: blurred edges
-_PEAK, _PEAK_PIXELS = 0.005, 64  # share and number of pixels that make one value between a class
+"""Usual foreground values; each of them is foreground if 0 is the only other value."""
+_NEAR = 32  # values of lossy files up to this distance from a known value count as that value
+# Largest share of pixels of lossy files between the known values, from blurred edges.
+_MOST_BETWEEN = 0.1
+# A value between the known values with a larger share and number of pixels is not blur.
+_PEAK, _PEAK_PIXELS = 0.005, 64
 _SHOWN = 8
 
 
 @dataclass(frozen=True)
 class MaskReading:
-    """How the masks of a data set are read.
+    """Interpretation of the values of all masks of a data set.
 
     Args:
-        foreground: Its values; None for everything that is neither 0 nor ignored.
-        background: Its values; None for everything else.
+        foreground: Foreground values; None for all values except 0 and ignored ones.
+        background: Background values; None for all other values.
         ignored: Values of ignored pixels.
-        channel: The channel of the mask: the colours, or the transparency.
-        kind: A description of contents other than 8-bit grey values.
-        classes: The names of the classes 1 to K in order, at least two; empty for the reading of
-            two values, foreground and background.
-        class_values: The values of each class; empty if each class has its own files.
-        class_files: What each class is called in the names of its files, of which `foreground` and
-            `background` are the values; empty if a mask is one file.
-        covers: Whether a class covers those before it where files overlap, which else is an error.
-        colours: The colour in which each class is drawn, `#rrggbb` or empty for the default.
-        palette: What counts of a palette: its indices, its colours, or by each file's own palette.
-        source: Where the classes come from, as messages name it.
+        channel: The channel that is the mask: the colours, or the transparency.
+        kind: Description of contents other than 8-bit grey values.
+        classes: Names of the classes 1 to K in order, at least two; empty for masks of foreground
+            and background.
+        class_values: Values of each class; empty for masks with one file per class.
+        class_files: For masks with one file per class, the identifier of each class in the names of
+            its files. `foreground` and `background` are then the values in each file. Empty if a
+            mask is one file.
+        covers: Whether a class overwrites preceding classes where files overlap; if not, an overlap
+            is an error.
+        colours: Colour for drawing each class, `#rrggbb`; empty for the default.
+        palette: Which values of a file with a palette are used: its indices, its colours, or
+            depending on the palette of each file.
+        source: The option or file that defines the classes, for messages.
     """
 
     foreground: tuple[Value, ...] | None
@@ -74,7 +80,7 @@ class MaskReading:
 
     @property
     def is_standard(self) -> bool:
-        """Whether the masks are bytes of 0 and 1, or of 0 and 255, as most masks are."""
+        """Whether the masks are the usual ones: bytes of 0 and 1, or of 0 and 255."""
         return (
             self.channel == "colour"
             and not self.kind
@@ -87,19 +93,19 @@ class MaskReading:
 
     @property
     def known(self) -> tuple[Value, ...]:
-        """All values that the reading names, and 0."""
+        """All values with a meaning, and 0."""
         of_classes = (value for values in self.class_values for value in values)
         named = (*(self.background or ()), *(self.foreground or ()), *of_classes, *self.ignored)
         return tuple(dict.fromkeys((0, *named)))
 
     @property
     def lossy_steps(self) -> list[Value]:
-        """The values to which the pixels of lossy files are rounded, rising."""
+        """The values to which pixels of lossy files are rounded, in ascending order."""
         steps = sorted(value for value in self.known if value < COLOUR_OFFSET)
         return [0, OPAQUE] if self.foreground is None or len(steps) == 1 else steps
 
     def words(self) -> str:
-        """The reading as a phrase."""
+        """Description of this interpretation as a phrase."""
         if self.class_values:
             return self._class_words()
         if self.class_files:
@@ -127,16 +133,17 @@ class MaskReading:
 
 @dataclass
 class Census:
-    """The values of some masks and how many pixels have each.
+    """Pixel counts of the values in the surveyed masks.
 
     Args:
-        total: The number of masks of the data set.
-        masks: The number of masks that were read.
-        exact: By (colour, alpha), pixels of losslessly compressed files.
-        lossy: By value, pixels of files with lossy compression.
+        total: Number of masks of the data set.
+        masks: Number of masks that were read.
+        exact: Number of pixels in losslessly compressed files by (colour, alpha).
+        lossy: Number of pixels in files with lossy compression by value.
         blurred_colours: Whether a lossy file has colours.
         kinds: Descriptions of contents other than 8-bit grey values.
-        palette: By (index, colour), pixels of files with a palette, where these count apart.
+        palette: Number of pixels in files with a palette by (index, colour), if these are counted
+            separately.
     """
 
     total: int
@@ -148,7 +155,7 @@ class Census:
     palette: Counter[tuple[Value, Value]] = field(default_factory=Counter)
 
     def add(self, other: Census) -> None:
-        """Adds the masks of another census."""
+        """Adds the counts of another census."""
         self.total += other.total
         self.masks += other.masks
         self.exact.update(other.exact)
@@ -159,7 +166,7 @@ class Census:
 
 
 def parse_values(option: ValueOption, flag: str) -> tuple[Value, ...]:
-    """The values of an option; raises UsageError, naming `flag`, for no number or colour."""
+    """The values of the option `flag`; raises UsageError for anything but numbers or colours."""
     if option is None:
         return ()
     if isinstance(option, str):
@@ -175,7 +182,7 @@ def parse_values(option: ValueOption, flag: str) -> tuple[Value, ...]:
 
 
 def mask_settings(foreground: ValueOption, ignore: ValueOption) -> list[object]:
-    """The options about values in a normal form, for the hash of a run's settings; or empty."""
+    """The options in a canonical form, for the hash of a run's settings; empty without them."""
     if foreground is None and ignore is None:
         return []
     foreground_values = (
@@ -229,7 +236,7 @@ def _no_values_error(option: object, flag: str) -> UsageError:
 
 
 def shown_value(value: Value) -> str:
-    """A value in a user's notation."""
+    """The value in the notation of the options."""
     if not math.isfinite(value):
         return str(value)
     if value >= COLOUR_OFFSET:
@@ -238,19 +245,23 @@ def shown_value(value: Value) -> str:
 
 
 def shown_values(values: Sequence[Value]) -> str:
-    """Values in a user's notation, separated by commas."""
+    """The values in the notation of the options, separated by commas."""
     return ", ".join(map(shown_value, values)) or "nothing"
 
 
 def decide(
     census: Census, location: str, *, foreground: ValueOption = None, ignore: ValueOption = None
 ) -> tuple[MaskReading, list[str]]:
-    """The reading of masks with these values, and notes about it for the user.
+    """The interpretation of masks as foreground and background, and notes for the user.
 
-    Without `foreground`, masks of two values (beside those to ignore) are accepted: the larger one
-    is the foreground, of a colour and black the colour.
+    Without `foreground`, the masks may have two values in addition to ignored ones: the larger
+    value is the foreground; of a colour and black, the colour.
 
-    `foreground` may be `nonzero`; `location` is for messages.
+    Args:
+        census: Values of the masks.
+        location: Path of the data set, for messages.
+        foreground: Foreground values, or `nonzero`; None to determine them.
+        ignore: Values to ignore.
 
     Raises:
         UsageError: The values are ambiguous, or the options contradict each other or the masks.
@@ -283,7 +294,7 @@ def decide(
 
 
 def channel_of(census: Census, location: str) -> tuple[Literal["colour", "alpha"], Counter[Value]]:
-    """Whether colours or transparency are the mask, and the number of pixels of each value."""
+    """The channel that is the mask, and the number of pixels by value of that channel."""
     colours: Counter[Value] = Counter()
     alphas: Counter[Value] = Counter()
     for (colour, alpha), pixels in census.exact.items():
@@ -293,7 +304,7 @@ def channel_of(census: Census, location: str) -> tuple[Literal["colour", "alpha"
         return "colour", colours
     if len(colours) == 1 and not census.lossy:
         return "alpha", alphas
-    # If each colour has one transparency, and transparent pixels are black, the colours suffice.
+    # The colours suffice if each colour has one alpha value and only black is transparent.
     alphas_of = {colour: {a for c, a in census.exact if c == colour} for colour in colours}
     if all(len(alphas) == 1 for alphas in alphas_of.values()):
         transparent = [colour for colour, alphas in alphas_of.items() if alphas == {0}]
@@ -311,10 +322,10 @@ def _reading_of_two(
     counts: Mapping[Value, int], census: Census, location: str, ignored: tuple[Value, ...],
     channel: Literal["colour", "alpha"],
 ) -> MaskReading:  # fmt: skip
-    """The reading of two values for which the user names no foreground."""
+    """The interpretation of masks with two values if the user sets no foreground."""
     values = sorted(value for value in counts if value not in ignored)
     if not values and census.lossy:
-        values = [0, 255]  # the caller checks whether the lossy files fit
+        values = [0, 255]  # the caller checks the lossy files
     if any(value != value for value in counts):
         raise _not_two(counts, location, ignored, "Some pixels are no number (NaN).")
     if len(values) > 2:
@@ -334,7 +345,7 @@ def _reading_of_two(
             raise _not_two(counts, location, ignored, "")
         return MaskReading((value,), (0,), ignored, channel)
     low, high = values
-    # Of two colours, or a colour and white, either may be the background.
+    # Of two colours, or a colour and white, either could be the background.
     if high >= COLOUR_OFFSET and low != 0:
         raise _not_two(counts, location, ignored, "Neither of them is black.")
     if low < 0:
@@ -345,7 +356,7 @@ def _reading_of_two(
 def _check_named(
     reading: MaskReading, counts: Mapping[Value, int], census: Census, location: str
 ) -> None:
-    """Raises UsageError if all masks were counted and none has a value of the option."""
+    """Raises UsageError if all masks were counted and none has a foreground value."""
     is_complete = census.masks == census.total and not census.lossy
     missing = [v for v in reading.foreground or () if v not in counts]
     if is_complete and reading.foreground and len(missing) == len(reading.foreground):
@@ -357,13 +368,13 @@ def _check_named(
 
 
 def check_lossy(reading: MaskReading, census: Census, location: str) -> float:
-    """The share of the lossy files' pixels between the known values; raises if too large."""
+    """The share of pixels in lossy files between known values; UsageError if too large."""
     if not census.lossy:
         return 0.0
     steps = reading.lossy_steps
     between = blurred_share(census.lossy, steps, _MOST_BETWEEN, _PEAK)
     total = sum(census.lossy.values())
-    # Values of 0 to 3 may have been the classes 0 and 1 before compression.
+    # Values from 0 to 3 could have been the classes 0 and 1 before lossy compression.
     is_destroyed = max(census.lossy) <= _NEAR and census.lossy[0] < total * (1 - _PEAK)
     if between is None or (is_destroyed and not census.exact):
         raise _not_two(
@@ -376,10 +387,10 @@ def check_lossy(reading: MaskReading, census: Census, location: str) -> float:
 def blurred_share(
     counts: Mapping[Value, int], known: Sequence[Value], most_between: float, peak: float
 ) -> float | None:
-    """The share of pixels of lossy files between the `known` values.
+    """The share of pixels of lossy files whose values are between the `known` values.
 
-    None if it is above `most`, or if one value between has more than the share `peak` of all pixels
-    (and more than a few), so that it is a class.
+    None if the share is above `most_between`, or if a single value between has more than the share
+    `peak` of all pixels (and more than `_PEAK_PIXELS`), because it is then a class, not blur.
     """
     total = sum(counts.values())
     between = {v: n for v, n in counts.items() if min(abs(v - k) for k in known) > _NEAR}
@@ -392,7 +403,7 @@ def blurred_share(
 def _announcements(
     reading: MaskReading, counts: Mapping[Value, int], census: Census, between: float
 ) -> list[str]:
-    """Notes about the reading for the user; none for masks of 0 and 1, or of 0 and 255."""
+    """Notes for the user; empty for usual masks (`is_standard`) without lossy files."""
     notes = []
     is_complete = census.masks == census.total
     counted = "" if is_complete else f" (by {census.masks} of {census.total} masks)"
@@ -440,7 +451,7 @@ def _not_two(
 
 
 def shares_in_words(counts: Mapping[Value, int]) -> str:
-    """The commonest values with their shares of the pixels, as a phrase."""
+    """The most frequent values with their shares of the pixels, as a phrase."""
     total = sum(counts.values()) or 1
     largest = sorted(counts, key=lambda value: (-counts[value], value))
     shown = sorted(largest[:_SHOWN])
@@ -453,10 +464,10 @@ def shares_in_words(counts: Mapping[Value, int]) -> str:
 def mask_labels(
     values: NDArray[Any], reading: MaskReading, *, lossy: bool
 ) -> tuple[NDArray[Any], list[Value]]:
-    """The mask of `values` (H, W), and the values that `reading` does not know.
+    """The mask of `values` (H, W), and the values without meaning in `reading`.
 
-    It is bool, or uint8 with 0, 1 and IGNORED if values are ignored; of several classes uint8 with
-    0 to K and IGNORED. `lossy` values are rounded to the nearest known one.
+    The mask is bool; uint8 with 0, 1 and IGNORED if `reading` ignores values; uint8 with 0 to K and
+    IGNORED for several classes. `lossy` values are rounded to the nearest known value.
     """
     if reading.class_values:
         return _class_numbers(values, reading)
@@ -482,7 +493,7 @@ def mask_labels(
 def _class_numbers(
     values: NDArray[Any], reading: MaskReading
 ) -> tuple[NDArray[np.uint8], list[Value]]:
-    """The number of the class of each pixel, 0 to K, or IGNORED; and the unknown values."""
+    """The class of each pixel, 0 to K or IGNORED, and the unknown values."""
     numbered = dict.fromkeys(reading.background or (), 0)
     numbered |= {v: n for n, of_class in enumerate(reading.class_values, 1) for v in of_class}
     numbered |= dict.fromkeys(reading.ignored, IGNORED)
@@ -510,12 +521,12 @@ def _any_of(values: NDArray[Any], members: Iterable[Value]) -> NDArray[np.bool_]
 
 
 def is_foreground(mask: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which pixels of a decoded mask (H, W) are of any class: neither background nor ignored."""
+    """Pixels of a decoded mask that are neither background nor ignored, bool (H, W)."""
     return mask if mask.dtype == bool else (mask != 0) & (mask != IGNORED)
 
 
 def as_bytes(values: NDArray[Any]) -> NDArray[Any]:
-    """The same values as bytes if they are all whole numbers from 0 to 255, which is faster."""
+    """The values as uint8 if all are integers from 0 to 255, for speed; else unchanged."""
     if (
         values.dtype == np.uint8
         or not values.size
@@ -533,7 +544,7 @@ def as_number(value: Any) -> Value:
 
 
 def unknown_values(unknown: Sequence[Value], reading: MaskReading, place: str) -> UsageError:
-    """The error for values that the reading of the data set does not know."""
+    """The error for values without meaning in the interpretation of the data set."""
     more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
     fault = f"The mask `{place}` holds {shown_values(unknown[:_SHOWN])}{more}."
     why = (

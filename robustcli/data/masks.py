@@ -1,4 +1,4 @@
-"""Decodes mask files to foreground, background and ignored pixels, by one reading per data set."""
+"""Decodes mask files with one interpretation of their values (`MaskReading`) per data set."""
 
 from __future__ import annotations
 
@@ -47,12 +47,11 @@ from robustcli.data.mask_values import (
 )
 
 _MOST_MASKS, _LEAST_MASKS, _MOST_PIXELS = 256, 16, 100_000_000
-"""The masks of a large set that decide the reading: at most 256, and of large masks at most 100
-million pixels (but at least 16 masks)."""
-_MOST_VALUES = 4096  # so many different values are certainly not two
+"""Limits of the survey of a large data set: 256 masks, or 100 million pixels after 16 masks."""
+_MOST_VALUES = 4096  # more different values end the survey: they are not foreground and background
 _MOST_BETWEEN_OF_ONE, _PEAK_OF_ONE = 0.5, 0.05
 _AT_ONCE = 32
-_HALF = 127  # of lossy files: above it a pixel is rather 255 than 0
+_HALF = 127  # values of lossy files above this count as 255, others as 0
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,10 @@ class MaskPixels:
         values: (H, W): grey values or numbers as in the file, indices of a palette, or colours
             (`COLOUR_OFFSET + 0xRRGGBB`).
         alpha: (H, W), 0 to 255; None without transparency.
-        lossy: Whether its compression changes values.
-        kind: A description of contents other than 8-bit grey values.
-        palette: The colour or grey value of each index, if `values` are indices as in the file.
+        lossy: Whether the compression of the file changes values.
+        kind: Description of contents other than 8-bit grey values.
+        palette: Colour or grey value of each index, if `values` are palette indices that are
+            counted separately; else None.
     """
 
     values: NDArray[Any]
@@ -76,7 +76,7 @@ class MaskPixels:
 
 
 def decode_pair(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """The image, uint8 (height, width, 3) RGB, and its mask (height, width), see `decode_mask`.
+    """The image, uint8 (H, W, 3) RGB, and its mask (H, W), see `decode_mask`.
 
     Raises:
         UnreadableImage: One of the files is missing or damaged.
@@ -109,12 +109,12 @@ def check_pair(sample: Sample, image: NDArray[Any], mask: NDArray[Any]) -> None:
 def decode_mask(ref: FileRef, reading: MaskReading | None = None) -> NDArray[Any]:
     """The mask (H, W): bool, or uint8 with 0, 1 and `IGNORED` if the reading ignores values.
 
-    Of several classes (`reading.classes`) it is uint8 with the numbers 0 to K and `IGNORED`.
-    Without a `reading` of its data set, this file alone decides.
+    With several classes (`reading.classes`), it is uint8 with 0 to K and `IGNORED`. Without a
+    `reading`, the values of this file determine the interpretation.
 
     Raises:
         UnreadableImage: The file is missing or damaged (see `decode`).
-        UsageError: It has values of unknown meaning.
+        UsageError: The file has values without meaning, or is a JPEG file with several classes.
     """
     if reading is None:
         reading = survey((ref,), str(ref))[0]
@@ -133,10 +133,10 @@ def decode_mask(ref: FileRef, reading: MaskReading | None = None) -> NDArray[Any
 
 
 def _from_class_files(ref: FileRef, reading: MaskReading) -> NDArray[np.uint8]:
-    """The mask whose classes have their own files; a class without a file has no pixel.
+    """Combines a mask with one file per class; a class without a file has no pixel.
 
     Raises:
-        UsageError: Classes overlap where the reading allows no overlap, or sizes differ.
+        UsageError: Classes overlap although the reading does not allow it, or sizes differ.
     """
     of_one_class = replace(reading, classes=(), class_files=(), covers=False)
     numbers = {key: n for n, key in enumerate(reading.class_files, 1)}
@@ -178,7 +178,7 @@ def _lossy_classes(ref: FileRef) -> UsageError:
 
 
 def _channel_values(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> NDArray[Any]:
-    """The colours or the transparency, whichever is the mask.
+    """The channel that is the mask: the colours or the transparency.
 
     Raises:
         UsageError: The other channel contradicts it.
@@ -208,7 +208,7 @@ def _channel_values(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> N
 
 
 def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: FileRef) -> None:
-    """Raises UsageError for colours or values that compression cannot have made of known values."""
+    """Raises UsageError for values that lossy compression of known values cannot produce."""
     counts = {as_number(v): int(n) for v, n in zip(*_unique(values), strict=True)}
     steps = reading.lossy_steps
     if max(counts) >= COLOUR_OFFSET:
@@ -231,12 +231,12 @@ def survey(
     masks: Sequence[FileRef], location: str, *, foreground: ValueOption = None,
     ignore: ValueOption = None, classes: ClassesOption = None,
 ) -> tuple[MaskReading, tuple[str, ...]]:  # fmt: skip
-    """The reading of all masks of a data set, and notes about it for the user.
+    """Determines the interpretation of all masks of a data set; also returns notes for the user.
 
-    See `decide`; with `classes`, of several classes (`mask_classes.decide_classes`).
+    See `decide` for foreground and background, `mask_classes.decide_classes` for several `classes`.
 
-    All masks decide, or of a large set a sample that depends on ids alone. While all of them have
-    one value, more are read; with `all` as `classes` every mask is.
+    Reads all masks; in a large data set, only a sample that depends only on the ids. The sample is
+    enlarged while only one value occurs. With `classes` set to `all`, every mask is read.
 
     Raises:
         UsageError: The values are ambiguous, or the options contradict each other or the masks.
@@ -262,7 +262,7 @@ def survey(
     files = tuple((ref, _file_state(ref)) for ref in ordered)
     census = _census(files, ignored, classes is not None, is_all(classes))
     if not census.masks:
-        return MaskReading(STANDARD), ()  # none is readable: decoding one gives the error
+        return MaskReading(STANDARD), ()  # no mask is readable: `decode_mask` raises the error
     if classes is not None:
         reading, notes = decide_classes(census, location, classes, ignore)
         return reading, tuple(notes)
@@ -273,7 +273,7 @@ def survey(
 def _survey_class_files(
     masks: Sequence[FileRef], location: str, ignore: ValueOption, classes: ClassesOption
 ) -> tuple[MaskReading, tuple[str, ...]]:
-    """The reading of masks whose classes have their own files, each with two values."""
+    """The interpretation of masks with one file per class, each with two values."""
     files: dict[str, list[FileRef]] = defaultdict(list)
     for ref in masks:
         for key, part in ref.parts:
@@ -302,7 +302,7 @@ def _survey_class_files(
 
 
 def _file_id(ref: FileRef) -> str:
-    """The path of the file in the data set; slices of one volume are read one after the other."""
+    """Path of the file in the data set; equal for all slices of a volume, to read it once."""
     return ref.relative if ref.slice_index is None else ref.relative.rpartition("/")[0]
 
 
@@ -320,10 +320,10 @@ def _census(
     masks: tuple[tuple[FileRef, tuple[int, int]], ...], ignored: tuple[float, ...],
     palettes_apart: bool, every: bool,
 ) -> Census:  # fmt: skip
-    """Counts the values of as many masks as decide; cached for a data set that is opened again.
+    """Counts the values of the first masks up to the limits of a survey; cached.
 
-    With `palettes_apart`, masks with a palette are counted by index and colour; with `every`, no
-    mask is left out.
+    With `palettes_apart`, masks with a palette are counted by index and colour. With `every`, all
+    masks are read.
     """
     palette: PaletteReading = "index" if palettes_apart else "auto"
     census = Census(total=len(masks))
@@ -352,7 +352,7 @@ def _census(
 
 @dataclass(frozen=True)
 class _MaskCounts:
-    """The number of pixels of one mask with each (value, alpha); of a palette (index, colour)."""
+    """Pixel counts of one mask by (value, alpha), or by (index, colour) if `palette` is set."""
 
     counts: Counter[tuple[float, float]]
     lossy: bool
@@ -361,7 +361,7 @@ class _MaskCounts:
 
 
 def _count(ref: FileRef, palette: PaletteReading) -> _MaskCounts | None:
-    """Counts the values of one mask; None for an unreadable one, whose decoding gives the error."""
+    """Counts the values of one mask; None for an unreadable mask, as decoding it raises."""
     try:
         pixels = read_mask(ref, palette)
     except UnreadableImage:
@@ -383,7 +383,7 @@ def _count(ref: FileRef, palette: PaletteReading) -> _MaskCounts | None:
 
 
 def _unique(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The different values and the count of each; ten times faster for bytes than np.unique."""
+    """The unique values and their counts; for bytes ten times faster than `np.unique`."""
     values = as_bytes(values)
     if values.dtype == np.uint8:
         counts = np.bincount(values.ravel(), minlength=256)
@@ -409,9 +409,10 @@ def _add(census: Census, mask_counts: _MaskCounts) -> None:
 
 
 def read_mask(ref: FileRef, palette: PaletteReading = "auto") -> MaskPixels:
-    """The contents of the mask file; raises UnreadableImage if it is missing or damaged.
+    """The contents of a mask file; raises UnreadableImage if it is missing or damaged.
 
-    With `auto`, of a palette the indices count if black has index 0 and some colour is not grey.
+    With `auto`, the values of a file with a palette are its indices if some colour is not grey and
+    no index except 0 is black; else its colours.
     """
     try:
         if holds_array(ref):
@@ -426,7 +427,7 @@ def read_mask(ref: FileRef, palette: PaletteReading = "auto") -> MaskPixels:
 
 
 def _from_array(array: NDArray[Any], kind: str) -> MaskPixels:
-    """An array (H, W), perhaps with an axis of 1, or RGB(A) bytes."""
+    """Converts an array: (H, W), possibly with a third axis of length 1, or RGB(A) bytes."""
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
         array = array[0] if array.shape[0] == 1 else array[..., 0]
     if array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8:
@@ -465,7 +466,7 @@ def _from_image(image: Image.Image, lossless_webp: bool, palette: PaletteReading
 
 
 def _palette_of(image: Image.Image) -> NDArray[Any]:
-    """The colour (see `COLOUR_OFFSET`) or grey value of each index of its palette, 256 of them."""
+    """The colour (see `COLOUR_OFFSET`) or grey value of each palette index, shape (256,)."""
     indices = Image.frombytes("P", (256, 1), bytes(range(256)))
     indices.putpalette(image.getpalette("RGB") or [])
     colours: NDArray[Any] = _colours(np.asarray(indices.convert("RGB")))[0]
@@ -473,7 +474,7 @@ def _palette_of(image: Image.Image) -> NDArray[Any]:
 
 
 def _colours(rgb: NDArray[np.uint8]) -> NDArray[Any]:
-    """Grey values if all pixels are grey, else numbers (see `COLOUR_OFFSET`)."""
+    """Grey values of grey pixels; colours (see `COLOUR_OFFSET`) of other pixels."""
     red, green, blue = (rgb[..., channel] for channel in range(3))
     grey = (red == green) & (green == blue)
     if grey.all():
@@ -484,10 +485,10 @@ def _colours(rgb: NDArray[np.uint8]) -> NDArray[Any]:
 
 
 def _indices(indices: NDArray[np.uint8], colours: NDArray[Any]) -> NDArray[Any]:
-    """The indices of a palette if black has index 0, else the colours.
+    """The palette indices if no index except 0 is black, else the colours.
 
-    Programs that reduce the colours of a picture order a palette by frequency, so an index may mean
-    different colours in two files.
+    Programs that quantise the colours of an image sort the palette by frequency, so that an index
+    can stand for different colours in two files.
     """
     black = set(np.unique(indices[colours == 0]).tolist())
     return colours if black - {0} else indices

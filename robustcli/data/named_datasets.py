@@ -1,4 +1,4 @@
-"""The named data sets: their contents, sources, and places on this machine."""
+"""Registry of named data sets: contents, sources, and paths on this machine."""
 
 from __future__ import annotations
 
@@ -17,17 +17,26 @@ from robustcli.core.names import canonical, find
 LIST_DATASETS = "robust list datasets"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 SEGMENTATION = "segmentation"
-"""Replaces the name of a label space for images with masks."""
+"""Used in place of the name of a label space for data sets with masks."""
 
 
 @dataclass(frozen=True)
 class NamedDataset:
-    """A data set that the user can name.
+    """A data set that the user can select by name.
 
-    `label_space` is its name, `SEGMENTATION` for images with masks; `images` is their number. `url`
-    and the published `sha256` of its download are None for a bundled one, `sha256` also if the
-    source guarantees none. `default_for`: whether it is the default data of its label space.
-    `demonstration`: whether it is a small set for trying. `megabytes`: the size of its download.
+    Args:
+        name: Name of the data set.
+        label_space: Name of its label space; `SEGMENTATION` for images with masks.
+        images: Number of images.
+        bundled: Whether the package contains the data set.
+        source: Publication, and selection of images.
+        licence: Licence or terms of use.
+        url: Address of the download; None for a bundled data set.
+        sha256: Published SHA-256 of the download; None for a bundled data set, and if the source
+            does not guarantee one.
+        default_for: Whether this is the default data set of its label space.
+        demonstration: Whether this is a small example data set.
+        megabytes: Size of the download.
     """
 
     name: str
@@ -44,12 +53,12 @@ class NamedDataset:
 
     @property
     def downloads_itself(self) -> bool:
-        """Whether naming it as data downloads it: only if its contents are known beforehand."""
+        """Whether use as `--data` downloads it, which requires a known SHA-256."""
         return self.url is not None and self.sha256 is not None
 
 
 _CIFAR_TERMS = "no formal licence; Krizhevsky 2009"
-_CIFAR = (  # the SHA-256 are those of Keras; torchvision has the MD5 of the same files
+_CIFAR = (  # SHA-256 from Keras; torchvision contains the MD5 of the same files
     (
         "cifar10",
         "cifar-10",
@@ -81,7 +90,7 @@ DATASETS: tuple[NamedDataset, ...] = (
         bundled=False,
         source="github.com/EliSchwartz/imagenet-sample-images: one photo per class",
         licence="ImageNet terms: non-commercial research and education",
-        # GitHub may compress the same commit anew, so there is no lasting hash to pin.
+        # GitHub may compress the same commit differently later, so no permanent hash exists.
         url="https://github.com/EliSchwartz/imagenet-sample-images/archive/"
         "22d0a5c9c5c76d13532da2d29ea7fa2e9e034387.tar.gz",
     ),
@@ -115,19 +124,19 @@ DATASETS: tuple[NamedDataset, ...] = (
 
 
 def find_named(name: str) -> NamedDataset | None:
-    """The data set called `name` (`-`, `_` and case do not matter), or None."""
+    """The data set `name` (`-`, `_` and case are ignored); None for an unknown name."""
     return next((d for d in DATASETS if d.name == canonical(name)), None)
 
 
 def installed(name: str) -> Path | None:
-    """The tar of the data set `name`, or None; raises UsageError for an unknown name."""
+    """The tar of the data set `name`, None if missing; raises UsageError for unknown names."""
     registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LIST_DATASETS)
     path = tar_path(next(d for d in DATASETS if d.name == registered))
     return path if path.is_file() else None
 
 
 def tar_path(dataset: NamedDataset) -> Path:
-    """The path of the tar of `dataset`, which may not be downloaded yet."""
+    """Path of the tar of `dataset`, which may not be downloaded yet."""
     if dataset.bundled:
         return Path(str(files("robustcli") / "assets" / f"{dataset.name}.tar"))
     return data_home() / "datasets" / f"{dataset.name}.tar"
@@ -146,22 +155,23 @@ def require_tar(dataset: NamedDataset) -> Path:
 
 
 def data_home() -> Path:
-    """The folder for downloads: `ROBUST_HOME`, else the user's cache folder (it need not exist)."""
+    """Folder for downloads: `ROBUST_HOME`, else the user's cache folder. It need not exist."""
     chosen = os.environ.get("ROBUST_HOME")
     return Path(chosen).expanduser() if chosen else user_cache_path("robust", appauthor=False)
 
 
 def lock_on_this_machine(target: Path) -> ExitStack:
-    """A context in which no other process of this machine works on the file `target`.
+    """Locks the file `target` against other processes of this machine, in a context.
 
-    It prevents two processes from downloading or decompressing the same file. Correctness must not
-    depend on it, because locks are unreliable on network folders and some file systems have none
-    (then no process waits): what is made inside is checked, and renamed to `target` when complete.
+    The lock prevents two processes from downloading or decompressing the same file. Correctness
+    must not depend on it, because locks are unreliable on network folders and some file systems
+    have none (then no process waits): the caller checks the file that it creates, and renames it to
+    `target` when it is complete.
 
     Raises:
-        OSError: The folder of `target`, where the lock is, cannot be made or written to.
+        OSError: The folder of `target`, which contains the lock file, cannot be created or written.
     """
-    from filelock import FileLock  # listing data sets needs no locks
+    from filelock import FileLock  # not needed to list data sets
 
     target.parent.mkdir(parents=True, exist_ok=True)
     stack = ExitStack()
@@ -178,14 +188,15 @@ def lock_on_this_machine(target: Path) -> ExitStack:
 
 
 def _knows_locks(file: str) -> bool:
-    """Whether the file system of `file`, which is made, has locks.
+    """Whether the file system of `file` supports locks; creates the file.
 
-    filelock 3.12 waits for ever where it has none, and 4 leaves a file that a killed process owns.
+    On a file system without locks, filelock 3.12 waits forever, and filelock 4 leaves a lock file
+    that remains if its process is killed.
     """
     try:
         import fcntl
     except ImportError:
-        return True  # Windows has
+        return True  # Windows supports locks
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,9 +1,9 @@
 """Natural distribution shifts of ImageNet by name, their evaluation protocols, and ReaL labels.
 
-All are read by `layouts`; the name decides whether a model may predict ImageNet's other classes.
-ImageNet-A and ImageNet-R have 200 of the 1,000 classes, those of their folders, and their authors
-evaluate only the logits of these. ObjectNet's folders are objects, each of which may be several of
-ImageNet's classes; those of LAION-C are superclasses of them.
+The name of the data set determines which classes a model may predict. ImageNet-A and ImageNet-R
+have 200 of the 1,000 classes of ImageNet, one folder for each, and their authors evaluate only the
+logits of these classes. The folders of ObjectNet are objects, each of which can correspond to
+several classes of ImageNet. The folders of LAION-C are superclasses of ImageNet's classes.
 """
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ from robustcli.data.layouts import Labelled, Layout
 from robustcli.data.tables import Say
 
 AnswerClasses: TypeAlias = Literal["auto", "all", "present"]
-"""The classes that a model may predict; `auto` follows the authors of the data."""
+"""Classes that a model may predict: as in the authors' evaluation, all, or those in the data."""
 
 
 @dataclass(frozen=True)
 class NaturalShift:
-    """One data set.
+    """A data set with a natural distribution shift.
 
-    `pattern` matches the names of its folder or archive in canonical spelling, `classes` is its
-    number of ImageNet-1K's classes, `masked` whether its authors let a model predict only these.
+    Args:
+        name: Name of the data set.
+        pattern: Regular expression for the name of its folder or archive in canonical spelling.
+        classes: Number of its classes of ImageNet-1K.
+        masked: Whether the authors evaluate only the logits of these classes.
+        source: Publication.
     """
 
     name: str
@@ -72,7 +76,7 @@ _GENERAL_FOLDERS = ("val", "test", "images", "data")
 
 
 def find_shift(location: Path) -> NaturalShift | None:
-    """The shift whose name the folder or archive at `location` has; None for other data."""
+    """The data set with the name of the folder or archive at `location`; None for others."""
     location = location.resolve()
     names = [location.name.partition(".")[0]]
     if names[0].lower() in _GENERAL_FOLDERS:
@@ -88,9 +92,14 @@ def allowed_answers(
     location: Path, shift: NaturalShift | None, targets: Collection[int], answers: AnswerClasses,
     say: Say,
 ) -> tuple[int, ...] | None:  # fmt: skip
-    """The classes that a model may predict; None for all of its own.
+    """Indices of the classes that a model may predict; None for all.
 
-    `targets` are the different classes of the images, `answers` is the value of `--answers`.
+    Args:
+        location: Path of the data set, for messages.
+        shift: The recognised data set, if any.
+        targets: Indices of the classes of the images.
+        answers: Value of `--answers`.
+        say: Receives a note for the user about a restriction.
 
     Raises:
         UsageError: The authors' evaluation was requested, but classes are missing.
@@ -120,13 +129,15 @@ _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})(?:\D.*)?")
 
 
 def read_real_labels(path: Path, files: Sequence[FileRef], say: Say) -> Layout[str]:
-    """ImageNet's validation images with their ReaL labels; images without any are left out.
+    """ImageNet's validation images with their ReaL labels; images without labels are excluded.
 
-    `path` is `real.json`, a list of the classes of each validation image in their order; `files`
-    are images named `ILSVRC2012_val_00000001...`.
+    Args:
+        path: `real.json`, a list with the class indices of each validation image in order.
+        files: Images with names like `ILSVRC2012_val_00000001.JPEG`.
+        say: Receives a note about excluded images.
 
     Raises:
-        UsageError: The file is not such a list, or an image is not one of those.
+        UsageError: The file is not such a list, or the name of an image is not of this form.
 
     Source: L. Beyer and others, Are we done with ImageNet?, 2020; github.com/google-research/
     reassessed-imagenet.
@@ -179,30 +190,31 @@ OBJECTNET_TABLES = (
     "mappings/folder_to_objectnet_label.json", "mappings/objectnet_to_imagenet_1k.json",
 )  # fmt: skip
 OBJECTNET_BORDER = 2
-"""Pixels of red on each side, which its owners' loader cuts off."""
+"""Width in pixels of the red border, which the authors' loader cuts off."""
 
 
 def read_objectnet(
     location: Path, files: Sequence[FileRef], texts: Sequence[FileRef], say: Say
 ) -> tuple[Layout[str], int] | None:
-    """ObjectNet as published: `images/OBJECT/NAME.png`, and its tables in `mappings/`.
+    """ObjectNet in its published layout: `images/OBJECT/NAME.png`, and tables in `mappings/`.
 
-    An answer is right when it is one of the classes that the object is. Objects that ImageNet does
-    not have are left out.
+    A prediction is correct if it is any of the classes of the object. Images of objects without a
+    class in ImageNet are excluded.
 
     Args:
-        location: The data set, for messages.
-        files: Its images.
-        texts: Its JSON files.
-        say: Hears what is left out.
+        location: Path of the data set, for messages.
+        files: The images.
+        texts: The JSON files.
+        say: Receives a note about excluded images.
 
     Returns:
-        The images and how many of ImageNet's classes its objects are; None without its tables.
+        The images, and the number of ImageNet's classes among their objects; None if the tables are
+        missing.
 
     Raises:
-        UsageError: A table cannot be read, or names a class that ImageNet does not have.
+        UsageError: A table cannot be read, or contains a class that is not in ImageNet.
 
-    Source: github.com/abarbu/objectnet-template-pytorch (the border); scored like this by R. Taori
+    Source: github.com/abarbu/objectnet-template-pytorch (the border); the same scoring in R. Taori
     and others, Measuring robustness to natural distribution shifts in image classification, 2020.
     """
     tables = [next((t for t in texts if f"/{t.relative}".endswith(f"/{name}")), None)
@@ -246,7 +258,7 @@ def _table_of(location: Path, file: FileRef) -> dict[str, str]:
 
 
 def _imagenet_class(location: Path, space: LabelSpace, label: str) -> str:
-    """The id of the class that ObjectNet calls `label`: its names, separated by commas."""
+    """The id of the class with ObjectNet's `label`, its names separated by commas."""
     indices = {space.index_of(name.strip()) for name in (label, *label.split(","))} - {None}
     if len(indices) != 1:
         raise UsageError(
@@ -259,11 +271,11 @@ def _imagenet_class(location: Path, space: LabelSpace, label: str) -> str:
 
 @dataclass(frozen=True)
 class Superclasses:
-    """Classes that each consist of several of ImageNet-1K's.
+    """Superclasses that each consist of several classes of ImageNet-1K.
 
     Args:
-        space: The superclasses.
-        members: For each of them, the indices of its classes.
+        space: Label space of the superclasses.
+        members: Indices of the classes in each superclass.
     """
 
     space: LabelSpace
@@ -286,7 +298,7 @@ def laion_c() -> Superclasses:
 
 
 def find_superclasses(location: Path) -> Superclasses | None:
-    """LAION-C's where the folders in `location` are called as its 16 superclasses; else None."""
+    """LAION-C's superclasses if the folders in `location` have their 16 names; else None."""
     if not location.is_dir():
         return None
     folders = {path.name for path in location.iterdir() if path.is_dir() and path.name[0] != "."}

@@ -1,12 +1,11 @@
-"""Data sets in object stores: listed once, images read when they are needed, through a cache.
+"""Data sets in object stores: listed once; images are read on demand through a cache.
 
-HOME/objects/HASH/listing.json   the objects of the address, as last listed
-HOME/objects/HASH/bytes/XX/...   images, as far as they fit into the limit of the cache
+HOME/objects/HASH/listing.json   the last listing of the objects at the address
+HOME/objects/HASH/bytes/XX/...   images, up to the size limit of the cache
 HOME/objects/HASH/files/PARENT/NAME/...   archives, tables and volumes, which are read from the disk
 
-Images are the same as those of a folder with the same files: ids, digests and order do not depend
-on where they lie. Which images are cached is decided by their order and sizes alone, so that
-processes need not agree on it.
+Ids, digests and order of the images are equal to those of a local folder with the same files. The
+set of cached images depends only on their order and sizes, so that processes need no coordination.
 """
 
 from __future__ import annotations
@@ -41,15 +40,15 @@ _GROUPS = "groups.csv"
 
 
 class ObjectImages:
-    """Images of an object store, by their number in a listing; rows in the sense of `dataset.Rows`.
+    """Images of an object store, indexed by their position in a listing; a `dataset.Rows`.
 
     Args:
-        store: The data set.
-        names: Of the objects.
-        objects: Their sizes and versions, in the same order.
-        cache: The folder for their bytes.
-        limit: Bytes that it may take.
-        offline: Forbids the network.
+        store: The object store at the address of the data set.
+        names: Names of the objects.
+        objects: Sizes and versions of the objects, in the same order.
+        cache: Folder for cached bytes.
+        limit: Largest size of the cache in bytes.
+        offline: Whether to use only the cache.
     """
 
     def __init__(
@@ -67,25 +66,25 @@ class ObjectImages:
         return {**self.__dict__, "_ahead": {}}
 
     def pin(self, row: int) -> None:
-        """Nothing: the bytes must be read, as those of a file on a disk."""
+        """None: without a permanent identifier, digests read the bytes as for local files."""
 
     def shown(self, row: int) -> str:
-        """The address of an image, for messages."""
+        """Address of an image, for messages."""
         return self.store.address(self.names[row])
 
     def read(self, row: int) -> bytes:
         """The bytes of an image.
 
         Raises:
-            RunError: The connection broke.
-            UsageError: It is not on this machine, and the network is forbidden.
-            OSError: It is gone, or has changed since the listing.
+            RunError: The transfer failed.
+            UsageError: The image is not cached, and `offline` is set.
+            OSError: The object was deleted or changed since the listing.
         """
         content = self._ahead.pop(row, None)
         return self._fetched(row) if content is None else content
 
     def fetch_ahead(self, row: int) -> None:
-        """Reads an image that `read` will be asked for; errors are left to that."""
+        """Fetches an image for a later `read`, which repeats the request after an OSError."""
         if row not in self._ahead:
             with suppress(OSError):
                 self._ahead[row] = self._fetched(row)
@@ -110,7 +109,7 @@ class ObjectImages:
         return self.cache / digest[:2] / digest[2:]
 
     def _kept(self, row: int) -> bytes | None:
-        """The bytes in the cache; None where they are not there whole."""
+        """The cached bytes; None if they are missing or damaged."""
         if row >= self._cached:
             return None
         with suppress(OSError):
@@ -121,7 +120,7 @@ class ObjectImages:
         return None
 
     def _keep(self, row: int, content: bytes) -> None:
-        """Keeps the bytes if there is room; not durably, for they can be fetched again."""
+        """Caches the bytes within the size limit; without fsync, as they can be fetched again."""
         if row >= self._cached:
             return
         place = self._place(row)
@@ -139,12 +138,12 @@ def _checksum(content: bytes) -> bytes:
 
 
 def fetch_ahead(samples: Iterable[Sample]) -> None:
-    """Reads the images and masks of `samples` that are in object stores, several at a time.
+    """Fetches the images and masks of `samples` that are in object stores, in parallel.
 
-    `FileRef.read` then has them at once.
+    A later `FileRef.read` returns them without a request.
 
     Raises:
-        RunError: The connection broke.
+        RunError: The transfer failed.
     """
     files = (
         file for sample in samples for file in (sample.image, sample.truth)
@@ -159,14 +158,14 @@ def fetch_ahead(samples: Iterable[Sample]) -> None:
 
 @dataclass(frozen=True)
 class ObjectFolder:
-    """A folder of an object store as a data set.
+    """A data set in a folder of an object store.
 
     Args:
-        store: It.
-        objects: What is in it.
-        place: The folder of this machine for files that are read from the disk.
-        home: The folder for everything that is kept of it.
-        offline: Forbids the network.
+        store: The object store at the address of the data set.
+        objects: Objects by name relative to the address.
+        place: Local folder for files that are read from the disk.
+        home: Local folder for the cache of this data set.
+        offline: Whether to use only cached files.
     """
 
     store: ObjectStore
@@ -176,9 +175,9 @@ class ObjectFolder:
     offline: bool
 
     def listing(self, suffixes: frozenset[str]) -> FileListing:
-        """Its files with one of `suffixes`, by the rules of folders (`listing.list_tree`).
+        """The files with one of `suffixes`, by the rules of `listing.list_tree`.
 
-        Files other than images are fetched.
+        Fetches all listed files that are not images.
         """
         names = [name for name in self.objects if _suffix(name) in IMAGE_SUFFIXES]
         images = ObjectImages(
@@ -195,11 +194,11 @@ class ObjectFolder:
         )
 
     def fetch(self, name: str, target: Path) -> None:
-        """Writes the object `name` to the file `target`, where it is not there yet.
+        """Downloads the object `name` to the file `target`, unless it is up to date.
 
         Raises:
-            UsageError: It is not here, and the network is forbidden.
-            RunError: The connection broke, or the disk refused.
+            UsageError: The file is missing or outdated, and `offline` is set.
+            RunError: The transfer or the write failed.
         """
         stored = self.objects[name]
         marker = self.home / "versions" / hashlib.sha256(name.encode()).hexdigest()[:40]
@@ -225,7 +224,7 @@ class ObjectFolder:
 
 
 class _Node:
-    """A folder (`inside`) or an object (`name`, with `images` and `row` for an image)."""
+    """A folder with the nodes `inside`, or an object `name`; `row` is the index of an image."""
 
     def __init__(self, name: str = "", row: int | None = None) -> None:
         self.name, self.row = name, row
@@ -236,7 +235,7 @@ class _Node:
 def _tree(
     objects: Mapping[str, StoredObject], rows: Mapping[str, int], images: ObjectImages
 ) -> tuple[_Node, list[str]]:
-    """The folder of all `objects`, and the names of those that cannot be files of a folder."""
+    """The folder tree of `objects`, and the names of objects that are not valid paths."""
     root, unreached = _Node(), list[str]()
     for name in objects:
         *parents, last = name.split("/")
@@ -247,7 +246,7 @@ def _tree(
             assert folder is not None
             assert folder.inside is not None
             folder = folder.inside.setdefault(part, _Node())
-            if folder.inside is None:  # an object whose name is that of a folder
+            if folder.inside is None:  # an object with the name of this folder
                 folder = None
                 break
         if folder is None or folder.inside is None or last in folder.inside:
@@ -260,7 +259,7 @@ def _tree(
 
 @dataclass(frozen=True)
 class _InStore:
-    """A node as `listing.Node`."""
+    """A node that implements `listing.Node`."""
 
     node: _Node
     name: str
@@ -288,27 +287,27 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122  a million names
 
 
-# Opening.
+# Opening data sets.
 
 
 _FOLDERS: dict[Path, ObjectFolder] = {}
-"""By the folder of this machine, what was opened last in this process."""
+"""Folders of object stores opened in this process, by their local folder or file."""
 
 
 def folder_at(place: Path) -> ObjectFolder | None:
-    """What `open_address` has opened at `place`, if that is a folder of an object store."""
+    """The folder that `open_address` opened for the local `place`; None for other data."""
     folder = _FOLDERS.get(place)
     return None if folder is None or "" in folder.objects else folder
 
 
 def address_of(place: Path) -> str | None:
-    """The address that `open_address` has opened at `place`; None for data of this machine."""
+    """The address that `open_address` opened for the local `place`; None for local data."""
     folder = _FOLDERS.get(place)
     return None if folder is None else folder.store.url
 
 
 def split_address(data: str) -> tuple[str, str | None]:
-    """The address in `data`, and the folder in an archive that it names after a colon."""
+    """The address in `data`, and the folder after a colon for `ARCHIVE:FOLDER`, else None."""
     address, colon, folder = data.rpartition(":")
     if colon and names_url(address) and address.lower().endswith(_ARCHIVES):
         return address, folder.strip("/")
@@ -316,12 +315,12 @@ def split_address(data: str) -> tuple[str, str | None]:
 
 
 def open_address(url: str, *, offline: bool) -> Path:
-    """The folder or archive of this machine for the data set at `url`, which is listed.
+    """Lists the data set at `url`; returns its local folder, or its downloaded archive.
 
     Raises:
-        UsageError: There is nothing, or it is not permitted, or is of a kind that is not read.
+        UsageError: The address is empty, not permitted or of an unsupported type.
         MachineError: A package or credentials are missing.
-        RunError: The connection broke.
+        RunError: The transfer failed.
     """
     kind_of_store(url)
     store = ObjectStore(url)
@@ -347,7 +346,7 @@ def open_address(url: str, *, offline: bool) -> Path:
 
 
 def _open_file(folder: ObjectFolder) -> None:
-    """Fetches an archive, and the tables beside it that say more of its images."""
+    """Fetches an archive, and the tables of groups and classes next to it."""
     url = folder.store.url
     if not url.lower().endswith(_ARCHIVES):
         raise UsageError(
@@ -368,7 +367,7 @@ def _open_file(folder: ObjectFolder) -> None:
 
 
 def _listed(store: ObjectStore, kept: Path, *, offline: bool) -> dict[str, StoredObject]:
-    """The objects of the data set, as they are now; offline as they were last listed."""
+    """The current objects of the data set; if `offline`, those of the last listing."""
     if offline:
         try:
             listing = parse_json(kept.read_text(encoding="utf-8"))
@@ -391,10 +390,10 @@ def _listed(store: ObjectStore, kept: Path, *, offline: bool) -> dict[str, Store
 
 
 def _limit() -> int:
-    """Bytes of images that are cached of one data set.
+    """Size limit in bytes of the image cache of one data set.
 
     Raises:
-        UsageError: The environment variable is no number.
+        UsageError: The environment variable is not a number.
     """
     text = os.environ.get(LIMIT, "")
     try:
@@ -409,7 +408,7 @@ def _limit() -> int:
 
 
 def not_fetched(url: str, reason: str) -> UsageError:
-    """The error where something was never fetched and must not be now."""
+    """The error for data that are not cached while the network must not be used."""
     return UsageError(
         f"`{url}` is not (wholly) on this machine, and the network must not be used "
         "(`--offline`, `--dry-run`).",

@@ -1,7 +1,7 @@
-"""Layouts of images with masks as their owners publish them: nnU-Net, ISIC, Synapse, ACDC.
+"""Layouts of published data sets of images with masks: nnU-Net, ISIC, Synapse, ACDC.
 
-Each is recognised by its folders or file names. What they say of patients is the group, so that no
-patient is in two parts of a split; published splits are kept.
+Layouts are recognised by the names of folders or files. Images are grouped by the patients in their
+names, so that no patient is in two splits. Published splits are kept.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from robustcli.data.layouts import Labelled, Layout, Recogniser, files_below, ma
 from robustcli.data.listing import HDF5_SUFFIXES, MASK_SUFFIXES, is_image
 
 SIDE_SUFFIXES = frozenset({".json", ".list", ".gz", ".nii", ".nrrd", ".mha", *HDF5_SUFFIXES})
-"""Files beside images that these layouts read, or refuse with a reason."""
+"""Suffixes of files other than images that these layouts read, or refuse with a reason."""
 LABEL_FILES = ("labels.json", "dataset.json")
-"""Files with the names of classes; the second one is nnU-Net's."""
+"""Names of files with tables of classes; the second one is that of nnU-Net."""
 NNUNET_FILE = LABEL_FILES[1]
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 _OTHER_VOLUMES = (".nrrd", ".mha")
@@ -32,7 +32,7 @@ _ISIC = re.compile(r"(?:ISBI|ISIC).*(Training|Validation|Test)(?:_v\d)?_.*")
 _ISIC_SPLITS = {"training": "train", "validation": "val", "test": "test"}
 _SEGMENTATION = re.compile(r"_segmentation$", re.IGNORECASE)
 _SUPERPIXELS, _GROUND_TRUTH = "_superpixels", "GroundTruth"
-# case0005_slice000, patient001_frame01_slice_0, patient001_frame01: the group is what comes before.
+# case0005_slice000, patient001_frame01_slice_0, patient001_frame01: the group precedes the match.
 _SLICE = re.compile(r"(?:_frame_?\d+)?(?:[_-]slice[_-]?\d+)?(?:\.npy)?$", re.IGNORECASE)
 _IMAGE, _LABEL = "image", "label"
 _ACDC = re.compile(r"patient\d+_frame\d+")
@@ -42,21 +42,21 @@ _ALL: Literal["all"] = "all"
 
 
 def patient_of(name: str) -> str:
-    """The patient in the name of a slice (`case0005_slice000`), else the name."""
+    """The patient in the name of a slice (`case0005_slice000`), else the complete name."""
     return _SLICE.sub("", name) or name
 
 
 def by_nnunet(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
-    """`imagesTr/NAME_0000.png` and `labelsTr/NAME.png` beside `dataset.json`: nnU-Net's raw data.
+    """nnU-Net's raw data: `imagesTr/NAME_0000.png`, `labelsTr/NAME.png`, and `dataset.json`.
 
-    Channels `_0000` to `_0002` are red, green and blue, a single one is the image. `imagesTs` are
-    test images where `labelsTs` has their masks, else left out. Slices of a patient
-    (`NAME_slice_3`) are a group. Volumes (`.nii.gz`) are read slice by slice, where nibabel is
-    installed.
+    Channels `_0000` to `_0002` are red, green and blue; a single channel is the complete image. The
+    images in `imagesTs` are test images if `labelsTs` contains their masks, else excluded. Slices
+    of a patient (`NAME_slice_3`) form a group. Volumes (`.nii.gz`) are read slice by slice, which
+    needs nibabel.
     Source: github.com/MIC-DKFZ/nnUNet, documentation/dataset_format.md.
 
     Raises:
-        UsageError: A case lacks a channel or its labels, or is a volume that is not read.
+        UsageError: A case lacks a channel or its labels, or is an unsupported volume.
     """
     images, labels = files_below(files, "imagestr"), files_below(files, "labelstr")
     if not images or not labels:
@@ -84,7 +84,7 @@ def by_nnunet(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | Non
 
 
 def _channel_names(description: FileRef | None) -> list[str]:
-    """The names of channels in `dataset.json`, in order; empty without the file."""
+    """The channel names of `dataset.json` in order; empty without the file."""
     if description is None:
         return []
     try:
@@ -112,7 +112,7 @@ def _nnunet_cases(
     location: Path, folder: str, images: Sequence[FileRef], labels: Sequence[FileRef],
     channels: Sequence[str],
 ) -> Iterator[Labelled[FileRef]]:  # fmt: skip
-    """The cases of one folder of images, each with its labels; of volumes every slice."""
+    """The cases of one folder of images with their labels; every slice of volumes."""
     _check_volumes(location, [*images, *labels])
     by_case: dict[str, dict[str, FileRef]] = defaultdict(dict)
     strange = []
@@ -156,7 +156,7 @@ def _nnunet_cases(
 
 
 def _bare(relative: str) -> str:
-    """A path without its ending, of which `.nii.gz` has two parts."""
+    """The path without its suffix, or without `.nii.gz`."""
     ending = next((e for e in _VOLUME_SUFFIXES if relative.lower().endswith(e)), None)
     return relative.rpartition(".")[0] if ending is None else relative[: -len(ending)]
 
@@ -168,8 +168,8 @@ def _is_volume(file: FileRef) -> bool:
 def _nifti_pairs(
     image_id: str, image: FileRef, mask: FileRef
 ) -> Iterator[tuple[FileRef, FileRef]]:  # fmt: skip
-    """The slices of an image and its mask; both themselves if they have two axes."""
-    from robustcli.data.arrays import VOLUME, volume_slices  # needs numpy, a listing does not
+    """Pairs of slices of an image and its mask; a single pair if they have two axes."""
+    from robustcli.data.arrays import VOLUME, volume_slices  # lazy: imports numpy
 
     count = volume_slices(mask.path, VOLUME)
     for index in [None] if count is None else range(count):
@@ -184,7 +184,7 @@ def _nifti_pairs(
 
 
 def _check_volumes(location: Path, files: Sequence[FileRef]) -> None:
-    """Raises UsageError for volumes in other formats than NIfTI, and for those in archives."""
+    """Raises UsageError for volumes in formats other than NIfTI, and for volumes in archives."""
     others = sorted(f.relative for f in files if f.relative.lower().endswith(_OTHER_VOLUMES))
     if others:
         raise UsageError(
@@ -219,7 +219,7 @@ def _check_channels(
             f"Not there: {quoted(incomplete)}.",
             "All cases need the same channels: add the files, or remove the cases.",
         )
-    is_rgb_file = len(present) == 1  # three channel names of a natural image in one file
+    is_rgb_file = len(present) == 1  # an RGB image in one file has three channel names
     if len(present) not in (1, 3) or (count != len(present) and not is_rgb_file):
         raise UsageError(
             f"Images in `{folder}` have {len(present)} files each, of {count} channels.",
@@ -229,12 +229,12 @@ def _check_channels(
 
 
 def by_isic(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
-    """The folders of the ISIC challenges of 2016, 2017 and 2018, lesion segmentation.
+    """The lesion segmentation data of the ISIC challenges of 2016, 2017 and 2018.
 
-    `ISBI2016_ISIC_Part1_Training_Data/ISIC_0000000.jpg` with
-    `ISBI2016_ISIC_Part1_Training_GroundTruth/ISIC_0000000_Segmentation.png`; from 2017 on
-    `ISIC-2017_Training_Data` (superpixels are left out) and `ISIC2018_Task1-2_Training_Input`, with
-    `_segmentation.png`. Published splits are kept.
+    The layout of 2016 is `ISBI2016_ISIC_Part1_Training_Data/ISIC_0000000.jpg` with
+    `ISBI2016_ISIC_Part1_Training_GroundTruth/ISIC_0000000_Segmentation.png`. From 2017 on, folders
+    are `ISIC-2017_Training_Data` (superpixels are excluded) and `ISIC2018_Task1-2_Training_Input`,
+    and masks end in `_segmentation.png`. Published splits are kept.
     Source: challenge.isic-archive.com/data, and the page of each challenge.
 
     Raises:
@@ -275,19 +275,19 @@ def by_isic(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
 
 
 def by_array_files(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
-    """Slices or volumes as files with the arrays `image` and `label`: `.npz`, or HDF5 with h5py.
+    """Array files of slices or volumes with the arrays `image` and `label`: `.npz` or HDF5.
 
-    Synapse multi-organ as TransUNet publishes it: `train_npz/case0005_slice000.npz` for training,
-    `test_vol_h5/case0001.npy.h5` for testing. ACDC as SSL4MIS publishes it:
-    `data/slices/patient001_frame01_slice_0.h5` for training, the volumes of `val.list` and
-    `test.list` in `data/` for validation and testing. Others: slices by patient.
+    Synapse multi-organ in the version of TransUNet: `train_npz/case0005_slice000.npz` for training,
+    `test_vol_h5/case0001.npy.h5` for test. ACDC in the version of SSL4MIS:
+    `data/slices/patient001_frame01_slice_0.h5` for training, the volumes listed in `val.list` and
+    `test.list` in `data/` for validation and test. Other data sets: slices grouped by patient.
     Source: github.com/Beckschen/TransUNet, datasets/README.md; github.com/HiLab-git/SSL4MIS,
     data/ACDC and code/dataloaders/dataset.py.
 
     Raises:
-        UsageError: There are HDF5 files, and h5py is not installed.
+        UsageError: A file is HDF5 and h5py is not installed.
     """
-    from robustcli.data.arrays import array_names  # needs numpy, a listing does not
+    from robustcli.data.arrays import array_names  # lazy: imports numpy
 
     arrays = [f for f in files if f.relative.lower().endswith((".npz", *HDF5_SUFFIXES))]
     if not arrays or any(is_image(file.relative) for file in files):
@@ -327,12 +327,12 @@ def by_array_files(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] 
 
 
 def patient_stem(file: FileRef) -> str:
-    """The name of a file of arrays without folder and suffixes: `patient001_frame01`."""
+    """The name of an array file without folder and suffixes: `patient001_frame01`."""
     return file.file_name.partition(".")[0]
 
 
 def _splits_of_lists(lists: dict[str, FileRef]) -> dict[str, str]:
-    """The split of each volume that `val.list` or `test.list` names, a line each."""
+    """The split of each volume in `val.list` and `test.list`, which have one name per line."""
     splits = {}
     for name, file in lists.items():
         for line in file.read().decode("utf-8").splitlines():
@@ -348,12 +348,12 @@ def _labelled(file: FileRef, index: int | None, split: str | None) -> Labelled[F
 
 
 def _volume(file: FileRef, split: str | None) -> list[Labelled[FileRef]]:
-    """The slices of a file, which is one slice itself if its arrays have two axes."""
+    """The slices of a file; a file whose arrays have two axes is a single slice."""
     if not file.relative.lower().endswith(HDF5_SUFFIXES):
         return [_labelled(file, None, split)]
     if file.member is not None:
         raise _in_archive(file, "HDF5")
-    from robustcli.data.arrays import volume_slices  # needs numpy, a listing does not
+    from robustcli.data.arrays import volume_slices  # lazy: imports numpy
 
     count = volume_slices(file.path, _LABEL)
     indices: list[int | None] = [None] if count is None else [*range(count)]
@@ -363,7 +363,7 @@ def _volume(file: FileRef, split: str | None) -> list[Labelled[FileRef]]:
 def _by_patients(
     labelled: Sequence[Labelled[FileRef]], notes: Sequence[str], evaluated: str | None
 ) -> Layout[FileRef]:
-    """The layout, grouped by patient if names of several images tell the same one."""
+    """The layout, grouped by patient if several images have the same patient in their names."""
     groups = {image.group for image in labelled}
     grouping = "patient" if len(groups) < len(labelled) else "image"
     if grouping == "image":

@@ -87,24 +87,24 @@ if TYPE_CHECKING:
     from robustcli.data.mask_values import ValueOption
 
 SETTINGS = Path("robust.toml")
-# Uninformative names of folders; the parent folder is then part of the data set's name.
+# Uninformative names of folders: the name of the parent folder is prepended.
 _GENERAL = ("val", "validation", "valid", "test", "train", "images", "kaggle_3m", "tiff")
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Opens images with classes.
+    """Options to open images with classes.
 
     Args:
-        model: Name of the model's label space; None in training, where the data may have any
-            classes: in the order of their names, or a bundled label space if they are all of its.
-        label_space: The label space of the data, its name, or a classes file; None to recognise it.
+        model: Name of the model's label space. None in training, which accepts any classes: sorted
+            by name, or in the order of a bundled label space with exactly these classes.
+        label_space: Label space of the data, its name, or a classes file; None to recognise it.
             Only used with `model`.
-        labels: A file with the label of each image, for folders and archives without classes.
-        splits: Whether the class folders may lie in folders `train`, `val` and `test`, which are
-            then the split of an image. Always so in training.
-        answers: The classes that a model may predict.
-        offline: Forbids the network, for data that are not on this machine.
+        labels: File with the label of each image, for folders and archives without classes.
+        splits: Whether the class folders may be in folders `train`, `val` and `test`, which then
+            define the split of an image. Always allowed in training.
+        answers: Classes that a model may predict.
+        offline: Whether to use only data on this machine.
     """
 
     model: str | None = None
@@ -117,12 +117,16 @@ class Classes:
 
 @dataclass(frozen=True)
 class Masks:
-    """Opens images with masks, whose reading is decided once for the whole data set.
+    """Options to open images with masks; mask values are interpreted once per data set.
 
-    `foreground` are its values (see `mask_values.decide`), None to decide by the values of the
-    masks; `classes` makes several classes of them (`mask_classes.parse_classes`). `surveyed`:
-    whether the masks are examined, else each is later read by its own values. `offline` forbids the
-    network, for data that are not on this machine.
+    Args:
+        foreground: Foreground values (see `mask_values.decide`); None to determine them from the
+            masks.
+        ignore: Values of pixels to ignore.
+        classes: Table of several classes (see `mask_classes.parse_classes`).
+        surveyed: Whether to read the masks and determine the interpretation of their values. If
+            not, each mask is later interpreted separately.
+        offline: Whether to use only data on this machine.
     """
 
     foreground: ValueOption = None
@@ -136,15 +140,16 @@ def open_dataset(data: str | None, truth: Classes | Masks) -> Dataset:
     """All images of a data set with their classes or masks, sorted by id.
 
     Args:
-        data: A folder or archive in one of the layouts, a manifest, or the name of a data set; any
-            of them followed by `:FOLDER` for the images in that folder; or a data set of the
-            Hugging Face hub (`hub_datasets`). None for the default data of the model's label space
-            (`default_data`), or for masks of `segmentation`.
-        truth: Whether the images have classes or masks, and how to read these.
+        data: A folder or archive in one of the layouts, a manifest, or the name of a data set, each
+            optionally followed by `:FOLDER` to select a folder; a data set of the Hugging Face hub
+            (`hub_datasets`); or an address in an object store (`object_files`). None for the
+            default data (`default_data`) of the model's label space, or for masks of
+            `segmentation`.
+        truth: Whether the images have classes or masks, with options.
 
     Raises:
-        UsageError: There is no such data, its layout is unknown, images lack their masks, its
-            classes are unknown or not the model's, or the values of its masks are ambiguous.
+        UsageError: The data do not exist, their layout is unknown, images lack their masks, classes
+            are unknown or not those of the model, or the values of masks are ambiguous.
     """
     if data is None:
         label_space = truth.model if isinstance(truth, Classes) else SEGMENTATION
@@ -167,17 +172,17 @@ def open_dataset(data: str | None, truth: Classes | Masks) -> Dataset:
 
 @dataclass(frozen=True)
 class DefaultData:
-    """The default data, and the origin of that default, which the caller announces."""
+    """The default data, and the setting that defines them, which the caller announces."""
 
     data: str
     origin: str
 
 
 def default_data(label_space: str) -> DefaultData:
-    """The data for models of `label_space`: from the environment, `robust.toml`, or bundled.
+    """The default data of `label_space`: from the environment, `robust.toml`, or bundled.
 
     Raises:
-        UsageError: Nothing is set and nothing is bundled, or `robust.toml` cannot be read.
+        UsageError: No default is set and none is bundled, or `robust.toml` cannot be read.
     """
     default = find_default(label_space)
     if default is not None:
@@ -198,7 +203,7 @@ def default_data(label_space: str) -> DefaultData:
 
 
 def find_default(label_space: str) -> DefaultData | None:
-    """As `default_data`, but None where nothing is set and nothing is bundled.
+    """Like `default_data`, but returns None if no default is set and none is bundled.
 
     Raises:
         UsageError: `robust.toml` cannot be read.
@@ -214,7 +219,7 @@ def find_default(label_space: str) -> DefaultData | None:
 
 
 def variable_for(label_space: str) -> str:
-    """The environment variable that names the data: `ROBUST_DATA_IMAGENET_1K`."""
+    """Name of the environment variable for default data, such as `ROBUST_DATA_IMAGENET_1K`."""
     return f"ROBUST_DATA_{canonical(label_space).replace('-', '_').upper()}"
 
 
@@ -244,7 +249,7 @@ def _from_settings(label_space: str) -> str | None:
 
 
 def _source_and_folder(data: str, *, masks: bool) -> tuple[str, str | None]:
-    """The data set that `data` names, and its folder if one is named."""
+    """Splits `data` into the data set and the folder after a colon, None without a folder."""
     if names_url(data):
         return split_address(data)
     if _exists(data):
@@ -359,7 +364,7 @@ def _class_layout(path: Path, truth: Classes, expected: ExpectedClasses, say: Sa
     tiny = by_tiny_imagenet(path, files, lambda: _listed(path, frozenset({".txt"}), unheard))
     if tiny is not None:
         return tiny
-    # A user cannot name a folder inside an archive, so outer folders are skipped there.
+    # Common outer folders of an archive are skipped, because a path cannot select a folder in it.
     recognisers = class_recognisers(expected, splits=truth.splits or truth.model is None)
     layout = None
     is_flat = all(file.folder is None for file in files)
@@ -377,7 +382,7 @@ def _class_layout(path: Path, truth: Classes, expected: ExpectedClasses, say: Sa
 
 
 def _self_labelled(path: Path, labels: Path | None, say: Say) -> Layout[str]:
-    """Tables, shards and CIFAR's files, which contain the class of every image."""
+    """The images of a table, of shards or of CIFAR's files, which contain the classes."""
     if labels is not None:
         raise _labels_itself(labels, str(path))
     if _is_table(path):
@@ -436,7 +441,7 @@ def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
 
 
 def _mask_layout(path: Path, say: Say) -> tuple[Layout[FileRef], list[FileRef]]:
-    """The images with their masks, and the files with names of classes that lie with them."""
+    """The images with their masks, and the files with tables of classes in the data set."""
     if _is_table(path):
         tables = [FileRef(name, path.parent / name) for name in LABEL_FILES]
         return read_mask_manifest(path, say), [file for file in tables if file.path.is_file()]
@@ -457,14 +462,15 @@ def _mask_layout(path: Path, say: Say) -> tuple[Layout[FileRef], list[FileRef]]:
 
 
 def find_table(files: Sequence[FileRef], say: Say) -> ClassTable | None:
-    """The table of classes of masks among `files`, in the highest folder; None without one.
+    """The table of classes in `files` with the fewest parent folders; None without one.
 
-    A `labels.json` comes before nnU-Net's `dataset.json`. A file about something else is announced.
+    At equal depth, `labels.json` precedes nnU-Net's `dataset.json`. `say` receives a note about a
+    file without a table.
 
     Raises:
-        UsageError: It is a table with an error, or two that differ lie in one folder depth.
+        UsageError: The table is invalid, or files of equal name and depth have different contents.
     """
-    from robustcli.data.mask_classes import parse_table  # a listing of data sets needs no numpy
+    from robustcli.data.mask_classes import parse_table  # lazy: imports numpy
 
     def rank(file: FileRef) -> tuple[int, int]:
         return file.relative.count("/"), LABEL_FILES.index(file.file_name)
@@ -485,14 +491,14 @@ def find_table(files: Sequence[FileRef], say: Say) -> ClassTable | None:
 
 
 def groups_file(location: Path) -> Path:
-    """The path of an optional table of groups: `DIR/groups.csv`; `NAME.groups.csv` beside a tar."""
+    """Path of the optional table of groups: `DIR/groups.csv`, or `NAME.groups.csv` for a tar."""
     if location.is_dir():
         return location / "groups.csv"
     return location.with_name(archive_stem(location) + ".groups.csv")
 
 
 def _check_groups(path: Path, samples: Sequence[Sample], grouping: str) -> None:
-    """Refuses a group in two splits, which would leak from training to test."""
+    """Raises UsageError for a group in two splits, which would leak training data into test."""
     splits: dict[str, set[str | None]] = defaultdict(set)
     for sample in samples:
         splits[sample.group].add(sample.split)
@@ -504,8 +510,8 @@ def _check_groups(path: Path, samples: Sequence[Sample], grouping: str) -> None:
 def _surveyed(
     dataset: Dataset, truth: Masks, layout: Layout[FileRef], tables: Sequence[FileRef]
 ) -> Dataset:
-    """`dataset` with the reading of its masks: by options, by its table, or by the layout."""
-    from robustcli.data.mask_classes import published_table  # needs numpy, a listing does not
+    """`dataset` with the interpretation of its masks, by options, a table, or the layout."""
+    from robustcli.data.mask_classes import published_table  # lazy: imports numpy
     from robustcli.data.masks import survey
 
     masks = [sample.mask for sample in dataset.samples]
@@ -541,9 +547,10 @@ def _is_table(path: Path) -> bool:
 def _listed(
     path: Path, suffixes: frozenset[str], say: Say, *, named_like: frozenset[str] | None = None
 ) -> list[FileRef]:
-    """The files in a folder or archive whose names have these suffixes.
+    """The files in a folder or archive with one of `suffixes`.
 
-    Files that are left out are announced, with `named_like` those with these suffixes.
+    `say` receives notes about excluded files; with `named_like`, only about those with one of these
+    suffixes.
     """
     stored = folder_at(path)
     if stored is not None:

@@ -1,4 +1,4 @@
-"""Splits into training, validation and test: by class or group, or as in the tumour paper."""
+"""Splits data sets into training, validation and test: by class, by group, or by image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from robustcli.data.tables import Column, read_columns
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-HELD_OUT = 0.1  # share of the test split, and of the validation split
+HELD_OUT = 0.1  # fraction of the test split, and of the validation split
 _PAPER_TRAIN, _PAPER_SEED = 0.8, 37
 _HEADER = ("image_id", "group", "split")
 
@@ -38,15 +38,15 @@ class Splits:
 
 
 def split_dataset(dataset: Dataset, *, seed: int) -> Splits:
-    """80/10/10 % of the images of each class; of images with masks, of the groups.
+    """Splits the images of each class 80/10/10 %; images with masks by their groups.
 
-    Each class has at least one image in every split, and no group is in two splits. The number of
-    images and of empty masks in a split of groups is left to chance: over the seeds 0 to 4, 59 to
-    71 % of the slices in LGG's splits are empty.
+    Each class has at least one image in every split, and no group is in two splits. Splits by group
+    do not control the number of images and of empty masks: over the seeds 0 to 4, 59 to 71 % of the
+    slices in LGG's splits are empty.
 
-    The draw depends on the seed and on the image's id or the group alone, so the order of files
-    does not matter, and few groups change their split when others are added. Splits of the data set
-    are kept; one that it lacks is drawn from its training images.
+    The random order depends only on the seed and on the id of the image or the name of the group.
+    So the order of files has no effect, and few groups change their split when others are added.
+    Splits defined by the data set are kept; a missing split is sampled from its training images.
 
     Raises:
         UsageError: A class has too few images for three splits, or there are too few groups.
@@ -62,12 +62,12 @@ def split_dataset(dataset: Dataset, *, seed: int) -> Splits:
 
 
 def paper_splits(dataset: Dataset) -> Splits:
-    """80/10/10 % of the images, whatever their group, as in the tumour paper.
+    """Splits the images 80/10/10 %, regardless of their groups, as in the tumour paper.
 
-    `train_test_split(ids, train_size=0.8, random_state=37)` over the sorted ids, then the rest
-    0.5/0.5 with the same state. Its fault is kept: images of one patient lie in training and test.
-    Splits of the data set are ignored. The paper's own splits cannot be reproduced, because its
-    list had the order of a file system.
+    The method is `train_test_split(ids, train_size=0.8, random_state=37)` over the sorted ids, then
+    0.5/0.5 for the remaining ids with the same state. The flaw of the method is kept: images of one
+    patient are in both training and test. Splits defined by the data set are ignored. The exact
+    splits of the paper cannot be reproduced, because its list had the order of a file system.
     Source: lxaw/mamba-tumor-seg @0d60b7a, the training notebooks.
 
     Raises:
@@ -87,10 +87,10 @@ def paper_splits(dataset: Dataset) -> Splits:
 
 
 def shuffled_in_two(ids: Sequence[str], first: int, seed: int) -> tuple[list[str], list[str]]:
-    """`first` of `ids` and the others, both in random order, as scikit-learn draws them.
+    """Randomly selects `first` of `ids`; returns these and the others, both in random order.
 
-    Source: sklearn.model_selection.ShuffleSplit: a permutation of the legacy generator, of which
-    the test part comes first.
+    Source: sklearn.model_selection.ShuffleSplit, which uses a permutation of NumPy's legacy
+    generator: the test part first, then the training part.
     """
     permutation = np.random.RandomState(seed).permutation(len(ids))
     other_count = len(ids) - first
@@ -98,9 +98,9 @@ def shuffled_in_two(ids: Sequence[str], first: int, seed: int) -> tuple[list[str
 
 
 def _by_group(dataset: Dataset, missing: Sequence[str], seed: int) -> dict[str, set[str]]:
-    """The ids of each split: the first tenth of the ordered groups is for test, the last for val.
+    """The image ids of each split: of the ordered groups, the first tenth is test, the last val.
 
-    The order is drawn from (seed, group) alone.
+    The random order depends only on seed and group.
     """
     groups: dict[str, set[str]] = {name: set() for name in SPLITS}
     for sample in dataset.samples:
@@ -120,7 +120,7 @@ def _by_group(dataset: Dataset, missing: Sequence[str], seed: int) -> dict[str, 
 
 
 def _by_class(dataset: Dataset, missing: Sequence[str], seed: int) -> dict[str, set[str]]:
-    """The ids of each split. Images of a class have an order drawn from (seed, id) alone."""
+    """The image ids of each split; the random order depends only on seed and image id."""
     ids: dict[str, set[str]] = {name: set() for name in SPLITS}
     by_class: dict[int, list[Sample]] = defaultdict(list)
     for sample in dataset.samples:
@@ -143,7 +143,7 @@ def _by_class(dataset: Dataset, missing: Sequence[str], seed: int) -> dict[str, 
 
 
 def _check_trained_classes(dataset: Dataset, by_class: Mapping[int, Sequence[Sample]]) -> None:
-    """Raises UsageError if the data's own parts leave a class without a training image."""
+    """Raises UsageError if the splits of the data set have a class without training images."""
     untrained = {
         dataset.classes.ids[target]: samples
         for target, samples in sorted(by_class.items())
@@ -161,7 +161,7 @@ def _check_trained_classes(dataset: Dataset, by_class: Mapping[int, Sequence[Sam
 
 
 def _held_out(total: int, free: int, missing: int) -> int:
-    """The size of each missing split of `total`, so that at least one of `free` is left."""
+    """Size of each missing split: HELD_OUT of `total`, but at least one of `free` remains."""
     return min(max(1, round(HELD_OUT * total)), (free - 1) // max(1, missing))
 
 
@@ -199,9 +199,9 @@ def _splits(dataset: Dataset, ids: Mapping[str, Collection[str]], how: str) -> S
 
 
 def write_splits(path: Path, splits: Splits) -> None:
-    """Writes `image_id,group,split` of every image to `path`, sorted by id, durably.
+    """Writes a CSV with `image_id,group,split` of every image, sorted by id, to `path`, durably.
 
-    An image that is both validated on and tested on counts as tested on.
+    An image that is in both validation and test is listed as `test`.
     """
     rows = {
         sample.image_id: (_as_text(sample.image_id), _as_text(sample.group), name)
@@ -214,18 +214,18 @@ def write_splits(path: Path, splits: Splits) -> None:
 
 
 def _as_text(cell: str) -> str:
-    """`cell` with an apostrophe before it where a spreadsheet would take it for a formula."""
+    """The cell, with an apostrophe prepended if a spreadsheet would read it as a formula."""
     return f"'{cell}" if cell.lstrip("'").startswith(FORMULA_SIGNS) else cell
 
 
 def _without_mark(cell: str) -> str:
-    """What `_as_text` made `cell` of."""
+    """The inverse of `_as_text`."""
     is_marked = cell.startswith("'") and cell.lstrip("'").startswith(FORMULA_SIGNS)
     return cell[1:] if is_marked else cell
 
 
 def read_splits(path: Path) -> dict[str, Split]:
-    """The split of each image id in a file of `write_splits`; raises UsageError for another one."""
+    """The split of each image id in a file of `write_splits`; UsageError for unknown splits."""
     columns = read_columns(path, (Column("image-id"), Column("split")))
     unknown = sorted(set(columns["split"]) - set(SPLITS))
     if unknown:

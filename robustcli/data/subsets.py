@@ -1,4 +1,4 @@
-"""Subsets that are the same on every machine: pure functions of image ids and seed."""
+"""Subsets of data sets: pure functions of image ids and seed, so equal on all machines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ def take(
 ) -> Dataset:
     """The requested subset of `dataset`, sorted by id.
 
-    Each image has a rank in its class (for masks: in its group), drawn from its id and the seed
-    alone. Images are taken by rank, in a random order within a rank. So 10 per class are among the
-    15 per class of the same seed, a smaller limit takes a subset of a larger one, and images that
-    are added to a class do not reshuffle the rest. For masks, the first image of every split of the
-    data set comes before all others.
+    Each image has a random rank in its class (for masks: in its group), which depends only on its
+    id and the seed. Images are selected by rank, in a random order within a rank. So 10 images per
+    class are a subset of 15 per class with the same seed, a smaller limit selects a subset of a
+    larger one, and images added to a class do not reorder the others. For masks, the first image of
+    every split of the data set is selected before all others.
 
-    `limit` applies after `per_class` and is spread evenly over classes or groups.
+    Args:
+        dataset: The complete data set.
+        limit: Largest number of images, applied after `per_class` and distributed evenly over
+            classes or groups; None for all.
+        seed: Seed of the ranks.
+        per_class: Number of images of each class; None for all.
 
     Raises:
         UsageError: A number is below 1, or a class has fewer than `per_class` images.
@@ -49,24 +54,26 @@ def take(
 
 
 QUICK_IMAGES = 381
-"""Images that give top-1 to within 5 percentage points.
+"""Number of images that determine top-1 accuracy to within 5 percentage points.
 
-Half of the 95 % Wilson interval of a share of one half, where it is widest, is
+Half the width of the 95 % Wilson interval is largest for a proportion of one half:
 z / (2 sqrt(n + z^2)) with z = 1.96: at most 0.05 from n = 381 on.
 """
 QUICK_GROUPS, QUICK_PER_GROUP = 62, 4
-"""Groups that give a mean dice to within 0.05 if its standard deviation over them is QUICK_SPREAD.
+"""Number of groups that determine the mean Dice score to within 0.05, and of images per group.
 
-1.96 QUICK_SPREAD / sqrt(groups) is at most 0.05 from 62 groups on.
+The number of groups assumes that the standard deviation of the Dice score over groups is
+QUICK_SPREAD: 1.96 QUICK_SPREAD / sqrt(groups) is at most 0.05 from 62 groups on.
 """
 QUICK_SPREAD = 0.2
 
 
 def quick_look(dataset: Dataset, *, seed: int) -> Dataset:
-    """A subset of `dataset` for a first impression, drawn as `take` does.
+    """A small subset of `dataset` for a first estimate of scores, selected by the ranks of `take`.
 
-    Classes: QUICK_IMAGES images, or one of each class if there are more classes. Masks: at most
-    QUICK_PER_GROUP images of each of QUICK_GROUPS groups. A smaller data set is kept.
+    With classes: QUICK_IMAGES images, or one image of each class if more classes exist. With masks:
+    at most QUICK_PER_GROUP images of each of QUICK_GROUPS groups. A smaller data set is returned
+    unchanged.
     """
     ranked = _ranked(dataset, seed)
     if dataset.label_space is not None:
@@ -102,7 +109,7 @@ def _check_numbers(per_class: int | None, limit: int | None) -> None:
 
 
 def _ranked(dataset: Dataset, seed: int) -> list[tuple[int, Sample]]:
-    """The samples with their rank in their class or group, in the order of selection."""
+    """The samples and their ranks in their class or group, in the order of selection."""
     strata: dict[int | str, list[tuple[int, str, Sample]]] = defaultdict(list)
     for sample in dataset.samples:
         stratum = sample.group if dataset.label_space is None else sample.target

@@ -1,8 +1,8 @@
 """Reads small tables that users write: CSV, TSV and Parquet files.
 
-Text may be UTF-8 or UTF-16, separated by commas, semicolons, tabs or bars, with or without a first
-line `sep=;`, as spreadsheets write it. Each separator is tried with the header; if none fits, the
-caller may recognise the columns by their cells.
+Text files can be UTF-8 or UTF-16, separated by commas, semicolons, tabs or bars, with or without a
+first line `sep=;` as written by spreadsheets. Each separator is tried on the header; if none fits,
+the caller can recognise the columns by their cells.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from robustcli.core.names import canonical
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLE_SUFFIXES = frozenset({*DELIMITERS, ".parquet"})
 Say: TypeAlias = Callable[[str], None]
-"""Receives a note for the user about each deviation from a documented format."""
+"""Receives notes for the user, for example about deviations from a documented format."""
 Headless: TypeAlias = Callable[[Sequence[Sequence[str]]], Mapping[str, int] | None]
-"""Maps the rows of a table without a header to the number of each column by its name; None if the
-cells do not identify the columns."""
+"""Maps the rows of a table without header to the column index by column name; None if the cells do
+not identify the columns."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SEP_LINE = re.compile(r'"?sep=(\\t|.)"?\s*', re.IGNORECASE)
 _BYTE_ORDER_MARKS = (
@@ -40,15 +40,18 @@ _SHOWN_LINES, _SHOWN_WIDTH, _SHOWN_COLUMNS = 3, 100, 30
 
 
 def unheard(text: str) -> None:
-    """Ignores a note."""
+    """Ignores a note; a `Say` for callers without announcements."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column to look for.
+    """An expected column of a table.
 
-    `aliases` are other accepted names; `remaining`: whether it may have any name if it is the only
-    column left.
+    Args:
+        name: Name of the column.
+        aliases: Further accepted names.
+        required: Whether a table without this column is an error.
+        remaining: Whether the column may have any name if it is the only unidentified column.
     """
 
     name: str
@@ -57,16 +60,20 @@ class Column:
     remaining: bool = False
 
     def find(self, header: Iterable[str]) -> str | None:
-        """The heading of this column as spelled in `header`; None if it is missing."""
+        """The name of this column as spelled in `header`; None if it is missing."""
         spelled = {canonical(heading): heading for heading in header}
         return next((spelled[n] for n in (self.name, *self.aliases) if n in spelled), None)
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """One way to read a text: its rows, the index of each column, and notes on unusual features.
+    """A parsed text table.
 
-    `first` is the row after the header.
+    Args:
+        rows: All rows, including the header.
+        indices: Column index by column name.
+        first: Index of the first row after the header.
+        notes: Notes for the user on unusual features.
     """
 
     rows: list[list[str]]
@@ -78,16 +85,19 @@ class _Reading:
 def read_columns(
     path: Path, columns: Sequence[Column], *, headless: Headless | None = None, say: Say = unheard
 ) -> dict[str, list[str]]:
-    """The requested columns of a table, by `Column.name`; optional ones may be missing.
+    """The cells of the requested columns by `Column.name`, without missing optional columns.
 
-    `headless` recognises the columns of a text without a header; `say` receives a note on unusual
-    separators, encodings or headers.
+    Args:
+        path: A CSV, TSV or Parquet file.
+        columns: The requested columns.
+        headless: Recognises the columns of a text table without header.
+        say: Receives a note on unusual separators, encodings or headers.
 
     Raises:
-        UsageError: The file cannot be read, lacks a column, or has an empty cell in one.
+        UsageError: The file cannot be read, lacks a required column, or has an empty cell.
     """
     try:
-        check_readable(path)  # a pipe would be waited for
+        check_readable(path)  # opening a pipe would block
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
     if path.suffix.lower() == ".parquet":
@@ -114,7 +124,7 @@ def read_text(path: Path, say: Say = unheard) -> str:
     """The text of the file at `path`, UTF-8 or UTF-16, without a byte order mark.
 
     Raises:
-        UsageError: The file is missing or is not such text.
+        UsageError: The file is missing, or its encoding is not supported.
     """
     text, encoding = _decoded(path)
     if encoding:
@@ -123,7 +133,7 @@ def read_text(path: Path, say: Say = unheard) -> str:
 
 
 def _decoded(path: Path) -> tuple[str, str]:
-    """The text, and a description of the encoding; empty for plain UTF-8."""
+    """The text, and a description of its encoding, which is empty for plain UTF-8."""
     try:
         raw = path.read_bytes()
         marks = (mark for mark in _BYTE_ORDER_MARKS if raw.startswith(mark[0]))
@@ -163,7 +173,7 @@ def _read(path: Path, text: str, columns: Sequence[Column], headless: Headless |
         for s in separators
     }
     has_some_columns = False
-    for any_name in (False, True):  # columns under their own names, before one under any name
+    for any_name in (False, True):  # known names first, then one column with any name
         for separator, rows in tables:
             indices, remaining = _indices(rows[0] if rows else [], columns, remaining=any_name)
             has_some_columns = has_some_columns or bool(indices)
@@ -200,7 +210,7 @@ def _rows(path: Path, text: str, separator: str) -> list[list[str]]:
 def _indices(
     header: Sequence[str], columns: Sequence[Column], *, remaining: bool
 ) -> tuple[dict[str, int], str]:
-    """The index of each column in the header, and the column that has another name there."""
+    """Column indices by name, and the column that has another name in the header, or ""."""
     indices = {c.name: header.index(h) for c in columns if (h := c.find(header)) is not None}
     missing = [c for c in columns if c.required and c.name not in indices]
     unused = [i for i, h in enumerate(header) if i not in indices.values() and h.strip()]
@@ -213,7 +223,7 @@ def _missing_column_error(
     path: Path, text: str, tables: Sequence[tuple[str, list[list[str]]]],
     columns: Sequence[Column],
 ) -> UsageError:  # fmt: skip
-    """The error for a table without all columns, for the separator that gives the most."""
+    """The error for missing columns, for the separator that finds the most columns."""
 
     def fit(table: tuple[str, list[list[str]]]) -> tuple[int, int]:
         header = table[1][0] if table[1] else []
@@ -231,7 +241,7 @@ def _missing_column_error(
 
 
 def _read_parquet(path: Path, columns: Sequence[Column]) -> dict[str, list[str]]:
-    import pyarrow as pa  # takes 0.1 s that a CSV or a folder of photos does not need
+    import pyarrow as pa  # takes 0.1 s, and only Parquet needs it
     import pyarrow.parquet as pq
 
     try:

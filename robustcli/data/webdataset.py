@@ -1,7 +1,7 @@
 """WebDataset shards: `name-{000000..000009}.tar` with `KEY.jpg` and `KEY.cls` (or `KEY.json`).
 
-A shard is read like any tar: listed once, then each image by its offset. A key is the name up to
-its first dot, as in WebDataset.
+A shard is read like any tar: its members are listed once, then each image is read by its offset. A
+key is the file name up to its first dot, as in WebDataset.
 
 Source: github.com/webdataset/webdataset, its description of the format.
 """
@@ -31,12 +31,12 @@ _MOST_SHARDS = 100_000
 
 
 def names_shards(data: str) -> bool:
-    """Whether `data` is a pattern of shards."""
+    """Whether `data` is a pattern of tar names with a range in braces."""
     return _BRACES.search(data) is not None and is_tar(Path(data))
 
 
 def shards(pattern: str) -> list[Path]:
-    """The shards of a pattern in order, existing or not.
+    """The paths of all shards of `pattern` in order; they need not exist.
 
     Raises:
         UsageError: A range is descending, or has too many shards.
@@ -61,10 +61,10 @@ def shards(pattern: str) -> list[Path]:
 
 
 def read_shards(pattern: str, say: Say) -> Layout[str]:
-    """The images of all shards of a pattern, `SHARD/KEY.jpg`, with their classes.
+    """The images of all shards of `pattern`, with ids `SHARD/KEY.jpg` and their classes.
 
     Raises:
-        UsageError: Shards are missing, or an image has no class or a key several images.
+        UsageError: Shards are missing, an image has no class, or a key has several images.
     """
     paths = shards(pattern)
     missing = [path.name for path in paths if not path.is_file()]
