@@ -141,16 +141,26 @@ def _download(url: str, target: Path, expected: str | None, offline: bool) -> No
     try:
         continue_download(url, partial)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and target.is_file():
+            return  # where locks exclude nobody, another process was faster
         raise RunError(
             f"Cannot download `{target.name}` from {url}.",
             f"{error}.",
             f"Repeat the command: it continues where it stopped. Or put the file at `{target}`.",
         ) from error
-    actual = file_sha256(partial.path)
-    if expected is not None and actual != expected.lower():
-        partial.discard()
-        raise _wrong_hash(target, expected, actual, "Nothing was kept; repeat the command.")
-    partial.path.replace(target)
+    try:
+        actual = file_sha256(partial.path)
+        if expected is not None and actual != expected.lower():
+            partial.discard()
+            raise _wrong_hash(target, expected, actual, "Nothing was kept; repeat the command.")
+        partial.path.replace(target)
+    except FileNotFoundError as error:  # where locks exclude nobody, another process was faster
+        if not target.is_file():
+            raise RunError(
+                f"Cannot download `{target.name}` from {url}.",
+                "Another process downloads it at the same time and has removed the partial file.",
+                "Repeat the command when the other one has ended.",
+            ) from error
     partial.discard()
 
 
