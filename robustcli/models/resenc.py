@@ -167,7 +167,7 @@ VARIANTS: dict[str, ResEncConfig] = {"resenc": ResEncConfig()}
 
 
 def build(variant: str, **changes: object) -> ResEncUNet:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
         UsageError: An option is unknown, or the stages' options differ in length.

@@ -193,7 +193,7 @@ VARIANTS: dict[str, SegFormerConfig] = {"segformer": SegFormerConfig()}
 
 
 def build(variant: str, **changes: object) -> SegFormer:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
         UsageError: An option is unknown.

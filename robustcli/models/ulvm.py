@@ -223,7 +223,7 @@ VARIANTS: dict[str, ULVMConfig] = {
 
 
 def build(variant: str, **changes: object) -> ULVMUNet:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
         UsageError: An option is unknown.

@@ -355,7 +355,7 @@ VARIANTS: dict[str, UMambaConfig] = {
 
 
 def build(variant: str, **changes: object) -> UMamba:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
         UsageError: An option is unknown, or the stages' options differ in length.

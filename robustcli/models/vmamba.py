@@ -342,7 +342,7 @@ VARIANTS: dict[str, VMambaConfig] = {
 
 
 def build(variant: str, **changes: object) -> VMamba:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
         UsageError: An option is unknown.

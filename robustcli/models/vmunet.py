@@ -186,7 +186,7 @@ VARIANTS: dict[str, VMUNetConfig] = {"vmunet": VMUNetConfig()}
 
 
 def build(variant: str, **changes: object) -> VMUNet:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
         UsageError: An option is unknown.
