@@ -70,7 +70,7 @@ _VMAMBA = {
     "vmamba-t": "vmamba-t-s1l8",
     "vmamba-s": "vmamba-s-s2l15",
     "vmamba-b": "vmamba-b-s2l15",
-}  # the three models in VMamba's README
+}  # the three models on VMamba's front page
 _VMAMBA |= {
     name: name
     for name in (

@@ -92,7 +92,7 @@ def conv(
 
 SIZES = (1, 2, 3, 6)
 SHARES = (8, 4, 2, 8)
-"""Divisors: the size yields 1/8, 1/4, 1/2 and 1/8 of the channels, respectively."""
+"""Divisor of the channels for each of `SIZES`: 1/8, 1/4, 1/2 and 1/8 of the channels."""
 
 
 class PyramidPooling(nn.Module):
