@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # The convolution blocks of nnU-Net's residual networks, used by both U-Mambas. Source:
-# dynamic-network-architectures (MIC-DKFZ); reimplemented from the published description, with the
+# dynamic-network-architectures (MIC-DKFZ); reimplemented from the published facts, with the
 # same parameter names. That package registers each convolution and norm twice, this module once
 # (`robustcli.models.umamba` converts checkpoints).
 
@@ -57,7 +57,7 @@ class BasicBlockD(nn.Module):
         self.skip = nn.Sequential(*parts)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
+        """The output of the block, (B, C', H', W')."""
         return activated(self.conv2(activated(self.conv1(x))) + self.skip(x))
 
 

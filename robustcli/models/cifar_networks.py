@@ -1,6 +1,6 @@
 """Classifiers for 32 x 32 pixels: ViT, ResNet-9, and ResNet-18 and -50 with a stem for CIFAR.
 
-Sources, all reimplemented from the published descriptions:
+Sources, all reimplemented from the published facts:
 
 - ViT: Dosovitskiy et al., "An Image is Worth 16x16 Words" (arXiv 2010.11929), in the form and with
   the parameter names of `vit_pytorch` 1.6.5 (class `ViT`), of the size in "Mamba vs

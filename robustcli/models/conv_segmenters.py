@@ -2,7 +2,7 @@
 
 Source: Ronneberger et al., "U-Net" (arXiv 1505.04597), and He et al., "Deep Residual Learning"
 (arXiv 1512.03385, in torchvision's form), as "Mamba-Based Tumor Segmentation" (Crews and Whalen,
-2024; `mamba-tumor-seg`) builds them; reimplemented from the published descriptions, with its
+2024; `mamba-tumor-seg`) builds them; reimplemented from the published facts, with its
 parameter names. The U-Net's convolutions are padded: the output has the input's size. The decoder
 of the ResNets consists of four transposed convolutions without skip connections; its output always
 has `output` x `output` pixels. Deviation: the ResNets reject an input whose size is not a multiple

@@ -1,7 +1,7 @@
 """Mamba-1 blocks for token sequences: the unidirectional block and Vim's bidirectional block.
 
 Source: Gu and Dao, "Mamba" (arXiv 2312.00752), and Zhu et al., "Vision Mamba" (arXiv 2401.09417);
-reimplemented from the published descriptions, with the parameter names of their code releases.
+reimplemented from the published facts, with the parameter names of their code releases.
 Deviation: both directions of the bidirectional block run as one scan over twice the channels, and
 the gate, which is equal for both, multiplies their sum. Both blocks can be built without the scan
 (`robustcli.models.ablation`).

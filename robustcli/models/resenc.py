@@ -3,7 +3,7 @@
 Source: Isensee et al., "nnU-Net Revisited: A Call for Rigorous Validation in 3D Medical Image
 Segmentation" (arXiv 2404.09556), whose results for U-Mamba without its Mamba layers are not worse,
 and its network `ResidualEncoderUNet` in dynamic-network-architectures (MIC-DKFZ); reimplemented
-from the published descriptions, with its parameter names. Upstream checkpoints store most tensors
+from the published facts, with its parameter names. Upstream checkpoints store most tensors
 under several names, see `robustcli.models.umamba.with_aliases`. Deviation: none in the function.
 
 The encoder has stages of residual blocks; the first block of a stage downsamples by its stride. The

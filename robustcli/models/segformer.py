@@ -1,7 +1,7 @@
 """SegFormer of the tumour paper: about MiT-B2 with an all-MLP decoder; outputs logits at H/4.
 
 Source: Xie et al., "SegFormer" (arXiv 2105.15203), in the form of "Mamba-Based Tumor Segmentation"
-(Crews and Whalen, 2024; `mamba-tumor-seg`); reimplemented from the published descriptions, with its
+(Crews and Whalen, 2024; `mamba-tumor-seg`); reimplemented from the published facts, with its
 parameter names. As in that code, and unlike the original: keys and values are reduced by a
 convolution even if the ratio is 1, the mixing MLP starts with a 1x1 convolution that keeps the
 number of channels, the decoder upsamples before it projects, and the head applies the activation

@@ -1,7 +1,7 @@
 """SS2D, VMamba's token mixer: a selective scan over the image in four directions.
 
 Source: Liu et al., "VMamba" (arXiv 2401.10166) and its code release; reimplemented from the
-published descriptions, with its parameter names. VM-UNet uses the same mixer. It can be built
+published facts, with its parameter names. VM-UNet uses the same mixer. It can be built
 without its scan (`robustcli.models.ablation`).
 
 Shapes: B batch, H and W of the map, C channels, D inner channels, K directions, N state size, R

@@ -2,7 +2,7 @@
 
 Source: Wu et al., "UltraLight VM-UNet" (arXiv 2403.20035), and the variants of "Mamba-Based Tumor
 Segmentation" and "Mamba vs SOTA for Vision Tasks" (Crews and Whalen, 2024); reimplemented from the
-published descriptions, with their parameter names. The variants differ in the numbers of channels
+published facts, with their parameter names. The variants differ in the numbers of channels
 and parallel branches, and in the layers with pyramid pooling. Deviation: the parallel branches,
 which share one Mamba, run as one batch instead of sequentially.
 

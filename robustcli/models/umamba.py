@@ -1,7 +1,7 @@
 """U-Mamba in 2D: nnU-Net's residual U-Net with Mamba layers, built from a plan.
 
 Source: Ma et al., "U-Mamba" (arXiv 2401.04722) and its code release (nnU-Net v2.1.1 fork);
-reimplemented from the published descriptions. UMambaBot has one Mamba layer, at the bottleneck;
+reimplemented from the published facts. UMambaBot has one Mamba layer, at the bottleneck;
 UMambaEnc has one in every second encoder stage. Without Mamba layers both are the same network:
 `umamba-nomamba`, a control that is not part of the release. Upstream checkpoints store most tensors
 under several names, of which this module uses the first (`without_aliases` and `with_aliases`

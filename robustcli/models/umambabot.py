@@ -1,7 +1,7 @@
 """Smaller U-Mamba of the tumour paper, with or without pyramid pooling.
 
 Source: "Mamba-Based Tumor Segmentation" (Crews and Whalen, 2024; `mamba-tumor-seg`); reimplemented
-from the published descriptions, with its parameter names (`robustcli.models.umamba` removes the
+from the published facts, with its parameter names (`robustcli.models.umamba` removes the
 duplicate names in its checkpoints). As in the source: one block per stage, norms without weights,
 the output of the Mamba layer replaces the bottleneck map, and only the last of the four score
 layers is used.

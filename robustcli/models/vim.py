@@ -1,7 +1,7 @@
 """Vim: bidirectional Mamba blocks on the sequence of image patches.
 
 Source: Zhu et al., "Vision Mamba" (arXiv 2401.09417) and its code release; reimplemented from the
-published descriptions. The five ImageNet-1K checkpoints (class token in the middle, absolute
+published facts. The five ImageNet-1K checkpoints (class token in the middle, absolute
 positions) load unchanged: parameter names and shapes are equal. Deviation: for another input size
 the position embedding is resized (`resize_positions`).
 

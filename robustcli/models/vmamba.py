@@ -1,7 +1,7 @@
 """VMamba: a hierarchical vision backbone whose token mixer scans the image in four directions.
 
 Source: Liu et al., "VMamba: Visual State Space Model" (arXiv 2401.10166) and its code release;
-reimplemented from the published descriptions. The nine ImageNet-1K checkpoints load unchanged:
+reimplemented from the published facts. The nine ImageNet-1K checkpoints load unchanged:
 parameter names and shapes are equal. Deviation: feature maps are channels-last (B, H, W, C) in all
 variants, so that norms and projections read contiguous memory; the layout does not change the
 function.
@@ -85,7 +85,7 @@ def _stripped(name: str, suffix: str) -> tuple[str, bool]:
 
 
 # The stems and the downsampling layers, on channels-last maps. Source: the code release of VMamba
-# (arXiv 2401.10166); reimplemented from the published descriptions. The indices in each Sequential
+# (arXiv 2401.10166); reimplemented from the published facts. The indices in each Sequential
 # are those of the release, because parameter names contain them.
 #
 # Shapes: B batch, H and W of the current stage, C channels.

@@ -1,7 +1,7 @@
 """VM-UNet: a U-shaped network of VMamba blocks for medical segmentation.
 
 Source: Ruan and Xiang, "VM-UNet" (arXiv 2402.02491) and its code release; reimplemented from the
-published descriptions, with its parameter names. As in the release: a skip connection is the input
+published facts, with its parameter names. As in the release: a skip connection is the input
 of an encoder stage and is added before the decoder upsamples; the skip of highest resolution is not
 used; a network with one class outputs probabilities.
 Deviation: an input whose size is not a multiple of 32 is rejected with a message; upstream fails
@@ -27,7 +27,7 @@ from robustcli.models.vmamba import PatchMerging
 
 @dataclass(frozen=True)
 class VMUNetConfig:
-    """Configuration of a VM-UNet; `depths` are blocks per stage in order of execution."""
+    """Configuration of a VM-UNet; `depths` and `depths_decoder` are in order of execution."""
 
     depths: tuple[int, ...] = (2, 2, 2, 2)
     depths_decoder: tuple[int, ...] = (2, 2, 2, 1)

@@ -199,7 +199,7 @@ def needs_states(needs_grad: NeedsGrad) -> bool:
 
 
 def needs_state_grads(needs_grad: NeedsGrad) -> bool:
-    """Whether it needs gradients of the states: only the gradients of C and D do not."""
+    """Whether the backward pass needs gradients of the states: those of C and D do not."""
     x, delta, A, B, _, _, bias = needs_grad
     return x or delta or A or B or bias
 
@@ -224,6 +224,6 @@ def grads_or_zeros(
 
 
 def spread(grads: Iterable[Tensor], needs_grad: NeedsGrad) -> list[Tensor | None]:
-    """The gradients of all seven tensors from the needed gradients `grads`; None if not needed."""
+    """Seven gradients in the order of `Laid`: those in `grads`, None for those not needed."""
     remaining = iter(grads)
     return [next(remaining) if needed else None for needed in needs_grad]

@@ -116,7 +116,7 @@ def add(sums, values, mask, i):
     call a barrier between two chunks.
     """
     before = tl.load(sums, mask=mask & (i > 0), other=0.0)
-    tl.debug_barrier()  # all threads have read what the next line overwrites
+    tl.debug_barrier()  # every thread has read what is overwritten next
     tl.store(sums, before + values, mask=mask)
 
 
@@ -177,7 +177,7 @@ def forward(  # noqa: C901  branches on constants are resolved by the compiler
                 factor, h = tl.associative_scan((decay, dt * xs * b[:, None]), 0, compose)
                 h += factor * h0[None, :]
                 last = row(h, j, T - 1)
-                tl.debug_barrier()  # all threads have read the state that the next line overwrites
+                tl.debug_barrier()  # every thread has read the state that is overwritten next
                 tl.store(running + n * D, last, mask=in_d)
                 if not LOCAL:
                     c = tl.load(C_k + p * N + n, mask=t < L, other=0.0).to(tl.float32)
@@ -281,7 +281,7 @@ def slope_ends(
             q_in = tl.load(running + n * D, mask=in_d, other=0.0)
             factor, q = tl.associative_scan((decay, decay * dys * c[:, None]), 0, compose)
             leaving = row(q + factor * q_in[None, :], j, T - 1)
-            tl.debug_barrier()  # all threads have read the row that the next line overwrites
+            tl.debug_barrier()  # every thread has read the row that is overwritten next
             tl.store(running + n * D, leaving, mask=in_d)
         tl.debug_barrier()  # the next chunk reads the rows that other threads have written
     tl.store(spans + (ks * sections + section) * D + d, span, mask=in_d)
@@ -387,7 +387,7 @@ def backward(  # noqa: C901  branches on constants are resolved by the compiler
                         add(dA_k + n * D, tl.sum(g * kept * dt, 0), in_d, i)
                     if OF_B:
                         tl.store(dB_k + to, tl.sum(g * dt * xs, 1), mask=in_t)
-                    tl.debug_barrier()  # all threads have read the row that the next line overwrites
+                    tl.debug_barrier()  # every thread has read the row that is overwritten next
                     tl.store(running + n * D, leaving, mask=in_d)
             if SOFTPLUS and (OF_DELTA or OF_BIAS):
                 # Loaded again: keeping it over the loop would need the registers of a tile.
