@@ -1,20 +1,21 @@
 """Removes the state-space scan from networks, for controls that measure its contribution.
 
-`ablate="scan"` in the configuration of a network replaces every selective scan by the identity: the
-block passes on what the scan would have read, each direction its own, and keeps what stands around
-it, that is the projections in and out, the depthwise convolution with its activation, the gate and
-the norm. What remains is MambaOut's gated convolution block (Yu and Wang, "MambaOut: Do We Really
-Need Mamba for Vision?", arXiv 2405.07992), which it defines as the Mamba block without its
-state-space model.
+`ablate="scan"` in the configuration of a network replaces every selective scan by the identity: in
+each direction, the output is the input of the scan. The rest of the block is kept: the input and
+output projections, the depthwise convolution with its activation, the gate and the norm. The result
+is MambaOut's gated convolution block (Yu and Wang, "MambaOut: Do We Really Need Mamba for Vision?",
+arXiv 2405.07992), which is defined as the Mamba block without its state-space model.
 
-What only the scan reads is removed with it: A, D, the projection to step sizes, B and C (`x_proj`),
-and that of the step sizes alone (`dt_proj`). Kept, they would count as parameters and be decayed
-without an influence on any output. So a control has fewer parameters than its network, and says how
-many. D is removed too, although it scales what the identity passes on: in a Mamba block the
-projection out, which follows, can do the same.
+Parameters that only the scan uses are removed: A, D, the projection to step sizes, B and C
+(`x_proj`), and the projection of the step sizes (`dt_proj`). If they were kept, they would count as
+parameters and be decayed, although they affect no output. An ablated network therefore has fewer
+parameters than the original; `removed_parameters` lists the difference. D is removed too, although
+it could scale the output of the identity: in a Mamba block the following output projection can
+learn the same scale.
 
-The blocks equal those with a scan whose C is 0 and whose D is 1, its initial value. A network and
-its control of one seed start from the same numbers in everything that both have.
+An ablated block equals a block with a scan whose C is 0 and whose D is 1, the initial value of D.
+With the same seed, an ablated network and the original start from the same values in all parameters
+that both have.
 """
 
 from __future__ import annotations
@@ -32,24 +33,24 @@ SCAN: Ablation = "scan"
 
 
 class ScanBlock(nn.Module):
-    """A block around a selective scan, which can be built without it.
+    """Base class of blocks with a selective scan, which can be removed.
 
-    `scan_parts` are the names of its parameters and layers that only the scan reads.
+    `scan_parts` are the names of the parameters and layers that only the scan uses.
     """
 
     scan_parts: ClassVar[tuple[str, ...]]
     removed: Mapping[str, tuple[int, ...]] = {}
-    """Names and shapes of the parameters that were removed with the scan; empty with a scan."""
+    """Names and shapes of the parameters that were removed with the scan; empty if it is kept."""
 
     def remove_scan(self) -> None:
-        """Makes the scan the identity, and removes what only it reads."""
+        """Replaces the scan by the identity and removes the parameters that only the scan uses."""
         self.removed = self.scan_parameters
         for part in self.scan_parts:
             setattr(self, part, None)
 
     @property
     def scan_parameters(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the parameters that only the scan reads."""
+        """Names and shapes of the parameters that only the scan uses."""
         return {
             name: tuple(parameter.shape)
             for name, parameter in self.named_parameters()
@@ -58,28 +59,30 @@ class ScanBlock(nn.Module):
 
     @property
     def scans(self) -> bool:
-        """Whether it has its scan."""
+        """Whether the block still has its scan."""
         return not self.removed
 
 
 def scan_blocks(network: nn.Module) -> dict[str, ScanBlock]:
-    """The blocks of `network` that have a scan, or had one before it was ablated, by name."""
+    """The blocks of `network`, by name, that have a scan or had one before the ablation."""
     modules = network.named_modules()
     return {name: module for name, module in modules if isinstance(module, ScanBlock)}
 
 
 def has_scan(network: nn.Module) -> bool:
-    """Whether any block of `network` scans."""
+    """Whether any block of `network` still has its scan."""
     return any(block.scans for block in scan_blocks(network).values())
 
 
 def ablate_network(network: nn.Module, ablation: str | None, *, model: str) -> None:
-    """Removes from `network` what its configuration says, after everything was initialised.
+    """Removes the scan from `network` if its configuration requests this.
+
+    Called after initialisation, so that the remaining parameters do not depend on the ablation.
 
     Args:
-        network: Changed in place.
-        ablation: `scan`, or None for nothing.
-        model: Its name, for messages.
+        network: The network; changed in place.
+        ablation: `scan`, or None for no change.
+        model: Name of the network, for messages.
 
     Raises:
         UsageError: The ablation is unknown, or the network has no scan.
@@ -110,7 +113,7 @@ def no_scan(model: str) -> UsageError:
 
 
 def scan_parameters(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the parameters of `network` that only its scans read."""
+    """Names and shapes of the parameters of `network` that only its scans use."""
     return _of_network(network, lambda block: block.scan_parameters)
 
 

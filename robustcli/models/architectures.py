@@ -1,6 +1,7 @@
-"""The networks by name, their options checked by name, and which parameters weight decay touches.
+"""Registry of the networks, validation of their options, and their weight-decay rules.
 
-Listing them imports no torch: a builder is named, and imported when it is called.
+Listing the networks does not import torch: builders are registered by name and imported when they
+are called.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ if TYPE_CHECKING:
 
 
 Decays = Callable[[str, "nn.Parameter"], bool]
-"""Whether the parameter of that name is decayed."""
+"""Weight-decay rule: whether the parameter with this name is decayed."""
 _ROOM = "robustcli.models"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One name: which builder makes it, from which variant, and how its upstream decays weights.
+    """Registry entry of one network: its builder, variant and weight-decay rule.
 
-    `builder` and `decay` are `module:attribute` inside `robustcli.models`.
+    `builder` and `decay` have the form `module:attribute`, relative to `robustcli.models`. The
+    weight-decay rule is that of the network's original training code.
     """
 
     name: str
@@ -41,20 +43,20 @@ class Architecture:
 
     @property
     def scans(self) -> bool:
-        """Whether it has a state-space scan, which `ablate="scan"` takes out of it."""
+        """Whether the network has a state-space scan, which `ablate="scan"` removes."""
         return self.family in _SCANNING and self.name not in _SCANLESS
 
     def build(self, **options: object) -> nn.Module:
-        """The network, freshly initialised, with `options` to its configuration.
+        """Builds the network with new random weights; `options` override its configuration.
 
         Raises:
-            UsageError: An option is unknown or does not fit.
+            UsageError: An option is unknown or invalid.
         """
         network: nn.Module = _load(self.builder)(self.variant, **options)
         return network
 
     def decays(self) -> Decays:
-        """The rule for `robustcli.models.architectures.parameter_groups`."""
+        """Weight-decay rule of the network, an argument of `parameter_groups`."""
         rule: Decays = _load(self.decay)
         return rule
 
@@ -68,7 +70,7 @@ _VMAMBA = {
     "vmamba-t": "vmamba-t-s1l8",
     "vmamba-s": "vmamba-s-s2l15",
     "vmamba-b": "vmamba-b-s2l15",
-}  # the three of VMamba's front page
+}  # the three models on VMamba's front page
 _VMAMBA |= {
     name: name
     for name in (
@@ -116,22 +118,22 @@ def architecture(name: str) -> Architecture:
     """The architecture called `name`, in any spelling.
 
     Raises:
-        UsageError: There is none; the message offers the nearest names.
+        UsageError: No network has this name; the message suggests the nearest names.
     """
     registered = find(name, ARCHITECTURES, kind="network", listing="robust list models")
     return ARCHITECTURES[registered]
 
 
 def changed(config: Config, changes: dict[str, object], *, model: str) -> Config:
-    """`config` with `changes`; lists become tuples, because configurations are immutable.
+    """A copy of `config` with `changes`; lists become tuples, because configurations are immutable.
 
     Args:
-        config: The variant's own configuration.
-        changes: Field name to new value.
-        model: The variant's name, for the message.
+        config: The configuration of the variant.
+        changes: New values by field name.
+        model: Name of the variant, for the message.
 
     Raises:
-        UsageError: A name in `changes` is no field of the configuration.
+        UsageError: A name in `changes` is not a field of the configuration.
     """
     options = [field.name for field in fields(config)]
     for option in changes:
@@ -161,11 +163,11 @@ def check_multiple(x: Tensor, step: tuple[int, int], *, model: str) -> None:
         )
 
 
-# Which parameters weight decay touches. Source: the training code of each project. VMamba leaves
-# out biases and every one-dimensional tensor; its `A_logs` and `dt_projs_bias` have two dimensions
-# and are decayed. Mamba and Vim mark A and D (both directions') as not to be decayed; Vim adds its
-# position and class embeddings; the other networks for CIFAR follow Vim, so that they differ in
-# nothing but the network. The segmentation projects decay everything.
+# Weight-decay rules. Source: the training code of each project. VMamba excludes biases and all
+# one-dimensional tensors; its `A_logs` and `dt_projs_bias` have two dimensions and are decayed.
+# Mamba and Vim exclude A and D (of both directions); Vim also excludes its position and class
+# embeddings. The other networks for CIFAR use Vim's rule, so that only the network differs between
+# them. The segmentation projects decay all parameters.
 
 _MARKED = (
     "A_log",
@@ -173,33 +175,35 @@ _MARKED = (
     "pos_embed",
     "pos_embedding",
     "cls_token",
-)  # D has one dimension: left out anyway
+)  # D is excluded because it has one dimension
 
 
 def vmamba_decays(name: str, parameter: nn.Parameter) -> bool:
-    """VMamba's rule."""
+    """Weight-decay rule of VMamba: all parameters except biases and one-dimensional tensors."""
     return parameter.ndim > 1 and not name.endswith(".bias")
 
 
 def mamba_decays(name: str, parameter: nn.Parameter) -> bool:
-    """Mamba's and Vim's rule."""
+    """Weight-decay rule of Mamba and Vim: as VMamba, also without A and the embeddings."""
     return vmamba_decays(name, parameter) and name.rsplit(".", 1)[-1] not in _MARKED
 
 
 def everything_decays(name: str, parameter: nn.Parameter) -> bool:
-    """The rule of the segmentation projects."""
+    """Weight-decay rule of the segmentation projects: all parameters."""
     return True
 
 
 def parameter_groups(
     network: nn.Module, weight_decay: float, decays: Decays
 ) -> list[dict[str, Any]]:
-    """The trainable parameters as an optimizer takes them: decayed ones first, then the rest.
+    """Parameter groups for an optimizer: the decayed parameters, then those without weight decay.
+
+    Empty groups are omitted.
 
     Args:
-        network: Whose parameters; frozen ones are left out.
-        weight_decay: For the decayed ones.
-        decays: One of this module's rules.
+        network: The network; its frozen parameters are omitted.
+        weight_decay: Weight decay of the first group.
+        decays: One of the rules of this module.
     """
     split: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in network.named_parameters():

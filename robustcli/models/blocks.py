@@ -1,4 +1,4 @@
-"""Blocks that several networks share: residual convolutions, pyramid pooling, stochastic depth."""
+"""Blocks of several networks: residual convolutions, pyramid pooling, stochastic depth."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# The convolution blocks of nnU-Net's residual networks, shared by both U-Mambas. Source:
-# dynamic-network-architectures (MIC-DKFZ), whose parameter names these keep; written anew from the
-# published facts. That package registers each convolution and norm twice; here once
-# (`robustcli.models.umamba` converts).
+# The convolution blocks of nnU-Net's residual networks, used by both U-Mambas. Source:
+# dynamic-network-architectures (MIC-DKFZ); reimplemented from the published facts, with the
+# same parameter names. That package registers each convolution and norm twice, this module once
+# (`robustcli.models.umamba` converts checkpoints).
 
 
 def activated(x: Tensor) -> Tensor:
-    """Leaky ReLU of slope 0.01, in place: what a norm returned is needed by nothing else."""
+    """Leaky ReLU with slope 0.01, in place: nothing else uses the output of the norm."""
     return F.leaky_relu(x, 0.01, inplace=True)
 
 
 class ConvNorm(nn.Module):
-    """A convolution and its instance norm, which keeps no running statistics."""
+    """A convolution followed by an instance norm without running statistics."""
 
     def __init__(
         self, c_in: int, c_out: int, kernel: tuple[int, int], stride: tuple[int, int] = (1, 1),
@@ -31,16 +31,17 @@ class ConvNorm(nn.Module):
         self.norm = nn.InstanceNorm2d(c_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H', W')."""
+        """Maps (B, C, H, W) to (B, C', H', W')."""
         normed: Tensor = self.norm(self.conv(x))
         return normed
 
 
 class BasicBlockD(nn.Module):
-    """Two convolutions and a shortcut, (B, C, H, W) to (B, C', H', W').
+    """Residual block of two convolutions; maps (B, C, H, W) to (B, C', H', W').
 
-    The shortcut is the input itself where its shape is kept; else average pooling, where the stride
-    asks for it, and a 1x1 convolution without bias, with its norm.
+    The shortcut is the identity if the shape does not change. Else it consists of average pooling,
+    if the stride is not 1, and a 1x1 convolution without bias with a norm, if the number of
+    channels changes.
     """
 
     def __init__(
@@ -56,12 +57,12 @@ class BasicBlockD(nn.Module):
         self.skip = nn.Sequential(*parts)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
+        """The output of the block, (B, C', H', W')."""
         return activated(self.conv2(activated(self.conv1(x))) + self.skip(x))
 
 
 class BasicResBlock(nn.Module):
-    """U-Mamba's own block: as BasicBlockD, but with a bare 1x1 convolution as shortcut, always."""
+    """Residual block of U-Mamba; the shortcut is always a 1x1 convolution without norm."""
 
     def __init__(
         self, c_in: int, c_out: int, kernel: tuple[int, int] = (3, 3),
@@ -75,7 +76,7 @@ class BasicResBlock(nn.Module):
         self.conv3 = conv(c_in, c_out, (1, 1), stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H', W')."""
+        """Maps (B, C, H, W) to (B, C', H', W')."""
         y = self.norm2(self.conv2(activated(self.norm1(self.conv1(x)))))
         return activated(y + self.conv3(x))
 
@@ -84,24 +85,24 @@ def conv(
     c_in: int, c_out: int, kernel: tuple[int, int], stride: tuple[int, int] = (1, 1),
     *, bias: bool = True,
 ) -> nn.Conv2d:  # fmt: skip
-    """A convolution that keeps the size up to its stride."""
+    """A convolution whose padding keeps height and width if the stride is 1."""
     padding = (kernel[0] // 2, kernel[1] // 2)
     return nn.Conv2d(c_in, c_out, kernel, stride, padding, bias=bias)
 
 
 SIZES = (1, 2, 3, 6)
 SHARES = (8, 4, 2, 8)
-"""Which part of the channels each size gives: an eighth, a quarter, a half, an eighth."""
+"""Divisor of the channels for each of `SIZES`: 1/8, 1/4, 1/2 and 1/8 of the channels."""
 
 
 class PyramidPooling(nn.Module):
-    """Average pools of four sizes, each projected, enlarged and laid side by side.
+    """Average pools of four sizes, each projected, upsampled and concatenated.
 
-    Unlike PSPNet's, the input is not part of the result, so nothing finer than 6 x 6 passes.
-    Source: `mamba-tumor-seg` (2024); parameter names are its own.
+    Unlike in PSPNet, the input is not concatenated, so no detail finer than 6 x 6 is passed on.
+    Source: `mamba-tumor-seg` (2024), with its parameter names.
 
     Args:
-        channels: Channels in and out, a multiple of 8.
+        channels: Number of input and output channels, a multiple of 8.
     """
 
     def __init__(self, channels: int) -> None:
@@ -110,7 +111,7 @@ class PyramidPooling(nn.Module):
         self.conv_layers = nn.ModuleList(convs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
+        """Maps (B, C, H, W) to the same shape."""
         levels = (
             F.relu(conv(F.adaptive_avg_pool2d(x, size)))
             for size, conv in zip(SIZES, self.conv_layers, strict=True)
@@ -123,9 +124,9 @@ class PyramidPooling(nn.Module):
 
 
 def rising_rates(most: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """One rate per block of each stage, rising evenly from 0 at the first to `most` at the last.
+    """Stochastic-depth rate of each block by stage, linear from 0 (first) to `most` (last block).
 
-    Plain numbers, so that a network can also be laid out on the meta device.
+    Returns floats, not tensors, so that a network can also be built on the meta device.
 
     Source: Huang et al., "Deep Networks with Stochastic Depth" (arXiv 1603.09382).
     """

@@ -1,18 +1,19 @@
-"""Classifiers of 32 x 32 pixels beside Vim: ViT, ResNet-9, and ResNet-18 and -50 with CIFAR's stem.
+"""Classifiers for 32 x 32 pixels: ViT, ResNet-9, and ResNet-18 and -50 with a stem for CIFAR.
 
-Sources, all written anew from published facts:
+Sources, all reimplemented from the published facts:
 
 - ViT: Dosovitskiy et al., "An Image is Worth 16x16 Words" (arXiv 2010.11929), in the form and with
   the parameter names of `vit_pytorch` 1.6.5 (class `ViT`), of the size in "Mamba vs
-  State-of-the-Art for Vision Tasks" (2024). Its patches are normalised before and after they are
-  projected, and its position embedding and class token begin with standard deviation 1.
+  State-of-the-Art for Vision Tasks" (2024). Patches are normalised before and after they are
+  projected; position embedding and class token are initialised with standard deviation 1.
 - ResNet-9: D. Page's network for DAWNBench (github.com/davidcpage/cifar10-fast, `dawn.py`, 2018),
-  with its parameter names: the last layer has no bias, and logits are an eighth of its output.
-  Deviation: the last max-pooling covers the whole map at any input size; at 32 x 32 pixels these
-  are its 4 x 4 positions.
+  with its parameter names: the last layer has no bias, and the logits are its output divided by 8.
+  Deviation: the last max-pooling covers the complete feature map at any input size; at 32 x 32
+  pixels the map has 4 x 4 positions, as in the source.
 - ResNet-18 and -50: He et al., "Deep Residual Learning" (arXiv 1512.03385), with timm's blocks,
-  parameter names and initialisation. The stem is a 3 x 3 convolution of stride 1 without
-  max-pooling, instead of 7 x 7 of stride 2 with it, as section 4.2 of the paper has it for CIFAR.
+  parameter names and initialisation. The stem is a 3 x 3 convolution with stride 1 without
+  max-pooling, instead of 7 x 7 with stride 2 and max-pooling, as in section 4.2 of the paper for
+  CIFAR.
 
 Shapes: B batch, C channels, N tokens, D width of a token.
 """
@@ -34,14 +35,14 @@ from robustcli.models.architectures import changed
 
 
 class _Classifier(nn.Module):
-    """Features and a linear layer on them, under the names that timm gives to their methods."""
+    """Base class: feature extractor and linear classifier, with timm's method names."""
 
     classifier_name: ClassVar[str]
     num_classes: int
     num_features: int
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, channels, H, W)."""
+        """Logits (B, num_classes) for images (B, channels, H, W)."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -51,11 +52,11 @@ class _Classifier(nn.Module):
         raise NotImplementedError
 
     def get_classifier(self) -> nn.Module:
-        """The last layer."""
+        """The classification layer."""
         return self.get_submodule(self.classifier_name)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the last layer by a fresh one, or by an identity for 0 classes."""
+        """Replaces the classification layer by a new one, or by the identity for 0 classes."""
         if global_pool is not None:
             raise UsageError(
                 f"`global_pool={global_pool}` is unknown.", "This network pools in one way only."
@@ -85,17 +86,17 @@ class ViTConfig:
 
 
 class PatchTokens(nn.Module):
-    """Images (B, C, H, W) to patches (B, N, p * p * C), row by row; the channel varies fastest."""
+    """Splits images (B, C, H, W) into patches (B, N, p * p * C), row by row, channels fastest."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.side, self.patch = config.img_size, config.patch_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """The patches.
+        """The patches, (B, N, p * p * C).
 
         Raises:
-            UsageError: The image has another size than the network was built for.
+            UsageError: The image size differs from that of the configuration.
         """
         if x.shape[2:] != (self.side, self.side):
             received = " x ".join(map(str, x.shape[2:]))
@@ -110,7 +111,7 @@ class PatchTokens(nn.Module):
 
 
 class Attention(nn.Module):
-    """Pre-norm self-attention of `heads` heads, (B, N, D) to the same shape."""
+    """Pre-norm self-attention with `heads` heads; maps (B, N, D) to the same shape."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -121,7 +122,7 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(inner, config.dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """What is added to the residual stream."""
+        """The branch output, which the caller adds to the residual stream."""
         q, k, v = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, dim_head)
             for part in self.to_qkv(self.norm(x)).chunk(3, 2)
@@ -132,24 +133,24 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Pre-norm perceptron of one hidden layer, (B, N, D) to the same shape."""
+    """Pre-norm MLP with one hidden layer; maps (B, N, D) to the same shape."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        # The identities stand where vit_pytorch has its dropouts of rate 0, whose numbers count.
+        # The identity replaces a dropout of rate 0 in vit_pytorch, so that layer indices agree.
         self.net = nn.Sequential(
             nn.LayerNorm(config.dim), nn.Linear(config.dim, config.mlp_dim), nn.GELU(),
             nn.Identity(), nn.Linear(config.mlp_dim, config.dim),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """What is added to the residual stream."""
+        """The branch output, which the caller adds to the residual stream."""
         out: Tensor = self.net(x)
         return out
 
 
 class Transformer(nn.Module):
-    """`depth` pairs of attention and perceptron, and a norm."""
+    """`depth` layers of attention and MLP, then a norm."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -169,9 +170,9 @@ class Transformer(nn.Module):
 
 
 class ViT(_Classifier):
-    """The classifier: images (B, channels, H, W) of the configured size to logits.
+    """ViT classifier: maps images (B, channels, H, W) of the configured size to logits.
 
-    The class token is the first of N + 1 tokens.
+    The class token is the first of the N + 1 tokens.
     """
 
     classifier_name = "mlp_head"
@@ -207,14 +208,14 @@ class ViT(_Classifier):
         return tokens
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits from the class token of `x`, (B, N + 1, D); the token itself with `pre_logits`."""
+        """Logits of the class token of `x` (B, N + 1, D); with `pre_logits`, the class token."""
         token = x[:, 0]
         return token if pre_logits else self.mlp_head(token)
 
 
 @dataclass(frozen=True)
 class ResNet9Config:
-    """Channels of the first convolution and of the three layers after it."""
+    """Number of channels of the first convolution and of the three layers after it."""
 
     channels: tuple[int, int, int, int] = (64, 128, 256, 512)
     in_chans: int = 3
@@ -222,7 +223,7 @@ class ResNet9Config:
 
 
 class ConvBlock(nn.Module):
-    """A 3 x 3 convolution, batch norm and ReLU; in a `layer` also a max-pooling by 2."""
+    """A 3 x 3 convolution, batch norm and ReLU; with `pools`, also max-pooling by 2."""
 
     def __init__(self, c_in: int, c_out: int, *, pools: bool = False) -> None:
         super().__init__()
@@ -233,26 +234,26 @@ class ConvBlock(nn.Module):
         self.residual: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H, W), or half the height and width."""
+        """Maps (B, C, H, W) to (B, C', H, W), or with pooling to (B, C', H / 2, W / 2)."""
         out: Tensor = self.residual(self.pool(self.relu(self.bn(self.conv(x)))))
         return out
 
 
 class Residual(nn.Module):
-    """Two convolution blocks whose output is added to their input."""
+    """Residual block: adds the output of two convolution blocks to the input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.res1, self.res2 = ConvBlock(channels, channels), ConvBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
+        """Maps (B, C, H, W) to the same shape."""
         out: Tensor = x + self.res2(self.res1(x))
         return out
 
 
 class ResNet9(_Classifier):
-    """The classifier: images (B, channels, H, W) of at least 8 pixels a side to logits."""
+    """ResNet-9: maps images (B, channels, H, W), at least 8 x 8 pixels, to logits."""
 
     classifier_name = "linear"
     scale = 0.125
@@ -270,12 +271,12 @@ class ResNet9(_Classifier):
         self.linear = self._linear(config.num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last map, (B, C, H / 8, W / 8)."""
+        """The last feature map, (B, C, H / 8, W / 8)."""
         out: Tensor = self.layer3(self.layer2(self.layer1(self.prep(x))))
         return out
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of the map (B, C, H, W); with `pre_logits` its maxima (B, C)."""
+        """Logits of the feature map `x` (B, C, H, W); with `pre_logits`, its maxima (B, C)."""
         pooled = x.amax((2, 3))
         return pooled if pre_logits else self.scale * self.linear(pooled)
 
@@ -285,7 +286,7 @@ class ResNet9(_Classifier):
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """The kind of the blocks and how many each of the four stages has."""
+    """Type of the blocks and number of blocks in each of the four stages."""
 
     block: Literal["basic", "bottleneck"]
     depths: tuple[int, int, int, int]
@@ -294,13 +295,13 @@ class ResNetConfig:
 
 
 _BLOCKS: dict[str, Any] = {"basic": BasicBlock, "bottleneck": Bottleneck}
-_STEM_CHANNELS, _STEM_REDUCTION = 64, 4  # of timm's own stem, convolution and pooling together
+_STEM_CHANNELS, _STEM_REDUCTION = 64, 4  # of timm's stem: convolution and pooling
 
 
 class CifarResNet(ResNet):  # type: ignore[misc,unused-ignore]  # timm has no types
-    """timm's ResNet whose stem keeps the size of the image.
+    """Timm's ResNet with a stem that keeps the image size.
 
-    Images (B, channels, H, W) to logits (B, num_classes).
+    Maps images (B, channels, H, W) to logits (B, num_classes).
     """
 
     def __init__(self, config: ResNetConfig) -> None:
@@ -327,10 +328,10 @@ VARIANTS: dict[str, ViTConfig | ResNet9Config | ResNetConfig] = {
 
 
 def build(variant: str, **changes: object) -> nn.Module:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
-        UsageError: An option is unknown or does not fit.
+        UsageError: An option is unknown or invalid.
     """
     config = changed(VARIANTS[variant], changes, model=variant)
     if isinstance(config, ViTConfig):

@@ -1,12 +1,12 @@
-"""The tumour paper's convolutional segmenters: U-Net, and ResNet encoders with a plain decoder.
+"""Convolutional segmenters of the tumour paper: U-Net and ResNet encoders with a plain decoder.
 
 Source: Ronneberger et al., "U-Net" (arXiv 1505.04597), and He et al., "Deep Residual Learning"
 (arXiv 1512.03385, in torchvision's form), as "Mamba-Based Tumor Segmentation" (Crews and Whalen,
-2024; `mamba-tumor-seg`) builds them; written anew from the published facts, with its parameter
-names. The U-Net's convolutions are padded: the output has the input's size. The ResNets' decoder
-is four transposed convolutions without skip connections, and its output always has `output` pixels
-a side. Deviation: a ResNet refuses an input whose size is no multiple of 32; upstream answers for
-the enlarged image that its halvings, which round up, amount to.
+2024; `mamba-tumor-seg`) builds them; reimplemented from the published facts, with its
+parameter names. The U-Net's convolutions are padded: the output has the input's size. The decoder
+of the ResNets consists of four transposed convolutions without skip connections; its output always
+has `output` x `output` pixels. Deviation: the ResNets reject an input whose size is not a multiple
+of 32; upstream accepts it and rounds its size up at every halving.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from robustcli.models.architectures import changed, check_multiple
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Channels of the levels, the bottleneck's last; each level has half the side of the last."""
+    """Channels of each level, bottleneck last; each level halves the resolution of the previous."""
 
     features: tuple[int, ...] = (32, 64, 128, 256, 512)
     in_channels: int = 3
@@ -32,7 +32,7 @@ class UNetConfig:
 
 
 class UNet(nn.Module):
-    """The segmenter: images (B, 3, H, W) to logits (B, classes, H, W)."""
+    """U-Net: maps images (B, 3, H, W) to logits (B, classes, H, W)."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class UNet(nn.Module):
         """Logits (B, classes, H, W).
 
         Raises:
-            UsageError: Height or width is no multiple of the network's reduction.
+            UsageError: Height or width is not a multiple of the network's reduction.
         """
         step = 2**self.levels
         check_multiple(x, (step, step), model="unet")
@@ -70,7 +70,7 @@ class UNet(nn.Module):
 
 
 def _double(c_in: int, c_out: int) -> nn.Sequential:
-    """Two convolutions of three pixels, each with its norm and activation."""
+    """Two 3 x 3 convolutions, each with batch norm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True),
         nn.Conv2d(c_out, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True),
@@ -79,7 +79,7 @@ def _double(c_in: int, c_out: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class ResNetSegConfig:
-    """The ResNet's number of layers, the decoder's channels and the output's side in pixels."""
+    """Number of ResNet layers, channels of the decoder, and side of the output in pixels."""
 
     depth: int = 18
     decoder: tuple[int, ...] = (512, 256, 128, 64)
@@ -88,7 +88,7 @@ class ResNetSegConfig:
 
 
 class ResNetSeg(nn.Module):
-    """The segmenter: images (B, 3, H, W) to logits (B, classes, 256, 256)."""
+    """ResNet segmenter: maps images (B, 3, H, W) to logits (B, classes, output, output)."""
 
     def __init__(self, config: ResNetSegConfig) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class ResNetSeg(nn.Module):
         """Logits (B, classes, output, output).
 
         Raises:
-            UsageError: Height or width is no multiple of 32.
+            UsageError: Height or width is not a multiple of 32.
         """
         check_multiple(x, (32, 32), model=f"resnet{self.config.depth}_seg")
         logits: Tensor = self.decoder(self.encoder(x))
@@ -122,7 +122,7 @@ VARIANTS: dict[str, UNetConfig | ResNetSegConfig] = {
 
 
 def build(variant: str, **changes: object) -> UNet | ResNetSeg:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
         UsageError: An option is unknown.

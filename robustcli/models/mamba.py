@@ -1,9 +1,9 @@
-"""Mamba-1 blocks over token sequences: the plain one and Vim's bidirectional one.
+"""Mamba-1 blocks for token sequences: the unidirectional block and Vim's bidirectional block.
 
 Source: Gu and Dao, "Mamba" (arXiv 2312.00752), and Zhu et al., "Vision Mamba" (arXiv 2401.09417);
-written anew from the published facts, with the parameter names of their code releases. Deviation:
-both directions of the bidirectional block run as one scan over twice the channels, and the gate,
-which is the same in both, multiplies their sum. Either block can be built without its scan
+reimplemented from the published facts, with the parameter names of their code releases.
+Deviation: both directions of the bidirectional block run as one scan over twice the channels, and
+the gate, which is equal for both, multiplies their sum. Both blocks can be built without the scan
 (`robustcli.models.ablation`).
 
 Shapes: B batch, L tokens, C channels of the tokens, D inner channels, N state size, R rank of the
@@ -23,29 +23,29 @@ from robustcli.models.scan import selective_scan
 
 
 def step_size_bias(shape: tuple[int, ...], low: float = 1e-3, high: float = 0.1) -> Tensor:
-    """Biases whose softplus is log-uniform in [low, high], at least 1e-4 (Mamba's own start)."""
+    """Initial biases: their softplus is log-uniform in [low, high], at least 1e-4 (as Mamba)."""
     step = torch.empty(shape).uniform_(math.log(low), math.log(high)).exp().clamp(min=1e-4)
     return step + torch.log(-torch.expm1(-step))
 
 
 def state_logs(channels: int, d_state: int) -> Tensor:
-    """Logarithms of 1..N in each of the channels' rows, (D, N): the start of A's magnitude."""
+    """Initial value of log(-A), (D, N): the logarithms of 1..N in each row (channel)."""
     return torch.arange(1.0, d_state + 1).log().repeat(channels, 1)
 
 
 def state_decay(logs: Tensor) -> Tensor:
-    """A = -exp(logs), in float32 at least: half precision would move the slowest states."""
+    """A = -exp(logs), at least in float32: half precision would change the slowest states."""
     return -logs.to(torch.promote_types(logs.dtype, torch.float32)).exp()
 
 
 class Mamba(ScanBlock):
-    """One direction: tokens (B, L, C) to the same shape. There is no residual inside.
+    """Unidirectional Mamba block without residual; maps tokens (B, L, C) to the same shape.
 
     Args:
         dim: Channels of the tokens.
         d_state: State size N.
         d_conv: Width of the causal convolution.
-        expand: Inner channels per channel.
+        expand: Ratio of inner channels D to channels of the tokens.
     """
 
     scan_parts = ("A_log", "D", "x_proj", "dt_proj")
@@ -74,16 +74,17 @@ class Mamba(ScanBlock):
 
 
 class BidirectionalMamba(ScanBlock):
-    """Vim's mixer "v2": both directions with weights of their own, halved sum; (B, L, C) to same.
+    """Vim's bidirectional mixer "v2": maps tokens (B, L, C) to the same shape.
 
-    The projections in and out are shared. Names ending in `_b` belong to the direction that reads
-    the tokens from the last to the first.
+    The two directions have separate weights, except for the shared input and output projections.
+    Their outputs are averaged. Names with `_b` belong to the direction that processes the tokens
+    from last to first.
 
     Args:
         dim: Channels of the tokens.
         d_state: State size N.
         d_conv: Width of the causal convolutions.
-        expand: Inner channels per channel.
+        expand: Ratio of inner channels D to channels of the tokens.
     """
 
     scan_parts = (
@@ -119,7 +120,7 @@ class BidirectionalMamba(ScanBlock):
         return mixed
 
     def _scanned(self, ahead: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
-        """The scans of both directions' tokens, (B, L, D) each."""
+        """The outputs of both scans, (B, L, D) each."""
         selections = (
             _selection(ahead, self.x_proj, self.dt_proj),
             _selection(back, self.x_proj_b, self.dt_proj_b),
@@ -144,9 +145,9 @@ def _start_steps(dt_proj: nn.Linear) -> None:
 
 
 def _selection(u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
-    """The scan's inputs that depend on u: delta (B, L, D), B and C (B, L, N).
+    """The input-dependent arguments of the scan: delta (B, L, D), B and C (B, L, N).
 
-    The bias of `dt_proj` is left to the scan, which adds it before the softplus.
+    Delta excludes the bias of `dt_proj`, which the scan adds before the softplus.
     """
     R = dt_proj.in_features
     N = (x_proj.out_features - R) // 2
@@ -155,10 +156,11 @@ def _selection(u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear) -> tuple[Tensor
 
 
 def _causal(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    """The convolution of x (B, L, D) along L, each step seeing itself and those before it.
+    """Causal convolution of x (B, L, D) along L.
 
-    As a two-dimensional one of height 1, because torch has a channels-last kernel for that: three
-    to twelve times as fast on a CPU as `conv` on the transposed tokens, measured for D 16 to 1024.
+    Computed as a two-dimensional convolution of height 1, for which torch has a channels-last
+    kernel: on a CPU this is 3 to 12 times as fast as `conv` on the transposed tokens, measured for
+    D from 16 to 1024.
     """
     padded = F.pad(x, (0, 0, conv.kernel_size[0] - 1, 0)).transpose(1, 2)  # (B, D, L + 3)
     mixed = F.conv2d(padded[:, :, None], conv.weight[:, :, None], conv.bias, groups=conv.groups)
@@ -168,7 +170,7 @@ def _causal(x: Tensor, conv: nn.Conv1d) -> Tensor:
 def _scan(
     u: Tensor, delta: Tensor, logs: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor
 ) -> Tensor:
-    """The scan of tokens-first arguments, (B, L, D); B and C are (B, L, N) or (B, L, G, N)."""
+    """The scan for token-major arguments (B, L, D); B and C are (B, L, N) or (B, L, G, N)."""
     order = (0, 2, 1) if B.ndim == 3 else (0, 2, 3, 1)
     y = selective_scan(
         u.transpose(1, 2),
@@ -186,20 +188,20 @@ def _scan(
 
 # The linear state-space model whose parameters do not depend on the input (S4). Source: Gu et al.,
 # "Efficiently Modeling Long Sequences with Structured State Spaces" (arXiv 2111.00396), with a
-# diagonal state matrix as in every model here. From
+# diagonal state matrix, as in all models of this package. From
 #
 #     h'(t) = A h(t) + B x(t),    y(t) = C h(t)
 #
 # zero-order hold with step d gives Abar = exp(dA) and Bbar = (dA)^-1 (exp(dA) - 1) dB. The
 # recurrence h_t = Abar h_{t-1} + Bbar x_t, y_t = C h_t then equals the convolution of x with the
 # kernel K = (C Bbar, C Abar Bbar, ..., C Abar^{L-1} Bbar). The selective scan lets d, B and C
-# depend on the input, which ends the convolution, and takes the simpler Bbar = dB.
+# depend on the input, so that it is no longer a convolution, and uses the simpler Bbar = dB.
 #
-# Shapes: D channels, N state size, L steps; leading dimensions of x are free.
+# Shapes: D channels, N state size, L steps; x may have any leading dimensions.
 
 
 def zero_order_hold(A: Tensor, B: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Abar and Bbar, (D, N) each.
+    """Discretises A and B by zero-order hold: returns Abar and Bbar, (D, N) each.
 
     Args:
         A: Diagonal of the state matrix (D, N), without zeros.
@@ -211,7 +213,7 @@ def zero_order_hold(A: Tensor, B: Tensor, step: Tensor) -> tuple[Tensor, Tensor]
 
 
 def ssm_recurrence(x: Tensor, Abar: Tensor, Bbar: Tensor, C: Tensor) -> Tensor:
-    """Y (..., D, L) from x (..., D, L), step by step: L operations in sequence, O(L)."""
+    """Output y (..., D, L) for x (..., D, L) by the recurrence: L sequential steps, O(L)."""
     state = x.new_zeros(*x.shape[:-1], Abar.shape[1])
     ys = []
     for t in range(x.shape[-1]):
@@ -221,13 +223,13 @@ def ssm_recurrence(x: Tensor, Abar: Tensor, Bbar: Tensor, C: Tensor) -> Tensor:
 
 
 def ssm_kernel(Abar: Tensor, Bbar: Tensor, C: Tensor, length: int) -> Tensor:
-    """The convolution kernel K, (D, length)."""
+    """The convolution kernel K, (D, length), of the recurrence."""
     powers = Abar[..., None] ** torch.arange(length, device=Abar.device)  # (D, N, L)
     return (C[..., None] * Bbar[..., None] * powers).sum(1)
 
 
 def ssm_convolution(x: Tensor, K: Tensor) -> Tensor:
-    """Y (..., D, L): the causal convolution of x with K, (D, L), all steps at once, O(L log L)."""
+    """Causal convolution y (..., D, L) of x with the kernel K (D, L) by FFT, O(L log L)."""
     length = x.shape[-1]
     spectrum = torch.fft.rfft(x, 2 * length) * torch.fft.rfft(K, 2 * length)
     y: Tensor = torch.fft.irfft(spectrum, 2 * length)

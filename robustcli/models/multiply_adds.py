@@ -1,9 +1,9 @@
 """Counts the multiply-adds of a network for one input, including its selective scans.
 
-Counted are products of matrices, convolutions, and attention, by torch's own counter (two of its
-operations are one multiply-add), and the scans by `scan_multiply_adds`, whichever backend serves:
-no counter sees into their kernels. As with other counters, what is done element by element
-(activations, normalisation, gates, sums) does not count.
+Matrix products, convolutions and attention are counted by torch's counter (two of its operations
+are one multiply-add). Scans are counted by `scan_multiply_adds`, independently of the backend,
+because no counter covers their kernels. As in other counters, element-wise operations (activations,
+normalisation, gates, sums) are not counted.
 """
 
 from __future__ import annotations
@@ -23,39 +23,38 @@ from robustcli.models.scan import selective_scan, ss2d_scan
 def scan_multiply_adds(steps: int, channels: int, states: int, *, skip: bool = True) -> int:
     """The multiply-adds of a selective scan: `steps` x `channels` x (4 `states` + 1, + 1 with D).
 
-    Of the recurrence h = exp(delta A) h + (delta u) B, y = C h + D u, per step and channel: delta u
-    is one product; per state delta A and (delta u) B are one product each, the new state and the
-    sum of the output one multiply-add each; D u is one. A product alone counts as a multiply-add.
-    Softplus and exp do not count.
+    The recurrence is h = exp(delta A) h + (delta u) B, y = C h + D u. Per step and channel, delta u
+    and D u are one multiply-add each. Per state, delta A, (delta u) B, the new state and the sum of
+    the output are one multiply-add each. A product without a sum counts as a multiply-add. Softplus
+    and exp are not counted.
 
-    VMamba's published counts take 9 per step, channel and state instead, which is the number of
-    operations of a parallel scan (Mamba's issue 110), so that they are higher than these.
+    VMamba's published counts are higher: they assume 9 per step, channel and state, the number of
+    operations of a parallel scan (Mamba's issue 110).
 
     Args:
-        steps: Tokens or pixels, over all sequences of the batch.
-        channels: Inner channels, over all directions.
+        steps: Number of tokens or pixels, over all sequences of the batch.
+        channels: Number of inner channels, over all directions.
         states: State size N.
-        skip: Whether there is a skip weight D.
+        skip: Whether the scan has a skip weight D.
     """
     return steps * channels * (4 * states + 1 + skip)
 
 
 def count_multiply_adds(forward: Callable[[], object], *modules: nn.Module) -> int:
-    """The multiply-adds of one call of `forward`; its answer is thrown away.
+    """The multiply-adds of one call of `forward`; its return value is discarded.
 
-    The scans themselves are left out of the call and counted by their arguments, so the values that
-    follow them are zeros.
+    Scans are counted by the shapes of their arguments and not executed: their outputs are zeros.
 
     Args:
-        forward: What is counted; it should put one input through a network.
-        modules: Networks in it, which are in evaluation mode during the call.
+        forward: The function to count; it should pass one input through a network.
+        modules: The networks that it calls; they are in evaluation mode during the call.
     """
     learning = [module for network in modules for module in network.modules() if module.training]
     for module in learning:
         module.training = False
     scans = _CountedScans()
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    # Neither of the fused kernels is among the operations that torch's counter knows on a CPU.
+    # On a CPU torch's counter does not cover the fused kernels of attention.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
@@ -74,7 +73,7 @@ def count_multiply_adds(forward: Callable[[], object], *modules: nn.Module) -> i
 
 
 class _CountedScans(TorchFunctionMode):
-    """Counts every scan and gives zeros for it."""
+    """Counts every scan and returns zeros instead of its output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +82,7 @@ class _CountedScans(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """`func`, or the zeros in place of a scan's output."""
+        """Calls `func`, unless it is a scan: returns zeros for scans."""
         if func is selective_scan:
             return self._sequence(*args)
         if func is ss2d_scan:
@@ -94,7 +93,7 @@ class _CountedScans(TorchFunctionMode):
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
         z: Tensor | None, bias: Tensor | None, softplus: bool, return_last_state: bool,
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
-        """In place of `selective_scan`."""
+        """Replaces `selective_scan`."""
         batch, channels, length = u.shape
         self.multiply_adds += scan_multiply_adds(
             batch * length, channels, A.shape[1], skip=D is not None
@@ -106,7 +105,7 @@ class _CountedScans(TorchFunctionMode):
         self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
         *others: Any, **directions: Any,
     ) -> Tensor:  # fmt: skip
-        """In place of `ss2d_scan`."""
+        """Replaces `ss2d_scan`."""
         batch, _, height, width = x.shape
         self.multiply_adds += scan_multiply_adds(
             batch * height * width, A.shape[0], A.shape[1], skip=D is not None

@@ -1,18 +1,19 @@
-"""nnU-Net's residual-encoder U-Net in 2D: the control that nnU-Net itself sets against U-Mamba.
+"""nnU-Net's residual-encoder U-Net in 2D, the network that nnU-Net's authors compare to U-Mamba.
 
 Source: Isensee et al., "nnU-Net Revisited: A Call for Rigorous Validation in 3D Medical Image
-Segmentation" (arXiv 2404.09556), whose table finds U-Mamba without its Mamba layers no worse, and
-its network `ResidualEncoderUNet` in dynamic-network-architectures (MIC-DKFZ); written anew from the
-published facts, with its parameter names. `robustcli.models.umamba.with_aliases` gives the further
-names that its files have for most tensors. Deviation: none in the function.
+Segmentation" (arXiv 2404.09556), whose results for U-Mamba without its Mamba layers are not worse,
+and its network `ResidualEncoderUNet` in dynamic-network-architectures (MIC-DKFZ); reimplemented
+from the published facts, with its parameter names. Upstream checkpoints store most tensors
+under several names, see `robustcli.models.umamba.with_aliases`. Deviation: none in the function.
 
-Stages of residual blocks, each halving the map by the stride of its first block; the decoder
-enlarges by transposed convolutions, takes the encoder's map of that size beside its own, and has
-plain convolutions. All norms are instance norms with weights, all activations leaky ReLU.
+The encoder has stages of residual blocks; the first block of a stage downsamples by its stride. The
+decoder upsamples by transposed convolutions, concatenates the encoder's map of the same size, and
+applies plain convolutions. All norms are instance norms with weights, all activations leaky ReLU.
 
-The size of `resenc` is ours: blocks per stage are those of nnU-Net's planner (1, 3, 4, 6, 6, 6),
-and features are capped at 160 instead of 512, so that it has about as many parameters as `umamba`
-(11.269 million against 11.258). `features` and `n_blocks` give nnU-Net's own sizes.
+The size of `resenc` is a choice of this project: blocks per stage are those of nnU-Net's planner
+(1, 3, 4, 6, 6, 6), and features are capped at 160 instead of 512, so that it has about as many
+parameters as `umamba` (11.269 million and 11.258 million). Set `features` and `n_blocks` for
+nnU-Net's sizes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from robustcli.models.stages import Pair, StagedConfig, StagedUNet, each, scores
 
 @dataclass(frozen=True)
 class ResEncConfig(StagedConfig):
-    """Stages of the encoder with their numbers of blocks; see `StagedConfig`."""
+    """A `StagedConfig` with the number of residual blocks of each encoder stage."""
 
     per_stage: ClassVar[tuple[str, ...]] = ("strides", "kernels", "n_blocks")
 
@@ -42,7 +43,7 @@ class ResEncConfig(StagedConfig):
 
 
 class ConvStack(nn.Module):
-    """Convolutions, each with its norm and activation; (B, C, H, W) to (B, C', H, W)."""
+    """Convolutions with norm and activation; maps (B, C, H, W) to (B, C', H, W)."""
 
     def __init__(self, c_in: int, c_out: int, kernel: Pair, count: int) -> None:
         super().__init__()
@@ -50,14 +51,14 @@ class ConvStack(nn.Module):
         self.convs = nn.Sequential(*(ConvNorm(*pair, kernel) for pair in pairwise(widths)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The last activation."""
+        """The output of the last convolution with norm and activation."""
         for conv in self.convs:
             x = activated(conv(x))
         return x
 
 
 class ResidualStage(nn.Module):
-    """Residual blocks, the first with the stage's stride; (B, C, H, W) to (B, C', H/s, W/s)."""
+    """Residual blocks, the first with stride s; maps (B, C, H, W) to (B, C', H/s, W/s)."""
 
     def __init__(self, c_in: int, c_out: int, kernel: Pair, stride: Pair, count: int) -> None:
         super().__init__()
@@ -67,13 +68,13 @@ class ResidualStage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The last block's output."""
+        """The output of the last block."""
         out: Tensor = self.blocks(x)
         return out
 
 
 class ResidualEncoder(nn.Module):
-    """The stem and the stages; an image to one map per stage, highest resolution first."""
+    """Encoder: maps an image to one feature map per stage, highest resolution first."""
 
     def __init__(self, config: ResEncConfig) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ class ResidualEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The stages' outputs."""
+        """The output of each stage, highest resolution first."""
         x = self.stem(x)
         maps = []
         for stage in self.stages:
@@ -98,7 +99,7 @@ class ResidualEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """From the encoder's maps to class scores; `deep_supervision` may be switched at any time."""
+    """Decoder: maps encoder outputs to class scores; `deep_supervision` can be set at any time."""
 
     def __init__(self, config: ResEncConfig) -> None:
         super().__init__()
@@ -119,7 +120,7 @@ class ConvDecoder(nn.Module):
         )
 
     def forward(self, maps: list[Tensor]) -> Tensor | list[Tensor]:
-        """Scores (B, classes, H, W), or with deep supervision one per step, largest first."""
+        """Scores (B, classes, H, W); with deep supervision a list, highest resolution first."""
         x, outputs = maps[-1], []
         last = len(self.stages) - 1
         for d, (enlarge, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
@@ -130,7 +131,7 @@ class ConvDecoder(nn.Module):
 
 
 class ResEncUNet(StagedUNet):
-    """The segmenter: images (B, C, H, W) to class scores (before softmax)."""
+    """Residual-encoder U-Net: maps images (B, C, H, W) to class scores (before softmax)."""
 
     config: ResEncConfig
 
@@ -145,7 +146,7 @@ class ResEncUNet(StagedUNet):
         """Scores (B, classes, H, W); with deep supervision a list, highest resolution first.
 
         Raises:
-            UsageError: Height or width is no multiple of the network's reduction.
+            UsageError: Height or width is not a multiple of the network's reduction.
         """
         check_multiple(x, self.config.reductions[-1], model="resenc")
         scores: Tensor | list[Tensor] = self.decoder(self.encoder(x))
@@ -153,7 +154,7 @@ class ResEncUNet(StagedUNet):
 
 
 def _initialise(module: nn.Module) -> None:
-    """As upstream: each residual block starts as its shortcut."""
+    """Initialises as upstream: each residual block initially returns its (activated) shortcut."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, a=0.01)
         if module.bias is not None:
@@ -167,9 +168,9 @@ VARIANTS: dict[str, ResEncConfig] = {"resenc": ResEncConfig()}
 
 
 def build(variant: str, **changes: object) -> ResEncUNet:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
-        UsageError: An option is unknown, or the stages' options differ in length.
+        UsageError: An option is unknown, or options per stage have the wrong length.
     """
     return ResEncUNet(changed(VARIANTS[variant], changes, model=variant))

@@ -1,11 +1,13 @@
-"""SegFormer as the tumour paper builds it: about MiT-B2 with an all-MLP decoder, logits at H/4 out.
+"""SegFormer of the tumour paper: about MiT-B2 with an all-MLP decoder; outputs logits at H/4.
 
 Source: Xie et al., "SegFormer" (arXiv 2105.15203), in the form of "Mamba-Based Tumor Segmentation"
-(Crews and Whalen, 2024; `mamba-tumor-seg`); written anew from the published facts, with its
-parameter names. As there, and unlike the original: keys and values are reduced by a convolution
-even where the ratio is 1, the mixing MLP begins with a square 1x1 convolution, the decoder enlarges
-before it projects, and in the head the activation comes before the norm.
-Deviation: an input whose size is no multiple of 32 is refused; upstream fails inside on it.
+(Crews and Whalen, 2024; `mamba-tumor-seg`); reimplemented from the published facts, with its
+parameter names. As in that code, and unlike the original: keys and values are reduced by a
+convolution even if the ratio is 1, the mixing MLP starts with a 1x1 convolution that keeps the
+number of channels, the decoder upsamples before it projects, and the head applies the activation
+before the norm.
+Deviation: an input whose size is not a multiple of 32 is rejected with a message; upstream fails
+inside the network.
 
 Shapes: B batch, C channels, H and W of the current stage, L = H * W.
 """
@@ -25,9 +27,10 @@ from robustcli.models.architectures import changed, check_multiple
 
 @dataclass(frozen=True)
 class SegFormerConfig:
-    """One entry per stage; `patches` and `strides` are of the convolution that begins it.
+    """Sizes of a SegFormer; tuples have one entry per stage.
 
-    `reductions` is by how much attention's keys are fewer than its queries, along each side.
+    `patches` and `strides` are kernel size and stride of the first convolution of a stage.
+    `reductions` is the factor along each side by which attention has fewer keys than queries.
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
@@ -46,12 +49,12 @@ class MapNorm(nn.LayerNorm):
     """Layer norm over the channels of a map (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normed map."""
+        """The normalised map, (B, C, H, W)."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Attention(nn.Module):
-    """Every pixel looks at a reduced map; (B, C, H, W) to the same shape."""
+    """Attention from all pixels to a reduced map; maps (B, C, H, W) to the same shape."""
 
     def __init__(self, dim: int, heads: int, reduction: int) -> None:
         super().__init__()
@@ -59,27 +62,27 @@ class Attention(nn.Module):
         self.att = nn.MultiheadAttention(dim, heads, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The attended map."""
+        """The output of the attention, (B, C, H, W)."""
         queries, keys = (m.flatten(2).transpose(1, 2) for m in (x, self.reducer(x)))  # (B, L, C)
         mixed: Tensor = self.att(queries, keys, keys, need_weights=False)[0]
         return mixed.transpose(1, 2).reshape(x.shape)
 
 
 class Residual(nn.Module):
-    """`x + fn(x)`."""
+    """Residual branch: `x + fn(x)`, where `fn` is the sequence of `layers`."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
         self.fn = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
+        """Maps (B, C, H, W) to the same shape."""
         added: Tensor = x + self.fn(x)
         return added
 
 
 class Stage(nn.Module):
-    """Overlapping patches, blocks and a norm; (B, C, H, W) to (B, C', H/stride, W/stride)."""
+    """Patch embedding, blocks and norm; maps (B, C, H, W) to (B, C', H/stride, W/stride)."""
 
     def __init__(self, config: SegFormerConfig, number: int) -> None:
         super().__init__()
@@ -102,20 +105,20 @@ class Stage(nn.Module):
         self.norm = MapNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The stage's map."""
+        """The output of the stage, (B, C', H/stride, W/stride)."""
         out: Tensor = self.norm(self.blocks(self.overlap_patch_merge(x)))
         return out
 
 
 class Encoder(nn.Module):
-    """An image to one map per stage, highest resolution first."""
+    """Encoder: maps an image to one feature map per stage, highest resolution first."""
 
     def __init__(self, config: SegFormerConfig) -> None:
         super().__init__()
         self.stages = nn.ModuleList(Stage(config, i) for i in range(len(config.widths)))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The stages' outputs."""
+        """The output of each stage, highest resolution first."""
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -124,7 +127,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Every map at the size of the first, with the same channels; deepest first."""
+    """Resizes all maps to the first, projects them to equal channels, concatenates them."""
 
     def __init__(self, config: SegFormerConfig) -> None:
         super().__init__()
@@ -138,13 +141,13 @@ class Decoder(nn.Module):
         )
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """(B, decoder * stages, H/4, W/4)."""
+        """The concatenated maps, deepest first, (B, decoder * stages, H/4, W/4)."""
         pairs = zip(self.stages, maps[::-1], strict=True)
         return torch.cat([stage(x) for stage, x in pairs], 1)
 
 
 class Head(nn.Module):
-    """The decoder's maps fused, and a score for every pixel of them."""
+    """Fuses the maps of the decoder and computes the scores of each pixel."""
 
     def __init__(self, config: SegFormerConfig) -> None:
         super().__init__()
@@ -161,7 +164,7 @@ class Head(nn.Module):
 
 
 class SegFormer(nn.Module):
-    """The segmenter: images (B, 3, H, W) to logits (B, classes, H/4, W/4)."""
+    """SegFormer: maps images (B, 3, H, W) to logits (B, classes, H/4, W/4)."""
 
     def __init__(self, config: SegFormerConfig) -> None:
         super().__init__()
@@ -172,7 +175,7 @@ class SegFormer(nn.Module):
         """Logits (B, classes, H/4, W/4).
 
         Raises:
-            UsageError: Height or width is no multiple of the network's reduction.
+            UsageError: Height or width is not a multiple of the network's reduction.
         """
         step = math.prod(self.config.strides)
         check_multiple(x, (step, step), model="segformer")
@@ -181,7 +184,7 @@ class SegFormer(nn.Module):
 
 
 def _mixing(dim: int, expansion: int) -> nn.Sequential:
-    """Per pixel, then over its neighbours, then per pixel again."""
+    """The mixing MLP: 1x1 convolution, 3x3 depthwise convolution with GELU, 1x1 convolution."""
     wide = expansion * dim
     return nn.Sequential(
         nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, wide, 3, padding=1, groups=dim), nn.GELU(),
@@ -193,7 +196,7 @@ VARIANTS: dict[str, SegFormerConfig] = {"segformer": SegFormerConfig()}
 
 
 def build(variant: str, **changes: object) -> SegFormer:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
         UsageError: An option is unknown.

@@ -1,8 +1,8 @@
 """SS2D, VMamba's token mixer: a selective scan over the image in four directions.
 
-Source: Liu et al., "VMamba" (arXiv 2401.10166) and its code release; written anew from the
-published facts, with its parameter names. VM-UNet uses the same mixer. It can be built without its
-scan (`robustcli.models.ablation`).
+Source: Liu et al., "VMamba" (arXiv 2401.10166) and its code release; reimplemented from the
+published facts, with its parameter names. VM-UNet uses the same mixer. It can be built
+without its scan (`robustcli.models.ablation`).
 
 Shapes: B batch, H and W of the map, C channels, D inner channels, K directions, N state size, R
 rank of the step-size projection.
@@ -26,18 +26,18 @@ _NORMS: dict[str, type[nn.Module]] = {"none": nn.Identity, "sigmoid": nn.Sigmoid
 
 
 class SS2D(ScanBlock):
-    """The two-dimensional selective scan with its projections, (B, H, W, C) to the same shape.
+    """Two-dimensional selective scan with its projections; maps (B, H, W, C) to the same shape.
 
     Args:
         dim: Channels C.
         d_state: State size N.
-        ratio: Inner channels per channel.
+        ratio: Ratio of inner channels D to C.
         gate: Whether the output is multiplied by silu of a second projection of the input.
         conv_bias: Whether the depthwise convolution has a bias.
-        directions: Of the scan, as in `ss2d_scan`.
+        directions: Directions of the scan, as in `ss2d_scan`.
         gate_activation: Whether the gate passes through silu.
-        norm: What follows the sum of the directions: LayerNorm, nothing, or a sigmoid.
-        out_activation: Whether the normed sum passes through gelu, before the gate.
+        norm: Layer after the sum of the directions: LayerNorm, identity, or a sigmoid.
+        out_activation: Whether the normalised sum passes through gelu, before the gate.
     """
 
     scan_parts = ("x_proj_weight", "A_logs", "Ds", "dt_projs_weight", "dt_projs_bias")
@@ -63,7 +63,7 @@ class SS2D(ScanBlock):
         self.out_proj = nn.Linear(D, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The mixed feature map, (B, H, W, C)."""
+        """The output of the mixer, (B, H, W, C)."""
         x = self.in_proj(x)
         z = None
         if self.gate:
@@ -78,7 +78,7 @@ class SS2D(ScanBlock):
         return mixed
 
     def _normed(self, y: Tensor) -> Tensor:
-        """The sum of the directions, normalised in its own precision: float32 for half inputs."""
+        """The normalised sum of the directions, in the dtype of `y`: float32 for half inputs."""
         norm = self.out_norm
         if not isinstance(norm, nn.LayerNorm):
             changed: Tensor = norm(y)
@@ -87,14 +87,14 @@ class SS2D(ScanBlock):
         return F.layer_norm(y, norm.normalized_shape, weight, bias, norm.eps)
 
     def _scan(self, x: Tensor) -> Tensor:
-        """(B, D, H, W), summed over the directions, each of which is x itself without the scan.
+        """The sum of the scan's outputs over the directions, (B, D, H, W); K * x without the scan.
 
-        The projections are per pixel, so no cross-scanned copy is made: each direction's share lies
-        by pixel and is read in the direction's own order.
+        The projections are per pixel, so no cross-scanned copy is made: the arguments of each
+        direction are stored by pixel, and the scan reads them in the order of the direction.
         """
         K = len(self.directions)
         if not self.scans:
-            return K * x.to(torch.promote_types(x.dtype, torch.float32))  # as a scan's output
+            return K * x.to(torch.promote_types(x.dtype, torch.float32))  # dtype of a scan's output
         B, D, H, W = x.shape
         N, R = self.A_logs.shape[1], self.rank
         tokens = x.permute(0, 2, 3, 1).reshape(-1, D)  # (B*H*W, D)

@@ -1,7 +1,7 @@
-"""The stages of a U-shaped network as an nnU-Net plan sets them.
+"""Configuration of the stages of a U-shaped network, as in an nnU-Net plan.
 
 Source: the plans of nnU-Net v2 (Isensee et al., "nnU-Net", Nature Methods 2021). U-Mamba and
-nnU-Net's residual encoder are built from it.
+nnU-Net's residual-encoder U-Net are built from it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class StagedConfig:
-    """The stages of the encoder, highest resolution first; the decoder goes back through them.
+    """Stages of the encoder, highest resolution first; the decoder has them in reverse order.
 
-    `strides` and `kernels` have one entry per stage, or `kernels` is one value for all;
-    `n_conv_decoder` has one entry less.
+    `features` and `strides` have one entry per stage. `kernels` has one entry per stage or is one
+    value for all stages. `n_conv_decoder` has one entry less or is one value.
     """
 
     per_stage: ClassVar[tuple[str, ...]] = ("strides", "kernels")
@@ -50,51 +50,51 @@ class StagedConfig:
 
     @property
     def patch(self) -> Pair:
-        """Height and width of the plan's patch."""
+        """Height and width of the patch of the plan."""
         return as_pair(self.patch_size)
 
     @property
     def stage_strides(self) -> tuple[Pair, ...]:
-        """The stride with which each stage begins."""
+        """The stride of the first convolution of each stage."""
         return tuple(map(as_pair, self.strides))
 
     @property
     def stage_kernels(self) -> tuple[Pair, ...]:
-        """The kernel of each stage's convolutions."""
+        """The kernel size of the convolutions of each stage."""
         return tuple(map(as_pair, each(self.kernels, len(self.features))))
 
     @property
     def reductions(self) -> tuple[Pair, ...]:
-        """The factor between the input and each stage's map."""
+        """Downsampling factors (height, width) from the input to the map of each stage."""
         return tuple(accumulate(self.stage_strides, lambda a, b: (a[0] * b[0], a[1] * b[1])))
 
     @property
     def bound_to_patch(self) -> bool:
-        """Whether some weights have the size of the patch, so that no other input can be taken."""
+        """Whether some weights depend on the patch size, so that the input must have this size."""
         return False
 
 
 class StagedUNet(nn.Module):
-    """A segmenter that is built from such a plan: images (B, C, H, W) to class scores."""
+    """Base class of segmenters with a `StagedConfig`: maps images (B, C, H, W) to class scores."""
 
     config: StagedConfig
 
     def supervise_deeply(self) -> None:
-        """Switches to outputs at every resolution: a list, highest first."""
+        """Enables deep supervision: outputs become lists, highest resolution first."""
         decoder: Any = self.decoder
         decoder.deep_supervision = True
 
 
 def scores_of(outputs: list[Tensor], *, deep_supervision: bool) -> Tensor | list[Tensor]:
-    """The output of a decoder, of what its stages answer, deepest first."""
+    """Decoder output: with deep supervision all `outputs` in reverse order, else the only one."""
     return outputs[::-1] if deep_supervision else outputs[0]
 
 
 def as_pair(value: int | Pair) -> Pair:
-    """`value` for both axes."""
+    """`value` as a pair: an int is repeated for both axes."""
     return (value, value) if isinstance(value, int) else value
 
 
 def each(value: Any, count: int) -> tuple[Any, ...]:
-    """`value` for each of `count` stages."""
+    """`value` as a tuple per stage: an int is repeated `count` times."""
     return (value,) * count if isinstance(value, int) else tuple(value)

@@ -1,10 +1,10 @@
-"""UL-VM-UNet: U-shaped networks of a few ten thousand to a million parameters, base and v1 to v6.
+"""UL-VM-UNet, base and v1 to v6: U-Nets with tens of thousands to a million parameters.
 
 Source: Wu et al., "UltraLight VM-UNet" (arXiv 2403.20035), and the variants of "Mamba-Based Tumor
-Segmentation" and "Mamba vs SOTA for Vision Tasks" (Crews and Whalen, 2024); written anew from the
-published facts, with their parameter names. All are one network with other channels, other numbers
-of parallel branches, and pyramid pooling in some layers. Deviation: the parallel branches, which
-share one Mamba, run as one batch instead of one after the other.
+Segmentation" and "Mamba vs SOTA for Vision Tasks" (Crews and Whalen, 2024); reimplemented from the
+published facts, with their parameter names. The variants differ in the numbers of channels
+and parallel branches, and in the layers with pyramid pooling. Deviation: the parallel branches,
+which share one Mamba, run as one batch instead of sequentially.
 
 Shapes: B batch, C channels, H and W of the current level, P branches.
 """
@@ -26,25 +26,25 @@ from robustcli.models.blocks import PyramidPooling
 from robustcli.models.mamba import Mamba
 
 # The attention bridge over the skip connections of UltraLight VM-UNet. Source: Ruan et al.,
-# "MALUNet" (arXiv 2211.01784), as UltraLight VM-UNet uses it; parameter names are theirs.
+# "MALUNet" (arXiv 2211.01784), as used in UltraLight VM-UNet, with its parameter names.
 
 
 class SpatialAttention(nn.Module):
-    """One convolution, shared by all maps, over each map's mean and maximum across channels."""
+    """A convolution of the mean and the maximum over the channels; shared by all maps."""
 
     def __init__(self) -> None:
         super().__init__()
         self.shared_conv2d = nn.Sequential(nn.Conv2d(2, 1, 7, padding=9, dilation=3), nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to weights (B, 1, H, W) in 0..1."""
+        """Weights (B, 1, H, W) in [0, 1] for a map (B, C, H, W)."""
         summary = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)
         weights: Tensor = self.shared_conv2d(summary)
         return weights
 
 
 class ChannelAttention(nn.Module):
-    """Weights per channel of every map from the averages of all channels of all maps."""
+    """Weights of the channels of each map, computed from the channel means of all maps."""
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class ChannelAttention(nn.Module):
             self.add_module(f"att{i}", nn.Linear(sum(widths), width))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, C_i, H_i, W_i) to weights (B, C_i, 1, 1) in 0..1."""
+        """Weights (B, C_i, 1, 1) in [0, 1] for each of the maps (B, C_i, H_i, W_i)."""
         means = torch.cat([x.mean((2, 3)) for x in maps], 1)  # (B, sum C)
         context = self.get_all_att(means[:, None])[:, 0]
         return [
@@ -64,10 +64,10 @@ class ChannelAttention(nn.Module):
 
 
 class SkipBridge(nn.Module):
-    """Weighs the skip maps by place, then by channel, keeping their shapes.
+    """Spatial, then channel attention on the skip maps, with residuals; keeps their shapes.
 
     Args:
-        widths: Channels of the maps, in the order in which they are passed.
+        widths: Number of channels of each map, in the order in which they are passed.
     """
 
     def __init__(self, widths: Sequence[int]) -> None:
@@ -76,21 +76,21 @@ class SkipBridge(nn.Module):
         self.satt = SpatialAttention()
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The weighed maps."""
+        """The weighted maps."""
         placed = [self.satt(x) * x for x in maps]
         both = [a + x for a, x in zip(placed, maps, strict=True)]
         weights = self.catt(both)
         return [g * b + a for g, b, a in zip(weights, both, placed, strict=True)]
 
 
-_PVM_LAYERS = 3  # on each side; the levels above them are convolutions
+_PVM_LAYERS = 3  # in the encoder and in the decoder; the other levels are convolutions
 
 
 @dataclass(frozen=True)
 class ULVMConfig:
-    """What distinguishes one UL-VM-UNet from another.
+    """Configuration of a UL-VM-UNet.
 
-    `pyramid` names the PVM layers that pool their input first, such as `encoder6`.
+    `pyramid` are the names of the PVM layers with pyramid pooling of their input, e.g. `encoder6`.
     """
 
     widths: tuple[int, ...] = (8, 16, 24, 32, 48, 64)
@@ -102,7 +102,7 @@ class ULVMConfig:
 
 
 class ParallelMamba(nn.Module):
-    """The PVM layer: one Mamba over each of P channel groups; (B, C, H, W) to (B, C', H, W)."""
+    """PVM layer: one Mamba on each of P channel groups; maps (B, C, H, W) to (B, C', H, W)."""
 
     def __init__(self, c_in: int, c_out: int, *, branches: int, pyramid: bool) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class ParallelMamba(nn.Module):
             self.ppm = PyramidPooling(c_in)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The mixed map; the same norm serves before and after the mixing."""
+        """The output map; the same norm is applied before and after the Mamba."""
         if hasattr(self, "ppm"):
             x = self.ppm(x)
         B, _, H, W = x.shape
@@ -128,10 +128,10 @@ class ParallelMamba(nn.Module):
 
 
 class ULVMUNet(nn.Module):
-    """The segmenter: images (B, 3, H, W) to probabilities (B, 1, H, W); of several classes logits.
+    """UL-VM-UNet: maps images (B, 3, H, W) to probabilities (one class) or logits (several).
 
     Upstream applies a sigmoid to any number of classes, which are then not exclusive. Here several
-    classes are exclusive: their logits (B, classes, H, W) go through a softmax outside.
+    classes are exclusive: the caller applies a softmax to their logits (B, classes, H, W).
     """
 
     def __init__(self, config: ULVMConfig) -> None:
@@ -162,10 +162,10 @@ class ULVMUNet(nn.Module):
         self.add_module(name, nn.Sequential(layer))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Probabilities (B, 1, H, W), or logits (B, classes, H, W) of several classes.
+        """Probabilities (B, 1, H, W) for one class, or logits (B, classes, H, W) for several.
 
         Raises:
-            UsageError: Height or width is no multiple of the network's reduction.
+            UsageError: Height or width is not a multiple of the network's reduction.
         """
         step = 2 ** (self.levels - 1)
         check_multiple(x, (step, step), model="ulvm")
@@ -192,7 +192,7 @@ def _twice(x: Tensor) -> Tensor:
 
 
 def _initialise(module: nn.Module) -> None:
-    """As upstream; it reaches into Mamba, whose step-size bias it sets to zero."""
+    """Initialises as upstream, including the Mamba layers: their step-size bias becomes zero."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -223,7 +223,7 @@ VARIANTS: dict[str, ULVMConfig] = {
 
 
 def build(variant: str, **changes: object) -> ULVMUNet:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
         UsageError: An option is unknown.

@@ -1,14 +1,15 @@
 """U-Mamba in 2D: nnU-Net's residual U-Net with Mamba layers, built from a plan.
 
-Source: Ma et al., "U-Mamba" (arXiv 2401.04722) and its code release (nnU-Net v2.1.1 fork); written
-anew from the published facts. UMambaBot has one Mamba layer, on the bottleneck; UMambaEnc has one
-in every second encoder stage. Without their Mamba layers both are one network, `umamba-nomamba`:
-their control, which is not in their release. Parameter names are upstream's first ones: its files
-hold most tensors under several (`without_aliases` and `with_aliases` convert).
+Source: Ma et al., "U-Mamba" (arXiv 2401.04722) and its code release (nnU-Net v2.1.1 fork);
+reimplemented from the published facts. UMambaBot has one Mamba layer, at the bottleneck;
+UMambaEnc has one in every second encoder stage. Without Mamba layers both are the same network:
+`umamba-nomamba`, a control that is not part of the release. Upstream checkpoints store most tensors
+under several names, of which this module uses the first (`without_aliases` and `with_aliases`
+convert).
 
-As upstream: the stem comes before stage 0, which runs at full resolution again; the last decoder
-stage takes no skip; a Mamba layer's output replaces the feature map (no residual), one direction
-only. Deviation: none in the function.
+As upstream: the stem precedes stage 0, which also runs at full resolution; the last decoder stage
+has no skip connection; a Mamba layer is unidirectional, and its output replaces the feature map (no
+residual). Deviation: none in the function.
 
 Shapes: B batch, C channels, H and W of the current stage.
 """
@@ -32,16 +33,17 @@ from robustcli.models.blocks import BasicBlockD, BasicResBlock
 from robustcli.models.mamba import Mamba
 from robustcli.models.stages import Pair, StagedConfig, StagedUNet, each, scores_of
 
-# Configuration. What an nnU-Net plan says, and what follows from it. Source: the plans of nnU-Net
-# v2.1.1 and U-Mamba's constructor, which overrides the plan's number of blocks in the deeper half.
+# Configuration: the settings of an nnU-Net plan and values derived from them. Source: the plans of
+# nnU-Net v2.1.1 and U-Mamba's constructor, which overrides the plan's number of blocks in the
+# deeper half of the stages.
 
 
 @dataclass(frozen=True)
 class UMambaConfig(StagedConfig):
-    """The settings of an nnU-Net plan and the places of Mamba layers; see `StagedConfig`.
+    """The settings of an nnU-Net plan (`StagedConfig`) and the position of the Mamba layers.
 
-    `n_conv` and `n_conv_decoder` are the plan's numbers: the deeper half of the stages gets one
-    block whatever they say.
+    `n_conv` and `n_conv_decoder` are the numbers of blocks per stage in the plan; the deeper half
+    of the stages always has one block.
     """
 
     per_stage: ClassVar[tuple[str, ...]] = ("strides", "kernels", "n_conv")
@@ -52,26 +54,27 @@ class UMambaConfig(StagedConfig):
 
     @property
     def encoder_blocks(self) -> tuple[int, ...]:
-        """Blocks per encoder stage; the stem has as many as stage 0."""
+        """Number of blocks of each encoder stage; the stem has the same number as stage 0."""
         stages = len(self.features)
         return _first(each(self.n_conv, stages), math.ceil(stages / 2))
 
     @property
     def decoder_blocks(self) -> tuple[int, ...]:
-        """Blocks per decoder stage, the deepest first."""
+        """Number of blocks of each decoder stage, deepest first."""
         stages = len(self.features) - 1
         return _first(each(self.n_conv_decoder, stages), math.ceil(stages / 2 + 0.5))
 
     @property
     def bound_to_patch(self) -> bool:
-        """See `StagedConfig`: where some Mamba layer reads channels as tokens."""
+        """Whether a Mamba layer uses channels as tokens, so that its weights fix the input size."""
         return any(self.tokens(stage)[1] for stage in range(len(self.features)))
 
     def tokens(self, stage: int) -> tuple[int, bool]:
-        """Channels of a token at `stage`, and whether a token is a channel's map (else a pixel).
+        """Size of a token at `stage`, and whether a token is a channel (True) or a pixel (False).
 
-        Tokens are channels where the map at the plan's patch size has no more pixels than features:
-        the layer's weights then depend on the patch size, and so does the input size.
+        In UMambaEnc, tokens are channels if the map at the patch size has no more pixels than
+        features: the weights of the layer then depend on the patch size, which fixes the input
+        size.
         """
         down, across = self.reductions[stage]
         pixels = (self.patch[0] // down) * (self.patch[1] // across)
@@ -80,13 +83,13 @@ class UMambaConfig(StagedConfig):
 
 
 def plan_options(configuration: Mapping[str, Any]) -> dict[str, object]:
-    """The options of `robustcli.models.umamba.build` that one configuration of a plan decides.
+    """Converts a configuration of an nnU-Net plan to options of `build`.
 
     Args:
         configuration: An entry of `configurations` in nnU-Net's `plans.json`, such as `2d`.
 
     Raises:
-        UsageError: The configuration lacks an entry, or is not two-dimensional.
+        UsageError: The configuration lacks an entry or is not two-dimensional.
     """
     missing = [key for key in _PLAN_KEYS if key not in configuration]
     if missing:
@@ -126,14 +129,14 @@ _PLAN_KEYS = (
 
 
 def _first(counts: tuple[int, ...], kept: int) -> tuple[int, ...]:
-    """`counts` with 1 in place of every entry from `kept` on."""
+    """`counts` with every entry from index `kept` on replaced by 1."""
     return counts[:kept] + (1,) * (len(counts) - kept)
 
 
 class MambaLayer(nn.Module):
-    """Norm and Mamba over the map's tokens, (B, C, H, W) to the same shape.
+    """Norm and Mamba on the tokens of a map; maps (B, C, H, W) to the same shape.
 
-    Runs in its parameters' precision whatever autocast says, as upstream does.
+    Computes in the dtype of its parameters, without autocast, as upstream.
     """
 
     def __init__(self, dim: int, channelwise: bool = False) -> None:
@@ -143,20 +146,20 @@ class MambaLayer(nn.Module):
         self.channelwise = channelwise
 
     def forward(self, x: Tensor) -> Tensor:
-        """The mixed map."""
+        """The output map, (B, C, H, W)."""
         with torch.autocast(x.device.type, enabled=False):
             tokens = x.to(self.norm.weight.dtype).flatten(2)  # (B, C, L)
             if not self.channelwise:
                 tokens = tokens.transpose(1, 2)
             mixed: Tensor = self.mamba(self.norm(tokens))
         mixed = (mixed if self.channelwise else mixed.transpose(1, 2)).reshape(x.shape)
-        # Channels-last maps of few channels crash the CPU backward of the strided 1x1 convolution
-        # that follows (torch 2.15.0 writes beyond a buffer).
+        # The next layer is a strided 1x1 convolution. On channels-last maps with few channels its
+        # backward pass crashes on the CPU (torch 2.15.0 writes beyond a buffer).
         return mixed.contiguous()
 
 
 class Encoder(nn.Module):
-    """The stem and the stages; an image to one map per stage, highest resolution first."""
+    """Encoder: maps an image to one feature map per stage, highest resolution first."""
 
     def __init__(self, config: UMambaConfig) -> None:
         super().__init__()
@@ -175,7 +178,7 @@ class Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The stages' outputs."""
+        """The output of each stage, highest resolution first."""
         x = self.stem(x)
         maps = []
         for stage, layer in zip(self.stages, self.mamba_layers, strict=True):
@@ -185,7 +188,7 @@ class Encoder(nn.Module):
 
 
 class UpsampleConv(nn.Module):
-    """Nearest-neighbour enlargement, then a 1x1 convolution."""
+    """Nearest-neighbour upsampling and a 1x1 convolution."""
 
     def __init__(self, c_in: int, c_out: int, stride: Pair) -> None:
         super().__init__()
@@ -193,14 +196,14 @@ class UpsampleConv(nn.Module):
         self.conv = nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H*s, W*s)."""
+        """Maps (B, C, H, W) to (B, C', H*s, W*s)."""
         factors = tuple(map(float, self.stride))
-        # Per pixel, so it may come before the enlargement: a fourth of the work, the same result.
+        # A 1x1 convolution can precede the upsampling: same result, a quarter of the operations.
         return F.interpolate(self.conv(x), scale_factor=factors, mode="nearest")
 
 
 class Decoder(nn.Module):
-    """From the encoder's maps to class scores; `deep_supervision` may be switched at any time."""
+    """Decoder: maps encoder outputs to class scores; `deep_supervision` can be set at any time."""
 
     def __init__(self, config: UMambaConfig) -> None:
         super().__init__()
@@ -208,7 +211,7 @@ class Decoder(nn.Module):
         widths, strides = config.features[::-1], config.stage_strides[::-1]
         kernels, blocks = config.stage_kernels[::-1], config.decoder_blocks
         steps = range(len(widths) - 1)
-        shares = [1 if d == steps[-1] else 2 for d in steps]  # the last takes no skip
+        shares = [1 if d == steps[-1] else 2 for d in steps]  # the last has no skip connection
         self.stages = nn.ModuleList(
             _blocks(shares[d] * widths[d + 1], widths[d + 1], kernels[d + 1], (1, 1), blocks[d])
             for d in steps
@@ -221,7 +224,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, maps: list[Tensor]) -> Tensor | list[Tensor]:
-        """Scores (B, classes, H, W), or with deep supervision one per step, largest first."""
+        """Scores (B, classes, H, W); with deep supervision a list, highest resolution first."""
         x, last = maps[-1], len(self.stages) - 1
         outputs = []
         for d, (up, stage) in enumerate(zip(self.upsample_layers, self.stages, strict=True)):
@@ -233,7 +236,7 @@ class Decoder(nn.Module):
 
 
 class UMamba(StagedUNet):
-    """The segmenter: images (B, C, H, W) to class scores (before softmax)."""
+    """U-Mamba: maps images (B, C, H, W) to class scores (before softmax)."""
 
     config: UMambaConfig
 
@@ -251,7 +254,7 @@ class UMamba(StagedUNet):
         """Scores (B, classes, H, W); with deep supervision a list, highest resolution first.
 
         Raises:
-            UsageError: The image's size does not fit the network.
+            UsageError: The network does not support the size of the image.
         """
         self._check(x)
         maps = self.encoder(x)
@@ -287,10 +290,10 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-# Keys of official files. Official files hold most tensors under two or more names; these networks
-# one. Upstream registers a convolution (`conv1.conv`) and its norm (`conv1.norm`) again as
-# `conv1.all_modules.0` and `.1`, and the whole encoder again as `decoder.encoder`. nnU-Net loads
-# strictly, so a file for it must hold every name.
+# Keys of official checkpoints. They contain most tensors under two or more names, our checkpoints
+# under one. Upstream also registers a convolution (`conv1.conv`) and its norm (`conv1.norm`) as
+# `conv1.all_modules.0` and `.1`, and the complete encoder as `decoder.encoder`. nnU-Net loads with
+# `strict=True`, so a checkpoint for it must contain every name.
 
 _WRAPPED = re.compile(r"((?:^|\.)(?:conv[12]|convs\.\d+|skip\.\d+))\.(conv|norm)\.(\w+)$")
 _COPY = re.compile(r"\.all_modules\.([01])\.(\w+)$")
@@ -298,16 +301,16 @@ _MEMBERS = ("conv", "norm")
 
 
 def canonical_key(key: str) -> str:
-    """The one name that our networks use for the tensor that upstream calls `key`."""
+    """The name that our networks use for the tensor with the upstream name `key`."""
     key = key.removeprefix("decoder.") if key.startswith("decoder.encoder.") else key
     return _COPY.sub(lambda m: f".{_MEMBERS[int(m[1])]}.{m[2]}", key)
 
 
 def without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with each tensor once, under our name for it, whichever of its names are there.
+    """`state` with each tensor once, under the name that our networks use.
 
     Raises:
-        UsageError: Two names of one tensor hold different values.
+        UsageError: Two names of the same tensor have different values.
     """
     unique: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -323,7 +326,7 @@ def without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` of one of our networks under every name that upstream writes."""
+    """`state` of one of our networks with each tensor under all its upstream names."""
     full: dict[str, Tensor] = {}
     for key, tensor in state.items():
         full |= dict.fromkeys(_names(key), tensor)
@@ -347,7 +350,7 @@ def _equal_tensors(a: Tensor, b: Tensor) -> bool:
 VARIANTS: dict[str, UMambaConfig] = {
     "umamba": UMambaConfig(mamba="bottleneck"),
     "umamba-enc": UMambaConfig(mamba="encoder"),
-    "umamba-nomamba": UMambaConfig(mamba="none"),  # ours: what both are without their Mamba
+    "umamba-nomamba": UMambaConfig(mamba="none"),  # ours: both networks without Mamba layers
     "umamba-pico": UMambaConfig(
         mamba="bottleneck", features=(8, 16, 32, 64), strides=(1, 2, 2, 2), patch_size=(128, 128)
     ),  # ours, bundled with weights; the other two are as published
@@ -355,9 +358,9 @@ VARIANTS: dict[str, UMambaConfig] = {
 
 
 def build(variant: str, **changes: object) -> UMamba:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
-        UsageError: An option is unknown, or the stages' options differ in length.
+        UsageError: An option is unknown, or options per stage have the wrong length.
     """
     return UMamba(changed(VARIANTS[variant], changes, model=variant))

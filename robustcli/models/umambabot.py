@@ -1,9 +1,10 @@
-"""The tumour paper's reduced U-Mamba, with or without pyramid pooling.
+"""Smaller U-Mamba of the tumour paper, with or without pyramid pooling.
 
-Source: "Mamba-Based Tumor Segmentation" (Crews and Whalen, 2024; `mamba-tumor-seg`); written anew
-from the published facts, with its parameter names (`robustcli.models.umamba` converts the extra
-copies in its files). As there: one block per stage, norms without weights, the Mamba layer's output
-replaces the bottleneck's map, and of the four score layers only the last is used.
+Source: "Mamba-Based Tumor Segmentation" (Crews and Whalen, 2024; `mamba-tumor-seg`); reimplemented
+from the published facts, with its parameter names (`robustcli.models.umamba` removes the
+duplicate names in its checkpoints). As in the source: one block per stage, norms without weights,
+the output of the Mamba layer replaces the bottleneck map, and only the last of the four score
+layers is used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from robustcli.models.mamba import Mamba
 
 @dataclass(frozen=True)
 class UMambaBotConfig:
-    """Channels of the stages, each half as large as the one before, and the bottleneck's kind."""
+    """Channels of the stages, each at half the resolution of the previous, and pyramid pooling."""
 
     features: tuple[int, ...] = (32, 64, 128, 256, 512)
     pyramid: bool = False
@@ -32,32 +33,32 @@ class UMambaBotConfig:
 
 
 class Blocks(nn.Module):
-    """A stage: here always of one block."""
+    """A stage with one block."""
 
     def __init__(self, block: BasicBlockD) -> None:
         super().__init__()
         self.blocks = nn.Sequential(block)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H', W')."""
+        """Maps (B, C, H, W) to (B, C', H', W')."""
         out: Tensor = self.blocks(x)
         return out
 
 
 class Stem(nn.Module):
-    """A convolution, its norm and the activation; (B, 3, H, W) to (B, C, H, W)."""
+    """Convolution, norm and activation; maps (B, 3, H, W) to (B, C, H, W)."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
         self.convs = nn.Sequential(ConvNorm(c_in, c_out, (3, 3), affine=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The first map."""
+        """The first feature map, (B, C, H, W)."""
         return activated(self.convs(x))
 
 
 class Encoder(nn.Module):
-    """An image to one map per stage, highest resolution first."""
+    """Encoder: maps an image to one feature map per stage, highest resolution first."""
 
     def __init__(self, config: UMambaBotConfig) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class Encoder(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The stages' outputs."""
+        """The output of each stage, highest resolution first."""
         x = self.stem(x)
         maps = []
         for stage in self.stages:
@@ -79,7 +80,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the encoder's maps to logits at full resolution."""
+    """Decoder: maps the outputs of the encoder to logits at full resolution."""
 
     def __init__(self, config: UMambaBotConfig) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class Decoder(nn.Module):
 
 
 class UMambaBot(nn.Module):
-    """The segmenter: images (B, 3, H, W) to logits (B, classes, H, W)."""
+    """Smaller U-Mamba: maps images (B, 3, H, W) to logits (B, classes, H, W)."""
 
     def __init__(self, config: UMambaBotConfig) -> None:
         super().__init__()
@@ -118,7 +119,7 @@ class UMambaBot(nn.Module):
         """Logits (B, classes, H, W).
 
         Raises:
-            UsageError: Height or width is no multiple of the network's reduction.
+            UsageError: Height or width is not a multiple of the network's reduction.
         """
         step = 2 ** (len(self.config.features) - 1)
         check_multiple(x, (step, step), model="umambabot")
@@ -137,7 +138,7 @@ VARIANTS: dict[str, UMambaBotConfig] = {
 
 
 def build(variant: str, **changes: object) -> UMambaBot:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
         UsageError: An option is unknown.

@@ -1,9 +1,9 @@
-"""Vim: image patches as one sequence, mixed by bidirectional Mamba blocks.
+"""Vim: bidirectional Mamba blocks on the sequence of image patches.
 
-Source: Zhu et al., "Vision Mamba" (arXiv 2401.09417) and its code release; written anew from the
-published facts. The five ImageNet-1K releases (class token in the middle, absolute positions) load
-unchanged: same parameter names and shapes. Deviation: another input size is served by resizing the
-position embedding (`robustcli.models.vim`).
+Source: Zhu et al., "Vision Mamba" (arXiv 2401.09417) and its code release; reimplemented from the
+published facts. The five ImageNet-1K checkpoints (class token in the middle, absolute
+positions) load unchanged: parameter names and shapes are equal. Deviation: for another input size
+the position embedding is resized (`resize_positions`).
 
 Shapes: B batch, M patches, C channels; the sequence has M + 1 tokens, the class token at M // 2.
 """
@@ -29,7 +29,7 @@ from robustcli.models.mamba import BidirectionalMamba
 
 @dataclass(frozen=True)
 class VimConfig:
-    """What distinguishes one Vim from another; sizes in pixels."""
+    """Configuration of a Vim; patch size, stride and image size in pixels."""
 
     dim: int
     depth: int = 24
@@ -48,14 +48,14 @@ class VimConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches down and across; they overlap where the stride is below the patch size."""
+        """Rows and columns of patches, which overlap if the stride is below the patch size."""
         height, width = self.image
         step = self.stride or self.patch_size
         return (height - self.patch_size) // step + 1, (width - self.patch_size) // step + 1
 
 
 class PatchEmbed(nn.Module):
-    """Patches as tokens: (B, 3, H, W) to (B, M, C), row by row."""
+    """Patch embedding: maps images (B, 3, H, W) to tokens (B, M, C), row by row."""
 
     def __init__(self, config: VimConfig) -> None:
         super().__init__()
@@ -64,10 +64,10 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, config.dim, patch, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The tokens.
+        """The tokens, (B, M, C).
 
         Raises:
-            UsageError: The image has another size than the network was built for.
+            UsageError: The image size differs from that of the configuration.
         """
         if tuple(x.shape[2:]) != self.image:
             received, expected = (" x ".join(map(str, size)) for size in (x.shape[2:], self.image))
@@ -81,7 +81,7 @@ class PatchEmbed(nn.Module):
 
 
 class Layer(nn.Module):
-    """Norm and mixer; the residual stream runs beside it, in float32 at least."""
+    """Norm and mixer; the residual stream is a second output, at least in float32."""
 
     def __init__(self, dim: int, drop_path: float) -> None:
         super().__init__()
@@ -90,13 +90,13 @@ class Layer(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The mixer's output and the residual before it, (B, M + 1, C) each."""
+        """The mixer output and the residual stream without it, (B, M + 1, C) each."""
         residual = _wide(hidden) if residual is None else residual + self.drop_path(hidden)
         return self.mixer(_normed(self.norm, residual)), residual
 
 
 class Vim(nn.Module):
-    """The classifier: images (B, 3, H, W) of the configured size to logits (B, num_classes)."""
+    """Vim: maps images (B, 3, H, W) of the configured size to logits (B, num_classes)."""
 
     def __init__(self, config: VimConfig) -> None:
         super().__init__()
@@ -131,12 +131,12 @@ class Vim(nn.Module):
         return _normed(self.norm_f, residual)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits from the class token of `x`, (B, M + 1, C); the token itself with `pre_logits`."""
+        """Logits of the class token of `x` (B, M + 1, C); with `pre_logits`, the class token."""
         token = x[:, self.middle]
         return token if pre_logits else self.head(token)
 
     def _initialise(self) -> None:
-        """As upstream; it sets the backward direction's step-size bias to zero, ours too."""
+        """Initialises as upstream, which sets the step-size bias of the `_b` direction to zero."""
         self.apply(partial(_initialise, depth=self.config.depth))
         for tensor in (self.head.weight, self.pos_embed, self.cls_token):
             trunc_normal_(tensor, std=0.02)
@@ -164,19 +164,19 @@ def _normed(norm: nn.RMSNorm, residual: Tensor) -> Tensor:
     return normed
 
 
-# Vim's position embedding at another input size. The class token sits in the middle of the sequence
-# and so does its entry here. The release's own helper takes entry 0 for it and shifts the grid by
-# one; this one does not.
+# Resizes Vim's position embedding to another input size. The class token is in the middle of the
+# sequence, and so is its entry in the embedding. The helper function of the release treats entry 0
+# as the class token and thereby shifts the grid by one; these functions do not.
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """`positions` (1, M + 1, C) of a square grid for another one, the middle entry kept as it is.
+    """Resizes `positions` (1, M + 1, C) of a square grid to `grid`; keeps the class token's entry.
 
-    Bicubic, as DeiT and Vim resize theirs.
+    Bicubic, as in DeiT and Vim.
 
     Args:
-        positions: The position embedding.
-        grid: Patches down and across in the new one.
+        positions: The position embedding; the entry of the class token is in the middle.
+        grid: Rows and columns of patches after resizing.
 
     Raises:
         UsageError: The old grid is not square.
@@ -198,11 +198,11 @@ def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def fit_positions(state: Mapping[str, Tensor], grid: tuple[int, int]) -> dict[str, Tensor]:
-    """`state` of a Vim with its position embedding resized where it has another number of patches.
+    """`state` of a Vim; resizes the position embedding if its number of patches differs.
 
     Args:
         state: The weights.
-        grid: Patches down and across in the network that they go to (`VimConfig.grid`).
+        grid: Rows and columns of patches of the network to load them into (`VimConfig.grid`).
 
     Raises:
         UsageError: The old grid is not square.
@@ -213,7 +213,7 @@ def fit_positions(state: Mapping[str, Tensor], grid: tuple[int, int]) -> dict[st
     return {**state, "pos_embed": resize_positions(positions, grid)}
 
 
-# CIFAR's `vim` is the one of "Mamba vs SOTA for Vision Tasks" (2024): patch size 4 or 8.
+# `vim` is the network for CIFAR of "Mamba vs SOTA for Vision Tasks" (2024): patch size 4 or 8.
 VARIANTS: dict[str, VimConfig] = {
     "vim-t": VimConfig(dim=192),
     "vim-t-plus": VimConfig(dim=192, stride=8),
@@ -225,7 +225,7 @@ VARIANTS: dict[str, VimConfig] = {
 
 
 def build(variant: str, **changes: object) -> Vim:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
         UsageError: An option is unknown.

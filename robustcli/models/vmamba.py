@@ -1,9 +1,10 @@
 """VMamba: a hierarchical vision backbone whose token mixer scans the image in four directions.
 
 Source: Liu et al., "VMamba: Visual State Space Model" (arXiv 2401.10166) and its code release;
-written anew from the published facts. The nine ImageNet-1K releases load unchanged: same parameter
-names and shapes. Deviation: feature maps are channels-last (B, H, W, C) in every variant, because
-norms and projections then read contiguous memory; the function is the same in either layout.
+reimplemented from the published facts. The nine ImageNet-1K checkpoints load unchanged:
+parameter names and shapes are equal. Deviation: feature maps are channels-last (B, H, W, C) in all
+variants, so that norms and projections read contiguous memory; the layout does not change the
+function.
 
 Shapes: B batch, H and W of the current stage, C channels, D inner channels.
 """
@@ -25,12 +26,13 @@ from robustcli.models.blocks import rising_rates
 from robustcli.models.scan.base import CROSS
 from robustcli.models.ss2d import SS2D
 
-# VMamba's `forward_type`: how its mixer scans, gates and normalises, read from one name. Source:
+# VMamba's `forward_type`: a name that defines scan directions, gate and norm of the mixer. Source:
 # the code release of VMamba (arXiv 2401.10166). A name is a core, then suffixes in a fixed order:
-# one for the norm, `_nozact`, `_noz`, `_oact`, `_no32`. Cores that differ in kernels and precision
-# alone are one function here, whose sums are always float32. Not here, because what is published of
-# them does not say what they compute: the cascade `v052dc`, the norms `_ondwconv3`, `_oncnorm` and
-# `_onsoftmax`; `v2`, which fails in the release itself; Mamba-2's `m0`, which has no checkpoints.
+# one for the norm, `_nozact`, `_noz`, `_oact`, `_no32`. Cores that differ only in kernels and
+# precision are the same function here, which always sums in float32. Not supported: the cascade
+# `v052dc` and the norms `_ondwconv3`, `_oncnorm` and `_onsoftmax`, because the published
+# descriptions do not define them; `v2`, which fails in the release; Mamba-2's `m0`, which has no
+# checkpoints.
 
 _NORMS: dict[str, Literal["none", "sigmoid"]] = {"_onnone": "none", "_onsigmoid": "sigmoid"}
 _ROW, _BACK = "row", "row-reversed"
@@ -43,7 +45,7 @@ _CORES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Mixing:
-    """The meaning of a `forward_type`, by the names of `SS2D`'s arguments."""
+    """Arguments of `SS2D` that a `forward_type` defines."""
 
     directions: tuple[str, ...] = CROSS
     gate: bool = True
@@ -53,15 +55,16 @@ class Mixing:
 
 
 def mixing(forward_type: str) -> Mixing:
-    """The arguments of `SS2D` that `forward_type` stands for.
+    """Parses a `forward_type` into arguments of `SS2D`.
 
     Args:
-        forward_type: Such as `v05_noz`, which all second releases have, or `v052d_onnone_oact`.
+        forward_type: For example `v05_noz`, that of all s1l* and s2l* checkpoints, or
+            `v052d_onnone_oact`.
 
     Raises:
         UsageError: The core is unknown, or a suffix is unknown or out of order.
     """
-    remainder = forward_type.removesuffix("_no32")  # what it turns off, we never do
+    remainder = forward_type.removesuffix("_no32")  # disables what we never do
     remainder, out_activation = _stripped(remainder, "_oact")
     remainder, no_gate = _stripped(remainder, "_noz")
     remainder, raw_gate = _stripped(remainder, "_nozact")
@@ -81,15 +84,15 @@ def _stripped(name: str, suffix: str) -> tuple[str, bool]:
     return name.removesuffix(suffix), name.endswith(suffix)
 
 
-# Where VMamba changes resolution: the stems and the downsamplings, on channels-last maps. Source:
-# the code release of VMamba (arXiv 2401.10166); written anew from the published facts. Positions
-# inside each Sequential are the release's, because parameter names hold them.
+# The stems and the downsampling layers, on channels-last maps. Source: the code release of VMamba
+# (arXiv 2401.10166); reimplemented from the published facts. The indices in each Sequential
+# are those of the release, because parameter names contain them.
 #
 # Shapes: B batch, H and W of the current stage, C channels.
 
 
 class Permute(nn.Module):
-    """Reorders dimensions inside a Sequential; holds no parameters."""
+    """Permutes dimensions, as a layer of a Sequential; has no parameters."""
 
     def __init__(self, *order: int) -> None:
         super().__init__()
@@ -109,12 +112,12 @@ def _to_first() -> Permute:
 
 
 def stem_v1(dim: int) -> nn.Sequential:
-    """One 4x4 patch convolution; (B, 3, H, W) to (B, H/4, W/4, C)."""
+    """A 4x4 convolution with stride 4 and a norm; maps (B, 3, H, W) to (B, H/4, W/4, C)."""
     return nn.Sequential(nn.Conv2d(3, dim, 4, 4), _to_last(), nn.LayerNorm(dim))
 
 
 def stem_v2(dim: int, strides: tuple[int, int]) -> nn.Sequential:
-    """Two overlapping 3x3 convolutions; (B, 3, H, W) to (B, H/s, W/s, C), s their product."""
+    """Two 3x3 convolutions; maps (B, 3, H, W) to (B, H/s, W/s, C), s the product of `strides`."""
     return nn.Sequential(
         nn.Conv2d(3, dim // 2, 3, strides[0], 1),
         _to_last(),
@@ -128,13 +131,13 @@ def stem_v2(dim: int, strides: tuple[int, int]) -> nn.Sequential:
 
 
 def downsample_v3(dim: int) -> nn.Sequential:
-    """A 3x3 convolution with stride 2; (B, H, W, C) to (B, H/2, W/2, 2C)."""
+    """A 3x3 convolution with stride 2 and a norm; maps (B, H, W, C) to (B, H/2, W/2, 2C)."""
     conv = nn.Conv2d(dim, 2 * dim, 3, 2, 1)
     return nn.Sequential(_to_first(), conv, _to_last(), nn.LayerNorm(2 * dim))
 
 
 class PatchMerging(nn.Module):
-    """Downsampling of the v0 releases: 2x2 pixels side by side, then a projection."""
+    """Downsampling of the v0 checkpoints: concatenates 2x2 pixels, then norm and projection."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -142,7 +145,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, ceil(H/2), ceil(W/2), 2C); odd sizes are zero-padded."""
+        """Maps (B, H, W, C) to (B, ceil(H/2), ceil(W/2), 2C); odd sizes are zero-padded."""
         H, W = x.shape[1:3]
         x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
         corners = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
@@ -152,7 +155,7 @@ class PatchMerging(nn.Module):
 
 @dataclass(frozen=True)
 class VMambaConfig:
-    """What distinguishes one VMamba from another."""
+    """Configuration of a VMamba."""
 
     depths: tuple[int, ...]
     dim: int
@@ -170,12 +173,12 @@ class VMambaConfig:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Channels of each stage: doubled from stage to stage."""
+        """Channels of each stage: doubled with every stage."""
         return tuple(self.dim * 2**stage for stage in range(len(self.depths)))
 
 
 class Mlp(nn.Module):
-    """Two layers with GELU between, per pixel."""
+    """Two linear layers with GELU between them, per pixel."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -183,13 +186,13 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) to (..., C)."""
+        """Maps (..., C) to the same shape."""
         mixed: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return mixed
 
 
 class VSSBlock(nn.Module):
-    """Norm, SS2D and MLP with residuals, (B, H, W, C) to the same shape."""
+    """Norm, SS2D and MLP with residuals; maps (B, H, W, C) to the same shape."""
 
     def __init__(self, dim: int, drop_path: float, config: VMambaConfig) -> None:
         super().__init__()
@@ -204,7 +207,7 @@ class VSSBlock(nn.Module):
             self.mlp = Mlp(dim, int(dim * config.mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output, (B, H, W, C)."""
+        """The output of the block, (B, H, W, C)."""
         x = x + self.drop_path(self.op(self.norm(x)))
         if hasattr(self, "mlp"):
             x = x + self.drop_path(self.mlp(self.norm2(x)))
@@ -212,7 +215,7 @@ class VSSBlock(nn.Module):
 
 
 class VMambaStage(nn.Module):
-    """Blocks at one resolution, then the downsampling to the next."""
+    """Blocks at one resolution, then the downsampling to the next stage."""
 
     def __init__(self, blocks: list[VSSBlock], downsample: nn.Module) -> None:
         super().__init__()
@@ -220,13 +223,13 @@ class VMambaStage(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, H/2, W/2, 2C), or unchanged in size at the last stage."""
+        """Maps (B, H, W, C) to (B, H/2, W/2, 2C), or to the same shape in the last stage."""
         out: Tensor = self.downsample(self.blocks(x))
         return out
 
 
 class ClassifierHead(nn.Module):
-    """Norm, global average pooling and the linear head."""
+    """Norm, global average pooling and linear classifier."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -234,13 +237,13 @@ class ClassifierHead(nn.Module):
         self.head = nn.Linear(dim, num_classes)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, H, W, C) to logits (B, num_classes), or to the pooled features (B, C)."""
+        """Logits (B, num_classes) of `x` (B, H, W, C); with `pre_logits`, its pooled features."""
         pooled: Tensor = self.norm(x).mean((1, 2))
         return pooled if pre_logits else self.head(pooled)
 
 
 class VMamba(nn.Module):
-    """The classifier: images (B, 3, H, W), any size from 32 up, to logits (B, num_classes)."""
+    """VMamba: maps images (B, 3, H, W), at least 32 x 32 pixels, to logits (B, num_classes)."""
 
     def __init__(self, config: VMambaConfig) -> None:
         super().__init__()
@@ -257,21 +260,21 @@ class VMamba(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last stage's map, (B, H/32, W/32, C), before its norm."""
+        """The feature map of the last stage, (B, H/32, W/32, C), before the norm of the head."""
         features: Tensor = self.layers(self.patch_embed(x))
         return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits from that map; the normalised and pooled features (B, C) with `pre_logits`."""
+        """Logits of the feature map `x`; with `pre_logits`, its pooled features (B, C)."""
         head: Tensor = self.classifier(x, pre_logits)
         return head
 
 
 class VMambaBackbone(nn.Module):
-    """The trunk for dense prediction: images (B, 3, H, W) to one map per stage, (B, C, h, w).
+    """Backbone for dense prediction: maps images (B, 3, H, W) to one map (B, C, h, w) per stage.
 
-    Each stage's output is normalised by its `outnorm{i}` before it is downsampled; a classifier's
-    weights load but for these norms, which it has not, and its head.
+    Each output is normalised by the `outnorm{i}` of its stage. Weights of a classifier can be
+    loaded, except for its head; they do not contain these norms.
     """
 
     def __init__(self, config: VMambaConfig) -> None:
@@ -285,7 +288,7 @@ class VMambaBackbone(nn.Module):
         ablate_network(self, config.ablate, model="vmamba")
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The maps, highest resolution first: strides 4, 8, 16 and 32 in the releases."""
+        """The maps, highest resolution first: strides 4, 8, 16 and 32 in the published variants."""
         x = self.patch_embed(x)
         maps = []
         for stage, layer in enumerate(self.layers):
@@ -342,7 +345,7 @@ VARIANTS: dict[str, VMambaConfig] = {
 
 
 def build(variant: str, **changes: object) -> VMamba:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
         UsageError: An option is unknown.
@@ -351,7 +354,7 @@ def build(variant: str, **changes: object) -> VMamba:
 
 
 def build_backbone(variant: str, **changes: object) -> VMambaBackbone:
-    """The trunk of `variant` for dense prediction, as `build` makes the classifier.
+    """Builds the backbone of `variant` for dense prediction, with the arguments of `build`.
 
     Raises:
         UsageError: An option is unknown.

@@ -1,9 +1,11 @@
 """VM-UNet: a U-shaped network of VMamba blocks for medical segmentation.
 
-Source: Ruan and Xiang, "VM-UNet" (arXiv 2402.02491) and its code release; written anew from the
-published facts, with its parameter names. As there: a skip is the input of an encoder stage, added
-before the decoder enlarges; the largest one is not used; one class means probabilities out.
-Deviation: an input whose size is no multiple of 32 is refused; upstream fails inside on it.
+Source: Ruan and Xiang, "VM-UNet" (arXiv 2402.02491) and its code release; reimplemented from the
+published facts, with its parameter names. As in the release: a skip connection is the input
+of an encoder stage and is added before the decoder upsamples; the skip of highest resolution is not
+used; a network with one class outputs probabilities.
+Deviation: an input whose size is not a multiple of 32 is rejected with a message; upstream fails
+inside the network.
 
 Shapes: B batch, H and W of the current stage, C channels; feature maps are (B, H, W, C).
 """
@@ -25,7 +27,7 @@ from robustcli.models.vmamba import PatchMerging
 
 @dataclass(frozen=True)
 class VMUNetConfig:
-    """Blocks per stage, from the input to the bottleneck and back."""
+    """Configuration of a VM-UNet; `depths` and `depths_decoder` are in order of execution."""
 
     depths: tuple[int, ...] = (2, 2, 2, 2)
     depths_decoder: tuple[int, ...] = (2, 2, 2, 1)
@@ -37,12 +39,12 @@ class VMUNetConfig:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Channels of each encoder stage: doubled from stage to stage."""
+        """Channels of each encoder stage: doubled with every stage."""
         return tuple(self.dim * 2**stage for stage in range(len(self.depths)))
 
 
 class PatchEmbed(nn.Module):
-    """One 4x4 patch convolution and its norm; (B, 3, H, W) to (B, H/4, W/4, C)."""
+    """A 4x4 convolution with stride 4 and a norm; maps (B, 3, H, W) to (B, H/4, W/4, C)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -50,13 +52,13 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The first map."""
+        """The first feature map, (B, H/4, W/4, C)."""
         embedded: Tensor = self.norm(self.proj(x).permute(0, 2, 3, 1))
         return embedded
 
 
 class PatchExpand(nn.Module):
-    """Each pixel to `scale` x `scale` pixels; (B, H, W, C) to (B, H*s, W*s, C*share/s^2)."""
+    """Upsampling by s = `scale`; maps (B, H, W, C) to (B, H*s, W*s, C*share/s^2)."""
 
     def __init__(self, dim: int, *, scale: int, share: int) -> None:
         super().__init__()
@@ -65,7 +67,7 @@ class PatchExpand(nn.Module):
         self.norm = nn.LayerNorm(share * dim // scale**2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The larger map."""
+        """The upsampled map, (B, H*s, W*s, C*share/s^2)."""
         B, H, W, _ = x.shape
         s = self.scale
         grid = self.expand(x).view(B, H, W, s, s, -1).permute(0, 1, 3, 2, 4, 5)
@@ -74,7 +76,7 @@ class PatchExpand(nn.Module):
 
 
 class VMUNetBlock(nn.Module):
-    """Norm and SS2D with a residual, (B, H, W, C) to the same shape."""
+    """Norm and SS2D with a residual; maps (B, H, W, C) to the same shape."""
 
     def __init__(self, dim: int, d_state: int, drop_path: float) -> None:
         super().__init__()
@@ -83,13 +85,13 @@ class VMUNetBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
+        """The output of the block, (B, H, W, C)."""
         mixed: Tensor = self.drop_path(self.self_attention(self.ln_1(x)))
         return x + mixed
 
 
 class EncoderStage(nn.Module):
-    """Blocks, then the downsampling to the next stage."""
+    """Blocks at one resolution, then the downsampling to the next stage."""
 
     def __init__(self, blocks: list[VMUNetBlock], downsample: nn.Module) -> None:
         super().__init__()
@@ -97,13 +99,13 @@ class EncoderStage(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, H/2, W/2, 2C), or the same shape at the last stage."""
+        """Maps (B, H, W, C) to (B, H/2, W/2, 2C), or to the same shape in the last stage."""
         smaller: Tensor = self.downsample(self.blocks(x))
         return smaller
 
 
 class DecoderStage(nn.Module):
-    """The enlargement, where there is one, then blocks."""
+    """Upsampling (an identity in the first decoder stage), then blocks."""
 
     def __init__(self, blocks: list[VMUNetBlock], upsample: nn.Module) -> None:
         super().__init__()
@@ -111,13 +113,13 @@ class DecoderStage(nn.Module):
         self.upsample = upsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, 2H, 2W, C/2), or the same shape at the first stage."""
+        """Maps (B, H, W, C) to (B, 2H, 2W, C/2), or to the same shape in the first stage."""
         larger: Tensor = self.blocks(self.upsample(x))
         return larger
 
 
 class VMUNetBody(nn.Module):
-    """The network proper: (B, 3, H, W) to logits (B, classes, H, W)."""
+    """The network without the final sigmoid: maps (B, 3, H, W) to logits (B, classes, H, W)."""
 
     def __init__(self, config: VMUNetConfig) -> None:
         super().__init__()
@@ -139,7 +141,7 @@ class VMUNetBody(nn.Module):
         self.final_conv = nn.Conv2d(config.dim // 4, config.num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Logits (B, classes, H, W)."""
         x = self.patch_embed(x)
         skips = []
         for encode in self.layers:
@@ -153,9 +155,9 @@ class VMUNetBody(nn.Module):
 
 
 class VMUNet(nn.Module):
-    """The segmenter: images (B, 3 or 1, H, W) to probabilities of one class or logits of several.
+    """VM-UNet: maps images (B, 3 or 1, H, W) to probabilities (one class) or logits (several).
 
-    The values it was trained on are upstream's: normalised, then stretched to 0..255 per image.
+    Upstream's training images are normalised, then scaled to 0..255 per image.
     """
 
     def __init__(self, config: VMUNetConfig) -> None:
@@ -166,10 +168,10 @@ class VMUNet(nn.Module):
         ablate_network(self, config.ablate, model="vmunet")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Probabilities (B, 1, H, W), or logits (B, classes, H, W).
+        """Probabilities (B, 1, H, W) for one class, or logits (B, classes, H, W) for several.
 
         Raises:
-            UsageError: Height or width is no multiple of the network's reduction.
+            UsageError: Height or width is not a multiple of the network's reduction.
         """
         step = 4 * 2 ** (len(self.config.depths) - 1)
         check_multiple(x, (step, step), model="vmunet")
@@ -186,7 +188,7 @@ VARIANTS: dict[str, VMUNetConfig] = {"vmunet": VMUNetConfig()}
 
 
 def build(variant: str, **changes: object) -> VMUNet:
-    """The network `variant` of VARIANTS, freshly initialised, with `changes` to its config.
+    """Builds the network `variant` of VARIANTS with random weights; `changes` override its config.
 
     Raises:
         UsageError: An option is unknown.

@@ -1,9 +1,10 @@
-"""What every backend of the scan shares: the laid-out arguments, and why a backend is off.
+"""Interface and utilities of the scan backends: argument layout, availability, pixel orders.
 
-The dispatcher lays the arguments out once; a backend is a module that is a `Backend`. Shapes, here
-and in the backends: S sequences (the batch), L steps (pixels row by row), K groups of channels or
-directions, D channels of each, N state size, W channels of x: K*D where groups share no channel,
-D where all directions read the same ones.
+A backend is a module that implements `Backend`. The dispatcher converts the arguments of a scan to
+the common layout `Laid`. Shapes, here and in the backends: S sequences (the batch), L steps (pixels
+row by row), K groups of channels or directions, D channels per group or direction, N state size, W
+channels of x. W is K*D for a sequence, whose groups have separate channels, and D for an image,
+where all directions read the same channels.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from robustcli.core.errors import first_line
 
 
 class Laid(NamedTuple):
-    """The tensors of a scan, channels fastest, in the order of the operators' arguments.
+    """The tensors of a scan in the common layout, in the order of the operators' arguments.
 
-    They may be views of any strides and any float dtype.
+    Channels are the last axis. The tensors may have any strides and any float dtype.
     """
 
     x: Tensor  # (S, L, W)
@@ -36,54 +37,55 @@ class Laid(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """How a scan goes through its steps."""
+    """Settings of a scan: softplus, and the order of the steps."""
 
     softplus: bool  # whether delta + bias passes through softplus
-    directions: tuple[str, ...] = ()  # of an image, K of them; () is a sequence in K groups
+    directions: tuple[str, ...] = ()  # K directions of an image; () for a sequence of K groups
     height: int = 1  # of the image
-    width: int = 1
+    width: int = 1  # of the image
 
 
 class Backend(Protocol):
-    """A module that computes scans."""
+    """Interface of the modules that compute scans."""
 
     def available(self) -> str | None:
-        """None, or why this backend cannot run on this machine and how to get it."""
+        """None, or why this backend cannot run on this machine and how to install it."""
 
     def refuses(self, device: torch.device, dtype: torch.dtype, states: int) -> str | None:
-        """None, or why it cannot take tensors on `device` of `dtype` with state size `states`."""
+        """None, or why `device`, `dtype` or the state size `states` is not supported."""
 
     def remedy(self) -> str:
-        """What to do where its kernels fail although it is available; may be empty."""
+        """Advice if its kernels fail although it is available; may be empty."""
 
     def scan(self, laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
         """The outputs y (S, L, W), summed over the directions of an image, and the last states.
 
-        In float32, in float64 where x is; only mamba-ssm's outputs of a sequence have x's dtype.
-        Differentiable by every tensor of `laid`. The states are (K, S, N, D), float32.
+        The outputs are float32, or float64 if x is; only mamba-ssm returns the outputs of a
+        sequence in the dtype of x. The states are (K, S, N, D), float32. The results are
+        differentiable with respect to every tensor of `laid`.
         """
 
 
-# --- Why a backend is off ------------------------------------------------------------------------
+# --- Availability of a backend -------------------------------------------------------------------
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What kernels with a float32 state take; float64 is the reference's."""
+"""Dtypes supported by kernels, whose states are float32; float64 needs the reference."""
 
 
 class Broken(str):
-    """A reason that deserves a warning: the backend is installed and ought to work here."""
+    """Reason for a warning: the backend is installed and should work, but does not."""
 
 
 @lru_cache
 def missing(package: str, kernels: str, remedy: str | None = None) -> str | None:
     """None, or why the module `kernels`, which needs `package`, cannot be imported.
 
-    Tried once per process: a library that fails half-way through its import may not say so twice.
+    The result is cached: the second import of a library whose import failed may not fail again.
 
     Args:
-        package: The library, by the name that it is imported and installed by.
-        kernels: The module that needs it.
-        remedy: What to do if the import fails; by default, to install `package` anew.
+        package: Name of the library for import and installation.
+        kernels: Name of the module that needs it.
+        remedy: Advice if the import fails; by default, to reinstall `package`.
     """
     if importlib.util.find_spec(package) is None:
         return f"{package} is not installed (`pip install {package}`)."
@@ -97,19 +99,19 @@ def missing(package: str, kernels: str, remedy: str | None = None) -> str | None
     return None
 
 
-# --- The orders in which the directions of an image visit its pixels -----------------------------
+# --- Pixel orders of the directions of an image --------------------------------------------------
 
 CROSS = ("row", "column", "row-reversed", "column-reversed")
 """VMamba's four directions, in the order of its parameters (`x_proj_weight[k]`)."""
 
 CODES = {"row": 0, "column": 1, "row-reversed": 2, "column-reversed": 3}
-"""Bit 1: column by column; bit 2: from the end."""
+"""Code of each direction: the lowest bit for column by column, the second bit for reversed."""
 
-MOST = 16  # directions whose codes fit in the number that kernels are given
+MOST = 16  # directions: their codes fit in the 32-bit argument of the kernels
 
 
 def packed(directions: tuple[str, ...]) -> int:
-    """The codes of the directions in one number, two bits each, the first one lowest."""
+    """The codes of the directions in one integer, two bits each, first direction lowest."""
     return sum(CODES[direction] << 2 * k for k, direction in enumerate(directions))
 
 
@@ -117,8 +119,8 @@ def pixel_orders(height: int, width: int, directions: tuple[str, ...] = CROSS) -
     """The row-major index of the pixel that direction k visits at step t, (K, L) int32, L = H*W.
 
     Args:
-        height: Rows, at least 1.
-        width: Columns, at least 1.
+        height: Number of rows, at least 1.
+        width: Number of columns, at least 1.
         directions: One of `row`, `column`, `row-reversed`, `column-reversed` per direction.
     """
     row = torch.arange(height * width, dtype=torch.int32)
@@ -133,17 +135,17 @@ def pixel_orders(height: int, width: int, directions: tuple[str, ...] = CROSS) -
 
 
 def in_order(t: Tensor, order: Tensor) -> Tensor:
-    """`t` (S, K, X, L) with the last axis of direction k in the order `order[k]`, (K, L) int64."""
+    """Permutes the last axis of `t` (S, K, X, L) by `order[k]`; `order` is (K, L) int64."""
     return t.gather(3, order[None, :, None].expand(t.shape))
 
 
-# --- Laying out ----------------------------------------------------------------------------------
+# --- Conversion to and from the common layout ----------------------------------------------------
 
 
 def of_image(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None
 ) -> Laid:
-    """The arguments of `ss2d_scan`."""
+    """Converts the arguments of `ss2d_scan` to the common layout."""
     K, N = delta.shape[1], A.shape[1]
     delta, B, C = (t.permute(1, 0, 3, 4, 2).flatten(2, 3) for t in (delta, B, C))
     return Laid(
@@ -160,7 +162,7 @@ def of_image(
 def of_sequence(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None
 ) -> Laid:
-    """The arguments of `selective_scan`, B and C with a group axis or without."""
+    """Converts the arguments of `selective_scan`; B and C may have a group axis."""
     B, C = (t.unsqueeze(1) if t.ndim == 3 else t for t in (B, C))
     K, N = B.shape[1], A.shape[1]
     return Laid(
@@ -175,44 +177,45 @@ def of_sequence(
 
 
 def _rows(values: Tensor | None, K: int, A: Tensor) -> Tensor:
-    """`values` (K*D) as (K, D), zeros for None."""
+    """`values` (K*D) reshaped to (K, D); zeros for None."""
     return (A.new_zeros(A.shape[0]) if values is None else values).reshape(K, -1)
 
 
 def to_image(y: Tensor, height: int, width: int) -> Tensor:
-    """`y` (S, L, W) as (S, W, H, W)."""
+    """Reshapes outputs `y` (S, L, channels) to images (S, channels, height, width)."""
     return y.reshape(y.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
 
-# --- Which gradients of a scan somebody asks for, and what that takes ----------------------------
+# --- Needed gradients of a scan, and what they require -------------------------------------------
 
 NeedsGrad = Sequence[bool]
-"""Seven truth values in the order of `Laid`."""
+"""Whether each of the seven tensors needs a gradient, in the order of `Laid`."""
 
 
 def needs_states(needs_grad: NeedsGrad) -> bool:
-    """Whether the backward pass recomputes the states: only x, B and D do without."""
+    """Whether the backward pass needs the states: only the gradients of x, B and D do not."""
     _, delta, A, _, C, _, bias = needs_grad
     return delta or A or C or bias
 
 
 def needs_state_grads(needs_grad: NeedsGrad) -> bool:
-    """Whether it computes gradients by the states: only C and D do without."""
+    """Whether the backward pass needs gradients of the states: those of C and D do not."""
     x, delta, A, B, _, _, bias = needs_grad
     return x or delta or A or B or bias
 
 
 def keeps_states(tensors: Iterable[Tensor]) -> bool:
-    """Whether the forward pass keeps states for a backward pass by the seven `tensors`."""
+    """Whether the forward pass saves states for the backward pass of the seven `tensors`."""
     return torch.is_grad_enabled() and needs_states([t.requires_grad for t in tensors])
 
 
 def grads_or_zeros(
     x: Tensor, A: Tensor, dy: Tensor | None, dstate: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the loss by y and by the last state (K, S, N, D), zeros where none came.
+    """Gradients of the loss with respect to y and the last state (K, S, N, D); zeros for None.
 
-    Autograd would fill in one more, by the states kept for it, which is as large as they are.
+    Replaces `set_materialize_grads`, which would also allocate a gradient of the saved states, as
+    large as these.
     """
     K, N, D = A.shape
     if dy is None:
@@ -221,6 +224,6 @@ def grads_or_zeros(
 
 
 def spread(grads: Iterable[Tensor], needs_grad: NeedsGrad) -> list[Tensor | None]:
-    """The gradients `grads`, of those needed only, each in its place among seven."""
+    """Seven gradients in the order of `Laid`: those in `grads`, None for those not needed."""
     remaining = iter(grads)
     return [next(remaining) if needed else None for needed in needs_grad]

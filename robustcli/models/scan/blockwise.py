@@ -1,18 +1,19 @@
-"""The scan in few, large operations of torch: for exported graphs, where kernels have no place.
+"""The scan as a few large operations of torch, for exported graphs, which cannot contain kernels.
 
-The loop of `reference` is one step after the other; a graph of it has some thousand nodes for one
-scan. Here the steps are cut into blocks of `RADIX`. All blocks take their first step together, then
-their second, and so on, as if each began with an empty state. What a block then lacks is the state
-in which the one before it ended, times the decay since. These states obey the same recurrence over
-a sequence `RADIX` times shorter, which is computed likewise. L steps take about
+The loop of `reference` is sequential: its graph has some thousand nodes per scan. Here the steps
+are divided into blocks of `RADIX` steps. First, all blocks are computed in parallel, one step after
+the other, each with an initial state of zero. Then the state at the end of the previous block,
+multiplied by the decay since, is added to each state. These end states follow the same recurrence
+on a sequence that is `RADIX` times shorter; they are computed recursively. L steps take about
 2 * RADIX * log(L) / log(RADIX) operations and O(L) multiplications.
 
-Safe in float32: only decays exp(dt A), at most 1, are multiplied with each other. Nothing is
-divided by them, and no sum of logarithms is taken, so that a decay that underflows becomes 0, which
-is right. (A cumulative sum of dt A, exponentiated and divided, overflows after some hundred steps.)
+Numerically stable in float32: only the decays exp(dt A), at most 1, are multiplied with each other.
+There is no division by decays and no sum of logarithms, so that a decay that underflows correctly
+becomes 0. (Exponentiating a cumulative sum of dt A and dividing by it overflows after some hundred
+steps.)
 
-Differentiable, any float type, any device. No shape is read but that of the steps and the channels,
-so that a traced graph serves every batch.
+Differentiable, for any float dtype and any device. The code does not depend on the batch size, so
+that a traced graph can be used for any batch.
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ from torch import Tensor
 from robustcli.models.scan.base import CODES, Laid, Walk
 
 RADIX = 8
-"""Steps of a block. 4 to 16 are alike in speed; fewer give more levels, more give more nodes."""
+"""Steps per block. Speed is similar for 4 to 16; less means more levels, more means more nodes."""
 _AT_ONCE = 2**24
-"""Values of a tensor of states up to which directions are computed together, for fewer nodes."""
+"""Maximum number of values of a tensor of states; directions are batched up to this limit."""
 
 
 def available() -> str | None:
-    """None: this backend runs wherever torch does."""
+    """None: this backend runs on every machine with torch."""
     return None
 
 
 def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None:
-    """None: it takes tensors on any device, of any float type."""
+    """None: every device and float dtype is supported."""
     return None
 
 
 def remedy() -> str:
-    """Nothing: it has no kernels."""
+    """Empty: the backend has no kernels."""
     return ""
 
 
 def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
-    """See `base.Backend`. Computed in float32, in float64 where x is."""
+    """See `base.Backend`. Computes in float32, or in float64 if x is float64."""
     x, delta, A, B, C, D, bias = (
         t.to(torch.promote_types(laid.x.dtype, torch.float32)) for t in laid
     )
@@ -69,7 +70,7 @@ def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
 
 
 def _walked(t: Tensor, k: int, walk: Walk) -> Tensor:
-    """`t` (S, L, C), by pixel, in the order in which direction k visits the pixels."""
+    """Permutes `t` (S, L, C) from pixel order to the order of direction k."""
     code = CODES[walk.directions[k]]
     if code & 1:
         t = t.unflatten(1, (int(walk.height), int(walk.width))).transpose(1, 2).flatten(1, 2)
@@ -88,9 +89,9 @@ def _by_pixel(t: Tensor, k: int, walk: Walk) -> Tensor:
 def _scanned(
     steps: Tensor, A: Tensor, D: Tensor, bias: Tensor, *, softplus: bool
 ) -> tuple[Tensor, Tensor]:
-    """Y (K, S, L, D) and the last states (K, S, N, D) of K sequences.
+    """Outputs y (K, S, L, D) and last states (K, S, N, D) of K groups of sequences.
 
-    `steps` (K, S, L, 2 * D + 2 * N) holds u, delta, B and C side by side.
+    `steps` (K, S, L, 2 * D + 2 * N) is the concatenation of u, delta, B and C.
     """
     _, N, channels = map(int, A.shape)
     u, delta, B, C = steps.split((channels, channels, N, N), -1)
@@ -104,10 +105,10 @@ def _scanned(
 
 
 def _states(decay: Tensor, inputs: Tensor) -> Tensor:
-    """All h_t = decay_t h_{t-1} + inputs_t, (K, S, L, N, D), from an empty state."""
+    """All states h_t = decay_t h_{t-1} + inputs_t, (K, S, L, N, D), with initial state zero."""
     L = int(decay.shape[2])
     if L == 1:
-        return inputs + 0 * decay  # so that A and delta have their gradients, which are zero
+        return inputs + 0 * decay  # so that A and delta get gradients (zeros)
     if L <= RADIX:
         return torch.cat(_in_turn(decay.split(1, 2), inputs.split(1, 2)), 2)
     blocks = -(-L // RADIX)

@@ -1,4 +1,4 @@
-"""Which backend serves: the forced one, else the first of the device's that works here."""
+"""Choice of the scan backend: the forced one, else the first one that works on the device."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ BACKENDS: dict[str, Backend] = {
     "mamba_ssm": mamba_ssm,
 }  # fmt: skip
 ORDER = {"cpu": ("cpu",), "mps": ("cpu",), "cuda": ("triton", "mamba_ssm")}
-"""The backends tried on a device, fastest first; the reference serves everything else."""
-_TOLERANCE = 1e-4  # of the largest value; a kernel that miscomputes is wrong in the first digit
+"""Backends to try per device type, fastest first; the reference is the fallback."""
+_TOLERANCE = 1e-4  # relative to the largest value; errors of faulty kernels are far larger
 
 
 _graphs: list[str] = []
@@ -30,10 +30,10 @@ _graphs: list[str] = []
 
 @contextmanager
 def scans_for_graphs() -> Iterator[None]:
-    """Within the context `blockwise` serves every scan, as exported graphs need it.
+    """Context in which every scan uses the backend `blockwise`, for export of graphs.
 
-    It goes before `ROBUST_SCAN_BACKEND`: a kernel has no place in a file that is used elsewhere,
-    and the loop over time makes graphs of many thousand nodes.
+    Overrides `ROBUST_SCAN_BACKEND`: an exported file must run on other machines, so it cannot
+    contain kernels, and the loop over time results in graphs with many thousand nodes.
     """
     _graphs.append("blockwise")
     try:
@@ -43,26 +43,26 @@ def scans_for_graphs() -> Iterator[None]:
 
 
 class ScanWarning(RuntimeWarning):
-    """A kernel that ought to work here does not, and something slower serves."""
+    """Warns that an installed kernel does not work, so that a slower backend is used."""
 
 
 def choose_backend(
     device: torch.device, dtype: torch.dtype, states: int = 1, scan: str = "ss2d_scan"
 ) -> str:
-    """The name of the backend that serves tensors on `device` of `dtype`.
+    """The name of the backend for tensors of `dtype` on `device`.
 
-    `ROBUST_SCAN_BACKEND` forces one; else the fastest that works on the device serves. A compiled
-    or exported graph keeps the backend chosen when it was made.
+    This is the backend named in `ROBUST_SCAN_BACKEND`, else the fastest that works on the device. A
+    compiled or exported graph keeps the backend that was chosen during its tracing.
 
     Args:
-        device: Where the tensors are.
-        dtype: Type of the input.
+        device: Device of the tensors.
+        dtype: Dtype of the input.
         states: State size N.
         scan: The function that will be called, `ss2d_scan` or `selective_scan`.
 
     Raises:
         UsageError: The forced name is unknown.
-        MachineError: The forced backend cannot run here, or not with these tensors.
+        MachineError: The forced backend cannot run on this machine or with these tensors.
     """
     if _graphs:
         return _graphs[-1]
@@ -80,32 +80,33 @@ def choose_backend(
     return "reference"
 
 
-# An environment look-up is nothing for a graph. `torch.compiler.assume_constant_result` sets this;
-# to call it would import the compiler of torch, and triton: a second at every start.
+# Marks the result as a constant for torch.compile, which cannot trace an environment look-up. This
+# is what `torch.compiler.assume_constant_result` sets; calling that function would import torch's
+# compiler and triton, which takes one second at every start.
 choose_backend.__dict__["_dynamo_marked_constant"] = True
 
 
 def reason_off(name: str, scan: str = "ss2d_scan") -> str | None:
-    """None, or why backend `name` cannot be used on this machine; its kernels are tried once.
+    """None, or why backend `name` cannot be used on this machine; tests its kernels once.
 
     Args:
-        name: Of the backend.
-        scan: The function that is tried, `ss2d_scan` or `selective_scan`.
+        name: Name of the backend.
+        scan: The function to test, `ss2d_scan` or `selective_scan`.
     """
     reason = BACKENDS[name].available()
     if reason is not None or name == "reference":
         return reason
-    if type(torch.empty(0)) is not torch.Tensor:  # being traced: nothing would really run
+    if type(torch.empty(0)) is not torch.Tensor:  # during tracing the kernels would not run
         return None
     return _trial(name, torch.is_grad_enabled(), scan)
 
 
 @lru_cache
 def _trial(name: str, gradients: bool, scan: str) -> str | None:
-    """None, or what went wrong in a small scan, compared with the reference.
+    """Tests a small scan against the reference: None, or what failed.
 
-    It compiles no kernel that will not be used: only those of the function `scan`, and the backward
-    pass only where gradients are wanted.
+    Compiles only the kernels that will be used: those of the function `scan`, and those of the
+    backward pass only with `gradients`.
     """
     try:
         error = selfcheck.worst_error(BACKENDS[name], gradients=gradients, scans=(scan,))

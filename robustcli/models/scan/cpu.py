@@ -1,10 +1,10 @@
-"""The scan on the CPU through numba, forward and backward.
+"""Backend for the CPU with numba kernels, forward and backward.
 
-The kernels add a type to numba and write LLVM code for it through llvmlite. Both are no stable
-interface: a release may change them, and then this backend is off, with the reason.
-It also serves Apple GPUs (MPS), for which there is no kernel: the arguments are copied to the CPU
-and the result back, which takes far less than a loop over time on the GPU. Networks with and
-without a scan so compute on the same device.
+The kernels define a numba type and generate LLVM code for it with llvmlite. These interfaces are
+not stable: if a release changes them, this backend is disabled and reports the reason.
+It is also used on Apple GPUs (MPS), for which no kernel exists: the arguments are copied to the CPU
+and the results back, which takes far less time than a loop over time on the GPU. Networks with and
+without a scan can therefore use the same device.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from robustcli.models.scan.base import (
     spread,
 )
 
-TESTED = ("0.60", "0.68.1")  # the lowest and the highest numba that the tests ran with
-_DEVICES = ("cpu", "mps")  # of the tensors
+TESTED = ("0.60", "0.68.1")  # lowest and highest version of numba in the tests
+_DEVICES = ("cpu", "mps")  # supported devices of the tensors
 
 
 def available() -> str | None:
@@ -44,7 +44,7 @@ def available() -> str | None:
 
 
 def remedy() -> str:
-    """What to do where the kernels fail: which versions are installed, and which are tested."""
+    """Advice if the kernels fail: the installed and the tested versions of numba."""
     lowest, highest = TESTED
     return (
         "The kernels use internals of numba and llvmlite, which a release may change. Installed "
@@ -62,7 +62,7 @@ def _installed(package: str) -> str:
 
 
 def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None:
-    """None, or why this backend cannot take tensors on `device` of `dtype`."""
+    """None, or why `device` or `dtype` is not supported."""
     if device.type not in _DEVICES:
         return f"It serves the CPU and MPS; the tensors are on {device}."
     if dtype not in KERNEL_DTYPES:
@@ -71,15 +71,15 @@ def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None
 
 
 def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
-    """See `base.Backend`. Computed in float32; tensors of another device are copied and back.
+    """See `base.Backend`. Computes in float32 on the CPU; copies tensors of other devices.
 
-    A sequence is read as it lies: in rows of time, as callers of mamba-ssm have it, or with the
-    channels of a step side by side, as the tokens of a network are. Both give the same bits.
+    A sequence is read in its memory layout: time-major (L is the last axis), as in mamba-ssm, or
+    channels-last, as the tokens of a network. The results are bitwise equal.
     """
     home = laid.x.device
     x, delta, A, B, C, D, bias = (t.cpu() for t in laid)
     as_rows = not walk.directions and x.stride(2) != 1
-    if as_rows:  # turned in the cache: no copy with the channels side by side is made
+    if as_rows:  # transposed by the kernel in the cache, without a channels-last copy
         x, delta = x.mT, delta.permute(1, 0, 3, 2).flatten(1, 2)  # (S, K*D, L)
         B, C = B.permute(1, 0, 3, 2), C.permute(1, 0, 3, 2)  # (S, K, N, L)
     tensors = [t.to(torch.float32).contiguous() for t in (x, delta, A, B, C, D, bias)]
@@ -93,7 +93,7 @@ def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
 
 
 def _order(walk: Walk, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """`order` and `offset` of `scan_cpu` for the laid-out `tensors`."""
+    """Arguments `order` and `offset` of `scan_cpu` for `tensors` in the common layout."""
     if walk.directions:
         order = pixel_orders(walk.height, walk.width, walk.directions)
         return order, torch.zeros(len(walk.directions), dtype=torch.int32)
@@ -103,7 +103,7 @@ def _order(walk: Walk, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def describe() -> str:
-    """Which threads the scan runs in, for the reader of `robust doctor`."""
+    """Description of the threads that run the scan, for `robust doctor`."""
     if _openmp() is None:
         return (
             "in Python threads, because torch's OpenMP pool is out of reach (no `GOMP_parallel` in "
@@ -112,14 +112,14 @@ def describe() -> str:
     return "in torch's OpenMP threads"
 
 
-# --- The kernels as torch operators, with a backward pass of their own ---------------------------
+# --- The kernels as torch operators with custom backward passes ----------------------------------
 
 
 @torch.library.custom_op("robustcli::scan_cpu", mutates_args=(), device_types="cpu")
 def scan_cpu(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
              order: Tensor, offset: Tensor, softplus: bool,
              keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Y (S, L, W), the last state (K, S, N, D), and if `keep` the states that backward starts from.
+    """Outputs y (S, L, W), last state (K, S, N, D), and with `keep` states for the backward pass.
 
     Layouts as in `cpu_kernels`.
     """
@@ -143,7 +143,7 @@ def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias
 def scan_cpu_sequence(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
                       bias: Tensor, softplus: bool,
                       keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `scan_cpu`, of sequences laid out as in `cpu_kernels`, and y like them."""
+    """As `scan_cpu`, for sequences in time-major layout (see `cpu_kernels`); y as well."""
     dims = _dims(x, A)
     outputs = _empty_outputs(dims, x, keep)
     tasks = dims[0] * dims[1] * _blocks(dims)
@@ -174,7 +174,7 @@ def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
                       bias: Tensor, order: Tensor, offset: Tensor, borders: Tensor, softplus: bool,
                       dy: Tensor, dstate: Tensor,
                       needs_grad: Sequence[bool]) -> List[Tensor]:  # noqa: UP006  # fmt: skip
-    """The needed gradients of x, delta, A, B, C, D and bias, in this order and their layouts."""
+    """The needed gradients of x, delta, A, B, C, D and bias, in this order, in their layouts."""
     K, S, L, channels = delta.shape
     dims = (K, S, L, channels, A.shape[1], x.shape[2])
     inputs = (x, delta, A, B, C, D, bias, order, offset, borders, dy, dstate)
@@ -199,14 +199,14 @@ def _gradients(
     name: str, tasks: int, dims: tuple[int, ...], softplus: bool, needs_grad: NeedsGrad,
     inputs: tuple[Tensor, ...],
 ) -> list[Tensor]:  # fmt: skip
-    """The needed gradients of the first seven `inputs` by the compiled entry `name`."""
+    """The needed gradients of the first seven `inputs`, computed by the compiled entry `name`."""
     S, blocks = dims[1], _blocks(dims)
-    # x and delta are written by one task each; the others are summed over tasks: of A, D and the
-    # bias over sequences, of B and C over blocks of channels.
+    # Each element of the gradients of x and delta is written by one task. The other gradients are
+    # summed over tasks: those of A, D and the bias over sequences, of B and C over channel blocks.
     x, delta, A, B, C, D, bias, *_ = inputs
     parts = [x.shape, delta.shape, (S, *A.shape), (blocks, *B.shape), (blocks, *C.shape),
              (S, *D.shape), (S, *bias.shape)]  # fmt: skip
-    added = (False, False, True, False, False, True, True)  # to what is there: must come zeroed
+    added = (False, False, True, False, False, True, True)  # accumulated: initialised with 0
     grads = [
         None if not needed else x.new_zeros(shape) if zeroed else x.new_empty(shape)
         for needed, shape, zeroed in zip(needs_grad, parts, added, strict=True)
@@ -266,25 +266,25 @@ scan_cpu.register_autograd(_differentiate, setup_context=_keep)
 scan_cpu_sequence.register_autograd(_differentiate_sequence, setup_context=_keep)
 
 
-# --- A scan cut into tasks, each of a block of channels ------------------------------------------
+# --- Division of a scan into tasks, one per block of channels ------------------------------------
 
-_MOST_CHANNELS = 64  # of a task: four lines of memory side by side, and a state of few kilobytes
-_TASKS = 8  # of a scan, at least, where there are channels enough: work for so many threads
-_SMALL = 1 << 16  # updates of one state that the calling thread does sooner than two would, 50 us
-_CHUNK = 128  # steps times states between kept states: what is kept of a chunk fits in the cache
+_MOST_CHANNELS = 64  # of a task: four adjacent cache lines, and a state of a few kilobytes
+_TASKS = 8  # lower bound per scan if there are enough channels: work for this many threads
+_SMALL = 1 << 16  # state updates up to which one thread is faster than two (50 us)
+_CHUNK = 128  # steps times states between saved states: the data of a chunk fit in the cache
 
 
 def _work(
     name: str, tasks: int, dims: tuple[int, ...], softplus: bool, request: bool | NeedsGrad,
     inputs: tuple[Tensor, ...], outputs: Sequence[Tensor | None],
 ) -> None:  # fmt: skip
-    """Runs a compiled entry over all its tasks.
+    """Runs a compiled entry for all tasks.
 
-    `request`: forward, whether to keep states; backward, the needed gradients.
+    `request` is whether to save states (forward) or the needed gradients (backward).
     """
     from robustcli.models.scan import cpu_kernels as kernels
 
-    read = [t.contiguous() for t in inputs]  # must outlive the run: the kernels hold addresses
+    read = [t.contiguous() for t in inputs]  # kept alive: the kernels use addresses
     addresses = [0 if t is None else t.data_ptr() for t in (*read, *outputs)]
     block, chunk = _block(dims), _chunk(dims[4], dims[2])
     if isinstance(request, bool):
@@ -296,55 +296,55 @@ def _work(
 
 
 def _chunk(states: int, length: int) -> int:
-    """Steps between kept states: a power of two, so that tiles of 16 steps and chunks fit."""
+    """Steps between saved states: a power of two, so that chunks align with tiles of 16 steps."""
     most = max(1, _CHUNK // states)
     return min(length, 1 << (most.bit_length() - 1))
 
 
 def _blocks(dims: tuple[int, ...]) -> int:
-    """Blocks of channels of one sequence."""
+    """Number of channel blocks of one sequence."""
     return math.ceil(dims[3] / _block(dims))
 
 
 def _block(dims: tuple[int, ...]) -> int:
-    """Channels per task, a multiple of 16.
+    """Number of channels per task, a multiple of 16.
 
-    The number of threads has no say: sums over channels are made block by block, and the same bits
-    come out for any number of them.
+    Does not depend on the number of threads: sums over channels are computed block by block, so
+    that the results are bitwise equal for any number of threads.
     """
     _, S, _, channels, _, _ = dims
     share = math.ceil(S * channels / _TASKS / 16) * 16
     return max(16, min(_MOST_CHANNELS, share))
 
 
-# --- The threads that run the tasks: torch's own, where they can be borrowed ---------------------
+# --- The threads that run the tasks: torch's OpenMP threads, else Python threads -----------------
 #
-# Torch's threads wait for their next work by spinning, for milliseconds after every operation;
-# threads of our own would share the cores with them. So an entry runs in the very OpenMP pool that
-# torch computes in, through the function that compilers call for `#pragma omp parallel`; where that
-# is out of reach, in a pool of Python threads.
+# Torch's threads busy-wait for milliseconds after every operation; separate threads would compete
+# with them for the cores. An entry therefore runs in torch's OpenMP pool, through the function that
+# compilers call for `#pragma omp parallel`. If this function is not available, it runs in a pool of
+# Python threads.
 
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _LIBRARIES = ("libtorch_cpu.so", "libtorch_cpu.dylib")
-_HOME = os.getpid()  # the process whose pool it is
+_HOME = os.getpid()  # the process that owns the OpenMP pool
 
 
 def run(entry: int, work: int, *, alone: bool = False) -> None:
     """Runs the C function at address `entry` on `work` in as many threads as torch uses.
 
-    The function is called once per thread and must share its work out by itself.
+    The function is called once per thread and must distribute the work itself.
 
     Args:
         entry: Address of a `void (*)(void *)`.
-        work: Address that it is given.
-        alone: Whether the calling thread does it all, because the work is worth no waiting.
+        work: Address that is passed to the function.
+        alone: Whether to use only the calling thread, because the work is too small to distribute.
     """
     threads = 1 if alone else torch.get_num_threads()
     if threads == 1:
         _TASK(entry)(work)
         return
     parallel = _openmp()
-    # A process forked from one with a pool has the pool's record but not its threads.
+    # A forked process has the data structures of the OpenMP pool, but not its threads.
     if parallel is None or os.getpid() != _HOME:
         _in_python_threads(_TASK(entry), work, threads)
     else:
@@ -355,8 +355,8 @@ def run(entry: int, work: int, *, alone: bool = False) -> None:
 def _openmp() -> Callable[..., None] | None:
     """`GOMP_parallel` of the OpenMP library that torch is linked with, or None.
 
-    GNU's library has it, and LLVM's under the same name. It is looked up through torch's library,
-    whose own dependencies are searched: another copy of OpenMP would be another pool.
+    Both GNU's and LLVM's OpenMP library contain this function. It is looked up in torch's library
+    and its dependencies, because another copy of OpenMP would have a separate pool.
     """
     for name in _LIBRARIES:
         path = Path(torch.__file__).parent / "lib" / name
@@ -372,7 +372,7 @@ def _openmp() -> Callable[..., None] | None:
 
 @lru_cache(maxsize=4)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads of this process; `process` is in the key because threads do not survive a fork."""
+    """Thread pool of this process; `process` is a cache key, as threads do not survive a fork."""
     return ThreadPoolExecutor(threads, thread_name_prefix="robust-scan")
 
 

@@ -1,11 +1,12 @@
-"""The kernels of the CPU scan: what one task computes, and the C functions that threads run.
+"""Kernels of the CPU scan: the computation of one task, and the C functions that threads run.
 
-Everything is flat and float32, channels fastest. Layout: x, out (S, L, W); delta (K, S, L, D);
-A (K, N, D); B, C (K, S, L, N); skip, bias (K, D); state (K, S, N, D); borders (K, S, chunks, N, D);
-order (K, L) int32, the place of each step; offset (K) int32, the channel of x where direction or
-group k starts; `dims` is (K, S, L, D, N, W). Local states h are (vectors, N, 16).
+All arrays are flat, channels last, and float32 unless stated. Layout: x, out (S, L, W); delta
+(K, S, L, D); A (K, N, D); B, C (K, S, L, N); skip, bias (K, D); state (K, S, N, D); borders
+(K, S, chunks, N, D), the state before each chunk; order (K, L) int32, the pixel of each step;
+offset (K) int32, the first channel of x of direction or group k. `dims` is (K, S, L, D, N, W).
+Local states h are (vectors, N, 16).
 
-Indices are unsigned: numba lets a signed one count from the end, which is a branch.
+Indices are unsigned: for signed ones numba adds a branch, because negative ones count from the end.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ from robustcli.models.scan.cpu_lanes import (
 
 # mypy: allow-untyped-decorators
 
-# --- Forward over steps that lie as vectors of channels ------------------------------------------
+# --- Forward pass, channels-last layout ----------------------------------------------------------
 #
 # A task is one sequence of the batch and one block of channels; no two tasks write the same memory.
-# Sixteen channels are one SIMD value; their states live in the first-level cache for the whole
-# sequence. Steps are fetched ahead, because a direction that walks down the columns of an image, or
-# back, is one that the processor's own prefetching does not see coming.
+# Sixteen channels are one SIMD value; their states stay in the level-1 cache for the complete
+# sequence. Steps are prefetched, because the processor's prefetcher does not predict the column
+# and reversed orders of an image.
 
 _F, _U = np.float32, np.uintp
 LANES = _U(WIDTH)
-AHEAD = 4  # steps between asking for memory and reading it
+AHEAD = 4  # steps from a prefetch to the read
 
 
 @njit(forceinline=True)
 def step_size(delta: Any, at: Any, bias: Any, kd: Any, softplus_on: bool, count: Any) -> Any:
-    """Delta plus bias, through softplus if asked, of up to 16 channels."""
+    """Step sizes of up to 16 channels: delta plus bias, with `softplus_on` through softplus."""
     raw = load(delta, at, count) + load(bias, kd, count)
     return softplus(raw) if softplus_on else raw
 
@@ -61,9 +62,9 @@ def advance(
     dt: Any, u: Any, skip: Any, A: Any, an: Any, D: Any, B: Any, C: Any, bc: Any, stride: Any,
     h: Any, to: Any, states: Any, count: Any,
 ) -> Any:  # fmt: skip
-    """One step of up to 16 channels: their states in h move on; returns y.
+    """One step of up to 16 channels: updates their states in h and returns y.
 
-    B and C of state n lie at bc + n * stride.
+    B and C of state n are at index bc + n * stride.
     """
     y, du = skip * u, dt * u
     for n in range(states):
@@ -76,7 +77,7 @@ def advance(
 
 @njit(forceinline=True)
 def save(h: Any, states: Any, w: Any, target: Any, to: Any, D: Any) -> None:
-    """Copies the local states to target (N, D) from `to` on."""
+    """Copies the local states h to `target` (N, D), which starts at index `to`."""
     for i in range(_U(0), w, LANES):
         for n in range(states):
             kept = load(h, i * states + n * LANES, LANES)
@@ -85,7 +86,7 @@ def save(h: Any, states: Any, w: Any, target: Any, to: Any, D: Any) -> None:
 
 @njit(forceinline=True)
 def fetch(array: Any, at: Any, w: Any) -> None:
-    """Asks for `w` floats from array[at] on."""
+    """Prefetches `w` floats, starting with array[at]."""
     for i in range(_U(0), w, LANES):
         prefetch(array, at + i)
 
@@ -96,7 +97,7 @@ def _vector(
     A: Any, an: Any, D: Any, B: Any, C: Any, bc: Any, h: Any, to: Any, states: Any,
     out: Any, alone: bool, count: Any,
 ) -> None:  # fmt: skip
-    """One step of up to 16 channels, from x to out."""
+    """One step of up to 16 channels; writes y to `out`, or adds it unless `alone`."""
     dt = step_size(delta, dp, bias, kd, softplus_on, count)
     u, s = load(x, xp, count), load(skip, kd, count)
     y = advance(dt, u, s, A, an, D, B, C, bc, _U(1), h, to, states, count)
@@ -109,7 +110,7 @@ def forward(
     x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, offset: Any,
     out: Any, state: Any, borders: Any,
 ) -> None:  # fmt: skip
-    """Fills `out`, `state`, and `borders` if `keep`, of one task."""
+    """Computes one task: fills `out`, `state`, and with `keep` also `borders`."""
     K, S, L, D, N, W = dims
     blocks, chunks, states, D_ = (D + block - 1) // block, (L + chunk - 1) // chunk, _U(N), _U(D)
     s, a = task // blocks, (task % blocks) * block
@@ -119,7 +120,7 @@ def forward(
     for k in range(K):
         kd, ks, first = _U(k * D + a), _U(k * S + s), _U(offset[k] + a)
         an = _U(k * N * D + a)
-        # The first direction of a channel writes every step, so `out` need not come zeroed.
+        # The first direction of a channel writes every step, so `out` need not be initialised.
         alone = k == 0 or offset[k] != offset[k - 1]
         h[:] = _F(0.0)
         for t in range(L):
@@ -149,16 +150,16 @@ def forward(
         save(h, states, w, state, ks * states * D_ + _U(a), D_)
 
 
-# --- Forward over sequences that lie as rows of time ---------------------------------------------
+# --- Forward pass, time-major layout (rows of steps) ---------------------------------------------
 #
-# A task is one sequence, one group, and one block of its channels. Tiles of 16 steps are turned in
-# the cache, so that no copy of the input or output with the channels side by side is ever made.
-# Laid out otherwise than above: x, delta, out (S, K*D, L); B, C (S, K, N, L); K is groups.
+# A task is one sequence, one group, and one block of its channels. Tiles of 16 steps are transposed
+# in the cache, so that no channels-last copy of the input or output is made. These layouts differ
+# from those above: x, delta, out (S, K*D, L); B, C (S, K, N, L); K is the number of groups.
 
 
 @njit(forceinline=True)
 def _ask(x: Any, delta: Any, out: Any, rows: Any, L: Any, t: Any, w: Any) -> None:
-    """Asks for step t of each of the `w` rows."""
+    """Prefetches step t of each of the `w` rows."""
     for i in range(w):
         prefetch(x, rows + i * L + t)
         prefetch(delta, rows + i * L + t)
@@ -171,7 +172,7 @@ def _tile_vector(
     softplus_on: bool, A: Any, an: Any, D: Any, B: Any, C: Any, bc: Any, L: Any, h: Any, to: Any,
     N: Any, count: Any,
 ) -> None:  # fmt: skip
-    """One step of up to 16 channels, within turned tiles."""
+    """One step of up to 16 channels within transposed tiles."""
     u, s = load(inputs, at, LANES), load(skip, kd, count)
     dt = load(deltas, at, LANES) + load(bias, kd, count)
     dt = softplus(dt) if softplus_on else dt
@@ -184,7 +185,7 @@ def forward_sequence(
     x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any,
     out: Any, state: Any, borders: Any,
 ) -> None:  # fmt: skip
-    """Fills `out`, `state`, and `borders` if `keep`, of one task."""
+    """Computes one task: fills `out`, `state`, and with `keep` also `borders`."""
     K, S, L, D, N, W = dims
     blocks, chunks, states, D_, L_ = (
         (D + block - 1) // block,
@@ -231,21 +232,21 @@ def forward_sequence(
     save(h, states, w, state, ks * states * D_ + _U(a), D_)
 
 
-# --- Backward over steps that lie as vectors of channels -----------------------------------------
+# --- Backward pass, channels-last layout ---------------------------------------------------------
 #
-# Tasks, layouts and indices are those of the forward scan. States are recomputed chunk by chunk,
-# from those that the forward pass kept at the chunks' borders, into buffers that fit in the cache.
+# Tasks, layouts and indices are those of the forward pass. States are recomputed chunk by chunk
+# from those that the forward pass saved before each chunk, into buffers that fit in the cache.
 #
-# `needed` says in bits which gradients to compute. The bits of `COMPILED` are constants of a
-# compiled entry, so that what only an unwanted gradient needs is not in its machine code; the
-# others are looked at once a vector and step, which costs next to nothing and saves compiling more
-# entries.
+# `needed` is a bit mask of the gradients to compute. The bits in `COMPILED` are constants of a
+# compiled entry, so that its machine code does not contain computations for other gradients. The
+# remaining bits are tested at run time, once per vector and step; this costs almost nothing and
+# reduces the number of entries to compile.
 
 OF_X, OF_DELTA, OF_A, OF_B, OF_C, OF_D, OF_BIAS = (1 << n for n in range(7))
-OF_STEP = 1 << 7  # delta's or the bias's, before either is written
+OF_STEP = 1 << 7  # gradient of the step size, needed for delta and the bias
 COMPILED = OF_X | OF_A | OF_B | OF_C | OF_STEP
-_BY_STATES = OF_STEP | OF_A | OF_C  # gradients that read the states
-_BY_STATE_GRADS = OF_STEP | OF_A | OF_B | OF_X  # gradients that read the gradients by the states
+_BY_STATES = OF_STEP | OF_A | OF_C  # gradients that require the states
+_BY_STATE_GRADS = OF_STEP | OF_A | OF_B | OF_X  # gradients that require those of the states
 
 
 @njit(forceinline=True)
@@ -253,7 +254,7 @@ def _replay_vector(
     dts: Any, dj: Any, dt: Any, u: Any, A: Any, an: Any, D: Any, B: Any, bn: Any,
     decays: Any, states: Any, at: Any, row: Any, N: Any, needed: int, count: Any,
 ) -> None:  # fmt: skip
-    """One step of up to 16 channels: keeps step size, decays and states."""
+    """One step of up to 16 channels: stores step size, decays and states."""
     store(dts, dj, LANES, dt)
     du = dt * u
     for n in range(N):
@@ -272,10 +273,10 @@ def _replay(
     needed: int, x: Any, delta: Any, A: Any, B: Any, bias: Any, order: Any,
     dts: Any, decays: Any, states: Any,
 ) -> None:  # fmt: skip
-    """Recomputes steps t0..t1-1, keeping what the way back needs.
+    """Recomputes steps t0..t1-1 and stores the values that the backward pass needs.
 
-    dts (T, vectors, 16); decays (T, vectors, N, 16); states (T + 1, vectors, N, 16), whose first
-    row comes filled with the state before t0.
+    Fills dts (T, vectors, 16), decays (T, vectors, N, 16) and states (T + 1, vectors, N, 16). The
+    caller must fill the first row of `states` with the state before t0.
     """
     _, S, L, D, N_, W = dims
     kd, ks, N, D_, full = _U(k * D + a), _U(k * S + s), _U(N_), _U(D), w - w % LANES
@@ -315,10 +316,11 @@ def _retreat(
     decays: Any, states: Any, at: Any, row: Any, dA: Any, da: Any, sums: Any, N: Any, needed: int,
     count: Any,
 ) -> Any:  # fmt: skip
-    """One step back of up to 16 channels; g becomes d loss / d the states before.
+    """One backward step of up to 16 channels; updates g to d loss / d previous states.
 
     Adds to dA and to the sums over channels of dB and dC, (2, N, 16). Returns d loss / d dt and
-    what the states add to d loss / d u. What is not `needed` stays as it is, or zero.
+    the part of d loss / d u that comes from the states. Values that are not `needed` are unchanged
+    or returned as zero.
     """
     ddt, du = fill(_F(0.0)), fill(_F(0.0))
     for n in range(N):
@@ -327,7 +329,7 @@ def _retreat(
             _add(sums, (N + n) * LANES, LANES, dy, load(states, place + row, LANES))
         if needed & _BY_STATE_GRADS:
             grad = multiply_add(dy, C[bn + n], load(g, lane, LANES))
-            back = grad * load(decays, place, LANES)  # d loss / d the state before
+            back = grad * load(decays, place, LANES)  # d loss / d previous state
             store(g, lane, LANES, back)
             if needed & OF_B:
                 _add(sums, n * LANES, LANES, grad, dt * u)
@@ -351,7 +353,7 @@ def _back_vector(
     dts: Any, dj: Any, decays: Any, states: Any, at: Any, row: Any, g: Any, gn: Any, sums: Any,
     dx: Any, ddelta: Any, dA: Any, dskip: Any, dbias: Any, count: Any,
 ) -> None:  # fmt: skip
-    """One step back of up to 16 channels, to every needed gradient but those of B and C."""
+    """One backward step of up to 16 channels: all needed gradients except those of B and C."""
     N, D = _U(dims[4]), _U(dims[3])
     dt, u, grad = load(dts, dj, LANES), load(x, xp, count), load(dy, xp, count)
     ddt, du = _retreat(
@@ -380,7 +382,7 @@ def _way_back(
     dts: Any, decays: Any, states: Any, g: Any, sums: Any,
     dx: Any, ddelta: Any, dA: Any, dB: Any, dC: Any, dskip: Any, dbias: Any,
 ) -> None:  # fmt: skip
-    """Gradients of steps t1-1..t0; `g`, d loss / d state, is carried from chunk to chunk."""
+    """Gradients of steps t1-1..t0; `g`, d loss / d state, is passed from chunk to chunk."""
     K, S, L, D, N_, W = dims
     kd, ks, N, D_, full = _U(k * D + a), _U(k * S + s), _U(N_), _U(D), w - w % LANES
     padded = (w + LANES - _U(1)) // LANES * LANES
@@ -421,7 +423,7 @@ def _way_back(
 
 @njit(forceinline=True)
 def _restore(source: Any, at: Any, D: Any, h: Any, N: Any, w: Any) -> None:
-    """Copies states (N, D) from source[at] on to the local h (vectors, N, 16)."""
+    """Copies states (N, D), starting with source[at], to the local h (vectors, N, 16)."""
     for i in range(_U(0), w, LANES):
         for n in range(N):
             kept = load(source, at + n * D + i, min(LANES, w - i))
@@ -435,10 +437,10 @@ def backward(
     borders: Any, dy: Any, dstate: Any,
     dx: Any, ddelta: Any, dA: Any, dB: Any, dC: Any, dskip: Any, dbias: Any,
 ) -> None:  # fmt: skip
-    """Every gradient `needed` of one task; arrays that only others need are not touched.
+    """Computes the `needed` gradients of one task; arrays of other gradients are not accessed.
 
     dA (S, K, N, D), dskip and dbias (S, K, D) are per sequence, dB and dC (blocks, K, S, L, N) per
-    block of channels: the caller sums them. dA, dskip and dbias must come zeroed.
+    block of channels: the caller sums them. dA, dskip and dbias must be initialised with zeros.
     """
     _, S, L, D, N, _ = dims
     blocks, chunks = (D + block - 1) // block, (L + chunk - 1) // chunk
@@ -467,16 +469,16 @@ def backward(
             )  # fmt: skip
 
 
-# --- Backward over sequences that lie as rows of time ---------------------------------------------
+# --- Backward pass, time-major layout ------------------------------------------------------------
 #
-# Tasks and layouts are those of the forward scan over rows; parts of dB and dC are
-# (blocks, S, K, N, L). A window of steps, one chunk or several short ones, is turned into local
-# arrays with the channels side by side, walked as above, and its gradients are turned back: no copy
-# of a whole sequence is ever made. Local arrays hold whole vectors; lanes beyond the channels are
-# zero and stay so.
+# Tasks and layouts are those of the time-major forward pass; partial sums of dB and dC are
+# (blocks, S, K, N, L). A window of steps (one chunk, or several short ones) is transposed into
+# local channels-last arrays and processed as above, and its gradients are transposed back: no copy
+# of a complete sequence is made. Local arrays consist of complete vectors; lanes beyond the last
+# channel are zero and remain zero.
 
 
-@njit(error_model="numpy")  # a call: tiles take long to compile
+@njit(error_model="numpy")  # not inlined: tiles take long to compile
 def _turn_in(
     source: Any, at: Any, step: Any, rows: Any, columns: Any, target: Any, leap: Any
 ) -> None:
@@ -487,7 +489,7 @@ def _turn_in(
             turn(source, at + r * step + c, step, height, width, target, c * leap + r, leap)
 
 
-@njit(error_model="numpy")  # a call: tiles take long to compile
+@njit(error_model="numpy")  # not inlined: tiles take long to compile
 def _turn_out(
     source: Any, leap: Any, rows: Any, columns: Any, target: Any, at: Any, step: Any
 ) -> None:
@@ -500,7 +502,7 @@ def _turn_out(
 
 @njit(forceinline=True)
 def _copy_in(source: Any, at: Any, D: Any, target: Any, padded: Any, rows: Any, w: Any) -> None:
-    """Copies `w` channels of each of the rows (rows, D) from source[at] on to (rows, padded)."""
+    """Copies `w` channels of rows (rows, D), starting with source[at], to (rows, padded)."""
     for n in range(rows):
         for i in range(_U(0), w, LANES):
             store(target, n * padded + i, LANES, load(source, at + n * D + i, min(LANES, w - i)))
@@ -519,7 +521,7 @@ def _window_out(
     needed: int, t: Any, span: Any, w: Any, padded: Any, N: Any, L: Any, rows: Any, parts: Any,
     dxs: Any, ddeltas: Any, dBs: Any, dCs: Any, dx: Any, ddelta: Any, dB: Any, dC: Any,
 ) -> None:  # fmt: skip
-    """Turns the needed gradients of the window's steps back into rows of time, from step t on."""
+    """Transposes the needed gradients of a window, which starts at step t, to time-major."""
     if needed & OF_X:
         _turn_out(dxs, padded, w, span, dx, rows + t, L)
     if needed & OF_DELTA:
@@ -536,7 +538,7 @@ def backward_sequence(
     x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, borders: Any, dy: Any,
     dstate: Any, dx: Any, ddelta: Any, dA: Any, dB: Any, dC: Any, dskip: Any, dbias: Any,
 ) -> None:  # fmt: skip
-    """Every gradient `needed` of one task; arrays that only others need are not touched."""
+    """Computes the `needed` gradients of one task; arrays of other gradients are not accessed."""
     K, S, L, D, N, W = dims
     blocks, chunks = (D + block - 1) // block, (L + chunk - 1) // chunk
     s, k, nb = task // blocks // K, task // blocks % K, task % blocks
@@ -598,21 +600,22 @@ def backward_sequence(
         _copy_out(dbiases, padded, _U(1), w, dbias, sd, D_)
 
 
-# --- The compiled entries: C functions that any thread may run, on one piece of work -------------
+# --- The compiled entries: C functions for any number of threads ---------------------------------
 #
-# A piece of work is a row of 64-bit integers: the next task, the number of tasks, K, S, L, D, N, W,
-# softplus, block, chunk, keep (backward: the needed gradients, in bits), then the addresses of the
-# arrays, in the order of the function that does a task. Every thread takes tasks until none is
-# left; no two tasks write the same memory, so that results do not depend on who took which.
+# The argument `work` is an array of 64-bit integers: the next task, the number of tasks, K, S, L,
+# D, N, W, softplus, block, chunk, keep (backward: bit mask of the needed gradients), then the
+# addresses of the arrays, in the order of the arguments of the function for a task. Every thread
+# takes tasks until none is left. No two tasks write the same memory, so that results do not depend
+# on which thread computes which task.
 
 HEAD = 12  # integers before the addresses
 _SIGNATURE = types.void(types.CPointer(types.int64))
-_ANY = 1 << 40  # an array's length, which no kernel asks for
+_ANY = 1 << 40  # length of the arrays, which no kernel uses
 
 
 @intrinsic
 def _take(_context: Any, work: Any) -> Any:
-    """The next task, which no other thread gets."""
+    """Index of the next task; atomic, so that each thread gets different tasks."""
 
     def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
         return builder.atomic_rmw("add", values[0], ir.IntType(64)(1), "monotonic")
@@ -723,24 +726,24 @@ _ENTRIES = {
 def entry(name: str, constant: int = 0) -> int:
     """The address of the compiled entry `name`, a key of `_ENTRIES`.
 
-    Compiled at its first use in an installation, then loaded from numba's cache; where that cannot
-    be written, compiled in every process. The cache looks at this file only; the digest, which the
-    entry closes over, makes it look at the others.
+    Compiled at the first use in an installation, then loaded from numba's cache; if the cache is
+    not writable, compiled in every process. Numba invalidates the cache only if this file changes;
+    the digest, which is part of the closure of the entry, invalidates it if other files change.
 
     Args:
-        name: Of the entry.
-        constant: Of a backward pass: the bits of `COMPILED` that it computes.
+        name: Name of the entry.
+        constant: For a backward pass, the bits of `COMPILED` that it computes.
     """
     kernel = _ENTRIES[name](_digest(), constant)
     try:
         compiled = cfunc(_SIGNATURE, cache=True, error_model="numpy")(kernel)
-    except (OSError, RuntimeError):  # numba finds no folder to write its cache to, or a full disk
+    except (OSError, RuntimeError):  # no writable cache folder, or the disk is full
         compiled = cfunc(_SIGNATURE, error_model="numpy")(kernel)
     _kept.append(compiled)
     return int(compiled.address)
 
 
-_kept: list[Any] = []  # an address is good for as long as what it points to is alive
+_kept: list[Any] = []  # keeps the compiled functions alive, so that addresses remain valid
 
 
 @lru_cache
@@ -751,7 +754,7 @@ def _digest() -> int:
 
 
 def bits(needed: NeedsGrad) -> int:
-    """The needed gradients as the backward entry reads them."""
+    """Bit mask of the needed gradients, for the backward entries."""
     mask = sum(1 << n for n, yes in enumerate(needed) if yes)
     return mask | (OF_STEP if mask & (OF_DELTA | OF_BIAS) else 0)
 
@@ -765,5 +768,5 @@ def pack(
     tasks: int, dims: tuple[int, ...], softplus: bool, block: int, chunk: int, keep: int,
     addresses: list[int],
 ) -> np.ndarray[Any, np.dtype[np.int64]]:  # fmt: skip
-    """The piece of work that an entry takes; `dims` is (K, S, L, D, N, W)."""
+    """The argument `work` of an entry; `dims` is (K, S, L, D, N, W)."""
     return np.array([0, tasks, *dims, softplus, block, chunk, keep, *addresses], np.int64)

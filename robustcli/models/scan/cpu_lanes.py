@@ -1,8 +1,8 @@
-"""Sixteen float32 channels as one value of the CPU kernels, which LLVM keeps in SIMD registers.
+"""A numba type for the CPU kernels: vectors of 16 float32 channels in SIMD registers.
 
-Loops over channels written with it are SIMD by construction: left to LLVM's own vectoriser, a loop
-over this many arrays needs a run-time check for overlap for each pair of them, or stays scalar.
-Narrower processors split a value into several registers; the results are the same.
+Code with this type always uses SIMD instructions. LLVM's automatic vectoriser, in a loop over this
+many arrays, either checks every pair of arrays for overlap at run time or leaves the loop scalar.
+Processors with narrower registers split a vector into several registers; the results are equal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BLANK = ir.Constant(VECTOR, ir.Undefined)
 
 
 class _Lanes(types.Type):
-    """The type of sixteen float32."""
+    """Numba type of a vector of 16 float32 values (lanes)."""
 
     def __init__(self) -> None:
         super().__init__(name="float32x16")
@@ -46,7 +46,7 @@ class _LanesModel(models.PrimitiveModel):
 
 
 def _spread(builder: Any, value: Any) -> Any:
-    """`value` in every lane; lanes stay as they are."""
+    """Broadcasts a scalar `value` to all lanes; returns vectors unchanged."""
     if value.type == VECTOR:
         return value
     first = builder.insert_element(_BLANK, value, _INT(0))
@@ -54,14 +54,14 @@ def _spread(builder: Any, value: Any) -> Any:
 
 
 def _define(symbol: Callable[[Any, Any], Any], instruction: str) -> None:
-    """Makes `symbol` work on lanes, and on lanes and a number."""
+    """Defines the operator `symbol` for two vectors, and for a vector and a scalar."""
     pairs = [(LANES, LANES), (LANES, types.float32), (types.float32, LANES)]
     cases = {"cases": [signature(LANES, *pair) for pair in pairs]}
     infer_global(symbol)(type(f"_Lanes_{instruction}", (ConcreteTemplate,), cases))
 
     def emit(_: Any, builder: Any, __: Any, values: Any) -> Any:
         left, right = (_spread(builder, value) for value in values)
-        # Fused multiply-add is allowed; NaN and infinity keep their meaning.
+        # Allows fused multiply-add; NaN and infinity follow IEEE 754.
         return getattr(builder, instruction)(left, right, flags=("contract",))
 
     for pair in pairs:
@@ -75,7 +75,7 @@ _define(operator.truediv, "fdiv")
 
 
 def place(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
-    """The address of array[at] in a function being built."""
+    """Generates code for the address of array[at]."""
     return builder.gep(context.make_array(kind)(context, builder, array).data, [at])
 
 
@@ -132,13 +132,13 @@ def _store_part(_context: Any, array: Any, at: Any, count: Any, value: Any) -> A
 
 @njit(forceinline=True)
 def load(array: Any, at: Any, count: Any) -> Any:
-    """The `count` floats from array[at] on, zeros in the lanes beyond them."""
+    """Loads `count` floats, starting with array[at]; remaining lanes are zero."""
     return _load(array, at) if count == WIDTH else _load_part(array, at, count)
 
 
 @njit(forceinline=True)
 def store(array: Any, at: Any, count: Any, value: Any) -> None:
-    """Writes the first `count` lanes of `value` from array[at] on."""
+    """Stores the first `count` lanes of `value`, starting at array[at]."""
     if count == WIDTH:
         _store(array, at, value)
     else:
@@ -147,7 +147,7 @@ def store(array: Any, at: Any, count: Any, value: Any) -> None:
 
 @intrinsic
 def fill(_context: Any, number: Any) -> Any:
-    """`number` in every lane."""
+    """A vector with `number` in every lane."""
 
     def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
         return _spread(builder, values[0])
@@ -157,7 +157,7 @@ def fill(_context: Any, number: Any) -> Any:
 
 @intrinsic
 def total(_context: Any, value: Any) -> Any:
-    """The sum of the lanes, halves first: the same order on every processor."""
+    """The sum of the lanes, by repeated halving: in the same order on every processor."""
 
     def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
         (lanes,) = values
@@ -171,7 +171,7 @@ def total(_context: Any, value: Any) -> Any:
 
 @intrinsic
 def prefetch(_context: Any, array: Any, at: Any) -> Any:
-    """Asks for the cache line of array[at], which will be read soon."""
+    """Prefetches the cache line of array[at]."""
 
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
         where = place(context, builder, sig.args[0], *values)
@@ -180,7 +180,7 @@ def prefetch(_context: Any, array: Any, at: Any) -> Any:
         function = builder.module.declare_intrinsic("llvm.prefetch", [where.type], shape)
         builder.call(
             function, [where, _INT(0), _INT(3), _INT(1)]
-        )  # to read, into every level, data
+        )  # for reading, into all cache levels, data
         return context.get_dummy_value()
 
     return types.void(array, at), codegen
@@ -188,13 +188,13 @@ def prefetch(_context: Any, array: Any, at: Any) -> Any:
 
 @intrinsic
 def at_least(_context: Any, limit: Any, value: Any) -> Any:
-    """The larger of each lane and the number `limit`; NaN stays NaN."""
+    """Maximum of each lane and the scalar `limit`; NaN remains NaN."""
     return LANES(limit, value), _chooser(">")
 
 
 @intrinsic
 def at_most(_context: Any, limit: Any, value: Any) -> Any:
-    """The smaller of each lane and the number `limit`; NaN stays NaN."""
+    """Minimum of each lane and the scalar `limit`; NaN remains NaN."""
     return LANES(limit, value), _chooser("<")
 
 
@@ -219,7 +219,7 @@ def minus_absolute(_context: Any, value: Any) -> Any:
 
 @intrinsic
 def power_of_two(_context: Any, value: Any) -> Any:
-    """2**x of each lane, x a whole number from -126 to 127."""
+    """2**x of each lane, for integers x from -126 to 127."""
 
     def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
         whole = builder.fptosi(values[0], INTEGERS)
@@ -232,9 +232,9 @@ def power_of_two(_context: Any, value: Any) -> Any:
 
 @intrinsic
 def multiply_add(_context: Any, left: Any, right: Any, added: Any) -> Any:
-    """The lanes of left * right + added, fused on every processor that can.
+    """Computes left * right + added for each lane, fused if the processor supports this.
 
-    Operators are fused where LLVM finds it worthwhile, which depends on who else reads a product.
+    With the operators * and +, LLVM decides about fusing by the other uses of the product.
     """
 
     def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
@@ -245,10 +245,10 @@ def multiply_add(_context: Any, left: Any, right: Any, added: Any) -> Any:
     return LANES(left, right, added), codegen
 
 
-# --- exp, softplus and sigmoid of sixteen lanes at once -------------------------------------------
+# --- exp, softplus and sigmoid of vectors ---------------------------------------------------------
 #
-# The C library's versions are calls on one number. These are polynomials without branches: float32,
-# relative error below 4e-7, NaN stays NaN.
+# The functions of the C library are scalar. These are polynomials without branches: float32,
+# relative error below 4e-7, NaN remains NaN.
 
 
 _F = np.float32
@@ -258,7 +258,7 @@ _MAGIC = _F(12582912.0)  # 1.5 * 2**23: adding and subtracting it rounds to the 
 # e**r for |r| <= log(2)/2. Source: Cephes (Moshier), expf.c.
 _E0, _E1, _E2 = _F(1.9875691500e-4), _F(1.3981999507e-3), _F(8.3334519073e-3)
 _E3, _E4, _E5 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
-# log(1 + t) / t for 0 <= t <= 1: interpolated at Chebyshev nodes, relative error 5e-9.
+# log(1 + t) / t for 0 <= t <= 1: interpolation at Chebyshev nodes, relative error 5e-9.
 _P0, _P1, _P2 = _F(0.9999999953848531), _F(-0.4999990399276394), _F(0.333300040352213)
 _P3, _P4, _P5 = _F(-0.2495455887108236), _F(0.19678117256353023), _F(-0.15311863102217202)
 _P6, _P7, _P8 = _F(0.10614264687062452), _F(-0.05706420076122008), _F(0.019907160925644585)
@@ -267,7 +267,7 @@ _P9 = _F(-0.0032563784727292254)
 
 @njit(forceinline=True)
 def exp(x: Any) -> Any:
-    """e**x; below -87 it is e**-87 (1.6e-38), above 88 it is e**88."""
+    """e**x, for x clamped to [-87, 88]; e**-87 is 1.6e-38."""
     x = at_most(_HIGHEST, at_least(_LOWEST, x))
     whole = (x * _LOG2E + _MAGIC) - _MAGIC
     r = x - whole * _LN2_HIGH - whole * _LN2_LOW
@@ -278,7 +278,7 @@ def exp(x: Any) -> Any:
 
 @njit(forceinline=True)
 def softplus(x: Any) -> Any:
-    """log(1 + e**x), as max(x, 0) + log(1 + e**-|x|): exact for small values too."""
+    """log(1 + e**x), as max(x, 0) + log(1 + e**-|x|): also accurate for small values."""
     t = exp(minus_absolute(x))
     p = (((_P9 * t + _P8) * t + _P7) * t + _P6) * t + _P5
     p = ((((p * t + _P4) * t + _P3) * t + _P2) * t + _P1) * t + _P0
@@ -291,7 +291,7 @@ def sigmoid(x: Any) -> Any:
     return exp(at_most(_F(0.0), x)) / (exp(minus_absolute(x)) + _F(1.0))
 
 
-# --- Tiles of 16 x 16 turned between rows of time and rows of channels, in registers --------------
+# --- Transposition of 16 x 16 tiles in registers, between time-major and channels-last layout -----
 
 
 _U = np.uintp
@@ -319,7 +319,7 @@ def _turn(_context: Any, source: Any, at: Any, step: Any, target: Any, to: Any, 
 
 
 def _turned(builder: Any, rows: list[Any]) -> list[Any]:
-    """The 16 rows as columns: swaps blocks off the diagonal, of 8 x 8 first, of 1 x 1 last."""
+    """Transposes 16 rows: swaps off-diagonal blocks of 8 x 8, then 4 x 4, 2 x 2 and 1 x 1."""
     for half in (8, 4, 2, 1):
         low = [n if not n & half else WIDTH + n - half for n in range(WIDTH)]
         high = [n + half if not n & half else WIDTH + n for n in range(WIDTH)]

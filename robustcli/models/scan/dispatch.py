@@ -1,7 +1,7 @@
-"""The one door to the scan: checks the arguments, chooses a backend, lays out, calls it.
+"""Public functions of the scan: they check the arguments, choose a backend and call it.
 
-Both functions take part in `torch.overrides`, as torch's own do: a `TorchFunctionMode` sees them as
-one operation each, whichever backend serves.
+Both functions support `torch.overrides`, like the functions of torch: in a `TorchFunctionMode` each
+is a single operation, independently of the backend.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def selective_scan(
     delta_softplus: bool = False,
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The scan of Mamba over a sequence, with mamba-ssm's own signature.
+    """The selective scan of Mamba over a sequence, with the signature of mamba-ssm.
 
     Args:
         u: Input (B, D, L).
@@ -36,18 +36,18 @@ def selective_scan(
         A: State decay (D, N), negative; kept in float32 for half inputs.
         B: Input matrix, (B, N, L) or grouped (B, G, N, L) with D divisible by G.
         C: Output matrix, shaped as `B`.
-        D: Skip weight (D), or None.
+        D: Skip weight (D,), or None.
         z: Gate (B, D, L): the output is multiplied by silu(z); or None.
-        delta_bias: Added to delta, (D), or None.
+        delta_bias: Bias of delta, (D,), or None.
         delta_softplus: Whether delta passes through softplus.
-        return_last_state: Whether to return the state after the last step, (B, D, N) float32, too.
+        return_last_state: Whether to also return the last state, (B, D, N) float32.
 
     Returns:
         y (B, D, L) in u's dtype, or (y, last state).
 
     Raises:
-        UsageError: A shape, dtype or device does not fit; the message names the argument.
-        MachineError: The forced backend cannot serve these tensors.
+        UsageError: A shape, dtype or device is invalid; the message names the argument.
+        MachineError: The forced backend does not support these tensors.
     """
     tensors = (u, delta, A, B, C, D, z, delta_bias)
     if has_torch_function(tensors):
@@ -77,10 +77,10 @@ def ss2d_scan(
     *,
     directions: tuple[str, ...] = CROSS,
 ) -> Tensor:
-    """The scan of VMamba: K directions over an image, summed at each pixel.
+    """The selective scan of VMamba: over an image in K directions, summed at each pixel.
 
-    Every argument is laid out by pixel; direction k walks the pixels in its own order, so that no
-    cross-scanned copy of the input is ever made.
+    All arguments are indexed by pixel; direction k reads the pixels in its order, so that no
+    cross-scanned copy of the input is made.
 
     Args:
         x: Input (B, D, H, W).
@@ -88,21 +88,21 @@ def ss2d_scan(
         A: State decay (K*D, N), row k*D + d; kept in float32 for half inputs.
         B: Input matrix (B, K, N, H, W).
         C: Output matrix (B, K, N, H, W).
-        D: Skip weight (K*D), or None.
-        delta_bias: Added to delta, (K*D), or None.
+        D: Skip weight (K*D,), or None.
+        delta_bias: Bias of delta, (K*D,), or None.
         delta_softplus: Whether delta passes through softplus.
-        directions: How each of the K directions walks: `row`, `column`, `row-reversed` or
-            `column-reversed`, any of them any number of times, 16 in all. VMamba's variants:
+        directions: Pixel order of each of the K directions: `row`, `column`, `row-reversed` or
+            `column-reversed`; repetitions are allowed, at most 16 in total. VMamba's variants:
             `("row",) * 4` is unidirectional, `("row", "row", "row-reversed", "row-reversed")`
             bidirectional.
 
     Returns:
-        y (B, D, H, W): the sum over the directions, in float32 for half inputs, because a sum
-        rounded to float16 here is what makes the official fp16 path overflow (VMamba issue 138).
+        y (B, D, H, W): the sum over the directions, in float32 for half inputs, because the sum can
+        overflow in float16, as in the official fp16 code (VMamba issue 138).
 
     Raises:
-        UsageError: A shape, dtype, device or direction does not fit; the message names it.
-        MachineError: The forced backend cannot serve these tensors.
+        UsageError: A shape, dtype, device or direction is invalid; the message names it.
+        MachineError: The forced backend does not support these tensors.
     """
     tensors = (x, delta, A, B, C, D, delta_bias)
     if has_torch_function(tensors):
@@ -118,7 +118,7 @@ def ss2d_scan(
     return to_image(y, height, width)
 
 
-# --- Arguments that do not fit, named before any kernel starts -----------------------------------
+# --- Validation of the arguments before a kernel starts ------------------------------------------
 
 Shape = tuple[int, ...]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -134,7 +134,7 @@ def check_selective_scan(
     z: Tensor | None,
     delta_bias: Tensor | None,
 ) -> None:
-    """Raises UsageError for the first argument of `selective_scan` that does not fit."""
+    """Raises UsageError for the first invalid argument of `selective_scan`."""
     _ranks(u=(u, (3,)), A=(A, (2,)), B=(B, (3, 4)))
     batch, channels, length = u.shape
     states = A.shape[1]
@@ -168,7 +168,7 @@ def check_ss2d_scan(
     delta_bias: Tensor | None,
     directions: tuple[str, ...],
 ) -> None:
-    """Raises UsageError for the first argument of `ss2d_scan` that does not fit."""
+    """Raises UsageError for the first invalid argument of `ss2d_scan`."""
     _known(directions)
     _ranks(x=(x, (4,)), A=(A, (2,)))
     batch, channels, height, width = x.shape

@@ -1,8 +1,9 @@
-"""The scan through the kernel of an installed mamba-ssm build.
+"""Backend that calls the kernel of an installed mamba-ssm build.
 
-Its default wheels hold no Mamba-1 kernel, so this bridge serves only where somebody built one. It
-is chosen when asked for, or on a CUDA device where Triton cannot be used. Its operator is not one
-of torch's, so it promises neither `torch.compile` without a graph break nor `torch.export`.
+The default wheels of mamba-ssm do not contain the Mamba-1 kernel, so this backend is available only
+if mamba-ssm was built with it. It is used if it is forced, or on a CUDA device if Triton cannot be
+used. Its operator is not registered in torch, so `torch.compile` without a graph break and
+`torch.export` are not guaranteed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _BUILD = (
 
 
 def available() -> str | None:
-    """None, or why this backend cannot run and how to get it."""
+    """None, or why this backend cannot run and how to install it."""
     if importlib.util.find_spec("mamba_ssm") is None:
         return f"mamba-ssm is not installed. {_BUILD}"
     if importlib.util.find_spec("selective_scan_cuda") is None:
@@ -36,7 +37,7 @@ def available() -> str | None:
 
 
 def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None:
-    """None, or why this backend cannot take tensors on `device` of `dtype` with N `states`."""
+    """None, or why `device`, `dtype` or the state size `states` is not supported."""
     if device.type != "cuda":
         return f"It serves CUDA devices; the tensors are on {device}."
     if dtype not in KERNEL_DTYPES:
@@ -47,15 +48,15 @@ def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None
 
 
 def remedy() -> str:
-    """How to build the kernel anew."""
+    """How to rebuild the kernel."""
     return _BUILD
 
 
 def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
-    """See `base.Backend`. An image's pixels are copied into each direction's order.
+    """See `base.Backend`. For images, copies the pixels into the order of each direction.
 
-    An image is scanned in float32, because the kernel's output has its input's dtype and the sum
-    over the directions must not be rounded.
+    Images are scanned in float32, because the output of the kernel has the dtype of its input and
+    the sum over the directions must not be rounded.
     """
     K, S, L, channels = laid.delta.shape
     u = laid.x.mT  # (S, W, L)

@@ -1,11 +1,12 @@
-"""The scan as its definition reads: a loop over time in torch, differentiable, any float type.
+"""Reference backend: the definition of the scan as a loop over time in torch.
 
-Source: Mamba (arXiv 2312.00752) and VMamba (arXiv 2401.10166): with dt = softplus(delta + bias),
-per channel and state
+Differentiable, for any float dtype. Source: Mamba (arXiv 2312.00752) and VMamba (arXiv 2401.10166):
+with dt = softplus(delta + bias), per channel and state
 
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,    y_t = C_t . h_t + D u_t.
 
-Shapes: S sequences, L steps, K groups or directions, D channels of each, N state size.
+Shapes: S sequences, L steps, K groups or directions, D channels per group or direction, N state
+size.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from robustcli.models.scan.base import Laid, Walk, in_order, pixel_orders
 
 
 def available() -> str | None:
-    """None: this backend runs wherever torch does."""
+    """None: this backend runs on every machine with torch."""
     return None
 
 
 def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None:
-    """None: it takes tensors on any device, of any float type."""
+    """None: every device and float dtype is supported."""
     return None
 
 
 def remedy() -> str:
-    """Nothing: it has no kernels."""
+    """Empty: the backend has no kernels."""
     return ""
 
 
 def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
-    """See `base.Backend`. Computed in float32, in float64 where x is."""
+    """See `base.Backend`. Computes in float32, or in float64 if x is float64."""
     x, delta, A, B, C, D, bias = (
         t.to(torch.promote_types(laid.x.dtype, torch.float32)) for t in laid
     )
@@ -56,7 +57,7 @@ def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
 
 
 def _loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """The recurrence over u and dt (S, K*D, L), A (K*D, N), B and C (S, K*D, N, L).
+    """The recurrence for u and dt (S, K*D, L), A (K*D, N), B and C (S, K*D, N, L).
 
     Returns y (S, K*D, L) and the last state (S, K*D, N).
     """

@@ -1,8 +1,8 @@
-"""A short check of a scan backend against float64, forward and backward.
+"""Short test of a scan backend against float64, forward and backward.
 
-A small image is compared with the reference, and one long sequence with the recurrence written so
-that its backward pass is fast: a kernel whose steps overlap can be right on short sequences and
-wrong on long ones.
+A small image is compared with the reference. A long sequence is compared with a variant of the
+recurrence whose backward pass is fast: a kernel with a race between steps can be correct on short
+sequences and wrong on long ones.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from robustcli.models.scan import reference
 from robustcli.models.scan.base import CROSS, Backend, Walk, of_image, of_sequence
 
 SCANS = ("ss2d_scan", "selective_scan")
-LONG = 2_100  # steps: above 2,048, and no multiple of a kernel's tile
+LONG = 2_100  # steps: above 2,048, and not a multiple of the tile of a kernel
 
 
 def home(backend: Backend) -> torch.device:
-    """The device that `backend` is checked on: the CPU if it serves the CPU, else CUDA."""
+    """The device to test `backend` on: the CPU if it supports the CPU, else CUDA."""
     cpu = torch.device("cpu")
     return cpu if backend.refuses(cpu, torch.float32, 3) is None else torch.device("cuda")
 
@@ -34,18 +34,18 @@ def worst_error(
     gradients: bool = True,
     scans: tuple[str, ...] = SCANS,
 ) -> float:
-    """The largest difference of the scans of `backend` from float64, relative to its range.
+    """The largest error of `backend`, relative to the largest float64 value of the same tensor.
 
-    Over the outputs and the gradients, on random input with odd numbers of channels, pixels and
-    steps; NaN if the backend computes one. The long sequence is left out where it would take
-    seconds: of the reference, which has no kernel, and of kernels that are interpreted.
+    The maximum over the outputs and the gradients, on random input with odd numbers of channels,
+    pixels and steps; NaN if the backend computes a NaN. The long sequence is omitted if it would
+    take seconds: for the reference, which has no kernel, and for interpreted kernels.
 
     Args:
-        backend: The backend's module.
-        seed: Of the random input.
-        device: Where the backend computes; by default its home.
-        gradients: Whether the backward pass is checked, too.
-        scans: The functions that are checked, `ss2d_scan` and `selective_scan`.
+        backend: The module of the backend.
+        seed: Seed of the random input.
+        device: Device for the computation; by default that of `home`.
+        gradients: Whether to test the backward pass, too.
+        scans: The functions to test, `ss2d_scan` and `selective_scan`.
     """
     where = device or home(backend)
     interpreted = getattr(backend, "interpreted", lambda: False)()
@@ -70,12 +70,12 @@ def _errors(outputs: list[Tensor], exact: list[Tensor]) -> list[Tensor]:
 
 
 def _arguments(scan: str, generator: torch.Generator) -> list[Tensor]:
-    """A small image, or as long a sequence: more steps than a tile of Triton's."""
+    """A small image, or a sequence of the same length: more steps than a tile of Triton."""
     return _random(scan, generator, batch=2, states=3, pixels=(9, 8))
 
 
 def _long_arguments(scan: str, generator: torch.Generator) -> list[Tensor]:
-    """A sequence; for `ss2d_scan` an image of one line, of which each direction is one."""
+    """A long sequence; for `ss2d_scan`, an image with a single row."""
     x, delta, *remaining = _random(scan, generator, batch=1, states=16, pixels=(1, LONG))
     return [x, delta - 1, *remaining]
 
@@ -83,7 +83,7 @@ def _long_arguments(scan: str, generator: torch.Generator) -> list[Tensor]:
 def _random(
     scan: str, generator: torch.Generator, *, batch: int, states: int, pixels: tuple[int, int]
 ) -> list[Tensor]:
-    """Arguments of the function `scan`: x or u, delta, A, B, C, D and the bias."""
+    """Random arguments of the function `scan`: x or u, delta, A, B, C, D and the bias."""
     channels, image = 19, scan == "ss2d_scan"
     steps = pixels if image else (pixels[0] * pixels[1],)
     paths, rows = ((batch, 4), 4 * channels) if image else ((batch,), channels)
@@ -111,10 +111,10 @@ def _scan(backend: Backend, name: str, x: Tensor, *remaining: Tensor) -> Tensor:
 
 def _float64_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
                   bias: Tensor) -> Tensor:  # fmt: skip
-    """The recurrence of `reference`, of which only the state is computed step by step.
+    """The recurrence of `reference`; only the state is computed in a loop over the steps.
 
-    A tensor that is indexed step by step gets a gradient of its own size at every step, so the
-    reference takes time with the square of the length.
+    In the reference, each step indexes complete tensors, whose gradients are then as large as the
+    tensors at every step, so that the time of its backward pass grows with the square of L.
     """
     step = F.softplus(delta + bias[..., None])  # (B, D, L)
     decays = torch.exp(step[..., None] * A[..., None, :])  # (B, D, L, N)
@@ -129,7 +129,7 @@ def _float64_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
 
 def _float64_line(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
                   bias: Tensor) -> Tensor:  # fmt: skip
-    """`ss2d_scan` of an image of one line: by rows and by columns, then both from the end."""
+    """`ss2d_scan` of an image with a single row: directions 0 and 1 forward, 2 and 3 reversed."""
 
     def turned(t: Tensor) -> Tensor:
         return torch.cat([t[:2], t[2:].flip(-1)])

@@ -1,7 +1,7 @@
-"""The scan on the GPU through Triton (CUDA; ROCm where torch brings Triton for it).
+"""Backend for GPUs with Triton kernels (CUDA; ROCm if torch is installed with Triton for it).
 
-Under Triton's interpreter (`TRITON_INTERPRET=1`) the same kernels run on CPU tensors, slowly: that
-is how they are tested where there is no GPU.
+With Triton's interpreter (`TRITON_INTERPRET=1`) the same kernels run slowly on CPU tensors, for
+tests on machines without a GPU.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from robustcli.models.scan.base import (
     spread,
 )
 
-_MOST = 2**31 - 1  # kernels count in 32 bits inside one sequence, in 64 beyond
-TILE = 512  # steps times channels of a tile: 4 values of each kind in a thread of 4 warps
-_CHANNELS = 32  # of a tile at most: a row is one cache line of float32
-_PER_PROCESSOR = 4  # programs per multiprocessor: as many as the registers allow
-_MOST_REGISTERS = 128  # of a thread: four programs of 128 threads have 65,536
-_NAMES = ("X", "DELTA", "A", "B", "C", "D", "BIAS")  # of gradients, in the kernels
-_FUSED: dict[str, Any] = {"enable_fp_fusion": True}  # said aloud: Triton 3.10 changes its default
+_MOST = 2**31 - 1  # kernels use 32-bit indices within a sequence, 64-bit across sequences
+TILE = 512  # steps times channels of a tile: 4 values of a tile per thread with 4 warps
+_CHANNELS = 32  # maximum per tile: a row is one cache line of float32
+_PER_PROCESSOR = 4  # programs per multiprocessor, limited by the registers
+_MOST_REGISTERS = 128  # per thread: 65,536 for four programs of 128 threads
+_NAMES = ("X", "DELTA", "A", "B", "C", "D", "BIAS")  # suffixes of the kernels' `OF_` flags
+_FUSED: dict[str, Any] = {"enable_fp_fusion": True}  # explicit: Triton 3.10 changes the default
 
 
 def available() -> str | None:
@@ -48,7 +48,7 @@ def available() -> str | None:
 
 
 def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None:
-    """None, or why this backend cannot take tensors on `device` of `dtype`."""
+    """None, or why `device` or `dtype` is not supported."""
     if device.type != "cuda" and not interpreted():
         return f"It serves CUDA devices; the tensors are on {device}."
     if dtype not in KERNEL_DTYPES:
@@ -57,10 +57,10 @@ def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None
 
 
 def compiler_options(kernel: str, states: int) -> dict[str, Any]:
-    """What Triton's compiler is told about `kernel`, a name in `triton_kernels`, with N `states`.
+    """Options of Triton's compiler for `kernel`, a name in `triton_kernels`, with N `states`.
 
-    NVIDIA's assembler left alone takes up to 168 registers to fetch ahead, or spills some to stay
-    below a step of its own. Limits are set where they made it better
+    Without a limit, NVIDIA's assembler uses up to 168 registers for prefetching, or spills some to
+    stay below one of its thresholds. The limit is set for kernels that it improved
     (`benchmarks/triton_registers.py`). Triton has no such option for AMD.
     """
     limited = kernel == "backward" or (kernel == "forward" and states > 1)
@@ -68,17 +68,17 @@ def compiler_options(kernel: str, states: int) -> dict[str, Any]:
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels, step by step in Python."""
+    """Whether Triton's interpreter executes the kernels in Python."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def remedy() -> str:
-    """Nothing: Triton comes with torch, and its own errors name what it lacks."""
+    """Empty: Triton is installed with torch, and its errors name what is missing."""
     return ""
 
 
 def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
-    """See `base.Backend`. Half inputs are read as they are; A, D and the bias become float32."""
+    """See `base.Backend`. Half inputs are not converted; A, D and bias are cast to float32."""
     _, L, channels = laid.x.shape
     if L * channels > _MOST:
         raise UsageError(
@@ -100,21 +100,21 @@ def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
     return y, state
 
 
-# --- How a scan is cut into programs -------------------------------------------------------------
+# --- Division of a scan into programs ------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one call is cut into programs.
+    """Division of one kernel call into programs.
 
     Args:
-        T: Steps of a chunk.
-        DB: Channels of a block.
-        blocks: Blocks of channels.
-        chunks: Chunks of the sequence.
-        sections: Ranges of chunks that run at the same time.
-        per_section: Chunks of a section.
-        each: Directions that one program walks one after the other, adding up their outputs.
+        T: Steps per chunk.
+        DB: Channels per block.
+        blocks: Number of blocks of channels.
+        chunks: Number of chunks of the sequence.
+        sections: Number of sections, ranges of chunks that are computed in parallel.
+        per_section: Chunks per section.
+        each: Directions that one program computes sequentially, adding up their outputs.
     """
 
     T: int
@@ -127,10 +127,16 @@ class Plan:
 
 
 def plan(dims: tuple[int, ...], merged: bool, target: int) -> Plan:
-    """The cut of a scan with `dims` (K, S, L, D) that makes about `target` programs.
+    """The division of a scan with `dims` (K, S, L, D) into about `target` programs.
 
-    Half of them will do where more would cost traffic: directions of their own programs write their
-    outputs side by side, to be summed afterwards; a sequence cut into sections is read twice.
+    At least half of `target` is sufficient if more programs would increase memory traffic: separate
+    programs per direction write separate outputs, to be summed afterwards, and the inputs of a
+    sequence with several sections are read twice.
+
+    Args:
+        dims: Sizes (K, S, L, D) of the scan.
+        merged: Whether the outputs of the directions are summed, as for an image.
+        target: Wanted number of programs.
     """
     K, S, L, D = dims
     T, DB = tile(D)
@@ -143,7 +149,7 @@ def plan(dims: tuple[int, ...], merged: bool, target: int) -> Plan:
 
 
 def tile(channels: int) -> tuple[int, int]:
-    """Steps and channels of a tile, powers of two."""
+    """Number of steps and channels of a tile, powers of two."""
     block = min(_CHANNELS, _power(channels))
     return max(1, TILE // block), block
 
@@ -153,7 +159,7 @@ def _power(n: int) -> int:
 
 
 def wanted_programs(device: torch.device) -> int:
-    """Programs that keep the GPU busy; under the interpreter one is as good as many."""
+    """Number of programs that occupy the complete GPU; 1 for the interpreter."""
     return _processors(device.index or 0) * _PER_PROCESSOR if device.type == "cuda" else 1
 
 
@@ -162,17 +168,18 @@ def _processors(index: int) -> int:
     return int(torch.cuda.get_device_properties(index).multi_processor_count)
 
 
-# --- The kernels as torch operators: what is launched, over how many programs, into what ---------
+# --- The kernels as torch operators: outputs, buffers and launches -------------------------------
 
 
 @torch.library.custom_op("robustcli::scan_triton", mutates_args=())
 def scan_triton(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
                 height: int, width: int, paths: int, group: int, softplus: bool,
                 keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Y (S, L, W), the last state (K, S, N, D), and if `keep` the states that backward starts from.
+    """Outputs y (S, L, W), last state (K, S, N, D), and with `keep` states for the backward pass.
 
-    Layouts as in `triton_kernels`, any float dtype for x, delta, B and C. `group` 0: the directions
-    of an image, whose outputs are summed; else the channels of a group of a sequence.
+    Layouts as in `triton_kernels`; x, delta, B and C may have any float dtype. `group` is 0 for an
+    image, the outputs of whose directions are summed, else the number of channels per group of a
+    sequence.
     """
     from robustcli.models.scan import triton_kernels as kernels
 
@@ -218,7 +225,7 @@ def _empty_outputs(
 
 
 def _parts(total: Tensor, K: int, group: int, cut: Plan) -> tuple[Tensor, int]:
-    """Where programs add their outputs, and the distance between those of two directions."""
+    """Output buffer of the programs, and the offset between the outputs of two directions."""
     if group or cut.each == K:
         return total, 0
     return total.new_empty(K, *total.shape), total.numel()
@@ -241,7 +248,7 @@ def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tens
                          bias: Tensor, borders: Tensor, height: int, width: int, paths: int,
                          group: int, softplus: bool, dy: Tensor,
                          dstate: Tensor, needs_grad: Sequence[bool]) -> List[Tensor]:  # noqa: UP006  # fmt: skip
-    """The needed gradients of x, delta, A, B, C, D and bias, in this order, layouts and dtypes."""
+    """The needed gradients of x, delta, A, B, C, D and bias, in this order, like their tensors."""
     from robustcli.models.scan import triton_kernels as kernels
 
     dims = (K, S, L, width_d) = tuple(delta.shape)
@@ -254,7 +261,7 @@ def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tens
         t.new_empty((count, *t.shape), dtype=dtype) if asked else None
         for t, count, dtype, asked in zip(whole, counts, dtypes, needs_grad, strict=True)
     ]
-    targets = [dy if t is None else t for t in made]  # of gradients not needed: never looked at
+    targets = [dy if t is None else t for t in made]  # `dy` as an unused placeholder
     slot = x.numel() if counts[0] > 1 else 0
     asks = {f"OF_{name}": bool(asked) for name, asked in zip(_NAMES, needs_grad, strict=True)}
     sizes = (height, width, paths, cut.chunks, cut.sections, cut.per_section)
@@ -296,7 +303,7 @@ def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tens
 
 
 def _part_counts(dims: tuple[int, ...], group: int, cut: Plan) -> tuple[int, ...]:
-    """Parts, to be summed, in which programs write the gradients of x, delta, A, B, C, D, bias."""
+    """Number of partial sums of the gradients of x, delta, A, B, C, D and bias."""
     K, S = dims[:2]
     of_x = 1 if group or cut.each == K else K
     of_steps, of_parameters = cut.blocks, S * cut.sections

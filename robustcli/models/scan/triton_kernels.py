@@ -1,65 +1,67 @@
-"""The scan for the GPU: forward, the carry from one section of the sequence to the next, backward.
+"""Triton kernels of the scan: forward, carry between sections of a sequence, backward.
 
-A program owns one sequence s, one block of DB channels, `each` directions one after the other, and
-one section of the steps. It walks the section chunk by chunk: inside a chunk of T steps the
-recurrence is a parallel scan, between chunks the state is carried. Cross-scan and
-cross-merge are arithmetic: the pixel of step t is computed, no index is read, no copy is made; with
-`each` = K the sum over the directions is added into `out` by one program, in a fixed order.
+A program computes one sequence s, one block of DB channels, `each` directions sequentially, and one
+section of the steps. It processes the section chunk by chunk: a parallel scan within a chunk of T
+steps, and the state is carried from chunk to chunk. Cross-scan and cross-merge need no indices and
+no copies: the pixel of step t is computed. If `each` = K, one program adds the outputs of all
+directions to `out`, in a fixed order.
 
-Traffic per channel and step of one direction, 4-byte elements, N states: x 4 and delta 4 are read,
-out is written (first direction: 4) or read and written (8); B and C add 8 N / DB per block, the
-kept states (training) 4 N / T. What a program carries from chunk to chunk (states, sums) lies in
-memory that only it touches and that stays in the cache: registers are for the tiles. Four
-directions: 60 bytes per channel and pixel at N = 1, of which out's 24 of re-reading stay in the
-cache when the image is small. Filling the GPU with a small batch has a price (`triton.plan`):
-directions apart write their outputs side by side, 8 more for the sum over them, and sections read
-x and delta twice. Speed is not measured: no GPU was at hand.
+Memory traffic in bytes per channel and step of one direction, for 4-byte elements and N states:
+reading x 4, reading delta 4, writing out 4 (first direction) or reading and writing it 8; B and C
+add 8 N / DB per block, the saved states (training) 4 N / T. Values that a program carries from
+chunk to chunk (states, sums) are in memory that only this program uses and that stays in the cache,
+because the tiles need the registers. Four directions: 60 bytes per channel and pixel at N = 1, of
+which 24, for reading and rewriting out, stay in the cache if the image is small. Filling the GPU
+with a small batch increases traffic (`triton.plan`): separate programs per direction write separate
+outputs, 8 bytes more for their sum, and with several sections x and delta are read twice. Speed is
+not measured: no GPU was available.
 
 Layout as in `cpu_kernels`: x, out (S, L, W); delta (K, S, L, D); A (K, N, D); B, C (K, S, L, N);
 skip, bias (K, D); borders (K, S, chunks, N, D); starts (K, S, sections, N, D); spans
-(K, S, sections, D). Direction k reads and writes the channels of x from k * group on.
+(K, S, sections, D). Direction k reads and writes the channels of x from index k * group on.
 """
 
 # mypy: disable-error-code="import-untyped,untyped-decorator,no-untyped-def"
-# Arguments carry no types: Triton takes an annotation in a kernel for one of its own.
+# Arguments have no type hints: Triton interprets annotations in kernels as its own types.
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# --- The way through the pixels, step sizes, and the scan's operator ------------------------------
+# --- Pixel orders, step sizes, and the operators of the parallel scans ----------------------------
 #
-# Channels are the fastest axis of every tensor, so that a row of a tile is one coalesced read
-# whichever way the pixels are walked. A tile is (T steps, DB channels); states are walked one by
-# one, because only one (T, DB) state then has to fit in registers.
+# Channels are the last axis of every tensor, so that a row of a tile is one coalesced read in any
+# pixel order. A tile is (T steps, DB channels); states are processed one after the other, so that
+# only one (T, DB) tile of a state has to fit in registers.
 
 
 @triton.jit
 def direction(paths, k):
-    """The code of direction k: two bits of `paths`, of which there are 32 (a sequence has none)."""
+    """The code of direction k: two of the 32 bits of `paths` (0 for a sequence)."""
     return (paths >> (2 * tl.minimum(k, 15))) & 3
 
 
 @triton.jit
 def pixel(t, code, L, height, width):
-    """The row-major place of step t; `code` has bit 1 for column by column, bit 2 for reversed."""
+    """Row-major index of the pixel of step t; `code`: 1 for column by column, 2 for reversed."""
     t = tl.where((code & 2) != 0, L - 1 - t, t)
     return tl.where((code & 1) != 0, (t % height) * width + t // height, t)
 
 
 @triton.jit
 def compose(a1, b1, a2, b2):
-    """The map h -> a2 (a1 h + b1) + b2, as (factor, term): first 1, then 2."""
+    """Composition h -> a2 (a1 h + b1) + b2 of two maps h -> a h + b, as a pair (factor, term)."""
     return a1 * a2, a2 * b1 + b2
 
 
 @triton.jit
 def compose_back(a1, f1, g1, a2, f2, g2):
-    """The gradients by the states of a stretch of steps: first 1, the later one, then 2.
+    """Operator of the backward scan: joins two ranges of steps; range 1 is later in time.
 
-    A stretch is the decay of its first step, the factor f with which the gradient that leaves the
-    step after it reaches its first state, and the gradient g there if nothing comes from after it.
+    A range is a triple: a, the decay of its first step; f, the factor from the gradient that the
+    step after the range passes back to the gradient of the first state of the range; g, the
+    gradient of this state if the step after the range passes back zero.
     """
     passed = f2 * a1
     return a2, passed * f1, g2 + passed * g1
@@ -67,10 +69,10 @@ def compose_back(a1, f1, g1, a2, f2, g2):
 
 @triton.jit
 def softplus(x):
-    """log(1 + e**x) to a few units in the last place, for small values too; NaN stays NaN.
+    """log(1 + e**x) to a few units in the last place, also for small values; NaN remains NaN.
 
-    The GPU's own logarithm is exact in absolute terms only, and step sizes are as small as 1e-4:
-    so log(1 + t) / t is a polynomial for 0 <= t <= 1, the one of `cpu_lanes`.
+    The logarithm of the GPU is accurate only in absolute terms, and step sizes can be as small as
+    1e-4. Therefore log(1 + t) / t for 0 <= t <= 1 is computed by the polynomial of `cpu_lanes`.
     """
     t = tl.exp(-tl.abs(x))
     p = -0.0032563784727292254 * t + 0.019907160925644585
@@ -94,7 +96,7 @@ def sigmoid(x):
 
 @triton.jit
 def step_size(raw, live, SOFTPLUS: tl.constexpr):
-    """The step sizes of a tile; 0 outside of the sequence, where they leave the state alone."""
+    """The step sizes of a tile; 0 outside of the sequence, which keeps the state unchanged."""
     if SOFTPLUS:
         raw = softplus(raw)
     return tl.where(live, raw, 0.0)
@@ -102,29 +104,29 @@ def step_size(raw, live, SOFTPLUS: tl.constexpr):
 
 @triton.jit
 def row(tile, rows, n):
-    """Row n of a tile, by a masked sum: registers cannot be indexed."""
+    """Row n of a tile, as a masked sum, because registers cannot be indexed."""
     return tl.sum(tl.where(rows[:, None] == n, tile, 0.0), 0)
 
 
 @triton.jit
 def add(sums, values, mask, i):
-    """Adds `values` to `sums` in memory, which is empty before chunk i = 0.
+    """Adds `values` to `sums` in memory, which is uninitialised before chunk i = 0.
 
-    Sums over chunks do not stay in registers, of which the tiles need them all. The caller keeps
-    the barriers: one between two chunks.
+    Sums over chunks are not kept in registers, because the tiles need all of these. The caller must
+    call a barrier between two chunks.
     """
     before = tl.load(sums, mask=mask & (i > 0), other=0.0)
-    tl.debug_barrier()  # every thread has read what the next line replaces
+    tl.debug_barrier()  # every thread has read what is overwritten next
     tl.store(sums, before + values, mask=mask)
 
 
-# --- The forward pass, and the carry from one section to the next ---------------------------------
+# --- The forward pass, and the carry between sections ---------------------------------------------
 
 SIZES = ["K", "S", "L", "height", "width", "paths", "chunks", "per_section", "sections", "each"]
 
 
 @triton.jit(do_not_specialize=SIZES)
-def forward(  # noqa: C901  branches on constants are the compiler's, not the GPU's
+def forward(  # noqa: C901  branches on constants are resolved by the compiler
     x, delta, A, B, C, skip, bias,
     out, state, borders, starts, spans,
     S, L, D, W, group, slot, height, width, paths,
@@ -134,10 +136,10 @@ def forward(  # noqa: C901  branches on constants are the compiler's, not the GP
 ):  # fmt: skip
     """Fills `out` and the last `state`; with KEEP also `borders`, the state before every chunk.
 
-    LOCAL is the first of two passes over several sections: it starts every section from zero and
-    fills only `starts` with the section's last state and `spans` with the sum of its step sizes.
-    Without LOCAL `starts` is the true state before each section. `slot` is the distance of the
-    outputs of programs that own different directions.
+    LOCAL is the first of two passes over several sections: every section starts with a state of
+    zero, and only `starts` (the last state of the section) and `spans` (the sum of its step sizes)
+    are filled. Without LOCAL, `starts` must contain the true state before each section. `slot` is
+    the offset between the outputs of programs for different directions.
     """
     blocks = tl.cdiv(D, DB)
     s = (tl.program_id(0) // blocks).to(tl.int64)
@@ -175,7 +177,7 @@ def forward(  # noqa: C901  branches on constants are the compiler's, not the GP
                 factor, h = tl.associative_scan((decay, dt * xs * b[:, None]), 0, compose)
                 h += factor * h0[None, :]
                 last = row(h, j, T - 1)
-                tl.debug_barrier()  # every thread has read the state that the next line replaces
+                tl.debug_barrier()  # every thread has read the state that is overwritten next
                 tl.store(running + n * D, last, mask=in_d)
                 if not LOCAL:
                     c = tl.load(C_k + p * N + n, mask=t < L, other=0.0).to(tl.float32)
@@ -187,14 +189,14 @@ def forward(  # noqa: C901  branches on constants are the compiler's, not the GP
                 if i_k > 0:
                     y += tl.load(to, mask=live, other=0.0)
                 tl.store(to, y, mask=live)
-            tl.debug_barrier()  # the next chunk reads the states that other threads have written
+            tl.debug_barrier()  # the next chunk reads states that other threads have written
         if LOCAL:
             tl.store(spans + (ks * sections + section) * D + d, span, mask=in_d)
         elif section == sections - 1:
             for n in range(N):
                 last = tl.load(running + n * D, mask=in_d, other=0.0)
                 tl.store(state + (ks * N + n) * D + d, last, mask=in_d)
-        tl.debug_barrier()  # the next direction reads what other threads have just written
+        tl.debug_barrier()  # the next direction reads what other threads have written
 
 
 @triton.jit(do_not_specialize=["S", "sections"])
@@ -202,10 +204,12 @@ def carry(
     ends, spans, A, before, S, D, sections,
     N: tl.constexpr, NB: tl.constexpr, DB: tl.constexpr, REVERSED: tl.constexpr,
 ):  # fmt: skip
-    """Turns what each section ends with, started from zero, into what it truly starts with.
+    """Computes the initial state of each section from the last states of LOCAL passes, in place.
 
-    In place in `ends` (K, S, sections, N, D); `before` (K, S, N, D) starts the first section, with
-    REVERSED the last. A section multiplies what it starts with by exp(A * its span).
+    `ends` (K, S, sections, N, D) contains on entry the last state of each section if it starts with
+    zero, on return its true initial state. `before` (K, S, N, D) is the initial state of the first
+    section. With REVERSED, the same for gradients, from the last section to the first. A section
+    multiplies its initial state by exp(A * span).
     """
     blocks = tl.cdiv(D, DB)
     k, s = tl.program_id(1), (tl.program_id(0) // blocks).to(tl.int64)
@@ -224,19 +228,19 @@ def carry(
 
 # --- The backward pass; programs, tiles and layouts are those of the forward pass -----------------
 #
-# The states are recomputed chunk by chunk from those kept before every chunk, in the order of time,
-# into a buffer of the program's own (`work`: N T DB floats, which stay in the cache); the way back
-# reads them in reverse. Rows of its tiles run backwards in time, so that both are plain scans: to
-# reverse a tile takes five shuffles for each value. With g_t the
-# gradient of the loss by h_t, v_t = C_t dy_t and a_t = exp(dt_t A): g_t = v_t + a_{t+1} g_{t+1}, a
-# scan from the end; then dx += g dt B, d dt += g (A a h_{t-1} + B x), dA += g dt a h_{t-1},
-# dB = sum_d g dt x, dC = sum_d h dy. Where programs share a gradient, each writes its
-# own part and the parts are summed afterwards, so that results do not depend on which program
-# comes first.
+# The states are recomputed chunk by chunk, in the order of time, from those saved before every
+# chunk, into a buffer per program (`work`: N T DB floats, which stay in the cache); the backward
+# computation reads them in reverse. The rows of its tiles are in reversed order of time, so that
+# both scans run from the first row to the last: reversing a tile takes five shuffles per value.
+# Let g_t be the gradient of the loss with respect to h_t, v_t = C_t dy_t and a_t = exp(dt_t A).
+# Then g_t = v_t + a_{t+1} g_{t+1}, a scan from the end; dx += g dt B,
+# d dt += g (A a h_{t-1} + B x), dA += g dt a h_{t-1}, dB = sum_d g dt x, dC = sum_d h dy. If
+# several programs contribute to a gradient, each writes a partial sum, and these are added
+# afterwards, so that results do not depend on the order of the programs.
 #
-# Traffic per channel and step of one direction, 4-byte elements: x, dy and delta 12 read (delta's
-# neighbour comes from the cache), ddelta 4 written, dx 4 or 8, kept states 4 N / T, and 16 N / DB
-# of B, C and the parts of their gradients.
+# Memory traffic in bytes per channel and step of one direction, for 4-byte elements: reading x, dy
+# and delta 12 (delta of the neighbouring step comes from the cache), writing ddelta 4, dx 4 or 8,
+# saved states 4 N / T, and 16 N / DB for B, C and the partial sums of their gradients.
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -246,9 +250,10 @@ def slope_ends(
     chunks, sections, per_section,
     N: tl.constexpr, T: tl.constexpr, DB: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """The grad by the state before each section, if nothing came from after it, and the spans.
+    """Gradient of the state before each section, assuming zero from later sections, and spans.
 
-    Rows run backwards in time, so q_t = a_t g_t = a_t v_t + a_t q_{t+1} is a scan from the first.
+    Rows are in reversed order of time, so that q_t = a_t g_t = a_t v_t + a_t q_{t+1} is a scan from
+    the first row.
     """
     blocks = tl.cdiv(D, DB)
     k, s, section = tl.program_id(1), (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(2)
@@ -276,14 +281,14 @@ def slope_ends(
             q_in = tl.load(running + n * D, mask=in_d, other=0.0)
             factor, q = tl.associative_scan((decay, decay * dys * c[:, None]), 0, compose)
             leaving = row(q + factor * q_in[None, :], j, T - 1)
-            tl.debug_barrier()  # every thread has read the row that the next line replaces
+            tl.debug_barrier()  # every thread has read the row that is overwritten next
             tl.store(running + n * D, leaving, mask=in_d)
         tl.debug_barrier()  # the next chunk reads the rows that other threads have written
     tl.store(spans + (ks * sections + section) * D + d, span, mask=in_d)
 
 
 @triton.jit(do_not_specialize=SIZES)
-def backward(  # noqa: C901  branches on constants are the compiler's, not the GPU's
+def backward(  # noqa: C901  branches on constants are resolved by the compiler
     x, delta, A, B, C, skip, bias, borders, dy,
     state_grads, work, dx, ddelta, dA, dB, dC, dskip, dbias,
     K, S, L, D, W, group, slot, height, width,
@@ -293,12 +298,13 @@ def backward(  # noqa: C901  branches on constants are the compiler's, not the G
     OF_C: tl.constexpr, OF_D: tl.constexpr, OF_BIAS: tl.constexpr,
     STATES: tl.constexpr, STATE_GRADS: tl.constexpr,
 ):  # fmt: skip
-    """The needed gradients, each with an `OF_` of its own.
+    """The needed gradients, each enabled by a separate `OF_` flag.
 
-    `state_grads` (K, S, sections, N, D) is what comes from after each section. Parts: dA
-    (S, sections, K, N, D), dskip and dbias (S, sections, K, D), dB and dC (blocks, K, S, L, N).
-    STATES and STATE_GRADS say whether any of them reads the states, or the gradients by them. What
-    is not needed is neither computed nor touched: its pointer may be any.
+    `state_grads` (K, S, sections, N, D) is the gradient that each section receives from later
+    steps. Partial sums: dA (S, sections, K, N, D), dskip and dbias (S, sections, K, D), dB and dC
+    (blocks, K, S, L, N). STATES and STATE_GRADS are whether any needed gradient requires the states
+    or their gradients. Gradients that are not needed are neither computed nor accessed: their
+    pointers may be arbitrary.
     """
     blocks = tl.cdiv(D, DB)
     s, block = (tl.program_id(0) // blocks).to(tl.int64), (tl.program_id(0) % blocks).to(tl.int64)
@@ -325,7 +331,7 @@ def backward(  # noqa: C901  branches on constants are the compiler's, not the G
         for i in range(stop - start):
             chunk = stop - 1 - i
             bias_d = tl.load(bias + k * D + d, mask=in_d, other=0.0)
-            if STATES:  # recomputed in the order of time, for the way back to read in reverse
+            if STATES:  # recomputed in the order of time, read in reverse below
                 t = chunk * T + j
                 live = (t < L)[:, None] & in_d[None, :]
                 p = pixel(t, code, L, height, width)
@@ -342,7 +348,7 @@ def backward(  # noqa: C901  branches on constants are the compiler's, not the G
                     decay = tl.exp(dt * a)
                     factor, h = tl.associative_scan((decay, moved * b[:, None]), 0, compose)
                     tl.store(states + (n * T + j)[:, None] * DB + lane, h + factor * h0[None, :])
-                tl.debug_barrier()  # other threads read what has just been written
+                tl.debug_barrier()  # other threads read what was written
             t = chunk * T + T - 1 - j
             in_t, live = t < L, (t < L)[:, None] & in_d[None, :]
             p = pixel(t, code, L, height, width)
@@ -381,10 +387,10 @@ def backward(  # noqa: C901  branches on constants are the compiler's, not the G
                         add(dA_k + n * D, tl.sum(g * kept * dt, 0), in_d, i)
                     if OF_B:
                         tl.store(dB_k + to, tl.sum(g * dt * xs, 1), mask=in_t)
-                    tl.debug_barrier()  # every thread has read the row that the next line replaces
+                    tl.debug_barrier()  # every thread has read the row that is overwritten next
                     tl.store(running + n * D, leaving, mask=in_d)
             if SOFTPLUS and (OF_DELTA or OF_BIAS):
-                # Read again: kept over the states, it would cost the registers of a tile.
+                # Loaded again: keeping it over the loop would need the registers of a tile.
                 bias_d = tl.load(bias + k * D + d, mask=in_d, other=0.0)
                 raw = tl.load(delta_k + at, mask=live, other=0.0).to(tl.float32) + bias_d[None, :]
                 ddt *= sigmoid(raw)
@@ -399,4 +405,4 @@ def backward(  # noqa: C901  branches on constants are the compiler's, not the G
                     dxs += tl.load(dx + at_x, mask=live, other=0.0)
                 tl.store(dx + at_x, dxs, mask=live)
             tl.debug_barrier()  # the next chunk reads the rows that other threads have written
-        tl.debug_barrier()  # the next direction reads what other threads have just written
+        tl.debug_barrier()  # the next direction reads what other threads have written
