@@ -225,7 +225,7 @@ def mean_scores(values: NDArray[np.floating], bootstrap: Bootstrap) -> list[Mean
 
 @dataclass(frozen=True)
 class _Sample:
-    """A mean with the means of its resamples, which are empty for a single photo."""
+    """A mean with the means of its resamples, which are None for fewer than two photos."""
 
     mean: Mean
     draws: NDArray[np.float64] | None

@@ -93,8 +93,8 @@ def corruption_errors(
 ) -> list[CorruptionError]:
     """The corruption errors of models, by family, then in the order of the run.
 
-    Only models with all 15 corruptions x 5 severities, measured on the same number of images with
-    ImageNet-1K's classes as for AlexNet, are included.
+    Only includes models with all 15 corruptions x 5 severities, measured on the same number of
+    images. Empty for classes other than ImageNet-1K's, on which AlexNet's errors were measured.
 
     `table` is `cell_table.table` of the run, `label_space` the name of its classes, `families` the
     family of each transform.
