@@ -14,7 +14,7 @@ from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
 
 BINS = 15
 _GROUPS, _AREA_DRAWS = 50, 1_000
-"""Groups of images with similar confidence, and resamples, for the risk-coverage interval."""
+"""Numbers of groups of similar confidence and of resamples, for the interval of `aurc`."""
 _DRAWS, _FEWEST_DRAWS, _NUMBERS = 2_000, 200, 5 * 10**6
 
 

@@ -97,7 +97,7 @@ def _correlation(counts: PairedCounts) -> float:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Percentile intervals by resampling whole groups, such as patients.
+    """Percentile intervals by resampling entire groups, such as patients.
 
     Images of one group are correlated, so an interval over images would be too narrow. The
     resamples only depend on the run's seed and the number of groups: the same rows give the same
@@ -125,7 +125,7 @@ class Bootstrap:
         return Interval(float(low), float(high))
 
     def means(self, values: FloatArray) -> FloatArray:
-        """The means of the resamples: (draws, K) of `values` (groups, K), in bounded memory."""
+        """The means (draws, K) of resamples of `values` (groups, K), computed in bounded memory."""
         return self._sums(values) / len(values)
 
     def _sums(self, values: FloatArray) -> FloatArray:

@@ -104,8 +104,8 @@ class RelaxedScores(NamedTuple):
     centres. The pixels of all images are pooled.
 
     Source: V. Mnih, Machine Learning for Aerial Image Labeling, PhD thesis, University of Toronto,
-    2013, with a tolerance of 3 pixels. The thesis reports the threshold at which both are equal;
-    here, both are computed at the threshold of the segmenter.
+    2013, with a tolerance of 3 pixels. The thesis reports the break-even point of
+    precision and recall; here, both are computed for the predicted mask of the segmenter.
     """
 
     precision: float | None = None

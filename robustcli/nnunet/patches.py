@@ -46,7 +46,7 @@ class PerChannel(RandomizableTransform):
     Args:
         transform: A transform that is applied at each call (`prob` 1).
         prob: Probability of changing a sample.
-        channel_prob: Probability of changing each channel of such a sample.
+        channel_prob: Probability of changing each channel of a changed sample.
     """
 
     def __init__(
@@ -275,7 +275,7 @@ def choose_corner(
         size: Size of the patch to crop.
         final: Size of the patch for the network; the margin of `size` around it may be padding.
         centre: A pixel at which the patch is centred; as in upstream, the corner is only limited at
-            the upper left. None draws the corner from all valid ones.
+            the upper left. None to draw from all valid corners.
         rng: Random generator.
     """
     corner = []

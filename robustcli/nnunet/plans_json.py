@@ -249,7 +249,7 @@ def _malformed(file: str, part: str, error: Exception) -> UsageError:
 # `compute_conv_feature_map_size`; reimplemented from the published rules.
 
 SMALLEST_EDGE = 4  # pixels of the last feature map
-REFERENCE_VALUES = 85_000_000  # in all feature maps of a patch; REFERENCE_BATCH such patches fit
+REFERENCE_VALUES = 85_000_000  # in all feature maps of a patch; then REFERENCE_BATCH patches fit
 REFERENCE_BATCH = 12
 LARGEST_SHARE = 0.05  # of all pixels of the data set in one batch
 SMALLEST_BATCH = 2

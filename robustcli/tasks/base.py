@@ -111,7 +111,7 @@ class Prepared(Generic[InputsT]):
 
 
 class Preparation(ABC, Generic[ItemT, DecodedT, InputsT]):
-    """Prepares model inputs from images; sent to worker processes by pickle."""
+    """Prepares model inputs from images; must be picklable for worker processes."""
 
     @abstractmethod
     def decode(self, item: ItemT) -> DecodedT:
