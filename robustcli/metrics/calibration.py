@@ -1,4 +1,4 @@
-"""Calibration: how far the probability of a classifier's prediction can be trusted."""
+"""Calibration of classifiers: how well predicted probabilities match the observed accuracy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
 
 BINS = 15
 _GROUPS, _AREA_DRAWS = 50, 1_000
-"""Of images of nearly equal confidence, among which a resample of the risk-coverage curve draws."""
+"""Numbers of groups of similar confidence and of resamples, for the interval of `aurc`."""
 _DRAWS, _FEWEST_DRAWS, _NUMBERS = 2_000, 200, 5 * 10**6
 
 
@@ -25,8 +25,8 @@ class Calibration:
     `error` is the share of wrong predictions, `confidence` the mean probability of a prediction,
     `ece` the expected calibration error over `BINS` bins of equal width, `aurc` the area under the
     risk-coverage curve. `brier` is the top-label Brier score: the mean of (probability of the
-    prediction - 1 if it is correct, else 0)**2, which needs no other class's probability. The
-    intervals are 95 % percentile bootstrap intervals; None with one image.
+    prediction - 1 if it is correct, else 0)**2, which only needs the probability of the predicted
+    class. The intervals are 95 % percentile bootstrap intervals; None for a single image.
     """
 
     n: int
@@ -46,7 +46,8 @@ class Calibration:
 def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
     """The calibration of the rows of one cell (columns: `PREDICTION_SCHEMA`); None without rows.
 
-    Of `bootstrap` seed and confidence count; there are 2,000 resamples, fewer of many images.
+    Only the seed and the confidence level of `bootstrap` are used; the number of resamples is
+    2,000, and smaller for many images.
 
     Sources: C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, On calibration of modern neural networks,
     ICML 2017 (expected calibration error); G. W. Brier, Monthly Weather Review 78 (1950).
@@ -86,7 +87,7 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """The images (at least one) whose confidence lies in one bin, and their mean confidence."""
+    """The images (at least one) with a confidence in one bin, and their mean confidence."""
 
     n: int
     correct: int
@@ -110,7 +111,7 @@ def reliability(rows: pd.DataFrame) -> list[ReliabilityBin]:
 
 
 def risk_coverage_area(confidence: FloatArray, wrong: NDArray[np.bool_]) -> float:
-    """The mean, over k, of the error among the k most confident images; lower is better.
+    """The error among the k most confident images, averaged over k; lower is better.
 
     An uninformative confidence gives the error of all images. Images of equal confidence count as
     their mean, so the order of rows does not matter.
@@ -130,9 +131,9 @@ def _resampled_areas(
 ) -> FloatArray:
     """The risk-coverage areas of resamples of the images, (draws,).
 
-    Images are taken together in at most `_GROUPS` groups of like confidence, as if it were equal
-    within each. How many correct and wrong images of each group a resample draws is one multinomial
-    draw; what the grouping changes in the area of all images is taken off again.
+    Images are merged into at most `_GROUPS` groups of similar confidence, which is treated as equal
+    within a group. One multinomial draw gives the numbers of correct and wrong images of each group
+    in a resample. The bias that the grouping causes in the area of all images is subtracted.
     """
     _, level, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
     if len(sizes) > _GROUPS:
@@ -149,7 +150,7 @@ def _resampled_areas(
 
 
 def _area_of_groups(counts: NDArray[np.int64]) -> FloatArray:
-    """The areas (draws,) for the numbers (draws, groups, correct and wrong), most confident first.
+    """The areas (draws,) for counts (draws, groups, correct and wrong), most confident group first.
 
     Within a group of N images of which W are wrong, after M images of which S are wrong, the sum
     of (S + j W/N) / (M + j) over j = 1 ... N is W + (S - M W/N) (H(M + N) - H(M)), with the
@@ -167,12 +168,12 @@ def _area_of_groups(counts: NDArray[np.int64]) -> FloatArray:
 
 
 def _confidence(rows: pd.DataFrame) -> FloatArray:
-    # A softmax in single precision can exceed 1 by its rounding.
+    # A softmax in single precision can exceed 1 because of rounding.
     return np.clip(rows["probability"].to_numpy(dtype=np.float64), 0, 1)
 
 
 def _bins(confidence: FloatArray) -> NDArray[np.int64]:
-    """The bin of each confidence; bin 0 ends at 1 / BINS, its upper end included."""
+    """The bin of each confidence; bin 0 is [0, 1 / BINS], including its upper end."""
     return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 

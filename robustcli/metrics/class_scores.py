@@ -1,4 +1,4 @@
-"""The scores of one cell of a classifier from its rows: pure functions.
+"""Computes the scores of one cell of a classifier from its rows, with pure functions.
 
 Every share is a fraction in [0, 1]; an undefined number is None.
 """
@@ -43,8 +43,8 @@ class CleanComparison:
     """The same images with and without the transform.
 
     `drop` is `clean_top1` minus top-1 of the transformed images, with its paired 95 % interval;
-    `retention` is their quotient, None for a `clean_top1` of 0. `paired_n` counts the images that
-    both measurements have.
+    `retention` is top-1 of the transformed images divided by `clean_top1`, None if that is 0.
+    `paired_n` is the number of images that both measurements contain.
     """
 
     clean_top1: float | None
@@ -57,7 +57,7 @@ class CleanComparison:
 
 @dataclass(frozen=True)
 class ImageChange:
-    """The effect of a transform on images: share unchanged, mean PSNR of the changed ones."""
+    """The effect of a transform on images: unchanged share, mean PSNR of the changed images."""
 
     unchanged_share: float | None
     psnr_db: float | None
@@ -73,7 +73,7 @@ def accuracy(rows: pd.DataFrame) -> Accuracy:
 
 
 def compare_with_clean(clean: pd.DataFrame, rows: pd.DataFrame) -> CleanComparison:
-    """The loss of `rows` against `clean`, over the images (`image_id`) that both have.
+    """The loss of accuracy of `rows` against `clean`, over their common images (`image_id`).
 
     Both are rows of one model (columns: `PREDICTION_SCHEMA`), `clean` those of untouched images.
     """
@@ -93,7 +93,7 @@ def image_change(inputs: pd.DataFrame) -> ImageChange:
     """The share of unchanged images and the mean PSNR of the others (columns: `INPUT_SCHEMA`).
 
     The PSNR of an unchanged image is infinite and that of an image whose size changed is undefined,
-    so both are left out of the mean; it is None if no image is left.
+    so both are excluded from the mean, which is None if no other image exists.
     """
     if inputs.empty:
         return ImageChange(None, None)
@@ -105,7 +105,7 @@ def image_change(inputs: pd.DataFrame) -> ImageChange:
 
 @dataclass(frozen=True)
 class ClassShare:
-    """How many of the `n` images of the class `target` are predicted correctly."""
+    """The number of images of the class `target`, and of those that are predicted correctly."""
 
     target: int
     n: int
@@ -131,13 +131,13 @@ def class_shares(rows: pd.DataFrame) -> list[ClassShare]:
 
 @dataclass(frozen=True)
 class ClassOutcome:
-    """One class as a classifier sees it.
+    """The counts of one class in the confusion matrix of a classifier.
 
     Args:
         target: Index of the class.
-        n: Images of the class.
-        predicted: Images that are called so; `n` and `predicted` are not both 0.
-        correct: Images of the class that are called so.
+        n: Number of images of the class.
+        predicted: Number of images predicted as the class; `n` and `predicted` are not both 0.
+        correct: Number of images of the class predicted as the class.
     """
 
     target: int
@@ -147,26 +147,26 @@ class ClassOutcome:
 
     @property
     def precision(self) -> float | None:
-        """The share of the class among the images that are called so; None where none is."""
+        """The share of correct images among those predicted as the class; None without any."""
         return self.correct / self.predicted if self.predicted else None
 
     @property
     def recall(self) -> float | None:
-        """The share of the images of the class that are called so; None without any."""
+        """The share of the images of the class predicted as the class; None without any."""
         return self.correct / self.n if self.n else None
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of precision and recall; 0 where one of them is 0 or undefined."""
+        """The harmonic mean of precision and recall; 0 if one of them is 0 or undefined."""
         return 2 * self.correct / (self.n + self.predicted)
 
 
 def class_outcomes(targets: ClassIndices, predictions: ClassIndices) -> list[ClassOutcome]:
-    """Every class that is the true or the predicted one of some image, by index.
+    """The outcome of each class that is true or predicted for some image, sorted by index.
 
     Args:
-        targets: The class of each image, (n,).
-        predictions: What it is called, (n,).
+        targets: The true class of each image, (n,).
+        predictions: The predicted class of each image, (n,).
     """
     classes, indices = np.unique(np.concatenate([targets, predictions]), return_inverse=True)
     true, called = indices[: len(targets)], indices[len(targets) :]
@@ -179,7 +179,7 @@ def class_outcomes(targets: ClassIndices, predictions: ClassIndices) -> list[Cla
 def confusion_matrix(
     targets: ClassIndices, predictions: ClassIndices
 ) -> tuple[list[int], NDArray[np.int64]]:
-    """The classes of `class_outcomes`, and images by true and predicted class, (K, K)."""
+    """The classes of `class_outcomes`, and image counts by true and predicted class, (K, K)."""
     classes, indices = np.unique(np.concatenate([targets, predictions]), return_inverse=True)
     counts = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(counts, tuple(np.split(indices, 2)), 1)
@@ -187,9 +187,9 @@ def confusion_matrix(
 
 
 def macro_f1(targets: ClassIndices, predictions: ClassIndices) -> float:
-    """The mean F1 over the classes of `class_outcomes`, each counting as much; NaN without images.
+    """The unweighted mean F1 over the classes of `class_outcomes`; NaN without images.
 
-    It is scikit-learn's `f1_score(average="macro")`.
+    The same as scikit-learn's `f1_score(average="macro")`.
     """
     outcomes = class_outcomes(targets, predictions)
     return sum(line.f1 for line in outcomes) / len(outcomes) if outcomes else float("nan")
@@ -197,7 +197,7 @@ def macro_f1(targets: ClassIndices, predictions: ClassIndices) -> float:
 
 @dataclass(frozen=True)
 class MacroF1:
-    """The macro F1 of `n` images with its 95 % bootstrap interval; without ends for one image."""
+    """The macro F1 of `n` images with its 95 % bootstrap interval, which is None for one image."""
 
     n: int
     f1: float
@@ -208,10 +208,10 @@ class MacroF1:
 def macro_f1_with_interval(rows: pd.DataFrame, bootstrap: Bootstrap) -> MacroF1 | None:
     """The macro F1 of the rows of one cell (columns: `PREDICTION_SCHEMA`); None without rows.
 
-    The interval is the percentile one of 2,000 resamples of the images; of `bootstrap` seed and
-    confidence count. A resample of images is a multinomial draw of how many it has of each pair of
-    true and predicted class. A class that a resample holds no image and no prediction of is left
-    out of its mean.
+    The interval is a percentile interval of 2,000 resamples of the images; only the seed and the
+    confidence level of `bootstrap` are used. A resample is a multinomial draw of the counts of
+    images by pair of true and predicted class. A class without images and predictions in a resample
+    is excluded from the mean of that resample.
 
     Source: B. Efron, R. J. Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
     """
@@ -250,7 +250,7 @@ def _resampled_f1(
 
 
 def _by_class(counts: ClassIndices, owner: ClassIndices, classes: int) -> NDArray[np.int64]:
-    """The sums (draws, classes) of counts (draws, cells), each cell belonging to class `owner`."""
+    """Sums counts (draws, cells) by class, (draws, classes); `owner` is the class of each cell."""
     order = np.argsort(owner, kind="stable")
     members, starts = np.unique(owner[order], return_index=True)
     sums = np.zeros((len(counts), classes), np.int64)
@@ -260,7 +260,7 @@ def _by_class(counts: ClassIndices, owner: ClassIndices, classes: int) -> NDArra
 
 @dataclass(frozen=True)
 class Confusion:
-    """How many images of class `target` are predicted as `prediction`, another class."""
+    """The number of images of class `target` that are predicted as another class, `prediction`."""
 
     target: int
     prediction: int
@@ -268,7 +268,7 @@ class Confusion:
 
 
 def confusions(rows: pd.DataFrame, most: int) -> list[Confusion]:
-    """The `most` frequent confusions of `rows`, ties by the indices of the classes."""
+    """The `most` frequent confusions of `rows`; ties are sorted by class indices."""
     wrong = rows.loc[~is_correct(rows), ["target", "prediction"]]
     counts = wrong.groupby(["target", "prediction"], as_index=False).agg(n=("target", "size"))
     counts = counts.sort_values("n", ascending=False, kind="stable").head(most)
@@ -282,7 +282,7 @@ def is_correct(rows: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 def _is_in_top5(rows: pd.DataFrame) -> NDArray[np.bool_]:
-    """Whether the target is in the list `top5`, which is shorter when there are fewer classes."""
+    """Whether the target is in the list `top5`, which is shorter for fewer than five classes."""
     lists = pa.Table.from_pandas(rows[["top5"]], preserve_index=False).column(0).combine_chunks()
     owner = np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy())
     hit = lists.flatten().to_numpy() == rows["target"].to_numpy(dtype=int)[owner]

@@ -1,7 +1,7 @@
-"""The columns of each task: of a row, which is one prediction, and of a table.
+"""The columns of rows and of tables, by task.
 
-A table has one line of numbers per (model, transform, severity), computed from the rows of that
-cell and of the clean images.
+A row is the prediction for one image. A table has one line of scores per (model, transform,
+severity), computed from the rows of that cell and of the clean images.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ CLASS_COLUMNS = (
     *((f"class_{name}", pa.list_(pa.float64())) for name in ("hd95", "boundary_dice")),
     ("class_confusion", pa.list_(pa.int64())),
 )
-"""For masks of K classes: a value for each class beside background, in their order. The confusion
-has the pixels of each true class (background first) by predicted class, line by line: (K + 1)^2."""
+"""Additional columns for masks of K classes: lists with a value per class, without background, in
+the order of the classes. The confusion lists pixel counts by true class (background first) and
+predicted class, row by row: (K + 1)^2 values."""
 MASK_SCHEMA = pa.schema([*_EXACT_MASK_SCHEMA, *_NEAR_COLUMNS])
-"""Counts of pixels at the image's own size; distances in pixels, null if a mask is empty; the last
-two columns only for data with a tolerance. With several classes they are of the pixels of any class
-against background, and `CLASS_COLUMNS` follow."""
+"""Pixel counts at the original image size; distances in pixels, null if a mask is empty. The last
+two columns only exist for data with a tolerance. With several classes, the columns compare the
+pixels of any class with background, and `CLASS_COLUMNS` follow."""
 PIXEL_COLUMNS = ("tp", "fp", "fn", "class_tp", "class_fp", "class_fn")
-"""What the dice of a row is made of."""
+"""The columns from which the dice of a row is computed."""
 ROW_SCHEMAS: Mapping[TaskName, pa.Schema] = {
     "cls": PREDICTION_SCHEMA,
     "seg": pa.schema([*MASK_SCHEMA, *CLASS_COLUMNS]),
@@ -58,9 +59,9 @@ ROW_SCHEMAS: Mapping[TaskName, pa.Schema] = {
 
 
 def mask_schema(tolerance: int | None, classes: int = 0) -> pa.Schema:
-    """The columns of rows of data with that tolerance in pixels (None for none) and classes.
+    """The columns of rows for data with a `tolerance` in pixels (None without one) and `classes`.
 
-    `classes` counts those beside background; 0 for masks of foreground and background.
+    `classes` is the number of classes without background; 0 for masks of foreground and background.
     """
     near = () if tolerance is None else _NEAR_COLUMNS
     return pa.schema([*_EXACT_MASK_SCHEMA, *near, *(CLASS_COLUMNS if classes else ())])
@@ -87,18 +88,18 @@ TABLE_COLUMNS: Mapping[TaskName, tuple[str, ...]] = {
     "cls": CLASS_TABLE_COLUMNS,
     "seg": MASK_TABLE_COLUMNS,
 }
-"""In the order of the table; shares are fractions in [0, 1]."""
+"""The columns of a table in order; shares are fractions in [0, 1]."""
 
 
 def share_columns(task: TaskName) -> list[str]:
-    """The columns that are neither names nor counts: float, or NaN."""
+    """The columns with float values (perhaps NaN), without names and counts."""
     return [name for name in TABLE_COLUMNS[task] if name not in _NAMES_AND_COUNTS]
 
 
 def cell_numbers(
     task: TaskName, clean: pd.DataFrame, rows: pd.DataFrame, seed: int
 ) -> dict[str, Any]:
-    """The numbers of one cell, by column; None for an undefined number.
+    """The scores of one cell by column; None for an undefined score.
 
     `clean` and `rows` have the columns of `ROW_SCHEMAS`; `seed` is for bootstrap intervals.
     """

@@ -1,7 +1,7 @@
 """Scores of explanations: of single maps, and of the rows of a run of `robust explain`.
 
-A map has one number per pixel, (H, W): how much the pixel speaks for a class. Signed maps hold
-evidence against the class below zero.
+A map, (H, W), contains the relevance of each pixel for a class. In signed maps, negative values are
+evidence against the class.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Map = NDArray[np.floating]
 
 
 POINTING_TOLERANCE = 15
-"""Pixels of a 224 x 224 image. Source: J. Zhang et al., Top-down neural attention by excitation
+"""In pixels of a 224 x 224 image. Source: J. Zhang et al., Top-down neural attention by excitation
 backprop, IJCV 126 (2018), section 5.1."""
 
 
@@ -37,7 +37,7 @@ def curve_area(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     area of a score in [0, 1] is in [0, 1].
 
     Args:
-        scores: Of N images at S evenly spaced shares of pixels, at least 2.
+        scores: Scores of N images at S evenly spaced shares of pixels; S is at least 2.
 
     Source: V. Petsiuk, A. Das, K. Saenko, RISE: Randomized input sampling for explanation of
     black-box models, BMVC 2018, section 3.4.
@@ -52,10 +52,10 @@ def curve_area(scores: NDArray[np.floating]) -> NDArray[np.float64]:
 def pointing_hit(
     relevance: Map, region: NDArray[np.bool_], tolerance: float | None = None
 ) -> bool | None:
-    """Whether the largest value of a map lies in `region`, or within `tolerance` pixels of it.
+    """Whether the largest value of a map is in `region`, or within `tolerance` pixels of it.
 
-    Of several largest values the first in reading order counts. None where the map is constant or
-    not finite (it points nowhere), or the region is empty.
+    Of several largest values, the first in row-major order is used. None if the map is constant or
+    not finite, or the region is empty.
 
     Args:
         relevance: (H, W).
@@ -78,10 +78,10 @@ def pointing_hit(
 
 
 def box_region(box: tuple[float, float, float, float], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """The pixels whose centres a box covers, bool (H, W).
+    """A mask, bool (H, W), of the pixels with a centre inside a box.
 
     Args:
-        box: Left, top, right and bottom edge in pixels; pixel (0, 0) reaches from 0 to 1.
+        box: Left, top, right and bottom edge in pixels; pixel (0, 0) extends from 0 to 1.
         shape: Height and width.
     """
     left, top, right, bottom = box
@@ -94,12 +94,12 @@ def map_correlation(
 ) -> float | None:
     """Spearman's rank correlation of two maps, in [-1, 1]; equal values share their mean rank.
 
-    None where one of them is constant or not finite.
+    None if one of them is constant or not finite.
 
     Args:
         first: (H, W).
         second: (H, W).
-        where: The pixels that count, bool (H, W); None for all.
+        where: The pixels to compare, bool (H, W); None for all.
     """
     if first.shape != second.shape:
         raise ValueError(f"The maps differ in size: {first.shape} and {second.shape}.")
@@ -124,9 +124,9 @@ def _tells_pixels_apart(values: Map) -> bool:
 
 
 def centroid(relevance: Map) -> tuple[float, float] | None:
-    """Row and column of the centre of the evidence for the class, which is what is above zero.
+    """Row and column of the centroid of the positive values, the evidence for the class.
 
-    None where nothing is above zero, or a value is not finite.
+    None if no value is positive, or a value is not finite.
     """
     evidence = np.clip(relevance.astype(np.float64), 0, None)
     total = float(evidence.sum())
@@ -138,10 +138,10 @@ def centroid(relevance: Map) -> tuple[float, float] | None:
 
 
 def centroid_shift(first: Map, second: Map) -> float | None:
-    """How far apart the centroids of two maps are, as a share of the image's diagonal, in [0, 1].
+    """The distance of the centroids of two maps as a share of the image diagonal, in [0, 1].
 
-    The diagonal joins the centres of two corner pixels. None where a map has no centroid, or of an
-    image of a single pixel.
+    The diagonal connects the centres of two corner pixels. None if a map has no centroid, or the
+    image is a single pixel.
     """
     if first.shape != second.shape:
         raise ValueError(f"The maps differ in size: {first.shape} and {second.shape}.")
@@ -153,16 +153,16 @@ def centroid_shift(first: Map, second: Map) -> float | None:
 
 
 FIELD_SHARES = (0.5, 0.95)
-"""Of the whole influence on a place of a feature map."""
+"""Shares of the total influence on one position of a feature map."""
 
 
 def field_sides(influence: Map) -> dict[float, float]:
-    """The side of the smallest centred square that holds each of FIELD_SHARES of the influence.
+    """The side of the smallest centred square with each of FIELD_SHARES of the influence.
 
-    As a share of the shorter side of the map, in (0, 1]; 1 where no such square holds it.
+    Sides are shares of the shorter side of the map, in (0, 1]; 1 if no square contains the share.
 
     Args:
-        influence: (H, W), not negative: how much each pixel of the input counts.
+        influence: Influence of each input pixel, (H, W), not negative.
 
     Source: X. Ding et al., Scaling up your kernels to 31x31, CVPR 2022, section 5.3.
     """
@@ -175,7 +175,7 @@ def field_sides(influence: Map) -> dict[float, float]:
     order = np.argsort(distance, kind="stable")
     reached = np.cumsum(values.ravel()[order]) / total
     for share in FIELD_SHARES:
-        # The last pixel may fall short of 1 by rounding.
+        # Because of rounding, the cumulative share at the last pixel can be below 1.
         last = order[min(int(np.searchsorted(reached, share - 1e-12)), len(order) - 1)]
         sides[share] = min(1.0, (2 * float(distance[last]) + 1) / min(values.shape))
     return sides
@@ -185,7 +185,7 @@ def field_sides(influence: Map) -> dict[float, float]:
 
 
 FEWEST = 5
-"""Photos in each of two groups from which a difference between them is looked for."""
+"""Smallest number of photos per group for an interval of the difference of two groups."""
 FEWEST_FOR_INTERVAL = 3
 _DRAWS = 2_000
 
@@ -195,10 +195,10 @@ class Mean:
     """The mean of a score over photos.
 
     Args:
-        n: Photos that have the score.
-        value: None where no photo has it.
-        low: Lower end of its 95 % bootstrap interval; None with fewer than three photos.
-        high: Its upper end.
+        n: Number of photos with the score.
+        value: The mean; None if no photo has the score.
+        low: Lower end of its 95 % bootstrap interval; None for fewer than three photos.
+        high: Upper end of that interval.
     """
 
     n: int
@@ -210,12 +210,12 @@ class Mean:
 def mean_scores(values: NDArray[np.floating], bootstrap: Bootstrap) -> list[Mean]:
     """The mean of each column of `values` (photos, scores) over the photos that have the score.
 
-    The interval is the expanded percentile interval, which keeps its coverage with few photos,
-    where the plain one is too narrow.
+    The interval is the expanded percentile interval, which keeps its coverage for few photos; the
+    plain percentile interval is too narrow for them.
 
     Args:
-        values: NaN or infinite where a photo does not have a score.
-        bootstrap: Its seed and confidence; 2,000 resamples are drawn.
+        values: Scores; NaN or infinite if a photo does not have a score.
+        bootstrap: Defines seed and confidence level; 2,000 resamples are drawn.
 
     Source: T. C. Hesterberg, What teachers should know about the bootstrap, The American
     Statistician 69 (2015), section 4.3.
@@ -225,14 +225,14 @@ def mean_scores(values: NDArray[np.floating], bootstrap: Bootstrap) -> list[Mean
 
 @dataclass(frozen=True)
 class _Sample:
-    """A mean with the means of its resamples, of which there are none with a single photo."""
+    """A mean with the means of its resamples, which are None for fewer than two photos."""
 
     mean: Mean
     draws: NDArray[np.float64] | None
 
 
 def _samples(values: NDArray[np.floating], bootstrap: Bootstrap) -> list[_Sample]:
-    """One per column; columns that the same photos have are resampled together."""
+    """One sample per column; columns that are finite for the same photos share their resamples."""
     numbers = np.asarray(values, dtype=np.float64)
     known = np.isfinite(numbers)
     resampling = replace(bootstrap, draws=_DRAWS)
@@ -255,14 +255,14 @@ def _samples(values: NDArray[np.floating], bootstrap: Bootstrap) -> list[_Sample
 
 @dataclass(frozen=True)
 class FlipContrast:
-    """A score of photos whose prediction the transform flips, and of those that keep theirs.
+    """Compares a score between photos with a changed and with an unchanged prediction.
 
     Args:
-        flipped: Of the photos with another prediction than the clean photo's.
-        kept: Of those with the same.
-        difference: Mean of the flipped minus mean of the kept; None where a group is empty.
-        low: Lower end of its 95 % interval; None where a group has fewer than FEWEST photos.
-        high: Its upper end.
+        flipped: Mean over the photos with a prediction that differs from the clean photo's.
+        kept: Mean over the photos with the same prediction as the clean photo.
+        difference: Mean of the flipped minus mean of the kept; None if a group is empty.
+        low: Lower end of its 95 % interval; None if a group has fewer than FEWEST photos.
+        high: Upper end of that interval.
     """
 
     flipped: Mean
@@ -280,18 +280,18 @@ class FlipContrast:
 def flip_contrasts(
     values: NDArray[np.floating], flipped: NDArray[np.bool_], bootstrap: Bootstrap
 ) -> list[FlipContrast]:
-    """How each column of `values` (photos, scores) differs by whether the prediction flips.
+    """The contrast of each column of `values` (photos, scores) between flipped and kept photos.
 
-    Both groups are resampled independently of each other.
+    The two groups are resampled independently of each other.
 
     Args:
         values: See `mean_scores`.
-        flipped: Of the photos.
+        flipped: Whether the prediction of each photo flips, bool (photos,).
         bootstrap: See `mean_scores`.
 
     Source: B. Efron, R. J. Tibshirani, An Introduction to the Bootstrap, 1993, section 8.3.
     """
-    # Two seeds: with one, equally large groups would be resampled alike.
+    # Two seeds: with one seed, groups of equal size would get the same resamples.
     of_flipped, of_kept = (
         replace(bootstrap, seed=identity_seed(bootstrap.seed, name)) for name in ("flipped", "kept")
     )
@@ -321,25 +321,25 @@ def _ends(draws: NDArray[np.float64], n: int, confidence: float) -> Interval:
 
 @cache
 def _tail(n: int, confidence: float) -> float:
-    """The percentile at which the expanded interval of a mean of `n` values begins."""
-    from scipy.special import stdtrit  # takes a moment to import
+    """The percentile of the lower end of the expanded interval of a mean of `n` values."""
+    from scipy.special import stdtrit  # slow to import
 
     quantile = float(stdtrit(n - 1, (1 - confidence) / 2))
     return 100 * NormalDist().cdf(math.sqrt(n / (n - 1)) * quantile)
 
 
-# How far a method misses what it promises.
+# Numerical errors of the methods.
 
 
 @dataclass(frozen=True)
 class ErrorSummary:
-    """The absolute errors of a method's own check over photos.
+    """The absolute errors of a method's numerical self-check over photos.
 
     Args:
-        n: Photos that have the check.
-        median: None where no photo has it.
-        p95: 95th percentile, interpolated; None likewise.
-        largest: None likewise.
+        n: Number of photos with the check.
+        median: Median error; None if no photo has the check.
+        p95: 95th percentile, interpolated; None if no photo has the check.
+        largest: Largest error; None if no photo has the check.
     """
 
     n: int
@@ -349,7 +349,7 @@ class ErrorSummary:
 
 
 def error_summary(errors: Sequence[float] | NDArray[np.floating]) -> ErrorSummary:
-    """The median, the 95th percentile and the largest of the known |errors|."""
+    """The median, the 95th percentile and the maximum of the known absolute errors."""
     known = np.abs(np.asarray(errors, dtype=np.float64))
     known = known[np.isfinite(known)]
     if not len(known):
@@ -358,21 +358,21 @@ def error_summary(errors: Sequence[float] | NDArray[np.floating]) -> ErrorSummar
     return ErrorSummary(len(known), float(median), float(p95), float(known.max()))
 
 
-# What a run of `robust explain` says, cell by cell.
+# The scores of a run of `robust explain` by cell.
 
 
 SCORES = (
     *("insertion_auc", "deletion_auc", "pointing_hit"),
     *("map_similarity", "centroid_shift", "sanity_similarity"),
 )
-"""Columns of rows of which means are taken."""
+"""Columns of rows that are averaged."""
 ERRORS = ("completeness_error", "conservation_error")
 CONTRASTED = ("map_similarity", "centroid_shift")
-"""Scores that compare a transformed photo's map with the clean photo's."""
+"""Scores that compare the map of a transformed photo with that of the clean photo."""
 
 
 class ExplanationCellKey(NamedTuple):
-    """What rows of one cell have in common."""
+    """The columns that define a cell."""
 
     model: str
     method: str
@@ -384,15 +384,15 @@ class ExplanationCellKey(NamedTuple):
 
 @dataclass(frozen=True)
 class ExplanationCell:
-    """The scores of one method, transform, view of the photos and kind of target class.
+    """The scores for one method, transform, photo view and kind of target class.
 
     Args:
-        key: What its rows have in common.
-        n: Photos.
-        flipped: Photos whose prediction the transform flips.
-        means: By name of SCORES.
-        contrasts: By name of CONTRASTED.
-        errors: By name of ERRORS.
+        key: The values that define the cell.
+        n: Number of photos.
+        flipped: Number of photos with a prediction that the transform changes.
+        means: Means of the columns SCORES, by name.
+        contrasts: Contrasts of the columns CONTRASTED, by name.
+        errors: Errors of the columns ERRORS, by name.
     """
 
     key: ExplanationCellKey
@@ -407,9 +407,9 @@ def explanation_cells(rows: pd.DataFrame, bootstrap: Bootstrap) -> list[Explanat
     """The cells of `rows`, in the order in which they first occur.
 
     Args:
-        rows: A row per photo and cell; columns: the fields of ExplanationCellKey, `image_id`,
+        rows: One row per photo and cell; columns: the fields of ExplanationCellKey, `image_id`,
             `flipped`, SCORES and ERRORS.
-        bootstrap: The run's resamples.
+        bootstrap: The settings of the run's resamples.
 
     Raises:
         ValueError: A photo has two rows in a cell.
@@ -439,14 +439,14 @@ def explanation_cells(rows: pd.DataFrame, bootstrap: Bootstrap) -> list[Explanat
 
 
 def sanity_summary(rows: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Mean]:
-    """By method, the mean rank correlation of maps with those of shuffled weights.
+    """The mean rank correlation of maps with maps of shuffled weights, by method.
 
-    The maps of one photo are averaged first. Near 0, a map depends on what the model has learned;
-    near 1, it does not, whatever it looks like.
+    The correlations of one photo are averaged first. A value near 0 shows that a map depends on the
+    learned weights; a value near 1 shows that it does not.
 
     Args:
-        rows: Columns: `image_id`, `method`, `sanity_similarity`.
-        bootstrap: The run's resamples.
+        rows: Rows with the columns `image_id`, `method`, `sanity_similarity`.
+        bootstrap: The settings of the run's resamples.
 
     Source: J. Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018.
     """
@@ -461,6 +461,6 @@ def sanity_summary(rows: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Mean]:
 
 
 def _numbers(column: pd.Series) -> NDArray[np.float64]:
-    """`column` (numbers, truths or None) with NaN for what is not known."""
+    """`column` (numbers, booleans or None) as floats, with NaN for None."""
     numbers = column.astype(object).where(column.notna(), np.nan)
     return np.asarray(numbers, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Confidence intervals: of shares, of paired differences, and by resampling groups."""
+"""Confidence intervals of shares and of paired differences, and bootstrap over groups."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from robustcli.core.seeds import identity_seed
 
 FloatArray = NDArray[np.float64]
 DRAWS = 10_000
-_AT_ONCE = 1_000  # draws held as 64-bit numbers: with thousands of groups, all would fill memory
+_AT_ONCE = 1_000  # draws per chunk, to limit memory: counts are converted to 64 bits
 _NUMBERS_AT_ONCE = 2**23
 _CACHED_BYTES = 2**27
 
@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
 
 class PairedCounts(NamedTuple):
-    """How many images two measurements got right: both, first only, second only, neither."""
+    """Images that both, only the first, only the second and neither measurement got right."""
 
     both: int
     first_only: int
@@ -46,7 +46,7 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> Interval:
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference,
     JASA 22 (1927), 209-212.
     """
-    # SciPy's `proportion_ci` is the test's oracle: every report would wait most of a second for it.
+    # The tests compare with SciPy's `proportion_ci`, which takes almost a second to import.
     if not 0 <= correct <= n or n == 0:
         raise ValueError(f"`correct` must be 0 to `n` and `n` at least 1, not {correct} of {n}.")
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -62,8 +62,8 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> Interval:
 def paired_interval(counts: PairedCounts, confidence: float = 0.95) -> Interval:
     """The interval of (first share - second share) of one set of images, within [-1, 1].
 
-    It joins the Wilson intervals of the two shares and allows for their correlation, so it keeps
-    its coverage near 0 and 1, where the usual Wald interval does not.
+    It combines the Wilson intervals of the two shares and accounts for their correlation.
+    Therefore, unlike the usual Wald interval, it keeps its coverage near 0 and 1.
 
     Source: R. G. Newcombe, Improved confidence intervals for the difference between binomial
     proportions based on paired data, Statistics in Medicine 17 (1998), 2635-2650, method 10.
@@ -97,11 +97,11 @@ def _correlation(counts: PairedCounts) -> float:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Percentile intervals by resampling whole groups, such as patients.
+    """Percentile intervals by resampling entire groups, such as patients.
 
-    Images of one group resemble each other, so an interval over images would be too narrow. The
-    resamples depend on the run's seed and the number of groups alone: the same rows give the same
-    interval, and all models and transforms of a run get the same resamples.
+    Images of one group are correlated, so an interval over images would be too narrow. The
+    resamples only depend on the run's seed and the number of groups: the same rows give the same
+    interval, and all models and transforms of a run use the same resamples.
 
     Source: B. Efron, R. J. Tibshirani, An Introduction to the Bootstrap, 1993, sections 13.3 and
     8.3 (percentile interval; resampling the independent units).
@@ -112,7 +112,7 @@ class Bootstrap:
     confidence: float = 0.95
 
     def mean(self, values: FloatArray) -> Interval | None:
-        """The percentile interval of the mean of `values` (one per group); None for one group."""
+        """The percentile interval of the mean of `values`, one per group; None for one group."""
         return self.ratio(values, np.ones(len(values)))
 
     def ratio(self, numerators: FloatArray, denominators: FloatArray) -> Interval | None:
@@ -125,7 +125,7 @@ class Bootstrap:
         return Interval(float(low), float(high))
 
     def means(self, values: FloatArray) -> FloatArray:
-        """The means of the resamples: (draws, K) of `values` (groups, K), in bounded memory."""
+        """The means (draws, K) of resamples of `values` (groups, K), computed in bounded memory."""
         return self._sums(values) / len(values)
 
     def _sums(self, values: FloatArray) -> FloatArray:
@@ -141,10 +141,10 @@ def _counts(groups: int, draws: int, seed: int) -> tuple[NDArray[np.uint8], ...]
 
 
 def _count_chunks(groups: int, draws: int, seed: int) -> Iterator[NDArray[np.uint8]]:
-    """How often each draw takes each group: chunks of (draws, groups), rows summing to `groups`.
+    """Chunks (draws, groups) of the count of each group in each draw; rows sum to `groups`.
 
-    The draws do not depend on the size of a chunk. A byte suffices: a count is at most `groups`,
-    and with more than 255 groups one above 255 has a probability below 1e-400.
+    The draws do not depend on the size of a chunk. Counts are stored in a byte: a count is at most
+    `groups`, and with more than 255 groups a count above 255 has a probability below 1e-400.
     """
     generator = np.random.default_rng(seed)
     at_once = max(1, min(_AT_ONCE, _NUMBERS_AT_ONCE // groups))

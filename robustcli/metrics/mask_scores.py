@@ -1,13 +1,13 @@
-"""The scores of one cell of a segmenter from its rows of pixel counts: pure functions.
+"""Computes the scores of one cell of a segmenter from its rows, with pure functions.
 
 Every share is a fraction in [0, 1]; an undefined number is None.
 
-The dice and IoU of an image, or a group, without foreground are 1 if none is predicted and 0
-otherwise. (As nnU-Net's and MONAI's with `ignore_empty=False`; leaving such images out would hide
-false alarms.) `dice_foreground` leaves images without true foreground out.
+The dice and IoU of an image or group without true foreground are 1 if no foreground is predicted,
+else 0, as in nnU-Net and in MONAI with `ignore_empty=False`; excluding these images would hide
+false positives. `dice_foreground` excludes images without true foreground.
 
-Masks of several classes: every number is the mean over the classes of that class's number, each
-class counted against all other pixels. A class that is in neither mask of a group counts 1 there.
+For masks of several classes, each score is the mean over the scores of the classes, each class
+compared with all other pixels. A class in neither mask of a group has the score 1 for that group.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ BoolMask = NDArray[np.bool_]  # (H, W)
 _COUNTS = ("tp", "fp", "fn")
 _DISTANCES = ("hd95", "boundary_dice")
 CLASS_PREFIX = "class_"
-"""Of the columns of rows that hold a list with a value for each class, background left out."""
+"""Prefix of row columns with a list of one value per class, without background."""
 MOST_CONFUSED = 20
-"""Classes up to which rows count which class was taken for which; beyond, rows would be large."""
+"""Largest number of classes for which rows contain a confusion matrix, to limit their size."""
 
 
 def has_classes(rows: pd.DataFrame) -> bool:
-    """Whether `rows` are of masks of several classes; the columns of others are null."""
+    """Whether `rows` describe masks of several classes; otherwise the class columns are null."""
     name = f"{CLASS_PREFIX}{_COUNTS[0]}"
     return name in rows and bool(rows[name].notna().any())
 
 
 def counts_of(rows: pd.DataFrame) -> NDArray[np.int64]:
-    """Pixels (N, C, 3) that are true positive, false positive and false negative for each class.
+    """Counts (N, C, 3) of true positive, false positive and false negative pixels of each class.
 
     C is 1 for masks of foreground and background.
     """
@@ -61,7 +61,7 @@ def _of_classes(rows: pd.DataFrame, name: str, dtype: np.dtype[Any]) -> NDArray[
 
 
 def class_rows(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    """The rows of each class as those of masks that show it alone; `[rows]` without classes."""
+    """The rows of each class, as if masks contained only that class; `[rows]` without classes."""
     if not has_classes(rows):
         return [rows]
     counts = counts_of(rows)
@@ -79,14 +79,14 @@ def class_rows(rows: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def any_class_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the pixels of any class against background."""
+    """The rows for the pixels of any class against background."""
     return rows[[name for name in rows if not str(name).startswith(CLASS_PREFIX)]]
 
 
 def pixel_confusion(rows: pd.DataFrame) -> NDArray[np.int64] | None:
-    """Pixels (K+1, K+1) of each true class (row, background first) by predicted class.
+    """Pixel counts (K+1, K+1) by true class (row, background first) and predicted class.
 
-    None of masks without classes or of more than MOST_CONFUSED.
+    None for masks without classes, or with more than MOST_CONFUSED classes.
     """
     name = f"{CLASS_PREFIX}confusion"
     if name not in rows or rows.empty or rows[name].isna().any():
@@ -99,13 +99,13 @@ def pixel_confusion(rows: pd.DataFrame) -> NDArray[np.int64] | None:
 class RelaxedScores(NamedTuple):
     """Mnih's relaxed precision and recall, with 95 % bootstrap intervals over groups.
 
-    Precision is the share of predicted pixels within a tolerance of a true one, recall the share of
-    true pixels within it of a predicted one; distances are Euclidean, between the centres of
-    pixels. The pixels of all images are pooled.
+    Precision is the share of predicted pixels within a tolerance of a true pixel, recall the share
+    of true pixels within a tolerance of a predicted pixel. Distances are Euclidean, between pixel
+    centres. The pixels of all images are pooled.
 
     Source: V. Mnih, Machine Learning for Aerial Image Labeling, PhD thesis, University of Toronto,
-    2013, with a tolerance of 3 pixels. It reports the point at which both are equal; here they are
-    those of the segmenter's one mask.
+    2013, with a tolerance of 3 pixels. The thesis reports the break-even point of
+    precision and recall; here, both are computed for the predicted mask of the segmenter.
     """
 
     precision: float | None = None
@@ -117,7 +117,7 @@ class RelaxedScores(NamedTuple):
 
 
 def near(mask: BoolMask, tolerance: int) -> BoolMask:
-    """`mask` (H, W) dilated by a disk: exact, and far faster than computing distances."""
+    """Dilates `mask` (H, W) by a disk; exact, and much faster than a distance transform."""
     import cv2
 
     steps = np.arange(-tolerance, tolerance + 1) ** 2
@@ -127,7 +127,7 @@ def near(mask: BoolMask, tolerance: int) -> BoolMask:
 
 
 def near_counts(prediction: BoolMask, truth: BoolMask, tolerance: int) -> dict[str, object]:
-    """Counts of predicted pixels near the truth and of true ones near the prediction."""
+    """Counts of predicted pixels near the true mask and of true pixels near the prediction."""
     return {
         "predicted_near": int(np.count_nonzero(prediction & near(truth, tolerance))),
         "true_near": int(np.count_nonzero(truth & near(prediction, tolerance))),
@@ -137,8 +137,8 @@ def near_counts(prediction: BoolMask, truth: BoolMask, tolerance: int) -> dict[s
 def relaxed_scores(rows: pd.DataFrame, bootstrap: Bootstrap) -> RelaxedScores:
     """The scores of `rows` (columns: `MASK_SCHEMA`); None where undefined.
 
-    Both are undefined for data without a tolerance, precision without predicted pixels, recall
-    without true ones. An interval needs two groups with pixels.
+    Both are undefined for data without a tolerance; precision also without predicted pixels, recall
+    also without true pixels. An interval needs at least two groups with pixels.
     """
     if rows[["predicted_near", "true_near"]].isna().any(axis=None):
         return RelaxedScores()
@@ -153,7 +153,7 @@ def _pooled_share(
     part: pd.Series, total: pd.Series, groups: pd.Series, bootstrap: Bootstrap
 ) -> tuple[float | None, float | None, float | None]:
     counts = pd.DataFrame({"part": part, "total": total}).groupby(groups, sort=True).sum()
-    # A group without pixels changes no sum, and resamples of such groups alone have no share.
+    # Groups without pixels change no sum, but a resample with only such groups has no share.
     parts, totals = counts[counts["total"] > 0].to_numpy(dtype=float).T
     if not len(totals):
         return None, None, None
@@ -162,14 +162,14 @@ def _pooled_share(
 
 @dataclass(frozen=True)
 class MaskScores:
-    """How well the predicted masks of `n` images in `groups` groups agree with the true ones.
+    """The agreement of predicted and true masks, for `n` images in `groups` groups.
 
     `dice` and `iou` pool the pixels of each group and average over groups; `dice_image` is the mean
-    over images, `dice_foreground` the same over images with true foreground. `precision` and
+    over images, `dice_foreground` the mean over images with true foreground. `precision` and
     `recall` pool all pixels. `hd95` is the median over images of the 95 % Hausdorff distance in
     pixels, `boundary_dice` the mean over images of the surface dice at 2 pixels, both over images
-    in which neither mask is empty. See `RelaxedScores` for `relaxed_...`. All intervals are 95 %
-    bootstrap intervals over groups; None with one group.
+    with two non-empty masks. See `RelaxedScores` for `relaxed_...`. All intervals are 95 %
+    bootstrap intervals over groups; None for one group.
     """
 
     n: int
@@ -201,8 +201,8 @@ class CleanMaskComparison:
     """The same images with and without the transform; dice is pooled within groups.
 
     `drop` is `clean_dice` minus the dice of the transformed images, with its paired 95 % bootstrap
-    interval over groups; `retention` is their quotient, None for a `clean_dice` of 0.
-    `paired_groups` counts the groups that both measurements have.
+    interval over groups; `retention` is the dice of the transformed images divided by `clean_dice`,
+    None if that is 0. `paired_groups` is the number of groups that both measurements contain.
     """
 
     clean_dice: float | None
@@ -278,10 +278,10 @@ def scores_of_classes(rows: pd.DataFrame, bootstrap: Bootstrap) -> list[MaskScor
 def compare_masks_with_clean(
     clean: pd.DataFrame, rows: pd.DataFrame, bootstrap: Bootstrap
 ) -> CleanMaskComparison:
-    """The loss of `rows` against `clean`, over the images (`image_id`) that both have.
+    """The loss of dice of `rows` against `clean`, over their common images (`image_id`).
 
     Both are rows of one model (columns: `MASK_SCHEMA`), `clean` those of untouched images; each
-    resample of `bootstrap` draws the same groups of both.
+    resample of `bootstrap` draws the same groups for both.
     """
     common_rows = common_images([clean, rows])
     if common_rows[0].empty:
@@ -296,7 +296,7 @@ def compare_masks_with_clean(
 
 
 def group_dice(rows: pd.DataFrame) -> FloatArray:
-    """The dice of each group, its pixels pooled, averaged over classes; groups sorted by name."""
+    """The dice of the pooled pixels of each group, averaged over classes; groups sorted by name."""
     return _class_mean(_dice(_pooled(rows)))
 
 
@@ -307,7 +307,7 @@ def class_dice(rows: pd.DataFrame) -> FloatArray:
 
 
 def _owners(rows: pd.DataFrame) -> NDArray[np.intp]:
-    """The number of each row's group, groups sorted by name."""
+    """The group index of each row; groups are sorted by name."""
     return pd.factorize(rows["group"].to_numpy(dtype=object), sort=True)[0]
 
 
@@ -332,20 +332,20 @@ def _share(part: NDArray[np.int64], total: NDArray[np.int64]) -> FloatArray:
 
 
 def _ratios(part: NDArray[np.int64], total: NDArray[np.int64]) -> Iterator[float]:
-    """The share of each class that has pixels: sums over images of (N, C) counts."""
+    """The share of each class with pixels, from counts (N, C) summed over images."""
     for parts, totals in zip(part.sum(0), total.sum(0), strict=True):
         if totals:
             yield int(parts) / int(totals)
 
 
 def _class_mean(values: FloatArray) -> FloatArray:
-    """The means (N,) of (N, C)."""
+    """The means (N,) of `values` (N, C) over classes."""
     means: FloatArray = values.mean(1)
     return means
 
 
 def _mean_over_classes(values: Iterable[float]) -> float | None:
-    """The mean over the classes that have a number; None where none has."""
+    """The mean over the classes with a number; None without any."""
     known = list(values)
     return float(np.mean(known)) if known else None
 
@@ -354,7 +354,7 @@ def pooled_scores(counts: NDArray[np.int64], groups: Sequence[str]) -> tuple[flo
     """Dice and IoU, pooled within each group and averaged over groups and classes.
 
     `counts` (N, 3) or (N, C, 3) are true positive, false positive and false negative pixels of each
-    image, or of each of its classes.
+    image, or of each class of an image.
     """
     owner = pd.factorize(np.asarray(groups, dtype=object), sort=True)[0]
     pooled = _summed(counts.reshape(len(counts), -1, 3), owner)

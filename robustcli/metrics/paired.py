@@ -1,4 +1,4 @@
-"""Two models on the same images: the difference, its interval and its p-value."""
+"""The difference of two models on the same images, with its interval and p-value."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ from robustcli.metrics.intervals import (
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.metrics.rows import common_images
 
-EXACT_UP_TO = 16  # differences: 65,536 ways to choose the signs
+EXACT_UP_TO = 16  # differences: 65,536 combinations of signs
 SIGN_DRAWS = 20_000
 _AT_ONCE = 2_000
-_DIRECT_UP_TO = 10**7  # products: an exact sum of positive terms, before a Fourier transform
-_SAME = 1e-9  # of the largest sum: the same sum in another order counts as equal
+_DIRECT_UP_TO = 10**7  # products: largest direct (exact) convolution; else by FFT
+_SAME = 1e-9  # of the largest sum: tolerance for sums of the same terms in another order
 
 
 def sign_flip_p(differences: FloatArray, seed: int = 0) -> float:
     """The two-sided p-value, in (0, 1], of the sign-flip (paired permutation) test.
 
-    Under the null hypothesis each difference (one per independent unit) could as well have the
-    other sign; no distribution is assumed. Exact up to EXACT_UP_TO differences that are not 0, else
-    from SIGN_DRAWS random signs drawn with `seed`, the observed ones among them.
+    Under the null hypothesis, both signs of each difference (one per independent unit) are equally
+    likely; no distribution is assumed. The p-value is exact up to EXACT_UP_TO non-zero differences,
+    else estimated from SIGN_DRAWS random choices of signs, including the observed one, drawn with
+    `seed`.
 
     Source: R. A. Fisher, The Design of Experiments, 1935, section 21; E. J. G. Pitman, Significance
     tests which may be applied to samples from any populations, J. Roy. Stat. Soc. Suppl. 4 (1937).
     """
-    # SciPy's `permutation_test`, the oracle of the tests, draws other signs: p would change.
+    # SciPy's `permutation_test`, the reference in the tests, draws other signs: p would change.
     values = differences[differences != 0]
     observed = abs(float(values.sum())) - _SAME * float(np.abs(values).sum())
     if len(values) <= EXACT_UP_TO:
-        sums = np.zeros(1)  # under every choice of signs
+        sums = np.zeros(1)  # for all combinations of signs
         for value in values:
             sums = np.concatenate([sums + value, sums - value])
         return float((np.abs(sums) >= observed).mean())
@@ -56,9 +57,10 @@ def sign_flip_p(differences: FloatArray, seed: int = 0) -> float:
 
 
 def exact_sign_flip_p(differences: NDArray[np.int64]) -> float:
-    """The exact p-value of the same test for any number of small integers: McNemar's for -1, 0, 1.
+    """The exact p-value of `sign_flip_p` for small integers; McNemar's test for -1, 0 and 1.
 
-    The distribution of the sum is the convolution of one binomial per size of difference.
+    The distribution of the sum is a convolution of one binomial distribution per absolute
+    difference.
     """
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     if not len(sizes):
@@ -81,7 +83,7 @@ def exact_sign_flip_p(differences: NDArray[np.int64]) -> float:
 def mean_interval(differences: FloatArray, confidence: float = 0.95) -> Interval:
     """The adjusted Wald interval of the mean of paired differences in [-1, 1].
 
-    Two pseudo-units, 1 and -1, are added, so the interval has a width for equal differences.
+    Two pseudo-units, 1 and -1, are added, so that the width is not 0 if all differences are equal.
 
     Source: D. G. Bonett, R. M. Price, Adjusted Wald confidence interval for a difference of
     binomial proportions based on paired data, J. Educ. Behav. Stat. 37 (2012), for differences of
@@ -95,7 +97,7 @@ def mean_interval(differences: FloatArray, confidence: float = 0.95) -> Interval
 
 
 def smallest_p(units: int) -> float:
-    """The smallest possible p-value of `units` differences."""
+    """The smallest p-value that the sign-flip test can give for `units` differences."""
     return 2.0 ** (1 - units) if units <= EXACT_UP_TO else 1 / (1 + SIGN_DRAWS)
 
 
@@ -103,7 +105,8 @@ def smallest_p(units: int) -> float:
 class ClassDifference:
     """A classifier's top-1 minus a reference's over `n` images, with its paired 95 % interval.
 
-    `p` is that of McNemar's exact test, two-sided; 1 if both predict the same images correctly.
+    `p` is the two-sided p-value of McNemar's exact test; 1 if both predict the same images
+    correctly.
     """
 
     n: int
@@ -114,7 +117,7 @@ class ClassDifference:
 
     @property
     def groups(self) -> int:
-        """The number of independent units; every image is one."""
+        """The number of independent units, which is the number of images."""
         return self.n
 
     @property
@@ -133,9 +136,9 @@ def class_difference(reference: pd.DataFrame, rows: pd.DataFrame) -> ClassDiffer
 
 
 def hit_difference(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> ClassDifference:
-    """The gain of `now` over `before`, each the correctness of the same images (at least one).
+    """The gain of `now` over `before`, the correctness of the same images (at least one).
 
-    The interval is Newcombe's.
+    The interval is Newcombe's paired interval.
     """
     won, lost = int((now & ~before).sum()), int((before & ~now).sum())
     counts = PairedCounts(int((now & before).sum()), won, lost, int((~now & ~before).sum()))
@@ -148,7 +151,7 @@ def mcnemar_p(won: int, lost: int) -> float:
 
     Args:
         won: Images that only the first classifier predicts correctly.
-        lost: Images that only the second one does.
+        lost: Images that only the second classifier predicts correctly.
 
     Source: Q. McNemar, Note on the sampling error of the difference between correlated proportions
     or percentages, Psychometrika 12 (1947).
@@ -164,10 +167,10 @@ def mcnemar_p(won: int, lost: int) -> float:
 class MaskDifference:
     """A segmenter's dice minus a reference's over `n` images in `groups` groups.
 
-    `dice` is the difference of each group's dice (the pixels of its images pooled), averaged over
-    the groups. Interval (paired 95 % bootstrap) and `p` (two-sided sign-flip test) are of the same
-    statistic, over groups, because images of a group resemble each other; None with one group.
-    `smallest_p` is the smallest possible p for this number of groups.
+    `dice` is the difference of the dice of each group (with pooled pixels), averaged over groups.
+    The interval (paired 95 % bootstrap) and `p` (two-sided sign-flip test) belong to the same
+    statistic and use groups as units, because images of a group are correlated; both are None for
+    one group. `smallest_p` is the smallest possible p for this number of groups.
     """
 
     n: int
@@ -180,7 +183,7 @@ class MaskDifference:
 
     @property
     def value(self) -> float:
-        """The difference, under the name that `ClassDifference` uses."""
+        """The difference; the same name as in `ClassDifference`."""
         return self.dice
 
 
@@ -199,7 +202,7 @@ def mask_difference(
 
 
 def dice_difference(gained: FloatArray, images: int, bootstrap: Bootstrap) -> MaskDifference:
-    """The mean of `gained`, the difference of dice of each group (at least one), with its test."""
+    """The mean of `gained`, the dice differences of the groups (at least one), with its test."""
     interval, groups = bootstrap.mean(gained), len(gained)
     return MaskDifference(
         images,

@@ -1,4 +1,4 @@
-"""The common images of several tables of rows, over which every paired number is computed."""
+"""The common images of several tables of rows, which all paired scores use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 
 def have_same_images(frames: Sequence[pd.DataFrame]) -> bool:
-    """Whether all tables are about the same images (`image_id`), in any order."""
+    """Whether all tables contain the same images (`image_id`), in any order."""
     first = frames[0]["image_id"]
     return all(
         _in_same_order(first, frame["image_id"]) or set(first) == set(frame["image_id"])
@@ -19,15 +19,15 @@ def have_same_images(frames: Sequence[pd.DataFrame]) -> bool:
 
 
 def common_images(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
-    """The rows of the images that all tables have, in the order of the last table.
+    """The rows of the images that all tables contain, in the order of the last table.
 
     Raises:
-        ValueError: A table has an image twice.
+        ValueError: A table contains an image twice.
     """
     last = frames[-1]["image_id"]
     if all(_in_same_order(last, frame["image_id"]) for frame in frames) and last.is_unique:
         return list(frames)
-    # Python strings: Arrow's are several times slower to look up.
+    # Converted to Python strings, because lookups of Arrow strings are several times slower.
     indexes = [pd.Index(frame["image_id"].to_numpy(dtype=object)) for frame in frames]
     for index in indexes:
         if not index.is_unique:

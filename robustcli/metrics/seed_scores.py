@@ -1,8 +1,8 @@
-"""Scores over several seeds: their mean, its intervals, and what they say of a published number.
+"""Scores over several seeds: mean, intervals, and comparison with a published number.
 
-Two things make the score of a training uncertain: the seed (initialisation and order of the images)
-and the held-out images. An interval over seeds knows of the first alone, one over images of the
-second alone; `SeedScores` has both, and one that joins them.
+The score of a training depends on the seed (initialisation and order of the images) and on the
+held-out images. An interval over seeds only covers the first source of uncertainty, an interval
+over images only the second; `SeedScores` contains both, and a combined interval.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ class SeedScores:
     """One score of `seeds` trainings on the same `units` (images, groups or batches).
 
     Args:
-        seeds: How many trainings.
-        units: Independent units that were scored; 0 where they are not known.
-        mean: Over the seeds, in [0, 1].
+        seeds: Number of trainings.
+        units: Number of independent units that were scored; 0 if unknown.
+        mean: Mean over the seeds, in [0, 1].
         deviation: Standard deviation over the seeds (divided by N - 1); None for one seed.
         over_seeds: 95 % t interval of the mean, see `t_interval`.
-        over_units: 95 % interval by resampling units, of the mean over seeds.
-        joint: Both together, see `joined_interval`.
-        single: Where 95 % of single trainings are expected on the same images, see `single_range`.
+        over_units: 95 % interval of the mean over seeds, by resampling units.
+        joint: Combination of both intervals, see `joined_interval`.
+        single: Range in which 95 % of single trainings are expected on the same images, see
+            `single_range`.
     """
 
     seeds: int
@@ -55,13 +56,13 @@ class SeedScores:
 def seed_scores(
     scores: Sequence[float], units: FloatArray | None, bootstrap: Bootstrap
 ) -> SeedScores:
-    """The numbers of several seeds.
+    """The mean score of several seeds, with its intervals.
 
     Args:
-        scores: Of each seed, in [0, 1]; at least one.
-        units: (U, S): the score of each unit with each seed, NaN where it has none; None where the
-            seeds were not scored on the same units.
-        bootstrap: How units are resampled.
+        scores: Score of each seed, in [0, 1]; at least one.
+        units: (U, S): the score of each unit with each seed, NaN without one; None if the seeds
+            were not scored on the same units.
+        bootstrap: Settings for resampling units.
     """
     values = np.asarray(scores, dtype=float)
     over_seeds = t_interval(values)
@@ -83,8 +84,7 @@ def seed_scores(
 def t_interval(values: FloatArray, confidence: float = 0.95) -> Interval | None:
     """Student's t interval of the mean of `values`, with N - 1 degrees of freedom.
 
-    None for a single value, and where all are equal: values without any spread say nothing of how
-    far others would lie.
+    None for a single value, and if all values are equal, because their spread cannot be estimated.
 
     Source: Student, The probable error of a mean, Biometrika 6 (1908).
     """
@@ -96,9 +96,9 @@ def t_interval(values: FloatArray, confidence: float = 0.95) -> Interval | None:
 
 
 def single_range(values: FloatArray, confidence: float = 0.95) -> Interval | None:
-    """Where one more value is expected with probability `confidence`: t prediction interval.
+    """The t prediction interval: contains one more value with probability `confidence`.
 
-    The half-width is t(N - 1) s sqrt(1 + 1 / N). None as in `t_interval`.
+    The half-width is t(N - 1) s sqrt(1 + 1 / N). None in the same cases as `t_interval`.
     """
     half = _t_half_width(values, confidence)
     if half is None:
@@ -122,11 +122,12 @@ def _t_half_width(values: FloatArray, confidence: float) -> float | None:
 def joined_interval(
     mean: float, first: Interval | None, second: Interval | None
 ) -> Interval | None:
-    """The interval of a mean that is uncertain for two independent reasons.
+    """Combines the intervals of a mean with two independent sources of uncertainty.
 
-    Each side is sqrt(a^2 + b^2) of the two intervals' sides. An interval over seeds also holds the
-    part of the images' noise that differs between seeds, so the joint one is rather too wide than
-    too narrow. Resampling seeds and images together would be too narrow with few seeds.
+    The distance of each end from the mean is sqrt(a^2 + b^2) for the distances a and b of the two
+    intervals. An interval over seeds already includes the noise of the images that differs between
+    seeds, so the joint interval tends to be too wide. Resampling seeds and images together would
+    give too narrow intervals for few seeds.
 
     Source: G. Y. Zou, A. Donner, Construction of confidence limits about effect measures: a general
     approach, Statistics in Medicine 27 (2008), 1693-1702, for sums.
@@ -139,12 +140,12 @@ def joined_interval(
 
 
 def _clipped(interval: Interval | None) -> Interval | None:
-    """`interval` within [0, 1], where scores are."""
+    """`interval` clipped to [0, 1], the range of scores."""
     return None if interval is None else Interval(max(0.0, interval.low), min(1.0, interval.high))
 
 
 def _unit_means(units: FloatArray) -> FloatArray:
-    """The mean over seeds of each unit that any seed has a score of."""
+    """The mean over seeds of each unit with at least one score."""
     known = units[~np.isnan(units).all(axis=1)]
     return np.asarray(np.nanmean(known, axis=1)) if len(known) else np.empty(0)
 
@@ -152,8 +153,8 @@ def _unit_means(units: FloatArray) -> FloatArray:
 def _mean_interval(values: FloatArray, bootstrap: Bootstrap) -> Interval | None:
     """The percentile interval of the mean of `values`; None for fewer than two.
 
-    Many images have few different values (a share of the seeds): then a resample is one draw of how
-    often each value comes, which is the same distribution and takes no time.
+    If there are few distinct values (for images, shares of the seeds), a resample is one
+    multinomial draw of the count of each value, which has the same distribution and is fast.
     """
     distinct, counts = np.unique(values, return_counts=True)
     if len(values) < 2 or 2 * len(distinct) > len(values):
@@ -166,14 +167,14 @@ def _mean_interval(values: FloatArray, bootstrap: Bootstrap) -> Interval | None:
 
 
 def unit_scores(task: TaskName, rows: Sequence[pd.DataFrame]) -> FloatArray | None:
-    """The score of each unit (axis 0) with each seed (axis 1), of rows on the same images.
+    """The score of each unit (axis 0) with each seed (axis 1), over the common images.
 
-    Units are images of classifiers (1 if right, 0 if wrong), and the groups of segmenters (dice of
-    their pooled pixels). None where the seeds have no image in common.
+    Units are images for classifiers (1 if correct, else 0) and groups for segmenters (dice of their
+    pooled pixels). None if the seeds have no image in common.
 
     Args:
-        task: What the rows are of.
-        rows: Of each seed, with the columns of `columns.ROW_SCHEMAS`; at least one.
+        task: The task of the models.
+        rows: Rows of each seed, with the columns of `columns.ROW_SCHEMAS`; at least one seed.
     """
     frames = common_images(rows)
     if not len(frames[0]):
@@ -185,10 +186,10 @@ def unit_scores(task: TaskName, rows: Sequence[pd.DataFrame]) -> FloatArray | No
 
 @dataclass(frozen=True)
 class SeedDifference:
-    """The mean of differences that belong to the same `seeds`, by a paired t test.
+    """The mean of differences paired by seed, with a paired t test over `seeds` seeds.
 
-    `low`, `high` are its 95 % interval and `p` is two-sided; all None for one seed, and where all
-    differences are equal.
+    `low` and `high` are its 95 % interval and `p` is two-sided; all are None for one seed, and if
+    all differences are equal.
     """
 
     seeds: int
@@ -199,10 +200,10 @@ class SeedDifference:
 
 
 def seed_difference(first: Sequence[float], second: Sequence[float]) -> SeedDifference:
-    """`first` minus `second`, seed by seed.
+    """The difference `first` minus `second`, paired by seed.
 
     Raises:
-        ValueError: They are not of equally many seeds, or of none.
+        ValueError: The lists differ in length, or are empty.
 
     Source: Student (1908), as `t_interval`.
     """
@@ -220,18 +221,18 @@ def seed_difference(first: Sequence[float], second: Sequence[float]) -> SeedDiff
 
 
 def reproduction(published: float, over_seeds: Interval | None) -> Reproduction:
-    """Whether a published number came out here, by the 95 % t interval of the mean over seeds.
+    """Whether a published number is reproduced, by the 95 % t interval of the mean over seeds.
 
-    - `not reproduced`: the published number lies outside the interval.
-    - `reproduced`: it lies inside, and the interval reaches at most WIDEST to either side.
-    - `cannot be said`: there is no interval (one seed, or no spread), or it is wider than that: an
-      interval wide enough holds any number.
+    - `not reproduced`: the published number is outside the interval.
+    - `reproduced`: it is inside the interval, which has a half-width of at most WIDEST.
+    - `cannot be said`: no interval exists (one seed, or no spread), or the half-width is larger: a
+      wide interval would contain almost any number.
 
-    Whether the experiments can be compared at all (data, protocol, length) is not asked here.
+    The function does not check whether the experiments (data, protocol, length) are comparable.
 
     Args:
-        published: In [0, 1].
-        over_seeds: Of the same score here.
+        published: The published number, in [0, 1].
+        over_seeds: The interval over seeds of the same score.
     """
     if over_seeds is None:
         return "cannot be said"
@@ -249,12 +250,12 @@ class SeedsGap:
     """The score of one training minus that of another, each over its seeds, on the same units.
 
     Args:
-        units: Common images, or groups.
-        first: Mean score over units and seeds, in [0, 1].
-        second: The same of the other training.
+        units: Number of common images or groups.
+        first: Mean score of the first training over units and seeds, in [0, 1].
+        second: Mean score of the second training.
         over_seeds: Welch's t interval of the difference, see `welch_interval`.
-        over_units: By resampling units, of which each counts with its mean over seeds.
-        joint: Both together, see `joined_interval`.
+        over_units: Interval by resampling units; the score of a unit is its mean over seeds.
+        joint: Combination of both intervals, see `joined_interval`.
     """
 
     units: int
@@ -271,7 +272,7 @@ class SeedsGap:
 
     @property
     def lead(self) -> Lead:
-        """Which one is ahead: where the joint interval does not hold 0."""
+        """Which training is ahead, if the joint interval does not contain 0."""
         if self.joint is None:
             return "cannot be said"
         if self.joint.low <= 0 <= self.joint.high:
@@ -284,8 +285,8 @@ def seeds_gap(first: FloatArray, second: FloatArray, bootstrap: Bootstrap) -> Se
 
     Args:
         first: (U, S): the score of each unit with each seed.
-        second: (U, T): of the same units, with seeds that need not be as many.
-        bootstrap: How units are resampled, and the confidence of all intervals.
+        second: (U, T): the scores of the same units; the number of seeds can differ.
+        bootstrap: Settings for resampling units, and the confidence level of all intervals.
     """
     values, others = first.mean(axis=0), second.mean(axis=0)
     over_seeds = welch_interval(values, others, bootstrap.confidence)
@@ -298,9 +299,9 @@ def seeds_gap(first: FloatArray, second: FloatArray, bootstrap: Bootstrap) -> Se
 def welch_interval(
     first: FloatArray, second: FloatArray, confidence: float = 0.95
 ) -> Interval | None:
-    """Welch's t interval of mean(first) - mean(second), for samples of unlike variance.
+    """Welch's t interval of mean(first) - mean(second), for samples of unequal variance.
 
-    None where one of them has a single value, or both are without spread.
+    None if one of them has a single value, or both have zero variance.
 
     Source: B. L. Welch, The generalization of `Student's' problem when several different population
     variances are involved, Biometrika 34 (1947).

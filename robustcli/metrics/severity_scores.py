@@ -1,4 +1,4 @@
-"""Scores over severities: breaking points, and the corruption errors of ImageNet-C."""
+"""Scores over severities: breaking points, and ImageNet-C's corruption errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BREAKING_RETENTION = 0.5
 
 @dataclass(frozen=True)
 class BreakingPoint:
-    """The lowest severity with a retention below BREAKING_RETENTION; None if there is none.
+    """The lowest severity with a retention below BREAKING_RETENTION; None without one.
 
     `strongest` is the highest measured severity.
     """
@@ -28,8 +28,8 @@ class BreakingPoint:
 def breaking_points(table: pd.DataFrame) -> list[BreakingPoint]:
     """One point per model and transform with at least two severities above 0, in table order.
 
-    Severity 0 mixes all strengths of a transform, so it is left out of the `table` of the run
-    (`cell_table.table`).
+    Severity 0 mixes all strengths of a transform, so its lines in `table`, the table of the run
+    (`cell_table.table`), are ignored.
     """
     graded = table[(table["severity"] > 0) & table["retention"].notna()]
     points = []
@@ -62,19 +62,19 @@ ALEXNET_ERROR = {
 }
 ALEXNET_CLEAN_ERROR = 0.4348
 CORRUPTION_FAMILIES = ("imagenet-c", "published")
-"""Our own corruptions of clean images, and the published pictures of ImageNet-C."""
+"""Families: corruptions computed from clean images, and the published images of ImageNet-C."""
 BENCHMARK_SEVERITIES = 5
 
 
 @dataclass(frozen=True)
 class CorruptionError:
-    """One model's errors relative to AlexNet's: 1 is AlexNet, lower is better.
+    """One model's errors relative to AlexNet's: 1 equals AlexNet, lower is better.
 
     Args:
-        model: Its name in the run.
+        model: Name of the model in the run.
         family: The family of the corruptions, one of CORRUPTION_FAMILIES.
         mce: Mean corruption error.
-        relative_mce: The same for the errors that the corruptions add to the clean error.
+        relative_mce: Relative mean corruption error, for the increase over the clean error.
         by_corruption: The corruption error of each of the 15 corruptions.
 
     Source: D. Hendrycks, T. Dietterich, Benchmarking neural network robustness to common
@@ -91,10 +91,10 @@ class CorruptionError:
 def corruption_errors(
     table: pd.DataFrame, *, label_space: str, families: Mapping[str, str]
 ) -> list[CorruptionError]:
-    """The errors of every model that has them, by family, then in the order of the run.
+    """The corruption errors of models, by family, then in the order of the run.
 
-    A model has errors if all 15 corruptions x 5 severities were measured on the same number of
-    images with ImageNet-1K's classes, as AlexNet's were.
+    Only includes models with all 15 corruptions x 5 severities, measured on the same number of
+    images. Empty for classes other than ImageNet-1K's, on which AlexNet's errors were measured.
 
     `table` is `cell_table.table` of the run, `label_space` the name of its classes, `families` the
     family of each transform.
@@ -113,7 +113,7 @@ def corruption_errors(
 
 
 def benchmark_name(transform: str) -> str | None:
-    """The name of a corruption in the benchmark; `transform` may have a prefix before it."""
+    """The benchmark's name of a corruption; the name `transform` may have a prefix."""
     spelling = canonical(transform)
     for name in ALEXNET_ERROR:
         if spelling == canonical(name) or spelling.endswith("-" + canonical(name)):

@@ -1,10 +1,10 @@
-"""Comparisons of several models with their uncertainty: pure functions of rows.
+"""Compares several models, with the uncertainty of each comparison; pure functions of rows.
 
-Rows are given as `{model: {(transform, severity): rows}}`, with the columns of
-`metrics.columns.ROW_SCHEMAS`. Every number is over images that all compared models have.
+Rows are passed as `{model: {(transform, severity): rows}}`, with the columns of
+`metrics.columns.ROW_SCHEMAS`. Every score only uses images that all compared models have.
 
-The table of verdicts holds every pair of models in every cell; p-values are adjusted over the whole
-table, so the probability of any false difference in a table is at most 5 %.
+The table of verdicts contains every pair of models in every cell; p-values are adjusted over the
+entire table, so the probability of any false difference in a table is at most 5 %.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ModelRows = Mapping[str, Mapping[CellKey, pd.DataFrame]]
 Outcome = Literal["first ahead", "second ahead", "no difference shown"]
 
 ALPHA = 0.05
-"""The family-wise error rate: a difference is shown if the adjusted p is at most this."""
+"""The family-wise error rate: a difference is significant if the adjusted p is at most this."""
 RANK_DRAWS = 2_000
 
 
@@ -56,12 +56,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Two models under one transform, over `n` common images in `groups` independent units.
+    """Compares two models under one transform, on `n` common images in `groups` independent units.
 
     The units are images, or a segmenter's groups of images. `severity` is None for means over
     several severities. `difference` is the top-1 (or the dice averaged over groups) of `first`
     minus that of `second`, a fraction, with its paired 95 % interval and the two-sided `p` of the
-    paired test, None with one group; `p_adjusted` is Holm's over the table.
+    paired test, None for one group; `p_adjusted` is adjusted by Holm's method over the table.
     """
 
     first: str
@@ -87,16 +87,17 @@ class Verdict:
 def verdicts(
     rows: ModelRows, task: TaskName, bootstrap: Bootstrap, *, common: bool = False
 ) -> list[Verdict]:
-    """A verdict for each pair of models and each cell that both have, pair by pair.
+    """A verdict for each pair of models in each common cell, pair by pair.
 
     Classifiers: McNemar's exact test and Newcombe's paired interval. Segmenters: the sign-flip test
     of the groups' dice, and a paired bootstrap over groups.
 
     Args:
-        rows: See the module.
+        rows: Rows by model and cell, see the docstring of the module.
         task: The task of the models.
-        bootstrap: The resamples of segmenters; its seed also draws the signs.
-        common: Compares the common images; otherwise both models must have the same images.
+        bootstrap: Settings of the resamples for segmenters; the seed also draws the signs.
+        common: Whether to compare the common images; if False, both models must have the same
+            images.
 
     Raises:
         ValueError: The models have different images in a cell, and `common` is False.
@@ -109,10 +110,10 @@ def transform_verdicts(
 ) -> list[Verdict]:
     """A verdict for each pair of models and each transform, by its mean over severities.
 
-    Arguments and errors are those of `verdicts`. A transform with one severity is compared as
-    there, and so is the full range (severity 0) of a transform that has it. With several
-    severities, the number of an image (or group) is its mean over those that both models have:
-    classifiers get an exact sign-flip test of these and the adjusted Wald interval.
+    Arguments and errors are those of `verdicts`. A transform with one severity, or with
+    a full range (severity 0), is compared as in `verdicts`. With several severities, the score of
+    an image (or group) is its mean over the severities that both models have; for classifiers,
+    these means are compared with an exact sign-flip test and the adjusted Wald interval.
     """
     transforms = _by_transform(_cells(rows))
     lines = [(t, c[0][1] if len(c) == 1 else None, c) for t, c in transforms.items()]
@@ -158,7 +159,7 @@ def _table(
 def _paired(
     rows: ModelRows, models: Sequence[str], cells: Sequence[CellKey], common: bool
 ) -> list[pd.DataFrame]:
-    """The rows of `models` in `cells`, models outermost, over the same images in one order."""
+    """The rows by model, then cell, restricted to the same images in the same order."""
     frames = [rows[model][cell] for model in models for cell in cells]
     if not common and not have_same_images(frames):
         names = " and ".join(f"`{model}`" for model in models)
@@ -187,7 +188,7 @@ def _compare_classes(
 
 
 def _hits(frames: Sequence[pd.DataFrame]) -> NDArray[np.int64]:
-    """In how many of `frames` each image is predicted correctly."""
+    """The number of `frames` in which each image is predicted correctly."""
     hits: NDArray[np.int64] = np.stack([is_correct(rows) for rows in frames]).sum(axis=0)
     return hits
 
@@ -208,9 +209,9 @@ _COMPARE: Mapping[
 
 @dataclass(frozen=True)
 class Claim:
-    """On how many transforms `first` is shown to be better, `second` is, or neither (`open`).
+    """Numbers of transforms on which `first`, `second` or neither (`open`) is significantly better.
 
-    `n` is the number of images of the transform with the fewest.
+    `n` is the smallest number of images of any of the transforms.
     """
 
     first: str
@@ -226,7 +227,7 @@ class Claim:
         return self.ahead + self.behind + self.open
 
     def sentence(self, thing: str = "transform") -> str:
-        """The claim as a sentence; `thing` is what was compared, in the singular."""
+        """The claim as a sentence; `thing` is the singular noun for the compared items."""
         ahead, behind, first, second = self.ahead, self.behind, self.first, self.second
         if behind > ahead:
             ahead, behind, first, second = behind, ahead, second, first
@@ -245,8 +246,8 @@ class Claim:
 def claims(table: Iterable[Verdict]) -> list[Claim]:
     """One claim per pair of models, in the order of `table`.
 
-    `table` are `transform_verdicts` for claims about transforms (each counts once, however many
-    severities it has) or `verdicts` for claims about cells.
+    `table` is the result of `transform_verdicts` for claims about transforms (each counts once,
+    for any number of severities) or of `verdicts` for claims about cells.
     """
     pairs: dict[tuple[str, str], list[Verdict]] = {}
     for line in table:
@@ -265,10 +266,10 @@ def claims(table: Iterable[Verdict]) -> list[Claim]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two classifiers predict the same images of one cell; the five counts sum to `n`.
+    """The agreement of two classifiers on one cell; the five counts sum to `n`.
 
-    The counts are images that both predict correctly, only `first`, only `second`, both as the same
-    wrong class, and both as different wrong classes.
+    The fields count the images that are predicted correctly by both, only by `first` or only by
+    `second`, and the images for which both predict the same wrong class or different wrong classes.
     """
 
     first: str
@@ -309,7 +310,7 @@ class Agreement:
 
 
 def agreements(rows: ModelRows, *, common: bool = False) -> list[Agreement]:
-    """The agreement of each pair of classifiers in each cell that both have, pair by pair.
+    """The agreement of each pair of classifiers in each common cell, pair by pair.
 
     Arguments and errors are those of `verdicts`.
     """
@@ -333,7 +334,7 @@ def agreements(rows: ModelRows, *, common: bool = False) -> list[Agreement]:
 
 @dataclass(frozen=True)
 class Flips:
-    """How a transform changes the predictions of a classifier; the four counts sum to `n`."""
+    """Changes of a classifier's predictions by a transform; the four counts sum to `n`."""
 
     model: str
     transform: str
@@ -345,17 +346,17 @@ class Flips:
 
     @property
     def n(self) -> int:
-        """The number of images that the clean cell and this one have in common."""
+        """The number of common images of the clean cell and this cell."""
         return self.flipped + self.unchanged
 
     @property
     def flipped(self) -> int:
-        """The number of images whose prediction changes."""
+        """The number of images with a changed prediction."""
         return self.right_to_wrong + self.wrong_to_right + self.wrong_to_other_wrong
 
     @property
     def rate(self) -> float:
-        """The share of images whose prediction changes."""
+        """The share of images with a changed prediction."""
         return self.flipped / self.n
 
     @property
@@ -365,7 +366,7 @@ class Flips:
 
 
 def flips(rows: ModelRows, clean: CellKey) -> list[Flips]:
-    """The flips of each classifier that has the cell `clean`, in each of its other cells."""
+    """The flips of each classifier with the cell `clean`, in each of its other cells."""
     table = []
     for model, cells in rows.items():
         for cell, frame in cells.items():
@@ -388,12 +389,12 @@ class Rank:
     Args:
         model: The model.
         mean: Mean over transforms of top-1, or of dice; severities as in `transform_verdicts`.
-        low: Lower end of its 95 % bootstrap interval; None with one image or group.
-        high: Its upper end.
+        low: Lower end of its 95 % bootstrap interval; None for one image or group.
+        high: Upper end of that interval.
         probabilities: The share of resamples with the first rank, the second, ...; models that tie
-            in a resample share its ranks. Empty with one image or group.
-        n: Images that all models have in all cells.
-        groups: Independent units among them.
+            in a resample share its ranks. Empty for one image or group.
+        n: Number of images that all models have in all cells.
+        groups: Number of independent units among them.
     """
 
     model: str
@@ -408,10 +409,11 @@ class Rank:
 def rank_probabilities(
     rows: ModelRows, task: TaskName, bootstrap: Bootstrap, *, common: bool = False
 ) -> list[Rank]:
-    """The models, best mean over transforms first, with the uncertainty of that order.
+    """The models, sorted by mean over transforms (best first), with rank probabilities.
 
-    Arguments and errors are those of `verdicts`; only cells that all models have count. The same
-    `RANK_DRAWS` resamples of images (segmenters: of groups) are used for all models and transforms.
+    Arguments and errors are those of `verdicts`; only cells that all models have are used. The same
+    `RANK_DRAWS` resamples of images (for segmenters, of groups) are used for all models and
+    transforms.
     """
     models = list(rows)
     shared = [cell for cell in _cells(rows) if all(cell in rows[model] for model in models)]
@@ -450,9 +452,9 @@ def rank_probabilities(
 
 
 def _rank_shares(draws: FloatArray) -> FloatArray:
-    """The share of each rank (models, ranks) in `draws` (draws, models), highest first."""
+    """The share of each rank (models, ranks) in `draws` (draws, models); the highest is first."""
     models = draws.shape[1]
-    rounded = np.round(draws, 12)  # the same sum in another order of terms is equal
+    rounded = np.round(draws, 12)  # treats sums of the same terms in another order as equal
     better = (rounded[:, None, :] > rounded[:, :, None]).sum(axis=2)  # (draws, models)
     tied = (rounded[:, None, :] == rounded[:, :, None]).sum(axis=2)
     rank = np.arange(models)

@@ -1,4 +1,4 @@
-"""nnU-Net's results folders and checkpoints: where they lie, what they hold, how to write them."""
+"""Finds, reads and writes nnU-Net's results folders and checkpoints."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from robustcli.models.stages import StagedUNet
 from robustcli.models.umamba import UMamba, canonical_key, with_aliases
 from robustcli.nnunet.plans_json import DATASET, PLANS, NnUNetPlan, read_plan
 
-# Where in a results folder of nnU-Net the checkpoint lies.
+# Location of checkpoints in a results folder of nnU-Net:
 # RESULTS/DATASET/Trainer__plans__configuration/{plans.json, dataset.json}
 #                                              /fold_X/checkpoint_{final,best,latest}.pth
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
-"""In the order in which they are taken: finished, best so far, newest."""
+"""In order of preference: final, best and latest checkpoint."""
 
 
 def is_results_folder(path: Path) -> bool:
-    """Whether `path` is a folder that `find_checkpoint` finds its way in."""
+    """Whether `path` is a folder in which `find_checkpoint` finds checkpoints."""
     return path.is_dir() and bool(_folds(path))
 
 
 def find_checkpoint(path: Path, *, fold: str | None = None) -> Path:
-    """The checkpoint that `path` stands for.
+    """Finds the checkpoint in `path`.
 
     Args:
-        path: A checkpoint, a fold's folder, a trainer's folder, or a data set's folder.
-        fold: Which fold (`0`, `all`), where there are several.
+        path: A checkpoint, or the folder of a fold, of a trainer or of a data set.
+        fold: The fold (`0`, `all`), if there are several.
 
     Raises:
-        UsageError: There is none, or there are several to choose from.
+        UsageError: No checkpoint exists, or several folds contain one.
     """
     if path.is_file():
         return path
@@ -66,7 +66,7 @@ def find_checkpoint(path: Path, *, fold: str | None = None) -> Path:
 
 
 def _folds(path: Path) -> list[Path]:
-    """The folders with a checkpoint in or below `path`, at the depths where nnU-Net has them."""
+    """The folders with a checkpoint in or below `path`, at the depths that nnU-Net uses."""
     folders = {path, *path.glob("fold_*"), *path.glob("*__*__*/fold_*")}
     return sorted(f for f in folders if any((f / name).is_file() for name in CHECKPOINTS))
 
@@ -79,16 +79,17 @@ def _no_fold(path: Path, fold: str, folds: list[Path]) -> list[Path]:
     )
 
 
-# A trained U-Mamba or residual encoder as nnU-Net left it: weights, plan and what else its
-# checkpoint says. Source: nnU-Net v2.1.1 as in U-Mamba 28459e3, `nnUNetTrainer.save_checkpoint`.
+# Reading of U-Mambas and residual encoders trained by nnU-Net: weights, plan and other entries of
+# the checkpoint. Source: nnU-Net v2.1.1 as in U-Mamba 28459e3, `nnUNetTrainer.save_checkpoint`.
 
 TRAINERS = {
     "umamba": "nnUNetTrainerUMambaBot",
     "umamba-enc": "nnUNetTrainerUMambaEnc",
     "resenc": "nnUNetTrainer",
 }
-"""Model to the trainer whose files it reads; variants as `...EncNoAMP` begin with it. What the last
-one builds, the plan says: `UNet_class_name`."""
+"""Maps models to the trainer that writes their files; names of trainer variants such as
+`...EncNoAMP` start with it. For `nnUNetTrainer`, `UNet_class_name` in the plan defines the
+network."""
 _MARKS = {
     "umamba": "mamba_layer.",
     "umamba-enc": "encoder.mamba_layers.",
@@ -97,15 +98,15 @@ _MARKS = {
 
 
 def recognised(file: Path, names: Collection[str], trainer: str) -> str:
-    """The model by the names of its tensors: `umamba`, `umamba-enc` or `resenc`.
+    """Detects the model by the names of its tensors: `umamba`, `umamba-enc` or `resenc`.
 
     Args:
         file: The checkpoint, for messages.
-        names: Of its tensors, under our names.
-        trainer: The class that trained it; empty where the file does not say.
+        names: Names of its tensors, converted to this package's names.
+        trainer: Name of the trainer class; empty if the file does not contain it.
 
     Raises:
-        UsageError: It is none of them, or the trainer is another one's.
+        UsageError: The model is none of these, or the trainer belongs to another model.
     """
     by_keys = [
         model for model, mark in _MARKS.items() if any(key.startswith(mark) for key in names)
@@ -120,7 +121,7 @@ def recognised(file: Path, names: Collection[str], trainer: str) -> str:
     matching = [
         model
         for model, name in TRAINERS.items()
-        if trainer.startswith(name) and name != TRAINERS["resenc"]  # others begin with it
+        if trainer.startswith(name) and name != TRAINERS["resenc"]  # prefix of the others
     ]
     if matching and matching != by_keys:
         raise UsageError(
@@ -134,21 +135,21 @@ def recognised(file: Path, names: Collection[str], trainer: str) -> str:
 _STEM, _HEAD = "encoder.stem.0.conv1.weight", "decoder.seg_layers.0.weight"
 _FIRST = {"umamba": _STEM, "umamba-enc": _STEM, "resenc": "encoder.stem.convs.0.conv.weight"}
 _BLOCKS = {"resenc": "n_blocks"}
-"""What a model calls the plan's convolutions per stage of the encoder, if not `n_conv`."""
+"""Option name of the number of convolutions per encoder stage, for models without `n_conv`."""
 
 
 @dataclass(frozen=True)
 class NnUNetModel:
-    """A trained network.
+    """A trained network with its plan.
 
     Args:
         path: The checkpoint.
         model: A key of TRAINERS.
-        plan: Plan and data set; they give patch, normalisation and labels.
-        weights: Under our names, each tensor once.
-        trainer: The class that trained it.
-        fold: `0`..`4` or `all`; empty where the file does not say.
-        epochs: Finished epochs; None where the file does not say.
+        plan: Plan and data set, which define patch, normalisation and labels.
+        weights: Weights under this package's names, without aliases.
+        trainer: Name of the trainer class.
+        fold: `0`..`4` or `all`; empty if the file does not contain it.
+        epochs: Number of finished epochs; None if the file does not contain it.
         mirror_axes: Axes to flip at inference, 0 for height.
     """
 
@@ -163,38 +164,39 @@ class NnUNetModel:
 
     @property
     def in_channels(self) -> int:
-        """Channels of the images."""
+        """Number of channels of the images."""
         return int(self.weights[_FIRST[self.model]].shape[1])
 
     @property
     def num_classes(self) -> int:
-        """Classes, the background included."""
+        """Number of classes, including background."""
         return int(self.weights[_HEAD].shape[0])
 
     @property
     def options(self) -> dict[str, object]:
-        """For `create_model(model, **options)`: the network that the weights are for."""
+        """Options of `create_model(model, **options)` for a network that fits the weights."""
         sizes = {"in_channels": self.in_channels, "num_classes": self.num_classes}
         return {**planned_options(self.model, self.plan), **sizes}
 
 
 def planned_options(model: str, plan: NnUNetPlan) -> dict[str, object]:
-    """What `plan` decides of the network `model`, by the names of its own options."""
+    """The options of the network `model` that `plan` defines, under the model's option names."""
     renamed = {"n_conv": _BLOCKS.get(model, "n_conv")}
     return {renamed.get(name, name): value for name, value in plan.options.items()}
 
 
 def trained_model(file: Path, content: object, weights: Mapping[str, Tensor]) -> NnUNetModel:
-    """The model of a checkpoint that was read.
+    """The model of a loaded checkpoint.
 
     Args:
-        file: The checkpoint. `plans.json` and `dataset.json` are taken from the folder above the
-            fold where they are there, else from the checkpoint's `init_args`.
-        content: What the file holds.
-        weights: Its `network_weights` under our names, each tensor once.
+        file: The checkpoint. `plans.json` and `dataset.json` are read from the parent folder of the
+            fold if they exist, else from the checkpoint's `init_args`.
+        content: The content of the file.
+        weights: Its `network_weights` under this package's names, without aliases.
 
     Raises:
-        UsageError: It is of another network; its plan is missing or has other channels.
+        UsageError: The checkpoint belongs to another network, or its plan is missing or has another
+            number of channels.
     """
     if not isinstance(content, Mapping) or "network_weights" not in content:
         raise UsageError(
@@ -254,16 +256,16 @@ def _plan_of(file: Path, started: Mapping[str, Any]) -> NnUNetPlan:
     )
 
 
-# The weights of one of our U-Mambas as upstream's network has them: every name, in order. Upstream
-# registers most tensors under two or four names, and nnU-Net loads strictly.
+# Conversion of the weights of a U-Mamba to upstream's names, including aliases, in upstream's
+# order. Upstream registers most tensors under two or four names, and nnU-Net loads strictly.
 
 _WRAPPER = re.compile(r"\.conv[12]\.(conv|norm)\.\w+$")
 
 
 def upstream_state(network: nn.Module) -> dict[str, Tensor]:
-    """The weights on the CPU under every name that upstream has, in upstream's order.
+    """The weights on the CPU under all of upstream's names, in upstream's order.
 
-    Names of one tensor share its storage, also in the file.
+    Several names of a tensor share its storage, also in the file.
     """
     state = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
     full, position = with_aliases(state), {key: i for i, key in enumerate(state)}
@@ -278,23 +280,23 @@ def upstream_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _block(name: str) -> str:
-    """The wrapper that registers the tensor `name` twice, else `name` itself."""
+    """The name of the wrapper that registers the tensor `name` twice, or `name` without one."""
     return name.rpartition(".")[0].rpartition(".")[0] if _WRAPPER.search(name) else name
 
 
 @dataclass(frozen=True)
 class NnUNetLog:
-    """nnU-Net's log: a value per finished epoch in each; the dice is the pseudo dice.
+    """nnU-Net's log; each field has one value per finished epoch. Dice is the pseudo dice.
 
     Args:
-        mean_fg_dice: Mean over the classes.
-        ema_fg_dice: Its moving average.
-        dice_per_class_or_region: Per class.
-        train_losses: Means over the epoch.
-        val_losses: Likewise, of the validation pass.
+        mean_fg_dice: Mean dice over the classes.
+        ema_fg_dice: Exponential moving average of `mean_fg_dice`.
+        dice_per_class_or_region: Dice of each class.
+        train_losses: Mean training loss of the epoch.
+        val_losses: Mean validation loss of the epoch.
         lrs: Learning rates.
-        epoch_start_timestamps: Seconds since 1970.
-        epoch_end_timestamps: Likewise.
+        epoch_start_timestamps: Start of the epoch in seconds since 1970.
+        epoch_end_timestamps: End of the epoch in seconds since 1970.
     """
 
     mean_fg_dice: tuple[float, ...] = ()
@@ -309,14 +311,14 @@ class NnUNetLog:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training has come.
+    """The progress of a training, for its checkpoint.
 
     Args:
-        epochs: Finished epochs.
+        epochs: Number of finished epochs.
         best_ema: Best moving average of the pseudo dice; None before the first epoch.
-        log: Of the epochs.
-        optimizer: Its SGD; None stands for a fresh one. Frozen parameters have no moments in it.
-        scaler: Its loss scaler; None on a CPU.
+        log: Log of the finished epochs.
+        optimizer: The SGD optimizer; None for a new one. It has no momentum for frozen parameters.
+        scaler: The loss scaler; None on a CPU.
     """
 
     epochs: int
@@ -326,9 +328,9 @@ class Progress:
     scaler: torch.amp.GradScaler | None = None
 
 
-# Writing checkpoints and results folders that nnU-Net (for U-Mamba: its fork) loads strictly. Only
-# plain Python values lie beside the tensors, so that `torch.load` reads the file with
-# `weights_only=True`; upstream's own files hold NumPy numbers and need the unsafe way.
+# Writing of checkpoints and results folders that nnU-Net (for U-Mamba: its fork) loads strictly. In
+# addition to tensors, files only contain plain Python values, so that `torch.load` reads them with
+# `weights_only=True`; files of upstream contain NumPy numbers and need `weights_only=False`.
 #
 # Source: nnU-Net v2.1.1 as in U-Mamba 28459e3, `nnUNetTrainer.save_checkpoint`.
 
@@ -348,8 +350,8 @@ def write_results(
         The folder `Trainer__plans__configuration`, for `nnUNetv2_predict_from_modelfolder -m`.
 
     Raises:
-        UsageError: The plan is not the network's, or nnU-Net has no trainer for the network.
-        RunError: The file system refused.
+        UsageError: The plan does not fit the network, or nnU-Net has no trainer for the network.
+        RunError: The files cannot be written.
     """
     top = folder / f"{trainer_of(network)}__{plan.name}__{plan.configuration}"
     write_checkpoint(top / f"fold_{fold}" / name, network, plan=plan, fold=fold, progress=progress)
@@ -370,16 +372,16 @@ def write_checkpoint(
     """Writes a checkpoint of `network` to `path`, durably.
 
     Args:
-        path: The file; nnU-Net calls it `checkpoint_final.pth` or `checkpoint_best.pth`.
+        path: The file; nnU-Net's names are `checkpoint_final.pth` and `checkpoint_best.pth`.
         network: The trained network.
-        plan: What it was built from.
+        plan: The plan of the network.
         fold: 0..4, or `all`.
-        progress: How far its training has come.
+        progress: The progress of the training.
         mirror_axes: Axes that inference may flip.
 
     Raises:
-        UsageError: The plan is not the network's.
-        RunError: The file system refused.
+        UsageError: The plan does not fit the network, or nnU-Net has no trainer for the network.
+        RunError: The file cannot be written.
     """
     _check(network, plan)
     if trainer_of(network) is None:
@@ -412,7 +414,7 @@ def write_checkpoint(
 
 
 def trainer_of(network: StagedUNet) -> str | None:
-    """The name of nnU-Net's trainer for `network`; None where none builds it."""
+    """The name of nnU-Net's trainer for `network`; None if no trainer builds it."""
     if isinstance(network, ResEncUNet):
         return TRAINERS["resenc"]
     assert isinstance(network, UMamba), "there are no others that a plan describes"
@@ -422,7 +424,7 @@ def trainer_of(network: StagedUNet) -> str | None:
 
 
 def _optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    """The state of an SGD over all parameters, as upstream's is, with the moments there are."""
+    """State of an SGD over all parameters, as upstream's, with the existing momentum buffers."""
     group = optimizer.param_groups[0] if optimizer else {}
     sgd = torch.optim.SGD(
         network.parameters(), lr=group.get("lr", 1e-2), momentum=group.get("momentum", 0.99),

@@ -12,24 +12,24 @@ from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
 
-# Inference with mirroring: a network's scores averaged over flips of its input. Source: nnU-Net
+# Inference with mirroring: averages a network's scores over flips of its input. Source: nnU-Net
 # v2.1.1, `predict_from_raw_data.py`, `_internal_maybe_mirror_and_predict`.
 
 
 class Mirrored(nn.Module):
-    """`network`, whose scores are averaged over every combination of flips.
+    """Averages the scores of `network` over all combinations of flips.
 
-    To be wrapped around the network before a sliding window: each window is flipped by itself. With
-    n axes it costs 2^n passes.
+    Wrap the network before the sliding window is applied, so that each window is flipped
+    separately. With n axes, it needs 2^n forward passes.
 
     Args:
-        network: (B, C, H, W) to scores (B, K, H, W), or to several, highest resolution first, of
-            which the first counts.
+        network: Maps (B, C, H, W) to scores (B, K, H, W), or to several score maps, highest
+            resolution first, of which only the first is used.
         axes: Axes of the image that may be flipped, 0 for height and 1 for width: the
             `inference_allowed_mirroring_axes` of a checkpoint.
 
     Raises:
-        UsageError: An axis is neither.
+        UsageError: An axis is neither 0 nor 1.
     """
 
     def __init__(self, network: nn.Module, axes: Sequence[int]) -> None:
@@ -45,7 +45,7 @@ class Mirrored(nn.Module):
         self.axes = tuple(sorted(set(axes)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The mean scores, (B, K, H, W); before softmax, as the network gives them."""
+        """The mean scores, (B, K, H, W), before softmax, as the network outputs them."""
         total, count = self._scores(x), 1
         for flips in self._flips():
             total = total + self._scores(x.flip(flips)).flip(flips)
@@ -62,22 +62,22 @@ class Mirrored(nn.Module):
         return scores if isinstance(scores, torch.Tensor) else scores[0]
 
 
-# Images of any size through a network that takes squares of one size, as nnU-Net does it. The
-# windows lie at even distances, and the weights of their pixels are a normal curve around the pixel
-# right and below of the middle. MONAI's sliding window puts them at a fixed distance, the last one
-# nearer, and centres the weights: near the border of an object its masks differ from nnU- Net's.
+# nnU-Net's sliding window, for images of any size with a network for square windows. The windows
+# are evenly spaced, and the weights of their pixels are a Gaussian around the pixel to the lower
+# right of the centre. MONAI's sliding window uses a fixed step, except for the last window, and
+# centred weights: near the border of an object, its masks differ from nnU-Net's.
 #
 # Source: nnU-Net v2.1.1, `sliding_window_prediction.py`. Deviation: sums are in float32, upstream's
 # in float16.
 
-_SIGMA = 1 / 8  # of a window's side
+_SIGMA = 1 / 8  # as a share of the window's side
 
 
 def covered_evenly(
     images: Tensor, window: int, predict: Callable[[Tensor], Tensor], *, overlap: float, batch: int,
     device: torch.device,
 ) -> Tensor:  # fmt: skip
-    """What `predict` says of evenly spaced windows, averaged with Gaussian weights: (n, C, H, W).
+    """The outputs of `predict` for evenly spaced windows, Gaussian-weighted mean: (n, C, H, W).
 
     The arguments are those of `adapters.segmenter.covered`; neighbouring windows overlap by at
     least `overlap`.
@@ -104,12 +104,12 @@ def covered_evenly(
 
 
 def window_starts(side: int, window: int, step: float) -> list[int]:
-    """Where the windows along a side of an image begin, in pixels, the last one at its end.
+    """The start positions in pixels of windows along an image side; the last ends at its end.
 
     Args:
-        side: Of the image, in pixels, at least `window`.
+        side: Side of the image in pixels, at least `window`.
         window: Side of a window in pixels.
-        step: Share of `window` by which the next one lies further on, at most, in (0, 1].
+        step: Largest distance between neighbouring windows as a share of `window`, in (0, 1].
     """
     count = math.ceil((side - window) / (window * step)) + 1
     apart = (side - window) / max(1, count - 1)
@@ -117,7 +117,7 @@ def window_starts(side: int, window: int, step: float) -> list[int]:
 
 
 def gaussian_weights(window: int) -> Tensor:
-    """The weights of a window's pixels, float32 (window, window), the largest 1 and none 0."""
+    """The weights of a window's pixels, float32 (window, window), in (0, 1], with maximum 1."""
     from scipy.ndimage import gaussian_filter1d
 
     impulse = np.zeros(window)

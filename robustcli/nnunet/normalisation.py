@@ -1,4 +1,4 @@
-"""nnU-Net's normalisation of an image, and what prediction needs to know of its networks."""
+"""nnU-Net's normalisation of images, and the settings of its inference."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from numpy.typing import NDArray
 
 from robustcli.core.errors import UsageError
 
-# nnU-Net's normalisation of an image: per channel, a shift and a scale of its values. Of inference
-# as much as of training, so it lies here. A patch is normalised with the numbers of the whole
-# image, as upstream's preprocessing does: `fit` takes them once, `Normaliser` applies them to any
-# part.
+# nnU-Net's normalisation of an image: shifts and scales the values of each channel, in training and
+# inference. A patch is normalised with the statistics of its entire image, as in upstream's
+# preprocessing: `fit` computes them once, `Normaliser` applies them to any part of the image.
 #
 # Source: nnU-Net v2.1.1, `default_normalization_schemes.py`, `create_nonzero_mask`.
 
 Window = tuple[slice, slice]
 WHOLE: Window = (slice(None), slice(None))
-_SMALLEST = 1e-8  # upstream's floor under a deviation or a range
+_SMALLEST = 1e-8  # upstream's lower limit for a standard deviation or a range
 
 
 @dataclass(frozen=True)
 class Intensities:
-    """What a plan knows of one channel's foreground values over the whole data set (CT)."""
+    """Statistics of a channel's foreground values over the entire data set, from a plan (CT)."""
 
     mean: float
     std: float
@@ -35,13 +34,13 @@ class Intensities:
 
 @dataclass(frozen=True)
 class Channel:
-    """How one channel is normalised.
+    """The normalisation of one channel.
 
     Args:
         scheme: One of SCHEMES.
-        inside_only: Whether only the pixels that are not black border count and change (a plan's
-            `use_mask_for_norm`, for MR images on black).
-        intensities: Needed by `ct` only.
+        inside_only: Whether to exclude the black border from the statistics and set it to 0 (a
+            plan's `use_mask_for_norm`, for MR images with a black background).
+        intensities: Statistics of the data set; only needed for `ct`.
     """
 
     scheme: str = "zscore"
@@ -51,7 +50,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class _Line:
-    """(clip(x, low, high) - shift) / scale."""
+    """The function (clip(x, low, high) - shift) / scale."""
 
     shift: float = 0.0
     scale: float = 1.0
@@ -99,7 +98,7 @@ SCHEMES: Mapping[str, Callable[[NDArray[np.uint8], Channel], _Line]] = MappingPr
 
 @dataclass(frozen=True)
 class Normaliser:
-    """How the image that it was fitted to is normalised; made by `fit`."""
+    """Normalises the image to which `fit` fitted it, or parts of that image."""
 
     lines: tuple[_Line, ...]
     inside_only: tuple[bool, ...]
@@ -109,8 +108,8 @@ class Normaliser:
         """The part `window` of `image`, normalised: (C, h, w).
 
         Args:
-            image: (H, W, C), the whole image that `fit` saw.
-            window: Rows and columns.
+            image: The entire image that was passed to `fit`, (H, W, C).
+            window: Rows and columns of the part.
         """
         part = np.moveaxis(image[window], -1, 0).astype(np.float32)  # (C, h, w)
         for values, line, masked in zip(part, self.lines, self.inside_only, strict=True):
@@ -123,14 +122,14 @@ class Normaliser:
 
 
 def fit(image: NDArray[np.uint8], channels: Sequence[Channel]) -> Normaliser:
-    """The normaliser of `image`.
+    """Fits a normaliser to `image`.
 
     Args:
         image: (H, W, C), uint8.
-        channels: One per channel.
+        channels: The normalisation of each channel.
 
     Raises:
-        UsageError: Their number is not the image's, or a scheme lacks what it needs.
+        UsageError: The number of channels differs, or `ct` lacks the intensities.
     """
     if image.shape[2] != len(channels):
         raise UsageError(
@@ -150,24 +149,24 @@ def fit(image: NDArray[np.uint8], channels: Sequence[Channel]) -> Normaliser:
 
 
 def _inside(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Pixels that any channel shows something in, holes filled; all of them in a black image."""
+    """Pixels with a non-zero channel, with filled holes; all pixels for a black image."""
     from scipy.ndimage import binary_fill_holes
 
     shown: NDArray[np.bool_] = binary_fill_holes(image.any(axis=2))
     return shown if shown.any() else np.ones_like(shown)
 
 
-# What prediction needs to know of a network that was trained nnU-Net's way. Source: nnU-Net v2.1.1,
-# `predict_from_raw_data.py`: the whole image is normalised and padded with zeros, windows are
-# flipped, and scores are averaged before they become probabilities.
+# Inference settings of networks trained with nnU-Net. Source: nnU-Net v2.1.1,
+# `predict_from_raw_data.py`: the entire image is normalised and padded with zeros, windows are
+# flipped, and scores are averaged before they are converted to probabilities.
 
 
 @dataclass(frozen=True)
 class NnUNetInference:
-    """How nnU-Net's inference differs from the usual.
+    """The settings of nnU-Net's inference.
 
     Args:
-        channels: How each input channel of the whole image is normalised.
+        channels: The normalisation of each input channel, computed on the entire image.
         mirror_axes: Axes along which each window is flipped, 0 for height; the scores are averaged.
     """
 
@@ -175,9 +174,9 @@ class NnUNetInference:
     mirror_axes: tuple[int, ...] = (0, 1)
 
     def normalised(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """`image` (H, W, C), uint8, normalised: (H, W, C).
+        """Normalises `image`, uint8 (H, W, C); returns (H, W, C).
 
         Raises:
-            UsageError: It has another number of channels.
+            UsageError: The image has another number of channels.
         """
         return np.moveaxis(fit(image, self.channels)(image), 0, -1)

@@ -1,11 +1,12 @@
-"""What one batch of nnU-Net's training is: patches cut at random, and augmented.
+"""Training batches of nnU-Net: randomly cropped and augmented patches.
 
-The last third of a batch is forced to show foreground. Every draw is seeded by what it is for (run
-seed, phase, epoch, iteration, place in the batch): order, workers and resume change nothing.
+The last third of a batch is forced to contain foreground. Random draws are seeded by run seed,
+phase, epoch, iteration and position in the batch, so they do not depend on order, workers or
+resuming.
 
 Source: nnU-Net v2.1.1, `nnUNetDataLoader2D` and `nnUNetDataLoaderBase`. Deviation: a forced patch
-comes from an image that has foreground, as upstream's comes from a slice that has some;
-upstream's falls back to a random place where a whole case has none.
+is always cropped from an image with foreground, as upstream's from a slice with foreground;
+upstream falls back to a random position if the entire case has no foreground.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ from robustcli.nnunet.normalisation import Channel, Normaliser, fit
 
 
 class PerChannel(RandomizableTransform):
-    """`transform` on each channel by itself, with draws of its own.
+    """Applies `transform` to each channel separately, with separate random draws.
 
     Args:
-        transform: Applied whenever it is called.
-        prob: Of touching the sample at all.
-        channel_prob: Of touching a channel of it.
+        transform: A transform that is applied at each call (`prob` 1).
+        prob: Probability of changing a sample.
+        channel_prob: Probability of changing each channel of a changed sample.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class PerChannel(RandomizableTransform):
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None
     ) -> PerChannel:
-        """Seeds itself; its transform draws from the same generator in turn. MONAI calls it."""
+        """Sets the random generator, which the transform shares; called by MONAI."""
         super().set_random_state(seed, state)
         self._transform.set_random_state(state=self.R)
         return self
@@ -76,7 +77,7 @@ class PerChannel(RandomizableTransform):
 
 @contextmanager
 def without_metadata() -> Iterator[None]:
-    """MONAI keeps no record of what it did to a tensor, which would take a third of the time."""
+    """Disables MONAI's tracking of metadata, which would take a third of the time."""
     before = get_track_meta()
     set_track_meta(False)
     try:
@@ -91,28 +92,28 @@ def plain(tensor: Tensor) -> Tensor:
     return bare
 
 
-# nnU-Net's rotation and scaling of a patch, in one resampling by MONAI. The draws are upstream's
-# own: MONAI's random transforms would scale the two axes apart, or resample twice, and their lazy
-# mode mixes 2D and 3D matrices (1.6.1).
+# nnU-Net's rotation and scaling of a patch, in a single resampling by MONAI. Random draws follow
+# upstream: MONAI's random transforms would scale the two axes independently, or resample twice, and
+# their lazy mode mixes 2D and 3D matrices (1.6.1).
 #
-# Source: batchgenerators 0.25, `augment_spatial` as `nnUNetTrainer.get_training_transforms` of nnU-
-# Net v2.1.1 calls it.
+# Source: batchgenerators 0.25, `augment_spatial` as `nnUNetTrainer.get_training_transforms` of
+# nnU-Net v2.1.1 calls it.
 
-PROBABILITY = 0.2  # of each of the two, by itself
-SCALES = (0.7, 1.4)  # of what is seen: above 1 things look smaller
-_LONG = 1.5  # a patch of a larger aspect ratio is turned a little only
+PROBABILITY = 0.2  # of rotation and of scaling, independently
+SCALES = (0.7, 1.4)  # of the visible region: above 1, objects look smaller
+_LONG = 1.5  # aspect ratio above which rotation is limited
 
 
 def largest_angle(patch: Pair) -> float:
-    """Degrees by which a patch may be turned either way: 180, or 15 for a long one."""
+    """Largest rotation of a patch in degrees, in both directions: 180, or 15 for long patches."""
     return 15.0 if max(patch) / min(patch) > _LONG else 180.0
 
 
 class TurnAndScale(Randomizable):
-    """The middle of an image and its labels, at times turned, at times scaled.
+    """Randomly rotates and scales image and labels, and crops the centre.
 
     Args:
-        patch: Height and width to return.
+        patch: Height and width of the result.
     """
 
     def __init__(self, patch: Pair) -> None:
@@ -121,7 +122,7 @@ class TurnAndScale(Randomizable):
         self._middle = CenterSpatialCrop(patch)
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Both at the patch's size.
+        """Image and labels at the size of the patch.
 
         Args:
             image: (C, H, W), float32; resampled by cubic splines, 0 outside.
@@ -139,7 +140,7 @@ class TurnAndScale(Randomizable):
         )
         pixels = moved(image, mode=3, padding_mode="constant")
         shown = moved(labels, mode="bilinear", padding_mode="zeros")
-        assert isinstance(pixels, Tensor)  # with `image_only` there is no matrix beside it
+        assert isinstance(pixels, Tensor)  # with `image_only`, no matrix is returned
         assert isinstance(shown, Tensor)
         return plain(pixels), plain(shown)
 
@@ -147,33 +148,33 @@ class TurnAndScale(Randomizable):
         return bool(self.R.rand() < PROBABILITY)
 
     def _scale(self) -> float:
-        """Below or above 1 with equal chances, then even."""
+        """A scale from the range below or above 1 with equal probability, uniform within it."""
         low, high = SCALES
         return float(self.R.uniform(low, 1) if self.R.rand() < 0.5 else self.R.uniform(1, high))
 
 
-# nnU-Net's augmentation of a patch, through MONAI's transforms. In upstream's order, with its
+# nnU-Net's augmentation of a patch with MONAI's transforms, in upstream's order and with its
 # probabilities per sample: rotation (.2) and scaling (.2), noise (.1), blur (.2), brightness (.15),
 # contrast (.15), low resolution (.25), gamma of the inverted image (.1), gamma (.3), flips (.5 per
 # axis).
 #
 # Source: nnU-Net v2.1.1, `nnUNetTrainer.get_training_transforms`, with the functions of
-# batchgenerators 0.25. Where MONAI differs:
-# - Contrast and gamma: drawn evenly from the range; upstream first decides between below and above
-#   1 with equal chances.
-# - Blur: the two axes have a sigma each and the border is 0; upstream has one sigma and reflects.
+# batchgenerators 0.25. Differences of MONAI:
+# - Contrast and gamma: uniform over the range; upstream first chooses between below and above 1
+#   with equal probability.
+# - Blur: one sigma per axis, and zero padding; upstream uses a single sigma and reflection.
 # - Low resolution: enlarged by cubic convolution; upstream uses a cubic spline.
-# - Noise: upstream hands its `variance` to NumPy as the standard deviation; so does this, in
-#   effect: the deviation is drawn from U(0, 0.1).
-# - Masked normalisation: upstream sets the pixels outside of the mask back to 0 at the end.
-# What is done per channel, and with which chance, is upstream's; so are rotation and scaling.
+# - Noise: upstream passes its `variance` to NumPy as the standard deviation; equivalently, the
+#   standard deviation is drawn from U(0, 0.1) here.
+# - Masked normalisation: upstream sets the pixels outside of the mask to 0 again at the end.
+# Probabilities per channel, rotation and scaling are the same as upstream's.
 
 
 class Augmentation:
-    """Augments one patch at a time; not to be shared between threads.
+    """Augments single patches; must not be shared between threads.
 
     Args:
-        patch: Height and width to return, cut from the middle after rotation and scaling.
+        patch: Height and width of the result, cropped from the centre after rotation and scaling.
         mirror_axes: Axes that may be flipped, 0 for height.
     """
 
@@ -208,14 +209,14 @@ class Augmentation:
         return plain(sample["image"]).contiguous(), _labels(plain(sample["labels"]), classes)
 
     def _seed(self, seed: int) -> None:
-        """One generator for all, which draw from it in turn: seeding each would cost more."""
+        """Seeds one generator that all transforms share; seeding each would be slower."""
         state = np.random.RandomState(seed)
         for transform in (self._spatial, *self._intensity, *self._flips):
             transform.set_random_state(state=state)
 
 
 def _labels(shown: Tensor, classes: Sequence[int]) -> Tensor:
-    """Per pixel the class with at least half of it, the last one where several have."""
+    """The class of each pixel with a share of at least 0.5; of several, the last."""
     labels = torch.zeros(shown.shape[1:], dtype=torch.int64)
     for number, share in zip(classes, shown, strict=False):
         labels[share >= 0.5] = number
@@ -229,7 +230,7 @@ def _intensity() -> list[RandomizableTransform]:
         RandAdjustContrast(1.0, (0.7, 1.5), invert_image=invert, retain_stats=True)
         for invert in (True, False)
     )
-    # MONAI 1.5 has no `channel_wise` for it.
+    # MONAI 1.5 has no `channel_wise` option for this transform.
     contrast = RandScaleIntensityFixedMean(prob=1.0, factors=0.25, preserve_range=True)
     return [
         RandGaussianNoise(prob=0.1, std=0.1),
@@ -242,17 +243,17 @@ def _intensity() -> list[RandomizableTransform]:
     ]
 
 
-# Where a patch lies in its image, and what it is cut to. Source: nnU-Net v2.1.1,
+# Position and size of patches in their images. Source: nnU-Net v2.1.1,
 # `nnUNetDataLoaderBase.get_bbox` and `get_patch_size`.
 
-SMALLEST_SCALE = 0.85  # upstream's, for the margin only: the scaling itself goes down to 0.7
+SMALLEST_SCALE = 0.85  # upstream's value for the margin only; the scaling goes down to 0.7
 
 
 def loader_patch(patch: Pair) -> Pair:
-    """The size to cut for training, from whose middle `patch` comes after rotation and scaling.
+    """The size to crop for training, before rotation, scaling and the centre crop to `patch`.
 
-    Source: `get_patch_size`: the patch turned by the largest angle (at most 90 degrees), over 0.85;
-    512 x 512 gives 602 x 602.
+    Source: `get_patch_size`: the patch rotated by the largest angle (at most 90 degrees), divided
+    by 0.85; for 512 x 512, the result is 602 x 602.
     """
     angle = min(math.radians(90), math.radians(largest_angle(patch)))
     cos, sin = math.cos(angle), math.sin(angle)
@@ -267,15 +268,15 @@ def loader_patch(patch: Pair) -> Pair:
 def choose_corner(
     shape: tuple[int, ...], size: Pair, final: Pair, centre: Pair | None, rng: np.random.Generator
 ) -> Pair:
-    """The upper left corner of a patch; it may lie outside of the image, which is then padded.
+    """The upper left corner of a patch; outside of the image, the patch is padded.
 
     Args:
-        shape: Of the image.
-        size: Of the patch to cut.
-        final: Of the patch that the network gets: the margin of `size` around it may be padding.
-        centre: What the patch is cut around, where it must show something; its corner is then not
-            above or left of the lowest valid one, as upstream; else it is drawn from all valid.
-        rng: For the draw.
+        shape: Height and width of the image.
+        size: Size of the patch to crop.
+        final: Size of the patch for the network; the margin of `size` around it may be padding.
+        centre: A pixel at which the patch is centred; as in upstream, the corner is only limited at
+            the upper left. None to draw from all valid corners.
+        rng: Random generator.
     """
     corner = []
     for axis in (0, 1):
@@ -298,8 +299,8 @@ def cut(
 ) -> tuple[Tensor, Tensor]:
     """The patch of `size` at `corner`, normalised: (C, h, w) float32 and (h, w) int64.
 
-    Outside of the image the pixels are 0, the mean under z-scores, and the labels background:
-    upstream writes -1 there and turns it into 0 before the loss.
+    Outside of the image, pixels are 0 (the mean of z-scores) and labels are background; upstream
+    sets labels to -1 there and converts them to 0 before the loss.
     """
     pixels = np.zeros((image.shape[2], *size), np.float32)
     truth = np.zeros(size, np.int64)
@@ -315,7 +316,10 @@ def cut(
 def foreground_pixel(
     labels: NDArray[Any], ignore_label: int | None, *, forced: bool, rng: np.random.Generator
 ) -> Pair | None:
-    """A random pixel of a random class if `forced`; else an annotated one where not all are."""
+    """A random pixel of a random class if `forced`, else of the annotated pixels.
+
+    None if no such pixel exists, or if not `forced` and there is no `ignore_label`.
+    """
     if forced:
         classes = [c for c in np.unique(labels) if c > 0 and c != ignore_label]
         chosen = labels == rng.choice(classes) if classes else np.zeros(labels.shape, bool)
@@ -331,21 +335,21 @@ def foreground_pixel(
 
 
 Load: TypeAlias = Callable[[int], tuple[NDArray[np.uint8], NDArray[Any]]]
-"""An image's index to its pixels (H, W, C) and its labels (H, W): bool, or whole numbers."""
+"""Maps the index of an image to pixels (H, W, C) and labels (H, W), bool or integer."""
 Phase = Literal["train", "val"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How patches are drawn.
+    """Settings for drawing patches.
 
     Args:
-        patch: Height and width that the network gets, in pixels.
-        batch_size: Patches per batch.
-        oversampling: The share of a batch, at its end, that is sure to show foreground.
-        channels: How each input channel is normalised.
-        seed: The run's.
-        ignore_label: The label of pixels that nobody annotated.
+        patch: Height and width of the network's input in pixels.
+        batch_size: Number of patches per batch.
+        oversampling: Share of a batch, at its end, that is forced to contain foreground.
+        channels: The normalisation of each input channel.
+        seed: Seed of the run.
+        ignore_label: Label of pixels without annotation; None without one.
         mirror_axes: Axes that augmentation may flip, 0 for height.
     """
 
@@ -365,9 +369,9 @@ class Patch:
     Args:
         image: (C, h, w), float32, normalised.
         labels: (h, w), int64.
-        index: The image that it was cut from.
-        forced: Whether it was forced to show foreground. It was cut around a foreground pixel;
-            augmentation may still move that out, as upstream's may.
+        index: Index of the image from which it was cropped.
+        forced: Whether it was forced to contain foreground, by cropping around a foreground pixel.
+            As in upstream, augmentation may still move that pixel out of the patch.
     """
 
     image: Tensor
@@ -380,14 +384,14 @@ class Patches:
     """Batches of patches, a pure function of phase, epoch and iteration.
 
     Args:
-        load: Gives decoded images; called as often as an image is drawn, so it should cache them.
-        images: How many there are.
-        with_foreground: The indices of those that have any.
-        sampling: How patches are drawn.
-        phase: `train` augments; `val` does not.
+        load: Returns a decoded image; called for each drawn patch, so it should cache images.
+        images: Number of images.
+        with_foreground: Indices of the images with foreground.
+        sampling: Settings for drawing patches.
+        phase: `train` augments patches; `val` does not.
 
     Raises:
-        UsageError: There is no image, or none has foreground.
+        UsageError: No images exist, or none has foreground.
     """
 
     def __init__(
@@ -420,7 +424,7 @@ class Patches:
         return torch.stack([p.image for p in patches]), torch.stack([p.labels for p in patches])
 
     def patch(self, epoch: int, iteration: int, position: int) -> Patch:
-        """The patch at `place` of a batch."""
+        """The patch at `position` in a batch."""
         sampling = self._sampling
         identity = ("nnunet", sampling.seed, self._phase, epoch, iteration, position)
         rng = np.random.default_rng(identity_seed(*identity, "patch"))
@@ -442,5 +446,5 @@ class Patches:
 
 
 def is_forced(position: int, batch_size: int, share: float) -> bool:
-    """Whether the patch at `place` must show foreground: the last `share` of the batch does."""
+    """Whether the patch at `position` is in the last `share` of a batch, forced to foreground."""
     return position >= round(batch_size * (1 - share))

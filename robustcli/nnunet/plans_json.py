@@ -1,4 +1,4 @@
-"""`plans.json` and `dataset.json` of nnU-Net: read, or made for a data set that has none."""
+"""Reads nnU-Net's `plans.json` and `dataset.json`, or creates them for a data set."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from robustcli.models.stages import Pair
 from robustcli.models.umamba import plan_options
 from robustcli.nnunet.normalisation import Channel, Intensities
 
-# nnU-Net's `plans.json` and `dataset.json` together: what they say of one 2D network and its data.
+# Reading of `plans.json` and `dataset.json` for one 2D network and its data.
 # Source: nnU-Net v2.1.1, `PlansManager`, `LabelManager`, `dataset.json` version 2.
 
-# What plans and data sets call the normalisations. Source: nnU-Net v2.1.1,
+# Names of the normalisations in plans and data sets. Source: nnU-Net v2.1.1,
 # `channel_name_to_normalization_mapping` and the classes that it names.
 
 CLASSES = {
@@ -30,7 +30,7 @@ CLASSES = {
     "RGBTo01Normalization": "rgb_to_0_1",
     "NoNormalization": "none",
 }
-"""nnU-Net's class to the scheme in `robustcli.nnunet.normalisation.SCHEMES`."""
+"""Maps nnU-Net's classes to schemes of `robustcli.nnunet.normalisation.SCHEMES`."""
 _CHANNEL_NAMES = {
     "ct": "ct",
     "nonorm": "none",
@@ -42,16 +42,16 @@ _CHANNEL_NAMES = {
 
 
 def scheme_of_class(name: str) -> str:
-    """The scheme that a plan's `normalization_schemes` calls `name`.
+    """The scheme for the class `name` in a plan's `normalization_schemes`.
 
     Raises:
-        UsageError: It is none of nnU-Net's own.
+        UsageError: nnU-Net has no class of this name.
     """
     return CLASSES[find(name, CLASSES, kind="normalisation", listing="plans.json")]
 
 
 def scheme_of_channel(name: str) -> str:
-    """The scheme that a channel called `name` in `dataset.json` asks for; most ask for z-scores."""
+    """The scheme for the channel `name` in `dataset.json`; z-scores for most names."""
     return _CHANNEL_NAMES.get(name.casefold(), "zscore")
 
 
@@ -60,15 +60,15 @@ PLANS, DATASET = "plans.json", "dataset.json"
 
 @dataclass(frozen=True)
 class NnUNetPlan:
-    """One configuration of a plan, with the data set that it was made for.
+    """One configuration of a plan, with the data set of the plan.
 
     Args:
         plans: The content of `plans.json`, as nnU-Net wrote it.
         dataset: The content of `dataset.json`.
-        configuration: A key of its `configurations`, such as `2d`.
+        configuration: A key of `configurations` in `plans`, such as `2d`.
 
     Raises:
-        UsageError: There is no such configuration, it is not two-dimensional, or not complete.
+        UsageError: The configuration does not exist, is not two-dimensional, or is incomplete.
     """
 
     plans: Mapping[str, Any]
@@ -76,7 +76,7 @@ class NnUNetPlan:
     configuration: str = "2d"
 
     def __post_init__(self) -> None:
-        try:  # read all of it at once: a file from elsewhere may hold anything
+        try:  # reads everything now, because a foreign file can contain anything
             _ = self.options, self.patch, self.batch_size
             _ = self.channels, self.labels, self.ignore_label
         except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -85,40 +85,40 @@ class NnUNetPlan:
 
     @property
     def name(self) -> str:
-        """What the plan calls itself."""
+        """The name of the plan."""
         return str(self.plans.get("plans_name", "nnUNetPlans"))
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The configuration's entries, with those that it inherits."""
+        """The entries of the configuration, including inherited entries."""
         return _inherited(_mapping(self.plans, "configurations", PLANS), self.configuration)
 
     @property
     def options(self) -> dict[str, object]:
-        """What the plan decides of the network: options of `robustcli.models.umamba.build`."""
+        """The network options of the plan, as options of `robustcli.models.umamba.build`."""
         return plan_options(self.settings)
 
     @property
     def patch(self) -> Pair:
-        """Height and width of the plan's patch, in pixels."""
+        """Height and width of a patch in pixels."""
         height, width = self.settings["patch_size"]
         return int(height), int(width)
 
     @property
     def batch_size(self) -> int:
-        """Patches per batch."""
+        """Number of patches per batch."""
         return int(self.settings.get("batch_size", 2))
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        """The input channels in order."""
+        """The names of the input channels in order."""
         key = "channel_names" if "channel_names" in self.dataset else "modality"
         names = _mapping(self.dataset, key, DATASET)
         return tuple(str(names[number]) for number in sorted(names, key=int))
 
     @property
     def channels(self) -> tuple[Channel, ...]:
-        """How each input channel is normalised."""
+        """The normalisation of each input channel."""
         count = len(self.channel_names)
         schemes = self.settings.get("normalization_schemes", ["ZScoreNormalization"] * count)
         masked = self.settings.get("use_mask_for_norm", [False] * count)
@@ -138,7 +138,7 @@ class NnUNetPlan:
         """The classes in order, `background` first, without the ignore label.
 
         Raises:
-            UsageError: The labels are regions, which may overlap, or no names with numbers.
+            UsageError: The labels are regions, which may overlap, or do not map names to numbers.
         """
         values = dict(_mapping(self.dataset, "labels", DATASET))
         if any(not isinstance(value, int | list | tuple) for value in values.values()):
@@ -153,7 +153,7 @@ class NnUNetPlan:
 
     @property
     def ignore_label(self) -> int | None:
-        """The value of pixels that nobody annotated; None where there is none."""
+        """The label of pixels without annotation; None without one."""
         value = _mapping(self.dataset, "labels", DATASET).get("ignore")
         return None if value is None else int(value)
 
@@ -167,7 +167,7 @@ class NnUNetPlan:
 
 
 def _no_numbers(values: Mapping[str, Any]) -> UsageError:
-    """The error where labels are not names with their numbers, with what to write instead."""
+    """The error for labels that do not map names to numbers, with the correct notation."""
     swapped = all(name.strip().isdecimal() for name in values)
     numbers = {str(value): int(name) for name, value in values.items()} if swapped else {}
     texts = all(str(value).strip().isdecimal() for value in values.values())
@@ -188,10 +188,10 @@ def _no_numbers(values: Mapping[str, Any]) -> UsageError:
 
 
 def read_plan(folder: Path, configuration: str) -> NnUNetPlan:
-    """The plan and data set described in `folder`.
+    """Reads the plan and the data set description in `folder`.
 
     Raises:
-        UsageError: A file is missing or is not what it should be.
+        UsageError: A file is missing or malformed.
     """
     return NnUNetPlan(_json(folder / PLANS), _json(folder / DATASET), configuration)
 
@@ -203,7 +203,7 @@ def _inherited(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
     if parent is None:
         return configuration
     others = {key: value for key, value in configurations.items() if key != registered}
-    return _inherited(others, str(parent)) | configuration  # without itself: no circle
+    return _inherited(others, str(parent)) | configuration  # excluding itself, to avoid cycles
 
 
 def _json(path: Path) -> Mapping[str, Any]:
@@ -239,18 +239,17 @@ def _malformed(file: str, part: str, error: Exception) -> UsageError:
     )
 
 
-# A plan for a data set that has none, by the rules of nnU-Net's 2D planner. Source: nnU-Net v2.1.1,
-# `ExperimentPlanner`; written anew from the published rules.
+# Creation of a plan by the rules of nnU-Net's 2D planner. Source: nnU-Net v2.1.1,
+# `ExperimentPlanner`; reimplemented from the published rules.
 
-# How large a patch is, how its network halves it and how many fit in a batch: nnU-Net's rules. For
-# 2D images with square pixels. As upstream, the memory is that of the plain U-Net: what U-Mamba
-# needs is not modelled.
+# nnU-Net's rules for patch size, downsampling and batch size, for 2D images with square pixels. As
+# in upstream, the memory is that of the plain U-Net: the memory of U-Mamba is not modelled.
 #
 # Source: nnU-Net v2.1.1, `ExperimentPlanner` and `get_pool_and_conv_props`, and the network's
-# `compute_conv_feature_map_size`; written anew from the published rules.
+# `compute_conv_feature_map_size`; reimplemented from the published rules.
 
-SMALLEST_EDGE = 4  # of the last map
-REFERENCE_VALUES = 85_000_000  # of all maps of one patch; with it REFERENCE_BATCH patches fit
+SMALLEST_EDGE = 4  # pixels of the last feature map
+REFERENCE_VALUES = 85_000_000  # in all feature maps of a patch; then REFERENCE_BATCH patches fit
 REFERENCE_BATCH = 12
 LARGEST_SHARE = 0.05  # of all pixels of the data set in one batch
 SMALLEST_BATCH = 2
@@ -259,11 +258,11 @@ CONVOLUTIONS = 2  # per stage
 
 @dataclass(frozen=True)
 class Topology:
-    """A patch and how the network's stages halve it.
+    """A patch size and the strides of the network's stages.
 
     Args:
-        patch: Height and width, multiples of all halvings together.
-        strides: Per stage; the first is (1, 1).
+        patch: Height and width, multiples of the total stride.
+        strides: Strides of each stage; the first is (1, 1).
     """
 
     patch: Pair
@@ -271,12 +270,16 @@ class Topology:
 
     @property
     def steps(self) -> Pair:
-        """What height and width must be multiples of."""
+        """The total stride; height and width must be multiples of it."""
         return (math.prod(s[0] for s in self.strides), math.prod(s[1] for s in self.strides))
 
 
 def topology(size: Pair) -> Topology:
-    """How a patch of about `size` is halved: while an edge has 8 pixels, alone while it has 12."""
+    """The topology for a patch of about `size`.
+
+    Edges of at least 8 pixels are halved; an edge that is halved without the other needs at least
+    12 pixels.
+    """
     edges, grid, strides = list(size), [1, 1], [(1, 1)]
     while True:
         axes = [a for a in (0, 1) if edges[a] >= 2 * SMALLEST_EDGE]
@@ -291,21 +294,21 @@ def topology(size: Pair) -> Topology:
 
 
 def fitted(start: Pair, shape: Pair, *, classes: int, features: tuple[int, int]) -> Topology:
-    """The largest topology from `start` down that fits the reference memory.
+    """The largest topology, at most of size `start`, that fits the reference memory.
 
-    The axis that is largest against the median `shape` gives way first.
+    The axis that is largest relative to the median `shape` is reduced first.
     """
     plan_topology = topology(start)
     while values(plan_topology, classes, features) > REFERENCE_VALUES:
         axis = max((0, 1), key=lambda a: (plan_topology.patch[a] / shape[a], a))
-        # By the step of the smaller patch: sizes in between may be valid too.
+        # Uses the step of the smaller patch, because sizes in between may be valid too.
         smaller = topology(_less(plan_topology.patch, axis, plan_topology.steps[axis]))
         plan_topology = topology(_less(plan_topology.patch, axis, smaller.steps[axis]))
     return plan_topology
 
 
 def values(topology: Topology, classes: int, features: tuple[int, int]) -> int:
-    """How many values the maps of the plain U-Net have for one patch, its heads included."""
+    """The number of values in all feature maps of the plain U-Net for one patch, with heads."""
     reductions = accumulate(topology.strides, lambda a, b: (a[0] * b[0], a[1] * b[1]))
     sizes = [(topology.patch[0] // h) * (topology.patch[1] // w) for h, w in reductions]
     widths = [min(features[0] * 2**stage, features[1]) for stage in range(len(sizes))]
@@ -319,7 +322,7 @@ def values(topology: Topology, classes: int, features: tuple[int, int]) -> int:
 def batch_size(
     topology: Topology, shape: Pair, images: int, *, classes: int, features: tuple[int, int]
 ) -> int:
-    """As many patches as the reference memory holds, and at most a twentieth of all pixels."""
+    """The number of patches that fit the reference memory, at most a twentieth of all pixels."""
     fitting = round(REFERENCE_VALUES / values(topology, classes, features) * REFERENCE_BATCH)
     share = round(images * math.prod(shape) * LARGEST_SHARE / math.prod(topology.patch))
     return max(min(fitting, share), SMALLEST_BATCH)
@@ -344,20 +347,21 @@ def make_plan(
     most_batch: int | None = None,
     features: tuple[int, int] = (32, 512),
 ) -> NnUNetPlan:
-    """The plan, with its `dataset.json`, of a data set of 2D images.
+    """Creates the plan and `dataset.json` for a data set of 2D images.
 
     Args:
-        shape: Median height and width of its images, in pixels.
-        channels: Names of its channels, as `R, G, B`; they decide the normalisation.
-        images: How many there are for training.
-        labels: Its foreground classes.
-        name: Of the data set.
-        most_patch: Largest edge of a patch, where memory or time are short.
-        most_batch: Largest batch, likewise.
-        features: Of the first stage, and the most of any; upstream's plans have (32, 512).
+        shape: Median height and width of the images in pixels.
+        channels: Names of the channels, such as `R, G, B`, which define the normalisation.
+        images: Number of training images.
+        labels: Names of the foreground classes.
+        name: Name of the data set.
+        most_patch: Largest edge of a patch, to limit memory or time.
+        most_batch: Largest batch size, to limit memory or time.
+        features: Channels of the first stage, and largest number of channels of any stage;
+            upstream's plans have (32, 512).
 
     Raises:
-        UsageError: The images, or the patches asked for, are too small for any halving.
+        UsageError: The images, or the requested patches, are too small for any downsampling.
     """
     if min(shape) < 1 or images < 1:
         raise UsageError(
@@ -405,7 +409,7 @@ def _settings(
     }
 
 
-# How upstream's inference resamples; with square pixels of one size it has nothing to do.
+# Resampling in upstream's inference; it has no effect for square pixels of equal size.
 _RESAMPLING = {
     f"resampling_fn_{what}": "resample_data_or_seg_to_shape"
     for what in ("data", "seg", "probabilities")
@@ -430,7 +434,7 @@ def _plans(name: str, settings: dict[str, Any], shape: Pair, channels: int) -> d
         "configurations": {"2d": settings},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        # Not measured: only CT's scheme reads them, but nnU-Net looks every channel up.
+        # Empty: only the CT scheme reads the statistics, but nnU-Net looks up every channel.
         "foreground_intensity_properties_per_channel": {str(c): {} for c in range(channels)},
     }
 

@@ -1,7 +1,7 @@
 """The interface of a task of an evaluation: `classification` or `segmentation`.
 
-A task opens the data, loads the models, makes their inputs in loader workers, and turns their
-predictions into rows. The rest of an evaluation does not depend on the task.
+A task opens the data, loads the models, prepares their inputs in loader workers, and converts their
+predictions to rows. The rest of an evaluation does not depend on the task.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class Pool:
 
 @dataclass(frozen=True)
 class Data:
-    """The images of an evaluation, not decoded yet.
+    """The images of an evaluation, before decoding.
 
     Args:
         items: The images, with their classes or masks.
         record: Their record in `run.json`.
-        pool: The images from which `--quick`, `--limit` or `--per-class` drew these.
-        grouping: The kind of a group, in the singular; None without groups.
-        split: Their split of the data set; None without splits.
+        pool: Numbers of images and groups before `--quick`, `--limit` or `--per-class`.
+        grouping: Singular noun for a group, such as `patient`; None without groups.
+        split: The evaluated split of the data set; None without splits.
         dataset: The images with their classes; None for masks.
     """
 
@@ -83,7 +83,7 @@ def select_subset(dataset: Dataset, config: TaskConfig) -> Dataset:
 
 
 def pool_of(dataset: Dataset) -> Pool:
-    """The counts of `dataset`."""
+    """The numbers of images and groups of `dataset`."""
     return Pool(len(dataset.samples), len(dataset.groups))
 
 
@@ -103,7 +103,7 @@ InputsT = TypeVar("InputsT")
 
 @dataclass(frozen=True)
 class Prepared(Generic[InputsT]):
-    """One transform of some images: the models' inputs, and the missing measures by view."""
+    """Images under one transform: model inputs, and the missing image measures by view."""
 
     cell: Cell
     inputs: InputsT
@@ -111,7 +111,7 @@ class Prepared(Generic[InputsT]):
 
 
 class Preparation(ABC, Generic[ItemT, DecodedT, InputsT]):
-    """Makes the inputs of models from images; it is sent to worker processes."""
+    """Prepares model inputs from images; must be picklable for worker processes."""
 
     @abstractmethod
     def decode(self, item: ItemT) -> DecodedT:
@@ -126,23 +126,24 @@ class Preparation(ABC, Generic[ItemT, DecodedT, InputsT]):
         models: Mapping[Cell, Sequence[str]],
         views: Mapping[Cell, Sequence[str]],
     ) -> Iterator[Prepared[InputsT]]:
-        """The missing inputs of these images (perhaps none), by cell in the order of `models`.
+        """Yields the missing inputs of the images, if any, by cell in the order of `models`.
 
         Args:
-            items: Some images.
-            decoded: The result of `decode` for each.
-            models: By cell, the models that lack its rows.
-            views: By cell, the views that lack the measures of its images.
+            items: The images.
+            decoded: The result of `decode` for each image.
+            models: The models without rows, by cell.
+            views: The views without image measures, by cell.
         """
 
 
 @dataclass(frozen=True)
 class Batch(Generic[InputsT]):
-    """One transform of one batch of images, as the runner receives it.
+    """One batch of images under one transform, as the runner receives it.
 
-    `models` lack these rows; `inputs` are theirs for the images `image_ids`; `measures` has, per
-    view that lacks them, one entry an image. `unreadable` has the id and reason of images that are
-    left out. Its images are those of `block` from number `first` on, of `block_images` in all.
+    `models` are the models to predict with; `inputs` are their inputs for the images `image_ids`.
+    `measures` contains, for each view without stored measures, one entry per image. `unreadable`
+    contains id and reason of images that cannot be read, which are not in `image_ids`. The images
+    are those of `block`, which has `block_images` images, from index `first` on.
     """
 
     block: int
@@ -158,9 +159,9 @@ class Batch(Generic[InputsT]):
 
 @dataclass(frozen=True)
 class Measures:
-    """Digest of the transformed pixels, PSNR in dB against the clean ones, whether any changed.
+    """Digest of the transformed pixels, PSNR in dB against the clean pixels, whether any changed.
 
-    PSNR is infinite for unchanged pixels and NaN where the transform changed the size.
+    PSNR is infinite for unchanged pixels and NaN if the transform changed the size.
     """
 
     digest: str
@@ -180,10 +181,10 @@ def measure(clean: NDArray[np.uint8], transformed: NDArray[np.uint8]) -> Measure
 
 
 def mean_squared_error(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Mean of (a - b)**2 over all values, of the exact sum."""
+    """Mean of (a - b)**2 over all values, computed from the exact sum."""
     import cv2
 
-    # OpenCV may square the root of the sum, which is a whole number far below 2**53.
+    # OpenCV may return the squared root of the sum; the sum is an integer far below 2**53.
     return float(round(cv2.norm(a, b, cv2.NORM_L2SQR))) / a.size
 
 
@@ -195,12 +196,12 @@ class Predictor(Protocol):
         """The cost of its forward passes so far."""
 
     def rows(self, batch: Batch[Any]) -> list[Row]:
-        """The rows of the images of `batch`, at least one, in their order."""
+        """The rows of the images of `batch` (at least one), in the order of the images."""
 
 
 @dataclass(frozen=True)
 class FinishedRows(Generic[ModelT]):
-    """The finished rows of a command; `clean_rows` are those of a model by its name."""
+    """The finished rows of a command; `clean_rows` returns the clean rows of a model by name."""
 
     run: Path
     data: Data
@@ -211,34 +212,34 @@ class FinishedRows(Generic[ModelT]):
 
 
 class Task(ABC, Generic[ModelT]):
-    """The task of a model, from settings to rows; `batch_sizes` are by type of device."""
+    """Base class of tasks; `batch_sizes` maps the type of device to a batch size."""
 
     name: ClassVar[TaskName]
     batch_sizes: ClassVar[Mapping[str, int]]
 
     @abstractmethod
     def check(self, config: TaskConfig) -> None:
-        """Raises UsageError for a setting that has no meaning for this task."""
+        """Raises UsageError for settings that do not apply to this task."""
 
     def with_defaults(self, config: ConfigT, listener: Listener) -> ConfigT:
-        """`config` with the settings that its models decide, each announced.
+        """`config` with settings taken from its models, each announced to `listener`.
 
         Raises:
-            UsageError: The models contradict each other.
+            UsageError: The models need different settings.
         """
         return config
 
     @abstractmethod
     def open(self, config: TaskConfig, listener: Listener) -> Data:
-        """The images that `config` names; a default is announced.
+        """Opens the images that `config` names; announces a default data set.
 
         Raises:
-            UsageError: There is no such data, or it does not fit the models.
+            UsageError: The data does not exist, or does not fit the models.
         """
 
     @abstractmethod
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> ModelT:
-        """The model that `request` names, on the CPU."""
+        """Loads the model that `request` names, on the CPU."""
 
     @abstractmethod
     def model_record(self, model: ModelT, config: TaskConfig) -> ModelRecord:
@@ -260,22 +261,22 @@ class Task(ABC, Generic[ModelT]):
     ) -> Predictor:
         """The predictor of `model` for batches of `preparation`, with the columns of `dataset`.
 
-        `announce` receives a line when memory runs out and the model goes on with smaller batches.
+        `announce` receives a line if memory runs out and the model continues with smaller batches.
         """
 
     @abstractmethod
     def sample(
         self, items: Sequence[Sample], models: Mapping[str, ModelT], config: TaskConfig
     ) -> SamplePicture | None:
-        """The first of `items` that shows the effect of transforms; None if none is readable."""
+        """The first of `items` suited to show transforms; None if no item is readable."""
 
     def finish(self, finished: FinishedRows[ModelT]) -> None:
-        """Adds to the run's folder the pictures of finished rows; by default none."""
+        """Adds pictures of finished rows to the run's folder; by default none."""
         return
 
     @abstractmethod
     def trial_model(self, request: ModelRequest) -> ModelT:
-        """A model with the cost of the one of `request`, without any download."""
+        """A model with the same cost as that of `request`, loaded without any download."""
 
 
 def facts_record(facts: ModelFacts, device: torch.device) -> dict[str, Any]:

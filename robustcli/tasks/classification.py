@@ -1,4 +1,4 @@
-"""The evaluation of classifiers: the inputs from images, and the rows from predictions."""
+"""The evaluation of classifiers: prepares inputs from images, and rows from predictions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from robustcli.transforms.registry import TransformCell, image_seed
 
 @dataclass(frozen=True)
 class Views:
-    """True classes, further true classes, and per view uint8 (n, channels, crop, crop)."""
+    """True classes, further true classes, and images by view: uint8 (n, channels, crop, crop)."""
 
     targets: list[int]
     also: list[tuple[int, ...]]
@@ -69,10 +69,10 @@ class Views:
 
 @dataclass(frozen=True)
 class ViewPreparation(Preparation[Sample, Pixels, Views]):
-    """Transforms images, then resizes and crops them as each model does.
+    """Transforms images, then resizes and crops them for each model.
 
-    `preprocessing` is by the name of its view. With `at_crop` transforms act on the views instead
-    of the decoded image.
+    `preprocessing` is keyed by the name of the view. With `at_crop`, transforms are applied to the
+    views instead of the decoded image.
     """
 
     transforms: Mapping[Cell, TransformCell]
@@ -93,7 +93,7 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
         models: Mapping[Cell, Sequence[str]],
         views: Mapping[Cell, Sequence[str]],
     ) -> Iterator[Prepared[Views]]:
-        """The views of the models that lack rows, and the measures of the views that lack them."""
+        """The views for models without rows, and the measures for views without them."""
         ids, targets = [item.image_id for item in items], [item.target for item in items]
         also = [item.also for item in items]
         clean = {ORIGINAL: list(decoded)}
@@ -139,7 +139,7 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
 
 
 def _stack(images: list[Pixels], preprocessing: Preprocessing) -> Tensor:
-    """(n, channels, crop, crop) uint8; the copy also puts the channels first."""
+    """Stacks images to uint8 (n, channels, crop, crop), with channels first."""
     side = preprocessing.crop
     stacked = np.empty((len(images), preprocessing.channels, side, side), np.uint8)
     for number, image in enumerate(images):
@@ -148,10 +148,13 @@ def _stack(images: list[Pixels], preprocessing: Preprocessing) -> Tensor:
 
 
 class ClassRows:
-    """Predicts batches of views with a classifier, among the classes `answers` (None: all).
+    """Predicts batches of views with a classifier.
 
-    `members` are the classes of each superclass that it predicts instead; None without any.
-    `announce` receives a line when memory runs out.
+    Args:
+        classifier: The classifier.
+        answers: The classes that it may predict; None for all.
+        members: The classes of each superclass, if it predicts superclasses; else None.
+        announce: Receives a line if memory runs out.
     """
 
     def __init__(
@@ -171,9 +174,9 @@ class ClassRows:
         return self.forward.cost
 
     def rows(self, batch: Batch[Views]) -> list[Row]:
-        """One row an image (columns: `PREDICTION_SCHEMA`).
+        """One row per image (columns: `PREDICTION_SCHEMA`).
 
-        Of several true classes, the target is the one that the model ranks highest.
+        For several true classes, the target is the class that the model ranks highest.
         """
         inputs = batch.inputs
         pieces = self.forward(inputs.views[self.view], _truths(inputs))
@@ -183,7 +186,7 @@ class ClassRows:
 
 
 def _truths(inputs: Views) -> torch.Tensor:
-    """The true classes (n, most of any image); images with fewer repeat their first."""
+    """The true classes (n, maximum number per image), padded with the first class of an image."""
     width = 1 + max(map(len, inputs.also), default=0)
     rows = zip(inputs.targets, inputs.also, strict=True)
     return torch.tensor([[t, *also, *[t] * (width - 1 - len(also))] for t, also in rows])
@@ -217,7 +220,7 @@ class ClassificationTask(Task[Classifier]):
     def open(self, config: TaskConfig, listener: Listener) -> Data:
         """See `Task.open`; all models must have the same classes.
 
-        Images that a model was trained on are left out.
+        Images that a model was trained on are excluded.
         """
         opened = config.dataset or _open_data(config)
         _check_split(config, opened)
@@ -235,9 +238,9 @@ class ClassificationTask(Task[Classifier]):
         return load(request, "cls", seed=seed, offline=offline)
 
     def trial_model(self, request: ModelRequest) -> Classifier:
-        """A freshly initialised network, whose cost is that of the trained one.
+        """A randomly initialised network, which has the same cost as the trained network.
 
-        Weights that the user names exist, and decide the number of classes, so they are read.
+        Weights that the user names are loaded: they exist locally and define the number of classes.
         """
         foreign = foreign_kind(request) is not None
         if foreign or request.weights is not None or names_run(request.name):
@@ -281,7 +284,7 @@ class ClassificationTask(Task[Classifier]):
     def sample(
         self, items: Sequence[Sample], models: Mapping[str, Classifier], config: TaskConfig
     ) -> SamplePicture | None:
-        """The first readable photo, or the first model's crop of it."""
+        """The first readable image, or with `--apply-at crop` the first model's crop of it."""
         picture = first_readable(items, lambda item: decode(item.image))
         if picture is None or config.apply_at == "original":
             return picture
@@ -290,10 +293,10 @@ class ClassificationTask(Task[Classifier]):
 
 
 def _open_data(config: TaskConfig) -> Dataset:
-    """The data, in the classes of the models.
+    """Opens the data with the classes of the models.
 
     Raises:
-        UsageError: The models have different classes, or the data has others.
+        UsageError: The models differ in their classes, or the data has different classes.
     """
     space = _classes(config)
     trained = _were_trained_here(config)
@@ -333,7 +336,7 @@ def _check_split(config: TaskConfig, dataset: Dataset) -> None:
 def _check_heads(config: TaskConfig) -> None:
     """Raises UsageError if weights from a file have another number of classes than the model.
 
-    That is a better explanation than the mismatch of classes and data.
+    This message is more helpful than one about the mismatch of classes and data.
     """
     for request in config.models:
         if request.weights is not None and header_for(request) is None:

@@ -1,4 +1,4 @@
-"""The settings of an evaluation that a task has to know: which models, on which images."""
+"""The settings of an evaluation that tasks use: models and images."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from robustcli.tasks.record import EvaluatedPart
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Models x transforms x images; see `robust eval --help` for the meaning of each.
+    """Models, transforms and images of an evaluation; see `robust eval --help` for each option.
 
-    `splits_of` is a training run that says which part an image belongs to, as if one of the models
-    came from it. `quick` takes the images of `data.subsets.quick_look`. `dataset` is what `data`
-    names, where that is opened already; `mask_classes` are `--classes`.
+    `splits_of` is a training run that defines the split of each image, as if one of the models came
+    from that run. `quick` selects the images of `data.subsets.quick_look`. `dataset` is the data
+    set of `data`, if it is already open. `mask_classes` is the value of `--classes`.
     """
 
     models: tuple[ModelRequest, ...]

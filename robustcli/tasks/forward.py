@@ -1,4 +1,4 @@
-"""A model's answers for a batch, timed, in as many pieces as its memory needs."""
+"""Runs a model on batches, measures the time, and splits batches that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from robustcli.tasks.record import ModelCost
 
 
 class Forward:
-    """Runs one model; halves the piece it computes at once whenever memory runs out.
+    """Runs one model; halves the size of pieces whenever memory runs out.
 
     Args:
-        model: On its device.
-        predict: Takes equally long inputs, one entry an image; None for the model's own.
-        announce: Receives a line when the model goes on with smaller pieces.
+        model: The model, already on its device.
+        predict: Called with inputs of equal length, one entry per image; None for `model.predict`.
+        announce: Receives a line if the model continues with smaller pieces.
     """
 
     def __init__(
@@ -35,10 +35,10 @@ class Forward:
         self.limit = BatchLimit(model, announce)
 
     def __call__(self, *inputs: Tensor | Sequence[Any]) -> list[Any]:
-        """The answers for `inputs`, in pieces that follow one another.
+        """The predictions for `inputs`, as a list of consecutive pieces.
 
         Raises:
-            RunError: Not even one image fits into memory.
+            RunError: A single image does not fit into memory.
         """
         images, started = len(inputs[0]), time.perf_counter()
         windows = _windows(self.model)
@@ -61,7 +61,7 @@ def _windows(model: Model) -> int | None:
 
 
 def _size_in_words(images: Tensor | Sequence[Any]) -> str:
-    """The largest width and height of (n, C, H, W), or of images (H, W, 3)."""
+    """Width and height of a batch (n, C, H, W), or of the largest of several images (H, W, 3)."""
     if isinstance(images, Tensor):
         height, width = images.shape[-2:]
         return f"{width}x{height} pixels"

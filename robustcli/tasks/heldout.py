@@ -1,4 +1,4 @@
-"""Selects the part of the data to evaluate: by default what no model was trained on."""
+"""Selects the split to evaluate; by default the images that no model was trained on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from robustcli.tasks.record import EvaluatedPart, MasksRecord, class_table
 
 SPLITS_FILE = "splits.csv"
 MaskValues = tuple[str | None, str | None, ClassTable | None]
-"""`--foreground` and `--ignore` as a user types them, and the classes of `--classes`."""
+"""`--foreground` and `--ignore` as on the command line, and the classes of `--classes`."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class TrainingData:
     """The data of one training.
 
     Args:
-        model: The model, as the user named it.
-        digest: The digest of its images; None if the weights do not record it.
-        parts: The split of each image by id; empty if that file is missing.
-        file_hashes: The SHA-256 of the files of some training images by id, if recorded.
-        mask_values: `--foreground`, `--ignore` and the classes of the training, if it had them.
+        model: The model's name as typed by the user.
+        digest: Digest of the training images; None if the weights do not record it.
+        parts: The split of each image by id; empty if `splits.csv` is missing.
+        file_hashes: SHA-256 of the files of some training images by id, if recorded.
+        mask_values: `--foreground`, `--ignore` and the classes of the training, if it used them.
     """
 
     model: str
@@ -46,10 +46,11 @@ class TrainingData:
     mask_values: MaskValues | None = None
 
     def overlaps(self, dataset: Dataset) -> bool:
-        """Whether some images of `dataset` are among those of the training.
+        """Whether `dataset` contains images of the training.
 
-        Ids are paths inside the data set, so its own path does not matter. But `cat/001.jpg` may be
-        another photo in other data: if the hashes of files of that name are known, these decide.
+        Ids are paths relative to the data set, so the location of the data set does not matter.
+        Because `cat/001.jpg` may be a different image in another data set, file hashes are compared
+        if they are known for files of these names.
         """
         hashed = [sample for sample in dataset.samples if sample.image_id in self.file_hashes]
         if hashed:
@@ -69,8 +70,9 @@ def _hash(sample: Sample) -> str:
 def training_data(request: ModelRequest) -> TrainingData | None:
     """The training data of the model of `request`; None if unknown.
 
-    The header of the weights names the data, `splits.csv` in the run's folder (or a file with that
-    suffix beside bundled weights) the splits. Of an exported file its description says both.
+    The header of the weights identifies the data; `splits.csv` in the run's folder (or a file with
+    that suffix next to bundled weights) contains the splits. For an exported model, its sidecar
+    file contains both.
     """
     sidecar = sidecar_of(request)
     if sidecar is not None:
@@ -99,26 +101,26 @@ def _training_data(
 
 
 def mask_values_of(run: Path) -> MaskValues | None:
-    """The options that read masks as the training in `run` did; None for none."""
+    """The options with which the training in `run` read masks; None without such options."""
     try:
         record = parse_json((run / "run.json").read_text(encoding="utf-8"))
         plain = record["dataset"].get("masks")
         masks = MasksRecord.model_validate(plain) if plain else None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return None  # no run, or a damaged one, which reading its record reports
+        return None  # not a run, or damaged; reading the record reports the damage
     if masks is None:
         return None
     ignore = ",".join(masks.ignored) or None
     if masks.classes is not None:
         return None, ignore, class_table(masks)
-    if masks.background is not None:  # the training decided by the two values of the masks
+    if masks.background is not None:  # the training derived it from the two mask values
         return None if ignore is None else (None, ignore, None)
     foreground = NONZERO if masks.foreground is None else ",".join(masks.foreground)
     return foreground, ignore, None
 
 
 def in_flags(values: MaskValues) -> str:
-    """The options as a user types them."""
+    """The options as command-line flags."""
     foreground, ignore, table = values
     classes = None if table is None else in_pairs(table)
     flags = (("--foreground", foreground), ("--ignore", ignore), ("--classes", classes))
@@ -137,14 +139,14 @@ def read_parts(run: Path) -> Mapping[str, str]:
     """The split of each image id in the training run `run`; empty without `splits.csv`.
 
     Raises:
-        UsageError: Its `splits.csv` is damaged.
+        UsageError: The `splits.csv` of the run is damaged.
     """
     return read_splits(run / SPLITS_FILE) if (run / SPLITS_FILE).is_file() else {}
 
 
 @dataclass(frozen=True)
 class ChosenPart:
-    """Some images of the data, and their split."""
+    """The images to evaluate, and their split."""
 
     dataset: Dataset
     split: EvaluatedPart
@@ -158,10 +160,10 @@ def choose_part(
 ) -> ChosenPart:
     """The part of `dataset` to evaluate.
 
-    `auto` selects the held-out test images if a model was trained on images of `dataset` (of
-    several such models those that all held out), else the split that the owners of the data
-    evaluate on, else all. A named split is that of the trainings, if there are any, else the data's
-    own.
+    `auto` selects the held-out test images if a model was trained on images of `dataset` (for
+    several of these models, the images that all of them held out), else the official evaluation
+    split of the data, else all images. A named split is that of the trainings if they used images
+    of `dataset`, else the official split of the data.
 
     Args:
         dataset: The complete data set.
@@ -170,7 +172,7 @@ def choose_part(
         listener: Receives the selection, and a warning if training images are evaluated.
 
     Raises:
-        UsageError: The images of the split are unknown, or there are none.
+        UsageError: The images of the split are unknown, or the split is empty.
     """
     overlapping = [training for training in trainings if training.overlaps(dataset)]
     if split == "auto" and not overlapping and dataset.evaluated is not None:

@@ -1,4 +1,4 @@
-"""The pictures that a run keeps for its report: transformed samples, and cases of segmenters."""
+"""Pictures for the report of a run: transformed samples, and example cases of segmenters."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ from robustcli.tasks.record import (
 from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell, image_seed
 
-OUTLINE_COLOUR = (255, 214, 10)  # a yellow that stands out on grey, blue and violet alike
+OUTLINE_COLOUR = (255, 214, 10)  # yellow, visible on grey, blue and violet
 TINT = 0.25  # share of the colour inside the outline
 
 
 def outlined(image: Pixels, mask: NDArray[Any], colours: Sequence[str] = ()) -> Pixels:
     """A copy of `image` (H, W, 3) with the outline of `mask` (H, W) in OUTLINE_COLOUR.
 
-    With `colours` (`#rrggbb`) the mask holds classes from 1 on, each outlined in its colour. The
-    line is one pixel wide up to 512 pixels of the image's shorter side, and grows from there.
+    With `colours` (`#rrggbb`), the mask contains class indices from 1 on, and each class is
+    outlined in its colour. The line is one pixel wide, plus one pixel for every 512 pixels of the
+    shorter side of the image.
     """
     drawn = image.copy()
     for part, colour in _parts(mask, colours):
@@ -51,7 +52,7 @@ def outlined(image: Pixels, mask: NDArray[Any], colours: Sequence[str] = ()) -> 
 
 
 def overlaid(image: Pixels, mask: NDArray[Any], colours: Sequence[str] = ()) -> Pixels:
-    """A copy of `image` (H, W, 3) with `mask` (H, W) tinted and outlined; see `outlined`."""
+    """A copy of `image` (H, W, 3) with `mask` (H, W) tinted and outlined, see `outlined`."""
     tinted = image.copy()
     for part, colour in _parts(mask, colours):
         tinted[part] = np.rint((1 - TINT) * image[part] + TINT * np.array(colour)).astype(np.uint8)
@@ -59,7 +60,7 @@ def overlaid(image: Pixels, mask: NDArray[Any], colours: Sequence[str] = ()) -> 
 
 
 def _parts(mask: NDArray[Any], colours: Sequence[str]) -> Iterator[tuple[BoolMask, Colour]]:
-    """What is drawn in one colour each: the mask itself, or each of its classes."""
+    """The parts to draw with their colours: the entire mask, or each class."""
     if not colours:
         yield mask, OUTLINE_COLOUR
     for number, colour in enumerate(colours, 1):
@@ -67,7 +68,7 @@ def _parts(mask: NDArray[Any], colours: Sequence[str]) -> Iterator[tuple[BoolMas
 
 
 def outline(mask: BoolMask, width: int = 1) -> BoolMask:
-    """The pixels of `mask` within `width` steps of a pixel outside it, or of the image's end."""
+    """The pixels of `mask` within `width` steps of a pixel outside it, or of the image border."""
     inner = mask
     for _ in range(width):
         inner = _eroded(inner)
@@ -82,15 +83,16 @@ def _eroded(mask: BoolMask) -> BoolMask:
 
 LONGEST_SAMPLE = 256  # pixels of the longer side
 MOST_SAMPLES = 6  # at most
-IMAGES_PER_PHOTO = 20  # of the run, so that pictures take at most a twentieth of its time
-_MOST_TRIED = 100  # images
+IMAGES_PER_PHOTO = 20  # of the run per sample, so that pictures take at most 1/20 of its time
+_MOST_TRIED = 100  # images that are tried until one can be decoded
 
 
 @dataclass(frozen=True)
 class SamplePicture:
-    """The image to show, (H, W, 3), and for segmenters the mask that moves with it.
+    """An image to show, (H, W, 3), and for segmenters the mask, which is transformed with it.
 
-    Of several classes the mask holds numbers, and `colours` (`#rrggbb`) has the colour of each.
+    For several classes, the mask contains class indices, and `colours` the colour (`#rrggbb`) of
+    each class.
     """
 
     image_id: str
@@ -99,7 +101,7 @@ class SamplePicture:
     colours: tuple[str, ...] = ()
 
     def under(self, cell: TransformCell, seed: int) -> SamplePicture:
-        """The picture that the models see under `cell` in the run with that seed."""
+        """The transformed picture, as the models receive it under `cell` in a run with `seed`."""
         name, severity = cell.transform.name, cell.severity
         seed = image_seed(seed, name, severity, self.image_id)
         if self.mask is None:
@@ -130,14 +132,14 @@ def write_samples(
     items: Sequence[Sample],
     choose: Callable[[Sequence[Sample]], SamplePicture | None],
 ) -> None:
-    """Writes the missing small pictures of a few images under every cell, for the report.
+    """Writes small pictures of sample images under every cell, except for existing files.
 
     Args:
         run: The run's folder.
         cells: The transforms to show.
-        seed: The run's.
+        seed: The seed of the run.
         items: The images of the run.
-        choose: Selects the image to show from a list of items, or None.
+        choose: Returns the image to show from a list of items, or None.
     """
     photos, chosen = read_sample_photos(run), dict[str, SamplePicture]()
     if not photos:
@@ -165,7 +167,7 @@ def write_samples(
 
 
 def _first_of_parts(images: int) -> list[int]:
-    """The first index of each part of the list of images, of which one photo is shown."""
+    """Splits the list of images into equal parts, one per sample; returns their first indices."""
     parts = max(1, min(MOST_SAMPLES, images // IMAGES_PER_PHOTO))
     return [part * images // parts for part in range(parts)] if images else []
 
@@ -177,7 +179,7 @@ def _cell(cell: TransformCell) -> Cell:
 def first_readable(
     items: Sequence[Sample], decode: Callable[[Sample], Pixels]
 ) -> SamplePicture | None:
-    """The first of the first 100 items that can be decoded, or None."""
+    """The first item that can be decoded, among the first 100; None if all fail."""
     for item in items[:_MOST_TRIED]:
         try:
             return SamplePicture(item.image_id, decode(item))
@@ -187,7 +189,7 @@ def first_readable(
 
 
 def first_pair(pairs: Sequence[Sample]) -> SamplePicture | None:
-    """The first of the first 100 pairs that has foreground, else the first readable one."""
+    """The first pair with foreground among the first 100; else the first readable pair."""
     first = None
     for pair in pairs[:_MOST_TRIED]:
         try:
@@ -203,12 +205,12 @@ def first_pair(pairs: Sequence[Sample]) -> SamplePicture | None:
 
 
 def class_names_of(pair: Sample) -> tuple[str, ...]:
-    """The names of the classes of the pair's mask; empty for foreground and background."""
+    """The class names of the pair's mask; empty for foreground and background."""
     return () if pair.reading is None else pair.reading.classes
 
 
 def class_colours(pair: Sample) -> list[str]:
-    """The colour `#rrggbb` of each class of the pair's mask."""
+    """The colour, `#rrggbb`, of each class of the pair's mask."""
     chosen = () if pair.reading is None else pair.reading.colours
     return colours_of(len(class_names_of(pair)), chosen)
 
@@ -220,7 +222,7 @@ def write_masks(
     pairs: Sequence[Sample],
     segmenters: Mapping[str, Segmenter],
 ) -> None:
-    """Writes the missing masks that `segmenters` predict for the photos of `write_samples`."""
+    """Writes masks predicted for the photos of `write_samples`, except for existing files."""
     for photo in read_sample_photos(run):
         missing = [
             (name, cell)
@@ -248,9 +250,9 @@ def update_panels(
     segmenters: Mapping[str, Segmenter],
     rows: Callable[[str], pd.DataFrame],
 ) -> list[Panel]:
-    """The panels of the run; those of `segmenters` are drawn again if their choice has changed.
+    """The panels of the run; draws those of `segmenters` again if the selection has changed.
 
-    `rows` are those of a segmenter on untransformed images, by its name.
+    `rows` returns the rows of a segmenter on untransformed images, by name.
     """
     drawn, by_id = read_panels(run), {pair.image_id: pair for pair in pairs}
     for name, segmenter in segmenters.items():
@@ -267,11 +269,12 @@ def update_panels(
 
 
 def choose_panels(model: str, rows: pd.DataFrame) -> list[Panel]:
-    """The cases to show, best first: up to CASES_PER_RANK of each rank, no image twice.
+    """The cases to show, best first: up to CASES_PER_RANK per rank, each image at most once.
 
-    `rows` are the model's of untransformed images (columns: `MASK_SCHEMA`). Groups are ordered by
-    the dice of their image with the most foreground, so that each case is another patient and shows
-    something. Groups without foreground are left out.
+    `rows` are the model's rows on untransformed images (columns: `MASK_SCHEMA`). Each group is
+    represented by its image with the most foreground, so that each case shows foreground and is a
+    different patient; groups are ranked by the dice of that image. Groups without foreground are
+    excluded.
     """
     images = rows.assign(dice=dice(rows), true=rows["tp"] + rows["fn"])
     images = images[images["true"] > 0].sort_values(["true", "image_id"], ascending=[False, True])
@@ -292,7 +295,7 @@ def choose_panels(model: str, rows: pd.DataFrame) -> list[Panel]:
 
 
 def _case_positions(count: int) -> list[tuple[CaseRank, int, int]]:
-    """Rank, number and index of the cases to show among `count` in falling order."""
+    """Rank, number and index of the cases to show, among `count` cases in descending order."""
     near_median = sorted(range(count), key=lambda place: (abs(place - (count - 1) / 2), place))
     orders: dict[CaseRank, list[int]] = {
         "best": list(range(count)),
@@ -326,16 +329,16 @@ def _draw(folder: Path, pair: Sample, segmenter: Segmenter) -> None:
 def _mask_png(
     mask: NDArray[Any], colours: Sequence[str] = (), longest: int = LONGEST_PANEL
 ) -> bytes:
-    """A small PNG of a mask: 0 and 255, or with `colours` the classes and their palette."""
+    """A small PNG of a mask: 0 and 255, or with `colours` class indices with a palette."""
     if colours:
         return _encoded(indexed(mask, colours), Image.Resampling.NEAREST, longest)
     return _png(np.where(mask, 255, 0).astype(np.uint8), Image.Resampling.NEAREST, longest)
 
 
 def indexed(mask: NDArray[Any], colours: Sequence[str]) -> Image.Image:
-    """The picture of indices of `mask` (H, W), classes from 1 on, with a palette of `colours`."""
+    """A palette image of `mask` (H, W) with class indices from 1 on and the palette `colours`."""
     picture = Image.fromarray(mask.astype(np.uint8))
-    picture.putpalette(palette_bytes(colours))  # makes it a picture of indices
+    picture.putpalette(palette_bytes(colours))  # converts it to mode "P"
     return picture
 
 

@@ -1,4 +1,4 @@
-"""What `run.json` says of data and models. These Pydantic models are the file format."""
+"""The records of data and models in `run.json`; these Pydantic models define the file format."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ListedT = TypeVar("ListedT", bound=Record)
 
 
 class RecordList(Generic[ListedT]):
-    """A JSON file in a run's folder that holds a list of records.
+    """A JSON file in a run's folder that contains a list of records.
 
     Args:
         record: The class of the records.
-        path: The file, relative to the run's folder.
-        remedy: What the user can do if the file is damaged.
+        path: Path of the file, relative to the run's folder.
+        remedy: Advice for the user if the file is damaged.
     """
 
     def __init__(self, record: type[ListedT], path: str, remedy: str) -> None:
@@ -49,9 +49,9 @@ class RecordList(Generic[ListedT]):
 
 
 class MaskClassRecord(Record):
-    """A class of masks: its name, its values as a user writes them, the colour it is drawn in.
+    """A class of masks: name, mask values in the notation of the command line, colour.
 
-    If each class has its own files, `values` is what it is called in their names; `colour` is
+    If each class has separate files, `values` contains its name in the file names. `colour` is
     `#rrggbb` or None.
     """
 
@@ -61,11 +61,12 @@ class MaskClassRecord(Record):
 
 
 class MasksRecord(Record):
-    """How the masks of a data set are read, if not as usual (0 and 1, or 0 and 255).
+    """The meaning of mask values, if they are not the usual ones (0 and 1, or 0 and 255).
 
-    Values are as a user writes them (`128`, `#ff0000`); `foreground` is None for all that are not 0
-    or ignored, `background` for all others. `words` is the same as a phrase; `classes` are the
-    classes 1 to K of masks with several, in order, else None.
+    Values have the notation of the command line (`128`, `#ff0000`). `foreground` is None for all
+    values that are not 0 or ignored, `background` is None for all values that are not listed.
+    `words` describes the same as a phrase. `classes` contains the classes 1 to K of masks with
+    several classes, in order, else None.
     """
 
     foreground: list[str] | None
@@ -77,13 +78,13 @@ class MasksRecord(Record):
 
 
 class DatasetRecord(Record):
-    """The images: how many, which, and the hash of their ids and labels in order.
+    """The images of a run; `digest` is the hash of their ids and labels in order.
 
-    `contents` is the hash of their files (`data.dataset.contents_digest`); runs of older versions
-    have none. `answers` are the classes that models may predict, None for all; `members`, for
-    superclasses, the models' classes that each consists of. `several_labels`:
-    whether images have several true classes, as with ReaL labels. `tolerance` (pixels) is written
-    only for data whose masks are compared with one, `masks` only if their reading is unusual.
+    `contents` is the hash of the image files (`data.dataset.contents_digest`); None for runs of
+    older versions. `answers` are the classes that models may predict, None for all; `members` lists
+    the models' classes of each superclass, None without superclasses. `several_labels` is whether
+    images have several true classes, as with ReaL labels. `tolerance` (pixels) is only written for
+    data with relaxed scores, `masks` only if the mask values are not the usual ones.
     """
 
     name: str
@@ -109,7 +110,7 @@ class DatasetRecord(Record):
 
     @property
     def mask_colours(self) -> list[str]:
-        """The colour `#rrggbb` in which each class of masks is drawn."""
+        """The colour, `#rrggbb`, of each class of masks."""
         return colours_of(len(self._labels), [label.colour for label in self._labels])
 
     @property
@@ -118,7 +119,7 @@ class DatasetRecord(Record):
 
 
 def dataset_record(dataset: Dataset) -> DatasetRecord:
-    """The record of the images; the classes of images with masks are background and foreground."""
+    """The record of `dataset`."""
     space, answers = dataset.label_space, dataset.answers
     return DatasetRecord(
         name=dataset.name,
@@ -140,7 +141,7 @@ def dataset_record(dataset: Dataset) -> DatasetRecord:
 
 
 def _mask_classes(reading: MaskReading | None) -> int:
-    """Background and foreground, or background and the classes."""
+    """The number of mask classes, including background."""
     return 2 if reading is None or not reading.classes else len(reading.classes) + 1
 
 
@@ -171,7 +172,7 @@ def _class_records(reading: MaskReading) -> list[MaskClassRecord]:
 
 
 def class_table(masks: MasksRecord) -> ClassTable:
-    """The table of classes that reads masks as `masks` records it."""
+    """The table of classes that `masks` records."""
     labels = [ClassLabel(value, "background") for value in masks.background or []]
     labels += [
         ClassLabel(key, label.name, label.colour or "")
@@ -182,9 +183,9 @@ def class_table(masks: MasksRecord) -> ClassTable:
 
 
 def dataset_differences(old: DatasetRecord, new: DatasetRecord, options: str) -> Iterator[str]:
-    """A sentence for each difference of images, answers, or the reading of masks.
+    """Yields a sentence for each difference of images, predicted classes, or mask values.
 
-    `options` are the flags that choose the images.
+    `options` names the flags that select the images.
     """
     if old.digest != new.digest:
         before, now = (
@@ -219,9 +220,9 @@ def dataset_differences(old: DatasetRecord, new: DatasetRecord, options: str) ->
 
 
 class PreprocessingRecord(Record):
-    """How a photo becomes the model's input: sizes in pixels, mean and std of values in [0, 1].
+    """The preprocessing of classifiers: sizes in pixels, mean and std of values in [0, 1].
 
-    One mean and one std say that the model gets greyscale images.
+    A single mean and std means that the model takes greyscale images.
     """
 
     resize: int | None
@@ -233,10 +234,10 @@ class PreprocessingRecord(Record):
 
 
 class MaskPreprocessingRecord(Record):
-    """How a segmenter sees an image: window in pixels, threshold on the foreground probability.
+    """The preprocessing of segmenters: window in pixels, threshold on the foreground probability.
 
-    `overlap` is the share of the window that neighbouring windows have in common; `nnunet` is set
-    if the network predicts as nnU-Net's do, `mean` and `std` if values are shifted and scaled.
+    `overlap` is the overlap of neighbouring windows as a share of the window. `nnunet` is set for
+    networks with nnU-Net's inference, `mean` and `std` for networks with normalised input values.
     """
 
     window: int
@@ -249,7 +250,7 @@ class MaskPreprocessingRecord(Record):
 
 
 class ModelRecord(Record):
-    """One model of the run, under the name that rows and tables carry."""
+    """One model of the run; `name` identifies it in rows and tables."""
 
     name: str
     family: str
@@ -267,7 +268,7 @@ class ModelRecord(Record):
 
 
 class ModelCost(Record):
-    """What the forward passes of one model cost: images (model inputs) and seconds."""
+    """The cost of one model's forward passes: number of images (model inputs) and seconds."""
 
     images: int = 0
     seconds: float = 0.0
@@ -278,17 +279,17 @@ CaseRank = Literal["best", "median", "worst"]
 
 
 class Panel(Record):
-    """One image, untransformed, with its true and its predicted mask.
+    """An untransformed image with its true and its predicted mask.
 
-    With several classes both masks are PNG files of indices with a palette, 0 for background and
+    With several classes, both masks are palette PNG files with class indices, 0 for background and
     255 for pixels to ignore.
 
     Args:
-        model: Its name in the run.
-        rank: Its rank by dice among the groups with foreground.
-        number: From 1, the most extreme (or the most typical) first.
+        model: Name of the model in the run.
+        rank: Rank of the case by dice among the groups with foreground.
+        number: Number within the rank, from 1; the most extreme (or most typical) case is first.
         image_id: The shown image.
-        group: The group that it represents.
+        group: The group that the image represents.
         dice: The dice of the shown image.
     """
 
@@ -302,8 +303,8 @@ class Panel(Record):
     def folder(self, run: Path) -> Path:
         """The folder of `image.png`, `truth.png` (0 and 255) and `prediction.png`.
 
-        `prediction.png` is the foreground probability times 255. All three have the image's own
-        size, or are reduced alike.
+        `prediction.png` is the foreground probability times 255. All three files have the original
+        size of the image, or are reduced to the same smaller size.
         """
         return model_folder(run / PANELS_FOLDER, "", self.model) / f"{self.rank}-{self.number}"
 
@@ -312,16 +313,16 @@ _PANELS = RecordList(
     Panel, "panels/panels.json", "Remove the file: repeating the command draws the cases again."
 )
 read_panels, write_panels = _PANELS.read, _PANELS.write
-"""The panels of a run, model by model, best first."""
+"""Read and write the panels of a run, sorted by model, best first."""
 
 
 class SamplePhoto(Record):
-    """An image of which the run keeps a small picture under every transform.
+    """A sample image; the run contains a small picture of it under every transform.
 
     Args:
-        number: From 1; the first is that of the contact sheet.
-        image_id: Its id.
-        position: Its index in the run's list of images, which decides the block of its rows.
+        number: Number from 1; the contact sheet shows the first.
+        image_id: Id of the image.
+        position: Index in the run's list of images, which defines the block of its rows.
     """
 
     number: int
@@ -329,16 +330,16 @@ class SamplePhoto(Record):
     position: int
 
     def folder(self, run: Path) -> Path:
-        """The folder of its pictures."""
+        """The folder of the pictures."""
         samples = run / SAMPLES_FOLDER
         return samples if self.number == 1 else samples / f"photo-{self.number}"
 
     def picture(self, run: Path, cell: Cell) -> Path:
-        """The picture of what the models see under `cell`."""
+        """The picture of the transformed image under `cell`."""
         return self.folder(run) / f"{cell.transform}-s{cell.severity}.png"
 
     def mask(self, run: Path, cell: Cell, model: str) -> Path:
-        """The mask that the segmenter `model` predicts under `cell`: 0 and 255."""
+        """The mask that the segmenter `model` predicts under `cell`, with values 0 and 255."""
         folder = model_folder(self.folder(run) / "masks", "", model)
         return folder / f"{cell.transform}-s{cell.severity}.png"
 
@@ -348,4 +349,4 @@ _PHOTOS = RecordList(
     "Remove the file: repeating the command chooses the photos again.",
 )  # fmt: skip
 read_sample_photos, write_sample_photos = _PHOTOS.read, _PHOTOS.write
-"""The photos of which a run keeps pictures; an empty list for runs of older versions."""
+"""Read and write the sample photos of a run; runs of older versions have none."""

@@ -1,4 +1,4 @@
-"""The evaluation of segmenters: the inputs from images and masks, and the rows from predictions."""
+"""The evaluation of segmenters: prepares images and masks, and rows from predictions."""
 
 from __future__ import annotations
 
@@ -63,11 +63,13 @@ BOUNDARY_TOLERANCE = 2.0  # pixels
 
 @dataclass(frozen=True)
 class SurfaceDistance:
-    """The distance of two outlines: pixels with a neighbour (of four) outside the mask or image.
+    """The distances of two outlines: pixels with a 4-neighbour outside the mask or image.
 
     Args:
-        hd95: The larger of the two 95th percentiles of the distances from one to the other, pixels.
-        boundary_dice: Share of both outlines within BOUNDARY_TOLERANCE of the other.
+        hd95: 95th percentile of the distances to the other outline in pixels, the larger of both
+            directions.
+        boundary_dice: Share of the pixels of both outlines within BOUNDARY_TOLERANCE of the other
+            outline.
 
     Source: MONAI, `compute_hausdorff_distance` and `compute_surface_dice`.
     """
@@ -77,7 +79,7 @@ class SurfaceDistance:
 
 
 def surface_distance(prediction: BoolMask, truth: BoolMask) -> SurfaceDistance | None:
-    """The distance of two masks (H, W); None if one is empty (MONAI returns infinity or NaN)."""
+    """The surface distances of two masks (H, W); None if one is empty (MONAI: infinity or NaN)."""
     if not (prediction.any() and truth.any()):
         return None
     box = _box(prediction | truth)
@@ -88,23 +90,23 @@ def surface_distance(prediction: BoolMask, truth: BoolMask) -> SurfaceDistance |
 
 
 def _distances(mask: BoolMask, other: BoolMask) -> tuple[Tensor, ...]:
-    """The distances from each pixel of one outline to the other outline, and back, in pixels.
+    """The distances in pixels from each outline pixel to the other outline, in both directions.
 
-    Both measures use them; MONAI's own two functions would compute them twice.
+    Both scores use them; calling MONAI's two functions would compute them twice.
     """
     from monai.metrics.utils import get_edge_surface_distance
 
     first, second = torch.from_numpy(mask.copy()), torch.from_numpy(other.copy())
-    # MONAI 1.5 and 1.6 warn of an argument (`always_return_as_numpy`) that they pass themselves.
+    # MONAI 1.5 and 1.6 warn about `always_return_as_numpy`, which their own code passes.
     with silenced("monai.utils.deprecate_utils"):
         _, distances, _ = get_edge_surface_distance(first, second, symmetric=True)
     return distances
 
 
 def _box(mask: BoolMask) -> tuple[slice, slice]:
-    """The bounding box of the mask, in which outlines and distances are the same, but cheap.
+    """The bounding box of the mask; cropping to it makes distances cheaper without changing them.
 
-    Beyond the edge of the box is background or the end of the image, both outside for MONAI.
+    Next to the box is background or the image border, which MONAI both treats as outside.
     """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -115,7 +117,7 @@ MaskOrIgnore = NDArray[Any]  # (H, W): bool, or uint8 with pixels to ignore, see
 
 @dataclass(frozen=True)
 class MaskedImages:
-    """Images of any sizes, the true mask of each at its size, and its group."""
+    """Images of any sizes, their groups, and their true masks at the sizes of the images."""
 
     groups: list[str]
     images: list[Pixels]
@@ -124,12 +126,12 @@ class MaskedImages:
 
 @dataclass(frozen=True)
 class PairPreparation(Preparation[Sample, tuple[Pixels, MaskOrIgnore], MaskedImages]):
-    """Transforms images at their own size, and their masks with them.
+    """Transforms images at their original size, together with their masks.
 
-    A geometric transform moves the mask with the image's parameters (nearest neighbour), also to
-    another size. What comes into view from outside the image (the corners of a rotation) is
-    background in the mask, so foreground that a model predicts there is wrong. Other transforms
-    keep the mask.
+    A geometric transform is applied to the mask with the same parameters (nearest neighbour), also
+    if it changes the size. Regions outside the original image, such as the corners after a
+    rotation, are background in the mask, so foreground that a model predicts there is a false
+    positive. Other transforms do not change the mask.
     """
 
     transforms: Mapping[Cell, TransformCell]
@@ -147,7 +149,7 @@ class PairPreparation(Preparation[Sample, tuple[Pixels, MaskOrIgnore], MaskedIma
         models: Mapping[Cell, Sequence[str]],
         views: Mapping[Cell, Sequence[str]],
     ) -> Iterator[Prepared[MaskedImages]]:
-        """The transformed pairs, cell by cell."""
+        """Yields the transformed pairs, cell by cell."""
         groups, clean = [item.group for item in items], [image for image, _ in decoded]
         for cell in models:
             moved = [self._move(cell, *pair) for pair in zip(items, decoded, strict=True)]
@@ -168,10 +170,10 @@ class MaskRows:
     """Predicts batches of masked images with a segmenter.
 
     Args:
-        segmenter: It tells apart what the masks show.
-        tolerance: That of the data.
-        classes: How many classes the masks show beside background; 0 for foreground alone.
-        announce: Receives a line when memory runs out.
+        segmenter: A segmenter that predicts the classes of the masks.
+        tolerance: Tolerance of the data in pixels; None without one.
+        classes: Number of classes without background; 0 for foreground and background.
+        announce: Receives a line if memory runs out.
     """
 
     def __init__(
@@ -183,11 +185,11 @@ class MaskRows:
 
     @property
     def cost(self) -> ModelCost:
-        """The cost of its forward passes, without the comparison of masks."""
+        """The cost of the forward passes, without the comparison of masks."""
         return self.forward.cost
 
     def rows(self, batch: Batch[MaskedImages]) -> list[Row]:
-        """One row an image (columns: `mask_schema`)."""
+        """One row per image (columns: `mask_schema`)."""
         inputs, tolerance, classes = batch.inputs, self.tolerance, self.classes
         masks = [mask for piece in self.forward(inputs.images) for mask in piece]
         images = zip(batch.image_ids, inputs.groups, masks, inputs.masks, strict=True)
@@ -203,11 +205,11 @@ def mask_row(
     """The columns of a row for a predicted and a true mask, both (H, W).
 
     Args:
-        prediction: The predicted mask: bool, or with `classes` uint8 with 0 to K.
+        prediction: The predicted mask: bool, or with `classes` uint8 with values from 0 to K.
         truth: The true mask: bool, or uint8 with 0, 1 (with `classes` 0 to K) and IGNORED. Ignored
             pixels are neither counted nor part of outlines.
-        tolerance: In pixels, for the counts of relaxed scores; None leaves them out.
-        classes: How many classes there are beside background, K; 0 for foreground alone.
+        tolerance: Tolerance in pixels for the counts of relaxed scores; None omits these counts.
+        classes: Number of classes without background, K; 0 for foreground and background.
     """
     counted = np.ones(truth.shape, bool) if truth.dtype == bool else truth != IGNORED
     if classes:
@@ -236,7 +238,7 @@ def _two_valued_row(
 def _class_columns(
     prediction: NDArray[Any], truth: NDArray[Any], counted: BoolMask, classes: int
 ) -> Row:
-    """The columns of `CLASS_COLUMNS`, of masks that are 0 where a pixel is not counted."""
+    """The values of `CLASS_COLUMNS`; the masks must be 0 at pixels that are not counted."""
     side = classes + 1
     cells = truth[counted].astype(np.int64) * side + prediction[counted]
     confusion = np.bincount(cells, minlength=side**2).reshape(side, side)
@@ -255,7 +257,7 @@ def _class_columns(
 class SegmentationTask(Task[Segmenter]):
     """Segmentation: foreground or background for each pixel, or one of several classes.
 
-    `classes` are the names of the classes of the opened data; empty for foreground.
+    `classes` are the class names of the opened data; empty for foreground and background.
     """
 
     def __init__(self) -> None:
@@ -270,10 +272,10 @@ class SegmentationTask(Task[Segmenter]):
             raise UsageError(f"`{what}` does not go with segmenters.", why, todo)
 
     def with_defaults(self, config: ConfigT, listener: Listener) -> ConfigT:
-        """Reads the masks of the images of a training as that training read them.
+        """For images of a training, uses the mask values of that training.
 
-        Only if the user sets no values, and only for these images: in other data the same value may
-        have another meaning.
+        This only applies if the user sets no mask values, and only to the images of the training:
+        in other data, the same value may have another meaning.
         """
         if (config.foreground, config.ignore, config.mask_classes) != (None, None, None):
             return config
@@ -303,7 +305,7 @@ class SegmentationTask(Task[Segmenter]):
         return replace(config, foreground=foreground, ignore=ignore, mask_classes=classes)
 
     def open(self, config: TaskConfig, listener: Listener) -> Data:
-        """See `Task.open`; images that a model was trained on are left out."""
+        """See `Task.open`; images that a model was trained on are excluded."""
         masks = Masks(config.foreground, config.ignore, config.mask_classes, offline=config.offline)
         opened = config.dataset or open_dataset(config.data, masks)
         for note in opened.notes:
@@ -316,12 +318,12 @@ class SegmentationTask(Task[Segmenter]):
         return Data(dataset.samples, record, pool, dataset.grouping, part.split)
 
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Segmenter:
-        """See `Task.load`: it tells apart the classes of the data."""
+        """See `Task.load`; the segmenter predicts the classes of the data."""
         segmenter = load(request, "seg", seed=seed, offline=offline)
         return segmenter.telling_apart(self.classes)
 
     def trial_model(self, request: ModelRequest) -> Segmenter:
-        """The model itself: nothing is downloaded for a segmenter."""
+        """The requested model, because loading a segmenter needs no download."""
         return load(request, "seg", offline=True).telling_apart(self.classes)
 
     def model_record(self, model: Segmenter, config: TaskConfig) -> ModelRecord:
@@ -338,7 +340,7 @@ class SegmentationTask(Task[Segmenter]):
         cells: Mapping[Cell, TransformCell],
         config: TaskConfig,
     ) -> PairPreparation:
-        """See `Task.preparation`: all segmenters get the same pixels."""
+        """See `Task.preparation`; all segmenters get the same pixels."""
         return PairPreparation(cells, config.seed)
 
     def schema(self, dataset: DatasetRecord) -> pa.Schema:
@@ -357,18 +359,18 @@ class SegmentationTask(Task[Segmenter]):
     def sample(
         self, items: Sequence[Sample], models: Mapping[str, Segmenter], config: TaskConfig
     ) -> SamplePicture | None:
-        """The first image with foreground; its outline is drawn on every picture."""
+        """The first image with foreground, whose outline is drawn on every picture."""
         return first_pair(items)
 
     def finish(self, finished: FinishedRows[Segmenter]) -> None:
-        """Draws the best, median and worst cases of each model, and its masks of the samples."""
+        """Draws the best, median and worst cases of each model, and its masks for the samples."""
         run, items, models = finished.run, finished.data.items, finished.models
         update_panels(run, items, models, finished.clean_rows)
         write_masks(run, finished.cells, finished.seed, items, models)
 
 
 def _meaningless(config: TaskConfig) -> Iterator[tuple[str, str, str]]:
-    """The settings without meaning for a segmenter: what, why, what to do."""
+    """Yields the settings that do not apply to segmenters: setting, reason, advice."""
     if config.per_class is not None:
         yield (
             f"--per-class {config.per_class}",

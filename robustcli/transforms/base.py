@@ -1,4 +1,4 @@
-"""The base class of transforms: uint8 image in and out, a function of image, seed and severity."""
+"""The base class of transforms: functions of a uint8 image, a seed and a severity."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 @dataclass(frozen=True)
 class Span:
-    """The range of a parameter, and the value in it that changes an image least.
+    """The range of a parameter, and the mildest value in it, which changes an image least.
 
-    Severity 0 draws from the complete range. Severity s goes s/5 of the way from `mild` (the lower
-    end, or the neutral value between the ends) to the far end; with a `mild` between the ends, one
-    of the two sides is drawn per image with equal probability. `integer` parameters are rounded.
+    Severity 0 draws from the complete range. Severity s uses the value at s/5 of the way from
+    `mild` (the lower end, or a neutral value between the ends) to the far end. With a `mild`
+    between the ends, one of the two sides is drawn per image with equal probability. `integer`
+    parameters are rounded.
     """
 
     low: float
@@ -40,12 +41,12 @@ class Span:
 
     def _part_way(self, end: float, severity: int) -> float:
         value = self.mild + (end - self.mild) * severity / SEVERITIES[-1]
-        # Ten digits hide the binary rounding of 0.1 * 3 and are far finer than any pixel.
+        # Ten digits remove binary rounding as in 0.1 * 3, and are much finer than any pixel.
         return round(value) if self.integer else round(value, 10)
 
 
 def settings_at(settings: Mapping[str, Any], severity: int) -> dict[str, Any]:
-    """`settings` with every `Span` in it replaced by its value at `severity`."""
+    """`settings` with every `Span` replaced by its value at `severity`."""
     values: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -55,7 +56,7 @@ def settings_at(settings: Mapping[str, Any], severity: int) -> dict[str, Any]:
 
 
 def has_span(settings: Mapping[str, Any]) -> bool:
-    """Whether any parameter in `settings` has a range, so that the transform has severities."""
+    """Whether any parameter in `settings` is a `Span`, so that the transform has severities."""
     return any(
         isinstance(value, Span) or (isinstance(value, Mapping) and has_span(value))
         for value in settings.values()
@@ -69,20 +70,20 @@ TransformFamily: TypeAlias = Literal["identity", "paper21", "imagenet-c", "plugi
 
 @dataclass(frozen=True, kw_only=True)
 class Transform(ABC):
-    """A named change of an image; the same image, seed and severity give the same pixels.
+    """Base class of image transforms, deterministic for given image, seed and severity.
 
     Args:
-        name: Registered name, safe as the name of a folder.
-        family: Its origin.
-        geometric: Whether it moves pixels, and so a mask too.
-        severities: Its fixed strengths besides 0, mild to strong; empty if it has none.
+        name: Registered name, valid as the name of a folder.
+        family: Origin of the transform.
+        geometric: Whether it moves pixels, so that masks must be moved too.
+        severities: Fixed severities above 0, mild to strong; empty without any.
         ranged: Whether severity 0 exists: the full range, or the fixed parameters of a transform
-            without strengths.
-        assumed: Whether the parameters are assumed, because the paper gives none.
-        summary: One line for a listing.
+            without severities.
+        assumed: Whether the parameters are assumed, because the paper does not state them.
+        summary: One line for listings.
         replaces: Whether it replaces the decoded image by another picture of the same scene, even
-            if transforms act on crops.
-        precropped: Whether that picture is a crop already, so that models do not resize it.
+            if transforms are applied to crops.
+        precropped: Whether that picture is already cropped, so that models do not resize it.
     """
 
     name: str
@@ -96,16 +97,16 @@ class Transform(ABC):
     precropped: bool = False
 
     def available(self) -> tuple[int, ...]:
-        """All severities in rising order, including 0 if it exists."""
+        """All severities in ascending order, including 0 if it exists."""
         return (0, *self.severities) if self.ranged else self.severities
 
     def parameters(self, severity: int) -> dict[str, Any]:
-        """The arguments of the underlying function, in JSON types; raises as `check_severity`."""
+        """The arguments of the underlying function, in JSON types; raises like `check_severity`."""
         self.check_severity(severity)
         return self._parameters(severity)
 
     def apply(self, image: Image, *, seed: int, severity: int) -> Image:
-        """The changed image, a new contiguous array; `image` stays as it is.
+        """The transformed image, a new contiguous array; `image` is not modified.
 
         Args:
             image: (H, W, 3) RGB, at least 1x1.
@@ -113,27 +114,27 @@ class Transform(ABC):
             severity: One of `available()`.
 
         Raises:
-            UsageError: `image` is not such an image, or the transform lacks this severity.
+            UsageError: `image` is not as described, or the transform lacks this severity.
             RunError: The underlying function cannot handle this image.
         """
         self._check(image, severity)
         return _own_array(self._changed(image, seed=seed, severity=severity))
 
     def for_image(self, image: Image, *, image_id: str, seed: int, severity: int) -> Image:
-        """`apply` to the image `image_id`; only published pictures depend on the id."""
+        """Like `apply`, for the image `image_id`; only published pictures depend on the id."""
         return self.apply(image, seed=seed, severity=severity)
 
     def apply_with_mask(
         self, image: Image, mask: Mask, *, seed: int, severity: int
     ) -> tuple[Image, Mask]:
-        """The image as `apply` gives it, and `mask` moved along with it.
+        """The image as `apply` returns it, and the transformed `mask`.
 
         Geometric transforms move the mask with the same parameters (nearest neighbour, 0 outside
-        the image); the others return a copy. The dtype of the mask is kept.
+        the image); other transforms return a copy of it. The dtype of the mask is kept.
 
         Raises:
-            UsageError: As `apply`, or `mask` is not a (H, W) label map of the image's size.
-            RunError: As `apply`.
+            UsageError: As in `apply`, or `mask` is not a label map (H, W) of the image's size.
+            RunError: As in `apply`.
         """
         self._check(image, severity)
         if mask.shape != image.shape[:2] or mask.dtype.kind not in "biu":
@@ -177,7 +178,7 @@ class Transform(ABC):
 
 
 def _own_array(array: NDArray[Any]) -> NDArray[Any]:
-    # Flips return views and PIL read-only arrays; the caller gets a writable contiguous array.
+    # Flips return views, PIL returns read-only arrays; callers get a writable contiguous array.
     return np.require(array, requirements=["C", "O", "W"])
 
 
@@ -190,4 +191,4 @@ class Cell:
 
 
 CLEAN = Cell("identity", 0)
-"""The untouched images, to which every other cell is compared."""
+"""The untransformed images, with which every other cell is compared."""

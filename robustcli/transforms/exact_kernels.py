@@ -1,7 +1,7 @@
-"""Compiled loops with the results of SciPy, scikit-image and imagecorruptions, bit for bit.
+"""Compiled loops, bitwise identical to SciPy, scikit-image and imagecorruptions.
 
-Each function takes the operations of the one that it replaces in the same order and precision;
-`tests/transforms/test_exact_kernels.py` compares them. Sources: `scipy/ndimage/src/
+Each function computes the same operations as the original function, in the same order and
+precision; `tests/transforms/test_exact_kernels.py` compares them. Sources: `scipy/ndimage/src/
 ni_interpolation.c` and `ni_splines.c` (interpolation of order 1), `skimage/color/colorconv.py`
 (HSV), `imagecorruptions/corruptions.py` (motion blur).
 """
@@ -35,9 +35,10 @@ def zoomed(image: NDArray[Any], factor: float) -> NDArray[Any]:
 
 
 def _taps(length: int, size: int) -> tuple[NDArray[np.int64], Floats]:
-    """The first sample of each of `size` outputs along an axis, and the weights of it and the next.
+    """Indices of the first sample for `size` outputs along an axis, and weights of two samples.
 
-    The first sample is -1 where rounding puts the output beyond the end: SciPy makes it 0.
+    The weights are those of the first sample and the next one. The index is -1 if rounding puts the
+    position of the output beyond the end; SciPy sets this output to 0.
     """
     step = (length - 1) / (size - 1) if size > 1 else 1.0
     place = np.arange(size) * step
@@ -79,7 +80,7 @@ def sampled(image: NDArray[np.float32], coordinates: Sequence[NDArray[Any]]) -> 
 
     Args:
         image: (H, W, C).
-        coordinates: Rows, columns and whole numbers of channels, of one shape.
+        coordinates: Rows, columns and integer channel indices, of equal shapes.
     """
     rows, columns = (np.ravel(c).astype(np.float64, copy=False) for c in coordinates[:2])
     channels = np.ravel(coordinates[2]).astype(np.int64, copy=False)
@@ -113,7 +114,7 @@ def _sample(
         first_row, first_column = math.floor(row), math.floor(column)
         above, left = 1 - (row - first_row), 1 - (column - first_column)
         below, right = 1 - above, 1 - left
-        # Only -1 and the length lie outside; both reflect to their neighbour.
+        # Only the indices -1 and `length` are outside; both reflect to their neighbour.
         top, bottom = max(first_row, 0), min(first_row + 1, height - 1)
         start, end = max(first_column, 0), min(first_column + 1, width - 1)
         value = image[top, start, channel] * above * left
@@ -126,13 +127,13 @@ def _sample(
 def motion_blurred(
     image: NDArray[Any], weights: Floats, rows: Sequence[int], columns: Sequence[int]
 ) -> Floats:
-    """The sum of `weights[i]` times `image` moved by `rows[i]` and `columns[i]`, edges repeated.
+    """The sum of `weights[i]` times `image` shifted by `rows[i]` and `columns[i]`, edges repeated.
 
     Args:
         image: (H, W) or (H, W, C), uint8 or float64.
         weights: (N,).
-        rows: N moves down in pixels, less than H to either side.
-        columns: N moves to the right in pixels, less than W to either side.
+        rows: N shifts down in pixels, less than H in either direction.
+        columns: N shifts to the right in pixels, less than W in either direction.
     """
     stack = np.ascontiguousarray(image.reshape(*image.shape[:2], -1))
     result = np.zeros(stack.shape)
@@ -154,7 +155,7 @@ def _blur_along(
             first, end = max(move, 0) * channels, (width + min(move, 0)) * channels
             for k in range(first):
                 target[k] += weight * source[k % channels]
-            # Slices that begin at 0: with an offset in the index the loop would not be SIMD.
+            # Slices that start at 0: with an index offset, the loop would not be vectorised.
             middle, moved = target[first:end], source[max(-move, 0) * channels :]
             for k in range(middle.size):
                 middle[k] += weight * moved[k]
@@ -163,7 +164,7 @@ def _blur_along(
 
 
 def hsv(image: Floats) -> Floats:
-    """`skimage.color.rgb2hsv(image)` of (H, W, 3) in [0, 1]."""
+    """`skimage.color.rgb2hsv(image)` for images (H, W, 3) in [0, 1]."""
     result = np.empty(image.shape)
     _to_hsv(np.ascontiguousarray(image).reshape(-1, 3), result.reshape(-1, 3))
     return result
@@ -192,7 +193,7 @@ def _to_hsv(pixels: Floats, result: Floats) -> None:
 
 
 def rgb(image: Floats) -> Floats:
-    """`skimage.color.hsv2rgb(image)` of (H, W, 3) in [0, 1]."""
+    """`skimage.color.hsv2rgb(image)` for images (H, W, 3) in [0, 1]."""
     result = np.empty(image.shape)
     _to_rgb(np.ascontiguousarray(image).reshape(-1, 3), result.reshape(-1, 3))
     return result
@@ -226,15 +227,15 @@ def _to_rgb(pixels: Floats, result: Floats) -> None:
 def warped(
     image: NDArray[np.uint8], pixels: NDArray[np.int32], places: Floats
 ) -> NDArray[np.uint8]:
-    """An image whose `pixels` are `image` at `places`, bilinear, with 0 around it and elsewhere.
+    """Samples `image` at `places` (bilinear, 0 outside) and writes the values to `pixels`.
 
-    As `skimage.transform.warp` of order 1 with a transform that is no single matrix, rounded,
-    halves to even.
+    The other pixels of the result are 0. Equal to `skimage.transform.warp` of order 1 with a
+    transform that is not a single matrix, rounded half to even.
 
     Args:
         image: (H, W, C).
-        pixels: (2, N), rows and columns.
-        places: (N, 2 or more), column and row.
+        pixels: Rows and columns of output pixels, (2, N).
+        places: Columns and rows of the sampled positions, (N, 2 or more).
     """
     result = np.zeros(image.shape, np.uint8)
     _warp(np.ascontiguousarray(image), pixels, places, result)
@@ -253,7 +254,7 @@ def _warp(
         left, top = math.floor(column), math.floor(row)
         above, before = 1 - (row - top), 1 - (column - left)
         below, behind = 1 - above, 1 - before
-        # A neighbour outside counts as 0: its weight is dropped and any pixel stands for it.
+        # A neighbour outside is 0: its weight is set to 0, with an arbitrary pixel in its place.
         if top < 0:
             top, above = 0, 0.0
         if left < 0:
@@ -274,7 +275,7 @@ def _warp(
 def picked(
     labels: NDArray[np.int32], pixels: NDArray[np.int32], places: Floats
 ) -> NDArray[np.int32]:
-    """As `warped`, but the labels (H, W, C) nearest to `places`."""
+    """Like `warped`, for labels (H, W, C), with nearest-neighbour sampling."""
     height, width = labels.shape[:2]
     columns, rows = np.floor(places[:, :2].T + 0.5)
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)

@@ -1,8 +1,9 @@
-"""The 19 corruptions of the preset `imagenet-c`, as data.
+"""The 19 corruptions of the preset `imagenet-c`.
 
 Source: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", ICLR 2019 (arXiv 1903.12261): 15 of the benchmark, then the 4 held out for
-validation. A name carries the prefix `c_`, because `gaussian_blur` is also a transform of paper21.
+Perturbations", ICLR 2019 (arXiv 1903.12261): 15 corruptions of the benchmark, then the 4 extra
+corruptions for validation. Names have the prefix `c_`, because `gaussian_blur` is also a transform
+of paper21.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from numpy.typing import NDArray
 from robustcli.transforms import exact_kernels
 from robustcli.transforms.base import SEVERITIES, Image, Mask, Transform
 
-# The corruptions draw from numpy's global generator, which imgcorruptlike seeds and then restores:
-# correct only while no second thread does the same.
+# The corruptions draw from NumPy's global generator, which imgcorruptlike seeds and then restores;
+# this is not thread-safe, so only one thread may run it.
 ONE_AT_A_TIME = threading.Lock()
 SMALLEST_SIDE = 32  # `imgcorruptlike` refuses smaller images
 
@@ -31,7 +32,7 @@ SMALLEST_SIDE = 32  # `imgcorruptlike` refuses smaller images
 class Corruption(Transform):
     """One of the 19 corruptions.
 
-    An image under 32 pixels on a side is mirrored out to 32, corrupted, and cut back.
+    An image with a side below 32 pixels is padded to 32 by mirroring, corrupted and cropped back.
     """
 
     corruption: str
@@ -54,7 +55,7 @@ class Corruption(Transform):
 
 
 def _corrupted(corruption: str, image: Image, severity: int, seed: int) -> Image:
-    """What `imgcorruptlike` makes of `image` (H, W, 3) of at least 32 x 32 pixels, or faster."""
+    """Corrupts `image` (H, W, 3), at least 32 x 32 pixels, as `imgcorruptlike` does, or faster."""
     from imgaug.augmenters import imgcorruptlike
 
     function = _accelerated().get(corruption)
@@ -69,10 +70,11 @@ def _corrupted(corruption: str, image: Image, severity: int, seed: int) -> Image
 
 @cache
 def _accelerated() -> Mapping[str, Callable[[Image, int], NDArray[Any]]]:
-    """The functions of `imagecorruptions` with faster helpers that give the same bits.
+    """Functions of `imagecorruptions` with faster helpers, bitwise identical.
 
-    Each is the package's own code with its own constants and draws; only what it calls to move,
-    blend and convert pixels is another (`exact_kernels`). The package itself stays as it is.
+    Each function uses the code of the package, with its constants and random draws; only the
+    helpers that move, blend and convert pixels are replaced by `exact_kernels`. The package is not
+    modified.
     """
     from imagecorruptions import corruptions  # type: ignore[import-untyped]
 
@@ -101,7 +103,7 @@ def _accelerated() -> Mapping[str, Callable[[Image, int], NDArray[Any]]]:
 
 
 def _clipped_zoom(image: NDArray[Any], factor: float) -> NDArray[Any]:
-    """The middle of `image` (H, W, C), enlarged to at least its size.
+    """The centre of `image` (H, W, C), enlarged to at least the size of `image`.
 
     Source: `clipped_zoom` of imagecorruptions.
     """
@@ -115,7 +117,8 @@ def _motion_blur(
 ) -> NDArray[np.float64]:
     """`image` (H, W) or (H, W, C) blurred along `angle` in degrees, edges repeated.
 
-    Source: `_motion_blur` of imagecorruptions. The blur ends where it leaves the image.
+    Source: `_motion_blur` of imagecorruptions. The sum stops at the first shift that is as large as
+    the image.
     """
     from imagecorruptions import corruptions
 
@@ -146,9 +149,9 @@ def _map_coordinates(
 
 
 class _FrostPictures:
-    """What `frost` needs of OpenCV, without reading and enlarging a picture for every image.
+    """Replaces OpenCV in `frost`: caches the frost pictures instead of reading them per image.
 
-    It is called with `ONE_AT_A_TIME` held, `resize` always after `imread`.
+    The caller holds `ONE_AT_A_TIME` and always calls `resize` after `imread`.
     """
 
     def __init__(self) -> None:
@@ -165,11 +168,11 @@ class _FrostPictures:
     def resize(
         self, _: NDArray[np.uint8], dsize: tuple[int, int], interpolation: int
     ) -> NDArray[np.uint8]:
-        """The picture that was read last, at width and height `dsize`."""
+        """The last picture that `imread` returned, resized to (width, height) `dsize`."""
         return _resized_picture(self._path, dsize, interpolation)
 
 
-@lru_cache(maxsize=6)  # there are so many
+@lru_cache(maxsize=6)  # the number of frost pictures
 def _picture(path: str) -> NDArray[np.uint8]:
     import cv2
 
@@ -188,10 +191,10 @@ def _resized_picture(path: str, size: tuple[int, int], interpolation: int) -> ND
 
 
 def _elastically(mask: Mask, seed: int, severity: int) -> Mask:
-    """`mask` (H, W) moved as `elastic_transform` moves an image of that size with that seed.
+    """Applies to `mask` (H, W) the displacements of `elastic_transform` for the same size and seed.
 
-    The corruption interpolates between neighbours, so a picture of the coordinates shows, pixel by
-    pixel, the place that was sampled.
+    Applied to a picture of pixel coordinates, the corruption returns the coordinates that were
+    sampled for each pixel, because it interpolates linearly.
     """
     from imagecorruptions.corruptions import elastic_transform  # type: ignore[import-untyped]
     from imgaug.random import temporary_numpy_seed
@@ -215,7 +218,7 @@ def _framed(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _narrow(seed: int) -> int:
-    return seed % 2**32  # numpy's legacy generator takes 32 bits
+    return seed % 2**32  # NumPy's legacy generator takes 32 bits
 
 
 NAME_PREFIX = "c_"

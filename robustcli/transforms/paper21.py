@@ -1,10 +1,11 @@
-"""The 21 transforms of the preset `paper21`, as data.
+"""The 21 transforms of the preset `paper21`.
 
-Source: the paper names 20 imgaug transforms, says 21 and gives no parameters; these are the
-one-line examples of imgaug's documentation (`Affine`: of its README), so they are marked "assumed".
-`flipud` is the 21st. The paper's "Multiply 0" is `multiply_per_channel`: `Multiply(0)` would be a
-black image, which scores below the paper's worst. Flips and Invert always act (p = 1), else the
-score would mix clean and changed images.
+Source: the paper states 21 imgaug transforms, but only names 20 and has no parameters. The
+parameters are those of the one-line examples in imgaug's documentation (`Affine`: in its README),
+so they are marked as assumed. `flipud` is the 21st transform. The paper's "Multiply 0" is
+implemented as `multiply_per_channel`: `Multiply(0)` would return a black image, which scores below
+the lowest score of the paper. Flips and Invert are always applied (p = 1), else scores would mix
+clean and changed images.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ from robustcli.transforms.base import (
 
 @dataclass(frozen=True, kw_only=True)
 class Augmented(Transform):
-    """An imgaug augmenter with its settings, made anew for each image.
+    """An imgaug augmenter with its settings, created again for each image.
 
-    With one seed, imgaug gives a batch and a single image different pixels for Affine, Cutout,
-    PiecewiseAffine, FastSnowyLandscape and per-channel Multiply. Making an augmenter costs 15 to
-    190 microseconds, and threads share none.
+    For the same seed, imgaug returns different pixels for a batch than for a single image with
+    Affine, Cutout, PiecewiseAffine, FastSnowyLandscape and per-channel Multiply. Creating an
+    augmenter takes 15 to 190 microseconds, and threads do not share augmenters.
 
     Args:
         augmenter: Name of the class in `imgaug.augmenters`.
-        settings: Its keyword arguments; a `Span` stands for a range.
+        settings: Keyword arguments of the class; a `Span` represents a range.
     """
 
     augmenter: str
@@ -81,10 +82,10 @@ class Augmented(Transform):
 
 @cache
 def _quick_piecewise_affine() -> Any:
-    """A `PiecewiseAffine` with the draws and the pixels of imgaug's, and a faster warp.
+    """A subclass of `PiecewiseAffine` with a faster warp, and the same draws and pixels.
 
-    imgaug makes the map and its inverse anew for each image, looks up the triangle of each pixel in
-    it, and interpolates with SciPy, in four times the time.
+    For each image, imgaug constructs the map and its inverse, looks up the triangle of each pixel,
+    and interpolates with SciPy, which takes four times as long.
     """
     import imgaug.augmenters as iaa
 
@@ -118,14 +119,14 @@ def _quick_piecewise_affine() -> Any:
 def _moved_pixels(
     size: tuple[int, ...], grid: tuple[int, int], jitter: NDArray[np.float64]
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]] | None:
-    """Pixels of an image, as rows and columns (2, N), and where each is sampled (N, 3).
+    """Pixels of an image, as rows and columns (2, N), and their sampled positions (N, 3).
 
-    A place is column, row and 1. None where imgaug leaves the image as it is.
+    A position is column, row and 1. None if imgaug does not change the image.
 
     Args:
-        size: Height and width.
-        grid: Rows and columns of points.
-        jitter: (P, 2), the move of each point down and to the right, in parts of the size.
+        size: Height and width of the image.
+        grid: Numbers of rows and columns of grid points.
+        jitter: (P, 2), the shift of each point down and to the right, as shares of the size.
     """
     height, width = size
     if not (jitter > 0).any() or min(size) <= 1:
@@ -141,18 +142,18 @@ def _moved_pixels(
     for number, corners in enumerate(mesh.triangles):
         part = slice(mesh.starts[number], mesh.starts[number + 1])
         matrix = _affine(mesh.points[corners], moved[corners])
-        # The very product that scikit-image takes: another order of its sums moves places by 1e-15,
-        # which decides where a value lies half-way between two.
+        # The same matrix product as in scikit-image: another summation order changes positions by
+        # 1e-15, which changes how values half-way between two integers are rounded.
         np.matmul(grid_places[part], matrix.T, out=places[part])
     places[np.isnan(places[:, 0])] = -1
     return mesh.pixels, places
 
 
 def _affine(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The matrix (3, 3) that moves three points, as scikit-image estimates it; NaN without one."""
+    """The affine matrix (3, 3) of three point pairs, estimated by scikit-image; NaN without one."""
     from skimage import transform as geometry
 
-    affine: Any = geometry.AffineTransform  # scikit-image is typed in part
+    affine: Any = geometry.AffineTransform  # scikit-image is partly typed
     if not hasattr(affine, "from_estimate"):  # before scikit-image 0.26
         estimated = affine()
         return estimated.params if estimated.estimate(before, after) else np.full((3, 3), np.nan)
@@ -166,9 +167,9 @@ class _Mesh:
 
     Args:
         points: (P, 2), column and row.
-        triangles: (T, 3), numbers of points.
-        pixels: (2, N), rows and columns, by triangle.
-        starts: (T + 1,), where the pixels of each triangle begin.
+        triangles: (T, 3), indices of points.
+        pixels: (2, N), rows and columns, sorted by triangle.
+        starts: (T + 1,), index of the first pixel of each triangle.
     """
 
     points: NDArray[np.float64]
@@ -177,7 +178,7 @@ class _Mesh:
     starts: NDArray[np.int64]
 
 
-_CACHED_PIXELS = 2**18  # a mesh takes 8 bytes a pixel
+_CACHED_PIXELS = 2**18  # a mesh takes 8 bytes per pixel
 
 
 @lru_cache(maxsize=18)  # imgaug draws one of nine grids
@@ -187,7 +188,7 @@ def _mesh(height: int, width: int, rows: int, columns: int) -> _Mesh:
     across, down = np.meshgrid(np.linspace(0, width, columns), np.linspace(0, height, rows))
     points = np.stack([across.ravel(), down.ravel()], axis=1)
     delaunay = Delaunay(points)
-    # Column by column, as scikit-image does: of a pixel on an edge its order decides.
+    # Column by column, as in scikit-image: the order decides about pixels on the edge of triangles.
     places = np.indices((width, height), np.int32).reshape(2, -1)
     triangle = delaunay.find_simplex(places.T.astype(np.float64)).astype(np.int16)
     order = np.argsort(triangle, kind="stable")
@@ -198,10 +199,10 @@ def _mesh(height: int, width: int, rows: int, columns: int) -> _Mesh:
 
 
 def _resized(mask: Mask, shape: tuple[int, ...]) -> Mask:
-    """`mask` at `shape` by the nearest pixel centre.
+    """Resizes `mask` to `shape` with the nearest pixel centre.
 
-    imgaug would resize it with OpenCV's INTER_NEAREST, which takes the pixel to the upper left and
-    so shifts a mask by up to half a pixel against its image.
+    imgaug would use OpenCV's INTER_NEAREST, which takes the pixel to the upper left and therefore
+    shifts a mask by up to half a pixel relative to its image.
     """
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(np.intp)
@@ -211,7 +212,7 @@ def _resized(mask: Mask, shape: tuple[int, ...]) -> Mask:
 
 
 def _imgaug_value(value: Any) -> Any:
-    """`value` as imgaug takes it: a range as a tuple, a choice as `Choice`."""
+    """Converts `value` for imgaug: a range to a tuple, a choice to `Choice`."""
     from imgaug.parameters import Choice
 
     if not isinstance(value, Mapping):

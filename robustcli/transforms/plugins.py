@@ -1,4 +1,4 @@
-"""Transforms of users: functions marked by the decorator `transform`, in files and packages."""
+"""User-defined transforms: functions with the decorator `transform`, in files and packages."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _HINT = "`docs/transforms.md` shows a whole plugin."
 
 @dataclass(frozen=True, eq=False)
 class Plugin:
-    """The declaration of one function.
+    """The declaration of one user-defined function.
 
     Args:
         name: Name on the command line.
         function: Takes image, generator and value; returns the changed image.
-        values: Its third argument at severity 1, 2, ...; empty without severities.
-        geometric: Whether it moves pixels; then it is also called with masks (H, W).
+        values: The third argument of the function at severity 1, 2, ...; empty without severities.
+        geometric: Whether the function moves pixels; then it is also called with masks (H, W).
     """
 
     name: str
@@ -51,7 +51,7 @@ class Plugin:
         return (self.function.__doc__ or "").strip().partition("\n")[0]
 
     def call(self, array: Any, seed: int, value: Any) -> Any:
-        """The function's result for a copy of `array`, with a generator seeded by `seed`.
+        """Calls the function with a copy of `array` and a generator seeded by `seed`.
 
         Raises:
             RunError: The function raised, or its result has another dtype or number of axes.
@@ -88,14 +88,15 @@ class Plugin:
 def transform(
     *, severities: Sequence[Any] = (), name: str | None = None, geometric: bool = False
 ) -> Callable[[FunctionT], FunctionT]:
-    """A decorator that makes `function(image, rng, value)` a transform; the function stays as is.
+    """Decorator that declares `function(image, rng, value)` a transform, and returns it unchanged.
 
     Args:
         severities: The values passed to the function at severity 1, 2, ..., mild to strong, of
-            JSON types. Without them it has severity 0 only and gets None.
-        name: Its name: lower case letters, digits and `_`; by default the function's own.
+            JSON types. Without them, the transform only has severity 0, and the value is None.
+        name: Name of the transform: lower case letters, digits and `_`; by default the name of the
+            function.
         geometric: Whether it moves pixels. Then it is also called with masks of shape (H, W), with
-            the same generator and value, and must not mix neighbouring labels.
+            a generator of the same seed and the same value, and must not mix neighbouring labels.
 
     Raises:
         UsageError: The name or the values are not as described.
@@ -111,7 +112,7 @@ def transform(
 
 
 def marked_plugins(objects: Iterable[object]) -> list[Plugin]:
-    """The plugins among `objects`, each once, in their order."""
+    """The plugins among `objects`, in order and without duplicates."""
     plugins = (vars(o)[_MARK] for o in objects if _MARK in getattr(o, "__dict__", {}))
     return list(dict.fromkeys(plugins))
 
@@ -136,12 +137,13 @@ def _check_declaration(name: str, severities: Sequence[Any]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PluginTransform(Transform):
-    """A plugin's function as a transform.
+    """A transform that calls the function of a plugin.
 
-    It is sent to another process by name: a loader worker loads the same file or package again.
+    It is pickled by name: a loader worker loads the same file or package again.
 
-    `source` is its file or package with a fingerprint, for the run's record: other code is another
-    transform. `origin` is a function that loads it, with its argument, both picklable.
+    `source` names the file or package with a fingerprint, for the run's record: changed code counts
+    as another transform. `origin` is a function that loads the plugin, with its argument; both must
+    be picklable.
     """
 
     plugin: Plugin = field(hash=False, compare=False)
@@ -149,7 +151,7 @@ class PluginTransform(Transform):
     origin: Origin = field(hash=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles its origin, because a function of a file has no import path."""
+        """Pickles the origin, because a function loaded from a file has no import path."""
         return _load_again, (self.origin, self.name, self.source)
 
     def _parameters(self, severity: int) -> dict[str, Any]:
@@ -209,7 +211,7 @@ def _load_again(origin: Origin, name: str, source: tuple[tuple[str, str], ...]) 
 
 
 def from_file(path: Path) -> tuple[PluginTransform, ...]:
-    """The transforms that the Python file at `path` defines, in its order.
+    """The transforms that the Python file at `path` defines, in the order of the file.
 
     Raises:
         UsageError: The file is missing, cannot be run, or defines no transform.
@@ -230,7 +232,7 @@ def _from_content(path: Path, content: bytes) -> tuple[PluginTransform, ...]:
     digest = hashlib.sha256(content).hexdigest()
     module = ModuleType(f"robust_plugin_{digest[:16]}")
     module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses and pickle look a module up by its name
+    sys.modules[module.__name__] = module  # dataclasses and pickle look up modules by name
     try:
         exec(compile(content, str(path), "exec"), module.__dict__)
     except RobustError:
@@ -249,10 +251,10 @@ def _from_content(path: Path, content: bytes) -> tuple[PluginTransform, ...]:
 
 
 def from_entry_points(group: str = ENTRY_POINTS) -> tuple[PluginTransform, ...]:
-    """The transforms of installed packages; each entry point names a module or one function.
+    """The transforms of installed packages; an entry point names a module or a function.
 
     Raises:
-        UsageError: An entry point cannot be loaded or names no transform.
+        UsageError: An entry point cannot be loaded, or contains no transform.
     """
     points = sorted(entry_points(group=group), key=lambda point: (point.value, point.name))
     return tuple(loaded for point in points for loaded in from_entry_point(point))

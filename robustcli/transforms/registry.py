@@ -1,4 +1,4 @@
-"""The list of all transforms, and how command-line patterns become cells of a run."""
+"""The registry of transforms, and the selection of cells by command-line patterns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from robustcli.transforms.plugins import from_entry_points, from_file
 
 @dataclass(frozen=True, kw_only=True)
 class Identity(Transform):
-    """The clean image, evaluated beside every other transform."""
+    """Returns the clean image; evaluated in addition to every other transform."""
 
     def _parameters(self, severity: int) -> dict[str, Any]:
         return {}
@@ -35,7 +35,7 @@ PRESETS = ("paper21", "imagenet-c", "published", "all")
 _LISTING = "robust list transforms"
 
 _BUILT_IN: tuple[Transform, ...] = (IDENTITY, *PAPER21, *IMAGENET_C)
-# Used only if no registered name has this spelling; `gaussian_blur` stays paper21's.
+# Only used if no registered name has this spelling; `gaussian_blur` refers to paper21.
 _ALIASES = {
     "clean": "identity",
     "multiply-0": "multiply_per_channel",
@@ -56,7 +56,7 @@ def transforms() -> tuple[Transform, ...]:
     """Every registered transform: identity, paper21, imagenet-c, then installed plugins.
 
     Raises:
-        UsageError: An installed plugin cannot be loaded, or two transforms have one name.
+        UsageError: An installed plugin cannot be loaded, or two transforms have the same name.
     """
     return _registered(())
 
@@ -67,11 +67,11 @@ def resolve_transforms(
     plugins: Sequence[Path] = (),
     published: Sequence[Transform] = (),
 ) -> list[TransformCell]:
-    """The cells of a command line: `identity` first, then in the order of `patterns`, each once.
+    """The cells of a command line: `identity`, then by `patterns`, without duplicates.
 
-    Without `severities`, a transform takes severity 0 if it exists, else all. A transform that is
-    named must have each of the `severities`; of a glob or a preset each transform takes those that
-    it has, and one without severities stays at 0.
+    Without `severities`, a transform gets severity 0 if it exists, else all severities. A transform
+    selected by name must have each of the `severities`. A transform selected by a glob or a preset
+    gets those of the `severities` that it has, or severity 0 if it has no severities.
 
     `patterns` are names in any spelling, globs, or presets (`PRESETS`); `plugins` are Python files.
 
@@ -98,10 +98,11 @@ def resolve_transforms(
 def _severities_of(
     transform: Transform, requested: Sequence[int], *, is_name: bool
 ) -> Sequence[int]:
-    """The severities that a transform takes of the requested ones.
+    """The severities at which to evaluate `transform`, out of the requested ones.
 
     Raises:
-        UsageError: It is named and lacks one of them, or has severities but none of these.
+        UsageError: The transform is selected by name and lacks a requested severity, or it has
+            severities, but none of the requested ones.
     """
     if not requested or not (is_name or transform.severities):
         return (0,) if transform.ranged else transform.severities
@@ -124,7 +125,7 @@ def _check_in_group(requested: Sequence[int], group: Sequence[Transform], patter
 
 
 def image_seed(run_seed: int, transform: str, severity: int, image_id: str) -> int:
-    """The seed in `[0, 2**64)` for one image under one cell."""
+    """The seed, in `[0, 2**64)`, for one image under one transform and severity."""
     return identity_seed(run_seed, transform, severity, image_id)
 
 

@@ -1,6 +1,6 @@
 """Finds the images, models and transforms that the record of an evaluation names.
 
-Images are identified by their contents, weights by their digest, transforms by their parameters.
+Images are identified by their content, weights by their digest, transforms by their parameters.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from robustcli.verification.stored_rows import StoredRows
 from robustcli.verification.verification_result import Discrepancy, EvaluationCheck
 
 SAMPLE = 8
-"""Blocks that are recomputed by default."""
+"""Number of blocks that are recomputed by default."""
 _WHERE_NOW = (
     "Name where they are now: `--data DIR` (and `--label-space FILE` or `--labels FILE` where the "
     "run had them and they have moved)."
@@ -45,19 +45,19 @@ _WHERE_NOW = (
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """What is verified, and the new places of files that have moved since the run.
+    """Settings of a verification, with the new paths of files that have moved since the run.
 
     Args:
         run: The folder of an evaluation, a training or a fine-tuning.
-        sample: Blocks to recompute of each evaluation; None for all.
-        seed: Decides which blocks.
-        data: Where the images are now; None for the place that the run records.
-        weights: Files of weights, or training runs; those with the recorded digest are used.
+        sample: Number of blocks to recompute per evaluation; None for all.
+        seed: Seed for the selection of blocks.
+        data: Present location of the images; None for the location that the run records.
+        weights: Weights files or training runs; those with the recorded digest are used.
         label_space: The classes file of the models.
         labels: The file with the class of each image.
         plugins: Files that define transforms.
-        device: As `--device` takes it.
-        offline: Forbids every download.
+        device: Value of `--device`.
+        offline: Whether to forbid downloads.
     """
 
     run: Path
@@ -78,7 +78,7 @@ def find_images(
     """The images of the run by id.
 
     Raises:
-        MachineError: The images are not on this machine, or have other contents or classes.
+        MachineError: The images are not on this machine, or differ in content or classes.
     """
     record = stored.record.dataset
     foreground, ignore, classes = mask_values_of(stored.run) or (None, None, None)
@@ -118,7 +118,7 @@ def find_images(
 def _check_contents(
     stored: StoredRows, images: Mapping[str, Sample], place: str, check: EvaluationCheck
 ) -> None:
-    """Raises MachineError where the images here have other classes or other contents."""
+    """Raises MachineError if classes or content of the images differ from those of the run."""
     record = stored.record.dataset
     if len(images) < record.images:
         check.notes.append(
@@ -152,7 +152,7 @@ def _check_contents(
 
 
 def _first_changed(stored: StoredRows, images: Mapping[str, Sample]) -> str | None:
-    """The id of the first image whose clean pixels lack the stored digest; None if unknown."""
+    """The id of the first image with a wrong digest of its clean pixels; None if unknown."""
     for number in stored.images:
         for name, row in (stored.inputs(ORIGINAL, CLEAN, number) or {}).items():
             try:
@@ -165,7 +165,7 @@ def _first_changed(stored: StoredRows, images: Mapping[str, Sample]) -> str | No
 
 
 def _option_in(command: str, option: str) -> str | None:
-    """The value of `option` in the recorded commands; the last command counts."""
+    """The value of `option` in the recorded commands; the last occurrence is used."""
     value = None
     for line in command.splitlines():
         try:
@@ -196,7 +196,7 @@ class RecordedModels:
 
     @cached_property
     def label_space(self) -> str | None:
-        """The label space of the models, where their weights do not name it."""
+        """The label space of the models, if their weights do not name it."""
         name = self.record.dataset.label_space
         if name == FOREGROUND:
             return None
@@ -208,14 +208,14 @@ class RecordedModels:
 
     @cached_property
     def requests(self) -> tuple[ModelRequest, ...]:
-        """For each model of the record the first request that may load it; nothing is loaded."""
+        """The first request that may load each model of the record; loads nothing."""
         return tuple(next(self._requests_for(model)) for model in self.record.models)
 
     def loaded(self, names: set[str], check: EvaluationCheck) -> dict[str, Model]:
-        """The models called `names`, with the recorded weights and preprocessing.
+        """Loads the models `names`, with the recorded weights and preprocessing.
 
-        If the weights of a training have changed since its evaluation, that is a discrepancy, and
-        the model is left out.
+        If the weights of a training have changed since its evaluation, adds a discrepancy to
+        `check` and omits the model.
 
         Raises:
             MachineError: The weights of a model are not on this machine.
@@ -257,7 +257,7 @@ class RecordedModels:
         )
 
     def _changed_weights(self, model: ModelRecord) -> Discrepancy | None:
-        """How the weights of the training of this evaluation differ from those evaluated."""
+        """The discrepancy if the weights of the training differ from the evaluated weights."""
         path = self._trained_weights
         if path is None or not path.is_file() or "trained here" not in model.pretraining:
             return None
@@ -271,7 +271,7 @@ class RecordedModels:
         return Discrepancy("weights", f"digest of `{path}`", *values, model.name)
 
     def _requests_for(self, model: ModelRecord) -> Iterator[ModelRequest]:
-        """Requests that may load the weights of `model`, the likeliest first; at least one."""
+        """Yields requests that may load the weights of `model`, most likely first; at least one."""
         arguments = dict(model.arguments)
         if model.untrained:
             yield ModelRequest(
@@ -304,7 +304,7 @@ def _default_label_space(model: ModelRecord) -> str:
     try:
         return resolve(model.name).label_space
     except RobustError:
-        return model.label_space  # a training's own name
+        return model.label_space  # the name of a training
 
 
 def _with_recorded_preprocessing(model: Any, record: ModelRecord) -> Model:
@@ -318,7 +318,7 @@ def _with_recorded_preprocessing(model: Any, record: ModelRecord) -> Model:
 def find_transforms(
     stored: StoredRows, config: VerifyConfig, check: EvaluationCheck
 ) -> dict[Cell, TransformCell]:
-    """The cells of the run whose transforms have the recorded parameters.
+    """The cells of the run; adds those with changed transform parameters to `check` instead.
 
     Raises:
         MachineError: A transform is not on this machine.

@@ -1,7 +1,7 @@
-"""Stored rows against recomputed ones: which differences are errors, for each task.
+"""Compares stored with recomputed rows for each task, with tolerances for rounding errors.
 
-Labels, groups and sums of pixels follow from the data alone and must be equal. Predictions may
-differ by rounding, up to a `Tolerance` that depends on the precision and on the two devices.
+Labels, groups and sums of pixels only depend on the data and must be equal. Predictions may differ
+by rounding, up to a `Tolerance` that depends on the precision and on the two devices.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from robustcli.tasks.base import Batch, Predictor, Row
 
 DeviceKind = Literal["cpu", "cuda", "mps"]
 _EXACT = 1e-6
-"""Relative rounding error of a distance that is computed twice from the same two masks."""
+"""Tolerance for rounding errors of distances that are recomputed from the same two masks."""
 _COUNTS = ("tp", "fp", "fn", "tn")
 _COMPARED_IF_EQUAL = (
     *("hd95", "boundary_dice", "predicted_near", "true_near"),
@@ -35,8 +35,8 @@ class Tolerance:
     """The largest allowed difference between a recomputed and a stored prediction.
 
     For classifiers `value` is a difference of probabilities, for segmenters a share of the pixels
-    of an image. On GPUs fp32 convolutions may compute with TF32 (10 bits of mantissa), and each GPU
-    chooses its own algorithms; between CPUs only the order of summation differs.
+    of an image. On GPUs, fp32 convolutions may use TF32 (10 bits of mantissa), and the algorithms
+    differ between GPUs; between CPUs, only the order of summation differs.
     """
 
     value: float
@@ -58,7 +58,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class RowDifference:
-    """One quantity of one row that differs from its recomputed value or contradicts its row."""
+    """A value of a row that differs from its recomputed value, or contradicts data or row."""
 
     image_id: str
     quantity: str
@@ -69,11 +69,14 @@ class RowDifference:
 
 @dataclass
 class AnswerAgreement:
-    """How many stored and recomputed predictions agree.
+    """Counts of the agreement of stored and recomputed predictions.
 
-    Of `rows`, `equal` have the same prediction (for segmenters the same counts of pixels), `tied`
-    another one of the same probability within the tolerance (other counts within the tolerance).
-    `largest` is the largest difference of probabilities, or share of pixels.
+    Args:
+        rows: Number of compared rows.
+        equal: Rows with the same prediction; for segmenters, with the same pixel counts.
+        tied: Rows with another prediction whose probability is equal within the tolerance; for
+            segmenters, with pixel counts that differ within the tolerance.
+        largest: Largest difference of probabilities; for segmenters, largest share of pixels.
     """
 
     rows: int = 0
@@ -82,14 +85,14 @@ class AnswerAgreement:
     largest: float = 0.0
 
     def add(self, other: AnswerAgreement) -> None:
-        """Counts the rows of `other` too."""
+        """Adds the counts of `other`."""
         self.rows, self.equal = self.rows + other.rows, self.equal + other.equal
         self.tied, self.largest = self.tied + other.tied, max(self.largest, other.largest)
 
 
 @dataclass(frozen=True)
 class ComparedBlock:
-    """The stored rows of a block by image id, their tolerance, and the counts of the comparison."""
+    """Stored rows of a block by image id, their tolerance, and the counts of the comparison."""
 
     stored: Mapping[str, Row]
     tolerance: float
@@ -97,10 +100,10 @@ class ComparedBlock:
 
 
 class RowComparison(ABC):
-    """How the rows of one task are compared.
+    """Base class for comparing the rows of one task.
 
-    `answers` and `largest` name `AnswerAgreement.equal` and `.largest` in a sentence; `tolerances`
-    are those of two CPUs and of other pairs of devices.
+    `answers` and `largest` describe `AnswerAgreement.equal` and `AnswerAgreement.largest` in
+    reports; `tolerances` contains the tolerance for two CPUs and that for other pairs of devices.
     """
 
     tolerances: ClassVar[Mapping[Precision, tuple[float, float]]]
@@ -119,20 +122,20 @@ class RowComparison(ABC):
 
     @abstractmethod
     def contradictions(self, row: Row, item: Any) -> Iterator[RowDifference]:
-        """The values of a stored row that its image `item` or other values of the row rule out."""
+        """Yields values of a stored row that contradict its image `item`, or other values of it."""
 
     @abstractmethod
     def compare(
         self, batch: Batch[Any], predictor: Predictor, block: ComparedBlock
     ) -> Iterator[RowDifference]:
-        """Predicts `batch` again and yields the differences from `block`; adds to its agreement.
+        """Predicts `batch` again, yields the differences from `block`, and updates its agreement.
 
-        An image without a stored row is not compared.
+        Images without a stored row are not compared.
         """
 
 
 class ClassRowComparison(RowComparison):
-    """Rows of classifiers."""
+    """Compares rows of classifiers."""
 
     tolerances: ClassVar[Mapping[Precision, tuple[float, float]]] = {
         "fp32": (1e-4, 5e-3), "fp16": (1e-2, 1e-2), "bf16": (5e-2, 5e-2),
@@ -166,8 +169,8 @@ class ClassRowComparison(RowComparison):
     ) -> Iterator[RowDifference]:
         """See `RowComparison.compare`.
 
-        Another class at one of the five places is a tie if the recomputed probabilities of both
-        classes are equal within the tolerance.
+        A different class at one of the top five ranks is a tie if the recomputed probabilities of
+        both classes are equal within the tolerance.
         """
         agreement = block.agreement
         rows = predictor.rows(batch)
@@ -208,7 +211,7 @@ def _top5(row: Row) -> list[int]:
 
 
 def _class_at(row: Row, place: int) -> int | None:
-    """The class at a place of the top five; None if the list is shorter."""
+    """The class at an index of the top five; None if the list is shorter."""
     if place == 0:
         return int(str(row["prediction"]))
     top5 = _top5(row)
@@ -218,11 +221,11 @@ def _class_at(row: Row, place: int) -> int | None:
 def _probabilities(
     predictor: Predictor, batch: Batch[Any], classes: Sequence[int | None]
 ) -> list[float]:
-    """The probability of one class for each image; NaN for a class that the network lacks."""
+    """The predicted probability of one class per image; NaN for classes outside the network."""
     targets = [0 if index is None or index < 0 else index for index in classes]
     try:
         rows = predictor.rows(replace(batch, inputs=replace(batch.inputs, targets=targets)))
-    except (RuntimeError, IndexError):  # a stored class beyond the network's last one
+    except (RuntimeError, IndexError):  # a stored class index beyond the network's classes
         return [math.nan] * len(classes)
     return [
         _number(row["target_probability"]) if index == target else math.nan
@@ -231,9 +234,10 @@ def _probabilities(
 
 
 class MaskRowComparison(RowComparison):
-    """Rows of segmenters: counts of pixels, and distances of outlines where the counts are equal.
+    """Compares rows of segmenters: pixel counts, and distances of outlines for equal counts.
 
-    Distances of outlines jump with single pixels, so they are compared only where no pixel differs.
+    A single pixel can change distances of outlines considerably, so they are only compared if all
+    pixel counts are equal.
     """
 
     tolerances: ClassVar[Mapping[Precision, tuple[float, float]]] = {
@@ -267,10 +271,11 @@ class MaskRowComparison(RowComparison):
 
 
 def _class_contradictions(image_id: str, row: Row) -> Iterator[RowDifference]:
-    """The counts of classes that rule each other out, or those of any class.
+    """Yields class counts that contradict each other or the counts of any class.
 
-    Every pixel has one true and one predicted class, so that true (predicted) pixels of all classes
-    are those of any class, and those of each class follow from its line (column) of the confusion.
+    Every pixel has one true and one predicted class. Therefore the true (predicted) pixels of all
+    classes sum to those of any class, and those of each class sum to its row (column) of the
+    confusion matrix.
     """
     counts = {name: _list(row[f"class_{name}"]) for name in ("tp", "fp", "fn")}
     for name, of_classes in counts.items():
@@ -307,9 +312,9 @@ def _list(values: Any) -> list[float]:
 
 
 def _class_pixels(old: Row, new: Row) -> tuple[tuple[Any, Any] | None, float]:
-    """The true pixels of each class where they differ, and how many predicted ones differ.
+    """The true pixel counts of both rows if they differ, and the number of changed predictions.
 
-    Of masks without classes nothing differs.
+    Returns (None, 0) if both rows are without classes.
     """
     if new.get("class_tp") is None or old.get("class_tp") is None:
         same = old.get("class_tp") is new.get("class_tp")

@@ -1,4 +1,4 @@
-"""The rows in the folder of an evaluation, checked against the data and for contradictions."""
+"""Reads the rows of an evaluation, and checks them against the data and for contradictions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from robustcli.verification.verification_result import Discrepancy, EvaluationCh
 
 @dataclass(frozen=True)
 class RowBlock:
-    """The rows of one model, one transform at one severity, and up to `block_size` images."""
+    """Identifies the rows of one model, one cell, and up to `block_size` images."""
 
     model: str
     cell: Cell
@@ -34,12 +34,12 @@ class RowBlock:
 
     @property
     def name(self) -> str:
-        """Its parts, joined by slashes."""
+        """Model, transform, severity and number, joined by slashes."""
         return f"{self.model}/{self.cell.transform}/{self.cell.severity}/{self.number}"
 
 
 class StoredRows:
-    """The rows in the folder `run` of an evaluation; `damaged` has the unreadable files."""
+    """The rows in the folder `run` of an evaluation; `damaged` maps unreadable files to errors."""
 
     def __init__(self, run: Path, record: RunRecord) -> None:
         self.run, self.record, self.store = run, record, Store(run)
@@ -48,7 +48,7 @@ class StoredRows:
 
     @cached_property
     def blocks(self) -> list[RowBlock]:
-        """All blocks that have a file, in the order of the record."""
+        """All blocks with a file, in the order of the record."""
         count = -(-self.record.dataset.images // self.record.block_size)
         blocks = (
             RowBlock(model.name, cell, number)
@@ -68,7 +68,7 @@ class StoredRows:
         return self._read(self.path(block), schema)
 
     def inputs(self, view: str, cell: Cell, number: int) -> dict[str, Row] | None:
-        """The measures of the transformed images, by image id; None without a readable file."""
+        """The measures of the transformed images by image id; None without a readable file."""
         path = self.store.input_path(view, cell, number)
         rows = self._read(path, INPUT_SCHEMA) if path.is_file() else None
         return None if rows is None else {str(row["image_id"]): row for row in rows}
@@ -80,7 +80,7 @@ class StoredRows:
 
     @cached_property
     def images(self) -> dict[int, dict[str, bool]]:
-        """By block: the ids that at least half of its files have, and whether all of them do."""
+        """By block, the ids that at least half of its files contain, and whether all files do."""
         counts: dict[int, Counter[str]] = defaultdict(Counter)
         files: Counter[int] = Counter()
         for block in self.blocks:
@@ -107,7 +107,7 @@ class StoredRows:
 
 
 def check_rows(stored: StoredRows, images: Mapping[str, Sample], check: EvaluationCheck) -> None:
-    """Adds to `check` the damaged files, and the rows that contradict the data or themselves."""
+    """Adds damaged files, and rows that contradict the data or themselves, to `check`."""
     comparison = COMPARISONS[stored.record.task]
     for block in stored.blocks:
         rows = stored.rows(block)
@@ -122,7 +122,7 @@ def check_rows(stored: StoredRows, images: Mapping[str, Sample], check: Evaluati
             )  # fmt: skip
             continue
         path = stored.path(block)
-        if not fits_checksum(path):  # the rows below may say which
+        if not fits_checksum(path):  # the checks of the rows below may find the changed row
             check.differences.append(
                 Discrepancy(
                     "rows", path.relative_to(stored.run).as_posix(),
@@ -156,9 +156,10 @@ def in_block(block: RowBlock, place: str, difference: RowDifference) -> Discrepa
 
 
 def check_table(run: Path, record: RunRecord, check: EvaluationCheck) -> None:
-    """Adds to `check` the numbers of `results.csv`, if it exists, that its rows do not give.
+    """Adds the values of `results.csv`, if it exists, that differ from its rows to `check`.
 
-    Cells whose rows are known to be wrong are left out, because their numbers follow the rows.
+    Cells with rows that are known to be wrong are skipped, because their values follow from the
+    rows.
     """
     path = run / "results.csv"
     if not path.is_file() or any("damaged" in str(d.stored) for d in check.differences):

@@ -1,9 +1,9 @@
-"""Whether this machine reproduces a run: its rows are checked, and a sample of them recomputed.
+"""Verifies that this machine reproduces a run: checks all rows, recomputes a sample of them.
 
-All rows are checked against the data (images, classes, groups) and for contradictions. Of the
-blocks (a model, a transform at a severity, up to 128 images) a sample is computed again as the
-run's record says: transformed pixels must have the stored digests, and predictions must agree
-within `row_comparison.Tolerance`. Nothing is written.
+All rows are checked against the data (images, classes, groups) and for contradictions. A sample of
+the blocks (a model, a transform at a severity, up to 128 images) is recomputed with the settings in
+the run's record: transformed pixels must have the stored digests, and predictions must agree within
+`row_comparison.Tolerance`. Nothing is written.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ from robustcli.verification.verification_result import Discrepancy, EvaluationCh
 
 
 def verify(config: VerifyConfig, listener: Listener | None = None) -> Verification:
-    """Whether this machine reproduces the run in `config.run`; the folder is only read.
+    """Verifies the run in `config.run` on this machine; only reads the folder.
 
     Raises:
-        UsageError: There is no readable run, or it has nothing to verify yet.
+        UsageError: The folder contains no readable run, or nothing to verify yet.
         MachineError: The data, the weights or a plugin of the run are not on this machine.
     """
     folders = _evaluations(config.run)
@@ -68,7 +68,7 @@ def verify(config: VerifyConfig, listener: Listener | None = None) -> Verificati
 
 
 def _evaluations(run: Path) -> list[Path]:
-    """The evaluations in the folder `run`: itself, or the held-out ones of its trainings."""
+    """The evaluations in `run`: the run itself, or the held-out tests of its trainings."""
     head: Any = {}
     if has_record(run):
         try:
@@ -123,16 +123,16 @@ def _check(run: Path, config: VerifyConfig, listener: Listener) -> EvaluationChe
 
 
 def _device_kind(device: str) -> DeviceKind:
-    """The kind of a device, by its type or by its description in a record."""
+    """The kind of a device from its type, or from its description in a record."""
     return "cpu" if device.startswith("cpu") else "mps" if device.startswith("mps") else "cuda"
 
 
 def _sample_blocks(
     stored: StoredRows, config: VerifyConfig, cells: Mapping[Cell, TransformCell]
 ) -> list[RowBlock]:
-    """The blocks to recompute: first one of every model and transform, then a second one of each.
+    """The blocks to recompute: first one of every model and cell, then a second one of each, ...
 
-    Which ones depends on the seed and the name of each block alone.
+    The selection only depends on the seed and the names of the blocks.
     """
     blocks = [block for block in stored.blocks if block.cell in cells]
     blocks.sort(key=lambda block: identity_seed("verify", config.seed, block.name))
@@ -141,7 +141,7 @@ def _sample_blocks(
     for block in blocks:
         rounds[block] = counts[block.model, block.cell]
         counts[block.model, block.cell] += 1
-    blocks.sort(key=lambda block: rounds[block])  # stable: within a round in the order of the seed
+    blocks.sort(key=lambda block: rounds[block])  # stable: keeps the random order within a round
     return blocks[: config.sample]
 
 
@@ -154,7 +154,7 @@ def _recompute(
     check: EvaluationCheck,
     listener: Listener,
 ) -> None:
-    """Computes `blocks` again and adds to `check` how they differ from the stored ones."""
+    """Recomputes `blocks` and adds the differences from the stored rows to `check`."""
     record = stored.record
     task: Task[Any] = EVALUATION_TASKS[record.task]()
     config = EvalConfig(
@@ -201,7 +201,7 @@ def _recompute(
 def _piece(
     stored: StoredRows, number: int, blocks: Sequence[RowBlock], images: Mapping[str, Sample]
 ) -> Piece:
-    """The work on the sampled blocks of the same images, which are then decoded once."""
+    """The work for the sampled blocks of the same images, which are decoded only once."""
     views = {model.name: model.view for model in stored.record.models}
     cells = list(dict.fromkeys(block.cell for block in blocks))
     models = {cell: tuple(b.model for b in blocks if b.cell == cell) for cell in cells}
@@ -213,7 +213,7 @@ def _piece(
 def _pixel_differences(
     batch: Batch[Any], view: str, stored: Mapping[str, Row], check: EvaluationCheck
 ) -> Iterator[Discrepancy]:
-    """The transformed images whose pixels are not the stored ones."""
+    """Yields transformed images with pixels or PSNR that differ from the stored values."""
     for image_id, measures in zip(batch.image_ids, batch.measures[view], strict=True):
         row = stored.get(image_id)
         check.pixels += 1

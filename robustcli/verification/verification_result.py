@@ -1,4 +1,4 @@
-"""The result of a verification: discrepancies and agreement, as text or JSON."""
+"""The result of a verification, with discrepancies and agreement, as text or JSON."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from robustcli.core.names import TaskName
 from robustcli.verification.row_comparison import COMPARISONS, AnswerAgreement, Tolerance
 
 _MOST_IN_TEXT = 10
-"""Discrepancies that the text lists; JSON has all."""
+"""Largest number of discrepancies in the text; JSON contains all."""
 
 
 @dataclass(frozen=True)
 class Discrepancy:
     """A stored value that this machine does not reproduce.
 
-    `place` is `predictions`, `pixels`, `rows`, `parameters`, `weights` or `results.csv`, `quantity`
-    the number or text that differs. `recomputed` is its value here, or the value that it
-    contradicts. Model, cell and image are None if none is concerned.
+    `place` is `predictions`, `pixels`, `rows`, `parameters`, `weights` or `results.csv`; `quantity`
+    names the value that differs. `recomputed` is the value on this machine, or the value that the
+    stored value contradicts. Model, cell and image are None if the discrepancy does not belong to
+    one.
     """
 
     place: str
@@ -36,7 +37,7 @@ class Discrepancy:
 
     @property
     def words(self) -> str:
-        """The discrepancy in one line."""
+        """The discrepancy as one line of text."""
         cell = f"{self.transform}, severity {self.severity}" if self.severity else self.transform
         subjects = [
             f"`{self.model}`" if self.model else "",
@@ -55,12 +56,13 @@ def _shown(value: Any) -> str:
 
 @dataclass
 class EvaluationCheck:
-    """One evaluation, compared with what this machine computes.
+    """The comparison of one evaluation with this machine.
 
-    `blocks` is their number, `sampled` are the recomputed ones as `model/transform/severity/block`;
-    `rows` and `pixels` are counts of all rows and transformed images that were compared,
-    `equal_pixels` of images with the stored digest. `causes` are versions, devices and backends
-    that differ, `notes` what could not be compared, and why.
+    `blocks` is the number of blocks, `sampled` names the recomputed blocks as
+    `model/transform/severity/block`. `rows` is the number of checked rows, `pixels` that of
+    compared transformed images, `equal_pixels` that of images with the stored digest. `causes`
+    lists versions, devices and backends that differ, `notes` comparisons that were not possible,
+    with reasons.
     """
 
     run: Path
@@ -79,13 +81,13 @@ class EvaluationCheck:
 
     @property
     def reproduced(self) -> bool:
-        """Whether nothing differs."""
+        """Whether no discrepancy was found."""
         return not self.differences
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The evaluations of a run: one of `robust eval`, or the held-out ones of trainings."""
+    """The checked evaluations of a run: of `robust eval`, or the held-out tests of trainings."""
 
     run: Path
     seed: int
@@ -93,7 +95,7 @@ class Verification:
 
     @property
     def reproduced(self) -> bool:
-        """Whether this machine reproduces everything that was compared."""
+        """Whether no discrepancy was found in any evaluation."""
         return all(check.reproduced for check in self.checks)
 
     def as_json(self) -> str:
@@ -119,7 +121,7 @@ class Verification:
         return json.dumps({**head, "evaluations": evaluations}, indent=1, default=str)
 
     def as_text(self) -> str:
-        """The result in lines, the verdict first."""
+        """The result as lines of text, starting with the verdict."""
         verdict = "reproduces" if self.reproduced else "does NOT reproduce"
         lines = [f"This machine {verdict} `{self.run}`."]
         for check in self.checks:
