@@ -407,7 +407,7 @@ def _shared(ranks: Ranks, timeout: float) -> Store:
     if (address, port) not in _stores:
         # Fabric reads the address from these variables, whatever the launcher.
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
-        served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun serves the store
+        served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
         try:
             store: Store = TCPStore(
                 address, port, is_master=ranks.first and not served, multi_tenant=True,

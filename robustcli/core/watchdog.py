@@ -230,7 +230,7 @@ class Watchdog:
         last = time.monotonic()
         while not self._stop.wait(_LOOK_SECONDS):
             now = time.monotonic()
-            # Limited: the process may have been suspended since the last look (Ctrl+Z, a closed lid).
+            # Limited: the process may have been suspended since then (Ctrl+Z, a closed lid).
             self._look(min(now - last, 2 * _LOOK_SECONDS))
             last = now
 
@@ -312,7 +312,7 @@ class Watchdog:
                     f"(`{LIMIT_VARIABLE}={6 * self.seconds:g}`). {_KEPT}",
                 )
         if "Terminated" in end:
-            time.sleep(_TERMINATED_SECONDS)  # raises KeyboardInterrupt if the signal was sent to all processes
+            time.sleep(_TERMINATED_SECONDS)  # KeyboardInterrupt if all received SIGTERM
         doing = next((tasks[pid] for pid in pids if tasks.get(pid)), "")
         while_ = f" while it was {doing}" if doing else ""
         for sign, (why, todo) in _ENDS.items():

@@ -39,8 +39,8 @@ from robustcli.core.rundir import RECORD_FILE, owned
 
 Say = Callable[[str], None]
 Use = Literal["work", "read", "look"]
-"""`work`: start or resume the run; `read`: read it and possibly write reports into it; `look`: change
-nothing."""
+"""`work`: start or resume the run; `read`: read it and possibly write reports into it; `look`: only
+read it."""
 _COPY_FILE, _LOG_FILE = "copy.json", "transferred.jsonl"
 _WORKING, _READING = "stores", "stores-read"
 _UNSENT_FOLDERS = ("cache",)  # decoded images of a running training
@@ -265,11 +265,11 @@ class _Uploads:
             RobustError: An earlier upload failed, so the command should stop.
         """
         name = self.folder.name_of(path)
-        if name is None or os.getpid() != self._pid:  # the upload thread does not exist in a forked process
+        if name is None or os.getpid() != self._pid:  # forked: without the thread
             return
         with self._changed:
             if _is_record(name):
-                # With its content: a later record must not be uploaded before the files that it lists.
+                # With its content: a newer record must not be sent before the files that it lists.
                 self._waiting.append((name, path.read_bytes()))
                 self._recent.clear()
             elif name not in self._recent:
