@@ -143,7 +143,7 @@ class Assignments(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 def together(
     *options: Callable[[CommandFunction], CommandFunction],
 ) -> Callable[[CommandFunction], CommandFunction]:
-    """Combines several options to one decorator; the help shows them in this order."""
+    """Combines several options into one decorator; the help shows them in this order."""
 
     def decorate(function: CommandFunction) -> CommandFunction:
         for option in reversed(options):

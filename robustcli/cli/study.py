@@ -152,7 +152,7 @@ class StudyCommand(PlacesCommand):
 
 
 def joined_gates(failures: Sequence[GateError]) -> GateError:
-    """Joins several errors to one with all messages."""
+    """Joins several errors into one that contains all messages."""
     if len(failures) == 1:
         return failures[0]
     return GateError(

@@ -351,7 +351,7 @@ def _difference(ours: Any, theirs: Any) -> str:
 
 @contextmanager
 def group_of(config: EvalConfig) -> Iterator[Group]:
-    """Context manager: the ranks of a launcher, ranks started here, or a single process.
+    """Context manager: yields the ranks of a launcher or of `--devices`, or a single process.
 
     Raises:
         UsageError: `--devices` requests more devices than exist, or contradicts a launcher.

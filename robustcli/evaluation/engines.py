@@ -32,7 +32,7 @@ ATTEMPTS = 3
 """Attempts for a task whose worker dies, before the task is given up."""
 TASKS_PER_WORKER = 8
 """Number of tasks per worker, for pools that assign tasks one by one. The last worker to finish is
-late by at most an eighth of its work, and a dead worker loses at most as much."""
+late by at most an eighth of its work, and the death of a worker loses at most as much work."""
 _VARIABLES = "ROBUST_"  # prefix of the environment variables that are copied to workers
 
 
