@@ -72,7 +72,7 @@ WEIGHTS_KEYS: tuple[WeightsKey, ...] = (
 """In order of preference for files with several sets: averaged weights first, as in timm."""
 _RANKS = {place.key: rank for rank, place in enumerate(WEIGHTS_KEYS)}
 _BARE, _UNKNOWN = len(WEIGHTS_KEYS), len(WEIGHTS_KEYS) + 1
-# Entries beside the weights that also contain named tensors.
+# Entries next to the weights that also contain named tensors.
 _BESIDE = re.compile(
     r"optim|sched|lr_sched|(grad_)?scaler|amp$|callbacks$|loops$|hyper_parameters$|args$|config$|rng"
 )
@@ -121,7 +121,7 @@ class _InertValue:
         """Ignores the state."""
 
 
-# Classes in common files beside the weights. None of them is imported or called: they are replaced
+# Classes in common files next to the weights. None of them is imported or called: they are replaced
 # by inert objects under the name in the file.
 _DICTIONARIES = (
     "yacs.config.CfgNode",  # VMamba, Swin

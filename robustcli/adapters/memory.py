@@ -1,4 +1,4 @@
-"""What is done when a device or the machine runs out of memory: fewer images at once."""
+"""Handling of out-of-memory errors: the batch size is reduced."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from robustcli.core.errors import RunError
 Announce = Callable[[str], None]
 _T = TypeVar("_T")
 _TEXTS = (
-    "out of memory",  # of CUDA, HIP, MPS and of the NCCL and Triton calls below them
+    "out of memory",  # CUDA, HIP, MPS, and NCCL and Triton below them
     "can't allocate memory",  # torch's CPU allocator
-    "not enough memory",  # the same on Windows
-    "unable to allocate",  # NumPy, in an error of another class
+    "not enough memory",  # torch's CPU allocator on Windows
+    "unable to allocate",  # NumPy's message in exceptions of other libraries
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
-    "Unable to find a valid cuDNN algorithm",  # each one that there is needs more than is free
+    "Unable to find a valid cuDNN algorithm",  # all need more memory than is free
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the machine or a device ran out; some libraries say so only in the text.
+    """Whether `error` means out of memory, by its class or (for some libraries) its message.
 
     Source: `lightning.pytorch.utilities.memory.is_oom_error`, with cuBLAS, NumPy and MPS.
     """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):  # NumPy's is a MemoryError
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):  # also NumPy's error
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
 
 
 def free_cached(device: torch.device) -> None:
-    """Gives back what torch keeps of the memory of `device` for later."""
+    """Releases the memory of `device` that torch caches."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
@@ -42,11 +42,11 @@ def free_cached(device: torch.device) -> None:
 
 
 class BatchLimit:
-    """How many images one model computes at once: halved whenever memory runs out, for good.
+    """Batch size limit of one model; halved permanently at each out-of-memory error.
 
     Args:
-        model: On its device.
-        announce: Receives a line when fewer images are computed from then on.
+        model: The model, already on its device.
+        announce: Receives a message after each reduction.
     """
 
     def __init__(self, model: Model, announce: Announce | None = None) -> None:
@@ -56,17 +56,18 @@ class BatchLimit:
         self._announced: int | None = None
 
     def run(self, count: int, compute: Callable[[slice], Any], shape: str = "") -> list[Any]:
-        """The results of `compute` for slices that follow one another and cover `count` images.
+        """The results of `compute` for consecutive slices that cover `count` images.
 
-        With an even batch size the slices are the batches of a run with half of it.
+        If the batch size is even, the slices after a reduction are the batches of a run with half
+        the batch size.
 
         Args:
-            count: How many images there are, at least one.
-            compute: Computes a slice of them; after memory ran out it is called for all again.
-            shape: The size of an image in words, for the error.
+            count: Number of images, at least 1.
+            compute: Computes a slice; called for all slices again after an out-of-memory error.
+            shape: Size of an image in words, for the error message.
 
         Raises:
-            RunError: Not even one image fits.
+            RunError: A single image does not fit into memory.
         """
 
         def in_parts(size: int) -> list[Any]:
@@ -75,9 +76,9 @@ class BatchLimit:
         return self.fitting(count, in_parts, shape)
 
     def fitting(self, count: int, compute: Callable[[int], _T], shape: str = "") -> _T:
-        """The result of `compute` with the largest batch size up to `count` that fits.
+        """The result of `compute` with the largest batch size up to `count` that fits into memory.
 
-        For arguments and errors see `run`.
+        See `run` for arguments and errors.
         """
         self._largest = max(self._largest, count)
         while True:
@@ -92,7 +93,7 @@ class BatchLimit:
             else:
                 self._tell()
                 return result
-            # Out of the handler: the error holds the frames, and they the tensors.
+            # Outside of the handler: the exception references frames, and these reference tensors.
             self.most = (self.most or self._largest) // 2
             while self.most >= size:
                 self.most //= 2

@@ -1,8 +1,10 @@
-"""Pillow's resize and a crop from the centre in one step, with the same pixels.
+"""Pillow's resize followed by a centre crop, in one step with identical pixels.
 
-Pillow resizes the complete image, from and to its own four bytes a pixel; here only what the crop
-shows is computed, which takes a third of the time. Source: `src/libImaging/Resample.c` of Pillow: a
-horizontal pass, rounded to bytes, then a vertical one, with weights in 22 bits after the point.
+Pillow resizes the complete image and converts it to and from four bytes per pixel. Here only the
+pixels of the crop are computed, which takes a third of the time.
+
+Source: `src/libImaging/Resample.c` of Pillow: a horizontal pass, rounded to bytes, then a vertical
+pass, with fixed-point weights of 22 fractional bits.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from robustcli.core.compiled import compiled, reads
 
 Bytes = NDArray[np.uint8]
 _BITS = 22
-# Pillow takes the vertical pass first where that is less work: 13.0 does so for images twice as
-# high as wide, and where an image shrinks more in height than in width.
+# Pillow does the vertical pass first if that is less work: version 13.0 does so for images twice as
+# high as wide, and if the height shrinks more than the width.
 _MOST_ASPECT = 1.9
 
 
@@ -30,7 +32,7 @@ def _triangle(distance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keys' cubic with a = -0.5."""
+    """Keys' cubic kernel with a = -0.5."""
     a = -0.5
     near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
     far = (((distance - 5) * distance + 8) * distance - 4) * a
@@ -43,7 +45,7 @@ _FILTERS: dict[
     Image.Resampling.BILINEAR: (_triangle, 1.0),
     Image.Resampling.BICUBIC: (_cubic, 2.0),
 }
-"""By filter, its weight at a distance and the distance from which on it is 0."""
+"""Kernel of each filter, and its support: the distance from which the weight is 0."""
 
 
 def resized_centre(
@@ -53,9 +55,9 @@ def resized_centre(
 
     Args:
         image: (H, W, 3).
-        size: Width and height after the resize, each another than before, of the same ratio but for
-            rounding.
-        side: Of the square, in pixels.
+        size: Width and height after the resize; both must differ from those of `image`, with the
+            same aspect ratio except for rounding.
+        side: Side of the square in pixels.
         resampling: Pillow's filter.
     """
     height, width = image.shape[:2]
@@ -72,7 +74,7 @@ def resized_centre(
 
 @cache
 def _is_pillows(resampling: Image.Resampling) -> bool:
-    """Whether the installed Pillow gives the same pixels for a landscape and a portrait."""
+    """Whether the installed Pillow computes the same pixels, for landscape and portrait images."""
     noise = np.random.default_rng(0).integers(0, 256, (57, 31, 3), np.uint8)
     for image, size in ((noise, (20, 37)), (np.rot90(noise), (37, 20)), (noise, (40, 74))):
         expected = np.asarray(Image.fromarray(image).resize(size, resampling))
@@ -108,7 +110,7 @@ def _resized_centre(
 def _taps(
     before: int, after: int, resampling: Image.Resampling
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """For each of `after` pixels along an axis of `before`: first sample, how many, weights."""
+    """First sample, number of samples and weights of each output pixel along one axis."""
     weight_at, support = _FILTERS[resampling]
     scale = before / after
     stretch = max(scale, 1.0)
@@ -120,7 +122,7 @@ def _taps(
     distances = (samples + first[:, None] - centres[:, None] + 0.5) * (1 / stretch)
     weights = np.where(samples < count[:, None], weight_at(np.abs(distances)), 0)
     total = np.zeros(after)
-    for column in weights.T:  # in Pillow's order of summing
+    for column in weights.T:  # in Pillow's order of summation
         total += column
     weights /= total[:, None]
     fixed = np.trunc(np.where(weights < 0, -0.5, 0.5) + weights * (1 << _BITS))

@@ -88,7 +88,7 @@ def threshold(levels: Tensor) -> int:
 
 # Converts the outputs of all segmenters to one foreground score per pixel, or one score per class.
 # Networks return logits or probabilities, for one or several classes, at the size of the input or
-# smaller, alone or as the first of a list. Training and prediction both use these functions.
+# smaller, as a tensor or as the first of a list. Training and prediction both use these functions.
 
 Output = Tensor | list[Tensor] | tuple[Tensor, ...]
 

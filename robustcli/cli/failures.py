@@ -1,7 +1,8 @@
-"""What a user is told when a library, the machine or this program itself raised an error.
+"""Error messages for exceptions of libraries, of the machine and of this program.
 
-`LazyGroup.main` calls `tell` for every exception that is not a `RobustError`: the user gets what
-happened, why, and what to do next, and the whole traceback goes to a file that the message names.
+`LazyGroup.main` calls `print_unexpected` for every exception that is not a `RobustError`. It prints
+what happened, why, and what to do next, and writes the complete traceback to a file that the
+message names.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from robustcli.core.errors import RobustError, run_of
 from robustcli.data.named_datasets import data_home
 
 SHOW = "ROBUST_TRACEBACK"
-"""The environment variable that shows tracebacks at once."""
+"""Environment variable that prints tracebacks on standard error."""
 _PACKAGE = Path(__file__).parents[1]
-_LINES, _WIDTH = 6, 300  # of another library's message
+_LINES, _WIDTH = 6, 300  # limits for messages of libraries
 _LIBRARIES = re.compile(r"[\\/](?:site|dist)-packages[\\/]([^\\/]+)")
 _STANDARD = Path(os.__file__).parent
 _WORKER = re.compile(r"Caught (\w+) in ([^\n.]*(?:worker|thread|replica|rank)[^\n.]*)\.\n")
@@ -42,7 +43,7 @@ _RESUME = "What was finished is kept; the same command goes on from there."
 
 @dataclass(frozen=True)
 class Frame:
-    """A line of a traceback."""
+    """One frame of a traceback."""
 
     file: str
     line: int
@@ -50,34 +51,34 @@ class Frame:
 
     @property
     def ours(self) -> bool:
-        """Whether it is of this program."""
+        """Whether the code belongs to this program."""
         return Path(self.file).is_relative_to(_PACKAGE)
 
     @property
     def library(self) -> str | None:
-        """The installed package that it is of; None for others."""
+        """Name of the installed package that contains the code; None for other code."""
         match = _LIBRARIES.search(self.file)
         return None if match is None or self.ours else match.group(1).removesuffix(".py")
 
     @property
     def standard(self) -> bool:
-        """Whether it is of Python's own library."""
+        """Whether the code belongs to Python's standard library."""
         in_standard = Path(self.file).is_relative_to(_STANDARD) and self.library is None
         return self.file.startswith("<") or (in_standard and not self.ours)
 
 
 @dataclass(frozen=True)
 class Raised:
-    """An exception, or one that a worker process sent as text.
+    """An exception of this process, or one that a worker process sent as text.
 
     Args:
-        kinds: Qualified names of its class and the classes above.
-        message: What it says.
-        frames: Where it was raised, the innermost last.
-        notes: What was added on its way up, such as the images of the batch.
-        where: The process it comes from, in words; empty for this one.
-        number: `errno` of an error of the system.
-        file: The file that an error of the system is about.
+        kinds: Qualified names of its class and base classes.
+        message: Its message.
+        frames: Its traceback, innermost frame last.
+        notes: Its notes (`add_note`), such as the images of the batch.
+        where: Description of the process that raised it; empty for this process.
+        number: `errno` of an OSError.
+        file: File name of an OSError.
     """
 
     kinds: tuple[str, ...]
@@ -90,18 +91,18 @@ class Raised:
 
     @property
     def name(self) -> str:
-        """Its class, without the module."""
+        """Name of the class without the module."""
         return self.kinds[0].rsplit(".", 1)[-1]
 
     @property
     def text(self) -> str:
-        """Class and message, in few lines."""
+        """Class and message, truncated to a few lines."""
         lines = [line.rstrip()[:_WIDTH] for line in self.message.strip().splitlines()]
         cut = "\n".join(line for line in lines[:_LINES] if line)
         return f"{self.name}: {cut}" if cut else self.name
 
     def is_a(self, *names: str) -> bool:
-        """Whether its class is one of `names` (a qualified name, or a module with a dot after)."""
+        """Whether a class in `kinds` matches one of `names`: a class, or a module with a dot."""
         return any(
             kind == name or kind.endswith(f".{name}") or (name[-1] == "." and kind.startswith(name))
             for kind in self.kinds
@@ -109,19 +110,19 @@ class Raised:
         )
 
     def says(self, pattern: str) -> bool:
-        """Whether its message matches `pattern`."""
+        """Whether the message matches the regular expression `pattern`."""
         return re.search(pattern, self.message, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True)
 class ErrorExplanation:
-    """What the user is told.
+    """Parts of an error message.
 
     Args:
         what: What happened.
         todo: What to do next.
-        exit_code: Of the command.
-        why: The reason, where it is not what the library says.
+        exit_code: Exit code of the command.
+        why: The reason; empty for the message of the exception.
     """
 
     what: str
@@ -131,7 +132,7 @@ class ErrorExplanation:
 
 
 def print_unexpected(error: Exception) -> int:
-    """Says on standard error what `error` means, keeps its traceback; returns the exit code."""
+    """Prints an explanation of `error` and stores its traceback; returns the exit code."""
     raised = next(_chain(error))
     failure = explanation_of(error)
     shown = shows_tracebacks()
@@ -153,22 +154,22 @@ def print_unexpected(error: Exception) -> int:
 
 
 def print_known(error: RobustError) -> int:
-    """Says on standard error what `error` says of itself; returns the exit code."""
+    """Prints the message of `error` on standard error; returns the exit code."""
     if shows_tracebacks():
         click.echo(_traceback(error), err=True, nl=False)
     raised = next(_chain(error))
-    message = raised.message if raised.where else str(error)  # a worker's traceback is no message
+    message = raised.message if raised.where else str(error)  # without the worker's traceback
     say_safely(f"Error: {_rank()}{message}", err=True)
     return error.exit_code
 
 
 def shows_tracebacks() -> bool:
-    """Whether the user asked for tracebacks (`ROBUST_TRACEBACK=1`)."""
+    """Whether the user enabled tracebacks (`ROBUST_TRACEBACK=1`)."""
     return os.environ.get(SHOW, "0") not in ("", "0")
 
 
 def explanation_of(error: Exception) -> ErrorExplanation:
-    """What `error` means, by the first of its causes that is known, else by where it comes from."""
+    """Explanation of the first known exception in the chain of `error`, else by its origin."""
     for raised in _chain(error):
         for rule in _RULES:
             failure = rule(raised)
@@ -178,10 +179,10 @@ def explanation_of(error: Exception) -> ErrorExplanation:
 
 
 def keep_traceback(error: BaseException) -> Path | None:
-    """The file that now holds the traceback of `error`; None where no folder takes one.
+    """Writes the traceback of `error` to a file; returns its path, None if no folder is writable.
 
-    It lies in the folder of the run that failed, else in `errors` of the program's own folder, else
-    among the system's temporary files.
+    The file is stored in the folder of the failed run, else in `errors` in the data folder of the
+    program, else in the folder for temporary files.
     """
     text = _traceback_text(error)
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
@@ -232,13 +233,13 @@ def _traceback(error: BaseException) -> str:
 
 
 def _rank() -> str:
-    """Which of several processes speaks; nothing for a process alone, or the first one."""
+    """Prefix of messages with the rank of this process; empty for rank 0 or a single process."""
     rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
     return "" if rank == "0" else f"Process {rank}: "
 
 
 def _chain(error: BaseException) -> Iterator[Raised]:
-    """`error` and what it was raised from; what a worker sent stands before its own copy."""
+    """Yields `error` and its causes; exceptions of workers are parsed from the text."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -262,14 +263,14 @@ def _of_process(error: BaseException) -> Raised:
 
 
 def _of_worker(error: BaseException) -> Raised | None:
-    """The exception of a worker process, of which torch sends the traceback as text."""
+    """Parses the exception of a worker process, whose traceback torch sends as text."""
     text = str(error)
     caught = _WORKER.match(text)
     if caught is None:
         return None
     frames = tuple(Frame(f, int(n), name) for f, n, name in _FRAME.findall(text))
     lines = text[caught.end() :].splitlines()
-    # The message is what follows the last line of the traceback that names a class.
+    # The message follows the last line of the traceback that contains the class name.
     starts = [i for i, line in enumerate(lines) if _names(line, caught.group(1))]
     message, kind = text, caught.group(1)
     if starts:
@@ -301,7 +302,7 @@ def _kinds(error: BaseException) -> tuple[str, ...]:
     ) or (type(error).__name__,)
 
 
-# What is known of the errors of libraries and of the system, the most particular first.
+# Rules for known errors of libraries and of the system, the most specific first.
 
 
 def _memory(raised: Raised) -> ErrorExplanation | None:
@@ -483,13 +484,13 @@ _RULES: Sequence[Callable[[Raised], ErrorExplanation | None]] = (
 
 
 def _deepest_library(raised: Raised) -> str | None:
-    """The package whose code raised it; None where that is this program, Python, or the user's."""
+    """Package whose code raised it; None for this program, Python, or code of the user."""
     deepest = next((frame for frame in reversed(raised.frames) if not frame.standard), None)
     return None if deepest is None else deepest.library
 
 
 def _by_origin(raised: Raised) -> ErrorExplanation:
-    """By whose code raised it: a library, a file of the user, or this program."""
+    """Explanation by the code that raised it: a library, a file of the user, or this program."""
     code = [frame for frame in raised.frames if not frame.standard]
     if not code or code[-1].ours:
         at = f" ({_position(code[-1])})" if code else ""

@@ -56,7 +56,7 @@ def command(
 
 
 def names_of(kind: str, task: str | None = None) -> list[str]:
-    """The names that `robust list KIND` shows; of models those of `task`, if it is one."""
+    """Names that `robust list KIND` shows; for models only those of `task`, if given."""
     rows = _ROWS[kind]()
     of_task = [row for row in rows if row.get("task") == task]
     return [str(row["name"]).removeprefix("--recipe ") for row in of_task or rows]
@@ -175,17 +175,17 @@ _LONG = {
     "datasets": ("source",),
     "recipes": ("optimizer", "schedule", "source"),
 }
-"""Columns of a kind that are left out for want of room, unless the user asks for them."""
+"""Columns of each kind that are hidden by default to save space."""
 _TITLES = {
     ("cls", False): "Classifiers",
     ("cls", True): "Classifiers for images of 32 x 32 pixels (parameters with 10 classes)",
     ("seg", False): "Segmenters",
 }
-"""By task, and whether the network is one for CIFAR."""
+"""Titles by task and by whether the network is for CIFAR."""
 
 
 def _by_task(rows: list[ListedRow], hidden: Sequence[str]) -> str:
-    """A table for each group; columns that say nothing of any of its models are left out."""
+    """One table per group, without columns that are empty for all models of the group."""
     tables = []
     for kind, title in _TITLES.items():
         group = [row for row in rows if (row["task"], row["classes"] == "cifar10") == kind]

@@ -1,4 +1,4 @@
-"""The `robust` command: subcommands are imported when they are used, errors become exit codes."""
+"""The `robust` command: lazy import of subcommands; conversion of errors to exit codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from robustcli.core.machine import wait_briefly
 from robustcli.core.names import nearest
 from robustcli.core.signals import sigterm_as_ctrl_c
 
-# Name: module, first line of its help. Kept here so that `robust --help` imports none of them.
+# Module and first help line by name. Defined here so that `robust --help` imports no command.
 COMMANDS = {
     "eval": ("robustcli.cli.eval", "Measure models on transformed images."),
     "train": ("robustcli.cli.train", "Train a segmenter or a classifier."),
@@ -36,22 +36,22 @@ COMMANDS = {
     "doctor": ("robustcli.cli.doctor", "Show versions, devices, kernels and caches."),
 }
 INTERRUPTED = 130
-READER_GONE = 141  # as of a program that ends by SIGPIPE
+READER_GONE = 141  # exit code of a program that ends by SIGPIPE
 
 
 class LostProcessError(Exception):
-    """A process that this command started is gone."""
+    """A child process of this command ended unexpectedly."""
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are modules, imported on use."""
+    """A click group that imports the module of a command on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the documentation."""
+        """Names of the commands, in the order of the documentation."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command `cmd_name`, or None."""
+        """Imports and returns the command `cmd_name`; None if it does not exist."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
@@ -60,22 +60,22 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it, with the nearest name for a typo."""
+        """Like click, but suggests the nearest name for a typo."""
         close = nearest(args[0], COMMANDS) if args[0] not in COMMANDS else []
         if close:
             ctx.fail(f"No such command `{args[0]}`. Did you mean `{close[0]}`?")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The table of commands, without importing them."""
+        """Writes the table of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command; click would take any broken pipe for a reader of the output who left.
+        """Runs the command; distinguishes broken pipes (click treats all as closed output).
 
         Raises:
-            LostProcessError: The pipe was one to a process of the command.
+            LostProcessError: The broken pipe is connected to a child process.
         """
         try:
             return super().invoke(ctx)
@@ -85,9 +85,9 @@ class LazyGroup(click.Group):
             raise LostProcessError("the pipe to a process of this command broke") from error
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the command and exits: 0 done, 1 failed, 2 usage, 3 environment, 130 stopped.
+        """Runs the command and exits: 0 done, 1 failed, 2 usage, 3 environment, 130 interrupted.
 
-        Errors of libraries and of this program become messages in `failures`, whatever the command.
+        Errors of libraries and of this program are explained by `failures`, for all commands.
         """
         wait_briefly()
         try:
@@ -110,7 +110,7 @@ class LazyGroup(click.Group):
         except SystemExit:
             if type(sys.stdout).__name__.lstrip("_") != "PacifyFlushWrapper":  # private since 8.5
                 raise
-            status = READER_GONE  # of `--help`, which click prints itself
+            status = READER_GONE  # raised in `--help`, which click prints
         except Exception as error:
             status = _unexpected(error)
         code = _flushed(status if isinstance(status, int) else 0)
@@ -133,9 +133,9 @@ def _say_interrupted() -> int:
 
 
 def _follows_interrupt(error: BaseException) -> bool:
-    """Whether `error` is torch's about a loader process that the same signal has ended.
+    """Whether `error` is torch's error about a loader process that the same signal has ended.
 
-    It is raised wherever this process is, also while Ctrl+C or SIGTERM ends it.
+    Torch raises it at any point of the program, also while it handles Ctrl+C or SIGTERM.
     """
     if not (isinstance(error, RuntimeError) and "DataLoader worker" in str(error)):
         return False
@@ -146,25 +146,25 @@ def _follows_interrupt(error: BaseException) -> bool:
 
 
 def _thread_hangs() -> bool:
-    """Whether a thread is stuck at an image, for which Python would wait when it ends."""
-    watchdog = sys.modules.get("robustcli.core.watchdog")  # not imported: no image was touched
+    """Whether a thread hangs at an image; Python would wait for it at exit."""
+    watchdog = sys.modules.get("robustcli.core.watchdog")  # not imported if no image was used
     return watchdog is not None and bool(watchdog.thread_hangs())
 
 
 def _reader_is_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads any more."""
+    """Whether standard output is a pipe whose reader has closed it."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)
         return any(state & select.POLLERR for _, state in poll.poll(0))
-    except (AttributeError, OSError, ValueError):  # no such call, or no such output
+    except (AttributeError, OSError, ValueError):  # `poll` or a file number is not available
         return True
 
 
 def _flushed(status: int) -> int:
-    """`status`, or `READER_GONE` where nobody reads standard output any more (`robust ... | head`).
+    """`status`, or `READER_GONE` if the reader of standard output has ended (`robust ... | head`).
 
-    Output that could not be written is dropped, or Python would complain of it when it ends.
+    Discards output that could not be written, because Python would report an error at exit.
     """
     try:
         sys.stdout.flush()
@@ -173,7 +173,7 @@ def _flushed(status: int) -> int:
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
         return READER_GONE
-    except (OSError, ValueError):  # closed, or a full disk behind it
+    except (OSError, ValueError):  # output is closed, or the disk is full
         return status or 1
     return status
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from robustcli.evaluation.labelling import Labelling
 
 CSV_FILE, SETTINGS_FILE = "labels.csv", "labels.json"
-_SHOWN = 50  # photos of the table on the screen
+_SHOWN = 50  # rows of the table on the terminal
 _SHOWN_UNREADABLE = 20
 
 
@@ -109,7 +109,7 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
 
 
 def _check_options(values: dict[str, Any], *, is_classifier: bool) -> None:
-    """Raises UsageError for options of the other task."""
+    """Raises UsageError if options of the other task are used."""
     if is_classifier:
         foreign, what = {"--overlays": values["overlays"]}, "a classifier"
     else:
@@ -208,7 +208,7 @@ def _label(
 
 
 def _settings(model: Classifier, labelling: Labelling) -> dict[str, Any]:
-    """What decides the labels of given photos."""
+    """Settings that determine the labels of given photos."""
     facts = model.facts
     settings = {
         "model": facts.name,
@@ -237,7 +237,7 @@ def _document(model: Classifier, labelling: Labelling) -> dict[str, Any]:
 def _csv_folder(
     model: Classifier, places: Sequence[Path], labelling: Labelling, values: dict[str, Any]
 ) -> Path | None:
-    """Where the CSV goes; None where none is asked for."""
+    """Folder of the CSV file; None if it was not requested."""
     from robustcli.core.names import file_name
 
     out: Path | None = values["out"]
@@ -249,10 +249,10 @@ def _csv_folder(
 
 
 def _write_csv(folder: Path, model: Classifier, labelling: Labelling, *, fresh: bool) -> None:
-    """Writes the CSV whole, and what it was made of beside it.
+    """Writes the CSV file and a file with its settings.
 
     Raises:
-        UsageError: A file of that name was made otherwise, and `fresh` is not set.
+        UsageError: A CSV file with other settings exists, and `fresh` is not set.
     """
     import pandas as pd
 
@@ -288,7 +288,7 @@ def _check_same(path: Path, settings_file: Path, settings: dict[str, Any]) -> No
 
 
 def _table(labelling: Labelling) -> str:
-    """The first photos with their labels."""
+    """Table of the labels of the first photos."""
     from tabulate import tabulate
 
     ranks = range(1, max((len(p.ranking.classes) for p in labelling.photos), default=0) + 1)
@@ -308,12 +308,12 @@ def _table(labelling: Labelling) -> str:
 
 
 def _printable(text: str) -> str:
-    """`text` without characters that steer a terminal."""
+    """`text` with control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _check_readable(labelling: Labelling) -> None:
-    """Raises RunError where photos could not be read."""
+    """Raises RunError if photos could not be read."""
     unreadable = labelling.unreadable
     if not unreadable:
         return

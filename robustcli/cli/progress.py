@@ -14,14 +14,14 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class ConsoleListener:
-    """Tells the user what a computation does; used as a context so that the bar is closed.
+    """Shows messages and progress of a computation; a context manager that closes the bar at exit.
 
-    Meanwhile it also says what the program logs: how files of weights were read. Each line is said
-    once, by the first of several processes.
+    Inside the context it also shows log messages of the program, such as how files of weights were
+    read. Each log message is shown once, by rank 0.
 
     Args:
-        quiet: Say nothing.
-        unit: What is counted, in the plural.
+        quiet: Whether to show nothing.
+        unit: Plural noun for the counted items.
     """
 
     def __init__(self, *, quiet: bool, unit: str = "predictions") -> None:
@@ -56,12 +56,12 @@ class ConsoleListener:
         self._bar = None
 
     def say(self, text: str) -> None:
-        """A line on standard error."""
+        """Prints a line on standard error."""
         if not self.quiet:
             say_safely(text, err=True)
 
     def start(self, total: int, done: int, unit: str | None = None) -> None:
-        """Shows the bar, or how much there is to do; the bar of work before it ends."""
+        """Shows a new bar on a terminal; closes the previous bar."""
         self.stop()
         self._unit = unit or self.unit
         self._total, self._done, self._before = total, done, done
@@ -74,7 +74,7 @@ class ConsoleListener:
             self._bar = _bar(self._unit, total, done)
 
     def advance(self, count: int) -> None:
-        """Moves the bar, or prints a line every ten seconds and at the end."""
+        """Updates the bar, or prints a line every ten seconds and at the end."""
         from rich.progress import Progress, TaskID
 
         self._done += count
@@ -97,14 +97,14 @@ class ConsoleListener:
 
 
 class _LogToListener(logging.Handler):
-    """Passes log messages on to a listener."""
+    """Passes log messages to a listener."""
 
     def __init__(self, listener: ConsoleListener) -> None:
         super().__init__()
         self.listener, self.before = listener, set[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Says the message, if it is new and this is the first process."""
+        """Shows the message if it is new and this is rank 0."""
         text = record.getMessage()
         if text not in self.before and is_first_process():
             self.before.add(text)

@@ -15,7 +15,7 @@ from robustcli.cli.study import joined_gates
 from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import GateError, UsageError
 
-# As `reports.render.REPORT_FORMATS`, which is imported where it is needed: `--help` must be quick.
+# Equal to `reports.render.REPORT_FORMATS`, which is imported late so that `--help` is fast.
 DOCUMENT_FORMATS = ("latex", "csv", "json", "markdown", "html")
 
 
@@ -88,9 +88,9 @@ def command(
 
 
 def _folder_over_all(runs: Sequence[Path]) -> Path | None:
-    """Where a report over all of `runs` goes if no folder is named; None where there is none.
+    """Default folder of the report over all `runs`; None if the runs get no common report.
 
-    It is announced, and so is why trainings get none.
+    Prints the folder, or why trainings get no common report.
     """
     from robustcli.reports.pages import run_kind
     from robustcli.reports.zoo_page import default_folder
@@ -114,7 +114,7 @@ def _folder_over_all(runs: Sequence[Path]) -> Path | None:
 def _failed_gates(
     runs: Sequence[Path], out: Path | None, fail_under: Sequence[str], fail_drop: Sequence[str]
 ) -> list[GateError]:
-    """The errors of the runs that break a gate; each run must fit all gates."""
+    """Errors of the runs that break a gate; every gate must apply to every run."""
     from robustcli.evaluation.gates import gate_error, judge_run, parse_gates
     from robustcli.reports.pages import run_kind
 
@@ -133,7 +133,7 @@ def _failed_gates(
 
 
 def _evaluation_in(run: Path) -> Path:
-    """The first evaluation in `run`; where that of a training would be if there is none."""
+    """Path of the first evaluation in `run`; the default path for a training without one."""
     there = [run / "test", *sorted(run.glob("*/test")), *sorted(run.glob("*/*/test"))]
     return next((test for test in there if test.is_dir()), run / "test")
 

@@ -1,4 +1,4 @@
-"""What a finished run prints, whatever its kind."""
+"""Output of finished runs and of `--dry-run`, shared by commands."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class PrintablePlan(Protocol):
-    """What a command would do."""
+    """Forecast or plan of a command, for `--dry-run`."""
 
     def as_json(self) -> str:
-        """One JSON object."""
+        """The plan as a JSON object."""
 
     def as_text(self) -> str:
-        """The same in lines."""
+        """The plan as text of several lines."""
 
 
 def show(run: Path, *, as_json: bool, quiet: bool, gates: bool = False) -> None:
-    """Renders the report of `run` and prints its results; with `gates`, those of the run too."""
+    """Writes the report of `run` and prints its results; with `gates`, also results of gates."""
     from robustcli.reports.pages import write_page
     from robustcli.reports.render import report_page
 
@@ -50,7 +50,7 @@ def show(run: Path, *, as_json: bool, quiet: bool, gates: bool = False) -> None:
 
 @contextmanager
 def showing_what_is_finished(*, as_json: bool, quiet: bool) -> Iterator[None]:
-    """Shows the results of the seeds that are finished where others failed inside."""
+    """Context manager: if some seeds fail, shows the results of the finished seeds."""
     from robustcli.training.seed_runs import SeedsError
 
     try:
@@ -61,7 +61,7 @@ def showing_what_is_finished(*, as_json: bool, quiet: bool) -> Iterator[None]:
 
 
 def told_by(listener: ConsoleListener) -> Callable[[int, Exception], None]:
-    """A function that says at once why a seed failed, and keeps the traceback of an error."""
+    """A callback that prints why a seed failed and stores the traceback of unexpected errors."""
 
     def tell(seed: int, error: Exception) -> None:
         from robustcli.cli.failures import print_known, print_unexpected
@@ -76,7 +76,7 @@ def told_by(listener: ConsoleListener) -> Callable[[int, Exception], None]:
 
 
 def show_plan(plan: PrintablePlan, *, as_json: bool) -> None:
-    """Prints what `--dry-run` found out; of a study also its settings, in JSON."""
+    """Prints the plan for `--dry-run`; the JSON of a study also contains its settings."""
     invocation = current_invocation()
     if not as_json:
         say_safely(plan.as_text())
@@ -88,7 +88,7 @@ def show_plan(plan: PrintablePlan, *, as_json: bool) -> None:
 
 
 def print_document(name: str, document: Any) -> None:
-    """Prints `document` as JSON; of a study with several runs all at the end, each by its name."""
+    """Prints `document` as JSON; in a study, stores it by `name` for printing at the end."""
     invocation = current_invocation()
     if invocation is None:
         click.echo(json.dumps(document, indent=1))
@@ -97,7 +97,7 @@ def print_document(name: str, document: Any) -> None:
 
 
 def results_document(run: Path, *, gates: bool) -> Any:
-    """The records of a rendered run; with its gates, `{"results": records, "gates": gates}`."""
+    """Records of a run with a report; with gates, `{"results": records, "gates": gates}`."""
     from robustcli.evaluation.gates import read_gates
 
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
@@ -108,7 +108,7 @@ def results_document(run: Path, *, gates: bool) -> Any:
 
 
 def print_gates(run: Path) -> None:
-    """Prints how many gates of `run` were kept; which failed is the error of the command."""
+    """Prints the number of passed gates of `run`; the error of the command lists failed ones."""
     from robustcli.evaluation.gates import read_gates
 
     checked = read_gates(run)

@@ -30,9 +30,9 @@ offline = click.option(
 
 
 def completing(kind: Literal["models", "transforms", "recipes"]) -> Callable[..., Any]:
-    """Completes a value in a shell: names of `robust list KIND`, else files.
+    """Shell completion of a value: names of `robust list KIND`, else files.
 
-    After `robust train seg` and `cls`, models are those of that task.
+    For `robust train seg` and `robust train cls`, only models of that task are completed.
     """
 
     def complete(
@@ -52,7 +52,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
 
     Args:
         kind: `int` or `float`.
-        exactly: How many there must be; None for any count.
+        exactly: Required number of values; None for any number.
     """
 
     name = "numbers"
@@ -63,7 +63,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[float, ...]:
-        """The numbers in `value`."""
+        """Parses the numbers in `value`."""
         if isinstance(value, tuple):
             return value
         try:
@@ -78,14 +78,14 @@ class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
 
 
 class Devices(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """How many processes, from 1 on, or `all`."""
+    """Number of processes, at least 1, or `all`."""
 
     name = "number or all"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | str:
-        """The number, or `all`."""
+        """Parses the number, or `all`."""
         if value == "all":
             return "all"
         if not str(value).isdecimal() or int(value) < 1:
@@ -94,14 +94,14 @@ class Devices(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 class Assignment(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """`KEY=VALUE` as a pair; the value is a Python literal where it reads as one, else text."""
+    """`KEY=VALUE` as a pair; the value is parsed as a Python literal if possible, else text."""
 
     name = "key=value"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, object]:
-        """The pair in `value`."""
+        """Parses the pair in `value`."""
         if isinstance(value, tuple):
             return value
         key, sign, text = value.partition("=")
@@ -114,14 +114,14 @@ class Assignment(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 class Assignments(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """`KEY=VALUE,KEY=VALUE` as a dictionary of texts; a value may hold commas: `a=1,2,b=3`."""
+    """`KEY=VALUE,KEY=VALUE` as a dictionary of texts; values may contain commas: `a=1,2,b=3`."""
 
     name = "key=value,..."
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> dict[str, str]:
-        """The dictionary in `value`."""
+        """Parses the dictionary in `value`."""
         if isinstance(value, dict):
             return value
         pairs: dict[str, str] = {}
@@ -143,7 +143,7 @@ class Assignments(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 def together(
     *options: Callable[[CommandFunction], CommandFunction],
 ) -> Callable[[CommandFunction], CommandFunction]:
-    """One decorator for several options, shown in the help in this order."""
+    """Combines several options into one decorator; the help shows them in this order."""
 
     def decorate(function: CommandFunction) -> CommandFunction:
         for option in reversed(options):
@@ -153,7 +153,7 @@ def together(
     return decorate
 
 
-# One definition each: an option means the same in every command that has it.
+# Each option is defined once, so that it has the same meaning in all commands.
 limit = click.option("--limit", type=click.IntRange(1), help="Use only this many images in all.")
 foreground = click.option(
     "--foreground", metavar="VALUES",
@@ -231,7 +231,7 @@ gates = together(
 
 
 def model_arguments(name: str) -> Callable[[CommandFunction], CommandFunction]:
-    """The option `--model-arg`, whose values come as the parameter `name`."""
+    """The option `--model-arg`, whose values are passed as the parameter `name`."""
     return click.option(
         "--model-arg", name, multiple=True, type=Assignment(),
         help="An option of the network's configuration, such as num_classes=4; repeatable.",
@@ -291,7 +291,7 @@ run = together(
 
 
 def settings(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a training as fields of its configuration; the scan's backend is forced."""
+    """Converts the options of a training to fields of its configuration; sets the scan backend."""
     fields = dict(options)
     backend = fields.pop("scan_backend")
     if backend is not None:

@@ -1,7 +1,7 @@
-"""Options and arguments that name a run in an object store, such as `s3://bucket/run`.
+"""Options and arguments that accept the URL of a run in an object store (`s3://bucket/run`).
 
-The option's type keeps the address; when the command begins, the address is replaced by the folder
-of this machine in which the command works (`core.working_copy`).
+The parameter type keeps the URL; when the command starts, the URL is replaced by the local folder
+in which the command works (`core.working_copy`).
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ _KEY, _READY, _FAILED = "working copy", "ready", "failed"
 
 
 class LocalPath(click.Path):
-    """A path of this machine; an address of an object store is refused."""
+    """Parameter type for a path of this machine; URLs are rejected."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path.
+        """Returns the path.
 
         Raises:
-            UsageError: It is an address.
+            UsageError: The value is a URL.
         """
         path_here(value, "It" if param is None else f"`{param.opts[0]}`")
         return super().convert(value, param, ctx)
 
 
 class RunPlace(LocalPath):
-    """The folder of a run, or its address in an object store.
+    """Parameter type for the folder of a run, or its URL in an object store.
 
     Args:
-        use: What the command does with it, see `working_copy.Use`.
-        of_run: Whether there must be a run, or nothing.
-        machines: Whether several machines of a job may share it.
-        member: Whether `:MODEL` may follow; values are then texts, not paths.
+        use: How the command uses the run, see `working_copy.Use`.
+        of_run: Whether existing objects at the URL must belong to a run.
+        machines: Whether several machines of a job may work on the run.
+        member: Whether the value may end with `:MODEL`; values are then strings, not paths.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class RunPlace(LocalPath):
         self.use, self.of_run, self.machines, self.member = use, of_run, machines, member
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path, or the address as a `StoredPlace`.
+        """Returns the path, or the URL as a `StoredPlace`.
 
         Raises:
-            UsageError: No such store is known.
+            UsageError: The URL is not of a known store.
         """
         from robustcli.core.working_copy import StoredPlace
 
@@ -75,10 +75,10 @@ class RunPlace(LocalPath):
 
 
 class PlacesCommand(click.Command):
-    """A command that may work on runs in object stores."""
+    """A click command whose parameters can be URLs of runs in object stores."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Invokes the command, with folders instead of addresses."""
+        """Replaces URLs by local folders and invokes the command."""
         from robustcli.core.working_copy import StoredPlace
 
         with ExitStack() as stack:
@@ -97,7 +97,7 @@ class PlacesCommand(click.Command):
 
 
 def _enter(stack: ExitStack, ctx: click.Context, kind: RunPlace, place: StoredPlace) -> Any:
-    """The folder for `place`, opened in `stack`."""
+    """The local folder for `place`, opened in `stack`."""
     url, colon, member = place.url, "", ""
     if kind.member and ":" in url.partition("://")[2]:
         scheme, _, rest = url.partition("://")
@@ -146,7 +146,7 @@ def _folder(stack: ExitStack, ctx: click.Context, kind: RunPlace, url: str) -> P
 
 
 def _await_first(place: Ranks, messages: Any) -> None:
-    """Waits until the first process has opened the run."""
+    """Waits until rank 0 has opened the run."""
     end = time.monotonic() + _LONGEST_S
     while not messages.check([_KEY]):
         if time.monotonic() > end:
@@ -157,4 +157,4 @@ def _await_first(place: Ranks, messages: Any) -> None:
             )
         time.sleep(_POLL_S)
     if messages.get(_KEY) != _READY.encode():
-        raise click.exceptions.Exit(1)  # the first process says why
+        raise click.exceptions.Exit(1)  # rank 0 prints the error

@@ -1,9 +1,9 @@
 """Study files: the options of a command in a YAML file, `--config study.yaml`.
 
-Keys are the long options of the command, with `-` or `_`; what is typed beside `--config` overrides
-them. A key `command` names the command that the file is for, a key `runs` lists several runs, each
-with the keys in which it differs. A scalar is read as its text, just as it would be typed after the
-option, so that YAML's own guesses (`no` as false, `1e-4` as text) change nothing.
+Keys are the long options of the command, with `-` or `_`; options on the command line override the
+file. The key `command` is the command that the file is for; the key `runs` is a list of runs, each
+with the keys in which it differs. Scalars are read as text, as if they were typed after the option,
+so YAML's type conversion (`no` as false, `1e-4` as text) has no effect.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 COMMAND, RUNS = "command", "runs"
 _META = "robustcli.study"
-_UNRECORDED = ("config", "help", "as_json", "quiet", "dry_run")  # options that change no result
+_UNRECORDED = ("config", "help", "as_json", "quiet", "dry_run")  # options without effect on results
 _FLAGS = {
     **dict.fromkeys(("true", "yes", "on"), True), **dict.fromkeys(("false", "no", "off"), False)
 }  # fmt: skip
@@ -39,7 +39,7 @@ _FLAGS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """The value of one option from a study file, converted, and the line it stands in."""
+    """Converted value of one option in a study file, and its line number."""
 
     value: Any
     line: int
@@ -47,7 +47,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Study:
-    """A study file: for each run, its settings by the name of the click parameter."""
+    """A study file; `runs` contains the settings of each run by name of the click parameter."""
 
     path: Path
     sha256: str
@@ -59,10 +59,10 @@ class Invocation:
     """One call of a command with a study file.
 
     Args:
-        study: The file.
-        args: What was typed after the command.
-        number: Of the run in progress, from 0.
-        settings: Of the run in progress, see `_settings`.
+        study: The study file.
+        args: Command-line arguments after the command.
+        number: Index of the current run, from 0.
+        settings: Settings of the current run, see `_settings`.
         documents: JSON documents of finished runs by the run's folder, printed together at the end.
     """
 
@@ -89,7 +89,7 @@ class Invocation:
 
 
 def current_invocation() -> Invocation | None:
-    """The study that the running command was called with; None where there is none."""
+    """The invocation of the current command with a study file; None without one."""
     context = click.get_current_context(silent=True)
     return None if context is None else context.meta.get(_META)
 
@@ -101,10 +101,10 @@ config_option = click.option(
 
 
 class StudyCommand(PlacesCommand):
-    """A command with `--config`: it runs once for each run of the study file."""
+    """A click command with `--config`, which runs once for each run of the study file."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does it, with the settings of the file between flags and defaults."""
+        """Like click; settings of the study file override defaults, flags override the file."""
         if _META not in ctx.meta and not ctx.resilient_parsing:
             typed, *_ = self.make_parser(ctx).parse_args(args=list(args))
             file = typed.get("config")
@@ -115,7 +115,7 @@ class StudyCommand(PlacesCommand):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Invokes the command for each run; gates that fail end the command after the last run.
+        """Invokes the command for each run; failed gates raise an error after the last run.
 
         Raises:
             GateError: Gates of some runs failed.
@@ -152,7 +152,7 @@ class StudyCommand(PlacesCommand):
 
 
 def joined_gates(failures: Sequence[GateError]) -> GateError:
-    """One error that says what each of several says."""
+    """Joins several errors into one that contains all messages."""
     if len(failures) == 1:
         return failures[0]
     return GateError(
@@ -175,7 +175,7 @@ def _check_folders(study: Study, contexts: Sequence[click.Context]) -> None:
 
 
 def _announce(context: click.Context, invocation: Invocation) -> None:
-    """The number of the run, and with `--dry-run` its settings."""
+    """Prints the number of the run, and with `--dry-run` its settings."""
     if not is_first_process():
         return
     params, study = context.params, invocation.study
@@ -214,7 +214,7 @@ def _default_map(study: Study, number: int) -> dict[str, Any]:
 def _settings(
     command: click.Command, context: click.Context, study: Study, number: int
 ) -> dict[str, dict[str, Any]]:
-    """By key, the value that holds and where it comes from: flag, environment, file or default."""
+    """By key, the resolved value and its source: flag, environment, file or default."""
     settings = {}
     for parameter in command.params:
         name = parameter.name
@@ -233,7 +233,7 @@ def _settings(
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON writes it; pairs of `--model-arg` as KEY=VALUE."""
+    """`value` in a form for JSON; pairs of `--model-arg` become KEY=VALUE."""
     if isinstance(value, tuple):
         if len(value) == 2 and isinstance(value[0], str) and not isinstance(value[1], str | Path):
             return f"{value[0]}={value[1]}"
@@ -241,16 +241,17 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, os.PathLike) else value
 
 
-# From a file to settings that the command accepts.
+# Parsing of study files.
 
 
 def read_study(path: Path, ctx: click.Context) -> Study:
-    """The settings in the file at `path` for the command of `ctx`.
+    """Reads the study file `path` for the command of `ctx`.
 
     Raises:
-        UsageError: It cannot be read, is for another command, or has errors; all are reported.
+        UsageError: The file cannot be read, is for another command, or has errors; all errors are
+            reported.
     """
-    import yaml  # takes 30 ms that commands without a study file do not pay
+    import yaml  # imported late: takes 30 ms
 
     try:
         content = path.read_bytes()
@@ -287,11 +288,11 @@ def read_study(path: Path, ctx: click.Context) -> Study:
 
 
 class _Reader:
-    """Reads the nodes of a study file and gathers what is wrong with them.
+    """Converts the nodes of a study file to settings and collects errors.
 
     Args:
         path: The file.
-        ctx: Of the command.
+        ctx: Click context of the command.
     """
 
     def __init__(self, path: Path, ctx: click.Context) -> None:
@@ -305,16 +306,16 @@ class _Reader:
         self.errors: list[tuple[int, str]] = []
 
     def error(self, node: Node, text: str) -> None:
-        """Notes what is wrong at `node`."""
+        """Adds an error at `node`."""
         entry = (node.start_mark.line + 1, text)
         if entry not in self.errors:
             self.errors.append(entry)
 
     def runs(self, root: Node | None) -> tuple[Mapping[str, Setting], ...]:
-        """The settings of each run; only true where there are no errors.
+        """The settings of each run; not valid if `errors` is not empty.
 
         Raises:
-            UsageError: The file is empty, no mapping, or for another command.
+            UsageError: The file is empty, not a mapping, or for another command.
         """
         if root is None or root.id != "mapping":
             raise UsageError(
@@ -363,7 +364,7 @@ class _Reader:
         return runs
 
     def _entries(self, mapping: MappingNode) -> Iterator[tuple[str, Node, Node]]:
-        """Key, its node and the value's node; keys that stand twice are errors."""
+        """Yields key, node of the key, node of the value; duplicate keys are errors."""
         lines: dict[str, int] = {}
         for node, value in mapping.value:
             key = canonical(str(node.value)) if node.id == "scalar" else ""
@@ -381,7 +382,7 @@ class _Reader:
             self.error(node, f"`{node.value}` is no option of `robust {self.command}`.{hint}")
             return
         if value.tag == "tag:yaml.org,2002:null":
-            return  # as if the line were not there
+            return  # null: ignored
         if not _is_plain(value):
             self.error(value, f"`{_key(parameter)}`: the tag `{value.tag}` has no meaning here.")
             return
@@ -395,10 +396,10 @@ class _Reader:
         settings[parameter.name] = Setting(converted, value.start_mark.line + 1)
 
     def _texts(self, parameter: click.Parameter, node: Node) -> Any:
-        """The value as click gets it from a command line: texts, or a bool for a flag.
+        """The value in the form of click's command-line values: strings, or a bool for a flag.
 
         Raises:
-            click.UsageError: It has another shape than the option takes.
+            click.UsageError: The node has another structure than the option needs.
         """
         if getattr(parameter, "is_flag", False):
             flag = _FLAGS.get(_text(node).lower())
@@ -419,7 +420,7 @@ class _Reader:
         return self._located(parameter, _text(node))
 
     def _located(self, parameter: click.Parameter, text: str) -> str:
-        """`text`, and where it is a path, the path from the folder of the file."""
+        """`text`; a relative path is resolved against the folder of the study file."""
         base = self.path.parent
         if names_url(text):
             return text
@@ -432,7 +433,7 @@ def _text(node: Node) -> str:
     """The text of a scalar.
 
     Raises:
-        click.UsageError: It is none.
+        click.UsageError: The node is not a scalar.
     """
     if node.id != "scalar" or not _is_plain(node):
         raise click.UsageError(f"expected a single value, got a {node.id} (`{node.tag}`).")
@@ -440,13 +441,13 @@ def _text(node: Node) -> str:
 
 
 def _is_plain(node: Node) -> bool:
-    """Whether a node has a tag of YAML's own types, as all without a written tag have."""
+    """Whether the tag of a node is a standard YAML type, as it is without an explicit tag."""
     kind = node.tag.removeprefix("tag:yaml.org,2002:")
     return kind in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map", "value")
 
 
 def _is_path(name: str | None, text: str, base: Path) -> bool:
-    """Whether `text` means a file or folder, in options that take a path or a name."""
+    """Whether `text` is a file or folder, for options that accept a path or a name."""
     from robustcli.data.labels import BUNDLED_SPACES
     from robustcli.data.named_datasets import DATASETS, find_named
 
@@ -478,13 +479,13 @@ def _numbers() -> type:
 
 
 def _key(parameter: click.Parameter) -> str:
-    """What a parameter is called in a study file: its long option, or its name."""
+    """Key of a parameter in a study file: its long option, or its name."""
     long = [option for option in parameter.opts if option.startswith("--")]
     return long[0].removeprefix("--") if long else str(parameter.name)
 
 
 def _command_name(ctx: click.Context) -> str:
-    """The words after `robust`: `eval`, `train seg`."""
+    """The words of the command after `robust`, such as `eval` or `train seg`."""
     command: list[str] = []
     context: click.Context | None = ctx
     while context is not None and context.parent is not None:

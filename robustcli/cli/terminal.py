@@ -1,4 +1,4 @@
-"""Text on the terminal, in which names of files and classes cannot act as its commands."""
+"""Output on the terminal with escaped control characters."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from robustcli.core.names import printable
 
 
 def say_safely(text: str, *, err: bool = False) -> None:
-    """Prints `text`, which may hold names from files, with a line break (see `printable`)."""
+    """Prints `text`, which may contain names from files, and a line break (see `printable`)."""
     click.echo(printable(text), err=err)

@@ -16,14 +16,14 @@ NOT_REPRODUCED = 1
 
 
 class BlockCount(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since 8.4
-    """How many blocks, from 1 on, or `all` (as None)."""
+    """Number of blocks, at least 1, or `all`."""
 
     name = "number or all"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | None:
-        """The number; 0 stands for all."""
+        """Parses the number; 0 means all."""
         if value == "all":
             return 0
         if not str(value).isdecimal() or int(value) < 1:

@@ -1,7 +1,7 @@
-"""Processes that this program starts to help it, and that end with it.
+"""Child processes that compute a job for this program and end with it.
 
-A child gets what to do as a pickle on its standard input, which only its parent can write to, and
-which stays open as long as the parent lives: a child whose parent was killed ends too.
+A child receives its job as a pickle on standard input. Only the parent can write to this pipe, and
+it stays open as long as the parent lives, so a child whose parent was killed ends too.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def start_child(
 
     Args:
         entry: A function without arguments that returns the exit code, as `module:function`.
-        job: What `job_of_parent` gives there; anything that can be pickled.
-        threads: Threads of torch in the child.
-        stdout: What `subprocess` takes.
+        job: Any object that can be pickled; `job_of_parent` returns it in the child.
+        threads: Number of torch's threads in the child.
+        stdout: Passed to `subprocess.Popen`.
     """
     module, _, function = entry.partition(":")
     code = f"import sys; from {module} import {function}; sys.exit({function}())"
@@ -43,16 +43,17 @@ def start_child(
     )
     assert child.stdin is not None
     content = pickle.dumps(job)
-    with suppress(BrokenPipeError):  # it has ended: noticed by whoever waits for it
+    with suppress(BrokenPipeError):  # the child has ended: detected by the code that waits for it
         child.stdin.write(len(content).to_bytes(8, "little") + content)
         child.stdin.flush()
     return child
 
 
 def job_of_parent() -> Any:
-    """In a child, what it has to do; from now on it ends with its parent.
+    """The job of this child process; from this call on the child ends with its parent.
 
-    Ctrl+C reaches all processes of a terminal: the child ignores it, and its parent ends it.
+    Ctrl+C sends SIGINT to all processes of a terminal. The child ignores it; the parent ends the
+    child.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     job = pickle.loads(_read(int.from_bytes(_read(8), "little")))
@@ -61,12 +62,12 @@ def job_of_parent() -> Any:
 
 
 def end_children(children: Iterable[subprocess.Popen[bytes]], grace: float | None = None) -> None:
-    """Ends the children that still live, and waits for them.
+    """Terminates the running children and waits until they have ended.
 
     Args:
-        children: Those of `start_child`.
-        grace: Seconds that they get to end by themselves, before they are killed; None for as long
-            as it takes.
+        children: Processes from `start_child`.
+        grace: Seconds between SIGTERM and SIGKILL for all children together; None to wait without
+            limit.
     """
     children = list(children)
     for child in children:
@@ -84,7 +85,7 @@ def end_children(children: Iterable[subprocess.Popen[bytes]], grace: float | Non
 
 
 def how_ended(code: int) -> str:
-    """How a process with this exit code ended, in a sentence."""
+    """A sentence for messages on how a process with exit code `code` ended."""
     if code < 0:
         with suppress(ValueError):
             return f"It was ended by {signal.Signals(-code).name}."
@@ -94,8 +95,8 @@ def how_ended(code: int) -> str:
 def _read(size: int) -> bytes:
     """The next `size` bytes of standard input.
 
-    Not through `sys.stdin`: a thread that waits in it holds a lock, which a forked loader worker
-    would inherit locked and wait for without end.
+    Does not use `sys.stdin`: a thread that waits in it holds a lock, and a forked loader worker
+    would inherit the locked lock and deadlock.
     """
     content = b""
     while len(content) < size and (more := os.read(0, size - len(content))):

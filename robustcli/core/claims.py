@@ -1,15 +1,16 @@
-"""Who works on a run in an object store: one process at a time, without locks.
+"""Exclusive ownership of a run in an object store, without locks.
 
-`RUN/.owner/ID.json` is the claim of a process. Stores have neither locks nor, all of them,
-conditional writes, but a listing shows every object that was written before it began. So whoever
-wants the run first writes a claim that asks for it and then lists the claims: of two processes at
-least the later one sees the other. One that sees another's living claim removes its own and waits
-a moment, or is refused where the other holds the run already. Then it writes that it holds the
-run, and lists once more.
+`RUN/.owner/ID.json` is the claim of a process. Object stores have no locks, and not all of them
+have conditional writes, but a listing contains every object that was written before the listing
+started. A process that needs the run therefore writes a claim in state "asks" and then lists the
+claims: of two competing processes, at least the later one sees the claim of the other. A process
+that sees the claim of a live process removes its claim; it then retries after a pause, or fails if
+the other claim is in state "holds". Without a competitor, it writes its claim in state "holds" and
+lists once more.
 
-Whether the process of a claim lives: on this machine the process itself says so. Of another
-machine only the claim can be seen: its process writes it anew every BEAT_S seconds, and one that
-does not change while this process watches for SILENCE_S is dead. Nothing compares clocks.
+Liveness of a claim: processes of this machine are looked up directly. A process of another machine
+rewrites its claim every BEAT_S seconds (heartbeat); if the claim does not change while this process
+watches it for SILENCE_S, the other process is considered dead. Clocks are never compared.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ from robustcli.core.objects import ObjectStore
 from robustcli.core.rundir import OWNER_FOLDER, Owner, in_use, lives_here, this_process
 
 BEAT_S = 20.0
-SILENCE_S = 120.0  # six beats
-_TRIES = 6  # where two ask at the same moment
+SILENCE_S = 120.0  # six heartbeats
+_TRIES = 6  # for processes that ask at the same moment
 _APART_S = (0.5, 3.0)
 _SUFFIX = ".json"
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What the object of a claim says.
+    """Content of a claim's object.
 
     Args:
-        owner: The process; `released` where it has finished.
-        state: Whether it asks for the run or holds it.
-        beat: How often it has been written.
-        after: The claims that it found dead or released.
+        owner: The process; `released` if it has finished.
+        state: Whether the process asks for the run or holds it.
+        beat: Number of heartbeats so far.
+        after: Ids of the earlier claims, whose processes are dead or finished.
     """
 
     owner: Owner
@@ -57,7 +58,7 @@ class _Entry:
 
 
 def _read_entry(content: bytes) -> _Entry | None:
-    """The entry in `content`; None where it is not of this program."""
+    """Parses `content`; None if it is not a claim of this program."""
     try:
         fields = parse_json(content)
         return _Entry(
@@ -68,12 +69,12 @@ def _read_entry(content: bytes) -> _Entry | None:
 
 
 class StoreClaim:
-    """The run in `store` is this process's until `release`.
+    """Claim of this process on the run in `store`, kept alive by heartbeats until `release`.
 
     Args:
         store: The run.
-        identity: Of this claim.
-        entry: What its object says.
+        identity: Id of this claim.
+        entry: Content of the claim's object.
     """
 
     def __init__(self, store: ObjectStore, identity: str, entry: _Entry) -> None:
@@ -86,14 +87,14 @@ class StoreClaim:
 
     @property
     def before(self) -> tuple[str, ...]:
-        """The claims that it follows: dead ones and those of finished processes."""
+        """Ids of the earlier claims, whose processes are dead or finished."""
         return self._entry.after
 
     def check(self) -> None:
-        """Raises RunError where another process has taken the run.
+        """Raises RunError if another process has taken over the run.
 
-        That happens to a process that was suspended, or without connection, for longer than
-        SILENCE_S. A claim that was not seen for half of that is looked up again.
+        This happens if this process was suspended or disconnected for longer than SILENCE_S. If the
+        last successful heartbeat is older than half of SILENCE_S, sends one first.
         """
         if not self._lost.is_set() and time.monotonic() - self._confirmed > SILENCE_S / 2:
             self._beat()
@@ -106,16 +107,16 @@ class StoreClaim:
             )
 
     def release(self) -> None:
-        """Lets the next process take the run at once."""
+        """Marks the claim as released, so that the next process can take the run immediately."""
         self._stop.set()
         self._thread.join()
         if not self._lost.is_set():
             owner = replace(self._entry.owner, released=True)
-            with suppress(RobustError):  # the next process finds that this one has ended
+            with suppress(RobustError):  # the next process detects that this one has ended
                 self.store.write(_name(self.identity), replace(self._entry, owner=owner).text())
 
     def withdraw(self) -> None:
-        """Removes the claim, where nothing was done under it."""
+        """Removes the claim; for a process that has not changed the run."""
         self._lost.set()
         self._stop.set()
         self._thread.join()
@@ -124,7 +125,7 @@ class StoreClaim:
 
     def _work(self) -> None:
         while not self._stop.wait(BEAT_S):
-            with suppress(RobustError):  # without connection: `check` looks again
+            with suppress(RobustError):  # no connection: `check` tries again
                 self._beat()
             if self._lost.is_set():
                 return
@@ -141,15 +142,15 @@ class StoreClaim:
 
 
 def claim(store: ObjectStore, say: Callable[[str], None]) -> StoreClaim:
-    """Takes the run in `store` for this process.
+    """Claims the run in `store` for this process.
 
     Args:
         store: The run.
-        say: Receives a line for the user where it takes long to find out whether another lives.
+        say: Receives a line for the user before a long wait for the heartbeat of another process.
 
     Raises:
-        RunError: Another process works on it, or the connection broke.
-        UsageError: There is no such bucket, or writing is not allowed.
+        RunError: Another process works on the run, or the connection failed.
+        UsageError: The bucket does not exist, or writing is not permitted.
     """
     for attempt in range(_TRIES):
         identity = uuid.uuid4().hex
@@ -166,14 +167,14 @@ def claim(store: ObjectStore, say: Callable[[str], None]) -> StoreClaim:
         store.remove(_name(identity))
         if blocking is None or blocking.state == "holds" or attempt == _TRIES - 1:
             raise in_use(store.url, blocking.owner if blocking else None)
-        time.sleep(random.uniform(*_APART_S))  # two that wait equally long would meet again
+        time.sleep(random.uniform(*_APART_S))  # with equal pauses two processes would collide again
     raise AssertionError("the last attempt returns or raises")
 
 
 def _held_by_another(
     store: ObjectStore, identity: str, entry: _Entry, say: Callable[[str], None]
 ) -> StoreClaim | _Entry | None:
-    """The claim of this process, or the living one that is in its way (None if not readable)."""
+    """The claim of this process, or the live claim that blocks it (None if not readable)."""
     others = _entries(store, identity)
     living = _living(store, others, say)
     if living:
@@ -199,7 +200,7 @@ def _holds(entry: _Entry | None) -> bool:
 def _living(
     store: ObjectStore, others: Mapping[str, _Entry | None], say: Callable[[str], None]
 ) -> list[str]:
-    """Those of `others` whose process lives."""
+    """Ids of the claims in `others` whose process is alive."""
     unseen = list[str]()
     for identity, entry in others.items():
         if entry is not None and entry.owner.released:
@@ -242,7 +243,7 @@ def _name(identity: str) -> str:
 
 
 def _entries(store: ObjectStore, but: str = "") -> dict[str, _Entry | None]:
-    """The claims by their identity, without that of `but`."""
+    """All claims by id, except the claim with id `but`; None for an unreadable claim."""
     entries = {}
     for name in store.listed(OWNER_FOLDER):
         identity = name.removeprefix(f"{OWNER_FOLDER}/").removesuffix(_SUFFIX)

@@ -1,4 +1,4 @@
-"""Functions that numba compiles at their first call."""
+"""Compilation of functions by numba at their first call."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ KernelT = TypeVar("KernelT", bound=Callable[..., Any])
 
 
 def reads(dtype: str, dimensions: int) -> str:
-    """The type of a contiguous array that a kernel only reads, such as one over `bytes`."""
+    """Numba's type of a contiguous read-only array, such as an array on top of `bytes`."""
     return f"Array({dtype}, {dimensions}, 'C', True)"
 
 
 def compiled(*signatures: str) -> Callable[[KernelT], KernelT]:
-    """A decorator that compiles a function for the types `signatures`, in numba's notation.
+    """Decorator that compiles a function for the types `signatures`, in numba's notation.
 
-    Nothing is compiled, and numba not imported, before the first call. The result is kept in
-    numba's cache; where that finds no folder or a full disk, each process compiles anew. Without
-    numba's `fastmath`, each operation rounds as NumPy's does.
+    The first call imports numba and compiles the function. The result is stored in numba's cache;
+    without a writable cache folder or with a full disk, each process compiles again. Numba's
+    `fastmath` is off, so each operation rounds as in NumPy.
     """
 
     def decorate(function: KernelT) -> KernelT:

@@ -1,12 +1,12 @@
-"""Object stores (`s3://`, `gs://`, `hf://`) through fsspec: whole objects, listed once.
+"""Access to object stores (`s3://`, `gs://`, `hf://`) through fsspec.
 
-An object appears under its name when all of its bytes have arrived, and not before: that is what
-S3, Google Cloud Storage and the Hugging Face hub promise of an upload. All of them list what was
-written before the listing began (S3 since December 2020). Nothing else is relied on: no lock, no
-rename, no appending, no clock.
+Two guarantees of S3, Google Cloud Storage and the Hugging Face hub are used: uploads are atomic (an
+object is visible only when all of its bytes have arrived), and a listing contains every object that
+was written before the listing started (S3 since December 2020). Locks, renames, appends and clocks
+are not used.
 
-File systems of fsspec run an event loop in a thread, which a forked process does not have. An
-`ObjectStore` therefore opens its file system anew in each process.
+File systems of fsspec run an event loop in a thread, which does not exist in a forked process. An
+`ObjectStore` therefore opens a new file system in each process.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from robustcli.core.io import LONGEST_NAME, refused, replacing, shortened
 ResultT = TypeVar("ResultT")
 _ItemT = TypeVar("_ItemT")
 PAUSES_S = (1.0, 4.0, 16.0)
-"""Before a transfer that broke is tried again; the libraries below try several times themselves."""
+"""Pauses before the retries of a failed transfer; the libraries below also retry by themselves."""
 AT_ONCE = 16
-"""Transfers at a time: each waits tens of milliseconds for the store, and none uses much else."""
+"""Number of concurrent transfers: each mostly waits tens of milliseconds for the store."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class StoreKind:
     """A kind of object store.
 
     Args:
-        scheme: With which its addresses begin.
-        module: The package that fsspec needs for it.
-        name: For messages.
-        credentials: Where its package looks for them, for messages.
-        package: What pip installs.
-        writable: Whether a run can be kept there.
+        scheme: URL scheme.
+        module: Module that fsspec needs for this store.
+        name: Name in messages.
+        credentials: Where the module looks for credentials, for messages.
+        package: Name of the package that contains `module`, for pip.
+        writable: Whether runs can be stored there.
     """
 
     scheme: str
@@ -78,10 +78,10 @@ _SHOWN = ("s3://", "gs://", "hf://")
 
 
 def names_url(text: object) -> bool:
-    """Whether `text` is an address such as `s3://bucket/run`, not a path of this machine.
+    """Whether `text` is a URL such as `s3://bucket/run`, not a path of this machine.
 
-    `s3:/bucket` is one too, because `pathlib` writes addresses so. `C:/data` is a path, and
-    `hf:/folder` is a model of transformers in a folder of this machine.
+    `s3:/bucket`, which `pathlib` makes from `s3://bucket`, counts as a URL. `C:/data` is a path, and
+    `hf:/folder` is a transformers model in a local folder.
     """
     match = _URL.match(str(text))
     if match is None:
@@ -90,10 +90,10 @@ def names_url(text: object) -> bool:
 
 
 def path_here(value: str | Path, name: str = "It") -> Path:
-    """The path of this machine that `value` is; `name` is what it is called in the message.
+    """`value` as a path of this machine; `name` is its name in the error message.
 
     Raises:
-        UsageError: It is an address.
+        UsageError: `value` is a URL.
     """
     if names_url(value):
         raise UsageError(
@@ -106,10 +106,10 @@ def path_here(value: str | Path, name: str = "It") -> Path:
 
 
 def kind_of_store(url: str) -> StoreKind:
-    """The kind of store that `url` names.
+    """The kind of the object store of `url`.
 
     Raises:
-        UsageError: It names none that is known, or nothing in it.
+        UsageError: The scheme is unknown, or the URL lacks a bucket and name.
     """
     match = _URL.match(url)
     kind = STORE_KINDS.get(match["scheme"].lower()) if match else None
@@ -140,11 +140,11 @@ def kind_of_store(url: str) -> StoreKind:
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object as a listing shows it.
+    """An entry of a listing.
 
     Args:
-        size: Its bytes.
-        version: What changes when its bytes do (ETag, hash or date); empty where nothing is shown.
+        size: Size in bytes.
+        version: ETag, hash or date, which changes with the content; empty if the store has none.
     """
 
     size: int
@@ -155,16 +155,16 @@ _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "mtime", "cre
 
 
 class ObjectStore:
-    """What lies below one address of an object store.
+    """The objects below one URL of an object store.
 
-    It can be sent to other processes and used by several threads.
+    Instances can be pickled and are thread-safe.
 
     Args:
-        url: The address, such as `s3://bucket/run`.
+        url: The URL, such as `s3://bucket/run`.
 
     Raises:
-        UsageError: The address names no known store.
-        MachineError: The package for it is not installed.
+        UsageError: The URL is not of a known store.
+        MachineError: The package for this store is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -183,17 +183,17 @@ class ObjectStore:
         return type(self), (self.url,)
 
     def address(self, name: str) -> str:
-        """The address of the object `name`, for messages; of all below for an empty name."""
+        """URL of the object `name`, for messages; the store's URL for an empty name."""
         return f"{self.url}/{name}" if name else self.url
 
     def listed(self, below: str = "") -> dict[str, StoredObject]:
-        """The objects below `below`, by their name relative to the store's address, sorted.
+        """The objects below `below` by their name relative to the store's URL, sorted by name.
 
-        An object at the address itself has an empty name.
+        An object at exactly the store's URL has an empty name.
 
         Raises:
-            UsageError: There is no such bucket, or it may not be listed.
-            RunError: The connection broke.
+            UsageError: The bucket does not exist, or listing is not permitted.
+            RunError: The connection failed.
         """
         system, root = self._system()
         place = f"{root}/{below}" if below else root
@@ -206,32 +206,32 @@ class ObjectStore:
         objects = {}
         for path, facts in sorted(entries.items()):
             if facts.get("type") == "directory" or path.endswith("/"):
-                continue  # what some programs put where a folder would be
+                continue  # placeholder objects that some programs write for folders
             version = next((str(facts[key]) for key in _VERSIONS if facts.get(key)), "")
             name = path[len(root) + 1 :]
             objects[name] = StoredObject(int(facts.get("size") or 0), version)
         return objects
 
     def read(self, name: str) -> bytes:
-        """The bytes of the object `name`.
+        """The content of the object `name`.
 
         Raises:
-            FileNotFoundError: There is none.
-            RunError: The connection broke, and did so again.
+            FileNotFoundError: The object does not exist.
+            RunError: The connection failed in all attempts.
         """
         system, root = self._system()
         content: bytes = self._tried(name, lambda: system.cat_file(_joined(root, name)))
         return content
 
     def fetch(self, name: str, target: Path, stored: StoredObject | None = None) -> None:
-        """Writes the object `name` to the file `target`, whole or not at all.
+        """Downloads the object `name` to the file `target` atomically.
 
-        A large one of which `stored` tells size and version comes in pieces: after a broken
-        connection the next call goes on where this one ended.
+        A large object with known size and version (`stored`) is downloaded in pieces: after a
+        failure, the next call resumes the download.
 
         Raises:
-            FileNotFoundError: There is no such object.
-            RunError: The connection broke, or the disk refused.
+            FileNotFoundError: The object does not exist.
+            RunError: The connection failed, or the disk cannot be written.
         """
         system, root = self._system()
         if stored is not None and stored.size > _PIECE and stored.version:
@@ -239,16 +239,16 @@ class ObjectStore:
             return
 
         def transfer() -> None:
-            # `replacing` takes an OSError for one of the disk; those of the connection stay apart.
+            # `replacing` treats every OSError as an error of the disk; `_apart` wraps the others.
             with replacing(target) as beside, _apart():
                 system.get_file(_joined(root, name), str(beside))
 
         self._tried(name, transfer)
 
     def _fetch_pieces(self, name: str, target: Path, stored: StoredObject) -> None:
-        """Fetches an object piece by piece into a file that belongs to this version of it.
+        """Downloads an object in pieces into a partial file whose name contains the version.
 
-        Two processes that do so at once write the same bytes to the same places.
+        Concurrent downloads are safe: they write the same bytes to the same offsets.
         """
         system, root = self._system()
         version = hashlib.sha256(stored.version.encode()).hexdigest()[:16]
@@ -271,26 +271,26 @@ class ObjectStore:
                 partial.replace(beside)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and partial.exists():
-                raise  # the object is gone
+                raise  # the object was removed
             raise refused(target, error) from error
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes the object `name`; it is there whole, or as it was before.
+        """Uploads `content` as the object `name` atomically.
 
         Raises:
-            UsageError: There is no such bucket, or writing is not allowed.
-            RunError: The connection broke.
+            UsageError: The bucket does not exist, or writing is not permitted.
+            RunError: The connection failed.
         """
         system, root = self._system()
         self._sent(name, lambda: system.pipe_file(_joined(root, name), content))
 
     def send(self, name: str, source: Path) -> None:
-        """Writes the file `source` as the object `name`; it is there whole, or as it was before.
+        """Uploads the file `source` as the object `name` atomically.
 
         Raises:
-            FileNotFoundError: The file is gone.
-            UsageError: There is no such bucket, or writing is not allowed.
-            RunError: The connection broke.
+            FileNotFoundError: The file does not exist.
+            UsageError: The bucket does not exist, or writing is not permitted.
+            RunError: The connection failed.
         """
         if source.stat().st_size < _ONE_PIECE:
             self.write(name, source.read_bytes())
@@ -299,11 +299,11 @@ class ObjectStore:
         self._sent(name, lambda: system.put_file(str(source), _joined(root, name)))
 
     def remove(self, name: str) -> None:
-        """Removes the object `name`, if there is one.
+        """Removes the object `name` if it exists.
 
         Raises:
-            UsageError: It is not allowed.
-            RunError: The connection broke.
+            UsageError: Removing is not permitted.
+            RunError: The connection failed.
         """
         system, root = self._system()
         try:
@@ -318,9 +318,9 @@ class ObjectStore:
             raise self._no_bucket(error) from error
 
     def _system(self) -> tuple[Any, str]:
-        """The file system of this process, and the store's address in it."""
+        """Fsspec's file system for this process, and the path of the store in it."""
         if self._opened is None or self._opened[0] != os.getpid():
-            from fsspec.core import url_to_fs  # takes 50 ms that others need not pay
+            from fsspec.core import url_to_fs  # slow import (50 ms)
 
             try:
                 system, root = url_to_fs(self.url, use_listings_cache=False)
@@ -330,7 +330,7 @@ class ObjectStore:
         return self._opened[1:]
 
     def _tried(self, name: str, call: Callable[[], ResultT]) -> ResultT:
-        """What `call` returns; a transfer that breaks is tried again."""
+        """The result of `call`, which is retried after failures of the connection."""
         for pause in (*PAUSES_S, None):
             try:
                 return call()
@@ -349,7 +349,7 @@ class ObjectStore:
         raise AssertionError("the last attempt returns or raises")
 
     def _refusal(self, name: str, error: Exception) -> RobustError | None:
-        """The error where the store, asked again, would answer the same; else None."""
+        """The error to raise if retrying is useless (credentials, permissions); else None."""
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if kinds & _NO_CREDENTIALS:
             return MachineError(
@@ -381,8 +381,8 @@ class ObjectStore:
         )
 
 
-_PIECE = 32 * 2**20  # bytes; larger objects are fetched in pieces
-_ONE_PIECE = 32 * 2**20  # bytes; larger files go in parts, which become an object at the end
+_PIECE = 32 * 2**20  # bytes; larger objects are downloaded in pieces
+_ONE_PIECE = 32 * 2**20  # bytes; larger files are uploaded in several parts
 _NO_CREDENTIALS = {
     "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound",
     "TokenRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError",
@@ -397,7 +397,7 @@ _OF_DISK = {
 
 
 class _TransferError(Exception):
-    """An exception of a transfer, which is none of the disk."""
+    """Wraps an exception of a transfer that is not an error of the local disk."""
 
     def __init__(self, cause: Exception) -> None:
         self.cause = cause
@@ -406,7 +406,7 @@ class _TransferError(Exception):
 
 @contextmanager
 def _apart() -> Iterator[None]:
-    """Inside, an error that is none of the disk becomes a `_TransferError`."""
+    """Wraps exceptions in `_TransferError`, except errors of the local disk."""
     try:
         yield
     except Exception as error:
@@ -421,10 +421,11 @@ def _joined(root: str, name: str) -> str:
 
 
 def at_once(items: Iterable[_ItemT], work: Callable[[_ItemT], object]) -> None:
-    """Does `work` for each of `items`, AT_ONCE of them at a time.
+    """Calls `work` for each of `items` in AT_ONCE threads.
 
     Raises:
-        Exception: The first that `work` raised; what has not begun by then is left undone.
+        Exception: The exception of the first item for which `work` failed; items that have not
+            started by then are cancelled.
     """
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="objects") as pool:
         futures = [pool.submit(work, item) for item in items]
@@ -438,5 +439,5 @@ def at_once(items: Iterable[_ItemT], work: Callable[[_ItemT], object]) -> None:
 
 
 def total_bytes(objects: Mapping[str, StoredObject]) -> int:
-    """The bytes of all `objects` together."""
+    """Total size of `objects` in bytes."""
     return sum(stored.size for stored in objects.values())

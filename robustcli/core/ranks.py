@@ -1,8 +1,8 @@
-"""Which process of a job this one is, and messages between the processes of a job.
+"""Rank of this process in a multi-process job, and a key-value store shared by the processes.
 
-The one place of the project that reads what a launcher tells its processes: torchrun, SLURM's
-`srun`, MPI's `mpirun`, or anything that sets `RANK` and `WORLD_SIZE`. Lightning Fabric's cluster
-environments do the reading; neither it nor torch is imported where no launcher has left a sign.
+Only this module reads the environment variables of launchers: torchrun, SLURM's `srun`, MPI's
+`mpirun`, or any launcher that sets `RANK` and `WORLD_SIZE`. Cluster environments of Lightning
+Fabric read part of them; Fabric and torch are not imported if no launcher started this process.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 Launcher = Literal["torchrun", "the environment", "mpirun", "SLURM"]
 TIMEOUT = 600.0
-"""Seconds that a process waits for the others of its job to start."""
-_MPIRUN = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # set by `mpirun` alone
+"""Seconds that a process waits until the other processes of its job have started."""
+_MPIRUN = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # set only by `mpirun`
 _PMI = "PMI_SIZE"  # set by MPICH's `mpirun`, and by `srun --mpi=pmi2`
 _POLL_SECONDS = 0.05
 _SLURM_COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
@@ -35,15 +35,15 @@ _SLURM_COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of a process in its job.
+    """Rank and world size of a process.
 
     Args:
-        rank: Its number in the job, from 0.
-        world: Processes in the job.
-        local_rank: Its number on this machine, from 0.
-        local_world: Processes of the job on this machine.
-        job: What the launcher calls the job, for messages; two jobs may be called the same.
-        uneven: Whether some machines of the job have more processes than others.
+        rank: Number of the process in the job, from 0.
+        world: Number of processes of the job.
+        local_rank: Number of the process on this machine, from 0.
+        local_world: Number of processes of the job on this machine.
+        job: Name of the job by the launcher, for messages; not unique.
+        uneven: Whether the machines have different numbers of processes.
     """
 
     rank: int = 0
@@ -60,7 +60,7 @@ class Ranks:
 
     @property
     def nodes(self) -> int:
-        """Machines of the job, unless it is `uneven`."""
+        """Number of machines of the job; not valid if it is `uneven`."""
         return self.world // self.local_world
 
 
@@ -69,7 +69,7 @@ _as_single = False
 
 @contextmanager
 def as_single_process() -> Iterator[None]:
-    """Inside, `ranks()` is process 0 of 1: the first process does alone what is done once."""
+    """Makes `ranks()` return process 0 of 1, for work that only the first process does."""
     global _as_single
     before, _as_single = _as_single, True
     try:
@@ -79,7 +79,7 @@ def as_single_process() -> Iterator[None]:
 
 
 def ranks() -> Ranks:
-    """The place of this process in its job; process 0 of 1 where no launcher started it.
+    """Rank and world size of this process; process 0 of 1 if no launcher started it.
 
     Raises:
         UsageError: The launcher's variables are incomplete or contradict each other.
@@ -92,7 +92,7 @@ def ranks() -> Ranks:
 
 
 def is_first_process() -> bool:
-    """Whether this process talks to the user; one whose launcher is misconfigured does too."""
+    """Whether this is process 0, which writes messages; also True for a misconfigured launcher."""
     try:
         return ranks().first
     except (UsageError, MachineError):
@@ -100,23 +100,24 @@ def is_first_process() -> bool:
 
 
 def _unwatched() -> None:
-    """Nobody knows whether the other processes live."""
+    """Default of `alive`: no check."""
 
 
 def store(ranks: Ranks, timeout: float = TIMEOUT, alive: Callable[[], None] = _unwatched) -> Store:
-    """A store of keys and values that all processes of the job share, empty at first.
+    """A new, empty key-value store that all processes of the job share.
 
-    Every process of the job must call this equally often. It returns when all have called, and
-    nobody ever reads what an earlier call, an earlier job at the same address, or an attempt that
-    torchrun has restarted left there.
+    A collective call: every process of the job must call this function equally often, and it
+    returns when all have called. Keys have a new prefix in each call, so values of an earlier call,
+    of an earlier job at the same address, or of an attempt before a restart by torchrun are never
+    read.
 
     Args:
-        ranks: The place of this process.
-        timeout: Seconds to wait for the others, and for a key that is read.
-        alive: Called now and then while the first process waits; it raises where waiting is vain.
+        ranks: Rank and world size of this process.
+        timeout: Timeout in seconds, for the other processes and for reading a key.
+        alive: Called regularly while the first process waits; raises if waiting is useless.
 
     Raises:
-        RunError: Not all processes came in time; the message names those that did not.
+        RunError: Not all processes called in time; the message names the missing ones.
     """
     from torch.distributed import PrefixStore  # type: ignore[attr-defined,unused-ignore]
 
@@ -127,7 +128,7 @@ def store(ranks: Ranks, timeout: float = TIMEOUT, alive: Callable[[], None] = _u
 
 
 def environment(ranks: Ranks) -> ClusterEnvironment:
-    """The same place as Lightning's Trainer is told it, so that both always agree."""
+    """Cluster environment that passes `ranks` to Lightning's Trainer."""
     from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
     class Environment(ClusterEnvironment):
@@ -152,19 +153,19 @@ def environment(ranks: Ranks) -> ClusterEnvironment:
             return ranks.rank // ranks.local_world
 
         def set_world_size(self, size: int) -> None:
-            """It is known."""
+            """Does nothing: `ranks` defines the world size."""
 
         def set_global_rank(self, rank: int) -> None:
-            """It is known."""
+            """Does nothing: `ranks` defines the rank."""
 
         def validate_settings(self, num_devices: int, num_nodes: int) -> None:
-            """Both were made from `ranks`."""
+            """Does nothing: both numbers come from `ranks`."""
 
     return Environment()
 
 
 def _launcher() -> Launcher | None:
-    """What started this process as one of several; None where nothing did.
+    """The launcher that started this process as one of several; None without a launcher.
 
     Raises:
         UsageError: The launcher's variables are incomplete.
@@ -218,7 +219,7 @@ def _is_slurm_task() -> bool:
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that `srun` exists and is not used, in its shells
+        warnings.simplefilter("ignore")  # Lightning warns that `srun` exists and is not used
         if not SLURMEnvironment.detect():
             return False
     if env.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in env:
@@ -251,10 +252,10 @@ def _of_slurm() -> Ranks:
 
 
 def _slurm_counts() -> list[int]:
-    """Tasks on each machine, or on all of them where it is one number; empty if SLURM is silent.
+    """Number of tasks on each machine; one item if it is equal for all, empty if unknown.
 
     Raises:
-        UsageError: The variable is no such list.
+        UsageError: The value of the variable has another format.
     """
     env = os.environ
     if "SLURM_NTASKS_PER_NODE" in env:
@@ -275,9 +276,9 @@ def _slurm_counts() -> list[int]:
 
 
 def _slurm_address() -> tuple[str, int]:
-    """The first machine of the job step, and a port that other steps do not use.
+    """The first machine of the job step, and a port that depends on the job and step id.
 
-    Lightning takes the first machine of the whole job, which need not have a task of this step.
+    Lightning uses the first machine of the complete job, which may have no task of this step.
     """
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
@@ -293,10 +294,10 @@ def _slurm_address() -> tuple[str, int]:
 
 @cache
 def _mpi() -> Any:
-    """MPI's environment, once: it agrees on an address by talking to the other processes.
+    """Lightning's environment for MPI, cached: it is created by communication of all processes.
 
     Raises:
-        MachineError: The package that it needs is missing.
+        MachineError: The package `mpi4py` cannot be imported.
     """
     from lightning.fabric.plugins.environments.mpi import MPIEnvironment
 
@@ -328,7 +329,7 @@ _READERS: dict[Launcher, Callable[[], Ranks]] = {
 
 
 def _check_none_alone() -> None:
-    """Raises UsageError where one of `RANK` and `WORLD_SIZE` says that there are several."""
+    """Raises UsageError if only one of `RANK` and `WORLD_SIZE` is set, to several processes."""
     env = os.environ
     for name, counterpart in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
         if name in env and _number(env, name, "the environment") > (name == "WORLD_SIZE"):
@@ -340,7 +341,7 @@ def _check_none_alone() -> None:
 
 
 def _checked(ranks: Ranks, launcher: Launcher) -> Ranks:
-    """`place`, if it is possible.
+    """Returns `ranks` after a check.
 
     Raises:
         UsageError: A number is out of range.
@@ -378,7 +379,7 @@ def _number(env: Mapping[str, str], name: str, launcher: Launcher) -> int:
 
 
 def _address() -> tuple[str, int]:
-    """Where the first process or its launcher hosts the store."""
+    """Host and port at which the first process or its launcher serves the store."""
     launcher = _launcher()
     if launcher == "mpirun":
         cluster = _mpi()
@@ -389,14 +390,14 @@ def _address() -> tuple[str, int]:
     return cluster.main_address, int(cluster.main_port)
 
 
-_stores: dict[tuple[str, int], Store] = {}  # kept: the server ends with its last reference
+_stores: dict[tuple[str, int], Store] = {}  # cached: the server ends with its last reference
 
 
 def _shared(ranks: Ranks, timeout: float) -> Store:
-    """The store at the job's address, with whatever was written there before.
+    """The store at the job's address, which may contain old values.
 
     Raises:
-        RunError: Nobody answers there.
+        RunError: No server can be reached at the address.
     """
     from datetime import timedelta
 
@@ -404,9 +405,9 @@ def _shared(ranks: Ranks, timeout: float) -> Store:
 
     address, port = _address()
     if (address, port) not in _stores:
-        # Fabric reads the address from these in what follows, whoever has told it here.
+        # Fabric reads the address from these variables, whatever the launcher.
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
-        served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
+        served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
         try:
             store: Store = TCPStore(
                 address, port, is_master=ranks.first and not served, multi_tenant=True,
@@ -423,12 +424,13 @@ def _shared(ranks: Ranks, timeout: float) -> Store:
 
 
 def _gather(ranks: Ranks, base: Store, deadline: float, alive: Callable[[], None]) -> str:
-    """Waits for every other process; returns what this meeting is called.
+    """Waits at rank 0 for all other processes; returns the token of this rendezvous.
 
-    A process is known by a name that it has just made up, so one that is long gone cannot answer.
+    Each process identifies itself by a random name, so keys of a dead process are not mistaken for
+    those of a live one.
 
     Raises:
-        RunError: Somebody did not come.
+        RunError: A process did not come in time.
     """
     token = uuid.uuid4().hex
     welcomed: dict[int, bytes] = {}
@@ -452,10 +454,10 @@ def _gather(ranks: Ranks, base: Store, deadline: float, alive: Callable[[], None
 
 
 def _join(ranks: Ranks, base: Store, deadline: float) -> str:
-    """Tells the first process that this one is there; returns what the meeting is called.
+    """Registers this process at rank 0; returns the token of this rendezvous.
 
     Raises:
-        RunError: The first process, or another, did not come.
+        RunError: Rank 0 or another process did not come in time.
     """
     name = uuid.uuid4().hex
     try:

@@ -1,10 +1,10 @@
-"""Names the image that a loader process was working on when it hung or died.
+"""Detects hanging and dead loader processes, and names the image that they were working on.
 
-Images are decoded and transformed inside `working_on`. A loader process writes its task into
-memory that it shares with the process that started it (`WorkerTable`); the threads of a process
-keep theirs in a dictionary. `Watchdog` looks at all tasks every second: it ends a loader process
-that stays at one image for too long, and says what killed one that is gone. A thread cannot be
-ended: the user is told which image it is at.
+Images are decoded and transformed inside `working_on`. A loader process writes its task into memory
+that it shares with the main process (`WorkerTable`); the threads of a process store their tasks in
+a dictionary. `Watchdog` checks all tasks every second: it kills a loader process that works on one
+image for too long, and explains the death of a loader process. Threads cannot be killed, so for a
+hanging thread it only reports the image.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from typing import Any, NamedTuple
 from robustcli.core.errors import RobustError, RunError, UsageError
 
 LIMIT_VARIABLE = "ROBUST_IMAGE_SECONDS"
-"""The environment variable with the seconds that one image may take; 0 for no limit."""
+"""Environment variable with the time limit for one image in seconds; 0 for no limit."""
 IMAGE_SECONDS = 600.0
-"""Far beyond what an image takes, so that slow network storage is no false alarm."""
+"""Default limit: far above the usual time, so that slow network storage is no false alarm."""
 _LOOK_SECONDS = 1.0
 _TASK_BYTES, _BATCH_BYTES = 1000, 1000
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", re.DOTALL)
-_TERMINATED_SECONDS = 2.0  # in which a signal to a whole group of processes reaches this one too
+_TERMINATED_SECONDS = 2.0  # until a signal to the process group has reached this process
 _KEPT = "What was finished is kept: the same command goes on from there."
 
 
 class _Slot(ctypes.Structure):
-    """What one loader process does: `count` grows whenever `task` changes."""
+    """Shared state of one loader process; `count` increases with every change of `task`."""
 
     _fields_ = (
         ("pid", ctypes.c_int64),
@@ -49,20 +49,20 @@ class _Slot(ctypes.Structure):
 
 
 class _Task(NamedTuple):
-    """What a thread or loader process does; `number` is another one for every task."""
+    """Task of a thread or loader process; `number` differs between tasks."""
 
     number: int
     text: str
 
 
-_slot: Any = None  # that of this process, where it is a loader process
+_slot: Any = None  # slot of this process if it is a loader process
 _threads: dict[int, _Task] = {}
 _counter = itertools.count(1)
 
 
 @contextmanager
 def working_on(task: str) -> Iterator[None]:
-    """Inside, this thread does `task` to one image, such as "decoding `cat/1.png`"."""
+    """Sets the task of this thread for one image, such as "decoding `cat/1.png`"."""
     before = _begin(task)
     try:
         yield
@@ -71,13 +71,13 @@ def working_on(task: str) -> Iterator[None]:
 
 
 def switch_to(task: str) -> None:
-    """Replaces the task of this thread, inside `working_on`, whose end it leaves as it is."""
+    """Replaces the task of this thread until the end of the enclosing `working_on`."""
     _begin(task)
 
 
 @contextmanager
 def decoding_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """So many threads for images; after an error or Ctrl+C none is waited for, as it may hang."""
+    """A pool of `threads` threads; after an error it is not joined, because a thread may hang."""
     pool = ThreadPoolExecutor(threads)
     try:
         yield pool
@@ -88,9 +88,9 @@ def decoding_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def thread_hangs(seconds: float = 5.0) -> bool:
-    """Whether another thread is still at the same image after so many seconds.
+    """Whether another thread still works on the same image after `seconds`.
 
-    Python waits for such a thread when it ends, for ever where storage does not answer.
+    At exit, Python joins such a thread, which never returns if the storage does not respond.
     """
     this, tasks = threading.get_ident(), dict(_threads)
     tasks.pop(this, None)
@@ -103,21 +103,21 @@ def thread_hangs(seconds: float = 5.0) -> bool:
 
 @contextmanager
 def watching_threads(say: Callable[[str], None]) -> Iterator[None]:
-    """Inside, `say` hears of a thread of this process that hangs at one image."""
+    """Reports threads of this process that hang at one image to `say`."""
     with Watchdog(say) as watchdog:
         watchdog.start()
         yield
 
 
 def in_batch(images: Sequence[str]) -> None:
-    """Notes which images this loader process makes a batch of; without effect elsewhere."""
+    """Sets the images of the batch that this loader process makes; no effect in other processes."""
     if _slot is not None:
         names = f"`{images[0]}`" if len(images) == 1 else f"`{images[0]}` to `{images[-1]}`"
         _slot.batch = _fitting(f"making a batch of {names}", _BATCH_BYTES)
 
 
 def _begin(task: str) -> str:
-    """Replaces the task of this thread; returns the one before."""
+    """Replaces the task of this thread; returns the previous task."""
     if _slot is not None:
         before = str(_slot.task, "utf-8", "replace")
         _slot.task = _fitting(task, _TASK_BYTES)
@@ -131,26 +131,26 @@ def _begin(task: str) -> str:
 
 
 def _fitting(text: str, most: int) -> bytes:
-    """`text` in at most `most` bytes, none of which is 0."""
+    """`text` as UTF-8 without null bytes, truncated to `most` bytes."""
     content = text.replace("\0", " ").encode("utf-8", "replace")
     return content if len(content) <= most else content[: most - 4] + b" ..."
 
 
 class WorkerTable:
-    """The tasks of the `workers` loader processes of one loader, in memory that they share.
+    """Tasks of the loader processes of one loader, in shared memory.
 
     Args:
-        workers: Their number.
-        start_method: How they are started: `fork` or `spawn`.
+        workers: Number of loader processes.
+        start_method: Start method of the loader processes: `fork` or `spawn`.
     """
 
     def __init__(self, workers: int, start_method: str) -> None:
         self.slots = get_context(start_method).RawArray(_Slot, workers)
 
     def enter(self, worker: int) -> None:
-        """Makes this process number `worker` of the loader processes."""
+        """Registers this process as loader process number `worker`."""
         global _slot
-        _threads.clear()  # a copied process has those of the process that started it
+        _threads.clear()  # a forked process inherits the tasks of its parent
         _slot = self.slots[worker]
         _slot.task = _slot.batch = b""
         _slot.pid = os.getpid()
@@ -158,7 +158,7 @@ class WorkerTable:
 
 @dataclass
 class _Seen:
-    """How long a task has been seen without a change."""
+    """Time since a task changed, as observed by the watchdog."""
 
     number: int
     seconds: float = 0.0
@@ -166,14 +166,14 @@ class _Seen:
 
 
 class Watchdog:
-    """Notices, between enter and exit, loader processes and threads that hang at one image.
+    """Context manager that detects loader processes and threads that hang at one image.
 
-    On leaving, torch's error about a loader process that is gone becomes a `RunError` that names
-    the image.
+    At exit, torch's error about a dead loader process is replaced by a `RunError` that names the
+    image.
 
     Args:
-        say: Receives a line for the user.
-        seconds: Limit for one image; None for that of the environment, or the usual one.
+        say: Receives messages for the user.
+        seconds: Time limit for one image; None for `seconds_limit()`.
     """
 
     def __init__(
@@ -188,13 +188,13 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def table(self, workers: int, start_method: str) -> WorkerTable:
-        """A table for the loader processes of one loader."""
+        """Creates and observes the table of the loader processes of one loader."""
         table = WorkerTable(workers, start_method)
         self._tables.append(table)
         return table
 
     def start(self) -> None:
-        """Begins to look; after loader processes were copied from this one, where that can be."""
+        """Starts the thread of the watchdog; call it after loader processes were forked."""
         if self._thread is None and self.seconds < math.inf:
             self._seen = {
                 ("thread", thread): _Seen(task.number, reported=True)
@@ -230,12 +230,12 @@ class Watchdog:
         last = time.monotonic()
         while not self._stop.wait(_LOOK_SECONDS):
             now = time.monotonic()
-            # A process that was stopped (Ctrl+Z, a closed lid) has not worked meanwhile.
+            # Limited: the process may have been suspended since then (Ctrl+Z, a closed lid).
             self._look(min(now - last, 2 * _LOOK_SECONDS))
             last = now
 
     def _look(self, seconds: float) -> None:
-        """Counts `seconds` for every task that is the same as before."""
+        """Adds `seconds` to the time of every task that has not changed."""
         tasks = self._tasks()
         for key in self._seen.keys() - tasks.keys():
             del self._seen[key]
@@ -261,7 +261,7 @@ class Watchdog:
         return (slot for table in self._tables for slot in table.slots if slot.pid)
 
     def _report(self, key: tuple[str, int], task: str) -> None:
-        import psutil  # only commands that compute need it
+        import psutil  # imported late: only commands that compute need it
 
         kind, number = key
         if kind == "process":
@@ -275,7 +275,7 @@ class Watchdog:
             )
 
     def _end_others(self) -> None:
-        """Ends loader processes, which an error that somebody keeps would hold alive."""
+        """Terminates the loader processes, which a stored exception could keep alive."""
         import psutil
 
         pids = {slot.pid for slot in self._slots()}
@@ -285,13 +285,13 @@ class Watchdog:
                     child.terminate()
 
     def _dead_worker(self, error: BaseException | None) -> RunError | None:
-        """What `error` means, if it is torch's error about a loader process that is gone."""
-        if isinstance(error, RobustError | KeyboardInterrupt):  # it says what happened
+        """The error to raise if `error` is torch's error about a dead loader process, else None."""
+        if isinstance(error, RobustError | KeyboardInterrupt):  # it already describes the cause
             return None
         current, pids, end = error, list[int](), ""
         while current is not None:
             match = _DEAD_WORKER.search(str(current)) if isinstance(current, RuntimeError) else None
-            if match:  # the innermost knows the signal
+            if match:  # the innermost exception contains the signal
                 pids, end = [int(pid) for pid in match[1].split(",")] + pids, match[2]
             current = current.__cause__ or current.__context__
         if not pids:
@@ -312,7 +312,7 @@ class Watchdog:
                     f"(`{LIMIT_VARIABLE}={6 * self.seconds:g}`). {_KEPT}",
                 )
         if "Terminated" in end:
-            time.sleep(_TERMINATED_SECONDS)  # raises KeyboardInterrupt if all were to end
+            time.sleep(_TERMINATED_SECONDS)  # KeyboardInterrupt if all received SIGTERM
         doing = next((tasks[pid] for pid in pids if tasks.get(pid)), "")
         while_ = f" while it was {doing}" if doing else ""
         for sign, (why, todo) in _ENDS.items():
@@ -345,19 +345,19 @@ _ENDS = {
         _OTHER_IMAGE,
     ),
 }
-"""By a word of torch's message: why a loader process ended, and what to do."""
+"""Reason and advice for a dead loader process, by a word in torch's message."""
 
 
 def _current(slot: Any) -> str:
-    """What a loader process was doing: to one image, or else for a batch."""
+    """Task of a loader process: its current image, or else its current batch."""
     return str(slot.task or slot.batch, "utf-8", "replace")
 
 
 def seconds_limit() -> float:
-    """The seconds that one image may take; infinity for no limit.
+    """The time limit for one image in seconds; infinity for no limit.
 
     Raises:
-        UsageError: The environment variable is no number of seconds.
+        UsageError: The environment variable is not a number of seconds.
     """
     text = os.environ.get(LIMIT_VARIABLE, "")
     if not text:

@@ -1,18 +1,18 @@
-"""Runs in an object store: worked on in a folder of this machine, sent object by object.
+"""Local working copies of runs in an object store.
 
-HOME/stores/HASH/copy.json          the address, and the last claim of this machine on it
-HOME/stores/HASH/transferred.jsonl  what was sent or fetched, a line each: see `_Folder`
-HOME/stores/HASH/NAME/              the run, as it is on any disk
+HOME/stores/HASH/copy.json          the URL, and the last claim of this machine on the run
+HOME/stores/HASH/transferred.jsonl  log of uploads and downloads, one line per file: see `_Folder`
+HOME/stores/HASH/NAME/              the run, with the same files as a run on a local disk
 HOME/stores-read/HASH/...           the same for commands that read a finished run
 
-The address is listed once when a command begins; what this machine lacks is fetched. From then on
-each file is sent, whole, as soon as it is durable here: rows beside each other, everything else in
-the order in which it was written. So the store always holds what a disk could hold after a crash,
-and another machine goes on from it.
+A command lists the URL once when it starts and downloads the files that this machine lacks. After
+that, each file is uploaded completely as soon as it is durable on the local disk: row files
+concurrently, all other files in the order in which they were written. The store is therefore always
+in a state that a local disk could have after a crash, and another machine can resume the run.
 
-Which side counts where both differ: if this machine worked on the run last (`claims`), its folder
-has everything that the store has and perhaps more; else the store counts, and what this machine
-could not send is dropped and computed again.
+Conflicts: if this machine was the last to work on the run (see `claims`), the local folder is
+authoritative, because it contains everything in the store and possibly more. Else the store is
+authoritative: local files that were not uploaded are discarded and computed again.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from robustcli.core.rundir import RECORD_FILE, owned
 
 _Say = Callable[[str], None]
 Use = Literal["work", "read", "look"]
-"""`work`: the run is begun or continued; `read`: it is read, and reports may be written into it;
-`look`: nothing is changed."""
+"""`work`: start or resume the run; `read`: read it and possibly write reports into it; `look`: only
+read it."""
 _COPY_FILE, _LOG_FILE = "copy.json", "transferred.jsonl"
 _WORKING, _READING = "stores", "stores-read"
-_UNSENT_FOLDERS = ("cache",)  # decoded images of a training that is at work
-_ROWS = re.compile(r"/block-\d+\.parquet$")  # files that do not depend on each other
+_UNSENT_FOLDERS = ("cache",)  # decoded images of a running training
+_ROWS = re.compile(r"/block-\d+\.parquet$")  # row files, which are independent of each other
 _ONLY_FOR_CONTINUING = ".ckpt"
 _ANNOUNCED_FROM = 50 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
 class StoredPlace:
-    """An address of an object store where a path could be."""
+    """A URL of an object store, used in place of a path."""
 
     url: str
 
@@ -63,7 +63,7 @@ class StoredPlace:
 
 
 class _State(NamedTuple):
-    """A file as it was when it was transferred: bytes, time of change, version in the store."""
+    """State of a file at its transfer: bytes, modification time, version in the store."""
 
     size: int
     mtime_ns: int
@@ -71,12 +71,12 @@ class _State(NamedTuple):
 
 
 class _Folder:
-    """The folder of this machine for an address, and what of it is in the store.
+    """Local folder of a run in a store, and the log of transferred files.
 
     Args:
-        store: The address.
-        home: The folder for caches.
-        reading: Whether it is for commands that read.
+        store: The objects of the run.
+        home: Cache folder of the program.
+        reading: Whether the folder is for commands that only read the run.
     """
 
     def __init__(self, store: ObjectStore, home: Path, *, reading: bool) -> None:
@@ -89,20 +89,20 @@ class _Folder:
 
     @property
     def last_claim(self) -> str:
-        """The last claim of this machine; empty where there is none."""
+        """Id of the last claim of this machine on the run; empty without one."""
         with suppress(OSError, ValueError, AttributeError):
             copy = parse_json((self.state / _COPY_FILE).read_text(encoding="utf-8"))
             return str(copy.get("claim", ""))
         return ""
 
     def describe(self, claim: str) -> None:
-        """Writes the address and the claim of this process beside the folder."""
+        """Writes the URL and the id of this process's claim to `copy.json`; creates the folder."""
         content = {"schema_version": 1, "url": self.store.url, "claim": claim}
         write_text(self.state / _COPY_FILE, json.dumps(content, indent=1) + "\n")
         self.path.mkdir(exist_ok=True)
 
     def files(self) -> dict[str, _State]:
-        """The files that belong into the store, by their names in it."""
+        """States of the local files that belong in the store, by object name."""
         files, root = {}, os.fspath(self.path)
         for folder, folders, names in os.walk(root):
             folders[:] = [name for name in folders if _is_sent(name, folder=True)]
@@ -113,7 +113,7 @@ class _Folder:
         return files
 
     def name_of(self, path: Path) -> str | None:
-        """The name in the store of the file `path`; None where it does not belong there."""
+        """Object name of the file `path`; None if the file does not belong in the store."""
         try:
             parts = path.relative_to(self.path).parts
         except ValueError:
@@ -122,11 +122,11 @@ class _Folder:
         return "/".join(parts) if inside and parts and _is_sent(parts[-1]) else None
 
     def is_transferred(self, name: str, state: _State) -> bool:
-        """Whether the file is as it was when it was last sent or fetched."""
+        """Whether the file is unchanged since its last upload or download."""
         return name in self.log and self.log[name][:2] == state[:2]
 
     def send(self, name: str, content: bytes | None = None) -> None:
-        """Sends the file `name`, if it is still there, or what it held when it was written."""
+        """Uploads `content` as object `name`; None for the content of the file, if it exists."""
         path = self.path / name
         with suppress(FileNotFoundError):
             if content is not None:
@@ -135,36 +135,36 @@ class _Folder:
             if content is None:
                 self.store.send(name, path)
             elif path.read_bytes() != content:
-                return  # it was written again, which is sent in its turn
+                return  # the file was written again; that version is uploaded later
             self._note(name, before)
 
     def fetch(self, name: str, version: str = "") -> None:
-        """Fetches the object `name`, if it is still there."""
+        """Downloads the object `name` if it still exists."""
         with suppress(FileNotFoundError):
             self.store.fetch(name, self.path / name)
             self._note(name, _state(self.path / name)._replace(version=version))
 
     def remove(self, name: str) -> None:
-        """Removes the object `name`."""
+        """Removes the object `name` from the store and the log."""
         self.store.remove(name)
         self.log.pop(name, None)
 
     def fetch_all(self, objects: Mapping[str, StoredObject], say: _Say) -> None:
-        """Fetches `objects`, several at a time."""
+        """Downloads `objects` concurrently."""
         size = total_bytes(objects)
         if size >= _ANNOUNCED_FROM:
             say(f"Fetching {len(objects):,} files ({size / 1e6:,.0f} MB) of `{self.store.url}`.")
         at_once(objects.items(), lambda item: self.fetch(item[0], item[1].version))
 
     def send_all(self, names: Iterable[str]) -> None:
-        """Sends the files `names`, several at a time, and records last."""
+        """Uploads the files `names` concurrently, then the run records."""
         names = sorted(names)
         at_once([name for name in names if not _is_record(name)], self.send)
         for name in filter(_is_record, names):
             self.send(name)
 
     def clear(self) -> None:
-        """Removes everything; the log first, so that nothing seems to have been deleted by hand."""
+        """Removes all local files; the log first, so that no file counts as deleted by the user."""
         self._log_file.unlink(missing_ok=True)
         self.log = {}
         shutil.rmtree(self.path, ignore_errors=True)
@@ -173,7 +173,7 @@ class _Folder:
         log = {}
         with suppress(OSError):
             for line in self._log_file.read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError, TypeError, KeyError):  # the last one may be cut off
+                with suppress(ValueError, TypeError, KeyError):  # the last line may be truncated
                     name, *state = parse_json(line)
                     log[name] = _State(*state)
         return log
@@ -182,7 +182,7 @@ class _Folder:
         self.log[name] = state
         line = json.dumps([name, *state]) + "\n"
         with _LOG_LOCK, self._log_file.open("a", encoding="utf-8") as file:
-            file.write(line)  # lost with the power: then the file is sent once more
+            file.write(line)  # not synced: after a power loss the file is uploaded again
 
 
 _LOG_LOCK = threading.Lock()
@@ -205,7 +205,7 @@ def check_names(url: str, objects: Mapping[str, StoredObject]) -> None:
     """Checks that `objects` can be files of a folder.
 
     Raises:
-        UsageError: A name leads out of it, or is none of a file.
+        UsageError: A name leads out of the folder or is not a valid file name.
     """
     for name in objects:
         parts = name.split("/")
@@ -218,7 +218,7 @@ def check_names(url: str, objects: Mapping[str, StoredObject]) -> None:
 
 
 def _listed(folder: _Folder) -> dict[str, StoredObject]:
-    """The objects that belong to the run."""
+    """Lists the objects that belong to the run."""
     objects = {}
     for name, stored in folder.store.listed().items():
         *parents, last = name.split("/")
@@ -240,12 +240,12 @@ def _listed(folder: _Folder) -> dict[str, StoredObject]:
 
 
 class _Uploads:
-    """Sends what is written into the folder, in a thread, until `finish`.
+    """Uploads files that are written into the folder, in a thread, until `finish`.
 
     Args:
-        folder: Of the run.
-        claim: Of this process; None where it helps the one that has it.
-        known: The objects that the store holds.
+        folder: Local folder of the run.
+        claim: Claim of this process; None for a helper of the process that has the claim.
+        known: Names of the objects in the store.
     """
 
     def __init__(self, folder: _Folder, claim: StoreClaim | None, known: set[str]) -> None:
@@ -259,17 +259,17 @@ class _Uploads:
         self._thread.start()
 
     def written(self, path: Path) -> None:
-        """Takes note that the file `path` is complete.
+        """Queues the complete file `path` for upload.
 
         Raises:
-            RobustError: An earlier file could not be sent, so that it is of no use to go on.
+            RobustError: An earlier upload failed, so the command should stop.
         """
         name = self.folder.name_of(path)
-        if name is None or os.getpid() != self._pid:  # a forked process has no thread that sends
+        if name is None or os.getpid() != self._pid:  # forked: without the thread
             return
         with self._changed:
             if _is_record(name):
-                # With its content: a later record must not be sent before what it tells of.
+                # With its content: a newer record must not be sent before the files that it lists.
                 self._waiting.append((name, path.read_bytes()))
                 self._recent.clear()
             elif name not in self._recent:
@@ -280,15 +280,15 @@ class _Uploads:
             raise self._failure()
 
     def knows(self, objects: Mapping[str, StoredObject]) -> None:
-        """Takes note of `objects` that others have sent."""
+        """Adds `objects`, which other processes uploaded, to the known objects."""
         with self._changed:
             self._known.update(objects)
 
     def finish(self) -> None:
-        """Waits until everything is sent; the claimant also sends what else is in the folder.
+        """Waits for all uploads; the owner of the claim also uploads all other files of the folder.
 
         Raises:
-            RunError: Something could not be sent; it is kept in the folder.
+            RunError: An upload failed; the files stay in the local folder.
         """
         with self._changed:
             self._ended = True
@@ -332,7 +332,7 @@ class _Uploads:
                 return
 
     def _send(self, waiting: Sequence[tuple[str, bytes | None]]) -> None:
-        """Sends what is `waiting` in order; rows that follow each other go side by side."""
+        """Uploads the `waiting` files in order; consecutive row files are uploaded concurrently."""
         if self._claim is not None:
             self._claim.check()
         for are_rows, group in groupby(waiting, lambda item: _ROWS.search(item[0]) is not None):
@@ -352,9 +352,9 @@ class _Uploads:
             self._known.update(names)
 
     def _remove_deleted(self) -> None:
-        """Removes objects whose files are gone, before a record says what the run is made of.
+        """Removes objects whose local files were deleted; called before a record is uploaded.
 
-        Records go first: what is left of a discarded run is then no run.
+        Records are removed first, so that the rest of a discarded run does not look like a run.
         """
         if self._claim is None:
             return
@@ -379,26 +379,27 @@ class _Uploads:
 
 
 _leading: _Uploads | None = None
-"""Of this process, while it works on a run in a store."""
+"""Uploads of this process while it has the claim on a run in a store."""
 
 
 @contextmanager
 def opened(
     url: str, home: Path, say: _Say, use: Use, *, of_run: bool = True
 ) -> Iterator[Path]:  # fmt: skip
-    """The folder of this machine for the run at `url`, which is up to date on both sides after.
+    """Context manager: yields the local folder of the run at `url`; uploads changes at exit.
 
     Args:
-        url: An address of an object store.
-        home: The folder for caches.
-        say: Receives lines for the user.
-        use: What is done with the run.
-        of_run: Whether there must be a run, or nothing.
+        url: URL in an object store.
+        home: Cache folder of the program.
+        say: Receives messages for the user.
+        use: How the run is used.
+        of_run: Whether objects at the URL must belong to a run.
 
     Raises:
-        UsageError: There is no such bucket, it is not permitted, or there is something else.
+        UsageError: The bucket does not exist, access is not permitted, or the objects there are
+            not a run.
         MachineError: A package or credentials are missing.
-        RunError: Another process works on the run, or something could not be sent: it is kept.
+        RunError: Another process works on the run, or an upload failed (the local files are kept).
     """
     store = ObjectStore(url)
     if use == "work" and not store.kind.writable:
@@ -464,7 +465,7 @@ def _check_run(folder: _Folder, objects: Mapping[str, StoredObject]) -> None:
 def _settle(
     folder: _Folder, objects: Mapping[str, StoredObject], mine: StoreClaim, say: _Say, *, ours: bool
 ) -> None:
-    """Makes folder and store the same; `ours`: whether this machine worked on the run last."""
+    """Synchronises folder and store; `ours`: this machine was the last to work on the run."""
     files = folder.files()
     if not ours:
         unsent = [name for name in files if not folder.is_transferred(name, files[name])]
@@ -478,7 +479,7 @@ def _settle(
     folder.describe(mine.identity)
     known = set(folder.log)
     for name in [name for name in objects if name not in files and name in known]:
-        folder.remove(name)  # it was deleted here
+        folder.remove(name)  # deleted locally
     missing = {n: s for n, s in objects.items() if n not in files and n not in known}
     folder.fetch_all(missing, say)
     unsent = [
@@ -493,10 +494,10 @@ def _settle(
 
 @contextmanager
 def helping(run: Path) -> Iterator[None]:
-    """Inside, this process sends what it writes into `run`, a run that another process leads.
+    """Uploads the files that this process writes into `run`, whose claim another process has.
 
     Raises:
-        RunError: Something could not be sent.
+        RunError: An upload failed.
     """
     folder = _folder_around(run) if _leading is None else None
     if folder is None:
@@ -511,10 +512,10 @@ def helping(run: Path) -> Iterator[None]:
 
 
 def take_in(run: Path) -> None:
-    """Fetches what other machines have sent of `run`, where this process leads one in a store.
+    """Downloads files of `run` that other machines uploaded, if this process has its claim.
 
     Raises:
-        RunError: The connection broke.
+        RunError: The connection failed.
     """
     if _leading is None or _leading.folder.name_of(run / RECORD_FILE) is None:
         return
@@ -525,7 +526,7 @@ def take_in(run: Path) -> None:
 
 
 def _folder_around(run: Path) -> _Folder | None:
-    """The folder for an address of which `run` is or in which it lies; None for a plain folder."""
+    """The working copy that is or contains `run`; None if `run` is in no working copy."""
     for path in (run, *run.parents):
         copy_file, home = path.parent / _COPY_FILE, path.parent.parent
         if home.name == _WORKING and copy_file.is_file():
@@ -535,9 +536,9 @@ def _folder_around(run: Path) -> _Folder | None:
 
 
 def helper_folder(url: str, home: Path) -> Path:
-    """The folder for `url` in a process that helps the one that has opened it.
+    """The local folder for `url` in a helper of the process that has opened the run.
 
-    On the same machine both have the same folder.
+    On the same machine, both processes use the same folder.
     """
     folder = _Folder(ObjectStore(url), home, reading=False)
     if not (folder.state / _COPY_FILE).is_file():
@@ -575,7 +576,7 @@ def _reading(folder: _Folder, say: _Say, use: Use, *, of_run: bool) -> Iterator[
     try:
         yield
     except RobustError:
-        _send_changed(folder, use, say)  # such as a gate that failed, after the report was written
+        _send_changed(folder, use, say)  # such as a failed gate: the report is already written
         raise
     _send_changed(folder, use, say)
 

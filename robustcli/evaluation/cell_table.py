@@ -1,4 +1,4 @@
-"""The table of a run: one line of numbers per (model, transform, severity)."""
+"""The results table of a run: one row of metrics per (model, transform, severity)."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from robustcli.metrics.columns import TABLE_COLUMNS, cell_numbers, share_columns
 from robustcli.metrics.verdicts import CellKey, ModelRows
 from robustcli.transforms.base import CLEAN, Cell
 
-_TABLE_ONLY = ["top5"]  # lists: of a million rows, they take more memory than all other columns
+_TABLE_ONLY = ["top5"]  # lists; for a million rows they need more memory than all other columns
 
 
 def table(run: Path) -> pd.DataFrame:
-    """One row per (model, transform, severity) in the order of `run.json`.
+    """The results table: one row per (model, transform, severity) in the order of `run.json`.
 
-    The columns are those of the run's task in `metrics.columns`. Shares are fractions in [0, 1]; an
-    undefined number is NaN. Unfinished cells are kept and count the images that they have.
+    `metrics.columns` defines the columns of each task. Shares are fractions in [0, 1]; undefined
+    values are NaN. Unfinished cells are included, with the metrics of their finished images.
     """
     record = read_record(run)
     return _as_table((numbers for *_, numbers in _cells(run, record)), record.task)
 
 
 def table_and_rows(run: Path) -> tuple[pd.DataFrame, ModelRows]:
-    """The table, and all rows that it is made of but `top5`; each file is read once."""
+    """The results table and the rows it is computed from, without `top5`; reads each file once."""
     record = read_record(run)
     rows: dict[str, dict[CellKey, pd.DataFrame]] = {model.name: {} for model in record.models}
     lines = []
@@ -49,7 +49,7 @@ def _as_table(lines: Iterable[Mapping[str, object]], task: TaskName) -> pd.DataF
 def _cells(
     run: Path, record: RunRecord
 ) -> Iterator[tuple[str, Cell, pd.DataFrame, dict[str, object]]]:
-    """Each model's cells with their rows and the line of the table."""
+    """For each model and cell: model, cell, rows, and values of the table."""
     store = Store(run)
     changes: dict[tuple[str, Cell], ImageChange] = {}
     for model in record.models:

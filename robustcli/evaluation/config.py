@@ -1,4 +1,4 @@
-"""The settings of `robust eval`, before anything is looked up."""
+"""Settings of `robust eval` as given by the user, before names are resolved."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from robustcli.data.mask_values import mask_settings
 from robustcli.tasks.config import TaskConfig
 
 EngineName = Literal["ray", "slurm"]
-BLOCK_SIZE = 128  # images per row file: what kill -9 can cost, against files to fsync
+BLOCK_SIZE = 128  # images per row file: fewer lose less work at a crash, more need fewer fsyncs
 
 
 @dataclass(frozen=True)
 class EvalConfig(TaskConfig):
-    """All settings of one evaluation; see `robust eval --help` for their meaning."""
+    """All settings of an evaluation; `robust eval --help` describes them."""
 
     out: Path | None = None
     _: KW_ONLY
@@ -44,10 +44,10 @@ class EvalConfig(TaskConfig):
     command: str = "robustcli.evaluate(...)"
 
     def directory(self, digest: str) -> Path:
-        """The run's folder: `out`, or one named by the first model and a hash of the settings.
+        """The run's folder: `out`, or one named after the first model and a hash of the settings.
 
-        `digest` is the hash of the image list. Settings that change existing rows are hashed;
-        models and transforms are not, so that adding one continues the same run.
+        `digest` is the hash of the image list. The hash contains settings that change existing
+        rows, but not models and transforms, so that an added model or transform continues the run.
         """
         if self.out is not None:
             return self.out

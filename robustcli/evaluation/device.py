@@ -1,4 +1,4 @@
-"""The device of a run, and the memory, utilisation and energy that it used."""
+"""Selection of the device of a run; measurement of its memory, utilisation and energy."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SAMPLE_SECONDS = 0.5
 
 
 def choose_device(name: str, place: Ranks | None = None) -> torch.device:
-    """The device called `name`; `auto` is CUDA, then MPS, then the CPU.
+    """The device with the name `name`; `auto` selects CUDA, else MPS, else the CPU.
 
-    `place` is the rank of this process; each process of a machine gets its own CUDA device.
+    `place` is the rank of this process; each process of a machine gets a separate CUDA device.
 
     Raises:
-        UsageError: `name` is no device, or this machine lacks it.
+        UsageError: `name` is not a device, or the device does not exist on this machine.
     """
     option = name
     if name == "auto":
@@ -69,7 +69,7 @@ def _has_mps() -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """The device as reports name it."""
+    """Description of the device for reports."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     machine = platform.processor() or platform.machine()
@@ -77,9 +77,9 @@ def device_name(device: torch.device) -> str:
 
 
 class DeviceMonitor:
-    """Measures peak memory, utilisation and energy of a CUDA device between enter and exit.
+    """Context manager that measures peak memory, utilisation and energy of a CUDA device.
 
-    On other devices, or if NVML does not answer, the unknown values are None.
+    Utilisation and energy are None if NVML does not report them.
     """
 
     def __init__(self, device: torch.device) -> None:

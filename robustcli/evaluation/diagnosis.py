@@ -32,13 +32,13 @@ EXTRAS = {
     "ray": ("ray",), "slurm": ("submitit",), "remote": ("gcsfs", "s3fs"),
     "medical": ("h5py", "nibabel"), "export": ("onnx", "onnxruntime", "onnxscript"),
 }  # fmt: skip
-"""The optional packages, by the extra that installs them; as in `pyproject.toml`."""
+"""Optional packages by the extra that installs them, as in `pyproject.toml`."""
 MOST_ERROR = 1e-5  # relative to the largest value; float32 against float64
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the diagnosis; `off` means absent without harm."""
+    """One line of the diagnosis; `off` means that an optional part is absent."""
 
     name: str
     state: Literal["ok", "off", "broken"]
@@ -46,7 +46,7 @@ class Check:
 
 
 def diagnose() -> list[Check]:
-    """Every check, in the order of the output. Takes a few seconds: kernels are tried for real."""
+    """All checks, in the order of the output. Takes a few seconds, because kernels are run."""
     return [*_versions(), *_system(), *_extras(), *_devices(), *_backends(), *_storage()]
 
 
@@ -54,7 +54,7 @@ def _versions() -> Iterator[Check]:
     for name, installed in versions().items():
         yield Check(name, "ok", installed)
     try:
-        import torchvision.ops  # noqa: F401  a pair that does not fit fails here
+        import torchvision.ops  # noqa: F401  fails if the versions do not match
     except (ImportError, RuntimeError) as error:
         yield Check("torch and torchvision", "broken", f"do not fit together: {error}")
 
@@ -63,9 +63,9 @@ _SETTINGS = re.compile(
     r"(OMP|MKL|OPENBLAS|NUMBA|TORCH|PYTORCH|CUDA|NVIDIA|HIP|TRITON|NCCL|SLURM|HF_HUB|ROBUST)_\w+|"
     r"(LOCAL_)?(RANK|WORLD_SIZE)"
 )
-"""Names of environment variables that change how a run goes."""
+"""Names of environment variables that affect a run."""
 _OF_A_PERSON = re.compile(r"USER|_UID|_GID|MAIL|ACCOUNT|SUBMIT_HOST")
-"""Among them, such as SLURM_JOB_USER: who someone is changes nothing."""
+"""Excluded variables, such as SLURM_JOB_USER, which identify a person."""
 
 
 def _system() -> Iterator[Check]:

@@ -1,12 +1,13 @@
-"""Several processes on one evaluation: ranks, messages, heartbeats, and started processes.
+"""Evaluation in several processes: ranks, messages, heartbeats, and child processes.
 
-Rank 0 opens the run's folder, finds the missing work once, and assigns its pieces to all ranks by
-number. Before that every rank sends its inputs (data, weights, transforms, versions), and a rank
-with other inputs is refused. At the end rank 0 waits for the others and checks the folder against
-the plan. Messages go through a key-value store: that of torchrun, SLURM or MPI, or for
-`--devices N` one on the loopback address. They are JSON; nothing received is executed.
+Every rank first sends its inputs (data, weights, transforms, versions) to rank 0, which raises an
+error if they differ. Rank 0 then opens the run's folder, determines the missing work once, and
+assigns the pieces to all ranks by their numbers. At the end rank 0 waits for the other ranks and
+compares the folder with the plan. Messages are sent through a key-value store: that of torchrun,
+SLURM or MPI, or for `--devices N` a store on the loopback address. Messages are JSON; received data
+are never executed.
 
-A waiting rank watches the heartbeats of the ranks it waits for, so none waits for ever.
+A waiting rank checks the heartbeats of the ranks that it waits for, so it cannot wait forever.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ if TYPE_CHECKING:
 RANK_BEAT_SECONDS = 1.0
 RANK_SILENCE_SECONDS = 60.0  # a rank without a heartbeat for this long counts as dead
 _POLL_SECONDS = 0.1
-_END_SECONDS = 10.0  # for started processes to end by themselves
+_END_SECONDS = 10.0  # until child processes are killed at the end
 _CHILD = "robustcli.evaluation.evaluate:help_first"
 _KINDS = {kind.__name__: kind for kind in (RobustError, RunError, UsageError, MachineError)}
 
 
 class FirstProcessFailed(SystemExit):
-    """Ends a rank because rank 0 has failed and reports the error itself."""
+    """Ends a rank after a failure of rank 0, which reports the error."""
 
 
 @dataclass
 class Group:
-    """The ranks of one evaluation, as one of them sees them.
+    """Communication of one rank with the other ranks of an evaluation.
 
-    `messages` is the store that they share, None for a single process; `children` are the processes
-    that this one started, by rank.
+    `messages` is the store that all ranks share, None for a single process; `children` are the
+    processes that this process started, by rank.
     """
 
     place: Ranks = field(default_factory=Ranks)
@@ -67,7 +68,7 @@ class Group:
 
     @contextmanager
     def alive(self, listener: Listener) -> Iterator[Listener]:
-        """Sends heartbeats, reports an error to the other ranks, and adds up their progress.
+        """Context manager: sends heartbeats, reports an error to the other ranks, sums up progress.
 
         Yields the listener to use: at rank 0, `listener` with the progress of all ranks; at the
         others, one that sends progress to rank 0.
@@ -111,7 +112,7 @@ class Group:
         return {rank: json.loads(self.messages.get(key)) for rank, key in keys.items()}
 
     def tell(self, name: str, value: object) -> None:
-        """Sends a value from rank 0 to the others, which `hear` it."""
+        """Sends a value from rank 0 to the other ranks, which receive it with `hear`."""
         if self.messages is not None:
             self.messages.set(name, json.dumps(value))
 
@@ -128,7 +129,7 @@ class Group:
         return json.loads(self.messages.get(name))
 
     def announce(self, text: str, listener: Listener) -> None:
-        """Says `text` to the user, whichever rank this is; once if several ranks say the same."""
+        """Shows `text` to the user, from any rank; once if several ranks send the same text."""
         if self.messages is None or self.first:
             listener.say(text)
             return
@@ -142,7 +143,7 @@ class Group:
             At rank 0, the ranks that died.
 
         Raises:
-            RobustError: A rank failed; the message is its own.
+            RobustError: A rank failed; the message is that of the rank.
         """
         if self.messages is None:
             return []
@@ -186,7 +187,7 @@ class Group:
     def _beat(self, everyone: _Everyone | _Counter) -> None:
         assert self.messages is not None
         while not self._stop.wait(RANK_BEAT_SECONDS):
-            with suppress(RuntimeError):  # rank 0 is gone: noticed by what depends on it
+            with suppress(RuntimeError):  # rank 0 has ended: detected by calls that need it
                 self.messages.add(f"beat/{self.place.rank}", 1)
                 everyone.look()
         with suppress(RuntimeError):
@@ -215,18 +216,18 @@ class Group:
 
 
 def as_plain(error: RobustError) -> dict[str, str]:
-    """`error` as JSON, for `raised_again` in another process."""
+    """`error` as a JSON-serialisable dictionary, for `raised_again` in another process."""
     kind = next(name for name in reversed(_KINDS) if isinstance(error, _KINDS[name]))
     return {"kind": kind, "what": error.what, "why": error.why, "todo": error.todo}
 
 
 def raised_again(error: Mapping[str, str], sender: str) -> RobustError:
-    """The error that another process wrote `as_plain`; `sender` begins its message."""
+    """The error in the dictionary from `as_plain`; its message starts with `sender`."""
     return _KINDS[error["kind"]](sender + error["what"], error["why"], error["todo"])
 
 
 def in_words(ranks: Sequence[int], world: int) -> str:
-    """`Process 1 of 4`, or `Processes 1, 3 of 4`."""
+    """Description such as `Process 1 of 4` or `Processes 1, 3 of 4`."""
     return f"Process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} of {world}"
 
 
@@ -257,12 +258,12 @@ class _Everyone:
             self._listener.advance(count)
 
     def look(self) -> None:
-        """Passes on the progress and the notices of the others since the last call."""
+        """Forwards progress and messages that other ranks sent since the last call."""
         with self._lock:
             notices = self._messages.add("notices", 0)
             while self._notices < notices:
                 if not self._messages.check([f"notice/{self._notices + 1}"]):
-                    break  # it is numbered and not sent yet
+                    break  # numbered but not sent yet
                 self._notices += 1
                 text = self._messages.get(f"notice/{self._notices}").decode()
                 if text not in self._lines:
@@ -306,9 +307,9 @@ def _first_process_lost() -> Iterator[None]:
 
 
 def check_ranks_agree(facts: Mapping[int, Mapping[str, Any]]) -> None:
-    """Refuses ranks whose inputs differ from those of rank 0.
+    """Checks that all ranks have the same inputs as rank 0.
 
-    `facts` has by rank its inputs: names to JSON values.
+    `facts` contains the inputs of each rank: a mapping of names to JSON values.
 
     Raises:
         UsageError: A rank differs; the message names the rank and the first difference.
@@ -319,10 +320,10 @@ def check_ranks_agree(facts: Mapping[int, Mapping[str, Any]]) -> None:
 
 
 def check_same_inputs(first: Mapping[str, Any], other: Mapping[str, Any], who: str) -> None:
-    """Refuses the process `who`, whose inputs are `other`, where they differ from `first`.
+    """Checks that the inputs `other` of the process `who` equal the inputs `first`.
 
     Raises:
-        UsageError: The message names the first difference.
+        UsageError: The inputs differ; the message names the first difference.
     """
     for name in dict.fromkeys([*first, *other]):
         ours, theirs = first.get(name), other.get(name)
@@ -350,10 +351,10 @@ def _difference(ours: Any, theirs: Any) -> str:
 
 @contextmanager
 def group_of(config: EvalConfig) -> Iterator[Group]:
-    """The ranks of the evaluation: started by a launcher, started here, or a single one.
+    """Context manager: yields the ranks of a launcher or of `--devices`, or a single process.
 
     Raises:
-        UsageError: `--devices` names more devices than there are, or contradicts a launcher.
+        UsageError: `--devices` requests more devices than exist, or contradicts a launcher.
     """
     process = ranks()
     if process.world > 1:
@@ -383,12 +384,12 @@ def group_of(config: EvalConfig) -> Iterator[Group]:
 
 
 def count_devices(devices: int | str | None, device: str) -> int:
-    """How many processes `--devices` asks for.
+    """Number of processes that `--devices` requests.
 
     `devices` is a number, `all`, or None for one; `device` is the value of `--device`.
 
     Raises:
-        UsageError: There are fewer GPUs, or `device` names one of them.
+        UsageError: There are fewer GPUs, or `device` names a single GPU.
     """
     if devices is None:
         return 1
@@ -421,11 +422,11 @@ def _started(config: EvalConfig, count: int) -> Iterator[Group]:
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        # By itself torch would listen on every address of the machine.
+        # Without a socket, torch would listen on all addresses of the machine.
         messages = TCPStore(
             "127.0.0.1", port, count, is_master=True, wait_for_workers=False,
             timeout=timedelta(seconds=RANK_SILENCE_SECONDS), master_listen_fd=listening.detach(),
-            use_libuv=False,  # in torch 2.6 its store takes no open socket
+            use_libuv=False,  # in torch 2.6, libuv's store does not accept an open socket
         )  # fmt: skip
     threads = torch.get_num_threads()
     threads_per_rank = max(1, threads // count)
@@ -445,7 +446,7 @@ def _started(config: EvalConfig, count: int) -> Iterator[Group]:
 
 
 def group_of_child() -> tuple[EvalConfig, Group]:
-    """The evaluation and the group of a started process, read from its standard input."""
+    """Settings and group of a child process, read from standard input."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined,unused-ignore]
 
     config, port, rank, count = job_of_parent()

@@ -1,10 +1,11 @@
-"""Engines: pieces of a plan are given to workers that somebody else starts.
+"""Distribution of an evaluation to workers that a cluster (Ray or SLURM) starts.
 
-With `--engine` the command itself plans, waits and closes the run, and computes nothing: it deals
-the missing pieces into tasks, and an engine's pool has workers compute them, on machines that share
-the run's folder. A worker writes whole block files and says at the end of a task that it is done,
-or what went wrong. One loop (`_await_tasks`) serves all pools: it gives a task whose worker died to
-another one, passes on the first error that no other worker would escape, and adds up the progress.
+With `--engine` the command plans the work, waits, and closes the run, but computes no rows. It
+groups the missing pieces of the plan into tasks, and the pool of the engine runs the tasks on
+workers, on machines that share the run's folder. A worker writes complete block files and reports
+success or an error at the end of a task. `_await_tasks` is the event loop for all pools: it repeats
+a task on another worker if its worker died, raises the first error that would occur on every
+worker, and reports progress.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from robustcli.evaluation.plan import EvaluationPlan, Piece, share_of, shared
 from robustcli.evaluation.store import Store
 
 ATTEMPTS = 3
-"""Workers that may die over a task before it is given up."""
+"""Attempts for a task whose worker dies, before the task is given up."""
 TASKS_PER_WORKER = 8
-"""Tasks for each worker of a pool that is handed task after task: the last one to finish is then
-late by an eighth of its work at most, and a dead one has lost as little."""
-_VARIABLES = "ROBUST_"  # environment variables that the workers get too
+"""Number of tasks per worker, for pools that assign tasks one by one. The last worker to finish is
+late by at most an eighth of its work, and the death of a worker loses at most as much work."""
+_VARIABLES = "ROBUST_"  # prefix of the environment variables that are copied to workers
 
 
 @dataclass(frozen=True)
 class PieceTask:
-    """Pieces that one worker computes, one after the other.
+    """Pieces that one worker computes in order.
 
-    `attempt` counts the workers that died over it.
+    `attempt` is the number of workers that died while they computed this task.
     """
 
     number: int
@@ -47,18 +48,18 @@ class PieceTask:
     attempt: int = 0
 
     def as_plain(self) -> list[Any]:
-        """The pieces as JSON, as workers get them."""
+        """The pieces as JSON-serialisable lists, which are sent to workers."""
         return [piece.as_plain() for piece in self.pieces]
 
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """How a task ended: computed, or with an error that all workers would meet, or by a death.
+    """Result of a task: success, an error that would occur on every worker, or a dead worker.
 
     Args:
-        host: Where it ran.
-        error: Kind, what, why and todo of a RobustError; None where there was none.
-        death: What ended the worker or the task otherwise, in words; None where nothing did.
+        host: Name of the worker's machine.
+        error: Kind, what, why and todo of a RobustError; None without one.
+        death: Reason of any other failure, for messages; None without one.
     """
 
     host: str = ""
@@ -67,27 +68,27 @@ class TaskOutcome:
 
 
 class Worker(Protocol):
-    """Computes pieces of one evaluation; made where it works."""
+    """Computes pieces of one evaluation; created in the process in which it computes."""
 
     def compute(self, pieces: Sequence[Any]) -> None:
-        """Writes the missing rows of `pieces`, which are as `Piece.as_plain` writes them."""
+        """Writes the missing rows of `pieces`, given in the format of `Piece.as_plain`."""
 
 
 MakeWorker = Callable[[], Worker]
-"""Makes a worker; it travels to where the worker works."""
+"""Creates a worker; pickled and sent to the worker's process."""
 
 
 @dataclass(frozen=True)
 class WorkerAssignment:
-    """What a worker elsewhere needs to compute pieces of a run.
+    """Everything that a worker on another machine needs to compute pieces of a run.
 
     Args:
-        config: The settings, with the run's folder in `out`.
-        record: `run.json`.
-        facts: The inputs that all workers must have in common with the first process.
-        folder: The working directory of the command, in which relative paths are meant.
+        config: The settings; `out` is the run's folder.
+        record: Content of `run.json`.
+        facts: Inputs that must be equal in all workers and in the planning process.
+        folder: Working directory of the command, for relative paths.
         variables: Environment variables of this program.
-        processes: Workers of the pool on one machine, which share its cores.
+        processes: Number of workers per machine, which share its cores.
     """
 
     config: EvalConfig
@@ -100,10 +101,10 @@ class WorkerAssignment:
     processes: int = 1
 
     def enter(self) -> None:
-        """Takes the environment of the command over into this process.
+        """Sets the working directory and environment variables of the command in this process.
 
         Raises:
-            MachineError: The run's folder is not on this machine.
+            MachineError: The run's folder does not exist on this machine.
         """
         run = self.config.out
         if run is None or not run.is_dir():
@@ -118,60 +119,60 @@ class WorkerAssignment:
 
 
 class TaskRunner:
-    """Computes tasks in a worker's process, and tells how each ended; pools send it to workers."""
+    """Computes tasks in a worker's process and returns outcomes; sent to workers by pools."""
 
     def __init__(self, make_worker: MakeWorker) -> None:
         self._make_worker = make_worker
         self._worker: Worker | None = None
 
     def ready(self) -> str:
-        """The name of this machine, when the process has started."""
+        """Returns the name of this machine; called to check that the process has started."""
         return socket.gethostname()
 
     def run(self, pieces: Sequence[Any]) -> TaskOutcome:
-        """Computes the pieces of a task; only what ends the process is raised."""
+        """Computes the pieces of a task; exceptions are caught and returned as the outcome."""
         try:
             if self._worker is None:
                 self._worker = self._make_worker()
             self._worker.compute(pieces)
         except RobustError as error:
             return TaskOutcome(socket.gethostname(), as_plain(error))
-        except Exception as error:  # of a library or a device: another worker may be better off
+        except Exception as error:  # of a library or device: another worker may succeed
             death = f"{type(error).__name__}: {first_line(error)}"
             return TaskOutcome(socket.gethostname(), death=death)
         return TaskOutcome(socket.gethostname())
 
 
 class WorkerPool(Protocol):
-    """The workers of an engine while a command uses them."""
+    """The workers of an engine for one command."""
 
     tasks: int
-    """Tasks into which work is dealt."""
+    """Number of tasks to create."""
     processes: int
-    """Workers on one machine."""
+    """Number of workers per machine."""
 
     def start(self, make_worker: MakeWorker, tasks: Sequence[PieceTask]) -> None:
-        """Has `tasks` computed, in this order as far as there are workers; does not wait."""
+        """Queues `tasks` for the workers in this order; does not wait."""
 
     def ended(self) -> list[tuple[PieceTask, TaskOutcome]]:
-        """The tasks that ended since the last call; waits a moment where there are none.
+        """The tasks that ended since the last call; waits a short time if there are none.
 
         Raises:
-            RunError: There are no workers, and none will come.
+            RunError: No workers exist, and none can be started.
         """
 
 
 class Engine(Protocol):
-    """Where workers come from; see `ray_engine` and `slurm_engine`."""
+    """A source of workers; see `ray_engine` and `slurm_engine`."""
 
     name: str
     device: str
-    """The value of `--device` for the workers; the first process may lack what they have."""
+    """Value of `--device` for the workers; the planning process may lack this device."""
 
     def pool(self, run: Path, say: Callable[[str], None]) -> AbstractContextManager[WorkerPool]:
-        """The workers for `run`; on leaving, all that still works is ended.
+        """Context manager: yields the workers for `run`; stops running tasks at exit.
 
-        Returns once nobody works on what an earlier command has started in `run`.
+        First waits until tasks that an earlier command started for `run` have ended.
 
         Raises:
             MachineError: The cluster cannot be reached.
@@ -179,8 +180,8 @@ class Engine(Protocol):
 
 
 StartWork = Callable[[EvaluationPlan, Sequence[Piece]], Callable[[], str]]
-"""Has pieces of a plan computed; what it returns waits for the end, and says why pieces may be
-missing, a sentence for each cause: empty if nothing is known to have gone wrong."""
+"""Starts the computation of pieces of a plan; returns a function that waits for the end. That
+function returns why pieces may be missing, one sentence per cause; empty without known failures."""
 
 
 @contextmanager
@@ -188,7 +189,13 @@ def engine_workers(
     engine: Engine, assignment: WorkerAssignment, worker: Callable[[WorkerAssignment], Worker],
     listener: Listener,
 ) -> Iterator[StartWork]:  # fmt: skip
-    """The workers of `engine`, to each of which `worker` gives its `assignment`.
+    """Context manager: yields a function that starts work on the workers of `engine`.
+
+    Args:
+        engine: Source of the workers.
+        assignment: Data for the workers.
+        worker: Creates a worker from the assignment.
+        listener: Receives messages and progress.
 
     Raises:
         MachineError: The cluster cannot be reached.
@@ -216,10 +223,10 @@ def _await_tasks(
     store: Store,
     listener: Listener,
 ) -> str:
-    """Waits for `tasks`, which have started; returns why some were given up.
+    """Waits for the started `tasks`; returns why some were given up.
 
     Raises:
-        RobustError: A worker met an error that the others would meet too.
+        RobustError: A worker reported an error that would occur on every worker.
     """
     progress = _Progress(store, tasks, listener)
     lost: list[str] = []
@@ -243,28 +250,28 @@ def _await_tasks(
 
 
 def deal(pieces: Sequence[Piece], tasks: int) -> tuple[PieceTask, ...]:
-    """`pieces` in at most `tasks` tasks; each piece belongs to exactly one."""
+    """Divides `pieces` into at most `tasks` tasks; each piece belongs to exactly one task."""
     few_cells = shared(pieces, tasks)
     count = min(tasks, len(few_cells))
     return tuple(PieceTask(number, share_of(few_cells, number, count)) for number in range(count))
 
 
 class _Progress:
-    """Tells the listener of computed pieces, by their files: a task makes one after the other."""
+    """Reports computed pieces to the listener, detected by their files in the run's folder."""
 
     def __init__(self, store: Store, tasks: Sequence[PieceTask], listener: Listener) -> None:
         self._store, self._listener = store, listener
         self._left = {task.number: list(task.pieces) for task in tasks}
 
     def look(self) -> None:
-        """Looks for the files of the next piece of each task."""
+        """Checks for the files of the next pieces of each task."""
         for number, left in self._left.items():
             while left and self._is_there(left[0]):
                 self._listener.advance(left.pop(0).forwards)
             self._left[number] = left
 
     def finished(self, task: PieceTask) -> None:
-        """The task is computed, whatever files were seen."""
+        """Counts all remaining pieces of `task` as computed."""
         left = self._left[task.number]
         self._listener.advance(sum(piece.forwards for piece in left))
         left.clear()
@@ -280,11 +287,11 @@ _ENGINES: dict[EngineName, tuple[str, str, str]] = {
     "ray": ("robustcli.evaluation.ray_engine", "RayEngine", "ray"),
     "slurm": ("robustcli.evaluation.slurm_engine", "SlurmEngine", "submitit"),
 }
-"""By name: module and class of an engine, and the package that it needs."""
+"""Module and class of each engine, and the package that it needs."""
 
 
 def engine_of(config: EvalConfig) -> Engine | None:
-    """The engine that `config` names; None where this process, or its ranks, compute.
+    """The engine of `config`; None if this process or its ranks compute the rows.
 
     Raises:
         UsageError: Options contradict each other.
@@ -331,7 +338,7 @@ def _check_goes_with(config: EvalConfig) -> None:
 
 
 def leading(config: EvalConfig, say: Callable[[str], None]) -> EvalConfig:
-    """`config` for the process that only plans: on the CPU where it lacks the workers' device."""
+    """`config` for the planning process: with device `cpu` if it lacks the workers' device."""
     import torch
 
     if config.device.partition(":")[0] != "cuda" or torch.cuda.is_available():

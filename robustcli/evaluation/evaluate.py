@@ -1,8 +1,8 @@
-"""The evaluation from top to bottom: look up, load, plan, compute the missing rows, close.
+"""Steps of an evaluation: look up, load, plan, compute the missing rows, close the run.
 
-The path of a photo: `look_up` finds it, `plan_work` assigns it to a block (`plan`), a loader worker
+Path of an image: `look_up` lists it, `plan_work` assigns it to a block (`plan`), a loader worker
 decodes and transforms it (`loader`), and the runner passes it to the models and writes their rows
-(`runner`, `store`). At the end the folder is checked against the plan.
+(`runner`, `store`). At the end the folder is compared with the plan.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ from robustcli.transforms.base import CLEAN, Cell
 from robustcli.transforms.registry import TransformCell
 
 
-class IncompleteRun(RunError):  # noqa: N818  it says what the run is
-    """The run in the folder `run` lacks rows that this command asked for."""
+class IncompleteRun(RunError):  # noqa: N818  named after the state of the run
+    """The run in the folder `run` lacks rows that this command requested."""
 
     def __init__(self, run: Path, what: str, why: str, todo: str) -> None:
         super().__init__(what, why, todo)
@@ -72,7 +72,7 @@ class IncompleteRun(RunError):  # noqa: N818  it says what the run is
 
 
 def evaluate(config: EvalConfig, listener: Listener | None = None) -> Path:
-    """`run_evaluation` in as many processes as `config` or a launcher such as torchrun asks for."""
+    """Calls `run_evaluation` in all processes that `config` or a launcher (torchrun) requests."""
     engine = engine_of(config)
     if engine is not None:
         config = leading(config, (listener or Silent()).say)
@@ -87,16 +87,16 @@ def run_evaluation(
 ) -> Path:  # fmt: skip
     """Computes the missing rows of the run that `config` describes; returns the run's folder.
 
-    Each process of `group` calls this; None for this process alone. With an `engine` its workers
-    compute the rows.
+    Each process of `group` calls this function; None for a single process. With an `engine`, its
+    workers compute the rows.
 
     Raises:
-        UsageError: Something named does not exist or does not fit together, or the inputs of a
-            process of the group differ.
+        UsageError: A named model, transform or data set does not exist, settings do not match, or
+            the inputs of the processes differ.
         IncompleteRun: Requested rows are missing at the end.
-        RunError: Computing failed, or another process works in the folder; finished blocks are
-            kept.
-        GateError: Everything is computed, and a number breaks a limit of `config`.
+        RunError: The computation failed, or another process works in the folder; finished blocks
+            are kept.
+        GateError: All rows are computed, and a metric breaks a limit of `config`.
     """
     group = group or Group()
     with group.alive(listener or Silent()) as shared_listener:
@@ -129,7 +129,7 @@ def run_evaluation(
 
 
 def _check_gates(evaluation: Evaluation) -> None:
-    """Raises GateError if the finished run breaks a limit; removes results of earlier gates."""
+    """Raises GateError if the finished run breaks a limit; without gates, removes old results."""
     if not evaluation.gates:
         (evaluation.run / GATES_FILE).unlink(missing_ok=True)
         return
@@ -139,12 +139,12 @@ def _check_gates(evaluation: Evaluation) -> None:
 
 
 def help_first() -> int:
-    """Computes the share of a process that `distributed` started; returns its exit code."""
+    """Entry point of processes of `distributed`: computes a share; returns the exit code."""
     config, group = group_of_child()
     try:
         run_evaluation(config, Silent(), group)
     except RobustError as error:
-        return error.exit_code  # the first process reports it
+        return error.exit_code  # rank 0 reports it
     return 0
 
 
@@ -158,7 +158,7 @@ def load_models(evaluation: Evaluation) -> dict[str, Model]:
 
 
 def new_record(evaluation: Evaluation, models: Mapping[str, Model]) -> RunRecord:
-    """The record of a run that begins now, with status `running`."""
+    """The record of a new run, with status `running`."""
     config, task, data = evaluation.config, evaluation.task, evaluation.data
     now = datetime.now(UTC)
     return RunRecord(
@@ -182,7 +182,7 @@ def new_record(evaluation: Evaluation, models: Mapping[str, Model]) -> RunRecord
 
 
 def transform_record(cell: TransformCell) -> TransformRecord:
-    """What `run.json` says of one transform at one severity."""
+    """The entry of one transform at one severity in `run.json`."""
     transform = cell.transform
     return TransformRecord(
         name=transform.name,
@@ -195,7 +195,7 @@ def transform_record(cell: TransformCell) -> TransformRecord:
 
 
 def plan_work(record: RunRecord, evaluation: Evaluation) -> EvaluationPlan:
-    """The plan of this command's models and transforms, without others of the run."""
+    """The plan for the models and transforms of this command, without others of the run."""
     views = {m.name: m.view for m in record.models}
     return EvaluationPlan(
         Store(evaluation.run),
@@ -211,7 +211,7 @@ def _lead(
     evaluation: Evaluation, models: Mapping[str, Model], record: RunRecord, listener: Listener,
     workers: AbstractContextManager[StartWork],
 ) -> None:  # fmt: skip
-    """Plans, has `workers` compute what is missing, and closes the run."""
+    """Plans the work, starts it on `workers`, and closes the run."""
     config, run, plan = evaluation.config, evaluation.run, plan_work(record, evaluation)
     with EVALUATION.closing(run) as ending:
         with workers as start:
@@ -229,7 +229,7 @@ def _lead(
         still_missing = plan.missing()
         if not still_missing:
             _finish(evaluation, models, plan.store)
-        # The workers together can have found too many unreadable images.
+        # The sum over all workers may be too large, although each worker is below the limit.
         check_unreadable(
             set(plan.store.skipped()["image_id"]), _tolerated(config, len(plan.images))
         )
@@ -244,7 +244,7 @@ def _ranks(
     evaluation: Evaluation, models: Mapping[str, Model], record: RunRecord, listener: Listener,
     group: Group, check: Callable[[], None],
 ) -> Iterator[StartWork]:  # fmt: skip
-    """The ranks of `group`: rank 0 distributes the work and computes its share."""
+    """Yields a function that distributes work to the ranks of `group`; rank 0 computes a share."""
 
     def start(plan: EvaluationPlan, missing: Sequence[Piece]) -> Callable[[], str]:
         pieces = shared(missing, group.place.world)
@@ -268,7 +268,7 @@ def _ranks(
 def _assignment(
     config: EvalConfig, run: Path, record: RunRecord, facts: Mapping[str, Any]
 ) -> WorkerAssignment:
-    """What the workers of an engine get to know."""
+    """Data for the workers of an engine."""
     config = replace(
         config, out=run.absolute(), engine=None, slurm={}, address=None, devices=None, fresh=False
     )
@@ -276,11 +276,11 @@ def _assignment(
 
 
 class PieceWorker:
-    """Computes pieces of a run that another process leads, where an engine has started it.
+    """Computes pieces of a run in a worker of an engine.
 
     Raises:
-        UsageError: The inputs differ here from those of the first process.
-        MachineError: The run's folder is not on this machine.
+        UsageError: The inputs differ from those of the planning process.
+        MachineError: The run's folder does not exist on this machine.
     """
 
     def __init__(self, assignment: WorkerAssignment) -> None:
@@ -298,7 +298,7 @@ class PieceWorker:
         """See `engines.Worker`.
 
         Raises:
-            RunError: Somebody has begun the run anew, or computing failed.
+            RunError: The run was restarted by another command, or the computation failed.
         """
         missing = self._plan.still_missing([self._plan.piece_of(plain) for plain in pieces])
         _compute(
@@ -317,7 +317,7 @@ class PieceWorker:
 
 
 def _take_devices(run: Path) -> None:
-    """Names in the record the devices of the workers, of which this process had none."""
+    """Writes the devices of the workers to the record, which the planning process lacks."""
     devices = dict.fromkeys(session.device for session in read_sessions(run))
     if devices:
         EVALUATION.update(run, device=", ".join(devices))
@@ -326,7 +326,7 @@ def _take_devices(run: Path) -> None:
 def _follow(
     evaluation: Evaluation, models: Mapping[str, Model], listener: Listener, group: Group
 ) -> None:
-    """Another rank computes its share of the work that rank 0 distributes."""
+    """At a rank other than 0: computes its share of the work that rank 0 distributes."""
     work = group.hear("work")
     record = RunRecord.model_validate_json(work["record"])
     plan = plan_work(record, evaluation)
@@ -376,7 +376,7 @@ def _compute(
 
 
 def loader_workers(config: EvalConfig, device: torch.device, processes: int) -> int:
-    """Loader workers of one of `processes`; on the CPU the models need most of the cores."""
+    """Number of loader workers per process; few on the CPU, where models need most cores."""
     if config.workers is not None:
         return config.workers
     cores = usable_cores() // processes
@@ -403,7 +403,7 @@ def _inputs_of(
     evaluation: Evaluation, models: Mapping[str, Model], samples: Sequence[Any],
     cells: Sequence[Cell],
 ) -> dict[Cell, Mapping[str, Any]]:  # fmt: skip
-    """By cell and model, the inputs that classifiers see of the readable samples."""
+    """Preprocessed inputs of the readable samples, by cell and model."""
     preparation: Any = evaluation.task.preparation(models, evaluation.cells, evaluation.config)
     items, decoded = [], []
     for item in samples:
@@ -459,7 +459,7 @@ def _incomplete(
 
 
 def _facts(config: EvalConfig, record: RunRecord) -> dict[str, Any]:
-    """The inputs that all ranks must have in common, and the host, for messages."""
+    """The inputs that must be equal in all ranks, and the name of the host for messages."""
     facts = record.model_dump(mode="json")
     models = {
         model["name"]: {k: v for k, v in model.items() if k != "scan_backend"}

@@ -1,4 +1,4 @@
-"""The formats of exported networks: how each is written, read back and run.
+"""File formats of exported networks: writing, reading and running them.
 
 A network is exported with the scan in torch's own operations (`models.scan.blockwise`), so that the
 file needs neither this program nor its kernels.
@@ -25,22 +25,22 @@ from robustcli.core.errors import MachineError, RunError, first_line
 from robustcli.models.scan.choice import scans_for_graphs
 
 INPUT, OUTPUT = "images", "scores"
-"""Names in the graph."""
+"""Names of the graph's input and output."""
 OPSET = 18
-"""The operator set that files are written in by default: runtimes from 2023 on read it."""
+"""Default operator set of ONNX; runtimes since 2023 support it."""
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _TWO_GIBIBYTES = 2**31
 
 
 class ExportedNetwork(nn.Module):
-    """What the file computes: normalised images (B, C, H, W) to the network's scores.
+    """The exported module: maps normalised images (B, C, H, W) to the network's scores.
 
     Args:
-        network: Of a classifier or a segmenter. Of a list that it returns the first is taken, which
-            has the highest resolution.
-        whole: Whether all its maps are brought to the input's size, as evaluations do it with one
-            map, and with those of classes that are told apart. Where several maps count as one
-            foreground, they are left as they are: they are summed before they are enlarged.
+        network: Network of a classifier or segmenter. If it returns a list, the first output is
+            used, which has the highest resolution.
+        whole: Whether several score maps are resized to the size of the input, as in an evaluation
+            of several classes. A single map is always resized. Several maps that count as one
+            foreground must not be resized here: they are summed before they are resized.
     """
 
     def __init__(self, network: nn.Module, *, whole: bool = False) -> None:
@@ -59,12 +59,12 @@ class ExportedNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """How a graph is made.
+    """Settings of a graph.
 
     Args:
         shape: Channels, height and width of an image.
-        dynamic_batch: Whether it takes any number of images at once.
-        opset: Of ONNX.
+        dynamic_batch: Whether the batch size is variable.
+        opset: Operator set of ONNX.
     """
 
     shape: tuple[int, int, int]
@@ -73,7 +73,7 @@ class GraphOptions:
 
     @property
     def example(self) -> Tensor:
-        """Images to trace with; two, since exporters take a batch of one for a constant."""
+        """Images to trace with; two if the batch size is variable: 1 would become a constant."""
         generator = torch.Generator().manual_seed(0)
         return torch.randn(2 if self.dynamic_batch else 1, *self.shape, generator=generator)
 
@@ -120,14 +120,14 @@ def _from_onnx(path: Path) -> nn.Module:
 
 @dataclass(frozen=True)
 class FormatRow:
-    """One format.
+    """A file format of exported networks.
 
     Args:
-        suffix: Of its files.
-        engine: What runs them.
-        packages: That writing and checking it needs, beside this program's own.
+        suffix: Suffix of the files.
+        engine: Name of the runtime.
+        packages: Optional packages that are needed to write and check a file.
         write: Writes a network to a file.
-        read: Reads it back as a module.
+        read: Reads a file as a module.
     """
 
     suffix: str
@@ -144,7 +144,7 @@ FORMATS: Mapping[ExportFormat, FormatRow] = {
 
 
 def check_packages(export_format: ExportFormat) -> None:
-    """Raises MachineError where packages that `export_format` needs are not installed."""
+    """Raises MachineError if packages that `export_format` needs are not installed."""
     missing = [p for p in FORMATS[export_format].packages if importlib.util.find_spec(p) is None]
     if missing:
         raise MachineError(
@@ -162,22 +162,22 @@ def write_graph(
 
     Args:
         network: An `ExportedNetwork` on the CPU, in eval mode.
-        export_format: Of the file.
-        path: In a folder that is there.
-        options: How the graph is made.
-        name: The model's, for messages.
+        export_format: Format of the file.
+        path: The file, in an existing folder.
+        options: Settings of the graph.
+        name: Name of the model, for messages.
 
     Raises:
-        RunError: The exporter cannot express the network.
+        RunError: The exporter does not support the network.
     """
     try:
         with _quiet_exporters(), scans_for_graphs(), torch.no_grad():
             FORMATS[export_format].write(network, path, options)
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # exporters raise of everything that they cannot express
+    except Exception as error:  # exporters raise many classes of exceptions
         if isinstance(error, RunError) and error.__cause__ is None:
-            raise  # of a format, not of the network while it is traced
+            raise  # raised by the functions of a format, not while the network is traced
         todo = "Try another `--format`"
         if options.dynamic_batch:
             todo += ", or `--fixed-batch`, where the network computes with the number of images"
@@ -189,13 +189,13 @@ def write_graph(
 
 
 def read_graph(export_format: ExportFormat, path: Path) -> nn.Module:
-    """The network in the file `path`, as its engine runs it on the CPU."""
+    """The network in the file `path`, run by the engine of its format on the CPU."""
     with _quiet_exporters():
         return FORMATS[export_format].read(path)
 
 
 def _reason(error: BaseException) -> str:
-    """What an exporter says: its own errors wrap the one that matters."""
+    """Message of the innermost cause, which exporters wrap in other exceptions."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {first_line(error)}"
@@ -203,7 +203,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet_exporters() -> Iterator[None]:
-    """No warnings of exporters: shapes are constants on purpose, and parity is measured.
+    """Suppresses warnings of exporters: shapes are meant to be constant, and parity is checked.
 
     Newer releases of torch also warn that TorchScript is deprecated in favour of `torch.export`.
     """

@@ -1,4 +1,4 @@
-"""Exports a network to a file for use elsewhere, and checks it: the work of `robust export`."""
+"""Export of a network to a file, with a parity check; implements `robust export`."""
 
 from __future__ import annotations
 
@@ -64,38 +64,39 @@ from robustcli.models.scan.choice import choose_backend
 from robustcli.tasks.heldout import MaskValues, training_data
 
 NOISE_TOLERANCE, PHOTO_TOLERANCE = 1e-4, 5e-3
-"""Of the largest magnitude of torch's answers (at least 1), by which a file's may differ.
+"""Allowed difference from torch's outputs, relative to their largest magnitude (at least 1).
 
-Float32 sums of some thousand terms in another order differ by 1e-7 to 1e-5 of their largest, which
-is what is measured on noise. An operator that is translated wrongly differs in the first digits.
-On photos norms amplify rounding where a channel is nearly constant, as in a dark photo: measured
-were 6e-5 (`umamba-pico`) and 2e-3 (`ulvm_v5` with random weights), in onnxruntime.
+Float32 sums of some thousand terms in another order differ by 1e-7 to 1e-5 of their largest value;
+this is also the difference measured on noise. A wrongly translated operator changes the first
+digits. On photos, norm layers amplify rounding errors if a channel is nearly constant, as in a dark
+photo: differences of 6e-5 (`umamba-pico`) and 2e-3 (`ulvm_v5` with random weights) were measured in
+onnxruntime.
 """
 _SPLIT_SHARE = 1000
-"""Of so many decisions at most one may be another: a pixel whose probability is the threshold's."""
+"""At most one of this many decisions may differ, such as of a pixel close to the threshold."""
 _NOISE_NAME = "noise"
-_NOISE = (3, 1)  # images of noise that go through together, then alone
+_NOISE = (3, 1)  # batch sizes of the noise images
 _REAL = 8
-_BATCHES = (1, 8)  # of which speed is measured
+_BATCHES = (1, 8)  # batch sizes for which speed is measured
 _SECONDS, _LEAST_PASSES, _MOST_PASSES = 6.0, 3, 30
-_SLOW = 2.0  # seconds of a pass from which larger batches are not measured
+_SLOW = 2.0  # seconds; for slower passes, larger batches are not measured
 _EXTRA = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What is exported, and how.
+    """Settings of an export.
 
     Args:
-        model: The network.
-        formats: Of the files; one each.
+        model: The model to export.
+        formats: File formats; one file is written for each.
         out: A file, or the folder for the files; None for `runs/export-MODEL-HASH`.
-        opset: Of ONNX.
-        image_size: Side in pixels of the input; None for the network's own.
-        dynamic_batch: Whether files take any number of images at once.
-        fresh: Replaces files that are in the way.
-        offline: Forbids downloads.
-        command: For the description.
+        opset: Operator set of ONNX.
+        image_size: Side of the input in pixels; None for the model's default.
+        dynamic_batch: Whether the batch size is variable.
+        fresh: Whether existing files are replaced.
+        offline: Whether downloads are forbidden.
+        command: The command line, stored in the description.
     """
 
     model: ModelRequest
@@ -111,7 +112,7 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class Exported:
-    """One exported file, its description, and whether it was there before."""
+    """An exported file, its description, and whether it existed before."""
 
     path: Path
     sidecar: Sidecar
@@ -119,15 +120,15 @@ class Exported:
 
 
 def export(config: ExportConfig, listener: Listener | None = None) -> tuple[Exported, ...]:
-    """Writes the network of `config` in each format, with a description beside it.
+    """Exports the network of `config` in each format, with a description file next to it.
 
-    A file gets its name only after its answers were compared with torch's.
+    A file gets its final name only after its outputs were compared with torch's.
 
     Raises:
-        UsageError: The model is unknown or cannot be exported, or other files are in the way.
+        UsageError: The model is unknown or cannot be exported, or other files exist at the targets.
         MachineError: Packages that a format needs are not installed.
-        RunError: An exporter cannot express the network, or a file's answers differ from torch's;
-            files of other formats are kept.
+        RunError: An exporter does not support the network, or the outputs of a file differ from
+            torch's; files of other formats are kept.
     """
     listener = listener or Silent()
     formats = tuple(dict.fromkeys(config.formats))
@@ -185,7 +186,7 @@ def _check_exportable(config: ExportConfig) -> None:
 
 
 def _of_size(model: Classifier | Segmenter, config: ExportConfig) -> Classifier | Segmenter:
-    """The model for inputs of the size that is asked for."""
+    """The model for inputs of the requested size."""
     side = config.image_size
     if isinstance(model, Classifier):
         preprocessing = model.preprocessing if side is None else model.preprocessing.of_size(side)
@@ -195,12 +196,12 @@ def _of_size(model: Classifier | Segmenter, config: ExportConfig) -> Classifier 
     return Segmenter(model.network, masks, model.facts, model.header, model.notes)
 
 
-# What is exported, in the words of the description.
+# Content of the description.
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """The parts of a description that are known before anything is computed."""
+    """The parts of a description that are known before the export."""
 
     task: Any
     model: ExportedModel
@@ -281,7 +282,7 @@ def _output(model: Classifier | Segmenter, config: ExportConfig) -> ExportedOutp
 def _targets(
     config: ExportConfig, formats: Sequence[ExportFormat], name: str, subject: _Subject
 ) -> dict[ExportFormat, Path]:
-    """The file of each format."""
+    """Path of the file of each format."""
     out = config.out
     if out is None:
         settings = [subject.model.model_dump(mode="json"), subject.input.model_dump(mode="json")]
@@ -309,10 +310,10 @@ def _targets(
 def _existing(
     target: Path, export_format: ExportFormat, subject: _Subject, config: ExportConfig
 ) -> Sidecar | None:
-    """The description of a file that is there with these settings; None where it is to be made.
+    """Description of an existing file with the same settings; None if the file must be written.
 
     Raises:
-        UsageError: Another file is in the way.
+        UsageError: Another file exists at `target`.
     """
     if config.fresh or not target.exists():
         return None
@@ -340,12 +341,12 @@ def _existing(
     return sidecar
 
 
-# Files, and their answers beside torch's.
+# Writing files and comparing their outputs with torch's.
 
 
 @dataclass(frozen=True)
 class _Graph:
-    """A written file that agrees with torch."""
+    """A written file whose outputs agree with torch's."""
 
     format: ExportFormat
     path: Path
@@ -357,7 +358,7 @@ def _graphs(
     model: Classifier | Segmenter, formats: Sequence[ExportFormat], folder: Path,
     config: ExportConfig, listener: Listener, failures: list[RunError],
 ) -> list[_Graph]:  # fmt: skip
-    """The formats that can be written and agree; what is wrong with others goes to `failures`."""
+    """Writes and checks a file per format; errors are appended to `failures`."""
     wrapped = _wrapped(model)
     shape = _shape(model)
     options = GraphOptions(shape, config.dynamic_batch, config.opset)
@@ -397,7 +398,7 @@ def _shape(model: Classifier | Segmenter) -> tuple[int, int, int]:
 def _read(export_format: ExportFormat, path: Path, name: str) -> nn.Module:
     try:
         return read_graph(export_format, path)
-    except Exception as error:  # each engine has classes of its own for each kind of refusal
+    except Exception as error:  # each engine has its own classes of exceptions
         raise RunError(
             f"`{name}` cannot be exported to {export_format}.",
             f"{FORMATS[export_format].engine} refuses the file: {error}",
@@ -408,7 +409,7 @@ def _read(export_format: ExportFormat, path: Path, name: str) -> nn.Module:
 def _inputs(
     model: Classifier | Segmenter, shape: tuple[int, int, int], dynamic: bool
 ) -> Iterator[tuple[str, list[Tensor]]]:
-    """Batches to compare by: noise, and bundled photos as the model sees them."""
+    """Batches for the comparison: noise, and preprocessed bundled photos."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(sum(_NOISE), *shape, generator=generator)
     yield _NOISE_NAME, list(noise.split(list(_NOISE) if dynamic else 1))
@@ -423,7 +424,7 @@ def _inputs(
 
 
 def _photos(classifies: bool) -> tuple[str, list[Pixels]]:
-    """Some bundled photos, evenly spaced over the set."""
+    """Name of a bundled data set and some of its photos, evenly spaced."""
     name = "cifar10-mini" if classifies else "nuclei-mini"
     dataset = open_dataset(name, Classes("cifar10") if classifies else Masks(surveyed=False))
     step = max(1, len(dataset.samples) // _REAL)
@@ -462,7 +463,7 @@ def _answer(network: nn.Module, batch: Tensor) -> Tensor:
 
 
 def _decided(model: Classifier | Segmenter, scores: Tensor) -> Tensor:
-    """The class of each image or pixel, or whether each pixel is foreground."""
+    """The predicted class of each image or pixel, or whether each pixel is foreground."""
     if isinstance(model, Classifier) or model.classes:
         return scores.argmax(1)
     foreground = foreground_logits(scores)
@@ -473,7 +474,7 @@ def _decided(model: Classifier | Segmenter, scores: Tensor) -> Tensor:
 def _check_parity(rows: Sequence[ParityRow], export_format: str, name: str) -> None:
     for row in rows:
         split = row.decided - row.agreeing
-        # NaN is no agreement either
+        # also true for NaN
         if not row.difference <= row.allowed or split * _SPLIT_SHARE > row.decided:
             raise RunError(
                 f"The {export_format} file of `{name}` does not compute what torch computes; it "
@@ -489,7 +490,7 @@ def _speeds(
     model: Classifier | Segmenter, graphs: Sequence[_Graph], shape: tuple[int | str, ...],
     listener: Listener,
 ) -> tuple[SpeedRow, ...]:  # fmt: skip
-    """Median times of all engines, measured in turn so that other load meets all alike."""
+    """Median times of all engines, measured in turn so that other load affects all equally."""
     listener.say("Measuring speed on the CPU.")
     scan = f", scan by `{choose_backend(torch.device('cpu'), torch.float32)}`"
     engines: dict[str, nn.Module] = {
@@ -512,7 +513,7 @@ def _speeds(
 def _timed(engines: Mapping[str, nn.Module], images: Tensor) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {engine: [] for engine in engines}
     with torch.inference_mode():
-        for network in engines.values():  # the first passes plan, compile and allocate
+        for network in engines.values():  # warm-up: the first passes compile and allocate
             for _ in range(2):
                 network(images)
         started = time.perf_counter()
@@ -560,7 +561,7 @@ def _version(package: str) -> str | None:
 
 
 def _install(graph: Path, target: Path, sidecar: Sidecar) -> None:
-    """Gives the file its name, after its description is there: the one tells of the other."""
+    """Writes the description, then moves the file `graph` to `target`."""
     write_sidecar(target, sidecar)
     with replacing(target) as beside:
         graph.replace(beside)

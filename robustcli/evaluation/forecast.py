@@ -1,6 +1,6 @@
-"""Forecasts what an evaluation computes and downloads, its time, and the precision of a quick look.
+"""Forecast of an evaluation: work, downloads, time, and the sampling error of a quick look.
 
-`--dry-run` prints the forecast and stops; `--quick` announces its part of it and goes on.
+`--dry-run` prints the forecast and stops; `--quick` prints sampling error and time and continues.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _Z95 = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True)
 class Forecast:
-    """The work of an evaluation.
+    """Forecast of the work of an evaluation.
 
-    `download_bytes` is four per parameter, `seconds` comes from a trial. `precision` describes the
-    sampling error of a quick look; None without `--quick`. `pool_images` and `pool_seconds` are
-    those of all images from which a subset was drawn.
+    `download_bytes` assumes four bytes per parameter; `seconds` is extrapolated from a trial.
+    `precision` describes the sampling error of a quick look; None without `--quick`. `pool_images`
+    and `pool_seconds` refer to all images from which a subset was drawn.
     """
 
     out: str
@@ -61,7 +61,7 @@ class Forecast:
         return json.dumps(asdict(self), indent=2)
 
     def as_text(self) -> str:
-        """The forecast in lines."""
+        """The forecast as text of several lines."""
         pool = self.pool_images
         subset = f" of {pool:,} ({self.precision})" if self.precision else ""
         duration = f"about {_duration(self.seconds)} on this machine, by a short trial"
@@ -82,9 +82,9 @@ class Forecast:
 
 
 def forecast(config: EvalConfig, listener: Listener) -> Forecast:
-    """The forecast for `config`; nothing is downloaded or written.
+    """Computes the forecast for `config`, without downloads and without writing files.
 
-    The trial computes a few images, classifiers with freshly initialised networks.
+    The trial computes a few images; classifiers have random weights.
     """
     evaluation = look_up(replace(config, offline=True), listener)
     plan = _plan(evaluation)
@@ -109,9 +109,9 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
 
 
 def announce_quick(evaluation: Evaluation, listener: Listener) -> None:
-    """Announces the number of images of a quick look, its sampling error, and its time by a trial.
+    """Announces number of images, sampling error and estimated time of a quick look.
 
-    If nothing is left to compute, the time is left out.
+    Without remaining work, the time is omitted.
     """
     images, pool = len(evaluation.data.items), evaluation.data.pool.images
     listener.say(f"Quick look at {images:,} of {pool:,} images: {precision_of(evaluation)}.")
@@ -127,11 +127,12 @@ def announce_quick(evaluation: Evaluation, listener: Listener) -> None:
 
 
 def precision_of(evaluation: Evaluation) -> str:
-    """The sampling error that the selected images will have, before any is computed.
+    """Expected sampling error for the selected images, as text.
 
-    For classifiers: half of the Wilson interval of a share of one half, where it is widest. For
-    segmenters, whose spread is unknown: half of the normal interval of a mean over groups between
-    which dice has a standard deviation of QUICK_SPREAD, and of 0.5, the largest possible.
+    For classifiers: half of the width of the Wilson interval at a share of one half, where it is
+    widest. For segmenters, whose spread is unknown: half of the width of the normal interval of a
+    mean over groups, for a standard deviation of dice between groups of QUICK_SPREAD and of 0.5
+    (the largest possible).
     """
     data = evaluation.data
     if evaluation.task.name == "cls":
@@ -169,7 +170,7 @@ def _plan(evaluation: Evaluation) -> EvaluationPlan:
 
 
 def _download(config: EvalConfig) -> int:
-    """The bytes to download; the weights of a segmenter are the user's own."""
+    """Number of bytes to download; weights given by the user are not downloaded."""
     entries = [CATALOGUE.get(request.name) for request in config.models if not request.weights]
     return sum(
         _BYTES_PER_PARAMETER * entry.parameters
@@ -181,7 +182,7 @@ def _download(config: EvalConfig) -> int:
 
 
 def _seconds_per_image(evaluation: Evaluation) -> float:
-    """The time for all cells and models: workers make the inputs, models run on the device."""
+    """Estimated seconds per image for all cells and models, from a trial."""
     task, dataset = evaluation.task, evaluation.data.record
     models = evaluation.ready(task.trial_model(request) for request in evaluation.config.models)
     trial = _trial(evaluation, models)
@@ -195,21 +196,21 @@ def _seconds_per_image(evaluation: Evaluation) -> float:
 
 @dataclass(frozen=True)
 class _Trial:
-    """Seconds per image for decoding and the inputs of all cells, and one of these batches."""
+    """Seconds per image for decoding and the inputs of all cells, and one of the batches."""
 
     seconds: float
     batch: Batch[Any] | None
 
 
 def _trial(evaluation: Evaluation, models: Mapping[str, Model]) -> _Trial:
-    """Makes the inputs of a few images, spread over the data, under every transform."""
+    """Times the inputs of a few images, evenly spaced over the data, for every transform."""
     items, cells = evaluation.data.items, evaluation.cells
     images = items[:: max(1, len(items) // _TRIAL_IMAGES)][:_TRIAL_IMAGES]
     no_rows = Store(evaluation.run / "no such run")
     plan = EvaluationPlan(no_rows, images, tuple(cells), tuple(models), (), len(images))
     preparation = evaluation.task.preparation(models, cells, evaluation.config)
     parts, first_batch, seconds = parts_of(plan.missing(), len(images)), None, 0.0
-    for _ in range(2):  # the first time also imports libraries and builds the transforms
+    for _ in range(2):  # the first pass also imports libraries and builds the transforms
         started = time.perf_counter()
         for batch in Source(parts, preparation):
             if isinstance(batch, RobustError):

@@ -1,10 +1,10 @@
-"""Gates: limits for the numbers of a run, so that a script can fail on a worse model.
+"""Gates: limits for the metrics of a run, for use in scripts and continuous integration.
 
-`--fail-under [MODEL:]TARGET=VALUE` asks for a score of at least VALUE, and
-`--fail-drop [[MODEL:]TARGET=]VALUE` for a loss against the untouched images of at most VALUE.
-Values are percent of top-1 (percentage points for losses) for classifiers, and dice from 0 to 1 for
-segmenters. A target is a transform, with `:SEVERITY` where only that one counts, a glob over
-transforms, `mean` (over all transforms) or, for scores, `clean`.
+`--fail-under [MODEL:]TARGET=VALUE` requires a score of at least VALUE, and
+`--fail-drop [[MODEL:]TARGET=]VALUE` requires a drop against the clean images of at most VALUE.
+Values are percent of top-1 (percentage points for drops) for classifiers, and dice from 0 to 1 for
+segmenters. A target is a transform, optionally with one `:SEVERITY`, a glob over transforms, `mean`
+(over all transforms) or, for scores, `clean`.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _Z95 = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True)
 class Gate:
-    """One limit, as the user typed it.
+    """One parsed limit.
 
-    `text` is the value of the option; `limit` is in its unit: percent, percentage points, or dice.
-    `target` is a name or glob of transforms, `mean` or `clean`, `model` a name or glob of models;
-    None stands for every severity or model.
+    `text` is the value of the option; the unit of `limit` is percent, percentage points, or dice.
+    `target` is a name or glob of transforms, `mean` or `clean`; `model` is a name or glob of
+    models. None means all severities or all models.
     """
 
     option: Literal["--fail-under", "--fail-drop"]
@@ -59,7 +59,7 @@ class Gate:
 
     @property
     def is_drop(self) -> bool:
-        """Whether it limits the loss against the clean images."""
+        """Whether the gate limits the drop against the clean images."""
         return self.option == "--fail-drop"
 
 
@@ -90,7 +90,7 @@ class GateResult(Record):
     """One model and target compared with one gate; numbers are in the unit of the gate.
 
     `low` and `high` are the ends of the 95 % interval of `value`, None for a single group.
-    `certain` says that the interval does not contain the limit.
+    `certain` means that the interval does not contain the limit.
     """
 
     gate: str
@@ -141,14 +141,14 @@ class GatesRecord(Record):
 
     @property
     def failed(self) -> list[GateResult]:
-        """The results that break their limit."""
+        """The results that break the limit."""
         return [result for result in self.gates if not result.passed]
 
 
 def parse_gates(
     fail_under: Sequence[str] | str, fail_drop: Sequence[str] | str
 ) -> tuple[Gate, ...]:
-    """The gates of both options, each with one text or several.
+    """Parses the gates of both options, each with one text or several.
 
     Raises:
         UsageError: A text cannot be parsed.
@@ -226,7 +226,7 @@ def _models(gate: Gate, scope: GateScope) -> list[str]:
 
 
 def _cells(gate: Gate, scope: GateScope) -> list[Cell]:
-    """The cells that a gate limits one by one; for `mean`, those that are averaged."""
+    """The cells to which a gate applies separately; for `mean`, the cells that are averaged."""
     target = canonical(gate.target)
     if target in (CLEAN_TARGET, CLEAN.transform):
         return [CLEAN]
@@ -274,10 +274,10 @@ def _matching(gate: Gate, pattern: str, names: Sequence[str], kind: str) -> list
 
 
 def judge(run: Path, gates: Sequence[Gate], scope: GateScope) -> GatesRecord:
-    """Compares the numbers of `run` with `gates` and writes `RUN/gates.json`.
+    """Compares the metrics of `run` with `gates` and writes `RUN/gates.json`.
 
-    `gates` are at least one, and accepted by `check_gates`; `scope` has the models and cells that
-    are compared.
+    `gates` contains at least one gate, checked by `check_gates`; `scope` defines the models and
+    cells to compare.
 
     Raises:
         RunError: Rows that a gate needs are missing.
@@ -293,7 +293,7 @@ def judge_run(run: Path, gates: Sequence[Gate]) -> GatesRecord:
     """`judge` for all models and cells of a stored run.
 
     Raises:
-        UsageError: The folder holds no evaluation, or a gate does not fit it.
+        UsageError: The folder contains no evaluation, or a gate does not apply to it.
         RunError: The run is not complete.
     """
     record = read_record(run)
@@ -309,7 +309,7 @@ def judge_run(run: Path, gates: Sequence[Gate]) -> GatesRecord:
 
 
 def read_gates(run: Path) -> GatesRecord | None:
-    """The results of the last check of `run`; None without any."""
+    """The results of the last check of `run`; None without one."""
     path = run / GATES_FILE
     return GatesRecord.model_validate_json(path.read_bytes()) if path.is_file() else None
 
@@ -326,7 +326,7 @@ def gate_error(run: Path, record: GatesRecord) -> GateError:
 
 
 class _Reader:
-    """The rows and numbers of a run; each cell is read once."""
+    """Reads the rows of a run; each cell is read once."""
 
     def __init__(self, run: Path) -> None:
         self.run, self.store, self.record = run, Store(run), read_record(run)
@@ -372,7 +372,7 @@ def _results(gate: Gate, scope: GateScope, reader: _Reader) -> Iterator[GateResu
 def _cell_value(
     gate: Gate, model: str, cell: Cell, reader: _Reader
 ) -> tuple[float, Interval | None]:
-    """The number in the tables for this cell, and its interval."""
+    """The value of this cell in the results table, and its interval."""
     record = reader.record
     clean = reader.rows(model, CLEAN)
     numbers = cell_numbers(record.task, clean, reader.rows(model, cell), record.seed)
@@ -384,10 +384,11 @@ def _cell_value(
 def _mean_of_cells(
     gate: Gate, model: str, cells: Sequence[Cell], reader: _Reader
 ) -> tuple[float, Interval | None]:
-    """The mean over cells and its interval, with the images (or groups) of all cells paired.
+    """The mean over cells and its interval, paired by image (or group).
 
-    Each image has one value, its mean over the cells. Over images the interval is the normal
-    interval of their mean; over groups it is the bootstrap interval, as for a single cell.
+    The value of an image is its mean over the cells. For images, the interval is the normal
+    interval of the mean over images; for groups, it is the bootstrap interval, as for a single
+    cell.
     """
     values = pd.concat([reader.units(model, cell) for cell in cells], axis=1).mean(axis=1)
     if gate.is_drop:
@@ -407,7 +408,7 @@ def _result(
 ) -> GateResult:
     scale = _SCALE[task]
     low, high = (None, None) if interval is None else (scale * interval.low, scale * interval.high)
-    # Rounded far below the digits of a message, so that 7 of 10 is not below a limit of 70 %.
+    # Rounded to far more digits than messages have, so that 7 of 10 is not below a limit of 70 %.
     scaled = round(scale * value, 9)
     passed = scaled <= gate.limit if gate.is_drop else scaled >= gate.limit
     certain = low is not None and high is not None and not low <= gate.limit <= high

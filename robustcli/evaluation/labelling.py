@@ -1,4 +1,4 @@
-"""Labels photos with a classifier: the work of `robust predict` for classifiers."""
+"""Labels photos with a classifier; implements `robust predict` for classifiers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from robustcli.tasks.classification import ClassificationTask
 from robustcli.tasks.forward import Forward
 
 _THREADS = 4
-_DIGITS = 6  # of a probability
+_DIGITS = 6  # of probabilities
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class PhotoLabels:
 
 @dataclass(frozen=True)
 class Labelling:
-    """The labels of photos.
+    """Predicted labels of photos.
 
     Args:
         space: The classes.
-        top: How many classes a photo has at most.
-        photos: By id.
-        unreadable: Id of each photo that cannot be read, and why.
+        top: Largest number of classes per photo.
+        photos: Labels of each readable photo, in order of the ids.
+        unreadable: Id and reason of each photo that cannot be read.
     """
 
     space: LabelSpace
@@ -60,9 +60,9 @@ class Labelling:
     unreadable: tuple[tuple[str, str], ...]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row per photo: `image`, then class, name and probability of each rank.
+        """One row per photo: `image`, then class, name and probability of each rank.
 
-        The columns of rank 1 are `class`, `name` and `probability`, of rank k with `_k`.
+        The columns of rank 1 are `class`, `name` and `probability`; those of rank k end with `_k`.
         """
         return [self._row(photo) for photo in self.photos]
 
@@ -87,7 +87,7 @@ class Labelling:
         ]
 
     def document(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """All labels as a JSON-serialisable dictionary."""
         return {
             "label_space": self.space.name,
             "images": len(self.photos),
@@ -99,17 +99,17 @@ class Labelling:
 
 
 def list_photos(places: Sequence[Path], say: Say = unheard) -> tuple[FileRef, ...]:
-    """The photos of `places`, sorted by id; a photo that is named twice is listed once.
+    """The photos of `places`, sorted by id and without duplicates.
 
     Args:
-        places: Folders, which are searched to any depth, archives (tar, zip), names of data sets,
-            and photos. The id of a photo is its path inside its folder, as in an evaluation of that
-            folder; of a single file its name. Where two photos would have one id, those of folders
-            get the folder's path before it, those of files are called by their path.
-        say: Receives what was left out.
+        places: Folders (searched recursively), archives (tar, zip), names of data sets, and photos.
+            The id of a photo is its path relative to its folder, as in an evaluation of that
+            folder; the id of a single file is its name. If two photos would have the same id, the
+            path of the folder as given is prepended.
+        say: Receives messages about skipped files.
 
     Raises:
-        UsageError: There are no photos, or nothing at one of the places.
+        UsageError: There are no photos, or a place does not exist.
     """
     by_file: dict[tuple[str, str | None], tuple[str, FileRef]] = {}
     for place in places:
@@ -130,7 +130,7 @@ def list_photos(places: Sequence[Path], say: Say = unheard) -> tuple[FileRef, ..
 
 
 def _photos_at(place: Path, say: Say) -> Iterator[tuple[str, FileRef]]:
-    """Each photo, and what comes before its id where another one has the same."""
+    """Each photo with the prefix for its id, used if another photo has the same id."""
     named = None if place.exists() else find_named(str(place))
     path = place.expanduser() if named is None else require_tar(named)
     if path.is_dir():
@@ -156,10 +156,10 @@ def _photos_at(place: Path, say: Say) -> Iterator[tuple[str, FileRef]]:
 
 
 def classes_of(classifier: Classifier, request: ModelRequest, say: Say = unheard) -> LabelSpace:
-    """The classes of the outputs of `classifier`; numbers where nobody named them, which is said.
+    """The classes of the outputs of `classifier`; reports to `say` if they are only numbered.
 
     Raises:
-        UsageError: The named label space is none.
+        UsageError: The requested label space does not exist.
     """
     space = answers_in(request)
     outputs = getattr(classifier.network, "num_classes", None)
@@ -182,17 +182,17 @@ def label_photos(
     batch_size: int | None = None,
     listener: Listener | None = None,
 ) -> Labelling:
-    """The `top` most probable classes of each photo.
+    """Predicts the `top` most probable classes of each photo.
 
-    Photos are decoded, resized, cropped and normalised as `robust eval` does it, and the classes
-    are those that it would find. Photos that cannot be read are listed in the result.
+    Decoding, resizing, cropping and normalisation are those of `robust eval`, so the predictions
+    are the same. Photos that cannot be read are listed in the result.
 
     Args:
-        classifier: On its device.
+        classifier: The classifier, already on its device.
         space: Its classes, see `classes_of`.
         photos: See `list_photos`.
-        top: Classes of a photo.
-        batch_size: Photos of a forward pass; None for the usual number of the device.
+        top: Number of classes per photo.
+        batch_size: Number of photos per forward pass; None for the default of the device.
         listener: Receives progress.
     """
     listener = listener or Silent()
@@ -218,7 +218,7 @@ def label_photos(
 def _batches(
     photos: Sequence[FileRef], preprocessing: Preprocessing, size: int, say: Say
 ) -> Iterator[tuple[Sequence[FileRef], list[NDArray[np.uint8] | str]]]:
-    """Photos and their views; the next batch is decoded while one is computed."""
+    """Batches of photos and their views; the next batch is decoded during the computation."""
     batches = [photos[at : at + size] for at in range(0, len(photos), size)]
     with watching_threads(say), decoding_pool(_THREADS) as pool:
 
@@ -233,7 +233,7 @@ def _batches(
 
 
 def _view(ref: FileRef, preprocessing: Preprocessing) -> NDArray[np.uint8] | str:
-    """The network's view (channels, crop, crop) of a photo, or why it cannot be read."""
+    """Preprocessed photo (channels, crop, crop), or the reason why it cannot be read."""
     try:
         view = preprocessing.coloured(preprocessing.apply(decode(ref)))
     except UnreadableImage as error:

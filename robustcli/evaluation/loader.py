@@ -1,8 +1,9 @@
-"""The stream of batches, made in worker processes: each image is decoded once.
+"""Data loading: worker processes decode each image once and apply all transforms.
 
-A worker decodes a batch of images and then sends one transform after the other, so memory holds one
-batch, however many transforms there are. Worker w of W makes the batches w, w + W, w + 2 W, ... of
-a list that exists before the workers start, so every batch is made exactly once.
+A worker decodes a batch of images and then yields one transformed batch after the other, so its
+memory contains one batch, independent of the number of transforms. Worker w of W makes the batches
+w, w + W, w + 2 W, ... of a list that is fixed before the workers start, so every batch is made
+exactly once.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ from robustcli.transforms.base import Cell
 
 @dataclass(frozen=True)
 class Notice:
-    """A line for the user from a loader process, as an item of the stream."""
+    """A message for the user from a loader process, sent as an item of the stream."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Source(IterableDataset["Batch[Any] | Notice | RobustError"]):
-    """The stream of the batches of `parts`, in their order within each worker.
+    """Data set of the batches of `parts`, in order within each worker.
 
-    A RobustError is an item of the stream: torch would hide an exception in a worker's traceback.
-    A batch whose images do not fit into the memory of the machine comes in parts of it.
+    A RobustError is sent as an item, because torch would hide an exception in a worker's traceback.
+    A batch that does not fit into the memory of the machine is split into smaller batches.
     """
 
     parts: tuple[PieceBatch, ...]
     preparation: Preparation[Any, Any, Any]
 
     def __iter__(self) -> Iterator[Batch[Any] | Notice | RobustError]:
-        """This worker's batches, each with all its cells in the run's order."""
+        """Yields the batches of this worker, for each part all cells in the run's order."""
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
@@ -58,14 +59,14 @@ class Source(IterableDataset["Batch[Any] | Notice | RobustError"]):
     def _fitting(
         self, part: PieceBatch, models: Mapping[Cell, tuple[str, ...]]
     ) -> Iterator[Batch[Any] | Notice]:
-        """The batches of `part` for the cells of `models`, in halves where memory runs out."""
+        """The batches of `part` for the cells of `models`, in halves if memory is too small."""
         done: set[Cell] = set()
         try:
             for batch in self._batches(part, models):
                 yield batch
                 done.add(batch.cell)
             return
-        except MemoryError as error:  # NumPy's own is one too
+        except MemoryError as error:  # also raised by NumPy
             if len(part.images) == 1:
                 raise _too_large(part.images[0].image_id, error) from error
         yield Notice(
@@ -119,11 +120,14 @@ def batch_stream(
     source: Source, workers: int, *, pin: bool, start_method: str | None = None,
     watchdog: Watchdog | None = None,
 ) -> DataLoader[Batch[Any] | Notice | RobustError]:  # fmt: skip
-    """The batches of `source`.
+    """Creates a loader of the batches of `source`.
 
-    With 0 `workers` this process makes the batches. `pin` puts tensors into page-locked memory, for
-    a fast copy to a GPU. `start_method` is that of worker processes, None for the system's.
-    `watchdog` looks at the worker processes.
+    Args:
+        source: The data set.
+        workers: Number of worker processes; 0 makes the batches in this process.
+        pin: Whether tensors are in page-locked memory, for fast copies to a GPU.
+        start_method: Start method of worker processes; None for `machine.start_method()`.
+        watchdog: Observes the worker processes.
     """
     method = start_method or machine.start_method()
     table = watchdog.table(workers, method) if watchdog is not None and workers else None
@@ -139,9 +143,9 @@ def batch_stream(
 
 
 def _start_worker(table: WorkerTable | None, worker: int) -> None:
-    """Limits a worker to one thread: more would compete with the other workers for the cores.
+    """Initialises a worker: one thread per worker, because workers share the cores.
 
-    Ignores the signal that a scheduler sends before it pre-empts a job, which the parent handles.
+    Ignores SIGUSR2, which schedulers send before they pre-empt a job; the parent handles it.
     """
     import cv2
 

@@ -1,4 +1,4 @@
-"""Looks up everything that the settings of an evaluation name, once, before any computation."""
+"""Resolves the names in the settings of an evaluation, once, before any computation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EVALUATION_TASKS: dict[str, type[Task[Any]]] = {
 
 
 def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:
-    """The task of all `entries`; raises UsageError if they are for different tasks."""
+    """The common task of all `entries`; raises UsageError if their tasks differ."""
     first = {entry.task: entry for entry in reversed(entries)}
     if len(first) > 1:
         raise UsageError(
@@ -49,9 +49,9 @@ def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation with everything that its settings name, but without weights and pixels.
+    """An evaluation with resolved settings, without loaded weights and images.
 
-    `device` is that of this process, `gates` are limits for the numbers of the run.
+    `device` is the device of this process; `gates` are limits for the metrics of the run.
     """
 
     config: EvalConfig
@@ -70,13 +70,13 @@ class Evaluation:
 
     @property
     def block_size(self) -> int:
-        """Images of a block in a new run."""
+        """Number of images per block in a new run."""
         return max(BLOCK_SIZE, self.config.batch_size or 0)
 
     def ready(self, models: Iterable[Model]) -> dict[str, Model]:
-        """`models` by name, on the device, each tested with a synthetic image.
+        """Moves `models` to the device and tests each with a generated image; returns them by name.
 
-        So an unsuitable network is reported before anything is decoded or written.
+        The test reports an unsuitable network before images are decoded or files are written.
 
         Raises:
             UsageError: A network cannot take the images that its preprocessing makes.
@@ -88,12 +88,12 @@ class Evaluation:
 
 
 def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) -> Evaluation:
-    """The images, transforms, models, device and folder that `config` names.
+    """Resolves the images, transforms, models, device and folder of `config`.
 
-    `listener` receives a note for each default; `place` decides the device of this process.
+    `listener` receives a message for each default; `place` determines the device of this process.
 
     Raises:
-        UsageError: Something named does not exist or does not fit together.
+        UsageError: A named model, transform or data set does not exist, or settings do not match.
     """
     _check_quick(config)
     gates = parse_gates(config.fail_under, config.fail_drop)
@@ -118,11 +118,11 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
 
 
 def _recorded(run: Path) -> Sequence[ModelRecord]:
-    """The models of the evaluation in the folder `run`; none where none can be read there."""
+    """The models of the evaluation in the folder `run`; none if no record can be read."""
     try:
         return read_record(run).models
     except UsageError:
-        return ()  # where the folder holds something else, opening it says so
+        return ()  # if the folder has other contents, opening the run raises the error
 
 
 def _check_quick(config: EvalConfig) -> None:

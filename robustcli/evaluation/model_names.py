@@ -1,9 +1,9 @@
-"""The names of the models of one run: what rows, tables and folders call them.
+"""Unique names of the models of one run, used in rows, tables and folders.
 
-A training run or a file is called by the last part of its path. Where several would be called
-alike (the seeds of two trainings, one mode of two fine-tunings), each of them takes as many parts
-of its path as tell it from the others: `A/seed-0` and `B/seed-0`. A model that the folder of the
-run holds already keeps the name that it has there.
+The name of a training run or a file is the last part of its path. If several names would be equal
+(the seeds of two trainings, one mode of two fine-tunings), as many parts of each path are used as
+are needed to distinguish them: `A/seed-0` and `B/seed-0`. A model that is already in the folder of
+the run keeps its name.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from robustcli.tasks.record import ModelRecord
 def distinct_names(
     requests: Sequence[ModelRequest], names: Sequence[str], recorded: Sequence[ModelRecord] = ()
 ) -> tuple[str, ...]:
-    """The names of the models of `requests`, no two of which share a folder of the run.
+    """Names of the models of `requests` such that each has a separate folder in the run.
 
-    They do not depend on the order of the models.
+    The names do not depend on the order of the models.
 
     Args:
         requests: The models of one command.
-        names: What each is called if it is the only model.
-        recorded: The models that the folder of the run holds already.
+        names: The usual name of each model, without regard to the other models.
+        recorded: The models that are already in the folder of the run.
 
     Raises:
-        UsageError: A model is named twice, or two names differ only in what file names cannot hold.
+        UsageError: A model is given twice, or two names differ only in characters that file names
+            cannot contain.
     """
     paths = [_path_of(request) for request in requests]
     kept = _recorded_names(paths, names, recorded)
@@ -63,7 +64,7 @@ def called(
     requests: Sequence[ModelRequest], names: Sequence[str], usual_names: Sequence[str],
     say: Callable[[str], None],
 ) -> tuple[ModelRequest, ...]:  # fmt: skip
-    """`requests` under `names`; `say` hears which of these are not their `usual_names`."""
+    """`requests` with `names`; reports names that differ from `usual_names` to `say`."""
     changed = {n: name for n, name in enumerate(names) if name != usual_names[n]}
     if changed:
         listed = ", ".join(f"`{name}`" for name in changed.values())
@@ -72,7 +73,7 @@ def called(
 
 
 def _path_of(request: ModelRequest) -> Path | None:
-    """The training run or file by whose path a model is called; None for other models."""
+    """Path of the training run or file that a model is named after; None for other models."""
     if foreign_kind(request) in ("torchscript", "onnx"):
         return Path(request.name).resolve()
     is_run = request.module is None and request.weights is None and names_run(request.name)
@@ -82,9 +83,9 @@ def _path_of(request: ModelRequest) -> Path | None:
 def _recorded_names(
     paths: Sequence[Path | None], names: Sequence[str], recorded: Sequence[ModelRecord]
 ) -> Mapping[int, str]:
-    """By the number of a model, its name in the folder of the run, if it is there.
+    """By index of a model, its name in the folder of the run; without models that are not there.
 
-    A copy of a run goes on under the name of the original.
+    A copy of a training run has the name of the original.
     """
     by_path = {Path(model.weights).resolve(): model for model in recorded}
     kept = {}
@@ -101,10 +102,10 @@ def _recorded_names(
 
 
 def _replaces(weights: Path, model: ModelRecord, paths: Sequence[Path | None]) -> bool:
-    """Whether the file `weights` is to have the rows of the recorded `model`.
+    """Whether the file `weights` takes over the rows of the recorded `model`.
 
-    So it is where that is no longer there, or is the run of which this one is a copy; that the
-    weights are the same is checked again with the record.
+    True if the recorded file no longer exists, or if `weights` is a copy of it. That the weights
+    are equal is checked again when the record is compared.
     """
     recorded = Path(model.weights)
     if recorded.resolve().parent in paths:
@@ -115,7 +116,7 @@ def _replaces(weights: Path, model: ModelRecord, paths: Sequence[Path | None]) -
 
 
 def _key(name: str) -> str:
-    """What two names must not have in common: their folder, where capital letters do not count."""
+    """Key that must be unique: the name of the folder in lower case."""
     return file_name(name).lower()
 
 

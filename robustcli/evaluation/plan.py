@@ -1,8 +1,8 @@
-"""The missing work: models x transforms x blocks of images, without the rows that exist.
+"""Plan of the missing work: models x transforms x blocks of images, without existing rows.
 
-The main process reads the folder once, before anything is computed, and makes immutable pieces of
-the missing work. Which rank computes a piece, and which loader worker makes a batch of it, are pure
-functions of their numbers; no process reads the folder again to find work.
+The main process reads the folder once, before the computation, and divides the missing work into
+immutable pieces. The rank that computes a piece, and the loader worker that makes a batch of it,
+are pure functions of their numbers; no process reads the folder again to find work.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from robustcli.evaluation.store import Store, rows_in
 from robustcli.tasks.base import Item, ItemT
 from robustcli.transforms.base import Cell
 
-PIECES_PER_RANK = 4  # fewer, and ranks wait at the end for the one with the largest share
+PIECES_PER_RANK = 4  # with fewer, ranks wait longer at the end for the rank with the largest share
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The work on some cells of one block of images.
+    """Missing work on some cells of one block of images.
 
-    By unfinished cell, `models` lack its rows, and `inputs` are the views that lack the measures of
-    its images.
+    For each unfinished cell, `models` are the models without rows, and `inputs` are the views
+    without image measures.
     """
 
     block: int
@@ -39,7 +39,7 @@ class Piece:
 
     @property
     def forwards(self) -> int:
-        """The number of model inputs to compute."""
+        """Number of predictions to compute."""
         return len(self.images) * sum(len(models) for models in self.models.values())
 
     def only(self, cells: Sequence[Cell]) -> Piece:
@@ -61,7 +61,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class PieceBatch:
-    """A batch of images of a piece, under all its cells: from image number `first` of the piece."""
+    """A batch of images of a piece, for all its cells; `first` is the index of the first image."""
 
     piece: Piece
     images: tuple[Item, ...]
@@ -70,7 +70,7 @@ class PieceBatch:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """All work of a command: images x cells x models, and the views whose measures are stored."""
+    """All work of a command: images x cells x models, and the views with image measures."""
 
     store: Store
     images: tuple[Item, ...]
@@ -81,7 +81,7 @@ class EvaluationPlan:
 
     @property
     def forwards(self) -> int:
-        """The number of model inputs, finished ones included."""
+        """Number of predictions, including finished ones."""
         return len(self.images) * len(self.cells) * len(self.models)
 
     def images_of(self, block: int) -> tuple[Item, ...]:
@@ -98,20 +98,20 @@ class EvaluationPlan:
         return tuple(piece for piece in pieces if piece.cells)
 
     def piece_of(self, plain: Sequence[Any]) -> Piece:
-        """The piece that another process has written `as_plain`, with the images of this one."""
+        """The piece in the format of `as_plain`, sent by another process, with its images."""
         block, cells = plain
         models = {Cell(name, severity): tuple(models) for name, severity, models, _ in cells}
         inputs = {Cell(name, severity): tuple(views) for name, severity, _, views in cells}
         return Piece(block, self.images_of(block), models, inputs)
 
     def still_missing(self, pieces: Sequence[Piece]) -> tuple[Piece, ...]:
-        """What a worker that died over `pieces` has left of them."""
+        """The parts of `pieces` that are still missing, such as after the death of a worker."""
         rest = ((piece, self._piece(piece.block)) for piece in pieces)
         left = (now.only([c for c in piece.cells if c in now.models]) for piece, now in rest)
         return tuple(piece for piece in left if piece.cells)
 
     def damaged(self, missing: Sequence[Piece]) -> list[Path]:
-        """The files of `missing` work that are there, but cannot be read whole."""
+        """The files of `missing` work that exist but are damaged."""
         paths = (
             path(name, cell, piece.block)
             for piece in missing
@@ -141,7 +141,7 @@ class EvaluationPlan:
 
 
 def shared(pieces: Sequence[Piece], ranks: int) -> tuple[Piece, ...]:
-    """The same work in enough pieces for `ranks` processes, each taking every `ranks`-th one.
+    """Divides the work into enough pieces for `ranks` processes.
 
     With few blocks, the cells of a block are divided among several pieces, each of which decodes
     the images of the block.

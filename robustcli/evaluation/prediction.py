@@ -1,7 +1,7 @@
-"""Predicts masks for images without masks: the work of `robust predict`.
+"""Predicts masks for images without masks; implements `robust predict` for segmenters.
 
-A segmenter of several classes gives PNG files of indices, coloured by a palette, and `labels.json`
-beside them, which names the indices; `--data` of other commands reads both.
+Masks of several classes are indexed PNG files with a colour palette, and `labels.json` next to them
+contains the names of the indices; `--data` of other commands reads both.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from robustcli.tasks.forward import Forward
 from robustcli.tasks.pictures import indexed, overlaid
 
 OVERLAY = "_overlay"
-_MASK = "_mask"  # suffix of a true mask beside its image, as in the LGG set
+_MASK = "_mask"  # suffix of a true mask next to its image, as in the LGG set
 _FILES_SHOWN, _UNREADABLE_SHOWN = 3, 20
 _TAG = "robust"  # key of the PNG text with the hash of model and settings
-_MOST_IMAGES, _MOST_PIXELS = 8, 8 * 512 * 512  # of a batch
+_MOST_IMAGES, _MOST_PIXELS = 8, 8 * 512 * 512  # per batch
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,17 @@ class Job:
 def list_jobs(
     images: Sequence[Path], out: Path, *, overlays: bool, say: Say = unheard
 ) -> tuple[Job, ...]:
-    """The images in order, each with its outputs below `out`.
+    """The images in order, each with its output files below `out`.
 
-    An image of a folder keeps its path inside that folder, a single file its name; the mask has the
-    image's stem. Folders are searched to any depth. Left out are files below `out`, true masks
-    beside their images (`X_mask.tif` with `X.tif`), the folder `masks` beside `images`, and
-    leftovers of other programs (`say` receives their number).
+    The output of an image in a folder keeps the path relative to that folder; the output of a
+    single file keeps its name. The mask has the stem of the image. Folders are searched
+    recursively. Skipped are files below `out`, true masks next to their images (`X_mask.tif` next
+    to `X.tif`), a folder `masks` next to `images`, and leftovers of other programs (`say` receives
+    their number).
 
     Raises:
-        UsageError: There are no images, two outputs have the same path, or an output is an image.
+        UsageError: There are no images, two outputs have the same path, or an output would
+            overwrite an image.
     """
     files = sorted(_images(images, out.resolve(), say), key=lambda f: (f[1].as_posix(), str(f[0])))
     if not files:
@@ -139,9 +141,9 @@ def _check_outputs(jobs: Sequence[Job]) -> None:
 
 @dataclass(frozen=True)
 class PredictedMasks:
-    """All masks, in the order of the images, and how many of them existed before.
+    """All masks, in the order of the images, and the number of masks that existed before.
 
-    `labels` is the file that names their classes; None of foreground and background.
+    `labels` is the file with the names of the classes; None for foreground and background.
     """
 
     masks: tuple[Path, ...]
@@ -160,15 +162,15 @@ def predict_masks(
 ) -> PredictedMasks:
     """Writes the missing masks of `images`.
 
-    A mask is a PNG with 0 and 255 (of several classes: with 0 to K) of the image's size and stem;
-    an overlay, `<stem>_overlay.png` beside it, is the image with the mask drawn on it. Each is
-    written durably as soon as it is computed, so the same call again continues.
+    A mask is a PNG with values 0 and 255 (0 to K for several classes) and the size and stem of the
+    image; an overlay, `<stem>_overlay.png` next to it, is the image with the mask drawn on it. Each
+    file is written durably as soon as it is computed, so a repeated call resumes the work.
 
-    `images` are files, or folders, whose inner folders are kept; `fresh` computes existing masks
-    again.
+    `images` are files or folders, whose subfolders are kept in `out`; `fresh` computes existing
+    masks again.
 
     Raises:
-        UsageError: There are no images, outputs clash, or other files are in the way.
+        UsageError: There are no images, outputs have the same path, or other files exist there.
         RunError: Some images cannot be read; all others have their masks.
     """
     listener = listener or Silent()
@@ -206,7 +208,7 @@ def _write_labels(out: Path, classes: Sequence[str]) -> Path:
     """Writes `labels.json` into `out`, with the name and the colour of each index.
 
     Raises:
-        UsageError: Another file of that name is there.
+        UsageError: A file with other content exists.
     """
     named = zip(classes, colours_of(len(classes)), strict=True)
     table = {
@@ -225,7 +227,7 @@ def _write_labels(out: Path, classes: Sequence[str]) -> Path:
 
 
 def _tag(segmenter: Segmenter) -> str:
-    """The hash of everything that decides the masks, by which masks of other settings are told."""
+    """Hash of model and settings, which is stored in the masks."""
     facts = segmenter.facts
     model = [facts.builder, facts.arguments, facts.weights_sha256, segmenter.precision]
     preprocessing = {k: v for k, v in asdict(segmenter.preprocessing).items() if v is not None}
@@ -235,7 +237,7 @@ def _tag(segmenter: Segmenter) -> str:
 
 
 def _is_done(job: Job, tag: str, *, fresh: bool) -> bool:
-    """Whether all files of `job` exist.
+    """Whether all output files of `job` exist.
 
     Raises:
         UsageError: An existing file was made by another program, or with other settings.
@@ -251,7 +253,7 @@ def _is_done(job: Job, tag: str, *, fresh: bool) -> bool:
         if fresh:
             continue
         settings, _, image = existing_tag.partition(" ")
-        if settings == tag and image not in ("", _image_hash(job.image)):  # "": of older versions
+        if settings == tag and image not in ("", _image_hash(job.image)):  # "": of old versions
             raise UsageError(
                 f"`{path}` is the mask of another image.",
                 f"`{job.image}` has the same name, but the mask was made of another file.",
@@ -267,7 +269,7 @@ def _is_done(job: Job, tag: str, *, fresh: bool) -> bool:
 
 
 def _image_hash(path: Path) -> str:
-    """The beginning of the SHA-256 of a file; of no bytes if it cannot be read."""
+    """First 16 digits of the SHA-256 of a file; of empty content if it cannot be read."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -288,7 +290,7 @@ def _tag_of(path: Path) -> str | None:
 def _batches(
     jobs: Sequence[Job], unreadable: list[tuple[Path, str]], say: Say
 ) -> Iterator[list[tuple[Job, Pixels]]]:
-    """The decoded images in batches; those that cannot be decoded are added to `unreadable`."""
+    """Batches of decoded images; images that cannot be decoded are appended to `unreadable`."""
     batch: list[tuple[Job, Pixels]] = []
     with watching_threads(say):
         for job in jobs:
@@ -306,7 +308,7 @@ def _batches(
 
 
 def _write(job: Job, pixels: Pixels, mask: NDArray[Any], tag: str, colours: Sequence[str]) -> None:
-    """Writes the overlay before the mask, so that an existing mask has its overlay."""
+    """Writes the overlay, then the mask, so that an existing mask always has its overlay."""
     tag = f"{tag} {_image_hash(job.image)}"
     if job.overlay is not None:
         write_bytes(job.overlay, _png(Image.fromarray(overlaid(pixels, mask, colours)), tag))

@@ -1,18 +1,18 @@
-"""Published corruption benchmarks: their pictures as transforms of the clean images.
+"""Published corruption benchmarks: their images as transforms of the clean images.
 
-`find_published` looks for corruptions in a folder: ImageNet-C's tree
-(`CORRUPTION/SEVERITY/WNID/NAME.JPEG`, also below `blur/`, `digital/`, `extra/`, `noise/` and
-`weather/`, as its five archives unpack; Tiny-ImageNet-C, ImageNet-3DCC and others use it too;
-LAION-C calls its severities `intensity_level_1` to `intensity_level_5`), and
-the arrays of CIFAR-10-C and CIFAR-100-C (`CORRUPTION.npy` beside `labels.npy`). `bind_published`
-finds the picture of every clean image before anything is computed, and names missing pictures.
+`find_published` searches a folder for corruptions in two formats: the folder tree of ImageNet-C
+(`CORRUPTION/SEVERITY/WNID/NAME.JPEG`, also below the folders `blur/`, `digital/`, `extra/`,
+`noise/` and `weather/` of its five archives; Tiny-ImageNet-C, ImageNet-3DCC and others have this
+format too; the severities of LAION-C are named `intensity_level_1` to `intensity_level_5`), and the
+arrays of CIFAR-10-C and CIFAR-100-C (`CORRUPTION.npy` next to `labels.npy`). `bind_published` finds
+the corrupted image of every clean image before the computation, and reports missing images.
 
-Pictures of another size than the clean images are crops already (ImageNet-C: resized to 256, cut to
-224), so the model's own resize is skipped. Pictures of the same size go through the
-model's own resize and crop, as the clean images do.
+Corrupted images whose size differs from that of the clean images are already cropped (ImageNet-C:
+resized to 256, cropped to 224), so the model's resize is skipped. Images of the same size are
+resized and cropped by the model's preprocessing, like the clean images.
 
 Source: D. Hendrycks, T. Dietterich, Benchmarking neural network robustness to common corruptions
-and perturbations, ICLR 2019; its evaluation uses `CenterCrop(224)` alone.
+and perturbations, ICLR 2019; its evaluation uses only `CenterCrop(224)`.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ from robustcli.transforms.registry import TransformCell
 
 PUBLISHED_PREFIX = "published_"
 _SEVERITY = re.compile(rf"((?:intensity_level_)?)([{SEVERITIES[0]}-{SEVERITIES[-1]}])")
-_DEEPEST = 3  # folders between the named one and a corruption
-_DIGESTED = 64  # pictures of a cell whose bytes are hashed for `run.json`
-_COMPARED = 8  # pictures whose size is compared with that of their clean images
+_DEEPEST = 3  # folder levels between the given folder and a corruption
+_DIGESTED = 64  # images per cell whose bytes are hashed for `run.json`
+_COMPARED = 8  # images whose size is compared with that of the clean images
 _CIFAR_TEST = re.compile(r"(?:.*/)?test/(\d+)")
 
 PictureKey = str | int
-"""The place of a picture in its cell: `WNID/NAME.JPEG`, or the row of an array."""
+"""Key of an image in its cell: `WNID/NAME.JPEG`, or the row of an array."""
 
 
 class Pictures(ABC):
-    """The pictures of one corruption; `kind` describes their storage."""
+    """The images of one corruption; `kind` describes their storage format."""
 
     severities: tuple[int, ...]
     kind: str
 
     @abstractmethod
     def file(self, severity: int, place: PictureKey) -> FileRef:
-        """The picture at `place`."""
+        """The image with the key `place`."""
 
     @abstractmethod
     def places(self, dataset: Dataset, name: str) -> dict[str, PictureKey]:
-        """By image id, the place of the picture of each clean image, the same at every severity.
+        """Key of the corrupted image by id of the clean image, the same at every severity.
 
         Raises:
             UsageError: The clean images do not belong to the benchmark.
@@ -70,14 +70,14 @@ class Pictures(ABC):
 
     @abstractmethod
     def missing(self, severity: int, places: Mapping[str, PictureKey]) -> Iterator[str]:
-        """The names of the missing pictures."""
+        """Names of the missing images."""
 
 
 @dataclass(frozen=True)
 class TreePictures(Pictures):
-    """`FOLDER/SEVERITY/CLASS/NAME.JPEG`, for the severities that have a folder.
+    """Images in `FOLDER/SEVERITY/CLASS/NAME.JPEG`, for the severities that have a folder.
 
-    `prefix` starts the names of the folders of severities.
+    The names of the severity folders start with `prefix`.
     """
 
     folder: Path
@@ -93,7 +93,7 @@ class TreePictures(Pictures):
         return FileRef(str(place), self._at(severity) / str(place))
 
     def places(self, dataset: Dataset, name: str) -> dict[str, PictureKey]:
-        """By the class and name of the clean image; its suffix does not count."""
+        """Matches class and file name of the clean images; ignores the suffix."""
         names = _names_by_class(self._at(self.severities[0]))
         by_stem = {
             (folder, name.rpartition(".")[0]): name
@@ -124,9 +124,10 @@ def _names_by_class(folder: Path) -> dict[str, frozenset[str]]:
 
 @dataclass(frozen=True)
 class ArrayPictures(Pictures):
-    """A NumPy array (5 n, height, width, 3): n images at severity 1, then 2, to 5.
+    """Images in a NumPy array (5 n, height, width, 3): n images of each severity, from 1 to 5.
 
-    `images` is n, `start` the offset of the first value in bytes, `labels` the class of each image.
+    `images` is n, `start` is the offset of the first value in bytes, `labels` contains the class of
+    each image.
     """
 
     path: Path
@@ -146,7 +147,7 @@ class ArrayPictures(Pictures):
         )
 
     def places(self, dataset: Dataset, name: str) -> dict[str, PictureKey]:
-        """Row i belongs to CIFAR's test image i in the published order, `test/0000` and so on."""
+        """Maps CIFAR's test image i in the published order (`test/0000`, ...) to row i."""
         places: dict[str, PictureKey] = {}
         for sample in dataset.samples:
             match = _CIFAR_TEST.fullmatch(sample.image_id)
@@ -177,10 +178,10 @@ class ArrayPictures(Pictures):
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedCorruption(Transform):
-    """One corruption as published: the picture that belongs to a clean image, found by its id.
+    """A published corruption: replaces a clean image by the published image with the same id.
 
-    `places` has the place of each picture by image id once it is bound to clean images, `digests`
-    by severity a hash of the contents of the pictures.
+    After binding to clean images, `places` contains the key of the corrupted image by image id, and
+    `digests` contains a hash of the image contents by severity.
     """
 
     pictures: Pictures
@@ -188,10 +189,10 @@ class PublishedCorruption(Transform):
     digests: Mapping[int, str] = field(default_factory=dict, repr=False)
 
     def for_image(self, image: Image, *, image_id: str, seed: int, severity: int) -> Image:
-        """The published picture of the image called `image_id`.
+        """The published image for the id `image_id`.
 
         Raises:
-            RunError: It cannot be read.
+            RunError: The published image cannot be read.
         """
         self.check_severity(severity)
         file = self.pictures.file(severity, self.places[image_id])
@@ -218,10 +219,10 @@ class PublishedCorruption(Transform):
 
 
 def find_published(folders: Sequence[Path]) -> tuple[PublishedCorruption, ...]:
-    """The corruptions in `folders`, sorted by name within each.
+    """The corruptions in `folders`, sorted by name within each folder.
 
     Raises:
-        UsageError: A folder holds none, or two have one name.
+        UsageError: A folder contains no corruptions, or two corruptions have the same name.
     """
     by_name: dict[str, PublishedCorruption] = {}
     for folder in folders:
@@ -296,7 +297,7 @@ def _arrays(folder: Path) -> Iterator[tuple[str, Pictures]]:
 
 
 def _mapped(path: Path) -> np.memmap[Any, np.dtype[Any]]:
-    """An array file of which only the header is read; nothing in it is unpickled."""
+    """Memory-maps an array file, without unpickling."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -329,12 +330,12 @@ def _no_corruptions(folder: Path) -> UsageError:
 def bind_published(
     cells: Iterable[TransformCell], dataset: Dataset | None
 ) -> dict[Cell, TransformCell]:
-    """The transforms by cell, the published ones bound to the clean images of `dataset`.
+    """The transforms by cell; published corruptions are bound to the clean images of `dataset`.
 
-    `dataset` has the clean images; None for images with masks.
+    `dataset` contains the clean images; None for images with masks.
 
     Raises:
-        UsageError: Pictures are missing, or the clean images do not belong to the benchmark.
+        UsageError: Images are missing, or the clean images do not belong to the benchmark.
     """
     listed = list(cells)
     severities = defaultdict(list)
@@ -354,7 +355,7 @@ def bind_published(
                 "Use our own corruptions: `--transform imagenet-c`.",
             )
         places = transform.pictures.places(dataset, name)
-        # One dictionary for all corruptions: loader workers get copies of 50,000 images x 75 cells.
+        # One shared dictionary: loader workers would copy 50,000 images x 75 cells.
         places = shared.setdefault(tuple(places.values()), places)
         for severity in cell_severities:
             missing += transform.pictures.missing(severity, places)
@@ -392,7 +393,7 @@ def _bound(
 
 
 def _size(file: FileRef) -> tuple[int, int] | None:
-    """Height and width; None for an unreadable file, which the evaluation itself reports."""
+    """Height and width; None for an unreadable file, which the evaluation reports later."""
     try:
         return image_size(file)
     except UnreadableImage:
@@ -403,7 +404,7 @@ PARITY_IMAGES = 16
 
 
 def counterpart(transform: str) -> str:
-    """The name of our own corruption for a published one, registered or not."""
+    """Name of robust's own version of a published corruption; it may not be registered."""
     return NAME_PREFIX + transform.removeprefix(PUBLISHED_PREFIX)
 
 
@@ -412,10 +413,10 @@ def compare_with_published(
     known: Sequence[CorruptionParity],
     inputs_of: Callable[[Sequence[Sample], Sequence[Cell]], Mapping[Cell, Mapping[str, Any]]],
 ) -> list[CorruptionParity]:  # fmt: skip
-    """Compares the published cells with our own corruptions of the same name, if both are here.
+    """Compares published corruptions with robust's own versions, if `cells` contains both.
 
     Up to PARITY_IMAGES of `samples` are drawn by id; `known` results are not computed again.
-    `inputs_of` makes the models' inputs (n, channels, side, side) of images, by cell and model.
+    `inputs_of` returns the models' inputs (n, channels, side, side) by cell and model.
     """
     known_keys = {(parity.transform, parity.severity, parity.model) for parity in known}
     drawn = sorted(samples, key=lambda s: identity_seed("published", s.image_id))[:PARITY_IMAGES]

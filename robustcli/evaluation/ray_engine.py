@@ -1,8 +1,8 @@
-"""`--engine ray`: tasks of an evaluation on a Ray cluster, an actor for each device.
+"""`--engine ray`: tasks of an evaluation on a Ray cluster, with one actor per device.
 
-The actors are those of this command: made where a GPU (or, where the workers compute on the CPU, a
-processor core) is free, handed one task after the other, and made anew where a machine came or an
-actor died. Ray itself retries nothing: a task whose actor died goes to whoever is free.
+The command creates one actor per free GPU (or per free processor core, if the workers compute on
+the CPU) and sends it one task after the other. New actors are created when machines join the
+cluster or an actor died. Ray's retries are off: a task whose actor died is sent to any idle actor.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from robustcli.evaluation.engines import (
 )
 
 PATIENCE_SECONDS = 120.0
-"""Without a single machine for this long, the command gives up; for a busy one it waits."""
+"""The command gives up after this time without a usable machine; it waits for busy machines."""
 LOST_SECONDS = 300.0
-"""A call into Ray that takes longer has lost the cluster's head; Ray itself would wait on."""
-_OBJECT_BYTES = 100 * 2**20  # Ray's least is 78 MB; rows go through files, not through Ray
+"""Timeout of a call into Ray: the head of the cluster is lost. Ray itself has no timeout."""
+_OBJECT_BYTES = 100 * 2**20  # Ray needs 78 MB or more; rows are not sent through Ray
 _POLL_SECONDS = 1.0
 
 
 class RayEngine:
-    """See the module; `config` has `address`, `device` and `devices`."""
+    """Engine for Ray; uses `address`, `device` and `devices` of `config`."""
 
     name = "ray"
 
@@ -53,7 +53,7 @@ class RayEngine:
     def pool(self, run: Path, say: Callable[[str], None]) -> Iterator[RayPool]:
         """See `engines.Engine`: connects to the cluster, or starts Ray on this machine.
 
-        An earlier command's actors ended with it.
+        Actors of an earlier command have ended with that command.
         """
         where = _connect(self._config.address)
         try:
@@ -68,17 +68,20 @@ class RayEngine:
 
 
 def _connect(address: str | None) -> str:
-    """Connects to the cluster at `address`, else to one on this machine; says which in words.
+    """Connects to the cluster at `address`; None for the one of this machine, or a new one.
+
+    Returns:
+        Description of the cluster, for messages.
 
     Raises:
-        MachineError: Nobody answers there.
+        MachineError: No cluster responds at `address`.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     with _signals_kept():
         try:
             ray.init(address=address or "auto", **options)
             return f"at {ray.get_runtime_context().gcs_address}"
-        except Exception as error:  # ConnectionError, RuntimeError, ValueError: as it may be
+        except Exception as error:  # ConnectionError, RuntimeError, ValueError, ...
             if address is not None:
                 raise MachineError(
                     f"`--address {address}`: no Ray cluster answers.",
@@ -97,7 +100,7 @@ def _connect(address: str | None) -> str:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Gives SIGTERM back to this program, whose handler Ray replaces by one that exits with 1."""
+    """Restores this program's handler of SIGTERM, which Ray replaces by one that exits with 1."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -123,14 +126,14 @@ class RayPool:
         self._busy: dict[Any, tuple[Any, PieceTask]] = {}
         self._idle: list[Any] = []
         self._failed_starts, self._alone_since = 0, time.monotonic()
-        self._asked: float | None = None  # when the calls of this turn began
+        self._asked: float | None = None  # start time of the calls in `_turn`
         self._closed = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="ray-head").start()
         self.tasks = max(1, self._room()) * TASKS_PER_WORKER
         self.processes = max([1, *map(self._devices_of, _nodes())])
 
     def in_words(self) -> str:
-        """Machines and workers of the cluster."""
+        """Number of machines and workers of the cluster, for messages."""
         machines, workers = len(_nodes()), self._room()
         kind = "GPU" if self._gpus else "processor core"
         return (
@@ -180,7 +183,7 @@ class RayPool:
                 ray.kill(actor)
 
     def _watch(self) -> None:
-        """Ends this process where it hangs in a call to a cluster that is gone."""
+        """Ends this process if it hangs in a call to a lost cluster."""
         while not self._closed.wait(_POLL_SECONDS):
             asked = self._asked
             if asked is not None and time.monotonic() - asked > LOST_SECONDS:
@@ -193,7 +196,7 @@ class RayPool:
                 os._exit(error.exit_code)
 
     def _take(self, ref: Any) -> tuple[PieceTask, TaskOutcome] | None:
-        """What an actor has answered: that it is ready, or how its task ended."""
+        """Handles a finished call of an actor; returns the outcome if it was a task, else None."""
         self._alone_since = time.monotonic()
         actor, task = self._busy.pop(ref, (None, None))
         if task is None:
@@ -217,7 +220,7 @@ class RayPool:
         return None if task is None else (task, outcome)
 
     def _fill(self) -> None:
-        """Asks for actors, as far as there are devices and tasks for them."""
+        """Creates actors while there are devices and tasks for them."""
         count = len(self._starting) + len(self._idle) + len(self._busy)
         needed = len(self._queue) + len(self._busy)
         for _ in range(min(self._room(), needed) - count):
@@ -226,7 +229,7 @@ class RayPool:
             self._starting[actor.ready.remote()] = actor
 
     def _room(self) -> int:
-        """Workers that the machines alive now have devices for."""
+        """Number of workers for which the live machines have devices."""
         room = sum(map(self._devices_of, _nodes()))
         return room if self._limit is None else min(room, self._limit)
 
@@ -234,7 +237,7 @@ class RayPool:
         return int(node.get("Resources", {}).get("GPU" if self._gpus else "CPU", 0))
 
     def _alone(self) -> float:
-        """Seconds since a worker has said something."""
+        """Seconds since the last message of a worker."""
         return time.monotonic() - self._alone_since
 
     def _check_patience(self) -> None:
@@ -247,11 +250,11 @@ class RayPool:
 
 
 def _nodes() -> list[dict[str, Any]]:
-    """The machines that are alive."""
+    """The live machines of the cluster."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _asks_for_gpus(device: str) -> bool:
-    """Whether a worker needs a GPU: as `--device` says, else where the cluster has one."""
+    """Whether a worker needs a GPU; for `auto`, whether the cluster has GPUs."""
     kind = device.partition(":")[0]
     return kind == "cuda" or (kind == "auto" and ray.cluster_resources().get("GPU", 0) > 0)

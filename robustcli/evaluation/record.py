@@ -1,4 +1,4 @@
-"""`run.json` of an evaluation. These Pydantic models are the file format."""
+"""File format of `run.json` of an evaluation, as Pydantic models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TransformRecord(Record):
 class RunRecord(BaseRunRecord):
     """`run.json` of an evaluation.
 
-    `grouping` (the kind of a group: patient, photo, image) is that of segmenters, `split` the
+    `grouping` is the kind of groups (patient, photo, image), for segmenters; `split` is the
     evaluated part of the data.
     """
 
@@ -49,7 +49,7 @@ class RunRecord(BaseRunRecord):
     split: EvaluatedPart | None = None
 
 
-# The settings that decide a row; device, versions, workers and batch size change only rounding.
+# Settings that determine rows; device, versions, workers and batch size affect only rounding.
 _FLAGS = {"seed": "`--seed`", "apply_at": "`--apply-at`", "precision": "`--precision`"}
 _MODEL_FLAGS = {
     "builder": "`--model`",
@@ -77,9 +77,10 @@ def _differences(old: RunRecord, new: RunRecord) -> Iterator[str]:
 
 
 def _kept(old: RunRecord, new: RunRecord) -> dict[str, Any]:
-    """The old models and transforms before the new ones, and the settings of existing blocks.
+    """Fields of the merged record: old models and transforms first, block size of the old run.
 
-    A run that started before rows had a tolerance continues without, so no cell is mixed.
+    The tolerance stays that of the old run (None in runs of old versions), so that no cell mixes
+    rows with and without it.
     """
     names = {model.name for model in old.models}
     cells = {(t.name, t.severity) for t in old.transforms}
@@ -108,14 +109,14 @@ EVALUATION = RunKind(
     _kept,
     interrupted="partial",
 )
-"""The run folders of `robust eval`."""
+"""Definition of the run folders of `robust eval`."""
 
 
 class CorruptionParity(Record):
-    """Our corruption compared with the published one at the same severity, as a model sees both.
+    """Comparison of robust's own and the published corruption at one severity, as model inputs.
 
-    Of `images`, `identical` have the same pixels in both; `psnr_db` is the mean over the others,
-    None if there are none.
+    `identical` of the `images` have equal pixels; `psnr_db` is the mean over the other images, None
+    if all are identical.
     """
 
     transform: str

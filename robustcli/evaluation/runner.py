@@ -1,4 +1,4 @@
-"""Computes the missing rows: batches in, one durable row file per finished cell of a block."""
+"""Computes the missing rows and writes one row file per finished cell of a block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from robustcli.transforms.base import Cell
 
 @dataclass
 class _Part:
-    """The rows of one batch of a block, by the file they go to; `images` are counted."""
+    """The rows of one batch of a block by target file; `images` is the number of images."""
 
     images: int
     predictions: dict[str, list[Row]]
@@ -31,11 +31,12 @@ class _Part:
 
 @dataclass
 class Runner:
-    """The work of one process on a run.
+    """Computes and writes the rows of one process.
 
-    `source` has the missing batches, `schema` the columns of the rows, `most_unreadable` is the
-    number of tolerated unreadable images. `check` is called before rows are written, and raises if
-    this process may not write any more. `announce` receives what a user has to know once.
+    `source` yields the missing batches, `schema` defines the columns of the rows, `most_unreadable`
+    is the tolerated number of unreadable images. `check` is called before rows are written and
+    raises if this process must not write any more. `announce` receives messages that the user
+    should get once.
     """
 
     store: Store
@@ -105,13 +106,13 @@ class Runner:
             raise
 
     def _write(self, batch: Batch[Any], parts: list[_Part]) -> None:
-        """Writes unreadable images first, so that every missing row has its reason on disk."""
+        """Writes the list of unreadable images first, so that missing rows can be explained."""
         unreadable = [row for part in parts for row in part.unreadable]
         skipped = self.store.skipped_path(batch.block)
         if unreadable:
             write_rows(skipped, unreadable, SKIPPED_SCHEMA)
         else:
-            skipped.unlink(missing_ok=True)  # the images were repaired since an earlier command
+            skipped.unlink(missing_ok=True)  # the images were repaired after an earlier command
         for view in batch.measures:
             rows = [row for part in parts for row in part.inputs[view]]
             write_rows(self.store.input_path(view, batch.cell, batch.block), rows, INPUT_SCHEMA)

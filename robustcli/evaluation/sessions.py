@@ -1,6 +1,6 @@
-"""Time and resources of a run: one JSON file per process that worked on it.
+"""Time and resources of a run: one JSON file per process that worked on the run.
 
-Timings are stored apart from the rows, so an interrupted run ends with the same rows as any other.
+Timings are not part of the rows, so an interrupted and resumed run has the same rows as any other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from robustcli.tasks.record import ModelCost
 
 
 class DeviceUse(Record):
-    """Resources of a CUDA device, by NVML and torch; None: unknown."""
+    """Resource use of a CUDA device, from NVML and torch; None if unknown."""
 
     peak_memory_bytes: int
     utilisation_percent: float | None
@@ -24,7 +24,7 @@ class DeviceUse(Record):
 
 
 class Session(Record):
-    """The work of one process on the run."""
+    """Time and resources of one process."""
 
     started: datetime
     seconds: float
@@ -42,7 +42,7 @@ def write_session(run: Path, identity: str, session: Session) -> None:
 
 
 def read_sessions(run: Path) -> list[Session]:
-    """Every session of the run, oldest first."""
+    """All sessions of the run, oldest first."""
     sessions = []
     for file in (run / "sessions").glob("*.json"):
         remedy = "Remove the file: the report is made without the costs of this session."
@@ -53,7 +53,7 @@ def read_sessions(run: Path) -> list[Session]:
 
 @dataclass(frozen=True)
 class Speed:
-    """The forward passes of one model: images, seconds, and images per second (None: none ran)."""
+    """Speed of one model: images, seconds, and images per second (None without forward passes)."""
 
     model: str
     images: int
@@ -65,9 +65,9 @@ class Speed:
 class Costs:
     """The costs of a run, summed over its sessions.
 
-    `seconds` is the sum of their times, `waiting_share` the share of it in which models waited for
-    images (None without time). `devices` are their distinct devices with threads and batch size;
-    `device` is None if no session was on CUDA.
+    `seconds` is the sum of the times of all sessions, `waiting_share` is the share of it in which
+    models waited for images (None if `seconds` is 0). `devices` are the distinct devices with
+    threads and batch size; `device` is None if no session used CUDA.
     """
 
     sessions: int
@@ -78,14 +78,14 @@ class Costs:
 
 
 def speed(sessions: Sequence[Session], model: str) -> Speed:
-    """How fast `model` was: its images over the seconds of its forward passes."""
+    """Speed of `model`: number of images divided by the seconds of its forward passes."""
     costs = [session.models[model] for session in sessions if model in session.models]
     images, seconds = sum(cost.images for cost in costs), sum(cost.seconds for cost in costs)
     return Speed(model, images, seconds, images / seconds if images and seconds else None)
 
 
 def costs(sessions: Sequence[Session]) -> Costs:
-    """The sums over `sessions`."""
+    """Sums the costs of `sessions`."""
     seconds = sum(session.seconds for session in sessions)
     waiting = sum(session.waiting_seconds for session in sessions)
     return Costs(

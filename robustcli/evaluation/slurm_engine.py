@@ -1,12 +1,12 @@
 """`--engine slurm`: tasks of an evaluation as a SLURM job array, through submitit.
 
-A task of the array computes every Nth piece. SLURM ends and repeats it as it likes: before its time
-is up, or where another job takes its place, submitit puts it back into the queue, and it computes
-what its first part has left. `RUN/slurm` holds the logs, `jobs.json` with the ids of all jobs (so
-that a command that is typed again waits for those of the one before), and `outcome-*.json`, in
-which each task says how it ended. submitit's own results, which are pickles, are not read.
+A task of the array computes every Nth piece. SLURM may stop a task at its time limit or pre-empt
+it; submitit then requeues the task, and it computes the rest of its pieces. `RUN/slurm` contains
+the logs, `jobs.json` with the ids of all jobs (so that a repeated command waits for the jobs of the
+previous command), and `outcome-*.json` with the result of each task. The result files of submitit,
+which are pickles, are not read.
 
-`cluster=local` takes processes of this machine in place of SLURM, to try it out.
+`cluster=local` uses processes of this machine instead of SLURM, for testing.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ from robustcli.evaluation.slurm_settings import SlurmSettings, read_settings
 
 FOLDER, JOBS = "slurm", "jobs.json"
 _POLL_SECONDS = {"slurm": 5.0, "local": 0.5}
-_ASK_SECONDS = 60.0  # between two questions to SLURM about jobs that have written no outcome
-_LATE_SECONDS = 10.0  # that a network folder may show a file late
-_MOST_TIMEOUTS = 1000  # a task that runs out of its time goes back into the queue, and goes on
+_ASK_SECONDS = 60.0  # between queries to SLURM about jobs without an outcome file
+_LATE_SECONDS = 10.0  # delay until a file on a network file system is visible
+_MOST_TIMEOUTS = 1000  # how often submitit requeues a task at its time limit
 _JOB_ID = re.compile(r"\d+(_\d+)?")
 
 
 class ArrayTask:
-    """A task of the array: what submitit calls there, and calls again after a pre-emption."""
+    """A task of the array: submitit calls it in the job, and again after a pre-emption."""
 
     def __init__(self, make_worker: MakeWorker, pieces: Sequence[Any], outcome: Path) -> None:
         self._make_worker, self._pieces, self._outcome = make_worker, pieces, outcome
 
     def __call__(self) -> None:
-        """Computes the pieces of the task that have no rows yet, and says how it ended."""
+        """Computes the missing rows of the task and writes the outcome file."""
         outcome = TaskRunner(self._make_worker).run(self._pieces)
         write_text(self._outcome, json.dumps(asdict(outcome)) + "\n")
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit puts back into the queue: the same task, which goes on by its files."""
+        """The task that submitit requeues: the same one, which skips finished rows."""
         return submitit.helpers.DelayedSubmission(self)
 
 
 class SlurmEngine:
-    """See the module; `config` has `slurm` and `device`."""
+    """Engine for SLURM; uses `slurm` and `device` of `config`."""
 
     name = "slurm"
 
@@ -141,7 +141,7 @@ class SlurmPool:
             self._earlier = [job for job in self._earlier if not self._is_done(job)]
 
     def close(self) -> None:
-        """Cancels what has not ended."""
+        """Cancels jobs that have not ended."""
         jobs = [*self._earlier, *(job for job, _, _ in self._working)]
         if not jobs:
             return
@@ -152,7 +152,7 @@ class SlurmPool:
         self._write_ids()
 
     def _outcome_of(self, entry: tuple[Any, PieceTask, Path]) -> TaskOutcome | None:
-        """How a task has ended; None while it works or waits in the queue."""
+        """TaskOutcome of a task; None while it runs or is queued."""
         job, _, path = entry
         if path.is_file():
             return TaskOutcome(**parse_json(path.read_bytes()))
@@ -167,14 +167,14 @@ class SlurmPool:
         )
 
     def _is_done(self, job: Any) -> bool:
-        """Whether SLURM has done with a job; asks it now and then, which answers for all jobs."""
+        """Whether a job has ended; queries SLURM (for all jobs) at most every _ASK_SECONDS."""
         ask = time.monotonic() - self._asked > _ASK_SECONDS
         if ask:
             self._asked = time.monotonic()
         return bool(job.done(force_check=ask))
 
     def _earlier_jobs(self) -> list[Any]:
-        """The jobs in `jobs.json`; none for `cluster=local`, whose processes nobody can ask."""
+        """The jobs in `jobs.json`; none for `cluster=local`, whose processes cannot be queried."""
         path = self._folder / JOBS
         if self._settings.cluster != "slurm" or not path.is_file():
             return []
@@ -196,7 +196,7 @@ def _executor(settings: SlurmSettings, folder: Path) -> Any:
 
     Raises:
         MachineError: This machine cannot submit jobs to SLURM.
-        UsageError: A parameter is not one of SLURM's.
+        UsageError: Submitit rejects a parameter.
     """
     try:
         executor = submitit.AutoExecutor(

@@ -1,4 +1,4 @@
-"""What `--slurm KEY=VALUE,...` asks of SLURM, by submitit's names."""
+"""Parsing of `--slurm KEY=VALUE,...` into parameters of submitit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DURATION = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{2}))?(?::(\d{2}))?")
 
 @dataclass(frozen=True)
 class _Setting:
-    """A key of `--slurm`: submitit's name for it, how its text is read, and what it means."""
+    """A key of `--slurm`: submitit's parameter, the parser of the value, and its meaning."""
 
     parameter: str | None
     read: Callable[[str], Any]
@@ -66,7 +66,7 @@ SLURM_SETTINGS: dict[str, _Setting] = {
 
 @dataclass(frozen=True)
 class SlurmSettings:
-    """`--slurm`, read: the tasks of the array, the kind of cluster, and submitit's parameters."""
+    """Parsed `--slurm`: number of tasks, kind of cluster, and parameters of submitit."""
 
     array: int
     cluster: str
@@ -74,10 +74,10 @@ class SlurmSettings:
 
 
 def read_settings(texts: Mapping[str, str], device: str) -> SlurmSettings:
-    """What `--slurm` asks for; without `gpus` a task gets one, unless `device` is the CPU.
+    """Parses `--slurm`; the default of `gpus` is 1, or 0 if `device` is `cpu`.
 
     Raises:
-        UsageError: A key does not exist, or a value is not of its kind.
+        UsageError: A key does not exist, or a value is invalid.
     """
     values: dict[str, Any] = {}
     for key, text in texts.items():

@@ -1,11 +1,11 @@
-"""Durable rows: one Parquet file per (model, transform, severity) and block of images.
+"""Storage of rows: one Parquet file per (model, transform, severity) and block of images.
 
-A block file exists whole or not at all, and holds its own checksum, so the files are the record of
-finished work:
-`RUN/predictions/model=M/transform=T/severity=S/block-000123.parquet` holds predictions
-(columns: `metrics.columns`),
-`RUN/inputs/view=V/transform=T/severity=S/block-000123.parquet` the measures of the
-transformed images.
+Block files are written atomically and contain a checksum, so existing files define the finished
+work:
+`RUN/predictions/model=M/transform=T/severity=S/block-000123.parquet` contains predictions (columns:
+`metrics.columns`),
+`RUN/inputs/view=V/transform=T/severity=S/block-000123.parquet` contains measures of the transformed
+images.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ INPUT_SCHEMA = pa.schema(
 )
 _BLOCKS = "block-*.parquet"
 _OF_CLASSES = tuple(name for name, _ in CLASS_COLUMNS)
-_LISTS = PREDICTION_SCHEMA.field("top5").type  # stays in Arrow: an object per row takes longest
+_LISTS = PREDICTION_SCHEMA.field("top5").type  # stays in Arrow: objects per row are slow
 WRITTEN = {"compression": "snappy", "use_dictionary": False}
-"""Blocks are small: with zstd and dictionaries they save 1 kB and take twice as long to read."""
+"""Options of the Parquet writer. Zstd and dictionaries save 1 kB and double the reading time."""
 SKIPPED_SCHEMA = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
 
 
 class Store:
-    """The rows in the directory of one run."""
+    """Access to the rows in the folder of one run."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
 
     def prediction_path(self, model: str, cell: Cell, block: int) -> Path:
-        """The file of the predictions of `model` for `cell` and `block`."""
+        """Path of the predictions of `model` for `cell` and `block`."""
         folder = model_folder(self.run / "predictions", "model=", model)
         return _cell_path(folder, cell) / _file_name(block)
 
     def input_path(self, view: str, cell: Cell, block: int) -> Path:
-        """The file of the measures of the transformed images of `cell` and `block`."""
+        """Path of the measures of the transformed images of `cell` and `block`."""
         return _cell_path(self.run / "inputs" / f"view={view}", cell) / _file_name(block)
 
     def skipped_path(self, block: int) -> Path:
-        """The file that lists the unreadable images of `block`; absent if there are none."""
+        """Path of the list of unreadable images of `block`; without any, the file is absent."""
         return self.run / "skipped" / _file_name(block)
 
     def rows(
@@ -64,8 +64,8 @@ class Store:
     ) -> pd.DataFrame:
         """The finished rows of one model and cell, in image order.
 
-        `columns` are those of `metrics.columns.ROW_SCHEMAS`, None for all; a column that a file
-        lacks is null. Columns of classes are left out where the data have none.
+        `columns` are names in `metrics.columns.ROW_SCHEMAS`, None for all. A column that a file
+        lacks is null. Columns of classes are dropped if all their values are null.
         """
         schema = _chosen(ROW_SCHEMAS[task], columns)
         return _read(self.prediction_path(model, cell, 0).parent, schema)
@@ -76,8 +76,8 @@ class Store:
     ) -> pd.DataFrame:  # fmt: skip
         """The finished image measures of one view and cell (columns: INPUT_SCHEMA).
 
-        `view` is `ModelRecord.view`; `columns` are None for all; `first_block` reads only the first
-        block of images.
+        `view` is `ModelRecord.view`; `columns` is None for all columns; `first_block` reads only
+        the first block of images.
         """
         block = self.input_path(view, cell, 0)
         pattern = block.name if first_block else _BLOCKS
@@ -93,12 +93,12 @@ def _cell_path(folder: Path, cell: Cell) -> Path:
 
 
 _CHECKSUM, _NONE_YET = b"robust_crc32", b"00000000"
-"""Key and first value of the checksum in the metadata of a file. Parquet's own checksums are of
-pages only: one flipped bit in the metadata can end a column early without an error."""
+"""Key and initial value of the checksum in the metadata of a file. Parquet's checksums cover only
+pages: one flipped bit in the metadata can truncate a column without an error."""
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, object]], schema: pa.Schema) -> None:
-    """Writes `rows` as one Parquet file, durably; the same rows give the same bytes."""
+    """Writes `rows` durably as one Parquet file; equal rows result in equal bytes."""
     table = pa.Table.from_pylist(list(rows), schema=schema)
     buffer = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({_CHECKSUM: _NONE_YET}), buffer, **WRITTEN)
@@ -106,14 +106,14 @@ def write_rows(path: Path, rows: Sequence[dict[str, object]], schema: pa.Schema)
 
 
 def _with_checksum(content: bytes) -> bytes:
-    """A file's `content` with the CRC-32 of all its bytes, taken while the checksum is zeros."""
+    """`content` of a file with the CRC-32 of all bytes, computed with zeros as checksum."""
     place = content.index(_NONE_YET, content.rindex(_CHECKSUM))
     checksum = f"{zlib.crc32(content):08x}".encode()
     return content[:place] + checksum + content[place + len(checksum) :]
 
 
 def fits_checksum(path: Path) -> bool:
-    """Whether no byte of the file changed since it was written; files of older versions pass."""
+    """Whether the checksum of the file is correct; True for files of old versions without one."""
     return _fits(path.read_bytes())
 
 
@@ -135,7 +135,7 @@ def _checked(path: Path) -> bytes:
 
 
 def rows_in(path: Path) -> int | None:
-    """The number of rows in the file `path`; None if it is missing or any byte of it is damaged."""
+    """Number of rows in the file `path`; None if the file is missing or damaged."""
     try:
         return len(_contents(path))
     except (OSError, pa.ArrowException):
@@ -143,8 +143,8 @@ def rows_in(path: Path) -> int | None:
 
 
 def _contents(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one file, whose bytes are checked."""
-    # `pq.read_table` makes a data set of each file, which takes eight times as long.
+    """The rows of one file, after a check of the checksum."""
+    # `pq.read_table` creates a data set for each file, which takes eight times as long.
     with pq.ParquetFile(pa.BufferReader(_checked(path))) as file:
         return file.read(columns, use_threads=False)
 
@@ -158,7 +158,7 @@ def _chosen(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
 
 
 def _read(folder: Path, schema: pa.Schema, pattern: str = _BLOCKS) -> pd.DataFrame:
-    names = sorted(file.name for file in folder.glob(pattern))  # names sort faster than paths
+    names = sorted(file.name for file in folder.glob(pattern))  # sorting paths is slower
     tables = [_read_file(folder / name, schema) for name in names]
     table = pa.concat_tables(tables or [schema.empty_table()])
     unused = [n for n in _OF_CLASSES if n in schema.names and table[n].null_count == len(table)]
@@ -170,7 +170,7 @@ def _read(folder: Path, schema: pa.Schema, pattern: str = _BLOCKS) -> pd.DataFra
 def _read_file(path: Path, schema: pa.Schema) -> pa.Table:
     """The rows of one file; a column of `schema` that it lacks is null."""
     try:
-        table = _contents(path, schema.names)  # those that the file has
+        table = _contents(path, schema.names)  # only the columns that the file has
         if table.schema.equals(schema):
             return table
         for field in schema:
