@@ -1,4 +1,4 @@
-"""Makes the page `docs/gallery.md`, with the results of evaluations of published networks.
+"""Makes the page `docs/gallery.md`, with the results of evaluations of trained networks.
 
 `python benchmarks/gallery.py` runs the evaluations of STUDIES into `runs/gallery` (existing results
 are not computed again), and writes their numbers to `docs/gallery.json`, their figures to
@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "gallery.md"
 IMAGES = ROOT / "docs" / "images"
 RUNS = "runs/gallery"
 MOST_BYTES = 150_000
-"""Of a figure."""
+"""Maximum size of a figure in bytes."""
 
 Numbers = Mapping[str, Any]
 

@@ -3,8 +3,8 @@
     python benchmarks/segmenters.py [--rounds 5] [--size 256]
 
 The networks alternate in one process, with batch size 2. Two of them are U-Nets of
-segmentation_models_pytorch: `wide` has a ResNet-18 encoder (five halvings, 64 to 512 channels, as
-in `ulvm_v5`); `narrow` has a MobileNetV2 encoder and few channels in the decoder, and its
+segmentation_models_pytorch: `wide` has a ResNet-18 encoder (five halvings, 64 to 512 channels,
+similar to `ulvm_v5`); `narrow` has a MobileNetV2 encoder and few channels in the decoder, and its
 multiply-adds are closer to those of `ulvm_v5`. The last columns are ratios of medians, each divided
 by the multiply-adds of its network. Weights are random, because the time does not depend on them.
 """

@@ -328,9 +328,9 @@ def explain(
         model: A model name, a torch.nn.Module instance, a module class, or a function that returns
             a module. With `run`, the name of one of its models, or None for its first model.
         data: An image folder, tar file, manifest or data set name; None for the default data set of
-            the model's label space.
-        transforms: One or several transform names, glob patterns or presets. Without any, untouched
-            photos are explained, or with `run`, photos under its most harmful transform.
+            the model's label space. With `run`, the present location of its data if it has moved.
+        transforms: One or several transform names, glob patterns or presets. By default, untouched
+            photos are explained; with `run`, photos under the transform with the lowest score.
         out: Folder of the run; None for `runs/explain-MODEL-HASH`.
         run: Folder of a finished evaluation, which defines model, images and predictions.
         images: Ids of the photos to explain.
@@ -402,7 +402,8 @@ def compare(
             If all are folders of several seeds, the means over their seeds are compared.
         out: Folder for a report; None for no report.
         force_common: Whether to compare what the runs have in common if they differ in more than
-            their models. `differences` and `left_out` of the result list what was left out.
+            their models. `differences` of the result lists the differing settings;
+            `left_out` of a `Comparison` lists the rows that are not compared.
 
     Raises:
         UsageError: The runs have fewer than two models, a run has no results yet, or runs differ in

@@ -1,8 +1,8 @@
 """Registers every released VMamba and Vim model with timm when this module is imported.
 
 `timm.create_model("vmamba_base_s2l15", num_classes=10)` then works as for the models of timm, with
-`pretrained=True` for the official weights (ImageNet-1K). The default of `drop_path_rate` is the
-rate with which the release was trained.
+`pretrained=True` for the official weights (ImageNet-1K). By default, the rate of stochastic depth
+(`drop_path_rate`) is that of the training of the release.
 """
 
 from __future__ import annotations
