@@ -1,10 +1,10 @@
-"""How much faster two processes are than one, for an evaluation and for several seeds.
+"""Speedup of two processes over one, for an evaluation and for trainings with several seeds.
 
-`python benchmarks/devices.py` types the commands of docs/engines.md on the bundled data, on the CPU
-with one thread in each process: an evaluation with `--devices 1` and `--devices 2`, and two seeds
-with `--devices 1` (one after the other) and `--devices 2` (beside each other). The commands take
-turns, so that other work on the machine meets all of them. Prints the seconds of computing (without
-the start of Python), the ratios, and the load of the machine. About six minutes on two free cores.
+`python benchmarks/devices.py` runs the commands of docs/engines.md on the bundled data, on the CPU
+with one thread per process: an evaluation with `--devices 1` and `--devices 2`, and two seeds with
+`--devices 1` (one after the other) and `--devices 2` (in parallel). The commands alternate, so that
+other load on the machine affects all of them. Prints the seconds of computing (without the start of
+Python), the ratios, and the load of the machine. Takes about six minutes on two free cores.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ SEEDS = ("train", "cls", "--model", "resnet-pico", "--untrained", "--quick", "--
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A new folder for a run."""
+    """A temporary folder for a run."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name) / "run"
 
 
 def seconds(arguments: tuple[str, ...], devices: int) -> float:
-    """From the first computed row to the last one of an evaluation; else of the whole command."""
+    """Seconds from the first to the last row of an evaluation; else of the complete command."""
     with folder() as run:
         command = [
             sys.executable,
@@ -60,7 +60,7 @@ def seconds(arguments: tuple[str, ...], devices: int) -> float:
 
 
 def main() -> None:
-    """Times the commands in turns."""
+    """Times the commands, which alternate."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=960, help="images of the evaluation")

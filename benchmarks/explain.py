@@ -1,9 +1,9 @@
-"""Explanations: how long eight photos take with all methods, against what is promised.
+"""Explanations: the time of all methods for eight photos, compared with the documented limit.
 
-`python benchmarks/explain.py` explains eight photos, clean and under perspective, by every method
-that fits MobileNetV2, with progress, and prints a line a number. Its exit code is 1 where the
-promise is not kept. Times do not depend on the weights: without `--weights` the network is
-untrained, and without `--data` the photos are made up.
+`python benchmarks/explain.py` explains eight photos, clean and under perspective, with every method
+that supports MobileNetV2, shows progress, and prints one line per number. The exit code is 1 if the
+limit is exceeded. Times do not depend on the weights: without `--weights` the network is untrained,
+and without `--data` the photos are generated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PHOTOS, SIDE = 8, 320
 
 
 def make_photos(folder: Path) -> Path:
-    """Eight pictures of noise, each in the folder of a class of ImageNet."""
+    """Writes eight noise images, each in the folder of an ImageNet class."""
     draw = np.random.default_rng(0)
     for name in read_label_space("imagenet-1k").ids[:PHOTOS]:
         (folder / name).mkdir(parents=True)
@@ -41,7 +41,7 @@ def make_photos(folder: Path) -> Path:
 
 
 def main() -> int:
-    """Explains, and prints what it took; 1 where the promise is not kept."""
+    """Explains, and prints the time; returns 1 if the limit is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, help="A file for timm's mobilenetv2_100.")
     parser.add_argument("--data", type=Path, help="A folder of ImageNet photos, by class.")

@@ -1,13 +1,14 @@
-"""The figures and the findings of docs/explain.md.
+"""Makes the figures and the findings of docs/explain.md.
 
     python benchmarks/explain_docs.py --mobilenet WEIGHTS --imagenet FOLDER [--photos 64]
 
-A figure per method, of a MobileNetV2 with ImageNet weights (timm's `mobilenetv2_100`) on three
-photos in the public domain that scikit-image brings along (CC0: `chelsea` by S. van der Walt,
-`coffee` by R. Michetti, `rocket` by SpaceX), and of the bundled `vmamba-pico` on `cifar10-mini`.
-Findings: how far the maps of both models move where the prediction flips and where it stays, over
-`--photos` photos of `--imagenet` (folders named by WordNet id) and 300 of `cifar10-mini`. Photos
-of `--imagenet` are measured and not shown. On one busy core all of it takes about an hour.
+One figure per method, for a MobileNetV2 with ImageNet weights (timm's `mobilenetv2_100`) on three
+photos in the public domain that are included in scikit-image (CC0: `chelsea` by S. van der Walt,
+`coffee` by R. Michetti, `rocket` by SpaceX), and for the bundled `vmamba-pico` on `cifar10-mini`.
+Findings: the shift of the maps of both models, separately for photos whose prediction flips and
+photos whose prediction stays, over `--photos` photos of `--imagenet` (folders named by WordNet id)
+and 300 of `cifar10-mini`. Photos of `--imagenet` are measured but not shown. Takes about an hour on
+one busy core.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ MOBILENET = ("mobilenetv2_100", "--model-arg", "pad_type=same", "--mean", "0.5,0
              "--interpolation", "bilinear")  # fmt: skip
 PICO = ("vmamba-pico",)
 TRANSFORM = "perspective"
-LARGEST = 150_000  # bytes of a figure
-PICO_PHOTOS = 300  # photos of the finding with vmamba-pico
-FIELDS = 48  # photos over which receptive fields are averaged
-SHOWN = (2, 1)  # photos of a figure, by model
+LARGEST = 150_000  # maximum size of a figure in bytes
+PICO_PHOTOS = 300  # number of photos for the finding with vmamba-pico
+FIELDS = 48  # number of photos over which receptive fields are averaged
+SHOWN = (2, 1)  # number of photos in a figure, by model
 
 
 def main() -> None:
@@ -89,7 +90,7 @@ def main() -> None:
 
 
 def explained(out: Path, model: Sequence[str], *options: str) -> ExplanationFindings:
-    """The explanation that `robust explain` makes, or continues, in `out`."""
+    """Runs or resumes `robust explain` in `out`; returns its findings."""
     command = ["explain", "--model", *model, "--transform", TRANSFORM, "--out", str(out), *options]
     print("robust", *command, flush=True)
     subprocess.run([sys.executable, "-m", "robustcli", *command], check=True)
@@ -99,7 +100,7 @@ def explained(out: Path, model: Sequence[str], *options: str) -> ExplanationFind
 def draw_method(
     method: ExplanationMethod, runs: Sequence[ExplanationFindings], images: Path
 ) -> None:
-    """The figure of one method: a line per photo of each model that it exists for."""
+    """Draws the figure of one method: one row per photo, for each model that it supports."""
     lines = [
         line for run, most in zip(runs, SHOWN, strict=True) for line in _lines(method, run, most)
     ]
@@ -129,10 +130,10 @@ def _lines(method: ExplanationMethod, run: ExplanationFindings, most: int) -> It
 def _maps(
     rows: pd.DataFrame, drawer: PanelDrawer, view: str, *, of_photo: bool
 ) -> Iterator[MapTile]:
-    """The map of the true class, and for a transformed photo that of the predicted one."""
+    """The map of the true class, and for a transformed photo also that of the predicted class."""
     by_kind = {row["target_kind"]: row for _, row in rows.iterrows()}
     for kind in ("none", "true", "predicted"):
-        # Of a made picture from noise there is one per class, under whichever view.
+        # Pictures from noise depend only on the class, not on the view.
         if kind not in by_kind or (kind == "predicted" and view == "clean" and of_photo):
             continue
         row = by_kind[kind]
@@ -143,7 +144,7 @@ def _maps(
 
 
 def draw_fields(run: ExplanationFindings, images: Path) -> None:
-    """The figure of the receptive fields of a run, as its report has it."""
+    """Draws the figure of the receptive fields of a run, as in its report."""
     draw_explanation_gallery(run)
     content = (run.run / PANELS_FOLDER / "receptive-fields.png").read_bytes()
     write_bytes(images / "explain-receptive-fields.png", content)
@@ -156,7 +157,7 @@ def _write_png(path: Path, pixels: object) -> None:
 
 
 def _compress(path: Path) -> None:
-    """Turns a PNG into a JPEG of at most LARGEST bytes beside it."""
+    """Converts a PNG to a JPEG of at most LARGEST bytes in the same folder."""
     with Image.open(path) as picture:
         drawn = picture.convert("RGB")
     for quality in range(88, 50, -4):

@@ -1,10 +1,10 @@
-"""Explanations of VMamba-T and Vim-T at 224 pixels against a training step of the same network.
+"""Time of explanations of VMamba-T and Vim-T at 224 pixels, relative to a training step.
 
     python benchmarks/explain_mamba.py [--rounds 5] [--batch 2] [--network vmamba-t]
 
-Each row alternates the explanation and the training step (forward, and backward to all parameters)
-in one process, on the same images, and prints the ratio of medians beside the goal. Weights are
-random: time does not depend on them.
+Each row alternates the explanation and a training step (forward, and backward to all parameters) of
+the same network in one process, on the same images, and prints the ratio of medians and the goal.
+Weights are random, because the time does not depend on them.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ METHODS = {
 
 
 def network(name: str) -> ExplainedNetwork:
-    """The network `name` as it starts, as explanations see it."""
+    """The network `name` with initial weights, in the form that explanation methods need."""
     module = architecture(name).build().eval().requires_grad_(False)
     classes = tuple(str(number) for number in range(1000))
     return ExplainedNetwork(module, torch.device("cpu"), "cls", name.split("-")[0], classes)
 
 
 def training_step(name: str, images: Tensor, targets: Tensor) -> Callable[[], None]:
-    """A call that runs forward and backward once."""
+    """A function that runs one forward and backward pass."""
     module = architecture(name).build().train()
 
     def call() -> None:
@@ -52,7 +52,7 @@ def training_step(name: str, images: Tensor, targets: Tensor) -> Callable[[], No
 
 
 def medians(calls: tuple[Callable[[], object], ...], rounds: int) -> list[float]:
-    """Median seconds of each call, called in turn after one warm-up each."""
+    """Median seconds of each call; the calls alternate, after one warm-up each."""
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds + 1):
         for call, seconds in zip(calls, times, strict=True):

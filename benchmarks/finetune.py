@@ -1,18 +1,20 @@
-"""What freezing saves of a training step, what the profile costs, and what memory a step takes.
+"""Measures the time that freezing saves, the cost of the gradient profile, and the peak memory.
 
     python benchmarks/finetune.py            # umamba, 256 x 256, batch 2: minutes
     python benchmarks/finetune.py --quick    # umamba-pico, 64 x 64: about a minute
 
-1. Full fine-tuning and several rules of freezing, each with a network and an optimizer of its own,
-   in one process: nnU-Net's loss and SGD on patches of the bundled cells, drawn beforehand. They
-   take turns in an order that changes every round. A ratio is that of a round's two times; the
-   table has the median of the rounds and a 95 % interval of it (bootstrap over rounds).
-   The rules decide on a profile of the first steps of full fine-tuning, measured here.
-2. The profile: seconds of `GradientProfile.add` over seconds of the step that it follows.
-3. In a process of its own: the peak of resident memory over steps of `umamba` with gradient.
+1. The time of training steps: full fine-tuning and several freezing rules, each with a separate
+   network and optimizer, in one process, with nnU-Net's loss and SGD on patches of the bundled
+   cells, drawn beforehand. The steps alternate in an order that changes every round. A ratio is the
+   time of a rule's step divided by that of full fine-tuning in the same round; the table has the
+   median over rounds and its 95 % interval (bootstrap over rounds). The rules use a profile of the
+   first steps of full fine-tuning, measured here.
+2. The cost of the profile: seconds of `GradientProfile.add` divided by seconds of the preceding
+   step.
+3. The peak resident memory of training steps of `umamba`, in a separate process.
 
-Weights are as initialised, or the bundled ones: time does not depend on them, what a rule freezes
-does. The third column of the table is by count: convolutions and matrix products only.
+Weights are the initial ones, or the bundled ones: the time does not depend on them, but the frozen
+tensors do. The third column of the table is counted, with convolutions and matrix products only.
 """
 
 from __future__ import annotations
@@ -59,16 +61,16 @@ DATA, IMAGES, BATCHES = "nuclei-mini:stained", 12, 8
 PROFILE_GOAL, MEMORY_GOAL = 0.03, 3e9
 FULL = "full"
 Seconds = NDArray[np.float64]
-"""Of a step's three parts: forward, backward, update."""
+"""Seconds of the three parts of a step: forward, backward, update."""
 
 
 @dataclass
 class Trainee:
-    """A network in training under one rule, and the seconds of its steps.
+    """A network in training with one freezing rule, and the seconds of its steps.
 
     Args:
-        module: With the network, frozen as the rule says.
-        frozen: Names of what is frozen.
+        module: The module of the network, whose tensors `frozen` are frozen.
+        frozen: Names of the frozen tensors.
     """
 
     module: NnUNetModule
@@ -81,7 +83,7 @@ class Trainee:
         self.optimizer = self.module.make_optimizer()
 
     def backward(self, batch: MaskBatch) -> tuple[float, float]:
-        """Forward and backward; seconds of both."""
+        """Runs the forward and backward pass; returns the seconds of both."""
         began = time.perf_counter()
         loss = self.module.loss(outputs(self.module.network, batch.images), batch.masks)
         between = time.perf_counter()
@@ -89,7 +91,7 @@ class Trainee:
         return between - began, time.perf_counter() - between
 
     def update(self) -> float:
-        """Clipping, the optimizer's step, and no gradients again; its seconds."""
+        """Clips, takes the optimizer step and resets gradients; returns the seconds."""
         began = time.perf_counter()
         norm = self.module.recipe.clip
         assert norm is not None
@@ -99,17 +101,17 @@ class Trainee:
         return time.perf_counter() - began
 
     def step(self, batch: MaskBatch) -> Seconds:
-        """A whole step; seconds of its three parts."""
+        """Runs a complete step; returns the seconds of its three parts."""
         return np.array([*self.backward(batch), self.update()])
 
 
 def recipe_of(size: int, batch: int) -> Recipe:
-    """nnU-Net's, at this size."""
+    """The recipe of nnU-Net, with patches of `size` pixels."""
     return replace(NAMED_RECIPES["nnunet"], window=size, batch_size=batch)
 
 
 def start(name: str) -> nn.Module:
-    """The network with its bundled weights, or as initialised."""
+    """The network `name` with its bundled weights, or else with initial weights."""
     entry = resolve(name)
     weights = None if entry.asset is None else local_path(entry)
     network, _ = start_segmenter(
@@ -128,18 +130,18 @@ def batches(recipe: Recipe) -> list[MaskBatch]:
 
 
 def cycle(given: Sequence[MaskBatch]) -> Iterator[MaskBatch]:
-    """The batches again and again."""
+    """Repeats the batches endlessly."""
     while True:
         yield from given
 
 
 def profiled(trainee: Trainee, stream: Iterator[MaskBatch], iterations: int) -> GradientProfile:
-    """The profile of the next steps of `trainee`, and prints what it costs."""
+    """Profiles the next steps of `trainee`, and prints the cost of the profile."""
     profile = GradientProfile(trainee.module.network)
     shares = []
     for turn in range(iterations + 1):
         before = sum(trainee.backward(batch := next(stream))) if turn else 0.0
-        if not turn:  # the first step of a process allocates
+        if not turn:  # the first step of a process allocates memory
             trainee.step(next(stream))
             continue
         assert batch is not None
@@ -156,7 +158,7 @@ def profiled(trainee: Trainee, stream: Iterator[MaskBatch], iterations: int) -> 
 
 
 def trainees(first: Trainee, profile: GradientProfile, model: str) -> dict[str, Trainee]:
-    """One per rule, all from the weights of `first`, which trains everything."""
+    """One trainee per rule, with the weights of `first`, which trains all parameters."""
     found = {FULL: first}
     measured = gradient_statistics(profile.rows())
     for name, rule in RULES.items():
@@ -168,18 +170,18 @@ def trainees(first: Trainee, profile: GradientProfile, model: str) -> dict[str, 
 
 
 def alternate(known: dict[str, Trainee], stream: Iterator[MaskBatch], rounds: int) -> None:
-    """Lets each train a step per round, the first of them another one in every round."""
+    """Runs one step of each trainee per round; the first one changes in every round."""
     names = list(known)
     for turn in range(rounds + 1):
         batch = next(stream)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             parts = known[name].step(batch)
-            if turn:  # the first round warms up
+            if turn:  # the first round is a warm-up
                 known[name].rounds.append(parts)
 
 
 def ratio(one: Trainee, full: Trainee) -> tuple[float, float, float]:
-    """The median over rounds of the time of `one` by that of `full`, and its 95 % interval."""
+    """Median over rounds of the time of `one` divided by that of `full`; its 95 % interval."""
     ratios = np.array([a.sum() / b.sum() for a, b in zip(one.rounds, full.rounds, strict=True)])
     drawn = np.random.default_rng(0).choice(ratios, (4000, len(ratios)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
@@ -187,7 +189,7 @@ def ratio(one: Trainee, full: Trainee) -> tuple[float, float, float]:
 
 
 def table(known: dict[str, Trainee], sample: Tensor) -> str:
-    """A line per rule."""
+    """The table, with one line per rule."""
     lines = []
     for name, one in known.items():
         network, full = one.module.network, known[FULL].module.network
@@ -212,7 +214,7 @@ def _all_outputs(said: Tensor | list[Tensor]) -> Tensor:
 
 
 def print_memory(model: str, size: int, batch: int) -> None:
-    """Two steps on made-up patches; the peak of this whole process, and above its beginning."""
+    """Prints the peak memory of two steps on generated patches: total, and above the start."""
     cpu, recipe = torch.device("cpu"), recipe_of(size, batch)
     trainee = Trainee(NnUNetModule(start(model), recipe))
     images = torch.rand(batch, 3, size, size)
@@ -231,7 +233,7 @@ def print_memory(model: str, size: int, batch: int) -> None:
 
 
 def main() -> None:
-    """Prints the three."""
+    """Runs and prints the three measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--model")

@@ -1,9 +1,9 @@
-"""The page `docs/gallery.md`: real evaluations of real networks, and what they show.
+"""Makes the page `docs/gallery.md`, with the results of evaluations of trained networks.
 
-`python benchmarks/gallery.py` runs the evaluations of STUDIES into `runs/gallery` (what is there is
-not computed again), and writes their numbers to `docs/gallery.json`, their figures to `docs/images`
-and the page. A study whose data are not on this machine keeps the numbers that it has.
-`--page-only` runs nothing: it writes the page from `docs/gallery.json`.
+`python benchmarks/gallery.py` runs the evaluations of STUDIES into `runs/gallery` (existing results
+are not computed again), and writes their numbers to `docs/gallery.json`, their figures to
+`docs/images`, and the page. A study whose data are not on this machine keeps its earlier numbers.
+`--page-only` runs no evaluation: it writes the page from `docs/gallery.json`.
 """
 
 from __future__ import annotations
@@ -30,41 +30,41 @@ PAGE = ROOT / "docs" / "gallery.md"
 IMAGES = ROOT / "docs" / "images"
 RUNS = "runs/gallery"
 MOST_BYTES = 150_000
-"""Of a figure."""
+"""Maximum size of a figure in bytes."""
 
 Numbers = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One `robust eval`: the name of its folder below RUNS, and its options."""
+    """One `robust eval`: the name of its folder in RUNS, and its options."""
 
     name: str
     options: tuple[str, ...]
 
     @property
     def folder(self) -> str:
-        """Its folder, from the root of the repository."""
+        """The run folder, relative to the root of the repository."""
         return f"{RUNS}/{self.name}"
 
     @property
     def command(self) -> tuple[str, ...]:
-        """Without the name of the program."""
+        """The command line, without the name of the program."""
         return ("eval", *self.options, "--out", self.folder)
 
 
 @dataclass(frozen=True)
 class Study:
-    """Two classifiers that are compared, and what the page says of them.
+    """A comparison of two classifiers, and its section of the page.
 
     Args:
-        name: Its key in NUMBERS.
-        title: The heading of its section.
-        about: What is compared, in Markdown.
-        remark: What the verdict means and what not, below it.
-        evaluations: The runs that hold the two.
-        figures: File in `docs/images` to the file below RUNS and its caption.
-        needs: Files and folders that do not come with the repository.
+        name: Key in NUMBERS.
+        title: Heading of the section.
+        about: Description of the comparison, in Markdown.
+        remark: Interpretation of the verdict and its limits, printed below it.
+        evaluations: The runs of the two classifiers.
+        figures: Maps file names in `docs/images` to the source file in RUNS and the caption.
+        needs: Required files and folders that are not part of the repository.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Study:
 
     @property
     def comparison(self) -> tuple[str, ...]:
-        """The command that compares them."""
+        """The command that compares the two classifiers."""
         runs = (evaluation.folder for evaluation in self.evaluations)
         return ("compare", *runs, "--out", f"{RUNS}/{self.name}-compared")
 
@@ -150,13 +150,13 @@ STUDIES = (
 
 
 def run(command: Sequence[str]) -> None:
-    """Runs `robust` with `command` in the root of the repository, and stops where it fails."""
+    """Runs `robust` with `command` in the root of the repository; raises if it fails."""
     print(shlex.join(("robust", *command)), flush=True)
     subprocess.run([sys.executable, "-m", "robustcli", *command], cwd=ROOT, check=True)
 
 
 def measured(study: Study) -> dict[str, Any]:
-    """Runs `study`; its numbers as NUMBERS keeps them."""
+    """Runs `study`; returns its numbers in the format of NUMBERS."""
     for evaluation in study.evaluations:
         run((*evaluation.command, "--quiet"))
     run((*study.comparison, "--quiet"))
@@ -192,7 +192,7 @@ def measured(study: Study) -> dict[str, Any]:
 _SCORE = ("transform", "n", "correct", "top1", "top1_low", "top1_high", "drop", "retention")
 _VERDICT = ("transform", "difference", "low", "high", "p", "p_adjusted", "outcome")
 _RANK = ("model", "mean", "low", "high", "probabilities")
-_DIGITS = 8  # significant ones: the page shows four at most
+_DIGITS = 8  # significant digits; the page shows at most four
 
 
 def _read(path: Path) -> Any:
@@ -204,7 +204,7 @@ def _shortened(value: object) -> object:
 
 
 def _by_model(rows: Sequence[Numbers]) -> Iterator[list[Numbers]]:
-    """The rows of each model of each run: the untouched images come first in every one."""
+    """Groups the rows by model and run; each group starts with the untouched images."""
     starts = [place for place, row in enumerate(rows) if row["transform"] == "identity"]
     for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
         yield list(rows[start:end])
@@ -220,7 +220,7 @@ def _circumstances(folders: Sequence[Path]) -> dict[str, Any]:
         "date": record["updated"][:10],
         "processor": processor(),
         "device": record["device"],
-        # A session that was killed leaves no record of its time.
+        # Killed sessions leave no record of their time.
         "seconds": seconds if seen == rows else None,
         "versions": {name: record["versions"][name] for name in ("robust", "torch", "timm")},
     }
@@ -296,7 +296,7 @@ def _models(numbers: Numbers) -> str:
 
 
 def _training(name: str) -> str:
-    """How a bundled model was trained; empty for any other."""
+    """A description of the training of a bundled model; empty for other models."""
     file = files("robustcli") / "assets" / f"{name}.json"
     if not file.is_file():
         return ""
@@ -391,7 +391,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """Runs what can be run here, then writes numbers, pictures and page."""
+    """Runs the studies whose data exist, then writes numbers, figures and page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

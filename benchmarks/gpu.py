@@ -1,18 +1,18 @@
-"""What only a GPU can tell, in one run of at most eight minutes: parity, speed, memory, energy.
+"""Measurements that need a GPU: parity, speed, memory and energy, in at most eight minutes.
 
     python benchmarks/gpu.py --out gpu-figures            # on a machine with a CUDA device
     python benchmarks/gpu.py --out /tmp/dry --dry-run     # tiny shapes on the CPU, no figures
 
-It needs the checkout, torch >= 2.6 with Triton, and timm; mamba-ssm is measured where it is
-installed. Each part runs in a process of its own with its own time, because a failed kernel makes
-the device useless to the process that launched it. A part that fails or runs out of time is
-reported, with the rows that it had, and the others go on. `--out` gets `gpu.json` and `gpu.md`.
+Requires the checkout, torch >= 2.6 with Triton, and timm; mamba-ssm is measured if it is installed.
+Each part runs in a separate process with a time limit, because a process cannot use the device
+after a failed kernel. A part that fails or exceeds its limit is reported with the rows that it
+finished, and the other parts continue. Writes `gpu.json` and `gpu.md` to the folder `--out`.
 
-The exit code is 0 if every part ran to its end and every comparison held, 1 if not, 3 where there
-is no CUDA device. Goals do not count: they are printed with what was reached.
+The exit code is 0 if every part finished and every comparison succeeded, else 1; it is 3 without a
+CUDA device. Missed goals do not change the exit code; goals are printed with the measured values.
 
-A dry run computes the scan by Triton's interpreter, which must be asked for before Triton is
-imported. It shows that the script works up to the device; its times mean nothing.
+A dry run computes the scan with Triton's interpreter, which must be enabled before Triton is
+imported. It tests the script except for the device; its times are meaningless.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 Entry = dict[str, Any]
-"""A line of a part's result: `kind` row, goal, parity or skipped, and what belongs to it."""
+"""One line of a part's result: `kind` (row, goal, parity or skipped) and its further fields."""
 
 
 # --- The device: time, memory, energy -------------------------------------------------------------
@@ -54,10 +54,10 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bench:
-    """Where the parts run, and how large.
+    """The device and the measurements on it.
 
     Args:
-        dry: Whether shapes are tiny and the device is the CPU.
+        dry: Whether to use tiny shapes and the CPU.
     """
 
     dry: bool
@@ -68,12 +68,12 @@ class Bench:
         return torch.device("cpu" if self.dry else "cuda")
 
     def wait(self) -> None:
-        """Returns when the device has done all its work."""
+        """Synchronises the device."""
         if not self.dry:
             torch.cuda.synchronize()
 
     def seconds(self, call: Callable[[], object], budget: float = 1.0) -> float:
-        """The median seconds of `call`: after two calls, as often as fits in `budget` seconds."""
+        """Median seconds of `call`, repeated for about `budget` seconds after two warm-up calls."""
         for _ in range(1 if self.dry else 2):
             call()
         self.wait()
@@ -89,7 +89,7 @@ class Bench:
         return statistics.median(times)
 
     def once(self, call: Callable[[], object]) -> float:
-        """The seconds of one call, for what is too slow to repeat."""
+        """Seconds of a single call, for calls that are too slow to repeat."""
         self.wait()
         before = time.perf_counter()
         call()
@@ -97,7 +97,7 @@ class Bench:
         return time.perf_counter() - before
 
     def peak_bytes(self, call: Callable[[], object]) -> int | None:
-        """The most memory that torch held during `call`; None in a dry run."""
+        """Peak memory of torch on the device during `call`; None in a dry run."""
         if self.dry:
             call()
             return None
@@ -107,7 +107,7 @@ class Bench:
         return torch.cuda.max_memory_allocated()
 
     def joules(self, call: Callable[[], object], budget: float = 2.0) -> float | None:
-        """Energy of one call over `budget` seconds of calls; None where NVML does not count it."""
+        """Mean energy of one call over `budget` seconds; None if NVML does not measure it."""
         try:
             import pynvml
 
@@ -115,7 +115,7 @@ class Bench:
             uuid = str(torch.cuda.get_device_properties(0).uuid).removeprefix("GPU-")
             handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
             before = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-        except Exception:  # no NVML, no such counter, no CUDA: energy is not known
+        except Exception:  # without NVML, its counter, or CUDA
             return None
         calls, started = 0, time.perf_counter()
         while time.perf_counter() - started < budget:
@@ -126,7 +126,7 @@ class Bench:
         return float(after - before) / 1e3 / calls
 
     def copy_bandwidth(self) -> float:
-        """Bytes per second that a copy on the device reads and writes: the limit for the scan."""
+        """Bytes per second that a copy on the device reads and writes: the bound for the scan."""
         count = 2**10 if self.dry else 2**28
         source = torch.zeros(count, device=self.device)
         target = torch.empty_like(source)
@@ -134,19 +134,19 @@ class Bench:
 
 
 def row(**cells: object) -> Entry:
-    """A line of a table; underscores of a column's name are spaces."""
+    """One row of a table; underscores in column names are printed as spaces."""
     return {"kind": "row", **cells}
 
 
 def goal(text: str, value: float, limit: float, at_least: bool) -> Entry:
-    """A goal, with what was reached."""
+    """A goal with the measured value."""
     reached = value >= limit if at_least else value <= limit
     sign = ">=" if at_least else "<="
     return {"kind": "goal", "text": f"{text} {sign} {limit:g}", "value": value, "reached": reached}
 
 
 def skipped(why: str) -> Entry:
-    """Something that cannot be measured here, and is no failure."""
+    """An entry for a measurement that this machine does not support, which is not a failure."""
     return {"kind": "skipped", "why": why}
 
 
@@ -158,14 +158,14 @@ class Case:
     """A scan: its shape and layout.
 
     Args:
-        batch: Images or sequences.
-        channels: Of the input.
-        shape: (L,) of a sequence or (H, W) of an image.
-        states: N.
-        layout: `rows` and `tokens` of a sequence (time or channels fastest), `channels-first` and
-            `channels-last` of an image.
-        groups: Of B and C of a sequence.
-        directions: Of an image.
+        batch: Number of images or sequences.
+        channels: Number of channels of the input.
+        shape: (L,) for a sequence or (H, W) for an image.
+        states: Number of states, N.
+        layout: `rows` or `tokens` for a sequence (time or channels contiguous), `channels-first` or
+            `channels-last` for an image.
+        groups: Number of groups of B and C, for a sequence.
+        directions: Scan directions, for an image.
     """
 
     batch: int
@@ -178,12 +178,12 @@ class Case:
 
     @property
     def is_image(self) -> bool:
-        """Whether `ss2d_scan` computes it, else `selective_scan`."""
+        """Whether the case is computed by `ss2d_scan`; else by `selective_scan`."""
         return len(self.shape) == 2
 
     @property
     def text(self) -> str:
-        """For a reader."""
+        """A description for the report."""
         size = " x ".join(map(str, (self.batch, self.channels, *self.shape)))
         extra = f", {self.groups} groups" if self.groups > 1 else ""
         if self.is_image and len(self.directions) != 4:
@@ -192,7 +192,7 @@ class Case:
         return f"{kind} {size}, N {self.states}, {self.layout}{extra}"
 
     def arguments(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        """Random arguments of the scan, seeded by nothing but the case."""
+        """Random arguments of the scan; the seed depends only on the case."""
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
@@ -221,7 +221,7 @@ class Case:
         return made | {name: t.to(device) for name, t in parameters.items()}
 
     def scan(self, arguments: dict[str, Tensor], backend: str) -> Tensor:
-        """The output of the scan by `backend`, without the dispatcher's trial of it."""
+        """The output of the scan by `backend`, without the dispatcher's test of the backend."""
         from robustcli.models.scan.base import Walk, of_image, of_sequence, to_image
         from robustcli.models.scan.choice import BACKENDS
 
@@ -236,28 +236,29 @@ class Case:
 
 
 def leaves(arguments: dict[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The same values as leaves of a graph, in `dtype`."""
+    """Copies of `arguments` as leaf tensors that require gradients, in `dtype`."""
     return {k: t.detach().to(dtype or t.dtype).requires_grad_() for k, t in arguments.items()}
 
 
 # --- Part: parity ---------------------------------------------------------------------------------
 #
-# Both sides get the same values, already rounded to the type of the input, and the other side
-# computes in float64: by the loop over time up to LOOP steps, beyond by `blockwise`, which the
-# tests hold against the loop. Errors are relative to the largest value, those of D and delta_bias,
-# which are sums that nearly cancel, to the sum of the terms' magnitudes.
+# The scan and its reference get the same values, already rounded to the dtype of the input. The
+# reference is computed in float64: by the loop over time up to LOOP steps, else by `blockwise`,
+# which the tests compare with the loop. Errors are relative to the largest value. The gradients of
+# D and delta_bias are sums that nearly cancel; their errors are relative to the sum of the
+# magnitudes of the terms.
 #
-# Tolerances. The state is float32: a relative error of 6e-8 in each operation, of which long
-# memories add up hundreds, 2e-5 in all (as in tests/models/scan/test_triton.py). A result that is
-# stored in float16 or bfloat16 is rounded once more, by up to 2^-11 or 2^-8 of itself; twice that
-# is allowed, because a float32 error can carry a value over the middle between two numbers.
+# Tolerances. The state is float32: each operation has a relative error of 6e-8, and hundreds of
+# them add up over long sequences, to 2e-5 in total (as in tests/models/scan/test_triton.py). A
+# result stored in float16 or bfloat16 is rounded again, with a relative error of up to 2^-11 or
+# 2^-8. The tolerance is twice that, because a float32 error can change the direction of rounding.
 
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-5 + 2**-10, torch.bfloat16: 2e-5 + 2**-7}
 LOOP = 1_024
 
 
 def parity_cases(dry: bool) -> list[Case]:
-    """Every layout, odd and even channels, one step to 65,536."""
+    """Cases with every layout, odd and even numbers of channels, and 1 to 65,536 steps."""
     if dry:
         return [Case(1, 2, (3,), 2, "rows"), Case(1, 3, (2, 2), 1, "channels-last")]
     rows = [Case(2, 24, (length,), 16, "rows") for length in (1, 63, 1_000, 4_096, 16_384, 65_536)]
@@ -274,7 +275,7 @@ def parity_cases(dry: bool) -> list[Case]:
 
 
 def errors(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
-    """The relative error of the output and of each gradient."""
+    """Relative error of the output and of each gradient."""
     arguments = case.arguments(dtype, device)
     found, exact = leaves(arguments), leaves(arguments, torch.float64)
     steps = 1
@@ -306,7 +307,7 @@ def errors(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, fl
 
 
 def parity(bench: Bench) -> Iterator[Entry]:
-    """The Triton scan against float64, forward and backward."""
+    """Compares the Triton scan with the float64 reference, forward and backward."""
     for case in parity_cases(bench.dry):
         for dtype, tolerance in TOLERANCES.items():
             worst_name, worst = max(
@@ -324,7 +325,7 @@ def parity(bench: Bench) -> Iterator[Entry]:
 
 
 def passes(case: Case, arguments: dict[str, Tensor], backend: str) -> dict[str, Callable[[], None]]:
-    """The forward pass alone, and forward and backward, by `backend`."""
+    """Functions that run only the forward pass, and forward and backward, by `backend`."""
     needed = leaves(arguments)
     slope = torch.ones_like(case.scan(arguments, backend))
 
@@ -339,7 +340,7 @@ def passes(case: Case, arguments: dict[str, Tensor], backend: str) -> dict[str, 
 
 
 def least_bytes(case: Case, arguments: dict[str, Tensor], backward: bool) -> int:
-    """Bytes if every input is read once in each pass and every result written once."""
+    """Memory traffic in bytes if each pass reads every input once and writes every result once."""
     inputs = sum(t.numel() * t.element_size() for t in arguments.values())
     x = arguments["x" if case.is_image else "u"]
     output = x.numel() * (4 if case.is_image else x.element_size())
@@ -347,7 +348,7 @@ def least_bytes(case: Case, arguments: dict[str, Tensor], backward: bool) -> int
 
 
 def scan_cases(dry: bool) -> list[Case]:
-    """VMamba-B's first and third stage, one image, and a layer of Mamba-130M."""
+    """Cases: the first and third stage of VMamba-B, a single image, and a layer of Mamba-130M."""
     if dry:
         return [Case(1, 2, (2, 2), 1, "channels-last")]
     return [
@@ -361,7 +362,7 @@ BANDWIDTH_GOAL = 0.6
 
 
 def scan_speed(bench: Bench) -> Iterator[Entry]:
-    """The Triton scan against the loop in torch, the memory's bandwidth, and mamba-ssm."""
+    """Compares the Triton scan with the torch loop, the memory bandwidth, and mamba-ssm."""
     from robustcli.models.scan.choice import reason_off
 
     copy = bench.copy_bandwidth()
@@ -404,7 +405,7 @@ def scan_speed(bench: Bench) -> Iterator[Entry]:
 
 
 def build(name: str) -> nn.Module:
-    """A network with random weights: ours by its name, else timm's."""
+    """The network `name` with random weights, of this package or else of timm."""
     import timm
 
     from robustcli.models.architectures import architecture
@@ -421,7 +422,7 @@ def half(device: torch.device) -> Any:
 
 
 def inference(network: nn.Module, images: Tensor) -> Callable[[], object]:
-    """A call that runs `network` once in bfloat16."""
+    """A function that runs `network` once in bfloat16."""
     network.eval()
 
     def call() -> object:
@@ -432,7 +433,7 @@ def inference(network: nn.Module, images: Tensor) -> Callable[[], object]:
 
 
 def training(network: nn.Module, images: Tensor) -> Callable[[], object]:
-    """A call that makes one step of AdamW in bfloat16."""
+    """A function that runs one training step with AdamW in bfloat16."""
     network.train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
 
@@ -451,11 +452,11 @@ SIZES = {
     "B": ("vmamba-b", "convnext_base", "swin_base_patch4_window7_224"),
     "T": ("vmamba-t", "convnext_tiny", "swin_tiny_patch4_window7_224"),
 }
-NETWORK_GOAL = 1.3  # times ConvNeXt-B's seconds, at most
+NETWORK_GOAL = 1.3  # largest time relative to ConvNeXt-B
 
 
 def networks(bench: Bench) -> Iterator[Entry]:
-    """VMamba against ConvNeXt and Swin of its size: inference and training steps."""
+    """Compares VMamba with ConvNeXt and Swin of equal size: inference and training steps."""
     sizes = {"pico": ("vmamba-pico", "test_resnet.r160_in1k")} if bench.dry else SIZES
     for size, names in sizes.items():
         seconds: dict[tuple[str, str], float] = {}
@@ -484,7 +485,7 @@ def networks(bench: Bench) -> Iterator[Entry]:
 
 
 def graphed(call: Callable[[], object]) -> Callable[[], None]:
-    """`call` as a CUDA graph: its launches recorded once, and replayed together."""
+    """Records the kernel launches of `call` as a CUDA graph; returns a function to replay it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -498,7 +499,7 @@ def graphed(call: Callable[[], object]) -> Callable[[], None]:
 
 
 def variants(bench: Bench) -> Iterator[Entry]:
-    """What channels-last, CUDA graphs and torch.compile give VMamba-T and ConvNeXt-T."""
+    """Effect of channels-last, CUDA graphs and torch.compile on VMamba-T and ConvNeXt-T."""
     names = ("vmamba-pico",) if bench.dry else SIZES["T"][:2]
     batches, side = ((1,), 32) if bench.dry else ((1, 64), 224)
     if bench.dry:
@@ -522,11 +523,11 @@ def variants(bench: Bench) -> Iterator[Entry]:
             yield row(network=name, batch=batch, plain_ms=f"{1e3 * plain:.2f}", **cells)
 
 
-# --- Parts: whole evaluations ---------------------------------------------------------------------
+# --- Parts: complete evaluations ------------------------------------------------------------------
 
 
 def write_photos(folder: Path, count: int) -> Path:
-    """`folder` with `count` JPEG photos of 500 x 375 pixels, of ImageNet's first class."""
+    """Writes `count` JPEG photos of 500 x 375 pixels, of ImageNet's first class, to `folder`."""
     import numpy as np
     from PIL import Image
 
@@ -540,7 +541,7 @@ def write_photos(folder: Path, count: int) -> Path:
 
 
 def evaluated(out: Path, data: str, models: tuple[str, ...], *options: str) -> float:
-    """Seconds of `robust eval` over cheap transforms, from its start to its end."""
+    """Total seconds of `robust eval` with cheap transforms."""
     named = [part for name in models for part in ("--model", name)]
     command = [
         sys.executable, "-m", "robustcli", "eval", *named, "--data", data, "--out", str(out),
@@ -558,7 +559,7 @@ def evaluated(out: Path, data: str, models: tuple[str, ...], *options: str) -> f
 
 
 def loader(bench: Bench) -> Iterator[Entry]:
-    """An evaluation's images per second against the network's own."""
+    """Compares the images per second of an evaluation with those of only the network."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options: tuple[str, ...] = ("--device", "cpu", "--limit", "4", "--workers", "0")
@@ -583,7 +584,7 @@ def loader(bench: Bench) -> Iterator[Entry]:
 
 
 def devices(bench: Bench) -> Iterator[Entry]:
-    """Two models over one device and over all: the same rows, and how much faster."""
+    """Evaluates two models on one device and on all: compares rows, and measures the speedup."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if bench.dry:
@@ -616,7 +617,7 @@ def devices(bench: Bench) -> Iterator[Entry]:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the run: its function and the seconds that it may take."""
+    """A part of the run: its function and its time limit in seconds."""
 
     run: Callable[[Bench], Iterator[Entry]]
     seconds: int
@@ -630,11 +631,11 @@ PARTS = {
     "loader": Part(loader, 50),
     "devices": Part(devices, 60),
 }
-"""In the order of the report; together at most eight minutes."""
+"""The parts in the order of the report; at most eight minutes in total."""
 
 
 def perform(name: str, bench: Bench, lines: io.TextIOBase) -> None:
-    """Runs a part and writes its entries, one JSON document a line, as they come."""
+    """Runs a part, and writes each entry immediately as one line of JSON."""
     try:
         for entry in PARTS[name].run(bench):
             lines.write(json.dumps(entry) + "\n")
@@ -643,22 +644,22 @@ def perform(name: str, bench: Bench, lines: io.TextIOBase) -> None:
     except ImportError as error:
         missing = error.name or str(error)
         ended = {"kind": "end", "status": f"not run: `{missing}` is missing ({error})"}
-    except Exception as error:  # the others go on
+    except Exception as error:  # the other parts continue
         traceback.print_exc()
         ended = {"kind": "end", "status": f"failed: {type(error).__name__}: {error}"}
     lines.write(json.dumps(ended) + "\n")
 
 
 def shrink_tiles() -> None:
-    """Makes the kernels' tiles small for Triton's interpreter, which walks them one by one."""
-    with contextlib.suppress(ImportError):  # a part will say what is missing
+    """Sets small tiles for Triton's interpreter, which processes tiles sequentially."""
+    with contextlib.suppress(ImportError):  # the parts report missing packages
         from robustcli.models.scan import triton
 
         triton.TILE = 32
 
 
 def in_a_process(name: str) -> list[Entry]:
-    """The entries of a part that runs in a process of its own, as many as its time allows."""
+    """Runs a part in a separate process; returns the entries that it finished in its time limit."""
     limit = PARTS[name].seconds
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "entries.jsonl"
@@ -695,7 +696,7 @@ def machine(bench: Bench) -> dict[str, Any]:
 
 
 def markdown_table(rows: list[Entry]) -> str:
-    """Rows as a Markdown table, with every column that one of them has."""
+    """The rows as a Markdown table, with all columns of all rows."""
     columns = list(dict.fromkeys(key for cells in rows for key in cells if key != "kind"))
     lines = [[column.replace("_", " ") for column in columns], ["---"] * len(columns)]
     for cells in rows:
@@ -722,7 +723,7 @@ def page(about: dict[str, Any], results: dict[str, list[Entry]]) -> str:
 
 
 def faults(results: dict[str, list[Entry]]) -> list[str]:
-    """What makes the exit code 1."""
+    """The failures that set exit code 1."""
     found = []
     for name, entries in results.items():
         if entries[-1]["status"] != "complete":

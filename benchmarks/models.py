@@ -1,9 +1,9 @@
-"""Whole networks on this machine's CPU: VMamba against ConvNeXt of its size, UMambaEnc's memory.
+"""Speed of VMamba relative to a ConvNeXt of equal size, and memory of UMambaEnc, on the CPU.
 
     python benchmarks/models.py [--rounds 5]
 
-Each row alternates the two networks in one process and prints the ratio of medians beside the goal.
-Weights are random: time does not depend on them.
+Each row alternates the two networks in one process and prints the ratio of medians and the goal.
+Weights are random, because the time does not depend on them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def inference(network: nn.Module, images: Tensor) -> Callable[[], None]:
-    """A call that runs `network` once on `images`."""
+    """A function that runs `network` once on `images`."""
     network.eval()
 
     def call() -> None:
@@ -45,7 +45,7 @@ def inference(network: nn.Module, images: Tensor) -> Callable[[], None]:
 
 
 def training_step(network: nn.Module, images: Tensor) -> Callable[[], None]:
-    """A call that runs forward and backward once on `images`."""
+    """A function that runs one forward and backward pass on `images`."""
     network.train()
 
     def call() -> None:
@@ -56,7 +56,7 @@ def training_step(network: nn.Module, images: Tensor) -> Callable[[], None]:
 
 
 def ratio(ours: Callable[[], None], theirs: Callable[[], None], rounds: int) -> tuple[float, float]:
-    """Median seconds of both, called in turn after one warm-up each."""
+    """Median seconds of both, which alternate, after one warm-up each."""
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(rounds + 1):
         for call, found in zip((ours, theirs), times, strict=True):
@@ -68,13 +68,13 @@ def ratio(ours: Callable[[], None], theirs: Callable[[], None], rounds: int) -> 
 
 
 def row(name: str, pair: tuple[float, float], goal: float) -> tuple[str, ...]:
-    """A line of the table."""
+    """One line of the table."""
     ours, theirs = pair
     return name, f"{1e3 * ours:.0f}", f"{1e3 * theirs:.0f}", f"{ours / theirs:.2f}", f"{goal:g}"
 
 
 def print_memory() -> None:
-    """Prints UMambaEnc's peak; first of all, because a process inherits its parent's peak."""
+    """Prints the peak memory of UMambaEnc; must run first, as processes inherit their parent's."""
     command = [sys.executable, "-c", MEMORY_SCRIPT]
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     before, peak = (int(kilobytes) / 1e6 for kilobytes in found)

@@ -1,12 +1,14 @@
-"""What `robust` costs beside the model: start, loading, memory. Ratios come from one run.
+"""Overhead of `robust` in addition to the model: start, data loading, memory.
+
+The two times of a ratio are measured in the same run of this script.
 
     python benchmarks/overhead.py            # about five minutes on two cores
     python benchmarks/overhead.py --quick    # about one minute
 
-1. `robust --help` and `robust list` in seconds, best of five.
-2. ConvNeXt-B over cheap transforms of 500x375 JPEG photos: the run's time against the time of the
-   same forward passes alone, alternating, both with all cores; the rest is decoding, transforms,
-   resizing, row files and waiting.
+1. Seconds of `robust --help` and `robust list`, best of five.
+2. ConvNeXt-B with cheap transforms of 500x375 JPEG photos: the time of the run relative to the time
+   of only the forward passes, alternating, both with all cores. The difference is
+   decoding, transforms, resizing, row files and waiting.
 3. Peak resident memory of a run over n and over 8 n images.
 """
 
@@ -29,7 +31,7 @@ TRANSFORMS = ("fliplr", "invert", "multiply")
 
 
 def make_photos(folder: Path, count: int) -> Path:
-    """`folder` with `count` smooth 500x375 JPEGs in ImageNet's class folder of the tench."""
+    """Writes `count` smooth 500x375 JPEGs to `folder`, in ImageNet's class folder of the tench."""
     place = folder / "n01440764"
     place.mkdir(parents=True)
     for number in range(count):
@@ -52,7 +54,7 @@ def best_start(*arguments: str) -> float:
 
 
 def run_seconds(data: Path, out: Path, model: str) -> tuple[float, float, int]:
-    """A run's seconds from first batch to last row, its seconds waiting for images, its inputs."""
+    """A run's seconds from first batch to last row, seconds of waiting, and number of inputs."""
     command = [
         sys.executable, "-m", "robustcli", "eval", "--model", model, "--untrained", "--quiet",
         "--data", str(data), "--out", str(out), "--device", "cpu", "--fresh",
@@ -64,7 +66,7 @@ def run_seconds(data: Path, out: Path, model: str) -> tuple[float, float, int]:
 
 
 def forward_seconds(model: str, inputs: int, batch: int = 32) -> float:
-    """Seconds of the same number of forward passes with nothing else going on."""
+    """Seconds of the same number of forward passes without any other work."""
     from robustcli.adapters.catalogue import ModelRequest
     from robustcli.adapters.load import load
 
@@ -79,7 +81,7 @@ def forward_seconds(model: str, inputs: int, batch: int = 32) -> float:
 
 
 def peak_memory(data: Path, out: Path) -> float:
-    """Largest resident memory in MB of a pico run over `data` and of its workers."""
+    """Peak resident memory in MB of a run of a small model over `data`, including its workers."""
     script = (
         "import resource, sys, robustcli\n"
         "robustcli.evaluate('resnet10t', sys.argv[1], 'fliplr', out=sys.argv[2], untrained=True,"
@@ -104,7 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = make_photos(folder / "photos", images)
-        # Before this process grows: another one inherits its parent's peak.
+        # First, because a process inherits the peak memory of its parent.
         small = peak_memory(make_photos(folder / "few", few), folder / "few-run")
         large = peak_memory(make_photos(folder / "many", 8 * few), folder / "many-run")
         print(f"peak memory: {small:.0f} MB for {few} images, {large:.0f} MB for {8 * few}, "

@@ -1,10 +1,11 @@
-"""Images per second that the loader of a classifier's training gives, by augmentation and workers.
+"""Images per second of the training loader of classifiers, by augmentation and number of workers.
 
-`python benchmarks/photo_loader.py` makes 20,000 images of 32 x 32 pixels and takes an epoch of
-batches of 128 with 0, 1 and 2 loader processes (the second epoch, when they are running). The goal
-is 5,000 images a second for `shift` on two cores. `resident` is recipe `speedrun`'s: batches cut
-out of one tensor on the device, here the CPU. A core-second is a second of one core's work,
-whatever else runs; torchvision's transforms of each image, on Pillow images, are the yardstick.
+`python benchmarks/photo_loader.py` generates 20,000 images of 32 x 32 pixels and times an epoch of
+batches of 128 with 0, 1 and 2 loader processes (the second epoch, when the processes are running).
+The goal is 5,000 images per second for `shift` on two cores. `resident` is the loader of recipe
+`speedrun`: batches are cropped from one tensor on the device, here the CPU. A core-second is a
+second of processor time on one core, independent of other load. The reference is torchvision's
+transforms of each image, on Pillow images.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ BATCH = 128
 
 
 def made_up(count: int) -> DecodedSubset:
-    """`count` images of noise with one of ten classes."""
+    """`count` noise images, each with one of ten classes."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
     ids = [f"train/{number % 10}/{number:05}.png" for number in range(count)]
@@ -37,7 +38,7 @@ def made_up(count: int) -> DecodedSubset:
 
 
 class OneByOne(Dataset[torch.Tensor]):
-    """Torchvision's transforms of each image, as its training scripts have them."""
+    """The transforms of torchvision's training scripts, one image at a time."""
 
     def __init__(self, subset: DecodedSubset, *, randaugment: bool) -> None:
         self.subset = subset
@@ -56,9 +57,9 @@ class OneByOne(Dataset[torch.Tensor]):
 
 
 def rates(batches: Iterable[object], images: int) -> tuple[float, float]:
-    """Images per second of the second pass over `batches`, and per second of this process's core.
+    """Images per second of the second pass over `batches`, and per core-second of this process.
 
-    The second number does not suffer from other programs; it counts no loader processes.
+    The second number does not depend on other load, and excludes loader processes.
     """
     for _ in batches:
         pass
@@ -78,7 +79,7 @@ def loader(recipe: Recipe, subset: DecodedSubset, workers: int) -> DataLoader[ob
 
 
 def main() -> None:
-    """Prints a line for each augmentation and number of loader processes."""
+    """Prints one line per augmentation and number of loader processes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])

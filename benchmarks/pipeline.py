@@ -1,21 +1,21 @@
-"""What the pipeline of an evaluation costs, and what sharing its work saves. Needs ImageNet photos.
+"""Costs of an evaluation's pipeline, and time saved by sharing its work. Needs ImageNet photos.
 
     python benchmarks/pipeline.py --data PHOTOS    # all parts, half an hour on two cores
     python benchmarks/pipeline.py --data PHOTOS --part first-batch
     python benchmarks/pipeline.py --data PHOTOS --part one-pass --part models
 
-`PHOTOS` is a folder of class folders named by WordNet ids, such as ImageNet's `val`. Each part runs
-what it compares in turn, in fresh processes, and prints the ratio of each pair and their median.
-Time is processor time of the process and its workers, which other programs change less than the
-clock; the ratio by the clock stands beside it.
+`PHOTOS` is a folder of class folders named by WordNet ids, such as ImageNet's `val`. Each part
+alternates two measurements in new processes, and prints the ratio of each pair and the median
+ratio. Time is processor time of the process and its workers, which depends less on other load than
+wall-clock time; the ratio of wall-clock times is also printed.
 
-1. first-batch: `robust eval` until its first batch has rows, against `import torch, timm`.
+1. first-batch: `robust eval` until its first batch has rows, relative to `import torch, timm`.
 2. one-pass: the 21 transforms of `paper21`, resized and cropped for one model, in one pass over the
-   photos, against 21 passes of one transform each.
-3. models: one run of three models under three transforms, against three runs of one model.
-4. clean: `robust eval --transform identity` of one model, against a loop as timm's `validate.py`
-   takes it, over timm's loader with the same workers, batch size, resize and crop.
-5. overhead: a run of ConvNeXt-B under cheap transforms, against its forward passes alone.
+   photos, relative to 21 passes of one transform each.
+3. models: one run of three models under three transforms, relative to three runs of one model.
+4. clean: `robust eval --transform identity` of one model, relative to a loop like that of timm's
+   `validate.py`, over timm's loader with the same workers, batch size, resize and crop.
+5. overhead: a run of ConvNeXt-B under cheap transforms, relative to only its forward passes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LARGE_MODEL = "convnext-b"
 
 
 def main() -> None:
-    """Prints a line for each pair of measurements, and the median ratio of each part."""
+    """Prints one line per pair of measurements, and the median ratio of each part."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--part", choices=PARTS, action="append")
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _in_process(options: argparse.Namespace, name: str) -> tuple[float, float]:
-    """Processor and clock seconds of the measurement `name`, in a process of its own."""
+    """Processor and wall-clock seconds of the measurement `name`, in a new process."""
     command = [
         sys.executable, __file__, "--data", str(options.data), "--limit", str(options.limit),
         "--workers", str(options.workers), "--measure", name,
@@ -116,7 +116,7 @@ def _first_batch(options: argparse.Namespace, folder: Path) -> tuple[float, floa
 
 
 def _source(options: argparse.Namespace, transforms: list[str], folder: Path) -> Any:
-    """The batches of a command of one model, which is not loaded; its inputs have 224 pixels."""
+    """The input batches for one model with inputs of 224 pixels; the model is not loaded."""
     from robustcli.adapters.preprocessing import Preprocessing
     from robustcli.data.sources import Classes, open_dataset
     from robustcli.data.subsets import take
@@ -155,7 +155,7 @@ def _passes(options: argparse.Namespace, folder: Path, *, together: bool) -> tup
     commands = [names] if together else [[name] for name in names]
     sources = [_source(options, command, folder) for command in commands]
     few = argparse.Namespace(**{**vars(options), "limit": 1})
-    sum(1 for _ in _source(few, names, folder))  # imports, and kernels from the disk
+    sum(1 for _ in _source(few, names, folder))  # warm-up: imports, loads kernels
     return _timed(lambda: [sum(1 for _ in source) for source in sources])
 
 
@@ -204,7 +204,7 @@ def _clean(options: argparse.Namespace, folder: Path) -> tuple[float, float]:
 
 
 def _timm_loop(options: argparse.Namespace, folder: Path) -> tuple[float, float]:
-    """The same photos and model by timm's data set, loader and accuracy."""
+    """The same photos and model with timm's data set, loader and accuracy."""
     import timm
     import torch
     from timm.data import create_dataset, create_loader, resolve_data_config
@@ -244,7 +244,7 @@ def _large(options: argparse.Namespace, folder: Path) -> tuple[float, float]:
 
 
 def _large_alone(options: argparse.Namespace, folder: Path) -> tuple[float, float]:
-    """The forward passes of `_large`, batches of 32 and the last one smaller, and nothing else."""
+    """Only the forward passes of `_large`, in batches of 32 with a smaller last batch."""
     import torch
 
     from robustcli.adapters.catalogue import ModelRequest

@@ -1,9 +1,9 @@
-"""Reports and comparisons of large runs: time, memory and size of the page, against the goals.
+"""Reports and comparisons of large runs: time, memory and page size, compared with the goals.
 
-`python benchmarks/reports.py` makes runs of classifiers with rows as `robust eval` writes them: one
-of two models with 1,000,000 rows, and two of one model each with 15,000 images under 22 transforms.
-It renders the first, compares the other two (`robust compare A B --out FOLDER`), each in a process
-of its own, and prints a line a number. Its exit code is 1 where a goal is missed.
+`python benchmarks/reports.py` generates runs of classifiers in the format of `robust eval`: one of
+two models with 1,000,000 rows, and two of one model each with 15,000 images under 22 transforms. It
+renders the first and compares the other two (`robust compare A B --out FOLDER`), each in a separate
+process, and prints one line per number. The exit code is 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from robustcli.evaluation.store import INPUT_SCHEMA, WRITTEN, Store
 from robustcli.metrics.columns import PREDICTION_SCHEMA
 from robustcli.transforms.base import Cell
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the made-up runs are those of the tests
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the generated runs are those of the tests
 from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
 
 GOALS = {"seconds": 10.0, "peak memory, MB": 1000.0, "report.html, MB": 5.0}
@@ -112,7 +112,7 @@ def _write(path: Path, table: pa.Table) -> None:
 
 
 def main() -> int:
-    """Makes the runs, measures both commands, prints the numbers; 1 where a goal is missed."""
+    """Makes the runs, measures both commands, prints the numbers; returns 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the rendered run")
     parser.add_argument("--runs", type=Path, help="keep the runs here, and use them again")
@@ -128,7 +128,7 @@ def main() -> int:
 
 
 def _made(run: Path, images: int, models: Sequence[str], seed: int = 0) -> Path:
-    """The run in the folder `run`, made where it is not there yet."""
+    """The run in the folder `run`, made if it does not exist."""
     if not (run / "run.json").is_file():
         started = time.perf_counter()
         rows = make_run(run, images, models, seed)
@@ -137,7 +137,7 @@ def _made(run: Path, images: int, models: Sequence[str], seed: int = 0) -> Path:
 
 
 def _measured(name: str, work: str, folders: Sequence[Path], goals: Mapping[str, float]) -> bool:
-    """Prints what `work` takes in a process of its own, imports included; whether goals are met."""
+    """Measures `work` in a new process, including imports; returns whether the goals are met."""
     command = [sys.executable, "-c", _MEASURED.format(work=work), *map(str, folders)]
     process = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds, busy, peak = json.loads(process.stdout)

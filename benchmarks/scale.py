@@ -1,13 +1,13 @@
-"""How an evaluation scales from 1 to 1,000 workers that fail: a simulation, no measurement.
+"""Simulates how an evaluation scales from 1 to 1,000 workers with failures; not a measurement.
 
     python benchmarks/scale.py [--runs 8] [--plot scale-efficiency.png]
 
-The work is cut by `evaluation.plan` itself: blocks of 128 images, and fewer transforms in a piece
-where there are many workers. A transform of a block is durable once its files are written; what
-a worker has computed since is lost when it fails. Workers crash and are pre-empted at random, some
-are slow, each start loads the models, and the file system answers a limited number of files a
-second. Four ways to run the same work are compared (`POLICIES`). Everything random is drawn by
-seed and number of the worker. Some minutes; `docs/scale.md` has the tables.
+The work is divided by `evaluation.plan`: blocks of 128 images, and fewer transforms per piece if
+there are many workers. A transform of a block is durable when its files are written; if a worker
+fails, its later results are lost. Workers crash and are pre-empted at random, some are slow, each
+start loads the models, and the file system processes a limited number of files per second. Compares
+four ways to run the same work (`POLICIES`). All random numbers depend only on the seed and the
+number of the worker. Takes some minutes; `docs/scale.md` has the tables.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ POLICIES: dict[Policy, str] = {
 HOUR = 3600.0
 WORKERS = (1, 10, 30, 100, 300, 1000)
 _BOOKED = {"computing": "lost", "dead": "waiting", "idle": "waiting"}
-"""What the time of an activity is spent on, where they differ: a finished cell is booked apart."""
+"""Time category of activities with another name; `_durable` counts the time of finished cells."""
 LIMIT = 14 * 24 * HOUR
 MOST_STARTS = 40
-"""Simulated seconds, and starts of all workers together, after which a run is given up."""
+"""Limits after which a run is aborted: simulated seconds, and starts of all workers."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is evaluated.
+    """The evaluation.
 
     Args:
-        images: Of the data set.
-        cells: Transforms times severities, clean images included.
-        models: Evaluated on each transformed image.
-        images_per_second: Of one model on one worker.
-        block: Images in a block.
-        turns: Batches of a block that one worker computes one after the other, each under all
-            cells: nothing of a block is durable before the last one.
+        images: Number of images of the data set.
+        cells: Number of transforms times severities, including clean images.
+        models: Number of models.
+        images_per_second: Throughput of one model on one worker.
+        block: Number of images per block.
+        turns: Number of batches of a block, which one worker computes one after the other, each
+            under all cells: results of a block are durable only after the last batch.
     """
 
     images: int = 50_000
@@ -72,35 +72,36 @@ class Job:
 
     @property
     def files_per_cell(self) -> int:
-        """Files of a cell of a block: predictions of each model, and the measures of its images."""
+        """Files per cell of a block: predictions of each model, and statistics of its images."""
         return self.models + 1
 
     @property
     def files(self) -> int:
-        """All files of the finished run, without reports."""
+        """Number of files of the finished run, without reports."""
         return -(-self.images // self.block) * self.cells * self.files_per_cell
 
     @property
     def seconds(self) -> float:
-        """Model time: what one worker needs that neither starts nor writes nor fails."""
+        """Model time: seconds of one worker without starts, writes and failures."""
         return self.images * self.cells * self.models / self.images_per_second
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the work runs on; times are seconds.
+    """The machines and the file system; times are in seconds.
 
     Args:
-        start: From the start of a worker to its first batch: imports, loading of the models.
-        crash: Mean time between crashes of a worker; its machine stays, and is paid for.
-        preempt: Mean time between pre-emptions of a machine; it is not paid for while it is away.
-        away: Mean time that a pre-empted machine is away.
-        repeat: Until the command of a partial run is given again.
+        start: Time from the start of a worker to its first batch: imports, loading of the models.
+        crash: Mean time between crashes of a worker; its machine remains, and is paid for.
+        preempt: Mean time between pre-emptions of a machine; absent machines are not paid for.
+        away: Mean time that a pre-empted machine is absent.
+        repeat: Time until the command of a partial run is repeated.
         slow_share: Probability that a worker is slow.
-        slowness: How many times longer a slow worker computes.
-        read: For one file of the plan that is looked at on the shared file system.
-        write: For one file that is written durably.
-        files_per_second: That all workers together can write; more wait in line.
+        slowness: Factor of the computing time of slow workers.
+        read: Time to check one file of the plan on the shared file system.
+        write: Time to write one file durably.
+        files_per_second: Largest number of files that all workers together can write per second;
+            further writes are queued.
     """
 
     start: float = 0.0
@@ -117,14 +118,14 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one simulated run went; all in seconds.
+    """The result of one simulated run, in seconds.
 
     Args:
-        elapsed: From its begin until every row is durable, or until it was given up.
-        ended: Whether every row is durable.
-        spent: Of the paid time, by what it was spent on: `useful` (model time of rows that were
-            kept), `slow` (what slow workers take longer), `lost` (computed, and computed again),
-            `writing`, `starting`, `waiting` (for the plan, other workers, or the end).
+        elapsed: Time from the start until all rows are durable, or until the run was aborted.
+        ended: Whether all rows are durable.
+        spent: Paid time by category: `useful` (model time of rows that were kept), `slow`
+            (additional time of slow workers), `lost` (results that were lost), `writing`,
+            `starting`, `waiting` (for the plan, for other workers, or for the end of the run).
     """
 
     elapsed: float
@@ -133,23 +134,23 @@ class Outcome:
 
     @property
     def paid(self) -> float:
-        """Time of all workers that is paid for."""
+        """Paid time of all workers."""
         return sum(self.spent.values())
 
     @property
     def efficiency(self) -> float:
-        """Useful share of the paid time."""
+        """Useful time as a share of the paid time."""
         return self.spent["useful"] / self.paid
 
     @property
     def lost(self) -> float:
-        """Lost work as a share of the useful one."""
+        """Lost time relative to the useful time."""
         return self.spent["lost"] / self.spent["useful"] if self.spent["useful"] else math.inf
 
 
 @dataclass
 class _Worker:
-    """A worker; events of an earlier `epoch` than its own are void."""
+    """A worker; its scheduled events are ignored if its `epoch` has changed since."""
 
     factor: float
     draws: random.Random
@@ -164,14 +165,14 @@ class _Worker:
 
 
 class Simulation:
-    """One run, event by event.
+    """Event-based simulation of one run.
 
     Args:
-        job: The work.
+        job: The evaluation.
         cluster: The machines.
-        workers: How many.
-        policy: How the work is dealt.
-        seed: Of everything random; the same number of a worker draws the same under each policy.
+        workers: Number of workers.
+        policy: How the work is distributed.
+        seed: Seed of all random numbers; those of a worker are equal under each policy.
     """
 
     def __init__(self, job: Job, cluster: Cluster, workers: int, policy: Policy, seed: int) -> None:
@@ -193,7 +194,7 @@ class Simulation:
         self._in_rounds = policy in ("one job", "torchrun")
 
     def run(self) -> Outcome:
-        """The run from begin to end."""
+        """Simulates the run; returns its result."""
         if self._in_rounds:
             self._begin_round()
         else:
@@ -216,16 +217,16 @@ class Simulation:
         heapq.heappush(self._events, (time, self._count, act))
 
     def _at_worker(self, time: float, worker: _Worker, act: Callable[[_Worker], None]) -> None:
-        """Calls `act` at `time`, unless the worker fails or is stopped before."""
+        """Calls `act` at `time`, unless the worker fails or is stopped earlier."""
         epoch = worker.epoch
         self._at(time, lambda: act(worker) if worker.epoch == epoch else None)
 
     def _becomes(self, worker: _Worker, activity: str) -> None:
-        """Books the time since the last change; that of being away or done is not paid."""
+        """Changes the activity of a worker, and adds the time of the last one to its category."""
         elapsed = self._now - worker.since
         self._spent[_BOOKED.get(worker.activity, worker.activity)] += elapsed
         if worker.activity == "computing" and worker.piece is not None:
-            # Earlier batches of the cells that are not durable yet are lost as well.
+            # Earlier batches of cells that are not durable yet are lost too.
             block = len(worker.piece.images) * self._job.models / self._job.images_per_second
             before = block * (1 - 1 / self._job.turns) * worker.factor
             if len(worker.cells) < len(worker.piece.cells):
@@ -266,7 +267,7 @@ class Simulation:
         if self._policy == "free":
             self._wake_idle()
 
-    # Workers that start and end each for itself: `array` and `free`.
+    # Policies with independent workers: `array` and `free`.
 
     def _begin_alone(self) -> None:
         pieces = shared(_pieces(self._job), len(self._workers))
@@ -277,7 +278,7 @@ class Simulation:
             self._starts(worker, self._ready)
 
     def _ready(self, worker: _Worker) -> None:
-        """The worker has started; it looks at the files of its share, or the driver has before."""
+        """Called when a worker has started: reads the files of its share, unless the driver did."""
         self._becomes(worker, "waiting")
         planned = self._job.files * self._cluster.read
         if self._policy == "array":
@@ -290,7 +291,7 @@ class Simulation:
                 worker.activity = "waiting"
                 self._next(worker)
 
-    # All workers together: `one job` and `torchrun`.
+    # Policies with coupled workers: `one job` and `torchrun`.
 
     def _begin_round(self) -> None:
         self._starts_of_all += 1
@@ -304,7 +305,7 @@ class Simulation:
         self._at(self._planned_at, lambda: self._deal(number))
 
     def _deal(self, number: int) -> None:
-        """Deals what is missing, unless round `number` has ended since."""
+        """Distributes the missing work, unless round `number` has ended."""
         if number != self._starts_of_all or self._is_between_rounds:
             return
         cells: dict[int, list[Cell]] = {}
@@ -324,8 +325,8 @@ class Simulation:
         if self._policy == "torchrun":
             self._end_round(0.0)
         elif (
-            worker is self._workers[0]  # the others end without the first process
-            or self._now < self._planned_at  # and so does all if one is missing at the beginning
+            worker is self._workers[0]  # without the first process, the others end
+            or self._now < self._planned_at  # if a process is missing at the start, all end
             or not self._is_anyone_busy()
         ):
             self._end_round(self._cluster.repeat)
@@ -348,7 +349,7 @@ class Simulation:
     # Computing.
 
     def _next(self, worker: _Worker) -> None:
-        """Takes the next piece, or has nothing left to do."""
+        """Starts the next piece of a worker, or ends the worker."""
         self._becomes(worker, "waiting")
         if worker.pieces:
             worker.piece = worker.pieces.popleft()
@@ -362,14 +363,14 @@ class Simulation:
         elif self._policy == "free":
             worker.activity = "idle"
         else:
-            worker.activity = "dead"  # it has ended well, and its machine waits for the others
+            worker.activity = "dead"  # it has finished, and its machine waits for the others
             if worker is not self._workers[0]:
                 worker.epoch += 1
             if not self._is_anyone_busy():
                 self._end_round(self._cluster.repeat)
 
     def _compute(self, worker: _Worker) -> None:
-        """Computes and writes the next cell of the worker's piece."""
+        """Starts the computation of the next cell of the worker's piece."""
         self._becomes(worker, "computing")
         assert worker.piece is not None
         cell = len(worker.piece.images) * self._job.models / self._job.images_per_second
@@ -386,7 +387,7 @@ class Simulation:
         self._at_worker(self._disk_free_at + files * self._cluster.write, worker, self._durable)
 
     def _durable(self, worker: _Worker) -> None:
-        """A cell of a block is finished."""
+        """Called when the files of a cell of a block are written."""
         assert worker.piece is not None
         cell = len(worker.piece.images) * self._job.models / self._job.images_per_second
         booked = self._now - worker.since
@@ -404,7 +405,7 @@ class Simulation:
 
 @cache
 def _pieces(job: Job) -> tuple[Piece, ...]:
-    """A piece for each block, as `EvaluationPlan.missing` makes them for a run that begins."""
+    """One piece per block, as from `EvaluationPlan.missing` at the start of a run."""
     names = tuple(f"model-{number}" for number in range(job.models))
     cells = [Cell(f"transform-{number}", 0) for number in range(job.cells)]
     pieces = []
@@ -416,12 +417,12 @@ def _pieces(job: Job) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
-# The tables and the picture.
+# The tables and the figure.
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One table: what is computed on what."""
+    """The job and the cluster of one table."""
 
     name: str
     job: Job
@@ -442,9 +443,9 @@ SCENES = (
 
 @dataclass(frozen=True)
 class Summary:
-    """Several runs of one policy: the median, and the interval that holds 90 % of the runs.
+    """Results of several runs of one policy: the median, and the interval of 90 % of the runs.
 
-    `ended` is the share of the runs that were not given up.
+    `ended` is the share of runs that were not aborted.
     """
 
     workers: int
@@ -458,7 +459,7 @@ class Summary:
 def summary(
     job: Job, cluster: Cluster, workers: int, policy: Policy, seeds: Sequence[int]
 ) -> Summary:
-    """The outcomes of a run per seed, in numbers."""
+    """Simulates one run per seed; returns the summary of the results."""
     outcomes = [Simulation(job, cluster, workers, policy, seed).run() for seed in seeds]
     return Summary(
         workers,
@@ -484,7 +485,7 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def table(summaries: Sequence[Summary]) -> str:
-    """The summaries as a table of Markdown."""
+    """The summaries as a Markdown table."""
     rows = []
     for line in summaries:
         ended = f"{line.hours[0]:.3g} h ({line.hours[1]:.3g} to {line.hours[2]:.3g})"
@@ -509,7 +510,7 @@ _MARKS = {"one job": "s", "torchrun": "^", "array": "o", "free": "D"}
 
 
 def plot(results: dict[str, list[Summary]], path: Path) -> None:
-    """Writes efficiency against the number of workers as a picture, a panel for each scene."""
+    """Plots efficiency over the number of workers, with one panel per scene."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     panels = figure.subplots(1, len(results), sharey=True)
     for axes, (name, summaries) in zip(panels, results.items(), strict=True):
@@ -532,7 +533,7 @@ def plot(results: dict[str, list[Summary]], path: Path) -> None:
 
 
 def main() -> None:
-    """Prints the work and a table for each scene, and draws the picture."""
+    """Prints the job and a table for each scene, and draws the figure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,19 +1,19 @@
-"""The scan on this machine's CPU: ours, a plain torch loop over time, and mambapy's parallel scan.
+"""Speed of the scan on the CPU: this package, a torch loop over time, and mambapy's parallel scan.
 
     python benchmarks/scan.py [--rounds 5] [--plot docs/images/scan-linearity.png]
 
-Each row alternates the contenders in one process and prints ratios of medians, beside the goal.
-Load from other programs changes the ratios; repeat until they are stable.
-The rows `image` are VMamba's scan over 56 x 56 pixels: ours starts from the image and ends with the
-merged image, the others get four sequences that are already cross-scanned and need not merge them.
+Each row alternates the implementations in one process and prints ratios of medians and the goal.
+Load from other programs changes the ratios; repeat until they are stable. The rows `image` are
+VMamba's scan over 56 x 56 pixels: ours starts from the image and ends with the merged image; the
+others get four sequences that are already cross-scanned, and do not merge them.
 
-The limit is what the machine needs for the memory traffic and the exponentials of the image scan
-alone: a kernel that streams delta, the input and the output in the order of memory, once for each
-direction, in as many threads, and computes the same number of exponentials, those of the step sizes
-among them, without recurrence, logarithm or order of pixels.
+The limit is the time for only the memory traffic and the exponentials of the image scan: a kernel
+that streams delta, the input and the output in memory order, once per direction, with the same
+number of threads, and computes the same number of exponentials, including those of the step sizes,
+without recurrence, logarithm or pixel order.
 
-Below it the backward pass alone, by what is asked for: every gradient, those left when the scan's
-own parameters are frozen, and those of the input and the step sizes only.
+A second table has the time of only the backward pass, by requested gradients: all, those that are
+needed if the parameters of the scan are frozen, and only those of the input and the step sizes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ LONG = 20.0  # seconds
 
 @dataclass(frozen=True)
 class Work:
-    """One row of the table: shapes, direction, and the goals as ratios to loop and mambapy."""
+    """One row of the table: shapes, direction, and goals as time ratios to loop and mambapy."""
 
     name: str
     batch: int
@@ -88,7 +88,7 @@ WORK = (
 
 
 def arguments(work: Work) -> Arguments:
-    """Random arguments of `selective_scan`, leaves of a graph if the backward pass is timed."""
+    """Random arguments of `selective_scan`; they require gradients if the backward is timed."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -115,7 +115,7 @@ def discretised(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def loop(a: Arguments) -> Tensor:
-    """The recurrence as a loop of torch operations over time, as the official fallback has it."""
+    """The recurrence as a loop of torch operations over time, like the official fallback."""
     decay, drive, C = discretised(a)
     state, ys = torch.zeros_like(decay[:, 0]), []
     for t in range(decay.shape[1]):
@@ -156,7 +156,7 @@ def _stream(
 
 
 def limit(a: Arguments) -> Tensor:
-    """What the image scan's memory traffic and exponentials cost, computing nothing of use."""
+    """Runs only the memory traffic and the exponentials of the image scan; the result is unused."""
     D, bias = a["D"], a["delta_bias"]
     laid = of_image(a["x"], a["delta"], a["A"], a["B"], a["C"], D, bias)
     delta, x = (t.contiguous().numpy().ravel() for t in (laid.delta, laid.x))
@@ -181,7 +181,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 
 def by_pixel(a: Arguments) -> Arguments:
-    """Arguments of `ss2d_scan` of the same size, laid out as VMamba's projections leave them."""
+    """Arguments of `ss2d_scan` of the same size, in the memory layout of VMamba's projections."""
     batch, groups, states, length = a["B"].shape
     side, channels = math.isqrt(length), a["u"].shape[1] // groups
 
@@ -207,7 +207,7 @@ CONTENDERS: dict[str, Callable[[Arguments], Tensor]] = {
 
 
 def once(contender: Callable[[Arguments], Tensor], a: Arguments, backward: bool) -> float:
-    """Seconds of one call, with its backward pass if asked."""
+    """Seconds of one call, including the backward pass if `backward`."""
     started = time.perf_counter()
     with torch.set_grad_enabled(backward):
         y = contender(a)
@@ -217,7 +217,7 @@ def once(contender: Callable[[Arguments], Tensor], a: Arguments, backward: bool)
 
 
 def medians(work: Work, rounds: int) -> dict[str, float]:
-    """Median seconds of each contender; a contender slower than `LONG` seconds is called once."""
+    """Median seconds of each implementation; one slower than `LONG` seconds is called once."""
     a = arguments(work)
     own = by_pixel(a) if work.image else a
     contenders = CONTENDERS if work.limit_goal is None else CONTENDERS | {"limit": limit}
@@ -227,7 +227,7 @@ def medians(work: Work, rounds: int) -> dict[str, float]:
             if times[name] and times[name][0] > LONG:
                 continue
             seconds = once(contender, own if name in ("ours", "limit") else a, work.backward)
-            if turn or seconds > LONG:  # a long call has nothing left to warm
+            if turn or seconds > LONG:  # the first call is a warm-up, unless it is long
                 times[name].append(seconds)
     return {name: statistics.median(found) for name, found in times.items()}
 
@@ -240,10 +240,10 @@ ASKED: dict[str, tuple[str, ...]] = {
 
 
 def backward_medians(work: Work, rounds: int) -> dict[str, float]:
-    """Median processor seconds of our backward pass alone for each entry of `ASKED`.
+    """Median processor seconds of only our backward pass, for each entry of `ASKED`.
 
-    In turns of random order, and of one thread, because the differences are smaller than what other
-    programs do to the clock.
+    The entries alternate in random order, with one thread: the differences are smaller than the
+    effect of other load on wall-clock time.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -258,14 +258,14 @@ def backward_medians(work: Work, rounds: int) -> dict[str, float]:
             slope = torch.ones_like(y)
             started = time.process_time()
             y.backward(slope)
-            if turn:  # the first compiles
+            if turn:  # the first round compiles
                 times[name].append(time.process_time() - started)
     torch.set_num_threads(threads)
     return {name: statistics.median(found) for name, found in times.items()}
 
 
 def partial_table(rounds: int) -> str:
-    """Our backward pass by what is asked for, in milliseconds and relative to all of it."""
+    """The time of our backward pass by requested gradients: in ms, and relative to all."""
     rows = []
     for work in (w for w in WORK if w.backward):
         found = backward_medians(work, rounds)
@@ -275,9 +275,10 @@ def partial_table(rounds: int) -> str:
 
 
 def linearity(rounds: int) -> list[tuple[int, float]]:
-    """(L, forward and backward seconds per step) of ours, batch 1, 32 channels, N 16.
+    """Pairs of length L and seconds per step of our scan, forward and backward.
 
-    Processor seconds of one thread, the least of the rounds: other programs hardly change them.
+    Batch 1, 32 channels, 16 states. The seconds are processor time of one thread, the minimum over
+    the rounds, which depends little on other load.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -291,14 +292,14 @@ def linearity(rounds: int) -> list[tuple[int, float]]:
 
 
 def processor_time(a: Arguments) -> float:
-    """Processor seconds of ours, forward and backward."""
+    """Processor seconds of our scan, forward and backward."""
     started = time.process_time()
     once(ours, a, True)
     return time.process_time() - started
 
 
 def plot(costs: list[tuple[int, float]], path: Path) -> None:
-    """Writes a picture of seconds against length beside a line of constant cost per step."""
+    """Plots seconds over length, with a line of constant cost per step for comparison."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     lengths = [length for length, _ in costs]
@@ -314,7 +315,7 @@ def plot(costs: list[tuple[int, float]], path: Path) -> None:
 
 
 def main() -> None:
-    """Prints the table of ratios, then the cost per step against the length."""
+    """Prints the table of ratios, then the cost per step for each length."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(

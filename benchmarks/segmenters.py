@@ -2,11 +2,11 @@
 
     python benchmarks/segmenters.py [--rounds 5] [--size 256]
 
-In one process every network takes its turn, batch 2. Two of them are U-Nets of
-segmentation_models_pytorch: `wide` has a ResNet-18 as encoder (five halvings, 64 to 512 channels,
-the class of `ulvm_v5`), `narrow` a MobileNetV2 and few channels in the decoder, whose multiply-adds
-are nearer to those of `ulvm_v5`. The last columns are ratios of medians, each divided by its
-network's multiply-adds. Weights are random: time does not depend on them.
+The networks alternate in one process, with batch size 2. Two of them are U-Nets of
+segmentation_models_pytorch: `wide` has a ResNet-18 encoder (five halvings, 64 to 512 channels,
+similar to `ulvm_v5`); `narrow` has a MobileNetV2 encoder and few channels in the decoder, and its
+multiply-adds are closer to those of `ulvm_v5`. The last columns are ratios of medians, each divided
+by the multiply-adds of its network. Weights are random, because the time does not depend on them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PER_STATE = 3
 
 
 def multiply_adds(network: nn.Module, images: Tensor) -> float:
-    """Millions of multiply-adds of a forward pass, the scan's own included."""
+    """Millions of multiply-adds of a forward pass, including the scan."""
     scans = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:
@@ -50,7 +50,7 @@ def multiply_adds(network: nn.Module, images: Tensor) -> float:
 
 
 def training_step(network: nn.Module, images: Tensor) -> Callable[[], None]:
-    """A call that runs forward and backward once on `images`."""
+    """A function that runs one forward and backward pass on `images`."""
     network.train()
 
     def call() -> None:
@@ -61,7 +61,7 @@ def training_step(network: nn.Module, images: Tensor) -> Callable[[], None]:
 
 
 def alternated(calls: list[Callable[[], None]], rounds: int) -> list[float]:
-    """Median seconds of each, called in turn after one warm-up each."""
+    """Median seconds of each call; the calls alternate, after one warm-up each."""
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds + 1):
         for call, found in zip(calls, times, strict=True):
@@ -73,7 +73,7 @@ def alternated(calls: list[Callable[[], None]], rounds: int) -> list[float]:
 
 
 def networks() -> dict[str, nn.Module]:
-    """The two of the other library first."""
+    """The networks by name; first the two of segmentation_models_pytorch."""
     theirs = {
         "smp Unet, wide": smp.Unet("resnet18", encoder_weights=None),
         "smp Unet, narrow": smp.Unet("mobilenet_v2", encoder_weights=None, decoder_channels=NARROW),

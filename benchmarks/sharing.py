@@ -1,11 +1,12 @@
-"""How much a network slows down beside other programs, by how its threads wait for each other.
+"""Slowdown of a network by other programs, for several ways in which OpenMP threads wait.
 
-`python benchmarks/sharing.py` times a training step of ulvm_v5 (4 windows of 128 x 128) in
-processes of their own, beside 0, 1 and 2 processes that only count. Threads of OpenMP wait at the
-end of each parallel loop; while they wait they spin (fast on a free machine, a waste on a shared
-one) or sleep. Prints the median seconds of a step, the ratio to what `robust` sets on a free
-machine, and that ratio divided by the fair one: where T threads run beside N busy processes on C
-cores, a fair scheduler slows each down (T + N) / C times. The goal is 1.3. About three minutes.
+`python benchmarks/sharing.py` times a training step of ulvm_v5 (4 windows of 128 x 128) in separate
+processes, while 0, 1 and 2 other processes count in a loop. OpenMP threads wait at the end of each
+parallel loop; while they wait, they spin (fast on an idle machine, wasteful on a shared one) or
+sleep. Prints the median seconds of a step, the ratio to the time with the settings of `robust` on
+an idle machine, and that ratio divided by the fair ratio: with T threads and N busy processes on C
+cores, a fair scheduler slows each thread down by (T + N) / C. The goal is 1.3. Takes about three
+minutes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ print(statistics.median(times[2:]))
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """`count` processes that count as fast as they can."""
+    """Runs `count` processes inside the context that count without pause."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -58,7 +59,7 @@ def busy(count: int) -> Iterator[None]:
 
 
 def seconds(settings: dict[str, str], steps: int) -> float:
-    """The median time of a step in a process with these variables."""
+    """Median seconds of a step in a process with the environment variables `settings`."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     told = subprocess.run(
         [sys.executable, "-c", CHILD, str(steps)], env={**clean, **settings}, check=True,
@@ -68,7 +69,7 @@ def seconds(settings: dict[str, str], steps: int) -> float:
 
 
 def main() -> None:
-    """Times every setting beside 0, 1 and 2 busy processes."""
+    """Times every setting with 0, 1 and 2 busy processes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=8)
     steps = parser.parse_args().steps

@@ -1,11 +1,11 @@
-"""Whether a long run stays as small and as fast as it began: memory, handles, seconds per image.
+"""Soak test of a long run: growth of memory, open files and threads, and slowdown per image.
 
-`python benchmarks/soak.py` evaluates a small classifier on 200,000 tiny images (names of 16 files
-on the disk, so that they take no room), and looks once a second at the processes of the run: their
-memory, open files and threads, the files in shared memory, and the rows on the disk. It prints
-what grew per 100,000 images by a straight line through the samples, the first tenth of the work
-left out, and how long an image takes at the end compared with the middle. `--epochs 500` soaks a
-training instead, per 100 epochs. Ends with 1 where anything grows; see `LIMITS`.
+`python benchmarks/soak.py` evaluates a small classifier on 200,000 tiny images (links to 16 files,
+to save disk space), and samples the processes of the run once per second: memory, open files and
+threads, files in shared memory, and rows on the disk. It prints the growth per 100,000 images, by a
+linear fit to the samples without the first tenth of the work, and the time per image at the end
+relative to the middle. `--epochs 500` tests a training instead, with the growth per 100 epochs. The
+exit code is 1 if a limit is exceeded; see `LIMITS` and `SLOWER`.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from PIL import Image
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DISTINCT, SIDE = 16, 8
 LIMITS = {"megabytes": 20.0, "open_files": 2.0, "threads": 1.0, "shared_files": 1.0}
-"""What may grow per 100,000 images or 100 epochs: allocators keep some memory, nothing else."""
+"""Largest growth per 100,000 images or 100 epochs; allocators keep some freed memory."""
 SLOWER = 1.3
-"""How much longer an image may take in the last third of the work than in the middle one."""
+"""Largest time per image in the last third of the work, relative to the middle third."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the processes of the run hold at one moment.
+    """Resources used by the processes of the run at one time.
 
     Args:
-        seconds: Since the run began.
-        done: Images whose rows are on the disk, or finished epochs.
+        seconds: Seconds since the start of the run.
+        done: Number of images with rows on the disk, or of finished epochs.
         megabytes: Resident memory, summed over the processes.
-        open_files: Of all processes.
-        threads: Of all processes.
-        shared_files: In /dev/shm.
-        processes: How many there are.
+        open_files: Number of open files of all processes.
+        threads: Number of threads of all processes.
+        shared_files: Number of files in /dev/shm.
+        processes: Number of processes.
     """
 
     seconds: float
@@ -58,7 +58,7 @@ class Sample:
 
 
 def make_images(folder: Path, count: int) -> None:
-    """`count` names of `DISTINCT` PNG files, in folders of their classes."""
+    """Makes `count` links to `DISTINCT` PNG files, in class folders."""
     originals = []
     for number in range(DISTINCT):
         pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
@@ -72,12 +72,12 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def rows_written(run: Path) -> int:
-    """Images of the blocks that are on the disk."""
+    """Number of images in the blocks on the disk."""
     return 128 * sum(1 for _ in run.glob("predictions/*/*/*/block-*.parquet"))
 
 
 def epochs_written(run: Path) -> int:
-    """Epochs in `metrics.csv`."""
+    """Number of epochs in `metrics.csv`."""
     try:
         with (run / "metrics.csv").open(encoding="utf-8") as file:
             return sum(1 for _ in csv.DictReader(file))
@@ -86,7 +86,7 @@ def epochs_written(run: Path) -> int:
 
 
 def sample(process: psutil.Process, begun: float, done: int) -> Sample | None:
-    """The run now; None where a process has just ended."""
+    """Samples the run; None if a process ended meanwhile."""
     try:
         family = [process, *process.children(recursive=True)]
         shared = Path("/dev/shm")
@@ -102,7 +102,7 @@ def sample(process: psutil.Process, begun: float, done: int) -> Sample | None:
 
 
 def watch(command: list[str], count: Callable[[], int]) -> list[Sample]:
-    """The samples of a run, one a second; raises CalledProcessError where it fails."""
+    """Runs `command`, with one sample per second; raises CalledProcessError if it fails."""
     begun, samples = time.monotonic(), []
     with subprocess.Popen(command) as child:
         process = psutil.Process(child.pid)
@@ -117,9 +117,9 @@ def watch(command: list[str], count: Callable[[], int]) -> list[Sample]:
 
 
 def growth(samples: list[Sample], per: int) -> dict[str, float]:
-    """By measure, what a straight line through the samples says of `per` images or epochs."""
+    """Growth of each quantity per `per` images or epochs, by a linear fit to the samples."""
     last = samples[-1].done
-    # The processes of a loader end before the run does.
+    # Loader processes end before the run.
     processes = max(s.processes for s in samples)
     steady = [s for s in samples if last / 10 < s.done < last and s.processes == processes]
     done = [s.done for s in steady]
@@ -132,14 +132,14 @@ def growth(samples: list[Sample], per: int) -> dict[str, float]:
 
 
 def slowdown(samples: list[Sample]) -> float:
-    """The time of an image in the last third of the work, by that in the middle one."""
+    """Time per image in the last third of the work, divided by that in the middle third."""
     last = samples[-1].done
     at = [next(s.seconds for s in samples if s.done >= share * last) for share in (1 / 3, 2 / 3, 1)]
     return (at[2] - at[1]) / (at[1] - at[0])
 
 
 def main() -> int:
-    """Runs the soak; returns the exit code."""
+    """Runs the soak test; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--epochs", type=int, help="soak a training of so many epochs")

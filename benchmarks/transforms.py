@@ -1,11 +1,11 @@
-"""What each transform costs: milliseconds per image, and as a multiple of decoding the same JPEG.
+"""Cost of each transform: milliseconds per image, and as a multiple of decoding the same JPEG.
 
     python benchmarks/transforms.py [--photo FILE] [--repeat 5]
 
-Milliseconds of processor time on one thread, which other programs on the machine change little;
-full range or the mean over the severities. Each call is made twice and the second one timed, as
-pictures and meshes that one image needs are there for the next. All figures of a table are from one
-run, so the multiples hold where the milliseconds do not.
+Times are processor time of one thread, which depends little on other load: the range, or the mean,
+over the severities. Each call is made twice and the second one is timed, because overlay images and
+meshes are cached after the first image. All numbers of a table are from one run, so the multiples
+are comparable between machines even if the milliseconds are not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIZES = ((224, 224), (500, 375))  # width, height
 
 @dataclass(frozen=True)
 class Photo:
-    """One size of the photo: its JPEG (quality 90), its pixels, milliseconds to decode."""
+    """The photo at one size: its JPEG (quality 90), its pixels, and milliseconds to decode it."""
 
     jpeg: bytes
     pixels: NDArray[np.uint8]

@@ -2,14 +2,14 @@
 
     python benchmarks/triton_registers.py [--architecture 90] [--all-tiles]
 
-Triton's own compiler makes the binaries for an NVIDIA GPU of the given compute capability, and
-NVIDIA's `cuobjdump`, which Triton brings, says what they use. A spilled register lives in memory.
-Occupancy is the share of a multiprocessor's warps that registers, shared memory and the number of
-blocks let run at the same time. No figure here is a time.
+Triton's compiler makes the binaries for an NVIDIA GPU of the given compute capability, and NVIDIA's
+`cuobjdump`, which is part of Triton, reports their resources. Spilled registers are stored in
+memory. Occupancy is the share of a multiprocessor's warps that can run at the same time, limited by
+registers, shared memory and the number of blocks. This script measures no times.
 
-Two layouts: `16-fold` has channels in multiples of 16 and aligned memory, as networks have, and is
-read four values at a time; `any` is what an odd number of channels gets. An image and a sequence
-run the same binaries.
+Two layouts: `16-fold` has channels in multiples of 16 and aligned memory, as in networks, and reads
+four values at a time; `any` is used for odd numbers of channels. Images and sequences use the same
+binaries.
 """
 
 # mypy: disable-error-code="import-untyped"
@@ -37,26 +37,26 @@ from robustcli.models.scan import triton_kernels as kernels
 OF_INPUT_DTYPE = ("x", "delta", "B", "C", "ddelta")
 NUMBERS = ("K", "S", "L", "D", "W", "group", "slot", "height", "width", "paths", "chunks",
            "sections", "per_section", "each")  # fmt: skip
-BY_CHANNELS = ("D", "W", "group", "slot")  # numbers that are multiples of 16 where D is
+BY_CHANNELS = ("D", "W", "group", "slot")  # arguments that are multiples of 16 if D is
 DTYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 ALL_GRADIENTS = dict.fromkeys(
     ("OF_X", "OF_DELTA", "OF_A", "OF_B", "OF_C", "OF_D", "OF_BIAS", "STATES", "STATE_GRADS"), True
 )
-CHANNELS = 32  # of a tile in use
-WARPS = 4  # Triton's default, which the launches use
+CHANNELS = 32  # channels of a tile in use
+WARPS = 4  # Triton's default, used by the launches
 OTHER_TILES = (1024, 256)  # steps times channels, shown for comparison
 
 
 @dataclass(frozen=True)
 class Processor:
-    """What one multiprocessor offers. Source: CUDA C++ Programming Guide, compute capabilities."""
+    """Resources of a multiprocessor. Source: CUDA C++ Programming Guide, compute capabilities."""
 
     shared: int  # bytes for all blocks
     warps: int = 64
     blocks: int = 32
     registers: int = 65_536
-    registers_at_once: int = 256  # a warp gets a multiple of so many
-    shared_of_system: int = 1_024  # bytes that each block takes on top
+    registers_at_once: int = 256  # allocation unit of registers per warp
+    shared_of_system: int = 1_024  # additional bytes per block
 
 
 PROCESSORS = {80: Processor(167_936), 90: Processor(233_472), 100: Processor(233_472)}
@@ -64,7 +64,7 @@ PROCESSORS = {80: Processor(167_936), 90: Processor(233_472), 100: Processor(233
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel takes: registers and spilled bytes a thread, shared bytes a block."""
+    """Resources of a compiled kernel: registers and spilled bytes per thread, shared per block."""
 
     registers: int
     spilled: int
@@ -87,15 +87,15 @@ def usage(
     kernel: Any, constants: dict[str, Any], dtype: str, architecture: int, aligned: bool,
     options: dict[str, Any],
 ) -> Usage:  # fmt: skip
-    """Compiles `kernel` and reads from the binary what it takes.
+    """Compiles `kernel`, and reads its resources from the binary.
 
     Args:
         kernel: A function of `triton_kernels`.
-        constants: Its constants by name.
-        dtype: Of the input, a key of `DTYPES`.
+        constants: Constants of the kernel, by name.
+        dtype: Dtype of the input, a key of `DTYPES`.
         architecture: Compute capability times ten.
-        aligned: Whether channels come in multiples of 16 and memory is aligned likewise.
-        options: Of the compiler.
+        aligned: Whether the number of channels and memory addresses are multiples of 16.
+        options: Options of the compiler.
     """
     names = kernel.arg_names
     signature = {}
@@ -116,7 +116,7 @@ def usage(
 
 
 def resources(binary: bytes) -> dict[str, int]:
-    """What `cuobjdump` says of the one kernel in `binary`: REG, STACK, SHARED and others."""
+    """Resources of the only kernel in `binary` by `cuobjdump`: REG, STACK, SHARED and others."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
@@ -127,14 +127,14 @@ def resources(binary: bytes) -> dict[str, int]:
 
 
 def launches(tile: int) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Each kernel that walks the steps, in training: its name, itself, its constants."""
+    """Yields each scan kernel of a training: its name, the kernel, and its constants."""
     shape = {"T": tile // CHANNELS, "DB": CHANNELS, "SOFTPLUS": True}
     yield "forward", kernels.forward, shape | {"KEEP": True, "LOCAL": False}
     yield "backward", kernels.backward, shape | ALL_GRADIENTS
 
 
 def table(architecture: int, tiles: tuple[int, ...]) -> list[tuple[str, int, Usage]]:
-    """(what, tile, usage) for both passes, 1 and 16 states, all dtypes and layouts."""
+    """Rows (description, tile, usage) for both passes, 1 and 16 states, all dtypes and layouts."""
     found = []
     for tile in tiles:
         for states in (1, 16):

@@ -1,11 +1,11 @@
-"""What a training step of each network for CIFAR takes, beside that of ViT.
+"""Time of a training step of each CIFAR network, relative to ViT.
 
-`python benchmarks/zoo_speed.py` takes steps of 64 images of 32 x 32 pixels, forward, backward and
-Adam, of the networks in turn, so that other programs slow all of them alike. It prints milliseconds
-and images per second of each, by the median step, and its time in ViT's. The goal for `vim`
-(patches of 4 pixels) on the CPU is at most 3 times. `--core` counts the processor time of all
-threads instead of seconds, for a busy machine: what a step costs, not how well threads share it.
-About a minute.
+`python benchmarks/zoo_speed.py` runs training steps (forward, backward, Adam) on 64 images of
+32 x 32 pixels. The networks alternate, so that other load affects all of them equally. It prints
+the milliseconds and images per second of each network, by the median step, and its time relative to
+ViT. The goal for `vim` (patches of 4 pixels) on the CPU is at most 3. `--core` measures the
+processor time of all threads instead of wall-clock time, for busy machines; it does not show how
+well the threads share the work. Takes about a minute.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 
 from robustcli.core.machine import wait_briefly
 
-wait_briefly()  # before torch loads OpenMP, as `robust` does it
+wait_briefly()  # before torch loads OpenMP, as in `robust`
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -29,7 +29,7 @@ BATCH = 64
 
 
 class Steps:
-    """Training steps of one network on made-up images."""
+    """Training steps of one network on generated images."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         torch.manual_seed(0)
@@ -39,7 +39,7 @@ class Steps:
         self.targets = torch.randint(10, (BATCH,), device=device)
 
     def step(self) -> float:
-        """Takes a step; returns its loss, for which the device must be done."""
+        """Runs a step; returns its loss, which synchronises the device."""
         self.optimizer.zero_grad()
         loss = F.cross_entropy(self.network(self.images), self.targets)
         loss.backward()
@@ -48,7 +48,7 @@ class Steps:
 
 
 def main() -> None:
-    """Prints a line for each network."""
+    """Prints one line per network."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--steps", type=int, default=8)

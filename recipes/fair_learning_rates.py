@@ -1,13 +1,13 @@
-"""Chooses the learning rates of recipe `fair`: each network under several rates, on few images.
+"""Compares learning rates for recipe `fair`: trains each network with several rates on few images.
 
     python recipes/fair_learning_rates.py --data cifar10_jpeg/train.tar.gz --out runs/rates
 
-The budget is small, so that two idle cores do it in some hours: 4 epochs of 1,500 images where the
-recipe has 100 of all. It separates rates that are far too small or too large, and no more. A rate
-is judged by the top-1 of 1,000 validation images after the last epoch, averaged over the seeds; the
-test images take no part. All rates are powers of the square root of ten. If the best rate of a
-network is the smallest or the largest that was tried, the next one is tried too. The same command
-continues after an interruption. Prints a table, and writes it to OUT/rates.json after each one.
+The budget is small, so that two idle cores take some hours: 4 epochs of 1,500 images instead of 100
+epochs of all images. It only detects rates that are far too small or too large. A rate is scored by
+the top-1 on 1,000 validation images after the last epoch, averaged over the seeds; the test images
+are not used. All rates are powers of the square root of ten. If the best rate of a network is the
+smallest or the largest one tried, the next rate is tried too. The same command resumes after an
+interruption. Prints a table, and writes it to OUT/rates.json after each training.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from robustcli.core.machine import processor, usable_cores
 from robustcli.training.record import read_train_record
 
 NETWORKS = ("resnet-pico", "vmamba-pico", "vit", "resnet9", "vim", "resnet18")
-"""One of each family of FAIR_RATES, the quickest first."""
+"""One network of each family of FAIR_RATES, the fastest first."""
 RATES = (3e-4, 1e-3, 3e-3)
 LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 PER_CLASS = {"train": 150, "val": 100, "test": 1}
-"""Images of each class in each part; a training needs a test part, which is not looked at."""
+"""Images per class in each part; a training needs a test part, whose results are not used."""
 
 
 def next_rate(scores: Mapping[float, float]) -> float | None:
-    """The rate to try after those of `scores`; None where the best is between two others.
+    """The next rate to try after those of `scores`; None if the best one is between two others.
 
     Args:
-        scores: The validation top-1 by rate; the rates are on LADDER.
+        scores: Validation top-1 by rate; the rates are elements of LADDER.
     """
     best, step = max(scores, key=lambda rate: scores[rate]), 0
     if best == max(scores):
@@ -56,7 +56,7 @@ def extract_parts(archive: Path, folder: Path) -> None:
 
     Args:
         archive: A tar with images as .../CLASS/NAME.
-        folder: Parts follow each other: the first of PER_CLASS are the training images.
+        folder: Target folder. Each class is divided in order: first its training images.
     """
     parts = [part for part, number in PER_CLASS.items() for _ in range(number)]
     seen: Counter[str] = Counter()
@@ -76,7 +76,7 @@ def extract_parts(archive: Path, folder: Path) -> None:
 def trained_row(
     model: str, rate: float, seed: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """Trains `model` with `rate`, and returns what its last epoch came to."""
+    """Trains `model` with `rate`; returns the results of the last epoch."""
     run = arguments.out / f"{model}-{rate:g}-seed-{seed}"
     robustcli.train(
         model, data=str(arguments.out / "data"), out=run, recipe="fair", lr=rate, task="cls",
@@ -94,7 +94,7 @@ def trained_row(
 
 
 def write_facts(rows: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -> None:
-    """Writes `rows` to OUT/rates.json, with what they were computed by."""
+    """Writes `rows` to OUT/rates.json, with the settings and the machine."""
     facts = {
         "rows": rows, "per_class": PER_CLASS,
         "data": arguments.data.name, "processor": processor(), "cores": usable_cores(),
@@ -105,7 +105,7 @@ def write_facts(rows: Sequence[Mapping[str, Any]], arguments: argparse.Namespace
 
 
 def main() -> None:
-    """Trains every network with every rate, and says which rate was best for each."""
+    """Trains every network with every rate, and prints the best rate of each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=NETWORKS)
     parser.add_argument("--data", type=Path, required=True)

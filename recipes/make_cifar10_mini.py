@@ -2,9 +2,9 @@
 
     python recipes/make_cifar10_mini.py --source test.tar.gz
 
-The source is a tar of JPEGs, `test/<class>/NNNN.jpg`. The same source gives the same
-bytes: images are picked by (seed, id), their files are copied as they are, and the tar carries no
-dates or owners.
+The source is a tar of JPEGs, `test/<class>/NNNN.jpg`. The same source results in the same bytes:
+images are selected by (seed, id), their files are copied unchanged, and the tar contains no dates
+or owners.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from robustcli.core.io import write_bytes
 from robustcli.data.sources import Classes, open_dataset
 from robustcli.data.subsets import take
 
-# A tar spends a header of 512 bytes on each image and fills it up to a multiple of 512: 100 per
-# class would be 1.55 MB, over the 1.5 MB that a bundled set may weigh.
+# A tar has a header of 512 bytes per image and pads the image to a multiple of 512: 100 images per
+# class would be 1.55 MB, above the limit of 1.5 MB for a bundled data set.
 PER_CLASS = 96
 SEED = 0
 TARGET = Path(__file__).parents[1] / "robustcli" / "assets" / "cifar10-mini.tar"
 
 
 def build(source: Path) -> bytes:
-    """The tar of the picked images, `<class>/NNNN.jpg`, sorted by name."""
+    """The tar of the selected images, `<class>/NNNN.jpg`, sorted by name."""
     index = open_dataset(str(source), Classes("cifar10", label_space="cifar10"))
     buffer = io.BytesIO()
-    # Without the filling up to 10,240 bytes that `tarfile` adds: two empty blocks end a tar.
+    # Without the padding to 10,240 bytes that `tarfile` adds: two empty blocks end a tar.
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for image in take(index, per_class=PER_CLASS, limit=None, seed=SEED).samples:
             content = image.image.read()

@@ -2,24 +2,26 @@
 
     python recipes/make_nuclei_mini.py --source dsb2018_pairs
 
-The source holds `images/<id>.png` and `masks/<id>.png` (0/255, all nuclei together) from stage 1 of
-the 2018 Data Science Bowl, CC0 (Broad Bioimage Benchmark Collection, BBBC038). What is made of it:
+The source contains `images/<id>.png` and `masks/<id>.png` (0/255, all nuclei in one mask) from
+stage 1 of the 2018 Data Science Bowl, CC0 (Broad Bioimage Benchmark Collection, BBBC038). The
+results are:
 
 - `images/fluorescence/<id>.jpg` (160, grey), `images/stained/<id>.webp` (34, colour), each at the
-  lowest quality that keeps 37 dB of the image's own range of values (the best one where none does:
-  noisy dark images, 35 dB at least). WebP would turn grey levels 0..255 into 16..235 and dark
-  images have 30 levels, so grey ones are JPEG.
-- `masks/<kind>/<id>.png`, one bit a pixel, lossless.
-- the groups: many images are tiles of one larger photo, cut without overlap, and would leak from
-  training to test. Two tiles are joined where the border of one goes on in the other: the borders
-  correlate, and the step between them is no larger than steps inside the images. The limits were
-  set by looking at the seams: 50 joins, all seamless; the two next best (0.90 at a step of 0.96 and
-  of 0.98) are not. They make 144 photos of 194 tiles. Tiles that touch at a corner only, or along a
-  border without any structure, cannot be told and stay apart.
-- the split, so that all runs on this demonstration set compare: of each kind a quarter of the
-  photos is for test and an eighth for validation, in an order drawn from the photos' names alone.
+  lowest quality with a PSNR of at least 37 dB relative to the image's range of values (for noisy
+  dark images without such a quality, the highest quality, which has at least 35 dB). Grey images
+  are JPEG, because WebP would map grey levels 0..255 to 16..235, and dark images have 30 levels.
+- `masks/<kind>/<id>.png`, one bit per pixel, lossless.
+- the groups: many images are tiles of a larger photo, cut without overlap, and would leak from
+  training to test. Two tiles are joined if the border of one continues in the other: the borders
+  correlate, and the step between them is not larger than steps inside the images. The limits were
+  chosen by visual inspection of the seams: 50 joins are all seamless; the two next candidates
+  (correlation 0.90 with steps of 0.96 and 0.98) are not. The 194 tiles form 144 photos. Tiles that
+  touch only at a corner, or along a border without structure, cannot be recognised and are not
+  joined.
+- the split, so that all runs on this demonstration set are comparable: of each kind, a quarter of
+  the photos is for test and an eighth for validation, in an order drawn only from the photo names.
 
-The bundled files were made with Pillow 13.0; another version may pack the pixels otherwise.
+The bundled files were made with Pillow 13.0; other versions may encode the pixels differently.
 """
 
 from __future__ import annotations
@@ -42,9 +44,9 @@ from robustcli.core.seeds import identity_seed
 QUALITIES = (75, 85, 95, 97)
 FAITHFUL_DB = 37.0
 TEST, VALIDATION = 1 / 4, 1 / 8
-# Borders that correlate so far may differ by so many times the steps inside the images.
+# Smallest correlation of two borders, and largest step between them relative to inner steps.
 STEPS = {0.7: 0.9, 0.95: 1.05}
-# In grey levels: borders with a smaller deviation hold noise only; and the step of pure rounding.
+# In grey levels: borders with a smaller deviation are only noise; and the step by rounding.
 STRUCTURE, ROUNDING = 1.0, 0.3
 TARGET = Path(__file__).parents[1] / "robustcli" / "assets" / "nuclei-mini.tar"
 Pixels = NDArray[np.uint8]
@@ -64,7 +66,7 @@ def build(source: Path) -> tuple[bytes, str]:
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
-    """`image,photo,split` of every image, sorted, from the names of images and their photos."""
+    """The CSV table `image,photo,split` of all images, sorted, from pairs (image, photo)."""
     kinds: dict[str, set[str]] = defaultdict(set)
     for image, photo in rows:
         kinds[image.partition("/")[0]].add(photo)
@@ -84,12 +86,12 @@ def _parts(photos: Collection[str]) -> Iterator[tuple[str, str]]:
 
 
 def is_coloured(image: Pixels) -> bool:
-    """Whether channels differ: by nothing at all in fluorescence, by 12 on average in stained."""
+    """Whether channels differ: by 0 in fluorescence images, by 12 on average in stained images."""
     return bool((image.max(axis=2) != image.min(axis=2)).any())
 
 
 def encode(image: Pixels) -> tuple[str, bytes]:
-    """Suffix and content of the image's file, at the lowest quality that is faithful."""
+    """Suffix and content of the image file, at the lowest quality with sufficient PSNR."""
     coloured = is_coloured(image)
     for quality in QUALITIES:
         buffer = io.BytesIO()
@@ -104,13 +106,13 @@ def encode(image: Pixels) -> tuple[str, bytes]:
 
 
 def fidelity(image: Pixels, copy: Pixels) -> float:
-    """PSNR in dB, where the peak is the image's own 99.9 % quantile."""
+    """PSNR in dB; the peak value is the 99.9 % quantile of the image."""
     error = np.mean((image.astype(float) - copy) ** 2)
     return float(20 * np.log10(np.quantile(image, 0.999)) - 10 * np.log10(np.maximum(error, 1e-12)))
 
 
 def photos(images: Mapping[str, Pixels]) -> dict[str, str]:
-    """For each image the photo it is a tile of, called like its first tile."""
+    """The photo of each image, named after its first tile."""
     photo = {name: name for name in images}
     for left, right in joins(images):
         first, other = sorted((photo[left], photo[right]))
@@ -119,7 +121,7 @@ def photos(images: Mapping[str, Pixels]) -> dict[str, str]:
 
 
 def joins(images: Mapping[str, Pixels]) -> Iterator[tuple[str, str]]:
-    """Pairs of images where the last column (or row) of one goes on in the first of the other."""
+    """Pairs of images where the last column (or row) of one continues in the first of the other."""
     shapes: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for name, image in images.items():
         shapes[image.shape].append(name)
@@ -130,7 +132,7 @@ def joins(images: Mapping[str, Pixels]) -> Iterator[tuple[str, str]]:
 
 
 def _continues(lines: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether image i goes on in image j; `lines` (n, lines, pixels, 3) run along the border."""
+    """Whether image i continues in image j; `lines` (n, lines, pixels, 3) are along the border."""
     last, first = lines[:, -1], lines[:, 0]
     step = np.stack([np.abs(one - first).mean(axis=(1, 2)) for one in last])
     inner_last = np.abs(last - lines[:, -2]).mean(axis=(1, 2))
@@ -146,7 +148,7 @@ def _continues(lines: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _standard(borders: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Borders (n, pixels, 3) as grey vectors of mean 0 and length 1; 0 for those of noise only."""
+    """Borders (n, pixels, 3) as grey vectors of mean 0 and length 1; 0 for borders of noise."""
     grey = borders.mean(axis=2)
     centred = grey - grey.mean(axis=1, keepdims=True)
     length = np.linalg.norm(centred, axis=1, keepdims=True)
@@ -166,7 +168,7 @@ def _mask(path: Path) -> bytes:
 
 def _tar(members: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
-    # Without the filling up to 10,240 bytes that `tarfile` adds: two empty blocks end a tar.
+    # Without the padding to 10,240 bytes that `tarfile` adds: two empty blocks end a tar.
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, content in sorted(members.items()):
             member = tarfile.TarInfo(name)

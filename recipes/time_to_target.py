@@ -1,13 +1,13 @@
-"""Recipe `speedrun` over several seeds: top-1 and seconds with intervals, as airbench has them.
+"""Recipe `speedrun` with several seeds: top-1 and seconds with intervals, as in airbench.
 
     python recipes/time_to_target.py --model resnet9 --data cifar10 --seeds 5 --out runs/speedrun
 
-airbench (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024) gives the mean accuracy
-over many runs of a fixed length and the seconds of a run, without what comes before the first step.
-Here, too, the length is fixed. For each seed it prints the top-1 of the held-out images, the
-seconds of all training steps with and without the first batch, and those up to the first epoch
-after which the target was reached on the validation images. Intervals are of the mean over seeds,
-by Student's t, 95 %. The same command goes on after an interruption.
+airbench (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024) reports the mean accuracy
+over many runs of a fixed length, and the seconds of a run from the first step on. The length is
+fixed here too. For each seed, this script prints the top-1 on the held-out images, the seconds of
+all training steps with and without the first batch, and the seconds up to the first epoch that
+reached the target on the validation images. Intervals are 95 % intervals of the mean over seeds, by
+Student's t. The same command resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def row_of(seed: int, run: Path) -> dict[str, float | int | None]:
-    """What the training in the folder `run` came to."""
+    """The results of the training in the folder `run`, as a row of the table."""
     record = read_train_record(run)
     speed, test = record.speed, table(run / "test").iloc[0]
     if speed is None:
@@ -51,7 +51,7 @@ def row_of(seed: int, run: Path) -> dict[str, float | int | None]:
 
 
 def main() -> None:
-    """Trains with each seed, and prints a line for each and one for their means."""
+    """Trains with each seed; prints one line per seed, and one with the means."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="resnet9")
     parser.add_argument("--data", required=True)

@@ -1,11 +1,11 @@
-"""Trains a bundled classifier on CIFAR-10 and measures it on all 10,000 test images.
+"""Trains a bundled classifier on CIFAR-10, and evaluates it on all 10,000 test images.
 
     python recipes/train_cifar10_pico.py --model resnet-pico --source DIR --out runs/resnet-pico
 
-`--source` holds `train.tar.gz` and `test.tar.gz` with `<split>/<class>/NNNN.jpg`. Both networks,
-`vmamba-pico` and `resnet-pico`, see the same images equally often under the same recipe. The test
-images take no part in any choice: the number of epochs is fixed beforehand and the last averaged
-weights are kept.
+`--source` contains `train.tar.gz` and `test.tar.gz` with `<split>/<class>/NNNN.jpg`. Both networks,
+`vmamba-pico` and `resnet-pico`, are trained with the same images, equally often, and the same
+recipe. The test images are not used for any selection: the number of epochs is fixed beforehand,
+and the last averaged weights are kept.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the outcome."""
+    """All settings that affect the result."""
 
     epochs: int
     batch_size: int = 128
@@ -71,13 +71,13 @@ def read_split(source: Path, split: str) -> tuple[Tensor, Tensor]:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 images as float32 with CIFAR-10's mean and deviation."""
+    """uint8 images as float32, normalised by mean and standard deviation of CIFAR-10."""
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
     return (images.float() / 255 - mean) / std
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image flipped with p = 0.5 and cut at a random place after padding by 4 pixels."""
+    """Flips each image with probability 0.5, and crops it at random after padding by 4 pixels."""
     n = len(images)
     flip = torch.rand(n, generator=generator) < 0.5
     images = torch.where(flip.view(n, 1, 1, 1), images.flip(3), images)
@@ -90,7 +90,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Top-1 in [0, 1], float32."""
+    """Top-1 accuracy in [0, 1], computed in float32."""
     model.eval()
     hits = [
         int((model(normalise(x)).argmax(1) == y).sum())
@@ -100,14 +100,14 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
-    """Decay for matrices only, as VMamba's own recipe has it."""
+    """Parameter groups with weight decay only for matrices, as in VMamba's recipe."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     return [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others}]
 
 
 def untrained(name: str, drop_path: float) -> nn.Module:
-    """The network `name`, initialised."""
+    """The network `name` with initial weights."""
     if name == "vmamba-pico":
         return build(name, drop_path=drop_path)
     network: nn.Module = timm.create_model(name.replace("-", "_"), drop_path_rate=drop_path)
@@ -154,7 +154,7 @@ def train(name: str, recipe: Recipe, images: Tensor, labels: Tensor) -> nn.Modul
 
 
 def main() -> None:
-    """Trains, measures, and writes the weights with their recipe beside them."""
+    """Trains and evaluates the network; writes the weights, and the recipe to a separate file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=["vmamba-pico", "resnet-pico"], required=True)
     parser.add_argument("--source", type=Path, required=True)

@@ -2,8 +2,8 @@
 
     python recipes/train_umamba_pico.py --out runs/umamba-pico --asset umamba-pico.safetensors
 
-It is an ordinary `robust train seg`, repeatable by the same command. The held-out images take no
-part in any choice: the epoch is chosen on the validation images.
+The training is that of `robust train seg`, and can be repeated with the same command. The held-out
+images are not used for any selection: the epoch is selected on the validation images.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ SETTINGS = TrainConfig(
 
 
 class Printing:
-    """A listener that prints lines and shows no bar."""
+    """A listener that prints messages, without a progress bar."""
 
     def say(self, text: str) -> None:
         """Prints `text`."""
         print(text, flush=True)
 
     def start(self, total: int, done: int, unit: str | None = None) -> None:
-        """Nothing."""
+        """Ignored."""
 
     def advance(self, count: int) -> None:
-        """Nothing."""
+        """Ignored."""
 
 
 def main() -> None:
-    """Trains, and writes the weights with a few facts beside."""
+    """Trains; writes the weights, and a file that describes them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/umamba-pico"))
     parser.add_argument("--asset", type=Path, default=Path("umamba-pico.safetensors"))
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def facts_of(run: Path) -> dict[str, object]:
-    """What is said of the weights: recipe, data, held-out dice, time and machine."""
+    """The description of the weights: recipe, data, held-out dice, time and machine."""
     record, row = read_train_record(run), table(run / "test").iloc[0]
     lines = (run / "metrics.csv").read_text(encoding="utf-8").splitlines()
     seconds = lines[0].split(",").index("seconds")

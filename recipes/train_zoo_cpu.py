@@ -1,13 +1,13 @@
-"""Trains every network for CIFAR with one small budget on the CPU, and writes what they come to.
+"""Trains every CIFAR network with the same small budget on the CPU, and writes the results.
 
     python recipes/train_zoo_cpu.py --data DIR --out runs/zoo
 
-All see the same images equally often under recipe `fair`: by default 3 epochs of 1,440 images, of
-which nobody should expect what 100 epochs of all give; it takes 11 minutes on one busy
-core. `resnet50` is left out for its time; `--models` names others. The epoch is chosen on
-validation images; top-1 (with its Wilson interval) and macro F1 are of held-out images. The same
-command goes on after an interruption. Writes OUT/zoo.json and prints its table; `robust report
-OUT/*/` compares the networks.
+All networks are trained with the same images, equally often, with recipe `fair`: by default 3
+epochs of 1,440 images. The scores are therefore lower than after 100 epochs of all images. It takes
+11 minutes on one busy core. `resnet50` is excluded by default because of its time; `--models`
+selects other networks. The epoch is selected on validation images; top-1 (with its Wilson interval)
+and macro F1 are those of held-out images. The same command resumes after an interruption. Writes
+OUT/zoo.json and prints its table; `robust report OUT/*/` compares the networks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NUMBERS = (
 
 
 def row_of(model: str, run: Path) -> dict[str, object]:
-    """What the training of `model` in the folder `run` came to: NUMBERS, and its learning rate."""
+    """Results of the training of `model` in the folder `run`: NUMBERS and the learning rate."""
     (results,) = pd.read_csv(run / "results.csv").to_dict("records")
     rate = read_train_record(run).recipe.lr
     return {"model": model, "learning_rate": rate} | {
@@ -43,7 +43,7 @@ def row_of(model: str, run: Path) -> dict[str, object]:
 
 
 def table_of(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """`rows` as a table; beside `vit`, the time of the median epoch as a multiple of its."""
+    """`rows` as a table; with `vit` in it, also epoch times relative to `vit`."""
     table = pd.DataFrame(rows)
     vit = table.loc[table["model"] == "vit", "train_seconds"]
     if len(vit):
@@ -52,7 +52,7 @@ def table_of(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Trains what is not trained yet, in order, and writes the table after each network."""
+    """Trains the missing networks in order, and writes the table after each one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -63,7 +63,7 @@ _DOORS = {
 
 
 def __getattr__(name: str) -> Any:
-    """The package's functions, imported on use: the command line starts at once."""
+    """Imports public names at first use, so that the command line starts quickly."""
     if name in _DOORS:
         return getattr(import_module(f"robustcli.{_DOORS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""`python -m robustcli` is the same as `robust`."""
+"""Runs the command line: `python -m robustcli` is the same as `robust`."""
 
 from robustcli.cli import main
 

@@ -1,4 +1,4 @@
-"""The commands as functions."""
+"""The Python API: each command of `robust` as a function."""
 
 from __future__ import annotations
 
@@ -55,43 +55,43 @@ class _RunFolder:
 
     def report(self) -> Path:
         """Renders the report; returns the path of `report.md`."""
-        from robustcli.reports.render import render  # draws pictures: a second to import
+        from robustcli.reports.render import render  # imports plotting code, which takes a second
 
         return render(self.path)
 
 
 @dataclass(frozen=True)
 class Run(_RunFolder):
-    """A run in its folder."""
+    """An evaluation run, by its folder."""
 
     @property
     def record(self) -> RunRecord:
-        """What the run was made of (`run.json`)."""
+        """Inputs, settings and status of the run (`run.json`)."""
         return read_record(self.path)
 
     def table(self) -> pd.DataFrame:
-        """One row per model, transform and severity; the columns of `results.csv`."""
+        """The results, one row per model, transform and severity; columns as in `results.csv`."""
         return table(self.path)
 
 
 @dataclass(frozen=True)
 class ExplanationRun(_RunFolder):
-    """An explanation in its folder."""
+    """An explanation run, by its folder."""
 
     @property
     def record(self) -> ExplainRecord:
-        """What was explained and how (`run.json`)."""
+        """Inputs, settings and status of the explanation (`run.json`)."""
         return read_explain_record(self.path)
 
     def rows(self) -> pd.DataFrame:
-        """A row per method, photo, view and target, with the scores of its map.
+        """The scores of all maps, one row per method, photo, view and target.
 
         The columns are those of `robustcli.explanation.explained_rows.EXPLAINED_SCHEMA`.
         """
         return read_explained_rows(self.path)
 
     def arrays(self, row: Mapping[str, Any]) -> ExplainedArrays:
-        """The map, the photo and the picture that a row of `rows()` names."""
+        """The map, the photo and the picture of one row of `rows()`."""
         arrays = read_arrays(self.path, str(row["array_file"]))
         index, pictures = int(row["array_index"]), arrays.pictures
         return ExplainedArrays(
@@ -106,9 +106,10 @@ class ExplainedArrays:
     """The arrays of one row of an explanation.
 
     Args:
-        relevance: float32 (H, W), evidence for the target per pixel.
-        photo: uint8 (H, W, 3), as the network saw it before normalisation.
-        picture: uint8 (H, W, 3) that the network made (learned features); else None.
+        relevance: The map, float32 (H, W): evidence for the target per pixel.
+        photo: The network's input before normalisation, uint8 (H, W, 3).
+        picture: The generated picture, uint8 (H, W, 3), for methods that show learned features;
+            else None.
     """
 
     relevance: NDArray[np.float32]
@@ -118,44 +119,44 @@ class ExplainedArrays:
 
 @dataclass(frozen=True)
 class Training(_RunFolder):
-    """A training run in its folder."""
+    """A training run, by its folder."""
 
     @property
     def record(self) -> TrainRecord:
-        """What was trained and how (`run.json`)."""
+        """Inputs, settings and status of the training (`run.json`)."""
         return read_train_record(self.path)
 
     @property
     def weights(self) -> Path:
-        """The chosen weights; the folder itself is a model name too."""
+        """Path of the selected weights. The run folder itself can also be used as a model name."""
         from robustcli.adapters.training_run import weights_in
 
         return weights_in(self.path)
 
     @property
     def test(self) -> Run:
-        """The evaluation on the held-out images."""
+        """The evaluation of the trained model on the held-out test images."""
         return Run(self.path / "test")
 
 
 @dataclass(frozen=True)
 class SeedFolder(_RunFolder):
-    """Several seeds of a training or of a fine-tuning in their folder."""
+    """Training or fine-tuning runs that differ only in their seed, by their common folder."""
 
     @property
     def record(self) -> SeedsRecord:
-        """Which seeds of what (`run.json`)."""
+        """The seeds, and the settings that they share (`run.json`)."""
         return read_seeds_record(self.path)
 
     @property
     def runs(self) -> dict[int, Training | Finetuning]:
-        """The run of each seed that has begun."""
+        """The run of each seed that was started, by seed."""
         kind = Training if self.record.of == "train" else Finetuning
         folders = self.record.folders(self.path)
         return {seed: kind(folder) for seed, folder in folders.items() if has_record(folder)}
 
     def table(self) -> pd.DataFrame:
-        """A row per seed, then the mean and its intervals; the columns of `results.csv`."""
+        """One row per seed, then the mean and its intervals; columns as in `results.csv`."""
         from robustcli.reports.seeds_findings import read_seeds
         from robustcli.reports.seeds_page import seeds_results
 
@@ -164,19 +165,19 @@ class SeedFolder(_RunFolder):
 
 @dataclass(frozen=True)
 class Finetuning(_RunFolder):
-    """A fine-tuning in its folder."""
+    """A fine-tuning run, by its folder."""
 
     @property
     def record(self) -> FinetuneRecord:
-        """What was fine-tuned and how (`run.json`)."""
+        """Inputs, settings and status of the fine-tuning (`run.json`)."""
         return read_finetune_record(self.path)
 
     def training(self, mode: Mode) -> Training:
-        """The training run of a mode."""
+        """The training run of one mode, e.g. `full`."""
         return Training(self.path / mode)
 
     def table(self) -> pd.DataFrame:
-        """A row per finished mode: `mode`, then the columns of its held-out evaluation."""
+        """Test results of the finished modes: column `mode`, then those of an evaluation."""
         import pandas as pd
 
         modes = [m for m in self.record.modes if self.training(m).test.path.is_dir()]
@@ -185,13 +186,13 @@ class Finetuning(_RunFolder):
         return table.rename(columns={"model": "mode"})
 
     def profile(self) -> pd.DataFrame:
-        """The gradients that decided: a row per iteration and tensor (`gradients.parquet`)."""
+        """The gradient profile: one row per iteration and tensor (`gradients.parquet`)."""
         import pandas as pd
 
         return pd.read_parquet(self.path / PROFILE)
 
     def decisions(self) -> pd.DataFrame:
-        """What became of every tensor, and why (`frozen.csv`)."""
+        """Whether each tensor was trained or frozen, and why; one row per tensor (`frozen.csv`)."""
         import pandas as pd
 
         return pd.read_csv(self.path / DECISIONS, dtype={"shape": str})
@@ -210,30 +211,36 @@ def evaluate(
     classes: Sequence[str] | None = None,
     **options: Any,
 ) -> Run:
-    """The run that `robust eval` would make, computed as far as it is missing.
+    """Evaluates models on transformed images, as `robust eval` does.
+
+    Results that `out` already contains are not computed again, so an interrupted evaluation is
+    resumed by the same call.
 
     Args:
-        model: One or several names; or torch.nn.Modules in memory, classes of them or functions
-            that return one. A dictionary gives each its name in tables. A network in memory comes
-            back in its mode and on its device.
-        data: A folder, tar, manifest or data set name; None for the default of the label space.
-        transforms: Names, globs or presets, one or several.
+        model: One model or several: names, torch.nn.Module instances, module classes, or functions
+            that return a module. In a dictionary, the keys are the names in result tables. A module
+            instance is returned to its original mode and device after the call.
+        data: An image folder, tar file, manifest or data set name; None for the default data set of
+            the model's label space.
+        transforms: One or several transform names, glob patterns or presets.
         out: Folder of the run, or its address in an object store (docs/remote.md).
-        weights: A weights file, with one model only.
-        model_args: For the model's builder.
-        preprocessing: `resize`, `crop`, `interpolation`, `mean`, `std` to override.
-        untrained: Evaluate the network as initialised.
-        classes: Names of the outputs of a network of one's own, in their order; else they are
-            recognised by their number, or named by `label_space`.
+        weights: A weights file; only for a single model.
+        model_args: Keyword arguments for the builder of the model.
+        preprocessing: Overrides of `resize`, `crop`, `interpolation`, `mean` or `std`.
+        untrained: Whether to evaluate the network with its initial weights.
+        classes: Class names in the order of the network's outputs, for a network of your own. By
+            default, the label space is `label_space`, or is recognised by the number of outputs.
         options: Further fields of `robustcli.evaluation.config.EvalConfig` (`severities`, `seed`,
             `per_class`, `limit`, `quick`, `fail_under`, `fail_drop`, `device`, `devices`,
             `precision`, `batch_size`, `workers`, ...).
 
     Raises:
-        UsageError: Something named does not exist or does not fit together.
-        RunError: Computing failed, rows are missing at the end, or another process works in `out`;
-            finished blocks are kept.
-        GateError: The run is complete, and a number breaks a limit of `fail_under` or `fail_drop`.
+        UsageError: An argument names something that does not exist, or arguments contradict each
+            other.
+        RunError: The computation failed, result rows are missing at the end, or another process
+            writes to `out`; finished blocks are kept.
+        GateError: The run is complete, and a result violates a limit of `fail_under` or
+            `fail_drop`.
     """
     # Reading runs, comparing and reporting them needs no torch.
     from robustcli.adapters.foreign import borrowed
@@ -263,7 +270,7 @@ def evaluate(
 
 @contextmanager
 def _opened(place: str | Path, use: Use = "work") -> Iterator[Path]:
-    """The folder `place`; for an address of an object store, the folder of this machine for it."""
+    """The folder `place`; for an address in an object store, its local working folder."""
     if not names_url(place):
         yield Path(place)
         return
@@ -277,7 +284,7 @@ def _opened(place: str | Path, use: Use = "work") -> Iterator[Path]:
 def _by_name(
     model: ModelLike | Sequence[ModelLike] | Mapping[str, ModelLike],
 ) -> list[tuple[str, object]]:
-    """Each model's name, and the network in memory or what builds it; None where a name is all."""
+    """Pairs of model name and module (or its class or function); None for models given by name."""
     if isinstance(model, Mapping):
         return [
             (
@@ -313,31 +320,37 @@ def explain(
     classes: Sequence[str] | None = None,
     **options: Any,
 ) -> ExplanationRun:
-    """The explanation that `robust explain` would make, computed as far as it is missing.
+    """Computes explanation maps of a model's predictions, as `robust explain` does.
+
+    Maps that `out` already contains are not computed again.
 
     Args:
-        model: A name, or a torch.nn.Module in memory, a class of them or a function that returns
-            one; with `run` one of its models, or None.
-        data: A folder, tar, manifest or data set name; None for the default of the label space.
-        transforms: Names, globs or presets, one or several; none explains untouched photos.
+        model: A model name, a torch.nn.Module instance, a module class, or a function that returns
+            a module. With `run`, the name of one of its models, or None for its first model.
+        data: An image folder, tar file, manifest or data set name; None for the default data set of
+            the model's label space. With `run`, the present location of its data if it has moved.
+        transforms: One or several transform names, glob patterns or presets. By default, untouched
+            photos are explained; with `run`, photos under the transform with the lowest score.
         out: Folder of the run; None for `runs/explain-MODEL-HASH`.
-        run: The folder of an evaluation, whose model, images and predictions are taken.
-        images: Ids of photos.
-        worst: So many photos that lose most under the transforms.
-        class_name: The true class of the photos; of a segmenter of several classes the one whose
-            pixels are explained, by its name or number.
-        methods: Names or globs of `robustcli.explanation.methods.METHODS`; none for the usual ones.
-        weights: A file of weights; with `run` one that has moved.
-        model_args: For the builder.
-        preprocessing: Changes to how the model sees photos.
-        untrained: Explains a network without trained weights.
-        classes: The classes of a network in memory, in the order of its outputs.
+        run: Folder of a finished evaluation, which defines model, images and predictions.
+        images: Ids of the photos to explain.
+        worst: Number of photos to explain, those whose score falls most under the transforms.
+        class_name: For classifiers, the true class of the photos to explain. For segmenters with
+            several classes, the name or number of the class whose pixels are explained.
+        methods: Names or glob patterns of `robustcli.explanation.methods.METHODS`; by default, all
+            methods that make a map of a photo and support the model.
+        weights: A weights file. With `run`, the present path of weights that have moved.
+        model_args: Keyword arguments for the builder of the model.
+        preprocessing: Overrides of `resize`, `crop`, `interpolation`, `mean` or `std`.
+        untrained: Whether to explain the network with its initial weights.
+        classes: Class names in the order of the network's outputs, for a network of your own.
         options: Further fields of `robustcli.explanation.config.ExplainConfig` (`layer`, `sanity`,
             `limit`, `seed`, `device`, `batch_size`, ...).
 
     Raises:
-        UsageError: Something named does not exist or does not fit together.
-        MachineError: The data or the weights of a finished run are not here.
+        UsageError: An argument names something that does not exist, or arguments contradict each
+            other.
+        MachineError: The data or the weights of `run` are not on this machine.
         RunError: Some maps could not be computed; all others are kept.
     """
     from robustcli.adapters.foreign import borrowed
@@ -379,19 +392,22 @@ def explain(
 def compare(
     *runs: str | Path, out: str | Path | None = None, force_common: bool = False
 ) -> Comparison | SeedsComparison:
-    """What `robust compare` says of the models of `runs`; `.table()` has it as numbers.
+    """Compares the models of several runs, as `robust compare` does.
+
+    `.table()` of the result contains the numbers.
 
     Args:
-        runs: Folders of evaluations, trainings or fine-tunings, or `RUN:MODEL` for one of a run's
-            models (`RUN:MODE` of a fine-tuning, `RUN:seed-1` of several seeds). Folders of
-            several seeds alone are compared by the means over their seeds.
-        out: Folder for a report; None for none.
-        force_common: Compares what the runs have in common where they differ; `differences` and
-            `left_out` of the result say what that is.
+        runs: Folders of evaluations, trainings or fine-tunings. `RUN:MODEL` selects one model of an
+            evaluation, `RUN:MODE` one mode of a fine-tuning, `RUN:seed-1` one of several seeds.
+            If all are folders of several seeds, the means over their seeds are compared.
+        out: Folder for a report; None for no report.
+        force_common: Whether to compare what the runs have in common if they differ in more than
+            their models. `differences` of the result lists the differing settings;
+            `left_out` of a `Comparison` lists the rows that are not compared.
 
     Raises:
-        UsageError: There are fewer than two models, a run has no results yet, or runs differ in
-            more than their models and `force_common` is False; the message names each difference.
+        UsageError: The runs have fewer than two models, a run has no results yet, or runs differ in
+            more than their models and `force_common` is False; the message lists each difference.
     """
     from robustcli.reports.comparison_page import check_out, write_comparison
 
@@ -422,22 +438,26 @@ def train(
     model: str, data: str | Path | None = None, *, out: str | Path, seeds: int | None = None,
     **options: Any,
 ) -> Training | SeedFolder:  # fmt: skip
-    """The training that `robust train` would do, as far as it is not done yet.
+    """Trains a model, as `robust train` does.
+
+    An interrupted training is resumed by the same call, from its last finished epoch.
 
     Args:
         model: A model of `robust list models`, `smp:ARCHITECTURE/ENCODER` or any timm name.
-        data: A folder, manifest or data set name; None for the default of segmenters.
+        data: A folder, manifest or data set name; None for the default data set of segmenters.
         out: Folder of the run.
-        seeds: So many seeds, from `seed` on, beside each other in `out`; None for one training.
+        seeds: Number of trainings with different seeds, from `seed` on, each in a subfolder of
+            `out`; None for a single training directly in `out`.
         options: Further fields of `robustcli.training.config.TrainConfig` (`protocol`, `epochs`,
-            `lr`, `batch_size`, `seed`, `device`, ...); `ablate="scan"` trains the control of a
-            Mamba network.
+            `lr`, `batch_size`, `seed`, `device`, ...). `ablate="scan"` trains a Mamba
+            network without its scan, as a control.
 
     Raises:
-        UsageError: Something named does not exist or does not fit together.
+        UsageError: An argument names something that does not exist, or arguments contradict each
+            other.
         RunError: Training failed; the last finished epoch is kept, and so are the other seeds.
     """
-    # Lightning takes seconds to import, which evaluating need not wait for.
+    # Lightning takes seconds to import, and evaluations do not need it.
     from robustcli.training.config import TrainConfig
     from robustcli.training.engine import run_training
 
@@ -504,29 +524,33 @@ def finetune(
     seeds: int | None = None,
     **options: Any,
 ) -> Finetuning | SeedFolder:
-    """The fine-tuning that `robust finetune` would do, as far as it is not done yet.
+    """Fine-tunes a pretrained model, as `robust finetune` does.
+
+    An interrupted fine-tuning is resumed by the same call; finished modes are not trained again.
 
     Args:
         model: A model of `robust list models`, or any timm name.
-        data: A folder, manifest or data set name; None for the default of segmenters.
+        data: A folder, manifest or data set name; None for the default data set of segmenters.
         out: Folder of the run.
-        pretrained: A file of weights, a training run, or a results folder of nnU-Net; None for the
+        pretrained: A weights file, a training run, or a results folder of nnU-Net; None for the
             bundled weights.
-        mode: What is trained; `all` is scratch, full and freeze.
-        rule: What is frozen (`robustcli.finetuning.selection.FreezeRule`); None for the documented
-            threshold.
-        profile_iterations: Profiled steps.
-        profile: A profile to take instead of measuring one.
-        profile_only: Stop when the profile is there.
-        iterations: Steps of each mode.
-        sweep: Also train by other rules, and time what each saves.
+        mode: `scratch` trains from initial weights, `full` all parameters, `freeze` those that
+            `rule` does not freeze, `lora` adapters; `all` runs scratch, full and freeze.
+        rule: Which parameters to freeze (`robustcli.finetuning.selection.FreezeRule`); None for the
+            documented threshold.
+        profile_iterations: Number of training steps in which gradients are profiled.
+        profile: A gradient profile to use instead of measuring one.
+        profile_only: Whether to stop after the gradient profile is measured.
+        iterations: Number of training steps of each mode.
+        sweep: Whether to train with other freeze rules too, and to time what each saves.
         lora_layers: Projections of state-space blocks that get adapters in mode `lora`.
-        seeds: So many seeds, from `seed` on, beside each other in `out`; None for one.
+        seeds: Number of fine-tunings with different seeds, from `seed` on, each in a subfolder of
+            `out`; None for a single one directly in `out`.
         options: Further fields of `robustcli.training.config.TrainConfig` (`lr`, `seed`, ...).
 
     Raises:
-        UsageError: Something named does not exist or does not fit together, or nothing would be
-            left to train.
+        UsageError: An argument names something that does not exist, arguments contradict each
+            other, or no trainable parameter would be left.
         RunError: Training failed; the last finished epoch is kept.
     """
     from robustcli.finetuning.config import FinetuneConfig
@@ -559,18 +583,21 @@ def verify(
     weights: str | Path | Sequence[str | Path] = (),
     **options: Any,
 ) -> Verification:
-    """Whether this machine reproduces a run; nothing in its folder is changed.
+    """Checks whether this machine reproduces a run, as `robust verify` does.
+
+    The folder of the run is not changed.
 
     Args:
-        run: The folder of an evaluation, a training or a fine-tuning.
-        sample: Blocks to recompute of each evaluation; None for all.
-        weights: Files of weights or training runs that have moved; chosen by digest.
+        run: Folder of an evaluation, a training or a fine-tuning.
+        sample: Number of blocks of each evaluation to compute again; None for all.
+        weights: Present paths of weights files or training runs that have moved; each is matched to
+            its model by its digest.
         options: Further fields of `robustcli.verification.recorded_inputs.VerifyConfig` (`seed`,
             `data`, `label_space`, `labels`, `plugins`, `device`, `offline`).
 
     Raises:
-        UsageError: There is no readable run, or nothing in it to verify.
-        MachineError: The data, the weights or a plugin of the run are not here.
+        UsageError: The folder contains no readable run, or no results to verify.
+        MachineError: The data, the weights or a plugin of the run are not on this machine.
     """
     from robustcli.verification.recorded_inputs import VerifyConfig
     from robustcli.verification.verification import verify as run_verification
@@ -595,26 +622,27 @@ def export(
     classes: Sequence[str] | None = None,
     **options: Any,
 ) -> tuple[Exported, ...]:
-    """The files that `robust export` would write, one for each format.
+    """Exports a model to files, one per format, as `robust export` does.
 
     Args:
-        model: A name or the folder of a training run; or a torch.nn.Module in memory, a class of
-            them or a function that returns one.
-        out: A file, or the folder for the files; None for `runs/export-MODEL-HASH`.
+        model: A model name, the folder of a training run, a torch.nn.Module instance, a module
+            class, or a function that returns a module.
+        out: Path of the file, or a folder for the files; None for `runs/export-MODEL-HASH`.
         formats: `onnx`, `torchscript` or both.
-        weights: A file of weights.
-        model_args: For the builder.
-        preprocessing: Changes to how the model sees images.
-        untrained: Exports a network without trained weights.
-        label_space: The classes, where the weights do not say them.
-        classes: The classes of a network in memory, in the order of its outputs.
+        weights: A weights file.
+        model_args: Keyword arguments for the builder of the model.
+        preprocessing: Overrides of the model's preprocessing, e.g. `crop`, `mean` or `std`.
+        untrained: Whether to export the network with its initial weights.
+        label_space: Name of the label space of the outputs, if the weights do not define it.
+        classes: Class names in the order of the network's outputs, for a network of your own.
         options: Further fields of `robustcli.evaluation.exporting.ExportConfig` (`opset`,
             `image_size`, `dynamic_batch`, `fresh`, `offline`).
 
     Raises:
-        UsageError: The model is unknown or cannot be exported, or other files are in the way.
+        UsageError: The model is unknown or cannot be exported, or `out` contains other files.
         MachineError: Packages that a format needs are not installed.
-        RunError: An exporter cannot express the network, or a file's answers differ from torch's.
+        RunError: The exporter does not support the network, or the outputs of an exported file
+            differ from those of PyTorch.
     """
     from robustcli.adapters.foreign import borrowed
     from robustcli.evaluation.exporting import ExportConfig
@@ -638,19 +666,20 @@ def export(
 def publish(
     run: str | Path, to: Literal["mlflow", "wandb", "trackio", "hub-card"], **options: Any
 ) -> PublishResult:
-    """Sends a run to a tracker, or writes its model card.
+    """Sends a run to an experiment tracker, or writes its model card, as `robust publish` does.
 
     Args:
-        run: The folder of an evaluation, a training or a fine-tuning.
-        to: Where to.
+        run: Folder of an evaluation, a training or a fine-tuning.
+        to: The tracker, or `hub-card` for a model card.
         options: Further fields of `robustcli.reports.publishing.PublishConfig` (`project`,
             `tracking`, `name`, `partial`, `pictures`, `out`, `model`, `dataset_id`, `dry_run`,
             `offline`, ...).
 
     Raises:
-        UsageError: There is no readable run, it is partial, or `offline` forbids it.
-        MachineError: The tracker's package is not installed.
-        RunError: The tracker refused, or a file could not be written.
+        UsageError: The folder contains no readable run, the run is partial, or the tracker needs a
+            network and `offline` is set.
+        MachineError: The package of the tracker is not installed.
+        RunError: The tracker returned an error, or a file could not be written.
     """
     from robustcli.reports.publishing import PublishConfig
     from robustcli.reports.publishing import publish as send_run

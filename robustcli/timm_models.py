@@ -1,8 +1,8 @@
-"""Importing this registers every VMamba and Vim release with timm, under its goldens' names.
+"""Registers every released VMamba and Vim model with timm when this module is imported.
 
-`timm.create_model("vmamba_base_s2l15", num_classes=10)` then works as for timm's own models, with
-`pretrained=True` for the official weights (ImageNet-1K). Stochastic depth is at the rate of the
-release's training unless `drop_path_rate` says otherwise.
+`timm.create_model("vmamba_base_s2l15", num_classes=10)` then works as for the models of timm, with
+`pretrained=True` for the official weights (ImageNet-1K). By default, the rate of stochastic depth
+(`drop_path_rate`) is that of the training of the release.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from robustcli.adapters.timm_families import weights_filter
 from robustcli.core.errors import UsageError, first_line
 from robustcli.models.vmamba import VARIANTS as VMAMBAS
 
-__all__: list[str] = []  # timm adds each name as it is registered
+__all__: list[str] = []  # filled by timm during registration
 
 _SIZES = {"t": "tiny", "s": "small", "b": "base"}
 
 
 def timm_name(release: str) -> str:
-    """What timm calls `release`: `vmamba_base_s2l15` for `vmamba-b-s2l15`."""
+    """The timm name of `release`, e.g. `vmamba_base_s2l15` for `vmamba-b-s2l15`."""
     family, size, *rest = release.split("-")
     return "_".join((family, _SIZES[size], *rest))
 
@@ -44,7 +44,7 @@ def _cfg(release: str) -> dict[str, Any]:
     network = timm_families.TimmVMamba if vmamba else timm_families.TimmVim
     return {
         "url": entry.weights_url,
-        "custom_load": True,  # `load_pretrained` reads official files, and runs nothing in them
+        "custom_load": True,  # `load_pretrained` executes no code in the official files
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "fixed_input_size": not vmamba,
@@ -70,7 +70,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
 
     def entrypoint(pretrained: bool = False, **options: Any) -> nn.Module:
         build = timm_families.build_vmamba if vmamba else timm_families.build_vim
-        # As in timm: all stages of a pyramid, the last three layers of a plain sequence.
+        # Default of timm: all stages of a hierarchical network, else the last three layers.
         out_indices = options.pop("out_indices", None) or ((0, 1, 2, 3) if vmamba else 3)
         try:
             network: nn.Module = build_model_with_cfg(

@@ -80,8 +80,8 @@ _SHOWN = ("s3://", "gs://", "hf://")
 def names_url(text: object) -> bool:
     """Whether `text` is a URL such as `s3://bucket/run`, not a path of this machine.
 
-    `s3:/bucket`, which `pathlib` makes from `s3://bucket`, counts as a URL. `C:/data` is a path, and
-    `hf:/folder` is a transformers model in a local folder.
+    `s3:/bucket`, which `pathlib` makes from `s3://bucket`, counts as a URL. `C:/data` is a path,
+    and `hf:/folder` is a transformers model in a local folder.
     """
     match = _URL.match(str(text))
     if match is None:

@@ -1,4 +1,4 @@
-"""The explanations of one block of photos: targets, maps, scores, rows."""
+"""Explains one block of photos: targets, maps, their scores, and result rows."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ from robustcli.metrics.explanation_scores import (
 )
 from robustcli.transforms.base import CLEAN, Cell
 
-_LEAST_SEEN = 0.02  # share of a view that both photos show, below which their maps say nothing
-_SAME_MASK = 0.5  # dice of two predicted masks from which they count as the same answer
+_LEAST_SEEN = 0.02  # smallest share of pixels in both views for a comparison of maps
+_SAME_MASK = 0.5  # smallest dice of two predicted masks that count as the same prediction
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The network's answers for the photos of one view.
+    """The network's predictions for the photos of one view.
 
     Args:
-        probabilities: (N, K) of a classifier, (N, H, W) of a segmenter.
-        predictions: Classes (N,) of a classifier; masks bool (N, H, W) of a segmenter.
+        probabilities: Class probabilities (N, K) of a classifier, or foreground probabilities
+            (N, H, W) of a segmenter.
+        predictions: Classes (N,) of a classifier, or masks, bool (N, H, W), of a segmenter.
     """
 
     probabilities: Tensor
@@ -49,7 +50,7 @@ def answers_of(
     explained: ExplainedNetwork, view: View, limit: BatchLimit, *, batch_size: int,
     threshold: float = 0.5,
 ) -> Answers:  # fmt: skip
-    """The answers for the photos of `view`, on the CPU, in batches that fit into memory."""
+    """The predictions for the photos of `view`, on the CPU; computed in batches that fit memory."""
 
     def answered(ask: Callable[[Tensor], Tensor]) -> Tensor:
         def in_batches(size: int) -> Tensor:
@@ -72,13 +73,13 @@ def answers_of(
 
 
 def _size_in_words(pixels: Tensor) -> str:
-    """Width and height of (N, C, H, W)."""
+    """Width and height of `pixels` (N, C, H, W), in words."""
     return f"{pixels.shape[3]}x{pixels.shape[2]} pixels"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One map with its scores; `picture` only from methods that generate pictures."""
+    """One map with its scores; `picture` is set by methods that generate pictures."""
 
     relevance: NDArray[np.float32]
     scores: Mapping[str, float]
@@ -90,7 +91,7 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True)
 class MapRequest:
-    """A row to compute: a view of photo number `photo`, and the kind of its target."""
+    """One row to compute, for a view of photo number `photo` and a kind of target."""
 
     view: str
     cell: Cell
@@ -105,16 +106,16 @@ class BlockExplanation:
 
     Args:
         explained: The network.
-        shuffled: The network with shuffled weights, for the sanity check; None without.
-        views: Of the block, by cell.
-        answers: Likewise.
-        places: Of transforms that move pixels: for each photo where the pixels of the transformed
-            view were in the clean one, see `views.moved_places`.
-        regions: By cell, for each photo where the object is (h, w); None where it is not known.
+        shuffled: The network with shuffled weights, for the sanity check; None for no check.
+        views: The views of the block, by cell.
+        answers: The predictions for the views, by cell.
+        places: For each transform that moves pixels and each photo, the position in the clean view
+            of each pixel of the transformed view; see `views.moved_places`.
+        regions: By cell, the object region (h, w) of each photo; None if it is unknown.
         model: Name of the model.
-        seed: Of the run.
-        batch_size: Images that go through the network at once.
-        limit: How many do after memory ran out.
+        seed: Seed of the run.
+        batch_size: Number of images per forward pass.
+        limit: Reduces the batch size when memory runs out.
     """
 
     explained: ExplainedNetwork
@@ -132,10 +133,10 @@ class BlockExplanation:
     def explain(
         self, method: ExplanationMethod, cell: Cell, array_file: str, advance: Callable[[int], None]
     ) -> tuple[list[dict[str, object]], Arrays]:
-        """The rows and arrays of one method and cell; `advance` hears how many rows are computed.
+        """The rows and arrays of one method and cell; reports computed rows to `advance`.
 
         Raises:
-            RunError: The network's gradients, and so a map, are not finite.
+            RunError: A map is not finite, because the gradients of the network are not.
         """
         requests = self._requests(method, cell)
         self._compute(method, cell, requests, advance)
@@ -170,7 +171,7 @@ class BlockExplanation:
         )
         return rows, arrays
 
-    # What there is to explain.
+    # Requests: the rows to compute, and their targets.
 
     def _requests(self, method: ExplanationMethod, cell: Cell) -> list[MapRequest]:
         views = [("clean", CLEAN)]
@@ -194,7 +195,7 @@ class BlockExplanation:
         return (method.name, *place, target)
 
     def _class(self, cell: Cell, photo: int, kind: TargetKind) -> int | None:
-        """The class that is explained; the predicted one is that of the transformed photo."""
+        """The explained class; kind `predicted` is the prediction for the transformed photo."""
         if kind == "true":
             return self.views[CLEAN].samples[photo].target
         if kind == "predicted":
@@ -202,9 +203,10 @@ class BlockExplanation:
         return None
 
     def _target(self, cell: Cell, request: MapRequest) -> Tensor:
-        """A class (), or a mask (H, W) in the view of `request`.
+        """The target of `request`: a class (), or a mask (H, W) in its view.
 
-        Without a target it is the answer in that view, whose probability the curves follow.
+        For methods without a target, the prediction for that view (of segmenters: all pixels),
+        whose probability the insertion and deletion curves follow.
         """
         if self.explained.task == "cls":
             target = self._class(cell, request.photo, request.kind)
@@ -223,13 +225,13 @@ class BlockExplanation:
         assert masks is not None, "segmenters have masks"
         return masks[request.photo]
 
-    # Maps and what the network says of them.
+    # Maps and their scores.
 
     def _compute(
         self, method: ExplanationMethod, cell: Cell, requests: Sequence[MapRequest],
         advance: Callable[[int], None],
     ) -> None:  # fmt: skip
-        """Computes the missing results; those of clean photos are shared by all cells."""
+        """Computes the missing results; results of clean photos are shared by all cells."""
         new: dict[Key, MapRequest] = {}
         for request in requests:
             if request.key not in self._results:
@@ -248,7 +250,7 @@ class BlockExplanation:
         self, method: ExplanationMethod, cell: Cell, left: Sequence[tuple[Key, MapRequest]],
         batch_size: int,
     ) -> int:  # fmt: skip
-        """Adds the results of the first of `left`, at most a batch; returns their number."""
+        """Adds the results of the first batch of `left`; returns their number."""
         new = dict(left[:batch_size])
         device = self.explained.device
         pixels = torch.stack([self.views[w.cell].pixels[w.photo] for w in new.values()]).to(device)
@@ -375,7 +377,7 @@ class BlockExplanation:
     def _moved(
         self, cell: Cell, photo: int, clean: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """The clean map or mask (H, W) as the transform moves pixels, and which pixels it has."""
+        """The clean map or mask (H, W), moved by the transform, and a mask of its known pixels."""
         places = self.places[cell][photo] if cell in self.places else None
         if places is None:
             return clean, np.ones(clean.shape, bool)
@@ -386,7 +388,7 @@ class BlockExplanation:
     def _comparison(
         self, method: ExplanationMethod, cell: Cell, request: MapRequest
     ) -> dict[str, object]:
-        """The transformed map against the clean one, moved as the transform moves pixels."""
+        """Compares the transformed map with the clean map after moving it by the transform."""
         clean_key = self._key(method, cell, CLEAN, request.photo, request.kind)
         clean, changed = (self._results[key].relevance for key in (clean_key, request.key))
         has_moved = cell in self.places and self.places[cell][request.photo] is not None

@@ -1,4 +1,4 @@
-"""The settings of `robust explain`, before anything is looked up."""
+"""The settings of `robust explain`, before names are resolved."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from robustcli.core.names import file_name
 from robustcli.evaluation.config import EvalConfig
 
 DEFAULT_WORST = 8
-"""So many photos are explained unless the user says which, or how many."""
+"""Default number of photos to explain."""
 BLOCK_PHOTOS = 8
-"""Photos whose rows share a file: what an interruption can cost, of one method and transform."""
+"""Photos per file; an interruption loses at most this many photos of a method and transform."""
 
 
 BATCH_SIZES = {"cuda": 32, "mps": 16, "cpu": 8}
-"""Images that go through the network at once, by type of device: gradients take several times the
+"""Default number of images per forward pass, by type of device. Gradients take several times the
 memory of a forward pass."""
 
 
@@ -25,8 +25,9 @@ memory of a forward pass."""
 class ExplainConfig(EvalConfig):
     """All settings of an explanation; see `robust explain --help` for their meaning.
 
-    `source` is a finished evaluation, whose model, images and predictions are taken; `models` then
-    picks one of its models, and `moved` are files of weights that lie elsewhere by now.
+    `source` is a finished evaluation that defines model, images and predictions. In this case,
+    `models` selects one of its models, and `moved` are present paths of weights files that have
+    moved.
     """
 
     _: KW_ONLY
@@ -43,7 +44,7 @@ class ExplainConfig(EvalConfig):
     command: str = "robustcli.explain(...)"
 
     def directory(self, digest: str) -> Path:
-        """See `EvalConfig.directory`: everything but methods makes another run."""
+        """See `EvalConfig.directory`; the default name depends on all settings but methods."""
         if self.out is not None:
             return self.out
         evaluated = super().directory(digest).name
@@ -59,5 +60,6 @@ class ExplainConfig(EvalConfig):
     def evaluation(self, out: Path) -> EvalConfig:
         """The evaluation of the same models, images and transforms, in the folder `out`."""
         shared = {field.name: getattr(self, field.name) for field in fields(EvalConfig)}
-        limit = None if self.class_name is not None else self.limit  # of images of the class
+        # `limit` counts images of the class.
+        limit = None if self.class_name is not None else self.limit
         return EvalConfig(**{**shared, "out": out, "fresh": False, "limit": limit})

@@ -1,8 +1,8 @@
 """Durable rows and arrays of explanations: one pair of files per method, transform and block.
 
 `RUN/rows/MODEL/METHOD/TRANSFORM-SEVERITY/block-0000.parquet` has one row for each photo, view
-(clean or transformed) and target (true or predicted class); `.npz` of the same stem has the arrays.
-The arrays are written first, so that the Parquet file says that both are there.
+(clean or transformed) and target (true or predicted class). The `.npz` file of the same stem has
+the arrays. The arrays are written first, so both files exist if the Parquet file exists.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ EXPLAINED_SCHEMA = pa.schema(
         ("transform", pa.string()),
         ("severity", pa.int32()),
         ("view", pa.string()),  # clean, transformed
-        ("target_kind", pa.string()),  # true, predicted; none where a method has no target
-        ("target_class", pa.int32()),  # null: a mask, or no target
+        ("target_kind", pa.string()),  # true, predicted; none for methods without a target
+        ("target_class", pa.int32()),  # null for a mask, or without a target
         ("target_label", pa.string()),
-        ("probability", pa.float64()),  # of the target in this view; of a mask: mean inside
-        ("prediction", pa.int32()),  # in this view; null: a mask
+        ("probability", pa.float64()),  # of the target in this view; for a mask, the mean inside it
+        ("prediction", pa.int32()),  # in this view; null for masks
         ("true_class", pa.int32()),
         ("flipped", pa.bool_()),  # the transformed prediction differs from the clean one
         ("insertion_auc", pa.float64()),
@@ -46,20 +46,20 @@ EXPLAINED_SCHEMA = pa.schema(
         ("pointing_hit", pa.bool_()),
         ("completeness_error", pa.float64()),
         ("conservation_error", pa.float64()),
-        ("bias_relevance", pa.float64()),  # what relevance leaves to biases, unit of the score
-        ("picture_probability", pa.float64()),  # of the target, for a picture that was made
-        ("map_similarity", pa.float64()),  # transformed map against the clean one
-        ("centroid_shift", pa.float64()),  # share of the diagonal
-        ("map_moved", pa.bool_()),  # the clean map was moved as the transform moves pixels
-        ("sanity_similarity", pa.float64()),  # against the map of shuffled weights
+        ("bias_relevance", pa.float64()),  # relevance of biases, in the unit of the score
+        ("picture_probability", pa.float64()),  # of the target, for a generated picture
+        ("map_similarity", pa.float64()),  # correlation with the clean map
+        ("centroid_shift", pa.float64()),  # as a share of the diagonal
+        ("map_moved", pa.bool_()),  # the clean map was moved by the transform for the comparison
+        ("sanity_similarity", pa.float64()),  # correlation with the map of shuffled weights
         ("array_file", pa.string()),  # relative to the run's folder
         ("array_index", pa.int32()),  # into `maps` (and `pictures`)
         ("photo_index", pa.int32()),  # into `photos`
     ]
 )
-"""Columns of a row. For masks `flipped` says whether the dice of the two predictions is below
-one half. The class `predicted` is the one that is predicted for the transformed photo, in both
-views, so that clean and transformed maps speak of the same class."""
+"""Columns of a row. For masks, `flipped` is whether the dice of the two predictions is below one
+half. In both views, target kind `predicted` is the class predicted for the transformed photo, so
+that clean and transformed maps explain the same class."""
 
 ROWS_FOLDER = "rows"
 
@@ -69,11 +69,12 @@ class Arrays:
     """The arrays of one file.
 
     Args:
-        maps: float16 (M, H, W): signed evidence for the target where the method has signs.
-        photos: uint8 (P, H, W, 3), as the network saw them before normalisation.
-        image_ids: Of the photos (P).
-        views: `clean` or `transformed`, of the photos (P).
-        pictures: uint8 (M, H, W, 3) that the network made (learned features); else None.
+        maps: Evidence for the target per pixel, float16 (M, H, W); signed for methods with signs.
+        photos: The network's inputs before normalisation, uint8 (P, H, W, 3).
+        image_ids: Image id of each photo (P).
+        views: `clean` or `transformed` for each photo (P).
+        pictures: Generated pictures, uint8 (M, H, W, 3), for methods that show learned features;
+            else None.
     """
 
     maps: NDArray[np.float16]
@@ -84,18 +85,18 @@ class Arrays:
 
 
 def rows_path(run: Path, model: str, method: str, cell: Cell, block: int) -> Path:
-    """Where the rows of one block are or will be."""
+    """Path of the rows of one block."""
     folder = model_folder(run / ROWS_FOLDER, "", model) / method
     return folder / f"{cell.transform}-{cell.severity}" / f"block-{block:04d}.parquet"
 
 
 def is_done(path: Path) -> bool:
-    """Whether the rows at `path` and their arrays are there."""
+    """Whether the rows at `path` and their arrays exist."""
     return rows_in(path) is not None and path.with_suffix(".npz").is_file()
 
 
 def write_block(path: Path, rows: Sequence[Mapping[str, Any]], arrays: Arrays) -> None:
-    """Writes arrays and rows durably; the same content gives the same bytes."""
+    """Writes arrays and rows durably; equal content results in equal bytes."""
     content: dict[str, NDArray[Any]] = {
         "maps": arrays.maps,
         "photos": arrays.photos,
@@ -120,10 +121,10 @@ def read_explained_rows(run: Path) -> pd.DataFrame:
 
 
 def read_arrays(run: Path, array_file: str) -> Arrays:
-    """The arrays that rows name by `array_file`.
+    """The arrays in the file `array_file`, as named in the column of the rows.
 
     Raises:
-        RunError: The file is damaged or gone.
+        RunError: The file is damaged or missing.
     """
     path = run / array_file
     with (

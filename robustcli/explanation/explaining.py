@@ -1,7 +1,7 @@
-"""Runs an explanation: looks up inputs, chooses photos, computes missing maps, closes the run.
+"""Runs an explanation: looks up inputs, selects photos, computes missing maps, closes the run.
 
-The photos of a block go through the loader of evaluations once; then each method explains them
-under each transform, and one pair of files is written for each (`explained_rows`).
+The photos of a block are loaded once, with the loader of evaluations. Then each method explains
+them under each transform, and writes one pair of files per transform (`explained_rows`).
 """
 
 from __future__ import annotations
@@ -86,15 +86,16 @@ def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
     """Computes the missing maps of `config`; returns the run's folder.
 
     Raises:
-        UsageError: Something named does not exist or does not fit together.
-        MachineError: The data or the weights of a finished run are not here.
+        UsageError: A setting names something that does not exist, or settings contradict each
+            other.
+        MachineError: The data or the weights of a finished run are not on this machine.
         RunError: Some maps could not be computed; all others are kept.
     """
     announcer = listener or Silent()
     inputs = explain_inputs(config, announcer)
     choice = choice_of(inputs.config, inputs.source)
     if choice.rule == "ids":
-        named_images(inputs.config.images, inputs.items)  # a typo is told before anything is done
+        named_images(inputs.config.images, inputs.items)  # raises on unknown ids early
     boxes = read_boxes(inputs.config.boxes, inputs.items, announcer.say)
     _announce_choice(inputs, choice, announcer)
     model: Any = inputs.load()
@@ -124,7 +125,7 @@ def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
 
 
 def _explained_classes(inputs: ExplainInputs, model: Segmenter) -> str:
-    """What the maps of a segmenter of several classes explain, in a sentence."""
+    """A sentence on what the maps of a segmenter with several classes explain."""
     tells = f"`{model.facts.name}` tells {len(model.classes)} classes apart: the maps explain"
     if inputs.config.mask_class is None:
         names = ", ".join(f"`{name}`" for name in model.classes)
@@ -138,7 +139,7 @@ def _explained_classes(inputs: ExplainInputs, model: Segmenter) -> str:
 
 @contextmanager
 def _without_gradients(network: nn.Module) -> Iterator[None]:
-    """A context in which parameters take no gradients; it restores the network afterwards."""
+    """Disables the gradients of parameters inside the context, and restores them afterwards."""
     before = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     try:
         for parameter, _ in before:
@@ -162,19 +163,19 @@ def _announce_choice(inputs: ExplainInputs, choice: ChoiceRecord, listener: List
         )
 
 
-# The network as methods see it, and which methods it can be explained by.
+# The network in the form that methods need, and the methods that support it.
 
 
 def explained_network(inputs: ExplainInputs, model: AnyModel) -> ExplainedNetwork:
-    """`model` for methods; parameters stay those of the model."""
+    """`model` in the form that methods need; it shares the parameters of `model`."""
     initial = None if foreign_kind(inputs.request) is not None else _Initial(inputs, model)
     shared: dict[str, Any] = {
         "module": model.network, "device": inputs.device, "family": inputs.family,
         "layer": inputs.config.layer, "initial": initial,
     }  # fmt: skip
     if model.facts.builder.startswith("timm:") and inputs.device.type == "cpu":
-        # Half the time for MobileNetV2 forward and backward; not for networks of the user's own,
-        # whose code may rely on the layout.
+        # Halves the time of MobileNetV2's forward and backward pass. Not for networks of the user,
+        # whose code may rely on the memory layout.
         model.network.to(memory_format=torch.channels_last)
     if isinstance(model, Classifier):
         assert inputs.space is not None, "classifiers have classes"
@@ -204,9 +205,9 @@ def explained_network(inputs: ExplainInputs, model: AnyModel) -> ExplainedNetwor
 
 
 def class_logits(network: nn.Module, x: torch.Tensor, number: int, classes: int) -> torch.Tensor:
-    """The logits (n, 1, H, W) of one class against background and all others.
+    """The logits (n, 1, H, W) of one class against background and all other classes.
 
-    The sigmoid of the result is the softmax's probability of the class `number`, 1 to `classes`.
+    The sigmoid of the result is the softmax probability of class `number`, from 1 to `classes`.
     """
     scores = raw_output(network, x, classes)
     others = scores[:, [index for index in range(classes + 1) if index != number]]
@@ -216,13 +217,13 @@ def class_logits(network: nn.Module, x: torch.Tensor, number: int, classes: int)
 def is_most_probable(
     network: nn.Module, x: torch.Tensor, number: int, classes: int
 ) -> torch.Tensor:
-    """Where the class `number` of 1 to `classes` is the most probable one: bool (n, H, W)."""
+    """Mask, bool (n, H, W), of pixels whose most probable class is `number`, 1 to `classes`."""
     return raw_output(network, x, classes).argmax(1) == number
 
 
 @dataclass(frozen=True)
 class _Initial:
-    """Builds the network of a model as it was before training."""
+    """Builds the network of a model with its weights before training."""
 
     inputs: ExplainInputs
     model: AnyModel
@@ -240,10 +241,10 @@ class _Initial:
 def _usable_methods(
     inputs: ExplainInputs, explained: ExplainedNetwork, model: AnyModel, listener: Listener
 ) -> tuple[ExplanationMethod, ...]:
-    """The methods that the user named, or all usual ones that the network can be explained by.
+    """The methods that the user named, or all default methods that support the network.
 
     Raises:
-        UsageError: A named one does not fit; the message says which do.
+        UsageError: A named method does not support the network; the message lists those that do.
     """
     named = inputs.config.methods
     if named:
@@ -271,7 +272,7 @@ def _refusal(
     method: ExplanationMethod, explained: ExplainedNetwork, image: torch.Tensor,
     differentiable: bool,
 ) -> UsageError | None:  # fmt: skip
-    """Why the network cannot be explained by `method`; None where it can."""
+    """The reason why `method` does not support the network; None if it does."""
     if method.gradients and not differentiable:
         others = [m.name for m in fitting(explained.family, explained.task) if not m.gradients]
         return UsageError(
@@ -292,7 +293,7 @@ def _refusal(
 
 
 def _made_up(model: AnyModel) -> torch.Tensor:
-    """The input for one image of noise."""
+    """The normalised input of one image of noise."""
     if isinstance(model, Classifier):
         preprocessing = model.preprocessing
         image = made_up_image((preprocessing.channels, preprocessing.crop, preprocessing.crop))
@@ -307,7 +308,7 @@ def _is_differentiable(explained: ExplainedNetwork, image: torch.Tensor) -> bool
         return bool(explained.logits(image.detach().requires_grad_(True)).requires_grad)
 
 
-# The record, and the photos.
+# The run record and the selection of photos.
 
 
 def _new_record(
@@ -348,7 +349,7 @@ def _new_record(
 def _chosen_images(
     inputs: ExplainInputs, choice: ChoiceRecord, listener: Listener
 ) -> tuple[Sample, ...]:
-    """The photos to explain; those that cannot be read are left out, unless they were named."""
+    """The photos to explain; unreadable photos are skipped with a message, unless named by id."""
     if choice.rule == "ids":
         chosen = named_images(inputs.config.images, inputs.items)
     elif choice.rule == "worst":
@@ -378,7 +379,7 @@ def _chosen_images(
 
 
 def _evaluated(inputs: ExplainInputs, listener: Listener) -> Path:
-    """Evaluates the model where the choice of the worst photos needs it."""
+    """Evaluates the model, to select the worst photos; returns the folder of the evaluation."""
     out = inputs.run / "evaluation"
     count = inputs.dataset.images * len(inputs.cells)
     if not has_record(out):
@@ -388,24 +389,24 @@ def _evaluated(inputs: ExplainInputs, listener: Listener) -> Path:
 
 @dataclass(frozen=True)
 class _Quiet:
-    """Passes on progress but no announcements, which were made before."""
+    """Forwards progress but no messages, because the explanation reported them already."""
 
     listener: Listener
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Ignores the message."""
 
     def start(self, total: int, done: int, unit: str | None = None) -> None:
-        """Passed on, as predictions."""
+        """Forwards the start, with predictions as unit."""
         self.listener.start(total, done, "predictions")
 
     def advance(self, count: int) -> None:
-        """Passed on."""
+        """Forwards the progress."""
         self.listener.advance(count)
 
 
 def _keep_images(run: Path, images: Sequence[Sample]) -> None:
-    """Records the explained photos; refuses a folder that explains other ones."""
+    """Records the explained photos; raises UsageError if the run explains other photos."""
     names = [sample.image_id for sample in images]
     before = read_explain_record(run).images
     if before and before != names:
@@ -418,35 +419,35 @@ def _keep_images(run: Path, images: Sequence[Sample]) -> None:
     EXPLANATION.update(run, images=names)
 
 
-# The work.
+# Computation of the missing maps.
 
 
 def cells_of(method: ExplanationMethod, cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """The cells that get a file: each transform together with its clean view, or clean alone."""
+    """The cells with a file: each transform (the file includes the clean view), or only clean."""
     changed = tuple(cell for cell in cells if cell != CLEAN)
     return (CLEAN,) if method.kind == "model" or not changed else changed
 
 
 def rows_per_photo(method: ExplanationMethod, cell: Cell) -> int:
-    """The number of rows per photo in one file: one for each view and target."""
+    """Number of rows per photo in one file: one per view and target."""
     views = 1 if cell == CLEAN else 2
     return views * (2 if method.targeted else 1)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """The work of one command.
+    """Computes the maps of one command.
 
     Args:
-        inputs: The explanation.
-        model: On its device.
-        explained: Its network.
-        methods: Those of the command.
-        images: The photos.
-        boxes: Where objects are, see `views.read_boxes`.
-        block_size: Photos whose rows share a file.
-        listener: Hears of the progress.
-        limit: Of the images at once, where memory runs out.
+        inputs: The inputs of the explanation.
+        model: The model, on its device.
+        explained: The network of the model, in the form that methods need.
+        methods: The methods of the command.
+        images: The photos to explain.
+        boxes: Object boxes, see `views.read_boxes`.
+        block_size: Number of photos per file.
+        listener: Receives messages and progress.
+        limit: Reduces the batch size when memory runs out.
     """
 
     inputs: ExplainInputs
@@ -460,10 +461,10 @@ class _Work:
     limit: BatchLimit
 
     def run(self, check: Any) -> list[RunError]:
-        """Computes what is missing; returns what failed, one error per file.
+        """Computes the missing files; returns one error per failed file.
 
         Args:
-            check: Called before files are written; raises where this process may not write.
+            check: Called before each write; raises if this process no longer owns the run.
         """
         blocks = dict(enumerate(batches(self.images, self.block_size)))
         missing = {number: self._missing(number) for number in blocks}
@@ -541,7 +542,7 @@ class _Work:
 
     @property
     def batch_size(self) -> int:
-        """Images that go through the network at once, at most."""
+        """Largest number of images per forward pass."""
         return self.inputs.config.batch_size or BATCH_SIZES[self.inputs.device.type]
 
     @property
@@ -549,7 +550,7 @@ class _Work:
         return geometry_of(self.model, at_crop=self.inputs.config.apply_at == "crop")
 
     def _places(self, views: Mapping[Cell, View]) -> dict[Cell, list[NDArray[np.int64] | None]]:
-        """For transforms that move pixels: where each photo's pixels were before."""
+        """Pixel origins of each photo, by cell, for transforms that move pixels."""
         geometry, seed = self._geometry, self.inputs.config.seed
         return {
             cell: [
@@ -565,7 +566,7 @@ def _regions(
     view: View, boxes: Boxes, geometry: Geometry, places: Sequence[NDArray[np.int64] | None] | None,
     clean: View,
 ) -> list[NDArray[np.bool_] | None]:  # fmt: skip
-    """The region of each photo's object, if known: its true mask or its boxes, moved."""
+    """The object region of each photo: the true mask, or its boxes moved by the transform."""
     if view.masks is not None:
         return [mask.numpy() for mask in view.masks]
     known = [boxed_region(sample, boxes, geometry) for sample in clean.samples]
@@ -580,7 +581,7 @@ def _regions(
 
 
 def _is_whole(inputs: ExplainInputs, record: ExplainRecord) -> bool:
-    """Whether the folder has every file that its record names."""
+    """Whether all files exist that the record defines."""
     count = -(-len(record.images) // record.block_size)
     cells = tuple(Cell(t.name, t.severity) for t in record.transforms)
     return all(
@@ -597,12 +598,12 @@ def _failed(failures: Sequence[RunError]) -> RunError:
     return RunError(f"{first.what}{more}", first.why, f"{first.todo} All other maps are kept.")
 
 
-# What a command would do.
+# The forecast of `--dry-run`.
 
 
 @dataclass(frozen=True)
 class ExplainForecast:
-    """The report of `--dry-run`: photos, methods, maps, and predictions that come first."""
+    """The forecast of `--dry-run`: numbers of photos, maps, and predictions to select photos."""
 
     out: str
     model: str
@@ -614,7 +615,7 @@ class ExplainForecast:
     predictions: int
 
     def as_json(self) -> str:
-        """One JSON object."""
+        """The forecast as one JSON object."""
         return json.dumps(asdict(self), indent=2)
 
     def as_text(self) -> str:
@@ -639,10 +640,10 @@ _RULES = {
 
 
 def explain_forecast(config: ExplainConfig, listener: Listener) -> ExplainForecast:
-    """What `explain` would compute; nothing is loaded or written.
+    """Forecasts what `explain` would compute, without loading or writing anything.
 
     Raises:
-        UsageError: As `explain`.
+        UsageError: As in `explain`.
     """
     inputs = explain_inputs(config, listener)
     choice = choice_of(inputs.config, inputs.source)

@@ -1,7 +1,7 @@
-"""Faithfulness of maps: insertion and deletion curves, and shuffled weights.
+"""Faithfulness of maps: insertion and deletion curves.
 
-The curves need the network and stand here; the numbers made of them are pure functions in
-`metrics.explanation_scores`.
+This module computes the curves, which need the network. The scores computed from the curves are
+pure functions in `metrics.explanation_scores`.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from torch import Tensor
 from robustcli.explanation.network import ExplainedNetwork, batched
 
 CURVE_STEPS = 8
-"""Steps of a curve: after each one more eighth of the pixels is inserted or deleted."""
+"""Number of steps of a curve; each step inserts or deletes one eighth of the pixels."""
 BLUR = 10 / 224
-"""Standard deviation of the blur that insertion starts from, as a share of the longer side."""
+"""Standard deviation of the blur at the start of insertion, as a share of the longer side."""
 
 
 def insertion_and_deletion(
     explained: ExplainedNetwork, pixels: Tensor, targets: Tensor, maps: Tensor, *, batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The target's probability while pixels are inserted and deleted: two (N, CURVE_STEPS + 1).
+    """Insertion and deletion curves: two tensors (N, CURVE_STEPS + 1) of target probabilities.
 
-    Insertion starts from the blurred photo and puts the pixels of the highest values in first;
-    deletion starts from the photo and replaces them by the mean colour first.
+    Insertion starts from the blurred photo and restores its pixels, those with the highest map
+    values first. Deletion starts from the photo and replaces its pixels with the mean colour, in
+    the same order.
 
     Args:
         explained: The network.
-        pixels: (N, C, H, W), normalised.
-        targets: See `ExplainedNetwork.score`.
-        maps: (N, H, W).
-        batch_size: Images that go through the network at once, at most.
+        pixels: Normalised photos (N, C, H, W).
+        targets: Targets, see `ExplainedNetwork.score`.
+        maps: Maps (N, H, W).
+        batch_size: Largest number of images per forward pass.
 
     Source: Petsiuk et al., "RISE" (BMVC 2018), section 3.4.
     """
@@ -60,7 +61,7 @@ def _curves(
     blurred, bare = blur(photo[None])[0], torch.zeros_like(photo)
     count = relevance.numel()
     inputs = []
-    for first, second in ((photo, blurred), (bare, photo)):  # inside, outside of the first pixels
+    for first, second in ((photo, blurred), (bare, photo)):  # selected pixels, all others
         inputs += [torch.where(rank < round(s * count), first, second) for s in shares]
     stack = torch.stack(inputs)
     with torch.no_grad():
@@ -76,7 +77,7 @@ def _curves(
 
 
 def blur(pixels: Tensor) -> Tensor:
-    """Pixels (N, C, H, W) after a Gaussian blur of `BLUR`; edges are repeated."""
+    """Pixels (N, C, H, W) after a Gaussian blur of width `BLUR`; borders are replicated."""
     sigma = max(BLUR * max(pixels.shape[2:]), 0.5)
     reach = math.ceil(3 * sigma)
     offsets = torch.arange(-reach, reach + 1, dtype=pixels.dtype, device=pixels.device)

@@ -1,9 +1,9 @@
 """Grad-CAM: the feature maps of one layer, weighted by the gradient of the score.
 
 Source: Selvaraju et al., "Grad-CAM: visual explanations from deep networks via gradient-based
-localization" (ICCV 2017). Which layer: of VMamba the map before pooling, of Vim and ViT the tokens
-that enter the last block (behind it only the class token counts), of other classifiers the last
-map before pooling, of segmenters the last of the smallest maps.
+localization" (ICCV 2017). Default layers: the feature map before pooling for VMamba; the tokens
+that enter the last block for Vim and ViT (after it, only the class token is used); the last feature
+map before pooling for other classifiers; the last of the smallest feature maps for segmenters.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from robustcli.models.vim import Vim
 from robustcli.models.vmamba import VMamba
 
 FeatureLayout = Literal["channels first", "channels last", "tokens"]
-_SHOWN = 12  # candidates in a message
+_SHOWN = 12  # largest number of candidates in a message
 
 
 @dataclass(frozen=True)
 class CamLayer:
-    """A layer whose output vectors each belong to a place in the image.
+    """A layer whose output vectors each belong to a position in the image.
 
     Args:
-        name: Of the module.
-        layout: Where the channels are: (N, C, h, w), (N, h, w, C) or (N, L, C).
-        size: Height and width in vectors.
-        extra: Of tokens: which are no place of the image (class token, registers).
+        name: Name of the module.
+        layout: Layout of the output: (N, C, h, w), (N, h, w, C) or tokens (N, L, C).
+        size: Height and width of the output, in vectors.
+        extra: Indices of tokens without a position in the image (class token, registers).
     """
 
     name: str
@@ -63,10 +63,10 @@ def grad_cam(
     batch_size: int,
     seeds: Sequence[int] = (),
 ) -> Attribution:
-    """The maps (N, H, W), enlarged bilinearly from the layer's; nothing is below zero.
+    """The Grad-CAM maps (N, H, W), not negative, upsampled bilinearly from the layer's size.
 
     Raises:
-        UsageError: No layer of the network can be used, or the one that is named cannot.
+        UsageError: No layer of the network can be used, or the layer named by the user cannot.
     """
     layer = cam_layer(explained, pixels[:1])
     maps = [
@@ -81,7 +81,7 @@ def grad_cam(
 def layer_maps(
     explained: ExplainedNetwork, layer: CamLayer, pixels: Tensor, targets: Tensor
 ) -> Tensor:
-    """The maps (N, h, w) of the layer's own size."""
+    """The Grad-CAM maps (N, h, w) at the size of the layer's output."""
     with torch.enable_grad(), recording(explained.core.get_submodule(layer.name)) as outputs:
         score = explained.score(pixels.detach().requires_grad_(True), targets)
         gradient = torch.autograd.grad(score.sum(), outputs[-1])[0]
@@ -92,7 +92,7 @@ def layer_maps(
 
 @contextmanager
 def recording(module: nn.Module) -> Iterator[list[Tensor]]:
-    """A list of the outputs of `module`, filled when the network runs inside the context."""
+    """Records the outputs of `module` in a list during forward passes inside the context."""
     outputs: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
@@ -107,11 +107,11 @@ def recording(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def cam_layer(explained: ExplainedNetwork, pixels: Tensor) -> CamLayer:
-    """The layer that is used for images like `pixels` (1, C, H, W).
+    """The layer for images of the size of `pixels` (1, C, H, W): named by the user, or default.
 
     Raises:
-        UsageError: There is none, or the one that the user named has no places; the message lists
-            the candidates.
+        UsageError: No layer can be used, or the output of the layer named by the user has no
+            positions in the image; the message lists the candidates.
     """
     candidates = cam_layers(explained, pixels)
     if explained.layer is not None:
@@ -135,9 +135,9 @@ def cam_layer(explained: ExplainedNetwork, pixels: Tensor) -> CamLayer:
 
 
 def cam_layers(explained: ExplainedNetwork, pixels: Tensor) -> dict[str, CamLayer]:
-    """By name, in the order in which they finish, the modules whose output can serve.
+    """The layers that can be used, by module name, in the order of execution.
 
-    Their outputs have more than one place, and depend on the image.
+    Their outputs depend on the image, and have more than one position.
     """
     layers: dict[str, CamLayer] = {}
     prefix = int(getattr(explained.core, "num_prefix_tokens", 0))
@@ -189,7 +189,7 @@ def _layer_of(
 
 
 def _usual_name(network: nn.Module) -> str | None:
-    """The default layer of networks with tokens, and of VMamba."""
+    """Name of the default layer of VMamba and of networks with tokens; else None."""
     if isinstance(network, VMamba):
         return "layers"
     if isinstance(network, Vim):
@@ -218,7 +218,7 @@ def _named(explained: ExplainedNetwork, name: str, candidates: dict[str, CamLaye
 
 
 def _listed(candidates: dict[str, CamLayer]) -> str:
-    """The last candidate layers, which are the usual choice, and the number of all, in words."""
+    """Names of the last candidate layers, in words; with the number of all if some are omitted."""
     names = list(candidates)
     shown = ", ".join(f"`{name}`" for name in names[-_SHOWN:])
     return shown if len(names) <= _SHOWN else f"{shown} (the last of {len(names)})"

@@ -1,32 +1,35 @@
-"""Hidden attention: the scan of a state-space model read as attention, rolled out over the layers.
+"""Hidden attention: the scan of a state-space model as attention matrices, rolled out over layers.
 
 Source: Ali et al., "The hidden attention of Mamba models" (arXiv 2403.01590); rollout by Abnar and
 Zuidema, "Quantifying attention flow in transformers" (ACL 2020).
 
-The scan of channel d is a matrix product y = alpha x + D x, where output i sees input j <= i by
+The scan of channel d is a matrix product y = alpha x + D x, where output i depends on input j <= i:
 
     alpha_ij = C_i (prod_{k=j+1..i} exp(dt_k A)) dt_j B_j,
 
-summed over the states. A layer's attention is the mean of |alpha| over channels, summed over the
-directions, each laid back from the order in which it walks to the places of the image (in Vim to
-tokens). Rows are scaled to sum up to 1; the layer with its residual connection is (I + alpha) / 2,
-and the rollout the product over all layers. The map is what the class token (Vim), or the mean of
-the last map (VMamba), attends to; a downsampling between stages counts as average pooling. It is
-the same for every class.
+summed over the states. The attention of a layer is the mean of |alpha| over channels, summed over
+the scan directions, each reordered from its scan order to positions of the image (of Vim: to
+tokens). Rows are scaled to a sum of 1; the layer with its residual connection is (I + alpha) / 2,
+and the rollout is the product over all layers. The map shows the attention of the class token
+(Vim), or of the mean over the last feature map (VMamba). Downsampling between stages is treated as
+average pooling. The map is the same for every class.
 
-`class_attention` is the paper's class-specific variant: the row of place i is weighed by the
-gradient of the score by the layer's scan output at i, positive part, mean over channels, the
-largest 1, before the residual connection is added: (I + diag(s) alpha) / (1 + s).
+`class_attention` is the class-specific variant of the paper. It weights the row of position i with
+s_i, the gradient of the score with respect to the scan output of the layer at i (positive part,
+mean over channels, scaled to a maximum of 1), before it adds the residual connection:
+(I + diag(s) alpha) / (1 + s).
 
-Deviations from the paper's code: it averages signed values over channels and divides I + alpha by
-row sums. Where B and C have one state for all channels, as in VMamba, these sums pass through zero:
-in `vmamba-pico` entries of the rollout exceed 10,000. Absolute values are stable. With several
-states the absolute value of each is taken, an upper bound of |alpha|. What mixes places beside the
-scan (depthwise convolutions) is left out, as in the paper.
+Deviations from the paper's code: the paper averages signed values over channels and divides
+I + alpha by its row sums. If B and C have one state for all channels, as in VMamba, these sums pass
+through zero: in `vmamba-pico`, entries of the rollout exceed 10,000. Absolute values are stable.
+With several states, the absolute value of each state is used, which gives an upper bound of
+|alpha|. Operations other than the scan that mix positions (depthwise convolutions) are ignored, as
+in the paper.
 
-Cost: no matrix is made. A row vector times a layer's attention is the backward pass of a scan with
-|B| and |C| over a constant input, and the row sums are its forward pass, so that a layer costs one
-forward and one backward scan, with the memory of its step sizes. It exists for VMamba and Vim.
+Cost: no matrix is stored. The product of a row vector and a layer's attention is the backward pass
+of a scan with |B| and |C| over a constant input, and the row sums are its forward pass. A layer
+costs one forward and one backward scan, with the memory of its step sizes. Supported networks:
+VMamba and Vim.
 """
 
 from __future__ import annotations
@@ -58,10 +61,10 @@ def hidden_attention(
     batch_size: int,
     seeds: Sequence[int] = (),
 ) -> Attribution:
-    """The rollout (N, H, W), enlarged bilinearly from places to pixels; the same for each target.
+    """The rollout (N, H, W), upsampled bilinearly to pixels; it is the same for each target.
 
     Raises:
-        UsageError: The network is neither a VMamba nor a Vim, or its scan was ablated.
+        UsageError: The network is neither a VMamba nor a Vim, or its scan was removed (ablated).
     """
     parts = batched(len(pixels), batch_size)
     return Attribution(torch.cat([_map(explained, pixels[part]) for part in parts]))
@@ -75,7 +78,7 @@ def class_attention(
     batch_size: int,
     seeds: Sequence[int] = (),
 ) -> Attribution:
-    """The class-specific rollout (N, H, W) for `targets`, enlarged bilinearly.
+    """The class-specific rollout (N, H, W) for `targets`, upsampled bilinearly to pixels.
 
     Raises:
         UsageError: The network is neither a VMamba nor a Vim.
@@ -90,20 +93,21 @@ def class_attention(
 
 @dataclass(frozen=True)
 class HiddenScan:
-    """The inputs of one scan of one layer, laid out by place, from which attention is computed.
+    """The inputs of the scan of one layer, in image layout, from which attention is computed.
 
-    Shapes: N images, K directions, D channels, S states, H and W of the map; a sequence is a map
-    of one row.
+    Shapes: N images, K directions, D channels, S states, height H and width W of the feature map. A
+    sequence is a map with one row.
 
     Args:
         delta: Step sizes before bias and softplus, (N, K, D, H, W).
         A: State decay (K*D, S).
         B: Input matrix (N, K, S, H, W).
         C: Output matrix (N, K, S, H, W).
-        bias: Added to delta, (K*D), or None.
-        softplus: Whether delta passes through softplus.
-        directions: How each of the K directions walks, as in `ss2d_scan`.
-        weights: Of the rows, by the gradient of the score, (N, H, W); None where there is no score.
+        bias: Bias of delta, (K*D), or None.
+        softplus: Whether softplus is applied to delta.
+        directions: Name of the scan order of each of the K directions, as in `ss2d_scan`.
+        weights: Weights of the rows from the gradient of the score, (N, H, W); None without a
+            score.
     """
 
     delta: Tensor
@@ -117,11 +121,11 @@ class HiddenScan:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in places."""
+        """Height and width of the feature map."""
         return self.delta.shape[3], self.delta.shape[4]
 
     def attended(self, values: Tensor) -> Tensor:
-        """The attention of absolute values times `values` (N, H, W); differentiable by `values`."""
+        """Attention of absolute values times `values` (N, H, W); differentiable in `values`."""
         D = self.delta.shape[2]
         x = values[:, None].expand(-1, D, -1, -1)
         y = ss2d_scan(
@@ -131,11 +135,11 @@ class HiddenScan:
         return y.mean(1)
 
     def rows(self, direction: int, channels: slice = slice(None)) -> Iterator[tuple[int, Tensor]]:
-        """Each place, by its row-major index, with its row of alpha, signed, (N, d, H*W).
+        """Yields the row-major index of each position and its signed row of alpha, (N, d, H*W).
 
         Args:
-            direction: Number of the direction.
-            channels: The d channels that the rows are of; memory goes with N, d, S and H*W.
+            direction: Index of the direction.
+            channels: The d channels to compute; memory is proportional to N, d, S and H*W.
         """
         N, K, D, H, W = self.delta.shape
         path = pixel_orders(H, W, self.directions)[direction].tolist()
@@ -145,7 +149,7 @@ class HiddenScan:
             step = step + self.bias.view(K, D)[direction, channels, None]
         step = F.softplus(step) if self.softplus else step
         B, C = (t[:, direction].flatten(2) for t in (self.B, self.C))  # (N, S, H*W)
-        # What each place has put into the state: (N, d, S, H*W).
+        # Contribution of each position to the state: (N, d, S, H*W).
         state = step.new_zeros(N, step.shape[1], A.shape[1], H * W)
         for place in path:
             state *= torch.exp(step[..., place, None] * A)[..., None]
@@ -154,13 +158,14 @@ class HiddenScan:
                 -1, step.shape[1], -1), state)  # fmt: skip
 
     def matrix(self, *, absolute: bool = True, block: int = 16) -> Tensor:
-        """The attention (N, H*W, H*W), places in row-major order: row i is what place i sees.
+        """The attention matrix (N, H*W, H*W): row i contains the attention of position i.
 
-        For small maps: it takes H*W steps per direction, and N * H*W * H*W numbers.
+        Positions are in row-major order. Only for small feature maps: it takes H*W steps per
+        direction, and memory for N * H*W * H*W numbers.
 
         Args:
-            absolute: Take the mean over channels of |alpha|, else of alpha.
-            block: Channels that are computed at once.
+            absolute: Whether to average |alpha| over channels; else alpha.
+            block: Number of channels computed at once.
         """
         N, K, D, H, W = self.delta.shape
         matrix = self.delta.new_zeros(N, H * W, H * W)
@@ -174,12 +179,12 @@ class HiddenScan:
 def recorded_scans(
     explained: ExplainedNetwork, pixels: Tensor, targets: Tensor | None = None
 ) -> list[HiddenScan]:
-    """The scans of the network for `pixels`, first layer first.
+    """The scans of all layers of the network for `pixels`, in the order of the layers.
 
     Args:
         explained: The network.
-        pixels: (N, C, H, W), normalised.
-        targets: For the weights of rows by the gradient of their score; None for none.
+        pixels: Normalised images (N, C, H, W).
+        targets: Targets of the score whose gradient sets the row weights; None for no weights.
     """
     recording = _Recording()
     pixels = pixels.detach().requires_grad_(targets is not None)
@@ -198,7 +203,7 @@ def recorded_scans(
 
 
 def _row_weights(scan: HiddenScan, gradient: Tensor) -> Tensor:
-    """From the gradient by the scan's output: (N, D, H, W), or of a sequence (N, K*D, L)."""
+    """Row weights (N, H, W) from the gradient of the scan output: (N, D, H, W) or (N, K*D, L)."""
     if gradient.ndim == 3:
         gradient = _by_place(gradient.unflatten(1, (len(scan.directions), -1))).flatten(1, 2)
     positive = gradient.relu().mean(1)  # (N, H, W)
@@ -207,7 +212,7 @@ def _row_weights(scan: HiddenScan, gradient: Tensor) -> Tensor:
 
 
 class _Recording(TorchFunctionMode):
-    """Keeps the arguments of every scan, and its output, while a network runs unchanged."""
+    """Records the arguments and output of every scan while active, without changing results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,7 +222,7 @@ class _Recording(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """`func`, recorded if it is a scan."""
+        """Calls `func`, and records the call if it is a scan."""
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         if func is ss2d_scan:
@@ -238,11 +243,11 @@ class _Recording(TorchFunctionMode):
         return output
 
 
-_SEQUENCE = ("row", "row-reversed")  # of Mamba, and of both directions of Vim's mixer
+_SEQUENCE = ("row", "row-reversed")  # Mamba has one direction, the mixer of Vim both
 
 
 def _by_place(values: Tensor) -> Tensor:
-    """`values` (N, K, X, L) of Vim's mixer as (N, K, X, 1, L): it flips its second direction."""
+    """`values` (N, K, X, L) of a sequence as (N, K, X, 1, L); flips back the second direction."""
     ahead, *back = values.unbind(1)
     return torch.stack([ahead, *(t.flip(-1) for t in back)], 1).unsqueeze(-2)
 
@@ -251,7 +256,7 @@ def _by_place(values: Tensor) -> Tensor:
 
 
 def _map(explained: ExplainedNetwork, pixels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """The rollout (N, H, W) of one batch; class-specific with `targets`."""
+    """The rollout (N, H, W) of one batch; class-specific if `targets` is given."""
     network = explained.module
     if not isinstance(network, VMamba | Vim) or not has_scan(network):
         raise UsageError(
@@ -275,11 +280,12 @@ def _map(explained: ExplainedNetwork, pixels: Tensor, targets: Tensor | None = N
 
 
 def rollout(scans: Sequence[HiddenScan], received: Tensor) -> Tensor:
-    """The attention that each place of the first layer's map receives, (N, h, w).
+    """The attention that each position of the first feature map receives, (N, h, w).
 
     Args:
-        scans: Of all layers, first layer first.
-        received: The same for the last layer's map, (N, H, W): its sum is kept.
+        scans: Scans of all layers, in the order of the layers.
+        received: Attention that each position of the last feature map receives, (N, H, W). Its sum
+            is preserved.
     """
     for scan in reversed(scans):
         if received.shape[1:] != scan.size:
@@ -289,7 +295,7 @@ def rollout(scans: Sequence[HiddenScan], received: Tensor) -> Tensor:
 
 
 def _through(scan: HiddenScan, received: Tensor) -> Tensor:
-    """`received` (N, H, W) behind a layer, as it is before the layer."""
+    """Propagates received attention (N, H, W) from the output of a layer to its input."""
     ones = torch.ones_like(received).requires_grad_(True)
     with torch.enable_grad():
         sums = scan.attended(ones)
@@ -301,7 +307,7 @@ def _through(scan: HiddenScan, received: Tensor) -> Tensor:
 
 
 def _before_pooling(received: Tensor, size: tuple[int, int]) -> Tensor:
-    """`received` (N, h, w) spread over the larger map of `size` whose average pooling it is of."""
+    """Propagates received attention (N, h, w) through average pooling of a map of `size`."""
     _, h, w = received.shape
     larger = received.new_zeros(len(received), *size, requires_grad=True)
     with torch.enable_grad():

@@ -1,6 +1,6 @@
-"""Looks up the model, the images and the transforms that the settings of an explanation name.
+"""Looks up the model, the images and the transforms of an explanation.
 
-They come from the command line, as those of an evaluation do, or from the record of a finished one.
+The command line names them, as in an evaluation, or the record of a finished evaluation does.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ from robustcli.verification.verification_result import EvaluationCheck
 
 @dataclass(frozen=True)
 class ExplainInputs:
-    """An explanation with its settings looked up; weights and pixels are not loaded yet.
+    """The resolved inputs of an explanation; weights and pixels are not loaded yet.
 
     Args:
-        config: The settings, with the defaults that were taken.
-        task: What the model does.
-        name: Of the model, in rows and tables.
-        family: Of the model, see `ModelFacts`.
-        request: The model.
-        load: Loads it on the device.
-        items: The images to choose from, by id.
-        cells: The transforms, by cell; the untouched images first.
-        dataset: What the record says of the images.
-        split: The part of the data set that they are, where it has parts.
-        space: The classes of a classifier.
-        device: Where this process computes.
-        run: The folder of the explanation.
-        source: An evaluation whose predictions are there; None where none is.
+        config: The settings, with defaults filled in.
+        task: Task of the model.
+        name: Name of the model in rows and tables.
+        family: Family of the model, see `ModelFacts`.
+        request: How to load the model.
+        load: Loads the model on the device.
+        items: The images to select from, by id.
+        cells: The transforms, by cell; the clean cell first.
+        dataset: Record of the data set.
+        split: Split of the data set that the images belong to, if it has splits.
+        space: Label space of a classifier; None for segmenters.
+        device: Device of this process.
+        run: Folder of the explanation.
+        source: Folder of a finished evaluation with predictions; None without one.
     """
 
     config: ExplainConfig
@@ -87,11 +87,12 @@ class ExplainInputs:
 
 
 def explain_inputs(config: ExplainConfig, listener: Listener) -> ExplainInputs:
-    """What `config` names.
+    """Resolves the names in `config`.
 
     Raises:
-        UsageError: Something named does not exist or does not fit together.
-        MachineError: The data or the weights of a finished run are not here.
+        UsageError: A setting names something that does not exist, or settings contradict each
+            other.
+        MachineError: The data or the weights of a finished run are not on this machine.
     """
     if config.source is not None:
         return _of_run(config, config.source, listener)
@@ -104,7 +105,7 @@ def explain_inputs(config: ExplainConfig, listener: Listener) -> ExplainInputs:
     if len(config.models) == 1:
         config = for_task(config, entry_of(config.models[0], offline=config.offline).task)
     _check(config)
-    # `--limit` counts images of the class where one is named.
+    # With `--class`, `--limit` counts images of the class.
     opened = replace(config, limit=None) if config.class_name is not None else config
     evaluation = look_up(opened, listener)
     config = replace(config, out=evaluation.run)
@@ -131,7 +132,7 @@ def explain_inputs(config: ExplainConfig, listener: Listener) -> ExplainInputs:
 
 
 def for_task(config: ExplainConfig, task: TaskName) -> ExplainConfig:
-    """`config` with what `--class` means: photos of a class, or a segmenter's class of pixels."""
+    """`config` with the value of `--class` as `class_name`, or for segmenters as `mask_class`."""
     if task == "cls":
         return config
     return replace(config, class_name=None, mask_class=config.class_name)
@@ -154,7 +155,7 @@ def _check(config: ExplainConfig) -> None:
             )
 
 
-# From a finished evaluation.
+# Inputs from a finished evaluation.
 
 
 def _of_run(config: ExplainConfig, run: Path, listener: Listener) -> ExplainInputs:
@@ -226,7 +227,7 @@ def _chosen_cells(
     config: ExplainConfig, run: Path, model: str, record: RunRecord,
     known: dict[Cell, TransformCell], listener: Listener,
 ) -> dict[Cell, TransformCell]:  # fmt: skip
-    """The clean cell with the cells that the user named, or else with the run's worst cell."""
+    """The clean cell, and the cells that the user named or else the worst cell of the run."""
     changed = [cell for cell in known if cell != CLEAN]
     severities = config.severities
     if severities:
@@ -249,7 +250,7 @@ def _run_transforms(pattern: str, names: Sequence[str], run: Path) -> list[str]:
 def _worst_cell(
     run: Path, model: str, record: RunRecord, cells: Sequence[Cell], listener: Listener
 ) -> list[Cell]:
-    """The cell under which the model is right least often."""
+    """The cell with the lowest accuracy (of segmenters: dice) of the model."""
     if len(cells) <= 1:
         return list(cells)
     column = "top1" if record.task == "cls" else "dice"

@@ -1,9 +1,10 @@
-"""Activation maximisation: pictures optimised to raise the score of a class.
+"""Activation maximisation: optimises pictures to maximise the score of a class.
 
-Source: Olah et al., "Feature visualization" (Distill 2017): the picture is the sigmoid of a sum of
-waves whose steps shrink with their frequency, it is moved at random before every step, and it pays
-for differences between neighbours. From a photo the waves are added to the photo, and it also pays
-for leaving it.
+Source: Olah et al., "Feature visualization" (Distill 2017). The picture is the sigmoid of an
+inverse Fourier transform, whose coefficients are optimised with step sizes that decrease with their
+frequency. The picture is shifted at random before every step, and differences of neighbouring
+pixels are penalised. If the optimisation starts from a photo, the transform is added to the photo,
+and differences from the photo are penalised too.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
 _STEPS = 32
 LEARNING_RATE = 0.012
 JITTER = 16
-"""The picture is moved by up to this part of its side, in each direction."""
+"""The picture is shifted by up to 1 / JITTER of its side, in each direction."""
 VARIATION = 3.0
 """Weight of the mean squared difference of neighbouring pixels (values in [0, 1]), times 100."""
 LEAVING = 3.0
 """Weight of the mean squared difference from the photo, times 100."""
-_NOISE = 0.01  # standard deviation of the waves at the start, from noise
-_LEAST, _MOST = 0.02, 0.98  # of a photo's values, whose logit must be finite
+_NOISE = 0.01  # standard deviation of the initial coefficients, if started from noise
+_LEAST, _MOST = 0.02, 0.98  # range of a photo's values, so that their logit is finite
 
 
 def from_photo(
@@ -35,7 +36,7 @@ def from_photo(
     batch_size: int,
     seeds: Sequence[int],
 ) -> Attribution:
-    """Pictures that start from the photos; maps say how far each pixel went from its photo."""
+    """Optimises pictures from the photos; maps contain the change of each pixel."""
     black, white = explained.limits(pixels)
     photos = ((pixels - black) / (white - black)).clamp(0, 1)
     return _maximised(explained, photos, targets, batch_size, seeds, start=photos)
@@ -49,9 +50,9 @@ def from_noise(
     batch_size: int,
     seeds: Sequence[int],
 ) -> Attribution:
-    """Pictures that start from faint noise on grey; of `pixels` only the shape counts.
+    """Optimises pictures from faint noise on grey; only the shape of `pixels` is used.
 
-    Maps say how far each pixel is from grey.
+    Maps contain the difference of each pixel from grey.
     """
     grey = torch.full_like(pixels, 0.5)
     return _maximised(explained, grey, targets, batch_size, seeds, start=None)
@@ -89,7 +90,7 @@ def _climb(
     explained: ExplainedNetwork, origin: Tensor, targets: Tensor, seeds: Sequence[int],
     start: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """The pictures (N, C, H, W), values in [0, 1]; each depends on its own seed alone."""
+    """Optimised pictures (N, C, H, W), values in [0, 1]; each image uses only its own seed."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     N, C, H, W = origin.shape
     scale = _scale(H, W, origin.device)
@@ -104,7 +105,7 @@ def _climb(
     for _ in range(_STEPS):
         pictures = _pictures(waves, ground, scale)
         moved = torch.stack([_moved(p, g) for p, g in zip(pictures, generators, strict=True)])
-        # A sum over images: the gradient of each is that of it alone.
+        # Sums over images, so that the gradient of each image is independent of the batch.
         with torch.enable_grad():
             score = explained.score(moved * (white - black) + black, targets).sum()
             cost = 100 * VARIATION * _variation(pictures)
@@ -124,7 +125,7 @@ def _pictures(waves: Tensor, ground: Tensor, scale: Tensor) -> Tensor:
 
 
 def _scale(H: int, W: int, device: torch.device) -> Tensor:
-    """The step of each wave (H, W // 2 + 1): one over its frequency, times the root of H W."""
+    """Step size of each Fourier coefficient, (H, W // 2 + 1): 1 / frequency."""
     down, across = torch.fft.fftfreq(H, device=device), torch.fft.rfftfreq(W, device=device)
     frequency = (down[:, None].square() + across[None].square()).sqrt()
     scale: Tensor = 1 / frequency.clamp(min=1 / max(H, W))
@@ -132,7 +133,7 @@ def _scale(H: int, W: int, device: torch.device) -> Tensor:
 
 
 def _moved(picture: Tensor, generator: torch.Generator) -> Tensor:
-    """`picture` (C, H, W), moved at random; what leaves it on one side enters on the other."""
+    """`picture` (C, H, W), shifted cyclically at random."""
     shifts = [
         int(torch.randint(-(side // JITTER), side // JITTER + 1, (), generator=generator))
         for side in picture.shape[1:]
@@ -141,7 +142,7 @@ def _moved(picture: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _variation(pictures: Tensor) -> Tensor:
-    """The sum over images of the mean squared difference of neighbouring pixels."""
+    """Mean squared difference of neighbouring pixels, summed over images."""
     total = pictures.new_zeros(())
     for dimension in (2, 3):
         if pictures.shape[dimension] > 1:

@@ -1,4 +1,4 @@
-"""The table of methods of `robust explain`, and the models that each one supports."""
+"""The methods of `robust explain`, and the models that each method supports."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _LISTING = "robust explain --help"
 
 @dataclass(frozen=True)
 class ExplanationMethod:
-    """One method. `compute` names its function (see `network.Attribute`), imported when it is used.
+    """An explanation method.
 
     Args:
-        name: As `--method` takes it.
-        title: For headings.
-        kind: `localised` gives a map over the pixels of a photo, `learned` a picture made by the
-            network, `model` a map that says something of the network itself.
-        compute: `module:function`.
-        source: The paper.
-        families: Of networks (`ModelFacts.family`) for which it exists; empty for all.
-        tasks: For which it exists.
-        targeted: Whether the result depends on the class that is explained.
+        name: Name in `--method`.
+        title: Name in headings.
+        kind: `localised` computes a map over the pixels of a photo, `learned` optimises a picture,
+            `model` computes a map that describes the network.
+        compute: `module:function` of a `network.Attribute`, imported at first use.
+        source: The publication.
+        families: Supported families of networks (`ModelFacts.family`); empty for all.
+        tasks: Supported tasks.
+        targeted: Whether the result depends on the explained class.
         from_photo: Whether the result depends on the photo.
-        gradients: Whether it differentiates the network.
-        tried: Whether some networks of its families cannot be explained by it, which a made-up
-            image shows.
+        gradients: Whether the method needs gradients of the network.
+        tried: Whether some networks of the families are unsupported, so that the method is tried
+            on a generated image first.
     """
 
     name: str
@@ -47,13 +47,13 @@ class ExplanationMethod:
     tried: bool = False
 
     def function(self) -> Callable[..., Any]:
-        """The function that computes it, an `explanation.network.Attribute`."""
+        """Imports and returns the function of the method."""
         module, _, name = self.compute.partition(":")
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
         return function
 
     def fits(self, family: str, task: TaskName) -> bool:
-        """Whether the method supports networks of `family` that serve `task`."""
+        """Whether the method supports networks of `family` for `task`."""
         return task in self.tasks and (not self.families or family in self.families)
 
 
@@ -115,25 +115,25 @@ METHODS: dict[str, ExplanationMethod] = {method.name: method for method in _METH
 
 
 def fitting(family: str, task: TaskName) -> tuple[ExplanationMethod, ...]:
-    """The methods that support networks of `family` that serve `task`."""
+    """The methods that support networks of `family` for `task`."""
     return tuple(method for method in _METHODS if method.fits(family, task))
 
 
 def default_methods(family: str, task: TaskName) -> tuple[ExplanationMethod, ...]:
-    """The methods that run by default: every supported map of a photo."""
+    """The methods that run by default: all supported methods of kind `localised`."""
     return tuple(method for method in fitting(family, task) if method.kind == "localised")
 
 
 def chosen_methods(
     patterns: Sequence[str], *, model: str, family: str, task: TaskName
 ) -> tuple[ExplanationMethod, ...]:
-    """The methods that `patterns` (names or globs) stand for, each once, in the table's order.
+    """The methods that match `patterns` (names or globs), without duplicates, in table order.
 
-    A glob takes those of its methods that exist for the model.
+    Matches of a glob that do not support the model are ignored.
 
     Raises:
-        UsageError: Nothing is called so, or what is named does not exist for the model; the message
-            says which methods do.
+        UsageError: A pattern matches no method, or no method that supports the model; the message
+            lists those that do.
     """
     named: set[str] = set()
     for pattern in patterns:

@@ -1,4 +1,4 @@
-"""The network that methods explain: normalised pixels in, one score per image out."""
+"""The network in the form that methods need: normalised pixels in, one score per image out."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from robustcli.adapters.foreign import LogitNetwork
 from robustcli.core.names import TaskName
 from robustcli.core.seeds import identity_seed
 
-_PROBABILITY_FLOOR = 1e-6  # so that the logit of a saturated probability is finite
+_PROBABILITY_FLOOR = 1e-6  # keeps the logit of a saturated probability finite
 
 
 @dataclass(frozen=True)
 class ExplainedNetwork:
-    """A network in eval mode, float32, whose parameters take no gradients.
+    """A network in eval mode, in float32, whose parameters require no gradients.
 
     Args:
-        module: Images (N, C, H, W), normalised, to logits (N, K); of a segmenter to foreground
-            scores (N, 1, H, W).
-        device: Where it is.
-        task: What it does.
-        family: Of networks, see `ModelFacts`.
-        classes: A label for each class.
-        layer: What the user named with `--layer`.
+        module: Maps normalised images (N, C, H, W) to logits (N, K), or as a segmenter to
+            foreground scores (N, 1, H, W).
+        device: Device of the module.
+        task: Task of the network.
+        family: Family of the network, see `ModelFacts`.
+        classes: Label of each class.
+        layer: Layer named by the user with `--layer`; None for the default.
         mean: Subtracted from pixel values in [0, 1], per channel.
-        std: Their divisor after that.
-        answers: The only classes that may be predicted; None for all.
+        std: Divisor after the subtraction, per channel.
+        answers: Indices of the classes that may be predicted; None for all.
         probabilities: Whether a segmenter's scores are probabilities instead of logits.
-        forward: Reads the module's output as scores; None takes it as it is.
-        initial: Makes the same network as it is before training; None where that is not known.
-        most_probable: Where the explained one of a segmenter's several classes is the most probable
-            one: images to bool (N, H, W). None where the threshold decides.
+        forward: Calls the module on images and returns scores; None if the module returns scores.
+        initial: Builds the network with its weights before training; None if these are unknown.
+        most_probable: For a segmenter with several classes: maps module and images to a mask, bool
+            (N, H, W), of pixels whose most probable class is the explained one. None if a threshold
+            defines the mask.
     """
 
     module: nn.Module
@@ -55,23 +56,23 @@ class ExplainedNetwork:
 
     @property
     def core(self) -> nn.Module:
-        """The network itself, whose modules have the names that a user knows."""
+        """The network without its wrapper, so that module names are those of the user."""
         return self.module.network if isinstance(self.module, LogitNetwork) else self.module
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """A classifier's logits (N, K), or a segmenter's foreground logits (N, 1, H, W)."""
+        """Logits (N, K) of a classifier, or foreground logits (N, 1, H, W) of a segmenter."""
         output: Tensor = (self.forward or nn.Module.__call__)(self.module, pixels)
         if self.probabilities:
             return torch.logit(output.float(), eps=_PROBABILITY_FLOOR)
         return output.float()
 
     def score(self, pixels: Tensor, targets: Tensor) -> Tensor:
-        """What is explained, one number per image (N,).
+        """The explained quantity, one number per image (N,).
 
         Args:
-            pixels: (N, C, H, W), normalised.
-            targets: Classes (N,), for the logit of each; or masks (N, H, W), for the mean logit
-                inside. A mask without pixels stands for the whole picture.
+            pixels: Normalised images (N, C, H, W).
+            targets: Classes (N,), whose logits are returned; or masks (N, H, W), for the mean logit
+                inside each mask. An empty mask is treated as the complete image.
         """
         logits = self.logits(pixels)
         if targets.ndim == 1:
@@ -81,7 +82,7 @@ class ExplainedNetwork:
         return (logits[:, 0] * inside).flatten(1).sum(1) / inside.flatten(1).sum(1)
 
     def probability(self, pixels: Tensor, targets: Tensor) -> Tensor:
-        """The probability of each target (N,): of the class, or the mean one inside the mask."""
+        """The probability of each target (N,): of the class, or the mean inside the mask."""
         logits = self.logits(pixels)
         if targets.ndim == 1:
             return self.softmax(logits).gather(1, targets[:, None])[:, 0]
@@ -106,9 +107,9 @@ class ExplainedNetwork:
         return (0 - mean) / std, (1 - mean) / std
 
     def shuffled(self, seed: int) -> ExplainedNetwork:
-        """This network with the values of every parameter in random order.
+        """A copy of this network with the values of each parameter tensor in random order.
 
-        Each tensor keeps its values, and so its scale, and loses what was learned.
+        Each tensor keeps its values, and so its scale.
         """
         module = copy.deepcopy(self.module)
         with torch.no_grad():
@@ -125,10 +126,10 @@ class Attribution:
     """The result of a method for N images.
 
     Args:
-        maps: float32 (N, H, W), evidence for the target per pixel, on any device.
-        checks: Numbers per image (N,) by the name of their column: `completeness_error`,
-            `conservation_error`, `picture_probability`.
-        pictures: uint8 (N, H, W, 3), of methods that make pictures; else None.
+        maps: Evidence for the target per pixel, float32 (N, H, W), on any device.
+        checks: Numbers per image (N,) by column name: `completeness_error`, `conservation_error`,
+            `bias_relevance`, `picture_probability`.
+        pictures: Generated pictures, uint8 (N, H, W, 3); None for methods that make none.
     """
 
     maps: Tensor
@@ -137,7 +138,7 @@ class Attribution:
 
 
 class Attribute(Protocol):
-    """A method of `methods.METHODS`."""
+    """The function of a method of `methods.METHODS`."""
 
     def __call__(
         self,
@@ -148,18 +149,18 @@ class Attribute(Protocol):
         batch_size: int,
         seeds: Sequence[int],
     ) -> Attribution:
-        """The result for each image; the same whatever the batch size.
+        """The result for each image; it does not depend on the batch size.
 
         Args:
             explained: The network.
-            pixels: float32 (N, C, H, W), normalised, on the network's device.
-            targets: int64 (N,), or masks bool (N, H, W); see `ExplainedNetwork.score`. Of methods
-                without a target: zeros (N,).
-            batch_size: Images that go through the network at once, at most.
-            seeds: Of each image, in [0, 2**63): the only source of randomness.
+            pixels: Normalised images, float32 (N, C, H, W), on the device of the network.
+            targets: Classes, int64 (N,), or masks, bool (N, H, W); see `ExplainedNetwork.score`.
+                Ignored by methods without a target.
+            batch_size: Largest number of images per forward pass.
+            seeds: Seed of each image, in [0, 2**63): the only source of randomness.
         """
 
 
 def batched(count: int, size: int) -> list[slice]:
-    """Slices of at most `size` that cover `count`."""
+    """Consecutive slices of at most `size` items that cover `count` items."""
     return [slice(at, min(at + size, count)) for at in range(0, count, size)]

@@ -1,7 +1,7 @@
-"""Maps by captum: integrated gradients, and occlusion by a sliding window.
+"""Integrated gradients, and occlusion with a sliding window, computed with captum.
 
-Photos go through captum one at a time, and `batch_size` steps or windows of a photo through the
-network at once: that bounds memory, and the result does not depend on it.
+captum gets one photo at a time, and evaluates `batch_size` steps or windows of it per forward pass.
+This bounds memory, and the result does not depend on `batch_size`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
 
 _STEPS = 64
-"""Points of the Gauss-Legendre rule along the path from the baseline to the photo.
+"""Number of points of the Gauss-Legendre rule on the path from the baseline to the photo.
 
-With 32 the sums of a MobileNetV2's maps miss the change of the score by 10 % in the median, with 64
-by 4 %."""
+For a MobileNetV2, the median difference between the sum of a map and the change of the score is
+10 % with 32 points and 4 % with 64."""
 WINDOWS_ACROSS = 4
-"""The side of the occluding window is this part of the image's; it moves by half of its side."""
+"""The window's side is 1 / WINDOWS_ACROSS of the image's; it moves by half of the window's side."""
 
 
 def integrated_gradients(
@@ -33,8 +33,8 @@ def integrated_gradients(
 ) -> Attribution:
     """Gradients along the straight path from the mean colour to the photo, summed over channels.
 
-    `completeness_error` is how far the sum of a map is from what it should be, the score of the
-    photo less that of the baseline, as a share of the latter.
+    The sum of an exact map is the score of the photo minus the score of the baseline.
+    `completeness_error` is the deviation of the sum from this difference, as a share of it.
     """
     method = IntegratedGradients(explained.score)
 
@@ -55,7 +55,7 @@ def integrated_gradients(
 def _scores(
     explained: ExplainedNetwork, pixels: Tensor, targets: Tensor, batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The scores (N,) of the photos and of their baselines, in float64."""
+    """The scores (N,) of the photos and of their baselines (mean colour), in float64."""
     parts = batched(len(pixels), batch_size)
     with torch.no_grad():
         photos = [explained.score(pixels[part], targets[part]) for part in parts]
@@ -72,9 +72,9 @@ def occlusion(
     batch_size: int,
     seeds: Sequence[int] = (),
 ) -> Attribution:
-    """The loss of score while a window of the mean colour hides a place.
+    """The decrease of the score when a window of the mean colour covers a part of the photo.
 
-    A pixel that several windows hide gets their mean.
+    The value of a pixel is the mean over all windows that cover it.
     """
     method = Occlusion(explained.score)
     channels, *sides = pixels.shape[1:]
@@ -87,14 +87,14 @@ def occlusion(
         )  # fmt: skip
         return attributed.detach()
 
-    # Windows hide all channels at once, so each channel holds the same map.
+    # A window covers all channels, so the maps of all channels are equal.
     return Attribution(_photo_by_photo(attribute_photo, pixels, targets)[:, 0].float())
 
 
 def _photo_by_photo(
     attribute_photo: Callable[[Tensor, Tensor], Tensor], pixels: Tensor, targets: Tensor
 ) -> Tensor:
-    """`attribute_photo` of each photo and target, put together (N, C, H, W)."""
+    """Applies `attribute_photo` to each photo and target; returns (N, C, H, W)."""
     rows = range(len(pixels))
     return torch.cat(
         [attribute_photo(pixels[row : row + 1], targets[row : row + 1]) for row in rows]

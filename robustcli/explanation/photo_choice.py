@@ -1,4 +1,4 @@
-"""Chooses the photos to explain: named ones, those of a class, a subset, or the worst ones."""
+"""Selects the photos to explain: by id, by class, at random, or those with the largest loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN = 3
 
 
 def choice_of(config: ExplainConfig, source: Path | None) -> ChoiceRecord:
-    """How `config` chooses photos; by default, by the predictions."""
+    """The rule by which `config` selects photos; by default, the worst predictions."""
     if config.images:
         return ChoiceRecord(rule="ids", count=len(config.images))
     if config.worst is None and (config.class_name is not None or config.limit is not None):
@@ -35,10 +35,10 @@ def choice_of(config: ExplainConfig, source: Path | None) -> ChoiceRecord:
 
 
 def mask_class_number(name: str, classes: Sequence[str]) -> int:
-    """The number, from 1, of a segmenter's class: by its name or number among `classes`.
+    """The number, from 1, of the segmenter class with the name or number `name`.
 
     Raises:
-        UsageError: There is none, or the segmenter tells foreground from background only.
+        UsageError: No class matches, or the segmenter only has foreground and background.
     """
     if not classes:
         raise UsageError(
@@ -61,10 +61,11 @@ def mask_class_number(name: str, classes: Sequence[str]) -> int:
 
 
 def class_index(name: str, space: LabelSpace | None, samples: Iterable[Sample]) -> int:
-    """The class that is called `name`.
+    """The index of the class `name`.
 
     Raises:
-        UsageError: There is none (with the nearest names), or no image has it.
+        UsageError: No class matches (the message lists the nearest names), or no image has the
+            class.
     """
     assert space is not None, "classifiers have classes"
     index = space.index_of(name)
@@ -86,10 +87,10 @@ def class_index(name: str, space: LabelSpace | None, samples: Iterable[Sample]) 
 
 
 def named_images(names: Sequence[str], items: Mapping[str, Sample]) -> tuple[Sample, ...]:
-    """The images called `names`, each once, in this order.
+    """The images with the ids `names`, in this order, without duplicates.
 
     Raises:
-        UsageError: There is none of such a name (with the nearest ones).
+        UsageError: An id does not exist; the message lists the nearest ids.
     """
     unknown = [name for name in names if name not in items]
     if unknown:
@@ -105,7 +106,7 @@ def named_images(names: Sequence[str], items: Mapping[str, Sample]) -> tuple[Sam
 
 
 def _ending(name: str, items: Collection[str]) -> list[str]:
-    """Ids that end with the file name of `name`."""
+    """Ids with the same file name as `name`."""
     last = name.rpartition("/")[2]
     return [key for key in items if key.rpartition("/")[2] == last][:_SHOWN]
 
@@ -114,13 +115,13 @@ def worst_images(
     run: Path, model: str, task: TaskName, cells: Sequence[Cell], items: Mapping[str, Sample],
     count: int,
 ) -> tuple[Sample, ...]:  # fmt: skip
-    """The images whose score falls most under any of `cells`, the worst first.
+    """The `count` images whose score falls most under any of `cells`, in descending order.
 
-    Of a classifier what is lost is probability of the true class, of a segmenter dice, each against
-    the untouched image. Without transformed images: those with the least of it.
+    The score is the probability of the true class for classifiers, and the dice for segmenters; the
+    fall is relative to the untouched image. Without `cells`, the images with the lowest score.
 
     Raises:
-        RunError: The run lacks the predictions.
+        RunError: The run does not contain the predictions.
     """
     store = Store(run)
     clean = _scores_of_cell(store, model, CLEAN, task)
@@ -138,7 +139,7 @@ def worst_images(
 
 
 def _scores_of_cell(store: Store, model: str, cell: Cell, task: TaskName) -> pd.Series[float]:
-    """By image id, the probability of the true class, or the dice, in [0, 1]."""
+    """The probability of the true class, or the dice, in [0, 1], by image id."""
     if task == "cls":
         rows = store.rows(model, cell, task, ["image_id", "target_probability"])
         return rows.set_index("image_id")["target_probability"].astype(float)

@@ -1,23 +1,24 @@
-"""The effective receptive field: how much each pixel influences the last feature map's centre.
+"""The effective receptive field: the influence of each pixel on the centre of a feature map.
 
 Source: Luo et al., "Understanding the effective receptive field in deep convolutional neural
-networks" (NIPS 2016); as an average over images in Ding et al., "Scaling up your kernels to 31x31"
-(RepLKNet, CVPR 2022), and in VMamba (arXiv 2401.10166). With F the feature map (C, h, w) of the
-layer that Grad-CAM uses, an image's field is the gradient of the middle place,
+networks" (NIPS 2016); averaged over images by Ding et al., "Scaling up your kernels to 31x31"
+(RepLKNet, CVPR 2022), and by VMamba (arXiv 2401.10166). With F the feature map (C, h, w) of the
+layer that Grad-CAM uses, the field of an image is the gradient of the middle position of F,
 
     E(p) = sum_channels |d (sum_c F[c, h/2, w/2]) / d pixel p|,
 
-scaled to a mean of 1 over the pixels, so that each image counts the same in an average. A map with
-an even number of rows or columns has no middle place: the fields of those around the middle are
-moved by half a place, so that each is centred in the image, and averaged where they overlap. The
-centre of a place is taken as that of the part of the image that it stands for; convolutions with
-stride 2 and padding 1 look up to half such a part further up and left.
+scaled to a mean of 1 over the pixels, so that each image has the same weight in an average. A
+feature map with an even number of rows or columns has no middle position: the fields of the
+positions around the middle are shifted by half a position, so that each is centred in the image,
+and averaged where they overlap. The centre of a position is defined as the centre of its cell in a
+regular division of the image; convolutions with stride 2 and padding 1 have receptive fields up to
+half a cell further up and left.
 
-Deviations from RepLKNet's script: it sums positive gradients alone, and takes the logarithm before
-it measures areas. Here areas are of the contributions themselves.
+Deviations from RepLKNet's script: the script sums only positive gradients, and takes the logarithm
+before it measures areas. Here, areas are those of the contributions without a logarithm.
 
-Cost: one forward pass per batch, and one backward pass to the pixels (four where both numbers are
-even). It exists for every network with a layer that has places.
+Cost: one forward pass per batch, and one backward pass to the pixels (two if the number of rows or
+columns is even, four if both are). Supported networks: all with a layer that Grad-CAM can use.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ def receptive_field(
     batch_size: int,
     seeds: Sequence[int] = (),
 ) -> Attribution:
-    """The field of each image (N, H, W), not negative, of mean 1; the same for each target.
+    """The field of each image (N, H, W), not negative, with mean 1; independent of the target.
 
-    A network's field is the mean over images.
+    The field of the network is the mean over images.
 
     Raises:
-        UsageError: No layer of the network has places.
+        UsageError: No layer of the network has an output with positions in the image.
     """
     layer = cam_layer(explained, pixels[:1])
     parts = batched(len(pixels), batch_size)
@@ -61,10 +62,11 @@ def untrained_receptive_field(
     batch_size: int,
     seeds: Sequence[int] = (),
 ) -> Attribution:
-    """The fields (N, H, W) of the same network as it is before training.
+    """The fields (N, H, W) of the same network before training.
 
     Raises:
-        UsageError: The initial weights of the network are not known, or no layer has places.
+        UsageError: The initialisation of the network is unknown, or no layer of it has an output
+            with positions in the image.
     """
     if explained.initial is None:
         raise UsageError(
@@ -100,12 +102,12 @@ def _fields(explained: ExplainedNetwork, layer: CamLayer, pixels: Tensor) -> Ten
 
 
 def _middle(length: int) -> tuple[int, ...]:
-    """The middle of `length` places: one, or two of an even number."""
+    """Indices in the middle of `length` positions: one, or two for an even number."""
     return (length // 2,) if length % 2 else (length // 2 - 1, length // 2)
 
 
 def _centred(place: int, places: int, pixels: int) -> tuple[slice, slice]:
-    """Where to, and where from, pixels go so that the centre of `place` is that of the image."""
+    """Target and source slices that shift the centre of `place` to the centre of the image."""
     offset = int((place + 0.5) * pixels / places - pixels / 2)
     ahead, back = max(offset, 0), max(-offset, 0)
     return slice(back, pixels - ahead), slice(ahead, pixels - back)

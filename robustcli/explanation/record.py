@@ -1,4 +1,4 @@
-"""`run.json` of `robust explain`. These Pydantic models are the file format."""
+"""Format of `run.json` of `robust explain`, as Pydantic models."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ ChoiceRule = Literal["ids", "worst", "class", "subset"]
 
 
 class ChoiceRecord(Record):
-    """How the explained photos were chosen.
+    """How the explained photos were selected.
 
     Args:
-        rule: `ids`: the user named them; `worst`: those that lose most under the transforms;
-            `class`: all of one class; `subset`: a random subset.
-        count: How many were asked for; None for all.
-        class_name: The true class that all of them have; None for any.
-        source: The folder of the evaluation whose predictions decided; None where none did.
+        rule: `ids`: named by the user; `worst`: largest fall of the score under the transforms;
+            `class`: photos of one class; `subset`: a random subset.
+        count: Requested number of photos; None for all.
+        class_name: True class of the photos; None for any.
+        source: Folder of the evaluation whose predictions were used; None if none was named.
     """
 
     rule: ChoiceRule
@@ -31,13 +31,13 @@ class ChoiceRecord(Record):
 
 
 class ExplainRecord(BaseRunRecord):
-    """All of `run.json` of an explanation.
+    """The content of `run.json` of an explanation.
 
-    `methods` are names of `methods.METHODS`, `layer` is what the user named for Grad-CAM, `sanity`
-    says whether maps were repeated with shuffled weights, `images` are the explained photos in
-    order, `block_size` of which share a file. They are empty until they are chosen. `boxes` is the
-    SHA-256 of the file that says where objects are; `mask_class` is the one of a segmenter's
-    several classes that the maps explain, None for all of them against background.
+    `methods` are names in `methods.METHODS`. `layer` is the layer that the user named for Grad-CAM.
+    `sanity` is whether maps were repeated with shuffled weights. `images` are the ids of the
+    explained photos in order (empty until they are selected), with `block_size` photos per file.
+    `boxes` is the SHA-256 of the file of object boxes. `mask_class` is the explained class of a
+    segmenter with several classes; None for all classes against background.
     """
 
     kind: Literal["explanation"] = "explanation"
@@ -92,7 +92,7 @@ def _differences(old: ExplainRecord, new: ExplainRecord) -> Iterator[str]:
 
 
 def _kept(old: ExplainRecord, new: ExplainRecord) -> dict[str, Any]:
-    """The old methods before the new ones, the photos, and the size of the blocks."""
+    """Fields of the new record that keep old values: block size, photos, and all old methods."""
     methods = list(dict.fromkeys([*old.methods, *new.methods]))
     return {"block_size": old.block_size, "methods": methods, "images": old.images}
 
@@ -107,9 +107,9 @@ EXPLANATION = RunKind(
     _kept,
     interrupted="partial",
 )
-"""The run folders of `robust explain`."""
+"""Defines the run folders of `robust explain`."""
 
 
 def read_explain_record(run: Path) -> ExplainRecord:
-    """The record of the explanation in the folder `run`; raises as `RunKind.read` does."""
+    """The record of the explanation in the folder `run`. Raises the errors of `RunKind.read`."""
     return EXPLANATION.read(run)

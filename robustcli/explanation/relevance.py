@@ -1,32 +1,36 @@
-"""Layer-wise relevance: each pixel's share of the score, by the rules of MambaLRP.
+"""Layer-wise relevance propagation: each pixel's share of the score, by the rules of MambaLRP.
 
 Source: Jafari et al., "MambaLRP: explaining selective state space sequence models" (NeurIPS 2024);
 for attention and norms Ali et al., "XAI for transformers: better explanations through conservative
-propagation" (ICML 2022). The relevance of a pixel is input times gradient, R = x * df/dx, of a
-network whose values are the network's own and whose gradient is changed where it breaks the
-conservation of relevance:
+propagation" (ICML 2022). The relevance of a pixel is input times gradient, R = x * df/dx. The
+forward pass of the network is unchanged; its gradient is changed for operations that would violate
+the conservation of relevance:
 
-- scan: delta, B and C are constants, so that the scan is linear in its input;
-- gate, and any product of two tensors that depend on the image: each factor gets half of it;
-- SiLU, GELU and their like, f(x) = x s(x): s(x) is a constant, so that they are locally linear;
-- norms: the divisor is a constant, the subtracted mean is not;
-- attention: the weights are constants; so are sigmoids, which gate in squeeze-and-excitation.
+- scan: delta, B and C are treated as constants, so that the scan is linear in its input;
+- gate, and any product of two tensors that depend on the image: each factor gets half of the
+  relevance;
+- SiLU, GELU and similar functions, f(x) = x s(x): s(x) is treated as a constant, so that they are
+  locally linear;
+- norms: the divisor is treated as a constant, the subtracted mean is not;
+- attention: the weights are treated as constants; so are sigmoids, the gates of
+  squeeze-and-excitation.
 
-The rest is linear, or piecewise linear without a constant (ReLU, pooling), and stays as it is. What
-results is linear in pixels and additive constants (biases of layers and norms, position embeddings,
-class token), so the score is the sum of the relevance of both. Biases keep theirs: none of it is
-given to pixels. `conservation_error` is |score - pixels - biases| over the largest of the three:
-rounding, whatever the network. Without additive constants the pixels alone sum up to the score.
-As pixels are normalised, one of the mean colour has no relevance.
+All other operations are linear, or piecewise linear without a constant (ReLU, pooling), and keep
+their gradient. The modified network is linear in pixels and additive constants (biases of layers
+and norms, position embeddings, class token), so the score is the sum of the relevance of both. The
+relevance of biases is not distributed to pixels. `conservation_error` is |score - pixels - biases|
+divided by the largest of the three; it is a rounding error if every operation has a rule. Without
+additive constants, the relevance of the pixels sums to the score. Pixels are normalised, so a pixel
+of the mean colour has no relevance.
 
-Linear layers and convolutions follow the plain rule (LRP-0), in which pixels beside each other may
-take opposite signs; smooth a map before looking for regions. The paper's pictures of Vim also use
-the gamma rule there, which moves nearly all relevance into biases where a network has many.
+Linear layers and convolutions use the basic rule (LRP-0), with which neighbouring pixels can have
+opposite signs; smooth a map before looking for regions. The paper's pictures of Vim also use the
+gamma rule for these layers, which assigns nearly all relevance to biases in networks with many.
 
-Cost: one forward and one backward pass per batch, without gradients of parameters. It fits every
-network whose operations have rules: VMamba, Vim, U-Mamba, ViT, Swin, ConvNeXt, ResNet, MobileNet,
-EfficientNet and the like. Where an operation has none the conservation error shows it, and the
-operation is named.
+Cost: one forward and one backward pass per batch, without gradients of parameters. Supported are
+networks whose operations all have rules: VMamba, Vim, U-Mamba, ViT, Swin, ConvNeXt, ResNet,
+MobileNet, EfficientNet and similar networks. If the conservation error is too large, the error
+message names the operations without a rule.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ from robustcli.core.errors import UsageError
 from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
 
 TOLERANCE = 0.01
-"""The conservation error from which on a network is refused; float32 stays below 1e-3."""
+"""Networks with at least this conservation error are refused; in float32 it is below 1e-3."""
 
 
 def relevance(
@@ -53,13 +57,13 @@ def relevance(
     batch_size: int,
     seeds: Sequence[int] = (),
 ) -> Attribution:
-    """The maps (N, H, W): relevance summed over the channels of each pixel, positive and negative.
+    """The signed relevance of each pixel, summed over channels: maps (N, H, W).
 
-    The checks are `conservation_error` and `bias_relevance`, the share of the score that additive
-    constants keep, in the score's own unit.
+    The checks are `conservation_error` and `bias_relevance`, the relevance of additive constants in
+    the unit of the score.
 
     Raises:
-        UsageError: The network has an operation that no rule covers.
+        UsageError: The network has an operation without a rule.
     """
     parts = batched(len(pixels), batch_size)
     return _joined([_relevance(explained, pixels[part], targets[part]) for part in parts])
@@ -86,9 +90,9 @@ def _relevance(explained: ExplainedNetwork, pixels: Tensor, targets: Tensor) -> 
     scale = torch.stack((scores, sums, biases)).abs().amax(0)
     errors = (scores - sums - biases).abs() / scale.clamp(min=torch.finfo(scale.dtype).tiny)
     worst = float(errors.max())
-    if worst < TOLERANCE or not errors.isfinite().all():  # NaN is for those who read the maps
+    if worst < TOLERANCE or not errors.isfinite().all():  # the caller checks maps for NaN
         return Attribution(maps, {"conservation_error": errors, "bias_relevance": biases})
-    if len(pixels) > 1:  # constants are counted by position in the batch, which a network may move
+    if len(pixels) > 1:  # a network may reorder the batch, by which constants are counted
         pairs = zip(pixels, targets, strict=True)
         return _joined([_relevance(explained, x[None], target[None]) for x, target in pairs])
     unknown = ", ".join(f"`{name}`" for name in sorted(rules.unknown))
@@ -108,27 +112,28 @@ def _without_rule(explained: ExplainedNetwork, why: str) -> UsageError:
 
 
 class ConservingRules(TorchFunctionMode):
-    """While active, torch's functions compute as ever, and their gradients conserve relevance.
+    """While active, changes the gradients of torch functions so that they conserve relevance.
 
-    Networks and parameters stay untouched: only calls made under the mode are recorded otherwise.
-    A tensor that requires a gradient is taken to depend on the image; parameters must require none.
+    The values of the functions are unchanged, and networks and parameters are not modified: only
+    the recorded gradient of calls inside the context differs. A tensor that requires a gradient is
+    assumed to depend on the image, so parameters must not require gradients.
 
     Args:
-        images: In a batch.
+        images: Number of images per batch.
     """
 
     def __init__(self, images: int) -> None:
         super().__init__()
-        self.biases = torch.zeros(images)  # relevance of additive constants, by the backward pass
+        self.biases = torch.zeros(images)  # relevance of constants, set by the backward pass
         self.unknown: set[str] = set()  # functions without a rule
-        # Its result and its argument, which is the logit of the result: of segmenters that end in
-        # probabilities, whose score is a logit.
+        # Result and argument of the last sigmoid. The argument replaces the logit of the result,
+        # for segmenters that return probabilities, whose score is a logit.
         self.last_sigmoid: tuple[Tensor | None, Tensor | None] = (None, None)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """`func` by its rule, by itself where it has none."""
+        """Calls the rule of `func`, or `func` if it has no rule."""
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", str(func)).strip("_")
         name = _ALIASES.get(name, name)
@@ -144,11 +149,15 @@ class ConservingRules(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def counted(self, y: Tensor, constant: Tensor | float) -> Tensor:
-        """`y`, to which `constant` was added; the backward pass counts the constant's relevance.
+        """Registers that `constant` was added to `y`: the backward pass sums its relevance.
 
         Args:
-            y: Its first dimension holds the images, each in equally many rows one after the other.
-            constant: Broadcastable to `y`.
+            y: The sum. Along its first dimension, each image has the same number of consecutive
+                rows.
+            constant: The added constant, broadcastable to `y`.
+
+        Returns:
+            `y`.
         """
         offset = torch.as_tensor(constant).to(y)
         offset = offset.reshape((1,) * (y.ndim - offset.ndim) + offset.shape)
@@ -156,7 +165,7 @@ class ConservingRules(TorchFunctionMode):
 
         def count(gradient: Tensor) -> None:
             images = len(self.biases)
-            if gradient.ndim and len(gradient) % images == 0:  # else the conservation error tells
+            if gradient.ndim and len(gradient) % images == 0:  # else: conservation error
                 summed = gradient.sum(repeated, keepdim=True) if repeated else gradient
                 counts = (summed * offset).reshape(images, -1).sum(1)
                 self.biases = self.biases.to(counts) + counts
@@ -177,7 +186,7 @@ def _constant(value: object) -> bool:
     return not (isinstance(value, Tensor) and value.requires_grad)
 
 
-# --- The rules, each with the signature of the function that it stands for ------------------------
+# --- The rules, each with the signature of the function that it replaces --------------------------
 
 Func = Callable[..., Any]
 _Rule = Callable[..., Any]
@@ -185,12 +194,12 @@ _Rule = Callable[..., Any]
 
 def _scan(rules: ConservingRules, func: Func, x: Tensor, delta: Tensor, A: Tensor, B: Tensor,
           C: Tensor, D: Tensor | None = None, *rest: Any, **options: Any) -> Any:  # fmt: skip
-    """Linear in x. A gate z, which no network of ours leaves to the scan, would be its own rule."""
+    """Linear in x. A gate z is not supported; no network of the package passes one to the scan."""
     return func(x, delta.detach(), A, B.detach(), C.detach(), D, *rest, **options)
 
 
 def _product(rules: ConservingRules, func: Func, x: Any, y: Any, **options: Any) -> Any:
-    """The product of two tensors that depend on the image: each gets half of its relevance."""
+    """If both factors depend on the image, each gets half of the relevance of the product."""
     product: Tensor = func(x, y, **options)
     if not (_constant(x) or _constant(y)):
         product.register_hook(lambda gradient: gradient / 2)
@@ -202,7 +211,7 @@ def _quotient(rules: ConservingRules, func: Func, x: Any, y: Any, **options: Any
 
 
 def _sum(rules: ConservingRules, func: Func, x: Any, y: Any, **options: Any) -> Any:
-    """A constant that is added or subtracted is counted."""
+    """Counts the relevance of an added or subtracted constant."""
     total = func(x, y, **options)
     if not (_constant(x) or _constant(y)):
         return total
@@ -220,7 +229,7 @@ def _sum_of_product(rules: ConservingRules, func: Func, x: Any, factor: Any, oth
 def _concatenation(
     rules: ConservingRules, func: Func, tensors: Sequence[Tensor], *args: Any, **options: Any
 ) -> Tensor:
-    """Constants among the parts are counted."""
+    """Counts the relevance of constant parts."""
     joined: Tensor = func(tensors, *args, **options)
     parts = [torch.zeros_like(t) if t.requires_grad else t for t in tensors]
     if all(t.requires_grad for t in tensors):
@@ -244,20 +253,20 @@ def _convolution(rules: ConservingRules, func: Func, x: Tensor, weight: Tensor,
 def _locally_linear(
     rules: ConservingRules, func: Func, x: Tensor, *args: Any, **options: Any
 ) -> Tensor:
-    """A function f with f(0) = 0 as x times the constant f(x) / x."""
+    """Treats a function f with f(0) = 0 as x times the constant f(x) / x."""
     y: Tensor = _LocallyLinear.apply(x, func, args, _not_in_place(options))
     return y
 
 
 class _LocallyLinear(torch.autograd.Function):
-    """A function of x, as if it were x times a constant."""
+    """A function f of x whose gradient treats f(x) / x as a constant."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, func: Func, args: tuple[Any, ...], options: dict[str, Any]
     ) -> Tensor:
         y: Tensor = func(x, *args, **options)
-        ctx.save_for_backward(torch.where(x == 0, 0.5, y / x))  # at 0: SiLU's and GELU's own
+        ctx.save_for_backward(torch.where(x == 0, 0.5, y / x))  # at 0: SiLU and GELU
         return y
 
     @staticmethod
@@ -267,7 +276,7 @@ class _LocallyLinear(torch.autograd.Function):
 
 
 def _piecewise(rules: ConservingRules, func: Func, x: Tensor, *args: Any, **options: Any) -> Tensor:
-    """Linear on both sides of 0; not in place, because its input may be in use elsewhere."""
+    """Keeps the gradient; not in place, because the input may be used elsewhere."""
     y: Tensor = func(x, *args, **_not_in_place(options))
     return y
 
@@ -295,7 +304,7 @@ def _attention(rules: ConservingRules, func: Func, query: Tensor, key: Tensor, v
 
 def _heads(rules: ConservingRules, func: Func, query: Tensor, key: Tensor, value: Tensor,
            *args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """All of `nn.MultiheadAttention`, (L, N, C): with constant weights an affine map of `value`."""
+    """`nn.MultiheadAttention`, (L, N, C): with constant weights, an affine map of `value`."""
     query, key = query.detach(), key.detach()
     y, weights = func(query, key, value, *args, **options)
     constant, _ = func(query, key, torch.zeros_like(value), *args, **options)
@@ -350,7 +359,7 @@ def _batch_norm(
     weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
     momentum: float = 0.1, eps: float = 1e-5, *_: Any,
 ) -> Tensor:  # fmt: skip
-    """In eval mode, in which explained networks are: an affine map per channel."""
+    """In eval mode, an affine map per channel; explained networks are in eval mode."""
     assert mean is not None, "a norm in eval mode has running statistics"
     assert var is not None, "a norm in eval mode has running statistics"
     scale = (var + eps).rsqrt() * (1 if weight is None else weight)
@@ -360,7 +369,7 @@ def _batch_norm(
 
 
 def _scaled(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    """`x` over its root mean square along `dims`, which is a constant."""
+    """`x` divided by its root mean square along `dims`, which is treated as a constant."""
     return x * (x.detach().square().mean(dims, keepdim=True) + eps).rsqrt()
 
 
@@ -400,7 +409,6 @@ _LINEAR = frozenset(
         *("avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "adaptive_max_pool2d", "prelu"),
     }
 )
-"""Functions, by name, that conserve relevance as they are: linear, or piecewise without a constant.
-
-Only for messages: that no other one breaks it is checked by the conservation error.
+"""Names of functions that conserve relevance without a rule: linear, or piecewise linear without a
+constant. Only used in messages; the conservation error detects other functions that violate it.
 """

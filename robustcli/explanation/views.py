@@ -1,7 +1,7 @@
 """The model's inputs for the photos of one block, clean and transformed, with pixel origins.
 
-The loader and the transforms are those of evaluations; of segmenters, whose images have any size,
-one window is taken: the centre of the image, continued by reflection where it is smaller.
+The loader and the transforms are those of evaluations. Segmenters accept images of any size; their
+view is one window at the centre of the image. Images smaller than it are padded by reflection.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from robustcli.transforms.base import CLEAN, Cell, Image
 from robustcli.transforms.registry import TransformCell, image_seed
 
 Boxes = Mapping[str, Sequence[tuple[float, float, float, float]]]
-"""By image id, the left, top, right and bottom edge of each object, in pixels of the image."""
+"""Left, top, right and bottom edge of each object, in pixels of the image, by image id."""
 Places = NDArray[np.int64]
 
 
@@ -45,11 +45,11 @@ class View:
     """The readable photos of one block under one cell.
 
     Args:
-        samples: Of the photos.
-        pixels: (N, C, H, W), normalised, on the CPU.
-        photos: uint8 (N, H, W, 3), before normalisation.
-        masks: True masks bool (N, H, W), of segmenters: the pixels of any class, or of that which
-            is explained.
+        samples: The photos as samples of the data set.
+        pixels: Normalised inputs of the network, (N, C, H, W), on the CPU.
+        photos: The inputs before normalisation, uint8 (N, H, W, 3).
+        masks: For segmenters, the true masks, bool (N, H, W), of the explained class, or of any
+            class but background; else None.
     """
 
     samples: tuple[Sample, ...]
@@ -60,7 +60,7 @@ class View:
 
 @dataclass(frozen=True)
 class BlockViews:
-    """All views of one block, and its photos that cannot be read, with the reason."""
+    """All views of one block, and the ids of its unreadable photos with the reasons."""
 
     number: int
     views: Mapping[Cell, View]
@@ -72,15 +72,15 @@ def block_views(
     blocks: Mapping[int, tuple[Sequence[Sample], Sequence[Cell]]], workers: int,
     watchdog: Watchdog, listener: Listener,
 ) -> Iterator[BlockViews]:  # fmt: skip
-    """The views of `blocks`, each block whole, in the order in which they are ready.
+    """Yields the views of each of `blocks` as soon as all views of the block are loaded.
 
     Args:
-        inputs: The explanation.
-        model: On its device.
-        blocks: By number, the photos and the cells that are needed (the clean one is always made).
-        workers: Processes that load images.
-        watchdog: Looks at these processes.
-        listener: Hears when memory runs out in one of them.
+        inputs: The inputs of the explanation.
+        model: The model, on its device.
+        blocks: Photos and needed cells of each block, by number. The clean cell is always included.
+        workers: Number of processes that load images.
+        watchdog: Observes these processes.
+        listener: Receives messages of these processes, e.g. when memory runs out.
     """
     name = model.facts.name
     pieces = []
@@ -124,7 +124,7 @@ def block_views(
 
 
 def _is_whole(parts: Sequence[Batch[Any]]) -> bool:
-    """Whether `parts` are all images of their block."""
+    """Whether `parts` contain all images of their block."""
     images = sum(len(part.image_ids) + len(part.unreadable) for part in parts)
     return images == parts[0].block_images
 
@@ -133,7 +133,7 @@ def _view_of_parts(
     model: Classifier | Segmenter, samples: Mapping[str, Sample], parts: Sequence[Batch[Any]],
     mask_class: str | None,
 ) -> View:  # fmt: skip
-    """The view of a block that came in `parts`, in the order of its images."""
+    """Concatenates the batches of a block to a view, in the order of its images."""
     views = [
         _view(model, tuple(samples[name] for name in part.image_ids), part.inputs, mask_class)
         for part in sorted(parts, key=lambda part: part.first)
@@ -178,12 +178,12 @@ def _view(
 
 
 def window_side(segmenter: Segmenter) -> int:
-    """Side in pixels of the window that a segmenter is explained on."""
+    """Side in pixels of the window on which a segmenter is explained."""
     return segmenter.preprocessing.window or native_window(segmenter.network)
 
 
 def _window(segmenter: Segmenter, image: Image) -> tuple[NDArray[Any], Image]:
-    """The window of `image` as the network reads it (h, w, C), and as people see it."""
+    """The window of `image`: preprocessed (h, w, C), and as RGB (h, w, 3)."""
     side = window_side(segmenter)
     prepared: NDArray[Any] = grey(image) if segmenter.preprocessing.channels == "grey" else image
     by = "reflect"
@@ -198,19 +198,19 @@ def _padded_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
 
 
 def _cut(image: NDArray[Any], side: int) -> NDArray[Any]:
-    """The central square of an image (H, W) or (H, W, C) with sides of at least `side`."""
+    """The central square of an image (H, W) or (H, W, C), whose sides are at least `side`."""
     top, left = ((length - side) // 2 for length in image.shape[:2])
     return np.ascontiguousarray(image[top : top + side, left : left + side])
 
 
-# Where a transform moves what was at a place of the clean photo.
+# Pixel origins: the position in the clean view of each pixel of a transformed view.
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """From the pixels of an original image to those of the model's view of it.
+    """Maps the pixels of an original image to those of the model's view of it.
 
-    `preprocessing` is a classifier's, `side` a segmenter's window; the other one is None.
+    Classifiers set `preprocessing`; segmenters set `side`, the side of their window.
     """
 
     preprocessing: Preprocessing | None
@@ -218,7 +218,7 @@ class Geometry:
     at_crop: bool
 
     def fit(self, places: Places) -> Places:
-        """What is seen of a picture of places (H, W), without mixing any; 0 beside the picture."""
+        """The view of a label image (H, W), without interpolation; 0 outside of the image."""
         if self.side is not None:
             padding = padded_to_window(places[:, :, None], self.side, by="constant").image[:, :, 0]
             return _cut(padding, self.side)
@@ -232,7 +232,7 @@ class Geometry:
 
 
 def _nearest(size: int, length: int) -> NDArray[np.int64]:
-    """For each of `size` rows after a resize the one of `length` that it comes from."""
+    """Nearest source index in `length` rows for each of `size` rows after a resize."""
     return np.minimum(((np.arange(size) + 0.5) * length / size).astype(np.int64), length - 1)
 
 
@@ -247,7 +247,7 @@ def _centred(places: Places, side: int) -> Places:
 
 
 def geometry_of(model: Classifier | Segmenter, *, at_crop: bool) -> Geometry:
-    """The geometry of what `model` sees."""
+    """The geometry of the view of `model`."""
     if isinstance(model, Classifier):
         return Geometry(model.preprocessing, None, at_crop)
     return Geometry(None, window_side(model), at_crop)
@@ -256,10 +256,10 @@ def geometry_of(model: Classifier | Segmenter, *, at_crop: bool) -> Geometry:
 def moved_places(
     sample: Sample, cell: TransformCell, geometry: Geometry, seed: int
 ) -> Places | None:
-    """Where each pixel (h, w) of the transformed view was in the clean one, as its flat index.
+    """Flat index in the clean view of each pixel (h, w) of the transformed view.
 
-    -1 where it shows what the clean view does not, or nothing. None where the transform moves no
-    pixels, or its movement cannot be had.
+    -1 for pixels without a counterpart in the clean view. None if the transform moves no pixels, or
+    if the origins cannot be determined.
     """
     transform = cell.transform
     if not transform.geometric or transform.replaces:
@@ -280,9 +280,10 @@ def moved_places(
 
 
 def _matched(before: Places, after: Places, size: tuple[int, int]) -> Places:
-    """For each place of `after` the nearest pixel of `before` that shows it.
+    """For each label of `after`, the flat index of the nearest label in `before`, or -1.
 
-    `before` is an untransformed picture: its rows and columns follow those of the original.
+    Labels are positive pixel numbers of the original image (H, W) = `size`; 0 is no pixel. `before`
+    is not transformed: its rows and columns are in the order of the original image.
     """
     width = size[1]
     rows, columns = (before.max(1) - 1) // width, (before.max(0) - 1) % width
@@ -295,7 +296,7 @@ def _matched(before: Places, after: Places, size: tuple[int, int]) -> Places:
 
 
 def _nearest_index(sources: Places, inside: NDArray[np.bool_], queries: Places) -> Places:
-    """For each of `wanted` the index in the rising `known` that is nearest; -1 beyond its ends."""
+    """Index of the nearest of the ascending `sources` for each query; -1 beyond their range."""
     indices = np.flatnonzero(inside)
     values = sources[indices]
     step = max(1, int(np.ceil((values[-1] - values[0]) / max(1, len(values) - 1))))
@@ -307,7 +308,7 @@ def _nearest_index(sources: Places, inside: NDArray[np.bool_], queries: Places) 
     return np.where(beyond, -1, indices[best])
 
 
-# Where objects are, as a user's file says.
+# Object boxes from a file of the user.
 
 _EDGES = ("left", "top", "right", "bottom")
 _COLUMNS = (
@@ -322,11 +323,11 @@ _COLUMNS = (
 
 
 def read_boxes(path: Path | None, known: Collection[str], say: Callable[[str], None]) -> Boxes:
-    """The boxes in the table `path`, a line each; none without a file.
+    """Reads object boxes from the table `path`, one per row; empty if `path` is None.
 
     Raises:
-        UsageError: It cannot be read, an edge is no number or behind the other, or no box is of a
-            known image.
+        UsageError: The table cannot be read, edges are no numbers or in the wrong order, or no box
+            belongs to an image in `known`.
     """
     if path is None:
         return {}
@@ -357,7 +358,7 @@ def read_boxes(path: Path | None, known: Collection[str], say: Callable[[str], N
 
 
 def boxed_region(sample: Sample, boxes: Boxes, geometry: Geometry) -> NDArray[np.bool_] | None:
-    """What the boxes of a photo cover in its clean view (h, w); None for a photo without."""
+    """The region of the clean view (h, w) inside the boxes of a photo; None without boxes."""
     if sample.image_id not in boxes or geometry.preprocessing is None:
         return None
     height, width = decode(sample.image).shape[:2]

@@ -117,7 +117,7 @@ def saving_of(plan: FinetunePlan, frozen: Sequence[str], network: nn.Module) -> 
 def _any_loss(output: Tensor | Sequence[Tensor]) -> Tensor:
     """A stand-in loss over all outputs, so that every trainable parameter gets a gradient.
 
-    The operations of a real loss are negligible beside those of the network.
+    The number of operations of a real loss is negligible compared with the network.
     """
     levels = [output] if isinstance(output, Tensor) else output
     return torch.stack([level.square().mean() for level in levels]).sum()

@@ -27,10 +27,10 @@ _Norms = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
 
 
 def freeze(network: nn.Module, names: Collection[str]) -> None:
-    """Freezes the parameters called `names`; a shared tensor can be named by any of its names.
+    """Freezes the parameters `names`; a shared tensor can be given by any of its names.
 
     Raises:
-        KeyError: The network has no such parameter.
+        KeyError: The network has no parameter with this name.
     """
     parameters = dict(network.named_parameters(remove_duplicate=False))
     for name in names:
@@ -130,7 +130,7 @@ class ProfileGradients(pl.Callback):
 
 
 class KeepFrozen(pl.Callback):
-    """Keeps the parameters called `names` frozen, also in a resumed training."""
+    """Keeps the parameters `names` frozen, also in a resumed training."""
 
     def __init__(self, network: nn.Module, names: Sequence[str] = ()) -> None:
         self.network, self.names = network, list(names)
@@ -165,9 +165,9 @@ class KeepFrozen(pl.Callback):
 
 
 class FreezeAfterSteps(KeepFrozen):
-    """Freezes the parameters called `names` after `steps` steps in which all are trained.
+    """Freezes the parameters `names` after `steps` steps that train all parameters.
 
-    Steps are counted as `ProfileGradients` counts them.
+    Steps are counted as in `ProfileGradients`.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], steps: int) -> None:
@@ -184,13 +184,13 @@ class FreezeAfterSteps(KeepFrozen):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Freezes after the last of the steps; the next one trains what is left."""
+        """Freezes after the last of the steps; later steps train the remaining parameters."""
         if self.pending and self.taken >= self.steps:
             self.names, self.pending = self.pending, []
             self.leave_out(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The frozen names, those that are yet to be frozen, and the steps taken."""
+        """The frozen names, the names to freeze later, and the number of finished steps."""
         return {**super().state_dict(), "pending": self.pending, "taken": self.taken}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -238,7 +238,7 @@ class FreezeAfterProfile(KeepFrozen):
 def forget_frozen(optimizer: Optimizer) -> None:
     """Removes frozen tensors and their state from `optimizer`.
 
-    Empty parameter groups stay, because the learning-rate schedule holds one rate per group.
+    Empty parameter groups stay, because the learning-rate schedule has one rate per group.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -191,7 +191,7 @@ def statistics(rows: pd.DataFrame) -> dict[str, Statistic]:
 
 
 def _change_ratio(changes: NDArray[np.float64]) -> float:
-    """See `Statistic.change_ratio`; `changes` holds the values of one tensor in order."""
+    """See `Statistic.change_ratio`; `changes` contains the values of one tensor in order."""
     known = changes[~np.isnan(changes)]
     quarter = max(1, len(known) // 4)
     if len(known) < 2 or not (early := known[:quarter].mean()):

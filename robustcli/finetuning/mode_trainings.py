@@ -84,26 +84,28 @@ def run_finetune_plan(
 
 @dataclass(frozen=True)
 class ModesBeside:
-    """Modes that are trained whole on several devices, beside each other.
+    """Settings to train the modes in parallel, each in a separate process on one device.
 
     Args:
-        count: The devices.
-        config: The settings as typed, for one device: the process of a mode plans by them.
+        count: Number of devices.
+        config: The settings as typed, changed to one device; the process of a mode makes its plan
+            from them.
     """
 
     count: int
     config: FinetuneConfig
 
     def for_seed(self, seed: int, out: Path) -> ModesBeside:
-        """The same modes with another seed, into the folder `out`."""
+        """The settings for another seed, with the folder `out`."""
         training = self.config.training.for_seed(seed, out)
         return replace(self, config=replace(self.config, training=training))
 
 
 def modes_beside(config: FinetuneConfig) -> ModesBeside | None:
-    """The modes beside each other, where there are as many as devices; else None.
+    """Settings to train the modes in parallel; None if there are fewer modes than devices.
 
-    Modes that an earlier version has begun to train on several devices each go on so.
+    None also for one device, and for modes that an earlier version started on several devices
+    each: these are resumed in the same way.
     """
     training = config.training
     count = devices_beside(training.device, training.devices, len(config.modes))
@@ -114,7 +116,7 @@ def modes_beside(config: FinetuneConfig) -> ModesBeside | None:
 
 
 def devices_begun(run: Path) -> int:
-    """The devices on which each mode of the fine-tuning in the folder `run` was begun; else 1."""
+    """Number of devices of each started mode of the fine-tuning in `run`; 1 without any."""
     begun = [run / mode for mode in _ORDER if has_record(run / mode)]
     return read_train_record(begun[0]).devices if begun else 1
 
@@ -154,7 +156,7 @@ def _run(
 def _prepare(
     plan: FinetunePlan,
 ) -> tuple[FinetunePlan, nn.Module, list[Decision] | None, FinetuneRecord]:
-    """Tests the memory of a training step, before any file is written."""
+    """Tests the network, and makes the known decisions and the record, before writing any file."""
     network, _ = plan.network(first_mode(plan))
     try_out(plan.training, network)
     decisions = known_decisions(plan, network)
@@ -185,10 +187,10 @@ def _lead(
 
 
 def _train_beside(plan: FinetunePlan, listener: NamedListener, beside: ModesBeside) -> None:
-    """Trains the modes on several devices, each in a process of its own.
+    """Trains the modes in parallel on several devices, each in a separate process.
 
     Raises:
-        RunError: Modes failed; the others are finished.
+        RunError: Some modes failed; the others are finished.
     """
     typed = beside.config
     config = replace(typed, training=replace(typed.training, out=plan.run, fresh=False))
@@ -197,7 +199,7 @@ def _train_beside(plan: FinetunePlan, listener: NamedListener, beside: ModesBesi
     failures: dict[str, Exception] = {}
 
     def failed(run: SeparateRun, error: Exception) -> None:
-        if isinstance(error, UsageError | MachineError):  # settings and machine are those of all
+        if isinstance(error, UsageError | MachineError):  # these errors concern all modes
             raise error
         failures[run.name] = error
         listener.say(f"{run.name} failed; the others go on.")
@@ -214,7 +216,7 @@ def _train_beside(plan: FinetunePlan, listener: NamedListener, beside: ModesBesi
 
 
 def _train_mode(config: FinetuneConfig, mode: Mode, device: str, listener: Listener) -> None:
-    """Trains one mode on `device`, in a process of its own."""
+    """Trains one mode on `device`; called in a separate process."""
     training = replace(config.training, device=device)
     plan, network, decisions, _ = _prepare(
         plan_finetuning(replace(config, training=training), Silent())
@@ -276,7 +278,7 @@ def _count_saving(plan: FinetunePlan, network: nn.Module) -> None:
 
 
 def _help(plan: FinetunePlan, modes: Modes, peers: Peers) -> NoReturn:
-    """Trains in a torchrun process other than the first, then exits."""
+    """Takes part in the training in a torchrun process other than the first, then exits."""
     if not plan.config.profile_only:
         (mode,) = plan.config.modes
         _train(plan, modes, mode, Silent(), peers)
@@ -286,7 +288,7 @@ def _help(plan: FinetunePlan, modes: Modes, peers: Peers) -> NoReturn:
 
 
 def _help_launched(plan: FinetunePlan, modes: Modes, network: nn.Module, helped: Path) -> NoReturn:
-    """Trains in a process that the first one started for the run folder `helped`, then exits."""
+    """Takes part in the training of `helped`, in a process started by `launched`; then exits."""
     run = plan.run.absolute()
     if helped == run / PROFILING:
         _train_until_profiled(plan, modes, Silent(), None)

@@ -5,7 +5,7 @@ OUT/gradients.parquet  the profile: one row per iteration and tensor (`gradients
 OUT/frozen.csv         one line per tensor: the columns of FROZEN
 OUT/MODE/              a training run (`record.TrainRecord`) for each of MODES that was trained,
                        with `iterations.csv` (the columns of STEPS), `costs.json` (ModeCosts) and,
-                       of a U-Mamba, `nnunet/`, a results folder as nnU-Net's U-Mamba has it
+                       for U-Mambas, `nnunet/`, a results folder in nnU-Net's format
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ FINETUNING = RunKind(
     _kept,
     results=(PROFILE, DECISIONS, *(f"*/{name}" for name in FIRST_RESULTS)),
 )
-"""The run folders of `robust finetune`."""
+"""Defines the run folders of `robust finetune`."""
 
 
 def read_finetune_record(run: Path) -> FinetuneRecord:

@@ -38,7 +38,7 @@ def finetune_seeds(
     """Fine-tunes with `config.training.seeds` seeds, counted from `config.training.seed`.
 
     Returns:
-        The folder that holds them: RUN/seed-0/MODE, RUN/seed-1/MODE, ...
+        The common folder, with the runs RUN/seed-0/MODE, RUN/seed-1/MODE, ...
 
     Raises:
         UsageError: A named model, data set or file does not exist, or options contradict each
@@ -78,7 +78,7 @@ def finetune_seeds(
 def _tune_seed(
     config: FinetuneConfig, seed: int, out: Path, device: str, listener: Listener
 ) -> None:
-    """Fine-tunes with one seed on `device`, in a process of its own."""
+    """Fine-tunes with one seed on `device`; called in a separate process."""
     config = replace(config, training=replace(config.training, device=device))
     run_finetune_plan(plan_finetuning(config, Silent()).for_seed(seed, out), listener)
 

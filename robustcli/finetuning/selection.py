@@ -30,8 +30,8 @@ class FreezeRule:
             late change of gradients between iterations over the early one. GradES (arXiv
             2509.01842) instead compares the change with one threshold for all tensors in every
             iteration; this rule decides once, after the profile.
-        pattern: Freeze tensors whose name matches one of these globs, separated by commas, or lies
-            below a module that matches; scope `all`.
+        pattern: Freeze tensors whose name, or the name of a module that contains them, matches one
+            of these globs, separated by commas; scope `all`.
         kind: The statistic to compare; `change` for a `change` rule.
         relative: Divide the statistic by the weight's root mean square.
         scope: `mamba` (parameters of state-space blocks) or `all`.
@@ -194,7 +194,7 @@ def _verdict(
 
 
 def fits_pattern(name: str, pattern: str) -> bool:
-    """Whether `name` matches a glob of `pattern`, or lies below a module that a glob names.
+    """Whether `name`, or a module that contains it, matches a glob of `pattern`.
 
     Args:
         name: Name of a parameter tensor.

@@ -140,7 +140,7 @@ class FinetuneTask(ABC):
 
 
 class ClassifierFinetuning(FinetuneTask):
-    """Fine-tuning of classifiers; a sweep also trains the last layer alone."""
+    """Fine-tuning of classifiers; a sweep includes training of only the last layer."""
 
     rules: ClassVar[Sequence[FreezeRule]] = (*COMMON_RULES, FreezeRule(pattern="*"))
     files: ClassVar[str] = "a file of weights, or a training run"
@@ -247,7 +247,7 @@ class SegmenterFinetuning(FinetuneTask):
             return self.read_file(config.pretrained, entry, arguments)
         if not is_trainable(entry):
             return None
-        if entry.asset is not None:  # also for `scratch` alone: other modes may follow
+        if entry.asset is not None:  # also if only `scratch` is trained: other modes may follow
             origin = f"the bundled `{entry.name}`, trained on {entry.pretraining}"
             return replace(self.read_file(local_path(entry), entry, arguments), origin=origin)
         if config.modes == ("scratch",) or wants_imagenet(entry):
@@ -262,7 +262,7 @@ class SegmenterFinetuning(FinetuneTask):
         return super().read_file(path, entry, arguments)
 
     def heads(self, entry: ModelEntry, network: Callable[[], nn.Module]) -> tuple[str, ...]:
-        """See `FinetuneTask.heads`: known by the family."""
+        """See `FinetuneTask.heads`: defined by the family of the network."""
         return heads_of(entry)
 
     def usual_recipe(
@@ -395,7 +395,7 @@ def _from_nnunet(path: Path, entry: ModelEntry, arguments: Mapping[str, Any]) ->
 
 
 def read_nnunet(path: Path, *, fold: str | None = None) -> NnUNetModel:
-    """The model in a results folder of nnU-Net, a fold's folder, or a checkpoint by itself.
+    """The model in a results folder of nnU-Net, a fold's folder, or a single checkpoint.
 
     No code in a checkpoint is run: it is read by torch's restricted unpickler, in which the NumPy
     numbers of nnU-Net's log are replaced by empty placeholders (`robustcli.adapters.checkpoint`).

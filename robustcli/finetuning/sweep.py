@@ -1,12 +1,12 @@
 """`robust finetune --sweep`: trains with further freezing rules and compares savings and scores.
 
-Each rule freezes by the profile of the run, when mode `freeze` would: rules that need gradients
-after the steps that are profiled, rules by name from the first step on. Each is trained like every
-mode: the same start, data order and budget.
+Each rule uses the profile of the run, and freezes at the same step as mode `freeze` would: rules
+that need gradients freeze after the profiled steps, name patterns before the first step. Initial
+weights, data order and number of steps are those of the modes.
 
-OUT/sweep/RULE/  a training run per rule that freezes something; with -after-N in its name where
+OUT/sweep/RULE/  a training run for each rule that freezes a tensor; the name ends with -after-N if
                  all tensors are trained in the first N steps
-OUT/sweep.csv    a line per rule: the columns of SWEEPS
+OUT/sweep.csv    one line per rule: the columns of SWEEPS
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from robustcli.training.lit_module import LitModule
 from robustcli.training.train_forecast import make_step
 
 _WARM = 2
-"""Rounds before timing: kernels are compiled and the optimizer's state is created in them."""
+"""Untimed rounds at the start, which compile kernels and create the optimizer's state."""
 _RESAMPLES = 2_000
 
 
@@ -127,7 +127,7 @@ def candidates(
     for rule in dict.fromkeys((chosen, *rules)):
         try:
             candidate = Candidate(rule, freeze_decisions(measured, rule, heads))
-        except UsageError:  # matches no tensor, or leaves none to train
+        except UsageError:  # the rule matches no tensor, or leaves none to train
             continue
         if frozenset(candidate.frozen) not in tried:
             tried.add(frozenset(candidate.frozen))
@@ -152,7 +152,7 @@ def run_sweep(plan: FinetunePlan, network: nn.Module, listener: NamedListener) -
 
 
 def help_sweep(plan: FinetunePlan, network: nn.Module, helped: Path) -> None:
-    """Trains with one rule in a process that the first one started for the run folder `helped`."""
+    """Takes part in the training of `helped` with one rule, in a process started by `launched`."""
     for candidate in _candidates(plan, network):
         if helped == _folder(plan, candidate.rule).absolute():
             _trained(plan, candidate, NamedListener(Silent()))
@@ -175,7 +175,7 @@ def _trained(plan: FinetunePlan, candidate: Candidate, listener: NamedListener) 
 
 
 def steps_before(plan: FinetunePlan, rule: FreezeRule) -> int:
-    """How many steps mode `freeze` would take before it freezes by `rule`."""
+    """Number of steps in mode `freeze` before `rule` is applied."""
     config = plan.config
     by_name = rule.pattern is not None and config.profile_iterations is None
     return 0 if config.profile is not None or by_name else plan.profile_iterations

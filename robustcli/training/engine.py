@@ -65,7 +65,7 @@ _BY_DICE = VALIDATIONS["seg"].score
 _WHY = {
     validation.score: f"the best {validation.word} {{}}" for validation in VALIDATIONS.values()
 } | {AVERAGED: "the best moving average of the dice on validation patches"}
-_NOTHING, _TRAIN = "nothing is left to train", "train"  # from the first process to the others
+_NOTHING, _TRAIN = "nothing is left to train", "train"  # sent by the first process
 
 
 @dataclass(frozen=True)

@@ -237,8 +237,8 @@ def decays_of(entry: ModelEntry, network: nn.Module | None = None) -> Decays:
 def outputs(network: nn.Module, images: Tensor, classes: int = 0) -> list[Tensor]:
     """All outputs of a segmenter; the first has the size of `images` (B, C, H, W).
 
-    Auxiliary outputs follow at their native sizes. Each output holds logits or probabilities of the
-    foreground (B, 1, H, W); with `classes` (counted without background) it holds logits
+    Auxiliary outputs follow at their native sizes. Each output contains logits or probabilities
+    of the foreground (B, 1, H, W); with `classes` (counted without background), logits
     (B, classes + 1, H, W).
     """
     answer = network(images)
@@ -255,7 +255,7 @@ class SegmenterModule(LitModule):
 
     Args:
         channels: Channel order of the network's input; `grey` for luma.
-        decays: Tells which parameters have weight decay.
+        decays: Selects the parameters with weight decay.
         val_groups: Group of each validation sample, by index.
         ignores: Whether masks contain pixels to ignore (`mask_values.IGNORED`).
         classes: Number of classes without background; 0 for foreground and background.
@@ -308,7 +308,7 @@ class SegmenterModule(LitModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Sets all counts to 0."""
+        """Resets all counts to 0."""
         shape = (len(self.val_groups), max(1, self.classes), 3)
         self._counts = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.start_losses(len(self.val_groups))
@@ -408,11 +408,11 @@ def average(network: nn.Module, share: float) -> AveragedModel:
 class ClassifierModule(LitModule):
     """A classifier in training.
 
-    If the recipe averages the weights, `averaged` holds the average. It is part of the module's
+    If the recipe averages the weights, `averaged` is the average. It is part of the module's
     state, so that a resumed training continues it.
 
     Args:
-        decays: Tells which parameters have weight decay.
+        decays: Selects the parameters with weight decay.
         preprocessing: Mean and standard deviation, applied on the device to uint8 images.
         val_images: Number of validation images.
     """
@@ -478,7 +478,7 @@ class ClassifierModule(LitModule):
         return self.loss(self.network(images).float(), targets)
 
     def on_validation_epoch_start(self) -> None:
-        """Sets all counts to 0."""
+        """Resets all counts to 0."""
         shape = (2, self.val_images)  # true and predicted class
         self._answers = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.start_losses(self.val_images)

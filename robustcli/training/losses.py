@@ -4,8 +4,8 @@ Source of the constants: "Mamba-Based Tumor Segmentation" (Crews and Whalen, 202
 networks with logits are computed from the logits, without the rounding error of a sigmoid.
 
 Shapes: output and target are (B, 1, H, W). A target is in [0, 1], or `mask_values.IGNORED` for
-ignored pixels, which change neither loss nor gradient. With K classes beside background, outputs
-are logits (B, K + 1, H, W) and the target holds 0 to K; see `SoftmaxLoss`.
+ignored pixels, which change neither loss nor gradient. With K classes without background, outputs
+are logits (B, K + 1, H, W) and the target contains 0 to K; see `SoftmaxLoss`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from robustcli.data.mask_values import IGNORED
 
 
 class DeepSupervision(nn.Module):
-    """The weighted sum of `loss` over all outputs of a network; `loss` itself for one output.
+    """The weighted sum of `loss` over all outputs of a network; for one output, `loss`.
 
     MONAI's version also computes the output with weight 0, whose NaN would spoil the sum.
     Source: nnU-Net v2.1.1, `DeepSupervisionWrapper` and `nnUNetTrainer._build_loss`.
@@ -70,7 +70,7 @@ def shrunk(target: Tensor, output: Tensor) -> Tensor:
     height, width = target.shape[-2:]
     if output.shape[-2:] == (height, width):
         return target
-    # Interpolation needs floats; float32 holds small integer labels exactly.
+    # Interpolation needs floats; float32 represents small integer labels exactly.
     flat = target.reshape(-1, 1, height, width).float()
     small = F.interpolate(flat, output.shape[-2:], mode="nearest-exact")
     return small.reshape(*target.shape[:-2], *output.shape[-2:]).to(target.dtype)
@@ -178,10 +178,10 @@ LOSSES: dict[str, Callable[..., SegmentationLoss]] = {
 
 
 def make_loss(name: str, *, probabilities: bool, ignores: bool = False) -> SegmentationLoss:
-    """The loss called `name`.
+    """The loss with the name `name`.
 
     Raises:
-        UsageError: There is no such loss.
+        UsageError: The loss does not exist.
     """
     return LOSSES[loss_name(name)](probabilities=probabilities, ignores=ignores)
 
@@ -194,8 +194,8 @@ def loss_name(name: str, classes: int = 0) -> str:
         classes: Number of classes without background; 0 for foreground and background.
 
     Raises:
-        UsageError: There is no such loss (the message has the nearest names), or it is for another
-            kind of masks.
+        UsageError: The loss does not exist (the message lists the nearest names), or it is for
+            another kind of masks.
     """
     loss = find(name, {**LOSSES, **CLASS_LOSSES}, kind="loss", listing="docs/train-seg.md")
     available: Mapping[str, object] = CLASS_LOSSES if classes else LOSSES

@@ -1,9 +1,10 @@
-"""Several processes on one training (DDP): the first writes and tells, the others only compute.
+"""Training in several processes (DDP): only the first process writes files and messages.
 
-torchrun, `srun` and `mpirun` start all processes at once; with `--devices N` the first starts the
-others when the run's folder is open. Whoever started them, they meet in a store of keys
-(`meeting`), compare what they would train with, hear from the first whether there is anything to
-do, and watch each other: a process that fails, dies or falls silent ends all with an error.
+torchrun, `srun` and `mpirun` start all processes together. With `--devices N`, the first process
+starts the others after it has opened the run folder. In both cases, the processes connect to a
+key-value store (`meeting`), compare their settings, and learn from the first process whether
+anything is left to train. They monitor each other: if a process fails, dies or stops responding,
+all processes end with an error.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from robustcli.core.errors import MachineError, RobustError, RunError, UsageErro
 from robustcli.core.ranks import Ranks, ranks, store
 
 SILENCE = 120.0
-"""Seconds without a sign of life after which a process counts as dead."""
+"""Seconds without a heartbeat after which a process is treated as dead."""
 GRACE = 20.0
-"""Seconds that a process has to end by itself when another one has failed."""
-_BEAT = 1.0  # seconds between two signs of life
+"""Seconds that a process has to end on its own after another one has failed."""
+_BEAT = 1.0  # seconds between two heartbeats
 _POLL = 0.05
-_GROUP_TIMEOUT = timedelta(minutes=30)  # torch's own
-_RUN = "ROBUST_DDP_RUN"  # in a process that another one started: the run that it helps to train
+_GROUP_TIMEOUT = timedelta(minutes=30)  # default of torch
+_RUN = "ROBUST_DDP_RUN"  # set in processes started by `launched`: the run folder
 _OF_LAUNCHED = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _RUN
 )  # fmt: skip
@@ -49,12 +50,12 @@ T = TypeVar("T")
 
 
 class Enough(Exception):  # noqa: N818  nothing went wrong
-    """Ends a training that has given all that was asked of it, in all its processes at once."""
+    """Ends a training early but without an error, in all its processes."""
 
 
 @dataclass(frozen=True)
 class ProcessFailure:
-    """Why the processes cannot go on: the failed one, its exit code, and its message's parts."""
+    """The rank of a failed process, its exit code, and the parts of its error message."""
 
     rank: int
     code: int
@@ -64,11 +65,12 @@ class ProcessFailure:
 
 
 class Peers:
-    """The processes of one training, as one of them sees them; a single process has no peers.
+    """Connection of this process to the other processes of the same training.
 
     Args:
-        keys: The store that they share; None where there is one process.
-        children: Processes that this one started, from rank 1 on.
+        process: Rank of this process.
+        keys: The shared key-value store; None for a single process.
+        children: Processes that this process started, in the order of their ranks, from rank 1 on.
     """
 
     def __init__(
@@ -81,19 +83,20 @@ class Peers:
 
     @property
     def alone(self) -> bool:
-        """Whether there is one process."""
+        """Whether this is the only process of the training."""
         return self.keys is None
 
     def together(self, prepare: Callable[[], T], facts: Callable[[T], Mapping[str, str]]) -> T:
-        """What `prepare` gives in this process, once it has succeeded in all and agrees.
+        """Calls `prepare` in all processes, and returns its result if all succeed and agree.
 
         Args:
-            prepare: Makes something ready, or raises a RobustError.
-            facts: What must be the same in all processes, by what a user calls it.
+            prepare: Called in this process; may raise a RobustError.
+            facts: Returns the values that must be equal in all processes, by their name in
+                messages.
 
         Raises:
-            RobustError: In the first process: it failed here or elsewhere, or something differs.
-            SystemExit: In the others, with the exit code; the first one has told why.
+            RobustError: In the first process: `prepare` failed in any process, or a value differs.
+            SystemExit: In the other processes, with the exit code; the first one reports the error.
         """
         if self.keys is None:
             return prepare()
@@ -114,26 +117,26 @@ class Peers:
         return prepared
 
     def tell(self, word: str) -> None:
-        """Tells the other processes `word`; they hear it by `hear`."""
+        """Sends `word` to the other processes, which receive it with `hear`."""
         if self.keys is not None:
             self.keys.set(f"word/{self._words}", word)
             self._words += 1
 
     def hear(self) -> str:
-        """The next word of the first process.
+        """Waits for the next word of the first process, and returns it.
 
         Raises:
             SystemExit: The first process has failed, or reports that another one has.
-            RunError: The first process is gone.
+            RunError: The first process has died.
         """
         number, self._words = self._words, self._words + 1
         return self._hear(f"word/{number}", 0).decode()
 
     def open_group(self, device: torch.device) -> None:
-        """Opens the group in which Lightning trains, over this meeting's keys.
+        """Initialises the process group that Lightning uses, on the store of these processes.
 
-        Lightning takes a group that is there. Its own would be opened over keys that an attempt
-        before a restart has left.
+        Lightning uses an existing group. A group that it initialises itself could read keys left
+        over from an attempt before a restart.
         """
         if self.keys is None:
             return
@@ -151,11 +154,11 @@ class Peers:
 
     @contextmanager
     def in_group(self, device: torch.device) -> Iterator[None]:
-        """Inside, Lightning trains in the group of all processes.
+        """Initialises the process group for the context, and destroys it afterwards.
 
         Raises:
-            RunError: Another process failed or is gone; the message says which.
-            SystemExit: The same in a process that is not the first.
+            RunError: Another process failed or died; the message contains its rank.
+            SystemExit: The same, in processes other than the first.
         """
         try:
             self.open_group(device)
@@ -169,14 +172,14 @@ class Peers:
                 torch.distributed.destroy_process_group()
 
     def leave(self) -> None:
-        """Ends the watch: from here on this process works alone."""
+        """Stops monitoring: the other processes no longer depend on this one."""
         if self.keys is not None and not self._stop.is_set():
             self._stop.set()
             with suppress(RuntimeError):  # the first process, which hosts the store, may be gone
                 self.keys.set(f"left/{self.process.rank}", "1")
 
     def let_others_leave(self) -> None:
-        """Waits a little: the first process may host the store that the others still read."""
+        """Waits until the others have left, as this process may host the store that they read."""
         assert self.keys is not None
         deadline = time.monotonic() + GRACE / 2
         names = [f"left/{rank}" for rank in range(1, self.process.world)]
@@ -187,7 +190,7 @@ class Peers:
                 time.sleep(_POLL)
 
     def first_is_gone(self) -> bool:
-        """Whether nobody else can tell the user what went wrong."""
+        """Whether the first process has died, so that it cannot report errors."""
         assert self.keys is not None
         try:
             failure = self._failure(self.keys)
@@ -196,12 +199,12 @@ class Peers:
         return failure is not None and _is_gone(failure, 0)
 
     def fail(self, error: BaseException) -> None:
-        """Tells the others that this process has failed; the first to say so is believed."""
+        """Reports to the others that this process has failed; only the first report is kept."""
         if self.keys is not None and not self._stop.is_set():
             self._post(self.keys, ProcessFailure(self.process.rank, *_parts(error)))
 
     def watch(self) -> None:
-        """Shows that this process lives and looks after the others, in a thread, until `leave`."""
+        """Starts a thread that sends heartbeats and monitors the other processes until `leave`."""
         assert self.keys is not None
         keys: Store = self.keys.clone() if hasattr(self.keys, "clone") else self.keys
         threading.Thread(target=self._watch, args=(keys,), daemon=True, name="peers").start()
@@ -224,7 +227,7 @@ class Peers:
                     self._abort(failure)
 
     def _look(self, keys: Store) -> ProcessFailure | None:
-        """The failure of another process, if there is one."""
+        """The failure of another process, or None."""
         for rank in range(self.process.world):
             if rank == self.process.rank or keys.check([f"left/{rank}"]):
                 continue
@@ -235,10 +238,10 @@ class Peers:
         return None if failure is None or failure.rank == self.process.rank else failure
 
     def _dead(self, keys: Store, rank: int) -> str | None:
-        """How process `rank` ended, in words; None where it lives."""
+        """How process `rank` ended, in words; None if it is alive."""
         if rank - 1 in range(len(self.children)):
             code = self.children[rank - 1].poll()
-            if code is not None:  # perhaps just now, and after it had left
+            if code is not None:  # it may have ended after it left
                 return None if keys.check([f"left/{rank}"]) else how_ended(code)
         beat = keys.get(f"beat/{rank}") if keys.check([f"beat/{rank}"]) else b""
         now = time.monotonic()
@@ -248,7 +251,7 @@ class Peers:
         return f"It gave no sign of life for {silent:.0f} seconds." if silent > SILENCE else None
 
     def _abort(self, failure: ProcessFailure) -> NoReturn:
-        """Ends this process, which hangs in a call that waits for one that is gone."""
+        """Exits this process, which may be blocked in a call that waits for a dead process."""
         if self.process.first or failure.rank == 0:
             print(f"Error: {_error(failure, self.process)}", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(failure.code)
@@ -263,7 +266,7 @@ class Peers:
         )
 
     def _hear(self, key: str, rank: int) -> bytes:
-        """The value of `key`, which process `rank` will set."""
+        """Waits for the value of `key`, which process `rank` sets."""
         assert self.keys is not None
         try:
             while not self.keys.check([key]):
@@ -297,7 +300,7 @@ class Peers:
         keys.set(f"agreed/{number}", "1")
 
     def _raise_lost(self, error: RuntimeError) -> NoReturn:
-        """Raises the failure of another process that caused `error` here."""
+        """Raises the failure of another process that caused `error` in this process."""
         assert self.keys is not None
         deadline = time.monotonic() + GRACE / 2
         failure: ProcessFailure | None = None
@@ -315,7 +318,7 @@ class Peers:
         self._raise(failure, error)
 
     def _raise(self, failure: ProcessFailure, cause: BaseException | None = None) -> NoReturn:
-        """Raises `failure` in the process that tells of it, and ends the others silently."""
+        """Raises `failure` in the process that reports it; exits others without a message."""
         if self.process.first or _is_gone(failure, 0) or failure.rank == self.process.rank:
             raise _error(failure, self.process) from cause
         raise SystemExit(failure.code)
@@ -327,11 +330,11 @@ _ENDED = "ended while the others were working."
 
 @contextmanager
 def meeting(process: Ranks, children: Sequence[Any] = ()) -> Iterator[Peers]:
-    """Connects the processes of this job; one that fails inside tells the others why.
+    """Connects the processes of this job; errors inside the context are reported to all of them.
 
     Raises:
-        RunError: Not all processes came.
-        SystemExit: In a process that is not the first and has failed: the first one tells why.
+        RunError: Not all processes connected.
+        SystemExit: In a failed process other than the first; the first one reports the error.
     """
     if process.world == 1:
         yield Peers(process)
@@ -340,7 +343,7 @@ def meeting(process: Ranks, children: Sequence[Any] = ()) -> Iterator[Peers]:
     peers.watch()
     try:
         yield peers
-    except (Enough, SystemExit):  # nothing went wrong here
+    except (Enough, SystemExit):  # not an error of this process
         raise
     except RobustError as error:
         peers.fail(error)
@@ -357,7 +360,7 @@ def meeting(process: Ranks, children: Sequence[Any] = ()) -> Iterator[Peers]:
 
 
 def _met(process: Ranks, children: Sequence[Any]) -> Store:
-    """The shared store; while the first process waits for its own children, it watches them."""
+    """The shared store; while the first process waits for its children, it checks them."""
     if not children:
         return store(process)
     return store(process, alive=lambda: _check_children(process, children))
@@ -372,11 +375,11 @@ def _check_children(process: Ranks, children: Sequence[Any]) -> None:
 
 @contextmanager
 def launched(count: int, run: Path) -> Iterator[Peers]:
-    """Starts this command again in `count` - 1 processes, which help to train `run`.
+    """Starts this command in `count` - 1 further processes, which share the training of `run`.
 
     Raises:
-        UsageError: This program has no file that could be started again.
-        RunError: One of them ended before it came.
+        UsageError: The program was not started from a file, so it cannot be started again.
+        RunError: A process ended before it connected.
     """
     command = _own_command()
     server = TCPStore(
@@ -411,20 +414,20 @@ def launched(count: int, run: Path) -> Iterator[Peers]:
 
 
 def helped_run() -> Path | None:
-    """The run that this process helps to train, where `launched` has started it."""
+    """The run folder, in a process started by `launched`; else None."""
     return Path(os.environ[_RUN]) if _RUN in os.environ else None
 
 
 def end_of_others() -> NoReturn:
-    """Ends a process that is not the first, when the training is done."""
+    """Exits a process other than the first after the training."""
     raise SystemExit(0)
 
 
 def _own_command() -> list[str]:
-    """How this program was started.
+    """The command line that started this program.
 
     Raises:
-        UsageError: Its text came from a prompt, a notebook or standard input.
+        UsageError: The program came from a prompt, a notebook or standard input.
     """
     import __main__
 
@@ -464,7 +467,7 @@ def _is_gone(failure: ProcessFailure, rank: int) -> bool:
 
 
 def _error(failure: ProcessFailure, process: Ranks) -> RobustError:
-    """The error by which the process at `place` tells of `failure`."""
+    """The error with which `process` reports `failure`."""
     error_class = _ERRORS.get(failure.code, RunError)
     if failure.rank == process.rank or _is_gone(failure, failure.rank):
         return error_class(failure.what, failure.why, failure.todo)
@@ -475,10 +478,10 @@ def _error(failure: ProcessFailure, process: Ranks) -> RobustError:
 def _check_same(
     rank: int, process: Ranks, first: Mapping[str, str], settings: Mapping[str, str]
 ) -> None:
-    """Compares what process `rank` and the first one train with.
+    """Compares the settings of process `rank` with those of the first process.
 
     Raises:
-        UsageError: Something differs; the message names it.
+        UsageError: A setting differs; the message contains both values.
     """
     for name in dict.fromkeys((*first, *settings)):
         mine, other_value = first.get(name, "missing"), settings.get(name, "missing")
@@ -491,6 +494,6 @@ def _check_same(
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    """Whether `error` may come from another process being gone."""
+    """Whether the cause of `error` may be the death of another process."""
     text = str(error).lower()
     return any(word in text for word in _LOST)

@@ -111,7 +111,7 @@ class Photowise:
         momentum: Nesterov momentum of SGD.
         mean: Mean of the normalisation per channel, for values in [0, 1]; None for that of the
             network.
-        std: Standard deviation of the normalisation, likewise.
+        std: Standard deviation of the normalisation per channel; None for that of the network.
         outputs: Number of outputs during training, if larger than the number of classes.
         validates_on: The images that select the best epoch.
         resident: Whether all images are stored on the device, which also augments the batches.
@@ -206,8 +206,8 @@ PAPER_RECIPES: dict[str, Recipe] = {
         expected_dice=0.8454, paper_batch=16,
     ),
 }  # fmt: skip
-"""The thirteen networks of Table I, as they were trained. The evaluation of the ResNets is not on
-record; that of UMambaBot is assumed for them."""
+"""The thirteen networks of Table I, as they were trained. The evaluation of the ResNets is not
+recorded; that of UMambaBot is assumed for them."""
 _NOT_IN_THE_PAPER = replace(_DICE, batch_size=16, source=f"{_OURS}, in the paper's manner")
 _PATIENT = Recipe(
     OWN_RECIPE, "bce-dice", "AdamW", 1e-3, 0.01, "warmup-cosine", 16, 60, 256, _OURS,
@@ -253,7 +253,7 @@ VIM_OUTPUTS = 1000
 """Number of outputs of the published Vim for CIFAR-10, whose head is that for ImageNet."""
 PUBLISHED_TOP1 = {"vim": 0.8947, "vit": 0.8619}
 """Top-1 of the best epoch on CIFAR-10's test images with patch 4, from the repository's curves. The
-figure of the paper shows a ViT with patch 8 instead (about 0.796)."""
+paper's figure shows a ViT with patch 8 instead (about 0.796)."""
 _VIS = "Crews and Whalen 2024, Mamba vs SOTA for Vision Tasks, code as run"
 FAIR_RATES: dict[str, float] = {
     "vim": 1e-3,
@@ -263,9 +263,9 @@ FAIR_RATES: dict[str, float] = {
     "resnet9": 2e-3,
     "cifar-resnet": 2e-3,
 }
-"""Peak learning rates of recipe `fair` by family: what AdamW is usually given for them at batches
-of 128. `recipes/fair_learning_rates.py` compares others in few steps; docs/train-cls.md has what
-came of it, and why no rate was changed."""
+"""Peak learning rates of recipe `fair` by family: usual values for AdamW at a batch size of 128.
+`recipes/fair_learning_rates.py` compares other rates in a small budget; docs/train-cls.md describes
+the results, and why no rate was changed."""
 OTHER_RATE = 1e-3
 """Peak learning rate of every other family."""
 CLASS_RECIPES: dict[str, Recipe] = {
@@ -410,10 +410,10 @@ def _describe_photos(photos: Photowise) -> str:
 
 
 def recipe_named(name: str, model: str, *, quick: bool = False) -> Recipe:
-    """The segmenter recipe called `name`.
+    """The segmenter recipe `name`.
 
     Raises:
-        UsageError: There is no such recipe; the message has the nearest names.
+        UsageError: The recipe does not exist; the message lists the nearest names.
     """
     if name in CLASS_RECIPES:
         raise UsageError(

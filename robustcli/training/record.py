@@ -253,7 +253,7 @@ def _kept(old: TrainRecord, new: TrainRecord) -> dict[str, Any]:
 
 _ACCUMULATED = ("weights_sha256", "peak_memory_bytes", "energy_joules", "speed")
 FIRST_RESULTS = ("checkpoints/*", "metrics.csv", "weights.safetensors")
-"""Globs of what the first finished epoch of a training leaves."""
+"""Globs of the files that exist after the first finished epoch of a training."""
 TRAINING = RunKind(
     TrainRecord,
     "a training",
@@ -268,7 +268,7 @@ TRAINING = RunKind(
     temporary=("cache",),
     results=FIRST_RESULTS,
 )
-"""The run folders of `robust train`."""
+"""Defines the run folders of `robust train`."""
 
 
 def read_train_record(run: Path) -> TrainRecord:

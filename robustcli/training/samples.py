@@ -76,7 +76,7 @@ def augmentation_name(name: str) -> str:
     """The registered spelling of the augmentation `name`.
 
     Raises:
-        UsageError: There is no such augmentation; the message has the nearest names.
+        UsageError: The augmentation does not exist; the message lists the nearest names.
     """
     return find(name, AUGMENTATIONS, kind="augmentation", listing="docs/train-seg.md")
 
@@ -94,7 +94,7 @@ def augment(image: Tensor, mask: Tensor, *, name: str, seed: int) -> tuple[Tenso
     if make is None:
         return image, mask
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU alone: CUDA would cost a stack trace
+        torch.default_generator.manual_seed(seed)  # CPU only: seeding CUDA is slow
         changed, moved = make()(Image(image), Mask(mask))
     return changed.as_subclass(Tensor), moved.as_subclass(Tensor)
 

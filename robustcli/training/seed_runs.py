@@ -1,8 +1,7 @@
-"""Runs several seeds of one training, or of one fine-tuning, beside each other in one folder.
+"""Runs one training, or one fine-tuning, with several seeds in subfolders of one folder.
 
-All seeds have the same parts of it; what differs between them is
-the initialisation and the order of the images. A seed that fails does not keep the others from
-being trained.
+All seeds have the same split of the data; they differ in the initialisation and the order of the
+images. If one seed fails, the others are trained nevertheless.
 """
 
 from __future__ import annotations
@@ -52,15 +51,15 @@ from robustcli.training.train_plan import plan_training
 from robustcli.training.training_task import TrainPlan, TrainStart
 
 OnFailure = Callable[[int, Exception], None]
-"""Hears of each seed that fails, when it does."""
+"""Called with the number and the error of each failed seed."""
 _log = logging.getLogger("robustcli")
 
 
 class SeedsError(RunError):
-    """Some seeds are not finished; the others are, and are kept.
+    """Some seeds failed; the results of the others are kept.
 
     Args:
-        run: The folder of all.
+        run: Common folder of the seeds.
     """
 
     def __init__(self, run: Path, what: str, why: str, todo: str) -> None:
@@ -70,20 +69,20 @@ class SeedsError(RunError):
 
 @dataclass(frozen=True)
 class SeedRuns:
-    """What is run once for each seed.
+    """Defines what is run for each seed.
 
     Args:
-        run: The folder of all.
-        of: The command that makes each seed's run.
-        kind: The run folders of that command.
-        plan: Of the first seed: data, settings, devices.
-        fresh: Whether to discard what the folder holds.
-        start: Runs a seed into its folder.
-        separately: A seed's run in a process of its own.
-        beside: Devices on which whole seeds run beside each other; 0 where they run one after the
+        run: Common folder of the seeds.
+        of: The command that is run for each seed.
+        kind: Kind of the run folders of that command.
+        plan: Plan of the first seed: data, settings, devices.
+        fresh: Whether to discard existing runs in the folder.
+        start: Runs a seed in this process, in the given folder.
+        differences: Yields one sentence per setting of a seed that differs from the existing run in
+            the given folder.
+        separately: Returns the run of a seed for a separate process.
+        beside: Number of devices that each run one seed at a time; 0 if the seeds run one after the
             other, each on all devices.
-        differences: Sentences on how the settings of a seed differ from those of the run in its
-            folder, which is of the same kind.
     """
 
     run: Path
@@ -97,7 +96,7 @@ class SeedRuns:
     beside: int = 0
 
     def record(self) -> SeedsRecord:
-        """The record of seeds that begin."""
+        """The initial record."""
         config, now, plan = self.plan.config, datetime.now(UTC), self.plan
         return SeedsRecord(
             of=self.of,
@@ -118,13 +117,14 @@ class SeedRuns:
 def train_seeds(
     config: TrainConfig, listener: Listener | None = None, on_failure: OnFailure | None = None
 ) -> Path:
-    """Trains the `config.seeds` seeds from `config.seed` on, as far as they are not there yet.
+    """Trains `config.seeds` seeds from `config.seed` on; finished seeds are not trained again.
 
     Returns:
-        The folder that holds them: RUN/seed-0, RUN/seed-1, ...
+        The common folder, with the runs RUN/seed-0, RUN/seed-1, ...
 
     Raises:
-        UsageError: Something named does not exist or does not fit together.
+        UsageError: A named model, data set or recipe does not exist, or options contradict each
+            other.
         SeedsError: Some seeds failed; all others are finished.
     """
     check_launcher()
@@ -153,20 +153,20 @@ def train_seeds(
 
 
 def _train_seed(config: TrainConfig, seed: int, out: Path, device: str, listener: Listener) -> None:
-    """Trains one seed on `device`, in a process of its own."""
+    """Trains one seed on `device`; called in a separate process."""
     plan = plan_training(replace(config, device=device), Silent()).for_seed(seed, out)
     run_plan(plan, _start(plan), listener)
 
 
 def train_seeds_beside(config: TrainConfig) -> int:
-    """`seeds_beside` of trainings."""
+    """`seeds_beside` for `robust train`."""
     return seeds_beside(config, lambda run: TRAINING.read(run).devices)
 
 
 def seeds_beside(config: TrainConfig, devices_of: Callable[[Path], int]) -> int:
-    """Devices on which whole seeds are trained beside each other; 0 for one after the other.
+    """Number of devices that each train one seed at a time; 0 for one seed after the other.
 
-    Seeds that an earlier version has begun to train on several devices each go on so.
+    Seeds that an earlier version started on several devices each are resumed in the same way.
     """
     count = devices_beside(config.device, config.devices, config.seeds or 1)
     if count and config.out is not None and not config.fresh:
@@ -181,12 +181,12 @@ def _start(plan: TrainPlan) -> TrainStart:
 
 
 def listener_of_first(listener: Listener | None) -> Listener:
-    """`listener` in the process that talks to the user, else one that listens to nothing."""
+    """`listener` in the first process; in the others, a listener that ignores everything."""
     return (listener if ranks().first else None) or Silent()
 
 
 def check_launcher() -> None:
-    """Raises UsageError where a launcher started several processes, which end with one training."""
+    """Raises UsageError if a launcher started several processes: they end after one training."""
     if ranks().world > 1 and helped_run() is None:
         raise UsageError(
             "`--seeds` does not go with torchrun, `srun` or `mpirun`.",
@@ -199,10 +199,10 @@ def check_launcher() -> None:
 def run_seeds(
     runs: SeedRuns, listener: Listener | None = None, on_failure: OnFailure | None = None
 ) -> Path:
-    """Runs each seed that is not finished; returns the folder of all.
+    """Runs each unfinished seed; returns the common folder.
 
     Raises:
-        UsageError: The folder holds other things, or runs with other settings.
+        UsageError: The folder contains other files, or runs with other settings.
         SeedsError: Some seeds failed; all others are finished.
     """
     heard = NamedListener(listener_of_first(listener))
@@ -244,7 +244,7 @@ def _announce(record: SeedsRecord, runs: SeedRuns, heard: NamedListener) -> None
 def _run_in_turn(
     runs: SeedRuns, folders: Mapping[int, Path], heard: NamedListener, on_failure: OnFailure | None
 ) -> list[SeedFailure]:
-    """Runs one seed after the other; returns those that failed."""
+    """Runs one seed after the other; returns the failures."""
     return [
         failure
         for seed, folder in folders.items()
@@ -255,7 +255,7 @@ def _run_in_turn(
 def _run_beside(
     runs: SeedRuns, folders: Mapping[int, Path], heard: NamedListener, on_failure: OnFailure | None
 ) -> list[SeedFailure]:
-    """Runs the seeds on `runs.beside` devices at a time; returns those that failed."""
+    """Runs the seeds in parallel on `runs.beside` devices; returns the failures."""
     separate = {seed: runs.separately(seed, folder) for seed, folder in folders.items()}
     names = [run.name for run in separate.values()]
     announce_beside(runs.beside, names, heard.say)
@@ -263,7 +263,7 @@ def _run_beside(
 
     def failed(run: SeparateRun, error: Exception) -> None:
         seed = next(seed for seed, other in separate.items() if other is run)
-        if isinstance(error, UsageError | MachineError):  # settings and machine are those of all
+        if isinstance(error, UsageError | MachineError):  # these errors concern all seeds
             raise error
         with suppress(type(error)), errors_of(folders[seed]):
             raise error
@@ -278,7 +278,7 @@ def _failure(
     seed: int, error: Exception, say: Callable[[str], None], on_failure: OnFailure | None,
     failed: str = "failed",
 ) -> SeedFailure:  # fmt: skip
-    """Tells of a seed that failed, and keeps why in a line."""
+    """Reports a failed seed; returns its record with the reason in one line."""
     (on_failure or _log_failure)(seed, error)
     what = error.what if isinstance(error, RobustError) else type(error).__name__
     why = error.why if isinstance(error, RobustError) else first_line(error)
@@ -289,17 +289,17 @@ def _failure(
 def _run_one(
     runs: SeedRuns, seed: int, folder: Path, heard: NamedListener, on_failure: OnFailure | None
 ) -> SeedFailure | None:
-    """Runs one seed; what went wrong where it failed in a way that others need not fail in."""
+    """Runs one seed; returns its failure, but raises errors that concern all seeds."""
     heard.begin(f"seed {seed}")
     try:
         with errors_of(folder):
             runs.start(seed, folder, heard)
         return None
-    except (UsageError, MachineError):  # settings and machine are the same for all
+    except (UsageError, MachineError):  # these errors concern all seeds
         raise
     except Exception as error:
         failure = _failure(seed, error, heard.say, on_failure)
-    # After the handler, which holds the frames of the error and with them the network.
+    # Outside of the handler, where the traceback no longer references the network.
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -322,7 +322,7 @@ def _unfinished(run: Path, record: SeedsRecord, failures: list[SeedFailure]) -> 
 
 
 def _differences(runs: SeedRuns, old: SeedsRecord) -> Iterator[str]:
-    """How the settings differ from those of the first seed that has begun; the others are alike."""
+    """Differences to the settings of the first started seed; all seeds share their settings."""
     for seed, folder in old.folders(runs.run).items():
         if has_record(folder):
             yield from runs.differences(seed, folder)
@@ -330,10 +330,10 @@ def _differences(runs: SeedRuns, old: SeedsRecord) -> Iterator[str]:
 
 
 def _discard(runs: SeedRuns) -> None:
-    """Removes what the runs of all seeds consist of.
+    """Discards the runs of all seeds.
 
     Raises:
-        RunError: Another process works in one of them.
+        RunError: Another process uses one of the runs.
     """
     if not has_record(runs.run):
         return
@@ -344,7 +344,7 @@ def _discard(runs: SeedRuns) -> None:
 
 
 def _help(runs: SeedRuns, helped: Path) -> NoReturn:
-    """Trains in a process that the first one started for a run in `helped`, and ends it."""
+    """Takes part in the training of `helped`, in a process started by `launched`; then exits."""
     config = runs.plan.config
     count = config.seeds or 1
     if has_record(runs.run):

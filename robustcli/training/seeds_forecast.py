@@ -22,10 +22,10 @@ class SeedForecast(Protocol):
     """The forecast of one seed."""
 
     def as_json(self) -> str:
-        """One JSON object."""
+        """The forecast as one JSON object."""
 
     def as_text(self) -> str:
-        """The same in lines."""
+        """The forecast as lines of text."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class SeedsForecast:
         out: Folder of all seeds.
         seeds: All seeds.
         finished: The finished seeds in that folder.
-        each: Forecast of the first seed; the others are alike.
+        each: Forecast of the first seed; those of the others are equal.
         beside: Number of seeds trained at the same time, each on a separate device; 0 for one after
             the other.
     """

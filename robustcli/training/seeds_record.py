@@ -91,7 +91,7 @@ SEEDS = RunKind(
     _kept,
     results=tuple(f"seed-*/{depth}{name}" for depth in ("", "*/") for name in FIRST_RESULTS),
 )
-"""The folders of `robust train --seeds` and `robust finetune --seeds`."""
+"""Defines the folders of `robust train --seeds` and `robust finetune --seeds`."""
 
 
 def read_seeds_record(run: Path) -> SeedsRecord:

@@ -75,7 +75,7 @@ def photo_augmentation_name(name: str) -> str:
     """The registered spelling of the augmentation `name`.
 
     Raises:
-        UsageError: There is no such augmentation; the message has the nearest names.
+        UsageError: The augmentation does not exist; the message lists the nearest names.
     """
     return find(name, PHOTO_AUGMENTATIONS, kind="augmentation", listing="docs/train-cls.md")
 

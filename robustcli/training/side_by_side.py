@@ -1,9 +1,10 @@
-"""Whole trainings beside each other: each in a process, and on a device, of its own.
+"""Runs several independent trainings in parallel, each in a separate process on one device.
 
-Several seeds, or several modes of a fine-tuning, need nothing of each other. Where there are at
-least as many of them as devices, a device takes one after the other: that is faster than sharing
-each step of each, whose gradients are exchanged, and every training is that of one process. The
-first process holds the folder of all, and passes on what the others say.
+Several seeds, or several modes of a fine-tuning, are independent of each other. If there are at
+least as many trainings as devices, each device runs one training at a time. This is faster than
+sharing the steps of each training, which exchanges gradients, and each result is that of a
+single-process training. The first process owns the common folder, and forwards the messages of the
+others.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ _CHILD = "robustcli.training.side_by_side:train_for_parent"
 
 @dataclass(frozen=True)
 class SeparateRun:
-    """One of several trainings.
+    """One training to run in a separate process.
 
     Args:
-        name: What messages call it, such as `seed 3`.
-        function: Trains; called with `arguments`, the device as `--device` names it, and a
-            listener. A function of a module, since it is called in another process.
-        arguments: Whatever can be pickled.
+        name: Name in messages, e.g. `seed 3`.
+        function: Runs the training; called with `arguments`, the device (a value of `--device`) and
+            a listener. Must be a module-level function, because another process imports it.
+        arguments: Arguments, which must be picklable.
     """
 
     name: str
@@ -51,10 +52,10 @@ class SeparateRun:
 
 
 def devices_beside(device: str, devices: int | Literal["all"], runs: int) -> int:
-    """On how many devices `runs` trainings are placed whole; 0 where they share their steps.
+    """Number of devices that each run one of `runs` trainings; 0 if all devices share the steps.
 
     Raises:
-        UsageError: There are fewer devices than `devices`.
+        UsageError: The machine has fewer devices than `devices`.
     """
     if devices == 1 or ranks().world > 1 or helped_run() is not None:
         return 0
@@ -63,7 +64,7 @@ def devices_beside(device: str, devices: int | Literal["all"], runs: int) -> int
 
 
 def announce_beside(count: int, runs: Sequence[str], say: Callable[[str], None]) -> None:
-    """Says that `runs` are trained whole on `count` devices."""
+    """Reports that `runs` are distributed over `count` devices, one training per device."""
     say(
         f"{len(runs)} trainings ({', '.join(runs)}) on {count} devices: each is trained by one "
         f"process on one device, {count} at a time. No step is shared, so `--batch-size` is that "
@@ -75,10 +76,17 @@ def run_beside(
     runs: Sequence[SeparateRun], count: int, device: str, listener: Listener,
     on_failure: Callable[[SeparateRun, Exception], None],
 ) -> None:  # fmt: skip
-    """Trains all `runs`, on `count` devices at a time.
+    """Runs all `runs`, `count` at a time, each on one device.
 
-    `device` is the value of `--device`. `on_failure` hears of each training that failed, while the
-    others go on; it may raise, which ends the others. So does Ctrl+C: all can be continued.
+    Ctrl+C ends all trainings; they can be resumed.
+
+    Args:
+        runs: The trainings.
+        count: Number of devices.
+        device: Value of `--device`.
+        listener: Receives the messages of all trainings, and the sum of their progress.
+        on_failure: Called for each failed training, while the others continue. If it raises, the
+            others are ended.
     """
     waiting, free = deque(runs), list(reversed(range(count)))
     kind = machine(device, 1).device.type
@@ -107,7 +115,7 @@ def run_beside(
 
 
 class _Child:
-    """One training in its process; a thread puts what it says into `events`."""
+    """One training in its process; a thread puts its messages into `events`."""
 
     def __init__(
         self, run: SeparateRun, slot: int, device: str, threads: int,
@@ -119,11 +127,11 @@ class _Child:
         threading.Thread(target=self._read, args=(events,), daemon=True, name=run.name).start()
 
     def close(self) -> None:
-        """Waits for the process, which has ended or is about to."""
+        """Waits for the process, which has ended or is ending."""
         end_children([self.process], GRACE)
 
     def failure(self, end: dict[str, Any] | None) -> Exception | None:
-        """The error that ended the training; None where it is finished."""
+        """The error that ended the training; None if it finished."""
         if end is None:
             return RunError(
                 f"The process of {self.run.name} ended in the middle.",
@@ -139,7 +147,7 @@ class _Child:
         return None
 
     def _read(self, events: queue.Queue[tuple[_Child, dict[str, Any]]]) -> None:
-        """Reads lines until the process ends; one that says no `end` has died."""
+        """Puts the events of the process into `events`; the last is `end`, None if it died."""
         assert self.process.stdout is not None
         end: dict[str, Any] | None = None
         with self.process.stdout as lines:
@@ -155,14 +163,14 @@ class _Child:
 
 
 class _Sum:
-    """Passes on the lines of several trainings with their names, and adds up their progress."""
+    """Forwards messages of several trainings with their names, and sums up their progress."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._counts: dict[str, tuple[int, int]] = {}
 
     def pass_on(self, name: str, event: dict[str, Any]) -> None:
-        """Passes on one event of the training called `name`."""
+        """Forwards one event of the training `name`."""
         if "say" in event:
             self._listener.say(f"{name}: {event['say']}")
         elif "start" in event:
@@ -179,7 +187,7 @@ class _Sum:
 
 
 class _Teller:
-    """The listener of a training in a process of its own: a line of JSON for each event."""
+    """Listener of a training in a separate process: writes each event as a line of JSON."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._lock = stream, threading.Lock()
@@ -204,8 +212,8 @@ class _Teller:
 
 
 def train_for_parent() -> int:
-    """In a process of `run_beside`: trains what the first one sent; returns the exit code."""
-    # What libraries print must not mix with the events.
+    """Runs the training that the parent process sent (see `run_beside`); returns the exit code."""
+    # Redirects the output of libraries to stderr, so that stdout contains only events.
     teller = _Teller(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)
     function, arguments, device = job_of_parent()

@@ -101,7 +101,7 @@ def forecast_training(config: TrainConfig, listener: Listener) -> TrainForecast:
 
 
 def forecast_plan(plan: TrainPlan) -> TrainForecast:
-    """The forecast for `plan`, by two training steps on made-up images."""
+    """The forecast for `plan`, from two training steps on generated images."""
     config = plan.config
     weights = None if config.untrained else config.weights
     start = replace(config, weights=weights, untrained=weights is None, offline=True)
@@ -130,7 +130,7 @@ def forecast_plan(plan: TrainPlan) -> TrainForecast:
 
 
 def _tensors_kept(recipe: Recipe) -> int:
-    """Tensors as large as the network that the run's files hold."""
+    """Number of network-sized tensors in the files of the run."""
     averaged = recipe.photos is not None and recipe.photos.ema is not None
     return _TENSORS_KEPT + _AVERAGES_KEPT * averaged
 
@@ -159,7 +159,7 @@ def make_step(lit_module: LitModule, size: int, device: torch.device) -> Callabl
         optimizer.zero_grad()
         lit_module.trial_loss(images).backward()
         optimizer.step()
-        images[0, 0, 0, 0].item()  # waits until the device is done
+        images[0, 0, 0, 0].item()  # synchronises the device
         return time.perf_counter() - started
 
     return step

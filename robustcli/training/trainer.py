@@ -312,10 +312,10 @@ def fit_run(trainer: pl.Trainer, lit_module: LitModule, data: BaseDataModule, ru
 
 @contextmanager
 def _naming_memory(trainer: pl.Trainer, lit_module: LitModule) -> Iterator[None]:
-    """Says what to change where memory runs out in training.
+    """Converts an out-of-memory error to a RunError that suggests which options to change.
 
-    Nothing is halved here, as evaluations do it: batch norm makes every image of a batch part of
-    the answer to the others, so that a smaller batch is another training, which the user chooses.
+    Unlike in evaluations, the batch size is not reduced automatically: with batch norm, the output
+    for an image depends on its batch, so a smaller batch changes the training.
 
     Raises:
         RunError: Memory ran out.
@@ -370,7 +370,7 @@ def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     except RuntimeError as error:
-        # A scheduler's SIGTERM ends the loader processes too, of which torch tells first.
+        # SIGTERM of a scheduler also ends the loader processes, which torch reports first.
         if trainer.received_sigterm:
             raise KeyboardInterrupt from error
         raise
@@ -382,7 +382,7 @@ def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
 def default_workers(device: torch.device) -> int:
     """Default number of loader processes; only a GPU outpaces a single process with cached images.
 
-    0 where processes are not forked, because each would copy the images.
+    0 if processes are not forked, because each process would copy the images.
     """
     if device.type != "cuda" or start_method() != "fork":
         return 0

@@ -123,7 +123,7 @@ class TrainPlan(TrainInputs):
         return self.procedure.monitor(self.task.validation.score)
 
     def batch_settings(self, *, ignores: bool = False) -> BatchSettings:
-        """Settings of the loaders; `ignores` tells whether masks contain pixels to ignore."""
+        """Settings of the loaders; `ignores`: whether masks contain pixels to ignore."""
         device, workers = self.machine.device, self.config.workers
         return BatchSettings(
             self.config.seed, default_workers(device) if workers is None else workers,
@@ -309,7 +309,7 @@ def hash_ids(part: Dataset) -> str:
 
 
 def run_as_model(run: Path) -> str:
-    """The training run `run` as the name of a model, also where its folder is called like one."""
+    """The model name of the training run `run`; a path, so that it cannot match another name."""
     return str(run) if run.is_absolute() else f"./{run}"
 
 

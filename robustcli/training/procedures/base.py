@@ -63,7 +63,7 @@ class Procedure:
         return min(self.recipe.images_per_epoch or available, available)
 
     def val_batches(self, images: int) -> float:
-        """Approximate number of validation batches for `images` images; one can need several."""
+        """Approximate number of validation batches; one image can need several batches."""
         return images / self.recipe.batch_size
 
     def monitor(self, score: str) -> str:

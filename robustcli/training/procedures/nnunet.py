@@ -206,7 +206,7 @@ PLANNED: Mapping[str, Mapping[str, StagedConfig]] = {
     "umamba": umamba.VARIANTS, "resenc": resenc.VARIANTS
 }  # fmt: skip
 """Networks of each family that are built from an nnU-Net plan."""
-_FEATURES = (32, 512)  # in nnU-Net's plans: of the first stage, and the largest number
+_FEATURES = (32, 512)  # in nnU-Net's plans: features of the first stage, and their maximum
 
 
 def planned(

@@ -51,7 +51,7 @@ _PUBLISHED = ("vim", "vit")
 
 
 class PaperPhotos(Procedure):
-    """CIFAR-100 normalisation; the test images choose the best epoch."""
+    """CIFAR-100 normalisation; the test images select the best epoch."""
 
     why_chosen: ClassVar[str] = "on the test images, as in the paper"
     finetunes: ClassVar[bool] = False
@@ -66,7 +66,7 @@ class PaperPhotos(Procedure):
         _refuse(self, options, "That recipe follows the paper", "fair")
 
     def splits(self, splits: Splits) -> Splits:
-        """Trains on all images but the test images, and validates on the test images."""
+        """Trains on all images except the test images, and validates on the test images."""
         ids = {sample.image_id for part in (splits.train, splits.val) for sample in part.samples}
         train = replace(
             splits.train,
@@ -88,7 +88,7 @@ class PaperPhotos(Procedure):
 
 
 class Speedrun(Procedure):
-    """Holds all images on one device; the last epoch; times the training to a validation top-1."""
+    """All images on one device; the last epoch; measures the time to a validation top-1."""
 
     keeps_best: ClassVar[bool] = False
     why_chosen: ClassVar[str] = "recipe `speedrun`"
@@ -263,7 +263,7 @@ class SpeedClock(pl.Callback):
 
 
 def speed_in_words(speed: SpeedRecord) -> str:
-    """What a speedrun came to, in a sentence or two."""
+    """The result of a speedrun, in one or two sentences."""
     goal = f"{100 * speed.target:g} % of the validation images"
     if speed.reached_epoch is None:
         reached = f"{goal} were not right after {speed.seconds:.1f} s of training steps."
@@ -297,7 +297,7 @@ def _top1(trainer: pl.Trainer) -> float:
 
 
 def _now(device: torch.device) -> float:
-    """The time when the device is done with what it was given."""
+    """The current time after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
