@@ -14,6 +14,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
 
 
 @needs_shared
+@pytest.mark.slow  # 30 seconds
 def test_mobilenet_has_452_of_500(tmp_path):
     """Published with the weights: 90.4 % on this sample. ImageFolder's own indices would give 0."""
     run = robustcli.evaluate(

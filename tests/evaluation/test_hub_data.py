@@ -71,7 +71,7 @@ def expected(hub, tmp_path_factory) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(("workers", "start"), [
-    (0, "fork"), (1, "fork"), (2, "spawn"), (4, "fork"),
+    (0, "fork"), (1, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow), (4, "fork"),
 ])  # fmt: skip
 def test_no_number_of_workers_loses_or_doubles_a_row(
     hub, tmp_path, expected, workers, start, monkeypatch

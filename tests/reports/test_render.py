@@ -56,7 +56,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "zoo")) for kind in KINDS]
+)  # a zoo takes 8 seconds; tests/cli/test_report.py writes one too
 def test_a_report_has_all_files_and_is_the_same_again(tmp_path: Path, kind: str) -> None:
     title, rows, count = KINDS[kind]
     write = rendered(kind, tmp_path)
