@@ -1,1 +1,1 @@
-"""The seam between classifying and segmenting: nothing else asks which of the two it serves."""
+"""Task-specific parts of evaluation and prediction, for classification and segmentation."""
