@@ -63,7 +63,7 @@ from robustcli.reports.zoo_rows import Zoo
 
 LONGEST = 45
 """Largest number of rows on a page; a longer table is a `longtable`."""
-WIDEST = 6
+MOST_COLUMNS = 6
 """Largest number of columns in the type of the text."""
 _MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 # LaTeX's special characters, and non-ASCII characters of the reports.
@@ -120,7 +120,7 @@ class LatexTable:
     @property
     def is_wide(self) -> bool:
         """Whether the table needs smaller type to fit the width of a page."""
-        return len(self.heads) > WIDEST
+        return len(self.heads) > MOST_COLUMNS
 
     @property
     def is_long(self) -> bool:

@@ -366,7 +366,8 @@ def test_of_the_hub_no_more_is_held_than_was_asked_for(
         remote.read(100)
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
-    assert len(liar.ranges) == (1 if lie == "refusal" else 2)
+    # By range: a client of an earlier test may still knock at a port that is given out again.
+    assert liar.ranges.count("bytes=0-99") == (1 if lie == "refusal" else 2)
     liar.answers = [answer(CONTENT[:100], 206, Content_Range=RANGE)]
     assert remote.read(100) == CONTENT[:100]
     assert remote.tell() == 100

@@ -21,6 +21,7 @@ from tests.reports.train_runs import TrainPlan, build_class_training, build_trai
 HOSTILE = "a_b&c%d#e$f{g}h\\i~j^k<l>|\"m'n`\N{EN DASH}\N{CJK UNIFIED IDEOGRAPH-4E2D}\u00e9-1"
 COMMANDS = {
     *("begin", "end", "caption", "label", "centering", "toprule", "midrule", "bottomrule"),
+    *("footnotesize", "setlength", "tabcolsep"),
     *("texttt", "textbf", "textbackslash", "textasciicircum", "textasciitilde", "textless"),
     *("textgreater", "textbar", "char", "textquotesingle", "textasciigrave", "endhead"),
     *("endfirsthead", "endfoot"),
