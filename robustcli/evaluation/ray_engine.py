@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ from robustcli.evaluation.engines import (
 
 PATIENCE_SECONDS = 120.0
 """The command gives up after this time without a usable machine; it waits for busy machines."""
+_CONNECT_SECONDS = 20.0
 LOST_SECONDS = 300.0
 """Timeout of a call into Ray: the head of the cluster is lost. Ray itself has no timeout."""
 _OBJECT_BYTES = 100 * 2**20  # Ray needs 78 MB or more; rows are not sent through Ray
@@ -79,6 +81,7 @@ def _connect(address: str | None) -> str:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     with _signals_kept():
         try:
+            _check_listens(address)
             ray.init(address=address or "auto", **options)
             return f"at {ray.get_runtime_context().gcs_address}"
         except Exception as error:  # ConnectionError, RuntimeError, ValueError, ...
@@ -96,6 +99,13 @@ def _connect(address: str | None) -> str:
             object_store_memory=_OBJECT_BYTES, **options,
         )  # fmt: skip
     return "started on this machine, which belongs to no cluster"
+
+
+def _check_listens(address: str | None) -> None:
+    """Raises OSError if nothing listens at `address` (HOST:PORT); Ray would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 @contextmanager

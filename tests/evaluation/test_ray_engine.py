@@ -54,7 +54,7 @@ def environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return {
         **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray then stays on the loopback address
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # with 0 Ray refuses a second machine
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN,
     }  # fmt: skip
 
@@ -114,10 +114,24 @@ def nodes() -> Iterator[tuple[str, Node, Node]]:
                 assert head.process.poll() is None, head.process.communicate()[0]
                 time.sleep(0.5)
             second = Node(f"--address={address}")
+            while time.monotonic() < deadline and machines(address) < 2:
+                assert second.process.poll() is None, second.process.communicate()[0]
             yield address, head, second
         finally:
             for node in filter(None, (second, head)):
                 node.stop(signal.SIGKILL)
+
+
+def machines(address: str) -> int:
+    """Number of live machines of the cluster."""
+    count = (
+        f"import ray; ray.init({address!r}, log_to_driver=False, logging_level='ERROR'); "
+        "print(sum(node['Alive'] for node in ray.nodes()))"
+    )
+    asked = subprocess.run(
+        [sys.executable, "-c", count], env=environment(), capture_output=True, text=True, check=True
+    )
+    return int(asked.stdout.split()[-1])
 
 
 def listens(port: int) -> bool:
@@ -148,7 +162,7 @@ def test_a_node_that_is_stopped_loses_nothing(
     nodes: tuple[str, Node, Node], tmp_path: Path
 ) -> None:
     address, _, second = nodes
-    photos, plugin = make_photos(tmp_path / "photos", per_class=48), tmp_path / "seen.py"
+    photos, plugin = make_photos(tmp_path / "photos", per_class=96), tmp_path / "seen.py"
     plugin.write_text(SEEN)
     process = robust_eval(photos, tmp_path / "run", plugin, "--address", address)
     seen = tmp_path / "seen"
@@ -216,6 +230,6 @@ def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     plugin.write_text(SEEN)
     address = f"127.0.0.1:{free_port()}"
     process = robust_eval(photos, tmp_path / "run", plugin, "--address", address)
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == 3, said
     assert f"`--address {address}`: no Ray cluster answers" in said
