@@ -91,7 +91,7 @@ _run = together(
                  help="Number of processes that share the run, one per device, or all. "
                  "[default: 1]"),
     click.option("--engine", type=click.Choice(["ray", "slurm"]),
-                 help="Have a Ray cluster or a SLURM job array compute (docs/engines.md). "
+                 help="Compute on a Ray cluster or in a SLURM job array (docs/engines.md). "
                  "[default: this machine]"),
     click.option("--slurm", type=Assignments(), metavar="KEY=VALUE,...",
                  help="The job array of `--engine slurm`, such as partition=gpu,time=60,array=16."),

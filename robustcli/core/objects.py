@@ -174,7 +174,7 @@ class ObjectStore:
         if find_spec(self.kind.module) is None:
             raise MachineError(
                 f"`{url}` needs the package `{self.kind.package}`, which is not installed.",
-                f"By it {self.kind.name} is reached.",
+                f"It reads and writes {self.kind.name}.",
                 f"Install it: `pip install {self.kind.package}`, or all of them: "
                 '`pip install "robustcli[remote]"`.',
             )

@@ -314,7 +314,7 @@ def engine_of(config: EvalConfig) -> Engine | None:
         raise MachineError(
             f"`--engine {config.engine}` needs the package `{package}`.",
             f"It cannot be imported: {first_line(error)}.",
-            f"Install it: `pip install 'robustcli[{config.engine}]'`, on every machine that works.",
+            f"Install it: `pip install 'robustcli[{config.engine}]'` on every machine of the job.",
         ) from error
     engine: Engine = getattr(import_module(module), name)(config)
     return engine
