@@ -320,7 +320,7 @@ def deadly_to(rank, variable, folder):
 
 
 @pytest.mark.slow  # nine interpreters; every run has test_a_killed_process_leaves_a_partial_run
-@pytest.mark.parametrize("killed", [0, 2])
+@pytest.mark.parametrize("killed", [0, 1])
 def test_torchrun_restarts_a_killed_rank(photos, with_deadly, tmp_path, killed):
     plugin = deadly_to(killed, "RANK", tmp_path)
     ended = torchrun(
