@@ -15,6 +15,7 @@ import errno
 import hashlib
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -424,11 +425,22 @@ def at_once(items: Iterable[_ItemT], work: Callable[[_ItemT], object]) -> None:
     """Calls `work` for each of `items` in AT_ONCE threads.
 
     Raises:
-        Exception: The exception of the first item for which `work` failed; items that have not
-            started by then are cancelled.
+        Exception: The exception of the first item for which `work` failed; no item is started
+            after a failure.
     """
+    failed = threading.Event()
+
+    def unless_failed(item: _ItemT) -> None:
+        if failed.is_set():
+            return
+        try:
+            work(item)
+        except BaseException:
+            failed.set()
+            raise
+
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="objects") as pool:
-        futures = [pool.submit(work, item) for item in items]
+        futures = [pool.submit(unless_failed, item) for item in items]
         try:
             for future in futures:
                 future.result()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import logging
+import os
 import re
 import shutil
 import socket
@@ -141,8 +142,8 @@ def _download(url: str, target: Path, expected: str | None, offline: bool) -> No
     try:
         continue_download(url, partial)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and target.is_file():
-            return  # where locks exclude nobody, another process was faster
+        if target.is_file():  # where locks exclude nobody, another process was faster
+            return
         raise RunError(
             f"Cannot download `{target.name}` from {url}.",
             f"{error}.",
@@ -153,7 +154,8 @@ def _download(url: str, target: Path, expected: str | None, offline: bool) -> No
         if expected is not None and actual != expected.lower():
             partial.discard()
             raise _wrong_hash(target, expected, actual, "Nothing was kept; repeat the command.")
-        partial.path.replace(target)
+        if not target.is_file():  # a file that is there may have been checked by its process
+            partial.path.replace(target)
     except FileNotFoundError as error:  # where locks exclude nobody, another process was faster
         if not target.is_file():
             raise RunError(
@@ -268,13 +270,17 @@ def continue_download(url: str, partial: PartialDownload) -> None:
                 partial.discard()
                 raise
             _keep_version(partial, response.headers)
+            if not start:
+                partial.path.touch()
             # Written at its offset, not appended: if locks do not work, two processes that download
             # the same file write the same bytes at the same offsets.
-            partial.path.touch()
             with partial.path.open("r+b") as out:
+                if out.seek(0, os.SEEK_END) < start:  # it would get a hole
+                    raise InterruptedTransferError(f"another process began {partial.path} anew")
                 out.seek(start)
                 _copy(response, out)
-            _check_size(partial.path, start, response.headers)
+                out.flush()
+                _check_size(partial.path, out, start, response.headers)
     except EndlessTransferError:
         partial.discard()
         raise
@@ -431,9 +437,16 @@ def _copy(response: HTTPResponse, out: IO[bytes]) -> None:
         raise InterruptedTransferError(f"the connection ended after {received} of {length} bytes")
 
 
-def _check_size(path: Path, start: int, headers: Message) -> None:
-    """Detects that another machine wrote to the file, as locks can fail on network folders."""
+def _check_size(path: Path, out: IO[bytes], start: int, headers: Message) -> None:
+    """Detects that another machine wrote to the file, as locks can fail on network folders.
+
+    Raises:
+        FileNotFoundError: `path` was removed, or moved to its final name.
+        InterruptedTransferError: `path` is another file than `out`, or has another size.
+    """
     length, size = _announced_size(headers), path.stat().st_size
+    if not os.path.samestat(path.stat(), os.fstat(out.fileno())):
+        raise InterruptedTransferError(f"another process began {path} anew")
     if length is not None and size != start + length:
         raise InterruptedTransferError(
             f"another process writes to {path}: {size} bytes instead of {start + length}"

@@ -160,10 +160,10 @@ class _Answers(BaseHTTPRequestHandler):
             self.wfile.write(content[: len(content) // 2])
             self.close_connection = True
             return
-        self.wfile.write(content)
-        if is_file:
+        if is_file:  # counted first: the client goes on as soon as it has the last byte
             path = unquote(urlsplit(self.path).path)
             self.hub.served[path] = self.hub.served.get(path, 0) + len(content)
+        self.wfile.write(content)
 
 
 @contextmanager

@@ -320,6 +320,35 @@ def test_locks_that_exclude_nobody_do_no_harm_to_two_downloads(
     assert fetch_file(served.url, target, sha256=None, offline=True) == _sha256(served.content)
 
 
+@pytest.mark.parametrize("begun", ["finished", "shorter"])
+def test_a_continued_download_writes_no_hole_into_the_file_of_a_faster_process(
+    served: Any, target: Path, monkeypatch: pytest.MonkeyPatch, begun: str
+) -> None:
+    """The other process moves its file to the final name, or begins anew, before the first write."""
+    part = PartialDownload(target.with_name(target.name + ".part"))
+    target.parent.mkdir(parents=True)
+    _broken_off(served, part, 1000)
+    check = download._check_answer
+
+    def after_another(response: Any, start: int, path: Path) -> None:
+        check(response, start, path)
+        part.path.unlink()
+        if begun == "finished":
+            target.write_bytes(served.content)
+        else:
+            part.path.write_bytes(served.content[:10])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(download, "_check_answer", after_another)
+        if begun == "finished":
+            fetch_file(served.url, target, sha256=None, offline=False)
+        else:
+            with pytest.raises(RunError, match="Repeat the command"):
+                fetch_file(served.url, target, sha256=None, offline=False)
+    fetch_file(served.url, target, sha256=None, offline=False)
+    assert target.read_bytes() == served.content
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_folder_whose_system_call_refuses_locks_makes_nobody_wait(
     target: Path, monkeypatch: pytest.MonkeyPatch, number: int
