@@ -272,15 +272,8 @@ def continue_download(url: str, partial: PartialDownload) -> None:
             _keep_version(partial, response.headers)
             if not start:
                 partial.path.touch()
-            # Written at its offset, not appended: if locks do not work, two processes that download
-            # the same file write the same bytes at the same offsets.
             with partial.path.open("r+b") as out:
-                if out.seek(0, os.SEEK_END) < start:  # it would get a hole
-                    raise InterruptedTransferError(f"another process began {partial.path} anew")
-                out.seek(start)
-                _copy(response, out)
-                out.flush()
-                _check_size(partial.path, out, start, response.headers)
+                _write_from(start, response, out, partial.path)
     except EndlessTransferError:
         partial.discard()
         raise
@@ -437,6 +430,20 @@ def _copy(response: HTTPResponse, out: IO[bytes]) -> None:
         raise InterruptedTransferError(f"the connection ended after {received} of {length} bytes")
 
 
+def _write_from(start: int, response: HTTPResponse, out: IO[bytes], path: Path) -> None:
+    """Writes the response at its offset instead of appending it.
+
+    If locks do not work, two processes that download one file write the same bytes to the same
+    offsets.
+    """
+    if out.seek(0, os.SEEK_END) < start:  # the file would get a hole
+        raise InterruptedTransferError(f"another process has restarted {path}")
+    out.seek(start)
+    _copy(response, out)
+    out.flush()
+    _check_size(path, out, start, response.headers)
+
+
 def _check_size(path: Path, out: IO[bytes], start: int, headers: Message) -> None:
     """Detects that another machine wrote to the file, as locks can fail on network folders.
 
@@ -446,7 +453,7 @@ def _check_size(path: Path, out: IO[bytes], start: int, headers: Message) -> Non
     """
     length, size = _announced_size(headers), path.stat().st_size
     if not os.path.samestat(path.stat(), os.fstat(out.fileno())):
-        raise InterruptedTransferError(f"another process began {path} anew")
+        raise InterruptedTransferError(f"another process has restarted {path}")
     if length is not None and size != start + length:
         raise InterruptedTransferError(
             f"another process writes to {path}: {size} bytes instead of {start + length}"

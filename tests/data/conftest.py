@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -87,9 +88,11 @@ class Served:
     requests: list[str | None] = field(default_factory=list)
 
 
-def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
+def _handler(served: Served, folder: str) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if not self.path.startswith(folder):  # a late client of another test at this port
+                return
             expected = self.headers["Range"]
             served.requests.append(expected)
             same = self.headers["If-Range"] == served.etag
@@ -121,8 +124,9 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
 @pytest.fixture
 def served() -> Iterator[Served]:
     file = Served(content=bytes(range(256)) * 5000)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(file))
-    file.url = f"http://127.0.0.1:{server.server_port}/file.bin"
+    folder = f"/{uuid.uuid4()}/"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(file, folder))
+    file.url = f"http://127.0.0.1:{server.server_port}{folder}file.bin"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield file

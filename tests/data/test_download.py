@@ -324,7 +324,7 @@ def test_locks_that_exclude_nobody_do_no_harm_to_two_downloads(
 def test_a_continued_download_writes_no_hole_into_the_file_of_a_faster_process(
     served: Any, target: Path, monkeypatch: pytest.MonkeyPatch, begun: str
 ) -> None:
-    """The other process moves its file to the final name, or begins anew, before the first write."""
+    """The other process finishes or restarts the file just before the first write."""
     part = PartialDownload(target.with_name(target.name + ".part"))
     target.parent.mkdir(parents=True)
     _broken_off(served, part, 1000)

@@ -299,3 +299,29 @@ def test_onnx_read_back(tmp_path: Path, dynamic: bool):
     rows = [rows_of(evaluate(config(data, tmp_path / name, models=(model,))))
             for name, model in (("a", CLASSIFIER), ("b", back))]  # fmt: skip
     pd.testing.assert_frame_equal(rows[0], rows[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.InstanceNorm2d(6, affine=True), nn.InstanceNorm2d(6), nn.GroupNorm(2, 6),
+     nn.GroupNorm(3, 6, affine=False)],
+    ids=["instance", "instance without weights", "group", "group without weights"],
+)  # fmt: skip
+def test_norms_of_onnx_files_equal_torch_in_float64(norm: nn.Module):
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), norm).double()
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    rowwise = export_formats.with_rowwise_norms(network)
+    assert isinstance(rowwise[1], export_formats.RowwiseNorm)
+    assert network[1] is norm, "the network itself is not changed"
+    assert [id(p) for p in rowwise.parameters()] == [id(p) for p in network.parameters()]
+    images = torch.randn(2, 3, 7, 9, dtype=torch.float64)
+    torch.testing.assert_close(rowwise(images), network(images), rtol=1e-12, atol=1e-12)
+
+
+def test_norms_with_running_statistics_are_exported_as_they_are():
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True))
+    assert not any(
+        isinstance(layer, export_formats.RowwiseNorm)
+        for layer in export_formats.with_rowwise_norms(network).modules()
+    )

@@ -10,6 +10,7 @@ import multiprocessing
 import threading
 import time
 import tracemalloc
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -41,12 +42,15 @@ class Liar:
 
 @pytest.fixture
 def liar() -> Iterator[Liar]:
-    state = Liar()
+    state, secret = Liar(), f"/{uuid.uuid4()}/"
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if not self.path.startswith(secret):  # a late client of another test at this port
+                self.close_connection = True
+                return
             with state.agreed:
                 state.ranges.append(self.headers["Range"])
                 answer = state.answers[0]
@@ -60,7 +64,7 @@ def liar() -> Iterator[Liar]:
             """Keeps the terminal clean."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_port}/file.bin"
+    state.url = f"http://127.0.0.1:{server.server_port}{secret}file.bin"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield state
@@ -134,7 +138,7 @@ LIES: dict[str, tuple[Answer, str]] = {
     "redirect to a file": (answer(b"", 302, Location="file:///etc/passwd"), "not allowed"),
     "redirect to ftp": (answer(b"", 302, Location="ftp://127.0.0.1/file.bin"), "not an address"),
     "redirect to data": (answer(b"", 302, Location="data:,x"), "not allowed"),
-    "redirect to itself": (answer(b"", 302, Location="/file.bin"), "redirect"),
+    "redirect to itself": (answer(b"", 302, Location="file.bin"), "redirect"),
 }  # fmt: skip
 
 
@@ -366,8 +370,7 @@ def test_of_the_hub_no_more_is_held_than_was_asked_for(
         remote.read(100)
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
-    # By range: a client of an earlier test may still knock at a port that is given out again.
-    assert liar.ranges.count("bytes=0-99") == (1 if lie == "refusal" else 2)
+    assert len(liar.ranges) == (1 if lie == "refusal" else 2)
     liar.answers = [answer(CONTENT[:100], 206, Content_Range=RANGE)]
     assert remote.read(100) == CONTENT[:100]
     assert remote.tell() == 100
