@@ -127,10 +127,11 @@ def with_rowwise_norms(network: nn.Module) -> nn.Module:
     """A copy of `network` with `RowwiseNorm` for norms of single images; weights are shared."""
     memo: dict[int, object] = {id(t): t for t in (*network.parameters(), *network.buffers())}
     for norm in network.modules():
-        single = isinstance(norm, nn.InstanceNorm2d) and not norm.track_running_stats
-        if single or isinstance(norm, nn.GroupNorm):
+        running = isinstance(norm, nn.InstanceNorm2d) and norm.track_running_stats
+        if isinstance(norm, (nn.GroupNorm, nn.InstanceNorm2d)) and not running:
             memo[id(norm)] = RowwiseNorm(norm)
-    return copy.deepcopy(network, memo)
+    exported: nn.Module = copy.deepcopy(network, memo)
+    return exported
 
 
 def _to_onnx(network: nn.Module, path: Path, options: GraphOptions) -> None:

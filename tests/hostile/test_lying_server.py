@@ -48,7 +48,9 @@ def liar() -> Iterator[Liar]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            if not self.path.startswith(secret):  # a late client of another test at this port
+            # Clients of other tests may come late to a port that is used again, and huggingface_hub
+            # asks its server for `api/agent-harnesses` in a thread of its own.
+            if self.path not in (f"{secret}file.bin", f"{secret}data.parquet"):
                 self.close_connection = True
                 return
             with state.agreed:
