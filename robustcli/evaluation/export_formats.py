@@ -111,7 +111,7 @@ class RowwiseNorm(nn.Module):
         grouped = maps.unflatten(1, (self.groups, -1))  # (B, groups, C / groups, H, W)
         centred = grouped - _mean_by_rows(grouped)
         deviation = torch.sqrt(_mean_by_rows(centred * centred) + self.eps)
-        normalised = (centred / deviation).flatten(1, 2)
+        normalised: Tensor = (centred / deviation).flatten(1, 2)
         if self.weight is not None:
             normalised = normalised * self.weight[:, None, None]
         return normalised if self.bias is None else normalised + self.bias[:, None, None]
