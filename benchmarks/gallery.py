@@ -237,8 +237,8 @@ _HEAD = (
     "# Gallery\n\nResults of evaluations of trained networks, with the commands that repeat them. "
     "`make gallery` runs them and writes this page,\n`gallery.json` and the figures. "
     "[Reports](report.md), [compare](compare.md) and [formulas](formats.md) explain the tables.\n"
-    "`drop` is clean top-1 minus top-1 under the transform in percentage points, `retention` their "
-    "ratio in percent."
+    "`drop` is clean top-1 minus top-1 under the transform, in percentage points; `retention` is "
+    "top-1 under the\ntransform divided by clean top-1, in percent."
 )
 
 
