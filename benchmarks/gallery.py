@@ -92,12 +92,13 @@ _MOBILENET = (
 STUDIES = (
     Study(
         "demo",
-        "Two bundled classifiers of like size under 21 transforms",
+        "Two bundled classifiers of similar size under 21 transforms",
         "`vmamba-pico`, a state-space network, and `resnet-pico`, a residual network, both for "
-        "32 x 32 pixels, as `make demo` measures them: on the 960 bundled test images of CIFAR-10.",
-        "This is a verdict on two small files of weights, not on two families of networks. Both "
-        "saw the same 50,000 training images equally often under the same recipe; one training of "
-        "each says nothing of what another seed would give.",
+        "images of 32 x 32 pixels. They are evaluated on the 960 bundled test images of CIFAR-10, "
+        "as by `make demo`.",
+        "The result is about two trained networks, not about two families of networks. Both were "
+        "trained with the same recipe for the same number of epochs on the same 50,000 images, "
+        "but only once, so the effect of another seed is unknown.",
         (
             Evaluation(
                 "demo",
@@ -107,8 +108,8 @@ STUDIES = (
         {
             "demo-differences.png": (
                 "demo/figures/differences.png",
-                "Differences of top-1 with paired 95 % intervals. Coloured: shown after Holm's "
-                "correction, in the colour of the model that is ahead; grey: not shown.",
+                "Differences of top-1 with paired 95 % intervals. Differences that are significant "
+                "after Holm's correction have the colour of the better model, all others are grey.",
             ),
             "demo-all-transforms.png": (
                 "demo/figures/all_transforms.png",
@@ -123,13 +124,13 @@ STUDIES = (
     Study(
         "mobilenet",
         "One network, two preprocessings: MobileNetV2 on 500 photos of ImageNet",
-        "The same weights twice: with the mean and the standard deviation that they were trained "
-        "with (0.5 in each channel, run `mean-0.5`), and with ImageNet's, which most networks take "
-        "(run `mean-imagenet`). Two runs are compared as two models.",
-        "The photos are very probably training images of the network, so that its accuracy on new "
-        "ones is lower; the difference of the two preprocessings is measured on the very same "
-        "photos. Their licence allows research, not publication: no photo is shown. The weights "
-        "are the Coral project's (Apache-2.0); the photos are those of "
+        "The same weights are evaluated in two runs: with the mean and the standard deviation of "
+        "their training (0.5 in each channel, run `mean-0.5`), and with ImageNet's, which most "
+        "networks use (run `mean-imagenet`). The runs are compared like two models.",
+        "The photos are very probably training images of the network, so its accuracy on new "
+        "photos is lower. Both preprocessings are evaluated on the same photos. The licence of the "
+        "photos allows research but not publication, so none is shown. The weights are from the "
+        "Coral project (Apache-2.0); the photos are from "
         "https://github.com/EliSchwartz/imagenet-sample-images, half of its 1,000 classes.",
         (
             Evaluation("mean-0.5", (*_MOBILENET, "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")),
@@ -141,7 +142,7 @@ STUDIES = (
         {
             "mobilenet-differences.png": (
                 "mobilenet-compared/figures/pair-1.png",
-                "The run `mean-0.5` minus the run `mean-imagenet`, with paired 95 % intervals.",
+                "Top-1 of `mean-0.5` minus top-1 of `mean-imagenet`, with paired 95 % intervals.",
             ),
         },
         needs=(PHOTOS, WEIGHTS),
@@ -233,10 +234,11 @@ def page(numbers: Mapping[str, Numbers]) -> str:
 
 
 _HEAD = (
-    "# Gallery\n\nEvaluations of real networks, with the commands that repeat them. `make gallery` "
-    "writes this page, `gallery.json` and the\npictures; every number is computed from the rows of "
-    "these runs. How to read them: [reports](report.md), [compare](compare.md),\n"
-    "[formulas](formats.md)."
+    "# Gallery\n\nResults of evaluations of trained networks, with the commands that repeat them. "
+    "`make gallery` runs them and writes this page,\n`gallery.json` and the figures. "
+    "[Reports](report.md), [compare](compare.md) and [formulas](formats.md) explain the tables.\n"
+    "`drop` is clean top-1 minus top-1 under the transform, in percentage points; `retention` is "
+    "top-1 under the\ntransform divided by clean top-1, in percent."
 )
 
 
@@ -271,8 +273,8 @@ def _ran(numbers: Numbers) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in ran["versions"].items())
     took = "" if ran["seconds"] is None else f" in {ran['seconds']:,} s"
     return (
-        f"Run on {ran['date']} on {ran['processor']}, {ran['device']}{took}, beside other work of "
-        f"the machine; {versions}. {numbers['images']} images."
+        f"Run on {ran['date']} on {ran['processor']}, {ran['device']}{took}, while other programs "
+        f"were running; {versions}. {numbers['images']} images."
     )
 
 
@@ -313,11 +315,12 @@ def _untouched(numbers: Numbers) -> str:
     n = numbers["images"]
     ahead = {"first ahead": f"`{first}` is ahead", "second ahead": f"`{second}` is ahead"}
     return (
-        f"On untouched images `{first}` minus `{second}` is {_signed(clean['difference'], n)} "
-        f"percentage points of top-1 (95 % interval {percent(clean['low'], n)} to "
-        f"{percent(clean['high'], n)}): {ahead.get(clean['outcome'], clean['outcome'])}, adjusted "
-        f"p {_equals(clean['p_adjusted'])}. McNemar's exact test on the very same images; "
-        f"p-values adjusted after Holm over the {len(numbers['verdicts'])} lines of the table."
+        f"On clean images, top-1 of `{first}` minus top-1 of `{second}` is "
+        f"{_signed(clean['difference'], n)} percentage points (95 % interval "
+        f"{percent(clean['low'], n)} to {percent(clean['high'], n)}): "
+        f"{ahead.get(clean['outcome'], clean['outcome'])}, adjusted p "
+        f"{_equals(clean['p_adjusted'])}. All p-values are from McNemar's exact test on the same "
+        f"images, with Holm's correction over the {len(numbers['verdicts'])} rows of the table."
     )
 
 
