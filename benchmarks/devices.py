@@ -62,9 +62,9 @@ def seconds(arguments: tuple[str, ...], devices: int) -> float:
 def main() -> None:
     """Times the commands, which alternate."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=960, help="images of the evaluation")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions of each command")
+    parser.add_argument("--limit", type=int, default=960, help="number of images of the evaluation")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of each seed")
     options = parser.parse_args()
     commands = {
         "evaluation": (*EVAL, "--limit", str(options.limit), "--workers", "0"),

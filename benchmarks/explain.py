@@ -43,10 +43,10 @@ def make_photos(folder: Path) -> Path:
 def main() -> int:
     """Explains, and prints the time; returns 1 if the limit is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=Path, help="A file for timm's mobilenetv2_100.")
-    parser.add_argument("--data", type=Path, help="A folder of ImageNet photos, by class.")
-    parser.add_argument("--out", type=Path, help="Keeps the run in this folder.")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--weights", type=Path, help="Weights file of timm's mobilenetv2_100.")
+    parser.add_argument("--data", type=Path, help="Folder of ImageNet photos in class folders.")
+    parser.add_argument("--out", type=Path, help="Keep the run in this folder.")
+    parser.add_argument("--threads", type=int, default=2, help="Number of threads.")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     request = ModelRequest(

@@ -58,9 +58,11 @@ SHOWN = (2, 1)  # number of photos in a figure, by model
 def main() -> None:
     """Explains, draws the figures and prints the findings."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mobilenet", type=Path, required=True, help="weights of mobilenetv2_100")
-    parser.add_argument("--imagenet", required=True, help="photos that are measured")
-    parser.add_argument("--photos", type=int, default=64, help="how many of them")
+    parser.add_argument(
+        "--mobilenet", type=Path, required=True, help="weights file of mobilenetv2_100"
+    )
+    parser.add_argument("--imagenet", required=True, help="ImageNet photos in class folders")
+    parser.add_argument("--photos", type=int, default=64, help="number of measured photos")
     parser.add_argument("--out", type=Path, default=Path("runs/explain-docs"))
     parser.add_argument("--images", type=Path, default=Path("docs/images"))
     options = parser.parse_args()

@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=2, help="Images per step and explanation.")
-    parser.add_argument("--network", action="append", help="Default: vmamba-t and vim-t.")
+    parser.add_argument("--network", action="append", help="Repeatable. Default: vmamba-t, vim-t.")
     options = parser.parse_args()
     images = torch.randn(options.batch, 3, 224, 224)
     targets = torch.arange(options.batch)

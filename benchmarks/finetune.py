@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--size", type=int)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--profile", type=int, help="profiled steps")
+    parser.add_argument("--profile", type=int, help="number of profiled steps")
     parser.add_argument("--memory-only", action="store_true")
     asked = parser.parse_args()
     size = asked.size or (64 if asked.quick else 256)

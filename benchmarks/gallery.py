@@ -398,9 +398,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--page-only", action="store_true", help="run nothing")
-    parser.add_argument("--study", choices=[s.name for s in STUDIES], help="run only this one")
-    parser.add_argument("--afresh", action="store_true", help="remove their stored runs first")
+    parser.add_argument(
+        "--page-only", action="store_true", help="write the page without evaluations"
+    )
+    parser.add_argument("--study", choices=[s.name for s in STUDIES], help="run only this study")
+    parser.add_argument("--afresh", action="store_true", help="delete the stored runs first")
     arguments = parser.parse_args()
     numbers: dict[str, Any] = _read(NUMBERS) if NUMBERS.is_file() else {}
     chosen = [study for study in STUDIES if arguments.study in (None, study.name)]

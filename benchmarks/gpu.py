@@ -738,9 +738,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("gpu-figures"), help="Folder to write to.")
-    parser.add_argument("--parts", default=",".join(PARTS), help="Some of them: parity,scan.")
-    parser.add_argument("--dry-run", action="store_true", help="Tiny shapes on the CPU.")
+    parser.add_argument("--out", type=Path, default=Path("gpu-figures"), help="Output folder.")
+    parser.add_argument("--parts", default=",".join(PARTS), help="Parts to run: parity,scan,...")
+    parser.add_argument("--dry-run", action="store_true", help="Use tiny shapes on the CPU.")
     parser.add_argument("--part", choices=tuple(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--entries", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--limit", type=int, default=128, help="photos of a measurement")
-    parser.add_argument("--workers", type=int, default=0, help="loader processes of both sides")
+    parser.add_argument("--limit", type=int, default=128, help="photos per measurement")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes of both programs")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -114,8 +114,8 @@ def _write(path: Path, table: pa.Table) -> None:
 def main() -> int:
     """Makes the runs, measures both commands, prints the numbers; returns 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="of the rendered run")
-    parser.add_argument("--runs", type=Path, help="keep the runs here, and use them again")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the rendered run")
+    parser.add_argument("--runs", type=Path, help="folder that keeps the runs for reuse")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         runs = options.runs or Path(folder)

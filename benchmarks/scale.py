@@ -7,7 +7,7 @@ there are many workers. A transform of a block is durable when its files are wri
 fails, its later results are lost. Workers crash and are pre-empted at random, some are slow, each
 start loads the models, and the file system processes a limited number of files per second. Compares
 four ways to run the same work (`POLICIES`). All random numbers depend only on the seed and the
-number of the worker. Takes some minutes; `docs/scale.md` has the tables.
+number of the worker. Takes some minutes; `docs/scale.md` explains the results.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from robustcli.transforms.base import Cell
 
 Policy = Literal["one job", "torchrun", "array", "free"]
 POLICIES: dict[Policy, str] = {
-    "one job": "fixed shares; a share whose worker fails is computed by the next, same command",
-    "torchrun": "fixed shares; any failure starts all workers again, with the rest dealt anew",
-    "array": "fixed shares; a worker that failed starts again alone and goes on with its share",
-    "free": "pieces go to whoever is free; those of a failed worker go to the others",
+    "one job": "fixed shares; if a worker fails, the next run of the command computes its share",
+    "torchrun": "fixed shares; after any failure, all workers restart and divide the rest again",
+    "array": "fixed shares; a worker that fails restarts and continues its share",
+    "free": "each free worker gets the next piece; others take over those of a failed worker",
 }
 HOUR = 3600.0
 WORKERS = (1, 10, 30, 100, 300, 1000)
@@ -537,8 +537,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=8, help="Simulated runs of each line.")
-    parser.add_argument("--plot", type=Path, help="Write efficiency against workers as a picture.")
+    parser.add_argument(
+        "--runs", type=int, default=8, help="Simulated runs per line of the tables."
+    )
+    parser.add_argument("--plot", type=Path, help="Plot efficiency over workers to this file.")
     options = parser.parse_args()
     results: dict[str, list[Summary]] = {}
     for scene in SCENES:

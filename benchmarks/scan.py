@@ -319,9 +319,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--only-partial", action="store_true", help="Only the backward pass by what is asked for."
+        "--only-partial", action="store_true", help="Print only the table of the backward pass."
     )
-    parser.add_argument("--plot", type=Path, help="Write the cost against the length as a picture.")
+    parser.add_argument("--plot", type=Path, help="Plot the cost over the length to this file.")
     arguments_given = parser.parse_args()
     rounds = arguments_given.rounds
     if arguments_given.only_partial:

@@ -142,7 +142,7 @@ def main() -> int:
     """Runs the soak test; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=200_000)
-    parser.add_argument("--epochs", type=int, help="soak a training of so many epochs")
+    parser.add_argument("--epochs", type=int, help="test a training with this number of epochs")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--samples", type=Path, help="write the samples to this JSON file")
     options = parser.parse_args()

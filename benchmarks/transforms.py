@@ -41,7 +41,7 @@ class Photo:
 def main() -> None:
     """Prints one table for all transforms."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--photo", type=Path, help="a photo; otherwise a made picture")
+    parser.add_argument("--photo", type=Path, help="image file; default: a generated image")
     parser.add_argument("--repeat", type=int, default=5, help="timed calls per severity")
     options = parser.parse_args()
     cv2.setNumThreads(1)

@@ -154,7 +154,7 @@ def main() -> None:
     """Prints the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--architecture", type=int, default=90, choices=sorted(PROCESSORS))
-    parser.add_argument("--all-tiles", action="store_true", help="Other sizes of tiles too.")
+    parser.add_argument("--all-tiles", action="store_true", help="Also compile other tile sizes.")
     arguments = parser.parse_args()
     processor = PROCESSORS[arguments.architecture]
     tiles = (backend.TILE, *(OTHER_TILES if arguments.all_tiles else ()))

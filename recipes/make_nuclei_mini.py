@@ -181,7 +181,7 @@ def _tar(members: Mapping[str, bytes]) -> bytes:
 def main() -> None:
     """Writes the assets and prints their sizes."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--source", type=Path, required=True, help="folder of images/ and masks/")
+    parser.add_argument("--source", type=Path, required=True, help="folder with images/ and masks/")
     parser.add_argument("--out", type=Path, default=TARGET)
     arguments = parser.parse_args()
     content, groups = build(arguments.source)

@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=NETWORKS)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--limit", type=int, default=1800,
-                        help="Images of the data set, of all its parts.")  # fmt: skip
+                        help="Number of images in total, of all splits.")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rows = []

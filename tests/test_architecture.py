@@ -176,7 +176,7 @@ def test_what_windows_lacks_is_imported_where_it_is_used(module: str) -> None:
 
 def rooms_table() -> str:
     """The table of rooms, from the first line of each room's docstring, in the order of FLOORS."""
-    lines = ["| room | subject |", "|---|---|"]
+    lines = ["| package | subject |", "|---|---|"]
     for rooms in FLOORS:
         for room in rooms:
             file = REPOSITORY / room.replace(".", "/") / "__init__.py"
