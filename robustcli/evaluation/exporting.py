@@ -63,14 +63,14 @@ from robustcli.evaluation.export_formats import (
 from robustcli.models.scan.choice import choose_backend
 from robustcli.tasks.heldout import MaskValues, training_data
 
-NOISE_TOLERANCE, PHOTO_TOLERANCE = 1e-4, 5e-3
+NOISE_TOLERANCE, PHOTO_TOLERANCE = 1e-4, 1e-3
 """Allowed difference from torch's outputs, relative to their largest magnitude (at least 1).
 
 Float32 sums of some thousand terms in another order differ by 1e-7 to 1e-5 of their largest value;
 this is also the difference measured on noise. A wrongly translated operator changes the first
 digits. On photos, norm layers amplify rounding errors if a channel is nearly constant, as in a dark
-photo: differences of 6e-5 (`umamba-pico`) and 2e-3 (`ulvm_v5` with random weights) were measured in
-onnxruntime.
+photo. `RowwiseNorm` keeps that below 1e-5; norms that a network calls as functions keep
+onnxruntime's own sums, which made up to 2e-3 in a network of this project.
 """
 _SPLIT_SHARE = 1000
 """At most one of this many decisions may differ, such as of a pixel close to the threshold."""
