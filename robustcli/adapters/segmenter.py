@@ -25,6 +25,7 @@ from robustcli.adapters.model import (
     check_finite,
     first_pass,
     made_up_image,
+    needs_contiguous,
 )
 from robustcli.adapters.preprocessing import grey
 from robustcli.adapters.training_run import WeightsHeader
@@ -323,7 +324,7 @@ class Segmenter:
         self.device = torch.device("cpu")
         self.precision: Precision = "fp32"
         self._probability = is_probability(network)
-        self._contiguous = any(isinstance(layer, nn.GroupNorm) for layer in network.modules())
+        self._contiguous = needs_contiguous(network)
         self._nnunet = preprocessing.nnunet
         axes = () if self._nnunet is None else self._nnunet.mirror_axes
         self._scores = Mirrored(network, axes) if axes else network
@@ -499,9 +500,7 @@ class Segmenter:
                 for values in (self.preprocessing.mean, self.preprocessing.std)
             )
             images = (images - mean) / std
-        # Decoded images store the channels of a pixel next to each other, which convolutions are
-        # faster with, but torch's group norm is wrong by up to 1e-4 with on CPUs: it subtracts the
-        # squared mean from the mean of squares in float32.
+        # Decoded images are channels-last, which most convolutions are faster with.
         return images.contiguous() if self._contiguous else images
 
     def _raw(self, pixels: Tensor, network: nn.Module | None = None) -> Tensor:
