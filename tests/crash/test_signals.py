@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.crash.test_crashes import ROBUST, finish, results
+from tests.crash.test_crashes import ROBUST, finish_command, results
 from tests.training.images import write_pairs, write_photos
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -109,15 +109,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     write_pairs(folder / "many", 400)
     write_photos(folder / "photos")
     write_photos(folder / "crowd", 1000)
-    finish((*EVAL, "--limit", "40"), folder / "run")
+    finish_command((*EVAL, "--limit", "40"), folder / "run")
     return {name: str(folder / name) for name in ("pairs", "many", "photos", "crowd", "run")}
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The results of the evaluation; one thread computes in every process of all of them."""
     out = tmp_path_factory.mktemp("unbroken") / "run"
-    finish(EVAL, out)
+    finish_command(EVAL, out)
     return results(out)
 
 
@@ -127,8 +127,8 @@ def no_segment_is_left() -> Iterator[None]:
     before = set(SHARED.iterdir()) if SHARED.is_dir() else set()
     yield
     after = set(SHARED.iterdir()) if SHARED.is_dir() else set()
-    mine = {path for path in after - before if "torch_" in path.name or "pym-" in path.name}
-    assert not {path for path in mine if _owner_is_gone(path)}
+    leftovers = {path for path in after - before if "torch_" in path.name or "pym-" in path.name}
+    assert not {path for path in leftovers if _owner_is_gone(path)}
 
 
 def _heed_ctrl_c() -> None:
@@ -143,35 +143,37 @@ def _owner_is_gone(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(("number", "to_all"), HOW.values(), ids=HOW.keys())
+@pytest.mark.parametrize(("number", "to_group"), HOW.values(), ids=HOW.keys())
 def test_a_signal_ends_it_with_130_and_it_goes_on(
     folders: dict[str, str],
-    unbroken: dict[str, bytes],
+    uninterrupted: dict[str, bytes],
     tmp_path: Path,
     name: str,
     number: signal.Signals,
-    to_all: bool,
+    to_group: bool,
 ) -> None:
     case, out = CASES[name], tmp_path / "run"
-    place = ("--out", str(out if name != "export" else out / "model.pt")) if case.has_out else ()
-    command = [*ROBUST, *(word.format(**folders) for word in case.arguments), *place]
+    out_arguments = (
+        ("--out", str(out if name != "export" else out / "model.pt")) if case.has_out else ()
+    )
+    command = [*ROBUST, *(word.format(**folders) for word in case.arguments), *out_arguments]
     with (tmp_path / "stderr").open("w+") as errors:
         process = subprocess.Popen(
             command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
             stderr=errors, start_new_session=True, preexec_fn=_heed_ctrl_c,
         )  # fmt: skip
-        watched = psutil.Process(process.pid)
+        process_info = psutil.Process(process.pid)
         deadline = time.monotonic() + MINUTES
         while process.poll() is None and time.monotonic() < deadline:
             try:
-                if case.in_the_middle(out, watched):
+                if case.in_the_middle(out, process_info):
                     break
             except psutil.Error:
                 break
             time.sleep(0.05)
         assert process.poll() is None, (tmp_path / "stderr").read_text()
-        children = watched.children(recursive=True)
-        if to_all:
+        children = process_info.children(recursive=True)
+        if to_group:
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
@@ -180,12 +182,12 @@ def test_a_signal_ends_it_with_130_and_it_goes_on(
     assert code == 130, message
     assert message.count("Interrupted. What was finished is kept") == 1, message
     assert "Traceback" not in message, message
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert not alive, "no process outlives the command"
-    finished = subprocess.run(
+    _, survivors = psutil.wait_procs(children, timeout=20)
+    assert not survivors, "no process outlives the command"
+    second_run = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=900,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr
+    assert second_run.returncode == 0, second_run.stderr
     if name.startswith("eval"):
-        assert results(out) == unbroken
+        assert results(out) == uninterrupted

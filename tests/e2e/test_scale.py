@@ -65,14 +65,20 @@ def test_without_failures_the_end_is_that_of_the_largest_share(
 ) -> None:
     """Blocks of one size: each worker gets every n-th of the equal pieces, in any policy."""
     job = scale.Job(images=128 * 60, cells=4, models=1, images_per_second=128.0)
-    parts = min(4, math.ceil(workers * 4 / 60))  # a block is cut where there are too few blocks
-    pieces = [math.ceil((4 - first) / parts) for _ in range(60) for first in range(parts)]
+    parts_per_block = min(
+        4, math.ceil(workers * 4 / 60)
+    )  # a block is cut where there are too few blocks
+    pieces = [
+        math.ceil((4 - first) / parts_per_block)
+        for _ in range(60)
+        for first in range(parts_per_block)
+    ]
     longest = max(sum(pieces[rank::workers]) for rank in range(workers))
     for policy in ("one job", "torchrun", "array"):
         outcome = scale.Simulation(job, scale.Cluster(), workers, policy, 0).run()
         assert outcome.elapsed == pytest.approx(longest)
-    free = scale.Simulation(job, scale.Cluster(), workers, "free", 0).run()
-    assert math.ceil(60 * 4 / workers) <= free.elapsed + 1e-9 <= longest + 1e-6
+    free_policy = scale.Simulation(job, scale.Cluster(), workers, "free", 0).run()
+    assert math.ceil(60 * 4 / workers) <= free_policy.elapsed + 1e-9 <= longest + 1e-6
 
 
 def test_pieces_that_restart_take_what_renewal_theory_says(scale: ModuleType) -> None:
@@ -85,11 +91,13 @@ def test_pieces_that_restart_take_what_renewal_theory_says(scale: ModuleType) ->
 
 def test_what_is_durable_is_not_computed_again(scale: ModuleType) -> None:
     """n pieces with start R and absence D: (1/r + D) ((e^rR - 1) + n e^rR (e^rt - 1))."""
-    n, start, away = 3, 0.5, 0.8
+    n, start_seconds, downtime = 3, 0.5, 0.8
     job = scale.Job(images=128, cells=n, models=1, images_per_second=128.0)
-    cluster = scale.Cluster(start=start, preempt=1 / RATE, away=away)
-    restart = math.exp(RATE * start)
-    expected = (1 / RATE + away) * (restart - 1 + n * restart * (math.exp(RATE) - 1))
+    cluster = scale.Cluster(start=start_seconds, preempt=1 / RATE, away=downtime)
+    restart_factor = math.exp(RATE * start_seconds)
+    expected = (1 / RATE + downtime) * (
+        restart_factor - 1 + n * restart_factor * (math.exp(RATE) - 1)
+    )
     for policy in ("array", "free"):
         check_mean(scale, expected, job, cluster, 1, policy)
 
@@ -105,10 +113,10 @@ def test_torchrun_starts_all_again_when_one_fails(scale: ModuleType) -> None:
 def test_one_job_computes_the_share_of_a_dead_worker_by_the_next_command(scale: ModuleType) -> None:
     """Worker 0's failure ends a round, worker 1's leaves its piece: E1 (2 - q), q = e^-rt."""
     job = scale.Job(images=128, cells=2, models=1, images_per_second=128.0)
-    survives = math.exp(-RATE)
-    alone = (1 - survives) / (RATE * survives)
+    survival = math.exp(-RATE)
+    solo_seconds = (1 - survival) / (RATE * survival)
     cluster = scale.Cluster(crash=1 / RATE)
-    check_mean(scale, alone * (2 - survives), job, cluster, 2, "one job")
+    check_mean(scale, solo_seconds * (2 - survival), job, cluster, 2, "one job")
 
 
 @pytest.mark.parametrize("policy", ["one job", "torchrun", "array", "free"])
@@ -128,8 +136,8 @@ def test_all_paid_time_is_booked_once(scale: ModuleType, policy: str, turns: int
         assert outcome.paid == pytest.approx(5 * outcome.elapsed)
     else:
         assert outcome.paid < 5 * outcome.elapsed
-    away = replace(cluster, crash=math.inf, preempt=600.0, away=30.0)
-    outcome = scale.Simulation(job, away, 5, policy, 1).run()
+    downtime = replace(cluster, crash=math.inf, preempt=600.0, away=30.0)
+    outcome = scale.Simulation(job, downtime, 5, policy, 1).run()
     assert outcome.spent["useful"] == pytest.approx(job.seconds)
     assert outcome.paid < 5 * outcome.elapsed
 
@@ -144,23 +152,25 @@ def test_the_file_system_bounds_the_speed(scale: ModuleType) -> None:
 def test_runs_repeat_and_seeds_differ(scale: ModuleType) -> None:
     job = scale.Job(images=128 * 20, cells=4, models=1, images_per_second=64.0)
     cluster = scale.Cluster(start=2.0, crash=100.0, slow_share=0.2)
-    first, again, other = (
+    first, repeated, other_seed = (
         scale.Simulation(job, cluster, 4, "free", seed).run() for seed in (0, 0, 1)
     )
-    assert first == again != other
+    assert first == repeated != other_seed
 
 
 def test_who_is_free_helps_where_machines_are_slow(scale: ModuleType) -> None:
     job = scale.Job(images=128 * 64, cells=4, models=1, images_per_second=64.0)
     cluster = scale.Cluster(slow_share=0.2)
-    slow, free = (scale.summary(job, cluster, 8, p, range(20)) for p in ("array", "free"))
-    assert free.hours[0] < 0.75 * slow.hours[0]
+    array_policy, free_policy = (
+        scale.summary(job, cluster, 8, p, range(20)) for p in ("array", "free")
+    )
+    assert free_policy.hours[0] < 0.75 * array_policy.hours[0]
 
 
 def test_a_run_that_does_not_get_on_is_given_up(scale: ModuleType) -> None:
     job = scale.Job(images=128, cells=2, models=1, images_per_second=1.0)
-    hopeless = scale.Simulation(job, scale.Cluster(crash=1.0), 2, "torchrun", 0).run()
-    assert not hopeless.ended
+    simulation = scale.Simulation(job, scale.Cluster(crash=1.0), 2, "torchrun", 0).run()
+    assert not simulation.ended
     line = scale.summary(job, scale.Cluster(crash=1.0), 2, "torchrun", range(3))
     assert "100% given up" in scale.table([line])
 
@@ -225,10 +235,10 @@ def test_the_manifest_of_kubernetes_is_a_job_whose_pods_meet_at_the_first() -> N
     assert POD["restartPolicy"] == "OnFailure"
     volumes = {volume["name"] for volume in POD["volumes"]}
     assert {mount["name"] for mount in CONTAINER["volumeMounts"]} == volumes
-    words = shlex.split("".join(CONTAINER["args"]))
-    assert words[:2] == ["exec", "torchrun"]
-    started = get_args_parser().parse_args(words[2:])
-    assert int(started.nnodes) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    container_arguments = shlex.split("".join(CONTAINER["args"]))
+    assert container_arguments[:2] == ["exec", "torchrun"]
+    options = get_args_parser().parse_args(container_arguments[2:])
+    assert int(options.nnodes) == job["spec"]["completions"] == job["spec"]["parallelism"]
     host = f"{job['metadata']['name']}-0.{POD['subdomain']}"
-    assert (started.rdzv_backend, started.rdzv_endpoint) == ("c10d", f"{host}:29500")
-    assert (started.module, started.training_script) == (True, "robustcli")
+    assert (options.rdzv_backend, options.rdzv_endpoint) == ("c10d", f"{host}:29500")
+    assert (options.module, options.training_script) == (True, "robustcli")

@@ -59,8 +59,10 @@ def source(
         for c in resolve_transforms(names, severities, plugins)
     }
     sizes = {SMALL.view: SMALL, LARGE.view: LARGE}
-    measured = tuple(sizes) if at_crop else (ORIGINAL,)
-    plan = EvaluationPlan(Store(run), index.samples, tuple(cells), ("small", "large"), measured, 7)
+    measured_views = tuple(sizes) if at_crop else (ORIGINAL,)
+    plan = EvaluationPlan(
+        Store(run), index.samples, tuple(cells), ("small", "large"), measured_views, 7
+    )
     model_views = {"small": SMALL.view, "large": LARGE.view}
     pieces = {piece.block: piece for piece in plan.missing()}
     return Source(

@@ -70,13 +70,13 @@ def expected(hub, tmp_path_factory) -> pd.DataFrame:
     return frame.sort_values("image_id", ignore_index=True)
 
 
-@pytest.mark.parametrize(("workers", "start"), [
+@pytest.mark.parametrize(("workers", "start_method"), [
     (0, "fork"), (1, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow), (4, "fork"),
 ])  # fmt: skip
 def test_no_number_of_workers_loses_or_doubles_a_row(
-    hub, tmp_path, expected, workers, start, monkeypatch
+    hub, tmp_path, expected, workers, start_method, monkeypatch
 ) -> None:
-    monkeypatch.setattr("robustcli.core.machine.start_method", lambda: start)
+    monkeypatch.setattr("robustcli.core.machine.start_method", lambda: start_method)
     run = run_evaluation(
         config(f"hf:{REPO}", tmp_path / "run", "grayscale", workers=workers, batch_size=5)
     )
@@ -93,13 +93,13 @@ def test_no_number_of_workers_loses_or_doubles_a_row(
 def test_a_torn_connection_ends_the_run_and_the_same_command_goes_on(
     hub, tmp_path, expected, workers
 ) -> None:
-    asked = config(f"hf:{REPO}", tmp_path / "run", workers=workers, batch_size=5)
+    hub_config = config(f"hf:{REPO}", tmp_path / "run", workers=workers, batch_size=5)
     run_evaluation(config(f"hf:{REPO}", tmp_path / "first", limit=1))  # labels are here
     hub.torn = 10_000
     with pytest.raises(RunError, match=r"could not be read from the hub[\s\S]*repeat the command"):
-        run_evaluation(asked)
+        run_evaluation(hub_config)
     hub.torn = 0
-    pd.testing.assert_frame_equal(rows(run_evaluation(asked)), expected, atol=1e-6)
+    pd.testing.assert_frame_equal(rows(run_evaluation(hub_config)), expected, atol=1e-6)
 
 
 def test_a_run_refuses_another_commit(hub, tmp_path) -> None:

@@ -29,15 +29,15 @@ def index(tmp_path_factory):
 
 def digests(stream) -> dict[tuple[str, str], tuple[str, bytes, bytes]]:
     """Per transform and image: the digest, and the pixels of both views."""
-    found = {}
+    records = {}
     for batch in stream:
-        for place, image_id in enumerate(batch.image_ids):
-            measured = batch.measures[ORIGINAL][place].digest
+        for position, image_id in enumerate(batch.image_ids):
+            measured = batch.measures[ORIGINAL][position].digest
             pixels = [
-                batch.inputs.views[v][place].numpy().tobytes() for v in (SMALL.view, LARGE.view)
+                batch.inputs.views[v][position].numpy().tobytes() for v in (SMALL.view, LARGE.view)
             ]
-            found[batch.cell.transform, image_id] = (measured, *pixels)
-    return found
+            records[batch.cell.transform, image_id] = (measured, *pixels)
+    return records
 
 
 NAMES = ("affine", "cutout", "multiply_per_channel", "piecewise_affine", "fast_snowy_landscape")
@@ -52,8 +52,8 @@ def test_pixels_do_not_depend_on_workers_batches_or_order(
 ):
     expected = digests(source(index, tmp_path, *NAMES))
     assert len(expected) == 12 * 6
-    other = source(index, tmp_path, *NAMES, batch_size=batch_size, order=order)
-    assert digests(batch_stream(other, workers, pin=False)) == expected
+    rearranged = source(index, tmp_path, *NAMES, batch_size=batch_size, order=order)
+    assert digests(batch_stream(rearranged, workers, pin=False)) == expected
 
 
 GRAIN = """
@@ -70,8 +70,8 @@ def test_workers_that_are_started_anew_make_the_same_pixels(index, tmp_path):
     """As on Windows and macOS; with transforms of the package and of a user's file."""
     plugin = tmp_path / "grain.py"
     plugin.write_text(GRAIN)
-    made = source(index, tmp_path, "affine", "grain", severities=(2,), plugins=(plugin,))
-    assert digests(batch_stream(made, 2, pin=False, start_method="spawn")) == digests(made)
+    stream = source(index, tmp_path, "affine", "grain", severities=(2,), plugins=(plugin,))
+    assert digests(batch_stream(stream, 2, pin=False, start_method="spawn")) == digests(stream)
 
 
 def test_another_seed_gives_other_pixels(index, tmp_path):
@@ -97,25 +97,27 @@ def test_three_models_share_decoding_transforms_and_views(index, tmp_path, monke
     def count(owner, name, key):
         function = getattr(owner, name)
 
-        def counted(*arguments, **keywords):
+        def counting(*arguments, **keywords):
             calls[key(arguments[0])] += 1
             return function(*arguments, **keywords)
 
-        monkeypatch.setattr(owner, name, counted)
+        monkeypatch.setattr(owner, name, counting)
 
     count(classification, "decode", lambda _: "decode")
     count(Transform, "for_image", lambda transform: transform.name)
     count(Preprocessing, "apply", lambda preprocessing: preprocessing.view)
-    two = source(index, tmp_path, *NAMES)
-    views = {**two.preparation.model_views, "third": SMALL.view}
+    two_models = source(index, tmp_path, *NAMES)
+    views = {**two_models.preparation.model_views, "third": SMALL.view}
     parts = [
         replace(
             part, piece=replace(part.piece, models=dict.fromkeys(part.piece.cells, tuple(views)))
         )
-        for part in two.parts
+        for part in two_models.parts
     ]
     batches = list(
-        replace(two, parts=parts, preparation=replace(two.preparation, model_views=views))
+        replace(
+            two_models, parts=parts, preparation=replace(two_models.preparation, model_views=views)
+        )
     )
     assert all(batch.models == ("small", "large", "third") for batch in batches)
     photos, cells = 12, len(NAMES) + 1
@@ -134,14 +136,14 @@ def test_no_batch_is_lost_or_made_twice_whatever_lies_on_the_disk_meanwhile(
 ):
     """The worst fault so far: workers skipped blocks by what they saw on the disk."""
     stream = source(index, tmp_path, *NAMES, batch_size=2)
-    got = []
+    batches = []
     for batch in batch_stream(stream, workers, pin=False):
-        got.append((batch.block, batch.first, batch.cell.transform))
+        batches.append((batch.block, batch.first, batch.cell.transform))
         for model in batch.models:
             path = Store(tmp_path).prediction_path(model, batch.cell, batch.block)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-    assert len(got) == len(set(got)) == 6 * (4 + 3)  # 12 images in blocks of seven, by two
+    assert len(batches) == len(set(batches)) == 6 * (4 + 3)  # 12 images in blocks of seven, by two
 
 
 def test_only_the_views_of_waiting_models_are_made(index, tmp_path):
@@ -202,8 +204,8 @@ def test_extreme_and_single_differences():
         assert mean_squared_error(first, second) == exact
     assert measure(black, white).psnr_db == 0.0
 
-    same = measure(CLEAN, CLEAN.copy())
-    assert (same.psnr_db, same.changed) == (np.inf, False)
+    unchanged = measure(CLEAN, CLEAN.copy())
+    assert (unchanged.psnr_db, unchanged.changed) == (np.inf, False)
     other = CLEAN.copy()
     other[3, 4, 1] ^= 1
     assert measure(CLEAN, other).changed

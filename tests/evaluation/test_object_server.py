@@ -67,15 +67,15 @@ def test_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         store.write(name, name.encode())
     assert list(store.listed()) == sorted(names)
     assert [store.read(name).decode() for name in names] == list(names)
-    assert len({stored.version for stored in store.listed().values()}) == len(names)
+    assert len({stored_object.version for stored_object in store.listed().values()}) == len(names)
     large = tmp_path / "large"
     large.write_bytes(bytes(range(256)) * 40_000)
     monkeypatch.setattr(objects, "_ONE_PIECE", 2**20)
     monkeypatch.setattr(objects, "_PIECE", 2**20)
     store.send("large", large)
-    stored = store.listed()["large"]
-    assert stored.size == large.stat().st_size
-    store.fetch("large", tmp_path / "fetched", stored)
+    stored_object = store.listed()["large"]
+    assert stored_object.size == large.stat().st_size
+    store.fetch("large", tmp_path / "fetched", stored_object)
     assert (tmp_path / "fetched").read_bytes() == large.read_bytes()
     store.remove("large")
     assert list(store.listed()) == sorted(names)
@@ -91,13 +91,13 @@ def test_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("server")
 def test_a_run_goes_on_elsewhere(tmp_path: Path) -> None:
-    for machine, before in (("a", []), ("b", ["block-000000.parquet"])):
+    for machine, kept_blocks in (("a", []), ("b", ["block-000000.parquet"])):
         with opened("s3://bucket/runs/one", tmp_path / machine, [].append, "work") as run:
-            assert [file.name for file in run.glob("predictions/*")] == before
+            assert [file.name for file in run.glob("predictions/*")] == kept_blocks
             write_text(run / "run.json", machine)
-            write_bytes(run / "predictions" / f"block-{len(before):06d}.parquet", b"rows")
-            refused = pytest.raises(RunError, match="Another process is working in `s3://")
-            with refused, opened("s3://bucket/runs/one", tmp_path / "c", [].append, "work"):
+            write_bytes(run / "predictions" / f"block-{len(kept_blocks):06d}.parquet", b"rows")
+            busy_error = pytest.raises(RunError, match="Another process is working in `s3://")
+            with busy_error, opened("s3://bucket/runs/one", tmp_path / "c", [].append, "work"):
                 pass
     files = [name for name in ObjectStore("s3://bucket/runs/one").listed() if name[0] != "."]
     assert files == [
@@ -121,14 +121,14 @@ def test_workers_read_the_same_pixels_as_from_a_folder(
     for file in folder.rglob("*"):
         if file.is_file():
             store.send(file.relative_to(folder).as_posix(), file)
-    here = open_dataset(str(folder), Classes("cifar10"))
-    there = open_dataset(url, Classes("cifar10"))
-    assert (here.digest, here.contents) == (there.digest, there.contents)
-    expected = digests(source(here, tmp_path / "here", "affine"))
-    made = source(there, tmp_path / "there", "affine")
+    local = open_dataset(str(folder), Classes("cifar10"))
+    remote = open_dataset(url, Classes("cifar10"))
+    assert (local.digest, local.contents) == (remote.digest, remote.contents)
+    expected = digests(source(local, tmp_path / "here", "affine"))
+    batches = source(remote, tmp_path / "there", "affine")
     with monkeypatch.context() as patch:
         patch.setattr("warnings.warn", lambda *arguments, **options: None)  # of 4 workers, 2 cores
-        stream = batch_stream(made, workers, pin=False, start_method=method)
+        stream = batch_stream(batches, workers, pin=False, start_method=method)
         assert digests(stream) == expected
 
 

@@ -47,11 +47,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def evaluate(folder: Path, model: str = TIMM, **options: object) -> robustcli.Run:
-    said = {
+    settings = {
         "out": folder / "run", "weights": folder / "timm.pth", "workers": 0,
         "label_space": str(folder / "four.txt"), "data": folder / "four",
     }  # fmt: skip
-    return robustcli.evaluate(model, transforms="identity", **(said | options))  # type: ignore[arg-type]
+    return robustcli.evaluate(model, transforms="identity", **(settings | options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("arguments", [{"num_classes": 4}, {}])

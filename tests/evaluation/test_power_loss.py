@@ -23,21 +23,21 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     """Every flush of a file or folder and every rename, in order."""
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("only Linux tells which file a descriptor is")
-    noted: list[Event] = []
+    recorded_events: list[Event] = []
     fsync, replace = os.fsync, Path.replace
 
     def note_fsync(descriptor: int) -> None:
         fsync(descriptor)
-        noted.append(("flushed", Path(f"/proc/self/fd/{descriptor}").readlink()))
+        recorded_events.append(("flushed", Path(f"/proc/self/fd/{descriptor}").readlink()))
 
     def note_replace(self: Path, target: Path) -> Path:
-        noted.append(("renamed from", self.resolve()))
-        noted.append(("renamed to", Path(target).resolve()))
+        recorded_events.append(("renamed from", self.resolve()))
+        recorded_events.append(("renamed to", Path(target).resolve()))
         return replace(self, target)
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(Path, "replace", note_replace)
-    return noted
+    return recorded_events
 
 
 def _evaluation(folder: Path) -> Path:
@@ -57,8 +57,8 @@ def flushed_before_named(path: Path, events: list[Event]) -> bool:
     """Whether the content is flushed before each rename to `path`, and its folder afterwards."""
     places = [n for n, event in enumerate(events) if event == ("renamed to", path)]
     for place in places:
-        beside = events[place - 1][1]
-        if ("flushed", beside) not in events[:place]:
+        temporary_file = events[place - 1][1]
+        if ("flushed", temporary_file) not in events[:place]:
             return False
         if ("flushed", path.parent) not in events[place:]:
             return False

@@ -20,7 +20,7 @@ from tests.evaluation.photos import CLASSES, config, make_photos
 TEST, LABELS = cifar_images(20, seed=9), [i % 10 for i in range(20)]
 
 
-class Heard(Silent):
+class ListeningLines(Silent):
     """What a run says."""
 
     def __init__(self):
@@ -36,17 +36,17 @@ def test_cifar_is_evaluated_on_its_test_images_like_the_same_images_in_folders(t
         target = tmp_path / "folders" / CIFAR10[label] / f"{number:04d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(target)
-    heard = Heard()
-    run = run_evaluation(config(folder, tmp_path / "run"), heard)
-    same = run_evaluation(config(tmp_path / "folders", tmp_path / "same"))
-    assert "Only the 20 test images of `cifar-10-batches-py` are used" in "".join(heard.lines)
+    listener = ListeningLines()
+    run = run_evaluation(config(folder, tmp_path / "run"), listener)
+    folder_run = run_evaluation(config(tmp_path / "folders", tmp_path / "same"))
+    assert "Only the 20 test images of `cifar-10-batches-py` are used" in "".join(listener.lines)
     assert read_record(run).split == "test"
-    rows, others = (Store(r).rows("vmamba-pico", CLEAN, "cls") for r in (run, same))
+    rows, folder_rows = (Store(r).rows("vmamba-pico", CLEAN, "cls") for r in (run, folder_run))
     ours = dict(zip(rows["image_id"].str[-4:], rows["prediction"], strict=True))
-    theirs = dict(zip(others["image_id"].str[-8:-4], others["prediction"], strict=True))
+    theirs = dict(zip(folder_rows["image_id"].str[-8:-4], folder_rows["prediction"], strict=True))
     assert ours == theirs
     assert len(ours) == 20
-    np.testing.assert_array_equal(table(run)["top1"].iloc[0], table(same)["top1"].iloc[0])
+    np.testing.assert_array_equal(table(run)["top1"].iloc[0], table(folder_run)["top1"].iloc[0])
 
 
 @pytest.mark.parametrize(("split", "images"), [("train", 10), ("test", 20), ("all", 30)])
@@ -60,9 +60,9 @@ def test_a_published_split_can_be_chosen(tmp_path, split, images):
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_raw_pixels_reach_the_models_through_any_number_of_workers(tmp_path, workers):
     folder = write_cifar10(tmp_path, TEST, LABELS)
-    alone = run_evaluation(config(folder, tmp_path / "alone"))
+    run_without_workers = run_evaluation(config(folder, tmp_path / "alone"))
     run = run_evaluation(config(folder, tmp_path / "run", workers=workers))
-    assert table(run).equals(table(alone))
+    assert table(run).equals(table(run_without_workers))
 
 
 def test_a_split_does_not_go_with_data_without_parts(tmp_path):

@@ -60,9 +60,9 @@ def environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 @pytest.fixture(autouse=True)
@@ -93,8 +93,8 @@ class Node:
     def stop(self, number: int) -> None:
         """Sends a signal to every process of the node."""
         with suppress(psutil.NoSuchProcess):
-            started = psutil.Process(self.process.pid)
-            for process in (*started.children(recursive=True), started):
+            node_process = psutil.Process(self.process.pid)
+            for process in (*node_process.children(recursive=True), node_process):
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(number)
         self.process.communicate(timeout=60)
@@ -128,10 +128,10 @@ def machines(address: str) -> int:
         f"import ray; ray.init({address!r}, log_to_driver=False, logging_level='ERROR'); "
         "print(sum(node['Alive'] for node in ray.nodes()))"
     )
-    asked = subprocess.run(
+    status = subprocess.run(
         [sys.executable, "-c", count], env=environment(), capture_output=True, text=True, check=True
     )
-    return int(asked.stdout.split()[-1])
+    return int(status.stdout.split()[-1])
 
 
 def listens(port: int) -> bool:
@@ -139,21 +139,21 @@ def listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def until(happens: object, process: subprocess.Popen[str], seconds: float = 600) -> None:
+def wait_until(condition: object, process: subprocess.Popen[str], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
-    while not happens() and process.poll() is None and time.monotonic() < deadline:  # type: ignore[operator]
+    while not condition() and process.poll() is None and time.monotonic() < deadline:  # type: ignore[operator]
         time.sleep(0.1)
 
 
 def robust_eval(
-    photos: Path, out: Path, plugin: Path, *more: str,
+    photos: Path, out: Path, plugin: Path, *options: str,
     program: tuple[str, str] = ("-m", "robustcli"),
 ) -> subprocess.Popen[str]:  # fmt: skip
-    names = (word for name in NAMES for word in ("--transform", name))
+    names = (argument for name in NAMES for argument in ("--transform", name))
     return subprocess.Popen(
         [sys.executable, *program, "eval", "--model", "vmamba-pico", "--untrained",
          "--data", str(photos), "--out", str(out), "--device", "cpu", "--batch-size", "4",
-         "--workers", "0", "--plugin", str(plugin), *names, "--engine", "ray", *more],
+         "--workers", "0", "--plugin", str(plugin), *names, "--engine", "ray", *options],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -165,19 +165,20 @@ def test_a_node_that_is_stopped_loses_nothing(
     photos, plugin = make_photos(tmp_path / "photos", per_class=96), tmp_path / "seen.py"
     plugin.write_text(SEEN)
     process = robust_eval(photos, tmp_path / "run", plugin, "--address", address)
-    seen = tmp_path / "seen"
-    until(
-        lambda: seen.is_dir() and second.raylets() & {int(p.name) for p in seen.iterdir()}, process
+    call_log = tmp_path / "seen"
+    wait_until(
+        lambda: call_log.is_dir() and second.raylets() & {int(p.name) for p in call_log.iterdir()},
+        process,
     )
     assert process.poll() is None, process.communicate()[0]
     second.stop(signal.SIGKILL)
-    said, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, said
-    assert "2 machines, 2 workers" in said
-    assert "Another worker takes task" in said
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    assert "2 machines, 2 workers" in output
+    assert "Another worker takes task" in output
     assert read_record(tmp_path / "run").status == "complete"
-    plain = config(photos, tmp_path / "plain", *NAMES, plugins=(plugin,))
-    assert contents(tmp_path / "run") == contents(run_evaluation(plain))
+    plain_config = config(photos, tmp_path / "plain", *NAMES, plugins=(plugin,))
+    assert contents(tmp_path / "run") == contents(run_evaluation(plain_config))
 
 
 def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(
@@ -186,18 +187,18 @@ def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(
     address = nodes[0]
     photos, plugin = make_photos(tmp_path / "photos", per_class=48), tmp_path / "seen.py"
     plugin.write_text(SEEN)
-    run, more = tmp_path / "run", ("--address", address)
-    process = robust_eval(photos, run, plugin, *more)
-    until(lambda: len(contents(run)) >= 2, process)
+    run, options = tmp_path / "run", ("--address", address)
+    process = robust_eval(photos, run, plugin, *options)
+    wait_until(lambda: len(contents(run)) >= 2, process)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, said
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
     assert read_record(run).status == "partial"
-    there = contents(run)
-    again = robust_eval(photos, run, plugin, *more)
-    said, _ = again.communicate(timeout=900)
-    assert again.returncode == 0, said
-    assert there.items() <= contents(run).items()
+    kept_rows = contents(run)
+    second_process = robust_eval(photos, run, plugin, *options)
+    output, _ = second_process.communicate(timeout=900)
+    assert second_process.returncode == 0, output
+    assert kept_rows.items() <= contents(run).items()
     assert read_record(run).status == "complete"
 
 
@@ -219,10 +220,10 @@ def test_without_the_head_of_the_cluster_the_command_ends(
     process = robust_eval(
         photos, tmp_path / "run", plugin, "--address", address, program=("-c", IMPATIENT)
     )
-    until((tmp_path / "seen").is_dir, process)
+    wait_until((tmp_path / "seen").is_dir, process)
     head.stop(signal.SIGKILL)
-    said, _ = process.communicate(timeout=600)
-    assert process.returncode == 1, said
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 1, output
 
 
 def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
@@ -230,6 +231,6 @@ def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     plugin.write_text(SEEN)
     address = f"127.0.0.1:{free_port()}"
     process = robust_eval(photos, tmp_path / "run", plugin, "--address", address)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 3, said
-    assert f"`--address {address}`: no Ray cluster answers" in said
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 3, output
+    assert f"`--address {address}`: no Ray cluster answers" in output

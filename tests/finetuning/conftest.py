@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from robustcli.finetuning.config import FinetuneConfig
-from tests.finetuning.tunings import tuning, write_pretrained
+from tests.finetuning.tunings import tiny_tuning, write_pretrained
 from tests.training.conftest import data, photos
 
-__all__ = ["data", "photos", "tune", "weights"]
+__all__ = ["data", "make_config", "photos", "weights"]
 
 
 @pytest.fixture(scope="session")
@@ -22,13 +22,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tune(data: Path, weights: Path, tmp_path: Path) -> Callable[..., FinetuneConfig]:
+def make_config(data: Path, weights: Path, tmp_path: Path) -> Callable[..., FinetuneConfig]:
     """The settings of a fine-tuning of `weights` on `data` into `tmp_path / "run"`."""
 
     def config(
         out: Path = tmp_path / "run", pretrained: Path | None = weights, data: Path = data,
-        **said: Any,
+        **overrides: Any,
     ) -> FinetuneConfig:  # fmt: skip
-        return tuning(data, out, pretrained, **said)
+        return tiny_tuning(data, out, pretrained, **overrides)
 
     return config

@@ -14,7 +14,7 @@ from robustcli.finetuning.config import FinetuneConfig
 from robustcli.models.umamba import UMamba
 from robustcli.training.config import TrainConfig
 
-Tune = Callable[..., FinetuneConfig]
+MakeConfig = Callable[..., FinetuneConfig]
 TINY: dict[str, Any] = {"features": [4, 8], "strides": [1, 2], "patch_size": [16, 16]}
 _TRAINING = {"epochs", "lr", "limit", "window", "fresh", "seed", "aug", "precision", "protocol",
              "devices", "model", "model_args", "data", "patience", "quick", "recipe",
@@ -23,9 +23,9 @@ _TRAINING = {"epochs", "lr", "limit", "window", "fresh", "seed", "aug", "precisi
 
 def network(seed: int = 7, **changes: Any) -> UMamba:
     torch.manual_seed(seed)
-    made = networks.create("umamba", {**TINY, **changes})
-    assert isinstance(made, UMamba)
-    return made
+    built = networks.create("umamba", {**TINY, **changes})
+    assert isinstance(built, UMamba)
+    return built
 
 
 def write_pretrained(path: Path, seed: int = 7, **changes: Any) -> Path:
@@ -38,14 +38,14 @@ def write_pretrained(path: Path, seed: int = 7, **changes: Any) -> Path:
     return path
 
 
-def tuning(data: Path, out: Path, pretrained: Path | None, **said: Any) -> FinetuneConfig:
+def tiny_tuning(data: Path, out: Path, pretrained: Path | None, **overrides: Any) -> FinetuneConfig:
     """Three epochs of three steps in each mode, two of them profiled."""
-    usual: dict[str, Any] = {"epochs": None if "iterations" in said else 3, "lr": 0.01}
-    given = {**usual, **said}
-    training = {name: given.pop(name) for name in list(given) if name in _TRAINING}
+    defaults: dict[str, Any] = {"epochs": None if "iterations" in overrides else 3, "lr": 0.01}
+    settings = {**defaults, **overrides}
+    training = {name: settings.pop(name) for name in list(settings) if name in _TRAINING}
     training.setdefault("recipe", None if training.get("protocol") == "paper" else "patient")
     training = {"model": "umamba", "window": 16, "data": str(data), **training}
     config = TrainConfig(out=out, batch_size=4, device="cpu", **training)
-    rule = given.get("rule")
+    rule = settings.get("rule")
     profiled = None if rule is not None and rule.pattern is not None else 2
-    return FinetuneConfig(config, pretrained, **{"profile_iterations": profiled, **given})
+    return FinetuneConfig(config, pretrained, **{"profile_iterations": profiled, **settings})

@@ -74,12 +74,12 @@ def _zip_bomb() -> bytes:
     # ZIP64 would be needed for the true length of such a member: the field holds at most 4 GiB.
     directory = content.index(b"PK\1\2")
     size = struct.pack("<Q", 4_900_000_000)
-    extra = struct.pack("<HH", 1, 8) + size
+    extra_field = struct.pack("<HH", 1, 8) + size
     name_length = struct.unpack_from("<H", content, directory + 28)[0]
     struct.pack_into("<I", content, directory + 24, 0xFFFFFFFF)
-    struct.pack_into("<H", content, directory + 30, len(extra))
+    struct.pack_into("<H", content, directory + 30, len(extra_field))
     at = directory + 46 + name_length
-    content[at:at] = extra
+    content[at:at] = extra_field
     end = content.index(b"PK\5\6")
     struct.pack_into("<I", content, end + 12, struct.unpack_from("<I", content, end + 12)[0] + 12)
     return bytes(content)
@@ -88,11 +88,11 @@ def _zip_bomb() -> bytes:
 def _write_hdf5(folder: Path) -> None:
     import h5py
 
-    outside = folder.parent / "outside"
-    outside.mkdir(exist_ok=True)
+    external_folder = folder.parent / "outside"
+    external_folder.mkdir(exist_ok=True)
     secret = np.full((8, 8), SECRET, np.uint8)
-    (outside / "raw").write_bytes(secret.tobytes())
-    with h5py.File(outside / "secret.h5", "w") as file:
+    (external_folder / "raw").write_bytes(secret.tobytes())
+    with h5py.File(external_folder / "secret.h5", "w") as file:
         file["mask"] = secret
     with h5py.File(folder / "link.h5", "w") as file:
         file["mask"] = h5py.ExternalLink("../outside/secret.h5", "mask")
@@ -102,7 +102,7 @@ def _write_hdf5(folder: Path) -> None:
     with h5py.File(folder / "loop.h5", "w") as file:
         file["mask"] = h5py.SoftLink("/mask")
     with h5py.File(folder / "raw.h5", "w") as file:
-        file.create_dataset("mask", (8, 8), "u1", external=[(str(outside / "raw"), 0, 64)])
+        file.create_dataset("mask", (8, 8), "u1", external=[(str(external_folder / "raw"), 0, 64)])
     with h5py.File(folder / "virtual.h5", "w") as file:
         layout = h5py.VirtualLayout(shape=(8, 8), dtype="u1")
         layout[:] = h5py.VirtualSource("../outside/secret.h5", "mask", shape=(8, 8))
@@ -113,7 +113,7 @@ def _write_hdf5(folder: Path) -> None:
         file.create_group("mask")
     with h5py.File(folder / "text.h5", "w") as file:
         file["mask"] = ["a", "b"]
-    (folder / "cut.h5").write_bytes((outside / "secret.h5").read_bytes()[:700])
+    (folder / "cut.h5").write_bytes((external_folder / "secret.h5").read_bytes()[:700])
 
 
 def _write_nifti(folder: Path) -> None:

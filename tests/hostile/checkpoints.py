@@ -39,7 +39,7 @@ class Call:
 def attacks(sentinel: Path) -> dict[str, object]:
     """Objects that would make the file `sentinel`, were any of them unpickled."""
     name, code = str(sentinel), f"open({str(sentinel)!r}, 'w').close()"
-    touch = partial(open, name, "w")
+    create_file = partial(open, name, "w")
     return {
         "system": Call(os.system, f"touch {name}"),
         "popen": Call(os.popen, f"touch {name}"),
@@ -50,7 +50,7 @@ def attacks(sentinel: Path) -> dict[str, object]:
         "Popen": Call(subprocess.Popen, ["touch", name]),
         "touch": Call(Path.touch, sentinel),
         "makedirs": Call(os.makedirs, name),
-        "partial": touch,
+        "partial": create_file,
         "map": Call(list, Call(map, Call(eval, f"lambda _: {code}"), [1])),
         "getattr": Call(getattr, Call(__import__, "os"), "system"),
         "nested": Call(dict, [("a", Call(list, [Call(os.system, f"touch {name}")]))]),
@@ -68,10 +68,13 @@ Rewrite = Callable[[State], bytes]
 
 def contents(state: State, sentinel: Path) -> Iterator[tuple[str, bytes]]:
     """Names and bytes of files, of which none holds the weights of the network undamaged."""
-    few = dict(list(state.items())[:2])
+    two_tensors = dict(list(state.items())[:2])
     for name, attack in attacks(sentinel).items():
-        yield f"{name} in a zip.pth", torch_bytes({"model": few, "x": attack})
-        yield f"{name} in the legacy form.pth", torch_bytes({"model": few, "x": attack}, False)
+        yield f"{name} in a zip.pth", torch_bytes({"model": two_tensors, "x": attack})
+        yield (
+            f"{name} in the legacy form.pth",
+            torch_bytes({"model": two_tensors, "x": attack}, False),
+        )
         yield f"{name} in a pickle.pkl", pickle.dumps(attack)
     yield from _other_tensors(state)
     yield from _other_names(state)
@@ -138,22 +141,22 @@ def _other_names(state: State) -> Iterator[tuple[str, bytes]]:
     yield "many names.pth", torch_bytes({**state, **{f"a.{n}": torch.ones(1) for n in range(3000)}})
     yield "numbers as names.pth", torch_bytes(dict(enumerate(state.values())))
     yield "no tensors.pth", torch_bytes(dict.fromkeys(names, 1.0))
-    deep: dict[str, Any] = {"model": state}
+    nested: dict[str, Any] = {"model": state}
     for _ in range(300):
-        deep = {"model": deep}
-    yield "nested.pth", torch_bytes(deep)
+        nested = {"model": nested}
+    yield "nested.pth", torch_bytes(nested)
     loop: dict[str, Any] = {"epoch": 1}
     loop["model"] = loop
     yield "holds itself.pth", torch_bytes(loop)
 
 
 def _archives(state: State) -> Iterator[tuple[str, bytes]]:
-    whole = torch_bytes(state)
+    valid = torch_bytes(state)
     for share in (0.01, 0.2, 0.5, 0.8, 0.99):
-        yield f"cut at {share}.pth", whole[: int(share * len(whole))]
-        yield f"cut legacy at {share}.pth", torch_bytes(state, False)[: int(share * len(whole))]
-    yield "less its first bytes.pth", whole[100:]
-    members = _members(whole)
+        yield f"cut at {share}.pth", valid[: int(share * len(valid))]
+        yield f"cut legacy at {share}.pth", torch_bytes(state, False)[: int(share * len(valid))]
+    yield "less its first bytes.pth", valid[100:]
+    members = _members(valid)
     root = next(iter(members)).split("/")[0]
     yield "no data.pth", zipped({k: v for k, v in members.items() if "/data/" not in k})
     yield "outside.pth", zipped({f"../../{k}": v for k, v in members.items()})
@@ -164,9 +167,9 @@ def _archives(state: State) -> Iterator[tuple[str, bytes]]:
     )
     yield "bomb.pth", _bomb(members, root)
     yield "encrypted.pth", _flagged(zipped(members))
-    yield "links.pth.tar", _tar_of_links(whole)
-    yield "outside.tar", _tar({"../../outside.pth": whole, "/tmp/outside.pth": whole})
-    yield "lies about its size.pth", whole.replace(b"PK\1\2", b"PK\1\2", 1)[:-30] + b"\xff" * 30
+    yield "links.pth.tar", _tar_of_links(valid)
+    yield "outside.tar", _tar({"../../outside.pth": valid, "/tmp/outside.pth": valid})
+    yield "lies about its size.pth", valid.replace(b"PK\1\2", b"PK\1\2", 1)[:-30] + b"\xff" * 30
     legacy = io.BytesIO()
     with tarfile.open(fileobj=legacy, mode="w") as archive:
         for name, content in {"sys_info": b"", "pickle": pickle.dumps(1), "storages": b"",
@@ -177,8 +180,8 @@ def _archives(state: State) -> Iterator[tuple[str, bytes]]:
     yield "torch's oldest form.pth", legacy.getvalue()
 
 
-def _members(whole: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+def _members(valid: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(valid)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
@@ -194,11 +197,11 @@ def zipped(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> by
 def _bomb(members: Mapping[str, bytes], root: str) -> bytes:
     """An archive of torch whose one storage of 200 MB is packed into 1 MB."""
     million = torch.zeros(1_000_000)
-    small = _members(torch_bytes({"x": million}))
-    top = next(iter(small)).split("/")[0]
+    small_members = _members(torch_bytes({"x": million}))
+    top = next(iter(small_members)).split("/")[0]
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, content in small.items():
+        for name, content in small_members.items():
             if name == f"{top}/data/0":
                 with archive.open(name, "w", force_zip64=True) as member:
                     for _ in range(50):
@@ -211,11 +214,11 @@ def _bomb(members: Mapping[str, bytes], root: str) -> bytes:
 
 def _flagged(content: bytes) -> bytes:
     """The archive with the mark of encryption on each member."""
-    changed, at = bytearray(content), 0
-    while (at := content.find(b"PK\1\2", at)) >= 0:
-        changed[at + 8] |= 1
-        at += 4
-    return bytes(changed)
+    flagged, offset = bytearray(content), 0
+    while (offset := content.find(b"PK\1\2", offset)) >= 0:
+        flagged[offset + 8] |= 1
+        offset += 4
+    return bytes(flagged)
 
 
 def _tar(members: Mapping[str, bytes]) -> bytes:
@@ -228,7 +231,7 @@ def _tar(members: Mapping[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def _tar_of_links(whole: bytes) -> bytes:
+def _tar_of_links(valid: bytes) -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
         for name, target in {"weights.pth": "/etc/passwd", "up": "../.."}.items():
@@ -236,8 +239,8 @@ def _tar_of_links(whole: bytes) -> bytes:
             info.type, info.linkname = tarfile.SYMTYPE, target
             archive.addfile(info)
         info = tarfile.TarInfo("up/outside.pth")
-        info.size = len(whole)
-        archive.addfile(info, io.BytesIO(whole))
+        info.size = len(valid)
+        archive.addfile(info, io.BytesIO(valid))
     return file.getvalue()
 
 
@@ -248,25 +251,29 @@ def safe(header: str | bytes, body: bytes = b"", length: int | None = None) -> b
 
 
 def _safetensors(state: State) -> Iterator[tuple[str, bytes]]:
-    whole = save(state)
+    content = save(state)
     for share in (0.001, 0.1, 0.5, 0.99):
-        yield f"cut at {share}.safetensors", whole[: max(9, int(share * len(whole)))]
-    one = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+        yield f"cut at {share}.safetensors", content[: max(9, int(share * len(content)))]
+    tensor_header = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
     yield "huge header.safetensors", safe("{", length=2**39)
     yield "largest header.safetensors", safe("{", length=2**64 - 1)
     yield "no header.safetensors", safe("", length=0)
     yield "header of a list.safetensors", safe("[1]")
     yield "deep header.safetensors", safe('{"a":' * 50_000)
-    yield "overlapping.safetensors", safe(f'{{"a":{one},"b":{one}}}', bytes(8))
+    yield "overlapping.safetensors", safe(f'{{"a":{tensor_header},"b":{tensor_header}}}', bytes(8))
     yield (
         "a gap.safetensors",
         safe(
-            f'{{"a":{one},"b":{{"dtype":"F32","shape":[2],"data_offsets":[100,108]}}}}', bytes(108)
+            f'{{"a":{tensor_header},"b":{{"dtype":"F32","shape":[2],"data_offsets":[100,108]}}}}',
+            bytes(108),
         ),
     )
     yield "backwards.safetensors", safe('{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}',
                                         bytes(8))  # fmt: skip
-    yield "twice the name.safetensors", safe(f'{{"a":{one},"a":{one}}}', bytes(8))
+    yield (
+        "twice the name.safetensors",
+        safe(f'{{"a":{tensor_header},"a":{tensor_header}}}', bytes(8)),
+    )
     yield (
         "shape of a trillion.safetensors",
         safe('{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,8]}}', bytes(8)),
@@ -283,27 +290,33 @@ def _safetensors(state: State) -> Iterator[tuple[str, bytes]]:
         "unknown numbers.safetensors",
         safe('{"a":{"dtype":"F4","shape":[16],"data_offsets":[0,8]}}', bytes(8)),
     )
-    yield "broken letters.safetensors", safe(b'{"\xff\xfe":' + one.encode() + b"}", bytes(8))
+    yield (
+        "broken letters.safetensors",
+        safe(b'{"\xff\xfe":' + tensor_header.encode() + b"}", bytes(8)),
+    )
     yield (
         "metadata of numbers.safetensors",
-        safe(f'{{"__metadata__":{{"a":1}},"b":{one}}}', bytes(8)),
+        safe(f'{{"__metadata__":{{"a":1}},"b":{tensor_header}}}', bytes(8)),
     )
     metadata = json.dumps({"robust": '{"schema_version": 1e999, "task": ["cls"]}'})
     yield (
         "our metadata broken.safetensors",
-        safe(f'{{"__metadata__":{metadata},"b":{one}}}', bytes(8)),
+        safe(f'{{"__metadata__":{metadata},"b":{tensor_header}}}', bytes(8)),
     )
 
 
 def _pickles(state: State, sentinel: Path) -> Iterator[tuple[str, bytes]]:
     """Pickles written by hand, which `pickle.dumps` would not write."""
-    touch = f"touch {sentinel}".encode()
-    yield "opcode i.pkl", b"(S'" + touch + b"'\nios\nsystem\n."
-    yield "opcode o.pkl", b"(cos\nsystem\nS'" + touch + b"'\no."
-    yield "opcode obj in dict.pkl", b"}S'x'\n(cos\nsystem\nS'" + touch + b"'\nos."
+    touch_command = f"touch {sentinel}".encode()
+    yield "opcode i.pkl", b"(S'" + touch_command + b"'\nios\nsystem\n."
+    yield "opcode o.pkl", b"(cos\nsystem\nS'" + touch_command + b"'\no."
+    yield "opcode obj in dict.pkl", b"}S'x'\n(cos\nsystem\nS'" + touch_command + b"'\nos."
     yield (
         "stack global.pkl",
-        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c" + bytes([len(touch)]) + touch + b"\x85R.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c"
+        + bytes([len(touch_command)])
+        + touch_command
+        + b"\x85R.",
     )
     yield "extension.pkl", b"\x80\x02\x82\x01."
     yield "persistent.pkl", b"P0\n."

@@ -51,23 +51,23 @@ def photo(seed: int = 0, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
     return Image.fromarray((ramp + generator.integers(0, 55, ramp.shape)).astype(np.uint8))
 
 
-def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
     """The bytes of `image` in a format."""
     file = io.BytesIO()
-    image.save(file, form, **options)
+    image.save(file, image_format, **options)
     return file.getvalue()
 
 
-def shown(content: bytes) -> NDArray[np.uint8]:
+def pillow_pixels(content: bytes) -> NDArray[np.uint8]:
     """The pixels that Pillow alone gives."""
     with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def plain(form: str) -> bytes:
+def undamaged_file(image_format: str) -> bytes:
     """An undamaged file."""
     image = photo()
-    return encoded(image.convert("P") if form == "GIF" else image, form)
+    return encoded(image.convert("P") if image_format == "GIF" else image, image_format)
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
@@ -76,11 +76,16 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(
-    width: int, height: int, data: bytes, *more: bytes, depth: int = 8, colour: int = 2
+    width: int, height: int, data: bytes, *extra_chunks: bytes, depth: int = 8, colour: int = 2
 ) -> bytes:
     """A PNG of these chunks, whose header says what it is told."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    chunks = (png_chunk(b"IHDR", header), *more, png_chunk(b"IDAT", data), png_chunk(b"IEND", b""))
+    chunks = (
+        png_chunk(b"IHDR", header),
+        *extra_chunks,
+        png_chunk(b"IDAT", data),
+        png_chunk(b"IEND", b""),
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -90,10 +95,10 @@ def tiff(*entries: tuple[int, int, int, int], following: int = 0) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + struct.pack("<I", following)
 
 
-def progressive_bomb(scans: int, side: int) -> bytes:
+def progressive_bomb(scans: int, size: int) -> bytes:
     """A progressive JPEG whose every scan passes over all pixels and says nothing."""
     table = bytes([0x10, 1, *[0] * 15, 0xE0])  # an AC table of one code: a run of 32767 blocks
-    blocks = (-(-side // 8)) ** 2
+    blocks = (-(-size // 8)) ** 2
     runs = -(-blocks // (1 << 14))
     bits = "".join("0" + format(0, "014b") for _ in range(runs))
     packed = int(bits.ljust(-(-len(bits) // 8) * 8, "1"), 2).to_bytes(-(-len(bits) // 8), "big")
@@ -101,7 +106,7 @@ def progressive_bomb(scans: int, side: int) -> bytes:
     scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 63, 0) + packed
     return b"".join((
         b"\xff\xd8", b"\xff\xdb" + struct.pack(">HB", 67, 0) + bytes([1] * 64),
-        b"\xff\xc2" + struct.pack(">HBHHBBBB", 11, 8, side, side, 1, 1, 0x11, 0),
+        b"\xff\xc2" + struct.pack(">HBHHBBBB", 11, 8, size, size, 1, 1, 0x11, 0),
         b"\xff\xc4" + struct.pack(">H", 2 + len(table)) + table, scan * scans, b"\xff\xd9",
     ))  # fmt: skip
 
@@ -115,30 +120,35 @@ def corpus() -> list[HostileImage]:
 
 
 def _truncated() -> Iterator[HostileImage]:
-    for form in FORMATS:
-        content, suffix = plain(form), _SUFFIXES.get(form, form.lower())
-        pixels = shown(content)
+    for image_format in FORMATS:
+        content, suffix = (
+            undamaged_file(image_format),
+            _SUFFIXES.get(image_format, image_format.lower()),
+        )
+        pixels = pillow_pixels(content)
         for share in _SHARES:
-            cut = content[: int(share * len(content))]
-            yield HostileImage(f"cut at {share}.{suffix}", cut, pixels, refusable=True)
+            truncated = content[: int(share * len(content))]
+            yield HostileImage(f"cut at {share}.{suffix}", truncated, pixels, refusable=True)
         for missing in (1, 2, 12):
             yield HostileImage(f"less {missing}.{suffix}", content[:-missing], pixels, True)
         yield HostileImage(f"empty.{suffix}", b"")
         yield HostileImage(f"first byte.{suffix}", content[:1])
-        other = FORMATS[(FORMATS.index(form) + 1) % len(FORMATS)]
-        yield HostileImage(f"really {form}.{other.lower()}", content, pixels)
+        other_format = FORMATS[(FORMATS.index(image_format) + 1) % len(FORMATS)]
+        yield HostileImage(f"really {image_format}.{other_format.lower()}", content, pixels)
         yield HostileImage(f"with a tail.{suffix}", content + b"MZ" * 500, pixels, True)
 
 
 def _flipped() -> Iterator[HostileImage]:
     """PNG alone notices each changed byte of its pixels; others may show other pixels."""
-    content = plain("PNG")
-    pixels, start = shown(content), content.index(b"IDAT") + 4
+    content = undamaged_file("PNG")
+    pixels, start = pillow_pixels(content), content.index(b"IDAT") + 4
     for n in range(8):
-        drawn = random.Random(f"flipped {n}")
-        changed = bytearray(content)
-        changed[drawn.randrange(start, len(content) - 20)] ^= 1 << drawn.randrange(8)
-        yield HostileImage(f"flipped bit {n}.png", bytes(changed), pixels, refusable=True)
+        generator = random.Random(f"flipped {n}")
+        changed_content = bytearray(content)
+        changed_content[generator.randrange(start, len(content) - 20)] ^= 1 << generator.randrange(
+            8
+        )
+        yield HostileImage(f"flipped bit {n}.png", bytes(changed_content), pixels, refusable=True)
 
 
 def _bombs() -> Iterator[HostileImage]:
@@ -153,7 +163,7 @@ def _bombs() -> Iterator[HostileImage]:
     yield HostileImage("bomb in a profile.png", png(4, 4, zlib.compress(bytes(52)), png_chunk(
         b"iCCP", b"icc\0\0" + zlib.compress(bytes(80_000_000), 9)
     )), np.zeros((4, 4, 3), np.uint8), refusable=True)  # fmt: skip
-    jpeg = bytearray(plain("JPEG"))
+    jpeg = bytearray(undamaged_file("JPEG"))
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_500, 65_500)
     yield HostileImage("bomb of 65,500 x 65,500.jpg", bytes(jpeg))
@@ -168,10 +178,10 @@ def _bombs() -> Iterator[HostileImage]:
     yield HostileImage("many strips.tif", tiff(
         *size, (259, 3, 1, 8), (273, 4, 2**31, 8), (277, 3, 1, 1), (279, 4, 2**31, 9)
     ))  # fmt: skip
-    gif = bytearray(plain("GIF"))
+    gif = bytearray(undamaged_file("GIF"))
     gif[6:10] = struct.pack("<HH", 65_535, 65_535)
     yield HostileImage("bomb of 65,535 x 65,535.gif", bytes(gif))
-    bmp = bytearray(plain("BMP"))
+    bmp = bytearray(undamaged_file("BMP"))
     bmp[18:26] = struct.pack("<ii", 60_000, 60_000)
     yield HostileImage("bomb of 60,000 x 60,000.bmp", bytes(bmp))
     bmp[18:26] = struct.pack("<ii", SIDE, -(2**31))
@@ -186,21 +196,25 @@ def _unusual() -> Iterator[HostileImage]:
     """Files that are odd and whole."""
     image = photo()
     frames = [photo(seed) for seed in range(1, 4)]
-    for form in ("GIF", "WEBP", "PNG", "TIFF"):
-        content = encoded(image, form, save_all=True, append_images=frames)
-        yield HostileImage(f"animated.{form.lower()}", content, shown(content))
+    for image_format in ("GIF", "WEBP", "PNG", "TIFF"):
+        content = encoded(image, image_format, save_all=True, append_images=frames)
+        yield HostileImage(f"animated.{image_format.lower()}", content, pillow_pixels(content))
     many = encoded(image.convert("L"), "TIFF", save_all=True, append_images=[
         Image.new("L", (1, 1)) for _ in range(300)
     ])  # fmt: skip
-    yield HostileImage("301 directories.tif", many, shown(many))
-    wide = np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE) * 113
-    high = np.repeat((wide >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    for form in ("PNG", "TIFF"):
-        content = encoded(Image.fromarray(wide), form)
-        yield HostileImage(f"16 bits.{form.lower()}", content, high)
-    yield HostileImage("32 bits.tif", encoded(Image.fromarray(wide.astype(np.int32)), "TIFF"))
-    yield HostileImage("numbers.tif", encoded(Image.fromarray(wide.astype(np.float32)), "TIFF"))
-    for mode, form in (
+    yield HostileImage("301 directories.tif", many, pillow_pixels(many))
+    wide_values = np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE) * 113
+    high = np.repeat((wide_values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    for image_format in ("PNG", "TIFF"):
+        content = encoded(Image.fromarray(wide_values), image_format)
+        yield HostileImage(f"16 bits.{image_format.lower()}", content, high)
+    yield HostileImage(
+        "32 bits.tif", encoded(Image.fromarray(wide_values.astype(np.int32)), "TIFF")
+    )
+    yield HostileImage(
+        "numbers.tif", encoded(Image.fromarray(wide_values.astype(np.float32)), "TIFF")
+    )
+    for mode, image_format in (
         *(("CMYK", "JPEG"), ("CMYK", "TIFF"), ("YCbCr", "JPEG"), ("YCbCr", "TIFF"), ("L", "JPEG")),
         *(("1", "PNG"), ("1", "TIFF"), ("L", "PNG"), ("LA", "PNG"), ("RGBA", "PNG"), ("P", "PNG")),
         *(
@@ -212,45 +226,47 @@ def _unusual() -> Iterator[HostileImage]:
             ("1", "PPM"),
         ),
     ):
-        content = encoded(image.convert(mode), form)
-        yield HostileImage(f"{mode}.{form.lower()}", content, shown(content))
+        content = encoded(image.convert(mode), image_format)
+        yield HostileImage(f"{mode}.{image_format.lower()}", content, pillow_pixels(content))
     lab = encoded(Image.frombytes("LAB", image.size, image.tobytes()), "TIFF")
-    yield HostileImage("LAB.tif", lab, shown(lab))
+    yield HostileImage("LAB.tif", lab, pillow_pixels(lab))
     palette = encoded(image.convert("P"), "PNG", transparency=bytes(range(256)))
-    yield HostileImage("palette with alpha.png", palette, shown(palette))
+    yield HostileImage("palette with alpha.png", palette, pillow_pixels(palette))
     clear = image.convert("RGBA")
     clear.putalpha(0)
-    yield HostileImage("transparent.png", encoded(clear, "PNG"), shown(encoded(image, "PNG")))
+    yield HostileImage(
+        "transparent.png", encoded(clear, "PNG"), pillow_pixels(encoded(image, "PNG"))
+    )
     for orientation in (*range(9), 255):
         exif = Image.Exif()
         exif[0x0112] = orientation
         content = encoded(image, "JPEG", exif=exif)
-        yield HostileImage(f"orientation {orientation}.jpg", content, shown(content))
-    bare = shown(encoded(image, "JPEG"))
+        yield HostileImage(f"orientation {orientation}.jpg", content, pillow_pixels(content))
+    pixels_without_profile = pillow_pixels(encoded(image, "JPEG"))
     for name, exif in {
         "no EXIF": b"Exif\0\0", "cut EXIF": b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
         "looping EXIF": b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x8769, 4, 1, 8, 8),
         "zeros as EXIF": b"Exif\0\0" + bytes(1000),
         "noise as EXIF": b"Exif\0\0" + bytes(range(256)),
     }.items():  # fmt: skip
-        yield HostileImage(f"{name}.jpg", encoded(image, "JPEG", exif=exif), bare)
+        yield HostileImage(f"{name}.jpg", encoded(image, "JPEG", exif=exif), pixels_without_profile)
     for size in (1, 100, 3_000_000):
         profile = bytes(random.Random(size).randbytes(size))
-        for form in ("JPEG", "PNG", "TIFF", "WEBP"):
-            content = encoded(image, form, icc_profile=profile)
-            expected = shown(encoded(image, form))
-            name = f"profile of {size} bytes.{form.lower()}"
+        for image_format in ("JPEG", "PNG", "TIFF", "WEBP"):
+            content = encoded(image, image_format, icc_profile=profile)
+            expected = pillow_pixels(encoded(image, image_format))
+            name = f"profile of {size} bytes.{image_format.lower()}"
             yield HostileImage(name, content, expected, refusable=size > 1_000_000)
     yield HostileImage("comments.jpg", b"\xff\xd8" + (
         b"\xff\xfe\xff\xff" + bytes(65_533)
-    ) * 40 + encoded(image, "JPEG")[2:], bare)  # fmt: skip
+    ) * 40 + encoded(image, "JPEG")[2:], pixels_without_profile)  # fmt: skip
     for width, height in ((1, 1), (1, 3000), (3000, 1)):
         content = encoded(photo(size=(height, width)), "PNG")
-        yield HostileImage(f"{width} x {height}.png", content, shown(content))
+        yield HostileImage(f"{width} x {height}.png", content, pillow_pixels(content))
 
 
 def _not_images() -> Iterator[HostileImage]:
-    jpeg = plain("JPEG")
+    jpeg = undamaged_file("JPEG")
     for name, content in {
         "text.png": b"This is no picture.\n", "zeros.png": bytes(5000), "zeros.jpg": bytes(5000),
         "ones.tif": b"\xff" * 5000, "page.jpg": b"<!DOCTYPE html><html><script>1</script></html>",
@@ -287,12 +303,12 @@ def _structures() -> Iterator[HostileImage]:
     yield HostileImage("colour 9.png", png(SIDE, SIDE, data, colour=9))
     yield HostileImage("no palette.png", png(SIDE, SIDE, data, colour=3), black, True)
     yield HostileImage("filter 99.png", png(SIDE, SIDE, zlib.compress(b"\x63" * (73 * SIDE))))
-    content = plain("PNG")
+    content = undamaged_file("PNG")
     yield HostileImage("wrong checksum.png", content[:29] + b"\0\0\0\0" + content[33:])
     long = content[:33] + b"\xff\xff\xff\xff" + content[37:]
-    yield HostileImage("long chunk.png", long, shown(content), refusable=True)
-    empty = content[:33] + png_chunk(b"tEXt", b"") * 2000 + content[33:]
-    yield HostileImage("empty chunks.png", empty, shown(content), refusable=True)
+    yield HostileImage("long chunk.png", long, pillow_pixels(content), refusable=True)
+    empty_chunks = content[:33] + png_chunk(b"tEXt", b"") * 2000 + content[33:]
+    yield HostileImage("empty chunks.png", empty_chunks, pillow_pixels(content), refusable=True)
     yield HostileImage("looping directories.tif", tiff((256, 3, 1, 4), (257, 3, 1, 4), following=8))
     yield HostileImage("directory far away.tif", b"II*\0" + struct.pack("<I", 2**32 - 2))
     yield HostileImage("65,535 entries.tif", b"II*\0" + struct.pack("<IH", 8, 65_535) + bytes(600))
@@ -300,8 +316,8 @@ def _structures() -> Iterator[HostileImage]:
         (256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1),
         (273, 4, 1, 2**32 - 10), (277, 3, 1, 1), (278, 4, 1, 4), (279, 4, 1, 16),
     ))  # fmt: skip
-    jpeg = plain("JPEG")
+    jpeg = undamaged_file("JPEG")
     for marker in (0xC0, 0xC4, 0xDA, 0xDB):
-        at = jpeg.index(bytes((0xFF, marker)))
-        broken = jpeg[: at + 2] + b"\xff\xff" + jpeg[at + 4 :]
-        yield HostileImage(f"long marker {marker:x}.jpg", broken)
+        offset = jpeg.index(bytes((0xFF, marker)))
+        damaged = jpeg[: offset + 2] + b"\xff\xff" + jpeg[offset + 4 :]
+        yield HostileImage(f"long marker {marker:x}.jpg", damaged)

@@ -61,8 +61,8 @@ class Browser:
     def __enter__(self) -> Browser:
         try:
             target = self.call("Target.createTarget", url="about:blank")["targetId"]
-            attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-            self._session = attached["sessionId"]
+            session = self.call("Target.attachToTarget", targetId=target, flatten=True)
+            self._session = session["sessionId"]
             for domain in ("Page", "Runtime", "Log", "Network"):
                 self.call(f"{domain}.enable")
         except BaseException:
@@ -99,9 +99,9 @@ class Browser:
         while content:
             content = content[os.write(self._write, content) :]
         self._until(lambda: number in self._answers, method)
-        answer = self._answers.pop(number)
-        assert "error" not in answer, f"{method}: {answer['error']}"
-        result: dict[str, Any] = answer["result"]
+        reply = self._answers.pop(number)
+        assert "error" not in reply, f"{method}: {reply['error']}"
+        result: dict[str, Any] = reply["result"]
         return result
 
     def open(self, page: Path, *, width: int = 1300, height: int = 900, dark: bool = False) -> None:
@@ -132,11 +132,11 @@ class Browser:
 
     def js(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
-        answer = self.call(
+        reply = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
+        assert "exceptionDetails" not in reply, reply["exceptionDetails"]
+        return reply["result"].get("value")
 
     def key(self, key: str, code: int, text: str = "") -> None:
         """Presses and releases a key."""
@@ -160,18 +160,20 @@ class Browser:
                 button="left", clickCount=1,
             )  # fmt: skip
 
-    def screenshot(self, path: Path, *, full: bool = True) -> Path:
+    def screenshot(self, path: Path, *, whole_page: bool = True) -> Path:
         """A PNG of the page, or of what is in the window."""
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=full)
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole_page)
         path.write_bytes(base64.b64decode(shot["data"]))
         return path
 
-    def _until(self, done: Any, what: str) -> None:
-        end = time.monotonic() + SECONDS
-        while not done():
-            wait = end - time.monotonic()
-            assert wait > 0, f"Chromium did not answer `{what}` within {SECONDS:.0f} s"
-            if not select.select([self._read], [], [], min(wait, 1))[0]:
+    def _until(self, is_done: Any, description: str) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not is_done():
+            seconds_left = deadline - time.monotonic()
+            assert seconds_left > 0, (
+                f"Chromium did not answer `{description}` within {SECONDS:.0f} s"
+            )
+            if not select.select([self._read], [], [], min(seconds_left, 1))[0]:
                 assert self._process.poll() is None, "Chromium has ended"
                 continue
             content = os.read(self._read, 1 << 20)

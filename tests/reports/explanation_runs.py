@@ -96,8 +96,11 @@ def _write_block(
     kinds = ("true", "predicted") if method.targeted else ("none",)
     rows, maps, photos, pictures, ids, views = [], [], [], [], [], []
     for i, image_id in enumerate(plan.ids[: plan.done]):
-        flips, true = i % 3 == 0, i % 4
-        answers = {"clean": true, "transformed": (true + 1) % 4 if flips else true}
+        flips, true_class = i % 3 == 0, i % 4
+        predictions = {
+            "clean": true_class,
+            "transformed": (true_class + 1) % 4 if flips else true_class,
+        }
         shift = 1 + plan.further * flips + 0.2 * draw.random()
         for view in ("clean", "transformed")[: 1 if cell == CLEAN else 2]:
             photo = np.full((SIDE, SIDE, 3), 90, dtype=np.uint8)
@@ -106,9 +109,13 @@ def _write_block(
             ids.append(image_id)
             views.append(view)
             for kind in kinds:
-                moved = view == "transformed"
-                target = {"true": true, "predicted": answers["transformed"], "none": None}[kind]
-                relevance = spot(6, 5 + moved * shift) - 0.6 * spot(12, 12)
+                is_transformed = view == "transformed"
+                target = {
+                    "true": true_class,
+                    "predicted": predictions["transformed"],
+                    "none": None,
+                }[kind]
+                relevance = spot(6, 5 + is_transformed * shift) - 0.6 * spot(12, 12)
                 maps.append(relevance)
                 pictures.append(np.roll(photos[-1], 3, axis=0))
                 rows.append(
@@ -118,8 +125,8 @@ def _write_block(
                         "target_kind": kind, "target_class": target,
                         "target_label": None if target is None else plan.labels[target],
                         "probability": None if target is None else
-                        (0.8 if target == answers[view] else 0.06),
-                        "prediction": answers[view], "true_class": true,
+                        (0.8 if target == predictions[view] else 0.06),
+                        "prediction": predictions[view], "true_class": true_class,
                         "flipped": None if cell == CLEAN else flips,
                         "array_file": path.with_suffix(".npz").relative_to(run).as_posix(),
                         "array_index": len(maps) - 1, "photo_index": len(photos) - 1,
@@ -127,9 +134,9 @@ def _write_block(
                            if method.kind == "localised" else {}),
                     }
                 )  # fmt: skip
-    made = np.array(pictures, dtype=np.uint8) if method.kind == "learned" else None
+    picture_array = np.array(pictures, dtype=np.uint8) if method.kind == "learned" else None
     arrays = Arrays(
-        np.array(maps, dtype=np.float16), np.array(photos), tuple(ids), tuple(views), made
+        np.array(maps, dtype=np.float16), np.array(photos), tuple(ids), tuple(views), picture_array
     )
     write_block(path, rows, arrays)
 

@@ -32,7 +32,7 @@ def line_of(page: str, start: str) -> list[str]:
     return [cell.strip() for cell in lines[0].strip("|").split("|")]
 
 
-def opening(page: str) -> str:
+def introduction(page: str) -> str:
     """What stands before the first section."""
     return page.split("\n## ")[0]
 
@@ -51,11 +51,11 @@ def assert_states(complete: str, states: Mapping[str, str], name: str) -> None:
     The file has, per state, the lines that its page lacks (-, their beginnings) or has in addition
     (+) against the page `complete`; how wide the columns of tables are does not count.
     """
-    shown = []
+    file_lines = []
     for state, page in states.items():
         lines = list(unified_diff(_plain(complete), _plain(page), n=0, lineterm=""))[2:]
-        shown += [f"=== {state}", *(_short(line) for line in lines if line.strip("+-@ "))]
-    _assert_file("\n".join(line for line in shown if line) + "\n", f"{name}.diff")
+        file_lines += [f"=== {state}", *(_short(line) for line in lines if line.strip("+-@ "))]
+    _assert_file("\n".join(line for line in file_lines if line) + "\n", f"{name}.diff")
 
 
 def _plain(page: str) -> list[str]:

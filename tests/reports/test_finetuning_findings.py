@@ -113,8 +113,8 @@ def test_a_run_that_only_profiles_has_no_lines(tmp_path: Path) -> None:
 
 def test_every_column_is_documented() -> None:
     section = FORMATS.read_text(encoding="utf-8").split("## Fine-tuning")[1]
-    named = set(re.findall(r"`([a-z_0-9]+)`", section))
-    assert set(SEGMENTER_MODE_COLUMNS) <= named
+    column_names = set(re.findall(r"`([a-z_0-9]+)`", section))
+    assert set(SEGMENTER_MODE_COLUMNS) <= column_names
 
 
 def test_relaxed_numbers_are_of_data_with_a_tolerance(tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_freezing_is_compared_with_full_on_the_same_images(findings: FinetuningF
     assert freeze.training.test is not None
     assert full is not None
     assert full.training.test is not None
-    gained = dice(freeze.training.test.rows) - dice(full.training.test.rows)
-    assert first.dice == pytest.approx(gained.mean()), "every image is its own group"
+    gain = dice(freeze.training.test.rows) - dice(full.training.test.rows)
+    assert first.dice == pytest.approx(gain.mean()), "every image is its own group"
     assert first.low is not None
     assert first.high is not None
     assert first.low < first.dice < first.high < 0
@@ -161,10 +161,10 @@ def test_the_middle_half_stands_around_the_median(findings: FinetuningFindings) 
     speed = pace(freeze)
     assert speed is not None
     seconds = freeze.steps["seconds"].to_numpy()[10:]
-    before = pace_before(freeze)
-    assert before is not None
-    assert (speed.iterations, before.iterations) == (50, 10)
-    assert before.median == pytest.approx(np.median(freeze.steps["seconds"].to_numpy()[:10]))
+    earlier_pace = pace_before(freeze)
+    assert earlier_pace is not None
+    assert (speed.iterations, earlier_pace.iterations) == (50, 10)
+    assert earlier_pace.median == pytest.approx(np.median(freeze.steps["seconds"].to_numpy()[:10]))
     expected = np.quantile(seconds, [0.25, 0.5, 0.75])
     assert (speed.low, speed.median, speed.high) == pytest.approx(tuple(expected))
 

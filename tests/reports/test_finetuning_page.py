@@ -52,8 +52,8 @@ def page(run: Path, plan: FinetunePlan) -> str:
 def test_the_page_of_a_fine_tuning(tmp_path: Path, name: str, plan: FinetunePlan) -> None:
     page = finetuning_report(build_finetuning(tmp_path, plan))
     assert_golden(page.markdown, name)
-    begun = [mode for mode in plan.modes if mode not in plan.waiting]
-    assert list(page.results["mode"]) == begun
+    begun_modes = [mode for mode in plan.modes if mode not in plan.waiting]
+    assert list(page.results["mode"]) == begun_modes
 
 
 MASKS = MasksRecord(
@@ -104,11 +104,11 @@ def test_a_tensor_without_a_gradient_comes_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "expected"),
     [(1.26e-8, "1.3e-08"), (0.0, "0"), (None, "\N{EN DASH}"), (float("nan"), "\N{EN DASH}")],
 )
-def test_a_statistic_has_two_digits(value: float | None, shown: str) -> None:
-    assert statistic(value) == shown
+def test_a_statistic_has_two_digits(value: float | None, expected: str) -> None:
+    assert statistic(value) == expected
 
 
 def test_time_that_nobody_measured_is_a_dash() -> None:
@@ -145,7 +145,7 @@ def test_a_run_has_the_pictures_that_it_has_data_for(
     assert all((tmp_path / "figures" / f"{name}.png").is_file() for name in expected)
 
 
-def drawn_by(
+def drawing_arguments(
     monkeypatch: pytest.MonkeyPatch, run: Path, plan: FinetunePlan
 ) -> dict[str, tuple[object, ...]]:
     """What the drawing functions were given."""
@@ -164,17 +164,17 @@ def drawn_by(
 def test_what_is_drawn_is_what_the_files_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = drawn_by(monkeypatch, tmp_path, FinetunePlan(sweep=True))
+    calls = drawing_arguments(monkeypatch, tmp_path, FinetunePlan(sweep=True))
     lines, limit = calls["gradients"][:2]
     assert isinstance(lines, list)
     assert all(isinstance(line, GradientCurve) for line in lines)
     assert [line.frozen for line in lines] == [True, True, False, False]
     assert limit == Limit("threshold 1e-06", 1e-6)
-    (courses, _, panel) = calls["modes"]
+    (mode_courses, _, panel) = calls["modes"]
     assert panel == ("val_dice", "validation dice (0 to 1)")
-    assert isinstance(courses, list)
-    assert all(isinstance(course, ModeCourse) for course in courses)
-    assert [(c.name, c.look, c.chosen, c.frozen_at) for c in courses] == [
+    assert isinstance(mode_courses, list)
+    assert all(isinstance(curve, ModeCourse) for curve in mode_courses)
+    assert [(c.name, c.look, c.chosen, c.frozen_at) for c in mode_courses] == [
         ("scratch", 0, 5, None),
         ("full", 1, 5, None),
         ("freeze", 2, 5, 10),
@@ -187,7 +187,9 @@ def test_what_is_drawn_is_what_the_files_say(
 def test_time_saved_is_what_is_missing_from_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rules = drawn_by(monkeypatch, tmp_path, FinetunePlan(modes=(), sweep=True))["tradeoff"][0]
+    rules = drawing_arguments(monkeypatch, tmp_path, FinetunePlan(modes=(), sweep=True))[
+        "tradeoff"
+    ][0]
     assert isinstance(rules, list)
     assert all(isinstance(rule, RulePoint) for rule in rules)
     assert [rule.name for rule in rules] == [
@@ -234,19 +236,19 @@ def test_a_rule_about_all_tensors_shows_all(profiled: FinetuningFindings) -> Non
 def test_a_relative_statistic_is_divided_by_the_weight(
     profiled: FinetuningFindings,
 ) -> None:
-    plain, relative = (
+    absolute, relative = (
         curves(profiled),
         curves(ruled(profiled, relative=True)),
     )
-    np.testing.assert_allclose(2 * plain[3].statistics, relative[3].statistics)
+    np.testing.assert_allclose(2 * absolute[3].statistics, relative[3].statistics)
 
 
 def test_the_statistic_is_the_rule_s(profiled: FinetuningFindings) -> None:
-    plain, largest = (
+    absolute, largest = (
         curves(profiled),
         curves(ruled(profiled, kind="max_abs")),
     )
-    np.testing.assert_allclose(largest[3].statistics, 6 * plain[3].statistics)
+    np.testing.assert_allclose(largest[3].statistics, 6 * absolute[3].statistics)
 
 
 def test_a_tensor_without_any_gradient_comes_last_and_has_no_mean(
@@ -257,9 +259,9 @@ def test_a_tensor_without_any_gradient_comes_last_and_has_no_mean(
     rows.loc[rows["name"] == "mamba_layer.mamba.D", "mean_abs"] = np.nan
     last = curves(replace(profiled, profile=rows))[-1]
     assert (last.label, last.mean) == ("D", None)
-    half = profiled.profile.copy()
-    half.loc[half["iteration"] > 0, "mean_abs"] = np.nan
-    first = curves(replace(profiled, profile=half))[-1]
+    partial_profile = profiled.profile.copy()
+    partial_profile.loc[partial_profile["iteration"] > 0, "mean_abs"] = np.nan
+    first = curves(replace(profiled, profile=partial_profile))[-1]
     assert first.mean == pytest.approx(np.nanmean(first.statistics)), "iterations without count not"
 
 
@@ -280,7 +282,7 @@ def test_the_limit_is_the_rule_s(profiled: FinetuningFindings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "dimensions", "inside", "kind"),
+    ("name", "dimensions", "is_scan", "kind"),
     [
         ("mamba_layer.mamba.A_log", 2, True, "A_log"),
         ("layers.3.mixer.A_b_log", 2, True, "A_log"),
@@ -302,13 +304,13 @@ def test_the_limit_is_the_rule_s(profiled: FinetuningFindings) -> None:
     ],
 )
 def test_tensors_are_told_by_their_part(
-    name: str, dimensions: int, inside: bool, kind: str
+    name: str, dimensions: int, is_scan: bool, kind: str
 ) -> None:
-    assert kind_of_tensor(name, dimensions, inside=inside) == kind
+    assert kind_of_tensor(name, dimensions, inside=is_scan) == kind
 
 
 @pytest.mark.parametrize(
-    ("names", "short"),
+    ("names", "expected"),
     [
         (["a.b.D", "a.b.conv.weight"], ["D", "conv.weight"]),
         (["a.0.D", "a.1.D"], ["0.D", "1.D"]),
@@ -317,5 +319,5 @@ def test_tensors_are_told_by_their_part(
         ([], []),
     ],
 )
-def test_names_lose_what_all_have_in_common(names: list[str], short: list[str]) -> None:
-    assert short_names(names) == short
+def test_names_lose_what_all_have_in_common(names: list[str], expected: list[str]) -> None:
+    assert short_names(names) == expected

@@ -69,8 +69,8 @@ def test_eval_results_are_as_the_hub_specifies(export: RunExport, tmp_path: Path
         assert entry["dataset"] == {"id": "org/bench", "task_id": "robust", "revision": "abc"}
         assert entry["value"] == pytest.approx(row["top1"], abs=1e-6)
         assert entry["date"] == "2025-01-02"
-        for part in (f"{row['top1_low']:.4f}", f"{row['top1_high']:.4f}", export.digest):
-            assert part in entry["notes"]
+        for text in (f"{row['top1_low']:.4f}", f"{row['top1_high']:.4f}", export.digest):
+            assert text in entry["notes"]
         if parse is not None:  # huggingface-hub from 1.3 on
             assert parse([entry])[0].source_url == "https://example.org/report"
 
@@ -126,13 +126,13 @@ def test_cards_that_are_not_touched(
 
 
 def test_files_of_others_are_not_overwritten(export: RunExport, tmp_path: Path) -> None:
-    theirs = tmp_path / ".eval_results" / "robust-vmamba-b-identity.yaml"
-    theirs.parent.mkdir()
-    theirs.write_text("- mine\n")
+    foreign_file = tmp_path / ".eval_results" / "robust-vmamba-b-identity.yaml"
+    foreign_file.parent.mkdir()
+    foreign_file.write_text("- mine\n")
     with pytest.raises(UsageError, match="was not written by"):
         write_card(export, CardConfig(tmp_path, dataset_id="org/bench"))
     assert not (tmp_path / "README.md").exists()
-    assert theirs.read_text() == "- mine\n"
+    assert foreign_file.read_text() == "- mine\n"
 
 
 def test_a_card_is_of_one_model(tmp_path: Path) -> None:

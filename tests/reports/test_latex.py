@@ -35,21 +35,21 @@ def check(document: str) -> list[list[list[str]]]:
     commands = re.findall(r"\\([a-zA-Z]+|.)", text)
     assert {name for name in commands if name.isalpha()} <= COMMANDS
     assert {name for name in commands if not name.isalpha()} <= set("{}$&#_%\\")
-    bare = re.sub(r"\\[a-zA-Z]+|\\[^\\a-zA-Z]", "", text.replace("\\\\", "\n"))
-    assert not set(bare) & set("%#_^\\"), "a special character that is not escaped"
+    text_without_commands = re.sub(r"\\[a-zA-Z]+|\\[^\\a-zA-Z]", "", text.replace("\\\\", "\n"))
+    assert not set(text_without_commands) & set("%#_^\\"), "a special character that is not escaped"
     depth = 0
-    for character in bare:
+    for character in text_without_commands:
         depth += {"{": 1, "}": -1}.get(character, 0)
         assert depth >= 0
     assert depth == 0
-    assert all(line.count("$") % 2 == 0 for line in bare.splitlines())
-    open_: list[str] = []
+    assert all(line.count("$") % 2 == 0 for line in text_without_commands.splitlines())
+    environments: list[str] = []
     for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
         if kind == "begin":
-            open_.append(name)
+            environments.append(name)
         else:
-            assert open_.pop() == name
-    assert open_ == []
+            assert environments.pop() == name
+    assert environments == []
     tables = []
     for columns, body in re.findall(
         r"\\begin\{(?:tabular|longtable)\}\{([lr]+)\}(.*?)\\end\{(?:tabular|longtable)\}",
@@ -107,11 +107,11 @@ def test_tables_of_every_run_compile(tmp_path: Path) -> None:
                    cwd=tmp_path, check=True, capture_output=True)  # fmt: skip
 
 
-@pytest.mark.parametrize("broken", ["a_b", "50 %", "a & b", "{", "\\unknown", "x^2", "#1"])
-def test_the_check_finds_what_latex_would_stop_at(tmp_path: Path, broken: str) -> None:
+@pytest.mark.parametrize("latex", ["a_b", "50 %", "a & b", "{", "\\unknown", "x^2", "#1"])
+def test_the_check_finds_what_latex_would_stop_at(tmp_path: Path, latex: str) -> None:
     text = document(build_masks(tmp_path, MaskPlan(transforms=(IDENTITY,))), "latex")
     with pytest.raises(AssertionError):
-        check(text.replace("identity", broken))
+        check(text.replace("identity", latex))
 
 
 def test_the_caption_says_what_the_numbers_are_of(tmp_path: Path) -> None:

@@ -70,8 +70,8 @@ class Outline(HTMLParser):
         self.feed(page)
         self.close()
         assert self.open == []
-        added = ("style", "script", "caption", "a")  # by the page itself, not by its Markdown
-        self.found = [(tag, data) for tag, data in self.found if tag not in added]
+        page_tags = ("style", "script", "caption", "a")  # by the page itself, not by its Markdown
+        self.found = [(tag, data) for tag, data in self.found if tag not in page_tags]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "img":
@@ -98,7 +98,7 @@ class Outline(HTMLParser):
         return "".join(data for tag, data in self.found if tag in tags)
 
 
-def shown(value: str) -> str:
+def visible(value: str) -> str:
     """`value` as a reader sees it: on one line, without our private characters."""
     return " ".join(value.translate(markdown._NOT_IN_VALUES).split())
 
@@ -123,9 +123,13 @@ def test_values_are_shown_letter_for_letter(
     (templates / "t.md.j2").write_text(template)
     page = from_template("t", value=value)
     outline = Outline(to_html(page, templates))
-    body = [(where, text) for where, text in outline.found if where not in ("title", "h1", "th")]
-    assert {where for where, _ in body} == {tag}
-    assert outline.text_in(tag) == shown(value)
+    body = [
+        (tag_of_text, text)
+        for tag_of_text, text in outline.found
+        if tag_of_text not in ("title", "h1", "th")
+    ]
+    assert {tag_of_text for tag_of_text, _ in body} == {tag}
+    assert outline.text_in(tag) == visible(value)
     assert outline.images == []
 
 
@@ -133,7 +137,7 @@ def test_values_are_shown_letter_for_letter(
 def test_a_title_is_shown_letter_for_letter(templates: Path, value: str) -> None:
     (templates / "t.md.j2").write_text("# Dice of {{ value|mono }} and {{ value }} is **high**")
     page = Outline(to_html(from_template("t", value=value), templates))
-    assert page.text_in("title") == f"Dice of {shown(value)} and {shown(value)} is high"
+    assert page.text_in("title") == f"Dice of {visible(value)} and {visible(value)} is high"
 
 
 @pytest.mark.parametrize("value", ["robust eval", "a ``` b", "x > 1\n\n\n  y  |  z", "# a\n- b"])
@@ -206,25 +210,25 @@ def finetuning_page(run: Path, name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "write",
+    "render_page",
     [
         *(evaluation_page, mask_page, training_page, finetuning_page),
         pytest.param(zoo_page, marks=pytest.mark.slow),  # ten seconds: the pictures of a zoo
     ],
 )
 def test_whole_pages_withstand_hostile_names(
-    tmp_path: Path, write: Callable[[Path, str], str]
+    tmp_path: Path, render_page: Callable[[Path, str], str]
 ) -> None:
     """A name with every mark is shown wherever a plain one is, and is nothing but text."""
     outlines = []
     for name in ("harmless", NAME):
         folder = tmp_path / name[:5].replace("|", "")
-        outlines.append(Outline(to_html(write(folder, name), folder)))
-    plain, hostile = outlines
-    assert hostile.text.count(NAME) == plain.text.count("harmless") >= 8
-    assert {tag for tag, _ in hostile.found} == {tag for tag, _ in plain.found}
-    assert len(hostile.aligned) == len(plain.aligned), "no name splits a cell"
-    assert len(hostile.images) == len(plain.images)
+        outlines.append(Outline(to_html(render_page(folder, name), folder)))
+    plain_page, hostile_page = outlines
+    assert hostile_page.text.count(NAME) == plain_page.text.count("harmless") >= 8
+    assert {tag for tag, _ in hostile_page.found} == {tag for tag, _ in plain_page.found}
+    assert len(hostile_page.aligned) == len(plain_page.aligned), "no name splits a cell"
+    assert len(hostile_page.images) == len(plain_page.images)
 
 
 def test_marks_of_records_are_kept_where_they_have_a_partner() -> None:

@@ -19,13 +19,13 @@ from robustcli.training.recipes import NAMED_RECIPES, Patchwise, Recipe
 SMALL = {"features": [4, 8]}
 
 
-def small(data: Path, out: Path, **said: Any) -> TrainConfig:
+def tiny_unet(data: Path, out: Path, **overrides: Any) -> TrainConfig:
     """A training of three epochs of three steps."""
-    usual: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "model": "unet", "model_args": SMALL, "epochs": 3, "window": 16, "batch_size": 4,
         "device": "cpu", "lr": 0.01,
     }  # fmt: skip
-    return TrainConfig(data=str(data), out=out, **{**usual, **said})
+    return TrainConfig(data=str(data), out=out, **{**defaults, **overrides})
 
 
 def words_of(file: Path) -> str:
@@ -34,7 +34,7 @@ def words_of(file: Path) -> str:
 
 
 @dataclass
-class Heard:
+class Recorder:
     """A listener that remembers."""
 
     lines: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Heard:
         self.done += count
 
 
-class Interrupting(Heard):
+class Interrupting(Recorder):
     """Presses Ctrl+C when more than `after` images were seen."""
 
     def __init__(self, after: int) -> None:
@@ -96,24 +96,26 @@ def last_weights(run: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("network."): tensor for name, tensor in state.items()}
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+def same_state(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     """Whether two states are the same to the bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
-Run = tuple[Path, Heard]
+Run = tuple[Path, Recorder]
 """The folder of a training, and what its listener heard."""
 TINY_VMAMBA: dict[str, Any] = {"depths": [1, 1], "dim": 8}
 
 
-def tiny_classifier(data: Path | str | None, out: Path, **said: Any) -> TrainConfig:
+def tiny_classifier(data: Path | str | None, out: Path, **overrides: Any) -> TrainConfig:
     """A training of three epochs of two or three steps."""
-    usual: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "model": "vmamba-pico", "model_args": TINY_VMAMBA, "epochs": 3, "batch_size": 10,
         "device": "cpu", "lr": 0.01,
     }  # fmt: skip
-    place = None if data is None else str(data)
-    return TrainConfig(data=place, out=out, **{**usual, **said})
+    location = None if data is None else str(data)
+    return TrainConfig(data=location, out=out, **{**defaults, **overrides})
 
 
 TINY_UMAMBA = {"features": [4, 8], "strides": [1, 2], "patch_size": [16, 16]}
@@ -123,10 +125,10 @@ RECIPE: Recipe = replace(
 )
 
 
-def tiny_umamba(data: Path, out: Path, **said: Any) -> TrainConfig:
+def tiny_umamba(data: Path, out: Path, **overrides: Any) -> TrainConfig:
     """A training of three epochs; with `RECIPE` in the place of `nnunet-light`, of four steps."""
-    usual: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "model": "umamba-pico", "model_args": TINY_UMAMBA, "epochs": 3, "device": "cpu",
         "recipe": "nnunet-light", "batch_size": 3,
     }  # fmt: skip
-    return TrainConfig(data=str(data), out=out, **{**usual, **said})
+    return TrainConfig(data=str(data), out=out, **{**defaults, **overrides})

@@ -14,21 +14,21 @@ import pytest
 from robustcli.training.engine import run_training
 from robustcli.training.record import read_train_record
 from tests.training.images import write_pairs, write_photos
-from tests.training.runs import small, tiny_classifier
+from tests.training.runs import tiny_classifier, tiny_unet
 
 # Without batch normalisation, whose statistics would be those of half a batch.
-_SAID: dict[str, Any] = {
+_OVERRIDES: dict[str, Any] = {
     "model": "ulvm", "model_args": {}, "window": 32, "loss": "bce", "aug": "none", "epochs": 2
 }  # fmt: skip
 _SCRIPT = """
 import sys
 from pathlib import Path
 from robustcli.training.engine import run_training
-from tests.training.runs import small
-from tests.training.test_ddp import _SAID
+from tests.training.runs import tiny_unet
+from tests.training.test_ddp import _OVERRIDES
 
 data, out, devices = sys.argv[1:]
-run_training(small(Path(data), Path(out), **_SAID, devices=int(devices)))
+run_training(tiny_unet(Path(data), Path(out), **_OVERRIDES, devices=int(devices)))
 print("finished")
 """
 
@@ -46,17 +46,17 @@ def test_two_processes_come_to_the_weights_of_one(tmp_path: Path, torchrun: bool
     data = write_pairs(tmp_path / "data", 14)
     script, run = tmp_path / "train.py", tmp_path / "run"
     script.write_text(_SCRIPT)
-    starter = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if torchrun else []
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if torchrun else []
     devices = "1" if torchrun else "2"
     child = subprocess.run(
-        [sys.executable, *starter, str(script), str(data), str(run), devices],
+        [sys.executable, *launcher, str(script), str(data), str(run), devices],
         env=environment(), capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     assert child.stdout.count("finished") == 1
     record = read_train_record(run)
     assert (record.status, record.devices) == ("complete", 2)
-    single = run_training(small(data, tmp_path / "single", **_SAID))
+    single = run_training(tiny_unet(data, tmp_path / "single", **_OVERRIDES))
     metrics, expected = (pd.read_csv(r / "metrics.csv") for r in (run, single))
     assert metrics["step"].tolist() == expected["step"].tolist() == [3, 6]
     for column in ("train_loss", "grad_norm", "val_loss", "val_dice"):

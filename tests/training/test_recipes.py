@@ -40,10 +40,10 @@ def test_a_recipe_by_its_name() -> None:
 
 
 def test_quick_is_shorter_and_else_the_same() -> None:
-    quick = recipe_named("nnunet", "unet", quick=True)
-    assert (quick.name, quick.epochs) == ("nnunet quick", 2)
-    assert quick.patches is not None
-    assert (quick.patches.iterations, quick.patches.momentum) == (25, 0.99)
+    is_quick = recipe_named("nnunet", "unet", quick=True)
+    assert (is_quick.name, is_quick.epochs) == ("nnunet quick", 2)
+    assert is_quick.patches is not None
+    assert (is_quick.patches.iterations, is_quick.patches.momentum) == (25, 0.99)
 
 
 def test_our_own_has_a_name_too() -> None:
@@ -56,11 +56,11 @@ def test_our_own_has_a_name_too() -> None:
 
 def test_they_are_listed_as_they_are_typed() -> None:
     rows = {name: recipe for name, _, recipe in listed() if name.startswith("--recipe")}
-    every = {**NAMED_RECIPES, **CLASS_RECIPES}
+    all_recipes = {**NAMED_RECIPES, **CLASS_RECIPES}
     families = {f"--recipe fair ({family})" for family in FAIR_RATES}
-    assert rows.keys() - families == {f"--recipe {name}" for name in every}
-    assert all(rows[f"--recipe {name}"] == recipe for name, recipe in every.items())
-    assert list(every) == [
+    assert rows.keys() - families == {f"--recipe {name}" for name in all_recipes}
+    assert all(rows[f"--recipe {name}"] == recipe for name, recipe in all_recipes.items())
+    assert list(all_recipes) == [
         *("nnunet", "nnunet-light", "classes", "classes-light", "cifar10-mini"),
         *("paper", "fair", "speedrun"),
     ]
@@ -102,7 +102,9 @@ def test_the_papers_rows(name: str) -> None:
 
 
 def test_every_row_is_listed_with_what_it_is_for() -> None:
-    rows = {(name, how): recipe for name, how, recipe in listed() if name[0] != "-"}
+    rows = {
+        (name, protocol_name): recipe for name, protocol_name, recipe in listed() if name[0] != "-"
+    }
     assert len(rows) == len(TABLE) + 1 + len(PATIENT_RECIPES) + 1
     for (name, protocol), recipe in rows.items():
         serves = "none of them" if name == "*" else name
@@ -115,17 +117,17 @@ def test_there_are_thirteen() -> None:
 
 @pytest.mark.parametrize("protocol", ["paper", "patient"])
 @pytest.mark.parametrize("data", [BUNDLED, "lgg"])
-@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("is_quick", [False, True])
 @pytest.mark.parametrize("name", EVERY)
 def test_every_network_has_one_that_exists(
-    name: str, protocol: str, data: str, quick: bool
+    name: str, protocol: str, data: str, is_quick: bool
 ) -> None:
-    r: Recipe = recipe_for(name, protocol, data, quick=quick)  # type: ignore[arg-type]
+    r: Recipe = recipe_for(name, protocol, data, quick=is_quick)  # type: ignore[arg-type]
     assert r.loss in LOSSES
     assert r.schedule in SCHEDULES
     assert r.augmentation in AUGMENTATIONS
     assert (r.paper_batch is not None) == (protocol == "paper")
-    assert ("quick" in r.name) == quick
+    assert ("quick" in r.name) == is_quick
 
 
 @pytest.mark.parametrize("protocol", ["paper", "patient"])
@@ -137,9 +139,9 @@ def test_only_what_is_published_is_expected(protocol: str) -> None:
 
 def test_quick_is_shorter() -> None:
     for data in (BUNDLED, "lgg"):
-        usual = recipe_for("ulvm_v5", "patient", data)
-        quick = recipe_for("ulvm_v5", "patient", data, quick=True)
-        assert quick.epochs < usual.epochs / 2
+        full_length = recipe_for("ulvm_v5", "patient", data)
+        is_quick = recipe_for("ulvm_v5", "patient", data, quick=True)
+        assert is_quick.epochs < full_length.epochs / 2
 
 
 def test_a_recipe_in_a_line() -> None:
@@ -174,8 +176,8 @@ def test_a_single_step_is_a_whole_one() -> None:
 
 def test_only_what_ignores_the_length_may_be_extended() -> None:
     for name, factor in SCHEDULES.items():
-        same = all(factor(step, 100) == factor(step, 150) for step in range(100))
-        assert same == (name in EXTENDABLE)
+        is_same = all(factor(step, 100) == factor(step, 150) for step in range(100))
+        assert is_same == (name in EXTENDABLE)
 
 
 def test_the_window_is_the_networks() -> None:
@@ -197,7 +199,7 @@ def test_overrides_and_the_quick_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("overrides", "message"),
     [
         ({"loss": "dice"}, "`dice`"),
         ({"aug": "heavy"}, "`heavy`"),
@@ -205,9 +207,9 @@ def test_overrides_and_the_quick_one() -> None:
         ({"lr": 0}, "out of range"),
     ],
 )
-def test_what_has_no_meaning_is_refused(said: dict[str, Any], message: str) -> None:
+def test_what_has_no_meaning_is_refused(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        class_recipe(TrainConfig("x", **said), 32, "x")
+        class_recipe(TrainConfig("x", **overrides), 32, "x")
 
 
 def test_a_protocol_of_masks_is_refused() -> None:
@@ -216,13 +218,13 @@ def test_a_protocol_of_masks_is_refused() -> None:
         check_protocol(TrainConfig("x", protocol="paper"))
 
 
-def recipe(**said: Any) -> Any:
-    config = TrainConfig(model="unet", **said)
+def recipe(**overrides: Any) -> Any:
+    config = TrainConfig(model="unet", **overrides)
     return mask_recipe(config, "unet", "some data")
 
 
 def test_what_is_said_counts_and_the_rest_is_the_recipes() -> None:
-    plain = recipe()
+    unchanged = recipe()
     changed = recipe(
         epochs=3, lr=0.5, batch_size=6, accumulate=2, loss="Dice", aug="STRONG", window=96,
         clip=2.5, patience=4, precision="bf16",
@@ -230,11 +232,11 @@ def test_what_is_said_counts_and_the_rest_is_the_recipes() -> None:
     assert (changed.epochs, changed.lr, changed.batch_size, changed.accumulate) == (3, 0.5, 6, 2)
     assert (changed.loss, changed.augmentation, changed.window) == ("dice", "strong", 96)
     assert (changed.clip, changed.patience, changed.precision) == (2.5, 4, "bf16")
-    assert (changed.optimizer, changed.schedule) == (plain.optimizer, plain.schedule)
+    assert (changed.optimizer, changed.schedule) == (unchanged.optimizer, unchanged.schedule)
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("overrides", "message"),
     [
         ({"lr": 0.0}, "`--lr 0.0` is out of range"),
         ({"lr": float("nan")}, "`--lr nan` is out of range"),
@@ -251,9 +253,9 @@ def test_what_is_said_counts_and_the_rest_is_the_recipes() -> None:
         ({"recipe": "nnunet", "patience": 2}, "`--patience 2` does not go with `--recipe nnunet"),
     ],
 )
-def test_what_is_refused(said: dict[str, Any], message: str) -> None:
+def test_what_is_refused(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        recipe(**said)
+        recipe(**overrides)
 
 
 def test_the_paper_may_be_told_to_augment_nothing() -> None:
@@ -265,6 +267,6 @@ def test_our_recipe_by_name_takes_what_nnunets_does_not() -> None:
 
 
 def test_a_recipe_by_name_can_be_shortened_and_slowed() -> None:
-    found = recipe(recipe="nnunet", epochs=24, lr=0.02, clip=1.0, precision="bf16")
-    assert (found.name, found.epochs, found.lr, found.clip) == ("nnunet", 24, 0.02, 1.0)
-    assert (found.precision, found.optimizer) == ("bf16", "SGD")
+    custom = recipe(recipe="nnunet", epochs=24, lr=0.02, clip=1.0, precision="bf16")
+    assert (custom.name, custom.epochs, custom.lr, custom.clip) == ("nnunet", 24, 0.02, 1.0)
+    assert (custom.precision, custom.optimizer) == ("bf16", "SGD")
