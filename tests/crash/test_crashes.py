@@ -1,11 +1,11 @@
-"""Runs that are killed, run out of disk or are damaged, and finish as an unbroken run would.
+"""Runs that are killed, run out of disk space or are damaged give the results of undisturbed runs.
 
-Each test starts real processes of `robust`, harms them or their files at places drawn from a seed,
-repeats the command until it ends with 0, and compares the bytes of all results with those of a run
-that nothing disturbed. Slow: `make test-long` runs them. What each proves is proven in every run by
-a faster one: tests/evaluation/test_distributed.py (a killed process), tests/training/test_engine.py
-(a killed training), tests/core/test_io.py (order of writing), tests/evaluation/test_store.py (a
-flipped bit), tests/core/test_rundir.py (two starts).
+Each test starts real processes of `robust`, disturbs them or their files at positions drawn from a
+seed, repeats the command until it exits with 0, and compares the bytes of all results with those of
+an undisturbed run. Slow: `make test-long` runs them. Faster tests cover the same in every run of
+the suite: tests/evaluation/test_distributed.py (a killed process), tests/training/test_engine.py (a
+killed training), tests/core/test_io.py (order of writing), tests/evaluation/test_store.py (a
+flipped bit), tests/core/test_rundir.py (two concurrent starts).
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ TRAIN = (
 )
 RESULTS = {
     "eval": ("predictions/**/*.parquet", "inputs/**/*.parquet", "results.csv"),
-    # Of a training, results.csv has times as well.
+    # results.csv of a training also contains times.
     "train": ("weights.safetensors", "test/predictions/**/*.parquet", "test/results.csv"),
 }
-# `ROBUST_TEST_KILLS=5` makes a short round of it.
+# `ROBUST_TEST_KILLS=5` shortens the test.
 KILLS = {
     name: min(count, int(os.environ.get("ROBUST_TEST_KILLS", count)))
     for name, count in {"eval": 50, "train": 20}.items()
@@ -52,7 +52,7 @@ KILLS = {
 
 
 def start_command(arguments: Sequence[str], out: Path) -> subprocess.Popen[str]:
-    """The command in a process group of its own, so that its workers are killed with it."""
+    """Starts the command in a process group, so that its workers are killed with it."""
     return subprocess.Popen(
         [*ROBUST, *arguments, "--out", str(out), "--quiet"],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
@@ -61,7 +61,7 @@ def start_command(arguments: Sequence[str], out: Path) -> subprocess.Popen[str]:
 
 
 def finish_command(arguments: Sequence[str], out: Path, code: int = 0) -> str:
-    """What the command says, which ends with `code`."""
+    """Runs the command, which must exit with `code`; returns its output."""
     process = start_command(arguments, out)
     output, _ = process.communicate(timeout=900)
     assert process.returncode == code, output
@@ -69,16 +69,16 @@ def finish_command(arguments: Sequence[str], out: Path, code: int = 0) -> str:
 
 
 def kill_after(process: subprocess.Popen[str], seconds: float) -> None:
-    """Kills the process and those that it started, unless it ends before."""
+    """Kills the process and its children, unless it ends earlier."""
     try:
         process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()  # its output, so that the pipe is closed
+        process.communicate()  # reads its output, so that the pipe is closed
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """The bytes of every file of results, by its path."""
+    """Returns the bytes of every result file by its path."""
     kind = "train" if (run / "test").is_dir() else "eval"
     paths = {path for pattern in RESULTS[kind] for path in run.glob(pattern)}
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted(paths)}
@@ -93,7 +93,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uninterrupted(
     photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[tuple[str, ...], dict[str, bytes], float]]:
-    """By command: its arguments, its results, and the seconds that it takes."""
+    """Returns arguments, results and duration by command."""
     runs = {}
     for name, arguments in {"eval": EVAL, "train": (*TRAIN, "--data", str(photos))}.items():
         out, started_at = tmp_path_factory.mktemp(name) / "run", time.monotonic()
@@ -112,7 +112,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     arguments, expected, seconds = uninterrupted[name]
     moments, kills, rounds = random.Random(name), 0, 0
     while kills < KILLS[name]:
-        run = tmp_path / str(rounds) / "run"  # a training is called by its folder
+        run = tmp_path / str(rounds) / "run"  # a training is named after its folder
         rounds += 1
         for _ in range(10):
             process = start_command(arguments, run)
@@ -155,7 +155,7 @@ def test_damaged_files_are_computed_again_and_named(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Makes a file system in memory with the given options of mount(8)."""
+    """Returns a function that mounts a file system in memory with options of mount(8)."""
     mounted = []
 
     def make(options: str) -> Path:
@@ -208,7 +208,7 @@ def test_of_two_starts_at_once_one_works_and_the_other_says_why_not(
     processes = [start_command(arguments, run) for _ in range(2)]
     outputs = [process.communicate(timeout=900)[0] for process in processes]
     codes = sorted(process.returncode for process in processes)
-    # The second may come when the first has finished, and then has nothing to do.
+    # The second may start after the first has finished, and then has nothing to do.
     assert codes in ([0, 0], [0, 1]), outputs
     if codes == [0, 1]:
         assert any("working in" in text for text in outputs), outputs
@@ -218,7 +218,7 @@ def test_of_two_starts_at_once_one_works_and_the_other_says_why_not(
 
 @pytest.fixture(scope="module")
 def finetuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], Path, float]:
-    """Arguments of a fine-tuning, its run, and the seconds that it takes."""
+    """Returns the arguments, the run and the duration of a fine-tuning."""
     data = write_pairs(tmp_path_factory.mktemp("pairs") / "data", 14)
     arguments = (
         "finetune", "umamba-pico", "--data", str(data), "--device", "cpu", "--iterations", "20",
@@ -247,7 +247,7 @@ def test_a_killed_fine_tuning_ends_with_the_same_weights(
 
 
 def test_a_killed_report_is_made_by_the_next_one(tmp_path: Path) -> None:
-    """The rows are the run; whatever of the report a kill leaves, the next report replaces it."""
+    """The rows are the results; the next report replaces a partial report."""
     run, moments = tmp_path / "run", random.Random("report")
     finish_command((*EVAL, "--limit", "100"), run)
     expected, started_at = results(run), time.monotonic()
@@ -298,7 +298,7 @@ def test_a_killed_download_goes_on_from_where_it_was(tmp_path: Path) -> None:
                     time.sleep(0.1)
 
         def log_message(self, *arguments: object) -> None:
-            """Keeps the terminal clean."""
+            """Suppresses the server's log."""
 
     target = tmp_path / "file.bin"
     with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:

@@ -1,9 +1,9 @@
-"""SIGTERM and Ctrl+C in the middle of every command: exit code 130, nothing left behind, resumable.
+"""SIGTERM and Ctrl+C during every command: exit code 130, no leftovers, and resuming.
 
-Each test starts a real process, waits until it is in the middle of its work, and sends the signal:
-to the process alone, as `kill` and Kubernetes do, or to all processes of its group, as a terminal
-and SLURM do. Slow: `make test-long` runs them. tests/cli/test_main.py has the exit code and
-tests/training/test_seed_runs.py a training that SIGTERM ended, in every run.
+Each test starts a real process, waits until its work has started, and sends the signal: to the
+process only, as `kill` and Kubernetes do, or to its process group, as a terminal and SLURM do.
+Slow: `make test-long` runs them. In every run of the suite, tests/cli/test_main.py tests the exit
+code and tests/training/test_seed_runs.py a training that SIGTERM ended.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.training.images import write_pairs, write_photos
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SHARED = Path("/dev/shm")
-MINUTES = 600.0  # on a machine that does much else
+MINUTES = 600.0  # enough for a busy machine
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Case:
 
     Args:
         arguments: Without `--out`; `{pairs}`, `{photos}` and `{run}` are folders of the tests.
-        in_the_middle: Of the output folder and the process, whether the work is under way.
+        in_the_middle: Tests with output folder and process whether the work has started.
         has_out: Whether the command takes `--out`.
     """
 
@@ -45,12 +45,12 @@ class Case:
 
 
 def has_file(pattern: str, out: Path, process: psutil.Process) -> bool:
-    """Whether a file of that pattern is in the output."""
+    """Returns a test for a file of that pattern in the output."""
     return any(out.glob(pattern))
 
 
 def has_loaded(library: str, out: Path, process: psutil.Process) -> bool:
-    """Whether the process has loaded a library, so that its work begins."""
+    """Returns a test for a library that the process has loaded."""
     return any(library in mapped.path for mapped in process.memory_maps())
 
 
@@ -89,7 +89,7 @@ CASES = {
     ),
     "export": Case(
         ("export", "vmamba-pico", "--format", "torchscript"), partial(has_loaded, "libtorch_python")
-    ),  # ONNX needs packages that may be missing
+    ),  # ONNX needs optional packages
     "report": Case(("report", "{run}"), partial(has_loaded, "libarrow"), has_out=False),
 }  # fmt: skip
 
@@ -103,7 +103,7 @@ HOW = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What the commands work on."""
+    """Writes the data and the run that the commands use."""
     folder = tmp_path_factory.mktemp("data")
     write_pairs(folder / "pairs", 14)
     write_pairs(folder / "many", 400)
@@ -115,7 +115,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The results of the evaluation; one thread computes in every process of all of them."""
+    """Returns the results of the evaluation; all processes use one thread."""
     out = tmp_path_factory.mktemp("unbroken") / "run"
     finish_command(EVAL, out)
     return results(out)
@@ -123,7 +123,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def no_segment_is_left() -> Iterator[None]:
-    """Compares the files in shared memory of this test's processes before and after."""
+    """Compares the shared-memory files of this test's processes before and after."""
     before = set(SHARED.iterdir()) if SHARED.is_dir() else set()
     yield
     after = set(SHARED.iterdir()) if SHARED.is_dir() else set()
@@ -132,12 +132,12 @@ def no_segment_is_left() -> Iterator[None]:
 
 
 def _heed_ctrl_c() -> None:
-    """What a shell starts in the background ignores Ctrl+C, and so does whatever that starts."""
+    """Restores Ctrl+C, which shells disable in background processes and their children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _owner_is_gone(path: Path) -> bool:
-    """Whether the process that is named in a segment of torch (`torch_PID_...`) has ended."""
+    """Returns whether the process named in a segment of torch (`torch_PID_...`) has ended."""
     number = path.name.split("_")[1] if "_" in path.name else path.name.split("-")[1]
     return not psutil.pid_exists(int(number))
 

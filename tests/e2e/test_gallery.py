@@ -1,4 +1,4 @@
-"""`docs/gallery.md` is what `benchmarks/gallery.py` writes from committed numbers."""
+"""`docs/gallery.md` matches the output of `benchmarks/gallery.py` for the committed numbers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ NUMBERS = json.loads((ROOT / "docs" / "gallery.json").read_text("utf-8"))
 
 @pytest.fixture(scope="module")
 def gallery() -> ModuleType:
-    """The script as a module."""
+    """Imports the script as a module."""
     spec = importlib.util.spec_from_file_location("gallery", ROOT / "benchmarks" / "gallery.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["gallery"] = module  # dataclasses look their module up
+    sys.modules["gallery"] = module  # needed by dataclasses
     spec.loader.exec_module(module)
     return module
 
@@ -58,7 +58,7 @@ def test_differences_are_those_of_the_scores() -> None:
 
 
 def test_adjusted_p_values_follow_from_the_others() -> None:
-    """Holm's definition, written out: the largest multiple among those at least as clear."""
+    """Holm's definition: the largest multiple among the equal or smaller p-values."""
     for study in NUMBERS.values():
         ordered = sorted(study["verdicts"], key=lambda verdict: verdict["p"])
         largest = 0.0
@@ -77,7 +77,7 @@ def test_the_bundled_weights_are_those_of_the_page() -> None:
 
 
 def test_numbers_of_the_readme_are_those_of_the_page(gallery: ModuleType) -> None:
-    """Each row of a table of transforms in README.md stands in the page too."""
+    """Each row of a table of transforms in README.md is in the page too."""
     cells = {tuple(_cells(line)) for line in gallery.PAGE.read_text("utf-8").splitlines()}
     names = {verdict["transform"] for verdict in NUMBERS["demo"]["verdicts"]}
     rows = [_cells(line) for line in (ROOT / "README.md").read_text("utf-8").splitlines()]
@@ -104,7 +104,7 @@ def test_a_run_gives_the_numbers_of_the_page_again(
     stored_scores = NUMBERS["demo"]["scores"]
     assert [row["transform"] for row in results] == [row["transform"] for row in stored_scores]
     for row, stored_row in zip(results, stored_scores, strict=True):
-        # Another processor may round otherwise and turn an image or two.
+        # Rounding on another processor may change an image or two.
         assert abs(row["correct"] - stored_row["correct"]) <= 3
     pairs = json.loads((tmp_path / evaluation.folder / "statistics.json").read_text("utf-8"))
     clean = next(a for a in pairs["agreement"] if a["transform"] == "identity")

@@ -1,6 +1,6 @@
-"""nnU-Net's own predictor on the results folder that a fine-tuning leaves.
+"""nnU-Net's predictor on the results folder of a fine-tuning.
 
-Runs where `nnunetv2==2.1.2` (the release of U-Mamba's copy) is installed, which is no dependency.
+Needs `nnunetv2==2.1.2` (the release that U-Mamba copies), which is not a dependency.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PREDICTOR = "nnunetv2.inference.predict_from_raw_data"
 
 
 class Upstream(nn.Module):
-    """A network under the tensor names of U-Mamba's repository."""
+    """A network with the tensor names of U-Mamba's repository."""
 
     def __init__(self, network: UMamba) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Upstream(nn.Module):
 
 
 class Trainer:
-    """What the predictor asks of `nnUNetTrainerUMambaBot`, from the plan alone."""
+    """The parts of `nnUNetTrainerUMambaBot` that the predictor uses, from the plan only."""
 
     @staticmethod
     def build_network_architecture(
@@ -84,7 +84,7 @@ def test_its_masks_are_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     mode = run_finetuning(config) / "full"
     (results,) = (mode / "nnunet").iterdir()
     monkeypatch.setattr(theirs, "recursive_find_python_class", lambda *_: Trainer)
-    monkeypatch.setattr(torch, "half", torch.float32)  # its sums, else rounded to 11 bits
+    monkeypatch.setattr(torch, "half", torch.float32)  # float16 sums would be rounded to 11 bits
     predictor = theirs.nnUNetPredictor(
         tile_step_size=0.5, use_gaussian=True, use_mirroring=True, device=torch.device("cpu"),
         perform_everything_on_gpu=False, allow_tqdm=False,

@@ -1,4 +1,4 @@
-"""Roads as they were released: the relaxed numbers, against SciPy's distances."""
+"""Relaxed precision and recall on the released roads, compared with SciPy's distances."""
 
 from pathlib import Path
 

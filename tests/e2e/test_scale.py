@@ -1,4 +1,4 @@
-"""The simulation of many workers against cases whose answers are known, and the page of it."""
+"""The simulation of many workers compared with known results, and its page."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ RUNS = 2000
 
 @pytest.fixture(scope="module")
 def scale() -> Iterator[ModuleType]:
-    """The script as a module."""
+    """Imports the script as a module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         yield importlib.import_module("scale")
 
 
 def check_mean(scale: ModuleType, expected: float, *case: object) -> None:
-    """The mean time to the end of many runs; four standard errors, with fixed seeds."""
+    """Compares the mean run time of many runs with `expected`, within four standard errors."""
     times = [scale.Simulation(*case, seed).run().elapsed for seed in range(RUNS)]
     error = statistics.stdev(times) / math.sqrt(RUNS)
     assert statistics.mean(times) == pytest.approx(expected, abs=4 * error)
@@ -49,7 +49,7 @@ def test_one_worker_without_failures_takes_the_sum(
     job = scale.Job(images=300, cells=5, models=2, images_per_second=10.0, turns=turns)
     cluster = scale.Cluster(start=7.0, read=0.25, write=0.5)
     outcome = scale.Simulation(job, cluster, 1, policy, 0).run()
-    files = 3 * 5 * 3  # blocks, cells, predictions of two models and the measures of the images
+    files = 3 * 5 * 3  # blocks, cells, predictions of two models and image statistics
     planning = max(0.0, files * 0.25 - 7.0) if policy == "free" else files * 0.25
     assert job.files == files
     assert outcome.elapsed == pytest.approx(7 + planning + 300 * 5 * 2 / 10 + files * 0.5)
@@ -63,11 +63,13 @@ def test_one_worker_without_failures_takes_the_sum(
 def test_without_failures_the_end_is_that_of_the_largest_share(
     scale: ModuleType, workers: int
 ) -> None:
-    """Blocks of one size: each worker gets every n-th of the equal pieces, in any policy."""
+    """Blocks of one size: in any policy each worker gets every n-th of the equal pieces."""
     job = scale.Job(images=128 * 60, cells=4, models=1, images_per_second=128.0)
     parts_per_block = min(
-        4, math.ceil(workers * 4 / 60)
-    )  # a block is cut where there are too few blocks
+        4,
+        math.ceil(workers * 4 / 60),
+        # Blocks are divided if there are too few.
+    )
     pieces = [
         math.ceil((4 - first) / parts_per_block)
         for _ in range(60)
@@ -82,7 +84,7 @@ def test_without_failures_the_end_is_that_of_the_largest_share(
 
 
 def test_pieces_that_restart_take_what_renewal_theory_says(scale: ModuleType) -> None:
-    """(e^(rt) - 1) / r for a piece of length t that starts again at each failure of rate r."""
+    """(e^(rt) - 1) / r for a piece of length t that restarts at each failure of rate r."""
     job = scale.Job(images=128, cells=1, models=1, images_per_second=128.0)  # one second
     cluster = scale.Cluster(crash=1 / RATE)
     for policy in ("one job", "torchrun", "array", "free"):
@@ -90,7 +92,7 @@ def test_pieces_that_restart_take_what_renewal_theory_says(scale: ModuleType) ->
 
 
 def test_what_is_durable_is_not_computed_again(scale: ModuleType) -> None:
-    """n pieces with start R and absence D: (1/r + D) ((e^rR - 1) + n e^rR (e^rt - 1))."""
+    """n pieces with start R and downtime D: (1/r + D) ((e^rR - 1) + n e^rR (e^rt - 1))."""
     n, start_seconds, downtime = 3, 0.5, 0.8
     job = scale.Job(images=128, cells=n, models=1, images_per_second=128.0)
     cluster = scale.Cluster(start=start_seconds, preempt=1 / RATE, away=downtime)
@@ -103,7 +105,7 @@ def test_what_is_durable_is_not_computed_again(scale: ModuleType) -> None:
 
 
 def test_torchrun_starts_all_again_when_one_fails(scale: ModuleType) -> None:
-    """Two workers with a piece each fail together, at twice the rate."""
+    """Two workers with one piece each fail together, at twice the rate."""
     job = scale.Job(images=128, cells=2, models=1, images_per_second=128.0)
     cluster = scale.Cluster(crash=1 / RATE)
     expected = (math.exp(2 * RATE) - 1) / (2 * RATE)
@@ -132,7 +134,7 @@ def test_all_paid_time_is_booked_once(scale: ModuleType, policy: str, turns: int
     assert outcome.spent["useful"] == pytest.approx(job.seconds)
     assert all(seconds >= 0 for seconds in outcome.spent.values())
     assert outcome.spent["lost"] > 0
-    if policy != "array":  # where a worker that has finished its share is not paid any more
+    if policy != "array":  # with `array`, a worker is not paid after its share
         assert outcome.paid == pytest.approx(5 * outcome.elapsed)
     else:
         assert outcome.paid < 5 * outcome.elapsed
@@ -183,7 +185,7 @@ def test_spread_is_that_of_numpy(scale: ModuleType) -> None:
 
 
 def blocks(language: str) -> list[str]:
-    """The code blocks of the page in that language."""
+    """Returns the code blocks of the page in one language."""
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
 
 
@@ -201,7 +203,7 @@ def test_the_arithmetic_of_the_page_is_that_of_the_job(scale: ModuleType) -> Non
 
 
 def evaluations() -> list[list[str]]:
-    """The arguments of each `robust eval` of the page, whatever starts it."""
+    """Returns the arguments of each `robust eval` of the page, without its launcher."""
     bash = "\n".join(blocks("bash")).replace("\\\n", " ")
     args = "".join(CONTAINER["args"])
     commands = re.findall(r"\brobust(?:cli)? eval ([^;\n#]*)", f"{bash}\n{args}")
@@ -215,7 +217,7 @@ POD = BY_KIND["Job"]["spec"]["template"]["spec"]
 
 
 def test_commands_of_the_page_have_options_that_exist() -> None:
-    commands = [c for c in evaluations() if "--engine" not in c]  # those have tests of their own
+    commands = [c for c in evaluations() if "--engine" not in c]  # engines are tested separately
     assert len(commands) == 5
     command = main.get_command(click.Context(main), "eval")
     assert command is not None

@@ -1,4 +1,4 @@
-"""The table of a run against scikit-learn on its files."""
+"""The table of a run: order, columns, and numbers compared with scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""However the work is shared, the rows are those of one process, and each is computed once."""
+"""Any number of workers, processes and ranks gives the rows of one process, computed once."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from tests.evaluation.photos import PICO, config, make_photos
 from tests.evaluation.test_evaluate import contents, small_blocks
 
 REPOSITORY = Path(__file__).parents[2]
-MORE_WORKERS = "ignore:This DataLoader will create"  # than this machine has cores
+MORE_WORKERS = "ignore:This DataLoader will create"  # than the machine has cores
 NAMES = ("fliplr", "additive_gaussian_noise", "affine")
 SLOW = '''
 import time
@@ -64,7 +64,7 @@ def deadly(image, rng, value):
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """The number of threads decides the rounding, and so the bytes."""
+    """Uses one thread, because the number of threads changes the rounding."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -73,23 +73,23 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """28 images: blocks of 8 and a last one of four."""
+    """Returns 28 images: three blocks of eight and one of four."""
     return make_photos(tmp_path_factory.mktemp("photos") / "few", per_class=7)
 
 
 def computed_inputs(run):
-    """How many model inputs all processes of all commands computed."""
+    """Returns the number of model inputs that all processes of all commands computed."""
     return sum(cost.images for s in read_sessions(run) for cost in s.models.values())
 
 
-# Each number of workers with each kind of batch, smaller than a block, across blocks, and a block.
+# Number of workers and batch size: smaller than a block, larger than a block, equal to a block.
 PAIRS = [(0, 7), (1, 1), (1, 8), (2, 7), (2, 8), (4, 7)]
 MORE_PAIRS = [(0, 1), (0, 8), (1, 7), (2, 1), (4, 1), (4, 8)]
 
 
 @pytest.fixture(scope="module")
 def rows_of_one_process(photos, tmp_path_factory):
-    """The row files of one process, by plugin and batch size; each is computed once."""
+    """Returns the row files of a single process, computed once per plugin and batch size."""
     row_files = {}
 
     def rows(names, changes):
@@ -126,7 +126,7 @@ def test_workers_and_batches_change_nothing(
 @pytest.mark.filterwarnings(MORE_WORKERS)
 @pytest.mark.parametrize("workers", [0, 2, 3])
 def test_batches_larger_than_the_usual_block(photos, tmp_path, monkeypatch, workers):
-    """As on CUDA machines, where a batch is a block: the fault lost images there."""
+    """On CUDA a batch is as large as a block; images were once lost there."""
     small_blocks(monkeypatch, 4)
     settings = config(photos, tmp_path / "run", *NAMES, batch_size=9, workers=workers)
     run = run_evaluation(settings)
@@ -136,12 +136,12 @@ def test_batches_larger_than_the_usual_block(photos, tmp_path, monkeypatch, work
 
 
 def trained_config(*args, **changes):
-    """With the bundled weights: random ones come from a generator that threads share."""
+    """Uses the bundled weights: threads share the generator of random weights."""
     return config(*args, **{"models": (replace(PICO, untrained=False),), **changes})
 
 
 def in_threads(configs):
-    """The evaluations of `configs` as ranks of one group; what each raised, by rank."""
+    """Runs the evaluations of `configs` as ranks of one group; returns the errors by rank."""
     messages, world, raised = HashStore(), len(configs), {}
 
     def work(rank):
@@ -200,7 +200,7 @@ def test_other_versions_are_refused(photos, tmp_path, monkeypatch):
 
 
 def test_ranks_on_several_machines_agree():
-    """The name of the machine is for messages; a rank elsewhere has another one."""
+    """Host names may differ between ranks, because they are used in messages only."""
     settings = {rank: {"host": f"node{rank}", "settings": {"seed": 0}} for rank in range(2)}
     check_ranks_agree(settings)
     with pytest.raises(UsageError, match=r"Process 1 of 2 \(node1\) has other settings"):
@@ -255,7 +255,7 @@ def expected_rows(photos, tmp_path_factory):
 
 
 def test_devices_are_processes_that_share_the_run(photos, expected_rows, tmp_path):
-    """Real processes; blocks of 128 images, so that the cells of one block are dealt."""
+    """Uses real processes and blocks of 128 images, so that cells of one block are distributed."""
     run = evaluate.evaluate(config(photos, tmp_path / "run", *NAMES, devices=2, workers=1))
     assert contents(run) == contents(expected_rows)
     assert computed_inputs(run) == 4 * 28
@@ -279,7 +279,7 @@ def test_a_killed_process_leaves_a_partial_run_that_one_process_completes(photos
 
 
 def torchrun(photos, out, world, *options, restarts=0):
-    """Real ranks, as torchrun starts them."""
+    """Runs the command with torchrun and real ranks."""
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
          str(world), "--max-restarts", str(restarts), "-m", "robustcli", "eval", "--model",
@@ -303,7 +303,7 @@ def test_torchrun_shares_the_run_and_one_process_tells(photos, expected_rows, tm
 
 @pytest.fixture(scope="module")
 def deadly_rows(photos, tmp_path_factory):
-    """The row files of one process under the transforms and the deadly one, which kills nobody."""
+    """Returns the row files under all transforms including `deadly`, without a killed process."""
     folder = tmp_path_factory.mktemp("deadly")
     (folder / "deadly.py").write_text(DEADLY)
     settings = config(
@@ -313,7 +313,7 @@ def deadly_rows(photos, tmp_path_factory):
 
 
 def write_deadly_plugin(rank, variable, folder):
-    """A file with the transform that kills process number `rank` once."""
+    """Writes a transform that kills the process with number `rank` once."""
     condition = f'os.environ.get("{variable}") == "{rank}"'
     (folder / "deadly.py").write_text(
         DEADLY.replace('"help_first" in str(sys.orig_argv)', condition)
@@ -321,7 +321,7 @@ def write_deadly_plugin(rank, variable, folder):
     return folder / "deadly.py"
 
 
-@pytest.mark.slow  # nine interpreters; every run has test_a_killed_process_leaves_a_partial_run
+@pytest.mark.slow  # nine interpreters; test_a_killed_process_leaves_a_partial_run always runs
 @pytest.mark.parametrize("killed", [0, 1])
 def test_torchrun_restarts_a_killed_rank(photos, deadly_rows, tmp_path, killed):
     plugin = write_deadly_plugin(killed, "RANK", tmp_path)
@@ -344,7 +344,7 @@ sys.exit(main())
 
 
 def srun(photos, out, plugin, counts="3"):
-    """Exit code and messages of three tasks that know what plain `srun` tells them, no more."""
+    """Returns exit codes and output of three tasks with the environment of plain `srun`."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = str(sock.getsockname()[1])
@@ -371,7 +371,7 @@ def srun(photos, out, plugin, counts="3"):
     return [(task.returncode, text) for task, text in zip(tasks, outputs, strict=True)]
 
 
-@pytest.mark.slow  # six interpreters; every run has test_a_killed_process_leaves_a_partial_run
+@pytest.mark.slow  # six interpreters; test_a_killed_process_leaves_a_partial_run always runs
 def test_plain_srun_shares_the_run_and_a_killed_task_is_named(photos, deadly_rows, tmp_path):
     plugin = write_deadly_plugin(1, "SLURM_PROCID", tmp_path)
     (first, first_output), (killed, _), (third, third_output) = srun(

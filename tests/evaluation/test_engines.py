@@ -1,4 +1,4 @@
-"""Pieces of a plan given to the workers of an engine: the same bytes, each computed once."""
+"""Engines: workers compute the pieces of a plan once each and write the rows of one process."""
 
 from __future__ import annotations
 
@@ -35,14 +35,13 @@ NAMES = ("fliplr", "additive_gaussian_noise", "affine")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """28 images: blocks of 8 and a last one of four."""
     return make_photos(tmp_path_factory.mktemp("photos") / "few", per_class=7)
 
 
 class InProcessPool:
-    """Workers in this process, which get and give what those elsewhere would: pickles.
+    """Workers in this process that exchange pickled data as remote workers do.
 
-    `dies` says before which runs of tasks, counted from 0, a worker dies.
+    `dies` contains the runs of tasks, counted from 0, before which a worker dies.
     """
 
     def __init__(self, tasks: int, dies: Sequence[int]) -> None:
@@ -81,7 +80,7 @@ class InProcessEngine:
 
 @pytest.fixture(scope="module")
 def expected_rows(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The row files of one process, in blocks of eight."""
+    """Returns the row files of one process, in blocks of eight."""
     with pytest.MonkeyPatch.context() as patch:
         small_blocks(patch, 8)
         return contents(
@@ -156,7 +155,7 @@ def test_a_worker_that_would_compute_something_else_is_refused(
 def test_a_worker_writes_nothing_into_a_run_that_was_begun_anew(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As jobs in a queue do that a killed command has left there."""
+    """Jobs that a killed command has left in a queue start later and do this."""
     settings = config(photos, tmp_path / "run")
     late_results: list[tuple[Any, Any]] = []
     real = InProcessPool.start
@@ -276,7 +275,7 @@ def test_settings_of_slurm_by_submitits_names() -> None:
     [("90", 90), ("1:30:00", 90), ("2-0", 2880), ("1-12:30", 2190), ("5:00", 5), ("0:30", 1)],
 )
 def test_times_of_slurm_are_minutes(text: str, minutes: int) -> None:
-    """As `man sbatch` has them: minutes, minutes:seconds, hours:minutes:seconds, days-hours."""
+    """Formats of `man sbatch`: minutes, minutes:seconds, hours:minutes:seconds, days-hours."""
     assert read_settings({"time": text}, "cpu").parameters["timeout_min"] == minutes
 
 

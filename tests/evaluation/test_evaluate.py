@@ -1,4 +1,4 @@
-"""The evaluation as a whole: what it leaves, going on, joining, and what stops it."""
+"""Evaluations end to end: files, resuming, adding models and transforms, refusals."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def photos(tmp_path):
 
 
 def contents(run: Path) -> dict[str, str]:
-    """The hash of every row file."""
+    """Returns the hash of every row file."""
     files = sorted([*run.glob("predictions/**/*.parquet"), *run.glob("inputs/**/*.parquet")])
     return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
@@ -78,7 +78,7 @@ def test_a_finished_run_is_complete_and_says_what_it_was(photos, tmp_path):
 def test_the_same_command_again_computes_nothing(photos, tmp_path, monkeypatch):
     settings = config(photos, tmp_path / "run")
     before = contents(run_evaluation(settings))
-    monkeypatch.setattr(runner, "batch_stream", None)  # would be called to compute anything
+    monkeypatch.setattr(runner, "batch_stream", None)  # an error if anything is computed
     assert contents(run_evaluation(settings)) == before
 
 
@@ -241,7 +241,7 @@ def test_two_models_of_one_name_or_of_different_classes_are_refused(
 
 
 def test_other_images_of_the_same_names_are_another_run(photos, tmp_path, monkeypatch):
-    """Two data sets of `cat/0.png`, ... once shared one run, whose rows were of the first."""
+    """Two data sets with equal file names once shared one run, with the rows of the first."""
     monkeypatch.chdir(tmp_path)
     other_photos = shutil.copytree(photos, tmp_path / "other")
     flipped = Image.open(other_photos / "cat" / "1.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)

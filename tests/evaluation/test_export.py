@@ -1,4 +1,4 @@
-"""Exported networks: parity, the description beside them, what is refused, the way back."""
+"""Exported networks: equal outputs, description file, errors, and reloading."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SEGMENTER = ModelRequest("umamba", arguments=UMAMBA, untrained=True)
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_export() -> Iterator[None]:
-    """Few passes and photos; what is compared is the same."""
+    """Reduces the number of passes and photos; the comparisons are the same."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporting, "_SECONDS", 0.0)
         patch.setattr(exporting, "_LEAST_PASSES", 1)
@@ -72,7 +72,7 @@ def rows_of(run: Path) -> pd.DataFrame:
 
 
 def test_the_file_and_its_description_serve_elsewhere(classifier_file: Exported, tmp_path: Path):
-    """Read with json, PIL, NumPy and torch alone, they give this program's probabilities."""
+    """Reproduces the probabilities with json, PIL, NumPy and torch, without this package."""
     description = json.loads(sidecar_path(classifier_file.path).read_text(encoding="utf-8"))
     network = jit_load(classifier_file.path)
     pixels = np.random.default_rng(0).integers(0, 256, (50, 41, 3), np.uint8)
@@ -126,7 +126,7 @@ def test_a_classifier_read_back_gives_the_same_rows(classifier_file: Exported, t
 
 
 def test_a_training_read_back_is_held_to_its_test_images(tmp_path: Path):
-    """Its weights say everything that is not usual: bgr, a threshold of their own, a window."""
+    """The weights describe everything unusual: BGR, a threshold, a window."""
     index = pairs_in(tmp_path / "cells")
     arguments = {"features": (2, 4)}
     with torch.random.fork_rng(devices=[]):
@@ -149,7 +149,7 @@ def test_a_training_read_back_is_held_to_its_test_images(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_mamba_segmenter_of_another_size(tmp_path: Path):
-    """Of classifiers and of a U-Net every run proves the same."""
+    """Tests of classifiers and of a U-Net prove the same in every run of the suite."""
     file = exported(SEGMENTER, tmp_path / "u.pt", image_size=32, dynamic_batch=False)
     assert file.sidecar.input.shape == (1, 3, 32, 32)
     assert file.sidecar.output.scores == "logits"
@@ -159,7 +159,7 @@ def test_a_mamba_segmenter_of_another_size(tmp_path: Path):
 
 
 class OwnNet(nn.Module):
-    """Logits of 4 classes, from the mean of each channel, as a dictionary."""
+    """Returns logits of four classes, from the mean of each channel, in a dictionary."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -288,7 +288,7 @@ def test_description_survives_its_own_format(classifier_file: Exported):
 @pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "fixed"])
 def test_onnx_read_back(tmp_path: Path, dynamic: bool):
-    """`test_a_classifier_read_back_gives_the_same_rows` proves the way back in every run."""
+    """`test_a_classifier_read_back_gives_the_same_rows` covers it in every run of the suite."""
     for package in ("onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="needs the extra `export`")
     file = exported(CLASSIFIER, tmp_path, formats=("onnx",), dynamic_batch=dynamic)

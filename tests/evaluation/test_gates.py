@@ -1,4 +1,4 @@
-"""Gates: what a user types, what it is compared with, and the numbers that decide."""
+"""Gates: parsing of limits, the numbers they are compared with, and the results."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_the_numbers_are_those_of_the_table(run: Path) -> None:
 
 
 def test_the_mean_is_paired_over_images(run: Path) -> None:
-    """By hand: each image has its mean over the transforms; the interval is that of their mean."""
+    """The oracle takes each image's mean over the transforms, and the interval of their mean."""
     cells = [Cell(cell_record.name, cell_record.severity) for cell_record in PLAN.transforms[1:]]
 
     def hits(cell: Cell) -> np.ndarray:

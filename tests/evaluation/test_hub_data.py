@@ -1,4 +1,4 @@
-"""Evaluations of a data set of the Hugging Face hub, from a hub on the loopback interface."""
+"""Evaluations of a Hugging Face data set, served by a hub on the loopback interface."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
 ]
-ROWS = 23  # over two files and seven row groups, and no multiple of any batch or block
+ROWS = 23  # in two files with seven row groups; not a multiple of any batch or block
 NUMBERS = range(ROWS)
 GREYSCALE = Cell("grayscale", 0)
 
@@ -59,7 +59,7 @@ def rows(run, cell: Cell = CLEAN) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def expected(hub, tmp_path_factory) -> pd.DataFrame:
-    """Of the same pictures as files in folders."""
+    """Returns the rows of the same images in folders."""
     folder = tmp_path_factory.mktemp("folders")
     for n in NUMBERS:
         file = folder / CLASSES[n % len(CLASSES)] / f"{n:02d}.png"
@@ -94,7 +94,7 @@ def test_a_torn_connection_ends_the_run_and_the_same_command_goes_on(
     hub, tmp_path, expected, workers
 ) -> None:
     hub_config = config(f"hf:{REPO}", tmp_path / "run", workers=workers, batch_size=5)
-    run_evaluation(config(f"hf:{REPO}", tmp_path / "first", limit=1))  # labels are here
+    run_evaluation(config(f"hf:{REPO}", tmp_path / "first", limit=1))  # caches the labels
     hub.torn = 10_000
     with pytest.raises(RunError, match=r"could not be read from the hub[\s\S]*repeat the command"):
         run_evaluation(hub_config)

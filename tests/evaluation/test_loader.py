@@ -1,4 +1,4 @@
-"""The stream of batches: what it sends, and that no arrangement of the work changes a pixel."""
+"""The stream of batches: its content, and equal pixels for every distribution of the work."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def index(tmp_path_factory):
 
 
 def digests(stream) -> dict[tuple[str, str], tuple[str, bytes, bytes]]:
-    """Per transform and image: the digest, and the pixels of both views."""
+    """Returns the digest and the pixels of both views per transform and image."""
     records = {}
     for batch in stream:
         for position, image_id in enumerate(batch.image_ids):
@@ -67,7 +67,7 @@ def grain(image, rng, value):
 
 
 def test_workers_that_are_started_anew_make_the_same_pixels(index, tmp_path):
-    """As on Windows and macOS; with transforms of the package and of a user's file."""
+    """The start method of Windows and macOS, with bundled and user-defined transforms."""
     plugin = tmp_path / "grain.py"
     plugin.write_text(GRAIN)
     stream = source(index, tmp_path, "affine", "grain", severities=(2,), plugins=(plugin,))
@@ -91,7 +91,7 @@ def test_every_image_is_decoded_once(index, tmp_path, monkeypatch):
 
 
 def test_three_models_share_decoding_transforms_and_views(index, tmp_path, monkeypatch):
-    """Two of them see the same view, which is made once for both."""
+    """Two of the models use the same view, which is computed once."""
     calls = Counter()
 
     def count(owner, name, key):
@@ -129,12 +129,12 @@ def test_three_models_share_decoding_transforms_and_views(index, tmp_path, monke
     }
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than this machine's cores
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # than the machine has cores
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_no_batch_is_lost_or_made_twice_whatever_lies_on_the_disk_meanwhile(
     index, tmp_path, workers
 ):
-    """The worst fault so far: workers skipped blocks by what they saw on the disk."""
+    """Workers once skipped blocks because of files that were written meanwhile."""
     stream = source(index, tmp_path, *NAMES, batch_size=2)
     batches = []
     for batch in batch_stream(stream, workers, pin=False):
@@ -143,7 +143,8 @@ def test_no_batch_is_lost_or_made_twice_whatever_lies_on_the_disk_meanwhile(
             path = Store(tmp_path).prediction_path(model, batch.cell, batch.block)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-    assert len(batches) == len(set(batches)) == 6 * (4 + 3)  # 12 images in blocks of seven, by two
+    # 12 images in blocks of seven, in batches of two.
+    assert len(batches) == len(set(batches)) == 6 * (4 + 3)
 
 
 def test_only_the_views_of_waiting_models_are_made(index, tmp_path):

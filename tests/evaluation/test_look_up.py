@@ -1,4 +1,4 @@
-"""Which task models are for."""
+"""The task is determined by the models."""
 
 from __future__ import annotations
 

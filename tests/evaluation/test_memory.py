@@ -1,4 +1,4 @@
-"""Evaluations where memory runs out: smaller batches, said once, with the bytes of such batches."""
+"""Evaluations that run out of memory continue with smaller batches and print one message."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PICO = replace(photos.PICO, untrained=False)  # threads share the generator of r
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """The number of threads decides the rounding, and so the bytes."""
+    """Uses one thread, because the number of threads changes the rounding."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -110,7 +110,7 @@ def test_of_an_image_that_does_not_fit_size_and_device_are_named(data, tmp_path,
 
 @pytest.mark.parametrize(("task", "workers"), [("cls", 0), ("cls", 2), ("seg", 0)])
 def test_a_loader_that_runs_out_goes_on_with_halves(data, tmp_path, monkeypatch, task, workers):
-    """In the middle of the transforms of a batch, of which the first is not made again."""
+    """The failure happens after the first transform of a batch, which is not repeated."""
     small_blocks(monkeypatch, 8)
     expected_run = evaluate.evaluate(config(task, data, tmp_path / "two", batch_size=2))
     kind = PREPARATIONS[task]
@@ -198,9 +198,9 @@ def same(image, rng, value):
 """
 
 
-@pytest.mark.slow  # starts a process; test_what_another_rank_announces... is the message alone
+@pytest.mark.slow  # starts a process; test_what_another_rank_announces... covers the message
 def test_with_two_processes_it_is_said_once(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(Classifier, "logits", Classifier.logits)  # put back afterwards
+    monkeypatch.setattr(Classifier, "logits", Classifier.logits)  # restored afterwards
     small_blocks(monkeypatch, 4)
     plugin = tmp_path / "limited.py"
     plugin.write_text(PLUGIN)
@@ -238,7 +238,7 @@ def test_labels_are_those_of_the_smaller_batch(data, monkeypatch):
 
 
 class Doubling(torch.nn.Module):
-    """Answers with the red channel; its memory holds one window."""
+    """Returns the red channel; runs out of memory above one window."""
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         if len(windows) > 1:

@@ -1,4 +1,4 @@
-"""Names of several models in one run: told apart by their paths, and the same on every command."""
+"""Names of models in one run: distinct by their paths, and equal in every command."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_only_other_names_than_usual_are_announced():
 
 
 def untrained_run(place: str, seed: int) -> ModelRequest:
-    """A run whose network nobody trained, under the header of a training."""
+    """Returns untrained weights under the header of a training."""
     arguments = {**TINY_VMAMBA, "num_classes": 10}
     torch.manual_seed(seed)
     state = create_model("vmamba-pico", **arguments).state_dict()
@@ -160,7 +160,7 @@ def test_two_runs_of_one_name_are_evaluated_together_and_go_on_in_any_order(tmp_
         assert not rows[0]["probability"].equals(rows[0]["target_probability"])
     first, second = (Store(run).rows(name, CLEAN, "cls") for name in ("a/seed-0", "b/seed-0"))
     assert not first["probability"].equals(second["probability"])
-    monkeypatch.setattr(runner, "batch_stream", None)  # would be called to compute anything
+    monkeypatch.setattr(runner, "batch_stream", None)  # an error if anything is computed
     for models in ((b, a), (b,)):
         run_evaluation(config(photos, run, models=models))
     assert [model.name for model in read_record(run).models] == ["a/seed-0", "b/seed-0"]

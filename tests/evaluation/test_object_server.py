@@ -1,7 +1,7 @@
-"""Runs and data on a server that speaks S3, on the loopback address.
+"""Runs and data on an S3 server on the loopback address.
 
-`core/test_objects.py`, `core/test_working_copy.py` and `data/test_object_files.py` prove the same
-in every run, without a network.
+`core/test_objects.py`, `core/test_working_copy.py` and `data/test_object_files.py` cover the same
+in every run of the suite, without a network.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.evaluation.test_loader import digests
 
 pytestmark = [
     pytest.mark.slow,
-    # Of the libraries of the server and the client.
+    # Warnings of the libraries of server and client.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
@@ -113,7 +113,7 @@ def test_a_run_goes_on_elsewhere(tmp_path: Path) -> None:
 def test_workers_read_the_same_pixels_as_from_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, method: str | None, limit: str
 ) -> None:
-    """The first process has read from the store before it forks, as a listing does."""
+    """The first process reads from the store before it forks, as a listing does."""
     monkeypatch.setenv(LIMIT, limit)
     folder = make_photos(tmp_path / "photos")
     url = f"s3://bucket/photos-{workers}-{method}-{limit}"
@@ -127,7 +127,7 @@ def test_workers_read_the_same_pixels_as_from_a_folder(
     expected = digests(source(local, tmp_path / "here", "affine"))
     batches = source(remote, tmp_path / "there", "affine")
     with monkeypatch.context() as patch:
-        patch.setattr("warnings.warn", lambda *arguments, **options: None)  # of 4 workers, 2 cores
+        patch.setattr("warnings.warn", lambda *arguments, **options: None)  # 4 workers on 2 cores
         stream = batch_stream(batches, workers, pin=False, start_method=method)
         assert digests(stream) == expected
 
@@ -135,7 +135,7 @@ def test_workers_read_the_same_pixels_as_from_a_folder(
 def test_a_server_that_is_gone_ends_the_run_with_everything_kept(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last test of this server."""
+    """Must be the last test that uses this server."""
     run = Path()
 
     def compute() -> None:

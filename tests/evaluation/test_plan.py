@@ -1,4 +1,4 @@
-"""The missing work, from the files of a run."""
+"""Computation of the missing work from the files of a run."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def test_a_finished_block_is_passed_over_until_a_file_lacks_rows_or_is_damaged(t
 
 
 def work_items(pieces):
-    """Every (block, cell, model, image) of `pieces`, as often as it is there."""
+    """Lists every (block, cell, model, image) of `pieces`, with repetitions."""
     return sorted(
         (piece.block, cell.transform, model, part.images[position].image_id)
         for part in parts_of(pieces, 3)

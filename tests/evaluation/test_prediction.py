@@ -1,4 +1,4 @@
-"""Which images get a mask, and under which name."""
+"""Predicted masks: selection of images, file names, and refusals."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_masks_of_other_settings_are_never_mixed(images, otsu, tmp_path, changes
 
 
 def test_masks_of_other_images_of_the_same_names_are_refused(images, otsu, tmp_path):
-    """They were once kept and counted as those of the new images."""
+    """Old masks were once kept and counted as masks of the new images."""
     out = tmp_path / "out"
     other_images = shutil.copytree(images, tmp_path / "other")
     predict_masks(otsu, [images], out)

@@ -1,4 +1,4 @@
-"""Kill -9 in the middle, and several processes on one run."""
+"""Evaluations in real processes: SIGKILL, and several commands on one run."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 TRANSFORMS = ("fliplr", "invert", "multiply", "affine", "cutout", "piecewise_affine")
-# One thread: the number of threads decides the rounding, and so the bytes.
+# One thread, because the number of threads changes the rounding.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -38,7 +38,7 @@ def start_command(photos: Path, out: Path, workers: int = 0) -> "subprocess.Pope
 
 
 def finish_command(process: "subprocess.Popen[str]") -> str:
-    """What a process that must succeed said on standard error."""
+    """Returns the standard error of a process that must succeed."""
     _, message = process.communicate(timeout=500)
     assert process.returncode == 0, message
     return message
@@ -46,7 +46,7 @@ def finish_command(process: "subprocess.Popen[str]") -> str:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Two blocks of images, so that one is left when the other is written."""
+    """Returns two blocks of images, so that one is missing when the other is written."""
     return make_photos(tmp_path_factory.mktemp("photos") / "many", per_class=48)
 
 
@@ -57,7 +57,7 @@ def uninterrupted(photos, tmp_path_factory):
     return run
 
 
-@pytest.mark.slow  # every run has test_evaluate.py's crash, and real kills of trainings
+@pytest.mark.slow  # the crash in test_evaluate.py and real kills of trainings run always
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_in_the_middle_and_started_again(photos, uninterrupted, tmp_path, signal_number):
     run = tmp_path / "run"
@@ -82,13 +82,13 @@ def test_stopped_in_the_middle_and_started_again(photos, uninterrupted, tmp_path
     assert not list(run.rglob("*.tmp")), "left-overs of the killed process are removed"
 
 
-@pytest.mark.slow  # four starts; every run has the ranks of test_distributed.py
+@pytest.mark.slow  # four interpreters; the ranks of test_distributed.py run always
 def test_a_second_process_started_by_hand_is_refused(photos, tmp_path):
     run = tmp_path / "run"
     first = start_command(photos, run)
     while not (run / "run.json").exists() and first.poll() is None:
         time.sleep(0.02)
-    first.send_signal(signal.SIGSTOP)  # it could be done before the second has started
+    first.send_signal(signal.SIGSTOP)  # else it could end before the second has started
     second = start_command(photos, run)
     _, message = second.communicate(timeout=500)
     first.send_signal(signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""Published corruptions as transforms: the right picture for each image, or a message before."""
+"""Published corruptions as transforms: each image gets its file, or the run is refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES = [f"{name}/{index}.png" for name in CLASSES for index in range(3)]
 
 
 def pictures(*corruptions: str, severities=(1, 2), size=(32, 32)):
-    """A different random picture for each corruption, severity and image."""
+    """Returns a different random picture for each corruption, severity and image."""
     keys = [(c, s, n) for c in corruptions for s in severities for n in NAMES]
     return {
         key: np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
@@ -98,7 +98,7 @@ def test_any_number_of_workers_gives_the_same_rows(tmp_path, clean, workers):
 
 
 def test_a_crop_is_not_resized_again(tmp_path, clean):
-    """A model that resizes to 48 and cuts 24 gets the centre of the published 32, not of a 48."""
+    """A model that resizes to 48 and crops 24 gets the centre of the published 32 pixels."""
     published_pictures = pictures(NOISE, severities=(1,))
     tree = write_tree(tmp_path / "c", published_pictures)
     model = ModelRequest("vmamba-pico", untrained=True, preprocessing={"resize": 48, "crop": 24})
@@ -297,11 +297,11 @@ def test_without_an_evaluation_published_pictures_are_refused(tmp_path, clean):
         published_set.apply(np.zeros((8, 8, 3), np.uint8), seed=0, severity=1)
 
 
-# Ours and theirs.
+# Parity of computed and published corruptions.
 
 
 def test_parity_compares_ours_with_theirs_on_the_same_images(tmp_path, clean):
-    """Published pictures that are our own ones give no difference; others the paired one."""
+    """Equal pictures give no difference; other pictures give the paired difference."""
     noise = next(item for item in transforms() if item.name == "c_gaussian_noise")
     dataset = open_dataset(str(clean), Classes("cifar10"))
     preprocessing = Preprocessing(32, 32, "bicubic")
@@ -329,7 +329,7 @@ def test_parity_compares_ours_with_theirs_on_the_same_images(tmp_path, clean):
     assert lines[NOISE].difference.value == 0
     view = read_record(run).models[0].view
     fog = Store(run).inputs(view, Cell("c_fog", 1))
-    # The published fog is the clean crop, so its PSNR to our fog is that of our fog to it.
+    # The published fog is the clean crop: its PSNR to the computed fog is that of fog and crop.
     assert by_name["published_fog"].psnr_db == pytest.approx(fog["psnr_db"].mean())
     rows = [
         Store(run).rows("vmamba-pico", Cell(name, 1), "cls") for name in ("c_fog", "published_fog")

@@ -1,4 +1,4 @@
-"""Evaluations of data sets in their owners' own layouts."""
+"""Evaluations of data sets in the layouts of their publishers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEST, LABELS = cifar_images(20, seed=9), [i % 10 for i in range(20)]
 
 
 class ListeningLines(Silent):
-    """What a run says."""
+    """Records the messages of a run."""
 
     def __init__(self):
         self.lines = []
@@ -56,7 +56,7 @@ def test_a_published_split_can_be_chosen(tmp_path, split, images):
     assert read_record(run).dataset.images == images
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than this machine's cores
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # than the machine has cores
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_raw_pixels_reach_the_models_through_any_number_of_workers(tmp_path, workers):
     folder = write_cifar10(tmp_path, TEST, LABELS)

@@ -1,4 +1,4 @@
-"""`--engine ray` on a cluster of two real nodes, of which one is stopped in the middle."""
+"""`--engine ray` on a cluster of two real nodes, one of which is stopped during the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.evaluation.photos import config, make_photos
 from tests.evaluation.test_evaluate import contents
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # test_engines.py has a pool in memory
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # test_engines.py uses a pool in memory
 
 TOKEN = secrets.token_hex(32)
 REPOSITORY = Path(__file__).parents[2]
@@ -54,7 +54,7 @@ def environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return {
         **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # with 0 Ray refuses a second machine
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # with 0, Ray refuses a second machine
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN,
     }  # fmt: skip
 
@@ -67,7 +67,7 @@ def free_port() -> int:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """As Ray's actors of one core: the number of threads decides the rounding, and so the bytes."""
+    """Uses one thread as Ray's actors do: the number of threads changes the rounding."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -75,7 +75,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class Node:
-    """`ray start` on the loopback address, with one processor core."""
+    """Starts a Ray node with one core on the loopback address."""
 
     def __init__(self, *options: str) -> None:
         self.process = subprocess.Popen(
@@ -86,7 +86,7 @@ class Node:
         )  # fmt: skip
 
     def raylets(self) -> set[int]:
-        """The processes of the node whose children are workers."""
+        """Returns the processes of the node that start workers."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         return {child.pid for child in children if child.name() == "raylet"}
 
@@ -102,8 +102,9 @@ class Node:
 
 @pytest.fixture
 def nodes() -> Iterator[tuple[str, Node, Node]]:
-    """The address of a cluster, and its two nodes; without dashboard."""
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # sockets: short paths
+    """Returns the address of a cluster without dashboard, and its two nodes."""
+    # Paths of sockets must be short.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         address = f"127.0.0.1:{free_port()}"
         port = address.partition(":")[2]
         head = Node("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
@@ -123,7 +124,7 @@ def nodes() -> Iterator[tuple[str, Node, Node]]:
 
 
 def machines(address: str) -> int:
-    """Number of live machines of the cluster."""
+    """Returns the number of live machines of the cluster."""
     count = (
         f"import ray; ray.init({address!r}, log_to_driver=False, logging_level='ERROR'); "
         "print(sum(node['Alive'] for node in ray.nodes()))"

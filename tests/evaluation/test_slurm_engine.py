@@ -1,9 +1,8 @@
-"""`--engine slurm` with real processes: submitit's local executor, and SLURM's commands imitated.
+"""`--engine slurm` in real processes: submitit's local executor, and imitated SLURM commands.
 
-The imitation is a folder of small scripts in place of `sbatch`, `srun`, `sacct`, `scancel` and
-`scontrol`: jobs are processes of this machine, whose ids and exit codes lie in a folder. What
-submitit writes for SLURM, how it asks for states and how it puts a job back into the queue are
-then the real ones.
+Scripts replace `sbatch`, `srun`, `sacct`, `scancel` and `scontrol`: jobs are processes of this
+machine, whose ids and exit codes are stored in a folder. What submitit writes for SLURM, how it
+queries states and how it requeues a job is not imitated.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from tests.evaluation.photos import config, make_photos
 from tests.evaluation.test_evaluate import contents
 
 submitit = pytest.importorskip("submitit", reason="submitit is not installed (the extra `slurm`)")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # test_engines.py has a pool in memory
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # test_engines.py uses a pool in memory
 
 REPOSITORY = Path(__file__).parents[2]
 SLEEPY = '''
@@ -99,7 +98,7 @@ elif name == "scancel":
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """As in the workers: the number of threads decides the rounding, and so the bytes."""
+    """Uses one thread, as the workers do: the number of threads changes the rounding."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -108,7 +107,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two blocks of images."""
+    """Returns two blocks of images."""
     return make_photos(tmp_path_factory.mktemp("photos") / "many", per_class=48)
 
 
@@ -129,7 +128,7 @@ def expected_rows(
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> dict[str, str]:
-    """The environment in which SLURM's commands are the imitated ones; `STATE` is their folder."""
+    """Returns an environment with the imitated SLURM commands; `STATE` is their folder."""
     folder, state = tmp_path / "bin", tmp_path / "state"
     folder.mkdir()
     state.mkdir()
@@ -155,7 +154,7 @@ def robust_eval(
 
 
 def workers(out: Path) -> list[psutil.Process]:
-    """The processes that compute tasks of the run in `out`."""
+    """Returns the processes that compute tasks of the run in `out`."""
     command_words = ["submitit.core._submit", str(out / "slurm")]
     return [
         process for process in psutil.process_iter(["cmdline"])
@@ -183,7 +182,7 @@ def test_a_task_that_is_killed_is_given_to_another_job_and_one_that_is_preempted
     process = robust_eval(photos, run, plugin, "cluster=local,array=2,time=20", {})
     wait_for_rows(run, process)
     killed, preempted = workers(run)
-    preempted.send_signal(signal.SIGUSR2)  # as SLURM does some time before it ends a job
+    preempted.send_signal(signal.SIGUSR2)  # SLURM sends it before it ends a job
     killed.kill()
     output = finish_command(process)
     assert contents(run) == expected_rows

@@ -1,4 +1,4 @@
-"""Rows go in and come out; the same rows give the same bytes."""
+"""Rows are read as they were written, and equal rows give equal bytes."""
 
 import pandas as pd
 import pyarrow as pa
@@ -98,7 +98,7 @@ def test_a_flipped_bit_anywhere_is_seen(tmp_path):
             assert rows_in(path) is None, f"byte {position}"
             with pytest.raises(RunError, match="is damaged"):
                 store.rows("m", CELL, "cls")
-        elif rows_in(path) is not None:  # without its name, the checksum says nothing
+        elif rows_in(path) is not None:  # the checksum does not cover this name
             pd.testing.assert_frame_equal(store.rows("m", CELL, "cls"), expected)
 
 

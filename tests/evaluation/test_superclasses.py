@@ -1,4 +1,4 @@
-"""Evaluations with LAION-C's superclasses: the answer is the superclass of the highest mean."""
+"""Evaluations with LAION-C's superclasses: prediction is the superclass with the highest mean."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PREPROCESSING = {"resize": 8, "crop": 8, "mean": (0, 0, 0), "std": (1, 1, 1)}
 
 
 class Colours(nn.Module):
-    """Logits of 1,000 classes, linear in the mean colour."""
+    """Returns logits of 1,000 classes that are linear in the mean colour."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ def network():
 
 
 def expected_predictions(network, level):
-    """Mean of the probabilities over the classes of each superclass, as its owners compute it."""
+    """Computes the mean probability over the classes of each superclass, as its authors do."""
     predictions = {}
     for number in range(16):
         image = torch.tensor(colour(number, level) / 255, dtype=torch.float32).view(1, 3, 1, 1)

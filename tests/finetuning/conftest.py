@@ -1,4 +1,4 @@
-"""Data and weights that several files fine-tune; nothing is written into them."""
+"""Data and weights for fine-tunings; they are read-only."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["data", "make_config", "photos", "weights"]
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a very small U-Mamba."""
+    """Returns weights of a very small U-Mamba."""
     return write_pretrained(tmp_path_factory.mktemp("weights") / "weights.safetensors")
 
 
 @pytest.fixture
 def make_config(data: Path, weights: Path, tmp_path: Path) -> Callable[..., FinetuneConfig]:
-    """The settings of a fine-tuning of `weights` on `data` into `tmp_path / "run"`."""
+    """Returns a function that makes settings; default output is `tmp_path / "run"`."""
 
     def config(
         out: Path = tmp_path / "run", pretrained: Path | None = weights, data: Path = data,

@@ -1,4 +1,4 @@
-"""The fine-tuning of classifiers: every mode, from weights with other classes."""
+"""Fine-tuning of classifiers: every mode, from weights with other classes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.training.runs import Recorder, tiny_classifier, words_of
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the very small VMamba, for ten classes."""
+    """Returns weights of a very small VMamba with ten classes."""
     torch.manual_seed(5)
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
     save_file(networks.create("vmamba-pico", TINY).state_dict(), path)
@@ -105,7 +105,7 @@ def test_the_record_and_the_report_are_a_classifiers(finished_run: Path) -> None
     texts = [p for p in finished_run.rglob("*") if p.suffix in (".md", ".csv", ".json", ".html")]
     assert len(texts) > 10
     for path in texts:
-        if path.name != "run.json":  # it has the keys of every task
+        if path.name != "run.json":  # `run.json` has the keys of all tasks
             assert "dice" not in words_of(path), path
     report = (finished_run / "report.md").read_text(encoding="utf-8")
     for text in ("McNemar's exact test", "most frequent class", "time saved %", "3 classes"):
@@ -191,7 +191,7 @@ def test_the_bundled_photos_serve_where_no_data_are_named(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ROBUST_DATA_CIFAR10", raising=False)
-    monkeypatch.chdir(tmp_path)  # no `robust.toml`
+    monkeypatch.chdir(tmp_path)  # a folder without `robust.toml`
     training = {"model": name, "model_args": {}}
     listener = Recorder()
     plan = plan_finetuning(

@@ -1,4 +1,4 @@
-"""Two processes on a fine-tuning: each mode has processes of its own, and the same set frozen."""
+"""A fine-tuning in two processes: separate processes per mode, and equal frozen sets."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ def test_two_processes_freeze_what_one_does(tmp_path: Path) -> None:
         tiny_tuning(data, tmp_path / "single", weights, mode="freeze", rule=HALF, epochs=2)
     )
     joint, single_frozen = (pd.read_csv(r / "frozen.csv")["frozen"].tolist() for r in (run, single))
-    assert (
-        sum(a == b for a, b in zip(joint, single_frozen, strict=True)) >= len(joint) - 4
-    )  # near ties
+    equal = sum(a == b for a, b in zip(joint, single_frozen, strict=True))
+    assert equal >= len(joint) - 4, "more than near ties"
     steps = pd.read_csv(run / "freeze" / "iterations.csv")["trainable"].tolist()
     assert steps[0] == steps[1] > steps[2] == steps[-1]

@@ -1,4 +1,4 @@
-"""What a fine-tuning needs, and what stops it before anything is written."""
+"""The plan of a fine-tuning: lookups, announcements, and errors before anything is written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_modes_differ_in_the_body_and_agree_in_the_heads(
     key = "mamba_layer.mamba.in_proj.weight"
     assert not torch.equal(full_network.state_dict()[key], scratch.state_dict()[key])
     assert origin == str(weights)
-    assert plan.training.config.model_args == TINY  # of the weights' header
+    assert plan.training.config.model_args == TINY  # from the weights' header
     assert not (tmp_path / "run").exists()
 
 
@@ -70,7 +70,7 @@ def test_scratch_alone_knows_the_bundled_weights_of_the_modes_that_may_join(
 def test_how_long_it_is(
     make_config: MakeConfig, overrides: dict[str, Any], epochs: int, profiled: int
 ) -> None:
-    """Three steps are an epoch; a profile takes 20, but at most half of all."""
+    """An epoch has three steps; a profile takes 20, but at most half of all steps."""
     plan = plan_finetuning(make_config(**overrides), Recorder())
     assert (plan.training.recipe.epochs, plan.steps) == (epochs, 3 * epochs)
     assert plan.profile_iterations == profiled
@@ -82,7 +82,8 @@ def test_a_folder_of_its_own(data: Path, weights: Path, tmp_path: Path) -> None:
     run = plan_finetuning(config, Recorder()).run
     assert run.parts[0] == "runs"
     assert run.name.startswith("finetune-umamba-")
-    assert plan_finetuning(replace(config, mode="full"), Recorder()).run == run  # modes share it
+    # All modes share the folder.
+    assert plan_finetuning(replace(config, mode="full"), Recorder()).run == run
     other_seed = replace(config, training=replace(config.training, seed=1))
     assert plan_finetuning(other_seed, Recorder()).run != run
     assert plan_finetuning(replace(config, profile_iterations=3), Recorder()).run != run
@@ -100,7 +101,7 @@ def test_the_bundled_network_needs_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["umamba", "umamba-enc"])
 def test_results_of_nnunet(data: Path, tmp_path: Path, model: str) -> None:
-    """Its plan gives the network; its heads are as new as the target's."""
+    """Its plan defines the network; its heads are replaced as for other targets."""
     source = nnunet_files.network(model)
     folder = nnunet_files.results(tmp_path / "results", nnunet_files.checkpoint(source))
     config = tiny_tuning(data, tmp_path / "run", folder, model=model, window=32)
@@ -110,12 +111,12 @@ def test_results_of_nnunet(data: Path, tmp_path: Path, model: str) -> None:
     state, source_state = network.state_dict(), source.state_dict()
     assert state.keys() == source_state.keys()
     for name, tensor in state.items():
-        if not name.endswith("bias"):  # which begin at 0, wherever they are
+        if not name.endswith("bias"):  # biases start at 0
             assert torch.equal(tensor, source_state[name]) != name.startswith("decoder.seg_layers.")
 
 
 def test_windows_of_another_size_than_the_plans_patch(data: Path, tmp_path: Path) -> None:
-    """U-Mamba-Enc's weights have its size."""
+    """The weights of U-Mamba-Enc depend on the patch size."""
     source = nnunet_files.network("umamba-enc")
     folder = nnunet_files.results(tmp_path / "results", nnunet_files.checkpoint(source))
     config = tiny_tuning(data, tmp_path / "run", folder, model="umamba-enc", window=64)
@@ -260,7 +261,7 @@ def test_what_would_be_refused_is_refused_now(make_config: MakeConfig, tmp_path:
 
 @pytest.fixture
 def opened_datasets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was opened so far; every way to open a data set ends in one of these two functions."""
+    """Records calls of the two functions that open a data set."""
     calls: list[str] = []
     for name in ("_with_classes", "_with_masks"):
         original = getattr(sources, name)

@@ -1,4 +1,4 @@
-"""A frozen parameter does not move; gradients are profiled while a network trains."""
+"""Frozen parameters do not move; gradients are profiled during training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_frozen_parameter_is_bit_identical_after_training() -> None:
 
 
 def test_momentum_of_before_does_not_move_it() -> None:
-    """The trap: a gradient set to zero under momentum and weight decay still moves the weight."""
+    """A gradient of zero is not enough: momentum and weight decay still move the weight."""
     net = network()
     train(net)
     freeze(net, ["3.weight"])
@@ -85,12 +85,13 @@ def test_a_frozen_prefix_builds_no_graph() -> None:
 
 
 def test_savings_of_two_products_by_hand() -> None:
-    """y = x W1 W2: 3 products of 2*1*4*4 flops for each layer, less x's own gradient."""
+    """y = x W1 W2: 3 products of 2*1*4*4 flops for each layer, minus the gradient of x."""
     net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     costs = saving(net, ["0.weight"], torch.ones(1, 4), torch.sum, moments=2)
     product = 2 * 4 * 4
     assert costs.flops == 5 * product
-    assert costs.flops_saved == 2 * product  # W1's gradient, and the way back to its output
+    # The gradient of W1, and the backward pass to its output.
+    assert costs.flops_saved == 2 * product
     assert (costs.parameters, costs.frozen) == (32, 16)
     assert (costs.optimizer_bytes, costs.optimizer_bytes_saved) == (256, 128)
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
@@ -102,7 +103,7 @@ def test_freezing_the_last_layer_saves_only_its_own_gradient() -> None:
 
 
 def test_mamba_alone_saves_little_of_a_u_mamba() -> None:
-    """As the report's figure cannot be had by freezing Mamba layers alone: they are little work."""
+    """Mamba layers are a small part of the work, so freezing only them saves little."""
     net = architecture("umamba").build(features=(8, 16, 32), strides=(1, 2, 2), num_classes=1)
     names = [n for n, _ in net.named_parameters() if n.startswith("mamba_layer.")]
     costs = saving(net, names, torch.randn(1, 3, 32, 32), torch.sum, moments=1)
@@ -184,7 +185,7 @@ def test_the_rule_decides_once_after_the_last_profiled_step() -> None:
         freezing.on_train_batch_end(trainer(optimizer), MODULE, None, None, 0)
         assert len(decided) == count
     (decisions,) = decided
-    assert sum(d.frozen for d in decisions) == 2  # of four that are no heads
+    assert sum(d.frozen for d in decisions) == 2  # of the four that are not heads
     assert optimizer_tensors(optimizer) == [4]
     repeated = FreezeAfterProfile(net, profiler, FreezeRule(1.0), [], decided.append)
     repeated.load_state_dict(freezing.state_dict())
@@ -221,7 +222,7 @@ def test_without_a_number_it_goes_on() -> None:
 
 
 def test_what_is_no_number_does_not_count() -> None:
-    """As where float16's loss scaler skips a step."""
+    """float16's loss scaler skips a step there."""
     layer = nn.Linear(2, 1, bias=False)
     profiler = ProfileGradients(layer, 2)
     steps(profiler, layer, [torch.inf, 1.0, torch.nan, 2.0])
@@ -237,5 +238,5 @@ def test_a_resumed_profile_is_that_of_an_unbroken_run() -> None:
     second.load_state_dict(first.state_dict())
     steps(second, layer, [4.0])
     assert second.profile.rows()["change"].tolist()[1:] == [1.0, 2.0]
-    assert uninterrupted.state_dict()["last"] == {}  # a full profile needs them no more
+    assert uninterrupted.state_dict()["last"] == {}  # a full profile no longer needs them
     pd.testing.assert_frame_equal(second.profile.rows(), uninterrupted.profile.rows())

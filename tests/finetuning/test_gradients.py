@@ -1,4 +1,4 @@
-"""The statistics of gradients against numbers worked by hand, and profiles on disk."""
+"""Statistics of gradients compared with exact values, and profiles on disk."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_change_is_that_from_one_iteration_to_the_next() -> None:
 
 
 def test_the_change_ratio_is_of_the_last_quarter_over_the_first() -> None:
-    # Nine gradients of one sign: eight changes of 8, 4, 2, 2, 2, 2, 1 and 2.
+    # Nine gradients with one sign and eight changes of 8, 4, 2, 2, 2, 2, 1 and 2.
     values = [0.0, 8.0, 12.0, 14.0, 16.0, 18.0, 20.0, 21.0, 23.0]
     result = statistics(profiled(two_layers(), [[value, value] for value in values]))["0.weight"]
     assert result.change_ratio == pytest.approx(((1 + 2) / 2) / ((8 + 4) / 2))

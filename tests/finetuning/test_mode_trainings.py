@@ -1,4 +1,4 @@
-"""Whole fine-tunings: what they leave, how they go on, and what stops them."""
+"""Fine-tunings end to end: files, resuming, and errors that stop them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HALF = FreezeRule(quantile=0.5, scope="all")
 
 @pytest.fixture(scope="module")
 def finished_run(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An unbroken run of all three modes."""
+    """Returns an uninterrupted run of all three modes."""
     listener, out = Recorder(), tmp_path_factory.mktemp("whole") / "run"
     return run_finetuning(tiny_tuning(data, out, weights, rule=HALF), listener), listener
 
@@ -85,7 +85,7 @@ def test_the_record_says_what_was_done(weights: Path, finished_run: Run) -> None
 def test_frozen_tensors_stand_still_and_leave_the_optimizer(
     make_config: MakeConfig, weights: Path
 ) -> None:
-    """With momentum and weight decay on, which would move them otherwise."""
+    """Momentum and weight decay are on, which would move them otherwise."""
     rule = FreezeRule(pattern="encoder.*")
     run = run_finetuning(make_config(mode="freeze", rule=rule))
     before, after = weights_of(weights.parent), last_weights(run / "freeze")
@@ -169,7 +169,7 @@ def test_a_threshold_that_freezes_nothing_is_full_fine_tuning(make_config: MakeC
 def test_a_killed_run_ends_with_the_same_weights(
     make_config: MakeConfig, data: Path, weights: Path, finished_run: Run, tmp_path: Path
 ) -> None:
-    """A real process, killed in the second epoch of the mode that freezes, after its freeze."""
+    """A real process is killed in epoch 2 of the mode that freezes, after its freeze."""
     run = tmp_path / "run"
     kill_when_stopped(_CHILD, data, weights, run)
     listener = Recorder()
@@ -205,7 +205,7 @@ def test_an_interruption_while_profiling(make_config: MakeConfig, tmp_path: Path
         make_config(tmp_path / "one", mode="freeze", rule=HALF, profile_iterations=5)
     )
     with pytest.raises(KeyboardInterrupt):
-        run_finetuning(config, Interrupting(after=12))  # in the fourth step, after an epoch
+        run_finetuning(config, Interrupting(after=12))  # in the fourth step, after one epoch
     assert not (tmp_path / "run" / "gradients.parquet").exists()
     run = run_finetuning(config)
     assert same_state(last_weights(run / "freeze"), last_weights(uninterrupted / "freeze"))
@@ -287,7 +287,7 @@ def test_a_threshold_that_leaves_nothing_names_the_highest_useful_one(
     assert read_finetune_record(out).status == "failed"
     assert [path.name for path in out.iterdir() if path.name[0] != "." and path.is_dir()] == [
         "freeze"
-    ]  # nothing else yet
+    ]  # no other files exist yet
     highest = float(caught.value.todo.split("threshold is ")[1].split(",")[0])
     useful_rule = FreezeRule(threshold=highest, scope="all")
     config = make_config(tmp_path / "other", mode="freeze", rule=useful_rule,

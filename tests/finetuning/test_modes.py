@@ -1,4 +1,4 @@
-"""What each mode changes in a training, and what it costs."""
+"""The modes of fine-tuning: trained parameters, callbacks, written weights and costs."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_merging_by_hand() -> None:
 
 def test_projections_are_found_by_the_type_of_their_module() -> None:
     names = projections(networks.create("vmunet", VMUNET), LORA_LAYERS)
-    assert len(names) == 2 * 8  # in and out of eight blocks
+    assert len(names) == 2 * 8  # input and output of eight blocks
     assert {name.rsplit(".", 1)[1] for name in names} == {"in_proj", "out_proj"}
     vim = networks.create("vim-t", {"depth": 1, "img_size": 32})
     bidirectional = projections(vim, LORA_LAYERS)
@@ -186,7 +186,7 @@ def modes_of(plan: FinetunePlan, decisions: list[Decision] | None = None) -> Mod
     ],
 )
 def test_who_watches(plan: FinetunePlan, tmp_path: Path, mode: str, kinds: list[type]) -> None:
-    """Costs come before the freeze that a step brings about."""
+    """Costs are measured before the freeze of the same step."""
     train_start = modes_of(plan).start(mode, tmp_path)  # type: ignore[arg-type]
     assert [type(callback) for callback in train_start.callbacks] == kinds
 
@@ -204,7 +204,8 @@ def test_adapters_are_written_merged_and_all_else_as_it_is(
     lora_state, full_state = lora_start.network.state_dict(), full_start.network.state_dict()
     merged = lora_start.export(lora_state)
     assert merged.keys() == full_state.keys() != lora_state.keys()
-    assert all(torch.equal(merged[name], full_state[name]) for name in full_state)  # B begins at 0
+    # B is 0 at first.
+    assert all(torch.equal(merged[name], full_state[name]) for name in full_state)
     unchanged = full_start.export(full_state)
     assert all(unchanged[name] is full_state[name] for name in full_state)
 
@@ -221,7 +222,7 @@ def test_a_profile_alone_ends_when_it_has_decided(plan: FinetunePlan) -> None:
 MODULE: Any = SimpleNamespace(device=torch.device("cpu"))
 
 
-def trainable_names(run: Path, callback: MeasureCosts, steps: range, optimizer: Any) -> None:
+def train_steps(run: Path, callback: MeasureCosts, steps: range, optimizer: Any) -> None:
     for step in steps:
         trainer: Any = SimpleNamespace(
             is_global_zero=True, global_step=step, optimizers=[optimizer]
@@ -235,11 +236,11 @@ def trainable_names(run: Path, callback: MeasureCosts, steps: range, optimizer: 
 
 @pytest.fixture
 def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What the system tells, in this order."""
-    resets: list[int] = []
-    monkeypatch.setattr(modes, "peak_resident", lambda device: resets.pop(0))
+    """Replaces the system's peak memory by these values, in order."""
+    peak_bytes: list[int] = []
+    monkeypatch.setattr(modes, "peak_resident", lambda device: peak_bytes.pop(0))
     monkeypatch.setattr(modes, "start_anew", lambda device: None)
-    return resets
+    return peak_bytes
 
 
 def test_a_line_per_step_and_the_costs_at_the_end(tmp_path: Path, peaks: list[int]) -> None:
@@ -249,12 +250,12 @@ def test_a_line_per_step_and_the_costs_at_the_end(tmp_path: Path, peaks: list[in
     optimizer.step()
     callback = MeasureCosts(tmp_path, net)
     peaks.append(500)
-    trainable_names(tmp_path, callback, range(1, 3), optimizer)
+    train_steps(tmp_path, callback, range(1, 3), optimizer)
     net.bias.requires_grad_(False)
     resumed = MeasureCosts(tmp_path, net)  # after an interruption
     resumed.load_state_dict(callback.state_dict())
     peaks.append(300)
-    trainable_names(tmp_path, resumed, range(3, 5), optimizer)
+    train_steps(tmp_path, resumed, range(3, 5), optimizer)
     lines = pd.read_csv(tmp_path / "iterations.csv")
     assert tuple(lines.columns) == STEPS
     assert lines["iteration"].tolist() == [1, 2, 3, 4]
@@ -270,7 +271,7 @@ def test_without_a_freeze_the_peak_is_that_of_all_epochs(tmp_path: Path, peaks: 
     callback = MeasureCosts(tmp_path, net)
     for peak in (500, 300):
         peaks.append(peak)
-        trainable_names(tmp_path, callback, range(1, 2), optimizer)
+        train_steps(tmp_path, callback, range(1, 2), optimizer)
     costs = ModeCosts.model_validate_json((tmp_path / "costs.json").read_text())
     assert (costs.peak_memory_bytes, costs.optimizer_bytes) == (500, 0)
 

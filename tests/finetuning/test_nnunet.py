@@ -64,7 +64,8 @@ def test_a_frozen_mode_runs_to_its_end(
     assert metrics["step"].tolist() == [4, 8]
     assert AVERAGED in metrics.columns
     steps = pd.read_csv(run / "freeze" / "iterations.csv")
-    assert steps["trainable"].nunique() == 2  # all, then what was not frozen
+    # All parameters, then the parameters that are not frozen.
+    assert steps["trainable"].nunique() == 2
     header = read_header(run / "freeze" / "weights.safetensors")
     assert header is not None
     assert header.nnunet is not None
@@ -72,7 +73,7 @@ def test_a_frozen_mode_runs_to_its_end(
 
 
 def short_config(data: Path, run: Path, weights: Path) -> FinetuneConfig:
-    """Three epochs of nnU-Net's training in the mode that freezes."""
+    """Returns the settings of three epochs of nnU-Net's training in the mode that freezes."""
     recipes.NAMED_RECIPES["short"] = replace(RECIPE, epochs=3, patches=FEW)
     overrides = {"mode": "freeze", "recipe": "short", "profile_iterations": 3, "lr": None}
     return tiny_tuning(data, run, weights, rule=make_rule(quantile=0.5, scope="all"), **overrides)
@@ -82,7 +83,7 @@ def short_config(data: Path, run: Path, weights: Path) -> FinetuneConfig:
 def test_a_killed_run_ends_with_the_same_weights(
     data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real process, killed in the second epoch, after its freeze."""
+    """A real process is killed in the second epoch, after its freeze."""
     monkeypatch.setattr(recipes, "NAMED_RECIPES", dict(recipes.NAMED_RECIPES))
     expected_run = run_finetuning(short_config(data, tmp_path / "whole", weights), Recorder())
     run = tmp_path / "run"
@@ -122,7 +123,7 @@ def test_results_of_nnunet_come_back_as_such(data: Path, tmp_path: Path, model: 
     assert loaded.weights.keys() == own_weights.keys()
     assert all(torch.equal(loaded.weights[name], own_weights[name]) for name in own_weights)
     assert loaded.plan.labels == ("background", "foreground")
-    assert {channel.scheme for channel in loaded.plan.channels} == {"rgb_to_0_1"}  # as trained
+    assert {channel.scheme for channel in loaded.plan.channels} == {"rgb_to_0_1"}  # as in training
     network_class = {"resenc": "ResidualEncoderUNet"}.get(model, "PlainConvUNet")
     assert loaded.plan.settings["UNet_class_name"] == network_class
     content = torch.load(results / "fold_all" / "checkpoint_final.pth", weights_only=True)
@@ -137,7 +138,7 @@ def test_without_a_plan_one_is_made_of_the_network(make_config: MakeConfig) -> N
     loaded = read_nnunet(results)
     assert loaded.plan.options["features"] == (4, 8)
     assert loaded.plan.patch == (16, 16)
-    assert json.dumps(dict(loaded.plan.plans))  # as upstream's JSON
+    assert json.dumps(dict(loaded.plan.plans))  # as nnU-Net's JSON
 
 
 @pytest.mark.parametrize(

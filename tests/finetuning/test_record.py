@@ -114,7 +114,7 @@ def test_modes_add_up_and_commands_are_kept(make_config: MakeConfig, tmp_path: P
     out = tmp_path / "run"
     open_run(make_config, out, mode="full", rule=FreezeRule(1e-3))
     created = read_finetune_record(out).created
-    open_run(make_config, out, mode="freeze")  # nothing was frozen yet, so the rule may be another
+    open_run(make_config, out, mode="freeze")  # the rule may change until parameters are frozen
     open_run(make_config, out, mode="scratch")
     record = read_finetune_record(out)
     assert record.modes == ["scratch", "full", "freeze"]

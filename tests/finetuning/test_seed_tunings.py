@@ -1,4 +1,4 @@
-"""Fine-tunings over several seeds: every mode with every seed, on the same images."""
+"""Fine-tunings with several seeds: every mode with every seed, on the same images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def seeded(
 
 @pytest.fixture(scope="module")
 def run(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seeds of full fine-tuning."""
+    """Returns a run with two seeds of full fine-tuning."""
     return finetune_seeds(seeded(data, tmp_path_factory.mktemp("tuned") / "run", weights))
 
 

@@ -1,4 +1,4 @@
-"""Rules of what to freeze, what they choose, and how it is announced."""
+"""Rules that select frozen parameters, their results, and announcements."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_heads_alone_are_not_enough_for_a_threshold_and_are_for_a_pattern() -> N
     with pytest.raises(UsageError, match="Nothing would be left to train but the heads") as caught:
         freeze_decisions(NETWORK, FreezeRule(threshold=1.0, scope="all"), heads)
     assert "highest useful threshold is 0.01, which leaves one tensor" in caught.value.todo
-    unused = {**NETWORK, "mamba.unused": statistic(math.nan)}  # has nothing to learn from
+    unused = {**NETWORK, "mamba.unused": statistic(math.nan)}  # has no gradient
     with pytest.raises(UsageError, match="Nothing would be left to train but the heads"):
         freeze_decisions(unused, FreezeRule(threshold=1.0, scope="all"), heads)
     probe = freeze_decisions(NETWORK, FreezeRule(pattern="*"), heads)

@@ -1,4 +1,4 @@
-"""Weights from anywhere into a network whose heads are new, and the defaults."""
+"""Initial weights from every source, new heads, and defaults."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_named_weights_or_data_mean_the_network_itself() -> None:
     assert TASK.with_defaults(with_weights, UMAMBA, messages.append).training.model == "umamba"
     other_data = replace(AS_TYPED, training=TrainConfig("umamba", "roads"))
     assert TASK.with_defaults(other_data, UMAMBA, messages.append).training == other_data.training
-    assert len(messages) == 1  # of the data of the first
+    assert len(messages) == 1  # about the data set of the first call
 
 
 def test_data_of_the_user_go_before_the_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,8 @@ def test_a_network_of_a_plan_on_data_of_the_user_is_trained_as_nnunet_does_and_i
         f"No --recipe: `{name}` is trained as nnU-Net does, which takes a GPU. `--recipe "
         "nnunet-light` is the same for a CPU, `--recipe patient` is ours."
     ]
-    assert TASK.usual_steps(recipe, recipe, "roads") is None  # named by the user: its 1000 epochs
+    # The user named nnU-Net's recipe: its 1000 epochs.
+    assert TASK.usual_steps(recipe, recipe, "roads") is None
     assert TASK.usual_steps(replace(typed, epochs=3), recipe, "roads") is None
     assert TASK.usual_steps(replace(typed, quick=True), recipe, "roads") is None
 
@@ -281,7 +282,7 @@ def test_weights_of_a_training_bring_the_arguments_of_their_network(tmp_path: Pa
     assert start.origin == str(path)
     assert (start.plan, start.patch) == (None, None)
     overridden = read_file(path, UMAMBA_PRETRAINED, {"features": [1, 2]})
-    assert overridden.arguments == {**TINY, "features": [1, 2]}  # the user's word goes first
+    assert overridden.arguments == {**TINY, "features": [1, 2]}  # the user's value takes precedence
 
 
 def test_a_bare_checkpoint(tmp_path: Path) -> None:

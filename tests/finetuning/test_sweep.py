@@ -1,4 +1,4 @@
-"""Rules beside the chosen one: which make sense, and what a sweep leaves."""
+"""Sweeps over freezing rules: the tried rules, and the files of a sweep."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_step_without_a_way_back_is_shorter(module: SegmenterModule) -> None:
 def test_ratios_are_of_the_same_round(
     module: SegmenterModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A machine that gets slower from round to round changes no ratio; two rounds do not count."""
+    """Ratios do not change if a machine slows down; the first two rounds are dropped."""
     order: list[float] = []
 
     def fake(lit_module: SegmenterModule, size: int, device: torch.device) -> Callable[[], float]:
@@ -65,7 +65,7 @@ def test_ratios_are_of_the_same_round(
 
         def step() -> float:
             order.append(share)
-            number = (len(order) + 1) // 2  # of the round, the first being 1
+            number = (len(order) + 1) // 2  # round number, from 1
             return 2.0**number * (share if number > 2 else 1 / share)
 
         return step
@@ -156,7 +156,7 @@ def test_what_a_sweep_leaves(
     assert list(rows) == list(SWEEP)
     assert rows["seconds_ratio"].tolist() == [0.7, 1.0, 0.5]
     assert rows["pattern"].tolist()[2] == "encoder.*"
-    assert rows["after_steps"].tolist() == [1, 1, 1]  # `--profile-iterations` was given
+    assert rows["after_steps"].tolist() == [1, 1, 1]  # `--profile-iterations` was set
     assert waits_by_rule["all-mean_abs-q0.5-after-1"] == 1
     assert waits_by_rule["name-encoder._-after-1"] == 1
     assert rows["frozen_share"].tolist()[1] == 0

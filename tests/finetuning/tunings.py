@@ -1,4 +1,4 @@
-"""Fine-tunings of seconds: a very small U-Mamba with weights of its own, on a dozen discs."""
+"""Short fine-tunings: a very small pretrained U-Mamba on a dozen discs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def network(seed: int = 7, **changes: Any) -> UMamba:
 
 
 def write_pretrained(path: Path, seed: int = 7, **changes: Any) -> Path:
-    """The weights of `network` with the header of a training run."""
+    """Writes the weights of `network` with the header of a training."""
     header = WeightsHeader(
         model="umamba", arguments={**TINY, **changes}, window=16, channels="rgb", threshold=0.5,
         protocol="patient", trained_on="elsewhere", images_sha256="0" * 64,
@@ -39,7 +39,7 @@ def write_pretrained(path: Path, seed: int = 7, **changes: Any) -> Path:
 
 
 def tiny_tuning(data: Path, out: Path, pretrained: Path | None, **overrides: Any) -> FinetuneConfig:
-    """Three epochs of three steps in each mode, two of them profiled."""
+    """Returns the settings of three epochs of three steps per mode, two of them profiled."""
     defaults: dict[str, Any] = {"epochs": None if "iterations" in overrides else 3, "lr": 0.01}
     settings = {**defaults, **overrides}
     training = {name: settings.pop(name) for name in list(settings) if name in _TRAINING}

@@ -1,4 +1,4 @@
-"""Damaged and hostile files of arrays: NumPy's, and HDF5 and NIfTI where their libraries are."""
+"""Damaged and hostile array files: NumPy's, and HDF5 and NIfTI if their libraries are installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TERA = 10**6
 
 
 def npy(description: str, body: bytes) -> bytes:
-    """A `.npy` file with that header."""
+    """Returns a `.npy` file with the given header."""
     text = description.encode() + b"\n"
     return b"\x93NUMPY\x02\0" + struct.pack("<I", len(text)) + text + body
 
@@ -29,7 +29,7 @@ def _bytes_of(*shape: int) -> str:
 
 
 def write_hostile_arrays(folder: Path) -> list[Path]:
-    """Files of which none holds an image or a mask under the name `mask`."""
+    """Writes files without a valid image or mask named `mask`."""
     objects = npy(
         "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", pickle.dumps([os.system])
     )
@@ -69,9 +69,9 @@ def _zipped(members: dict[str, bytes]) -> bytes:
 
 
 def _zip_bomb() -> bytes:
-    """An archive whose directory says that its member unpacks to nearly 5 GiB."""
+    """Returns an archive whose directory declares a member of nearly 5 GiB."""
     content = bytearray(_zipped({"mask.npy": npy(_bytes_of(70_000, 70_000), bytes(5_000_000))}))
-    # ZIP64 would be needed for the true length of such a member: the field holds at most 4 GiB.
+    # The size field holds at most 4 GiB; a larger member would need ZIP64.
     directory = content.index(b"PK\1\2")
     size = struct.pack("<Q", 4_900_000_000)
     extra_field = struct.pack("<HH", 1, 8) + size

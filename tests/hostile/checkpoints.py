@@ -1,4 +1,4 @@
-"""About 100 damaged and hostile files of weights, made from the weights of a small network."""
+"""About 100 damaged and hostile weights files, made from the weights of a small network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ State = dict[str, Tensor]
 
 
 class Call:
-    """An object whose unpickling calls a function."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
         self.parts = (function, arguments, state) if state is not None else (function, arguments)
@@ -37,7 +37,7 @@ class Call:
 
 
 def attacks(sentinel: Path) -> dict[str, object]:
-    """Objects that would make the file `sentinel`, were any of them unpickled."""
+    """Returns objects that would create the file `sentinel` on unpickling."""
     name, code = str(sentinel), f"open({str(sentinel)!r}, 'w').close()"
     create_file = partial(open, name, "w")
     return {
@@ -67,7 +67,7 @@ Rewrite = Callable[[State], bytes]
 
 
 def contents(state: State, sentinel: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of files, of which none holds the weights of the network undamaged."""
+    """Returns names and bytes of files, none of which contains the undamaged weights."""
     two_tensors = dict(list(state.items())[:2])
     for name, attack in attacks(sentinel).items():
         yield f"{name} in a zip.pth", torch_bytes({"model": two_tensors, "x": attack})
@@ -84,20 +84,20 @@ def contents(state: State, sentinel: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def torch_bytes(content: object, zipped: bool = True) -> bytes:
-    """What `torch.save` writes."""
+    """Returns the output of `torch.save`."""
     file = io.BytesIO()
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
     return file.getvalue()
 
 
 def _changed(state: State, change: Callable[[Tensor], Tensor], only: str = "") -> State:
-    """The weights with one tensor changed: that named `only`, or the largest."""
+    """Returns the weights with one tensor changed: `only`, or the largest."""
     key = only or max(state, key=lambda name: state[name].numel())
     return {**state, key: change(state[key])}
 
 
 def _other_tensors(state: State) -> Iterator[tuple[str, bytes]]:
-    """Tensors that are no plain numbers of the network's shape."""
+    """Returns weights with tensors of other kinds, types and shapes."""
     changes: dict[str, Callable[[Tensor], Tensor]] = {
         "NaN": lambda x: x.clone().fill_(torch.nan),
         "one NaN": lambda x: x.flatten().index_fill(0, torch.tensor([3]), torch.nan).view(x.shape),
@@ -186,7 +186,7 @@ def _members(valid: bytes) -> dict[str, bytes]:
 
 
 def zipped(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    """A zip of these members."""
+    """Returns a zip of these members."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
         for name, content in members.items():
@@ -195,7 +195,7 @@ def zipped(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> by
 
 
 def _bomb(members: Mapping[str, bytes], root: str) -> bytes:
-    """An archive of torch whose one storage of 200 MB is packed into 1 MB."""
+    """Returns a torch archive with one storage of 200 MB, compressed to 1 MB."""
     million = torch.zeros(1_000_000)
     small_members = _members(torch_bytes({"x": million}))
     top = next(iter(small_members)).split("/")[0]
@@ -213,7 +213,7 @@ def _bomb(members: Mapping[str, bytes], root: str) -> bytes:
 
 
 def _flagged(content: bytes) -> bytes:
-    """The archive with the mark of encryption on each member."""
+    """Returns the archive with the encryption flag set on each member."""
     flagged, offset = bytearray(content), 0
     while (offset := content.find(b"PK\1\2", offset)) >= 0:
         flagged[offset + 8] |= 1
@@ -245,7 +245,7 @@ def _tar_of_links(valid: bytes) -> bytes:
 
 
 def safe(header: str | bytes, body: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file with that header, whose length may be a lie."""
+    """Returns a safetensors file with the given header and declared length."""
     raw = header.encode() if isinstance(header, str) else header
     return struct.pack("<Q", len(raw) if length is None else length) + raw + body
 
@@ -306,7 +306,7 @@ def _safetensors(state: State) -> Iterator[tuple[str, bytes]]:
 
 
 def _pickles(state: State, sentinel: Path) -> Iterator[tuple[str, bytes]]:
-    """Pickles written by hand, which `pickle.dumps` would not write."""
+    """Returns pickles that `pickle.dumps` would not write."""
     touch_command = f"touch {sentinel}".encode()
     yield "opcode i.pkl", b"(S'" + touch_command + b"'\nios\nsystem\n."
     yield "opcode o.pkl", b"(cos\nsystem\nS'" + touch_command + b"'\no."
@@ -335,9 +335,9 @@ def _laughs() -> object:
 
 
 def write_checkpoints(folder: Path, state: State, sentinel: Path) -> list[Path]:
-    """The files of `contents`, and one that is a link, a pipe and a folder each."""
+    """Writes the files of `contents`, and a link, a pipe and a folder."""
     paths = []
-    with warnings.catch_warnings(action="ignore"):  # of torch, about kinds of tensors
+    with warnings.catch_warnings(action="ignore"):  # of torch, about types of tensors
         for name, content in contents(state, sentinel):
             assert not (folder / name).exists(), name
             (folder / name).write_bytes(content)

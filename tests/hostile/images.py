@@ -1,7 +1,7 @@
 """About 200 damaged and hostile image files, made from a seed.
 
-Each has the pixels that a decoder must give for it (those of Pillow for the undamaged file) and
-whether refusing it is right, so that half an image is never mistaken for one.
+Each file has the pixels that a decoder must return (Pillow's, for the undamaged file) and whether
+it may be refused, so that half an image is never accepted as complete.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class HostileImage:
     """An image file.
 
     Args:
-        name: What is wrong with it, with a suffix.
-        content: Its bytes.
-        pixels: What it shows, uint8 (H, W, 3); None if it must be refused.
-        refusable: Whether refusing it is right too.
+        name: The damage, with a suffix.
+        content: The bytes of the file.
+        pixels: Expected pixels, uint8 (H, W, 3); None if the file must be refused.
+        refusable: Whether the file may also be refused.
     """
 
     name: str
@@ -44,7 +44,7 @@ class HostileImage:
 
 
 def photo(seed: int = 0, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
-    """A picture of a gradient with noise, which no compression makes short."""
+    """Returns a gradient with noise, which compresses badly."""
     generator = np.random.default_rng(seed)
     height, width = size
     ramp = np.linspace(0, 200, height * width * 3).reshape(height, width, 3)
@@ -52,33 +52,33 @@ def photo(seed: int = 0, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
 
 
 def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
-    """The bytes of `image` in a format."""
+    """Returns the bytes of `image` in a format."""
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return file.getvalue()
 
 
 def pillow_pixels(content: bytes) -> NDArray[np.uint8]:
-    """The pixels that Pillow alone gives."""
+    """Returns the pixels that Pillow decodes."""
     with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def undamaged_file(image_format: str) -> bytes:
-    """An undamaged file."""
+    """Returns an undamaged file."""
     image = photo()
     return encoded(image.convert("P") if image_format == "GIF" else image, image_format)
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
-    """A chunk with its length and checksum."""
+    """Returns a chunk with its length and checksum."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png(
     width: int, height: int, data: bytes, *extra_chunks: bytes, depth: int = 8, colour: int = 2
 ) -> bytes:
-    """A PNG of these chunks, whose header says what it is told."""
+    """Returns a PNG of these chunks, with the given values in its header."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = (
         png_chunk(b"IHDR", header),
@@ -90,14 +90,14 @@ def png(
 
 
 def tiff(*entries: tuple[int, int, int, int], following: int = 0) -> bytes:
-    """A little-endian TIFF with one directory of (tag, type, count, value)."""
+    """Returns a little-endian TIFF with one directory of (tag, type, count, value)."""
     body = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + struct.pack("<I", following)
 
 
 def progressive_bomb(scans: int, size: int) -> bytes:
-    """A progressive JPEG whose every scan passes over all pixels and says nothing."""
-    table = bytes([0x10, 1, *[0] * 15, 0xE0])  # an AC table of one code: a run of 32767 blocks
+    """Returns a progressive JPEG whose scans cover all pixels without content."""
+    table = bytes([0x10, 1, *[0] * 15, 0xE0])  # an AC table with one code: a run of 32767 blocks
     blocks = (-(-size // 8)) ** 2
     runs = -(-blocks // (1 << 14))
     bits = "".join("0" + format(0, "014b") for _ in range(runs))
@@ -113,7 +113,7 @@ def progressive_bomb(scans: int, size: int) -> bytes:
 
 @cache
 def corpus() -> list[HostileImage]:
-    """All files, the same ones every time."""
+    """Returns all files, in a fixed order."""
     images = [*_truncated(), *_flipped(), *_bombs(), *_unusual(), *_not_images(), *_structures()]
     assert len({image.name for image in images}) == len(images)
     return images
@@ -139,7 +139,7 @@ def _truncated() -> Iterator[HostileImage]:
 
 
 def _flipped() -> Iterator[HostileImage]:
-    """PNG alone notices each changed byte of its pixels; others may show other pixels."""
+    """Only PNG detects each changed byte of its pixels; other formats may show other pixels."""
     content = undamaged_file("PNG")
     pixels, start = pillow_pixels(content), content.index(b"IDAT") + 4
     for n in range(8):
@@ -193,7 +193,7 @@ def _bombs() -> Iterator[HostileImage]:
 
 
 def _unusual() -> Iterator[HostileImage]:
-    """Files that are odd and whole."""
+    """Returns valid files with unusual features."""
     image = photo()
     frames = [photo(seed) for seed in range(1, 4)]
     for image_format in ("GIF", "WEBP", "PNG", "TIFF"):
@@ -293,7 +293,7 @@ def _not_images() -> Iterator[HostileImage]:
 
 
 def _structures() -> Iterator[HostileImage]:
-    """Whole files whose parts contradict each other."""
+    """Returns complete files whose parts contradict each other."""
     data = zlib.compress((b"\0" + bytes(3 * SIDE)) * SIDE)
     black = np.zeros((SIDE, SIDE, 3), np.uint8)
     yield HostileImage("short rows.png", png(SIDE, SIDE, zlib.compress(bytes(100))))

@@ -1,4 +1,4 @@
-"""Damaged and hostile tar and zip archives: nothing outside is read, nothing never ends."""
+"""Damaged and hostile tar and zip archives: no access outside of them, no endless reading."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEEP = "a/" * 3000 + "x.jpg"
 MULTIPLIED: list[Entry] = [("d0/x.jpg", FILE, ""), *(
     (f"d{n + 1}/{side}", LINK, f"../d{n}") for n in range(24) for side in "ab"
 )]  # fmt: skip
-# Each link leads through the next one twice.
+# Each link goes through the next one twice.
 TWISTED: list[Entry] = [("e/x.jpg", FILE, ""), *(
     (f"l{n}", LINK, f"l{n + 1}/m{n + 1}/m{n + 1}") for n in range(40)
 ), *((f"e/m{n}", LINK, f"../l{n + 1}") for n in range(41)), ("l40", LINK, "e"),
@@ -36,7 +36,7 @@ TWISTED: list[Entry] = [("e/x.jpg", FILE, ""), *(
 
 
 def write_tar(path: Path, entries: Sequence[Entry], **pax: str) -> Path:
-    """A tar of photos, links and folders."""
+    """Writes a tar of photos, links and folders."""
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
         for name, kind, target in entries:
             info = tarfile.TarInfo(name)
@@ -48,7 +48,7 @@ def write_tar(path: Path, entries: Sequence[Entry], **pax: str) -> Path:
 
 
 def write_zip(path: Path, entries: Sequence[Entry], method: int = zipfile.ZIP_STORED) -> Path:
-    """A zip of photos and links."""
+    """Writes a zip of photos and links."""
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, kind, target in entries:
             info = zipfile.ZipInfo(name)
@@ -59,7 +59,7 @@ def write_zip(path: Path, entries: Sequence[Entry], method: int = zipfile.ZIP_ST
 
 
 def list_quickly(path: Path) -> FileListing:
-    """The listing; fails where it takes long."""
+    """Returns the listing; fails if it takes long."""
     started_at = time.process_time()
     try:
         return list_zip(path) if path.suffix == ".zip" else list_tar(path)

@@ -1,4 +1,4 @@
-"""Damaged and hostile files of weights: nothing runs, nothing is unpacked, one clear message."""
+"""Damaged and hostile weights files: no code runs, nothing is unpacked, and one clear message."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def test_each_is_refused_as_weights_and_nothing_runs(files: list[Path]) -> None:
 
 
 def test_the_attacks_would_run_where_pickles_are_loaded(tmp_path: Path) -> None:
-    """Else a corpus that does nothing would prove nothing."""
+    """Proves that the attacks of the corpus work when a file is unpickled."""
     sentinel, executed = tmp_path / "sentinel", 0
     for name in ("system", "eval", "exec", "run", "touch", "makedirs", "nested", "state"):
-        with suppress(AttributeError):  # a dict takes no state, which was made before
+        with suppress(AttributeError):  # a dict rejects the state after the attack has run
             pickle.loads(pickle.dumps(attacks(sentinel)[name]))
         executed += sentinel.exists()
         if sentinel.is_dir():
@@ -82,7 +82,7 @@ def test_the_attacks_would_run_where_pickles_are_loaded(tmp_path: Path) -> None:
 
 
 def test_each_is_refused_as_a_model(files: list[Path]) -> None:
-    """By `--model FILE`, which takes TorchScript and ONNX alone."""
+    """`--model FILE` accepts TorchScript and ONNX only."""
     for path in files:
         with pytest.raises(RobustError) as caught:
             load(ModelRequest(str(path)), "cls", offline=True)
@@ -90,7 +90,7 @@ def test_each_is_refused_as_a_model(files: list[Path]) -> None:
         assert not _sentinel(files).exists(), path.name
 
 
-@pytest.mark.slow  # 12 commands; what each proves is proven by create_model above
+@pytest.mark.slow  # 12 commands; create_model above covers the same files
 @pytest.mark.parametrize("name", ["system in a zip.pth", "escape.pth", "NaN.pth", "bomb.pth"])
 @pytest.mark.parametrize(
     "command",
@@ -123,7 +123,7 @@ def test_half_precision_and_infinite_masks_are_weights_as_ever(tmp_path: Path) -
                  for key, tensor in network.state_dict().items()}  # fmt: skip
         (tmp_path / "w.pth").write_bytes(torch_bytes(state))
         load_strictly(network, read_weights(tmp_path / "w.pth"), model="m", origin="f", advice=None)
-    large = {**network.state_dict(), "0.weight": torch.full((2, 2), 3e38)}  # whose sum overflows
+    large = {**network.state_dict(), "0.weight": torch.full((2, 2), 3e38)}  # their sum overflows
     load_strictly(network, large, model="m", origin="f", advice=None)
     for key, number in {"0.weight": torch.nan, "0.bias": torch.inf, "mask": torch.nan}.items():
         bad = {**network.state_dict(), key: torch.full_like(network.state_dict()[key], number)}

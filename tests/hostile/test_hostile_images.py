@@ -1,4 +1,4 @@
-"""Damaged and hostile images and arrays: decoded right, or refused with one clear reason."""
+"""Damaged and hostile images and arrays: decoded correctly, or refused with one clear reason."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from tests.hostile.images import (
 )
 
 SECONDS = 3  # for one file; the slowest takes 0.1 on an idle core
-MEGABYTES = 3000  # of the process, of which its libraries take 200
+MEGABYTES = 3000  # of the process, 200 of which are used by its libraries
 
 
 def judge(image: HostileImage) -> str:
-    """`read` or `refused`; fails where the answer is wrong."""
+    """Returns `read` or `refused`; fails if the result is wrong."""
     started_at = time.process_time()
     try:
         pixels = decode_bytes(image.content)
@@ -129,7 +129,7 @@ def test_what_never_ends_is_refused_at_once(tmp_path: Path) -> None:
                          (sparse, "more than are read")):  # fmt: skip
         for read_pixels in (decode, image_size, read_mask):
             if (path, read_pixels) == (sparse, image_size):
-                continue  # reads the header alone
+                continue  # reads the header only
             with pytest.raises(UnreadableImage, match=reason):
                 read_pixels(FileRef(path.name, path))
 
@@ -158,7 +158,7 @@ def test_a_mask_of_no_numbers_has_no_meaning(tmp_path: Path) -> None:
             decode_mask(FileRef(f"{name}.npy", tmp_path / f"{name}.npy"))
 
 
-@pytest.mark.slow  # reads the largest images that are allowed: seconds and gigabytes
+@pytest.mark.slow  # reads the largest allowed images: seconds and gigabytes
 @pytest.mark.timeout(300)
 def test_memory_and_time_stay_within_what_is_stated() -> None:
     code = (

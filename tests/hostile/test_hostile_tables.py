@@ -1,4 +1,4 @@
-"""Hostile tables, settings and descriptions: one clear message, and names that stay names."""
+"""Hostile tables, settings and descriptions: one clear message, and literally displayed names."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f\x80-\x9f\u202e]")
 
 
 def mark_slow(cases: Iterable[str], fast_cases: Iterable[str]) -> list[ParameterSet]:
-    """The cases as parameters, of which all but `fast` are slow: they are one kind of the same."""
+    """Returns the cases as parameters; all but the representative `fast_cases` are slow."""
     fast_set = set(fast_cases)
     return [pytest.param(c, marks=[] if c in fast_set else pytest.mark.slow) for c in cases]
 
 
 class Robust:
-    """Commands in this process."""
+    """Runs commands in this process."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys
 
     def __call__(self, *arguments: str | Path, code: int | tuple[int, ...]) -> str:
-        """What the command shows; it must end with `code`, soon, and without a traceback."""
+        """Returns the output of a command; checks exit code, time, and absence of a traceback."""
         started_at = time.process_time()
         try:
             main([str(argument) for argument in arguments])
@@ -110,7 +110,7 @@ def test_a_table_gives_one_message(robust: Robust, data: Path, kind: str) -> Non
 
 
 def test_a_file_outside_that_is_no_image_is_never_shown(robust: Robust, data: Path) -> None:
-    """A table may name files anywhere, as absolute paths do; they are decoded as images alone."""
+    """A table may contain absolute paths to any file; they are decoded as images only."""
     (data.parent / "secret.txt").write_text("the secret")
     (data / "table.csv").write_text("path,label\n../secret.txt,cat\n0.png,dog\n")
     text = robust(*EVAL, "--data", data / "table.csv", "--out", "run", code=1)
@@ -155,7 +155,7 @@ JSON = {
 
 @pytest.mark.parametrize("kind", mark_slow(JSON, ["deep object"]))
 def test_descriptions_beside_data_weights_and_runs(robust: Robust, data: Path, kind: str) -> None:
-    """`labels.json`, `dataset.json`, `plans.json`, `run.json`, an exported file's description."""
+    """`labels.json`, `dataset.json`, `plans.json`, `run.json`, description of an exported file."""
     masks = data.parent / "masks"
     for folder in ("images", "masks"):
         (masks / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that lies: nothing wrong is kept or used."""
+"""Downloads from a server that sends wrong data: nothing wrong is stored or used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 @dataclass
 class LyingServer:
-    """A server; `answers` are given in turn, the last one from then on."""
+    """A server that sends `answers` in turn, and then repeats the last one."""
 
     url: str = ""
     answers: list[Answer] = field(default_factory=list)
@@ -53,11 +53,11 @@ def lying_server() -> Iterator[LyingServer]:
                 if len(state.answers) > 1:
                     state.answers.pop(0)
             self.close_connection = True
-            with suppress(OSError):  # the other side has hung up
+            with suppress(OSError):  # the client has closed the connection
                 reply(self)
 
         def log_message(self, *arguments: object) -> None:
-            """Keeps the terminal clean."""
+            """Suppresses the server's log."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state.url = f"http://127.0.0.1:{server.server_port}/file.bin"
@@ -70,7 +70,7 @@ def lying_server() -> Iterator[LyingServer]:
 
 
 def reply(body: bytes = CONTENT, status: int = 200, **headers: object) -> Answer:
-    """An answer with that body; `headers` are sent after those that belong to it."""
+    """Returns an answer with that body; `headers` extend or replace the default headers."""
     all_headers = {"Content-Length": len(body), "ETag": '"v1"'}
     all_headers |= {name.replace("_", "-"): value for name, value in headers.items()}
 
@@ -86,7 +86,7 @@ def reply(body: bytes = CONTENT, status: int = 200, **headers: object) -> Answer
 
 
 def endless(request: BaseHTTPRequestHandler) -> None:
-    """A body without a length that does not end by itself."""
+    """Sends an endless body without a length."""
     request.send_response(200)
     request.send_header("Transfer-Encoding", "chunked")
     request.end_headers()
@@ -95,7 +95,7 @@ def endless(request: BaseHTTPRequestHandler) -> None:
 
 
 def refused_message(lying_server: LyingServer, target: Path, sha256: str | None = None) -> str:
-    """The message of a download that fails; nothing stands under the final name."""
+    """Returns the message of a failed download, which must leave no file under the final name."""
     with pytest.raises(RunError) as caught:
         fetch_file(lying_server.url, target, sha256=sha256, offline=False)
     assert not target.exists()
@@ -109,7 +109,7 @@ def target(tmp_path: Path) -> Path:
 
 
 def cut_short(request: BaseHTTPRequestHandler) -> None:
-    """Headers that end before the length."""
+    """Sends headers that end before the length."""
     request.wfile.write(b"HTTP/1.1 200 OK\r\nETag: x\r\n")
 
 
@@ -162,7 +162,7 @@ def broken_off(lying_server: LyingServer, target: Path, next_answer: Answer) -> 
 def test_a_wrong_range_is_never_appended(
     lying_server: LyingServer, target: Path, content_range: str
 ) -> None:
-    """Without a published hash nothing else would notice the mixture."""
+    """Without a published hash, nothing else would detect the mixture."""
     broken_off(lying_server, target, reply(REST, 206, Content_Range=content_range))
     assert "other bytes" in refused_message(lying_server, target)
     lying_server.answers = [reply()]
@@ -193,7 +193,7 @@ def test_a_body_without_end_is_given_up(
 
 
 def dripping(request: BaseHTTPRequestHandler, headers: bool) -> None:
-    """Headers or a body, a byte at a time."""
+    """Returns an answer that sends headers or body byte by byte."""
     content = b"HTTP/1.1 200 OK\r\nETag: x\r\n" if headers else CONTENT
     if not headers:
         request.send_response(200)
@@ -214,7 +214,7 @@ def test_a_body_that_drips_is_given_up_and_continued(
     lying_server.answers = [lambda request: dripping(request, headers=False)]
     started_at = time.monotonic()
     assert "bytes in 0 seconds: given up" in refused_message(lying_server, target, SHA256)
-    assert time.monotonic() - started_at < 5  # all of it would take 1,000
+    assert time.monotonic() - started_at < 5  # the complete body would take 1,000
     received = sum(path.stat().st_size for path in target.parent.glob("*.part"))
     assert 0 < received < 1000
     remaining, last = CONTENT[received:], len(CONTENT) - 1
@@ -280,7 +280,7 @@ def test_addresses_that_are_followed(url: str, is_followed: bool) -> None:
 
 
 def test_https_never_leads_to_this_machine() -> None:
-    """A public server must not make a request inside the user's network."""
+    """A public server must not cause a request inside the user's network."""
     handler = next(h for h in download._opener().handlers if type(h).__name__ == "OnlySecure")
     request = SimpleNamespace(full_url="https://example.org/x")
     with pytest.raises(download.AddressError, match="not https"):
@@ -337,7 +337,7 @@ def test_a_compressed_tar_that_would_fill_the_disk(
 
 @pytest.fixture
 def remote(lying_server: LyingServer, monkeypatch: pytest.MonkeyPatch) -> hub_files.RemoteFile:
-    """A file of 1,000 bytes on a hub that is `liar`."""
+    """Returns a file of 1,000 bytes on a hub, which is `lying_server`."""
     from huggingface_hub import constants
 
     hub = lying_server.url.removesuffix("/file.bin")
@@ -375,7 +375,7 @@ def test_of_the_hub_no_more_is_held_than_was_asked_for(
         remote.read(100)
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
-    # By range: a client of an earlier test may still knock at a port that is given out again.
+    # By range, because a client of an earlier test may still connect to a reused port.
     assert lying_server.ranges.count("bytes=0-99") == (1 if fault == "refusal" else 2)
     lying_server.answers = [reply(CONTENT[:100], 206, Content_Range=RANGE)]
     assert remote.read(100) == CONTENT[:100]

@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over its DevTools pipe: no driver and no port is needed."""
+"""Headless Chromium, controlled through its DevTools pipe, without driver and port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, PROGRAMS)), None)
 SECONDS = 60.0
-# Chromium reads commands from descriptor 3 and writes answers to 4.
+# Chromium reads commands from descriptor 3 and writes responses to 4.
 _LAUNCH = """
 import fcntl, os, sys
 pipes = [fcntl.fcntl(int(pipe), fcntl.F_DUPFD, 10) for pipe in sys.argv[1:3]]
@@ -30,7 +30,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class Browser:
-    """One page in a browser of its own, with everything that it asked for and complained of."""
+    """One page in a separate browser; its requests and console messages are recorded."""
 
     def __init__(self) -> None:
         assert CHROMIUM is not None
@@ -90,7 +90,7 @@ class Browser:
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer of the browser to one command."""
+        """Sends one command; returns the browser's response."""
         number = next(self._numbers)
         message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
         if self._session is not None:
@@ -105,7 +105,7 @@ class Browser:
         return result
 
     def open(self, page: Path, *, width: int = 1300, height: int = 900, dark: bool = False) -> None:
-        """Shows the file `page`, in a window of that size."""
+        """Opens the file `page` in a window of the given size."""
         self.resize(width, height)
         value = "dark" if dark else "light"
         features = [{"name": "prefers-color-scheme", "value": value}]
@@ -115,7 +115,7 @@ class Browser:
         self._until(lambda: any(e["method"] == "Page.loadEventFired" for e in self._events), "load")
 
     def resize(self, width: int, height: int = 900) -> None:
-        """Gives the window another size in CSS pixels, as of a phone below 600."""
+        """Sets the window size in CSS pixels; below 600 the browser imitates a phone."""
         mobile = width < 600
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -123,15 +123,15 @@ class Browser:
         )  # fmt: skip
 
     def media(self, media: str) -> None:
-        """Shows the page as on `print` or `screen`."""
+        """Sets the media type, `print` or `screen`."""
         self.call("Emulation.setEmulatedMedia", media=media)
 
     def scripts(self, *, allowed: bool) -> None:
-        """Allows or forbids scripts of pages that are opened from now on."""
+        """Enables or disables scripts of pages that are opened later."""
         self.call("Emulation.setScriptExecutionDisabled", value=not allowed)
 
     def js(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
+        """Returns the value of a JavaScript expression in the page."""
         reply = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -161,7 +161,7 @@ class Browser:
             )  # fmt: skip
 
     def screenshot(self, path: Path, *, whole_page: bool = True) -> Path:
-        """A PNG of the page, or of what is in the window."""
+        """Writes a PNG of the page or of the visible part."""
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole_page)
         path.write_bytes(base64.b64decode(shot["data"]))
         return path

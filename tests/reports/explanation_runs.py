@@ -1,4 +1,4 @@
-"""Made-up runs of `robust explain`, written through their store."""
+"""Synthetic runs of `robust explain`, written through their store."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ LABELS = ("tench", "goldfish", "great white shark", "tiger shark")
 
 @dataclass(frozen=True)
 class ExplainPlan:
-    """What to make up.
+    """The synthetic run to write.
 
     Args:
-        methods: Of METHODS.
+        methods: Names of METHODS.
         transforms: One file each.
-        images: Photos; of every third the transform flips the prediction.
-        further: How much farther the map moves where the prediction flips, in pixels.
+        images: Number of photos; the transform flips the prediction of every third.
+        further: Additional distance in pixels that a map moves if the prediction flips.
         sanity: Whether maps were repeated with shuffled weights.
-        done: Photos that have rows; None for all.
-        labels: Of the classes.
+        done: Number of photos that have rows; None for all.
+        labels: Names of the classes.
         record: Further fields of the record.
-        name: Of the model.
+        name: Name of the model.
     """
 
     methods: Sequence[str] = ("integrated-gradients", "grad-cam")
@@ -50,7 +50,7 @@ class ExplainPlan:
 
     @property
     def ids(self) -> list[str]:
-        """Of the photos."""
+        """Returns the ids of the photos."""
         return [f"class-{i % 4}/photo-{i:03d}.jpeg" for i in range(self.images)]
 
 
@@ -82,7 +82,7 @@ def _record(plan: ExplainPlan) -> ExplainRecord:
 
 
 def spot(row: float, column: float) -> np.ndarray:
-    """A map with its evidence around one place."""
+    """Returns a map with its evidence around one position."""
     y, x = np.mgrid[:SIDE, :SIDE]
     return np.exp(-((y - row) ** 2 + (x - column) ** 2) / 8)
 

@@ -47,7 +47,7 @@ IMAGES = TrainPlan(model="umamba-pico", parameters=TOTAL, groups=8, images=8, gr
 
 @dataclass(frozen=True)
 class FinetunePlan:
-    """What to make up; modes in `unmeasured` have begun, modes in `waiting` have not."""
+    """The synthetic fine-tuning; `unmeasured` modes have started, `waiting` modes have not."""
 
     modes: tuple[Mode, ...] = ("scratch", "full", "freeze")
     unmeasured: tuple[Mode, ...] = ()
@@ -109,7 +109,7 @@ def _mode(run: Path, mode: Mode, plan: FinetunePlan) -> None:
 
 
 def _spread_metrics(path: Path, mode: Mode) -> None:
-    """Modes that learn more and less, at another pace, with a loss that goes below zero."""
+    """Makes learning curves that differ between modes, with some negative losses."""
     table = pd.read_csv(path)
     table["val_dice"] *= BASE[mode]
     table["val_loss"] -= BASE[mode]
@@ -118,7 +118,7 @@ def _spread_metrics(path: Path, mode: Mode) -> None:
 
 
 def step_rows(mode: Mode, plan: FinetunePlan) -> pd.DataFrame:
-    """Iterations around SECONDS; before the freeze they take twice as long."""
+    """Returns iteration times around SECONDS; before the freeze they are twice as long."""
     number = np.arange(1, plan.steps + 1)
     is_before_freeze = (number <= plan.profiled) & (mode == "freeze")
     seconds = SECONDS[mode] * (1 + 0.02 * np.sin(number)) * np.where(is_before_freeze, 2.0, 1.0)
@@ -128,7 +128,7 @@ def step_rows(mode: Mode, plan: FinetunePlan) -> pd.DataFrame:
 
 
 def profile_rows(plan: FinetunePlan) -> pd.DataFrame:
-    """As `GradientProfile.rows` gives them; A_log has no gradient at all every third iteration."""
+    """Returns rows like `GradientProfile.rows`; A_log has no gradient in every third iteration."""
     rows = [
         {
             "name": name,
@@ -149,7 +149,7 @@ def profile_rows(plan: FinetunePlan) -> pd.DataFrame:
 
 
 def decisions(plan: FinetunePlan) -> pd.DataFrame:
-    """By the documented rule, as `finetune.decisions_file` writes it."""
+    """Applies the documented rule, as `finetune.decisions_file` writes it."""
     means: dict[str, float] = {}
     if plan.profiled:
         mean = profile_rows(plan).groupby("name")["mean_abs"].mean()

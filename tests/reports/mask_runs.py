@@ -47,7 +47,7 @@ def segmenter(name: str, **changes: object) -> ModelRecord:
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """What to make up; every `empty_every`-th image has no foreground, 0 for none."""
+    """The synthetic evaluation; every `empty_every`-th image has no foreground, 0 for none."""
 
     models: Sequence[ModelRecord] = (segmenter("ulvm_v5"),)
     transforms: Sequence[TransformRecord] = (IDENTITY, *paper21()[:6])
@@ -145,7 +145,7 @@ def _row(image: str, plan: MaskPlan, quality: float) -> dict[str, object]:
     index = int(image[-8:-4])
     is_empty = plan.empty_every > 0 and index % plan.empty_every == plan.empty_every - 1
     true_pixels = 0 if is_empty else 200 + 37 * index % 400
-    # A golden-ratio sequence is evenly spread around the wanted quality.
+    # A golden-ratio sequence is evenly spread around the requested quality.
     share = float(np.clip(quality + 0.2 * ((index * 0.618034) % 1.0 - 0.5), 0, 1))
     tp = round(true_pixels * share)
     fp = (3 if index % 4 == 0 else 0) if is_empty else round(true_pixels * (1 - share))

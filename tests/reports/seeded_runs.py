@@ -1,4 +1,4 @@
-"""Synthetic trainings and fine-tunings over several seeds, in the files that they leave."""
+"""Synthetic trainings and fine-tunings with several seeds, in the files of real ones."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ def build_seeds(
     run: Path, plan: TrainPlan = SEGMENTER, qualities: Sequence[float] = QUALITY,
     missing: int = 0,
 ) -> Path:  # fmt: skip
-    """Writes trainings from seed 0 on, of which the last `missing` have not come to an end."""
+    """Writes trainings from seed 0 on; the last `missing` ones are not finished."""
     run.mkdir(parents=True, exist_ok=True)
     finished_count = len(qualities) - missing
     for seed, base in enumerate(qualities):
@@ -45,7 +45,7 @@ def build_class_seeds(run: Path, count: int = 2) -> Path:
 
 
 def build_tuned_seeds(run: Path, count: int = 2, plan: FinetunePlan = TUNING) -> Path:
-    """Writes fine-tunings; the modes of the second seed are a little worse, each by its own bit."""
+    """Writes fine-tunings; the modes of the second seed have slightly lower scores."""
     for seed in range(count):
         build_finetuning(seed_folder(run, seed), plan)
         for number, mode in enumerate(plan.modes if seed else ()):
@@ -58,7 +58,7 @@ def build_tuned_seeds(run: Path, count: int = 2, plan: FinetunePlan = TUNING) ->
 def _write(
     run: Path, template: Path, count: int, failures: list[SeedFailure], command: str = "train"
 ) -> None:
-    """The record of the seeds, whose trainings are like the one in the folder `like`."""
+    """Writes the record of the seeds; `template` is the folder of one of the trainings."""
     record = read_train_record(template)
     seeds = SeedsRecord.model_validate(
         {

@@ -1,4 +1,4 @@
-"""report.html in headless Chromium: what a reader clicks, types and sees."""
+"""report.html in headless Chromium: clicks, keys, and visible content."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_page_asks_for_nothing_complains_of_nothing_and_fits_a_phone(
 def test_the_policy_stops_what_a_page_would_ask_for(
     browser: Browser, pages: dict[str, Path]
 ) -> None:
-    """Otherwise the test above could pass because nothing would ever be noticed."""
+    """Proves that the browser would record a request if the page made one."""
     browser.open(pages["training"])
     browser.requests.clear()
     browser.complaints.clear()
@@ -120,7 +120,7 @@ def test_a_name_of_code_is_shown_and_not_run(browser: Browser, pages: dict[str, 
 def test_columns_are_sorted_by_what_they_mean(
     browser: Browser, tmp_path: Path, column: int, downwards: list[str], missing: list[str]
 ) -> None:
-    """Intervals by their number, times by their length, dashes last in both directions."""
+    """Intervals are sorted by number, times by length, dashes come last in both directions."""
     page = tmp_path / "sorted.html"
     page.write_text(to_html(SORTED, tmp_path), "utf-8")
     browser.open(page)
@@ -220,7 +220,7 @@ def test_a_cell_opens_its_photos_beside_the_clean_ones(
 def test_light_and_dark_have_contrast_and_the_switch_wins(
     browser: Browser, pages: dict[str, Path]
 ) -> None:
-    """WCAG 2.2, 1.4.3: 4.5 to 1 for text, of every colour of text on every ground."""
+    """WCAG 2.2, 1.4.3: a ratio of 4.5 for every colour of text on every background."""
     background = "getComputedStyle(document.body).backgroundColor"
     for dark in (False, True):
         browser.open(pages["evaluation"], dark=dark)
@@ -251,7 +251,7 @@ def contrast(browser: Browser, ink: str, ground: str) -> float:
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance of `rgb(r, g, b)`. Source: WCAG 2.2, definitions."""
+    """Returns the relative luminance of `rgb(r, g, b)`. Source: WCAG 2.2, definitions."""
     channels = [int(number) / 255 for number in colour.strip("rgba()").split(",")[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,4 +1,4 @@
-"""Names of classes that mean something in HTML, in Markdown tables or in a spreadsheet."""
+"""Class names with special characters of HTML, Markdown tables or spreadsheets."""
 
 from __future__ import annotations
 

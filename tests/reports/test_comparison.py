@@ -1,4 +1,4 @@
-"""Models of several runs: found by name, refused where runs differ, and compared image by image."""
+"""Comparison of runs: models by name, refusals, and paired results per image."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_line_is_made_of_both_models_on_the_same_images(tmp_path: Path) ->
         p_values.append(binomtest(first_only, first_only + second_only).pvalue)
         assert row["p"] == pytest.approx(p_values[-1])
         assert row["low"] < row["difference"] < row["high"]
-    # Holm by hand: the smallest p times the number of lines, the next times one less, ...
+    # Holm's definition: the smallest p times the number of lines, the next times one less, ...
     adjusted, highest = {}, 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
@@ -156,7 +156,7 @@ def test_the_document_holds_all_of_it(tmp_path: Path) -> None:
     assert (document["differences"], document["left_out"]) == ([], [])
 
 
-# From what is typed to models.
+# Selection of models.
 
 
 def labels(*names: Path | str) -> list[str]:
@@ -223,7 +223,7 @@ def test_what_cannot_be_compared_at_all(
         read_comparison(names)
 
 
-# What keeps runs from being compared, and what of it can be forced.
+# Differences that prevent a comparison, and options that force it.
 
 
 def changed_parameters() -> list[TransformRecord]:
@@ -386,7 +386,7 @@ def test_a_mode_that_is_not_measured_yet_is_left_out_on_request(tmp_path: Path) 
 
 
 def test_equal_settings_do_not_hide_other_pixels(tmp_path: Path) -> None:
-    """As another version of a library would give: one block of images suffices to see it."""
+    """Another version of a library could cause this; one block of images is enough to detect it."""
     runs = two_runs(tmp_path)
     rewrite_pixels(runs[1], "affine", slice(None))
     with pytest.raises(UsageError, match="Other pixels after the transform: `affine`"):
@@ -442,7 +442,7 @@ def test_other_tasks_and_classes_are_never_compared(tmp_path: Path, force: bool)
         read_comparison([classes, other_run], force_common=force)
 
 
-# What limits the meaning of a comparison.
+# Announcements that limit a comparison.
 
 
 @pytest.mark.parametrize(

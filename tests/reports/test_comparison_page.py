@@ -1,4 +1,4 @@
-"""What a comparison shows: in a terminal, as a page, as files."""
+"""Output of a comparison: terminal, page and files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMMAND = "robust compare a b --out comparison"
 
 @pytest.fixture
 def comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Comparison:
-    """Three classifiers in two runs, one transform with severities, one left out."""
+    """Returns a comparison of three classifiers in two runs; one transform is left out."""
     monkeypatch.chdir(tmp_path)
     plan = replace(
         PLAN,

@@ -1,4 +1,4 @@
-"""Mamba networks beside their controls: which trainings are paired, and the numbers of a pair."""
+"""Mamba networks and their controls: pairs of trainings, and the numbers of a pair."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_network_without_mamba_stands_for_the_two_of_u_mamba(tmp_path):
 def test_modes_of_fine_tunings_are_paired_mode_by_mode(tmp_path):
     trainings = []
     for run, record in (("whole", {}), ("ablated", SCANLESS)):
-        build_training(tmp_path / run)  # stands for the fine-tuning's own record
+        build_training(tmp_path / run)  # replaces the record of the fine-tuning
         trainings += [
             build_findings(tmp_path / run, mode, record=record) for mode in ("full", "freeze")
         ]

@@ -1,4 +1,4 @@
-"""The pages of evaluations: their numbers, what limits them, and what they are silent about."""
+"""Pages of evaluations: numbers, limitations, and omitted sections."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_unfinished_cells_of_segmenters_say_so(tmp_path: Path) -> None:
     assert line_of(section(page, "Drop in"), "`crop`")[1] == "not yet"
 
 
-# What limits the numbers, and what they rest on.
+# Limitations and sources of the numbers.
 
 
 MASKS = MasksRecord(
@@ -212,7 +212,7 @@ def skipped(count: int) -> list[tuple[str, str]]:
 
 
 def text_outside_tables(page: str) -> str:
-    """What a page says beside its numbers."""
+    """Returns the text of a page outside of its numbers."""
     return f"{introduction(page)}\n{page[page.index('## Skipped images') :]}"
 
 
@@ -284,7 +284,7 @@ def test_the_pages_of_segmenters_in_other_states(tmp_path: Path) -> None:
     assert_states(complete, pages, "segmentation-states")
 
 
-# How strong a transform must be.
+# Severity at which a model breaks.
 
 
 def severities(run: Path, cells: list[TransformRecord], images: int = 30) -> Findings:
@@ -338,7 +338,7 @@ def test_segmenters_break_where_less_than_half_of_their_dice_is_left(tmp_path: P
     assert line_of(points, "`additive_gaussian_noise`")[1] == str(severities_below.min())
 
 
-# The images, and what the run cost.
+# Images and costs of the run.
 
 
 def test_changes_are_a_share_and_a_psnr(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_speed_per_model_and_what_the_device_did(tmp_path: Path) -> None:
         "Energy of the device: 2.00 Wh.",
     ):
         assert f"- {sentence}\n" in speed
-    # What was not measured is not mentioned.
+    # Omitted sections.
     unknown = DeviceUse(peak_memory_bytes=2**30, utilisation_percent=None, energy_joules=None)
     write_session(tmp_path, "a", session(unknown))
     speed = section(evaluation_text(read_findings(tmp_path)), "Speed")

@@ -1,4 +1,4 @@
-"""The report of an explanation: page, pictures, numbers, table for a terminal."""
+"""The report of an explanation: page, pictures, numbers, terminal table."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ EVERYTHING = ExplainPlan(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of every kind of method, rendered with the pictures of one photo."""
+    """Returns a finished run of every kind of method, rendered with the pictures of one photo."""
     run = build_explanation(tmp_path_factory.mktemp("runs") / "explained", EVERYTHING)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(explanation_panels, "PANELS_SHOWN", 1)

@@ -1,4 +1,4 @@
-"""What a fine-tuning left, and its modes against full fine-tuning."""
+"""Results of a fine-tuning, and its modes compared with full fine-tuning."""
 
 from __future__ import annotations
 

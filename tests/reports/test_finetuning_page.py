@@ -148,7 +148,7 @@ def test_a_run_has_the_pictures_that_it_has_data_for(
 def drawing_arguments(
     monkeypatch: pytest.MonkeyPatch, run: Path, plan: FinetunePlan
 ) -> dict[str, tuple[object, ...]]:
-    """What the drawing functions were given."""
+    """Returns the arguments of the drawing functions."""
     calls: dict[str, tuple[object, ...]] = {}
     for name in ("gradients", "modes", "strips", "tradeoff"):
         monkeypatch.setattr(

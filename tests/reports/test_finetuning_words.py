@@ -1,4 +1,4 @@
-"""What freezing cost and saved, in sentences that say no more than was measured."""
+"""Sentences about costs and savings of freezing, limited to what was measured."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_too_few_groups_for_a_small_p_are_named(
 
 
 def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
-    """Seven single hits against one: Newcombe's interval leaves out 0, McNemar's p is 0.07."""
+    """Seven images against one: Newcombe's interval excludes 0, McNemar's p is 0.07."""
     reference = pd.DataFrame(
         {"image_id": range(40), "target": 1, "prediction": [1] * 21 + [0] * 19}
     )

@@ -55,7 +55,7 @@ def test_the_models_own_threshold_makes_the_mask(tmp_path: Path, drawn_cases: li
     findings = read_findings(build_masks(tmp_path, plan))
     for panels in findings.models:
         case_figures(findings, panels, tmp_path, panels.name)
-    # The pictures say 230 / 255 = 0.902.
+    # The pictures show 230 / 255 = 0.902.
     assert [case.prediction.any() for case in drawn_cases] == [True] * 3 + [False] * 3
 
 
@@ -143,7 +143,7 @@ def test_without_samples_or_transforms_there_are_no_sheets(tmp_path: Path) -> No
 
 
 def test_for_segmenters_the_note_is_of_the_first_image_with_foreground(tmp_path: Path) -> None:
-    # Every image but the third is empty, and that is the one that an evaluation shows.
+    # All images but the third are empty, so an evaluation shows the third.
     plan = MaskPlan(transforms=(IDENTITY, *paper21()[:1]), images=6, empty_every=1)
     build_masks(tmp_path, plan)
     (tmp_path / "samples").mkdir()

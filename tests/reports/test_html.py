@@ -1,4 +1,4 @@
-"""What report.html embeds: pictures and photos within the size that is promised."""
+"""Embedded pictures and photos of report.html, within the promised size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIGURE = "# T\n\n![c](a.png)\n\n*c*\n"
 
 
 def several_photos(run: Path, masks: bool = False) -> list[SamplePhoto]:
-    """Three photos of different blocks, with pictures that differ."""
+    """Writes three different photos to different blocks."""
     photos = []
     ids = [str(name) for name in Store(run).rows(
         read_findings(run).models[0].name, Cell("identity", 0), "seg" if masks else "cls"
@@ -130,7 +130,7 @@ def test_masks_lie_on_their_photos(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_damaged_file_of_a_run_is_named(tmp_path: Path) -> None:
-    """Each kind of file cut in half: a report is made without it, or the error names it."""
+    """Each kind of file is cut in half: a report is written without it, or the error names it."""
     plans = {
         "cls": build_run(tmp_path / "cls", RunPlan(transforms=CELLS[:2], block_size=64)),
         "train": build_training(tmp_path / "train"),

@@ -1,4 +1,4 @@
-"""Model cards and `.eval_results`, read back with the Hub's own library."""
+"""Model cards and `.eval_results`, read with the Hub's library."""
 
 from __future__ import annotations
 

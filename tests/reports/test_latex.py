@@ -1,4 +1,4 @@
-"""LaTeX tables: they compile whatever names a run holds, and say what the results say."""
+"""LaTeX tables: they compile with any names, and contain the results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMMANDS = {
 
 
 def check(document: str) -> list[list[list[str]]]:
-    """The cells of each table; AssertionError for what LaTeX would stop at."""
+    """Returns the cells of each table; raises AssertionError for LaTeX errors."""
     text = re.sub(r"(?m)^%.*\n", "", document)  # comments
     assert text.isprintable() or set(text) - {"\n"}
     commands = re.findall(r"\\([a-zA-Z]+|.)", text)
@@ -97,7 +97,7 @@ def test_tables_of_every_run_compile(tmp_path: Path) -> None:
     assert r"\begin{longtable}{lrr}" in texts["evaluation"]
     latex = shutil.which("pdflatex")
     if latex is None:
-        return  # the checks above stand for it
+        return  # the checks above replace it
     body = "\n".join(texts.values())
     packages = r"\usepackage[T1]{fontenc}\usepackage{booktabs,longtable}"
     (tmp_path / "x.tex").write_text(

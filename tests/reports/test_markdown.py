@@ -1,4 +1,4 @@
-"""Pages from templates: what users wrote is shown letter for letter, in Markdown and in HTML."""
+"""Pages from templates: text of users is displayed literally in Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Outline(HTMLParser):
         self.feed(page)
         self.close()
         assert self.open == []
-        page_tags = ("style", "script", "caption", "a")  # by the page itself, not by its Markdown
+        page_tags = ("style", "script", "caption", "a")  # added by the page, not by its Markdown
         self.found = [(tag, data) for tag, data in self.found if tag not in page_tags]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -80,7 +80,7 @@ class Outline(HTMLParser):
             self.aligned.append(dict(attrs).get("class"))
         if tag not in ("meta", "img"):
             row = tag == "th" and dict(attrs).get("scope") == "row"
-            self.open.append("td" if row else tag)  # a row's header is one of its cells
+            self.open.append("td" if row else tag)  # the header of a row is one of its cells
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() in (tag, "td" if tag == "th" else tag)
@@ -91,7 +91,7 @@ class Outline(HTMLParser):
 
     @property
     def text(self) -> str:
-        """All that is shown, and the title."""
+        """Returns the displayed text and the title."""
         return "".join(data for _, data in self.found)
 
     def text_in(self, *tags: str) -> str:
@@ -99,7 +99,7 @@ class Outline(HTMLParser):
 
 
 def visible(value: str) -> str:
-    """`value` as a reader sees it: on one line, without our private characters."""
+    """Returns the displayed form of `value`: on one line, without private characters."""
     return " ".join(value.translate(markdown._NOT_IN_VALUES).split())
 
 
@@ -219,7 +219,7 @@ def finetuning_page(run: Path, name: str) -> str:
 def test_whole_pages_withstand_hostile_names(
     tmp_path: Path, render_page: Callable[[Path, str], str]
 ) -> None:
-    """A name with every mark is shown wherever a plain one is, and is nothing but text."""
+    """A name of special characters appears wherever a plain one does, as text only."""
     outlines = []
     for name in ("harmless", NAME):
         folder = tmp_path / name[:5].replace("|", "")

@@ -1,4 +1,4 @@
-"""Reports of every kind of run, in every state: files, pictures, the same bytes again."""
+"""Reports of every kind of run in every state: files, pictures, and reproducible bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Renderer = Callable[[], Path]
 
 
 def rendered(kind: str, folder: Path) -> Renderer:
-    """What renders a finished run of a kind, which is made in `folder`; returns the report."""
+    """Makes a finished run in `folder`; returns the function that renders it."""
     if kind == "cls":
         models = (model("vmamba-b"), model("swin-b"))
         build_run(folder, RunPlan(models=models, transforms=CELLS))
@@ -58,7 +58,7 @@ KINDS = {
 
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "zoo")) for kind in KINDS]
-)  # a zoo takes 8 seconds; tests/cli/test_report.py writes one too
+)  # a zoo takes 8 seconds; tests/cli/test_report.py also renders one
 def test_a_report_has_all_files_and_is_the_same_again(tmp_path: Path, kind: str) -> None:
     title, rows, count = KINDS[kind]
     render_kind = rendered(kind, tmp_path)

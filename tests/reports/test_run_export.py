@@ -1,4 +1,4 @@
-"""What of a run is sent: numbers, digests, and no secrets or private paths."""
+"""Published parts of a run: numbers and digests, without secrets and private paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What trainings are scored by: each scoring by the same rules."""
+"""Scores of trainings follow the same rules for every kind of scoring."""
 
 from __future__ import annotations
 

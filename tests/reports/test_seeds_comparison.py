@@ -1,4 +1,4 @@
-"""Folders of several seeds against each other, and what is refused."""
+"""Comparison of folders with several seeds, and refusals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.reports.train_runs import TrainPlan
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Three seeds of one network, and two of a better one."""
+    """Returns two folders: three seeds of one network, two of a better one."""
     parent = tmp_path_factory.mktemp("seeds")
     better_plan = TrainPlan(model="unet")
     return build_seeds(parent / "ulvm"), build_seeds(parent / "unet", better_plan, (0.93, 0.94))

@@ -1,4 +1,4 @@
-"""The report of several seeds: its numbers against SciPy, verdicts, page and files."""
+"""The report of several seeds: numbers compared with SciPy, verdicts, page and files."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from tests.reports.train_runs import TrainPlan
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seeds of a segmenter; nothing is rendered."""
+    """Returns three seeds of a segmenter, not rendered."""
     return build_seeds(tmp_path_factory.mktemp("masks") / "run")
 
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seeds in the manner of the paper, on as many slices and epochs, with other numbers."""
+    """Returns three seeds with the paper's number of slices and epochs, and other scores."""
     run = build_seeds(
         tmp_path_factory.mktemp("paper") / "run", TrainPlan(protocol="paper", epochs=100)
     )
@@ -95,7 +95,7 @@ def test_the_paper_is_scored_over_its_batches(paper: Path) -> None:
     scores = findings.series[0].scores
     assert scores is not None
     assert scores.mean == pytest.approx(np.mean(values))
-    assert scores.units == 2  # the third batch holds no foreground in any seed
+    assert scores.units == 2  # the third batch contains no foreground in any seed
     assert findings.units == "batches of 16 slices"
 
 
@@ -148,7 +148,8 @@ def test_classifiers_have_the_published_accuracies_of_the_paper(tmp_path: Path) 
     assert other_score is not None
     assert other_score.differences == []
     assert published_score(record.model_copy(update={"arguments": {"patch_size": 8}})) is None
-    findings = read_seeds(run)  # both seeds answer alike: no spread, so no interval over seeds
+    # Both seeds have equal predictions, so there is no interval over seeds.
+    findings = read_seeds(run)
     scores = findings.series[0].scores
     assert scores is not None
     assert (scores.over_seeds, scores.deviation) == (None, 0)
@@ -211,13 +212,13 @@ def test_pictures_show_every_seed_and_the_mean(
     (curves,) = seed_courses
     assert isinstance(curves, SeedCourses)
     assert [len(line) for line in curves.scores] == [12, 12, 2]
-    assert list(curves.mean.index) == [1, 2]  # what all of them have
+    assert list(curves.mean.index) == [1, 2]  # the epochs that all seeds have
     lines = calls["draw_seed_scores"][0]
     assert isinstance(lines, list)
     assert [line.name for line in lines] == ["seed 0", "seed 1", "mean"]
     assert isinstance(lines[2], ScoreLine)
     assert lines[2].mean
-    assert calls["draw_seed_scores"][2] is None  # another experiment than the published one
+    assert calls["draw_seed_scores"][2] is None  # not the published experiment
 
 
 def test_everything_is_rendered_without_the_data(masks: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reports beyond their table: verdicts, calibration, classes, photos, published accuracy."""
+"""Statistics of reports: verdicts, calibration, classes, photos, published accuracy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run_of(
     models: Sequence[ModelRecord] = (),
     **dataset: Any,
 ) -> Path:
-    """A run of the given answers: by model, those under identity and then under FOG, SNOW, ..."""
+    """Writes a run with predictions per model, under identity, then under FOG, SNOW, ..."""
     cells = (IDENTITY, *paper21())[: len(next(iter(predictions.values())))]
     plan = RunPlan(models=models or [model(name) for name in predictions], transforms=cells)
     plan = replace(plan, images=len(targets), dataset=dataset)
@@ -74,7 +74,7 @@ def write_and_read(run: Path) -> dict[str, Any]:
 
 
 def better_run(run: Path) -> Path:
-    """40 images: `a` is right on 36 / 36 / 20, `b` on 20 / 35 / 34."""
+    """Writes 40 images: `a` is right on 36 / 36 / 20, `b` on 20 / 35 / 34."""
     hits = {"a": (36, 36, 20), "b": (20, 35, 34)}
     predictions = {m: [[1] * k + [0] * (40 - k) for k in counts] for m, counts in hits.items()}
     return run_of(run, predictions, [1] * 40)
@@ -299,7 +299,7 @@ def test_without_the_photos_the_page_says_why(tmp_path: Path) -> None:
 
 
 def anchored(run: Path, correct: int, n: int = 200, **changes: Any) -> Findings:
-    """A run of swin-t (published: 81.388 %), of whose `n` images `correct` are right."""
+    """Writes a run of swin-t (published: 81.388 %) with `n` images, `correct` of them right."""
     entry = CATALOGUE["swin-t"]
     record = model("swin-t", pretraining=IN1K, builder=f"timm:{entry.variant}", **changes)
     ids = [f"val/n01440764/ILSVRC2012_val_{i:08}.JPEG" for i in range(n)]

@@ -1,6 +1,6 @@
-"""Runs in local stores of the trackers, read back with the trackers' own functions.
+"""Runs in local stores of trackers, read with the trackers' functions.
 
-The trackers are optional: where one is not installed, its tests are left out.
+The trackers are optional: tests of a tracker that is not installed are skipped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from robustcli.reports.trackers import Destination, send
 from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
 from tests.reports.train_runs import build_training
 
-# Warnings of the trackers and of what they import are theirs.
+# Warnings of the trackers and of their dependencies.
 pytestmark = pytest.mark.filterwarnings("ignore")
 PLAN = RunPlan(
     models=(model("hf-hub:timm/swin.b"),), transforms=(IDENTITY, paper21()[0]), images=20
@@ -67,7 +67,7 @@ def mlflow_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_mlflow(
     export: RunExport, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # a database keeps its artifacts in ./mlruns
+    monkeypatch.chdir(tmp_path)  # with a database, artifacts are stored in ./mlruns
     destination = Destination("mlflow", "study", mlflow_uri, offline=True)
     sent_run = send(export, destination)
     assert sent_run.state == "created"
@@ -146,14 +146,14 @@ def test_wandb_offline(export: RunExport, tmp_path: Path) -> None:
     assert (updated.state, updated.run_id) == ("updated", export.key)
     folders = sorted(path.name for path in (tmp_path / "wb" / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
-    assert all(name.endswith(export.key) for name in folders)  # one run, once synchronised
+    assert all(name.endswith(export.key) for name in folders)  # one run after synchronisation
     file_names = [path.name for path in Path(updated.place).rglob("*") if path.is_file()]
     assert "wandb-metadata.json" not in file_names  # host, user, paths, arguments
     assert "requirements.txt" not in file_names
 
 
 def read_wandb(folder: Path, key: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Config and summary in an offline run, as JSON by name."""
+    """Returns config and summary of an offline run, as JSON by name."""
     from wandb.proto import wandb_internal_pb2
 
     config: dict[str, str] = {}
@@ -169,7 +169,7 @@ def read_wandb(folder: Path, key: str) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def log_records(content: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log with a header of 7 bytes; blocks of 32 KiB.
+    """Yields the records of a LevelDB log with a header of 7 bytes and blocks of 32 KiB.
 
     Source: github.com/google/leveldb, doc/log_format.md.
     """
@@ -182,13 +182,13 @@ def log_records(content: bytes) -> Iterator[bytes]:
         length, kind = struct.unpack("<HB", content[offset + 4 : offset + 7])
         record_bytes += content[offset + 7 : offset + 7 + length]
         offset += 7 + length
-        if kind in (1, 4):  # a whole record, or its last part
+        if kind in (1, 4):  # a complete record, or its last part
             yield record_bytes
             record_bytes = b""
 
 
 def test_trackio(export: RunExport, tmp_path: Path) -> None:
-    """In a process of its own: Trackio takes its folder when it is imported."""
+    """Runs in a subprocess, because Trackio selects its folder on import."""
     installed("trackio")
     import subprocess
     import sys

@@ -1,4 +1,4 @@
-"""What a training left, and its scores."""
+"""Results of a training and its scores."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_its_interval_is_over_batches(paper: TrainingFindings) -> None:
     assert low is not None
     assert mean is not None
     assert high is not None
-    # One of three batches has IoU 0: a resample of it alone comes in one of 27 draws.
+    # One of three batches has IoU 0: one resample in 27 contains only that batch.
     assert low == 0.0
     assert high == pytest.approx(1.5 * mean, rel=0.01)
 
@@ -261,7 +261,7 @@ def test_batches_of_one_and_of_three_and_one() -> None:
     assert two_batches.batches == 2
     assert two_batches.dice == pytest.approx(
         (first.dice + last.dice) / 2
-    )  # the smaller counts as much
+    )  # the smaller batch has the same weight
 
 
 @needs_golden

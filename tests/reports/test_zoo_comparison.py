@@ -1,4 +1,4 @@
-"""Several trainings against each other: tests, what keeps them apart, and the report over all."""
+"""Comparison of several trainings: tests, incomparable trainings, and the common report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.reports.train_runs import (
 
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Captions without pictures, which take longest."""
+    """Disables drawing, which takes most of the time; captions remain."""
     for name in ("draw_by_epoch", "draw_costs"):
         monkeypatch.setattr(zoo_page, name, lambda *_: None)
 
@@ -78,7 +78,7 @@ def test_the_page_has_scores_costs_and_files(tmp_path: Path) -> None:
     assert all(path.read_bytes() == content for path, content in file_bytes.items())
     line = line_of(section(page.markdown, "All networks"), "`vim`")
     assert line[1:3] == ["3,000", "7.50 M"]
-    # 3,143 images in epochs of 4.0 s, of which 0.5 s are validation.
+    # 3,143 images in epochs of 4.0 s, 0.5 s of which are validation.
     assert line[5:] == ["4.0 s", "898.0", "1.50 GiB"]
     training = read_training(runs[0])
     assert training.macro_f1 is not None

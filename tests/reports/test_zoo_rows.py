@@ -1,4 +1,4 @@
-"""Several trainings: published numbers beside own ones, and what limits that."""
+"""Several trainings: published and measured numbers, and caveats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.reports.train_runs import TrainPlan, build_training
 
 
 def build_zoo(folder: Path, *plans: TrainPlan) -> Zoo:
-    """A training per plan, in `folder`/run-0, run-1, ..."""
+    """Writes a training per plan to `folder`/run-0, run-1, ..."""
     runs = enumerate(plans or (TrainPlan(),))
     return Zoo([read_training(build_training(folder / f"run-{n}", plan)) for n, plan in runs])
 
@@ -52,7 +52,7 @@ def test_several_trainings_of_a_network_are_told_apart_by_their_folders(tmp_path
     [
         (TrainPlan(base=0.86), False),
         (TrainPlan(base=0.7), True),
-        (TrainPlan(base=0.5, groups=1), False),  # no interval: nothing is outside
+        (TrainPlan(base=0.5, groups=1), False),  # no interval, so nothing is outside
     ],
 )
 def test_a_difference_is_marked_where_the_printed_dice_is_outside_the_interval(

@@ -26,7 +26,7 @@ FAULTS = ["Slices of one patient are in training and in test.", "Nothing is augm
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What to make up; `measured` is whether the held-out images were evaluated."""
+    """The synthetic training; `measured` is whether the held-out images were evaluated."""
 
     model: str = "ulvm_v5"
     parameters: int = 703_885
@@ -104,7 +104,7 @@ CLASSIFIERS = ("vim", "vit", "resnet9")
 
 
 def _measured(run: Path, name: str, offset: int, parameters: int = 1_000) -> Path:
-    """A training of a classifier that is right the less often the larger `worse` is."""
+    """Writes a training of a classifier; a larger `offset` gives a lower accuracy."""
     build_class_training(run, measured=False)
     build_evaluation(run / "test", name, offset, replace(PLAN, transforms=(IDENTITY,)))
     TRAINING.update(
@@ -115,7 +115,7 @@ def _measured(run: Path, name: str, offset: int, parameters: int = 1_000) -> Pat
 
 
 def three_classifiers(folder: Path) -> list[Path]:
-    """Trainings of CLASSIFIERS on the same images, the better the more parameters they have."""
+    """Writes trainings of CLASSIFIERS on the same images; more parameters give higher scores."""
     return [
         _measured(folder / name, name, 3 * n, 3_000 - 1_000 * n)
         for n, name in enumerate(CLASSIFIERS)
@@ -123,7 +123,7 @@ def three_classifiers(folder: Path) -> list[Path]:
 
 
 def paper_rows(images: int = 40) -> pd.DataFrame:
-    """Rows as protocol `paper` leaves them; the last batch of 16 holds no foreground at all."""
+    """Returns rows of protocol `paper`; the last batch of 16 contains no foreground."""
     index = np.arange(images)
     target = np.where(index < 32, 300.0 + 7 * (index % 11), 0.0)
     overlap = np.where(index < 32, np.floor(target * (0.7 + 0.01 * (index % 17))), 0)

@@ -1,4 +1,4 @@
-"""Trainings of seconds: very small networks on a dozen discs or photos of three colours."""
+"""Short trainings: very small networks on a dozen discs or photos of three colours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL = {"features": [4, 8]}
 
 
 def tiny_unet(data: Path, out: Path, **overrides: Any) -> TrainConfig:
-    """A training of three epochs of three steps."""
+    """Returns the settings of three epochs of three steps."""
     defaults: dict[str, Any] = {
         "model": "unet", "model_args": SMALL, "epochs": 3, "window": 16, "batch_size": 4,
         "device": "cpu", "lr": 0.01,
@@ -29,13 +29,13 @@ def tiny_unet(data: Path, out: Path, **overrides: Any) -> TrainConfig:
 
 
 def words_of(file: Path) -> str:
-    """The text of a report's file in lower case, without pictures written as letters."""
+    """Returns the text of a report in lower case, without embedded pictures."""
     return re.sub(r'base64,[^"]*', "", file.read_text(encoding="utf-8")).lower()
 
 
 @dataclass
 class Recorder:
-    """A listener that remembers."""
+    """A listener that records what it receives."""
 
     lines: list[str] = field(default_factory=list)
     total: int = 0
@@ -52,7 +52,7 @@ class Recorder:
 
 
 class Interrupting(Recorder):
-    """Presses Ctrl+C when more than `after` images were seen."""
+    """Raises KeyboardInterrupt after more than `after` images."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Interrupting(Recorder):
 
 
 class Stopping(Interrupting):
-    """Prints a line and waits to be killed when more than `after` images were seen."""
+    """Prints a line after more than `after` images, and waits to be killed."""
 
     def advance(self, count: int) -> None:
         try:
@@ -76,7 +76,7 @@ class Stopping(Interrupting):
 
 
 def kill_when_stopped(code: str, *arguments: object) -> None:
-    """Runs `code` in a process of its own, and kills that when its listener is `Stopping`."""
+    """Runs `code` in a process and kills it when its `Stopping` listener prints."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as child:
@@ -86,18 +86,18 @@ def kill_when_stopped(code: str, *arguments: object) -> None:
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    """The weights that a training ended with."""
+    """Returns the final weights of a training."""
     return dict(load_file(run / "weights.safetensors"))
 
 
 def last_weights(run: Path) -> dict[str, torch.Tensor]:
-    """The network after the last epoch."""
+    """Returns the weights after the last epoch."""
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     return {name.removeprefix("network."): tensor for name, tensor in state.items()}
 
 
 def same_state(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    """Whether two states are the same to the bit."""
+    """Returns whether two state dictionaries are bit-identical."""
     return first.keys() == second.keys() and all(
         torch.equal(first[key], second[key]) for key in first
     )
@@ -109,7 +109,7 @@ TINY_VMAMBA: dict[str, Any] = {"depths": [1, 1], "dim": 8}
 
 
 def tiny_classifier(data: Path | str | None, out: Path, **overrides: Any) -> TrainConfig:
-    """A training of three epochs of two or three steps."""
+    """Returns the settings of three epochs of two or three steps."""
     defaults: dict[str, Any] = {
         "model": "vmamba-pico", "model_args": TINY_VMAMBA, "epochs": 3, "batch_size": 10,
         "device": "cpu", "lr": 0.01,
@@ -126,7 +126,7 @@ RECIPE: Recipe = replace(
 
 
 def tiny_umamba(data: Path, out: Path, **overrides: Any) -> TrainConfig:
-    """A training of three epochs; with `RECIPE` in the place of `nnunet-light`, of four steps."""
+    """Returns the settings of three epochs; if `RECIPE` replaces `nnunet-light`, of four steps."""
     defaults: dict[str, Any] = {
         "model": "umamba-pico", "model_args": TINY_UMAMBA, "epochs": 3, "device": "cpu",
         "recipe": "nnunet-light", "batch_size": 3,

@@ -1,4 +1,4 @@
-"""The recipes `paper`, `fair` and `speedrun` of classifiers: rows, averages, clocks, trainings."""
+"""The recipes `paper`, `fair` and `speedrun` of classifiers: values, averages, clock, trainings."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_the_papers_head_is_cut_to_the_classes(paper: Run, photos: Path) -> None
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert classifier.logits(images).shape == (2, 3)
     with safe_open(run / "weights.safetensors", "pt") as file:
-        assert "head.bias" in file.keys()  # noqa: SIM118  it is no dictionary
+        assert "head.bias" in file.keys()  # noqa: SIM118  not a dictionary
 
 
 def test_the_published_head_has_the_published_size(photos: Path, tmp_path: Path) -> None:
@@ -362,6 +362,6 @@ def test_two_processes_average_as_one(tmp_path: Path) -> None:
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     single = run_training(fair_config(data, tmp_path / "single", aug="none"))
-    # Two halves of a batch are summed in another order than the whole: rounding, over six steps.
+    # Two halves of a batch are summed in another order: rounding errors of six steps.
     for name, tensor in weights_of(single).items():
         np.testing.assert_allclose(weights_of(run)[name], tensor, rtol=1e-2, atol=1e-3)

@@ -1,4 +1,4 @@
-"""The training of a classifier from end to end, on photos of three colours."""
+"""The training of a classifier, end to end, on photos of three colours."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_a_network_for_cifar_has_data_and_a_recipe(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ROBUST_DATA_CIFAR10", raising=False)
-    monkeypatch.chdir(tmp_path)  # no `robust.toml`
+    monkeypatch.chdir(tmp_path)  # a folder without `robust.toml`
     listener = Recorder()
     plan = plan_training(TrainConfig(name, task="cls", device="cpu"), listener)
     assert listener.lines[0].startswith(

@@ -1,4 +1,4 @@
-"""Controls trained: announced, recorded, rebuilt from the run, and weights that go into them."""
+"""Control networks without a scan: announcement, record, rebuilding from the run, and weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WIDTHS = {"widths": [8, 8, 8, 16, 16]}
 
 @pytest.fixture(scope="module")
 def control(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
-    """A trained UL-VM-UNet without its scan."""
+    """Returns a trained UL-VM-UNet without its scan."""
     out, listener = tmp_path_factory.mktemp("control") / "run", Recorder()
     run_training(_ulvm(data, out, ablate="scan"), listener)
     return out, listener
@@ -202,7 +202,7 @@ def test_a_classifier_without_its_scan_trains(photos, tmp_path):
     ],
 )
 def test_controls_train_nnunets_way(data, tmp_path, model, arguments, monkeypatch):
-    """With deep supervision, patches and batches of a plan, as U-Mamba does."""
+    """Uses deep supervision, patches and the batches of a plan, as U-Mamba does."""
     monkeypatch.setitem(recipes.NAMED_RECIPES, "nnunet-light", RECIPE)
     settings = {"model": model, "model_args": arguments, "window": 16, "epochs": 1}
     run = run_training(tiny_umamba(data, tmp_path / "run", **settings))

@@ -1,4 +1,4 @@
-"""Pixels decoded once, and the batches of an epoch."""
+"""Decoded pixels and the batches of an epoch."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_the_sizes_of_batches_for_every_number_of_images_around_them(size: int) 
             continue
         assert min(sizes) >= 2
         if default_sizes[-1] > 1:
-            assert sizes == default_sizes  # documented batches stay where they work
+            assert sizes == default_sizes  # documented batches are unchanged if possible
         elif size > 2:
             assert len(sizes) == len(default_sizes)
             assert max(sizes) <= size
@@ -169,7 +169,7 @@ SIZES = st.integers(1, 40)
 def test_processes_take_equally_many_steps(
     count: int, batch_size: int, world: int, most: int | None
 ) -> None:
-    """Of a training epoch also the number of batches is the same, whatever divides what."""
+    """All ranks also get an equal number of batches in a training epoch."""
     ids = [f"image-{i}" for i in range(count)]
     orders = [EpochOrder(ids, 0, most=most, rank=rank, world=world) for rank in range(world)]
     drawn_shares = [list(item) for item in orders]

@@ -1,4 +1,4 @@
-"""Two processes on one training, started as the command line and as torchrun start them."""
+"""One training in two processes, started by the command line and by torchrun."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from robustcli.training.record import read_train_record
 from tests.training.images import write_pairs, write_photos
 from tests.training.runs import tiny_classifier, tiny_unet
 
-# Without batch normalisation, whose statistics would be those of half a batch.
+# Without batch normalisation, whose statistics would depend on the batch of each process.
 _OVERRIDES: dict[str, Any] = {
     "model": "ulvm", "model_args": {}, "window": 32, "loss": "bce", "aug": "none", "epochs": 2
 }  # fmt: skip
@@ -34,7 +34,7 @@ print("finished")
 
 
 def environment() -> dict[str, str]:
-    """The tests of this repository are importable, and each process takes one core."""
+    """Makes the tests importable in subprocesses, which use one core each."""
     root = str(Path(__file__).parents[2])
     return os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
 
@@ -42,7 +42,7 @@ def environment() -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("torchrun", [False, True])
 def test_two_processes_come_to_the_weights_of_one(tmp_path: Path, torchrun: bool) -> None:
-    """Of a mean over equally many pixels, the mean gradient of two halves is that of the whole."""
+    """For equally many pixels, the mean gradient of the two halves equals that of the batch."""
     data = write_pairs(tmp_path / "data", 14)
     script, run = tmp_path / "train.py", tmp_path / "run"
     script.write_text(_SCRIPT)
@@ -76,7 +76,7 @@ print("finished")
 
 @pytest.mark.slow
 def test_two_processes_come_to_the_numbers_of_one(tmp_path: Path) -> None:
-    """Layer normalisation knows no batch: the mean gradient of two halves is that of the whole."""
+    """Layer normalisation does not depend on the batch, so the gradients are equal."""
     data = write_photos(tmp_path / "paints", 12)
     script, run = tmp_path / "train.py", tmp_path / "run"
     script.write_text(_SCRIPT_DDP)

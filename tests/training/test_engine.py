@@ -1,4 +1,4 @@
-"""Whole trainings: what they leave, how they go on, and what stops them."""
+"""Trainings end to end: files, resuming, and errors that stop them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_windows_has_no_resource_module(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture(scope="module")
 def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An unbroken training."""
+    """Returns the run and the listener of an uninterrupted training."""
     listener = Recorder()
     return run_training(
         tiny_unet(data, tmp_path_factory.mktemp("whole") / "run"), listener
@@ -178,7 +178,7 @@ def test_a_training_whose_test_is_partial_is_not_complete(
         with pytest.raises(IncompleteRun, match="9 of 10 predictions are missing"):
             run_training(config)
     assert read_train_record(tmp_path / "run").status == "failed"
-    monkeypatch.setattr("robustcli.training.engine.fit_run", None)  # a second training would fail
+    monkeypatch.setattr("robustcli.training.engine.fit_run", None)  # an error if it trained again
     run_training(config)
     assert read_train_record(tmp_path / "run").status == "complete"
     assert read_record(tmp_path / "run" / "test").status == "complete"
@@ -196,7 +196,7 @@ def test_fresh_discards(finished_run: Run, data: Path, tmp_path: Path) -> None:
 def test_a_killed_run_ends_with_the_same_weights(
     finished_run: Run, data: Path, tmp_path: Path
 ) -> None:
-    """A real process, killed in the middle of its second epoch."""
+    """A real process is killed in the middle of its second epoch."""
     run = tmp_path / "run"
     kill_when_stopped(_CHILD, data, run)
     assert not (run / "weights.safetensors").exists()
@@ -221,7 +221,7 @@ run_training(tiny_unet(*map(Path, sys.argv[1:])), Stopping(after=19))  # in epoc
 
 
 def test_what_is_dropped_out_does_not_hang_on_the_interruption(data: Path, tmp_path: Path) -> None:
-    """VM-UNet drops paths at random; here the process goes on with another random state."""
+    """VM-UNet drops paths at random; the process continues with another random state."""
     overrides: dict[str, Any] = {
         "model": "vmunet", "window": 32, "epochs": 2, "limit": 5, "batch_size": 3,
         "model_args": {"dim": 8, "depths": [1, 1, 1, 1], "depths_decoder": [1, 1, 1, 1],
@@ -304,7 +304,7 @@ def test_half_precision_accumulation_and_clipping(data: Path, tmp_path: Path, mo
     run = tmp_path / "run"
     run_training(tiny_unet(data, run, model=model, model_args=arguments, **overrides, window=32))
     metrics = pd.read_csv(run / "metrics.csv")
-    assert metrics["step"].tolist() == [2, 4]  # three batches an epoch, two a step
+    assert metrics["step"].tolist() == [2, 4]  # three batches per epoch, two per step
     assert (metrics["grad_norm"] > 0.1).all()  # before clipping
     assert metrics["train_loss"].notna().all()
     assert torch.bfloat16 not in {tensor.dtype for tensor in weights_of(run).values()}
@@ -346,7 +346,7 @@ def test_what_cannot_be_trained(
 
 
 def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
-    """What is ignored is in no loss, no validation and no score, and the record says so."""
+    """Ignored pixels are in no loss, validation or score, and are recorded."""
     folder = write_pairs(tmp_path / "data", 14)
     for file in (folder / "masks").iterdir():
         mask = (np.asarray(Image.open(file)) > 0).astype(np.uint8)
@@ -374,7 +374,7 @@ def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
 
 
 def test_the_values_of_masks_are_read_alike_in_training_and_evaluation(tmp_path: Path) -> None:
-    """Masks of 128 and those of 255 give the same weights and scores."""
+    """Masks with values 128 and 255 give the same weights and scores."""
     folders = [write_pairs(tmp_path / name, 14) for name in ("usual", "other")]
     for file in (folders[1] / "masks").iterdir():
         Image.fromarray((np.asarray(Image.open(file)) > 0).astype(np.uint8) * 128).save(file)
@@ -462,7 +462,7 @@ def test_where_loader_processes_would_copy_the_images_there_are_none(
 
 def test_after_an_unreadable_image_is_removed_the_same_folder_begins_anew(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", 14)
-    for number in range(3):  # one at least is neither a validation nor a held-out image
+    for number in range(3):  # one is in the training split
         (data / "images" / f"{number:03d}.png").write_bytes(b"no image")
     config = tiny_unet(data, tmp_path / "run", epochs=1)
     with pytest.raises(RunError, match=r"cannot be read(.|\n)*Repair or remove both files"):
@@ -476,7 +476,7 @@ def test_after_an_unreadable_image_is_removed_the_same_folder_begins_anew(tmp_pa
     for folder in ("images", "masks"):
         shutil.copy(data / folder / "003.png", data / folder / "000.png")
     with pytest.raises(UsageError, match=r"with other settings(.|\n)*Its images are others"):
-        run_training(config)  # now there are results that would be lost
+        run_training(config)  # results that would be lost exist now
 
 
 def test_a_folder_called_like_a_model_is_measured(

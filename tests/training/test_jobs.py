@@ -1,6 +1,6 @@
-"""Trainings in several real processes, as torchrun, SLURM and `--devices` start them.
+"""Trainings in several real processes, started by torchrun, SLURM and `--devices`.
 
-Slow: each job imports torch and Lightning once per process. Jobs are shared between assertions.
+Slow: each process of a job imports torch and Lightning, so one job serves several assertions.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def test_torchruns_processes_find_a_finished_run_and_a_refused_one(
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / ".open-none-0").touch()  # what older versions waited for; static jobs are all `none`
+    # Older versions waited for this file; static jobs all have the id `none`.
+    (run / ".open-none-0").touch()
     train = [
         "-m", "robustcli", "train", "seg", "--model", "ulvm", "--data", str(data), "--out",
         str(run), "--window", "32", "--batch-size", "4", "--epochs", "1", "--device", "cpu",
@@ -150,7 +151,7 @@ def test_a_process_that_dies_ends_the_others_and_the_command_goes_on(
 
 
 def run_together(command: list[str], count: int) -> list[tuple[int, str]]:
-    """Exit codes and outputs of processes that only know the variables of torch's `env://`."""
+    """Returns exit codes and output of processes that get torch's `env://` variables only."""
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     shared["MASTER_PORT"] = str(free_port())
     children = [
@@ -240,7 +241,7 @@ def test_the_others_end_when_the_first_process_is_killed(
 
 
 def children_of(pid: int) -> list[int]:
-    """Processes that `pid` started (Linux)."""
+    """Returns the processes that `pid` started (Linux)."""
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
     return [int(pid_text) for pid_text in text.split()]
 
@@ -253,7 +254,7 @@ def lives(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").split()[2] != "Z"
 
 
-# The weights stay what they are (no step changes a float32), so that validation alone differs.
+# No step changes a float32 weight, so only validation can differ.
 STILL = {"epochs": 1, "lr": 1e-30, "batch_size": 6}
 _VALIDATE = """
 import sys
@@ -277,7 +278,7 @@ for config in (
 
 @pytest.fixture(scope="module")
 def single_process_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """Odd numbers of images, and the trainings of one process on them."""
+    """Writes odd numbers of images, and trains on them in one process."""
     folder = tmp_path_factory.mktemp("alone")
     pairs, photos = write_pairs(folder / "pairs", 33), write_photos(folder / "paints", 11)
     run_training(tiny_unet(pairs, folder / "own", **ULVM, **STILL))
@@ -300,7 +301,7 @@ def test_validation_is_that_of_one_process(
         single_metrics, shared_metrics = (
             pd.read_csv(f / protocol / "metrics.csv") for f in (folder, tmp_path)
         )
-        # Batches are the same, so only the order of a sum of a few float32 numbers may differ.
+        # Batches are equal; only the order of sums of a few float32 numbers may differ.
         for column in ("val_loss", score):
             assert shared_metrics[column].tolist() == pytest.approx(
                 single_metrics[column].tolist(), rel=1e-6
@@ -311,7 +312,7 @@ def test_validation_is_that_of_one_process(
 
 
 def read_n(run: Path) -> int:
-    """Images of an evaluation."""
+    """Returns the number of images of an evaluation."""
     from robustcli.evaluation.cell_table import table
 
     return int(table(run)["n"].iloc[0])

@@ -1,4 +1,4 @@
-"""Networks as Lightning trains them: outputs, decay, and steps that are not finite."""
+"""Networks as Lightning modules: outputs, weight decay, and non-finite steps."""
 
 from __future__ import annotations
 
@@ -152,10 +152,10 @@ def test_one_output_at_the_size_of_the_images() -> None:
 
 
 class Deep(nn.Module):
-    """Two classes at two resolutions."""
+    """Returns two classes at two resolutions."""
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Background always 1, foreground 3 or 2."""
+        """Returns logits 1 for background, and 3 or 2 for foreground."""
         b, _, h, w = x.shape
         ones = torch.ones(b, 1, h, w)
         half = ones[..., ::2, ::2]
@@ -208,7 +208,7 @@ def test_a_black_image_does_not_spoil_the_gradient(name: str) -> None:
 
 
 def test_what_is_mended_is_there() -> None:
-    """The fault itself: without the bound the gradient of a black image leaves float32."""
+    """Without the bound the gradient of a black image overflows float32."""
     torch.manual_seed(0)
     network = architecture("ulvm").build().train()
     assert not norm(gradients(network, torch.zeros(2, 3, SIDE, SIDE), bounded=False)) < 1e30
@@ -244,7 +244,7 @@ def test_each_norm_passes_nothing_of_what_does_not_vary(module: nn.Module) -> No
 
 
 class FirstChannel(nn.Module):
-    """Says the class that the first pixels of an image hold, one score each."""
+    """Returns the first pixels of an image as scores, so that they define its class."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images[:, 0, 0, :3]
@@ -259,7 +259,7 @@ def test_the_validation_of_a_classifier_is_that_of_all_images_of_all_processes(
     logged: dict[str, float] = {}
 
     def answers_of(numbers: list[list[int]], sums: list[Tensor]) -> ClassifierModule:
-        """A process that sees these batches; what it keeps is added to `sums`."""
+        """Validates these batches in one process; its sums are added to `sums`."""
         preprocessing = Preprocessing(None, 3, mean=(0.0,) * 3, std=(1.0,) * 3)
         recipe = replace(CLASS_RECIPES["classes"], batch_size=2)
         module = ClassifierModule(

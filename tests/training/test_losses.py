@@ -1,4 +1,4 @@
-"""The losses against the paper's own numbers, and where half precision would break them."""
+"""Losses: the paper's numbers, exact values, and half precision."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def test_levels_are_added_up() -> None:
     coarse, coarsest = logits[..., ::2, ::2], logits[..., ::4, ::4]
     loss = make_loss("bce", probabilities=False)
     value = DeepSupervision(loss)([logits, coarse, coarsest], target)
-    nearest = target[..., 1::2, 1::2]  # the nearest pixel of each 2 x 2, as nearest-exact takes it
+    # The nearest pixel of each 2 x 2, as nearest-exact selects it.
+    nearest = target[..., 1::2, 1::2]
     expected = 2 / 3 * loss(logits, target) + 1 / 3 * loss(coarse, nearest)
     assert value.item() == pytest.approx(expected.item(), abs=1e-6)
 
@@ -63,7 +64,7 @@ def test_one_output_is_the_loss_itself() -> None:
 def test_targets_shrink_as_scikit_image_shrinks_labels(
     size: tuple[int, int], channel: bool
 ) -> None:
-    """Upstream shrinks them with `skimage.transform.resize`, order 0."""
+    """nnU-Net resizes targets with `skimage.transform.resize`, order 0."""
     labels = np.random.default_rng(0).integers(-1, 200, (32, 32)).astype(np.int16)
     expected = resize(  # type: ignore[no-untyped-call]
         labels.astype(float), size, order=0, mode="edge", clip=True, anti_aliasing=False
@@ -79,7 +80,7 @@ GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "seeds_losses.json"
 
 
 def fixed_losses() -> tuple[Tensor, Tensor]:
-    """The logits and the target that the golden numbers are of."""
+    """Returns the logits and the target of the golden numbers."""
     logits = 2 * np.random.default_rng(10).standard_normal((4, 1, 16, 16)).astype(np.float32)
     target = (np.random.default_rng(11).random((4, 1, 16, 16)) < 0.2).astype(np.float32)
     target[2] = 0
@@ -137,7 +138,7 @@ def test_a_network_that_is_sure_and_wrong_gets_a_finite_gradient(
 
 
 def test_a_sure_and_wrong_logit_is_pulled_back_as_far_as_a_doubtful_one() -> None:
-    """What the rounded sigmoid would lose: its logarithm is cut at -100, and has no gradient."""
+    """After rounding the sigmoid, the logarithm is cut at -100 and has no gradient."""
     logit = torch.tensor([150.0]).reshape(1, 1, 1, 1).requires_grad_()
     loss = make_loss("bce", probabilities=False)(logit, torch.zeros(1, 1, 1, 1))
     loss.backward()
@@ -173,7 +174,7 @@ def test_names_are_forgiving_and_unknown_ones_get_the_nearest() -> None:
 @pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
 def test_ignored_pixels_change_neither_loss_nor_gradient(name: str, probabilities: bool) -> None:
-    """The loss is that of the columns that are left."""
+    """The loss equals that of the remaining columns."""
     logits, target = fixed_losses()
     counted_columns = 10
     marked = target.clone()

@@ -1,4 +1,4 @@
-"""Whole trainings nnU-Net's way: what they leave, and that an interruption changes nothing."""
+"""Trainings with nnU-Net's recipe, end to end: files, and equal weights after an interruption."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An unbroken training."""
+    """Returns the run and the listener of an uninterrupted training."""
     listener = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(recipes.NAMED_RECIPES, "nnunet-light", RECIPE)
@@ -79,7 +79,7 @@ def test_the_record_names_recipe_and_choice(finished_run: Run) -> None:
 
 
 def test_the_weights_alone_say_how_to_predict(finished_run: Run) -> None:
-    """As nnU-Net: the image normalised and padded with zeros, the scores of its flips averaged."""
+    """The image is normalised and padded with zeros, and the scores of its flips are averaged."""
     header = read_header(finished_run[0] / "weights.safetensors")
     assert header is not None
     assert header.nnunet is not None
@@ -129,7 +129,7 @@ def test_another_recipe_does_not_go_on_with_it(finished_run: Run, data: Path) ->
 
 
 def test_its_validation_is_nnunets_pseudo_dice(finished_run: Run) -> None:
-    """The last epoch's, from the checkpoint's weights and torchmetrics."""
+    """Recomputes the last epoch's value from the checkpoint's weights with torchmetrics."""
     run, _ = finished_run
     outputs: list[tuple[torch.Tensor, torch.Tensor]] = []
 

@@ -1,4 +1,4 @@
-"""How recipes are trained: our way, the paper's and nnU-Net's."""
+"""The procedures of recipes: this package's, the paper's and nnU-Net's."""
 
 from __future__ import annotations
 
@@ -132,14 +132,14 @@ def test_rows_by_hand() -> None:
 
 
 class Redness(nn.Module):
-    """Logits that are high where the third channel, which is red in BGR, is bright."""
+    """Returns high logits where the third channel, which is red in BGR, is bright."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(10.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class: 0.5 exactly between ground and disc."""
+        """Returns a probability of 0.5 exactly between ground and disc."""
         return self.scale * (x[:, 2:] - x[:, :1] - 0.3) + 0.5
 
 
@@ -206,7 +206,7 @@ def test_epoch_and_seed_are_all_that_counts(phase: str) -> None:
 
 
 def test_the_last_of_a_batch_shows_foreground_in_validation() -> None:
-    """In training, what is turned and flipped may lose it again."""
+    """In training, rotations and flips may move the foreground out of the patch."""
     no_foreground = [item._replace(mask=item.mask * 0) for item in decoded(3)]
     mixed_subset = DecodedSubset(
         ["a", "b", "c", "d"], [*no_foreground, Decoded(decoded(4)[3].image, decoded(4)[3].mask)]
@@ -229,7 +229,7 @@ def test_the_order_is_numbers_with_the_epoch() -> None:
 
 
 def test_ignored_pixels_are_marked_and_are_no_foreground() -> None:
-    """An image with pixels to ignore alone is never the one that must show foreground."""
+    """An image with ignored pixels only is never selected as the foreground image."""
     items = decoded(2, 64, 64)
     void = Decoded(items[0].image, np.zeros_like(items[0].mask))
     void.mask[:32] = IGNORED
@@ -243,7 +243,7 @@ def test_ignored_pixels_are_marked_and_are_no_foreground() -> None:
         assert torch.equal(batch.counted, batch.masks != IGNORED)
 
 
-# By hand, on two images of two pixels with p(foreground) = 3/4 everywhere.
+# Two images of two pixels with p(foreground) = 3/4 everywhere.
 QUARTER = torch.tensor([0.0, np.log(3.0)], dtype=torch.float64).view(1, 2, 1, 1)
 
 
@@ -267,7 +267,7 @@ def test_agrees_with_nnunets_numbers_and_gradients(batch_dice: bool, ignore: int
 
 
 class FromFile(DiceCrossEntropy):
-    """The loss, with the stored targets in place of the shrunken ones: those are independent."""
+    """Computes the loss with stored targets, independently of this package's resizing."""
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         level = {32: 0, 16: 1, 8: 2, 4: 3}[logits.shape[-1]]
@@ -293,7 +293,7 @@ def test_a_worked_example() -> None:
     logits = QUARTER.expand(2, 2, 1, 2)
     target = torch.tensor([[[1, 1]], [[0, 1]]])
     pooled = DiceCrossEntropy().parts(logits, target)
-    # 3 pixels of foreground at 3/4, 4 pixels guessed 3/4: 2 * 9/4 / (3 + 3)
+    # 3 pixels of foreground at 3/4, 4 predicted pixels at 3/4: 2 * 9/4 / (3 + 3)
     assert pooled.dice.item() == pytest.approx(0.75, abs=1e-5)
     single = DiceCrossEntropy(batch_dice=False).parts(logits, target)
     # 2 * 3/2 / (2 + 3/2) and 2 * 3/4 / (1 + 3/2)
@@ -384,7 +384,7 @@ def test_the_average_goes_into_the_checkpoint_and_back(monkeypatch: pytest.Monke
 
 
 def test_patches_pool_their_pixels() -> None:
-    """One group for all: nnU-Net's pseudo dice."""
+    """All patches form one group: nnU-Net's pseudo dice."""
     assert set(NnUNetModule(umamba(), RECIPE).val_groups) == {"all"}
     assert len(NnUNetModule(umamba(), RECIPE).val_groups) == 2 * 3
 
@@ -409,7 +409,7 @@ def fit_recipe(images: Dataset, model: str, recipe: str = "nnunet", **overrides:
         ("umamba-pico", "nnunet", {}, 128),
         ("umamba", "nnunet", {"patch_size": [320, 192]}, 192),
         ("umamba", "nnunet-light", {"patch_size": [96, 96]}, 96),
-        ("umamba-enc", "nnunet-light", {}, 256),  # its weights have its patch's size
+        ("umamba-enc", "nnunet-light", {}, 256),  # its weights depend on the size of its patch
         ("unet", "nnunet", {}, 256),
         ("unet", "nnunet-light", {}, 128),
     ],
@@ -422,13 +422,12 @@ def test_the_window_is_the_networks_patch(
 
 def test_a_window_leaves_the_smallest_map_four_pixels(images: Dataset) -> None:
     deep_network = {"features": [8] * 7, "strides": [1, *[2] * 6], "patch_size": [512, 512]}
-    assert (
-        fit_recipe(images, "umamba", "nnunet-light", model_args=deep_network).window == 256
-    )  # 4 * 2 ** 6
+    recipe = fit_recipe(images, "umamba", "nnunet-light", model_args=deep_network)
+    assert recipe.window == 4 * 2**6
 
 
 def test_the_batch_is_that_of_nnunets_planner(images: Dataset) -> None:
-    """40 images of 64 x 64: a twentieth of their pixels is 2 patches of 64 x 64."""
+    """40 images of 64 x 64: a twentieth of their pixels is two patches of 64 x 64."""
     arguments = {"patch_size": [64, 64]}
     assert fit_recipe(images, "umamba", model_args=arguments).batch_size == 2
     arguments = {"patch_size": [32, 32], "features": [32, 64, 128], "strides": [1, 2, 2]}

@@ -1,4 +1,4 @@
-"""How the processes of a training agree; jobs of real processes are in `test_jobs`."""
+"""Agreement of the processes of a training; jobs of real processes are tested in `test_jobs`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def peers() -> list[Peers]:
 
 
 def outcomes(*calls: Callable[[], object]) -> list[Outcome]:
-    """What each of `calls` gives or raises, all at the same time."""
+    """Runs `calls` concurrently; returns the result or error of each."""
     results: list[Outcome] = [None] * len(calls)
 
     def call(number: int) -> None:

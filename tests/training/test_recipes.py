@@ -1,4 +1,4 @@
-"""The recipes against the table of the paper's notebooks, and their overrides."""
+"""Recipes: the table of the paper's notebooks, and options that override values."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_our_own_has_a_name_too() -> None:
     assert recipe_named("patient", "unet", quick=True) == recipe_for(
         "unet", "patient", "x", quick=True
     )
-    assert recipe_named("patient", "ulvm").epochs == 60  # on whatever data
+    assert recipe_named("patient", "ulvm").epochs == 60  # for any data set
 
 
 def test_they_are_listed_as_they_are_typed() -> None:
@@ -161,7 +161,7 @@ def test_the_cosine_warms_up_peaks_and_ends_at_one_percent() -> None:
     assert factors[0] == pytest.approx(1 / 10)
     assert factors[4] == pytest.approx(5 / 10)
     assert factors[9] == factors[10] == pytest.approx(1)
-    assert factors[105] == pytest.approx((1 + 0.01) / 2)  # half way down
+    assert factors[105] == pytest.approx((1 + 0.01) / 2)  # half of the schedule
     assert warmup_cosine(200, 200) == pytest.approx(0.01)
     assert all(a > b for a, b in pairwise(factors[10:]))
 

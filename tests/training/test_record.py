@@ -1,4 +1,4 @@
-"""The record and the folder of a training: what may continue in it."""
+"""The record and the folder of a training: the settings that may change on resuming."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_what_changes_nothing_finds_the_same_folder(changes: dict[str, object]) 
 
 
 def test_what_only_some_recipes_have_leaves_other_folders_as_they_were() -> None:
-    """The name is that of before there were patches or settings of classifiers alone."""
+    """The folder has the name it had before patches and classifier settings existed."""
     settings = asdict(PATIENT)
     del settings["patches"], settings["photos"]
     identity = ["unet", {}, None, False, "patient", 0, 1, "d", settings]

@@ -1,4 +1,4 @@
-"""Samples: the same image, window and change wherever and whenever they are asked for."""
+"""Samples: image, window and augmentation depend on seed, epoch and id only."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pair(number: int = 0, size: int = 48) -> tuple[Tensor, Tensor]:
 
 
 def disc_mask(image: Tensor) -> Tensor:
-    """The disc as the image shows it: reddish there, grey or black elsewhere."""
+    """Detects the disc: it is reddish, the rest is grey or black."""
     redness = image[:1].float() - image[1:2].float()
     return redness > redness.max() / 2
 
@@ -66,7 +66,7 @@ def test_the_strong_one_moves_both_to_the_same_place(seed: int) -> None:
     )
     assert torch.allclose(
         image_centre, mask_centre, atol=1.0
-    )  # pixels; blurring moves the edge only
+    )  # pixels; blurring moves only the edge
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

@@ -1,4 +1,4 @@
-"""Several seeds in one folder: what they share, how they go on, and what stops them."""
+"""Trainings with several seeds in one folder: shared parts, resuming, and errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def seed_config(data: Path, out: Path | None, **overrides: Any) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def opened_configs() -> list[TrainConfig]:
-    """The settings with which the data set was opened for `pair`."""
+    """Returns the settings with which the data set was opened for `pair`."""
     return []
 
 
@@ -51,7 +51,7 @@ def opened_configs() -> list[TrainConfig]:
 def pair(
     data: Path, tmp_path_factory: pytest.TempPathFactory, opened_configs: list[TrainConfig]
 ) -> Path:
-    """Two seeds, trained without a break."""
+    """Returns a run with two seeds, trained without interruption."""
     original_open = SegmenterTraining.open
 
     def counting_open(self: SegmenterTraining, config: TrainConfig, entry: ModelEntry) -> Dataset:
@@ -65,7 +65,7 @@ def pair(
 
 @pytest.fixture
 def copy(pair: Path, tmp_path: Path) -> Path:
-    """A copy of `pair` that a test may change."""
+    """Returns a copy of `pair` that a test may change."""
     return Path(shutil.copytree(pair, tmp_path / "run"))
 
 
@@ -160,7 +160,7 @@ def test_a_damaged_record_is_named(copy: Path, data: Path) -> None:
 
 
 class InSecondSeed(Interrupting):
-    """Sends SIGTERM to this process in the second training that begins."""
+    """Sends SIGTERM to this process during the second training."""
 
     def __init__(self, after: int) -> None:
         super().__init__(after)
@@ -195,7 +195,7 @@ def test_a_seed_that_sigterm_ended_goes_on_to_the_same_weights(
 
 
 def failing_training(seed: int, error: Exception) -> Callable[..., Path]:
-    """A training that raises `error` with that seed, in the folder of its run."""
+    """Returns a training that raises `error` for one seed, in the folder of its run."""
 
     def run(plan: TrainPlan, *rest: Any) -> Path:
         if plan.config.seed == seed:

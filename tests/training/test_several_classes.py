@@ -1,4 +1,4 @@
-"""Segmenters of several classes, from loss to predicted masks."""
+"""Segmenters of several classes: losses, heads, trainings, reports and predicted masks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ COLOURS = ((210, 60, 40), (40, 90, 220))
 
 
 def write_classes(folder: Path, count: int, *, size: int = 24, classes: bool = True) -> Path:
-    """Pairs of two squares of two colours; the masks hold 0, 1 and 2."""
+    """Writes pairs with two squares of two colours; the masks contain 0, 1 and 2."""
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
     for number in range(count):
@@ -83,7 +83,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training whose network tells the squares apart."""
+    """Returns a training whose network distinguishes the squares."""
     out = tmp_path_factory.mktemp("trained") / "run"
     return run_training(
         tiny_unet(
@@ -138,7 +138,7 @@ def test_cross_entropy_counts_every_pixel_of_background_too():
 
 @pytest.mark.parametrize(("two_valued", "several_classes"), COUNTERPARTS.items())
 def test_with_one_class_both_losses_are_the_same_number(two_valued, several_classes):
-    """Of two scores the softmax of the second is the sigmoid of their difference."""
+    """For two scores the softmax of the second is the sigmoid of their difference."""
     logits, target = batch(2, classes=1)
     expected = make_loss(two_valued, probabilities=False)(logits[:, 1:] - logits[:, :1], target)
     value = SoftmaxLoss(CLASS_LOSSES[several_classes])(logits, target)
@@ -246,7 +246,7 @@ def test_the_network_learns_the_classes(trained_run, data):
     assert isinstance(header, WeightsHeader)
     assert (header.mask_classes, header.arguments["num_classes"]) == (NAMES, 3)
     assert float(table(trained_run / "test")["dice"][0]) > 0.9
-    assert not (trained_run / "baseline").exists()  # Otsu's threshold makes two values
+    assert not (trained_run / "baseline").exists()  # Otsu's threshold has two values only
 
 
 def test_rows_are_those_of_the_predicted_masks(evaluated, trained_run, data):
@@ -270,7 +270,7 @@ def test_rows_are_those_of_the_predicted_masks(evaluated, trained_run, data):
 
 
 def test_classes_move_with_the_image(evaluated):
-    """A mirrored image is as hard as the image: were masks not moved, nothing would be found."""
+    """A mirrored image is as hard as the image; if masks were not mirrored, the Dice would be 0."""
     by_transform = table(evaluated).set_index("transform")["dice"]
     assert by_transform["fliplr"] > 0.9
     assert by_transform["invert"] < by_transform["identity"]
@@ -289,7 +289,7 @@ def test_a_run_of_one_class_has_no_columns_of_classes(evaluated, data, tmp_path,
     class_rows = Store(evaluated).rows("run", CLEAN, "seg")
     plain_rows = Store(run).rows("run", CLEAN, "seg")
     assert list(plain_rows) == [name for name in class_rows if not name.startswith("class_")]
-    # Foreground is where all classes together are more probable than the background.
+    # Foreground is where the classes together are more probable than the background.
     assert (plain_rows["tp"] + plain_rows["fn"]).tolist() == (
         class_rows["tp"] + class_rows["fn"]
     ).tolist()

@@ -1,4 +1,4 @@
-"""Photos shifted and mirrored by the batch: what is drawn, and that every way gives the same."""
+"""Shifts, flips and RandAugment of batches of photos: random numbers and equal results."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_integers_below_a_limit_are_as_likely() -> None:
     keys = stream_keys([(number,) for number in range(2000)])
     counts = np.bincount(below(stream_bits(keys, 0, 9), 9).ravel(), minlength=9)
     assert counts.sum() == 18000
-    # Chi-square with 8 degrees of freedom: above 26.1 once in a thousand.
+    # Chi-square with 8 degrees of freedom: above 26.1 with a probability of 0.001.
     assert ((counts - 2000) ** 2 / 2000).sum() < 26.1
 
 
@@ -148,7 +148,7 @@ def test_batches_stay_on_the_device() -> None:
     with imaginary_gpu():
         photos = ResidentPhotos(SUBSET, OWN, SHIFTS["shift"], 5, GPU)
         batch = photos[ASKED]
-        # An operation on tensors of two devices raises here.
+        # An operation on tensors of two devices raises an error.
         assert (batch.images.float().mean((1, 2, 3)) + batch.targets).shape == (4,)
         assert batch.numbers.add(photos.targets[:4]).shape == (4,)
 

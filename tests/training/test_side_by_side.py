@@ -1,4 +1,4 @@
-"""Whole seeds and modes on devices beside each other: the bits of one after the other."""
+"""Seeds and modes on several devices in parallel: bit-identical to sequential runs."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ BREAKS = [{"end": {"what": "KeyError: 3", "traceback": "Traceback: here"}}]
 
 
 def no_training(device: str, listener: object) -> None:
-    """Is not called: the processes below only say what a training would."""
+    """Is never called: the processes below imitate a training."""
 
 
 @pytest.fixture
 def fake_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[SeparateRun]]:
-    """Makes runs whose processes say the given events, then sleep or die; and lists them."""
+    """Returns a function that makes runs of processes with the given events and endings."""
     processes: list[subprocess.Popen[bytes]] = []
     scripts: list[str] = []
 
@@ -122,7 +122,7 @@ def test_an_error_that_ends_all_ends_the_other_processes(
 
 
 def children_running(text: str) -> list[int]:
-    """Processes that this one started whose command has `text` in it."""
+    """Returns the child processes whose command contains `text`."""
     return [
         pid for pid in children_of(os.getpid())
         if text.encode() in Path(f"/proc/{pid}/cmdline").read_bytes() and lives(pid)
@@ -189,7 +189,7 @@ def seeds(data: Path, run: Path, devices: int = 2) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def serial_seeds(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seeds, one after the other in one process."""
+    """Returns the run of three seeds that were trained in one process."""
     run = tmp_path_factory.mktemp("in turn") / "run"
     process = seeds(data, run, devices=1)
     output, _ = process.communicate(timeout=900)
@@ -205,7 +205,7 @@ def assert_same(run: Path, serial_seeds: Path) -> None:
 
 
 def wait_for_epoch(run: Path, process: subprocess.Popen[str]) -> list[int]:
-    """Waits until a seed has finished an epoch; the processes of the seeds."""
+    """Waits until a seed has finished an epoch; returns the processes of the seeds."""
     deadline = time.monotonic() + 600
     while not list(run.glob("seed-*/checkpoints/last.ckpt")) and process.poll() is None:
         assert time.monotonic() < deadline
@@ -214,7 +214,7 @@ def wait_for_epoch(run: Path, process: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.timeout(2400)
-@pytest.mark.slow  # ten interpreters; every run has the processes above and one seed after another
+@pytest.mark.slow  # ten interpreters; the imitated processes above and sequential seeds run always
 def test_a_killed_seed_is_named_the_others_are_kept_and_the_command_goes_on(
     data: Path, serial_seeds: Path, tmp_path: Path
 ) -> None:
@@ -238,7 +238,7 @@ def test_a_killed_seed_is_named_the_others_are_kept_and_the_command_goes_on(
 
 
 @pytest.mark.timeout(2400)
-@pytest.mark.slow  # ten interpreters; every run has test_seed_runs.py's SIGTERM
+@pytest.mark.slow  # ten interpreters; SIGTERM in test_seed_runs.py runs always
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_end_of_the_first_process_ends_all_and_the_command_goes_on(
     data: Path, serial_seeds: Path, tmp_path: Path, number: signal.Signals
@@ -260,7 +260,7 @@ def test_the_end_of_the_first_process_ends_all_and_the_command_goes_on(
     assert_same(run, serial_seeds)
 
 
-@pytest.mark.slow  # a dozen trainings; every run has modes one after the other
+@pytest.mark.slow  # a dozen trainings; sequential modes run always
 def test_modes_beside_each_other_come_to_the_weights_of_one_after_the_other(
     data: Path, tmp_path: Path
 ) -> None:

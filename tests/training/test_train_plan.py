@@ -1,4 +1,4 @@
-"""What is looked up before a training begins, and what is said of it."""
+"""The plan of a training: lookups before it starts, forecast, and announcements."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_it_tells_what_the_training_then_is(data: Path, tmp_path: Path) -> None:
     forecast = forecast_training(config, Recorder())
     assert not (tmp_path / "run").exists()
     assert (forecast.images, forecast.groups) == ({"train": 12, "val": 1, "test": 1},) * 2
-    assert forecast.steps == 2 * 2  # three batches an epoch, two a step
+    assert forecast.steps == 2 * 2  # three batches per epoch, two per step
     assert forecast.pixels_bytes == 13 * 32 * 32 * 4
     assert 0 < forecast.seconds < 60
     assert not forecast.started
@@ -99,7 +99,7 @@ def test_the_paper_takes_whole_images_in_opencvs_order(data: Path, tmp_path: Pat
     assert (paper.procedure.keeps_best, paper.channels) == (False, "bgr")
     assert paper.per_epoch == len(paper.splits.train.samples) == 11
     quick_plan = plan_training(tiny_unet(data, tmp_path / "run", quick=True), Recorder())
-    assert quick_plan.per_epoch == 12  # no more than there are
+    assert quick_plan.per_epoch == 12  # as many as exist
 
 
 def test_other_images_or_masks_of_the_same_names_are_another_run(
@@ -189,7 +189,7 @@ def test_more_images_take_longer_and_no_longer_than_it_took() -> None:
         decays=everything_decays, val_groups=(),
     )  # fmt: skip
     started = time.perf_counter()
-    # The best of three: a busy machine may stop one of them for a while.
+    # The best of three measurements, because another process may interrupt one.
     few_seconds, many_seconds = (
         min(step_seconds(module, size, torch.device("cpu")) for _ in range(3)) for size in (1, 16)
     )

@@ -1,4 +1,4 @@
-"""The callbacks, checkpoints and silence of Lightning's Trainer."""
+"""Callbacks and checkpoints of Lightning's Trainer, and its silenced messages."""
 
 from __future__ import annotations
 
@@ -153,7 +153,8 @@ def test_progress_counts_the_images_of_all_processes_and_no_more() -> None:
     two_processes = trainer(epoch=1, world_size=2)
     bar.on_train_start(two_processes, MODULE)
     assert (listener.total, listener.done) == (40, 10)
-    for _ in range(3):  # two processes with two images each: the last step holds a repeated one
+    # Two processes with two images each: the last step contains a repeated image.
+    for _ in range(3):
         bar.on_train_batch_end(two_processes, MODULE, None, SimpleNamespace(ids=["a", "b"]), 0)
     assert listener.done == 20
     bar.on_train_epoch_end(two_processes, MODULE)
@@ -178,7 +179,7 @@ IO = DurableCheckpoints()
 
 
 class Code:
-    """Anything that is no tensor and no plain value."""
+    """An object that is neither a tensor nor a plain value."""
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_known_warnings_pass_and_others_do_not() -> None:
 def test_loader_processes_that_sigterm_ended_are_an_interruption(
     sigterm_received: bool, kind: type[BaseException]
 ) -> None:
-    """Lightning has taken the signal, and torch's error about the processes came first."""
+    """Lightning has caught SIGTERM, but torch raises an error about the ended processes first."""
     fake: Any = SimpleNamespace(received_sigterm=sigterm_received)
     with pytest.raises(kind), _interruptible(fake):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")

@@ -1,4 +1,4 @@
-"""Trainings where memory runs out, or where a loader process hangs or dies."""
+"""Trainings that run out of memory, or whose loader process hangs or dies."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_single_image_that_does_not_fit_is_told_apart(
 def test_after_out_of_memory_the_same_command_goes_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where another program took the memory: nothing that was finished is lost or changed."""
+    """If another program used the memory, all finished epochs are kept."""
     expected_run = run_training(tiny_unet(data, tmp_path / "unbroken", epochs=2))
     steps, compute = [], SegmenterModule.loss_of
     with monkeypatch.context() as patch:
