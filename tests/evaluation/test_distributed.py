@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,9 @@ from robustcli.evaluation.record import read_record
 from robustcli.evaluation.sessions import read_sessions
 from tests.evaluation.photos import PICO, config, make_photos
 from tests.evaluation.test_evaluate import contents, small_blocks
+from tests.training.test_jobs import free_port
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 REPOSITORY = Path(__file__).parents[2]
 MORE_WORKERS = "ignore:This DataLoader will create"  # than the machine has cores
@@ -60,21 +62,6 @@ def deadly(image, rng, value):
         os.kill(os.getpid(), 9)
     return image
 '''
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Uses one thread, because the number of threads changes the rounding."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Returns 28 images: three blocks of eight and one of four."""
-    return make_photos(tmp_path_factory.mktemp("photos") / "few", per_class=7)
 
 
 def computed_inputs(run):
@@ -345,9 +332,7 @@ sys.exit(main())
 
 def srun(photos, out, plugin, counts="3"):
     """Returns exit codes and output of three tasks with the environment of plain `srun`."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = str(sock.getsockname()[1])
+    port = str(free_port())
     job = {
         "SLURM_NTASKS": "3", "SLURM_STEP_TASKS_PER_NODE": counts, "SLURM_JOB_ID": "4711",
         "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "robust", "SLURM_STEP_NODELIST": "127.0.0.1",

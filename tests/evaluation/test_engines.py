@@ -26,16 +26,11 @@ from robustcli.evaluation.sessions import read_sessions
 from robustcli.evaluation.slurm_settings import read_settings
 from robustcli.evaluation.store import Store
 from robustcli.transforms.base import Cell
-from tests.evaluation.photos import config, make_photos
+from tests.evaluation.photos import config
 from tests.evaluation.test_distributed import computed_inputs
 from tests.evaluation.test_evaluate import contents, small_blocks
 
 NAMES = ("fliplr", "additive_gaussian_noise", "affine")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_photos(tmp_path_factory.mktemp("photos") / "few", per_class=7)
 
 
 class InProcessPool:

@@ -27,19 +27,12 @@ from tests.evaluation import cells, photos
 from tests.evaluation.test_evaluate import contents, small_blocks
 from tests.training.runs import Recorder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EACH = {"cls": (photos.config, photos.make_photos), "seg": (cells.config, cells.make_pairs)}
 FITS = {"cls": (Classifier, "logits"), "seg": (Segmenter, "probabilities")}
 PREPARATIONS = {"cls": classification.ViewPreparation, "seg": segmentation.PairPreparation}
 PICO = replace(photos.PICO, untrained=False)  # threads share the generator of random weights
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Uses one thread, because the number of threads changes the rounding."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

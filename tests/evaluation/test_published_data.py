@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from robustcli.core.errors import UsageError
-from robustcli.core.listener import Silent
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record
@@ -16,18 +15,9 @@ from robustcli.reports.evaluation_page import evaluation_report
 from robustcli.transforms.base import CLEAN
 from tests.data.published_files import CIFAR10, cifar_images, write_cifar10
 from tests.evaluation.photos import CLASSES, config, make_photos
+from tests.training.runs import Recorder
 
 TEST, LABELS = cifar_images(20, seed=9), [i % 10 for i in range(20)]
-
-
-class ListeningLines(Silent):
-    """Records the messages of a run."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 def test_cifar_is_evaluated_on_its_test_images_like_the_same_images_in_folders(tmp_path):
@@ -36,7 +26,7 @@ def test_cifar_is_evaluated_on_its_test_images_like_the_same_images_in_folders(t
         target = tmp_path / "folders" / CIFAR10[label] / f"{number:04d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(target)
-    listener = ListeningLines()
+    listener = Recorder()
     run = run_evaluation(config(folder, tmp_path / "run"), listener)
     folder_run = run_evaluation(config(tmp_path / "folders", tmp_path / "same"))
     assert "Only the 20 test images of `cifar-10-batches-py` are used" in "".join(listener.lines)

@@ -16,15 +16,19 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record
 from tests.evaluation.photos import config, make_photos
 from tests.evaluation.test_evaluate import contents
+from tests.training.test_jobs import free_port
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # test_engines.py uses a pool in memory
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.slow,  # test_engines.py uses a pool in memory
+    pytest.mark.timeout(1800),
+]
 
 TOKEN = secrets.token_hex(32)
 REPOSITORY = Path(__file__).parents[2]
@@ -57,21 +61,6 @@ def environment() -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # with 0, Ray refuses a second machine
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN,
     }  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Uses one thread as Ray's actors do: the number of threads changes the rounding."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Node:

@@ -13,12 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record
@@ -26,7 +24,11 @@ from tests.evaluation.photos import config, make_photos
 from tests.evaluation.test_evaluate import contents
 
 submitit = pytest.importorskip("submitit", reason="submitit is not installed (the extra `slurm`)")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # test_engines.py uses a pool in memory
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.slow,  # test_engines.py uses a pool in memory
+    pytest.mark.timeout(1800),
+]
 
 REPOSITORY = Path(__file__).parents[2]
 SLEEPY = '''
@@ -94,15 +96,6 @@ elif name == "scancel":
         except ProcessLookupError:
             pass
 '''
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Uses one thread, as the workers do: the number of threads changes the rounding."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

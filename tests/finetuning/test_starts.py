@@ -150,21 +150,13 @@ def test_reads_every_way_to_a_model(tmp_path: Path, model: str, kind: str) -> No
     source = network(model)
     top = results(tmp_path, checkpoint(source))
     file = top / "fold_3" / "checkpoint_final.pth"
-    bare_file = saved(checkpoint(source), tmp_path / "bare.pth")
-    paths_by_kind = {
-        "dataset": top.parent,
-        "trainer": top,
-        "fold": file.parent,
-        "file": file,
-        "bare": bare_file,
-    }
-    loaded = read_nnunet(paths_by_kind[kind])
-    assert (loaded.model, loaded.fold, loaded.epochs, loaded.mirror_axes) == (
-        model,
-        "3",
-        24,
-        (0, 1),
-    )
+    bare = saved(checkpoint(source), tmp_path / "bare.pth")
+    paths = {
+        "dataset": top.parent, "trainer": top, "fold": file.parent, "file": file, "bare": bare
+    }  # fmt: skip
+    loaded = read_nnunet(paths[kind])
+    assert (loaded.model, loaded.fold, loaded.epochs) == (model, "3", 24)
+    assert loaded.mirror_axes == (0, 1)
     assert (loaded.in_channels, loaded.num_classes) == (3, 2)
     assert loaded.plan.patch == (32, 32)
     assert loaded.plan.channels == (Channel("zscore"),) * 3
@@ -230,12 +222,26 @@ def test_a_trainer_that_contradicts_the_weights(tmp_path: Path) -> None:
     refuse_file(saved(content, tmp_path / "x.pth"), r"(?s)contradicts itself.*of `umamba`")
 
 
-def test_a_plan_of_other_channels(tmp_path: Path) -> None:
-    grey = make_plan((32, 32), ("MR",), images=50, labels=("road",), features=(4, 64))
-    path = results(tmp_path, checkpoint(network()), plan=grey)
-    refuse_file(
-        path, r"(?s)does not fit its weights\.\nThe data set has 1 channels \(MR\), the weig"
-    )
+@pytest.mark.parametrize(
+    ("patch", "channels", "message"),
+    [
+        (
+            (32, 32),
+            ("MR",),
+            r"(?s)does not fit its weights\.\nThe data set has 1 channels \(MR\), the weig",
+        ),
+        (
+            (64, 64),
+            "RGB",
+            r"(?s)does not fit its weights.*missing.*\nUse the plan that it was trained with",
+        ),
+    ],
+)
+def test_a_plan_of_other_channels_or_stages(
+    tmp_path: Path, patch: tuple[int, int], channels: tuple[str, ...], message: str
+) -> None:
+    plan = make_plan(patch, channels, images=50, labels=("road",), features=(4, 64))
+    refuse_file(results(tmp_path, checkpoint(network()), plan=plan), message)
 
 
 def test_a_plan_of_another_patch_does_not_fit_the_encoder_variant_and_says_why(
@@ -247,20 +253,8 @@ def test_a_plan_of_another_patch_does_not_fit_the_encoder_variant_and_says_why(
     refuse_file(
         path, r"(?s)does not fit.*mamba_layers.*patch is 48 x 32, on which weights of `umamba"
     )
-    assert read_nnunet(
-        results(tmp_path / "b", checkpoint(network()), plan=other_plan)
-    ).plan.patch == (
-        48,
-        32,
-    )
-
-
-def test_a_plan_of_other_stages(tmp_path: Path) -> None:
-    plan = make_plan((64, 64), ("R", "G", "B"), images=50, labels=("road",), features=(4, 64))
-    path = results(tmp_path, checkpoint(network()), plan=plan)
-    refuse_file(
-        path, r"(?s)does not fit its weights.*missing.*\nUse the plan that it was trained with"
-    )
+    top = results(tmp_path / "b", checkpoint(network()), plan=other_plan)
+    assert read_nnunet(top).plan.patch == (48, 32)
 
 
 def test_what_a_file_does_not_say_is_left_open(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +44,10 @@ def write_hostile_arrays(folder: Path) -> list[Path]:
         "nested.npy": npy("(" * 9000 + ")" * 9000, b""),
         "call.npy": npy("__import__('os').system('touch ran')", b""),
         "text.npy": npy("{'descr': '<U9', 'fortran_order': False, 'shape': (1,)}", bytes(36)),
-        "objects.npz": _zipped({"mask.npy": objects}),
-        "outside.npz": _zipped({"../../mask.npy": npy(_bytes_of(2, 2), bytes(4))}),
-        "text.npz": _zipped({"mask": b"no array"}),
-        "cut.npz": _zipped({"mask.npy": bytes(900)})[:60],
+        "objects.npz": zipped({"mask.npy": objects}),
+        "outside.npz": zipped({"../../mask.npy": npy(_bytes_of(2, 2), bytes(4))}),
+        "text.npz": zipped({"mask": b"no array"}),
+        "cut.npz": zipped({"mask.npy": bytes(900)})[:60],
         "bomb.npz": _zip_bomb(),
     }  # fmt: skip
     for name, content in contents.items():
@@ -60,9 +61,10 @@ def write_hostile_arrays(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_symlink() or not path.is_dir())
 
 
-def _zipped(members: dict[str, bytes]) -> bytes:
+def zipped(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    """Returns a zip of these members."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w", method) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return file.getvalue()
@@ -70,7 +72,8 @@ def _zipped(members: dict[str, bytes]) -> bytes:
 
 def _zip_bomb() -> bytes:
     """Returns an archive whose directory declares a member of nearly 5 GiB."""
-    content = bytearray(_zipped({"mask.npy": npy(_bytes_of(70_000, 70_000), bytes(5_000_000))}))
+    members = {"mask.npy": npy(_bytes_of(70_000, 70_000), bytes(5_000_000))}
+    content = bytearray(zipped(members, zipfile.ZIP_DEFLATED))
     # The size field holds at most 4 GiB; a larger member would need ZIP64.
     directory = content.index(b"PK\1\2")
     size = struct.pack("<Q", 4_900_000_000)

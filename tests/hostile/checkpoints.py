@@ -23,6 +23,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from tests.hostile.arrays import zipped
+
 State = dict[str, Tensor]
 
 
@@ -183,15 +185,6 @@ def _archives(state: State) -> Iterator[tuple[str, bytes]]:
 def _members(valid: bytes) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(valid)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
-
-
-def zipped(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    """Returns a zip of these members."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", method) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return file.getvalue()
 
 
 def _bomb(members: Mapping[str, bytes], root: str) -> bytes:

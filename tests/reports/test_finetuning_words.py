@@ -109,15 +109,27 @@ def test_the_interval_decides_what_may_be_said(
     assert text in words_of(findings)
 
 
+@pytest.mark.parametrize(
+    ("difference", "text"),
+    [
+        (
+            MaskDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125),
+            "p = 0.12 (4 images cannot give a p below 0.12)). The interval leaves out 0, but the "
+            "test cannot come to p = 0.05 with so few: whether there is a difference is not "
+            "settled.",
+        ),
+        (
+            MaskDifference(12, 1, -0.1, None, None, None, 1.0),
+            "-0.100; from one image nothing can be said about others.",
+        ),
+    ],
+)
 def test_too_few_groups_for_a_small_p_are_named(
-    findings: FinetuningFindings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    difference = MaskDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125)
+    findings: FinetuningFindings, monkeypatch: pytest.MonkeyPatch,
+    difference: MaskDifference, text: str,
+) -> None:  # fmt: skip
     monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: difference)
-    assert (
-        "p = 0.12 (4 images cannot give a p below 0.12)). The interval leaves out 0, but the test "
-        "cannot come to p = 0.05 with so few: whether there is a difference is not settled."
-    ) in words_of(findings)
+    assert text in words_of(findings)
 
 
 def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
@@ -131,25 +143,13 @@ def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
     assert gap.low > 0
     assert gap.p == pytest.approx(0.0703125)
     text = finetuning_words._conclusion(
-        gap.value,
-        (gap.low, gap.high),
-        gap.p,
-        gap.smallest_p,
-        SCORINGS["cls"],
+        gap.value, (gap.low, gap.high), gap.p, gap.smallest_p, SCORINGS["cls"]
     )
     assert text == (
         "The interval leaves out 0, while p is above 0.05. The interval is an approximation and "
         "McNemar's exact test is cautious, so close to the edge they can disagree: whether there "
         "is a difference is not settled."
     )
-
-
-def test_a_single_group_gets_no_test(
-    findings: FinetuningFindings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    difference = MaskDifference(12, 1, -0.1, None, None, None, 1.0)
-    monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: difference)
-    assert "-0.100; from one image nothing can be said about others." in words_of(findings)
 
 
 @pytest.mark.parametrize(("factor", "noise"), [(1.0, False), (0.25 / 0.2402, True)])

@@ -14,18 +14,21 @@ import torch
 from safetensors.torch import load_file
 
 from robustcli.training.config import TrainConfig
+from robustcli.training.engine import run_training
 from robustcli.training.recipes import NAMED_RECIPES, Patchwise, Recipe
 
 SMALL = {"features": [4, 8]}
 
 
+def _config(data: Path | str | None, out: Path, **settings: Any) -> TrainConfig:
+    location = None if data is None else str(data)
+    return TrainConfig(data=location, out=out, **{"device": "cpu", "epochs": 3, **settings})
+
+
 def tiny_unet(data: Path, out: Path, **overrides: Any) -> TrainConfig:
     """Returns the settings of three epochs of three steps."""
-    defaults: dict[str, Any] = {
-        "model": "unet", "model_args": SMALL, "epochs": 3, "window": 16, "batch_size": 4,
-        "device": "cpu", "lr": 0.01,
-    }  # fmt: skip
-    return TrainConfig(data=str(data), out=out, **{**defaults, **overrides})
+    defaults = {"model": "unet", "model_args": SMALL, "window": 16, "batch_size": 4, "lr": 0.01}
+    return _config(data, out, **{**defaults, **overrides})
 
 
 def words_of(file: Path) -> str:
@@ -105,17 +108,21 @@ def same_state(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) 
 
 Run = tuple[Path, Recorder]
 """The folder of a training, and what its listener heard."""
+
+
+def recorded_training(config: TrainConfig) -> Run:
+    """Runs a training; returns its folder and its listener."""
+    listener = Recorder()
+    return run_training(config, listener), listener
+
+
 TINY_VMAMBA: dict[str, Any] = {"depths": [1, 1], "dim": 8}
 
 
 def tiny_classifier(data: Path | str | None, out: Path, **overrides: Any) -> TrainConfig:
     """Returns the settings of three epochs of two or three steps."""
-    defaults: dict[str, Any] = {
-        "model": "vmamba-pico", "model_args": TINY_VMAMBA, "epochs": 3, "batch_size": 10,
-        "device": "cpu", "lr": 0.01,
-    }  # fmt: skip
-    location = None if data is None else str(data)
-    return TrainConfig(data=location, out=out, **{**defaults, **overrides})
+    defaults = {"model": "vmamba-pico", "model_args": TINY_VMAMBA, "batch_size": 10, "lr": 0.01}
+    return _config(data, out, **{**defaults, **overrides})
 
 
 TINY_UMAMBA = {"features": [4, 8], "strides": [1, 2], "patch_size": [16, 16]}
@@ -127,8 +134,7 @@ RECIPE: Recipe = replace(
 
 def tiny_umamba(data: Path, out: Path, **overrides: Any) -> TrainConfig:
     """Returns the settings of three epochs; if `RECIPE` replaces `nnunet-light`, of four steps."""
-    defaults: dict[str, Any] = {
-        "model": "umamba-pico", "model_args": TINY_UMAMBA, "epochs": 3, "device": "cpu",
-        "recipe": "nnunet-light", "batch_size": 3,
+    defaults = {
+        "model": "umamba-pico", "model_args": TINY_UMAMBA, "recipe": "nnunet-light", "batch_size": 3
     }  # fmt: skip
-    return TrainConfig(data=str(data), out=out, **{**defaults, **overrides})
+    return _config(data, out, **{**defaults, **overrides})

@@ -36,6 +36,7 @@ from tests.training.runs import (
     Recorder,
     Run,
     last_weights,
+    recorded_training,
     same_state,
     tiny_classifier,
     weights_of,
@@ -153,10 +154,7 @@ def fair_config(photos: Path, out: Path, **overrides: Any) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def finished_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    listener = Recorder()
-    return run_training(
-        fair_config(photos, tmp_path_factory.mktemp("fair") / "run"), listener
-    ), listener
+    return recorded_training(fair_config(photos, tmp_path_factory.mktemp("fair") / "run"))
 
 
 def test_the_average_is_what_is_kept(finished_run: Run) -> None:
@@ -212,12 +210,11 @@ def test_a_killed_fair_training_ends_with_the_same_average(
 
 @pytest.fixture(scope="module")
 def paper(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    listener = Recorder()
     config = tiny_classifier(
         photos, tmp_path_factory.mktemp("paper") / "run", recipe="paper", epochs=2, model="vim",
         model_args=TINY_VIM,
     )  # fmt: skip
-    return run_training(config, listener), listener
+    return recorded_training(config)
 
 
 def test_the_paper_validates_on_what_it_tests_on(paper: Run) -> None:
@@ -273,10 +270,7 @@ def speedrun(photos: Path, out: Path, **overrides: Any) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def speedrun_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    listener = Recorder()
-    return run_training(
-        speedrun(photos, tmp_path_factory.mktemp("fast") / "run"), listener
-    ), listener
+    return recorded_training(speedrun(photos, tmp_path_factory.mktemp("fast") / "run"))
 
 
 def test_the_clock_counts_steps_alone(speedrun_run: Run) -> None:
@@ -344,9 +338,9 @@ _SCRIPT = """
 import sys
 from pathlib import Path
 from robustcli.training.engine import run_training
-from tests.training.test_class_recipes import fair
+from tests.training.test_class_recipes import fair_config
 
-run_training(fair(Path(sys.argv[1]), Path(sys.argv[2]), devices=2, aug="none"))
+run_training(fair_config(Path(sys.argv[1]), Path(sys.argv[2]), devices=2, aug="none"))
 print("finished")
 """
 

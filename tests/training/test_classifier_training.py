@@ -34,6 +34,7 @@ from tests.training.runs import (
     TINY_VMAMBA,
     Recorder,
     Run,
+    recorded_training,
     same_state,
     tiny_classifier,
     weights_of,
@@ -43,10 +44,7 @@ from tests.training.runs import (
 
 @pytest.fixture(scope="module")
 def finished_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    listener = Recorder()
-    return run_training(
-        tiny_classifier(photos, tmp_path_factory.mktemp("whole") / "run"), listener
-    ), listener
+    return recorded_training(tiny_classifier(photos, tmp_path_factory.mktemp("whole") / "run"))
 
 
 def test_it_says_what_it_does(finished_run: Run) -> None:

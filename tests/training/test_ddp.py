@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,28 +40,36 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("torchrun", [False, True])
-def test_two_processes_come_to_the_weights_of_one(tmp_path: Path, torchrun: bool) -> None:
-    """For equally many pixels, the mean gradient of the two halves equals that of the batch."""
-    data = write_pairs(tmp_path / "data", 14)
-    script, run = tmp_path / "train.py", tmp_path / "run"
-    script.write_text(_SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if torchrun else []
-    devices = "1" if torchrun else "2"
+def run_script(text: str, folder: Path, *arguments: object, launcher: Sequence[str] = ()) -> None:
+    """Runs `text` as a script, which must print "finished" once."""
+    script = folder / "train.py"
+    script.write_text(text)
     child = subprocess.run(
-        [sys.executable, *launcher, str(script), str(data), str(run), devices],
+        [sys.executable, *launcher, str(script), *map(str, arguments)],
         env=environment(), capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     assert child.stdout.count("finished") == 1
+
+
+def assert_equal_metrics(run: Path, single: Path, columns: Sequence[str]) -> None:
     record = read_train_record(run)
     assert (record.status, record.devices) == ("complete", 2)
-    single = run_training(tiny_unet(data, tmp_path / "single", **_OVERRIDES))
     metrics, expected = (pd.read_csv(r / "metrics.csv") for r in (run, single))
     assert metrics["step"].tolist() == expected["step"].tolist() == [3, 6]
-    for column in ("train_loss", "grad_norm", "val_loss", "val_dice"):
+    for column in columns:
         assert metrics[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_two_processes_come_to_the_weights_of_one(tmp_path: Path, torchrun: bool) -> None:
+    """For equally many pixels, the mean gradient of the two halves equals that of the batch."""
+    data, run = write_pairs(tmp_path / "data", 14), tmp_path / "run"
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if torchrun else []
+    run_script(_SCRIPT, tmp_path, data, run, "1" if torchrun else "2", launcher=launcher)
+    single = run_training(tiny_unet(data, tmp_path / "single", **_OVERRIDES))
+    assert_equal_metrics(run, single, ("train_loss", "grad_norm", "val_loss", "val_dice"))
 
 
 _SCRIPT_DDP = """
@@ -77,18 +86,7 @@ print("finished")
 @pytest.mark.slow
 def test_two_processes_come_to_the_numbers_of_one(tmp_path: Path) -> None:
     """Layer normalisation does not depend on the batch, so the gradients are equal."""
-    data = write_photos(tmp_path / "paints", 12)
-    script, run = tmp_path / "train.py", tmp_path / "run"
-    script.write_text(_SCRIPT_DDP)
-    child = subprocess.run(
-        [sys.executable, str(script), str(data), str(run)],
-        env=environment(), capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert child.returncode == 0, child.stderr
-    assert child.stdout.count("finished") == 1
-    assert read_train_record(run).devices == 2
+    data, run = write_photos(tmp_path / "paints", 12), tmp_path / "run"
+    run_script(_SCRIPT_DDP, tmp_path, data, run)
     single = run_training(tiny_classifier(data, tmp_path / "single", epochs=2))
-    metrics, expected = (pd.read_csv(r / "metrics.csv") for r in (run, single))
-    assert metrics["step"].tolist() == expected["step"].tolist() == [3, 6]
-    for column in ("train_loss", "grad_norm", "val_top1", "val_f1"):
-        assert metrics[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-3)
+    assert_equal_metrics(run, single, ("train_loss", "grad_norm", "val_top1", "val_f1"))

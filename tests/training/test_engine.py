@@ -43,6 +43,7 @@ from tests.training.runs import (
     Recorder,
     Run,
     kill_when_stopped,
+    recorded_training,
     same_state,
     tiny_unet,
     weights_of,
@@ -67,10 +68,7 @@ def test_windows_has_no_resource_module(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture(scope="module")
 def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Returns the run and the listener of an uninterrupted training."""
-    listener = Recorder()
-    return run_training(
-        tiny_unet(data, tmp_path_factory.mktemp("whole") / "run"), listener
-    ), listener
+    return recorded_training(tiny_unet(data, tmp_path_factory.mktemp("whole") / "run"))
 
 
 def test_it_leaves_what_the_record_promises(finished_run: Run) -> None:

@@ -31,6 +31,7 @@ from tests.training.runs import (
     Interrupting,
     Recorder,
     Run,
+    recorded_training,
     same_state,
     tiny_umamba,
     weights_of,
@@ -48,12 +49,9 @@ def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Returns the run and the listener of an uninterrupted training."""
-    listener = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(recipes.NAMED_RECIPES, "nnunet-light", RECIPE)
-        return run_training(
-            tiny_umamba(data, tmp_path_factory.mktemp("whole") / "run"), listener
-        ), listener
+        return recorded_training(tiny_umamba(data, tmp_path_factory.mktemp("whole") / "run"))
 
 
 def test_metrics_have_the_average_and_the_rate_of_each_epoch(finished_run: Run) -> None:

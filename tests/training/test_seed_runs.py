@@ -289,10 +289,10 @@ _SCRIPT = """
 import sys
 from pathlib import Path
 from robustcli.training.seed_runs import train_seeds
-from tests.training.test_seed_runs import brief
+from tests.training.test_seed_runs import seed_config
 
 data, out = map(Path, sys.argv[1:])
-train_seeds(brief(data, out, epochs=1, devices=3, batch_size=6))
+train_seeds(seed_config(data, out, epochs=1, devices=3, batch_size=6))
 print("finished")
 """
 

@@ -162,7 +162,7 @@ from robustcli.core.errors import RobustError
 from robustcli.core.signals import sigterm_as_ctrl_c
 from robustcli.training.seed_runs import train_seeds
 from tests.training.runs import Recorder
-from tests.training.test_seed_runs import brief
+from tests.training.test_seed_runs import seed_config
 
 class Printed(Recorder):
     def say(self, text):
@@ -171,7 +171,7 @@ class Printed(Recorder):
 data, out = map(Path, sys.argv[1:3])
 try:
     with sigterm_as_ctrl_c():
-        train_seeds(brief(data, out, seeds=3, devices=int(sys.argv[3]), epochs=4), Printed())
+        train_seeds(seed_config(data, out, seeds=3, devices=int(sys.argv[3]), epochs=4), Printed())
 except RobustError as error:
     print(error, flush=True)
     sys.exit(error.exit_code)
