@@ -28,10 +28,7 @@ GREYSCALE = Cell("grayscale", 0)
 
 
 def pictures(first: int, last: int) -> bytes:
-    features = {
-        "img": {"_type": "Image"},
-        "label": {"names": list(CLASSES), "_type": "ClassLabel"},
-    }
+    features = {"img": {"_type": "Image"}, "label": {"names": list(CLASSES), "_type": "ClassLabel"}}
     images = [{"bytes": png(n), "path": None} for n in range(first, last)]
     labels = [n % len(CLASSES) for n in range(first, last)]
     return parquet({"img": images, "label": labels}, features, group=4)

@@ -89,8 +89,7 @@ def test_a_frozen_prefix_is_bit_identical_after_training(
         if name.startswith("layers.0."):
             assert torch.equal(tensor, before[name]), name
     assert not torch.equal(
-        after["layers.1.blocks.0.op.in_proj.weight"],
-        before["layers.1.blocks.0.op.in_proj.weight"],
+        after["layers.1.blocks.0.op.in_proj.weight"], before["layers.1.blocks.0.op.in_proj.weight"]
     )
 
 

@@ -110,8 +110,7 @@ def test_relative_divides_by_the_weights_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "expected"),
-    [(0.3, []), (0.34, ["mamba.A_log"]), (0.7, ["mamba.A_log", "mamba.D"])],
+    ("share", "expected"), [(0.3, []), (0.34, ["mamba.A_log"]), (0.7, ["mamba.A_log", "mamba.D"])]
 )
 def test_quantile_takes_the_lowest_share_of_the_scope(share: float, expected: list[str]) -> None:
     assert frozen(FreezeRule(quantile=share)) == expected

@@ -244,10 +244,7 @@ DIFFERENT: dict[str, tuple[RunPlan, str]] = {
     ),
     "seed": (replace(PLAN, record={"seed": 1}), r"`--seed`\): 0 in `.*a`; 1 in `.*b`"),
     "apply_at": (replace(PLAN, record={"apply_at": "crop"}), r"`--apply-at`: original in"),
-    "transforms": (
-        replace(PLAN, transforms=TRANSFORMS[:3]),
-        r"`.*b` lacks `crop`",
-    ),
+    "transforms": (replace(PLAN, transforms=TRANSFORMS[:3]), r"`.*b` lacks `crop`"),
     "severities": (
         replace(PLAN, transforms=(IDENTITY, *paper21(3)[:3])),
         r"`.*b` lacks `additive_gaussian_noise`, `affine`, `crop`\.\n.*`.*a` lacks "

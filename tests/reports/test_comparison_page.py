@@ -31,9 +31,7 @@ def comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Comparison:
     """Returns a comparison of three classifiers in two runs; one transform is left out."""
     monkeypatch.chdir(tmp_path)
     plan = replace(
-        PLAN,
-        images=400,
-        transforms=(IDENTITY, *paper21()[:2], *imagenet_c(severities=(1, 5))[:4]),
+        PLAN, images=400, transforms=(IDENTITY, *paper21()[:2], *imagenet_c(severities=(1, 5))[:4])
     )
     two_runs(Path(), plan, replace(plan, transforms=plan.transforms[:-1]))
     vit = model("vit-b", weights_sha256="77" * 32, pretraining="imagenet-22k")

@@ -132,7 +132,7 @@ def test_tensors_modes_costs_and_the_verdict_are_printed(tmp_path: Path) -> None
     text = finetune_table(read_finetuning(build_finetuning(tmp_path)))
     tensors, scores, costs, conclusion = text.split("\n\n")
     assert tensors.splitlines()[2].split() == [
-        *("mamba_layer.mamba.A_log", "64x16", "1,024", "1.3e-08", "frozen", "below", "1e-06"),
+        *("mamba_layer.mamba.A_log", "64x16", "1,024", "1.3e-08", "frozen", "below", "1e-06")
     ]
     assert tensors.splitlines()[-1] == "and 3 more tensors: see the report"
     lines = [line.split() for line in scores.splitlines()[2:]]
@@ -159,10 +159,7 @@ def test_of_many_tensors_the_smallest_are_printed(tmp_path: Path) -> None:
 
 def test_before_anything_is_measured_that_is_said(tmp_path: Path) -> None:
     plan = FinetunePlan(
-        waiting=("scratch", "full", "freeze"),
-        profiled=0,
-        decided=False,
-        record={"saving": None},
+        waiting=("scratch", "full", "freeze"), profiled=0, decided=False, record={"saving": None}
     )
     finetuning = read_finetuning(build_finetuning(tmp_path, plan))
     assert finetune_table(finetuning) == "Nothing is measured yet."

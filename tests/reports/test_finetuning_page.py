@@ -193,7 +193,7 @@ def test_time_saved_is_what_is_missing_from_one(
     assert isinstance(rules, list)
     assert all(isinstance(rule, RulePoint) for rule in rules)
     assert [rule.name for rule in rules] == [
-        *("nothing frozen", "below 1e-06", "smallest 0.6", "encoder"),
+        *("nothing frozen", "below 1e-06", "smallest 0.6", "encoder")
     ]
     np.testing.assert_allclose(rules[2].saved, (10, 15, 20))
     assert rules[2].score == (0.8, 0.84, 0.87)
@@ -208,10 +208,7 @@ def profiled(tmp_path_factory: pytest.TempPathFactory) -> FinetuningFindings:
 def ruled(profiled: FinetuningFindings, **changes: object) -> FinetuningFindings:
     rule = profiled.record.rule.model_copy(update=changes)
     assert isinstance(rule, RuleRecord)
-    return replace(
-        profiled,
-        record=profiled.record.model_copy(update={"rule": rule}),
-    )
+    return replace(profiled, record=profiled.record.model_copy(update={"rule": rule}))
 
 
 def test_the_lines_are_the_rows_of_the_profile(profiled: FinetuningFindings) -> None:
@@ -233,21 +230,13 @@ def test_a_rule_about_all_tensors_shows_all(profiled: FinetuningFindings) -> Non
     assert means == sorted(m for m in means if m is not None)
 
 
-def test_a_relative_statistic_is_divided_by_the_weight(
-    profiled: FinetuningFindings,
-) -> None:
-    absolute, relative = (
-        curves(profiled),
-        curves(ruled(profiled, relative=True)),
-    )
+def test_a_relative_statistic_is_divided_by_the_weight(profiled: FinetuningFindings) -> None:
+    absolute, relative = (curves(profiled), curves(ruled(profiled, relative=True)))
     np.testing.assert_allclose(2 * absolute[3].statistics, relative[3].statistics)
 
 
 def test_the_statistic_is_the_rule_s(profiled: FinetuningFindings) -> None:
-    absolute, largest = (
-        curves(profiled),
-        curves(ruled(profiled, kind="max_abs")),
-    )
+    absolute, largest = (curves(profiled), curves(ruled(profiled, kind="max_abs")))
     np.testing.assert_allclose(largest[3].statistics, 6 * absolute[3].statistics)
 
 

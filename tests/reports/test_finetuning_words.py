@@ -87,10 +87,7 @@ def test_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
             "settled.",
         ),
         (-0.2, 0.001, 0.04, "The interval includes 0, while p is at or below 0.05. The interval"),
-        (
-            *(-0.002, 0.008, 0.03),
-            "not settled. If there is one, it is less than 0.01.",
-        ),
+        (*(-0.002, 0.008, 0.03), "not settled. If there is one, it is less than 0.01."),
         (-0.05, 0.02, 0.4, "a loss of up to 0.050 or a gain of up to 0.020 is possible."),
     ],
 )

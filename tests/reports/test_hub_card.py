@@ -11,14 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from robustcli.core.errors import UsageError
-from robustcli.reports.hub_card import (
-    BEGIN,
-    END,
-    YAML_BEGIN,
-    YAML_END,
-    CardConfig,
-    write_card,
-)
+from robustcli.reports.hub_card import BEGIN, END, YAML_BEGIN, YAML_END, CardConfig, write_card
 from robustcli.reports.run_export import RunExport, read_run_export
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model
 from tests.reports.finetune_runs import build_finetuning

@@ -211,9 +211,7 @@ def test_points_are_the_published_dice_and_the_own_one(
 ) -> None:
     calls: list[tuple[list[Point], list[Level]]] = []
     monkeypatch.setattr(
-        training_page,
-        "draw_scatter",
-        lambda points, levels, path: calls.append((points, levels)),
+        training_page, "draw_scatter", lambda points, levels, path: calls.append((points, levels))
     )
     training = read_training(build_training(tmp_path))
     draw_training_gallery(training)

@@ -252,10 +252,7 @@ def test_a_class_without_test_images_is_announced(photos: Path, tmp_path: Path) 
             "`--model-arg num_classes` does not go with",
         ),
         ({"protocol": "paper"}, "`--protocol paper` does not go with classifiers"),
-        (
-            {"model": "vim-t", "model_args": {}, "window": 40},
-            "40 x 40 pixels; this Vim takes 224",
-        ),
+        ({"model": "vim-t", "model_args": {}, "window": 40}, "40 x 40 pixels; this Vim takes 224"),
         (
             {"data": None, "model": "test_vit", "model_args": {}},
             "No `--data`: there is nothing to train `test_vit` on",

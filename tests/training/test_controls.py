@@ -196,10 +196,7 @@ def test_a_classifier_without_its_scan_trains(photos, tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "arguments"),
-    [
-        ("umamba-nomamba", TINY_UMAMBA),
-        ("resenc", {**TINY_UMAMBA, "n_blocks": [1, 2]}),
-    ],
+    [("umamba-nomamba", TINY_UMAMBA), ("resenc", {**TINY_UMAMBA, "n_blocks": [1, 2]})],
 )
 def test_controls_train_nnunets_way(data, tmp_path, model, arguments, monkeypatch):
     """Uses deep supervision, patches and the batches of a plan, as U-Mamba does."""

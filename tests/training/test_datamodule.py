@@ -246,10 +246,7 @@ def test_a_mask_of_another_size_is_refused(data_cache: Path, tmp_path: Path) -> 
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(data_cache / "masks" / "001.png")
     with (
         pytest.raises(UsageError, match="differ in size"),
-        decoded_once(
-            open_dataset(str(data_cache), MASKS).samples,
-            tmp_path / "cache",
-        ),
+        decoded_once(open_dataset(str(data_cache), MASKS).samples, tmp_path / "cache"),
     ):
         pass
 

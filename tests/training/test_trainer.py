@@ -90,13 +90,7 @@ def test_what_is_no_number_is_best_only_where_nothing_else_is(tmp_path: Path) ->
 
 
 def test_the_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
-    logged = {
-        "train_loss": 0.5,
-        "grad_norm": 2.0,
-        "val_loss": 0.4,
-        "val_dice": 0.8,
-        "val_iou": 0.7,
-    }
+    logged = {"train_loss": 0.5, "grad_norm": 2.0, "val_loss": 0.4, "val_dice": 0.8, "val_iou": 0.7}
     log = MetricsLog(tmp_path, WaitingTime(), Recorder(), VALIDATIONS["seg"])
     log.on_train_start(trainer(), MODULE)
     log.on_train_epoch_end(trainer(0, callback_metrics=logged), MODULE)

@@ -45,8 +45,7 @@ def _out_of_memory_of_the_machine(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [_out_of_memory_in_loss, _out_of_memory_in_backward, _out_of_memory_of_the_machine],
+    "change", [_out_of_memory_in_loss, _out_of_memory_in_backward, _out_of_memory_of_the_machine]
 )
 def test_out_of_memory_names_the_batch_and_what_to_change(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change
