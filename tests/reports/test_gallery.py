@@ -1,4 +1,4 @@
-""""""
+"""Figures of an evaluation: contact sheets and cases."""
 
 from __future__ import annotations
 

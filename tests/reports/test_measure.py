@@ -1,4 +1,4 @@
-""""""
+"""Selection of the most and least harmful transforms."""
 
 from __future__ import annotations
 

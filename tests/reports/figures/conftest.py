@@ -1,6 +1,6 @@
-"""Here pictures are drawn large and their letters measured, which takes long: `make test-all`.
+"""Marks the tests of this folder as slow: they draw large figures and measure their text.
 
-That every picture can be drawn is tested in every run, with the pages.
+Tests of pages, which run always, draw every figure once.
 """
 
 from __future__ import annotations
