@@ -9,7 +9,7 @@ from robustcli.evaluation.device import DeviceMonitor, choose_device, device_nam
 from robustcli.tasks.base import facts_record
 
 
-def test_auto_takes_what_is_there():
+def test_auto_selects_the_available_device():
     expected = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
     assert choose_device("auto").type == expected
 

@@ -147,7 +147,7 @@ def test_a_worker_that_would_compute_something_else_is_refused(
     assert engine.workers.attempts == {0: 1}, "the other workers would meet the same"
 
 
-def test_a_worker_writes_nothing_into_a_run_that_was_begun_anew(
+def test_a_worker_writes_nothing_into_a_run_that_was_restarted(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jobs that a killed command has left in a queue start later and do this."""
@@ -190,7 +190,7 @@ def test_errors_of_libraries_are_left_to_other_workers() -> None:
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 16, 100])
-def test_every_piece_is_dealt_once(tmp_path: Path, tasks: int) -> None:
+def test_every_piece_is_distributed_once(tmp_path: Path, tasks: int) -> None:
     cells = tuple(Cell(name, 0) for name in "abcde")
     images: Any = tuple(f"image {number}" for number in range(21))
     plan = EvaluationPlan(Store(tmp_path), images, cells, ("one", "two"), ("view",), 4)
@@ -240,7 +240,7 @@ def test_an_engine_and_a_launcher_contradict_each_other(
         engine_of(config(photos, tmp_path, engine="ray"))
 
 
-def test_where_the_workers_have_gpus_the_command_plans_on_the_cpu(
+def test_the_command_plans_on_the_cpu_for_workers_with_gpus(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

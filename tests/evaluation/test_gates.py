@@ -55,7 +55,7 @@ def gate_results(run: Path, *gates: str, drop: tuple[str, ...] = ()) -> GatesRec
         ("runs/a=b:clean=3", "clean", None, "runs/a=b", 3),
     ],
 )
-def test_what_a_gate_says(
+def test_gates_are_described_in_words(
     text: str, target: str, severity: int | None, name: str | None, limit: float
 ) -> None:
     (gate,) = parse_gates((text,), ())
@@ -69,7 +69,7 @@ def test_a_loss_alone_is_that_of_any_transform() -> None:
 
 
 @pytest.mark.parametrize("text", ["70", "=70", "affine=", "affine=x", "affine=nan", "affine=inf"])
-def test_what_is_no_gate(text: str) -> None:
+def test_malformed_gates_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"cannot be read\.\nExpected \[MODEL:\]TARGET=NUMBER"):
         parse_gates((text,), ())
     with pytest.raises(UsageError, match="Untouched images lose nothing"):
@@ -142,7 +142,7 @@ def test_the_mean_is_paired_over_images(run: Path) -> None:
         assert result.target == "mean over 5 severities of 4 transforms"
 
 
-def test_a_limit_is_kept_exactly_at_it_and_chance_is_told_apart(run: Path) -> None:
+def test_a_value_at_the_limit_passes_and_chance_is_reported(run: Path) -> None:
     row = table(run).set_index(["model", "transform"]).sort_index().loc[("vmamba-b", "affine")]
     value = float(100 * row["top1"])
     at_limit, just_below, far_below = (

@@ -66,7 +66,7 @@ def grain(image, rng, value):
 """
 
 
-def test_workers_that_are_started_anew_make_the_same_pixels(index, tmp_path):
+def test_spawned_workers_make_the_same_pixels(index, tmp_path):
     """The start method of Windows and macOS, with bundled and user-defined transforms."""
     plugin = tmp_path / "grain.py"
     plugin.write_text(GRAIN)
@@ -131,9 +131,7 @@ def test_three_models_share_decoding_transforms_and_views(index, tmp_path, monke
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # than the machine has cores
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
-def test_no_batch_is_lost_or_made_twice_whatever_lies_on_the_disk_meanwhile(
-    index, tmp_path, workers
-):
+def test_no_batch_is_lost_or_repeated_when_files_appear_meanwhile(index, tmp_path, workers):
     """Workers once skipped blocks because of files that were written meanwhile."""
     stream = source(index, tmp_path, *NAMES, batch_size=2)
     batches = []
@@ -168,7 +166,7 @@ def test_unreadable_images_are_left_out_with_the_reason(tmp_path):
     assert sum(len(b.image_ids) for b in batches) == 11
 
 
-def test_an_error_of_a_worker_arrives_as_it_is(tmp_path):
+def test_an_error_of_a_worker_is_passed_on_unchanged(tmp_path):
     folder = make_photos(tmp_path / "photos")
     plugin = tmp_path / "half.py"
     plugin.write_text(

@@ -192,7 +192,7 @@ def same(image, rng, value):
 
 
 @pytest.mark.slow  # starts a process; test_what_another_rank_announces... covers the message
-def test_with_two_processes_it_is_said_once(data, tmp_path, monkeypatch):
+def test_two_processes_announce_smaller_batches_once(data, tmp_path, monkeypatch):
     monkeypatch.setattr(Classifier, "logits", Classifier.logits)  # restored afterwards
     small_blocks(monkeypatch, 4)
     plugin = tmp_path / "limited.py"

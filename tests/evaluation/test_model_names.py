@@ -63,7 +63,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
         (("a/b-c", "x/a-b-c", "y/b-c"), ["work/a/b-c", "x/a-b-c", "y/b-c"]),
     ],
 )
-def test_each_takes_as_many_parts_as_tell_it_apart_in_any_order(places, names):
+def test_each_name_has_as_many_path_parts_as_distinguish_it(places, names):
     requests = runs(*places)
     for order in itertools.permutations(range(len(places))):
         assert names_of([requests[n] for n in order]) == [names[n] for n in order]
@@ -102,7 +102,7 @@ def test_a_model_of_the_folder_keeps_its_name_there():
     assert names_of([a], both_models) == ["a/seed-0"]
 
 
-def test_a_copy_or_a_moved_run_goes_on_under_its_name(tmp_path):
+def test_a_copy_or_a_moved_run_keeps_its_name(tmp_path):
     a, b, c = runs("a/seed-0", "b/seed-0", "c/seed-0")
     digest = state_digest({"weight": torch.tensor(list(b"b/seed-0"))})
     moved_copy = recorded("seed-0", "a/seed-0", digest)

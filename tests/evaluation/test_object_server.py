@@ -60,7 +60,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_are_written_listed_read_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = ObjectStore("s3://bucket/objects")
     names = ("a", "b/c d", "b/é#%?.png", "b/+&=[x]*.bin")
     for name in names:

@@ -187,7 +187,7 @@ def test_an_image_is_never_overwritten(tmp_path):
         list_jobs([folder / "a.png"], folder, overlays=False)
 
 
-def test_nothing_there_is_an_error(tmp_path):
+def test_missing_paths_and_folders_without_images_are_errors(tmp_path):
     with pytest.raises(UsageError, match="There is nothing at"):
         list_jobs([tmp_path / "absent"], tmp_path / "out", overlays=False)
     with pytest.raises(UsageError, match="There are no images in"):

@@ -77,7 +77,7 @@ def test_rows_of_data_with_a_tolerance_keep_their_counts(tmp_path):
     assert rows[["predicted_near", "true_near"]].iloc[0].tolist() == [7, 8]
 
 
-def test_a_run_that_was_begun_with_a_colon_goes_on_so(tmp_path):
+def test_a_run_that_was_started_with_a_colon_keeps_it(tmp_path):
     store, model_folder = Store(tmp_path), tmp_path / "predictions" / "model=hf-hub:timm-resnet18"
     model_folder.mkdir(parents=True)
     assert model_folder in store.prediction_path("hf-hub:timm/resnet18", CELL, 0).parents

@@ -53,7 +53,7 @@ def finished_run(photos: Path, weights: Path, tmp_path_factory: pytest.TempPathF
     return run_finetuning(tiny_tuning(photos, out, weights, mode="all", rule=rule, sweep=True))
 
 
-def test_the_head_is_new_and_all_else_is_of_the_file(
+def test_the_head_is_new_and_other_weights_are_those_of_the_file(
     photos: Path, weights: Path, tmp_path: Path
 ) -> None:
     setup = plan_finetuning(tiny_tuning(photos, tmp_path / "run", weights, mode="full"), Recorder())
@@ -148,7 +148,7 @@ def test_a_network_without_state_space_blocks_says_so(photos: Path, tmp_path: Pa
     assert (run / "freeze" / "test").is_dir()
 
 
-def test_frozen_batch_norm_stands_still(photos: Path, tmp_path: Path) -> None:
+def test_statistics_of_frozen_batch_norm_do_not_change(photos: Path, tmp_path: Path) -> None:
     network = initialised(resolve("resnet10t"), {}, 0)
     path = tmp_path / "resnet.safetensors"
     save_file(network.state_dict(), path)
@@ -214,7 +214,7 @@ def test_the_bundled_photos_serve_where_no_data_are_named(
         ({}, {"model": "vmamba-t", "model_args": {}, "offline": True}, "has no weights here"),
     ],
 )
-def test_what_stops_it(
+def test_invalid_settings_are_refused_before_anything_is_written(
     photos: Path, tmp_path: Path, overrides: Any, training: Any, message: str
 ) -> None:
     settings = {"data": photos, **training}

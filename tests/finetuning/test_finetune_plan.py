@@ -67,7 +67,7 @@ def test_scratch_alone_knows_the_bundled_weights_of_the_modes_that_may_join(
         ({"epochs": 4, "profile_iterations": None}, 4, 6),
     ],
 )
-def test_how_long_it_is(
+def test_the_number_of_epochs_and_profiled_steps(
     make_config: MakeConfig, overrides: dict[str, Any], epochs: int, profiled: int
 ) -> None:
     """An epoch has three steps; a profile takes 20, but at most half of all steps."""
@@ -76,7 +76,9 @@ def test_how_long_it_is(
     assert plan.profile_iterations == profiled
 
 
-def test_a_folder_of_its_own(data: Path, weights: Path, tmp_path: Path) -> None:
+def test_a_run_without_out_has_a_folder_named_after_its_settings(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
     config = tiny_tuning(data, tmp_path / "unused", weights)
     config = replace(config, training=replace(config.training, out=None))
     run = plan_finetuning(config, Recorder()).run
@@ -141,7 +143,7 @@ def test_windows_of_another_size_than_the_plans_patch(data: Path, tmp_path: Path
         ({"lr": -1.0}, "`--lr -1.0` is out of range"),
     ],
 )
-def test_what_stops_it(
+def test_invalid_settings_are_refused_before_anything_is_written(
     data: Path, weights: Path, tmp_path: Path, overrides: dict[str, Any], message: str
 ) -> None:
     overrides = {"pretrained": None if "model" in overrides else weights, "data": data, **overrides}
@@ -198,7 +200,7 @@ def test_a_foreign_folder_is_not_written_into(data: Path, weights: Path, tmp_pat
         plan_finetuning(tiny_tuning(data, tmp_path, weights), Recorder())
 
 
-def test_without_a_profile_it_says_that_one_decides(
+def test_without_a_profile_the_forecast_has_no_decisions(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
     forecast = forecast_finetuning(make_config(), Recorder())
@@ -211,7 +213,7 @@ def test_without_a_profile_it_says_that_one_decides(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_sweep_says_how_much_more_it_is(make_config: MakeConfig) -> None:
+def test_the_forecast_of_a_sweep_counts_additional_steps(make_config: MakeConfig) -> None:
     forecast = forecast_finetuning(make_config(sweep=True), Recorder())
     assert (
         f"Sweep:      up to {len(SegmenterFinetuning.rules)} further rules, each as long"
@@ -219,7 +221,7 @@ def test_a_sweep_says_how_much_more_it_is(make_config: MakeConfig) -> None:
     )
 
 
-def test_names_say_exactly_what_the_run_then_freezes(
+def test_the_forecast_by_names_equals_the_frozen_parameters(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
     rule = FreezeRule(pattern="encoder.*")
@@ -245,7 +247,7 @@ def test_nothing_is_frozen_in_other_modes(make_config: MakeConfig) -> None:
     assert "none: the profile only" in forecast_finetuning(profile, Recorder()).as_text()
 
 
-def test_it_is_json_too(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_the_forecast_is_available_as_json(make_config: MakeConfig, tmp_path: Path) -> None:
     rule = FreezeRule(pattern="encoder.*")
     forecast = forecast_finetuning(make_config(tmp_path / "r", rule=rule), Recorder())
     parsed = json.loads(forecast.as_json())
@@ -253,7 +255,7 @@ def test_it_is_json_too(make_config: MakeConfig, tmp_path: Path) -> None:
     assert {d["frozen"] for d in parsed["decisions"]} == {True, False}
 
 
-def test_what_would_be_refused_is_refused_now(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_dry_run_refuses_invalid_rules(make_config: MakeConfig, tmp_path: Path) -> None:
     rule = FreezeRule(pattern="nothing")
     with pytest.raises(UsageError, match="`--freeze nothing` fits no parameter"):
         forecast_finetuning(make_config(tmp_path / "r", rule=rule), Recorder())
@@ -275,7 +277,7 @@ def opened_datasets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("overrides", [{"iterations": 4}, {"epochs": 1, "mode": "freeze"}])
-def test_a_fine_tuning_of_one_or_three_modes(
+def test_a_fine_tuning_opens_its_data_once(
     make_config: MakeConfig, data: Path, opened_datasets: list[str], overrides: dict[str, Any]
 ) -> None:
     config = make_config(**overrides)
@@ -288,7 +290,7 @@ def test_a_fine_tuning_of_one_or_three_modes(
     assert opened_datasets == [str(data)] * 3
 
 
-def test_a_training_with_its_measurements(
+def test_a_training_opens_its_data_once(
     data: Path, opened_datasets: list[str], tmp_path: Path
 ) -> None:
     config = tiny_unet(data, tmp_path / "run", epochs=1)

@@ -56,7 +56,7 @@ def test_a_frozen_parameter_is_bit_identical_after_training() -> None:
     assert net[0].weight.grad is None
 
 
-def test_momentum_of_before_does_not_move_it() -> None:
+def test_earlier_momentum_does_not_move_frozen_parameters() -> None:
     """A gradient of zero is not enough: momentum and weight decay still move the weight."""
     net = network()
     train(net)
@@ -202,7 +202,7 @@ def steps(profiler: ProfileGradients, layer: nn.Linear, values: list[float]) -> 
         profiler.on_before_optimizer_step(NONE, NONE, NONE)
 
 
-def test_so_many_steps_are_taken_and_told_once() -> None:
+def test_a_profile_has_a_number_of_steps_and_is_reported_once() -> None:
     layer, profiles = nn.Linear(2, 1, bias=False), list[pd.DataFrame]()
     profiler = ProfileGradients(layer, 2, profiles.append)
     steps(profiler, layer, [1.0])
@@ -213,7 +213,7 @@ def test_so_many_steps_are_taken_and_told_once() -> None:
     assert rows["mean_abs"].tolist() == [1.0, 2.0]
 
 
-def test_without_a_number_it_goes_on() -> None:
+def test_a_profile_without_a_number_does_not_end() -> None:
     layer = nn.Linear(2, 1, bias=False)
     profiler = ProfileGradients(layer)
     steps(profiler, layer, [1.0] * 5)
@@ -221,7 +221,7 @@ def test_without_a_number_it_goes_on() -> None:
     assert len(profiler.profile) == 5
 
 
-def test_what_is_no_number_does_not_count() -> None:
+def test_steps_with_nan_gradients_are_skipped() -> None:
     """float16's loss scaler skips a step there."""
     layer = nn.Linear(2, 1, bias=False)
     profiler = ProfileGradients(layer, 2)
@@ -229,7 +229,7 @@ def test_what_is_no_number_does_not_count() -> None:
     assert profiler.profile.rows()["mean_abs"].tolist() == [1.0, 2.0]
 
 
-def test_a_resumed_profile_is_that_of_an_unbroken_run() -> None:
+def test_a_resumed_profile_equals_that_of_an_uninterrupted_run() -> None:
     layer = nn.Linear(2, 1, bias=False)
     uninterrupted, first = ProfileGradients(layer, 3), ProfileGradients(layer, 3)
     steps(uninterrupted, layer, [1.0, 2.0, 4.0])

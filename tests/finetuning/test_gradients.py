@@ -114,7 +114,7 @@ def test_without_a_profile_all_but_the_gradients_is_known() -> None:
     assert all(math.isnan(value) for value in values["0.weight"].by_kind.values())
 
 
-def test_profile_survives_the_disk(tmp_path: Path) -> None:
+def test_a_profile_is_unchanged_after_writing_and_reading(tmp_path: Path) -> None:
     network = two_layers()
     rows = profiled(network, [[1.0, -2.0], [0.5, 0.25]])
     path = tmp_path / "gradients.parquet"

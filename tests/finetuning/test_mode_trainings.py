@@ -46,7 +46,7 @@ def frozen(run: Path) -> set[str]:
     return set(rows["name"][rows["frozen"] == 1])
 
 
-def test_it_leaves_what_the_record_promises(finished_run: Run) -> None:
+def test_a_fine_tuning_writes_the_documented_files(finished_run: Run) -> None:
     run, _ = finished_run
     file_names = {path.name for path in run.iterdir() if path.name[0] != "."}
     assert file_names == {
@@ -82,7 +82,7 @@ def test_the_record_says_what_was_done(weights: Path, finished_run: Run) -> None
     assert 0 < record.saving.flops_saved < record.saving.flops
 
 
-def test_frozen_tensors_stand_still_and_leave_the_optimizer(
+def test_frozen_tensors_do_not_change_and_leave_the_optimizer(
     make_config: MakeConfig, weights: Path
 ) -> None:
     """Momentum and weight decay are on, which would move them otherwise."""
@@ -100,7 +100,7 @@ def test_frozen_tensors_stand_still_and_leave_the_optimizer(
     assert not (run / "gradients.parquet").exists()
 
 
-def test_names_wait_where_a_number_of_steps_is_given(
+def test_named_parameters_are_frozen_after_the_given_steps(
     make_config: MakeConfig, weights: Path
 ) -> None:
     rule = FreezeRule(pattern="encoder.*")
@@ -221,7 +221,7 @@ def test_the_same_command_again_does_nothing(make_config: MakeConfig, finished_r
     assert sum("is finished: nothing is left to do" in line for line in listener.lines) == 3
 
 
-def test_a_profile_alone_is_that_of_the_mode_that_freezes(
+def test_a_profile_only_run_equals_the_profile_of_the_mode_that_freezes(
     make_config: MakeConfig, finished_run: Run
 ) -> None:
     config = make_config(rule=HALF, profile_only=True)
@@ -277,7 +277,7 @@ def test_modes_join_a_run_that_is_there(make_config: MakeConfig, tmp_path: Path)
     assert record.saving is not None
 
 
-def test_a_threshold_that_leaves_nothing_names_the_highest_useful_one(
+def test_a_threshold_that_freezes_everything_names_the_highest_useful_one(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -300,7 +300,7 @@ def test_a_threshold_that_leaves_nothing_names_the_highest_useful_one(
     assert len(trained_names) == 1
 
 
-def test_a_gradient_that_is_no_number(
+def test_a_nan_gradient_stops_the_training(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original_step = SegmenterModule.training_step

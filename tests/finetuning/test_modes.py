@@ -60,7 +60,7 @@ def test_only_adapters_and_heads_train() -> None:
     }  # fmt: skip
 
 
-def test_the_output_is_at_first_as_it_was() -> None:
+def test_the_output_is_unchanged_before_training() -> None:
     with torch.no_grad():
         output, expected = lora_network()(IMAGES), network().eval()(IMAGES)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
@@ -74,7 +74,7 @@ def test_adapters_are_those_of_the_seed() -> None:
     assert first[key].shape == (RANK, 8)
 
 
-def test_merged_weights_say_the_same_as_the_adapters_and_as_pefts() -> None:
+def test_merged_weights_give_the_output_of_the_adapters_and_of_peft() -> None:
     adapted = lora_network()
     torch.manual_seed(1)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_projections_are_found_by_the_type_of_their_module() -> None:
     }  # fmt: skip
 
 
-def test_layers_that_no_block_has_are_an_error_that_names_those_there_are() -> None:
+def test_unknown_layers_are_an_error_that_lists_the_existing_ones() -> None:
     with pytest.raises(UsageError, match="no linear layer `q_proj`") as caught:
         adapt(network(), HEADS, ("in_proj", "q_proj"), name="umamba", seed=0)
     assert "`x_proj`" in caught.value.why
@@ -137,7 +137,7 @@ def test_a_network_without_projections() -> None:
         )  # fmt: skip
 
 
-def test_what_a_mode_says_has_its_name_before_it() -> None:
+def test_messages_of_a_mode_start_with_its_name() -> None:
     recorder = Recorder()
     listener = NamedListener(recorder)
     listener.say("Recipe.")
@@ -150,7 +150,7 @@ def test_what_a_mode_says_has_its_name_before_it() -> None:
     assert (recorder.total, recorder.done) == (10, 4)
 
 
-def test_without_a_mode_lines_are_as_they_are() -> None:
+def test_messages_without_a_mode_have_no_prefix() -> None:
     recorder = Recorder()
     listener = NamedListener(recorder)
     listener.begin("profile")
@@ -185,7 +185,9 @@ def modes_of(plan: FinetunePlan, decisions: list[Decision] | None = None) -> Mod
         ("lora", [MeasureCosts, KeepFrozen]),
     ],
 )
-def test_who_watches(plan: FinetunePlan, tmp_path: Path, mode: str, kinds: list[type]) -> None:
+def test_each_mode_has_its_callbacks_in_order(
+    plan: FinetunePlan, tmp_path: Path, mode: str, kinds: list[type]
+) -> None:
     """Costs are measured before the freeze of the same step."""
     train_start = modes_of(plan).start(mode, tmp_path)  # type: ignore[arg-type]
     assert [type(callback) for callback in train_start.callbacks] == kinds
@@ -197,7 +199,7 @@ def test_known_decisions_need_no_profile(plan: FinetunePlan, tmp_path: Path) -> 
     assert keep.names == [KNOWN[0].name]
 
 
-def test_adapters_are_written_merged_and_all_else_as_it_is(
+def test_adapters_are_written_merged_and_other_tensors_unchanged(
     plan: FinetunePlan, tmp_path: Path
 ) -> None:
     lora_start, full_start = (modes_of(plan).start(mode, tmp_path) for mode in ("lora", "full"))
@@ -287,7 +289,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
-def test_what_was_taken_counts_until_it_is_started_anew() -> None:
+def test_peak_memory_counts_until_it_is_reset() -> None:
     start_anew(CPU)
     before = peak_resident(CPU)
     block = bytearray(1 << 27)
@@ -298,7 +300,9 @@ def test_what_was_taken_counts_until_it_is_started_anew() -> None:
     assert peak_resident(CPU) > peak_with_block - (1 << 26)  # the kernel counts in batches
 
 
-def test_a_system_that_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_is_zero_if_the_system_does_not_report_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(modes, "_PROCESS", tmp_path / "nowhere")
     start_anew(CPU)
     assert peak_resident(CPU) == 0

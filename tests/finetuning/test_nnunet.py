@@ -109,7 +109,9 @@ run_finetuning(short_config(*map(Path, sys.argv[1:])), Stopping(after=19))  # in
 
 
 @pytest.mark.parametrize("model", ["umamba", "umamba-enc", "resenc"])
-def test_results_of_nnunet_come_back_as_such(data: Path, tmp_path: Path, model: str) -> None:
+def test_results_of_nnunet_are_written_as_nnunet_results(
+    data: Path, tmp_path: Path, model: str
+) -> None:
     source = nnunet_files.network(model)
     top = nnunet_files.results(tmp_path / "results", nnunet_files.checkpoint(source))
     config = tiny_tuning(data, tmp_path / "run", top, model=model, mode="full", window=32, epochs=1)
@@ -144,7 +146,7 @@ def test_without_a_plan_one_is_made_of_the_network(make_config: MakeConfig) -> N
 @pytest.mark.parametrize(
     "changes", [{"model": "umamba-nomamba", "pretrained": None}, {"ablate": "scan"}]
 )
-def test_what_no_trainer_of_nnunet_builds_leaves_none_and_says_so(
+def test_networks_that_no_nnunet_trainer_builds_give_no_results_folder(
     make_config: MakeConfig, changes: dict[str, Any]
 ) -> None:
     listener = Recorder()
@@ -155,7 +157,9 @@ def test_what_no_trainer_of_nnunet_builds_leaves_none_and_says_so(
     assert "No results folder of nnU-Net is written" in "\n".join(listener.lines)
 
 
-def test_features_of_no_plan_leave_none(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_features_outside_of_any_plan_give_no_results_folder(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
     weights = write_pretrained(tmp_path / "weights.safetensors", features=[4, 12])
     config = make_config(pretrained=weights, mode="full", epochs=1)
     run = run_finetuning(config)

@@ -28,14 +28,14 @@ CONFIG = FinetuneConfig(TrainConfig("smp:Unet/resnet18"))
 TRAINING = Path("runs/train-x-0a1b2c3d")
 
 
-def test_without_more_it_is_the_documented_command() -> None:
+def test_the_defaults_are_those_of_the_documented_command() -> None:
     assert CONFIG.rule == FreezeRule(threshold=1e-6, scope="mamba", kind="mean_abs")
     assert CONFIG.modes == ("scratch", "full", "freeze")
     assert replace(CONFIG, mode="lora").modes == ("lora",)
     assert replace(CONFIG, profile_only=True).modes == ()
 
 
-def test_the_folder_is_named_by_what_is_common_to_the_modes() -> None:
+def test_the_name_of_the_folder_does_not_depend_on_the_modes() -> None:
     base_folder = CONFIG.directory(TRAINING)
     assert base_folder.parent == Path("runs")
     assert base_folder.name.startswith("finetune-smp-Unet-resnet18-")
@@ -69,7 +69,7 @@ def open_run(make_config: MakeConfig, out: Path, **overrides: Any) -> FinetunePl
     return plan
 
 
-def test_what_the_record_says_at_first(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_new_record_has_no_results(make_config: MakeConfig, tmp_path: Path) -> None:
     open_run(make_config, tmp_path / "run", mode="freeze")
     record = read_finetune_record(tmp_path / "run")
     assert (record.status, record.modes, record.saving) == ("running", ["freeze"], None)
@@ -122,7 +122,7 @@ def test_modes_add_up_and_commands_are_kept(make_config: MakeConfig, tmp_path: P
     assert record.rule.threshold == 1e-6
 
 
-def test_fresh_discards_what_is_the_runs(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_fresh_discards_files_of_the_run_only(make_config: MakeConfig, tmp_path: Path) -> None:
     out = tmp_path / "run"
     open_run(make_config, out)
     (out / "freeze" / "checkpoints").mkdir(parents=True)
@@ -145,7 +145,7 @@ def test_another_kind_of_run_is_not_taken_over(make_config: MakeConfig, tmp_path
         open_run(make_config, tmp_path / "run")
 
 
-def test_what_is_written_is_read(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_written_record_is_read_unchanged(make_config: MakeConfig, tmp_path: Path) -> None:
     rule = FreezeRule(quantile=0.3, kind="rms", scope="all")
     record = finetune_record(plan_finetuning(make_config(rule=rule), Recorder()), network())
     FINETUNING.write(tmp_path / "run", record)

@@ -93,7 +93,7 @@ def frozen(rule: FreezeRule, heads: tuple[str, ...] = ()) -> list[str]:
     return [d.name for d in freeze_decisions(NETWORK, rule, heads) if d.frozen]
 
 
-def test_threshold_takes_what_is_below_it_in_mamba_blocks() -> None:
+def test_threshold_selects_small_gradients_in_mamba_blocks() -> None:
     assert frozen(FreezeRule(threshold=1e-6)) == ["mamba.A_log"]
     assert frozen(FreezeRule(threshold=1e-7)) == []  # not below itself
 
@@ -120,7 +120,7 @@ def settled(ratio: float) -> Statistic:
     return Statistic((4,), True, 1.0, dict.fromkeys(STATISTIC_KINDS, 1.0), ratio)
 
 
-def test_change_takes_what_has_settled() -> None:
+def test_change_selects_parameters_with_settled_gradients() -> None:
     network = {"a": settled(0.1), "b": settled(0.5), "c": settled(0.9), "d": settled(math.nan)}
     decisions = freeze_decisions(network, make_rule(change=0.5))
     assert [d.frozen for d in decisions] == [True, False, False, False]
@@ -135,7 +135,7 @@ def test_a_profile_without_changes_cannot_be_compared() -> None:
         freeze_decisions(NETWORK, make_rule(change=0.5, scope="all"))
 
 
-def test_pattern_takes_names() -> None:
+def test_pattern_selects_parameters_by_name() -> None:
     assert frozen(FreezeRule(pattern="encoder.*")) == ["encoder.conv"]
     assert frozen(FreezeRule(pattern="mamba")) == ["mamba.A_log", "mamba.D", "mamba.out"]
     assert frozen(FreezeRule(pattern="*"), ("seg_layers.",)) == [
@@ -240,7 +240,7 @@ def test_a_frozen_prefix_saves_its_backward_pass(make_config: MakeConfig) -> Non
     assert all(p.requires_grad for p in net.parameters())
 
 
-def test_what_is_told(make_config: MakeConfig) -> None:
+def test_decisions_are_announced(make_config: MakeConfig) -> None:
     plan = plan_finetuning(make_config(rule=FreezeRule(pattern="encoder")), Recorder())
     messages: list[str] = []
     decisions = known_decisions(plan, network())

@@ -43,7 +43,7 @@ def _nothing_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_command_as_typed_takes_what_is_bundled_and_says_so() -> None:
+def test_a_command_without_options_uses_bundled_weights_and_data_and_announces_them() -> None:
     messages: list[str] = []
     training = TASK.with_defaults(AS_TYPED, UMAMBA, messages.append).training
     assert (training.model, training.data) == ("umamba-pico", "nuclei-mini:stained")
@@ -55,7 +55,7 @@ def test_the_command_as_typed_takes_what_is_bundled_and_says_so() -> None:
     assert "the intervals are wide" in messages[1]
 
 
-def test_named_weights_or_data_mean_the_network_itself() -> None:
+def test_with_named_weights_or_data_the_network_is_not_replaced() -> None:
     messages: list[str] = []
     with_weights = replace(AS_TYPED, pretrained=Path("x"))
     assert TASK.with_defaults(with_weights, UMAMBA, messages.append).training.model == "umamba"
@@ -64,7 +64,7 @@ def test_named_weights_or_data_mean_the_network_itself() -> None:
     assert len(messages) == 1  # about the data set of the first call
 
 
-def test_data_of_the_user_go_before_the_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configured_data_replace_the_bundled_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROBUST_DATA_SEGMENTATION", "/my/cells")
     messages: list[str] = []
     assert TASK.with_defaults(AS_TYPED, UMAMBA, messages.append).training.data == "/my/cells"
@@ -81,7 +81,7 @@ def test_bundled_data_have_a_recipe_for_two_cores(quick: bool, steps: int) -> No
     assert (recipe.window, recipe.batch_size, recipe.quick) == (128, 4, False)
 
 
-def test_what_the_user_says_holds() -> None:
+def test_options_override_the_recipe_of_the_bundled_data() -> None:
     config = TrainConfig("umamba-pico", window=64, batch_size=2, epochs=3)
     assert light(config, "nuclei-mini") == config
     assert TASK.usual_steps(config, config, "nuclei-mini") is None
@@ -95,13 +95,13 @@ def test_what_the_user_says_holds() -> None:
         (TrainConfig("unet", recipe="nnunet"), "nuclei-mini"),
     ],
 )
-def test_other_data_protocols_and_recipes_are_left_alone(config: TrainConfig, data: str) -> None:
+def test_other_data_protocols_and_recipes_are_unchanged(config: TrainConfig, data: str) -> None:
     assert light(config, data) is config
     assert TASK.usual_steps(config, config, data) is None
 
 
 @pytest.mark.parametrize("name", ["umamba", "umamba-nomamba", "resenc"])
-def test_a_network_of_a_plan_on_data_of_the_user_is_trained_as_nnunet_does_and_it_is_said(
+def test_networks_of_a_plan_on_other_data_use_nnunets_recipe_and_announce_it(
     name: str,
 ) -> None:
     messages: list[str] = []
@@ -126,7 +126,7 @@ def test_a_network_of_a_plan_on_data_of_the_user_is_trained_as_nnunet_does_and_i
         (TrainConfig("umamba", protocol="paper"), "roads"),
     ],
 )
-def test_nothing_else_is(config: TrainConfig, data: str) -> None:
+def test_other_networks_and_data_keep_their_recipe(config: TrainConfig, data: str) -> None:
     messages: list[str] = []
     assert TASK.usual_recipe(config, resolve(config.model), data, messages.append) is config
     bundled = TASK.usual_recipe(
@@ -146,7 +146,7 @@ def test_without_weights_the_ways_to_them_are_named() -> None:
 
 @pytest.mark.parametrize("model", ["umamba", "umamba-enc"])
 @pytest.mark.parametrize("kind", ["dataset", "trainer", "fold", "file", "bare"])
-def test_reads_every_way_to_a_model(tmp_path: Path, model: str, kind: str) -> None:
+def test_every_path_to_a_model_is_read(tmp_path: Path, model: str, kind: str) -> None:
     source = network(model)
     top = results(tmp_path, checkpoint(source))
     file = top / "fold_3" / "checkpoint_final.pth"
@@ -204,14 +204,14 @@ def test_a_checkpoint_without_any_plan(tmp_path: Path) -> None:
     )
 
 
-def test_another_network(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     weights = {"encoder.stages.0.weight": torch.zeros(1)}
     content = checkpoint(network(), network_weights=weights, trainer_name="nnUNetTrainer")
     path = saved(content, tmp_path / "x.pth")
     refuse_file(path, r"(?s)holds no U-Mamba\..*`nnUNetTrainer`.*nnUNetTrainerUMambaBot or nnUNet")
 
 
-def test_half_a_network(tmp_path: Path) -> None:
+def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
     weights = {k: v for k, v in network().state_dict().items() if not k.startswith("decoder.")}
     path = saved(checkpoint(network(), network_weights=weights), tmp_path / "x.pth")
     refuse_file(path, r"does not hold a whole U-Mamba\.\nIt lacks `decoder\.seg_layers\.0\.weight`")
@@ -257,7 +257,7 @@ def test_a_plan_of_another_patch_does_not_fit_the_encoder_variant_and_says_why(
     assert read_nnunet(top).plan.patch == (48, 32)
 
 
-def test_what_a_file_does_not_say_is_left_open(tmp_path: Path) -> None:
+def test_fields_missing_in_a_checkpoint_are_empty(tmp_path: Path) -> None:
     content = checkpoint(network())
     for key in ("current_epoch", "inference_allowed_mirroring_axes", "trainer_name"):
         del content[key]

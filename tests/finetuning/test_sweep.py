@@ -41,7 +41,7 @@ def module() -> SegmenterModule:
     )  # fmt: skip
 
 
-def test_a_step_without_a_way_back_is_shorter(module: SegmenterModule) -> None:
+def test_a_step_without_backward_pass_is_shorter(module: SegmenterModule) -> None:
     names = [name for name, _ in module.network.named_parameters()]
     head = [name for name in names if "head" in name or name.startswith(names[-1].split(".")[0])]
     initial = {name: p.detach().clone() for name, p in module.network.named_parameters()}
@@ -54,7 +54,7 @@ def test_a_step_without_a_way_back_is_shorter(module: SegmenterModule) -> None:
         assert torch.equal(parameter, initial[name])
 
 
-def test_ratios_are_of_the_same_round(
+def test_ratios_are_computed_within_a_round(
     module: SegmenterModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ratios do not change if a machine slows down; the first two rounds are dropped."""
@@ -128,7 +128,7 @@ def test_every_rule_has_a_folder_of_its_own() -> None:
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-") for name in names)
 
 
-def test_what_a_sweep_leaves(
+def test_a_sweep_writes_its_rules_scores_and_times(
     make_config: MakeConfig, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rules = (FreezeRule(threshold=0.0), FreezeRule(pattern="encoder.*"))

@@ -157,7 +157,7 @@ def test_of_many_tensors_the_smallest_are_printed(tmp_path: Path) -> None:
     assert lines[-1] == "and 18 more tensors: see the report"
 
 
-def test_before_anything_is_measured_that_is_said(tmp_path: Path) -> None:
+def test_a_run_without_results_is_announced(tmp_path: Path) -> None:
     plan = FinetunePlan(
         waiting=("scratch", "full", "freeze"), profiled=0, decided=False, record={"saving": None}
     )

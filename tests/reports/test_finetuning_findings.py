@@ -55,7 +55,7 @@ def test_a_run_that_only_profiles_has_no_modes(tmp_path: Path) -> None:
     assert findings.decisions is not None
 
 
-def test_a_run_is_read_as_far_as_it_has_come(tmp_path: Path) -> None:
+def test_an_unfinished_run_can_be_read(tmp_path: Path) -> None:
     plan = FinetunePlan(unmeasured=("full",), waiting=("freeze",), profiled=0, decided=False)
     findings = read_finetuning(build_finetuning(tmp_path, plan))
     assert [run.mode for run in findings.modes] == ["scratch", "full"]
@@ -155,7 +155,7 @@ def test_time_is_that_after_the_freeze_over_that_of_full(findings: FinetuningFin
     assert seconds_ratio(findings, "lora") is None
 
 
-def test_the_middle_half_stands_around_the_median(findings: FinetuningFindings) -> None:
+def test_the_quartiles_surround_the_median(findings: FinetuningFindings) -> None:
     freeze = findings.of("freeze")
     assert freeze is not None
     speed = pace(freeze)
@@ -169,7 +169,7 @@ def test_the_middle_half_stands_around_the_median(findings: FinetuningFindings) 
     assert (speed.low, speed.median, speed.high) == pytest.approx(tuple(expected))
 
 
-def test_without_a_freeze_on_the_way_there_is_nothing_before_it(
+def test_without_a_freeze_during_training_there_is_no_earlier_pace(
     findings: FinetuningFindings,
 ) -> None:
     full = findings.of("full")
@@ -177,11 +177,11 @@ def test_without_a_freeze_on_the_way_there_is_nothing_before_it(
     assert pace_before(full) is None
 
 
-def test_what_stood_still_is_what_was_not_trained(findings: FinetuningFindings) -> None:
+def test_frozen_elements_are_counted(findings: FinetuningFindings) -> None:
     assert [frozen_elements(run) for run in findings.modes] == [0, 0, HELD]
 
 
-def test_before_the_end_nothing_is_known(tmp_path: Path) -> None:
+def test_an_unfinished_mode_has_no_pace_and_frozen_elements(tmp_path: Path) -> None:
     findings = read_finetuning(build_finetuning(tmp_path, FinetunePlan(unmeasured=("freeze",))))
     freeze = findings.of("freeze")
     assert freeze is not None

@@ -51,7 +51,7 @@ def words_of(findings: FinetuningFindings) -> str:
         "0.54 % of the optimizer's memory",
     ],
 )
-def test_dice_time_and_memory_are_told(findings: FinetuningFindings, text: str) -> None:
+def test_dice_time_and_memory_are_reported(findings: FinetuningFindings, text: str) -> None:
     assert text in words_of(findings)
 
 
@@ -60,7 +60,7 @@ def test_freezing_is_compared_first(findings: FinetuningFindings) -> None:
     assert page.index("Dice of freeze minus") < page.index("Dice of scratch minus")
 
 
-def test_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
+def test_unmeasured_numbers_are_not_reported(tmp_path: Path) -> None:
     plan = FinetunePlan(unmeasured=("freeze",), record={"saving": None})
     page = words_of(read_finetuning(build_finetuning(tmp_path, plan)))
     assert "freeze" not in page
@@ -91,7 +91,7 @@ def test_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
         (-0.05, 0.02, 0.4, "a loss of up to 0.050 or a gain of up to 0.020 is possible."),
     ],
 )
-def test_the_interval_decides_what_may_be_said(
+def test_the_conclusion_depends_on_interval_and_test(
     findings: FinetuningFindings,
     monkeypatch: pytest.MonkeyPatch,
     low: float,
@@ -129,7 +129,7 @@ def test_too_few_groups_for_a_small_p_are_named(
     assert text in words_of(findings)
 
 
-def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
+def test_the_reason_names_the_interval_and_test_of_classifiers() -> None:
     """Seven images against one: Newcombe's interval excludes 0, McNemar's p is 0.07."""
     reference = pd.DataFrame(
         {"image_id": range(40), "target": 1, "prediction": [1] * 21 + [0] * 19}
@@ -255,7 +255,7 @@ def test_every_statistic_has_a_name_of_its_own() -> None:
         (changed_rule(pattern="x"), [True, False], [True, True]),
     ],
 )
-def test_what_a_rule_chooses_from(
+def test_a_rule_applies_to_the_tensors_of_its_scope(
     rule: RuleRecord, mamba: list[bool], expected: list[bool]
 ) -> None:
     assert is_within(rule, pd.Series(mamba)).tolist() == expected

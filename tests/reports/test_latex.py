@@ -108,7 +108,7 @@ def test_tables_of_every_run_compile(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("latex", ["a_b", "50 %", "a & b", "{", "\\unknown", "x^2", "#1"])
-def test_the_check_finds_what_latex_would_stop_at(tmp_path: Path, latex: str) -> None:
+def test_the_check_finds_errors_of_latex(tmp_path: Path, latex: str) -> None:
     text = document(build_masks(tmp_path, MaskPlan(transforms=(IDENTITY,))), "latex")
     with pytest.raises(AssertionError):
         check(text.replace("identity", latex))
@@ -136,7 +136,7 @@ def test_numbers_are_those_of_the_results(tmp_path: Path) -> None:
         assert number.replace("$-$", "-").startswith(f"{100 * row['drop']:.1f} (")
 
 
-def test_letters_and_others() -> None:
+def test_special_characters_are_escaped() -> None:
     assert tex("a_1 \\ ~") == r"a\_1 \textbackslash{} \textasciitilde{}"
     assert tex("\u4e2d\u00e9\x07") == "U+4E2D\u00e9U+0007"
     assert tex(None) == "--"

@@ -170,7 +170,7 @@ def test_modes_are_compared_with_full_seed_by_seed(finetune_seeds: Path) -> None
     assert "minus full" in seeds_table(findings)
 
 
-def test_what_failed_or_is_not_finished_is_said(tmp_path: Path) -> None:
+def test_failed_and_unfinished_seeds_are_reported(tmp_path: Path) -> None:
     findings = read_seeds(build_seeds(tmp_path / "run", missing=1))
     assert (findings.finished, findings.missing) == ([0, 1], [2])
     page = introduction(seeds_text(findings))

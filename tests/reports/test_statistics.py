@@ -317,7 +317,7 @@ def test_a_clean_accuracy_near_the_published_one_is_confirmed(tmp_path: Path) ->
     assert "WARNING" not in page.terminal
 
 
-def test_one_outside_of_its_interval_is_said_loudly(tmp_path: Path) -> None:
+def test_a_clean_accuracy_outside_of_its_interval_is_announced(tmp_path: Path) -> None:
     (anchor,) = anchored(tmp_path, 140).statistics.anchors
     assert anchor.status == "outside"
     page = report_page(tmp_path)
@@ -327,7 +327,7 @@ def test_one_outside_of_its_interval_is_said_loudly(tmp_path: Path) -> None:
     assert "crop 224, bicubic, mean 0.5, 0.5, 0.5" in terminal
 
 
-def test_other_photos_than_the_validation_set_say_nothing(tmp_path: Path) -> None:
+def test_other_photos_than_the_validation_set_have_no_published_accuracy(tmp_path: Path) -> None:
     entry = CATALOGUE["swin-t"]
     record = model("swin-t", pretraining=IN1K, builder=f"timm:{entry.variant}")
     for ids, text in (

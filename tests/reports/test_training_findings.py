@@ -108,7 +108,9 @@ def test_a_network_that_is_not_in_the_paper_has_no_line() -> None:
         ),
     ],
 )
-def test_what_makes_it_another_experiment_is_named(plan: TrainPlan, differences: list[str]) -> None:
+def test_differences_from_the_published_experiment_are_named(
+    plan: TrainPlan, differences: list[str]
+) -> None:
     assert other_experiment(training_record(plan)) == differences
 
 

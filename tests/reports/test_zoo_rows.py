@@ -121,7 +121,7 @@ def test_the_title_counts_trainings_and_names_data_and_protocol(tmp_path: Path) 
         ),
     ],
 )
-def test_what_keeps_them_from_being_compared_is_said(
+def test_reasons_against_a_comparison_are_reported(
     tmp_path: Path, plan: TrainPlan, notice: str
 ) -> None:
     assert notice in zoo_text(build_zoo(tmp_path, plan, PLAIN)).split("\n## ")[0]
@@ -171,7 +171,7 @@ def test_trainings_that_differ_alike_from_the_published_ones_are_told_together(
     assert not any("vmunet" in line for line in lines)
 
 
-def test_known_slips_of_the_paper_are_told(tmp_path: Path) -> None:
+def test_known_misprints_of_the_paper_are_reported(tmp_path: Path) -> None:
     page = "\n".join(caveats(build_zoo(tmp_path)))
     assert "`segformer`: The paper prints Dice 0.8454" in page
     assert "0.79955 is a slip for 0.79555" in page

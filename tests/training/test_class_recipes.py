@@ -53,7 +53,7 @@ def recipe(name: str, model: str = "vim", **overrides: Any) -> Any:
     )
 
 
-def test_the_papers_row_is_the_code_as_it_was_run() -> None:
+def test_the_paper_recipe_has_the_values_of_its_code() -> None:
     """Source: section 4 of the description of the paper's repository."""
     row = recipe("paper")
     assert (row.optimizer, row.lr, row.weight_decay, row.schedule) == ("Adam", 1e-3, 0, "constant")
@@ -67,7 +67,7 @@ def test_the_papers_row_is_the_code_as_it_was_run() -> None:
     assert recipe("paper", quick=True).photos.expected_top1 is None
 
 
-def test_the_fair_row_differs_by_family_in_its_rate_alone() -> None:
+def test_the_fair_recipe_differs_between_families_in_the_learning_rate_only() -> None:
     rows = [recipe("fair", model) for model in ("vim", "vmamba-pico", "resnet-pico", "resnet10t")]
     assert len({replace(row, lr=0.0) for row in rows}) == 1
     assert [row.lr for row in rows[:3]] == [FAIR_RATES[n] for n in ("vim", "vmamba", "resnet")]
@@ -84,7 +84,9 @@ def test_the_fair_row_differs_by_family_in_its_rate_alone() -> None:
         ("speedrun", {"target": 1.5}, "`--target 1.5` is out of range"),
     ],
 )
-def test_what_is_refused(name: str, overrides: dict[str, Any], message: str) -> None:
+def test_options_that_do_not_fit_a_recipe_are_refused(
+    name: str, overrides: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         recipe(name, **overrides)
 
@@ -106,7 +108,7 @@ def test_a_segmenter_has_no_such_recipe(name: str) -> None:
         ("speedrun", {"devices": 2}, "`--recipe speedrun` trains on one device, not in 2"),
     ],
 )
-def test_options_that_a_recipe_has_no_use_for(
+def test_options_without_effect_in_a_recipe_are_refused(
     photos: Path, tmp_path: Path, name: str, overrides: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -115,13 +117,13 @@ def test_options_that_a_recipe_has_no_use_for(
 
 
 @pytest.mark.parametrize("name", ["paper", "speedrun"])
-def test_what_starts_from_random_numbers_is_not_for_fine_tuning(name: str) -> None:
+def test_recipes_from_random_weights_are_refused_for_fine_tuning(name: str) -> None:
     check_finetunes(TrainConfig("vim", recipe="fair"))
     with pytest.raises(UsageError, match=f"`--recipe {name}` does not go with `robust finetune`"):
         check_finetunes(TrainConfig("vim", recipe=name))
 
 
-def test_the_triangle() -> None:
+def test_the_triangular_schedule_rises_and_falls() -> None:
     factor = SCHEDULES["triangular"]
     values = [factor(step, 100) for step in range(101)]
     assert (values[0], values[19], values[20], values[60], values[100]) == (0.05, 1, 1, 0.5, 0)
@@ -157,7 +159,7 @@ def finished_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return recorded_training(fair_config(photos, tmp_path_factory.mktemp("fair") / "run"))
 
 
-def test_the_average_is_what_is_kept(finished_run: Run) -> None:
+def test_the_averaged_weights_are_written(finished_run: Run) -> None:
     run, listener = finished_run
     assert "The weights are averaged" in "\n".join(listener.lines)
     state = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
@@ -273,7 +275,7 @@ def speedrun_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return recorded_training(speedrun(photos, tmp_path_factory.mktemp("fast") / "run"))
 
 
-def test_the_clock_counts_steps_alone(speedrun_run: Run) -> None:
+def test_the_clock_counts_training_steps_only(speedrun_run: Run) -> None:
     run, listener = speedrun_run
     record, metrics = read_train_record(run), pd.read_csv(run / "metrics.csv")
     speed = record.speed
@@ -320,7 +322,7 @@ def test_a_target_that_is_not_reached_has_no_seconds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["paper", "fair", "speedrun"])
-def test_quick_is_short_with_each(photos: Path, tmp_path: Path, name: str) -> None:
+def test_quick_shortens_every_recipe(photos: Path, tmp_path: Path, name: str) -> None:
     config = tiny_classifier(photos, tmp_path / "run", recipe=name, epochs=None, quick=True)
     forecast = forecast_training(replace(config, batch_size=None), Recorder())
     assert (forecast.recipe.epochs, forecast.recipe.images_per_epoch) == (2, 512)

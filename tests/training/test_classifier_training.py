@@ -47,7 +47,7 @@ def finished_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return recorded_training(tiny_classifier(photos, tmp_path_factory.mktemp("whole") / "run"))
 
 
-def test_it_says_what_it_does(finished_run: Run) -> None:
+def test_a_training_announces_its_settings(finished_run: Run) -> None:
     lines = "\n".join(finished_run[1].lines)
     assert "Parts: train 30 images, val 3 images, test 3 images" in lines
     assert "Recipe `classes` (ours): 3 epochs, batch 10, window 32" in lines
@@ -84,7 +84,9 @@ def test_nothing_in_the_folder_speaks_of_dice(finished_run: Run) -> None:
     assert "most frequent class" in training_table(read_training(run))
 
 
-def test_the_weights_say_how_to_use_them(finished_run: Run, photos: Path) -> None:
+def test_the_header_of_the_weights_describes_preprocessing_and_classes(
+    finished_run: Run, photos: Path
+) -> None:
     header = read_header(finished_run[0] / "weights.safetensors")
     assert isinstance(header, ClassifierHeader)
     assert header.classes == ("blue", "green", "red")
@@ -173,7 +175,7 @@ def test_a_killed_training_ends_with_the_same_weights(
     assert same_state(weights_of(run), weights_of(finished_run[0]))
 
 
-def test_it_learns_three_colours(photos: Path, tmp_path: Path) -> None:
+def test_a_training_learns_three_colours(photos: Path, tmp_path: Path) -> None:
     run = run_training(tiny_classifier(photos, tmp_path / "run", epochs=8))
     assert pd.read_csv(run / "metrics.csv")["val_top1"].iloc[-1] == 1.0
 
@@ -270,7 +272,7 @@ def test_what_cannot_be_trained(
     assert not (tmp_path / "run").exists()
 
 
-def test_going_on_from_a_file_keeps_all_but_the_head(finished_run: Run, tmp_path: Path) -> None:
+def test_weights_from_a_file_are_kept_except_the_head(finished_run: Run, tmp_path: Path) -> None:
     two_classes = write_photos(tmp_path / "two", 6)
     for photo in (two_classes / "red").iterdir():
         photo.unlink()

@@ -129,7 +129,7 @@ def test_the_published_dice_is_not_that_of_a_control(data, tmp_path):
 # Weights.
 
 
-def test_weights_with_a_scan_leave_it_out_and_it_is_said(tmp_path, caplog):
+def test_weights_of_a_scan_are_ignored_with_a_message(tmp_path, caplog):
     full_network = create_model("ulvm", **WIDTHS)
     save_file(full_network.state_dict(), tmp_path / "whole.safetensors")
     with caplog.at_level(logging.WARNING):
@@ -198,7 +198,7 @@ def test_a_classifier_without_its_scan_trains(photos, tmp_path):
     ("model", "arguments"),
     [("umamba-nomamba", TINY_UMAMBA), ("resenc", {**TINY_UMAMBA, "n_blocks": [1, 2]})],
 )
-def test_controls_train_nnunets_way(data, tmp_path, model, arguments, monkeypatch):
+def test_controls_train_with_nnunets_recipe(data, tmp_path, model, arguments, monkeypatch):
     """Uses deep supervision, patches and the batches of a plan, as U-Mamba does."""
     monkeypatch.setitem(recipes.NAMED_RECIPES, "nnunet-light", RECIPE)
     settings = {"model": model, "model_args": arguments, "window": 16, "epochs": 1}

@@ -63,7 +63,7 @@ def assert_equal_metrics(run: Path, single: Path, columns: Sequence[str]) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("torchrun", [False, True])
-def test_two_processes_come_to_the_weights_of_one(tmp_path: Path, torchrun: bool) -> None:
+def test_two_processes_train_a_segmenter_like_one(tmp_path: Path, torchrun: bool) -> None:
     """For equally many pixels, the mean gradient of the two halves equals that of the batch."""
     data, run = write_pairs(tmp_path / "data", 14), tmp_path / "run"
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if torchrun else []
@@ -84,7 +84,7 @@ print("finished")
 
 
 @pytest.mark.slow
-def test_two_processes_come_to_the_numbers_of_one(tmp_path: Path) -> None:
+def test_two_processes_train_a_classifier_like_one(tmp_path: Path) -> None:
     """Layer normalisation does not depend on the batch, so the gradients are equal."""
     data, run = write_photos(tmp_path / "paints", 12), tmp_path / "run"
     run_script(_SCRIPT_DDP, tmp_path, data, run)

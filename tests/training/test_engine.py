@@ -50,7 +50,7 @@ from tests.training.runs import (
 )
 
 
-def test_the_peak_grows_with_what_is_taken() -> None:
+def test_peak_memory_grows_with_allocations() -> None:
     before = engine.peak_bytes()
     allocated = np.ones(60_000_000, np.uint8)
     assert engine.peak_bytes() >= before
@@ -71,7 +71,7 @@ def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return recorded_training(tiny_unet(data, tmp_path_factory.mktemp("whole") / "run"))
 
 
-def test_it_leaves_what_the_record_promises(finished_run: Run) -> None:
+def test_a_training_writes_the_documented_files(finished_run: Run) -> None:
     run, _ = finished_run
     file_names = {path.name for path in run.iterdir() if path.name[0] != "."}
     assert file_names == {
@@ -131,7 +131,7 @@ def test_the_held_out_images_are_measured_and_so_is_otsu(finished_run: Run) -> N
         assert cell_table["dice"].between(0, 1).all()
 
 
-def test_a_finished_run_says_so(finished_run: Run, data: Path) -> None:
+def test_a_finished_run_is_not_trained_again(finished_run: Run, data: Path) -> None:
     run, listener = finished_run[0], Recorder()
     before = (run / "weights.safetensors").stat().st_mtime_ns
     assert run_training(tiny_unet(data, run), listener) == run
@@ -218,7 +218,7 @@ run_training(tiny_unet(*map(Path, sys.argv[1:])), Stopping(after=19))  # in epoc
 """
 
 
-def test_what_is_dropped_out_does_not_hang_on_the_interruption(data: Path, tmp_path: Path) -> None:
+def test_dropout_is_the_same_after_an_interruption(data: Path, tmp_path: Path) -> None:
     """VM-UNet drops paths at random; the process continues with another random state."""
     overrides: dict[str, Any] = {
         "model": "vmunet", "window": 32, "epochs": 2, "limit": 5, "batch_size": 3,
@@ -273,7 +273,7 @@ def test_the_papers_protocol(data: Path, tmp_path: Path) -> None:
     assert (header.channels, round(header.threshold, 7)) == ("bgr", 0.6224593)
 
 
-def test_a_loss_that_is_no_number_stops_and_names_the_images(
+def test_a_nan_loss_stops_and_names_the_images(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = SegmenterModule.pixels
@@ -401,7 +401,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_best_or_the_last(run: Path) -> None:
+def test_the_protocol_selects_the_best_or_the_last_epoch(run: Path) -> None:
     patient, paper = (
         procedure_of(recipe_for("unet", protocol, "x")) for protocol in ("patient", "paper")
     )
@@ -413,7 +413,7 @@ def test_the_best_or_the_last(run: Path) -> None:
     assert (best.state["w"].tolist(), last.state["w"].tolist()) == ([3, 3], [7, 7])
 
 
-def test_the_reason_names_what_was_watched(run: Path) -> None:
+def test_the_reason_names_the_monitored_metric(run: Path) -> None:
     file = run / "checkpoints" / "best.ckpt"
     content = DurableCheckpoints().load_checkpoint(file)
     content["callbacks"]["KeepLastAndBest"]["monitor"] = AVERAGED
@@ -427,7 +427,7 @@ def test_a_training_is_done_after_its_last_epoch(run: Path, epochs: int, is_done
     assert is_trained(run, epochs) == is_done
 
 
-def test_or_when_it_was_stopped_early(run: Path) -> None:
+def test_a_training_is_done_after_early_stopping(run: Path) -> None:
     file = run / "checkpoints" / "last.ckpt"
     content = DurableCheckpoints().load_checkpoint(file)
     content["callbacks"]["EarlyStopping{'monitor': 'val_dice'}"]["wait_count"] = 2
@@ -435,7 +435,7 @@ def test_or_when_it_was_stopped_early(run: Path) -> None:
     assert is_trained(run, 100)
 
 
-def test_nothing_is_not_done(tmp_path: Path) -> None:
+def test_a_training_without_files_is_not_done(tmp_path: Path) -> None:
     assert not is_trained(tmp_path, 1)
 
 
@@ -458,7 +458,7 @@ def test_where_loader_processes_would_copy_the_images_there_are_none(
     assert default_workers(torch.device("cuda")) == 0
 
 
-def test_after_an_unreadable_image_is_removed_the_same_folder_begins_anew(tmp_path: Path) -> None:
+def test_after_an_unreadable_image_is_removed_the_same_folder_can_be_used(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", 14)
     for number in range(3):  # one is in the training split
         (data / "images" / f"{number:03d}.png").write_bytes(b"no image")

@@ -45,7 +45,7 @@ def test_our_classifiers_have_their_upstreams_rules() -> None:
     assert decays_of(resolve("vim-t")) is mamba_decays
 
 
-def test_timms_are_asked_what_they_spare() -> None:
+def test_networks_of_timm_name_parameters_without_decay() -> None:
     network = timm.create_model("vit_tiny_patch16_224", depth=1)
     decays = decays_of(resolve("vit_tiny_patch16_224"), network)
     parameters = dict(network.named_parameters())
@@ -70,7 +70,7 @@ def test_an_image_of_one_value_is_named() -> None:
     assert "Of one value everywhere, and so most likely the reason: b." in caught.value.why
 
 
-def test_finite_ones_pass() -> None:
+def test_finite_losses_and_gradients_pass() -> None:
     check_loss(torch.tensor(1e30), ["a"], (), 0, 0)
     check_gradient(torch.tensor(1e30), [], ["a"], (), 0, 0)
 
@@ -123,7 +123,7 @@ def test_bytes_become_zero_to_one_in_the_networks_order() -> None:
     assert torch.equal(module().pixels(batch(resized)), resized)
 
 
-def test_the_decision_is_the_recipes() -> None:
+def test_the_recipe_sets_the_threshold() -> None:
     logits = torch.tensor([-0.1, 0.1, 0.49, 0.5])
     assert module().foreground(logits).tolist() == [False, True, True, True]
     by_logit = module(decision="logit").foreground(logits)
@@ -207,7 +207,7 @@ def test_a_black_image_does_not_spoil_the_gradient(name: str) -> None:
     assert norm(gradients(network, images, bounded=True)) < 10 * unbounded_norm + 1
 
 
-def test_what_is_mended_is_there() -> None:
+def test_the_gradient_of_a_black_image_overflows_without_the_bound() -> None:
     """Without the bound the gradient of a black image overflows float32."""
     torch.manual_seed(0)
     network = architecture("ulvm").build().train()

@@ -149,7 +149,7 @@ def test_a_sure_and_wrong_logit_is_pulled_back_as_far_as_a_doubtful_one() -> Non
 
 @pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_nan_is_handed_on(name: str, probabilities: bool) -> None:
+def test_a_nan_output_gives_a_nan_loss(name: str, probabilities: bool) -> None:
     output = torch.full((2, 1, 4, 4), 0.25)
     output[1, 0, 2, 3] = torch.nan
     loss = make_loss(name, probabilities=probabilities)

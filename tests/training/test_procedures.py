@@ -107,13 +107,13 @@ def group_of(model: str) -> str:
 
 
 @pytest.mark.parametrize("model", ["unet", "ulvm_v5", "segformer", "resnet18_seg", "vmunet"])
-def test_the_faults_of_all(model: str) -> None:
+def test_every_paper_recipe_lists_its_common_faults(model: str) -> None:
     for fault in ("Slices of one patient", "pooled over batches", "last epoch", "blue, green, red",
                  "There is no augmentation", "seeded"):  # fmt: skip
         assert fault in group_of(model)
 
 
-def test_the_faults_of_some() -> None:
+def test_some_paper_recipes_list_further_faults() -> None:
     assert "batches of 64 slices" in group_of("unet")
     assert "batches of 16 slices" in group_of("ulvm")
     assert "probability 0.622" in group_of("umambabot")
@@ -175,7 +175,7 @@ def epoch(patches: PatchData, number: int, phase: str = "train") -> list[MaskBat
     return list(loader)
 
 
-def test_an_epoch_is_so_many_full_batches_of_normalised_patches() -> None:
+def test_an_epoch_has_full_batches_of_normalised_patches() -> None:
     batches = epoch(data(), 0)
     assert [len(batch.ids) for batch in batches] == [3] * 4
     assert {image for batch in batches for image in batch.ids} <= set(TRAIN.ids)
@@ -186,14 +186,14 @@ def test_an_epoch_is_so_many_full_batches_of_normalised_patches() -> None:
     assert first_batch.counted.all()
 
 
-def test_validation_has_its_own_and_numbers_them() -> None:
+def test_validation_batches_contain_numbered_validation_images() -> None:
     batches = epoch(data(), 0, "val")
     assert torch.cat([batch.numbers for batch in batches]).tolist() == list(range(6))
     assert {image for batch in batches for image in batch.ids} <= set(VAL.ids)
 
 
 @pytest.mark.parametrize("phase", ["train", "val"])
-def test_epoch_and_seed_are_all_that_counts(phase: str) -> None:
+def test_batches_depend_on_epoch_and_seed_only(phase: str) -> None:
     patches = data()
     first, second = epoch(patches, 0, phase), epoch(patches, 1, phase)
     repeated = epoch(data(workers=1), 1, phase)
@@ -289,7 +289,7 @@ def test_the_weights_are_nnunets() -> None:
     assert supervision_weights(4) == pytest.approx(stored_tensor("ds_weights").tolist())
 
 
-def test_a_worked_example() -> None:
+def test_loss_of_pooled_and_of_separate_images_by_hand() -> None:
     logits = QUARTER.expand(2, 2, 1, 2)
     target = torch.tensor([[[1, 1]], [[0, 1]]])
     pooled = DiceCrossEntropy().parts(logits, target)
@@ -301,7 +301,7 @@ def test_a_worked_example() -> None:
     assert pooled.cross_entropy.item() == pytest.approx(-(3 * np.log(0.75) + np.log(0.25)) / 4)
 
 
-def test_a_perfect_network_has_minus_one() -> None:
+def test_the_loss_of_a_perfect_network_is_minus_one() -> None:
     target = torch.randint(0, 2, (1, 8, 8), generator=torch.Generator().manual_seed(0))
     sure_logits = torch.stack([1 - target, target], 1).float() * 200 - 100
     assert DiceCrossEntropy()(sure_logits, target).item() == pytest.approx(-1, abs=1e-5)
@@ -435,7 +435,7 @@ def test_the_batch_is_that_of_nnunets_planner(images: Dataset) -> None:
     assert fit_recipe(images, "umamba", "nnunet-light", model_args=arguments).batch_size == 4
 
 
-def test_what_the_user_says_counts(images: Dataset) -> None:
+def test_options_override_window_and_batch_size(images: Dataset) -> None:
     fitted = fit_recipe(images, "umamba", window=64, batch_size=7)
     assert (fitted.window, fitted.batch_size) == (64, 7)
 
@@ -524,7 +524,7 @@ def test_a_network_of_two_classes_gets_nnunets_own_loss(batch_dice: bool) -> Non
         torch.testing.assert_close(own_gradient, gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_probabilities_mean_what_their_logits_do() -> None:
+def test_probabilities_and_their_logits_give_the_same_loss() -> None:
     outputs, target = levels(1)
     logits = TwoClasses(probabilities=False)(outputs, target)
     probabilities = TwoClasses(probabilities=True)([o.sigmoid() for o in outputs], target)

@@ -44,7 +44,7 @@ def outcomes(*calls: Callable[[], object]) -> list[Outcome]:
     return results
 
 
-def test_one_process_has_nobody_to_talk_to() -> None:
+def test_a_single_process_needs_no_peers() -> None:
     single = Peers(Ranks())
     assert single.together(lambda: 3, lambda value: {"x": "y"}) == 3
     single.tell("word")
@@ -100,13 +100,13 @@ def test_what_stops_another_process_is_told_by_the_first(peers: list[Peers]) -> 
     assert second.code == 2
 
 
-def test_the_others_end_well() -> None:
+def test_the_other_processes_exit_with_0() -> None:
     with pytest.raises(SystemExit) as exit_info:
         end_of_others()
     assert exit_info.value.code == 0
 
 
-def test_the_machine_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_machine_is_read_from_torchruns_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine("cpu", 3).world == 3
     assert machine("cpu", "all").world == 1
     variables = {

@@ -39,14 +39,14 @@ def test_a_recipe_by_its_name() -> None:
         recipe_named("nunet", "unet")
 
 
-def test_quick_is_shorter_and_else_the_same() -> None:
+def test_a_quick_recipe_differs_in_its_length_only() -> None:
     is_quick = recipe_named("nnunet", "unet", quick=True)
     assert (is_quick.name, is_quick.epochs) == ("nnunet quick", 2)
     assert is_quick.patches is not None
     assert (is_quick.patches.iterations, is_quick.patches.momentum) == (25, 0.99)
 
 
-def test_our_own_has_a_name_too() -> None:
+def test_the_patient_recipe_can_be_named() -> None:
     assert recipe_named("patient", "vmunet") == recipe_for("vmunet", "patient", "x")
     assert recipe_named("patient", "unet", quick=True) == recipe_for(
         "unet", "patient", "x", quick=True
@@ -54,7 +54,7 @@ def test_our_own_has_a_name_too() -> None:
     assert recipe_named("patient", "ulvm").epochs == 60  # for any data set
 
 
-def test_they_are_listed_as_they_are_typed() -> None:
+def test_recipes_are_listed_with_their_option() -> None:
     rows = {name: recipe for name, _, recipe in listed() if name.startswith("--recipe")}
     all_recipes = {**NAMED_RECIPES, **CLASS_RECIPES}
     families = {f"--recipe fair ({family})" for family in FAIR_RATES}
@@ -66,7 +66,7 @@ def test_they_are_listed_as_they_are_typed() -> None:
     ]
 
 
-def test_iterations_in_the_line() -> None:
+def test_a_recipe_line_contains_the_iterations() -> None:
     line = describe_recipe(NAMED_RECIPES["nnunet"])
     assert "1000 epochs of 250 iterations, batch 12, window 256, ce-minus-dice loss, SGD" in line
 
@@ -101,7 +101,7 @@ def test_the_papers_rows(name: str) -> None:
     assert (r.clip, r.accumulate, r.images_per_epoch) == (None, 1, None)
 
 
-def test_every_row_is_listed_with_what_it_is_for() -> None:
+def test_every_recipe_is_listed_with_its_network_and_protocol() -> None:
     rows = {
         (name, protocol_name): recipe for name, protocol_name, recipe in listed() if name[0] != "-"
     }
@@ -111,7 +111,7 @@ def test_every_row_is_listed_with_what_it_is_for() -> None:
         assert recipe_for(serves, protocol, "lgg") == recipe  # type: ignore[arg-type]
 
 
-def test_there_are_thirteen() -> None:
+def test_the_paper_has_thirteen_recipes() -> None:
     assert set(PAPER_RECIPES) == set(TABLE)
 
 
@@ -119,7 +119,7 @@ def test_there_are_thirteen() -> None:
 @pytest.mark.parametrize("data", [BUNDLED, "lgg"])
 @pytest.mark.parametrize("is_quick", [False, True])
 @pytest.mark.parametrize("name", EVERY)
-def test_every_network_has_one_that_exists(
+def test_every_network_has_an_existing_recipe(
     name: str, protocol: str, data: str, is_quick: bool
 ) -> None:
     r: Recipe = recipe_for(name, protocol, data, quick=is_quick)  # type: ignore[arg-type]
@@ -137,7 +137,7 @@ def test_only_what_is_published_is_expected(protocol: str) -> None:
     assert recipe_for("unet", "paper", "lgg", quick=True).expected_dice is None
 
 
-def test_quick_is_shorter() -> None:
+def test_quick_recipes_are_shorter() -> None:
     for data in (BUNDLED, "lgg"):
         full_length = recipe_for("ulvm_v5", "patient", data)
         is_quick = recipe_for("ulvm_v5", "patient", data, quick=True)
@@ -152,7 +152,7 @@ def test_a_recipe_in_a_line() -> None:
     )
 
 
-def test_constant_is_one_however_long() -> None:
+def test_the_constant_schedule_is_one_for_any_length() -> None:
     assert {constant(step, total) for step in (0, 7, 99) for total in (100, 1000)} == {1.0}
 
 
@@ -166,15 +166,15 @@ def test_the_cosine_warms_up_peaks_and_ends_at_one_percent() -> None:
     assert all(a > b for a, b in pairwise(factors[10:]))
 
 
-def test_it_stays_at_the_end() -> None:
+def test_the_cosine_stays_at_its_last_value() -> None:
     assert warmup_cosine(300, 200) == warmup_cosine(200, 200)
 
 
-def test_a_single_step_is_a_whole_one() -> None:
+def test_a_schedule_of_one_step_has_the_full_rate() -> None:
     assert warmup_cosine(0, 1) == 1
 
 
-def test_only_what_ignores_the_length_may_be_extended() -> None:
+def test_only_schedules_that_ignore_the_length_may_be_extended() -> None:
     for name, factor in SCHEDULES.items():
         is_same = all(factor(step, 100) == factor(step, 150) for step in range(100))
         assert is_same == (name in EXTENDABLE)
@@ -188,7 +188,7 @@ def test_the_window_is_the_networks() -> None:
     assert recipe.loss == "smoothed-cross-entropy"
 
 
-def test_overrides_and_the_quick_one() -> None:
+def test_a_quick_recipe_takes_overrides() -> None:
     config = TrainConfig(
         "x", recipe="classes-light", quick=True, lr=0.1, aug="Strong", precision="bf16"
     )
@@ -207,7 +207,9 @@ def test_overrides_and_the_quick_one() -> None:
         ({"lr": 0}, "out of range"),
     ],
 )
-def test_what_has_no_meaning_is_refused(overrides: dict[str, Any], message: str) -> None:
+def test_options_without_meaning_for_classifiers_are_refused(
+    overrides: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         class_recipe(TrainConfig("x", **overrides), 32, "x")
 
@@ -223,7 +225,7 @@ def recipe(**overrides: Any) -> Any:
     return mask_recipe(config, "unet", "some data")
 
 
-def test_what_is_said_counts_and_the_rest_is_the_recipes() -> None:
+def test_options_override_values_of_the_recipe() -> None:
     unchanged = recipe()
     changed = recipe(
         epochs=3, lr=0.5, batch_size=6, accumulate=2, loss="Dice", aug="STRONG", window=96,
@@ -253,7 +255,9 @@ def test_what_is_said_counts_and_the_rest_is_the_recipes() -> None:
         ({"recipe": "nnunet", "patience": 2}, "`--patience 2` does not go with `--recipe nnunet"),
     ],
 )
-def test_what_is_refused(overrides: dict[str, Any], message: str) -> None:
+def test_options_that_contradict_the_recipe_are_refused(
+    overrides: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         recipe(**overrides)
 

@@ -60,7 +60,9 @@ def changed_settings(old: TrainRecord, new: TrainRecord) -> list[str]:
         ({"recipe": {"patches": Patchwise(), "name": "nnunet"}}, "`--recipe` was , now it is nnun"),
     ],
 )
-def test_what_decides_the_weights_is_named(change: dict[str, Any], flag: str) -> None:
+def test_changed_settings_that_affect_the_weights_are_named(
+    change: dict[str, Any], flag: str
+) -> None:
     names = changed_settings(record(), record(**change))
     assert len(names) == 1
     assert flag in names[0]
@@ -74,7 +76,7 @@ def test_more_epochs_are_no_difference_with_a_constant_rate() -> None:
 
 
 @pytest.mark.parametrize("change", [{"device": "cuda"}, {"threads": 4}, {"versions": {"a": "1"}}])
-def test_what_decides_rounding_only_is_none(change: dict[str, Any]) -> None:
+def test_settings_that_affect_rounding_only_are_no_difference(change: dict[str, Any]) -> None:
     assert changed_settings(record(), record(**change)) == []
 
 
@@ -92,7 +94,7 @@ def test_the_message_says_what_to_do(tmp_path: Path) -> None:
     assert "another `--out`" in caught.value.todo
 
 
-def test_going_on_keeps_the_beginning_and_the_costs(tmp_path: Path) -> None:
+def test_resuming_keeps_the_start_and_the_costs(tmp_path: Path) -> None:
     original = record(peak_memory_bytes=5, energy_joules=2.0, weights_sha256="w")
     later_date = datetime(2026, 2, 1, tzinfo=UTC)
     merged = open_records(tmp_path, original, record(command="second", created=later_date))
@@ -103,7 +105,7 @@ def test_going_on_keeps_the_beginning_and_the_costs(tmp_path: Path) -> None:
     assert read_train_record(tmp_path).command == "first\nsecond"
 
 
-def test_patches_are_the_same_when_read_back() -> None:
+def test_patches_are_unchanged_after_reading() -> None:
     patched = record({"patches": Patchwise(7)})
     reread = TrainRecord.model_validate_json(patched.model_dump_json())
     assert changed_settings(reread, patched) == []
@@ -119,7 +121,7 @@ def test_decoded_images_of_a_killed_process_go(tmp_path: Path) -> None:
         assert not (tmp_path / "cache").exists()
 
 
-def test_a_finished_one_is_left_as_it_is_unless_it_gets_more_epochs(tmp_path: Path) -> None:
+def test_a_finished_training_is_unchanged_unless_it_gets_more_epochs(tmp_path: Path) -> None:
     assert open_records(tmp_path, record()).status == "running"
     with TRAINING.closing(tmp_path):
         pass
@@ -153,7 +155,7 @@ def test_the_default_is_nnunets_own() -> None:
     assert (recipe.optimizer, recipe.schedule, recipe.loss) == ("SGD", "poly", "ce-minus-dice")
 
 
-def test_the_light_one_differs_in_amount_only_and_says_so() -> None:
+def test_the_light_recipe_differs_in_amounts_only() -> None:
     full, light = NAMED_RECIPES["nnunet"], NAMED_RECIPES["nnunet-light"]
     assert full.patches is not None
     assert light.patches is not None
@@ -171,13 +173,13 @@ def test_the_light_one_differs_in_amount_only_and_says_so() -> None:
     assert all(name == recipe.name for name, recipe in NAMED_RECIPES.items())
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_record_is_read_unchanged(tmp_path: Path) -> None:
     first = record(faults=["a"], arguments={"features": [1, 2]})
     TRAINING.write(tmp_path, first)
     assert read_train_record(tmp_path) == first
 
 
-def test_another_file_of_that_name(tmp_path: Path) -> None:
+def test_a_record_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"kind": "eval"}')
     with pytest.raises(UsageError, match="is not the record of a training"):
         read_train_record(tmp_path)
@@ -205,12 +207,12 @@ def test_the_folder_is_named_by_model_and_settings() -> None:
         {"model_args": {"widths": 3}},
     ],
 )  # fmt: skip
-def test_what_changes_the_weights_changes_the_folder(changes: dict[str, object]) -> None:
+def test_settings_that_affect_the_weights_change_the_folder(changes: dict[str, object]) -> None:
     changed = replace(CONFIG, **changes)  # type: ignore[arg-type]
     assert changed.directory(PATIENT, "d") != CONFIG.directory(PATIENT, "d")
 
 
-def test_data_and_recipe_change_it_too() -> None:
+def test_data_and_recipe_change_the_folder() -> None:
     assert CONFIG.directory(PATIENT, "d", 2) != CONFIG.directory(PATIENT, "d")
     assert replace(CONFIG, devices=2).directory(PATIENT, "d", 2) == CONFIG.directory(
         PATIENT, "d", 2
@@ -220,12 +222,12 @@ def test_data_and_recipe_change_it_too() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"fresh": True}, {"workers": 3}, {"device": "cpu"}])
-def test_what_changes_nothing_finds_the_same_folder(changes: dict[str, object]) -> None:
+def test_settings_without_effect_on_weights_keep_the_folder(changes: dict[str, object]) -> None:
     changed = replace(CONFIG, **changes)  # type: ignore[arg-type]
     assert changed.directory(PATIENT, "d") == CONFIG.directory(PATIENT, "d")
 
 
-def test_what_only_some_recipes_have_leaves_other_folders_as_they_were() -> None:
+def test_fields_of_some_recipes_keep_the_folders_of_others() -> None:
     """The folder has the name it had before patches and classifier settings existed."""
     settings = asdict(PATIENT)
     del settings["patches"], settings["photos"]
@@ -237,6 +239,6 @@ def test_what_only_some_recipes_have_leaves_other_folders_as_they_were() -> None
     assert CONFIG.directory(quick_recipe, "d") != CONFIG.directory(default_patches, "d")
 
 
-def test_more_epochs_find_it_where_they_may_be_added() -> None:
+def test_the_folder_does_not_depend_on_epochs_that_may_be_extended() -> None:
     assert CONFIG.directory(PAPER, "d") == CONFIG.directory(replace(PAPER, epochs=200), "d")
     assert CONFIG.directory(PATIENT, "d") != CONFIG.directory(replace(PATIENT, epochs=200), "d")

@@ -58,7 +58,7 @@ def test_the_mask_moves_with_the_image(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_strong_one_moves_both_to_the_same_place(seed: int) -> None:
+def test_strong_augmentation_moves_image_and_mask_alike(seed: int) -> None:
     image, mask = augment(*pair(), name="strong", seed=seed)
     assert set(mask.unique().tolist()) == {0, 1}
     image_centre, mask_centre = (
@@ -70,7 +70,7 @@ def test_the_strong_one_moves_both_to_the_same_place(seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_types_and_sizes_stay(name: str) -> None:
+def test_augmentation_keeps_types_and_sizes(name: str) -> None:
     image, mask = augment(*pair(), name=name, seed=3)
     assert type(image) is type(mask) is Tensor
     assert image.dtype == mask.dtype == torch.uint8
@@ -86,14 +86,14 @@ def test_all_eight_positions_of_a_square_come() -> None:
     assert len(found) == 8
 
 
-def test_none_changes_nothing() -> None:
+def test_augmentation_none_changes_nothing() -> None:
     image, mask = pair()
     augmented = augment(image, mask, name="none", seed=5)
     assert torch.equal(augmented[0], image)
     assert torch.equal(augmented[1], mask)
 
 
-def test_the_seed_alone_decides_and_nobody_elses_randomness_moves() -> None:
+def test_augmentation_depends_on_its_seed_only_and_keeps_the_global_generator() -> None:
     torch.manual_seed(1)
     first = augment(*pair(), name="strong", seed=8)
     following = torch.rand(3)
@@ -135,7 +135,7 @@ def test_a_sample_is_a_window_of_its_image() -> None:
     assert torch.equal(sample.mask[0], mask)
 
 
-def test_neither_order_nor_place_in_the_list_matters() -> None:
+def test_samples_do_not_depend_on_order_or_position() -> None:
     forwards, backwards = (
         training(augmentation="strong"),
         training(IDS[::-1], PIXELS[::-1], "strong"),
@@ -178,7 +178,7 @@ def test_images_of_the_right_size_stay_as_they_are() -> None:
     assert set(sample.mask.unique().tolist()) == {0.0, 1.0}
 
 
-def test_a_batch_keeps_what_its_samples_are() -> None:
+def test_a_batch_keeps_the_fields_of_its_samples() -> None:
     samples = [training()[0, position] for position in (3, 1)]
     batch = collate_masks(samples)
     assert batch.ids == ["d", "b"]
@@ -234,7 +234,7 @@ def test_a_window_inside_is_the_image() -> None:
     assert np.array_equal(window(image, 2, 5, 4), image[2:6, 5:9])
 
 
-def test_places_hang_on_identity_and_reach_every_corner() -> None:
+def test_positions_depend_on_id_and_reach_every_corner() -> None:
     places = [random_place(12, 30, 10, 0, epoch, "a") for epoch in range(400)]
     assert places == [random_place(12, 30, 10, 0, epoch, "a") for epoch in range(400)]
     assert {top for top, _ in places} == {0, 1, 2}
@@ -246,7 +246,7 @@ def test_a_small_image_has_one_place() -> None:
     assert random_place(5, 5, 10, "x") == (0, 0)
 
 
-def test_a_part_is_drawn_from_its_generator_alone() -> None:
+def test_a_crop_depends_on_its_generator_only() -> None:
     image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
     first, repeated, other_parts = (
         random_crop(image, Crops(0.5), 32, "bilinear", np.random.default_rng(seed))
@@ -266,7 +266,7 @@ def test_the_area_of_a_part_is_between_its_limits(least: float) -> None:
     assert all(0 <= t <= 100 - h and 0 <= left <= 140 - w for t, left, h, w in boxes)
 
 
-def test_what_fits_no_ratio_is_cut_in_the_middle() -> None:
+def test_images_outside_of_all_ratios_are_cropped_in_the_centre() -> None:
     assert _crop_box(300, 10, Crops(1.0), np.random.default_rng(0)) == (143, 0, 13, 10)
 
 
@@ -285,7 +285,7 @@ PIXELS_PHOTOS = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3), dtype=
 PART = DecodedSubset(["a", "b"], [Decoded(pixels) for pixels in PIXELS_PHOTOS], [1, 0])
 
 
-def test_epoch_and_id_decide_and_not_the_place() -> None:
+def test_crops_depend_on_epoch_and_id_not_on_position() -> None:
     samples = RandomCrops(PART, OWN, "light", seed=3)
     reversed_part = DecodedSubset(["b", "a"], PART.decoded[::-1], [0, 1])
     same_seed = RandomCrops(reversed_part, OWN, "light", seed=3)

@@ -56,7 +56,7 @@ def test_the_stream_is_splitmix64() -> None:
     assert two_streams[:, 0].tolist() == [expected_stream[0], expected_stream[2]]
 
 
-def test_keys_are_those_of_identities() -> None:
+def test_stream_keys_equal_identity_seeds() -> None:
     keys = stream_keys([("shift", 5, "a"), ("shift", 5, "b")])
     assert keys.tolist() == [identity_seed("shift", 5, "a"), identity_seed("shift", 5, "b")]
 
@@ -111,7 +111,7 @@ def same_batch(first: PhotoBatch, second: PhotoBatch) -> bool:
 
 @pytest.mark.parametrize("name", ["shift", "shift-reflect"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_on_the_device_and_from_the_loader_alike(name: str, channels: int) -> None:
+def test_shifts_on_the_device_equal_those_of_the_loader(name: str, channels: int) -> None:
     preprocessing = OWN.of_channels(channels)
     loaded = PhotoBatches(SUBSET, preprocessing, SHIFTS[name], 5).__getitems__(ASKED)
     resident = ResidentPhotos(SUBSET, preprocessing, SHIFTS[name], 5, torch.device("cpu"))[ASKED]
@@ -133,7 +133,7 @@ def test_a_photo_is_drawn_by_seed_epoch_and_id_alone() -> None:
         assert not torch.equal(other_draw.images[0], batch.images[0])
 
 
-def test_without_shifts_they_are_as_they_are_evaluated() -> None:
+def test_without_shifts_photos_are_those_of_the_evaluation() -> None:
     unshifted, whole_photos = PhotoBatches(SUBSET, OWN, None, 5), WholePhotos(SUBSET, OWN)
     crops = RandomCrops(SUBSET, OWN, "none", 5)
     resident = ResidentPhotos(SUBSET, OWN, None, 5, torch.device("cpu"))
@@ -176,7 +176,9 @@ def serial_batches() -> list[PhotoBatch]:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_as_many_workers_as_one_likes(serial_batches: list[PhotoBatch], workers: int) -> None:
+def test_batches_do_not_depend_on_the_number_of_workers(
+    serial_batches: list[PhotoBatch], workers: int
+) -> None:
     recipe = replace(CLASS_RECIPES["fair"], batch_size=5, window=16)
     shared = batches(recipe, workers, 1)
     assert [len(batch.ids) for batch in shared] == [5, 3, 3, 5, 5, 1]

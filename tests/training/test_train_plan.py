@@ -33,7 +33,7 @@ from tests.training.images import decoded, write_pairs
 from tests.training.runs import Recorder, tiny_unet
 
 
-def test_it_tells_what_the_training_then_is(data: Path, tmp_path: Path) -> None:
+def test_the_forecast_matches_the_training(data: Path, tmp_path: Path) -> None:
     config = tiny_unet(
         data, tmp_path / "run", epochs=2, accumulate=2, model_args={"features": [16, 32, 64]}
     )
@@ -50,7 +50,7 @@ def test_it_tells_what_the_training_then_is(data: Path, tmp_path: Path) -> None:
     assert forecast.disk_bytes == pytest.approx(sum(f.stat().st_size for f in files), rel=0.1)
 
 
-def test_both_forms_say_the_same(data: Path, tmp_path: Path) -> None:
+def test_text_and_json_contain_the_same_forecast(data: Path, tmp_path: Path) -> None:
     forecast = forecast_training(tiny_unet(data, tmp_path / "run", protocol="paper"), Recorder())
     parsed = json.loads(forecast.as_json())
     assert parsed["recipe"]["loss"] == "dice"
@@ -119,7 +119,7 @@ def test_other_images_or_masks_of_the_same_names_are_another_run(
     assert len({first, images, masks}) == 3
 
 
-def test_somebody_elses_folder_is_left_alone(data: Path, tmp_path: Path) -> None:
+def test_a_foreign_folder_is_refused(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "thesis.tex").write_text("")
@@ -182,7 +182,7 @@ def test_all_devices_of_a_machine_without_gpu_are_explained(data: Path, tmp_path
     assert "`--devices all` counts GPUs; on cpu it is 1 process." in listener.lines[0]
 
 
-def test_more_images_take_longer_and_no_longer_than_it_took() -> None:
+def test_time_of_planning_grows_with_the_images_and_stays_in_bounds() -> None:
     network = architecture("unet").build(features=(8, 16))
     module = SegmenterModule(
         network, replace(recipe_for("unet", "patient", "x"), window=64), channels="rgb",

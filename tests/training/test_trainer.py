@@ -71,7 +71,7 @@ def test_the_best_is_kept_and_of_equals_the_first(tmp_path: Path) -> None:
     assert (restored.best_value, restored.best_epoch) == (checkpoints.best_value, 2)
 
 
-def test_what_is_no_number_is_best_only_where_nothing_else_is(tmp_path: Path) -> None:
+def test_nan_is_best_only_if_all_values_are_nan(tmp_path: Path) -> None:
     checkpoints = KeepLastAndBest(tmp_path, best=True, monitor=AVERAGED)
     best = []
     for epoch, value in enumerate([math.nan, 0.2, math.nan, 0.3]):
@@ -157,7 +157,7 @@ def test_progress_counts_the_images_of_all_processes_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"epoch": 1}, {"global_rank": 1}, {"step": 1}, {"seed": 1}])
-def test_a_step_draws_what_is_its_own(changes: dict[str, int]) -> None:
+def test_random_numbers_depend_on_step_epoch_seed_and_rank(changes: dict[str, int]) -> None:
     def draw(seed: int = 0, step: int = 0, epoch: int = 0, global_rank: int = 0) -> torch.Tensor:
         torch.rand(3)
         SeededSteps(seed).on_train_batch_start(
@@ -176,7 +176,7 @@ class Code:
     """An object that is neither a tensor nor a plain value."""
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_checkpoint_is_read_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "last.ckpt"
     IO.save_checkpoint({"state_dict": {"w": torch.arange(3.0)}, "epoch": 4}, file)
     restored = IO.load_checkpoint(str(file))
@@ -189,7 +189,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "last.ckpt"
     IO.save_checkpoint({"epoch": 1}, file)
     original_open = Path.open
@@ -213,7 +215,7 @@ def test_code_is_refused(tmp_path: Path) -> None:
         IO.load_checkpoint(file, weights_only=False)
 
 
-def test_a_damaged_one_is_told(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "last.ckpt"
     IO.save_checkpoint({"epoch": 1, "w": torch.zeros(1000)}, file)
     file.write_bytes(file.read_bytes()[:2000])
@@ -221,7 +223,7 @@ def test_a_damaged_one_is_told(tmp_path: Path) -> None:
         IO.load_checkpoint(file)
 
 
-def test_notes_are_silenced_inside_and_back_afterwards(caplog: pytest.LogCaptureFixture) -> None:
+def test_notes_are_silenced_inside_the_context_only(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("lightning.pytorch")
     before = logger.level
     with without_chatter():

@@ -40,7 +40,7 @@ def test_lightness_tells_for_nothing_and_against_apart() -> None:
     assert max(shades[0.0]) < min(shades[1.0]) - 20
 
 
-def test_zero_leaves_the_photo_grey() -> None:
+def test_zero_relevance_gives_a_grey_photo() -> None:
     pixels = overlay(PHOTO, np.zeros((40, 40)))
     assert (pixels[..., 0] == pixels[..., 1]).all()
     assert (pixels[..., 0] == pixels[..., 2]).all()
@@ -74,7 +74,7 @@ def test_any_size_of_photo_is_drawn(tmp_path: Path, height: int, width: int) -> 
         assert 100 < picture.height < 600
 
 
-def test_fields_of_nothing_are_drawn(tmp_path: Path) -> None:
+def test_empty_receptive_fields_are_drawn(tmp_path: Path) -> None:
     fields = [ReceptiveField("trained", np.zeros((8, 8))), ReceptiveField("before", np.eye(8))]
     draw_fields(fields, tmp_path / "fields.png")
     with Image.open(tmp_path / "fields.png") as picture:

@@ -50,17 +50,17 @@ def test_labels_are_apart_inside_and_in_order(heights: list[float]) -> None:
     assert places.max() <= 1 + 1e-9
 
 
-def test_labels_that_have_room_stay_where_they_are() -> None:
+def test_labels_with_enough_space_do_not_move() -> None:
     heights = np.array([0.9, 0.1, 0.5])
     np.testing.assert_allclose(spread_apart(heights, 0.2), heights)
 
 
-def test_labels_that_are_too_close_share_the_way() -> None:
+def test_labels_that_are_too_close_move_equally() -> None:
     np.testing.assert_allclose(spread_apart(np.array([0.5, 0.5]), 0.1), [0.45, 0.55])
     np.testing.assert_allclose(spread_apart(np.array([1.0, 1.0]), 0.1), [0.9, 1.0])
 
 
-def test_more_labels_than_there_is_room_for_begin_at_the_bottom() -> None:
+def test_too_many_labels_start_at_the_bottom() -> None:
     places = spread_apart(np.zeros(20), 0.1)
     assert places[0] == 0
     assert places[-1] == pytest.approx(1.9)
@@ -129,7 +129,7 @@ def test_the_lines_are_the_values_and_frozen_ones_are_marked_twice(
     assert means == pytest.approx([first.mean for first in curves])
 
 
-def test_the_limit_is_drawn_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_is_drawn_at_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
     figure = figure_of_curves(monkeypatch, [curve(3, "a")])
     levels = [set(np.asarray(line.get_ydata(), float)) for line in figure.axes[0].lines]
     assert {LIMIT.value} in levels
@@ -205,7 +205,7 @@ def test_ticks_are_few_and_zero_is_named(low: float, high: float, zeros: bool) -
     assert all(float(name) == pytest.approx(place) for place, name in ticks.items() if name != "0")
 
 
-def test_it_becomes_the_axis() -> None:
+def test_log_scale_sets_the_axis() -> None:
     axes = Figure().subplots()
     scale = log_scale(np.array([1e-7, 0.0, 1e-3]))
     scale.apply(axes)
@@ -317,7 +317,7 @@ def test_points_stand_where_the_numbers_are(monkeypatch: pytest.MonkeyPatch) -> 
     ]
 
 
-def test_it_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tradeoff_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     figure = draw_figure(monkeypatch, lambda: draw_tradeoff(RULES, Path()))
     assert_nothing_clipped(figure)
     assert_no_overlap([*figure.axes[0].texts, *figure.legends[0].texts])

@@ -106,7 +106,7 @@ def measured_points(fall: float) -> list[Point]:
 
 @pytest.mark.parametrize("fall", [0.0, 0.004, 0.05, 0.3])
 @pytest.mark.parametrize("levels", [[], [Level("Otsu: 0.700", 0.7)]])
-def test_all_thirteen_can_be_read(
+def test_all_thirteen_points_can_be_read(
     monkeypatch: pytest.MonkeyPatch, fall: float, levels: list[Level]
 ) -> None:
     points = [*PUBLISHED, *measured_points(fall)]

@@ -101,7 +101,7 @@ def test_ticks_have_room_however_far_costs_are_apart(
         assert_no_overlap(visible_labels)
 
 
-def test_points_are_at_the_numbers_and_what_is_unknown_is_left_out(
+def test_points_are_at_the_numbers_and_unknown_ones_are_omitted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     complete, incomplete = points(2)
