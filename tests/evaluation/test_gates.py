@@ -55,7 +55,7 @@ def gate_results(run: Path, *gates: str, drop: tuple[str, ...] = ()) -> GatesRec
         ("runs/a=b:clean=3", "clean", None, "runs/a=b", 3),
     ],
 )
-def test_gates_are_described_in_words(
+def test_a_gate_is_parsed(
     text: str, target: str, severity: int | None, name: str | None, limit: float
 ) -> None:
     (gate,) = parse_gates((text,), ())

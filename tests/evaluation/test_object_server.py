@@ -60,7 +60,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_objects_are_written_listed_read_and_removed(
+def test_objects_of_any_name_and_size_are_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ObjectStore("s3://bucket/objects")

@@ -182,7 +182,7 @@ def test_all_devices_of_a_machine_without_gpu_are_explained(data: Path, tmp_path
     assert "`--devices all` counts GPUs; on cpu it is 1 process." in listener.lines[0]
 
 
-def test_time_of_planning_grows_with_the_images_and_stays_in_bounds() -> None:
+def test_the_measured_step_time_grows_with_the_batch() -> None:
     network = architecture("unet").build(features=(8, 16))
     module = SegmenterModule(
         network, replace(recipe_for("unet", "patient", "x"), window=64), channels="rgb",
