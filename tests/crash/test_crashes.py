@@ -99,7 +99,7 @@ def uninterrupted(
         out, started_at = tmp_path_factory.mktemp(name) / "run", time.monotonic()
         finish_command(arguments, out)
         runs[name] = arguments, results(out), time.monotonic() - started_at
-        assert runs[name][1], "there is something to compare"
+        assert runs[name][1], "the run must have results"
     return runs
 
 
@@ -124,7 +124,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
                 kills += 1
         finish_command(arguments, run)
         assert results(run) == expected
-        assert not list(run.rglob("*.tmp")), "nothing half-written stays"
+        assert not list(run.rglob("*.tmp")), "temporary files must be removed"
         shutil.rmtree(run)
 
 
@@ -260,11 +260,11 @@ def test_a_killed_report_is_made_by_the_next_one(tmp_path: Path) -> None:
             text=True, start_new_session=True,
         )  # fmt: skip
         kill_after(process, moments.uniform(0.5, 0.98) * seconds)
-        assert (run / "report.html").read_bytes() == page, "the old page is whole"
+        assert (run / "report.html").read_bytes() == page, "the previous page must be complete"
     subprocess.run([*ROBUST, "report", str(run)], capture_output=True, check=True, timeout=900)
     assert results(run) == expected
     assert (run / "report.html").read_bytes() == page
-    assert not list(run.rglob("*.tmp")), "nothing half-written stays"
+    assert not list(run.rglob("*.tmp")), "temporary files must be removed"
 
 
 DOWNLOAD = """
@@ -315,7 +315,7 @@ def test_a_killed_download_goes_on_from_where_it_was(tmp_path: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             size = partial_file.stat().st_size
-            assert not target.exists(), "nothing stands under the final name"
+            assert not target.exists(), "the final name must not exist yet"
         subprocess.run(command, check=True, timeout=600)
         server.shutdown()
         thread.join()
@@ -324,5 +324,5 @@ def test_a_killed_download_goes_on_from_where_it_was(tmp_path: Path) -> None:
     starts = [
         int(requested.removeprefix("bytes=").partition("-")[0]) for requested in ranges if requested
     ]
-    assert len(starts) == 2, "the second and third start go on"
+    assert len(starts) == 2, "the second and third start must resume"
     assert 300_000 <= starts[0] < starts[1] <= size

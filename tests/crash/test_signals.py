@@ -183,7 +183,7 @@ def test_a_signal_ends_it_with_130_and_it_goes_on(
     assert message.count("Interrupted. What was finished is kept") == 1, message
     assert "Traceback" not in message, message
     _, survivors = psutil.wait_procs(children, timeout=20)
-    assert not survivors, "no process outlives the command"
+    assert not survivors, "a process outlives the command"
     second_run = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=900,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

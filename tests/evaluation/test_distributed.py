@@ -143,7 +143,7 @@ def in_threads(configs):
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert not any(thread.is_alive() for thread in threads), "a rank waits for ever"
+    assert not any(thread.is_alive() for thread in threads), "a rank does not return"
     return raised
 
 

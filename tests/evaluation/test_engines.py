@@ -144,7 +144,7 @@ def test_a_worker_that_would_compute_something_else_is_refused(
         run_evaluation(config(photos, tmp_path / "run"), engine=engine)
     assert "`torch`: 1.0 instead of" in str(error.value)
     assert engine.workers.closed
-    assert engine.workers.attempts == {0: 1}, "the other workers would meet the same"
+    assert engine.workers.attempts == {0: 1}, "no retry: other workers have the same versions"
 
 
 def test_a_worker_writes_nothing_into_a_run_that_was_restarted(

@@ -253,7 +253,7 @@ def test_other_images_of_the_same_names_are_another_run(photos, tmp_path, monkey
     assert runs[0] == runs[2] != runs[1]
     assert contents(runs[0]) != contents(runs[1])
     first, second = (evaluate._facts(config(photos, Path()), read_record(r)) for r in runs[:2])
-    assert first["images"] != second["images"], "ranks with other images do not agree"
+    assert first["images"] != second["images"], "ranks with other images must differ"
     with pytest.raises(UsageError, match=r"files of the same names in `.*other` are others"):
         run_evaluation(config(other_photos, runs[0]))
     flipped.save(copied / "cat" / "1.png")

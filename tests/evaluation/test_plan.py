@@ -59,7 +59,9 @@ def test_a_finished_block_is_passed_over_until_a_file_lacks_rows_or_is_damaged(t
     assert plan.damaged(missing) == [torn_file]
     row = {"image_id": "3.png", "reason": "no picture"}
     write_rows(plan.store.skipped_path(0), [row], SKIPPED_SCHEMA)
-    assert CELLS[0] in plan.missing()[0].models, "three rows are whole where one is unreadable"
+    assert CELLS[0] in plan.missing()[0].models, (
+        "with one unreadable image, three rows are complete"
+    )
     assert plan.missing()[0].models[CELLS[0]] == ("b",)
 
 

@@ -106,7 +106,7 @@ def test_masks_of_other_images_of_the_same_names_are_refused(images, otsu, tmp_p
     out = tmp_path / "out"
     other_images = shutil.copytree(images, tmp_path / "other")
     predict_masks(otsu, [images], out)
-    assert predict_masks(otsu, [other_images], out).existing == 9, "a copy is the same images"
+    assert predict_masks(otsu, [other_images], out).existing == 9, "a copy has the same images"
     first = sorted(other_images.glob("*.png"))[0]
     Image.fromarray(255 - np.asarray(Image.open(first))).save(first)
     with pytest.raises(UsageError, match="is the mask of another image"):

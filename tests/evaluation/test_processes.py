@@ -68,9 +68,11 @@ def test_stopped_in_the_middle_and_started_again(photos, uninterrupted, tmp_path
     exit_code = process.poll()
     os.kill(process.pid, signal_number)
     _, message = process.communicate(timeout=60)
-    assert exit_code is None, f"it ended by itself with {exit_code}: {message}"
+    assert exit_code is None, f"the process ended before the signal, with {exit_code}: {message}"
     kept_rows = contents(run)
-    assert 5 <= len(kept_rows) < len(contents(uninterrupted)), "it was not stopped in the middle"
+    assert 5 <= len(kept_rows) < len(contents(uninterrupted)), (
+        "the signal came before or after the computation"
+    )
     if signal_number == signal.SIGINT:
         assert process.returncode == 130
         assert "What was finished is kept" in message
@@ -79,7 +81,7 @@ def test_stopped_in_the_middle_and_started_again(photos, uninterrupted, tmp_path
     assert "predictions are there from before" in finish_command(start_command(photos, run))
     assert contents(run) == contents(uninterrupted)
     assert table(run).equals(table(uninterrupted))
-    assert not list(run.rglob("*.tmp")), "left-overs of the killed process are removed"
+    assert not list(run.rglob("*.tmp")), "temporary files of the killed process must be removed"
 
 
 @pytest.mark.slow  # four interpreters; the ranks of test_distributed.py run always

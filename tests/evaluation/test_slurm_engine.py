@@ -224,10 +224,10 @@ def test_the_same_command_waits_for_the_jobs_of_a_killed_one(
     wait_for_rows(run, process)
     process.kill()
     process.communicate()
-    assert workers(run), "the jobs go on"
+    assert workers(run), "the jobs must survive the command"
     output = finish_command(robust_eval(photos, run, plugin, "array=2,gpus=0", slow_slurm))
     assert "Job 1000 of an earlier command goes on" in output
-    assert not (state / "1001.sh").exists(), "nothing is left to submit"
+    assert not (state / "1001.sh").exists(), "no second job may be submitted"
     assert contents(run) == expected_rows
 
 

@@ -63,7 +63,7 @@ def test_each_is_refused_as_weights_and_nothing_runs(files: list[Path]) -> None:
         assert "weights_only" not in str(error), path.name
         assert not _sentinel(files).exists(), path.name
         assert time.process_time() - started_at < SECONDS, path.name
-    assert _peak() - before < 500, "an archive or a shape filled the memory"
+    assert _peak() - before < 500, "an archive or a shape used too much memory"
     assert {path.name for path in files[0].parents[1].iterdir()} == {"files"}
     assert not Path("/tmp/outside.pth").exists()
 

@@ -48,7 +48,7 @@ def judge(image: HostileImage) -> str:
         assert len(reason.splitlines()) == 1, image.name
         assert image.pixels is None or image.refusable, f"{image.name}: {reason}"
         return "refused"
-    assert image.pixels is not None, f"{image.name} is no image"
+    assert image.pixels is not None, f"{image.name} must be refused"
     np.testing.assert_array_equal(pixels, image.pixels, err_msg=image.name)
     return "read"
 

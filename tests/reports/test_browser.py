@@ -154,7 +154,7 @@ def test_the_keyboard_skips_to_the_content_and_sorts(
     assert browser.js("document.querySelectorAll('thead th')[3].ariaSort") == "descending"
     style = "getComputedStyle(document.activeElement).outlineStyle"
     browser.key("Tab", 9)
-    assert browser.js(style) == "solid", "the focus is to be seen"
+    assert browser.js(style) == "solid", "the focused element must be visible"
 
 
 def test_a_filter_leaves_rows_with_all_its_words(browser: Browser, pages: dict[str, Path]) -> None:
@@ -166,7 +166,7 @@ def test_a_filter_leaves_rows_with_all_its_words(browser: Browser, pages: dict[s
     assert browser.js(visible_rows) == ["additive_gaussian_noise"]
     assert texts(browser, ".tools span")[0] == "1 of 22 rows"
     browser.media("print")
-    assert len(browser.js(visible_rows)) == 22, "paper has no filter"
+    assert len(browser.js(visible_rows)) == 22, "a filter must not hide rows in print"
     browser.media("screen")
     browser.js("document.querySelector('.tools input').value = ''")
     browser.call("Input.insertText", text=" ")

@@ -31,7 +31,9 @@ def test_names_of_classes_are_shown_and_never_obeyed(tmp_path: Path) -> None:
     assert "<img src=x" not in page
     assert "&lt;img src=x" in page
     for line in (run.path / "report.md").read_text().splitlines():
-        assert "<img src=x" not in re.sub(r"(`+).*?\1(?!`)", "", line), "only as code"
+        assert "<img src=x" not in re.sub(r"(`+).*?\1(?!`)", "", line), (
+            "HTML may only appear as code"
+        )
     with (run.path / "classes.csv").open(newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
     assert not [cell for cell in cells if cell[:1] in ("=", "@")]

@@ -81,7 +81,7 @@ def test_of_segmenters_groups_are_compared(tmp_path: Path) -> None:
     assert (line.first_score, line.second_score) == pytest.approx(tuple(means))
     assert line.verdict.difference == pytest.approx(means[0] - means[1])
     assert (comparison.n, comparison.groups, comparison.grouping) == (24, 8, "patient")
-    assert line.verdict.p == pytest.approx(2 / 2**8), "every patient is better"
+    assert line.verdict.p == pytest.approx(2 / 2**8), "all patients have the same sign"
     assert line.word == "a ahead"
     assert (comparison.statistics.agreements, comparison.statistics.flips) == ([], [])
 
@@ -169,7 +169,9 @@ def test_a_model_of_a_run_by_name(tmp_path: Path) -> None:
     run = build_run(tmp_path / "odd:name", plan)
     assert labels(run) == ["a", hub, "b"]
     assert labels(f"{run}:{hub}", f"{run}:b") == [hub, "b"]
-    assert labels(f"{run}:a", run) == ["a", hub, "b"], "one that is named twice counts once"
+    assert labels(f"{run}:a", run) == ["a", hub, "b"], (
+        "a model that is named twice is compared once"
+    )
     with pytest.raises(UsageError, match=r"No model of this run is called `c`"):
         find_models([f"{run}:c", str(run)])
 
@@ -318,7 +320,7 @@ def test_images_of_another_class_are_left_out(tmp_path: Path) -> None:
 
 def test_with_another_seed_the_pixels_decide(tmp_path: Path) -> None:
     equal_pixels = forced_comparison(tmp_path / "same", "seed")
-    assert len(equal_pixels.lines) == 4, "these transforms gave the same pixels"
+    assert len(equal_pixels.lines) == 4, "transforms with equal pixels are compared"
     other_pixels = forced_comparison(
         tmp_path / "other", "seed", lambda run: rewrite_pixels(run, "affine", slice(9))
     )

@@ -106,7 +106,7 @@ def test_of_many_pairs_some_are_shown(
     text = comparison_text(comparison)
     assert text.count("p (Holm)") == 1
     assert "2 more pairs: see `--json`" in text
-    assert len(conclusions(comparison)) == 6, "claims are made of all"
+    assert len(conclusions(comparison)) == 6, "conclusions cover all pairs"
     page = page_of(comparison, COMMAND)
     assert "2 more pairs: see `results.csv`." in page
 

@@ -137,7 +137,7 @@ def test_tensors_modes_costs_and_the_verdict_are_printed(tmp_path: Path) -> None
     assert tensors.splitlines()[-1] == "and 3 more tensors: see the report"
     lines = [line.split() for line in scores.splitlines()[2:]]
     assert [line[0] for line in lines] == ["scratch", "full", "freeze", "otsu"]
-    assert len(lines[1]) == 3, "full is not compared with itself"
+    assert len(lines[1]) == 3, "`full` is not compared with itself"
     assert lines[2][3] == "-0.004"
     assert [line.split()[0] for line in costs.splitlines()[2:]] == ["scratch", "full", "freeze"]
     assert "0.240 s" in costs

@@ -98,7 +98,7 @@ def test_the_files_hold_every_number_and_say_why_one_is_missing(run: Path) -> No
             if record[name] is None:
                 base = name.removesuffix("_high").removesuffix("_low")
                 names = [reason for reason in reasons if base.startswith(reason)]
-                assert names, f"nothing says why {name} is missing"
+                assert names, f"no reason is given for the missing {name}"
 
 
 def test_a_report_is_the_same_again_and_needs_no_arrays_for_its_numbers(run: Path) -> None:

@@ -44,7 +44,9 @@ def test_steady_iterations_are_those_after_the_freeze(tmp_path: Path) -> None:
     assert full is not None
     assert set(freeze.steady["trainable"]) == {TOTAL - HELD}
     assert (len(freeze.steady), freeze.frozen_at) == (50, 10)
-    assert freeze.seconds_per_iteration == pytest.approx(0.24, rel=0.02), "not the 0.48 before it"
+    assert freeze.seconds_per_iteration == pytest.approx(0.24, rel=0.02), (
+        "0.48 s before the freeze must be ignored"
+    )
     assert (len(full.steady), full.frozen_at) == (60, None)
 
 
@@ -66,7 +68,7 @@ def test_an_unfinished_run_can_be_read(tmp_path: Path) -> None:
     assert (findings.decisions, findings.profile, findings.sweep) == (None, None, None)
     assert findings.is_partial
     assert findings.training is not None
-    assert findings.training.test is not None, "the one that is measured"
+    assert findings.training.test is not None, "the measured mode has a score"
 
 
 def test_a_folder_without_a_fine_tuning_is_refused(tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_freezing_is_compared_with_full_on_the_same_images(findings: FinetuningF
     assert full is not None
     assert full.training.test is not None
     gain = dice(freeze.training.test.rows) - dice(full.training.test.rows)
-    assert first.dice == pytest.approx(gain.mean()), "every image is its own group"
+    assert first.dice == pytest.approx(gain.mean()), "every image is a group"
     assert first.low is not None
     assert first.high is not None
     assert first.low < first.dice < first.high < 0

@@ -197,7 +197,7 @@ def test_time_saved_is_what_is_missing_from_one(
     ]
     np.testing.assert_allclose(rules[2].saved, (10, 15, 20))
     assert rules[2].score == (0.8, 0.84, 0.87)
-    assert rules[3].score == (0.83, 0.83, 0.83), "no interval was given"
+    assert rules[3].score == (0.83, 0.83, 0.83), "without an interval, its ends are the score"
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,9 @@ def test_a_tensor_without_any_gradient_comes_last_and_has_no_mean(
     partial_profile = profiled.profile.copy()
     partial_profile.loc[partial_profile["iteration"] > 0, "mean_abs"] = np.nan
     first = curves(replace(profiled, profile=partial_profile))[-1]
-    assert first.mean == pytest.approx(np.nanmean(first.statistics)), "iterations without count not"
+    assert first.mean == pytest.approx(np.nanmean(first.statistics)), (
+        "iterations without a gradient are ignored"
+    )
 
 
 def test_without_a_profile_there_are_no_lines(profiled: FinetuningFindings) -> None:
@@ -264,7 +266,7 @@ def test_the_limit_is_the_rule_s(profiled: FinetuningFindings) -> None:
     assert rule_limit(profiled, lines) == Limit("threshold 1e-06", 1e-6)
     lowest = rule_limit(ruled(profiled, threshold=None, quantile=0.5), lines)
     assert lowest is not None
-    assert lowest.value == lines[1].mean, "the largest of the frozen ones"
+    assert lowest.value == lines[1].mean, "the largest value of the frozen tensors"
     assert lowest.name == f"the smallest 0.5: up to {lines[1].mean:.1e}"
     assert rule_limit(ruled(profiled, threshold=None, pattern="x"), lines) is None
     assert rule_limit(ruled(profiled, threshold=None, quantile=0.5), lines[2:]) is None

@@ -36,7 +36,7 @@ def check(document: str) -> list[list[list[str]]]:
     assert {name for name in commands if name.isalpha()} <= COMMANDS
     assert {name for name in commands if not name.isalpha()} <= set("{}$&#_%\\")
     text_without_commands = re.sub(r"\\[a-zA-Z]+|\\[^\\a-zA-Z]", "", text.replace("\\\\", "\n"))
-    assert not set(text_without_commands) & set("%#_^\\"), "a special character that is not escaped"
+    assert not set(text_without_commands) & set("%#_^\\"), "a special character is not escaped"
     depth = 0
     for character in text_without_commands:
         depth += {"{": 1, "}": -1}.get(character, 0)
@@ -93,7 +93,7 @@ def test_tables_of_every_run_compile(tmp_path: Path) -> None:
         assert ("Partial run" in text) == (name in ("part", "nothing", "no masks", "begun"))
         assert re.search(r"\bseeds? 0|\bseeds\b", text.lower()), name
         assert "nan" not in text
-    assert not list(tmp_path.rglob("report.*")), "it only reads"
+    assert not list(tmp_path.rglob("report.*")), "no report may be written"
     assert r"\begin{longtable}{lrr}" in texts["evaluation"]
     latex = shutil.which("pdflatex")
     if latex is None:

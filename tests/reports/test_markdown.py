@@ -64,14 +64,14 @@ class Outline(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.found: list[tuple[str, str]] = []
+        self.texts: list[tuple[str, str]] = []
         self.images: list[dict[str, str | None]] = []
         self.aligned: list[str | None] = []
         self.feed(page)
         self.close()
         assert self.open == []
         page_tags = ("style", "script", "caption", "a")  # added by the page, not by its Markdown
-        self.found = [(tag, data) for tag, data in self.found if tag not in page_tags]
+        self.texts = [(tag, data) for tag, data in self.texts if tag not in page_tags]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "img":
@@ -87,15 +87,15 @@ class Outline(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if data.strip():
-            self.found.append((self.open[-1], data))
+            self.texts.append((self.open[-1], data))
 
     @property
     def text(self) -> str:
         """Returns the displayed text and the title."""
-        return "".join(data for _, data in self.found)
+        return "".join(data for _, data in self.texts)
 
     def text_in(self, *tags: str) -> str:
-        return "".join(data for tag, data in self.found if tag in tags)
+        return "".join(data for tag, data in self.texts if tag in tags)
 
 
 def visible(value: str) -> str:
@@ -125,7 +125,7 @@ def test_values_are_shown_letter_for_letter(
     outline = Outline(to_html(page, templates))
     body = [
         (tag_of_text, text)
-        for tag_of_text, text in outline.found
+        for tag_of_text, text in outline.texts
         if tag_of_text not in ("title", "h1", "th")
     ]
     assert {tag_of_text for tag_of_text, _ in body} == {tag}
@@ -146,7 +146,7 @@ def test_commands_keep_every_letter(templates: Path, value: str) -> None:
     page = from_template("t", value=value)
     assert value in page
     outline = Outline(to_html(page, templates))
-    assert outline.found[2:] == [("code", f"{value}\n")]
+    assert outline.texts[2:] == [("code", f"{value}\n")]
 
 
 NAME = "a|b<i>*x*_y_`c[z](u)&amp;~q"
@@ -226,8 +226,8 @@ def test_whole_pages_withstand_hostile_names(
         outlines.append(Outline(to_html(render_page(folder, name), folder)))
     plain_page, hostile_page = outlines
     assert hostile_page.text.count(NAME) == plain_page.text.count("harmless") >= 8
-    assert {tag for tag, _ in hostile_page.found} == {tag for tag, _ in plain_page.found}
-    assert len(hostile_page.aligned) == len(plain_page.aligned), "no name splits a cell"
+    assert {tag for tag, _ in hostile_page.texts} == {tag for tag, _ in plain_page.texts}
+    assert len(hostile_page.aligned) == len(plain_page.aligned), "a name must not split a cell"
     assert len(hostile_page.images) == len(plain_page.images)
 
 
@@ -270,7 +270,7 @@ def test_templates_may_be_wrapped_and_indented(templates: Path) -> None:
 def test_a_table_without_rows_has_its_header(templates: Path) -> None:
     (templates / "t.md.j2").write_text("# T\n\n| name | n |\n{{ rule(1, 1) }}\n")
     outline = Outline(to_html(from_template("t"), templates))
-    assert [text for tag, text in outline.found if tag == "th"] == ["name", "n"]
+    assert [text for tag, text in outline.texts if tag == "th"] == ["name", "n"]
 
 
 def test_text_is_set_to_the_left_and_numbers_to_the_right(tmp_path: Path) -> None:
@@ -294,9 +294,9 @@ def test_pictures_are_inside_the_page_with_their_captions(templates: Path) -> No
     with Image.open(io.BytesIO(base64.b64decode(content))) as shown_picture:
         assert shown_picture.convert("RGB").getpixel((0, 0)) == (9, 8, 7)
     assert image["alt"] == caption
-    assert outline.found[2:] == [("figcaption", caption), ("p", "After.")]
+    assert outline.texts[2:] == [("figcaption", caption), ("p", "After.")]
 
 
 def test_html_in_markdown_is_shown_and_not_obeyed(tmp_path: Path) -> None:
     outline = Outline(to_html("# T\n\n<b>x</b>\n", tmp_path))
-    assert outline.found[2:] == [("p", "<b>x</b>")]
+    assert outline.texts[2:] == [("p", "<b>x</b>")]

@@ -93,7 +93,9 @@ def test_verdicts_are_mcnemars_test_with_holms_correction(tmp_path: Path) -> Non
     outcomes = [v["outcome"] for v in document["verdicts"]]
     assert outcomes == ["first ahead", "no difference shown", "second ahead"]
     (claim,) = document["claims"]
-    assert (claim["ahead"], claim["behind"], claim["open"]) == (0, 1, 1), "identity is no transform"
+    assert (claim["ahead"], claim["behind"], claim["open"]) == (0, 1, 1), (
+        "identity must not be counted"
+    )
 
 
 def test_the_claim_stands_on_the_page_and_in_the_terminal(tmp_path: Path) -> None:

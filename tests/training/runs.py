@@ -107,7 +107,7 @@ def same_state(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) 
 
 
 Run = tuple[Path, Recorder]
-"""The folder of a training, and what its listener heard."""
+"""The folder of a training and its listener."""
 
 
 def recorded_training(config: TrainConfig) -> Run:

@@ -79,11 +79,11 @@ def test_augmentation_keeps_types_and_sizes(name: str) -> None:
 
 def test_all_eight_positions_of_a_square_come() -> None:
     mask = torch.tensor([[[1, 2], [3, 4]]], dtype=torch.uint8)
-    found = {
+    positions = {
         tuple(augment(mask.repeat(3, 1, 1), mask, name="light", seed=s)[1].flatten().tolist())
         for s in range(100)
     }
-    assert len(found) == 8
+    assert len(positions) == 8
 
 
 def test_augmentation_none_changes_nothing() -> None:

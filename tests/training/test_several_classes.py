@@ -463,6 +463,6 @@ def test_an_exported_network_read_back_tells_the_same_classes(
     )
     for name in columns[1:]:
         assert np.abs(np.stack(exported_rows[name]) - np.stack(rows[name])).max() <= 1, (
-            "a pixel of rounding"
+            "counts differ by more than a rounded pixel"
         )
     assert exported_rows["image_id"].tolist() == rows["image_id"].tolist()

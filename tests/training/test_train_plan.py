@@ -224,7 +224,9 @@ def test_a_part_names_the_classes_that_it_does_not_show(tmp_path: Path) -> None:
     split = plan_training(
         tiny_unet(write_pairs(tmp_path / "data", 10), tmp_path / "run"), Recorder()
     ).splits.train
-    assert split_record(split, [np.zeros((2, 2), np.uint8)]).absent is None, "two values"
+    assert split_record(split, [np.zeros((2, 2), np.uint8)]).absent is None, (
+        "masks of two values have no class names"
+    )
     names = ("liver", "kidney", "spleen")
     mask_reading = MaskReading(None, classes=names, class_values=((1,), (2,), (4,)))
     split_of_classes = replace(split, reading=mask_reading)

@@ -54,7 +54,9 @@ def test_out_of_memory_names_the_batch_and_what_to_change(
     with pytest.raises(RunError, match="Out of memory on cpu in epoch 1, step 1") as caught:
         run_training(tiny_unet(data, tmp_path / "run", batch_size=4, accumulate=2))
     assert "4 images of 16x16 pixels" in caught.value.why
-    assert "GPU 0 has" not in caught.value.why, "one line of the library is enough"
+    assert "GPU 0 has" not in caught.value.why, (
+        "only the first line of the library's message is shown"
+    )
     assert "`--batch-size 2 --accumulate 4`" in caught.value.todo
     assert read_train_record(tmp_path / "run").status != "complete"
 

@@ -242,7 +242,7 @@ def test_differences_can_be_read_and_lie_where_they_are(monkeypatch: pytest.Monk
     points = [line for line in axes.lines if line.get_marker() not in ("None", None, "")]
     assert [line.get_xdata()[0] for line in points] == pytest.approx([1, 20, -10])
     colours = {line.get_color() for line in points}
-    assert len(colours) == 3, "not shown, the first ahead, the second ahead"
+    assert len(colours) == 3, "one colour each: no difference, first ahead, second ahead"
     intervals = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2]
     assert any(list(x) == pytest.approx([15, 25]) for x in intervals)
 

@@ -52,8 +52,8 @@ def test_signs_are_symmetric_and_outliers_do_not_pale_the_rest() -> None:
     relevance = np.zeros((40, 40))
     relevance[5:15, 5:15], relevance[25:35, 25:35] = 1, -1
     pixels = overlay(np.full((40, 40, 3), 128, np.uint8), relevance).astype(int)
-    assert pixels[10, 10, 0] > pixels[10, 10, 2] + 100, "yellow: for the class"
-    assert pixels[30, 30, 2] > pixels[30, 30, 0] + 40, "blue: against it"
+    assert pixels[10, 10, 0] > pixels[10, 10, 2] + 100, "yellow is evidence for the class"
+    assert pixels[30, 30, 2] > pixels[30, 30, 0] + 40, "blue is evidence against it"
     outlier = relevance.copy()
     outlier[0, 0] = 1000
     assert colour_end(outlier) == 1

@@ -138,7 +138,7 @@ def test_the_limit_is_drawn_at_its_value(monkeypatch: pytest.MonkeyPatch) -> Non
     without = figure_of_curves(monkeypatch, [curve(3, "a")], None)
     assert len(without.legends[0].texts) == 1
     zero = figure_of_curves(monkeypatch, [curve(3, "a")], Limit("threshold 0", 0.0))
-    assert len(zero.legends[0].texts) == 1, "0 has no place on a logarithmic axis"
+    assert len(zero.legends[0].texts) == 1, "0 cannot be drawn on a logarithmic axis"
 
 
 def test_zeros_and_missing_gradients_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,7 @@ def test_many_tensors_get_a_panel_per_kind(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(len(curve_lines(axes)) == 6 for axes in panels)
     assert_nothing_clipped(figure)
     assert_no_overlap([axes.title for axes in panels])
-    assert len(figure.legends[0].texts) == 3, "no entry per tensor"
+    assert len(figure.legends[0].texts) == 3, "the legend has no entry per tensor"
 
 
 def test_panels_of_one_kind_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_log_scale_sets_the_axis() -> None:
     scale = log_scale(np.array([1e-7, 0.0, 1e-3]))
     scale.apply(axes)
     assert axes.get_yscale() == "log"
-    assert axes.get_ylim()[0] < scale.floor, "what stands on the floor is seen whole"
+    assert axes.get_ylim()[0] < scale.floor, "markers at the floor must not be cut"
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels[:2] == ["0", "1e-7"]
 
@@ -277,7 +277,7 @@ def test_the_moment_of_freezing_is_marked_on_both_axes(monkeypatch: pytest.Monke
     courses = [mode_course(1), mode_course(2, frozen_at=30)]
     figure = draw_figure(monkeypatch, lambda: draw_modes(courses, Path()))
     marks = [set(lines_by_label(axes)["moment of freezing"][:, 0]) for axes in figure.axes[:2]]
-    assert marks == [{1.5}, {15.0}], "step 30 of 20 an epoch; epochs of 10 s"
+    assert marks == [{1.5}, {15.0}], "step 30, with 20 steps of 10 s per epoch"
 
 
 def test_the_chosen_epoch_has_a_large_mark(monkeypatch: pytest.MonkeyPatch) -> None:
