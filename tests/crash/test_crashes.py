@@ -45,7 +45,7 @@ RESULTS = {
     "train": ("weights.safetensors", "test/predictions/**/*.parquet", "test/results.csv"),
 }
 # `ROBUST_TEST_KILLS=5` shortens the test.
-KILLS = {
+KILL_COUNTS = {
     name: min(count, int(os.environ.get("ROBUST_TEST_KILLS", count)))
     for name, count in {"eval": 50, "train": 20}.items()
 }
@@ -103,7 +103,7 @@ def uninterrupted(
     return runs
 
 
-@pytest.mark.parametrize("name", KILLS)
+@pytest.mark.parametrize("name", KILL_COUNTS)
 def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     uninterrupted: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]],
     tmp_path: Path,
@@ -111,7 +111,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
 ) -> None:
     arguments, expected, seconds = uninterrupted[name]
     moments, kills, rounds = random.Random(name), 0, 0
-    while kills < KILLS[name]:
+    while kills < KILL_COUNTS[name]:
         run = tmp_path / str(rounds) / "run"  # a training is named after its folder
         rounds += 1
         for _ in range(10):
@@ -172,7 +172,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("name", KILLS)
+@pytest.mark.parametrize("name", KILL_COUNTS)
 def test_a_full_disk_is_an_error_and_with_room_the_command_goes_on(
     uninterrupted: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]],
     small_disk: Callable[[str], Path], name: str,
@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("name", KILLS)
+@pytest.mark.parametrize("name", KILL_COUNTS)
 def test_of_two_starts_at_once_one_works_and_the_other_says_why_not(
     uninterrupted: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]],
     tmp_path: Path,
@@ -234,7 +234,7 @@ def test_a_killed_fine_tuning_ends_with_the_same_weights(
 ) -> None:
     arguments, uninterrupted, seconds = finetuned
     run, moments = tmp_path / "run", random.Random("finetune")
-    for _ in range(min(3, KILLS["train"])):
+    for _ in range(min(3, KILL_COUNTS["train"])):
         kill_after(start_command(arguments, run), moments.uniform(0.3, 0.9) * seconds)
     finish_command(arguments, run)
     weights = sorted(
@@ -254,7 +254,7 @@ def test_a_killed_report_is_made_by_the_next_one(tmp_path: Path) -> None:
     subprocess.run([*ROBUST, "report", str(run)], capture_output=True, check=True, timeout=900)
     seconds = time.monotonic() - started_at
     page = (run / "report.html").read_bytes()
-    for _ in range(min(3, KILLS["train"])):
+    for _ in range(min(3, KILL_COUNTS["train"])):
         process = subprocess.Popen(
             [*ROBUST, "report", str(run)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, start_new_session=True,

@@ -94,7 +94,7 @@ CASES = {
 }  # fmt: skip
 
 
-HOW = {
+SIGNALS = {
     "sigterm-one": (signal.SIGTERM, False),
     "sigint-all": (signal.SIGINT, True),
     "sigterm-all": (signal.SIGTERM, True),
@@ -143,7 +143,7 @@ def _owner_is_gone(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(("number", "to_group"), HOW.values(), ids=HOW.keys())
+@pytest.mark.parametrize(("number", "to_group"), SIGNALS.values(), ids=SIGNALS.keys())
 def test_a_signal_ends_it_with_130_and_it_goes_on(
     folders: dict[str, str],
     uninterrupted: dict[str, bytes],

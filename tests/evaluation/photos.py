@@ -20,7 +20,7 @@ from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import resolve_transforms
 
 CLASSES = ("airplane", "cat", "dog", "ship")
-SMALL, LARGE = Preprocessing(32, 32, "bilinear"), Preprocessing(40, 24, "bicubic")
+SMALL_VIEW, LARGE_VIEW = Preprocessing(32, 32, "bilinear"), Preprocessing(40, 24, "bicubic")
 PICO = ModelRequest("vmamba-pico", untrained=True)
 
 
@@ -58,12 +58,12 @@ def source(
         Cell(c.transform.name, c.severity): c
         for c in resolve_transforms(names, severities, plugins)
     }
-    sizes = {SMALL.view: SMALL, LARGE.view: LARGE}
+    sizes = {SMALL_VIEW.view: SMALL_VIEW, LARGE_VIEW.view: LARGE_VIEW}
     measured_views = tuple(sizes) if at_crop else (ORIGINAL,)
     plan = EvaluationPlan(
         Store(run), index.samples, tuple(cells), ("small", "large"), measured_views, 7
     )
-    model_views = {"small": SMALL.view, "large": LARGE.view}
+    model_views = {"small": SMALL_VIEW.view, "large": LARGE_VIEW.view}
     pieces = {piece.block: piece for piece in plan.missing()}
     return Source(
         parts_of([pieces[block] for block in order], batch_size),

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 REPOSITORY = Path(__file__).parents[2]
 MORE_WORKERS = "ignore:This DataLoader will create"  # than the machine has cores
 NAMES = ("fliplr", "additive_gaussian_noise", "affine")
-SLOW = '''
+SLOW_PLUGIN = '''
 import time
 
 from torch.utils.data import get_worker_info
@@ -44,7 +44,7 @@ def slow_one(image, rng, value):
     image[:2] = rng.integers(256)
     return image
 '''
-DEADLY = '''
+DEADLY_PLUGIN = '''
 import os
 import sys
 from pathlib import Path
@@ -70,8 +70,8 @@ def computed_inputs(run):
 
 
 # Number of workers and batch size: smaller than a block, larger than a block, equal to a block.
-PAIRS = [(0, 7), (1, 1), (1, 8), (2, 7), (2, 8), (4, 7)]
-MORE_PAIRS = [(0, 1), (0, 8), (1, 7), (2, 1), (4, 1), (4, 8)]
+WORKERS_AND_BATCHES = [(0, 7), (1, 1), (1, 8), (2, 7), (2, 8), (4, 7)]
+SLOW_PAIRS = [(0, 1), (0, 8), (1, 7), (2, 1), (4, 1), (4, 8)]
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +92,9 @@ def rows_of_one_process(photos, tmp_path_factory):
 @pytest.mark.filterwarnings(MORE_WORKERS)
 @pytest.mark.parametrize(
     ("workers", "batch_size"),
-    [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE_PAIRS)],
+    [*WORKERS_AND_BATCHES, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW_PAIRS)],
 )
-@pytest.mark.parametrize("plugin", [None, SLOW], ids=["model-bound", "loader-bound"])
+@pytest.mark.parametrize("plugin", [None, SLOW_PLUGIN], ids=["model-bound", "loader-bound"])
 def test_workers_and_batches_change_nothing(
     photos, rows_of_one_process, tmp_path, monkeypatch, workers, batch_size, plugin
 ):
@@ -195,7 +195,7 @@ def test_ranks_on_several_machines_agree():
 
 
 def test_a_rank_without_the_plugin_file_is_named(photos, tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "slow.py").write_text(SLOW_PLUGIN)
     rank_config = trained_config(
         photos, tmp_path / "run", "slow_one", plugins=(tmp_path / "slow.py",)
     )
@@ -250,7 +250,7 @@ def test_devices_are_processes_that_share_the_run(photos, expected_rows, tmp_pat
 
 
 def test_a_killed_process_leaves_a_partial_run_that_one_process_completes(photos, tmp_path):
-    (tmp_path / "deadly.py").write_text(DEADLY)
+    (tmp_path / "deadly.py").write_text(DEADLY_PLUGIN)
     settings = config(
         photos, tmp_path / "run", "deadly", *NAMES, plugins=(tmp_path / "deadly.py",), devices=2
     )
@@ -292,7 +292,7 @@ def test_torchrun_shares_the_run_and_one_process_tells(photos, expected_rows, tm
 def deadly_rows(photos, tmp_path_factory):
     """Returns the row files under all transforms including `deadly`, without a killed process."""
     folder = tmp_path_factory.mktemp("deadly")
-    (folder / "deadly.py").write_text(DEADLY)
+    (folder / "deadly.py").write_text(DEADLY_PLUGIN)
     settings = config(
         photos, folder / "run", *NAMES, "deadly", plugins=(folder / "deadly.py",)
     )  # fmt: skip
@@ -303,7 +303,7 @@ def write_deadly_plugin(rank, variable, folder):
     """Writes a transform that kills the process with number `rank` once."""
     condition = f'os.environ.get("{variable}") == "{rank}"'
     (folder / "deadly.py").write_text(
-        DEADLY.replace('"help_first" in str(sys.orig_argv)', condition)
+        DEADLY_PLUGIN.replace('"help_first" in str(sys.orig_argv)', condition)
     )
     return folder / "deadly.py"
 

@@ -29,25 +29,25 @@ from tests.training.runs import Recorder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-EACH = {"cls": (photos.config, photos.make_photos), "seg": (cells.config, cells.make_pairs)}
-FITS = {"cls": (Classifier, "logits"), "seg": (Segmenter, "probabilities")}
+TASKS = {"cls": (photos.config, photos.make_photos), "seg": (cells.config, cells.make_pairs)}
+MODEL_METHODS = {"cls": (Classifier, "logits"), "seg": (Segmenter, "probabilities")}
 PREPARATIONS = {"cls": classification.ViewPreparation, "seg": segmentation.PairPreparation}
 PICO = replace(photos.PICO, untrained=False)  # threads share the generator of random weights
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {task: make(tmp_path_factory.mktemp(task) / "data") for task, (_, make) in EACH.items()}
+    return {task: make(tmp_path_factory.mktemp(task) / "data") for task, (_, make) in TASKS.items()}
 
 
 def config(task: str, data: dict[str, Path], out: Path, **changes: Any) -> Any:
     models = {"cls": {"models": (PICO,)}, "seg": {}}[task]
-    return EACH[task][0](data[task], out, "fliplr", **(models | changes))
+    return TASKS[task][0](data[task], out, "fliplr", **(models | changes))
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, task: str, most: int) -> None:
     """Makes the models of `task` run out of memory above `most` images."""
-    kind, name = FITS[task]
+    kind, name = MODEL_METHODS[task]
     compute = getattr(kind, name)
 
     def run_out(self: Any, images: Any) -> Any:

@@ -32,7 +32,7 @@ pytestmark = [
 
 TOKEN = secrets.token_hex(32)
 REPOSITORY = Path(__file__).parents[2]
-SEEN = '''
+SEEN_PLUGIN = '''
 import os
 import time
 from pathlib import Path
@@ -153,7 +153,7 @@ def test_a_node_that_is_stopped_loses_nothing(
 ) -> None:
     address, _, second = nodes
     photos, plugin = make_photos(tmp_path / "photos", per_class=96), tmp_path / "seen.py"
-    plugin.write_text(SEEN)
+    plugin.write_text(SEEN_PLUGIN)
     process = robust_eval(photos, tmp_path / "run", plugin, "--address", address)
     call_log = tmp_path / "seen"
     wait_until(
@@ -176,7 +176,7 @@ def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(
 ) -> None:
     address = nodes[0]
     photos, plugin = make_photos(tmp_path / "photos", per_class=48), tmp_path / "seen.py"
-    plugin.write_text(SEEN)
+    plugin.write_text(SEEN_PLUGIN)
     run, options = tmp_path / "run", ("--address", address)
     process = robust_eval(photos, run, plugin, *options)
     wait_until(lambda: len(contents(run)) >= 2, process)
@@ -192,7 +192,7 @@ def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(
     assert read_record(run).status == "complete"
 
 
-IMPATIENT = """
+IMPATIENT_MAIN = """
 import sys
 from robustcli.cli import main
 from robustcli.evaluation import ray_engine
@@ -206,9 +206,9 @@ def test_without_the_head_of_the_cluster_the_command_ends(
 ) -> None:
     address, head, _ = nodes
     photos, plugin = make_photos(tmp_path / "photos", per_class=48), tmp_path / "seen.py"
-    plugin.write_text(SEEN)
+    plugin.write_text(SEEN_PLUGIN)
     process = robust_eval(
-        photos, tmp_path / "run", plugin, "--address", address, program=("-c", IMPATIENT)
+        photos, tmp_path / "run", plugin, "--address", address, program=("-c", IMPATIENT_MAIN)
     )
     wait_until((tmp_path / "seen").is_dir, process)
     head.stop(signal.SIGKILL)
@@ -218,7 +218,7 @@ def test_without_the_head_of_the_cluster_the_command_ends(
 
 def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     photos, plugin = make_photos(tmp_path / "photos"), tmp_path / "seen.py"
-    plugin.write_text(SEEN)
+    plugin.write_text(SEEN_PLUGIN)
     address = f"127.0.0.1:{free_port()}"
     process = robust_eval(photos, tmp_path / "run", plugin, "--address", address)
     output, _ = process.communicate(timeout=120)

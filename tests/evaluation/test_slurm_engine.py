@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 REPOSITORY = Path(__file__).parents[2]
-SLEEPY = '''
+SLEEPY_PLUGIN = '''
 import os
 import time
 
@@ -107,7 +107,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("plugin") / "sleepy.py"
-    file.write_text(SLEEPY)
+    file.write_text(SLEEPY_PLUGIN)
     return file
 
 

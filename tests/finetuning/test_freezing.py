@@ -193,13 +193,13 @@ def test_the_rule_decides_once_after_the_last_profiled_step() -> None:
     assert (len(decided), repeated.names) == (1, [d.name for d in decisions if d.frozen])
 
 
-NONE: Any = SimpleNamespace()
+UNUSED: Any = SimpleNamespace()
 
 
 def steps(profiler: ProfileGradients, layer: nn.Linear, values: list[float]) -> None:
     for value in values:
         layer.weight.grad = torch.full_like(layer.weight, value)
-        profiler.on_before_optimizer_step(NONE, NONE, NONE)
+        profiler.on_before_optimizer_step(UNUSED, UNUSED, UNUSED)
 
 
 def test_a_profile_has_a_number_of_steps_and_is_reported_once() -> None:

@@ -27,14 +27,14 @@ from tests.training.runs import (
     weights_of,
 )
 
-HALF = FreezeRule(quantile=0.5, scope="all")
+HALF_RULE = FreezeRule(quantile=0.5, scope="all")
 
 
 @pytest.fixture(scope="module")
 def finished_run(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Returns an uninterrupted run of all three modes."""
     listener, out = Recorder(), tmp_path_factory.mktemp("whole") / "run"
-    return run_finetuning(tiny_tuning(data, out, weights, rule=HALF), listener), listener
+    return run_finetuning(tiny_tuning(data, out, weights, rule=HALF_RULE), listener), listener
 
 
 def decisions(run: Path) -> pd.DataFrame:
@@ -173,7 +173,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     run = tmp_path / "run"
     kill_when_stopped(_CHILD, data, weights, run)
     listener = Recorder()
-    run_finetuning(make_config(run, rule=HALF), listener)
+    run_finetuning(make_config(run, rule=HALF_RULE), listener)
     for mode in ("scratch", "full", "freeze"):
         assert same_state(last_weights(run / mode), last_weights(finished_run[0] / mode))
         assert same_state(weights_of(run / mode), weights_of(finished_run[0] / mode))
@@ -190,19 +190,19 @@ _CHILD = """
 import sys
 from pathlib import Path
 from robustcli.finetuning.mode_trainings import run_finetuning
-from tests.finetuning.test_mode_trainings import HALF
+from tests.finetuning.test_mode_trainings import HALF_RULE
 from tests.finetuning.tunings import tiny_tuning
 from tests.training.runs import Stopping
 
 data, weights, run = map(Path, sys.argv[1:])
-run_finetuning(tiny_tuning(data, run, weights, rule=HALF), Stopping(after=19))  # in epoch 2
+run_finetuning(tiny_tuning(data, run, weights, rule=HALF_RULE), Stopping(after=19))  # in epoch 2
 """
 
 
 def test_an_interruption_while_profiling(make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config(mode="freeze", rule=HALF, profile_iterations=5)
+    config = make_config(mode="freeze", rule=HALF_RULE, profile_iterations=5)
     uninterrupted = run_finetuning(
-        make_config(tmp_path / "one", mode="freeze", rule=HALF, profile_iterations=5)
+        make_config(tmp_path / "one", mode="freeze", rule=HALF_RULE, profile_iterations=5)
     )
     with pytest.raises(KeyboardInterrupt):
         run_finetuning(config, Interrupting(after=12))  # in the fourth step, after one epoch
@@ -216,7 +216,7 @@ def test_an_interruption_while_profiling(make_config: MakeConfig, tmp_path: Path
 def test_the_same_command_again_does_nothing(make_config: MakeConfig, finished_run: Run) -> None:
     run, listener = finished_run[0], Recorder()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("weights.safetensors")}
-    run_finetuning(make_config(run, rule=HALF), listener)
+    run_finetuning(make_config(run, rule=HALF_RULE), listener)
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("weights.safetensors")}
     assert sum("is finished: nothing is left to do" in line for line in listener.lines) == 3
 
@@ -224,7 +224,7 @@ def test_the_same_command_again_does_nothing(make_config: MakeConfig, finished_r
 def test_a_profile_only_run_equals_the_profile_of_the_mode_that_freezes(
     make_config: MakeConfig, finished_run: Run
 ) -> None:
-    config = make_config(rule=HALF, profile_only=True)
+    config = make_config(rule=HALF_RULE, profile_only=True)
     run = run_finetuning(config)
     file_names = {path.name for path in run.iterdir()} - {".owner"}
     assert file_names == {"run.json", "gradients.parquet", "frozen.csv"}
@@ -241,7 +241,7 @@ def test_a_profile_from_a_file_freezes_before_the_first_step(
     make_config: MakeConfig, weights: Path, finished_run: Run
 ) -> None:
     profile = finished_run[0] / "gradients.parquet"
-    config = make_config(mode="freeze", rule=HALF, profile=profile)
+    config = make_config(mode="freeze", rule=HALF_RULE, profile=profile)
     run = run_finetuning(config)
     assert (run / "frozen.csv").read_bytes() == (finished_run[0] / "frozen.csv").read_bytes()
     assert (run / "gradients.parquet").read_bytes() == profile.read_bytes()
@@ -257,7 +257,10 @@ def test_a_profile_of_another_model(
 ) -> None:
     other_weights = write_pretrained(tmp_path / "other.safetensors", features=[4, 12])
     config = make_config(
-        tmp_path / "run", other_weights, rule=HALF, profile=finished_run[0] / "gradients.parquet"
+        tmp_path / "run",
+        other_weights,
+        rule=HALF_RULE,
+        profile=finished_run[0] / "gradients.parquet",
     )
     with pytest.raises(UsageError, match=r"`--profile .*` is of another model") as caught:
         run_finetuning(config)
@@ -269,7 +272,7 @@ def test_modes_join_a_run_that_is_there(make_config: MakeConfig, tmp_path: Path)
     out = tmp_path / "run"
     run_finetuning(make_config(out, mode="full", epochs=1))
     assert not (out / "frozen.csv").exists()
-    run_finetuning(make_config(out, mode="freeze", rule=HALF, epochs=1))
+    run_finetuning(make_config(out, mode="freeze", rule=HALF_RULE, epochs=1))
     record = read_finetune_record(out)
     assert (record.modes, record.status, record.rule.quantile) == (
         ["full", "freeze"], "complete", 0.5,
@@ -318,7 +321,7 @@ def test_a_nan_gradient_stops_the_training(
     monkeypatch.setattr(SegmenterModule, "training_step", nan_step)
     message = r"parameters \(`decoder.seg_layers.0.bias`\) is not finite in epoch 2, step 5"
     with pytest.raises(RunError, match=message):
-        run_finetuning(make_config(mode="freeze", rule=HALF))
+        run_finetuning(make_config(mode="freeze", rule=HALF_RULE))
     assert read_finetune_record(tmp_path / "run").status == "failed"
     final_weights = last_weights(tmp_path / "run" / "freeze")
     assert all(torch.isfinite(tensor).all() for tensor in final_weights.values())

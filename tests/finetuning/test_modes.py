@@ -160,7 +160,7 @@ def test_messages_without_a_mode_have_no_prefix() -> None:
     assert recorder.lines == ["Done."]
 
 
-KNOWN = [Decision("encoder.stem.0.conv1.weight", 108, False, None, True, "by name")]
+DECISIONS = [Decision("encoder.stem.0.conv1.weight", 108, False, None, True, "by name")]
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +194,9 @@ def test_each_mode_has_its_callbacks_in_order(
 
 
 def test_known_decisions_need_no_profile(plan: FinetunePlan, tmp_path: Path) -> None:
-    _, keep = modes_of(plan, KNOWN).start("freeze", tmp_path).callbacks
+    _, keep = modes_of(plan, DECISIONS).start("freeze", tmp_path).callbacks
     assert isinstance(keep, KeepFrozen)
-    assert keep.names == [KNOWN[0].name]
+    assert keep.names == [DECISIONS[0].name]
 
 
 def test_adapters_are_written_merged_and_other_tensors_unchanged(

@@ -28,7 +28,14 @@ from robustcli.training.record import AVERAGED
 from tests.adapters import nnunet_files
 from tests.finetuning.tunings import TINY, MakeConfig, tiny_tuning, write_pretrained
 from tests.training.images import write_pairs
-from tests.training.runs import FEW, RECIPE, Recorder, kill_when_stopped, same_state, weights_of
+from tests.training.runs import (
+    FEW_PATCHES,
+    RECIPE,
+    Recorder,
+    kill_when_stopped,
+    same_state,
+    weights_of,
+)
 
 CHANNELS = ("R", "G", "rgb_to_0_1")
 
@@ -58,7 +65,9 @@ def test_a_results_folder_brings_patch_batch_and_normalisation(config: FinetuneC
 def test_a_frozen_mode_runs_to_its_end(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(recipes.NAMED_RECIPES, "nnunet", replace(RECIPE, epochs=2, patches=FEW))
+    monkeypatch.setitem(
+        recipes.NAMED_RECIPES, "nnunet", replace(RECIPE, epochs=2, patches=FEW_PATCHES)
+    )
     run = run_finetuning(replace(config, profile_iterations=5), Recorder())
     metrics = pd.read_csv(run / "freeze" / "metrics.csv")
     assert metrics["step"].tolist() == [4, 8]
@@ -74,7 +83,7 @@ def test_a_frozen_mode_runs_to_its_end(
 
 def short_config(data: Path, run: Path, weights: Path) -> FinetuneConfig:
     """Returns the settings of three epochs of nnU-Net's training in the mode that freezes."""
-    recipes.NAMED_RECIPES["short"] = replace(RECIPE, epochs=3, patches=FEW)
+    recipes.NAMED_RECIPES["short"] = replace(RECIPE, epochs=3, patches=FEW_PATCHES)
     overrides = {"mode": "freeze", "recipe": "short", "profile_iterations": 3, "lr": None}
     return tiny_tuning(data, run, weights, rule=make_rule(quantile=0.5, scope="all"), **overrides)
 

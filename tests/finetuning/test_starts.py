@@ -34,7 +34,7 @@ from tests.finetuning.tunings import TINY, write_pretrained
 from tests.finetuning.tunings import network as network_pretrained
 
 TASK, UMAMBA = SegmenterFinetuning(), resolve("umamba")
-AS_TYPED = FinetuneConfig(TrainConfig("umamba"))
+NO_OPTIONS = FinetuneConfig(TrainConfig("umamba"))
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def _nothing_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_command_without_options_uses_bundled_weights_and_data_and_announces_them() -> None:
     messages: list[str] = []
-    training = TASK.with_defaults(AS_TYPED, UMAMBA, messages.append).training
+    training = TASK.with_defaults(NO_OPTIONS, UMAMBA, messages.append).training
     assert (training.model, training.data) == ("umamba-pico", "nuclei-mini:stained")
     assert [line.split(":")[0] for line in messages] == [
         "No --pretrained and no --data",
@@ -57,9 +57,9 @@ def test_a_command_without_options_uses_bundled_weights_and_data_and_announces_t
 
 def test_with_named_weights_or_data_the_network_is_not_replaced() -> None:
     messages: list[str] = []
-    with_weights = replace(AS_TYPED, pretrained=Path("x"))
+    with_weights = replace(NO_OPTIONS, pretrained=Path("x"))
     assert TASK.with_defaults(with_weights, UMAMBA, messages.append).training.model == "umamba"
-    other_data = replace(AS_TYPED, training=TrainConfig("umamba", "roads"))
+    other_data = replace(NO_OPTIONS, training=TrainConfig("umamba", "roads"))
     assert TASK.with_defaults(other_data, UMAMBA, messages.append).training == other_data.training
     assert len(messages) == 1  # about the data set of the first call
 
@@ -67,7 +67,7 @@ def test_with_named_weights_or_data_the_network_is_not_replaced() -> None:
 def test_configured_data_replace_the_bundled_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROBUST_DATA_SEGMENTATION", "/my/cells")
     messages: list[str] = []
-    assert TASK.with_defaults(AS_TYPED, UMAMBA, messages.append).training.data == "/my/cells"
+    assert TASK.with_defaults(NO_OPTIONS, UMAMBA, messages.append).training.data == "/my/cells"
     assert messages[1] == (
         "No --data: using /my/cells (environment variable ROBUST_DATA_SEGMENTATION)."
     )

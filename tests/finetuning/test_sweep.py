@@ -82,14 +82,14 @@ RULES = SegmenterFinetuning.rules
 ENCODER = ["encoder.stages.0.w", "encoder.stages.1.w", "encoder.stages.2.w"]
 NAMES = (*ENCODER, "mamba_layer.A_log", "mamba_layer.D", "head.w")
 SIZES = (1e-3, 1e-2, 1e-2, 1e-4, 1e-1, 1.0)
-MEASURED = {
+STATISTICS = {
     name: Statistic((10,), name.startswith("mamba"), 1.0, {"mean_abs": size, "rms": 2 * size})
     for name, size in zip(NAMES, SIZES, strict=True)
 }
 
 
 def frozen_by(rule: FreezeRule) -> dict[str, list[str]]:
-    return {name_of(c.rule): c.frozen for c in candidates(MEASURED, rule, ["head"], RULES)}
+    return {name_of(c.rule): c.frozen for c in candidates(STATISTICS, rule, ["head"], RULES)}
 
 
 def test_each_set_comes_once_and_the_runs_own_rule_first() -> None:
@@ -107,13 +107,13 @@ def test_each_set_comes_once_and_the_runs_own_rule_first() -> None:
 
 def test_the_share_is_of_elements() -> None:
     shares = [
-        c.share for c in candidates(MEASURED, FreezeRule(pattern="encoder.*"), ["head"], RULES)
+        c.share for c in candidates(STATISTICS, FreezeRule(pattern="encoder.*"), ["head"], RULES)
     ]
     assert shares[0] == pytest.approx(0.5)
 
 
 def test_rules_that_fit_no_name_are_left_out() -> None:
-    renamed = {name.replace("encoder", "down"): s for name, s in MEASURED.items()}
+    renamed = {name.replace("encoder", "down"): s for name, s in STATISTICS.items()}
     patterns = [
         c.rule.pattern for c in candidates(renamed, FreezeRule(quantile=0.5), ["head"], RULES)
     ]

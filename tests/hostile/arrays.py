@@ -16,7 +16,7 @@ import numpy as np
 
 SECRET = 114
 """A byte outside the data set that no reader may show."""
-_TERA = 10**6
+_MILLION = 10**6
 
 
 def npy(description: str, body: bytes) -> bytes:
@@ -38,7 +38,7 @@ def write_hostile_arrays(folder: Path) -> list[Path]:
         "empty.npy": b"", "magic.npy": b"\x93NUMPY",
         "version.npy": b"\x93NUMPY\xff\xff" + bytes(80),
         "objects.npy": objects, "pickle.npy": pickle.dumps(os.system),
-        "huge.npy": npy(_bytes_of(_TERA, _TERA), bytes(10)),
+        "huge.npy": npy(_bytes_of(_MILLION, _MILLION), bytes(10)),
         "negative.npy": npy(_bytes_of(-1, 4), bytes(10)),
         "header.npy": b"\x93NUMPY\x02\0" + struct.pack("<I", 2**31) + bytes(100),
         "nested.npy": npy("(" * 9000 + ")" * 9000, b""),
@@ -111,7 +111,7 @@ def _write_hdf5(folder: Path) -> None:
         layout[:] = h5py.VirtualSource("../outside/secret.h5", "mask", shape=(8, 8))
         file.create_virtual_dataset("mask", layout)
     with h5py.File(folder / "fill.h5", "w") as file:
-        file.create_dataset("mask", (_TERA, _TERA), "u1", chunks=(1000, 1000))
+        file.create_dataset("mask", (_MILLION, _MILLION), "u1", chunks=(1000, 1000))
     with h5py.File(folder / "group.h5", "w") as file:
         file.create_group("mask")
     with h5py.File(folder / "text.h5", "w") as file:

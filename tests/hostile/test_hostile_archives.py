@@ -29,7 +29,7 @@ MULTIPLIED: list[Entry] = [("d0/x.jpg", FILE, ""), *(
     (f"d{n + 1}/{side}", LINK, f"../d{n}") for n in range(24) for side in "ab"
 )]  # fmt: skip
 # Each link goes through the next one twice.
-TWISTED: list[Entry] = [("e/x.jpg", FILE, ""), *(
+CROSSING: list[Entry] = [("e/x.jpg", FILE, ""), *(
     (f"l{n}", LINK, f"l{n + 1}/m{n + 1}/m{n + 1}") for n in range(40)
 ), *((f"e/m{n}", LINK, f"../l{n + 1}") for n in range(41)), ("l40", LINK, "e"),
     ("y.jpg", LINK, "l0")]  # fmt: skip
@@ -67,7 +67,7 @@ def list_quickly(path: Path) -> FileListing:
         assert time.process_time() - started_at < SECONDS
 
 
-OUTSIDE: list[Entry] = [
+OUTSIDE_ENTRIES: list[Entry] = [
     ("../../up.jpg", FILE, ""), ("in/../../up.jpg", FILE, ""), ("link.jpg", LINK, "/etc/passwd"),
     ("up.jpg", LINK, "../../../etc/passwd"), ("loop.jpg", LINK, "loop.jpg"), (DEEP, FILE, ""),
     ("in/photo.jpg", FILE, ""),
@@ -77,10 +77,10 @@ OUTSIDE: list[Entry] = [
 @pytest.mark.parametrize("suffix", ["tar", "zip"])
 def test_nothing_outside_is_reached(tmp_path: Path, suffix: str) -> None:
     write_archive = write_zip if suffix == "zip" else write_tar
-    listing = list_quickly(write_archive(tmp_path / f"set.{suffix}", OUTSIDE))
+    listing = list_quickly(write_archive(tmp_path / f"set.{suffix}", OUTSIDE_ENTRIES))
     assert [file.relative for file in listing.files] == ["in/photo.jpg"]
     assert listing.files[0].read() == PHOTO
-    assert len(listing.unreached) == len(OUTSIDE) - 1
+    assert len(listing.unreached) == len(OUTSIDE_ENTRIES) - 1
     assert all(len(note) < 1000 for note in listing.notes(tmp_path))
 
 
@@ -99,7 +99,7 @@ def test_links_that_multiply_are_refused(tmp_path: Path, suffix: str) -> None:
     write_archive = write_zip if suffix == "zip" else write_tar
     with pytest.raises(UsageError, match="1,000 links lead to it"):
         list_quickly(write_archive(tmp_path / f"set.{suffix}", MULTIPLIED))
-    assert list_quickly(write_archive(tmp_path / f"twisted.{suffix}", TWISTED)).unreached
+    assert list_quickly(write_archive(tmp_path / f"twisted.{suffix}", CROSSING)).unreached
 
 
 def test_links_that_multiply_in_a_folder_are_refused(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from robustcli.data.splits import Splits, read_splits, write_splits
 from tests.hostile.images import photo
 
 SECONDS = 6
-ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f\x80-\x9f\u202e]")
+CONTROL_CODES = re.compile("[\x00-\x08\x0b-\x1f\x7f\x80-\x9f\u202e]")
 
 
 def mark_slow(cases: Iterable[str], fast_cases: Iterable[str]) -> list[ParameterSet]:
@@ -52,7 +52,7 @@ class Robust:
         assert exit_code in (code if isinstance(code, tuple) else (code,)), text
         assert "probably a fault" not in text
         assert "Traceback" not in text
-        assert not ACTIVE.search(text)
+        assert not CONTROL_CODES.search(text)
         assert time.process_time() - started_at < SECONDS, arguments
         return text
 
@@ -228,7 +228,7 @@ def test_names_of_files_and_classes_stay_names_in_every_output(
     assert {path.suffix for path in texts} >= {".csv", ".md", ".html", ".json"}
     for path in texts:
         text = path.read_text(encoding="utf-8")
-        assert not ACTIVE.search(text), path.name
+        assert not CONTROL_CODES.search(text), path.name
         if path.suffix == ".csv":
             cells = [cell for row in csv.reader(text.splitlines()) for cell in row]
             formulas = [cell for cell in cells if cell.startswith(FORMULA_SIGNS)]

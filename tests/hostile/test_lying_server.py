@@ -114,8 +114,8 @@ def cut_short(request: BaseHTTPRequestHandler) -> None:
 
 
 HALF = len(CONTENT) // 2
-REST = CONTENT[HALF:]
-LIES: dict[str, tuple[Answer, str]] = {
+SECOND_HALF = CONTENT[HALF:]
+FAULTS: dict[str, tuple[Answer, str]] = {
     "longer than it says": (reply(Content_Length=HALF), "not the file"),
     "shorter than it says": (reply(Content_Length=10**6), "ended after"),
     "other content": (reply(CONTENT[::-1]), "not the file"),
@@ -124,7 +124,7 @@ LIES: dict[str, tuple[Answer, str]] = {
     "more than the disk holds": (reply(Content_Length=10**18), "are free"),
     "packed": (reply(gzip.compress(CONTENT), Content_Encoding="gzip"), "encodes"),
     "a bomb": (reply(gzip.compress(bytes(10**7)), Content_Encoding="gzip"), "encodes"),
-    "unasked range": (reply(REST, 206, Content_Range=f"bytes {HALF}-{len(CONTENT) - 1}/*"),
+    "unasked range": (reply(SECOND_HALF, 206, Content_Range=f"bytes {HALF}-{len(CONTENT) - 1}/*"),
                       "other bytes"),
     "no content": (reply(b"", 204), "status 204"),
     "range not satisfiable for ever": (reply(b"", 416), "416"),
@@ -138,9 +138,9 @@ LIES: dict[str, tuple[Answer, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", LIES)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_nothing_wrong_is_kept(lying_server: LyingServer, target: Path, fault: str) -> None:
-    send, reason = LIES[fault]
+    send, reason = FAULTS[fault]
     lying_server.answers = [send]
     assert reason in refused_message(lying_server, target, SHA256)
     lying_server.answers = [reply()]
@@ -163,7 +163,7 @@ def test_a_wrong_range_is_never_appended(
     lying_server: LyingServer, target: Path, content_range: str
 ) -> None:
     """Without a published hash, nothing else would detect the mixture."""
-    broken_off(lying_server, target, reply(REST, 206, Content_Range=content_range))
+    broken_off(lying_server, target, reply(SECOND_HALF, 206, Content_Range=content_range))
     assert "other bytes" in refused_message(lying_server, target)
     lying_server.answers = [reply()]
     assert fetch_file(lying_server.url, target, sha256=None, offline=False) == SHA256
@@ -173,7 +173,9 @@ def test_a_wrong_range_is_never_appended(
 def test_the_right_range_is_appended(lying_server: LyingServer, target: Path) -> None:
     last = len(CONTENT) - 1
     broken_off(
-        lying_server, target, reply(REST, 206, Content_Range=f"bytes {HALF}-{last}/{last + 1}")
+        lying_server,
+        target,
+        reply(SECOND_HALF, 206, Content_Range=f"bytes {HALF}-{last}/{last + 1}"),
     )
     assert fetch_file(lying_server.url, target, sha256=None, offline=False) == SHA256
 
@@ -351,7 +353,7 @@ def remote(lying_server: LyingServer, monkeypatch: pytest.MonkeyPatch) -> hub_fi
 
 
 RANGE = "bytes 0-99/1000"
-HUB_LIES: dict[str, tuple[Answer, str]] = {
+HUB_FAULTS: dict[str, tuple[Answer, str]] = {
     "more than was asked for": (reply(CONTENT, 206, Content_Range=RANGE), "more than the 100"),
     "without end": (endless, "status 200"),
     "packed": (reply(gzip.compress(bytes(10**6)), 206, Content_Encoding="gzip",
@@ -364,11 +366,11 @@ HUB_LIES: dict[str, tuple[Answer, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", HUB_LIES)
+@pytest.mark.parametrize("fault", HUB_FAULTS)
 def test_of_the_hub_no_more_is_held_than_was_asked_for(
     lying_server: LyingServer, remote: hub_files.RemoteFile, fault: str
 ) -> None:
-    send, reason = HUB_LIES[fault]
+    send, reason = HUB_FAULTS[fault]
     lying_server.answers = [send]
     tracemalloc.start()
     with pytest.raises(OSError, match=reason):

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 HOSTILE = "</script><script>alert(1)</script>|\"'`=1+1"
-SORTED = """# Sorting
+SORTED_PAGE = """# Sorting
 
 | name | value | time | few | date |
 |:--|--:|--:|--:|:--|
@@ -122,7 +122,7 @@ def test_columns_are_sorted_by_what_they_mean(
 ) -> None:
     """Intervals are sorted by number, times by length, dashes come last in both directions."""
     page = tmp_path / "sorted.html"
-    page.write_text(to_html(SORTED, tmp_path), "utf-8")
+    page.write_text(to_html(SORTED_PAGE, tmp_path), "utf-8")
     browser.open(page)
     original = texts(browser, "tbody th")
     orders = {}

@@ -234,7 +234,7 @@ def changed_parameters() -> list[TransformRecord]:
     return [*TRANSFORMS[:2], transform, TRANSFORMS[3]]
 
 
-DIFFERENT: dict[str, tuple[RunPlan, str]] = {
+DIFFERENCES: dict[str, tuple[RunPlan, str]] = {
     "images": (
         replace(PLAN, images=60, dataset={"digest": "00" * 32, "subset": "60 images"}),
         r"80 of `imagenet-val`, digest cdcdcdcd in `.*a`; 60 of `imagenet-val` \(60 images\), "
@@ -267,9 +267,9 @@ DIFFERENT: dict[str, tuple[RunPlan, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize("name", DIFFERENCES)
 def test_runs_that_differ_are_refused_with_the_difference(tmp_path: Path, name: str) -> None:
-    plan, message = DIFFERENT[name]
+    plan, message = DIFFERENCES[name]
     with pytest.raises(UsageError, match=message) as caught:
         read_comparison(two_runs(tmp_path, other_plan=plan))
     assert "--force-common" in caught.value.todo
@@ -278,7 +278,7 @@ def test_runs_that_differ_are_refused_with_the_difference(tmp_path: Path, name: 
 def forced_comparison(
     folder: Path, name: str, change: Callable[[Path], None] = lambda _: None
 ) -> Comparison:
-    runs = two_runs(folder, other_plan=DIFFERENT[name][0])
+    runs = two_runs(folder, other_plan=DIFFERENCES[name][0])
     change(runs[1])
     return read_comparison(runs, force_common=True)
 
@@ -329,7 +329,7 @@ def test_with_another_seed_the_pixels_decide(tmp_path: Path) -> None:
 
 
 def test_where_pixels_are_not_recorded_nothing_shows_that_they_are_the_same(tmp_path: Path) -> None:
-    runs = two_runs(tmp_path, other_plan=DIFFERENT["seed"][0])
+    runs = two_runs(tmp_path, other_plan=DIFFERENCES["seed"][0])
     for block in (runs[1] / "inputs").rglob("transform=crop/*/*.parquet"):
         block.unlink()
     comparison = read_comparison(runs, force_common=True)

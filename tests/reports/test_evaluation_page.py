@@ -21,7 +21,7 @@ from tests.reports.page_parts import assert_golden, assert_states, introduction,
 
 DASH = "\N{EN DASH}"
 CELLS = (IDENTITY, *paper21()[:4], *paper21(5)[:1])
-TWO = (segmenter("a"), segmenter("b"))
+SEGMENTERS = (segmenter("a"), segmenter("b"))
 
 
 def findings(run: Path, **changes: Any) -> Findings:
@@ -34,7 +34,7 @@ def page(run: Path, **changes: Any) -> str:
 
 
 def mask_findings(run: Path, **changes: Any) -> Findings:
-    return read_findings(build_masks(run, MaskPlan(**{"models": TWO, **changes})))
+    return read_findings(build_masks(run, MaskPlan(**{"models": SEGMENTERS, **changes})))
 
 
 def mask_page(run: Path, **changes: Any) -> str:
@@ -51,7 +51,7 @@ def test_the_page_of_classifiers(tmp_path: Path) -> None:
 
 def test_the_page_of_segmenters(tmp_path: Path) -> None:
     cells = (IDENTITY, *paper21()[:2], *paper21(1)[:1], *paper21(5)[:1])
-    plan = MaskPlan(models=TWO, transforms=cells, dataset={"tolerance": 3})
+    plan = MaskPlan(models=SEGMENTERS, transforms=cells, dataset={"tolerance": 3})
     page = evaluation_report(build_masks(tmp_path, plan))
     assert_golden(page.markdown, "segmentation")
     assert page.results.equals(table(tmp_path))
@@ -197,8 +197,8 @@ MASKS = MasksRecord(
     foreground=["128"], background=None, ignored=["255"], channel="colour",
     words="foreground is `128`, `255` is ignored",
 )  # fmt: skip
-WHOLE = {"images_available": 60}
-FEW = {"transforms": CELLS[:3], "dataset": WHOLE}
+ALL_IMAGES = {"images_available": 60}
+FEW_CELLS = {"transforms": CELLS[:3], "dataset": ALL_IMAGES}
 """A finished run on all images, which has no notices."""
 MODELS = (
     model("a", arguments={"pad_type": "same"}, scan_backend="reference"),
@@ -220,7 +220,7 @@ def test_the_pages_of_classifiers_in_other_states(tmp_path: Path) -> None:
     subset = {"images_available": 50000, "subset": "part of `x`, seed 0"}
     settings = {"seed": 7, "precision": "bf16", "apply_at": "crop"}
     states: dict[str, dict[str, object]] = {
-        "a demonstration set": {"dataset": {**WHOLE, "demonstration": True}},
+        "a demonstration set": {"dataset": {**ALL_IMAGES, "demonstration": True}},
         "a subset": {"dataset": subset},
         "half of the images": {"done": 0.5, "record": {"status": "partial"}},
         "one model": {"models": (model("a"),)},
@@ -233,16 +233,16 @@ def test_the_pages_of_classifiers_in_other_states(tmp_path: Path) -> None:
         "other settings": {"record": settings},
     }
     pages = {
-        name: text_outside_tables(page(tmp_path / str(n), **{**FEW, **changes}))
+        name: text_outside_tables(page(tmp_path / str(n), **{**FEW_CELLS, **changes}))
         for n, (name, changes) in enumerate(states.items())
     }
-    complete = page(tmp_path / "complete", **FEW)
+    complete = page(tmp_path / "complete", **FEW_CELLS)
     assert "**" not in introduction(complete)
     assert_states(text_outside_tables(complete), pages, "classification-states")
 
 
 def test_nothing_is_bold_for_one_model(tmp_path: Path) -> None:
-    page_of_one = page(tmp_path, models=(model("a"),), dataset=WHOLE)
+    page_of_one = page(tmp_path, models=(model("a"),), dataset=ALL_IMAGES)
     assert "**" not in page_of_one
     assert "Bold" not in page_of_one
 
@@ -265,9 +265,9 @@ def test_the_pages_of_segmenters_in_other_states(tmp_path: Path) -> None:
         "it still runs": {"record": {"status": "running"}},
         "one model, untrained": {"models": (segmenter("a", untrained=True),)},
         "one group": {"groups": 1},
-        "mixed pretraining": {"models": (TWO[0], segmenter("b", pretraining="other data"))},
+        "mixed pretraining": {"models": (SEGMENTERS[0], segmenter("b", pretraining="other data"))},
         "a baseline that learned nothing": {
-            "models": (TWO[0], segmenter("otsu", parameters=0, pretraining="none"))
+            "models": (SEGMENTERS[0], segmenter("otsu", parameters=0, pretraining="none"))
         },
         "clean images alone, no cases": {"transforms": (IDENTITY,), "panels": False},
         "models that see images differently": {"models": models},
@@ -331,7 +331,7 @@ def test_corruption_errors_follow_when_the_benchmark_is_complete(tmp_path: Path)
 
 def test_segmenters_break_where_less_than_half_of_their_dice_is_left(tmp_path: Path) -> None:
     cells = (IDENTITY, *(cell for step in (1, 2, 5) for cell in paper21(step)[:1]))
-    result = mask_findings(tmp_path, transforms=cells, models=TWO[:1])
+    result = mask_findings(tmp_path, transforms=cells, models=SEGMENTERS[:1])
     points = section(evaluation_text(result), "Dice over severity")
     rows = result.table
     severities_below = rows.loc[rows["dice"] < rows["dice"].iloc[0] / 2, "severity"]

@@ -41,7 +41,7 @@ from tests.reports.explanation_runs import (
 )
 from tests.reports.page_parts import assert_golden, line_of, section, titles
 
-EVERYTHING = ExplainPlan(
+FULL_PLAN = ExplainPlan(
     methods=(
         *("integrated-gradients", "grad-cam", "relevance", "attention"),
         *("maximised-photo", "erf", "erf-untrained"),
@@ -53,7 +53,7 @@ EVERYTHING = ExplainPlan(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a finished run of every kind of method, rendered with the pictures of one photo."""
-    run = build_explanation(tmp_path_factory.mktemp("runs") / "explained", EVERYTHING)
+    run = build_explanation(tmp_path_factory.mktemp("runs") / "explained", FULL_PLAN)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(explanation_panels, "PANELS_SHOWN", 1)
         render(run)

@@ -31,7 +31,7 @@ from tests.builders import _record as made_up_record
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 from tests.reports.page_parts import line_of, section
 
-TWO = (model("a"), model("b"))
+MODELS = (model("a"), model("b"))
 FOG, SNOW = paper21()[:2]
 
 
@@ -126,7 +126,7 @@ def test_verdicts_csv_has_the_same_lines(tmp_path: Path) -> None:
 
 def test_single_severities_are_judged_beside_their_mean(tmp_path: Path) -> None:
     cells = (IDENTITY, *imagenet_c()[:5])
-    document = write_and_read(build_run(tmp_path, RunPlan(models=TWO, transforms=cells)))
+    document = write_and_read(build_run(tmp_path, RunPlan(models=MODELS, transforms=cells)))
     mean = document["verdicts"][1]
     assert mean["severity"] is None
     severities = [v for v in document["severity_verdicts"] if v["transform"] == mean["transform"]]
@@ -161,7 +161,7 @@ def test_an_unfinished_run_compares_what_both_models_have(tmp_path: Path) -> Non
 
 
 def test_a_run_without_any_rows_has_empty_statistics(tmp_path: Path) -> None:
-    document = write_and_read(build_run(tmp_path, RunPlan(models=TWO, done=0)))
+    document = write_and_read(build_run(tmp_path, RunPlan(models=MODELS, done=0)))
     assert document["verdicts"] == document["ranking"] == document["calibration"] == []
 
 

@@ -64,7 +64,7 @@ MASKS = MasksRecord(
     foreground=["128"], background=None, ignored=["255"], channel="colour",
     words="foreground is `128`, `255` is ignored",
 )  # fmt: skip
-CHANGED: dict[str, object] = {
+OTHER_RECIPE: dict[str, object] = {
     "accumulate": 4, "images_per_epoch": 1200, "patience": 5, "clip": None,
     "expected_dice": 0.8633, "name": "paper",
 }  # fmt: skip
@@ -85,7 +85,7 @@ def test_the_pages_of_other_states(tmp_path: Path) -> None:
         ),
         "the paper's protocol, not measured": TrainPlan(protocol="paper", measured=False),
         "a quick recipe": TrainPlan(recipe={"name": "nuclei-mini quick"}),
-        "another recipe": TrainPlan(recipe=CHANGED),
+        "another recipe": TrainPlan(recipe=OTHER_RECIPE),
         "a recipe of patches": TrainPlan(recipe={"patches": Patchwise()}),
         "one held-out group": TrainPlan(groups=1),
         "every image is its own group": TrainPlan(grouping="image"),

@@ -17,7 +17,7 @@ from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_training
 from robustcli.training.recipes import NAMED_RECIPES, Patchwise, Recipe
 
-SMALL = {"features": [4, 8]}
+SMALL_UNET = {"features": [4, 8]}
 
 
 def _config(data: Path | str | None, out: Path, **settings: Any) -> TrainConfig:
@@ -27,7 +27,13 @@ def _config(data: Path | str | None, out: Path, **settings: Any) -> TrainConfig:
 
 def tiny_unet(data: Path, out: Path, **overrides: Any) -> TrainConfig:
     """Returns the settings of three epochs of three steps."""
-    defaults = {"model": "unet", "model_args": SMALL, "window": 16, "batch_size": 4, "lr": 0.01}
+    defaults = {
+        "model": "unet",
+        "model_args": SMALL_UNET,
+        "window": 16,
+        "batch_size": 4,
+        "lr": 0.01,
+    }
     return _config(data, out, **{**defaults, **overrides})
 
 
@@ -126,9 +132,9 @@ def tiny_classifier(data: Path | str | None, out: Path, **overrides: Any) -> Tra
 
 
 TINY_UMAMBA = {"features": [4, 8], "strides": [1, 2], "patch_size": [16, 16]}
-FEW = Patchwise(4, 2, most_patch=16, most_batch=3)
+FEW_PATCHES = Patchwise(4, 2, most_patch=16, most_batch=3)
 RECIPE: Recipe = replace(
-    NAMED_RECIPES["nnunet-light"], epochs=3, batch_size=3, window=16, patches=FEW
+    NAMED_RECIPES["nnunet-light"], epochs=3, batch_size=3, window=16, patches=FEW_PATCHES
 )
 
 

@@ -38,7 +38,7 @@ from robustcli.training.training_task import hash_ids
 from robustcli.transforms.base import Cell
 from tests.training.images import write_pairs
 from tests.training.runs import (
-    SMALL,
+    SMALL_UNET,
     Interrupting,
     Recorder,
     Run,
@@ -89,7 +89,7 @@ def test_the_record_says_what_was_done(finished_run: Run) -> None:
         "train": (12, 12, 0), "val": (1, 1, 0), "test": (1, 1, 0),
     }  # fmt: skip
     assert record.faults == []
-    assert record.arguments == SMALL
+    assert record.arguments == SMALL_UNET
     assert record.decision == "probability >= 0.5"
     assert record.peak_memory_bytes is not None
     assert record.peak_memory_bytes > 1 << 26
@@ -298,7 +298,7 @@ def test_a_nan_loss_stops_and_names_the_images(
 @pytest.mark.parametrize("model", ["unet", "ulvm"])
 def test_half_precision_accumulation_and_clipping(data: Path, tmp_path: Path, model: str) -> None:
     overrides: dict[str, Any] = {"precision": "bf16", "accumulate": 2, "clip": 0.1, "epochs": 2}
-    arguments = SMALL if model == "unet" else {}
+    arguments = SMALL_UNET if model == "unet" else {}
     run = tmp_path / "run"
     run_training(tiny_unet(data, run, model=model, model_args=arguments, **overrides, window=32))
     metrics = pd.read_csv(run / "metrics.csv")

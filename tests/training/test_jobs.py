@@ -255,19 +255,19 @@ def lives(pid: int) -> bool:
 
 
 # No step changes a float32 weight, so only validation can differ.
-STILL = {"epochs": 1, "lr": 1e-30, "batch_size": 6}
+NO_CHANGE = {"epochs": 1, "lr": 1e-30, "batch_size": 6}
 _VALIDATE = """
 import sys
 from pathlib import Path
 from robustcli.training.engine import run_training
 from tests.training.runs import tiny_unet, tiny_classifier
-from tests.training.test_jobs import STILL, ULVM
+from tests.training.test_jobs import NO_CHANGE, ULVM
 
 pairs, photos, out = map(Path, sys.argv[1:])
 for config in (
-    tiny_unet(pairs, out / "own", **ULVM, **STILL),
-    tiny_unet(pairs, out / "paper", **ULVM, **STILL, protocol="paper"),
-    tiny_classifier(photos, out / "classes", **STILL),
+    tiny_unet(pairs, out / "own", **ULVM, **NO_CHANGE),
+    tiny_unet(pairs, out / "paper", **ULVM, **NO_CHANGE, protocol="paper"),
+    tiny_classifier(photos, out / "classes", **NO_CHANGE),
 ):
     try:
         run_training(config)
@@ -281,9 +281,9 @@ def single_process_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """Writes odd numbers of images, and trains on them in one process."""
     folder = tmp_path_factory.mktemp("alone")
     pairs, photos = write_pairs(folder / "pairs", 33), write_photos(folder / "paints", 11)
-    run_training(tiny_unet(pairs, folder / "own", **ULVM, **STILL))
-    run_training(tiny_unet(pairs, folder / "paper", **ULVM, **STILL, protocol="paper"))
-    run_training(tiny_classifier(photos, folder / "classes", **STILL))
+    run_training(tiny_unet(pairs, folder / "own", **ULVM, **NO_CHANGE))
+    run_training(tiny_unet(pairs, folder / "paper", **ULVM, **NO_CHANGE, protocol="paper"))
+    run_training(tiny_classifier(photos, folder / "classes", **NO_CHANGE))
     return pairs, photos, folder
 
 

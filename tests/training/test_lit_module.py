@@ -169,7 +169,7 @@ def test_every_resolution_of_deep_supervision_as_a_foreground_logit() -> None:
     assert coarse_logits.unique().tolist() == [1.0]
 
 
-SIDE = 64
+SIZE = 64
 
 
 def gradients(network: nn.Module, images: Tensor, *, bounded: bool) -> dict[str, Tensor]:
@@ -201,7 +201,7 @@ def test_constant_images_are_found_by_id() -> None:
 def test_a_black_image_does_not_spoil_the_gradient(name: str) -> None:
     torch.manual_seed(0)
     network = architecture(name).build().train()
-    images = torch.rand(2, 3, SIDE, SIDE)
+    images = torch.rand(2, 3, SIZE, SIZE)
     unbounded_norm = norm(gradients(network, images, bounded=False))
     images[1] = 0
     assert norm(gradients(network, images, bounded=True)) < 10 * unbounded_norm + 1
@@ -211,14 +211,14 @@ def test_the_gradient_of_a_black_image_overflows_without_the_bound() -> None:
     """Without the bound the gradient of a black image overflows float32."""
     torch.manual_seed(0)
     network = architecture("ulvm").build().train()
-    assert not norm(gradients(network, torch.zeros(2, 3, SIDE, SIDE), bounded=False)) < 1e30
+    assert not norm(gradients(network, torch.zeros(2, 3, SIZE, SIZE), bounded=False)) < 1e30
 
 
 @pytest.mark.parametrize("name", ["ulvm", "umamba", "unet", "vmunet"])
 def test_gradients_of_other_images_stay_the_same_to_the_bit(name: str) -> None:
     torch.manual_seed(0)
     network = architecture(name).build().eval()  # no dropout, no running averages
-    images = torch.rand(2, 3, SIDE, SIDE)
+    images = torch.rand(2, 3, SIZE, SIZE)
     unbounded = gradients(network, images, bounded=False)
     bounded = gradients(network, images, bounded=True)
     assert unbounded.keys() == bounded.keys()

@@ -37,8 +37,8 @@ from tests.training.runs import (
     weights_of,
 )
 
-TIMED = ["seconds", "waiting_share", "val_seconds"]
-LIGHT = recipes.NAMED_RECIPES["nnunet-light"]
+TIME_COLUMNS = ["seconds", "waiting_share", "val_seconds"]
+LIGHT_RECIPE = recipes.NAMED_RECIPES["nnunet-light"]
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     run_training(tiny_umamba(data, run))
     assert same_state(weights_of(run), weights_of(finished_run[0]))
     expected_metrics, resumed = (
-        pd.read_csv(r / "metrics.csv").drop(columns=TIMED) for r in (finished_run[0], run)
+        pd.read_csv(r / "metrics.csv").drop(columns=TIME_COLUMNS) for r in (finished_run[0], run)
     )
     pd.testing.assert_frame_equal(expected_metrics, resumed)
 
@@ -187,7 +187,7 @@ def test_two_devices_are_refused(data: Path, tmp_path: Path) -> None:
 def test_the_light_recipe_learns_from_the_bundled_cells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(recipes.NAMED_RECIPES, "nnunet-light", LIGHT)
+    monkeypatch.setitem(recipes.NAMED_RECIPES, "nnunet-light", LIGHT_RECIPE)
     run = run_training(
         TrainConfig(
             "umamba-pico", data="nuclei-mini:stained", out=tmp_path / "run", device="cpu",

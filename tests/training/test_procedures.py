@@ -55,7 +55,7 @@ from tests.models import golden
 from tests.training.images import decoded, write_pairs
 from tests.training.runs import RECIPE, TINY_UMAMBA, Recorder, tiny_unet
 
-PART, ONE = DecodedSubset(["a", "b"], decoded(2)), DecodedSubset(["c"], decoded(1))
+SUBSET, SINGLE = DecodedSubset(["a", "b"], decoded(2)), DecodedSubset(["c"], decoded(1))
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def config(tmp_path: Path) -> TrainConfig:
 def test_our_procedure_cuts_windows_and_keeps_the_best_epoch(config: TrainConfig) -> None:
     plan = plan_training(config, Recorder())
     assert type(plan.procedure) is Procedure
-    data = plan.procedure.data(PART, ONE, plan.batch_settings())
+    data = plan.procedure.data(SUBSET, SINGLE, plan.batch_settings())
     assert isinstance(data, ImageData)
     assert isinstance(data.val_samples, AllWindows)
     assert data.settings.workers == 1
@@ -82,7 +82,7 @@ def test_our_procedure_cuts_windows_and_keeps_the_best_epoch(config: TrainConfig
 def test_the_papers_takes_whole_images_and_the_last_epoch(config: TrainConfig) -> None:
     plan = plan_training(TrainConfig(**{**vars(config), "protocol": "paper"}), Recorder())
     assert type(plan.procedure) is Paper
-    data = plan.procedure.data(PART, ONE, plan.batch_settings())
+    data = plan.procedure.data(SUBSET, SINGLE, plan.batch_settings())
     assert isinstance(data, ImageData)
     assert isinstance(data.val_samples, ResizedImages)
     assert (plan.channels, plan.procedure.keeps_best) == ("bgr", False)
@@ -93,7 +93,7 @@ def test_nnunets_draws_patches_and_watches_a_moving_average(config: TrainConfig)
     settings = {**vars(config), "recipe": "nnunet-light"}
     plan = plan_training(TrainConfig(**settings), Recorder())
     assert type(plan.procedure) is NNUNet
-    assert isinstance(plan.procedure.data(PART, PART, plan.batch_settings()), PatchData)
+    assert isinstance(plan.procedure.data(SUBSET, SUBSET, plan.batch_settings()), PatchData)
     network, _ = start_segmenter(resolve("unet"), config.model_args, seed=0, untrained=True)
     assert isinstance(plan.task.lit_module(plan, network), NnUNetModule)
     assert (plan.per_epoch, plan.steps_per_epoch) == (25 * 4, 25)

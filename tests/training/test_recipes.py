@@ -87,7 +87,7 @@ TABLE = {
     "ulvm_v5": (2, "bce-dice", "AdamW", 3e-4, 0.01, 16, "probability", 256, 0.8633),
     "ulvm_v6": (2, "bce-dice", "AdamW", 3e-4, 0.01, 16, "probability", 256, 0.8628),
 }
-EVERY = [*PAPER_RECIPES, *PATIENT_RECIPES, "vmunet", "umamba", "umamba-enc", "smp:Unet/resnet34"]
+NETWORKS = [*PAPER_RECIPES, *PATIENT_RECIPES, "vmunet", "umamba", "umamba-enc", "smp:Unet/resnet34"]
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -118,7 +118,7 @@ def test_the_paper_has_thirteen_recipes() -> None:
 @pytest.mark.parametrize("protocol", ["paper", "patient"])
 @pytest.mark.parametrize("data", [BUNDLED, "lgg"])
 @pytest.mark.parametrize("is_quick", [False, True])
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_has_an_existing_recipe(
     name: str, protocol: str, data: str, is_quick: bool
 ) -> None:

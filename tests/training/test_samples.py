@@ -201,10 +201,10 @@ def test_ignored_pixels_do_not_count(augmentation: str) -> None:
     assert sum(int(sample.counted.sum()) for sample in windows) == (mask != IGNORED).sum()
 
 
-SIDES = st.integers(1, 90)
+SIZES = st.integers(1, 90)
 
 
-@given(SIDES, SIDES, SIDES)
+@given(SIZES, SIZES, SIZES)
 def test_every_pixel_counts_once(height: int, width: int, size: int) -> None:
     image: NDArray[Any] = np.arange(height * width).reshape(height, width)
     tiles_seen: list[NDArray[Any]] = []
@@ -217,7 +217,7 @@ def test_every_pixel_counts_once(height: int, width: int, size: int) -> None:
     assert np.array_equal(np.sort(np.concatenate(tiles_seen)), np.arange(height * width))
 
 
-@given(SIDES, SIDES, SIDES)
+@given(SIZES, SIZES, SIZES)
 def test_there_are_no_more_windows_than_needed(height: int, width: int, size: int) -> None:
     assert len(list(tiles(height, width, size))) == -(-height // size) * -(-width // size)
 
@@ -280,30 +280,33 @@ def test_half_of_the_parts_are_mirrored() -> None:
     assert 70 < sum(left_edges) < 130
 
 
-OWN = Preprocessing(resize=16, crop=16, interpolation="bilinear")
+PREPROCESSING = Preprocessing(resize=16, crop=16, interpolation="bilinear")
 PIXELS_PHOTOS = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3), dtype=np.uint8)
-PART = DecodedSubset(["a", "b"], [Decoded(pixels) for pixels in PIXELS_PHOTOS], [1, 0])
+SUBSET = DecodedSubset(["a", "b"], [Decoded(pixels) for pixels in PIXELS_PHOTOS], [1, 0])
 
 
 def test_crops_depend_on_epoch_and_id_not_on_position() -> None:
-    samples = RandomCrops(PART, OWN, "light", seed=3)
-    reversed_part = DecodedSubset(["b", "a"], PART.decoded[::-1], [0, 1])
-    same_seed = RandomCrops(reversed_part, OWN, "light", seed=3)
+    samples = RandomCrops(SUBSET, PREPROCESSING, "light", seed=3)
+    reversed_part = DecodedSubset(["b", "a"], SUBSET.decoded[::-1], [0, 1])
+    same_seed = RandomCrops(reversed_part, PREPROCESSING, "light", seed=3)
     assert torch.equal(samples[0, 0].image, same_seed[0, 1].image)
     assert not torch.equal(samples[0, 0].image, samples[1, 0].image)
-    other_seed = RandomCrops(PART, OWN, "light", seed=4)
+    other_seed = RandomCrops(SUBSET, PREPROCESSING, "light", seed=4)
     assert not torch.equal(samples[0, 0].image, other_seed[0, 0].image)
 
 
 def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
-    crops, whole_photos = RandomCrops(PART, OWN, "none", seed=3), WholePhotos(PART, OWN)
-    expected = torch.from_numpy(OWN.apply(PIXELS_PHOTOS[1]).transpose(2, 0, 1).copy())
+    crops, whole_photos = (
+        RandomCrops(SUBSET, PREPROCESSING, "none", seed=3),
+        WholePhotos(SUBSET, PREPROCESSING),
+    )
+    expected = torch.from_numpy(PREPROCESSING.apply(PIXELS_PHOTOS[1]).transpose(2, 0, 1).copy())
     assert torch.equal(crops[5, 1].image, whole_photos[1].image)
     assert torch.equal(whole_photos[1].image, expected)
 
 
 def test_a_batch_keeps_ids_and_classes_together() -> None:
-    whole_photos = WholePhotos(PART, OWN)
+    whole_photos = WholePhotos(SUBSET, PREPROCESSING)
     batch = collate_photos([whole_photos[1], whole_photos[0]])
     assert batch.images.shape == (2, 3, 16, 16)
     assert batch.ids == ["b", "a"]

@@ -34,11 +34,11 @@ from tests.training.images import write_pairs
 from tests.training.runs import Interrupting, Recorder, same_state, tiny_unet, weights_of
 from tests.training.test_ddp import environment
 
-BRIEF: dict[str, Any] = {"epochs": 2, "workers": 0, "limit": 10, "batch_size": 4}
+SETTINGS: dict[str, Any] = {"epochs": 2, "workers": 0, "limit": 10, "batch_size": 4}
 
 
 def seed_config(data: Path, out: Path | None, **overrides: Any) -> TrainConfig:
-    return replace(tiny_unet(data, Path(), **{**BRIEF, "seeds": 2, **overrides}), out=out)
+    return replace(tiny_unet(data, Path(), **{**SETTINGS, "seeds": 2, **overrides}), out=out)
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from robustcli.training.shifts import (
 from tests.imaginary_gpu import GPU, imaginary_gpu
 
 RNG = np.random.default_rng(3)
-OWN = replace(CIFAR10, resize=16, crop=16)
+PREPROCESSING = replace(CIFAR10, resize=16, crop=16)
 SUBSET = DecodedSubset(
     [f"train/{number}.png" for number in range(11)],
     [
@@ -43,7 +43,7 @@ SUBSET = DecodedSubset(
     ],
     [number % 3 for number in range(11)],
 )
-ASKED = [(0, 4), (0, 1), (2, 7), (2, 10)]
+SAMPLES = [(0, 4), (0, 1), (2, 7), (2, 10)]
 
 
 def test_the_stream_is_splitmix64() -> None:
@@ -112,31 +112,36 @@ def same_batch(first: PhotoBatch, second: PhotoBatch) -> bool:
 @pytest.mark.parametrize("name", ["shift", "shift-reflect"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_shifts_on_the_device_equal_those_of_the_loader(name: str, channels: int) -> None:
-    preprocessing = OWN.of_channels(channels)
-    loaded = PhotoBatches(SUBSET, preprocessing, SHIFTS[name], 5).__getitems__(ASKED)
-    resident = ResidentPhotos(SUBSET, preprocessing, SHIFTS[name], 5, torch.device("cpu"))[ASKED]
+    preprocessing = PREPROCESSING.of_channels(channels)
+    loaded = PhotoBatches(SUBSET, preprocessing, SHIFTS[name], 5).__getitems__(SAMPLES)
+    resident = ResidentPhotos(SUBSET, preprocessing, SHIFTS[name], 5, torch.device("cpu"))[SAMPLES]
     assert loaded.images.shape == (4, channels, 16, 16)
     assert same_batch(loaded, resident)
 
 
 def test_a_photo_is_drawn_by_seed_epoch_and_id_alone() -> None:
-    photos = PhotoBatches(SUBSET, OWN, SHIFTS["randaugment"], 5)
-    batch = photos.__getitems__(ASKED)
-    for number, item in enumerate(ASKED):
+    photos = PhotoBatches(SUBSET, PREPROCESSING, SHIFTS["randaugment"], 5)
+    batch = photos.__getitems__(SAMPLES)
+    for number, item in enumerate(SAMPLES):
         single_batch = photos[item]
         assert torch.equal(single_batch.images[0], batch.images[number])
     reversed_subset = DecodedSubset(SUBSET.ids[::-1], SUBSET.decoded[::-1], SUBSET.targets[::-1])
-    reversed_batch = PhotoBatches(reversed_subset, OWN, SHIFTS["randaugment"], 5)[0, 10 - 4]
+    reversed_batch = PhotoBatches(reversed_subset, PREPROCESSING, SHIFTS["randaugment"], 5)[
+        0, 10 - 4
+    ]
     assert torch.equal(reversed_batch.images[0], batch.images[0])
     for seed, epoch in ((6, 0), (5, 1)):
-        other_draw = PhotoBatches(SUBSET, OWN, SHIFTS["randaugment"], seed)[epoch, 4]
+        other_draw = PhotoBatches(SUBSET, PREPROCESSING, SHIFTS["randaugment"], seed)[epoch, 4]
         assert not torch.equal(other_draw.images[0], batch.images[0])
 
 
 def test_without_shifts_photos_are_those_of_the_evaluation() -> None:
-    unshifted, whole_photos = PhotoBatches(SUBSET, OWN, None, 5), WholePhotos(SUBSET, OWN)
-    crops = RandomCrops(SUBSET, OWN, "none", 5)
-    resident = ResidentPhotos(SUBSET, OWN, None, 5, torch.device("cpu"))
+    unshifted, whole_photos = (
+        PhotoBatches(SUBSET, PREPROCESSING, None, 5),
+        WholePhotos(SUBSET, PREPROCESSING),
+    )
+    crops = RandomCrops(SUBSET, PREPROCESSING, "none", 5)
+    resident = ResidentPhotos(SUBSET, PREPROCESSING, None, 5, torch.device("cpu"))
     for number in range(11):
         assert torch.equal(unshifted[number].images[0], whole_photos[number].image)
         assert torch.equal(unshifted[2, number].images[0], crops[2, number].image)
@@ -146,8 +151,8 @@ def test_without_shifts_photos_are_those_of_the_evaluation() -> None:
 
 def test_batches_stay_on_the_device() -> None:
     with imaginary_gpu():
-        photos = ResidentPhotos(SUBSET, OWN, SHIFTS["shift"], 5, GPU)
-        batch = photos[ASKED]
+        photos = ResidentPhotos(SUBSET, PREPROCESSING, SHIFTS["shift"], 5, GPU)
+        batch = photos[SAMPLES]
         # An operation on tensors of two devices raises an error.
         assert (batch.images.float().mean((1, 2, 3)) + batch.targets).shape == (4,)
         assert batch.numbers.add(photos.targets[:4]).shape == (4,)
@@ -156,12 +161,16 @@ def test_batches_stay_on_the_device() -> None:
 def test_constant_photos_are_known_on_the_device() -> None:
     black = [Decoded(np.zeros((16, 16, 3), np.uint8)), *SUBSET.decoded[1:]]
     subset = replace(SUBSET, decoded=black)
-    batch = ResidentPhotos(subset, OWN, SHIFTS["shift"], 0, torch.device("cpu"))[[(0, 0), (0, 1)]]
+    batch = ResidentPhotos(subset, PREPROCESSING, SHIFTS["shift"], 0, torch.device("cpu"))[
+        [(0, 0), (0, 1)]
+    ]
     assert batch.constant == (subset.ids[0],)
 
 
 def batches(recipe: Any, workers: int, epoch: int) -> list[PhotoBatch]:
-    data: Any = photo_data(recipe, SUBSET, SUBSET, OWN, BatchSettings(1, workers, least=2))
+    data: Any = photo_data(
+        recipe, SUBSET, SUBSET, PREPROCESSING, BatchSettings(1, workers, least=2)
+    )
     loader = data.train_dataloader()
     for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
         if hasattr(sampler, "set_epoch"):
@@ -203,7 +212,7 @@ def test_the_device_gives_the_loaders_batches_in_every_epoch() -> None:
 def test_images_that_do_not_fit_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "available_bytes", lambda: 1000)
     with pytest.raises(UsageError, match=r"0\.0 GB that are free"):
-        ResidentPhotos(SUBSET, OWN, SHIFTS["shift"], 0, torch.device("cpu"))
+        ResidentPhotos(SUBSET, PREPROCESSING, SHIFTS["shift"], 0, torch.device("cpu"))
 
 
 def test_augmentations_by_name() -> None:

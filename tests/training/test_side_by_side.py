@@ -28,19 +28,19 @@ from tests.training.test_ddp import environment
 from tests.training.test_jobs import children_of, lives
 from tests.training.test_seed_runs import seed_config
 
-FINISHES = [
+FINISHED = [
     {"start": [10, 4, "images"]},
     {"advance": 3},
     {"say": "half"},
     {"advance": 3},
     {"end": {}},
 ]
-FAILS = [
+FAILED = [
     {"start": [10, 0, "images"]},
     {"end": {"plain": {"kind": "RunError", "what": "No.", "why": "", "todo": ""}}},
 ]
-REFUSES = [{"end": {"plain": {"kind": "UsageError", "what": "Never.", "why": "", "todo": ""}}}]
-BREAKS = [{"end": {"what": "KeyError: 3", "traceback": "Traceback: here"}}]
+REFUSED = [{"end": {"plain": {"kind": "UsageError", "what": "Never.", "why": "", "todo": ""}}}]
+BROKEN = [{"end": {"what": "KeyError: 3", "traceback": "Traceback: here"}}]
 
 
 def no_training(device: str, listener: object) -> None:
@@ -76,7 +76,7 @@ def test_lines_have_names_and_the_progress_is_that_of_all(
     fake_runs: Callable[..., list[SeparateRun]],
 ) -> None:
     listener, failures = Recorder(), list[str]()
-    runs = fake_runs((FINISHES, ""), (FINISHES, ""), (FINISHES, ""))
+    runs = fake_runs((FINISHED, ""), (FINISHED, ""), (FINISHED, ""))
     run_beside(runs, 2, "cpu", listener, lambda run, error: failures.append(run.name))
     assert not failures
     assert sorted(listener.lines) == ["run 0: half", "run 1: half", "run 2: half"]
@@ -86,8 +86,8 @@ def test_lines_have_names_and_the_progress_is_that_of_all(
 @pytest.mark.parametrize(
     ("events", "ending", "message"),
     [
-        (FAILS, "", "^No.$"),
-        (BREAKS, "", "KeyError: 3"),
+        (FAILED, "", "^No.$"),
+        (BROKEN, "", "KeyError: 3"),
         ([], "print('{', flush=True); os.kill(os.getpid(), 9)", "in the middle.\nIt.*SIGKILL"),
         ([], "os._exit(7)", "exit code was 7"),
     ],
@@ -98,7 +98,7 @@ def test_a_training_that_fails_is_told_and_the_others_go_on(
 ) -> None:  # fmt: skip
     failures: dict[str, Exception] = {}
     listener = Recorder()
-    runs = fake_runs((events, ending), (FINISHES, ""))
+    runs = fake_runs((events, ending), (FINISHED, ""))
     run_beside(runs, 2, "cpu", listener, lambda run, error: failures.update({run.name: error}))
     assert list(failures) == ["run 0"]
     with pytest.raises(type(failures["run 0"]), match=message):
@@ -109,7 +109,7 @@ def test_a_training_that_fails_is_told_and_the_others_go_on(
 def test_an_error_that_ends_all_ends_the_other_processes(
     fake_runs: Callable[..., list[SeparateRun]],
 ) -> None:
-    runs = fake_runs((REFUSES, ""), (FINISHES[:1], "time.sleep(100)"), (FINISHES, ""))
+    runs = fake_runs((REFUSED, ""), (FINISHED[:1], "time.sleep(100)"), (FINISHED, ""))
 
     def on_failure(run: SeparateRun, error: Exception) -> None:
         raise error
