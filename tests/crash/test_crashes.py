@@ -281,13 +281,13 @@ def test_a_killed_download_goes_on_from_where_it_was(tmp_path: Path) -> None:
 
     class Slow(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            requested = self.headers["Range"]
-            ranges.append(requested)
-            first = int(requested.removeprefix("bytes=").partition("-")[0]) if requested else 0
-            self.send_response(206 if requested else 200)
+            header = self.headers["Range"]
+            ranges.append(header)
+            first = int(header.removeprefix("bytes=").partition("-")[0]) if header else 0
+            self.send_response(206 if header else 200)
             self.send_header("Content-Length", str(len(content) - first))
             self.send_header("ETag", '"v1"')
-            if requested:
+            if header:
                 self.send_header(
                     "Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}"
                 )
@@ -321,8 +321,6 @@ def test_a_killed_download_goes_on_from_where_it_was(tmp_path: Path) -> None:
         thread.join()
     assert target.read_bytes() == content
     assert not partial_file.exists()
-    starts = [
-        int(requested.removeprefix("bytes=").partition("-")[0]) for requested in ranges if requested
-    ]
+    starts = [int(header.removeprefix("bytes=").partition("-")[0]) for header in ranges if header]
     assert len(starts) == 2, "the second and third start must resume"
     assert 300_000 <= starts[0] < starts[1] <= size

@@ -114,12 +114,10 @@ def test_a_run_gives_the_numbers_of_the_page_again(
 
 
 def test_the_commands_of_the_page_can_be_typed(gallery: ModuleType) -> None:
-    commands = [
-        line for line in gallery.PAGE.read_text("utf-8").splitlines() if line[:7] == "robust "
-    ]
+    lines = [line for line in gallery.PAGE.read_text("utf-8").splitlines() if line[:7] == "robust "]
     expected = [
         command
         for study in gallery.STUDIES
         for command in (*(e.command for e in study.evaluations), study.comparison)
     ]
-    assert [shlex.split(line)[1:] for line in commands] == [list(command) for command in expected]
+    assert [shlex.split(line)[1:] for line in lines] == [list(command) for command in expected]

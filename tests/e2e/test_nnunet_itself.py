@@ -54,17 +54,14 @@ class Trainer:
         channels: int,
         enable_deep_supervision: bool,
     ) -> nn.Module:
-        configuration = configuration_manager.configuration
-        features, most_features = (
-            configuration["UNet_base_num_features"],
-            configuration["unet_max_num_features"],
-        )
-        strides = configuration["pool_op_kernel_sizes"]
+        options = configuration_manager.configuration
+        features, most = (options["UNet_base_num_features"], options["unet_max_num_features"])
+        strides = options["pool_op_kernel_sizes"]
         network = create("umamba", {
-            "features": [min(most_features, features * 2**stage) for stage in range(len(strides))],
+            "features": [min(most, features * 2**stage) for stage in range(len(strides))],
             "strides": [tuple(stride) for stride in strides],
-            "n_conv": configuration["n_conv_per_stage_encoder"][0],
-            "patch_size": tuple(configuration["patch_size"]),
+            "n_conv": options["n_conv_per_stage_encoder"][0],
+            "patch_size": tuple(options["patch_size"]),
             "in_channels": channels,
             "num_classes": plans.get_label_manager(dataset).num_segmentation_heads,
             "deep_supervision": enable_deep_supervision,
@@ -77,9 +74,9 @@ def test_its_masks_are_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     from nnunetv2.inference import predict_from_raw_data as theirs
 
     data = write_pairs(tmp_path / "data", 14)
-    pretrained_file = write_pretrained(tmp_path / "start.safetensors")
+    start = write_pretrained(tmp_path / "start.safetensors")
     config = tiny_tuning(
-        data, tmp_path / "run", pretrained_file, mode="full", recipe="nnunet-light", epochs=1
+        data, tmp_path / "run", start, mode="full", recipe="nnunet-light", epochs=1
     )
     mode = run_finetuning(config) / "full"
     (results,) = (mode / "nnunet").iterdir()

@@ -65,16 +65,12 @@ def test_without_failures_the_end_is_that_of_the_largest_share(
 ) -> None:
     """Blocks of one size: in any policy each worker gets every n-th of the equal pieces."""
     job = scale.Job(images=128 * 60, cells=4, models=1, images_per_second=128.0)
-    parts_per_block = min(
+    parts = min(
         4,
         math.ceil(workers * 4 / 60),
         # Blocks are divided if there are too few.
     )
-    pieces = [
-        math.ceil((4 - first) / parts_per_block)
-        for _ in range(60)
-        for first in range(parts_per_block)
-    ]
+    pieces = [math.ceil((4 - first) / parts) for _ in range(60) for first in range(parts)]
     longest = max(sum(pieces[rank::workers]) for rank in range(workers))
     for policy in ("one job", "torchrun", "array"):
         outcome = scale.Simulation(job, scale.Cluster(), workers, policy, 0).run()
@@ -96,10 +92,8 @@ def test_what_is_durable_is_not_computed_again(scale: ModuleType) -> None:
     n, start_seconds, downtime = 3, 0.5, 0.8
     job = scale.Job(images=128, cells=n, models=1, images_per_second=128.0)
     cluster = scale.Cluster(start=start_seconds, preempt=1 / RATE, away=downtime)
-    restart_factor = math.exp(RATE * start_seconds)
-    expected = (1 / RATE + downtime) * (
-        restart_factor - 1 + n * restart_factor * (math.exp(RATE) - 1)
-    )
+    restart = math.exp(RATE * start_seconds)
+    expected = (1 / RATE + downtime) * (restart - 1 + n * restart * (math.exp(RATE) - 1))
     for policy in ("array", "free"):
         check_mean(scale, expected, job, cluster, 1, policy)
 

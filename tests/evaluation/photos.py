@@ -20,7 +20,7 @@ from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import resolve_transforms
 
 CLASSES = ("airplane", "cat", "dog", "ship")
-SMALL_VIEW, LARGE_VIEW = Preprocessing(32, 32, "bilinear"), Preprocessing(40, 24, "bicubic")
+CROP32, CROP24 = Preprocessing(32, 32, "bilinear"), Preprocessing(40, 24, "bicubic")
 PICO = ModelRequest("vmamba-pico", untrained=True)
 
 
@@ -58,12 +58,12 @@ def source(
         Cell(c.transform.name, c.severity): c
         for c in resolve_transforms(names, severities, plugins)
     }
-    sizes = {SMALL_VIEW.view: SMALL_VIEW, LARGE_VIEW.view: LARGE_VIEW}
+    sizes = {CROP32.view: CROP32, CROP24.view: CROP24}
     measured_views = tuple(sizes) if at_crop else (ORIGINAL,)
     plan = EvaluationPlan(
         Store(run), index.samples, tuple(cells), ("small", "large"), measured_views, 7
     )
-    model_views = {"small": SMALL_VIEW.view, "large": LARGE_VIEW.view}
+    model_views = {"small": CROP32.view, "large": CROP24.view}
     pieces = {piece.block: piece for piece in plan.missing()}
     return Source(
         parts_of([pieces[block] for block in order], batch_size),

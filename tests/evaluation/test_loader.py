@@ -18,7 +18,7 @@ from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
 from robustcli.tasks import classification
 from robustcli.tasks.base import ORIGINAL, mean_squared_error, measure
 from robustcli.transforms.base import Transform
-from tests.evaluation.photos import LARGE_VIEW, SMALL_VIEW, make_photos, source
+from tests.evaluation.photos import CROP24, CROP32, make_photos, source
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def digests(stream) -> dict[tuple[str, str], tuple[str, bytes, bytes]]:
             measured = batch.measures[ORIGINAL][position].digest
             pixels = [
                 batch.inputs.views[v][position].numpy().tobytes()
-                for v in (SMALL_VIEW.view, LARGE_VIEW.view)
+                for v in (CROP32.view, CROP24.view)
             ]
             records[batch.cell.transform, image_id] = (measured, *pixels)
     return records
@@ -108,7 +108,7 @@ def test_three_models_share_decoding_transforms_and_views(index, tmp_path, monke
     count(Transform, "for_image", lambda transform: transform.name)
     count(Preprocessing, "apply", lambda preprocessing: preprocessing.view)
     two_models = source(index, tmp_path, *NAMES)
-    views = {**two_models.preparation.model_views, "third": SMALL_VIEW.view}
+    views = {**two_models.preparation.model_views, "third": CROP32.view}
     parts = [
         replace(
             part, piece=replace(part.piece, models=dict.fromkeys(part.piece.cells, tuple(views)))
@@ -125,8 +125,8 @@ def test_three_models_share_decoding_transforms_and_views(index, tmp_path, monke
     assert calls == {
         "decode": photos,
         **dict.fromkeys(("identity", *NAMES), photos),
-        SMALL_VIEW.view: photos * cells,
-        LARGE_VIEW.view: photos * cells,
+        CROP32.view: photos * cells,
+        CROP24.view: photos * cells,
     }
 
 
@@ -153,7 +153,7 @@ def test_only_the_views_of_waiting_models_are_made(index, tmp_path):
         path = Store(tmp_path).prediction_path("large", cell, 0)
         write_rows(path, [row] * 7, INPUT_SCHEMA)
     stream = source(index, tmp_path, "fliplr", order=(0,))
-    assert all(set(batch.inputs.views) == {SMALL_VIEW.view} for batch in stream)
+    assert all(set(batch.inputs.views) == {CROP32.view} for batch in stream)
 
 
 def test_unreadable_images_are_left_out_with_the_reason(tmp_path):

@@ -64,11 +64,11 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, task: str, most: int) -> None:
 )
 def test_rows_are_those_of_the_smaller_batch(data, tmp_path, monkeypatch, task, changes):
     small_blocks(monkeypatch, 8)
-    expected_run = evaluate.evaluate(config(task, data, tmp_path / "two", batch_size=2, **changes))
+    expected = evaluate.evaluate(config(task, data, tmp_path / "two", batch_size=2, **changes))
     limit_memory(monkeypatch, task, 2)
     listener = Recorder()
     run = evaluate.evaluate(config(task, data, tmp_path / "run", batch_size=8, **changes), listener)
-    assert contents(run) == contents(expected_run)
+    assert contents(run) == contents(expected)
     assert read_record(run).status == "complete"
     lines = [line for line in listener.lines if "memory" in line]
     name = "vmamba-pico" if task == "cls" else "otsu"
@@ -77,7 +77,7 @@ def test_rows_are_those_of_the_smaller_batch(data, tmp_path, monkeypatch, task, 
 
 def test_of_an_image_that_does_not_fit_size_and_device_are_named(data, tmp_path, monkeypatch):
     small_blocks(monkeypatch, 4)
-    expected_run = evaluate.evaluate(config("cls", data, tmp_path / "unbroken"))
+    expected = evaluate.evaluate(config("cls", data, tmp_path / "unbroken"))
     run, batch_lengths = tmp_path / "run", []
     with pytest.MonkeyPatch.context() as patch:
         compute = Classifier.logits
@@ -97,15 +97,15 @@ def test_of_an_image_that_does_not_fit_size_and_device_are_named(data, tmp_path,
     assert "`--precision bf16`" in e.value.todo
     kept_rows = contents(run)
     assert kept_rows
-    assert kept_rows.items() <= contents(expected_run).items()
-    assert contents(evaluate.evaluate(config("cls", data, run))) == contents(expected_run)
+    assert kept_rows.items() <= contents(expected).items()
+    assert contents(evaluate.evaluate(config("cls", data, run))) == contents(expected)
 
 
 @pytest.mark.parametrize(("task", "workers"), [("cls", 0), ("cls", 2), ("seg", 0)])
 def test_a_loader_that_runs_out_goes_on_with_halves(data, tmp_path, monkeypatch, task, workers):
     """The failure happens after the first transform of a batch, which is not repeated."""
     small_blocks(monkeypatch, 8)
-    expected_run = evaluate.evaluate(config(task, data, tmp_path / "two", batch_size=2))
+    expected = evaluate.evaluate(config(task, data, tmp_path / "two", batch_size=2))
     kind = PREPARATIONS[task]
     prepare = kind.prepare
 
@@ -119,10 +119,10 @@ def test_a_loader_that_runs_out_goes_on_with_halves(data, tmp_path, monkeypatch,
     listener = Recorder()
     settings = config(task, data, tmp_path / "run", batch_size=8, workers=workers)
     run = evaluate.evaluate(settings, listener)
-    assert contents(run).keys() == contents(expected_run).keys()
+    assert contents(run).keys() == contents(expected).keys()
     names = [name for name in contents(run) if "fliplr" in name]
     assert {name: contents(run)[name] for name in names} == {
-        name: contents(expected_run)[name] for name in names
+        name: contents(expected)[name] for name in names
     }
     assert sum("Out of memory in a loader process" in line for line in listener.lines) == 1
     assert listener.done == listener.total
@@ -152,9 +152,7 @@ def test_unreadable_images_count_in_a_batch_that_comes_in_halves(data, tmp_path,
 
     monkeypatch.setattr(classification, "decode", damaged)
     settings = {"allow_unreadable": 0.5}
-    expected_run = evaluate.evaluate(
-        config("cls", data, tmp_path / "two", batch_size=2, **settings)
-    )
+    expected = evaluate.evaluate(config("cls", data, tmp_path / "two", batch_size=2, **settings))
     decode_all = evaluate.Source._decode_all
 
     def run_out(self: Any, images: Any) -> Any:
@@ -164,7 +162,7 @@ def test_unreadable_images_count_in_a_batch_that_comes_in_halves(data, tmp_path,
 
     monkeypatch.setattr(evaluate.Source, "_decode_all", run_out)
     run = evaluate.evaluate(config("cls", data, tmp_path / "run", batch_size=8, **settings))
-    assert contents(run) == contents(expected_run)
+    assert contents(run) == contents(expected)
 
 
 PLUGIN = """

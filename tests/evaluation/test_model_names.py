@@ -24,7 +24,7 @@ from robustcli.evaluation.record import read_record
 from robustcli.evaluation.store import Store
 from robustcli.tasks.record import ModelRecord
 from robustcli.transforms.base import CLEAN
-from tests.evaluation.photos import SMALL_VIEW, config, make_photos
+from tests.evaluation.photos import CROP32, config, make_photos
 from tests.training.runs import TINY_VMAMBA
 
 
@@ -133,7 +133,7 @@ def untrained_run(place: str, seed: int) -> ModelRequest:
     header = ClassifierHeader(
         model="vmamba-pico", arguments=arguments, window=32, trained_on="elsewhere",
         images_sha256="", label_space="cifar10", classes=space.ids, class_names=space.names,
-        preprocessing=asdict(SMALL_VIEW),
+        preprocessing=asdict(CROP32),
     )  # fmt: skip
     Path(place).mkdir(parents=True)
     write_weights(Path(place) / "weights.safetensors", state, header)

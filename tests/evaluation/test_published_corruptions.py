@@ -59,13 +59,13 @@ def digest(pixels):
 
 
 def test_each_image_gets_its_own_published_picture(tmp_path, clean):
-    published_pictures = pictures(NOISE, FOG)
-    tree = write_tree(tmp_path / "c", published_pictures)
+    published = pictures(NOISE, FOG)
+    tree = write_tree(tmp_path / "c", published)
     run = run_evaluation(config(clean, tmp_path / "run", "published/*", published=(tree,)))
     for corruption in (NOISE, FOG):
         for severity in (1, 2):
             assert digests(run, f"published_{corruption}", severity) == {
-                name: digest(published_pictures[corruption, severity, name]) for name in NAMES
+                name: digest(published[corruption, severity, name]) for name in NAMES
             }
     numbers = table(run)
     assert list(numbers["transform"]) == [
@@ -88,19 +88,17 @@ def test_the_groups_of_imagenet_cs_archives_are_looked_through(tmp_path):
 def test_any_number_of_workers_gives_the_same_rows(tmp_path, clean, workers):
     tree = write_tree(tmp_path / "c", pictures(NOISE))
     settings = {"published": (tree,), "severities": (1,)}
-    run_without_workers = run_evaluation(
-        config(clean, tmp_path / "a", "published", NOISE, **settings)
-    )
+    single = run_evaluation(config(clean, tmp_path / "a", "published", NOISE, **settings))
     run = run_evaluation(
         config(clean, tmp_path / "b", "published", NOISE, workers=workers, **settings)
     )
-    assert table(run).equals(table(run_without_workers))
+    assert table(run).equals(table(single))
 
 
 def test_a_crop_is_not_resized_again(tmp_path, clean):
     """A model that resizes to 48 and crops 24 gets the centre of the published 32 pixels."""
-    published_pictures = pictures(NOISE, severities=(1,))
-    tree = write_tree(tmp_path / "c", published_pictures)
+    published = pictures(NOISE, severities=(1,))
+    tree = write_tree(tmp_path / "c", published)
     model = ModelRequest("vmamba-pico", untrained=True, preprocessing={"resize": 48, "crop": 24})
     for apply_at in ("crop", "original"):
         settings = config(
@@ -112,7 +110,7 @@ def test_a_crop_is_not_resized_again(tmp_path, clean):
         assert parameters["preprocessing"] == "centre crop only"
     view = read_record(tmp_path / "crop").models[0].view
     name = NAMES[4]
-    expected = digest(np.ascontiguousarray(published_pictures[NOISE, 1, name][4:28, 4:28]))
+    expected = digest(np.ascontiguousarray(published[NOISE, 1, name][4:28, 4:28]))
     assert digests(tmp_path / "crop", "published_gaussian_noise", 1, view)[name] == expected
     rows = [
         Store(tmp_path / place).rows("vmamba-pico", Cell("published_gaussian_noise", 1), "cls")
@@ -122,8 +120,8 @@ def test_a_crop_is_not_resized_again(tmp_path, clean):
 
 
 def test_pictures_of_the_clean_images_size_are_resized_like_these(tmp_path, clean):
-    published_pictures = pictures(NOISE, severities=(1,), size=(36, 40))
-    tree = write_tree(tmp_path / "c", published_pictures)
+    published = pictures(NOISE, severities=(1,), size=(36, 40))
+    tree = write_tree(tmp_path / "c", published)
     run = run_evaluation(
         config(clean, tmp_path / "run", "published", published=(tree,), apply_at="crop")
     )
@@ -133,7 +131,7 @@ def test_pictures_of_the_clean_images_size_are_resized_like_these(tmp_path, clea
     clean_preprocessing = Preprocessing(steps.resize, steps.crop, steps.interpolation)
     view = record.models[0].view
     assert digests(run, "published_gaussian_noise", 1, view)[NAMES[0]] == digest(
-        clean_preprocessing.apply(published_pictures[NOISE, 1, NAMES[0]])
+        clean_preprocessing.apply(published[NOISE, 1, NAMES[0]])
     )
 
 
@@ -145,9 +143,9 @@ def test_a_crop_that_is_too_small_is_enlarged():
 
 
 def test_missing_pictures_are_named_before_the_run(tmp_path, clean):
-    published_pictures = pictures(NOISE, FOG)
-    del published_pictures[FOG, 2, NAMES[5]]
-    tree = write_tree(tmp_path / "c", published_pictures)
+    published = pictures(NOISE, FOG)
+    del published[FOG, 2, NAMES[5]]
+    tree = write_tree(tmp_path / "c", published)
     settings = config(clean, tmp_path / "run", "published", published=(tree,))
     with pytest.raises(UsageError, match=f"of 1 images are missing.*fog/2/{NAMES[5]}".replace(
         ".*", r"[\s\S]*"
@@ -186,10 +184,8 @@ def test_a_run_continues_and_changed_pictures_are_refused(tmp_path, clean):
 
 
 def test_suffixes_of_clean_and_published_names_may_differ(tmp_path, clean):
-    published_pictures = {
-        (c, s, n.replace(".png", ".JPEG")): p for (c, s, n), p in pictures(NOISE).items()
-    }
-    tree = write_tree(tmp_path / "c", published_pictures)
+    published = {(c, s, n.replace(".png", ".JPEG")): p for (c, s, n), p in pictures(NOISE).items()}
+    tree = write_tree(tmp_path / "c", published)
     run = run_evaluation(config(clean, tmp_path / "run", "published", published=(tree,)))
     assert (table(run)["n"] == 12).all()
 
@@ -213,9 +209,9 @@ def test_rows_of_arrays_are_found_by_severity_and_image(tmp_path, cifar):
         for severity in range(1, 6):
             shown_digests = digests(run, f"published_{name}", severity)
             assert len(shown_digests) == 10
-            for image_id, published_pictures in shown_digests.items():
+            for image_id, published in shown_digests.items():
                 row = (severity - 1) * 20 + int(image_id.removeprefix("test/"))
-                assert published_pictures == digest(array[row])
+                assert published == digest(array[row])
     assert read_record(run).transforms[1].parameters["preprocessing"] == "the model's own"
 
 
@@ -305,13 +301,13 @@ def test_parity_compares_ours_with_theirs_on_the_same_images(tmp_path, clean):
     noise = next(item for item in transforms() if item.name == "c_gaussian_noise")
     dataset = open_dataset(str(clean), Classes("cifar10"))
     preprocessing = Preprocessing(32, 32, "bicubic")
-    published_pictures = {}
+    published = {}
     for sample in dataset.samples:
         crop = preprocessing.apply(np.asarray(Image.open(sample.image.path)))
         seed = image_seed(0, noise.name, 1, sample.image_id)
-        published_pictures[NOISE, 1, sample.image_id] = noise.apply(crop, seed=seed, severity=1)
-        published_pictures[FOG, 1, sample.image_id] = crop
-    tree = write_tree(tmp_path / "c", published_pictures)
+        published[NOISE, 1, sample.image_id] = noise.apply(crop, seed=seed, severity=1)
+        published[FOG, 1, sample.image_id] = crop
+    tree = write_tree(tmp_path / "c", published)
     model = ModelRequest(
         "vmamba-pico", untrained=True,
         preprocessing={"resize": 32, "crop": 32, "interpolation": "bicubic"},

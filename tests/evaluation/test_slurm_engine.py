@@ -217,15 +217,13 @@ def test_the_same_command_waits_for_the_jobs_of_a_killed_one(
     slurm: dict[str, str],
 ) -> None:
     run, state = tmp_path / "run", Path(slurm["STATE"])
-    slow_slurm = slurm | {
-        "ROBUST_TEST_SLEEP": "0.3"
-    }  # the second command starts before the jobs end
-    process = robust_eval(photos, run, plugin, "array=2,gpus=0", slow_slurm)
+    slow_env = slurm | {"ROBUST_TEST_SLEEP": "0.3"}  # the second command starts before the jobs end
+    process = robust_eval(photos, run, plugin, "array=2,gpus=0", slow_env)
     wait_for_rows(run, process)
     process.kill()
     process.communicate()
     assert workers(run), "the jobs must survive the command"
-    output = finish_command(robust_eval(photos, run, plugin, "array=2,gpus=0", slow_slurm))
+    output = finish_command(robust_eval(photos, run, plugin, "array=2,gpus=0", slow_env))
     assert "Job 1000 of an earlier command goes on" in output
     assert not (state / "1001.sh").exists(), "no second job may be submitted"
     assert contents(run) == expected_rows
@@ -255,9 +253,7 @@ def test_sigterm_cancels_the_jobs_and_the_same_command_goes_on(
 
 
 def test_without_slurm_it_says_so(photos: Path, plugin: Path, tmp_path: Path) -> None:
-    environment = {"PATH": str(tmp_path)}
-    output = finish_command(
-        robust_eval(photos, tmp_path / "run", plugin, "array=2", environment), 3
-    )
+    env = {"PATH": str(tmp_path)}
+    output = finish_command(robust_eval(photos, tmp_path / "run", plugin, "array=2", env), 3)
     assert "cannot submit jobs to SLURM" in output
     assert "cluster=local" in output

@@ -48,15 +48,8 @@ def frozen(run: Path) -> set[str]:
 
 def test_a_fine_tuning_writes_the_documented_files(finished_run: Run) -> None:
     run, _ = finished_run
-    file_names = {path.name for path in run.iterdir() if path.name[0] != "."}
-    assert file_names == {
-        "run.json",
-        "gradients.parquet",
-        "frozen.csv",
-        "scratch",
-        "full",
-        "freeze",
-    }
+    names = {path.name for path in run.iterdir() if path.name[0] != "."}
+    assert names == {"run.json", "gradients.parquet", "frozen.csv", "scratch", "full", "freeze"}
     for mode in ("scratch", "full", "freeze"):
         assert read_train_record(run / mode).status == "complete"
         assert table(run / mode / "test")["dice"].between(0, 1).all()
@@ -125,17 +118,14 @@ def test_the_profile_decides_after_its_steps(finished_run: Run) -> None:
     means = profile.groupby("name")["mean_abs"].mean()
     assert rows.set_index("name")["statistic"].to_dict() == pytest.approx(means.to_dict())
     heads = rows["name"].str.startswith("decoder.seg_layers.")
-    half_of_tensors = int(0.5 * (~heads).sum())
-    lowest = rows[~heads].nsmallest(half_of_tensors, "statistic")["name"]
+    half = int(0.5 * (~heads).sum())
+    lowest = rows[~heads].nsmallest(half, "statistic")["name"]
     assert frozen(run) == set(lowest)
     steps = pd.read_csv(run / "freeze" / "iterations.csv")["trainable"].tolist()
     total = read_finetune_record(run).parameters
     trainable = total - int(rows["count"][rows["frozen"] == 1].sum())
     assert steps == [total] * 2 + [trainable] * 7
-    assert any(
-        f"freeze: Frozen: {half_of_tensors} of {len(rows)} tensors" in line
-        for line in listener.lines
-    )
+    assert any(f"freeze: Frozen: {half} of {len(rows)} tensors" in line for line in listener.lines)
 
 
 def test_modes_begin_alike_and_see_the_same_data(finished_run: Run) -> None:
@@ -255,12 +245,9 @@ def test_a_profile_from_a_file_freezes_before_the_first_step(
 def test_a_profile_of_another_model(
     make_config: MakeConfig, finished_run: Run, tmp_path: Path
 ) -> None:
-    other_weights = write_pretrained(tmp_path / "other.safetensors", features=[4, 12])
+    foreign = write_pretrained(tmp_path / "other.safetensors", features=[4, 12])
     config = make_config(
-        tmp_path / "run",
-        other_weights,
-        rule=HALF_RULE,
-        profile=finished_run[0] / "gradients.parquet",
+        tmp_path / "run", foreign, rule=HALF_RULE, profile=finished_run[0] / "gradients.parquet"
     )
     with pytest.raises(UsageError, match=r"`--profile .*` is of another model") as caught:
         run_finetuning(config)
@@ -297,10 +284,8 @@ def test_a_threshold_that_freezes_everything_names_the_highest_useful_one(
         profile=out / "gradients.parquet", epochs=1,
     )  # fmt: skip
     rows = decisions(run_finetuning(config))
-    trained_names = rows[
-        (rows["frozen"] == 0) & ~rows["name"].str.startswith("decoder.seg_layers.")
-    ]
-    assert len(trained_names) == 1
+    trained = rows[(rows["frozen"] == 0) & ~rows["name"].str.startswith("decoder.seg_layers.")]
+    assert len(trained) == 1
 
 
 def test_a_nan_gradient_stops_the_training(

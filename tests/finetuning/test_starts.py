@@ -101,9 +101,7 @@ def test_other_data_protocols_and_recipes_are_unchanged(config: TrainConfig, dat
 
 
 @pytest.mark.parametrize("name", ["umamba", "umamba-nomamba", "resenc"])
-def test_networks_of_a_plan_on_other_data_use_nnunets_recipe_and_announce_it(
-    name: str,
-) -> None:
+def test_networks_of_a_plan_on_other_data_use_nnunets_recipe_and_announce_it(name: str) -> None:
     messages: list[str] = []
     typed = TrainConfig(name)
     recipe = TASK.usual_recipe(typed, resolve(name), "roads", messages.append)

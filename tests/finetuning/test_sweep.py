@@ -133,21 +133,17 @@ def test_a_sweep_writes_its_rules_scores_and_times(
 ) -> None:
     rules = (FreezeRule(threshold=0.0), FreezeRule(pattern="encoder.*"))
     monkeypatch.setattr(SegmenterFinetuning, "rules", rules)
-    waits_by_rule = {}
+    waits = {}
     start_of = Modes.start
     monkeypatch.setattr(
         Modes,
         "start",
-        lambda self, mode, out: (
-            waits_by_rule.update({out.name: self.waiting}) or start_of(self, mode, out)
-        ),
+        lambda self, mode, out: waits.update({out.name: self.waiting}) or start_of(self, mode, out),
     )
     ratios = [Ratio(0.7, 0.6, 0.8), Ratio(1.0, 0.9, 1.1), Ratio(0.5, 0.4, 0.6)]
-    forecasts = []
+    calls = []
     monkeypatch.setattr(
-        sweep,
-        "seconds_ratios",
-        lambda module, frozen, size, device: forecasts.append(frozen) or ratios,
+        sweep, "seconds_ratios", lambda module, frozen, size, device: calls.append(frozen) or ratios
     )
     out, rule = tmp_path / "run", FreezeRule(quantile=0.5, scope="all")
     config = make_config(out, rule=rule, epochs=1, profile_iterations=1, sweep=True)
@@ -157,20 +153,20 @@ def test_a_sweep_writes_its_rules_scores_and_times(
     assert rows["seconds_ratio"].tolist() == [0.7, 1.0, 0.5]
     assert rows["pattern"].tolist()[2] == "encoder.*"
     assert rows["after_steps"].tolist() == [1, 1, 1]  # `--profile-iterations` was set
-    assert waits_by_rule["all-mean_abs-q0.5-after-1"] == 1
-    assert waits_by_rule["name-encoder._-after-1"] == 1
+    assert waits["all-mean_abs-q0.5-after-1"] == 1
+    assert waits["name-encoder._-after-1"] == 1
     assert rows["frozen_share"].tolist()[1] == 0
     assert rows["dice"][1] == table(out / "full" / "test")["dice"][0]
     swept_run = out / "sweep" / "name-encoder._-after-1"
     assert rows["dice"][2] == table(swept_run / "test")["dice"][0]
     start_weights = load_file(weights)
-    waiting_run = out / "sweep" / "all-mean_abs-q0.5-after-1"
+    waiting = out / "sweep" / "all-mean_abs-q0.5-after-1"
     by_mode, by_sweep = (
-        load_file(run / "weights.safetensors") for run in (out / "freeze", waiting_run)
+        load_file(run / "weights.safetensors") for run in (out / "freeze", waiting)
     )
     for name, tensor in by_mode.items():  # the run's rule, as mode `freeze` applies it
         assert torch.equal(tensor, by_sweep[name])
-    assert any(not torch.equal(by_sweep[name], start_weights[name]) for name in forecasts[0][0])
+    assert any(not torch.equal(by_sweep[name], start_weights[name]) for name in calls[0][0])
     before = (out / SWEEP_FILE).read_bytes()
     run_finetuning(config, Recorder())
     assert (out / SWEEP_FILE).read_bytes() == before

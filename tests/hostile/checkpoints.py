@@ -70,13 +70,10 @@ Rewrite = Callable[[State], bytes]
 
 def contents(state: State, sentinel: Path) -> Iterator[tuple[str, bytes]]:
     """Returns names and bytes of files, none of which contains the undamaged weights."""
-    two_tensors = dict(list(state.items())[:2])
+    pair = dict(list(state.items())[:2])
     for name, attack in attacks(sentinel).items():
-        yield f"{name} in a zip.pth", torch_bytes({"model": two_tensors, "x": attack})
-        yield (
-            f"{name} in the legacy form.pth",
-            torch_bytes({"model": two_tensors, "x": attack}, False),
-        )
+        yield f"{name} in a zip.pth", torch_bytes({"model": pair, "x": attack})
+        yield (f"{name} in the legacy form.pth", torch_bytes({"model": pair, "x": attack}, False))
         yield f"{name} in a pickle.pkl", pickle.dumps(attack)
     yield from _other_tensors(state)
     yield from _other_names(state)
@@ -247,26 +244,23 @@ def _safetensors(state: State) -> Iterator[tuple[str, bytes]]:
     content = save(state)
     for share in (0.001, 0.1, 0.5, 0.99):
         yield f"cut at {share}.safetensors", content[: max(9, int(share * len(content)))]
-    tensor_header = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+    entry = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
     yield "huge header.safetensors", safe("{", length=2**39)
     yield "largest header.safetensors", safe("{", length=2**64 - 1)
     yield "no header.safetensors", safe("", length=0)
     yield "header of a list.safetensors", safe("[1]")
     yield "deep header.safetensors", safe('{"a":' * 50_000)
-    yield "overlapping.safetensors", safe(f'{{"a":{tensor_header},"b":{tensor_header}}}', bytes(8))
+    yield "overlapping.safetensors", safe(f'{{"a":{entry},"b":{entry}}}', bytes(8))
     yield (
         "a gap.safetensors",
         safe(
-            f'{{"a":{tensor_header},"b":{{"dtype":"F32","shape":[2],"data_offsets":[100,108]}}}}',
+            f'{{"a":{entry},"b":{{"dtype":"F32","shape":[2],"data_offsets":[100,108]}}}}',
             bytes(108),
         ),
     )
     yield "backwards.safetensors", safe('{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}',
                                         bytes(8))  # fmt: skip
-    yield (
-        "twice the name.safetensors",
-        safe(f'{{"a":{tensor_header},"a":{tensor_header}}}', bytes(8)),
-    )
+    yield ("twice the name.safetensors", safe(f'{{"a":{entry},"a":{entry}}}', bytes(8)))
     yield (
         "shape of a trillion.safetensors",
         safe('{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,8]}}', bytes(8)),
@@ -283,33 +277,27 @@ def _safetensors(state: State) -> Iterator[tuple[str, bytes]]:
         "unknown numbers.safetensors",
         safe('{"a":{"dtype":"F4","shape":[16],"data_offsets":[0,8]}}', bytes(8)),
     )
-    yield (
-        "broken letters.safetensors",
-        safe(b'{"\xff\xfe":' + tensor_header.encode() + b"}", bytes(8)),
-    )
+    yield ("broken letters.safetensors", safe(b'{"\xff\xfe":' + entry.encode() + b"}", bytes(8)))
     yield (
         "metadata of numbers.safetensors",
-        safe(f'{{"__metadata__":{{"a":1}},"b":{tensor_header}}}', bytes(8)),
+        safe(f'{{"__metadata__":{{"a":1}},"b":{entry}}}', bytes(8)),
     )
     metadata = json.dumps({"robust": '{"schema_version": 1e999, "task": ["cls"]}'})
     yield (
         "our metadata broken.safetensors",
-        safe(f'{{"__metadata__":{metadata},"b":{tensor_header}}}', bytes(8)),
+        safe(f'{{"__metadata__":{metadata},"b":{entry}}}', bytes(8)),
     )
 
 
 def _pickles(state: State, sentinel: Path) -> Iterator[tuple[str, bytes]]:
     """Returns pickles that `pickle.dumps` would not write."""
-    touch_command = f"touch {sentinel}".encode()
-    yield "opcode i.pkl", b"(S'" + touch_command + b"'\nios\nsystem\n."
-    yield "opcode o.pkl", b"(cos\nsystem\nS'" + touch_command + b"'\no."
-    yield "opcode obj in dict.pkl", b"}S'x'\n(cos\nsystem\nS'" + touch_command + b"'\nos."
+    command = f"touch {sentinel}".encode()
+    yield "opcode i.pkl", b"(S'" + command + b"'\nios\nsystem\n."
+    yield "opcode o.pkl", b"(cos\nsystem\nS'" + command + b"'\no."
+    yield "opcode obj in dict.pkl", b"}S'x'\n(cos\nsystem\nS'" + command + b"'\nos."
     yield (
         "stack global.pkl",
-        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c"
-        + bytes([len(touch_command)])
-        + touch_command
-        + b"\x85R.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c" + bytes([len(command)]) + command + b"\x85R.",
     )
     yield "extension.pkl", b"\x80\x02\x82\x01."
     yield "persistent.pkl", b"P0\n."

@@ -51,23 +51,23 @@ def photo(seed: int = 0, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
     return Image.fromarray((ramp + generator.integers(0, 55, ramp.shape)).astype(np.uint8))
 
 
-def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, codec: str, **options: Any) -> bytes:
     """Returns the bytes of `image` in a format."""
     file = io.BytesIO()
-    image.save(file, image_format, **options)
+    image.save(file, codec, **options)
     return file.getvalue()
 
 
-def pillow_pixels(content: bytes) -> NDArray[np.uint8]:
+def pixels_of(content: bytes) -> NDArray[np.uint8]:
     """Returns the pixels that Pillow decodes."""
     with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def undamaged_file(image_format: str) -> bytes:
+def valid_file(codec: str) -> bytes:
     """Returns an undamaged file."""
     image = photo()
-    return encoded(image.convert("P") if image_format == "GIF" else image, image_format)
+    return encoded(image.convert("P") if codec == "GIF" else image, codec)
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
@@ -76,16 +76,11 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(
-    width: int, height: int, data: bytes, *extra_chunks: bytes, depth: int = 8, colour: int = 2
+    width: int, height: int, data: bytes, *extra: bytes, depth: int = 8, colour: int = 2
 ) -> bytes:
     """Returns a PNG of these chunks, with the given values in its header."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    chunks = (
-        png_chunk(b"IHDR", header),
-        *extra_chunks,
-        png_chunk(b"IDAT", data),
-        png_chunk(b"IEND", b""),
-    )
+    chunks = (png_chunk(b"IHDR", header), *extra, png_chunk(b"IDAT", data), png_chunk(b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -120,12 +115,9 @@ def corpus() -> list[HostileImage]:
 
 
 def _truncated() -> Iterator[HostileImage]:
-    for image_format in FORMATS:
-        content, suffix = (
-            undamaged_file(image_format),
-            _SUFFIXES.get(image_format, image_format.lower()),
-        )
-        pixels = pillow_pixels(content)
+    for codec in FORMATS:
+        content, suffix = (valid_file(codec), _SUFFIXES.get(codec, codec.lower()))
+        pixels = pixels_of(content)
         for share in _SHARES:
             truncated = content[: int(share * len(content))]
             yield HostileImage(f"cut at {share}.{suffix}", truncated, pixels, refusable=True)
@@ -133,22 +125,20 @@ def _truncated() -> Iterator[HostileImage]:
             yield HostileImage(f"less {missing}.{suffix}", content[:-missing], pixels, True)
         yield HostileImage(f"empty.{suffix}", b"")
         yield HostileImage(f"first byte.{suffix}", content[:1])
-        other_format = FORMATS[(FORMATS.index(image_format) + 1) % len(FORMATS)]
-        yield HostileImage(f"really {image_format}.{other_format.lower()}", content, pixels)
+        other_format = FORMATS[(FORMATS.index(codec) + 1) % len(FORMATS)]
+        yield HostileImage(f"really {codec}.{other_format.lower()}", content, pixels)
         yield HostileImage(f"with a tail.{suffix}", content + b"MZ" * 500, pixels, True)
 
 
 def _flipped() -> Iterator[HostileImage]:
     """Only PNG detects each changed byte of its pixels; other formats may show other pixels."""
-    content = undamaged_file("PNG")
-    pixels, start = pillow_pixels(content), content.index(b"IDAT") + 4
+    content = valid_file("PNG")
+    pixels, start = pixels_of(content), content.index(b"IDAT") + 4
     for n in range(8):
         generator = random.Random(f"flipped {n}")
-        changed_content = bytearray(content)
-        changed_content[generator.randrange(start, len(content) - 20)] ^= 1 << generator.randrange(
-            8
-        )
-        yield HostileImage(f"flipped bit {n}.png", bytes(changed_content), pixels, refusable=True)
+        changed = bytearray(content)
+        changed[generator.randrange(start, len(content) - 20)] ^= 1 << generator.randrange(8)
+        yield HostileImage(f"flipped bit {n}.png", bytes(changed), pixels, refusable=True)
 
 
 def _bombs() -> Iterator[HostileImage]:
@@ -163,7 +153,7 @@ def _bombs() -> Iterator[HostileImage]:
     yield HostileImage("bomb in a profile.png", png(4, 4, zlib.compress(bytes(52)), png_chunk(
         b"iCCP", b"icc\0\0" + zlib.compress(bytes(80_000_000), 9)
     )), np.zeros((4, 4, 3), np.uint8), refusable=True)  # fmt: skip
-    jpeg = bytearray(undamaged_file("JPEG"))
+    jpeg = bytearray(valid_file("JPEG"))
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_500, 65_500)
     yield HostileImage("bomb of 65,500 x 65,500.jpg", bytes(jpeg))
@@ -178,10 +168,10 @@ def _bombs() -> Iterator[HostileImage]:
     yield HostileImage("many strips.tif", tiff(
         *size, (259, 3, 1, 8), (273, 4, 2**31, 8), (277, 3, 1, 1), (279, 4, 2**31, 9)
     ))  # fmt: skip
-    gif = bytearray(undamaged_file("GIF"))
+    gif = bytearray(valid_file("GIF"))
     gif[6:10] = struct.pack("<HH", 65_535, 65_535)
     yield HostileImage("bomb of 65,535 x 65,535.gif", bytes(gif))
-    bmp = bytearray(undamaged_file("BMP"))
+    bmp = bytearray(valid_file("BMP"))
     bmp[18:26] = struct.pack("<ii", 60_000, 60_000)
     yield HostileImage("bomb of 60,000 x 60,000.bmp", bytes(bmp))
     bmp[18:26] = struct.pack("<ii", SIDE, -(2**31))
@@ -196,25 +186,21 @@ def _unusual() -> Iterator[HostileImage]:
     """Returns valid files with unusual features."""
     image = photo()
     frames = [photo(seed) for seed in range(1, 4)]
-    for image_format in ("GIF", "WEBP", "PNG", "TIFF"):
-        content = encoded(image, image_format, save_all=True, append_images=frames)
-        yield HostileImage(f"animated.{image_format.lower()}", content, pillow_pixels(content))
+    for codec in ("GIF", "WEBP", "PNG", "TIFF"):
+        content = encoded(image, codec, save_all=True, append_images=frames)
+        yield HostileImage(f"animated.{codec.lower()}", content, pixels_of(content))
     many = encoded(image.convert("L"), "TIFF", save_all=True, append_images=[
         Image.new("L", (1, 1)) for _ in range(300)
     ])  # fmt: skip
-    yield HostileImage("301 directories.tif", many, pillow_pixels(many))
-    wide_values = np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE) * 113
-    high = np.repeat((wide_values >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    for image_format in ("PNG", "TIFF"):
-        content = encoded(Image.fromarray(wide_values), image_format)
-        yield HostileImage(f"16 bits.{image_format.lower()}", content, high)
-    yield HostileImage(
-        "32 bits.tif", encoded(Image.fromarray(wide_values.astype(np.int32)), "TIFF")
-    )
-    yield HostileImage(
-        "numbers.tif", encoded(Image.fromarray(wide_values.astype(np.float32)), "TIFF")
-    )
-    for mode, image_format in (
+    yield HostileImage("301 directories.tif", many, pixels_of(many))
+    values = np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE) * 113
+    high = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    for codec in ("PNG", "TIFF"):
+        content = encoded(Image.fromarray(values), codec)
+        yield HostileImage(f"16 bits.{codec.lower()}", content, high)
+    yield HostileImage("32 bits.tif", encoded(Image.fromarray(values.astype(np.int32)), "TIFF"))
+    yield HostileImage("numbers.tif", encoded(Image.fromarray(values.astype(np.float32)), "TIFF"))
+    for mode, codec in (
         *(("CMYK", "JPEG"), ("CMYK", "TIFF"), ("YCbCr", "JPEG"), ("YCbCr", "TIFF"), ("L", "JPEG")),
         *(("1", "PNG"), ("1", "TIFF"), ("L", "PNG"), ("LA", "PNG"), ("RGBA", "PNG"), ("P", "PNG")),
         *(
@@ -226,23 +212,21 @@ def _unusual() -> Iterator[HostileImage]:
             ("1", "PPM"),
         ),
     ):
-        content = encoded(image.convert(mode), image_format)
-        yield HostileImage(f"{mode}.{image_format.lower()}", content, pillow_pixels(content))
+        content = encoded(image.convert(mode), codec)
+        yield HostileImage(f"{mode}.{codec.lower()}", content, pixels_of(content))
     lab = encoded(Image.frombytes("LAB", image.size, image.tobytes()), "TIFF")
-    yield HostileImage("LAB.tif", lab, pillow_pixels(lab))
+    yield HostileImage("LAB.tif", lab, pixels_of(lab))
     palette = encoded(image.convert("P"), "PNG", transparency=bytes(range(256)))
-    yield HostileImage("palette with alpha.png", palette, pillow_pixels(palette))
+    yield HostileImage("palette with alpha.png", palette, pixels_of(palette))
     clear = image.convert("RGBA")
     clear.putalpha(0)
-    yield HostileImage(
-        "transparent.png", encoded(clear, "PNG"), pillow_pixels(encoded(image, "PNG"))
-    )
+    yield HostileImage("transparent.png", encoded(clear, "PNG"), pixels_of(encoded(image, "PNG")))
     for orientation in (*range(9), 255):
         exif = Image.Exif()
         exif[0x0112] = orientation
         content = encoded(image, "JPEG", exif=exif)
-        yield HostileImage(f"orientation {orientation}.jpg", content, pillow_pixels(content))
-    pixels_without_profile = pillow_pixels(encoded(image, "JPEG"))
+        yield HostileImage(f"orientation {orientation}.jpg", content, pixels_of(content))
+    pixels_without_profile = pixels_of(encoded(image, "JPEG"))
     for name, exif in {
         "no EXIF": b"Exif\0\0", "cut EXIF": b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
         "looping EXIF": b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x8769, 4, 1, 8, 8),
@@ -252,21 +236,21 @@ def _unusual() -> Iterator[HostileImage]:
         yield HostileImage(f"{name}.jpg", encoded(image, "JPEG", exif=exif), pixels_without_profile)
     for size in (1, 100, 3_000_000):
         profile = bytes(random.Random(size).randbytes(size))
-        for image_format in ("JPEG", "PNG", "TIFF", "WEBP"):
-            content = encoded(image, image_format, icc_profile=profile)
-            expected = pillow_pixels(encoded(image, image_format))
-            name = f"profile of {size} bytes.{image_format.lower()}"
+        for codec in ("JPEG", "PNG", "TIFF", "WEBP"):
+            content = encoded(image, codec, icc_profile=profile)
+            expected = pixels_of(encoded(image, codec))
+            name = f"profile of {size} bytes.{codec.lower()}"
             yield HostileImage(name, content, expected, refusable=size > 1_000_000)
     yield HostileImage("comments.jpg", b"\xff\xd8" + (
         b"\xff\xfe\xff\xff" + bytes(65_533)
     ) * 40 + encoded(image, "JPEG")[2:], pixels_without_profile)  # fmt: skip
     for width, height in ((1, 1), (1, 3000), (3000, 1)):
         content = encoded(photo(size=(height, width)), "PNG")
-        yield HostileImage(f"{width} x {height}.png", content, pillow_pixels(content))
+        yield HostileImage(f"{width} x {height}.png", content, pixels_of(content))
 
 
 def _not_images() -> Iterator[HostileImage]:
-    jpeg = undamaged_file("JPEG")
+    jpeg = valid_file("JPEG")
     for name, content in {
         "text.png": b"This is no picture.\n", "zeros.png": bytes(5000), "zeros.jpg": bytes(5000),
         "ones.tif": b"\xff" * 5000, "page.jpg": b"<!DOCTYPE html><html><script>1</script></html>",
@@ -303,12 +287,12 @@ def _structures() -> Iterator[HostileImage]:
     yield HostileImage("colour 9.png", png(SIDE, SIDE, data, colour=9))
     yield HostileImage("no palette.png", png(SIDE, SIDE, data, colour=3), black, True)
     yield HostileImage("filter 99.png", png(SIDE, SIDE, zlib.compress(b"\x63" * (73 * SIDE))))
-    content = undamaged_file("PNG")
+    content = valid_file("PNG")
     yield HostileImage("wrong checksum.png", content[:29] + b"\0\0\0\0" + content[33:])
     long = content[:33] + b"\xff\xff\xff\xff" + content[37:]
-    yield HostileImage("long chunk.png", long, pillow_pixels(content), refusable=True)
+    yield HostileImage("long chunk.png", long, pixels_of(content), refusable=True)
     empty_chunks = content[:33] + png_chunk(b"tEXt", b"") * 2000 + content[33:]
-    yield HostileImage("empty chunks.png", empty_chunks, pillow_pixels(content), refusable=True)
+    yield HostileImage("empty chunks.png", empty_chunks, pixels_of(content), refusable=True)
     yield HostileImage("looping directories.tif", tiff((256, 3, 1, 4), (257, 3, 1, 4), following=8))
     yield HostileImage("directory far away.tif", b"II*\0" + struct.pack("<I", 2**32 - 2))
     yield HostileImage("65,535 entries.tif", b"II*\0" + struct.pack("<IH", 8, 65_535) + bytes(600))
@@ -316,7 +300,7 @@ def _structures() -> Iterator[HostileImage]:
         (256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1),
         (273, 4, 1, 2**32 - 10), (277, 3, 1, 1), (278, 4, 1, 4), (279, 4, 1, 16),
     ))  # fmt: skip
-    jpeg = undamaged_file("JPEG")
+    jpeg = valid_file("JPEG")
     for marker in (0xC0, 0xC4, 0xDA, 0xDB):
         offset = jpeg.index(bytes((0xFF, marker)))
         damaged = jpeg[: offset + 2] + b"\xff\xff" + jpeg[offset + 4 :]

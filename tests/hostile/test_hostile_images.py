@@ -28,8 +28,8 @@ from tests.hostile.images import (
     corpus,
     encoded,
     photo,
-    pillow_pixels,
-    undamaged_file,
+    pixels_of,
+    valid_file,
 )
 
 SECONDS = 3  # for one file; the slowest takes 0.1 on an idle core
@@ -92,8 +92,8 @@ class _Rows:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(FORMATS), st.data())
-def test_changed_bytes_give_pixels_or_a_reason(image_format: str, data: st.DataObject) -> None:
-    content = bytearray(undamaged_file(image_format))
+def test_changed_bytes_give_pixels_or_a_reason(codec: str, data: st.DataObject) -> None:
+    content = bytearray(valid_file(codec))
     for _ in range(data.draw(st.integers(1, 6))):
         offset = data.draw(st.integers(0, len(content) - 1))
         change = data.draw(st.sampled_from(["set", "cut", "double", "remove"]))
@@ -116,7 +116,7 @@ def test_changed_bytes_give_pixels_or_a_reason(image_format: str, data: st.DataO
 def test_a_jpeg_of_as_many_scans_as_encoders_write_is_read() -> None:
     content = encoded(photo(size=(40, 40)), "JPEG", progressive=True)
     assert content.count(b"\xff\xda") > 5
-    np.testing.assert_array_equal(decode_bytes(content), pillow_pixels(content))
+    np.testing.assert_array_equal(decode_bytes(content), pixels_of(content))
 
 
 def test_what_never_ends_is_refused_at_once(tmp_path: Path) -> None:
@@ -191,8 +191,8 @@ def test_memory_and_time_stay_within_what_is_stated() -> None:
 @pytest.mark.slow  # 3,000 mutations
 @settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(FORMATS), st.randoms(use_true_random=False))
-def test_many_changed_bytes_give_pixels_or_a_reason(image_format: str, random: object) -> None:
-    content = bytearray(undamaged_file(image_format))
+def test_many_changed_bytes_give_pixels_or_a_reason(codec: str, random: object) -> None:
+    content = bytearray(valid_file(codec))
     for _ in range(random.randint(1, 8)):  # type: ignore[attr-defined]
         content[random.randrange(len(content))] = random.randrange(256)  # type: ignore[attr-defined]
     with suppress(UnreadableImage):

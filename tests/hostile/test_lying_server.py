@@ -40,7 +40,7 @@ class LyingServer:
 
 
 @pytest.fixture
-def lying_server() -> Iterator[LyingServer]:
+def server() -> Iterator[LyingServer]:
     state = LyingServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -94,10 +94,10 @@ def endless(request: BaseHTTPRequestHandler) -> None:
         request.wfile.write(b"10000\r\n" + bytes(65536) + b"\r\n")
 
 
-def refused_message(lying_server: LyingServer, target: Path, sha256: str | None = None) -> str:
+def refused_message(server: LyingServer, target: Path, sha256: str | None = None) -> str:
     """Returns the message of a failed download, which must leave no file under the final name."""
     with pytest.raises(RunError) as caught:
-        fetch_file(lying_server.url, target, sha256=sha256, offline=False)
+        fetch_file(server.url, target, sha256=sha256, offline=False)
     assert not target.exists()
     assert not download.hash_path(target).exists()
     return str(caught.value)
@@ -139,19 +139,19 @@ FAULTS: dict[str, tuple[Answer, str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_nothing_wrong_is_kept(lying_server: LyingServer, target: Path, fault: str) -> None:
+def test_nothing_wrong_is_kept(server: LyingServer, target: Path, fault: str) -> None:
     send, reason = FAULTS[fault]
-    lying_server.answers = [send]
-    assert reason in refused_message(lying_server, target, SHA256)
-    lying_server.answers = [reply()]
-    assert fetch_file(lying_server.url, target, sha256=SHA256, offline=False) == SHA256
+    server.answers = [send]
+    assert reason in refused_message(server, target, SHA256)
+    server.answers = [reply()]
+    assert fetch_file(server.url, target, sha256=SHA256, offline=False) == SHA256
     assert target.read_bytes() == CONTENT
 
 
-def broken_off(lying_server: LyingServer, target: Path, next_answer: Answer) -> None:
+def broken_off(server: LyingServer, target: Path, next_answer: Answer) -> None:
     """Downloads the first half; the server answers the next request with `next_answer`."""
-    lying_server.answers = [reply(CONTENT[:HALF], Content_Length=len(CONTENT)), next_answer]
-    assert "ended after" in refused_message(lying_server, target)
+    server.answers = [reply(CONTENT[:HALF], Content_Length=len(CONTENT)), next_answer]
+    assert "ended after" in refused_message(server, target)
 
 
 @pytest.mark.parametrize(
@@ -160,37 +160,35 @@ def broken_off(lying_server: LyingServer, target: Path, next_answer: Answer) -> 
      "lines 1-2/3", f"bytes {HALF}"],
 )  # fmt: skip
 def test_a_wrong_range_is_never_appended(
-    lying_server: LyingServer, target: Path, content_range: str
+    server: LyingServer, target: Path, content_range: str
 ) -> None:
     """Without a published hash, nothing else would detect the mixture."""
-    broken_off(lying_server, target, reply(SECOND_HALF, 206, Content_Range=content_range))
-    assert "other bytes" in refused_message(lying_server, target)
-    lying_server.answers = [reply()]
-    assert fetch_file(lying_server.url, target, sha256=None, offline=False) == SHA256
-    assert lying_server.ranges == [None, f"bytes={HALF}-", None]
+    broken_off(server, target, reply(SECOND_HALF, 206, Content_Range=content_range))
+    assert "other bytes" in refused_message(server, target)
+    server.answers = [reply()]
+    assert fetch_file(server.url, target, sha256=None, offline=False) == SHA256
+    assert server.ranges == [None, f"bytes={HALF}-", None]
 
 
-def test_the_right_range_is_appended(lying_server: LyingServer, target: Path) -> None:
+def test_the_right_range_is_appended(server: LyingServer, target: Path) -> None:
     last = len(CONTENT) - 1
     broken_off(
-        lying_server,
-        target,
-        reply(SECOND_HALF, 206, Content_Range=f"bytes {HALF}-{last}/{last + 1}"),
+        server, target, reply(SECOND_HALF, 206, Content_Range=f"bytes {HALF}-{last}/{last + 1}")
     )
-    assert fetch_file(lying_server.url, target, sha256=None, offline=False) == SHA256
+    assert fetch_file(server.url, target, sha256=None, offline=False) == SHA256
 
 
-def test_a_server_that_ignores_ranges_starts_anew(lying_server: LyingServer, target: Path) -> None:
-    broken_off(lying_server, target, reply())
-    assert fetch_file(lying_server.url, target, sha256=None, offline=False) == SHA256
+def test_a_server_that_ignores_ranges_starts_anew(server: LyingServer, target: Path) -> None:
+    broken_off(server, target, reply())
+    assert fetch_file(server.url, target, sha256=None, offline=False) == SHA256
 
 
 def test_a_body_without_end_is_given_up(
-    lying_server: LyingServer, target: Path, monkeypatch: pytest.MonkeyPatch
+    server: LyingServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_MOST_UNANNOUNCED", 3_000_000)
-    lying_server.answers = [endless]
-    assert "does not end" in refused_message(lying_server, target)
+    server.answers = [endless]
+    assert "does not end" in refused_message(server, target)
     assert sum(path.stat().st_size for path in target.parent.iterdir()) < 1000
 
 
@@ -210,37 +208,35 @@ def dripping(request: BaseHTTPRequestHandler, headers: bool) -> None:
 
 
 def test_a_body_that_drips_is_given_up_and_continued(
-    lying_server: LyingServer, target: Path, monkeypatch: pytest.MonkeyPatch
+    server: LyingServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_SLOW_S", 0.3)
-    lying_server.answers = [lambda request: dripping(request, headers=False)]
+    server.answers = [lambda request: dripping(request, headers=False)]
     started_at = time.monotonic()
-    assert "bytes in 0 seconds: given up" in refused_message(lying_server, target, SHA256)
+    assert "bytes in 0 seconds: given up" in refused_message(server, target, SHA256)
     assert time.monotonic() - started_at < 5  # the complete body would take 1,000
     received = sum(path.stat().st_size for path in target.parent.glob("*.part"))
     assert 0 < received < 1000
     remaining, last = CONTENT[received:], len(CONTENT) - 1
-    lying_server.answers = [
-        reply(remaining, 206, Content_Range=f"bytes {received}-{last}/{last + 1}")
-    ]
-    assert fetch_file(lying_server.url, target, sha256=SHA256, offline=False) == SHA256
-    assert lying_server.ranges == [None, f"bytes={received}-"]
+    server.answers = [reply(remaining, 206, Content_Range=f"bytes {received}-{last}/{last + 1}")]
+    assert fetch_file(server.url, target, sha256=SHA256, offline=False) == SHA256
+    assert server.ranges == [None, f"bytes={received}-"]
 
 
 def test_headers_that_drip_are_given_up(
-    lying_server: LyingServer, target: Path, monkeypatch: pytest.MonkeyPatch
+    server: LyingServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_HEADERS_S", 0.3)
-    lying_server.answers = [lambda request: dripping(request, headers=True)]
+    server.answers = [lambda request: dripping(request, headers=True)]
     started_at = time.monotonic()
-    assert "no answer was complete after" in refused_message(lying_server, target)
+    assert "no answer was complete after" in refused_message(server, target)
     assert time.monotonic() - started_at < 5
-    lying_server.answers = [reply()]
-    assert fetch_file(lying_server.url, target, sha256=None, offline=False) == SHA256
+    server.answers = [reply()]
+    assert fetch_file(server.url, target, sha256=None, offline=False) == SHA256
 
 
 def test_a_slow_line_that_gets_on_is_waited_for(
-    lying_server: LyingServer, target: Path, monkeypatch: pytest.MonkeyPatch
+    server: LyingServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_SLOW_S", 0.05)
 
@@ -250,20 +246,20 @@ def test_a_slow_line_that_gets_on_is_waited_for(
             request.wfile.write(CONTENT[first : first + 10_000])
             time.sleep(0.02)
 
-    lying_server.answers = [send_slowly]
-    assert fetch_file(lying_server.url, target, sha256=SHA256, offline=False) == SHA256
+    server.answers = [send_slowly]
+    assert fetch_file(server.url, target, sha256=SHA256, offline=False) == SHA256
 
 
-def test_a_connection_that_is_reset_is_continued(lying_server: LyingServer, target: Path) -> None:
+def test_a_connection_that_is_reset_is_continued(server: LyingServer, target: Path) -> None:
     def reset_connection(request: BaseHTTPRequestHandler) -> None:
         reply(CONTENT[:HALF], Content_Length=len(CONTENT))(request)
         request.wfile.flush()
         request.connection.shutdown(2)
 
-    lying_server.answers = [reset_connection]
-    refused_message(lying_server, target, SHA256)
-    lying_server.answers = [reply()]
-    assert fetch_file(lying_server.url, target, sha256=SHA256, offline=False) == SHA256
+    server.answers = [reset_connection]
+    refused_message(server, target, SHA256)
+    server.answers = [reply()]
+    assert fetch_file(server.url, target, sha256=SHA256, offline=False) == SHA256
 
 
 @pytest.mark.parametrize(
@@ -290,24 +286,24 @@ def test_https_never_leads_to_this_machine() -> None:
 
 
 def test_the_size_is_announced(
-    lying_server: LyingServer,
+    server: LyingServer,
     target: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(download, "_ANNOUNCED_FROM", 1000)
-    lying_server.answers = [reply()]
+    server.answers = [reply()]
     with caplog.at_level(logging.WARNING):
-        fetch_file(lying_server.url, target, sha256=None, offline=False)
+        fetch_file(server.url, target, sha256=None, offline=False)
     assert caplog.messages == ["`file.bin`: 0 MB to download."]
 
 
-def test_two_processes_share_one_download(lying_server: LyingServer, target: Path) -> None:
-    lying_server.answers = [reply()]
+def test_two_processes_share_one_download(server: LyingServer, target: Path) -> None:
+    server.answers = [reply()]
     context = multiprocessing.get_context("spawn")
     keywords = {"sha256": SHA256, "offline": False}
     processes = [
-        context.Process(target=fetch_file, args=(lying_server.url, target), kwargs=keywords)
+        context.Process(target=fetch_file, args=(server.url, target), kwargs=keywords)
         for _ in range(2)
     ]
     for process in processes:
@@ -315,7 +311,7 @@ def test_two_processes_share_one_download(lying_server: LyingServer, target: Pat
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    assert lying_server.ranges == [None]
+    assert server.ranges == [None]
     assert target.read_bytes() == CONTENT
 
 
@@ -338,11 +334,11 @@ def test_a_compressed_tar_that_would_fill_the_disk(
 
 
 @pytest.fixture
-def remote(lying_server: LyingServer, monkeypatch: pytest.MonkeyPatch) -> hub_files.RemoteFile:
+def remote(server: LyingServer, monkeypatch: pytest.MonkeyPatch) -> hub_files.RemoteFile:
     """Returns a file of 1,000 bytes on a hub, which is `lying_server`."""
     from huggingface_hub import constants
 
-    hub = lying_server.url.removesuffix("/file.bin")
+    hub = server.url.removesuffix("/file.bin")
     monkeypatch.setattr(constants, "ENDPOINT", hub)
     template = hub + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -368,24 +364,24 @@ HUB_FAULTS: dict[str, tuple[Answer, str]] = {
 
 @pytest.mark.parametrize("fault", HUB_FAULTS)
 def test_of_the_hub_no_more_is_held_than_was_asked_for(
-    lying_server: LyingServer, remote: hub_files.RemoteFile, fault: str
+    server: LyingServer, remote: hub_files.RemoteFile, fault: str
 ) -> None:
     send, reason = HUB_FAULTS[fault]
-    lying_server.answers = [send]
+    server.answers = [send]
     tracemalloc.start()
     with pytest.raises(OSError, match=reason):
         remote.read(100)
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
     # By range, because a client of an earlier test may still connect to a reused port.
-    assert lying_server.ranges.count("bytes=0-99") == (1 if fault == "refusal" else 2)
-    lying_server.answers = [reply(CONTENT[:100], 206, Content_Range=RANGE)]
+    assert server.ranges.count("bytes=0-99") == (1 if fault == "refusal" else 2)
+    server.answers = [reply(CONTENT[:100], 206, Content_Range=RANGE)]
     assert remote.read(100) == CONTENT[:100]
     assert remote.tell() == 100
 
 
 def test_endless_ranges_of_the_hub_are_cut(
-    lying_server: LyingServer, remote: hub_files.RemoteFile
+    server: LyingServer, remote: hub_files.RemoteFile
 ) -> None:
     def send(request: BaseHTTPRequestHandler) -> None:
         request.send_response(206)
@@ -395,13 +391,13 @@ def test_endless_ranges_of_the_hub_are_cut(
         while True:
             request.wfile.write(b"10000\r\n" + bytes(65536) + b"\r\n")
 
-    lying_server.answers = [send]
+    server.answers = [send]
     with pytest.raises(OSError, match="more than the 100 bytes"):
         remote.read(100)
 
 
 def test_a_hub_that_drips_is_given_up(
-    lying_server: LyingServer, remote: hub_files.RemoteFile, monkeypatch: pytest.MonkeyPatch
+    server: LyingServer, remote: hub_files.RemoteFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_SLOW_S", 0.2)
 
@@ -411,7 +407,7 @@ def test_a_hub_that_drips_is_given_up(
             request.wfile.write(bytes([byte]))
             time.sleep(0.01)
 
-    lying_server.answers = [send]
+    server.answers = [send]
     started_at = time.monotonic()
     with pytest.raises(download.SlowTransferError, match="given up"):
         remote.read()
@@ -420,17 +416,17 @@ def test_a_hub_that_drips_is_given_up(
 
 @pytest.mark.parametrize("size", ["*", "many", "-5", "1e9"])
 def test_a_hub_that_announces_no_number(
-    lying_server: LyingServer, remote: hub_files.RemoteFile, size: str
+    server: LyingServer, remote: hub_files.RemoteFile, size: str
 ) -> None:
-    lying_server.answers = [reply(b"x", 206, Content_Range=f"bytes 0-0/{size}")]
+    server.answers = [reply(b"x", 206, Content_Range=f"bytes 0-0/{size}")]
     with pytest.raises(OSError, match="announces"):
         remote._ask_size()
 
 
 def test_a_range_that_is_larger_than_memory_is_not_asked_for(
-    lying_server: LyingServer, remote: hub_files.RemoteFile
+    server: LyingServer, remote: hub_files.RemoteFile
 ) -> None:
     remote.size = 2**60
     with pytest.raises(OSError, match="more than are read"):
         remote.read()
-    assert lying_server.ranges == []
+    assert server.ranges == []

@@ -96,11 +96,8 @@ def _write_block(
     kinds = ("true", "predicted") if method.targeted else ("none",)
     rows, maps, photos, pictures, ids, views = [], [], [], [], [], []
     for i, image_id in enumerate(plan.ids[: plan.done]):
-        flips, true_class = i % 3 == 0, i % 4
-        predictions = {
-            "clean": true_class,
-            "transformed": (true_class + 1) % 4 if flips else true_class,
-        }
+        flips, truth = i % 3 == 0, i % 4
+        predictions = {"clean": truth, "transformed": (truth + 1) % 4 if flips else truth}
         shift = 1 + plan.further * flips + 0.2 * draw.random()
         for view in ("clean", "transformed")[: 1 if cell == CLEAN else 2]:
             photo = np.full((SIDE, SIDE, 3), 90, dtype=np.uint8)
@@ -110,11 +107,9 @@ def _write_block(
             views.append(view)
             for kind in kinds:
                 is_transformed = view == "transformed"
-                target = {
-                    "true": true_class,
-                    "predicted": predictions["transformed"],
-                    "none": None,
-                }[kind]
+                target = {"true": truth, "predicted": predictions["transformed"], "none": None}[
+                    kind
+                ]
                 relevance = spot(6, 5 + is_transformed * shift) - 0.6 * spot(12, 12)
                 maps.append(relevance)
                 pictures.append(np.roll(photos[-1], 3, axis=0))
@@ -126,7 +121,7 @@ def _write_block(
                         "target_label": None if target is None else plan.labels[target],
                         "probability": None if target is None else
                         (0.8 if target == predictions[view] else 0.06),
-                        "prediction": predictions[view], "true_class": true_class,
+                        "prediction": predictions[view], "true_class": truth,
                         "flipped": None if cell == CLEAN else flips,
                         "array_file": path.with_suffix(".npz").relative_to(run).as_posix(),
                         "array_index": len(maps) - 1, "photo_index": len(photos) - 1,

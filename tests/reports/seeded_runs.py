@@ -22,15 +22,13 @@ def build_seeds(
 ) -> Path:  # fmt: skip
     """Writes trainings from seed 0 on; the last `missing` ones are not finished."""
     run.mkdir(parents=True, exist_ok=True)
-    finished_count = len(qualities) - missing
+    finished = len(qualities) - missing
     for seed, base in enumerate(qualities):
-        seed_plan = replace(
-            plan, measured=seed < finished_count, finished=None if seed < finished_count else 2
-        )
+        seed_plan = replace(plan, measured=seed < finished, finished=None if seed < finished else 2)
         folder = build_training(seed_folder(run, seed), replace(seed_plan, base=base))
         TRAINING.update(folder, seed=seed, split_seed=0 if seed else None)
     failures = [
-        SeedFailure(seed=seed, error="The loss is not finite.") for seed in range(finished_count, 3)
+        SeedFailure(seed=seed, error="The loss is not finite.") for seed in range(finished, 3)
     ]
     _write(run, seed_folder(run, 0), len(qualities), failures[:missing])
     return run

@@ -181,11 +181,9 @@ def test_a_picture_is_enlarged_and_escape_gives_the_focus_back(
     browser.js("document.querySelectorAll('.zoom')[1].focus()")
     browser.key("Enter", 13, "\r")
     assert browser.js("document.querySelector('dialog').open")
-    thumbnail_width = browser.js(
-        "document.querySelectorAll('.zoom img')[1].getBoundingClientRect().width"
-    )
+    width = browser.js("document.querySelectorAll('.zoom img')[1].getBoundingClientRect().width")
     large = browser.js("document.querySelector('dialog img').getBoundingClientRect().width")
-    assert large > thumbnail_width
+    assert large > width
     assert browser.js("document.querySelector('dialog').contains(document.activeElement)")
     browser.key("Escape", 27)
     assert not browser.js("document.querySelector('dialog').open")

@@ -275,9 +275,7 @@ def test_runs_that_differ_are_refused_with_the_difference(tmp_path: Path, name: 
     assert "--force-common" in caught.value.todo
 
 
-def forced_comparison(
-    folder: Path, name: str, change: Callable[[Path], None] = lambda _: None
-) -> Comparison:
+def forced(folder: Path, name: str, change: Callable[[Path], None] = lambda _: None) -> Comparison:
     runs = two_runs(folder, other_plan=DIFFERENCES[name][0])
     change(runs[1])
     return read_comparison(runs, force_common=True)
@@ -288,7 +286,7 @@ def cells(comparison: Comparison) -> list[str]:
 
 
 def test_common_images_are_compared_on_request(tmp_path: Path) -> None:
-    comparison = forced_comparison(tmp_path, "images")
+    comparison = forced(tmp_path, "images")
     assert (comparison.n, cells(comparison)) == (60, [t.name for t in TRANSFORMS])
     (left_out_cell,) = comparison.left_out
     assert left_out_cell.startswith("Images that not every run has: class-")
@@ -300,9 +298,7 @@ def test_common_images_are_compared_on_request(tmp_path: Path) -> None:
 
 
 def test_of_changed_files_those_with_other_pixels_are_left_out(tmp_path: Path) -> None:
-    comparison = forced_comparison(
-        tmp_path, "contents", lambda run: rewrite_pixels(run, "identity", slice(3))
-    )
+    comparison = forced(tmp_path, "contents", lambda run: rewrite_pixels(run, "identity", slice(3)))
     assert comparison.n == 77
     assert comparison.left_out[0] == (
         "Images whose files hold other pixels: class-00/photo-00000.jpeg, "
@@ -311,17 +307,15 @@ def test_of_changed_files_those_with_other_pixels_are_left_out(tmp_path: Path) -
 
 
 def test_images_of_another_class_are_left_out(tmp_path: Path) -> None:
-    comparison = forced_comparison(
-        tmp_path, "images", lambda run: rewrite_targets(run, "swin-b", 5)
-    )
+    comparison = forced(tmp_path, "images", lambda run: rewrite_targets(run, "swin-b", 5))
     assert comparison.n == 55
     assert any(s.startswith("Images of another class: class-00") for s in comparison.left_out)
 
 
 def test_with_another_seed_the_pixels_decide(tmp_path: Path) -> None:
-    equal_pixels = forced_comparison(tmp_path / "same", "seed")
+    equal_pixels = forced(tmp_path / "same", "seed")
     assert len(equal_pixels.lines) == 4, "transforms with equal pixels are compared"
-    other_pixels = forced_comparison(
+    other_pixels = forced(
         tmp_path / "other", "seed", lambda run: rewrite_pixels(run, "affine", slice(9))
     )
     assert cells(other_pixels) == ["identity", "additive_gaussian_noise", "crop"]
@@ -355,7 +349,7 @@ def test_with_other_crops_only_untouched_images_can_be_shown_to_be_the_same(tmp_
 def test_common_transforms_are_compared_on_request(
     tmp_path: Path, name: str, expected: list[str]
 ) -> None:
-    comparison = forced_comparison(tmp_path, name)
+    comparison = forced(tmp_path, name)
     assert cells(comparison) == expected
     assert comparison.differences
     assert comparison.n == (79 if name == "unreadable" else 80)
@@ -372,7 +366,7 @@ def test_of_a_partial_run_finished_transforms_are_compared_on_request(tmp_path: 
     assert cells(comparison) == ["identity", "additive_gaussian_noise", "crop"]
     assert comparison.n == 80
     with pytest.raises(UsageError, match="no finished transform of the same images in common"):
-        forced_comparison(tmp_path / "nothing", "partial")
+        forced(tmp_path / "nothing", "partial")
 
 
 def test_a_mode_that_is_not_measured_yet_is_left_out_on_request(tmp_path: Path) -> None:

@@ -174,11 +174,9 @@ def test_what_was_not_asked_for_is_said(tmp_path: Path) -> None:
     assert reasons["completeness_error"] == "a check of integrated gradients only"
     assert reasons["map_similarity"].startswith("compares the transformed photo's map")
     assert reasons["pointing_hit"] == "nothing says where the object is (`--boxes`)"
-    with_boxes = replace(
-        explanation, record=explanation.record.model_copy(update={"boxes": "ab" * 32})
-    )
-    assert absences(with_boxes, clean)["pointing_hit"].startswith("none of the photos has a box")
-    assert "ab" * 32 in section(explanation_page(with_boxes), "Settings")
+    boxed = replace(explanation, record=explanation.record.model_copy(update={"boxes": "ab" * 32}))
+    assert absences(boxed, clean)["pointing_hit"].startswith("none of the photos has a box")
+    assert "ab" * 32 in section(explanation_page(boxed), "Settings")
 
 
 def test_untouched_photos_alone_are_compared_with_nothing(tmp_path: Path) -> None:

@@ -124,11 +124,9 @@ def test_values_are_shown_letter_for_letter(
     page = from_template("t", value=value)
     outline = Outline(to_html(page, templates))
     body = [
-        (tag_of_text, text)
-        for tag_of_text, text in outline.texts
-        if tag_of_text not in ("title", "h1", "th")
+        (element, text) for element, text in outline.texts if element not in ("title", "h1", "th")
     ]
-    assert {tag_of_text for tag_of_text, _ in body} == {tag}
+    assert {element for element, _ in body} == {tag}
     assert outline.text_in(tag) == visible(value)
     assert outline.images == []
 

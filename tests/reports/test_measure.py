@@ -32,20 +32,18 @@ def test_best_and_worst_by_the_mean_over_models_without_identity() -> None:
     first = table({("identity", 0): 0.99, **{(f"t{i}", 0): i / 20 for i in range(10)}})
     second = table({("identity", 0): 0.99, **{(f"t{i}", 0): i / 20 for i in range(10)}}, "b")
     second.loc[second["transform"] == "t5", "top1"] = 1.0
-    extreme_rows = extremes(pd.concat([first, second]))
-    assert [name for name, _ in extreme_rows.best] == ["t5", "t9", "t8", "t7"]
-    assert [name for name, _ in extreme_rows.worst] == ["t0", "t1", "t2", "t3"]
+    extreme = extremes(pd.concat([first, second]))
+    assert [name for name, _ in extreme.best] == ["t5", "t9", "t8", "t7"]
+    assert [name for name, _ in extreme.worst] == ["t0", "t1", "t2", "t3"]
 
 
 @pytest.mark.parametrize(("count", "best", "worst"), [(0, 0, 0), (1, 1, 0), (2, 1, 1), (7, 4, 3)])
 def test_few_transforms_are_shared_out_without_repetition(
     count: int, best: int, worst: int
 ) -> None:
-    extreme_rows = extremes(
-        table({("identity", 0): 1.0, **{(f"t{i}", 0): i / 9 for i in range(count)}})
-    )
-    assert (len(extreme_rows.best), len(extreme_rows.worst)) == (best, worst)
-    assert not set(extreme_rows.best) & set(extreme_rows.worst)
+    extreme = extremes(table({("identity", 0): 1.0, **{(f"t{i}", 0): i / 9 for i in range(count)}}))
+    assert (len(extreme.best), len(extreme.worst)) == (best, worst)
+    assert not set(extreme.best) & set(extreme.worst)
 
 
 def test_a_transform_is_represented_by_its_full_range_else_by_its_highest_severity() -> None:
@@ -60,8 +58,8 @@ def test_a_transform_is_represented_by_its_full_range_else_by_its_highest_severi
 def test_a_transform_that_a_model_lacks_is_not_ranked() -> None:
     first = table({("blur", 0): 0.5, ("snow", 0): 0.9})
     second = table({("blur", 0): 0.5, ("snow", 0): float("nan")}, "b")
-    extreme_rows = extremes(pd.concat([first, second]))
-    assert (extreme_rows.best, extreme_rows.worst) == ([("blur", 0)], [])
+    extreme = extremes(pd.concat([first, second]))
+    assert (extreme.best, extreme.worst) == ([("blur", 0)], [])
 
 
 def test_segmenters_are_ranked_by_dice() -> None:

@@ -55,16 +55,12 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finetune_seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def modes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tuned_seeds(tmp_path_factory.mktemp("tuned") / "run")
 
 
-def test_the_page_is_read_by_a_person(masks: Path, finetune_seeds: Path, paper: Path) -> None:
-    for run, name in (
-        (masks, "seeds"),
-        (finetune_seeds, "seeds-finetuning"),
-        (paper, "seeds-paper"),
-    ):
+def test_the_page_is_read_by_a_person(masks: Path, modes: Path, paper: Path) -> None:
+    for run, name in ((masks, "seeds"), (modes, "seeds-finetuning"), (paper, "seeds-paper")):
         assert_golden(seeds_text(read_seeds(run)), name)
 
 
@@ -157,8 +153,8 @@ def test_classifiers_have_the_published_accuracies_of_the_paper(tmp_path: Path) 
     assert "top-1" in seeds_text(findings)
 
 
-def test_modes_are_compared_with_full_seed_by_seed(finetune_seeds: Path) -> None:
-    findings = read_seeds(finetune_seeds)
+def test_modes_are_compared_with_full_seed_by_seed(modes: Path) -> None:
+    findings = read_seeds(modes)
     values = {series.mode: list(series.by_seed.values()) for series in findings.series}
     assert list(findings.differences) == ["scratch", "freeze"]
     for mode, difference in findings.differences.items():

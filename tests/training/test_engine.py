@@ -249,10 +249,8 @@ def test_more_epochs_go_on_where_the_schedule_allows_it(data: Path, tmp_path: Pa
     run_training(tiny_unet(data, short_run, **overrides, epochs=2))
     run_training(tiny_unet(data, short_run, **overrides, epochs=3))
     assert same_state(weights_of(long_run), weights_of(short_run))
-    long_scores, short_scores = (
-        table(run / "test").drop(columns="model") for run in (long_run, short_run)
-    )
-    pd.testing.assert_frame_equal(long_scores, short_scores)
+    long, short = (table(run / "test").drop(columns="model") for run in (long_run, short_run))
+    pd.testing.assert_frame_equal(long, short)
     assert read_train_record(short_run).recipe.epochs == 3
 
 

@@ -69,14 +69,9 @@ def torchrun(count: int, *options: str) -> list[str]:
     return [*launcher, *rendezvous, "--master-port", port, *options]
 
 
-def job(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+def job(command: list[str], **extra: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command,
-        env=environment() | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
+        command, env=environment() | extra, capture_output=True, text=True, check=False, timeout=240
     )
 
 
@@ -298,14 +293,10 @@ def test_validation_is_that_of_one_process(
     assert result.returncode == 0, result.stderr
     for protocol, score in (("own", "val_dice"), ("paper", "val_dice"), ("classes", "val_top1")):
         assert read_train_record(tmp_path / protocol).devices == count
-        single_metrics, shared_metrics = (
-            pd.read_csv(f / protocol / "metrics.csv") for f in (folder, tmp_path)
-        )
+        single, shared = (pd.read_csv(f / protocol / "metrics.csv") for f in (folder, tmp_path))
         # Batches are equal; only the order of sums of a few float32 numbers may differ.
         for column in ("val_loss", score):
-            assert shared_metrics[column].tolist() == pytest.approx(
-                single_metrics[column].tolist(), rel=1e-6
-            )
+            assert shared[column].tolist() == pytest.approx(single[column].tolist(), rel=1e-6)
         rows = pd.read_csv(tmp_path / protocol / "splits.csv")
         held_out_ids = rows[rows["split"] == "test"]["image_id"].tolist()
         assert read_n(tmp_path / protocol / "test") == len(held_out_ids)

@@ -102,9 +102,7 @@ def test_the_papers_rows(name: str) -> None:
 
 
 def test_every_recipe_is_listed_with_its_network_and_protocol() -> None:
-    rows = {
-        (name, protocol_name): recipe for name, protocol_name, recipe in listed() if name[0] != "-"
-    }
+    rows = {(name, p): recipe for name, p, recipe in listed() if name[0] != "-"}
     assert len(rows) == len(TABLE) + 1 + len(PATIENT_RECIPES) + 1
     for (name, protocol), recipe in rows.items():
         serves = "none of them" if name == "*" else name

@@ -19,7 +19,7 @@ from robustcli.training.record import TRAINING, RecipeRecord, TrainRecord, read_
 
 
 def record(recipe: dict[str, Any] | None = None, **overrides: Any) -> TrainRecord:
-    recipe_settings: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "loss": "dice", "optimizer": "Adam", "lr": 0.1, "weight_decay": 0.0, "batch_size": 4,
         "schedule": "constant", "accumulate": 1, "epochs": 5, "clip": None, "window": 64,
         "augmentation": "none", "patience": None, "precision": "fp32", "expected_dice": None,
@@ -36,9 +36,7 @@ def record(recipe: dict[str, Any] | None = None, **overrides: Any) -> TrainRecor
             images_available=9, subset=None, demonstration=False, digest="00",
         ),
     }  # fmt: skip
-    return TrainRecord(
-        **(defaults | overrides), recipe=RecipeRecord(**(recipe_settings | (recipe or {})))
-    )
+    return TrainRecord(**(defaults | overrides), recipe=RecipeRecord(**(fields | (recipe or {}))))
 
 
 def changed_settings(old: TrainRecord, new: TrainRecord) -> list[str]:

@@ -280,33 +280,30 @@ def test_half_of_the_parts_are_mirrored() -> None:
     assert 70 < sum(left_edges) < 130
 
 
-PREPROCESSING = Preprocessing(resize=16, crop=16, interpolation="bilinear")
+VIEW16 = Preprocessing(resize=16, crop=16, interpolation="bilinear")
 PIXELS_PHOTOS = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3), dtype=np.uint8)
 SUBSET = DecodedSubset(["a", "b"], [Decoded(pixels) for pixels in PIXELS_PHOTOS], [1, 0])
 
 
 def test_crops_depend_on_epoch_and_id_not_on_position() -> None:
-    samples = RandomCrops(SUBSET, PREPROCESSING, "light", seed=3)
+    samples = RandomCrops(SUBSET, VIEW16, "light", seed=3)
     reversed_part = DecodedSubset(["b", "a"], SUBSET.decoded[::-1], [0, 1])
-    same_seed = RandomCrops(reversed_part, PREPROCESSING, "light", seed=3)
+    same_seed = RandomCrops(reversed_part, VIEW16, "light", seed=3)
     assert torch.equal(samples[0, 0].image, same_seed[0, 1].image)
     assert not torch.equal(samples[0, 0].image, samples[1, 0].image)
-    other_seed = RandomCrops(SUBSET, PREPROCESSING, "light", seed=4)
+    other_seed = RandomCrops(SUBSET, VIEW16, "light", seed=4)
     assert not torch.equal(samples[0, 0].image, other_seed[0, 0].image)
 
 
 def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
-    crops, whole_photos = (
-        RandomCrops(SUBSET, PREPROCESSING, "none", seed=3),
-        WholePhotos(SUBSET, PREPROCESSING),
-    )
-    expected = torch.from_numpy(PREPROCESSING.apply(PIXELS_PHOTOS[1]).transpose(2, 0, 1).copy())
+    crops, whole_photos = (RandomCrops(SUBSET, VIEW16, "none", seed=3), WholePhotos(SUBSET, VIEW16))
+    expected = torch.from_numpy(VIEW16.apply(PIXELS_PHOTOS[1]).transpose(2, 0, 1).copy())
     assert torch.equal(crops[5, 1].image, whole_photos[1].image)
     assert torch.equal(whole_photos[1].image, expected)
 
 
 def test_a_batch_keeps_ids_and_classes_together() -> None:
-    whole_photos = WholePhotos(SUBSET, PREPROCESSING)
+    whole_photos = WholePhotos(SUBSET, VIEW16)
     batch = collate_photos([whole_photos[1], whole_photos[0]])
     assert batch.images.shape == (2, 3, 16, 16)
     assert batch.ids == ["b", "a"]

@@ -81,10 +81,8 @@ def test_each_seed_is_an_ordinary_run_on_the_images_of_the_first(
     assert records[0].initial_weights_sha256 != records[1].initial_weights_sha256
     splits = [pd.read_csv(pair / f"seed-{seed}" / "splits.csv") for seed in (0, 1)]
     pd.testing.assert_frame_equal(splits[0], splits[1])
-    other_plan = plan_training(
-        seed_config(data, tmp_path / "other", seeds=None, seed=1), Recorder()
-    )
-    held_out = {sample.image_id for sample in other_plan.splits.test.samples}
+    plan = plan_training(seed_config(data, tmp_path / "other", seeds=None, seed=1), Recorder())
+    held_out = {sample.image_id for sample in plan.splits.test.samples}
     assert held_out != set(splits[0].loc[splits[0]["split"] == "test", "image_id"])
 
 
@@ -118,8 +116,8 @@ def test_the_folder_without_out_does_not_depend_on_the_number_of_seeds(data: Pat
     (folder,) = folders
     single = plan_training(seed_config(data, None, seeds=None), Recorder()).run
     assert folder.name == f"{single.name}-seeds"
-    other_plan = plan_training(seed_config(data, None, seeds=None, split_seed=0), Recorder()).run
-    assert other_plan == single  # the same images as without the option
+    plan = plan_training(seed_config(data, None, seeds=None, split_seed=0), Recorder()).run
+    assert plan == single  # the same images as without the option
 
 
 @pytest.mark.parametrize(
@@ -226,16 +224,16 @@ def test_a_seed_that_fails_keeps_no_other_from_being_trained(
 def test_memory_that_runs_out_is_told_at_once_with_the_folder_of_the_seed(
     copy: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reported = list[tuple[int, str, Path | None]]()
+    errors = list[tuple[int, str, Path | None]]()
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
     monkeypatch.setattr(seed_runs, "run_plan", failing_training(2, error))
     with pytest.raises(SeedsError, match="lacks 1 of its 4 seeds: 2"):
         train_seeds(
             seed_config(data, copy, seeds=4),
             None,
-            lambda s, e: reported.append((s, str(e), run_of(e))),
+            lambda s, e: errors.append((s, str(e), run_of(e))),
         )
-    assert reported == [(2, str(error), copy / "seed-2")]
+    assert errors == [(2, str(error), copy / "seed-2")]
     assert read_train_record(copy / "seed-3").status == "complete"
 
 

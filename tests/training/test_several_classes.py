@@ -82,7 +82,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def training(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a training whose network distinguishes the squares."""
     out = tmp_path_factory.mktemp("trained") / "run"
     return run_training(
@@ -94,10 +94,10 @@ def trained_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluated(trained_run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluated(training: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = run_evaluation(
         EvalConfig(
-            (ModelRequest(str(trained_run)),), ("fliplr", "invert"), data=str(data),
+            (ModelRequest(str(training)),), ("fliplr", "invert"), data=str(data),
             out=tmp_path_factory.mktemp("evaluated") / "run", split="all", device="cpu", workers=0,
         )
     )  # fmt: skip
@@ -166,10 +166,8 @@ def test_nnunets_loss_of_several_classes_is_over_all_resolutions():
     small_target = torch.nn.functional.interpolate(
         small_target, coarse.shape[2:], mode="nearest-exact"
     )
-    single_loss = DiceCrossEntropy()
-    expected = 2 / 3 * single_loss(logits, target) + 1 / 3 * single_loss(
-        coarse, small_target.long()
-    )
+    single = DiceCrossEntropy()
+    expected = 2 / 3 * single(logits, target) + 1 / 3 * single(coarse, small_target.long())
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -202,11 +200,11 @@ def test_counts_of_a_validation_batch_are_those_of_its_masks():
 # Heads.
 
 
-def test_a_head_of_other_classes_is_new_and_everything_else_is_kept(tmp_path, trained_run):
+def test_a_head_of_other_classes_is_new_and_everything_else_is_kept(tmp_path, training):
     entry, arguments = resolve("unet"), {"features": [8, 16]}
-    state = load_file(trained_run / "weights.safetensors")
+    state = load_file(training / "weights.safetensors")
     restarted, origin = start_segmenter(
-        entry, arguments, seed=1, weights=trained_run, classes=("a", "b", "c")
+        entry, arguments, seed=1, weights=training, classes=("a", "b", "c")
     )
     fresh_network, _ = start_segmenter(entry, arguments, seed=1, classes=("a", "b", "c"))
     assert "head is new" in origin
@@ -216,20 +214,18 @@ def test_a_head_of_other_classes_is_new_and_everything_else_is_kept(tmp_path, tr
             assert len(tensor) == 4
         else:
             assert torch.equal(tensor, state[name]), name
-    continued, origin = start_segmenter(
-        entry, arguments, seed=1, weights=trained_run, classes=NAMES
-    )
+    continued, origin = start_segmenter(entry, arguments, seed=1, weights=training, classes=NAMES)
     assert "new" not in origin
     assert all(torch.equal(t, state[name]) for name, t in continued.state_dict().items())
 
 
-def test_weights_of_another_body_are_refused(trained_run):
+def test_weights_of_another_body_are_refused(training):
     with pytest.raises(UsageError, match="do not fit"):
         start_segmenter(
             resolve("unet"),
             {"features": [8, 32]},
             seed=0,
-            weights=trained_run,
+            weights=training,
             classes=("a", "b", "c"),
         )
 
@@ -237,20 +233,20 @@ def test_weights_of_another_body_are_refused(trained_run):
 # A training, its evaluation, report, prediction and verification.
 
 
-def test_the_network_learns_the_classes(trained_run, data):
-    record = read_train_record(trained_run)
+def test_the_network_learns_the_classes(training, data):
+    record = read_train_record(training)
     assert record.recipe.loss == "ce-dice"
     assert record.dataset.mask_classes == NAMES
     assert record.decision == "the most probable class"
-    header = read_header(trained_run / "weights.safetensors")
+    header = read_header(training / "weights.safetensors")
     assert isinstance(header, WeightsHeader)
     assert (header.mask_classes, header.arguments["num_classes"]) == (NAMES, 3)
-    assert float(table(trained_run / "test")["dice"][0]) > 0.9
-    assert not (trained_run / "baseline").exists()  # Otsu's threshold has two values only
+    assert float(table(training / "test")["dice"][0]) > 0.9
+    assert not (training / "baseline").exists()  # Otsu's threshold has two values only
 
 
-def test_rows_are_those_of_the_predicted_masks(evaluated, trained_run, data):
-    segmenter = load(ModelRequest(str(trained_run)), "seg")
+def test_rows_are_those_of_the_predicted_masks(evaluated, training, data):
+    segmenter = load(ModelRequest(str(training)), "seg")
     assert segmenter.classes == NAMES
     rows = Store(evaluated).rows("run", CLEAN, "seg")
     dataset = open_dataset(str(data), Masks())
@@ -276,11 +272,11 @@ def test_classes_move_with_the_image(evaluated):
     assert by_transform["invert"] < by_transform["identity"]
 
 
-def test_a_run_of_one_class_has_no_columns_of_classes(evaluated, data, tmp_path, trained_run):
+def test_a_run_of_one_class_has_no_columns_of_classes(evaluated, data, tmp_path, training):
     """The same network and masks, read as foreground: any class against background."""
     run = run_evaluation(
         EvalConfig(
-            (ModelRequest(str(trained_run)),), ("identity",), data=str(data), out=tmp_path / "run",
+            (ModelRequest(str(training)),), ("identity",), data=str(data), out=tmp_path / "run",
             split="all", device="cpu", workers=0, foreground="nonzero",
         )
     )  # fmt: skip
@@ -305,11 +301,7 @@ def test_the_report_names_each_class_and_the_worst_one(evaluated):
     np.testing.assert_allclose(cell_classes["dice"], class_dice(rows))
     worst_class = NAMES[int(class_dice(rows).argmin())]
     text = (evaluated / "report.md").read_text(encoding="utf-8")
-    (line,) = [
-        text_line
-        for text_line in text.splitlines()
-        if text_line.startswith("| `invert`") and "clean" in text_line
-    ]
+    (line,) = [row for row in text.splitlines() if row.startswith("| `invert`") and "clean" in row]
     assert worst_class in line
     assert "2 classes beside background" in text
     statistics = json.loads((evaluated / "statistics.json").read_text(encoding="utf-8"))
@@ -321,12 +313,12 @@ def test_the_report_names_each_class_and_the_worst_one(evaluated):
     assert json.loads(document(evaluated, "json"))[0]["dice"] == table(evaluated)["dice"][0]
 
 
-def test_predicted_masks_are_indices_that_the_data_reader_reads_back(trained_run, data, tmp_path):
+def test_predicted_masks_are_indices_that_the_data_reader_reads_back(training, data, tmp_path):
     out = tmp_path / "images-of" / "masks"
     prediction = predict_masks(
-        load(ModelRequest(str(trained_run)), "seg"), [data / "images"], out, overlays=True
+        load(ModelRequest(str(training)), "seg"), [data / "images"], out, overlays=True
     )
-    segmenter = load(ModelRequest(str(trained_run)), "seg")
+    segmenter = load(ModelRequest(str(training)), "seg")
     with Image.open(data / "images" / "000.png") as image:
         (expected,) = segmenter.predict([np.array(image)])
     with Image.open(out / "000.png") as mask:
@@ -349,10 +341,10 @@ def test_predicted_masks_are_indices_that_the_data_reader_reads_back(trained_run
     assert repeated.existing == len(prediction.masks)
 
 
-def test_masks_of_other_classes_in_the_folder_are_an_error(trained_run, data, tmp_path):
+def test_masks_of_other_classes_in_the_folder_are_an_error(training, data, tmp_path):
     (tmp_path / "labels.json").write_text('{"1": "cat"}', encoding="utf-8")
     with pytest.raises(UsageError, match=r"labels.json` is in the way"):
-        predict_masks(load(ModelRequest(str(trained_run)), "seg"), [data / "images"], tmp_path)
+        predict_masks(load(ModelRequest(str(training)), "seg"), [data / "images"], tmp_path)
 
 
 def test_verification_reproduces_a_run_and_finds_a_changed_count(evaluated, data):
@@ -402,9 +394,9 @@ def test_a_model_of_one_class_is_refused_on_masks_of_several(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_of_other_classes_is_refused(trained_run, data, tmp_path):
+def test_a_model_of_other_classes_is_refused(training, data, tmp_path):
     config = EvalConfig(
-        (ModelRequest(str(trained_run)),), ("identity",), data=str(data), out=tmp_path / "run",
+        (ModelRequest(str(training)),), ("identity",), data=str(data), out=tmp_path / "run",
         device="cpu", mask_classes="1=cat,2=dog",
     )  # fmt: skip
     with pytest.raises(UsageError, match=r"(?s)trained for other classes.*disc, ring.*cat, dog"):
@@ -442,12 +434,8 @@ def test_the_classes_of_a_network_are_named_by_a_table_only():
             network_class_names(option)
 
 
-def test_an_exported_network_read_back_tells_the_same_classes(
-    trained_run, evaluated, data, tmp_path
-):
-    (file,) = export(
-        ExportConfig(ModelRequest(str(trained_run)), ("torchscript",), tmp_path / "n.pt")
-    )
+def test_an_exported_network_read_back_tells_the_same_classes(training, evaluated, data, tmp_path):
+    (file,) = export(ExportConfig(ModelRequest(str(training)), ("torchscript",), tmp_path / "n.pt"))
     output = file.sidecar.output
     assert (output.classes, output.threshold) == (("background", *NAMES), None)
     assert file.sidecar.parity[0].decided > 0

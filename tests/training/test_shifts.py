@@ -34,7 +34,7 @@ from robustcli.training.shifts import (
 from tests.imaginary_gpu import GPU, imaginary_gpu
 
 RNG = np.random.default_rng(3)
-PREPROCESSING = replace(CIFAR10, resize=16, crop=16)
+VIEW16 = replace(CIFAR10, resize=16, crop=16)
 SUBSET = DecodedSubset(
     [f"train/{number}.png" for number in range(11)],
     [
@@ -73,19 +73,19 @@ def test_integers_below_a_limit_are_as_likely() -> None:
 def test_a_shift_is_torchvisions_crop_of_the_padded_photo(name: str) -> None:
     shifts, keys = SHIFTS[name], photo_keys(SUBSET.ids, 1)
     images = RNG.integers(0, 256, (11, 16, 16, 3), np.uint8)
-    shifts_drawn = draw(keys, 3, shifts.pixels(16))
+    moves = draw(keys, 3, shifts.pixels(16))
     mode = "constant" if name == "shift" else "reflect"
-    for number, image in enumerate(shifted(images, shifts_drawn, shifts)):
+    for number, image in enumerate(shifted(images, moves, shifts)):
         tensor = torch.from_numpy(images[number].transpose(2, 0, 1).copy())
         padded = v2.functional.pad(tensor, [2, 2, 2, 2], padding_mode=mode)
         cropped = v2.functional.crop(
-            padded, int(shifts_drawn.down[number]), int(shifts_drawn.across[number]), 16, 16
+            padded, int(moves.down[number]), int(moves.across[number]), 16, 16
         )
-        if shifts_drawn.mirrored[number]:
+        if moves.mirrored[number]:
             cropped = v2.functional.horizontal_flip(cropped)
         assert np.array_equal(image, cropped.numpy())
-    assert len(set(shifts_drawn.down.tolist())) > 1
-    assert 0 < shifts_drawn.mirrored.sum() < 11
+    assert len(set(moves.down.tolist())) > 1
+    assert 0 < moves.mirrored.sum() < 11
 
 
 def test_randaugment_is_torchvisions_by_the_photos_own_seed() -> None:
@@ -112,7 +112,7 @@ def same_batch(first: PhotoBatch, second: PhotoBatch) -> bool:
 @pytest.mark.parametrize("name", ["shift", "shift-reflect"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_shifts_on_the_device_equal_those_of_the_loader(name: str, channels: int) -> None:
-    preprocessing = PREPROCESSING.of_channels(channels)
+    preprocessing = VIEW16.of_channels(channels)
     loaded = PhotoBatches(SUBSET, preprocessing, SHIFTS[name], 5).__getitems__(SAMPLES)
     resident = ResidentPhotos(SUBSET, preprocessing, SHIFTS[name], 5, torch.device("cpu"))[SAMPLES]
     assert loaded.images.shape == (4, channels, 16, 16)
@@ -120,28 +120,23 @@ def test_shifts_on_the_device_equal_those_of_the_loader(name: str, channels: int
 
 
 def test_a_photo_is_drawn_by_seed_epoch_and_id_alone() -> None:
-    photos = PhotoBatches(SUBSET, PREPROCESSING, SHIFTS["randaugment"], 5)
+    photos = PhotoBatches(SUBSET, VIEW16, SHIFTS["randaugment"], 5)
     batch = photos.__getitems__(SAMPLES)
     for number, item in enumerate(SAMPLES):
         single_batch = photos[item]
         assert torch.equal(single_batch.images[0], batch.images[number])
     reversed_subset = DecodedSubset(SUBSET.ids[::-1], SUBSET.decoded[::-1], SUBSET.targets[::-1])
-    reversed_batch = PhotoBatches(reversed_subset, PREPROCESSING, SHIFTS["randaugment"], 5)[
-        0, 10 - 4
-    ]
-    assert torch.equal(reversed_batch.images[0], batch.images[0])
+    reordered = PhotoBatches(reversed_subset, VIEW16, SHIFTS["randaugment"], 5)[0, 10 - 4]
+    assert torch.equal(reordered.images[0], batch.images[0])
     for seed, epoch in ((6, 0), (5, 1)):
-        other_draw = PhotoBatches(SUBSET, PREPROCESSING, SHIFTS["randaugment"], seed)[epoch, 4]
+        other_draw = PhotoBatches(SUBSET, VIEW16, SHIFTS["randaugment"], seed)[epoch, 4]
         assert not torch.equal(other_draw.images[0], batch.images[0])
 
 
 def test_without_shifts_photos_are_those_of_the_evaluation() -> None:
-    unshifted, whole_photos = (
-        PhotoBatches(SUBSET, PREPROCESSING, None, 5),
-        WholePhotos(SUBSET, PREPROCESSING),
-    )
-    crops = RandomCrops(SUBSET, PREPROCESSING, "none", 5)
-    resident = ResidentPhotos(SUBSET, PREPROCESSING, None, 5, torch.device("cpu"))
+    unshifted, whole_photos = (PhotoBatches(SUBSET, VIEW16, None, 5), WholePhotos(SUBSET, VIEW16))
+    crops = RandomCrops(SUBSET, VIEW16, "none", 5)
+    resident = ResidentPhotos(SUBSET, VIEW16, None, 5, torch.device("cpu"))
     for number in range(11):
         assert torch.equal(unshifted[number].images[0], whole_photos[number].image)
         assert torch.equal(unshifted[2, number].images[0], crops[2, number].image)
@@ -151,7 +146,7 @@ def test_without_shifts_photos_are_those_of_the_evaluation() -> None:
 
 def test_batches_stay_on_the_device() -> None:
     with imaginary_gpu():
-        photos = ResidentPhotos(SUBSET, PREPROCESSING, SHIFTS["shift"], 5, GPU)
+        photos = ResidentPhotos(SUBSET, VIEW16, SHIFTS["shift"], 5, GPU)
         batch = photos[SAMPLES]
         # An operation on tensors of two devices raises an error.
         assert (batch.images.float().mean((1, 2, 3)) + batch.targets).shape == (4,)
@@ -161,16 +156,14 @@ def test_batches_stay_on_the_device() -> None:
 def test_constant_photos_are_known_on_the_device() -> None:
     black = [Decoded(np.zeros((16, 16, 3), np.uint8)), *SUBSET.decoded[1:]]
     subset = replace(SUBSET, decoded=black)
-    batch = ResidentPhotos(subset, PREPROCESSING, SHIFTS["shift"], 0, torch.device("cpu"))[
+    batch = ResidentPhotos(subset, VIEW16, SHIFTS["shift"], 0, torch.device("cpu"))[
         [(0, 0), (0, 1)]
     ]
     assert batch.constant == (subset.ids[0],)
 
 
 def batches(recipe: Any, workers: int, epoch: int) -> list[PhotoBatch]:
-    data: Any = photo_data(
-        recipe, SUBSET, SUBSET, PREPROCESSING, BatchSettings(1, workers, least=2)
-    )
+    data: Any = photo_data(recipe, SUBSET, SUBSET, VIEW16, BatchSettings(1, workers, least=2))
     loader = data.train_dataloader()
     for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
         if hasattr(sampler, "set_epoch"):
@@ -179,32 +172,28 @@ def batches(recipe: Any, workers: int, epoch: int) -> list[PhotoBatch]:
 
 
 @pytest.fixture(scope="module")
-def serial_batches() -> list[PhotoBatch]:
+def serial() -> list[PhotoBatch]:
     return batches(replace(CLASS_RECIPES["fair"], batch_size=5, window=16), 0, 1)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_batches_do_not_depend_on_the_number_of_workers(
-    serial_batches: list[PhotoBatch], workers: int
+    serial: list[PhotoBatch], workers: int
 ) -> None:
     recipe = replace(CLASS_RECIPES["fair"], batch_size=5, window=16)
     shared = batches(recipe, workers, 1)
     assert [len(batch.ids) for batch in shared] == [5, 3, 3, 5, 5, 1]
-    assert all(
-        same_batch(first, second) for first, second in zip(serial_batches, shared, strict=True)
-    )
+    assert all(same_batch(first, second) for first, second in zip(serial, shared, strict=True))
 
 
 def test_the_device_gives_the_loaders_batches_in_every_epoch() -> None:
-    fair_recipe = replace(
-        CLASS_RECIPES["fair"], batch_size=5, window=16, augmentation="shift-reflect"
-    )
-    speedrun_recipe = replace(CLASS_RECIPES["speedrun"], batch_size=5, window=16)
-    first, second = (batches(speedrun_recipe, 0, epoch) for epoch in (0, 1))
+    fair = replace(CLASS_RECIPES["fair"], batch_size=5, window=16, augmentation="shift-reflect")
+    speedrun = replace(CLASS_RECIPES["speedrun"], batch_size=5, window=16)
+    first, second = (batches(speedrun, 0, epoch) for epoch in (0, 1))
     assert all(
         same_batch(on_device, loaded)
-        for on_device, loaded in zip(second, batches(fair_recipe, 0, 1), strict=True)
+        for on_device, loaded in zip(second, batches(fair, 0, 1), strict=True)
     )
     assert not same_batch(first[0], second[0])
 
@@ -212,7 +201,7 @@ def test_the_device_gives_the_loaders_batches_in_every_epoch() -> None:
 def test_images_that_do_not_fit_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "available_bytes", lambda: 1000)
     with pytest.raises(UsageError, match=r"0\.0 GB that are free"):
-        ResidentPhotos(SUBSET, PREPROCESSING, SHIFTS["shift"], 0, torch.device("cpu"))
+        ResidentPhotos(SUBSET, VIEW16, SHIFTS["shift"], 0, torch.device("cpu"))
 
 
 def test_augmentations_by_name() -> None:

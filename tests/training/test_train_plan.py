@@ -147,10 +147,8 @@ def test_a_network_goes_before_a_folder_of_its_name(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ulvm").mkdir()
     (tmp_path / "ulvm" / "run.json").write_text("{}")
-    network_plan = plan_training(
-        tiny_unet(data, tmp_path / "run", model="ulvm", model_args={}), Recorder()
-    )
-    assert network_plan.entry.name == "ulvm"
+    plan = plan_training(tiny_unet(data, tmp_path / "run", model="ulvm", model_args={}), Recorder())
+    assert plan.entry.name == "ulvm"
 
 
 def test_one_patient_cannot_be_split(tmp_path: Path) -> None:
