@@ -44,6 +44,8 @@ RESULTS = {
     # results.csv of a training also contains times.
     "train": ("weights.safetensors", "test/predictions/**/*.parquet", "test/results.csv"),
 }
+Runs = dict[str, tuple[tuple[str, ...], dict[str, bytes], float]]
+"""Arguments, result files and duration by command."""
 # `ROBUST_TEST_KILLS=5` shortens the test.
 KILL_COUNTS = {
     name: min(count, int(os.environ.get("ROBUST_TEST_KILLS", count)))
@@ -90,9 +92,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(
-    photos: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[tuple[str, ...], dict[str, bytes], float]]:
+def uninterrupted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Returns arguments, results and duration by command."""
     runs = {}
     for name, arguments in {"eval": EVAL, "train": (*TRAIN, "--data", str(photos))}.items():
@@ -105,9 +105,7 @@ def uninterrupted(
 
 @pytest.mark.parametrize("name", KILL_COUNTS)
 def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
-    uninterrupted: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]],
-    tmp_path: Path,
-    name: str,
+    uninterrupted: Runs, tmp_path: Path, name: str
 ) -> None:
     arguments, expected, seconds = uninterrupted[name]
     moments, kills, rounds = random.Random(name), 0, 0
@@ -128,9 +126,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
         shutil.rmtree(run)
 
 
-def test_damaged_files_are_computed_again_and_named(
-    uninterrupted: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]], tmp_path: Path
-) -> None:
+def test_damaged_files_are_computed_again_and_named(uninterrupted: Runs, tmp_path: Path) -> None:
     arguments, expected, _ = uninterrupted["eval"]
     run, draw = tmp_path / "run", random.Random("damage")
     finish_command(arguments, run)
@@ -174,7 +170,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 @pytest.mark.parametrize("name", KILL_COUNTS)
 def test_a_full_disk_is_an_error_and_with_room_the_command_goes_on(
-    uninterrupted: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]],
+    uninterrupted: Runs,
     small_disk: Callable[[str], Path], name: str,
 ) -> None:  # fmt: skip
     arguments, expected, _ = uninterrupted[name]
@@ -188,8 +184,7 @@ def test_a_full_disk_is_an_error_and_with_room_the_command_goes_on(
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(
-    uninterrupted: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]],
-    small_disk: Callable[[str], Path],
+    uninterrupted: Runs, small_disk: Callable[[str], Path]
 ) -> None:
     disk = small_disk("ro")
     output = finish_command(uninterrupted["eval"][0], disk / "run", code=1)
@@ -199,9 +194,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(
 
 @pytest.mark.parametrize("name", KILL_COUNTS)
 def test_of_two_starts_at_once_one_works_and_the_other_says_why_not(
-    uninterrupted: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]],
-    tmp_path: Path,
-    name: str,
+    uninterrupted: Runs, tmp_path: Path, name: str
 ) -> None:
     arguments, expected, _ = uninterrupted[name]
     run = tmp_path / "run"
