@@ -56,7 +56,7 @@ MARK = Path(__file__).with_name("killed")
 
 @transform()
 def deadly(image, rng, value):
-    """Kills, once, a process that another evaluation has started."""
+    """Kills one process of another evaluation, once."""
     if "help_first" in str(sys.orig_argv) and not MARK.exists():
         MARK.touch()
         os.kill(os.getpid(), 9)

@@ -44,7 +44,7 @@ SEEN = Path(__file__).with_name("seen")
 
 @transform()
 def seen(image, rng, value):
-    """Leaves the number of the process that started this one: on a Ray node, its raylet."""
+    """Records the parent process, which is the raylet on a Ray node."""
     SEEN.mkdir(exist_ok=True)
     (SEEN / str(os.getppid())).touch()
     time.sleep(0.02)

@@ -418,7 +418,7 @@ def test_nnunets_recipe_trains_several_classes(data, tmp_path):
 
 
 def test_validation_counts_are_made_on_the_device_of_the_masks():
-    """Losses are not tried: `one_hot` makes its tensor where the stand-in does not see it."""
+    """Losses are not tested: the imaginary GPU does not intercept `one_hot`."""
     predicted, truth = np.random.default_rng(1).integers(0, 3, (2, 2, 1, 5, 5))
     with imaginary_gpu():
         tensors = [torch.from_numpy(values).to(GPU) for values in (predicted, truth)]
