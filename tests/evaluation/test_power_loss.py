@@ -22,7 +22,7 @@ Event = tuple[str, Path]
 def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     """Records every flush of a file or folder and every rename, in order."""
     if not Path("/proc/self/fd").is_dir():
-        pytest.skip("only Linux tells which file a descriptor is")
+        pytest.skip("needs /proc/self/fd (Linux)")
     recorded_events: list[Event] = []
     fsync, replace = os.fsync, Path.replace
 

@@ -288,7 +288,7 @@ def test_trainable_counts_elements() -> None:
 CPU = torch.device("cpu")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the peak memory of Linux")
 def test_peak_memory_counts_until_it_is_reset() -> None:
     start_anew(CPU)
     before = peak_resident(CPU)
