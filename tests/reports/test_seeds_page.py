@@ -140,9 +140,9 @@ def test_classifiers_have_the_published_accuracies_of_the_paper(tmp_path: Path) 
         "recipe": record.recipe.model_copy(update={"name": "paper", "epochs": 100}),
         "dataset": record.dataset.model_copy(update={"images": 60_000}),
     }
-    other_score = published_score(record.model_copy(update=settings))
-    assert other_score is not None
-    assert other_score.differences == []
+    score_of_paper = published_score(record.model_copy(update=settings))
+    assert score_of_paper is not None
+    assert score_of_paper.differences == []
     assert published_score(record.model_copy(update={"arguments": {"patch_size": 8}})) is None
     # Both seeds have equal predictions, so there is no interval over seeds.
     findings = read_seeds(run)

@@ -229,8 +229,8 @@ def test_classes_and_confusions_are_counted(tmp_path: Path) -> None:
     matrix = confusion_matrix(targets, predictions[0])
     assert [int(line["correct"]) for line in lines] == matrix.diagonal().tolist()
     assert lines[0]["name"] == "tench"
-    robustness = [np.mean(a[:20] == 0) for a in predictions[1:]]
-    assert float(lines[0]["transformed_top1"]) == pytest.approx(np.mean(robustness))
+    accuracies = [np.mean(a[:20] == 0) for a in predictions[1:]]
+    assert float(lines[0]["transformed_top1"]) == pytest.approx(np.mean(accuracies))
     confusion = confusion_matrix([*targets, *targets], [*predictions[1], *predictions[2]])
     np.fill_diagonal(confusion, 0)
     assert document["confusions"][0]["transformed"] == confusion.max()

@@ -240,8 +240,8 @@ def test_dots_are_the_dice_of_pooled_groups(
     expected = []
     for group in sorted(training.test.rows["group"].unique()):
         part = training.test.rows[training.test.rows["group"] == group]
-        union = 2 * part["tp"].sum() + part["fp"].sum() + part["fn"].sum()
-        expected.append(2 * part["tp"].sum() / union)
+        denominator = 2 * part["tp"].sum() + part["fp"].sum() + part["fn"].sum()
+        expected.append(2 * part["tp"].sum() / denominator)
     np.testing.assert_allclose(calls[0].values, expected)
     assert calls[0].mean == pytest.approx(np.mean(expected))
     assert [strip.name for strip in calls] == ["ulvm_v5", "otsu"]
