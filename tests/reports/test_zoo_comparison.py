@@ -127,7 +127,7 @@ def test_other_training_images_are_marked_where_the_held_out_ones_are_the_same(
     assert len(ZooComparison(zoo_of(runs)).sets) == 1
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("without_pictures")
 def test_an_older_run_lacks_numbers_and_nothing_is_made_up(tmp_path: Path) -> None:
     runs = three_classifiers(tmp_path)
     older_record = json.loads((runs[0] / "run.json").read_text())
@@ -147,7 +147,7 @@ def test_an_older_run_lacks_numbers_and_nothing_is_made_up(tmp_path: Path) -> No
     assert "Not recorded by vim." in page.markdown
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("without_pictures")
 def test_what_is_not_measured_is_named(tmp_path: Path) -> None:
     runs = [*three_classifiers(tmp_path), build_class_training(tmp_path / "begun", measured=False)]
     TRAINING.update(runs[-1], model="resnet18")
