@@ -12,14 +12,14 @@ import pytest
 
 import robustcli
 from tests.cli.conftest import Robust
-from tests.reports.compared import PLAN, rewrite_pixels, two
+from tests.reports.compared import PLAN, rewrite_pixels, two_runs
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> tuple[str, str]:
-    two(tmp_path)
+    two_runs(tmp_path)
     return "a", "b"
 
 

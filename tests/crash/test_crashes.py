@@ -1,11 +1,11 @@
-"""Runs that are killed, run out of disk or are damaged, and finish as an unbroken run would.
+"""Runs that are killed, run out of disk space or are damaged give the results of undisturbed runs.
 
-Each test starts real processes of `robust`, harms them or their files at places drawn from a seed,
-repeats the command until it ends with 0, and compares the bytes of all results with those of a run
-that nothing disturbed. Slow: `make test-long` runs them. What each proves is proven in every run by
-a faster one: tests/evaluation/test_distributed.py (a killed process), tests/training/test_engine.py
-(a killed training), tests/core/test_io.py (order of writing), tests/evaluation/test_store.py (a
-flipped bit), tests/core/test_rundir.py (two starts).
+Each test starts real processes of `robust`, disturbs them or their files at positions drawn from a
+seed, repeats the command until it exits with 0, and compares the bytes of all results with those of
+an undisturbed run. Slow: `make test-long` runs them. Faster tests cover the same in every run of
+the suite: tests/evaluation/test_distributed.py (a killed process), tests/training/test_engine.py (a
+killed training), tests/core/test_io.py (order of writing), tests/evaluation/test_store.py (a
+flipped bit), tests/core/test_rundir.py (two concurrent starts).
 """
 
 from __future__ import annotations
@@ -41,18 +41,20 @@ TRAIN = (
 )
 RESULTS = {
     "eval": ("predictions/**/*.parquet", "inputs/**/*.parquet", "results.csv"),
-    # Of a training, results.csv has times as well.
+    # results.csv of a training also contains times.
     "train": ("weights.safetensors", "test/predictions/**/*.parquet", "test/results.csv"),
 }
-# `ROBUST_TEST_KILLS=5` makes a short round of it.
-KILLS = {
+Runs = dict[str, tuple[tuple[str, ...], dict[str, bytes], float]]
+"""Arguments, result files and duration by command."""
+# `ROBUST_TEST_KILLS=5` shortens the test.
+KILL_COUNTS = {
     name: min(count, int(os.environ.get("ROBUST_TEST_KILLS", count)))
     for name, count in {"eval": 50, "train": 20}.items()
 }
 
 
-def start(arguments: Sequence[str], out: Path) -> subprocess.Popen[str]:
-    """The command in a process group of its own, so that its workers are killed with it."""
+def start_command(arguments: Sequence[str], out: Path) -> subprocess.Popen[str]:
+    """Starts the command in a process group, so that its workers are killed with it."""
     return subprocess.Popen(
         [*ROBUST, *arguments, "--out", str(out), "--quiet"],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
@@ -60,25 +62,25 @@ def start(arguments: Sequence[str], out: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def finish(arguments: Sequence[str], out: Path, code: int = 0) -> str:
-    """What the command says, which ends with `code`."""
-    process = start(arguments, out)
-    said, _ = process.communicate(timeout=900)
-    assert process.returncode == code, said
-    return said
+def finish_command(arguments: Sequence[str], out: Path, code: int = 0) -> str:
+    """Runs the command, which must exit with `code`; returns its output."""
+    process = start_command(arguments, out)
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == code, output
+    return output
 
 
 def kill_after(process: subprocess.Popen[str], seconds: float) -> None:
-    """Kills the process and those that it started, unless it ends before."""
+    """Kills the process and its children, unless it ends earlier."""
     try:
         process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()  # its output, so that the pipe is closed
+        process.communicate()  # reads its output, so that the pipe is closed
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """The bytes of every file of results, by its path."""
+    """Returns the bytes of every result file by its path."""
     kind = "train" if (run / "test").is_dir() else "eval"
     paths = {path for pattern in RESULTS[kind] for path in run.glob(pattern)}
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted(paths)}
@@ -90,70 +92,66 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unbroken(
-    photos: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[tuple[str, ...], dict[str, bytes], float]]:
-    """By command: its arguments, its results, and the seconds that it takes."""
+def uninterrupted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Returns arguments, results and duration by command."""
     runs = {}
     for name, arguments in {"eval": EVAL, "train": (*TRAIN, "--data", str(photos))}.items():
-        out, begun = tmp_path_factory.mktemp(name) / "run", time.monotonic()
-        finish(arguments, out)
-        runs[name] = arguments, results(out), time.monotonic() - begun
-        assert runs[name][1], "there is something to compare"
+        out, started_at = tmp_path_factory.mktemp(name) / "run", time.monotonic()
+        finish_command(arguments, out)
+        runs[name] = arguments, results(out), time.monotonic() - started_at
+        assert runs[name][1], "the run must have results"
     return runs
 
 
-@pytest.mark.parametrize("name", KILLS)
+@pytest.mark.parametrize("name", KILL_COUNTS)
 def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
-    unbroken: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]], tmp_path: Path, name: str
+    uninterrupted: Runs, tmp_path: Path, name: str
 ) -> None:
-    arguments, expected, seconds = unbroken[name]
+    arguments, expected, seconds = uninterrupted[name]
     moments, kills, rounds = random.Random(name), 0, 0
-    while kills < KILLS[name]:
-        run = tmp_path / str(rounds) / "run"  # a training is called by its folder
+    while kills < KILL_COUNTS[name]:
+        run = tmp_path / str(rounds) / "run"  # a training is named after its folder
         rounds += 1
         for _ in range(10):
-            process = start(arguments, run)
+            process = start_command(arguments, run)
             try:
                 process.communicate(timeout=moments.uniform(0.2, 1.1) * seconds)
                 break
             except subprocess.TimeoutExpired:
                 kill_after(process, 0)
                 kills += 1
-        finish(arguments, run)
+        finish_command(arguments, run)
         assert results(run) == expected
-        assert not list(run.rglob("*.tmp")), "nothing half-written stays"
+        assert not list(run.rglob("*.tmp")), "temporary files must be removed"
         shutil.rmtree(run)
 
 
-def test_damaged_files_are_computed_again_and_named(
-    unbroken: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]], tmp_path: Path
-) -> None:
-    arguments, expected, _ = unbroken["eval"]
+def test_damaged_files_are_computed_again_and_named(uninterrupted: Runs, tmp_path: Path) -> None:
+    arguments, expected, _ = uninterrupted["eval"]
     run, draw = tmp_path / "run", random.Random("damage")
-    finish(arguments, run)
+    finish_command(arguments, run)
     blocks = sorted(run.glob("*/**/block-*.parquet"))
-    cut, flipped, empty, gone = draw.sample(blocks, 4)
-    cut.write_bytes(cut.read_bytes()[: draw.randrange(1, cut.stat().st_size)])
+    truncated, flipped, emptied, deleted = draw.sample(blocks, 4)
+    truncated.write_bytes(truncated.read_bytes()[: draw.randrange(1, truncated.stat().st_size)])
     content = bytearray(flipped.read_bytes())
     content[len(content) // 3] ^= 4
     flipped.write_bytes(bytes(content))
-    empty.write_bytes(b"")
-    gone.unlink()
+    emptied.write_bytes(b"")
+    deleted.unlink()
     process = subprocess.run(
         [*ROBUST, *arguments, "--out", str(run)], capture_output=True, text=True, check=False,
         timeout=900,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    for path in (cut, flipped, empty):
+    for path in (truncated, flipped, emptied):
         assert f"`{path}` is damaged: its rows are computed again." in process.stderr
-    assert str(gone) not in process.stderr
+    assert str(deleted) not in process.stderr
     assert results(run) == expected
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Makes a file system in memory with the given options of mount(8)."""
+    """Returns a function that mounts a file system in memory with options of mount(8)."""
     mounted = []
 
     def make(options: str) -> Path:
@@ -166,99 +164,100 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         return place
 
     yield make
-    for place in mounted:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("name", KILLS)
+@pytest.mark.parametrize("name", KILL_COUNTS)
 def test_a_full_disk_is_an_error_and_with_room_the_command_goes_on(
-    unbroken: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]],
+    uninterrupted: Runs,
     small_disk: Callable[[str], Path], name: str,
 ) -> None:  # fmt: skip
-    arguments, expected, _ = unbroken[name]
+    arguments, expected, _ = uninterrupted[name]
     disk = small_disk("size=200k" if name == "eval" else "size=3m")
-    said = finish(arguments, disk / "run", code=1)
-    assert "no space left" in said.lower()
-    assert "Traceback" not in said
+    output = finish_command(arguments, disk / "run", code=1)
+    assert "no space left" in output.lower()
+    assert "Traceback" not in output
     subprocess.run(["mount", "-o", "remount,size=500m", str(disk)], check=True)
-    finish(arguments, disk / "run")
+    finish_command(arguments, disk / "run")
     assert results(disk / "run") == expected
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(
-    unbroken: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]],
-    small_disk: Callable[[str], Path],
+    uninterrupted: Runs, small_disk: Callable[[str], Path]
 ) -> None:
     disk = small_disk("ro")
-    said = finish(unbroken["eval"][0], disk / "run", code=1)
-    assert "Read-only" in said
-    assert "Traceback" not in said
+    output = finish_command(uninterrupted["eval"][0], disk / "run", code=1)
+    assert "Read-only" in output
+    assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("name", KILLS)
+@pytest.mark.parametrize("name", KILL_COUNTS)
 def test_of_two_starts_at_once_one_works_and_the_other_says_why_not(
-    unbroken: dict[str, tuple[tuple[str, ...], dict[str, bytes], float]], tmp_path: Path, name: str
+    uninterrupted: Runs, tmp_path: Path, name: str
 ) -> None:
-    arguments, expected, _ = unbroken[name]
+    arguments, expected, _ = uninterrupted[name]
     run = tmp_path / "run"
-    both = [start(arguments, run) for _ in range(2)]
-    said = [process.communicate(timeout=900)[0] for process in both]
-    codes = sorted(process.returncode for process in both)
-    # The second may come when the first has finished, and then has nothing to do.
-    assert codes in ([0, 0], [0, 1]), said
+    processes = [start_command(arguments, run) for _ in range(2)]
+    outputs = [process.communicate(timeout=900)[0] for process in processes]
+    codes = sorted(process.returncode for process in processes)
+    # The second may start after the first has finished, and then has nothing to do.
+    assert codes in ([0, 0], [0, 1]), outputs
     if codes == [0, 1]:
-        assert any("working in" in text for text in said), said
-    finish(arguments, run)
+        assert any("working in" in text for text in outputs), outputs
+    finish_command(arguments, run)
     assert results(run) == expected
 
 
 @pytest.fixture(scope="module")
 def finetuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], Path, float]:
-    """Arguments of a fine-tuning, its run, and the seconds that it takes."""
+    """Returns the arguments, the run and the duration of a fine-tuning."""
     data = write_pairs(tmp_path_factory.mktemp("pairs") / "data", 14)
     arguments = (
         "finetune", "umamba-pico", "--data", str(data), "--device", "cpu", "--iterations", "20",
         "--mode", "scratch", "--mode", "full",
     )  # fmt: skip
-    out, begun = tmp_path_factory.mktemp("finetune") / "run", time.monotonic()
-    finish(arguments, out)
-    return arguments, out, time.monotonic() - begun
+    out, started_at = tmp_path_factory.mktemp("finetune") / "run", time.monotonic()
+    finish_command(arguments, out)
+    return arguments, out, time.monotonic() - started_at
 
 
 def test_a_killed_fine_tuning_ends_with_the_same_weights(
     finetuned: tuple[tuple[str, ...], Path, float], tmp_path: Path
 ) -> None:
-    arguments, unbroken, seconds = finetuned
+    arguments, uninterrupted, seconds = finetuned
     run, moments = tmp_path / "run", random.Random("finetune")
-    for _ in range(min(3, KILLS["train"])):
-        kill_after(start(arguments, run), moments.uniform(0.3, 0.9) * seconds)
-    finish(arguments, run)
-    weights = sorted(path.relative_to(unbroken) for path in unbroken.rglob("weights.safetensors"))
+    for _ in range(min(3, KILL_COUNTS["train"])):
+        kill_after(start_command(arguments, run), moments.uniform(0.3, 0.9) * seconds)
+    finish_command(arguments, run)
+    weights = sorted(
+        path.relative_to(uninterrupted) for path in uninterrupted.rglob("weights.safetensors")
+    )
     assert len(weights) == 2
     for path in weights:
-        assert (run / path).read_bytes() == (unbroken / path).read_bytes()
+        assert (run / path).read_bytes() == (uninterrupted / path).read_bytes()
     assert not list(run.rglob("*.tmp"))
 
 
 def test_a_killed_report_is_made_by_the_next_one(tmp_path: Path) -> None:
-    """The rows are the run; whatever of the report a kill leaves, the next report replaces it."""
+    """The rows are the results; the next report replaces a partial report."""
     run, moments = tmp_path / "run", random.Random("report")
-    finish((*EVAL, "--limit", "100"), run)
-    expected, begun = results(run), time.monotonic()
+    finish_command((*EVAL, "--limit", "100"), run)
+    expected, started_at = results(run), time.monotonic()
     subprocess.run([*ROBUST, "report", str(run)], capture_output=True, check=True, timeout=900)
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started_at
     page = (run / "report.html").read_bytes()
-    for _ in range(min(3, KILLS["train"])):
+    for _ in range(min(3, KILL_COUNTS["train"])):
         process = subprocess.Popen(
             [*ROBUST, "report", str(run)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, start_new_session=True,
         )  # fmt: skip
         kill_after(process, moments.uniform(0.5, 0.98) * seconds)
-        assert (run / "report.html").read_bytes() == page, "the old page is whole"
+        assert (run / "report.html").read_bytes() == page, "the previous page must be complete"
     subprocess.run([*ROBUST, "report", str(run)], capture_output=True, check=True, timeout=900)
     assert results(run) == expected
     assert (run / "report.html").read_bytes() == page
-    assert not list(run.rglob("*.tmp")), "nothing half-written stays"
+    assert not list(run.rglob("*.tmp")), "temporary files must be removed"
 
 
 DOWNLOAD = """
@@ -275,13 +274,13 @@ def test_a_killed_download_goes_on_from_where_it_was(tmp_path: Path) -> None:
 
     class Slow(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked = self.headers["Range"]
-            ranges.append(asked)
-            first = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
-            self.send_response(206 if asked else 200)
+            header = self.headers["Range"]
+            ranges.append(header)
+            first = int(header.removeprefix("bytes=").partition("-")[0]) if header else 0
+            self.send_response(206 if header else 200)
             self.send_header("Content-Length", str(len(content) - first))
             self.send_header("ETag", '"v1"')
-            if asked:
+            if header:
                 self.send_header(
                     "Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}"
                 )
@@ -292,7 +291,7 @@ def test_a_killed_download_goes_on_from_where_it_was(tmp_path: Path) -> None:
                     time.sleep(0.1)
 
         def log_message(self, *arguments: object) -> None:
-            """Keeps the terminal clean."""
+            """Suppresses the server's log."""
 
     target = tmp_path / "file.bin"
     with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
@@ -300,21 +299,21 @@ def test_a_killed_download_goes_on_from_where_it_was(tmp_path: Path) -> None:
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/file.bin"
         command = [sys.executable, "-c", DOWNLOAD, url, str(target), digest]
-        part, held = target.with_name("file.bin.part"), 0
+        partial_file, size = target.with_name("file.bin.part"), 0
         for _ in range(2):
             process = subprocess.Popen(command, start_new_session=True)
-            while not part.is_file() or part.stat().st_size < held + 300_000:
+            while not partial_file.is_file() or partial_file.stat().st_size < size + 300_000:
                 assert process.poll() is None
                 time.sleep(0.02)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            held = part.stat().st_size
-            assert not target.exists(), "nothing stands under the final name"
+            size = partial_file.stat().st_size
+            assert not target.exists(), "the final name must not exist yet"
         subprocess.run(command, check=True, timeout=600)
         server.shutdown()
         thread.join()
     assert target.read_bytes() == content
-    assert not part.exists()
-    begins = [int(asked.removeprefix("bytes=").partition("-")[0]) for asked in ranges if asked]
-    assert len(begins) == 2, "the second and third start go on"
-    assert 300_000 <= begins[0] < begins[1] <= held
+    assert not partial_file.exists()
+    starts = [int(header.removeprefix("bytes=").partition("-")[0]) for header in ranges if header]
+    assert len(starts) == 2, "the second and third start must resume"
+    assert 300_000 <= starts[0] < starts[1] <= size

@@ -1,4 +1,4 @@
-"""`docs/gallery.md` is what `benchmarks/gallery.py` writes from committed numbers."""
+"""`docs/gallery.md` matches the output of `benchmarks/gallery.py` for the committed numbers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ NUMBERS = json.loads((ROOT / "docs" / "gallery.json").read_text("utf-8"))
 
 @pytest.fixture(scope="module")
 def gallery() -> ModuleType:
-    """The script as a module."""
+    """Imports the script as a module."""
     spec = importlib.util.spec_from_file_location("gallery", ROOT / "benchmarks" / "gallery.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["gallery"] = module  # dataclasses look their module up
+    sys.modules["gallery"] = module  # needed by dataclasses
     spec.loader.exec_module(module)
     return module
 
@@ -39,9 +39,9 @@ def test_the_page_is_made_of_the_committed_numbers(gallery: ModuleType) -> None:
 
 
 def test_figures_are_small_and_all_there(gallery: ModuleType) -> None:
-    shown = re.findall(r"\(images/([\w.-]+)\)", gallery.PAGE.read_text("utf-8"))
-    assert len(shown) >= 3
-    for name in shown:
+    linked_files = re.findall(r"\(images/([\w.-]+)\)", gallery.PAGE.read_text("utf-8"))
+    assert len(linked_files) >= 3
+    for name in linked_files:
         assert 0 < (gallery.IMAGES / name).stat().st_size <= 150_000
 
 
@@ -58,15 +58,15 @@ def test_differences_are_those_of_the_scores() -> None:
 
 
 def test_adjusted_p_values_follow_from_the_others() -> None:
-    """Holm's definition, written out: the largest multiple among those at least as clear."""
+    """Holm's definition: the largest multiple among the equal or smaller p-values."""
     for study in NUMBERS.values():
         ordered = sorted(study["verdicts"], key=lambda verdict: verdict["p"])
-        reached = 0.0
-        for place, verdict in enumerate(ordered):
-            reached = max(reached, verdict["p"] * (len(ordered) - place))
-            assert isclose(verdict["p_adjusted"], min(1.0, reached), rel_tol=1e-6)
-            shown = verdict["outcome"] != "no difference shown"
-            assert shown == (verdict["p_adjusted"] <= 0.05)
+        largest = 0.0
+        for position, verdict in enumerate(ordered):
+            largest = max(largest, verdict["p"] * (len(ordered) - position))
+            assert isclose(verdict["p_adjusted"], min(1.0, largest), rel_tol=1e-6)
+            is_shown = verdict["outcome"] != "no difference shown"
+            assert is_shown == (verdict["p_adjusted"] <= 0.05)
 
 
 def test_the_bundled_weights_are_those_of_the_page() -> None:
@@ -77,7 +77,7 @@ def test_the_bundled_weights_are_those_of_the_page() -> None:
 
 
 def test_numbers_of_the_readme_are_those_of_the_page(gallery: ModuleType) -> None:
-    """Each row of a table of transforms in README.md stands in the page too."""
+    """Each row of a table of transforms in README.md is in the page too."""
     cells = {tuple(_cells(line)) for line in gallery.PAGE.read_text("utf-8").splitlines()}
     names = {verdict["transform"] for verdict in NUMBERS["demo"]["verdicts"]}
     rows = [_cells(line) for line in (ROOT / "README.md").read_text("utf-8").splitlines()]
@@ -97,27 +97,27 @@ def test_a_run_gives_the_numbers_of_the_page_again(
     monkeypatch.chdir(tmp_path)
     study = next(study for study in gallery.STUDIES if study.name == "demo")
     (evaluation,) = study.evaluations
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exit_info:
         main([*evaluation.command, "--quiet"], prog_name="robust")
-    assert stopped.value.code == 0
+    assert exit_info.value.code == 0
     results = json.loads((tmp_path / evaluation.folder / "results.json").read_text("utf-8"))
-    stored = NUMBERS["demo"]["scores"]
-    assert [row["transform"] for row in results] == [row["transform"] for row in stored]
-    for row, kept in zip(results, stored, strict=True):
-        # Another processor may round otherwise and turn an image or two.
-        assert abs(row["correct"] - kept["correct"]) <= 3
+    stored_scores = NUMBERS["demo"]["scores"]
+    assert [row["transform"] for row in results] == [row["transform"] for row in stored_scores]
+    for row, stored_row in zip(results, stored_scores, strict=True):
+        # Rounding on another processor may change an image or two.
+        assert abs(row["correct"] - stored_row["correct"]) <= 3
     pairs = json.loads((tmp_path / evaluation.folder / "statistics.json").read_text("utf-8"))
     clean = next(a for a in pairs["agreement"] if a["transform"] == "identity")
-    unlike = (clean["first_only"], clean["second_only"])
+    discordant = (clean["first_only"], clean["second_only"])
     verdict = next(v for v in pairs["verdicts"] if v["transform"] == "identity")
-    assert isclose(verdict["p"], binomtest(unlike[0], sum(unlike)).pvalue, rel_tol=1e-9)
+    assert isclose(verdict["p"], binomtest(discordant[0], sum(discordant)).pvalue, rel_tol=1e-9)
 
 
 def test_the_commands_of_the_page_can_be_typed(gallery: ModuleType) -> None:
-    shown = [line for line in gallery.PAGE.read_text("utf-8").splitlines() if line[:7] == "robust "]
+    lines = [line for line in gallery.PAGE.read_text("utf-8").splitlines() if line[:7] == "robust "]
     expected = [
         command
         for study in gallery.STUDIES
         for command in (*(e.command for e in study.evaluations), study.comparison)
     ]
-    assert [shlex.split(line)[1:] for line in shown] == [list(command) for command in expected]
+    assert [shlex.split(line)[1:] for line in lines] == [list(command) for command in expected]

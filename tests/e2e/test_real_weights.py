@@ -1,4 +1,4 @@
-"""Real weights on real photos: the numbers that are known from elsewhere."""
+"""Real weights on real photos, compared with published numbers."""
 
 import json
 from importlib.resources import files
@@ -16,7 +16,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
 @needs_shared
 @pytest.mark.slow  # 30 seconds
 def test_mobilenet_has_452_of_500(tmp_path):
-    """Published with the weights: 90.4 % on this sample. ImageFolder's own indices would give 0."""
+    """Published with the weights: 90.4 % on this sample. ImageFolder's indices would give 0."""
     run = robustcli.evaluate(
         "mobilenetv2_100",
         SHARED / "imagenet_sample" / "val",
@@ -44,15 +44,15 @@ def test_the_sample_has_other_indices_than_its_folders_have_places():
     index = open_dataset(str(SHARED / "imagenet_sample" / "val"), Classes("imagenet-1k"))
     folders = sorted({ref.image_id.split("/")[0] for ref in index.samples})
     by_place = {folder: place for place, folder in enumerate(folders)}
-    agreeing = [r for r in index.samples if by_place[r.image_id.split("/")[0]] == r.target]
+    equal_samples = [r for r in index.samples if by_place[r.image_id.split("/")[0]] == r.target]
     assert len(folders) == 500
-    assert len(agreeing) < 10
+    assert len(equal_samples) < 10
 
 
 def test_vmamba_pico_stands_as_documented(tmp_path):
     """The first row of the README's table, from the bundled weights and images."""
     run = robustcli.evaluate("vmamba-pico", None, "fliplr", out=tmp_path / "run", workers=0)
-    # Another processor may round otherwise and turn an image or two.
+    # Rounding on another processor may change an image or two.
     assert run.table()["correct"].tolist() == pytest.approx([751, 768], abs=2)
     assert run.record.dataset.demonstration
 
@@ -62,7 +62,7 @@ def test_resnet_pico_stands_as_in_the_gallery(tmp_path):
     rows = [row for row in json.loads(text)["demo"]["scores"] if row["label"] == "resnet-pico"]
     expected = {row["transform"]: row["correct"] for row in rows}
     run = robustcli.evaluate("resnet-pico", None, "identity", out=tmp_path / "run", workers=0)
-    # Another processor may round otherwise and turn an image or two.
+    # Rounding on another processor may change an image or two.
     assert run.table()["correct"].tolist() == pytest.approx([expected["identity"]], abs=2)
 
 

@@ -1,4 +1,4 @@
-"""The simulation of many workers against cases whose answers are known, and the page of it."""
+"""The simulation of many workers compared with known results, and its page."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ RUNS = 2000
 
 @pytest.fixture(scope="module")
 def scale() -> Iterator[ModuleType]:
-    """The script as a module."""
+    """Imports the script as a module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         yield importlib.import_module("scale")
 
 
 def check_mean(scale: ModuleType, expected: float, *case: object) -> None:
-    """The mean time to the end of many runs; four standard errors, with fixed seeds."""
+    """Compares the mean run time of many runs with `expected`, within four standard errors."""
     times = [scale.Simulation(*case, seed).run().elapsed for seed in range(RUNS)]
     error = statistics.stdev(times) / math.sqrt(RUNS)
     assert statistics.mean(times) == pytest.approx(expected, abs=4 * error)
@@ -49,7 +49,7 @@ def test_one_worker_without_failures_takes_the_sum(
     job = scale.Job(images=300, cells=5, models=2, images_per_second=10.0, turns=turns)
     cluster = scale.Cluster(start=7.0, read=0.25, write=0.5)
     outcome = scale.Simulation(job, cluster, 1, policy, 0).run()
-    files = 3 * 5 * 3  # blocks, cells, predictions of two models and the measures of the images
+    files = 3 * 5 * 3  # blocks, cells, predictions of two models and image statistics
     planning = max(0.0, files * 0.25 - 7.0) if policy == "free" else files * 0.25
     assert job.files == files
     assert outcome.elapsed == pytest.approx(7 + planning + 300 * 5 * 2 / 10 + files * 0.5)
@@ -63,20 +63,24 @@ def test_one_worker_without_failures_takes_the_sum(
 def test_without_failures_the_end_is_that_of_the_largest_share(
     scale: ModuleType, workers: int
 ) -> None:
-    """Blocks of one size: each worker gets every n-th of the equal pieces, in any policy."""
+    """Blocks of one size: in any policy each worker gets every n-th of the equal pieces."""
     job = scale.Job(images=128 * 60, cells=4, models=1, images_per_second=128.0)
-    parts = min(4, math.ceil(workers * 4 / 60))  # a block is cut where there are too few blocks
+    parts = min(
+        4,
+        math.ceil(workers * 4 / 60),
+        # Blocks are divided if there are too few.
+    )
     pieces = [math.ceil((4 - first) / parts) for _ in range(60) for first in range(parts)]
     longest = max(sum(pieces[rank::workers]) for rank in range(workers))
     for policy in ("one job", "torchrun", "array"):
         outcome = scale.Simulation(job, scale.Cluster(), workers, policy, 0).run()
         assert outcome.elapsed == pytest.approx(longest)
-    free = scale.Simulation(job, scale.Cluster(), workers, "free", 0).run()
-    assert math.ceil(60 * 4 / workers) <= free.elapsed + 1e-9 <= longest + 1e-6
+    free_policy = scale.Simulation(job, scale.Cluster(), workers, "free", 0).run()
+    assert math.ceil(60 * 4 / workers) <= free_policy.elapsed + 1e-9 <= longest + 1e-6
 
 
 def test_pieces_that_restart_take_what_renewal_theory_says(scale: ModuleType) -> None:
-    """(e^(rt) - 1) / r for a piece of length t that starts again at each failure of rate r."""
+    """(e^(rt) - 1) / r for a piece of length t that restarts at each failure of rate r."""
     job = scale.Job(images=128, cells=1, models=1, images_per_second=128.0)  # one second
     cluster = scale.Cluster(crash=1 / RATE)
     for policy in ("one job", "torchrun", "array", "free"):
@@ -84,18 +88,18 @@ def test_pieces_that_restart_take_what_renewal_theory_says(scale: ModuleType) ->
 
 
 def test_what_is_durable_is_not_computed_again(scale: ModuleType) -> None:
-    """n pieces with start R and absence D: (1/r + D) ((e^rR - 1) + n e^rR (e^rt - 1))."""
-    n, start, away = 3, 0.5, 0.8
+    """n pieces with start R and downtime D: (1/r + D) ((e^rR - 1) + n e^rR (e^rt - 1))."""
+    n, start_seconds, downtime = 3, 0.5, 0.8
     job = scale.Job(images=128, cells=n, models=1, images_per_second=128.0)
-    cluster = scale.Cluster(start=start, preempt=1 / RATE, away=away)
-    restart = math.exp(RATE * start)
-    expected = (1 / RATE + away) * (restart - 1 + n * restart * (math.exp(RATE) - 1))
+    cluster = scale.Cluster(start=start_seconds, preempt=1 / RATE, away=downtime)
+    restart = math.exp(RATE * start_seconds)
+    expected = (1 / RATE + downtime) * (restart - 1 + n * restart * (math.exp(RATE) - 1))
     for policy in ("array", "free"):
         check_mean(scale, expected, job, cluster, 1, policy)
 
 
 def test_torchrun_starts_all_again_when_one_fails(scale: ModuleType) -> None:
-    """Two workers with a piece each fail together, at twice the rate."""
+    """Two workers with one piece each fail together, at twice the rate."""
     job = scale.Job(images=128, cells=2, models=1, images_per_second=128.0)
     cluster = scale.Cluster(crash=1 / RATE)
     expected = (math.exp(2 * RATE) - 1) / (2 * RATE)
@@ -105,10 +109,10 @@ def test_torchrun_starts_all_again_when_one_fails(scale: ModuleType) -> None:
 def test_one_job_computes_the_share_of_a_dead_worker_by_the_next_command(scale: ModuleType) -> None:
     """Worker 0's failure ends a round, worker 1's leaves its piece: E1 (2 - q), q = e^-rt."""
     job = scale.Job(images=128, cells=2, models=1, images_per_second=128.0)
-    survives = math.exp(-RATE)
-    alone = (1 - survives) / (RATE * survives)
+    survival = math.exp(-RATE)
+    solo_seconds = (1 - survival) / (RATE * survival)
     cluster = scale.Cluster(crash=1 / RATE)
-    check_mean(scale, alone * (2 - survives), job, cluster, 2, "one job")
+    check_mean(scale, solo_seconds * (2 - survival), job, cluster, 2, "one job")
 
 
 @pytest.mark.parametrize("policy", ["one job", "torchrun", "array", "free"])
@@ -124,12 +128,12 @@ def test_all_paid_time_is_booked_once(scale: ModuleType, policy: str, turns: int
     assert outcome.spent["useful"] == pytest.approx(job.seconds)
     assert all(seconds >= 0 for seconds in outcome.spent.values())
     assert outcome.spent["lost"] > 0
-    if policy != "array":  # where a worker that has finished its share is not paid any more
+    if policy != "array":  # with `array`, a worker is not paid after its share
         assert outcome.paid == pytest.approx(5 * outcome.elapsed)
     else:
         assert outcome.paid < 5 * outcome.elapsed
-    away = replace(cluster, crash=math.inf, preempt=600.0, away=30.0)
-    outcome = scale.Simulation(job, away, 5, policy, 1).run()
+    downtime = replace(cluster, crash=math.inf, preempt=600.0, away=30.0)
+    outcome = scale.Simulation(job, downtime, 5, policy, 1).run()
     assert outcome.spent["useful"] == pytest.approx(job.seconds)
     assert outcome.paid < 5 * outcome.elapsed
 
@@ -144,23 +148,25 @@ def test_the_file_system_bounds_the_speed(scale: ModuleType) -> None:
 def test_runs_repeat_and_seeds_differ(scale: ModuleType) -> None:
     job = scale.Job(images=128 * 20, cells=4, models=1, images_per_second=64.0)
     cluster = scale.Cluster(start=2.0, crash=100.0, slow_share=0.2)
-    first, again, other = (
+    first, repeated, other_seed = (
         scale.Simulation(job, cluster, 4, "free", seed).run() for seed in (0, 0, 1)
     )
-    assert first == again != other
+    assert first == repeated != other_seed
 
 
 def test_who_is_free_helps_where_machines_are_slow(scale: ModuleType) -> None:
     job = scale.Job(images=128 * 64, cells=4, models=1, images_per_second=64.0)
     cluster = scale.Cluster(slow_share=0.2)
-    slow, free = (scale.summary(job, cluster, 8, p, range(20)) for p in ("array", "free"))
-    assert free.hours[0] < 0.75 * slow.hours[0]
+    array_policy, free_policy = (
+        scale.summary(job, cluster, 8, p, range(20)) for p in ("array", "free")
+    )
+    assert free_policy.hours[0] < 0.75 * array_policy.hours[0]
 
 
 def test_a_run_that_does_not_get_on_is_given_up(scale: ModuleType) -> None:
     job = scale.Job(images=128, cells=2, models=1, images_per_second=1.0)
-    hopeless = scale.Simulation(job, scale.Cluster(crash=1.0), 2, "torchrun", 0).run()
-    assert not hopeless.ended
+    simulation = scale.Simulation(job, scale.Cluster(crash=1.0), 2, "torchrun", 0).run()
+    assert not simulation.ended
     line = scale.summary(job, scale.Cluster(crash=1.0), 2, "torchrun", range(3))
     assert "100% given up" in scale.table([line])
 
@@ -173,7 +179,7 @@ def test_spread_is_that_of_numpy(scale: ModuleType) -> None:
 
 
 def blocks(language: str) -> list[str]:
-    """The code blocks of the page in that language."""
+    """Returns the code blocks of the page in one language."""
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
 
 
@@ -191,7 +197,7 @@ def test_the_arithmetic_of_the_page_is_that_of_the_job(scale: ModuleType) -> Non
 
 
 def evaluations() -> list[list[str]]:
-    """The arguments of each `robust eval` of the page, whatever starts it."""
+    """Returns the arguments of each `robust eval` of the page, without its launcher."""
     bash = "\n".join(blocks("bash")).replace("\\\n", " ")
     args = "".join(CONTAINER["args"])
     commands = re.findall(r"\brobust(?:cli)? eval ([^;\n#]*)", f"{bash}\n{args}")
@@ -205,7 +211,7 @@ POD = BY_KIND["Job"]["spec"]["template"]["spec"]
 
 
 def test_commands_of_the_page_have_options_that_exist() -> None:
-    commands = [c for c in evaluations() if "--engine" not in c]  # those have tests of their own
+    commands = [c for c in evaluations() if "--engine" not in c]  # engines are tested separately
     assert len(commands) == 5
     command = main.get_command(click.Context(main), "eval")
     assert command is not None
@@ -225,10 +231,10 @@ def test_the_manifest_of_kubernetes_is_a_job_whose_pods_meet_at_the_first() -> N
     assert POD["restartPolicy"] == "OnFailure"
     volumes = {volume["name"] for volume in POD["volumes"]}
     assert {mount["name"] for mount in CONTAINER["volumeMounts"]} == volumes
-    words = shlex.split("".join(CONTAINER["args"]))
-    assert words[:2] == ["exec", "torchrun"]
-    started = get_args_parser().parse_args(words[2:])
-    assert int(started.nnodes) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    container_arguments = shlex.split("".join(CONTAINER["args"]))
+    assert container_arguments[:2] == ["exec", "torchrun"]
+    options = get_args_parser().parse_args(container_arguments[2:])
+    assert int(options.nnodes) == job["spec"]["completions"] == job["spec"]["parallelism"]
     host = f"{job['metadata']['name']}-0.{POD['subdomain']}"
-    assert (started.rdzv_backend, started.rdzv_endpoint) == ("c10d", f"{host}:29500")
-    assert (started.module, started.training_script) == (True, "robustcli")
+    assert (options.rdzv_backend, options.rdzv_endpoint) == ("c10d", f"{host}:29500")
+    assert (options.module, options.training_script) == (True, "robustcli")

@@ -1,4 +1,4 @@
-"""A small set of images with masks, and the settings to measure segmenters on it fast."""
+"""Builds a small set of images with masks and a fast evaluation of Otsu's threshold on it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ PATIENTS = ("ann", "bea", "cy")
 
 
 def make_pairs(folder: Path, per_patient: int = 3, side: int = 40) -> Path:
-    """A manifest of dark images with one bright square each; the last of each patient is empty.
+    """Writes a manifest of dark images with one bright square each; returns its path.
 
-    The images of a patient are `side`, `side` + 6, ... pixels wide, and all are `side` high.
+    The last mask of each patient is empty. The images of a patient are `side`, `side` + 6, ...
+    pixels wide and `side` pixels high.
     """
     lines = ["image,mask,group"]
     for number, patient in enumerate(PATIENTS):
@@ -42,12 +43,12 @@ def make_pairs(folder: Path, per_patient: int = 3, side: int = 40) -> Path:
 
 
 def pairs_in(folder: Path) -> Dataset:
-    """The index of `make_pairs(folder)`."""
+    """Opens the data set of `make_pairs(folder)`."""
     return open_dataset(str(make_pairs(folder)), Masks(surveyed=False))
 
 
 def make_roads(folder: Path) -> Path:
-    """The images of `make_pairs` in the folders of Massachusetts Roads, all to be tested on."""
+    """Writes the images of `make_pairs` as the test split of Massachusetts Roads."""
     for pair in pairs_in(folder.with_name("cells")).samples:
         for kind, ref in (("test", pair.image), ("test_labels", pair.mask)):
             place = folder / "tiff" / kind / f"{Path(pair.image_id).stem.replace('-', '_r0c')}.tif"
@@ -58,5 +59,5 @@ def make_roads(folder: Path) -> Path:
 
 
 def config(data: Path, out: Path, *transforms: str, **changes: object) -> EvalConfig:
-    """A quick evaluation of Otsu's threshold in this process."""
+    """Returns the settings of a fast evaluation of Otsu's threshold in this process."""
     return photos.config(data, out, *transforms, **({"models": (OTSU,)} | changes))

@@ -1,4 +1,4 @@
-"""A small folder of pictures to evaluate, and the settings to do it fast."""
+"""Builds a small folder of photos and a fast evaluation of a tiny network on it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import resolve_transforms
 
 CLASSES = ("airplane", "cat", "dog", "ship")
-SMALL, LARGE = Preprocessing(32, 32, "bilinear"), Preprocessing(40, 24, "bicubic")
+CROP32, CROP24 = Preprocessing(32, 32, "bilinear"), Preprocessing(40, 24, "bicubic")
 PICO = ModelRequest("vmamba-pico", untrained=True)
 
 
 def make_photos(folder: Path, per_class: int = 3) -> Path:
-    """`folder` with `per_class` random 40x36 PNGs in each of four of CIFAR-10's classes."""
+    """Writes `per_class` random 40x36 PNG files for each of four CIFAR-10 classes to `folder`."""
     for number, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
         for index in range(per_class):
@@ -35,7 +35,7 @@ def make_photos(folder: Path, per_class: int = 3) -> Path:
 
 
 def config(data: Path, out: Path, *transforms: str, **changes: object) -> EvalConfig:
-    """A quick evaluation of the untrained pico network in this process."""
+    """Returns the settings of a fast evaluation of the untrained pico network in this process."""
     settings: dict[str, object] = {"workers": 0, "device": "cpu", "batch_size": 4} | changes
     models = settings.pop("models", (PICO,))
     names = transforms or ("fliplr",)
@@ -53,15 +53,17 @@ def source(
     plugins: tuple[Path, ...] = (),
     severities: tuple[int, ...] | None = None,
 ) -> Source:
-    """Batches of two views, in blocks of seven."""
+    """Returns batches with two views, in blocks of seven images."""
     cells = {
         Cell(c.transform.name, c.severity): c
         for c in resolve_transforms(names, severities, plugins)
     }
-    sizes = {SMALL.view: SMALL, LARGE.view: LARGE}
-    measured = tuple(sizes) if at_crop else (ORIGINAL,)
-    plan = EvaluationPlan(Store(run), index.samples, tuple(cells), ("small", "large"), measured, 7)
-    model_views = {"small": SMALL.view, "large": LARGE.view}
+    sizes = {CROP32.view: CROP32, CROP24.view: CROP24}
+    measured_views = tuple(sizes) if at_crop else (ORIGINAL,)
+    plan = EvaluationPlan(
+        Store(run), index.samples, tuple(cells), ("small", "large"), measured_views, 7
+    )
+    model_views = {"small": CROP32.view, "large": CROP24.view}
     pieces = {piece.block: piece for piece in plan.missing()}
     return Source(
         parts_of([pieces[block] for block in order], batch_size),

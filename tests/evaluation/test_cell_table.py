@@ -1,4 +1,4 @@
-"""The table of a run against scikit-learn on its files."""
+"""The table of a run: order, columns, and numbers compared with scikit-learn."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ CONTRACT = [
     *("model", "transform", "severity", "n", "correct", "top1", "top1_low", "top1_high", "top5"),
     *("clean_top1", "drop", "retention", "unchanged_share", "psnr_db"),
 ]
-TWO = (model("vmamba-b"), model("swin-b", view="other"))
+MODELS = (model("vmamba-b"), model("swin-b", view="other"))
 
 
 def test_rows_are_in_the_order_of_the_run_and_columns_as_promised(tmp_path: Path) -> None:
     cells = (IDENTITY, *paper21()[:2], *imagenet_c()[:2])
-    numbers = table(build_run(tmp_path, RunPlan(models=TWO, transforms=cells)))
+    numbers = table(build_run(tmp_path, RunPlan(models=MODELS, transforms=cells)))
     assert list(numbers.columns[: len(CONTRACT)]) == CONTRACT
-    expected = [(m.name, t.name, t.severity) for m in TWO for t in cells]
+    expected = [(m.name, t.name, t.severity) for m in MODELS for t in cells]
     assert list(numbers[["model", "transform", "severity"]].itertuples(index=False)) == expected
 
 
 def test_numbers_agree_with_scikit_learn_on_the_files_themselves(tmp_path: Path) -> None:
-    build_run(tmp_path, RunPlan(models=TWO, transforms=(IDENTITY, *paper21()[:3])))
+    build_run(tmp_path, RunPlan(models=MODELS, transforms=(IDENTITY, *paper21()[:3])))
     files = ds.dataset(tmp_path / "predictions", partitioning="hive").to_table().to_pandas()
     numbers = table(tmp_path).set_index(["model", "transform"])
     for key, rows in files.groupby(["model", "transform"]):
@@ -43,7 +43,7 @@ def test_numbers_agree_with_scikit_learn_on_the_files_themselves(tmp_path: Path)
 
 
 def test_image_measures_are_those_of_the_models_own_view(tmp_path: Path) -> None:
-    build_run(tmp_path, RunPlan(models=TWO, transforms=(IDENTITY, paper21()[0])))
+    build_run(tmp_path, RunPlan(models=MODELS, transforms=(IDENTITY, paper21()[0])))
     for file in tmp_path.glob("inputs/view=other/transform=additive*/*/*.parquet"):
         frame = pd.read_parquet(file, partitioning=None).assign(psnr_db=7.0)
         frame.to_parquet(file, index=False)

@@ -1,4 +1,4 @@
-"""Which device serves, and what is said when it is not there."""
+"""Choice of the device and errors for devices that the machine lacks."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from robustcli.evaluation.device import DeviceMonitor, choose_device, device_nam
 from robustcli.tasks.base import facts_record
 
 
-def test_auto_takes_what_is_there():
+def test_auto_selects_the_available_device():
     expected = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
     assert choose_device("auto").type == expected
 
@@ -27,7 +27,7 @@ def test_an_apple_gpu_is_taken(name, monkeypatch):
 
 @pytest.mark.parametrize(("scans", "backend"), [(True, "cpu"), (False, None)])
 def test_of_a_scanning_model_on_an_apple_gpu_the_record_names_the_cpu_kernel(scans, backend):
-    """In one run with a model that does not scan, both compute on the same device."""
+    """In one run, a model without a scan uses the same device."""
     facts = ModelFacts(
         "a", "vim", "own", {}, 1, "a.safetensors", "0" * 64, "none", False, "cifar10", scans
     )

@@ -1,8 +1,7 @@
-"""However the work is shared, the rows are those of one process, and each is computed once."""
+"""Any number of workers, processes and ranks gives the rows of one process, computed once."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -22,11 +21,14 @@ from robustcli.evaluation.record import read_record
 from robustcli.evaluation.sessions import read_sessions
 from tests.evaluation.photos import PICO, config, make_photos
 from tests.evaluation.test_evaluate import contents, small_blocks
+from tests.training.test_jobs import free_port
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 REPOSITORY = Path(__file__).parents[2]
-MORE_WORKERS = "ignore:This DataLoader will create"  # than this machine has cores
+MORE_WORKERS = "ignore:This DataLoader will create"  # than the machine has cores
 NAMES = ("fliplr", "additive_gaussian_noise", "affine")
-SLOW = '''
+SLOW_PLUGIN = '''
 import time
 
 from torch.utils.data import get_worker_info
@@ -42,7 +44,7 @@ def slow_one(image, rng, value):
     image[:2] = rng.integers(256)
     return image
 '''
-DEADLY = '''
+DEADLY_PLUGIN = '''
 import os
 import sys
 from pathlib import Path
@@ -54,7 +56,7 @@ MARK = Path(__file__).with_name("killed")
 
 @transform()
 def deadly(image, rng, value):
-    """Kills, once, a process that another evaluation has started."""
+    """Kills one process of another evaluation, once."""
     if "help_first" in str(sys.orig_argv) and not MARK.exists():
         MARK.touch()
         os.kill(os.getpid(), 9)
@@ -62,42 +64,27 @@ def deadly(image, rng, value):
 '''
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The number of threads decides the rounding, and so the bytes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """28 images: blocks of 8 and a last one of four."""
-    return make_photos(tmp_path_factory.mktemp("photos") / "few", per_class=7)
-
-
-def computed(run):
-    """How many model inputs all processes of all commands computed."""
+def computed_inputs(run):
+    """Returns the number of model inputs that all processes of all commands computed."""
     return sum(cost.images for s in read_sessions(run) for cost in s.models.values())
 
 
-# Each number of workers with each kind of batch, smaller than a block, across blocks, and a block.
-PAIRS = [(0, 7), (1, 1), (1, 8), (2, 7), (2, 8), (4, 7)]
-MORE_PAIRS = [(0, 1), (0, 8), (1, 7), (2, 1), (4, 1), (4, 8)]
+# Number of workers and batch size: smaller than a block, larger than a block, equal to a block.
+WORKERS_AND_BATCHES = [(0, 7), (1, 1), (1, 8), (2, 7), (2, 8), (4, 7)]
+SLOW_PAIRS = [(0, 1), (0, 8), (1, 7), (2, 1), (4, 1), (4, 8)]
 
 
 @pytest.fixture(scope="module")
-def alone(photos, tmp_path_factory):
-    """The row files of one process, by plugin and batch size; each is computed once."""
-    known = {}
+def rows_of_one_process(photos, tmp_path_factory):
+    """Returns the row files of a single process, computed once per plugin and batch size."""
+    row_files = {}
 
     def rows(names, changes):
         key = (names, changes["batch_size"])
-        if key not in known:
+        if key not in row_files:
             out = tmp_path_factory.mktemp("alone") / "run"
-            known[key] = contents(run_evaluation(config(photos, out, *names, **changes)))
-        return known[key]
+            row_files[key] = contents(run_evaluation(config(photos, out, *names, **changes)))
+        return row_files[key]
 
     return rows
 
@@ -105,11 +92,11 @@ def alone(photos, tmp_path_factory):
 @pytest.mark.filterwarnings(MORE_WORKERS)
 @pytest.mark.parametrize(
     ("workers", "batch_size"),
-    [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE_PAIRS)],
+    [*WORKERS_AND_BATCHES, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW_PAIRS)],
 )
-@pytest.mark.parametrize("plugin", [None, SLOW], ids=["model-bound", "loader-bound"])
+@pytest.mark.parametrize("plugin", [None, SLOW_PLUGIN], ids=["model-bound", "loader-bound"])
 def test_workers_and_batches_change_nothing(
-    photos, alone, tmp_path, monkeypatch, workers, batch_size, plugin
+    photos, rows_of_one_process, tmp_path, monkeypatch, workers, batch_size, plugin
 ):
     small_blocks(monkeypatch, 8)
     names, changes = NAMES[:1], {"batch_size": batch_size}
@@ -117,31 +104,31 @@ def test_workers_and_batches_change_nothing(
         (tmp_path / "slow.py").write_text(plugin)
         names, changes = ("slow_one",), changes | {"plugins": (tmp_path / "slow.py",)}
     run = run_evaluation(config(photos, tmp_path / "run", *names, workers=workers, **changes))
-    assert contents(run) == alone(names, changes)
+    assert contents(run) == rows_of_one_process(names, changes)
     assert len(contents(run)) == 2 * 2 * 4
-    assert computed(run) == 2 * 28
+    assert computed_inputs(run) == 2 * 28
     assert read_record(run).status == "complete"
 
 
 @pytest.mark.filterwarnings(MORE_WORKERS)
 @pytest.mark.parametrize("workers", [0, 2, 3])
 def test_batches_larger_than_the_usual_block(photos, tmp_path, monkeypatch, workers):
-    """As on CUDA machines, where a batch is a block: the fault lost images there."""
+    """On CUDA a batch is as large as a block; images were once lost there."""
     small_blocks(monkeypatch, 4)
     settings = config(photos, tmp_path / "run", *NAMES, batch_size=9, workers=workers)
     run = run_evaluation(settings)
-    assert computed(run) == 4 * 28
+    assert computed_inputs(run) == 4 * 28
     assert read_record(run).block_size == 9
     assert read_record(run).status == "complete"
 
 
-def trained(*args, **changes):
-    """With the bundled weights: random ones come from a generator that threads share."""
+def trained_config(*args, **changes):
+    """Uses the bundled weights: threads share the generator of random weights."""
     return config(*args, **{"models": (replace(PICO, untrained=False),), **changes})
 
 
 def in_threads(configs):
-    """The evaluations of `configs` as ranks of one group; what each raised, by rank."""
+    """Runs the evaluations of `configs` as ranks of one group; returns the errors by rank."""
     messages, world, raised = HashStore(), len(configs), {}
 
     def work(rank):
@@ -156,23 +143,23 @@ def in_threads(configs):
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert not any(thread.is_alive() for thread in threads), "a rank waits for ever"
+    assert not any(thread.is_alive() for thread in threads), "a rank does not return"
     return raised
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_the_work(photos, tmp_path, monkeypatch, world):
     small_blocks(monkeypatch, 8)
-    plain = run_evaluation(trained(photos, tmp_path / "plain", *NAMES))
+    expected_rows = run_evaluation(trained_config(photos, tmp_path / "plain", *NAMES))
     run = tmp_path / "run"
-    assert in_threads([trained(photos, run, *NAMES)] * world) == {}
-    assert contents(run) == contents(plain)
-    assert computed(run) == computed(plain) == 4 * 28
+    assert in_threads([trained_config(photos, run, *NAMES)] * world) == {}
+    assert contents(run) == contents(expected_rows)
+    assert computed_inputs(run) == computed_inputs(expected_rows) == 4 * 28
     assert len(read_sessions(run)) == world
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("changes", "message"),
     [
         ({"models": (PICO,)}, "other models or weights than the first process"),
         ({"limit": 5}, "other images than the first process"),
@@ -180,12 +167,12 @@ def test_ranks_share_the_work(photos, tmp_path, monkeypatch, world):
         ({"seed": 1}, "other settings than the first process"),
     ],
 )
-def test_a_rank_that_would_compute_something_else_is_refused(photos, tmp_path, changes, named):
-    one = trained(photos, tmp_path / "run")
-    raised = in_threads([one, replace(one, **changes)])
+def test_a_rank_that_would_compute_something_else_is_refused(photos, tmp_path, changes, message):
+    rank_config = trained_config(photos, tmp_path / "run")
+    raised = in_threads([rank_config, replace(rank_config, **changes)])
     assert isinstance(raised[0], UsageError)
     assert "Process 1 of 2" in str(raised[0])
-    assert named in str(raised[0])
+    assert message in str(raised[0])
     assert isinstance(raised[1], SystemExit)
     assert raised[1].code == 2
     assert not (tmp_path / "run").exists()
@@ -194,23 +181,25 @@ def test_a_rank_that_would_compute_something_else_is_refused(photos, tmp_path, c
 def test_other_versions_are_refused(photos, tmp_path, monkeypatch):
     versions = iter([{"torch": "2.6.0"}, {"torch": "2.14.1"}])
     monkeypatch.setattr("robustcli.evaluation.evaluate.versions", lambda: next(versions))
-    raised = in_threads([trained(photos, tmp_path / "run")] * 2)
+    raised = in_threads([trained_config(photos, tmp_path / "run")] * 2)
     assert "other package versions" in str(raised[0])
     assert "`torch`: 2." in str(raised[0])
 
 
 def test_ranks_on_several_machines_agree():
-    """The name of the machine is for messages; a rank elsewhere has another one."""
-    facts = {rank: {"host": f"node{rank}", "settings": {"seed": 0}} for rank in range(2)}
-    check_ranks_agree(facts)
+    """Host names may differ between ranks, because they are used in messages only."""
+    settings = {rank: {"host": f"node{rank}", "settings": {"seed": 0}} for rank in range(2)}
+    check_ranks_agree(settings)
     with pytest.raises(UsageError, match=r"Process 1 of 2 \(node1\) has other settings"):
-        check_ranks_agree(facts | {1: {"host": "node1", "settings": {"seed": 1}}})
+        check_ranks_agree(settings | {1: {"host": "node1", "settings": {"seed": 1}}})
 
 
 def test_a_rank_without_the_plugin_file_is_named(photos, tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW)
-    one = trained(photos, tmp_path / "run", "slow_one", plugins=(tmp_path / "slow.py",))
-    raised = in_threads([one, replace(one, plugins=(tmp_path / "none.py",))])
+    (tmp_path / "slow.py").write_text(SLOW_PLUGIN)
+    rank_config = trained_config(
+        photos, tmp_path / "run", "slow_one", plugins=(tmp_path / "slow.py",)
+    )
+    raised = in_threads([rank_config, replace(rank_config, plugins=(tmp_path / "none.py",))])
     assert isinstance(raised[1], UsageError)
     assert type(raised[0]) is UsageError
     assert "Process 1 of 2" in str(raised[0])
@@ -222,10 +211,10 @@ def test_unreadable_images_are_counted_over_all_ranks(tmp_path, monkeypatch):
     folder = make_photos(tmp_path / "photos", per_class=7)
     for name in ("airplane/0", "ship/0"):
         (folder / f"{name}.png").write_bytes(b"no picture")
-    one = trained(folder, tmp_path / "run", allow_unreadable=0.05)
-    raised = in_threads([one, one])
+    rank_config = trained_config(folder, tmp_path / "run", allow_unreadable=0.05)
+    raised = in_threads([rank_config, rank_config])
     assert "cannot be read: 2; tolerated: 1" in str(raised[0])
-    run = run_evaluation(replace(one, allow_unreadable=0.1))
+    run = run_evaluation(replace(rank_config, allow_unreadable=0.1))
     assert read_record(run).status == "complete"
 
 
@@ -243,93 +232,93 @@ def test_a_piece_that_nobody_computed_is_missed(photos, tmp_path, monkeypatch):
     monkeypatch.undo()
     small_blocks(monkeypatch, 8)
     run = run_evaluation(settings)
-    assert computed(run) == 4 * 28
+    assert computed_inputs(run) == 4 * 28
     assert read_record(run).status == "complete"
 
 
 @pytest.fixture(scope="module")
-def plain(photos, tmp_path_factory):
+def expected_rows(photos, tmp_path_factory):
     return run_evaluation(config(photos, tmp_path_factory.mktemp("plain") / "run", *NAMES))
 
 
-def test_devices_are_processes_that_share_the_run(photos, plain, tmp_path):
-    """Real processes; blocks of 128 images, so that the cells of one block are dealt."""
+def test_devices_are_processes_that_share_the_run(photos, expected_rows, tmp_path):
+    """Uses real processes and blocks of 128 images, so that cells of one block are distributed."""
     run = evaluate.evaluate(config(photos, tmp_path / "run", *NAMES, devices=2, workers=1))
-    assert contents(run) == contents(plain)
-    assert computed(run) == 4 * 28
+    assert contents(run) == contents(expected_rows)
+    assert computed_inputs(run) == 4 * 28
     assert len(read_sessions(run)) == 2
 
 
 def test_a_killed_process_leaves_a_partial_run_that_one_process_completes(photos, tmp_path):
-    (tmp_path / "deadly.py").write_text(DEADLY)
+    (tmp_path / "deadly.py").write_text(DEADLY_PLUGIN)
     settings = config(
         photos, tmp_path / "run", "deadly", *NAMES, plugins=(tmp_path / "deadly.py",), devices=2
     )
     with pytest.raises(IncompleteRun, match="of 2 ended without a word"):
         evaluate.evaluate(settings)
     assert read_record(tmp_path / "run").status == "partial"
-    there = contents(tmp_path / "run")
+    kept_rows = contents(tmp_path / "run")
     run = evaluate.evaluate(replace(settings, devices=None))
-    assert there.items() < contents(run).items()
+    assert kept_rows.items() < contents(run).items()
     assert contents(run) == contents(
         run_evaluation(replace(settings, out=tmp_path / "plain", devices=None))
     )
 
 
-def torchrun(photos, out, world, *more, restarts=0):
-    """Real ranks, as torchrun starts them."""
+def torchrun(photos, out, world, *options, restarts=0):
+    """Runs the command with torchrun and real ranks."""
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
          str(world), "--max-restarts", str(restarts), "-m", "robustcli", "eval", "--model",
          "vmamba-pico", "--untrained", "--data", str(photos), "--out", str(out), "--device", "cpu",
          "--batch-size", "4", "--workers", "0", "--json",
-         *(word for name in NAMES for word in ("--transform", name)), *more],
+         *(argument for name in NAMES for argument in ("--transform", name)), *options],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=REPOSITORY, capture_output=True, text=True,
         timeout=400, check=False,
     )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_torchrun_shares_the_run_and_one_process_tells(photos, plain, tmp_path):
-    ended = torchrun(photos, tmp_path / "run", 2)
-    assert ended.returncode == 0, ended.stderr
-    assert contents(tmp_path / "run") == contents(plain)
-    assert len(json.loads(ended.stdout)) == 4
-    assert computed(tmp_path / "run") == 4 * 28
-    assert ended.stderr.count("predictions, done in") == 1
+def test_torchrun_shares_the_run_and_one_process_tells(photos, expected_rows, tmp_path):
+    process = torchrun(photos, tmp_path / "run", 2)
+    assert process.returncode == 0, process.stderr
+    assert contents(tmp_path / "run") == contents(expected_rows)
+    assert len(json.loads(process.stdout)) == 4
+    assert computed_inputs(tmp_path / "run") == 4 * 28
+    assert process.stderr.count("predictions, done in") == 1
 
 
 @pytest.fixture(scope="module")
-def with_deadly(photos, tmp_path_factory):
-    """The row files of one process under the transforms and the deadly one, which kills nobody."""
+def deadly_rows(photos, tmp_path_factory):
+    """Returns the row files under all transforms including `deadly`, without a killed process."""
     folder = tmp_path_factory.mktemp("deadly")
-    (folder / "deadly.py").write_text(DEADLY)
+    (folder / "deadly.py").write_text(DEADLY_PLUGIN)
     settings = config(
         photos, folder / "run", *NAMES, "deadly", plugins=(folder / "deadly.py",)
     )  # fmt: skip
     return contents(run_evaluation(settings))
 
 
-def deadly_to(rank, variable, folder):
-    """A file with the transform that kills process number `rank` once."""
+def write_deadly_plugin(rank, variable, folder):
+    """Writes a transform that kills the process with number `rank` once."""
     condition = f'os.environ.get("{variable}") == "{rank}"'
     (folder / "deadly.py").write_text(
-        DEADLY.replace('"help_first" in str(sys.orig_argv)', condition)
+        DEADLY_PLUGIN.replace('"help_first" in str(sys.orig_argv)', condition)
     )
     return folder / "deadly.py"
 
 
-@pytest.mark.slow  # nine interpreters; every run has test_a_killed_process_leaves_a_partial_run
+@pytest.mark.slow  # nine interpreters; test_a_killed_process_leaves_a_partial_run always runs
 @pytest.mark.parametrize("killed", [0, 1])
-def test_torchrun_restarts_a_killed_rank(photos, with_deadly, tmp_path, killed):
-    plugin = deadly_to(killed, "RANK", tmp_path)
-    ended = torchrun(
+def test_torchrun_restarts_a_killed_rank(photos, deadly_rows, tmp_path, killed):
+    plugin = write_deadly_plugin(killed, "RANK", tmp_path)
+    process = torchrun(
         photos, tmp_path / "run", 3, "--transform", "deadly", "--plugin", str(plugin), restarts=1
     )
-    assert ended.returncode == 0, ended.stderr
+    assert process.returncode == 0, process.stderr
     assert (tmp_path / "killed").exists()
     assert read_record(tmp_path / "run").status == "complete"
-    assert contents(tmp_path / "run") == with_deadly
+    assert contents(tmp_path / "run") == deadly_rows
 
 
 SRUN = """
@@ -342,16 +331,14 @@ sys.exit(main())
 
 
 def srun(photos, out, plugin, counts="3"):
-    """Exit code and messages of three tasks that know what plain `srun` tells them, no more."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    """Returns exit codes and output of three tasks with the environment of plain `srun`."""
+    port = str(free_port())
     job = {
         "SLURM_NTASKS": "3", "SLURM_STEP_TASKS_PER_NODE": counts, "SLURM_JOB_ID": "4711",
         "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "robust", "SLURM_STEP_NODELIST": "127.0.0.1",
         "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    names = (word for name in (*NAMES, "deadly") for word in ("--transform", name))
+    names = (argument for name in (*NAMES, "deadly") for argument in ("--transform", name))
     command = [
         sys.executable, "-c", SRUN, "eval", "--model", "vmamba-pico", "--untrained", "--data",
         str(photos), "--out", str(out), "--device", "cpu", "--batch-size", "4", "--workers", "0",
@@ -365,22 +352,24 @@ def srun(photos, out, plugin, counts="3"):
         )
         for rank in range(3)
     ]  # fmt: skip
-    said = [task.communicate(timeout=400)[0] for task in tasks]
-    return [(task.returncode, text) for task, text in zip(tasks, said, strict=True)]
+    outputs = [task.communicate(timeout=400)[0] for task in tasks]
+    return [(task.returncode, text) for task, text in zip(tasks, outputs, strict=True)]
 
 
-@pytest.mark.slow  # six interpreters; every run has test_a_killed_process_leaves_a_partial_run
-def test_plain_srun_shares_the_run_and_a_killed_task_is_named(photos, with_deadly, tmp_path):
-    plugin = deadly_to(1, "SLURM_PROCID", tmp_path)
-    (first, told), (killed, _), (other, silent) = srun(photos, tmp_path / "run", plugin)
-    assert (first, killed, other) == (1, -9, 0), told + silent
-    assert "Process 1 of 3 ended without a word" in told
-    assert silent == ""
-    there = contents(tmp_path / "run")
-    assert there.items() < with_deadly.items()
-    ended = srun(photos, tmp_path / "run", plugin)
-    assert [code for code, _ in ended] == [0, 0, 0], ended
-    assert contents(tmp_path / "run") == with_deadly
+@pytest.mark.slow  # six interpreters; test_a_killed_process_leaves_a_partial_run always runs
+def test_plain_srun_shares_the_run_and_a_killed_task_is_named(photos, deadly_rows, tmp_path):
+    plugin = write_deadly_plugin(1, "SLURM_PROCID", tmp_path)
+    (first, first_output), (killed, _), (third, third_output) = srun(
+        photos, tmp_path / "run", plugin
+    )
+    assert (first, killed, third) == (1, -9, 0), first_output + third_output
+    assert "Process 1 of 3 ended without a word" in first_output
+    assert third_output == ""
+    kept_rows = contents(tmp_path / "run")
+    assert kept_rows.items() < deadly_rows.items()
+    results = srun(photos, tmp_path / "run", plugin)
+    assert [code for code, _ in results] == [0, 0, 0], results
+    assert contents(tmp_path / "run") == deadly_rows
 
 
 def test_more_devices_than_gpus_are_refused(monkeypatch):

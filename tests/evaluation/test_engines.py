@@ -1,4 +1,4 @@
-"""Pieces of a plan given to the workers of an engine: the same bytes, each computed once."""
+"""Engines: workers compute the pieces of a plan once each and write the rows of one process."""
 
 from __future__ import annotations
 
@@ -26,23 +26,17 @@ from robustcli.evaluation.sessions import read_sessions
 from robustcli.evaluation.slurm_settings import read_settings
 from robustcli.evaluation.store import Store
 from robustcli.transforms.base import Cell
-from tests.evaluation.photos import config, make_photos
-from tests.evaluation.test_distributed import computed
+from tests.evaluation.photos import config
+from tests.evaluation.test_distributed import computed_inputs
 from tests.evaluation.test_evaluate import contents, small_blocks
 
 NAMES = ("fliplr", "additive_gaussian_noise", "affine")
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """28 images: blocks of 8 and a last one of four."""
-    return make_photos(tmp_path_factory.mktemp("photos") / "few", per_class=7)
+class InProcessPool:
+    """Workers in this process that exchange pickled data as remote workers do.
 
-
-class PoolHere:
-    """Workers in this process, which get and give what those elsewhere would: pickles.
-
-    `dies` says before which runs of tasks, counted from 0, a worker dies.
+    `dies` contains the runs of tasks, counted from 0, before which a worker dies.
     """
 
     def __init__(self, tasks: int, dies: Sequence[int]) -> None:
@@ -64,15 +58,15 @@ class PoolHere:
         return [(task, TaskRunner(pickle.loads(make_worker)).run(pieces))]
 
 
-class EngineHere:
+class InProcessEngine:
     name = "here"
 
     def __init__(self, tasks: int = 3, dies: Sequence[int] = (), device: str = "cpu") -> None:
         self.device = device
-        self.workers = PoolHere(tasks, dies)
+        self.workers = InProcessPool(tasks, dies)
 
     @contextmanager
-    def pool(self, run: Path, say: Callable[[str], None]) -> Iterator[PoolHere]:
+    def pool(self, run: Path, say: Callable[[str], None]) -> Iterator[InProcessPool]:
         try:
             yield self.workers
         finally:
@@ -80,8 +74,8 @@ class EngineHere:
 
 
 @pytest.fixture(scope="module")
-def plain(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The row files of one process, in blocks of eight."""
+def expected_rows(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Returns the row files of one process, in blocks of eight."""
     with pytest.MonkeyPatch.context() as patch:
         small_blocks(patch, 8)
         return contents(
@@ -90,92 +84,92 @@ def plain(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
 
 
 def test_an_engines_workers_write_the_rows_of_one_process(
-    photos: Path, plain: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, expected_rows: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_blocks(monkeypatch, 8)
     monkeypatch.chdir(tmp_path)
-    engine = EngineHere()
+    engine = InProcessEngine()
     run = run_evaluation(config(photos, Path("run"), *NAMES), engine=engine)
-    assert contents(run) == plain
-    assert computed(run) == 4 * 28
+    assert contents(run) == expected_rows
+    assert computed_inputs(run) == 4 * 28
     assert len(read_sessions(run)) == engine.workers.runs == 3
     assert engine.workers.closed
     record = read_record(run)
     assert record.status == "complete"
     assert record.device == read_sessions(run)[0].device
-    again = EngineHere()
-    run_evaluation(config(photos, Path("run"), *NAMES), engine=again)
-    assert again.workers.runs == 0
+    second_engine = InProcessEngine()
+    run_evaluation(config(photos, Path("run"), *NAMES), engine=second_engine)
+    assert second_engine.workers.runs == 0
 
 
 def test_the_task_of_a_dead_worker_goes_to_another_one(
-    photos: Path, plain: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, expected_rows: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_blocks(monkeypatch, 8)
-    engine = EngineHere(dies=(0, 2))
+    engine = InProcessEngine(dies=(0, 2))
     run = run_evaluation(config(photos, tmp_path / "run", *NAMES), engine=engine)
-    assert contents(run) == plain
-    assert computed(run) == 4 * 28
+    assert contents(run) == expected_rows
+    assert computed_inputs(run) == 4 * 28
     assert sorted(engine.workers.attempts.values()) == [1, 2, 2]
 
 
 def test_a_task_that_ends_every_worker_is_given_up_and_the_others_are_kept(
-    photos: Path, plain: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, expected_rows: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_blocks(monkeypatch, 8)
     settings = config(photos, tmp_path / "run", *NAMES)
-    engine = EngineHere(tasks=2, dies=(0, 2, 3))
+    engine = InProcessEngine(tasks=2, dies=(0, 2, 3))
     with pytest.raises(IncompleteRun, match="3 workers ended over task 1 of 2") as error:
         run_evaluation(settings, engine=engine)
     assert "The node is gone." in str(error.value)
     assert read_record(tmp_path / "run").status == "partial"
-    assert 0 < len(contents(tmp_path / "run")) < len(plain)
-    run_evaluation(settings, engine=EngineHere())
-    assert contents(tmp_path / "run") == plain
-    assert computed(tmp_path / "run") == 4 * 28
+    assert 0 < len(contents(tmp_path / "run")) < len(expected_rows)
+    run_evaluation(settings, engine=InProcessEngine())
+    assert contents(tmp_path / "run") == expected_rows
+    assert computed_inputs(tmp_path / "run") == 4 * 28
 
 
 def test_a_worker_that_would_compute_something_else_is_refused(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, other = engines.WorkerAssignment.enter, {**versions(), "torch": "1.0"}
+    real_enter, wrong_versions = engines.WorkerAssignment.enter, {**versions(), "torch": "1.0"}
 
     def enter(assignment: engines.WorkerAssignment) -> None:
-        monkeypatch.setattr("robustcli.evaluation.evaluate.versions", lambda: other)
-        real(assignment)
+        monkeypatch.setattr("robustcli.evaluation.evaluate.versions", lambda: wrong_versions)
+        real_enter(assignment)
 
     monkeypatch.setattr(engines.WorkerAssignment, "enter", enter)
-    engine = EngineHere()
+    engine = InProcessEngine()
     with pytest.raises(UsageError, match="other package versions than the first process") as error:
         run_evaluation(config(photos, tmp_path / "run"), engine=engine)
     assert "`torch`: 1.0 instead of" in str(error.value)
     assert engine.workers.closed
-    assert engine.workers.attempts == {0: 1}, "the other workers would meet the same"
+    assert engine.workers.attempts == {0: 1}, "no retry: other workers have the same versions"
 
 
-def test_a_worker_writes_nothing_into_a_run_that_was_begun_anew(
+def test_a_worker_writes_nothing_into_a_run_that_was_restarted(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As jobs in a queue do that a killed command has left there."""
+    """Jobs that a killed command has left in a queue start later and do this."""
     settings = config(photos, tmp_path / "run")
-    late: list[tuple[Any, Any]] = []
-    real = PoolHere.start
+    late_results: list[tuple[Any, Any]] = []
+    real = InProcessPool.start
 
     def start(
-        self: PoolHere, make_worker: Callable[[], PieceWorker], tasks: list[PieceTask]
+        self: InProcessPool, make_worker: Callable[[], PieceWorker], tasks: list[PieceTask]
     ) -> None:
-        late.append((make_worker, tasks[0].as_plain()))
+        late_results.append((make_worker, tasks[0].as_plain()))
         real(self, make_worker, tasks)
 
-    monkeypatch.setattr(PoolHere, "start", start)
+    monkeypatch.setattr(InProcessPool, "start", start)
     with pytest.raises(IncompleteRun):
-        run_evaluation(settings, engine=EngineHere(tasks=1, dies=(0, 1, 2)))
-    worker = late[0][0]()
+        run_evaluation(settings, engine=InProcessEngine(tasks=1, dies=(0, 1, 2)))
+    worker = late_results[0][0]()
     run_evaluation(replace(settings, fresh=True, transforms=("invert",)))
-    there = contents(tmp_path / "run")
+    rows_of_new_run = contents(tmp_path / "run")
     with pytest.raises(RunError, match="was begun anew"):
-        worker.compute(late[0][1])
-    assert contents(tmp_path / "run") == there
+        worker.compute(late_results[0][1])
+    assert contents(tmp_path / "run") == rows_of_new_run
 
 
 def test_a_folder_that_a_worker_does_not_have_is_an_error(photos: Path, tmp_path: Path) -> None:
@@ -196,19 +190,19 @@ def test_errors_of_libraries_are_left_to_other_workers() -> None:
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 16, 100])
-def test_every_piece_is_dealt_once(tmp_path: Path, tasks: int) -> None:
+def test_every_piece_is_distributed_once(tmp_path: Path, tasks: int) -> None:
     cells = tuple(Cell(name, 0) for name in "abcde")
     images: Any = tuple(f"image {number}" for number in range(21))
     plan = EvaluationPlan(Store(tmp_path), images, cells, ("one", "two"), ("view",), 4)
-    dealt = deal(plan.missing(), tasks)
-    assert len(dealt) <= tasks
-    work = Counter(
+    tasks_of_workers = deal(plan.missing(), tasks)
+    assert len(tasks_of_workers) <= tasks
+    item_counts = Counter(
         (piece.block, cell, model)
-        for task in dealt for piece in task.pieces for cell in piece.cells
+        for task in tasks_of_workers for piece in task.pieces for cell in piece.cells
         for model in piece.models[cell]
     )  # fmt: skip
-    assert set(work.values()) == {1}
-    assert len(work) == 6 * len(cells) * 2
+    assert set(item_counts.values()) == {1}
+    assert len(item_counts) == 6 * len(cells) * 2
     assert deal((), tasks) == ()
 
 
@@ -240,31 +234,31 @@ def test_an_engine_and_a_launcher_contradict_each_other(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = "RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=2 MASTER_ADDR=h MASTER_PORT=1"
-    for name, value in (word.split("=") for word in job.split()):
+    for name, value in (assignment.split("=") for assignment in job.split()):
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="`--engine ray` contradicts the launcher"):
         engine_of(config(photos, tmp_path, engine="ray"))
 
 
-def test_where_the_workers_have_gpus_the_command_plans_on_the_cpu(
+def test_the_command_plans_on_the_cpu_for_workers_with_gpus(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    said: list[str] = []
-    asked: EvalConfig = config(photos, tmp_path, device="cuda")
-    assert engines.leading(asked, said.append).device == "cpu"
-    assert "plans on the CPU" in said[0]
-    assert engines.leading(replace(asked, device="auto"), said.append).device == "auto"
-    engine = EngineHere(device="cuda")
+    messages: list[str] = []
+    config_cuda: EvalConfig = config(photos, tmp_path, device="cuda")
+    assert engines.leading(config_cuda, messages.append).device == "cpu"
+    assert "plans on the CPU" in messages[0]
+    assert engines.leading(replace(config_cuda, device="auto"), messages.append).device == "auto"
+    engine = InProcessEngine(device="cuda")
     with pytest.raises(UsageError, match=r"Worker on .*: `--device cuda` is not on this machine"):
-        run_evaluation(replace(asked, out=tmp_path / "run", device="cpu"), engine=engine)
+        run_evaluation(replace(config_cuda, out=tmp_path / "run", device="cpu"), engine=engine)
 
 
 def test_settings_of_slurm_by_submitits_names() -> None:
     text = {"partition": "gpu", "time": "60", "array": "16", "mem": "32", "exclude": "n1,n2"}
-    read = read_settings(text, "auto")
-    assert (read.array, read.cluster) == (16, "slurm")
-    assert read.parameters == {
+    settings = read_settings(text, "auto")
+    assert (settings.array, settings.cluster) == (16, "slurm")
+    assert settings.parameters == {
         "slurm_partition": "gpu", "timeout_min": 60, "mem_gb": 32.0, "slurm_exclude": "n1,n2",
         "gpus_per_node": 1,
     }  # fmt: skip
@@ -276,7 +270,7 @@ def test_settings_of_slurm_by_submitits_names() -> None:
     [("90", 90), ("1:30:00", 90), ("2-0", 2880), ("1-12:30", 2190), ("5:00", 5), ("0:30", 1)],
 )
 def test_times_of_slurm_are_minutes(text: str, minutes: int) -> None:
-    """As `man sbatch` has them: minutes, minutes:seconds, hours:minutes:seconds, days-hours."""
+    """Formats of `man sbatch`: minutes, minutes:seconds, hours:minutes:seconds, days-hours."""
     assert read_settings({"time": text}, "cpu").parameters["timeout_min"] == minutes
 
 

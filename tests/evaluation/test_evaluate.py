@@ -1,4 +1,4 @@
-"""The evaluation as a whole: what it leaves, going on, joining, and what stops it."""
+"""Evaluations end to end: files, resuming, adding models and transforms, refusals."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def photos(tmp_path):
 
 
 def contents(run: Path) -> dict[str, str]:
-    """The hash of every row file."""
+    """Returns the hash of every row file."""
     files = sorted([*run.glob("predictions/**/*.parquet"), *run.glob("inputs/**/*.parquet")])
     return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
@@ -78,28 +78,28 @@ def test_a_finished_run_is_complete_and_says_what_it_was(photos, tmp_path):
 def test_the_same_command_again_computes_nothing(photos, tmp_path, monkeypatch):
     settings = config(photos, tmp_path / "run")
     before = contents(run_evaluation(settings))
-    monkeypatch.setattr(runner, "batch_stream", None)  # would be called to compute anything
+    monkeypatch.setattr(runner, "batch_stream", None)  # an error if anything is computed
     assert contents(run_evaluation(settings)) == before
 
 
 def test_adding_a_transform_computes_only_that(photos, tmp_path, monkeypatch):
     run = run_evaluation(config(photos, tmp_path / "run", "fliplr"))
-    written = []
+    written_paths = []
     real = runner.write_rows
-    monkeypatch.setattr(runner, "write_rows", lambda p, *a: written.append(p) or real(p, *a))
+    monkeypatch.setattr(runner, "write_rows", lambda p, *a: written_paths.append(p) or real(p, *a))
     run_evaluation(config(photos, run, "fliplr", "invert", command="robust eval again"))
     assert read_record(run).command == "robustcli.evaluate(...)\nrobust eval again"
-    assert {p.parent.parent.name for p in written} == {"transform=invert"}
-    whole = run_evaluation(config(photos, tmp_path / "whole", "fliplr", "invert"))
-    assert contents(run) == contents(whole)
+    assert {p.parent.parent.name for p in written_paths} == {"transform=invert"}
+    expected = run_evaluation(config(photos, tmp_path / "whole", "fliplr", "invert"))
+    assert contents(run) == contents(expected)
 
 
 def test_adding_a_model_computes_only_that_and_keeps_the_first(photos, tmp_path):
     run = run_evaluation(config(photos, tmp_path / "run"))
     before = contents(run)
-    other = replace(PICO, name="resnet10t", arguments={"num_classes": 10}, label_space="cifar10",
+    resnet = replace(PICO, name="resnet10t", arguments={"num_classes": 10}, label_space="cifar10",
                     preprocessing={"resize": 32, "crop": 32})  # fmt: skip
-    run_evaluation(config(photos, run, models=(other,), label_space="cifar10"))
+    run_evaluation(config(photos, run, models=(resnet,), label_space="cifar10"))
     after = contents(run)
     assert before.items() < after.items()
     assert table(run)["model"].unique().tolist() == ["vmamba-pico", "resnet10t"]
@@ -109,25 +109,25 @@ def test_adding_a_model_computes_only_that_and_keeps_the_first(photos, tmp_path)
 def test_going_on_after_a_crash_gives_the_bytes_of_an_unbroken_run(photos, tmp_path, monkeypatch):
     small_blocks(monkeypatch)
     names = ("fliplr", "affine", "cutout", "invert")
-    unbroken = run_evaluation(config(photos, tmp_path / "unbroken", *names))
-    real, written = runner.write_rows, []
+    uninterrupted = run_evaluation(config(photos, tmp_path / "unbroken", *names))
+    real, written_paths = runner.write_rows, []
 
-    def failing(path, *rest):
-        written.append(path)
-        if len(written) == 14:
+    def failing_write(path, *rest):
+        written_paths.append(path)
+        if len(written_paths) == 14:
             raise KeyboardInterrupt
         real(path, *rest)
 
-    monkeypatch.setattr(runner, "write_rows", failing)
+    monkeypatch.setattr(runner, "write_rows", failing_write)
     settings = config(photos, tmp_path / "broken", *names)
     with pytest.raises(KeyboardInterrupt):
         run_evaluation(settings)
     assert read_record(tmp_path / "broken").status == "partial"
     assert len(contents(tmp_path / "broken")) == 13
     monkeypatch.setattr(runner, "write_rows", real)
-    broken = run_evaluation(settings)
-    assert contents(broken) == contents(unbroken)
-    assert table(broken).equals(table(unbroken))
+    resumed_run = run_evaluation(settings)
+    assert contents(resumed_run) == contents(uninterrupted)
+    assert table(resumed_run).equals(table(uninterrupted))
 
 
 def test_a_full_disk_fails_the_run_and_keeps_what_is_there(photos, tmp_path, monkeypatch):
@@ -136,12 +136,12 @@ def test_a_full_disk_fails_the_run_and_keeps_what_is_there(photos, tmp_path, mon
     monkeypatch.setattr(evaluate, "write_samples", lambda *a: None)
     writes = iter(range(5))
 
-    def full(path: Path, target: Path) -> Path:
+    def fail_replace(path: Path, target: Path) -> Path:
         if path.name.startswith(".block") and next(writes, None) is None:
             raise OSError(28, "No space left on device")
         return path.rename(target)
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(Path, "replace", fail_replace)
     settings = config(photos, tmp_path / "run")
     with pytest.raises(RunError, match="No space left on device"):
         run_evaluation(settings)
@@ -156,7 +156,7 @@ def test_a_full_disk_fails_the_run_and_keeps_what_is_there(photos, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("changes", "message"),
     [
         ({"seed": 1}, "`--seed` was 0, now it is 1"),
         ({"apply_at": "crop"}, "`--apply-at` was original, now it is crop"),
@@ -166,10 +166,10 @@ def test_a_full_disk_fails_the_run_and_keeps_what_is_there(photos, tmp_path, mon
         ({"models": (replace(PICO, arguments={"ssm_ratio": 2.0}),)}, r"\(`--weights`\) was "),
     ],
 )
-def test_other_settings_are_named_and_nothing_is_touched(photos, tmp_path, changes, named):
+def test_other_settings_are_named_and_nothing_is_touched(photos, tmp_path, changes, message):
     run = run_evaluation(config(photos, tmp_path / "run"))
     before = contents(run)
-    with pytest.raises(UsageError, match=named):
+    with pytest.raises(UsageError, match=message):
         run_evaluation(config(photos, run, **changes))
     assert contents(run) == before
     assert read_record(run).status == "complete"
@@ -241,19 +241,21 @@ def test_two_models_of_one_name_or_of_different_classes_are_refused(
 
 
 def test_other_images_of_the_same_names_are_another_run(photos, tmp_path, monkeypatch):
-    """Two data sets of `cat/0.png`, ... once shared one run, whose rows were of the first."""
+    """Two data sets with equal file names once shared one run, with the rows of the first."""
     monkeypatch.chdir(tmp_path)
-    other = shutil.copytree(photos, tmp_path / "other")
-    flipped = Image.open(other / "cat" / "1.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    flipped.save(other / "cat" / "1.png")
+    other_photos = shutil.copytree(photos, tmp_path / "other")
+    flipped = Image.open(other_photos / "cat" / "1.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    flipped.save(other_photos / "cat" / "1.png")
     copied = shutil.copytree(photos, tmp_path / "copied")
-    runs = [run_evaluation(replace(config(p, Path()), out=None)) for p in (photos, other, copied)]
+    runs = [
+        run_evaluation(replace(config(p, Path()), out=None)) for p in (photos, other_photos, copied)
+    ]
     assert runs[0] == runs[2] != runs[1]
     assert contents(runs[0]) != contents(runs[1])
     first, second = (evaluate._facts(config(photos, Path()), read_record(r)) for r in runs[:2])
-    assert first["images"] != second["images"], "ranks with other images do not agree"
+    assert first["images"] != second["images"], "ranks with other images must differ"
     with pytest.raises(UsageError, match=r"files of the same names in `.*other` are others"):
-        run_evaluation(config(other, runs[0]))
+        run_evaluation(config(other_photos, runs[0]))
     flipped.save(copied / "cat" / "1.png")
     with pytest.raises(UsageError, match=r"files of `.*copied` were changed since"):
         run_evaluation(config(copied, runs[2]))
@@ -274,15 +276,15 @@ def test_the_default_folder_changes_with_what_changes_rows_only(photos):
     folder = base.directory("digest")
     assert folder.name.startswith("eval-vmamba-pico-")
     assert replace(base, transforms=("invert",)).directory("digest") == folder
-    both = (PICO, replace(PICO, name="resnet18", untrained=False))
-    assert replace(base, models=both).directory("digest") == folder
-    others = (
+    both_models = (PICO, replace(PICO, name="resnet18", untrained=False))
+    assert replace(base, models=both_models).directory("digest") == folder
+    other_configs = (
         replace(base, seed=1),
         replace(base, precision="bf16"),
         replace(base, apply_at="crop"),
         replace(base, models=(replace(PICO, weights=Path("a.pth")),)),
     )
-    assert len({folder, base.directory("x"), *(o.directory("digest") for o in others)}) == 6
+    assert len({folder, base.directory("x"), *(o.directory("digest") for o in other_configs)}) == 6
 
 
 def test_greyscale_cmyk_and_exif_photos_are_evaluated(photos, tmp_path):

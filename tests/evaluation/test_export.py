@@ -1,4 +1,4 @@
-"""Exported networks: parity, the description beside them, what is refused, the way back."""
+"""Exported networks: equal outputs, description file, errors, and reloading."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ SEGMENTER = ModelRequest("umamba", arguments=UMAMBA, untrained=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick() -> Iterator[None]:
-    """Few passes and photos; what is compared is the same."""
+def quick_export() -> Iterator[None]:
+    """Reduces the number of passes and photos; the comparisons are the same."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporting, "_SECONDS", 0.0)
         patch.setattr(exporting, "_LEAST_PASSES", 1)
@@ -72,16 +72,16 @@ def rows_of(run: Path) -> pd.DataFrame:
 
 
 def test_the_file_and_its_description_serve_elsewhere(classifier_file: Exported, tmp_path: Path):
-    """Read with json, PIL, NumPy and torch alone, they give this program's probabilities."""
-    said = json.loads(sidecar_path(classifier_file.path).read_text(encoding="utf-8"))
+    """Reproduces the probabilities with json, PIL, NumPy and torch, without this package."""
+    description = json.loads(sidecar_path(classifier_file.path).read_text(encoding="utf-8"))
     network = jit_load(classifier_file.path)
     pixels = np.random.default_rng(0).integers(0, 256, (50, 41, 3), np.uint8)
-    entry = said["input"]
-    plain = entry["preprocessing"]
-    width, height = plain["resize"], int(plain["resize"] * 50 / 41)
+    entry = description["input"]
+    preprocessing = entry["preprocessing"]
+    width, height = preprocessing["resize"], int(preprocessing["resize"] * 50 / 41)
     picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-    top = round((height - plain["crop"]) / 2)
-    view = np.asarray(picture)[top : top + plain["crop"]]
+    top = round((height - preprocessing["crop"]) / 2)
+    view = np.asarray(picture)[top : top + preprocessing["crop"]]
     values = (view * np.float32(entry["scale"]) - np.float32(entry["mean"])) / entry["std"]
     images = torch.from_numpy(values.astype(np.float32).transpose(2, 0, 1)[None].copy())
     probabilities = network(images).softmax(1)[0]
@@ -89,9 +89,9 @@ def test_the_file_and_its_description_serve_elsewhere(classifier_file: Exported,
     views = torch.from_numpy(model.preprocessing.apply(pixels).copy()).permute(2, 0, 1)[None]
     torch.testing.assert_close(probabilities, model.logits(views).softmax(1)[0], rtol=0, atol=1e-5)
     assert entry["channels"] == "rgb"
-    assert said["output"]["class_names"][0] == "airplane"
-    assert said["model"]["untrained"] is True
-    assert said["versions"]["torch"] == version("torch")
+    assert description["output"]["class_names"][0] == "airplane"
+    assert description["model"]["untrained"] is True
+    assert description["versions"]["torch"] == version("torch")
 
 
 def test_parity_and_speed_are_recorded(classifier_file: Exported):
@@ -108,8 +108,8 @@ def test_any_batch(classifier_file: Exported, batch: int):
     x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(batch))
     with torch.inference_mode():
         expected = load(CLASSIFIER, "cls").network(x)
-        answers = jit_load(classifier_file.path)(x)
-    torch.testing.assert_close(answers, expected, rtol=0, atol=1e-5)
+        outputs = jit_load(classifier_file.path)(x)
+    torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-5)
 
 
 def test_a_classifier_read_back_gives_the_same_rows(classifier_file: Exported, tmp_path: Path):
@@ -126,22 +126,22 @@ def test_a_classifier_read_back_gives_the_same_rows(classifier_file: Exported, t
 
 
 def test_a_training_read_back_is_held_to_its_test_images(tmp_path: Path):
-    """Its weights say everything that is not usual: bgr, a threshold of their own, a window."""
+    """The weights describe everything unusual: BGR, a threshold, a window."""
     index = pairs_in(tmp_path / "cells")
     arguments = {"features": (2, 4)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         state = create("unet", arguments).state_dict()
-    said = header("unet", arguments=arguments, trained_on=index.digest, window=32)
-    write_weights(tmp_path / "run" / "weights.safetensors", state, said)
+    weights_header = header("unet", arguments=arguments, trained_on=index.digest, window=32)
+    write_weights(tmp_path / "run" / "weights.safetensors", state, weights_header)
     write_splits(tmp_path / "run" / "splits.csv", split_dataset(index, seed=0))
     original = ModelRequest(str(tmp_path / "run"))
-    back = ModelRequest(str(exported(original, tmp_path / "seg.pt").path))
-    assert header_for(original) == header_for(back)
-    assert load(back, "seg").preprocessing == load(original, "seg").preprocessing
+    exported_model = ModelRequest(str(exported(original, tmp_path / "seg.pt").path))
+    assert header_for(original) == header_for(exported_model)
+    assert load(exported_model, "seg").preprocessing == load(original, "seg").preprocessing
     rows = [
         rows_of(evaluate(config(tmp_path / "cells" / "pairs.csv", tmp_path / name, models=(m,))))
-        for name, m in (("a", original), ("b", back))
+        for name, m in (("a", original), ("b", exported_model))
     ]
     assert 0 < rows[0].image_id.nunique() < len(index.samples)
     pd.testing.assert_frame_equal(rows[0], rows[1], rtol=0, atol=1e-5)
@@ -149,7 +149,7 @@ def test_a_training_read_back_is_held_to_its_test_images(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_mamba_segmenter_of_another_size(tmp_path: Path):
-    """Of classifiers and of a U-Net every run proves the same."""
+    """Tests of classifiers and of a U-Net prove the same in every run of the suite."""
     file = exported(SEGMENTER, tmp_path / "u.pt", image_size=32, dynamic_batch=False)
     assert file.sidecar.input.shape == (1, 3, 32, 32)
     assert file.sidecar.output.scores == "logits"
@@ -159,7 +159,7 @@ def test_a_mamba_segmenter_of_another_size(tmp_path: Path):
 
 
 class OwnNet(nn.Module):
-    """Logits of 4 classes, from the mean of each channel, as a dictionary."""
+    """Returns logits of four classes, from the mean of each channel, in a dictionary."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,29 +179,29 @@ def test_a_network_in_memory(tmp_path: Path):
     assert network.training
     assert file.path == tmp_path / "OwnNet.pt"
     assert file.sidecar.output.classes == tuple(classes)
-    back = load(ModelRequest(str(file.path)), "cls")
-    assert back.preprocessing.crop == 16
+    reloaded = load(ModelRequest(str(file.path)), "cls")
+    assert reloaded.preprocessing.crop == 16
     x = torch.rand(2, 3, 16, 16)
     with torch.inference_mode():
-        torch.testing.assert_close(back.network(x), network.eval()(x)["logits"])
+        torch.testing.assert_close(reloaded.network(x), network.eval()(x)["logits"])
 
 
 def test_what_is_there_is_kept_and_other_files_are_not_replaced(
     classifier_file: Exported, tmp_path: Path
 ):
     before = classifier_file.path.read_bytes()
-    again = exported(CLASSIFIER, classifier_file.path)
-    assert (again.existed, again.sidecar) == (True, classifier_file.sidecar)
-    other = replace(CLASSIFIER, arguments={**TINY, "dim": 16})
+    second_export = exported(CLASSIFIER, classifier_file.path)
+    assert (second_export.existed, second_export.sidecar) == (True, classifier_file.sidecar)
+    other_model = replace(CLASSIFIER, arguments={**TINY, "dim": 16})
     with pytest.raises(UsageError, match=r"other settings \(model"):
-        exported(other, classifier_file.path)
+        exported(other_model, classifier_file.path)
     assert classifier_file.path.read_bytes() == before
-    strange = tmp_path / "net.pt"
-    strange.write_bytes(b"mine")
+    foreign_file = tmp_path / "net.pt"
+    foreign_file.write_bytes(b"mine")
     with pytest.raises(UsageError, match="is in the way"):
-        exported(CLASSIFIER, strange)
-    assert strange.read_bytes() == b"mine"
-    assert not exported(CLASSIFIER, strange, fresh=True).existed
+        exported(CLASSIFIER, foreign_file)
+    assert foreign_file.read_bytes() == b"mine"
+    assert not exported(CLASSIFIER, foreign_file, fresh=True).existed
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.pt", "net.pt.json"]
 
 
@@ -219,9 +219,9 @@ def test_a_file_that_was_changed_is_not_described(classifier_file: Exported, tmp
 def test_a_damaged_description(classifier_file: Exported, tmp_path: Path):
     copy = tmp_path / classifier_file.path.name
     os.link(classifier_file.path, copy)
-    said = classifier_file.sidecar.model_dump(mode="json")
-    said["input"]["preprocessing"]["crop"] = 0
-    sidecar_path(copy).write_text(json.dumps(said), encoding="utf-8")
+    description = classifier_file.sidecar.model_dump(mode="json")
+    description["input"]["preprocessing"]["crop"] = 0
+    sidecar_path(copy).write_text(json.dumps(description), encoding="utf-8")
     with pytest.raises(UsageError, match="cannot be read"):
         load(ModelRequest(str(copy)), "cls")
     sidecar_path(copy).write_text("{}", encoding="utf-8")  # of another program
@@ -288,16 +288,16 @@ def test_description_survives_its_own_format(classifier_file: Exported):
 @pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "fixed"])
 def test_onnx_read_back(tmp_path: Path, dynamic: bool):
-    """`test_a_classifier_read_back_gives_the_same_rows` proves the way back in every run."""
+    """`test_a_classifier_read_back_gives_the_same_rows` covers it in every run of the suite."""
     for package in ("onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="needs the extra `export`")
     file = exported(CLASSIFIER, tmp_path, formats=("onnx",), dynamic_batch=dynamic)
     assert file.sidecar.opset == export_formats.OPSET
     assert file.sidecar.input.shape[0] == ("batch" if dynamic else 1)
     data = make_photos(tmp_path / "photos")
-    back = ModelRequest(str(file.path))
+    exported_model = ModelRequest(str(file.path))
     rows = [rows_of(evaluate(config(data, tmp_path / name, models=(model,))))
-            for name, model in (("a", CLASSIFIER), ("b", back))]  # fmt: skip
+            for name, model in (("a", CLASSIFIER), ("b", exported_model))]  # fmt: skip
     pd.testing.assert_frame_equal(rows[0], rows[1], rtol=0, atol=1e-4)
 
 

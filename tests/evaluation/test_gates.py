@@ -1,4 +1,4 @@
-"""Gates: what a user types, what it is compared with, and the numbers that decide."""
+"""Gates: parsing of limits, the numbers they are compared with, and the results."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def run(tmp_path: Path) -> Path:
     return build_run(tmp_path / "run", PLAN)
 
 
-def judged(run: Path, *under: str, drop: tuple[str, ...] = ()) -> GatesRecord:
-    return judge_run(run, parse_gates(under, drop))
+def gate_results(run: Path, *gates: str, drop: tuple[str, ...] = ()) -> GatesRecord:
+    return judge_run(run, parse_gates(gates, drop))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def judged(run: Path, *under: str, drop: tuple[str, ...] = ()) -> GatesRecord:
         ("runs/a=b:clean=3", "clean", None, "runs/a=b", 3),
     ],
 )
-def test_what_a_gate_says(
+def test_a_gate_is_parsed(
     text: str, target: str, severity: int | None, name: str | None, limit: float
 ) -> None:
     (gate,) = parse_gates((text,), ())
@@ -69,7 +69,7 @@ def test_a_loss_alone_is_that_of_any_transform() -> None:
 
 
 @pytest.mark.parametrize("text", ["70", "=70", "affine=", "affine=x", "affine=nan", "affine=inf"])
-def test_what_is_no_gate(text: str) -> None:
+def test_malformed_gates_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"cannot be read\.\nExpected \[MODEL:\]TARGET=NUMBER"):
         parse_gates((text,), ())
     with pytest.raises(UsageError, match="Untouched images lose nothing"):
@@ -77,7 +77,7 @@ def test_what_is_no_gate(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("under", "drop", "message"),
+    ("gates", "drop", "message"),
     [
         (("afine=70",), (), r"that is not in the run: `afine`\.\nDid you mean `affine`"),
         (("*noise*=70",), (), r"in the run: `\*noise\*`\.\nThe run has `affine`, `crop`, `fog`"),
@@ -89,15 +89,15 @@ def test_what_is_no_gate(text: str) -> None:
     ],
 )
 def test_gates_that_do_not_fit_the_run(
-    under: tuple[str, ...], drop: tuple[str, ...], message: str
+    gates: tuple[str, ...], drop: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        check_gates(parse_gates(under, drop), SCOPE)
+        check_gates(parse_gates(gates, drop), SCOPE)
 
 
 def test_gates_that_fit() -> None:
-    under = ("A:AFFINE=70", "smp:Unet/resnet34:c*=1.5", "mean=50", "identity=80", "*=0", "fog:1=9")
-    check_gates(parse_gates(under, ("0.5", "mean=3")), SCOPE)
+    gates = ("A:AFFINE=70", "smp:Unet/resnet34:c*=1.5", "mean=50", "identity=80", "*=0", "fog:1=9")
+    check_gates(parse_gates(gates, ("0.5", "mean=3")), SCOPE)
     segmenters = GateScope("seg", ("a",), (CLEAN, AFFINE))
     check_gates(parse_gates(("affine=0.7",), ("0.05",)), segmenters)
     with pytest.raises(UsageError, match="Expected dice, 0 to 1; got 70"):
@@ -108,58 +108,58 @@ def test_gates_that_fit() -> None:
 
 def test_the_numbers_are_those_of_the_table(run: Path) -> None:
     rows = table(run).set_index(["model", "transform", "severity"]).sort_index()
-    record = judged(run, "*=0", "clean=0", drop=("100",))
+    record = gate_results(run, "*=0", "clean=0", drop=("100",))
     assert record.passed
     assert len(record.gates) == 2 * (5 + 1 + 5)
-    found = {(r.model, r.target, r.measure): r for r in record.gates}
+    gates_by_key = {(r.model, r.target, r.measure): r for r in record.gates}
     for (name, transform, severity), row in rows.iterrows():
         label = f"{transform}, severity {severity}" if severity else transform
-        top1 = found[name, "clean images" if transform == "identity" else label, "top1"]
+        top1 = gates_by_key[name, "clean images" if transform == "identity" else label, "top1"]
         assert top1.value == pytest.approx(100 * row["correct"] / row["n"])
         oracle = binomtest(int(row["correct"]), int(row["n"])).proportion_ci(method="wilson")
         assert (top1.low, top1.high) == pytest.approx((100 * oracle.low, 100 * oracle.high))
         if transform != "identity":
-            drop = found[name, label, "drop"]
+            drop = gates_by_key[name, label, "drop"]
             assert drop.value == pytest.approx(100 * row["drop"])
             assert (drop.low, drop.high) == pytest.approx((100 * row.drop_low, 100 * row.drop_high))
 
 
 def test_the_mean_is_paired_over_images(run: Path) -> None:
-    """By hand: each image has its mean over the transforms; the interval is that of their mean."""
-    cells = [Cell(one.name, one.severity) for one in PLAN.transforms[1:]]
+    """The oracle takes each image's mean over the transforms, and the interval of their mean."""
+    cells = [Cell(cell_record.name, cell_record.severity) for cell_record in PLAN.transforms[1:]]
 
-    def right(cell: Cell) -> np.ndarray:
+    def hits(cell: Cell) -> np.ndarray:
         rows = Store(run).rows("swin-b", cell, "cls").sort_values("image_id")
         return (rows["prediction"] == rows["target"]).to_numpy(float)
 
-    of_image = np.mean([right(cell) for cell in cells], axis=0)
-    lost = right(CLEAN) - of_image
-    under, drop = judged(run, "swin-b:mean=0", drop=("swin-b:mean=100",)).gates
-    for result, values in ((under, of_image), (drop, lost)):
+    mean_per_image = np.mean([hits(cell) for cell in cells], axis=0)
+    lost_share = hits(CLEAN) - mean_per_image
+    score, drop = gate_results(run, "swin-b:mean=0", drop=("swin-b:mean=100",)).gates
+    for result, values in ((score, mean_per_image), (drop, lost_share)):
         assert result.value == pytest.approx(100 * values.mean())
         ends = norm.interval(0.95, values.mean(), values.std(ddof=1) / np.sqrt(len(values)))
         assert (result.low, result.high) == pytest.approx(tuple(100 * end for end in ends))
         assert result.target == "mean over 5 severities of 4 transforms"
 
 
-def test_a_limit_is_kept_exactly_at_it_and_chance_is_told_apart(run: Path) -> None:
+def test_a_value_at_the_limit_passes_and_chance_is_reported(run: Path) -> None:
     row = table(run).set_index(["model", "transform"]).sort_index().loc[("vmamba-b", "affine")]
     value = float(100 * row["top1"])
-    kept, just, far = (
-        judged(run, f"vmamba-b:affine={limit!r}").gates[0]
+    at_limit, just_below, far_below = (
+        gate_results(run, f"vmamba-b:affine={limit!r}").gates[0]
         for limit in (round(value, 9), value + 1, float(100 * row["top1_high"] + 1))
     )
-    assert (kept.passed, kept.certain) == (True, False)
-    assert (just.passed, just.certain) == (False, False)
-    assert "within sampling error: the interval contains the limit" in just.words
-    assert (far.passed, far.certain) == (False, True)
-    assert "is below the limit" in far.words
-    assert "and not by chance alone" in far.words
+    assert (at_limit.passed, at_limit.certain) == (True, False)
+    assert (just_below.passed, just_below.certain) == (False, False)
+    assert "within sampling error: the interval contains the limit" in just_below.words
+    assert (far_below.passed, far_below.certain) == (False, True)
+    assert "is below the limit" in far_below.words
+    assert "and not by chance alone" in far_below.words
 
 
 def test_what_is_judged_is_written_and_told(run: Path) -> None:
     assert read_gates(run) is None
-    record = judged(run, "vmamba-b:affine=100", "clean=2")
+    record = gate_results(run, "vmamba-b:affine=100", "clean=2")
     assert read_gates(run) == record
     assert [result.model for result in record.failed] == ["vmamba-b"]
     error = gate_error(run, record)
@@ -171,15 +171,15 @@ def test_what_is_judged_is_written_and_told(run: Path) -> None:
 def test_segmenters_are_judged_by_dice(tmp_path: Path) -> None:
     run = build_masks(tmp_path / "run", MaskPlan())
     row = table(run).set_index("transform").loc["affine"]
-    under, drop = judged(run, "affine=0.99", drop=("affine=0.9",)).gates
-    assert (under.value, under.low, under.high) == pytest.approx(
+    score, drop = gate_results(run, "affine=0.99", drop=("affine=0.9",)).gates
+    assert (score.value, score.low, score.high) == pytest.approx(
         (row["dice"], row["dice_low"], row["dice_high"])
     )
-    assert (under.unit, under.measure, under.passed) == ("dice", "dice", False)
+    assert (score.unit, score.measure, score.passed) == ("dice", "dice", False)
     assert drop.value == pytest.approx(row["drop"], abs=1e-8)
-    means = judged(run, "mean=0").gates[0]
-    others = table(run).iloc[1:]
-    assert means.value == pytest.approx(others["dice"].mean())
+    means = gate_results(run, "mean=0").gates[0]
+    transformed_rows = table(run).iloc[1:]
+    assert means.value == pytest.approx(transformed_rows["dice"].mean())
     assert means.low is not None
     assert means.low < means.value
 
@@ -187,8 +187,8 @@ def test_segmenters_are_judged_by_dice(tmp_path: Path) -> None:
 def test_an_incomplete_run_is_not_judged(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", RunPlan(images=60, done=0.5))
     with pytest.raises(RunError, match=r"lacks rows of `vmamba-b`.*\n30 of 60 exist"):
-        judged(run, "clean=0")
+        gate_results(run, "clean=0")
     EVALUATION.update(run, status="partial")
     with pytest.raises(RunError, match=r"is not complete \(status: partial\)") as raised:
-        judged(run, "clean=0")
+        gate_results(run, "clean=0")
     assert raised.value.exit_code == 1

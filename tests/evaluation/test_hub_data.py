@@ -1,4 +1,4 @@
-"""Evaluations of a data set of the Hugging Face hub, from a hub on the loopback interface."""
+"""Evaluations of a Hugging Face data set, served by a hub on the loopback interface."""
 
 from __future__ import annotations
 
@@ -22,16 +22,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
 ]
-ROWS = 23  # over two files and seven row groups, and no multiple of any batch or block
+ROWS = 23  # in two files with seven row groups; not a multiple of any batch or block
 NUMBERS = range(ROWS)
 GREYSCALE = Cell("grayscale", 0)
 
 
 def pictures(first: int, last: int) -> bytes:
-    features = {
-        "img": {"_type": "Image"},
-        "label": {"names": list(CLASSES), "_type": "ClassLabel"},
-    }
+    features = {"img": {"_type": "Image"}, "label": {"names": list(CLASSES), "_type": "ClassLabel"}}
     images = [{"bytes": png(n), "path": None} for n in range(first, last)]
     labels = [n % len(CLASSES) for n in range(first, last)]
     return parquet({"img": images, "label": labels}, features, group=4)
@@ -59,7 +56,7 @@ def rows(run, cell: Cell = CLEAN) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def expected(hub, tmp_path_factory) -> pd.DataFrame:
-    """Of the same pictures as files in folders."""
+    """Returns the rows of the same images in folders."""
     folder = tmp_path_factory.mktemp("folders")
     for n in NUMBERS:
         file = folder / CLASSES[n % len(CLASSES)] / f"{n:02d}.png"
@@ -70,13 +67,13 @@ def expected(hub, tmp_path_factory) -> pd.DataFrame:
     return frame.sort_values("image_id", ignore_index=True)
 
 
-@pytest.mark.parametrize(("workers", "start"), [
+@pytest.mark.parametrize(("workers", "start_method"), [
     (0, "fork"), (1, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow), (4, "fork"),
 ])  # fmt: skip
 def test_no_number_of_workers_loses_or_doubles_a_row(
-    hub, tmp_path, expected, workers, start, monkeypatch
+    hub, tmp_path, expected, workers, start_method, monkeypatch
 ) -> None:
-    monkeypatch.setattr("robustcli.core.machine.start_method", lambda: start)
+    monkeypatch.setattr("robustcli.core.machine.start_method", lambda: start_method)
     run = run_evaluation(
         config(f"hf:{REPO}", tmp_path / "run", "grayscale", workers=workers, batch_size=5)
     )
@@ -93,13 +90,13 @@ def test_no_number_of_workers_loses_or_doubles_a_row(
 def test_a_torn_connection_ends_the_run_and_the_same_command_goes_on(
     hub, tmp_path, expected, workers
 ) -> None:
-    asked = config(f"hf:{REPO}", tmp_path / "run", workers=workers, batch_size=5)
-    run_evaluation(config(f"hf:{REPO}", tmp_path / "first", limit=1))  # labels are here
+    hub_config = config(f"hf:{REPO}", tmp_path / "run", workers=workers, batch_size=5)
+    run_evaluation(config(f"hf:{REPO}", tmp_path / "first", limit=1))  # caches the labels
     hub.torn = 10_000
     with pytest.raises(RunError, match=r"could not be read from the hub[\s\S]*repeat the command"):
-        run_evaluation(asked)
+        run_evaluation(hub_config)
     hub.torn = 0
-    pd.testing.assert_frame_equal(rows(run_evaluation(asked)), expected, atol=1e-6)
+    pd.testing.assert_frame_equal(rows(run_evaluation(hub_config)), expected, atol=1e-6)
 
 
 def test_a_run_refuses_another_commit(hub, tmp_path) -> None:

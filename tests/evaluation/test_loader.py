@@ -1,4 +1,4 @@
-"""The stream of batches: what it sends, and that no arrangement of the work changes a pixel."""
+"""The stream of batches: its content, and equal pixels for every distribution of the work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
 from robustcli.tasks import classification
 from robustcli.tasks.base import ORIGINAL, mean_squared_error, measure
 from robustcli.transforms.base import Transform
-from tests.evaluation.photos import LARGE, SMALL, make_photos, source
+from tests.evaluation.photos import CROP24, CROP32, make_photos, source
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +28,17 @@ def index(tmp_path_factory):
 
 
 def digests(stream) -> dict[tuple[str, str], tuple[str, bytes, bytes]]:
-    """Per transform and image: the digest, and the pixels of both views."""
-    found = {}
+    """Returns the digest and the pixels of both views per transform and image."""
+    records = {}
     for batch in stream:
-        for place, image_id in enumerate(batch.image_ids):
-            measured = batch.measures[ORIGINAL][place].digest
+        for position, image_id in enumerate(batch.image_ids):
+            measured = batch.measures[ORIGINAL][position].digest
             pixels = [
-                batch.inputs.views[v][place].numpy().tobytes() for v in (SMALL.view, LARGE.view)
+                batch.inputs.views[v][position].numpy().tobytes()
+                for v in (CROP32.view, CROP24.view)
             ]
-            found[batch.cell.transform, image_id] = (measured, *pixels)
-    return found
+            records[batch.cell.transform, image_id] = (measured, *pixels)
+    return records
 
 
 NAMES = ("affine", "cutout", "multiply_per_channel", "piecewise_affine", "fast_snowy_landscape")
@@ -52,8 +53,8 @@ def test_pixels_do_not_depend_on_workers_batches_or_order(
 ):
     expected = digests(source(index, tmp_path, *NAMES))
     assert len(expected) == 12 * 6
-    other = source(index, tmp_path, *NAMES, batch_size=batch_size, order=order)
-    assert digests(batch_stream(other, workers, pin=False)) == expected
+    rearranged = source(index, tmp_path, *NAMES, batch_size=batch_size, order=order)
+    assert digests(batch_stream(rearranged, workers, pin=False)) == expected
 
 
 GRAIN = """
@@ -66,12 +67,12 @@ def grain(image, rng, value):
 """
 
 
-def test_workers_that_are_started_anew_make_the_same_pixels(index, tmp_path):
-    """As on Windows and macOS; with transforms of the package and of a user's file."""
+def test_spawned_workers_make_the_same_pixels(index, tmp_path):
+    """The start method of Windows and macOS, with bundled and user-defined transforms."""
     plugin = tmp_path / "grain.py"
     plugin.write_text(GRAIN)
-    made = source(index, tmp_path, "affine", "grain", severities=(2,), plugins=(plugin,))
-    assert digests(batch_stream(made, 2, pin=False, start_method="spawn")) == digests(made)
+    stream = source(index, tmp_path, "affine", "grain", severities=(2,), plugins=(plugin,))
+    assert digests(batch_stream(stream, 2, pin=False, start_method="spawn")) == digests(stream)
 
 
 def test_another_seed_gives_other_pixels(index, tmp_path):
@@ -91,57 +92,58 @@ def test_every_image_is_decoded_once(index, tmp_path, monkeypatch):
 
 
 def test_three_models_share_decoding_transforms_and_views(index, tmp_path, monkeypatch):
-    """Two of them see the same view, which is made once for both."""
+    """Two of the models use the same view, which is computed once."""
     calls = Counter()
 
     def count(owner, name, key):
         function = getattr(owner, name)
 
-        def counted(*arguments, **keywords):
+        def counting(*arguments, **keywords):
             calls[key(arguments[0])] += 1
             return function(*arguments, **keywords)
 
-        monkeypatch.setattr(owner, name, counted)
+        monkeypatch.setattr(owner, name, counting)
 
     count(classification, "decode", lambda _: "decode")
     count(Transform, "for_image", lambda transform: transform.name)
     count(Preprocessing, "apply", lambda preprocessing: preprocessing.view)
-    two = source(index, tmp_path, *NAMES)
-    views = {**two.preparation.model_views, "third": SMALL.view}
+    two_models = source(index, tmp_path, *NAMES)
+    views = {**two_models.preparation.model_views, "third": CROP32.view}
     parts = [
         replace(
             part, piece=replace(part.piece, models=dict.fromkeys(part.piece.cells, tuple(views)))
         )
-        for part in two.parts
+        for part in two_models.parts
     ]
     batches = list(
-        replace(two, parts=parts, preparation=replace(two.preparation, model_views=views))
+        replace(
+            two_models, parts=parts, preparation=replace(two_models.preparation, model_views=views)
+        )
     )
     assert all(batch.models == ("small", "large", "third") for batch in batches)
     photos, cells = 12, len(NAMES) + 1
     assert calls == {
         "decode": photos,
         **dict.fromkeys(("identity", *NAMES), photos),
-        SMALL.view: photos * cells,
-        LARGE.view: photos * cells,
+        CROP32.view: photos * cells,
+        CROP24.view: photos * cells,
     }
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than this machine's cores
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # than the machine has cores
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
-def test_no_batch_is_lost_or_made_twice_whatever_lies_on_the_disk_meanwhile(
-    index, tmp_path, workers
-):
-    """The worst fault so far: workers skipped blocks by what they saw on the disk."""
+def test_no_batch_is_lost_or_repeated_when_files_appear_meanwhile(index, tmp_path, workers):
+    """Workers once skipped blocks because of files that were written meanwhile."""
     stream = source(index, tmp_path, *NAMES, batch_size=2)
-    got = []
+    batches = []
     for batch in batch_stream(stream, workers, pin=False):
-        got.append((batch.block, batch.first, batch.cell.transform))
+        batches.append((batch.block, batch.first, batch.cell.transform))
         for model in batch.models:
             path = Store(tmp_path).prediction_path(model, batch.cell, batch.block)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-    assert len(got) == len(set(got)) == 6 * (4 + 3)  # 12 images in blocks of seven, by two
+    # 12 images in blocks of seven, in batches of two.
+    assert len(batches) == len(set(batches)) == 6 * (4 + 3)
 
 
 def test_only_the_views_of_waiting_models_are_made(index, tmp_path):
@@ -151,7 +153,7 @@ def test_only_the_views_of_waiting_models_are_made(index, tmp_path):
         path = Store(tmp_path).prediction_path("large", cell, 0)
         write_rows(path, [row] * 7, INPUT_SCHEMA)
     stream = source(index, tmp_path, "fliplr", order=(0,))
-    assert all(set(batch.inputs.views) == {SMALL.view} for batch in stream)
+    assert all(set(batch.inputs.views) == {CROP32.view} for batch in stream)
 
 
 def test_unreadable_images_are_left_out_with_the_reason(tmp_path):
@@ -165,7 +167,7 @@ def test_unreadable_images_are_left_out_with_the_reason(tmp_path):
     assert sum(len(b.image_ids) for b in batches) == 11
 
 
-def test_an_error_of_a_worker_arrives_as_it_is(tmp_path):
+def test_an_error_of_a_worker_is_passed_on_unchanged(tmp_path):
     folder = make_photos(tmp_path / "photos")
     plugin = tmp_path / "half.py"
     plugin.write_text(
@@ -202,8 +204,8 @@ def test_extreme_and_single_differences():
         assert mean_squared_error(first, second) == exact
     assert measure(black, white).psnr_db == 0.0
 
-    same = measure(CLEAN, CLEAN.copy())
-    assert (same.psnr_db, same.changed) == (np.inf, False)
+    unchanged = measure(CLEAN, CLEAN.copy())
+    assert (unchanged.psnr_db, unchanged.changed) == (np.inf, False)
     other = CLEAN.copy()
     other[3, 4, 1] ^= 1
     assert measure(CLEAN, other).changed

@@ -1,4 +1,4 @@
-"""Which task models are for."""
+"""The task is determined by the models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robustcli.tasks.classification import ClassificationTask
 from robustcli.tasks.segmentation import SegmentationTask
 
 
-def test_the_models_decide():
+def test_the_models_determine_the_task():
     assert isinstance(task_of([resolve("vmamba-pico")]), ClassificationTask)
     assert isinstance(task_of([resolve("unet"), resolve("otsu")]), SegmentationTask)
 

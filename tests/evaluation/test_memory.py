@@ -1,4 +1,4 @@
-"""Evaluations where memory runs out: smaller batches, said once, with the bytes of such batches."""
+"""Evaluations that run out of memory continue with smaller batches and print one message."""
 
 from __future__ import annotations
 
@@ -25,44 +25,37 @@ from robustcli.evaluation.record import read_record
 from robustcli.tasks import classification, segmentation
 from tests.evaluation import cells, photos
 from tests.evaluation.test_evaluate import contents, small_blocks
-from tests.training.runs import Heard
+from tests.training.runs import Recorder
 
-EACH = {"cls": (photos.config, photos.make_photos), "seg": (cells.config, cells.make_pairs)}
-FITS = {"cls": (Classifier, "logits"), "seg": (Segmenter, "probabilities")}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TASKS = {"cls": (photos.config, photos.make_photos), "seg": (cells.config, cells.make_pairs)}
+MODEL_METHODS = {"cls": (Classifier, "logits"), "seg": (Segmenter, "probabilities")}
 PREPARATIONS = {"cls": classification.ViewPreparation, "seg": segmentation.PairPreparation}
 PICO = replace(photos.PICO, untrained=False)  # threads share the generator of random weights
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The number of threads decides the rounding, and so the bytes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {task: make(tmp_path_factory.mktemp(task) / "data") for task, (_, make) in EACH.items()}
+    return {task: make(tmp_path_factory.mktemp(task) / "data") for task, (_, make) in TASKS.items()}
 
 
 def config(task: str, data: dict[str, Path], out: Path, **changes: Any) -> Any:
     models = {"cls": {"models": (PICO,)}, "seg": {}}[task]
-    return EACH[task][0](data[task], out, "fliplr", **(models | changes))
+    return TASKS[task][0](data[task], out, "fliplr", **(models | changes))
 
 
-def device_holds(monkeypatch: pytest.MonkeyPatch, task: str, most: int) -> None:
+def limit_memory(monkeypatch: pytest.MonkeyPatch, task: str, most: int) -> None:
     """Makes the models of `task` run out of memory above `most` images."""
-    kind, name = FITS[task]
+    kind, name = MODEL_METHODS[task]
     compute = getattr(kind, name)
 
-    def limited(self: Any, images: Any) -> Any:
+    def run_out(self: Any, images: Any) -> Any:
         if len(images) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return compute(self, images)
 
-    monkeypatch.setattr(kind, name, limited)
+    monkeypatch.setattr(kind, name, run_out)
 
 
 @pytest.mark.parametrize(
@@ -71,79 +64,79 @@ def device_holds(monkeypatch: pytest.MonkeyPatch, task: str, most: int) -> None:
 )
 def test_rows_are_those_of_the_smaller_batch(data, tmp_path, monkeypatch, task, changes):
     small_blocks(monkeypatch, 8)
-    unbroken = evaluate.evaluate(config(task, data, tmp_path / "two", batch_size=2, **changes))
-    device_holds(monkeypatch, task, 2)
-    heard = Heard()
-    run = evaluate.evaluate(config(task, data, tmp_path / "run", batch_size=8, **changes), heard)
-    assert contents(run) == contents(unbroken)
+    expected = evaluate.evaluate(config(task, data, tmp_path / "two", batch_size=2, **changes))
+    limit_memory(monkeypatch, task, 2)
+    listener = Recorder()
+    run = evaluate.evaluate(config(task, data, tmp_path / "run", batch_size=8, **changes), listener)
+    assert contents(run) == contents(expected)
     assert read_record(run).status == "complete"
-    lines = [line for line in heard.lines if "memory" in line]
+    lines = [line for line in listener.lines if "memory" in line]
     name = "vmamba-pico" if task == "cls" else "otsu"
     assert lines == [f"Out of memory on cpu: `{name}` goes on with batches of 2."]
 
 
 def test_of_an_image_that_does_not_fit_size_and_device_are_named(data, tmp_path, monkeypatch):
     small_blocks(monkeypatch, 4)
-    unbroken = evaluate.evaluate(config("cls", data, tmp_path / "unbroken"))
-    run, computed = tmp_path / "run", []
+    expected = evaluate.evaluate(config("cls", data, tmp_path / "unbroken"))
+    run, batch_lengths = tmp_path / "run", []
     with pytest.MonkeyPatch.context() as patch:
         compute = Classifier.logits
 
-        def limited(self: Any, views: Any) -> Any:
-            computed.append(len(views))
-            if len(computed) > 4:
+        def run_out(self: Any, views: Any) -> Any:
+            batch_lengths.append(len(views))
+            if len(batch_lengths) > 4:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return compute(self, views)
 
-        patch.setattr(Classifier, "logits", limited)
+        patch.setattr(Classifier, "logits", run_out)
         with pytest.raises(
             RunError, match="`vmamba-pico` does not fit into the memory of cpu"
         ) as e:
             evaluate.evaluate(config("cls", data, run))
     assert "one image of 32x32 pixels" in e.value.why
     assert "`--precision bf16`" in e.value.todo
-    kept = contents(run)
-    assert kept
-    assert kept.items() <= contents(unbroken).items()
-    assert contents(evaluate.evaluate(config("cls", data, run))) == contents(unbroken)
+    kept_rows = contents(run)
+    assert kept_rows
+    assert kept_rows.items() <= contents(expected).items()
+    assert contents(evaluate.evaluate(config("cls", data, run))) == contents(expected)
 
 
 @pytest.mark.parametrize(("task", "workers"), [("cls", 0), ("cls", 2), ("seg", 0)])
 def test_a_loader_that_runs_out_goes_on_with_halves(data, tmp_path, monkeypatch, task, workers):
-    """In the middle of the transforms of a batch, of which the first is not made again."""
+    """The failure happens after the first transform of a batch, which is not repeated."""
     small_blocks(monkeypatch, 8)
-    unbroken = evaluate.evaluate(config(task, data, tmp_path / "two", batch_size=2))
+    expected = evaluate.evaluate(config(task, data, tmp_path / "two", batch_size=2))
     kind = PREPARATIONS[task]
     prepare = kind.prepare
 
-    def limited(self: Any, items: Any, *rest: Any, **named: Any) -> Any:
-        for number, prepared in enumerate(prepare(self, items, *rest, **named)):
+    def run_out(self: Any, items: Any, *rest: Any, **keywords: Any) -> Any:
+        for number, prepared in enumerate(prepare(self, items, *rest, **keywords)):
             if number and len(items) > 2:
                 raise np._core._exceptions._ArrayMemoryError((9, 9), np.dtype("f8"))
             yield prepared
 
-    monkeypatch.setattr(kind, "prepare", limited)
-    heard = Heard()
+    monkeypatch.setattr(kind, "prepare", run_out)
+    listener = Recorder()
     settings = config(task, data, tmp_path / "run", batch_size=8, workers=workers)
-    run = evaluate.evaluate(settings, heard)
-    assert contents(run).keys() == contents(unbroken).keys()
-    moved = [name for name in contents(run) if "fliplr" in name]
-    assert {name: contents(run)[name] for name in moved} == {
-        name: contents(unbroken)[name] for name in moved
+    run = evaluate.evaluate(settings, listener)
+    assert contents(run).keys() == contents(expected).keys()
+    names = [name for name in contents(run) if "fliplr" in name]
+    assert {name: contents(run)[name] for name in names} == {
+        name: contents(expected)[name] for name in names
     }
-    assert sum("Out of memory in a loader process" in line for line in heard.lines) == 1
-    assert heard.done == heard.total
+    assert sum("Out of memory in a loader process" in line for line in listener.lines) == 1
+    assert listener.done == listener.total
 
 
 def test_an_image_that_a_loader_cannot_hold_is_named(data, tmp_path, monkeypatch):
     decode = classification.decode
 
-    def limited(ref: Any) -> Any:
+    def run_out(ref: Any) -> Any:
         if ref.relative == "dog/1.png":
             raise MemoryError
         return decode(ref)
 
-    monkeypatch.setattr(classification, "decode", limited)
+    monkeypatch.setattr(classification, "decode", run_out)
     with pytest.raises(RunError, match=r"`dog/1\.png` and its transforms do not fit into"):
         evaluate.evaluate(config("cls", data, tmp_path / "run"))
 
@@ -159,17 +152,17 @@ def test_unreadable_images_count_in_a_batch_that_comes_in_halves(data, tmp_path,
 
     monkeypatch.setattr(classification, "decode", damaged)
     settings = {"allow_unreadable": 0.5}
-    unbroken = evaluate.evaluate(config("cls", data, tmp_path / "two", batch_size=2, **settings))
+    expected = evaluate.evaluate(config("cls", data, tmp_path / "two", batch_size=2, **settings))
     decode_all = evaluate.Source._decode_all
 
-    def limited(self: Any, images: Any) -> Any:
+    def run_out(self: Any, images: Any) -> Any:
         if len(images) > 2:
             raise MemoryError
         return decode_all(self, images)
 
-    monkeypatch.setattr(evaluate.Source, "_decode_all", limited)
+    monkeypatch.setattr(evaluate.Source, "_decode_all", run_out)
     run = evaluate.evaluate(config("cls", data, tmp_path / "run", batch_size=8, **settings))
-    assert contents(run) == contents(unbroken)
+    assert contents(run) == contents(expected)
 
 
 PLUGIN = """
@@ -196,47 +189,47 @@ def same(image, rng, value):
 """
 
 
-@pytest.mark.slow  # starts a process; test_what_another_rank_announces... is the message alone
-def test_with_two_processes_it_is_said_once(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(Classifier, "logits", Classifier.logits)  # put back afterwards
+@pytest.mark.slow  # starts a process; test_what_another_rank_announces... covers the message
+def test_two_processes_announce_smaller_batches_once(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Classifier, "logits", Classifier.logits)  # restored afterwards
     small_blocks(monkeypatch, 4)
     plugin = tmp_path / "limited.py"
     plugin.write_text(PLUGIN)
-    heard = Heard()
+    listener = Recorder()
     settings = replace(
         config("cls", data, tmp_path / "run", batch_size=4, plugins=(plugin,), devices=2),
         transforms=("same",),
     )
-    evaluate.evaluate(settings, heard)
-    assert sum("goes on with batches of 2" in line for line in heard.lines) == 1
+    evaluate.evaluate(settings, listener)
+    assert sum("goes on with batches of 2" in line for line in listener.lines) == 1
 
 
 def test_what_another_rank_announces_reaches_the_user_once() -> None:
-    store, heard = HashStore(), Heard()
+    store, listener = HashStore(), Recorder()
     first, second = (Group(Ranks(rank, 2, rank, 2), store) for rank in range(2))
-    everyone = _Everyone(store, heard)
-    first.announce("halved", everyone)
+    counter_of_all = _Everyone(store, listener)
+    first.announce("halved", counter_of_all)
     second.announce("halved", _Counter(store))
     second.announce("of the second alone", _Counter(store))
-    everyone.look()
-    everyone.look()
-    assert heard.lines == ["halved", "of the second alone"]
+    counter_of_all.look()
+    counter_of_all.look()
+    assert listener.lines == ["halved", "of the second alone"]
 
 
 def test_labels_are_those_of_the_smaller_batch(data, monkeypatch):
     classifier = load(PICO, "cls")
     images = list_photos([data["cls"]])
     expected = label_photos(classifier, classes_of(classifier, PICO), images, batch_size=2).rows()
-    device_holds(monkeypatch, "cls", 2)
-    heard = Heard()
+    limit_memory(monkeypatch, "cls", 2)
+    listener = Recorder()
     space = classes_of(classifier, PICO)
-    labelled = label_photos(classifier, space, images, batch_size=8, listener=heard)
+    labelled = label_photos(classifier, space, images, batch_size=8, listener=listener)
     assert labelled.rows() == expected
-    assert heard.lines == ["Out of memory on cpu: `vmamba-pico` goes on with batches of 2."]
+    assert listener.lines == ["Out of memory on cpu: `vmamba-pico` goes on with batches of 2."]
 
 
 class Doubling(torch.nn.Module):
-    """Answers with the red channel; its memory holds one window."""
+    """Returns the red channel; runs out of memory above one window."""
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         if len(windows) > 1:
@@ -249,11 +242,11 @@ def test_a_large_image_goes_on_with_fewer_windows_at_once(monkeypatch):
     monkeypatch.setattr(segmenter_module, "is_probability", lambda _: True)
     large = Segmenter(Doubling(), MaskPreprocessing(8), facts)
     image = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
-    heard = Heard()
-    forward = segmentation.MaskRows(large, announce=heard.say).forward
+    listener = Recorder()
+    forward = segmentation.MaskRows(large, announce=listener.say).forward
     (masks,) = forward([image])
     np.testing.assert_array_equal(masks[0], image[..., 0] >= 128)
     assert large.most_windows == 1
-    assert heard.lines == [
+    assert listener.lines == [
         "Out of memory on cpu: `red` goes on with the windows of an image in batches of 1."
     ]

@@ -1,4 +1,4 @@
-"""Names of several models in one run: told apart by their paths, and the same on every command."""
+"""Names of models in one run: distinct by their paths, and equal in every command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from robustcli.evaluation.record import read_record
 from robustcli.evaluation.store import Store
 from robustcli.tasks.record import ModelRecord
 from robustcli.transforms.base import CLEAN
-from tests.evaluation.photos import SMALL, config, make_photos
+from tests.evaluation.photos import CROP32, config, make_photos
 from tests.training.runs import TINY_VMAMBA
 
 
@@ -37,8 +37,8 @@ def runs(*places: str) -> list[ModelRequest]:
 
 
 def names_of(requests: Sequence[ModelRequest], recorded: Sequence[ModelRecord] = ()) -> list[str]:
-    usual = [Path(request.name).name for request in requests]
-    return list(distinct_names(requests, usual, recorded))
+    usual_names = [Path(request.name).name for request in requests]
+    return list(distinct_names(requests, usual_names, recorded))
 
 
 def recorded(name: str, run: str, digest: str = "") -> ModelRecord:
@@ -63,7 +63,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
         (("a/b-c", "x/a-b-c", "y/b-c"), ["work/a/b-c", "x/a-b-c", "y/b-c"]),
     ],
 )
-def test_each_takes_as_many_parts_as_tell_it_apart_in_any_order(places, names):
+def test_each_name_has_as_many_path_parts_as_distinguish_it(places, names):
     requests = runs(*places)
     for order in itertools.permutations(range(len(places))):
         assert names_of([requests[n] for n in order]) == [names[n] for n in order]
@@ -98,33 +98,33 @@ def test_a_model_of_the_folder_keeps_its_name_there():
     first = [recorded("seed-0", "a/seed-0")]
     assert names_of([b, a], first) == ["b/seed-0", "seed-0"]
     assert names_of([b], first) == ["b/seed-0"]
-    both = [recorded("a/seed-0", "a/seed-0"), recorded("b/seed-0", "b/seed-0")]
-    assert names_of([a], both) == ["a/seed-0"]
+    both_models = [recorded("a/seed-0", "a/seed-0"), recorded("b/seed-0", "b/seed-0")]
+    assert names_of([a], both_models) == ["a/seed-0"]
 
 
-def test_a_copy_or_a_moved_run_goes_on_under_its_name(tmp_path):
+def test_a_copy_or_a_moved_run_keeps_its_name(tmp_path):
     a, b, c = runs("a/seed-0", "b/seed-0", "c/seed-0")
     digest = state_digest({"weight": torch.tensor(list(b"b/seed-0"))})
-    same = recorded("seed-0", "a/seed-0", digest)
-    assert names_of([b], [same]) == ["seed-0"]
-    assert names_of([a, b], [same]) == ["seed-0", "b/seed-0"]
-    other = recorded("seed-0", "a/seed-0", "another digest")
-    assert names_of([b], [other]) == ["b/seed-0"]
+    moved_copy = recorded("seed-0", "a/seed-0", digest)
+    assert names_of([b], [moved_copy]) == ["seed-0"]
+    assert names_of([a, b], [moved_copy]) == ["seed-0", "b/seed-0"]
+    other_model = recorded("seed-0", "a/seed-0", "another digest")
+    assert names_of([b], [other_model]) == ["b/seed-0"]
     assert names_of([c], [recorded("seed-0", "moved/seed-0")]) == ["seed-0"]
 
 
 def test_only_other_names_than_usual_are_announced():
-    requests, heard = runs("a/seed-0", "c/lora"), []
-    result = called(requests, ("a/seed-0", "lora"), ("seed-0", "lora"), heard.append)
+    requests, messages = runs("a/seed-0", "c/lora"), []
+    result = called(requests, ("a/seed-0", "lora"), ("seed-0", "lora"), messages.append)
     assert [request.called for request in result] == ["a/seed-0", None]
-    assert "`a/seed-0`" in heard[0]
-    assert "lora" not in heard[0]
-    assert called(requests, ("x", "y"), ("x", "y"), heard.append) == tuple(requests)
-    assert len(heard) == 1
+    assert "`a/seed-0`" in messages[0]
+    assert "lora" not in messages[0]
+    assert called(requests, ("x", "y"), ("x", "y"), messages.append) == tuple(requests)
+    assert len(messages) == 1
 
 
-def trained(place: str, seed: int) -> ModelRequest:
-    """A run whose network nobody trained, under the header of a training."""
+def untrained_run(place: str, seed: int) -> ModelRequest:
+    """Returns untrained weights under the header of a training."""
     arguments = {**TINY_VMAMBA, "num_classes": 10}
     torch.manual_seed(seed)
     state = create_model("vmamba-pico", **arguments).state_dict()
@@ -133,7 +133,7 @@ def trained(place: str, seed: int) -> ModelRequest:
     header = ClassifierHeader(
         model="vmamba-pico", arguments=arguments, window=32, trained_on="elsewhere",
         images_sha256="", label_space="cifar10", classes=space.ids, class_names=space.names,
-        preprocessing=asdict(SMALL),
+        preprocessing=asdict(CROP32),
     )  # fmt: skip
     Path(place).mkdir(parents=True)
     write_weights(Path(place) / "weights.safetensors", state, header)
@@ -142,7 +142,7 @@ def trained(place: str, seed: int) -> ModelRequest:
 
 def test_two_runs_of_one_name_are_evaluated_together_and_go_on_in_any_order(tmp_path, monkeypatch):
     photos = make_photos(tmp_path / "photos", per_class=1)
-    a, b = trained("a/seed-0", 0), trained("b/seed-0", 1)
+    a, b = untrained_run("a/seed-0", 0), untrained_run("b/seed-0", 1)
     run = run_evaluation(config(photos, tmp_path / "both", models=(a, b)))
     assert [model.name for model in read_record(run).models] == ["a/seed-0", "b/seed-0"]
     assert sorted(path.name for path in (run / "predictions").iterdir()) == [
@@ -150,17 +150,17 @@ def test_two_runs_of_one_name_are_evaluated_together_and_go_on_in_any_order(tmp_
         "model=b-seed-0",
     ]
     for request in (a, b):
-        alone = run_evaluation(config(photos, tmp_path / request.name[0], models=(request,)))
-        assert [model.name for model in read_record(alone).models] == ["seed-0"]
+        single_run = run_evaluation(config(photos, tmp_path / request.name[0], models=(request,)))
+        assert [model.name for model in read_record(single_run).models] == ["seed-0"]
         rows = [
             Store(folder).rows(name, CLEAN, "cls")
-            for folder, name in ((alone, "seed-0"), (run, request.name))
+            for folder, name in ((single_run, "seed-0"), (run, request.name))
         ]
         assert rows[0].equals(rows[1])
         assert not rows[0]["probability"].equals(rows[0]["target_probability"])
     first, second = (Store(run).rows(name, CLEAN, "cls") for name in ("a/seed-0", "b/seed-0"))
     assert not first["probability"].equals(second["probability"])
-    monkeypatch.setattr(runner, "batch_stream", None)  # would be called to compute anything
+    monkeypatch.setattr(runner, "batch_stream", None)  # an error if anything is computed
     for models in ((b, a), (b,)):
         run_evaluation(config(photos, run, models=models))
     assert [model.name for model in read_record(run).models] == ["a/seed-0", "b/seed-0"]
@@ -168,7 +168,7 @@ def test_two_runs_of_one_name_are_evaluated_together_and_go_on_in_any_order(tmp_
 
 def test_a_second_run_of_the_same_name_joins_a_finished_evaluation(tmp_path):
     photos = make_photos(tmp_path / "photos", per_class=1)
-    a, b = trained("a/seed-0", 0), trained("b/seed-0", 1)
+    a, b = untrained_run("a/seed-0", 0), untrained_run("b/seed-0", 1)
     run = run_evaluation(config(photos, tmp_path / "run", models=(a,)))
     before = Store(run).rows("seed-0", CLEAN, "cls")
     run_evaluation(config(photos, run, models=(b, a)))

@@ -1,7 +1,7 @@
-"""Runs and data on a server that speaks S3, on the loopback address.
+"""Runs and data on an S3 server on the loopback address.
 
-`core/test_objects.py`, `core/test_working_copy.py` and `data/test_object_files.py` prove the same
-in every run, without a network.
+`core/test_objects.py`, `core/test_working_copy.py` and `data/test_object_files.py` cover the same
+in every run of the suite, without a network.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.evaluation.test_loader import digests
 
 pytestmark = [
     pytest.mark.slow,
-    # Of the libraries of the server and the client.
+    # Warnings of the libraries of server and client.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
@@ -60,22 +60,24 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_of_any_name_and_size_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = ObjectStore("s3://bucket/objects")
     names = ("a", "b/c d", "b/é#%?.png", "b/+&=[x]*.bin")
     for name in names:
         store.write(name, name.encode())
     assert list(store.listed()) == sorted(names)
     assert [store.read(name).decode() for name in names] == list(names)
-    assert len({stored.version for stored in store.listed().values()}) == len(names)
+    assert len({stored_object.version for stored_object in store.listed().values()}) == len(names)
     large = tmp_path / "large"
     large.write_bytes(bytes(range(256)) * 40_000)
     monkeypatch.setattr(objects, "_ONE_PIECE", 2**20)
     monkeypatch.setattr(objects, "_PIECE", 2**20)
     store.send("large", large)
-    stored = store.listed()["large"]
-    assert stored.size == large.stat().st_size
-    store.fetch("large", tmp_path / "fetched", stored)
+    stored_object = store.listed()["large"]
+    assert stored_object.size == large.stat().st_size
+    store.fetch("large", tmp_path / "fetched", stored_object)
     assert (tmp_path / "fetched").read_bytes() == large.read_bytes()
     store.remove("large")
     assert list(store.listed()) == sorted(names)
@@ -91,13 +93,13 @@ def test_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("server")
 def test_a_run_goes_on_elsewhere(tmp_path: Path) -> None:
-    for machine, before in (("a", []), ("b", ["block-000000.parquet"])):
+    for machine, kept_blocks in (("a", []), ("b", ["block-000000.parquet"])):
         with opened("s3://bucket/runs/one", tmp_path / machine, [].append, "work") as run:
-            assert [file.name for file in run.glob("predictions/*")] == before
+            assert [file.name for file in run.glob("predictions/*")] == kept_blocks
             write_text(run / "run.json", machine)
-            write_bytes(run / "predictions" / f"block-{len(before):06d}.parquet", b"rows")
-            refused = pytest.raises(RunError, match="Another process is working in `s3://")
-            with refused, opened("s3://bucket/runs/one", tmp_path / "c", [].append, "work"):
+            write_bytes(run / "predictions" / f"block-{len(kept_blocks):06d}.parquet", b"rows")
+            busy_error = pytest.raises(RunError, match="Another process is working in `s3://")
+            with busy_error, opened("s3://bucket/runs/one", tmp_path / "c", [].append, "work"):
                 pass
     files = [name for name in ObjectStore("s3://bucket/runs/one").listed() if name[0] != "."]
     assert files == [
@@ -113,7 +115,7 @@ def test_a_run_goes_on_elsewhere(tmp_path: Path) -> None:
 def test_workers_read_the_same_pixels_as_from_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, method: str | None, limit: str
 ) -> None:
-    """The first process has read from the store before it forks, as a listing does."""
+    """The first process reads from the store before it forks, as a listing does."""
     monkeypatch.setenv(LIMIT, limit)
     folder = make_photos(tmp_path / "photos")
     url = f"s3://bucket/photos-{workers}-{method}-{limit}"
@@ -121,21 +123,21 @@ def test_workers_read_the_same_pixels_as_from_a_folder(
     for file in folder.rglob("*"):
         if file.is_file():
             store.send(file.relative_to(folder).as_posix(), file)
-    here = open_dataset(str(folder), Classes("cifar10"))
-    there = open_dataset(url, Classes("cifar10"))
-    assert (here.digest, here.contents) == (there.digest, there.contents)
-    expected = digests(source(here, tmp_path / "here", "affine"))
-    made = source(there, tmp_path / "there", "affine")
+    local = open_dataset(str(folder), Classes("cifar10"))
+    remote = open_dataset(url, Classes("cifar10"))
+    assert (local.digest, local.contents) == (remote.digest, remote.contents)
+    expected = digests(source(local, tmp_path / "here", "affine"))
+    batches = source(remote, tmp_path / "there", "affine")
     with monkeypatch.context() as patch:
-        patch.setattr("warnings.warn", lambda *arguments, **options: None)  # of 4 workers, 2 cores
-        stream = batch_stream(made, workers, pin=False, start_method=method)
+        patch.setattr("warnings.warn", lambda *arguments, **options: None)  # 4 workers on 2 cores
+        stream = batch_stream(batches, workers, pin=False, start_method=method)
         assert digests(stream) == expected
 
 
 def test_a_server_that_is_gone_ends_the_run_with_everything_kept(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last test of this server."""
+    """Must be the last test that uses this server."""
     run = Path()
 
     def compute() -> None:

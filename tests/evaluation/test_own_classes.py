@@ -1,4 +1,4 @@
-"""A user's own classes: weights from a file, a file that names the classes, and photos of them."""
+"""User-defined classes: a weights file, a file with class names, and photos."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TIMM = "test_resnet.r160_in1k"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Photos of four classes, a file that names them in another order, and a table."""
+    """Writes photos of four classes, a file that names them in another order, and a table."""
     generator = np.random.default_rng(0)
     rows = ["path,label"]
     for name in NAMES:
@@ -47,11 +47,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def evaluate(folder: Path, model: str = TIMM, **options: object) -> robustcli.Run:
-    said = {
+    settings = {
         "out": folder / "run", "weights": folder / "timm.pth", "workers": 0,
         "label_space": str(folder / "four.txt"), "data": folder / "four",
     }  # fmt: skip
-    return robustcli.evaluate(model, transforms="identity", **(said | options))  # type: ignore[arg-type]
+    return robustcli.evaluate(model, transforms="identity", **(settings | options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("arguments", [{"num_classes": 4}, {}])
@@ -113,7 +113,7 @@ def test_a_dry_run_knows_the_classes_too(folder: Path) -> None:
 
 
 def test_a_label_file_in_another_order_than_that_of_a_training_is_refused(folder: Path) -> None:
-    """Both are called `four`: only the order tells that every number would be wrong."""
+    """Both label spaces are called `four` and differ in the order of the classes only."""
     run = folder / "trained"
     header = ClassifierHeader(
         model=TIMM, arguments={}, window=160, trained_on="ab", images_sha256="cd",

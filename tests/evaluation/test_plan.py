@@ -1,4 +1,4 @@
-"""The missing work, from the files of a run."""
+"""Computation of the missing work from the files of a run."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def make_plan(run: Path, images: int = 10) -> EvaluationPlan:
     return EvaluationPlan(Store(run), samples, CELLS, ("a", "b"), ("original",), 4)
 
 
-def finish(path: Path, rows: int = 4) -> None:
+def write_rows_of(path: Path, rows: int = 4) -> None:
     row = {"image_id": "a", "digest": "", "psnr_db": 1.0, "changed": True}
     write_rows(path, [row] * rows, INPUT_SCHEMA)
 
@@ -35,9 +35,9 @@ def test_at_first_everything_is_missing(tmp_path):
 def test_files_that_are_there_are_not_missing(tmp_path):
     plan = make_plan(tmp_path)
     for model in plan.models:
-        finish(plan.store.prediction_path(model, CELLS[1], 1))
-    finish(plan.store.prediction_path("a", CELLS[0], 1))
-    finish(plan.store.input_path("original", CELLS[1], 1))
+        write_rows_of(plan.store.prediction_path(model, CELLS[1], 1))
+    write_rows_of(plan.store.prediction_path("a", CELLS[0], 1))
+    write_rows_of(plan.store.input_path("original", CELLS[1], 1))
     piece = plan.missing()[1]
     assert piece.models == {CELLS[0]: ("b",)}
     assert piece.cells == (CELLS[0],)
@@ -47,41 +47,43 @@ def test_files_that_are_there_are_not_missing(tmp_path):
 def test_a_finished_block_is_passed_over_until_a_file_lacks_rows_or_is_damaged(tmp_path):
     plan = make_plan(tmp_path)
     for cell in CELLS:
-        finish(plan.store.input_path("original", cell, 0))
+        write_rows_of(plan.store.input_path("original", cell, 0))
         for model in plan.models:
-            finish(plan.store.prediction_path(model, cell, 0))
+            write_rows_of(plan.store.prediction_path(model, cell, 0))
     assert [b.block for b in plan.missing()] == [1, 2]
-    short, torn = (plan.store.prediction_path("a", cell, 0) for cell in CELLS)
-    finish(short, rows=3)
-    torn.write_bytes(torn.read_bytes()[:-9])
+    short_file, torn_file = (plan.store.prediction_path("a", cell, 0) for cell in CELLS)
+    write_rows_of(short_file, rows=3)
+    torn_file.write_bytes(torn_file.read_bytes()[:-9])
     missing = plan.missing()
     assert missing[0].models == dict.fromkeys(CELLS, ("a",))
-    assert plan.damaged(missing) == [torn]
+    assert plan.damaged(missing) == [torn_file]
     row = {"image_id": "3.png", "reason": "no picture"}
     write_rows(plan.store.skipped_path(0), [row], SKIPPED_SCHEMA)
-    assert CELLS[0] in plan.missing()[0].models, "three rows are whole where one is unreadable"
+    assert CELLS[0] in plan.missing()[0].models, (
+        "with one unreadable image, three rows are complete"
+    )
     assert plan.missing()[0].models[CELLS[0]] == ("b",)
 
 
-def everything(pieces):
-    """Every (block, cell, model, image) of `pieces`, as often as it is there."""
+def work_items(pieces):
+    """Lists every (block, cell, model, image) of `pieces`, with repetitions."""
     return sorted(
-        (piece.block, cell.transform, model, part.images[place].image_id)
+        (piece.block, cell.transform, model, part.images[position].image_id)
         for part in parts_of(pieces, 3)
         for piece in [part.piece]
         for cell in piece.cells
         for model in piece.models[cell]
-        for place in range(len(part.images))
+        for position in range(len(part.images))
     )
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 40])
 @pytest.mark.parametrize("images", [1, 4, 10, 50])
 def test_every_row_belongs_to_exactly_one_rank(tmp_path, ranks, images):
-    whole = make_plan(tmp_path, images).missing()
-    dealt = shared(whole, ranks)
-    shares = [share_of(dealt, rank, ranks) for rank in range(ranks)]
-    assert sorted(row for share in shares for row in everything(share)) == everything(whole)
+    all_pieces = make_plan(tmp_path, images).missing()
+    pieces_by_rank = shared(all_pieces, ranks)
+    shares = [share_of(pieces_by_rank, rank, ranks) for rank in range(ranks)]
+    assert sorted(row for share in shares for row in work_items(share)) == work_items(all_pieces)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 

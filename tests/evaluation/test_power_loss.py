@@ -1,4 +1,4 @@
-"""What a power failure could leave: no file gets its name before its content is on the disk."""
+"""Files are flushed to disk before they get their final names."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ Event = tuple[str, Path]
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """Every flush of a file or folder and every rename, in order."""
+    """Records every flush of a file or folder and every rename, in order."""
     if not Path("/proc/self/fd").is_dir():
-        pytest.skip("only Linux tells which file a descriptor is")
-    noted: list[Event] = []
+        pytest.skip("needs /proc/self/fd (Linux)")
+    recorded_events: list[Event] = []
     fsync, replace = os.fsync, Path.replace
 
     def note_fsync(descriptor: int) -> None:
         fsync(descriptor)
-        noted.append(("flushed", Path(f"/proc/self/fd/{descriptor}").readlink()))
+        recorded_events.append(("flushed", Path(f"/proc/self/fd/{descriptor}").readlink()))
 
     def note_replace(self: Path, target: Path) -> Path:
-        noted.append(("renamed from", self.resolve()))
-        noted.append(("renamed to", Path(target).resolve()))
+        recorded_events.append(("renamed from", self.resolve()))
+        recorded_events.append(("renamed to", Path(target).resolve()))
         return replace(self, target)
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(Path, "replace", note_replace)
-    return noted
+    return recorded_events
 
 
 def _evaluation(folder: Path) -> Path:
@@ -54,11 +54,11 @@ def _training(folder: Path) -> Path:
 
 
 def flushed_before_named(path: Path, events: list[Event]) -> bool:
-    """Whether the content is flushed before each rename to `path`, and its folder afterwards."""
+    """Returns whether each rename to `path` comes after its flush and before that of its folder."""
     places = [n for n, event in enumerate(events) if event == ("renamed to", path)]
     for place in places:
-        beside = events[place - 1][1]
-        if ("flushed", beside) not in events[:place]:
+        temporary_file = events[place - 1][1]
+        if ("flushed", temporary_file) not in events[:place]:
             return False
         if ("flushed", path.parent) not in events[place:]:
             return False
@@ -71,7 +71,7 @@ def test_files_of_a_run_reach_the_disk_before_they_get_their_names(
 ) -> None:
     run = make(tmp_path).resolve()
     files = [path for path in run.rglob("*") if path.is_file()]
-    # TensorBoard's log is only looked at; the owner's file says who works here now.
+    # TensorBoard's log is not a result, and `.owner` only names the process at work.
     notes = [p for p in files if "tensorboard" in p.parts or p.name.startswith(".")]
     unsafe = [p for p in files if p not in notes and not flushed_before_named(p, events)]
     assert not unsafe

@@ -1,4 +1,4 @@
-"""Which images get a mask, and under which name."""
+"""Predicted masks: selection of images, file names, and refusals."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def otsu():
     return load(OTSU, "seg")
 
 
-def read(path):
+def read_pixels(path):
     with Image.open(path) as image:
         return np.array(image)
 
 
 def test_masks_have_the_size_and_name_of_their_images(index, images, otsu, tmp_path):
-    made = predict_masks(otsu, [images], tmp_path / "out")
-    assert (len(made.masks), made.existing) == (9, 0)
+    predicted = predict_masks(otsu, [images], tmp_path / "out")
+    assert (len(predicted.masks), predicted.existing) == (9, 0)
     for pair in index.samples:
-        mask = read(tmp_path / "out" / pair.image.path.name)
+        mask = read_pixels(tmp_path / "out" / pair.image.path.name)
         image, _ = decode_pair(pair)
         assert set(np.unique(mask)) <= {0, 255}
         assert np.array_equal(mask == 255, otsu.predict([image])[0])
@@ -54,8 +54,10 @@ def test_masks_have_the_size_and_name_of_their_images(index, images, otsu, tmp_p
 
 def test_overlays_lie_beside_and_show_the_mask(images, otsu, tmp_path):
     predict_masks(otsu, [images], tmp_path / "out", overlays=True)
-    mask, overlay = (read(tmp_path / "out" / f"ann-0{end}.png") for end in ("", "_overlay"))
-    image = read(images / "ann-0.png")
+    mask, overlay = (
+        read_pixels(tmp_path / "out" / f"ann-0{suffix}.png") for suffix in ("", "_overlay")
+    )
+    image = read_pixels(images / "ann-0.png")
     assert np.array_equal((overlay != image).any(-1), mask == 255)
 
 
@@ -64,17 +66,17 @@ def test_the_same_call_again_does_what_is_missing(images, otsu, tmp_path, monkey
     predict_masks(otsu, [images], out)
     before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
     (out / "bea-1.png").unlink()
-    written = []
+    written_paths = []
     real = prediction.write_bytes
     monkeypatch.setattr(
-        prediction, "write_bytes", lambda p, c: written.append(p.name) or real(p, c)
+        prediction, "write_bytes", lambda p, c: written_paths.append(p.name) or real(p, c)
     )
     assert predict_masks(otsu, [images], out).existing == 8
-    assert written == ["bea-1.png"]
+    assert written_paths == ["bea-1.png"]
     after = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
     assert {n for n in before if before[n] != after[n]} == {"bea-1.png"}
     assert predict_masks(otsu, [images], out, fresh=True).existing == 0
-    assert len(written) == 10
+    assert len(written_paths) == 10
 
 
 def test_overlays_that_are_asked_for_later_are_added(images, otsu, tmp_path):
@@ -85,31 +87,31 @@ def test_overlays_that_are_asked_for_later_are_added(images, otsu, tmp_path):
     assert (tmp_path / "out" / "ann-0_overlay.png").exists()
 
 
-@pytest.mark.parametrize("other", ["threshold", "model"])
-def test_masks_of_other_settings_are_never_mixed(images, otsu, tmp_path, other):
+@pytest.mark.parametrize("changes", ["threshold", "model"])
+def test_masks_of_other_settings_are_never_mixed(images, otsu, tmp_path, changes):
     out = tmp_path / "out"
     predict_masks(otsu, [images], out)
-    if other == "model":
-        changed = load(ModelRequest("ulvm_v2", untrained=True), "seg")
+    if changes == "model":
+        other_network = load(ModelRequest("ulvm_v2", untrained=True), "seg")
     else:
         settings = replace(otsu.preprocessing, threshold=0.7)
-        changed = Segmenter(otsu.network, settings, otsu.facts)
+        other_network = Segmenter(otsu.network, settings, otsu.facts)
     with pytest.raises(UsageError, match="was made by another model or with other settings"):
-        predict_masks(changed, [images / "ann-0.png"], out)
-    assert predict_masks(changed, [images / "ann-0.png"], out, fresh=True).existing == 0
+        predict_masks(other_network, [images / "ann-0.png"], out)
+    assert predict_masks(other_network, [images / "ann-0.png"], out, fresh=True).existing == 0
 
 
 def test_masks_of_other_images_of_the_same_names_are_refused(images, otsu, tmp_path):
-    """They were once kept and counted as those of the new images."""
+    """Old masks were once kept and counted as masks of the new images."""
     out = tmp_path / "out"
-    other = shutil.copytree(images, tmp_path / "other")
+    other_images = shutil.copytree(images, tmp_path / "other")
     predict_masks(otsu, [images], out)
-    assert predict_masks(otsu, [other], out).existing == 9, "a copy is the same images"
-    first = sorted(other.glob("*.png"))[0]
+    assert predict_masks(otsu, [other_images], out).existing == 9, "a copy has the same images"
+    first = sorted(other_images.glob("*.png"))[0]
     Image.fromarray(255 - np.asarray(Image.open(first))).save(first)
     with pytest.raises(UsageError, match="is the mask of another image"):
-        predict_masks(otsu, [other], out)
-    assert predict_masks(otsu, [other], out, fresh=True).existing == 0
+        predict_masks(otsu, [other_images], out)
+    assert predict_masks(otsu, [other_images], out, fresh=True).existing == 0
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -117,11 +119,11 @@ def test_files_of_others_are_never_overwritten(images, otsu, tmp_path, fresh):
     out = tmp_path / "out"
     out.mkdir()
     Image.new("L", (3, 3)).save(out / "cy-2.png")
-    mine = (out / "cy-2.png").read_bytes()
+    own_bytes = (out / "cy-2.png").read_bytes()
     with pytest.raises(UsageError, match=r"cy-2\.png` is in the way"):
         predict_masks(otsu, [images], out, fresh=fresh)
     assert [file.name for file in out.iterdir()] == ["cy-2.png"]
-    assert (out / "cy-2.png").read_bytes() == mine
+    assert (out / "cy-2.png").read_bytes() == own_bytes
 
 
 def test_unreadable_images_are_listed_at_the_end(images, otsu, tmp_path):
@@ -135,7 +137,7 @@ def test_images_are_held_a_few_at_a_time(images, otsu, tmp_path, monkeypatch):
     monkeypatch.setattr(prediction, "_MOST_PIXELS", 2 * 40 * 52)
     sizes = []
     real = otsu.predict
-    monkeypatch.setattr(otsu, "predict", lambda some: sizes.append(len(some)) or real(some))
+    monkeypatch.setattr(otsu, "predict", lambda batch: sizes.append(len(batch)) or real(batch))
     assert len(predict_masks(otsu, [images], tmp_path / "out").masks) == 9
     assert sum(sizes) == 9
     assert max(sizes) == 3
@@ -185,7 +187,7 @@ def test_an_image_is_never_overwritten(tmp_path):
         list_jobs([folder / "a.png"], folder, overlays=False)
 
 
-def test_nothing_there_is_an_error(tmp_path):
+def test_missing_paths_and_folders_without_images_are_errors(tmp_path):
     with pytest.raises(UsageError, match="There is nothing at"):
         list_jobs([tmp_path / "absent"], tmp_path / "out", overlays=False)
     with pytest.raises(UsageError, match="There are no images in"):
@@ -194,10 +196,10 @@ def test_nothing_there_is_an_error(tmp_path):
 
 def test_leftovers_are_no_images_and_are_counted(tmp_path):
     folder = files(tmp_path / "in", "a.jpg", "._a.jpg", "__MACOSX/a.jpg", "@eaDir/a.jpg/b.jpg")
-    heard: list[str] = []
-    jobs = list_jobs([folder], tmp_path / "out", overlays=False, say=heard.append)
+    messages: list[str] = []
+    jobs = list_jobs([folder], tmp_path / "out", overlays=False, say=messages.append)
     assert [job.image.name for job in jobs] == ["a.jpg"]
-    assert "3 files named like images" in heard[0]
+    assert "3 files named like images" in messages[0]
 
 
 def test_a_greyscale_network_says_how_colours_are_converted(images, otsu, tmp_path):

@@ -1,4 +1,4 @@
-"""Published corruptions as transforms: the right picture for each image, or a message before."""
+"""Published corruptions as transforms: each image gets its file, or the run is refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES = [f"{name}/{index}.png" for name in CLASSES for index in range(3)]
 
 
 def pictures(*corruptions: str, severities=(1, 2), size=(32, 32)):
-    """A different random picture for each corruption, severity and image."""
+    """Returns a different random picture for each corruption, severity and image."""
     keys = [(c, s, n) for c in corruptions for s in severities for n in NAMES]
     return {
         key: np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
@@ -59,13 +59,13 @@ def digest(pixels):
 
 
 def test_each_image_gets_its_own_published_picture(tmp_path, clean):
-    made = pictures(NOISE, FOG)
-    tree = write_tree(tmp_path / "c", made)
+    published = pictures(NOISE, FOG)
+    tree = write_tree(tmp_path / "c", published)
     run = run_evaluation(config(clean, tmp_path / "run", "published/*", published=(tree,)))
     for corruption in (NOISE, FOG):
         for severity in (1, 2):
             assert digests(run, f"published_{corruption}", severity) == {
-                name: digest(made[corruption, severity, name]) for name in NAMES
+                name: digest(published[corruption, severity, name]) for name in NAMES
             }
     numbers = table(run)
     assert list(numbers["transform"]) == [
@@ -78,8 +78,8 @@ def test_each_image_gets_its_own_published_picture(tmp_path, clean):
 def test_the_groups_of_imagenet_cs_archives_are_looked_through(tmp_path):
     write_tree(tmp_path / "c" / "blur", pictures("defocus_blur"))
     write_tree(tmp_path / "c" / "noise", pictures(NOISE, severities=(5,)))
-    found = find_published([tmp_path / "c"])
-    severities = {corruption.name: corruption.severities for corruption in found}
+    published_set = find_published([tmp_path / "c"])
+    severities = {corruption.name: corruption.severities for corruption in published_set}
     assert severities == {"published_defocus_blur": (1, 2), "published_gaussian_noise": (5,)}
 
 
@@ -88,17 +88,17 @@ def test_the_groups_of_imagenet_cs_archives_are_looked_through(tmp_path):
 def test_any_number_of_workers_gives_the_same_rows(tmp_path, clean, workers):
     tree = write_tree(tmp_path / "c", pictures(NOISE))
     settings = {"published": (tree,), "severities": (1,)}
-    alone = run_evaluation(config(clean, tmp_path / "a", "published", NOISE, **settings))
+    single = run_evaluation(config(clean, tmp_path / "a", "published", NOISE, **settings))
     run = run_evaluation(
         config(clean, tmp_path / "b", "published", NOISE, workers=workers, **settings)
     )
-    assert table(run).equals(table(alone))
+    assert table(run).equals(table(single))
 
 
 def test_a_crop_is_not_resized_again(tmp_path, clean):
-    """A model that resizes to 48 and cuts 24 gets the centre of the published 32, not of a 48."""
-    made = pictures(NOISE, severities=(1,))
-    tree = write_tree(tmp_path / "c", made)
+    """A model that resizes to 48 and crops 24 gets the centre of the published 32 pixels."""
+    published = pictures(NOISE, severities=(1,))
+    tree = write_tree(tmp_path / "c", published)
     model = ModelRequest("vmamba-pico", untrained=True, preprocessing={"resize": 48, "crop": 24})
     for apply_at in ("crop", "original"):
         settings = config(
@@ -110,42 +110,42 @@ def test_a_crop_is_not_resized_again(tmp_path, clean):
         assert parameters["preprocessing"] == "centre crop only"
     view = read_record(tmp_path / "crop").models[0].view
     name = NAMES[4]
-    expected = digest(np.ascontiguousarray(made[NOISE, 1, name][4:28, 4:28]))
+    expected = digest(np.ascontiguousarray(published[NOISE, 1, name][4:28, 4:28]))
     assert digests(tmp_path / "crop", "published_gaussian_noise", 1, view)[name] == expected
     rows = [
-        Store(tmp_path / at).rows("vmamba-pico", Cell("published_gaussian_noise", 1), "cls")
-        for at in ("crop", "original")
+        Store(tmp_path / place).rows("vmamba-pico", Cell("published_gaussian_noise", 1), "cls")
+        for place in ("crop", "original")
     ]
     assert rows[0].equals(rows[1])
 
 
 def test_pictures_of_the_clean_images_size_are_resized_like_these(tmp_path, clean):
-    made = pictures(NOISE, severities=(1,), size=(36, 40))
-    tree = write_tree(tmp_path / "c", made)
+    published = pictures(NOISE, severities=(1,), size=(36, 40))
+    tree = write_tree(tmp_path / "c", published)
     run = run_evaluation(
         config(clean, tmp_path / "run", "published", published=(tree,), apply_at="crop")
     )
     record = read_record(run)
     assert record.transforms[1].parameters["preprocessing"] == "the model's own"
     steps = record.models[0].preprocessing
-    own = Preprocessing(steps.resize, steps.crop, steps.interpolation)
+    clean_preprocessing = Preprocessing(steps.resize, steps.crop, steps.interpolation)
     view = record.models[0].view
     assert digests(run, "published_gaussian_noise", 1, view)[NAMES[0]] == digest(
-        own.apply(made[NOISE, 1, NAMES[0]])
+        clean_preprocessing.apply(published[NOISE, 1, NAMES[0]])
     )
 
 
 def test_a_crop_that_is_too_small_is_enlarged():
-    small = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    seen = Preprocessing(64, 48, "bilinear").apply_to_crop(small)
-    expected = Image.fromarray(small).resize((48, 48), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(seen, np.asarray(expected))
+    small_image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    crop = Preprocessing(64, 48, "bilinear").apply_to_crop(small_image)
+    expected = Image.fromarray(small_image).resize((48, 48), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(crop, np.asarray(expected))
 
 
 def test_missing_pictures_are_named_before_the_run(tmp_path, clean):
-    made = pictures(NOISE, FOG)
-    del made[FOG, 2, NAMES[5]]
-    tree = write_tree(tmp_path / "c", made)
+    published = pictures(NOISE, FOG)
+    del published[FOG, 2, NAMES[5]]
+    tree = write_tree(tmp_path / "c", published)
     settings = config(clean, tmp_path / "run", "published", published=(tree,))
     with pytest.raises(UsageError, match=f"of 1 images are missing.*fog/2/{NAMES[5]}".replace(
         ".*", r"[\s\S]*"
@@ -174,8 +174,8 @@ def test_a_run_continues_and_changed_pictures_are_refused(tmp_path, clean):
     run = run_evaluation(replace(settings, severities=(1,)))
     first = (run / "predictions").rglob("*.parquet")
     before = {path: path.stat().st_mtime_ns for path in first}
-    moved = shutil.copytree(tree, tmp_path / "elsewhere")
-    run_evaluation(replace(settings, published=(moved,)))
+    moved_tree = shutil.copytree(tree, tmp_path / "elsewhere")
+    run_evaluation(replace(settings, published=(moved_tree,)))
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(table(run)) == 3
     Image.new("RGB", (32, 32)).save(tree / NOISE / "1" / NAMES[0])
@@ -184,8 +184,8 @@ def test_a_run_continues_and_changed_pictures_are_refused(tmp_path, clean):
 
 
 def test_suffixes_of_clean_and_published_names_may_differ(tmp_path, clean):
-    made = {(c, s, n.replace(".png", ".JPEG")): p for (c, s, n), p in pictures(NOISE).items()}
-    tree = write_tree(tmp_path / "c", made)
+    published = {(c, s, n.replace(".png", ".JPEG")): p for (c, s, n), p in pictures(NOISE).items()}
+    tree = write_tree(tmp_path / "c", published)
     run = run_evaluation(config(clean, tmp_path / "run", "published", published=(tree,)))
     assert (table(run)["n"] == 12).all()
 
@@ -207,11 +207,11 @@ def test_rows_of_arrays_are_found_by_severity_and_image(tmp_path, cifar):
     run = run_evaluation(settings)
     for name, array in ARRAYS.items():
         for severity in range(1, 6):
-            seen = digests(run, f"published_{name}", severity)
-            assert len(seen) == 10
-            for image_id, made in seen.items():
+            shown_digests = digests(run, f"published_{name}", severity)
+            assert len(shown_digests) == 10
+            for image_id, published in shown_digests.items():
                 row = (severity - 1) * 20 + int(image_id.removeprefix("test/"))
-                assert made == digest(array[row])
+                assert published == digest(array[row])
     assert read_record(run).transforms[1].parameters["preprocessing"] == "the model's own"
 
 
@@ -225,7 +225,7 @@ def test_other_clean_images_are_refused(tmp_path, cifar, clean):
 
 
 @pytest.mark.parametrize(
-    ("array", "named"),
+    ("array", "message"),
     [
         (np.zeros((100, 32, 32), np.uint8), "uint8 of shape"),
         (np.zeros((100, 32, 32, 3), np.float32), "float32 of shape"),
@@ -233,9 +233,9 @@ def test_other_clean_images_are_refused(tmp_path, cifar, clean):
         (np.array([{"a": 1}]), "cannot be read"),
     ],
 )
-def test_arrays_unlike_the_published_ones_are_refused(tmp_path, cifar, array, named):
+def test_arrays_unlike_the_published_ones_are_refused(tmp_path, cifar, array, message):
     np.save(tmp_path / "CIFAR-10-C" / "snow.npy", array, allow_pickle=True)
-    with pytest.raises(UsageError, match=named):
+    with pytest.raises(UsageError, match=message):
         find_published([tmp_path / "CIFAR-10-C"])
 
 
@@ -288,26 +288,26 @@ def test_masks_have_no_published_pictures(tmp_path):
 
 def test_without_an_evaluation_published_pictures_are_refused(tmp_path, clean):
     tree = write_tree(tmp_path / "c", pictures(NOISE))
-    (one,) = find_published([tree])
+    (published_set,) = find_published([tree])
     with pytest.raises(UsageError, match="images of a benchmark only"):
-        one.apply(np.zeros((8, 8, 3), np.uint8), seed=0, severity=1)
+        published_set.apply(np.zeros((8, 8, 3), np.uint8), seed=0, severity=1)
 
 
-# Ours and theirs.
+# Parity of computed and published corruptions.
 
 
 def test_parity_compares_ours_with_theirs_on_the_same_images(tmp_path, clean):
-    """Published pictures that are our own ones give no difference; others the paired one."""
-    noise = next(one for one in transforms() if one.name == "c_gaussian_noise")
+    """Equal pictures give no difference; other pictures give the paired difference."""
+    noise = next(item for item in transforms() if item.name == "c_gaussian_noise")
     dataset = open_dataset(str(clean), Classes("cifar10"))
-    own = Preprocessing(32, 32, "bicubic")
-    made = {}
+    preprocessing = Preprocessing(32, 32, "bicubic")
+    published = {}
     for sample in dataset.samples:
-        crop = own.apply(np.asarray(Image.open(sample.image.path)))
+        crop = preprocessing.apply(np.asarray(Image.open(sample.image.path)))
         seed = image_seed(0, noise.name, 1, sample.image_id)
-        made[NOISE, 1, sample.image_id] = noise.apply(crop, seed=seed, severity=1)
-        made[FOG, 1, sample.image_id] = crop
-    tree = write_tree(tmp_path / "c", made)
+        published[NOISE, 1, sample.image_id] = noise.apply(crop, seed=seed, severity=1)
+        published[FOG, 1, sample.image_id] = crop
+    tree = write_tree(tmp_path / "c", published)
     model = ModelRequest(
         "vmamba-pico", untrained=True,
         preprocessing={"resize": 32, "crop": 32, "interpolation": "bicubic"},
@@ -317,7 +317,7 @@ def test_parity_compares_ours_with_theirs_on_the_same_images(tmp_path, clean):
         published=(tree,), severities=(1,), apply_at="crop", models=(model,),
     )  # fmt: skip
     run = run_evaluation(settings)
-    by_name = {one.transform: one for one in PARITY.read(run)}
+    by_name = {item.transform: item for item in PARITY.read(run)}
     assert by_name["published_gaussian_noise"].identical == 12
     assert by_name["published_gaussian_noise"].psnr_db is None
     lines = {line.corruption: line for line in read_findings(run).parity}
@@ -325,14 +325,14 @@ def test_parity_compares_ours_with_theirs_on_the_same_images(tmp_path, clean):
     assert lines[NOISE].difference.value == 0
     view = read_record(run).models[0].view
     fog = Store(run).inputs(view, Cell("c_fog", 1))
-    # The published fog is the clean crop, so its PSNR to our fog is that of our fog to it.
+    # The published fog is the clean crop: its PSNR to the computed fog is that of fog and crop.
     assert by_name["published_fog"].psnr_db == pytest.approx(fog["psnr_db"].mean())
     rows = [
         Store(run).rows("vmamba-pico", Cell(name, 1), "cls") for name in ("c_fog", "published_fog")
     ]
-    right = [(r["prediction"] == r["target"]).to_numpy() for r in rows]
+    hits = [(r["prediction"] == r["target"]).to_numpy() for r in rows]
     assert lines[FOG].difference == class_difference(*rows)
-    assert lines[FOG].difference.value == pytest.approx(right[1].mean() - right[0].mean())
+    assert lines[FOG].difference.value == pytest.approx(hits[1].mean() - hits[0].mean())
     text = evaluation_report(run).markdown
     assert "Published pictures beside our own corruptions" in text
     assert "same pixels" in text
@@ -352,7 +352,7 @@ def test_mce_of_published_pictures_stands_beside_that_of_ours():
                  "n": 10, "paired_n": 10} for s in range(1, 6)
             ]  # fmt: skip
     errors = corruption_errors(pd.DataFrame(rows), label_space="imagenet-1k", families=families)
-    assert [one.family for one in errors] == ["imagenet-c", "published"]
+    assert [row.family for row in errors] == ["imagenet-c", "published"]
     inverse = sum(1 / error for error in ALEXNET_ERROR.values()) / 15
     assert errors[0].mce == pytest.approx(0.5 * inverse)
     assert errors[1].mce == pytest.approx(0.75 * inverse)
@@ -369,5 +369,5 @@ def test_list_shows_published_corruptions(tmp_path):
     assert [(row["name"], row["severities"]) for row in rows] == [
         ("published_gaussian_noise", "1,2")
     ]
-    refused = CliRunner().invoke(main, ["list", "models", "--published", str(tree)])
-    assert refused.exit_code == 2
+    refused_result = CliRunner().invoke(main, ["list", "models", "--published", str(tree)])
+    assert refused_result.exit_code == 2

@@ -1,4 +1,4 @@
-"""Evaluations of data sets in their owners' own layouts."""
+"""Evaluations of data sets in the layouts of their publishers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from robustcli.core.errors import UsageError
-from robustcli.core.listener import Silent
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record
@@ -16,18 +15,9 @@ from robustcli.reports.evaluation_page import evaluation_report
 from robustcli.transforms.base import CLEAN
 from tests.data.published_files import CIFAR10, cifar_images, write_cifar10
 from tests.evaluation.photos import CLASSES, config, make_photos
+from tests.training.runs import Recorder
 
 TEST, LABELS = cifar_images(20, seed=9), [i % 10 for i in range(20)]
-
-
-class Heard(Silent):
-    """What a run says."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 def test_cifar_is_evaluated_on_its_test_images_like_the_same_images_in_folders(tmp_path):
@@ -36,17 +26,17 @@ def test_cifar_is_evaluated_on_its_test_images_like_the_same_images_in_folders(t
         target = tmp_path / "folders" / CIFAR10[label] / f"{number:04d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(target)
-    heard = Heard()
-    run = run_evaluation(config(folder, tmp_path / "run"), heard)
-    same = run_evaluation(config(tmp_path / "folders", tmp_path / "same"))
-    assert "Only the 20 test images of `cifar-10-batches-py` are used" in "".join(heard.lines)
+    listener = Recorder()
+    run = run_evaluation(config(folder, tmp_path / "run"), listener)
+    folder_run = run_evaluation(config(tmp_path / "folders", tmp_path / "same"))
+    assert "Only the 20 test images of `cifar-10-batches-py` are used" in "".join(listener.lines)
     assert read_record(run).split == "test"
-    rows, others = (Store(r).rows("vmamba-pico", CLEAN, "cls") for r in (run, same))
+    rows, folder_rows = (Store(r).rows("vmamba-pico", CLEAN, "cls") for r in (run, folder_run))
     ours = dict(zip(rows["image_id"].str[-4:], rows["prediction"], strict=True))
-    theirs = dict(zip(others["image_id"].str[-8:-4], others["prediction"], strict=True))
+    theirs = dict(zip(folder_rows["image_id"].str[-8:-4], folder_rows["prediction"], strict=True))
     assert ours == theirs
     assert len(ours) == 20
-    np.testing.assert_array_equal(table(run)["top1"].iloc[0], table(same)["top1"].iloc[0])
+    np.testing.assert_array_equal(table(run)["top1"].iloc[0], table(folder_run)["top1"].iloc[0])
 
 
 @pytest.mark.parametrize(("split", "images"), [("train", 10), ("test", 20), ("all", 30)])
@@ -56,13 +46,13 @@ def test_a_published_split_can_be_chosen(tmp_path, split, images):
     assert read_record(run).dataset.images == images
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than this machine's cores
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # than the machine has cores
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_raw_pixels_reach_the_models_through_any_number_of_workers(tmp_path, workers):
     folder = write_cifar10(tmp_path, TEST, LABELS)
-    alone = run_evaluation(config(folder, tmp_path / "alone"))
+    run_without_workers = run_evaluation(config(folder, tmp_path / "alone"))
     run = run_evaluation(config(folder, tmp_path / "run", workers=workers))
-    assert table(run).equals(table(alone))
+    assert table(run).equals(table(run_without_workers))
 
 
 def test_a_split_does_not_go_with_data_without_parts(tmp_path):

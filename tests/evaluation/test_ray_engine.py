@@ -1,4 +1,4 @@
-"""`--engine ray` on a cluster of two real nodes, of which one is stopped in the middle."""
+"""`--engine ray` on a cluster of two real nodes, one of which is stopped during the run."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record
 from tests.evaluation.photos import config, make_photos
 from tests.evaluation.test_evaluate import contents
+from tests.training.test_jobs import free_port
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # test_engines.py has a pool in memory
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.slow,  # test_engines.py uses a pool in memory
+    pytest.mark.timeout(1800),
+]
 
 TOKEN = secrets.token_hex(32)
 REPOSITORY = Path(__file__).parents[2]
-SEEN = '''
+SEEN_PLUGIN = '''
 import os
 import time
 from pathlib import Path
@@ -40,7 +44,7 @@ SEEN = Path(__file__).with_name("seen")
 
 @transform()
 def seen(image, rng, value):
-    """Leaves the number of the process that started this one: on a Ray node, its raylet."""
+    """Records the parent process, which is the raylet on a Ray node."""
     SEEN.mkdir(exist_ok=True)
     (SEEN / str(os.getppid())).touch()
     time.sleep(0.02)
@@ -54,28 +58,13 @@ def environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return {
         **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # with 0 Ray refuses a second machine
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # with 0, Ray refuses a second machine
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN,
     }  # fmt: skip
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As Ray's actors of one core: the number of threads decides the rounding, and so the bytes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Node:
-    """`ray start` on the loopback address, with one processor core."""
+    """Starts a Ray node with one core on the loopback address."""
 
     def __init__(self, *options: str) -> None:
         self.process = subprocess.Popen(
@@ -86,15 +75,15 @@ class Node:
         )  # fmt: skip
 
     def raylets(self) -> set[int]:
-        """The processes of the node whose children are workers."""
+        """Returns the processes of the node that start workers."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         return {child.pid for child in children if child.name() == "raylet"}
 
     def stop(self, number: int) -> None:
         """Sends a signal to every process of the node."""
         with suppress(psutil.NoSuchProcess):
-            started = psutil.Process(self.process.pid)
-            for process in (*started.children(recursive=True), started):
+            node_process = psutil.Process(self.process.pid)
+            for process in (*node_process.children(recursive=True), node_process):
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(number)
         self.process.communicate(timeout=60)
@@ -102,8 +91,9 @@ class Node:
 
 @pytest.fixture
 def nodes() -> Iterator[tuple[str, Node, Node]]:
-    """The address of a cluster, and its two nodes; without dashboard."""
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # sockets: short paths
+    """Returns the address of a cluster without dashboard, and its two nodes."""
+    # Paths of sockets must be short.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         address = f"127.0.0.1:{free_port()}"
         port = address.partition(":")[2]
         head = Node("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
@@ -123,15 +113,15 @@ def nodes() -> Iterator[tuple[str, Node, Node]]:
 
 
 def machines(address: str) -> int:
-    """Number of live machines of the cluster."""
+    """Returns the number of live machines of the cluster."""
     count = (
         f"import ray; ray.init({address!r}, log_to_driver=False, logging_level='ERROR'); "
         "print(sum(node['Alive'] for node in ray.nodes()))"
     )
-    asked = subprocess.run(
+    status = subprocess.run(
         [sys.executable, "-c", count], env=environment(), capture_output=True, text=True, check=True
     )
-    return int(asked.stdout.split()[-1])
+    return int(status.stdout.split()[-1])
 
 
 def listens(port: int) -> bool:
@@ -139,21 +129,21 @@ def listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def until(happens: object, process: subprocess.Popen[str], seconds: float = 600) -> None:
+def wait_until(condition: object, process: subprocess.Popen[str], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
-    while not happens() and process.poll() is None and time.monotonic() < deadline:  # type: ignore[operator]
+    while not condition() and process.poll() is None and time.monotonic() < deadline:  # type: ignore[operator]
         time.sleep(0.1)
 
 
 def robust_eval(
-    photos: Path, out: Path, plugin: Path, *more: str,
+    photos: Path, out: Path, plugin: Path, *options: str,
     program: tuple[str, str] = ("-m", "robustcli"),
 ) -> subprocess.Popen[str]:  # fmt: skip
-    names = (word for name in NAMES for word in ("--transform", name))
+    names = (argument for name in NAMES for argument in ("--transform", name))
     return subprocess.Popen(
         [sys.executable, *program, "eval", "--model", "vmamba-pico", "--untrained",
          "--data", str(photos), "--out", str(out), "--device", "cpu", "--batch-size", "4",
-         "--workers", "0", "--plugin", str(plugin), *names, "--engine", "ray", *more],
+         "--workers", "0", "--plugin", str(plugin), *names, "--engine", "ray", *options],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -163,21 +153,22 @@ def test_a_node_that_is_stopped_loses_nothing(
 ) -> None:
     address, _, second = nodes
     photos, plugin = make_photos(tmp_path / "photos", per_class=96), tmp_path / "seen.py"
-    plugin.write_text(SEEN)
+    plugin.write_text(SEEN_PLUGIN)
     process = robust_eval(photos, tmp_path / "run", plugin, "--address", address)
-    seen = tmp_path / "seen"
-    until(
-        lambda: seen.is_dir() and second.raylets() & {int(p.name) for p in seen.iterdir()}, process
+    call_log = tmp_path / "seen"
+    wait_until(
+        lambda: call_log.is_dir() and second.raylets() & {int(p.name) for p in call_log.iterdir()},
+        process,
     )
     assert process.poll() is None, process.communicate()[0]
     second.stop(signal.SIGKILL)
-    said, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, said
-    assert "2 machines, 2 workers" in said
-    assert "Another worker takes task" in said
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    assert "2 machines, 2 workers" in output
+    assert "Another worker takes task" in output
     assert read_record(tmp_path / "run").status == "complete"
-    plain = config(photos, tmp_path / "plain", *NAMES, plugins=(plugin,))
-    assert contents(tmp_path / "run") == contents(run_evaluation(plain))
+    plain_config = config(photos, tmp_path / "plain", *NAMES, plugins=(plugin,))
+    assert contents(tmp_path / "run") == contents(run_evaluation(plain_config))
 
 
 def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(
@@ -185,23 +176,23 @@ def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(
 ) -> None:
     address = nodes[0]
     photos, plugin = make_photos(tmp_path / "photos", per_class=48), tmp_path / "seen.py"
-    plugin.write_text(SEEN)
-    run, more = tmp_path / "run", ("--address", address)
-    process = robust_eval(photos, run, plugin, *more)
-    until(lambda: len(contents(run)) >= 2, process)
+    plugin.write_text(SEEN_PLUGIN)
+    run, options = tmp_path / "run", ("--address", address)
+    process = robust_eval(photos, run, plugin, *options)
+    wait_until(lambda: len(contents(run)) >= 2, process)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, said
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
     assert read_record(run).status == "partial"
-    there = contents(run)
-    again = robust_eval(photos, run, plugin, *more)
-    said, _ = again.communicate(timeout=900)
-    assert again.returncode == 0, said
-    assert there.items() <= contents(run).items()
+    kept_rows = contents(run)
+    second_process = robust_eval(photos, run, plugin, *options)
+    output, _ = second_process.communicate(timeout=900)
+    assert second_process.returncode == 0, output
+    assert kept_rows.items() <= contents(run).items()
     assert read_record(run).status == "complete"
 
 
-IMPATIENT = """
+IMPATIENT_MAIN = """
 import sys
 from robustcli.cli import main
 from robustcli.evaluation import ray_engine
@@ -215,21 +206,21 @@ def test_without_the_head_of_the_cluster_the_command_ends(
 ) -> None:
     address, head, _ = nodes
     photos, plugin = make_photos(tmp_path / "photos", per_class=48), tmp_path / "seen.py"
-    plugin.write_text(SEEN)
+    plugin.write_text(SEEN_PLUGIN)
     process = robust_eval(
-        photos, tmp_path / "run", plugin, "--address", address, program=("-c", IMPATIENT)
+        photos, tmp_path / "run", plugin, "--address", address, program=("-c", IMPATIENT_MAIN)
     )
-    until((tmp_path / "seen").is_dir, process)
+    wait_until((tmp_path / "seen").is_dir, process)
     head.stop(signal.SIGKILL)
-    said, _ = process.communicate(timeout=600)
-    assert process.returncode == 1, said
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 1, output
 
 
 def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     photos, plugin = make_photos(tmp_path / "photos"), tmp_path / "seen.py"
-    plugin.write_text(SEEN)
+    plugin.write_text(SEEN_PLUGIN)
     address = f"127.0.0.1:{free_port()}"
     process = robust_eval(photos, tmp_path / "run", plugin, "--address", address)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 3, said
-    assert f"`--address {address}`: no Ray cluster answers" in said
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 3, output
+    assert f"`--address {address}`: no Ray cluster answers" in output

@@ -1,4 +1,4 @@
-"""`run.json`: what it says of either task, and that older programs can still read theirs."""
+"""`run.json`: its content for both tasks, and files of older versions."""
 
 import json
 from datetime import UTC, datetime

@@ -1,9 +1,8 @@
-"""`--engine slurm` with real processes: submitit's local executor, and SLURM's commands imitated.
+"""`--engine slurm` in real processes: submitit's local executor, and imitated SLURM commands.
 
-The imitation is a folder of small scripts in place of `sbatch`, `srun`, `sacct`, `scancel` and
-`scontrol`: jobs are processes of this machine, whose ids and exit codes lie in a folder. What
-submitit writes for SLURM, how it asks for states and how it puts a job back into the queue are
-then the real ones.
+Scripts replace `sbatch`, `srun`, `sacct`, `scancel` and `scontrol`: jobs are processes of this
+machine, whose ids and exit codes are stored in a folder. What submitit writes for SLURM, how it
+queries states and how it requeues a job is not imitated.
 """
 
 from __future__ import annotations
@@ -14,12 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record
@@ -27,10 +24,14 @@ from tests.evaluation.photos import config, make_photos
 from tests.evaluation.test_evaluate import contents
 
 submitit = pytest.importorskip("submitit", reason="submitit is not installed (the extra `slurm`)")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # test_engines.py has a pool in memory
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.slow,  # test_engines.py uses a pool in memory
+    pytest.mark.timeout(1800),
+]
 
 REPOSITORY = Path(__file__).parents[2]
-SLEEPY = '''
+SLEEPY_PLUGIN = '''
 import os
 import time
 
@@ -97,37 +98,30 @@ elif name == "scancel":
 '''
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As in the workers: the number of threads decides the rounding, and so the bytes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two blocks of images."""
+    """Returns two blocks of images."""
     return make_photos(tmp_path_factory.mktemp("photos") / "many", per_class=48)
 
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("plugin") / "sleepy.py"
-    file.write_text(SLEEPY)
+    file.write_text(SLEEPY_PLUGIN)
     return file
 
 
 @pytest.fixture(scope="module")
-def plain(photos: Path, plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def expected_rows(
+    photos: Path, plugin: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
     run = tmp_path_factory.mktemp("plain") / "run"
     return contents(run_evaluation(config(photos, run, *NAMES, plugins=(plugin,))))
 
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> dict[str, str]:
-    """The environment in which SLURM's commands are the imitated ones; `STATE` is their folder."""
+    """Returns an environment with the imitated SLURM commands; `STATE` is their folder."""
     folder, state = tmp_path / "bin", tmp_path / "state"
     folder.mkdir()
     state.mkdir()
@@ -138,116 +132,128 @@ def slurm(tmp_path: Path) -> dict[str, str]:
 
 
 def robust_eval(
-    photos: Path, out: Path, plugin: Path, settings: str, more: dict[str, str]
+    photos: Path, out: Path, plugin: Path, settings: str, environment: dict[str, str]
 ) -> subprocess.Popen[str]:
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    names = (word for name in NAMES for word in ("--transform", name))
+    names = (argument for name in NAMES for argument in ("--transform", name))
     return subprocess.Popen(
         [sys.executable, "-m", "robustcli", "eval", "--model", "vmamba-pico", "--untrained",
          "--data", str(photos), "--out", str(out), "--device", "cpu", "--batch-size", "4",
          "--workers", "0", "--plugin", str(plugin), *names, "--engine", "slurm", "--slurm",
          settings],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
 def workers(out: Path) -> list[psutil.Process]:
-    """The processes that compute tasks of the run in `out`."""
-    wanted = ["submitit.core._submit", str(out / "slurm")]
+    """Returns the processes that compute tasks of the run in `out`."""
+    command_words = ["submitit.core._submit", str(out / "slurm")]
     return [
         process for process in psutil.process_iter(["cmdline"])
-        if all(word in (process.info["cmdline"] or []) for word in wanted)
+        if all(word in (process.info["cmdline"] or []) for word in command_words)
     ]  # fmt: skip
 
 
-def until_rows(run: Path, process: subprocess.Popen[str], count: int = 1) -> None:
+def wait_for_rows(run: Path, process: subprocess.Popen[str], count: int = 1) -> None:
     deadline = time.monotonic() + 600
     while len(contents(run)) < count and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.poll() is None, process.communicate()[0]
 
 
-def finished(process: subprocess.Popen[str], code: int = 0) -> str:
-    said, _ = process.communicate(timeout=900)
-    assert process.returncode == code, said
-    return said
+def finish_command(process: subprocess.Popen[str], code: int = 0) -> str:
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == code, output
+    return output
 
 
 def test_a_task_that_is_killed_is_given_to_another_job_and_one_that_is_preempted_goes_on(
-    photos: Path, plugin: Path, plain: dict[str, bytes], tmp_path: Path
+    photos: Path, plugin: Path, expected_rows: dict[str, bytes], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     process = robust_eval(photos, run, plugin, "cluster=local,array=2,time=20", {})
-    until_rows(run, process)
+    wait_for_rows(run, process)
     killed, preempted = workers(run)
-    preempted.send_signal(signal.SIGUSR2)  # as SLURM does some time before it ends a job
+    preempted.send_signal(signal.SIGUSR2)  # SLURM sends it before it ends a job
     killed.kill()
-    said = finished(process)
-    assert contents(run) == plain
+    output = finish_command(process)
+    assert contents(run) == expected_rows
     assert read_record(run).status == "complete"
-    assert "Another worker takes task" in said
+    assert "Another worker takes task" in output
     logs = "".join(file.read_text() for file in (run / "slurm").glob("*.err"))
     assert "preempted" in logs
-    assert "Submitted job" in said
-    assert str(run / "slurm") in said
+    assert "Submitted job" in output
+    assert str(run / "slurm") in output
 
 
 def test_slurms_commands_compute_the_rows_of_one_process(
-    photos: Path, plugin: Path, plain: dict[str, bytes], tmp_path: Path, slurm: dict[str, str]
+    photos: Path,
+    plugin: Path,
+    expected_rows: dict[str, bytes],
+    tmp_path: Path,
+    slurm: dict[str, str],
 ) -> None:
     run, state = tmp_path / "run", Path(slurm["STATE"])
     settings = "partition=gpu,time=1:00:00,array=3,gpus=0,mem=4"
     process = robust_eval(photos, run, plugin, settings, slurm)
-    until_rows(run, process)
+    wait_for_rows(run, process)
     preempted = workers(run)[0]
     preempted.send_signal(signal.SIGUSR2)
-    said = finished(process)
-    assert contents(run) == plain
+    output = finish_command(process)
+    assert contents(run) == expected_rows
     assert (state / "requeued").exists()
-    assert "Submitted job 1000, an array of 3 tasks" in said
+    assert "Submitted job 1000, an array of 3 tasks" in output
     script = (state / "1000.sh").read_text()
     for line in ("--partition=gpu", "--time=60", "--array=0-2", "--mem=4GB"):
         assert line in script, script
 
 
 def test_the_same_command_waits_for_the_jobs_of_a_killed_one(
-    photos: Path, plugin: Path, plain: dict[str, bytes], tmp_path: Path, slurm: dict[str, str]
+    photos: Path,
+    plugin: Path,
+    expected_rows: dict[str, bytes],
+    tmp_path: Path,
+    slurm: dict[str, str],
 ) -> None:
     run, state = tmp_path / "run", Path(slurm["STATE"])
-    slow = slurm | {"ROBUST_TEST_SLEEP": "0.3"}  # the second command starts before the jobs end
-    process = robust_eval(photos, run, plugin, "array=2,gpus=0", slow)
-    until_rows(run, process)
+    slow_env = slurm | {"ROBUST_TEST_SLEEP": "0.3"}  # the second command starts before the jobs end
+    process = robust_eval(photos, run, plugin, "array=2,gpus=0", slow_env)
+    wait_for_rows(run, process)
     process.kill()
     process.communicate()
-    assert workers(run), "the jobs go on"
-    said = finished(robust_eval(photos, run, plugin, "array=2,gpus=0", slow))
-    assert "Job 1000 of an earlier command goes on" in said
-    assert not (state / "1001.sh").exists(), "nothing is left to submit"
-    assert contents(run) == plain
+    assert workers(run), "the jobs must survive the command"
+    output = finish_command(robust_eval(photos, run, plugin, "array=2,gpus=0", slow_env))
+    assert "Job 1000 of an earlier command goes on" in output
+    assert not (state / "1001.sh").exists(), "no second job may be submitted"
+    assert contents(run) == expected_rows
 
 
 def test_sigterm_cancels_the_jobs_and_the_same_command_goes_on(
-    photos: Path, plugin: Path, plain: dict[str, bytes], tmp_path: Path, slurm: dict[str, str]
+    photos: Path,
+    plugin: Path,
+    expected_rows: dict[str, bytes],
+    tmp_path: Path,
+    slurm: dict[str, str],
 ) -> None:
     run = tmp_path / "run"
     process = robust_eval(photos, run, plugin, "array=2,gpus=0", slurm)
-    until_rows(run, process)
+    wait_for_rows(run, process)
     process.send_signal(signal.SIGTERM)
-    said = finished(process, 130)
-    assert "Cancelling 2 tasks" in said
+    output = finish_command(process, 130)
+    assert "Cancelling 2 tasks" in output
     deadline = time.monotonic() + 60
     while workers(run):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert json.loads((run / "slurm" / "jobs.json").read_text()) == []
     assert read_record(run).status == "partial"
-    finished(robust_eval(photos, run, plugin, "array=2,gpus=0", slurm))
-    assert contents(run) == plain
+    finish_command(robust_eval(photos, run, plugin, "array=2,gpus=0", slurm))
+    assert contents(run) == expected_rows
 
 
 def test_without_slurm_it_says_so(photos: Path, plugin: Path, tmp_path: Path) -> None:
-    empty = {"PATH": str(tmp_path)}
-    said = finished(robust_eval(photos, tmp_path / "run", plugin, "array=2", empty), 3)
-    assert "cannot submit jobs to SLURM" in said
-    assert "cluster=local" in said
+    env = {"PATH": str(tmp_path)}
+    output = finish_command(robust_eval(photos, tmp_path / "run", plugin, "array=2", env), 3)
+    assert "cannot submit jobs to SLURM" in output
+    assert "cluster=local" in output

@@ -1,4 +1,4 @@
-"""Rows go in and come out; the same rows give the same bytes."""
+"""Rows are read as they were written, and equal rows give equal bytes."""
 
 import pandas as pd
 import pyarrow as pa
@@ -77,10 +77,10 @@ def test_rows_of_data_with_a_tolerance_keep_their_counts(tmp_path):
     assert rows[["predicted_near", "true_near"]].iloc[0].tolist() == [7, 8]
 
 
-def test_a_run_that_was_begun_with_a_colon_goes_on_so(tmp_path):
-    store, begun = Store(tmp_path), tmp_path / "predictions" / "model=hf-hub:timm-resnet18"
-    begun.mkdir(parents=True)
-    assert begun in store.prediction_path("hf-hub:timm/resnet18", CELL, 0).parents
+def test_a_run_that_was_started_with_a_colon_keeps_it(tmp_path):
+    store, model_folder = Store(tmp_path), tmp_path / "predictions" / "model=hf-hub:timm-resnet18"
+    model_folder.mkdir(parents=True)
+    assert model_folder in store.prediction_path("hf-hub:timm/resnet18", CELL, 0).parents
 
 
 def test_a_flipped_bit_anywhere_is_seen(tmp_path):
@@ -89,16 +89,16 @@ def test_a_flipped_bit_anywhere_is_seen(tmp_path):
     write_rows(path, [row(n) for n in range(3)], PREDICTION_SCHEMA)
     content, key = path.read_bytes(), b"robust_crc32"
     expected = store.rows("m", CELL, "cls")
-    named = range(content.rindex(key), content.rindex(key) + len(key))
-    for place in range(len(content)):
+    digest_range = range(content.rindex(key), content.rindex(key) + len(key))
+    for position in range(len(content)):
         flipped = bytearray(content)
-        flipped[place] ^= 1 << place % 8
+        flipped[position] ^= 1 << position % 8
         path.write_bytes(bytes(flipped))
-        if place not in named:
-            assert rows_in(path) is None, f"byte {place}"
+        if position not in digest_range:
+            assert rows_in(path) is None, f"byte {position}"
             with pytest.raises(RunError, match="is damaged"):
                 store.rows("m", CELL, "cls")
-        elif rows_in(path) is not None:  # without its name, the checksum says nothing
+        elif rows_in(path) is not None:  # the checksum does not cover this name
             pd.testing.assert_frame_equal(store.rows("m", CELL, "cls"), expected)
 
 

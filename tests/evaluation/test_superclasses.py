@@ -1,4 +1,4 @@
-"""Evaluations with LAION-C's superclasses: the answer is the superclass of the highest mean."""
+"""Evaluations with LAION-C's superclasses: prediction is the superclass with the highest mean."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PREPROCESSING = {"resize": 8, "crop": 8, "mean": (0, 0, 0), "std": (1, 1, 1)}
 
 
 class Colours(nn.Module):
-    """Logits of 1,000 classes, linear in the mean colour."""
+    """Returns logits of 1,000 classes that are linear in the mean colour."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,7 @@ def colour(number, level):
     return np.random.default_rng((number, level)).integers(0, 256, 3).astype(np.uint8)
 
 
-def write(folder, level):
+def write_level(folder, level):
     for number, name in enumerate(laion_c().space.ids):
         (folder / name).mkdir(parents=True)
         pixels = np.tile(colour(number, level), (8, 8, 1))
@@ -49,22 +49,22 @@ def network():
     return Colours().eval()
 
 
-def by_hand(network, level):
-    """Mean of the probabilities over the classes of each superclass, as its owners compute it."""
-    answers = {}
+def expected_predictions(network, level):
+    """Computes the mean probability over the classes of each superclass, as its authors do."""
+    predictions = {}
     for number in range(16):
         image = torch.tensor(colour(number, level) / 255, dtype=torch.float32).view(1, 3, 1, 1)
         with torch.no_grad():
             probabilities = network(image).double().softmax(1)[0].numpy()
-        means = np.array([probabilities[list(some)].mean() for some in laion_c().members])
-        answers[number] = int(means.argmax()), means / means.sum()
-    return answers
+        means = np.array([probabilities[list(indices)].mean() for indices in laion_c().members])
+        predictions[number] = int(means.argmax()), means / means.sum()
+    return predictions
 
 
 def test_published_intensities_are_transforms_answered_with_superclasses(tmp_path, network):
-    clean = write(tmp_path / "clean", 0)
+    clean = write_level(tmp_path / "clean", 0)
     for level in (1, 4):
-        write(tmp_path / "laion-c" / "mosaic" / f"intensity_level_{level}", level)
+        write_level(tmp_path / "laion-c" / "mosaic" / f"intensity_level_{level}", level)
     run = robustcli.evaluate(
         network, str(clean), ["published_mosaic"], out=tmp_path / "run",
         published=[tmp_path / "laion-c"], preprocessing=PREPROCESSING,
@@ -72,11 +72,11 @@ def test_published_intensities_are_transforms_answered_with_superclasses(tmp_pat
     )  # fmt: skip
     record = read_record(tmp_path / "run")
     assert record.dataset.label_space == "laion-c"
-    assert record.dataset.members == [list(some) for some in laion_c().members]
+    assert record.dataset.members == [list(indices) for indices in laion_c().members]
     name = record.models[0].name
     for cell in (CLEAN, Cell("published_mosaic", 1), Cell("published_mosaic", 4)):
         rows = Store(tmp_path / "run").rows(name, cell, "cls").sort_values("target")
-        expected = by_hand(network, cell.severity)
+        expected = expected_predictions(network, cell.severity)
         assert rows["prediction"].tolist() == [expected[n][0] for n in range(16)]
         np.testing.assert_allclose(
             rows["target_probability"], [expected[n][1][n] for n in range(16)], rtol=1e-5
@@ -91,17 +91,17 @@ def test_published_intensities_are_transforms_answered_with_superclasses(tmp_pat
 def test_a_run_with_other_superclasses_is_not_continued(tmp_path, network):
     from robustcli.tasks.record import dataset_differences
 
-    folder = write(tmp_path / "clean", 0)
+    folder = write_level(tmp_path / "clean", 0)
     options = {"preprocessing": PREPROCESSING, "label_space": "imagenet-1k", "workers": 0}
     robustcli.evaluate(network, str(folder), ["identity"], out=tmp_path / "run", **options)
     record = read_record(tmp_path / "run").dataset
-    other = record.model_copy(update={"members": [[1, 2]] * 16})
+    other_record = record.model_copy(update={"members": [[1, 2]] * 16})
     assert list(dataset_differences(record, record, "")) == []
-    assert any("superclasses" in line for line in dataset_differences(record, other, ""))
+    assert any("superclasses" in line for line in dataset_differences(record, other_record, ""))
 
 
 def test_models_of_other_classes_do_not_get_superclasses(tmp_path):
-    folder = write(tmp_path / "clean", 0)
+    folder = write_level(tmp_path / "clean", 0)
     with pytest.raises(UsageError, match="cifar10"):
         robustcli.evaluate(
             "vmamba-pico", str(folder), ["identity"], out=tmp_path / "run", workers=0

@@ -1,4 +1,4 @@
-"""The files of a training run that an evaluation reads, with untrained weights."""
+"""Writes the files of a training that an evaluation reads, with untrained weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NETWORK = "ulvm_v2"
 
 
 def make_training(run: Path, index: Dataset, *, seed: int = 0) -> Path:
-    """`run` with the weights, header and splits of a training of ulvm_v2 on `index`."""
+    """Writes weights, header and splits of a training of ulvm_v2 on `index` to `run`."""
     network = load(ModelRequest(NETWORK, untrained=True), "seg", seed=seed).network
     header = WeightsHeader(
         model=NETWORK, window=64, channels="rgb", threshold=0.5, protocol="patient",

@@ -20,7 +20,7 @@ from robustcli.explanation.explained_rows import read_explained_rows
 from robustcli.explanation.explaining import class_logits, explain, is_most_probable
 from robustcli.explanation.photo_choice import mask_class_number
 from robustcli.explanation.record import read_explain_record
-from tests.training.runs import Heard
+from tests.training.runs import Recorder
 
 SIDE = 256
 """Of the window of a network that names no other: smaller pictures are mirrored at their edges."""
@@ -67,7 +67,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def explained(data: Path, out: Path, name: str | None, heard: Heard, **said: object) -> Path:
+def explained(data: Path, out: Path, name: str | None, heard: Recorder, **said: object) -> Path:
     settings: dict[str, object] = {
         "mask_classes": "1=red,2=green", "workers": 0, "device": "cpu", "limit": 1,
         "methods": ("occlusion",), **said,
@@ -104,7 +104,7 @@ def test_a_class_is_named_or_numbered() -> None:
 
 
 def test_one_class_is_explained_inside_its_own_mask(data: Path, tmp_path: Path) -> None:
-    green, red, both = (Heard() for _ in range(3))
+    green, red, both = (Recorder() for _ in range(3))
     runs = {
         "green": explained(data, tmp_path / "green", "green", green),
         "red": explained(data, tmp_path / "red", "1", red),
@@ -129,8 +129,8 @@ def test_one_class_is_explained_inside_its_own_mask(data: Path, tmp_path: Path) 
 
 
 def test_another_class_is_another_explanation(data: Path, tmp_path: Path) -> None:
-    out = explained(data, tmp_path / "run", "green", Heard())
+    out = explained(data, tmp_path / "run", "green", Recorder())
     with pytest.raises(UsageError, match=r"`--class`(.|\n)*green(.|\n)*red"):
-        explained(data, out, "red", Heard())
+        explained(data, out, "red", Recorder())
     with pytest.raises(UsageError, match="No class is called `blue`"):
-        explained(data, tmp_path / "other", "blue", Heard())
+        explained(data, tmp_path / "other", "blue", Recorder())

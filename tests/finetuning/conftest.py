@@ -1,4 +1,4 @@
-"""Data and weights that several files fine-tune; nothing is written into them."""
+"""Data and weights for fine-tunings; they are read-only."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 import pytest
 
 from robustcli.finetuning.config import FinetuneConfig
-from tests.finetuning.tunings import tuning, write_pretrained
+from tests.finetuning.tunings import tiny_tuning, write_pretrained
 from tests.training.conftest import data, photos
 
-__all__ = ["data", "photos", "tune", "weights"]
+__all__ = ["data", "make_config", "photos", "weights"]
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a very small U-Mamba."""
+    """Returns weights of a very small U-Mamba."""
     return write_pretrained(tmp_path_factory.mktemp("weights") / "weights.safetensors")
 
 
 @pytest.fixture
-def tune(data: Path, weights: Path, tmp_path: Path) -> Callable[..., FinetuneConfig]:
-    """The settings of a fine-tuning of `weights` on `data` into `tmp_path / "run"`."""
+def make_config(data: Path, weights: Path, tmp_path: Path) -> Callable[..., FinetuneConfig]:
+    """Returns a function that makes settings; default output is `tmp_path / "run"`."""
 
     def config(
         out: Path = tmp_path / "run", pretrained: Path | None = weights, data: Path = data,
-        **said: Any,
+        **overrides: Any,
     ) -> FinetuneConfig:  # fmt: skip
-        return tuning(data, out, pretrained, **said)
+        return tiny_tuning(data, out, pretrained, **overrides)
 
     return config

@@ -1,4 +1,4 @@
-"""Two processes on a fine-tuning: each mode has processes of its own, and the same set frozen."""
+"""A fine-tuning in two processes: separate processes per mode, and equal frozen sets."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.record import read_finetune_record
 from robustcli.training.record import read_train_record
-from tests.finetuning.test_mode_trainings import HALF
-from tests.finetuning.tunings import tuning, write_pretrained
+from tests.finetuning.test_mode_trainings import HALF_RULE
+from tests.finetuning.tunings import tiny_tuning, write_pretrained
 from tests.training.images import write_pairs
 from tests.training.test_ddp import environment
 
@@ -21,11 +21,11 @@ _SCRIPT = """
 import sys
 from pathlib import Path
 from robustcli.finetuning.mode_trainings import run_finetuning
-from tests.finetuning.test_mode_trainings import HALF
-from tests.finetuning.tunings import tuning
+from tests.finetuning.test_mode_trainings import HALF_RULE
+from tests.finetuning.tunings import tiny_tuning
 
 data, weights, out = map(Path, sys.argv[1:])
-run_finetuning(tuning(data, out, weights, rule=HALF, epochs=2, devices=2))
+run_finetuning(tiny_tuning(data, out, weights, rule=HALF_RULE, epochs=2, devices=2))
 print("finished")
 """
 
@@ -45,12 +45,13 @@ def test_two_processes_freeze_what_one_does(tmp_path: Path) -> None:
     record = read_finetune_record(run)
     assert (record.status, record.modes) == ("complete", ["scratch", "full", "freeze"])
     for mode in record.modes:
-        trained = read_train_record(run / mode)
-        assert (trained.status, trained.devices) == ("complete", 2)
+        train_record = read_train_record(run / mode)
+        assert (train_record.status, train_record.devices) == ("complete", 2)
     single = run_finetuning(
-        tuning(data, tmp_path / "single", weights, mode="freeze", rule=HALF, epochs=2)
+        tiny_tuning(data, tmp_path / "single", weights, mode="freeze", rule=HALF_RULE, epochs=2)
     )
-    one, other = (pd.read_csv(r / "frozen.csv")["frozen"].tolist() for r in (run, single))
-    assert sum(a == b for a, b in zip(one, other, strict=True)) >= len(one) - 4  # near ties
+    joint, single_frozen = (pd.read_csv(r / "frozen.csv")["frozen"].tolist() for r in (run, single))
+    equal = sum(a == b for a, b in zip(joint, single_frozen, strict=True))
+    assert equal >= len(joint) - 4, "more than near ties differ"
     steps = pd.read_csv(run / "freeze" / "iterations.csv")["trainable"].tolist()
     assert steps[0] == steps[1] > steps[2] == steps[-1]

@@ -1,4 +1,4 @@
-"""What a fine-tuning needs, and what stops it before anything is written."""
+"""The plan of a fine-tuning: lookups, announcements, and errors before anything is written."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_training
 from robustcli.training.train_forecast import forecast_training
 from tests.adapters import nnunet_files
-from tests.finetuning.tunings import TINY, Tune, tuning
+from tests.finetuning.tunings import TINY, MakeConfig, tiny_tuning
 from tests.training.images import write_photos
-from tests.training.runs import Heard, small
+from tests.training.runs import Recorder, tiny_unet
 
 
 def test_modes_differ_in_the_body_and_agree_in_the_heads(
-    tune: Tune, weights: Path, tmp_path: Path
+    make_config: MakeConfig, weights: Path, tmp_path: Path
 ) -> None:
-    plan = plan_finetuning(tune(), Heard())
-    (scratch, _), (full, origin) = plan.network("scratch"), plan.network("full")
-    again, _ = plan.network("freeze")
-    for name, tensor in full.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[name])
+    plan = plan_finetuning(make_config(), Recorder())
+    (scratch, _), (full_network, origin) = plan.network("scratch"), plan.network("full")
+    repeated, _ = plan.network("freeze")
+    for name, tensor in full_network.state_dict().items():
+        assert torch.equal(tensor, repeated.state_dict()[name])
         if name.startswith(plan.heads):
             assert torch.equal(tensor, scratch.state_dict()[name])
     key = "mamba_layer.mamba.in_proj.weight"
-    assert not torch.equal(full.state_dict()[key], scratch.state_dict()[key])
+    assert not torch.equal(full_network.state_dict()[key], scratch.state_dict()[key])
     assert origin == str(weights)
-    assert plan.training.config.model_args == TINY  # of the weights' header
+    assert plan.training.config.model_args == TINY  # from the weights' header
     assert not (tmp_path / "run").exists()
 
 
 def test_scratch_alone_knows_the_bundled_weights_of_the_modes_that_may_join(
     data: Path, tmp_path: Path
 ) -> None:
-    heard, config = Heard(), TrainConfig("umamba-pico", str(data), tmp_path / "run", epochs=1)
-    alone = plan_finetuning(FinetuneConfig(config, mode="scratch"), heard)
-    joined = plan_finetuning(FinetuneConfig(config, mode="full"), Heard())
-    assert alone.pretrained is not None
-    assert joined.pretrained is not None
-    assert alone.pretrained.origin == joined.pretrained.origin
-    assert not any("Starting from" in line for line in heard.lines)
+    listener, config = Recorder(), TrainConfig("umamba-pico", str(data), tmp_path / "run", epochs=1)
+    scratch_plan = plan_finetuning(FinetuneConfig(config, mode="scratch"), listener)
+    full_plan = plan_finetuning(FinetuneConfig(config, mode="full"), Recorder())
+    assert scratch_plan.pretrained is not None
+    assert full_plan.pretrained is not None
+    assert scratch_plan.pretrained.origin == full_plan.pretrained.origin
+    assert not any("Starting from" in line for line in listener.lines)
 
 
 @pytest.mark.parametrize(
-    ("said", "epochs", "profiled"),
+    ("overrides", "epochs", "profiled"),
     [
         ({"iterations": 7}, 3, 2),
         ({"iterations": 6}, 2, 2),
@@ -67,65 +67,70 @@ def test_scratch_alone_knows_the_bundled_weights_of_the_modes_that_may_join(
         ({"epochs": 4, "profile_iterations": None}, 4, 6),
     ],
 )
-def test_how_long_it_is(tune: Tune, said: dict[str, Any], epochs: int, profiled: int) -> None:
-    """Three steps are an epoch; a profile takes 20, but at most half of all."""
-    plan = plan_finetuning(tune(**said), Heard())
+def test_the_number_of_epochs_and_profiled_steps(
+    make_config: MakeConfig, overrides: dict[str, Any], epochs: int, profiled: int
+) -> None:
+    """An epoch has three steps; a profile takes 20, but at most half of all steps."""
+    plan = plan_finetuning(make_config(**overrides), Recorder())
     assert (plan.training.recipe.epochs, plan.steps) == (epochs, 3 * epochs)
     assert plan.profile_iterations == profiled
 
 
-def test_a_folder_of_its_own(data: Path, weights: Path, tmp_path: Path) -> None:
-    config = tuning(data, tmp_path / "unused", weights)
+def test_a_run_without_out_has_a_folder_named_after_its_settings(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    config = tiny_tuning(data, tmp_path / "unused", weights)
     config = replace(config, training=replace(config.training, out=None))
-    usual = plan_finetuning(config, Heard()).run
-    assert usual.parts[0] == "runs"
-    assert usual.name.startswith("finetune-umamba-")
-    assert plan_finetuning(replace(config, mode="full"), Heard()).run == usual  # modes share it
-    other = replace(config, training=replace(config.training, seed=1))
-    assert plan_finetuning(other, Heard()).run != usual
-    assert plan_finetuning(replace(config, profile_iterations=3), Heard()).run != usual
+    run = plan_finetuning(config, Recorder()).run
+    assert run.parts[0] == "runs"
+    assert run.name.startswith("finetune-umamba-")
+    # All modes share the folder.
+    assert plan_finetuning(replace(config, mode="full"), Recorder()).run == run
+    other_seed = replace(config, training=replace(config.training, seed=1))
+    assert plan_finetuning(other_seed, Recorder()).run != run
+    assert plan_finetuning(replace(config, profile_iterations=3), Recorder()).run != run
 
 
 def test_the_bundled_network_needs_nothing(tmp_path: Path) -> None:
-    heard = Heard()
-    plan = plan_finetuning(FinetuneConfig(TrainConfig("umamba", out=tmp_path / "run")), heard)
+    listener = Recorder()
+    plan = plan_finetuning(FinetuneConfig(TrainConfig("umamba", out=tmp_path / "run")), listener)
     assert plan.entry.name == "umamba-pico"
     assert (plan.training.recipe.window, plan.training.recipe.batch_size) == (128, 4)
     assert 360 <= plan.steps < 366
     assert plan.profile_iterations == 20
-    assert any("the bundled `umamba-pico`, trained on nuclei-mini:f" in x for x in heard.lines)
+    assert any("the bundled `umamba-pico`, trained on nuclei-mini:f" in x for x in listener.lines)
 
 
 @pytest.mark.parametrize("model", ["umamba", "umamba-enc"])
 def test_results_of_nnunet(data: Path, tmp_path: Path, model: str) -> None:
-    """Its plan gives the network; its heads are as new as the target's."""
-    made = nnunet_files.network(model)
-    folder = nnunet_files.results(tmp_path / "results", nnunet_files.checkpoint(made))
-    config = tuning(data, tmp_path / "run", folder, model=model, window=32)
-    plan = plan_finetuning(config, Heard())
+    """Its plan defines the network; its heads are replaced as for other targets."""
+    source = nnunet_files.network(model)
+    folder = nnunet_files.results(tmp_path / "results", nnunet_files.checkpoint(source))
+    config = tiny_tuning(data, tmp_path / "run", folder, model=model, window=32)
+    plan = plan_finetuning(config, Recorder())
     network, origin = plan.network("full")
     assert origin.startswith("nnU-Net: ")
-    own, theirs = network.state_dict(), made.state_dict()
-    assert own.keys() == theirs.keys()
-    for name, tensor in own.items():
-        if not name.endswith("bias"):  # which begin at 0, wherever they are
-            assert torch.equal(tensor, theirs[name]) != name.startswith("decoder.seg_layers.")
+    state, source_state = network.state_dict(), source.state_dict()
+    assert state.keys() == source_state.keys()
+    for name, tensor in state.items():
+        if not name.endswith("bias"):  # biases start at 0
+            assert torch.equal(tensor, source_state[name]) != name.startswith("decoder.seg_layers.")
 
 
 def test_windows_of_another_size_than_the_plans_patch(data: Path, tmp_path: Path) -> None:
-    """U-Mamba-Enc's weights have its size."""
-    made = nnunet_files.network("umamba-enc")
-    folder = nnunet_files.results(tmp_path / "results", nnunet_files.checkpoint(made))
-    config = tuning(data, tmp_path / "run", folder, model="umamba-enc", window=64)
+    """The weights of U-Mamba-Enc depend on the patch size."""
+    source = nnunet_files.network("umamba-enc")
+    folder = nnunet_files.results(tmp_path / "results", nnunet_files.checkpoint(source))
+    config = tiny_tuning(data, tmp_path / "run", folder, model="umamba-enc", window=64)
     with pytest.raises(UsageError, match="takes patches of 32 x 32 pixels only") as caught:
-        plan_finetuning(config, Heard())
+        plan_finetuning(config, Recorder())
     assert "`--window 32`" in caught.value.todo
-    free = replace(config, training=replace(config.training, window=None))
-    assert plan_finetuning(free, Heard()).training.recipe.window == 32
+    without_window = replace(config, training=replace(config.training, window=None))
+    assert plan_finetuning(without_window, Recorder()).training.recipe.window == 32
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("overrides", "message"),
     [
         ({"model": "otsu"}, "`otsu` has nothing to train"),
         ({"model": "umamba-enc"}, "`umamba-enc` has no weights here to fine-tune"),
@@ -138,27 +143,31 @@ def test_windows_of_another_size_than_the_plans_patch(data: Path, tmp_path: Path
         ({"lr": -1.0}, "`--lr -1.0` is out of range"),
     ],
 )
-def test_what_stops_it(
-    data: Path, weights: Path, tmp_path: Path, said: dict[str, Any], message: str
+def test_invalid_settings_are_refused_before_anything_is_written(
+    data: Path, weights: Path, tmp_path: Path, overrides: dict[str, Any], message: str
 ) -> None:
-    said = {"pretrained": None if "model" in said else weights, "data": data, **said}
-    config = tuning(said.pop("data"), tmp_path / "run", said.pop("pretrained"), **said)
+    overrides = {"pretrained": None if "model" in overrides else weights, "data": data, **overrides}
+    config = tiny_tuning(
+        overrides.pop("data"), tmp_path / "run", overrides.pop("pretrained"), **overrides
+    )
     with pytest.raises(UsageError, match=message):
-        plan_finetuning(config, Heard())
+        plan_finetuning(config, Recorder())
     assert not (tmp_path / "run").exists()
 
 
-def test_torchrun_takes_one_mode(tune: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-    for name, value in (said | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}).items():
+def test_torchrun_takes_one_mode(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in (variables | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="torchrun trains one mode at a time"):
-        plan_finetuning(tune(), Heard())
+        plan_finetuning(make_config(), Recorder())
 
 
 def test_a_folder_is_no_network(data: Path, weights: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder of a training") as caught:
-        plan_finetuning(tuning(data, tmp_path / "run", None, model=str(weights.parent)), Heard())
+        plan_finetuning(
+            tiny_tuning(data, tmp_path / "run", None, model=str(weights.parent)), Recorder()
+        )
     assert f"robust finetune umamba --pretrained {weights.parent}" in caught.value.todo
 
 
@@ -166,7 +175,7 @@ def test_a_checkpoint_that_holds_code_is_not_run(data: Path, tmp_path: Path) -> 
     trace = tmp_path / "trace"
     torch.save({"state_dict": _Code(trace)}, tmp_path / "evil.pth")
     with pytest.raises(UsageError, match=r"evil\.pth"):
-        plan_finetuning(tuning(data, tmp_path / "run", tmp_path / "evil.pth"), Heard())
+        plan_finetuning(tiny_tuning(data, tmp_path / "run", tmp_path / "evil.pth"), Recorder())
     assert not trace.exists()
 
 
@@ -178,119 +187,125 @@ class _Code:
         return Path.touch, (self.trace,)
 
 
-def test_weights_that_do_not_fit_stop_it_by_name(tune: Tune) -> None:
-    config = tune(model_args={"features": [4, 12]})
+def test_weights_that_do_not_fit_stop_it_by_name(make_config: MakeConfig) -> None:
+    config = make_config(model_args={"features": [4, 12]})
     with pytest.raises(UsageError, match="do not fit") as caught:
-        plan_finetuning(config, Heard())
+        plan_finetuning(config, Recorder())
     assert "`mamba_layer.mamba.in_proj.weight` is (32, 8), not (48, 12)" in caught.value.why
 
 
 def test_a_foreign_folder_is_not_written_into(data: Path, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("not a run")
     with pytest.raises(UsageError, match="is not empty and holds no run"):
-        plan_finetuning(tuning(data, tmp_path, weights), Heard())
+        plan_finetuning(tiny_tuning(data, tmp_path, weights), Recorder())
 
 
-def test_without_a_profile_it_says_that_one_decides(tune: Tune, tmp_path: Path) -> None:
-    told = forecast_finetuning(tune(), Heard())
-    assert (told.decisions, told.saving, told.profile_iterations) == (None, None, 2)
-    assert told.training.steps == 9
-    text = told.as_text()
+def test_without_a_profile_the_forecast_has_no_decisions(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    forecast = forecast_finetuning(make_config(), Recorder())
+    assert (forecast.decisions, forecast.saving, forecast.profile_iterations) == (None, None, 2)
+    assert forecast.training.steps == 9
+    text = forecast.as_text()
     assert "Modes:      scratch, full, freeze; the time is for each of 3" in text
     assert "decided by a profile of the first 2 steps" in text
     assert "Sweep:" not in text
     assert not (tmp_path / "run").exists()
 
 
-def test_a_sweep_says_how_much_more_it_is(tune: Tune) -> None:
-    told = forecast_finetuning(tune(sweep=True), Heard())
+def test_the_forecast_of_a_sweep_counts_additional_steps(make_config: MakeConfig) -> None:
+    forecast = forecast_finetuning(make_config(sweep=True), Recorder())
     assert (
         f"Sweep:      up to {len(SegmenterFinetuning.rules)} further rules, each as long"
-        in told.as_text()
+        in forecast.as_text()
     )
 
 
-def test_names_say_exactly_what_the_run_then_freezes(tune: Tune, tmp_path: Path) -> None:
+def test_the_forecast_by_names_equals_the_frozen_parameters(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
     rule = FreezeRule(pattern="encoder.*")
-    config = tune(mode="freeze", rule=rule, epochs=1)
-    told = forecast_finetuning(config, Heard())
-    assert told.decisions is not None
-    assert told.saving is not None
+    config = make_config(mode="freeze", rule=rule, epochs=1)
+    forecast = forecast_finetuning(config, Recorder())
+    assert forecast.decisions is not None
+    assert forecast.saving is not None
     run_finetuning(config)
-    assert read_finetune_record(tmp_path / "run").saving == told.saving
-    frozen = [d.count for d in told.decisions if d.frozen]
-    assert told.saving.frozen == sum(frozen)
-    text = told.as_text()
-    assert f"Frozen:     {sum(frozen):,} of {told.saving.parameters:,} (" in text
+    assert read_finetune_record(tmp_path / "run").saving == forecast.saving
+    frozen = [d.count for d in forecast.decisions if d.frozen]
+    assert forecast.saving.frozen == sum(frozen)
+    text = forecast.as_text()
+    assert f"Frozen:     {sum(frozen):,} of {forecast.saving.parameters:,} (" in text
     assert text.count("frozen: fits `encoder.*`") == len(frozen)
-    assert forecast_finetuning(config, Heard()).training.started
+    assert forecast_finetuning(config, Recorder()).training.started
 
 
-def test_nothing_is_frozen_in_other_modes(tune: Tune) -> None:
-    told = forecast_finetuning(tune(mode="full"), Heard())
-    assert told.profile_iterations == 0
-    assert "Freezing:   none in these modes" in told.as_text()
-    profile = tune(profile_only=True)
-    assert "none: the profile only" in forecast_finetuning(profile, Heard()).as_text()
+def test_nothing_is_frozen_in_other_modes(make_config: MakeConfig) -> None:
+    forecast = forecast_finetuning(make_config(mode="full"), Recorder())
+    assert forecast.profile_iterations == 0
+    assert "Freezing:   none in these modes" in forecast.as_text()
+    profile = make_config(profile_only=True)
+    assert "none: the profile only" in forecast_finetuning(profile, Recorder()).as_text()
 
 
-def test_it_is_json_too(tune: Tune, tmp_path: Path) -> None:
+def test_the_forecast_is_available_as_json(make_config: MakeConfig, tmp_path: Path) -> None:
     rule = FreezeRule(pattern="encoder.*")
-    told = forecast_finetuning(tune(tmp_path / "r", rule=rule), Heard())
-    parsed = json.loads(told.as_json())
+    forecast = forecast_finetuning(make_config(tmp_path / "r", rule=rule), Recorder())
+    parsed = json.loads(forecast.as_json())
     assert parsed["modes"] == ["scratch", "full", "freeze"]
     assert {d["frozen"] for d in parsed["decisions"]} == {True, False}
 
 
-def test_what_would_be_refused_is_refused_now(tune: Tune, tmp_path: Path) -> None:
+def test_a_dry_run_refuses_invalid_rules(make_config: MakeConfig, tmp_path: Path) -> None:
     rule = FreezeRule(pattern="nothing")
     with pytest.raises(UsageError, match="`--freeze nothing` fits no parameter"):
-        forecast_finetuning(tune(tmp_path / "r", rule=rule), Heard())
+        forecast_finetuning(make_config(tmp_path / "r", rule=rule), Recorder())
 
 
 @pytest.fixture
-def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was opened so far; every way to open a data set ends in one of these two functions."""
-    seen: list[str] = []
+def opened_datasets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Records calls of the two functions that open a data set."""
+    calls: list[str] = []
     for name in ("_with_classes", "_with_masks"):
-        opening = getattr(sources, name)
+        original = getattr(sources, name)
 
-        def counted(*arguments: object, _opening: object = opening) -> object:
-            seen.append(str(arguments[0]))
+        def counting(*arguments: object, _opening: object = original) -> object:
+            calls.append(str(arguments[0]))
             return _opening(*arguments)  # type: ignore[operator]
 
-        monkeypatch.setattr(sources, name, counted)
-    return seen
+        monkeypatch.setattr(sources, name, counting)
+    return calls
 
 
-@pytest.mark.parametrize("said", [{"iterations": 4}, {"epochs": 1, "mode": "freeze"}])
-def test_a_fine_tuning_of_one_or_three_modes(
-    tune: Tune, data: Path, openings: list[str], said: dict[str, Any]
+@pytest.mark.parametrize("overrides", [{"iterations": 4}, {"epochs": 1, "mode": "freeze"}])
+def test_a_fine_tuning_opens_its_data_once(
+    make_config: MakeConfig, data: Path, opened_datasets: list[str], overrides: dict[str, Any]
 ) -> None:
-    config = tune(**said)
-    forecast_finetuning(config, Heard())
-    assert openings == [str(data)]
+    config = make_config(**overrides)
+    forecast_finetuning(config, Recorder())
+    assert opened_datasets == [str(data)]
     run = run_finetuning(config)
-    assert openings == [str(data)] * 2
+    assert opened_datasets == [str(data)] * 2
     assert all((run / mode / "test" / "run.json").is_file() for mode in config.modes)
     run_finetuning(config)
-    assert openings == [str(data)] * 3
+    assert opened_datasets == [str(data)] * 3
 
 
-def test_a_training_with_its_measurements(data: Path, openings: list[str], tmp_path: Path) -> None:
-    config = small(data, tmp_path / "run", epochs=1)
-    forecast_training(config, Heard())
-    assert openings == [str(data)]
+def test_a_training_opens_its_data_once(
+    data: Path, opened_datasets: list[str], tmp_path: Path
+) -> None:
+    config = tiny_unet(data, tmp_path / "run", epochs=1)
+    forecast_training(config, Recorder())
+    assert opened_datasets == [str(data)]
     run = run_training(config)
-    assert openings == [str(data)] * 2
+    assert opened_datasets == [str(data)] * 2
     assert all((run / part / "run.json").is_file() for part in ("test", "baseline"))
 
 
-def test_a_training_of_a_classifier(openings: list[str], tmp_path: Path) -> None:
+def test_a_training_of_a_classifier(opened_datasets: list[str], tmp_path: Path) -> None:
     data = write_photos(tmp_path / "photos", 6)
-    config = small(
+    config = tiny_unet(
         data, tmp_path / "run", model="resnet18", model_args={}, window=32, epochs=1, lr=None
     )
     run = run_training(config)
-    assert openings == [str(data)]
+    assert opened_datasets == [str(data)]
     assert (run / "test" / "run.json").is_file()

@@ -1,4 +1,4 @@
-"""A frozen parameter does not move; gradients are profiled while a network trains."""
+"""Frozen parameters do not move; gradients are profiled during training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def network() -> nn.Sequential:
     )
 
 
-def trained(net: nn.Module, steps: int = 5) -> None:
+def train(net: nn.Module, steps: int = 5) -> None:
     optimizer = torch.optim.SGD(
         [p for p in net.parameters() if p.requires_grad],
         lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1,
@@ -48,7 +48,7 @@ def test_a_frozen_parameter_is_bit_identical_after_training() -> None:
     net = network()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     freeze(net, ["0.weight", "0.bias"])
-    trained(net)
+    train(net)
     after = net.state_dict()
     assert torch.equal(after["0.weight"], before["0.weight"])
     assert torch.equal(after["0.bias"], before["0.bias"])
@@ -56,25 +56,25 @@ def test_a_frozen_parameter_is_bit_identical_after_training() -> None:
     assert net[0].weight.grad is None
 
 
-def test_momentum_of_before_does_not_move_it() -> None:
-    """The trap: a gradient set to zero under momentum and weight decay still moves the weight."""
+def test_earlier_momentum_does_not_move_frozen_parameters() -> None:
+    """A gradient of zero is not enough: momentum and weight decay still move the weight."""
     net = network()
-    trained(net)
+    train(net)
     freeze(net, ["3.weight"])
     before = net.get_parameter("3.weight").clone()
-    trained(net)
+    train(net)
     assert torch.equal(net.get_parameter("3.weight"), before)
 
 
 def test_running_statistics_of_a_frozen_norm_stand_still() -> None:
     net = network()
     freeze(net, ["1.weight", "1.bias"])
-    trained(net)
+    train(net)
     assert torch.equal(net.get_buffer("1.running_mean"), torch.zeros(4))
-    awake = network()
-    freeze(awake, ["1.weight"])
-    trained(awake)
-    assert not torch.equal(awake.get_buffer("1.running_mean"), torch.zeros(4))
+    unfrozen = network()
+    freeze(unfrozen, ["1.weight"])
+    train(unfrozen)
+    assert not torch.equal(unfrozen.get_buffer("1.running_mean"), torch.zeros(4))
 
 
 def test_a_frozen_prefix_builds_no_graph() -> None:
@@ -85,14 +85,15 @@ def test_a_frozen_prefix_builds_no_graph() -> None:
 
 
 def test_savings_of_two_products_by_hand() -> None:
-    """y = x W1 W2: 3 products of 2*1*4*4 flops for each layer, less x's own gradient."""
+    """y = x W1 W2: 3 products of 2*1*4*4 flops for each layer, minus the gradient of x."""
     net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
-    found = saving(net, ["0.weight"], torch.ones(1, 4), torch.sum, moments=2)
+    costs = saving(net, ["0.weight"], torch.ones(1, 4), torch.sum, moments=2)
     product = 2 * 4 * 4
-    assert found.flops == 5 * product
-    assert found.flops_saved == 2 * product  # W1's gradient, and the way back to its output
-    assert (found.parameters, found.frozen) == (32, 16)
-    assert (found.optimizer_bytes, found.optimizer_bytes_saved) == (256, 128)
+    assert costs.flops == 5 * product
+    # The gradient of W1, and the backward pass to its output.
+    assert costs.flops_saved == 2 * product
+    assert (costs.parameters, costs.frozen) == (32, 16)
+    assert (costs.optimizer_bytes, costs.optimizer_bytes_saved) == (256, 128)
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
 
 
@@ -102,11 +103,11 @@ def test_freezing_the_last_layer_saves_only_its_own_gradient() -> None:
 
 
 def test_mamba_alone_saves_little_of_a_u_mamba() -> None:
-    """As the report's figure cannot be had by freezing Mamba layers alone: they are little work."""
+    """Mamba layers are a small part of the work, so freezing only them saves little."""
     net = architecture("umamba").build(features=(8, 16, 32), strides=(1, 2, 2), num_classes=1)
     names = [n for n, _ in net.named_parameters() if n.startswith("mamba_layer.")]
-    found = saving(net, names, torch.randn(1, 3, 32, 32), torch.sum, moments=1)
-    assert 0 < found.flops_saved < 0.1 * found.flops
+    costs = saving(net, names, torch.randn(1, 3, 32, 32), torch.sum, moments=1)
+    assert 0 < costs.flops_saved < 0.1 * costs.flops
 
 
 def test_unknown_name() -> None:
@@ -132,7 +133,7 @@ def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def held(optimizer: torch.optim.Optimizer) -> list[int]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[int]:
     return [len(group["params"]) for group in optimizer.param_groups]
 
 
@@ -143,7 +144,7 @@ def test_moments_of_frozen_tensors_are_forgotten_and_empty_groups_stay() -> None
     step(net, optimizer)
     net[0].requires_grad_(False)
     forget_frozen(optimizer)
-    assert held(optimizer) == [0, 2, 2]
+    assert optimizer_tensors(optimizer) == [0, 2, 2]
     assert len(optimizer.state) == 4
     before = net[0].weight.clone()
     step(net, optimizer)
@@ -167,52 +168,52 @@ def test_a_resumed_run_has_the_same_set() -> None:
     keep.load_state_dict(KeepFrozen(network_profiler(), ["0.weight"]).state_dict())
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     keep.on_fit_start(trainer(optimizer), MODULE)
-    assert held(optimizer) == [5]
+    assert optimizer_tensors(optimizer) == [5]
     assert not net[0].weight.requires_grad
 
 
 def test_the_rule_decides_once_after_the_last_profiled_step() -> None:
-    net, told = network_profiler(), list[list[Decision]]()
+    net, decided = network_profiler(), list[list[Decision]]()
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     profiler = ProfileGradients(net, 2)
     freezing = FreezeAfterProfile(
-        net, profiler, FreezeRule(quantile=0.5, scope="all"), ["2."], told.append
+        net, profiler, FreezeRule(quantile=0.5, scope="all"), ["2."], decided.append
     )
     for count in (0, 1, 1):
         step(net, optimizer)
         profiler.on_before_optimizer_step(trainer(), MODULE, optimizer)
         freezing.on_train_batch_end(trainer(optimizer), MODULE, None, None, 0)
-        assert len(told) == count
-    (decisions,) = told
-    assert sum(d.frozen for d in decisions) == 2  # of four that are no heads
-    assert held(optimizer) == [4]
-    again = FreezeAfterProfile(net, profiler, FreezeRule(1.0), [], told.append)
-    again.load_state_dict(freezing.state_dict())
-    again.on_train_batch_end(trainer(optimizer), MODULE, None, None, 0)
-    assert (len(told), again.names) == (1, [d.name for d in decisions if d.frozen])
+        assert len(decided) == count
+    (decisions,) = decided
+    assert sum(d.frozen for d in decisions) == 2  # of the four that are not heads
+    assert optimizer_tensors(optimizer) == [4]
+    repeated = FreezeAfterProfile(net, profiler, FreezeRule(1.0), [], decided.append)
+    repeated.load_state_dict(freezing.state_dict())
+    repeated.on_train_batch_end(trainer(optimizer), MODULE, None, None, 0)
+    assert (len(decided), repeated.names) == (1, [d.name for d in decisions if d.frozen])
 
 
-NONE: Any = SimpleNamespace()
+UNUSED: Any = SimpleNamespace()
 
 
 def steps(profiler: ProfileGradients, layer: nn.Linear, values: list[float]) -> None:
     for value in values:
         layer.weight.grad = torch.full_like(layer.weight, value)
-        profiler.on_before_optimizer_step(NONE, NONE, NONE)
+        profiler.on_before_optimizer_step(UNUSED, UNUSED, UNUSED)
 
 
-def test_so_many_steps_are_taken_and_told_once() -> None:
-    layer, told = nn.Linear(2, 1, bias=False), list[pd.DataFrame]()
-    profiler = ProfileGradients(layer, 2, told.append)
+def test_a_profile_has_a_number_of_steps_and_is_reported_once() -> None:
+    layer, profiles = nn.Linear(2, 1, bias=False), list[pd.DataFrame]()
+    profiler = ProfileGradients(layer, 2, profiles.append)
     steps(profiler, layer, [1.0])
     assert not profiler.full
     steps(profiler, layer, [2.0, 3.0])
     assert profiler.full
-    (rows,) = told
+    (rows,) = profiles
     assert rows["mean_abs"].tolist() == [1.0, 2.0]
 
 
-def test_without_a_number_it_goes_on() -> None:
+def test_a_profile_without_a_number_does_not_end() -> None:
     layer = nn.Linear(2, 1, bias=False)
     profiler = ProfileGradients(layer)
     steps(profiler, layer, [1.0] * 5)
@@ -220,22 +221,22 @@ def test_without_a_number_it_goes_on() -> None:
     assert len(profiler.profile) == 5
 
 
-def test_what_is_no_number_does_not_count() -> None:
-    """As where float16's loss scaler skips a step."""
+def test_steps_with_nan_gradients_are_skipped() -> None:
+    """float16's loss scaler skips a step there."""
     layer = nn.Linear(2, 1, bias=False)
     profiler = ProfileGradients(layer, 2)
     steps(profiler, layer, [torch.inf, 1.0, torch.nan, 2.0])
     assert profiler.profile.rows()["mean_abs"].tolist() == [1.0, 2.0]
 
 
-def test_a_resumed_profile_is_that_of_an_unbroken_run() -> None:
+def test_a_resumed_profile_equals_that_of_an_uninterrupted_run() -> None:
     layer = nn.Linear(2, 1, bias=False)
-    whole, first = ProfileGradients(layer, 3), ProfileGradients(layer, 3)
-    steps(whole, layer, [1.0, 2.0, 4.0])
+    uninterrupted, first = ProfileGradients(layer, 3), ProfileGradients(layer, 3)
+    steps(uninterrupted, layer, [1.0, 2.0, 4.0])
     steps(first, layer, [1.0, 2.0])
     second = ProfileGradients(layer, 3)
     second.load_state_dict(first.state_dict())
     steps(second, layer, [4.0])
     assert second.profile.rows()["change"].tolist()[1:] == [1.0, 2.0]
-    assert whole.state_dict()["last"] == {}  # a full profile needs them no more
-    pd.testing.assert_frame_equal(second.profile.rows(), whole.profile.rows())
+    assert uninterrupted.state_dict()["last"] == {}  # a full profile no longer needs them
+    pd.testing.assert_frame_equal(second.profile.rows(), uninterrupted.profile.rows())

@@ -1,4 +1,4 @@
-"""The statistics of gradients against numbers worked by hand, and profiles on disk."""
+"""Statistics of gradients compared with exact values, and profiles on disk."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def profiled(network: nn.Sequential, gradients: list[list[float]]) -> pd.DataFra
 
 
 def test_numbers_of_one_iteration() -> None:
-    found = statistics(profiled(two_layers(), [[-3.0, 1.0]]))["0.weight"]
-    assert math.isnan(found.by_kind["change"])
-    assert {**found.by_kind, "change": 0.0} == pytest.approx(
+    values = statistics(profiled(two_layers(), [[-3.0, 1.0]]))["0.weight"]
+    assert math.isnan(values.by_kind["change"])
+    assert {**values.by_kind, "change": 0.0} == pytest.approx(
         {"mean_abs": 2.0, "rms": math.sqrt(5), "max_abs": 3.0, "abs_mean": 1.0, "change": 0.0}
     )
-    assert found.weight_rms == pytest.approx(5 / math.sqrt(2))
-    assert (found.shape, found.count, found.mamba) == ((1, 2), 2, False)
+    assert values.weight_rms == pytest.approx(5 / math.sqrt(2))
+    assert (values.shape, values.count, values.mamba) == ((1, 2), 2, False)
 
 
 def test_mean_over_iterations() -> None:
-    found = statistics(profiled(two_layers(), [[2.0, 2.0], [-4.0, 4.0]]))["0.weight"]
-    assert found.by_kind["mean_abs"] == pytest.approx(3.0)
-    assert found.by_kind["abs_mean"] == pytest.approx(1.0)
+    values = statistics(profiled(two_layers(), [[2.0, 2.0], [-4.0, 4.0]]))["0.weight"]
+    assert values.by_kind["mean_abs"] == pytest.approx(3.0)
+    assert values.by_kind["abs_mean"] == pytest.approx(1.0)
 
 
 def test_the_change_is_that_from_one_iteration_to_the_next() -> None:
@@ -61,22 +61,22 @@ def test_the_change_is_that_from_one_iteration_to_the_next() -> None:
 
 
 def test_the_change_ratio_is_of_the_last_quarter_over_the_first() -> None:
-    # Nine gradients of one sign: eight changes of 8, 4, 2, 2, 2, 2, 1 and 2.
+    # Nine gradients with one sign and eight changes of 8, 4, 2, 2, 2, 2, 1 and 2.
     values = [0.0, 8.0, 12.0, 14.0, 16.0, 18.0, 20.0, 21.0, 23.0]
-    found = statistics(profiled(two_layers(), [[value, value] for value in values]))["0.weight"]
-    assert found.change_ratio == pytest.approx(((1 + 2) / 2) / ((8 + 4) / 2))
+    result = statistics(profiled(two_layers(), [[value, value] for value in values]))["0.weight"]
+    assert result.change_ratio == pytest.approx(((1 + 2) / 2) / ((8 + 4) / 2))
 
 
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_one_change_has_no_ratio(iterations: int) -> None:
-    found = statistics(profiled(two_layers(), [[1.0, 1.0], [2.0, 2.0]][:iterations]))
-    assert math.isnan(found["0.weight"].change_ratio)
+    values = statistics(profiled(two_layers(), [[1.0, 1.0], [2.0, 2.0]][:iterations]))
+    assert math.isnan(values["0.weight"].change_ratio)
 
 
 def test_a_tensor_without_gradient_is_listed_with_nothing() -> None:
-    found = statistics(profiled(two_layers(), [[1.0, 1.0]]))
-    assert list(found) == ["0.weight", "1.weight"]
-    assert math.isnan(found["1.weight"].by_kind["mean_abs"])
+    values = statistics(profiled(two_layers(), [[1.0, 1.0]]))
+    assert list(values) == ["0.weight", "1.weight"]
+    assert math.isnan(values["1.weight"].by_kind["mean_abs"])
 
 
 def test_gradients_are_not_changed_and_later_changes_of_them_do_not_count() -> None:
@@ -93,33 +93,34 @@ def test_gradients_are_not_changed_and_later_changes_of_them_do_not_count() -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "part"), [("ulvm", "mamba"), ("umamba", "mamba_layer.mamba"), ("vmamba-pico", "op.")]
+    ("name", "layer_part"),
+    [("ulvm", "mamba"), ("umamba", "mamba_layer.mamba"), ("vmamba-pico", "op.")],
 )
-def test_scan_parameters_are_found_by_type(name: str, part: str) -> None:
+def test_scan_parameters_are_found_by_type(name: str, layer_part: str) -> None:
     network = architecture(name).build()
-    found = mamba_parameters(network)
-    assert found
-    assert all(part in one for one in found)
+    scan_parameters = mamba_parameters(network)
+    assert scan_parameters
+    assert all(layer_part in parameter_names for parameter_names in scan_parameters)
     a_logs = {n for n, _ in network.named_parameters() if n.endswith(("A_log", "A_logs"))}
-    assert a_logs <= found
-    assert found < {n for n, _ in network.named_parameters()}
+    assert a_logs <= scan_parameters
+    assert scan_parameters < {n for n, _ in network.named_parameters()}
 
 
 def test_without_a_profile_all_but_the_gradients_is_known() -> None:
-    found = unmeasured(two_layers())
-    assert list(found) == ["0.weight", "1.weight"]
-    assert found["0.weight"].shape == (1, 2)
-    assert found["0.weight"].weight_rms == pytest.approx(5 / math.sqrt(2))
-    assert all(math.isnan(value) for value in found["0.weight"].by_kind.values())
+    values = unmeasured(two_layers())
+    assert list(values) == ["0.weight", "1.weight"]
+    assert values["0.weight"].shape == (1, 2)
+    assert values["0.weight"].weight_rms == pytest.approx(5 / math.sqrt(2))
+    assert all(math.isnan(value) for value in values["0.weight"].by_kind.values())
 
 
-def test_profile_survives_the_disk(tmp_path: Path) -> None:
+def test_a_profile_is_unchanged_after_writing_and_reading(tmp_path: Path) -> None:
     network = two_layers()
     rows = profiled(network, [[1.0, -2.0], [0.5, 0.25]])
     path = tmp_path / "gradients.parquet"
     write_profile(path, rows, "toy")
-    again = statistics(read_profile(path, network, "toy"))
-    assert again["0.weight"] == statistics(rows)["0.weight"]
+    reread = statistics(read_profile(path, network, "toy"))
+    assert reread["0.weight"] == statistics(rows)["0.weight"]
 
 
 def test_a_profile_from_before_changes_were_measured_is_read(tmp_path: Path) -> None:
@@ -129,9 +130,9 @@ def test_a_profile_from_before_changes_were_measured_is_read(tmp_path: Path) -> 
     write_profile(path, rows, "toy")
     table = pq.read_table(path)
     pq.write_table(table.drop_columns("change"), path)
-    older = statistics(read_profile(path, network, "toy"))["0.weight"]
-    assert older.by_kind["rms"] == statistics(rows)["0.weight"].by_kind["rms"]
-    assert math.isnan(older.change_ratio)
+    old_values = statistics(read_profile(path, network, "toy"))["0.weight"]
+    assert old_values.by_kind["rms"] == statistics(rows)["0.weight"].by_kind["rms"]
+    assert math.isnan(old_values.change_ratio)
 
 
 def test_a_profile_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whole fine-tunings: what they leave, how they go on, and what stops them."""
+"""Fine-tunings end to end: files, resuming, and errors that stop them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from robustcli.finetuning.record import DECISION_COLUMNS, STEPS, ModeCosts, read
 from robustcli.finetuning.selection import FreezeRule
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.record import read_train_record
-from tests.finetuning.tunings import Tune, network, tuning, write_pretrained
+from tests.finetuning.tunings import MakeConfig, network, tiny_tuning, write_pretrained
 from tests.training.runs import (
-    Heard,
     Interrupting,
+    Recorder,
     Run,
     kill_when_stopped,
     last_weights,
-    same,
+    same_state,
     weights_of,
 )
 
-HALF = FreezeRule(quantile=0.5, scope="all")
+HALF_RULE = FreezeRule(quantile=0.5, scope="all")
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An unbroken run of all three modes."""
-    heard, out = Heard(), tmp_path_factory.mktemp("whole") / "run"
-    return run_finetuning(tuning(data, out, weights, rule=HALF), heard), heard
+def finished_run(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Returns an uninterrupted run of all three modes."""
+    listener, out = Recorder(), tmp_path_factory.mktemp("whole") / "run"
+    return run_finetuning(tiny_tuning(data, out, weights, rule=HALF_RULE), listener), listener
 
 
 def decisions(run: Path) -> pd.DataFrame:
@@ -46,10 +46,10 @@ def frozen(run: Path) -> set[str]:
     return set(rows["name"][rows["frozen"] == 1])
 
 
-def test_it_leaves_what_the_record_promises(whole: Run) -> None:
-    run, _ = whole
-    left = {path.name for path in run.iterdir() if path.name[0] != "."}
-    assert left == {"run.json", "gradients.parquet", "frozen.csv", "scratch", "full", "freeze"}
+def test_a_fine_tuning_writes_the_documented_files(finished_run: Run) -> None:
+    run, _ = finished_run
+    names = {path.name for path in run.iterdir() if path.name[0] != "."}
+    assert names == {"run.json", "gradients.parquet", "frozen.csv", "scratch", "full", "freeze"}
     for mode in ("scratch", "full", "freeze"):
         assert read_train_record(run / mode).status == "complete"
         assert table(run / mode / "test")["dice"].between(0, 1).all()
@@ -59,8 +59,8 @@ def test_it_leaves_what_the_record_promises(whole: Run) -> None:
         assert (steps["seconds"] > 0).all()
 
 
-def test_the_record_says_what_was_done(weights: Path, whole: Run) -> None:
-    record = read_finetune_record(whole[0])
+def test_the_record_says_what_was_done(weights: Path, finished_run: Run) -> None:
+    record = read_finetune_record(finished_run[0])
     assert (record.status, record.model, record.modes) == (
         "complete", "umamba", ["scratch", "full", "freeze"],
     )  # fmt: skip
@@ -69,45 +69,49 @@ def test_the_record_says_what_was_done(weights: Path, whole: Run) -> None:
     assert record.heads == ["decoder.seg_layers."]
     assert (record.rule.quantile, record.rule.scope) == (0.5, "all")
     assert record.saving is not None
-    count = int(decisions(whole[0]).query("frozen == 1")["count"].sum())
+    count = int(decisions(finished_run[0]).query("frozen == 1")["count"].sum())
     assert (record.saving.parameters, record.saving.frozen) == (record.parameters, count)
     assert record.saving.optimizer_bytes_saved == 8 * count  # AdamW's two moments
     assert 0 < record.saving.flops_saved < record.saving.flops
 
 
-def test_frozen_tensors_stand_still_and_leave_the_optimizer(tune: Tune, weights: Path) -> None:
-    """With momentum and weight decay on, which would move them otherwise."""
+def test_frozen_tensors_do_not_change_and_leave_the_optimizer(
+    make_config: MakeConfig, weights: Path
+) -> None:
+    """Momentum and weight decay are on, which would move them otherwise."""
     rule = FreezeRule(pattern="encoder.*")
-    run = run_finetuning(tune(mode="freeze", rule=rule))
+    run = run_finetuning(make_config(mode="freeze", rule=rule))
     before, after = weights_of(weights.parent), last_weights(run / "freeze")
-    still = {name for name in before if torch.equal(before[name], after[name])}
-    assert still == {name for name in before if name.startswith("encoder.")} == frozen(run)
+    unchanged = {name for name in before if torch.equal(before[name], after[name])}
+    assert unchanged == {name for name in before if name.startswith("encoder.")} == frozen(run)
     costs = ModeCosts.model_validate_json((run / "freeze" / "costs.json").read_text())
-    moved = sum(tensor.numel() for name, tensor in before.items() if name not in still)
-    assert costs.trainable == moved
-    assert costs.optimizer_bytes == pytest.approx(8 * moved, rel=0.05)
+    moved_count = sum(tensor.numel() for name, tensor in before.items() if name not in unchanged)
+    assert costs.trainable == moved_count
+    assert costs.optimizer_bytes == pytest.approx(8 * moved_count, rel=0.05)
     record = read_finetune_record(run)
     assert (record.profile, record.profile_iterations) == ("none", 0)
     assert not (run / "gradients.parquet").exists()
 
 
-def test_names_wait_where_a_number_of_steps_is_given(tune: Tune, weights: Path) -> None:
+def test_named_parameters_are_frozen_after_the_given_steps(
+    make_config: MakeConfig, weights: Path
+) -> None:
     rule = FreezeRule(pattern="encoder.*")
-    run = run_finetuning(tune(mode="freeze", rule=rule, profile_iterations=4))
+    run = run_finetuning(make_config(mode="freeze", rule=rule, profile_iterations=4))
     record, rows = read_finetune_record(run), decisions(run)
     assert (record.profile, record.profile_iterations) == ("measured", 4)
     assert frozen(run) == {name for name in rows["name"] if name.startswith("encoder.")}
-    left = record.parameters - int(rows["count"][rows["frozen"] == 1].sum())
+    trainable = record.parameters - int(rows["count"][rows["frozen"] == 1].sum())
     steps = pd.read_csv(run / "freeze" / "iterations.csv")["trainable"].tolist()
-    assert steps == [record.parameters] * 4 + [left] * 5
+    assert steps == [record.parameters] * 4 + [trainable] * 5
     before, after = weights_of(weights.parent), last_weights(run / "freeze")
     assert not torch.equal(
         before["encoder.stem.0.conv1.weight"], after["encoder.stem.0.conv1.weight"]
     )
 
 
-def test_the_profile_decides_after_its_steps(whole: Run) -> None:
-    run, heard = whole
+def test_the_profile_decides_after_its_steps(finished_run: Run) -> None:
+    run, listener = finished_run
     profile, rows = pd.read_parquet(run / "gradients.parquet"), decisions(run)
     assert sorted(profile["iteration"].unique()) == [0, 1]
     assert tuple(rows.columns) == DECISION_COLUMNS
@@ -119,113 +123,117 @@ def test_the_profile_decides_after_its_steps(whole: Run) -> None:
     assert frozen(run) == set(lowest)
     steps = pd.read_csv(run / "freeze" / "iterations.csv")["trainable"].tolist()
     total = read_finetune_record(run).parameters
-    left = total - int(rows["count"][rows["frozen"] == 1].sum())
-    assert steps == [total] * 2 + [left] * 7
-    assert any(f"freeze: Frozen: {half} of {len(rows)} tensors" in line for line in heard.lines)
+    trainable = total - int(rows["count"][rows["frozen"] == 1].sum())
+    assert steps == [total] * 2 + [trainable] * 7
+    assert any(f"freeze: Frozen: {half} of {len(rows)} tensors" in line for line in listener.lines)
 
 
-def test_modes_begin_alike_and_see_the_same_data(whole: Run) -> None:
-    run, heard = whole
-    course = {m: pd.read_csv(run / m / "metrics.csv") for m in ("scratch", "full", "freeze")}
-    norm = {m: rows["grad_norm"].tolist() for m, rows in course.items()}
+def test_modes_begin_alike_and_see_the_same_data(finished_run: Run) -> None:
+    run, listener = finished_run
+    metrics = {m: pd.read_csv(run / m / "metrics.csv") for m in ("scratch", "full", "freeze")}
+    norm = {m: rows["grad_norm"].tolist() for m, rows in metrics.items()}
     assert norm["full"][0] == pytest.approx(norm["freeze"][0], rel=0.2)
-    assert course["full"]["train_loss"][0] == pytest.approx(course["freeze"]["train_loss"][0], 0.05)
-    assert course["full"]["train_loss"][0] != course["scratch"]["train_loss"][0]
-    splits = {m: (run / m / "splits.csv").read_text() for m in course}
+    assert metrics["full"]["train_loss"][0] == pytest.approx(
+        metrics["freeze"]["train_loss"][0], 0.05
+    )
+    assert metrics["full"]["train_loss"][0] != metrics["scratch"]["train_loss"][0]
+    splits = {m: (run / m / "splits.csv").read_text() for m in metrics}
     assert len(set(splits.values())) == 1
-    recipes = {read_train_record(run / m).recipe.model_dump_json() for m in course}
+    recipes = {read_train_record(run / m).recipe.model_dump_json() for m in metrics}
     assert len(recipes) == 1
-    announced = [line for line in heard.lines if line.startswith("Recipe")]
-    assert len(announced) == 1
+    recipe_lines = [line for line in listener.lines if line.startswith("Recipe")]
+    assert len(recipe_lines) == 1
 
 
-def test_a_threshold_that_freezes_nothing_is_full_fine_tuning(tune: Tune) -> None:
-    heard = Heard()
+def test_a_threshold_that_freezes_nothing_is_full_fine_tuning(make_config: MakeConfig) -> None:
+    listener = Recorder()
     rule = FreezeRule(threshold=0.0)
-    config = tune(rule=rule, epochs=1)
-    run = run_finetuning(config, heard)
-    assert same(weights_of(run / "full"), weights_of(run / "freeze"))
-    assert any("Frozen: 0 of" in line for line in heard.lines)
-    assert any("The smallest statistic in scope is" in line for line in heard.lines)
+    config = make_config(rule=rule, epochs=1)
+    run = run_finetuning(config, listener)
+    assert same_state(weights_of(run / "full"), weights_of(run / "freeze"))
+    assert any("Frozen: 0 of" in line for line in listener.lines)
+    assert any("The smallest statistic in scope is" in line for line in listener.lines)
 
 
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(
-    tune: Tune, data: Path, weights: Path, whole: Run, tmp_path: Path
+    make_config: MakeConfig, data: Path, weights: Path, finished_run: Run, tmp_path: Path
 ) -> None:
-    """A real process, killed in the second epoch of the mode that freezes, after its freeze."""
+    """A real process is killed in epoch 2 of the mode that freezes, after its freeze."""
     run = tmp_path / "run"
     kill_when_stopped(_CHILD, data, weights, run)
-    heard = Heard()
-    run_finetuning(tune(run, rule=HALF), heard)
+    listener = Recorder()
+    run_finetuning(make_config(run, rule=HALF_RULE), listener)
     for mode in ("scratch", "full", "freeze"):
-        assert same(last_weights(run / mode), last_weights(whole[0] / mode))
-        assert same(weights_of(run / mode), weights_of(whole[0] / mode))
-    assert not any("freeze: Epoch 1 of" in line for line in heard.lines)
+        assert same_state(last_weights(run / mode), last_weights(finished_run[0] / mode))
+        assert same_state(weights_of(run / mode), weights_of(finished_run[0] / mode))
+    assert not any("freeze: Epoch 1 of" in line for line in listener.lines)
     for file in ("frozen.csv", "gradients.parquet"):
-        assert (run / file).read_bytes() == (whole[0] / file).read_bytes()
-    steps = [pd.read_csv(r / "freeze" / "iterations.csv") for r in (run, whole[0])]
+        assert (run / file).read_bytes() == (finished_run[0] / file).read_bytes()
+    steps = [pd.read_csv(r / "freeze" / "iterations.csv") for r in (run, finished_run[0])]
     assert steps[0]["trainable"].tolist() == steps[1]["trainable"].tolist()
-    one, other = (read_finetune_record(r) for r in (run, whole[0]))
-    assert (one.status, one.saving) == ("complete", other.saving)
+    resumed_record, expected_record = (read_finetune_record(r) for r in (run, finished_run[0]))
+    assert (resumed_record.status, resumed_record.saving) == ("complete", expected_record.saving)
 
 
 _CHILD = """
 import sys
 from pathlib import Path
 from robustcli.finetuning.mode_trainings import run_finetuning
-from tests.finetuning.test_mode_trainings import HALF
-from tests.finetuning.tunings import tuning
+from tests.finetuning.test_mode_trainings import HALF_RULE
+from tests.finetuning.tunings import tiny_tuning
 from tests.training.runs import Stopping
 
 data, weights, run = map(Path, sys.argv[1:])
-run_finetuning(tuning(data, run, weights, rule=HALF), Stopping(after=19))  # in the second epoch
+run_finetuning(tiny_tuning(data, run, weights, rule=HALF_RULE), Stopping(after=19))  # in epoch 2
 """
 
 
-def test_an_interruption_while_profiling(tune: Tune, tmp_path: Path) -> None:
-    config = tune(mode="freeze", rule=HALF, profile_iterations=5)
-    unbroken = run_finetuning(
-        tune(tmp_path / "one", mode="freeze", rule=HALF, profile_iterations=5)
+def test_an_interruption_while_profiling(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(mode="freeze", rule=HALF_RULE, profile_iterations=5)
+    uninterrupted = run_finetuning(
+        make_config(tmp_path / "one", mode="freeze", rule=HALF_RULE, profile_iterations=5)
     )
     with pytest.raises(KeyboardInterrupt):
-        run_finetuning(config, Interrupting(after=12))  # in the fourth step, after an epoch
+        run_finetuning(config, Interrupting(after=12))  # in the fourth step, after one epoch
     assert not (tmp_path / "run" / "gradients.parquet").exists()
     run = run_finetuning(config)
-    assert same(last_weights(run / "freeze"), last_weights(unbroken / "freeze"))
+    assert same_state(last_weights(run / "freeze"), last_weights(uninterrupted / "freeze"))
     file = "gradients.parquet"
-    assert (run / file).read_bytes() == (unbroken / file).read_bytes()
+    assert (run / file).read_bytes() == (uninterrupted / file).read_bytes()
 
 
-def test_the_same_command_again_does_nothing(tune: Tune, whole: Run) -> None:
-    run, heard = whole[0], Heard()
+def test_the_same_command_again_does_nothing(make_config: MakeConfig, finished_run: Run) -> None:
+    run, listener = finished_run[0], Recorder()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("weights.safetensors")}
-    run_finetuning(tune(run, rule=HALF), heard)
+    run_finetuning(make_config(run, rule=HALF_RULE), listener)
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("weights.safetensors")}
-    assert sum("is finished: nothing is left to do" in line for line in heard.lines) == 3
+    assert sum("is finished: nothing is left to do" in line for line in listener.lines) == 3
 
 
-def test_a_profile_alone_is_that_of_the_mode_that_freezes(tune: Tune, whole: Run) -> None:
-    config = tune(rule=HALF, profile_only=True)
+def test_a_profile_only_run_equals_the_profile_of_the_mode_that_freezes(
+    make_config: MakeConfig, finished_run: Run
+) -> None:
+    config = make_config(rule=HALF_RULE, profile_only=True)
     run = run_finetuning(config)
-    left = {path.name for path in run.iterdir()} - {".owner"}
-    assert left == {"run.json", "gradients.parquet", "frozen.csv"}
+    file_names = {path.name for path in run.iterdir()} - {".owner"}
+    assert file_names == {"run.json", "gradients.parquet", "frozen.csv"}
     for file in ("frozen.csv", "gradients.parquet"):
-        assert (run / file).read_bytes() == (whole[0] / file).read_bytes()
+        assert (run / file).read_bytes() == (finished_run[0] / file).read_bytes()
     record = read_finetune_record(run)
     assert (record.status, record.modes, record.saving is None) == ("complete", [], False)
-    heard = Heard()
-    run_finetuning(config, heard)
-    assert any("The profile exists" in line for line in heard.lines)
+    listener = Recorder()
+    run_finetuning(config, listener)
+    assert any("The profile exists" in line for line in listener.lines)
 
 
 def test_a_profile_from_a_file_freezes_before_the_first_step(
-    tune: Tune, weights: Path, whole: Run
+    make_config: MakeConfig, weights: Path, finished_run: Run
 ) -> None:
-    profile = whole[0] / "gradients.parquet"
-    config = tune(mode="freeze", rule=HALF, profile=profile)
+    profile = finished_run[0] / "gradients.parquet"
+    config = make_config(mode="freeze", rule=HALF_RULE, profile=profile)
     run = run_finetuning(config)
-    assert (run / "frozen.csv").read_bytes() == (whole[0] / "frozen.csv").read_bytes()
+    assert (run / "frozen.csv").read_bytes() == (finished_run[0] / "frozen.csv").read_bytes()
     assert (run / "gradients.parquet").read_bytes() == profile.read_bytes()
     before, after = weights_of(weights.parent), last_weights(run / "freeze")
     assert all(torch.equal(before[name], after[name]) for name in frozen(run))
@@ -234,20 +242,24 @@ def test_a_profile_from_a_file_freezes_before_the_first_step(
     assert record.profile_sha256 is not None
 
 
-def test_a_profile_of_another_model(tune: Tune, whole: Run, tmp_path: Path) -> None:
-    other = write_pretrained(tmp_path / "other.safetensors", features=[4, 12])
-    config = tune(tmp_path / "run", other, rule=HALF, profile=whole[0] / "gradients.parquet")
+def test_a_profile_of_another_model(
+    make_config: MakeConfig, finished_run: Run, tmp_path: Path
+) -> None:
+    foreign = write_pretrained(tmp_path / "other.safetensors", features=[4, 12])
+    config = make_config(
+        tmp_path / "run", foreign, rule=HALF_RULE, profile=finished_run[0] / "gradients.parquet"
+    )
     with pytest.raises(UsageError, match=r"`--profile .*` is of another model") as caught:
         run_finetuning(config)
     assert "has no `encoder.stages.1.0.conv1.weight` of shape (8, 4, 3, 3)" in caught.value.why
     assert not (tmp_path / "run").exists()
 
 
-def test_modes_join_a_run_that_is_there(tune: Tune, tmp_path: Path) -> None:
+def test_modes_join_a_run_that_is_there(make_config: MakeConfig, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run_finetuning(tune(out, mode="full", epochs=1))
+    run_finetuning(make_config(out, mode="full", epochs=1))
     assert not (out / "frozen.csv").exists()
-    run_finetuning(tune(out, mode="freeze", rule=HALF, epochs=1))
+    run_finetuning(make_config(out, mode="freeze", rule=HALF_RULE, epochs=1))
     record = read_finetune_record(out)
     assert (record.modes, record.status, record.rule.quantile) == (
         ["full", "freeze"], "complete", 0.5,
@@ -255,20 +267,20 @@ def test_modes_join_a_run_that_is_there(tune: Tune, tmp_path: Path) -> None:
     assert record.saving is not None
 
 
-def test_a_threshold_that_leaves_nothing_names_the_highest_useful_one(
-    tune: Tune, tmp_path: Path
+def test_a_threshold_that_freezes_everything_names_the_highest_useful_one(
+    make_config: MakeConfig, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     high = FreezeRule(threshold=1e9, scope="all")
     with pytest.raises(UsageError, match="Nothing would be left to train but the heads") as caught:
-        run_finetuning(tune(out, rule=high))
+        run_finetuning(make_config(out, rule=high))
     assert read_finetune_record(out).status == "failed"
     assert [path.name for path in out.iterdir() if path.name[0] != "." and path.is_dir()] == [
         "freeze"
-    ]  # nothing else yet
+    ]  # no other files exist yet
     highest = float(caught.value.todo.split("threshold is ")[1].split(",")[0])
-    useful = FreezeRule(threshold=highest, scope="all")
-    config = tune(tmp_path / "other", mode="freeze", rule=useful,
+    useful_rule = FreezeRule(threshold=highest, scope="all")
+    config = make_config(tmp_path / "other", mode="freeze", rule=useful_rule,
         profile=out / "gradients.parquet", epochs=1,
     )  # fmt: skip
     rows = decisions(run_finetuning(config))
@@ -276,66 +288,73 @@ def test_a_threshold_that_leaves_nothing_names_the_highest_useful_one(
     assert len(trained) == 1
 
 
-def test_a_gradient_that_is_no_number(
-    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_nan_gradient_stops_the_training(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = SegmenterModule.training_step
+    original_step = SegmenterModule.training_step
     steps = 0
 
-    def spoiled(self: SegmenterModule, batch: Any, batch_idx: int) -> torch.Tensor:
+    def nan_step(self: SegmenterModule, batch: Any, batch_idx: int) -> torch.Tensor:
         nonlocal steps
         steps += 1
-        loss = usual(self, batch, batch_idx)
+        loss = original_step(self, batch, batch_idx)
         if steps == 5:
             parameter = self.network.get_parameter("decoder.seg_layers.0.bias")
             parameter.register_hook(lambda gradient: gradient * torch.nan)
         return loss
 
-    monkeypatch.setattr(SegmenterModule, "training_step", spoiled)
+    monkeypatch.setattr(SegmenterModule, "training_step", nan_step)
     message = r"parameters \(`decoder.seg_layers.0.bias`\) is not finite in epoch 2, step 5"
     with pytest.raises(RunError, match=message):
-        run_finetuning(tune(mode="freeze", rule=HALF))
+        run_finetuning(make_config(mode="freeze", rule=HALF_RULE))
     assert read_finetune_record(tmp_path / "run").status == "failed"
-    kept = last_weights(tmp_path / "run" / "freeze")
-    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+    final_weights = last_weights(tmp_path / "run" / "freeze")
+    assert all(torch.isfinite(tensor).all() for tensor in final_weights.values())
 
 
 def test_a_profile_is_not_taken_from_gradients_that_are_no_numbers(
-    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = SegmenterModule.training_step
+    original_step = SegmenterModule.training_step
 
-    def spoiled(self: SegmenterModule, batch: Any, batch_idx: int) -> torch.Tensor:
+    def nan_step(self: SegmenterModule, batch: Any, batch_idx: int) -> torch.Tensor:
         parameter = self.network.get_parameter("encoder.stem.0.conv1.bias")
         parameter.register_hook(lambda gradient: gradient * torch.nan)
-        return usual(self, batch, batch_idx)
+        return original_step(self, batch, batch_idx)
 
-    monkeypatch.setattr(SegmenterModule, "training_step", spoiled)
+    monkeypatch.setattr(SegmenterModule, "training_step", nan_step)
     with pytest.raises(RunError, match="is not finite in epoch 1, step 1"):
-        run_finetuning(tune(profile_only=True))
+        run_finetuning(make_config(profile_only=True))
     assert not (tmp_path / "run" / "gradients.parquet").exists()
 
 
-def test_lora_trains_adapters_and_leaves_a_plain_network(tune: Tune, weights: Path) -> None:
-    run = run_finetuning(tune(mode="lora"))
+def test_lora_trains_adapters_and_leaves_a_plain_network(
+    make_config: MakeConfig, weights: Path
+) -> None:
+    run = run_finetuning(make_config(mode="lora"))
     before, after = weights_of(weights.parent), weights_of(run / "lora")
     assert after.keys() == before.keys()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert {name for name in moved if not name.startswith("decoder.seg_layers.")} == {
+    changed_names = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name in changed_names if not name.startswith("decoder.seg_layers.")} == {
         f"mamba_layer.mamba.{layer}.weight" for layer in ("in_proj", "x_proj", "out_proj")
     }
     network().load_state_dict(after)  # strictly
     assert table(run / "lora" / "test")["dice"].between(0, 1).all()
-    again = Heard()
-    run_finetuning(tune(mode="lora"), again)
-    assert any("nothing is left to do" in line for line in again.lines)
+    second_listener = Recorder()
+    run_finetuning(make_config(mode="lora"), second_listener)
+    assert any("nothing is left to do" in line for line in second_listener.lines)
 
 
-def test_a_network_without_state_space_blocks(tune: Tune, tmp_path: Path) -> None:
-    heard = Heard()
-    said: dict[str, Any] = {"model": "unet", "model_args": {"features": [4, 8]}, "epochs": 1}
-    start = run_finetuning(tune(tmp_path / "one", None, mode="scratch", **said))
-    run_finetuning(tune(tmp_path / "two", start / "scratch", mode="freeze", **said), heard)
-    assert any("`unet` has no state-space block" in line for line in heard.lines)
+def test_a_network_without_state_space_blocks(make_config: MakeConfig, tmp_path: Path) -> None:
+    listener = Recorder()
+    settings: dict[str, Any] = {"model": "unet", "model_args": {"features": [4, 8]}, "epochs": 1}
+    scratch_run = run_finetuning(make_config(tmp_path / "one", None, mode="scratch", **settings))
+    run_finetuning(
+        make_config(tmp_path / "two", scratch_run / "scratch", mode="freeze", **settings), listener
+    )
+    assert any("`unet` has no state-space block" in line for line in listener.lines)
     with pytest.raises(UsageError, match="`--mode lora` finds nothing to adapt in `unet`"):
-        run_finetuning(tune(tmp_path / "three", start / "scratch", mode="lora", **said), heard)
+        run_finetuning(
+            make_config(tmp_path / "three", scratch_run / "scratch", mode="lora", **settings),
+            listener,
+        )

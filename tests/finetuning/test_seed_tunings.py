@@ -1,4 +1,4 @@
-"""Fine-tunings over several seeds: every mode with every seed, on the same images."""
+"""Fine-tunings with several seeds: every mode with every seed, on the same images."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from robustcli.finetuning.seed_tunings import finetune_seeds
 from robustcli.reports.seeds_findings import read_seeds
 from robustcli.training.record import read_train_record
 from robustcli.training.seeds_record import read_seeds_record
-from tests.finetuning.tunings import tuning
-from tests.training.runs import Heard, same, weights_of
+from tests.finetuning.tunings import tiny_tuning
+from tests.training.runs import Recorder, same_state, weights_of
 
 Seeded = Callable[..., FinetuneConfig]
 
 
 def seeded(
-    data: Path, out: Path, weights: Path, seeds: int | None = 2, **said: Any
+    data: Path, out: Path, weights: Path, seeds: int | None = 2, **overrides: Any
 ) -> FinetuneConfig:
-    config = tuning(data, out, weights, epochs=1, limit=10, **{"mode": "full", **said})
+    config = tiny_tuning(data, out, weights, epochs=1, limit=10, **{"mode": "full", **overrides})
     return replace(config, training=replace(config.training, seeds=seeds, workers=0))
 
 
 @pytest.fixture(scope="module")
 def run(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seeds of full fine-tuning."""
+    """Returns a run with two seeds of full fine-tuning."""
     return finetune_seeds(seeded(data, tmp_path_factory.mktemp("tuned") / "run", weights))
 
 
@@ -43,8 +43,8 @@ def test_each_seed_is_an_ordinary_fine_tuning_on_the_same_images(
 ) -> None:
     single = seeded(data, tmp_path / "single", weights, None, seed=1)
     single = replace(single, training=replace(single.training, split_seed=0))
-    alone = run_finetuning(single)
-    assert same(weights_of(run / "seed-1" / "full"), weights_of(alone / "full"))
+    single_run = run_finetuning(single)
+    assert same_state(weights_of(run / "seed-1" / "full"), weights_of(single_run / "full"))
     records = [read_finetune_record(run / f"seed-{seed}") for seed in (0, 1)]
     assert [(r.seed, r.split_seed) for r in records] == [(0, None), (1, 0)]
     splits = [pd.read_csv(run / f"seed-{seed}" / "full" / "splits.csv") for seed in (0, 1)]
@@ -53,10 +53,10 @@ def test_each_seed_is_an_ordinary_fine_tuning_on_the_same_images(
 
 
 def test_a_mode_is_added_to_every_seed(run: Path, data: Path, weights: Path) -> None:
-    trained = run / "seed-1" / "full" / "weights.safetensors"
-    before = trained.stat().st_mtime_ns
+    weights_file = run / "seed-1" / "full" / "weights.safetensors"
+    before = weights_file.stat().st_mtime_ns
     finetune_seeds(seeded(data, run, weights, mode="scratch"))
-    assert trained.stat().st_mtime_ns == before
+    assert weights_file.stat().st_mtime_ns == before
     assert read_seeds_record(run).of == "finetune"
     findings = read_seeds(run)
     assert [(s.mode, len(s.measured)) for s in findings.series] == [("scratch", 2), ("full", 2)]
@@ -64,7 +64,7 @@ def test_a_mode_is_added_to_every_seed(run: Path, data: Path, weights: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("said", "named"),
+    ("overrides", "message"),
     [
         ({"lr": 0.5}, "`--lr` was 0.01, now it is 0.5"),
         ({"seed": 2}, "`--seed` was 0, now it is 2"),
@@ -72,16 +72,16 @@ def test_a_mode_is_added_to_every_seed(run: Path, data: Path, weights: Path) -> 
     ],
 )
 def test_other_settings_are_refused_by_name(
-    run: Path, data: Path, weights: Path, said: dict[str, Any], named: str
+    run: Path, data: Path, weights: Path, overrides: dict[str, Any], message: str
 ) -> None:
     config = seeded(data, run, weights)
     with pytest.raises(UsageError, match="holds several seeds with other settings") as caught:
-        finetune_seeds(replace(config, training=replace(config.training, **said)))
-    assert named in caught.value.why
+        finetune_seeds(replace(config, training=replace(config.training, **overrides)))
+    assert message in caught.value.why
 
 
 def test_a_dry_run_is_of_one_seed_and_says_how_many(run: Path, data: Path, weights: Path) -> None:
-    forecast = forecast_finetune_seeds(seeded(data, run, weights, 4), Heard())
+    forecast = forecast_finetune_seeds(seeded(data, run, weights, 4), Recorder())
     assert (list(forecast.seeds), list(forecast.finished)) == ([0, 1, 2, 3], [0, 1])
     assert "Modes:" in forecast.as_text()
 

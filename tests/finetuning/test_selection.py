@@ -1,4 +1,4 @@
-"""Rules of what to freeze, what they choose, and how it is announced."""
+"""Rules that select frozen parameters, their results, and announcements."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from robustcli.finetuning.selection import (
     freeze_decisions,
     make_rule,
 )
-from tests.finetuning.tunings import Tune, network
-from tests.training.runs import Heard
+from tests.finetuning.tunings import MakeConfig, network
+from tests.training.runs import Recorder
 
 
 @pytest.mark.parametrize("value", [-1e-6, math.inf, math.nan])
@@ -45,10 +45,10 @@ def test_quantile_must_be_a_share(value: float) -> None:
         FreezeRule(quantile=value)
 
 
-@pytest.mark.parametrize("given", [{}, {"threshold": 1e-6, "quantile": 0.3}])
-def test_one_rule_at_a_time(given: dict[str, float]) -> None:
+@pytest.mark.parametrize("limits", [{}, {"threshold": 1e-6, "quantile": 0.3}])
+def test_one_rule_at_a_time(limits: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="exclude each other"):
-        FreezeRule(**given)  # type: ignore[arg-type]
+        FreezeRule(**limits)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.5])
@@ -93,7 +93,7 @@ def frozen(rule: FreezeRule, heads: tuple[str, ...] = ()) -> list[str]:
     return [d.name for d in freeze_decisions(NETWORK, rule, heads) if d.frozen]
 
 
-def test_threshold_takes_what_is_below_it_in_mamba_blocks() -> None:
+def test_threshold_selects_small_gradients_in_mamba_blocks() -> None:
     assert frozen(FreezeRule(threshold=1e-6)) == ["mamba.A_log"]
     assert frozen(FreezeRule(threshold=1e-7)) == []  # not below itself
 
@@ -110,8 +110,7 @@ def test_relative_divides_by_the_weights_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "expected"),
-    [(0.3, []), (0.34, ["mamba.A_log"]), (0.7, ["mamba.A_log", "mamba.D"])],
+    ("share", "expected"), [(0.3, []), (0.34, ["mamba.A_log"]), (0.7, ["mamba.A_log", "mamba.D"])]
 )
 def test_quantile_takes_the_lowest_share_of_the_scope(share: float, expected: list[str]) -> None:
     assert frozen(FreezeRule(quantile=share)) == expected
@@ -121,7 +120,7 @@ def settled(ratio: float) -> Statistic:
     return Statistic((4,), True, 1.0, dict.fromkeys(STATISTIC_KINDS, 1.0), ratio)
 
 
-def test_change_takes_what_has_settled() -> None:
+def test_change_selects_parameters_with_settled_gradients() -> None:
     network = {"a": settled(0.1), "b": settled(0.5), "c": settled(0.9), "d": settled(math.nan)}
     decisions = freeze_decisions(network, make_rule(change=0.5))
     assert [d.frozen for d in decisions] == [True, False, False, False]
@@ -136,7 +135,7 @@ def test_a_profile_without_changes_cannot_be_compared() -> None:
         freeze_decisions(NETWORK, make_rule(change=0.5, scope="all"))
 
 
-def test_pattern_takes_names() -> None:
+def test_pattern_selects_parameters_by_name() -> None:
     assert frozen(FreezeRule(pattern="encoder.*")) == ["encoder.conv"]
     assert frozen(FreezeRule(pattern="mamba")) == ["mamba.A_log", "mamba.D", "mamba.out"]
     assert frozen(FreezeRule(pattern="*"), ("seg_layers.",)) == [
@@ -161,11 +160,11 @@ def test_a_tensor_that_never_had_a_gradient_is_left_alone() -> None:
 
 
 def test_every_decision_says_why() -> None:
-    why = {
+    expected_reasons = {
         d.name: d.why
         for d in freeze_decisions(NETWORK, FreezeRule(threshold=1e-6), ("seg_layers.",))
     }
-    assert why == {
+    assert expected_reasons == {
         "encoder.conv": "not in a state-space block",
         "mamba.A_log": "below 1e-06",
         "mamba.D": "not below 1e-06",
@@ -190,7 +189,7 @@ def test_heads_alone_are_not_enough_for_a_threshold_and_are_for_a_pattern() -> N
     with pytest.raises(UsageError, match="Nothing would be left to train but the heads") as caught:
         freeze_decisions(NETWORK, FreezeRule(threshold=1.0, scope="all"), heads)
     assert "highest useful threshold is 0.01, which leaves one tensor" in caught.value.todo
-    unused = {**NETWORK, "mamba.unused": statistic(math.nan)}  # has nothing to learn from
+    unused = {**NETWORK, "mamba.unused": statistic(math.nan)}  # has no gradient
     with pytest.raises(UsageError, match="Nothing would be left to train but the heads"):
         freeze_decisions(unused, FreezeRule(threshold=1.0, scope="all"), heads)
     probe = freeze_decisions(NETWORK, FreezeRule(pattern="*"), heads)
@@ -204,23 +203,23 @@ def test_the_highest_useful_threshold_is_rounded_down() -> None:
     with pytest.raises(UsageError) as caught:
         freeze_decisions(network, FreezeRule(threshold=1.0))
     assert "threshold is 0.000123, which" in caught.value.todo
-    useful = freeze_decisions(network, FreezeRule(threshold=1.23e-4))
-    assert [d.frozen for d in useful] == [False, True]
+    decisions = freeze_decisions(network, FreezeRule(threshold=1.23e-4))
+    assert [d.frozen for d in decisions] == [False, True]
 
 
-def test_names_decide_at_once_and_thresholds_later(tune: Tune) -> None:
+def test_names_decide_at_once_and_thresholds_later(make_config: MakeConfig) -> None:
     rule = FreezeRule(pattern="encoder")
-    by_name = plan_finetuning(tune(rule=rule), Heard())
+    by_name = plan_finetuning(make_config(rule=rule), Recorder())
     decisions = known_decisions(by_name, network())
     assert decisions is not None
     assert {d.name.split(".")[0] for d in decisions if d.frozen} == {"encoder"}
-    assert known_decisions(plan_finetuning(tune(), Heard()), network()) is None
-    alone = plan_finetuning(tune(rule=rule, profile_only=True), Heard())
-    assert known_decisions(alone, network()) is None
+    assert known_decisions(plan_finetuning(make_config(), Recorder()), network()) is None
+    profile_plan = plan_finetuning(make_config(rule=rule, profile_only=True), Recorder())
+    assert known_decisions(profile_plan, network()) is None
 
 
-def test_the_file_gives_the_names_back(tune: Tune) -> None:
-    plan = plan_finetuning(tune(rule=FreezeRule(pattern="encoder")), Heard())
+def test_the_file_gives_the_names_back(make_config: MakeConfig) -> None:
+    plan = plan_finetuning(make_config(rule=FreezeRule(pattern="encoder")), Recorder())
     decisions = known_decisions(plan, network())
     assert decisions is not None
     write_known(plan, decisions, network())
@@ -228,27 +227,27 @@ def test_the_file_gives_the_names_back(tune: Tune) -> None:
     assert pd.read_csv(plan.run / "frozen.csv")["statistic"].isna().all()
 
 
-def test_a_frozen_prefix_saves_its_backward_pass(tune: Tune) -> None:
-    plan, net = plan_finetuning(tune(), Heard()), network()
+def test_a_frozen_prefix_saves_its_backward_pass(make_config: MakeConfig) -> None:
+    plan, net = plan_finetuning(make_config(), Recorder()), network()
     names = [name for name, _ in net.named_parameters()]
     prefix = [name for name in names if name.startswith("encoder.")]
-    saved = saving_of(plan, prefix, net)
-    assert saved.parameters == sum(p.numel() for p in net.parameters())
-    assert saved.frozen == sum(p.numel() for n, p in net.named_parameters() if n in prefix)
-    assert saved.optimizer_bytes == 8 * saved.parameters
-    assert 0.2 < saved.flops_saved / saved.flops < 0.6
+    savings = saving_of(plan, prefix, net)
+    assert savings.parameters == sum(p.numel() for p in net.parameters())
+    assert savings.frozen == sum(p.numel() for n, p in net.named_parameters() if n in prefix)
+    assert savings.optimizer_bytes == 8 * savings.parameters
+    assert 0.2 < savings.flops_saved / savings.flops < 0.6
     assert saving_of(plan, [], net).flops_saved == 0
     assert all(p.requires_grad for p in net.parameters())
 
 
-def test_what_is_told(tune: Tune) -> None:
-    plan = plan_finetuning(tune(rule=FreezeRule(pattern="encoder")), Heard())
-    said: list[str] = []
+def test_decisions_are_announced(make_config: MakeConfig) -> None:
+    plan = plan_finetuning(make_config(rule=FreezeRule(pattern="encoder")), Recorder())
+    messages: list[str] = []
     decisions = known_decisions(plan, network())
     assert decisions is not None
-    announce_decisions(decisions, plan, network(), said.append)
+    announce_decisions(decisions, plan, network(), messages.append)
     count = sum(d.frozen for d in decisions)
-    (line,) = said
+    (line,) = messages
     assert line.startswith(f"Frozen: {count} of {len(decisions)} tensors, ")
 
 

@@ -1,4 +1,4 @@
-"""Rules beside the chosen one: which make sense, and what a sweep leaves."""
+"""Sweeps over freezing rules: the tried rules, and the files of a sweep."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from robustcli.finetuning.sweep import Ratio, candidates, name_of, seconds_ratio
 from robustcli.models.architectures import architecture, everything_decays
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.recipes import recipe_for
-from tests.finetuning.tunings import Tune
-from tests.training.runs import Heard
+from tests.finetuning.tunings import MakeConfig
+from tests.training.runs import Recorder
 
 CPU = torch.device("cpu")
 
@@ -41,31 +41,31 @@ def module() -> SegmenterModule:
     )  # fmt: skip
 
 
-def test_a_step_without_a_way_back_is_shorter(module: SegmenterModule) -> None:
+def test_a_step_without_backward_pass_is_shorter(module: SegmenterModule) -> None:
     names = [name for name, _ in module.network.named_parameters()]
     head = [name for name in names if "head" in name or name.startswith(names[-1].split(".")[0])]
-    kept = {name: p.detach().clone() for name, p in module.network.named_parameters()}
+    initial = {name: p.detach().clone() for name, p in module.network.named_parameters()}
     body = [name for name in names if name not in head]
-    nothing, most = seconds_ratios(module, [[], body], 2, CPU, rounds=7)
-    assert most.low <= most.median <= most.high < 0.9
-    assert nothing.median == pytest.approx(1, abs=0.4)
+    base_ratio, body_ratio = seconds_ratios(module, [[], body], 2, CPU, rounds=7)
+    assert body_ratio.low <= body_ratio.median <= body_ratio.high < 0.9
+    assert base_ratio.median == pytest.approx(1, abs=0.4)
     for name, parameter in module.network.named_parameters():
         assert parameter.requires_grad
-        assert torch.equal(parameter, kept[name])
+        assert torch.equal(parameter, initial[name])
 
 
-def test_ratios_are_of_the_same_round(
+def test_ratios_are_computed_within_a_round(
     module: SegmenterModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A machine that gets slower from round to round changes no ratio; two rounds do not count."""
+    """Ratios do not change if a machine slows down; the first two rounds are dropped."""
     order: list[float] = []
 
-    def fake(own: SegmenterModule, size: int, device: torch.device) -> Callable[[], float]:
-        share = 1.0 if all(p.requires_grad for p in own.network.parameters()) else 0.5
+    def fake(lit_module: SegmenterModule, size: int, device: torch.device) -> Callable[[], float]:
+        share = 1.0 if all(p.requires_grad for p in lit_module.network.parameters()) else 0.5
 
         def step() -> float:
             order.append(share)
-            number = (len(order) + 1) // 2  # of the round, the first being 1
+            number = (len(order) + 1) // 2  # round number, from 1
             return 2.0**number * (share if number > 2 else 1 / share)
 
         return step
@@ -82,41 +82,43 @@ RULES = SegmenterFinetuning.rules
 ENCODER = ["encoder.stages.0.w", "encoder.stages.1.w", "encoder.stages.2.w"]
 NAMES = (*ENCODER, "mamba_layer.A_log", "mamba_layer.D", "head.w")
 SIZES = (1e-3, 1e-2, 1e-2, 1e-4, 1e-1, 1.0)
-MEASURED = {
+STATISTICS = {
     name: Statistic((10,), name.startswith("mamba"), 1.0, {"mean_abs": size, "rms": 2 * size})
     for name, size in zip(NAMES, SIZES, strict=True)
 }
 
 
-def frozen_by(own: FreezeRule) -> dict[str, list[str]]:
-    return {name_of(c.rule): c.frozen for c in candidates(MEASURED, own, ["head"], RULES)}
+def frozen_by(rule: FreezeRule) -> dict[str, list[str]]:
+    return {name_of(c.rule): c.frozen for c in candidates(STATISTICS, rule, ["head"], RULES)}
 
 
 def test_each_set_comes_once_and_the_runs_own_rule_first() -> None:
-    own = FreezeRule(threshold=5e-3, scope="all")
-    found = frozen_by(own)
-    assert next(iter(found)) == "all-mean_abs-0.005"
-    assert found["all-mean_abs-0.005"] == ["encoder.stages.0.w", "mamba_layer.A_log"]
-    assert found["mamba-mean_abs-1e-06"] == []
-    assert found["mamba-mean_abs-q0.5"] == ["mamba_layer.A_log"]
-    assert found["name-encoder._"] == ENCODER
-    assert ENCODER[:2] in found.values()
-    sets = [frozenset(names) for names in found.values()]
+    rule = FreezeRule(threshold=5e-3, scope="all")
+    frozen_names = frozen_by(rule)
+    assert next(iter(frozen_names)) == "all-mean_abs-0.005"
+    assert frozen_names["all-mean_abs-0.005"] == ["encoder.stages.0.w", "mamba_layer.A_log"]
+    assert frozen_names["mamba-mean_abs-1e-06"] == []
+    assert frozen_names["mamba-mean_abs-q0.5"] == ["mamba_layer.A_log"]
+    assert frozen_names["name-encoder._"] == ENCODER
+    assert ENCODER[:2] in frozen_names.values()
+    sets = [frozenset(names) for names in frozen_names.values()]
     assert len(set(sets)) == len(sets)
 
 
 def test_the_share_is_of_elements() -> None:
     shares = [
-        c.share for c in candidates(MEASURED, FreezeRule(pattern="encoder.*"), ["head"], RULES)
+        c.share for c in candidates(STATISTICS, FreezeRule(pattern="encoder.*"), ["head"], RULES)
     ]
     assert shares[0] == pytest.approx(0.5)
 
 
 def test_rules_that_fit_no_name_are_left_out() -> None:
-    other = {name.replace("encoder", "down"): s for name, s in MEASURED.items()}
-    found = [c.rule.pattern for c in candidates(other, FreezeRule(quantile=0.5), ["head"], RULES)]
-    assert "encoder.*" not in found
-    assert "mamba_layer.*" in found
+    renamed = {name.replace("encoder", "down"): s for name, s in STATISTICS.items()}
+    patterns = [
+        c.rule.pattern for c in candidates(renamed, FreezeRule(quantile=0.5), ["head"], RULES)
+    ]
+    assert "encoder.*" not in patterns
+    assert "mamba_layer.*" in patterns
 
 
 def test_every_rule_has_a_folder_of_its_own() -> None:
@@ -126,8 +128,8 @@ def test_every_rule_has_a_folder_of_its_own() -> None:
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-") for name in names)
 
 
-def test_what_a_sweep_leaves(
-    tune: Tune, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_sweep_writes_its_rules_scores_and_times(
+    make_config: MakeConfig, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rules = (FreezeRule(threshold=0.0), FreezeRule(pattern="encoder.*"))
     monkeypatch.setattr(SegmenterFinetuning, "rules", rules)
@@ -139,57 +141,63 @@ def test_what_a_sweep_leaves(
         lambda self, mode, out: waits.update({out.name: self.waiting}) or start_of(self, mode, out),
     )
     ratios = [Ratio(0.7, 0.6, 0.8), Ratio(1.0, 0.9, 1.1), Ratio(0.5, 0.4, 0.6)]
-    asked = []
+    calls = []
     monkeypatch.setattr(
-        sweep, "seconds_ratios", lambda module, frozen, size, device: asked.append(frozen) or ratios
+        sweep, "seconds_ratios", lambda module, frozen, size, device: calls.append(frozen) or ratios
     )
-    out, own = tmp_path / "run", FreezeRule(quantile=0.5, scope="all")
-    config = tune(out, rule=own, epochs=1, profile_iterations=1, sweep=True)
-    run_finetuning(config, Heard())
+    out, rule = tmp_path / "run", FreezeRule(quantile=0.5, scope="all")
+    config = make_config(out, rule=rule, epochs=1, profile_iterations=1, sweep=True)
+    run_finetuning(config, Recorder())
     rows = pd.read_csv(out / SWEEP_FILE)
     assert list(rows) == list(SWEEP)
     assert rows["seconds_ratio"].tolist() == [0.7, 1.0, 0.5]
     assert rows["pattern"].tolist()[2] == "encoder.*"
-    assert rows["after_steps"].tolist() == [1, 1, 1]  # `--profile-iterations` was given
+    assert rows["after_steps"].tolist() == [1, 1, 1]  # `--profile-iterations` was set
     assert waits["all-mean_abs-q0.5-after-1"] == 1
     assert waits["name-encoder._-after-1"] == 1
     assert rows["frozen_share"].tolist()[1] == 0
     assert rows["dice"][1] == table(out / "full" / "test")["dice"][0]
-    swept = out / "sweep" / "name-encoder._-after-1"
-    assert rows["dice"][2] == table(swept / "test")["dice"][0]
-    start = load_file(weights)
-    waited = out / "sweep" / "all-mean_abs-q0.5-after-1"
-    by_mode, by_sweep = (load_file(run / "weights.safetensors") for run in (out / "freeze", waited))
+    swept_run = out / "sweep" / "name-encoder._-after-1"
+    assert rows["dice"][2] == table(swept_run / "test")["dice"][0]
+    start_weights = load_file(weights)
+    waiting = out / "sweep" / "all-mean_abs-q0.5-after-1"
+    by_mode, by_sweep = (
+        load_file(run / "weights.safetensors") for run in (out / "freeze", waiting)
+    )
     for name, tensor in by_mode.items():  # the run's rule, as mode `freeze` applies it
         assert torch.equal(tensor, by_sweep[name])
-    assert any(not torch.equal(by_sweep[name], start[name]) for name in asked[0][0])
+    assert any(not torch.equal(by_sweep[name], start_weights[name]) for name in calls[0][0])
     before = (out / SWEEP_FILE).read_bytes()
-    run_finetuning(config, Heard())
+    run_finetuning(config, Recorder())
     assert (out / SWEEP_FILE).read_bytes() == before
 
 
-def test_a_sweep_needs_gradients(tune: Tune) -> None:
+def test_a_sweep_needs_gradients(make_config: MakeConfig) -> None:
     rule = FreezeRule(pattern="encoder.*")
-    config = tune(epochs=1, sweep=True, rule=rule)
+    config = make_config(epochs=1, sweep=True, rule=rule)
     with pytest.raises(UsageError, match=r"`--sweep` needs a profile; `--freeze encoder\.\*`"):
-        run_finetuning(config, Heard())
-
-
-@pytest.mark.parametrize("said", [{"mode": "freeze"}, {"mode": "full"}, {"profile_only": True}])
-def test_a_sweep_needs_full_and_a_profile(tune: Tune, said: dict[str, object]) -> None:
-    config = tune(epochs=1, sweep=True, **said)
-    with pytest.raises(UsageError, match=r"`--sweep` compares with(.|\n)*Use `--mode all`"):
-        run_finetuning(config, Heard())
+        run_finetuning(config, Recorder())
 
 
 @pytest.mark.parametrize(
-    ("said", "by_gradient", "by_name"),
+    "overrides", [{"mode": "freeze"}, {"mode": "full"}, {"profile_only": True}]
+)
+def test_a_sweep_needs_full_and_a_profile(
+    make_config: MakeConfig, overrides: dict[str, object]
+) -> None:
+    config = make_config(epochs=1, sweep=True, **overrides)
+    with pytest.raises(UsageError, match=r"`--sweep` compares with(.|\n)*Use `--mode all`"):
+        run_finetuning(config, Recorder())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "by_gradient", "by_name"),
     [({}, 20, 0), ({"profile_iterations": 7}, 7, 7), ({"profile": Path("p.parquet")}, 0, 0)],
 )
 def test_a_rule_of_the_sweep_waits_as_the_mode_does(
-    said: dict[str, object], by_gradient: int, by_name: int
+    overrides: dict[str, object], by_gradient: int, by_name: int
 ) -> None:
-    settings = {"profile": None, "profile_iterations": None, **said}
+    settings = {"profile": None, "profile_iterations": None, **overrides}
     steps = settings["profile_iterations"] or 20
     plan: Any = SimpleNamespace(config=SimpleNamespace(**settings), profile_iterations=steps)
     assert steps_before(plan, FreezeRule(change=0.5, kind="change")) == by_gradient
@@ -218,6 +226,6 @@ def test_a_freeze_after_some_steps_trains_all_before_and_survives_an_interruptio
     resumed.load_state_dict(callback.state_dict())
     assert step(network, resumed, trainer) == [False, False]
     assert step(network, resumed, trainer) == [True, False]
-    again = FreezeAfterSteps(network, ["weight"], 2)
-    again.load_state_dict(resumed.state_dict())
-    assert (again.names, again.pending) == (["weight"], [])
+    reloaded = FreezeAfterSteps(network, ["weight"], 2)
+    reloaded.load_state_dict(resumed.state_dict())
+    assert (reloaded.names, reloaded.pending) == (["weight"], [])

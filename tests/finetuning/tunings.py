@@ -1,4 +1,4 @@
-"""Fine-tunings of seconds: a very small U-Mamba with weights of its own, on a dozen discs."""
+"""Short fine-tunings: a very small pretrained U-Mamba on a dozen discs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robustcli.finetuning.config import FinetuneConfig
 from robustcli.models.umamba import UMamba
 from robustcli.training.config import TrainConfig
 
-Tune = Callable[..., FinetuneConfig]
+MakeConfig = Callable[..., FinetuneConfig]
 TINY: dict[str, Any] = {"features": [4, 8], "strides": [1, 2], "patch_size": [16, 16]}
 _TRAINING = {"epochs", "lr", "limit", "window", "fresh", "seed", "aug", "precision", "protocol",
              "devices", "model", "model_args", "data", "patience", "quick", "recipe",
@@ -23,13 +23,13 @@ _TRAINING = {"epochs", "lr", "limit", "window", "fresh", "seed", "aug", "precisi
 
 def network(seed: int = 7, **changes: Any) -> UMamba:
     torch.manual_seed(seed)
-    made = networks.create("umamba", {**TINY, **changes})
-    assert isinstance(made, UMamba)
-    return made
+    built = networks.create("umamba", {**TINY, **changes})
+    assert isinstance(built, UMamba)
+    return built
 
 
 def write_pretrained(path: Path, seed: int = 7, **changes: Any) -> Path:
-    """The weights of `network` with the header of a training run."""
+    """Writes the weights of `network` with the header of a training."""
     header = WeightsHeader(
         model="umamba", arguments={**TINY, **changes}, window=16, channels="rgb", threshold=0.5,
         protocol="patient", trained_on="elsewhere", images_sha256="0" * 64,
@@ -38,14 +38,14 @@ def write_pretrained(path: Path, seed: int = 7, **changes: Any) -> Path:
     return path
 
 
-def tuning(data: Path, out: Path, pretrained: Path | None, **said: Any) -> FinetuneConfig:
-    """Three epochs of three steps in each mode, two of them profiled."""
-    usual: dict[str, Any] = {"epochs": None if "iterations" in said else 3, "lr": 0.01}
-    given = {**usual, **said}
-    training = {name: given.pop(name) for name in list(given) if name in _TRAINING}
+def tiny_tuning(data: Path, out: Path, pretrained: Path | None, **overrides: Any) -> FinetuneConfig:
+    """Returns the settings of three epochs of three steps per mode, two of them profiled."""
+    defaults: dict[str, Any] = {"epochs": None if "iterations" in overrides else 3, "lr": 0.01}
+    settings = {**defaults, **overrides}
+    training = {name: settings.pop(name) for name in list(settings) if name in _TRAINING}
     training.setdefault("recipe", None if training.get("protocol") == "paper" else "patient")
     training = {"model": "umamba", "window": 16, "data": str(data), **training}
     config = TrainConfig(out=out, batch_size=4, device="cpu", **training)
-    rule = given.get("rule")
+    rule = settings.get("rule")
     profiled = None if rule is not None and rule.pattern is not None else 2
-    return FinetuneConfig(config, pretrained, **{"profile_iterations": profiled, **given})
+    return FinetuneConfig(config, pretrained, **{"profile_iterations": profiled, **settings})

@@ -1,4 +1,4 @@
-"""Damaged and hostile files of arrays: NumPy's, and HDF5 and NIfTI where their libraries are."""
+"""Damaged and hostile array files: NumPy's, and HDF5 and NIfTI if their libraries are installed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 SECRET = 114
 """A byte outside the data set that no reader may show."""
-_TERA = 10**6
+_MILLION = 10**6
 
 
 def npy(description: str, body: bytes) -> bytes:
-    """A `.npy` file with that header."""
+    """Returns a `.npy` file with the given header."""
     text = description.encode() + b"\n"
     return b"\x93NUMPY\x02\0" + struct.pack("<I", len(text)) + text + body
 
@@ -29,7 +30,7 @@ def _bytes_of(*shape: int) -> str:
 
 
 def write_hostile_arrays(folder: Path) -> list[Path]:
-    """Files of which none holds an image or a mask under the name `mask`."""
+    """Writes files without a valid image or mask named `mask`."""
     objects = npy(
         "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", pickle.dumps([os.system])
     )
@@ -37,16 +38,16 @@ def write_hostile_arrays(folder: Path) -> list[Path]:
         "empty.npy": b"", "magic.npy": b"\x93NUMPY",
         "version.npy": b"\x93NUMPY\xff\xff" + bytes(80),
         "objects.npy": objects, "pickle.npy": pickle.dumps(os.system),
-        "huge.npy": npy(_bytes_of(_TERA, _TERA), bytes(10)),
+        "huge.npy": npy(_bytes_of(_MILLION, _MILLION), bytes(10)),
         "negative.npy": npy(_bytes_of(-1, 4), bytes(10)),
         "header.npy": b"\x93NUMPY\x02\0" + struct.pack("<I", 2**31) + bytes(100),
         "nested.npy": npy("(" * 9000 + ")" * 9000, b""),
         "call.npy": npy("__import__('os').system('touch ran')", b""),
         "text.npy": npy("{'descr': '<U9', 'fortran_order': False, 'shape': (1,)}", bytes(36)),
-        "objects.npz": _zipped({"mask.npy": objects}),
-        "outside.npz": _zipped({"../../mask.npy": npy(_bytes_of(2, 2), bytes(4))}),
-        "text.npz": _zipped({"mask": b"no array"}),
-        "cut.npz": _zipped({"mask.npy": bytes(900)})[:60],
+        "objects.npz": zipped({"mask.npy": objects}),
+        "outside.npz": zipped({"../../mask.npy": npy(_bytes_of(2, 2), bytes(4))}),
+        "text.npz": zipped({"mask": b"no array"}),
+        "cut.npz": zipped({"mask.npy": bytes(900)})[:60],
         "bomb.npz": _zip_bomb(),
     }  # fmt: skip
     for name, content in contents.items():
@@ -60,26 +61,28 @@ def write_hostile_arrays(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_symlink() or not path.is_dir())
 
 
-def _zipped(members: dict[str, bytes]) -> bytes:
+def zipped(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    """Returns a zip of these members."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w", method) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return file.getvalue()
 
 
 def _zip_bomb() -> bytes:
-    """An archive whose directory says that its member unpacks to nearly 5 GiB."""
-    content = bytearray(_zipped({"mask.npy": npy(_bytes_of(70_000, 70_000), bytes(5_000_000))}))
-    # ZIP64 would be needed for the true length of such a member: the field holds at most 4 GiB.
+    """Returns an archive whose directory declares a member of nearly 5 GiB."""
+    members = {"mask.npy": npy(_bytes_of(70_000, 70_000), bytes(5_000_000))}
+    content = bytearray(zipped(members, zipfile.ZIP_DEFLATED))
+    # The size field holds at most 4 GiB; a larger member would need ZIP64.
     directory = content.index(b"PK\1\2")
     size = struct.pack("<Q", 4_900_000_000)
-    extra = struct.pack("<HH", 1, 8) + size
+    extra_field = struct.pack("<HH", 1, 8) + size
     name_length = struct.unpack_from("<H", content, directory + 28)[0]
     struct.pack_into("<I", content, directory + 24, 0xFFFFFFFF)
-    struct.pack_into("<H", content, directory + 30, len(extra))
+    struct.pack_into("<H", content, directory + 30, len(extra_field))
     at = directory + 46 + name_length
-    content[at:at] = extra
+    content[at:at] = extra_field
     end = content.index(b"PK\5\6")
     struct.pack_into("<I", content, end + 12, struct.unpack_from("<I", content, end + 12)[0] + 12)
     return bytes(content)
@@ -88,11 +91,11 @@ def _zip_bomb() -> bytes:
 def _write_hdf5(folder: Path) -> None:
     import h5py
 
-    outside = folder.parent / "outside"
-    outside.mkdir(exist_ok=True)
+    external_folder = folder.parent / "outside"
+    external_folder.mkdir(exist_ok=True)
     secret = np.full((8, 8), SECRET, np.uint8)
-    (outside / "raw").write_bytes(secret.tobytes())
-    with h5py.File(outside / "secret.h5", "w") as file:
+    (external_folder / "raw").write_bytes(secret.tobytes())
+    with h5py.File(external_folder / "secret.h5", "w") as file:
         file["mask"] = secret
     with h5py.File(folder / "link.h5", "w") as file:
         file["mask"] = h5py.ExternalLink("../outside/secret.h5", "mask")
@@ -102,18 +105,18 @@ def _write_hdf5(folder: Path) -> None:
     with h5py.File(folder / "loop.h5", "w") as file:
         file["mask"] = h5py.SoftLink("/mask")
     with h5py.File(folder / "raw.h5", "w") as file:
-        file.create_dataset("mask", (8, 8), "u1", external=[(str(outside / "raw"), 0, 64)])
+        file.create_dataset("mask", (8, 8), "u1", external=[(str(external_folder / "raw"), 0, 64)])
     with h5py.File(folder / "virtual.h5", "w") as file:
         layout = h5py.VirtualLayout(shape=(8, 8), dtype="u1")
         layout[:] = h5py.VirtualSource("../outside/secret.h5", "mask", shape=(8, 8))
         file.create_virtual_dataset("mask", layout)
     with h5py.File(folder / "fill.h5", "w") as file:
-        file.create_dataset("mask", (_TERA, _TERA), "u1", chunks=(1000, 1000))
+        file.create_dataset("mask", (_MILLION, _MILLION), "u1", chunks=(1000, 1000))
     with h5py.File(folder / "group.h5", "w") as file:
         file.create_group("mask")
     with h5py.File(folder / "text.h5", "w") as file:
         file["mask"] = ["a", "b"]
-    (folder / "cut.h5").write_bytes((outside / "secret.h5").read_bytes()[:700])
+    (folder / "cut.h5").write_bytes((external_folder / "secret.h5").read_bytes()[:700])
 
 
 def _write_nifti(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""About 100 damaged and hostile files of weights, made from the weights of a small network."""
+"""About 100 damaged and hostile weights files, made from the weights of a small network."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from tests.hostile.arrays import zipped
+
 State = dict[str, Tensor]
 
 
 class Call:
-    """An object whose unpickling calls a function."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
         self.parts = (function, arguments, state) if state is not None else (function, arguments)
@@ -37,9 +39,9 @@ class Call:
 
 
 def attacks(sentinel: Path) -> dict[str, object]:
-    """Objects that would make the file `sentinel`, were any of them unpickled."""
+    """Returns objects that would create the file `sentinel` on unpickling."""
     name, code = str(sentinel), f"open({str(sentinel)!r}, 'w').close()"
-    touch = partial(open, name, "w")
+    create_file = partial(open, name, "w")
     return {
         "system": Call(os.system, f"touch {name}"),
         "popen": Call(os.popen, f"touch {name}"),
@@ -50,7 +52,7 @@ def attacks(sentinel: Path) -> dict[str, object]:
         "Popen": Call(subprocess.Popen, ["touch", name]),
         "touch": Call(Path.touch, sentinel),
         "makedirs": Call(os.makedirs, name),
-        "partial": touch,
+        "partial": create_file,
         "map": Call(list, Call(map, Call(eval, f"lambda _: {code}"), [1])),
         "getattr": Call(getattr, Call(__import__, "os"), "system"),
         "nested": Call(dict, [("a", Call(list, [Call(os.system, f"touch {name}")]))]),
@@ -67,11 +69,11 @@ Rewrite = Callable[[State], bytes]
 
 
 def contents(state: State, sentinel: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of files, of which none holds the weights of the network undamaged."""
-    few = dict(list(state.items())[:2])
+    """Returns names and bytes of files, none of which contains the undamaged weights."""
+    pair = dict(list(state.items())[:2])
     for name, attack in attacks(sentinel).items():
-        yield f"{name} in a zip.pth", torch_bytes({"model": few, "x": attack})
-        yield f"{name} in the legacy form.pth", torch_bytes({"model": few, "x": attack}, False)
+        yield f"{name} in a zip.pth", torch_bytes({"model": pair, "x": attack})
+        yield (f"{name} in the legacy form.pth", torch_bytes({"model": pair, "x": attack}, False))
         yield f"{name} in a pickle.pkl", pickle.dumps(attack)
     yield from _other_tensors(state)
     yield from _other_names(state)
@@ -81,20 +83,20 @@ def contents(state: State, sentinel: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def torch_bytes(content: object, zipped: bool = True) -> bytes:
-    """What `torch.save` writes."""
+    """Returns the output of `torch.save`."""
     file = io.BytesIO()
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
     return file.getvalue()
 
 
 def _changed(state: State, change: Callable[[Tensor], Tensor], only: str = "") -> State:
-    """The weights with one tensor changed: that named `only`, or the largest."""
+    """Returns the weights with one tensor changed: `only`, or the largest."""
     key = only or max(state, key=lambda name: state[name].numel())
     return {**state, key: change(state[key])}
 
 
 def _other_tensors(state: State) -> Iterator[tuple[str, bytes]]:
-    """Tensors that are no plain numbers of the network's shape."""
+    """Returns weights with tensors of other kinds, types and shapes."""
     changes: dict[str, Callable[[Tensor], Tensor]] = {
         "NaN": lambda x: x.clone().fill_(torch.nan),
         "one NaN": lambda x: x.flatten().index_fill(0, torch.tensor([3]), torch.nan).view(x.shape),
@@ -138,22 +140,22 @@ def _other_names(state: State) -> Iterator[tuple[str, bytes]]:
     yield "many names.pth", torch_bytes({**state, **{f"a.{n}": torch.ones(1) for n in range(3000)}})
     yield "numbers as names.pth", torch_bytes(dict(enumerate(state.values())))
     yield "no tensors.pth", torch_bytes(dict.fromkeys(names, 1.0))
-    deep: dict[str, Any] = {"model": state}
+    nested: dict[str, Any] = {"model": state}
     for _ in range(300):
-        deep = {"model": deep}
-    yield "nested.pth", torch_bytes(deep)
+        nested = {"model": nested}
+    yield "nested.pth", torch_bytes(nested)
     loop: dict[str, Any] = {"epoch": 1}
     loop["model"] = loop
     yield "holds itself.pth", torch_bytes(loop)
 
 
 def _archives(state: State) -> Iterator[tuple[str, bytes]]:
-    whole = torch_bytes(state)
+    valid = torch_bytes(state)
     for share in (0.01, 0.2, 0.5, 0.8, 0.99):
-        yield f"cut at {share}.pth", whole[: int(share * len(whole))]
-        yield f"cut legacy at {share}.pth", torch_bytes(state, False)[: int(share * len(whole))]
-    yield "less its first bytes.pth", whole[100:]
-    members = _members(whole)
+        yield f"cut at {share}.pth", valid[: int(share * len(valid))]
+        yield f"cut legacy at {share}.pth", torch_bytes(state, False)[: int(share * len(valid))]
+    yield "less its first bytes.pth", valid[100:]
+    members = _members(valid)
     root = next(iter(members)).split("/")[0]
     yield "no data.pth", zipped({k: v for k, v in members.items() if "/data/" not in k})
     yield "outside.pth", zipped({f"../../{k}": v for k, v in members.items()})
@@ -164,9 +166,9 @@ def _archives(state: State) -> Iterator[tuple[str, bytes]]:
     )
     yield "bomb.pth", _bomb(members, root)
     yield "encrypted.pth", _flagged(zipped(members))
-    yield "links.pth.tar", _tar_of_links(whole)
-    yield "outside.tar", _tar({"../../outside.pth": whole, "/tmp/outside.pth": whole})
-    yield "lies about its size.pth", whole.replace(b"PK\1\2", b"PK\1\2", 1)[:-30] + b"\xff" * 30
+    yield "links.pth.tar", _tar_of_links(valid)
+    yield "outside.tar", _tar({"../../outside.pth": valid, "/tmp/outside.pth": valid})
+    yield "lies about its size.pth", valid.replace(b"PK\1\2", b"PK\1\2", 1)[:-30] + b"\xff" * 30
     legacy = io.BytesIO()
     with tarfile.open(fileobj=legacy, mode="w") as archive:
         for name, content in {"sys_info": b"", "pickle": pickle.dumps(1), "storages": b"",
@@ -177,28 +179,19 @@ def _archives(state: State) -> Iterator[tuple[str, bytes]]:
     yield "torch's oldest form.pth", legacy.getvalue()
 
 
-def _members(whole: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+def _members(valid: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(valid)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def zipped(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    """A zip of these members."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", method) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return file.getvalue()
-
-
 def _bomb(members: Mapping[str, bytes], root: str) -> bytes:
-    """An archive of torch whose one storage of 200 MB is packed into 1 MB."""
+    """Returns a torch archive with one storage of 200 MB, compressed to 1 MB."""
     million = torch.zeros(1_000_000)
-    small = _members(torch_bytes({"x": million}))
-    top = next(iter(small)).split("/")[0]
+    small_members = _members(torch_bytes({"x": million}))
+    top = next(iter(small_members)).split("/")[0]
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, content in small.items():
+        for name, content in small_members.items():
             if name == f"{top}/data/0":
                 with archive.open(name, "w", force_zip64=True) as member:
                     for _ in range(50):
@@ -210,12 +203,12 @@ def _bomb(members: Mapping[str, bytes], root: str) -> bytes:
 
 
 def _flagged(content: bytes) -> bytes:
-    """The archive with the mark of encryption on each member."""
-    changed, at = bytearray(content), 0
-    while (at := content.find(b"PK\1\2", at)) >= 0:
-        changed[at + 8] |= 1
-        at += 4
-    return bytes(changed)
+    """Returns the archive with the encryption flag set on each member."""
+    flagged, offset = bytearray(content), 0
+    while (offset := content.find(b"PK\1\2", offset)) >= 0:
+        flagged[offset + 8] |= 1
+        offset += 4
+    return bytes(flagged)
 
 
 def _tar(members: Mapping[str, bytes]) -> bytes:
@@ -228,7 +221,7 @@ def _tar(members: Mapping[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def _tar_of_links(whole: bytes) -> bytes:
+def _tar_of_links(valid: bytes) -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
         for name, target in {"weights.pth": "/etc/passwd", "up": "../.."}.items():
@@ -236,37 +229,38 @@ def _tar_of_links(whole: bytes) -> bytes:
             info.type, info.linkname = tarfile.SYMTYPE, target
             archive.addfile(info)
         info = tarfile.TarInfo("up/outside.pth")
-        info.size = len(whole)
-        archive.addfile(info, io.BytesIO(whole))
+        info.size = len(valid)
+        archive.addfile(info, io.BytesIO(valid))
     return file.getvalue()
 
 
 def safe(header: str | bytes, body: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file with that header, whose length may be a lie."""
+    """Returns a safetensors file with the given header and declared length."""
     raw = header.encode() if isinstance(header, str) else header
     return struct.pack("<Q", len(raw) if length is None else length) + raw + body
 
 
 def _safetensors(state: State) -> Iterator[tuple[str, bytes]]:
-    whole = save(state)
+    content = save(state)
     for share in (0.001, 0.1, 0.5, 0.99):
-        yield f"cut at {share}.safetensors", whole[: max(9, int(share * len(whole)))]
-    one = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+        yield f"cut at {share}.safetensors", content[: max(9, int(share * len(content)))]
+    entry = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
     yield "huge header.safetensors", safe("{", length=2**39)
     yield "largest header.safetensors", safe("{", length=2**64 - 1)
     yield "no header.safetensors", safe("", length=0)
     yield "header of a list.safetensors", safe("[1]")
     yield "deep header.safetensors", safe('{"a":' * 50_000)
-    yield "overlapping.safetensors", safe(f'{{"a":{one},"b":{one}}}', bytes(8))
+    yield "overlapping.safetensors", safe(f'{{"a":{entry},"b":{entry}}}', bytes(8))
     yield (
         "a gap.safetensors",
         safe(
-            f'{{"a":{one},"b":{{"dtype":"F32","shape":[2],"data_offsets":[100,108]}}}}', bytes(108)
+            f'{{"a":{entry},"b":{{"dtype":"F32","shape":[2],"data_offsets":[100,108]}}}}',
+            bytes(108),
         ),
     )
     yield "backwards.safetensors", safe('{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}',
                                         bytes(8))  # fmt: skip
-    yield "twice the name.safetensors", safe(f'{{"a":{one},"a":{one}}}', bytes(8))
+    yield ("twice the name.safetensors", safe(f'{{"a":{entry},"a":{entry}}}', bytes(8)))
     yield (
         "shape of a trillion.safetensors",
         safe('{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,8]}}', bytes(8)),
@@ -283,27 +277,27 @@ def _safetensors(state: State) -> Iterator[tuple[str, bytes]]:
         "unknown numbers.safetensors",
         safe('{"a":{"dtype":"F4","shape":[16],"data_offsets":[0,8]}}', bytes(8)),
     )
-    yield "broken letters.safetensors", safe(b'{"\xff\xfe":' + one.encode() + b"}", bytes(8))
+    yield ("broken letters.safetensors", safe(b'{"\xff\xfe":' + entry.encode() + b"}", bytes(8)))
     yield (
         "metadata of numbers.safetensors",
-        safe(f'{{"__metadata__":{{"a":1}},"b":{one}}}', bytes(8)),
+        safe(f'{{"__metadata__":{{"a":1}},"b":{entry}}}', bytes(8)),
     )
     metadata = json.dumps({"robust": '{"schema_version": 1e999, "task": ["cls"]}'})
     yield (
         "our metadata broken.safetensors",
-        safe(f'{{"__metadata__":{metadata},"b":{one}}}', bytes(8)),
+        safe(f'{{"__metadata__":{metadata},"b":{entry}}}', bytes(8)),
     )
 
 
 def _pickles(state: State, sentinel: Path) -> Iterator[tuple[str, bytes]]:
-    """Pickles written by hand, which `pickle.dumps` would not write."""
-    touch = f"touch {sentinel}".encode()
-    yield "opcode i.pkl", b"(S'" + touch + b"'\nios\nsystem\n."
-    yield "opcode o.pkl", b"(cos\nsystem\nS'" + touch + b"'\no."
-    yield "opcode obj in dict.pkl", b"}S'x'\n(cos\nsystem\nS'" + touch + b"'\nos."
+    """Returns pickles that `pickle.dumps` would not write."""
+    command = f"touch {sentinel}".encode()
+    yield "opcode i.pkl", b"(S'" + command + b"'\nios\nsystem\n."
+    yield "opcode o.pkl", b"(cos\nsystem\nS'" + command + b"'\no."
+    yield "opcode obj in dict.pkl", b"}S'x'\n(cos\nsystem\nS'" + command + b"'\nos."
     yield (
         "stack global.pkl",
-        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c" + bytes([len(touch)]) + touch + b"\x85R.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c" + bytes([len(command)]) + command + b"\x85R.",
     )
     yield "extension.pkl", b"\x80\x02\x82\x01."
     yield "persistent.pkl", b"P0\n."
@@ -322,9 +316,9 @@ def _laughs() -> object:
 
 
 def write_checkpoints(folder: Path, state: State, sentinel: Path) -> list[Path]:
-    """The files of `contents`, and one that is a link, a pipe and a folder each."""
+    """Writes the files of `contents`, and a link, a pipe and a folder."""
     paths = []
-    with warnings.catch_warnings(action="ignore"):  # of torch, about kinds of tensors
+    with warnings.catch_warnings(action="ignore"):  # of torch, about types of tensors
         for name, content in contents(state, sentinel):
             assert not (folder / name).exists(), name
             (folder / name).write_bytes(content)

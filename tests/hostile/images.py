@@ -1,7 +1,7 @@
 """About 200 damaged and hostile image files, made from a seed.
 
-Each has the pixels that a decoder must give for it (those of Pillow for the undamaged file) and
-whether refusing it is right, so that half an image is never mistaken for one.
+Each file has the pixels that a decoder must return (Pillow's, for the undamaged file) and whether
+it may be refused, so that half an image is never accepted as complete.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class HostileImage:
     """An image file.
 
     Args:
-        name: What is wrong with it, with a suffix.
-        content: Its bytes.
-        pixels: What it shows, uint8 (H, W, 3); None if it must be refused.
-        refusable: Whether refusing it is right too.
+        name: The damage, with a suffix.
+        content: The bytes of the file.
+        pixels: Expected pixels, uint8 (H, W, 3); None if the file must be refused.
+        refusable: Whether the file may also be refused.
     """
 
     name: str
@@ -44,56 +44,56 @@ class HostileImage:
 
 
 def photo(seed: int = 0, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
-    """A picture of a gradient with noise, which no compression makes short."""
+    """Returns a gradient with noise, which compresses badly."""
     generator = np.random.default_rng(seed)
     height, width = size
     ramp = np.linspace(0, 200, height * width * 3).reshape(height, width, 3)
     return Image.fromarray((ramp + generator.integers(0, 55, ramp.shape)).astype(np.uint8))
 
 
-def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
-    """The bytes of `image` in a format."""
+def encoded(image: Image.Image, codec: str, **options: Any) -> bytes:
+    """Returns the bytes of `image` in a format."""
     file = io.BytesIO()
-    image.save(file, form, **options)
+    image.save(file, codec, **options)
     return file.getvalue()
 
 
-def shown(content: bytes) -> NDArray[np.uint8]:
-    """The pixels that Pillow alone gives."""
+def pixels_of(content: bytes) -> NDArray[np.uint8]:
+    """Returns the pixels that Pillow decodes."""
     with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def plain(form: str) -> bytes:
-    """An undamaged file."""
+def valid_file(codec: str) -> bytes:
+    """Returns an undamaged file."""
     image = photo()
-    return encoded(image.convert("P") if form == "GIF" else image, form)
+    return encoded(image.convert("P") if codec == "GIF" else image, codec)
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
-    """A chunk with its length and checksum."""
+    """Returns a chunk with its length and checksum."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png(
-    width: int, height: int, data: bytes, *more: bytes, depth: int = 8, colour: int = 2
+    width: int, height: int, data: bytes, *extra: bytes, depth: int = 8, colour: int = 2
 ) -> bytes:
-    """A PNG of these chunks, whose header says what it is told."""
+    """Returns a PNG of these chunks, with the given values in its header."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    chunks = (png_chunk(b"IHDR", header), *more, png_chunk(b"IDAT", data), png_chunk(b"IEND", b""))
+    chunks = (png_chunk(b"IHDR", header), *extra, png_chunk(b"IDAT", data), png_chunk(b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def tiff(*entries: tuple[int, int, int, int], following: int = 0) -> bytes:
-    """A little-endian TIFF with one directory of (tag, type, count, value)."""
+    """Returns a little-endian TIFF with one directory of (tag, type, count, value)."""
     body = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + struct.pack("<I", following)
 
 
-def progressive_bomb(scans: int, side: int) -> bytes:
-    """A progressive JPEG whose every scan passes over all pixels and says nothing."""
-    table = bytes([0x10, 1, *[0] * 15, 0xE0])  # an AC table of one code: a run of 32767 blocks
-    blocks = (-(-side // 8)) ** 2
+def progressive_bomb(scans: int, size: int) -> bytes:
+    """Returns a progressive JPEG whose scans cover all pixels without content."""
+    table = bytes([0x10, 1, *[0] * 15, 0xE0])  # an AC table with one code: a run of 32767 blocks
+    blocks = (-(-size // 8)) ** 2
     runs = -(-blocks // (1 << 14))
     bits = "".join("0" + format(0, "014b") for _ in range(runs))
     packed = int(bits.ljust(-(-len(bits) // 8) * 8, "1"), 2).to_bytes(-(-len(bits) // 8), "big")
@@ -101,43 +101,43 @@ def progressive_bomb(scans: int, side: int) -> bytes:
     scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 63, 0) + packed
     return b"".join((
         b"\xff\xd8", b"\xff\xdb" + struct.pack(">HB", 67, 0) + bytes([1] * 64),
-        b"\xff\xc2" + struct.pack(">HBHHBBBB", 11, 8, side, side, 1, 1, 0x11, 0),
+        b"\xff\xc2" + struct.pack(">HBHHBBBB", 11, 8, size, size, 1, 1, 0x11, 0),
         b"\xff\xc4" + struct.pack(">H", 2 + len(table)) + table, scan * scans, b"\xff\xd9",
     ))  # fmt: skip
 
 
 @cache
 def corpus() -> list[HostileImage]:
-    """All files, the same ones every time."""
+    """Returns all files, in a fixed order."""
     images = [*_truncated(), *_flipped(), *_bombs(), *_unusual(), *_not_images(), *_structures()]
     assert len({image.name for image in images}) == len(images)
     return images
 
 
 def _truncated() -> Iterator[HostileImage]:
-    for form in FORMATS:
-        content, suffix = plain(form), _SUFFIXES.get(form, form.lower())
-        pixels = shown(content)
+    for codec in FORMATS:
+        content, suffix = (valid_file(codec), _SUFFIXES.get(codec, codec.lower()))
+        pixels = pixels_of(content)
         for share in _SHARES:
-            cut = content[: int(share * len(content))]
-            yield HostileImage(f"cut at {share}.{suffix}", cut, pixels, refusable=True)
+            truncated = content[: int(share * len(content))]
+            yield HostileImage(f"cut at {share}.{suffix}", truncated, pixels, refusable=True)
         for missing in (1, 2, 12):
             yield HostileImage(f"less {missing}.{suffix}", content[:-missing], pixels, True)
         yield HostileImage(f"empty.{suffix}", b"")
         yield HostileImage(f"first byte.{suffix}", content[:1])
-        other = FORMATS[(FORMATS.index(form) + 1) % len(FORMATS)]
-        yield HostileImage(f"really {form}.{other.lower()}", content, pixels)
+        other_format = FORMATS[(FORMATS.index(codec) + 1) % len(FORMATS)]
+        yield HostileImage(f"really {codec}.{other_format.lower()}", content, pixels)
         yield HostileImage(f"with a tail.{suffix}", content + b"MZ" * 500, pixels, True)
 
 
 def _flipped() -> Iterator[HostileImage]:
-    """PNG alone notices each changed byte of its pixels; others may show other pixels."""
-    content = plain("PNG")
-    pixels, start = shown(content), content.index(b"IDAT") + 4
+    """Only PNG detects each changed byte of its pixels; other formats may show other pixels."""
+    content = valid_file("PNG")
+    pixels, start = pixels_of(content), content.index(b"IDAT") + 4
     for n in range(8):
-        drawn = random.Random(f"flipped {n}")
+        generator = random.Random(f"flipped {n}")
         changed = bytearray(content)
-        changed[drawn.randrange(start, len(content) - 20)] ^= 1 << drawn.randrange(8)
+        changed[generator.randrange(start, len(content) - 20)] ^= 1 << generator.randrange(8)
         yield HostileImage(f"flipped bit {n}.png", bytes(changed), pixels, refusable=True)
 
 
@@ -153,7 +153,7 @@ def _bombs() -> Iterator[HostileImage]:
     yield HostileImage("bomb in a profile.png", png(4, 4, zlib.compress(bytes(52)), png_chunk(
         b"iCCP", b"icc\0\0" + zlib.compress(bytes(80_000_000), 9)
     )), np.zeros((4, 4, 3), np.uint8), refusable=True)  # fmt: skip
-    jpeg = bytearray(plain("JPEG"))
+    jpeg = bytearray(valid_file("JPEG"))
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_500, 65_500)
     yield HostileImage("bomb of 65,500 x 65,500.jpg", bytes(jpeg))
@@ -168,10 +168,10 @@ def _bombs() -> Iterator[HostileImage]:
     yield HostileImage("many strips.tif", tiff(
         *size, (259, 3, 1, 8), (273, 4, 2**31, 8), (277, 3, 1, 1), (279, 4, 2**31, 9)
     ))  # fmt: skip
-    gif = bytearray(plain("GIF"))
+    gif = bytearray(valid_file("GIF"))
     gif[6:10] = struct.pack("<HH", 65_535, 65_535)
     yield HostileImage("bomb of 65,535 x 65,535.gif", bytes(gif))
-    bmp = bytearray(plain("BMP"))
+    bmp = bytearray(valid_file("BMP"))
     bmp[18:26] = struct.pack("<ii", 60_000, 60_000)
     yield HostileImage("bomb of 60,000 x 60,000.bmp", bytes(bmp))
     bmp[18:26] = struct.pack("<ii", SIDE, -(2**31))
@@ -183,24 +183,24 @@ def _bombs() -> Iterator[HostileImage]:
 
 
 def _unusual() -> Iterator[HostileImage]:
-    """Files that are odd and whole."""
+    """Returns valid files with unusual features."""
     image = photo()
     frames = [photo(seed) for seed in range(1, 4)]
-    for form in ("GIF", "WEBP", "PNG", "TIFF"):
-        content = encoded(image, form, save_all=True, append_images=frames)
-        yield HostileImage(f"animated.{form.lower()}", content, shown(content))
+    for codec in ("GIF", "WEBP", "PNG", "TIFF"):
+        content = encoded(image, codec, save_all=True, append_images=frames)
+        yield HostileImage(f"animated.{codec.lower()}", content, pixels_of(content))
     many = encoded(image.convert("L"), "TIFF", save_all=True, append_images=[
         Image.new("L", (1, 1)) for _ in range(300)
     ])  # fmt: skip
-    yield HostileImage("301 directories.tif", many, shown(many))
-    wide = np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE) * 113
-    high = np.repeat((wide >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    for form in ("PNG", "TIFF"):
-        content = encoded(Image.fromarray(wide), form)
-        yield HostileImage(f"16 bits.{form.lower()}", content, high)
-    yield HostileImage("32 bits.tif", encoded(Image.fromarray(wide.astype(np.int32)), "TIFF"))
-    yield HostileImage("numbers.tif", encoded(Image.fromarray(wide.astype(np.float32)), "TIFF"))
-    for mode, form in (
+    yield HostileImage("301 directories.tif", many, pixels_of(many))
+    values = np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE) * 113
+    high = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    for codec in ("PNG", "TIFF"):
+        content = encoded(Image.fromarray(values), codec)
+        yield HostileImage(f"16 bits.{codec.lower()}", content, high)
+    yield HostileImage("32 bits.tif", encoded(Image.fromarray(values.astype(np.int32)), "TIFF"))
+    yield HostileImage("numbers.tif", encoded(Image.fromarray(values.astype(np.float32)), "TIFF"))
+    for mode, codec in (
         *(("CMYK", "JPEG"), ("CMYK", "TIFF"), ("YCbCr", "JPEG"), ("YCbCr", "TIFF"), ("L", "JPEG")),
         *(("1", "PNG"), ("1", "TIFF"), ("L", "PNG"), ("LA", "PNG"), ("RGBA", "PNG"), ("P", "PNG")),
         *(
@@ -212,45 +212,45 @@ def _unusual() -> Iterator[HostileImage]:
             ("1", "PPM"),
         ),
     ):
-        content = encoded(image.convert(mode), form)
-        yield HostileImage(f"{mode}.{form.lower()}", content, shown(content))
+        content = encoded(image.convert(mode), codec)
+        yield HostileImage(f"{mode}.{codec.lower()}", content, pixels_of(content))
     lab = encoded(Image.frombytes("LAB", image.size, image.tobytes()), "TIFF")
-    yield HostileImage("LAB.tif", lab, shown(lab))
+    yield HostileImage("LAB.tif", lab, pixels_of(lab))
     palette = encoded(image.convert("P"), "PNG", transparency=bytes(range(256)))
-    yield HostileImage("palette with alpha.png", palette, shown(palette))
+    yield HostileImage("palette with alpha.png", palette, pixels_of(palette))
     clear = image.convert("RGBA")
     clear.putalpha(0)
-    yield HostileImage("transparent.png", encoded(clear, "PNG"), shown(encoded(image, "PNG")))
+    yield HostileImage("transparent.png", encoded(clear, "PNG"), pixels_of(encoded(image, "PNG")))
     for orientation in (*range(9), 255):
         exif = Image.Exif()
         exif[0x0112] = orientation
         content = encoded(image, "JPEG", exif=exif)
-        yield HostileImage(f"orientation {orientation}.jpg", content, shown(content))
-    bare = shown(encoded(image, "JPEG"))
+        yield HostileImage(f"orientation {orientation}.jpg", content, pixels_of(content))
+    pixels_without_profile = pixels_of(encoded(image, "JPEG"))
     for name, exif in {
         "no EXIF": b"Exif\0\0", "cut EXIF": b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
         "looping EXIF": b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x8769, 4, 1, 8, 8),
         "zeros as EXIF": b"Exif\0\0" + bytes(1000),
         "noise as EXIF": b"Exif\0\0" + bytes(range(256)),
     }.items():  # fmt: skip
-        yield HostileImage(f"{name}.jpg", encoded(image, "JPEG", exif=exif), bare)
+        yield HostileImage(f"{name}.jpg", encoded(image, "JPEG", exif=exif), pixels_without_profile)
     for size in (1, 100, 3_000_000):
         profile = bytes(random.Random(size).randbytes(size))
-        for form in ("JPEG", "PNG", "TIFF", "WEBP"):
-            content = encoded(image, form, icc_profile=profile)
-            expected = shown(encoded(image, form))
-            name = f"profile of {size} bytes.{form.lower()}"
+        for codec in ("JPEG", "PNG", "TIFF", "WEBP"):
+            content = encoded(image, codec, icc_profile=profile)
+            expected = pixels_of(encoded(image, codec))
+            name = f"profile of {size} bytes.{codec.lower()}"
             yield HostileImage(name, content, expected, refusable=size > 1_000_000)
     yield HostileImage("comments.jpg", b"\xff\xd8" + (
         b"\xff\xfe\xff\xff" + bytes(65_533)
-    ) * 40 + encoded(image, "JPEG")[2:], bare)  # fmt: skip
+    ) * 40 + encoded(image, "JPEG")[2:], pixels_without_profile)  # fmt: skip
     for width, height in ((1, 1), (1, 3000), (3000, 1)):
         content = encoded(photo(size=(height, width)), "PNG")
-        yield HostileImage(f"{width} x {height}.png", content, shown(content))
+        yield HostileImage(f"{width} x {height}.png", content, pixels_of(content))
 
 
 def _not_images() -> Iterator[HostileImage]:
-    jpeg = plain("JPEG")
+    jpeg = valid_file("JPEG")
     for name, content in {
         "text.png": b"This is no picture.\n", "zeros.png": bytes(5000), "zeros.jpg": bytes(5000),
         "ones.tif": b"\xff" * 5000, "page.jpg": b"<!DOCTYPE html><html><script>1</script></html>",
@@ -277,7 +277,7 @@ def _not_images() -> Iterator[HostileImage]:
 
 
 def _structures() -> Iterator[HostileImage]:
-    """Whole files whose parts contradict each other."""
+    """Returns complete files whose parts contradict each other."""
     data = zlib.compress((b"\0" + bytes(3 * SIDE)) * SIDE)
     black = np.zeros((SIDE, SIDE, 3), np.uint8)
     yield HostileImage("short rows.png", png(SIDE, SIDE, zlib.compress(bytes(100))))
@@ -287,12 +287,12 @@ def _structures() -> Iterator[HostileImage]:
     yield HostileImage("colour 9.png", png(SIDE, SIDE, data, colour=9))
     yield HostileImage("no palette.png", png(SIDE, SIDE, data, colour=3), black, True)
     yield HostileImage("filter 99.png", png(SIDE, SIDE, zlib.compress(b"\x63" * (73 * SIDE))))
-    content = plain("PNG")
+    content = valid_file("PNG")
     yield HostileImage("wrong checksum.png", content[:29] + b"\0\0\0\0" + content[33:])
     long = content[:33] + b"\xff\xff\xff\xff" + content[37:]
-    yield HostileImage("long chunk.png", long, shown(content), refusable=True)
-    empty = content[:33] + png_chunk(b"tEXt", b"") * 2000 + content[33:]
-    yield HostileImage("empty chunks.png", empty, shown(content), refusable=True)
+    yield HostileImage("long chunk.png", long, pixels_of(content), refusable=True)
+    empty_chunks = content[:33] + png_chunk(b"tEXt", b"") * 2000 + content[33:]
+    yield HostileImage("empty chunks.png", empty_chunks, pixels_of(content), refusable=True)
     yield HostileImage("looping directories.tif", tiff((256, 3, 1, 4), (257, 3, 1, 4), following=8))
     yield HostileImage("directory far away.tif", b"II*\0" + struct.pack("<I", 2**32 - 2))
     yield HostileImage("65,535 entries.tif", b"II*\0" + struct.pack("<IH", 8, 65_535) + bytes(600))
@@ -300,8 +300,8 @@ def _structures() -> Iterator[HostileImage]:
         (256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1),
         (273, 4, 1, 2**32 - 10), (277, 3, 1, 1), (278, 4, 1, 4), (279, 4, 1, 16),
     ))  # fmt: skip
-    jpeg = plain("JPEG")
+    jpeg = valid_file("JPEG")
     for marker in (0xC0, 0xC4, 0xDA, 0xDB):
-        at = jpeg.index(bytes((0xFF, marker)))
-        broken = jpeg[: at + 2] + b"\xff\xff" + jpeg[at + 4 :]
-        yield HostileImage(f"long marker {marker:x}.jpg", broken)
+        offset = jpeg.index(bytes((0xFF, marker)))
+        damaged = jpeg[: offset + 2] + b"\xff\xff" + jpeg[offset + 4 :]
+        yield HostileImage(f"long marker {marker:x}.jpg", damaged)

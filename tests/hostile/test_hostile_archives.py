@@ -1,4 +1,4 @@
-"""Damaged and hostile tar and zip archives: nothing outside is read, nothing never ends."""
+"""Damaged and hostile tar and zip archives: no access outside of them, no endless reading."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ DEEP = "a/" * 3000 + "x.jpg"
 MULTIPLIED: list[Entry] = [("d0/x.jpg", FILE, ""), *(
     (f"d{n + 1}/{side}", LINK, f"../d{n}") for n in range(24) for side in "ab"
 )]  # fmt: skip
-# Each link leads through the next one twice.
-TWISTED: list[Entry] = [("e/x.jpg", FILE, ""), *(
+# Each link goes through the next one twice.
+CROSSING: list[Entry] = [("e/x.jpg", FILE, ""), *(
     (f"l{n}", LINK, f"l{n + 1}/m{n + 1}/m{n + 1}") for n in range(40)
 ), *((f"e/m{n}", LINK, f"../l{n + 1}") for n in range(41)), ("l40", LINK, "e"),
     ("y.jpg", LINK, "l0")]  # fmt: skip
 
 
 def write_tar(path: Path, entries: Sequence[Entry], **pax: str) -> Path:
-    """A tar of photos, links and folders."""
+    """Writes a tar of photos, links and folders."""
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
         for name, kind, target in entries:
             info = tarfile.TarInfo(name)
@@ -48,7 +48,7 @@ def write_tar(path: Path, entries: Sequence[Entry], **pax: str) -> Path:
 
 
 def write_zip(path: Path, entries: Sequence[Entry], method: int = zipfile.ZIP_STORED) -> Path:
-    """A zip of photos and links."""
+    """Writes a zip of photos and links."""
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, kind, target in entries:
             info = zipfile.ZipInfo(name)
@@ -58,16 +58,16 @@ def write_zip(path: Path, entries: Sequence[Entry], method: int = zipfile.ZIP_ST
     return path
 
 
-def listed(path: Path) -> FileListing:
-    """The listing; fails where it takes long."""
-    begun = time.process_time()
+def list_quickly(path: Path) -> FileListing:
+    """Returns the listing; fails if it takes long."""
+    started_at = time.process_time()
     try:
         return list_zip(path) if path.suffix == ".zip" else list_tar(path)
     finally:
-        assert time.process_time() - begun < SECONDS
+        assert time.process_time() - started_at < SECONDS
 
 
-OUTSIDE: list[Entry] = [
+OUTSIDE_ENTRIES: list[Entry] = [
     ("../../up.jpg", FILE, ""), ("in/../../up.jpg", FILE, ""), ("link.jpg", LINK, "/etc/passwd"),
     ("up.jpg", LINK, "../../../etc/passwd"), ("loop.jpg", LINK, "loop.jpg"), (DEEP, FILE, ""),
     ("in/photo.jpg", FILE, ""),
@@ -76,28 +76,30 @@ OUTSIDE: list[Entry] = [
 
 @pytest.mark.parametrize("suffix", ["tar", "zip"])
 def test_nothing_outside_is_reached(tmp_path: Path, suffix: str) -> None:
-    write = write_zip if suffix == "zip" else write_tar
-    listing = listed(write(tmp_path / f"set.{suffix}", OUTSIDE))
+    write_archive = write_zip if suffix == "zip" else write_tar
+    listing = list_quickly(write_archive(tmp_path / f"set.{suffix}", OUTSIDE_ENTRIES))
     assert [file.relative for file in listing.files] == ["in/photo.jpg"]
     assert listing.files[0].read() == PHOTO
-    assert len(listing.unreached) == len(OUTSIDE) - 1
+    assert len(listing.unreached) == len(OUTSIDE_ENTRIES) - 1
     assert all(len(note) < 1000 for note in listing.notes(tmp_path))
 
 
 def test_devices_pipes_and_hard_links_out_of_a_tar(tmp_path: Path) -> None:
     kinds = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE)
     entries = [(f"{n}.jpg", kind, "") for n, kind in enumerate(kinds)]
-    listing = listed(write_tar(tmp_path / "set.tar", [*entries, ("h.jpg", HARD, "/etc/passwd")]))
+    listing = list_quickly(
+        write_tar(tmp_path / "set.tar", [*entries, ("h.jpg", HARD, "/etc/passwd")])
+    )
     assert [file.relative for file in listing.files if file.length] == []
     assert {"0.jpg", "1.jpg", "2.jpg", "h.jpg"} <= set(listing.unreached)
 
 
 @pytest.mark.parametrize("suffix", ["tar", "zip"])
 def test_links_that_multiply_are_refused(tmp_path: Path, suffix: str) -> None:
-    write = write_zip if suffix == "zip" else write_tar
+    write_archive = write_zip if suffix == "zip" else write_tar
     with pytest.raises(UsageError, match="1,000 links lead to it"):
-        listed(write(tmp_path / f"set.{suffix}", MULTIPLIED))
-    assert listed(write(tmp_path / f"twisted.{suffix}", TWISTED)).unreached
+        list_quickly(write_archive(tmp_path / f"set.{suffix}", MULTIPLIED))
+    assert list_quickly(write_archive(tmp_path / f"twisted.{suffix}", CROSSING)).unreached
 
 
 def test_links_that_multiply_in_a_folder_are_refused(tmp_path: Path) -> None:
@@ -111,10 +113,10 @@ def test_links_that_multiply_in_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_deeper_than_calls_may_nest_is_refused(tmp_path: Path) -> None:
-    deep = tmp_path
+    folder = tmp_path
     for _ in range(210):
-        deep = deep / "a"
-    deep.mkdir(parents=True)
+        folder = folder / "a"
+    folder.mkdir(parents=True)
     with pytest.raises(UsageError, match="nested in more than 200"):
         list_folder(tmp_path)
 
@@ -129,7 +131,7 @@ PAX = {
 @pytest.mark.parametrize("header", PAX)
 def test_headers_that_lie_are_an_error(tmp_path: Path, header: str) -> None:
     with pytest.raises(UsageError, match="cannot be read as a tar archive"):
-        listed(write_tar(tmp_path / "set.tar", [("x.jpg", FILE, "")], **PAX[header]))
+        list_quickly(write_tar(tmp_path / "set.tar", [("x.jpg", FILE, "")], **PAX[header]))
 
 
 def test_links_of_a_zip_that_are_no_text_are_an_error(tmp_path: Path) -> None:
@@ -139,13 +141,13 @@ def test_links_of_a_zip_that_are_no_text_are_an_error(tmp_path: Path) -> None:
         info.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(info, b"\xff\xfe/etc")
     with pytest.raises(UsageError, match="cannot be read as a zip archive"):
-        listed(path)
+        list_quickly(path)
 
 
 def test_of_members_with_one_name_the_last_counts_and_folders_give_way(tmp_path: Path) -> None:
     entries = [("x.jpg", FILE, ""), ("x.jpg", FOLDER, ""), ("x.jpg/y.jpg", FILE, ""),
                ("x.jpg", FILE, "")]  # fmt: skip
-    listing = listed(write_tar(tmp_path / "set.tar", entries))
+    listing = list_quickly(write_tar(tmp_path / "set.tar", entries))
     assert [file.relative for file in listing.files] == ["x.jpg"]
 
 
@@ -159,14 +161,16 @@ def test_changed_bytes_give_a_listing_or_an_error(tmp_path: Path) -> None:
     ]  # fmt: skip
     counts = {"listed": 0, "refused": 0}
     for n in range(400):
-        drawn, base = random.Random(f"archive {n}"), bases[n % len(bases)]
+        generator, base = random.Random(f"archive {n}"), bases[n % len(bases)]
         content = bytearray(base.read_bytes())
-        for _ in range(drawn.randint(1, 6)):
-            content[drawn.randrange(len(content))] = drawn.randrange(256)
+        for _ in range(generator.randint(1, 6)):
+            content[generator.randrange(len(content))] = generator.randrange(256)
         path = tmp_path / f"changed{base.suffix}"
-        path.write_bytes(content[: drawn.choice([None, None, drawn.randrange(len(content))])])
+        path.write_bytes(
+            content[: generator.choice([None, None, generator.randrange(len(content))])]
+        )
         try:
-            listing = listed(path)
+            listing = list_quickly(path)
         except UsageError:
             counts["refused"] += 1
             continue

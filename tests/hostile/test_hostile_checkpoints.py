@@ -1,4 +1,4 @@
-"""Damaged and hostile files of weights: nothing runs, nothing is unpacked, one clear message."""
+"""Damaged and hostile weights files: no code runs, nothing is unpacked, and one clear message."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_each_is_refused_as_weights_and_nothing_runs(files: list[Path]) -> None:
     assert len(files) > 130
     before = _peak()
     for path in files:
-        begun = time.process_time()
+        started_at = time.process_time()
         with pytest.raises(UsageError) as caught:
             robustcli.create_model(MODEL, weights=path)
         error = caught.value
@@ -62,27 +62,27 @@ def test_each_is_refused_as_weights_and_nothing_runs(files: list[Path]) -> None:
         assert len(str(error)) < 3000, path.name
         assert "weights_only" not in str(error), path.name
         assert not _sentinel(files).exists(), path.name
-        assert time.process_time() - begun < SECONDS, path.name
-    assert _peak() - before < 500, "an archive or a shape filled the memory"
+        assert time.process_time() - started_at < SECONDS, path.name
+    assert _peak() - before < 500, "an archive or a shape used too much memory"
     assert {path.name for path in files[0].parents[1].iterdir()} == {"files"}
     assert not Path("/tmp/outside.pth").exists()
 
 
 def test_the_attacks_would_run_where_pickles_are_loaded(tmp_path: Path) -> None:
-    """Else a corpus that does nothing would prove nothing."""
-    sentinel, ran = tmp_path / "sentinel", 0
+    """Proves that the attacks of the corpus work when a file is unpickled."""
+    sentinel, executed = tmp_path / "sentinel", 0
     for name in ("system", "eval", "exec", "run", "touch", "makedirs", "nested", "state"):
-        with suppress(AttributeError):  # a dict takes no state, which was made before
+        with suppress(AttributeError):  # a dict rejects the state after the attack has run
             pickle.loads(pickle.dumps(attacks(sentinel)[name]))
-        ran += sentinel.exists()
+        executed += sentinel.exists()
         if sentinel.is_dir():
             sentinel.rmdir()
         sentinel.unlink(missing_ok=True)
-    assert ran == 8
+    assert executed == 8
 
 
 def test_each_is_refused_as_a_model(files: list[Path]) -> None:
-    """By `--model FILE`, which takes TorchScript and ONNX alone."""
+    """`--model FILE` accepts TorchScript and ONNX only."""
     for path in files:
         with pytest.raises(RobustError) as caught:
             load(ModelRequest(str(path)), "cls", offline=True)
@@ -90,7 +90,7 @@ def test_each_is_refused_as_a_model(files: list[Path]) -> None:
         assert not _sentinel(files).exists(), path.name
 
 
-@pytest.mark.slow  # 12 commands; what each proves is proven by create_model above
+@pytest.mark.slow  # 12 commands; create_model above covers the same files
 @pytest.mark.parametrize("name", ["system in a zip.pth", "escape.pth", "NaN.pth", "bomb.pth"])
 @pytest.mark.parametrize(
     "command",
@@ -105,13 +105,13 @@ def test_commands_end_with_2_and_one_message(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     path = next(path for path in files if path.name == name)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         main([*command, str(path)])
-    shown = capsys.readouterr()
-    assert ended.value.code == 2, shown.err
-    assert shown.err.count("Error: ") == 1
-    assert "Traceback" not in shown.err
-    assert "\x1b" not in shown.err + shown.out
+    output = capsys.readouterr()
+    assert exit_info.value.code == 2, output.err
+    assert output.err.count("Error: ") == 1
+    assert "Traceback" not in output.err
+    assert "\x1b" not in output.err + output.out
     assert not _sentinel(files).exists()
 
 
@@ -123,7 +123,7 @@ def test_half_precision_and_infinite_masks_are_weights_as_ever(tmp_path: Path) -
                  for key, tensor in network.state_dict().items()}  # fmt: skip
         (tmp_path / "w.pth").write_bytes(torch_bytes(state))
         load_strictly(network, read_weights(tmp_path / "w.pth"), model="m", origin="f", advice=None)
-    large = {**network.state_dict(), "0.weight": torch.full((2, 2), 3e38)}  # whose sum overflows
+    large = {**network.state_dict(), "0.weight": torch.full((2, 2), 3e38)}  # their sum overflows
     load_strictly(network, large, model="m", origin="f", advice=None)
     for key, number in {"0.weight": torch.nan, "0.bias": torch.inf, "mask": torch.nan}.items():
         bad = {**network.state_dict(), key: torch.full_like(network.state_dict()[key], number)}
@@ -139,18 +139,18 @@ def test_a_small_expanded_tensor_is_read(tmp_path: Path) -> None:
 
 
 def test_names_in_a_message_are_short(tmp_path: Path) -> None:
-    one = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
-    (tmp_path / "w.safetensors").write_bytes(safe(f'{{"{"x" * 10**6}":{one}}}', bytes(8)))
+    tensor_header = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+    (tmp_path / "w.safetensors").write_bytes(safe(f'{{"{"x" * 10**6}":{tensor_header}}}', bytes(8)))
     with pytest.raises(UsageError) as caught:
         robustcli.create_model(MODEL, weights=tmp_path / "w.safetensors")
     assert len(str(caught.value)) < 2000
 
 
 def test_a_torchscript_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
-    whole = tmp_path / "whole.pt"
+    archive = tmp_path / "whole.pt"
     with warnings.catch_warnings(action="ignore"):
-        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(whole))
-    content = whole.read_bytes()
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(archive))
+    content = archive.read_bytes()
     for share in (0.1, 0.5, 0.9, 0.99):
         (tmp_path / "cut.pt").write_bytes(content[: int(share * len(content))])
         with pytest.raises(UsageError):
@@ -165,16 +165,18 @@ def test_onnx_weights_outside_of_the_folder_are_not_read(tmp_path: Path, locatio
     folder.mkdir()
     (tmp_path / "secret.bin").write_bytes(bytes(3 * 4))
     (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
-    helper, tensor = onnx.helper, onnx.TensorProto
+    onnx_helper, tensor = onnx.helper, onnx.TensorProto
     weight = tensor(name="w", data_type=tensor.FLOAT, dims=[3], data_location=tensor.EXTERNAL)
     weight.external_data.add(key="location", value=location)
-    images = helper.make_tensor_value_info("x", tensor.FLOAT, ["n", 3, 8, 8])
-    scores = helper.make_tensor_value_info("y", tensor.FLOAT, ["n", 3])
-    nodes = [helper.make_node("GlobalMaxPool", ["x"], ["p"]),
-             helper.make_node("Flatten", ["p"], ["f"]),
-             helper.make_node("Add", ["f", "w"], ["y"])]  # fmt: skip
-    graph = helper.make_graph(nodes, "g", [images], [scores], [weight])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    images = onnx_helper.make_tensor_value_info("x", tensor.FLOAT, ["n", 3, 8, 8])
+    scores = onnx_helper.make_tensor_value_info("y", tensor.FLOAT, ["n", 3])
+    nodes = [onnx_helper.make_node("GlobalMaxPool", ["x"], ["p"]),
+             onnx_helper.make_node("Flatten", ["p"], ["f"]),
+             onnx_helper.make_node("Add", ["f", "w"], ["y"])]  # fmt: skip
+    graph = onnx_helper.make_graph(nodes, "g", [images], [scores], [weight])
+    model = onnx_helper.make_model(
+        graph, opset_imports=[onnx_helper.make_opsetid("", 13)], ir_version=8
+    )
     (folder / "net.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(UsageError, match="cannot be read as a network"):
         load(ModelRequest(str(folder / "net.onnx")), "cls", offline=True)

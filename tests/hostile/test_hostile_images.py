@@ -1,4 +1,4 @@
-"""Damaged and hostile images and arrays: decoded right, or refused with one clear reason."""
+"""Damaged and hostile images and arrays: decoded correctly, or refused with one clear reason."""
 
 from __future__ import annotations
 
@@ -22,25 +22,33 @@ from robustcli.data.dataset import FileRef, UnreadableImage
 from robustcli.data.decode import decode, decode_bytes, image_size
 from robustcli.data.masks import decode_mask, read_mask
 from tests.hostile.arrays import SECRET, write_hostile_arrays
-from tests.hostile.images import FORMATS, HostileImage, corpus, encoded, photo, plain, shown
+from tests.hostile.images import (
+    FORMATS,
+    HostileImage,
+    corpus,
+    encoded,
+    photo,
+    pixels_of,
+    valid_file,
+)
 
 SECONDS = 3  # for one file; the slowest takes 0.1 on an idle core
-MEGABYTES = 3000  # of the process, of which its libraries take 200
+MEGABYTES = 3000  # of the process, 200 of which are used by its libraries
 
 
 def judge(image: HostileImage) -> str:
-    """`read` or `refused`; fails where the answer is wrong."""
-    begun = time.process_time()
+    """Returns `read` or `refused`; fails if the result is wrong."""
+    started_at = time.process_time()
     try:
         pixels = decode_bytes(image.content)
     except UnreadableImage as error:
         pixels, reason = None, error.reason
-    assert time.process_time() - begun < SECONDS, image.name
+    assert time.process_time() - started_at < SECONDS, image.name
     if pixels is None:
         assert len(reason.splitlines()) == 1, image.name
         assert image.pixels is None or image.refusable, f"{image.name}: {reason}"
         return "refused"
-    assert image.pixels is not None, f"{image.name} is no image"
+    assert image.pixels is not None, f"{image.name} must be refused"
     np.testing.assert_array_equal(pixels, image.pixels, err_msg=image.name)
     return "read"
 
@@ -84,31 +92,31 @@ class _Rows:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(FORMATS), st.data())
-def test_changed_bytes_give_pixels_or_a_reason(form: str, data: st.DataObject) -> None:
-    content = bytearray(plain(form))
+def test_changed_bytes_give_pixels_or_a_reason(codec: str, data: st.DataObject) -> None:
+    content = bytearray(valid_file(codec))
     for _ in range(data.draw(st.integers(1, 6))):
-        at = data.draw(st.integers(0, len(content) - 1))
+        offset = data.draw(st.integers(0, len(content) - 1))
         change = data.draw(st.sampled_from(["set", "cut", "double", "remove"]))
         if change == "set":
-            content[at] = data.draw(st.integers(0, 255))
+            content[offset] = data.draw(st.integers(0, 255))
         elif change == "cut":
-            del content[at + 1 :]
+            del content[offset + 1 :]
         elif change == "double":
-            content[at:at] = content[at : at + 40]
+            content[offset:offset] = content[offset : offset + 40]
         else:
-            del content[at : at + data.draw(st.integers(1, 8))]
+            del content[offset : offset + data.draw(st.integers(1, 8))]
         content = content or bytearray(b"\0")
-    begun = time.process_time()
+    started_at = time.process_time()
     with suppress(UnreadableImage):
         pixels = decode_bytes(bytes(content))
         assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)
-    assert time.process_time() - begun < SECONDS
+    assert time.process_time() - started_at < SECONDS
 
 
 def test_a_jpeg_of_as_many_scans_as_encoders_write_is_read() -> None:
     content = encoded(photo(size=(40, 40)), "JPEG", progressive=True)
     assert content.count(b"\xff\xda") > 5
-    np.testing.assert_array_equal(decode_bytes(content), shown(content))
+    np.testing.assert_array_equal(decode_bytes(content), pixels_of(content))
 
 
 def test_what_never_ends_is_refused_at_once(tmp_path: Path) -> None:
@@ -119,11 +127,11 @@ def test_what_never_ends_is_refused_at_once(tmp_path: Path) -> None:
         file.truncate(10**12)
     for path, reason in ((pipe, "not a plain file"), (endless, "not a plain file"),
                          (sparse, "more than are read")):  # fmt: skip
-        for read in (decode, image_size, read_mask):
-            if (path, read) == (sparse, image_size):
-                continue  # reads the header alone
+        for read_pixels in (decode, image_size, read_mask):
+            if (path, read_pixels) == (sparse, image_size):
+                continue  # reads the header only
             with pytest.raises(UnreadableImage, match=reason):
-                read(FileRef(path.name, path))
+                read_pixels(FileRef(path.name, path))
 
 
 def test_arrays_are_refused_and_show_nothing_of_other_files(tmp_path: Path) -> None:
@@ -132,12 +140,12 @@ def test_arrays_are_refused_and_show_nothing_of_other_files(tmp_path: Path) -> N
     paths = write_hostile_arrays(folder)
     assert len(paths) >= 18
     for path in paths:
-        begun = time.process_time()
-        for read in (decode, read_mask):
+        started_at = time.process_time()
+        for read_pixels in (decode, read_mask):
             with pytest.raises((UnreadableImage, UsageError)) as caught:
-                read(FileRef(path.name, path, array="mask"))
+                read_pixels(FileRef(path.name, path, array="mask"))
             assert str(SECRET) not in str(caught.value)
-        assert time.process_time() - begun < SECONDS, path.name
+        assert time.process_time() - started_at < SECONDS, path.name
     assert not Path("ran").exists()
 
 
@@ -150,7 +158,7 @@ def test_a_mask_of_no_numbers_has_no_meaning(tmp_path: Path) -> None:
             decode_mask(FileRef(f"{name}.npy", tmp_path / f"{name}.npy"))
 
 
-@pytest.mark.slow  # reads the largest images that are allowed: seconds and gigabytes
+@pytest.mark.slow  # reads the largest allowed images: seconds and gigabytes
 @pytest.mark.timeout(300)
 def test_memory_and_time_stay_within_what_is_stated() -> None:
     code = (
@@ -172,10 +180,10 @@ def test_memory_and_time_stay_within_what_is_stated() -> None:
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "print(json.dumps([peak, seconds]))\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
     )
-    megabytes, seconds = json.loads(done.stdout)
+    megabytes, seconds = json.loads(process.stdout)
     assert megabytes < MEGABYTES
     assert seconds < 60
 
@@ -183,8 +191,8 @@ def test_memory_and_time_stay_within_what_is_stated() -> None:
 @pytest.mark.slow  # 3,000 mutations
 @settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(FORMATS), st.randoms(use_true_random=False))
-def test_many_changed_bytes_give_pixels_or_a_reason(form: str, random: object) -> None:
-    content = bytearray(plain(form))
+def test_many_changed_bytes_give_pixels_or_a_reason(codec: str, random: object) -> None:
+    content = bytearray(valid_file(codec))
     for _ in range(random.randint(1, 8)):  # type: ignore[attr-defined]
         content[random.randrange(len(content))] = random.randrange(256)  # type: ignore[attr-defined]
     with suppress(UnreadableImage):

@@ -1,4 +1,4 @@
-"""Hostile tables, settings and descriptions: one clear message, and names that stay names."""
+"""Hostile tables, settings and descriptions: one clear message, and literally displayed names."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from robustcli.data.splits import Splits, read_splits, write_splits
 from tests.hostile.images import photo
 
 SECONDS = 6
-ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f\x80-\x9f\u202e]")
+CONTROL_CODES = re.compile("[\x00-\x08\x0b-\x1f\x7f\x80-\x9f\u202e]")
 
 
-def some_slow(cases: Iterable[str], fast: Iterable[str]) -> list[ParameterSet]:
-    """The cases as parameters, of which all but `fast` are slow: they are one kind of the same."""
-    quick = set(fast)
-    return [pytest.param(c, marks=[] if c in quick else pytest.mark.slow) for c in cases]
+def mark_slow(cases: Iterable[str], fast_cases: Iterable[str]) -> list[ParameterSet]:
+    """Returns the cases as parameters; all but the representative `fast_cases` are slow."""
+    fast_set = set(fast_cases)
+    return [pytest.param(c, marks=[] if c in fast_set else pytest.mark.slow) for c in cases]
 
 
 class Robust:
-    """Commands in this process."""
+    """Runs commands in this process."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys
 
     def __call__(self, *arguments: str | Path, code: int | tuple[int, ...]) -> str:
-        """What the command shows; it must end with `code`, soon, and without a traceback."""
-        begun = time.process_time()
+        """Returns the output of a command; checks exit code, time, and absence of a traceback."""
+        started_at = time.process_time()
         try:
             main([str(argument) for argument in arguments])
-            ended: object = 0
+            exit_code: object = 0
         except SystemExit as error:
-            ended = error.code
-        shown = self.capsys.readouterr()
-        text = shown.out + shown.err
-        assert ended in (code if isinstance(code, tuple) else (code,)), text
+            exit_code = error.code
+        captured = self.capsys.readouterr()
+        text = captured.out + captured.err
+        assert exit_code in (code if isinstance(code, tuple) else (code,)), text
         assert "probably a fault" not in text
         assert "Traceback" not in text
-        assert not ACTIVE.search(text)
-        assert time.process_time() - begun < SECONDS, arguments
+        assert not CONTROL_CODES.search(text)
+        assert time.process_time() - started_at < SECONDS, arguments
         return text
 
 
@@ -100,7 +100,7 @@ TABLES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize(
-    "kind", some_slow(TABLES, ["NUL in a name", "endless cell", "long name", "escape in a class"])
+    "kind", mark_slow(TABLES, ["NUL in a name", "endless cell", "long name", "escape in a class"])
 )
 def test_a_table_gives_one_message(robust: Robust, data: Path, kind: str) -> None:
     (data / "table.csv").write_bytes(TABLES[kind])
@@ -110,14 +110,14 @@ def test_a_table_gives_one_message(robust: Robust, data: Path, kind: str) -> Non
 
 
 def test_a_file_outside_that_is_no_image_is_never_shown(robust: Robust, data: Path) -> None:
-    """A table may name files anywhere, as absolute paths do; they are decoded as images alone."""
+    """A table may contain absolute paths to any file; they are decoded as images only."""
     (data.parent / "secret.txt").write_text("the secret")
     (data / "table.csv").write_text("path,label\n../secret.txt,cat\n0.png,dog\n")
     text = robust(*EVAL, "--data", data / "table.csv", "--out", "run", code=1)
     assert "../secret.txt" in text
-    kept = [path for path in Path("run").rglob("*") if path.is_file()]
-    assert kept
-    assert not [path for path in kept if b"the secret" in path.read_bytes()]
+    run_files = [path for path in Path("run").rglob("*") if path.is_file()]
+    assert run_files
+    assert not [path for path in run_files if b"the secret" in path.read_bytes()]
 
 
 CONFIGS = {
@@ -153,9 +153,9 @@ JSON = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", some_slow(JSON, ["deep object"]))
+@pytest.mark.parametrize("kind", mark_slow(JSON, ["deep object"]))
 def test_descriptions_beside_data_weights_and_runs(robust: Robust, data: Path, kind: str) -> None:
-    """`labels.json`, `dataset.json`, `plans.json`, `run.json`, an exported file's description."""
+    """`labels.json`, `dataset.json`, `plans.json`, `run.json`, description of an exported file."""
     masks = data.parent / "masks"
     for folder in ("images", "masks"):
         (masks / folder).mkdir(parents=True)
@@ -228,7 +228,7 @@ def test_names_of_files_and_classes_stay_names_in_every_output(
     assert {path.suffix for path in texts} >= {".csv", ".md", ".html", ".json"}
     for path in texts:
         text = path.read_text(encoding="utf-8")
-        assert not ACTIVE.search(text), path.name
+        assert not CONTROL_CODES.search(text), path.name
         if path.suffix == ".csv":
             cells = [cell for row in csv.reader(text.splitlines()) for cell in row]
             formulas = [cell for cell in cells if cell.startswith(FORMULA_SIGNS)]
@@ -245,21 +245,21 @@ def test_names_of_files_and_classes_stay_names_in_every_output(
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [("plain ñ 中\n\tx", "plain ñ 中\n\tx"), ("\x1b[31m", r"\x1b[31m"), ("a\u202eb", r"a\u202eb"),
      ("\x9b0m", r"\x9b0m"), ("a\rb", r"a\rb"), ("\udcff", r"\udcff"), ("\u200d", "\u200d")],
 )  # fmt: skip
-def test_what_a_terminal_would_obey_is_escaped(text: str, shown: str) -> None:
-    assert printable(text) == shown
+def test_what_a_terminal_would_obey_is_escaped(text: str, expected: str) -> None:
+    assert printable(text) == expected
 
 
 def test_splits_are_no_formulas_and_are_read_as_written(tmp_path: Path) -> None:
     ids = ["=1+1.png", "+x.png", "-y.png", "@z.png", "'=quoted.png", "''=twice.png", "plain.png",
            "'plain.png"]  # fmt: skip
     samples = tuple(Sample(FileRef(name, tmp_path / name), 0, name) for name in ids)
-    part = Dataset("d", str(tmp_path), samples)
+    dataset = Dataset("d", str(tmp_path), samples)
     none = Dataset("d", str(tmp_path), ())
-    write_splits(tmp_path / "splits.csv", Splits(train=part, val=none, test=none))
+    write_splits(tmp_path / "splits.csv", Splits(train=dataset, val=none, test=none))
     text = (tmp_path / "splits.csv").read_text()
     assert not [cell for line in csv.reader(text.splitlines()) for cell in line
                 if cell.startswith(FORMULA_SIGNS)]  # fmt: skip

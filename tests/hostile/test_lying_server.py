@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that lies: nothing wrong is kept or used."""
+"""Downloads from a server that sends wrong data: nothing wrong is stored or used."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 @dataclass
-class Liar:
-    """A server; `answers` are given in turn, the last one from then on."""
+class LyingServer:
+    """A server that sends `answers` in turn, and then repeats the last one."""
 
     url: str = ""
     answers: list[Answer] = field(default_factory=list)
@@ -41,8 +41,8 @@ class Liar:
 
 
 @pytest.fixture
-def liar() -> Iterator[Liar]:
-    state, secret = Liar(), f"/{uuid.uuid4()}/"
+def server() -> Iterator[LyingServer]:
+    state, secret = LyingServer(), f"/{uuid.uuid4()}/"
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -55,15 +55,15 @@ def liar() -> Iterator[Liar]:
                 return
             with state.agreed:
                 state.ranges.append(self.headers["Range"])
-                answer = state.answers[0]
+                reply = state.answers[0]
                 if len(state.answers) > 1:
                     state.answers.pop(0)
             self.close_connection = True
-            with suppress(OSError):  # the other side has hung up
-                answer(self)
+            with suppress(OSError):  # the client has closed the connection
+                reply(self)
 
         def log_message(self, *arguments: object) -> None:
-            """Keeps the terminal clean."""
+            """Suppresses the server's log."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state.url = f"http://127.0.0.1:{server.server_port}{secret}file.bin"
@@ -75,24 +75,24 @@ def liar() -> Iterator[Liar]:
     server.server_close()
 
 
-def answer(body: bytes = CONTENT, status: int = 200, **headers: object) -> Answer:
-    """An answer with that body; `headers` are sent after those that belong to it."""
-    named = {"Content-Length": len(body), "ETag": '"v1"'}
-    named |= {name.replace("_", "-"): value for name, value in headers.items()}
+def reply(body: bytes = CONTENT, status: int = 200, **headers: object) -> Answer:
+    """Returns an answer with that body; `headers` extend or replace the default headers."""
+    all_headers = {"Content-Length": len(body), "ETag": '"v1"'}
+    all_headers |= {name.replace("_", "-"): value for name, value in headers.items()}
 
-    def give(request: BaseHTTPRequestHandler) -> None:
+    def send(request: BaseHTTPRequestHandler) -> None:
         request.send_response(status)
-        for name, value in named.items():
+        for name, value in all_headers.items():
             if value is not None:
                 request.send_header(name, str(value))
         request.end_headers()
         request.wfile.write(body)
 
-    return give
+    return send
 
 
 def endless(request: BaseHTTPRequestHandler) -> None:
-    """A body without a length that does not end by itself."""
+    """Sends an endless body without a length."""
     request.send_response(200)
     request.send_header("Transfer-Encoding", "chunked")
     request.end_headers()
@@ -100,10 +100,10 @@ def endless(request: BaseHTTPRequestHandler) -> None:
         request.wfile.write(b"10000\r\n" + bytes(65536) + b"\r\n")
 
 
-def refused(liar: Liar, target: Path, sha256: str | None = None) -> str:
-    """The message of a download that fails; nothing stands under the final name."""
+def refused_message(server: LyingServer, target: Path, sha256: str | None = None) -> str:
+    """Returns the message of a failed download, which must leave no file under the final name."""
     with pytest.raises(RunError) as caught:
-        fetch_file(liar.url, target, sha256=sha256, offline=False)
+        fetch_file(server.url, target, sha256=sha256, offline=False)
     assert not target.exists()
     assert not download.hash_path(target).exists()
     return str(caught.value)
@@ -115,49 +115,49 @@ def target(tmp_path: Path) -> Path:
 
 
 def cut_short(request: BaseHTTPRequestHandler) -> None:
-    """Headers that end before the length."""
+    """Sends headers that end before the length."""
     request.wfile.write(b"HTTP/1.1 200 OK\r\nETag: x\r\n")
 
 
 HALF = len(CONTENT) // 2
-REST = CONTENT[HALF:]
-LIES: dict[str, tuple[Answer, str]] = {
-    "longer than it says": (answer(Content_Length=HALF), "not the file"),
-    "shorter than it says": (answer(Content_Length=10**6), "ended after"),
-    "other content": (answer(CONTENT[::-1]), "not the file"),
-    "no number": (answer(Content_Length="many"), "announces"),
-    "negative length": (answer(Content_Length=-5), "announces"),
-    "more than the disk holds": (answer(Content_Length=10**18), "are free"),
-    "packed": (answer(gzip.compress(CONTENT), Content_Encoding="gzip"), "encodes"),
-    "a bomb": (answer(gzip.compress(bytes(10**7)), Content_Encoding="gzip"), "encodes"),
-    "unasked range": (answer(REST, 206, Content_Range=f"bytes {HALF}-{len(CONTENT) - 1}/*"),
+SECOND_HALF = CONTENT[HALF:]
+FAULTS: dict[str, tuple[Answer, str]] = {
+    "longer than it says": (reply(Content_Length=HALF), "not the file"),
+    "shorter than it says": (reply(Content_Length=10**6), "ended after"),
+    "other content": (reply(CONTENT[::-1]), "not the file"),
+    "no number": (reply(Content_Length="many"), "announces"),
+    "negative length": (reply(Content_Length=-5), "announces"),
+    "more than the disk holds": (reply(Content_Length=10**18), "are free"),
+    "packed": (reply(gzip.compress(CONTENT), Content_Encoding="gzip"), "encodes"),
+    "a bomb": (reply(gzip.compress(bytes(10**7)), Content_Encoding="gzip"), "encodes"),
+    "unasked range": (reply(SECOND_HALF, 206, Content_Range=f"bytes {HALF}-{len(CONTENT) - 1}/*"),
                       "other bytes"),
-    "no content": (answer(b"", 204), "status 204"),
-    "range not satisfiable for ever": (answer(b"", 416), "416"),
+    "no content": (reply(b"", 204), "status 204"),
+    "range not satisfiable for ever": (reply(b"", 416), "416"),
     "broken off among the headers": (cut_short, "sent nothing"),
-    "server error": (answer(b"", 500), "500"),
-    "redirect to http": (answer(b"", 302, Location="http://example.org/x"), "not an address"),
-    "redirect to a file": (answer(b"", 302, Location="file:///etc/passwd"), "not allowed"),
-    "redirect to ftp": (answer(b"", 302, Location="ftp://127.0.0.1/file.bin"), "not an address"),
-    "redirect to data": (answer(b"", 302, Location="data:,x"), "not allowed"),
-    "redirect to itself": (answer(b"", 302, Location="file.bin"), "redirect"),
+    "server error": (reply(b"", 500), "500"),
+    "redirect to http": (reply(b"", 302, Location="http://example.org/x"), "not an address"),
+    "redirect to a file": (reply(b"", 302, Location="file:///etc/passwd"), "not allowed"),
+    "redirect to ftp": (reply(b"", 302, Location="ftp://127.0.0.1/file.bin"), "not an address"),
+    "redirect to data": (reply(b"", 302, Location="data:,x"), "not allowed"),
+    "redirect to itself": (reply(b"", 302, Location="file.bin"), "redirect"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_nothing_wrong_is_kept(liar: Liar, target: Path, lie: str) -> None:
-    give, reason = LIES[lie]
-    liar.answers = [give]
-    assert reason in refused(liar, target, SHA256)
-    liar.answers = [answer()]
-    assert fetch_file(liar.url, target, sha256=SHA256, offline=False) == SHA256
+@pytest.mark.parametrize("fault", FAULTS)
+def test_nothing_wrong_is_kept(server: LyingServer, target: Path, fault: str) -> None:
+    send, reason = FAULTS[fault]
+    server.answers = [send]
+    assert reason in refused_message(server, target, SHA256)
+    server.answers = [reply()]
+    assert fetch_file(server.url, target, sha256=SHA256, offline=False) == SHA256
     assert target.read_bytes() == CONTENT
 
 
-def broken_off(liar: Liar, target: Path, next_answer: Answer) -> None:
+def broken_off(server: LyingServer, target: Path, next_answer: Answer) -> None:
     """Downloads the first half; the server answers the next request with `next_answer`."""
-    liar.answers = [answer(CONTENT[:HALF], Content_Length=len(CONTENT)), next_answer]
-    assert "ended after" in refused(liar, target)
+    server.answers = [reply(CONTENT[:HALF], Content_Length=len(CONTENT)), next_answer]
+    assert "ended after" in refused_message(server, target)
 
 
 @pytest.mark.parametrize(
@@ -165,114 +165,118 @@ def broken_off(liar: Liar, target: Path, next_answer: Answer) -> None:
     [f"bytes 0-{HALF - 1}/{len(CONTENT)}", f"bytes {HALF + 1}-{len(CONTENT)}/*", "", "bytes */9",
      "lines 1-2/3", f"bytes {HALF}"],
 )  # fmt: skip
-def test_a_wrong_range_is_never_appended(liar: Liar, target: Path, content_range: str) -> None:
-    """Without a published hash nothing else would notice the mixture."""
-    broken_off(liar, target, answer(REST, 206, Content_Range=content_range))
-    assert "other bytes" in refused(liar, target)
-    liar.answers = [answer()]
-    assert fetch_file(liar.url, target, sha256=None, offline=False) == SHA256
-    assert liar.ranges == [None, f"bytes={HALF}-", None]
+def test_a_wrong_range_is_never_appended(
+    server: LyingServer, target: Path, content_range: str
+) -> None:
+    """Without a published hash, nothing else would detect the mixture."""
+    broken_off(server, target, reply(SECOND_HALF, 206, Content_Range=content_range))
+    assert "other bytes" in refused_message(server, target)
+    server.answers = [reply()]
+    assert fetch_file(server.url, target, sha256=None, offline=False) == SHA256
+    assert server.ranges == [None, f"bytes={HALF}-", None]
 
 
-def test_the_right_range_is_appended(liar: Liar, target: Path) -> None:
+def test_the_right_range_is_appended(server: LyingServer, target: Path) -> None:
     last = len(CONTENT) - 1
-    broken_off(liar, target, answer(REST, 206, Content_Range=f"bytes {HALF}-{last}/{last + 1}"))
-    assert fetch_file(liar.url, target, sha256=None, offline=False) == SHA256
+    broken_off(
+        server, target, reply(SECOND_HALF, 206, Content_Range=f"bytes {HALF}-{last}/{last + 1}")
+    )
+    assert fetch_file(server.url, target, sha256=None, offline=False) == SHA256
 
 
-def test_a_server_that_ignores_ranges_starts_anew(liar: Liar, target: Path) -> None:
-    broken_off(liar, target, answer())
-    assert fetch_file(liar.url, target, sha256=None, offline=False) == SHA256
+def test_a_server_that_ignores_ranges_starts_anew(server: LyingServer, target: Path) -> None:
+    broken_off(server, target, reply())
+    assert fetch_file(server.url, target, sha256=None, offline=False) == SHA256
 
 
 def test_a_body_without_end_is_given_up(
-    liar: Liar, target: Path, monkeypatch: pytest.MonkeyPatch
+    server: LyingServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_MOST_UNANNOUNCED", 3_000_000)
-    liar.answers = [endless]
-    assert "does not end" in refused(liar, target)
+    server.answers = [endless]
+    assert "does not end" in refused_message(server, target)
     assert sum(path.stat().st_size for path in target.parent.iterdir()) < 1000
 
 
 def dripping(request: BaseHTTPRequestHandler, headers: bool) -> None:
-    """Headers or a body, a byte at a time."""
-    sent = b"HTTP/1.1 200 OK\r\nETag: x\r\n" if headers else CONTENT
+    """Returns an answer that sends headers or body byte by byte."""
+    content = b"HTTP/1.1 200 OK\r\nETag: x\r\n" if headers else CONTENT
     if not headers:
         request.send_response(200)
         request.send_header("Content-Length", str(len(CONTENT)))
         request.send_header("ETag", '"v1"')
         request.end_headers()
     else:
-        sent += b"X: y\r\n" * 1000
-    for byte in sent:
+        content += b"X: y\r\n" * 1000
+    for byte in content:
         request.wfile.write(bytes([byte]))
         time.sleep(0.01)
 
 
 def test_a_body_that_drips_is_given_up_and_continued(
-    liar: Liar, target: Path, monkeypatch: pytest.MonkeyPatch
+    server: LyingServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_SLOW_S", 0.3)
-    liar.answers = [lambda request: dripping(request, headers=False)]
-    begun = time.monotonic()
-    assert "bytes in 0 seconds: given up" in refused(liar, target, SHA256)
-    assert time.monotonic() - begun < 5  # all of it would take 1,000
-    here = sum(path.stat().st_size for path in target.parent.glob("*.part"))
-    assert 0 < here < 1000
-    rest, last = CONTENT[here:], len(CONTENT) - 1
-    liar.answers = [answer(rest, 206, Content_Range=f"bytes {here}-{last}/{last + 1}")]
-    assert fetch_file(liar.url, target, sha256=SHA256, offline=False) == SHA256
-    assert liar.ranges == [None, f"bytes={here}-"]
+    server.answers = [lambda request: dripping(request, headers=False)]
+    started_at = time.monotonic()
+    assert "bytes in 0 seconds: given up" in refused_message(server, target, SHA256)
+    assert time.monotonic() - started_at < 5  # the complete body would take 1,000
+    received = sum(path.stat().st_size for path in target.parent.glob("*.part"))
+    assert 0 < received < 1000
+    remaining, last = CONTENT[received:], len(CONTENT) - 1
+    server.answers = [reply(remaining, 206, Content_Range=f"bytes {received}-{last}/{last + 1}")]
+    assert fetch_file(server.url, target, sha256=SHA256, offline=False) == SHA256
+    assert server.ranges == [None, f"bytes={received}-"]
 
 
 def test_headers_that_drip_are_given_up(
-    liar: Liar, target: Path, monkeypatch: pytest.MonkeyPatch
+    server: LyingServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_HEADERS_S", 0.3)
-    liar.answers = [lambda request: dripping(request, headers=True)]
-    begun = time.monotonic()
-    assert "no answer was complete after" in refused(liar, target)
-    assert time.monotonic() - begun < 5
-    liar.answers = [answer()]
-    assert fetch_file(liar.url, target, sha256=None, offline=False) == SHA256
+    server.answers = [lambda request: dripping(request, headers=True)]
+    started_at = time.monotonic()
+    assert "no answer was complete after" in refused_message(server, target)
+    assert time.monotonic() - started_at < 5
+    server.answers = [reply()]
+    assert fetch_file(server.url, target, sha256=None, offline=False) == SHA256
 
 
 def test_a_slow_line_that_gets_on_is_waited_for(
-    liar: Liar, target: Path, monkeypatch: pytest.MonkeyPatch
+    server: LyingServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_SLOW_S", 0.05)
 
-    def slow(request: BaseHTTPRequestHandler) -> None:
-        answer(b"", Content_Length=len(CONTENT))(request)
+    def send_slowly(request: BaseHTTPRequestHandler) -> None:
+        reply(b"", Content_Length=len(CONTENT))(request)
         for first in range(0, len(CONTENT), 10_000):
             request.wfile.write(CONTENT[first : first + 10_000])
             time.sleep(0.02)
 
-    liar.answers = [slow]
-    assert fetch_file(liar.url, target, sha256=SHA256, offline=False) == SHA256
+    server.answers = [send_slowly]
+    assert fetch_file(server.url, target, sha256=SHA256, offline=False) == SHA256
 
 
-def test_a_connection_that_is_reset_is_continued(liar: Liar, target: Path) -> None:
-    def reset(request: BaseHTTPRequestHandler) -> None:
-        answer(CONTENT[:HALF], Content_Length=len(CONTENT))(request)
+def test_a_connection_that_is_reset_is_continued(server: LyingServer, target: Path) -> None:
+    def reset_connection(request: BaseHTTPRequestHandler) -> None:
+        reply(CONTENT[:HALF], Content_Length=len(CONTENT))(request)
         request.wfile.flush()
         request.connection.shutdown(2)
 
-    liar.answers = [reset]
-    refused(liar, target, SHA256)
-    liar.answers = [answer()]
-    assert fetch_file(liar.url, target, sha256=SHA256, offline=False) == SHA256
+    server.answers = [reset_connection]
+    refused_message(server, target, SHA256)
+    server.answers = [reply()]
+    assert fetch_file(server.url, target, sha256=SHA256, offline=False) == SHA256
 
 
 @pytest.mark.parametrize(
-    ("url", "followed"),
+    ("url", "is_followed"),
     [("https://example.org/x", True), ("http://127.0.0.1:9/x", True), ("http://[::1]/x", True),
      ("http://localhost/x", True), ("http://example.org/x", False), ("http://127.0.0.1.org", False),
      ("http://10.0.0.1/x", False), ("file:///etc/passwd", False), ("ftp://127.0.0.1/x", False),
      ("HTTP://example.org", False), ("//example.org", False), ("", False)],
 )  # fmt: skip
-def test_addresses_that_are_followed(url: str, followed: bool) -> None:
-    if followed:
+def test_addresses_that_are_followed(url: str, is_followed: bool) -> None:
+    if is_followed:
         check_address(url)
         return
     with pytest.raises(download.AddressError, match="not an address of https"):
@@ -280,7 +284,7 @@ def test_addresses_that_are_followed(url: str, followed: bool) -> None:
 
 
 def test_https_never_leads_to_this_machine() -> None:
-    """A public server must not make a request inside the user's network."""
+    """A public server must not cause a request inside the user's network."""
     handler = next(h for h in download._opener().handlers if type(h).__name__ == "OnlySecure")
     request = SimpleNamespace(full_url="https://example.org/x")
     with pytest.raises(download.AddressError, match="not https"):
@@ -288,21 +292,24 @@ def test_https_never_leads_to_this_machine() -> None:
 
 
 def test_the_size_is_announced(
-    liar: Liar, target: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: LyingServer,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(download, "_ANNOUNCED_FROM", 1000)
-    liar.answers = [answer()]
+    server.answers = [reply()]
     with caplog.at_level(logging.WARNING):
-        fetch_file(liar.url, target, sha256=None, offline=False)
+        fetch_file(server.url, target, sha256=None, offline=False)
     assert caplog.messages == ["`file.bin`: 0 MB to download."]
 
 
-def test_two_processes_share_one_download(liar: Liar, target: Path) -> None:
-    liar.answers = [answer()]
+def test_two_processes_share_one_download(server: LyingServer, target: Path) -> None:
+    server.answers = [reply()]
     context = multiprocessing.get_context("spawn")
     keywords = {"sha256": SHA256, "offline": False}
     processes = [
-        context.Process(target=fetch_file, args=(liar.url, target), kwargs=keywords)
+        context.Process(target=fetch_file, args=(server.url, target), kwargs=keywords)
         for _ in range(2)
     ]
     for process in processes:
@@ -310,7 +317,7 @@ def test_two_processes_share_one_download(liar: Liar, target: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    assert liar.ranges == [None]
+    assert server.ranges == [None]
     assert target.read_bytes() == CONTENT
 
 
@@ -333,11 +340,11 @@ def test_a_compressed_tar_that_would_fill_the_disk(
 
 
 @pytest.fixture
-def remote(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> hub_files.RemoteFile:
-    """A file of 1,000 bytes on a hub that is `liar`."""
+def remote(server: LyingServer, monkeypatch: pytest.MonkeyPatch) -> hub_files.RemoteFile:
+    """Returns a file of 1,000 bytes on a hub, which is `lying_server`."""
     from huggingface_hub import constants
 
-    hub = liar.url.removesuffix("/file.bin")
+    hub = server.url.removesuffix("/file.bin")
     monkeypatch.setattr(constants, "ENDPOINT", hub)
     template = hub + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -348,38 +355,40 @@ def remote(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> hub_files.RemoteFile:
 
 
 RANGE = "bytes 0-99/1000"
-HUB_LIES: dict[str, tuple[Answer, str]] = {
-    "more than was asked for": (answer(CONTENT, 206, Content_Range=RANGE), "more than the 100"),
+HUB_FAULTS: dict[str, tuple[Answer, str]] = {
+    "more than was asked for": (reply(CONTENT, 206, Content_Range=RANGE), "more than the 100"),
     "without end": (endless, "status 200"),
-    "packed": (answer(gzip.compress(bytes(10**6)), 206, Content_Encoding="gzip",
+    "packed": (reply(gzip.compress(bytes(10**6)), 206, Content_Encoding="gzip",
                       Content_Range=RANGE), "more than the 100"),
-    "less": (answer(CONTENT[:50], 206, Content_Range=RANGE), "50 of 100 bytes"),
-    "another range": (answer(CONTENT[:100], 206, Content_Range="bytes 900-999/1000"), "the range"),
-    "everything": (answer(), "status 200"),
-    "server error": (answer(b"", 503), "status 503"),
-    "refusal": (answer(bytes(10**6), 403, X_Error_Message="Gated"), "answers 403: Gated"),
+    "less": (reply(CONTENT[:50], 206, Content_Range=RANGE), "50 of 100 bytes"),
+    "another range": (reply(CONTENT[:100], 206, Content_Range="bytes 900-999/1000"), "the range"),
+    "everything": (reply(), "status 200"),
+    "server error": (reply(b"", 503), "status 503"),
+    "refusal": (reply(bytes(10**6), 403, X_Error_Message="Gated"), "answers 403: Gated"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("lie", HUB_LIES)
+@pytest.mark.parametrize("fault", HUB_FAULTS)
 def test_of_the_hub_no_more_is_held_than_was_asked_for(
-    liar: Liar, remote: hub_files.RemoteFile, lie: str
+    server: LyingServer, remote: hub_files.RemoteFile, fault: str
 ) -> None:
-    give, reason = HUB_LIES[lie]
-    liar.answers = [give]
+    send, reason = HUB_FAULTS[fault]
+    server.answers = [send]
     tracemalloc.start()
     with pytest.raises(OSError, match=reason):
         remote.read(100)
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
-    assert len(liar.ranges) == (1 if lie == "refusal" else 2)
-    liar.answers = [answer(CONTENT[:100], 206, Content_Range=RANGE)]
+    assert len(server.ranges) == (1 if fault == "refusal" else 2)
+    server.answers = [reply(CONTENT[:100], 206, Content_Range=RANGE)]
     assert remote.read(100) == CONTENT[:100]
     assert remote.tell() == 100
 
 
-def test_endless_ranges_of_the_hub_are_cut(liar: Liar, remote: hub_files.RemoteFile) -> None:
-    def give(request: BaseHTTPRequestHandler) -> None:
+def test_endless_ranges_of_the_hub_are_cut(
+    server: LyingServer, remote: hub_files.RemoteFile
+) -> None:
+    def send(request: BaseHTTPRequestHandler) -> None:
         request.send_response(206)
         request.send_header("Content-Range", RANGE)
         request.send_header("Transfer-Encoding", "chunked")
@@ -387,42 +396,42 @@ def test_endless_ranges_of_the_hub_are_cut(liar: Liar, remote: hub_files.RemoteF
         while True:
             request.wfile.write(b"10000\r\n" + bytes(65536) + b"\r\n")
 
-    liar.answers = [give]
+    server.answers = [send]
     with pytest.raises(OSError, match="more than the 100 bytes"):
         remote.read(100)
 
 
 def test_a_hub_that_drips_is_given_up(
-    liar: Liar, remote: hub_files.RemoteFile, monkeypatch: pytest.MonkeyPatch
+    server: LyingServer, remote: hub_files.RemoteFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_SLOW_S", 0.2)
 
-    def give(request: BaseHTTPRequestHandler) -> None:
-        answer(b"", 206, Content_Range="bytes 0-999/1000", Content_Length=1000)(request)
+    def send(request: BaseHTTPRequestHandler) -> None:
+        reply(b"", 206, Content_Range="bytes 0-999/1000", Content_Length=1000)(request)
         for byte in CONTENT[:1000]:
             request.wfile.write(bytes([byte]))
             time.sleep(0.01)
 
-    liar.answers = [give]
-    begun = time.monotonic()
+    server.answers = [send]
+    started_at = time.monotonic()
     with pytest.raises(download.SlowTransferError, match="given up"):
         remote.read()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - started_at < 5
 
 
 @pytest.mark.parametrize("size", ["*", "many", "-5", "1e9"])
 def test_a_hub_that_announces_no_number(
-    liar: Liar, remote: hub_files.RemoteFile, size: str
+    server: LyingServer, remote: hub_files.RemoteFile, size: str
 ) -> None:
-    liar.answers = [answer(b"x", 206, Content_Range=f"bytes 0-0/{size}")]
+    server.answers = [reply(b"x", 206, Content_Range=f"bytes 0-0/{size}")]
     with pytest.raises(OSError, match="announces"):
         remote._ask_size()
 
 
 def test_a_range_that_is_larger_than_memory_is_not_asked_for(
-    liar: Liar, remote: hub_files.RemoteFile
+    server: LyingServer, remote: hub_files.RemoteFile
 ) -> None:
     remote.size = 2**60
     with pytest.raises(OSError, match="more than are read"):
         remote.read()
-    assert liar.ranges == []
+    assert server.ranges == []

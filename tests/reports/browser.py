@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over its DevTools pipe: no driver and no port is needed."""
+"""Headless Chromium, controlled through its DevTools pipe, without driver and port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, PROGRAMS)), None)
 SECONDS = 60.0
-# Chromium reads commands from descriptor 3 and writes answers to 4.
+# Chromium reads commands from descriptor 3 and writes responses to 4.
 _LAUNCH = """
 import fcntl, os, sys
 pipes = [fcntl.fcntl(int(pipe), fcntl.F_DUPFD, 10) for pipe in sys.argv[1:3]]
@@ -30,7 +30,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class Browser:
-    """One page in a browser of its own, with everything that it asked for and complained of."""
+    """One page in a separate browser; its requests and console messages are recorded."""
 
     def __init__(self) -> None:
         assert CHROMIUM is not None
@@ -61,8 +61,8 @@ class Browser:
     def __enter__(self) -> Browser:
         try:
             target = self.call("Target.createTarget", url="about:blank")["targetId"]
-            attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-            self._session = attached["sessionId"]
+            session = self.call("Target.attachToTarget", targetId=target, flatten=True)
+            self._session = session["sessionId"]
             for domain in ("Page", "Runtime", "Log", "Network"):
                 self.call(f"{domain}.enable")
         except BaseException:
@@ -90,7 +90,7 @@ class Browser:
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer of the browser to one command."""
+        """Sends one command; returns the browser's response."""
         number = next(self._numbers)
         message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
         if self._session is not None:
@@ -99,13 +99,13 @@ class Browser:
         while content:
             content = content[os.write(self._write, content) :]
         self._until(lambda: number in self._answers, method)
-        answer = self._answers.pop(number)
-        assert "error" not in answer, f"{method}: {answer['error']}"
-        result: dict[str, Any] = answer["result"]
+        reply = self._answers.pop(number)
+        assert "error" not in reply, f"{method}: {reply['error']}"
+        result: dict[str, Any] = reply["result"]
         return result
 
     def open(self, page: Path, *, width: int = 1300, height: int = 900, dark: bool = False) -> None:
-        """Shows the file `page`, in a window of that size."""
+        """Opens the file `page` in a window of the given size."""
         self.resize(width, height)
         value = "dark" if dark else "light"
         features = [{"name": "prefers-color-scheme", "value": value}]
@@ -115,7 +115,7 @@ class Browser:
         self._until(lambda: any(e["method"] == "Page.loadEventFired" for e in self._events), "load")
 
     def resize(self, width: int, height: int = 900) -> None:
-        """Gives the window another size in CSS pixels, as of a phone below 600."""
+        """Sets the window size in CSS pixels; below 600 the browser imitates a phone."""
         mobile = width < 600
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -123,20 +123,20 @@ class Browser:
         )  # fmt: skip
 
     def media(self, media: str) -> None:
-        """Shows the page as on `print` or `screen`."""
+        """Sets the media type, `print` or `screen`."""
         self.call("Emulation.setEmulatedMedia", media=media)
 
     def scripts(self, *, allowed: bool) -> None:
-        """Allows or forbids scripts of pages that are opened from now on."""
+        """Enables or disables scripts of pages that are opened later."""
         self.call("Emulation.setScriptExecutionDisabled", value=not allowed)
 
     def js(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
-        answer = self.call(
+        """Returns the value of a JavaScript expression in the page."""
+        reply = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
+        assert "exceptionDetails" not in reply, reply["exceptionDetails"]
+        return reply["result"].get("value")
 
     def key(self, key: str, code: int, text: str = "") -> None:
         """Presses and releases a key."""
@@ -160,18 +160,20 @@ class Browser:
                 button="left", clickCount=1,
             )  # fmt: skip
 
-    def screenshot(self, path: Path, *, full: bool = True) -> Path:
-        """A PNG of the page, or of what is in the window."""
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=full)
+    def screenshot(self, path: Path, *, whole_page: bool = True) -> Path:
+        """Writes a PNG of the page or of the visible part."""
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole_page)
         path.write_bytes(base64.b64decode(shot["data"]))
         return path
 
-    def _until(self, done: Any, what: str) -> None:
-        end = time.monotonic() + SECONDS
-        while not done():
-            wait = end - time.monotonic()
-            assert wait > 0, f"Chromium did not answer `{what}` within {SECONDS:.0f} s"
-            if not select.select([self._read], [], [], min(wait, 1))[0]:
+    def _until(self, is_done: Any, description: str) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not is_done():
+            seconds_left = deadline - time.monotonic()
+            assert seconds_left > 0, (
+                f"Chromium did not answer `{description}` within {SECONDS:.0f} s"
+            )
+            if not select.select([self._read], [], [], min(seconds_left, 1))[0]:
                 assert self._process.poll() is None, "Chromium has ended"
                 continue
             content = os.read(self._read, 1 << 20)

@@ -1,4 +1,4 @@
-"""Runs to be compared: evaluations of one model each, over the same images."""
+"""Runs to compare: evaluations of one model each, on the same images."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ CONTENTS = "ef" * 32
 PLAN = RunPlan(transforms=TRANSFORMS, images=80, samples=False, dataset={"contents": CONTENTS})
 
 
-def evaluated(run: Path, name: str, worse: int = 0, plan: RunPlan = PLAN) -> Path:
-    """The evaluation of the model `name`, which is right the less often the larger `worse` is."""
-    others = tuple(model(f"other-{number}") for number in range(worse))
+def build_evaluation(run: Path, name: str, worse: int = 0, plan: RunPlan = PLAN) -> Path:
+    """Writes an evaluation of model `name`; a larger `worse` gives a lower accuracy."""
+    other_models = tuple(model(f"other-{number}") for number in range(worse))
     entry = plan.models[0].model_copy(update={"name": name, "weights_sha256": f"{worse:02d}" * 32})
-    build_run(run, replace(plan, models=(*others, entry)))
+    build_run(run, replace(plan, models=(*other_models, entry)))
     EVALUATION.update(run, models=[entry])
     return run
 
 
-def two(folder: Path, plan: RunPlan = PLAN, other: RunPlan | None = None) -> list[Path]:
-    """The runs `a` (of the better model) and `b`; `b` by another plan, where there is one."""
+def two_runs(folder: Path, plan: RunPlan = PLAN, other_plan: RunPlan | None = None) -> list[Path]:
+    """Writes the runs `a` (of the better model) and `b`; `other_plan` is for `b` only."""
     return [
-        evaluated(folder / "a", "vmamba-b", 0, plan),
-        evaluated(folder / "b", "swin-b", 4, other or plan),
+        build_evaluation(folder / "a", "vmamba-b", 0, plan),
+        build_evaluation(folder / "b", "swin-b", 4, other_plan or plan),
     ]
 
 
@@ -40,16 +40,16 @@ def rows_of(run: Path, name: str, transform: str = "identity", severity: int = 0
     return Store(run).rows(name, Cell(transform, severity), "cls")
 
 
-def rewrite_pixels(run: Path, transform: str, changed: slice, block: int = 0) -> None:
+def rewrite_pixels(run: Path, transform: str, images: slice, block: int = 0) -> None:
     """Writes other digests for some images of a block."""
     path = Store(run).input_path("r256c224", Cell(transform, 0), block)
     rows = pd.read_parquet(path, partitioning=None)
-    rows.loc[rows.index[changed], "digest"] = "f" * 16
+    rows.loc[rows.index[images], "digest"] = "f" * 16
     write_rows(path, rows.to_dict("records"), INPUT_SCHEMA)
 
 
 def rewrite_targets(run: Path, name: str, images: int) -> None:
-    """Gives the first images another true class, in all cells."""
+    """Changes the true class of the first images, in all cells."""
     for transform in TRANSFORMS:
         path = Store(run).prediction_path(name, Cell(transform.name, 0), 0)
         rows = pd.read_parquet(path, partitioning=None)

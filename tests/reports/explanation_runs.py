@@ -1,4 +1,4 @@
-"""Made-up runs of `robust explain`, written through their store."""
+"""Synthetic runs of `robust explain`, written through their store."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ LABELS = ("tench", "goldfish", "great white shark", "tiger shark")
 
 @dataclass(frozen=True)
 class ExplainPlan:
-    """What to make up.
+    """The synthetic run to write.
 
     Args:
-        methods: Of METHODS.
+        methods: Names of METHODS.
         transforms: One file each.
-        images: Photos; of every third the transform flips the prediction.
-        further: How much farther the map moves where the prediction flips, in pixels.
+        images: Number of photos; the transform flips the prediction of every third.
+        further: Additional distance in pixels that a map moves if the prediction flips.
         sanity: Whether maps were repeated with shuffled weights.
-        done: Photos that have rows; None for all.
-        labels: Of the classes.
+        done: Number of photos that have rows; None for all.
+        labels: Names of the classes.
         record: Further fields of the record.
-        name: Of the model.
+        name: Name of the model.
     """
 
     methods: Sequence[str] = ("integrated-gradients", "grad-cam")
@@ -50,7 +50,7 @@ class ExplainPlan:
 
     @property
     def ids(self) -> list[str]:
-        """Of the photos."""
+        """Returns the ids of the photos."""
         return [f"class-{i % 4}/photo-{i:03d}.jpeg" for i in range(self.images)]
 
 
@@ -82,7 +82,7 @@ def _record(plan: ExplainPlan) -> ExplainRecord:
 
 
 def spot(row: float, column: float) -> np.ndarray:
-    """A map with its evidence around one place."""
+    """Returns a map with its evidence around one position."""
     y, x = np.mgrid[:SIDE, :SIDE]
     return np.exp(-((y - row) ** 2 + (x - column) ** 2) / 8)
 
@@ -96,8 +96,8 @@ def _write_block(
     kinds = ("true", "predicted") if method.targeted else ("none",)
     rows, maps, photos, pictures, ids, views = [], [], [], [], [], []
     for i, image_id in enumerate(plan.ids[: plan.done]):
-        flips, true = i % 3 == 0, i % 4
-        answers = {"clean": true, "transformed": (true + 1) % 4 if flips else true}
+        flips, truth = i % 3 == 0, i % 4
+        predictions = {"clean": truth, "transformed": (truth + 1) % 4 if flips else truth}
         shift = 1 + plan.further * flips + 0.2 * draw.random()
         for view in ("clean", "transformed")[: 1 if cell == CLEAN else 2]:
             photo = np.full((SIDE, SIDE, 3), 90, dtype=np.uint8)
@@ -106,9 +106,11 @@ def _write_block(
             ids.append(image_id)
             views.append(view)
             for kind in kinds:
-                moved = view == "transformed"
-                target = {"true": true, "predicted": answers["transformed"], "none": None}[kind]
-                relevance = spot(6, 5 + moved * shift) - 0.6 * spot(12, 12)
+                is_transformed = view == "transformed"
+                target = {"true": truth, "predicted": predictions["transformed"], "none": None}[
+                    kind
+                ]
+                relevance = spot(6, 5 + is_transformed * shift) - 0.6 * spot(12, 12)
                 maps.append(relevance)
                 pictures.append(np.roll(photos[-1], 3, axis=0))
                 rows.append(
@@ -118,8 +120,8 @@ def _write_block(
                         "target_kind": kind, "target_class": target,
                         "target_label": None if target is None else plan.labels[target],
                         "probability": None if target is None else
-                        (0.8 if target == answers[view] else 0.06),
-                        "prediction": answers[view], "true_class": true,
+                        (0.8 if target == predictions[view] else 0.06),
+                        "prediction": predictions[view], "true_class": truth,
                         "flipped": None if cell == CLEAN else flips,
                         "array_file": path.with_suffix(".npz").relative_to(run).as_posix(),
                         "array_index": len(maps) - 1, "photo_index": len(photos) - 1,
@@ -127,9 +129,9 @@ def _write_block(
                            if method.kind == "localised" else {}),
                     }
                 )  # fmt: skip
-    made = np.array(pictures, dtype=np.uint8) if method.kind == "learned" else None
+    picture_array = np.array(pictures, dtype=np.uint8) if method.kind == "learned" else None
     arrays = Arrays(
-        np.array(maps, dtype=np.float16), np.array(photos), tuple(ids), tuple(views), made
+        np.array(maps, dtype=np.float16), np.array(photos), tuple(ids), tuple(views), picture_array
     )
     write_block(path, rows, arrays)
 

@@ -47,7 +47,7 @@ IMAGES = TrainPlan(model="umamba-pico", parameters=TOTAL, groups=8, images=8, gr
 
 @dataclass(frozen=True)
 class FinetunePlan:
-    """What to make up; modes in `unmeasured` have begun, modes in `waiting` have not."""
+    """The synthetic fine-tuning; `unmeasured` modes have started, `waiting` modes have not."""
 
     modes: tuple[Mode, ...] = ("scratch", "full", "freeze")
     unmeasured: tuple[Mode, ...] = ()
@@ -83,21 +83,25 @@ def build_finetuning(run: Path, plan: FinetunePlan = FinetunePlan()) -> Path:
 
 
 def _mode(run: Path, mode: Mode, plan: FinetunePlan) -> None:
-    done = mode not in plan.unmeasured
-    finished = None if done else 2
+    is_done = mode not in plan.unmeasured
+    finished_epochs = None if is_done else 2
     build_training(
         run,
         replace(
-            plan.training, base=BASE[mode], measured=done, epochs=plan.epochs, finished=finished
+            plan.training,
+            base=BASE[mode],
+            measured=is_done,
+            epochs=plan.epochs,
+            finished=finished_epochs,
         ),
     )
     _spread_metrics(run / "metrics.csv", mode)
-    if not done:
+    if not is_done:
         return
-    held = HELD if mode == "freeze" else 0
+    frozen_count = HELD if mode == "freeze" else 0
     costs = ModeCosts(
-        trainable=TOTAL - held,
-        optimizer_bytes=4 * (TOTAL - held),
+        trainable=TOTAL - frozen_count,
+        optimizer_bytes=4 * (TOTAL - frozen_count),
         peak_memory_bytes=700 * 2**20 - 2**20 * (mode == "freeze"),
     )
     (run / COSTS).write_text(costs.model_dump_json())
@@ -105,7 +109,7 @@ def _mode(run: Path, mode: Mode, plan: FinetunePlan) -> None:
 
 
 def _spread_metrics(path: Path, mode: Mode) -> None:
-    """Modes that learn more and less, at another pace, with a loss that goes below zero."""
+    """Makes learning curves that differ between modes, with some negative losses."""
     table = pd.read_csv(path)
     table["val_dice"] *= BASE[mode]
     table["val_loss"] -= BASE[mode]
@@ -114,17 +118,17 @@ def _spread_metrics(path: Path, mode: Mode) -> None:
 
 
 def step_rows(mode: Mode, plan: FinetunePlan) -> pd.DataFrame:
-    """Iterations around SECONDS; before the freeze they take twice as long."""
+    """Returns iteration times around SECONDS; before the freeze they are twice as long."""
     number = np.arange(1, plan.steps + 1)
-    before = (number <= plan.profiled) & (mode == "freeze")
-    seconds = SECONDS[mode] * (1 + 0.02 * np.sin(number)) * np.where(before, 2.0, 1.0)
-    held = HELD * (mode == "freeze") * ~before
-    table = {"iteration": number, "seconds": seconds, "trainable": TOTAL - held}
+    is_before_freeze = (number <= plan.profiled) & (mode == "freeze")
+    seconds = SECONDS[mode] * (1 + 0.02 * np.sin(number)) * np.where(is_before_freeze, 2.0, 1.0)
+    frozen_count = HELD * (mode == "freeze") * ~is_before_freeze
+    table = {"iteration": number, "seconds": seconds, "trainable": TOTAL - frozen_count}
     return pd.DataFrame(table)[list(STEPS)]
 
 
 def profile_rows(plan: FinetunePlan) -> pd.DataFrame:
-    """As `GradientProfile.rows` gives them; A_log has no gradient at all every third iteration."""
+    """Returns rows like `GradientProfile.rows`; A_log has no gradient in every third iteration."""
     rows = [
         {
             "name": name,
@@ -145,7 +149,7 @@ def profile_rows(plan: FinetunePlan) -> pd.DataFrame:
 
 
 def decisions(plan: FinetunePlan) -> pd.DataFrame:
-    """By the documented rule, as `finetune.decisions_file` writes it."""
+    """Applies the documented rule, as `finetune.decisions_file` writes it."""
     means: dict[str, float] = {}
     if plan.profiled:
         mean = profile_rows(plan).groupby("name")["mean_abs"].mean()
@@ -185,10 +189,10 @@ def finetune_record(plan: FinetunePlan) -> FinetuneRecord:
         relative=False,
         scope="mamba",
     ).model_copy(update=plan.rule)
-    full = not plan.unmeasured and not plan.waiting
+    is_complete = not plan.unmeasured and not plan.waiting
     record = FinetuneRecord(
         command="robust finetune umamba-pico --freeze-threshold 1e-6",
-        status="complete" if full else "running",
+        status="complete" if is_complete else "running",
         created=WHEN,
         updated=WHEN,
         seed=0,

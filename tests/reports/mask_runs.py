@@ -47,7 +47,7 @@ def segmenter(name: str, **changes: object) -> ModelRecord:
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """What to make up; every `empty_every`-th image has no foreground, 0 for none."""
+    """The synthetic evaluation; every `empty_every`-th image has no foreground, 0 for none."""
 
     models: Sequence[ModelRecord] = (segmenter("ulvm_v5"),)
     transforms: Sequence[TransformRecord] = (IDENTITY, *paper21()[:6])
@@ -66,10 +66,10 @@ def build_masks(run: Path, plan: MaskPlan = MaskPlan()) -> Path:
     """Writes the evaluation that `plan` describes and returns its directory."""
     EVALUATION.write(run, _record(plan))
     ids = [f"p{i % plan.groups:02d}/slice-{i:04d}.tif" for i in range(plan.images)]
-    finished = ids[: round(len(ids) * plan.done)]
+    finished_ids = ids[: round(len(ids) * plan.done)]
     for number, transform in enumerate(plan.transforms):
-        _write_cell(Store(run), plan, transform, finished, number)
-    passes = len(finished) * len(plan.transforms)
+        _write_cell(Store(run), plan, transform, finished_ids, number)
+    passes = len(finished_ids) * len(plan.transforms)
     session = Session(
         started=WHEN,
         seconds=passes / 8,
@@ -134,34 +134,34 @@ def _write_cell(
     if ids:
         write_rows(store.input_path("original", cell, 0), rows, INPUT_SCHEMA)
     for rank, model in enumerate(plan.models):
-        fall = 0.05 * rank + (0.0 if number == 0 else 0.02 * (number * 7 % 22))
-        fall += 0.08 * transform.severity
-        predictions = [_row(image, plan, max(0.02, plan.base - fall)) for image in ids]
+        drop = 0.05 * rank + (0.0 if number == 0 else 0.02 * (number * 7 % 22))
+        drop += 0.08 * transform.severity
+        predictions = [_row(image, plan, max(0.02, plan.base - drop)) for image in ids]
         if ids:
             write_rows(store.prediction_path(model.name, cell, 0), predictions, MASK_SCHEMA)
 
 
 def _row(image: str, plan: MaskPlan, quality: float) -> dict[str, object]:
     index = int(image[-8:-4])
-    empty = plan.empty_every > 0 and index % plan.empty_every == plan.empty_every - 1
-    true = 0 if empty else 200 + 37 * index % 400
-    # A golden-ratio sequence is evenly spread around the wanted quality.
+    is_empty = plan.empty_every > 0 and index % plan.empty_every == plan.empty_every - 1
+    true_pixels = 0 if is_empty else 200 + 37 * index % 400
+    # A golden-ratio sequence is evenly spread around the requested quality.
     share = float(np.clip(quality + 0.2 * ((index * 0.618034) % 1.0 - 0.5), 0, 1))
-    tp = round(true * share)
-    fp = (3 if index % 4 == 0 else 0) if empty else round(true * (1 - share))
-    known = tp > 0
+    tp = round(true_pixels * share)
+    fp = (3 if index % 4 == 0 else 0) if is_empty else round(true_pixels * (1 - share))
+    is_defined = tp > 0
     row: dict[str, object] = {
         "image_id": image,
         "group": image.split("/")[0],
         "tp": tp,
         "fp": fp,
-        "fn": true - tp,
-        "tn": AREA - true - fp,
-        "hd95": 3.0 + index % 5 if known else None,
-        "boundary_dice": share if known else None,
+        "fn": true_pixels - tp,
+        "tn": AREA - true_pixels - fp,
+        "hd95": 3.0 + index % 5 if is_defined else None,
+        "boundary_dice": share if is_defined else None,
     }
     if plan.dataset.get("tolerance") is not None:
-        row |= {"predicted_near": tp + fp // 2, "true_near": tp + (true - tp) // 3}
+        row |= {"predicted_near": tp + fp // 2, "true_near": tp + (true_pixels - tp) // 3}
     return row
 
 

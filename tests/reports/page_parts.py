@@ -1,4 +1,4 @@
-"""Parts of a Markdown page: its sections, and the lines of its tables."""
+"""Reads parts of a Markdown page: sections, and lines of tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def section(page: str, title: str) -> str:
-    """What stands under the heading `title`, to the next heading of its level or a higher one."""
+    """Returns the text under the heading `title`, to the next heading of its level or higher."""
     lines = page.splitlines()
     marks = ("# ", "## ", "### ")
     start = next(i for i, line in enumerate(lines) if line.startswith(marks) and title in line)
@@ -22,25 +22,25 @@ def section(page: str, title: str) -> str:
 
 
 def titles(page: str) -> list[str]:
-    """The headings of the second level."""
+    """Returns the headings of the second level."""
     return [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
 
 
 def line_of(page: str, start: str) -> list[str]:
-    """The cells of the first table line whose first cell starts with `start`."""
+    """Returns the cells of the first table line whose first cell starts with `start`."""
     lines = [line for line in page.splitlines() if line.startswith(f"| {start}")]
     return [cell.strip() for cell in lines[0].strip("|").split("|")]
 
 
-def opening(page: str) -> str:
-    """What stands before the first section."""
+def introduction(page: str) -> str:
+    """Returns the text before the first section."""
     return page.split("\n## ")[0]
 
 
 def assert_golden(page: str, name: str) -> None:
     """Compares a page with `golden/NAME.md`.
 
-    With ROBUST_WRITE_GOLDEN=1 in the environment the file is written instead: read what changed.
+    With ROBUST_WRITE_GOLDEN=1 in the environment the file is written instead; review the changes.
     """
     _assert_file(page, f"{name}.md")
 
@@ -48,14 +48,14 @@ def assert_golden(page: str, name: str) -> None:
 def assert_states(complete: str, states: Mapping[str, str], name: str) -> None:
     """Compares the pages of runs in other states with `golden/NAME.diff`.
 
-    The file has, per state, the lines that its page lacks (-, their beginnings) or has in addition
-    (+) against the page `complete`; how wide the columns of tables are does not count.
+    Per state, the file contains the beginnings of the lines that its page lacks (-), and the lines
+    that it adds (+), compared with the page `complete`; widths of table columns are ignored.
     """
-    shown = []
+    file_lines = []
     for state, page in states.items():
         lines = list(unified_diff(_plain(complete), _plain(page), n=0, lineterm=""))[2:]
-        shown += [f"=== {state}", *(_short(line) for line in lines if line.strip("+-@ "))]
-    _assert_file("\n".join(line for line in shown if line) + "\n", f"{name}.diff")
+        file_lines += [f"=== {state}", *(_short(line) for line in lines if line.strip("+-@ "))]
+    _assert_file("\n".join(line for line in file_lines if line) + "\n", f"{name}.diff")
 
 
 def _plain(page: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Synthetic trainings and fine-tunings over several seeds, in the files that they leave."""
+"""Synthetic trainings and fine-tunings with several seeds, in the files of real ones."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,14 +20,16 @@ def build_seeds(
     run: Path, plan: TrainPlan = SEGMENTER, qualities: Sequence[float] = QUALITY,
     missing: int = 0,
 ) -> Path:  # fmt: skip
-    """Writes trainings from seed 0 on, of which the last `missing` have not come to an end."""
+    """Writes trainings from seed 0 on; the last `missing` ones are not finished."""
     run.mkdir(parents=True, exist_ok=True)
-    done = len(qualities) - missing
+    finished = len(qualities) - missing
     for seed, base in enumerate(qualities):
-        begun = replace(plan, measured=seed < done, finished=None if seed < done else 2)
-        folder = build_training(seed_folder(run, seed), replace(begun, base=base))
+        seed_plan = replace(plan, measured=seed < finished, finished=None if seed < finished else 2)
+        folder = build_training(seed_folder(run, seed), replace(seed_plan, base=base))
         TRAINING.update(folder, seed=seed, split_seed=0 if seed else None)
-    failures = [SeedFailure(seed=seed, error="The loss is not finite.") for seed in range(done, 3)]
+    failures = [
+        SeedFailure(seed=seed, error="The loss is not finite.") for seed in range(finished, 3)
+    ]
     _write(run, seed_folder(run, 0), len(qualities), failures[:missing])
     return run
 
@@ -41,26 +43,26 @@ def build_class_seeds(run: Path, count: int = 2) -> Path:
 
 
 def build_tuned_seeds(run: Path, count: int = 2, plan: FinetunePlan = TUNING) -> Path:
-    """Writes fine-tunings; the modes of the second seed are a little worse, each by its own bit."""
+    """Writes fine-tunings; the modes of the second seed have slightly lower scores."""
     for seed in range(count):
         build_finetuning(seed_folder(run, seed), plan)
         for number, mode in enumerate(plan.modes if seed else ()):
-            worse = replace(plan.training, base=0.8 - 0.03 * number - 0.01 * seed)
-            build_training(seed_folder(run, seed) / mode, replace(worse, epochs=plan.epochs))
-    _write(run, seed_folder(run, 0) / plan.modes[0], count, [], of="finetune")
+            seed_plan = replace(plan.training, base=0.8 - 0.03 * number - 0.01 * seed)
+            build_training(seed_folder(run, seed) / mode, replace(seed_plan, epochs=plan.epochs))
+    _write(run, seed_folder(run, 0) / plan.modes[0], count, [], command="finetune")
     return run
 
 
 def _write(
-    run: Path, like: Path, count: int, failures: list[SeedFailure], of: str = "train"
+    run: Path, template: Path, count: int, failures: list[SeedFailure], command: str = "train"
 ) -> None:
-    """The record of the seeds, whose trainings are like the one in the folder `like`."""
-    record = read_train_record(like)
+    """Writes the record of the seeds; `template` is the folder of one of the trainings."""
+    record = read_train_record(template)
     seeds = SeedsRecord.model_validate(
         {
-            "command": f"robust {of} {record.task} --model {record.model} --seeds {count}",
+            "command": f"robust {command} {record.task} --model {record.model} --seeds {count}",
             "status": "failed" if failures else "complete",
-            "created": WHEN, "updated": WHEN, "of": of, "task": record.task, "seed": 0,
+            "created": WHEN, "updated": WHEN, "of": command, "task": record.task, "seed": 0,
             "count": count, "split_seed": 0, "model": record.model,
             "dataset": record.dataset.model_dump(), "failures": failures,
         }

@@ -1,4 +1,4 @@
-"""report.html in headless Chromium: what a reader clicks, types and sees."""
+"""report.html in headless Chromium: clicks, keys, and visible content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 HOSTILE = "</script><script>alert(1)</script>|\"'`=1+1"
-SORTED = """# Sorting
+SORTED_PAGE = """# Sorting
 
 | name | value | time | few | date |
 |:--|--:|--:|--:|:--|
@@ -61,10 +61,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def texts(browser: Browser, selector: str) -> list[str]:
-    shown: list[str] = browser.js(
+    visible_texts: list[str] = browser.js(
         f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent.trim())"
     )
-    return shown
+    return visible_texts
 
 
 @pytest.mark.parametrize("name", ["evaluation", "segmenters", "training", "fine-tuning"])
@@ -76,8 +76,8 @@ def test_a_page_asks_for_nothing_complains_of_nothing_and_fits_a_phone(
     for width in (1300, 700, 360):
         for dark in (False, True):
             browser.open(pages[name], width=width, dark=dark)
-            wide, room = browser.js("[document.documentElement.scrollWidth, innerWidth]")
-            assert wide <= room == width
+            page_width, room = browser.js("[document.documentElement.scrollWidth, innerWidth]")
+            assert page_width <= room == width
             assert browser.js("(window.scrollTo(999, 0), window.scrollX)") == 0
     assert {url for url in browser.requests if not url.startswith("data:")} == {
         pages[name].resolve().as_uri()
@@ -89,12 +89,12 @@ def test_a_page_asks_for_nothing_complains_of_nothing_and_fits_a_phone(
 def test_the_policy_stops_what_a_page_would_ask_for(
     browser: Browser, pages: dict[str, Path]
 ) -> None:
-    """Otherwise the test above could pass because nothing would ever be noticed."""
+    """Proves that the browser would record a request if the page made one."""
     browser.open(pages["training"])
     browser.requests.clear()
     browser.complaints.clear()
     assert browser.js("fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'stopped')")
-    assert any("Content Security Policy" in words for words in browser.complaints)
+    assert any("Content Security Policy" in text for text in browser.complaints)
     assert browser.js(
         "(() => { const s = document.createElement('script'); s.textContent = 'window.ran = 1';"
         "document.body.append(s); return window.ran ?? 0; })()"
@@ -120,23 +120,23 @@ def test_a_name_of_code_is_shown_and_not_run(browser: Browser, pages: dict[str, 
 def test_columns_are_sorted_by_what_they_mean(
     browser: Browser, tmp_path: Path, column: int, downwards: list[str], missing: list[str]
 ) -> None:
-    """Intervals by their number, times by their length, dashes last in both directions."""
+    """Intervals are sorted by number, times by length, dashes come last in both directions."""
     page = tmp_path / "sorted.html"
-    page.write_text(to_html(SORTED, tmp_path), "utf-8")
+    page.write_text(to_html(SORTED_PAGE, tmp_path), "utf-8")
     browser.open(page)
     original = texts(browser, "tbody th")
-    seen = {}
+    orders = {}
     for _ in range(2):
         browser.click("thead .sort", column)
         state = browser.js(f"document.querySelectorAll('thead th')[{column}].ariaSort")
-        seen[state] = texts(browser, "tbody th")
+        orders[state] = texts(browser, "tbody th")
         assert state in texts(browser, "[aria-live]")[0]
     if column in (0, 4):
-        assert list(seen) == ["ascending", "descending"]
+        assert list(orders) == ["ascending", "descending"]
     else:
-        assert list(seen) == ["descending", "ascending"]
-    assert seen["descending"] == downwards + missing
-    assert seen["ascending"] == downwards[::-1] + missing
+        assert list(orders) == ["descending", "ascending"]
+    assert orders["descending"] == downwards + missing
+    assert orders["ascending"] == downwards[::-1] + missing
     browser.click("thead .sort", column)
     assert texts(browser, "tbody th") == original
     assert browser.js("document.querySelector('[aria-sort]')") is None
@@ -154,23 +154,23 @@ def test_the_keyboard_skips_to_the_content_and_sorts(
     assert browser.js("document.querySelectorAll('thead th')[3].ariaSort") == "descending"
     style = "getComputedStyle(document.activeElement).outlineStyle"
     browser.key("Tab", 9)
-    assert browser.js(style) == "solid", "the focus is to be seen"
+    assert browser.js(style) == "solid", "the focused element must be visible"
 
 
 def test_a_filter_leaves_rows_with_all_its_words(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["evaluation"])
-    shown = "[...document.querySelector('.tools + .scroll').querySelectorAll('tbody tr')]"
+    body_rows = "[...document.querySelector('.tools + .scroll').querySelectorAll('tbody tr')]"
     browser.js("document.querySelector('.tools input').focus()")
     browser.call("Input.insertText", text="GAUSSIAN noise")
-    visible = f"{shown}.filter(r => r.offsetParent).map(r => r.cells[0].textContent)"
-    assert browser.js(visible) == ["additive_gaussian_noise"]
+    visible_rows = f"{body_rows}.filter(r => r.offsetParent).map(r => r.cells[0].textContent)"
+    assert browser.js(visible_rows) == ["additive_gaussian_noise"]
     assert texts(browser, ".tools span")[0] == "1 of 22 rows"
     browser.media("print")
-    assert len(browser.js(visible)) == 22, "paper has no filter"
+    assert len(browser.js(visible_rows)) == 22, "a filter must not hide rows in print"
     browser.media("screen")
     browser.js("document.querySelector('.tools input').value = ''")
     browser.call("Input.insertText", text=" ")
-    assert len(browser.js(visible)) == 22
+    assert len(browser.js(visible_rows)) == 22
     assert texts(browser, ".tools span")[0] == "22 rows"
 
 
@@ -181,9 +181,9 @@ def test_a_picture_is_enlarged_and_escape_gives_the_focus_back(
     browser.js("document.querySelectorAll('.zoom')[1].focus()")
     browser.key("Enter", 13, "\r")
     assert browser.js("document.querySelector('dialog').open")
-    small = browser.js("document.querySelectorAll('.zoom img')[1].getBoundingClientRect().width")
+    width = browser.js("document.querySelectorAll('.zoom img')[1].getBoundingClientRect().width")
     large = browser.js("document.querySelector('dialog img').getBoundingClientRect().width")
-    assert large > small
+    assert large > width
     assert browser.js("document.querySelector('dialog').contains(document.activeElement)")
     browser.key("Escape", 27)
     assert not browser.js("document.querySelector('dialog').open")
@@ -204,10 +204,10 @@ def test_a_cell_opens_its_photos_beside_the_clean_ones(
     assert texts(browser, "#dialog-title")[0].startswith(f"invert, {HOSTILE}: ")
     assert texts(browser, "dialog p")[0].startswith("1 photo of 60 images")
     assert texts(browser, "dialog .label") == ["clean", "invert"]
-    clean, changed = browser.js("[...document.querySelectorAll('dialog img')].map(i => i.src)")
-    assert clean != changed
+    clean, transformed = browser.js("[...document.querySelectorAll('dialog img')].map(i => i.src)")
+    assert clean != transformed
     first = texts(browser, "dialog .answers li:first-child")
-    assert all(words.startswith(HOSTILE) for words in first)
+    assert all(text.startswith(HOSTILE) for text in first)
     assert "right" in first[0]
     assert "75.0\N{NO-BREAK SPACE}%" in first[0]
     browser.click(".close")
@@ -218,7 +218,7 @@ def test_a_cell_opens_its_photos_beside_the_clean_ones(
 def test_light_and_dark_have_contrast_and_the_switch_wins(
     browser: Browser, pages: dict[str, Path]
 ) -> None:
-    """WCAG 2.2, 1.4.3: 4.5 to 1 for text, of every colour of text on every ground."""
+    """WCAG 2.2, 1.4.3: a ratio of 4.5 for every colour of text on every background."""
     background = "getComputedStyle(document.body).backgroundColor"
     for dark in (False, True):
         browser.open(pages["evaluation"], dark=dark)
@@ -229,9 +229,9 @@ def test_light_and_dark_have_contrast_and_the_switch_wins(
             for ink in ("--ink", "--soft", "--link", "--good", "--bad"):
                 for ground in ("--paper", "--raised", "--hover"):
                     assert contrast(browser, ink, ground) >= 4.5, (ink, ground, dark)
-            was = luminance(browser.js(background))
+            light_luminance = luminance(browser.js(background))
             browser.click(".theme")
-            assert (luminance(browser.js(background)) < 0.2) != (was < 0.2)
+            assert (luminance(browser.js(background)) < 0.2) != (light_luminance < 0.2)
     browser.js("try { localStorage.clear() } catch {}")
 
 
@@ -240,13 +240,17 @@ def contrast(browser: Browser, ink: str, ground: str) -> float:
         "(name => { const e = document.createElement('i'); e.style.color = `var(${name})`;"
         "document.body.append(e); const c = getComputedStyle(e).color; e.remove(); return c; })"
     )
-    first, other = (luminance(browser.js(f"{script}('{name}')")) for name in (ink, ground))
-    return (max(first, other) + 0.05) / (min(first, other) + 0.05)
+    ink_luminance, ground_luminance = (
+        luminance(browser.js(f"{script}('{name}')")) for name in (ink, ground)
+    )
+    return (max(ink_luminance, ground_luminance) + 0.05) / (
+        min(ink_luminance, ground_luminance) + 0.05
+    )
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance of `rgb(r, g, b)`. Source: WCAG 2.2, definitions."""
-    channels = [int(part) / 255 for part in colour.strip("rgba()").split(",")[:3]]
+    """Returns the relative luminance of `rgb(r, g, b)`. Source: WCAG 2.2, definitions."""
+    channels = [int(number) / 255 for number in colour.strip("rgba()").split(",")[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -257,8 +261,8 @@ def test_without_scripts_it_is_a_page_with_photos_at_its_end(
     browser.scripts(allowed=False)
     try:
         browser.open(pages["evaluation"], width=360)
-        wide, room = browser.js("[document.documentElement.scrollWidth, innerWidth]")
-        assert wide <= room
+        page_width, room = browser.js("[document.documentElement.scrollWidth, innerWidth]")
+        assert page_width <= room
         assert texts(browser, "button, input, dialog") == []
         assert browser.js(
             "[...document.querySelectorAll('a[href^=\"#\"]')].every("
@@ -297,9 +301,9 @@ def test_a_screen_reader_finds_its_way(browser: Browser, pages: dict[str, Path],
 def test_paper_shows_everything_and_no_controls(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["fine-tuning"], dark=True)
     browser.media("print")
-    hidden = ".side, .skip, .tools, dialog"
+    hidden_parts = ".side, .skip, .tools, dialog"
     assert browser.js(
-        f"[...document.querySelectorAll('{hidden}')].every(e => e.offsetParent === null)"
+        f"[...document.querySelectorAll('{hidden_parts}')].every(e => e.offsetParent === null)"
     )
     assert browser.js(
         "[...document.querySelectorAll('.scroll')].every(e => e.scrollHeight <= e.clientHeight + 1)"

@@ -1,4 +1,4 @@
-"""Names of classes that mean something in HTML, in Markdown tables or in a spreadsheet."""
+"""Class names with special characters of HTML, Markdown tables or spreadsheets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def test_names_of_classes_are_shown_and_never_obeyed(tmp_path: Path) -> None:
     assert "<img src=x" not in page
     assert "&lt;img src=x" in page
     for line in (run.path / "report.md").read_text().splitlines():
-        assert "<img src=x" not in re.sub(r"(`+).*?\1(?!`)", "", line), "only as code"
+        assert "<img src=x" not in re.sub(r"(`+).*?\1(?!`)", "", line), (
+            "HTML may only appear as code"
+        )
     with (run.path / "classes.csv").open(newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
     assert not [cell for cell in cells if cell[:1] in ("=", "@")]

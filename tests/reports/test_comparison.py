@@ -1,4 +1,4 @@
-"""Models of several runs: found by name, refused where runs differ, and compared image by image."""
+"""Comparison of runs: models by name, refusals, and paired results per image."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, pape
 from tests.reports.compared import (
     PLAN,
     TRANSFORMS,
-    evaluated,
+    build_evaluation,
     rewrite_pixels,
     rewrite_targets,
     rows_of,
-    two,
+    two_runs,
 )
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
@@ -39,7 +39,7 @@ LOWER_THRESHOLD = segmenter("any").preprocessing.model_copy(update={"threshold":
 
 
 def test_every_line_is_made_of_both_models_on_the_same_images(tmp_path: Path) -> None:
-    runs = two(tmp_path)
+    runs = two_runs(tmp_path)
     table = read_comparison(runs).table()
     assert list(table.columns) == list(COMPARISON_COLUMNS)
     assert table["transform"].tolist() == [transform.name for transform in TRANSFORMS]
@@ -50,14 +50,14 @@ def test_every_line_is_made_of_both_models_on_the_same_images(tmp_path: Path) ->
             for run, name in zip(runs, ("vmamba-b", "swin-b"), strict=True)
         )
         hits = first["prediction"] == first["target"]
-        other = second["prediction"] == second["target"]
-        assert (row["first_score"], row["second_score"]) == (hits.mean(), other.mean())
-        assert row["difference"] == pytest.approx(hits.mean() - other.mean())
-        won, lost = int((hits & ~other).sum()), int((~hits & other).sum())
-        p_values.append(binomtest(won, won + lost).pvalue)
+        second_hits = second["prediction"] == second["target"]
+        assert (row["first_score"], row["second_score"]) == (hits.mean(), second_hits.mean())
+        assert row["difference"] == pytest.approx(hits.mean() - second_hits.mean())
+        first_only, second_only = int((hits & ~second_hits).sum()), int((~hits & second_hits).sum())
+        p_values.append(binomtest(first_only, first_only + second_only).pvalue)
         assert row["p"] == pytest.approx(p_values[-1])
         assert row["low"] < row["difference"] < row["high"]
-    # Holm by hand: the smallest p times the number of lines, the next times one less, ...
+    # Holm's definition: the smallest p times the number of lines, the next times one less, ...
     adjusted, highest = {}, 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
@@ -81,7 +81,7 @@ def test_of_segmenters_groups_are_compared(tmp_path: Path) -> None:
     assert (line.first_score, line.second_score) == pytest.approx(tuple(means))
     assert line.verdict.difference == pytest.approx(means[0] - means[1])
     assert (comparison.n, comparison.groups, comparison.grouping) == (24, 8, "patient")
-    assert line.verdict.p == pytest.approx(2 / 2**8), "every patient is better"
+    assert line.verdict.p == pytest.approx(2 / 2**8), "all patients have the same sign"
     assert line.word == "a ahead"
     assert (comparison.statistics.agreements, comparison.statistics.flips) == ([], [])
 
@@ -103,7 +103,7 @@ def test_models_of_one_run_are_compared_among_each_other(tmp_path: Path) -> None
 
 def test_transforms_with_severities_count_once_and_are_listed_one_by_one(tmp_path: Path) -> None:
     severities = (IDENTITY, *paper21()[:1], *imagenet_c(severities=(1, 3))[:2])
-    runs = two(tmp_path, replace(PLAN, transforms=severities))
+    runs = two_runs(tmp_path, replace(PLAN, transforms=severities))
     comparison = read_comparison(runs)
     table = comparison.table()
     assert table["level"].tolist() == ["transform"] * 3 + ["severity"] * 4
@@ -117,7 +117,7 @@ def test_transforms_with_severities_count_once_and_are_listed_one_by_one(tmp_pat
 
 
 def test_the_ranking_is_over_transforms_else_over_untouched_images(tmp_path: Path) -> None:
-    comparison = read_comparison(two(tmp_path))
+    comparison = read_comparison(two_runs(tmp_path))
     means = [
         np.mean(
             [
@@ -128,22 +128,22 @@ def test_the_ranking_is_over_transforms_else_over_untouched_images(tmp_path: Pat
         )
     ]
     assert comparison.ranks[0].mean == pytest.approx(means[0])
-    clean = read_comparison(two(tmp_path / "clean", replace(PLAN, transforms=(IDENTITY,))))
+    clean = read_comparison(two_runs(tmp_path / "clean", replace(PLAN, transforms=(IDENTITY,))))
     assert clean.ranks[0].mean == clean.clean_lines[0].first_score
     assert (clean.claims, clean.transforms) == ([], [])
 
 
 def test_flips_and_agreement_sum_to_the_images(tmp_path: Path) -> None:
-    comparison = read_comparison(two(tmp_path))
+    comparison = read_comparison(two_runs(tmp_path))
     assert [agreement.n for agreement in comparison.statistics.agreements] == [80] * 4
     assert [flips.n for flips in comparison.statistics.flips] == [80] * 6
     first, second = rows_of(tmp_path / "a", "vmamba-b"), rows_of(tmp_path / "b", "swin-b")
-    same = (first["prediction"] == second["prediction"]).mean()
-    assert comparison.statistics.agreements[0].share == pytest.approx(same)
+    agreed_share = (first["prediction"] == second["prediction"]).mean()
+    assert comparison.statistics.agreements[0].share == pytest.approx(agreed_share)
 
 
 def test_the_document_holds_all_of_it(tmp_path: Path) -> None:
-    comparison = read_comparison(two(tmp_path))
+    comparison = read_comparison(two_runs(tmp_path))
     document = json.loads(comparison.as_json())
     assert [m["label"] for m in document["models"]] == ["vmamba-b", "swin-b"]
     assert document["models"][1]["weights_sha256"] == "04" * 32
@@ -156,7 +156,7 @@ def test_the_document_holds_all_of_it(tmp_path: Path) -> None:
     assert (document["differences"], document["left_out"]) == ([], [])
 
 
-# From what is typed to models.
+# Selection of models.
 
 
 def labels(*names: Path | str) -> list[str]:
@@ -169,16 +169,18 @@ def test_a_model_of_a_run_by_name(tmp_path: Path) -> None:
     run = build_run(tmp_path / "odd:name", plan)
     assert labels(run) == ["a", hub, "b"]
     assert labels(f"{run}:{hub}", f"{run}:b") == [hub, "b"]
-    assert labels(f"{run}:a", run) == ["a", hub, "b"], "one that is named twice counts once"
+    assert labels(f"{run}:a", run) == ["a", hub, "b"], (
+        "a model that is named twice is compared once"
+    )
     with pytest.raises(UsageError, match=r"No model of this run is called `c`"):
         find_models([f"{run}:c", str(run)])
 
 
 def test_models_with_the_same_name_are_told_apart_by_their_runs(tmp_path: Path) -> None:
     plan = replace(PLAN, transforms=(IDENTITY,))
-    runs = [evaluated(tmp_path / name, "vmamba-b", plan=plan) for name in ("x/run", "y/run")]
-    other = evaluated(tmp_path / "other", "swin-b", plan=plan)
-    assert labels(*runs, other) == ["vmamba-b (x/run)", "vmamba-b (y/run)", "swin-b"]
+    runs = [build_evaluation(tmp_path / name, "vmamba-b", plan=plan) for name in ("x/run", "y/run")]
+    other_run = build_evaluation(tmp_path / "other", "swin-b", plan=plan)
+    assert labels(*runs, other_run) == ["vmamba-b (x/run)", "vmamba-b (y/run)", "swin-b"]
 
 
 def test_trainings_and_modes_are_compared_on_their_held_out_images(tmp_path: Path) -> None:
@@ -189,12 +191,12 @@ def test_trainings_and_modes_are_compared_on_their_held_out_images(tmp_path: Pat
     assert comparison.labels == ["ulvm_v5 (first)", "ulvm_v5 (second)"]
     assert comparison.clean_lines[0].word == "ulvm_v5 (first) ahead"
     assert any("variation between seeds" in str(a) for a in comparison.announcements)
-    tuned = build_finetuning(tmp_path / "tuned")
+    finetuning_run = build_finetuning(tmp_path / "tuned")
     modes = ["umamba-pico scratch", "umamba-pico full", "umamba-pico freeze"]
-    assert labels(tuned) == modes
-    assert labels(f"{tuned}:full", f"{tuned}:freeze") == modes[1:]
-    assert labels(tuned / "full", f"{tuned}:scratch") == ["umamba-pico", modes[0]]
-    assert labels(tuned, first) == [*modes, "ulvm_v5"]
+    assert labels(finetuning_run) == modes
+    assert labels(f"{finetuning_run}:full", f"{finetuning_run}:freeze") == modes[1:]
+    assert labels(finetuning_run / "full", f"{finetuning_run}:scratch") == ["umamba-pico", modes[0]]
+    assert labels(finetuning_run, first) == [*modes, "ulvm_v5"]
     classifier = build_class_training(tmp_path / "class")
     assert labels(classifier, f"{classifier}:vim", first) == ["vim", "ulvm_v5"]
 
@@ -214,25 +216,25 @@ def test_what_cannot_be_compared_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    evaluated(Path("alone"), "vmamba-b")
+    build_evaluation(Path("alone"), "vmamba-b")
     build_training(Path("begun"), TrainPlan(measured=False))
     build_finetuning(Path("profiled"), FinetunePlan(modes=()))
-    newer = evaluated(Path("newer"), "swin-b") / "run.json"
+    newer = build_evaluation(Path("newer"), "swin-b") / "run.json"
     newer.write_text(newer.read_text().replace('"seed"', '"seeds": 3, "seed"', 1))
     with pytest.raises(UsageError, match=re.escape(message)):
         read_comparison(names)
 
 
-# What keeps runs from being compared, and what of it can be forced.
+# Differences that prevent a comparison, and options that force it.
 
 
 def changed_parameters() -> list[TransformRecord]:
     parameters = {"strength": [0.0, 0.7], "per_channel": True}
-    changed = TRANSFORMS[2].model_copy(update={"parameters": parameters})
-    return [*TRANSFORMS[:2], changed, TRANSFORMS[3]]
+    transform = TRANSFORMS[2].model_copy(update={"parameters": parameters})
+    return [*TRANSFORMS[:2], transform, TRANSFORMS[3]]
 
 
-DIFFERENT: dict[str, tuple[RunPlan, str]] = {
+DIFFERENCES: dict[str, tuple[RunPlan, str]] = {
     "images": (
         replace(PLAN, images=60, dataset={"digest": "00" * 32, "subset": "60 images"}),
         r"80 of `imagenet-val`, digest cdcdcdcd in `.*a`; 60 of `imagenet-val` \(60 images\), "
@@ -244,10 +246,7 @@ DIFFERENT: dict[str, tuple[RunPlan, str]] = {
     ),
     "seed": (replace(PLAN, record={"seed": 1}), r"`--seed`\): 0 in `.*a`; 1 in `.*b`"),
     "apply_at": (replace(PLAN, record={"apply_at": "crop"}), r"`--apply-at`: original in"),
-    "transforms": (
-        replace(PLAN, transforms=TRANSFORMS[:3]),
-        r"`.*b` lacks `crop`",
-    ),
+    "transforms": (replace(PLAN, transforms=TRANSFORMS[:3]), r"`.*b` lacks `crop`"),
     "severities": (
         replace(PLAN, transforms=(IDENTITY, *paper21(3)[:3])),
         r"`.*b` lacks `additive_gaussian_noise`, `affine`, `crop`\.\n.*`.*a` lacks "
@@ -268,17 +267,17 @@ DIFFERENT: dict[str, tuple[RunPlan, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize("name", DIFFERENCES)
 def test_runs_that_differ_are_refused_with_the_difference(tmp_path: Path, name: str) -> None:
-    plan, message = DIFFERENT[name]
-    with pytest.raises(UsageError, match=message) as refused:
-        read_comparison(two(tmp_path, other=plan))
-    assert "--force-common" in refused.value.todo
+    plan, message = DIFFERENCES[name]
+    with pytest.raises(UsageError, match=message) as caught:
+        read_comparison(two_runs(tmp_path, other_plan=plan))
+    assert "--force-common" in caught.value.todo
 
 
-def forced(folder: Path, name: str, edit: Callable[[Path], None] = lambda _: None) -> Comparison:
-    runs = two(folder, other=DIFFERENT[name][0])
-    edit(runs[1])
+def forced(folder: Path, name: str, change: Callable[[Path], None] = lambda _: None) -> Comparison:
+    runs = two_runs(folder, other_plan=DIFFERENCES[name][0])
+    change(runs[1])
     return read_comparison(runs, force_common=True)
 
 
@@ -289,9 +288,9 @@ def cells(comparison: Comparison) -> list[str]:
 def test_common_images_are_compared_on_request(tmp_path: Path) -> None:
     comparison = forced(tmp_path, "images")
     assert (comparison.n, cells(comparison)) == (60, [t.name for t in TRANSFORMS])
-    (left_out,) = comparison.left_out
-    assert left_out.startswith("Images that not every run has: class-")
-    assert left_out.endswith("and 16 more.")
+    (left_out_cell,) = comparison.left_out
+    assert left_out_cell.startswith("Images that not every run has: class-")
+    assert left_out_cell.endswith("and 16 more.")
     first = rows_of(tmp_path / "a", "vmamba-b").head(60)
     share = (first["prediction"] == first["target"]).mean()
     assert comparison.clean_lines[0].first_score == pytest.approx(share)
@@ -314,15 +313,17 @@ def test_images_of_another_class_are_left_out(tmp_path: Path) -> None:
 
 
 def test_with_another_seed_the_pixels_decide(tmp_path: Path) -> None:
-    same = forced(tmp_path / "same", "seed")
-    assert len(same.lines) == 4, "these transforms gave the same pixels"
-    other = forced(tmp_path / "other", "seed", lambda run: rewrite_pixels(run, "affine", slice(9)))
-    assert cells(other) == ["identity", "additive_gaussian_noise", "crop"]
-    assert list(other.left_out) == ["Other pixels after the transform: `affine`."]
+    equal_pixels = forced(tmp_path / "same", "seed")
+    assert len(equal_pixels.lines) == 4, "transforms with equal pixels are compared"
+    other_pixels = forced(
+        tmp_path / "other", "seed", lambda run: rewrite_pixels(run, "affine", slice(9))
+    )
+    assert cells(other_pixels) == ["identity", "additive_gaussian_noise", "crop"]
+    assert list(other_pixels.left_out) == ["Other pixels after the transform: `affine`."]
 
 
 def test_where_pixels_are_not_recorded_nothing_shows_that_they_are_the_same(tmp_path: Path) -> None:
-    runs = two(tmp_path, other=DIFFERENT["seed"][0])
+    runs = two_runs(tmp_path, other_plan=DIFFERENCES["seed"][0])
     for block in (runs[1] / "inputs").rglob("transform=crop/*/*.parquet"):
         block.unlink()
     comparison = read_comparison(runs, force_common=True)
@@ -330,9 +331,9 @@ def test_where_pixels_are_not_recorded_nothing_shows_that_they_are_the_same(tmp_
 
 
 def test_with_other_crops_only_untouched_images_can_be_shown_to_be_the_same(tmp_path: Path) -> None:
-    seen = model("vmamba-b", view="original")
-    plan = replace(PLAN, models=(seen,), record={"apply_at": "crop"})
-    comparison = read_comparison(two(tmp_path, other=plan), force_common=True)
+    vmamba = model("vmamba-b", view="original")
+    plan = replace(PLAN, models=(vmamba,), record={"apply_at": "crop"})
+    comparison = read_comparison(two_runs(tmp_path, other_plan=plan), force_common=True)
     assert cells(comparison) == ["identity"]
 
 
@@ -355,7 +356,7 @@ def test_common_transforms_are_compared_on_request(
 
 
 def test_of_a_partial_run_finished_transforms_are_compared_on_request(tmp_path: Path) -> None:
-    runs = two(tmp_path)
+    runs = two_runs(tmp_path)
     for block in (runs[1] / "predictions").rglob("transform=affine/*/block-000002.parquet"):
         block.unlink()
     EVALUATION.update(runs[1], status="partial")
@@ -378,8 +379,8 @@ def test_a_mode_that_is_not_measured_yet_is_left_out_on_request(tmp_path: Path) 
 
 
 def test_equal_settings_do_not_hide_other_pixels(tmp_path: Path) -> None:
-    """As another version of a library would give: one block of images suffices to see it."""
-    runs = two(tmp_path)
+    """Another version of a library could cause this; one block of images is enough to detect it."""
+    runs = two_runs(tmp_path)
     rewrite_pixels(runs[1], "affine", slice(None))
     with pytest.raises(UsageError, match="Other pixels after the transform: `affine`"):
         read_comparison(runs)
@@ -387,7 +388,7 @@ def test_equal_settings_do_not_hide_other_pixels(tmp_path: Path) -> None:
 
 def test_the_seed_of_untouched_images_means_nothing(tmp_path: Path) -> None:
     clean = replace(PLAN, transforms=(IDENTITY,))
-    comparison = read_comparison(two(tmp_path, clean, replace(clean, record={"seed": 7})))
+    comparison = read_comparison(two_runs(tmp_path, clean, replace(clean, record={"seed": 7})))
     assert (len(comparison.lines), comparison.differences) == (1, [])
 
 
@@ -424,21 +425,21 @@ def test_segmenters_whose_masks_are_judged_otherwise_are_refused(
 
 @pytest.mark.parametrize("force", [False, True])
 def test_other_tasks_and_classes_are_never_compared(tmp_path: Path, force: bool) -> None:
-    classes = evaluated(tmp_path / "a", "vmamba-b")
+    classes = build_evaluation(tmp_path / "a", "vmamba-b")
     masks = build_masks(tmp_path / "m", MASKS)
     with pytest.raises(UsageError, match=r"The task: classification in .*; segmentation in"):
         read_comparison([classes, masks], force_common=force)
     plan = replace(PLAN, dataset={"label_space": "mine", "classes": 3})
-    other = evaluated(tmp_path / "b", "swin-b", plan=plan)
+    other_run = build_evaluation(tmp_path / "b", "swin-b", plan=plan)
     with pytest.raises(UsageError, match=r"`imagenet-1k` \(10 classes\) in .*; `mine`"):
-        read_comparison([classes, other], force_common=force)
+        read_comparison([classes, other_run], force_common=force)
 
 
-# What limits the meaning of a comparison.
+# Announcements that limit a comparison.
 
 
 @pytest.mark.parametrize(
-    ("model_changes", "record", "title", "words"),
+    ("model_changes", "record", "title", "text"),
     [
         ({"pretraining": "imagenet-22k"}, {}, "Mixed pretraining.", "`swin-b` (imagenet-22k)"),
         ({"untrained": True}, {}, "Untrained model.", "evaluated on request: `swin-b`."),
@@ -452,26 +453,26 @@ def test_what_is_no_reason_to_refuse_is_announced(
     model_changes: dict[str, object],
     record: dict[str, object],
     title: str,
-    words: str,
+    text: str,
 ) -> None:
     plan = replace(PLAN, models=(model("b", **model_changes),), record=record)  # type: ignore[arg-type]
-    comparison = read_comparison(two(tmp_path, other=plan))
-    announced = {a.title: a.sentence for a in comparison.announcements}
-    assert list(announced) == [title]
-    assert words in announced[title]
+    comparison = read_comparison(two_runs(tmp_path, other_plan=plan))
+    sentences = {a.title: a.sentence for a in comparison.announcements}
+    assert list(sentences) == [title]
+    assert text in sentences[title]
 
 
 def test_other_preprocessing_is_announced(tmp_path: Path) -> None:
     preprocessing = model("a").preprocessing.model_copy(update={"crop": 192, "resize": None})
     plan = replace(PLAN, models=(model("b", preprocessing=preprocessing),))
-    (announcement,) = read_comparison(two(tmp_path, other=plan)).announcements
+    (announcement,) = read_comparison(two_runs(tmp_path, other_plan=plan)).announcements
     assert announcement.title == "Preprocessing differs."
     assert "`vmamba-b`: resize 256, crop 224, bicubic, mean 0.5, 0.5, 0.5" in announcement.sentence
     assert "`swin-b`: no resize, crop 192" in announcement.sentence
 
 
 def test_runs_of_older_versions_are_compared_by_ids_and_pixels(tmp_path: Path) -> None:
-    comparison = read_comparison(two(tmp_path, other=replace(PLAN, dataset={})))
+    comparison = read_comparison(two_runs(tmp_path, other_plan=replace(PLAN, dataset={})))
     (announcement,) = comparison.announcements
     assert announcement.title == "Older run."
     assert read_record(tmp_path / "b").dataset.contents is None
@@ -480,7 +481,7 @@ def test_runs_of_older_versions_are_compared_by_ids_and_pixels(tmp_path: Path) -
 
 
 def test_the_same_weights_twice_are_called_so(tmp_path: Path) -> None:
-    runs = [evaluated(tmp_path / name, "vmamba-b") for name in ("before", "after")]
+    runs = [build_evaluation(tmp_path / name, "vmamba-b") for name in ("before", "after")]
     comparison = read_comparison(runs)
     assert [a.title for a in comparison.announcements] == ["The same network."]
     assert all(line.verdict.p == 1 for line in comparison.lines)

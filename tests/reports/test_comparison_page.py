@@ -1,4 +1,4 @@
-"""What a comparison shows: in a terminal, as a page, as files."""
+"""Output of a comparison: terminal, page and files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from robustcli.reports.comparison_page import (
 )
 from robustcli.reports.comparison_page import comparison_page as page_of
 from tests.builders import IDENTITY, build_run, imagenet_c, model, paper21
-from tests.reports.compared import PLAN, two
+from tests.reports.compared import PLAN, two_runs
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 from tests.reports.page_parts import assert_golden, line_of, section, titles
 
@@ -28,16 +28,14 @@ COMMAND = "robust compare a b --out comparison"
 
 @pytest.fixture
 def comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Comparison:
-    """Three classifiers in two runs, one transform with severities, one left out."""
+    """Returns a comparison of three classifiers in two runs; one transform is left out."""
     monkeypatch.chdir(tmp_path)
     plan = replace(
-        PLAN,
-        images=400,
-        transforms=(IDENTITY, *paper21()[:2], *imagenet_c(severities=(1, 5))[:4]),
+        PLAN, images=400, transforms=(IDENTITY, *paper21()[:2], *imagenet_c(severities=(1, 5))[:4])
     )
-    two(Path(), plan, replace(plan, transforms=plan.transforms[:-1]))
-    more = model("vit-b", weights_sha256="77" * 32, pretraining="imagenet-22k")
-    build_run(Path("c"), replace(plan, models=(more,)))
+    two_runs(Path(), plan, replace(plan, transforms=plan.transforms[:-1]))
+    vit = model("vit-b", weights_sha256="77" * 32, pretraining="imagenet-22k")
+    build_run(Path("c"), replace(plan, models=(vit,)))
     return read_comparison(["a", "b", "c"], force_common=True)
 
 
@@ -54,8 +52,8 @@ def test_the_page(comparison: Comparison) -> None:
     html = Path("out/report.html").read_text(encoding="utf-8")
     assert html.count('<img src="data:image/') == 4
     assert "http" not in html.replace("http-equiv", "")
-    again = write_comparison(comparison, Path("again"), COMMAND)
-    assert again.read_bytes() == report.read_bytes()
+    second_report = write_comparison(comparison, Path("again"), COMMAND)
+    assert second_report.read_bytes() == report.read_bytes()
 
 
 def test_of_segmenters_there_are_no_classes_to_agree_on(tmp_path: Path) -> None:
@@ -94,8 +92,11 @@ def test_the_terminal_shows_the_same_numbers_in_ascii(comparison: Comparison) ->
         assert sentence.replace("\N{EN DASH}", "-") in text
     assert text.count("p (Holm)") == 3
     line = comparison.clean_lines[0]
-    (shown,) = [x for x in text.splitlines() if x.startswith("identity")][:1]
-    assert shown.split()[1:3] == [f"{100 * line.first_score:.1f}", f"{100 * line.second_score:.1f}"]
+    (table_line,) = [x for x in text.splitlines() if x.startswith("identity")][:1]
+    assert table_line.split()[1:3] == [
+        f"{100 * line.first_score:.1f}",
+        f"{100 * line.second_score:.1f}",
+    ]
 
 
 def test_of_many_pairs_some_are_shown(
@@ -105,7 +106,7 @@ def test_of_many_pairs_some_are_shown(
     text = comparison_text(comparison)
     assert text.count("p (Holm)") == 1
     assert "2 more pairs: see `--json`" in text
-    assert len(conclusions(comparison)) == 6, "claims are made of all"
+    assert len(conclusions(comparison)) == 6, "conclusions cover all pairs"
     page = page_of(comparison, COMMAND)
     assert "2 more pairs: see `results.csv`." in page
 

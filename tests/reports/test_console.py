@@ -20,14 +20,14 @@ from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 from tests.reports.train_runs import TrainPlan, build_training
 
 
-def printed(run: Path, *models: str, **changes: object) -> list[str]:
+def printed_lines(run: Path, *models: str, **changes: object) -> list[str]:
     cells = (IDENTITY, *paper21()[:4], *imagenet_c(severities=(2,))[:1])
     plan = RunPlan(models=[model(name) for name in models], transforms=cells, images=100)
     return evaluation_table(table(build_run(run, plan)), "cls").splitlines()
 
 
 def test_one_model_shows_counts_interval_and_drop(tmp_path: Path) -> None:
-    lines = printed(tmp_path, "vmamba-b")
+    lines = printed_lines(tmp_path, "vmamba-b")
     row = table(tmp_path).iloc[1]
     low, high = wilson_interval(int(row["correct"]), 100)
     assert lines[3].split() == [
@@ -39,32 +39,32 @@ def test_one_model_shows_counts_interval_and_drop(tmp_path: Path) -> None:
 
 
 def test_several_models_stand_side_by_side(tmp_path: Path) -> None:
-    lines = printed(tmp_path, "vmamba-b", "swin-b")
+    lines = printed_lines(tmp_path, "vmamba-b", "swin-b")
     tops = table(tmp_path).query("transform == 'affine'")
     (line,) = [line for line in lines if line.startswith("affine")]
     assert line.split()[1::2] == [f"{100 * top1:.1f}" for top1 in tops["top1"]]
 
 
 def test_the_last_lines_say_clean_best_and_worst_of_each_model(tmp_path: Path) -> None:
-    lines = printed(tmp_path, "vmamba-b", "swin-b")
+    lines = printed_lines(tmp_path, "vmamba-b", "swin-b")
     numbers = table(tmp_path)
     for line, name in zip(lines[-2:], ("vmamba-b", "swin-b"), strict=True):
         rows = numbers[numbers["model"] == name]
-        worst = rows.sort_values("top1").iloc[0]["transform"]
+        worst_transform = rows.sort_values("top1").iloc[0]["transform"]
         assert line.startswith(f"{name}: {rows['correct'].iloc[0]} of 100 (identity), best ")
-        assert f"worst {worst}" in line
+        assert f"worst {worst_transform}" in line
 
 
 def test_many_models_are_printed_in_several_tables(tmp_path: Path) -> None:
     names = [f"m-{i}" for i in range(6)]
-    text = "\n".join(printed(tmp_path, *names))
+    text = "\n".join(printed_lines(tmp_path, *names))
     assert text.count("top-1 % (95 % interval)") == 2
     assert max(len(line) for line in text.splitlines()) <= 110
     assert all(name in text for name in names)
 
 
 def test_the_table_is_plain_ascii_for_any_terminal(tmp_path: Path) -> None:
-    assert "\n".join(printed(tmp_path, "vmamba-b")).isascii()
+    assert "\n".join(printed_lines(tmp_path, "vmamba-b")).isascii()
 
 
 def test_a_segmenter_shows_dice_with_its_interval(tmp_path: Path) -> None:
@@ -93,15 +93,15 @@ def test_several_segmenters_stand_side_by_side(tmp_path: Path) -> None:
 
 
 def test_without_an_interval_the_table_is_plain_ascii_too(tmp_path: Path) -> None:
-    shown = evaluation_table(table(build_masks(tmp_path, MaskPlan(groups=1))), "seg")
-    assert shown.isascii()
-    assert " - " in shown
+    text = evaluation_table(table(build_masks(tmp_path, MaskPlan(groups=1))), "seg")
+    assert text.isascii()
+    assert " - " in text
 
 
 def test_a_training_stands_beside_otsu_and_the_paper(tmp_path: Path) -> None:
     run = build_training(tmp_path, TrainPlan(protocol="paper"))
     lines = training_table(read_training(run)).splitlines()[2:]
-    numbers = [table(run / part).iloc[0] for part in ("test", "baseline")]
+    numbers = [table(run / folder).iloc[0] for folder in ("test", "baseline")]
     for line, name, row in zip(lines, ("ulvm_v5", "otsu"), numbers, strict=False):
         assert line.split() == [
             *(name, f"{row['dice']:.3f}", f"{row['dice_low']:.3f}-{row['dice_high']:.3f}"),
@@ -130,39 +130,36 @@ def test_a_training_on_roads_shows_the_relaxed_numbers(tmp_path: Path) -> None:
 
 def test_tensors_modes_costs_and_the_verdict_are_printed(tmp_path: Path) -> None:
     text = finetune_table(read_finetuning(build_finetuning(tmp_path)))
-    tensors, scores, costs, words = text.split("\n\n")
+    tensors, scores, costs, conclusion = text.split("\n\n")
     assert tensors.splitlines()[2].split() == [
-        *("mamba_layer.mamba.A_log", "64x16", "1,024", "1.3e-08", "frozen", "below", "1e-06"),
+        *("mamba_layer.mamba.A_log", "64x16", "1,024", "1.3e-08", "frozen", "below", "1e-06")
     ]
     assert tensors.splitlines()[-1] == "and 3 more tensors: see the report"
     lines = [line.split() for line in scores.splitlines()[2:]]
     assert [line[0] for line in lines] == ["scratch", "full", "freeze", "otsu"]
-    assert len(lines[1]) == 3, "full is not compared with itself"
+    assert len(lines[1]) == 3, "`full` is not compared with itself"
     assert lines[2][3] == "-0.004"
     assert [line.split()[0] for line in costs.splitlines()[2:]] == ["scratch", "full", "freeze"]
     assert "0.240 s" in costs
-    assert "After the freeze an iteration took 0.96 times as long" in words
+    assert "After the freeze an iteration took 0.96 times as long" in conclusion
     assert text.isascii()
-    assert max(len(line) for line in text.split(words)[0].splitlines()) <= 100
+    assert max(len(line) for line in text.split(conclusion)[0].splitlines()) <= 100
 
 
 def test_of_many_tensors_the_smallest_are_printed(tmp_path: Path) -> None:
     tensors = tuple((f"{MAMBA}{i}.D", (4,), True, 1e-9 * (i + 1)) for i in range(30))
     plan = FinetunePlan(modes=(), tensors=tensors)
     text = finetune_table(read_finetuning(build_finetuning(tmp_path, plan)))
-    tensor_table, words = text.split("\n\n")
-    assert words.startswith("By count, freezing leaves out 2.00 % of the convolutions")
+    tensor_table, conclusion = text.split("\n\n")
+    assert conclusion.startswith("By count, freezing leaves out 2.00 % of the convolutions")
     lines = tensor_table.splitlines()
     assert len(lines) == 2 + TENSORS_SHOWN + 1
     assert lines[-1] == "and 18 more tensors: see the report"
 
 
-def test_before_anything_is_measured_that_is_said(tmp_path: Path) -> None:
+def test_a_run_without_results_is_announced(tmp_path: Path) -> None:
     plan = FinetunePlan(
-        waiting=("scratch", "full", "freeze"),
-        profiled=0,
-        decided=False,
-        record={"saving": None},
+        waiting=("scratch", "full", "freeze"), profiled=0, decided=False, record={"saving": None}
     )
     finetuning = read_finetuning(build_finetuning(tmp_path, plan))
     assert finetune_table(finetuning) == "Nothing is measured yet."

@@ -1,4 +1,4 @@
-"""Mamba networks beside their controls: which trainings are paired, and the numbers of a pair."""
+"""Mamba networks and their controls: pairs of trainings, and the numbers of a pair."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from tests.reports.train_runs import TrainPlan, build_class_training, build_trai
 SCANLESS = {"arguments": {"ablate": "scan"}}
 
 
-def trained(folder: Path, name: str, base: float = 0.85, **changes: object) -> TrainingFindings:
+def build_findings(
+    folder: Path, name: str, base: float = 0.85, **changes: object
+) -> TrainingFindings:
     plan = TrainPlan(base=base, **changes)
     return read_training(build_training(folder / name, plan))
 
@@ -36,7 +38,7 @@ def trained(folder: Path, name: str, base: float = 0.85, **changes: object) -> T
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingFindings]:
     folder = tmp_path_factory.mktemp("pair")
     control = {"parameters": 685_389, "record": SCANLESS}
-    return [trained(folder, "scan"), trained(folder, "no-scan", 0.8, **control)]
+    return [build_findings(folder, "scan"), build_findings(folder, "no-scan", 0.8, **control)]
 
 
 def dice_by_group(rows: pd.DataFrame) -> pd.Series:
@@ -47,13 +49,13 @@ def dice_by_group(rows: pd.DataFrame) -> pd.Series:
 def test_difference_and_p_are_those_of_the_groups(pair):
     (result,) = control_pairs(pair[::-1])
     assert result.names == ("ulvm_v5", "ulvm_v5 without scan")
-    gained = dice_by_group(pair[0].test.rows) - dice_by_group(pair[1].test.rows)
-    assert result.difference.value == pytest.approx(gained.mean())
+    differences = dice_by_group(pair[0].test.rows) - dice_by_group(pair[1].test.rows)
+    assert result.difference.value == pytest.approx(differences.mean())
     assert (result.difference.groups, result.unit) == (8, "patient")
     signs = np.array(list(itertools.product((-1, 1), repeat=8)))
-    means = np.abs((signs * gained.to_numpy()).mean(axis=1))
-    exact = (means >= abs(gained.mean()) - 1e-12).mean()
-    assert result.difference.p == pytest.approx(exact)
+    means = np.abs((signs * differences.to_numpy()).mean(axis=1))
+    expected_p = (means >= abs(differences.mean()) - 1e-12).mean()
+    assert result.difference.p == pytest.approx(expected_p)
     assert result.adjusted_p == result.difference.p
     assert result.difference.low < result.difference.value < result.difference.high
     assert result.parameters_apart == 18_496
@@ -74,8 +76,8 @@ def test_the_sentence_names_both_scores_the_difference_and_the_verdict(pair):
 
 
 def test_no_difference_is_called_so(tmp_path):
-    same = [trained(tmp_path, "a"), trained(tmp_path, "b", record=SCANLESS)]
-    (result,) = control_pairs(same)
+    equal_pair = [build_findings(tmp_path, "a"), build_findings(tmp_path, "b", record=SCANLESS)]
+    (result,) = control_pairs(equal_pair)
     assert result.difference.value == 0
     assert result.verdict == "no difference shown"
 
@@ -97,13 +99,13 @@ def test_other_images_seeds_networks_and_arguments_are_no_control(pair, change):
     assert len(control_pairs(pair)) == 1
     if "dataset" in change:
         change = {"dataset": control.record.dataset.model_copy(update=change["dataset"])}
-    other = replace(control, record=control.record.model_copy(update=change))
-    assert control_pairs([network, other]) == []
+    changed = replace(control, record=control.record.model_copy(update=change))
+    assert control_pairs([network, changed]) == []
 
 
 def test_a_network_without_mamba_stands_for_the_two_of_u_mamba(tmp_path):
     names = ("umamba", "umamba-enc", "umamba-nomamba", "resenc", "unet")
-    trainings = [trained(tmp_path, n, 0.8 + 0.01 * i, model=n) for i, n in enumerate(names)]
+    trainings = [build_findings(tmp_path, n, 0.8 + 0.01 * i, model=n) for i, n in enumerate(names)]
     pairs = control_pairs(trainings)
     assert [result.names for result in pairs] == [
         ("umamba", "umamba-nomamba"), ("umamba", "resenc"),
@@ -117,8 +119,10 @@ def test_a_network_without_mamba_stands_for_the_two_of_u_mamba(tmp_path):
 def test_modes_of_fine_tunings_are_paired_mode_by_mode(tmp_path):
     trainings = []
     for run, record in (("whole", {}), ("ablated", SCANLESS)):
-        build_training(tmp_path / run)  # stands for the fine-tuning's own record
-        trainings += [trained(tmp_path / run, mode, record=record) for mode in ("full", "freeze")]
+        build_training(tmp_path / run)  # replaces the record of the fine-tuning
+        trainings += [
+            build_findings(tmp_path / run, mode, record=record) for mode in ("full", "freeze")
+        ]
     pairs = control_pairs(trainings)
     assert [(p.network.run.name, p.control.run.name) for p in pairs] == [
         ("full", "full"), ("freeze", "freeze")
@@ -126,16 +130,18 @@ def test_modes_of_fine_tunings_are_paired_mode_by_mode(tmp_path):
 
 
 def test_what_else_differs_is_said(tmp_path, pair):
-    other = trained(
+    changed = build_findings(
         tmp_path, "other", record={**SCANLESS, "device": "cuda"}, recipe={"lr": 0.01}, epochs=6
     )
-    (result,) = control_pairs([pair[0], other])
+    (result,) = control_pairs([pair[0], changed])
     assert result.unlike[:2] == ["`lr` 0.001 and 0.01", "`epochs` 12 and 6"]
     assert "cuda" in result.unlike[2]
 
 
 def test_a_pair_that_is_not_measured_is_listed_without_numbers(tmp_path, pair):
-    (result,) = control_pairs([pair[0], trained(tmp_path, "b", measured=False, record=SCANLESS)])
+    (result,) = control_pairs(
+        [pair[0], build_findings(tmp_path, "b", measured=False, record=SCANLESS)]
+    )
     assert result.difference is None
     assert result.verdict == "no difference shown"
     assert "not measured" in result.sentence
@@ -146,8 +152,8 @@ def test_classifiers_are_tested_image_by_image(tmp_path):
     TRAINING.update(runs[1], arguments={"ablate": "scan"})
     path = next((runs[1] / "test" / "predictions").rglob("*.parquet"))
     rows = pd.read_parquet(path, partitioning=None)
-    right = rows.index[rows["prediction"] == rows["target"]][:3]
-    rows.loc[right, "prediction"] = 9
+    hits = rows.index[rows["prediction"] == rows["target"]][:3]
+    rows.loc[hits, "prediction"] = 9
     rows.to_parquet(path)
     (result,) = control_pairs([read_training(run) for run in runs])
     assert result.names == ("vim", "vim without scan")
@@ -180,6 +186,6 @@ def test_a_control_is_not_set_beside_the_published_dice(pair):
 
 
 def test_reports_without_a_pair_have_no_such_section(tmp_path, pair):
-    lone = [pair[0].run, build_training(tmp_path / "unet", TrainPlan(model="unet"))]
-    assert "without Mamba" not in zoo_text(Zoo([read_training(run) for run in lone]))
-    assert read_comparison(lone).controls == []
+    runs_without_pair = [pair[0].run, build_training(tmp_path / "unet", TrainPlan(model="unet"))]
+    assert "without Mamba" not in zoo_text(Zoo([read_training(run) for run in runs_without_pair]))
+    assert read_comparison(runs_without_pair).controls == []

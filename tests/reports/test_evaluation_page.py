@@ -1,4 +1,4 @@
-"""The pages of evaluations: their numbers, what limits them, and what they are silent about."""
+"""Pages of evaluations: numbers, limitations, and omitted sections."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from robustcli.reports.findings import Findings, read_findings
 from robustcli.tasks.record import MaskPreprocessingRecord, MasksRecord, ModelCost
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
-from tests.reports.page_parts import assert_golden, assert_states, line_of, opening, section
+from tests.reports.page_parts import assert_golden, assert_states, introduction, line_of, section
 
 DASH = "\N{EN DASH}"
 CELLS = (IDENTITY, *paper21()[:4], *paper21(5)[:1])
-TWO = (segmenter("a"), segmenter("b"))
+SEGMENTERS = (segmenter("a"), segmenter("b"))
 
 
 def findings(run: Path, **changes: Any) -> Findings:
@@ -34,7 +34,7 @@ def page(run: Path, **changes: Any) -> str:
 
 
 def mask_findings(run: Path, **changes: Any) -> Findings:
-    return read_findings(build_masks(run, MaskPlan(**{"models": TWO, **changes})))
+    return read_findings(build_masks(run, MaskPlan(**{"models": SEGMENTERS, **changes})))
 
 
 def mask_page(run: Path, **changes: Any) -> str:
@@ -51,7 +51,7 @@ def test_the_page_of_classifiers(tmp_path: Path) -> None:
 
 def test_the_page_of_segmenters(tmp_path: Path) -> None:
     cells = (IDENTITY, *paper21()[:2], *paper21(1)[:1], *paper21(5)[:1])
-    plan = MaskPlan(models=TWO, transforms=cells, dataset={"tolerance": 3})
+    plan = MaskPlan(models=SEGMENTERS, transforms=cells, dataset={"tolerance": 3})
     page = evaluation_report(build_masks(tmp_path, plan))
     assert_golden(page.markdown, "segmentation")
     assert page.results.equals(table(tmp_path))
@@ -95,12 +95,12 @@ def test_best_worst_clean_and_mean_of_each_model(tmp_path: Path) -> None:
     result = findings(tmp_path)
     rows = result.of_model("b")
     selected = rows[(rows["transform"] != "identity") & (rows["severity"] == 0)]
-    ranked = selected.sort_values("top1")
-    worst, best = ranked.iloc[0], ranked.iloc[-1]
+    in_order = selected.sort_values("top1")
+    worst_row, best_row = in_order.iloc[0], in_order.iloc[-1]
     assert line_of(section(evaluation_text(result), "Best and worst"), "`b`") == [
         "`b`",
-        f"`{best['transform']}` {100 * best['top1']:.1f}",
-        f"`{worst['transform']}` {100 * worst['top1']:.1f}",
+        f"`{best_row['transform']}` {100 * best_row['top1']:.1f}",
+        f"`{worst_row['transform']}` {100 * worst_row['top1']:.1f}",
         f"{100 * rows['top1'].iloc[0]:.1f}",
         f"{100 * selected['top1'].mean():.1f}",
     ]
@@ -147,8 +147,8 @@ def test_of_roads_both_relaxed_numbers_stand_with_their_intervals(tmp_path: Path
     relaxed = section(page, "Relaxed precision and recall, with")
     assert "within 3 pixels of a true one" in relaxed
     row = result.of_model("b").iloc[2]
-    for part, name in (("precision:", "relaxed_precision"), ("recall:", "relaxed_recall")):
-        assert line_of(relaxed.split(f"Relaxed {part}")[1], "`affine`")[2] == (
+    for prefix, name in (("precision:", "relaxed_precision"), ("recall:", "relaxed_recall")):
+        assert line_of(relaxed.split(f"Relaxed {prefix}")[1], "`affine`")[2] == (
             f"{row[name]:.3f} ({row[f'{name}_low']:.3f}{DASH}{row[f'{name}_high']:.3f})"
         )
     assert "Relaxed precision and recall: 3 pixels, as V. Mnih" in page
@@ -157,10 +157,10 @@ def test_of_roads_both_relaxed_numbers_stand_with_their_intervals(tmp_path: Path
 def test_best_and_worst_are_by_dice(tmp_path: Path) -> None:
     result = mask_findings(tmp_path)
     rows = result.of_model("a")
-    ranked = rows[rows["transform"] != "identity"].sort_values("dice")
+    in_order = rows[rows["transform"] != "identity"].sort_values("dice")
     assert line_of(section(evaluation_text(result), "Best and worst"), "`a`")[1:4] == [
-        f"`{ranked.iloc[-1]['transform']}` {ranked.iloc[-1]['dice']:.3f}",
-        f"`{ranked.iloc[0]['transform']}` {ranked.iloc[0]['dice']:.3f}",
+        f"`{in_order.iloc[-1]['transform']}` {in_order.iloc[-1]['dice']:.3f}",
+        f"`{in_order.iloc[0]['transform']}` {in_order.iloc[0]['dice']:.3f}",
         f"{rows.iloc[0]['dice']:.3f}",
     ]
 
@@ -190,15 +190,15 @@ def test_unfinished_cells_of_segmenters_say_so(tmp_path: Path) -> None:
     assert line_of(section(page, "Drop in"), "`crop`")[1] == "not yet"
 
 
-# What limits the numbers, and what they rest on.
+# Limitations and sources of the numbers.
 
 
 MASKS = MasksRecord(
     foreground=["128"], background=None, ignored=["255"], channel="colour",
     words="foreground is `128`, `255` is ignored",
 )  # fmt: skip
-WHOLE = {"images_available": 60}
-FEW = {"transforms": CELLS[:3], "dataset": WHOLE}
+ALL_IMAGES = {"images_available": 60}
+FEW_CELLS = {"transforms": CELLS[:3], "dataset": ALL_IMAGES}
 """A finished run on all images, which has no notices."""
 MODELS = (
     model("a", arguments={"pad_type": "same"}, scan_backend="reference"),
@@ -211,16 +211,16 @@ def skipped(count: int) -> list[tuple[str, str]]:
     return [(f"class-{i % 10:02d}/photo-{i:05d}.jpeg", "truncated") for i in range(count)]
 
 
-def words(page: str) -> str:
-    """What a page says beside its numbers."""
-    return f"{opening(page)}\n{page[page.index('## Skipped images') :]}"
+def text_outside_tables(page: str) -> str:
+    """Returns the text of a page outside of its numbers."""
+    return f"{introduction(page)}\n{page[page.index('## Skipped images') :]}"
 
 
 def test_the_pages_of_classifiers_in_other_states(tmp_path: Path) -> None:
     subset = {"images_available": 50000, "subset": "part of `x`, seed 0"}
     settings = {"seed": 7, "precision": "bf16", "apply_at": "crop"}
     states: dict[str, dict[str, object]] = {
-        "a demonstration set": {"dataset": {**WHOLE, "demonstration": True}},
+        "a demonstration set": {"dataset": {**ALL_IMAGES, "demonstration": True}},
         "a subset": {"dataset": subset},
         "half of the images": {"done": 0.5, "record": {"status": "partial"}},
         "one model": {"models": (model("a"),)},
@@ -233,39 +233,41 @@ def test_the_pages_of_classifiers_in_other_states(tmp_path: Path) -> None:
         "other settings": {"record": settings},
     }
     pages = {
-        name: words(page(tmp_path / str(n), **{**FEW, **changes}))
+        name: text_outside_tables(page(tmp_path / str(n), **{**FEW_CELLS, **changes}))
         for n, (name, changes) in enumerate(states.items())
     }
-    complete = page(tmp_path / "complete", **FEW)
-    assert "**" not in opening(complete)
-    assert_states(words(complete), pages, "classification-states")
+    complete = page(tmp_path / "complete", **FEW_CELLS)
+    assert "**" not in introduction(complete)
+    assert_states(text_outside_tables(complete), pages, "classification-states")
 
 
 def test_nothing_is_bold_for_one_model(tmp_path: Path) -> None:
-    page_of_one = page(tmp_path, models=(model("a"),), dataset=WHOLE)
+    page_of_one = page(tmp_path, models=(model("a"),), dataset=ALL_IMAGES)
     assert "**" not in page_of_one
     assert "Bold" not in page_of_one
 
 
 def test_the_pages_of_segmenters_in_other_states(tmp_path: Path) -> None:
-    ours = MaskPreprocessingRecord(window=0, channels="bgr", threshold=0.62246, overlap=0.25)
+    preprocessing = MaskPreprocessingRecord(
+        window=0, channels="bgr", threshold=0.62246, overlap=0.25
+    )
     channel = Channel(scheme="zscore")
     peer = MaskPreprocessingRecord(
         window=64, channels="rgb", threshold=0.5, overlap=0.5,
         nnunet=NnUNetInference(channels=(channel, channel), mirror_axes=(0, 1)),
     )  # fmt: skip
-    models = (segmenter("a", preprocessing=ours), segmenter("b", preprocessing=peer))
-    part = {"images_available": 194, "subset": "test part of `ulvm_v5`"}
+    models = (segmenter("a", preprocessing=preprocessing), segmenter("b", preprocessing=peer))
+    dataset = {"images_available": 194, "subset": "test part of `ulvm_v5`"}
     states: dict[str, dict[str, object]] = {
         "a demonstration set": {"dataset": {"demonstration": True}},
-        "held-out images": {"dataset": part, "record": {"split": "test"}},
+        "held-out images": {"dataset": dataset, "record": {"split": "test"}},
         "a subset": {"dataset": {"images_available": 99}},
         "it still runs": {"record": {"status": "running"}},
         "one model, untrained": {"models": (segmenter("a", untrained=True),)},
         "one group": {"groups": 1},
-        "mixed pretraining": {"models": (TWO[0], segmenter("b", pretraining="other data"))},
+        "mixed pretraining": {"models": (SEGMENTERS[0], segmenter("b", pretraining="other data"))},
         "a baseline that learned nothing": {
-            "models": (TWO[0], segmenter("otsu", parameters=0, pretraining="none"))
+            "models": (SEGMENTERS[0], segmenter("otsu", parameters=0, pretraining="none"))
         },
         "clean images alone, no cases": {"transforms": (IDENTITY,), "panels": False},
         "models that see images differently": {"models": models},
@@ -278,11 +280,11 @@ def test_the_pages_of_segmenters_in_other_states(tmp_path: Path) -> None:
         for n, (name, changes) in enumerate(states.items())
     }
     complete = mask_page(tmp_path / "complete", transforms=CELLS[:3])
-    assert "**" not in opening(complete)
+    assert "**" not in introduction(complete)
     assert_states(complete, pages, "segmentation-states")
 
 
-# How strong a transform must be.
+# Severity at which a model breaks.
 
 
 def severities(run: Path, cells: list[TransformRecord], images: int = 30) -> Findings:
@@ -302,8 +304,8 @@ def test_breaking_points_are_the_first_severity_below_half(tmp_path: Path) -> No
             rows = result.of_model(entry)
             clean = rows["top1"].iloc[0]
             steps = rows[rows["transform"] == name]
-            below = steps.loc[steps["top1"] < clean / 2, "severity"]
-            expected.append("> 5" if below.empty else str(below.min()))
+            severities_below = steps.loc[steps["top1"] < clean / 2, "severity"]
+            expected.append("> 5" if severities_below.empty else str(severities_below.min()))
         assert line_of(section(page, "Breaking points"), f"`{name}`")[1:] == expected
     assert "mCE" not in page
 
@@ -329,14 +331,14 @@ def test_corruption_errors_follow_when_the_benchmark_is_complete(tmp_path: Path)
 
 def test_segmenters_break_where_less_than_half_of_their_dice_is_left(tmp_path: Path) -> None:
     cells = (IDENTITY, *(cell for step in (1, 2, 5) for cell in paper21(step)[:1]))
-    result = mask_findings(tmp_path, transforms=cells, models=TWO[:1])
+    result = mask_findings(tmp_path, transforms=cells, models=SEGMENTERS[:1])
     points = section(evaluation_text(result), "Dice over severity")
     rows = result.table
-    below = rows.loc[rows["dice"] < rows["dice"].iloc[0] / 2, "severity"]
-    assert line_of(points, "`additive_gaussian_noise`")[1] == str(below.min())
+    severities_below = rows.loc[rows["dice"] < rows["dice"].iloc[0] / 2, "severity"]
+    assert line_of(points, "`additive_gaussian_noise`")[1] == str(severities_below.min())
 
 
-# The images, and what the run cost.
+# Images and costs of the run.
 
 
 def test_changes_are_a_share_and_a_psnr(tmp_path: Path) -> None:
@@ -344,9 +346,9 @@ def test_changes_are_a_share_and_a_psnr(tmp_path: Path) -> None:
     for cell in CELLS[:5]:
         files = tmp_path.glob(f"inputs/*/transform={cell.name}/severity=0/*.parquet")
         rows = pd.concat(pd.read_parquet(file, partitioning=None) for file in files)
-        changed = rows[rows["changed"]]
-        psnr = f"{changed['psnr_db'].mean():.1f}" if len(changed) else DASH
-        unchanged = f"{100 * (1 - len(changed) / len(rows)):.1f}"
+        changed_rows = rows[rows["changed"]]
+        psnr = f"{changed_rows['psnr_db'].mean():.1f}" if len(changed_rows) else DASH
+        unchanged = f"{100 * (1 - len(changed_rows) / len(rows)):.1f}"
         assert line_of(text, f"`{cell.name}`")[1:] == [unchanged, psnr]
     assert "No contact sheet: the run holds no samples" in text
 
@@ -374,15 +376,15 @@ def test_speed_per_model_and_what_the_device_did(tmp_path: Path) -> None:
     speed = section(evaluation_text(result), "Speed")
     assert line_of(speed, "`a`")[1:] == ["125.0", "5,000", "40.0"]
     assert line_of(speed, "`b`")[1:] == [DASH, "0", "0.0"]
-    for fact in (
+    for sentence in (
         "1 session, 100.0 s in all; the models waited for images 5.0 % of it.",
         "On NVIDIA H100, 8 threads, batch size 64.",
         "Peak device memory: 3.00 GiB.",
         "Mean device utilisation: 87.2 %.",
         "Energy of the device: 2.00 Wh.",
     ):
-        assert f"- {fact}\n" in speed
-    # What was not measured is not mentioned.
+        assert f"- {sentence}\n" in speed
+    # Omitted sections.
     unknown = DeviceUse(peak_memory_bytes=2**30, utilisation_percent=None, energy_joules=None)
     write_session(tmp_path, "a", session(unknown))
     speed = section(evaluation_text(read_findings(tmp_path)), "Speed")

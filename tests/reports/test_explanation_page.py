@@ -1,4 +1,4 @@
-"""The report of an explanation: page, pictures, numbers, table for a terminal."""
+"""The report of an explanation: page, pictures, numbers, terminal table."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.reports.explanation_runs import (
 )
 from tests.reports.page_parts import assert_golden, line_of, section, titles
 
-EVERYTHING = ExplainPlan(
+FULL_PLAN = ExplainPlan(
     methods=(
         *("integrated-gradients", "grad-cam", "relevance", "attention"),
         *("maximised-photo", "erf", "erf-untrained"),
@@ -52,15 +52,15 @@ EVERYTHING = ExplainPlan(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of every kind of method, rendered with the pictures of one photo."""
-    run = build_explanation(tmp_path_factory.mktemp("runs") / "explained", EVERYTHING)
+    """Returns a finished run of every kind of method, rendered with the pictures of one photo."""
+    run = build_explanation(tmp_path_factory.mktemp("runs") / "explained", FULL_PLAN)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(explanation_panels, "PANELS_SHOWN", 1)
         render(run)
     return run
 
 
-def read(folder: Path, plan: ExplainPlan) -> ExplanationFindings:
+def read_built(folder: Path, plan: ExplainPlan) -> ExplanationFindings:
     return read_explanation(build_explanation(folder, plan))
 
 
@@ -81,7 +81,7 @@ def test_the_files_hold_every_number_and_say_why_one_is_missing(run: Path) -> No
     assert len(table) == (3 * 2 + 1) * 2 * 2  # targets of four methods, transforms, views
     records = json.loads((run / "results.json").read_text())
     rows = read_explained_rows(run)
-    explained = [name for name in table if name not in ("why_absent", "model", "method")]
+    explained_columns = [name for name in table if name not in ("why_absent", "model", "method")]
     for record in records:
         cell = rows
         for key in ("method", "transform", "view", "target_kind"):
@@ -93,12 +93,12 @@ def test_the_files_hold_every_number_and_say_why_one_is_missing(run: Path) -> No
             expected = flip_contrasts(cell[["centroid_shift"]].to_numpy(), flipped, Bootstrap(0))[0]
             assert record["centroid_shift_difference_low"] == pytest.approx(expected.low)
             assert record["centroid_shift_flipped_n"] == 6
-        reasons = dict(part.split(": ", 1) for part in record["why_absent"].split("; "))
-        for name in explained:
+        reasons = dict(text.split(": ", 1) for text in record["why_absent"].split("; "))
+        for name in explained_columns:
             if record[name] is None:
                 base = name.removesuffix("_high").removesuffix("_low")
-                owners = [reason for reason in reasons if base.startswith(reason)]
-                assert owners, f"nothing says why {name} is missing"
+                names = [reason for reason in reasons if base.startswith(reason)]
+                assert names, f"no reason is given for the missing {name}"
 
 
 def test_a_report_is_the_same_again_and_needs_no_arrays_for_its_numbers(run: Path) -> None:
@@ -121,7 +121,7 @@ def one_photo(run: Path, transform: str) -> tuple[pd.DataFrame]:
 
 
 def test_a_difference_is_put_in_words_only_where_it_is_shown(tmp_path: Path) -> None:
-    moves = read(tmp_path / "moves", ExplainPlan(methods=("grad-cam",)))
+    moves = read_built(tmp_path / "moves", ExplainPlan(methods=("grad-cam",)))
     first, second = explanation_summary(moves)[:2]
     (cell,) = [c for c in moves.transformed if c.key.target_kind == "true"]
     contrast = cell.contrasts["centroid_shift"]
@@ -129,17 +129,17 @@ def test_a_difference_is_put_in_words_only_where_it_is_shown(tmp_path: Path) -> 
     assert f"moves {times:.1f} times as far where the prediction flips as where it stays" in first
     assert f"95 % interval {100 * contrast.low:.1f} to {100 * contrast.high:.1f}" in first
     assert "more where the prediction stays than where it flips" in second
-    same = read(tmp_path / "same", ExplainPlan(methods=("grad-cam",), further=0.0))
-    (sentence,) = [s for s in explanation_summary(same) if "flips" in s]
+    findings = read_built(tmp_path / "same", ExplainPlan(methods=("grad-cam",), further=0.0))
+    (sentence,) = [s for s in explanation_summary(findings) if "flips" in s]
     assert sentence.startswith("Grad-CAM under perspective: no difference shown")
-    less = read(tmp_path / "less", ExplainPlan(methods=("grad-cam",), further=-0.8))
+    less = read_built(tmp_path / "less", ExplainPlan(methods=("grad-cam",), further=-0.8))
     assert (
         "times as far where the prediction stays as where it flips" in explanation_summary(less)[0]
     )
 
 
 def test_too_few_photos_are_not_compared(tmp_path: Path) -> None:
-    explanation = read(tmp_path / "few", ExplainPlan(images=8))
+    explanation = read_built(tmp_path / "few", ExplainPlan(images=8))
     sentences = [s for s in explanation_summary(explanation) if "flip" in s]
     assert sentences == [
         "Too few photos to compare flipped with kept predictions under perspective (3 flipped, 5 "
@@ -150,21 +150,21 @@ def test_too_few_photos_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_maps_that_do_not_depend_on_the_weights_fail_the_sanity_check(tmp_path: Path) -> None:
-    explanation = read(tmp_path / "run", ExplainPlan(methods=("grad-cam",)))
-    same = explanation.rows.assign(
+    explanation = read_built(tmp_path / "run", ExplainPlan(methods=("grad-cam",)))
+    equal_rows = explanation.rows.assign(
         sanity_similarity=explanation.rows["sanity_similarity"].where(
             explanation.rows["sanity_similarity"].isna(), 0.9
         )
     )
     assert "Sanity check failed" not in explanation_text(explanation)
-    failed = replace(explanation, rows=same)
-    (sentence,) = [s for s in explanation_summary(failed) if "Sanity" in s]
+    failing = replace(explanation, rows=equal_rows)
+    (sentence,) = [s for s in explanation_summary(failing) if "Sanity" in s]
     assert sentence.startswith("Sanity check failed: with shuffled weights the Grad-CAM map")
-    assert "0.90" in line_of(section(explanation_page(failed), "Sanity check"), "Grad-CAM")[2]
+    assert "0.90" in line_of(section(explanation_page(failing), "Sanity check"), "Grad-CAM")[2]
 
 
 def test_what_was_not_asked_for_is_said(tmp_path: Path) -> None:
-    explanation = read(tmp_path / "run", ExplainPlan(methods=("occlusion",), sanity=False))
+    explanation = read_built(tmp_path / "run", ExplainPlan(methods=("occlusion",), sanity=False))
     page = explanation_page(explanation)
     assert "`--sanity` repeats the maps" in section(page, "Sanity check")
     assert not {"Learned features", "Effective receptive field"} & set(titles(page))
@@ -181,7 +181,7 @@ def test_what_was_not_asked_for_is_said(tmp_path: Path) -> None:
 
 def test_untouched_photos_alone_are_compared_with_nothing(tmp_path: Path) -> None:
     plan = ExplainPlan(methods=("grad-cam",), transforms=(IDENTITY,), images=3)
-    explanation = read(tmp_path / "run", plan)
+    explanation = read_built(tmp_path / "run", plan)
     assert "Where it looks when it fails" not in titles(explanation_page(explanation))
     table = explanation_results(explanation)
     assert table["flipped"].isna().all()
@@ -190,13 +190,13 @@ def test_untouched_photos_alone_are_compared_with_nothing(tmp_path: Path) -> Non
 
 
 def test_a_partial_run_and_one_without_rows(tmp_path: Path) -> None:
-    partial = read(tmp_path / "partial", ExplainPlan(done=3))
+    partial = read_built(tmp_path / "partial", ExplainPlan(done=3))
     assert "**Partial run.** 3 photos of 18 have rows" in explanation_page(partial)
     assert explanation_text(partial).count("Partial: 3 photos of 18 have rows.") == 1
-    empty = build_explanation(tmp_path / "empty", ExplainPlan(methods=(), done=0))
-    render(empty)
-    assert explanation_results(read_explanation(empty)).empty
-    assert explanation_text(read_explanation(empty)).startswith("Partial: 0 photos of 18")
+    empty_run = build_explanation(tmp_path / "empty", ExplainPlan(methods=(), done=0))
+    render(empty_run)
+    assert explanation_results(read_explanation(empty_run)).empty
+    assert explanation_text(read_explanation(empty_run)).startswith("Partial: 0 photos of 18")
 
 
 @pytest.mark.parametrize("name", ["<b>&|x", "a*b_c`d", "=1+1|<img src=x onerror=alert(1)>"])
@@ -234,18 +234,18 @@ def test_every_method_is_explained_in_a_sentence() -> None:
 def test_a_map_that_is_not_finite_is_named_and_not_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    explanation = read(tmp_path / "run", ExplainPlan(methods=("grad-cam",), images=1))
+    explanation = read_built(tmp_path / "run", ExplainPlan(methods=("grad-cam",), images=1))
     (path,) = explanation.run.glob("rows/*/*/*/*.npz")
     content = dict(np.load(path))
     content["maps"][0] = np.nan
     content["maps"][1] = 0
     np.savez(path, **content)
-    drawn = []
+    drawn_maps = []
     monkeypatch.setattr(
-        explanation_panels, "draw_explanation", lambda lines, *_, **__: drawn.extend(lines)
+        explanation_panels, "draw_explanation", lambda lines, *_, **__: drawn_maps.extend(lines)
     )
     explanation_panels.draw_explanation_gallery(explanation)
-    tiles = drawn[1].tiles
+    tiles = drawn_maps[1].tiles
     assert tiles[0].picture is None
     assert tiles[0].note == "no map: it is not finite"
     assert tiles[1].title.endswith("(a map of zeros)")

@@ -1,4 +1,4 @@
-"""What a fine-tuning left, and its modes against full fine-tuning."""
+"""Results of a fine-tuning, and its modes compared with full fine-tuning."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def test_steady_iterations_are_those_after_the_freeze(tmp_path: Path) -> None:
     assert full is not None
     assert set(freeze.steady["trainable"]) == {TOTAL - HELD}
     assert (len(freeze.steady), freeze.frozen_at) == (50, 10)
-    assert freeze.seconds_per_iteration == pytest.approx(0.24, rel=0.02), "not the 0.48 before it"
+    assert freeze.seconds_per_iteration == pytest.approx(0.24, rel=0.02), (
+        "0.48 s before the freeze must be ignored"
+    )
     assert (len(full.steady), full.frozen_at) == (60, None)
 
 
@@ -55,7 +57,7 @@ def test_a_run_that_only_profiles_has_no_modes(tmp_path: Path) -> None:
     assert findings.decisions is not None
 
 
-def test_a_run_is_read_as_far_as_it_has_come(tmp_path: Path) -> None:
+def test_an_unfinished_run_can_be_read(tmp_path: Path) -> None:
     plan = FinetunePlan(unmeasured=("full",), waiting=("freeze",), profiled=0, decided=False)
     findings = read_finetuning(build_finetuning(tmp_path, plan))
     assert [run.mode for run in findings.modes] == ["scratch", "full"]
@@ -66,7 +68,7 @@ def test_a_run_is_read_as_far_as_it_has_come(tmp_path: Path) -> None:
     assert (findings.decisions, findings.profile, findings.sweep) == (None, None, None)
     assert findings.is_partial
     assert findings.training is not None
-    assert findings.training.test is not None, "the one that is measured"
+    assert findings.training.test is not None, "the measured mode has a score"
 
 
 def test_a_folder_without_a_fine_tuning_is_refused(tmp_path: Path) -> None:
@@ -113,8 +115,8 @@ def test_a_run_that_only_profiles_has_no_lines(tmp_path: Path) -> None:
 
 def test_every_column_is_documented() -> None:
     section = FORMATS.read_text(encoding="utf-8").split("## Fine-tuning")[1]
-    named = set(re.findall(r"`([a-z_0-9]+)`", section))
-    assert set(SEGMENTER_MODE_COLUMNS) <= named
+    column_names = set(re.findall(r"`([a-z_0-9]+)`", section))
+    assert set(SEGMENTER_MODE_COLUMNS) <= column_names
 
 
 def test_relaxed_numbers_are_of_data_with_a_tolerance(tmp_path: Path) -> None:
@@ -140,8 +142,8 @@ def test_freezing_is_compared_with_full_on_the_same_images(findings: FinetuningF
     assert freeze.training.test is not None
     assert full is not None
     assert full.training.test is not None
-    gained = dice(freeze.training.test.rows) - dice(full.training.test.rows)
-    assert first.dice == pytest.approx(gained.mean()), "every image is its own group"
+    gain = dice(freeze.training.test.rows) - dice(full.training.test.rows)
+    assert first.dice == pytest.approx(gain.mean()), "every image is a group"
     assert first.low is not None
     assert first.high is not None
     assert first.low < first.dice < first.high < 0
@@ -155,21 +157,21 @@ def test_time_is_that_after_the_freeze_over_that_of_full(findings: FinetuningFin
     assert seconds_ratio(findings, "lora") is None
 
 
-def test_the_middle_half_stands_around_the_median(findings: FinetuningFindings) -> None:
+def test_the_quartiles_surround_the_median(findings: FinetuningFindings) -> None:
     freeze = findings.of("freeze")
     assert freeze is not None
     speed = pace(freeze)
     assert speed is not None
     seconds = freeze.steps["seconds"].to_numpy()[10:]
-    before = pace_before(freeze)
-    assert before is not None
-    assert (speed.iterations, before.iterations) == (50, 10)
-    assert before.median == pytest.approx(np.median(freeze.steps["seconds"].to_numpy()[:10]))
+    earlier_pace = pace_before(freeze)
+    assert earlier_pace is not None
+    assert (speed.iterations, earlier_pace.iterations) == (50, 10)
+    assert earlier_pace.median == pytest.approx(np.median(freeze.steps["seconds"].to_numpy()[:10]))
     expected = np.quantile(seconds, [0.25, 0.5, 0.75])
     assert (speed.low, speed.median, speed.high) == pytest.approx(tuple(expected))
 
 
-def test_without_a_freeze_on_the_way_there_is_nothing_before_it(
+def test_without_a_freeze_during_training_there_is_no_earlier_pace(
     findings: FinetuningFindings,
 ) -> None:
     full = findings.of("full")
@@ -177,11 +179,11 @@ def test_without_a_freeze_on_the_way_there_is_nothing_before_it(
     assert pace_before(full) is None
 
 
-def test_what_stood_still_is_what_was_not_trained(findings: FinetuningFindings) -> None:
+def test_frozen_elements_are_counted(findings: FinetuningFindings) -> None:
     assert [frozen_elements(run) for run in findings.modes] == [0, 0, HELD]
 
 
-def test_before_the_end_nothing_is_known(tmp_path: Path) -> None:
+def test_an_unfinished_mode_has_no_pace_and_frozen_elements(tmp_path: Path) -> None:
     findings = read_finetuning(build_finetuning(tmp_path, FinetunePlan(unmeasured=("freeze",))))
     freeze = findings.of("freeze")
     assert freeze is not None

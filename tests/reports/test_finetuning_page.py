@@ -52,8 +52,8 @@ def page(run: Path, plan: FinetunePlan) -> str:
 def test_the_page_of_a_fine_tuning(tmp_path: Path, name: str, plan: FinetunePlan) -> None:
     page = finetuning_report(build_finetuning(tmp_path, plan))
     assert_golden(page.markdown, name)
-    begun = [mode for mode in plan.modes if mode not in plan.waiting]
-    assert list(page.results["mode"]) == begun
+    begun_modes = [mode for mode in plan.modes if mode not in plan.waiting]
+    assert list(page.results["mode"]) == begun_modes
 
 
 MASKS = MasksRecord(
@@ -104,11 +104,11 @@ def test_a_tensor_without_a_gradient_comes_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "expected"),
     [(1.26e-8, "1.3e-08"), (0.0, "0"), (None, "\N{EN DASH}"), (float("nan"), "\N{EN DASH}")],
 )
-def test_a_statistic_has_two_digits(value: float | None, shown: str) -> None:
-    assert statistic(value) == shown
+def test_a_statistic_has_two_digits(value: float | None, expected: str) -> None:
+    assert statistic(value) == expected
 
 
 def test_time_that_nobody_measured_is_a_dash() -> None:
@@ -145,10 +145,10 @@ def test_a_run_has_the_pictures_that_it_has_data_for(
     assert all((tmp_path / "figures" / f"{name}.png").is_file() for name in expected)
 
 
-def drawn_by(
+def drawing_arguments(
     monkeypatch: pytest.MonkeyPatch, run: Path, plan: FinetunePlan
 ) -> dict[str, tuple[object, ...]]:
-    """What the drawing functions were given."""
+    """Returns the arguments of the drawing functions."""
     calls: dict[str, tuple[object, ...]] = {}
     for name in ("gradients", "modes", "strips", "tradeoff"):
         monkeypatch.setattr(
@@ -164,17 +164,17 @@ def drawn_by(
 def test_what_is_drawn_is_what_the_files_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = drawn_by(monkeypatch, tmp_path, FinetunePlan(sweep=True))
+    calls = drawing_arguments(monkeypatch, tmp_path, FinetunePlan(sweep=True))
     lines, limit = calls["gradients"][:2]
     assert isinstance(lines, list)
     assert all(isinstance(line, GradientCurve) for line in lines)
     assert [line.frozen for line in lines] == [True, True, False, False]
     assert limit == Limit("threshold 1e-06", 1e-6)
-    (courses, _, panel) = calls["modes"]
+    (mode_courses, _, panel) = calls["modes"]
     assert panel == ("val_dice", "validation dice (0 to 1)")
-    assert isinstance(courses, list)
-    assert all(isinstance(course, ModeCourse) for course in courses)
-    assert [(c.name, c.look, c.chosen, c.frozen_at) for c in courses] == [
+    assert isinstance(mode_courses, list)
+    assert all(isinstance(curve, ModeCourse) for curve in mode_courses)
+    assert [(c.name, c.look, c.chosen, c.frozen_at) for c in mode_courses] == [
         ("scratch", 0, 5, None),
         ("full", 1, 5, None),
         ("freeze", 2, 5, 10),
@@ -187,15 +187,17 @@ def test_what_is_drawn_is_what_the_files_say(
 def test_time_saved_is_what_is_missing_from_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rules = drawn_by(monkeypatch, tmp_path, FinetunePlan(modes=(), sweep=True))["tradeoff"][0]
+    rules = drawing_arguments(monkeypatch, tmp_path, FinetunePlan(modes=(), sweep=True))[
+        "tradeoff"
+    ][0]
     assert isinstance(rules, list)
     assert all(isinstance(rule, RulePoint) for rule in rules)
     assert [rule.name for rule in rules] == [
-        *("nothing frozen", "below 1e-06", "smallest 0.6", "encoder"),
+        *("nothing frozen", "below 1e-06", "smallest 0.6", "encoder")
     ]
     np.testing.assert_allclose(rules[2].saved, (10, 15, 20))
     assert rules[2].score == (0.8, 0.84, 0.87)
-    assert rules[3].score == (0.83, 0.83, 0.83), "no interval was given"
+    assert rules[3].score == (0.83, 0.83, 0.83), "without an interval, its ends are the score"
 
 
 @pytest.fixture(scope="module")
@@ -206,10 +208,7 @@ def profiled(tmp_path_factory: pytest.TempPathFactory) -> FinetuningFindings:
 def ruled(profiled: FinetuningFindings, **changes: object) -> FinetuningFindings:
     rule = profiled.record.rule.model_copy(update=changes)
     assert isinstance(rule, RuleRecord)
-    return replace(
-        profiled,
-        record=profiled.record.model_copy(update={"rule": rule}),
-    )
+    return replace(profiled, record=profiled.record.model_copy(update={"rule": rule}))
 
 
 def test_the_lines_are_the_rows_of_the_profile(profiled: FinetuningFindings) -> None:
@@ -231,22 +230,14 @@ def test_a_rule_about_all_tensors_shows_all(profiled: FinetuningFindings) -> Non
     assert means == sorted(m for m in means if m is not None)
 
 
-def test_a_relative_statistic_is_divided_by_the_weight(
-    profiled: FinetuningFindings,
-) -> None:
-    plain, relative = (
-        curves(profiled),
-        curves(ruled(profiled, relative=True)),
-    )
-    np.testing.assert_allclose(2 * plain[3].statistics, relative[3].statistics)
+def test_a_relative_statistic_is_divided_by_the_weight(profiled: FinetuningFindings) -> None:
+    absolute, relative = (curves(profiled), curves(ruled(profiled, relative=True)))
+    np.testing.assert_allclose(2 * absolute[3].statistics, relative[3].statistics)
 
 
 def test_the_statistic_is_the_rule_s(profiled: FinetuningFindings) -> None:
-    plain, largest = (
-        curves(profiled),
-        curves(ruled(profiled, kind="max_abs")),
-    )
-    np.testing.assert_allclose(largest[3].statistics, 6 * plain[3].statistics)
+    absolute, largest = (curves(profiled), curves(ruled(profiled, kind="max_abs")))
+    np.testing.assert_allclose(largest[3].statistics, 6 * absolute[3].statistics)
 
 
 def test_a_tensor_without_any_gradient_comes_last_and_has_no_mean(
@@ -257,10 +248,12 @@ def test_a_tensor_without_any_gradient_comes_last_and_has_no_mean(
     rows.loc[rows["name"] == "mamba_layer.mamba.D", "mean_abs"] = np.nan
     last = curves(replace(profiled, profile=rows))[-1]
     assert (last.label, last.mean) == ("D", None)
-    half = profiled.profile.copy()
-    half.loc[half["iteration"] > 0, "mean_abs"] = np.nan
-    first = curves(replace(profiled, profile=half))[-1]
-    assert first.mean == pytest.approx(np.nanmean(first.statistics)), "iterations without count not"
+    partial_profile = profiled.profile.copy()
+    partial_profile.loc[partial_profile["iteration"] > 0, "mean_abs"] = np.nan
+    first = curves(replace(profiled, profile=partial_profile))[-1]
+    assert first.mean == pytest.approx(np.nanmean(first.statistics)), (
+        "iterations without a gradient are ignored"
+    )
 
 
 def test_without_a_profile_there_are_no_lines(profiled: FinetuningFindings) -> None:
@@ -273,14 +266,14 @@ def test_the_limit_is_the_rule_s(profiled: FinetuningFindings) -> None:
     assert rule_limit(profiled, lines) == Limit("threshold 1e-06", 1e-6)
     lowest = rule_limit(ruled(profiled, threshold=None, quantile=0.5), lines)
     assert lowest is not None
-    assert lowest.value == lines[1].mean, "the largest of the frozen ones"
+    assert lowest.value == lines[1].mean, "the largest value of the frozen tensors"
     assert lowest.name == f"the smallest 0.5: up to {lines[1].mean:.1e}"
     assert rule_limit(ruled(profiled, threshold=None, pattern="x"), lines) is None
     assert rule_limit(ruled(profiled, threshold=None, quantile=0.5), lines[2:]) is None
 
 
 @pytest.mark.parametrize(
-    ("name", "dimensions", "inside", "kind"),
+    ("name", "dimensions", "is_scan", "kind"),
     [
         ("mamba_layer.mamba.A_log", 2, True, "A_log"),
         ("layers.3.mixer.A_b_log", 2, True, "A_log"),
@@ -302,13 +295,13 @@ def test_the_limit_is_the_rule_s(profiled: FinetuningFindings) -> None:
     ],
 )
 def test_tensors_are_told_by_their_part(
-    name: str, dimensions: int, inside: bool, kind: str
+    name: str, dimensions: int, is_scan: bool, kind: str
 ) -> None:
-    assert kind_of_tensor(name, dimensions, inside=inside) == kind
+    assert kind_of_tensor(name, dimensions, inside=is_scan) == kind
 
 
 @pytest.mark.parametrize(
-    ("names", "short"),
+    ("names", "expected"),
     [
         (["a.b.D", "a.b.conv.weight"], ["D", "conv.weight"]),
         (["a.0.D", "a.1.D"], ["0.D", "1.D"]),
@@ -317,5 +310,5 @@ def test_tensors_are_told_by_their_part(
         ([], []),
     ],
 )
-def test_names_lose_what_all_have_in_common(names: list[str], short: list[str]) -> None:
-    assert short_names(names) == short
+def test_names_lose_what_all_have_in_common(names: list[str], expected: list[str]) -> None:
+    assert short_names(names) == expected

@@ -1,4 +1,4 @@
-"""What freezing cost and saved, in sentences that say no more than was measured."""
+"""Sentences about costs and savings of freezing, limited to what was measured."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def words_of(findings: FinetuningFindings) -> str:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "text",
     [
         "Dice on 8 held-out images, per image, with 95 % intervals: scratch 0.730 (",
         "Otsu's threshold on the same images: 0.643 (",
@@ -51,8 +51,8 @@ def words_of(findings: FinetuningFindings) -> str:
         "0.54 % of the optimizer's memory",
     ],
 )
-def test_dice_time_and_memory_are_told(findings: FinetuningFindings, words: str) -> None:
-    assert words in words_of(findings)
+def test_dice_time_and_memory_are_reported(findings: FinetuningFindings, text: str) -> None:
+    assert text in words_of(findings)
 
 
 def test_freezing_is_compared_first(findings: FinetuningFindings) -> None:
@@ -60,7 +60,7 @@ def test_freezing_is_compared_first(findings: FinetuningFindings) -> None:
     assert page.index("Dice of freeze minus") < page.index("Dice of scratch minus")
 
 
-def test_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
+def test_unmeasured_numbers_are_not_reported(tmp_path: Path) -> None:
     plan = FinetunePlan(unmeasured=("freeze",), record={"saving": None})
     page = words_of(read_finetuning(build_finetuning(tmp_path, plan)))
     assert "freeze" not in page
@@ -68,7 +68,7 @@ def test_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "p", "words"),
+    ("low", "high", "p", "text"),
     [
         (-0.009, 0.008, 0.9, "So both are equal to within 0.01 of dice."),
         (
@@ -87,41 +87,50 @@ def test_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
             "settled.",
         ),
         (-0.2, 0.001, 0.04, "The interval includes 0, while p is at or below 0.05. The interval"),
-        (
-            *(-0.002, 0.008, 0.03),
-            "not settled. If there is one, it is less than 0.01.",
-        ),
+        (*(-0.002, 0.008, 0.03), "not settled. If there is one, it is less than 0.01."),
         (-0.05, 0.02, 0.4, "a loss of up to 0.050 or a gain of up to 0.020 is possible."),
     ],
 )
-def test_the_interval_decides_what_may_be_said(
+def test_the_conclusion_depends_on_interval_and_test(
     findings: FinetuningFindings,
     monkeypatch: pytest.MonkeyPatch,
     low: float,
     high: float,
     p: float,
-    words: str,
+    text: str,
 ) -> None:
     difference = MaskDifference(8, 8, (low + high) / 2, low, high, p, 2 / 2**8)
     monkeypatch.setattr(
         finetuning_words, "against_full", lambda _, mode: difference if mode == "freeze" else None
     )
-    assert words in words_of(findings)
+    assert text in words_of(findings)
 
 
+@pytest.mark.parametrize(
+    ("difference", "text"),
+    [
+        (
+            MaskDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125),
+            "p = 0.12 (4 images cannot give a p below 0.12)). The interval leaves out 0, but the "
+            "test cannot come to p = 0.05 with so few: whether there is a difference is not "
+            "settled.",
+        ),
+        (
+            MaskDifference(12, 1, -0.1, None, None, None, 1.0),
+            "-0.100; from one image nothing can be said about others.",
+        ),
+    ],
+)
 def test_too_few_groups_for_a_small_p_are_named(
-    findings: FinetuningFindings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    difference = MaskDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125)
+    findings: FinetuningFindings, monkeypatch: pytest.MonkeyPatch,
+    difference: MaskDifference, text: str,
+) -> None:  # fmt: skip
     monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: difference)
-    assert (
-        "p = 0.12 (4 images cannot give a p below 0.12)). The interval leaves out 0, but the test "
-        "cannot come to p = 0.05 with so few: whether there is a difference is not settled."
-    ) in words_of(findings)
+    assert text in words_of(findings)
 
 
-def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
-    """Seven single hits against one: Newcombe's interval leaves out 0, McNemar's p is 0.07."""
+def test_the_reason_names_the_interval_and_test_of_classifiers() -> None:
+    """Seven images against one: Newcombe's interval excludes 0, McNemar's p is 0.07."""
     reference = pd.DataFrame(
         {"image_id": range(40), "target": 1, "prediction": [1] * 21 + [0] * 19}
     )
@@ -130,26 +139,14 @@ def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
     assert gap is not None
     assert gap.low > 0
     assert gap.p == pytest.approx(0.0703125)
-    words = finetuning_words._conclusion(
-        gap.value,
-        (gap.low, gap.high),
-        gap.p,
-        gap.smallest_p,
-        SCORINGS["cls"],
+    text = finetuning_words._conclusion(
+        gap.value, (gap.low, gap.high), gap.p, gap.smallest_p, SCORINGS["cls"]
     )
-    assert words == (
+    assert text == (
         "The interval leaves out 0, while p is above 0.05. The interval is an approximation and "
         "McNemar's exact test is cautious, so close to the edge they can disagree: whether there "
         "is a difference is not settled."
     )
-
-
-def test_a_single_group_gets_no_test(
-    findings: FinetuningFindings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    difference = MaskDifference(12, 1, -0.1, None, None, None, 1.0)
-    monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: difference)
-    assert "-0.100; from one image nothing can be said about others." in words_of(findings)
 
 
 @pytest.mark.parametrize(("factor", "noise"), [(1.0, False), (0.25 / 0.2402, True)])
@@ -190,13 +187,13 @@ def test_where_nothing_was_frozen_time_and_memory_are_no_merit(
     assert full is not None
     saving = findings.record.saving
     assert saving is not None
-    nothing = saving.model_copy(update={"frozen": 0})
-    same = tuple(
+    no_saving = saving.model_copy(update={"frozen": 0})
+    modes = tuple(
         replace(run, steps=full.steps, costs=full.costs) if run.mode == "freeze" else run
         for run in findings.modes
     )
-    record = findings.record.model_copy(update={"saving": nothing})
-    page = words_of(replace(findings, modes=same, record=record))
+    record = findings.record.model_copy(update={"saving": no_saving})
+    page = words_of(replace(findings, modes=modes, record=record))
     assert "Nothing is frozen, so what differs in time between freeze and full is the" in page
     assert "After the freeze" not in page
     assert "By count" not in page
@@ -211,11 +208,11 @@ def test_of_roads_the_relaxed_numbers_of_each_measured_mode_are_told(
     assert full is not None
     assert full.training.test is not None
     line = full.training.test.numbers
-    start = "Relaxed precision and recall (3 pixels, pixels of all images pooled): full "
-    words = next(single for single in words_of(roads).splitlines() if single.startswith(start))
-    assert words.startswith(f"{start}{line['relaxed_precision']:.3f} (")
-    assert f" and {line['relaxed_recall']:.3f} (" in words
-    assert ", freeze 0." in words
+    prefix = "Relaxed precision and recall (3 pixels, pixels of all images pooled): full "
+    text = next(single for single in words_of(roads).splitlines() if single.startswith(prefix))
+    assert text.startswith(f"{prefix}{line['relaxed_precision']:.3f} (")
+    assert f" and {line['relaxed_recall']:.3f} (" in text
+    assert ", freeze 0." in text
     assert "Relaxed" not in words_of(findings)
 
 
@@ -224,29 +221,29 @@ RULE = RuleRecord(
 )
 
 
-def changed(**changes: object) -> RuleRecord:
+def changed_rule(**changes: object) -> RuleRecord:
     return RULE.model_copy(update={"threshold": None, **changes})
 
 
 @pytest.mark.parametrize(
-    ("rule", "words"),
+    ("rule", "text"),
     [
         (RULE, "tensors of state-space blocks whose mean of |g| over a tensor's elements is "
                "below 1e-06"),
-        (changed(quantile=0.3, scope="all", kind="rms", relative=True),
+        (changed_rule(quantile=0.3, scope="all", kind="rms", relative=True),
          "the 30 % of the tensors of the whole network with the smallest root mean square of g "
          "over a tensor's elements, relative to the weight's rms"),
-        (changed(pattern="encoder.*"), "tensors called `encoder.*`"),
+        (changed_rule(pattern="encoder.*"), "tensors called `encoder.*`"),
     ],
 )  # fmt: skip
-def test_a_rule_in_words(findings: FinetuningFindings, rule: RuleRecord, words: str) -> None:
+def test_a_rule_in_words(findings: FinetuningFindings, rule: RuleRecord, text: str) -> None:
     record = findings.record.model_copy(update={"rule": rule})
-    assert f"- Frozen by: {words}.\n" in finetuning_text(replace(findings, record=record))
+    assert f"- Frozen by: {text}.\n" in finetuning_text(replace(findings, record=record))
 
 
 def test_every_statistic_has_a_name_of_its_own() -> None:
     kinds = ("mean_abs", "rms", "max_abs", "abs_mean")
-    assert len({statistic_name(changed(kind=kind)) for kind in kinds}) == 4
+    assert len({statistic_name(changed_rule(kind=kind)) for kind in kinds}) == 4
 
 
 @pytest.mark.parametrize(
@@ -254,11 +251,11 @@ def test_every_statistic_has_a_name_of_its_own() -> None:
     [
         (RULE, [True, False], [True, False]),
         (RULE, [False, False], [True, True]),
-        (changed(threshold=1.0, scope="all"), [True, False], [True, True]),
-        (changed(pattern="x"), [True, False], [True, True]),
+        (changed_rule(threshold=1.0, scope="all"), [True, False], [True, True]),
+        (changed_rule(pattern="x"), [True, False], [True, True]),
     ],
 )
-def test_what_a_rule_chooses_from(
+def test_a_rule_applies_to_the_tensors_of_its_scope(
     rule: RuleRecord, mamba: list[bool], expected: list[bool]
 ) -> None:
     assert is_within(rule, pd.Series(mamba)).tolist() == expected

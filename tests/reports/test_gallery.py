@@ -1,4 +1,4 @@
-""""""
+"""Figures of an evaluation: contact sheets and cases."""
 
 from __future__ import annotations
 
@@ -26,43 +26,45 @@ from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
+def drawn_cases(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
     result: list[Case] = []
-    monkeypatch.setattr(gallery, "draw_panels", lambda shown, path: result.extend(shown))
+    monkeypatch.setattr(gallery, "draw_panels", lambda cases, path: result.extend(cases))
     return result
 
 
-def test_each_panel_is_a_case_with_its_rank_dice_and_id(tmp_path: Path, drawn: list[Case]) -> None:
+def test_each_panel_is_a_case_with_its_rank_dice_and_id(
+    tmp_path: Path, drawn_cases: list[Case]
+) -> None:
     findings = read_findings(build_masks(tmp_path))
     (figure,) = case_figures(findings, findings.models[0], tmp_path, "ulvm_v5")
     assert figure.path == "figures/cases-ulvm_v5.png"
-    assert [case.title for case in drawn] == [
+    assert [case.title for case in drawn_cases] == [
         "best 1: dice 0.900, p00/slice-0000.tif",
         "median 1: dice 0.600, p01/slice-0001.tif",
         "worst 1: dice 0.300, p02/slice-0002.tif",
     ]
-    first, second = drawn[:2]
+    first, second = drawn_cases[:2]
     assert (first.truth == first.prediction).all()
     assert (second.truth != second.prediction).any()
     assert first.image.shape == (48, 64, 3)
 
 
-def test_the_models_own_threshold_makes_the_mask(tmp_path: Path, drawn: list[Case]) -> None:
+def test_the_models_own_threshold_makes_the_mask(tmp_path: Path, drawn_cases: list[Case]) -> None:
     strict = MaskPreprocessingRecord(window=128, channels="rgb", threshold=0.95, overlap=0.5)
     plan = MaskPlan(models=(segmenter("a"), segmenter("b", preprocessing=strict)))
     findings = read_findings(build_masks(tmp_path, plan))
-    for shown in findings.models:
-        case_figures(findings, shown, tmp_path, shown.name)
-    # The pictures say 230 / 255 = 0.902.
-    assert [case.prediction.any() for case in drawn] == [True] * 3 + [False] * 3
+    for panels in findings.models:
+        case_figures(findings, panels, tmp_path, panels.name)
+    # The pictures show 230 / 255 = 0.902.
+    assert [case.prediction.any() for case in drawn_cases] == [True] * 3 + [False] * 3
 
 
-def test_pictures_that_are_gone_are_left_out(tmp_path: Path, drawn: list[Case]) -> None:
+def test_pictures_that_are_gone_are_left_out(tmp_path: Path, drawn_cases: list[Case]) -> None:
     findings = read_findings(build_masks(tmp_path))
     (tmp_path / "panels/ulvm_v5/best-1/truth.png").unlink()
     (tmp_path / "panels/ulvm_v5/worst-1/image.png").write_bytes(b"no picture")
     assert case_figures(findings, findings.models[0], tmp_path, "a")
-    assert [case.title[:6] for case in drawn] == ["median"]
+    assert [case.title[:6] for case in drawn_cases] == ["median"]
 
 
 def test_without_panels_there_is_no_figure(tmp_path: Path) -> None:
@@ -113,14 +115,14 @@ def test_one_severity_of_a_transform_is_a_single_cell(tmp_path: Path) -> None:
 
 def test_the_note_is_the_psnr_of_the_first_image(tmp_path: Path) -> None:
     build_run(tmp_path, RunPlan(transforms=(IDENTITY, *paper21()[:4])))
-    for name, psnr, changed in [
+    for name, psnr, expected_label in [
         ("affine", 12.34, True),
         ("crop", float("inf"), False),
         ("hue_and_saturation", float("nan"), True),
     ]:
         (file,) = tmp_path.glob(f"inputs/*/transform={name}/severity=0/block-000000.parquet")
         frame = pd.read_parquet(file, partitioning=None)
-        frame.loc[0, "psnr_db"], frame.loc[0, "changed"] = psnr, changed
+        frame.loc[0, "psnr_db"], frame.loc[0, "changed"] = psnr, expected_label
         frame.to_parquet(file, index=False)
     next(tmp_path.glob("inputs/*/transform=additive*/*/block-000000.parquet")).unlink()
     (line,) = contact_lines(read_findings(tmp_path)).single
@@ -134,14 +136,14 @@ def test_the_note_is_the_psnr_of_the_first_image(tmp_path: Path) -> None:
 
 
 def test_without_samples_or_transforms_there_are_no_sheets(tmp_path: Path) -> None:
-    nothing = ContactLines([], [])
+    no_lines = ContactLines([], [])
     plan = RunPlan(transforms=(IDENTITY, *paper21()[:2]), samples=False)
-    assert lines_of(tmp_path / "a", plan) == nothing
-    assert lines_of(tmp_path / "b", RunPlan(transforms=(IDENTITY,))) == nothing
+    assert lines_of(tmp_path / "a", plan) == no_lines
+    assert lines_of(tmp_path / "b", RunPlan(transforms=(IDENTITY,))) == no_lines
 
 
 def test_for_segmenters_the_note_is_of_the_first_image_with_foreground(tmp_path: Path) -> None:
-    # Every image but the third is empty, and that is the one that an evaluation shows.
+    # All images but the third are empty, so an evaluation shows the third.
     plan = MaskPlan(transforms=(IDENTITY, *paper21()[:1]), images=6, empty_every=1)
     build_masks(tmp_path, plan)
     (tmp_path / "samples").mkdir()

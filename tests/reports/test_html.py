@@ -1,4 +1,4 @@
-"""What report.html embeds: pictures and photos within the size that is promised."""
+"""Embedded pictures and photos of report.html, within the promised size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIGURE = "# T\n\n![c](a.png)\n\n*c*\n"
 
 
 def several_photos(run: Path, masks: bool = False) -> list[SamplePhoto]:
-    """Three photos of different blocks, with pictures that differ."""
+    """Writes three different photos to different blocks."""
     photos = []
     ids = [str(name) for name in Store(run).rows(
         read_findings(run).models[0].name, Cell("identity", 0), "seg" if masks else "cls"
@@ -75,10 +75,10 @@ def test_a_page_stays_below_its_size_and_names_what_is_left_out(
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (100, 100, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
-    full = len(to_html(FIGURE, tmp_path))
-    monkeypatch.setattr(html, "MOST_BYTES", full - 5000)
+    full_size = len(to_html(FIGURE, tmp_path))
+    monkeypatch.setattr(html, "MOST_BYTES", full_size - 5000)
     page = to_html(FIGURE, tmp_path)
-    assert len(page) < full - 5000
+    assert len(page) < full_size - 5000
     assert "Left out of this file for its size" in page
     assert "<code>a.png</code>" in page
 
@@ -92,28 +92,28 @@ def test_photos_have_the_answers_of_their_own_rows(tmp_path: Path) -> None:
     assert [cell.label for cell in sheet.cells] == [t.name for t in CELLS]
     for cell in sheet.cells:
         assert [photo.number for photo in cell.photos] == [1, 2, 3]
-        for photo, kept in zip(cell.photos, photos, strict=True):
-            for answer in photo.answers:
-                rows = Store(run).rows(answer.model, Cell(cell.label, 0), "cls")
-                (row,) = rows[rows["image_id"] == kept.image_id].to_dict("records")
-                assert answer.right == (row["prediction"] == row["target"])
-                assert "75.0" in answer.words
-                assert kept.image_id in photo.name
+        for photo, expected in zip(cell.photos, photos, strict=True):
+            for prediction in photo.answers:
+                rows = Store(run).rows(prediction.model, Cell(cell.label, 0), "cls")
+                (row,) = rows[rows["image_id"] == expected.image_id].to_dict("records")
+                assert prediction.right == (row["prediction"] == row["target"])
+                assert "75.0" in prediction.words
+                assert expected.image_id in photo.name
 
 
-@pytest.mark.parametrize(("most", "shown"), [(0, 0), (2, 2), (None, 3)])
+@pytest.mark.parametrize(("limit", "shown_photos"), [(0, 0), (2, 2), (None, 3)])
 def test_as_many_photos_as_asked_for_and_no_dead_link(
-    tmp_path: Path, most: int | None, shown: int
+    tmp_path: Path, limit: int | None, shown_photos: int
 ) -> None:
     run = build_run(tmp_path, RunPlan(transforms=CELLS))
     several_photos(run)
-    render(run, most)
+    render(run, limit)
     page = (run / "report.html").read_text()
-    assert page.count('<figure class="photo"') == shown * len(CELLS)
+    assert page.count('<figure class="photo"') == shown_photos * len(CELLS)
     linked = set(re.findall(r'class="photos" href="#([\w-]+)"', page))
     assert linked <= set(re.findall(r' id="([\w-]+)"', page))
-    assert bool(linked) == bool(shown)
-    assert ("of 3 that the run keeps" in page) == (most == 2)
+    assert bool(linked) == bool(shown_photos)
+    assert ("of 3 that the run keeps" in page) == (limit == 2)
 
 
 def test_masks_lie_on_their_photos(tmp_path: Path) -> None:
@@ -130,14 +130,14 @@ def test_masks_lie_on_their_photos(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_damaged_file_of_a_run_is_named(tmp_path: Path) -> None:
-    """Each kind of file cut in half: a report is made without it, or the error names it."""
+    """Each kind of file is cut in half: a report is written without it, or the error names it."""
     plans = {
         "cls": build_run(tmp_path / "cls", RunPlan(transforms=CELLS[:2], block_size=64)),
         "train": build_training(tmp_path / "train"),
         "tune": build_finetuning(tmp_path / "tune", FinetunePlan(modes=("full",))),
     }
     several_photos(plans["cls"])
-    named = 0
+    named_files = 0
     for run in plans.values():
         kinds = {(p.relative_to(run).parts[0], p.name): p for p in run.rglob("*") if p.is_file()}
         for path in kinds.values():
@@ -148,8 +148,8 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path: Path) -> None:
             (copy / path.relative_to(run)).write_bytes(content[: len(content) // 2])
             message = error_of(copy)
             assert message is None or path.name in message
-            named += message is not None
-    assert named > 15
+            named_files += message is not None
+    assert named_files > 15
 
 
 def error_of(run: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Model cards and `.eval_results`, read back with the Hub's own library."""
+"""Model cards and `.eval_results`, read with the Hub's library."""
 
 from __future__ import annotations
 
@@ -11,14 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from robustcli.core.errors import UsageError
-from robustcli.reports.hub_card import (
-    BEGIN,
-    END,
-    YAML_BEGIN,
-    YAML_END,
-    CardConfig,
-    write_card,
-)
+from robustcli.reports.hub_card import BEGIN, END, YAML_BEGIN, YAML_END, CardConfig, write_card
 from robustcli.reports.run_export import RunExport, read_run_export
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model
 from tests.reports.finetune_runs import build_finetuning
@@ -69,8 +62,8 @@ def test_eval_results_are_as_the_hub_specifies(export: RunExport, tmp_path: Path
         assert entry["dataset"] == {"id": "org/bench", "task_id": "robust", "revision": "abc"}
         assert entry["value"] == pytest.approx(row["top1"], abs=1e-6)
         assert entry["date"] == "2025-01-02"
-        for part in (f"{row['top1_low']:.4f}", f"{row['top1_high']:.4f}", export.digest):
-            assert part in entry["notes"]
+        for text in (f"{row['top1_low']:.4f}", f"{row['top1_high']:.4f}", export.digest):
+            assert text in entry["notes"]
         if parse is not None:  # huggingface-hub from 1.3 on
             assert parse([entry])[0].source_url == "https://example.org/report"
 
@@ -126,13 +119,13 @@ def test_cards_that_are_not_touched(
 
 
 def test_files_of_others_are_not_overwritten(export: RunExport, tmp_path: Path) -> None:
-    theirs = tmp_path / ".eval_results" / "robust-vmamba-b-identity.yaml"
-    theirs.parent.mkdir()
-    theirs.write_text("- mine\n")
+    foreign_file = tmp_path / ".eval_results" / "robust-vmamba-b-identity.yaml"
+    foreign_file.parent.mkdir()
+    foreign_file.write_text("- mine\n")
     with pytest.raises(UsageError, match="was not written by"):
         write_card(export, CardConfig(tmp_path, dataset_id="org/bench"))
     assert not (tmp_path / "README.md").exists()
-    assert theirs.read_text() == "- mine\n"
+    assert foreign_file.read_text() == "- mine\n"
 
 
 def test_a_card_is_of_one_model(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""LaTeX tables: they compile whatever names a run holds, and say what the results say."""
+"""LaTeX tables: they compile with any names, and contain the results."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ COMMANDS = {
 
 
 def check(document: str) -> list[list[list[str]]]:
-    """The cells of each table; AssertionError for what LaTeX would stop at."""
+    """Returns the cells of each table; raises AssertionError for LaTeX errors."""
     text = re.sub(r"(?m)^%.*\n", "", document)  # comments
     assert text.isprintable() or set(text) - {"\n"}
     commands = re.findall(r"\\([a-zA-Z]+|.)", text)
     assert {name for name in commands if name.isalpha()} <= COMMANDS
     assert {name for name in commands if not name.isalpha()} <= set("{}$&#_%\\")
-    bare = re.sub(r"\\[a-zA-Z]+|\\[^\\a-zA-Z]", "", text.replace("\\\\", "\n"))
-    assert not set(bare) & set("%#_^\\"), "a special character that is not escaped"
+    text_without_commands = re.sub(r"\\[a-zA-Z]+|\\[^\\a-zA-Z]", "", text.replace("\\\\", "\n"))
+    assert not set(text_without_commands) & set("%#_^\\"), "a special character is not escaped"
     depth = 0
-    for character in bare:
+    for character in text_without_commands:
         depth += {"{": 1, "}": -1}.get(character, 0)
         assert depth >= 0
     assert depth == 0
-    assert all(line.count("$") % 2 == 0 for line in bare.splitlines())
-    open_: list[str] = []
+    assert all(line.count("$") % 2 == 0 for line in text_without_commands.splitlines())
+    environments: list[str] = []
     for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
         if kind == "begin":
-            open_.append(name)
+            environments.append(name)
         else:
-            assert open_.pop() == name
-    assert open_ == []
+            assert environments.pop() == name
+    assert environments == []
     tables = []
     for columns, body in re.findall(
         r"\\begin\{(?:tabular|longtable)\}\{([lr]+)\}(.*?)\\end\{(?:tabular|longtable)\}",
@@ -93,11 +93,11 @@ def test_tables_of_every_run_compile(tmp_path: Path) -> None:
         assert ("Partial run" in text) == (name in ("part", "nothing", "no masks", "begun"))
         assert re.search(r"\bseeds? 0|\bseeds\b", text.lower()), name
         assert "nan" not in text
-    assert not list(tmp_path.rglob("report.*")), "it only reads"
+    assert not list(tmp_path.rglob("report.*")), "no report may be written"
     assert r"\begin{longtable}{lrr}" in texts["evaluation"]
     latex = shutil.which("pdflatex")
     if latex is None:
-        return  # the checks above stand for it
+        return  # the checks above replace it
     body = "\n".join(texts.values())
     packages = r"\usepackage[T1]{fontenc}\usepackage{booktabs,longtable}"
     (tmp_path / "x.tex").write_text(
@@ -107,11 +107,11 @@ def test_tables_of_every_run_compile(tmp_path: Path) -> None:
                    cwd=tmp_path, check=True, capture_output=True)  # fmt: skip
 
 
-@pytest.mark.parametrize("broken", ["a_b", "50 %", "a & b", "{", "\\unknown", "x^2", "#1"])
-def test_the_check_finds_what_latex_would_stop_at(tmp_path: Path, broken: str) -> None:
+@pytest.mark.parametrize("latex", ["a_b", "50 %", "a & b", "{", "\\unknown", "x^2", "#1"])
+def test_the_check_finds_errors_of_latex(tmp_path: Path, latex: str) -> None:
     text = document(build_masks(tmp_path, MaskPlan(transforms=(IDENTITY,))), "latex")
     with pytest.raises(AssertionError):
-        check(text.replace("identity", broken))
+        check(text.replace("identity", latex))
 
 
 def test_the_caption_says_what_the_numbers_are_of(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_numbers_are_those_of_the_results(tmp_path: Path) -> None:
         assert number.replace("$-$", "-").startswith(f"{100 * row['drop']:.1f} (")
 
 
-def test_letters_and_others() -> None:
+def test_special_characters_are_escaped() -> None:
     assert tex("a_1 \\ ~") == r"a\_1 \textbackslash{} \textasciitilde{}"
     assert tex("\u4e2d\u00e9\x07") == "U+4E2D\u00e9U+0007"
     assert tex(None) == "--"

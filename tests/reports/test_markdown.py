@@ -1,4 +1,4 @@
-"""Pages from templates: what users wrote is shown letter for letter, in Markdown and in HTML."""
+"""Pages from templates: text of users is displayed literally in Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class Outline(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.found: list[tuple[str, str]] = []
+        self.texts: list[tuple[str, str]] = []
         self.images: list[dict[str, str | None]] = []
         self.aligned: list[str | None] = []
         self.feed(page)
         self.close()
         assert self.open == []
-        added = ("style", "script", "caption", "a")  # by the page itself, not by its Markdown
-        self.found = [(tag, data) for tag, data in self.found if tag not in added]
+        page_tags = ("style", "script", "caption", "a")  # added by the page, not by its Markdown
+        self.texts = [(tag, data) for tag, data in self.texts if tag not in page_tags]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "img":
@@ -80,26 +80,26 @@ class Outline(HTMLParser):
             self.aligned.append(dict(attrs).get("class"))
         if tag not in ("meta", "img"):
             row = tag == "th" and dict(attrs).get("scope") == "row"
-            self.open.append("td" if row else tag)  # a row's header is one of its cells
+            self.open.append("td" if row else tag)  # the header of a row is one of its cells
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() in (tag, "td" if tag == "th" else tag)
 
     def handle_data(self, data: str) -> None:
         if data.strip():
-            self.found.append((self.open[-1], data))
+            self.texts.append((self.open[-1], data))
 
     @property
     def text(self) -> str:
-        """All that is shown, and the title."""
-        return "".join(data for _, data in self.found)
+        """Returns the displayed text and the title."""
+        return "".join(data for _, data in self.texts)
 
     def text_in(self, *tags: str) -> str:
-        return "".join(data for tag, data in self.found if tag in tags)
+        return "".join(data for tag, data in self.texts if tag in tags)
 
 
-def shown(value: str) -> str:
-    """`value` as a reader sees it: on one line, without our private characters."""
+def visible(value: str) -> str:
+    """Returns the displayed form of `value`: on one line, without private characters."""
     return " ".join(value.translate(markdown._NOT_IN_VALUES).split())
 
 
@@ -123,9 +123,11 @@ def test_values_are_shown_letter_for_letter(
     (templates / "t.md.j2").write_text(template)
     page = from_template("t", value=value)
     outline = Outline(to_html(page, templates))
-    body = [(where, text) for where, text in outline.found if where not in ("title", "h1", "th")]
-    assert {where for where, _ in body} == {tag}
-    assert outline.text_in(tag) == shown(value)
+    body = [
+        (element, text) for element, text in outline.texts if element not in ("title", "h1", "th")
+    ]
+    assert {element for element, _ in body} == {tag}
+    assert outline.text_in(tag) == visible(value)
     assert outline.images == []
 
 
@@ -133,7 +135,7 @@ def test_values_are_shown_letter_for_letter(
 def test_a_title_is_shown_letter_for_letter(templates: Path, value: str) -> None:
     (templates / "t.md.j2").write_text("# Dice of {{ value|mono }} and {{ value }} is **high**")
     page = Outline(to_html(from_template("t", value=value), templates))
-    assert page.text_in("title") == f"Dice of {shown(value)} and {shown(value)} is high"
+    assert page.text_in("title") == f"Dice of {visible(value)} and {visible(value)} is high"
 
 
 @pytest.mark.parametrize("value", ["robust eval", "a ``` b", "x > 1\n\n\n  y  |  z", "# a\n- b"])
@@ -142,7 +144,7 @@ def test_commands_keep_every_letter(templates: Path, value: str) -> None:
     page = from_template("t", value=value)
     assert value in page
     outline = Outline(to_html(page, templates))
-    assert outline.found[2:] == [("code", f"{value}\n")]
+    assert outline.texts[2:] == [("code", f"{value}\n")]
 
 
 NAME = "a|b<i>*x*_y_`c[z](u)&amp;~q"
@@ -206,25 +208,25 @@ def finetuning_page(run: Path, name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "write",
+    "render_page",
     [
         *(evaluation_page, mask_page, training_page, finetuning_page),
         pytest.param(zoo_page, marks=pytest.mark.slow),  # ten seconds: the pictures of a zoo
     ],
 )
 def test_whole_pages_withstand_hostile_names(
-    tmp_path: Path, write: Callable[[Path, str], str]
+    tmp_path: Path, render_page: Callable[[Path, str], str]
 ) -> None:
-    """A name with every mark is shown wherever a plain one is, and is nothing but text."""
+    """A name of special characters appears wherever a plain one does, as text only."""
     outlines = []
     for name in ("harmless", NAME):
         folder = tmp_path / name[:5].replace("|", "")
-        outlines.append(Outline(to_html(write(folder, name), folder)))
-    plain, hostile = outlines
-    assert hostile.text.count(NAME) == plain.text.count("harmless") >= 8
-    assert {tag for tag, _ in hostile.found} == {tag for tag, _ in plain.found}
-    assert len(hostile.aligned) == len(plain.aligned), "no name splits a cell"
-    assert len(hostile.images) == len(plain.images)
+        outlines.append(Outline(to_html(render_page(folder, name), folder)))
+    plain_page, hostile_page = outlines
+    assert hostile_page.text.count(NAME) == plain_page.text.count("harmless") >= 8
+    assert {tag for tag, _ in hostile_page.texts} == {tag for tag, _ in plain_page.texts}
+    assert len(hostile_page.aligned) == len(plain_page.aligned), "a name must not split a cell"
+    assert len(hostile_page.images) == len(plain_page.images)
 
 
 def test_marks_of_records_are_kept_where_they_have_a_partner() -> None:
@@ -266,7 +268,7 @@ def test_templates_may_be_wrapped_and_indented(templates: Path) -> None:
 def test_a_table_without_rows_has_its_header(templates: Path) -> None:
     (templates / "t.md.j2").write_text("# T\n\n| name | n |\n{{ rule(1, 1) }}\n")
     outline = Outline(to_html(from_template("t"), templates))
-    assert [text for tag, text in outline.found if tag == "th"] == ["name", "n"]
+    assert [text for tag, text in outline.texts if tag == "th"] == ["name", "n"]
 
 
 def test_text_is_set_to_the_left_and_numbers_to_the_right(tmp_path: Path) -> None:
@@ -290,9 +292,9 @@ def test_pictures_are_inside_the_page_with_their_captions(templates: Path) -> No
     with Image.open(io.BytesIO(base64.b64decode(content))) as shown_picture:
         assert shown_picture.convert("RGB").getpixel((0, 0)) == (9, 8, 7)
     assert image["alt"] == caption
-    assert outline.found[2:] == [("figcaption", caption), ("p", "After.")]
+    assert outline.texts[2:] == [("figcaption", caption), ("p", "After.")]
 
 
 def test_html_in_markdown_is_shown_and_not_obeyed(tmp_path: Path) -> None:
     outline = Outline(to_html("# T\n\n<b>x</b>\n", tmp_path))
-    assert outline.found[2:] == [("p", "<b>x</b>")]
+    assert outline.texts[2:] == [("p", "<b>x</b>")]

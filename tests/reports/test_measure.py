@@ -1,4 +1,4 @@
-""""""
+"""Selection of the most and least harmful transforms."""
 
 from __future__ import annotations
 
@@ -32,31 +32,34 @@ def test_best_and_worst_by_the_mean_over_models_without_identity() -> None:
     first = table({("identity", 0): 0.99, **{(f"t{i}", 0): i / 20 for i in range(10)}})
     second = table({("identity", 0): 0.99, **{(f"t{i}", 0): i / 20 for i in range(10)}}, "b")
     second.loc[second["transform"] == "t5", "top1"] = 1.0
-    ends = extremes(pd.concat([first, second]))
-    assert [name for name, _ in ends.best] == ["t5", "t9", "t8", "t7"]
-    assert [name for name, _ in ends.worst] == ["t0", "t1", "t2", "t3"]
+    extreme = extremes(pd.concat([first, second]))
+    assert [name for name, _ in extreme.best] == ["t5", "t9", "t8", "t7"]
+    assert [name for name, _ in extreme.worst] == ["t0", "t1", "t2", "t3"]
 
 
 @pytest.mark.parametrize(("count", "best", "worst"), [(0, 0, 0), (1, 1, 0), (2, 1, 1), (7, 4, 3)])
 def test_few_transforms_are_shared_out_without_repetition(
     count: int, best: int, worst: int
 ) -> None:
-    ends = extremes(table({("identity", 0): 1.0, **{(f"t{i}", 0): i / 9 for i in range(count)}}))
-    assert (len(ends.best), len(ends.worst)) == (best, worst)
-    assert not set(ends.best) & set(ends.worst)
+    extreme = extremes(table({("identity", 0): 1.0, **{(f"t{i}", 0): i / 9 for i in range(count)}}))
+    assert (len(extreme.best), len(extreme.worst)) == (best, worst)
+    assert not set(extreme.best) & set(extreme.worst)
 
 
 def test_a_transform_is_represented_by_its_full_range_else_by_its_highest_severity() -> None:
     rows = table({("blur", 0): 0.5, ("blur", 5): 0.1, ("snow", 1): 0.9, ("snow", 4): 0.2})
-    kept = representatives(rows)
-    assert list(zip(kept["transform"], kept["severity"], strict=True)) == [("blur", 0), ("snow", 4)]
+    chosen = representatives(rows)
+    assert list(zip(chosen["transform"], chosen["severity"], strict=True)) == [
+        ("blur", 0),
+        ("snow", 4),
+    ]
 
 
 def test_a_transform_that_a_model_lacks_is_not_ranked() -> None:
     first = table({("blur", 0): 0.5, ("snow", 0): 0.9})
     second = table({("blur", 0): 0.5, ("snow", 0): float("nan")}, "b")
-    ends = extremes(pd.concat([first, second]))
-    assert (ends.best, ends.worst) == ([("blur", 0)], [])
+    extreme = extremes(pd.concat([first, second]))
+    assert (extreme.best, extreme.worst) == ([("blur", 0)], [])
 
 
 def test_segmenters_are_ranked_by_dice() -> None:

@@ -19,18 +19,20 @@ DASH = "\N{EN DASH}"
 
 
 @pytest.mark.parametrize(
-    ("share", "n", "shown"),
+    ("share", "n", "expected"),
     [(0.83904, 2000, "83.9"), (0.83904, 2001, "83.90"), (1.0, 10, "100.0"), (None, 10, DASH)],
 )
-def test_percent_has_the_digits_that_n_supports(share: float | None, n: int, shown: str) -> None:
-    assert percent(share, n) == shown
+def test_percent_has_the_digits_that_n_supports(share: float | None, n: int, expected: str) -> None:
+    assert percent(share, n) == expected
 
 
 @pytest.mark.parametrize(
-    ("share", "shown"), [(-0.0001, "0.0"), (-0.05, "-5.0"), (float("nan"), DASH)]
+    ("share", "expected"), [(-0.0001, "0.0"), (-0.05, "-5.0"), (float("nan"), DASH)]
 )
-def test_percent_of_a_drop_may_be_negative_but_never_minus_zero(share: float, shown: str) -> None:
-    assert percent(share, 100) == shown
+def test_percent_of_a_drop_may_be_negative_but_never_minus_zero(
+    share: float, expected: str
+) -> None:
+    assert percent(share, 100) == expected
 
 
 def test_a_range_is_joined_and_missing_when_an_end_is() -> None:
@@ -68,24 +70,26 @@ def test_a_dice_has_three_decimals_and_its_range_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "expected"),
     [(0.0123, "+0.012"), (-0.0123, "-0.012"), (-0.0001, "0.000"), (None, DASH)],
 )
-def test_a_difference_has_its_sign(value: float | None, shown: str) -> None:
-    assert signed(value) == shown
-
-
-@pytest.mark.parametrize(("value", "shown"), [(0.71, "0.7100"), (0.79955, "0.79955"), (None, DASH)])
-def test_published_numbers_keep_their_digits(value: float | None, shown: str) -> None:
-    assert as_printed(value) == shown
+def test_a_difference_has_its_sign(value: float | None, expected: str) -> None:
+    assert signed(value) == expected
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"),
+    ("value", "expected"), [(0.71, "0.7100"), (0.79955, "0.79955"), (None, DASH)]
+)
+def test_published_numbers_keep_their_digits(value: float | None, expected: str) -> None:
+    assert as_printed(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
     [
         *((7.24, "7.2 s"), (60, "1 min 0 s"), (2907.6, "48 min 28 s"), (18281.9, "5 h 4 min")),
         *((3599.9, "1 h 0 min"), (None, DASH)),
     ],
 )
-def test_times_are_told_in_the_units_that_matter(seconds: float | None, shown: str) -> None:
-    assert duration(seconds) == shown
+def test_times_are_told_in_the_units_that_matter(seconds: float | None, expected: str) -> None:
+    assert duration(seconds) == expected

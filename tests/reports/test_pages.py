@@ -1,4 +1,4 @@
-"""The files of a report: the numbers for other programs, and the two pages."""
+"""The files of a report: machine-readable numbers, and the two pages."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def numbers(tmp_path: Path) -> pd.DataFrame:
 
 def test_both_files_hold_the_unrounded_table(tmp_path: Path, numbers: pd.DataFrame) -> None:
     write_result_files(tmp_path, numbers)
-    csv = pd.read_csv(tmp_path / "results.csv")  # pandas 2 misses the last bits, by 1.4e-15
+    csv = pd.read_csv(tmp_path / "results.csv")  # pandas 2 loses the last bits, by 1.4e-15
     pd.testing.assert_frame_equal(csv, numbers, rtol=4e-15, atol=0)
     records = json.loads((tmp_path / "results.json").read_text())
     pd.testing.assert_frame_equal(pd.DataFrame(records), numbers, check_exact=True)

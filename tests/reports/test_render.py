@@ -1,4 +1,4 @@
-"""Reports of every kind of run, in every state: files, pictures, the same bytes again."""
+"""Reports of every kind of run in every state: files, pictures, and reproducible bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Renderer = Callable[[], Path]
 
 
 def rendered(kind: str, folder: Path) -> Renderer:
-    """What renders a finished run of a kind, which is made in `folder`; returns the report."""
+    """Makes a finished run in `folder`; returns the function that renders it."""
     if kind == "cls":
         models = (model("vmamba-b"), model("swin-b"))
         build_run(folder, RunPlan(models=models, transforms=CELLS))
@@ -58,29 +58,29 @@ KINDS = {
 
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "zoo")) for kind in KINDS]
-)  # a zoo takes 8 seconds; tests/cli/test_report.py writes one too
+)  # a zoo takes 8 seconds; tests/cli/test_report.py also renders one
 def test_a_report_has_all_files_and_is_the_same_again(tmp_path: Path, kind: str) -> None:
     title, rows, count = KINDS[kind]
-    write = rendered(kind, tmp_path)
-    assert write() == tmp_path / "report.md"
+    render_kind = rendered(kind, tmp_path)
+    assert render_kind() == tmp_path / "report.md"
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     markdown, html = ((tmp_path / f"report.{name}").read_text() for name in ("md", "html"))
     assert all((tmp_path / name).is_file() for name in OUTPUTS)
     assert markdown.startswith(title)
     assert len(json.loads((tmp_path / "results.json").read_text())) == rows
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", markdown)
-    drawn = [path for path in (tmp_path / "figures").iterdir() if path.suffix == ".png"]
-    assert sorted(pictures) == sorted(f"figures/{path.name}" for path in drawn)
+    figures = [path for path in (tmp_path / "figures").iterdir() if path.suffix == ".png"]
+    assert sorted(pictures) == sorted(f"figures/{path.name}" for path in figures)
     assert html.count('<figure class="picture') == len(pictures) == count
     assert not re.search(r'(src|href)="(?!data:|#)', html)
     assert "url(" not in html
     measure, scale = ("top1", 100) if kind == "cls" else ("dice", 1)
     digits = 1 if kind == "cls" else 3
     for _, row in pd.read_csv(tmp_path / "results.csv").iterrows():
-        low, high = (f"{scale * row[f'{measure}_{end}']:.{digits}f}" for end in ("low", "high"))
+        low, high = (f"{scale * row[f'{measure}_{bound}']:.{digits}f}" for bound in ("low", "high"))
         assert f"({low}{DASH}{high})" in markdown
         assert f"({low}{DASH}{high})" in html
-    write()
+    render_kind()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
@@ -160,16 +160,16 @@ def test_only_trainings_are_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "absent"),
+    ("module", "modules"),
     [
         ("robustcli.reports.render", ["torch", "timm", "imgaug", "cv2", "matplotlib.pyplot"]),
         ("robustcli.reports.console", ["torch", "matplotlib"]),
         ("robustcli.evaluation.cell_table", ["torch", "matplotlib", "scipy"]),
     ],
 )
-def test_reports_import_no_torch(module: str, absent: list[str]) -> None:
-    code = f"import sys, {module}; print([name for name in {absent} if name in sys.modules])"
-    answer = subprocess.run(
+def test_reports_import_no_torch(module: str, modules: list[str]) -> None:
+    code = f"import sys, {module}; print([name for name in {modules} if name in sys.modules])"
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert (answer.stdout, answer.stderr) == ("[]\n", "")
+    assert (process.stdout, process.stderr) == ("[]\n", "")

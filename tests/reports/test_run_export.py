@@ -1,4 +1,4 @@
-"""What of a run is sent: numbers, digests, and no secrets or private paths."""
+"""Published parts of a run: numbers and digests, without secrets and private paths."""
 
 from __future__ import annotations
 
@@ -100,17 +100,17 @@ def test_the_key_stays_and_the_digest_follows_the_numbers(tmp_path: Path) -> Non
     run = build_run(tmp_path / "run", PLAN)
     first = read_run_export(run)
     assert (read_run_export(run).key, read_run_export(run).digest) == (first.key, first.digest)
-    moved = read_run_export(Path(shutil.copytree(run, tmp_path / "moved")))
-    assert (moved.key, moved.digest) == (first.key, first.digest)
-    more = replace(PLAN, transforms=(*PLAN.transforms, paper21()[1]))
-    continued = read_run_export(build_run(tmp_path / "run", more))
-    assert continued.key == first.key
-    assert continued.digest != first.digest
-    file = next(moved.run.glob("predictions/*/transform=identity/*/*.parquet"))
+    moved_export = read_run_export(Path(shutil.copytree(run, tmp_path / "moved")))
+    assert (moved_export.key, moved_export.digest) == (first.key, first.digest)
+    extended_plan = replace(PLAN, transforms=(*PLAN.transforms, paper21()[1]))
+    extended_export = read_run_export(build_run(tmp_path / "run", extended_plan))
+    assert extended_export.key == first.key
+    assert extended_export.digest != first.digest
+    file = next(moved_export.run.glob("predictions/*/transform=identity/*/*.parquet"))
     rows = pd.read_parquet(file)
     rows.loc[0, "probability"] = 0.5
     rows.to_parquet(file)
-    assert read_run_export(moved.run).digest != first.digest
+    assert read_run_export(moved_export.run).digest != first.digest
 
 
 def test_a_partial_run_is_refused_unless_it_is_marked(tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ def test_files_are_cleaned_and_hold_no_image_of_their_own(
     files = export.files()
     assert set(files) >= {"report.md", "report.html", "results.csv", "results.json", "run.json"}
     assert all(name.startswith("figures/") for name in set(files) - set(export.texts))
-    everything = b"".join(files.values()) + json.dumps(export.parameters).encode()
-    assert b"/home/ann" not in everything
-    assert b"0123456789abcdef" not in everything
+    exported_bytes = b"".join(files.values()) + json.dumps(export.parameters).encode()
+    assert b"/home/ann" not in exported_bytes
+    assert b"0123456789abcdef" not in exported_bytes
     assert b"~/photos" in files["report.md"]
-    plain = read_run_export(run, pictures=False).files()
-    assert set(plain) == {"report.md", "results.csv", "results.json", "run.json"}
+    files_without_pictures = read_run_export(run, pictures=False).files()
+    assert set(files_without_pictures) == {"report.md", "results.csv", "results.json", "run.json"}

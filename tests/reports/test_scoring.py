@@ -1,4 +1,4 @@
-"""What trainings are scored by: each scoring by the same rules."""
+"""Scores of trainings follow the same rules for every kind of scoring."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ TOP1, DICE = SCORINGS["cls"], SCORINGS["seg"]
 
 
 def test_scores_with_their_intervals() -> None:
-    right = {"n": 200, "top1": 0.805, "top1_low": 0.745, "top1_high": 0.854, "top5": 0.99}
-    assert TOP1.shown(right) == "80.5 % (74.5\N{EN DASH}85.4)"
-    assert TOP1.second_shown(right) == "99.0 %"
+    row = {"n": 200, "top1": 0.805, "top1_low": 0.745, "top1_high": 0.854, "top5": 0.99}
+    assert TOP1.shown(row) == "80.5 % (74.5\N{EN DASH}85.4)"
+    assert TOP1.second_shown(row) == "99.0 %"
     masks = {"dice": 0.8, "dice_low": 0.7, "dice_high": 0.9, "iou": 0.6, "iou_low": 0.5,
              "iou_high": 0.7}  # fmt: skip
     assert DICE.shown(masks) == "0.800 (0.700\N{EN DASH}0.900)"
@@ -22,7 +22,7 @@ def test_scores_with_their_intervals() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scoring", "value", "shown"),
+    ("scoring", "value", "expected"),
     [
         (TOP1, 0.0123, "+1.2"),
         (TOP1, -0.0001, "0.0"),
@@ -31,8 +31,8 @@ def test_scores_with_their_intervals() -> None:
         (DICE, 0.0001, "0.000"),
     ],
 )
-def test_differences_have_a_sign(scoring: Scoring, value: float | None, shown: str) -> None:
-    assert scoring.apart(value) == shown
+def test_differences_have_a_sign(scoring: Scoring, value: float | None, expected: str) -> None:
+    assert scoring.apart(value) == expected
 
 
 def test_the_same_answer_always_reaches_the_share_of_the_largest_class() -> None:

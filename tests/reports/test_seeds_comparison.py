@@ -1,4 +1,4 @@
-"""Folders of several seeds against each other, and what is refused."""
+"""Comparison of folders with several seeds, and refusals."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tests.reports.train_runs import TrainPlan
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Three seeds of one network, and two of a better one."""
-    above = tmp_path_factory.mktemp("seeds")
-    better = TrainPlan(model="unet")
-    return build_seeds(above / "ulvm"), build_seeds(above / "unet", better, (0.93, 0.94))
+    """Returns two folders: three seeds of one network, two of a better one."""
+    parent = tmp_path_factory.mktemp("seeds")
+    better_plan = TrainPlan(model="unet")
+    return build_seeds(parent / "ulvm"), build_seeds(parent / "unet", better_plan, (0.93, 0.94))
 
 
 def test_every_group_counts_with_its_mean_over_seeds(folders: tuple[Path, Path]) -> None:
@@ -57,8 +57,8 @@ def test_modes_over_seeds_are_compared_at_a_level_for_all_pairs(tmp_path: Path) 
     comparison = read_seeds_comparison([run])
     assert [model.label.split()[-1] for model in comparison.models] == ["scratch", "full", "freeze"]
     assert comparison.confidence == pytest.approx(1 - 0.05 / 3)
-    two = read_seeds_comparison([f"{run}:full", f"{run}:freeze"])
-    assert [model.source for model in two.models] == [f"{run}:full", f"{run}:freeze"]
+    modes = read_seeds_comparison([f"{run}:full", f"{run}:freeze"])
+    assert [model.source for model in modes.models] == [f"{run}:full", f"{run}:freeze"]
     with pytest.raises(UsageError, match="No mode of these fine-tunings is called `half`"):
         read_seeds_comparison([f"{run}:half", f"{run}:full"])
 
@@ -77,14 +77,14 @@ def test_one_seed_is_an_ordinary_run_of_a_comparison(folders: tuple[Path, Path])
 
 
 def test_other_images_are_refused_by_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    other = Path(shutil.copytree(folders[1], tmp_path / "other"))
-    for test in other.glob("seed-*/test"):
+    other_folder = Path(shutil.copytree(folders[1], tmp_path / "other"))
+    for test in other_folder.glob("seed-*/test"):
         dataset = read_record(test).dataset.model_copy(update={"digest": "ef" * 32, "images": 23})
         EVALUATION.update(test, dataset=dataset)
     with pytest.raises(UsageError, match="differ in more than their networks") as caught:
-        read_seeds_comparison([folders[0], other])
+        read_seeds_comparison([folders[0], other_folder])
     assert "digest efefefef" in caught.value.why
-    forced = read_seeds_comparison([folders[0], other], force_common=True)
-    assert len(forced.differences) == 1
+    forced_comparison = read_seeds_comparison([folders[0], other_folder], force_common=True)
+    assert len(forced_comparison.differences) == 1
     with pytest.raises(UsageError, match="only one model to compare"):
         read_seeds_comparison([folders[0], folders[0]])

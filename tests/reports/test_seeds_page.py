@@ -1,4 +1,4 @@
-"""The report of several seeds: its numbers against SciPy, verdicts, page and files."""
+"""The report of several seeds: numbers compared with SciPy, verdicts, page and files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from robustcli.reports.training_findings import paper_scores, read_training
 from robustcli.reports.training_page import training_text
 from robustcli.training.record import TRAINING, read_train_record
 from robustcli.training.seeds_record import SEEDS
-from tests.reports.page_parts import assert_golden, line_of, opening, section
+from tests.reports.page_parts import assert_golden, introduction, line_of, section
 from tests.reports.seeded_runs import build_class_seeds, build_seeds, build_tuned_seeds
 from tests.reports.test_latex import check
 from tests.reports.train_runs import TrainPlan
@@ -37,13 +37,13 @@ from tests.reports.train_runs import TrainPlan
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seeds of a segmenter; nothing is rendered."""
+    """Returns three seeds of a segmenter, not rendered."""
     return build_seeds(tmp_path_factory.mktemp("masks") / "run")
 
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seeds in the manner of the paper, on as many slices and epochs, with other numbers."""
+    """Returns three seeds with the paper's number of slices and epochs, and other scores."""
     run = build_seeds(
         tmp_path_factory.mktemp("paper") / "run", TrainPlan(protocol="paper", epochs=100)
     )
@@ -55,12 +55,12 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def modes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tuned_seeds(tmp_path_factory.mktemp("tuned") / "run")
 
 
-def test_the_page_is_read_by_a_person(masks: Path, tuned: Path, paper: Path) -> None:
-    for run, name in ((masks, "seeds"), (tuned, "seeds-finetuning"), (paper, "seeds-paper")):
+def test_the_page_is_read_by_a_person(masks: Path, modes: Path, paper: Path) -> None:
+    for run, name in ((masks, "seeds"), (modes, "seeds-finetuning"), (paper, "seeds-paper")):
         assert_golden(seeds_text(read_seeds(run)), name)
 
 
@@ -76,8 +76,8 @@ def test_the_numbers_are_those_of_the_rows(masks: Path) -> None:
     low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
     assert (mean["seeds_low"], mean["seeds_high"]) == pytest.approx((low, high))
     resampled = stats.bootstrap((by_group.mean(axis=1),), np.mean, method="percentile", rng=0)
-    ends = tuple(resampled.confidence_interval)
-    assert (mean["units_low"], mean["units_high"]) == pytest.approx(ends, abs=0.01)
+    interval = tuple(resampled.confidence_interval)
+    assert (mean["units_low"], mean["units_high"]) == pytest.approx(interval, abs=0.01)
     assert (mean["seeds"], mean["units"]) == (3, by_group.shape[0])
     seeds = table[table["level"] == "seed"]
     assert list(seeds["score"]) == pytest.approx(list(values))
@@ -91,16 +91,16 @@ def test_the_paper_is_scored_over_its_batches(paper: Path) -> None:
     scores = findings.series[0].scores
     assert scores is not None
     assert scores.mean == pytest.approx(np.mean(values))
-    assert scores.units == 2  # the third batch holds no foreground in any seed
+    assert scores.units == 2  # the third batch contains no foreground in any seed
     assert findings.units == "batches of 16 slices"
 
 
 @pytest.mark.parametrize(
-    ("published", "verdict", "holds"),
+    ("published", "verdict", "is_consistent"),
     [("inside", "reproduced", True), ("outside", "not reproduced", False)],
 )
 def test_the_published_number_is_judged_over_seeds(
-    paper: Path, monkeypatch: pytest.MonkeyPatch, published: str, verdict: str, holds: bool
+    paper: Path, monkeypatch: pytest.MonkeyPatch, published: str, verdict: str, is_consistent: bool
 ) -> None:
     scores = read_seeds(paper).series[0].scores
     assert scores is not None
@@ -111,20 +111,20 @@ def test_the_published_number_is_judged_over_seeds(
     assert line is not None
     assert line.value == 0.8633
     assert line.differences == []
-    changed = type(line)(value, line.source, [])
-    monkeypatch.setattr("robustcli.reports.seeds_findings.published_score", lambda _: changed)
-    judged = read_seeds(paper).published
-    assert judged is not None
-    assert (judged.outcome, judged.single_holds) == (verdict, holds)
+    other_line = type(line)(value, line.source, [])
+    monkeypatch.setattr("robustcli.reports.seeds_findings.published_score", lambda _: other_line)
+    judgement = read_seeds(paper).published
+    assert judgement is not None
+    assert (judgement.outcome, judgement.single_holds) == (verdict, is_consistent)
     assert f"{verdict}." in seeds_table(read_seeds(paper))
     assert verdict in section(seeds_text(read_seeds(paper)), "Published")
 
 
 def test_other_experiments_are_not_judged(masks: Path) -> None:
-    judged = read_seeds(masks).published
-    assert judged is not None
-    assert judged.outcome is None
-    assert "protocol patient instead of paper" in judged.score.differences
+    judgement = read_seeds(masks).published
+    assert judgement is not None
+    assert judgement.outcome is None
+    assert "protocol patient instead of paper" in judgement.score.differences
     results = seeds_results(read_seeds(masks))
     assert results.loc[results["level"] == "mean", "verdict"].tolist() == ["not comparable"]
 
@@ -136,39 +136,40 @@ def test_classifiers_have_the_published_accuracies_of_the_paper(tmp_path: Path) 
     assert score is not None
     assert score.value == PRINTED_ACCURACIES[0].top1 == 0.8947
     assert len(score.differences) == 3  # recipe, images, epochs
-    same = {
+    settings = {
         "recipe": record.recipe.model_copy(update={"name": "paper", "epochs": 100}),
         "dataset": record.dataset.model_copy(update={"images": 60_000}),
     }
-    alike = published_score(record.model_copy(update=same))
-    assert alike is not None
-    assert alike.differences == []
+    score_of_paper = published_score(record.model_copy(update=settings))
+    assert score_of_paper is not None
+    assert score_of_paper.differences == []
     assert published_score(record.model_copy(update={"arguments": {"patch_size": 8}})) is None
-    equal = read_seeds(run)  # both seeds answer alike: no spread, so no interval over seeds
-    scores = equal.series[0].scores
+    # Both seeds have equal predictions, so there is no interval over seeds.
+    findings = read_seeds(run)
+    scores = findings.series[0].scores
     assert scores is not None
     assert (scores.over_seeds, scores.deviation) == (None, 0)
-    assert scores.units == equal.held_out
-    assert "top-1" in seeds_text(equal)
+    assert scores.units == findings.held_out
+    assert "top-1" in seeds_text(findings)
 
 
-def test_modes_are_compared_with_full_seed_by_seed(tuned: Path) -> None:
-    findings = read_seeds(tuned)
+def test_modes_are_compared_with_full_seed_by_seed(modes: Path) -> None:
+    findings = read_seeds(modes)
     values = {series.mode: list(series.by_seed.values()) for series in findings.series}
     assert list(findings.differences) == ["scratch", "freeze"]
     for mode, difference in findings.differences.items():
         result = stats.ttest_rel(values[mode], values["full"])
         assert difference.p == pytest.approx(result.pvalue)
-        ends = result.confidence_interval()
-        assert (difference.low, difference.high) == pytest.approx((ends.low, ends.high))
+        interval = result.confidence_interval()
+        assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
     assert findings.published is None
     assert "minus full" in seeds_table(findings)
 
 
-def test_what_failed_or_is_not_finished_is_said(tmp_path: Path) -> None:
+def test_failed_and_unfinished_seeds_are_reported(tmp_path: Path) -> None:
     findings = read_seeds(build_seeds(tmp_path / "run", missing=1))
     assert (findings.finished, findings.missing) == ([0, 1], [2])
-    page = opening(seeds_text(findings))
+    page = introduction(seeds_text(findings))
     assert "**Partial run.** 2 of 3 seeds are finished; not finished: 2" in page
     assert "**Seed 2 failed.** The loss is not finite." in page
     assert "Not finished: seed 2." in seeds_table(findings)
@@ -185,7 +186,7 @@ def test_a_folder_in_which_nothing_has_begun_has_a_page(tmp_path: Path, masks: P
     assert page.results.empty
 
 
-def drawn(
+def drawing_arguments(
     findings: SeedsFindings, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, tuple[object, ...]]:
     calls: dict[str, tuple[object, ...]] = {}
@@ -201,19 +202,19 @@ def test_pictures_show_every_seed_and_the_mean(
     masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = build_seeds(tmp_path / "run", missing=1)
-    calls = drawn(read_seeds(run), monkeypatch)
-    courses = calls["draw_seed_courses"][0]
-    assert isinstance(courses, list)
-    (course,) = courses
-    assert isinstance(course, SeedCourses)
-    assert [len(line) for line in course.scores] == [12, 12, 2]
-    assert list(course.mean.index) == [1, 2]  # what all of them have
+    calls = drawing_arguments(read_seeds(run), monkeypatch)
+    seed_courses = calls["draw_seed_courses"][0]
+    assert isinstance(seed_courses, list)
+    (curves,) = seed_courses
+    assert isinstance(curves, SeedCourses)
+    assert [len(line) for line in curves.scores] == [12, 12, 2]
+    assert list(curves.mean.index) == [1, 2]  # the epochs that all seeds have
     lines = calls["draw_seed_scores"][0]
     assert isinstance(lines, list)
     assert [line.name for line in lines] == ["seed 0", "seed 1", "mean"]
     assert isinstance(lines[2], ScoreLine)
     assert lines[2].mean
-    assert calls["draw_seed_scores"][2] is None  # another experiment than the published one
+    assert calls["draw_seed_scores"][2] is None  # not the published experiment
 
 
 def test_everything_is_rendered_without_the_data(masks: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reports beyond their table: verdicts, calibration, classes, photos, published accuracy."""
+"""Statistics of reports: verdicts, calibration, classes, photos, published accuracy."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from tests.builders import _record as made_up_record
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 from tests.reports.page_parts import line_of, section
 
-TWO = (model("a"), model("b"))
+MODELS = (model("a"), model("b"))
 FOG, SNOW = paper21()[:2]
 
 
 def run_of(
     run: Path,
-    answers: Mapping[str, Sequence[Sequence[int]]],
+    predictions: Mapping[str, Sequence[Sequence[int]]],
     targets: Sequence[int],
     ids: Sequence[str] | None = None,
     models: Sequence[ModelRecord] = (),
     **dataset: Any,
 ) -> Path:
-    """A run of the given answers: by model, those under identity and then under FOG, SNOW, ..."""
-    cells = (IDENTITY, *paper21())[: len(next(iter(answers.values())))]
-    plan = RunPlan(models=models or [model(name) for name in answers], transforms=cells)
+    """Writes a run with predictions per model, under identity, then under FOG, SNOW, ..."""
+    cells = (IDENTITY, *paper21())[: len(next(iter(predictions.values())))]
+    plan = RunPlan(models=models or [model(name) for name in predictions], transforms=cells)
     plan = replace(plan, images=len(targets), dataset=dataset)
     EVALUATION.write(run, made_up_record(plan))
     ids = ids or [f"photos/{n:04}.jpg" for n in range(len(targets))]
-    for name, of_model in answers.items():
-        for transform, values in zip(cells, of_model, strict=True):
+    for name, predictions_of_model in predictions.items():
+        for transform, values in zip(cells, predictions_of_model, strict=True):
             rows = [_row(i, t, p) for i, t, p in zip(ids, targets, values, strict=True)]
             path = Store(run).prediction_path(name, Cell(transform.name, transform.severity), 0)
             write_rows(path, rows, PREDICTION_SCHEMA)
@@ -59,12 +59,12 @@ def run_of(
 
 def _row(image_id: str, target: int, prediction: int) -> dict[str, object]:
     probability = 0.9 if target == prediction else 0.6
-    known = {"image_id": image_id, "target": target, "prediction": prediction, "top5": [prediction]}
-    of_target = probability if target == prediction else 0.1
-    return known | {"probability": probability, "target_probability": of_target}
+    row = {"image_id": image_id, "target": target, "prediction": prediction, "top5": [prediction]}
+    target_probability = probability if target == prediction else 0.1
+    return row | {"probability": probability, "target_probability": target_probability}
 
 
-def written(run: Path) -> dict[str, Any]:
+def write_and_read(run: Path) -> dict[str, Any]:
     render(run)
     document: dict[str, Any] = json.loads((run / "statistics.json").read_text("utf-8"))
     return document
@@ -74,14 +74,14 @@ def written(run: Path) -> dict[str, Any]:
 
 
 def better_run(run: Path) -> Path:
-    """40 images: `a` is right on 36 / 36 / 20, `b` on 20 / 35 / 34."""
-    right = {"a": (36, 36, 20), "b": (20, 35, 34)}
-    answers = {m: [[1] * k + [0] * (40 - k) for k in counts] for m, counts in right.items()}
-    return run_of(run, answers, [1] * 40)
+    """Writes 40 images: `a` is right on 36 / 36 / 20, `b` on 20 / 35 / 34."""
+    hits = {"a": (36, 36, 20), "b": (20, 35, 34)}
+    predictions = {m: [[1] * k + [0] * (40 - k) for k in counts] for m, counts in hits.items()}
+    return run_of(run, predictions, [1] * 40)
 
 
 def test_verdicts_are_mcnemars_test_with_holms_correction(tmp_path: Path) -> None:
-    document = written(better_run(tmp_path))
+    document = write_and_read(better_run(tmp_path))
     p = [
         stats.binomtest(16, 16).pvalue,
         stats.binomtest(1, 1).pvalue,
@@ -93,7 +93,9 @@ def test_verdicts_are_mcnemars_test_with_holms_correction(tmp_path: Path) -> Non
     outcomes = [v["outcome"] for v in document["verdicts"]]
     assert outcomes == ["first ahead", "no difference shown", "second ahead"]
     (claim,) = document["claims"]
-    assert (claim["ahead"], claim["behind"], claim["open"]) == (0, 1, 1), "identity is no transform"
+    assert (claim["ahead"], claim["behind"], claim["open"]) == (0, 1, 1), (
+        "identity must not be counted"
+    )
 
 
 def test_the_claim_stands_on_the_page_and_in_the_terminal(tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_the_page_has_a_line_per_transform_with_the_word(tmp_path: Path) -> None
 
 
 def test_verdicts_csv_has_the_same_lines(tmp_path: Path) -> None:
-    document = written(better_run(tmp_path))
+    document = write_and_read(better_run(tmp_path))
     with (tmp_path / "verdicts.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert [float(line["p_adjusted"]) for line in lines] == pytest.approx(
@@ -124,7 +126,7 @@ def test_verdicts_csv_has_the_same_lines(tmp_path: Path) -> None:
 
 def test_single_severities_are_judged_beside_their_mean(tmp_path: Path) -> None:
     cells = (IDENTITY, *imagenet_c()[:5])
-    document = written(build_run(tmp_path, RunPlan(models=TWO, transforms=cells)))
+    document = write_and_read(build_run(tmp_path, RunPlan(models=MODELS, transforms=cells)))
     mean = document["verdicts"][1]
     assert mean["severity"] is None
     severities = [v for v in document["severity_verdicts"] if v["transform"] == mean["transform"]]
@@ -141,7 +143,7 @@ def test_clean_images_alone_are_judged_too(tmp_path: Path) -> None:
 
 def test_one_model_has_no_verdict_but_all_else(tmp_path: Path) -> None:
     run = build_run(tmp_path, RunPlan())
-    document = written(run)
+    document = write_and_read(run)
     assert document["verdicts"] == document["claims"] == document["ranking"] == []
     assert not (run / "verdicts.csv").exists()
     assert len(document["calibration"]) == 22
@@ -153,13 +155,13 @@ def test_an_unfinished_run_compares_what_both_models_have(tmp_path: Path) -> Non
     path = Store(run).prediction_path("b", Cell("identity", 0), 0)
     rows = Store(run).rows("b", Cell("identity", 0), "cls").head(10).to_dict("records")
     write_rows(path, rows, PREDICTION_SCHEMA)
-    document = written(run)
+    document = write_and_read(run)
     assert [v["n"] for v in document["verdicts"]] == [10, 40, 40]
     assert "compared on the images that both models have so far" in (run / "report.md").read_text()
 
 
 def test_a_run_without_any_rows_has_empty_statistics(tmp_path: Path) -> None:
-    document = written(build_run(tmp_path, RunPlan(models=TWO, done=0)))
+    document = write_and_read(build_run(tmp_path, RunPlan(models=MODELS, done=0)))
     assert document["verdicts"] == document["ranking"] == document["calibration"] == []
 
 
@@ -177,7 +179,7 @@ def test_too_few_groups_for_any_verdict_are_named(tmp_path: Path) -> None:
 def test_many_models_have_all_their_pairs_in_the_table(tmp_path: Path, models: int) -> None:
     names = [model(f"m{i}") for i in range(models)]
     run = build_run(tmp_path, RunPlan(models=names, transforms=(IDENTITY, FOG)))
-    document = written(run)
+    document = write_and_read(run)
     assert len(document["claims"]) == models * (models - 1) // 2
     page = (run / "report.md").read_text("utf-8")
     assert ("Only 6 of 10 pairs are listed" in page) == (models == 5)
@@ -188,8 +190,8 @@ def test_many_models_have_all_their_pairs_in_the_table(tmp_path: Path, models: i
 
 
 def test_flips_and_agreement_are_counted_by_hand(tmp_path: Path) -> None:
-    answers = {"a": [[1, 1, 1, 2, 2], [1, 1, 2, 1, 3]], "b": [[1, 2, 1, 2, 3], [1, 1, 1, 1, 1]]}
-    document = written(run_of(tmp_path, answers, [1] * 5))
+    predictions = {"a": [[1, 1, 1, 2, 2], [1, 1, 2, 1, 3]], "b": [[1, 2, 1, 2, 3], [1, 1, 1, 1, 1]]}
+    document = write_and_read(run_of(tmp_path, predictions, [1] * 5))
     flips = document["flips"][0]
     changes = ("right_to_wrong", "wrong_to_right", "wrong_to_other_wrong", "unchanged")
     assert [flips[key] for key in changes] == [1, 1, 1, 2]
@@ -204,7 +206,7 @@ def test_flips_and_agreement_are_counted_by_hand(tmp_path: Path) -> None:
 
 def test_the_brier_score_is_scikit_learns(tmp_path: Path) -> None:
     run = build_run(tmp_path, RunPlan())
-    document = written(run)
+    document = write_and_read(run)
     rows = Store(run).rows("vmamba-b", Cell("identity", 0), "cls")
     expected = brier_score_loss(rows["prediction"] == rows["target"], rows["probability"])
     first = document["calibration"][0]
@@ -219,19 +221,19 @@ def test_the_brier_score_is_scikit_learns(tmp_path: Path) -> None:
 def test_classes_and_confusions_are_counted(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     targets = np.repeat([0, 1, 2], 20)
-    answers = [np.where(generator.random(60) < 0.6, targets, generator.integers(3, size=60))]
-    answers += [generator.integers(3, size=60), generator.integers(3, size=60)]
-    document = written(run_of(tmp_path, {"a": answers}, targets))
+    predictions = [np.where(generator.random(60) < 0.6, targets, generator.integers(3, size=60))]
+    predictions += [generator.integers(3, size=60), generator.integers(3, size=60)]
+    document = write_and_read(run_of(tmp_path, {"a": predictions}, targets))
     with (tmp_path / "classes.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    matrix = confusion_matrix(targets, answers[0])
+    matrix = confusion_matrix(targets, predictions[0])
     assert [int(line["correct"]) for line in lines] == matrix.diagonal().tolist()
     assert lines[0]["name"] == "tench"
-    under = [np.mean(a[:20] == 0) for a in answers[1:]]
-    assert float(lines[0]["transformed_top1"]) == pytest.approx(np.mean(under))
-    both = confusion_matrix([*targets, *targets], [*answers[1], *answers[2]])
-    np.fill_diagonal(both, 0)
-    assert document["confusions"][0]["transformed"] == both.max()
+    accuracies = [np.mean(a[:20] == 0) for a in predictions[1:]]
+    assert float(lines[0]["transformed_top1"]) == pytest.approx(np.mean(accuracies))
+    confusion = confusion_matrix([*targets, *targets], [*predictions[1], *predictions[2]])
+    np.fill_diagonal(confusion, 0)
+    assert document["confusions"][0]["transformed"] == confusion.max()
     assert document["confusions"][0]["images"] == 40
 
 
@@ -258,13 +260,13 @@ def photo_run(tmp_path: Path) -> Path:
     for number, name in enumerate(ids):
         Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(folder / name)
     digest = contents_digest(FileRef(name, folder / name) for name in ids)
-    where = {"location": str(folder), "contents": digest}
-    answers = {"a": [[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 0]]}
-    return run_of(tmp_path / "run", answers, [1] * 6, ids, **where)
+    location = {"location": str(folder), "contents": digest}
+    predictions = {"a": [[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 0]]}
+    return run_of(tmp_path / "run", predictions, [1] * 6, ids, **location)
 
 
 def test_the_hardest_photos_are_those_with_the_most_wrong_answers(tmp_path: Path) -> None:
-    document = written(photo_run(tmp_path))
+    document = write_and_read(photo_run(tmp_path))
     photos = document["hard_photos"]
     assert [(p["image_id"], p["wrong"]) for p in photos] == [
         ("5.png", 2), ("3.png", 1), ("4.png", 1),
@@ -283,8 +285,8 @@ def test_photos_come_from_the_data_of_the_run_alone(tmp_path: Path) -> None:
     assert "no longer those of the run" in str(images_of(dataset, ids, ["5.png"]))
     (tmp_path / "photos/0.png").unlink()
     assert "not (all) at" in str(images_of(dataset, ids, ["5.png"]))
-    older = dataset.model_copy(update={"contents": None})
-    assert "older version" in str(images_of(older, ids, ["5.png"]))
+    older_dataset = dataset.model_copy(update={"contents": None})
+    assert "older version" in str(images_of(older_dataset, ids, ["5.png"]))
 
 
 def test_without_the_photos_the_page_says_why(tmp_path: Path) -> None:
@@ -299,12 +301,12 @@ def test_without_the_photos_the_page_says_why(tmp_path: Path) -> None:
 
 
 def anchored(run: Path, correct: int, n: int = 200, **changes: Any) -> Findings:
-    """A run of swin-t (published: 81.388 %), of whose `n` images `correct` are right."""
+    """Writes a run of swin-t (published: 81.388 %) with `n` images, `correct` of them right."""
     entry = CATALOGUE["swin-t"]
     record = model("swin-t", pretraining=IN1K, builder=f"timm:{entry.variant}", **changes)
     ids = [f"val/n01440764/ILSVRC2012_val_{i:08}.JPEG" for i in range(n)]
-    answers = {"swin-t": [[0] * correct + [1] * (n - correct)]}
-    return read_findings(run_of(run, answers, [0] * n, ids, [record]))
+    predictions = {"swin-t": [[0] * correct + [1] * (n - correct)]}
+    return read_findings(run_of(run, predictions, [0] * n, ids, [record]))
 
 
 def test_a_clean_accuracy_near_the_published_one_is_confirmed(tmp_path: Path) -> None:
@@ -317,40 +319,40 @@ def test_a_clean_accuracy_near_the_published_one_is_confirmed(tmp_path: Path) ->
     assert "WARNING" not in page.terminal
 
 
-def test_one_outside_of_its_interval_is_said_loudly(tmp_path: Path) -> None:
+def test_a_clean_accuracy_outside_of_its_interval_is_announced(tmp_path: Path) -> None:
     (anchor,) = anchored(tmp_path, 140).statistics.anchors
     assert anchor.status == "outside"
     page = report_page(tmp_path)
     assert "**Clean accuracy is not the published one.**" in page.markdown
-    printed = page.terminal
-    assert "WARNING: swin-t has 70.0 % (63.3-75.9)" in printed
-    assert "crop 224, bicubic, mean 0.5, 0.5, 0.5" in printed
+    terminal = page.terminal
+    assert "WARNING: swin-t has 70.0 % (63.3-75.9)" in terminal
+    assert "crop 224, bicubic, mean 0.5, 0.5, 0.5" in terminal
 
 
-def test_other_photos_than_the_validation_set_say_nothing(tmp_path: Path) -> None:
+def test_other_photos_than_the_validation_set_have_no_published_accuracy(tmp_path: Path) -> None:
     entry = CATALOGUE["swin-t"]
     record = model("swin-t", pretraining=IN1K, builder=f"timm:{entry.variant}")
-    for ids, words in (
+    for ids, text in (
         ([f"n01440764_{i}.JPEG" for i in range(20)], "training images"),
         ([f"n01440764_tench_{i}.JPEG" for i in range(20)], "probably training images"),
     ):
-        run = run_of(tmp_path / words, {"swin-t": [[1] * 20]}, [0] * 20, ids, [record])
+        run = run_of(tmp_path / text, {"swin-t": [[1] * 20]}, [0] * 20, ids, [record])
         (anchor,) = read_findings(run).statistics.anchors
         assert anchor.status == "not comparable"
         page = report_page(run)
-        assert words in page.markdown
+        assert text in page.markdown
         assert "WARNING" not in page.terminal
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "text"),
     [
         ({"several_labels": True}, "several true classes"),
         ({"answers": [0, 1]}, "a part of the classes"),
     ],
 )
 def test_labels_and_answers_of_another_kind_are_not_the_published_measure(
-    tmp_path: Path, changes: dict[str, object], words: str
+    tmp_path: Path, changes: dict[str, object], text: str
 ) -> None:
     anchored(tmp_path, 100)
     record = json.loads((tmp_path / "run.json").read_text("utf-8"))
@@ -359,7 +361,7 @@ def test_labels_and_answers_of_another_kind_are_not_the_published_measure(
     (anchor,) = read_findings(tmp_path).statistics.anchors
     assert anchor.status == "not comparable"
     page = report_page(tmp_path)
-    assert words in page.markdown
+    assert text in page.markdown
     assert "WARNING" not in page.terminal
 
 

@@ -1,6 +1,6 @@
-"""Runs in local stores of the trackers, read back with the trackers' own functions.
+"""Runs in local stores of trackers, read with the trackers' functions.
 
-The trackers are optional: where one is not installed, its tests are left out.
+The trackers are optional: tests of a tracker that is not installed are skipped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from robustcli.reports.trackers import Destination, send
 from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
 from tests.reports.train_runs import build_training
 
-# Warnings of the trackers and of what they import are theirs.
+# Warnings of the trackers and of their dependencies.
 pytestmark = pytest.mark.filterwarnings("ignore")
 PLAN = RunPlan(
     models=(model("hf-hub:timm/swin.b"),), transforms=(IDENTITY, paper21()[0]), images=20
@@ -47,7 +47,7 @@ def export(tmp_path: Path) -> RunExport:
     return read_run_export(build_run(tmp_path / "run", PLAN))
 
 
-def continued(export: RunExport) -> RunExport:
+def continued_export(export: RunExport) -> RunExport:
     return read_run_export(build_run(export.run, MORE))
 
 
@@ -67,35 +67,35 @@ def mlflow_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_mlflow(
     export: RunExport, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # a database keeps its artifacts in ./mlruns
+    monkeypatch.chdir(tmp_path)  # with a database, artifacts are stored in ./mlruns
     destination = Destination("mlflow", "study", mlflow_uri, offline=True)
-    sent = send(export, destination)
-    assert sent.state == "created"
+    sent_run = send(export, destination)
+    assert sent_run.state == "created"
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri=mlflow_uri)
-    run = client.get_run(sent.run_id)
+    run = client.get_run(sent_run.run_id)
     assert run.info.run_name == "run"
     assert client.get_experiment(run.info.experiment_id).name == "study"
     assert run.data.params == export.parameters
     assert run.data.metrics == export.metrics
-    assert {file.path for file in client.list_artifacts(sent.run_id)} >= {
+    assert {file.path for file in client.list_artifacts(sent_run.run_id)} >= {
         "report.md",
         "figures",
     }
-    copied = Path(client.download_artifacts(sent.run_id, "results.csv", str(tmp_path)))
+    copied = Path(client.download_artifacts(sent_run.run_id, "results.csv", str(tmp_path)))
     pd.testing.assert_frame_equal(pd.read_csv(copied), export.table)
 
-    assert send(export, destination) == replace(sent, state="unchanged")
-    more, heard = continued(export), list[str]()
-    updated = send(more, destination, heard.append)
-    assert updated == replace(sent, state="updated")
+    assert send(export, destination) == replace(sent_run, state="unchanged")
+    updated_export, messages = continued_export(export), list[str]()
+    updated = send(updated_export, destination, messages.append)
+    assert updated == replace(sent_run, state="updated")
     assert len(client.search_runs([run.info.experiment_id])) == 1
-    run = client.get_run(sent.run_id)
-    assert run.data.metrics == more.metrics
+    run = client.get_run(sent_run.run_id)
+    assert run.data.metrics == updated_export.metrics
     assert run.data.params["precision"] == "fp32"
     assert run.data.tags["changed.precision"] == "bf16"
-    assert "MLflow does not change parameters" in heard[0]
+    assert "MLflow does not change parameters" in messages[0]
 
 
 def test_mlflow_gets_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,12 +103,12 @@ def test_mlflow_gets_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     uri = str(tmp_path / "mlruns")
     training = read_run_export(build_training(tmp_path / "train"))
-    sent = send(training, Destination("mlflow", location=uri))
+    sent_run = send(training, Destination("mlflow", location=uri))
     send(replace(training, digest="another"), Destination("mlflow", location=uri))
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri=uri)
-    history = client.get_metric_history(sent.run_id, "epoch/train_loss")
+    history = client.get_metric_history(sent_run.run_id, "epoch/train_loss")
     losses = pd.read_csv(tmp_path / "train" / "metrics.csv").set_index("epoch")["train_loss"]
     assert {item.step: item.value for item in history} == pytest.approx(dict(losses))
     assert len(history) == len(losses)
@@ -125,35 +125,35 @@ def test_offline_refuses_servers(export: RunExport, monkeypatch: pytest.MonkeyPa
 
 def test_wandb_offline(export: RunExport, tmp_path: Path) -> None:
     installed("wandb")
-    heard: list[str] = []
+    messages: list[str] = []
     destination = Destination("wandb", "study", str(tmp_path / "wb"))
-    sent = send(export, destination, heard.append)  # without a login
-    assert (sent.state, sent.run_id) == ("created", export.key)
-    assert "No login of Weights & Biases" in heard[0]
-    config, summary = read_wandb(Path(sent.place), export.key)
+    sent_run = send(export, destination, messages.append)  # without a login
+    assert (sent_run.state, sent_run.run_id) == ("created", export.key)
+    assert "No login of Weights & Biases" in messages[0]
+    config, summary = read_wandb(Path(sent_run.place), export.key)
     assert {name: json.loads(value) for name, value in config.items() if name != "_wandb"} == (
         export.parameters
     )
     numbers = {name: json.loads(value) for name, value in summary.items()}
     assert {name: numbers[name] for name in export.metrics} == export.metrics
-    (table,) = Path(sent.place).rglob("results*.table.json")
-    written = json.loads(table.read_text())
-    assert written["columns"] == list(export.table.columns)
-    assert len(written["data"]) == len(export.table)
+    (table,) = Path(sent_run.place).rglob("results*.table.json")
+    table_rows = json.loads(table.read_text())
+    assert table_rows["columns"] == list(export.table.columns)
+    assert len(table_rows["data"]) == len(export.table)
 
-    assert send(export, destination) == replace(sent, state="unchanged")
-    updated = send(continued(export), destination)
+    assert send(export, destination) == replace(sent_run, state="unchanged")
+    updated = send(continued_export(export), destination)
     assert (updated.state, updated.run_id) == ("updated", export.key)
     folders = sorted(path.name for path in (tmp_path / "wb" / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
-    assert all(name.endswith(export.key) for name in folders)  # one run, once synchronised
-    kept = [path.name for path in Path(updated.place).rglob("*") if path.is_file()]
-    assert "wandb-metadata.json" not in kept  # host, user, paths, arguments
-    assert "requirements.txt" not in kept
+    assert all(name.endswith(export.key) for name in folders)  # one run after synchronisation
+    file_names = [path.name for path in Path(updated.place).rglob("*") if path.is_file()]
+    assert "wandb-metadata.json" not in file_names  # host, user, paths, arguments
+    assert "requirements.txt" not in file_names
 
 
 def read_wandb(folder: Path, key: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Config and summary in an offline run, as JSON by name."""
+    """Returns config and summary of an offline run, as JSON by name."""
     from wandb.proto import wandb_internal_pb2
 
     config: dict[str, str] = {}
@@ -169,44 +169,44 @@ def read_wandb(folder: Path, key: str) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def log_records(content: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log with a header of 7 bytes; blocks of 32 KiB.
+    """Yields the records of a LevelDB log with a header of 7 bytes and blocks of 32 KiB.
 
     Source: github.com/google/leveldb, doc/log_format.md.
     """
-    place, begun = 7, b""
-    while place + 7 <= len(content):
-        left = 32768 - place % 32768
-        if left < 7:
-            place += left
+    offset, record_bytes = 7, b""
+    while offset + 7 <= len(content):
+        bytes_left = 32768 - offset % 32768
+        if bytes_left < 7:
+            offset += bytes_left
             continue
-        length, kind = struct.unpack("<HB", content[place + 4 : place + 7])
-        begun += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or its last part
-            yield begun
-            begun = b""
+        length, kind = struct.unpack("<HB", content[offset + 4 : offset + 7])
+        record_bytes += content[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4):  # a complete record, or its last part
+            yield record_bytes
+            record_bytes = b""
 
 
 def test_trackio(export: RunExport, tmp_path: Path) -> None:
-    """In a process of its own: Trackio takes its folder when it is imported."""
+    """Runs in a subprocess, because Trackio selects its folder on import."""
     installed("trackio")
     import subprocess
     import sys
 
     script = tmp_path / "check.py"
     script.write_text(_TRACKIO)
-    more = tmp_path / "more"
-    build_run(more, MORE)
-    command = [sys.executable, "-W", "ignore", str(script), str(export.run), str(more)]
-    done = subprocess.run(
+    second_folder = tmp_path / "more"
+    build_run(second_folder, MORE)
+    command = [sys.executable, "-W", "ignore", str(script), str(export.run), str(second_folder)]
+    process = subprocess.run(
         [*command, str(tmp_path / "store")], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    text = json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stdout + process.stderr
+    text = json.loads(process.stdout.splitlines()[-1])
     assert text["states"] == ["created", "unchanged", "updated"]
     assert text["runs"] == ["run"]
-    assert text["config"] == read_run_export(more).parameters | {"run": "run"}
-    assert text["metrics"] == pytest.approx(read_run_export(more).metrics)
+    assert text["config"] == read_run_export(second_folder).parameters | {"run": "run"}
+    assert text["metrics"] == pytest.approx(read_run_export(second_folder).metrics)
     assert text["steps"] == 1
 
 

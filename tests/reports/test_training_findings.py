@@ -1,4 +1,4 @@
-"""What a training left, and its scores."""
+"""Results of a training and its scores."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def test_a_network_that_is_not_in_the_paper_has_no_line() -> None:
         ),
     ],
 )
-def test_what_makes_it_another_experiment_is_named(plan: TrainPlan, differences: list[str]) -> None:
+def test_differences_from_the_published_experiment_are_named(
+    plan: TrainPlan, differences: list[str]
+) -> None:
     assert other_experiment(training_record(plan)) == differences
 
 
@@ -183,7 +185,7 @@ def test_its_interval_is_over_batches(paper: TrainingFindings) -> None:
     assert low is not None
     assert mean is not None
     assert high is not None
-    # One of three batches has IoU 0: a resample of it alone comes in one of 27 draws.
+    # One of three batches has IoU 0: one resample in 27 contains only that batch.
     assert low == 0.0
     assert high == pytest.approx(1.5 * mean, rel=0.01)
 
@@ -251,15 +253,17 @@ def test_a_batch_pooled() -> None:
 def test_batches_of_one_and_of_three_and_one() -> None:
     logits, target = fixed()
     table = rows(logits >= 0.5, target)
-    each = golden()["dice_each[logit>=0.5]"]
-    assert paper_scores(table, 1).dice == pytest.approx(np.mean(each), abs=1e-6)
+    dice_of_each = golden()["dice_each[logit>=0.5]"]
+    assert paper_scores(table, 1).dice == pytest.approx(np.mean(dice_of_each), abs=1e-6)
     assert paper_scores(table, 1).iou == pytest.approx(
         np.mean(golden()["iou_each[logit>=0.5]"]), abs=1e-6
     )
     first, last = paper_scores(table[:3], 3), paper_scores(table[3:], 3)
-    both = paper_scores(table, 3)
-    assert both.batches == 2
-    assert both.dice == pytest.approx((first.dice + last.dice) / 2)  # the smaller counts as much
+    two_batches = paper_scores(table, 3)
+    assert two_batches.batches == 2
+    assert two_batches.dice == pytest.approx(
+        (first.dice + last.dice) / 2
+    )  # the smaller batch has the same weight
 
 
 @needs_golden
@@ -272,10 +276,12 @@ def test_a_soft_mask_counts_softly_for_dice_and_whole_for_iou() -> None:
 
 
 def test_a_batch_without_anything_has_no_dice_and_an_iou_of_zero() -> None:
-    nothing = torch.zeros(2, 1, 4, 4)
-    only = paper_scores(rows(nothing.bool(), nothing), 2)
+    empty_mask = torch.zeros(2, 1, 4, 4)
+    only = paper_scores(rows(empty_mask.bool(), empty_mask), 2)
     assert math.isnan(only.dice)
     assert (only.iou, only.batches, only.undefined) == (0.0, 1, 1)
-    full = torch.ones(2, 1, 4, 4)
-    mixed = paper_scores(pd.concat([rows(nothing.bool(), nothing), rows(full.bool(), full)]), 2)
-    assert mixed == (1.0, 0.5, 2, 1)
+    full_mask = torch.ones(2, 1, 4, 4)
+    scores = paper_scores(
+        pd.concat([rows(empty_mask.bool(), empty_mask), rows(full_mask.bool(), full_mask)]), 2
+    )
+    assert scores == (1.0, 0.5, 2, 1)

@@ -24,7 +24,7 @@ from robustcli.reports.zoo_page import draw_zoo_gallery
 from robustcli.reports.zoo_rows import Zoo
 from robustcli.tasks.record import MasksRecord
 from robustcli.training.recipes import Patchwise
-from tests.reports.page_parts import assert_golden, assert_states, line_of, opening, section
+from tests.reports.page_parts import assert_golden, assert_states, introduction, line_of, section
 from tests.reports.train_runs import FAULTS, TrainPlan, build_class_training, build_training
 
 DASH = "\N{EN DASH}"
@@ -32,10 +32,10 @@ PLAIN = TrainPlan()
 
 
 def page(run: Path, plan: TrainPlan = PLAIN) -> str:
-    return training_text(read(run, plan))
+    return training_text(read_built(run, plan))
 
 
-def read(run: Path, plan: TrainPlan = PLAIN) -> TrainingFindings:
+def read_built(run: Path, plan: TrainPlan = PLAIN) -> TrainingFindings:
     return read_training(build_training(run, plan))
 
 
@@ -64,7 +64,7 @@ MASKS = MasksRecord(
     foreground=["128"], background=None, ignored=["255"], channel="colour",
     words="foreground is `128`, `255` is ignored",
 )  # fmt: skip
-CHANGED: dict[str, object] = {
+OTHER_RECIPE: dict[str, object] = {
     "accumulate": 4, "images_per_epoch": 1200, "patience": 5, "clip": None,
     "expected_dice": 0.8633, "name": "paper",
 }  # fmt: skip
@@ -85,7 +85,7 @@ def test_the_pages_of_other_states(tmp_path: Path) -> None:
         ),
         "the paper's protocol, not measured": TrainPlan(protocol="paper", measured=False),
         "a quick recipe": TrainPlan(recipe={"name": "nuclei-mini quick"}),
-        "another recipe": TrainPlan(recipe=CHANGED),
+        "another recipe": TrainPlan(recipe=OTHER_RECIPE),
         "a recipe of patches": TrainPlan(recipe={"patches": Patchwise()}),
         "one held-out group": TrainPlan(groups=1),
         "every image is its own group": TrainPlan(grouping="image"),
@@ -100,17 +100,17 @@ def test_a_classifier_that_is_not_measured_yet_says_so(tmp_path: Path) -> None:
     run = build_class_training(tmp_path, measured=False)
     page = training_text(read_training(run))
     assert page.startswith("# Training of `vim` on `cifar10`: not measured yet")
-    assert "**Partial run.**" in opening(page)
+    assert "**Partial run.**" in introduction(page)
     assert "Not measured yet." in section(page, "## Held-out images")
 
 
 def test_the_network_stands_above_otsus_threshold(tmp_path: Path) -> None:
-    training = read(tmp_path, TrainPlan(dataset={"tolerance": 3}))
+    training = read_built(tmp_path, TrainPlan(dataset={"tolerance": 3}))
     page, compared = training_text(training), gain(training)
     assert training.baseline is not None
     assert training.test is not None
-    for name, held in (("ulvm_v5", training.test), ("otsu", training.baseline)):
-        row = held.numbers
+    for name, test_results in (("ulvm_v5", training.test), ("otsu", training.baseline)):
+        row = test_results.numbers
         assert line_of(section(page, "Held-out images"), f"`{name}`") == [
             f"`{name}`",
             f"{row['dice']:.3f} ({row['dice_low']:.3f}{DASH}{row['dice_high']:.3f})",
@@ -131,7 +131,7 @@ def test_the_network_stands_above_otsus_threshold(tmp_path: Path) -> None:
 
 
 def test_protocol_paper_leads_with_its_own_statistic_and_has_both(tmp_path: Path) -> None:
-    training = read(tmp_path, TrainPlan(protocol="paper"))
+    training = read_built(tmp_path, TrainPlan(protocol="paper"))
     paper = pooled(training)
     assert paper is not None
     text = training_text(training)
@@ -145,11 +145,11 @@ def test_protocol_paper_leads_with_its_own_statistic_and_has_both(tmp_path: Path
 def test_a_gain_that_may_be_chance_is_called_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = read(tmp_path, TrainPlan())
+    training = read_built(tmp_path, TrainPlan())
     assert training.test is not None
     rows = training.test.rows
-    same = compare_masks_with_clean(rows, rows, Bootstrap(0))
-    monkeypatch.setattr(training_page, "gain", lambda _: same)
+    equal_scores = compare_masks_with_clean(rows, rows, Bootstrap(0))
+    monkeypatch.setattr(training_page, "gain", lambda _: equal_scores)
     assert (
         "gains 0.000 (paired 95 % interval 0.000 to 0.000: it includes 0, so this can be chance)"
         in training_text(training)
@@ -157,7 +157,7 @@ def test_a_gain_that_may_be_chance_is_called_so(
 
 
 def test_a_dice_from_empty_images_alone_is_called_so(tmp_path: Path) -> None:
-    training = read(tmp_path, TrainPlan())
+    training = read_built(tmp_path, TrainPlan())
     assert training.test is not None
     assert "Nothing found" not in training_text(training)
     training.test.numbers["recall"] = 0.0
@@ -190,8 +190,8 @@ def test_a_training_has_the_pictures_that_it_has_data_for(
 
 def test_several_trainings_have_curves_beside_each_other(tmp_path: Path) -> None:
     runs = [
-        build_training(tmp_path / name, TrainPlan(model=name, measured=False, finished=finished))
-        for name, finished in (("unet", 3), ("ulvm", 0))
+        build_training(tmp_path / name, TrainPlan(model=name, measured=False, finished=epochs))
+        for name, epochs in (("unet", 3), ("ulvm", 0))
     ]
     gallery = draw_zoo_gallery(Zoo([read_training(run) for run in runs]), tmp_path / "out")
     pictures = (*gallery.published, *gallery.curves, *gallery.grids, *gallery.costs)
@@ -209,15 +209,13 @@ def test_several_trainings_have_curves_beside_each_other(tmp_path: Path) -> None
 def test_points_are_the_published_dice_and_the_own_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[tuple[list[Point], list[Level]]] = []
+    calls: list[tuple[list[Point], list[Level]]] = []
     monkeypatch.setattr(
-        training_page,
-        "draw_scatter",
-        lambda points, levels, path: drawn.append((points, levels)),
+        training_page, "draw_scatter", lambda points, levels, path: calls.append((points, levels))
     )
     training = read_training(build_training(tmp_path))
     draw_training_gallery(training)
-    ((points, levels),) = drawn
+    ((points, levels),) = calls
     assert len([point for point in points if not point.measured]) == 13
     assert training.test is not None
     assert training.baseline is not None
@@ -232,9 +230,9 @@ def test_points_are_the_published_dice_and_the_own_one(
 def test_dots_are_the_dice_of_pooled_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[Strip] = []
+    calls: list[Strip] = []
     monkeypatch.setattr(
-        training_page, "draw_strips", lambda strips, group, path: drawn.extend(strips)
+        training_page, "draw_strips", lambda strips, group, path: calls.extend(strips)
     )
     training = read_training(build_training(tmp_path))
     draw_training_gallery(training)
@@ -242,8 +240,8 @@ def test_dots_are_the_dice_of_pooled_groups(
     expected = []
     for group in sorted(training.test.rows["group"].unique()):
         part = training.test.rows[training.test.rows["group"] == group]
-        full = 2 * part["tp"].sum() + part["fp"].sum() + part["fn"].sum()
-        expected.append(2 * part["tp"].sum() / full)
-    np.testing.assert_allclose(drawn[0].values, expected)
-    assert drawn[0].mean == pytest.approx(np.mean(expected))
-    assert [strip.name for strip in drawn] == ["ulvm_v5", "otsu"]
+        denominator = 2 * part["tp"].sum() + part["fp"].sum() + part["fn"].sum()
+        expected.append(2 * part["tp"].sum() / denominator)
+    np.testing.assert_allclose(calls[0].values, expected)
+    assert calls[0].mean == pytest.approx(np.mean(expected))
+    assert [strip.name for strip in calls] == ["ulvm_v5", "otsu"]

@@ -1,4 +1,4 @@
-"""Several trainings against each other: tests, what keeps them apart, and the report over all."""
+"""Comparison of several trainings: tests, incomparable trainings, and the common report."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from tests.reports.train_runs import (
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Captions without pictures, which take longest."""
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disables drawing, which takes most of the time; captions remain."""
     for name in ("draw_by_epoch", "draw_costs"):
         monkeypatch.setattr(zoo_page, name, lambda *_: None)
 
@@ -53,32 +53,32 @@ def test_every_pair_is_tested_and_adjusted_after_holm(tmp_path: Path) -> None:
     }
     expected = []
     for first, second in combinations(CLASSIFIERS, 2):
-        won = int((hits[first] & ~hits[second]).sum())
-        lost = int((~hits[first] & hits[second]).sum())
-        expected.append(binomtest(won, won + lost).pvalue)
+        first_only = int((hits[first] & ~hits[second]).sum())
+        second_only = int((~hits[first] & hits[second]).sum())
+        expected.append(binomtest(first_only, first_only + second_only).pvalue)
     assert list(zip(table["first"], table["second"], strict=True)) == [
         *combinations(CLASSIFIERS, 2)
     ]
     assert table["p"].tolist() == pytest.approx(expected)
     order = np.argsort(expected)
-    stepped = np.maximum.accumulate(np.array(expected)[order] * [3, 2, 1])
-    assert table["p_adjusted"].to_numpy()[order] == pytest.approx(np.minimum(stepped, 1))
+    adjusted = np.maximum.accumulate(np.array(expected)[order] * [3, 2, 1])
+    assert table["p_adjusted"].to_numpy()[order] == pytest.approx(np.minimum(adjusted, 1))
     best = comparison.sentences[0]
     assert best.startswith("`vim` has the highest top-1 of 3 trainings on the same 80 held-out")
-    ahead = int((table["outcome"] == "first ahead")[table["first"] == "vim"].sum())
-    assert (f"ahead of {ahead} of the 2 others" if ahead else "No difference to any") in best
+    wins = int((table["outcome"] == "first ahead")[table["first"] == "vim"].sum())
+    assert (f"ahead of {wins} of the 2 others" if wins else "No difference to any") in best
 
 
 def test_the_page_has_scores_costs_and_files(tmp_path: Path) -> None:
     runs = three_classifiers(tmp_path)
     page = zoo_report(runs, tmp_path / "out")
     write_page(page, tmp_path / "out")
-    written = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    file_bytes = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     write_page(zoo_report(runs, tmp_path / "out"), tmp_path / "out")
-    assert all(path.read_bytes() == content for path, content in written.items())
+    assert all(path.read_bytes() == content for path, content in file_bytes.items())
     line = line_of(section(page.markdown, "All networks"), "`vim`")
     assert line[1:3] == ["3,000", "7.50 M"]
-    # 3,143 images in epochs of 4.0 s, of which 0.5 s are validation.
+    # 3,143 images in epochs of 4.0 s, 0.5 s of which are validation.
     assert line[5:] == ["4.0 s", "898.0", "1.50 GiB"]
     training = read_training(runs[0])
     assert training.macro_f1 is not None
@@ -110,9 +110,9 @@ def test_other_held_out_images_are_marked_and_not_tested(tmp_path: Path) -> None
     assert [*table["first"], *table["second"]] == ["vim", "vit"]
     page = zoo_text(zoo_of(runs))
     assert "**Mixed held-out images.**" in page.split("\n## ")[0]
-    part = section(page, "Which network is better")
-    assert "`resnet9`: not tested against those above" in part
-    assert "The images, their classes or their order" in part
+    text = section(page, "Which network is better")
+    assert "`resnet9`: not tested against those above" in text
+    assert "The images, their classes or their order" in text
 
 
 def test_other_training_images_are_marked_where_the_held_out_ones_are_the_same(
@@ -127,27 +127,27 @@ def test_other_training_images_are_marked_where_the_held_out_ones_are_the_same(
     assert len(ZooComparison(zoo_of(runs)).sets) == 1
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("without_pictures")
 def test_an_older_run_lacks_numbers_and_nothing_is_made_up(tmp_path: Path) -> None:
     runs = three_classifiers(tmp_path)
-    plain = json.loads((runs[0] / "run.json").read_text())
-    del plain["multiply_adds"]
-    (runs[0] / "run.json").write_text(json.dumps(plain))
+    older_record = json.loads((runs[0] / "run.json").read_text())
+    del older_record["multiply_adds"]
+    (runs[0] / "run.json").write_text(json.dumps(older_record))
     metrics = pd.read_csv(runs[0] / "metrics.csv")
     metrics.drop(columns=list(ADDED)).to_csv(runs[0] / "metrics.csv", index=False)
     page = zoo_report(runs, tmp_path / "out")
     dash = "\N{EN DASH}"
     line = line_of(section(page.markdown, "All networks"), "`vim`")
     assert (line[2], line[5], line[6]) == (dash, "4.0 s", dash)
-    lacking = ["multiply_adds", "train_seconds", "val_seconds", "images_per_second"]
-    lacking += ["chosen_val_f1", "last_val_f1"]
-    assert page.results.loc[0, lacking].isna().all()
-    assert page.results.loc[1, lacking].notna().all()
+    missing_columns = ["multiply_adds", "train_seconds", "val_seconds", "images_per_second"]
+    missing_columns += ["chosen_val_f1", "last_val_f1"]
+    assert page.results.loc[0, missing_columns].isna().all()
+    assert page.results.loc[1, missing_columns].notna().all()
     assert "Multiply-adds not recorded: vim." in page.markdown
     assert "Not recorded by vim." in page.markdown
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("without_pictures")
 def test_what_is_not_measured_is_named(tmp_path: Path) -> None:
     runs = [*three_classifiers(tmp_path), build_class_training(tmp_path / "begun", measured=False)]
     TRAINING.update(runs[-1], model="resnet18")

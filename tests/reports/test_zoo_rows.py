@@ -1,4 +1,4 @@
-"""Several trainings: published numbers beside own ones, and what limits that."""
+"""Several trainings: published and measured numbers, and caveats."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.reports.page_parts import assert_golden, line_of, section
 from tests.reports.train_runs import TrainPlan, build_training
 
 
-def trained(folder: Path, *plans: TrainPlan) -> Zoo:
-    """A training per plan, in `folder`/run-0, run-1, ..."""
+def build_zoo(folder: Path, *plans: TrainPlan) -> Zoo:
+    """Writes a training per plan to `folder`/run-0, run-1, ..."""
     runs = enumerate(plans or (TrainPlan(),))
     return Zoo([read_training(build_training(folder / f"run-{n}", plan)) for n, plan in runs])
 
@@ -26,7 +26,7 @@ def training_of(rows: list[ZooRow]) -> list[str]:
 
 def test_own_rows_stand_where_the_paper_has_the_network_others_below(tmp_path: Path) -> None:
     plans = TrainPlan(model="vmunet", parameters=27), TrainPlan(model="unet")
-    zoo = trained(tmp_path, *plans)
+    zoo = build_zoo(tmp_path, *plans)
     rows = zoo.rows
     assert len(rows) == 14
     assert (rows[0].label, rows[0].training) == ("unet", zoo.trainings[1])
@@ -48,30 +48,30 @@ def test_several_trainings_of_a_network_are_told_apart_by_their_folders(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("plan", "outside"),
+    ("plan", "is_outside"),
     [
         (TrainPlan(base=0.86), False),
         (TrainPlan(base=0.7), True),
-        (TrainPlan(base=0.5, groups=1), False),  # no interval: nothing is outside
+        (TrainPlan(base=0.5, groups=1), False),  # no interval, so nothing is outside
     ],
 )
 def test_a_difference_is_marked_where_the_printed_dice_is_outside_the_interval(
-    tmp_path: Path, plan: TrainPlan, outside: bool
+    tmp_path: Path, plan: TrainPlan, is_outside: bool
 ) -> None:
-    row = trained(tmp_path, plan).rows[5]
+    row = build_zoo(tmp_path, plan).rows[5]
     assert row.score is not None
     assert row.score.dice is not None
     assert row.difference == row.score.dice - 0.8633
-    assert row.is_outside is outside
+    assert row.is_outside is is_outside
 
 
 def test_otsu_has_one_line_per_set_of_held_out_images(tmp_path: Path) -> None:
-    zoo = trained(tmp_path, TrainPlan(), TrainPlan(model="unet"))
+    zoo = build_zoo(tmp_path, TrainPlan(), TrainPlan(model="unet"))
     assert [baseline.images for baseline in zoo.baselines] == [""]
     record = tmp_path / "run-1" / "baseline" / "run.json"
     record.write_text(record.read_text().replace("cd" * 32, "ef" * 32))
-    changed = Zoo([zoo.trainings[0], read_training(tmp_path / "run-1")])
-    assert [baseline.images for baseline in changed.baselines] == [
+    other_zoo = Zoo([zoo.trainings[0], read_training(tmp_path / "run-1")])
+    assert [baseline.images for baseline in other_zoo.baselines] == [
         *("images of ulvm_v5", "images of unet")
     ]
 
@@ -99,7 +99,7 @@ PLAIN = TrainPlan(model="unet")
 
 
 def test_the_title_counts_trainings_and_names_data_and_protocol(tmp_path: Path) -> None:
-    page = zoo_text(trained(tmp_path, TrainPlan(), PLAIN))
+    page = zoo_text(build_zoo(tmp_path, TrainPlan(), PLAIN))
     assert page.splitlines()[0] == (
         "# 2 trainings of the segmentation zoo: `kaggle_3m`, protocol patient"
     )
@@ -121,14 +121,14 @@ def test_the_title_counts_trainings_and_names_data_and_protocol(tmp_path: Path) 
         ),
     ],
 )
-def test_what_keeps_them_from_being_compared_is_said(
+def test_reasons_against_a_comparison_are_reported(
     tmp_path: Path, plan: TrainPlan, notice: str
 ) -> None:
-    assert notice in zoo_text(trained(tmp_path, plan, PLAIN)).split("\n## ")[0]
+    assert notice in zoo_text(build_zoo(tmp_path, plan, PLAIN)).split("\n## ")[0]
 
 
 def test_each_recipe_has_its_line_and_each_command_is_shown_once(tmp_path: Path) -> None:
-    trainings = trained(tmp_path, TrainPlan(recipe={"accumulate": 2}), PLAIN, PLAIN)
+    trainings = build_zoo(tmp_path, TrainPlan(recipe={"accumulate": 2}), PLAIN, PLAIN)
     page = section(zoo_text(trainings), "## Recipes")
     assert line_of(page, "`ulvm_v5`") == [
         *("`ulvm_v5`", "kaggle_3m", "patient", "0", "patient", "bce-dice", "AdamW"),
@@ -142,8 +142,8 @@ def test_each_recipe_has_its_line_and_each_command_is_shown_once(tmp_path: Path)
 
 
 def test_different_versions_are_told_apart(tmp_path: Path) -> None:
-    other = TrainPlan(record={"versions": {"torch": "2.7.0"}})
-    page = zoo_text(trained(tmp_path, PLAIN, other))
+    other_plan = TrainPlan(record={"versions": {"torch": "2.7.0"}})
+    page = zoo_text(build_zoo(tmp_path, PLAIN, other_plan))
     assert "Versions of `unet`: robust 0.1.0, torch 2.6.0." in page
     assert "Versions of `ulvm_v5`: torch 2.7.0." in page
 
@@ -152,7 +152,7 @@ def published_part(zoo: Zoo) -> str:
     return section(zoo_text(zoo), "Published and measured")
 
 
-def remarks(zoo: Zoo) -> list[str]:
+def caveats(zoo: Zoo) -> list[str]:
     lines = published_part(zoo).splitlines()
     return [line for line in lines if line.startswith("- ")]
 
@@ -162,7 +162,7 @@ def test_trainings_that_differ_alike_from_the_published_ones_are_told_together(
 ) -> None:
     published = TrainPlan(model="ulvm_v5", protocol="paper", epochs=100)
     plans = TrainPlan(model="unet"), TrainPlan(model="ulvm"), published, TrainPlan(model="vmunet")
-    lines = remarks(trained(tmp_path, *plans))
+    lines = caveats(build_zoo(tmp_path, *plans))
     assert lines[1] == (
         "- `unet`, `ulvm`: another experiment than the published one (protocol patient instead of "
         "paper; 12 epochs instead of 100), so the difference does not measure the network alone."
@@ -171,8 +171,8 @@ def test_trainings_that_differ_alike_from_the_published_ones_are_told_together(
     assert not any("vmunet" in line for line in lines)
 
 
-def test_known_slips_of_the_paper_are_told(tmp_path: Path) -> None:
-    page = "\n".join(remarks(trained(tmp_path)))
+def test_known_misprints_of_the_paper_are_reported(tmp_path: Path) -> None:
+    page = "\n".join(caveats(build_zoo(tmp_path)))
     assert "`segformer`: The paper prints Dice 0.8454" in page
     assert "0.79955 is a slip for 0.79555" in page
 
@@ -181,7 +181,7 @@ DASH = "\N{EN DASH}"
 
 
 def test_own_numbers_stand_beside_the_published_ones(tmp_path: Path) -> None:
-    zoo = trained(tmp_path, TrainPlan(base=0.7))
+    zoo = build_zoo(tmp_path, TrainPlan(base=0.7))
     (training,), page = zoo.trainings, published_part(zoo)
     assert training.test is not None
     line = training.test.numbers
@@ -200,12 +200,12 @@ def test_own_numbers_stand_beside_the_published_ones(tmp_path: Path) -> None:
 
 
 def test_a_difference_inside_the_interval_is_not_marked(tmp_path: Path) -> None:
-    page = published_part(trained(tmp_path, TrainPlan(base=0.86)))
+    page = published_part(build_zoo(tmp_path, TrainPlan(base=0.86)))
     assert "outside" not in line_of(page, "`ulvm_v5`")[7]
 
 
 def test_energy_has_a_column_where_anyone_measured_it(tmp_path: Path) -> None:
-    zoo = trained(tmp_path, TrainPlan(record={"energy_joules": 7200.0}), TrainPlan(model="unet"))
+    zoo = build_zoo(tmp_path, TrainPlan(record={"energy_joules": 7200.0}), TrainPlan(model="unet"))
     page = published_part(zoo)
     assert line_of(page, "`ulvm_v5`")[-1] == "2.0 Wh"
     assert line_of(page, "`unet`")[-1] == line_of(page, "`otsu`")[-1] == DASH
@@ -213,13 +213,13 @@ def test_energy_has_a_column_where_anyone_measured_it(tmp_path: Path) -> None:
 
 
 def test_a_network_that_is_not_in_the_paper_comes_last(tmp_path: Path) -> None:
-    page = published_part(trained(tmp_path, TrainPlan(model="vmunet")))
+    page = published_part(build_zoo(tmp_path, TrainPlan(model="vmunet")))
     assert line_of(page, "`vmunet`")[2:4] == [DASH, DASH]
     assert line_of(page, "`vmunet`")[7] == DASH
     assert page.index("| `vmunet`") > page.index("| `ulvm`")
 
 
 def test_what_is_not_measured_yet_is_missing(tmp_path: Path) -> None:
-    page = published_part(trained(tmp_path, TrainPlan(measured=False, finished=0)))
+    page = published_part(build_zoo(tmp_path, TrainPlan(measured=False, finished=0)))
     assert line_of(page, "`ulvm_v5`")[4:10] == [*[DASH] * 4, "0", DASH]
     assert "`otsu`" not in page

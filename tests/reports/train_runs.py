@@ -18,7 +18,7 @@ from robustcli.training.record import (
     TrainRecord,
 )
 from tests.builders import IDENTITY, WHEN, RunPlan, build_run, model
-from tests.reports.compared import PLAN, evaluated
+from tests.reports.compared import PLAN, build_evaluation
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 
 FAULTS = ["Slices of one patient are in training and in test.", "Nothing is augmented."]
@@ -26,7 +26,7 @@ FAULTS = ["Slices of one patient are in training and in test.", "Nothing is augm
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What to make up; `measured` is whether the held-out images were evaluated."""
+    """The synthetic training; `measured` is whether the held-out images were evaluated."""
 
     model: str = "ulvm_v5"
     parameters: int = 703_885
@@ -47,12 +47,12 @@ def build_training(run: Path, plan: TrainPlan = TrainPlan()) -> Path:
     """Writes the training that `plan` describes and returns its directory."""
     run.mkdir(parents=True, exist_ok=True)
     TRAINING.write(run, training_record(plan))
-    finished = plan.epochs if plan.finished is None else plan.finished
-    if finished:
-        _metrics(finished).to_csv(run / "metrics.csv", index=False)
+    finished_epochs = plan.epochs if plan.finished is None else plan.finished
+    if finished_epochs:
+        _metrics(finished_epochs).to_csv(run / "metrics.csv", index=False)
     if plan.measured:
         (run / "weights.safetensors").write_bytes(bytes(4 * plan.parameters // 100))
-        held = MaskPlan(
+        test_plan = MaskPlan(
             models=(segmenter(run.name, parameters=plan.parameters),),
             transforms=(IDENTITY,),
             images=plan.images,
@@ -61,9 +61,9 @@ def build_training(run: Path, plan: TrainPlan = TrainPlan()) -> Path:
             base=plan.base,
             dataset={"tolerance": plan.dataset.get("tolerance")},
         )
-        build_masks(run / "test", held)
+        build_masks(run / "test", test_plan)
         otsu = (segmenter("otsu", parameters=0),)
-        build_masks(run / "baseline", replace(held, models=otsu, base=0.6, panels=False))
+        build_masks(run / "baseline", replace(test_plan, models=otsu, base=0.6, panels=False))
     if plan.measured and plan.protocol == "paper":
         paper_rows().to_parquet(run / "paper.parquet")
     return run
@@ -78,14 +78,14 @@ def build_class_training(run: Path, *, measured: bool = True) -> Path:
         recipe={"name": "cifar10", "loss": "cross-entropy"},
     )  # fmt: skip
     record = training_record(plan)
-    parts = {
+    splits = {
         name: SplitRecord(images=part.images, groups=part.images)
         for name, part in record.splits.items()
     }
     changes = {
         "task": "cls",
         "protocol": None,
-        "splits": parts,
+        "splits": splits,
         "decision": "the class of the highest probability",
         "command": "robust train cls --model vim",
         "chosen_why": "the best top-1 on the validation images, 0.8750" if measured else None,
@@ -95,18 +95,18 @@ def build_class_training(run: Path, *, measured: bool = True) -> Path:
     metrics[list(VALIDATIONS["cls"].metrics)].to_csv(run / "metrics.csv", index=False)
     if measured:
         (run / "weights.safetensors").write_bytes(bytes(1000))
-        held = RunPlan(models=(model("vim"),), transforms=(IDENTITY,), samples=False)
-        build_run(run / "test", held)
+        test_plan = RunPlan(models=(model("vim"),), transforms=(IDENTITY,), samples=False)
+        build_run(run / "test", test_plan)
     return run
 
 
 CLASSIFIERS = ("vim", "vit", "resnet9")
 
 
-def _measured(run: Path, name: str, worse: int, parameters: int = 1_000) -> Path:
-    """A training of a classifier that is right the less often the larger `worse` is."""
+def _measured(run: Path, name: str, offset: int, parameters: int = 1_000) -> Path:
+    """Writes a training of a classifier; a larger `offset` gives a lower accuracy."""
     build_class_training(run, measured=False)
-    evaluated(run / "test", name, worse, replace(PLAN, transforms=(IDENTITY,)))
+    build_evaluation(run / "test", name, offset, replace(PLAN, transforms=(IDENTITY,)))
     TRAINING.update(
         run, model=name, status="complete", parameters=parameters, chosen_epoch=7,
         multiply_adds=2_500 * parameters,
@@ -115,7 +115,7 @@ def _measured(run: Path, name: str, worse: int, parameters: int = 1_000) -> Path
 
 
 def three_classifiers(folder: Path) -> list[Path]:
-    """Trainings of CLASSIFIERS on the same images, the better the more parameters they have."""
+    """Writes trainings of CLASSIFIERS on the same images; more parameters give higher scores."""
     return [
         _measured(folder / name, name, 3 * n, 3_000 - 1_000 * n)
         for n, name in enumerate(CLASSIFIERS)
@@ -123,7 +123,7 @@ def three_classifiers(folder: Path) -> list[Path]:
 
 
 def paper_rows(images: int = 40) -> pd.DataFrame:
-    """Rows as protocol `paper` leaves them; the last batch of 16 holds no foreground at all."""
+    """Returns rows of protocol `paper`; the last batch of 16 contains no foreground."""
     index = np.arange(images)
     target = np.where(index < 32, 300.0 + 7 * (index % 11), 0.0)
     overlap = np.where(index < 32, np.floor(target * (0.7 + 0.01 * (index % 17))), 0)
@@ -192,10 +192,10 @@ def training_record(plan: TrainPlan) -> TrainRecord:
         demonstration=False,
         digest="cd" * 32,
     ).model_copy(update=plan.dataset)
-    done = plan.measured
+    is_complete = plan.measured
     record = TrainRecord(
         command=f"robust train seg --model {plan.model} --protocol {plan.protocol}",
-        status="complete" if done else "running",
+        status="complete" if is_complete else "running",
         created=WHEN,
         updated=WHEN,
         seed=0,
@@ -216,9 +216,9 @@ def training_record(plan: TrainPlan) -> TrainRecord:
         },
         recipe=recipe,
         decision="probability >= 0.5",
-        chosen_epoch=plan.epochs - 1 if done else None,
-        chosen_why="the best dice on the validation images, 0.7600" if done else None,
-        weights_sha256="bb" * 32 if done else None,
+        chosen_epoch=plan.epochs - 1 if is_complete else None,
+        chosen_why="the best dice on the validation images, 0.7600" if is_complete else None,
+        weights_sha256="bb" * 32 if is_complete else None,
         versions={"robust": "0.1.0", "torch": "2.6.0"},
         device="cpu (2 threads)",
         threads=2,

@@ -17,7 +17,7 @@ from robustcli.tasks.base import Batch
 from robustcli.tasks.classification import ClassRows, Views
 from robustcli.transforms.base import CLEAN
 from robustcli.transforms.registry import image_seed, resolve_transforms
-from tests.evaluation.photos import LARGE, SMALL, make_photos, source
+from tests.evaluation.photos import CROP24, CROP32, make_photos, source
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def test_what_is_sent_is_transform_then_resize(index, tmp_path):
     ref = index.samples[0]
     seed = image_seed(0, "affine", 0, ref.image_id)
     affine = resolve_transforms(["affine"], None)[1].transform
-    expected = SMALL.apply(affine.apply(decode(ref.image), seed=seed, severity=0))
-    assert np.array_equal(batch.inputs.views[SMALL.view][0].numpy().transpose(1, 2, 0), expected)
+    expected = CROP32.apply(affine.apply(decode(ref.image), seed=seed, severity=0))
+    assert np.array_equal(batch.inputs.views[CROP32.view][0].numpy().transpose(1, 2, 0), expected)
 
 
 def test_at_crop_is_resize_then_transform_and_measures_each_view(index, tmp_path):
@@ -41,9 +41,9 @@ def test_at_crop_is_resize_then_transform_and_measures_each_view(index, tmp_path
     ref = index.samples[0]
     seed = image_seed(0, "affine", 0, ref.image_id)
     affine = resolve_transforms(["affine"], None)[1].transform
-    expected = affine.apply(LARGE.apply(decode(ref.image)), seed=seed, severity=0)
-    assert np.array_equal(batch.inputs.views[LARGE.view][0].numpy().transpose(1, 2, 0), expected)
-    assert set(batch.measures) == {SMALL.view, LARGE.view}
+    expected = affine.apply(CROP24.apply(decode(ref.image)), seed=seed, severity=0)
+    assert np.array_equal(batch.inputs.views[CROP24.view][0].numpy().transpose(1, 2, 0), expected)
+    assert set(batch.measures) == {CROP32.view, CROP24.view}
 
 
 # Answers among some classes, and several true classes.

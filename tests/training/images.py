@@ -1,4 +1,4 @@
-"""Made-up images: discs with masks, and photos of three colours."""
+"""Synthetic images: discs with masks, and photos of three colours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robustcli.training.cache import Decoded, PixelArray
 
 
 def disc(number: int, height: int, width: int) -> tuple[PixelArray, PixelArray]:
-    """An image (H, W, 3) and its mask (H, W) of 0 and 1."""
+    """Returns an image (H, W, 3) and its mask (H, W) of 0 and 1."""
     rng = np.random.default_rng(number)
     rows, columns = np.mgrid[:height, :width]
     radius = min(height, width) / 4
@@ -27,7 +27,7 @@ def decoded(count: int, height: int = 40, width: int = 48) -> list[Decoded]:
 
 
 def write_pairs(folder: Path, count: int, *, size: int = 32, empty: bool = False) -> Path:
-    """`count` pairs in the layout images/, masks/."""
+    """Writes `count` pairs in the layout images/, masks/."""
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
     for number in range(count):
@@ -41,7 +41,7 @@ COLOURS = {"blue": (30, 40, 200), "green": (30, 190, 60), "red": (210, 40, 30)}
 
 
 def write_photos(root: Path, each: int = 12, side: int = 32, seed: int = 0) -> Path:
-    """`each` noisy photos of each colour, in a folder of its own; of two sizes."""
+    """Writes `each` noisy photos of two sizes per colour, in one folder per colour."""
     rng = np.random.default_rng(seed)
     for name, colour in COLOURS.items():
         (root / name).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Trainings of seconds: very small networks on a dozen discs or photos of three colours."""
+"""Short trainings: very small networks on a dozen discs or photos of three colours."""
 
 from __future__ import annotations
 
@@ -14,28 +14,37 @@ import torch
 from safetensors.torch import load_file
 
 from robustcli.training.config import TrainConfig
+from robustcli.training.engine import run_training
 from robustcli.training.recipes import NAMED_RECIPES, Patchwise, Recipe
 
-SMALL = {"features": [4, 8]}
+SMALL_UNET = {"features": [4, 8]}
 
 
-def small(data: Path, out: Path, **said: Any) -> TrainConfig:
-    """A training of three epochs of three steps."""
-    usual: dict[str, Any] = {
-        "model": "unet", "model_args": SMALL, "epochs": 3, "window": 16, "batch_size": 4,
-        "device": "cpu", "lr": 0.01,
-    }  # fmt: skip
-    return TrainConfig(data=str(data), out=out, **{**usual, **said})
+def _config(data: Path | str | None, out: Path, **settings: Any) -> TrainConfig:
+    location = None if data is None else str(data)
+    return TrainConfig(data=location, out=out, **{"device": "cpu", "epochs": 3, **settings})
+
+
+def tiny_unet(data: Path, out: Path, **overrides: Any) -> TrainConfig:
+    """Returns the settings of three epochs of three steps."""
+    defaults = {
+        "model": "unet",
+        "model_args": SMALL_UNET,
+        "window": 16,
+        "batch_size": 4,
+        "lr": 0.01,
+    }
+    return _config(data, out, **{**defaults, **overrides})
 
 
 def words_of(file: Path) -> str:
-    """The text of a report's file in lower case, without pictures written as letters."""
+    """Returns the text of a report in lower case, without embedded pictures."""
     return re.sub(r'base64,[^"]*', "", file.read_text(encoding="utf-8")).lower()
 
 
 @dataclass
-class Heard:
-    """A listener that remembers."""
+class Recorder:
+    """A listener that records what it receives."""
 
     lines: list[str] = field(default_factory=list)
     total: int = 0
@@ -51,8 +60,8 @@ class Heard:
         self.done += count
 
 
-class Interrupting(Heard):
-    """Presses Ctrl+C when more than `after` images were seen."""
+class Interrupting(Recorder):
+    """Raises KeyboardInterrupt after more than `after` images."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -65,7 +74,7 @@ class Interrupting(Heard):
 
 
 class Stopping(Interrupting):
-    """Prints a line and waits to be killed when more than `after` images were seen."""
+    """Prints a line after more than `after` images, and waits to be killed."""
 
     def advance(self, count: int) -> None:
         try:
@@ -76,7 +85,7 @@ class Stopping(Interrupting):
 
 
 def kill_when_stopped(code: str, *arguments: object) -> None:
-    """Runs `code` in a process of its own, and kills that when its listener is `Stopping`."""
+    """Runs `code` in a process and kills it when its `Stopping` listener prints."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as child:
@@ -86,47 +95,52 @@ def kill_when_stopped(code: str, *arguments: object) -> None:
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    """The weights that a training ended with."""
+    """Returns the final weights of a training."""
     return dict(load_file(run / "weights.safetensors"))
 
 
 def last_weights(run: Path) -> dict[str, torch.Tensor]:
-    """The network after the last epoch."""
+    """Returns the weights after the last epoch."""
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     return {name.removeprefix("network."): tensor for name, tensor in state.items()}
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Whether two states are the same to the bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+def same_state(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Returns whether two state dictionaries are bit-identical."""
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
-Run = tuple[Path, Heard]
-"""The folder of a training, and what its listener heard."""
+Run = tuple[Path, Recorder]
+"""The folder of a training and its listener."""
+
+
+def recorded_training(config: TrainConfig) -> Run:
+    """Runs a training; returns its folder and its listener."""
+    listener = Recorder()
+    return run_training(config, listener), listener
+
+
 TINY_VMAMBA: dict[str, Any] = {"depths": [1, 1], "dim": 8}
 
 
-def tiny_classifier(data: Path | str | None, out: Path, **said: Any) -> TrainConfig:
-    """A training of three epochs of two or three steps."""
-    usual: dict[str, Any] = {
-        "model": "vmamba-pico", "model_args": TINY_VMAMBA, "epochs": 3, "batch_size": 10,
-        "device": "cpu", "lr": 0.01,
-    }  # fmt: skip
-    place = None if data is None else str(data)
-    return TrainConfig(data=place, out=out, **{**usual, **said})
+def tiny_classifier(data: Path | str | None, out: Path, **overrides: Any) -> TrainConfig:
+    """Returns the settings of three epochs of two or three steps."""
+    defaults = {"model": "vmamba-pico", "model_args": TINY_VMAMBA, "batch_size": 10, "lr": 0.01}
+    return _config(data, out, **{**defaults, **overrides})
 
 
 TINY_UMAMBA = {"features": [4, 8], "strides": [1, 2], "patch_size": [16, 16]}
-FEW = Patchwise(4, 2, most_patch=16, most_batch=3)
+FEW_PATCHES = Patchwise(4, 2, most_patch=16, most_batch=3)
 RECIPE: Recipe = replace(
-    NAMED_RECIPES["nnunet-light"], epochs=3, batch_size=3, window=16, patches=FEW
+    NAMED_RECIPES["nnunet-light"], epochs=3, batch_size=3, window=16, patches=FEW_PATCHES
 )
 
 
-def tiny_umamba(data: Path, out: Path, **said: Any) -> TrainConfig:
-    """A training of three epochs; with `RECIPE` in the place of `nnunet-light`, of four steps."""
-    usual: dict[str, Any] = {
-        "model": "umamba-pico", "model_args": TINY_UMAMBA, "epochs": 3, "device": "cpu",
-        "recipe": "nnunet-light", "batch_size": 3,
+def tiny_umamba(data: Path, out: Path, **overrides: Any) -> TrainConfig:
+    """Returns the settings of three epochs; if `RECIPE` replaces `nnunet-light`, of four steps."""
+    defaults = {
+        "model": "umamba-pico", "model_args": TINY_UMAMBA, "recipe": "nnunet-light", "batch_size": 3
     }  # fmt: skip
-    return TrainConfig(data=str(data), out=out, **{**usual, **said})
+    return _config(data, out, **{**defaults, **overrides})

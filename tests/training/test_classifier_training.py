@@ -1,4 +1,4 @@
-"""The training of a classifier from end to end, on photos of three colours."""
+"""The training of a classifier, end to end, on photos of three colours."""
 
 from __future__ import annotations
 
@@ -30,27 +30,33 @@ from robustcli.training.record import VALIDATIONS, read_train_record
 from robustcli.training.train_plan import plan_training
 from robustcli.transforms.base import Cell
 from tests.training.images import write_photos
-from tests.training.runs import TINY_VMAMBA, Heard, Run, same, tiny_classifier, weights_of, words_of
+from tests.training.runs import (
+    TINY_VMAMBA,
+    Recorder,
+    Run,
+    recorded_training,
+    same_state,
+    tiny_classifier,
+    weights_of,
+    words_of,
+)
 
 
 @pytest.fixture(scope="module")
-def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    heard = Heard()
-    return run_training(
-        tiny_classifier(photos, tmp_path_factory.mktemp("whole") / "run"), heard
-    ), heard
+def finished_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return recorded_training(tiny_classifier(photos, tmp_path_factory.mktemp("whole") / "run"))
 
 
-def test_it_says_what_it_does(whole: Run) -> None:
-    lines = "\n".join(whole[1].lines)
+def test_a_training_announces_its_settings(finished_run: Run) -> None:
+    lines = "\n".join(finished_run[1].lines)
     assert "Parts: train 30 images, val 3 images, test 3 images" in lines
     assert "Recipe `classes` (ours): 3 epochs, batch 10, window 32" in lines
     assert "top-1" in lines
     assert "dice" not in lines
 
 
-def test_the_record_and_the_curves_are_a_classifiers(whole: Run) -> None:
-    run = whole[0]
+def test_the_record_and_the_curves_are_a_classifiers(finished_run: Run) -> None:
+    run = finished_run[0]
     record = read_train_record(run)
     assert (record.task, record.status, record.model) == ("cls", "complete", "vmamba-pico")
     assert (record.dataset.label_space, record.dataset.classes) == ("paints", 3)
@@ -69,8 +75,8 @@ def test_the_record_and_the_curves_are_a_classifiers(whole: Run) -> None:
     assert record.chosen_why.startswith("the best top-1 on the validation images")
 
 
-def test_nothing_in_the_folder_speaks_of_dice(whole: Run) -> None:
-    run = whole[0]
+def test_nothing_in_the_folder_speaks_of_dice(finished_run: Run) -> None:
+    run = finished_run[0]
     render(run)
     for file in ["metrics.csv", "report.md", "report.html", "results.csv"]:
         assert "dice" not in words_of(run / file), file
@@ -78,57 +84,70 @@ def test_nothing_in_the_folder_speaks_of_dice(whole: Run) -> None:
     assert "most frequent class" in training_table(read_training(run))
 
 
-def test_the_weights_say_how_to_use_them(whole: Run, photos: Path) -> None:
-    header = read_header(whole[0] / "weights.safetensors")
+def test_the_header_of_the_weights_describes_preprocessing_and_classes(
+    finished_run: Run, photos: Path
+) -> None:
+    header = read_header(finished_run[0] / "weights.safetensors")
     assert isinstance(header, ClassifierHeader)
     assert header.classes == ("blue", "green", "red")
     assert (header.model, header.arguments) == ("vmamba-pico", TINY_VMAMBA)
     assert header.preprocessing["crop"] == 32
     assert set(header.seen) <= {
-        i for i, part in read_splits(whole[0] / "splits.csv").items() if part == "train"
+        i for i, part in read_splits(finished_run[0] / "splits.csv").items() if part == "train"
     }
-    classifier = load(ModelRequest(str(whole[0])), "cls")
+    classifier = load(ModelRequest(str(finished_run[0])), "cls")
     assert classifier.facts.label_space == "paints"
     assert classifier.facts.pretraining == "trained here"
-    again = load(ModelRequest("vmamba-pico", whole[0] / "weights.safetensors"), "cls")
+    reloaded = load(ModelRequest("vmamba-pico", finished_run[0] / "weights.safetensors"), "cls")
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    assert torch.equal(classifier.logits(images), again.logits(images))
+    assert torch.equal(classifier.logits(images), reloaded.logits(images))
 
 
-def test_the_held_out_images_are_those_that_were_measured(whole: Run) -> None:
-    run = whole[0]
+def test_the_held_out_images_are_those_that_were_measured(finished_run: Run) -> None:
+    run = finished_run[0]
     parts = read_splits(run / "splits.csv")
     rows = Store(run / "test").rows("run", Cell("identity", 0), "cls")
     assert set(rows["image_id"]) == {i for i, part in parts.items() if part == "test"}
     splits = read_train_record(run).splits
-    assert {name: (one.images, one.groups, one.empty) for name, one in splits.items()} == {
+    assert {name: (split.images, split.groups, split.empty) for name, split in splits.items()} == {
         "train": (30, 30, None),
         "val": (3, 3, None),
         "test": (3, 3, None),
     }
 
 
-def _evaluated(run: Path, photos: Path, out: Path, **said: Any) -> tuple[pd.DataFrame, Heard]:
-    heard = Heard()
+def _evaluated(
+    run: Path, photos: Path, out: Path, **overrides: Any
+) -> tuple[pd.DataFrame, Recorder]:
+    listener = Recorder()
     config = EvalConfig(
-        (ModelRequest(str(run)),), ("identity",), data=str(photos), out=out, device="cpu", **said
+        (ModelRequest(str(run)),),
+        ("identity",),
+        data=str(photos),
+        out=out,
+        device="cpu",
+        **overrides,
     )
-    run_evaluation(config, heard)
-    return table(out), heard
+    run_evaluation(config, listener)
+    return table(out), listener
 
 
 def test_its_own_data_is_evaluated_without_what_it_was_trained_on(
-    whole: Run, photos: Path, tmp_path: Path
+    finished_run: Run, photos: Path, tmp_path: Path
 ) -> None:
-    found, heard = _evaluated(whole[0], photos, tmp_path / "own")
-    assert found["n"].tolist() == [3]
-    assert "held out" in "\n".join(heard.lines)
-    assert _evaluated(whole[0], photos, tmp_path / "all", split="all")[0]["n"].tolist() == [36]
+    scores, listener = _evaluated(finished_run[0], photos, tmp_path / "own")
+    assert scores["n"].tolist() == [3]
+    assert "held out" in "\n".join(listener.lines)
+    assert _evaluated(finished_run[0], photos, tmp_path / "all", split="all")[0]["n"].tolist() == [
+        36
+    ]
 
 
-def test_other_photos_with_the_same_names_are_all_evaluated(whole: Run, tmp_path: Path) -> None:
-    other = write_photos(tmp_path / "paints", 5, seed=9)
-    assert _evaluated(whole[0], other, tmp_path / "other")[0]["n"].tolist() == [15]
+def test_other_photos_with_the_same_names_are_all_evaluated(
+    finished_run: Run, tmp_path: Path
+) -> None:
+    other_photos = write_photos(tmp_path / "paints", 5, seed=9)
+    assert _evaluated(finished_run[0], other_photos, tmp_path / "other")[0]["n"].tolist() == [15]
 
 
 class _KilledError(Exception):
@@ -136,14 +155,14 @@ class _KilledError(Exception):
 
 
 def test_a_killed_training_ends_with_the_same_weights(
-    whole: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from robustcli.training.trainer import KeepLastAndBest
 
-    usual = KeepLastAndBest.on_train_epoch_end
+    original_hook = KeepLastAndBest.on_train_epoch_end
 
     def killed(self: Any, trainer: Any, module: Any) -> None:
-        usual(self, trainer, module)
+        original_hook(self, trainer, module)
         if trainer.current_epoch == 0:
             raise _KilledError
 
@@ -153,10 +172,10 @@ def test_a_killed_training_ends_with_the_same_weights(
         with pytest.raises(_KilledError):
             run_training(config)
     run = run_training(config)
-    assert same(weights_of(run), weights_of(whole[0]))
+    assert same_state(weights_of(run), weights_of(finished_run[0]))
 
 
-def test_it_learns_three_colours(photos: Path, tmp_path: Path) -> None:
+def test_a_training_learns_three_colours(photos: Path, tmp_path: Path) -> None:
     run = run_training(tiny_classifier(photos, tmp_path / "run", epochs=8))
     assert pd.read_csv(run / "metrics.csv")["val_top1"].iloc[-1] == 1.0
 
@@ -181,37 +200,39 @@ def test_a_network_for_cifar_has_data_and_a_recipe(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ROBUST_DATA_CIFAR10", raising=False)
-    monkeypatch.chdir(tmp_path)  # no `robust.toml`
-    heard = Heard()
-    plan = plan_training(TrainConfig(name, task="cls", device="cpu"), heard)
-    assert heard.lines[0].startswith("No --data: using cifar10-mini (a demonstration set), 960 im")
+    monkeypatch.chdir(tmp_path)  # a folder without `robust.toml`
+    listener = Recorder()
+    plan = plan_training(TrainConfig(name, task="cls", device="cpu"), listener)
+    assert listener.lines[0].startswith(
+        "No --data: using cifar10-mini (a demonstration set), 960 im"
+    )
     assert (plan.recipe.name, plan.recipe.window, plan.entry.name) == ("cifar10-mini", 32, name)
     sizes = [len(part.samples) for part in (plan.splits.train, plan.splits.val, plan.splits.test)]
     assert sizes == [760, 100, 100]
-    named = plan_training(TrainConfig(name, "cifar10-mini", device="cpu"), Heard())
-    assert named.run == plan.run
+    named_plan = plan_training(TrainConfig(name, "cifar10-mini", device="cpu"), Recorder())
+    assert named_plan.run == plan.run
 
 
 def test_data_that_the_user_set_go_before_the_bundled_photos(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROBUST_DATA_CIFAR10", str(photos))
-    heard = Heard()
-    plan = plan_training(tiny_classifier(None, tmp_path / "run"), heard)
+    listener = Recorder()
+    plan = plan_training(tiny_classifier(None, tmp_path / "run"), listener)
     assert (plan.index.name, plan.recipe.name) == ("paints", "classes")
-    assert "No --data: using paints, 36 images" in heard.lines[0]
+    assert "No --data: using paints, 36 images" in listener.lines[0]
 
 
 def test_resnet18_is_trained_with_a_stem_for_small_images(tmp_path: Path) -> None:
     config = tiny_classifier(
         "cifar10-mini", tmp_path / "run", model="ResNet18", model_args={"depths": [1, 1, 1, 1]}
     )
-    heard = Heard()
-    plan = plan_training(config, heard)
+    listener = Recorder()
+    plan = plan_training(config, listener)
     assert (plan.entry.name, plan.config.model) == ("cifar-resnet18", "cifar-resnet18")
-    assert "`ResNet18` is `cifar-resnet18` here" in heard.lines[0]
-    assert "11,173,962 parameters" in heard.lines[0]
-    assert "`--model timm:resnet18`" in heard.lines[0]
+    assert "`ResNet18` is `cifar-resnet18` here" in listener.lines[0]
+    assert "11,173,962 parameters" in listener.lines[0]
+    assert "`--model timm:resnet18`" in listener.lines[0]
 
 
 def test_a_class_without_test_images_is_announced(photos: Path, tmp_path: Path) -> None:
@@ -220,23 +241,20 @@ def test_a_class_without_test_images_is_announced(photos: Path, tmp_path: Path) 
         shutil.copytree(photos / colour, tmp_path / "parts" / "train" / colour)
     for colour in ("blue", "green"):
         shutil.copytree(photos / colour, tmp_path / "parts" / "test" / colour)
-    heard = Heard()
-    plan_training(tiny_classifier(tmp_path / "parts", tmp_path / "run"), heard)
-    assert "test 24 images (none of `red`)" in "\n".join(heard.lines)
+    listener = Recorder()
+    plan_training(tiny_classifier(tmp_path / "parts", tmp_path / "run"), listener)
+    assert "test 24 images (none of `red`)" in "\n".join(listener.lines)
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("overrides", "message"),
     [
         (
             {"model_args": {**TINY_VMAMBA, "num_classes": 3}},
             "`--model-arg num_classes` does not go with",
         ),
         ({"protocol": "paper"}, "`--protocol paper` does not go with classifiers"),
-        (
-            {"model": "vim-t", "model_args": {}, "window": 40},
-            "40 x 40 pixels; this Vim takes 224",
-        ),
+        ({"model": "vim-t", "model_args": {}, "window": 40}, "40 x 40 pixels; this Vim takes 224"),
         (
             {"data": None, "model": "test_vit", "model_args": {}},
             "No `--data`: there is nothing to train `test_vit` on",
@@ -246,25 +264,25 @@ def test_a_class_without_test_images_is_announced(photos: Path, tmp_path: Path) 
     ],
 )
 def test_what_cannot_be_trained(
-    photos: Path, tmp_path: Path, said: dict[str, Any], message: str
+    photos: Path, tmp_path: Path, overrides: dict[str, Any], message: str
 ) -> None:
-    given = {"data": photos, **said}
+    settings = {"data": photos, **overrides}
     with pytest.raises(UsageError, match=message):
-        run_training(tiny_classifier(given.pop("data"), tmp_path / "run", **given))
+        run_training(tiny_classifier(settings.pop("data"), tmp_path / "run", **settings))
     assert not (tmp_path / "run").exists()
 
 
-def test_going_on_from_a_file_keeps_all_but_the_head(whole: Run, tmp_path: Path) -> None:
-    two = write_photos(tmp_path / "two", 6)
-    for photo in (two / "red").iterdir():
+def test_weights_from_a_file_are_kept_except_the_head(finished_run: Run, tmp_path: Path) -> None:
+    two_classes = write_photos(tmp_path / "two", 6)
+    for photo in (two_classes / "red").iterdir():
         photo.unlink()
-    config = tiny_classifier(two, tmp_path / "run", weights=whole[0], model_args={})
-    plan = plan_training(config, Heard())
+    config = tiny_classifier(two_classes, tmp_path / "run", weights=finished_run[0], model_args={})
+    plan = plan_training(config, Recorder())
     network, origin = plan.task.network(config, plan.entry, plan.index)
-    state, given = network.state_dict(), weights_of(whole[0])
-    assert origin == str(whole[0] / "weights.safetensors")
+    state, start_weights = network.state_dict(), weights_of(finished_run[0])
+    assert origin == str(finished_run[0] / "weights.safetensors")
     for name, tensor in state.items():
         if name.startswith("classifier.head"):
             assert tensor.shape[0] == 2
         else:
-            assert torch.equal(tensor, given[name]), name
+            assert torch.equal(tensor, start_weights[name]), name

@@ -1,4 +1,4 @@
-"""Pixels decoded once, and the batches of an epoch."""
+"""Decoded pixels and the batches of an epoch."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ TRAIN = DecodedSubset([f"t{i}" for i in range(7)], decoded(7))
 VAL = DecodedSubset(["v0", "v1"], decoded(2, 50, 30))
 
 
-def data(*, workers: int = 0, whole: bool = False, **changes: object) -> ImageData:
-    recipe: Recipe = recipe_for("unet", "paper" if whole else "patient", "x")
+def data(*, workers: int = 0, whole_photos: bool = False, **changes: object) -> ImageData:
+    recipe: Recipe = recipe_for("unet", "paper" if whole_photos else "patient", "x")
     recipe = replace(recipe, batch_size=3, window=24, **changes)  # type: ignore[arg-type]
-    made = procedure_of(recipe).data(TRAIN, VAL, BatchSettings(1, workers))
-    assert isinstance(made, ImageData)
-    return made
+    datamodule = procedure_of(recipe).data(TRAIN, VAL, BatchSettings(1, workers))
+    assert isinstance(datamodule, ImageData)
+    return datamodule
 
 
 def test_an_epoch_is_every_image_once_the_last_batch_being_smaller() -> None:
@@ -60,11 +60,11 @@ def test_samples_are_numbered_and_know_their_image() -> None:
     numbers = [n for batch in data().val_dataloader() for n in batch.numbers.tolist()]
     assert numbers == list(range(12))
     assert data().val_samples.places == [0] * 6 + [1] * 6
-    assert data(whole=True).val_samples.places == [0, 1]
+    assert data(whole_photos=True).val_samples.places == [0, 1]
 
 
 def test_whole_images_where_the_paper_takes_them() -> None:
-    (batch,) = data(whole=True).val_dataloader()
+    (batch,) = data(whole_photos=True).val_dataloader()
     assert batch.ids == ["v0", "v1"]
     assert batch.images.dtype == torch.float32
 
@@ -74,29 +74,29 @@ def test_loader_processes_change_nothing(
     method: str, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datamodule, "start_method", lambda: method)
-    alone, helped = (list(data(workers=n).train_dataloader()) for n in (0, workers))
-    for one, other in zip(alone, helped, strict=True):
-        assert one.ids == other.ids
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.masks, other.masks)
+    without_workers, with_workers = (list(data(workers=n).train_dataloader()) for n in (0, workers))
+    for first, second in zip(without_workers, with_workers, strict=True):
+        assert first.ids == second.ids
+        assert torch.equal(first.images, second.images)
+        assert torch.equal(first.masks, second.masks)
 
 
 IDS = [f"image-{i}" for i in range(17)]
 
 
-def order(epoch: int, *, ids: list[str] = IDS, seed: int = 0, **more: int | None) -> list[str]:
-    sampler = EpochOrder(ids, seed, most=more.pop("most", None), **more)  # type: ignore[arg-type]
+def order(epoch: int, *, ids: list[str] = IDS, seed: int = 0, **options: int | None) -> list[str]:
+    sampler = EpochOrder(ids, seed, most=options.pop("most", None), **options)  # type: ignore[arg-type]
     sampler.set_epoch(epoch)
-    drawn = list(sampler)
-    assert {e for e, _ in drawn} == {epoch}
-    assert len(drawn) == len(sampler)
-    return [ids[place] for _, place in drawn]
+    indices = list(sampler)
+    assert {e for e, _ in indices} == {epoch}
+    assert len(indices) == len(sampler)
+    return [ids[position] for _, position in indices]
 
 
 def test_every_image_comes_once_an_epoch_in_another_order() -> None:
     orders = [order(epoch) for epoch in range(5)]
-    assert all(sorted(found) == sorted(IDS) for found in orders)
-    assert len({tuple(found) for found in orders}) == 5
+    assert all(sorted(order_of_epoch) == sorted(IDS) for order_of_epoch in orders)
+    assert len({tuple(order_of_epoch) for order_of_epoch in orders}) == 5
     assert order(3) == orders[3]
     assert order(3, seed=1) != orders[3]
 
@@ -123,21 +123,21 @@ def test_processes_share_an_epoch_equally() -> None:
 @pytest.mark.parametrize("size", range(1, 10))
 def test_the_sizes_of_batches_for_every_number_of_images_around_them(size: int) -> None:
     for images in range(2, 4 * size + 3):
-        plain = batch_sizes(images, size)
-        assert plain == [size] * (images // size) + [images % size] * (images % size > 0)
-        sizes = batch_sizes(images, size, least=2) if size > 1 else plain
+        default_sizes = batch_sizes(images, size)
+        assert default_sizes == [size] * (images // size) + [images % size] * (images % size > 0)
+        sizes = batch_sizes(images, size, least=2) if size > 1 else default_sizes
         assert sum(sizes) == images
         if size == 1:
             continue
         assert min(sizes) >= 2
-        if plain[-1] > 1:
-            assert sizes == plain  # documented batches stay where they work
+        if default_sizes[-1] > 1:
+            assert sizes == default_sizes  # documented batches are unchanged if possible
         elif size > 2:
-            assert len(sizes) == len(plain)
+            assert len(sizes) == len(default_sizes)
             assert max(sizes) <= size
             assert sizes[-2] - sizes[-1] in (0, 1)
         else:
-            assert sizes == [2] * (len(plain) - 2) + [3]
+            assert sizes == [2] * (len(default_sizes) - 2) + [3]
 
 
 def test_batches_hold_the_order_of_their_sampler_and_tell_it_the_epoch() -> None:
@@ -145,10 +145,10 @@ def test_batches_hold_the_order_of_their_sampler_and_tell_it_the_epoch() -> None
     batches = Batches(sampler, 8, least=2)
     assert batches.sampler is sampler
     sampler.set_epoch(3)
-    drawn = list(batches)
-    assert [len(batch) for batch in drawn] == [8, 5, 4]
+    indices = list(batches)
+    assert [len(batch) for batch in indices] == [8, 5, 4]
     assert len(batches) == 3
-    assert [one for batch in drawn for one in batch] == list(sampler)
+    assert [item for batch in indices for item in batch] == list(sampler)
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
@@ -169,13 +169,17 @@ SIZES = st.integers(1, 40)
 def test_processes_take_equally_many_steps(
     count: int, batch_size: int, world: int, most: int | None
 ) -> None:
-    """Of a training epoch also the number of batches is the same, whatever divides what."""
+    """All ranks also get an equal number of batches in a training epoch."""
     ids = [f"image-{i}" for i in range(count)]
     orders = [EpochOrder(ids, 0, most=most, rank=rank, world=world) for rank in range(world)]
-    drawn = [list(one) for one in orders]
-    assert {len(share) for share in drawn} == {len(orders[0])}
-    assert {-(-len(share) // batch_size) for share in drawn} == {-(-len(orders[0]) // batch_size)}
-    assert len({place for share in drawn for _, place in share}) == min(most or count, count)
+    drawn_shares = [list(item) for item in orders]
+    assert {len(share) for share in drawn_shares} == {len(orders[0])}
+    assert {-(-len(share) // batch_size) for share in drawn_shares} == {
+        -(-len(orders[0]) // batch_size)
+    }
+    assert len({position for share in drawn_shares for _, position in share}) == min(
+        most or count, count
+    )
     shares = [list(ShareOfBatches(count, batch_size, rank=r, world=world)) for r in range(world)]
     assert {len(share) for share in shares} == {len(ShareOfBatches(count, batch_size, world=world))}
 
@@ -207,14 +211,14 @@ def test_the_pixels_are_those_of_the_files(
     data_cache: Path, tmp_path: Path, budget: int | None
 ) -> None:
     pairs = open_dataset(str(data_cache), MASKS).samples
-    with decoded_once(pairs, tmp_path / "cache", budget=budget) as found:
-        mapped = [isinstance(one.image.base, np.memmap) for one in found]
+    with decoded_once(pairs, tmp_path / "cache", budget=budget) as decoded:
+        mapped = [isinstance(item.image.base, np.memmap) for item in decoded]
         assert set(mapped) == {budget is not None}
-        for pair, one in zip(pairs, found, strict=True):
+        for pair, item in zip(pairs, decoded, strict=True):
             image = np.asarray(Image.open(pair.image.path))
             mask = np.asarray(Image.open(pair.mask.path))
-            assert np.array_equal(one.image, image)
-            assert np.array_equal(one.mask * 255, mask)
+            assert np.array_equal(item.image, image)
+            assert np.array_equal(item.mask * 255, mask)
     assert not (tmp_path / "cache").exists()
 
 
@@ -242,10 +246,7 @@ def test_a_mask_of_another_size_is_refused(data_cache: Path, tmp_path: Path) -> 
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(data_cache / "masks" / "001.png")
     with (
         pytest.raises(UsageError, match="differ in size"),
-        decoded_once(
-            open_dataset(str(data_cache), MASKS).samples,
-            tmp_path / "cache",
-        ),
+        decoded_once(open_dataset(str(data_cache), MASKS).samples, tmp_path / "cache"),
     ):
         pass
 
@@ -267,5 +268,5 @@ def test_processes_share_the_memory(
     needed = 3 * 32 * 32 * 4 + 20 * 50 * 4
     monkeypatch.setattr(cache, "available_bytes", lambda: 2 * needed)
     for processes, mapped in ((1, False), (2, True)):
-        with decoded_once(pairs, tmp_path / "cache", processes=processes) as found:
-            assert isinstance(found[0].image.base, np.memmap) == mapped
+        with decoded_once(pairs, tmp_path / "cache", processes=processes) as decoded:
+            assert isinstance(decoded[0].image.base, np.memmap) == mapped

@@ -1,4 +1,4 @@
-"""Whole trainings: what they leave, how they go on, and what stops them."""
+"""Trainings end to end: files, resuming, and errors that stop them."""
 
 from __future__ import annotations
 
@@ -38,22 +38,23 @@ from robustcli.training.training_task import hash_ids
 from robustcli.transforms.base import Cell
 from tests.training.images import write_pairs
 from tests.training.runs import (
-    SMALL,
-    Heard,
+    SMALL_UNET,
     Interrupting,
+    Recorder,
     Run,
     kill_when_stopped,
-    same,
-    small,
+    recorded_training,
+    same_state,
+    tiny_unet,
     weights_of,
 )
 
 
-def test_the_peak_grows_with_what_is_taken() -> None:
+def test_peak_memory_grows_with_allocations() -> None:
     before = engine.peak_bytes()
-    taken = np.ones(60_000_000, np.uint8)
+    allocated = np.ones(60_000_000, np.uint8)
     assert engine.peak_bytes() >= before
-    assert engine.peak_bytes() > taken.nbytes
+    assert engine.peak_bytes() > allocated.nbytes
 
 
 def test_windows_has_no_resource_module(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,39 +66,38 @@ def test_windows_has_no_resource_module(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An unbroken training."""
-    heard = Heard()
-    return run_training(small(data, tmp_path_factory.mktemp("whole") / "run"), heard), heard
+def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Returns the run and the listener of an uninterrupted training."""
+    return recorded_training(tiny_unet(data, tmp_path_factory.mktemp("whole") / "run"))
 
 
-def test_it_leaves_what_the_record_promises(whole: Run) -> None:
-    run, _ = whole
-    left = {path.name for path in run.iterdir() if path.name[0] != "."}
-    assert left == {
+def test_a_training_writes_the_documented_files(finished_run: Run) -> None:
+    run, _ = finished_run
+    file_names = {path.name for path in run.iterdir() if path.name[0] != "."}
+    assert file_names == {
         "run.json", "splits.csv", "metrics.csv", "checkpoints", "weights.safetensors", "test",
         "baseline", "tensorboard",
     }  # fmt: skip
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
-def test_the_record_says_what_was_done(whole: Run) -> None:
-    record = read_train_record(whole[0])
+def test_the_record_says_what_was_done(finished_run: Run) -> None:
+    record = read_train_record(finished_run[0])
     assert (record.status, record.protocol, record.model) == ("complete", "patient", "unet")
     assert (record.recipe.epochs, record.recipe.window, record.recipe.lr) == (3, 16, 0.01)
     assert {k: (s.images, s.groups, s.empty) for k, s in record.splits.items()} == {
         "train": (12, 12, 0), "val": (1, 1, 0), "test": (1, 1, 0),
     }  # fmt: skip
     assert record.faults == []
-    assert record.arguments == SMALL
+    assert record.arguments == SMALL_UNET
     assert record.decision == "probability >= 0.5"
     assert record.peak_memory_bytes is not None
     assert record.peak_memory_bytes > 1 << 26
     assert (record.initial_weights, record.scan_backend) == ("none: initialised with seed 0", None)
 
 
-def test_metrics_have_a_line_per_epoch_and_the_best_is_chosen(whole: Run) -> None:
-    run, heard = whole
+def test_metrics_have_a_line_per_epoch_and_the_best_is_chosen(finished_run: Run) -> None:
+    run, listener = finished_run
     metrics = pd.read_csv(run / "metrics.csv")
     assert tuple(metrics.columns) == METRICS
     assert metrics["epoch"].tolist() == [1, 2, 3]
@@ -108,12 +108,12 @@ def test_metrics_have_a_line_per_epoch_and_the_best_is_chosen(whole: Run) -> Non
     record = read_train_record(run)
     assert record.chosen_epoch == 1 + int(metrics["val_dice"].to_numpy().argmax())
     assert "best dice on the validation images" in str(record.chosen_why)
-    assert (heard.total, heard.done) == (36, 36)
-    assert any(line.startswith("Epoch 3 of 3: training loss") for line in heard.lines)
+    assert (listener.total, listener.done) == (36, 36)
+    assert any(line.startswith("Epoch 3 of 3: training loss") for line in listener.lines)
 
 
-def test_the_weights_tell_how_to_use_them(whole: Run) -> None:
-    run, _ = whole
+def test_the_weights_tell_how_to_use_them(finished_run: Run) -> None:
+    run, _ = finished_run
     header, record = read_header(run / "weights.safetensors"), read_train_record(run)
     assert header is not None
     assert (header.model, header.window, header.channels) == ("unet", 16, "rgb")
@@ -121,26 +121,26 @@ def test_the_weights_tell_how_to_use_them(whole: Run) -> None:
     assert header.trained_on == record.dataset.digest
 
 
-def test_the_held_out_images_are_measured_and_so_is_otsu(whole: Run) -> None:
-    run, _ = whole
+def test_the_held_out_images_are_measured_and_so_is_otsu(finished_run: Run) -> None:
+    run, _ = finished_run
     splits = pd.read_csv(run / "splits.csv")
     held_out = int((splits["split"] == "test").sum())
     for folder in ("test", "baseline"):
-        found = table(run / folder)
-        assert found["n"].tolist() == [held_out]
-        assert found["dice"].between(0, 1).all()
+        cell_table = table(run / folder)
+        assert cell_table["n"].tolist() == [held_out]
+        assert cell_table["dice"].between(0, 1).all()
 
 
-def test_a_finished_run_says_so(whole: Run, data: Path) -> None:
-    run, heard = whole[0], Heard()
+def test_a_finished_run_is_not_trained_again(finished_run: Run, data: Path) -> None:
+    run, listener = finished_run[0], Recorder()
     before = (run / "weights.safetensors").stat().st_mtime_ns
-    assert run_training(small(data, run), heard) == run
-    assert heard.lines[-1] == f"`{run}` is finished: nothing is left to do."
+    assert run_training(tiny_unet(data, run), listener) == run
+    assert listener.lines[-1] == f"`{run}` is finished: nothing is left to do."
     assert (run / "weights.safetensors").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(
-    ("said", "named"),
+    ("overrides", "message"),
     [
         ({"lr": 0.02}, "`--lr` was 0.01, now it is 0.02"),
         ({"seed": 1}, "`--seed` was 0, now it is 1|images are others"),
@@ -153,18 +153,18 @@ def test_a_finished_run_says_so(whole: Run, data: Path) -> None:
     ],
 )
 def test_other_settings_are_refused_by_name(
-    whole: Run, data: Path, said: dict[str, Any], named: str
+    finished_run: Run, data: Path, overrides: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match="holds a training with other settings") as caught:
-        run_training(small(data, whole[0], **said))
-    assert re.search(named, caught.value.why)
+        run_training(tiny_unet(data, finished_run[0], **overrides))
+    assert re.search(message, caught.value.why)
     assert "`--fresh`" in caught.value.todo
 
 
 def test_a_training_whose_test_is_partial_is_not_complete(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small(data, tmp_path / "run", epochs=1)
+    config = tiny_unet(data, tmp_path / "run", epochs=1)
 
     def partial(evaluation: EvalConfig) -> None:
         run = run_evaluation(evaluation)
@@ -176,33 +176,35 @@ def test_a_training_whose_test_is_partial_is_not_complete(
         with pytest.raises(IncompleteRun, match="9 of 10 predictions are missing"):
             run_training(config)
     assert read_train_record(tmp_path / "run").status == "failed"
-    monkeypatch.setattr("robustcli.training.engine.fit_run", None)  # a second training would fail
+    monkeypatch.setattr("robustcli.training.engine.fit_run", None)  # an error if it trained again
     run_training(config)
     assert read_train_record(tmp_path / "run").status == "complete"
     assert read_record(tmp_path / "run" / "test").status == "complete"
 
 
-def test_fresh_discards(whole: Run, data: Path, tmp_path: Path) -> None:
+def test_fresh_discards(finished_run: Run, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    run_training(small(data, run, epochs=1, lr=0.5))
+    run_training(tiny_unet(data, run, epochs=1, lr=0.5))
     (run / "mine.txt").write_text("not the run's")
-    run_training(small(data, run, fresh=True))
-    assert same(weights_of(run), weights_of(whole[0]))
+    run_training(tiny_unet(data, run, fresh=True))
+    assert same_state(weights_of(run), weights_of(finished_run[0]))
     assert (run / "mine.txt").is_file()
 
 
-def test_a_killed_run_ends_with_the_same_weights(whole: Run, data: Path, tmp_path: Path) -> None:
-    """A real process, killed in the middle of its second epoch."""
+def test_a_killed_run_ends_with_the_same_weights(
+    finished_run: Run, data: Path, tmp_path: Path
+) -> None:
+    """A real process is killed in the middle of its second epoch."""
     run = tmp_path / "run"
     kill_when_stopped(_CHILD, data, run)
     assert not (run / "weights.safetensors").exists()
-    heard = Heard()
-    run_training(small(data, run), heard)
-    assert same(weights_of(run), weights_of(whole[0]))
-    assert not any("Epoch 1 of" in line for line in heard.lines)
-    usual, resumed = (pd.read_csv(r / "metrics.csv") for r in (whole[0], run))
+    listener = Recorder()
+    run_training(tiny_unet(data, run), listener)
+    assert same_state(weights_of(run), weights_of(finished_run[0]))
+    assert not any("Epoch 1 of" in line for line in listener.lines)
+    expected_metrics, resumed = (pd.read_csv(r / "metrics.csv") for r in (finished_run[0], run))
     timed = ["seconds", "waiting_share", "val_seconds"]
-    pd.testing.assert_frame_equal(usual.drop(columns=timed), resumed.drop(columns=timed))
+    pd.testing.assert_frame_equal(expected_metrics.drop(columns=timed), resumed.drop(columns=timed))
     assert not list(run.rglob("*.tmp"))
 
 
@@ -210,50 +212,50 @@ _CHILD = """
 import sys
 from pathlib import Path
 from robustcli.training.engine import run_training
-from tests.training.runs import Stopping, small
+from tests.training.runs import Stopping, tiny_unet
 
-run_training(small(*map(Path, sys.argv[1:])), Stopping(after=19))  # in the second epoch of three
+run_training(tiny_unet(*map(Path, sys.argv[1:])), Stopping(after=19))  # in epoch 2 of 3
 """
 
 
-def test_what_is_dropped_out_does_not_hang_on_the_interruption(data: Path, tmp_path: Path) -> None:
-    """VM-UNet drops paths at random; here the process goes on with another random state."""
-    said: dict[str, Any] = {
+def test_dropout_is_the_same_after_an_interruption(data: Path, tmp_path: Path) -> None:
+    """VM-UNet drops paths at random; the process continues with another random state."""
+    overrides: dict[str, Any] = {
         "model": "vmunet", "window": 32, "epochs": 2, "limit": 5, "batch_size": 3,
         "model_args": {"dim": 8, "depths": [1, 1, 1, 1], "depths_decoder": [1, 1, 1, 1],
                        "drop_path": 0.5},
     }  # fmt: skip
-    one, other = tmp_path / "one", tmp_path / "other"
-    run_training(small(data, one, **said))
+    first_run, second_run = tmp_path / "one", tmp_path / "other"
+    run_training(tiny_unet(data, first_run, **overrides))
     with pytest.raises(KeyboardInterrupt):
-        run_training(small(data, other, **said), Interrupting(after=3))
+        run_training(tiny_unet(data, second_run, **overrides), Interrupting(after=3))
     torch.manual_seed(12345)
-    run_training(small(data, other, **said))
-    assert same(weights_of(one), weights_of(other))
+    run_training(tiny_unet(data, second_run, **overrides))
+    assert same_state(weights_of(first_run), weights_of(second_run))
 
 
 def test_ctrl_c_stays_ctrl_c(data: Path, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        run_training(small(data, tmp_path / "run"), Interrupting(after=13))
+        run_training(tiny_unet(data, tmp_path / "run"), Interrupting(after=13))
     assert signal.getsignal(signal.SIGINT) == before
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_more_epochs_go_on_where_the_schedule_allows_it(data: Path, tmp_path: Path) -> None:
-    said: dict[str, Any] = {"protocol": "paper", "window": 32}
-    long, short = tmp_path / "long", tmp_path / "short"
-    run_training(small(data, long, **said))
-    run_training(small(data, short, **said, epochs=2))
-    run_training(small(data, short, **said, epochs=3))
-    assert same(weights_of(long), weights_of(short))
-    one, other = (table(run / "test").drop(columns="model") for run in (long, short))
-    pd.testing.assert_frame_equal(one, other)
-    assert read_train_record(short).recipe.epochs == 3
+    overrides: dict[str, Any] = {"protocol": "paper", "window": 32}
+    long_run, short_run = tmp_path / "long", tmp_path / "short"
+    run_training(tiny_unet(data, long_run, **overrides))
+    run_training(tiny_unet(data, short_run, **overrides, epochs=2))
+    run_training(tiny_unet(data, short_run, **overrides, epochs=3))
+    assert same_state(weights_of(long_run), weights_of(short_run))
+    long, short = (table(run / "test").drop(columns="model") for run in (long_run, short_run))
+    pd.testing.assert_frame_equal(long, short)
+    assert read_train_record(short_run).recipe.epochs == 3
 
 
 def test_the_papers_protocol(data: Path, tmp_path: Path) -> None:
-    run = run_training(small(data, tmp_path / "run", protocol="paper", window=24))
+    run = run_training(tiny_unet(data, tmp_path / "run", protocol="paper", window=24))
     record = read_train_record(run)
     assert (record.protocol, record.chosen_epoch) == ("paper", 3)
     assert any("Slices of one patient" in fault for fault in record.faults)
@@ -269,21 +271,21 @@ def test_the_papers_protocol(data: Path, tmp_path: Path) -> None:
     assert (header.channels, round(header.threshold, 7)) == ("bgr", 0.6224593)
 
 
-def test_a_loss_that_is_no_number_stops_and_names_the_images(
+def test_a_nan_loss_stops_and_names_the_images(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = SegmenterModule.pixels
+    original = SegmenterModule.pixels
     steps = 0
 
-    def spoiled(self: SegmenterModule, batch: Any) -> torch.Tensor:
+    def nan_pixels(self: SegmenterModule, batch: Any) -> torch.Tensor:
         nonlocal steps
         steps += 1
-        return usual(self, batch) * (np.nan if steps == 6 else 1)  # in the second epoch
+        return original(self, batch) * (np.nan if steps == 6 else 1)  # in the second epoch
 
-    monkeypatch.setattr(SegmenterModule, "pixels", spoiled)
+    monkeypatch.setattr(SegmenterModule, "pixels", nan_pixels)
     run = tmp_path / "run"
     with pytest.raises(RunError, match="The loss is nan in epoch 2, step 5") as caught:
-        run_training(small(data, run))
+        run_training(tiny_unet(data, run))
     assert re.match(r"Images of the batch: \d+.png, ", caught.value.why)
     assert read_train_record(run).status == "failed"
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -293,12 +295,12 @@ def test_a_loss_that_is_no_number_stops_and_names_the_images(
 
 @pytest.mark.parametrize("model", ["unet", "ulvm"])
 def test_half_precision_accumulation_and_clipping(data: Path, tmp_path: Path, model: str) -> None:
-    said: dict[str, Any] = {"precision": "bf16", "accumulate": 2, "clip": 0.1, "epochs": 2}
-    arguments = SMALL if model == "unet" else {}
+    overrides: dict[str, Any] = {"precision": "bf16", "accumulate": 2, "clip": 0.1, "epochs": 2}
+    arguments = SMALL_UNET if model == "unet" else {}
     run = tmp_path / "run"
-    run_training(small(data, run, model=model, model_args=arguments, **said, window=32))
+    run_training(tiny_unet(data, run, model=model, model_args=arguments, **overrides, window=32))
     metrics = pd.read_csv(run / "metrics.csv")
-    assert metrics["step"].tolist() == [2, 4]  # three batches an epoch, two a step
+    assert metrics["step"].tolist() == [2, 4]  # three batches per epoch, two per step
     assert (metrics["grad_norm"] > 0.1).all()  # before clipping
     assert metrics["train_loss"].notna().all()
     assert torch.bfloat16 not in {tensor.dtype for tensor in weights_of(run).values()}
@@ -306,25 +308,25 @@ def test_half_precision_accumulation_and_clipping(data: Path, tmp_path: Path, mo
 
 def test_patience_ends_a_training_that_does_not_get_better(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    said: dict[str, Any] = {"patience": 1, "lr": 1e-12, "epochs": 9, "aug": "none"}
-    run_training(small(data, run, **said))
+    overrides: dict[str, Any] = {"patience": 1, "lr": 1e-12, "epochs": 9, "aug": "none"}
+    run_training(tiny_unet(data, run, **overrides))
     assert len(pd.read_csv(run / "metrics.csv")) < 9
     assert read_train_record(run).chosen_epoch == 1
 
 
 def test_masks_without_foreground_are_refused(tmp_path: Path) -> None:
-    empty = write_pairs(tmp_path / "data", 5, empty=True)
+    empty_masks = write_pairs(tmp_path / "data", 5, empty=True)
     with pytest.raises(UsageError, match="None of the 3 training images of `data` has any fore"):
-        run_training(small(empty, tmp_path / "run"))
+        run_training(tiny_unet(empty_masks, tmp_path / "run"))
 
 
 def test_sizes_that_do_not_divide_are_padded(data: Path, tmp_path: Path) -> None:
-    run = run_training(small(data, tmp_path / "run", window=50, epochs=1))
+    run = run_training(tiny_unet(data, tmp_path / "run", window=50, epochs=1))
     assert table(run / "test")["dice"].between(0, 1).all()
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("overrides", "message"),
     [
         ({"model": "vmamba-t", "task": "seg"}, "`vmamba-t` is a classifier"),
         ({"model": "otsu", "model_args": {}}, "`otsu` has nothing to train"),
@@ -332,25 +334,25 @@ def test_sizes_that_do_not_divide_are_padded(data: Path, tmp_path: Path) -> None
     ],
 )
 def test_what_cannot_be_trained(
-    data: Path, tmp_path: Path, said: dict[str, Any], message: str
+    data: Path, tmp_path: Path, overrides: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        run_training(small(data, tmp_path / "run", **said))
+        run_training(tiny_unet(data, tmp_path / "run", **overrides))
     assert not (tmp_path / "run").exists()
 
 
 def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
-    """What is ignored is in no loss, no validation and no score, and the record says so."""
+    """Ignored pixels are in no loss, validation or score, and are recorded."""
     folder = write_pairs(tmp_path / "data", 14)
     for file in (folder / "masks").iterdir():
         mask = (np.asarray(Image.open(file)) > 0).astype(np.uint8)
         mask[:, 24:] = 255
         Image.fromarray(mask).save(file)
     with pytest.raises(UsageError, match=r"(?s)is not known.*--ignore 255` leaves that value out"):
-        run_training(small(folder, tmp_path / "run"))
-    heard = Heard()
-    run = run_training(small(folder, tmp_path / "run", ignore=255), heard)
-    assert any("foreground 1, background 0, ignored 255" in line for line in heard.lines)
+        run_training(tiny_unet(folder, tmp_path / "run"))
+    listener = Recorder()
+    run = run_training(tiny_unet(folder, tmp_path / "run", ignore=255), listener)
+    assert any("foreground 1, background 0, ignored 255" in line for line in listener.lines)
     for record in (read_train_record(run), read_record(run / "test")):
         assert record.dataset.masks is not None
         assert record.dataset.masks.ignored == ["255"]
@@ -359,21 +361,21 @@ def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
     )
     assert set(rows[["tp", "fp", "fn", "tn"]].sum(axis=1)) == {32 * 24}
     with pytest.raises(UsageError, match=r"(?s)other settings.*masks were read otherwise"):
-        run_training(small(folder, run, foreground=1))
+        run_training(tiny_unet(folder, run, foreground=1))
     with pytest.raises(UsageError, match=r"`--ignore 255` does not go with `--protocol paper`"):
-        run_training(small(folder, tmp_path / "paper", ignore=255, protocol="paper"))
+        run_training(tiny_unet(folder, tmp_path / "paper", ignore=255, protocol="paper"))
     (folder / "labels.json").write_text('{"1": "lesion", "255": "ignore"}')
     with pytest.raises(UsageError, match=r"(?s)ignored 255.* does not go with `--protocol paper`"):
-        run_training(small(folder, tmp_path / "paper", protocol="paper"))
+        run_training(tiny_unet(folder, tmp_path / "paper", protocol="paper"))
 
 
 def test_the_values_of_masks_are_read_alike_in_training_and_evaluation(tmp_path: Path) -> None:
-    """Masks of 128 and those of 255 give the same weights and scores."""
+    """Masks with values 128 and 255 give the same weights and scores."""
     folders = [write_pairs(tmp_path / name, 14) for name in ("usual", "other")]
     for file in (folders[1] / "masks").iterdir():
         Image.fromarray((np.asarray(Image.open(file)) > 0).astype(np.uint8) * 128).save(file)
-    runs = [run_training(small(folder, folder / "run")) for folder in folders]
-    assert same(*map(weights_of, runs))
+    runs = [run_training(tiny_unet(folder, folder / "run")) for folder in folders]
+    assert same_state(*map(weights_of, runs))
     tables = [table(run / "test")["dice"].tolist() for run in runs]
     assert tables[0] == tables[1]
     masks = [read_train_record(run).dataset.masks for run in runs]
@@ -397,9 +399,11 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_best_or_the_last(run: Path) -> None:
-    ours, paper = (procedure_of(recipe_for("unet", way, "x")) for way in ("patient", "paper"))
-    best, last = chosen_weights(run, ours), chosen_weights(run, paper)
+def test_the_protocol_selects_the_best_or_the_last_epoch(run: Path) -> None:
+    patient, paper = (
+        procedure_of(recipe_for("unet", protocol, "x")) for protocol in ("patient", "paper")
+    )
+    best, last = chosen_weights(run, patient), chosen_weights(run, paper)
     assert (best.epoch, last.epoch) == (4, 8)
     assert best.why == "the best dice on the validation images, 0.8765"
     assert last.why == "the last epoch, as protocol `paper` has it"
@@ -407,21 +411,21 @@ def test_the_best_or_the_last(run: Path) -> None:
     assert (best.state["w"].tolist(), last.state["w"].tolist()) == ([3, 3], [7, 7])
 
 
-def test_the_reason_names_what_was_watched(run: Path) -> None:
+def test_the_reason_names_the_monitored_metric(run: Path) -> None:
     file = run / "checkpoints" / "best.ckpt"
     content = DurableCheckpoints().load_checkpoint(file)
     content["callbacks"]["KeepLastAndBest"]["monitor"] = AVERAGED
     DurableCheckpoints().save_checkpoint(content, file)
-    why = chosen_weights(run, procedure_of(recipe_for("unet", "patient", "x"))).why
-    assert why == "the best moving average of the dice on validation patches, 0.8765"
+    reason = chosen_weights(run, procedure_of(recipe_for("unet", "patient", "x"))).why
+    assert reason == "the best moving average of the dice on validation patches, 0.8765"
 
 
-@pytest.mark.parametrize(("epochs", "done"), [(8, True), (9, False)])
-def test_a_training_is_done_after_its_last_epoch(run: Path, epochs: int, done: bool) -> None:
-    assert is_trained(run, epochs) == done
+@pytest.mark.parametrize(("epochs", "is_done"), [(8, True), (9, False)])
+def test_a_training_is_done_after_its_last_epoch(run: Path, epochs: int, is_done: bool) -> None:
+    assert is_trained(run, epochs) == is_done
 
 
-def test_or_when_it_was_stopped_early(run: Path) -> None:
+def test_a_training_is_done_after_early_stopping(run: Path) -> None:
     file = run / "checkpoints" / "last.ckpt"
     content = DurableCheckpoints().load_checkpoint(file)
     content["callbacks"]["EarlyStopping{'monitor': 'val_dice'}"]["wait_count"] = 2
@@ -429,13 +433,13 @@ def test_or_when_it_was_stopped_early(run: Path) -> None:
     assert is_trained(run, 100)
 
 
-def test_nothing_is_not_done(tmp_path: Path) -> None:
+def test_a_training_without_files_is_not_done(tmp_path: Path) -> None:
     assert not is_trained(tmp_path, 1)
 
 
 def test_the_ids_are_hashed_a_line_each(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", 3)
-    train = plan_training(small(data, tmp_path / "run"), Heard()).splits.train
+    train = plan_training(tiny_unet(data, tmp_path / "run"), Recorder()).splits.train
     (pair,) = train.samples
     assert hash_ids(train) == hashlib.sha256(f"{pair.image_id}\n".encode()).hexdigest()
 
@@ -452,11 +456,11 @@ def test_where_loader_processes_would_copy_the_images_there_are_none(
     assert default_workers(torch.device("cuda")) == 0
 
 
-def test_after_an_unreadable_image_is_removed_the_same_folder_begins_anew(tmp_path: Path) -> None:
+def test_after_an_unreadable_image_is_removed_the_same_folder_can_be_used(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", 14)
-    for number in range(3):  # one at least is neither a validation nor a held-out image
+    for number in range(3):  # one is in the training split
         (data / "images" / f"{number:03d}.png").write_bytes(b"no image")
-    config = small(data, tmp_path / "run", epochs=1)
+    config = tiny_unet(data, tmp_path / "run", epochs=1)
     with pytest.raises(RunError, match=r"cannot be read(.|\n)*Repair or remove both files"):
         run_training(config)
     for number in range(3):
@@ -468,14 +472,14 @@ def test_after_an_unreadable_image_is_removed_the_same_folder_begins_anew(tmp_pa
     for folder in ("images", "masks"):
         shutil.copy(data / folder / "003.png", data / folder / "000.png")
     with pytest.raises(UsageError, match=r"with other settings(.|\n)*Its images are others"):
-        run_training(config)  # now there are results that would be lost
+        run_training(config)  # results that would be lost exist now
 
 
 def test_a_folder_called_like_a_model_is_measured(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = run_training(small(data.resolve(), Path("unet"), epochs=1))
+    run = run_training(tiny_unet(data.resolve(), Path("unet"), epochs=1))
     assert [model.name for model in read_record(run / "test").models] == ["unet"]
     assert read_record(run / "test").models[0].pretraining.startswith("trained here")
     assert read_record(run / "test").status == "complete"

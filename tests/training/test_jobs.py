@@ -1,6 +1,6 @@
-"""Trainings in several real processes, as torchrun, SLURM and `--devices` start them.
+"""Trainings in several real processes, started by torchrun, SLURM and `--devices`.
 
-Slow: each job imports torch and Lightning once per process. Jobs are shared between assertions.
+Slow: each process of a job imports torch and Lightning, so one job serves several assertions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 from robustcli.training.engine import run_training
 from robustcli.training.record import read_train_record
 from tests.training.images import write_pairs, write_photos
-from tests.training.runs import small, tiny_classifier
+from tests.training.runs import tiny_classifier, tiny_unet
 from tests.training.test_ddp import environment
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ import os, signal, sys
 from pathlib import Path
 from robustcli.core.errors import RobustError
 from robustcli.training import engine, trainer
-from tests.training.runs import small
+from tests.training.runs import tiny_unet
 
 data, out, devices, what = sys.argv[1:]
 dies = os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
@@ -46,9 +46,9 @@ def die(self, lightning, *rest):
 
 if what == "dies in training":
     trainer.SeededSteps.on_train_batch_start = die
-said = {"model": "ulvm", "model_args": {}, "window": 32, "loss": "bce"}
+settings = {"model": "ulvm", "model_args": {}, "window": 32, "loss": "bce"}
 try:
-    engine.run_training(small(Path(data), Path(out), **said, devices=int(devices)))
+    engine.run_training(tiny_unet(Path(data), Path(out), **settings, devices=int(devices)))
 except RobustError as error:
     print(error, flush=True)
     sys.exit(error.exit_code)
@@ -57,21 +57,21 @@ print("finished")
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
-def torchrun(count: int, *more: str) -> list[str]:
+def torchrun(count: int, *options: str) -> list[str]:
     port = str(free_port())
-    where = ["--nnodes", "1", "--rdzv-backend", "static", "--master-addr", "127.0.0.1"]
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
-    return [*start, *where, "--master-port", port, *more]
+    rendezvous = ["--nnodes", "1", "--rdzv-backend", "static", "--master-addr", "127.0.0.1"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+    return [*launcher, *rendezvous, "--master-port", port, *options]
 
 
-def job(command: list[str], **more: str) -> subprocess.CompletedProcess[str]:
+def job(command: list[str], **extra: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, env=environment() | more, capture_output=True, text=True, check=False, timeout=240
+        command, env=environment() | extra, capture_output=True, text=True, check=False, timeout=240
     )
 
 
@@ -87,7 +87,8 @@ def test_torchruns_processes_find_a_finished_run_and_a_refused_one(
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / ".open-none-0").touch()  # what older versions waited for; static jobs are all `none`
+    # Older versions waited for this file; static jobs all have the id `none`.
+    (run / ".open-none-0").touch()
     train = [
         "-m", "robustcli", "train", "seg", "--model", "ulvm", "--data", str(data), "--out",
         str(run), "--window", "32", "--batch-size", "4", "--epochs", "1", "--device", "cpu",
@@ -96,28 +97,28 @@ def test_torchruns_processes_find_a_finished_run_and_a_refused_one(
     assert first.returncode == 0, first.stderr
     assert (first.stderr + first.stdout).count("Epoch 1 of 1") == 1
     assert first.stdout.count("Report:") == 1
-    written = (run / "metrics.csv").stat().st_mtime_ns
-    again = job([*torchrun(2), *train])
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("nothing is left to do") == 1
-    refused = job([*torchrun(2), *train, "--lr", "0.5"])
-    assert refused.returncode != 0
-    assert refused.stderr.count("holds a training with other settings") == 1
-    assert "exitcode  : 2" in refused.stderr
-    assert (run / "metrics.csv").stat().st_mtime_ns == written
-    fresh = job([*torchrun(2), *train, "--lr", "0.5", "--fresh"])
-    assert fresh.returncode == 0, fresh.stderr
-    assert (run / "metrics.csv").stat().st_mtime_ns > written
+    written_at = (run / "metrics.csv").stat().st_mtime_ns
+    second_job = job([*torchrun(2), *train])
+    assert second_job.returncode == 0, second_job.stderr
+    assert second_job.stderr.count("nothing is left to do") == 1
+    refused_job = job([*torchrun(2), *train, "--lr", "0.5"])
+    assert refused_job.returncode != 0
+    assert refused_job.stderr.count("holds a training with other settings") == 1
+    assert "exitcode  : 2" in refused_job.stderr
+    assert (run / "metrics.csv").stat().st_mtime_ns == written_at
+    fresh_job = job([*torchrun(2), *train, "--lr", "0.5", "--fresh"])
+    assert fresh_job.returncode == 0, fresh_job.stderr
+    assert (run / "metrics.csv").stat().st_mtime_ns > written_at
 
 
 def test_torchrun_restarts_a_killed_process_and_the_training_goes_on(
     data: Path, tmp_path: Path, script: Path
 ) -> None:
     run = tmp_path / "run"
-    starter = torchrun(2, "--max-restarts", "1")
-    done = job([*starter, str(script), str(data), str(run), "1", "dies in training"])
-    assert done.returncode == 0, done.stderr
-    assert "SIGKILL" in done.stderr or "exitcode: -9" in done.stderr
+    launcher = torchrun(2, "--max-restarts", "1")
+    result = job([*launcher, str(script), str(data), str(run), "1", "dies in training"])
+    assert result.returncode == 0, result.stderr
+    assert "SIGKILL" in result.stderr or "exitcode: -9" in result.stderr
     assert pd.read_csv(run / "metrics.csv")["step"].tolist() == [3, 6, 9]
     assert read_train_record(run).status == "complete"
 
@@ -127,23 +128,25 @@ def test_a_process_that_dies_ends_the_others_and_the_command_goes_on(
 ) -> None:
     run = tmp_path / "run"
     command = [sys.executable, str(script), str(data), str(run), "2"]
-    at_once = job([*command, "dies at once"])
-    assert at_once.returncode == 1, at_once.stderr
-    assert "Process 1 of 2 ended" in at_once.stdout
-    assert "exit code was 3" in at_once.stdout
+    first_result = job([*command, "dies at once"])
+    assert first_result.returncode == 1, first_result.stderr
+    assert "Process 1 of 2 ended" in first_result.stdout
+    assert "exit code was 3" in first_result.stdout
     killed = job([*command, "dies in training"])
     assert killed.returncode == 1, killed.stderr
     assert killed.stdout.count("Process 1 of 2 ended") == 1
     assert "SIGKILL" in killed.stdout
     assert read_train_record(run).status == "failed"
     assert len(pd.read_csv(run / "metrics.csv")) == 1
-    on = job([*command, "nothing"])
-    assert (on.returncode, on.stdout.split()) == (0, ["finished"]), on.stderr
+    second_result = job([*command, "nothing"])
+    assert (second_result.returncode, second_result.stdout.split()) == (0, ["finished"]), (
+        second_result.stderr
+    )
     assert pd.read_csv(run / "metrics.csv")["step"].tolist() == [3, 6, 9]
 
 
-def together(command: list[str], count: int) -> list[tuple[int, str]]:
-    """Exit codes and outputs of processes that only know the variables of torch's `env://`."""
+def run_together(command: list[str], count: int) -> list[tuple[int, str]]:
+    """Returns exit codes and output of processes that get torch's `env://` variables only."""
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     shared["MASTER_PORT"] = str(free_port())
     children = [
@@ -158,20 +161,20 @@ def together(command: list[str], count: int) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize(
-    ("what", "named"),
+    ("difference", "message"),
     [("other version", "version of `robustcli`"), ("other pixels", "the same pixels")],
 )
 def test_processes_that_would_not_train_the_same_are_refused(
-    what: str, named: str, data: Path, tmp_path: Path, script: Path
+    difference: str, message: str, data: Path, tmp_path: Path, script: Path
 ) -> None:
     run = tmp_path / "run"
-    (first, told), (other, silent) = together(
-        [sys.executable, str(script), str(data), str(run), "1", what], 2
+    (first_code, first_output), (second_code, second_output) = run_together(
+        [sys.executable, str(script), str(data), str(run), "1", difference], 2
     )
-    assert (first, other) == (2, 2), told + silent
-    assert "Process 1 of 2 does not train with" in told
-    assert named in told
-    assert silent == ""
+    assert (first_code, second_code) == (2, 2), first_output + second_output
+    assert "Process 1 of 2 does not train with" in first_output
+    assert message in first_output
+    assert second_output == ""
     assert not (run / "metrics.csv").exists()
 
 
@@ -190,28 +193,28 @@ with processes.meeting(place) as peers:
 """
 
 
-@pytest.mark.parametrize("hangs", ["0", "1"])
-def test_a_silent_process_ends_those_that_wait_for_it(tmp_path: Path, hangs: str) -> None:
+@pytest.mark.parametrize("hanging_rank", ["0", "1"])
+def test_a_silent_process_ends_those_that_wait_for_it(tmp_path: Path, hanging_rank: str) -> None:
     script = tmp_path / "silent.py"
     script.write_text(_SILENT)
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     shared["MASTER_PORT"] = str(free_port())
     children = [
         subprocess.Popen(
-            [sys.executable, str(script), hangs], text=True, stderr=subprocess.PIPE,
+            [sys.executable, str(script), hanging_rank], text=True, stderr=subprocess.PIPE,
             env=environment() | shared | {"RANK": rank, "LOCAL_RANK": rank},
         )
         for rank in "01"
     ]  # fmt: skip
-    waiting, other = children[1 - int(hangs)], children[int(hangs)]
+    waiting, hanging = children[1 - int(hanging_rank)], children[int(hanging_rank)]
     try:
-        _, told = waiting.communicate(timeout=60)
+        _, output = waiting.communicate(timeout=60)
     finally:
-        other.kill()
-        other.communicate()
+        hanging.kill()
+        hanging.communicate()
     assert waiting.returncode == 1
-    assert f"Process {hangs} of 2 ended" in told
-    assert "no sign of life" in told
+    assert f"Process {hanging_rank} of 2 ended" in output
+    assert "no sign of life" in output
 
 
 def test_the_others_end_when_the_first_process_is_killed(
@@ -219,23 +222,23 @@ def test_the_others_end_when_the_first_process_is_killed(
 ) -> None:
     command = [sys.executable, str(script), str(data), str(tmp_path / "run"), "2", "nothing"]
     first = subprocess.Popen(command, env=environment(), start_new_session=True)
-    others: list[int] = []
+    other_pids: list[int] = []
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (tmp_path / "run" / "metrics.csv").exists():
         time.sleep(0.1)
-    others = children_of(first.pid)
+    other_pids = children_of(first.pid)
     first.kill()
     first.wait()
-    assert others
-    while time.monotonic() < deadline and any(map(lives, others)):
+    assert other_pids
+    while time.monotonic() < deadline and any(map(lives, other_pids)):
         time.sleep(0.2)
-    assert not any(map(lives, others))
+    assert not any(map(lives, other_pids))
 
 
 def children_of(pid: int) -> list[int]:
-    """Processes that `pid` started (Linux)."""
+    """Returns the processes that `pid` started (Linux)."""
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
-    return [int(word) for word in text.split()]
+    return [int(pid_text) for pid_text in text.split()]
 
 
 def lives(pid: int) -> bool:
@@ -246,20 +249,20 @@ def lives(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").split()[2] != "Z"
 
 
-# The weights stay what they are (no step changes a float32), so that validation alone differs.
-STILL = {"epochs": 1, "lr": 1e-30, "batch_size": 6}
+# No step changes a float32 weight, so only validation can differ.
+NO_CHANGE = {"epochs": 1, "lr": 1e-30, "batch_size": 6}
 _VALIDATE = """
 import sys
 from pathlib import Path
 from robustcli.training.engine import run_training
-from tests.training.runs import small, tiny_classifier
-from tests.training.test_jobs import STILL, ULVM
+from tests.training.runs import tiny_unet, tiny_classifier
+from tests.training.test_jobs import NO_CHANGE, ULVM
 
 pairs, photos, out = map(Path, sys.argv[1:])
 for config in (
-    small(pairs, out / "own", **ULVM, **STILL),
-    small(pairs, out / "paper", **ULVM, **STILL, protocol="paper"),
-    tiny_classifier(photos, out / "classes", **STILL),
+    tiny_unet(pairs, out / "own", **ULVM, **NO_CHANGE),
+    tiny_unet(pairs, out / "paper", **ULVM, **NO_CHANGE, protocol="paper"),
+    tiny_classifier(photos, out / "classes", **NO_CHANGE),
 ):
     try:
         run_training(config)
@@ -269,38 +272,38 @@ for config in (
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """Odd numbers of images, and the trainings of one process on them."""
+def single_process_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Writes odd numbers of images, and trains on them in one process."""
     folder = tmp_path_factory.mktemp("alone")
     pairs, photos = write_pairs(folder / "pairs", 33), write_photos(folder / "paints", 11)
-    run_training(small(pairs, folder / "own", **ULVM, **STILL))
-    run_training(small(pairs, folder / "paper", **ULVM, **STILL, protocol="paper"))
-    run_training(tiny_classifier(photos, folder / "classes", **STILL))
+    run_training(tiny_unet(pairs, folder / "own", **ULVM, **NO_CHANGE))
+    run_training(tiny_unet(pairs, folder / "paper", **ULVM, **NO_CHANGE, protocol="paper"))
+    run_training(tiny_classifier(photos, folder / "classes", **NO_CHANGE))
     return pairs, photos, folder
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_validation_is_that_of_one_process(
-    alone: tuple[Path, Path, Path], tmp_path: Path, count: int
+    single_process_runs: tuple[Path, Path, Path], tmp_path: Path, count: int
 ) -> None:
-    pairs, photos, folder = alone
+    pairs, photos, folder = single_process_runs
     script = tmp_path / "validate.py"
     script.write_text(_VALIDATE)
-    done = job([*torchrun(count), str(script), str(pairs), str(photos), str(tmp_path)])
-    assert done.returncode == 0, done.stderr
-    for way, score in (("own", "val_dice"), ("paper", "val_dice"), ("classes", "val_top1")):
-        assert read_train_record(tmp_path / way).devices == count
-        one, several = (pd.read_csv(f / way / "metrics.csv") for f in (folder, tmp_path))
-        # Batches are the same, so only the order of a sum of a few float32 numbers may differ.
+    result = job([*torchrun(count), str(script), str(pairs), str(photos), str(tmp_path)])
+    assert result.returncode == 0, result.stderr
+    for protocol, score in (("own", "val_dice"), ("paper", "val_dice"), ("classes", "val_top1")):
+        assert read_train_record(tmp_path / protocol).devices == count
+        single, shared = (pd.read_csv(f / protocol / "metrics.csv") for f in (folder, tmp_path))
+        # Batches are equal; only the order of sums of a few float32 numbers may differ.
         for column in ("val_loss", score):
-            assert several[column].tolist() == pytest.approx(one[column].tolist(), rel=1e-6)
-        rows = pd.read_csv(tmp_path / way / "splits.csv")
-        held = rows[rows["split"] == "test"]["image_id"].tolist()
-        assert read_n(tmp_path / way / "test") == len(held)
+            assert shared[column].tolist() == pytest.approx(single[column].tolist(), rel=1e-6)
+        rows = pd.read_csv(tmp_path / protocol / "splits.csv")
+        held_out_ids = rows[rows["split"] == "test"]["image_id"].tolist()
+        assert read_n(tmp_path / protocol / "test") == len(held_out_ids)
 
 
 def read_n(run: Path) -> int:
-    """Images of an evaluation."""
+    """Returns the number of images of an evaluation."""
     from robustcli.evaluation.cell_table import table
 
     return int(table(run)["n"].iloc[0])

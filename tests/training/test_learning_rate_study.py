@@ -1,4 +1,4 @@
-"""The study of learning rates: which rate comes next, and which images it sees."""
+"""The learning-rate study: the next rate, and the images of each part."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def study() -> ModuleType:
         ({3e-4: 0.1, 1e-3: 0.3, 3e-3: 0.2}, None),
         ({3e-4: 0.1, 1e-3: 0.2, 3e-3: 0.3}, 1e-2),
         ({3e-4: 0.3, 1e-3: 0.2, 3e-3: 0.1}, 1e-4),
-        ({3e-2: 0.1, 1e-1: 0.3}, None),  # the end of the ladder
+        ({3e-2: 0.1, 1e-1: 0.3}, None),  # the last rate of the ladder
     ],
 )
 def test_the_grid_is_extended_where_the_best_is_at_its_edge(
@@ -50,7 +50,7 @@ def test_no_image_is_in_two_parts(
                 member = tarfile.TarInfo(f"train/{label}/{number}.jpg")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    for _ in range(2):  # the second time everything is there
+    for _ in range(2):  # the second time all results exist
         study.extract_parts(archive, tmp_path / "data")
         files = {
             path.relative_to(tmp_path / "data").as_posix(): path.read_text()

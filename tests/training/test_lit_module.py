@@ -1,4 +1,4 @@
-"""Networks as Lightning trains them: outputs, decay, and steps that are not finite."""
+"""Networks as Lightning modules: outputs, weight decay, and non-finite steps."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_our_classifiers_have_their_upstreams_rules() -> None:
     assert decays_of(resolve("vim-t")) is mamba_decays
 
 
-def test_timms_are_asked_what_they_spare() -> None:
+def test_networks_of_timm_name_parameters_without_decay() -> None:
     network = timm.create_model("vit_tiny_patch16_224", depth=1)
     decays = decays_of(resolve("vit_tiny_patch16_224"), network)
     parameters = dict(network.named_parameters())
-    spared = {name for name, p in parameters.items() if not decays(name, p)}
-    assert {"pos_embed", "cls_token", "norm.bias", "norm.weight"} <= spared
-    assert "blocks.0.attn.qkv.weight" not in spared
+    undecayed = {name for name, p in parameters.items() if not decays(name, p)}
+    assert {"pos_embed", "cls_token", "norm.bias", "norm.weight"} <= undecayed
+    assert "blocks.0.attn.qkv.weight" not in undecayed
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -70,7 +70,7 @@ def test_an_image_of_one_value_is_named() -> None:
     assert "Of one value everywhere, and so most likely the reason: b." in caught.value.why
 
 
-def test_finite_ones_pass() -> None:
+def test_finite_losses_and_gradients_pass() -> None:
     check_loss(torch.tensor(1e30), ["a"], (), 0, 0)
     check_gradient(torch.tensor(1e30), [], ["a"], (), 0, 0)
 
@@ -99,61 +99,63 @@ def test_the_norm_is_over_all_gradients_that_there_are() -> None:
 RECIPE = recipe_for("unet", "patient", "x")
 
 
-def module(network: nn.Module | None = None, **said: str) -> SegmenterModule:
-    channels = said.pop("channels", "rgb")
+def module(network: nn.Module | None = None, **overrides: str) -> SegmenterModule:
+    channels = overrides.pop("channels", "rgb")
     return SegmenterModule(
-        network or nn.Conv2d(3, 1, 1), replace(RECIPE, **said), channels=channels,  # type: ignore[arg-type]
+        network or nn.Conv2d(3, 1, 1), replace(RECIPE, **overrides), channels=channels,  # type: ignore[arg-type]
         decays=everything_decays, val_groups=(),
     )  # fmt: skip
 
 
 def batch(images: torch.Tensor) -> MaskBatch:
-    empty = torch.zeros(len(images), 1, 1, 1)
-    return MaskBatch(images, empty, ["x"] * len(images), torch.arange(len(images)), empty.bool())
+    empty_masks = torch.zeros(len(images), 1, 1, 1)
+    return MaskBatch(
+        images, empty_masks, ["x"] * len(images), torch.arange(len(images)), empty_masks.bool()
+    )
 
 
 def test_bytes_become_zero_to_one_in_the_networks_order() -> None:
     pixel = torch.tensor([255, 51, 0], dtype=torch.uint8).reshape(1, 3, 1, 1)
     assert module().pixels(batch(pixel)).flatten().tolist() == pytest.approx([1, 0.2, 0])
-    swapped = module(channels="bgr").pixels(batch(pixel))
-    assert swapped.flatten().tolist() == pytest.approx([0, 0.2, 1])
+    bgr_pixels = module(channels="bgr").pixels(batch(pixel))
+    assert bgr_pixels.flatten().tolist() == pytest.approx([0, 0.2, 1])
     resized = torch.tensor([0.5, 0.25, 1.0]).reshape(1, 3, 1, 1)
     assert torch.equal(module().pixels(batch(resized)), resized)
 
 
-def test_the_decision_is_the_recipes() -> None:
-    said = torch.tensor([-0.1, 0.1, 0.49, 0.5])
-    assert module().foreground(said).tolist() == [False, True, True, True]
-    by_logit = module(decision="logit").foreground(said)
+def test_the_recipe_sets_the_threshold() -> None:
+    logits = torch.tensor([-0.1, 0.1, 0.49, 0.5])
+    assert module().foreground(logits).tolist() == [False, True, True, True]
+    by_logit = module(decision="logit").foreground(logits)
     assert by_logit.tolist() == [False, False, False, True]
     probabilities = module(architecture("ulvm").build())
     assert probabilities.probabilities
-    assert probabilities.foreground(said).tolist() == [False, False, False, True]
+    assert probabilities.foreground(logits).tolist() == [False, False, False, True]
 
 
 def test_frozen_parameters_stay_out_of_the_optimizer() -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 1, 1))
     network[0].requires_grad_(False)
-    one = module(network)
-    one._trainer = type("T", (), {"estimated_stepping_batches": 10})()
-    made = one.configure_optimizers()
-    (group,) = made["optimizer"].param_groups
+    lit_module = module(network)
+    lit_module._trainer = type("T", (), {"estimated_stepping_batches": 10})()
+    optimizer = lit_module.configure_optimizers()
+    (group,) = optimizer["optimizer"].param_groups
     assert group["params"] == list(network[1].parameters())
     assert group["weight_decay"] == 0.01
-    assert made["lr_scheduler"]["interval"] == "step"
+    assert optimizer["lr_scheduler"]["interval"] == "step"
 
 
 def test_one_output_at_the_size_of_the_images() -> None:
     network = architecture("segformer").build().eval()
-    (said,) = outputs(network, torch.zeros(1, 3, 64, 64))
-    assert said.shape == (1, 1, 64, 64)
+    (output,) = outputs(network, torch.zeros(1, 3, 64, 64))
+    assert output.shape == (1, 1, 64, 64)
 
 
 class Deep(nn.Module):
-    """Two classes at two resolutions."""
+    """Returns two classes at two resolutions."""
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Background always 1, foreground 3 or 2."""
+        """Returns logits 1 for background, and 3 or 2 for foreground."""
         b, _, h, w = x.shape
         ones = torch.ones(b, 1, h, w)
         half = ones[..., ::2, ::2]
@@ -161,13 +163,13 @@ class Deep(nn.Module):
 
 
 def test_every_resolution_of_deep_supervision_as_a_foreground_logit() -> None:
-    fine, coarse = outputs(Deep(), torch.zeros(2, 3, 8, 8))
-    assert (fine.shape, coarse.shape) == ((2, 1, 8, 8), (2, 1, 4, 4))
-    assert fine.unique().tolist() == [2.0]
-    assert coarse.unique().tolist() == [1.0]
+    fine_logits, coarse_logits = outputs(Deep(), torch.zeros(2, 3, 8, 8))
+    assert (fine_logits.shape, coarse_logits.shape) == ((2, 1, 8, 8), (2, 1, 4, 4))
+    assert fine_logits.unique().tolist() == [2.0]
+    assert coarse_logits.unique().tolist() == [1.0]
 
 
-SIDE = 64
+SIZE = 64
 
 
 def gradients(network: nn.Module, images: Tensor, *, bounded: bool) -> dict[str, Tensor]:
@@ -182,8 +184,8 @@ def gradients(network: nn.Module, images: Tensor, *, bounded: bool) -> dict[str,
     return {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
 
 
-def norm(found: dict[str, Tensor]) -> float:
-    return float(torch.stack([one.norm() for one in found.values()]).norm())
+def norm(gradients_by_name: dict[str, Tensor]) -> float:
+    return float(torch.stack([gradient.norm() for gradient in gradients_by_name.values()]).norm())
 
 
 def test_constant_images_are_found_by_id() -> None:
@@ -199,28 +201,28 @@ def test_constant_images_are_found_by_id() -> None:
 def test_a_black_image_does_not_spoil_the_gradient(name: str) -> None:
     torch.manual_seed(0)
     network = architecture(name).build().train()
-    images = torch.rand(2, 3, SIDE, SIDE)
-    usual = norm(gradients(network, images, bounded=False))
+    images = torch.rand(2, 3, SIZE, SIZE)
+    unbounded_norm = norm(gradients(network, images, bounded=False))
     images[1] = 0
-    assert norm(gradients(network, images, bounded=True)) < 10 * usual + 1
+    assert norm(gradients(network, images, bounded=True)) < 10 * unbounded_norm + 1
 
 
-def test_what_is_mended_is_there() -> None:
-    """The fault itself: without the bound the gradient of a black image leaves float32."""
+def test_the_gradient_of_a_black_image_overflows_without_the_bound() -> None:
+    """Without the bound the gradient of a black image overflows float32."""
     torch.manual_seed(0)
     network = architecture("ulvm").build().train()
-    assert not norm(gradients(network, torch.zeros(2, 3, SIDE, SIDE), bounded=False)) < 1e30
+    assert not norm(gradients(network, torch.zeros(2, 3, SIZE, SIZE), bounded=False)) < 1e30
 
 
 @pytest.mark.parametrize("name", ["ulvm", "umamba", "unet", "vmunet"])
 def test_gradients_of_other_images_stay_the_same_to_the_bit(name: str) -> None:
     torch.manual_seed(0)
     network = architecture(name).build().eval()  # no dropout, no running averages
-    images = torch.rand(2, 3, SIDE, SIDE)
-    plain = gradients(network, images, bounded=False)
+    images = torch.rand(2, 3, SIZE, SIZE)
+    unbounded = gradients(network, images, bounded=False)
     bounded = gradients(network, images, bounded=True)
-    assert plain.keys() == bounded.keys()
-    assert all(torch.equal(plain[name], bounded[name]) for name in plain)
+    assert unbounded.keys() == bounded.keys()
+    assert all(torch.equal(unbounded[name], bounded[name]) for name in unbounded)
 
 
 @pytest.mark.parametrize(
@@ -229,20 +231,20 @@ def test_gradients_of_other_images_stay_the_same_to_the_bit(name: str) -> None:
 )
 def test_each_norm_passes_nothing_of_what_does_not_vary(module: nn.Module) -> None:
     images = torch.rand(2, 4, 5, 4)
-    alone = isinstance(module, (nn.GroupNorm, nn.InstanceNorm2d))
+    is_instance_norm = isinstance(module, (nn.GroupNorm, nn.InstanceNorm2d))
     constant = images.clone()
-    constant[1 if alone else slice(None)] = 0.5
+    constant[1 if is_instance_norm else slice(None)] = 0.5
     x = constant.requires_grad_()
     with without_gradient_of_constants(module):
         out = module(x)
     (out * torch.rand_like(out)).sum().backward()
     assert x.grad is not None
     assert not x.grad[1].any()
-    assert bool(x.grad[0].any()) is alone
+    assert bool(x.grad[0].any()) is is_instance_norm
 
 
 class FirstChannel(nn.Module):
-    """Says the class that the first pixels of an image hold, one score each."""
+    """Returns the first pixels of an image as scores, so that they define its class."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images[:, 0, 0, :3]
@@ -257,34 +259,34 @@ def test_the_validation_of_a_classifier_is_that_of_all_images_of_all_processes(
     logged: dict[str, float] = {}
 
     def answers_of(numbers: list[list[int]], sums: list[Tensor]) -> ClassifierModule:
-        """A process that sees these batches; what it keeps is added to `sums`."""
-        plain = Preprocessing(None, 3, mean=(0.0,) * 3, std=(1.0,) * 3)
+        """Validates these batches in one process; its sums are added to `sums`."""
+        preprocessing = Preprocessing(None, 3, mean=(0.0,) * 3, std=(1.0,) * 3)
         recipe = replace(CLASS_RECIPES["classes"], batch_size=2)
         module = ClassifierModule(
-            FirstChannel(), recipe, everything_decays, preprocessing=plain, val_images=5
+            FirstChannel(), recipe, everything_decays, preprocessing=preprocessing, val_images=5
         )
 
-        def reduce(kept: Tensor, reduce_op: str) -> Tensor:
+        def reduce(tensor: Tensor, reduce_op: str) -> Tensor:
             assert reduce_op == "sum"
-            sums.append(kept)
-            return kept if len(sums) <= 2 else kept + sums[-3]
+            sums.append(tensor)
+            return tensor if len(sums) <= 2 else tensor + sums[-3]
 
         module._trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=reduce))  # type: ignore[assignment]
         monkeypatch.setattr(module, "_log", lambda name, value: logged.update({name: float(value)}))
         module.on_validation_epoch_start()
         for places in numbers:
-            part = torch.tensor(places, dtype=torch.long)
-            batch = PhotoBatch(images[part], targets[part], [str(p) for p in places], part)
+            indices = torch.tensor(places, dtype=torch.long)
+            batch = PhotoBatch(images[indices], targets[indices], [str(p) for p in places], indices)
             module.validation_step(batch, 0)
         module.on_validation_epoch_end()
         return module
 
     answers_of([[0, 1], [2, 3], [4]], [])
-    whole = dict(logged)
-    assert whole["val_top1"] == pytest.approx(3 / 5)
+    logged_alone = dict(logged)
+    assert logged_alone["val_top1"] == pytest.approx(3 / 5)
     expected = f1_score(targets, predictions, average="macro")
-    assert whole["val_f1"] == pytest.approx(expected)
+    assert logged_alone["val_f1"] == pytest.approx(expected)
     sums: list[Tensor] = []
     answers_of([[0, 1], []], sums)  # a batch without images keeps the processes in step
     answers_of([[2, 3], [4]], sums)
-    assert logged == pytest.approx(whole)
+    assert logged == pytest.approx(logged_alone)

@@ -1,4 +1,4 @@
-"""The losses against the paper's own numbers, and where half precision would break them."""
+"""Losses: the paper's numbers, exact values, and half precision."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from robustcli.training.losses import (
 )
 
 
-def fixed() -> tuple[Tensor, Tensor]:
+def fixed_pair() -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     return torch.randn(2, 1, 8, 8), torch.randint(0, 2, (2, 1, 8, 8)).float()
 
@@ -39,17 +39,18 @@ def test_the_weights() -> None:
 
 
 def test_levels_are_added_up() -> None:
-    logits, target = fixed()
+    logits, target = fixed_pair()
     coarse, coarsest = logits[..., ::2, ::2], logits[..., ::4, ::4]
     loss = make_loss("bce", probabilities=False)
-    found = DeepSupervision(loss)([logits, coarse, coarsest], target)
-    near = target[..., 1::2, 1::2]  # the nearest pixel of each 2 x 2, as nearest-exact takes it
-    expected = 2 / 3 * loss(logits, target) + 1 / 3 * loss(coarse, near)
-    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+    value = DeepSupervision(loss)([logits, coarse, coarsest], target)
+    # The nearest pixel of each 2 x 2, as nearest-exact selects it.
+    nearest = target[..., 1::2, 1::2]
+    expected = 2 / 3 * loss(logits, target) + 1 / 3 * loss(coarse, nearest)
+    assert value.item() == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_one_output_is_the_loss_itself() -> None:
-    logits, target = fixed()
+    logits, target = fixed_pair()
     loss: SegmentationLoss = make_loss("dice", probabilities=False)
     assert DeepSupervision(loss)([logits], target) == loss(logits, target)
     scores, labels = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
@@ -63,23 +64,23 @@ def test_one_output_is_the_loss_itself() -> None:
 def test_targets_shrink_as_scikit_image_shrinks_labels(
     size: tuple[int, int], channel: bool
 ) -> None:
-    """Upstream shrinks them with `skimage.transform.resize`, order 0."""
+    """nnU-Net resizes targets with `skimage.transform.resize`, order 0."""
     labels = np.random.default_rng(0).integers(-1, 200, (32, 32)).astype(np.int16)
     expected = resize(  # type: ignore[no-untyped-call]
         labels.astype(float), size, order=0, mode="edge", clip=True, anti_aliasing=False
     )
     target = torch.from_numpy(labels)[None]
-    found = shrunk(target[:, None] if channel else target, torch.empty(1, 2, *size))
-    assert found.shape == ((1, 1, *size) if channel else (1, *size))
-    assert found.dtype == torch.int16
-    assert np.array_equal(found.reshape(size).numpy(), expected)
+    shrunk_target = shrunk(target[:, None] if channel else target, torch.empty(1, 2, *size))
+    assert shrunk_target.shape == ((1, 1, *size) if channel else (1, *size))
+    assert shrunk_target.dtype == torch.int16
+    assert np.array_equal(shrunk_target.reshape(size).numpy(), expected)
 
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "seeds_losses.json"
 
 
 def fixed_losses() -> tuple[Tensor, Tensor]:
-    """The logits and the target that the golden numbers are of."""
+    """Returns the logits and the target of the golden numbers."""
     logits = 2 * np.random.default_rng(10).standard_normal((4, 1, 16, 16)).astype(np.float32)
     target = (np.random.default_rng(11).random((4, 1, 16, 16)) < 0.2).astype(np.float32)
     target[2] = 0
@@ -99,23 +100,23 @@ def fixed_losses() -> tuple[Tensor, Tensor]:
 def test_the_papers_numbers(name: str, golden: str, probabilities: bool) -> None:
     logits, target = fixed_losses()
     output = logits.sigmoid() if probabilities else logits
-    found = make_loss(name, probabilities=probabilities)(output, target)
-    assert found.item() == pytest.approx(json.loads(GOLDEN.read_text())[golden], abs=1e-6)
+    value = make_loss(name, probabilities=probabilities)(output, target)
+    assert value.item() == pytest.approx(json.loads(GOLDEN.read_text())[golden], abs=1e-6)
 
 
 def test_dice_by_hand() -> None:
     probabilities = torch.full((1, 1, 10, 10), 0.5)
     target = torch.zeros(1, 1, 10, 10)
     target[..., :5] = 1
-    found = make_loss("dice", probabilities=True)(probabilities, target)
-    assert found.item() == pytest.approx(1 - (2 * 25 + 100) / (50 + 50 + 100))
+    value = make_loss("dice", probabilities=True)(probabilities, target)
+    assert value.item() == pytest.approx(1 - (2 * 25 + 100) / (50 + 50 + 100))
 
 
 def test_bce_dice_of_an_empty_mask_by_hand() -> None:
-    found = make_loss("bce-dice", probabilities=True)(
+    value = make_loss("bce-dice", probabilities=True)(
         torch.full((1, 1, 2, 2), 0.25), torch.zeros(1, 1, 2, 2)
     )
-    assert found.item() == pytest.approx(-np.log(0.75) + 1 - 1 / 2)
+    assert value.item() == pytest.approx(-np.log(0.75) + 1 - 1 / 2)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -137,7 +138,7 @@ def test_a_network_that_is_sure_and_wrong_gets_a_finite_gradient(
 
 
 def test_a_sure_and_wrong_logit_is_pulled_back_as_far_as_a_doubtful_one() -> None:
-    """What the rounded sigmoid would lose: its logarithm is cut at -100, and has no gradient."""
+    """After rounding the sigmoid, the logarithm is cut at -100 and has no gradient."""
     logit = torch.tensor([150.0]).reshape(1, 1, 1, 1).requires_grad_()
     loss = make_loss("bce", probabilities=False)(logit, torch.zeros(1, 1, 1, 1))
     loss.backward()
@@ -148,7 +149,7 @@ def test_a_sure_and_wrong_logit_is_pulled_back_as_far_as_a_doubtful_one() -> Non
 
 @pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_nan_is_handed_on(name: str, probabilities: bool) -> None:
+def test_a_nan_output_gives_a_nan_loss(name: str, probabilities: bool) -> None:
     output = torch.full((2, 1, 4, 4), 0.25)
     output[1, 0, 2, 3] = torch.nan
     loss = make_loss(name, probabilities=probabilities)
@@ -158,9 +159,9 @@ def test_a_nan_is_handed_on(name: str, probabilities: bool) -> None:
 def test_the_loss_leaves_autocast() -> None:
     output, target = fixed_losses()
     with torch.autocast("cpu", torch.bfloat16):
-        inside = make_loss("bce-dice", probabilities=True)(output.sigmoid(), target)
-    outside = make_loss("bce-dice", probabilities=True)(output.sigmoid(), target)
-    assert inside.item() == pytest.approx(outside.item(), abs=1e-6)
+        loss_inside = make_loss("bce-dice", probabilities=True)(output.sigmoid(), target)
+    loss_outside = make_loss("bce-dice", probabilities=True)(output.sigmoid(), target)
+    assert loss_inside.item() == pytest.approx(loss_outside.item(), abs=1e-6)
 
 
 def test_names_are_forgiving_and_unknown_ones_get_the_nearest() -> None:
@@ -173,29 +174,31 @@ def test_names_are_forgiving_and_unknown_ones_get_the_nearest() -> None:
 @pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
 def test_ignored_pixels_change_neither_loss_nor_gradient(name: str, probabilities: bool) -> None:
-    """The loss is that of the columns that are left."""
+    """The loss equals that of the remaining columns."""
     logits, target = fixed_losses()
-    counted = 10
+    counted_columns = 10
     marked = target.clone()
-    marked[..., counted:] = IGNORED
+    marked[..., counted_columns:] = IGNORED
     loss = make_loss(name, probabilities=probabilities, ignores=True)
-    plain = make_loss(name, probabilities=probabilities)
+    plain_loss = make_loss(name, probabilities=probabilities)
     output = (logits.sigmoid() if probabilities else logits).requires_grad_()
-    found = loss(output, marked.to(torch.uint8))
-    expected = plain(output[..., :counted], target[..., :counted])
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
-    (gradient,) = torch.autograd.grad(found, output)
-    (wanted,) = torch.autograd.grad(expected, output)
-    assert not gradient[..., counted:].any()
-    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-8)
+    value = loss(output, marked.to(torch.uint8))
+    expected = plain_loss(output[..., :counted_columns], target[..., :counted_columns])
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    (gradient,) = torch.autograd.grad(value, output)
+    (expected_gradient,) = torch.autograd.grad(expected, output)
+    assert not gradient[..., counted_columns:].any()
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_where_nothing_is_ignored_the_loss_is_the_same(name: str) -> None:
     logits, target = fixed_losses()
     ignoring = make_loss(name, probabilities=False, ignores=True)
-    plain = make_loss(name, probabilities=False)
-    assert ignoring(logits, target).item() == pytest.approx(plain(logits, target).item(), rel=1e-6)
+    plain_loss = make_loss(name, probabilities=False)
+    assert ignoring(logits, target).item() == pytest.approx(
+        plain_loss(logits, target).item(), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -212,7 +215,7 @@ def test_a_batch_that_is_ignored_whole_has_a_finite_loss(name: str) -> None:
     ("name", "batch", "smooth"), [("dice", True, 100.0), ("bce-dice", False, 1.0)]
 )
 def test_the_dice_is_monais_with_its_gradient(name: str, batch: bool, smooth: float) -> None:
-    logits, target = fixed()
+    logits, target = fixed_pair()
     logits.requires_grad_()
     loss = make_loss(name, probabilities=False)(logits, target)
     expected = MonaiDice(sigmoid=True, batch=batch, smooth_nr=smooth, smooth_dr=smooth)(
@@ -228,8 +231,8 @@ def test_the_dice_is_monais_with_its_gradient(name: str, batch: bool, smooth: fl
 
 def test_deep_supervision_is_monais_with_our_weights() -> None:
     torch.manual_seed(1)
-    outputs = [torch.randn(2, 1, side, side) for side in (16, 8, 4)]
+    outputs = [torch.randn(2, 1, width, width) for width in (16, 8, 4)]
     target = torch.randint(0, 2, (2, 1, 16, 16)).float()
     loss = torch.nn.BCEWithLogitsLoss()
-    theirs = DeepSupervisionLoss(loss, weights=list(supervision_weights(3)))
-    torch.testing.assert_close(DeepSupervision(loss)(outputs, target), theirs(outputs, target))
+    monai_loss = DeepSupervisionLoss(loss, weights=list(supervision_weights(3)))
+    torch.testing.assert_close(DeepSupervision(loss)(outputs, target), monai_loss(outputs, target))

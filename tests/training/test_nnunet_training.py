@@ -1,4 +1,4 @@
-"""Whole trainings nnU-Net's way: what they leave, and that an interruption changes nothing."""
+"""Trainings with nnU-Net's recipe, end to end: files, and equal weights after an interruption."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ from robustcli.training.trainer import DurableCheckpoints
 from tests.training.runs import (
     RECIPE,
     TINY_UMAMBA,
-    Heard,
     Interrupting,
+    Recorder,
     Run,
-    same,
+    recorded_training,
+    same_state,
     tiny_umamba,
     weights_of,
 )
 
-TIMED = ["seconds", "waiting_share", "val_seconds"]
-LIGHT = recipes.NAMED_RECIPES["nnunet-light"]
+TIME_COLUMNS = ["seconds", "waiting_share", "val_seconds"]
+LIGHT_RECIPE = recipes.NAMED_RECIPES["nnunet-light"]
 
 
 @pytest.fixture(autouse=True)
@@ -46,18 +47,15 @@ def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An unbroken training."""
-    heard = Heard()
+def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Returns the run and the listener of an uninterrupted training."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(recipes.NAMED_RECIPES, "nnunet-light", RECIPE)
-        return run_training(
-            tiny_umamba(data, tmp_path_factory.mktemp("whole") / "run"), heard
-        ), heard
+        return recorded_training(tiny_umamba(data, tmp_path_factory.mktemp("whole") / "run"))
 
 
-def test_metrics_have_the_average_and_the_rate_of_each_epoch(whole: Run) -> None:
-    run, heard = whole
+def test_metrics_have_the_average_and_the_rate_of_each_epoch(finished_run: Run) -> None:
+    run, listener = finished_run
     metrics = pd.read_csv(run / "metrics.csv")
     assert tuple(metrics.columns) == (*METRICS, AVERAGED)
     assert metrics["step"].tolist() == [4, 8, 12]
@@ -66,25 +64,25 @@ def test_metrics_have_the_average_and_the_rate_of_each_epoch(whole: Run) -> None
     assert metrics["train_loss"].iloc[-1] < metrics["train_loss"].iloc[0]
     expected = metrics["val_dice"].ewm(alpha=0.1, adjust=False).mean()
     np.testing.assert_allclose(metrics[AVERAGED], expected, rtol=1e-5)
-    assert (heard.total, heard.done) == (36, 36)
+    assert (listener.total, listener.done) == (36, 36)
 
 
-def test_the_record_names_recipe_and_choice(whole: Run) -> None:
-    record = read_train_record(whole[0])
+def test_the_record_names_recipe_and_choice(finished_run: Run) -> None:
+    record = read_train_record(finished_run[0])
     assert record.recipe.patches == RECIPE.patches
     assert (record.recipe.batch_size, record.recipe.window) == (3, 16)
-    best = 1 + int(pd.read_csv(whole[0] / "metrics.csv")[AVERAGED].to_numpy().argmax())
+    best = 1 + int(pd.read_csv(finished_run[0] / "metrics.csv")[AVERAGED].to_numpy().argmax())
     assert record.chosen_epoch == best
     assert "moving average of the dice on validation patches" in str(record.chosen_why)
 
 
-def test_the_weights_alone_say_how_to_predict(whole: Run) -> None:
-    """As nnU-Net: the image normalised and padded with zeros, the scores of its flips averaged."""
-    header = read_header(whole[0] / "weights.safetensors")
+def test_the_weights_alone_say_how_to_predict(finished_run: Run) -> None:
+    """The image is normalised and padded with zeros, and the scores of its flips are averaged."""
+    header = read_header(finished_run[0] / "weights.safetensors")
     assert header is not None
     assert header.nnunet is not None
     assert (header.overlap, header.window, header.nnunet.mirror_axes) == (0.5, 16, (0, 1))
-    segmenter = load(ModelRequest(str(whole[0])), "seg")
+    segmenter = load(ModelRequest(str(finished_run[0])), "seg")
     image = np.random.default_rng(0).integers(0, 256, (16, 12, 3), dtype=np.uint8)
     values = image.astype(np.float64)
     padded = np.zeros((1, 3, 16, 16), np.float32)
@@ -96,18 +94,18 @@ def test_the_weights_alone_say_how_to_predict(whole: Run) -> None:
     np.testing.assert_allclose(segmenter.probabilities([image])[0], expected, atol=1e-5)
 
 
-def test_the_held_out_images_are_measured_and_reported(whole: Run) -> None:
-    assert table(whole[0] / "test")["dice"].between(0, 1).all()
-    render(whole[0])
-    report = (whole[0] / "report.md").read_text()
+def test_the_held_out_images_are_measured_and_reported(finished_run: Run) -> None:
+    assert table(finished_run[0] / "test")["dice"].between(0, 1).all()
+    render(finished_run[0])
+    report = (finished_run[0] / "report.md").read_text()
     assert "moving average of the validation dice, 0.9 of the old" in report
-    render(whole[0] / "test")
-    of_test = (whole[0] / "test" / "report.md").read_text()
-    assert "normalised as nnU-Net does (zscore), 4 flips averaged" in of_test
+    render(finished_run[0] / "test")
+    test_report = (finished_run[0] / "test" / "report.md").read_text()
+    assert "normalised as nnU-Net does (zscore), 4 flips averaged" in test_report
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(
-    whole: Run, data: Path, tmp_path: Path
+    finished_run: Run, data: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
@@ -115,26 +113,28 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     assert len(pd.read_csv(run / "metrics.csv")) == 1
     torch.manual_seed(99)
     run_training(tiny_umamba(data, run))
-    assert same(weights_of(run), weights_of(whole[0]))
-    usual, resumed = (pd.read_csv(r / "metrics.csv").drop(columns=TIMED) for r in (whole[0], run))
-    pd.testing.assert_frame_equal(usual, resumed)
+    assert same_state(weights_of(run), weights_of(finished_run[0]))
+    expected_metrics, resumed = (
+        pd.read_csv(r / "metrics.csv").drop(columns=TIME_COLUMNS) for r in (finished_run[0], run)
+    )
+    pd.testing.assert_frame_equal(expected_metrics, resumed)
 
 
-def test_another_recipe_does_not_go_on_with_it(whole: Run, data: Path) -> None:
+def test_another_recipe_does_not_go_on_with_it(finished_run: Run, data: Path) -> None:
     with pytest.raises(UsageError, match="training with other settings") as caught:
-        run_training(tiny_umamba(data, whole[0], recipe=None, model_args=TINY_UMAMBA))
+        run_training(tiny_umamba(data, finished_run[0], recipe=None, model_args=TINY_UMAMBA))
     assert "`--recipe` was nnunet-light, now it is patient" in caught.value.why
 
 
-def test_its_validation_is_nnunets_pseudo_dice(whole: Run) -> None:
-    """The last epoch's, from the checkpoint's weights and torchmetrics."""
-    run, _ = whole
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+def test_its_validation_is_nnunets_pseudo_dice(finished_run: Run) -> None:
+    """Recomputes the last epoch's value from the checkpoint's weights with torchmetrics."""
+    run, _ = finished_run
+    outputs: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     class Watching(NnUNetModule):
         def validation_step(self, batch: MaskBatch, batch_idx: int) -> None:
             with torch.inference_mode():
-                seen.append((self.network(batch.images)[0].argmax(1), batch.masks[:, 0]))
+                outputs.append((self.network(batch.images)[0].argmax(1), batch.masks[:, 0]))
 
     from robustcli.training.cache import DecodedSubset, decoded_once
     from robustcli.training.datamodule import BatchSettings
@@ -143,23 +143,23 @@ def test_its_validation_is_nnunets_pseudo_dice(whole: Run) -> None:
 
     record = read_train_record(run)
     config = tiny_umamba(Path(record.dataset.location), run)
-    selection = plan_training(config, Heard())
+    selection = plan_training(config, Recorder())
     network = load(ModelRequest(str(run)), "seg").network
     state = DurableCheckpoints().load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
     network.load_state_dict({key.removeprefix("network."): v for key, v in state.items()})
     module = Watching(network, selection.recipe)
     pairs = selection.splits.val.samples
     with decoded_once(pairs, run / "cache") as decoded:
-        part = DecodedSubset.of(pairs, decoded)
-        data = PatchData(part, part, selection.recipe, BatchSettings(0, 0))
+        subset = DecodedSubset.of(pairs, decoded)
+        data = PatchData(subset, subset, selection.recipe, BatchSettings(0, 0))
         loader = data.val_dataloader()
         loader.batch_sampler.sampler.set_epoch(2)  # type: ignore[attr-defined]
         for number, batch in enumerate(loader):
             module.validation_step(batch, number)
-    said = torch.cat([s for s, _ in seen]).flatten()
-    true = torch.cat([t for _, t in seen]).flatten()
-    found = pd.read_csv(run / "metrics.csv")["val_dice"].iloc[-1]
-    assert found == pytest.approx(binary_f1_score(said, true).item(), abs=1e-6)
+    logits = torch.cat([s for s, _ in outputs]).flatten()
+    targets = torch.cat([t for _, t in outputs]).flatten()
+    logged_dice = pd.read_csv(run / "metrics.csv")["val_dice"].iloc[-1]
+    assert logged_dice == pytest.approx(binary_f1_score(logits, targets).item(), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def test_other_networks_train_too(
     data: Path, tmp_path: Path, model: str, arguments: dict[str, Any]
 ) -> None:
     """A single logit, probabilities, and state-space blocks at several resolutions."""
-    said = {"model": model, "model_args": arguments, "window": 32 if model == "ulvm" else 16}
-    run = run_training(tiny_umamba(data, tmp_path / "run", **said, epochs=1))
+    overrides = {"model": model, "model_args": arguments, "window": 32 if model == "ulvm" else 16}
+    run = run_training(tiny_umamba(data, tmp_path / "run", **overrides, epochs=1))
     metrics = pd.read_csv(run / "metrics.csv")
     assert not metrics.isna().any(axis=None)
     assert table(run / "test")["dice"].between(0, 1).all()
@@ -187,7 +187,7 @@ def test_two_devices_are_refused(data: Path, tmp_path: Path) -> None:
 def test_the_light_recipe_learns_from_the_bundled_cells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(recipes.NAMED_RECIPES, "nnunet-light", LIGHT)
+    monkeypatch.setitem(recipes.NAMED_RECIPES, "nnunet-light", LIGHT_RECIPE)
     run = run_training(
         TrainConfig(
             "umamba-pico", data="nuclei-mini:stained", out=tmp_path / "run", device="cpu",

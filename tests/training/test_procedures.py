@@ -1,4 +1,4 @@
-"""How recipes are trained: our way, the paper's and nnU-Net's."""
+"""The procedures of recipes: this package's, the paper's and nnU-Net's."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ from robustcli.training.samples import AllWindows, MaskBatch, ResizedImages
 from robustcli.training.train_plan import plan_training
 from tests.models import golden
 from tests.training.images import decoded, write_pairs
-from tests.training.runs import RECIPE, TINY_UMAMBA, Heard, small
+from tests.training.runs import RECIPE, TINY_UMAMBA, Recorder, tiny_unet
 
-PART, ONE = DecodedSubset(["a", "b"], decoded(2)), DecodedSubset(["c"], decoded(1))
+SUBSET, SINGLE = DecodedSubset(["a", "b"], decoded(2)), DecodedSubset(["c"], decoded(1))
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
-    return small(write_pairs(tmp_path / "data", 14), tmp_path / "run", workers=1)
+    return tiny_unet(write_pairs(tmp_path / "data", 14), tmp_path / "run", workers=1)
 
 
 def test_our_procedure_cuts_windows_and_keeps_the_best_epoch(config: TrainConfig) -> None:
-    plan = plan_training(config, Heard())
+    plan = plan_training(config, Recorder())
     assert type(plan.procedure) is Procedure
-    data = plan.procedure.data(PART, ONE, plan.batch_settings())
+    data = plan.procedure.data(SUBSET, SINGLE, plan.batch_settings())
     assert isinstance(data, ImageData)
     assert isinstance(data.val_samples, AllWindows)
     assert data.settings.workers == 1
@@ -80,9 +80,9 @@ def test_our_procedure_cuts_windows_and_keeps_the_best_epoch(config: TrainConfig
 
 
 def test_the_papers_takes_whole_images_and_the_last_epoch(config: TrainConfig) -> None:
-    plan = plan_training(TrainConfig(**{**vars(config), "protocol": "paper"}), Heard())
+    plan = plan_training(TrainConfig(**{**vars(config), "protocol": "paper"}), Recorder())
     assert type(plan.procedure) is Paper
-    data = plan.procedure.data(PART, ONE, plan.batch_settings())
+    data = plan.procedure.data(SUBSET, SINGLE, plan.batch_settings())
     assert isinstance(data, ImageData)
     assert isinstance(data.val_samples, ResizedImages)
     assert (plan.channels, plan.procedure.keeps_best) == ("bgr", False)
@@ -90,10 +90,10 @@ def test_the_papers_takes_whole_images_and_the_last_epoch(config: TrainConfig) -
 
 
 def test_nnunets_draws_patches_and_watches_a_moving_average(config: TrainConfig) -> None:
-    said = {**vars(config), "recipe": "nnunet-light"}
-    plan = plan_training(TrainConfig(**said), Heard())
+    settings = {**vars(config), "recipe": "nnunet-light"}
+    plan = plan_training(TrainConfig(**settings), Recorder())
     assert type(plan.procedure) is NNUNet
-    assert isinstance(plan.procedure.data(PART, PART, plan.batch_settings()), PatchData)
+    assert isinstance(plan.procedure.data(SUBSET, SUBSET, plan.batch_settings()), PatchData)
     network, _ = start_segmenter(resolve("unet"), config.model_args, seed=0, untrained=True)
     assert isinstance(plan.task.lit_module(plan, network), NnUNetModule)
     assert (plan.per_epoch, plan.steps_per_epoch) == (25 * 4, 25)
@@ -102,44 +102,44 @@ def test_nnunets_draws_patches_and_watches_a_moving_average(config: TrainConfig)
     assert [channel.scheme for channel in plan.procedure.normalised] == ["zscore"] * 3
 
 
-def of(model: str) -> str:
+def group_of(model: str) -> str:
     return "\n".join(Paper(recipe_for(model, "paper", "lgg")).faults(model))
 
 
 @pytest.mark.parametrize("model", ["unet", "ulvm_v5", "segformer", "resnet18_seg", "vmunet"])
-def test_the_faults_of_all(model: str) -> None:
-    for said in ("Slices of one patient", "pooled over batches", "last epoch", "blue, green, red",
+def test_every_paper_recipe_lists_its_common_faults(model: str) -> None:
+    for fault in ("Slices of one patient", "pooled over batches", "last epoch", "blue, green, red",
                  "There is no augmentation", "seeded"):  # fmt: skip
-        assert said in of(model)
+        assert fault in group_of(model)
 
 
-def test_the_faults_of_some() -> None:
-    assert "batches of 64 slices" in of("unet")
-    assert "batches of 16 slices" in of("ulvm")
-    assert "probability 0.622" in of("umambabot")
-    assert "0.622" not in of("ulvm")
-    assert "224 pixels" in of("segformer")
-    assert "not on record" in of("resnet50_seg")
-    assert "has no such network" in of("vmunet")
+def test_some_paper_recipes_list_further_faults() -> None:
+    assert "batches of 64 slices" in group_of("unet")
+    assert "batches of 16 slices" in group_of("ulvm")
+    assert "probability 0.622" in group_of("umambabot")
+    assert "0.622" not in group_of("ulvm")
+    assert "224 pixels" in group_of("segformer")
+    assert "not on record" in group_of("resnet50_seg")
+    assert "has no such network" in group_of("vmunet")
 
 
 def test_rows_by_hand() -> None:
-    said = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 1]]).bool().reshape(2, 1, 2, 2)
+    prediction = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 1]]).bool().reshape(2, 1, 2, 2)
     mask = torch.tensor([[0.5, 0, 0.25, 0], [0, 0, 0, 0]]).reshape(2, 1, 2, 2)
-    first, second = paper_rows(["a", "b"], said, mask)
+    first, second = paper_rows(["a", "b"], prediction, mask)
     assert tuple(first.values()) == ("a", 0.5, 2.0, 0.75, 1, 3)
     assert tuple(second.values()) == ("b", 0.0, 1.0, 0.0, 0, 1)
 
 
 class Redness(nn.Module):
-    """Logits that are high where the third channel, which is red in BGR, is bright."""
+    """Returns high logits where the third channel, which is red in BGR, is bright."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(10.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class: 0.5 exactly between ground and disc."""
+        """Returns a probability of 0.5 exactly between ground and disc."""
         return self.scale * (x[:, 2:] - x[:, :1] - 0.3) + 0.5
 
 
@@ -154,7 +154,7 @@ def test_the_rows_of_a_network_that_is_right(tmp_path: Path) -> None:
     rows = pd.read_parquet(tmp_path / "paper.parquet")
     assert tuple(rows.columns) == PAPER
     assert rows["image_id"].tolist() == ids
-    area = [int(one.mask.sum()) for one in pixels]
+    area = [int(item.mask.sum()) for item in pixels]
     for column in PAPER[1:]:
         assert rows[column].tolist() == area
 
@@ -169,56 +169,56 @@ def data(*, seed: int = 1, workers: int = 0, val: DecodedSubset = VAL) -> PatchD
     return PatchData(TRAIN, val, RECIPE, BatchSettings(seed, workers))
 
 
-def epoch(made: PatchData, number: int, phase: str = "train") -> list[MaskBatch]:
-    loader = getattr(made, f"{phase}_dataloader")()
+def epoch(patches: PatchData, number: int, phase: str = "train") -> list[MaskBatch]:
+    loader = getattr(patches, f"{phase}_dataloader")()
     loader.batch_sampler.sampler.set_epoch(number)
     return list(loader)
 
 
-def test_an_epoch_is_so_many_full_batches_of_normalised_patches() -> None:
+def test_an_epoch_has_full_batches_of_normalised_patches() -> None:
     batches = epoch(data(), 0)
     assert [len(batch.ids) for batch in batches] == [3] * 4
     assert {image for batch in batches for image in batch.ids} <= set(TRAIN.ids)
-    one = batches[0]
-    assert (one.images.shape, one.masks.shape) == ((3, 3, 16, 16), (3, 1, 16, 16))
-    assert (one.images.dtype, one.masks.dtype) == (torch.float32, torch.uint8)
-    assert one.images.min() < 0 < one.images.max()
-    assert one.counted.all()
+    first_batch = batches[0]
+    assert (first_batch.images.shape, first_batch.masks.shape) == ((3, 3, 16, 16), (3, 1, 16, 16))
+    assert (first_batch.images.dtype, first_batch.masks.dtype) == (torch.float32, torch.uint8)
+    assert first_batch.images.min() < 0 < first_batch.images.max()
+    assert first_batch.counted.all()
 
 
-def test_validation_has_its_own_and_numbers_them() -> None:
+def test_validation_batches_contain_numbered_validation_images() -> None:
     batches = epoch(data(), 0, "val")
     assert torch.cat([batch.numbers for batch in batches]).tolist() == list(range(6))
     assert {image for batch in batches for image in batch.ids} <= set(VAL.ids)
 
 
 @pytest.mark.parametrize("phase", ["train", "val"])
-def test_epoch_and_seed_are_all_that_counts(phase: str) -> None:
-    made = data()
-    first, second = epoch(made, 0, phase), epoch(made, 1, phase)
-    again = epoch(data(workers=1), 1, phase)
+def test_batches_depend_on_epoch_and_seed_only(phase: str) -> None:
+    patches = data()
+    first, second = epoch(patches, 0, phase), epoch(patches, 1, phase)
+    repeated = epoch(data(workers=1), 1, phase)
     assert not torch.equal(first[0].images, second[0].images)
-    for one, other in zip(second, again, strict=True):
-        assert one.ids == other.ids
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.masks, other.masks)
+    for second_batch, repeated_batch in zip(second, repeated, strict=True):
+        assert second_batch.ids == repeated_batch.ids
+        assert torch.equal(second_batch.images, repeated_batch.images)
+        assert torch.equal(second_batch.masks, repeated_batch.masks)
     assert not torch.equal(epoch(data(seed=2), 1, phase)[0].images, second[0].images)
 
 
 def test_the_last_of_a_batch_shows_foreground_in_validation() -> None:
-    """In training, what is turned and flipped may lose it again."""
-    bare = [one._replace(mask=one.mask * 0) for one in decoded(3)]
-    mixed = DecodedSubset(
-        ["a", "b", "c", "d"], [*bare, Decoded(decoded(4)[3].image, decoded(4)[3].mask)]
+    """In training, rotations and flips may move the foreground out of the patch."""
+    no_foreground = [item._replace(mask=item.mask * 0) for item in decoded(3)]
+    mixed_subset = DecodedSubset(
+        ["a", "b", "c", "d"], [*no_foreground, Decoded(decoded(4)[3].image, decoded(4)[3].mask)]
     )
-    batches = [b for n in range(5) for b in epoch(data(val=mixed), n, "val")]
+    batches = [b for n in range(5) for b in epoch(data(val=mixed_subset), n, "val")]
     assert all(batch.masks[2].any() and batch.ids[2] == "d" for batch in batches)
 
 
 def test_no_foreground_at_all_is_refused() -> None:
-    bare = DecodedSubset(["a"], [one._replace(mask=one.mask * 0) for one in decoded(1)])
+    no_foreground = DecodedSubset(["a"], [item._replace(mask=item.mask * 0) for item in decoded(1)])
     with pytest.raises(UsageError, match="nothing to learn from in the val images"):
-        data(val=bare)
+        data(val=no_foreground)
 
 
 def test_the_order_is_numbers_with_the_epoch() -> None:
@@ -229,71 +229,71 @@ def test_the_order_is_numbers_with_the_epoch() -> None:
 
 
 def test_ignored_pixels_are_marked_and_are_no_foreground() -> None:
-    """An image with pixels to ignore alone is never the one that must show foreground."""
-    some = decoded(2, 64, 64)
-    nothing = Decoded(some[0].image, np.zeros_like(some[0].mask))
-    nothing.mask[:32] = IGNORED
-    part = DecodedSubset(["shown", "void"], [some[1], nothing])
-    made = PatchData(part, part, RECIPE, BatchSettings(1, 0, ignores=True))
-    assert made.train.patches._with_foreground == (0,)
-    batches = epoch(made, 0) + epoch(made, 0, "val")
+    """An image with ignored pixels only is never selected as the foreground image."""
+    items = decoded(2, 64, 64)
+    void = Decoded(items[0].image, np.zeros_like(items[0].mask))
+    void.mask[:32] = IGNORED
+    subset = DecodedSubset(["shown", "void"], [items[1], void])
+    patches = PatchData(subset, subset, RECIPE, BatchSettings(1, 0, ignores=True))
+    assert patches.train.patches._with_foreground == (0,)
+    batches = epoch(patches, 0) + epoch(patches, 0, "val")
     assert any((batch.masks == IGNORED).any() for batch in batches)
     for batch in batches:
         assert set(batch.masks.unique().tolist()) <= {0, 1, IGNORED}
         assert torch.equal(batch.counted, batch.masks != IGNORED)
 
 
-# By hand, on two images of two pixels with p(foreground) = 3/4 everywhere.
+# Two images of two pixels with p(foreground) = 3/4 everywhere.
 QUARTER = torch.tensor([0.0, np.log(3.0)], dtype=torch.float64).view(1, 2, 1, 1)
 
 
-def stored(name: str) -> Tensor:
+def stored_tensor(name: str) -> Tensor:
     return torch.from_numpy(golden.arrays("nnunet_loss.npz")[name])
 
 
 @pytest.mark.parametrize("batch_dice", [True, False])
 @pytest.mark.parametrize("ignore", [None, 3])
 def test_agrees_with_nnunets_numbers_and_gradients(batch_dice: bool, ignore: int | None) -> None:
-    logits, target = stored("logits0").requires_grad_(), stored("target0")
+    logits, target = stored_tensor("logits0").requires_grad_(), stored_tensor("target0")
     loss = DiceCrossEntropy(batch_dice=batch_dice, ignore_label=ignore)
     parts = loss.parts(logits if ignore is None else logits[:, :ignore], target)
     parts.total.backward()
     tag = f"bd{int(batch_dice)}_ign{ignore}"
-    assert parts.cross_entropy.item() == pytest.approx(stored(f"{tag}_ce").item(), rel=1e-12)
-    assert -parts.dice.item() == pytest.approx(stored(f"{tag}_dice").item(), rel=1e-12)
-    assert parts.total.item() == pytest.approx(stored(f"{tag}_total").item(), rel=1e-12)
+    assert parts.cross_entropy.item() == pytest.approx(stored_tensor(f"{tag}_ce").item(), rel=1e-12)
+    assert -parts.dice.item() == pytest.approx(stored_tensor(f"{tag}_dice").item(), rel=1e-12)
+    assert parts.total.item() == pytest.approx(stored_tensor(f"{tag}_total").item(), rel=1e-12)
     assert logits.grad is not None
-    assert golden.distance(logits.grad, stored(f"{tag}_grad").numpy()) <= 1e-15
+    assert golden.distance(logits.grad, stored_tensor(f"{tag}_grad").numpy()) <= 1e-15
 
 
 class FromFile(DiceCrossEntropy):
-    """The loss, with the stored targets in place of the shrunken ones: those are independent."""
+    """Computes the loss with stored targets, independently of this package's resizing."""
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         level = {32: 0, 16: 1, 8: 2, 4: 3}[logits.shape[-1]]
-        return super().forward(logits, stored(f"target{level}"))
+        return super().forward(logits, stored_tensor(f"target{level}"))
 
 
 def test_deep_supervision_agrees_with_nnunets_total_and_gradients() -> None:
-    outputs = [stored(f"logits{i}").requires_grad_() for i in range(4)]
-    total = DeepSupervision(FromFile())(outputs, stored("target0"))
+    outputs = [stored_tensor(f"logits{i}").requires_grad_() for i in range(4)]
+    total = DeepSupervision(FromFile())(outputs, stored_tensor("target0"))
     total.backward()
-    assert total.item() == pytest.approx(stored("ds_total_bd1").item(), rel=1e-12)
+    assert total.item() == pytest.approx(stored_tensor("ds_total_bd1").item(), rel=1e-12)
     for i, output in enumerate(outputs[:3]):
         assert output.grad is not None
-        assert golden.distance(output.grad, stored(f"ds_grad{i}").numpy()) <= 1e-15
+        assert golden.distance(output.grad, stored_tensor(f"ds_grad{i}").numpy()) <= 1e-15
     assert outputs[3].grad is None
 
 
 def test_the_weights_are_nnunets() -> None:
-    assert supervision_weights(4) == pytest.approx(stored("ds_weights").tolist())
+    assert supervision_weights(4) == pytest.approx(stored_tensor("ds_weights").tolist())
 
 
-def test_a_worked_example() -> None:
+def test_loss_of_pooled_and_of_separate_images_by_hand() -> None:
     logits = QUARTER.expand(2, 2, 1, 2)
     target = torch.tensor([[[1, 1]], [[0, 1]]])
     pooled = DiceCrossEntropy().parts(logits, target)
-    # 3 pixels of foreground at 3/4, 4 pixels guessed 3/4: 2 * 9/4 / (3 + 3)
+    # 3 pixels of foreground at 3/4, 4 predicted pixels at 3/4: 2 * 9/4 / (3 + 3)
     assert pooled.dice.item() == pytest.approx(0.75, abs=1e-5)
     single = DiceCrossEntropy(batch_dice=False).parts(logits, target)
     # 2 * 3/2 / (2 + 3/2) and 2 * 3/4 / (1 + 3/2)
@@ -301,10 +301,10 @@ def test_a_worked_example() -> None:
     assert pooled.cross_entropy.item() == pytest.approx(-(3 * np.log(0.75) + np.log(0.25)) / 4)
 
 
-def test_a_perfect_network_has_minus_one() -> None:
+def test_the_loss_of_a_perfect_network_is_minus_one() -> None:
     target = torch.randint(0, 2, (1, 8, 8), generator=torch.Generator().manual_seed(0))
-    sure = torch.stack([1 - target, target], 1).float() * 200 - 100
-    assert DiceCrossEntropy()(sure, target).item() == pytest.approx(-1, abs=1e-5)
+    sure_logits = torch.stack([1 - target, target], 1).float() * 200 - 100
+    assert DiceCrossEntropy()(sure_logits, target).item() == pytest.approx(-1, abs=1e-5)
 
 
 @pytest.mark.parametrize("value", [7.0, -3.0])
@@ -314,9 +314,9 @@ def test_ignored_pixels_count_nowhere(value: float) -> None:
     target[:, :2] = 2
     loss = DiceCrossEntropy(ignore_label=2)
     expected = loss(logits[:, :, 2:], target[:, 2:])
-    other = logits.clone()
-    other[:, :, :2] = value
-    assert torch.allclose(loss(other, target), expected)
+    changed_logits = logits.clone()
+    changed_logits[:, :, :2] = value
+    assert torch.allclose(loss(changed_logits, target), expected)
 
 
 def test_a_batch_that_nobody_annotated_gives_a_finite_loss_without_gradient() -> None:
@@ -350,12 +350,12 @@ def test_a_umamba_answers_at_every_resolution() -> None:
 def test_the_optimizer_is_sgd_with_nesterov_over_what_trains() -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 1, 1))
     network[0].requires_grad_(False)
-    made = NnUNetModule(network, RECIPE).make_optimizer()
-    assert isinstance(made, torch.optim.SGD)
-    (group,) = made.param_groups
+    optimizer = NnUNetModule(network, RECIPE).make_optimizer()
+    assert isinstance(optimizer, torch.optim.SGD)
+    (group,) = optimizer.param_groups
     assert group["params"] == list(network[1].parameters())
-    found = [group[key] for key in ("lr", "momentum", "nesterov", "weight_decay")]
-    assert found == [1e-2, 0.99, True, 3e-5]
+    values = [group[key] for key in ("lr", "momentum", "nesterov", "weight_decay")]
+    assert values == [1e-2, 0.99, True, 3e-5]
 
 
 def test_the_learning_rate_is_the_epochs() -> None:
@@ -376,15 +376,15 @@ def test_the_average_goes_into_the_checkpoint_and_back(monkeypatch: pytest.Monke
     module.log_scores(0.5, 0.4)
     module.log_scores(0.7, 0.6)
     assert logged == pytest.approx({"val_dice": 0.7, "val_iou": 0.6, AVERAGED: 0.52})
-    kept: dict[str, Any] = {}
-    module.on_save_checkpoint(kept)
-    other = NnUNetModule(umamba(), RECIPE)
-    other.on_load_checkpoint(kept)
-    assert other.average == pytest.approx(0.52)
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    restored = NnUNetModule(umamba(), RECIPE)
+    restored.on_load_checkpoint(checkpoint)
+    assert restored.average == pytest.approx(0.52)
 
 
 def test_patches_pool_their_pixels() -> None:
-    """One group for all: nnU-Net's pseudo dice."""
+    """All patches form one group: nnU-Net's pseudo dice."""
     assert set(NnUNetModule(umamba(), RECIPE).val_groups) == {"all"}
     assert len(NnUNetModule(umamba(), RECIPE).val_groups) == 2 * 3
 
@@ -395,8 +395,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return open_dataset(str(write_pairs(folder, 40, size=64)), MASKS)
 
 
-def made(images: Dataset, model: str, recipe: str = "nnunet", **said: Any) -> Recipe:
-    config = TrainConfig(model, **said)
+def fit_recipe(images: Dataset, model: str, recipe: str = "nnunet", **overrides: Any) -> Recipe:
+    config = TrainConfig(model, **overrides)
     entry: ModelEntry = resolve(model)
     return planned(NAMED_RECIPES[recipe], config, entry, images)
 
@@ -409,7 +409,7 @@ def made(images: Dataset, model: str, recipe: str = "nnunet", **said: Any) -> Re
         ("umamba-pico", "nnunet", {}, 128),
         ("umamba", "nnunet", {"patch_size": [320, 192]}, 192),
         ("umamba", "nnunet-light", {"patch_size": [96, 96]}, 96),
-        ("umamba-enc", "nnunet-light", {}, 256),  # its weights have its patch's size
+        ("umamba-enc", "nnunet-light", {}, 256),  # its weights depend on the size of its patch
         ("unet", "nnunet", {}, 256),
         ("unet", "nnunet-light", {}, 128),
     ],
@@ -417,50 +417,53 @@ def made(images: Dataset, model: str, recipe: str = "nnunet", **said: Any) -> Re
 def test_the_window_is_the_networks_patch(
     images: Dataset, model: str, recipe: str, arguments: dict[str, Any], window: int
 ) -> None:
-    assert made(images, model, recipe, model_args=arguments).window == window
+    assert fit_recipe(images, model, recipe, model_args=arguments).window == window
 
 
 def test_a_window_leaves_the_smallest_map_four_pixels(images: Dataset) -> None:
-    deep = {"features": [8] * 7, "strides": [1, *[2] * 6], "patch_size": [512, 512]}
-    assert made(images, "umamba", "nnunet-light", model_args=deep).window == 256  # 4 * 2 ** 6
+    deep_network = {"features": [8] * 7, "strides": [1, *[2] * 6], "patch_size": [512, 512]}
+    recipe = fit_recipe(images, "umamba", "nnunet-light", model_args=deep_network)
+    assert recipe.window == 4 * 2**6
 
 
 def test_the_batch_is_that_of_nnunets_planner(images: Dataset) -> None:
-    """40 images of 64 x 64: a twentieth of their pixels is 2 patches of 64 x 64."""
+    """40 images of 64 x 64: a twentieth of their pixels is two patches of 64 x 64."""
     arguments = {"patch_size": [64, 64]}
-    assert made(images, "umamba", model_args=arguments).batch_size == 2
+    assert fit_recipe(images, "umamba", model_args=arguments).batch_size == 2
     arguments = {"patch_size": [32, 32], "features": [32, 64, 128], "strides": [1, 2, 2]}
-    assert made(images, "umamba", model_args=arguments).batch_size == 8
-    assert made(images, "umamba", "nnunet-light", model_args=arguments).batch_size == 4
+    assert fit_recipe(images, "umamba", model_args=arguments).batch_size == 8
+    assert fit_recipe(images, "umamba", "nnunet-light", model_args=arguments).batch_size == 4
 
 
-def test_what_the_user_says_counts(images: Dataset) -> None:
-    found = made(images, "umamba", window=64, batch_size=7)
-    assert (found.window, found.batch_size) == (64, 7)
+def test_options_override_window_and_batch_size(images: Dataset) -> None:
+    fitted = fit_recipe(images, "umamba", window=64, batch_size=7)
+    assert (fitted.window, fitted.batch_size) == (64, 7)
 
 
 def plan(**settings: Any) -> NnUNetPlan:
-    own = make_plan((128, 128), ["R", "G", "rgb_to_0_1"], images=100)
-    changed = {**own.plans["configurations"]["2d"], **settings}
-    return replace(own, plans={**own.plans, "configurations": {"2d": changed}})
+    base_plan = make_plan((128, 128), ["R", "G", "rgb_to_0_1"], images=100)
+    changed = {**base_plan.plans["configurations"]["2d"], **settings}
+    return replace(base_plan, plans={**base_plan.plans, "configurations": {"2d": changed}})
 
 
 def test_the_plan_of_pretrained_weights_counts(images: Dataset) -> None:
-    own = plan(batch_size=5, batch_dice=False)
-    found = made(images, "umamba", model_args=own.options, plan=own)
-    assert (found.window, found.batch_size) == (128, 5)
-    assert found.patches is not None
-    assert found.patches.channels == (Channel(), Channel(), Channel("rgb_to_0_1"))
-    assert not found.patches.batch_dice
-    light = made(images, "umamba", "nnunet-light", model_args=own.options, plan=own)
-    assert light.batch_size == 4
+    base_plan = plan(batch_size=5, batch_dice=False)
+    fitted = fit_recipe(images, "umamba", model_args=base_plan.options, plan=base_plan)
+    assert (fitted.window, fitted.batch_size) == (128, 5)
+    assert fitted.patches is not None
+    assert fitted.patches.channels == (Channel(), Channel(), Channel("rgb_to_0_1"))
+    assert not fitted.patches.batch_dice
+    light_one = fit_recipe(
+        images, "umamba", "nnunet-light", model_args=base_plan.options, plan=base_plan
+    )
+    assert light_one.batch_size == 4
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    broken = open_dataset(str(write_pairs(tmp_path / "data", 3)), MASKS)
-    broken.samples[1].image.path.write_text("nothing")
+    unreadable = open_dataset(str(write_pairs(tmp_path / "data", 3)), MASKS)
+    unreadable.samples[1].image.path.write_text("nothing")
     with pytest.raises(RunError, match=r"The image `001.png` cannot be read"):
-        made(broken, "umamba")
+        fit_recipe(unreadable, "umamba")
 
 
 EPOCHS, LR = 1000, 1e-2
@@ -468,12 +471,12 @@ EPOCHS, LR = 1000, 1e-2
 
 def test_the_learning_rate_is_torchs_polynomial_one() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
-    theirs = torch.optim.lr_scheduler.PolynomialLR(optimizer, EPOCHS, 0.9)
+    torch_scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, EPOCHS, 0.9)
     for epoch in range(1001):
-        found = poly_lr(epoch, EPOCHS, LR)
-        assert found == pytest.approx(theirs.get_last_lr()[0], rel=1e-9, abs=1e-15)
+        rate = poly_lr(epoch, EPOCHS, LR)
+        assert rate == pytest.approx(torch_scheduler.get_last_lr()[0], rel=1e-9, abs=1e-15)
         optimizer.step()
-        theirs.step()
+        torch_scheduler.step()
 
 
 def test_the_learning_rate_by_hand_and_after_the_end() -> None:
@@ -484,10 +487,10 @@ def test_the_learning_rate_by_hand_and_after_the_end() -> None:
 
 
 def test_the_average_starts_with_the_first_value_and_moves_by_a_tenth() -> None:
-    found: list[float | None] = [None]
+    averages: list[float | None] = [None]
     for dice in (0.5, 0.7, 0.1, 0.9):
-        found.append(moving_average(found[-1], dice))
-    assert found[1:] == pytest.approx([0.5, 0.52, 0.478, 0.5202])
+        averages.append(moving_average(averages[-1], dice))
+    assert averages[1:] == pytest.approx([0.5, 0.52, 0.478, 0.5202])
     assert moving_average(0.4, 0.8, 0.5) == pytest.approx(0.6)
 
 
@@ -499,8 +502,8 @@ def test_an_epoch_without_foreground_changes_nothing() -> None:
 def levels(channels: int) -> tuple[list[Tensor], Tensor]:
     generator = torch.Generator().manual_seed(0)
     outputs = [
-        torch.randn(3, channels, side, side, generator=generator, dtype=torch.float32)
-        for side in (16, 8, 4)
+        torch.randn(3, channels, width, width, generator=generator, dtype=torch.float32)
+        for width in (16, 8, 4)
     ]
     target = torch.randint(0, 2, (3, 1, 16, 16), generator=generator, dtype=torch.uint8)
     return [output.requires_grad_() for output in outputs], target
@@ -509,17 +512,19 @@ def levels(channels: int) -> tuple[list[Tensor], Tensor]:
 @pytest.mark.parametrize("batch_dice", [True, False])
 def test_a_network_of_two_classes_gets_nnunets_own_loss(batch_dice: bool) -> None:
     outputs, target = levels(2)
-    own = DeepSupervision(DiceCrossEntropy(batch_dice=batch_dice))(outputs, target)
-    expected = torch.autograd.grad(own, outputs[:2])
-    ours = TwoClasses(probabilities=False, batch_dice=batch_dice)(
+    nnunet_loss = DeepSupervision(DiceCrossEntropy(batch_dice=batch_dice))(outputs, target)
+    expected = torch.autograd.grad(nnunet_loss, outputs[:2])
+    own_loss = TwoClasses(probabilities=False, batch_dice=batch_dice)(
         [foreground_logits(output) for output in outputs], target
     )
-    assert ours.item() == pytest.approx(own.item(), rel=1e-6)
-    for found, gradient in zip(torch.autograd.grad(ours, outputs[:2]), expected, strict=True):
-        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-7)
+    assert own_loss.item() == pytest.approx(nnunet_loss.item(), rel=1e-6)
+    for own_gradient, gradient in zip(
+        torch.autograd.grad(own_loss, outputs[:2]), expected, strict=True
+    ):
+        torch.testing.assert_close(own_gradient, gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_probabilities_mean_what_their_logits_do() -> None:
+def test_probabilities_and_their_logits_give_the_same_loss() -> None:
     outputs, target = levels(1)
     logits = TwoClasses(probabilities=False)(outputs, target)
     probabilities = TwoClasses(probabilities=True)([o.sigmoid() for o in outputs], target)
@@ -553,11 +558,11 @@ def test_ignored_pixels_change_neither_loss_nor_gradient(batch_dice: bool) -> No
     outputs, target = levels(1)
     target[..., 8:] = 255
     loss = TwoClasses(probabilities=False, batch_dice=batch_dice, ignore_label=255)
-    found = loss(outputs, target)
-    for gradient in torch.autograd.grad(found, outputs[:2], retain_graph=True):
-        half = gradient.shape[-1] // 2
-        assert gradient[..., :half].any()
-        assert not gradient[..., half:].any()
-    cut = [output[..., : output.shape[-1] // 2] for output in outputs]
-    expected = TwoClasses(probabilities=False, batch_dice=batch_dice)(cut, target[..., :8])
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    value = loss(outputs, target)
+    for gradient in torch.autograd.grad(value, outputs[:2], retain_graph=True):
+        half_width = gradient.shape[-1] // 2
+        assert gradient[..., :half_width].any()
+        assert not gradient[..., half_width:].any()
+    cut_outputs = [output[..., : output.shape[-1] // 2] for output in outputs]
+    expected = TwoClasses(probabilities=False, batch_dice=batch_dice)(cut_outputs, target[..., :8])
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -1,4 +1,4 @@
-"""How the processes of a training agree; jobs of real processes are in `test_jobs`."""
+"""Agreement of the processes of a training; jobs of real processes are tested in `test_jobs`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def peers() -> list[Peers]:
 
 
 def outcomes(*calls: Callable[[], object]) -> list[Outcome]:
-    """What each of `calls` gives or raises, all at the same time."""
+    """Runs `calls` concurrently; returns the result or error of each."""
     results: list[Outcome] = [None] * len(calls)
 
     def call(number: int) -> None:
@@ -44,79 +44,79 @@ def outcomes(*calls: Callable[[], object]) -> list[Outcome]:
     return results
 
 
-def test_one_process_has_nobody_to_talk_to() -> None:
-    alone = Peers(Ranks())
-    assert alone.together(lambda: 3, lambda made: {"x": "y"}) == 3
-    alone.tell("word")
-    alone.leave()
+def test_a_single_process_needs_no_peers() -> None:
+    single = Peers(Ranks())
+    assert single.together(lambda: 3, lambda value: {"x": "y"}) == 3
+    single.tell("word")
+    single.leave()
 
 
 def test_processes_that_agree_go_on(peers: list[Peers]) -> None:
-    first, other = outcomes(
+    first, second = outcomes(
         *(
-            lambda one=one: one.together(lambda: one.process.rank, lambda _: {"a": "1"})
-            for one in peers
+            lambda peer=peer: peer.together(lambda: peer.process.rank, lambda _: {"a": "1"})
+            for peer in peers
         )
     )
-    assert (first, other) == (0, 1)
+    assert (first, second) == (0, 1)
     peers[0].tell("one")
     peers[0].tell("two")
     assert [peers[1].hear(), peers[1].hear()] == ["one", "two"]
 
 
 def test_the_first_process_tells_what_differs(peers: list[Peers]) -> None:
-    def agree(one: Peers) -> object:
+    def agree(peer: Peers) -> object:
         try:
-            return one.together(
-                lambda: 0, lambda _: {"version of `torch`": f"2.{one.process.rank}"}
+            return peer.together(
+                lambda: 0, lambda _: {"version of `torch`": f"2.{peer.process.rank}"}
             )
         except UsageError as error:
-            one.fail(error)
+            peer.fail(error)
             raise
 
-    first, other = outcomes(*(lambda one=one: agree(one) for one in peers))
+    first, second = outcomes(*(lambda peer=peer: agree(peer) for peer in peers))
     assert isinstance(first, UsageError)
     assert "Process 1 of 2 does not train with the same version of `torch`" in str(first)
     assert "The first process has 2.0, that one has 2.1." in str(first)
-    assert isinstance(other, SystemExit)
-    assert other.code == 2
+    assert isinstance(second, SystemExit)
+    assert second.code == 2
 
 
 def test_what_stops_another_process_is_told_by_the_first(peers: list[Peers]) -> None:
     def refuse() -> int:
         raise UsageError("The file `x` is missing.", "why", "todo")
 
-    def agree(one: Peers) -> object:
+    def agree(peer: Peers) -> object:
         try:
-            return one.together(refuse if one.process.rank else lambda: 0, lambda _: {})
+            return peer.together(refuse if peer.process.rank else lambda: 0, lambda _: {})
         except UsageError as error:
-            one.fail(error)
+            peer.fail(error)
             raise
 
-    first, other = outcomes(*(lambda one=one: agree(one) for one in peers))
+    first, second = outcomes(*(lambda peer=peer: agree(peer) for peer in peers))
     assert isinstance(first, UsageError)
     assert "Process 1 of 2 cannot go on: The file `x` is missing." in str(first)
-    assert isinstance(other, SystemExit)
-    assert other.code == 2
+    assert isinstance(second, SystemExit)
+    assert second.code == 2
 
 
-def test_the_others_end_well() -> None:
-    with pytest.raises(SystemExit) as ended:
+def test_the_other_processes_exit_with_0() -> None:
+    with pytest.raises(SystemExit) as exit_info:
         end_of_others()
-    assert ended.value.code == 0
+    assert exit_info.value.code == 0
 
 
-def test_the_machine_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_machine_is_read_from_torchruns_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine("cpu", 3).world == 3
     assert machine("cpu", "all").world == 1
-    said = {
+    variables = {
         "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",
         "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "none",
     }  # fmt: skip
-    for name, value in said.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    on = machine("cpu", 1)
-    assert (on.devices, on.nodes, on.world) == (4, 2, 8)
+    machine_state = machine("cpu", 1)
+    assert (machine_state.devices, machine_state.nodes, machine_state.world) == (4, 2, 8)
     with pytest.raises(UsageError, match="contradicts the launcher"):
         machine("cpu", 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -124,10 +124,10 @@ def test_the_machine_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> N
     assert machine("cuda", 1).device == torch.device("cuda", 1)
 
 
-@pytest.mark.parametrize(("name", "named"), [("cuda", "shows 1"), ("cuda:0", "is one device")])
-def test_each_process_needs_a_gpu(name: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "message"), [("cuda", "shows 1"), ("cuda:0", "is one device")])
+def test_each_process_needs_a_gpu(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UsageError, match=named):
+    with pytest.raises(UsageError, match=message):
         machine(name, 3)
     assert machine("cuda", "all").world == 1

@@ -1,4 +1,4 @@
-"""The recipes against the table of the paper's notebooks, and their overrides."""
+"""Recipes: the table of the paper's notebooks, and options that override values."""
 
 from __future__ import annotations
 
@@ -39,34 +39,34 @@ def test_a_recipe_by_its_name() -> None:
         recipe_named("nunet", "unet")
 
 
-def test_quick_is_shorter_and_else_the_same() -> None:
-    quick = recipe_named("nnunet", "unet", quick=True)
-    assert (quick.name, quick.epochs) == ("nnunet quick", 2)
-    assert quick.patches is not None
-    assert (quick.patches.iterations, quick.patches.momentum) == (25, 0.99)
+def test_a_quick_recipe_differs_in_its_length_only() -> None:
+    is_quick = recipe_named("nnunet", "unet", quick=True)
+    assert (is_quick.name, is_quick.epochs) == ("nnunet quick", 2)
+    assert is_quick.patches is not None
+    assert (is_quick.patches.iterations, is_quick.patches.momentum) == (25, 0.99)
 
 
-def test_our_own_has_a_name_too() -> None:
+def test_the_patient_recipe_can_be_named() -> None:
     assert recipe_named("patient", "vmunet") == recipe_for("vmunet", "patient", "x")
     assert recipe_named("patient", "unet", quick=True) == recipe_for(
         "unet", "patient", "x", quick=True
     )
-    assert recipe_named("patient", "ulvm").epochs == 60  # on whatever data
+    assert recipe_named("patient", "ulvm").epochs == 60  # for any data set
 
 
-def test_they_are_listed_as_they_are_typed() -> None:
+def test_recipes_are_listed_with_their_option() -> None:
     rows = {name: recipe for name, _, recipe in listed() if name.startswith("--recipe")}
-    every = {**NAMED_RECIPES, **CLASS_RECIPES}
+    all_recipes = {**NAMED_RECIPES, **CLASS_RECIPES}
     families = {f"--recipe fair ({family})" for family in FAIR_RATES}
-    assert rows.keys() - families == {f"--recipe {name}" for name in every}
-    assert all(rows[f"--recipe {name}"] == recipe for name, recipe in every.items())
-    assert list(every) == [
+    assert rows.keys() - families == {f"--recipe {name}" for name in all_recipes}
+    assert all(rows[f"--recipe {name}"] == recipe for name, recipe in all_recipes.items())
+    assert list(all_recipes) == [
         *("nnunet", "nnunet-light", "classes", "classes-light", "cifar10-mini"),
         *("paper", "fair", "speedrun"),
     ]
 
 
-def test_iterations_in_the_line() -> None:
+def test_a_recipe_line_contains_the_iterations() -> None:
     line = describe_recipe(NAMED_RECIPES["nnunet"])
     assert "1000 epochs of 250 iterations, batch 12, window 256, ce-minus-dice loss, SGD" in line
 
@@ -87,7 +87,7 @@ TABLE = {
     "ulvm_v5": (2, "bce-dice", "AdamW", 3e-4, 0.01, 16, "probability", 256, 0.8633),
     "ulvm_v6": (2, "bce-dice", "AdamW", 3e-4, 0.01, 16, "probability", 256, 0.8628),
 }
-EVERY = [*PAPER_RECIPES, *PATIENT_RECIPES, "vmunet", "umamba", "umamba-enc", "smp:Unet/resnet34"]
+NETWORKS = [*PAPER_RECIPES, *PATIENT_RECIPES, "vmunet", "umamba", "umamba-enc", "smp:Unet/resnet34"]
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -101,31 +101,31 @@ def test_the_papers_rows(name: str) -> None:
     assert (r.clip, r.accumulate, r.images_per_epoch) == (None, 1, None)
 
 
-def test_every_row_is_listed_with_what_it_is_for() -> None:
-    rows = {(name, how): recipe for name, how, recipe in listed() if name[0] != "-"}
+def test_every_recipe_is_listed_with_its_network_and_protocol() -> None:
+    rows = {(name, p): recipe for name, p, recipe in listed() if name[0] != "-"}
     assert len(rows) == len(TABLE) + 1 + len(PATIENT_RECIPES) + 1
     for (name, protocol), recipe in rows.items():
         serves = "none of them" if name == "*" else name
         assert recipe_for(serves, protocol, "lgg") == recipe  # type: ignore[arg-type]
 
 
-def test_there_are_thirteen() -> None:
+def test_the_paper_has_thirteen_recipes() -> None:
     assert set(PAPER_RECIPES) == set(TABLE)
 
 
 @pytest.mark.parametrize("protocol", ["paper", "patient"])
 @pytest.mark.parametrize("data", [BUNDLED, "lgg"])
-@pytest.mark.parametrize("quick", [False, True])
-@pytest.mark.parametrize("name", EVERY)
-def test_every_network_has_one_that_exists(
-    name: str, protocol: str, data: str, quick: bool
+@pytest.mark.parametrize("is_quick", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_has_an_existing_recipe(
+    name: str, protocol: str, data: str, is_quick: bool
 ) -> None:
-    r: Recipe = recipe_for(name, protocol, data, quick=quick)  # type: ignore[arg-type]
+    r: Recipe = recipe_for(name, protocol, data, quick=is_quick)  # type: ignore[arg-type]
     assert r.loss in LOSSES
     assert r.schedule in SCHEDULES
     assert r.augmentation in AUGMENTATIONS
     assert (r.paper_batch is not None) == (protocol == "paper")
-    assert ("quick" in r.name) == quick
+    assert ("quick" in r.name) == is_quick
 
 
 @pytest.mark.parametrize("protocol", ["paper", "patient"])
@@ -135,11 +135,11 @@ def test_only_what_is_published_is_expected(protocol: str) -> None:
     assert recipe_for("unet", "paper", "lgg", quick=True).expected_dice is None
 
 
-def test_quick_is_shorter() -> None:
+def test_quick_recipes_are_shorter() -> None:
     for data in (BUNDLED, "lgg"):
-        usual = recipe_for("ulvm_v5", "patient", data)
-        quick = recipe_for("ulvm_v5", "patient", data, quick=True)
-        assert quick.epochs < usual.epochs / 2
+        full_length = recipe_for("ulvm_v5", "patient", data)
+        is_quick = recipe_for("ulvm_v5", "patient", data, quick=True)
+        assert is_quick.epochs < full_length.epochs / 2
 
 
 def test_a_recipe_in_a_line() -> None:
@@ -150,7 +150,7 @@ def test_a_recipe_in_a_line() -> None:
     )
 
 
-def test_constant_is_one_however_long() -> None:
+def test_the_constant_schedule_is_one_for_any_length() -> None:
     assert {constant(step, total) for step in (0, 7, 99) for total in (100, 1000)} == {1.0}
 
 
@@ -159,23 +159,23 @@ def test_the_cosine_warms_up_peaks_and_ends_at_one_percent() -> None:
     assert factors[0] == pytest.approx(1 / 10)
     assert factors[4] == pytest.approx(5 / 10)
     assert factors[9] == factors[10] == pytest.approx(1)
-    assert factors[105] == pytest.approx((1 + 0.01) / 2)  # half way down
+    assert factors[105] == pytest.approx((1 + 0.01) / 2)  # half of the schedule
     assert warmup_cosine(200, 200) == pytest.approx(0.01)
     assert all(a > b for a, b in pairwise(factors[10:]))
 
 
-def test_it_stays_at_the_end() -> None:
+def test_the_cosine_stays_at_its_last_value() -> None:
     assert warmup_cosine(300, 200) == warmup_cosine(200, 200)
 
 
-def test_a_single_step_is_a_whole_one() -> None:
+def test_a_schedule_of_one_step_has_the_full_rate() -> None:
     assert warmup_cosine(0, 1) == 1
 
 
-def test_only_what_ignores_the_length_may_be_extended() -> None:
+def test_only_schedules_that_ignore_the_length_may_be_extended() -> None:
     for name, factor in SCHEDULES.items():
-        same = all(factor(step, 100) == factor(step, 150) for step in range(100))
-        assert same == (name in EXTENDABLE)
+        is_same = all(factor(step, 100) == factor(step, 150) for step in range(100))
+        assert is_same == (name in EXTENDABLE)
 
 
 def test_the_window_is_the_networks() -> None:
@@ -186,7 +186,7 @@ def test_the_window_is_the_networks() -> None:
     assert recipe.loss == "smoothed-cross-entropy"
 
 
-def test_overrides_and_the_quick_one() -> None:
+def test_a_quick_recipe_takes_overrides() -> None:
     config = TrainConfig(
         "x", recipe="classes-light", quick=True, lr=0.1, aug="Strong", precision="bf16"
     )
@@ -197,7 +197,7 @@ def test_overrides_and_the_quick_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("overrides", "message"),
     [
         ({"loss": "dice"}, "`dice`"),
         ({"aug": "heavy"}, "`heavy`"),
@@ -205,9 +205,11 @@ def test_overrides_and_the_quick_one() -> None:
         ({"lr": 0}, "out of range"),
     ],
 )
-def test_what_has_no_meaning_is_refused(said: dict[str, Any], message: str) -> None:
+def test_options_without_meaning_for_classifiers_are_refused(
+    overrides: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
-        class_recipe(TrainConfig("x", **said), 32, "x")
+        class_recipe(TrainConfig("x", **overrides), 32, "x")
 
 
 def test_a_protocol_of_masks_is_refused() -> None:
@@ -216,13 +218,13 @@ def test_a_protocol_of_masks_is_refused() -> None:
         check_protocol(TrainConfig("x", protocol="paper"))
 
 
-def recipe(**said: Any) -> Any:
-    config = TrainConfig(model="unet", **said)
+def recipe(**overrides: Any) -> Any:
+    config = TrainConfig(model="unet", **overrides)
     return mask_recipe(config, "unet", "some data")
 
 
-def test_what_is_said_counts_and_the_rest_is_the_recipes() -> None:
-    plain = recipe()
+def test_options_override_values_of_the_recipe() -> None:
+    unchanged = recipe()
     changed = recipe(
         epochs=3, lr=0.5, batch_size=6, accumulate=2, loss="Dice", aug="STRONG", window=96,
         clip=2.5, patience=4, precision="bf16",
@@ -230,11 +232,11 @@ def test_what_is_said_counts_and_the_rest_is_the_recipes() -> None:
     assert (changed.epochs, changed.lr, changed.batch_size, changed.accumulate) == (3, 0.5, 6, 2)
     assert (changed.loss, changed.augmentation, changed.window) == ("dice", "strong", 96)
     assert (changed.clip, changed.patience, changed.precision) == (2.5, 4, "bf16")
-    assert (changed.optimizer, changed.schedule) == (plain.optimizer, plain.schedule)
+    assert (changed.optimizer, changed.schedule) == (unchanged.optimizer, unchanged.schedule)
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("overrides", "message"),
     [
         ({"lr": 0.0}, "`--lr 0.0` is out of range"),
         ({"lr": float("nan")}, "`--lr nan` is out of range"),
@@ -251,9 +253,11 @@ def test_what_is_said_counts_and_the_rest_is_the_recipes() -> None:
         ({"recipe": "nnunet", "patience": 2}, "`--patience 2` does not go with `--recipe nnunet"),
     ],
 )
-def test_what_is_refused(said: dict[str, Any], message: str) -> None:
+def test_options_that_contradict_the_recipe_are_refused(
+    overrides: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
-        recipe(**said)
+        recipe(**overrides)
 
 
 def test_the_paper_may_be_told_to_augment_nothing() -> None:
@@ -265,6 +269,6 @@ def test_our_recipe_by_name_takes_what_nnunets_does_not() -> None:
 
 
 def test_a_recipe_by_name_can_be_shortened_and_slowed() -> None:
-    found = recipe(recipe="nnunet", epochs=24, lr=0.02, clip=1.0, precision="bf16")
-    assert (found.name, found.epochs, found.lr, found.clip) == ("nnunet", 24, 0.02, 1.0)
-    assert (found.precision, found.optimizer) == ("bf16", "SGD")
+    custom = recipe(recipe="nnunet", epochs=24, lr=0.02, clip=1.0, precision="bf16")
+    assert (custom.name, custom.epochs, custom.lr, custom.clip) == ("nnunet", 24, 0.02, 1.0)
+    assert (custom.precision, custom.optimizer) == ("bf16", "SGD")

@@ -1,4 +1,4 @@
-"""Samples: the same image, window and change wherever and whenever they are asked for."""
+"""Samples: image, window and augmentation depend on seed, epoch and id only."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from robustcli.training.samples import (
 from tests.training.images import decoded, disc
 
 
-def pair(number: int = 0, side: int = 48) -> tuple[Tensor, Tensor]:
-    image, mask = disc(number, side, side)
+def pair(number: int = 0, size: int = 48) -> tuple[Tensor, Tensor]:
+    image, mask = disc(number, size, size)
     return torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)[None]
 
 
-def seen(image: Tensor) -> Tensor:
-    """The disc as the image shows it: reddish there, grey or black elsewhere."""
+def disc_mask(image: Tensor) -> Tensor:
+    """Detects the disc: it is reddish, the rest is grey or black."""
     redness = image[:1].float() - image[1:2].float()
     return redness > redness.max() / 2
 
@@ -54,19 +54,23 @@ def seen(image: Tensor) -> Tensor:
 @pytest.mark.parametrize("seed", range(12))
 def test_the_mask_moves_with_the_image(seed: int) -> None:
     image, mask = augment(*pair(), name="light", seed=seed)
-    assert torch.equal(seen(image), mask.bool())
+    assert torch.equal(disc_mask(image), mask.bool())
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_strong_one_moves_both_to_the_same_place(seed: int) -> None:
+def test_strong_augmentation_moves_image_and_mask_alike(seed: int) -> None:
     image, mask = augment(*pair(), name="strong", seed=seed)
     assert set(mask.unique().tolist()) == {0, 1}
-    shown, marked = (found[0].nonzero().float().mean(0) for found in (seen(image), mask))
-    assert torch.allclose(shown, marked, atol=1.0)  # pixels; blurring moves the edge only
+    image_centre, mask_centre = (
+        points[0].nonzero().float().mean(0) for points in (disc_mask(image), mask)
+    )
+    assert torch.allclose(
+        image_centre, mask_centre, atol=1.0
+    )  # pixels; blurring moves only the edge
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_types_and_sizes_stay(name: str) -> None:
+def test_augmentation_keeps_types_and_sizes(name: str) -> None:
     image, mask = augment(*pair(), name=name, seed=3)
     assert type(image) is type(mask) is Tensor
     assert image.dtype == mask.dtype == torch.uint8
@@ -75,31 +79,31 @@ def test_types_and_sizes_stay(name: str) -> None:
 
 def test_all_eight_positions_of_a_square_come() -> None:
     mask = torch.tensor([[[1, 2], [3, 4]]], dtype=torch.uint8)
-    found = {
+    positions = {
         tuple(augment(mask.repeat(3, 1, 1), mask, name="light", seed=s)[1].flatten().tolist())
         for s in range(100)
     }
-    assert len(found) == 8
+    assert len(positions) == 8
 
 
-def test_none_changes_nothing() -> None:
+def test_augmentation_none_changes_nothing() -> None:
     image, mask = pair()
-    changed = augment(image, mask, name="none", seed=5)
-    assert torch.equal(changed[0], image)
-    assert torch.equal(changed[1], mask)
+    augmented = augment(image, mask, name="none", seed=5)
+    assert torch.equal(augmented[0], image)
+    assert torch.equal(augmented[1], mask)
 
 
-def test_the_seed_alone_decides_and_nobody_elses_randomness_moves() -> None:
+def test_augmentation_depends_on_its_seed_only_and_keeps_the_global_generator() -> None:
     torch.manual_seed(1)
     first = augment(*pair(), name="strong", seed=8)
-    after = torch.rand(3)
+    following = torch.rand(3)
     torch.manual_seed(1)
-    assert torch.equal(after, torch.rand(3))
+    assert torch.equal(following, torch.rand(3))
     augment(*pair(1), name="strong", seed=9)
-    again = augment(*pair(), name="strong", seed=8)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    other = augment(*pair(), name="strong", seed=10)
-    assert not torch.equal(first[0], other[0])
+    repeated = augment(*pair(), name="strong", seed=8)
+    assert all(torch.equal(a, b) for a, b in zip(first, repeated, strict=True))
+    other_sample = augment(*pair(), name="strong", seed=10)
+    assert not torch.equal(first[0], other_sample[0])
 
 
 def test_an_unknown_name() -> None:
@@ -124,38 +128,38 @@ def test_a_sample_is_a_window_of_its_image() -> None:
     assert (sample.image.shape, sample.mask.shape) == ((3, 24, 24), (1, 24, 24))
     image = torch.from_numpy(PIXELS[2].image).permute(2, 0, 1)
     windows = image.unfold(1, 24, 1).unfold(2, 24, 1)
-    found = (windows == sample.image[:, None, None]).flatten(3).all(3).all(0)
-    assert found.sum() == 1
-    top, left = (int(i) for i in found.nonzero()[0])
-    mask = torch.from_numpy(PIXELS[2].mask)[top : top + 24, left : left + 24]
+    matches = (windows == sample.image[:, None, None]).flatten(3).all(3).all(0)
+    assert matches.sum() == 1
+    top_edge, left_edge = (int(i) for i in matches.nonzero()[0])
+    mask = torch.from_numpy(PIXELS[2].mask)[top_edge : top_edge + 24, left_edge : left_edge + 24]
     assert torch.equal(sample.mask[0], mask)
 
 
-def test_neither_order_nor_place_in_the_list_matters() -> None:
-    usual, reversed_ = (
+def test_samples_do_not_depend_on_order_or_position() -> None:
+    forwards, backwards = (
         training(augmentation="strong"),
         training(IDS[::-1], PIXELS[::-1], "strong"),
     )
-    late = [usual[1, 3], usual[0, 0], usual[1, 1]][2]
-    again = reversed_[1, 2]
-    assert late.image_id == again.image_id == "b"
-    assert torch.equal(late.image, again.image)
-    assert torch.equal(late.mask, again.mask)
-    assert not torch.equal(late.image, usual[2, 1].image)
+    sample = [forwards[1, 3], forwards[0, 0], forwards[1, 1]][2]
+    repeated = backwards[1, 2]
+    assert sample.image_id == repeated.image_id == "b"
+    assert torch.equal(sample.image, repeated.image)
+    assert torch.equal(sample.mask, repeated.mask)
+    assert not torch.equal(sample.image, forwards[2, 1].image)
 
 
 def test_validation_sees_every_pixel_once() -> None:
     samples = AllWindows(DecodedSubset(IDS, PIXELS), 20)
-    seen = np.zeros(len(IDS), int)
+    counts = np.zeros(len(IDS), int)
     foreground = np.zeros(len(IDS), int)
     for number in range(len(samples)):
         sample = samples[number]
-        place = IDS.index(sample.image_id)
+        position = IDS.index(sample.image_id)
         assert sample.number == number
-        seen[place] += int(sample.counted.sum())
-        foreground[place] += int((sample.mask.bool() & sample.counted).sum())
-    assert seen.tolist() == [40 * 48] * 4
-    assert foreground.tolist() == [int(one.mask.sum()) for one in PIXELS]
+        counts[position] += int(sample.counted.sum())
+        foreground[position] += int((sample.mask.bool() & sample.counted).sum())
+    assert counts.tolist() == [40 * 48] * 4
+    assert foreground.tolist() == [int(item.mask.sum()) for item in PIXELS]
 
 
 def test_whole_images_are_resized_as_torchvision_0_15_did() -> None:
@@ -174,8 +178,8 @@ def test_images_of_the_right_size_stay_as_they_are() -> None:
     assert set(sample.mask.unique().tolist()) == {0.0, 1.0}
 
 
-def test_a_batch_keeps_what_its_samples_are() -> None:
-    samples = [training()[0, place] for place in (3, 1)]
+def test_a_batch_keeps_the_fields_of_its_samples() -> None:
+    samples = [training()[0, position] for position in (3, 1)]
     batch = collate_masks(samples)
     assert batch.ids == ["d", "b"]
     assert batch.numbers.tolist() == [3, 1]
@@ -188,34 +192,34 @@ def test_ignored_pixels_do_not_count(augmentation: str) -> None:
     mask = PIXELS[0].mask.copy()
     mask[:, 30:] = IGNORED
     marked = [Decoded(PIXELS[0].image, mask)]
-    trained = [training(("a",), marked, augmentation)[epoch, 0] for epoch in range(20)]
-    assert any((~sample.counted).any() for sample in trained)
-    for sample in trained:
+    epoch_samples = [training(("a",), marked, augmentation)[epoch, 0] for epoch in range(20)]
+    assert any((~sample.counted).any() for sample in epoch_samples)
+    for sample in epoch_samples:
         assert set(sample.mask.unique().tolist()) <= {0, 1, IGNORED}
         assert torch.equal(sample.counted, sample.mask != IGNORED)
     windows = [AllWindows(DecodedSubset(("a",), marked), 24)[i] for i in range(4)]
     assert sum(int(sample.counted.sum()) for sample in windows) == (mask != IGNORED).sum()
 
 
-SIDES = st.integers(1, 90)
+SIZES = st.integers(1, 90)
 
 
-@given(SIDES, SIDES, SIDES)
-def test_every_pixel_counts_once(height: int, width: int, side: int) -> None:
+@given(SIZES, SIZES, SIZES)
+def test_every_pixel_counts_once(height: int, width: int, size: int) -> None:
     image: NDArray[Any] = np.arange(height * width).reshape(height, width)
-    counted: list[NDArray[Any]] = []
-    for tile in tiles(height, width, side):
-        seen = window(image, tile.top, tile.left, side)
-        assert seen.shape == (side, side)
+    tiles_seen: list[NDArray[Any]] = []
+    for tile in tiles(height, width, size):
+        cut = window(image, tile.top, tile.left, size)
+        assert cut.shape == (size, size)
         rows = slice(tile.first_row, tile.first_row + tile.rows)
         columns = slice(tile.first_column, tile.first_column + tile.columns)
-        counted.append(seen[rows, columns].ravel())
-    assert np.array_equal(np.sort(np.concatenate(counted)), np.arange(height * width))
+        tiles_seen.append(cut[rows, columns].ravel())
+    assert np.array_equal(np.sort(np.concatenate(tiles_seen)), np.arange(height * width))
 
 
-@given(SIDES, SIDES, SIDES)
-def test_there_are_no_more_windows_than_needed(height: int, width: int, side: int) -> None:
-    assert len(list(tiles(height, width, side))) == -(-height // side) * -(-width // side)
+@given(SIZES, SIZES, SIZES)
+def test_there_are_no_more_windows_than_needed(height: int, width: int, size: int) -> None:
+    assert len(list(tiles(height, width, size))) == -(-height // size) * -(-width // size)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (5, 20), (20, 20), (9, 40)])
@@ -230,7 +234,7 @@ def test_a_window_inside_is_the_image() -> None:
     assert np.array_equal(window(image, 2, 5, 4), image[2:6, 5:9])
 
 
-def test_places_hang_on_identity_and_reach_every_corner() -> None:
+def test_positions_depend_on_id_and_reach_every_corner() -> None:
     places = [random_place(12, 30, 10, 0, epoch, "a") for epoch in range(400)]
     assert places == [random_place(12, 30, 10, 0, epoch, "a") for epoch in range(400)]
     assert {top for top, _ in places} == {0, 1, 2}
@@ -242,15 +246,15 @@ def test_a_small_image_has_one_place() -> None:
     assert random_place(5, 5, 10, "x") == (0, 0)
 
 
-def test_a_part_is_drawn_from_its_generator_alone() -> None:
+def test_a_crop_depends_on_its_generator_only() -> None:
     image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
-    first, again, other = (
+    first, repeated, other_parts = (
         random_crop(image, Crops(0.5), 32, "bilinear", np.random.default_rng(seed))
         for seed in (1, 1, 2)
     )
     assert (first.shape, first.dtype) == ((3, 32, 32), torch.uint8)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    assert torch.equal(first, repeated)
+    assert not torch.equal(first, other_parts)
 
 
 @pytest.mark.parametrize("least", [0.08, 0.5])
@@ -262,45 +266,45 @@ def test_the_area_of_a_part_is_between_its_limits(least: float) -> None:
     assert all(0 <= t <= 100 - h and 0 <= left <= 140 - w for t, left, h, w in boxes)
 
 
-def test_what_fits_no_ratio_is_cut_in_the_middle() -> None:
+def test_images_outside_of_all_ratios_are_cropped_in_the_centre() -> None:
     assert _crop_box(300, 10, Crops(1.0), np.random.default_rng(0)) == (143, 0, 13, 10)
 
 
 def test_half_of_the_parts_are_mirrored() -> None:
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
     image[:, :, :4] = 255
-    left = [
+    left_edges = [
         int(random_crop(image, Crops(1.0), 8, "bilinear", np.random.default_rng(s))[0, 4, 0]) > 127
         for s in range(200)
     ]
-    assert 70 < sum(left) < 130
+    assert 70 < sum(left_edges) < 130
 
 
-OWN = Preprocessing(resize=16, crop=16, interpolation="bilinear")
+VIEW16 = Preprocessing(resize=16, crop=16, interpolation="bilinear")
 PIXELS_PHOTOS = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3), dtype=np.uint8)
-PART = DecodedSubset(["a", "b"], [Decoded(pixels) for pixels in PIXELS_PHOTOS], [1, 0])
+SUBSET = DecodedSubset(["a", "b"], [Decoded(pixels) for pixels in PIXELS_PHOTOS], [1, 0])
 
 
-def test_epoch_and_id_decide_and_not_the_place() -> None:
-    samples = RandomCrops(PART, OWN, "light", seed=3)
-    turned = DecodedSubset(["b", "a"], PART.decoded[::-1], [0, 1])
-    again = RandomCrops(turned, OWN, "light", seed=3)
-    assert torch.equal(samples[0, 0].image, again[0, 1].image)
+def test_crops_depend_on_epoch_and_id_not_on_position() -> None:
+    samples = RandomCrops(SUBSET, VIEW16, "light", seed=3)
+    reversed_part = DecodedSubset(["b", "a"], SUBSET.decoded[::-1], [0, 1])
+    same_seed = RandomCrops(reversed_part, VIEW16, "light", seed=3)
+    assert torch.equal(samples[0, 0].image, same_seed[0, 1].image)
     assert not torch.equal(samples[0, 0].image, samples[1, 0].image)
-    other = RandomCrops(PART, OWN, "light", seed=4)
-    assert not torch.equal(samples[0, 0].image, other[0, 0].image)
+    other_seed = RandomCrops(SUBSET, VIEW16, "light", seed=4)
+    assert not torch.equal(samples[0, 0].image, other_seed[0, 0].image)
 
 
 def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
-    plain, seen = RandomCrops(PART, OWN, "none", seed=3), WholePhotos(PART, OWN)
-    expected = torch.from_numpy(OWN.apply(PIXELS_PHOTOS[1]).transpose(2, 0, 1).copy())
-    assert torch.equal(plain[5, 1].image, seen[1].image)
-    assert torch.equal(seen[1].image, expected)
+    crops, whole_photos = (RandomCrops(SUBSET, VIEW16, "none", seed=3), WholePhotos(SUBSET, VIEW16))
+    expected = torch.from_numpy(VIEW16.apply(PIXELS_PHOTOS[1]).transpose(2, 0, 1).copy())
+    assert torch.equal(crops[5, 1].image, whole_photos[1].image)
+    assert torch.equal(whole_photos[1].image, expected)
 
 
 def test_a_batch_keeps_ids_and_classes_together() -> None:
-    seen = WholePhotos(PART, OWN)
-    batch = collate_photos([seen[1], seen[0]])
+    whole_photos = WholePhotos(SUBSET, VIEW16)
+    batch = collate_photos([whole_photos[1], whole_photos[0]])
     assert batch.images.shape == (2, 3, 16, 16)
     assert batch.ids == ["b", "a"]
     assert (batch.targets.tolist(), batch.numbers.tolist()) == ([0, 1], [1, 0])

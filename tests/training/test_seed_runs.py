@@ -1,4 +1,4 @@
-"""Several seeds in one folder: what they share, how they go on, and what stops them."""
+"""Trainings with several seeds in one folder: shared parts, resuming, and errors."""
 
 from __future__ import annotations
 
@@ -31,47 +31,49 @@ from robustcli.training.segmenter_training import SegmenterTraining
 from robustcli.training.train_plan import plan_training
 from robustcli.training.training_task import TrainPlan
 from tests.training.images import write_pairs
-from tests.training.runs import Heard, Interrupting, same, small, weights_of
+from tests.training.runs import Interrupting, Recorder, same_state, tiny_unet, weights_of
 from tests.training.test_ddp import environment
 
-BRIEF: dict[str, Any] = {"epochs": 2, "workers": 0, "limit": 10, "batch_size": 4}
+SETTINGS: dict[str, Any] = {"epochs": 2, "workers": 0, "limit": 10, "batch_size": 4}
 
 
-def brief(data: Path, out: Path | None, **said: Any) -> TrainConfig:
-    return replace(small(data, Path(), **{**BRIEF, "seeds": 2, **said}), out=out)
+def seed_config(data: Path, out: Path | None, **overrides: Any) -> TrainConfig:
+    return replace(tiny_unet(data, Path(), **{**SETTINGS, "seeds": 2, **overrides}), out=out)
 
 
 @pytest.fixture(scope="module")
-def opened() -> list[TrainConfig]:
-    """The settings with which the data set was opened for `pair`."""
+def opened_configs() -> list[TrainConfig]:
+    """Returns the settings with which the data set was opened for `pair`."""
     return []
 
 
 @pytest.fixture(scope="module")
-def pair(data: Path, tmp_path_factory: pytest.TempPathFactory, opened: list[TrainConfig]) -> Path:
-    """Two seeds, trained without a break."""
-    usual = SegmenterTraining.open
+def pair(
+    data: Path, tmp_path_factory: pytest.TempPathFactory, opened_configs: list[TrainConfig]
+) -> Path:
+    """Returns a run with two seeds, trained without interruption."""
+    original_open = SegmenterTraining.open
 
-    def counted(self: SegmenterTraining, config: TrainConfig, entry: ModelEntry) -> Dataset:
-        opened.append(config)
-        return usual(self, config, entry)
+    def counting_open(self: SegmenterTraining, config: TrainConfig, entry: ModelEntry) -> Dataset:
+        opened_configs.append(config)
+        return original_open(self, config, entry)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SegmenterTraining, "open", counted)
-        return train_seeds(brief(data, tmp_path_factory.mktemp("seeds") / "run"))
+        patch.setattr(SegmenterTraining, "open", counting_open)
+        return train_seeds(seed_config(data, tmp_path_factory.mktemp("seeds") / "run"))
 
 
 @pytest.fixture
 def copy(pair: Path, tmp_path: Path) -> Path:
-    """A copy of `pair` that a test may change."""
+    """Returns a copy of `pair` that a test may change."""
     return Path(shutil.copytree(pair, tmp_path / "run"))
 
 
 def test_each_seed_is_an_ordinary_run_on_the_images_of_the_first(
     pair: Path, data: Path, tmp_path: Path
 ) -> None:
-    single = run_training(brief(data, tmp_path / "single", seeds=None, seed=1, split_seed=0))
-    assert same(weights_of(pair / "seed-1"), weights_of(single))
+    single = run_training(seed_config(data, tmp_path / "single", seeds=None, seed=1, split_seed=0))
+    assert same_state(weights_of(pair / "seed-1"), weights_of(single))
     records = [read_train_record(pair / f"seed-{seed}") for seed in (0, 1)]
     assert [(r.seed, r.split_seed, r.status) for r in records] == [
         (0, None, "complete"), (1, 0, "complete"),
@@ -79,45 +81,47 @@ def test_each_seed_is_an_ordinary_run_on_the_images_of_the_first(
     assert records[0].initial_weights_sha256 != records[1].initial_weights_sha256
     splits = [pd.read_csv(pair / f"seed-{seed}" / "splits.csv") for seed in (0, 1)]
     pd.testing.assert_frame_equal(splits[0], splits[1])
-    other = plan_training(brief(data, tmp_path / "other", seeds=None, seed=1), Heard())
-    held_out = {sample.image_id for sample in other.splits.test.samples}
+    plan = plan_training(seed_config(data, tmp_path / "other", seeds=None, seed=1), Recorder())
+    held_out = {sample.image_id for sample in plan.splits.test.samples}
     assert held_out != set(splits[0].loc[splits[0]["split"] == "test", "image_id"])
 
 
-def test_the_record_names_the_seeds(pair: Path, opened: list[TrainConfig]) -> None:
+def test_the_record_names_the_seeds(pair: Path, opened_configs: list[TrainConfig]) -> None:
     record = read_seeds_record(pair)
     assert (record.of, record.task, record.status) == ("train", "seg", "complete")
     assert (record.seeds, record.split_seed, record.failures) == ((0, 1), 0, [])
-    assert len(opened) == 1
+    assert len(opened_configs) == 1
 
 
 def test_more_seeds_go_on_in_the_same_folder_and_fewer_take_none_back(
     copy: Path, data: Path
 ) -> None:
     before = [(copy / f"seed-{seed}" / "weights.safetensors").stat().st_mtime_ns for seed in (0, 1)]
-    heard = Heard()
-    train_seeds(brief(data, copy, seeds=3), heard)
+    listener = Recorder()
+    train_seeds(seed_config(data, copy, seeds=3), listener)
     after = [(copy / f"seed-{seed}" / "weights.safetensors").stat().st_mtime_ns for seed in (0, 1)]
     assert before == after
     assert read_seeds_record(copy).seeds == (0, 1, 2)
     assert read_train_record(copy / "seed-2").status == "complete"
-    assert any(line.startswith("seed 2: Epoch 2 of 2") for line in heard.lines)
-    train_seeds(brief(data, copy, seeds=1), heard)
+    assert any(line.startswith("seed 2: Epoch 2 of 2") for line in listener.lines)
+    train_seeds(seed_config(data, copy, seeds=1), listener)
     assert read_seeds_record(copy).seeds == (0, 1, 2)
-    assert any("was begun with 3 seeds" in line for line in heard.lines)
+    assert any("was begun with 3 seeds" in line for line in listener.lines)
 
 
 def test_the_folder_without_out_does_not_depend_on_the_number_of_seeds(data: Path) -> None:
-    folders = {plan_training(brief(data, None, seeds=seeds), Heard()).run for seeds in (2, 5)}
+    folders = {
+        plan_training(seed_config(data, None, seeds=seeds), Recorder()).run for seeds in (2, 5)
+    }
     (folder,) = folders
-    single = plan_training(brief(data, None, seeds=None), Heard()).run
+    single = plan_training(seed_config(data, None, seeds=None), Recorder()).run
     assert folder.name == f"{single.name}-seeds"
-    other = plan_training(brief(data, None, seeds=None, split_seed=0), Heard()).run
-    assert other == single  # the same images as without the option
+    plan = plan_training(seed_config(data, None, seeds=None, split_seed=0), Recorder()).run
+    assert plan == single  # the same images as without the option
 
 
 @pytest.mark.parametrize(
-    ("said", "named"),
+    ("overrides", "message"),
     [
         ({"lr": 0.02}, "`--lr` was 0.01, now it is 0.02"),
         ({"seed": 1, "split_seed": 0}, "`--seed` was 0, now it is 1"),
@@ -128,33 +132,33 @@ def test_the_folder_without_out_does_not_depend_on_the_number_of_seeds(data: Pat
     ],
 )
 def test_other_settings_are_refused_by_name(
-    pair: Path, data: Path, said: dict[str, Any], named: str
+    pair: Path, data: Path, overrides: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match="holds several seeds with other settings") as caught:
-        train_seeds(brief(data, pair, **said))
-    assert named in caught.value.why
+        train_seeds(seed_config(data, pair, **overrides))
+    assert message in caught.value.why
     assert read_seeds_record(pair).status == "complete"
 
 
 def test_runs_of_another_kind_are_refused(pair: Path, data: Path) -> None:
     with pytest.raises(UsageError, match="not the record of several seeds"):
-        train_seeds(brief(data, pair / "seed-0"))
+        train_seeds(seed_config(data, pair / "seed-0"))
     with pytest.raises(UsageError, match="holds several seeds, not a training"):
-        run_training(brief(data, pair, seeds=None))
+        run_training(seed_config(data, pair, seeds=None))
 
 
 def test_a_damaged_record_is_named(copy: Path, data: Path) -> None:
     record = copy / "run.json"
     record.write_text(record.read_text().replace('"count"', '"counts"'))
     with pytest.raises(UsageError, match=r"not the record of several seeds|newer version"):
-        train_seeds(brief(data, copy))
+        train_seeds(seed_config(data, copy))
     record.write_text("{")
     with pytest.raises(UsageError, match="not the record of a training"):
-        run_training(brief(data, copy, seeds=None))
+        run_training(seed_config(data, copy, seeds=None))
 
 
 class InSecondSeed(Interrupting):
-    """Sends SIGTERM to this process in the second training that begins."""
+    """Sends SIGTERM to this process during the second training."""
 
     def __init__(self, after: int) -> None:
         super().__init__(after)
@@ -167,7 +171,7 @@ class InSecondSeed(Interrupting):
     def advance(self, count: int) -> None:
         if self.begun == 2 and self.done > self.after:
             os.kill(os.getpid(), signal.SIGTERM)
-        Heard.advance(self, count)
+        Recorder.advance(self, count)
 
 
 def test_a_seed_that_sigterm_ended_goes_on_to_the_same_weights(
@@ -175,21 +179,21 @@ def test_a_seed_that_sigterm_ended_goes_on_to_the_same_weights(
 ) -> None:
     run, before = tmp_path / "run", signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():  # as the command line does
-        train_seeds(brief(data, run), InSecondSeed(after=9))  # in its second epoch
+        train_seeds(seed_config(data, run), InSecondSeed(after=9))  # in its second epoch
     assert signal.getsignal(signal.SIGTERM) == before
     assert read_seeds_record(run).status == "running"
     assert read_train_record(run / "seed-0").status == "complete"
     assert (run / "seed-1" / "checkpoints" / "last.ckpt").is_file()
     first = (run / "seed-0" / "weights.safetensors").stat().st_mtime_ns
-    train_seeds(brief(data, run))
+    train_seeds(seed_config(data, run))
     assert (run / "seed-0" / "weights.safetensors").stat().st_mtime_ns == first
     assert read_seeds_record(run).status == "complete"
     for seed in ("seed-0", "seed-1"):
-        assert same(weights_of(run / seed), weights_of(pair / seed))
+        assert same_state(weights_of(run / seed), weights_of(pair / seed))
 
 
-def failing(seed: int, error: Exception) -> Callable[..., Path]:
-    """A training that raises `error` with that seed, in the folder of its run."""
+def failing_training(seed: int, error: Exception) -> Callable[..., Path]:
+    """Returns a training that raises `error` for one seed, in the folder of its run."""
 
     def run(plan: TrainPlan, *rest: Any) -> Path:
         if plan.config.seed == seed:
@@ -205,64 +209,66 @@ def test_a_seed_that_fails_keeps_no_other_from_being_trained(
 ) -> None:
     run, error = tmp_path / "run", RunError("The loss is not finite.", "Image x.")
     with monkeypatch.context() as patched:
-        patched.setattr(seed_runs, "run_plan", failing(0, error))
+        patched.setattr(seed_runs, "run_plan", failing_training(0, error))
         with pytest.raises(SeedsError, match="lacks 1 of its 2 seeds: 0") as caught:
-            train_seeds(brief(data, run, epochs=1))
+            train_seeds(seed_config(data, run, epochs=1))
     assert (caught.value.exit_code, caught.value.run) == (1, run)
     record = read_seeds_record(run)
     assert record.status == "failed"
     assert [(f.seed, f.error) for f in record.failures] == [(0, "The loss is not finite. Image x.")]
     assert read_train_record(run / "seed-1").status == "complete"
-    train_seeds(brief(data, run, epochs=1))
+    train_seeds(seed_config(data, run, epochs=1))
     assert (read_seeds_record(run).status, read_seeds_record(run).failures) == ("complete", [])
 
 
 def test_memory_that_runs_out_is_told_at_once_with_the_folder_of_the_seed(
     copy: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = list[tuple[int, str, Path | None]]()
+    errors = list[tuple[int, str, Path | None]]()
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-    monkeypatch.setattr(seed_runs, "run_plan", failing(2, error))
+    monkeypatch.setattr(seed_runs, "run_plan", failing_training(2, error))
     with pytest.raises(SeedsError, match="lacks 1 of its 4 seeds: 2"):
         train_seeds(
-            brief(data, copy, seeds=4), None, lambda s, e: told.append((s, str(e), run_of(e)))
+            seed_config(data, copy, seeds=4),
+            None,
+            lambda s, e: errors.append((s, str(e), run_of(e))),
         )
-    assert told == [(2, str(error), copy / "seed-2")]
+    assert errors == [(2, str(error), copy / "seed-2")]
     assert read_train_record(copy / "seed-3").status == "complete"
 
 
 def test_settings_that_no_seed_can_have_stop_at_once(tmp_path: Path) -> None:
-    empty = write_pairs(tmp_path / "data", 10, empty=True)
+    empty_masks = write_pairs(tmp_path / "data", 10, empty=True)
     with pytest.raises(UsageError, match="has any foreground"):
-        train_seeds(brief(empty, tmp_path / "run"))
+        train_seeds(seed_config(empty_masks, tmp_path / "run"))
     assert read_seeds_record(tmp_path / "run").status == "failed"
     assert not (tmp_path / "run" / "seed-1").exists()
 
 
 def test_two_processes_do_not_share_the_folder(copy: Path, data: Path) -> None:
     with SEEDS.held(copy), pytest.raises(RunError, match="Another process is working"):
-        train_seeds(brief(data, copy))
+        train_seeds(seed_config(data, copy))
 
 
 def test_fresh_discards_what_the_seeds_left_and_nothing_else(copy: Path, data: Path) -> None:
     shutil.copytree(copy / "seed-1", copy / "seed-2")
     SEEDS.update(copy, count=3)
     (copy / "seed-2" / "mine.txt").write_text("not the run's")
-    train_seeds(brief(data, copy, fresh=True, seeds=1, lr=0.02, epochs=1))
+    train_seeds(seed_config(data, copy, fresh=True, seeds=1, lr=0.02, epochs=1))
     assert read_seeds_record(copy).seeds == (0,)
     assert read_train_record(copy / "seed-0").recipe.lr == 0.02
-    left = [
+    file_names = [
         [p.name for p in (copy / f"seed-{seed}").iterdir() if p.name[0] != "."] for seed in (1, 2)
     ]
-    assert left == [[], ["mine.txt"]]
+    assert file_names == [[], ["mine.txt"]]
 
 
 def test_a_dry_run_counts_what_is_finished(copy: Path, data: Path) -> None:
-    forecast = forecast_train_seeds(brief(data, copy, seeds=4), Heard())
+    forecast = forecast_train_seeds(seed_config(data, copy, seeds=4), Recorder())
     assert (list(forecast.seeds), list(forecast.finished)) == ([0, 1, 2, 3], [0, 1])
     assert "4 (0, 1, 2, 3)" in forecast.as_text()
     assert read_seeds_record(copy).seeds == (0, 1)
-    assert forecast_train_seeds(brief(data, copy, fresh=True), Heard()).finished == []
+    assert forecast_train_seeds(seed_config(data, copy, fresh=True), Recorder()).finished == []
 
 
 def test_launchers_end_with_one_training(
@@ -274,17 +280,17 @@ def test_launchers_end_with_one_training(
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="does not go with torchrun"):
-        train_seeds(brief(data, tmp_path / "run"))
+        train_seeds(seed_config(data, tmp_path / "run"))
 
 
 _SCRIPT = """
 import sys
 from pathlib import Path
 from robustcli.training.seed_runs import train_seeds
-from tests.training.test_seed_runs import brief
+from tests.training.test_seed_runs import seed_config
 
 data, out = map(Path, sys.argv[1:])
-train_seeds(brief(data, out, epochs=1, devices=3, batch_size=6))
+train_seeds(seed_config(data, out, epochs=1, devices=3, batch_size=6))
 print("finished")
 """
 

@@ -1,4 +1,4 @@
-"""Segmenters of several classes, from loss to predicted masks."""
+"""Segmenters of several classes: losses, heads, trainings, reports and predicted masks."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ from robustcli.transforms.base import CLEAN, Cell
 from robustcli.verification.recorded_inputs import VerifyConfig
 from robustcli.verification.verification import verify
 from tests.imaginary_gpu import GPU, imaginary_gpu
-from tests.training.runs import Heard, small
+from tests.training.runs import Recorder, tiny_unet
 
 NAMES = ("disc", "ring")
 COLOURS = ((210, 60, 40), (40, 90, 220))
 
 
 def write_classes(folder: Path, count: int, *, size: int = 24, classes: bool = True) -> Path:
-    """Pairs of two squares of two colours; the masks hold 0, 1 and 2."""
+    """Writes pairs with two squares of two colours; the masks contain 0, 1 and 2."""
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
     for number in range(count):
@@ -82,11 +82,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training whose network tells the squares apart."""
+def training(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a training whose network distinguishes the squares."""
     out = tmp_path_factory.mktemp("trained") / "run"
     return run_training(
-        small(
+        tiny_unet(
             data, out, epochs=8, lr=0.02, window=24, aug="none", batch_size=2,
             model_args={"features": [8, 16]},
         )
@@ -94,10 +94,10 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluated(trained: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluated(training: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = run_evaluation(
         EvalConfig(
-            (ModelRequest(str(trained)),), ("fliplr", "invert"), data=str(data),
+            (ModelRequest(str(training)),), ("fliplr", "invert"), data=str(data),
             out=tmp_path_factory.mktemp("evaluated") / "run", split="all", device="cpu", workers=0,
         )
     )  # fmt: skip
@@ -125,24 +125,24 @@ def test_losses_are_monais_without_the_background_in_the_dice(name, oracle):
     logits, target = batch(0)
     kind = DiceCELoss if name == "ce-dice" else DiceLoss
     expected = kind(include_background=False, softmax=True, to_onehot_y=True, **oracle)
-    found = SoftmaxLoss(CLASS_LOSSES[name])(logits, target.to(torch.uint8))
-    assert float(found) == pytest.approx(float(expected(logits, target)), rel=1e-5)
+    value = SoftmaxLoss(CLASS_LOSSES[name])(logits, target.to(torch.uint8))
+    assert float(value) == pytest.approx(float(expected(logits, target)), rel=1e-5)
 
 
 def test_cross_entropy_counts_every_pixel_of_background_too():
     logits, target = batch(1)
-    found = SoftmaxLoss(CLASS_LOSSES["ce"])(logits, target)
+    value = SoftmaxLoss(CLASS_LOSSES["ce"])(logits, target)
     expected = torch.nn.functional.cross_entropy(logits, target[:, 0])
-    assert float(found) == pytest.approx(float(expected))
+    assert float(value) == pytest.approx(float(expected))
 
 
-@pytest.mark.parametrize(("two_valued", "several"), COUNTERPARTS.items())
-def test_with_one_class_both_losses_are_the_same_number(two_valued, several):
-    """Of two scores the softmax of the second is the sigmoid of their difference."""
+@pytest.mark.parametrize(("two_valued", "several_classes"), COUNTERPARTS.items())
+def test_with_one_class_both_losses_are_the_same_number(two_valued, several_classes):
+    """For two scores the softmax of the second is the sigmoid of their difference."""
     logits, target = batch(2, classes=1)
     expected = make_loss(two_valued, probabilities=False)(logits[:, 1:] - logits[:, :1], target)
-    found = SoftmaxLoss(CLASS_LOSSES[several])(logits, target)
-    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    value = SoftmaxLoss(CLASS_LOSSES[several_classes])(logits, target)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", CLASS_LOSSES)
@@ -154,21 +154,21 @@ def test_ignored_pixels_change_neither_loss_nor_gradient(name):
     loss = SoftmaxLoss(CLASS_LOSSES[name], ignores=True)(logits, ignoring.to(torch.uint8))
     (gradient,) = torch.autograd.grad(loss, logits)
     assert not gradient[..., :2].any()
-    cut = SoftmaxLoss(CLASS_LOSSES[name])(logits[..., 2:], target[:1, ..., 2:])
-    assert float(loss.detach()) == pytest.approx(float(cut.detach()), rel=1e-5)
+    cut_loss = SoftmaxLoss(CLASS_LOSSES[name])(logits[..., 2:], target[:1, ..., 2:])
+    assert float(loss.detach()) == pytest.approx(float(cut_loss.detach()), rel=1e-5)
 
 
 def test_nnunets_loss_of_several_classes_is_over_all_resolutions():
     logits, target = batch(4)
     coarse = torch.nn.functional.avg_pool2d(logits, 2, ceil_mode=True)
-    found = SeveralClasses()([logits, coarse, coarse], target)
+    value = SeveralClasses()([logits, coarse, coarse], target)
     small_target = target.float()
     small_target = torch.nn.functional.interpolate(
         small_target, coarse.shape[2:], mode="nearest-exact"
     )
-    one = DiceCrossEntropy()
-    expected = 2 / 3 * one(logits, target) + 1 / 3 * one(coarse, small_target.long())
-    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    single = DiceCrossEntropy()
+    expected = 2 / 3 * single(logits, target) + 1 / 3 * single(coarse, small_target.long())
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_names_of_losses_belong_to_masks_of_one_kind():
@@ -184,65 +184,69 @@ def test_names_of_losses_belong_to_masks_of_one_kind():
 
 def test_counts_of_a_validation_batch_are_those_of_its_masks():
     rng = np.random.default_rng(0)
-    predicted, true = rng.integers(0, 4, (2, 5, 1, 9, 8))
-    counted = rng.random((5, 1, 9, 8)) < 0.7
-    tensors = (torch.from_numpy(a) for a in (predicted, true, counted))
-    found = class_counts(*tensors, 3).numpy()
+    predicted, truth = rng.integers(0, 4, (2, 5, 1, 9, 8))
+    is_counted = rng.random((5, 1, 9, 8)) < 0.7
+    tensors = (torch.from_numpy(a) for a in (predicted, truth, is_counted))
+    value = class_counts(*tensors, 3).numpy()
     for image in range(5):
         for number in range(1, 4):
-            p, t = (a[image] == number for a in (predicted, true))
+            p, t = (a[image] == number for a in (predicted, truth))
             expected = [(p & t), (p & ~t), (~p & t)]
-            assert found[image, number - 1].tolist() == [
-                (e & counted[image]).sum() for e in expected
+            assert value[image, number - 1].tolist() == [
+                (e & is_counted[image]).sum() for e in expected
             ]
 
 
 # Heads.
 
 
-def test_a_head_of_other_classes_is_new_and_everything_else_is_kept(tmp_path, trained):
+def test_a_head_of_other_classes_is_new_and_everything_else_is_kept(tmp_path, training):
     entry, arguments = resolve("unet"), {"features": [8, 16]}
-    state = load_file(trained / "weights.safetensors")
-    other, origin = start_segmenter(
-        entry, arguments, seed=1, weights=trained, classes=("a", "b", "c")
+    state = load_file(training / "weights.safetensors")
+    restarted, origin = start_segmenter(
+        entry, arguments, seed=1, weights=training, classes=("a", "b", "c")
     )
-    fresh, _ = start_segmenter(entry, arguments, seed=1, classes=("a", "b", "c"))
+    fresh_network, _ = start_segmenter(entry, arguments, seed=1, classes=("a", "b", "c"))
     assert "head is new" in origin
-    for name, tensor in other.state_dict().items():
+    for name, tensor in restarted.state_dict().items():
         if name.startswith("conv."):
-            assert torch.equal(tensor, fresh.state_dict()[name])
+            assert torch.equal(tensor, fresh_network.state_dict()[name])
             assert len(tensor) == 4
         else:
             assert torch.equal(tensor, state[name]), name
-    same, origin = start_segmenter(entry, arguments, seed=1, weights=trained, classes=NAMES)
+    continued, origin = start_segmenter(entry, arguments, seed=1, weights=training, classes=NAMES)
     assert "new" not in origin
-    assert all(torch.equal(t, state[name]) for name, t in same.state_dict().items())
+    assert all(torch.equal(t, state[name]) for name, t in continued.state_dict().items())
 
 
-def test_weights_of_another_body_are_refused(trained):
+def test_weights_of_another_body_are_refused(training):
     with pytest.raises(UsageError, match="do not fit"):
         start_segmenter(
-            resolve("unet"), {"features": [8, 32]}, seed=0, weights=trained, classes=("a", "b", "c")
+            resolve("unet"),
+            {"features": [8, 32]},
+            seed=0,
+            weights=training,
+            classes=("a", "b", "c"),
         )
 
 
 # A training, its evaluation, report, prediction and verification.
 
 
-def test_the_network_learns_the_classes(trained, data):
-    record = read_train_record(trained)
+def test_the_network_learns_the_classes(training, data):
+    record = read_train_record(training)
     assert record.recipe.loss == "ce-dice"
     assert record.dataset.mask_classes == NAMES
     assert record.decision == "the most probable class"
-    header = read_header(trained / "weights.safetensors")
+    header = read_header(training / "weights.safetensors")
     assert isinstance(header, WeightsHeader)
     assert (header.mask_classes, header.arguments["num_classes"]) == (NAMES, 3)
-    assert float(table(trained / "test")["dice"][0]) > 0.9
-    assert not (trained / "baseline").exists()  # Otsu's threshold makes two values
+    assert float(table(training / "test")["dice"][0]) > 0.9
+    assert not (training / "baseline").exists()  # Otsu's threshold has two values only
 
 
-def test_rows_are_those_of_the_predicted_masks(evaluated, trained, data):
-    segmenter = load(ModelRequest(str(trained)), "seg")
+def test_rows_are_those_of_the_predicted_masks(evaluated, training, data):
+    segmenter = load(ModelRequest(str(training)), "seg")
     assert segmenter.classes == NAMES
     rows = Store(evaluated).rows("run", CLEAN, "seg")
     dataset = open_dataset(str(data), Masks())
@@ -250,11 +254,11 @@ def test_rows_are_those_of_the_predicted_masks(evaluated, trained, data):
     for sample, row in zip(dataset.samples, rows.to_dict("records"), strict=True):
         with Image.open(sample.image.path) as image, Image.open(sample.mask.path) as mask:
             (predicted,) = segmenter.predict([np.array(image)])
-            true = np.array(mask)
-        counts = [[((predicted == c) & (true == c)).sum(), ((predicted == c) & (true != c)).sum(),
-                   ((predicted != c) & (true == c)).sum()] for c in (1, 2)]  # fmt: skip
-        stored = np.stack([row[f"class_{name}"] for name in ("tp", "fp", "fn")], axis=1)
-        assert stored.tolist() == [[int(n) for n in of_class] for of_class in counts]
+            truth = np.array(mask)
+        counts = [[((predicted == c) & (truth == c)).sum(), ((predicted == c) & (truth != c)).sum(),
+                   ((predicted != c) & (truth == c)).sum()] for c in (1, 2)]  # fmt: skip
+        stored_counts = np.stack([row[f"class_{name}"] for name in ("tp", "fp", "fn")], axis=1)
+        assert stored_counts.tolist() == [[int(n) for n in of_class] for of_class in counts]
         pooled.append(counts)
     dice, iou = pooled_scores(np.array(pooled), list(rows["group"]))
     line = table(evaluated).iloc[0]
@@ -262,27 +266,29 @@ def test_rows_are_those_of_the_predicted_masks(evaluated, trained, data):
 
 
 def test_classes_move_with_the_image(evaluated):
-    """A mirrored image is as hard as the image: were masks not moved, nothing would be found."""
+    """A mirrored image is as hard as the image; if masks were not mirrored, the Dice would be 0."""
     by_transform = table(evaluated).set_index("transform")["dice"]
     assert by_transform["fliplr"] > 0.9
     assert by_transform["invert"] < by_transform["identity"]
 
 
-def test_a_run_of_one_class_has_no_columns_of_classes(evaluated, data, tmp_path, trained):
+def test_a_run_of_one_class_has_no_columns_of_classes(evaluated, data, tmp_path, training):
     """The same network and masks, read as foreground: any class against background."""
     run = run_evaluation(
         EvalConfig(
-            (ModelRequest(str(trained)),), ("identity",), data=str(data), out=tmp_path / "run",
+            (ModelRequest(str(training)),), ("identity",), data=str(data), out=tmp_path / "run",
             split="all", device="cpu", workers=0, foreground="nonzero",
         )
     )  # fmt: skip
     (file,) = (run / "predictions").rglob("*.parquet")
     assert not [name for name in pq.read_schema(file).names if name.startswith("class_")]
-    several = Store(evaluated).rows("run", CLEAN, "seg")
-    one = Store(run).rows("run", CLEAN, "seg")
-    assert list(one) == [name for name in several if not name.startswith("class_")]
-    # Foreground is where all classes together are more probable than the background.
-    assert (one["tp"] + one["fn"]).tolist() == (several["tp"] + several["fn"]).tolist()
+    class_rows = Store(evaluated).rows("run", CLEAN, "seg")
+    plain_rows = Store(run).rows("run", CLEAN, "seg")
+    assert list(plain_rows) == [name for name in class_rows if not name.startswith("class_")]
+    # Foreground is where the classes together are more probable than the background.
+    assert (plain_rows["tp"] + plain_rows["fn"]).tolist() == (
+        class_rows["tp"] + class_rows["fn"]
+    ).tolist()
     assert not (run / "classes.csv").exists()
 
 
@@ -291,12 +297,12 @@ def test_the_report_names_each_class_and_the_worst_one(evaluated):
     assert set(classes["name"]) == {*NAMES, "any class"}
     assert len(classes) == 3 * len(table(evaluated))
     rows = Store(evaluated).rows("run", Cell("invert", 0), "seg")
-    of_cell = classes[(classes["transform"] == "invert") & (classes["class"] > 0)]
-    np.testing.assert_allclose(of_cell["dice"], class_dice(rows))
-    worst = NAMES[int(class_dice(rows).argmin())]
+    cell_classes = classes[(classes["transform"] == "invert") & (classes["class"] > 0)]
+    np.testing.assert_allclose(cell_classes["dice"], class_dice(rows))
+    worst_class = NAMES[int(class_dice(rows).argmin())]
     text = (evaluated / "report.md").read_text(encoding="utf-8")
-    (line,) = [one for one in text.splitlines() if one.startswith("| `invert`") and "clean" in one]
-    assert worst in line
+    (line,) = [row for row in text.splitlines() if row.startswith("| `invert`") and "clean" in row]
+    assert worst_class in line
     assert "2 classes beside background" in text
     statistics = json.loads((evaluated / "statistics.json").read_text(encoding="utf-8"))
     assert len(statistics["classes"]) == len(classes)
@@ -307,55 +313,55 @@ def test_the_report_names_each_class_and_the_worst_one(evaluated):
     assert json.loads(document(evaluated, "json"))[0]["dice"] == table(evaluated)["dice"][0]
 
 
-def test_predicted_masks_are_indices_that_the_data_reader_reads_back(trained, data, tmp_path):
+def test_predicted_masks_are_indices_that_the_data_reader_reads_back(training, data, tmp_path):
     out = tmp_path / "images-of" / "masks"
-    done = predict_masks(
-        load(ModelRequest(str(trained)), "seg"), [data / "images"], out, overlays=True
+    prediction = predict_masks(
+        load(ModelRequest(str(training)), "seg"), [data / "images"], out, overlays=True
     )
-    segmenter = load(ModelRequest(str(trained)), "seg")
+    segmenter = load(ModelRequest(str(training)), "seg")
     with Image.open(data / "images" / "000.png") as image:
         (expected,) = segmenter.predict([np.array(image)])
     with Image.open(out / "000.png") as mask:
         assert mask.mode == "P"
         np.testing.assert_array_equal(np.array(mask), expected)
         colours = np.array(mask.convert("RGB"))
-    assert done.labels == out / "labels.json"
-    labels = json.loads(done.labels.read_text(encoding="utf-8"))
+    assert prediction.labels == out / "labels.json"
+    labels = json.loads(prediction.labels.read_text(encoding="utf-8"))
     assert [labels[str(n)]["name"] for n in range(3)] == ["background", *NAMES]
     for number in (1, 2):
-        shown = {tuple(pixel) for pixel in colours[expected == number]}
-        assert shown == {tuple(bytes.fromhex(labels[str(number)]["colour"][1:]))}
+        mask_colours = {tuple(pixel) for pixel in colours[expected == number]}
+        assert mask_colours == {tuple(bytes.fromhex(labels[str(number)]["colour"][1:]))}
     # As a data set, together with the images.
     (out.parent / "images").symlink_to(data / "images")
     for overlay in out.glob("*_overlay.png"):
         overlay.unlink()
-    read = open_dataset(str(out.parent), Masks(classes=done.labels))
-    assert read.mask_classes == NAMES
-    again = predict_masks(segmenter, [data / "images"], out)
-    assert again.existing == len(done.masks)
+    dataset = open_dataset(str(out.parent), Masks(classes=prediction.labels))
+    assert dataset.mask_classes == NAMES
+    repeated = predict_masks(segmenter, [data / "images"], out)
+    assert repeated.existing == len(prediction.masks)
 
 
-def test_masks_of_other_classes_in_the_folder_are_an_error(trained, data, tmp_path):
+def test_masks_of_other_classes_in_the_folder_are_an_error(training, data, tmp_path):
     (tmp_path / "labels.json").write_text('{"1": "cat"}', encoding="utf-8")
     with pytest.raises(UsageError, match=r"labels.json` is in the way"):
-        predict_masks(load(ModelRequest(str(trained)), "seg"), [data / "images"], tmp_path)
+        predict_masks(load(ModelRequest(str(training)), "seg"), [data / "images"], tmp_path)
 
 
 def test_verification_reproduces_a_run_and_finds_a_changed_count(evaluated, data):
     config = VerifyConfig(evaluated, None, device="cpu")
     assert verify(config).reproduced
     (file,) = (evaluated / "predictions").rglob("transform=invert/severity=0/*.parquet")
-    kept = file.read_bytes()
+    original_bytes = file.read_bytes()
     rows = pq.read_table(file, partitioning=None)
-    changed = rows.to_pylist()
-    changed[0]["class_tp"][0] += 1
-    write_rows(file, changed, rows.schema.remove_metadata())
+    changed_rows = rows.to_pylist()
+    changed_rows[0]["class_tp"][0] += 1
+    write_rows(file, changed_rows, rows.schema.remove_metadata())
     try:
         (check,) = verify(config).checks
-        found = {one.quantity for one in check.differences}
+        value = {difference.quantity for difference in check.differences}
     finally:
-        file.write_bytes(kept)
-    assert "class_confusion" in found
+        file.write_bytes(original_bytes)
+    assert "class_confusion" in value
 
 
 # What does not go together.
@@ -363,39 +369,34 @@ def test_verification_reproduces_a_run_and_finds_a_changed_count(evaluated, data
 
 def test_the_papers_protocol_is_of_one_class(data, tmp_path):
     with pytest.raises(UsageError, match=r"(?s)`--protocol paper` does not go.*2 classes"):
-        run_training(small(data, tmp_path / "run", protocol="paper"))
+        run_training(tiny_unet(data, tmp_path / "run", protocol="paper"))
 
 
 def test_another_number_of_outputs_contradicts_the_masks(data, tmp_path):
     arguments = {"features": [4, 8], "num_classes": 5}
     with pytest.raises(UsageError, match=r"(?s)num_classes=5` contradicts.*need 3 outputs"):
-        run_training(small(data, tmp_path / "run", model_args=arguments))
+        run_training(tiny_unet(data, tmp_path / "run", model_args=arguments))
 
 
 def test_a_class_that_no_training_image_shows(data, tmp_path):
-    config = small(data, tmp_path / "run", mask_classes="1=disc,2=ring,3=star")
+    config = tiny_unet(data, tmp_path / "run", mask_classes="1=disc,2=ring,3=star")
     with pytest.raises(UsageError, match=r"training images of `data` shows `star`"):
         run_training(config)
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("otsu", r"(?s)`otsu` tells foreground from background; the masks have 2 classes"),
-    ],
-)
-def test_a_model_of_one_class_is_refused_on_masks_of_several(model, message, data, tmp_path):
+def test_a_model_of_one_class_is_refused_on_masks_of_several(data, tmp_path):
     config = EvalConfig(
-        (ModelRequest(model),), ("identity",), data=str(data), out=tmp_path / "run", device="cpu"
+        (ModelRequest("otsu"),), ("identity",), data=str(data), out=tmp_path / "run", device="cpu"
     )
+    message = r"(?s)`otsu` tells foreground from background; the masks have 2 classes"
     with pytest.raises(UsageError, match=message):
         run_evaluation(config)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_of_other_classes_is_refused(trained, data, tmp_path):
+def test_a_model_of_other_classes_is_refused(training, data, tmp_path):
     config = EvalConfig(
-        (ModelRequest(str(trained)),), ("identity",), data=str(data), out=tmp_path / "run",
+        (ModelRequest(str(training)),), ("identity",), data=str(data), out=tmp_path / "run",
         device="cpu", mask_classes="1=cat,2=dog",
     )  # fmt: skip
     with pytest.raises(UsageError, match=r"(?s)trained for other classes.*disc, ring.*cat, dog"):
@@ -403,13 +404,13 @@ def test_a_model_of_other_classes_is_refused(trained, data, tmp_path):
 
 
 def test_nnunets_recipe_trains_several_classes(data, tmp_path):
-    heard = Heard()
-    config = small(
+    listener = Recorder()
+    config = tiny_unet(
         data, tmp_path / "run", epochs=1, recipe="nnunet-light", lr=None, window=16, batch_size=2,
         model_args={"features": [4, 8]},
     )  # fmt: skip
     config = replace(config, limit=10)
-    run = run_training(config, heard)
+    run = run_training(config, listener)
     record: Any = read_train_record(run)
     assert record.dataset.mask_classes == NAMES
     assert read_header(run / "weights.safetensors").nnunet is not None  # type: ignore[union-attr]
@@ -417,12 +418,12 @@ def test_nnunets_recipe_trains_several_classes(data, tmp_path):
 
 
 def test_validation_counts_are_made_on_the_device_of_the_masks():
-    """Losses are not tried: `one_hot` makes its tensor where the stand-in does not see it."""
-    predicted, true = np.random.default_rng(1).integers(0, 3, (2, 2, 1, 5, 5))
+    """Losses are not tested: the imaginary GPU does not intercept `one_hot`."""
+    predicted, truth = np.random.default_rng(1).integers(0, 3, (2, 2, 1, 5, 5))
     with imaginary_gpu():
-        tensors = [torch.from_numpy(values).to(GPU) for values in (predicted, true)]
-        found = class_counts(*tensors, tensors[1] >= 0, 2).cpu()
-    assert found[..., 0].sum() == ((predicted == true) & (true > 0)).sum()
+        tensors = [torch.from_numpy(values).to(GPU) for values in (predicted, truth)]
+        value = class_counts(*tensors, tensors[1] >= 0, 2).cpu()
+    assert value[..., 0].sum() == ((predicted == truth) & (truth > 0)).sum()
 
 
 def test_the_classes_of_a_network_are_named_by_a_table_only():
@@ -433,8 +434,8 @@ def test_the_classes_of_a_network_are_named_by_a_table_only():
             network_class_names(option)
 
 
-def test_an_exported_network_read_back_tells_the_same_classes(trained, evaluated, data, tmp_path):
-    (file,) = export(ExportConfig(ModelRequest(str(trained)), ("torchscript",), tmp_path / "n.pt"))
+def test_an_exported_network_read_back_tells_the_same_classes(training, evaluated, data, tmp_path):
+    (file,) = export(ExportConfig(ModelRequest(str(training)), ("torchscript",), tmp_path / "n.pt"))
     output = file.sidecar.output
     assert (output.classes, output.threshold) == (("background", *NAMES), None)
     assert file.sidecar.parity[0].decided > 0
@@ -445,7 +446,11 @@ def test_an_exported_network_read_back_tells_the_same_classes(trained, evaluated
         )
     )  # fmt: skip
     columns = ["image_id", "class_tp", "class_fp", "class_fn"]
-    back, rows = (Store(r).rows(n, CLEAN, "seg") for r, n in ((run, "n.pt"), (evaluated, "run")))
+    exported_rows, rows = (
+        Store(r).rows(n, CLEAN, "seg") for r, n in ((run, "n.pt"), (evaluated, "run"))
+    )
     for name in columns[1:]:
-        assert np.abs(np.stack(back[name]) - np.stack(rows[name])).max() <= 1, "a pixel of rounding"
-    assert back["image_id"].tolist() == rows["image_id"].tolist()
+        assert np.abs(np.stack(exported_rows[name]) - np.stack(rows[name])).max() <= 1, (
+            "counts differ by more than a rounded pixel"
+        )
+    assert exported_rows["image_id"].tolist() == rows["image_id"].tolist()

@@ -1,4 +1,4 @@
-"""Whole seeds and modes on devices beside each other: the bits of one after the other."""
+"""Seeds and modes on several devices in parallel: bit-identical to sequential runs."""
 
 from __future__ import annotations
 
@@ -22,105 +22,107 @@ from robustcli.training.record import read_train_record
 from robustcli.training.seed_runs import seeds_beside
 from robustcli.training.seeds_record import read_seeds_record
 from robustcli.training.side_by_side import SeparateRun, devices_beside, run_beside
-from tests.finetuning.tunings import tuning, write_pretrained
-from tests.training.runs import Heard, same, weights_of
+from tests.finetuning.tunings import tiny_tuning, write_pretrained
+from tests.training.runs import Recorder, same_state, weights_of
 from tests.training.test_ddp import environment
 from tests.training.test_jobs import children_of, lives
-from tests.training.test_seed_runs import brief
+from tests.training.test_seed_runs import seed_config
 
-FINISHES = [
+FINISHED = [
     {"start": [10, 4, "images"]},
     {"advance": 3},
     {"say": "half"},
     {"advance": 3},
     {"end": {}},
 ]
-FAILS = [
+FAILED = [
     {"start": [10, 0, "images"]},
     {"end": {"plain": {"kind": "RunError", "what": "No.", "why": "", "todo": ""}}},
 ]
-REFUSES = [{"end": {"plain": {"kind": "UsageError", "what": "Never.", "why": "", "todo": ""}}}]
-BREAKS = [{"end": {"what": "KeyError: 3", "traceback": "Traceback: here"}}]
+REFUSED = [{"end": {"plain": {"kind": "UsageError", "what": "Never.", "why": "", "todo": ""}}}]
+BROKEN = [{"end": {"what": "KeyError: 3", "traceback": "Traceback: here"}}]
 
 
 def no_training(device: str, listener: object) -> None:
-    """Is not called: the processes below only say what a training would."""
+    """Is never called: the processes below imitate a training."""
 
 
 @pytest.fixture
-def said_by(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[SeparateRun]]:
-    """Makes runs whose processes say the given events, then sleep or die; and lists them."""
-    started: list[subprocess.Popen[bytes]] = []
+def fake_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[SeparateRun]]:
+    """Returns a function that makes runs of processes with the given events and endings."""
+    processes: list[subprocess.Popen[bytes]] = []
     scripts: list[str] = []
 
-    def start(entry: str, job: object, *, threads: int, stdout: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", scripts[len(started)]]
+    def fake_start(
+        entry: str, job: object, *, threads: int, stdout: int
+    ) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", scripts[len(processes)]]
         child = subprocess.Popen(command, stdout=stdout, stdin=subprocess.PIPE)
-        started.append(child)
+        processes.append(child)
         return child
 
     def make(*runs: tuple[list[dict[str, Any]], str]) -> list[SeparateRun]:
-        for events, then in runs:
+        for events, ending in runs:
             lines = "\n".join(map(json.dumps, events))
-            scripts.append(f"import os, time\nprint({lines!r}, flush=True)\n{then}")
+            scripts.append(f"import os, time\nprint({lines!r}, flush=True)\n{ending}")
         return [SeparateRun(f"run {n}", no_training, ()) for n in range(len(runs))]
 
-    monkeypatch.setattr(side_by_side, "start_child", start)
+    monkeypatch.setattr(side_by_side, "start_child", fake_start)
     monkeypatch.setattr(side_by_side, "GRACE", 5.0)
     return make
 
 
 def test_lines_have_names_and_the_progress_is_that_of_all(
-    said_by: Callable[..., list[SeparateRun]],
+    fake_runs: Callable[..., list[SeparateRun]],
 ) -> None:
-    heard, failed = Heard(), list[str]()
-    runs = said_by((FINISHES, ""), (FINISHES, ""), (FINISHES, ""))
-    run_beside(runs, 2, "cpu", heard, lambda run, error: failed.append(run.name))
-    assert not failed
-    assert sorted(heard.lines) == ["run 0: half", "run 1: half", "run 2: half"]
-    assert (heard.total, heard.done) == (30, 30)
+    listener, failures = Recorder(), list[str]()
+    runs = fake_runs((FINISHED, ""), (FINISHED, ""), (FINISHED, ""))
+    run_beside(runs, 2, "cpu", listener, lambda run, error: failures.append(run.name))
+    assert not failures
+    assert sorted(listener.lines) == ["run 0: half", "run 1: half", "run 2: half"]
+    assert (listener.total, listener.done) == (30, 30)
 
 
 @pytest.mark.parametrize(
-    ("events", "then", "message"),
+    ("events", "ending", "message"),
     [
-        (FAILS, "", "^No.$"),
-        (BREAKS, "", "KeyError: 3"),
+        (FAILED, "", "^No.$"),
+        (BROKEN, "", "KeyError: 3"),
         ([], "print('{', flush=True); os.kill(os.getpid(), 9)", "in the middle.\nIt.*SIGKILL"),
         ([], "os._exit(7)", "exit code was 7"),
     ],
 )  # fmt: skip
 def test_a_training_that_fails_is_told_and_the_others_go_on(
-    events: list[dict[str, Any]], then: str, message: str,
-    said_by: Callable[..., list[SeparateRun]],
+    events: list[dict[str, Any]], ending: str, message: str,
+    fake_runs: Callable[..., list[SeparateRun]],
 ) -> None:  # fmt: skip
-    failed: dict[str, Exception] = {}
-    heard = Heard()
-    runs = said_by((events, then), (FINISHES, ""))
-    run_beside(runs, 2, "cpu", heard, lambda run, error: failed.update({run.name: error}))
-    assert list(failed) == ["run 0"]
-    with pytest.raises(type(failed["run 0"]), match=message):
-        raise failed["run 0"]
-    assert heard.lines == ["run 1: half"]
+    failures: dict[str, Exception] = {}
+    listener = Recorder()
+    runs = fake_runs((events, ending), (FINISHED, ""))
+    run_beside(runs, 2, "cpu", listener, lambda run, error: failures.update({run.name: error}))
+    assert list(failures) == ["run 0"]
+    with pytest.raises(type(failures["run 0"]), match=message):
+        raise failures["run 0"]
+    assert listener.lines == ["run 1: half"]
 
 
 def test_an_error_that_ends_all_ends_the_other_processes(
-    said_by: Callable[..., list[SeparateRun]],
+    fake_runs: Callable[..., list[SeparateRun]],
 ) -> None:
-    runs = said_by((REFUSES, ""), (FINISHES[:1], "time.sleep(100)"), (FINISHES, ""))
+    runs = fake_runs((REFUSED, ""), (FINISHED[:1], "time.sleep(100)"), (FINISHED, ""))
 
-    def failed(run: SeparateRun, error: Exception) -> None:
+    def on_failure(run: SeparateRun, error: Exception) -> None:
         raise error
 
-    begun = time.monotonic()
+    started_at = time.monotonic()
     with pytest.raises(UsageError, match="Never"):
-        run_beside(runs, 2, "cpu", Heard(), failed)
-    assert time.monotonic() - begun < 60
+        run_beside(runs, 2, "cpu", Recorder(), on_failure)
+    assert time.monotonic() - started_at < 60
     assert not children_running("time.sleep(100)")
 
 
 def children_running(text: str) -> list[int]:
-    """Processes that this one started whose command has `text` in it."""
+    """Returns the child processes whose command contains `text`."""
     return [
         pid for pid in children_of(os.getpid())
         if text.encode() in Path(f"/proc/{pid}/cmdline").read_bytes() and lives(pid)
@@ -145,7 +147,7 @@ def test_as_many_trainings_as_devices_are_placed_whole(monkeypatch: pytest.Monke
 def test_seeds_that_were_begun_on_several_devices_each_go_on_so(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = brief(data, tmp_path, devices=2)
+    config = seed_config(data, tmp_path, devices=2)
     assert seeds_beside(config, lambda run: 1) == 2
     (tmp_path / "seed-0").mkdir()
     (tmp_path / "seed-0" / "run.json").write_text("{}")
@@ -159,17 +161,17 @@ from pathlib import Path
 from robustcli.core.errors import RobustError
 from robustcli.core.signals import sigterm_as_ctrl_c
 from robustcli.training.seed_runs import train_seeds
-from tests.training.runs import Heard
-from tests.training.test_seed_runs import brief
+from tests.training.runs import Recorder
+from tests.training.test_seed_runs import seed_config
 
-class Printed(Heard):
+class Printed(Recorder):
     def say(self, text):
         print(text, flush=True)
 
 data, out = map(Path, sys.argv[1:3])
 try:
     with sigterm_as_ctrl_c():
-        train_seeds(brief(data, out, seeds=3, devices=int(sys.argv[3]), epochs=4), Printed())
+        train_seeds(seed_config(data, out, seeds=3, devices=int(sys.argv[3]), epochs=4), Printed())
 except RobustError as error:
     print(error, flush=True)
     sys.exit(error.exit_code)
@@ -186,24 +188,24 @@ def seeds(data: Path, run: Path, devices: int = 2) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="module")
-def in_turn(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seeds, one after the other in one process."""
+def serial_seeds(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns the run of three seeds that were trained in one process."""
     run = tmp_path_factory.mktemp("in turn") / "run"
     process = seeds(data, run, devices=1)
-    said, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, said
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
     return run
 
 
-def assert_same(run: Path, in_turn: Path) -> None:
+def assert_same(run: Path, serial_seeds: Path) -> None:
     assert read_seeds_record(run).status == "complete"
     for seed in ("seed-0", "seed-1", "seed-2"):
-        assert same(weights_of(run / seed), weights_of(in_turn / seed))
+        assert same_state(weights_of(run / seed), weights_of(serial_seeds / seed))
         assert read_train_record(run / seed).devices == 1
 
 
-def begun(run: Path, process: subprocess.Popen[str]) -> list[int]:
-    """Waits until a seed has finished an epoch; the processes of the seeds."""
+def wait_for_epoch(run: Path, process: subprocess.Popen[str]) -> list[int]:
+    """Waits until a seed has finished an epoch; returns the processes of the seeds."""
     deadline = time.monotonic() + 600
     while not list(run.glob("seed-*/checkpoints/last.ckpt")) and process.poll() is None:
         assert time.monotonic() < deadline
@@ -212,81 +214,85 @@ def begun(run: Path, process: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.timeout(2400)
-@pytest.mark.slow  # ten interpreters; every run has the processes above and one seed after another
+@pytest.mark.slow  # ten interpreters; the imitated processes above and sequential seeds run always
 def test_a_killed_seed_is_named_the_others_are_kept_and_the_command_goes_on(
-    data: Path, in_turn: Path, tmp_path: Path
+    data: Path, serial_seeds: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     process = seeds(data, run)
-    victims = begun(run, process)
+    victims = wait_for_epoch(run, process)
     os.kill(victims[0], signal.SIGKILL)
-    said, _ = process.communicate(timeout=900)
-    assert process.returncode == 1, said
-    assert "3 trainings (seed 0, seed 1, seed 2) on 2 devices" in said
-    assert "It was ended by SIGKILL" in said
-    assert "lacks 1 of its 3 seeds" in said
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 1, output
+    assert "3 trainings (seed 0, seed 1, seed 2) on 2 devices" in output
+    assert "It was ended by SIGKILL" in output
+    assert "lacks 1 of its 3 seeds" in output
     complete = [
         folder for folder in run.glob("seed-*") if (folder / "weights.safetensors").exists()
     ]
     assert len(complete) == 2
-    again = seeds(data, run)
-    said, _ = again.communicate(timeout=900)
-    assert again.returncode == 0, said
-    assert_same(run, in_turn)
+    second_process = seeds(data, run)
+    output, _ = second_process.communicate(timeout=900)
+    assert second_process.returncode == 0, output
+    assert_same(run, serial_seeds)
 
 
 @pytest.mark.timeout(2400)
-@pytest.mark.slow  # ten interpreters; every run has test_seed_runs.py's SIGTERM
+@pytest.mark.slow  # ten interpreters; SIGTERM in test_seed_runs.py runs always
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_end_of_the_first_process_ends_all_and_the_command_goes_on(
-    data: Path, in_turn: Path, tmp_path: Path, number: signal.Signals
+    data: Path, serial_seeds: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"
     process = seeds(data, run)
-    others = begun(run, process)
+    seed_pids = wait_for_epoch(run, process)
     process.send_signal(number)
     process.communicate(timeout=120)
     assert process.returncode == (130 if number == signal.SIGTERM else -9)
     deadline = time.monotonic() + 60
-    while any(map(lives, others)):
+    while any(map(lives, seed_pids)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert read_seeds_record(run).status == "running"
-    again = seeds(data, run)
-    said, _ = again.communicate(timeout=900)
-    assert again.returncode == 0, said
-    assert_same(run, in_turn)
+    second_process = seeds(data, run)
+    output, _ = second_process.communicate(timeout=900)
+    assert second_process.returncode == 0, output
+    assert_same(run, serial_seeds)
 
 
-@pytest.mark.slow  # a dozen trainings; every run has modes one after the other
+@pytest.mark.slow  # a dozen trainings; sequential modes run always
 def test_modes_beside_each_other_come_to_the_weights_of_one_after_the_other(
     data: Path, tmp_path: Path
 ) -> None:
     pretrained = write_pretrained(tmp_path / "weights.safetensors")
     threads = torch.get_num_threads()
     torch.set_num_threads(2)  # one for each of two processes
-    heard = Heard()
+    listener = Recorder()
     try:
-        beside = run_finetuning(tuning(data, tmp_path / "beside", pretrained, devices=2), heard)
+        parallel_run = run_finetuning(
+            tiny_tuning(data, tmp_path / "beside", pretrained, devices=2), listener
+        )
         torch.set_num_threads(1)
-        in_turn = run_finetuning(tuning(data, tmp_path / "turn", pretrained))
+        serial_run = run_finetuning(tiny_tuning(data, tmp_path / "turn", pretrained))
     finally:
         torch.set_num_threads(threads)
     assert any(
         "3 trainings (mode freeze, mode scratch, mode full) on 2 devices" in line
-        for line in heard.lines
+        for line in listener.lines
     )
     for mode in ("freeze", "scratch", "full"):
-        assert same(weights_of(beside / mode), weights_of(in_turn / mode))
-    assert (beside / "decisions.csv").exists() == (in_turn / "decisions.csv").exists()
-    assert {path.name for path in beside.iterdir()} == {path.name for path in in_turn.iterdir()}
+        assert same_state(weights_of(parallel_run / mode), weights_of(serial_run / mode))
+    assert (parallel_run / "decisions.csv").exists() == (serial_run / "decisions.csv").exists()
+    assert {path.name for path in parallel_run.iterdir()} == {
+        path.name for path in serial_run.iterdir()
+    }
 
 
 def test_modes_as_many_as_devices_are_placed_whole(data: Path, tmp_path: Path) -> None:
-    placed = modes_beside(tuning(data, tmp_path / "run", None, devices=3))
-    assert placed is not None
-    assert (placed.count, placed.config.training.devices) == (3, 1)
-    seed = placed.for_seed(5, tmp_path / "seed-5")
+    placements = modes_beside(tiny_tuning(data, tmp_path / "run", None, devices=3))
+    assert placements is not None
+    assert (placements.count, placements.config.training.devices) == (3, 1)
+    seed = placements.for_seed(5, tmp_path / "seed-5")
     assert (seed.config.training.seed, seed.config.training.split_seed) == (5, 0)
-    assert modes_beside(tuning(data, tmp_path / "run", None, devices=4)) is None
-    assert modes_beside(tuning(data, tmp_path / "run", None, mode="full", devices=2)) is None
+    assert modes_beside(tiny_tuning(data, tmp_path / "run", None, devices=4)) is None
+    assert modes_beside(tiny_tuning(data, tmp_path / "run", None, mode="full", devices=2)) is None

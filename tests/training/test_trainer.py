@@ -1,4 +1,4 @@
-"""The callbacks, checkpoints and silence of Lightning's Trainer."""
+"""Callbacks and checkpoints of Lightning's Trainer, and its silenced messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from robustcli.training.trainer import (
     _interruptible,
     without_chatter,
 )
-from tests.training.runs import Heard
+from tests.training.runs import Recorder
 
 
 def test_only_fetching_counts_and_taking_starts_anew() -> None:
@@ -43,92 +43,88 @@ def test_only_fetching_counts_and_taking_starts_anew() -> None:
 MODULE: Any = None
 
 
-def trainer(epoch: int = 0, **said: Any) -> Any:
-    usual = {
+def trainer(epoch: int = 0, **overrides: Any) -> Any:
+    defaults = {
         "current_epoch": epoch, "global_step": 5, "global_rank": 0, "world_size": 1,
         "is_global_zero": True, "max_epochs": 4, "callback_metrics": {},
         "optimizers": [SimpleNamespace(param_groups=[{"lr": 0.25}])],
     }  # fmt: skip
-    return SimpleNamespace(**(usual | said))
+    return SimpleNamespace(**(defaults | overrides))
 
 
 def test_the_best_is_kept_and_of_equals_the_first(tmp_path: Path) -> None:
-    kept = KeepLastAndBest(tmp_path, best=True, monitor="val_dice")
+    checkpoints = KeepLastAndBest(tmp_path, best=True, monitor="val_dice")
     for epoch, dice in enumerate([0.5, 0.7, 0.7, 0.6]):
-        saved: list[str] = []
-        kept.on_train_epoch_end(
+        saved_names: list[str] = []
+        checkpoints.on_train_epoch_end(
             trainer(
                 epoch,
                 callback_metrics={"val_dice": torch.tensor(dice)},
-                save_checkpoint=lambda path, saved=saved: saved.append(path.name),
+                save_checkpoint=lambda path, saved_names=saved_names: saved_names.append(path.name),
             ),
             MODULE,
         )
-        assert saved == [*(["best.ckpt"] if epoch < 2 else []), "last.ckpt"]
-    assert kept.best_epoch == 2
-    again = KeepLastAndBest(tmp_path, best=True, monitor="val_dice")
-    again.load_state_dict(kept.state_dict())
-    assert (again.best_value, again.best_epoch) == (kept.best_value, 2)
+        assert saved_names == [*(["best.ckpt"] if epoch < 2 else []), "last.ckpt"]
+    assert checkpoints.best_epoch == 2
+    restored = KeepLastAndBest(tmp_path, best=True, monitor="val_dice")
+    restored.load_state_dict(checkpoints.state_dict())
+    assert (restored.best_value, restored.best_epoch) == (checkpoints.best_value, 2)
 
 
-def test_what_is_no_number_is_best_only_where_nothing_else_is(tmp_path: Path) -> None:
-    kept = KeepLastAndBest(tmp_path, best=True, monitor=AVERAGED)
+def test_nan_is_best_only_if_all_values_are_nan(tmp_path: Path) -> None:
+    checkpoints = KeepLastAndBest(tmp_path, best=True, monitor=AVERAGED)
     best = []
     for epoch, value in enumerate([math.nan, 0.2, math.nan, 0.3]):
-        saved: list[str] = []
-        kept.on_train_epoch_end(
+        saved_names: list[str] = []
+        checkpoints.on_train_epoch_end(
             trainer(
                 epoch,
                 callback_metrics={AVERAGED: torch.tensor(value), "val_dice": torch.tensor(1.0)},
-                save_checkpoint=lambda path, saved=saved: saved.append(path.name),
+                save_checkpoint=lambda path, saved_names=saved_names: saved_names.append(path.name),
             ),
             MODULE,
         )
-        best.append("best.ckpt" in saved)
+        best.append("best.ckpt" in saved_names)
     assert best == [True, True, False, True]
-    assert kept.state_dict()["monitor"] == AVERAGED
+    assert checkpoints.state_dict()["monitor"] == AVERAGED
 
 
 def test_the_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
-    logged = {
-        "train_loss": 0.5,
-        "grad_norm": 2.0,
-        "val_loss": 0.4,
-        "val_dice": 0.8,
-        "val_iou": 0.7,
-    }
-    log = MetricsLog(tmp_path, WaitingTime(), Heard(), VALIDATIONS["seg"])
+    logged = {"train_loss": 0.5, "grad_norm": 2.0, "val_loss": 0.4, "val_dice": 0.8, "val_iou": 0.7}
+    log = MetricsLog(tmp_path, WaitingTime(), Recorder(), VALIDATIONS["seg"])
     log.on_train_start(trainer(), MODULE)
     log.on_train_epoch_end(trainer(0, callback_metrics=logged), MODULE)
     state = log.state_dict()
     log.on_train_epoch_end(trainer(1, callback_metrics=logged), MODULE)
-    again = MetricsLog(tmp_path, WaitingTime(), Heard(), VALIDATIONS["seg"])
-    again.load_state_dict(state)
-    again.on_train_epoch_end(trainer(1, callback_metrics=logged | {"val_dice": 0.9}), MODULE)
-    written = pd.read_csv(tmp_path / "metrics.csv")
-    assert tuple(written.columns) == METRICS
-    assert written["epoch"].tolist() == [1, 2]
-    assert written["val_dice"].tolist() == [0.8, 0.9]
-    assert written["lr"].tolist() == [0.25, 0.25]
+    restored_log = MetricsLog(tmp_path, WaitingTime(), Recorder(), VALIDATIONS["seg"])
+    restored_log.load_state_dict(state)
+    restored_log.on_train_epoch_end(trainer(1, callback_metrics=logged | {"val_dice": 0.9}), MODULE)
+    metrics = pd.read_csv(tmp_path / "metrics.csv")
+    assert tuple(metrics.columns) == METRICS
+    assert metrics["epoch"].tolist() == [1, 2]
+    assert metrics["val_dice"].tolist() == [0.8, 0.9]
+    assert metrics["lr"].tolist() == [0.25, 0.25]
 
 
 def test_epochs_of_an_older_version_lack_its_columns_alone(tmp_path: Path) -> None:
     logged = {"train_loss": 0.5, "grad_norm": 2.0, "val_loss": 0.4, "val_top1": 0.8}
-    log = MetricsLog(tmp_path, WaitingTime(), Heard(), VALIDATIONS["cls"])
+    log = MetricsLog(tmp_path, WaitingTime(), Recorder(), VALIDATIONS["cls"])
     log.on_train_epoch_end(trainer(0, callback_metrics=logged), MODULE)
-    older = [{k: v for k, v in row.items() if k not in ADDED} for row in log.state_dict()["rows"]]
-    again = MetricsLog(tmp_path, WaitingTime(), Heard(), VALIDATIONS["cls"])
-    again.load_state_dict({"rows": older})
-    again.on_train_epoch_end(trainer(1, callback_metrics=logged | {"val_f1": 0.7}), MODULE)
-    written = pd.read_csv(tmp_path / "metrics.csv")
-    assert written["val_f1"].isna().tolist() == [True, False]
-    assert written["val_f1"].iloc[1] == 0.7
-    assert written["val_seconds"].isna().tolist() == [True, False]
-    assert written["val_top1"].tolist() == [0.8, 0.8]
+    older_rows = [
+        {k: v for k, v in row.items() if k not in ADDED} for row in log.state_dict()["rows"]
+    ]
+    restored_log = MetricsLog(tmp_path, WaitingTime(), Recorder(), VALIDATIONS["cls"])
+    restored_log.load_state_dict({"rows": older_rows})
+    restored_log.on_train_epoch_end(trainer(1, callback_metrics=logged | {"val_f1": 0.7}), MODULE)
+    metrics = pd.read_csv(tmp_path / "metrics.csv")
+    assert metrics["val_f1"].isna().tolist() == [True, False]
+    assert metrics["val_f1"].iloc[1] == 0.7
+    assert metrics["val_seconds"].isna().tolist() == [True, False]
+    assert metrics["val_top1"].tolist() == [0.8, 0.8]
 
 
 def test_the_seconds_of_an_epoch_are_steps_and_validation(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, WaitingTime(), Heard(), VALIDATIONS["seg"])
+    log = MetricsLog(tmp_path, WaitingTime(), Recorder(), VALIDATIONS["seg"])
     log.on_train_start(trainer(), MODULE)
     time.sleep(0.03)
     log.on_validation_start(trainer(), MODULE)
@@ -140,51 +136,52 @@ def test_the_seconds_of_an_epoch_are_steps_and_validation(tmp_path: Path) -> Non
 
 
 def test_a_step_that_the_loss_scaler_skipped_has_no_norm(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, WaitingTime(), Heard(), VALIDATIONS["seg"])
+    log = MetricsLog(tmp_path, WaitingTime(), Recorder(), VALIDATIONS["seg"])
     log.on_train_epoch_end(trainer(callback_metrics={"train_loss": 1.0}), MODULE)
     assert pd.read_csv(tmp_path / "metrics.csv")["grad_norm"].isna().all()
 
 
 def test_progress_counts_the_images_of_all_processes_and_no_more() -> None:
-    heard = Heard()
-    bar = TrainProgress(heard, per_epoch=10)
-    two = trainer(epoch=1, world_size=2)
-    bar.on_train_start(two, MODULE)
-    assert (heard.total, heard.done) == (40, 10)
-    for _ in range(3):  # two processes with two images each: the last step holds a repeated one
-        bar.on_train_batch_end(two, MODULE, None, SimpleNamespace(ids=["a", "b"]), 0)
-    assert heard.done == 20
-    bar.on_train_epoch_end(two, MODULE)
-    bar.on_train_batch_end(two, MODULE, None, SimpleNamespace(ids=["a", "b"]), 0)
-    assert heard.done == 24
+    listener = Recorder()
+    bar = TrainProgress(listener, per_epoch=10)
+    two_processes = trainer(epoch=1, world_size=2)
+    bar.on_train_start(two_processes, MODULE)
+    assert (listener.total, listener.done) == (40, 10)
+    # Two processes with two images each: the last step contains a repeated image.
+    for _ in range(3):
+        bar.on_train_batch_end(two_processes, MODULE, None, SimpleNamespace(ids=["a", "b"]), 0)
+    assert listener.done == 20
+    bar.on_train_epoch_end(two_processes, MODULE)
+    bar.on_train_batch_end(two_processes, MODULE, None, SimpleNamespace(ids=["a", "b"]), 0)
+    assert listener.done == 24
 
 
-@pytest.mark.parametrize("other", [{"epoch": 1}, {"global_rank": 1}, {"step": 1}, {"seed": 1}])
-def test_a_step_draws_what_is_its_own(other: dict[str, int]) -> None:
-    def drawn(seed: int = 0, step: int = 0, epoch: int = 0, global_rank: int = 0) -> torch.Tensor:
+@pytest.mark.parametrize("changes", [{"epoch": 1}, {"global_rank": 1}, {"step": 1}, {"seed": 1}])
+def test_random_numbers_depend_on_step_epoch_seed_and_rank(changes: dict[str, int]) -> None:
+    def draw(seed: int = 0, step: int = 0, epoch: int = 0, global_rank: int = 0) -> torch.Tensor:
         torch.rand(3)
         SeededSteps(seed).on_train_batch_start(
             trainer(epoch, global_rank=global_rank), MODULE, None, step
         )
         return torch.rand(4)
 
-    assert torch.equal(drawn(), drawn())
-    assert not torch.equal(drawn(), drawn(**other))
+    assert torch.equal(draw(), draw())
+    assert not torch.equal(draw(), draw(**changes))
 
 
 IO = DurableCheckpoints()
 
 
 class Code:
-    """Anything that is no tensor and no plain value."""
+    """An object that is neither a tensor nor a plain value."""
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_checkpoint_is_read_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "last.ckpt"
     IO.save_checkpoint({"state_dict": {"w": torch.arange(3.0)}, "epoch": 4}, file)
-    found = IO.load_checkpoint(str(file))
-    assert found["epoch"] == 4
-    assert found["state_dict"]["w"].tolist() == [0, 1, 2]
+    restored = IO.load_checkpoint(str(file))
+    assert restored["epoch"] == 4
+    assert restored["state_dict"]["w"].tolist() == [0, 1, 2]
     assert [path.name for path in file.parent.iterdir()] == ["last.ckpt"]
     IO.remove_checkpoint(file)
     IO.remove_checkpoint(file)
@@ -192,15 +189,19 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "last.ckpt"
     IO.save_checkpoint({"epoch": 1}, file)
-    usual = Path.open
+    original_open = Path.open
 
-    def full(path: Path, *arguments: object, **more: object) -> object:
-        return usual(Path("/dev/full") if path.name[0] == "." else path, *arguments, **more)  # type: ignore[call-overload]
+    def fail_write(path: Path, *arguments: object, **keywords: object) -> object:
+        return original_open(
+            Path("/dev/full") if path.name[0] == "." else path, *arguments, **keywords
+        )  # type: ignore[call-overload]
 
-    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(Path, "open", fail_write)
     with pytest.raises(RunError, match="No space left on device"):
         IO.save_checkpoint({"epoch": 2, "w": torch.zeros(100_000)}, file)
     monkeypatch.undo()
@@ -214,7 +215,7 @@ def test_code_is_refused(tmp_path: Path) -> None:
         IO.load_checkpoint(file, weights_only=False)
 
 
-def test_a_damaged_one_is_told(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "last.ckpt"
     IO.save_checkpoint({"epoch": 1, "w": torch.zeros(1000)}, file)
     file.write_bytes(file.read_bytes()[:2000])
@@ -222,7 +223,7 @@ def test_a_damaged_one_is_told(tmp_path: Path) -> None:
         IO.load_checkpoint(file)
 
 
-def test_notes_are_silenced_inside_and_back_afterwards(caplog: pytest.LogCaptureFixture) -> None:
+def test_notes_are_silenced_inside_the_context_only(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("lightning.pytorch")
     before = logger.level
     with without_chatter():
@@ -239,11 +240,13 @@ def test_known_warnings_pass_and_others_do_not() -> None:
             warnings.warn("something else", stacklevel=1)
 
 
-@pytest.mark.parametrize(("received", "kind"), [(True, KeyboardInterrupt), (False, RuntimeError)])
+@pytest.mark.parametrize(
+    ("sigterm_received", "kind"), [(True, KeyboardInterrupt), (False, RuntimeError)]
+)
 def test_loader_processes_that_sigterm_ended_are_an_interruption(
-    received: bool, kind: type[BaseException]
+    sigterm_received: bool, kind: type[BaseException]
 ) -> None:
-    """Lightning has taken the signal, and torch's error about the processes came first."""
-    fake: Any = SimpleNamespace(received_sigterm=received)
+    """Lightning has caught SIGTERM, but torch raises an error about the ended processes first."""
+    fake: Any = SimpleNamespace(received_sigterm=sigterm_received)
     with pytest.raises(kind), _interruptible(fake):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")

@@ -1,6 +1,6 @@
-"""Here pictures are drawn large and their letters measured, which takes long: `make test-all`.
+"""Marks the tests of this folder as slow: they draw large figures and measure their text.
 
-That every picture can be drawn is tested in every run, with the pages.
+Tests of pages, which run always, draw every figure once.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests of this folder as slow."""
     for item in items:
-        if HERE in item.path.parents:
+        if FOLDER in item.path.parents:
             item.add_marker(pytest.mark.slow)

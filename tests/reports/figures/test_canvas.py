@@ -23,8 +23,8 @@ def test_models_differ_in_colour_marker_and_hatch_each() -> None:
 def test_neighbouring_models_can_be_told_apart_with_red_green_blindness() -> None:
     # Deuteranopia, matrix of Vienot, Brettel and Mollon (1999), applied to linear RGB.
     sight = np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]])
-    seen = [sight @ np.array(to_rgb(look(i).colour)) ** 2.2 for i in range(6)]
-    distances = [np.abs(a - b).max() for n, a in enumerate(seen) for b in seen[n + 1 :]]
+    perceived = [sight @ np.array(to_rgb(look(i).colour)) ** 2.2 for i in range(6)]
+    distances = [np.abs(a - b).max() for n, a in enumerate(perceived) for b in perceived[n + 1 :]]
     assert min(distances) > 0.08
 
 

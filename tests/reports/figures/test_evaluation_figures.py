@@ -1,4 +1,4 @@
-"""Figures of an evaluation can be read, and show the numbers."""
+"""Figures of an evaluation: readable text and plotted numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, pape
 from tests.reports.figures.layout import (
     assert_no_overlap,
     assert_nothing_clipped,
-    caught,
+    draw_figure,
     error_bar,
 )
 from tests.reports.mask_runs import MaskPlan, build_masks
@@ -44,13 +44,13 @@ def numbers(run: Path, models: int, cells: int = 21) -> pd.DataFrame:
     return table(build_run(run, plan))
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, rows: pd.DataFrame) -> Figure:
-    return caught(monkeypatch, lambda: draw_bars(rows, extremes(rows), Path()))
+def figure_of_rows(monkeypatch: pytest.MonkeyPatch, rows: pd.DataFrame) -> Figure:
+    return draw_figure(monkeypatch, lambda: draw_bars(rows, extremes(rows), Path()))
 
 
 @pytest.mark.parametrize("models", [1, 3, 6])
 def test_bars_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: int) -> None:
-    figure = drawn(monkeypatch, numbers(tmp_path, models))
+    figure = figure_of_rows(monkeypatch, numbers(tmp_path, models))
     assert_nothing_clipped(figure)
     for axes in figure.axes:
         assert_no_overlap([text for text in axes.texts if isinstance(text, Annotation)])
@@ -59,15 +59,15 @@ def test_bars_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model
 
 def test_bars_are_as_high_as_the_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = numbers(tmp_path, 2)
-    best, worst = drawn(monkeypatch, rows).axes
-    ends = extremes(rows)
-    for axes, cells in ((best, ends.best), (worst, ends.worst)):
+    best_axes, worst_axes = figure_of_rows(monkeypatch, rows).axes
+    limits = extremes(rows)
+    for axes, cells in ((best_axes, limits.best), (worst_axes, limits.worst)):
         for container, name in zip(axes.containers[1::2], rows["model"].unique(), strict=True):
-            mine = rows[rows["model"] == name].set_index("transform")["top1"]
+            model_rows = rows[rows["model"] == name].set_index("transform")["top1"]
             heights = [bar.get_height() for bar in container]
-            assert heights == pytest.approx([100 * mine[transform] for transform, _ in cells])
-    assert [label.get_text().replace("\n", "") for label in worst.get_xticklabels()] == [
-        transform for transform, _ in ends.worst
+            assert heights == pytest.approx([100 * model_rows[transform] for transform, _ in cells])
+    assert [label.get_text().replace("\n", "") for label in worst_axes.get_xticklabels()] == [
+        transform for transform, _ in limits.worst
     ]
 
 
@@ -75,14 +75,14 @@ def test_bars_are_as_high_as_the_numbers(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_few_transforms(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cells: int, panels: int
 ) -> None:
-    figure = drawn(monkeypatch, numbers(tmp_path, 1, cells))
+    figure = figure_of_rows(monkeypatch, numbers(tmp_path, 1, cells))
     assert len(figure.axes) == panels
     assert_nothing_clipped(figure)
 
 
 def test_severities_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plan = RunPlan(transforms=(IDENTITY, *imagenet_c()[:45]))
-    figure = drawn(monkeypatch, table(build_run(tmp_path, plan)))
+    figure = figure_of_rows(monkeypatch, table(build_run(tmp_path, plan)))
     assert_nothing_clipped(figure)
     for axes in figure.axes:
         assert_no_overlap(axes.get_xticklabels())
@@ -94,12 +94,12 @@ def test_dice_without_intervals_are_drawn_with_their_numbers(
 ) -> None:
     plan = MaskPlan(transforms=(IDENTITY, *paper21()[:2]), groups=1)
     rows = table(build_masks(tmp_path, plan))
-    ends = extremes(rows, by=DICE)
-    figure = caught(monkeypatch, lambda: draw_bars(rows, ends, Path(), DICE))
+    limits = extremes(rows, by=DICE)
+    figure = draw_figure(monkeypatch, lambda: draw_bars(rows, limits, Path(), DICE))
     assert_nothing_clipped(figure)
     dice = rows.set_index("transform")["dice"]
-    shown = [text.get_text() for axes in figure.axes for text in axes.texts]
-    assert shown == [f"{dice[name]:.3f}" for name, _ in (*ends.best, *ends.worst)]
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert texts == [f"{dice[name]:.3f}" for name, _ in (*limits.best, *limits.worst)]
     assert figure.axes[0].get_ylabel() == "dice (0 to 1)"
     assert figure.axes[0].get_ylim()[1] < 1.2
 
@@ -114,7 +114,7 @@ def test_dots_can_be_read(
     names = ["swin_base_patch4_window7_224.ms_in1k", *"abcde"][:models]
     plan = RunPlan(models=[model(name) for name in names], transforms=transforms, images=12)
     rows = table(build_run(tmp_path, plan))
-    figure = caught(monkeypatch, lambda: draw_dots(rows, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_dots(rows, Path()))
     assert_nothing_clipped(figure)
     labels = figure.axes[0].get_yticklabels()
     assert len(labels) == cells + 1
@@ -126,29 +126,29 @@ def test_dots_are_at_the_numbers_best_on_top(
 ) -> None:
     plan = RunPlan(models=(model("a"), model("b")), transforms=(IDENTITY, *paper21()[:5]))
     rows = table(build_run(tmp_path, plan))
-    (axes,) = caught(monkeypatch, lambda: draw_dots(rows, Path())).axes
+    (axes,) = draw_figure(monkeypatch, lambda: draw_dots(rows, Path())).axes
     means = rows.groupby("transform")["top1"].mean().drop("identity").sort_values()
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["identity (clean)", *means.index[::-1]]
     for number, name in enumerate("ab"):
-        mine = rows[rows["model"] == name]
+        model_rows = rows[rows["model"] == name]
         points, whiskers = error_bar(axes, number)
-        np.testing.assert_allclose(points[:, 0], 100 * mine["top1"].to_numpy())
-        ends = 100 * mine[["top1_low", "top1_high"]].to_numpy()
-        np.testing.assert_allclose(whiskers[:, :, 0], ends)
+        np.testing.assert_allclose(points[:, 0], 100 * model_rows["top1"].to_numpy())
+        limits = 100 * model_rows[["top1_low", "top1_high"]].to_numpy()
+        np.testing.assert_allclose(whiskers[:, :, 0], limits)
     assert axes.yaxis.get_inverted()
 
 
 def test_a_cell_without_rows_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = table(build_run(tmp_path, RunPlan(transforms=(IDENTITY, *paper21()[:3]))))
     rows.loc[1, ["top1", "top1_low", "top1_high"]] = float("nan")
-    (axes,) = caught(monkeypatch, lambda: draw_dots(rows, Path())).axes
+    (axes,) = draw_figure(monkeypatch, lambda: draw_dots(rows, Path())).axes
     assert len(axes.get_yticklabels()) == 3
 
 
 def test_dice_are_drawn_as_fractions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = table(build_masks(tmp_path, MaskPlan(transforms=(IDENTITY, *paper21()[:3]))))
-    figure = caught(monkeypatch, lambda: draw_dots(rows, Path(), DICE))
+    figure = draw_figure(monkeypatch, lambda: draw_dots(rows, Path(), DICE))
     assert_nothing_clipped(figure)
     (axes,) = figure.axes
     np.testing.assert_allclose(error_bar(axes, 0)[0][:, 0], rows["dice"].to_numpy())
@@ -159,7 +159,7 @@ def test_dice_are_drawn_as_fractions(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def drawn_multiples(monkeypatch: pytest.MonkeyPatch, rows: pd.DataFrame) -> Figure:
     clean = rows[rows["transform"] == "identity"]
     graded = rows[rows["severity"] > 0]
-    return caught(monkeypatch, lambda: draw_multiples(graded, clean, Path()))
+    return draw_figure(monkeypatch, lambda: draw_multiples(graded, clean, Path()))
 
 
 def points(line: Line2D) -> NDArray[np.float64]:
@@ -175,11 +175,11 @@ def test_panels_can_be_read(
     plan = RunPlan(models=models, transforms=cells, images=12)
     figure = drawn_multiples(monkeypatch, table(build_run(tmp_path, plan)))
     assert_nothing_clipped(figure)
-    shown = [axes for axes in figure.axes if axes.get_visible()]
-    assert len(shown) == corruptions
-    assert_no_overlap([axes.title for axes in shown])
+    visible_axes = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(visible_axes) == corruptions
+    assert_no_overlap([axes.title for axes in visible_axes])
     assert all(
-        axes.xaxis.get_tick_params()["labelbottom"] for axes in shown[-min(5, corruptions) :]
+        axes.xaxis.get_tick_params()["labelbottom"] for axes in visible_axes[-min(5, corruptions) :]
     )
 
 
@@ -210,7 +210,7 @@ def test_dice_have_the_axis_of_fractions(monkeypatch: pytest.MonkeyPatch, tmp_pa
     cells = (IDENTITY, *paper21(1)[:1], *paper21(5)[:1])
     rows = table(build_masks(tmp_path, MaskPlan(transforms=cells)))
     graded, clean = rows[rows["severity"] > 0], rows[rows["severity"] == 0]
-    figure = caught(monkeypatch, lambda: draw_multiples(graded, clean, Path(), DICE))
+    figure = draw_figure(monkeypatch, lambda: draw_multiples(graded, clean, Path(), DICE))
     assert_nothing_clipped(figure)
     assert figure.axes[0].get_ylim() == (0, 1)
     line = figure.axes[0].lines[0]
@@ -221,8 +221,8 @@ def test_dice_have_the_axis_of_fractions(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def verdict_of(transform: str, difference: float, p_adjusted: float) -> Verdict:
-    ends = (difference - 0.05, difference + 0.05, p_adjusted, p_adjusted)
-    return Verdict(LONG, "model-1", transform, 0, 100, 100, difference, *ends)
+    limits = (difference - 0.05, difference + 0.05, p_adjusted, p_adjusted)
+    return Verdict(LONG, "model-1", transform, 0, 100, 100, difference, *limits)
 
 
 def test_differences_can_be_read_and_lie_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +233,7 @@ def test_differences_can_be_read_and_lie_where_they_are(monkeypatch: pytest.Monk
     ]
     models = [LONG, "model-1"]
     pairs = {(LONG, "model-1"): result}
-    figure = caught(monkeypatch, lambda: draw_differences(pairs, models, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_differences(pairs, models, Path()))
     assert_nothing_clipped(figure)
     (axes,) = figure.axes
     assert [t.get_text() for t in axes.get_yticklabels()] == [
@@ -242,7 +242,7 @@ def test_differences_can_be_read_and_lie_where_they_are(monkeypatch: pytest.Monk
     points = [line for line in axes.lines if line.get_marker() not in ("None", None, "")]
     assert [line.get_xdata()[0] for line in points] == pytest.approx([1, 20, -10])
     colours = {line.get_color() for line in points}
-    assert len(colours) == 3, "not shown, the first ahead, the second ahead"
+    assert len(colours) == 3, "one colour each: no difference, first ahead, second ahead"
     intervals = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2]
     assert any(list(x) == pytest.approx([15, 25]) for x in intervals)
 
@@ -251,25 +251,25 @@ def test_at_most_three_pairs_stand_abreast(monkeypatch: pytest.MonkeyPatch) -> N
     models = [f"m{i}" for i in range(4)]
     pairs = {(models[0], other): [verdict_of("fog", 0.1, 1.0)] for other in models[1:]}
     pairs[models[1], models[2]] = pairs[models[0], models[1]]
-    everyone = [*models, LONG, "model-1"]
-    figure = caught(monkeypatch, lambda: draw_differences(pairs, everyone, Path()))
+    names = [*models, LONG, "model-1"]
+    figure = draw_figure(monkeypatch, lambda: draw_differences(pairs, names, Path()))
     assert len(figure.axes) == 3
 
 
 def test_reliability_shows_each_bin_at_its_confidence(monkeypatch: pytest.MonkeyPatch) -> None:
     bins = [ReliabilityBin(10, 2, 0.3), ReliabilityBin(90, 81, 0.95), ReliabilityBin(1, 1, 0.1)]
     panels = {f"transform-{i}": {LONG: bins, "other": bins[:1]} for i in range(8)}
-    figure = caught(monkeypatch, lambda: draw_reliability(panels, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_reliability(panels, Path()))
     assert_nothing_clipped(figure)
-    drawn = [axes for axes in figure.axes if axes.get_visible()]
-    assert len(drawn) == 8
-    line = drawn[0].lines[1]
+    visible_axes = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(visible_axes) == 8
+    line = visible_axes[0].lines[1]
     assert np.column_stack(line.get_data()) == pytest.approx(np.array([[30, 20], [95, 90]]))
 
 
 def test_the_parts_of_a_bar_are_the_probabilities_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = [(0.9, 0.1, 0.0), (0.1, 0.6, 0.3), (0.0, 0.3, 0.7)]
-    figure = caught(monkeypatch, lambda: draw_ranks(["a", "b", "c"], shares, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_ranks(["a", "b", "c"], shares, Path()))
     (axes,) = figure.axes
     widths = [[bar.get_width() for bar in container] for container in axes.containers]
     np.testing.assert_allclose(np.transpose(widths), shares)

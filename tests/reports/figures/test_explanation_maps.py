@@ -1,4 +1,4 @@
-"""How maps are drawn over photos: colours, sizes, texts."""
+"""Maps drawn over photos: colours, sizes, text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lightness(pixel: np.ndarray) -> float:
 
 
 def test_lightness_tells_for_nothing_and_against_apart() -> None:
-    # Each on black and on white: in a grey print the three do not overlap.
+    # Over black and over white, the grey values of the three colours do not overlap.
     shades = {
         sign: [
             lightness(
@@ -40,20 +40,20 @@ def test_lightness_tells_for_nothing_and_against_apart() -> None:
     assert max(shades[0.0]) < min(shades[1.0]) - 20
 
 
-def test_zero_leaves_the_photo_grey() -> None:
-    shown = overlay(PHOTO, np.zeros((40, 40)))
-    assert (shown[..., 0] == shown[..., 1]).all()
-    assert (shown[..., 0] == shown[..., 2]).all()
+def test_zero_relevance_gives_a_grey_photo() -> None:
+    pixels = overlay(PHOTO, np.zeros((40, 40)))
+    assert (pixels[..., 0] == pixels[..., 1]).all()
+    assert (pixels[..., 0] == pixels[..., 2]).all()
     grey = (PHOTO @ (0.299, 0.587, 0.114)).ravel()
-    assert np.corrcoef(grey, shown[..., 0].ravel())[0, 1] > 0.999
+    assert np.corrcoef(grey, pixels[..., 0].ravel())[0, 1] > 0.999
 
 
 def test_signs_are_symmetric_and_outliers_do_not_pale_the_rest() -> None:
     relevance = np.zeros((40, 40))
     relevance[5:15, 5:15], relevance[25:35, 25:35] = 1, -1
-    shown = overlay(np.full((40, 40, 3), 128, np.uint8), relevance).astype(int)
-    assert shown[10, 10, 0] > shown[10, 10, 2] + 100, "yellow: for the class"
-    assert shown[30, 30, 2] > shown[30, 30, 0] + 40, "blue: against it"
+    pixels = overlay(np.full((40, 40, 3), 128, np.uint8), relevance).astype(int)
+    assert pixels[10, 10, 0] > pixels[10, 10, 2] + 100, "yellow is evidence for the class"
+    assert pixels[30, 30, 2] > pixels[30, 30, 0] + 40, "blue is evidence against it"
     outlier = relevance.copy()
     outlier[0, 0] = 1000
     assert colour_end(outlier) == 1
@@ -74,7 +74,7 @@ def test_any_size_of_photo_is_drawn(tmp_path: Path, height: int, width: int) -> 
         assert 100 < picture.height < 600
 
 
-def test_fields_of_nothing_are_drawn(tmp_path: Path) -> None:
+def test_empty_receptive_fields_are_drawn(tmp_path: Path) -> None:
     fields = [ReceptiveField("trained", np.zeros((8, 8))), ReceptiveField("before", np.eye(8))]
     draw_fields(fields, tmp_path / "fields.png")
     with Image.open(tmp_path / "fields.png") as picture:

@@ -1,4 +1,4 @@
-""""""
+"""Figures of a fine-tuning: gradients, learning curves, tradeoff."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ from robustcli.reports.figures.freezing_figures import (
 from tests.reports.figures.layout import (
     assert_no_overlap,
     assert_nothing_clipped,
-    caught,
+    draw_figure,
     error_bar,
+    lines_by_label,
 )
 
 HEIGHTS = st.lists(st.floats(0, 1), min_size=1, max_size=9)
@@ -49,17 +50,17 @@ def test_labels_are_apart_inside_and_in_order(heights: list[float]) -> None:
     assert places.max() <= 1 + 1e-9
 
 
-def test_labels_that_have_room_stay_where_they_are() -> None:
+def test_labels_with_enough_space_do_not_move() -> None:
     heights = np.array([0.9, 0.1, 0.5])
     np.testing.assert_allclose(spread_apart(heights, 0.2), heights)
 
 
-def test_labels_that_are_too_close_share_the_way() -> None:
+def test_labels_that_are_too_close_move_equally() -> None:
     np.testing.assert_allclose(spread_apart(np.array([0.5, 0.5]), 0.1), [0.45, 0.55])
     np.testing.assert_allclose(spread_apart(np.array([1.0, 1.0]), 0.1), [0.9, 1.0])
 
 
-def test_more_labels_than_there_is_room_for_begin_at_the_bottom() -> None:
+def test_too_many_labels_start_at_the_bottom() -> None:
     places = spread_apart(np.zeros(20), 0.1)
     assert places[0] == 0
     assert places[-1] == pytest.approx(1.9)
@@ -87,14 +88,14 @@ def curve(number: int, label: str, kind: str = "D", iterations: int = 20) -> Gra
     return GradientCurve(label, kind, values, float(values.mean()), size < 1e-6)
 
 
-def drawn(
+def figure_of_curves(
     monkeypatch: pytest.MonkeyPatch, curves: list[GradientCurve], limit: Limit | None = LIMIT
 ) -> Figure:
-    return caught(monkeypatch, lambda: draw_gradients(curves, limit, "mean of |g|", Path()))
+    return draw_figure(monkeypatch, lambda: draw_gradients(curves, limit, "mean of |g|", Path()))
 
 
-def courses(axes: Axes) -> list[np.ndarray]:  # type: ignore[type-arg]
-    """The lines with more points than a mark or a limit has."""
+def curve_lines(axes: Axes) -> list[np.ndarray]:  # type: ignore[type-arg]
+    """Returns the curves, without markers and limits, which have at most 3 points."""
     heights = [np.asarray(line.get_ydata(), float) for line in axes.lines]
     return [line for line in heights if len(line) > 3]
 
@@ -104,7 +105,7 @@ def test_a_few_tensors_are_named_at_their_ends(
     monkeypatch: pytest.MonkeyPatch, iterations: int
 ) -> None:
     curves = [curve(i, f"dt_proj.weight{i}", iterations=iterations) for i in range(LABELLED_LINES)]
-    figure = drawn(monkeypatch, curves)
+    figure = figure_of_curves(monkeypatch, curves)
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.texts] == [t.label for t in curves]
     assert_nothing_clipped(figure)
@@ -116,8 +117,8 @@ def test_the_lines_are_the_values_and_frozen_ones_are_marked_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     curves = [curve(i, str(i)) for i in (0, 9)]
-    (axes,) = drawn(monkeypatch, curves).axes
-    for line, first in zip(courses(axes), curves, strict=True):
+    (axes,) = figure_of_curves(monkeypatch, curves).axes
+    for line, first in zip(curve_lines(axes), curves, strict=True):
         np.testing.assert_allclose(line, first.statistics)
     lengths = [len(np.asarray(line.get_ydata())) for line in axes.lines]
     long = [line for line, n in zip(axes.lines, lengths, strict=True) if n > 3]
@@ -128,28 +129,28 @@ def test_the_lines_are_the_values_and_frozen_ones_are_marked_twice(
     assert means == pytest.approx([first.mean for first in curves])
 
 
-def test_the_limit_is_drawn_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = drawn(monkeypatch, [curve(3, "a")])
+def test_the_limit_is_drawn_at_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = figure_of_curves(monkeypatch, [curve(3, "a")])
     levels = [set(np.asarray(line.get_ydata(), float)) for line in figure.axes[0].lines]
     assert {LIMIT.value} in levels
     assert LIMIT.name in [text.get_text() for text in figure.legends[0].texts]
     assert figure.axes[0].get_ylim()[0] < LIMIT.value
-    without = drawn(monkeypatch, [curve(3, "a")], None)
+    without = figure_of_curves(monkeypatch, [curve(3, "a")], None)
     assert len(without.legends[0].texts) == 1
-    zero = drawn(monkeypatch, [curve(3, "a")], Limit("threshold 0", 0.0))
-    assert len(zero.legends[0].texts) == 1, "0 has no place on a logarithmic axis"
+    zero = figure_of_curves(monkeypatch, [curve(3, "a")], Limit("threshold 0", 0.0))
+    assert len(zero.legends[0].texts) == 1, "0 cannot be drawn on a logarithmic axis"
 
 
 def test_zeros_and_missing_gradients_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    part = curve(4, "part")
-    part.statistics[::2] = 0
+    partial = curve(4, "part")
+    partial.statistics[::2] = 0
     never = GradientCurve("never", "D", np.full(20, np.nan), None, False)
-    nothing = GradientCurve("nothing", "D", np.zeros(20), 0.0, True)
-    figure = drawn(monkeypatch, [part, never, nothing])
+    zeros = GradientCurve("nothing", "D", np.zeros(20), 0.0, True)
+    figure = figure_of_curves(monkeypatch, [partial, never, zeros])
     (axes,) = figure.axes
     low, high = axes.get_ylim()
-    shown = np.concatenate(courses(axes))
-    assert ((shown[~np.isnan(shown)] > low) & (shown[~np.isnan(shown)] < high)).all()
+    values = np.concatenate(curve_lines(axes))
+    assert ((values[~np.isnan(values)] > low) & (values[~np.isnan(values)] < high)).all()
     assert "never (none)" in [text.get_text() for text in axes.texts]
     assert axes.get_yticklabels()[0].get_text() == "0"
     assert_nothing_clipped(figure)
@@ -160,27 +161,27 @@ def test_many_tensors_get_a_panel_per_kind(monkeypatch: pytest.MonkeyPatch) -> N
     curves = [
         curve(i, f"layers.{n}.{kind}", kind) for n in range(6) for i, kind in enumerate(KINDS)
     ]
-    figure = drawn(monkeypatch, curves)
+    figure = figure_of_curves(monkeypatch, curves)
     panels = [axes for axes in figure.axes if axes.get_visible()]
     titles = [axes.get_title() for axes in panels]
     assert titles[0] == "A_log: 6/6 frozen"
     assert titles[-1] == "norm: 0/6 frozen"
-    assert all(len(courses(axes)) == 6 for axes in panels)
+    assert all(len(curve_lines(axes)) == 6 for axes in panels)
     assert_nothing_clipped(figure)
     assert_no_overlap([axes.title for axes in panels])
-    assert len(figure.legends[0].texts) == 3, "no entry per tensor"
+    assert len(figure.legends[0].texts) == 3, "the legend has no entry per tensor"
 
 
 def test_panels_of_one_kind_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = drawn(monkeypatch, [curve(5, str(n), "convolutions") for n in range(40)])
+    figure = figure_of_curves(monkeypatch, [curve(5, str(n), "convolutions") for n in range(40)])
     assert_nothing_clipped(figure)
 
 
 def test_zeros_stand_a_decade_below_everything_else() -> None:
     scale = log_scale(np.array([3e-7, 0.0, 2e-3, np.nan]), [1e-6])
     assert scale == LogScale(pytest.approx(1e-8), pytest.approx(4e-3), True)  # type: ignore[arg-type]
-    placed = scale.place(np.array([0.0, 3e-7, np.nan]))
-    np.testing.assert_allclose(placed, [1e-8, 3e-7, np.nan])
+    positions = scale.place(np.array([0.0, 3e-7, np.nan]))
+    np.testing.assert_allclose(positions, [1e-8, 3e-7, np.nan])
 
 
 def test_marks_are_inside_the_axis() -> None:
@@ -204,12 +205,12 @@ def test_ticks_are_few_and_zero_is_named(low: float, high: float, zeros: bool) -
     assert all(float(name) == pytest.approx(place) for place, name in ticks.items() if name != "0")
 
 
-def test_it_becomes_the_axis() -> None:
+def test_log_scale_sets_the_axis() -> None:
     axes = Figure().subplots()
     scale = log_scale(np.array([1e-7, 0.0, 1e-3]))
     scale.apply(axes)
     assert axes.get_yscale() == "log"
-    assert axes.get_ylim()[0] < scale.floor, "what stands on the floor is seen whole"
+    assert axes.get_ylim()[0] < scale.floor, "markers at the floor must not be cut"
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels[:2] == ["0", "1e-7"]
 
@@ -217,7 +218,7 @@ def test_it_becomes_the_axis() -> None:
 NAMES = ("scratch", "full", "freeze", "lora")
 
 
-def course(
+def mode_course(
     look: int, epochs: int = 8, seconds: float = 10, frozen_at: int | None = None
 ) -> ModeCourse:
     epoch = np.arange(1, epochs + 1)
@@ -231,26 +232,26 @@ def course(
     return ModeCourse(NAMES[look], look, pd.DataFrame(table), epochs, frozen_at)
 
 
-def named(axes: Axes) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
-    return {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.lines}
-
-
 @pytest.mark.parametrize("epochs", [1, 8, 60])
 def test_four_panels_show_loss_and_dice_by_epoch_and_by_time(
     monkeypatch: pytest.MonkeyPatch, epochs: int
 ) -> None:
-    shown = [course(look, epochs) for look in range(4)]
-    figure = caught(monkeypatch, lambda: draw_modes(shown, Path()))
+    courses = [mode_course(look, epochs) for look in range(4)]
+    figure = draw_figure(monkeypatch, lambda: draw_modes(courses, Path()))
     assert_nothing_clipped(figure)
     (loss, loss_time), (dice, dice_time) = np.array(figure.axes).reshape(2, 2)
-    for item in shown:
+    for item in courses:
         m = item.metrics
-        np.testing.assert_allclose(named(loss)[item.name], m[["epoch", "val_loss"]].to_numpy())
-        np.testing.assert_allclose(named(dice)[item.name], m[["epoch", "val_dice"]].to_numpy())
+        np.testing.assert_allclose(
+            lines_by_label(loss)[item.name], m[["epoch", "val_loss"]].to_numpy()
+        )
+        np.testing.assert_allclose(
+            lines_by_label(dice)[item.name], m[["epoch", "val_dice"]].to_numpy()
+        )
         unit = 60 if 10 * epochs >= 180 else 1
         clock = 10 * m["epoch"].to_numpy() / unit
-        np.testing.assert_allclose(named(dice_time)[item.name][:, 0], clock)
-        np.testing.assert_allclose(named(loss_time)[item.name][:, 1], m["val_loss"])
+        np.testing.assert_allclose(lines_by_label(dice_time)[item.name][:, 0], clock)
+        np.testing.assert_allclose(lines_by_label(loss_time)[item.name][:, 1], m["val_loss"])
     assert dice.get_ylim() == (0, 1)
     assert_no_overlap(dice.get_xticklabels())
     assert_no_overlap(dice_time.get_xticklabels())
@@ -260,28 +261,28 @@ def test_four_panels_show_loss_and_dice_by_epoch_and_by_time(
 def test_time_is_in_a_unit_that_can_be_read(
     monkeypatch: pytest.MonkeyPatch, seconds: float, unit: str
 ) -> None:
-    figure = caught(monkeypatch, lambda: draw_modes([course(1, 8, seconds)], Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_modes([mode_course(1, 8, seconds)], Path()))
     assert figure.axes[3].get_xlabel() == f"{unit} of training and validation"
 
 
 def test_lines_can_be_told_apart_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = [course(look) for look in range(4)]
-    figure = caught(monkeypatch, lambda: draw_modes(shown, Path()))
+    courses = [mode_course(look) for look in range(4)]
+    figure = draw_figure(monkeypatch, lambda: draw_modes(courses, Path()))
     lines = {str(line.get_label()): line for line in figure.axes[0].lines}
     assert len({lines[name].get_marker() for name in NAMES}) == 4
     assert len({str(lines[name].get_linestyle()) for name in NAMES}) >= 3
 
 
 def test_the_moment_of_freezing_is_marked_on_both_axes(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = [course(1), course(2, frozen_at=30)]
-    figure = caught(monkeypatch, lambda: draw_modes(shown, Path()))
-    marks = [set(named(axes)["moment of freezing"][:, 0]) for axes in figure.axes[:2]]
-    assert marks == [{1.5}, {15.0}], "step 30 of 20 an epoch; epochs of 10 s"
+    courses = [mode_course(1), mode_course(2, frozen_at=30)]
+    figure = draw_figure(monkeypatch, lambda: draw_modes(courses, Path()))
+    marks = [set(lines_by_label(axes)["moment of freezing"][:, 0]) for axes in figure.axes[:2]]
+    assert marks == [{1.5}, {15.0}], "step 30, with 20 steps of 10 s per epoch"
 
 
 def test_the_chosen_epoch_has_a_large_mark(monkeypatch: pytest.MonkeyPatch) -> None:
-    single = course(1)
-    figure = caught(monkeypatch, lambda: draw_modes([single], Path()))
+    single = mode_course(1)
+    figure = draw_figure(monkeypatch, lambda: draw_modes([single], Path()))
     large = [line for line in figure.axes[2].lines if line.get_markersize() > 6]
     assert [np.asarray(line.get_xydata()).tolist() for line in large] == [
         [[8, single.metrics["val_dice"].iloc[-1]]]
@@ -305,19 +306,19 @@ RULES = [
 
 
 def test_points_stand_where_the_numbers_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = caught(monkeypatch, lambda: draw_tradeoff(RULES, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_tradeoff(RULES, Path()))
     (axes,) = figure.axes
-    points, ends = error_bar(axes, 0)
+    points, whiskers = error_bar(axes, 0)
     np.testing.assert_allclose(points, [(r.saved[1], r.score[1]) for r in RULES[:5]])
-    np.testing.assert_allclose(ends[:, :, 0], [(r.saved[0], r.saved[2]) for r in RULES[:5]])
+    np.testing.assert_allclose(whiskers[:, :, 0], [(r.saved[0], r.saved[2]) for r in RULES[:5]])
     assert {text.get_text() for text in axes.texts} == {rule.name for rule in RULES}
     assert [t.get_text() for t in figure.legends[0].texts] == [
         *("state-space blocks", "all tensors", "by name"),
     ]
 
 
-def test_it_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = caught(monkeypatch, lambda: draw_tradeoff(RULES, Path()))
+def test_the_tradeoff_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = draw_figure(monkeypatch, lambda: draw_tradeoff(RULES, Path()))
     assert_nothing_clipped(figure)
     assert_no_overlap([*figure.axes[0].texts, *figure.legends[0].texts])
 
@@ -327,7 +328,7 @@ def test_one_rule_and_the_time_of_full_are_inside(
     monkeypatch: pytest.MonkeyPatch, saved: tuple[float, float, float]
 ) -> None:
     points = [RulePoint("a", "by name", saved, (1.0, 1.0, 1.0))]
-    figure = caught(monkeypatch, lambda: draw_tradeoff(points, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_tradeoff(points, Path()))
     low, high = figure.axes[0].get_xlim()
     assert low < min(0, saved[0])
     assert high > max(0, saved[2])

@@ -1,4 +1,4 @@
-""""""
+"""Contact sheets of transformed images, and masks with their errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from robustcli.reports.figures.images import (
     draw_panels,
     mask_differences,
 )
-from tests.reports.figures.layout import assert_no_overlap, assert_nothing_clipped, caught
+from tests.reports.figures.layout import assert_no_overlap, assert_nothing_clipped, draw_figure
 
 
 def tile(folder: Path, name: str, size: tuple[int, int] = (256, 171), level: int = 90) -> Tile:
@@ -31,8 +31,8 @@ def tile(folder: Path, name: str, size: tuple[int, int] = (256, 171), level: int
     return Tile(path, name, "severity 3, PSNR 21.4 dB")
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, lines: list[list[Tile]]) -> Figure:
-    return caught(monkeypatch, lambda: draw_contact(lines, Path()))
+def contact_figure(monkeypatch: pytest.MonkeyPatch, lines: list[list[Tile]]) -> Figure:
+    return draw_figure(monkeypatch, lambda: draw_contact(lines, Path()))
 
 
 @pytest.mark.parametrize("size", [(256, 171), (171, 256), (32, 32), (256, 30)])
@@ -41,7 +41,7 @@ def test_tiles_and_labels_can_be_read(
 ) -> None:
     names = ["additive_gaussian_noise", "multiply_per_channel", "imagenetc_elastic_transform"]
     lines = [[tile(tmp_path, name, size) for name in (*names, "crop", "fliplr")]] * 3
-    figure = drawn(monkeypatch, lines)
+    figure = contact_figure(monkeypatch, lines)
     assert_nothing_clipped(figure)
     assert_no_overlap([axes.title for axes in figure.axes])
     for above, below in zip(figure.axes, figure.axes[5:], strict=False):
@@ -52,7 +52,7 @@ def test_each_label_is_above_its_own_picture(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     lines = [[tile(tmp_path, f"t{i}", level=20 * i + j) for i in range(5)] for j in range(1)]
-    for index, axes in enumerate(drawn(monkeypatch, lines).axes):
+    for index, axes in enumerate(contact_figure(monkeypatch, lines).axes):
         assert axes.get_title().startswith(f"t{index}\n")
         pixels = np.asarray(axes.images[0].get_array())
         assert pixels[0, 0].tolist() == [20 * index, 20 * index, 10]
@@ -70,19 +70,19 @@ def test_a_missing_or_damaged_picture_says_so(
     if content:
         path.write_bytes(content)
     lines = [[tile(tmp_path, "fine"), Tile(path, "broken", "PSNR unknown")]]
-    fine, broken = drawn(monkeypatch, lines).axes
-    assert [text.get_text() for text in broken.texts] == ["no sample"]
-    assert not broken.images
-    assert fine.images
+    intact, damaged = contact_figure(monkeypatch, lines).axes
+    assert [text.get_text() for text in damaged.texts] == ["no sample"]
+    assert not damaged.images
+    assert intact.images
 
 
 def test_a_truncated_picture_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    full = tile(tmp_path, "cut")
+    complete = tile(tmp_path, "cut")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99, 3), dtype=np.uint8)).save(
-        full.picture
+        complete.picture
     )
-    full.picture.write_bytes(full.picture.read_bytes()[:9000])
-    (axes,) = drawn(monkeypatch, [[full]]).axes
+    complete.picture.write_bytes(complete.picture.read_bytes()[:9000])
+    (axes,) = contact_figure(monkeypatch, [[complete]]).axes
     assert not axes.images
 
 
@@ -102,11 +102,11 @@ def colour(name: str) -> NDArray[np.float64]:
 
 
 def test_pixels_are_coloured_by_what_the_prediction_made_of_them() -> None:
-    shown = mask_differences(case())
-    np.testing.assert_array_equal(shown[5, 15], colour(FOUND))
-    np.testing.assert_array_equal(shown[5, 5], colour(MISSED))
-    np.testing.assert_array_equal(shown[5, 25], colour(ALARM))
-    np.testing.assert_array_equal(shown[30, 30], round(120 * DIMMED))
+    pixels = mask_differences(case())
+    np.testing.assert_array_equal(pixels[5, 15], colour(FOUND))
+    np.testing.assert_array_equal(pixels[5, 5], colour(MISSED))
+    np.testing.assert_array_equal(pixels[5, 25], colour(ALARM))
+    np.testing.assert_array_equal(pixels[30, 30], round(120 * DIMMED))
 
 
 def test_the_colours_stay_apart_in_grey_and_with_red_green_blindness() -> None:
@@ -116,14 +116,14 @@ def test_the_colours_stay_apart_in_grey_and_with_red_green_blindness() -> None:
     grey = sorted(float(rgb @ [0.299, 0.587, 0.114]) for rgb in colours)
     assert min(np.diff(grey)) > 0.12
     sight = np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]])
-    seen = [sight @ rgb**2.2 for rgb in colours]
-    pairs = [np.abs(a - b).max() for n, a in enumerate(seen) for b in seen[n + 1 :]]
+    perceived = [sight @ rgb**2.2 for rgb in colours]
+    pairs = [np.abs(a - b).max() for n, a in enumerate(perceived) for b in perceived[n + 1 :]]
     assert min(pairs) > 0.08
 
 
 def test_a_line_per_case_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [case(), case(200, 50), case(30, 90, empty=True)]
-    figure = caught(monkeypatch, lambda: draw_panels(cases, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_panels(cases, Path()))
     assert_nothing_clipped(figure)
     assert len(figure.axes) == 12
     assert_no_overlap(figure.texts)
@@ -135,7 +135,7 @@ def test_a_line_per_case_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_outlines_are_the_borders_of_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = caught(monkeypatch, lambda: draw_panels([case(), case(empty=True)], Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_panels([case(), case(empty=True)], Path()))
     image, truth, prediction, errors = figure.axes[:4]
     assert len(image.collections) == len(errors.collections) == 0
     for axes, left, right in ((truth, -0.5, 19.5), (prediction, 9.5, 29.5)):

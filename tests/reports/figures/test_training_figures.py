@@ -1,4 +1,4 @@
-""""""
+"""Figures of trainings: learning curves, scores, groups."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.text import Annotation
 
@@ -29,12 +28,13 @@ from robustcli.reports.zoo_rows import table_one
 from tests.reports.figures.layout import (
     assert_no_overlap,
     assert_nothing_clipped,
-    caught,
+    draw_figure,
     error_bar,
+    lines_by_label,
 )
 
 
-def course(epochs: int, name: str = "ulvm_v5", chosen: int | None = 1) -> Course:
+def make_course(epochs: int, name: str = "ulvm_v5", chosen: int | None = 1) -> Course:
     epoch = np.arange(1, epochs + 1)
     table = {
         "epoch": epoch,
@@ -46,62 +46,58 @@ def course(epochs: int, name: str = "ulvm_v5", chosen: int | None = 1) -> Course
     return Course(name, pd.DataFrame(table), chosen)
 
 
-def named(axes: Axes) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
-    return {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.lines}
-
-
 @pytest.mark.parametrize("epochs", [1, 12, 100])
 def test_curves_are_the_lines_of_the_log(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
-    shown = course(epochs, chosen=epochs)
-    figure = caught(monkeypatch, lambda: draw_curves(shown, Path()))
+    course = make_course(epochs, chosen=epochs)
+    figure = draw_figure(monkeypatch, lambda: draw_curves(course, Path()))
     assert_nothing_clipped(figure)
     loss, dice = figure.axes
     np.testing.assert_allclose(
-        named(loss)["training loss"], shown.metrics[["epoch", "train_loss"]].to_numpy()
+        lines_by_label(loss)["training loss"], course.metrics[["epoch", "train_loss"]].to_numpy()
     )
     np.testing.assert_allclose(
-        named(dice)["validation IoU"], shown.metrics[["epoch", "val_iou"]].to_numpy()
+        lines_by_label(dice)["validation IoU"], course.metrics[["epoch", "val_iou"]].to_numpy()
     )
-    assert set(named(loss)["chosen epoch"][:, 0]) == {epochs}
+    assert set(lines_by_label(loss)["chosen epoch"][:, 0]) == {epochs}
     assert_no_overlap(loss.get_xticklabels())
     assert all(float(tick) == int(tick) for tick in loss.get_xticks())
 
 
 def test_a_loss_below_zero_is_inside_the_axes(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = caught(monkeypatch, lambda: draw_curves(course(10), Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_curves(make_course(10), Path()))
     assert figure.axes[0].get_ylim()[0] <= 1 / 10 - 0.5
 
 
 def test_lines_can_be_told_apart_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = caught(monkeypatch, lambda: draw_curves(course(10), Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_curves(make_course(10), Path()))
     for axes in figure.axes:
         assert len({line.get_linestyle() for line in axes.lines}) == len(axes.lines)
 
 
 def test_no_epoch_is_marked_before_one_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = course(10, chosen=None)
-    figure = caught(monkeypatch, lambda: draw_curves(shown, Path()))
-    assert "chosen epoch" not in named(figure.axes[0])
+    course = make_course(10, chosen=None)
+    figure = draw_figure(monkeypatch, lambda: draw_curves(course, Path()))
+    assert "chosen epoch" not in lines_by_label(figure.axes[0])
 
 
 @pytest.mark.parametrize("count", [1, 2, 14])
 def test_small_panels_can_be_read(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     names = [f"resnet18_seg (runs/train-resnet18_seg-{i:08d})" for i in range(count)]
-    shown = [course(5 + i, name) for i, name in enumerate(names)]
-    figure = caught(monkeypatch, lambda: draw_course_grid(shown, "dice", Path()))
+    courses = [make_course(5 + i, name) for i, name in enumerate(names)]
+    figure = draw_figure(monkeypatch, lambda: draw_course_grid(courses, "dice", Path()))
     assert_nothing_clipped(figure)
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert len(panels) == count
     assert_no_overlap(axes.title for axes in panels)
-    for axes, first in zip(panels, shown, strict=True):
-        result = named(axes)["validation dice"]
+    for axes, first in zip(panels, courses, strict=True):
+        result = lines_by_label(axes)["validation dice"]
         np.testing.assert_allclose(result, first.metrics[["epoch", "val_dice"]].to_numpy())
 
 
 PUBLISHED = [Point(p.model, p.model, p.parameters, p.dice) for p in table_one()]
 
 
-def measured(fall: float) -> list[Point]:
+def measured_points(fall: float) -> list[Point]:
     return [
         Point(p.name, p.name, p.parameters, p.dice - fall, True, p.dice - fall - 0.03, p.dice)
         for p in PUBLISHED
@@ -110,11 +106,11 @@ def measured(fall: float) -> list[Point]:
 
 @pytest.mark.parametrize("fall", [0.0, 0.004, 0.05, 0.3])
 @pytest.mark.parametrize("levels", [[], [Level("Otsu: 0.700", 0.7)]])
-def test_all_thirteen_can_be_read(
+def test_all_thirteen_points_can_be_read(
     monkeypatch: pytest.MonkeyPatch, fall: float, levels: list[Level]
 ) -> None:
-    points = [*PUBLISHED, *measured(fall)]
-    figure = caught(monkeypatch, lambda: draw_scatter(points, levels, Path()))
+    points = [*PUBLISHED, *measured_points(fall)]
+    figure = draw_figure(monkeypatch, lambda: draw_scatter(points, levels, Path()))
     assert_nothing_clipped(figure)
     (axes,) = figure.axes
     labels = [text for text in axes.texts if isinstance(text, Annotation)]
@@ -126,15 +122,15 @@ def test_all_thirteen_can_be_read(
 def test_points_are_at_the_numbers_on_a_logarithmic_axis(monkeypatch: pytest.MonkeyPatch) -> None:
     point = Point("a (run)", "unet", 7_000, 0.7, True, 0.65, 0.76)
     points = [Point("unet", "unet", 7_765_985, 0.8929), Point("b", "b", 50_000, 0.8), point]
-    figure = caught(monkeypatch, lambda: draw_scatter(points, [], Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_scatter(points, [], Path()))
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
     np.testing.assert_allclose(error_bar(axes, 0)[0], [[7_765_985, 0.8929], [50_000, 0.8]])
-    mine, whiskers = error_bar(axes, 1)
-    np.testing.assert_allclose(mine, [[7_000, 0.7]])
+    own_points, whiskers = error_bar(axes, 1)
+    np.testing.assert_allclose(own_points, [[7_000, 0.7]])
     np.testing.assert_allclose(whiskers[0, :, 1], [0.65, 0.76])
     texts = {text.get_text(): text.get_fontweight() for text in axes.texts}
-    assert texts == {"a (run)": "bold", "b": "normal"}  # the joined one is not named twice
+    assert texts == {"a (run)": "bold", "b": "normal"}  # joined points have one label
     joins = [line.get_xydata() for line in axes.lines if len(np.asarray(line.get_xdata())) == 2]
     assert any(np.allclose(join, [[7_000, 0.7], [7_765_985, 0.8929]]) for join in joins)
 
@@ -143,7 +139,7 @@ def test_many_baselines_leave_room_for_the_legend(monkeypatch: pytest.MonkeyPatc
     levels = [
         Level(f"Otsu (images of network number {i}): 0.7{i}", 0.7 + i / 100) for i in range(6)
     ]
-    figure = caught(monkeypatch, lambda: draw_scatter(PUBLISHED, levels, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_scatter(PUBLISHED, levels, Path()))
     assert_nothing_clipped(figure)
     assert figure.legends[0].get_window_extent().y0 >= figure.axes[0].bbox.y1
 
@@ -158,7 +154,7 @@ def test_counts_are_short_on_the_axis(count: float, name: str) -> None:
 def test_every_group_is_a_dot_at_its_dice(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.array([0.2, 0.9, 0.91, 1.0])
     strips = [Strip("ulvm_v5", values, 0.75, 0.6, 0.9), Strip("otsu", values / 2, 0.4, None, None)]
-    figure = caught(monkeypatch, lambda: draw_strips(strips, "patient", Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_strips(strips, "patient", Path()))
     assert_nothing_clipped(figure)
     (axes,) = figure.axes
     dots = [np.asarray(p.get_offsets()) for p in axes.collections if isinstance(p, PathCollection)]
@@ -177,8 +173,8 @@ def test_dots_of_the_same_value_are_stacked_inside_their_line() -> None:
     assert np.abs(result).max() <= SPREAD
     places = np.rint(values / STEP)
     for place in np.unique(places):
-        mine = result[places == place]
-        assert len(np.unique(mine)) == len(mine)
+        stack = result[places == place]
+        assert len(np.unique(stack)) == len(stack)
 
 
 def test_a_dot_alone_is_in_the_middle() -> None:

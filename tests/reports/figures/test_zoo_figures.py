@@ -1,4 +1,4 @@
-"""Pictures of several trainings: what is drawn where, and that it can be read."""
+"""Figures of several trainings: plotted numbers and readable text."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from robustcli.reports.figures.zoo_figures import (
 from tests.reports.figures.layout import (
     assert_no_overlap,
     assert_nothing_clipped,
-    caught,
+    draw_figure,
     error_bar,
 )
 
 PANELS = (EpochPanel("val_f1", "macro F1 (0 to 1)"), EpochPanel("seconds", "s", from_zero=True))
 
 
-def courses(count: int) -> list[tuple[str, pd.DataFrame]]:
+def make_courses(count: int) -> list[tuple[str, pd.DataFrame]]:
     epoch = np.arange(1, 6)
     return [
         (
@@ -42,11 +42,11 @@ def courses(count: int) -> list[tuple[str, pd.DataFrame]]:
 
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_every_training_is_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    shown = courses(count)
-    figure = caught(monkeypatch, lambda: draw_by_epoch(shown, PANELS, Path()))
+    courses = make_courses(count)
+    figure = draw_figure(monkeypatch, lambda: draw_by_epoch(courses, PANELS, Path()))
     assert_nothing_clipped(figure)
     for axes, panel in zip(figure.axes, PANELS, strict=True):
-        for line, (_, metrics) in zip(axes.lines, shown, strict=True):
+        for line, (_, metrics) in zip(axes.lines, courses, strict=True):
             np.testing.assert_allclose(
                 np.asarray(line.get_xydata()), metrics[["epoch", panel.column]].to_numpy()
             )
@@ -58,7 +58,7 @@ def test_every_training_is_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch, co
 
 
 def points(count: int) -> list[CostPoint]:
-    """Trainings of nearly the same score and costs, the worst case for their names."""
+    """Returns trainings of nearly equal score and costs, the worst case for their labels."""
     return [
         CostPoint(
             f"vmamba-pico (runs/{number})", 0.7 + 0.002 * number, 0.66, 0.74,
@@ -73,7 +73,9 @@ COSTS = (CostPanel("parameters", "parameters"), CostPanel("epoch", "epoch", seco
 
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_names_of_points_cover_nothing(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    figure = caught(monkeypatch, lambda: draw_costs(points(count), COSTS, "top-1 (%)", 100, Path()))
+    figure = draw_figure(
+        monkeypatch, lambda: draw_costs(points(count), COSTS, "top-1 (%)", 100, Path())
+    )
     assert_nothing_clipped(figure)
     for axes in figure.axes:
         labels = [text for text in axes.texts if isinstance(text, Annotation)]
@@ -90,25 +92,27 @@ def test_ticks_have_room_however_far_costs_are_apart(
         cost = first.costs[name]
         assert cost is not None
         second.costs[name] = cost * times
-    figure = caught(monkeypatch, lambda: draw_costs([first, second], COSTS, "%", 100, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_costs([first, second], COSTS, "%", 100, Path()))
     for axes in figure.axes:
         low, high = axes.get_xlim()
         labels = axes.get_xticklabels()
-        drawn = [t for t in labels if low <= t.get_position()[0] <= high and t.get_text()]
-        assert len(drawn) >= 2
-        assert_no_overlap(drawn)
+        visible_labels = [t for t in labels if low <= t.get_position()[0] <= high and t.get_text()]
+        assert len(visible_labels) >= 2
+        assert_no_overlap(visible_labels)
 
 
-def test_points_are_at_the_numbers_and_what_is_unknown_is_left_out(
+def test_points_are_at_the_numbers_and_unknown_ones_are_omitted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    known, old = points(2)
-    old.costs["epoch"] = None
-    figure = caught(monkeypatch, lambda: draw_costs([known, old], COSTS, "top-1 (%)", 100, Path()))
+    complete, incomplete = points(2)
+    incomplete.costs["epoch"] = None
+    figure = draw_figure(
+        monkeypatch, lambda: draw_costs([complete, incomplete], COSTS, "top-1 (%)", 100, Path())
+    )
     first, second = figure.axes
     assert first.get_xscale() == "log"
-    place, whiskers = error_bar(first, 0)
-    np.testing.assert_allclose(place, [[5e5, 70.0]])
+    point, whiskers = error_bar(first, 0)
+    np.testing.assert_allclose(point, [[5e5, 70.0]])
     np.testing.assert_allclose(whiskers[0, :, 1], [66.0, 74.0])
     assert len(first.containers) == 2
     assert len(second.containers) == 1
@@ -116,7 +120,7 @@ def test_points_are_at_the_numbers_and_what_is_unknown_is_left_out(
 
 def test_a_confusion_matrix_counts_and_shades_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = np.array([[3, 1], [0, 0]])
-    figure = caught(monkeypatch, lambda: draw_confusions(["cat", "dog"], counts, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_confusions(["cat", "dog"], counts, Path()))
     axes = figure.axes[0]
     assert {text.get_text(): text.get_position() for text in axes.texts} == {
         "3": (0, 0), "1": (1, 0),
@@ -125,5 +129,7 @@ def test_a_confusion_matrix_counts_and_shades_lines(monkeypatch: pytest.MonkeyPa
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
     many = COUNTED_UP_TO + 1
     names = [f"class {number}" for number in range(many)]
-    figure = caught(monkeypatch, lambda: draw_confusions(names, np.eye(many, dtype=int), Path()))
+    figure = draw_figure(
+        monkeypatch, lambda: draw_confusions(names, np.eye(many, dtype=int), Path())
+    )
     assert not figure.axes[0].texts
