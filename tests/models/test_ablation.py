@@ -32,6 +32,8 @@ TINY = {
     "umamba-enc": ({"features": (4, 8, 16), "strides": (1, 2, 2), "patch_size": 16}, 16),
     "umambabot": ({"features": (8, 16)}, 16),
     "vmunet": ({"dim": 16, "depths": (1, 1), "depths_decoder": (1, 1)}, 16),
+    "swin-umamba": ({"dim": 8, "depths": (1, 1)}, 16),
+    "swin-umamba-d": ({"dim": 8, "depths": (1, 1)}, 16),
     "vmamba-pico": ({"depths": (1, 1), "dim": 16}, 16),
     "vmamba-t-v0": ({"depths": (1, 1), "dim": 16}, 32),
     "vim": ({"depth": 2, "dim": 16, "img_size": 16}, 16),
