@@ -64,11 +64,10 @@ FILES = [
                  marks=pytest.mark.slow),  # a bare state is read in test_load_then_reset below
     ("vmunet", "vmunet", lambda s: {"epoch": 9, "model_state_dict": s, "loss": 0.1},
      (1, 3, 256, 256), 1e-4, {}),
+    # Small networks of both are in tests/models/test_swin_umamba.py.
     pytest.param("swin-umamba", "swin_umamba", nnunet, (1, 3, 64, 96), 1e-4,
                  {"deep_supervision": True}, marks=pytest.mark.slow),
-    # In tests/models/test_swin_umamba.py, small networks prove the same for both.
-    pytest.param("swin-umamba-d", "swin_umamba_d", nnunet, (1, 3, 64, 96), 1e-4,
-                 {"deep_supervision": True}, marks=pytest.mark.slow),
+    ("swin-umamba-d", "swin_umamba_d", nnunet, (1, 3, 64, 96), 1e-4, {"deep_supervision": True}),
     ("ulvm", "ultralight_vm_unet", lambda s: {f"module.{k}": t for k, t in s.items()},
      (1, 3, 256, 256), 1e-4, {}),
 ]  # fmt: skip
