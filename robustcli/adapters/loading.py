@@ -424,8 +424,8 @@ FAMILIES: dict[str, Family] = {
         "Swin-UMamba",
         r"vssm_encoder\.",
         ("out_layers", "decoder.seg_layers"),
-        advice="It fits none of them as published: give the options that it was trained with. "
-        "Files of the first release, without `decoder6`, are of another network and are not read.",
+        advice="Give the options that it was trained with, such as `in_channels`. Files of the "
+        "first release, without `decoder6`, are of another network and are not read.",
     ),
     "ulvm": Family("UL-VM-UNet", r"scab\.", ("final",)),
     "unet": Family("U-Net", r"upconv\d\.", ("conv",)),

@@ -111,8 +111,7 @@ def with_weights(
     heads = tuple(f"{head}." for head in FAMILIES[spec.family].heads)
     choice = choose(state, shapes_of(network.state_dict()), convert=convert, heads=heads)
     fits = shapes_of(choice.state) == shapes_of(network.state_dict())
-    # The prefix that was chosen can hide that the file is of another network, of which this one is a
-    # part, as VMamba is of Swin-UMamba.
+    # A prefix can hide that the file is of a network that contains this one, as Swin-UMamba VMamba.
     of_file = choice.file_state if recognise(state) is None else state
     advice = None if fits else _weights_advice(spec, network, of_file, options)
     load_strictly(network, choice.state, model=spec.name, origin=origin, advice=advice)
