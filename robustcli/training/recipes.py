@@ -216,8 +216,6 @@ _PATIENT = Recipe(
 PATIENT_RECIPES: dict[str, Recipe] = {
     "segformer": replace(_PATIENT, lr=2e-4),
     "vmunet": replace(_PATIENT, lr=5e-4),
-    "swin-umamba": replace(_PATIENT, lr=5e-4),
-    "swin-umamba-d": replace(_PATIENT, lr=5e-4),
     "resnet18_seg": replace(_PATIENT, lr=3e-4),
     "resnet50_seg": replace(_PATIENT, lr=3e-4),
 }
