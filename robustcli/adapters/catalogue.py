@@ -106,6 +106,7 @@ class ModelRequest:
 
 _PAPER = "https://github.com/lxaw/mamba-tumor-seg"
 _RESENC = "https://github.com/MIC-DKFZ/dynamic-network-architectures"
+_SWIN_UMAMBA = "https://github.com/JiarunLiu/Swin-UMamba"
 _NONE = "no published weights"
 _SEE = "see source"
 _ON_IMAGENET = "no published weights; training starts from an encoder that saw ImageNet-1K"
@@ -137,6 +138,9 @@ _OTHERS: tuple[tuple[str, str, int, str, str], ...] = (
     ("umamba-enc", "umamba", 10_126_856, _SEE, "https://github.com/bowang-lab/U-Mamba"),
     ("umamba-nomamba", "umamba", 9_561_864, _SEE, "https://github.com/bowang-lab/U-Mamba"),
     ("resenc", "resenc", 11_269_130, "Apache-2.0", _RESENC),
+    ("swin-umamba", "swin-umamba", 59_886_344, "Apache-2.0", _SWIN_UMAMBA),
+    ("swin-umamba-d", "swin-umamba", 27_491_528, "Apache-2.0", _SWIN_UMAMBA),
+    ("swin-umamba-pico", "swin-umamba", 1_404_968, "Apache-2.0", _SWIN_UMAMBA),
 )
 
 

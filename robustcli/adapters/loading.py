@@ -420,6 +420,13 @@ FAMILIES: dict[str, Family] = {
         without_aliases,
         "Give the `features`, `strides` and `n_blocks` of its plan with `--model-arg`.",
     ),
+    "swin-umamba": Family(
+        "Swin-UMamba",
+        r"vssm_encoder\.",
+        ("out_layers", "decoder.seg_layers"),
+        advice="Give the options that it was trained with, such as `in_channels`. Files of the "
+        "first release, without `decoder6`, are of another network and are not read.",
+    ),
     "ulvm": Family("UL-VM-UNet", r"scab\.", ("final",)),
     "unet": Family("U-Net", r"upconv\d\.", ("conv",)),
     "segformer": Family("SegFormer", r"encoder\.stages\.0\.overlap_patch", ("head.predict",)),

@@ -111,7 +111,9 @@ def with_weights(
     heads = tuple(f"{head}." for head in FAMILIES[spec.family].heads)
     choice = choose(state, shapes_of(network.state_dict()), convert=convert, heads=heads)
     fits = shapes_of(choice.state) == shapes_of(network.state_dict())
-    advice = None if fits else _weights_advice(spec, network, choice.file_state, options)
+    # A prefix can hide that the file is of a network that contains this one, as Swin-UMamba VMamba.
+    of_file = choice.file_state if recognise(state) is None else state
+    advice = None if fits else _weights_advice(spec, network, of_file, options)
     load_strictly(network, choice.state, model=spec.name, origin=origin, advice=advice)
     choice.announce(origin, *ablation_remarks(network, named(choice.file_state)))
     return network
@@ -165,7 +167,7 @@ def _weights_advice(
     shapes = shapes_of(FAMILIES[family].convert(state))
     expected = shapes_of(network.state_dict())
     if body(shapes, family) == body(expected, family):
-        return _other_classes(family, classes_in(shapes, family), options)
+        return _other_classes(shapes, family, options)
     if recognised is not None:
         return f"They are the weights of `{recognised}` as published: leave out the options."
     return _other_size(shapes, expected) or FAMILIES[family].advice
@@ -179,7 +181,8 @@ def _lacks_its_scan(network: nn.Module, state: Mapping[str, Tensor], family: str
     return bool(parts) and body(shapes, family) == body(without, family)
 
 
-def _other_classes(family: str, classes: int | None, options: Mapping[str, Any]) -> str | None:
+def _other_classes(shapes: Shapes, family: str, options: Mapping[str, Any]) -> str | None:
+    classes = classes_in(shapes, family)
     if classes is None:
         return "They have no head: the file holds a backbone only."
     if "num_classes" not in options:
@@ -187,7 +190,10 @@ def _other_classes(family: str, classes: int | None, options: Mapping[str, Any])
             f"They are of this model with {classes} classes: set `num_classes={classes}` "
             f"(`--model-arg num_classes={classes}`, and name them with `--label-space FILE`)."
         )
-    heads = " and ".join(f"`{head}`" for head in FAMILIES[family].heads)
+    layers = (
+        head for head in FAMILIES[family].heads if any(key.startswith(f"{head}.") for key in shapes)
+    )
+    heads = " and ".join(f"`{head}`" for head in layers)
     requested = options["num_classes"]
     change = (
         f"call `model.reset_classifier({requested})`"

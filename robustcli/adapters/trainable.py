@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -34,6 +35,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 from robustcli.models.conv_segmenters import ResNetSeg
 from robustcli.models.stages import Pair, StagedUNet
+from robustcli.models.swin_umamba import SwinUMamba, SwinUMambaD, encoder_weights
 from robustcli.models.umamba import UMamba, UMambaConfig
 
 NUM_CLASSES = "num_classes"
@@ -189,6 +191,54 @@ def _resnet_name(key: str) -> str:
     return f"{_RESNET.get(child, child)}.{remainder}"
 
 
+_PATCH_EMBEDDING = "patch_embed."
+_SwinUMamba = SwinUMamba | SwinUMambaD
+
+
+def _is_vmambas(state: Mapping[str, Tensor]) -> bool:
+    """Whether `state` is of a VMamba alone, and not of a segmenter that has one as its encoder."""
+    mark = FAMILIES["vmamba"].mark
+    return family_of(state) in (None, "vmamba") and any(re.search(mark, key) for key in state)
+
+
+def load_vmamba_encoder(network: _SwinUMamba, state: Mapping[str, Tensor], *, origin: str) -> None:
+    """Copies a VMamba classifier's weights without its head into the encoder of a Swin-UMamba.
+
+    Tensors of the patch embedding that `encoder_weights` omits keep their initial values; a warning
+    names them.
+
+    Args:
+        network: Changed in place.
+        state: Weights of a VMamba under the names of any of its releases.
+        origin: Origin of the weights, for messages.
+
+    Raises:
+        UsageError: The weights are of another encoder.
+    """
+    encoder = network.vssm_encoder
+    own = encoder.state_dict()
+
+    def copied(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        weights = encoder_weights(network, FAMILIES["vmamba"].convert(file_state))
+        return fitted_to_ablation(encoder, weights)
+
+    def convert(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        kept = {key: value for key, value in own.items() if key.startswith(_PATCH_EMBEDDING)}
+        return {**kept, **copied(file_state)}
+
+    choice = choose(state, shapes_of(own), convert=convert)
+    advice = (
+        "Its encoder is a VMamba of version v0 with the same depths and widths: that of "
+        "`swin-umamba` and `swin-umamba-d` is `vmamba-t-v0`."
+    )
+    load_strictly(encoder, choice.state, model="the encoder", origin=origin, advice=advice)
+    taken = copied(choice.file_state)
+    remaining = ", ".join(f"`{name}`" for name in own if name not in taken)
+    remark = f"{len(taken)} of {len(own)} tensors of the encoder are copied, its head is not used"
+    initial = f"{remaining} keep their initial values" if remaining else ""
+    choice.announce(origin, *filter(None, (remark, initial)))
+
+
 _IMAGENET = {"resnet18_seg": "resnet18.tv_in1k", "resnet50_seg": "resnet50.tv_in1k"}
 """timm's names of torchvision's IMAGENET1K_V1, the initial weights of the tumour paper."""
 
@@ -233,7 +283,8 @@ def start_segmenter(
         arguments: Builder arguments.
         seed: Seed of the random initialisation.
         weights: A file or the folder of a training run with initial weights; for a network with
-            an ImageNet encoder also a file of that encoder in timm's or torchvision's format.
+            an ImageNet encoder also a file of that encoder in timm's or torchvision's format, and
+            for a Swin-UMamba a file of its VMamba encoder.
         untrained: Whether to use random weights for every recipe.
         offline: Forbids downloads.
         classes: Mask classes without background; empty for foreground. A head for other classes
@@ -272,6 +323,11 @@ def _from_file(
     if wants_imagenet(entry) and _is_encoders(trained):
         network = builder.create(entry.variant, options)
         load_encoder(network, trained.state, origin=str(weights))
+        return network, f"encoder: {trained.path}"
+    if entry.family == "swin-umamba" and _is_vmambas(trained.state):
+        network = builder.create(entry.variant, options)
+        assert isinstance(network, _SwinUMamba)
+        load_vmamba_encoder(network, trained.state, origin=str(trained.path))
         return network, f"encoder: {trained.path}"
     arguments = {**(trained.header.arguments if trained.header else {}), **options}
     trained_classes = getattr(trained.header, "mask_classes", ())

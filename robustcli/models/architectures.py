@@ -83,7 +83,7 @@ _VIM = ("vim-t", "vim-t-plus", "vim-s", "vim-s-plus", "vim-b", "vim")
 _CIFAR = {"vit": "vit", "resnet9": "resnet9",
           "cifar-resnet18": "cifar-resnet", "cifar-resnet50": "cifar-resnet"}  # fmt: skip
 _ULVM = ("ulvm", *(f"ulvm_v{i}" for i in range(1, 7)))
-_SCANNING = ("vmamba", "vim", "umamba", "vmunet", "ulvm", "umambabot")  # families
+_SCANNING = ("vmamba", "vim", "umamba", "vmunet", "swin-umamba", "ulvm", "umambabot")  # families
 _SCANLESS = ("umamba-nomamba",)  # members of these
 _ALL = "architectures:everything_decays"
 
@@ -100,6 +100,8 @@ def _architectures() -> Iterator[Architecture]:
     for name in ("umamba", "umamba-enc", "umamba-nomamba", "umamba-pico"):
         yield Architecture(name, "umamba", "seg", "umamba:build", name, _ALL)
     yield Architecture("vmunet", "vmunet", "seg", "vmunet:build", "vmunet", _ALL)
+    for name in ("swin-umamba", "swin-umamba-d", "swin-umamba-pico"):
+        yield Architecture(name, "swin-umamba", "seg", "swin_umamba:build", name, _ALL)
     for name in _ULVM:
         yield Architecture(name, "ulvm", "seg", "ulvm:build", name, _ALL)
     for name in ("umambabot", "umambabot_pp"):

@@ -6,6 +6,7 @@ nnU-Net's residual-encoder U-Net are built from it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar
@@ -74,13 +75,21 @@ class StagedConfig:
         return False
 
 
-class StagedUNet(nn.Module):
+class SupervisedSegmenter(nn.Module, ABC):
+    """Base class of segmenters with deep supervision: maps images (B, C, H, W) to class scores."""
+
+    @abstractmethod
+    def supervise_deeply(self) -> None:
+        """Enables deep supervision: outputs become lists, highest resolution first."""
+
+
+class StagedUNet(SupervisedSegmenter):
     """Base class of segmenters with a `StagedConfig`: maps images (B, C, H, W) to class scores."""
 
     config: StagedConfig
 
     def supervise_deeply(self) -> None:
-        """Enables deep supervision: outputs become lists, highest resolution first."""
+        """See `SupervisedSegmenter`."""
         decoder: Any = self.decoder
         decoder.deep_supervision = True
 

@@ -44,15 +44,15 @@ class VMUNetConfig:
 
 
 class PatchEmbed(nn.Module):
-    """A 4x4 convolution with stride 4 and a norm; maps (B, 3, H, W) to (B, H/4, W/4, C)."""
+    """A convolution of p x p = `patch` pixels with stride p, and a norm."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, in_channels: int = 3, patch: int = 4) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, 4, 4)
+        self.proj = nn.Conv2d(in_channels, dim, patch, patch)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The first feature map, (B, H/4, W/4, C)."""
+        """Maps (B, C, H, W) to the first feature map, (B, H/p, W/p, C')."""
         embedded: Tensor = self.norm(self.proj(x).permute(0, 2, 3, 1))
         return embedded
 

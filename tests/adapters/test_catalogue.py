@@ -211,7 +211,8 @@ TABLE_I = {
     "ulvm_v5": (0.8633, 0.7),
     "ulvm_v6": (0.8628, 0.77),
 }
-BEYOND = {"vmunet", "umamba", "umamba-enc", "umamba-nomamba", "resenc", "umamba-pico", "otsu"}
+BEYOND = {"vmunet", "umamba", "umamba-enc", "umamba-nomamba", "resenc", "umamba-pico", "otsu",
+          "swin-umamba", "swin-umamba-d", "swin-umamba-pico"}  # fmt: skip
 
 
 def test_the_names_are_those_of_the_interface_segmenter_entries() -> None:

@@ -25,7 +25,7 @@ def count(text: str) -> int:
 
 def test_parameters_with_and_without_scan() -> None:
     table = rows(4)
-    assert len(table) == 13
+    assert len(table) == 16
     for name, full, left, share in table:
         name = name.strip("`")
         with torch.device("meta"):

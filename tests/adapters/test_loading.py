@@ -210,6 +210,7 @@ OFFICIAL = {
     "vim-t": "vim_tiny", "vim-t-plus": "vim_tiny_plus", "vim-s": "vim_small",
     "vim-s-plus": "vim_small_plus", "vim-b": "vim_base", "vim": "vim_p4_c10",
     "umamba": "UMambaBot_2d", "umamba-enc": "UMambaEnc_2d", "vmunet": "vmunet",
+    "swin-umamba": "swin_umamba", "swin-umamba-d": "swin_umamba_d",
     "ulvm": "ultralight_vm_unet", "umambabot": "umambabot", "umambabot_pp": "umambabot_pp",
     **{f"ulvm_v{i}": f"ul_vm_unet_v{i}" for i in range(1, 7)},
     "unet": "unet", "segformer": "segformer",

@@ -64,6 +64,10 @@ FILES = [
                  marks=pytest.mark.slow),  # a bare state is read in test_load_then_reset below
     ("vmunet", "vmunet", lambda s: {"epoch": 9, "model_state_dict": s, "loss": 0.1},
      (1, 3, 256, 256), 1e-4, {}),
+    # Small networks of both are in tests/models/test_swin_umamba.py.
+    pytest.param("swin-umamba", "swin_umamba", nnunet, (1, 3, 64, 96), 1e-4,
+                 {"deep_supervision": True}, marks=pytest.mark.slow),
+    ("swin-umamba-d", "swin_umamba_d", nnunet, (1, 3, 64, 96), 1e-4, {"deep_supervision": True}),
     ("ulvm", "ultralight_vm_unet", lambda s: {f"module.{k}": t for k, t in s.items()},
      (1, 3, 256, 256), 1e-4, {}),
 ]  # fmt: skip
@@ -176,6 +180,8 @@ SMALL: dict[str, dict[str, object]] = {
     "umamba-enc": {"features": (4, 8), "strides": (1, 2), "patch_size": 16},
     "resenc": {"features": (4, 8), "strides": (1, 2), "n_blocks": 1},
     "vmunet": {"depths": (1, 1), "depths_decoder": (1, 1), "dim": 16},
+    "swin-umamba": {"depths": (1, 1), "dim": 8},
+    "swin-umamba-d": {"depths": (1, 1), "dim": 8},
     "ulvm_v4": {},
     "umambabot_pp": {"features": (8, 16)},
     "unet": {"features": (4, 8)},
@@ -305,7 +311,8 @@ FOREIGN = [
     ("ulvm_v5", "ulvm_v4", "ulvm_v4"), ("ulvm", "vim", "vim"), ("vim", "ulvm_v1", "ulvm_v1"),
     ("vim-t-plus", "vim-t", "vim-t"), ("unet", "ulvm", "ulvm"), ("ulvm", "unet", "unet"),
     ("resnet18_seg", "resnet50_seg", "resnet50_seg"), ("segformer", "umamba", "umamba"),
-    ("umambabot", "segformer", "segformer"),
+    ("umambabot", "segformer", "segformer"), ("swin-umamba", "swin-umamba-d", "swin-umamba-d"),
+    ("swin-umamba-d", "vmunet", "vmunet"), ("vmamba-t-v0", "swin-umamba", "swin-umamba"),
 ]  # fmt: skip
 
 
@@ -342,6 +349,8 @@ def test_a_file_of_no_member_gets_its_familys_name_and_advice() -> None:
         ("vmunet", {}, r"replace `vmunet\.final_conv`"),
         ("umamba", {"features": (4, 8), "strides": (1, 2)}, r"replace `decoder\.seg_layers`"),
         ("unet", {"features": (4, 8)}, r"replace `conv`"),
+        ("swin-umamba", {"depths": (1, 1), "dim": 8}, r"replace `out_layers`"),
+        ("swin-umamba-d", {"depths": (1, 1), "dim": 8}, r"replace `decoder\.seg_layers`"),
         ("resnet18_seg", {}, r"replace `decoder\.6`"),
     ],
 )

@@ -36,6 +36,7 @@ from robustcli.nnunet.plans_json import make_plan
 from tests.adapters.files import assert_holds, meta_state, random_state
 from tests.adapters.nnunet_files import PLAN, network
 from tests.adapters.runs import trained
+from tests.adapters.test_loading import old_name
 from tests.models import golden
 
 LEARNING = [e.name for e in CATALOGUE.values() if e.task == "seg" and e.name != "otsu"]
@@ -138,6 +139,63 @@ def test_a_file_of_the_encoder(name: str, tmp_path: Path) -> None:
     assert torch.equal(held[(64, 3, 7, 7)], full.conv1.weight)
     again, _ = start(name, tmp_path / "resnet18-f37072fd.pth", seed=3)
     assert_holds(again, dict(network.state_dict()))  # the decoder follows the seed
+
+
+SWIN = {"depths": [1, 1], "dim": 8}
+
+
+@pytest.mark.parametrize("name", ["swin-umamba", "swin-umamba-d"])
+@pytest.mark.parametrize("old", [True, False], ids=["old names", "current names"])
+def test_the_encoder_of_a_swin_umamba_from_a_vmamba(
+    name: str, old: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    classifier = architecture("vmamba-t-v0").build(**SWIN)
+    state = random_state(classifier)
+    file = tmp_path / "vssmtiny.pth"
+    named = {old_name(key): tensor for key, tensor in state.items()} if old else state
+    torch.save({"model": named}, file)
+    network, origin = start(name, file, SWIN, seed=3)
+    assert origin == f"encoder: {file}"
+    own = dict(network.state_dict())
+    for theirs, ours in (
+        ("layers.1.blocks.0.op.x_proj_weight", "layers.1.blocks.0.self_attention.x_proj_weight"),
+        ("layers.0.downsample.reduction.weight", "downsamples.0.reduction.weight"),
+        ("patch_embed.2.bias", "patch_embed.norm.bias"),
+    ):
+        assert torch.equal(own[f"vssm_encoder.{ours}"], state[theirs])
+    initial, _ = start(name, None, SWIN, seed=3)
+    assert all(
+        torch.equal(own[key], tensor)
+        for key, tensor in initial.state_dict().items()
+        if not key.startswith("vssm_encoder.")
+    )
+    copied = len(own) - len([key for key in own if not key.startswith("vssm_encoder.")])
+    if name == "swin-umamba":
+        assert f"{copied - 3} of {copied} tensors of the encoder are copied" in caplog.text
+        assert "`patch_embed.norm.weight` keep their initial values" in caplog.text
+    else:
+        assert f"{copied} of {copied} tensors of the encoder are copied" in caplog.text
+
+
+def test_the_encoder_of_a_control_without_scan_and_of_another_number_of_classes(
+    tmp_path: Path,
+) -> None:
+    state = random_state(architecture("vmamba-t-v0").build(**SWIN))
+    torch.save(state, tmp_path / "w.pth")
+    options = {**SWIN, "ablate": "scan"}
+    network, _ = start("swin-umamba-d", tmp_path / "w.pth", options, classes=("a", "b"))
+    own = network.state_dict()
+    assert own["decoder.seg_layers.1.bias"].shape == (3,)
+    assert not [key for key in own if key.endswith("A_logs")]
+    key = "layers.0.blocks.0.{}.in_proj.weight"
+    assert torch.equal(own["vssm_encoder." + key.format("self_attention")], state[key.format("op")])
+
+
+@pytest.mark.parametrize("other", ["vmamba-t-s1l8", "vmamba-t-v0"])
+def test_another_vmamba_is_refused(other: str, tmp_path: Path) -> None:
+    torch.save(architecture(other).build(depths=(1, 2), dim=8).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=r"weights of `the encoder`(?s:.*)is `vmamba-t-v0`"):
+        start("swin-umamba", tmp_path / "w.pth", SWIN)
 
 
 def test_a_run_to_go_on_from(tmp_path: Path) -> None:

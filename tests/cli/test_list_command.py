@@ -39,7 +39,10 @@ def test_everything_is_listed_in_its_order(robust: Robust, kind: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        (["models", "SWIN_*"], ["swin-t", "swin-s", "swin-b"]),
+        (
+            ["models", "SWIN_*"],
+            ["swin-t", "swin-s", "swin-b", "swin-umamba", "swin-umamba-d", "swin-umamba-pico"],
+        ),
         (["models", "vmamba_B"], ["vmamba-b"]),
         (["transforms", "*affine"], ["affine", "piecewise_affine"]),
         (["datasets", "cifar*"], ["cifar10-mini", "cifar10", "cifar100"]),

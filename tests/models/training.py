@@ -82,7 +82,7 @@ def assert_step_agrees(name: str, network: nn.Module, loss_of: Loss, finish=None
     assert official.norm == pytest.approx(float(stored["train64_B_gradnorm"]), rel=1e-5)
     network = golden.fill(network, golden.rule_b).train()
     steps = list(_float32_steps(network, loss_of, finish))
-    with mock.patch.object(reference, "_loop", _fast_loop):
+    with mock.patch.object(reference, "_loop", fast_loop):
         network.to(memory_format=torch.contiguous_format)
         exact = _step(network.double(), loss_of, finish)  # the same numbers, not rounded on
     noise = np.max([exact.errors(step) for step in steps], 0)
@@ -118,7 +118,7 @@ def _step(network: nn.Module, loss_of: Loss, finish, memory_format=torch.contigu
     return Step(loss.item(), {k: g.double().norm().item() for k, g in gradients.items()})
 
 
-def _fast_loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+def fast_loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """The reference's loop without an index into a large tensor at each step.
 
     Each such index has a gradient of that tensor's size, which makes the reference's backward pass

@@ -347,6 +347,14 @@ def test_a_umamba_answers_at_every_resolution() -> None:
     assert [o.shape[-1] for o in network(torch.rand(1, 3, 16, 16))] == [16, 8]
 
 
+@pytest.mark.parametrize(("name", "factors"), [("swin-umamba", [1, 2]), ("swin-umamba-d", [1, 4])])
+def test_a_swin_umamba_answers_at_its_resolutions(name: str, factors: list[int]) -> None:
+    network = architecture(name).build(dim=8, depths=(1, 1))
+    NnUNetModule(network, RECIPE)
+    outputs = network(torch.rand(1, 3, 16, 16))
+    assert [16 // output.shape[-1] for output in outputs] == factors
+
+
 def test_the_optimizer_is_sgd_with_nesterov_over_what_trains() -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 1, 1))
     network[0].requires_grad_(False)

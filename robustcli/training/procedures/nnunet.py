@@ -22,7 +22,7 @@ from robustcli.data.decode import UnreadableImage, image_size
 from robustcli.data.mask_values import IGNORED, is_foreground
 from robustcli.models import resenc, umamba
 from robustcli.models.architectures import changed, everything_decays, parameter_groups
-from robustcli.models.stages import Pair, StagedConfig, StagedUNet
+from robustcli.models.stages import Pair, StagedConfig, SupervisedSegmenter
 from robustcli.nnunet.normalisation import Channel
 from robustcli.nnunet.patches import Patches, Phase, Sampling
 from robustcli.nnunet.plans_json import SMALLEST_EDGE, Topology, batch_size, topology
@@ -65,7 +65,7 @@ def moving_average(before: float | None, dice: float, weight: float = 0.9) -> fl
 
 
 class NnUNetModule(SegmenterModule):
-    """A network in nnU-Net's training; enables deep supervision of networks built from a plan.
+    """A network in nnU-Net's training; enables deep supervision of networks that have it.
 
     Validation computes nnU-Net's pseudo dice: pooled over the pixels of patches. It selects the
     best epoch and is not reported; the complete held-out images are scored after training.
@@ -82,7 +82,7 @@ class NnUNetModule(SegmenterModule):
             network, recipe, channels="rgb", decays=everything_decays,
             val_groups=("all",) * samples, ignores=ignores, classes=classes,
         )  # fmt: skip
-        if isinstance(network, StagedUNet):
+        if isinstance(network, SupervisedSegmenter):
             network.supervise_deeply()
         self.average: float | None = None
 
