@@ -191,6 +191,7 @@ def test_fresh_discards(finished_run: Run, data: Path, tmp_path: Path) -> None:
     assert (run / "mine.txt").is_file()
 
 
+@pytest.mark.slow  # tests/training/test_lit_module.py interrupts trainings in one process
 def test_a_killed_run_ends_with_the_same_weights(
     finished_run: Run, data: Path, tmp_path: Path
 ) -> None:
