@@ -50,7 +50,7 @@ class Robust:
         shown = self.capsys.readouterr()
         text = shown.out + shown.err
         assert ended in (code if isinstance(code, tuple) else (code,)), text
-        assert "probably a fault" not in text
+        assert "probably a bug" not in text
         assert "Traceback" not in text
         assert not ACTIVE.search(text)
         assert time.process_time() - begun < SECONDS, arguments
