@@ -73,7 +73,9 @@ def test_as_typed_in_a_shell(tmp_path: Path) -> None:
     )  # fmt: skip
     assert row["top1"] == row["correct"] / 20 == row["clean_top1"]
     lines = told.stderr.splitlines()
-    assert lines[0].startswith("No --data: using cifar10-mini (a demonstration set), 20 images, ")
+    assert lines[0].startswith(
+        "`--data` is not set; using cifar10-mini (a demonstration set), 20 images, "
+    )
     assert lines[-1].startswith("20 of 20 predictions, done in ")
     record = read_record(tmp_path / "run")
     assert record.command == shlex.join(["robust", *arguments])
@@ -193,7 +195,7 @@ def test_missing_rows_end_with_1_and_are_counted_wherever_numbers_are(
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (KeyboardInterrupt(), 130, "Interrupted. What was finished is kept"),
+        (KeyboardInterrupt(), 130, "Interrupted. Finished results are kept"),
         (MemoryError(), 1, "Error: Out of memory.\nMemoryError\nTry a smaller `--batch-size`"),
     ],
 )
@@ -224,13 +226,13 @@ REFUSED = {
     "timm's typo": (eval_of("resnet5O"), "Did you mean `resnet50` or "),
     "unknown transform": (eval_of("vmamba-pico", "perspektive"), "Did you mean `perspective`"),
     "no glob matches": (eval_of("vmamba-pico", "zz*"), "No transform matches `zz*`."),
-    "no data": (eval_of("vmamba-t"), "No data is named for the label space `imagenet-1k`"),
-    "no such data": (pico("--data", "nowhere"), "There is no data at"),
+    "no data": (eval_of("vmamba-t"), "No data is specified for the label space `imagenet-1k`"),
+    "no such data": (pico("--data", "nowhere"), "No data set was found at"),
     "other label space": (
         eval_of("vmamba-t", "identity", "--data", "cifar10-mini"), "imagenet-1k"
     ),
-    "no weights file": (
-        pico("--weights", "none.pth"), "no weights file `none.pth`"
+    "weights file": (
+        pico("--weights", "none.pth"), "weights file `none.pth`"
     ),
     "unknown device": (pico("--device", "tpuu"), "`--device tpuu`"),
     "unknown argument": (
@@ -238,16 +240,17 @@ REFUSED = {
     ),
     "one file for two": (
         pico("--model", "vmamba-t", "--weights", "w.pth"),
-        "`--weights` and `--model-arg` go with one `--model`.\nGot 2 models.\nRun the command once",
+        "`--weights` and `--model-arg` can only be used with one `--model`.\nGot 2 models.\nRun "
+        "the command once",
     ),
     "two label spaces": (
-        pico("--model", "vmamba-t"), "tell the same classes apart"
+        pico("--model", "vmamba-t"), "models have different classes"
     ),
     "twice": (pico("--model", "VMAMBA_pico"), "was given twice"),
     "not empty": (pico("--untrained", "--out", "full"), "is not empty"),
     "too many a class": (
         pico("--untrained", "--per-class", "97"),
-        "`--per-class 97` is more than there is",
+        "`--per-class 97` is more than the data set has",
     ),
     "no model": (["eval", "--transform", "identity"], "Missing option '--model'"),
     "no transform": (["eval", "--model", "vmamba-pico"], "Missing option '--transform'"),
@@ -289,10 +292,10 @@ def test_missing_weights_give_address_file_and_flag(robust: Robust, tmp_path: Pa
     told = robust(*eval_of("vmamba-t", "identity", "--data", "photos", "--offline"))
     file = "vssm1_tiny_0230s_ckpt_epoch_264.pth"
     assert told.code == 2
-    assert told.err.startswith("Error: The weights of `vmamba-t` are not here.\n")
+    assert told.err.startswith("Error: The weights of `vmamba-t` are not on this machine.\n")
     assert f"https://github.com/MzeroMiko/VMamba/releases/download/%23v2cls/{file} to " in told.err
     assert (
-        f"`{tmp_path / 'home' / 'weights' / file}`, or name a copy with `--weights FILE`"
+        f"`{tmp_path / 'home' / 'weights' / file}`, or pass a copy with `--weights FILE`"
         in told.err
     )
     assert not (tmp_path / "runs").exists()
@@ -314,20 +317,21 @@ def test_a_quick_look_says_its_error_and_time_before_it_runs(
     _, quick, time, *_ = told.err.splitlines()
     low, high = binomtest(20, 41).proportion_ci(method="wilson")
     assert quick == (
-        f"Quick look at 41 of 960 images: top-1 will be known to +-{50 * (high - low):.1f} "
-        "percentage points or better (95 %)."
+        "Quick look at 41 of 960 images: the error of top-1 will be at most "
+        f"+-{50 * (high - low):.1f} percentage points (95 %)."
     )
     assert re.fullmatch(
-        r"It will take about .* on this machine, by a short trial; all 960 images would take .*\.",
+        r"The evaluation will take about .* on this machine \(estimated from a short test\); all "
+        r"960 images would take .*\.",
         time,
     )
     record = read_record(Path("run"))
     assert record.dataset.images == 41
-    subset = "quick look: 41 images spread over the classes, seed 0"
+    subset = "quick look: 41 images distributed over the classes, seed 0"
     assert record.dataset.subset == subset
     assert subset in Path("run/report.md").read_text("utf-8")
     again = robust(*typed)
-    assert "It will take" not in again.err
+    assert "The evaluation will take" not in again.err
     forecast = json.loads(robust(*typed, "--dry-run", "--json").out)
     assert (forecast["images"], forecast["pool_images"]) == (41, 960)
     assert f"+-{50 * (high - low):.1f} percentage points" in forecast["precision"]
@@ -337,7 +341,7 @@ def test_a_quick_look_says_its_error_and_time_before_it_runs(
 def test_a_quick_look_chooses_its_size_itself(robust: Robust, option: str) -> None:
     told = robust("eval", *MODEL, "--transform", "fliplr", "--quick", option, "3")
     assert told.code == 2
-    assert f"`--quick` does not go with `{option}`" in told.err
+    assert f"`--quick` cannot be used with `{option}`" in told.err
 
 
 def test_a_quick_look_at_masks_counts_groups(robust: Robust) -> None:
@@ -360,7 +364,7 @@ def test_gates_end_with_4_say_why_and_can_be_others_later(robust: Robust) -> Non
     assert "Error: 1 of 2 gates failed in `run`.\n  `--fail-under fliplr=100`: `vmamba-pico`, " in (
         told.err
     )
-    assert "Gates: 1 of 2 kept" in told.out
+    assert "Gates: 1 of 2 passed" in told.out
     assert "**Gates: 1 of 2 failed.**" in Path("run/report.md").read_text("utf-8")
     assert "**failed**: `--fail-under fliplr=100`: `vmamba-pico`, fliplr: top-1" in (
         Path("run/report.md").read_text("utf-8")

@@ -43,7 +43,7 @@ def test_export_says_where_and_how_well(robust: Robust):
     [
         (("export", "vmamba-pica"), "Did you mean `vmamba-pico`"),
         (("export", "otsu", "--format", "torchscript"), "cannot be exported"),
-        ((*TINY, "--out", "net.onnx"), "not named like a file of torchscript"),
+        ((*TINY, "--out", "net.onnx"), "does not have the suffix of torchscript"),
         (("export", "vim", "--offline", "--format", "torchscript"), "vim"),
         ((*TINY, "--image-size", "0"), "--image-size"),
     ],

@@ -99,22 +99,22 @@ def no_image(folder: Path) -> Exception:
     ("make", "code", "words"),
     [
         (norm_of_one, 2, "single value per channel.*Expected more than 1.*larger `--batch-size`"),
-        (too_small, 1, "cannot compute with what it got.*Kernel size.*`--crop`, `--window`"),
-        (other_channels, 1, "cannot compute with what it got.*channels.*`--model-arg`"),
+        (too_small, 1, "cannot process its inputs.*Kernel size.*`--crop`, `--window`"),
+        (other_channels, 1, "cannot process its inputs.*channels.*`--model-arg`"),
         (no_memory, 1, "Out of memory.*smaller `--batch-size`"),
         (damaged_table, 1, "A table file cannot be read.*Arrow.*remove it"),
         (no_image, 1, "An image cannot be read.*a.png.*Repair"),
         (lambda _: pa.ArrowInvalid("x"), 1, "A table file cannot be read"),
         (lambda _: torch.OutOfMemoryError("CUDA out of memory."), 1, "Out of memory"),
         (lambda _: RuntimeError("CUDA error: device-side assert triggered"), 1, "device failed"),
-        (lambda _: RuntimeError("Too many open files"), 1, "no more open files.*ulimit"),
-        (lambda _: OSError(errno.ENOSPC, "No space", "/x/y"), 1, "no space left.*`/x/y`.*Free"),
-        (lambda _: PermissionError(errno.EACCES, "Denied", "/x"), 1, "does not permit it: `/x`"),
+        (lambda _: RuntimeError("Too many open files"), 1, "limit of open files.*ulimit"),
+        (lambda _: OSError(errno.ENOSPC, "No space", "/x/y"), 1, "The disk is full.*`/x/y`.*Free"),
+        (lambda _: PermissionError(errno.EACCES, "Denied", "/x"), 1, "Permission denied: `/x`"),
         (lambda _: OSError(errno.ENAMETOOLONG, "Too long", "y"), 1, "name is too long"),
         (lambda _: RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1,
          "A loader process ended.*--workers 0"),
         (lambda _: ModuleNotFoundError("No module named 'cv2'"), 3, "cannot be loaded.*cv2"),
-        (lambda _: raised(lambda: json.loads("{")), 1, "does not hold what it should"),
+        (lambda _: raised(lambda: json.loads("{")), 1, "does not have the expected contents"),
         (lambda _: MisconfigurationException("No such precision."), 2, "Lightning.*precision"),
     ],
 )  # fmt: skip
@@ -139,7 +139,7 @@ def test_the_cause_counts_where_the_error_says_nothing() -> None:
         except OSError as error:
             raise RuntimeError("could not save") from error
 
-    assert explanation_of(raised(wrapped)).what == "There is no space left on the disk: `/x`."
+    assert explanation_of(raised(wrapped)).what == "The disk is full: `/x`."
 
 
 def test_an_error_of_ours_is_called_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +156,7 @@ def test_an_error_of_ours_is_called_a_fault(capsys: pytest.CaptureFixture[str]) 
     code, told = told_by(error, capsys)
     assert code == 1
     assert told.startswith(
-        "Error: This is probably a fault of robust (robustcli/tasks/forward.py, line "
+        "Error: This is probably a bug in robust (robustcli/tasks/forward.py, line "
     )
     assert "TypeError: object of type 'object' has no len()" in told
     assert "report it with the traceback" in told
@@ -216,7 +216,7 @@ def test_the_traceback_lies_in_the_folder_of_the_run(
     _, told = told_by(error, capsys)
     (file,) = tmp_path.glob("error-*.txt")
     assert f"The traceback is in `{file}`" in told
-    assert "the same command goes on" in told
+    assert "the same command continues" in told
     text = file.read_text(encoding="utf-8")
     assert "Command:  robust" in text
     assert "ValueError: odd" in text

@@ -30,7 +30,8 @@ def test_where_it_lies_and_its_hash(robust: Robust, served: Path, tmp_path: Path
     place = tmp_path / "home" / "weights" / "w.pth"
     assert told.code == 0
     assert told.out == (
-        f"vmamba-t: {place}\n  SHA-256 {SHA256} (none is published; remembered from now on)\n"
+        f"vmamba-t: {place}\n  SHA-256 {SHA256} (none is published; stored to check later "
+        "downloads)\n"
     )
     assert place.read_bytes() == CONTENT
     assert robust("fetch", "vmamba-t", "--quiet").out == f"vmamba-t: {place}\n"
@@ -64,7 +65,7 @@ def test_offline_names_the_address_and_the_place(
     file = "vssm_base_0229_ckpt_epoch_237.pth"
     assert told.code == 2
     assert f"Error: `{file}` is not on this machine, and `--offline` forbids" in told.err
-    assert f"It would come from {CATALOGUE['vmamba-b'].weights_url}." in told.err
+    assert f"It would be downloaded from {CATALOGUE['vmamba-b'].weights_url}." in told.err
     assert f"put the file at `{tmp_path / 'home' / 'weights' / file}`." in told.err
 
 

@@ -50,7 +50,7 @@ RUN = ["umamba-pico", *TINY, "--out", "run", "--freeze-quantile", "0.5"]
 def test_it_prints_a_row_for_each_mode(robust: Robust, here: Path) -> None:
     told = robust("finetune", *RUN)
     assert told.code == 0, told.err
-    assert "full: `run/full` is finished: nothing is left to do." in told.err
+    assert "full: `run/full` is already finished." in told.err
     rows = [line.split()[0] for line in told.out.splitlines() if line]
     modes = [name for name in rows if name in ("scratch", "full", "freeze")]
     assert modes[:3] == ["scratch", "full", "freeze"]
@@ -131,11 +131,17 @@ def test_every_option_reaches_the_configuration(
     ("arguments", "message"),
     [
         (["umamba_v9"], "No model is called `umamba_v9`"),
-        (["vmamba-b"], "No `--data`: there is nothing to train `vmamba-b` on"),
-        (["unet"], "`unet` has no weights here to fine-tune"),
-        (["umamba", "--freeze-threshold", "-1"], "`--freeze-threshold -1` is not a size"),
-        (["umamba", "--freeze-relative", "-1"], "`--freeze-relative -1` is not a size"),
-        (["umamba", "--freeze-quantile", "2"], "`--freeze-quantile 2` is not a share"),
+        (["vmamba-b"], "`--data` is not set, and `vmamba-b` on"),
+        (["unet"], "`unet` has no weights on this machine to fine-tune"),
+        (
+            ["umamba", "--freeze-threshold", "-1"],
+            "`--freeze-threshold -1` is not a valid gradient threshold",
+        ),
+        (
+            ["umamba", "--freeze-relative", "-1"],
+            "`--freeze-relative -1` is not a valid gradient threshold",
+        ),
+        (["umamba", "--freeze-quantile", "2"], "`--freeze-quantile 2` is not a fraction"),
         (["umamba", "--freeze", "nothing.*", "--dry-run"], "`--freeze nothing.*` fits no param"),
         (["umamba", "--freeze", "a", "--freeze-threshold", "1"], "exclude each other"),
         (["umamba", "--freeze-relative", "1", "--freeze-threshold", "1"], "exclude each other"),

@@ -147,7 +147,7 @@ def test_sigterm_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     code, told = outcome(KeyboardInterrupt(), capsys, ended)
     assert code == 130
-    assert "Interrupted. What was finished is kept" in told
+    assert "Interrupted. Finished results are kept" in told
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -155,7 +155,7 @@ def test_sigterm_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
 def test_interrupted(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
     code, told = outcome(error, capsys)
     assert code == 130
-    assert "Interrupted. What was finished is kept: repeat the command to go on.\n" in told
+    assert "Interrupted. Finished results are kept: repeat the command to continue.\n" in told
 
 
 def test_errors_of_click_itself(capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +188,7 @@ def test_a_broken_pipe_to_a_process_is_an_error(
     monkeypatch.setattr(reader, "_reader_is_gone", lambda: False)
     code, told = outcome(BrokenPipeError(32, "Broken pipe"), capsys)
     assert code == 1
-    assert told.startswith("Error: A loader process ended without a word.\n")
+    assert told.startswith("Error: A loader process ended without an error message.\n")
 
 
 def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -284,4 +284,4 @@ def test_a_loader_process_that_the_same_signal_ended_is_no_failure(
     monkeypatch.setattr(click.Group, "main", ends)
     outcome = robust("list", "models")
     assert outcome.code == 130
-    assert outcome.err.startswith("Interrupted. What was finished is kept")
+    assert outcome.err.startswith("Interrupted. Finished results are kept")

@@ -159,7 +159,7 @@ def test_classes_that_nobody_named_are_numbers(robust: Robust, photos: Path):
     own = ("predict", "--model", "own.py:Own", "photos", "--crop", "32", "--device", "cpu")
     told = robust(*own, "--json", "--top", "9")
     assert told.code == 0, told.err
-    assert "is not known: labels are their numbers" in told.err
+    assert "are not known: labels are output numbers" in told.err
     labels = json.loads(told.out)["predictions"][0]["labels"]
     assert sorted(label["name"] for label in labels) == list("0123456")
     Path("classes.txt").write_text("\n".join(f"class {letter}" for letter in "abcdefg"))
@@ -170,9 +170,9 @@ def test_classes_that_nobody_named_are_numbers(robust: Robust, photos: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((*PICO,), "No images are named"),
-        ((*PICO, "photos", "--overlays"), "`--overlays` does not go with"),
-        (("predict", "--model", "umamba-pico", "photos", "--csv"), "`--csv` does not go with"),
+        ((*PICO,), "No images were given"),
+        ((*PICO, "photos", "--overlays"), "`--overlays` cannot be used with"),
+        (("predict", "--model", "umamba-pico", "photos", "--csv"), "`--csv` cannot be used with"),
         (("predict", "--model", "umamba-pico", "photos"), "`--out` is missing"),
         ((*PICO, "nowhere"), "nothing at `nowhere`"),
     ],

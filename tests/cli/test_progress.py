@@ -41,7 +41,7 @@ def test_plain_lines_every_ten_seconds_and_at_the_end(clock: Clock, capsys: Capt
     assert told.out == ""
     assert told.err.splitlines() == [
         "Hello.",
-        "1,000 of 4,000 predictions are there from before.",
+        "1,000 of 4,000 predictions already exist.",
         "2,000 of 4,000 predictions, about 20 s left.",
         "3,000 of 4,000 predictions, about 10 s left.",
         "4,000 of 4,000 predictions, done in 30 s (100 a second).",

@@ -55,13 +55,16 @@ def test_a_fine_tuning_has_a_table_of_its_own(robust: Robust, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("nowhere", "There is no such folder."), ("empty", "It holds no `run.json`.")]
+    ("name", "why"),
+    [("nowhere", "The folder does not exist."), ("empty", "It holds no `run.json`.")],
 )
 def test_what_is_no_run(robust: Robust, tmp_path: Path, name: str, why: str) -> None:
     (tmp_path / "empty").mkdir()
     told = robust("report", name)
     assert (told.code, told.out) == (2, "")
-    assert told.err == (f"Error: `{name}` is not a run.\n{why}\nName a folder that `--out` made.\n")
+    assert told.err == (
+        f"Error: `{name}` is not a run.\n{why}\nPass a run folder, as created by `--out`.\n"
+    )
 
 
 def test_a_run_must_be_named(robust: Robust) -> None:
@@ -87,7 +90,7 @@ def test_it_needs_no_torch(run: Path) -> None:
 def test_stored_runs_can_be_gated(robust: Robust, run: Path) -> None:
     kept = robust("report", "run", "--fail-under", "clean=10")
     assert (kept.code, kept.err) == (0, "")
-    assert "Gates: 1 of 1 kept" in kept.out
+    assert "Gates: 1 of 1 passed" in kept.out
     told = robust("report", "run", "--fail-under", "mean=99", "--fail-drop", "0", "--json")
     assert told.code == 4
     document = json.loads(told.out)["run"]
@@ -109,7 +112,11 @@ def test_gates_of_several_runs_are_told_together(robust: Robust, run: Path, tmp_
     ("arguments", "code", "message"),
     [
         (["--fail-under", "fog=70"], 2, "names a transform that is not in the run: `fog`"),
-        (["--fail-under", "clean=70", "--out", "zoo"], 2, "Gates limit the numbers of evaluations"),
+        (
+            ["--fail-under", "clean=70", "--out", "zoo"],
+            2,
+            "Gates are limits for the scores of evaluations",
+        ),
     ],
 )
 def test_gates_that_do_not_fit(
@@ -150,9 +157,9 @@ def test_documents_hold_the_numbers_of_the_results(robust: Robust, run: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--file", "x"), "`--file` has no document"),
-        (("--format", "csv", "--json"), "both say what is printed"),
-        (("other", "--format", "csv"), "makes one document; got 2 runs"),
+        (("--file", "x"), "`--file` needs a document"),
+        (("--format", "csv", "--json"), "cannot be used together"),
+        (("other", "--format", "csv"), "writes the document of one run; got 2 runs"),
     ],
 )
 def test_options_that_do_not_go_together(
@@ -183,7 +190,9 @@ def test_the_command_writes_one_page_over_all(
     folder = default_folder(runs)
     told = robust("report", *names, "--json")
     assert told.code == 0
-    assert f"No --out: the report over all 2 trainings is {folder}." in told.err
+    assert (
+        f"`--out` is not set: the report over all 2 trainings is written to {folder}." in told.err
+    )
     documents = json.loads(told.out)
     assert list(documents) == [*names, str(folder)]
     assert [record["model"] for record in documents[str(folder)]] == ["vim", "vit"]

@@ -154,15 +154,15 @@ label-space: !!python/object/apply:os.system ["true"]
     assert numbers == [2, 4, 5, 6, 8, 9, 10, 11, 12, 13, 15, 16, 17]
     text = "\n".join(lines)
     for words in (
-        "study.yaml:2: `modle` is no option of `robust eval`. Did you mean `model`?",
+        "study.yaml:2: `modle` is not an option of `robust eval`. Did you mean `model`?",
         "study.yaml:4: `seed`: 'abc' is not a valid integer.",
         "study.yaml:6: `data`: it takes one value, got a list.",
-        "study.yaml:8: `per_class` stands in line 7 already.",
+        "study.yaml:8: `per_class` is already set in line 7.",
         "study.yaml:9: `untrained`: expected true or false, got `maybe`.",
         "study.yaml:10: `apply-at`: 'middle' is not one of",
-        "study.yaml:11: `severity`: `1,two` is not numbers",
+        "study.yaml:11: `severity`: `1,two` is not a comma-separated list",
         "study.yaml:13: `model-arg`: `nonsense` is not KEY=VALUE.",
-        "study.yaml:15: `command` stands at the top of the file only.",
+        "study.yaml:15: `command` is only allowed at the top level of the file.",
         "study.yaml:17: `label-space`: the tag",
     ):
         assert words in text
@@ -172,8 +172,8 @@ label-space: !!python/object/apply:os.system ["true"]
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "holds no options"),
-        ("- a\n- b\n", "holds no options"),
+        ("", "contains no options"),
+        ("- a\n- b\n", "contains no options"),
         ("model: [a\nb: 3", r"`study.yaml:2` is not YAML"),
         ("model: a\n---\nmodel: b\n", "is not YAML"),
         ("command: train seg\n", "is for `robust train seg`, not for `robust eval`"),
@@ -243,7 +243,7 @@ def test_runs_do_not_share_a_folder(robust: Robust, configs: list[EvalConfig]) -
     file = write(SMALL + "runs:\n  - {seed: 1}\n  - {seed: 2}\n")
     told = robust("eval", "--config", file, "--out", "one")
     assert (told.code, configs) == (2, [])
-    assert "Several runs of `study.yaml` have the folder `one`." in told.err
+    assert "Several runs of `study.yaml` use the same folder `one`." in told.err
 
 
 def test_trainings_have_study_files_too(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ def test_trainings_have_study_files_too(robust: Robust, monkeypatch: pytest.Monk
 def test_a_fine_tuning_takes_its_model_from_the_file(robust: Robust) -> None:
     told = robust("finetune", "--config", write("model: umamba-pico\nfreeze-treshold: 1\n"))
     assert told.code == 2
-    assert "`freeze-treshold` is no option of `robust finetune`" in told.err
+    assert "`freeze-treshold` is not an option of `robust finetune`" in told.err
     assert "Did you mean `freeze-threshold`" in told.err
 
 

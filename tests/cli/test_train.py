@@ -45,7 +45,7 @@ def here(_trained: Path, robust: Robust, tmp_path: Path) -> Path:
 def test_a_training_prints_its_table_and_says_where_things_are(robust: Robust, here: Path) -> None:
     told = robust("train", "seg", *TINY, "--data", "pairs", "--out", "run")
     assert told.code == 0
-    assert "`run` is finished: nothing is left to do." in told.err
+    assert "`run` is already finished." in told.err
     lines = told.out.splitlines()
     assert lines[0].split()[:2] == ["model", "dice"]
     assert [line.split()[0] for line in lines[2:4]] == ["ulvm", "otsu"]
@@ -87,7 +87,7 @@ def test_masks_for_new_images(robust: Robust, here: Path) -> None:
     told = robust("predict", "--model", "run", "--data", "new", "--out", "masks", "--overlays",
                   "--device", "cpu")  # fmt: skip
     assert told.code == 0, told.err
-    assert told.out == "1 masks in `masks`, 0 of them from before.\n"
+    assert told.out == "1 masks in `masks`, 0 of which already existed.\n"
     with Image.open(here / "masks" / "photo.png") as mask:
         assert mask.size == (45, 77)
         assert set(np.unique(np.asarray(mask))) <= {0, 255}
@@ -102,7 +102,7 @@ def test_one_report_over_several_trainings(robust: Robust, here: Path) -> None:
     told = robust("report", "run", "twin", "--out", "zoo")
     assert told.code == 0, told.err
     assert told.out.endswith("Report: zoo/report.md\n")
-    assert "No difference to any other is shown" in told.out
+    assert "No difference from any other network is shown" in told.out
     assert (here / "zoo" / "report.md").read_text().count("ulvm") > 2
 
 
@@ -165,7 +165,7 @@ def test_a_target_reaches_the_configuration_of_a_classifier(
     [
         (["--model", "ulvm_v9"], "No model is called `ulvm_v9`"),
         (["--model", "vmamba-t"], "`vmamba-t` is a classifier"),
-        (["--model", "otsu"], "`otsu` has nothing to train"),
+        (["--model", "otsu"], "`otsu` cannot be trained"),
         (["--model", "ulvm", "--data", "nowhere"], "nowhere"),
         (["--model", "ulvm", "--loss", "hinge"], "hinge"),
         (["--model", "resnet18_seg"], "--untrained"),
@@ -201,15 +201,15 @@ def test_train_then_eval_then_report(robust: Robust, here_train_classes: Path) -
     assert told.code == 0, told.err
     assert [row["n"] for row in json.loads(told.out)] == [3, 3]
     for option, number, taken in (
-        ("--limit", "2", "2 images spread over the classes"),
+        ("--limit", "2", "2 images distributed over the classes"),
         ("--per-class", "1", "1 per class"),
     ):
         out = f"part{option}"
         part = ("--data", "paints", option, number, "--out", out, "--quiet")
         assert robust("eval", "--model", "run", *part, "--transform", "fliplr").code == 0
         record = json.loads(Path(out, "run.json").read_text(encoding="utf-8"))
-        assert record["dataset"]["subset"] == f"test part of `run`: {taken}, seed 0"
-        assert "test part of `run`" in Path(out, "report.md").read_text(encoding="utf-8")
+        assert record["dataset"]["subset"] == f"test split of `run`: {taken}, seed 0"
+        assert "test split of `run`" in Path(out, "report.md").read_text(encoding="utf-8")
     assert robust("report", "run").code == 0
     shutil.copytree("run", "twin")
     told = robust("report", "run", "twin", "--out", "zoo")
@@ -225,7 +225,7 @@ def test_the_command_as_typed_takes_the_bundled_photos(robust: Robust) -> None:
         "train", "cls", "--model", *TINY_RESNET9, "--limit", "100", "--epochs", "1", "--out", "run"
     )
     assert told.code == 0, told.err
-    assert "No --data: using cifar10-mini (a demonstration set), 100 images" in told.err
+    assert "`--data` is not set; using cifar10-mini (a demonstration set), 100 images" in told.err
     assert "Recipe `cifar10-mini`" in told.err
     record = json.loads(Path("run", "run.json").read_text(encoding="utf-8"))
     assert (record["dataset"]["name"], record["dataset"]["label_space"]) == (
@@ -258,12 +258,12 @@ def test_finetune_prints_top1(robust: Robust, here_train_classes: Path) -> None:
     ("arguments", "message"),
     [
         (["train", "cls", "--model", "unet"], "`unet` is a segmenter"),
-        (["train", "cls", "--model", "swin-t"], "No `--data`: there is nothing to train `swin-t`"),
-        (["train", "cls", "--model", "timm:resnet18"], "there is nothing to train `resnet18` on"),
+        (["train", "cls", "--model", "swin-t"], "`--data` is not set, and `swin-t`"),
+        (["train", "cls", "--model", "timm:resnet18"], "`--data` is not set"),
         (["train", "cls", "--model", "vit", "--model-arg", "patch=8"], "Did you mean `patch_size`"),
         (["train", "seg", "--model", "vmamba-pico"], "robust train cls --model vmamba-pico"),
-        (["finetune", "swin-t", "--mode", "scratch"], "No `--data`: there is nothing to train"),
-        (["finetune", "vmamba-pico", "--data", "nuclei-mini"], "has masks, no classes"),
+        (["finetune", "swin-t", "--mode", "scratch"], "`--data` is not set"),
+        (["finetune", "vmamba-pico", "--data", "nuclei-mini"], "has masks, not classes"),
     ],
 )
 def test_what_is_refused(robust: Robust, arguments: list[str], message: str) -> None:
