@@ -125,7 +125,7 @@ def test_a_task_that_ends_every_worker_is_given_up_and_the_others_are_kept(
     small_blocks(monkeypatch, 8)
     settings = config(photos, tmp_path / "run", *NAMES)
     engine = EngineHere(tasks=2, dies=(0, 2, 3))
-    with pytest.raises(IncompleteRun, match="3 workers ended over task 1 of 2") as error:
+    with pytest.raises(IncompleteRun, match="3 workers ended while computing task 1 of 2") as error:
         run_evaluation(settings, engine=engine)
     assert "The node is gone." in str(error.value)
     assert read_record(tmp_path / "run").status == "partial"
@@ -173,7 +173,7 @@ def test_a_worker_writes_nothing_into_a_run_that_was_begun_anew(
     worker = late[0][0]()
     run_evaluation(replace(settings, fresh=True, transforms=("invert",)))
     there = contents(tmp_path / "run")
-    with pytest.raises(RunError, match="was begun anew"):
+    with pytest.raises(RunError, match="was started again by another command"):
         worker.compute(late[0][1])
     assert contents(tmp_path / "run") == there
 
@@ -253,10 +253,10 @@ def test_where_the_workers_have_gpus_the_command_plans_on_the_cpu(
     said: list[str] = []
     asked: EvalConfig = config(photos, tmp_path, device="cuda")
     assert engines.leading(asked, said.append).device == "cpu"
-    assert "plans on the CPU" in said[0]
+    assert "planning runs on the CPU" in said[0]
     assert engines.leading(replace(asked, device="auto"), said.append).device == "auto"
     engine = EngineHere(device="cuda")
-    with pytest.raises(UsageError, match=r"Worker on .*: `--device cuda` is not on this machine"):
+    with pytest.raises(UsageError, match=r"Worker on .*: `--device cuda` is not available"):
         run_evaluation(replace(asked, out=tmp_path / "run", device="cpu"), engine=engine)
 
 
@@ -284,8 +284,8 @@ def test_times_of_slurm_are_minutes(text: str, minutes: int) -> None:
     ("settings", "message"),
     [
         ({"partion": "gpu"}, "Did you mean `partition`"),
-        ({"array": "0"}, "`--slurm array=0` is no value"),
-        ({"time": "soon"}, "`--slurm time=soon` is no value"),
+        ({"array": "0"}, "`--slurm array=0` is not a valid value"),
+        ({"time": "soon"}, "`--slurm time=soon` is not a valid value"),
         ({"gpus": "2"}, "`--slurm gpus=2` is not possible"),
         ({"cluster": "kubernetes"}, "`--slurm cluster=kubernetes` is not possible"),
     ],

@@ -73,10 +73,10 @@ def test_stopped_in_the_middle_and_started_again(photos, unbroken, tmp_path, sig
     assert 5 <= len(there) < len(contents(unbroken)), "it was not stopped in the middle"
     if signal_number == signal.SIGINT:
         assert process.returncode == 130
-        assert "What was finished is kept" in message
+        assert "Finished results are kept" in message
         assert read_record(run).status == "partial"
     assert there.items() <= contents(unbroken).items()
-    assert "predictions are there from before" in finished(started(photos, run))
+    assert "predictions already exist" in finished(started(photos, run))
     assert contents(run) == contents(unbroken)
     assert table(run).equals(table(unbroken))
     assert not list(run.rglob("*.tmp")), "left-overs of the killed process are removed"

@@ -174,7 +174,7 @@ def test_a_node_that_is_stopped_loses_nothing(
     said, _ = process.communicate(timeout=900)
     assert process.returncode == 0, said
     assert "2 machines, 2 workers" in said
-    assert "Another worker takes task" in said
+    assert "is assigned to another worker" in said
     assert read_record(tmp_path / "run").status == "complete"
     plain = config(photos, tmp_path / "plain", *NAMES, plugins=(plugin,))
     assert contents(tmp_path / "run") == contents(run_evaluation(plain))
@@ -232,4 +232,4 @@ def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     process = robust_eval(photos, tmp_path / "run", plugin, "--address", address)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 3, said
-    assert f"`--address {address}`: no Ray cluster answers" in said
+    assert f"`--address {address}`: no Ray cluster responds" in said

@@ -186,7 +186,7 @@ def test_a_task_that_is_killed_is_given_to_another_job_and_one_that_is_preempted
     said = finished(process)
     assert contents(run) == plain
     assert read_record(run).status == "complete"
-    assert "Another worker takes task" in said
+    assert "is assigned to another worker" in said
     logs = "".join(file.read_text() for file in (run / "slurm").glob("*.err"))
     assert "preempted" in logs
     assert "Submitted job" in said
@@ -222,7 +222,7 @@ def test_the_same_command_waits_for_the_jobs_of_a_killed_one(
     process.communicate()
     assert workers(run), "the jobs go on"
     said = finished(robust_eval(photos, run, plugin, "array=2,gpus=0", slow))
-    assert "Job 1000 of an earlier command goes on" in said
+    assert "Job 1000 of an earlier command is still running" in said
     assert not (state / "1001.sh").exists(), "nothing is left to submit"
     assert contents(run) == plain
 
