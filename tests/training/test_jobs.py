@@ -99,7 +99,7 @@ def test_torchruns_processes_find_a_finished_run_and_a_refused_one(
     written = (run / "metrics.csv").stat().st_mtime_ns
     again = job([*torchrun(2), *train])
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count("nothing is left to do") == 1
+    assert again.stderr.count("is already finished") == 1
     refused = job([*torchrun(2), *train, "--lr", "0.5"])
     assert refused.returncode != 0
     assert refused.stderr.count("holds a training with other settings") == 1
@@ -169,7 +169,7 @@ def test_processes_that_would_not_train_the_same_are_refused(
         [sys.executable, str(script), str(data), str(run), "1", what], 2
     )
     assert (first, other) == (2, 2), told + silent
-    assert "Process 1 of 2 does not train with" in told
+    assert "Process 1 of 2 differs from the first process in" in told
     assert named in told
     assert silent == ""
     assert not (run / "metrics.csv").exists()
@@ -211,7 +211,7 @@ def test_a_silent_process_ends_those_that_wait_for_it(tmp_path: Path, hangs: str
         other.communicate()
     assert waiting.returncode == 1
     assert f"Process {hangs} of 2 ended" in told
-    assert "no sign of life" in told
+    assert "no heartbeat" in told
 
 
 def test_the_others_end_when_the_first_process_is_killed(

@@ -108,8 +108,8 @@ def of(model: str) -> str:
 
 @pytest.mark.parametrize("model", ["unet", "ulvm_v5", "segformer", "resnet18_seg", "vmunet"])
 def test_the_faults_of_all(model: str) -> None:
-    for said in ("Slices of one patient", "pooled over batches", "last epoch", "blue, green, red",
-                 "There is no augmentation", "seeded"):  # fmt: skip
+    for said in ("of the same patient", "pooled over batches", "last epoch", "blue, green, red",
+                 "No augmentation is used", "seeded"):  # fmt: skip
         assert said in of(model)
 
 
@@ -119,7 +119,7 @@ def test_the_faults_of_some() -> None:
     assert "probability 0.622" in of("umambabot")
     assert "0.622" not in of("ulvm")
     assert "224 pixels" in of("segformer")
-    assert "not on record" in of("resnet50_seg")
+    assert "is not recorded" in of("resnet50_seg")
     assert "has no such network" in of("vmunet")
 
 
@@ -217,7 +217,7 @@ def test_the_last_of_a_batch_shows_foreground_in_validation() -> None:
 
 def test_no_foreground_at_all_is_refused() -> None:
     bare = DecodedSubset(["a"], [one._replace(mask=one.mask * 0) for one in decoded(1)])
-    with pytest.raises(UsageError, match="nothing to learn from in the val images"):
+    with pytest.raises(UsageError, match="The val images cannot be used for training"):
         data(val=bare)
 
 

@@ -212,7 +212,7 @@ def test_what_has_no_meaning_is_refused(said: dict[str, Any], message: str) -> N
 
 def test_a_protocol_of_masks_is_refused() -> None:
     check_protocol(TrainConfig("x"))
-    with pytest.raises(UsageError, match="`--protocol paper` does not go with classifiers"):
+    with pytest.raises(UsageError, match="`--protocol paper` cannot be used with classifiers"):
         check_protocol(TrainConfig("x", protocol="paper"))
 
 
@@ -241,14 +241,35 @@ def test_what_is_said_counts_and_the_rest_is_the_recipes() -> None:
         ({"batch_size": -1}, "`--batch-size -1` is out of range"),
         ({"loss": "dise"}, "No loss is called `dise`"),
         ({"aug": "ligt"}, "No augmentation is called `ligt`"),
-        ({"protocol": "paper", "aug": "light"}, "`--aug light` does not go with `--protocol pap"),
-        ({"protocol": "paper", "patience": 3}, "`--patience 3` does not go with `--protocol pap"),
-        ({"protocol": "paper", "recipe": "nnunet"}, "`--recipe nnunet` does not go with `--proto"),
+        (
+            {"protocol": "paper", "aug": "light"},
+            "`--aug light` cannot be used with `--protocol pap",
+        ),
+        (
+            {"protocol": "paper", "patience": 3},
+            "`--patience 3` cannot be used with `--protocol pap",
+        ),
+        (
+            {"protocol": "paper", "recipe": "nnunet"},
+            "`--recipe nnunet` cannot be used with `--proto",
+        ),
         ({"recipe": "nnunett"}, "No recipe is called `nnunett`"),
-        ({"recipe": "nnunet", "loss": "dice"}, "`--loss dice` does not go with `--recipe nnunet"),
-        ({"recipe": "nnunet", "aug": "light"}, "`--aug light` does not go with `--recipe nnunet"),
-        ({"recipe": "nnunet", "accumulate": 2}, "`--accumulate 2` does not go with `--recipe nn"),
-        ({"recipe": "nnunet", "patience": 2}, "`--patience 2` does not go with `--recipe nnunet"),
+        (
+            {"recipe": "nnunet", "loss": "dice"},
+            "`--loss dice` cannot be used with `--recipe nnunet",
+        ),
+        (
+            {"recipe": "nnunet", "aug": "light"},
+            "`--aug light` cannot be used with `--recipe nnunet",
+        ),
+        (
+            {"recipe": "nnunet", "accumulate": 2},
+            "`--accumulate 2` cannot be used with `--recipe nn",
+        ),
+        (
+            {"recipe": "nnunet", "patience": 2},
+            "`--patience 2` cannot be used with `--recipe nnunet",
+        ),
     ],
 )
 def test_what_is_refused(said: dict[str, Any], message: str) -> None:

@@ -54,7 +54,7 @@ def said(old: TrainRecord, new: TrainRecord) -> list[str]:
         ({"recipe": {"batch_size": 8}}, "`--batch-size` was 4, now it is 8"),
         ({"recipe": {"precision": "bf16"}}, "`--precision` was fp32"),
         ({"recipe": {"images_per_epoch": 7}}, "`--quick`"),
-        ({"recipe": {"epochs": 4}}, "epochs cannot be taken back"),
+        ({"recipe": {"epochs": 4}}, "finished epochs cannot be undone"),
         ({"recipe": {"patches": Patchwise(), "name": "nnunet"}}, "`--recipe` was , now it is nnun"),
     ],
 )
@@ -105,7 +105,7 @@ def test_patches_are_the_same_when_read_back() -> None:
     own = record({"patches": Patchwise(7)})
     again = TrainRecord.model_validate_json(own.model_dump_json())
     assert said(again, own) == []
-    assert "or its plan is another" in said(record({"patches": Patchwise(8)}), own)[0]
+    assert "or its plan differs" in said(record({"patches": Patchwise(8)}), own)[0]
 
 
 def test_decoded_images_of_a_killed_process_go(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_a_killed_seed_is_named_the_others_are_kept_and_the_command_goes_on(
     said, _ = process.communicate(timeout=900)
     assert process.returncode == 1, said
     assert "3 trainings (seed 0, seed 1, seed 2) on 2 devices" in said
-    assert "It was ended by SIGKILL" in said
+    assert "It was terminated by SIGKILL" in said
     assert "lacks 1 of its 3 seeds" in said
     complete = [
         folder for folder in run.glob("seed-*") if (folder / "weights.safetensors").exists()
