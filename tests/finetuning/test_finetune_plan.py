@@ -117,7 +117,7 @@ def test_windows_of_another_size_than_the_plans_patch(data: Path, tmp_path: Path
     made = nnunet_files.network("umamba-enc")
     folder = nnunet_files.results(tmp_path / "results", nnunet_files.checkpoint(made))
     config = tuning(data, tmp_path / "run", folder, model="umamba-enc", window=64)
-    with pytest.raises(UsageError, match="takes patches of 32 x 32 pixels only") as caught:
+    with pytest.raises(UsageError, match="can only process patches of 32 x 32 pixels") as caught:
         plan_finetuning(config, Heard())
     assert "`--window 32`" in caught.value.todo
     free = replace(config, training=replace(config.training, window=None))
@@ -127,13 +127,13 @@ def test_windows_of_another_size_than_the_plans_patch(data: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"model": "otsu"}, "`otsu` has nothing to train"),
-        ({"model": "umamba-enc"}, "`umamba-enc` has no weights here to fine-tune"),
-        ({"model": "unet"}, "`unet` has no weights here to fine-tune"),
+        ({"model": "otsu"}, "`otsu` cannot be trained"),
+        ({"model": "umamba-enc"}, "`umamba-enc` has no weights on this machine to fine-tune"),
+        ({"model": "unet"}, "`unet` has no weights on this machine to fine-tune"),
         ({"iterations": 5, "epochs": 2}, "`--iterations` and `--epochs` exclude each other"),
         ({"profile": Path("p"), "profile_only": True}, "`--profile` and `--profile-only` exclude"),
         ({"pretrained": Path("nowhere")}, "`--pretrained nowhere` does not exist"),
-        ({"profile_iterations": 9}, "`--profile-iterations 9` leaves nothing to train"),
+        ({"profile_iterations": 9}, "`--profile-iterations 9` leaves no steps for training"),
         ({"data": "nowhere"}, "nowhere"),
         ({"lr": -1.0}, "`--lr -1.0` is out of range"),
     ],
@@ -187,7 +187,7 @@ def test_weights_that_do_not_fit_stop_it_by_name(tune: Tune) -> None:
 
 def test_a_foreign_folder_is_not_written_into(data: Path, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("not a run")
-    with pytest.raises(UsageError, match="is not empty and holds no run"):
+    with pytest.raises(UsageError, match="is not empty and contains no run"):
         plan_finetuning(tuning(data, tmp_path, weights), Heard())
 
 
@@ -205,8 +205,8 @@ def test_without_a_profile_it_says_that_one_decides(tune: Tune, tmp_path: Path) 
 def test_a_sweep_says_how_much_more_it_is(tune: Tune) -> None:
     told = forecast_finetuning(tune(sweep=True), Heard())
     assert (
-        f"Sweep:      up to {len(SegmenterFinetuning.rules)} further rules, each as long"
-        in told.as_text()
+        f"Sweep:      up to {len(SegmenterFinetuning.rules)} further rules, each with the same "
+        "number of steps" in told.as_text()
     )
 
 
@@ -244,7 +244,7 @@ def test_it_is_json_too(tune: Tune, tmp_path: Path) -> None:
 
 def test_what_would_be_refused_is_refused_now(tune: Tune, tmp_path: Path) -> None:
     rule = FreezeRule(pattern="nothing")
-    with pytest.raises(UsageError, match="`--freeze nothing` fits no parameter"):
+    with pytest.raises(UsageError, match="`--freeze nothing` matches no parameter"):
         forecast_finetuning(tune(tmp_path / "r", rule=rule), Heard())
 
 

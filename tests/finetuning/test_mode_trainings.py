@@ -202,7 +202,7 @@ def test_the_same_command_again_does_nothing(tune: Tune, whole: Run) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("weights.safetensors")}
     run_finetuning(tune(run, rule=HALF), heard)
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("weights.safetensors")}
-    assert sum("is finished: nothing is left to do" in line for line in heard.lines) == 3
+    assert sum("is already finished" in line for line in heard.lines) == 3
 
 
 def test_a_profile_alone_is_that_of_the_mode_that_freezes(tune: Tune, whole: Run) -> None:
@@ -260,7 +260,7 @@ def test_a_threshold_that_leaves_nothing_names_the_highest_useful_one(
 ) -> None:
     out = tmp_path / "run"
     high = FreezeRule(threshold=1e9, scope="all")
-    with pytest.raises(UsageError, match="Nothing would be left to train but the heads") as caught:
+    with pytest.raises(UsageError, match="No tensor would be trained but the heads") as caught:
         run_finetuning(tune(out, rule=high))
     assert read_finetune_record(out).status == "failed"
     assert [path.name for path in out.iterdir() if path.name[0] != "." and path.is_dir()] == [
@@ -328,7 +328,7 @@ def test_lora_trains_adapters_and_leaves_a_plain_network(tune: Tune, weights: Pa
     assert table(run / "lora" / "test")["dice"].between(0, 1).all()
     again = Heard()
     run_finetuning(tune(mode="lora"), again)
-    assert any("nothing is left to do" in line for line in again.lines)
+    assert any("is already finished" in line for line in again.lines)
 
 
 def test_a_network_without_state_space_blocks(tune: Tune, tmp_path: Path) -> None:
@@ -337,5 +337,5 @@ def test_a_network_without_state_space_blocks(tune: Tune, tmp_path: Path) -> Non
     start = run_finetuning(tune(tmp_path / "one", None, mode="scratch", **said))
     run_finetuning(tune(tmp_path / "two", start / "scratch", mode="freeze", **said), heard)
     assert any("`unet` has no state-space block" in line for line in heard.lines)
-    with pytest.raises(UsageError, match="`--mode lora` finds nothing to adapt in `unet`"):
+    with pytest.raises(UsageError, match="`--mode lora` cannot be used with `unet`"):
         run_finetuning(tune(tmp_path / "three", start / "scratch", mode="lora", **said), heard)

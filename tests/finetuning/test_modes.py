@@ -130,7 +130,7 @@ def test_layers_that_no_block_has_are_an_error_that_names_those_there_are() -> N
 
 
 def test_a_network_without_projections() -> None:
-    with pytest.raises(UsageError, match="`--mode lora` finds nothing to adapt in `unet`"):
+    with pytest.raises(UsageError, match="`--mode lora` cannot be used with `unet`"):
         adapt(
             networks.create("unet", {"features": [4, 8]}), ("conv.",), LORA_LAYERS,
             name="unet", seed=0,

@@ -47,7 +47,10 @@ def test_the_command_as_typed_takes_what_is_bundled_and_says_so() -> None:
     said: list[str] = []
     training = TASK.with_defaults(AS_TYPED, UMAMBA, said.append).training
     assert (training.model, training.data) == ("umamba-pico", "nuclei-mini:stained")
-    assert [line.split(":")[0] for line in said] == ["No --pretrained and no --data", "No --data"]
+    assert [line.split(":")[0] for line in said] == [
+        "`--pretrained` and `--data` are not set",
+        "No --data",
+    ]
     assert "pretrained on the fluorescence images" in said[0]
     assert "the intervals are wide" in said[1]
 
@@ -66,7 +69,7 @@ def test_data_of_the_user_go_before_the_bundled(monkeypatch: pytest.MonkeyPatch)
     said: list[str] = []
     assert TASK.with_defaults(AS_TYPED, UMAMBA, said.append).training.data == "/my/cells"
     assert said[1] == (
-        "No --data: using /my/cells (environment variable ROBUST_DATA_SEGMENTATION)."
+        "`--data` is not set; using /my/cells (environment variable ROBUST_DATA_SEGMENTATION)."
     )
 
 
@@ -106,8 +109,9 @@ def test_a_network_of_a_plan_on_data_of_the_user_is_trained_as_nnunet_does_and_i
     made = TASK.usual_recipe(typed, resolve(name), "roads", said.append)
     assert (made.recipe, TASK.usual_steps(typed, made, "roads")) == ("nnunet", 6000)
     assert said == [
-        f"No --recipe: `{name}` is trained as nnU-Net does, which takes a GPU. `--recipe "
-        "nnunet-light` is the same for a CPU, `--recipe patient` is ours."
+        f"`--recipe` is not set; `{name}` is trained with nnU-Net's recipe, which needs a GPU. "
+        "`--recipe nnunet-light` is a smaller version for a CPU, `--recipe patient` is the recipe "
+        "of this program."
     ]
     assert TASK.usual_steps(made, made, "roads") is None  # named by the user: its 1000 epochs
     assert TASK.usual_steps(replace(typed, epochs=3), made, "roads") is None
@@ -134,10 +138,10 @@ def test_nothing_else_is(config: TrainConfig, data: str) -> None:
 
 def test_without_weights_the_ways_to_them_are_named() -> None:
     error = no_weights(resolve("umamba"))
-    assert error.what == "`umamba` has no weights here to fine-tune."
-    assert "`umamba-pico` comes with weights" in error.why
+    assert error.what == "`umamba` has no weights on this machine to fine-tune."
+    assert "`umamba-pico` is bundled with weights" in error.why
     assert "--mode scratch" in error.todo
-    assert "comes with weights" not in no_weights(resolve("unet")).why
+    assert "is bundled with weights" not in no_weights(resolve("unet")).why
 
 
 @pytest.mark.parametrize("model", ["umamba", "umamba-enc"])
@@ -174,7 +178,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_run(tmp_path: Path, zipped: b
     for place in ("_best_ema", "logging", "init_args"):
         content = {**checkpoint(network()), place: Attack()}
         path = saved(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(UsageError, match=r"x\.pth` was refused, and nothing in it was run"):
+        with pytest.raises(UsageError, match=r"x\.pth` was refused, and no code in it was run"):
             read_nnunet(path)
     assert not (tmp_path / "created").exists()
 
@@ -199,13 +203,15 @@ def test_another_network(tmp_path: Path) -> None:
     weights = {"encoder.stages.0.weight": torch.zeros(1)}
     content = checkpoint(network(), network_weights=weights, trainer_name="nnUNetTrainer")
     path = saved(content, tmp_path / "x.pth")
-    refused(path, r"(?s)holds no U-Mamba\..*`nnUNetTrainer`.*nnUNetTrainerUMambaBot or nnUNet")
+    refused(path, r"(?s)contains no U-Mamba\..*`nnUNetTrainer`.*nnUNetTrainerUMambaBot or nnUNet")
 
 
 def test_half_a_network(tmp_path: Path) -> None:
     weights = {k: v for k, v in network().state_dict().items() if not k.startswith("decoder.")}
     path = saved(checkpoint(network(), network_weights=weights), tmp_path / "x.pth")
-    refused(path, r"does not hold a whole U-Mamba\.\nIt lacks `decoder\.seg_layers\.0\.weight`")
+    refused(
+        path, r"does not contain a complete U-Mamba\.\nIt lacks `decoder\.seg_layers\.0\.weight`"
+    )
 
 
 def test_a_trainer_that_contradicts_the_weights(tmp_path: Path) -> None:
@@ -216,7 +222,9 @@ def test_a_trainer_that_contradicts_the_weights(tmp_path: Path) -> None:
 def test_a_plan_of_other_channels(tmp_path: Path) -> None:
     grey = make_plan((32, 32), ("MR",), images=50, labels=("road",), features=(4, 64))
     path = results(tmp_path, checkpoint(network()), plan=grey)
-    refused(path, r"(?s)does not fit its weights\.\nThe data set has 1 channels \(MR\), the weig")
+    refused(
+        path, r"(?s)does not match its weights\.\nThe data set has 1 channels \(MR\), but the weig"
+    )
 
 
 def test_a_plan_of_another_patch_does_not_fit_the_encoder_variant_and_says_why(
@@ -225,7 +233,9 @@ def test_a_plan_of_another_patch_does_not_fit_the_encoder_variant_and_says_why(
     other = make_plan((48, 32), ("R", "G", "B"), images=50, labels=("road",), features=(4, 64))
     assert other.options["strides"] == PLAN.options["strides"]
     path = results(tmp_path, checkpoint(network("umamba-enc")), plan=other)
-    refused(path, r"(?s)does not fit.*mamba_layers.*patch is 48 x 32, on which weights of `umamba")
+    refused(
+        path, r"(?s)does not match.*mamba_layers.*patch is 48 x 32, on which the weights of `umamba"
+    )
     assert read_nnunet(results(tmp_path / "b", checkpoint(network()), plan=other)).plan.patch == (
         48,
         32,
@@ -235,7 +245,7 @@ def test_a_plan_of_another_patch_does_not_fit_the_encoder_variant_and_says_why(
 def test_a_plan_of_other_stages(tmp_path: Path) -> None:
     other = make_plan((64, 64), ("R", "G", "B"), images=50, labels=("road",), features=(4, 64))
     path = results(tmp_path, checkpoint(network()), plan=other)
-    refused(path, r"(?s)does not fit its weights.*missing.*\nUse the plan that it was trained with")
+    refused(path, r"(?s)does not match its weights.*missing.*.*Use the plan of the training")
 
 
 def test_what_a_file_does_not_say_is_left_open(tmp_path: Path) -> None:
@@ -296,7 +306,7 @@ def test_results_of_other_channels(tmp_path: Path) -> None:
     top = nnunet_files.results(tmp_path, nnunet_files.checkpoint(made, plan), plan=plan)
     with pytest.raises(UsageError, match="reads 1 channels") as caught:
         read_file(top, UMAMBA_PRETRAINED, {})
-    assert "They are MRI; images here have red, green, blue" in caught.value.why
+    assert "The channels are MRI; images of this data set have red, green, blue" in caught.value.why
 
 
 def test_another_patch_of_umamba_enc(tmp_path: Path) -> None:
