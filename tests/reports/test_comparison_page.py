@@ -78,7 +78,7 @@ def test_one_group_gives_neither_interval_nor_ranking(tmp_path: Path) -> None:
     page = page_of(comparison, COMMAND)
     assert "**One patient only.**" in page
     assert section(page, "## Ranking").strip() == (
-        "From one patient nothing can be said about others."
+        "A single patient does not show the variation between patients, so no ranking is given."
     )
     assert "one patient allows no test" in "\n".join(conclusions(comparison))
     assert "P(rank 1)" in comparison_text(comparison)
@@ -124,7 +124,7 @@ def test_names_are_shown_letter_for_letter(tmp_path: Path, name: str) -> None:
 
 def test_nothing_of_a_run_is_overwritten(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", PLAN)
-    with pytest.raises(UsageError, match="would overwrite the run's own report"):
+    with pytest.raises(UsageError, match="would overwrite the report of the run"):
         check_out(run)
     with pytest.raises(UsageError, match="is a file"):
         check_out(run / "run.json")

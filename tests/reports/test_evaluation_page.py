@@ -145,7 +145,7 @@ def test_of_roads_both_relaxed_numbers_stand_with_their_intervals(tmp_path: Path
     result = mask_findings(tmp_path, dataset={"tolerance": 3})
     page = evaluation_text(result)
     relaxed = section(page, "Relaxed precision and recall, with")
-    assert "within 3 pixels of a true one" in relaxed
+    assert "within 3 pixels of a true pixel" in relaxed
     row = result.of_model("b").iloc[2]
     for part, name in (("precision:", "relaxed_precision"), ("recall:", "relaxed_recall")):
         assert line_of(relaxed.split(f"Relaxed {part}")[1], "`affine`")[2] == (
@@ -348,7 +348,7 @@ def test_changes_are_a_share_and_a_psnr(tmp_path: Path) -> None:
         psnr = f"{changed['psnr_db'].mean():.1f}" if len(changed) else DASH
         unchanged = f"{100 * (1 - len(changed) / len(rows)):.1f}"
         assert line_of(text, f"`{cell.name}`")[1:] == [unchanged, psnr]
-    assert "No contact sheet: the run holds no samples" in text
+    assert "No contact sheet: the run contains no samples" in text
 
 
 def session(use: DeviceUse | None) -> Session:
@@ -375,7 +375,7 @@ def test_speed_per_model_and_what_the_device_did(tmp_path: Path) -> None:
     assert line_of(speed, "`a`")[1:] == ["125.0", "5,000", "40.0"]
     assert line_of(speed, "`b`")[1:] == [DASH, "0", "0.0"]
     for fact in (
-        "1 session, 100.0 s in all; the models waited for images 5.0 % of it.",
+        "1 session, 100.0 s in total; the models waited for images during 5.0 % of this time.",
         "On NVIDIA H100, 8 threads, batch size 64.",
         "Peak device memory: 3.00 GiB.",
         "Mean device utilisation: 87.2 %.",

@@ -41,13 +41,13 @@ def words_of(findings: FinetuningFindings) -> str:
         "Otsu's threshold on the same images: 0.643 (",
         "Dice of freeze minus that of full: -0.004 (paired 95 % bootstrap interval over images",
         "sign-flip test over images: p = 0.016).",
-        "After the freeze an iteration took 0.96 times as long (4.1 % less) as in full",
-        "Against its own 10 iterations before the freeze, which were also profiled (0.48",
+        "After freezing, an iteration took 0.96 times as long (4.1 % less) as in full",
+        "Compared with its 10 iterations before freezing, which were also profiled (0.48",
         "0.240 s against 0.250 s, medians of 50 and 60 iterations.",
-        "The optimizer kept 0.796 MB against 0.800 MB; the peak of memory was 699 MiB after the "
-        "freeze against 700 MiB.",
-        "Each mode was trained once, so no interval includes the variation between seeds.",
-        "By count, freezing leaves out 2.00 % of the convolutions",
+        "The optimizer state was 0.796 MB, compared with 0.800 MB; the peak memory was 699 MiB "
+        "after freezing, compared with 700 MiB.",
+        "Each mode was trained once, so the intervals do not include the variation between seeds.",
+        "By count, freezing saves 2.00 % of the convolutions",
         "0.54 % of the optimizer's memory",
     ],
 )
@@ -70,26 +70,35 @@ def test_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "p", "words"),
     [
-        (-0.009, 0.008, 0.9, "So both are equal to within 0.01 of dice."),
+        (-0.009, 0.008, 0.9, "Both are therefore equal to within 0.01 of dice."),
         (
             -0.009,
             -0.001,
             0.01,
-            "worse, by more than the choice of images explains but less than 0.01.",
+            "worse, by more than the variation between images but less than 0.01.",
         ),
-        (-0.2, -0.1, 0.01, "So it is worse, by more than the choice of images explains."),
-        (0.1, 0.2, 0.01, "So it is better, by more than the choice of images explains."),
+        (
+            -0.2,
+            -0.1,
+            0.01,
+            "Its score is therefore worse, by more than the variation between images.",
+        ),
+        (
+            0.1,
+            0.2,
+            0.01,
+            "Its score is therefore better, by more than the variation between images.",
+        ),
         (
             *(-0.2, -0.1, 0.2),
-            "The interval leaves out 0, while p is above 0.05. The interval is made by resampling "
-            "and the test by flipping signs, so close to the edge they can disagree, and with few "
-            "groups the interval tends to be too narrow: whether there is a difference is not "
-            "settled.",
+            "The interval excludes 0, but p is above 0.05. The interval uses resampling and the "
+            "test uses sign flips, so they can disagree close to the limit, and with few groups "
+            "the interval tends to be too narrow: whether there is a difference is not settled.",
         ),
-        (-0.2, 0.001, 0.04, "The interval includes 0, while p is at or below 0.05. The interval"),
+        (-0.2, 0.001, 0.04, "The interval includes 0, but p is at most 0.05. The interval"),
         (
             *(-0.002, 0.008, 0.03),
-            "not settled. If there is one, it is less than 0.01.",
+            "undecided whether a difference exists. If a difference exists, it is less than 0.01.",
         ),
         (-0.05, 0.02, 0.4, "a loss of up to 0.050 or a gain of up to 0.020 is possible."),
     ],
@@ -115,8 +124,8 @@ def test_too_few_groups_for_a_small_p_are_named(
     difference = MaskDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125)
     monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: difference)
     assert (
-        "p = 0.12 (4 images cannot give a p below 0.12)). The interval leaves out 0, but the test "
-        "cannot come to p = 0.05 with so few: whether there is a difference is not settled."
+        "p = 0.12 (4 images cannot give a p below 0.12)). The interval excludes 0, but the test "
+        "cannot reach p = 0.05 with so few: it is undecided whether a difference exists."
     ) in words_of(findings)
 
 
@@ -138,9 +147,9 @@ def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
         SCORINGS["cls"],
     )
     assert words == (
-        "The interval leaves out 0, while p is above 0.05. The interval is an approximation and "
-        "McNemar's exact test is cautious, so close to the edge they can disagree: whether there "
-        "is a difference is not settled."
+        "The interval excludes 0, but p is above 0.05. The interval is an approximation and "
+        "McNemar's exact test is conservative, so they can disagree close to the limit: whether "
+        "there is a difference is not settled."
     )
 
 
@@ -149,7 +158,9 @@ def test_a_single_group_gets_no_test(
 ) -> None:
     difference = MaskDifference(12, 1, -0.1, None, None, None, 1.0)
     monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: difference)
-    assert "-0.100; from one image nothing can be said about others." in words_of(findings)
+    assert "-0.100; a single image does not show the variation between images." in words_of(
+        findings
+    )
 
 
 @pytest.mark.parametrize(("factor", "noise"), [(1.0, False), (0.25 / 0.2402, True)])
@@ -163,7 +174,7 @@ def test_a_difference_within_the_spread_is_called_noise(
         for run in findings.modes
     ]
     page = words_of(replace(findings, modes=tuple(runs)))
-    assert ("may be the machine's noise" in page) is noise
+    assert ("may be noise of the machine" in page) is noise
 
 
 def test_a_slower_iteration_is_called_slower(findings: FinetuningFindings) -> None:
@@ -197,7 +208,7 @@ def test_where_nothing_was_frozen_time_and_memory_are_no_merit(
     )
     record = findings.record.model_copy(update={"saving": nothing})
     page = words_of(replace(findings, modes=same, record=record))
-    assert "Nothing is frozen, so what differs in time between freeze and full is the" in page
+    assert "No tensor is frozen, so the difference in time between freeze and full is" in page
     assert "After the freeze" not in page
     assert "By count" not in page
     assert "optimizer" not in page

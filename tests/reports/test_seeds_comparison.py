@@ -86,5 +86,5 @@ def test_other_images_are_refused_by_name(folders: tuple[Path, Path], tmp_path: 
     assert "digest efefefef" in caught.value.why
     forced = read_seeds_comparison([folders[0], other], force_common=True)
     assert len(forced.differences) == 1
-    with pytest.raises(UsageError, match="only one model to compare"):
+    with pytest.raises(UsageError, match="only one was found"):
         read_seeds_comparison([folders[0], folders[0]])
