@@ -50,7 +50,7 @@ def test_weights_for_other_classes_and_channels_as_everywhere_in_timm(
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save(random_state(small("vmamba_tiny_v0")), tmp_path / "w.pth")
-    with pytest.raises(UsageError, match="does not hold the weights of `TimmVMamba`"):
+    with pytest.raises(UsageError, match="does not contain the weights of `TimmVMamba`"):
         small("vmamba_tiny_s1l8", **official(tmp_path / "w.pth"))
 
 
@@ -95,5 +95,5 @@ def test_without_a_network_the_address_and_the_way_to_name_a_copy(
 
 def test_a_vim_of_coarser_patches_is_not_stretched_over_finer_ones(tmp_path: Path) -> None:
     torch.save(create_model("vim-t").state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UsageError, match="These are the weights of `vim-t`: use that one"):
+    with pytest.raises(UsageError, match="These are the weights of `vim-t`: use this name"):
         timm.create_model("vim_tiny_plus", **official(tmp_path / "w.pth"))
