@@ -61,7 +61,7 @@ def test_paths_and_names_are_no_addresses(text: str) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("ftp://host/x", "in no object store that is known"),
+        ("ftp://host/x", "not in a supported object store"),
         ("file:///tmp/x", "Write the path without `file://`"),
         ("s3:/bucket/x", r"Write `s3://bucket/x`"),
         ("s3:///x", "Two slashes"),
@@ -181,7 +181,7 @@ class NoCredentialsError(Exception):
     ("error", "kind", "message"),
     [
         (NoCredentialsError("Unable to locate credentials"), MachineError, "No credentials"),
-        (PermissionError("Forbidden"), UsageError, "does not permit it"),
+        (PermissionError("Forbidden"), UsageError, "denied the access"),
         (FileNotFoundError("The specified bucket does not exist"), UsageError, "does not exist"),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_loader_process_that_dies_names_its_image(harm: str, workers: int, why
     with pytest.raises(RunError, match=r"ended while it was decoding `5\.png`") as caught:
         read(Numbers(5, harm), workers, Watchdog())
     assert why in caught.value.why
-    assert "the same command goes on" in caught.value.todo
+    assert "the same command continues" in caught.value.todo
     _, left = psutil.wait_procs(psutil.Process().children(), timeout=10)
     loaders = [process for process in left if "resource_tracker" not in str(process.cmdline())]
     assert not loaders, "the other loader processes are ended too"

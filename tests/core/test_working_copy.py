@@ -315,7 +315,7 @@ def test_names_that_lead_out_of_the_folder_are_refused(
 
 
 def test_hugging_face_keeps_no_runs(tmp_path: Path) -> None:
-    refused = pytest.raises(UsageError, match=r"(?s)keeps no runs.*commit")
+    refused = pytest.raises(UsageError, match=r"(?s)runs cannot be stored.*commit")
     with refused, opened("hf://datasets/a/b/run", tmp_path, [].append, "work"):
         pass
 
