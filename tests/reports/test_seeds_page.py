@@ -246,7 +246,7 @@ def test_a_report_over_trainings_takes_the_seeds_apart(masks: Path, tmp_path: Pa
 
 
 def test_publishing_names_the_folders_of_the_seeds(masks: Path) -> None:
-    with pytest.raises(UsageError, match="holds 3 runs, one for each seed") as caught:
+    with pytest.raises(UsageError, match="contains 3 runs, one for each seed") as caught:
         read_run_export(masks)
     assert "seed-0" in caught.value.todo
 
