@@ -85,8 +85,8 @@ def test_options_put_together_keep_their_order_in_the_help() -> None:
     def command(first: str, second: str, third: str) -> None:
         click.echo(f"{first} {second} {third}")
 
-    told = CliRunner().invoke(command, ["--third", "c", "--first", "a", "--second", "b"])
-    assert told.output == "a b c\n"
+    output = CliRunner().invoke(command, ["--third", "c", "--first", "a", "--second", "b"])
+    assert output.output == "a b c\n"
     shown = CliRunner().invoke(command, ["--help"]).output
     places = [shown.index(name) for name in ("--first", "--second", "--third", "--help")]
     assert places == sorted(places)
