@@ -381,7 +381,7 @@ def test_a_known_host_is_asked(monkeypatch):
 @pytest.mark.usefixtures("no_names")
 def test_the_reason_is_said():
     assert fetching.why_none(OSError("x"), offline=True) == "`--offline` forbids downloads"
-    assert "knows no `huggingface.co`" in fetching.why_none(OSError("x"), offline=False)
+    assert "host name `huggingface.co`" in fetching.why_none(OSError("x"), offline=False)
 
 
 def test_other_reasons_are_the_clients_own(monkeypatch):

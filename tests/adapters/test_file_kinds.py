@@ -97,7 +97,10 @@ def test_what_it_is_and_what_to_do(tmp_path: Path, name: str, ending: str) -> No
 def test_the_beginning_of_a_text_and_what_is_inside_a_zip_are_shown(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("quota exceeded\nsee below")
     (tmp_path / "b").write_bytes(zipped(best__pth=b"x"))
-    for name, shown in (("a", "It begins: 'quota exceeded'"), ("b", "Inside is `best.pth`.")):
+    for name, shown in (
+        ("a", "It starts with: 'quota exceeded'"),
+        ("b", "It contains `best.pth`."),
+    ):
         error = not_weights(tmp_path / name)
         assert error is not None
         assert error.why.endswith(shown)

@@ -438,7 +438,7 @@ def test_the_default_preprocessing_is_announced(network: Small) -> None:
         ("users_package.nets:Fails", r"no_such_attribute(.|\n)*nets\.py:32"),
         ("users_package.nets:number", "is a int, not a network"),
         ("users_package.nets:absent", "has no `absent`(.|\n)*`build`"),
-        ("users_package.absent:build", "no module `users_package.absent`"),
+        ("users_package.absent:build", "module `users_package.absent`"),
         ("absent.py:build", "no file `absent.py`"),
         ("broken.py:build", r"SyntaxError(.|\n)*broken\.py:2"),
         ("needs.py:build", r"No module named 'a_package_that_is_not_there'(.|\n)*needs\.py:1"),

@@ -164,7 +164,7 @@ def test_the_baseline_needs_nothing() -> None:
 
 
 def test_the_baseline_takes_no_weights(run: Path) -> None:
-    with pytest.raises(UsageError, match=r"`otsu` has no weights(.|\n)*Leave out `--weights`"):
+    with pytest.raises(UsageError, match=r"`otsu` has no weights(.|\n)*Omit `--weights`"):
         load(ModelRequest("otsu", weights=run), "seg")
 
 

@@ -146,7 +146,9 @@ def test_timms_models_too(tmp_path: Path) -> None:
 
 
 def test_a_timm_name_without_tag_is_ambiguous() -> None:
-    with pytest.raises(UsageError, match=r"(?s)`resnet34` is timm's, .*Add the tag"):
+    with pytest.raises(
+        UsageError, match=r"(?s)`resnet34` is a timm name without its pretraining.*Add the tag"
+    ):
         create_model("resnet34")
 
 

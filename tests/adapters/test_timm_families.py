@@ -62,16 +62,18 @@ def test_a_vims_positions_follow_the_image_size(tmp_path: Path) -> None:
 
 
 def test_an_unknown_pooling() -> None:
-    with pytest.raises(UsageError, match=r"`global_pool=max` is unknown\.\n.*pools by `avg`"):
+    with pytest.raises(
+        UsageError, match=r"`global_pool=max` is unknown\.\n.*supports pooling by `avg`"
+    ):
         small("vmamba_tiny_v0", global_pool="max")
 
 
 def test_features_that_are_not_there() -> None:
     with pytest.raises(
-        UsageError, match=r"`out_indices=\(7,\)` names features.*\nIt has 3, numbered"
+        UsageError, match=r"`out_indices=\(7,\)` selects features.*\nIt has 3, numbered"
     ):
         small("vim_tiny", features_only=True, out_indices=(7,))
-    with pytest.raises(UsageError, match=r"`out_indices=4` names features"):
+    with pytest.raises(UsageError, match=r"`out_indices=4` selects features"):
         small("vim_tiny", features_only=True, out_indices=4)
 
 

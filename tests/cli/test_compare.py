@@ -53,7 +53,7 @@ def test_runs_that_differ_are_refused_and_forced(robust: Robust, runs: tuple[str
     )
     forced = robust("compare", *runs, "--force-common")
     assert forced.code == 0
-    assert forced.out.startswith("Left out. Different pixels after the transform: `affine`.\n")
+    assert forced.out.startswith("Not compared: Different pixels after the transform: `affine`.\n")
 
 
 @pytest.mark.parametrize(

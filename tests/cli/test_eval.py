@@ -354,7 +354,7 @@ def test_a_quick_look_at_masks_counts_groups(robust: Robust) -> None:
     typical, worst = (1.96 * spread / groups**0.5 for spread in (0.2, 0.5))
     assert f"mean dice over {groups} of " in outcome.out
     assert f"about +-{typical:.2f} (95 %) if it differs" in outcome.out
-    assert f"at worst +-{worst:.2f}" in outcome.out
+    assert f"at most +-{worst:.2f}" in outcome.out
 
 
 GATED = [*SMALL, "--transform", "fliplr", "--out", "run"]

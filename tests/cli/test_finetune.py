@@ -144,7 +144,7 @@ def test_every_option_reaches_the_configuration(
             "`--freeze-relative -1` is not a valid gradient threshold",
         ),
         (["umamba", "--freeze-quantile", "2"], "`--freeze-quantile 2` is not a fraction"),
-        (["umamba", "--freeze", "nothing.*", "--dry-run"], "`--freeze nothing.*` fits no param"),
+        (["umamba", "--freeze", "nothing.*", "--dry-run"], "`--freeze nothing.*` matches no param"),
         (["umamba", "--freeze", "a", "--freeze-threshold", "1"], "exclude each other"),
         (["umamba", "--freeze-relative", "1", "--freeze-threshold", "1"], "exclude each other"),
         (["umamba", "--profile", "nowhere"], "`--profile nowhere` does not exist"),

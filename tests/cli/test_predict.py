@@ -136,7 +136,7 @@ def test_equal_names_are_told_apart(photos: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(photos.parent)
     names = [ref.relative for ref in list_photos([Path("photos"), Path("other/b.png")])]
     assert names == ["=1+2.png", "other/b.png", "photos/b.png", "sub/a.png"]
-    with pytest.raises(UsageError, match="nothing at `nowhere`"):
+    with pytest.raises(UsageError, match="`nowhere` does not exist"):
         list_photos([Path("nowhere")])
 
 
@@ -174,7 +174,7 @@ def test_classes_that_nobody_named_are_numbers(robust: Robust, photos: Path):
         ((*PICO, "photos", "--overlays"), "`--overlays` cannot be used with"),
         (("predict", "--model", "umamba-pico", "photos", "--csv"), "`--csv` cannot be used with"),
         (("predict", "--model", "umamba-pico", "photos"), "`--out` is missing"),
-        ((*PICO, "nowhere"), "nothing at `nowhere`"),
+        ((*PICO, "nowhere"), "`nowhere` does not exist"),
     ],
 )
 def test_what_does_not_go_together(

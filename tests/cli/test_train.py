@@ -66,7 +66,8 @@ def test_its_weights_under_transforms_leave_out_the_training_images(
     robust: Robust, here: Path
 ) -> None:
     outcome = robust("eval", "--model", "ulvm", "--weights", "run", "--data", "pairs",
-                  "--transform", "fliplr", "--out", "ev", "--workers", "0", "--device", "cpu")  # fmt: skip
+                     "--transform", "fliplr", "--out", "ev", "--workers", "0",
+                     "--device", "cpu")  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert "were held out for testing" in outcome.err
     held_out = read_train_record(here / "run").splits["test"].images

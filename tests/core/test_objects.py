@@ -64,9 +64,9 @@ def test_paths_and_names_are_no_addresses(text: str) -> None:
         ("ftp://host/x", "not in a supported object store"),
         ("file:///tmp/x", "Write the path without `file://`"),
         ("s3:/bucket/x", r"Write `s3://bucket/x`"),
-        ("s3:///x", "Two slashes"),
-        ("s3://", "names nothing"),
-        ("s3://bucket/x::memory://y", "names nothing"),
+        ("s3:///x", "two slashes"),
+        ("s3://", "has no bucket or no name"),
+        ("s3://bucket/x::memory://y", "has no bucket or no name"),
     ],
 )
 def test_what_is_no_address_of_a_store(url: str, message: str) -> None:

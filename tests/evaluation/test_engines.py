@@ -215,8 +215,8 @@ def test_every_piece_is_dealt_once(tmp_path: Path, tasks: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"slurm": {"array": "2"}}, "`--slurm` goes with `--engine slurm`"),
-        ({"address": "h:1", "engine": "slurm"}, "`--address` goes with `--engine ray`"),
+        ({"slurm": {"array": "2"}}, "`--slurm` can only be used with `--engine slurm`"),
+        ({"address": "h:1", "engine": "slurm"}, "`--address` can only be used with `--engine ray`"),
     ],
 )
 def test_options_of_another_engine_are_refused(

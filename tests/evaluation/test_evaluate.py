@@ -252,7 +252,9 @@ def test_other_images_of_the_same_names_are_another_run(photos, tmp_path, monkey
     assert contents(runs[0]) != contents(runs[1])
     first, second = (evaluate._facts(config(photos, Path()), read_record(r)) for r in runs[:2])
     assert first["images"] != second["images"], "ranks with other images do not agree"
-    with pytest.raises(UsageError, match=r"files of the same names in `.*other` are others"):
+    with pytest.raises(
+        UsageError, match=r"files with the same names in `.*other` have different contents"
+    ):
         run_evaluation(config(other, runs[0]))
     flipped.save(copied / "cat" / "1.png")
     with pytest.raises(UsageError, match=r"files of `.*copied` have changed since"):

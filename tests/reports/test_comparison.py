@@ -240,7 +240,7 @@ DIFFERENT: dict[str, tuple[RunPlan, str]] = {
     ),
     "contents": (
         replace(PLAN, dataset={"contents": "01" * 32, "location": "copy"}),
-        r"other contents .*`photos/val`, digest efefefef in `.*a`; `copy`, digest 01010101 in",
+        r"different contents .*`photos/val`, digest efefefef in `.*a`; `copy`, digest 01010101 in",
     ),
     "seed": (replace(PLAN, record={"seed": 1}), r"`--seed`\): 0 in `.*a`; 1 in `.*b`"),
     "apply_at": (replace(PLAN, record={"apply_at": "crop"}), r"`--apply-at`: original in"),
@@ -370,7 +370,7 @@ def test_of_a_partial_run_finished_transforms_are_compared_on_request(tmp_path: 
 
 def test_a_mode_that_is_not_measured_yet_is_left_out_on_request(tmp_path: Path) -> None:
     run = build_finetuning(tmp_path, FinetunePlan(unmeasured=("freeze",)))
-    with pytest.raises(UsageError, match=r"Mode freeze of .* is not measured yet"):
+    with pytest.raises(UsageError, match=r"Mode freeze of .* is not evaluated yet"):
         read_comparison([run])
     comparison = read_comparison([run], force_common=True)
     assert comparison.labels == ["umamba-pico scratch", "umamba-pico full"]

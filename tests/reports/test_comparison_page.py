@@ -76,11 +76,11 @@ def test_one_group_gives_neither_interval_nor_ranking(tmp_path: Path) -> None:
     plan = MaskPlan(models=(segmenter("a"), segmenter("b")), transforms=(IDENTITY,), groups=1)
     comparison = read_comparison([build_masks(tmp_path / "run", plan)])
     page = page_of(comparison, COMMAND)
-    assert "**One patient only.**" in page
+    assert "**Only one patient.**" in page
     assert section(page, "## Ranking").strip() == (
         "A single patient does not show the variation between patients, so no ranking is given."
     )
-    assert "one patient allows no test" in "\n".join(conclusions(comparison))
+    assert "a single patient allows no test" in "\n".join(conclusions(comparison))
     assert "P(rank 1)" in comparison_text(comparison)
 
 

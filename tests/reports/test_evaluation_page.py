@@ -151,7 +151,7 @@ def test_of_roads_both_relaxed_numbers_stand_with_their_intervals(tmp_path: Path
         assert line_of(relaxed.split(f"Relaxed {part}")[1], "`affine`")[2] == (
             f"{row[name]:.3f} ({row[f'{name}_low']:.3f}{DASH}{row[f'{name}_high']:.3f})"
         )
-    assert "Relaxed precision and recall: 3 pixels, as V. Mnih" in page
+    assert "Relaxed precision and recall: 3 pixels, as in V. Mnih" in page
 
 
 def test_best_and_worst_are_by_dice(tmp_path: Path) -> None:

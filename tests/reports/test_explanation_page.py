@@ -171,7 +171,7 @@ def test_what_was_not_asked_for_is_said(tmp_path: Path) -> None:
     clean = next(c for c in explanation.cells if c.key.view == "clean")
     reasons = absences(explanation, clean)
     assert reasons["sanity_similarity"] == "not requested (`--sanity`)"
-    assert reasons["completeness_error"] == "a check of integrated gradients only"
+    assert reasons["completeness_error"] == "a check only for integrated gradients"
     assert reasons["map_similarity"].startswith("compares the transformed photo's map")
     assert reasons["pointing_hit"] == "the positions of objects are not known (`--boxes`)"
     boxed = replace(explanation, record=explanation.record.model_copy(update={"boxes": "ab" * 32}))

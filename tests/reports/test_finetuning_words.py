@@ -93,7 +93,7 @@ def test_nothing_is_told_that_was_not_measured(tmp_path: Path) -> None:
             *(-0.2, -0.1, 0.2),
             "The interval excludes 0, but p is above 0.05. The interval uses resampling and the "
             "test uses sign flips, so they can disagree close to the limit, and with few groups "
-            "the interval tends to be too narrow: whether there is a difference is not settled.",
+            "the interval tends to be too narrow: it is undecided whether a difference exists.",
         ),
         (-0.2, 0.001, 0.04, "The interval includes 0, but p is at most 0.05. The interval"),
         (
@@ -148,8 +148,8 @@ def test_of_classifiers_the_reason_is_that_of_their_interval_and_test() -> None:
     )
     assert words == (
         "The interval excludes 0, but p is above 0.05. The interval is an approximation and "
-        "McNemar's exact test is conservative, so they can disagree close to the limit: whether "
-        "there is a difference is not settled."
+        "McNemar's exact test is conservative, so they can disagree close to the limit: it is "
+        "undecided whether a difference exists."
     )
 
 
@@ -209,7 +209,7 @@ def test_where_nothing_was_frozen_time_and_memory_are_no_merit(
     record = findings.record.model_copy(update={"saving": nothing})
     page = words_of(replace(findings, modes=same, record=record))
     assert "No tensor is frozen, so the difference in time between freeze and full is" in page
-    assert "After the freeze" not in page
+    assert "After freezing" not in page
     assert "By count" not in page
     assert "optimizer" not in page
 

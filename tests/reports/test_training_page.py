@@ -159,7 +159,7 @@ def test_a_gain_that_may_be_chance_is_called_so(
 def test_a_dice_from_empty_images_alone_is_called_so(tmp_path: Path) -> None:
     training = read(tmp_path, TrainPlan())
     assert training.test is not None
-    assert "Nothing found" not in training_text(training)
+    assert "No foreground found" not in training_text(training)
     training.test.numbers["recall"] = 0.0
     training.test.numbers["dice_foreground"] = 0.0
     text = training_text(training)

@@ -297,7 +297,7 @@ def test_the_report_names_each_class_and_the_worst_one(evaluated):
     text = (evaluated / "report.md").read_text(encoding="utf-8")
     (line,) = [one for one in text.splitlines() if one.startswith("| `invert`") and "clean" in one]
     assert worst in line
-    assert "2 classes beside background" in text
+    assert "2 classes and background" in text
     statistics = json.loads((evaluated / "statistics.json").read_text(encoding="utf-8"))
     assert len(statistics["classes"]) == len(classes)
     assert {path.name for path in (evaluated / "figures").glob("c*-run.png")} >= {

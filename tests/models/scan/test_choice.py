@@ -197,7 +197,7 @@ def test_a_forced_backend_without_its_gpu_says_so(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv(choice.VARIABLE, "triton")
-    with pytest.raises(MachineError, match=r"no CUDA device: torch .* sees none"):
+    with pytest.raises(MachineError, match=r"no CUDA device: torch .* finds none"):
         selective_scan(**sequence(1, 2, 3, 1))
 
 
