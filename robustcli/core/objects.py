@@ -134,7 +134,7 @@ def kind_of_store(url: str) -> StoreKind:
     if "::" in match["rest"] or not match["rest"].strip("/"):
         raise UsageError(
             f"`{url}` has no bucket or no name.",
-            "An address in {kind.name} needs a bucket and a name in it.",
+            "An address of an object store needs a bucket and a name in it.",
             f"Write `{kind.scheme}://BUCKET/NAME`.",
         )
     return kind

@@ -369,7 +369,7 @@ def test_whatever_bytes_change_there_is_a_message(tmp_path: Path, zipped: bool) 
 def test_a_file_without_weights(tmp_path: Path, content: object, got: str) -> None:
     path = saved(content, tmp_path / "w.pth")
     with pytest.raises(
-        UsageError, match=rf"`.*w\.pth` holds no weights\.\nExpected.*model_ema.*{got}"
+        UsageError, match=rf"`.*w\.pth` contains no weights\.\nExpected.*model_ema.*{got}"
     ):
         read_weights(path)
 

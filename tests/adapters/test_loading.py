@@ -160,7 +160,7 @@ def test_the_set_that_fits_is_taken_and_the_others_are_named(
     choice = choose(state, SHAPES)
     choice.announce("w.pth")
     assert (choice.fits, choice.key_path) == (True, "net")
-    assert caplog.messages == ["`w.pth`: the weights `net` are taken, not `model`."]
+    assert caplog.messages == ["`w.pth`: the weights `net` are used, not `model`."]
 
 
 def test_the_larger_network_of_the_same_names_is_not_taken() -> None:

@@ -60,7 +60,7 @@ def test_a_file_without_header_is_taken_at_its_word(tmp_path: Path) -> None:
 
 def test_a_run_that_did_not_finish(tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"is not a finished training run(.|\n)*Repeat the command"
+        UsageError, match=r"is not a finished training run(.|\n)*Repeat the training command"
     ):
         weights_in(tmp_path)
     assert weights_in(tmp_path / "w.pth") == tmp_path / "w.pth"

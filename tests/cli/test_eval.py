@@ -388,7 +388,7 @@ def test_gates_end_with_4_say_why_and_can_be_others_later(robust: Robust) -> Non
 def test_a_gate_for_another_transform_ends_before_anything_runs(robust: Robust) -> None:
     outcome = robust(*GATED, "--fail-under", "flipud=70")
     assert outcome.code == 2
-    assert "names a transform that is not in the run: `flipud`" in outcome.err
+    assert "specifies a transform that is not in the run: `flipud`" in outcome.err
     assert not Path("run").exists()
 
 

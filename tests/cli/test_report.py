@@ -56,7 +56,7 @@ def test_a_fine_tuning_has_a_table_of_its_own(robust: Robust, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("nowhere", "The folder does not exist."), ("empty", "It holds no `run.json`.")],
+    [("nowhere", "The folder does not exist."), ("empty", "It contains no `run.json`.")],
 )
 def test_what_is_no_run(robust: Robust, tmp_path: Path, name: str, why: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -111,7 +111,7 @@ def test_gates_of_several_runs_are_told_together(robust: Robust, run: Path, tmp_
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--fail-under", "fog=70"], 2, "names a transform that is not in the run: `fog`"),
+        (["--fail-under", "fog=70"], 2, "specifies a transform that is not in the run: `fog`"),
         (
             ["--fail-under", "clean=70", "--out", "zoo"],
             2,
@@ -132,7 +132,7 @@ def test_a_partial_run_is_1_and_not_4(robust: Robust, tmp_path: Path) -> None:
     build_run(tmp_path / "half", RunPlan(images=60, done=0.5, record={"status": "partial"}))
     outcome = robust("report", "half", "--fail-under", "clean=100")
     assert outcome.code == 1
-    assert "is not complete (status: partial)" in outcome.err
+    assert "is incomplete (status: partial)" in outcome.err
 
 
 @pytest.mark.parametrize("form", ["latex", "csv", "json", "markdown", "html"])

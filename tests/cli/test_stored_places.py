@@ -164,5 +164,5 @@ def test_the_functions_take_addresses_too(data: str, place: ObjectStore) -> None
     assert robustcli.verify(place.url, sample=1).reproduced
     with pytest.raises(UsageError, match="in Python pass it as a string"):
         robustcli.evaluate("resnet-pico", data, "fliplr", out=Path(place.url), workers=0)
-    with pytest.raises(UsageError, match="is not a path of this machine"):
+    with pytest.raises(UsageError, match="is not a local path"):
         robustcli.compare("a", "b", out="s3://bucket/x")

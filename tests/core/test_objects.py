@@ -44,7 +44,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_addresses(text: object) -> None:
     assert names_url(text)
-    with pytest.raises(UsageError, match="is not a path of this machine"):
+    with pytest.raises(UsageError, match="is not a local path"):
         path_here(str(text))
 
 

@@ -343,10 +343,10 @@ def remote(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> hub_files.RemoteFile:
 
 RANGE = "bytes 0-99/1000"
 HUB_LIES: dict[str, tuple[Answer, str]] = {
-    "more than was asked for": (answer(CONTENT, 206, Content_Range=RANGE), "than the requested 100"),
+    "more than was asked for": (answer(CONTENT, 206, Content_Range=RANGE), "requested 100"),
     "without end": (endless, "status 200"),
     "packed": (answer(gzip.compress(bytes(10**6)), 206, Content_Encoding="gzip",
-                      Content_Range=RANGE), "than the requested 100"),
+                      Content_Range=RANGE), "requested 100"),
     "less": (answer(CONTENT[:50], 206, Content_Range=RANGE), "50 of 100 bytes"),
     "another range": (answer(CONTENT[:100], 206, Content_Range="bytes 900-999/1000"), "the range"),
     "everything": (answer(), "status 200"),

@@ -62,7 +62,9 @@ def test_the_fold_can_be_named(tmp_path: Path) -> None:
 
 def test_several_trainings_are_a_choice_for_the_user(tmp_path: Path) -> None:
     made(tmp_path, *(f"{TRAINER}/fold_{fold}/checkpoint_final.pth" for fold in (0, 1)))
-    with pytest.raises(UsageError, match=r"(?s)holds 2 trainings.*fold_0`.*fold_1`.*one of them"):
+    with pytest.raises(
+        UsageError, match=r"(?s)contains 2 trainings.*fold_0`.*fold_1`.*one training"
+    ):
         find_checkpoint(tmp_path)
 
 

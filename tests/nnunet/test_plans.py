@@ -114,11 +114,11 @@ def test_labels_in_the_order_of_their_values_without_the_ignored() -> None:
         (
             settings(batch_size="many"),
             {},
-            r"`plans\.json` or `dataset\.json` is not what.*\n.*Value",
+            r"`plans\.json` or `dataset\.json` does not have the format.*\n.*Value",
         ),
         (settings(use_mask_for_norm=None), {}, "does not have the format of nnU-Net"),
         (settings(), {"channel_names": {"red": "R"}}, "does not have the format of nnU-Net"),
-        ({"patch_size": [8, 8]}, {}, r"(?s)not complete.*`conv_kernel_sizes`"),
+        ({"patch_size": [8, 8]}, {}, r"(?s)is incomplete.*`conv_kernel_sizes`"),
         (settings(normalization_schemes=["X"] * 3), {}, "No normalisation is called `X`"),
     ],
 )
