@@ -101,10 +101,10 @@ def test_a_split_seed_makes_one_seed_of_several(robust: Robust, here: Path) -> N
 def test_other_commands_name_the_folder_of_a_seed(robust: Robust, here: Path) -> None:
     outcome = robust("eval", "--model", "run", "--data", "paints", "--transform", "identity")
     assert outcome.code == 2
-    assert "holds 2 trainings, one for each seed" in outcome.err
+    assert "contains 2 trainings, one for each seed" in outcome.err
     assert "`run/seed-0`" in outcome.err
     assert "one for each seed" in robust("publish", "run", "--to", "hub-card").err
-    assert "holds 2 seeds" in robust("compare", "run", "run/seed-0").err
+    assert "contains 2 seeds" in robust("compare", "run", "run/seed-0").err
     outcome = robust("eval", "--model", "run/seed-1", "--data", "paints", "--transform", "identity",
                   "--device", "cpu", "--workers", "0", "--out", "ev")  # fmt: skip
     assert outcome.code == 0, outcome.err

@@ -279,7 +279,7 @@ def test_the_worst_photos_of_a_finished_run(photos, tmp_path):
     # Of several transforms the one with the fewest right answers is taken.
     heard = Lines()
     explain(replace(asked, transforms=(), out=tmp_path / "auto"), heard)
-    assert any(line.startswith("No --transform: `") for line in heard.lines)
+    assert any(line.startswith("`--transform` is not set; using `") for line in heard.lines)
     assert explain_forecast(replace(asked, worst=None, limit=2), Lines()).photos == 2
     with pytest.raises(UsageError, match=r"No transform of the run is called `flipud`"):
         explain(replace(asked, transforms=("flipud",), out=tmp_path / "none"))

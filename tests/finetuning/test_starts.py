@@ -49,7 +49,7 @@ def test_the_command_as_typed_takes_what_is_bundled_and_says_so() -> None:
     assert (training.model, training.data) == ("umamba-pico", "nuclei-mini:stained")
     assert [line.split(":")[0] for line in said] == [
         "`--pretrained` and `--data` are not set",
-        "No --data",
+        "`--data` is not set",
     ]
     assert "pretrained on the fluorescence images" in said[0]
     assert "the intervals are wide" in said[1]

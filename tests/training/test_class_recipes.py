@@ -96,7 +96,7 @@ def test_a_segmenter_has_no_such_recipe(name: str) -> None:
     ("name", "said", "message"),
     [
         ("paper", {"aug": "light"}, "`--aug light` cannot be used with `--recipe paper`"),
-        ("paper", {"loss": "cross-entropy"}, "`--loss cross-entropy` does not go with"),
+        ("paper", {"loss": "cross-entropy"}, "`--loss cross-entropy` cannot be used with"),
         (
             "speedrun",
             {"aug": "randaugment"},

@@ -232,7 +232,7 @@ def test_a_class_without_test_images_is_announced(photos: Path, tmp_path: Path) 
     [
         (
             {"model_args": {**TINY_VMAMBA, "num_classes": 3}},
-            "`--model-arg num_classes` does not go with",
+            "`--model-arg num_classes` cannot be used with",
         ),
         ({"protocol": "paper"}, "`--protocol paper` cannot be used with classifiers"),
         (
