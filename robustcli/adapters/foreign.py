@@ -184,7 +184,7 @@ def _read_network(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
         raise UsageError(
             f"`--untrained` cannot be used with `{request.name}`.",
             "Its weights are in the file or on the hub.",
-            "Leave it out.",
+            "Omit it.",
         )
     if kind in ("memory", "import"):
         return _users_network(request)

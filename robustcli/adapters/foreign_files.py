@@ -92,7 +92,7 @@ def _checked(request: ModelRequest) -> Path:
         raise UsageError(
             f"`{path}` does not support `--model-arg`.",
             "It is a finished network.",
-            "Leave it out.",
+            "Omit it.",
         )
     return path
 

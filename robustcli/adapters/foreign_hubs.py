@@ -135,7 +135,7 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
     if request.arguments:
         raise UsageError(
             f"`{request.name}` does not support `--model-arg`.", "Its configuration is on the hub.",
-            "Leave it out.",
+            "Omit it.",
         )  # fmt: skip
     repository = open_repository(_name_of(request), offline=offline)
     config = repository.read("config.json")
@@ -267,7 +267,7 @@ def timm_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
     if request.arguments:
         raise UsageError(
             f"`{request.name}` does not support `--model-arg`.", "Its configuration is on the hub.",
-            "Leave it out.",
+            "Omit it.",
         )  # fmt: skip
     repository = open_repository(_name_of(request), offline=offline)
     config = repository.read("config.json")

@@ -358,7 +358,7 @@ class Segmenter:
             raise UsageError(
                 f"`threshold={self.preprocessing.threshold}` cannot be used with several classes.",
                 "The most probable class of each pixel is used, independent of its probability.",
-                "Leave it out.",
+                "Omit it.",
             )
         if classes:
             self.notes = tuple(note for note in self.notes if note not in self._merging)

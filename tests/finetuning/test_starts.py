@@ -47,7 +47,7 @@ def test_the_command_as_typed_takes_what_is_bundled_and_says_so() -> None:
     said: list[str] = []
     training = TASK.with_defaults(AS_TYPED, UMAMBA, said.append).training
     assert (training.model, training.data) == ("umamba-pico", "nuclei-mini:stained")
-    assert [line.split(":")[0] for line in said] == [
+    assert [line.split(";")[0] for line in said] == [
         "`--pretrained` and `--data` are not set",
         "`--data` is not set",
     ]

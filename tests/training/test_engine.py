@@ -363,7 +363,7 @@ def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"`--ignore 255` cannot be used with `--protocol paper`"):
         run_training(small(folder, tmp_path / "paper", ignore=255, protocol="paper"))
     (folder / "labels.json").write_text('{"1": "lesion", "255": "ignore"}')
-    with pytest.raises(UsageError, match=r"(?s)ignored 255.* cannot be used with `--protocol paper`"):
+    with pytest.raises(UsageError, match=r"(?s)255.* cannot be used with `--protocol paper`"):
         run_training(small(folder, tmp_path / "paper", protocol="paper"))
 
 
