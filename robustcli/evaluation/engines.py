@@ -335,9 +335,10 @@ def _check_goes_with(config: EvalConfig) -> None:
     for request in config.models:
         if request.module is not None:
             raise UsageError(
-                f"`engine={config.engine}` cannot be used with `{request.name}`, a network in memory.",
+                f"`engine={config.engine}` cannot be used with `{request.name}`, a network in "
+                "memory.",
                 "The workers cannot access it.",
-                'Name a function that builds it (model="my_package.my_module:build").',
+                'Pass the name of a function that builds it (model="my_package.my_module:build").',
             )
 
 

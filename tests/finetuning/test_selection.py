@@ -189,11 +189,11 @@ def test_pattern_without_a_match() -> None:
 
 def test_heads_alone_are_not_enough_for_a_threshold_and_are_for_a_pattern() -> None:
     heads = ("seg_layers.",)
-    with pytest.raises(UsageError, match="No tensor would be trained but the heads") as caught:
+    with pytest.raises(UsageError, match="No tensor would be trained except the heads") as caught:
         freeze_decisions(NETWORK, FreezeRule(threshold=1.0, scope="all"), heads)
     assert "highest useful threshold is 0.01, which leaves one tensor" in caught.value.todo
     unused = {**NETWORK, "mamba.unused": statistic(math.nan)}  # has nothing to learn from
-    with pytest.raises(UsageError, match="No tensor would be trained but the heads"):
+    with pytest.raises(UsageError, match="No tensor would be trained except the heads"):
         freeze_decisions(unused, FreezeRule(threshold=1.0, scope="all"), heads)
     probe = freeze_decisions(NETWORK, FreezeRule(pattern="*"), heads)
     assert [d.name for d in probe if not d.frozen] == ["seg_layers.0"]
