@@ -109,11 +109,11 @@ _RESENC = "https://github.com/MIC-DKFZ/dynamic-network-architectures"
 _SWIN_UMAMBA = "https://github.com/JiarunLiu/Swin-UMamba"
 _NONE = "no published weights"
 _SEE = "see source"
-_ON_IMAGENET = "no published weights; training starts from an encoder that saw ImageNet-1K"
-_SLIP = "The paper's 0.79955 is a slip for 0.79555: the run on record gives 0.7955."
+_ON_IMAGENET = "no published weights; training starts from an encoder pretrained on ImageNet-1K"
+_SLIP = "The value 0.79955 in the paper is a misprint of 0.79555: the recorded run has 0.7955."
 _DISCREPANCY = (
-    "The paper prints Dice 0.8454 and IoU 0.7260; the only evaluation on record of the same code "
-    "gives 0.7945 and 0.6750."
+    "The paper prints Dice 0.8454 and IoU 0.7260; the only recorded evaluation of the same code "
+    "has 0.7945 and 0.6750."
 )
 # Source: Table I of "Mamba-Based Tumor Segmentation" (Crews and Whalen, 2024) for the Dice; the IoU
 # from the outputs of its notebooks, those of the ResNets and SegFormer from its results file.
@@ -228,7 +228,7 @@ def _vim(name: str, size: str, parameters: int, published: float, file: str) -> 
     hub = f"https://huggingface.co/hustvl/Vim-{size}-midclstok"
     unchecked = (
         "" if name == _CONFIRMED
-        else f"The file's name comes from other people's scripts; its folder is {hub}/tree/main."
+        else f"The file name is taken from third-party scripts; its folder is {hub}/tree/main."
     )  # fmt: skip
     return ModelEntry(
         name, "vim", "vim", name, parameters, published, IN1K, "Apache-2.0",
@@ -241,7 +241,7 @@ _AS_RUN = (
     '"Mamba vs State-of-the-Art" trained it with 1,000 outputs (1,958,536 parameters; with patches '
     "of 8 pixels 1,974,664) on the 10 classes of CIFAR-10."
 )
-_PATCHES = "`--model-arg patch_size=8` takes patches of 8 pixels: {:,} parameters."
+_PATCHES = "`--model-arg patch_size=8` uses patches of 8 pixels: {:,} parameters."
 TRAINED_AS = {"resnet18": "cifar-resnet18", "resnet50": "cifar-resnet50"}
 """Names shared with timm, and their networks in `robust train`; elsewhere they are timm's."""
 # Source of the first two: "Mamba vs State-of-the-Art for Vision Tasks" (2024) and its notebooks.
@@ -254,10 +254,10 @@ _CIFAR: tuple[tuple[str, str, str, int, str, str, str], ...] = (
      "https://github.com/davidcpage/cifar10-fast", ""),
     ("cifar-resnet18", "cifar-resnet", "cifar", 11_173_962, "Apache-2.0",
      "https://arxiv.org/abs/1512.03385",
-     "`resnet18` in `robust train cls`; timm's is `timm:resnet18`."),
+     "`resnet18` in `robust train cls`; the network of timm is `timm:resnet18`."),
     ("cifar-resnet50", "cifar-resnet", "cifar", 23_520_842, "Apache-2.0",
      "https://arxiv.org/abs/1512.03385",
-     "`resnet50` in `robust train cls`; timm's is `timm:resnet50`."),
+     "`resnet50` in `robust train cls`; the network of timm is `timm:resnet50`."),
 )  # fmt: skip
 
 

@@ -174,7 +174,7 @@ def read_weights(path: Path) -> Weights:
             weights, or contains tensors that are not numeric or larger than their storage.
     """
     if not path.is_file():
-        raise UsageError(f"There is no weights file `{path}`.", "", "Check the path.")
+        raise UsageError(f"The weights file `{path}` does not exist.", "", "Check the path.")
     remarks, content = _content(path)
     sets = sorted(_sets(content, ()), key=lambda weights_set: weights_set[0])
     # Counters and scores are also named tensors.
@@ -185,7 +185,7 @@ def read_weights(path: Path) -> Weights:
     ] or sets
     if not complete_sets:
         raise UsageError(
-            f"`{path}` holds no weights.",
+            f"`{path}` contains no weights.",
             "Expected tensors by name, or one of the keys "
             f"{', '.join(key.key for key in WEIGHTS_KEYS)}; got {_described(content)}.",
         )
@@ -217,12 +217,12 @@ def _check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _fault(tensor: Tensor) -> str | None:
     if tensor.is_meta:
-        return "has a shape and no numbers (device `meta`)"
+        return "has a shape but no values (device `meta`)"
     if tensor.is_quantized or tensor.is_nested or tensor.layout != torch.strided:
         kind = "quantised" if tensor.is_quantized else "nested" if tensor.is_nested else "sparse"
         return f"is {kind}, expected a dense tensor of floating-point numbers"
     if tensor.is_complex():
-        return f"holds complex numbers ({tensor.dtype})"
+        return f"contains complex numbers ({tensor.dtype})"
     claimed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if claimed > max(held, _MOST_EXPANDED):
         return f"has shape {tuple(tensor.shape)}, but only {held:,} bytes in the file"
@@ -278,9 +278,9 @@ def _check_packed(path: Path) -> None:
     size = path.stat().st_size
     if unpacked > max(_MOST_UNPACKED * size, _MOST_EXPANDED):
         raise UsageError(
-            f"`{path}` is not read: its {size:,} bytes would unpack to {unpacked:,}.",
-            "torch does not compress weights; it may be made to fill the memory (a zip bomb).",
-            "Where you trust it, load it yourself and save it again with `torch.save`.",
+            f"`{path}` is refused: its {size:,} bytes would unpack to {unpacked:,}.",
+            "torch does not compress weights; this file could fill the memory (a zip bomb).",
+            "If you trust it, load it yourself and save it again with `torch.save`.",
         )
 
 
@@ -297,7 +297,7 @@ def _content(path: Path) -> tuple[list[str], object]:
     remarks = []
     if safe != safe_suffix:
         kind = "a safetensors" if safe else "a torch"
-        remarks.append(f"it is {kind} file, whatever its ending says")
+        remarks.append(f"it is {kind} file, although its suffix differs")
     return remarks, _safetensors(path) if safe else read_torch(path)
 
 
@@ -311,9 +311,9 @@ def _safetensors(path: Path) -> object:
 def _refused(path: Path, reason: BaseException) -> UsageError:
     refused_name = first_line(reason).split(" was not an allowed")[0].rstrip(".")
     return UsageError(
-        f"`{path}` was refused, and nothing in it was run.",
-        f"It holds more than weights: {refused_name}.",
-        "Ask its author for a safetensors file, or convert it yourself where you trust it: "
+        f"`{path}` was refused, and no code in it was run.",
+        f"It contains objects other than weights: {refused_name}.",
+        "Ask its author for a safetensors file, or convert it yourself if you trust it: "
         "torch.save({k: v for k, v in model.state_dict().items()}, FILE).",
     )
 
@@ -337,9 +337,9 @@ def _protocol(path: Path) -> int:
 def _other_protocol(path: Path) -> UsageError:
     return UsageError(
         f"`{path}` cannot be read as weights.",
-        f"It was written with pickle protocol {_protocol(path)}; without running what is in a "
-        f"file, torch reads protocol {torch.serialization.DEFAULT_PROTOCOL}, its own.",
-        "Where you trust it, save it again with `torch.save(state_dict, FILE)` and no "
+        f"It was written with pickle protocol {_protocol(path)}; without running code in a file, "
+        f"torch can only read its own protocol {torch.serialization.DEFAULT_PROTOCOL}.",
+        "If you trust it, save it again with `torch.save(state_dict, FILE)` without "
         "`pickle_protocol`, or as safetensors.",
     )
 

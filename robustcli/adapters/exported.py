@@ -207,13 +207,14 @@ def read_sidecar(file: Path) -> Sidecar | None:
         raise UsageError(
             f"`{path}` cannot be read.",
             f"It describes `{file.name}`, but: {first_line(error)}.",
-            "Export the network again, or remove that file and say with options what it said.",
+            "Export the network again, or remove that file and pass its settings as options.",
         ) from error
     if sidecar.sha256 != file_sha256(file):
         raise UsageError(
             f"`{path}` describes another file than `{file.name}`.",
-            "The SHA-256 in it is not that of the file, so its preprocessing may be wrong for it.",
-            "Export the network again, or remove the description and say with options what it "
-            "said (`--mean`, `--label-space`, ...).",
+            "The SHA-256 in it differs from that of the file, so that its preprocessing may be "
+            "wrong.",
+            "Export the network again, or remove the description and pass its settings as options "
+            "(`--mean`, `--label-space`, ...).",
         )
     return sidecar

@@ -31,7 +31,7 @@ def local_path(entry: ModelEntry) -> Path:
     """Path of the weights of a catalogue entry after `robust fetch`."""
     if entry.asset is not None:
         return Path(str(files("robustcli") / "assets" / entry.asset))
-    assert entry.weights_file is not None, f"{entry.name} has no weights of its own"
+    assert entry.weights_file is not None, f"{entry.name} has no published weights"
     return data_home() / "weights" / entry.weights_file
 
 
@@ -69,9 +69,9 @@ def official_weights(entry: ModelEntry, *, offline: bool) -> Path:
         raise UsageError(
             f"`{entry.name}` has no published weights.",
             "An untrained network knows nothing.",
-            f"Train it (`robust train {entry.task} --model {entry.name}`) and name the run's "
-            "folder, or name weights with `--weights FILE`; `--untrained` takes the network as "
-            "initialised.",
+            f"Train it (`robust train {entry.task} --model {entry.name}`) and pass the folder of "
+            "the run, or pass weights with `--weights FILE`; `--untrained` uses the network with "
+            "random weights.",
         )
     path = local_path(entry)
     if path.is_file() or entry.weights_url is None:
@@ -80,9 +80,9 @@ def official_weights(entry: ModelEntry, *, offline: bool) -> Path:
         fetch_file(entry.weights_url, path, sha256=None, offline=offline)
     except RobustError as error:
         raise UsageError(
-            f"The weights of `{entry.name}` are not here.",
+            f"The weights of `{entry.name}` are not on this machine.",
             f"{error.what} {error.why} {entry.unchecked}".strip(),
-            f"Download {entry.weights_url} to `{path}`, or name a copy with `--weights FILE`.",
+            f"Download {entry.weights_url} to `{path}`, or pass a copy with `--weights FILE`.",
         ) from error
     return path
 
@@ -124,14 +124,14 @@ def unreachable() -> str | None:
     try:
         socket.getaddrinfo(host, 443)
     except OSError as error:
-        return f"the network knows no `{host}` ({error.strerror})"
+        return f"the host name `{host}` cannot be resolved ({error.strerror})"
     return None
 
 
 def why_none(error: Exception, *, offline: bool) -> str:
     """The reason in words why the hub gave no file."""
     if offline:
-        return "`--offline` forbids the network"
+        return "`--offline` forbids downloads"
     return unreachable() or f"{type(error).__name__}: {first_line(error)}"
 
 

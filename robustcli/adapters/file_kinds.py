@@ -113,80 +113,82 @@ def _opens_as_tar(path: Path) -> bool:
         return False
 
 
-_UNPACK = "Unpack it, and name the file inside that holds the weights."
+_UNPACK = "Unpack it, and pass the file that contains the weights."
 
 FILE_KINDS: tuple[FileKind, ...] = (
     FileKind(
         "an empty file", lambda file: file.size == 0,
-        "It has 0 bytes: the download or the copy never began, or the disk was full.",
+        "It has 0 bytes: the download or the copy failed at the start, or the disk was full.",
         "Download or copy it again.",
     ),
     FileKind(
         "a file of zeros", lambda file: not any(file.head),
-        "Its place on the disk was taken, but the download never filled it.",
+        "Its disk space was reserved, but the download was not completed.",
         "Download it again.",
     ),
     FileKind(
         "a Git LFS pointer", lambda file: file.begins(b"version https://git-lfs"),
-        "The repository was cloned without its large files: these few lines stand for the real "
-        "one.",
-        "Run `git lfs pull` in that repository, or download the file itself.",
+        "The repository was cloned without its large files: this file is only a pointer to the "
+        "actual file.",
+        "Run `git lfs pull` in that repository, or download the actual file.",
     ),
     FileKind(
         "a web page, not the file", _is_markup,
-        "The server answered with a page: it wants a login or a confirmation, its quota is used "
-        "up, or the address is that of the page about the file.",
-        "Open the address in a browser, and download the file itself.",
+        "The server returned a web page: it requires a login or a confirmation, its quota is "
+        "exceeded, or the address is that of a page about the file.",
+        "Open the address in a browser, and download the actual file.",
     ),
     FileKind(
         "JSON", _is_json,
-        "It is a configuration, an index of weights in several files, or a server's answer.",
-        "Name the file with the weights themselves (it ends in .safetensors, .pth, .pt or .bin).",
+        "It is a configuration, an index of weights in several files, or the response of a server.",
+        "Pass the file with the weights (it ends with .safetensors, .pth, .pt or .bin).",
     ),
     FileKind(
-        "an HDF5 file, as Keras and TensorFlow write them",
+        "an HDF5 file, as written by Keras and TensorFlow",
         lambda file: file.begins(b"\x89HDF\r\n\x1a\n"),
-        "The networks here are PyTorch's, whose weights have other names and layouts.",
-        "Name a PyTorch file of the same network (.pth, .pt, .safetensors).",
+        "This program uses PyTorch networks, whose weights have different names and layouts.",
+        "Pass a PyTorch file of the same network (.pth, .pt, .safetensors).",
     ),
     FileKind(
         "a Keras archive", lambda file: file.holds("model.weights.h5"),
-        "The networks here are PyTorch's, whose weights have other names and layouts.",
-        "Name a PyTorch file of the same network (.pth, .pt, .safetensors).",
+        "This program uses PyTorch networks, whose weights have different names and layouts.",
+        "Pass a PyTorch file of the same network (.pth, .pt, .safetensors).",
     ),
     FileKind(
         "a TorchScript archive", lambda file: file.holds("/constants.pkl"),
-        "It holds a program beside the weights, which would have to be run to read them.",
-        "To measure that program, name the file as the model: `--model FILE`. Or, where you trust "
-        "it, save its weights alone: `torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)`.",
+        "It contains a program in addition to the weights, which would have to be run to read "
+        "them.",
+        "To evaluate this program, pass the file as the model: `--model FILE`. Or, if you trust "
+        "it, save only its weights: `torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)`.",
     ),
     FileKind(
         "an archive of torch.export",
         lambda file: file.holds("/archive_format", "archive_format", _OLDER_EXPORT),
-        "It holds a program beside the weights, which would have to be run to read them.",
-        "Where you trust it, save its weights alone: "
+        "It contains a program in addition to the weights, which would have to be run to read "
+        "them.",
+        "If you trust it, save only its weights: "
         "`torch.save(dict(torch.export.load(FILE).state_dict), NEW_FILE)`.",
     ),
     FileKind(
         "an ONNX file", _is_onnx,
-        "It holds a graph whose weights have lost the names of the network.",
-        "To measure that graph, name the file as the model (`--model FILE`); else name the PyTorch "
-        "file that it was exported from.",
+        "It contains a graph whose weights no longer have the names of the network.",
+        "To evaluate this graph, pass the file as the model (`--model FILE`); otherwise pass the "
+        "PyTorch file from which it was exported.",
     ),
     FileKind(
         "a NumPy file", lambda file: file.begins(b"\x93NUMPY") or file.holds(".npy"),
-        "It holds arrays, as JAX and Flax projects publish them, in a layout of their own.",
-        "Name a PyTorch file of the same network; timm has converted most of them.",
+        "It contains arrays in the layout of JAX and Flax projects.",
+        "Pass a PyTorch file of the same network; timm has converted most of them.",
     ),
     FileKind(
         "a GGUF file", lambda file: file.begins(b"GGUF"),
-        "It holds quantised weights for other programs.",
-        "Name the PyTorch file that it was made from.",
+        "It contains quantised weights for other programs.",
+        "Pass the PyTorch file from which it was made.",
     ),
     FileKind(
         "a TensorFlow Lite file", lambda file: file.head[4:8] == b"TFL3",
         "It holds a program for other devices.",
-        "Name a PyTorch file of the same network (.pth, .pt, .safetensors).",
+        "Pass a PyTorch file of the same network (.pth, .pt, .safetensors).",
     ),
     FileKind(
         "a picture or a document",
@@ -199,7 +201,7 @@ FILE_KINDS: tuple[FileKind, ...] = (
         lambda file: file.begins(
             b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd"
         ),
-        "Files of weights are read as they are, not compressed.", _UNPACK,
+        "Compressed weights files are not supported.", _UNPACK,
     ),
     FileKind(
         "a zip archive of other files",
@@ -209,13 +211,14 @@ FILE_KINDS: tuple[FileKind, ...] = (
     ),
     FileKind(
         "a tar archive", _is_tar,
-        "It packs other files. (A file `.pth.tar` of a training is none, whatever it is called.)",
+        "It is an archive of other files. (A checkpoint `.pth.tar` of a training is not an "
+        "archive in spite of its name.)",
         _UNPACK,
     ),
     FileKind(
         "a text", _is_text,
         "Weights are never plain text.",
-        "Check the path; if it was downloaded, the text says what went wrong.",
+        "Check the path; if it was downloaded, the text may contain the reason.",
     ),
 )  # fmt: skip
 
@@ -258,8 +261,8 @@ def not_weights(path: Path) -> UsageError | None:
     if kind is None:
         return None
     weight_members = [name for name in file.members if name.lower().endswith(_WEIGHTS)]
-    hint = f" Inside is `{weight_members[0]}`." if weight_members and kind.todo == _UNPACK else ""
-    shown = f" It begins: {_beginning(file)}" if kind.what in ("a text", "JSON") else ""
+    hint = f" It contains `{weight_members[0]}`." if weight_members and kind.todo == _UNPACK else ""
+    shown = f" It starts with: {_beginning(file)}" if kind.what in ("a text", "JSON") else ""
     return UsageError(
         f"`{path}` cannot be used as weights: it is {kind.what}.",
         f"{kind.why}{hint}{shown}",

@@ -182,17 +182,17 @@ def _read_network(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
     kind = foreign_kind(request)
     if request.untrained and kind not in ("memory", "import", "open-clip"):
         raise UsageError(
-            f"`--untrained` does not go with `{request.name}`.",
+            f"`--untrained` cannot be used with `{request.name}`.",
             "Its weights are in the file or on the hub.",
-            "Leave it out.",
+            "Omit it.",
         )
     if kind in ("memory", "import"):
         return _users_network(request)
     if request.weights is not None and kind != "open-clip":
         raise UsageError(
-            f"`--weights {request.weights}` does not go with `{request.name}`.",
+            f"`--weights {request.weights}` cannot be used with `{request.name}`.",
             "It holds its own weights.",
-            "Leave out `--weights`.",
+            "Omit `--weights`.",
         )
     if kind == "torchscript":
         return foreign_files.torchscript(request)
@@ -214,9 +214,9 @@ def _users_network(request: ModelRequest) -> ForeignNetwork:
     if isinstance(source, nn.Module):
         if arguments:
             raise UsageError(
-                f"`{request.name}` takes no `--model-arg`.",
+                f"`{request.name}` does not support `--model-arg`.",
                 "It is a network, not a function that builds one.",
-                "Leave it out, or name the function or the class.",
+                "Omit it, or pass the name of the function or the class.",
             )
         network: object = source
     elif callable(source):
@@ -240,8 +240,8 @@ def _users_network(request: ModelRequest) -> ForeignNetwork:
     if request.weights is not None:
         if source is request.module and isinstance(source, nn.Module):
             raise UsageError(
-                "`weights` does not go with a network in memory.", "It holds its own weights.",
-                "Load them into it with `load_state_dict`, or give the function that builds it.",
+                "`weights` cannot be used with a network in memory.", "It holds its own weights.",
+                "Load them into it with `load_state_dict`, or pass the function that builds it.",
             )  # fmt: skip
         _load_weights(network, request.weights, request.name)
         origin = str(request.weights)
@@ -252,7 +252,7 @@ def _users_network(request: ModelRequest) -> ForeignNetwork:
         family=type(network).__name__.lower(),
         origin=origin,
         digest=state_digest(network.state_dict()),
-        pretraining="none (untrained)" if request.untrained else "unknown (a network of one's own)",
+        pretraining="none (untrained)" if request.untrained else "unknown (the user's own network)",
         preprocessing=preprocessing,
         preprocessing_source="its timm configuration",
         arguments=arguments,
@@ -303,10 +303,10 @@ def _imported(name: str) -> Any:
         if error.name is None or not (module_name + ".").startswith(f"{error.name}."):
             raise users_error(f"`{name}` cannot be imported.", error) from error
         raise UsageError(
-            f"There is no module `{error.name}`, which `--model {name}` names.",
-            f"It was looked for in `{folder}` and among the installed packages.",
-            "Run the command in the folder that holds the package, or name the file: "
-            "`--model FILE.py:build`.",
+            f"The module `{error.name}` of `--model {name}` does not exist.",
+            f"It was searched in `{folder}` and in the installed packages.",
+            "Run the command in the folder that contains the package, or pass the file: `--model "
+            "FILE.py:build`.",
         ) from error
     except RobustError:
         raise
@@ -329,7 +329,7 @@ def _imported(name: str) -> Any:
             raise UsageError(
                 f"`{module_name}` has no `{attribute}`.",
                 f"It has {', '.join(f'`{key}`' for key in public[:_SHOWN])}." if public else "",
-                "Name the function, the class or the network after the colon.",
+                "Specify the function, the class or the network after the colon.",
             )
         module = getattr(module, part)
     return module
@@ -343,7 +343,7 @@ def _module(name: str) -> Any:
         return import_module(name)
     path = Path(name).expanduser()
     if not path.is_file():
-        raise UsageError(f"There is no file `{path}`.", "", "Check the path.")
+        raise UsageError(f"The file `{path}` does not exist.", "", "Check the path.")
     spec = spec_from_file_location(f"robust_users_{path.stem}", path.resolve())
     assert spec is not None, "the name ends in .py"
     assert spec.loader is not None, "the name ends in .py"
@@ -427,9 +427,9 @@ class LogitNetwork(nn.Module):
             answers = torch.cat([self._padded(part) for part in images.split(self.batch)])
         if answers.ndim not in (2, 4) or len(answers) != len(images):
             raise RunError(
-                f"`{self.model_name}` does not answer once for each image.",
-                f"For {len(images)} images it gives the shape {tuple(answers.shape)}.",
-                "Its first dimension must be that of the images.",
+                f"`{self.model_name}` does not return one output per image.",
+                f"For {len(images)} images, its output has the shape {tuple(answers.shape)}.",
+                "The first dimension must be the number of images.",
             )
         if not self.probabilities:
             return answers
@@ -460,9 +460,9 @@ class LogitNetwork(nn.Module):
             raise RunError(located.what, located.why, located.todo) from error
         if scores is None:
             raise RunError(
-                f"`{self.model_name}` answers with no tensor of scores.",
+                f"`{self.model_name}` does not return a tensor of scores.",
                 "Expected (images, classes) of a classifier or (images, classes, h, w) of a "
-                "segmenter; alone, first of a list, or under `logits` or `out`.",
+                "segmenter: a tensor, the first item of a list, or under `logits` or `out`.",
                 "Wrap it in a module that returns its scores.",
             )
         if scores.ndim == 4 and tuple(scores.shape[2:]) == (1, 1):
@@ -491,14 +491,14 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
     notes = list(foreign.notes)
     if sidecar is not None:
         notes.append(
-            f"`{sidecar_path(Path(request.name)).name}` says how `{name}` is used: preprocessing, "
-            f"{'threshold' if sidecar.output.threshold is not None else 'classes'} and origin "
-            f"(`{sidecar.model.name}`)."
+            f"`{sidecar_path(Path(request.name)).name}` defines the use of `{name}`: "
+            f"preprocessing, {'threshold' if sidecar.output.threshold is not None else 'classes'} "
+            f"and origin (`{sidecar.model.name}`)."
         )
     size, scores = _first_answer(answers, foreign, request)
     if foreign.batch is None and not _takes_two(answers, size):
         answers.batch = 1
-        notes.append(f"`{name}` takes one image at a time.")
+        notes.append(f"`{name}` only accepts batches of one image.")
     task: TaskName = "cls" if scores.ndim == 2 else "seg"
     answers.num_classes = scores.shape[1]
     if sidecar is None:
@@ -567,15 +567,15 @@ def _first_answer(
             if scores.ndim in (2, 4):
                 return size, scores
             problem = problem or RunError(
-                f"`{answers.model_name}` answers neither as a classifier nor as a segmenter.",
-                f"For one image it gives the shape {tuple(scores.shape)}; expected (1, classes) or "
-                "(1, classes, h, w).",
-                "Wrap it in a module that returns such scores.",
+                f"`{answers.model_name}` has the output of neither a classifier nor a segmenter.",
+                f"For one image, its output has the shape {tuple(scores.shape)}; expected (1, "
+                "classes) or (1, classes, h, w).",
+                "Wrap it in a module that returns one of these shapes.",
             )
     assert problem is not None, "one size was tried"
     tried = "" if len(sides) == 1 else (
-        f" None of the sizes {', '.join(map(str, sides))} works, with 3 channels or 1;"
-        " name its own with `--crop`."
+        f" None of the sizes {', '.join(map(str, sides))} works, with 3 channels or 1; set its "
+        "size with `--crop`."
     )  # fmt: skip
     raise UsageError(problem.what, problem.why, problem.todo + tried)
 
@@ -603,11 +603,14 @@ def _are_probabilities(answers: LogitNetwork, scores: Tensor, notes: list[str]) 
     summed = scores.shape[1] == 1 or bool(((scores.sum(1) - 1).abs() <= _EXACT).all())
     if inside and summed:
         notes.append(
-            f"`{answers.model_name}` answers with probabilities, judged by a made-up image."
+            f"`{answers.model_name}` returns probabilities, according to its output for a "
+            "synthetic image."
         )
         return True
     if scores.ndim == 4 and scores.shape[1] == 1:
-        notes.append(f"`{answers.model_name}` answers with logits, judged by a made-up image.")
+        notes.append(
+            f"`{answers.model_name}` returns logits, according to its output for a synthetic image."
+        )
     return False
 
 
@@ -640,26 +643,26 @@ def _space(
             return numbered_classes(name, outputs), True
         if not by_count:
             raise UsageError(
-                f"`{name}` has {outputs} outputs, and what they mean is not known.",
+                f"`{name}` has {outputs} outputs, and their classes are not known.",
                 "Recognised by their number are "
                 + ", ".join(
                     f"{s.name} ({len(s.ids)})" for s in map(read_label_space, BUNDLED_SPACES)
                 )
                 + ".",
-                "Name its classes with `--label-space FILE`, one class a line, in the order of its "
-                "outputs; in Python with `classes=[...]`.",
+                "Specify its classes with `--label-space FILE`, one class per line, in the order "
+                "of its outputs; in Python with `classes=[...]`.",
             )
         notes.append(
             f"`{name}` has {outputs} outputs: they are read as {by_count[0].name}, in its order "
-            "(`--label-space` names others)."
+            "(`--label-space` sets other classes)."
         )
         return by_count[0], False
     if len(space.ids) != outputs:
         raise UsageError(
             f"`{name}` has {outputs} outputs; `{space.name}` has {len(space.ids)} classes.",
             "",
-            "Name the network's own classes with `--label-space FILE`, one class a line, in the "
-            "order of its outputs; in Python with `classes=[...]`.",
+            "Specify the classes of the network with `--label-space FILE`, one class per line, in "
+            "the order of its outputs; in Python with `classes=[...]`.",
         )
     return space, space.name not in BUNDLED_SPACES
 
@@ -671,7 +674,7 @@ def _named_space(classes: Sequence[str], name: str) -> LabelSpace:
         twice = next(word for word in class_names if class_names.count(word) > 1)
         raise UsageError(
             f"Two classes of `{name}` are called `{twice}`.", "Names tell classes apart.",
-            "Give each its own name with `--label-space FILE`.",
+            "Give each class a different name with `--label-space FILE`.",
         )  # fmt: skip
     for space in map(read_label_space, BUNDLED_SPACES):
         if len(space.ids) != len(class_names):
@@ -717,7 +720,7 @@ def _preprocessing(
         notes.extend(more)
         return result
     if foreign.preprocessing is not None:
-        base, source = foreign.preprocessing, f"as {foreign.preprocessing_source} says"
+        base, source = foreign.preprocessing, f"as defined by {foreign.preprocessing_source}"
     else:
         uncut = side < _SIDES[0]  # small images are not cropped
         resize = side if uncut else round(side / _SHARE)
@@ -757,9 +760,9 @@ def _mask_preprocessing(
     for option in ("resize", "interpolation"):
         if option in request.preprocessing:
             raise UsageError(
-                f"`--{option}` does not go with the segmenter `{name}`.",
+                f"`--{option}` cannot be used with the segmenter `{name}`.",
                 "Images keep their size, so that masks can be compared pixel by pixel.",
-                "Leave it out; `--crop` sets the side of its window.",
+                "Omit it; `--crop` sets the side of its window.",
             )
     exported = None if foreign.sidecar is None else foreign.sidecar.preprocessing
     if isinstance(exported, MaskPreprocessing) and not request.preprocessing:
@@ -777,7 +780,9 @@ def _mask_preprocessing(
         mean=None if plain else scaled.mean,
         std=None if plain else scaled.std,
     ).of_channels(channels)
-    source = f"as {foreign.preprocessing_source} says" if foreign.preprocessing else "by default"
+    source = (
+        f"as defined by {foreign.preprocessing_source}" if foreign.preprocessing else "by default"
+    )
     values = "values in [0, 1]" if plain else _in_words(scaled, {"mean", "std"})
     if {"crop", "mean", "std"} - set(request.preprocessing):
         notes.append(f"`{name}`, {source}: windows of {window} pixels (`--crop`), {values}.")

@@ -43,9 +43,9 @@ def torchscript(request: ModelRequest) -> ForeignNetwork:
         raise _unreadable(path, error) from error
     if not scripted:
         raise UsageError(
-            f"`{path}` is no TorchScript archive.",
-            "A file of weights says nothing of its network.",
-            f"Name the network as well: `--model NAME --weights {path}`, or for your own "
+            f"`{path}` is not a TorchScript archive.",
+            "A weights file does not contain its network.",
+            f"Pass the network as well: `--model NAME --weights {path}`, or for your own network "
             f"`--model my_package.my_module:build --weights {path}`.",
         )
     try:
@@ -85,17 +85,21 @@ def described(foreign: ForeignNetwork, sidecar: Sidecar | None) -> ForeignNetwor
 def _checked(request: ModelRequest) -> Path:
     path = Path(request.name).expanduser()
     if not path.is_file():
-        raise UsageError(f"There is no file `{path}`.", "", "Check the path given to `--model`.")
+        raise UsageError(
+            f"The file `{path}` does not exist.", "", "Check the path given to `--model`."
+        )
     if request.arguments:
         raise UsageError(
-            f"`{path}` takes no `--model-arg`.", "It is a finished network.", "Leave it out."
+            f"`{path}` does not support `--model-arg`.",
+            "It is a finished network.",
+            "Omit it.",
         )
     return path
 
 
 def _unreadable(path: Path, error: Exception) -> UsageError:
     return UsageError(
-        f"`{path}` cannot be read as a network.", f"Reading it says: {first_line(error)}.",
+        f"`{path}` cannot be read as a network.", f"The error is: {first_line(error)}.",
         "Export it again; a partial copy is the usual cause.",
     )  # fmt: skip
 
@@ -120,10 +124,10 @@ class OnnxNetwork(nn.Module):
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _TYPES:
             described = "; ".join(f"`{node.name}` {node.type} {node.shape}" for node in inputs)
             raise UsageError(
-                f"`{path}` does not take images.",
+                f"`{path}` does not accept images.",
                 f"Its inputs: {described}. Expected one of floats with the shape "
                 "(images, channels, height, width).",
-                "Export the network that takes normalised images.",
+                "Export the network with normalised images as input.",
             )
         self.name, shape = inputs[0].name, list(inputs[0].shape)
         self.value_type = _TYPES[inputs[0].type]
@@ -141,9 +145,9 @@ class OnnxNetwork(nn.Module):
         """
         if torch.is_autocast_enabled(images.device.type):
             raise UsageError(
-                f"`{self.path}` computes in the precision that it was exported with.",
-                "So `--precision` has no meaning for an ONNX file.",
-                "Leave out `--precision`, or export the file with the other precision.",
+                f"`{self.path}` uses the precision of its export.",
+                "`--precision` has no effect on an ONNX file.",
+                "Omit `--precision`, or export the file with the other precision.",
             )
         values = images.permute(0, 2, 3, 1) if self.last else images
         array = np.ascontiguousarray(values.cpu().numpy().astype(self.value_type, copy=False))
@@ -199,17 +203,19 @@ def onnx(request: ModelRequest) -> ForeignNetwork:
     height, width = network.sides
     if height != width:
         raise UsageError(
-            f"`{path}` takes images of {height} x {width} pixels.",
+            f"`{path}` only accepts images of {height} x {width} pixels.",
             "Images are cut to squares here.",
-            "Export it for squares, or with free height and width.",
+            "Export it for square images, or with variable height and width.",
         )
     notes = []
     if network.batch is not None:
-        notes.append(f"`{path.name}` takes {network.batch} images at a time: the rest is padded.")
+        notes.append(
+            f"`{path.name}` needs batches of {network.batch} images: smaller batches are padded."
+        )
     if len(network.outputs) > 1:
         shown = ", ".join(f"`{name}`" for name in network.outputs[1:])
         notes.append(
-            f"`{path.name}` has several outputs: `{network.outputs[0]}` is taken, not {shown}."
+            f"`{path.name}` has several outputs: `{network.outputs[0]}` is used, not {shown}."
         )
     foreign = ForeignNetwork(
         network.eval(),

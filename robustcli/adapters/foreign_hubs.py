@@ -56,7 +56,7 @@ class Repository:
                 "Name a model in the format of the hub.",
             ) from error  # fmt: skip
         if not isinstance(content, dict):
-            raise UsageError(f"`{name}` of `{self.origin}` is no JSON object.")
+            raise UsageError(f"`{name}` of `{self.origin}` is not a JSON object.")
         return content
 
 
@@ -81,9 +81,9 @@ def open_repository(name: str, *, offline: bool) -> Repository:
             )
     except Exception as error:  # the client raises exceptions of four libraries
         raise UsageError(
-            f"`{name}` could not be had from the Hugging Face hub.",
+            f"`{name}` could not be downloaded from the Hugging Face hub.",
             f"The reason: {why_none(error, offline=offline)}.",
-            "Check the name (`ORG/NAME`, `ORG/NAME@REVISION`), or name a folder with its files.",
+            "Check the name (`ORG/NAME`, `ORG/NAME@REVISION`), or pass a folder with its files.",
         ) from error
     commit = snapshot.name  # the cache has one folder per commit
     return _with_safetensors(Repository(snapshot, f"https://huggingface.co/{repo}@{commit}"))
@@ -93,9 +93,9 @@ def _with_safetensors(repository: Repository) -> Repository:
     if any(repository.folder.glob(f"*{_SAFE}")):
         return repository
     raise UsageError(
-        f"`{repository.origin}` holds no weights as safetensors.",
-        "Other files of weights may hold code, and are not read.",
-        "Convert it (`model.save_pretrained(FOLDER, safe_serialization=True)`), and name the "
+        f"`{repository.origin}` contains no weights as safetensors.",
+        "Other weights files may contain code and are not read.",
+        "Convert it (`model.save_pretrained(FOLDER, safe_serialization=True)`), and pass the "
         "folder; on the hub, look for a revision with safetensors (`@refs/pr/NUMBER`).",
     )
 
@@ -134,8 +134,8 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
         )
     if request.arguments:
         raise UsageError(
-            f"`{request.name}` takes no `--model-arg`.", "Its configuration is on the hub.",
-            "Leave it out.",
+            f"`{request.name}` does not support `--model-arg`.", "Its configuration is on the hub.",
+            "Omit it.",
         )  # fmt: skip
     repository = open_repository(_name_of(request), offline=offline)
     config = repository.read("config.json")
@@ -147,15 +147,16 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
     loader = next((loaders[end] for end in loaders if architecture_name.endswith(end)), None)
     if "auto_map" in config:
         raise UsageError(
-            f"`{request.name}` needs Python code of its own, which is not run.",
+            f"`{request.name}` needs its own Python code, which is not run.",
             "Its `config.json` has an `auto_map`.",
-            "Load it yourself where you trust it, and name a function: `--model my_module:build`.",
+            "If you trust it, load it in your own code, and pass a function: `--model "
+            "my_module:build`.",
         )
     if loader is None:
         raise UsageError(
-            f"`{request.name}` is no image classifier and no semantic segmenter.",
+            f"`{request.name}` is neither an image classifier nor a semantic segmenter.",
             f"Its architecture is `{architecture_name or 'not stated'}`.",
-            "Name a model of the task image-classification or image-segmentation.",
+            "Use a model of the task image-classification or image-segmentation.",
         )
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -165,14 +166,15 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
         )  # fmt: skip
     except Exception as error:  # from transformers, safetensors or torch
         raise UsageError(
-            f"transformers cannot load `{request.name}`.", f"It says: {first_line(error)}.",
-            "Check its files, and the version of transformers that it asks for.",
+            f"transformers cannot load `{request.name}`.", f"The error is: {first_line(error)}.",
+            "Check its files, and the version of transformers that it requires.",
         ) from error  # fmt: skip
     missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if missing:
         raise UsageError(
-            f"`{repository.origin}` lacks weights of its network.",
-            f"{len(missing)} are not in its files (`{missing[0]}`, ...): they would be random.",
+            f"`{repository.origin}` is incomplete.",
+            f"{len(missing)} weights of the network are not in its files (`{missing[0]}`, ...) "
+            "and would be random.",
             "Name a repository with a trained head.",
         )
     labels = {int(key): str(value) for key, value in (config.get("id2label") or {}).items()}
@@ -209,7 +211,7 @@ def _processor(repository: Repository) -> Preprocessing | None:
             f"The image processor of `{repository.origin}` scales values by "
             f"{processor.get('rescale_factor')}, not by 1/255.",
             "Values are scaled to [0, 1] here before mean and std.",
-            "Load it yourself, and name a function: `--model my_module:build`.",
+            "Load it in your own code, and pass a function: `--model my_module:build`.",
         )
     mean, std = processor.get("image_mean", IMAGENET_MEAN), processor.get("image_std", IMAGENET_STD)
     if not processor.get("do_normalize", True):
@@ -264,15 +266,15 @@ def timm_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
     """
     if request.arguments:
         raise UsageError(
-            f"`{request.name}` takes no `--model-arg`.", "Its configuration is on the hub.",
-            "Leave it out.",
+            f"`{request.name}` does not support `--model-arg`.", "Its configuration is on the hub.",
+            "Omit it.",
         )  # fmt: skip
     repository = open_repository(_name_of(request), offline=offline)
     config = repository.read("config.json")
     architecture = config.get("architecture")
     if not isinstance(architecture, str) or not timm_library.has_architecture(architecture):
         raise UsageError(
-            f"`{request.name}` is no model of timm.",
+            f"`{request.name}` is not a model of timm.",
             f"Its `config.json` names the architecture `{architecture}`.",
             "For a model of transformers, write `hf:ORG/NAME`.",
         )
@@ -353,7 +355,8 @@ def clip_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
     template = str(arguments.pop("prompt", _TEMPLATE))
     if arguments or "{}" not in template:
         raise UsageError(
-            f"`{request.name}` takes one `--model-arg`: `prompt=TEXT`, with `{{}}` for the class.",
+            f"`{request.name}` supports only one `--model-arg`: `prompt=TEXT`, with `{{}}` for "
+            "the class.",
             f"Got {', '.join(f'{k}={v}' for k, v in request.arguments.items())}.",
             f"For example `--model-arg prompt='{_TEMPLATE}'`.",
         )
@@ -373,9 +376,9 @@ def clip_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
     weights = request.weights or (Path(tag) if tag and Path(tag).is_file() else None)
     if weights is None and not request.untrained and tag not in tags:
         raise UsageError(
-            f"`{request.name}` names no weights of `{name}`.",
+            f"`{request.name}` is not the name of weights of `{name}`.",
             f"It has {', '.join(f'`{tag_name}`' for tag_name in tags[:8]) or 'none'}.",
-            "Write `open-clip:MODEL/PRETRAINED`, or name a file with `--weights FILE`.",
+            "Write `open-clip:MODEL/PRETRAINED`, or pass a file with `--weights FILE`.",
         )
     space = _space_of(request)
     by_tag = weights is None and not request.untrained
@@ -388,9 +391,9 @@ def clip_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
             tokens = open_clip.get_tokenizer(name)
     except Exception as error:  # from the hub's client or open_clip
         raise UsageError(
-            f"The weights of `{request.name}` could not be had.",
+            f"The weights of `{request.name}` could not be downloaded.",
             f"The reason: {why_none(error, offline=offline)}.",
-            "Name a copy with `--weights FILE`.",
+            "Pass a copy with `--weights FILE`.",
         ) from error
     if weights is not None:
         choice = choose(read_weights(weights), shapes_of(clip.state_dict()))

@@ -151,7 +151,7 @@ def resolve(name: str) -> ModelEntry:
         raise UsageError(
             f"`{name}` can be evaluated, but not trained or fine-tuned here.",
             "Its network is not one of the catalogue, of timm or of smp.",
-            "`robust eval` and `robust predict` take it; train it with its own code.",
+            "`robust eval` and `robust predict` support it; train it with its own code.",
         )
     if timm_library.has_architecture(name):
         plain = timm_library.plain_name(name)
@@ -165,7 +165,7 @@ def resolve(name: str) -> ModelEntry:
     raise UsageError(
         f"No model is called `{name}`.",
         f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
-        "`robust list models` shows the names; any timm name works, with its tag.",
+        "`robust list models` lists the names; any timm name with its tag can be used too.",
     )
 
 
@@ -177,22 +177,22 @@ def _no_run(path: Path) -> UsageError:
     """The error of a model that is named by a path at which there is no training run."""
     if path.is_file():
         return UsageError(
-            f"`{path}` is a file that does not say which network it is of.",
+            f"`{path}` is a file that does not contain the name of its network.",
             "",
-            f"Name the network as well: `--model NAME --weights {path}`.",
+            f"Pass the network as well: `--model NAME --weights {path}`.",
         )
     if path.is_dir():
         return UsageError(
-            f"`{path}` is a folder, but no training run.",
-            f"It holds neither `{WEIGHTS}` nor a record of a run.",
-            "Name the folder of a finished training, or a name of `robust list models`.",
+            f"`{path}` is a folder, but not a training run.",
+            f"It contains neither `{WEIGHTS}` nor a record of a run.",
+            "Pass the folder of a finished training, or a name of `robust list models`.",
         )
     folders = [p.name for p in path.parent.iterdir() if is_run(p)] if path.parent.is_dir() else []
     close = [path.parent / name for name in nearest(path.name, folders)]
     return UsageError(
-        f"There is no folder `{path}`.",
+        f"The folder `{path}` does not exist.",
         f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
-        "Name the folder of a finished training, or a name of `robust list models`.",
+        "Pass the folder of a finished training, or a name of `robust list models`.",
     )
 
 
@@ -204,7 +204,7 @@ def names_run(name: str) -> bool:
 
 _SAYS = {
     "cls": ("classifier", "It says what is in an image, not where."),
-    "seg": ("segmenter", "It says where something is, not what is in an image."),
+    "seg": ("segmenter", "It predicts the location of objects, not the class of an image."),
 }
 
 
@@ -215,7 +215,7 @@ def check_task(entry: ModelEntry, task: Literal["cls", "seg"]) -> None:
         raise UsageError(
             f"`{entry.name}` is a {kind}.",
             answers,
-            f"`robust list models` shows which models are {_SAYS[task][0]}s.",
+            f"`robust list models` lists the {_SAYS[task][0]}s.",
         )
 
 
@@ -269,8 +269,8 @@ def _find_weights(entry: ModelEntry, request: ModelRequest, *, offline: bool) ->
         if request.weights is not None:
             raise UsageError(
                 f"`{entry.name}` has no weights.",
-                f"So it cannot have those of `{request.weights}`.",
-                "Leave out `--weights`.",
+                f"`{request.weights}` cannot be loaded into it.",
+                "Omit `--weights`.",
             )
         return None
     if request.untrained:
@@ -356,8 +356,9 @@ def answers_in(request: ModelRequest) -> LabelSpace:
     if named_space is not None and named_space.ids != trained_space.ids:
         raise UsageError(
             f"`--label-space {request.label_space}` contradicts the weights of `{request.name}`.",
-            f"They were trained for {_in_order(trained_space)}; it names {_in_order(named_space)}.",
-            "Leave out `--label-space`: the weights say what their classes are.",
+            f"They were trained for {_in_order(trained_space)}; the option contains "
+            f"{_in_order(named_space)}.",
+            "Omit `--label-space`: the classes are stored with the weights.",
         )
     return trained_space
 
@@ -388,9 +389,9 @@ def _with_classes(
         return replace(facts, label_space=space.name), len(space.ids) if spare else None
     if classes is None:
         raise UsageError(
-            f"`{entry.name}` as built does not tell classes apart.",
-            f"It was built with {dict(request.arguments)}, which leaves out its last layer.",
-            "Leave out that `--model-arg`.",
+            f"`{entry.name}` is built without a classifier.",
+            f"It was built with {dict(request.arguments)}, which removes its last layer.",
+            "Omit that `--model-arg`.",
         )
     as_run = request.weights is not None and classes == AS_RUN.get(entry.network)
     if as_run and classes is not None and classes > len(space.ids):
@@ -402,11 +403,11 @@ def _with_classes(
     elif classes != len(space.ids):
         of = f" with the weights in `{request.weights}`" if request.weights is not None else ""
         raise UsageError(
-            f"`{entry.name}`{of} tells {classes} classes apart; "
-            f"`{request.label_space or space.name}` has {len(space.ids)}.",
+            f"`{entry.name}`{of} has {classes} classes; `{request.label_space or space.name}` has "
+            f"{len(space.ids)}.",
             "",
-            f"Name the model's own {classes} classes with `--label-space FILE`, one class a line, "
-            "in the order of its outputs.",
+            f"Specify the {classes} classes of the model with `--label-space FILE`, one class per "
+            "line, in the order of its outputs.",
         )
     arguments = dict(facts.arguments)
     if request.weights is not None and classes != len(read_label_space(entry.label_space).ids):

@@ -76,13 +76,13 @@ class Choice:
             averaged = is_averaged(source.removesuffix("*"))
             kind = "the averaged weights" if averaged else "the weights"
             passed_over = ", ".join(f"`{name}`" for name in self.passed_over)
-            remarks.append(f"{kind} `{source}` are taken, not {passed_over}")
+            remarks.append(f"{kind} `{source}` are used, not {passed_over}")
         if self.prefix:
             remarks.append(f"the prefix `{self.prefix}` removed from the names of its tensors")
         if self.left_out:
             count = len(self.left_out)
             remarks.append(
-                f"{count} tensor{'s' * (count > 1)} without it left out ({_listed(self.left_out)})"
+                f"{count} tensor{'s' * (count > 1)} without it skipped ({_listed(self.left_out)})"
             )
         return remarks
 
@@ -146,7 +146,7 @@ def ablation_remarks(network: nn.Module, converted: Mapping[str, Tensor]) -> tup
         return ()
     numbers = sum(converted[name].numel() for name in removed)
     return (
-        f"{len(removed)} tensors of the scan left out ({numbers:,} numbers: "
+        f"{len(removed)} tensors of the scan skipped ({numbers:,} numbers: "
         f"{_listed(list(removed))}, ...), because the network is built without it",
     )
 
@@ -272,9 +272,9 @@ def load_strictly(
     needed = {key: shape for key, shape in expected.items() if key in received or not counts(key)}
     if needed != received:
         raise UsageError(
-            f"`{origin}` does not hold the weights of `{model}`.",
+            f"`{origin}` does not contain the weights of `{model}`.",
             tensor_differences(needed, received),
-            advice or "Name the model that the file was made for.",
+            advice or "Specify the model for which the file was created.",
         )
     _check_numbers(network, state, model, origin)
     network.load_state_dict(dict(state))
@@ -291,16 +291,16 @@ def _check_numbers(
     for key, tensor in state.items():
         wrong_type = key in parameters and not tensor.is_floating_point()
         if wrong_type:
-            fault = f"holds {str(tensor.dtype).removeprefix('torch.')}, expected floating point"
+            fault = f"has type {str(tensor.dtype).removeprefix('torch.')}, expected floating point"
         elif tensor.is_floating_point() and not _is_usable(tensor, finite=key in parameters):
             bad = int((~torch.isfinite(tensor.float())).sum())
             fault = f"has {bad:,} of {tensor.numel():,} numbers that are NaN or infinite"
         else:
             continue
         raise UsageError(
-            f"`{origin}` does not hold usable weights of `{model}`.",
+            f"`{origin}` does not contain usable weights of `{model}`.",
             f"`{shortened_text(key)}` {fault}.",
-            "Use a file from before the training diverged; quantised weights are not read.",
+            "Use a file from before the training diverged; quantised weights are not supported.",
         )
 
 
@@ -328,7 +328,7 @@ def tensor_differences(expected: Shapes, received: Shapes, most: int = _SHOWN) -
         shown = "; ".join(
             f"`{shortened_text(k)}` is {received[k]}, not {expected[k]}" for k in reshaped[:most]
         )
-        parts.append(f"{len(reshaped)} of another shape ({shown})")
+        parts.append(f"{len(reshaped)} with a different shape ({shown})")
     if missing:
         parts.append(f"{len(missing)} missing ({_listed(missing, most)})")
     if unknown:
@@ -369,8 +369,8 @@ def _matrix(key: str, tensor: Tensor) -> Tensor:
 
 _NOTHING = r"(?!)"  # no match: ResNets for CIFAR have the names of timm's and torchvision's ResNets
 _PLAN = (
-    "Give the options of its plan: `robustcli.models.umamba.plan_options` reads them from "
-    "an entry of `configurations` in `plans.json`."
+    "Pass the options of its plan: `robustcli.models.umamba.plan_options` reads them from an "
+    "entry of `configurations` in `plans.json`."
 )
 
 
@@ -390,7 +390,7 @@ class Family:
     mark: str
     heads: tuple[str, ...]
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
-    advice: str = "It fits none of them as published: give the options that it was trained with."
+    advice: str = "It matches none of the published networks: pass the options of its training."
 
 
 FAMILIES: dict[str, Family] = {
@@ -418,7 +418,7 @@ FAMILIES: dict[str, Family] = {
         r"encoder\.stem\.convs\.",
         ("decoder.seg_layers",),
         without_aliases,
-        "Give the `features`, `strides` and `n_blocks` of its plan with `--model-arg`.",
+        "Pass the `features`, `strides` and `n_blocks` of its plan with `--model-arg`.",
     ),
     "swin-umamba": Family(
         "Swin-UMamba",

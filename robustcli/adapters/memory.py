@@ -103,7 +103,7 @@ class BatchLimit:
         if self.announce is not None and self.most != self._announced:
             self._announced = self.most
             self.announce(
-                f"Out of memory on {self.model.device}: `{self.model.facts.name}` goes on with "
+                f"Out of memory on {self.model.device}: `{self.model.facts.name}` continues with "
                 f"batches of {self.most}."
             )
 
@@ -111,7 +111,7 @@ class BatchLimit:
         of = f" of {shape}" if shape else ""
         return RunError(
             f"`{self.model.facts.name}` does not fit into the memory of {self.model.device}.",
-            f"It ran out with a batch of one image{of}.",
-            "Try `--precision bf16`, smaller images, or `--device cpu`, or end other programs that "
-            "use this memory; the same command continues the run.",
+            f"The memory ran out with a batch of one image{of}.",
+            "Try `--precision bf16`, smaller images, or `--device cpu`, or stop other programs "
+            "that use this memory; the same command continues the run.",
         )

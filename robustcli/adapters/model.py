@@ -26,7 +26,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CONTIGUOUS_ONLY: tuple[type[nn.Module], ...] = (nn.GroupNorm,)
 """Layers that are inexact on channels-last images on CPUs: torch's group norm subtracts the squared
 mean from the mean of squares in float32, which changes outputs by up to 1e-3 on photos."""
-GREY_NOTE = "`{}` reads one channel: images are turned into greyscale (luma of ITU-R BT.601)."
+GREY_NOTE = "`{}` has one input channel: images are converted to greyscale (luma of ITU-R BT.601)."
 """Announcement for a model with greyscale input."""
 
 
@@ -162,9 +162,9 @@ def check_class_scores(scores: object, classes: int | None, trial: Trial) -> Non
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != 1:
         raise UsageError(
-            f"`{trial.name}` does not answer as a classifier.",
-            f"For one image it gives {shape}; expected (1, {classes or 'classes'}).",
-            "Leave out the `--model-arg` that changes its output (`features_only`, `global_pool`).",
+            f"`{trial.name}` does not have the output of a classifier.",
+            f"For one image, its output has shape {shape}; expected (1, {classes or 'classes'}).",
+            "Omit the `--model-arg` that changes its output (`features_only`, `global_pool`).",
         )
     check_finite(scores.float().softmax(1), trial)
 
@@ -175,14 +175,14 @@ def check_finite(values: Tensor, trial: Trial) -> None:
         return
     if trial.precision == "fp32":
         raise UsageError(
-            f"`{trial.name}` answers a made-up image with NaN (not a number).",
-            "Its weights hold values that are not finite, or far too large.",
-            "Name other weights with `--weights FILE`.",
+            f"`{trial.name}` returns NaN (not a number) for a synthetic image.",
+            "Its weights contain values that are not finite, or far too large.",
+            "Pass other weights with `--weights FILE`.",
         )
     alternative = "bf16` or `--precision fp32" if trial.precision == "fp16" else "fp32"
     raise UsageError(
-        f"`{trial.name}` answers a made-up image with NaN (not a number).",
-        f"Values inside it leave the range of `--precision {trial.precision}`.",
+        f"`{trial.name}` returns NaN (not a number) for a synthetic image.",
+        f"Its intermediate values exceed the range of `--precision {trial.precision}`.",
         f"Use `--precision {alternative}`.",
     )
 
@@ -221,8 +221,8 @@ def _flagged(todo: str, trial: Trial) -> str:
         return todo
     if IMG_SIZE in todo:
         return (
-            f"Give its own size with `{trial.size_flag}`, or build it for this one with "
-            f"`--model-arg {IMG_SIZE}={trial.side}`."
+            f"Set its size with `{trial.size_flag}`, or build it for this size with `--model-arg "
+            f"{IMG_SIZE}={trial.side}`."
         )
     return f"{todo} `{trial.size_flag} {trial.side}` sets the size.".strip()
 
@@ -234,14 +234,14 @@ def _refused(trial: Trial, error: Exception) -> UsageError:
     why = f"Its first forward pass, of an input of shape {shape}, ended with {reason.rstrip('.')}."
     if _is_about_channels(error):
         return UsageError(
-            f"`{trial.name}` does not take images of {channels} channels.",
+            f"`{trial.name}` does not accept images with {channels} channels.",
             why,
-            "Leave out `--model-arg in_chans=...`, or name the number that its weights are for "
-            "(3 for colour, 1 for greyscale).",
+            "Omit `--model-arg in_chans=...`, or set it to the number of its weights (3 for "
+            "colour, 1 for greyscale).",
         )
     requirement, todo = _wants(trial)
     return UsageError(
-        f"`{trial.name}` cannot take images of {side} x {side} pixels.",
+        f"`{trial.name}` does not accept images of {side} x {side} pixels.",
         " ".join(part for part in (why, requirement) if part),
         todo,
     )
@@ -257,7 +257,7 @@ def _wants(trial: Trial) -> tuple[str, str]:
     flag = trial.size_flag
     if trial.variant is None:
         advice = "Use the size that it was published for"
-        return "", f"{advice}: leave out `{flag}`." if flag else f"{advice}."
+        return "", f"{advice}: omit `{flag}`." if flag else f"{advice}."
     config = timm.get_pretrained_cfg(trial.variant)
     native_side = int(config.input_size[-1]) if config is not None else None
     built_side = trial.arguments.get(IMG_SIZE)
@@ -271,7 +271,7 @@ def _wants(trial: Trial) -> tuple[str, str]:
         options.append(f"build it for this size with `--model-arg {IMG_SIZE}={trial.side}`")
     smallest = _smallest(trial, native_side)
     if smallest is not None:
-        requirement += f" The smallest that it takes is {smallest} x {smallest}."
+        requirement += f" The smallest supported size is {smallest} x {smallest}."
     todo = ", or ".join(options) or "Use another size or another model"
     return requirement.strip(), f"{todo[0].upper()}{todo[1:]}."
 

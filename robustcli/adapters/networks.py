@@ -62,8 +62,9 @@ def create(name: str, options: Mapping[str, Any]) -> nn.Module:
         typed = " ".join(f"{key}={value}" for key, value in options.items())
         raise UsageError(
             f"`{spec.name}` cannot be built with `{typed}`.",
-            f"It says: {first_line(error)}",
-            "Compare with its own values: the fields of its `config` when built without options.",
+            f"The error is: {first_line(error)}",
+            "Compare with its default values: the fields of its `config` when built without "
+            "options.",
         ) from error
 
 
@@ -74,9 +75,9 @@ def _check_options(spec: Architecture, options: Mapping[str, Any]) -> None:
         if option not in option_names and not (spec.family in _CLASSIFIERS and option in _TIMMS):
             close = nearest(option, option_names, most=1)
             raise UsageError(
-                f"`{spec.name}` takes no `{option}=...`.",
+                f"`{spec.name}` has no option `{option}=...`.",
                 f"Did you mean `{close[0]}`?" if close else "",
-                f"It takes {', '.join(option_names)}.",
+                f"Its options are {', '.join(option_names)}.",
             )
 
 
@@ -142,7 +143,7 @@ def classifier_with_weights(
     if classes in (None, classes_in(shapes, spec.family)):
         return with_weights(name, state, origin=origin, options=options)
     network = with_weights(name, state, origin=origin, options={**options, "num_classes": classes})
-    announce(f"`{origin}`: its head tells {classes} classes apart, and so does `{name}` here.")
+    announce(f"`{origin}`: its head has {classes} classes, so that `{name}` has {classes} too.")
     return network
 
 
@@ -159,9 +160,9 @@ def _weights_advice(
         return None
     recognised = recognise(state)
     if recognised is None and family == spec.family and _lacks_its_scan(network, state, family):
-        return "They are of this network without its scan: add `--model-arg ablate=scan`."
+        return "They are weights of this network without its scan: add `--model-arg ablate=scan`."
     if recognised is not None and recognised != spec.variant:
-        return f"These are the weights of `{recognised}`: use that name."
+        return f"These are the weights of `{recognised}`: use this name."
     if family != spec.family:
         return f"It is a file of {FAMILIES[family].title} ({', '.join(members(family))})."
     shapes = shapes_of(FAMILIES[family].convert(state))
@@ -169,7 +170,7 @@ def _weights_advice(
     if body(shapes, family) == body(expected, family):
         return _other_classes(shapes, family, options)
     if recognised is not None:
-        return f"They are the weights of `{recognised}` as published: leave out the options."
+        return f"They are the weights of `{recognised}` as published: omit the options."
     return _other_size(shapes, expected) or FAMILIES[family].advice
 
 
@@ -184,11 +185,12 @@ def _lacks_its_scan(network: nn.Module, state: Mapping[str, Tensor], family: str
 def _other_classes(shapes: Shapes, family: str, options: Mapping[str, Any]) -> str | None:
     classes = classes_in(shapes, family)
     if classes is None:
-        return "They have no head: the file holds a backbone only."
+        return "They have no head: the file contains only a backbone."
     if "num_classes" not in options:
         return (
-            f"They are of this model with {classes} classes: set `num_classes={classes}` "
-            f"(`--model-arg num_classes={classes}`, and name them with `--label-space FILE`)."
+            f"They are weights of this model with {classes} classes: set `num_classes={classes}` "
+            f"(`--model-arg num_classes={classes}`, and specify the classes with `--label-space "
+            "FILE`)."
         )
     layers = (
         head for head in FAMILIES[family].heads if any(key.startswith(f"{head}.") for key in shapes)
@@ -210,7 +212,7 @@ def _other_size(shapes: Shapes, expected: Shapes) -> str | None:
         return None
     side = math.isqrt(shapes["pos_embed"][1])
     return (
-        f"They are for images with {side} x {side} patches: give `img_size`, in pixels, and the "
+        f"They are for images with {side} x {side} patches: set `img_size`, in pixels, and the "
         "position embedding is resized to it."
     )
 
@@ -291,7 +293,9 @@ def _timm_download(variant: str, arguments: Arguments, offline: bool) -> nn.Modu
 
 def _otsu(variant: str, arguments: Arguments) -> nn.Module:
     if arguments:
-        raise UsageError(f"`{variant}` takes no `{next(iter(arguments))}=...`.", "It takes none.")
+        raise UsageError(
+            f"`{variant}` has no option `{next(iter(arguments))}=...`.", "It takes none."
+        )
     return Otsu().eval()
 
 
@@ -376,8 +380,8 @@ def _resolve_builder(name: str, *, tagged: bool) -> tuple[str, str]:
         if "." in plain or not tagged:
             return "timm", plain
         raise UsageError(
-            f"`{name}` is timm's, and says nothing of its pretraining.",
-            "A name without a tag means another one in different versions of timm.",
+            f"`{name}` is a timm name without its pretraining.",
+            "A name without a tag refers to different weights in different versions of timm.",
             f"Add the tag (`{name}.TAG`), or use `timm.create_model`.",
         )
     names = [*ARCHITECTURES, *(e.name for e in CATALOGUE.values() if e.builder == "timm")]
@@ -385,5 +389,5 @@ def _resolve_builder(name: str, *, tagged: bool) -> tuple[str, str]:
     raise UsageError(
         f"No model is called `{name}`.",
         f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
-        f"There are {', '.join(names)}; and any timm name with its tag.",
+        f"Expected {', '.join(names)}, or any timm name with its tag.",
     )

@@ -54,19 +54,21 @@ class Preprocessing:
         if self.interpolation not in INTERPOLATIONS:
             raise UsageError(
                 f"`--interpolation {self.interpolation}` is unknown.",
-                f"It is one of {', '.join(INTERPOLATIONS)}.",
+                f"Expected one of {', '.join(INTERPOLATIONS)}.",
             )
         if self.crop < 1 or (self.resize is not None and self.resize < 1):
-            raise UsageError("`--resize` and `--crop` are pixels, at least 1.")
+            raise UsageError("`--resize` and `--crop` must be at least 1 pixel.")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
-            raise UsageError("`--mean` and `--std` are numbers.", f"Got {self.mean}, {self.std}.")
+            raise UsageError(
+                "`--mean` and `--std` must be numbers.", f"Got {self.mean}, {self.std}."
+            )
         if min(self.std) <= 0:
             raise UsageError("`--std` must be above zero in every channel.", f"Got {self.std}.")
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise UsageError(
-                "`--mean` and `--std` are one number per channel.",
+                "`--mean` and `--std` need one number per channel.",
                 f"Got {len(self.mean)} and {len(self.std)}.",
-                "Give three of each for colour images, one for a greyscale network.",
+                "Pass three numbers each for colour images, one for a greyscale network.",
             )
 
     @property
@@ -177,8 +179,9 @@ def input_channels(arguments: Mapping[str, Any]) -> int:
         if isinstance(count, bool) or count not in (1, 3):
             raise UsageError(
                 f"`--model-arg {name}={count}` is not supported.",
-                "Images are read in colour (3 channels) or, for such a network, as greyscale (1).",
-                f"Use `{name}=3` or `{name}=1`, or leave it out.",
+                "Images are read in colour (3 channels) or, for networks with one channel, as "
+                "greyscale (1).",
+                f"Use `{name}=3` or `{name}=1`, or omit it.",
             )
         if count == 1:
             return 1
@@ -207,8 +210,8 @@ def overridden(
         typed = ", ".join(f"`--{name} {_typed(values)}`" for name, values in statistics.items())
         raise UsageError(
             "`--mean` and `--std` are not in the same units.",
-            f"{typed}: one is of values from 0 to 255, the other of values from 0 to 1.",
-            "Give both in units of [0, 1]: divide those of 255 by 255.",
+            f"{typed}: one refers to values from 0 to 255, the other to values from 0 to 1.",
+            "Use units of [0, 1] for both: divide values in units of 0 to 255 by 255.",
         )
     notes = []
     if _WHITE in units.values():
@@ -217,7 +220,7 @@ def overridden(
             for name, values in statistics.items()
         }
         notes = [
-            f"`--{name}` is read in units of 0 to 255: {_typed(values)} of values in [0, 1]."
+            f"`--{name}` is interpreted in units of 0 to 255: {_typed(values)} in units of [0, 1]."
             for name, values in statistics.items()
         ]
     return replace(base, **{**changes, **statistics}), tuple(notes)
@@ -230,22 +233,24 @@ def _check_values(name: str, values: ChannelValues, channels: int) -> None:
         )
         raise UsageError(
             f"`--{name} {_typed(values)}` has {len(values)} numbers.",
-            f"The network takes {expected}, one per channel.",
-            f"Give {channels}.",
+            f"The network needs {expected}, one per channel.",
+            f"Pass {channels}.",
         )
     if not all(math.isfinite(value) for value in values):
-        raise UsageError(f"`--{name} {_typed(values)}` is no number.", "", "Give finite numbers.")
+        raise UsageError(
+            f"`--{name} {_typed(values)}` is not a number.", "", "Give finite numbers."
+        )
     if name == "std" and min(values) <= 0:
         raise UsageError(
             f"`--std {_typed(values)}` must be above zero in every channel.",
             "Images are divided by it.",
-            "Give the model's own, for example `--std 0.229,0.224,0.225`.",
+            "Use the values of the model, for example `--std 0.229,0.224,0.225`.",
         )
     if min(values) < 0 or max(values) > _WHITE:
         raise UsageError(
             f"`--{name} {_typed(values)}` is out of range.",
-            "It is of values in [0, 1], or of values from 0 to 255.",
-            "Give the model's own, for example `--mean 0.485,0.456,0.406`.",
+            "It must be in units of [0, 1] or in units of 0 to 255.",
+            "Use the values of the model, for example `--mean 0.485,0.456,0.406`.",
         )
 
 
@@ -263,9 +268,9 @@ def _unit(name: str, values: ChannelValues) -> int | None:
     if min(nonzero) >= _LEAST_OF_255:
         return _WHITE
     raise UsageError(
-        f"The units of `--{name} {_typed(values)}` cannot be told.",
-        "In units of [0, 1] no value is above 1; in units of 255 none is so small.",
-        "Give it in units of [0, 1], for example `--mean 0.485,0.456,0.406`.",
+        f"The units of `--{name} {_typed(values)}` are ambiguous.",
+        "In units of [0, 1] no value is above 1; in units of 0 to 255 no value is this small.",
+        "Pass it in units of [0, 1], for example `--mean 0.485,0.456,0.406`.",
     )
 
 

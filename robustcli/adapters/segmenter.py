@@ -138,9 +138,9 @@ def selected_scores(scores: Tensor, classes: int = 0) -> Tensor:
         return foreground_logits(scores)
     if scores.shape[1] != classes + 1:
         raise UsageError(
-            f"The network answers with {scores.shape[1]} scores a pixel.",
+            f"The network returns {scores.shape[1]} scores per pixel.",
             f"Background and {classes} classes need {classes + 1}.",
-            f"Build it with `--model-arg num_classes={classes + 1}`, and weights that fit.",
+            f"Build it with `--model-arg num_classes={classes + 1}`, and matching weights.",
         )
     return scores
 
@@ -190,13 +190,13 @@ class MaskPreprocessing:
 
     def __post_init__(self) -> None:
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 0:
-            raise UsageError(f"`window={self.window}` is no number of pixels.")
+            raise UsageError(f"`window={self.window}` is not a number of pixels.")
         if self.channels not in ("rgb", "bgr", "grey"):
             raise UsageError(
-                f"`channels={self.channels}` is unknown.", "It is `rgb`, `bgr` or `grey`."
+                f"`channels={self.channels}` is unknown.", "Expected `rgb`, `bgr` or `grey`."
             )
         if not 0 <= self.threshold <= 1:
-            raise UsageError(f"`threshold={self.threshold}` is no probability.")
+            raise UsageError(f"`threshold={self.threshold}` is not a probability.")
         if not 0 <= self.overlap < 1:
             raise UsageError(
                 f"`overlap={self.overlap}` is out of range.", "It is at least 0 and below 1."
@@ -227,9 +227,9 @@ class MaskPreprocessing:
         for name in changes:
             if name not in changeable:
                 raise UsageError(
-                    f"A segmenter's preprocessing has no `{name}`.",
-                    f"It has {', '.join(f'`{field}`' for field in changeable)}: images keep their "
-                    "size.",
+                    f"The preprocessing of a segmenter has no `{name}`.",
+                    f"It has {', '.join(f'`{field}`' for field in changeable)}, because images "
+                    "keep their size.",
                 )
         return replace(self, **changes).of_channels(channels), ()
 
@@ -351,16 +351,16 @@ class Segmenter:
         if classes and trained and tuple(classes) != trained:
             raise UsageError(
                 f"`{self.facts.name}` was trained for other classes.",
-                f"It tells apart {', '.join(trained)} (in this order), the masks hold "
+                f"It predicts {', '.join(trained)} (in this order), but the masks contain "
                 f"{', '.join(classes)}.",
-                f"Name the classes as in its training: `--classes {','.join(trained)}`, or "
-                "`labels.json` beside the masks.",
+                f"Specify the classes as in its training: `--classes {','.join(trained)}`, or "
+                "`labels.json` in the data set.",
             )
         if classes and self.preprocessing.threshold != MaskPreprocessing.threshold:
             raise UsageError(
-                f"`threshold={self.preprocessing.threshold}` does not go with several classes.",
-                "The most probable class of a pixel counts, whatever its probability.",
-                "Leave it out.",
+                f"`threshold={self.preprocessing.threshold}` cannot be used with several classes.",
+                "The most probable class of each pixel is used, independent of its probability.",
+                "Omit it.",
             )
         if classes:
             self.notes = tuple(note for note in self.notes if note not in self._merging)
@@ -529,6 +529,6 @@ def _other_outputs(name: str, outputs: int | None, classes: Sequence[str]) -> Us
     return UsageError(
         f"`{name}` {tells}; the masks have {len(classes)} classes.",
         f"Background and {', '.join(classes)} need {len(classes) + 1} outputs.",
-        "Use a model that was trained for them (`robust train seg --data DIR`), or measure any "
-        "class against background with `--foreground nonzero`.",
+        "Use a model that was trained for these classes (`robust train seg --data DIR`), or "
+        "evaluate all classes together against background with `--foreground nonzero`.",
     )

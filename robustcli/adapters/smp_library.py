@@ -34,7 +34,7 @@ def smp_entry(name: str) -> ModelEntry:
     architecture, slash, encoder = name[len(SMP_PREFIX) :].partition("/")
     if not slash or not encoder:
         raise UsageError(
-            f"`{name}` names no encoder.",
+            f"`{name}` contains no encoder.",
             "",
             "Write `smp:ARCHITECTURE/ENCODER`: `smp:Unet/resnet34`.",
         )
@@ -46,7 +46,7 @@ def smp_entry(name: str) -> ModelEntry:
     variant = f"{architecture_name}/{_encoder(encoder, library)}"
     return ModelEntry(
         SMP_PREFIX + variant, "smp", "smp", variant, 0, None,
-        "no published weights; training starts from an encoder that saw ImageNet-1K", "MIT",
+        "no published weights; training starts from an encoder pretrained on ImageNet-1K", "MIT",
         _SOURCE, label_space=FOREGROUND, task="seg",
     )  # fmt: skip
 
@@ -103,7 +103,8 @@ def create(
         ) from error
     except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError) as error:
         raise UsageError(
-            f"`smp:{variant}` cannot be built.", f"The library says: {first_line(error)}",
+            f"`smp:{variant}` cannot be built.",
+            f"The error of the library is: {first_line(error)}",
             "Check the name and `--model-arg`.",
         ) from error  # fmt: skip
     network.num_classes = classes
@@ -120,9 +121,9 @@ def _check_arguments(variant: str, arguments: Mapping[str, Any]) -> None:
     for name in arguments:
         if name not in (*option_names, "num_classes"):
             raise UsageError(
-                f"`smp:{variant}` takes no `{name}=...`.",
+                f"`smp:{variant}` has no option `{name}=...`.",
                 "",
-                f"It takes {', '.join((*option_names, 'num_classes'))}.",
+                f"Its options are {', '.join((*option_names, 'num_classes'))}.",
             )
 
 
@@ -153,7 +154,7 @@ def _library() -> Any:
         import segmentation_models_pytorch as library
     except ImportError as error:
         raise MachineError(
-            "Names that begin with `smp:` need segmentation-models-pytorch.",
+            "Names that start with `smp:` need segmentation-models-pytorch.",
             "It is not installed.",
             "Install it: `pip install 'robustcli[smp]'`.",
         ) from error

@@ -96,7 +96,7 @@ class TimmContract(nn.Module):
         path = Path(checkpoint_path)
         state = {key.removeprefix(prefix): tensor for key, tensor in read_weights(path).items()}
         really = recognise(state)
-        advice = f"These are the weights of `{really}`: use that one." if really else None
+        advice = f"These are the weights of `{really}`: use this name." if really else None
         fitted = self.fitted(FAMILIES[self.family].convert(state))
         load_strictly(self, fitted, model=type(self).__name__, origin=str(path), advice=advice)
 
@@ -116,8 +116,9 @@ class TimmContract(nn.Module):
         if global_pool not in ("", *self.pools):
             raise UsageError(
                 f"`global_pool={global_pool}` is unknown.",
-                f"This network pools by {' or '.join(f'`{pool}`' for pool in self.pools)}.",
-                'Give one of these, or "" for no pooling.',
+                "This network supports pooling by "
+                f"{' or '.join(f'`{pool}`' for pool in self.pools)}.",
+                'Use one of these, or "" for no pooling.',
             )
         self.global_pool = global_pool
 
@@ -138,8 +139,8 @@ def chosen(count: int, indices: int | Sequence[int] | None) -> list[int]:
     positions = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
     if not positions or not all(-count <= index < count for index in positions):
         raise UsageError(
-            f"`out_indices={indices}` names features that this network has not.",
-            f"It has {count}, numbered from 0; a number alone means the last so many.",
+            f"`out_indices={indices}` selects features that this network does not have.",
+            f"It has {count}, numbered from 0; a single number N selects the last N.",
         )
     return [index % count for index in positions]
 

@@ -75,7 +75,7 @@ def create(
     except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError) as error:
         raise UsageError(
             f"timm cannot build `{name}`.",
-            f"It says: {first_line(error)}",
+            f"The error is: {first_line(error)}",
             "Check the tag after the dot and `--model-arg`.",
         ) from error
     except Exception as error:
@@ -88,7 +88,7 @@ def check_offline(name: str) -> None:
     """Raises UsageError if timm would download without the hub's client and its offline mode."""
     url = _url(name)
     if url and not Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1]).is_file():
-        raise _no_weights(name, "`--offline` forbids the network")
+        raise _no_weights(name, "`--offline` forbids downloads")
 
 
 def _url(name: str) -> str | None:
@@ -102,7 +102,7 @@ def _no_weights(name: str, why: str) -> UsageError:
         f"The weights of `{name}` could not be downloaded.",
         f"The reason: {why}.",
         f"They are at {_url(name) or f'https://huggingface.co/timm/{name} (model.safetensors)'}: "
-        "name a copy with `--weights FILE`.",
+        "pass a copy with `--weights FILE`.",
     )
 
 
@@ -128,7 +128,7 @@ def with_weights(
     if choice.fits and classes not in (None, network.num_classes):
         if "num_classes" in arguments:
             raise _contradicted(name, origin, arguments, classes)
-        head_note = f"its head tells {classes} classes apart, and so does `{name}` here"
+        head_note = f"its head has {classes} classes, so that `{name}` has {classes} too"
         arguments = {**arguments, "num_classes": classes}
         network = create(name, pretrained=False, arguments=arguments)
         choice, translated = choose_weights(name, network, state)
@@ -168,7 +168,7 @@ def choose_weights(
     if not renamed_choice.fits:
         return choice, ()
     filter_module = model_entrypoint(name.split(".")[0]).__module__
-    remark = f"its tensors are renamed by timm's own filter of `{filter_module}`"
+    remark = f"its tensors are renamed by timm's filter of `{filter_module}`"
     return renamed_choice, (remark, *_resized(renamed_choice))
 
 
@@ -203,8 +203,8 @@ def _advice(name: str, network: nn.Module, choice: Choice) -> str | None:
     missing_keys = set(network.state_dict()) - set(choice.state)
     if missing_keys and all(key.startswith(heads_in(network)) for key in missing_keys):
         return (
-            "The file holds no head, only what is before it: train one with `robust finetune "
-            f"{name} --pretrained FILE --data DIR`."
+            "The file contains only the network without its head: train a head with `robust "
+            f"finetune {name} --pretrained FILE --data DIR`."
         )
     return None
 
@@ -216,8 +216,8 @@ def _contradicted(
     requested = arguments["num_classes"]
     return UsageError(
         f"`num_classes={requested}` contradicts the weights in `{origin}`.",
-        f"Their head tells {classes} classes apart, and `{name}` was to tell {requested}.",
-        f"Leave it out, or say `--model-arg num_classes={classes}`; for other classes, fine-tune: "
+        f"Their head has {classes} classes, but {requested} were requested for `{name}`.",
+        f"Omit it, or use `--model-arg num_classes={classes}`; for other classes, fine-tune: "
         f"`robust finetune {name} --pretrained {origin} --data DIR`.",
     )
 
@@ -232,7 +232,7 @@ def timm_preprocessing(network: nn.Module) -> Preprocessing:
     side, mode = config["input_size"][-1], config.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
         raise UsageError(
-            f"timm's crop mode `{mode}` is not supported.", "", "Give `--resize` and `--crop`."
+            f"timm's crop mode `{mode}` is not supported.", "", "Specify `--resize` and `--crop`."
         )
     scale = math.floor(side / config["crop_pct"])
     mean, std = tuple(config["mean"]), tuple(config["std"])

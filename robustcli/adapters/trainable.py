@@ -42,8 +42,8 @@ NUM_CLASSES = "num_classes"
 _SMP_HEAD = ("segmentation_head.",)
 _INPUTS = {"encoder.stem.0.conv1.weight", "encoder.stem.0.conv3.weight"}
 _PATCH = (
-    "Weights of `umamba-enc` depend on the patch size: train with the patch of the pretraining's "
-    "plan."
+    "Weights of `umamba-enc` depend on the patch size: train with the patch size of the "
+    "pretraining."
 )
 
 
@@ -92,7 +92,7 @@ def transfer(
             name for name in file_shapes if name not in network_state and not name.startswith(heads)
         ]
         raise UsageError(
-            f"The weights of `{origin}` do not fit `{entry.name}`.",
+            f"The weights of `{origin}` do not match `{entry.name}`.",
             f"Of {len(names)} tensors, {len(mismatched)} differ: "
             f"{_described_mismatch(mismatched, expected, file_shapes)}.",
             _advice(network, mismatched, file_shapes),
@@ -115,8 +115,8 @@ def _check_tokens(config: UMambaConfig, patch: Pair, entry: ModelEntry, origin: 
     stages = range((len(config.features) + 1) % 2, len(config.features), 2)
     if any(config.tokens(stage) != pretrained.tokens(stage) for stage in stages):
         raise UsageError(
-            f"The weights of `{origin}` do not fit `{entry.name}`.",
-            f"They are for patches of {patch[0]} x {patch[1]} pixels, the network is for "
+            f"The weights of `{origin}` do not match `{entry.name}`.",
+            f"They are for patches of {patch[0]} x {patch[1]} pixels, but the network is for "
             f"{config.patch[0]} x {config.patch[1]}.",
             _PATCH,
         )
@@ -135,13 +135,13 @@ def _described_mismatch(mismatched: list[str], expected: Shapes, file_shapes: Sh
 
 def _advice(network: nn.Module, mismatched: list[str], file_shapes: Shapes) -> str:
     if not isinstance(network, StagedUNet):
-        return "Name the network that they are of, with the `--model-arg` that it was trained with."
+        return "Specify the network to which they belong, with the `--model-arg` of its training."
     if set(mismatched) <= _INPUTS:
         return "The number of input channels must be that of the pretraining."
     if all(".mamba_layers." in name and name in file_shapes for name in mismatched):
         return _PATCH
     return (
-        "Plan the new data set with the pretraining's plan: in nnU-Net that is "
+        "Use the plan of the pretraining for the new data set: in nnU-Net with "
         "`nnUNetv2_move_plans_between_datasets`."
     )
 
@@ -181,7 +181,7 @@ def load_encoder(network: nn.Module, state: Mapping[str, Tensor], *, origin: str
         return {_resnet_name(key): tensor for key, tensor in body.items()} if renames else body
 
     choice = choose(state, shapes_of(encoder.state_dict()), convert=convert, complete=True)
-    advice = "Name weights of the encoder's own architecture, as timm or torchvision has them."
+    advice = "Pass weights of the same encoder architecture, in the format of timm or torchvision."
     load_strictly(encoder, choice.state, model="the encoder", origin=origin, advice=advice)
     choice.announce(origin)
 
@@ -265,7 +265,7 @@ def check_class_count(arguments: Mapping[str, Any], classes: Sequence[str]) -> N
         raise UsageError(
             f"`--model-arg {NUM_CLASSES}={outputs}` contradicts the masks.",
             f"Background and {', '.join(classes)} need {len(classes) + 1} outputs.",
-            "Leave it out: the masks say how many there are.",
+            "Omit it: the number of classes is determined from the masks.",
         )
 
 
@@ -295,7 +295,9 @@ def start_segmenter(
             the ImageNet encoder is unavailable.
     """
     if entry.task != "seg" or not is_trainable(entry):
-        raise UsageError(f"`{entry.name}` is no segmenter that learns.", "", "Name another model.")
+        raise UsageError(
+            f"`{entry.name}` is not a segmenter that can be trained.", "", "Use another model."
+        )
     arguments = for_classes(arguments, classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(identity_seed("start", entry.variant, seed, bits=63))
@@ -338,8 +340,8 @@ def _from_file(
             f"of {len(trained_classes)} other classes" if trained_classes else "of other masks"
         )
         return network, (
-            f"{trained.path}, but for its head, which is {of_file}: the head is new, initialised "
-            "with the seed"
+            f"{trained.path}, except its head, which is {of_file}: the head is initialised with "
+            "the seed"
         )
     assert builder.with_weights is not None, "checked above"
     return builder.with_weights(entry.variant, trained.state, str(trained.path), arguments), str(
@@ -369,10 +371,10 @@ def _from_imagenet(
 
 def _no_encoder(entry: ModelEntry, error: UsageError) -> UsageError:
     return UsageError(
-        f"`{entry.name}` starts from ImageNet weights, which are not here.",
+        f"`{entry.name}` starts from ImageNet weights, which are not on this machine.",
         f"{error.what} {error.why}",
-        "Name a file of its encoder, as timm or torchvision has it, with `--weights FILE`; or "
-        "start from random numbers with `--untrained`.",
+        "Pass a file of its encoder, in the format of timm or torchvision, with `--weights FILE`, "
+        "or start from random weights with `--untrained`.",
     )
 
 

@@ -165,7 +165,7 @@ def read_header(path: Path) -> Header | None:
         reason = f"{first['msg']} at {'.'.join(map(str, first['loc']))}" if first else str(error)
         raise UsageError(
             f"The header of `{path}` cannot be read.",
-            f"It says: {reason}.",
+            f"The error is: {reason}.",
             "Use the version of this program that wrote it, or train again.",
         ) from error
 
@@ -200,21 +200,21 @@ def weights_in(path: Path) -> Path:
     weight_files = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
     if weight_files and not is_run(path):
         raise UsageError(
-            f"`{path}` is a folder, and no training run of this program.",
-            f"It holds {', '.join(f'`{name}`' for name in weight_files[:_SHOWN])}.",
-            f"Name the file: `{path / weight_files[0]}`.",
+            f"`{path}` is a folder, but not a training run of this program.",
+            f"It contains {', '.join(f'`{name}`' for name in weight_files[:_SHOWN])}.",
+            f"Pass the file: `{path / weight_files[0]}`.",
         )
     if not (path / WEIGHTS).is_file() and (seeds := _seeds_in(path)):
         raise UsageError(
-            f"`{path}` holds {len(seeds)} trainings, one for each seed.",
-            "Here one of them is needed.",
-            f"Name it, such as `{path / seeds[0]}`.",
+            f"`{path}` contains {len(seeds)} trainings, one for each seed.",
+            "A single training is needed here.",
+            f"Pass its folder, such as `{path / seeds[0]}`.",
         )
     if not (path / WEIGHTS).is_file():
         raise UsageError(
-            f"`{path}` is no finished training run.",
-            f"It holds no `{WEIGHTS}`.",
-            "Repeat the command that trains it: it goes on where it stopped.",
+            f"`{path}` is not a finished training run.",
+            f"It contains no `{WEIGHTS}`.",
+            "Repeat the training command, which continues the training.",
         )
     return path / WEIGHTS
 
@@ -255,9 +255,9 @@ def read_trained(path: Path, entry: ModelEntry) -> Trained:
     header = header_beside(file)
     if header is not None and canonical(header.model) != canonical(entry.network):
         raise UsageError(
-            f"`{file}` does not hold the weights of `{entry.network}`.",
-            f"Its header says that it is of `{header.model}`.",
-            f"Name the model `{header.model}` with these weights.",
+            f"`{file}` does not contain the weights of `{entry.network}`.",
+            f"According to its header it contains weights of `{header.model}`.",
+            f"Use these weights with the model `{header.model}`.",
         )
     return Trained(file, read_weights(file), header)
 
@@ -272,9 +272,9 @@ def header_of(run: Path) -> Header:
     header = read_header(file)
     if header is None:
         raise UsageError(
-            f"`{file}` does not say which network it is of.",
+            f"`{file}` does not contain the name of its network.",
             "It has no header of this program.",
-            f"Name the network as well: `--model NAME --weights {file}`.",
+            f"Pass the network as well: `--model NAME --weights {file}`.",
         )
     return header
 

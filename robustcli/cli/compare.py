@@ -24,18 +24,18 @@ from robustcli.cli.terminal import say_safely
 @click.option(
     "--force-common",
     is_flag=True,
-    help="Where the runs differ, compare what they have in common; what is left out is listed.",
+    help="If the runs differ, compare only the results that all of them have, and list the others.",
 )
 @as_json
 @quiet
 def command(
     runs: tuple[str, ...], out: Path | None, force_common: bool, as_json: bool, quiet: bool
 ) -> None:
-    """Say which of several models is better, and how sure that is, image by image.
+    """Compare models by paired tests over the images: which one is better, with confidence.
 
     RUNS are folders of `robust eval`, `train` or `finetune`, or RUN:MODEL (RUN:MODE of a
     fine-tuning, RUN:seed-1 of several seeds) for one model of a run. Folders of several seeds
-    (`--seeds`) alone are compared by the means over their seeds. Needs neither torch nor the
+    (`--seeds`) are compared by the means over their seeds. Needs neither torch nor the
     images.
 
     \b

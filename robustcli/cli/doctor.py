@@ -13,9 +13,9 @@ from robustcli.cli.shared_options import as_json
 @click.command("doctor")
 @as_json
 def command(as_json: bool) -> None:
-    """Show versions, devices, scan backends, caches and disk. Exit code 3: something is broken.
+    """Show versions, devices, scan backends, caches and disk. Exit code 3: a check failed.
 
-    With --json it is what a bug report needs, without secrets and without the name of your home
+    The output of --json is meant for bug reports. It contains no secrets and no path of your home
     folder.
     """
     from robustcli.evaluation.diagnosis import diagnose

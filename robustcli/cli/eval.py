@@ -31,7 +31,7 @@ _subject_options = together(
     click.option("--model", "models", multiple=True, required=True,
                  shell_complete=options.completing("models"),
                  help="A model of `robust list models`, any timm name, the folder of a training "
-                 "run, or a network of your own (docs/own-models.md); repeatable."),
+                     "run, or your own network (docs/own-models.md); repeatable."),
     click.option("--transform", "transforms", multiple=True,
                  shell_complete=options.completing("transforms"), required=True,
                  help="A transform's name, a glob, or a preset (paper21, imagenet-c, published, "
@@ -43,11 +43,12 @@ _subject_options = together(
     click.option("--plugin", "plugins", multiple=True, type=FILE,
                  help="A Python file that defines transforms; repeatable."),
     click.option("--published", "published", multiple=True, type=FILE,
-                 help="The folder of a corruption benchmark as published (ImageNet-C, CIFAR-10-C): "
-                 "its pictures are the transforms published/NAME; repeatable."),
+                 help="The folder of a published corruption benchmark (ImageNet-C, CIFAR-10-C), "
+                     "whose images become the transforms published/NAME; repeatable."),
     click.option("--apply-at", type=click.Choice(["original", "crop"]), default="original",
                  show_default=True,
-                 help="Transform the image as decoded, or after the model's resize and crop."),
+                 help="Apply transforms to the decoded image, or after the model's resize and "
+                     "crop."),
 )  # fmt: skip
 _data = together(
     click.option("--data", help="A folder, a tar, a manifest (CSV, Parquet), the name of a data "
@@ -59,14 +60,15 @@ _data = together(
                  "ReaL's real.json."),
     click.option("--answers", type=click.Choice(["auto", "all", "present"]), default="auto",
                  show_default=True,
-                 help="Classes that models may answer: all, or those present in the data; auto "
-                 "does as the owners of the data (ImageNet-A, -R, ObjectNet: present)."),
+                 help="Classes that models may predict: all, or only those present in the data; "
+                     "auto follows the published protocol of the data set (ImageNet-A, -R, "
+                     "ObjectNet: present)."),
     click.option("--per-class", type=click.IntRange(1),
                  help="Use only this many images of each class."),
     options.limit,
     click.option("--quick", is_flag=True,
-                 help="Take a subset large enough for about 5 points of error; its error and time "
-                 "are announced first."),
+                 help="Use a subset that is large enough for an error of about 5 points; the "
+                     "expected error and time are printed first."),
     options.split,
     click.option("--allow-unreadable", type=click.FloatRange(0, 1), default=0.01, show_default=True,
                  help="Fraction of the images that may be unreadable."),
@@ -96,11 +98,11 @@ _run = together(
     click.option("--slurm", type=Assignments(), metavar="KEY=VALUE,...",
                  help="The job array of `--engine slurm`, such as partition=gpu,time=60,array=16."),
     click.option("--address", metavar="HOST:PORT",
-                 help="The Ray cluster of `--engine ray`. [default: the one that this machine "
-                 "belongs to, else one started here]"),
+                 help="The Ray cluster of `--engine ray`. [default: the cluster that this machine "
+                     "belongs to, else a new local one]"),
     options.scan_backend,
     click.option("--batch-size", type=click.IntRange(1),
-                 help="Images per forward pass. [default: by the device]"),
+                 help="Images per forward pass. [default: chosen by device]"),
     options.workers,
     options.fresh,
     options.dry_run,
@@ -166,9 +168,10 @@ def _config(values: dict[str, Any]) -> EvalConfig:
     arguments = dict(values.pop("arguments"))
     if len(names) > 1 and (weights is not None or arguments):
         raise UsageError(
-            "`--weights` and `--model-arg` go with one `--model`.",
+            "`--weights` and `--model-arg` can only be used with one `--model`.",
             f"Got {len(names)} models.",
-            "Run the command once for each model with the same `--out`: the results join.",
+            "Run the command once for each model with the same `--out`: the results are added to "
+            "one run.",
         )
     overrides = ("resize", "crop", "interpolation", "mean", "std")
     overridden = {name: values.pop(name) for name in overrides}

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 _what = together(
     click.argument("run", required=False, type=RunPlace("read")),
     click.option("--model", "model", shell_complete=options.completing("models"),
-                 help="A model, as `robust eval` takes it; with RUN one of the run's models."),
+                 help="A model, as in `robust eval`; with RUN, one of the run's models."),
     click.option("--transform", "transforms", multiple=True,
                  shell_complete=options.completing("transforms"),
-                 help="A transform's name, a glob, or a preset; repeatable. [default: of RUN the "
-                 "one under which the model is right least often, else none]"),
+                 help="A transform's name, a glob, or a preset; repeatable. [default: the "
+                     "transform of RUN with the lowest score, else none]"),
     click.option("--severity", "severities", type=Numbers(int),
                  help="Severities 1 to 5, such as 1,3,5. [default: strength drawn from the full "
                  "range]"),
@@ -36,26 +36,28 @@ _what = together(
                  help="A Python file that defines transforms; repeatable."),
     click.option("--apply-at", type=click.Choice(["original", "crop"]), default="original",
                  show_default=True,
-                 help="Transform the image as decoded, or after the model's resize and crop."),
+                 help="Apply transforms to the decoded image, or after the model's resize and "
+                     "crop."),
     click.option("--method", "methods", multiple=True,
                  help=f"A method or a glob, '*' for all; repeatable: {', '.join(METHODS)} "
-                 "(docs/explain.md). [default: every map of a photo that fits the model]"),
-    click.option("--layer", help="The module whose output Grad-CAM takes, by its name in the "
-                 "network. [default: the last map before pooling]"),
+                     "(docs/explain.md). [default: all methods that fit the model]"),
+    click.option("--layer", help="The module whose output Grad-CAM uses, by its name in the "
+                 "network. [default: the last feature map before pooling]"),
     click.option("--boxes", type=FILE,
                  help="A table (CSV, Parquet) with image_id, left, top, right, bottom in pixels of "
-                 "the image: whether maps point at the object."),
+                     "the image, to measure whether maps point at the object."),
     click.option("--sanity", is_flag=True,
-                 help="Repeat each map with shuffled weights: it must change."),
+                 help="Sanity check: repeat each map with shuffled weights, which must change it."),
 )  # fmt: skip
 _photos = together(
     click.option("--image", "images", multiple=True,
                  help="Explain the photo with this id (its path inside the data); repeatable."),
     click.option("--worst", type=click.IntRange(1),
-                 help="Explain the photos that lose most under the transforms, by the predictions "
-                 "of RUN or by evaluating. [default: 8]"),
-    click.option("--class", "class_name", help="Explain photos of this true class; of a "
-                 "segmenter of several classes the pixels of this one (name or number)."),
+                 help="Explain this number of photos with the largest loss under the transforms, "
+                     "from the predictions of RUN or a new evaluation. [default: 8]"),
+    click.option("--class", "class_name",
+                 help="Explain photos of this true class; for a segmenter with several classes, "
+                     "the pixels of this class (name or number)."),
     options.limit,
 )  # fmt: skip
 _data = together(
@@ -74,7 +76,7 @@ _model = together(
     options.weights,
     options.model_arguments("arguments"),
     click.option("--untrained", is_flag=True,
-                 help="Explain a network without trained weights; every output says so."),
+                 help="Explain a network without trained weights; all outputs are marked."),
     options.preprocessing,
 )  # fmt: skip
 _run = together(
@@ -88,7 +90,8 @@ _run = together(
                  "photos; maps are always computed in fp32."),
     options.scan_backend,
     click.option("--batch-size", type=click.IntRange(1),
-                 help="Images per forward pass: bounds the memory. [default: by the device]"),
+                 help="Images per forward pass, which limits the memory. [default: chosen by "
+                     "device]"),
     options.workers,
     options.fresh,
     options.dry_run,
@@ -108,7 +111,7 @@ _run = together(
 def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     """Show what a model looks at, clean and transformed, for the true and the predicted class.
 
-    RUN is the folder of an evaluation, whose model, images and predictions are taken. The same
+    RUN is the folder of an evaluation, whose model, images and predictions are used. The same
     command again continues an interrupted run.
 
     \b
@@ -154,9 +157,10 @@ def _config(values: dict[str, Any]) -> ExplainConfig:
         for option, value in recorded.items():
             if value:
                 raise UsageError(
-                    f"`{option}` does not go with a finished run.",
-                    f"`{source}` says how its models are built and how they see photos.",
-                    "Leave it out, or explain the model itself with `--model NAME`.",
+                    f"`{option}` cannot be used with a finished run.",
+                    f"`{source}` already contains the settings of its models and of their "
+                    "preprocessing.",
+                    "Omit it, or explain the model with `--model NAME` instead of the run.",
                 )
         moved, weights = () if weights is None else (weights,), None
     requests: tuple[ModelRequest, ...] = ()

@@ -38,24 +38,25 @@ if TYPE_CHECKING:
 @click.option("--image-size", type=click.IntRange(1),
               help="Side of the input in pixels. [default: the model's own]")  # fmt: skip
 @click.option("--dynamic-batch/--fixed-batch", default=True, show_default=True,
-              help="Any number of images at once, or one alone.")  # fmt: skip
+              help="Whether the exported network takes any number of images per call, or exactly "
+                  "one.")  # fmt: skip
 @click.option("--opset", type=click.IntRange(1), default=18, show_default=True,
-              help="Operator set of ONNX.")  # fmt: skip
+              help="ONNX operator set version.")  # fmt: skip
 @options.weights
 @options.model_arguments("arguments")
 @options.untrained
 @options.label_space
 @options.preprocessing
-@click.option("--fresh", is_flag=True, help="Replace files that are in the way.")
+@click.option("--fresh", is_flag=True, help="Replace existing files.")
 @config_option
 @offline
 @as_json
 @quiet
 def command(as_json: bool, quiet: bool, **values: Any) -> None:
-    """Write a network to a file that needs neither this program nor its kernels.
+    """Export a network to a file that can be used without this program and its kernels.
 
-    The file gets its name only after its answers were compared with torch's. Beside it is a
-    description (FILE.json) with preprocessing, classes, parity and speed.
+    The file is only created if its outputs match those of torch. It is accompanied by a
+    description (FILE.json) with preprocessing, classes, differences from torch and speed.
 
     \b
     robust export vmamba-pico
@@ -91,7 +92,7 @@ def _tables(files: Sequence[Exported]) -> str:
     lines = []
     for file in files:
         sidecar = file.sidecar
-        kept = ", which was there" if file.existed else ""
+        kept = ", which already existed" if file.existed else ""
         opset = f", operator set {sidecar.opset}" if sidecar.opset else ""
         lines += [f"`{file.path}` ({sidecar.format}{opset}){kept}, described in `{file.path}.json`"]
     parity = [
@@ -100,7 +101,7 @@ def _tables(files: Sequence[Exported]) -> str:
          f"{row.agreeing:,} of {row.decided:,}"]
         for f in files for row in f.sidecar.parity
     ]  # fmt: skip
-    headers = ["file", "inputs", "images", "difference", "allowed", "largest answer", "decisions"]
+    headers = ["file", "inputs", "images", "difference", "allowed", "largest output", "decisions"]
     lines += [
         "",
         "Largest difference from torch:",
@@ -113,8 +114,8 @@ def _tables(files: Sequence[Exported]) -> str:
     threads = files[0].sidecar.threads
     lines += [
         "",
-        f"Median time of a pass on the CPU, {threads} thread{'s' if threads > 1 else ''}, engines "
-        "in turn:",
+        f"Median time of a forward pass on the CPU, {threads} thread{'s' if threads > 1 else ''}, "
+        "engines measured alternately:",
         tabulate(list(speed), ["engine", "batch", "ms", "passes"], disable_numparse=True,
                  colalign=("left", "right", "right", "right")),
     ]  # fmt: skip

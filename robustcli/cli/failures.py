@@ -37,8 +37,8 @@ _STANDARD = Path(os.__file__).parent
 _WORKER = re.compile(r"Caught (\w+) in ([^\n.]*(?:worker|thread|replica|rank)[^\n.]*)\.\n")
 _FRAME = re.compile(r'^\s*File "(.+?)", line (\d+), in (\S+)', re.MULTILINE)
 _LAST_LINE = re.compile(r"^((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(?:: (.*))?$")
-_ROBUSTS_FAULT = "This is probably a fault of robust"
-_RESUME = "What was finished is kept; the same command goes on from there."
+_ROBUSTS_FAULT = "This is probably a bug in robust"
+_RESUME = "Finished results are kept; the same command continues from there."
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,9 @@ def print_unexpected(error: Exception) -> int:
         lines.append(_RESUME)
     file = keep_traceback(error)
     if file is not None:
-        lines.append(f"The traceback is in `{file}`; `{SHOW}=1` shows it at once.")
+        lines.append(f"The traceback is in `{file}`; `{SHOW}=1` prints it to the terminal.")
     elif not shown:
-        lines.append(f"No folder could take the traceback, so it is here:\n{_traceback(error)}")
+        lines.append(f"The traceback could not be written to a file:\n{_traceback(error)}")
     say_safely("\n".join(lines), err=True)
     return failure.exit_code
 
@@ -314,7 +314,7 @@ def _memory(raised: Raised) -> ErrorExplanation | None:
         return None
     return ErrorExplanation(
         "Out of memory.",
-        "Try a smaller `--batch-size`, fewer `--workers`, `--precision bf16`, or end other "
+        "Try a smaller `--batch-size`, fewer `--workers`, `--precision bf16`, or stop other "
         "programs that use the same memory.",
     )
 
@@ -323,7 +323,8 @@ def _one_value(raised: Raised) -> ErrorExplanation | None:
     if not raised.says("Expected more than 1 value per channel|more than 1 spatial element"):
         return None
     return ErrorExplanation(
-        "A norm of the network got a single value per channel, of which there is no variance.",
+        "A normalisation layer of the network received a single value per channel, for which no "
+        "variance exists.",
         "Use a larger `--batch-size`, or a larger `--window`, or a network without batch norm.",
         exit_code=2,
     )
@@ -333,15 +334,16 @@ def _worker_ended(raised: Raised) -> ErrorExplanation | None:
     gone = raised.is_a("BrokenPipeError", "LostProcessError", "ConnectionResetError")
     if gone or raised.says("DataLoader worker .*(exited unexpectedly|killed by signal)|Bus error"):
         return ErrorExplanation(
-            "A loader process ended without a word.",
-            "The system ends processes when memory runs out, and containers often have little "
-            "shared memory (/dev/shm). Use fewer `--workers`; `--workers 0` needs none.",
+            "A loader process ended without an error message.",
+            "The operating system kills processes when memory runs out, and containers often have "
+            "little shared memory (/dev/shm). Use fewer `--workers`; `--workers 0` needs no "
+            "shared memory.",
         )
     if raised.says("shared memory|shm_open|torch_shm|/dev/shm"):
         return ErrorExplanation(
             "The loader processes have too little shared memory.",
-            "Use fewer `--workers` (`--workers 0` needs none), or give the container more "
-            "(`docker run --shm-size 8g`).",
+            "Use fewer `--workers` (`--workers 0` needs none), or give the container more shared "
+            "memory (`docker run --shm-size 8g`).",
         )
     return None
 
@@ -352,23 +354,29 @@ def _open_files(raised: Raised) -> ErrorExplanation | None:
     ):
         return None
     return ErrorExplanation(
-        "The system allows no more open files.",
+        "The limit of open files is reached.",
         "Raise the limit (`ulimit -n 65536`) or use fewer `--workers`.",
     )
 
 
 _SYSTEM = {
-    errno.ENOSPC: ("There is no space left on the disk", "Free some, or use another `--out`."),
-    errno.EDQUOT: ("Your share of the disk is used up", "Free some, or use another `--out`."),
-    errno.EROFS: ("The file system can only be read", "Use another `--out`."),
-    errno.EACCES: ("The system does not permit it", "Change the permissions, or name another."),
-    errno.EPERM: ("The system does not permit it", "Change the permissions, or name another."),
-    errno.ENOENT: ("A file is not there", "It may have been moved while the command ran."),
-    errno.ENOTDIR: ("A file is where a folder should be", "Name another folder."),
-    errno.EISDIR: ("A folder is where a file should be", "Name another file."),
-    errno.ENAMETOOLONG: ("A file's name is too long for the disk", "Use a shorter `--out`."),
+    errno.ENOSPC: ("The disk is full", "Free some space, or use another `--out`."),
+    errno.EDQUOT: ("Your disk quota is exceeded", "Free some space, or use another `--out`."),
+    errno.EROFS: ("The file system is read-only", "Use another `--out`."),
+    errno.EACCES: ("Permission denied", "Change the permissions, or use another path."),
+    errno.EPERM: ("Permission denied", "Change the permissions, or use another path."),
+    errno.ENOENT: (
+        "A file does not exist",
+        "It may have been moved while the command was running.",
+    ),
+    errno.ENOTDIR: ("A file exists where a folder is expected", "Use another folder."),
+    errno.EISDIR: ("A folder exists where a file is expected", "Use another file."),
+    errno.ENAMETOOLONG: ("A file name is too long for the file system", "Use a shorter `--out`."),
     errno.EIO: ("The disk or the network drive failed", "Check it, then repeat the command."),
-    errno.ESTALE: ("The network drive lost a file", "Check it, then repeat the command."),
+    errno.ESTALE: (
+        "A file on the network drive is no longer available",
+        "Check it, then repeat the command.",
+    ),
 }
 
 
@@ -390,7 +398,7 @@ def _network(raised: Raised) -> ErrorExplanation | None:
         return None
     return ErrorExplanation(
         "A download failed.",
-        "Repeat the command; or get the file elsewhere and name it with `--weights FILE` or "
+        "Repeat the command, or download the file elsewhere and pass it with `--weights FILE` or "
         "`--data DIR`.",
     )
 
@@ -403,8 +411,8 @@ def _device(raised: Raised) -> ErrorExplanation | None:
         return None
     return ErrorExplanation(
         "The device failed.",
-        "`robust doctor` tries it; `--device cpu` computes without it. After such an error the "
-        "command must be started again.",
+        "`robust doctor` tests it; `--device cpu` runs without it. Start the command again after "
+        "this error.",
     )
 
 
@@ -413,7 +421,7 @@ def _library(raised: Raised) -> ErrorExplanation | None:
         return None
     return ErrorExplanation(
         "A library that this command needs cannot be loaded.",
-        "Install the program again (`pip install --force-reinstall`) in an environment of its own; "
+        "Install the program again (`pip install --force-reinstall`) in a separate environment; "
         "`robust doctor` shows the versions.",
         exit_code=3,
     )
@@ -424,7 +432,7 @@ def _damaged(raised: Raised) -> ErrorExplanation | None:
         return ErrorExplanation(
             "A table file cannot be read or written.",
             "If a Parquet file of the run is damaged, remove it: the same command computes it "
-            "again. If it is a file of yours, write it anew.",
+            "again. If it is your own file, save it again.",
         )
     if raised.is_a("PIL.", "DecompressionBombError") or _deepest_library(raised) == "PIL":
         return ErrorExplanation("An image cannot be read or written.", "Repair or remove it.")
@@ -433,16 +441,16 @@ def _damaged(raised: Raised) -> ErrorExplanation | None:
         "yaml.", "TOMLDecodeError",
     ):  # fmt: skip
         return ErrorExplanation(
-            "A file does not hold what it should.",
-            "Look at the files that the command names: one may be damaged, or of another program "
-            "or version.",
+            "A file does not have the expected contents.",
+            "Check the files that the command uses: one may be damaged, or written by another "
+            "program or version.",
         )
     if raised.is_a(
         "SafetensorError", "UnpicklingError", "BadZipFile", "tarfile.", "zlib.error", "lzma.",
         "BadGzipFile",
     ) or raised.says("PytorchStreamReader"):  # fmt: skip
         return ErrorExplanation(
-            "A file is damaged, or not of the kind that its name says.",
+            "A file is damaged, or its format does not match its name.",
             "Copy or download it again: a partial download is the usual cause.",
         )
     return None
@@ -470,10 +478,10 @@ def _shapes(raised: Raised) -> ErrorExplanation | None:
     if not (inside and network and raised.says(_SHAPES)):
         return None
     return ErrorExplanation(
-        "The network cannot compute with what it got.",
+        "The network cannot process its inputs.",
         "Check the size of the images (`--crop`, `--window`), the number of channels and classes "
-        "(`--model-arg`), and that the weights are of this network. If these are right, this is a "
-        "fault of robust: report it with the traceback.",
+        "(`--model-arg`), and that the weights belong to this network. If these are correct, this "
+        "is a bug in robust: report it with the traceback.",
     )
 
 
@@ -496,17 +504,17 @@ def _by_origin(raised: Raised) -> ErrorExplanation:
         at = f" ({_position(code[-1])})" if code else ""
         return ErrorExplanation(
             f"{_ROBUSTS_FAULT}{at}.",
-            "Please report it with the traceback, and what you typed. Nothing is wrong with what "
-            "you typed that the program knew of.",
+            "Please report it with the traceback and your command. No error in your command is "
+            "known.",
         )
     caller = next((frame for frame in reversed(code) if frame.ours), None)
     called = "" if caller is None else f", called from {_position(caller)}"
     if code[-1].library is not None:
         return ErrorExplanation(
             f"The library `{code[-1].library}` raised an error{called}.",
-            "If the library names an option, a file or a size of yours, change that. Otherwise "
-            f"{_ROBUSTS_FAULT[0].lower()}{_ROBUSTS_FAULT[1:]}: please report it with the "
-            "traceback.",
+            "If the message of the library refers to your options, files or sizes, change these. "
+            f"Otherwise {_ROBUSTS_FAULT[0].lower()}{_ROBUSTS_FAULT[1:]}: please report it with "
+            "the traceback.",
         )
     return ErrorExplanation(
         f"`{code[-1].file}` raised an error in line {code[-1].line}.",

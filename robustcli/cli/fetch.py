@@ -26,5 +26,9 @@ def command(names: tuple[str, ...], offline: bool, as_json: bool, quiet: bool) -
     for file in fetched:
         click.echo(f"{file.name}: {file.path}")
         if not quiet:
-            known = "as published" if file.pinned else "none is published; remembered from now on"
+            known = (
+                "as published"
+                if file.pinned
+                else "none is published; stored to check later downloads"
+            )
             click.echo(f"  SHA-256 {file.sha256} ({known})")

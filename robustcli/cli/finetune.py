@@ -26,11 +26,11 @@ _subject_options = together(
     click.option("--pretrained", type=FILE,
                  help="A weights file, the folder of a training run, or a "
                  "results folder of nnU-Net. [default: the model's own weights]"),
-    click.option("--data", help="A folder, a manifest or the name of a data set. "
-                 "[default: nuclei-mini:stained; cifar10-mini for the networks of CIFAR]"),
+    click.option("--data", help="A folder, a manifest or the name of a data set. [default: "
+                 "nuclei-mini:stained; cifar10-mini for CIFAR networks]"),
     click.option("--mode", type=click.Choice(["scratch", "full", "freeze", "lora", "all"]),
                  default="all", show_default=True,
-                 help="What to train; all trains the first three."),
+                 help="Training modes; all selects the first three."),
     click.option("--lora-layers", default="in_proj,x_proj,out_proj", show_default=True,
                  help="Projections of state-space blocks that get adapters in mode lora."),
     click.option("--iterations", type=click.IntRange(1), help="Training steps of each mode."),
@@ -44,31 +44,32 @@ _subject_options = together(
 )  # fmt: skip
 _rule = together(
     click.option("--freeze-threshold", "threshold", type=float,
-                 help="Freeze tensors whose gradient is smaller than this. [default: 1e-6]"),
+                 help="Freeze tensors whose gradient is smaller than this value. [default: 1e-6]"),
     click.option("--freeze-relative", "relative", type=float,
-                 help="Freeze tensors whose gradient, divided by the rms of the "
-                 "weight, is smaller."),
+                 help="Freeze tensors whose gradient, divided by the rms of the weight, is smaller "
+                     "than this value."),
     click.option("--freeze-quantile", "quantile", type=float,
-                 help="Freeze this share of the tensors, those with the smallest gradients."),
+                 help="Freeze this fraction of the tensors, those with the smallest gradients."),
     click.option("--freeze-change", "change", type=float,
-                 help="Freeze tensors whose gradient changes from step to step by less than this "
-                 "share of what it did early in the profile; as GradES."),
+                 help="Freeze tensors whose gradient changes between steps by less than this "
+                     "fraction of its change early in the profile, as in GradES."),
     click.option("--freeze", "pattern", metavar="PATTERN",
-                 help="Freeze by name, such as `encoder.*` or several: `a.*,b`."),
+                 help="Freeze tensors by name, such as `encoder.*`, or several: `a.*,b`."),
     click.option("--freeze-scope", "scope", type=click.Choice(["mamba", "all"]), default="mamba",
                  show_default=True,
-                 help="Choose among the tensors of state-space blocks, or among all."),
+                 help="Choose among the tensors of state-space blocks, or among all tensors."),
     click.option("--statistic", "kind", default="mean_abs", show_default=True,
                  type=click.Choice(["mean_abs", "rms", "max_abs", "abs_mean", "change"]),
-                 help="Statistic of a tensor's gradient that is compared."),
+                 help="Statistic of a tensor's gradient that is compared with the threshold."),
     click.option("--profile-iterations", type=click.IntRange(1),
-                 help="Steps that are profiled before freezing. [default: those of an epoch, at "
-                 "least 20; half of all with --freeze-change; none with --freeze]"),
+                 help="Steps that are profiled before freezing. [default: one epoch, at least 20; "
+                     "half of all steps with --freeze-change; none with --freeze]"),
     click.option("--profile", type=FILE,
                  help="A gradient profile to use instead of measuring one."),
-    click.option("--profile-only", is_flag=True, help="Measure the gradient profile, and stop."),
+    click.option("--profile-only", is_flag=True, help="Only measure the gradient profile."),
     click.option("--sweep", is_flag=True,
-                 help="Also train with other freezing rules, for a curve of time saved and score."),
+                 help="Also train with other freezing rules, for a curve of score against time "
+                     "saved."),
 )  # fmt: skip
 _RULE = ("threshold", "relative", "quantile", "change", "pattern", "scope", "kind")
 _FINETUNING = (
@@ -93,7 +94,7 @@ _FINETUNING = (
 @as_json
 @quiet
 def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
-    """Fine-tune a segmenter or a classifier, and show what freezing costs and saves.
+    """Fine-tune a segmenter or a classifier, and show the effect of freezing on score and time.
 
     \b
     robust finetune umamba --freeze-threshold 1e-6

@@ -27,13 +27,13 @@ ListedRow = dict[str, object]
     "--published",
     multiple=True,
     type=FILE,
-    help="With transforms: also the pictures in the folder of a corruption benchmark.",
+    help="With transforms: also list the transforms in the folder of a corruption benchmark.",
 )
 @as_json
 def command(
     kind: str, pattern: str, wide: bool, published: tuple[Path, ...], as_json: bool
 ) -> None:
-    """Show models, transforms, data sets or recipes whose names match PATTERN (default: all)."""
+    """List models, transforms, data sets or recipes whose names match PATTERN (default: all)."""
     rows = _ROWS[kind]()
     if published:
         rows += _published(kind, published)
@@ -46,7 +46,7 @@ def command(
     hidden = () if wide else _LONG.get(kind, ())
     click.echo(_by_task(chosen, hidden) if kind == "models" else _grid(chosen, hidden))
     if hidden:
-        click.echo(f"`--wide` shows more of each: {', '.join(hidden)}.")
+        click.echo(f"`--wide` shows more columns: {', '.join(hidden)}.")
     if kind == "models":
         click.echo(
             "`robust train cls --model resnet18` (`resnet50`) is `cifar-resnet18` (`-resnet50`); "
@@ -106,8 +106,8 @@ def _published(kind: str, folders: Sequence[Path]) -> list[ListedRow]:
 
     if kind != "transforms":
         raise UsageError(
-            f"`--published` does not go with `robust list {kind}`.",
-            "It shows the pictures of a corruption benchmark, which are transforms.",
+            f"`--published` cannot be used with `robust list {kind}`.",
+            "It lists the images of a corruption benchmark, which are transforms.",
             "Write `robust list transforms --published DIR`.",
         )
     return [_transform_row(transform) for transform in find_published(folders)]

@@ -26,12 +26,12 @@ COMMANDS = {
     ),
     "explain": ("robustcli.cli.explain", "Show what a model looks at, with scores."),
     "predict": ("robustcli.cli.predict", "Label photos, or write masks for images."),
-    "export": ("robustcli.cli.export", "Write a network as ONNX or TorchScript, checked."),
-    "compare": ("robustcli.cli.compare", "Say which of several models is better, and how sure."),
-    "report": ("robustcli.cli.report", "Write the report of runs again."),
-    "verify": ("robustcli.cli.verify", "Say whether this machine reproduces a run."),
+    "export": ("robustcli.cli.export", "Export a network to ONNX or TorchScript, and verify it."),
+    "compare": ("robustcli.cli.compare", "Compare models by paired tests."),
+    "report": ("robustcli.cli.report", "Write the reports of runs again."),
+    "verify": ("robustcli.cli.verify", "Check whether this machine reproduces a run."),
     "publish": ("robustcli.cli.publish", "Send a run to a tracker, or write a model card."),
-    "list": ("robustcli.cli.list_command", "Show models, transforms, data sets or recipes."),
+    "list": ("robustcli.cli.list_command", "List models, transforms, data sets or recipes."),
     "fetch": ("robustcli.cli.fetch", "Download weights or data by name."),
     "doctor": ("robustcli.cli.doctor", "Show versions, devices, kernels and caches."),
 }
@@ -128,7 +128,7 @@ def _unexpected(error: Exception) -> int:
 
 
 def _say_interrupted() -> int:
-    click.echo("Interrupted. What was finished is kept: repeat the command to go on.", err=True)
+    click.echo("Interrupted. Finished results are kept: repeat the command to continue.", err=True)
     return INTERRUPTED
 
 

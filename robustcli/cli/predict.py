@@ -35,8 +35,8 @@ _SHOWN_UNREADABLE = 20
 @click.command("predict", cls=StudyCommand)
 @click.argument("photos", nargs=-1, type=FILE)
 @click.option("--model", required=True, shell_complete=options.completing("models"),
-              help="A classifier or a segmenter: a name, the folder of a training run, or a "
-              "network of your own (docs/own-models.md).")  # fmt: skip
+              help="A classifier or a segmenter: a name, the folder of a training run, or your own "
+                  "network (docs/own-models.md).")  # fmt: skip
 @options.weights
 @options.model_arguments("arguments")
 @options.untrained
@@ -44,29 +44,32 @@ _SHOWN_UNREADABLE = 20
     "--data",
     multiple=True,
     type=FILE,
-    help="A folder of images, or one image; repeatable. The same as the arguments.",
+    help="A folder of images, or one image; repeatable. Equivalent to the arguments.",
 )
 @click.option("--out", type=RunPlace(of_run=False),
-              help="Folder for the masks; of a classifier for its CSV. "
-              "[default of a classifier: runs/predict-MODEL-HASH]")  # fmt: skip
-@click.option("--top", type=click.IntRange(1), help="Classes of a photo. [default: 5]")
+              help="Folder for the masks of a segmenter, or for the CSV of a classifier. [default "
+                  "for a classifier: runs/predict-MODEL-HASH]")  # fmt: skip
+@click.option("--top", type=click.IntRange(1), help="Number of classes per photo. [default: 5]")
 @click.option("--csv", "as_csv", is_flag=True, help=f"Write the labels to OUT/{CSV_FILE}.")
-@click.option("--overlays", is_flag=True, help="Also write each image with its mask drawn on it.")
+@click.option("--overlays", is_flag=True, help="Also write each image with its mask as an overlay.")
 @options.label_space
 @options.preprocessing
 @options.limit
 @click.option("--batch-size", type=click.IntRange(1),
-              help="Photos per forward pass of a classifier. [default: by the device]")  # fmt: skip
+              help="Photos per forward pass of a classifier. "
+                   "[default: chosen by device]")  # fmt: skip
 @click.option(
     "--classes",
     "mask_classes",
     metavar="CLASSES",
-    help="What the outputs after background are, 1=liver,2=kidney or a file (labels.json), of a "
-    "model that does not say so itself.",
+    help="Names of the output classes after background, such as 1=liver,2=kidney, or a file "
+    "(labels.json), for a model without class names.",
 )
 @options.device
 @options.precision
-@click.option("--fresh", is_flag=True, help="Compute masks that exist again; replace a CSV.")
+@click.option(
+    "--fresh", is_flag=True, help="Compute existing masks again, or replace an existing CSV."
+)
 @config_option
 @offline
 @as_json
@@ -85,7 +88,9 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
     places = (*values["photos"], *values["data"])
     if not places:
         raise UsageError(
-            "No images are named.", "", "Name folders or files: `robust predict --model M photos/`."
+            "No images were given.",
+            "",
+            "Pass folders or files: `robust predict --model M photos/`.",
         )
     request = _request(values)
     is_classifier = entry_of(request, offline=values["offline"]).task == "cls"
@@ -120,13 +125,13 @@ def _check_options(values: dict[str, Any], *, is_classifier: bool) -> None:
     for flag, is_set in foreign.items():
         if is_set:
             raise UsageError(
-                f"`{flag}` does not go with `{values['model']}`.", f"It is {what}.", "Leave it out."
+                f"`{flag}` cannot be used with `{values['model']}`.", f"It is {what}.", "Omit it."
             )
     if not is_classifier and values["out"] is None:
         raise UsageError(
             "`--out` is missing.",
             f"`{values['model']}` is a segmenter, which writes a mask for every image.",
-            "Name the folder for the masks with `--out`.",
+            "Specify the folder for the masks with `--out`.",
         )
 
 
@@ -162,9 +167,9 @@ def _write_masks(
     if as_json:
         print_document(str(out), [str(mask) for mask in done.masks])
     elif not quiet:
-        click.echo(f"{len(done.masks)} masks in `{out}`, {done.existing} of them from before.")
+        click.echo(f"{len(done.masks)} masks in `{out}`, {done.existing} of which already existed.")
         if done.labels is not None:
-            click.echo(f"Their values are the classes of `{done.labels}`, 0 is the background.")
+            click.echo(f"Their values are the classes of `{done.labels}`; 0 is the background.")
 
 
 def _segmenter(request: ModelRequest, values: dict[str, Any]) -> Segmenter:
@@ -198,7 +203,7 @@ def _label(
     for note in model.notes:
         listener.say(note)
     if model.facts.untrained:
-        listener.say(f"`{model.facts.name}` is not trained: its labels mean nothing.")
+        listener.say(f"`{model.facts.name}` is not trained: its labels are meaningless.")
     space = classes_of(model, request, listener.say)
     labelling = label_photos(
         model, space, photos, top=values["top"] or 5, batch_size=values["batch_size"],
@@ -275,14 +280,15 @@ def _check_same(path: Path, settings_file: Path, settings: dict[str, Any]) -> No
         differences = [key for key, value in settings.items() if before.get(key) != value]
     except (OSError, ValueError, AttributeError):
         raise UsageError(
-            f"`{path}` is in the way.",
-            f"Without a `{SETTINGS_FILE}` of this command beside it, it is not known to be its.",
+            f"`{path}` already exists.",
+            f"Its folder has no `{SETTINGS_FILE}`, so that it may not be an output of this "
+            "command.",
             "Choose another folder with `--out`, or replace it with `--fresh`.",
         ) from None
     if differences:
         raise UsageError(
             f"`{path}` was made with other settings ({', '.join(differences)}).",
-            "Labels of two kinds must not replace each other unasked.",
+            "Labels with different settings are only replaced on request.",
             "Choose another folder with `--out`, or replace it with `--fresh`.",
         )
 
@@ -303,7 +309,7 @@ def _table(labelling: Labelling) -> str:
     table = tabulate(rows, headers, disable_numparse=True, colalign=aligned) if rows else ""
     remaining = len(labelling.photos) - _SHOWN
     if remaining > 0:
-        table += f"\n... and {remaining:,} more photos: `--csv` and `--json` give all of them."
+        table += f"\n... and {remaining:,} more photos: `--csv` and `--json` write all of them."
     return table
 
 

@@ -69,7 +69,7 @@ class ConsoleListener:
         if self.quiet:
             return
         if done:
-            self.say(f"{done:,} of {total:,} {self._unit} are there from before.")
+            self.say(f"{done:,} of {total:,} {self._unit} already exist.")
         if sys.stderr.isatty() and done < total:
             self._bar = _bar(self._unit, total, done)
 

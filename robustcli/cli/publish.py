@@ -19,7 +19,7 @@ from robustcli.cli.terminal import say_safely
 @click.option(
     "--to", "destination", required=True,
     type=click.Choice(["mlflow", "wandb", "trackio", "hub-card"]),
-    help="A tracker, or the files of a model card for the Hugging Face Hub.",
+    help="A tracker, or hub-card: the files of a model card for the Hugging Face Hub.",
 )  # fmt: skip
 @click.option(
     "--project",
@@ -30,11 +30,11 @@ from robustcli.cli.terminal import say_safely
     help="MLflow's tracking URI, or the folder of the other trackers' files. [default: the "
     "tracker's own environment variables]",
 )  # fmt: skip
-@click.option("--name", help="What the run is called there. [default: its folder]")
-@click.option("--partial", is_flag=True, help="Also publish a run that is not complete, marked.")
-@click.option("--no-pictures", is_flag=True, help="Leave out figures and report.html.")
+@click.option("--name", help="Name of the run in the tracker. [default: the name of its folder]")
+@click.option("--partial", is_flag=True, help="Also publish an incomplete run, marked as partial.")
+@click.option("--no-pictures", is_flag=True, help="Do not send figures and report.html.")
 @click.option("--out", type=FILE, help="hub-card: folder for README.md. [default: RUN/hub-card]")
-@click.option("--model", help="hub-card: which model, where the run has several.")
+@click.option("--model", help="hub-card: the model, if the run has several.")
 @click.option(
     "--dataset-id", metavar="ORG/NAME",
     help="hub-card: the data set's name on the Hub; without it no .eval_results are written.",
@@ -42,7 +42,7 @@ from robustcli.cli.terminal import say_safely
 @click.option("--task-id", default="default", show_default=True,
               help="hub-card: the task in the data set's eval.yaml.")  # fmt: skip
 @click.option("--dataset-revision", help="hub-card: the data set's revision on the Hub.")
-@click.option("--source-url", help="hub-card: where the results are shown.")
+@click.option("--source-url", help="hub-card: address of the page with the results.")
 @options.dry_run
 @offline
 @as_json
@@ -50,7 +50,7 @@ from robustcli.cli.terminal import say_safely
 def command(
     run: Path, destination: str, dry_run: bool, as_json: bool, quiet: bool, **values: Any
 ) -> None:
-    """Send RUN to a tracker, or write its model card. docs/publish.md says what is sent.
+    """Send RUN to a tracker, or write its model card. docs/publish.md lists the data that is sent.
 
     \b
     robust publish runs/eval-vmamba-pico-1a2b3c4d --to mlflow --tracking sqlite:///mlflow.db

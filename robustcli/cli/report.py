@@ -24,21 +24,21 @@ DOCUMENT_FORMATS = ("latex", "csv", "json", "markdown", "html")
 @click.option(
     "--out",
     type=RunPlace(of_run=False),
-    help="Write one report over several trainings into this folder, and none of each.  [default: "
-    "runs/report-HASH, beside the reports of each]",
+    help="Write only one report over several trainings, into this folder.  [default: "
+    "runs/report-HASH, in addition to the report of each training]",
 )
 @click.option(
     "--format",
     "form",
     type=click.Choice(DOCUMENT_FORMATS),
     help="Print one document of this format instead of the table: LaTeX tables (booktabs), all "
-    "numbers as CSV or JSON, or the whole report.",
+    "numbers as CSV or JSON, or the complete report.",
 )
 @click.option("--file", type=FILE, help="Write the document of --format into this file.")
 @click.option(
     "--html-samples",
     type=click.IntRange(min=0),
-    help="How many photos a cell of report.html opens at most, of those that the run keeps; 0 for "
+    help="Maximum number of photos per cell in report.html, from those that the run stored; 0 for "
     "none.  [default: 6]",
 )
 @gates
@@ -51,7 +51,8 @@ def command(
 ) -> None:  # fmt: skip
     """Write the reports of RUNS again from their files, without torch and without the images.
 
-    Of several trainings of one task also a report over all of them: scores, costs and tests.
+    For several trainings of one task, also write a report over all of them: scores, costs and
+    tests.
     """
     from robustcli.reports.pages import write_page
     from robustcli.reports.render import report_page
@@ -101,13 +102,17 @@ def _folder_over_all(runs: Sequence[Path]) -> Path | None:
         return None
     if len({read_train_record(run).task for run in runs}) > 1:
         click.echo(
-            "No report over all runs: these are trainings of classifiers and of segmenters, which "
-            "have no score in common.",
+            "No report over all runs: the trainings are of classifiers and of segmenters, which "
+            "have different scores.",
             err=True,
         )
         return None
     folder = default_folder(runs)
-    click.echo(f"No --out: the report over all {len(distinct)} trainings is {folder}.", err=True)
+    click.echo(
+        f"`--out` is not set: the report over all {len(distinct)} trainings is written to "
+        f"{folder}.",
+        err=True,
+    )
     return folder
 
 
@@ -124,9 +129,9 @@ def _failed_gates(
     for run in runs:
         if out is not None or run_kind(run) in ("train", "finetune", "explanation", "seeds"):
             raise UsageError(
-                f"`{gates[0]}` does not go with `{run}`, which is no evaluation.",
-                "Gates limit the numbers of evaluations.",
-                f"Name the evaluation itself, such as `{_evaluation_in(run)}`.",
+                f"`{gates[0]}` cannot be used with `{run}`, which is not an evaluation.",
+                "Gates are limits for the scores of evaluations.",
+                f"Pass the folder of the evaluation, such as `{_evaluation_in(run)}`.",
             )
     records = {run: judge_run(run, gates) for run in runs}
     return [gate_error(run, record) for run, record in records.items() if not record.passed]
@@ -147,18 +152,18 @@ def _print_document(
 
     chosen = next((suffix for suffix in REPORT_FORMATS if suffix == form), None)
     if chosen is None:
-        raise UsageError("`--file` has no document.", "", f"Add `--format {DOCUMENT_FORMATS[0]}`.")
+        raise UsageError("`--file` needs a document.", "", f"Add `--format {DOCUMENT_FORMATS[0]}`.")
     if as_json:
         raise UsageError(
-            f"`--json` and `--format {form}` both say what is printed.",
+            f"`--json` and `--format {form}` cannot be used together.",
             "",
-            "Use `--json` for the results of all runs, or `--format json` for those of one.",
+            "Use `--json` for the results of all runs, or `--format json` for those of one run.",
         )
     if len(runs) > 1 and out is None:
         raise UsageError(
-            f"`--format {form}` makes one document; got {len(runs)} runs.",
+            f"`--format {form}` writes the document of one run; got {len(runs)} runs.",
             "",
-            "Name one run, or compare trainings with `--out FOLDER`.",
+            "Pass one run, or compare trainings with `--out FOLDER`.",
         )
     if out is None:
         content = document(runs[0], chosen, html_samples)

@@ -114,4 +114,4 @@ def print_gates(run: Path) -> None:
     checked = read_gates(run)
     if checked is not None:
         passed = sum(result.passed for result in checked.gates)
-        click.echo(f"Gates: {passed} of {len(checked.gates)} kept; the report shows each.")
+        click.echo(f"Gates: {passed} of {len(checked.gates)} passed; the report shows each.")

@@ -17,7 +17,7 @@ from robustcli.cli.stored_places import LocalPath, RunPlace
 CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
 
 FILE = LocalPath()
-quiet = click.option("--quiet", is_flag=True, help="Print the results only.")
+quiet = click.option("--quiet", is_flag=True, help="Print only the results.")
 as_json = click.option(
     "--json",
     "as_json",
@@ -69,7 +69,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
         try:
             numbers = tuple(self.kind(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"`{value}` is not numbers with commas between them.", param, ctx)
+            self.fail(f"`{value}` is not a comma-separated list of numbers.", param, ctx)
         if self.exactly is not None and len(numbers) != self.exactly:
             self.fail(
                 f"`{value}`: expected {self.exactly} numbers, got {len(numbers)}.", param, ctx
@@ -89,7 +89,7 @@ class Devices(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         if value == "all":
             return "all"
         if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"`{value}` is neither a number from 1 on nor `all`.", param, ctx)
+            self.fail(f"`{value}` is neither a number of at least 1 nor `all`.", param, ctx)
         return int(value)
 
 
@@ -131,7 +131,7 @@ class Assignments(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             if sign:
                 key = name.strip()
                 if key in pairs:
-                    self.fail(f"`{value}` has `{key}` twice.", param, ctx)
+                    self.fail(f"`{value}` contains `{key}` twice.", param, ctx)
                 pairs[key] = text.strip()
             elif key:
                 pairs[key] += f",{part}"
@@ -154,34 +154,34 @@ def together(
 
 
 # Each option is defined once, so that it has the same meaning in all commands.
-limit = click.option("--limit", type=click.IntRange(1), help="Use only this many images in all.")
+limit = click.option("--limit", type=click.IntRange(1), help="Use only this many images in total.")
 foreground = click.option(
     "--foreground", metavar="VALUES",
-    help="Mask values to be found: 128, or 1,2, or '#ff0000', or nonzero; all others are "
-    "background. [default: decided by the masks if they hold two values]",
+    help="Mask values of the foreground: 128, or 1,2, or '#ff0000', or nonzero; all others are "
+        "background. [default: determined from the masks if they contain two values]",
 )  # fmt: skip
 ignore = click.option(
     "--ignore", metavar="VALUES",
-    help="Mask values of pixels that count neither in training nor in scores, such as 255.",
+    help="Mask values of pixels to exclude from training and scores, such as 255.",
 )  # fmt: skip
 classes = click.option(
     "--classes", "mask_classes", metavar="CLASSES",
-    help="Classes of masks: 1=liver,2=kidney, or a file (labels.json), or all: every value is a "
-    "class. [default: a labels.json or dataset.json with the data, else two values]",
+    help="Classes of masks: 1=liver,2=kidney, or a file (labels.json), or all, to read every value "
+        "as a class. [default: labels.json or dataset.json in the data set, else two values]",
 )  # fmt: skip
 weights = click.option(
     "--weights", type=FILE, help="A weights file, or the folder of a training run."
 )
 untrained = click.option(
     "--untrained", is_flag=True,
-    help="Take a network without trained weights; every output says so.",
+    help="Use a network without trained weights; all outputs are marked.",
 )  # fmt: skip
 label_space = click.option(
     "--label-space",
     help="The classes: imagenet-1k, cifar10, or a file with one class per line.",
 )
 seed = click.option(
-    "--seed", type=int, default=0, show_default=True, help="Seed of everything random."
+    "--seed", type=int, default=0, show_default=True, help="Seed of all random numbers."
 )
 device = click.option(
     "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or mps."
@@ -192,21 +192,22 @@ precision = click.option(
 )  # fmt: skip
 scan_backend = click.option(
     "--scan-backend", envvar="ROBUST_SCAN_BACKEND",
-    help="Backend of the selective scan (`robust doctor` lists them). "
-    "[default: the fastest that works]",
+    help="Backend of the selective scan (`robust doctor` lists them). [default: the fastest "
+        "available]",
 )  # fmt: skip
 workers = click.option(
     "--workers", type=click.IntRange(0),
-    help="Processes that load images; 0 loads in the main process. [default: by the cores]",
+    help="Processes that load images; 0 loads in the main process. [default: chosen by the number "
+        "of cores]",
 )  # fmt: skip
 fresh = click.option(
-    "--fresh", is_flag=True, help="Delete what the run's folder holds and begin anew."
+    "--fresh", is_flag=True, help="Delete the contents of the run's folder and start again."
 )
-dry_run = click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+dry_run = click.option("--dry-run", is_flag=True, help="Print the plan without running it.")
 
 split = click.option(
     "--split", type=click.Choice(["auto", "all", "train", "val", "test"]), default="auto",
-    show_default=True, help="Part of the data; auto leaves out what a model was trained on.",
+    show_default=True, help="Split of the data; auto excludes images that a model was trained on.",
 )  # fmt: skip
 preprocessing = together(
     click.option("--resize", type=click.IntRange(1),
@@ -218,15 +219,16 @@ preprocessing = together(
     click.option("--mean", type=Numbers(float),
                  help="Mean per channel for normalisation, of pixel values 0 to 1 or 0 to 255."),
     click.option("--std", type=Numbers(float),
-                 help="Standard deviation per channel for normalisation, likewise."),
+                 help="Standard deviation per channel for normalisation, of pixel values 0 to 1 or "
+                     "0 to 255."),
 )  # fmt: skip
 gates = together(
     click.option("--fail-under", multiple=True, metavar="[MODEL:]TARGET=NUMBER",
-                 help="Exit with code 4 where top-1 in percent (dice 0 to 1 for segmenters) is "
-                 "lower; a target is a transform, a glob, `clean` or `mean`; repeatable."),
+                 help="Exit with code 4 if top-1 in percent (dice 0 to 1 for segmenters) is lower; "
+                     "a target is a transform, a glob, `clean` or `mean`; repeatable."),
     click.option("--fail-drop", multiple=True, metavar="[[MODEL:]TARGET=]NUMBER",
-                 help="Exit with code 4 where more percentage points (dice for segmenters) are "
-                 "lost against clean images; repeatable."),
+                 help="Exit with code 4 if the drop from clean images is larger, in percentage "
+                     "points (dice for segmenters); repeatable."),
 )  # fmt: skip
 
 
@@ -241,8 +243,8 @@ def model_arguments(name: str) -> Callable[[CommandFunction], CommandFunction]:
 # Options of the commands that train.
 ablate = click.option(
     "--ablate", type=click.Choice(["scan"]),
-    help="Train the control of a Mamba network: the same without its state-space scan "
-    "(docs/controls.md).",
+    help="Train the control of a Mamba network: the same network without its state-space scan "
+        "(docs/controls.md).",
 )  # fmt: skip
 protocol = click.option(
     "--protocol", type=click.Choice(["patient", "paper"]), default="patient", show_default=True,
@@ -261,7 +263,7 @@ recipe = together(
     click.option("--loss", help="Name of a loss (docs/train-seg.md, docs/train-cls.md)."),
     click.option("--aug", help="Name of an augmentation (docs/train-seg.md, docs/train-cls.md)."),
     click.option("--window", type=click.IntRange(1),
-                 help="Side of the square that the network sees, in pixels."),
+                 help="Side of the square network input, in pixels."),
     click.option("--clip", type=click.FloatRange(0, min_open=True),
                  help="Clip the norm of the gradient at this value."),
     click.option("--patience", type=click.IntRange(1),
@@ -273,16 +275,17 @@ run = together(
                  "[default: runs/COMMAND-MODEL-HASH]"),
     seed,
     click.option("--seeds", type=click.IntRange(1), metavar="N",
-                 help="Train N seeds, from --seed on, beside each other in one folder, and report "
-                 "their mean with its interval (docs/seeds.md)."),
+                 help="Train N seeds, starting at --seed, in one run folder, and report their mean "
+                     "with its interval (docs/seeds.md)."),
     click.option("--split-seed", type=int,
-                 help="Seed that chooses which images are held out. [default: that of --seed]"),
+                 help="Seed that selects the held-out images. [default: the value of --seed]"),
     device,
     click.option("--devices", type=Devices(), default=1, show_default=True,
                  help="Number of processes that share each training step (DDP), or all: one per "
                  "GPU."),
     click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]),
-                 help="Number format of the forward pass. [default: the recipe's, mostly fp32]"),
+                 help="Number format of the forward pass. [default: that of the recipe, usually "
+                     "fp32]"),
     scan_backend,
     workers,
     fresh,

@@ -120,16 +120,16 @@ def _folder(stack: ExitStack, ctx: click.Context, kind: RunPlace, url: str) -> P
     if place.nodes > 1 and kind.use == "work" and not kind.machines:
         raise UsageError(
             f"`{url}` cannot be shared by {place.nodes} machines in `robust {ctx.info_name}`.",
-            "Each machine has a folder of its own for it, and they train from one checkpoint.",
-            "Use a folder that all machines see, or the processes of one machine.",
+            "Each machine would have a separate working copy, but all need the same checkpoint.",
+            "Use a folder that all machines share, or processes on one machine.",
         )
     opened = working_copy.opened(url, data_home(), say, use, of_run=kind.of_run)
     if place.world == 1:
         return stack.enter_context(opened)
     if use != "work":
         raise UsageError(
-            f"`{url}` is read by one process.",
-            f"The launcher has started {place.world}.",
+            f"`{url}` can only be read by one process.",
+            f"The launcher started {place.world} processes.",
             "Start the command without the launcher.",
         )
     messages = store(place)
@@ -151,9 +151,10 @@ def _await_first(place: Ranks, messages: Any) -> None:
     while not messages.check([_KEY]):
         if time.monotonic() > end:
             raise RunError(
-                f"Process {place.rank} of {place.world} waited for the first one in vain.",
-                "It has not opened the run.",
-                "See what it says, then repeat the command.",
+                f"Process {place.rank} of {place.world} waited for the first process without "
+                "success.",
+                "The first process has not opened the run.",
+                "Check its output, then repeat the command.",
             )
         time.sleep(_POLL_S)
     if messages.get(_KEY) != _READY.encode():

@@ -96,7 +96,8 @@ def current_invocation() -> Invocation | None:
 
 config_option = click.option(
     "--config", type=LocalPath(), metavar="FILE", expose_value=False,
-    help="A YAML file with options of this command; what is typed overrides it (docs/studies.md).",
+    help="A YAML file with options of this command; options on the command line override it "
+        "(docs/studies.md).",
 )  # fmt: skip
 
 
@@ -158,7 +159,7 @@ def joined_gates(failures: Sequence[GateError]) -> GateError:
     return GateError(
         f"Gates failed in {len(failures)} runs.",
         "\n".join(f"{error.what}\n{error.why}" for error in failures),
-        "The runs are complete; their reports show all numbers.",
+        "The runs are complete; their reports contain all numbers.",
         failures[0].run,
     )
 
@@ -168,9 +169,10 @@ def _check_folders(study: Study, contexts: Sequence[click.Context]) -> None:
     shared = next((folder for folder in folders if folders.count(folder) > 1), None)
     if shared is not None:
         raise UsageError(
-            f"Several runs of `{study.path}` have the folder `{shared}`.",
-            "Each run needs a folder of its own.",
-            f"Give each entry of `{RUNS}` its own `out`, or none for a name from its settings.",
+            f"Several runs of `{study.path}` use the same folder `{shared}`.",
+            "Each run needs a separate folder.",
+            f"Give each entry of `{RUNS}` a different `out`, or omit it for a name from the "
+            "settings.",
         )
 
 
@@ -259,13 +261,13 @@ def read_study(path: Path, ctx: click.Context) -> Study:
     except OSError as error:
         raise UsageError(
             f"`--config {path}` cannot be read.",
-            f"The file system says: {error.strerror or error}.",
-            "Name a YAML file with options of the command.",
+            f"The error of the file system is: {error.strerror or error}.",
+            "Pass a YAML file with options of the command.",
         ) from error
     except RecursionError as error:
         raise UsageError(
-            f"`{path}` is not read.", "It is nested too deeply: options are two levels deep.",
-            "Write one `option: value` a line, such as `model: vmamba-pico`.",
+            f"`{path}` is refused.", "It is nested too deeply: options may have two levels.",
+            "Write one `option: value` per line, such as `model: vmamba-pico`.",
         ) from error  # fmt: skip
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -273,7 +275,7 @@ def read_study(path: Path, ctx: click.Context) -> Study:
         raise UsageError(
             f"`{where}` is not YAML.",
             f"{getattr(error, 'problem', None) or error}.",
-            "Write one `option: value` a line, such as `model: vmamba-pico`.",
+            "Write one `option: value` per line, such as `model: vmamba-pico`.",
         ) from error
     reader = _Reader(path, ctx)
     runs = reader.runs(root)
@@ -282,7 +284,8 @@ def read_study(path: Path, ctx: click.Context) -> Study:
         raise UsageError(
             f"`{path}` has {count} error{'s' if count > 1 else ''}.",
             "\n".join(f"  {path}:{line}: {text}" for line, text in sorted(reader.errors)),
-            f"`robust {reader.command} --help` lists the options, docs/studies.md the form.",
+            f"`robust {reader.command} --help` lists the options; docs/studies.md describes the "
+            "file.",
         )
     return Study(path, hashlib.sha256(content).hexdigest(), runs)
 
@@ -319,7 +322,7 @@ class _Reader:
         """
         if root is None or root.id != "mapping":
             raise UsageError(
-                f"`{self.path}` holds no options.",
+                f"`{self.path}` contains no options.",
                 "Expected lines such as `model: vmamba-pico`.",
                 f"`robust {self.command} --help` lists the options.",
             )
@@ -341,8 +344,8 @@ class _Reader:
         elif command.removeprefix("robust ") != self.command:
             raise UsageError(
                 f"`{self.path}` is for `robust {command}`, not for `robust {self.command}`.",
-                f"Line {node.start_mark.line + 1} says `{COMMAND}: {command}`.",
-                "Use it with that command, or write another file for this one.",
+                f"Line {node.start_mark.line + 1} is `{COMMAND}: {command}`.",
+                "Use it with that command, or write another file for this command.",
             )
 
     def _several(self, node: Node) -> list[dict[str, Setting]]:
@@ -357,7 +360,7 @@ class _Reader:
                 continue
             for key, key_node, value in self._entries(entry):
                 if key in (COMMAND, RUNS):
-                    self.error(key_node, f"`{key}` stands at the top of the file only.")
+                    self.error(key_node, f"`{key}` is only allowed at the top level of the file.")
                 else:
                     self._add(settings, key, key_node, value)
             runs.append(settings)
@@ -369,7 +372,7 @@ class _Reader:
         for node, value in mapping.value:
             key = canonical(str(node.value)) if node.id == "scalar" else ""
             if key in lines:
-                self.error(node, f"`{node.value}` stands in line {lines[key]} already.")
+                self.error(node, f"`{node.value}` is already set in line {lines[key]}.")
                 continue
             lines[key] = node.start_mark.line + 1
             yield key, node, value
@@ -379,12 +382,12 @@ class _Reader:
         if parameter is None:
             close = nearest(key, [*self.parameters, COMMAND, RUNS])
             hint = f" Did you mean `{close[0]}`?" if close else ""
-            self.error(node, f"`{node.value}` is no option of `robust {self.command}`.{hint}")
+            self.error(node, f"`{node.value}` is not an option of `robust {self.command}`.{hint}")
             return
         if value.tag == "tag:yaml.org,2002:null":
             return  # null: ignored
         if not _is_plain(value):
-            self.error(value, f"`{_key(parameter)}`: the tag `{value.tag}` has no meaning here.")
+            self.error(value, f"`{_key(parameter)}`: the tag `{value.tag}` is not supported.")
             return
         try:
             texts = self._texts(parameter, value)

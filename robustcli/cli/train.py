@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _start = together(
     options.weights,
     click.option("--untrained", is_flag=True,
-                 help="Start from random weights instead of the recipe's pretrained ones."),
+                 help="Start from random weights instead of the pretrained weights of the recipe."),
     options.model_arguments("model_args"),
     options.ablate,
 )  # fmt: skip
@@ -51,14 +51,14 @@ _classes = together(
     click.option(
         "--data",
         help="A folder with one folder per class, a tar, a manifest, a data set (cifar10, "
-        "cifar100, ...), or hf:ORG/NAME@REVISION. "
-        "[default: cifar10-mini for networks of CIFAR]",
+            "cifar100, ...), or hf:ORG/NAME@REVISION. [default: cifar10-mini for CIFAR networks]",
     ),
     options.limit,
     _start,
     click.option("--target", type=click.FloatRange(0, 1, min_open=True),
-                 help="Top-1 on the validation images, a fraction, to which recipe `speedrun` "
-                 "counts the seconds. [default: the recipe's, 0.94]"),
+                 help="Target top-1 accuracy on the validation images, a fraction; recipe "
+                     "`speedrun` measures the time to reach it. [default: that of the recipe, "
+                     "0.94]"),
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ class BlockCount(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # ge
         if value == "all":
             return 0
         if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"`{value}` is neither a number from 1 on nor `all`.", param, ctx)
+            self.fail(f"`{value}` is neither a number of at least 1 nor `all`.", param, ctx)
         return int(value)
 
 
@@ -35,19 +35,19 @@ class BlockCount(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # ge
 @click.argument("run", type=RunPlace("read"))
 @click.option(
     "--sample", type=BlockCount(), default="8", show_default=True,
-    help="Blocks of up to 128 images to recompute of each evaluation, or all.",
+    help="Number of blocks of up to 128 images to recompute per evaluation, or all.",
 )  # fmt: skip
 @options.seed
-@click.option("--data", metavar="DIR", help="Where the images are now, if they have moved.")
+@click.option("--data", metavar="DIR", help="New location of the images, if they were moved.")
 @click.option(
     "--weights", type=FILE, multiple=True,
-    help="A weights file or training run, if it has moved; repeatable, chosen by digest.",
+    help="A weights file or training run, if it was moved; repeatable, chosen by digest.",
 )  # fmt: skip
-@click.option("--label-space", help="The file with the classes, if it has moved.")
-@click.option("--labels", type=FILE, help="The file with the class of each image, if it has moved.")
+@click.option("--label-space", help="The file with the classes, if it was moved.")
+@click.option("--labels", type=FILE, help="The file with the class of each image, if it was moved.")
 @click.option(
     "--plugin", "plugins", multiple=True, type=FILE,
-    help="A Python file that defines transforms, if it has moved; repeatable.",
+    help="A Python file that defines transforms, if it was moved; repeatable.",
 )  # fmt: skip
 @options.device
 @options.scan_backend
@@ -55,14 +55,14 @@ class BlockCount(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # ge
 @as_json
 @quiet
 def command(run: Path, as_json: bool, quiet: bool, **values: Any) -> None:
-    """Say whether this machine reproduces RUN. Nothing in its folder is changed.
+    """Check whether this machine reproduces RUN. The folder is not changed.
 
     \b
     robust verify runs/eval-vmamba-pico-1a2b3c4d
     robust verify runs/train-ulvm_v5-1a2b3c4d --sample all --json
 
     Exit code 0: reproduced. 1: not reproduced; the image, transform and model are named. 3: the
-    data or weights are not here.
+    data or weights are missing.
     """  # noqa: D301  click reads the backspace: keep these lines apart
     import os
 

@@ -88,7 +88,7 @@ def how_ended(code: int) -> str:
     """A sentence for messages on how a process with exit code `code` ended."""
     if code < 0:
         with suppress(ValueError):
-            return f"It was ended by {signal.Signals(-code).name}."
+            return f"It was terminated by {signal.Signals(-code).name}."
     return f"Its exit code was {code}."
 
 

@@ -101,9 +101,9 @@ class StoreClaim:
         if self._lost.is_set():
             raise RunError(
                 f"Another process has taken over `{self.store.url}`.",
-                f"This one gave no sign of life for {SILENCE_S:.0f} s (was it suspended, or "
-                "without connection?).",
-                "Leave the work to the other one; everything that was finished is kept.",
+                f"This process sent no heartbeat for {SILENCE_S:.0f} s (it may have been "
+                "suspended or disconnected).",
+                "Let the other process continue; finished results are kept.",
             )
 
     def release(self) -> None:
@@ -215,8 +215,8 @@ def _living(
     entry = others[unseen[0]]
     who = f"process {entry.owner.pid} on {entry.owner.host}" if entry else "an unknown process"
     say(
-        f"`{store.url}` belongs to {who}, which cannot be seen from here: watching up to "
-        f"{SILENCE_S:.0f} s for a sign of life."
+        f"`{store.url}` is in use by {who}, whose state cannot be checked from this machine: "
+        f"waiting up to {SILENCE_S:.0f} s for a heartbeat."
     )
     end = time.monotonic() + SILENCE_S
     while time.monotonic() < end:

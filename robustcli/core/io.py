@@ -57,7 +57,7 @@ def check_readable(path: Path, most: float = _MOST_BYTES) -> None:
     if not stat.S_ISREG(state.st_mode):
         raise OSError(errno.EINVAL, "not a plain file (a folder, pipe or device)")
     if state.st_size > most:
-        raise OSError(errno.EFBIG, f"{state.st_size:,} bytes, more than are read at once")
+        raise OSError(errno.EFBIG, f"{state.st_size:,} bytes, which exceeds the limit")
 
 
 @contextmanager
@@ -175,7 +175,7 @@ def refused(path: Path, error: OSError) -> RunError:
     """The error for the user if the file system refused to write `path`."""
     return RunError(
         f"Cannot write `{path}`.",
-        f"The file system says: {error.strerror or error}.",
-        "Mend that (free space, permissions, another folder), then repeat the command: "
-        "everything that was finished is kept and not computed again.",
+        f"The error of the file system is: {error.strerror or error}.",
+        "Correct this (free space, permissions, another folder), then repeat the command: "
+        "finished results are kept and not computed again.",
     )

@@ -70,7 +70,7 @@ def find(name: str, candidates: Iterable[str], *, kind: str, listing: str) -> st
     raise UsageError(
         f"No {kind} is called `{name}`.",
         offered,
-        f"`{listing}` shows every {kind}.",
+        f"`{listing}` lists the valid names.",
     )
 
 
@@ -89,7 +89,9 @@ def matching(pattern: str, candidates: Iterable[str], *, kind: str, listing: str
         return [find(pattern, candidates, kind=kind, listing=listing)]
     hits = [c for c in candidates if fnmatch.fnmatchcase(canonical(c), canonical(pattern))]
     if not hits:
-        raise UsageError(f"No {kind} matches `{pattern}`.", "", f"`{listing}` shows every {kind}.")
+        raise UsageError(
+            f"No {kind} matches `{pattern}`.", "", f"`{listing}` lists the valid names."
+        )
     return hits
 
 

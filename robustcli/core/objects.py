@@ -59,7 +59,7 @@ class StoreKind:
 
 _AWS = (
     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role of the machine; "
-    "AWS_ENDPOINT_URL for a store that is not Amazon's"
+    "AWS_ENDPOINT_URL for other S3-compatible stores"
 )
 _GOOGLE = "`gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS"
 STORE_KINDS = {
@@ -98,10 +98,10 @@ def path_here(value: str | Path, name: str = "It") -> Path:
     """
     if names_url(value):
         raise UsageError(
-            f"`{value}` is not a path of this machine.",
-            f"{name} must be a file or folder here: object stores are not read for it.",
-            "Copy it here first (`aws s3 cp`, `gcloud storage cp`, `hf download`) and name the "
-            "copy; docs/remote.md lists what can be in an object store.",
+            f"`{value}` is not a local path.",
+            f"{name} must be a local file or folder; object stores are not supported for it.",
+            "Copy it to this machine first (`aws s3 cp`, `gcloud storage cp`, `hf download`) and "
+            "pass the copy; docs/remote.md lists the inputs that can be in an object store.",
         )
     return Path(value)
 
@@ -119,21 +119,22 @@ def kind_of_store(url: str) -> StoreKind:
         scheme = match["scheme"].lower() if match else ""
         todo = (
             "Write the path without `file://`." if scheme in ("file", "local")
-            else "Use one of these, or a path of this machine; data can be downloaded first."
+            else "Use one of these, or a local path; data can be downloaded first."
         )  # fmt: skip
         raise UsageError(
-            f"`{url}` is in no object store that is known.", f"Known are {shown}.", todo
+            f"`{url}` is not in a supported object store.", f"Supported are {shown}.", todo
         )
     if len(match["slashes"]) != 2:
         raise UsageError(
-            f"`{url}` is no address of an object store.",
-            "Two slashes follow the colon.",
-            f"Write `{kind.scheme}://{match['rest']}`; in Python give it as text, not as a Path.",
+            f"`{url}` is not a valid address of an object store.",
+            "The colon must be followed by two slashes.",
+            f"Write `{kind.scheme}://{match['rest']}`; in Python pass it as a string, not as a "
+            "Path.",
         )
     if "::" in match["rest"] or not match["rest"].strip("/"):
         raise UsageError(
-            f"`{url}` names nothing in {kind.name}.",
-            "Expected a bucket and a name in it.",
+            f"`{url}` has no bucket or no name.",
+            "An address of an object store needs a bucket and a name in it.",
             f"Write `{kind.scheme}://BUCKET/NAME`.",
         )
     return kind
@@ -175,7 +176,7 @@ class ObjectStore:
         if find_spec(self.kind.module) is None:
             raise MachineError(
                 f"`{url}` needs the package `{self.kind.package}`, which is not installed.",
-                f"It reads and writes {self.kind.name}.",
+                f"This package reads and writes {self.kind.name}.",
                 f"Install it: `pip install {self.kind.package}`, or all of them: "
                 '`pip install "robustcli[remote]"`.',
             )
@@ -354,14 +355,14 @@ class ObjectStore:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if kinds & _NO_CREDENTIALS:
             return MachineError(
-                f"No credentials for `{self.url}` are found.",
+                f"No credentials for `{self.url}` were found.",
                 f"{type(error).__name__}: {first_line(error)}",
-                f"Give them: {self.kind.credentials}.",
+                f"Set them: {self.kind.credentials}.",
             )
         if isinstance(error, PermissionError):
             return UsageError(
-                f"`{self.address(name)}`: {self.kind.name} does not permit it.",
-                f"It answers: {first_line(error)}",
+                f"`{self.address(name)}`: {self.kind.name} denied the access.",
+                f"The response is: {first_line(error)}",
                 f"Check the name, its permissions, and the credentials: {self.kind.credentials}.",
             )
         return None
@@ -370,15 +371,15 @@ class ObjectStore:
         return RunError(
             f"`{self.address(name)}` cannot be reached.",
             f"{len(PAUSES_S) + 1} tries failed; {type(error).__name__}: {first_line(error)}",
-            "Check the connection, then repeat the command: what was finished is kept.",
+            "Check the connection, then repeat the command: finished results are kept.",
         )
 
     def _no_bucket(self, error: Exception) -> UsageError:
         bucket = "/".join(self.url.split("/")[:3])
         return UsageError(
-            f"`{bucket}` does not exist, or cannot be seen with these credentials.",
-            f"{self.kind.name} answers: {first_line(error)}",
-            "Make it first (robust makes no buckets), or correct the name.",
+            f"`{bucket}` does not exist, or is not accessible with these credentials.",
+            f"The response of {self.kind.name} is: {first_line(error)}",
+            "Create it first (robust does not create buckets), or correct the name.",
         )
 
 

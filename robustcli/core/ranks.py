@@ -225,7 +225,7 @@ def _is_slurm_task() -> bool:
     if env.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in env:
         raise UsageError(
             f"SLURM reserved {env['SLURM_NTASKS']} tasks, but one process was started.",
-            "A batch script starts its commands once; only `srun` starts one process per task.",
+            "A batch script starts each command once; only `srun` starts one process per task.",
             "Put `srun` before the command, or reserve one task with `--ntasks=1`.",
         )
     return True
@@ -239,7 +239,7 @@ def _of_slurm() -> Ranks:
     counts = _slurm_counts()
     if not counts:
         raise UsageError(
-            "SLURM does not tell how many tasks are on each machine.",
+            "The number of tasks per machine is not set by SLURM.",
             f"`SLURM_NTASKS` is {world}; `SLURM_STEP_TASKS_PER_NODE` and `SLURM_NTASKS_PER_NODE` "
             "are not set.",
             "Start the command with `srun`, or reserve the tasks with `--ntasks-per-node=N`.",
@@ -268,7 +268,7 @@ def _slurm_counts() -> list[int]:
         if parts is None:
             raise UsageError(
                 f"The environment variable `{name}` is `{env[name]}`.",
-                "SLURM writes there how many tasks each machine has, such as `2(x3),1`.",
+                "SLURM sets it to the number of tasks on each machine, such as `2(x3),1`.",
                 "Start the command with `srun`, without setting such variables.",
             )
         counts += [int(parts[1])] * int(parts[2] or 1)
@@ -349,8 +349,8 @@ def _checked(ranks: Ranks, launcher: Launcher) -> Ranks:
     fits = 0 <= ranks.rank < ranks.world and 0 <= ranks.local_rank < ranks.local_world
     if not fits or ranks.local_world > ranks.world:
         raise UsageError(
-            f"What {launcher} says of its processes contradicts itself.",
-            f"This would be process {ranks.rank} of {ranks.world}, on its machine "
+            f"The process numbers set by {launcher} are inconsistent.",
+            f"According to them this is process {ranks.rank} of {ranks.world}, and on its machine "
             f"{ranks.local_rank} of {ranks.local_world}.",
             "Start the command again with `torchrun` or `srun`, without setting such variables.",
         )
@@ -361,7 +361,7 @@ def _text(env: Mapping[str, str], name: str, launcher: Launcher) -> str:
     if not env.get(name):
         raise UsageError(
             f"The environment variable `{name}` is not set.",
-            f"By it {launcher} tells each process its place among the others.",
+            f"{launcher} sets it to the number of each process.",
             "Start the command with `torchrun` or `srun`, or unset `RANK` and `WORLD_SIZE`.",
         )
     return env[name]
@@ -372,7 +372,7 @@ def _number(env: Mapping[str, str], name: str, launcher: Launcher) -> int:
     if not text.isdecimal():
         raise UsageError(
             f"The environment variable `{name}` is `{text}`.",
-            f"By it {launcher} tells each process its place: a whole number from 0.",
+            f"{launcher} sets it to the number of each process, an integer of at least 0.",
             "Start the command with `torchrun` or `srun`, without setting such variables.",
         )
     return int(text)
@@ -415,9 +415,10 @@ def _shared(ranks: Ranks, timeout: float) -> Store:
             )  # fmt: skip
         except (RuntimeError, ValueError, TimeoutError) as error:
             raise RunError(
-                f"Process {ranks.rank} of {ranks.world} does not reach the others.",
+                f"Process {ranks.rank} of {ranks.world} cannot connect to the others.",
                 f"{address}:{port}: {first_line(error)}",
-                "Check that all processes were started and that the machines reach each other.",
+                "Check that all processes were started and that the machines can connect to each "
+                "other.",
             ) from error
         _stores[address, port] = store
     return _stores[address, port]
@@ -468,9 +469,9 @@ def _join(ranks: Ranks, base: Store, deadline: float) -> str:
         _await(base, f"robust/all/{token}", deadline)
     except (RuntimeError, TimeoutError) as error:
         raise RunError(
-            f"Process {ranks.rank} of {ranks.world} waited for the others in vain.",
+            f"Process {ranks.rank} of {ranks.world} waited for the others without success.",
             first_line(error),
-            "See what the other processes say, then repeat the command.",
+            "Check the output of the other processes, then repeat the command.",
         ) from error
     return token
 
@@ -478,14 +479,14 @@ def _join(ranks: Ranks, base: Store, deadline: float) -> str:
 def _await(base: Store, key: str, deadline: float) -> None:
     while not base.check([key]):
         if time.monotonic() > deadline:
-            raise TimeoutError("They did not come in time.")
+            raise TimeoutError("They did not connect in time.")
         time.sleep(_POLL_SECONDS)
 
 
 def _not_all(ranks: Ranks, missing: set[int]) -> RunError:
     listed = ", ".join(map(str, sorted(missing)))
     return RunError(
-        f"Not all of the {ranks.world} processes came: missing {listed}.",
-        "Each must run the same command; these ended, or were never started.",
-        "See what they say, then repeat the command.",
+        f"Not all of the {ranks.world} processes connected: missing {listed}.",
+        "All processes must run the same command; the missing ones have ended or were not started.",
+        "Check their output, then repeat the command.",
     )

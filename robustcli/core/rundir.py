@@ -117,14 +117,20 @@ class RunKind(Generic[RecordT]):
         if not path.is_file():
             raise UsageError(
                 f"`{run}` is not a run.",
-                f"It holds no `{RECORD_FILE}`." if run.exists() else "There is no such folder.",
-                "Name a folder that `--out` made.",
+                f"It contains no `{RECORD_FILE}`."
+                if run.exists()
+                else "The folder does not exist.",
+                "Pass a run folder, as created by `--out`.",
             )
         newest = self.record.model_fields["schema_version"].default
         try:
             record = self.record.model_validate_json(path.read_text(encoding="utf-8"))
             if record.schema_version > newest:
-                raise _newer(path, f"Its format is {record.schema_version}, known is {newest}.")
+                raise _newer(
+                    path,
+                    f"Its format version is {record.schema_version}; the newest supported version "
+                    f"is {newest}.",
+                )
             return record
         except ValidationError as error:
             first = error.errors()[0]
@@ -132,18 +138,18 @@ class RunKind(Generic[RecordT]):
             kind = self.record.model_fields.get("kind")
             if seed is not None and (kind is None or kind.default != SEEDS_KIND):
                 raise UsageError(
-                    f"`{run}` holds several seeds, not {self.name}.",
+                    f"`{run}` contains several seeds, not {self.name}.",
                     "",
-                    f"Name the folder of one of them, such as `{run / seed}`; `--seeds` goes on "
-                    "with all of them.",
+                    f"Pass the folder of one seed, such as `{run / seed}`; `--seeds` continues "
+                    "all of them.",
                 ) from error
             if first["type"] == "extra_forbidden" and _is_one_of(self.record, path):
                 name = ".".join(map(str, first["loc"]))
-                raise _newer(path, f"This version does not know `{name}`.") from error
+                raise _newer(path, f"This version has no setting `{name}`.") from error
             raise UsageError(
                 f"`{path}` is not the record of {self.name}.",
                 f"{first['msg']} at {'.'.join(map(str, first['loc'])) or 'the top'}.",
-                f"Name a folder that `{self.command}` made, or use the version of `robust` that "
+                f"Pass a run folder of `{self.command}`, or use the version of `robust` that "
                 "wrote this file.",
             ) from error
 
@@ -212,10 +218,10 @@ class RunKind(Generic[RecordT]):
             return new
         for difference in differences:
             raise UsageError(
-                f"`{run}` holds {self.name} with other settings.",
+                f"`{run}` contains {self.name} with other settings.",
                 difference,
-                "Use another `--out` (or none, for a folder of its own), or discard it with "
-                "`--fresh`.",
+                "Use another `--out` (or omit it to get a separate folder), or discard the run "
+                "with `--fresh`.",
             )
         commands = "\n".join(dict.fromkeys([*old.command.splitlines(), new.command]))
         kept = {"command": commands, "created": old.created, **self.kept(old, new)}
@@ -263,7 +269,7 @@ def _newer(path: Path, why: str) -> UsageError:
     return UsageError(
         f"`{path}` was written by a newer version of `robust`.",
         why,
-        "Update this one: `pip install --upgrade robustcli`.",
+        "Update this installation: `pip install --upgrade robustcli`.",
     )
 
 
@@ -275,10 +281,10 @@ def has_record(run: Path) -> bool:
 def check_folder(run: Path) -> None:
     """Raises UsageError if the folder contains files but no run."""
     if run.is_file():
-        raise UsageError(f"`{run}` is a file.", "", "Name a folder with `--out`.")
+        raise UsageError(f"`{run}` is a file.", "", "Pass a folder with `--out`.")
     if not has_record(run) and run.is_dir() and any(p.name[0] != "." for p in run.iterdir()):
         raise UsageError(
-            f"`{run}` is not empty and holds no run.", "", "Choose another folder with `--out`."
+            f"`{run}` is not empty and contains no run.", "", "Choose another folder with `--out`."
         )
 
 
@@ -368,8 +374,9 @@ class Ownership:
             folder = self._path.parent.parent
             raise RunError(
                 f"Another process has taken over `{folder}`.",
-                f"This one gave no sign of life for {SILENCE_SECONDS:.0f} s (was it suspended?).",
-                "Leave the work to the other one; everything that was finished is kept.",
+                f"This process sent no heartbeat for {SILENCE_SECONDS:.0f} s (it may have been "
+                "suspended).",
+                "Let the other process continue; finished results are kept.",
             )
 
     def release(self) -> None:
@@ -448,8 +455,8 @@ def _refuse_if_alive(run: str, path: Path, say: Callable[[str], None]) -> None:
     if alive is None:
         who = f"process {owner.pid} on {owner.host}" if owner else "an unknown process"
         say(
-            f"`{run}` belongs to {who}, which cannot be seen from here: watching up to "
-            f"{SILENCE_SECONDS:.0f} s for a sign of life."
+            f"`{run}` is in use by {who}, whose state cannot be checked from this machine: "
+            f"waiting up to {SILENCE_SECONDS:.0f} s for a heartbeat."
         )
         alive = _beats(path)
         owner = _read(path) or owner
@@ -475,7 +482,7 @@ def in_use(run: str, owner: Owner | None) -> RunError:
     where = "on this machine" if here else f"on {owner.host}"
     return RunError(
         f"Another process is working in `{run}`.",
-        f"Process {owner.pid} {where} ({owner.host}) has held it since {owner.since}: "
+        f"Process {owner.pid} {where} ({owner.host}) has been using it since {owner.since}: "
         f"`{owner.command}`.",
         f"Wait for it, or end it (`kill {owner.pid}` {where}), or use another `--out`. Processes "
         "that share the work are started together: `--devices N`, or torchrun.",

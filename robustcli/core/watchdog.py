@@ -34,7 +34,7 @@ _LOOK_SECONDS = 1.0
 _TASK_BYTES, _BATCH_BYTES = 1000, 1000
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", re.DOTALL)
 _TERMINATED_SECONDS = 2.0  # until a signal to the process group has reached this process
-_KEPT = "What was finished is kept: the same command goes on from there."
+_KEPT = "Finished results are kept: the same command continues from there."
 
 
 class _Slot(ctypes.Structure):
@@ -270,8 +270,8 @@ class Watchdog:
                 psutil.Process(number).kill()
         elif self.say is not None:
             self.say(
-                f"Still {task}, for {self.seconds:g} seconds: does its storage answer? Ctrl+C ends "
-                "the command, and what was finished is kept."
+                f"Still {task}, for {self.seconds:g} seconds: check whether its storage responds. "
+                "Ctrl+C ends the command; finished results are kept."
             )
 
     def _end_others(self) -> None:
@@ -304,17 +304,16 @@ class Watchdog:
         for pid in pids:
             if pid in self._ended:
                 return RunError(
-                    f"A loader process was ended: it was {self._ended[pid]} for more than "
+                    f"A loader process was terminated: it was {self._ended[pid]} for more than "
                     f"{self.seconds:g} seconds.",
-                    "The storage does not answer, or the decoder or transform does not come to an "
-                    "end.",
-                    f"Look at that image. Where storage is slow, allow it more seconds "
+                    "The storage does not respond, or the decoder or transform does not terminate.",
+                    "Check this image. If the storage is slow, increase the time limit "
                     f"(`{LIMIT_VARIABLE}={6 * self.seconds:g}`). {_KEPT}",
                 )
         if "Terminated" in end:
             time.sleep(_TERMINATED_SECONDS)  # KeyboardInterrupt if all received SIGTERM
         doing = next((tasks[pid] for pid in pids if tasks.get(pid)), "")
-        while_ = f" while it was {doing}" if doing else ""
+        while_ = f" while {doing}" if doing else ""
         for sign, (why, todo) in _ENDS.items():
             if sign in end:
                 return RunError(f"A loader process ended{while_}.", why, f"{todo} {_KEPT}")
@@ -323,22 +322,24 @@ class Watchdog:
         )
 
 
-_OTHER_IMAGE = "Look at that image: repair it, or leave it out."
-_FEWER = "Use fewer `--workers` (`--workers 0` needs none) or a smaller `--batch-size`"
+_OTHER_IMAGE = "Check this image: repair it, or remove it."
+_FEWER = (
+    "Use fewer `--workers` (`--workers 0` needs no loader processes) or a smaller `--batch-size`"
+)
 _ENDS = {
     "Killed": (
-        "It was killed (SIGKILL). The system does so when the memory of the machine, or of the "
-        "container, runs out.",
-        f"{_FEWER}; if it is always the same image, look at that.",
+        "It was killed (SIGKILL). The operating system does this when the memory of the machine "
+        "or of the container runs out.",
+        f"{_FEWER}; if it is always the same image, check that image.",
     ),
     "Terminated": (
-        "It was told to end (SIGTERM) from outside, as a guard does when memory runs short.",
+        "It was terminated by another process (SIGTERM), for example by a monitor of memory.",
         f"{_FEWER}.",
     ),
     "Bus error": (
-        "It could not reach its memory (SIGBUS): containers often have little shared memory "
-        "(/dev/shm), and a file that shrinks while it is read does the same.",
-        f"{_FEWER}, or give the container more (`docker run --shm-size 8g`).",
+        "It could not access its memory (SIGBUS): containers often have little shared memory "
+        "(/dev/shm); a file that is truncated while it is read has the same effect.",
+        f"{_FEWER}, or give the container more shared memory (`docker run --shm-size 8g`).",
     ),
     "Segmentation fault": (
         "A library that decodes or transforms images failed (SIGSEGV).",
@@ -369,7 +370,7 @@ def seconds_limit() -> float:
     if not seconds >= 0:
         raise UsageError(
             f"The environment variable `{LIMIT_VARIABLE}` is `{text}`.",
-            "It is how many seconds one image may take: a number, 0 for no limit.",
-            f"Unset it for the usual {IMAGE_SECONDS:g} seconds.",
+            "It is the time limit per image in seconds: a number, or 0 for no limit.",
+            f"Unset it for the default of {IMAGE_SECONDS:g} seconds.",
         )
     return seconds or math.inf

@@ -153,7 +153,7 @@ class _Folder:
         """Downloads `objects` concurrently."""
         size = total_bytes(objects)
         if size >= _ANNOUNCED_FROM:
-            say(f"Fetching {len(objects):,} files ({size / 1e6:,.0f} MB) of `{self.store.url}`.")
+            say(f"Downloading {len(objects):,} files ({size / 1e6:,.0f} MB) of `{self.store.url}`.")
         at_once(objects.items(), lambda item: self.fetch(item[0], item[1].version))
 
     def send_all(self, names: Iterable[str]) -> None:
@@ -211,9 +211,9 @@ def check_names(url: str, objects: Mapping[str, StoredObject]) -> None:
         parts = name.split("/")
         if any(part in ("", ".", "..") for part in parts) or re.search(r"[\\\x00]", name):
             raise UsageError(
-                f"`{url}` is not read.",
+                f"`{url}` cannot be read.",
                 f"It holds the object {name!r}, which cannot be a file of a folder.",
-                "Name a run that `--out` made, or remove that object.",
+                "Pass a run that `--out` created, or remove that object.",
             )
 
 
@@ -229,8 +229,8 @@ def _listed(folder: _Folder) -> dict[str, StoredObject]:
     if "" in objects:
         raise UsageError(
             f"`{folder.store.url}` is an object.",
-            "Expected an address below which the files of a run can be.",
-            "Name another one with `--out`.",
+            "Expected the address of a folder for the files of a run.",
+            "Pass another address with `--out`.",
         )
     check_names(folder.store.url, objects)
     return objects
@@ -310,10 +310,10 @@ class _Uploads:
         what = error.what if isinstance(error, RobustError) else f"{type(error).__name__}: {error}"
         why = f"{what}\n{error.why}" if isinstance(error, RobustError) else what
         return RunError(
-            f"{len(unsent):,} files of the run are not in `{self.folder.store.url}`.",
+            f"{len(unsent):,} files of the run were not uploaded to `{self.folder.store.url}`.",
             why,
-            f"They are kept in `{self.folder.path}`: the same command on this machine sends them "
-            "and goes on; nothing is computed again.",
+            f"They are kept in `{self.folder.path}`: the same command on this machine uploads "
+            "them and continues; finished results are not computed again.",
         )
 
     def _work(self) -> None:
@@ -404,8 +404,9 @@ def opened(
     store = ObjectStore(url)
     if use == "work" and not store.kind.writable:
         raise UsageError(
-            f"`--out {url}` is not possible: robust keeps no runs in {store.kind.name}.",
-            "There each object would be a commit, and commits are limited to some hundred an hour.",
+            f"`--out {url}` is not possible: runs cannot be stored in {store.kind.name}.",
+            "Each object would be a commit there, and the number of commits is limited to a few "
+            "hundred per hour.",
             "Use a folder, `s3://` or `gs://`; `robust publish RUN hub-card` writes a model card.",
         )
     folder = _Folder(store, home, reading=use != "work")
@@ -434,7 +435,10 @@ def _working(folder: _Folder, say: _Say, *, of_run: bool) -> Iterator[None]:
             raise
         _settle(folder, objects, mine, say, ours=ours)
         uploads = _Uploads(folder, mine, set(objects))
-        say(f"`{folder.store.url}` is worked on in `{folder.path}`, and sent as it is finished.")
+        say(
+            f"`{folder.store.url}` has its working copy in `{folder.path}`; finished files are "
+            "uploaded."
+        )
         _leading = uploads
         try:
             with observing(uploads.written):
@@ -448,7 +452,7 @@ def _working(folder: _Folder, say: _Say, *, of_run: bool) -> Iterator[None]:
             raise
         _leading = None
         uploads.finish()
-        say(f"Everything is in `{folder.store.url}`: {len(folder.files()):,} files.")
+        say(f"All files are in `{folder.store.url}`: {len(folder.files()):,} files.")
     finally:
         mine.release()
 
@@ -456,8 +460,8 @@ def _working(folder: _Folder, say: _Say, *, of_run: bool) -> Iterator[None]:
 def _check_run(folder: _Folder, objects: Mapping[str, StoredObject]) -> None:
     if objects and RECORD_FILE not in objects:
         raise UsageError(
-            f"`{folder.store.url}` is not empty and holds no run.",
-            f"It holds `{next(iter(objects))}`, and {len(objects):,} objects in all.",
+            f"`{folder.store.url}` is not empty and contains no run.",
+            f"It contains {len(objects):,} objects, such as `{next(iter(objects))}`.",
             "Choose another address with `--out`.",
         )
 
@@ -471,8 +475,9 @@ def _settle(
         unsent = [name for name in files if not folder.is_transferred(name, files[name])]
         if unsent:
             say(
-                f"{len(unsent):,} files in `{folder.path}` never reached `{folder.store.url}`, on "
-                "which another process has worked since: they are dropped and computed again."
+                f"{len(unsent):,} files in `{folder.path}` were not uploaded to "
+                f"`{folder.store.url}`, which another process has changed since: they are deleted "
+                "and computed again."
             )
         folder.clear()
         files = {}
@@ -488,7 +493,7 @@ def _settle(
         or name not in objects or objects[name].size != state.size
     ]  # fmt: skip
     if unsent:
-        say(f"Sending {len(unsent):,} files that `{folder.store.url}` lacks.")
+        say(f"Uploading {len(unsent):,} files that are missing in `{folder.store.url}`.")
     folder.send_all(unsent)
 
 
@@ -556,8 +561,8 @@ def _reading(folder: _Folder, say: _Say, use: Use, *, of_run: bool) -> Iterator[
     if of_run and RECORD_FILE not in objects and use == "read":
         raise UsageError(
             f"`{folder.store.url}` is not a run.",
-            f"It holds no `{RECORD_FILE}`." if objects else "There is nothing.",
-            "Name an address that `--out` made.",
+            f"It contains no `{RECORD_FILE}`." if objects else "It contains no objects.",
+            "Pass the address of a run, as created by `--out`.",
         )
     if of_run:
         _check_run(folder, objects)
@@ -586,4 +591,4 @@ def _send_changed(folder: _Folder, use: Use, say: _Say) -> None:
     changed = [name for name in files if not folder.is_transferred(name, files[name])]
     if use == "read" and changed:
         folder.send_all(changed)
-        say(f"Sent to `{folder.store.url}`: {len(changed):,} files.")
+        say(f"Uploaded to `{folder.store.url}`: {len(changed):,} files.")

@@ -18,11 +18,11 @@ from robustcli.data.tables import TABLE_SUFFIXES
 
 _SHOWN = 5
 _CORRUPTED = re.compile(r"(?:[^/]+/){1,3}[1-5]/[^/]+/[^/]+")  # blur/defocus_blur/3/n01440764/a.JPEG
-CLASSES_IN_WORDS = "Name the folder whose subfolders are the classes."
+CLASSES_IN_WORDS = "Pass the folder whose subfolders are the classes."
 LAYOUTS_IN_WORDS = """Put the files into one of these layouts:
   DIR/images/NAME.png  DIR/masks/NAME.png                paired folders, at any depth
   DIR/PATIENT/NAME.tif  DIR/PATIENT/NAME_mask.tif        as LGG's kaggle_3m
-  DIR/masks/NAME_CLASS.png, DIR/masks/CLASS/NAME.png     beside DIR/images: one file a class
+  DIR/masks/NAME_CLASS.png, DIR/masks/CLASS/NAME.png     and DIR/images: one mask file per class
   DIR/imagesTr/NAME_0000.png  DIR/labelsTr/NAME.png      as nnU-Net's raw data, with dataset.json
   DIR/tiff/SPLIT/NAME.tiff  DIR/tiff/SPLIT_labels/NAME.tif  as Massachusetts Roads
   FILE.csv                                               columns image, mask, [patient], [split]"""
@@ -38,11 +38,12 @@ def nothing_there(data: str, *, masks: bool) -> UsageError:
     """The error for a missing path `data`; suggests data sets with similar names."""
     close = nearest(data, (d.name for d in DATASETS if (d.label_space == SEGMENTATION) == masks))
     return UsageError(
-        f"There is no data at `{data}`.",
+        f"No data set was found at `{data}`.",
         f"Did you mean the data set {' or '.join(f'`{c}`' for c in close)}?"
         if close
-        else f"It is no folder or file here (`{Path.cwd()}`), and no data set is called so.",
-        f"Check the path; `{LIST_DATASETS}` shows the data sets that have names.",
+        else "It is neither the name of a data set nor a file or folder in the current directory "
+        f"(`{Path.cwd()}`).",
+        f"Check the path; `{LIST_DATASETS}` lists the named data sets.",
     )
 
 
@@ -52,7 +53,7 @@ def unreadable_kind(data: str) -> UsageError:
         f"`{data}` cannot be read as data.",
         f"Expected a folder, a table ({', '.join(sorted(TABLE_SUFFIXES))}), a tar "
         f"({', '.join(TAR_SUFFIXES)}) or a zip.",
-        "Unpack other archives first; for a single image, name the folder above its folder.",
+        "Unpack other archives first. For a single image, pass the parent of its folder.",
     )
 
 
@@ -63,8 +64,8 @@ def has_masks(dataset: NamedDataset, model: str | None) -> UsageError:
     """
     fitting = "have classes" if model is None else f"are for `{model}`"
     return UsageError(
-        f"`--data {dataset.name}` has masks, no classes.",
-        "It is for segmenters, and the model is a classifier.",
+        f"`--data {dataset.name}` has masks, not classes.",
+        "It is a data set for segmentation, and the model is a classifier.",
         f"`{LIST_DATASETS}` shows which data {fitting}.",
     )
 
@@ -74,8 +75,8 @@ def classes_not_masks(dataset: NamedDataset) -> UsageError:
     ours = ", ".join(f"`--data {d.name}`" for d in DATASETS if d.label_space == SEGMENTATION)
     return UsageError(
         f"`{dataset.name}` has no masks.",
-        f"It is a set for classifiers of `{dataset.label_space}`.",
-        f"Name images with masks: {ours}, or a folder of your own.",
+        f"It is a data set for classification with the label space `{dataset.label_space}`.",
+        f"Pass images with masks: {ours}, or your own folder.",
     )
 
 
@@ -85,10 +86,11 @@ def no_images(location: Path, todo: str) -> UsageError:
         return corruption_benchmark(location)
     tars = sorted(p.name for p in location.iterdir() if is_tar(p)) if location.is_dir() else []
     if tars:
-        todo = f"To read a tar there, name it: `--data {location / tars[0]}`."
+        todo = f"To read a tar file of this folder, pass it: `--data {location / tars[0]}`."
     return UsageError(
-        f"`{location}` holds no images.",
-        f"Files that end in {', '.join(sorted(IMAGE_SUFFIXES))} were looked for, at any depth.",
+        f"`{location}` contains no images.",
+        "Files with these suffixes were searched at any depth: "
+        f"{', '.join(sorted(IMAGE_SUFFIXES))}.",
         todo,
     )
 
@@ -102,8 +104,8 @@ def no_such_folder(data: str, dataset: Dataset, folder: str) -> UsageError:
         f"`{data}` has no folder `{folder}`.",
         f"Its folders: {shown}{' and others' if len(counts) > _SHOWN else ''}."
         if counts
-        else "It has no folders.",
-        f"Write `--data {data}:FOLDER` with one of them, or leave `:{folder}` out.",
+        else "It has no subfolders.",
+        f"Write `--data {data}:FOLDER` with one of these folders, or omit `:{folder}`.",
     )
 
 
@@ -121,8 +123,8 @@ def no_classes(location: Path, files: Sequence[FileRef], classes: ModelClasses) 
     ]  # fmt: skip
     if inner:
         return UsageError(
-            f"`{location}` is one level too high.",
-            f"The folders below {quoted(inner)} are the classes, not {quoted(inner)}.",
+            f"`{location}` is the parent of the class folders.",
+            f"The classes are the folders in {quoted(inner)}, which is itself not a class.",
             f"Use `--data {location / inner[0]}`.",
         )
     return unknown_labels(location, folders, classes, "folder")
@@ -131,10 +133,11 @@ def no_classes(location: Path, files: Sequence[FileRef], classes: ModelClasses) 
 def corruption_benchmark(location: Path) -> UsageError:
     """The error for a corruption benchmark, such as ImageNet-C or CIFAR-10-C, at `location`."""
     return UsageError(
-        f"`{location}` holds a corruption benchmark, not clean images.",
-        "Its pictures are transforms: each is compared with the clean image of the same name.",
-        f"Name it with `--published {location} --transform 'published/*'`, and the clean images "
-        "with `--data`. Without them a single folder `CORRUPTION/SEVERITY` can be `--data`.",
+        f"`{location}` contains a corruption benchmark, not clean images.",
+        "Its images are transformed: each is compared with the clean image of the same name.",
+        f"Pass it as `--published {location} --transform 'published/*'`, and the clean images "
+        "with `--data`. If you do not have the clean images, pass a single folder "
+        "`CORRUPTION/SEVERITY` with `--data`.",
     )
 
 
@@ -144,10 +147,10 @@ def no_own_classes(location: Path, files: Sequence[FileRef]) -> UsageError:
     if len(folders) == 1:
         return one_class(location, folders.pop())
     return UsageError(
-        f"`{location}` does not name the classes of its images.",
-        "Training needs the class of every image, of two classes at least.",
-        f"Sort the images into a folder per class (`{location}/CLASS/IMAGE`, perhaps below `train`,"
-        " `val` and `test`), or name a CSV with the columns `path` and `label`.",
+        f"`{location}` does not contain the classes of its images.",
+        "Training needs the class of every image, and at least two classes.",
+        f"Sort the images into a folder per class (`{location}/CLASS/IMAGE`, optionally below "
+        "`train`, `val` and `test`), or pass a CSV with the columns `path` and `label`.",
     )
 
 
@@ -156,7 +159,7 @@ def one_class(location: Path, name: str) -> UsageError:
     return UsageError(
         f"`{location}` has one class only, `{name}`.",
         "A classifier needs at least two classes.",
-        "Name the folder above the class folders, or data with more classes.",
+        "Pass the parent of the class folders, or data with more classes.",
     )
 
 
@@ -171,21 +174,21 @@ def unknown_labels(
         bundled, key=lambda s: sum(s.index_of(label) is not None for label in labels)
     )
     unknown = sorted(label for label in labels if space.index_of(label) is None)
-    matched = f"The label space `{space.name}` knows none of them."
+    matched = f"The label space `{space.name}` contains none of them."
     if len(unknown) < len(labels):
         close = nearest(unknown[0], (*space.names, *space.ids), most=1)
         guess = f" (`{unknown[0]}`: did you mean `{close[0]}`?)" if close else ""
         matched = (
-            f"The label space `{space.name}` knows {len(labels) - len(unknown)} of them, but not "
-            f"{quoted(unknown)}{guess}."
+            f"The label space `{space.name}` contains {len(labels) - len(unknown)} of them, but "
+            f"not {quoted(unknown)}{guess}."
         )
     return UsageError(
-        f"The {kind}s of `{location}` are the classes of no known label space."
+        f"The {kind}s of `{location}` match no known label space."
         if classes.label_space is None
         else f"The {kind}s of `{location}` are not all classes of `{space.name}`.",
         f"It has {len(labels)}: {quoted(sorted(labels))}. {matched}",
-        "Name the classes with `--label-space FILE` (one class a line, in the order of the model's "
-        "outputs), or correct the data.",
+        "Name the classes with `--label-space FILE` (one class per line, in the order of the "
+        "model's outputs), or correct the data.",
     )
 
 
@@ -193,8 +196,8 @@ def other_label_space(location: Path, data: LabelSpace, model: str) -> UsageErro
     """The error for data whose label space is not the one of the model."""
     return UsageError(
         f"`{location}` does not fit the model.",
-        f"Its classes are `{data.name}` ({len(data.ids)} classes), but the model answers in "
-        f"`{model}`.",
+        f"Its classes are `{data.name}` ({len(data.ids)} classes), but the model predicts classes "
+        f"of `{model}`.",
         f"Choose a model for `{data.name}`, or data for `{model}` (`{LIST_DATASETS}`).",
     )
 
@@ -203,13 +206,13 @@ def _flat(location: Path, classes: ModelClasses) -> UsageError:
     if classes.fit({location.resolve().name}):
         return UsageError(
             f"`{location}` is the folder of a single class.",
-            f"It holds images directly, and `{location.resolve().name}` is a class.",
-            f"Name the folder above it: `--data {location.resolve().parent}`.",
+            f"It contains images directly, and `{location.resolve().name}` is the name of a class.",
+            f"Pass its parent folder: `--data {location.resolve().parent}`.",
         )
     return UsageError(
-        f"`{location}` does not name the classes of its images.",
-        "It holds images directly, without class folders or wnids in the file names.",
-        "Add `--labels FILE` (lines `FILE LABEL`), sort the images into class folders, or name a "
+        f"`{location}` does not contain the classes of its images.",
+        "It contains images directly, without class folders, and the file names contain no wnids.",
+        "Add `--labels FILE` (lines `FILE LABEL`), sort the images into class folders, or pass a "
         "CSV with the columns `path` and `label`.",
     )
 
@@ -221,14 +224,14 @@ def _only_numbers(
     if space is None:
         return UsageError(
             what,
-            "Numbers alone do not identify the label space whose indices they are.",
-            f"Name it, for example `--label-space {BUNDLED_SPACES[0]}` (0-based, in its order).",
+            "It is not known which label space these indices refer to.",
+            f"Specify it, for example `--label-space {BUNDLED_SPACES[0]}` (0-based, in its order).",
         )
     return UsageError(
         what,
-        f"An index of `{space.name}` lies between 0 and {len(space.ids) - 1}. The numbers 1 to "
-        "1000 of ILSVRC2012_validation_ground_truth.txt are ILSVRC ids, not indices: their order "
-        "is another one, and they are not read.",
+        f"An index of `{space.name}` is between 0 and {len(space.ids) - 1}. The numbers 1 to 1000 "
+        "of ILSVRC2012_validation_ground_truth.txt are ILSVRC ids, not indices. Their order "
+        "differs, so they are not accepted.",
         "Use wnids (`n01440764`), class names or 0-based indices.",
     )
 
@@ -243,13 +246,13 @@ def no_masks(location: Path, files: Sequence[FileRef]) -> UsageError:
     is_one_patient = is_flat and any(file.stem.endswith("_mask") for file in files)
     if location.name.lower() in ("images", "masks") or is_one_patient:
         return UsageError(
-            f"`{location}` is one level too low.",
-            "It holds only one of the folders that belong together.",
-            f"Name the folder above it: `--data {location.resolve().parent}`.",
+            f"`{location}` is only one of the folders of a data set.",
+            "The folders of the images and of the masks are both needed.",
+            f"Pass its parent folder: `--data {location.resolve().parent}`.",
         )
     return UsageError(
         f"`{location}` has no known layout of images and masks.",
-        f"It holds {len(files)} images, such as `{min(file.relative for file in files)}`.",
+        f"It contains {len(files)} images, such as `{min(file.relative for file in files)}`.",
         LAYOUTS_IN_WORDS,
     )
 
@@ -260,6 +263,7 @@ def groups_in_two_splits(
     """The error for groups (`divided`, of `groups` in total) that are in more than one split."""
     return UsageError(
         f"`{location}` puts {len(divided)} of {groups} groups into more than one split.",
-        f"A {grouping} in training and test would make the test too easy: {quoted(divided)}.",
-        "Give all images of one group the same split, or none.",
+        f"If a {grouping} is in both training and test, the test scores are too high: "
+        f"{quoted(divided)}.",
+        "Assign all images of a group to the same split, or leave the split empty.",
     )

@@ -102,7 +102,8 @@ def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
         raise UsageError(
             f"`{path}` cannot be read as a tar archive.",
             f"The error is: {error}.",
-            "Check that it was downloaded completely (`tar tf FILE` lists it), then repeat.",
+            "Check that the download is complete (`tar tf FILE` lists the contents), then repeat "
+            "the command.",
         ) from error
     return _listed(root, outside, suffixes)
 
@@ -122,7 +123,8 @@ def list_zip(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
         raise UsageError(
             f"`{path}` cannot be read as a zip archive.",
             f"The error is: {error}.",
-            "Check that it was downloaded completely (`unzip -t FILE` tests it), then repeat.",
+            "Check that the download is complete (`unzip -t FILE` tests it), then repeat the "
+            "command.",
         ) from error
     return _listed(root, outside, suffixes)
 
@@ -173,16 +175,16 @@ def _check_zipped(path: Path, info: zipfile.ZipInfo) -> None:
         )
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UsageError(
-            f"`{path}` is packed in a way that is not read.",
-            f"`{info.filename}` has compression type {info.compress_type}; stored (0) and deflated "
-            "(8) are read.",
-            "Unpack it, or pack it anew: `zip -r NEW.zip FOLDER`.",
+            f"`{path}` uses an unsupported compression method.",
+            f"`{info.filename}` has compression type {info.compress_type}; only stored (0) and "
+            "deflated (8) are supported.",
+            "Unpack it, or pack it again: `zip -r NEW.zip FOLDER`.",
         )
     if info.file_size > _MOST_UNPACKED:
         raise UsageError(
-            f"`{path}` is not read: `{info.filename}` would unpack to {info.file_size:,} bytes.",
-            "No photo is so large; it may be made to fill the memory (a zip bomb).",
-            "Take that member out, or unpack the archive yourself.",
+            f"`{path}` is refused: `{info.filename}` would unpack to {info.file_size:,} bytes.",
+            "This is larger than any photo and could fill the memory (a zip bomb).",
+            "Remove that member, or unpack the archive yourself.",
         )
 
 
@@ -191,7 +193,9 @@ def _zipped(path: Path, info: zipfile.ZipInfo, file: BinaryIO) -> FileRef:
     file.seek(info.header_offset)
     signature, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if signature != b"PK\3\4":
-        raise zipfile.BadZipFile(f"`{info.filename}` is not where the directory says")
+        raise zipfile.BadZipFile(
+            f"`{info.filename}` is not at the position that the directory of the archive gives"
+        )
     start = info.header_offset + _LOCAL_HEADER.size + name + extra
     unpacked = info.file_size if info.compress_type == zipfile.ZIP_DEFLATED else None
     return FileRef("", path, info.filename, start, info.compress_size, unpacked=unpacked)
@@ -335,8 +339,8 @@ def decompress(source: Path, target: Path) -> None:
             written += len(chunk)
             if written > most:
                 raise tarfile.ReadError(
-                    f"it unpacks to more than {most:,} bytes, {_MOST_RATIO} times its length (made "
-                    "to fill the disk?); where you trust it, unpack it yourself"
+                    f"it unpacks to more than {most:,} bytes, {_MOST_RATIO} times its size. It "
+                    "may be a decompression bomb; if you trust it, unpack it yourself"
                 )
             out.write(chunk)
 
@@ -374,9 +378,11 @@ def _decompressed(path: Path) -> Path:
 def _no_room(path: Path, target: Path, reason: str) -> RunError:
     return RunError(
         f"`{path}` cannot be decompressed into the data home: cannot write `{target}`.",
-        reason if reason.startswith("The file system says") else f"The file system says: {reason}.",
-        "Name another data home with the environment variable ROBUST_HOME (a folder with room for "
-        "the whole archive), or decompress it yourself and name the `.tar`.",
+        reason
+        if reason.startswith("The error of the file system is")
+        else f"The error of the file system is: {reason}.",
+        "Set the environment variable ROBUST_HOME to a folder with enough space for the complete "
+        "archive, or decompress it yourself and pass the `.tar`.",
     )
 
 
@@ -385,4 +391,6 @@ def _check_complete(plain: Path, end: int) -> None:
     with plain.open("rb") as archive:
         archive.seek(end)
         if archive.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"it ends at byte {end} without its final blocks")
+            raise tarfile.ReadError(
+                f"it is truncated: it ends at byte {end} without the final blocks of a tar"
+            )

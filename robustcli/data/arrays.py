@@ -64,9 +64,11 @@ def read_array(ref: FileRef) -> NDArray[Any]:
         if ref.slice_index is not None:
             array = np.take(array, ref.slice_index, _slice_axis(array.shape))
     if array.dtype.kind not in "buif" or not array.size:
-        raise UnreadableImage("no array of numbers")
+        raise UnreadableImage("not a numeric array")
     if array.size > _MOST_NUMBERS:
-        raise UnreadableImage(f"an array of shape {array.shape}: more numbers than an image has")
+        raise UnreadableImage(
+            f"an array of shape {array.shape}, which is larger than an image can be"
+        )
     return array
 
 
@@ -81,9 +83,7 @@ def _check_file(ref: FileRef) -> None:
 def _check_bytes(size: int) -> None:
     """Raises UnreadableImage for an array of more than `_MOST_BYTES`, before it is allocated."""
     if size > _MOST_BYTES:
-        raise UnreadableImage(
-            f"its array would take {size:,} bytes, more than the {_MOST_BYTES:,} that are read"
-        )
+        raise UnreadableImage(f"its array would take {size:,} bytes; the limit is {_MOST_BYTES:,}")
 
 
 def read_pixels(ref: FileRef) -> NDArray[np.uint8]:
@@ -122,7 +122,7 @@ def _nifti(path: Path) -> NDArray[Any]:
 def _grey_range(path: Path) -> tuple[float, float]:
     volume = _nifti(path)
     if volume.dtype.kind not in "buif" or not np.isfinite(volume).all():
-        raise UnreadableImage("some of its values are no numbers")
+        raise UnreadableImage("some of its values are not numbers")
     low, high = np.percentile(volume, (_LOW, _HIGH))
     return float(low), float(high)
 
@@ -210,12 +210,12 @@ def _in_file(file: Any, key: str) -> Any:
     """
     h5py = importlib.import_module("h5py")
     if key in file and not isinstance(file.get(key, getlink=True), h5py.HardLink):
-        raise UnreadableImage(f"its array `{key}` is a link, which may lead to another file")
+        raise UnreadableImage(f"its array `{key}` is a link, which may refer to another file")
     array = file[key]
     if not isinstance(array, h5py.Dataset):
-        raise UnreadableImage(f"its `{key}` is no array")
+        raise UnreadableImage(f"its `{key}` is not an array")
     if array.external or array.is_virtual:
-        raise UnreadableImage(f"the numbers of its array `{key}` are in other files")
+        raise UnreadableImage(f"the values of its array `{key}` are stored in other files")
     return array
 
 
@@ -238,7 +238,7 @@ def require(library: Literal["h5py", "nibabel"], path: Path, kind: str) -> Any:
         raise UsageError(
             f"`{path}` is {'an' if kind == 'HDF5' else 'a'} {kind} file, and {library} is not "
             "installed.",
-            f"{kind} files are read with that library.",
+            f"{kind} files are read with this library.",
             f"Install it: `pip install {library}` (or `pip install 'robustcli[medical]'`).",
         ) from error
 
@@ -258,9 +258,9 @@ def volume_slices(path: Path, key: str) -> int | None:
             shape = tuple(_in_file(file, key).shape)
     except Exception as error:  # h5py raises various exceptions for a corrupt file
         raise UsageError(
-            f"`{path}` holds no array `{key}` that can be read.",
+            f"`{path}` contains no readable array `{key}`.",
             f"The error is: {error}.",
-            "Download the file again, or take it out.",
+            "Download the file again, or remove it.",
         ) from error
     return None if len(shape) == 2 else int(shape[_slice_axis(shape)])
 
@@ -274,13 +274,13 @@ def _nifti_slices(path: Path) -> int | None:
         raise UsageError(
             f"`{path}` cannot be read as a NIfTI file.",
             f"The error is: {error}.",
-            "Download the file again, or take it out.",
+            "Download the file again, or remove it.",
         ) from error
     if len(shape) not in (2, 3):
         raise UsageError(
             f"`{path}` has {len(shape)} axes.",
-            "Images of two axes and volumes of three are read.",
-            "Write each channel as a file of its own: `NAME_0000.nii.gz`, `NAME_0001.nii.gz`.",
+            "Images with two axes and volumes with three axes are supported.",
+            "Write each channel to a separate file: `NAME_0000.nii.gz`, `NAME_0001.nii.gz`.",
         )
     return None if len(shape) == 2 else int(shape[2])
 

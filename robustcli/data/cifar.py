@@ -91,9 +91,9 @@ def by_cifar_files(location: Path, files: Sequence[FileRef]) -> Layout[str] | No
         )  # fmt: skip
         if len(folders) > 1:
             raise UsageError(
-                f"`{location}` holds CIFAR's files {len(folders)} times.",
+                f"`{location}` contains CIFAR's files {len(folders)} times.",
                 f"They are in `{folders[0]}` and in `{folders[1]}`.",
-                "Name one of these folders with `--data`.",
+                "Pass one of these folders with `--data`.",
             )
         if folders:
             inside = {name: file for (f, name), file in by_path.items() if f == folders[0]}
@@ -107,10 +107,10 @@ def _images(
     missing = [name for name in version.parts["train"] if name not in files]
     if missing and len(missing) < len(version.parts["train"]):
         raise UsageError(
-            f"`{location}` is not complete: {len(missing)} of CIFAR's training files are missing.",
+            f"`{location}` is incomplete: {len(missing)} of CIFAR's training files are missing.",
             f"Missing: {', '.join(f'`{name}`' for name in missing)}.",
-            "Download the archive again; or remove all training files to evaluate on the test "
-            "images alone.",
+            "Download the archive again, or remove all training files to evaluate on the test "
+            "images only.",
         )
     names = _class_names(version, files[version.names_file])
     for split, parts in version.parts.items():
@@ -145,7 +145,7 @@ def _rows(version: _Version, file: FileRef) -> Iterator[tuple[int, FileRef]]:
     if version.labels_key is None:
         record = version.label_bytes + IMAGE_BYTES
         if not content or len(content) % record:
-            _broken(file, f"it has {len(content):,} bytes, which is no multiple of {record:,}")
+            _broken(file, f"it has {len(content):,} bytes, which is not a multiple of {record:,}")
         labels: Any = list(content[version.label_bytes - 1 :: record])
         first = version.label_bytes
     else:
@@ -154,7 +154,7 @@ def _rows(version: _Version, file: FileRef) -> Iterator[tuple[int, FileRef]]:
         if not isinstance(array, PickledArray) or array.start is None:
             _broken(file, "it has no array `data`")
         if not isinstance(labels, list) or not all(type(x) is int and x >= 0 for x in labels):
-            _broken(file, f"it has no list `{version.labels_key}` of numbers of classes")
+            _broken(file, f"it has no list `{version.labels_key}` of class numbers")
         if array.shape != (len(labels), IMAGE_BYTES) or array.dtype != "u1" or array.fortran:
             _broken(
                 file,
@@ -169,7 +169,7 @@ def _rows(version: _Version, file: FileRef) -> Iterator[tuple[int, FileRef]]:
 
 def _dictionary(file: FileRef, value: object) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        _broken(file, f"it holds a {type(value).__name__}, no dictionary")
+        _broken(file, f"it contains a {type(value).__name__}, not a dictionary")
     return value
 
 
@@ -317,7 +317,7 @@ class _Machine:
         elif function == _Name("numpy dtype") and arguments and type(arguments[0]) is str:
             self.stack.append(_Dtype(arguments[0]))
         else:
-            raise self.refusal("it calls what is no array")
+            raise self.refusal("it calls an object that is not an array")
 
     def build(self, _: Any) -> None:
         """Sets the state of an array; the state of a dtype is ignored."""
@@ -325,7 +325,7 @@ class _Machine:
         if isinstance(array, _Dtype):
             return
         if not isinstance(array, PickledArray) or type(state) is not tuple or len(state) != 5:
-            raise self.refusal("it fills what is no array")
+            raise self.refusal("it fills an object that is not an array")
         _, array.shape, dtype, array.fortran, values = state
         array.dtype = dtype.text if isinstance(dtype, _Dtype) else "unknown"
         if isinstance(values, _LongText):
@@ -335,9 +335,9 @@ class _Machine:
 
     def refusal(self, reason: str) -> UsageError:
         return UsageError(
-            f"`{self.name}` is not read.",
-            f"It is a pickle that holds more than numbers, texts and an array: {reason}. Such a "
-            "file can run any program when it is unpickled, so it is not.",
+            f"`{self.name}` is refused.",
+            f"It is a pickle with contents other than numbers, strings and an array: {reason}. "
+            "Unpickling this file could run any program.",
             "Download the archive again from www.cs.toronto.edu/~kriz/cifar.html, or use the "
             "binary version.",
         )
@@ -384,5 +384,5 @@ def read_pickle(content: bytes, name: str) -> Any:
         raise UsageError(
             f"`{name}` cannot be read as a pickle.",
             f"The error is: {error}.",
-            "Check that it was downloaded completely, then repeat.",
+            "Check that the download is complete, then repeat the command.",
         ) from error

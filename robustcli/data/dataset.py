@@ -221,14 +221,14 @@ class Sample:
     def target(self) -> int:
         """Index of the image's class in the label space; raises TypeError for a mask."""
         if isinstance(self.truth, FileRef):
-            raise TypeError(f"`{self.image_id}` has a mask, no class")
+            raise TypeError(f"`{self.image_id}` has a mask, not a class")
         return self.truth
 
     @property
     def mask(self) -> FileRef:
         """The file of the image's mask; raises TypeError for a class."""
         if not isinstance(self.truth, FileRef):
-            raise TypeError(f"`{self.image_id}` has a class, no mask")
+            raise TypeError(f"`{self.image_id}` has a class, not a mask")
         return self.truth
 
 
@@ -274,7 +274,7 @@ class Dataset:
     def classes(self) -> LabelSpace:
         """The label space; raises TypeError for images with masks."""
         if self.label_space is None:
-            raise TypeError(f"`{self.name}` has masks, no classes")
+            raise TypeError(f"`{self.name}` has masks, not classes")
         return self.label_space
 
     @property

@@ -78,7 +78,7 @@ def _decoded(ref: FileRef) -> NDArray[np.uint8]:
         return pixels
     inside = pixels[ref.border : -ref.border, ref.border : -ref.border]
     if not inside.size:
-        raise UnreadableImage(f"nothing is inside its border of {ref.border} pixels")
+        raise UnreadableImage(f"nothing remains inside its border of {ref.border} pixels")
     return np.ascontiguousarray(inside)
 
 
@@ -88,9 +88,9 @@ def _stacked(ref: FileRef) -> NDArray[np.uint8]:
     for name, part in ref.parts:
         pixels = decode(part)
         if not (pixels == pixels[..., :1]).all():
-            raise UnreadableImage(f"its channel `{name}` has colours, expected greyscale")
+            raise UnreadableImage(f"its channel `{name}` is in colour, expected greyscale")
         if channels and channels[0].shape != pixels.shape[:2]:
-            raise UnreadableImage(f"its channel `{name}` has another size than the first")
+            raise UnreadableImage(f"its channel `{name}` differs in size from the first")
         channels.append(pixels[..., 0])
     return np.stack(channels, axis=-1)
 
@@ -98,7 +98,7 @@ def _stacked(ref: FileRef) -> NDArray[np.uint8]:
 def _raw_pixels(content: bytes, raw: RawPixels) -> NDArray[np.uint8]:
     expected = raw.height * raw.width * 3
     if len(content) != expected:
-        raise UnreadableImage(f"the file ends within it: {len(content)} of {expected} bytes")
+        raise UnreadableImage(f"it is truncated: {len(content)} of {expected} bytes")
     values = np.frombuffer(content, np.uint8)
     if raw.planar:
         return np.ascontiguousarray(values.reshape(3, raw.height, raw.width).transpose(1, 2, 0))
@@ -135,10 +135,12 @@ def read_image(source: Path | io.BytesIO, read: Callable[[Image.Image], ReadT]) 
     except (UnreadableImage, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise UnreadableImage("more pixels than a photo has (a decompression bomb?)") from error
+        raise UnreadableImage(
+            "more pixels than a photo has (possibly a decompression bomb)"
+        ) from error
     except UnidentifiedImageError as error:
         raise UnreadableImage(
-            f"not an image of a known kind ({', '.join(IMAGE_FORMATS)})"
+            f"not in a supported image format ({', '.join(IMAGE_FORMATS)})"
         ) from error
     # Pillow raises almost any exception for a corrupt file (ValueError, SyntaxError, IndexError,
     # struct.error, zlib.error, ...), and one bad file must not end a long run.
@@ -155,7 +157,7 @@ def _check_scans(image: Image.Image, source: Path | io.BytesIO) -> None:
         return
     scans = source.getvalue().count(_START_OF_SCAN)
     if scans > _MOST_SCANS:
-        raise UnreadableImage(f"a JPEG of {scans:,} scans (made to take hours to decode?)")
+        raise UnreadableImage(f"a JPEG of {scans:,} scans, which could take hours to decode")
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -164,7 +166,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise UnreadableImage("32-bit greyscale, for which no value means white")
+        raise UnreadableImage("32-bit greyscale, for which no value is defined as white")
     # `convert` copies even an RGB image, which takes a third of the decoding time.
     pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     if image.has_transparency_data and bool((pixels == pixels[0, 0]).all()):
@@ -172,8 +174,9 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         if bool((alpha != alpha[0, 0]).any()):
             red, green, blue = pixels[0, 0]
             raise UnreadableImage(
-                "all that it shows is in its alpha channel, which is dropped: every pixel has the "
-                f"colour #{red:02x}{green:02x}{blue:02x} (draw it on a background and save that)"
+                "its content is only in the alpha channel, which is dropped: every pixel has the "
+                f"colour #{red:02x}{green:02x}{blue:02x} (composite it on a background and save "
+                "the result)"
             )
     return pixels
 

@@ -126,7 +126,7 @@ def _locked(target: Path) -> ExitStack:
     except OSError as error:
         raise RunError(
             f"Cannot write to `{target.parent}`.",
-            f"The file system says: {error.strerror or error}.",
+            f"The error of the file system is: {error.strerror or error}.",
             "Set `ROBUST_HOME` to a folder that can be written to, then repeat the command.",
         ) from error
 
@@ -134,9 +134,9 @@ def _locked(target: Path) -> ExitStack:
 def _download(url: str, target: Path, expected: str | None, offline: bool) -> None:
     if offline:
         raise UsageError(
-            f"`{target.name}` is not on this machine, and `--offline` forbids the network.",
-            f"It would come from {url}.",
-            f"Leave out `--offline`, or put the file at `{target}`.",
+            f"`{target.name}` is not on this machine, and `--offline` forbids downloads.",
+            f"It would be downloaded from {url}.",
+            f"Omit `--offline`, or put the file at `{target}`.",
         )
     partial = PartialDownload(target.with_name(target.name + ".part"))
     try:
@@ -147,28 +147,30 @@ def _download(url: str, target: Path, expected: str | None, offline: bool) -> No
         raise RunError(
             f"Cannot download `{target.name}` from {url}.",
             f"{error}.",
-            f"Repeat the command: it continues where it stopped. Or put the file at `{target}`.",
+            f"Repeat the command, which continues the download, or put the file at `{target}`.",
         ) from error
     try:
         actual = file_sha256(partial.path)
         if expected is not None and actual != expected.lower():
             partial.discard()
-            raise _wrong_hash(target, expected, actual, "Nothing was kept; repeat the command.")
+            raise _wrong_hash(
+                target, expected, actual, "The partial download was deleted. Repeat the command."
+            )
         if not target.is_file():  # a file that is there may have been checked by its process
             partial.path.replace(target)
     except FileNotFoundError as error:  # where locks exclude nobody, another process was faster
         if not target.is_file():
             raise RunError(
                 f"Cannot download `{target.name}` from {url}.",
-                "Another process downloads it at the same time and has removed the partial file.",
-                "Repeat the command when the other one has ended.",
+                "Another process is downloading the same file and has removed the partial file.",
+                "Repeat the command when the other process has ended.",
             ) from error
     partial.discard()
 
 
 def _wrong_hash(target: Path, expected: str, actual: str, todo: str) -> RunError:
     return RunError(
-        f"`{target.name}` is not the file it should be.",
+        f"`{target.name}` does not have the expected contents.",
         f"Expected SHA-256 {expected.lower()}, got {actual}.",
         todo,
     )
@@ -208,7 +210,8 @@ class TransferPace:
             return
         if self._received < _SLOWEST * elapsed:
             raise SlowTransferError(
-                f"the server sent {self._received:,} bytes in {elapsed:.0f} seconds: given up"
+                f"the server sent {self._received:,} bytes in {elapsed:.0f} seconds, which is too "
+                "slow: the transfer was aborted"
             )
         self._since, self._received = time.monotonic(), 0
 
@@ -297,7 +300,7 @@ def check_address(url: str) -> None:
 
     parts = urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and _is_here(parts.hostname)):
-        raise AddressError(f"{url} is not an address of https, which alone is followed")
+        raise AddressError(f"{url} is not an https address; only https is allowed")
 
 
 def _is_here(host: str | None) -> bool:
@@ -330,7 +333,9 @@ def _opener() -> OpenerDirector:
                 timer.cancel()
                 if late.is_set():  # http.client may treat the closed connection as the end of
                     self.close()  # the headers
-                    raise SlowTransferError(f"no answer was complete after {_HEADERS_S:.0f} s")
+                    raise SlowTransferError(
+                        f"no complete response was received within {_HEADERS_S:.0f} s"
+                    )
 
     class ImpatientSecure(Impatient, HTTPSConnection):
         pass
@@ -374,20 +379,22 @@ def _check_answer(response: HTTPResponse, start: int, path: Path) -> None:
     headers, length = response.headers, _announced_size(response.headers)
     encoding = headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", ""):
-        raise OSError(f"the server encodes the file ({encoding}), which was not asked for")
+        raise OSError(
+            f"the server sends the file with the encoding {encoding}, which was not requested"
+        )
     if response.status == _PARTIAL_CONTENT:
         content_range = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
         first = -1 if content_range is None else int(content_range[1])
         if not start or first != start:
             raise OSError(
-                f"the server sends other bytes than asked for (from {start} on): Content-Range "
+                f"the server does not send the requested bytes (from {start} on): Content-Range "
                 f"is `{headers.get('Content-Range', '')}`"
             )
     elif response.status not in (_OK, None):  # None for a file: URL
-        raise OSError(f"the server answers with status {response.status}")
+        raise OSError(f"the server returned status {response.status}")
     free = shutil.disk_usage(path.parent).free
     if length is not None and length > free:
-        raise OSError(f"it needs {length:,} bytes, and {free:,} are free in {path.parent}")
+        raise OSError(f"it needs {length:,} bytes, but only {free:,} are free in {path.parent}")
     if length is not None and length >= _ANNOUNCED_FROM:
         _LOG.warning("`%s`: %.0f MB to download.", path.name.removesuffix(".part"), length / 1e6)
 
@@ -402,7 +409,7 @@ def _announced_size(headers: Message) -> int | None:
     if length is None:
         return None
     if not (length.isascii() and length.isdecimal()):
-        raise OSError(f"the server announces `{length}` bytes")
+        raise OSError(f"the server reports a length of `{length}` bytes")
     return int(length)
 
 
@@ -421,7 +428,7 @@ def _copy(response: HTTPResponse, out: IO[bytes]) -> None:
         pace.add(len(chunk))
         if length is None and received > _MOST_UNANNOUNCED:
             raise EndlessTransferError(
-                f"the server announces no length and does not end: {received:,} bytes so far"
+                f"the server reports no length and keeps sending: {received:,} bytes so far"
             )
     if length is None and not received:  # e.g. the connection ended within the headers
         raise InterruptedTransferError("the server sent nothing")
@@ -437,7 +444,7 @@ def _write_from(start: int, response: HTTPResponse, out: IO[bytes], path: Path) 
     offsets.
     """
     if out.seek(0, os.SEEK_END) < start:  # the file would get a hole
-        raise InterruptedTransferError(f"another process has restarted {path}")
+        raise InterruptedTransferError(f"another process restarted the download of {path}")
     out.seek(start)
     _copy(response, out)
     out.flush()
@@ -453,10 +460,10 @@ def _check_size(path: Path, out: IO[bytes], start: int, headers: Message) -> Non
     """
     length, size = _announced_size(headers), path.stat().st_size
     if not os.path.samestat(path.stat(), os.fstat(out.fileno())):
-        raise InterruptedTransferError(f"another process has restarted {path}")
+        raise InterruptedTransferError(f"another process restarted the download of {path}")
     if length is not None and size != start + length:
         raise InterruptedTransferError(
-            f"another process writes to {path}: {size} bytes instead of {start + length}"
+            f"another process is writing to {path}: {size} bytes instead of {start + length}"
         )
 
 
@@ -474,7 +481,7 @@ def unpack(dataset: NamedDataset, packed: Path, target: Path) -> None:
         except (UsageError, tarfile.TarError) as error:
             raise _not_the_set(dataset, packed, f"it is damaged: {error}") from error
         if images != dataset.images:
-            raise _not_the_set(dataset, packed, f"it holds {images} images")
+            raise _not_the_set(dataset, packed, f"it contains {images} images")
     packed.unlink()
 
 
@@ -491,7 +498,8 @@ def _not_the_set(dataset: NamedDataset, packed: Path, actual: str) -> RunError:
     packed.unlink(missing_ok=True)
     hash_path(packed).unlink(missing_ok=True)
     return RunError(
-        f"What came from {dataset.url} is not `{dataset.name}`.",
-        f"Expected an archive of {dataset.images} images, but {actual}.",
-        "Nothing was kept. Repeat the command, or fetch the data from its source by hand.",
+        f"The file downloaded from {dataset.url} is not `{dataset.name}`.",
+        f"Expected an archive of {dataset.images} images; {actual}.",
+        "The download was deleted. Repeat the command, or download the data from its source by "
+        "hand.",
     )

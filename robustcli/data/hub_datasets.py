@@ -127,7 +127,7 @@ def parse_hub_name(data: str) -> HubName:
     wrong += sorted(set(options) - set(_OPTIONS))
     if match is None or wrong:
         raise UsageError(
-            f"`{data}` is not the name of a data set of the Hugging Face hub.",
+            f"`{data}` is not a valid name of a data set on the Hugging Face hub.",
             f"`{wrong[0]}` is not one of {', '.join(f'`{o}=...`' for o in _OPTIONS)}."
             if wrong
             else "Expected `hf:ORG/NAME`, `hf:ORG/NAME@REVISION` or `hf:ORG/NAME@REVISION:SPLIT`.",
@@ -193,7 +193,7 @@ def _read(
         if rows.unlabelled:
             if len(splits) == 1 or rows.unlabelled < len(rows.ids):
                 raise _no_labels(name, split, rows.unlabelled, columns)
-            say(f"`{name.place}`: the split `{split}` has no labels and is left out.")
+            say(f"`{name.place}`: the split `{split}` has no labels and is skipped.")
             continue
         taken[split] = list(
             _labelled(name, commit, published, split, columns, rows, spaces, offline)
@@ -207,13 +207,13 @@ def _read(
         listed = ", ".join(f"`{split}`" for split in published.files)
         say(
             f"`{name.place}` has the splits {listed}: "
-            + (f"`{only_split}` is taken (`{name.place}@REVISION:SPLIT` takes another one)."
-               if only_split else f"taken as parts are {quoted(list(taken))}.")
+            + (f"`{only_split}` is used (`{name.place}@REVISION:SPLIT` selects another one)."
+               if only_split else f"used for training and evaluation are {quoted(list(taken))}.")
         )  # fmt: skip
     size = sum(file.bytes_of(columns.image) for split in taken for file in published.files[split])
     say(
         f"`{name.place}`: {sum(map(len, taken.values())):,} images in the column "
-        f"`{columns.image}`, {size / 1e6:,.1f} MB: each part is fetched when it is needed, and "
+        f"`{columns.image}`, {size / 1e6:,.1f} MB: each part is downloaded when it is needed and "
         f"kept in `{commit_home(name.repo, commit)}`."
     )
     labelled = [
@@ -239,14 +239,14 @@ def _commit(name: HubName, say: Say, offline: bool) -> str:
     file = repo_home(name.repo) / "refs" / f"{local_file_name(revision)}.txt"
     if offline:
         if not file.is_file():
-            raise not_here(name.repo, f"which commit `{revision}` is was never asked")
+            raise not_here(name.repo, f"the commit of `{revision}` was never looked up")
         commit = file.read_text(encoding="utf-8").strip()
     else:
         commit = _resolved(name, revision)
         write_text(file, commit + "\n")
-    when = " (as last asked; `--offline` forbids asking)" if offline else ""
+    when = " (as last looked up; `--offline` forbids a new look-up)" if offline else ""
     say(
-        f"`{name.place}`: `{revision}` is the commit {commit}{when}. To take the same images "
+        f"`{name.place}`: `{revision}` is the commit {commit}{when}. To use the same images "
         f"later, write `{name.place}@{commit}`."
     )
     return commit
@@ -266,7 +266,7 @@ def _resolved(name: HubName, revision: str) -> str:
         )
     except GatedRepoError as error:
         raise UsageError(
-            f"`{name.place}` may be read only by those who accepted its terms.",
+            f"`{name.place}` can only be read by users who accepted its terms.",
             first_line(error),
             f"Accept them at https://huggingface.co/datasets/{name.repo}, then log in with "
             "`hf auth login` or set HF_TOKEN.",
@@ -274,16 +274,16 @@ def _resolved(name: HubName, revision: str) -> str:
     except RevisionNotFoundError as error:
         raise UsageError(
             f"`{name.place}` has no revision `{revision}`.", first_line(error),
-            "Name a branch, a tag or a commit that its page on the hub shows.",
+            "Use a branch, a tag or a commit that is listed on its page on the hub.",
         ) from error  # fmt: skip
     except RepositoryNotFoundError as error:
         raise UsageError(
-            f"The Hugging Face hub has no data set `{name.repo}`, or does not show it to you.",
+            f"The Hugging Face hub has no data set `{name.repo}`, or you have no access to it.",
             first_line(error),
-            "Check the name; for a private one, log in with `hf auth login` or set HF_TOKEN.",
+            "Check the name. For a private data set, log in with `hf auth login` or set HF_TOKEN.",
         ) from error
     except Exception as error:  # the hub client and its HTTP libraries raise various exceptions
-        raise broken_transfer(name.repo, "The hub could not be asked", error) from error
+        raise broken_transfer(name.repo, "The hub could not be reached", error) from error
     assert info.sha is not None, "the hub names a commit for every revision"
     return info.sha
 
@@ -359,7 +359,7 @@ def _published(name: HubName, commit: str, offline: bool) -> Published:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not cached, another format or damaged: fetched again
     if offline:
-        raise not_here(name.repo, "its list of files was never fetched")
+        raise not_here(name.repo, "its list of files was never downloaded")
     published = _look_up(name, commit)
     write_text(file, json.dumps({"format": _FORMAT, **asdict(published)}))
     return published
@@ -392,7 +392,7 @@ def _library() -> Any:
     if version < OLDEST_DATASETS:
         raise MachineError(
             f"`--data hf:` needs datasets {'.'.join(map(str, OLDEST_DATASETS))} or newer.",
-            f"Version {datasets.__version__} is installed, which may run code of a repository.",
+            f"Version {datasets.__version__} is installed, which may run code from a repository.",
             "Install a newer one: `pip install --upgrade 'robustcli[hf]'`.",
         )
     return datasets
@@ -426,8 +426,8 @@ def _look_up(name: HubName, commit: str) -> Published:
             f"`{name.place}` is not published as Parquet files.",
             f"`datasets` reads it as `{kind}`.",
             "The hub keeps a Parquet copy of most data sets: write "
-            f"`{name.place}@refs/convert/parquet:SPLIT`. Or download it "
-            f"(`hf download --repo-type dataset {name.repo} --local-dir DIR`) and name the folder.",
+            f"`{name.place}@refs/convert/parquet:SPLIT`. Or download it (`hf download --repo-type "
+            f"dataset {name.repo} --local-dir DIR`) and pass the folder.",
         )
     files = {split: _footers(name, commit, some) for split, some in paths.items()}
     schema = next(schema for some in files.values() for _, schema in some)
@@ -518,7 +518,7 @@ def _chosen(name: HubName, published: Published, truth: Literal["label", "mask"]
     ]
     label = _single_column(name, published, "label", name.label, classes or plain, _LABEL_NAMES)
     if published.by_name[label].kind not in ("class", "text", "number"):
-        raise _wrong_column(name, published, "label", f"`{label}` holds no classes")
+        raise _wrong_column(name, published, "label", f"`{label}` contains no classes")
     return _Columns(image, label, masks=False)
 
 
@@ -542,15 +542,15 @@ def _single_column(
     """
     if typed is not None:
         if typed not in published.by_name:
-            raise _wrong_column(name, published, role, f"there is no column `{typed}`")
+            raise _wrong_column(name, published, role, f"no column is called `{typed}`")
         if role != "label" and published.by_name[typed].kind != "image":
-            raise _wrong_column(name, published, role, f"`{typed}` holds no images")
+            raise _wrong_column(name, published, role, f"`{typed}` contains no images")
         return typed
     if certain and len(fitting) == 1:
         return fitting[0]
     named = [column for column in usual if column in fitting]
     if not named or (certain and role == "label" and len(fitting) > 1 and len(named) > 1):
-        several = f"{quoted(fitting)} could be it" if fitting else "none could be it"
+        several = f"{quoted(fitting)} are suitable" if fitting else "none is suitable"
         if role == "mask" and fitting:
             several = f"none of its columns of images is called {', '.join(_MASK_NAMES)}"
         raise _wrong_column(name, published, role, several)
@@ -563,9 +563,9 @@ def _wrong_column(name: HubName, published: Published, role: str, reason: str) -
         "image": "images", "label": "the class of each image", "mask": "the mask of each image"
     }[role]  # fmt: skip
     return UsageError(
-        f"Which column of `{name.place}` holds {what} is not known: {reason}.",
+        f"It is not known which column of `{name.place}` contains {what}: {reason}.",
         f"Its columns: {kinds}.",
-        f"Name it: `--data '{name.place}@REVISION:SPLIT?{role}=COLUMN'`."
+        f"Specify it: `--data '{name.place}@REVISION:SPLIT?{role}=COLUMN'`."
         + (" Images with classes are for classifiers." if role == "mask" else ""),
     )
 
@@ -591,9 +591,9 @@ def _splits(name: HubName, published: Published, all_splits: bool) -> list[str]:
     known = [split for split in _PREFERRED if split in files]
     if not known and len(files) > 1:
         raise UsageError(
-            f"Which split of `{name.place}` is meant is not known.",
+            f"It is not known which split of `{name.place}` to use.",
             f"It has {', '.join(f'`{split}`' for split in files)}.",
-            f"Name one: `--data {name.place}@{name.revision or 'main'}:{next(iter(files))}`.",
+            f"Specify one: `--data {name.place}@{name.revision or 'main'}:{next(iter(files))}`.",
         )
     return known or list(files)
 
@@ -625,7 +625,7 @@ def _rows(
     except (OSError, pa.ArrowException):
         if offline:
             raise not_here(
-                name.repo, f"the labels of its split `{split}` were never fetched"
+                name.repo, f"the labels of its split `{split}` were never downloaded"
             ) from None
         table = _fetched_rows(name, commit, published, split, columns)
         with replacing(file) as beside:
@@ -665,7 +665,7 @@ def _fetched_rows(
     total = sum(sum(file.rows) for file in files)
     if table.num_rows != total and column_names:
         raise RunError(
-            f"`{name.place}` changed while it was read.",
+            f"`{name.place}` changed while it was being read.",
             f"Its split `{split}` has {table.num_rows:,} rows instead of {total:,}.",
             f"Delete `{commit_home(name.repo, commit)}` and repeat the command.",
         )
@@ -760,18 +760,19 @@ def _labelled(
 
 def _unreadable(name: HubName, error: Exception) -> RobustError:
     return UsageError(
-        f"`datasets` cannot tell which files `{name.place}` consists of.",
+        f"`datasets` cannot determine the files of `{name.place}`.",
         f"{type(error).__name__}: {first_line(error, 400)}.",
-        f"A repository with several subsets needs one named: `--data '{name.place}@REVISION:SPLIT"
-        "?config=NAME'`. One that needs code of its own is not read.",
+        "If the repository has several subsets, specify one: `--data "
+        f"'{name.place}@REVISION:SPLIT?config=NAME'`. A repository that needs its own code is not "
+        "supported.",
     )
 
 
 def _no_labels(name: HubName, split: str, missing: int, columns: _Columns) -> UsageError:
     return UsageError(
         f"The split `{split}` of `{name.place}` has images without a class.",
-        f"{missing:,} rows of its column `{columns.truth}` hold none: test parts are often "
-        "published without.",
-        f"Name another split (`--data {name.place}@REVISION:SPLIT`), or another column "
+        f"{missing:,} rows of its column `{columns.truth}` have no value: test splits are often "
+        "published without labels.",
+        f"Use another split (`--data {name.place}@REVISION:SPLIT`), or another column "
         "(`?label=COLUMN`).",
     )

@@ -88,7 +88,7 @@ class RowGroup:
             self._fetch()
             content = self._kept_row(row)
         if not content:
-            raise OSError("its row holds no image")
+            raise OSError("its row contains no image")
         return content
 
     def _kept_row(self, row: int) -> bytes | None:
@@ -104,7 +104,9 @@ class RowGroup:
 
     def _fetch(self) -> None:
         if self.offline:
-            raise not_here(self.repo, f"row group {self.group} of `{self.path}` is not here")
+            raise not_here(
+                self.repo, f"row group {self.group} of `{self.path}` is not on this machine"
+            )
         try:
             lock = lock_on_this_machine(self.kept)
         except OSError as error:
@@ -176,7 +178,7 @@ class RemoteFile(io.RawIOBase):
         _, content_range = self._get(0, 1)
         size = content_range.rpartition("/")[2]
         if not (size.isascii() and size.isdecimal()):
-            raise OSError(f"the hub announces `{shortened(size, 40)}` bytes")
+            raise OSError(f"the hub reports a length of `{shortened(size, 40)}` bytes")
         return int(size)
 
     def _get(self, start: int, end: int) -> tuple[bytes, str]:
@@ -185,7 +187,7 @@ class RemoteFile(io.RawIOBase):
         Failed transfers are repeated, except for permanent errors.
         """
         if end - start > _MOST_BYTES:
-            raise OSError(f"{end - start:,} bytes at once are more than are read")
+            raise OSError(f"{end - start:,} bytes in one request exceed the limit")
         for pause in (*_PAUSES_S, None):
             try:
                 return self._get_once(start, end)
@@ -206,17 +208,17 @@ class RemoteFile(io.RawIOBase):
             status = response.status_code
             if 400 <= status < 500 and status not in (408, 429):
                 reason = response.headers.get("X-Error-Message") or response.reason_phrase
-                raise RefusedByHubError(f"the hub answers {status}: {first_line(reason)}")
+                raise RefusedByHubError(f"the hub returned status {status}: {first_line(reason)}")
             content_range = str(response.headers.get("Content-Range", ""))
             if status != 206 or not content_range.startswith(f"bytes {start}-"):
-                raise OSError(f"the hub answers with status {status} and not with the range asked")
+                raise OSError(f"the hub returned status {status} instead of the requested range")
             for chunk in chunks:  # bounds the memory, whatever the server sends
                 content += chunk
                 pace.add(len(chunk))
                 if len(content) > end - start:
-                    raise OSError(f"more than the {end - start:,} bytes that were asked for came")
+                    raise OSError(f"more than the requested {end - start:,} bytes were received")
         if len(content) < end - start:
-            raise OSError(f"{len(content):,} of {end - start:,} bytes came")
+            raise OSError(f"{len(content):,} of {end - start:,} bytes were received")
         return bytes(content), content_range
 
     def readable(self) -> bool:
@@ -300,16 +302,16 @@ def broken_transfer(repo: str, what: str, error: Exception) -> RunError:
     return RunError(
         f"`{HUB_PREFIX}{repo}`: {what[0].lower() + what[1:] if what[0] != '`' else what}.",
         f"{type(error).__name__}: {first_line(error)}.",
-        "Check the connection (and HF_TOKEN, where the data set needs it), then repeat the "
-        "command: what was fetched and computed is kept.",
+        "Check the connection (and HF_TOKEN, if the data set needs it), then repeat the command: "
+        "downloaded data and finished results are kept.",
     )
 
 
 def not_here(repo: str, reason: str) -> UsageError:
     """The error for data that are not cached while the network must not be used."""
     return UsageError(
-        f"`{HUB_PREFIX}{repo}` is not (wholly) on this machine, and the network must not be used "
-        "(`--offline`, `--dry-run`).",
-        f"{reason[0].upper()}{reason[1:]} (looked for in `{repo_home(repo)}`).",
-        "Run the command once with the network: what is fetched then is kept.",
+        f"`{HUB_PREFIX}{repo}` is not completely on this machine, and the network must not be "
+        "used (`--offline`, `--dry-run`).",
+        f"{reason[0].upper()}{reason[1:]} (searched in `{repo_home(repo)}`).",
+        "Run the command once with network access: the downloaded data is kept.",
     )

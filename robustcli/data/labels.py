@@ -99,7 +99,7 @@ def read_label_space(name_or_file: str, say: Say = unheard) -> LabelSpace:
             f"No label space or classes file is called `{name_or_file}`.",
             f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
             f"Use `--label-space {BUNDLED_SPACES[0]}`, `--label-space {BUNDLED_SPACES[1]}` or "
-            "`--label-space FILE` with one class a line, in index order.",
+            "`--label-space FILE` with one class per line, in index order.",
         )
     space = _read_label_space(path, say)
     if canonical(space.name) in BUNDLED_SPACES:  # bundled names are reserved
@@ -202,14 +202,16 @@ def read_classes(path: Path, say: Say = unheard) -> tuple[ClassEntry, ...]:
     classes = _from_table(path, say) if is_table else _from_lines(read_text(path, say))
     if not classes:
         raise UsageError(
-            f"`{path}` names no class.", "It is empty.", "Write one class a line, in index order."
+            f"`{path}` contains no class.",
+            "It is empty.",
+            "Write one class per line, in index order.",
         )
     frequent_id, times = Counter(entry.id for entry in classes).most_common(1)[0]
     if times > 1:
         raise UsageError(
-            f"`{path}` names the class `{frequent_id}` {times} times.",
-            "Every class must be listed once: its position is its index.",
-            "Remove the repetition, or give the classes different ids (column `id`).",
+            f"`{path}` contains the class `{frequent_id}` {times} times.",
+            "Every class must be listed exactly once, because its position is its index.",
+            "Remove the duplicates, or give the classes different ids (column `id`).",
         )
     return tuple(classes)
 
@@ -256,8 +258,8 @@ def _in_index_order(path: Path, index: list[str], classes: list[ClassEntry]) -> 
     if sorted(index) != sorted(map(str, range(len(classes)))):
         raise UsageError(
             f"`{path}` does not number its {len(classes)} classes from 0 to {len(classes) - 1}.",
-            "Column `index` must hold each of these numbers once.",
-            "Correct the numbers, or remove the column: the order of the rows counts then.",
+            "Column `index` must contain each of these numbers exactly once.",
+            "Correct the numbers, or remove the column, so that the order of the rows is used.",
         )
     numbered = zip(map(int, index), classes, strict=True)
     return [entry for _, entry in sorted(numbered, key=lambda pair: pair[0])]

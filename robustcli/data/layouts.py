@@ -185,7 +185,7 @@ def by_tiny_imagenet(
     missing = sorted(f.relative for f in validation if f.file_name not in labels)
     if missing:
         raise UsageError(
-            f"`{location}` is not complete: `{TINY_ANNOTATIONS}` has no class for {len(missing)} "
+            f"`{location}` is incomplete: `{TINY_ANNOTATIONS}` has no class for {len(missing)} "
             "images.",
             f"Without a class: {quoted(missing)}.",
             "Unpack the archive again.",
@@ -331,10 +331,10 @@ def _by_key(location: Path, keyed: Iterable[tuple[str, FileRef]]) -> dict[str, F
     if repeated:
         names = sorted(file.relative for file in repeated[min(repeated)])
         raise UsageError(
-            f"`{location}` has {len(repeated)} names more than once.",
-            f"{quoted(names)} differ in nothing but the suffix: which one belongs to "
-            "which file is not known.",
-            "Rename or remove all but one, or name the pairs in a CSV (`image,mask`).",
+            f"`{location}` contains {len(repeated)} names more than once.",
+            f"{quoted(names)} differ only in the suffix, so that images and masks cannot be "
+            "paired.",
+            "Rename or remove all but one of them, or list the pairs in a CSV (`image,mask`).",
         )
     return {key: files[0] for key, files in by_key.items()}
 
@@ -352,6 +352,6 @@ def _unmatched(
     return UsageError(
         f"In `{location}` {' and '.join(counts)}.",
         " ".join(names),
-        "Add the missing files (an all-black mask says: nothing to be found), remove the others, "
-        "or name the pairs that count in a CSV (`image,mask`).",
+        "Add the missing files (a completely black mask for an image without foreground), remove "
+        "the others, or list the pairs to be used in a CSV (`image,mask`).",
     )

@@ -63,13 +63,16 @@ class FileListing:
     def notes(self, location: Path | str) -> Iterator[str]:
         """A note for the user about each type of excluded files."""
         for names, what in (
-            (self.leftovers, "hidden or leftovers of other programs"),
-            (self.unreached, "links that lead out of the archive or to nothing, or no plain files"),
+            (self.leftovers, "hidden files or files of other programs"),
+            (
+                self.unreached,
+                "links with a target outside of the archive or without a target, or special files",
+            ),
         ):
             if names:
                 count = f"{len(names)} files" if len(names) > 1 else "1 file"
                 yield (
-                    f"Left out of `{location}`: {count} named like images ({what}), such as "
+                    f"Skipped in `{location}`: {count} with suffixes of images ({what}), such as "
                     f"`{shortened_text(names[0])}`."
                 )
 
@@ -154,8 +157,9 @@ def _walk(
             f"The folder `{shortened_text(prefix)}` is not read.",
             f"It is nested in more than {DEEPEST} folders."
             if len(above) > DEEPEST
-            else f"More than {_MOST_VISITS:,} links lead to it: its images would count each time.",
-            "Take it out of the data, or name the folder with the images.",
+            else f"More than {_MOST_VISITS:,} links point to it, so that its images would be read "
+            "several times.",
+            "Remove it from the data, or pass the folder that contains the images.",
         )
     for node in folder.children():
         relative, out = prefix + node.name, left or is_leftover(node.name)
@@ -220,6 +224,6 @@ def list_folder(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileLi
     except OSError as error:
         raise UsageError(
             f"Cannot read the folder `{error.filename}`.",
-            f"The file system says: {error.strerror or error}.",
+            f"The error of the file system is: {error.strerror or error}.",
             "Check its permissions, or move it out of the data folder.",
         ) from error

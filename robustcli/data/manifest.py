@@ -102,7 +102,7 @@ def with_groups(layout: Layout[FileRef], path: Path, say: Say = unheard) -> Layo
     grouping = _grouping(columns)
     if grouping is None:
         raise UsageError(
-            f"`{path}` has no column for the group.",
+            f"`{path}` has no column with the group of each image.",
             f"Expected one of {', '.join(f'`{name}`' for name in GROUPINGS)}.",
             "Write a first line such as `image,patient`.",
         )
@@ -112,8 +112,8 @@ def with_groups(layout: Layout[FileRef], path: Path, say: Say = unheard) -> Layo
     missing = sorted(name for name, row in zip(ids, row_of, strict=True) if row is None)
     if missing:
         raise UsageError(
-            f"`{path}` lacks {len(missing)} of {len(ids)} images.",
-            f"Not in it: {quoted(missing)}.",
+            f"`{path}` does not list {len(missing)} of {len(ids)} images.",
+            f"Missing: {quoted(missing)}.",
             "Add a line for each, with its path below `images/`.",
         )
     groups, splits = columns[grouping], _splits_in(path, columns, len(columns[grouping]))
@@ -149,8 +149,8 @@ def read_labels(path: Path, files: Sequence[FileRef], say: Say = unheard) -> Lay
             if len(lines) != len(files):
                 raise UsageError(
                     f"`{path}` does not fit the images.",
-                    f"It names none of the {len(files)} files, so it must hold one label a line in "
-                    f"the order of the sorted file names; but it has {len(lines)} lines.",
+                    f"It lists none of the {len(files)} files, so it must contain one label per "
+                    f"line in the order of the sorted file names; but it has {len(lines)} lines.",
                     "Use lines `FILE LABEL`, or a CSV with the columns `path` and `label`.",
                 )
             ordered = sorted(files, key=lambda file: file.relative)
@@ -160,7 +160,7 @@ def read_labels(path: Path, files: Sequence[FileRef], say: Say = unheard) -> Lay
         raise UsageError(
             f"`{path}` has no label for {len(missing)} of {len(files)} images.",
             f"The first is `{min(missing)}`.",
-            "Add lines for them, or take the files out of the folder.",
+            "Add lines for them, or remove the files from the folder.",
         )
     return Layout(tuple(Labelled(*pair) for pair in zip(files, labels, strict=True)))
 
@@ -195,8 +195,9 @@ def _files_named(
     if len(resolved) == len(missing):
         first = resolved[0]
         say(
-            f"`{table}` has {len(resolved)} names that are no paths: each is the one file of that "
-            f"name below `{table.parent}`, such as `{names[first]}` = `{files[first].relative}`."
+            f"`{table}` has {len(resolved)} names instead of paths. Each refers to the only file "
+            f"of that name below `{table.parent}`, such as `{names[first]}` = "
+            f"`{files[first].relative}`."
         )
     return files
 
@@ -213,7 +214,7 @@ def _normal(name: str) -> str:
 def _check_images(path: Path, images: Sequence[FileRef], truth: str) -> None:
     if not images:
         raise UsageError(
-            f"`{path}` lists no image.", "It has a header only.", "Add one line for each image."
+            f"`{path}` lists no images.", "It has a header only.", "Add one line for each image."
         )
     counts = Counter(image.relative for image in images)
     repeated = sorted(name for name, count in counts.items() if count > 1)
@@ -222,7 +223,7 @@ def _check_images(path: Path, images: Sequence[FileRef], truth: str) -> None:
             f"`{path}` lists {len(repeated)} image{'s' if len(repeated) > 1 else ''} more than "
             "once.",
             f"Repeated: {quoted(repeated)}.",
-            f"Every image has one {truth}: remove the repeated lines.",
+            f"Every image must have exactly one {truth}: remove the repeated lines.",
         )
 
 
@@ -240,8 +241,9 @@ def _check_there(path: Path, files: Sequence[FileRef]) -> None:
         raise UsageError(
             f"`{path}` lists {len(missing)} of {len(files)} files that do not exist.",
             f"The first is `{missing[0].path}`.",
-            f"Paths count from the folder of the table, `{path.parent}`: correct them or move it. "
-            "Names without an ending are understood where one image below that folder has them.",
+            f"Paths are relative to the folder of the table, `{path.parent}`: correct them or "
+            "move it. A name without suffix is accepted if exactly one image below that folder "
+            "has it.",
         )
 
 
@@ -258,9 +260,9 @@ def _splits_in(path: Path, columns: Mapping[str, list[str]], rows: int) -> Seque
     unknown = sorted({split for split in splits if split.lower() not in SPLIT_NAMES})
     if unknown:
         raise UsageError(
-            f"`{path}` names {len(unknown)} unknown splits.",
-            f"Column `split` holds {quoted(unknown)}; expected `train`, `val` or `test`.",
-            "Correct them, or remove the column: the split is then drawn.",
+            f"`{path}` contains {len(unknown)} unknown splits.",
+            f"Column `split` contains {quoted(unknown)}; expected `train`, `val` or `test`.",
+            "Correct them, or remove the column: the split is then drawn at random.",
         )
     return [SPLIT_NAMES[split.lower()] for split in splits]
 

@@ -103,8 +103,8 @@ def parse_classes(option: ClassesOption) -> ClassTable | None:
         return read_class_table(path)
     if names_file:
         raise UsageError(
-            f"`{_FLAG} {option}`: there is no such file.",
-            "Expected a file of labels, pairs (`1=liver,2=kidney`), or `all`.",
+            f"`{_FLAG} {option}`: the file does not exist.",
+            "Expected a label file, pairs (`1=liver,2=kidney`), or `all`.",
             "Check the path.",
         )
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
@@ -112,8 +112,8 @@ def parse_classes(option: ClassesOption) -> ClassTable | None:
         not key.strip() or (sign and not name.strip()) for key, sign, name in pairs
     ):
         raise UsageError(
-            f"`{_FLAG} {option}` names no classes.",
-            "Expected pairs of value and name (`1=liver,2=kidney`), a file of labels, or `all`.",
+            f"`{_FLAG} {option}` contains no classes.",
+            "Expected pairs of value and name (`1=liver,2=kidney`), a label file, or `all`.",
             "Correct it.",
         )
     labels = (ClassLabel(key.strip(), (name or key).strip()) for key, _, name in pairs)
@@ -132,9 +132,9 @@ def network_class_names(option: ClassesOption) -> tuple[str, ...]:
     names = () if table is None else _values_of(table).names
     if len(names) < 2:
         raise UsageError(
-            f"`{_FLAG} {option}` does not name the classes of a network.",
+            f"`{_FLAG} {option}` does not contain the classes of a network.",
             "Expected two or more, in the order of its outputs after background.",
-            f"Name them, such as `{_FLAG} 1=liver,2=kidney`.",
+            f"List them, for example `{_FLAG} 1=liver,2=kidney`.",
         )
     return names
 
@@ -179,7 +179,7 @@ def parse_table(content: bytes, name: str, say: Say = unheard) -> ClassTable | N
     try:
         plain = parse_json(content.decode("utf-8-sig"), object_pairs_hook=unique)
     except ValueError as error:
-        say(f"`{name}` with the data is no JSON and is not used: {error}.")
+        say(f"`{name}` in the data set is not JSON and is ignored: {error}.")
         return None
     if isinstance(plain, Mapping) and isinstance(plain.get("labels"), Mapping | list):
         plain = plain["labels"]
@@ -187,9 +187,9 @@ def parse_table(content: bytes, name: str, say: Say = unheard) -> ClassTable | N
         return None
     if _is_table(plain):
         if repeated:
-            raise _no_table(name, f"It names {', '.join(map(repr, repeated))} more than once.")
+            raise _no_table(name, f"It contains {', '.join(map(repr, repeated))} more than once.")
         return table_of(plain, f"`{name}`")
-    say(f"`{name}` with the data is no table of values and names: it is not used.")
+    say(f"`{name}` in the data set is not a table of values and names, and is ignored.")
     return None
 
 
@@ -198,8 +198,10 @@ def published_table(classes: Sequence[tuple[str, str]] | str) -> ClassesOption:
     if not classes:
         return None
     if isinstance(classes, str):
-        return ClassTable((), "as the owners publish them: every value is a class")
-    return ClassTable(tuple(ClassLabel(*pair) for pair in classes), "as the owners publish them")
+        return ClassTable((), "as published by the owners of the data set: every value is a class")
+    return ClassTable(
+        tuple(ClassLabel(*pair) for pair in classes), "as published by the owners of the data set"
+    )
 
 
 def _is_table(plain: Any) -> bool:
@@ -235,7 +237,7 @@ def table_of(plain: Mapping[Any, Any] | Sequence[str], source: str) -> ClassTabl
         UsageError: The contents have another form, or two of nnU-Net's regions overlap.
     """
     if not _is_table(plain):
-        raise _no_table(source.strip("`"), "It is no table of values and names.")
+        raise _no_table(source.strip("`"), "It is not a table of values and names.")
     if not isinstance(plain, Mapping):
         named = (ClassLabel(str(i), name.strip()) for i, name in enumerate(plain) if name.strip())
         return ClassTable(tuple(named), source)
@@ -247,9 +249,9 @@ def table_of(plain: Mapping[Any, Any] | Sequence[str], source: str) -> ClassTabl
         if shared:
             raise UsageError(
                 f"The labels in {source} are regions that overlap.",
-                f"The value {', '.join(shared)} belongs to several of them; here a pixel has one "
-                "class.",
-                f"Name classes that do not overlap, such as `{_FLAG} 1=edema,2=core`.",
+                f"The value {', '.join(shared)} belongs to several regions, but a pixel can have "
+                "only one class here.",
+                f"List classes that do not overlap, for example `{_FLAG} 1=edema,2=core`.",
             )
         return ClassTable(tuple(ClassLabel(key, name.strip()) for key, name in of_names), source)
     labels = []
@@ -257,7 +259,7 @@ def table_of(plain: Mapping[Any, Any] | Sequence[str], source: str) -> ClassTabl
         described = label if isinstance(label, Mapping) else {"name": label}
         colour = str(described.get("colour") or described.get("color") or "").lower()
         if colour and not _COLOUR.fullmatch(colour):
-            raise _no_table(source.strip("`"), f"`{colour}` is no colour, expected `#rrggbb`.")
+            raise _no_table(source.strip("`"), f"`{colour}` is not a colour, expected `#rrggbb`.")
         if not described["name"].strip():
             raise _no_table(source.strip("`"), f"The name of `{key}` is empty.")
         labels.append(ClassLabel(str(key).strip(), described["name"].strip(), colour))
@@ -266,10 +268,10 @@ def table_of(plain: Mapping[Any, Any] | Sequence[str], source: str) -> ClassTabl
 
 def _no_table(name: str, why: str) -> UsageError:
     return UsageError(
-        f"`{name}` says no classes of masks.",
+        f"`{name}` contains no classes of masks.",
         why,
-        'Write `{"0": "background", "1": "liver", "2": "kidney"}` (value of the masks, or colour '
-        'such as `"#ff0000"`, and name), or a list of names from the value 0 on.',
+        'Write `{"0": "background", "1": "liver", "2": "kidney"}` (value in the masks, or a '
+        'colour such as `"#ff0000"`, and name), or a list of names that starts with value 0.',
     )
 
 
@@ -288,8 +290,8 @@ def _values_of(table: ClassTable) -> _Values:
     repeated = sorted(value for value, number in counts.items() if number > 1)
     if repeated:
         raise UsageError(
-            f"{table.source} names the value {shown_values(repeated)} more than once.",
-            "A value belongs to one class.",
+            f"{table.source} contains the value {shown_values(repeated)} more than once.",
+            "A value must belong to exactly one class.",
             "Correct it.",
         )
     others = {name.lower(): name for name in by_name if name.lower() in (_BACKGROUND, _IGNORE)}
@@ -341,7 +343,7 @@ def decide_classes(
     for (index, colour), pixels in census.palette.items():
         counts[colour if by_colour else index] += pixels
     if any(value != value for value in counts):
-        raise _unreadable_values(location, "Some pixels are no number (NaN).")
+        raise _unreadable_values(location, "Some pixels are not a number (NaN).")
     source = f"`{_FLAG} {ALL}`" if table is None else table.source
     if named is None:
         present = sorted(value for value in counts if value not in extra and value != 0)
@@ -393,17 +395,21 @@ class ClassFiles:
             f"{number} = {name}" + (f" ({key})" if name != key else "")
             for number, (key, name) in enumerate(pairs, 1)
         )
-        order = "each covers those before it" if self.covers else "an overlap would be an error"
-        yield f"Masks are one file a class: {classes} ({self.source}); {order}."
+        order = (
+            "where classes overlap, the later one is used"
+            if self.covers
+            else "an overlap of two classes is an error"
+        )
+        yield f"Masks have one file per class: {classes} ({self.source}); {order}."
         absent = [f"{key} of {number}" for key, number in missing.items() if number]
         if absent:
             yield (
-                f"Images without a file of a class count as without that class: "
+                "Images without the file of a class are treated as not containing that class: "
                 f"{', '.join(absent)} images."
             )
         without = [key for key in self.keys if not pixels.get(key)]
         if without:
-            yield f"Classes without a pixel in any mask that was read: {', '.join(without)}."
+            yield f"Classes without a pixel in the masks that were read: {', '.join(without)}."
 
 
 def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str) -> ClassFiles:
@@ -422,9 +428,9 @@ def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str)
     labels = [label for label in table.labels if label.name.lower() != _BACKGROUND]
     if len({label.name for label in labels}) != len(labels):
         raise UsageError(
-            f"{table.source} gives two classes one name.",
-            f"Each class has its own files: {', '.join(keys)}.",
-            "Give each another name.",
+            f"{table.source} gives two classes the same name.",
+            f"Each class has separate files: {', '.join(keys)}.",
+            "Give each class a different name.",
         )
     if {label.name for label in labels} == set(keys):  # the table has values and names
         labels = [replace(label, key=label.name) for label in labels]
@@ -436,9 +442,9 @@ def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str)
         faults += [f"no class for the files of {', '.join(lacking)}"] if lacking else []
         raise UsageError(
             f"{table.source} does not fit the masks of `{location}`: {' and '.join(faults)}.",
-            f"Each class has its own files there: {', '.join(keys)}.",
-            f"Name all of them, such as `{_FLAG} {','.join(keys)}` (`{keys[0]}=NAME` for another "
-            "name); where two overlap, the later one counts.",
+            f"Each class has separate files in this data set: {', '.join(keys)}.",
+            f"List all of them, for example `{_FLAG} {','.join(keys)}` (`{keys[0]}=NAME` to "
+            "rename a class). Where two classes overlap, the later one is used.",
         )
     return ClassFiles(
         tuple(label.key for label in labels), tuple(label.name for label in labels),
@@ -449,10 +455,12 @@ def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str)
 def _check_lossless(census: Census, location: str) -> None:
     if census.lossy or census.blurred_colours:
         raise UsageError(
-            f"Some masks of `{location}` are JPEG files: their classes cannot be told apart.",
-            "JPEG blurs values and colours over edges: between two classes lie those of others.",
-            "Write the masks anew from their originals as PNG. `--foreground VALUES` reads two "
-            "values, foreground and background, which blur does not mix up.",
+            f"Some masks of `{location}` are JPEG files, so that their classes cannot be "
+            "distinguished.",
+            "JPEG blurs values and colours at edges: values between two classes can be those of "
+            "other classes.",
+            "Save the masks again from their originals as PNG. `--foreground VALUES` reads two "
+            "values, foreground and background, which can be distinguished in spite of the blur.",
         )
 
 
@@ -474,41 +482,42 @@ def _check(
     shared = [v for values in (*named.values, named.background) for v in values if v in ignored]
     if shared:
         raise UsageError(
-            f"{shown_values(shared)} is a value to ignore and one of {source}.",
-            "A value is either a class or left out.",
-            f"Leave it out of `--ignore`, or name it `{_IGNORE}` in the table.",
+            f"{shown_values(shared)} is a value to ignore and also a value of {source}.",
+            "A value can be a class or be ignored, but not both.",
+            f"Remove it from `--ignore`, or call it `{_IGNORE}` in the table.",
         )
     if not named.names:
         raise UsageError(
-            f"{source} leaves no class of the masks of `{location}`.",
+            f"{source} leaves no class in the masks of `{location}`.",
             f"Their values (share of the pixels): {shares_in_words(counts)}.",
-            f"Name the values that are classes, such as `{_FLAG} 1=liver,2=kidney`.",
+            f"List the values that are classes, for example `{_FLAG} 1=liver,2=kidney`.",
         )
     if len(named.names) > _MOST_CLASSES:
         raise UsageError(
             f"The masks of `{location}` have {len(named.names)} classes by {source}.",
-            f"At most {_MOST_CLASSES} are read. So many values usually number single objects,"
-            " or the files are no masks.",
-            f"`--foreground {NONZERO}` reads everything that is not 0 as the foreground.",
+            f"At most {_MOST_CLASSES} are supported. This many values usually number individual "
+            "objects, or the files are not masks.",
+            f"`--foreground {NONZERO}` reads every value except 0 as the foreground.",
         )
     known = {*named.background, *ignored, *(v for values in named.values for v in values)}
     unknown = sorted(value for value in counts if value not in known)
     if unknown:
         more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         raise UsageError(
-            f"The masks of `{location}` hold {shown_values(unknown[:_SHOWN])}{more}, which "
-            f"{source} does not name.",
+            f"The masks of `{location}` contain {shown_values(unknown[:_SHOWN])}{more}, which "
+            f"{source} does not contain.",
             f"Their values (share of the pixels): {shares_in_words(counts)}.",
-            f"Add them to the table (the names `{_BACKGROUND}` and `{_IGNORE}` have that meaning), "
-            f"leave them out with `--ignore`, or take all values as classes: `{_FLAG} {ALL}`.",
+            f"Add them to the table (the names `{_BACKGROUND}` and `{_IGNORE}` have that "
+            f"meaning), exclude them with `--ignore`, or read all values as classes: `{_FLAG} "
+            f"{ALL}`.",
         )
 
 
 def _unreadable_values(location: str, why: str) -> UsageError:
     return UsageError(
-        f"The masks of `{location}` have values that are no classes.",
+        f"The masks of `{location}` have values that are not classes.",
         why,
-        "Write them anew with whole numbers.",
+        "Save them again with integers.",
     )
 
 
@@ -517,18 +526,18 @@ def _announcements(
 ) -> Iterable[str]:
     """Notes for the user: meaning of each value, renumbering, and classes without pixels."""
     partly = census.masks < census.total
-    counted = f", by {census.masks} of {census.total} masks" if partly else ""
+    counted = f", from {census.masks} of {census.total} masks" if partly else ""
     kind = f", {reading.kind}" if reading.kind else ""
     lines = [f"{shown_value(v)} = background" for v in named.background if v in counts]
     for name, values in zip(named.names, named.values, strict=True):
         shown = shown_values(values)
         lines.append(shown if shown == name else f"{shown} = {name}")
     lines += [f"{shown_value(value)} ignored" for value in reading.ignored]
-    yield f"Masks hold {len(counts)} values{counted}{kind}: {', '.join(lines)} ({source})."
+    yield f"Masks contain {len(counts)} values{counted}{kind}: {', '.join(lines)} ({source})."
     if not reading.classes:
         yield (
-            f"Masks: {source} has one class, `{named.names[0]}`: it is the foreground, everything "
-            "is as for masks of two values."
+            f"Masks: {source} has one class, `{named.names[0]}`, which is the foreground: the "
+            "masks are read as masks of two values."
         )
         return
     numbers = [(n, name, values) for n, (name, values) in
@@ -540,16 +549,16 @@ def _announcements(
         yield f"Classes are numbered 1 to {len(numbers)} in this order: {moved}."
     if 0 not in reading.ignored and not any(value in counts for value in named.background):
         yield (
-            "No pixel of the masks is background. If one of the values is the background, name it: "
-            f"`{_FLAG} 1={_BACKGROUND},...`."
+            "No pixel of the masks is background. If one of the values is the background, specify "
+            f"it: `{_FLAG} 1={_BACKGROUND},...`."
         )
     without = [name for name, values in zip(named.names, named.values, strict=True)
                if not any(value in counts for value in values)]  # fmt: skip
     if without:
-        where = f"the {census.masks} masks that were read first" if partly else "any mask"
+        where = f"the first {census.masks} masks" if partly else "any mask"
         yield f"Classes without a pixel in {where}: {', '.join(without)}."
     if source == f"`{_FLAG} {ALL}`" and (255,) in named.values and not reading.ignored:
-        yield "255 is a class here; where it means pixels that count nowhere, add `--ignore 255`."
+        yield "255 is read as a class. If it marks pixels without annotation, add `--ignore 255`."
 
 
 class ShownClasses:

@@ -109,11 +109,11 @@ class MaskReading:
         if self.class_values:
             return self._class_words()
         if self.class_files:
-            order = ", each covering those before it" if self.covers else ""
+            order = "; where classes overlap, the later one is used" if self.covers else ""
             files = replace(self, classes=(), class_files=())
             return (
-                f"{len(self.classes)} classes in their own files: {', '.join(self.classes)}"
-                f"{order}; {files.words()}"
+                f"{len(self.classes)} classes in separate files: "
+                f"{', '.join(self.classes)}{order}; {files.words()}"
             )
         foreground = "all but 0" if self.foreground is None else shown_values(self.foreground)
         background = "everything else" if self.background is None else shown_values(self.background)
@@ -197,9 +197,9 @@ def check_no_masks(foreground: ValueOption, ignore: ValueOption, classes: object
     for flag, option in options:
         if option is not None:
             raise UsageError(
-                f"`{flag} {option}` does not go with classifiers.",
-                "It names values of masks, and their images have classes.",
-                "Leave it out.",
+                f"`{flag} {option}` cannot be used with classifiers.",
+                "It selects values of masks, and images for classifiers have classes instead.",
+                "Omit it.",
             )
 
 
@@ -229,9 +229,9 @@ def _value(part: Any, option: object, flag: str) -> Value:
 def _no_values_error(option: object, flag: str) -> UsageError:
     extra = f", or `{NONZERO}`" if flag == "--foreground" else ""
     return UsageError(
-        f"`{flag} {option}` names no values of masks.",
+        f"`{flag} {option}` contains no values of masks.",
         f"Expected numbers with commas between them (`128`, `1,2`), colours (`#ff0000`){extra}.",
-        "Correct it, or leave it out: the message then lists the values of the masks.",
+        "Correct it, or omit it, so that the values of the masks are listed.",
     )
 
 
@@ -272,9 +272,9 @@ def decide(
     shared = [value for value in foreground_values if value in ignored]
     if shared:
         raise UsageError(
-            f"`--foreground` and `--ignore` both name {shown_values(shared)}.",
-            "A value is either to be found or to be left out.",
-            "Leave it out of one of the two.",
+            f"`--foreground` and `--ignore` both contain {shown_values(shared)}.",
+            "A value can be foreground or be ignored, but not both.",
+            "Remove it from one of the two options.",
         )
     channel, counts = channel_of(census, location)
     if foreground_values or nonzero:
@@ -287,8 +287,8 @@ def decide(
     if census.blurred_colours:
         raise UsageError(
             f"The masks of `{location}` are JPEG files with colours.",
-            "JPEG blurs colours over their edges, so that it is not known where they end.",
-            "Write the masks anew as PNG with 0 and 255.",
+            "JPEG blurs colours at edges, so that the borders of the masks are not known.",
+            "Save the masks again as PNG with 0 and 255.",
         )
     return reading, _announcements(reading, counts, census, between)
 
@@ -312,9 +312,9 @@ def channel_of(census: Census, location: str) -> tuple[Literal["colour", "alpha"
             return "colour", colours
     raise UsageError(
         f"The masks of `{location}` have colours and an alpha channel that contradict each other.",
-        f"There are {len(colours)} colours and {len(alphas)} degrees of transparency, and they "
-        "have different outlines: which of them is the mask is not known.",
-        "Write the masks anew without an alpha channel, as PNG with 0 and 255.",
+        f"They have {len(colours)} colours and {len(alphas)} levels of transparency with "
+        "different outlines, so that it is not known which of them is the mask.",
+        "Save the masks again without an alpha channel, as PNG with 0 and 255.",
     )
 
 
@@ -327,14 +327,14 @@ def _reading_of_two(
     if not values and census.lossy:
         values = [0, 255]  # the caller checks the lossy files
     if any(value != value for value in counts):
-        raise _not_two(counts, location, ignored, "Some pixels are no number (NaN).")
+        raise _not_two(counts, location, ignored, "Some pixels are not a number (NaN).")
     if len(values) > 2:
         raise _not_two(counts, location, ignored, "")
     if not values:
         raise UsageError(
-            f"`--ignore {shown_values(ignored)}` leaves nothing of the masks of `{location}`.",
+            f"`--ignore {shown_values(ignored)}` ignores all values of the masks of `{location}`.",
             "They have no other value.",
-            "Name the value of the pixels without annotation.",
+            "Pass only the value of the pixels without annotation.",
         )
     if len(values) == 1:
         value = values[0]
@@ -363,7 +363,7 @@ def _check_named(
         raise UsageError(
             f"No mask of `{location}` has the value {shown_values(missing)}.",
             f"Their values (share of the pixels): {shares_in_words(counts)}.",
-            "Name one of these with `--foreground`.",
+            "Pass one of these with `--foreground`.",
         )
 
 
@@ -379,7 +379,8 @@ def check_lossy(reading: MaskReading, census: Census, location: str) -> float:
     if between is None or (is_destroyed and not census.exact):
         raise _not_two(
             census.lossy, location, reading.ignored,
-            f"JPEG blurs edges, but these are not only {shown_values(steps)} and blur.",
+            f"JPEG blurs edges, but blur of {shown_values(steps)} does not explain all of these "
+            "values.",
         )  # fmt: skip
     return between
 
@@ -406,7 +407,7 @@ def _announcements(
     """Notes for the user; empty for usual masks (`is_standard`) without lossy files."""
     notes = []
     is_complete = census.masks == census.total
-    counted = "" if is_complete else f" (by {census.masks} of {census.total} masks)"
+    counted = "" if is_complete else f" (from {census.masks} of {census.total} masks)"
     if not reading.is_standard:
         shares = (
             f"; values and their shares of the pixels: {shares_in_words(counts)}" if counts else ""
@@ -419,8 +420,8 @@ def _announcements(
         )
     if census.lossy:
         notes.append(
-            "Masks: JPEG has blurred their edges; each pixel is taken for the nearest of "
-            f"{shown_values(reading.lossy_steps)} ({between:.1%} of the pixels lie between)."
+            "Masks: JPEG has blurred their edges; each pixel is assigned the nearest of "
+            f"{shown_values(reading.lossy_steps)} ({between:.1%} of the pixels are between them)."
         )
     return notes
 
@@ -433,18 +434,20 @@ def _not_two(
     likely = [value for value in values if value not in (0, ignorable)]
     example = shown_value(likely[-1] if likely else values[-1]) if values else "255"
     in_shell = f"'{example}'" if example.startswith("#") else example
-    hints = [f"Name what is to be found, such as `--foreground {in_shell}` (`1,2` for several, "
-            f"`{NONZERO}` for all that is not 0); everything else is then background."]  # fmt: skip
+    hints = [
+        f"Specify the foreground, for example `--foreground {in_shell}` (`1,2` for several, "
+        f"`{NONZERO}` for every value except 0); all other values are then background."
+    ]
     if ignorable is not None:
         hints.append(
-            f"`--ignore {shown_value(ignorable)}` leaves that value out of training and scores."
+            f"`--ignore {shown_value(ignorable)}` excludes that value from training and scores."
         )
     else:
-        hints.append("`--ignore VALUE` leaves a value out of training and scores.")
+        hints.append("`--ignore VALUE` excludes a value from training and scores.")
     if len(likely) > 1:
-        hints.append("`--classes all` takes every value as a class of its own (docs/masks.md).")
+        hints.append("`--classes all` reads every value as a separate class (docs/masks.md).")
     return UsageError(
-        f"Which value of the masks of `{location}` is the foreground is not known.",
+        f"It is not known which value of the masks of `{location}` is the foreground.",
         f"Their values (share of the pixels): {shares_in_words(counts)}.{' ' + why if why else ''}",
         " ".join(hints),
     )
@@ -546,20 +549,20 @@ def as_number(value: Any) -> Value:
 def unknown_values(unknown: Sequence[Value], reading: MaskReading, place: str) -> UsageError:
     """The error for values without meaning in the interpretation of the data set."""
     more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-    fault = f"The mask `{place}` holds {shown_values(unknown[:_SHOWN])}{more}."
+    fault = f"The mask `{place}` contains {shown_values(unknown[:_SHOWN])}{more}."
     why = (
-        f"The masks of this data set are read as {reading.words()}; what other values mean is not "
-        "known."
+        f"The masks of this data set are read as {reading.words()}; the meaning of other values "
+        "is not known."
     )
     if reading.class_values:
         return UsageError(
             fault, why,
-            f"Correct the mask, add the value to the classes ({reading.source}), or leave it out "
-            "of training and scores with `--ignore VALUES`.",
+            f"Correct the mask, add the value to the classes ({reading.source}), or exclude it "
+            "from training and scores with `--ignore VALUES`.",
         )  # fmt: skip
     return UsageError(
         fault,
         why,
-        "Correct the mask, or say what counts: `--foreground VALUES` (everything else is then "
-        "background), `--ignore VALUES` (left out of training and scores).",
+        "Correct the mask, or specify the meaning of its values: `--foreground VALUES` (all other "
+        "values are then background), `--ignore VALUES` (excluded from training and scores).",
     )

@@ -59,7 +59,7 @@ class MaskPixels:
     """The contents of a mask file, with all channels.
 
     Args:
-        values: (H, W): grey values or numbers as in the file, indices of a palette, or colours
+        values: (H, W): grey values or numbers as in the file, palette indices, or colours
             (`COLOUR_OFFSET + 0xRRGGBB`).
         alpha: (H, W), 0 to 255; None without transparency.
         lossy: Whether the compression of the file changes values.
@@ -99,10 +99,10 @@ def check_pair(sample: Sample, image: NDArray[Any], mask: NDArray[Any]) -> None:
     sizes = [f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (image, mask)]
     raise UsageError(
         f"`{sample.image}` and its mask `{sample.mask}` differ in size.",
-        f"The image is {sizes[0]} (width x height), the mask {sizes[1]}: which pixel belongs to "
-        "which is not known.",
-        "Make the mask anew from the image as it is, or leave the pair out (a CSV with the columns "
-        "`image` and `mask` names those that count).",
+        f"The image is {sizes[0]} (width x height), the mask {sizes[1]}, so that their pixels "
+        "cannot be matched.",
+        "Create the mask again from the current image, or exclude the pair (list the pairs to be "
+        "used in a CSV with the columns `image` and `mask`).",
     )
 
 
@@ -148,10 +148,10 @@ def _from_class_files(ref: FileRef, reading: MaskReading) -> NDArray[np.uint8]:
             labels = np.zeros(mask.shape, np.uint8)
         if mask.shape != labels.shape:
             raise UsageError(
-                f"`{part}` has another size than the mask of another class of its image.",
-                f"It is {mask.shape[1]}x{mask.shape[0]} (width x height), the other "
+                f"`{part}` differs in size from the mask of another class of the same image.",
+                f"It is {mask.shape[1]}x{mask.shape[0]} (width x height), the other mask "
                 f"{labels.shape[1]}x{labels.shape[0]}.",
-                "Make the masks anew from the image as it is.",
+                "Create the masks again from the current image.",
             )
         present = mask == 1
         overlap = present & (labels != 0) & (labels != IGNORED)
@@ -159,9 +159,9 @@ def _from_class_files(ref: FileRef, reading: MaskReading) -> NDArray[np.uint8]:
             other = reading.classes[int(labels[overlap][0]) - 1]
             raise UsageError(
                 f"`{part}` overlaps the class `{other}` in {int(overlap.sum()):,} pixels.",
-                "A pixel has one class, and which of the two counts is not known.",
-                f"Name the classes in the order in which each covers those before it: `--classes "
-                f"{','.join(reading.class_files)}` lets the last one win.",
+                "A pixel can have only one class, and it is not known which of the two to use.",
+                "List the classes in order of increasing priority: `--classes "
+                f"{','.join(reading.class_files)}` uses the last class where several overlap.",
             )
         labels[present] = numbers[key]
         if mask.dtype == np.uint8:
@@ -171,9 +171,9 @@ def _from_class_files(ref: FileRef, reading: MaskReading) -> NDArray[np.uint8]:
 
 def _lossy_classes(ref: FileRef) -> UsageError:
     return UsageError(
-        f"The mask `{ref}` is a JPEG file, and there are several classes.",
-        "JPEG blurs values over their edges: between two classes lie the values of others.",
-        "Write it anew from its original as PNG.",
+        f"The mask `{ref}` is a JPEG file, and the masks have several classes.",
+        "JPEG blurs values at edges: values between two classes can be those of other classes.",
+        "Save it again from its original as PNG.",
     )
 
 
@@ -188,11 +188,11 @@ def _channel_values(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> N
     one_colour = bool((pixels.values == pixels.values.flat[0]).all())
     if reading.channel == "alpha":
         if alpha is None or not one_colour:
-            fault = "has no alpha channel" if alpha is None else "has colours as well"
+            fault = "has no alpha channel" if alpha is None else "also has colours"
             raise UsageError(
                 f"The mask `{ref}` {fault}.",
                 "In the other masks of this data set the alpha channel is the mask.",
-                "Write all masks in one way, as PNG with 0 and 255.",
+                "Save all masks in the same format, as PNG with 0 and 255.",
             )
         return alpha
     if varies and alpha is not None:
@@ -200,9 +200,9 @@ def _channel_values(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> N
         if one_colour or bool((transparent != 0).any()):
             raise UsageError(
                 f"The mask `{ref}` has an alpha channel that contradicts its colours.",
-                "In this data set the colours are the mask, and here something transparent is not "
-                "black.",
-                "Write it anew without an alpha channel, as PNG with 0 and 255.",
+                "In this data set the colours are the mask, and in this file some transparent "
+                "pixels are not black.",
+                "Save it again without an alpha channel, as PNG with 0 and 255.",
             )
     return pixels.values
 
@@ -214,16 +214,17 @@ def _check_blurred(values: NDArray[Any], reading: MaskReading, ref: FileRef) -> 
     if max(counts) >= COLOUR_OFFSET:
         raise UsageError(
             f"The mask `{ref}` is a JPEG file with colours.",
-            "JPEG blurs colours over their edges, so that it is not known where they end.",
-            "Write it anew as PNG with 0 and 255.",
+            "JPEG blurs colours at edges, so that the borders of the mask are not known.",
+            "Save it again as PNG with 0 and 255.",
         )
     if blurred_share(counts, steps, _MOST_BETWEEN_OF_ONE, _PEAK_OF_ONE) is None:
         commonest = max(counts, key=lambda v: counts[v] * (min(abs(v - k) for k in steps) > 32))
         raise UsageError(
-            f"The mask `{ref}` is a JPEG file that does not have two values and blur.",
+            f"The mask `{ref}` is a JPEG file whose values are not those of a blurred mask of two "
+            "values.",
             f"{counts[commonest] / values.size:.1%} of its pixels are {shown_value(commonest)}, "
-            "between the known ones.",
-            "Write it anew as PNG with 0 and 255.",
+            "between the values of the other masks.",
+            "Save it again as PNG with 0 and 255.",
         )
 
 
@@ -243,18 +244,18 @@ def survey(
     """
     if foreground is not None and classes is not None:
         raise UsageError(
-            "`--foreground` and `--classes` do not go together.",
-            "The first makes two values of the masks, foreground and background, the second "
-            "several classes.",
-            "Leave out one of the two.",
+            "`--foreground` and `--classes` cannot be used together.",
+            "`--foreground` reads the masks as foreground and background, `--classes` as several "
+            "classes.",
+            "Omit one of the two.",
         )
     if any(ref.parts for ref in masks):
         if foreground is not None:
             raise UsageError(
-                f"`--foreground {foreground}` does not go with the masks of `{location}`.",
-                "Each class has its own files there, with two values.",
-                "Leave it out. For one class alone, put its files into a folder `masks` of their "
-                "own, called as the images.",
+                f"`--foreground {foreground}` cannot be used with the masks of `{location}`.",
+                "Each class has separate files with two values in this data set.",
+                "Omit it. To use a single class, copy its files to a separate folder `masks`, "
+                "with the names of the images.",
             )
         return _survey_class_files(masks, location, ignore, classes)
     ordered = sorted(masks, key=lambda ref: (identity_seed("mask", _file_id(ref)), ref.relative))
@@ -445,12 +446,12 @@ def _from_image(image: Image.Image, lossless_webp: bool, palette: PaletteReading
         or image.info.get("compression") == "jpeg"
     )
     if image.mode.startswith("I") or image.mode == "F":
-        kinds = {"F": "floating-point numbers", "I": "whole numbers of 32 bits"}
-        kind = kinds.get(image.mode, "whole numbers of 16 bits")
+        kinds = {"F": "floating-point numbers", "I": "integers of 32 bits"}
+        kind = kinds.get(image.mode, "integers of 16 bits")
         return MaskPixels(np.array(image), lossy=lossy, kind=kind)
     if image.mode == "P" and palette == "index":
         return MaskPixels(
-            np.array(image), lossy=lossy, kind="indices of a palette", palette=_palette_of(image)
+            np.array(image), lossy=lossy, kind="palette indices", palette=_palette_of(image)
         )
     alpha = None
     if image.has_transparency_data:
@@ -460,7 +461,7 @@ def _from_image(image: Image.Image, lossless_webp: bool, palette: PaletteReading
     colours = _colours(np.asarray(image.convert("RGB")))
     if image.mode == "P" and palette == "auto" and colours.dtype != np.uint8:
         indices = _indices(np.array(image), colours)
-        kind = "indices of a palette" if indices is not colours else "colours"
+        kind = "palette indices" if indices is not colours else "colours"
         return MaskPixels(indices, alpha, lossy, kind)
     return MaskPixels(colours, alpha, lossy, "" if colours.dtype == np.uint8 else "colours")
 

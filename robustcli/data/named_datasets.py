@@ -148,7 +148,7 @@ def require_tar(dataset: NamedDataset) -> Path:
     if not path.is_file():
         raise UsageError(
             f"The data set `{dataset.name}` is not on this machine.",
-            f"It was looked for at `{path}`.",
+            f"It was searched at `{path}`.",
             f"Download it with `robust fetch {dataset.name}` ({dataset.images} images).",
         )
     return path

@@ -111,17 +111,17 @@ def allowed_answers(
         if len(present) != shift.classes:
             raise UsageError(
                 f"`{location}` has {len(present)} of the {shift.classes} classes of {shift.name}.",
-                f"Models are evaluated on {shift.name} with answers among its {shift.classes} "
-                "classes only; with fewer the numbers would not be those of the benchmark.",
-                "Complete the data; or use `--answers present` (only the classes of the data) "
-                "or `--answers all` (all classes of the model).",
+                f"On {shift.name}, models may only predict its {shift.classes} classes; with "
+                "fewer classes the scores would not be comparable with those of the benchmark.",
+                "Complete the data, or use `--answers present` (only the classes in the data) or "
+                "`--answers all` (all classes of the model).",
             )
         say(
-            f"{shift.name}: models answer with its {shift.classes} classes only, as its owners "
-            "evaluate (`--answers all` allows all)."
+            f"{shift.name}: models may only predict its {shift.classes} classes, as in the "
+            "evaluation of its authors (`--answers all` allows all classes)."
         )
     else:
-        say(f"Models answer with the {len(present)} classes of the data only.")
+        say(f"Models may only predict the {len(present)} classes in the data.")
     return present
 
 
@@ -151,9 +151,9 @@ def read_real_labels(path: Path, files: Sequence[FileRef], say: Say) -> Layout[s
         if not 0 < number <= len(classes):
             raise UsageError(
                 f"`{path}` has no labels for `{file.relative}`.",
-                "It has those of `ILSVRC2012_val_00000001` to "
-                f"`ILSVRC2012_val_{len(classes):08d}`, by the number in the name.",
-                "Name ImageNet's validation images with their own names.",
+                "It contains the labels of `ILSVRC2012_val_00000001` to "
+                f"`ILSVRC2012_val_{len(classes):08d}`, identified by the number in the file name.",
+                "Use the original file names of ImageNet's validation images.",
             )
         names = [wnids[index] for index in classes[number - 1]]
         if names:
@@ -161,7 +161,7 @@ def read_real_labels(path: Path, files: Sequence[FileRef], say: Say) -> Layout[s
     if len(labelled) < len(files):
         say(
             f"ReaL: {len(files) - len(labelled):,} of {len(files):,} images have no label and are "
-            "left out, as published."
+            "excluded, as in the published evaluation."
         )
     return Layout(tuple(labelled))
 
@@ -179,7 +179,7 @@ def _real_list(path: Path) -> list[list[int]]:
     )
     if not is_valid:
         raise UsageError(
-            f"`{path}` is no list of ReaL labels.",
+            f"`{path}` is not a list of ReaL labels.",
             "Expected a list with a list of classes (0 to 999) for each validation image.",
             "Use `real.json` of github.com/google-research/reassessed-imagenet.",
         )
@@ -234,9 +234,9 @@ def read_objectnet(
             bordered = replace(file, border=OBJECTNET_BORDER)
             labelled.append(Labelled(bordered, ids[0], also=ids[1:]))
     say(
-        f"ObjectNet: {len(labelled):,} images of the objects that ImageNet has; "
-        f"{len(files) - len(labelled):,} of other objects are left out. {OBJECTNET_BORDER} pixels "
-        "of border are cut off."
+        f"ObjectNet: {len(labelled):,} images of objects that are classes of ImageNet; "
+        f"{len(files) - len(labelled):,} images of other objects are excluded. {OBJECTNET_BORDER} "
+        "pixels of border are cropped."
     )
     return Layout(tuple(labelled)), len({wnid for ids in classes.values() for wnid in ids})
 
@@ -251,8 +251,8 @@ def _table_of(location: Path, file: FileRef) -> dict[str, str]:
         ) from error  # fmt: skip
     if not isinstance(table, dict) or not all(isinstance(text, str) for text in table.values()):
         raise UsageError(
-            f"`{file.relative}` of `{location}` is no table of ObjectNet.",
-            "Expected a JSON object of texts.", "Unpack ObjectNet again.",
+            f"`{file.relative}` of `{location}` is not a table of ObjectNet.",
+            "Expected a JSON object whose values are strings.", "Unpack ObjectNet again.",
         )  # fmt: skip
     return table
 
@@ -262,8 +262,8 @@ def _imagenet_class(location: Path, space: LabelSpace, label: str) -> str:
     indices = {space.index_of(name.strip()) for name in (label, *label.split(","))} - {None}
     if len(indices) != 1:
         raise UsageError(
-            f"`{OBJECTNET_TABLES[1]}` of `{location}` names the class `{label}`.",
-            "It must be one class of ImageNet-1K, by its names.",
+            f"`{OBJECTNET_TABLES[1]}` of `{location}` contains the unknown class `{label}`.",
+            "It must be the names of a class of ImageNet-1K.",
             "Unpack ObjectNet again.",
         )
     return space.ids[next(index for index in indices if index is not None)]

@@ -208,13 +208,13 @@ class ObjectFolder:
             if is_whole and marker.read_text(encoding="utf-8") == version:
                 return
         if self.offline:
-            raise not_fetched(self.store.url, f"`{self.store.address(name)}` was never fetched")
+            raise not_fetched(self.store.url, f"`{self.store.address(name)}` was never downloaded")
         try:
             self.store.fetch(name, target, stored)
         except FileNotFoundError as error:
             raise RunError(
-                f"`{self.store.address(name)}` is gone.",
-                "It was there when the data set was listed.",
+                f"`{self.store.address(name)}` no longer exists.",
+                "It existed when the data set was listed.",
                 "Repeat the command: the data set is listed again.",
             ) from error
         write_text(marker, version)
@@ -350,10 +350,10 @@ def _open_file(folder: ObjectFolder) -> None:
     url = folder.store.url
     if not url.lower().endswith(_ARCHIVES):
         raise UsageError(
-            f"`{url}` is not read.",
-            "In an object store a data set is a folder of images, or a tar or zip; manifests name "
-            "files of this machine.",
-            "Name the folder or an archive, or copy the file here.",
+            f"`{url}` is not supported.",
+            "A data set in an object store must be a folder of images, a tar or a zip; manifests "
+            "refer to files on this machine.",
+            "Pass the folder or an archive, or copy the file to this machine.",
         )
     folder.fetch("", folder.place)
     parent = ObjectStore(url.rpartition("/")[0])
@@ -372,16 +372,16 @@ def _listed(store: ObjectStore, kept: Path, *, offline: bool) -> dict[str, Store
         try:
             listing = parse_json(kept.read_text(encoding="utf-8"))
             if listing["schema_version"] != _FORMAT:
-                raise ValueError("of another version")
+                raise ValueError("it has another version")
             return {name: StoredObject(*facts) for name, *facts in listing["objects"]}
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise not_fetched(store.url, "it was never listed") from error
     objects = store.listed()
     if not objects:
         raise UsageError(
-            f"There is nothing at `{store.url}`.",
-            "No object has a name that begins so.",
-            "Check the address: `aws s3 ls`, `gcloud storage ls` and `hf` show what there is.",
+            f"No data was found at `{store.url}`.",
+            "No object has a name with this prefix.",
+            "Check the address: `aws s3 ls`, `gcloud storage ls` and `hf` list what is stored.",
         )
     rows = [[name, stored.size, stored.version] for name, stored in objects.items()]
     content = {"schema_version": _FORMAT, "url": store.url, "objects": rows}
@@ -402,7 +402,7 @@ def _limit() -> int:
     except (ValueError, OverflowError) as error:
         raise UsageError(
             f"The environment variable {LIMIT} is `{text}`.",
-            "Expected gigabytes, from 0.",
+            "Expected a number of gigabytes, 0 or more.",
             f"Set it to a number such as {_DEFAULT_LIMIT_GB:.0f}, or unset it.",
         ) from error
 
@@ -410,8 +410,8 @@ def _limit() -> int:
 def not_fetched(url: str, reason: str) -> UsageError:
     """The error for data that are not cached while the network must not be used."""
     return UsageError(
-        f"`{url}` is not (wholly) on this machine, and the network must not be used "
+        f"`{url}` is not completely on this machine, and the network must not be used "
         "(`--offline`, `--dry-run`).",
         f"{reason[0].upper()}{reason[1:]}.",
-        "Run the command once with the network: what is fetched then is kept.",
+        "Run the command once with network access: the downloaded data is kept.",
     )

@@ -72,13 +72,14 @@ def by_nnunet(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | Non
         labelled += [replace(case, split="test") for case in test]
     elif test_images:
         notes.append(
-            f"`imagesTs`: {len(test_images)} files are left out, they have no masks (`labelsTs`)."
+            f"`imagesTs`: {len(test_images)} files are skipped because they have no masks "
+            "(`labelsTs`)."
         )
     notes += _channel_notes(channels, labelled)
     if any(case.image.array for case in labelled):
         notes.append(
-            f"Volumes: their {len(labelled)} slices are the images; of each volume the 0.5th "
-            "percentile becomes black and the 99.5th white."
+            f"Volumes: their {len(labelled)} slices are the images. The 0.5th percentile of each "
+            "volume becomes black and the 99.5th becomes white."
         )
     return _by_patients(labelled, notes, "test" if test_labels else None)
 
@@ -94,7 +95,7 @@ def _channel_names(description: FileRef | None) -> list[str]:
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UsageError(
             f"`{description}` cannot be read.",
-            f"It is not nnU-Net's description of a data set: {error}.",
+            f"It is not a valid nnU-Net description of a data set: {error}.",
             'It needs `"labels": {"background": 0, "liver": 1}` and '
             '`"channel_names": {"0": "R", "1": "G", "2": "B"}`.',
         ) from error
@@ -126,8 +127,10 @@ def _nnunet_cases(
             by_case[match[1]][match[2]] = image
     if strange:
         raise UsageError(
-            f"`{location / folder}` has {len(strange)} images without a channel in their names.",
-            f"nnU-Net's names end in the channel, `NAME_0000.png`: {quoted(sorted(strange))}.",
+            f"`{location / folder}` has {len(strange)} images without a channel in their file "
+            "names.",
+            "File names of nnU-Net end with the channel, `NAME_0000.png`: "
+            f"{quoted(sorted(strange))}.",
             "Rename them, or remove them.",
         )
     present = {number for files in by_case.values() for number in files}
@@ -188,10 +191,11 @@ def _check_volumes(location: Path, files: Sequence[FileRef]) -> None:
     others = sorted(f.relative for f in files if f.relative.lower().endswith(_OTHER_VOLUMES))
     if others:
         raise UsageError(
-            f"`{location}` holds {len(others)} volumes that are not read, such as `{others[0]}`.",
-            "Of volumes NIfTI is read (`.nii.gz`, with nibabel).",
-            "Write them as NIfTI, or their slices as PNG: `imagesTr/NAME_slice_000_0000.png` and "
-            "`labelsTr/NAME_slice_000.png`; slices of one NAME stay in one part of a split.",
+            f"`{location}` contains {len(others)} unsupported volumes, such as `{others[0]}`.",
+            "Only volumes in NIfTI format are supported (`.nii.gz`, with nibabel).",
+            "Convert them to NIfTI, or their slices to PNG: `imagesTr/NAME_slice_000_0000.png` "
+            "and `labelsTr/NAME_slice_000.png`; slices with the same NAME are put into the same "
+            "split.",
         )
     packed = next((f for f in files if _is_volume(f) and f.member is not None), None)
     if packed is not None:
@@ -201,8 +205,8 @@ def _check_volumes(location: Path, files: Sequence[FileRef]) -> None:
 def _in_archive(file: FileRef, kind: str) -> UsageError:
     return UsageError(
         f"`{file}` is {'an' if kind == 'HDF5' else 'a'} {kind} file in an archive.",
-        "Its slices are read from a file of its own.",
-        "Unpack the archive, and name the folder.",
+        "Its slices can only be read from an unpacked file.",
+        "Unpack the archive, and pass the folder.",
     )
 
 
@@ -216,15 +220,16 @@ def _check_channels(
     if incomplete:
         raise UsageError(
             f"`{folder}` lacks channels of {len(incomplete)} files.",
-            f"Not there: {quoted(incomplete)}.",
+            f"Missing: {quoted(incomplete)}.",
             "All cases need the same channels: add the files, or remove the cases.",
         )
     is_rgb_file = len(present) == 1  # an RGB image in one file has three channel names
     if len(present) not in (1, 3) or (count != len(present) and not is_rgb_file):
         raise UsageError(
             f"Images in `{folder}` have {len(present)} files each, of {count} channels.",
-            "Images of one channel (grey) or three (red, green, blue) are read.",
-            "Leave out the files of the other channels, and their names in `dataset.json`.",
+            "Only images with one channel (grey) or three channels (red, green, blue) are "
+            "supported.",
+            "Remove the files of the other channels, and their names from `dataset.json`.",
         )
 
 
@@ -254,13 +259,13 @@ def by_isic(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
         stems = {mask.stem for mask in renamed}
         superpixels = sum(f.stem.endswith(_SUPERPIXELS) for fs in of_split.values() for f in fs)
         if superpixels:
-            notes.append(f"ISIC: {superpixels} files of superpixels are left out ({split}).")
+            notes.append(f"ISIC: {superpixels} files of superpixels are skipped ({split}).")
         is_taken = False
         for name in sorted(name for name in of_split if _GROUND_TRUTH not in name):
             images = [f for f in of_split[name] if not f.stem.endswith(_SUPERPIXELS)]
             if is_taken or stems.isdisjoint(image.stem for image in images):
-                why = "another folder has them too" if is_taken else "they have no masks"
-                notes.append(f"`{name}`: {len(images)} images are left out, {why}.")
+                why = "another folder contains them too" if is_taken else "they have no masks"
+                notes.append(f"`{name}`: {len(images)} images are skipped: {why}.")
                 continue
             is_taken = True
             labelled += [
@@ -307,13 +312,13 @@ def by_array_files(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] 
             volumes, unlisted = volumes + unlisted, []
         if unlisted:
             notes.append(
-                f"{len(unlisted)} volumes are left out: {', '.join(sorted(lists))} do not name "
-                "them, their slices are for training."
+                f"{len(unlisted)} volumes are skipped: {', '.join(sorted(lists))} do not list "
+                "them, because their slices are for training."
             )
     elif slices and volumes and is_acdc:
         notes.append(
-            f"{len(volumes)} volumes are left out: without `val.list` and `test.list` the slices "
-            "count alone, and are split by patient."
+            f"{len(volumes)} volumes are skipped: without `val.list` and `test.list` only the "
+            "slices are used, and are split by patient."
         )
         volumes = []
     separate = bool(slices and volumes)

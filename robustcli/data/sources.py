@@ -153,7 +153,7 @@ def open_dataset(data: str | None, truth: Classes | Masks) -> Dataset:
     """
     if data is None:
         label_space = truth.model if isinstance(truth, Classes) else SEGMENTATION
-        assert label_space is not None, "training names its data"
+        assert label_space is not None, "training requires `--data`"
         data = default_data(label_space).data
     source, folder = _source_and_folder(data, masks=isinstance(truth, Masks))
     named_data = find_named(source)
@@ -196,9 +196,9 @@ def default_data(label_space: str) -> DefaultData:
         *(f"--data {d.name}, after `robust fetch {d.name}` ({d.images:,} images)" for d in fitting),
     ]
     raise UsageError(
-        f"No data is named for the label space `{label_space}`.",
-        "None comes with robust, and none is set.",
-        "Name some in one of these ways:\n" + "\n".join(f"  {option}" for option in options),
+        f"No data is specified for the label space `{label_space}`.",
+        "No data set for it is bundled with robust, and no default is set.",
+        "Specify the data in one of these ways:\n" + "\n".join(f"  {option}" for option in options),
     )
 
 
@@ -230,18 +230,20 @@ def _from_settings(label_space: str) -> str | None:
         data = tomllib.loads(read_text(SETTINGS)).get("data", {})
     except tomllib.TOMLDecodeError as error:
         raise UsageError(
-            f"`{SETTINGS}` cannot be read.", f"{error}.", "Correct it, or name data with `--data`."
+            f"`{SETTINGS}` cannot be read.",
+            f"{error}.",
+            "Correct it, or specify the data with `--data`.",
         ) from error
     if not isinstance(data, dict):
         raise UsageError(
             f"`{SETTINGS}`: `data` must be a table.",
             f"Got `{data}`.",
-            'Write `[data]` on a line of its own and `imagenet-1k = "DIR"` below it.',
+            'Write `[data]` on a separate line and `imagenet-1k = "DIR"` below it.',
         )
     value = next((v for k, v in data.items() if canonical(k) == canonical(label_space)), None)
     if value is not None and not isinstance(value, str):
         raise UsageError(
-            f"`{SETTINGS}`: `{label_space}` must be a text.",
+            f"`{SETTINGS}`: `{label_space}` must be a string.",
             f"Expected the path or name of a data set, got `{value}`.",
             f'Write `{label_space} = "DIR"` below `[data]`.',
         )
@@ -322,13 +324,13 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
 def _announce_superclasses(path: Path, truth: Classes, say: Say) -> None:
     if truth.answers != "auto":
         raise UsageError(
-            f"`--answers {truth.answers}` does not go with `{path}`.",
-            "Its folders are the 16 superclasses of LAION-C: a model answers with one of these.",
-            "Leave out `--answers`.",
+            f"`--answers {truth.answers}` cannot be used with `{path}`.",
+            "Its folders are the 16 superclasses of LAION-C, and a model predicts one of these.",
+            "Omit `--answers`.",
         )
     say(
-        "LAION-C: models answer with its 16 superclasses, by the mean probability of the "
-        "classes of ImageNet in each, as its owners evaluate."
+        "LAION-C: models predict one of its 16 superclasses, by the mean probability of their "
+        "ImageNet classes, as in the evaluation of its authors."
     )
 
 
@@ -344,9 +346,9 @@ def _hub_layout(name: HubName, truth: Classes, expected: ExpectedClasses, say: S
 
 def _labels_itself(labels: Path, data: str) -> UsageError:
     return UsageError(
-        f"`--labels {labels}` does not go with `--data {data}`.",
-        "It names the class of each image itself.",
-        "Leave out `--labels`.",
+        f"`--labels {labels}` cannot be used with `--data {data}`.",
+        "This data set already contains the class of each image.",
+        "Omit `--labels`.",
     )
 
 
@@ -482,9 +484,9 @@ def find_table(files: Sequence[FileRef], say: Say) -> ClassTable | None:
             continue
         if any(rank(other) == rank(file) and other.read() != content for other in files):
             raise UsageError(
-                f"Several files `{file.file_name}` with the data name classes differently.",
+                f"Several files `{file.file_name}` in the data set contain different classes.",
                 f"{', '.join(f'`{f}`' for f in files if rank(f) == rank(file))}.",
-                "Name the one that counts with `--classes FILE`.",
+                "Specify the file to use with `--classes FILE`.",
             )
         return table
     return None

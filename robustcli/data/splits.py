@@ -57,7 +57,7 @@ def split_dataset(dataset: Dataset, *, seed: int) -> Splits:
     else:
         ids, unit = _by_class(dataset, missing, seed), "image in each class"
     drawn = f"by {unit}, seed {seed}"
-    from_data = "as the data gives it" + (f", {missing[0]} {drawn}" if missing else "")
+    from_data = "as defined by the data set" + (f", {missing[0]} {drawn}" if missing else "")
     return _splits(dataset, ids, drawn if len(missing) == 2 else from_data)
 
 
@@ -79,8 +79,8 @@ def paper_splits(dataset: Dataset) -> Splits:
     if not (train and val and test):
         raise UsageError(
             f"`{dataset.name}` has too few images to split: {len(ids)}.",
-            "Training, validation and test need one image each at least, at 80/10/10 %.",
-            "Name more data, or leave `--limit` out.",
+            "Training, validation and test need at least one image each, at 80/10/10 %.",
+            "Use more data, or omit `--limit`.",
         )
     parts = {"train": train, "val": val, "test": test}
     return _splits(dataset, parts, f"by image, seed {_PAPER_SEED}")
@@ -152,11 +152,11 @@ def _check_trained_classes(dataset: Dataset, by_class: Mapping[int, Sequence[Sam
     if untrained:
         parts = sorted({str(sample.split) for samples in untrained.values() for sample in samples})
         raise UsageError(
-            f"The parts of `{dataset.name}` have different classes.",
+            f"The splits of `{dataset.name}` have different classes.",
             f"{quoted(list(untrained))} {'is' if len(untrained) == 1 else 'are'} in "
-            f"{' and '.join(f'`{part}`' for part in parts)}, but not in `train`: no network can "
-            "learn what it never sees.",
-            "Add training images of every class, or take these folders out of the other parts.",
+            f"{' and '.join(f'`{part}`' for part in parts)}, but not in `train`, so that the "
+            "network cannot learn it.",
+            "Add training images of every class, or remove these folders from the other splits.",
         )
 
 
@@ -170,13 +170,13 @@ def _too_few_groups(dataset: Dataset, free: int, missing: Sequence[str]) -> Usag
     if len(groups) == 1:
         available = f"all images belong to the {kind} `{groups[0]}`"
     else:
-        available = f"there {'is' if free == 1 else 'are'} {free} to draw from"
+        available = f"only {free} {'is' if free == 1 else 'are'} available"
     return UsageError(
         f"`{dataset.name}` cannot be split by {kind}.",
-        f"{', '.join(['train', *missing])} need one {kind} each at least, but {available}.",
-        "Name more data, leave `--limit` out, or give the images their splits in a CSV "
-        f"(`image,mask,split`). `--protocol paper` splits by image instead: one {kind} is then in "
-        "training and test, and the score too good.",
+        f"{', '.join(['train', *missing])} need at least one {kind} each, but {available}.",
+        "Use more data, omit `--limit`, or define the split of each image in a CSV "
+        f"(`image,mask,split`). `--protocol paper` splits by image instead: the same {kind} is "
+        "then in training and test, and the score is too high.",
     )
 
 
@@ -185,9 +185,9 @@ def _too_few_in_class(
 ) -> UsageError:
     return UsageError(
         f"The class `{class_id}` of `{dataset.name}` has too few images.",
-        f"{' and '.join(['train', *missing])} need one image of every class each, "
-        f"{len(missing) + 1} in all; there {'is' if free == 1 else 'are'} {free} to draw from.",
-        "Add images of that class, take its folder out, or leave `--limit` out.",
+        f"{' and '.join(['train', *missing])} need at least one image of every class each, "
+        f"{len(missing) + 1} in all; only {free} {'is' if free == 1 else 'are'} available.",
+        "Add images of that class, remove its folder, or omit `--limit`.",
     )
 
 
@@ -230,9 +230,9 @@ def read_splits(path: Path) -> dict[str, Split]:
     unknown = sorted(set(columns["split"]) - set(SPLITS))
     if unknown:
         raise UsageError(
-            f"`{path}` names splits that do not exist.",
+            f"`{path}` contains unknown splits.",
             f"Expected `train`, `val` or `test`, got {quoted(unknown)}.",
-            "Name the run anew, or restore its `splits.csv`.",
+            "Use a new run folder, or restore `splits.csv` of the run.",
         )
     names = [cast("Split", name) for name in columns["split"]]
     return dict(zip(map(_without_mark, columns["image-id"]), names, strict=True))

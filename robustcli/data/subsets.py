@@ -49,7 +49,7 @@ def take(
             samples.sort(key=lambda sample: firsts[sample.split] is not sample)
         samples = samples[:limit]
         spread = "classes" if has_classes else f"{dataset.grouping}s"
-        limits.append(f"{limit} images spread over the {spread}")
+        limits.append(f"{limit} images distributed over the {spread}")
     return _with_subset(dataset, samples, f"{', '.join(limits)}, seed {seed}")
 
 
@@ -79,7 +79,7 @@ def quick_look(dataset: Dataset, *, seed: int) -> Dataset:
     if dataset.label_space is not None:
         classes = len({sample.target for sample in dataset.samples})
         samples = [sample for _, sample in ranked][: max(QUICK_IMAGES, classes)]
-        contents = f"{len(samples)} images spread over the classes"
+        contents = f"{len(samples)} images distributed over the classes"
     else:
         groups = list(dict.fromkeys(sample.group for _, sample in ranked))[:QUICK_GROUPS]
         samples = [s for rank, s in ranked if rank < QUICK_PER_GROUP and s.group in set(groups)]
@@ -102,9 +102,9 @@ def _check_numbers(per_class: int | None, limit: int | None) -> None:
     for option, number in (("--per-class", per_class), ("--limit", limit)):
         if number is not None and number < 1:
             raise UsageError(
-                f"`{option} {number}` takes no images.",
-                "Expected a whole number from 1.",
-                f"Leave out `{option}` to take all images.",
+                f"`{option} {number}` selects no images.",
+                "Expected an integer of at least 1.",
+                f"Omit `{option}` to use all images.",
             )
 
 
@@ -127,7 +127,7 @@ def _check_classes(dataset: Dataset, per_class: int) -> None:
     smallest = min(counts, key=lambda target: (counts[target], target))
     if counts[smallest] < per_class:
         raise UsageError(
-            f"`--per-class {per_class}` is more than there is.",
+            f"`--per-class {per_class}` is more than the data set has.",
             f"The smallest class, `{dataset.classes.ids[smallest]}` "
             f"({dataset.classes.names[smallest]}), has {counts[smallest]}.",
             f"Use `--per-class {counts[smallest]}` or less, or `--limit`.",

@@ -111,9 +111,9 @@ def read_columns(
     for number, row in enumerate(reading.rows):
         if len(row) != width:
             raise UsageError(
-                f"`{path}` is not an even table.",
+                f"`{path}` has rows of different lengths.",
                 f"Its header has {width} columns, row {number} has {len(row)}.",
-                'Put cells that hold the separator in double quotes ("a, b").',
+                'Put cells that contain the separator in double quotes ("a, b").',
             )
     rows = reading.rows[reading.first :]
     values = {name: [row[i].strip() for row in rows] for name, i in reading.indices.items()}
@@ -181,7 +181,7 @@ def _read(path: Path, text: str, columns: Sequence[Column], headless: Headless |
                 notes += separated[separator]
                 if remaining:
                     heading = rows[0][indices[remaining]].strip()
-                    notes.append(f"a table whose column `{heading}` is the {remaining}")
+                    notes.append(f"a table whose column `{heading}` is used as the {remaining}")
                 return _Reading(rows, indices, 1, tuple(notes))
     for separator, rows in tables if headless is not None and not has_some_columns else []:
         is_even = rows and len({len(row) for row in rows}) == 1
@@ -191,7 +191,9 @@ def _read(path: Path, text: str, columns: Sequence[Column], headless: Headless |
                 f"`{name}`" for name in sorted(by_content, key=by_content.__getitem__)
             )
             notes += separated[separator]
-            notes.append(f"a table without a header: its columns are {order}, by what they hold")
+            notes.append(
+                f"a table without a header, whose columns are {order} according to their contents"
+            )
             return _Reading(rows, by_content, 0, tuple(notes))
     if not any(column.required for column in columns):
         return _Reading(tables[0][1], {}, 1, tuple(notes))
@@ -203,7 +205,7 @@ def _rows(path: Path, text: str, separator: str) -> list[list[str]]:
     try:
         rows = list(csv.reader(source, delimiter=separator, skipinitialspace=True))
     except csv.Error as error:
-        raise _unreadable(path, f"It is no table: {error}.") from error
+        raise _unreadable(path, f"It is not a table: {error}.") from error
     return [row for row in rows if len(row) == 1 or any(cell.strip() for cell in row)]
 
 
@@ -281,7 +283,7 @@ def _checked(path: Path, columns: dict[str, list[str]]) -> dict[str, list[str]]:
         if "" in values:
             raise UsageError(
                 f"`{path}` has an empty cell.",
-                f"Column `{name}`, row {values.index('') + 1} below the header, holds nothing.",
+                f"Column `{name}`, row {values.index('') + 1} below the header, is empty.",
                 "Fill it in or remove the row.",
             )
     return columns

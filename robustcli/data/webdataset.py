@@ -47,7 +47,7 @@ def shards(pattern: str) -> list[Path]:
     first, last = int(match[1]), int(match[2])
     if last < first or last - first >= _MOST_SHARDS:
         raise UsageError(
-            f"`{match[0]}` in `{pattern}` is no range of shards.",
+            f"`{match[0]}` in `{pattern}` is not a range of shards.",
             f"Expected the first and the last number, at most {_MOST_SHARDS:,} apart.",
             "Write for example `name-{000000..000009}.tar`.",
         )
@@ -72,7 +72,7 @@ def read_shards(pattern: str, say: Say) -> Layout[str]:
         raise UsageError(
             f"{len(missing)} of the {len(paths)} shards of `{pattern}` are missing.",
             f"Missing: {quoted(missing)}.",
-            "Download them, or name only the numbers of existing shards.",
+            "Download them, or specify only the numbers of existing shards.",
         )
     return Layout(tuple(labelled for path in paths for labelled in _shard_images(path, say)))
 
@@ -102,7 +102,7 @@ def _label(path: Path, key: str, files: dict[str, FileRef]) -> str:
     if ".cls" in files:
         return files[".cls"].read().decode("utf-8", "replace").strip()
     if ".json" not in files:
-        _unclear(path, key, f"It has {quoted(sorted(files))}, no `.cls` or `.json`.")
+        _unclear(path, key, f"It has {quoted(sorted(files))}, but no `.cls` or `.json`.")
     try:
         content = parse_json(files[".json"].read())
     except ValueError as error:
@@ -118,5 +118,5 @@ def _unclear(path: Path, key: str, reason: str) -> NoReturn:
     raise UsageError(
         f"The class of `{key}` in the shard `{path}` is not known.",
         reason,
-        "Every key needs one image and `KEY.cls` (a class or its number) or `KEY.json`.",
+        "Every key needs one image, and `KEY.cls` (a class or its number) or `KEY.json`.",
     )

@@ -30,7 +30,7 @@ def choose_device(name: str, place: Ranks | None = None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(
-            f"`--device {name}` is no device.", "", "Use auto, cpu, cuda, cuda:1 or mps."
+            f"`--device {name}` is not a device.", "", "Use auto, cpu, cuda, cuda:1 or mps."
         ) from error
     if place is not None and place.local_world > 1:
         device = _device_of_rank(device, place)
@@ -38,12 +38,13 @@ def choose_device(name: str, place: Ranks | None = None) -> torch.device:
     if not {"cuda": has_cuda, "mps": _has_mps()}.get(device.type, True):
         sharing = place is not None and place.local_world > 1
         raise UsageError(
-            f"`--device {option}` is not on this machine"
+            f"`--device {option}` is not available"
             + (f" for process {place.local_rank} of {place.local_world}." if place and sharing
                else "."),
-            f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
-            + (", and each process needs one of its own." if sharing else "."),
-            "Use `--device auto`, which takes what is there; `robust doctor` shows it."
+            f"torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices"
+            + (", and each process needs a separate device." if sharing else "."),
+            "Use `--device auto`, which uses the available device; `robust doctor` lists the "
+            "devices."
             if not sharing else "Start fewer processes, or use `--device cpu`.",
         )  # fmt: skip
     if device.type not in ("cpu", "cuda", "mps"):
@@ -58,8 +59,8 @@ def _device_of_rank(device: torch.device, place: Ranks) -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", place.local_rank)
     raise UsageError(
-        f"`--device {device}` is one device for {place.local_world} processes.",
-        "Each process computes on a device of its own.",
+        f"`--device {device}` selects one device for {place.local_world} processes.",
+        "Each process needs a separate device.",
         "Use `--device cuda` or `--device cpu`, or start one process.",
     )
 

@@ -56,7 +56,7 @@ def _versions() -> Iterator[Check]:
     try:
         import torchvision.ops  # noqa: F401  fails if the versions do not match
     except (ImportError, RuntimeError) as error:
-        yield Check("torch and torchvision", "broken", f"do not fit together: {error}")
+        yield Check("torch and torchvision", "broken", f"are not compatible: {error}")
 
 
 _SETTINGS = re.compile(
@@ -73,7 +73,7 @@ def _system() -> Iterator[Check]:
     memory = psutil.virtual_memory()
     cores = psutil.cpu_count() or 1
     usable = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else 0
-    limited = f" ({usable} usable here)" if usable and usable != cores else ""
+    limited = f" ({usable} usable by this process)" if usable and usable != cores else ""
     yield Check(
         "machine", "ok",
         f"{cores} cores{limited}, {memory.total / 1e9:.1f} GB of memory, "
@@ -110,7 +110,7 @@ def _devices() -> Iterator[Check]:
     for index in range(torch.cuda.device_count()):
         yield Check(f"cuda:{index}", "ok", torch.cuda.get_device_name(index))
     if not torch.cuda.is_available():
-        yield Check("cuda", "off", f"torch {torch.__version__} sees no CUDA device")
+        yield Check("cuda", "off", f"torch {torch.__version__} finds no CUDA device")
     if torch.backends.mps.is_available():
         yield Check("mps", "ok", "an Apple GPU; scans are computed on the CPU and copied")
     else:

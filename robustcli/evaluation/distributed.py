@@ -87,8 +87,8 @@ class Group:
         except FirstProcessFailed:
             raise
         except BaseException as error:
-            self._fail({"kind": "RunError", "what": f"It ended by {type(error).__name__}.",
-                        "why": str(error)[:500], "todo": "See what it printed."})  # fmt: skip
+            self._fail({"kind": "RunError", "what": f"It ended with {type(error).__name__}.",
+                        "why": str(error)[:500], "todo": "Check its output."})  # fmt: skip
             raise
         finally:
             self._stop.set()
@@ -209,9 +209,9 @@ class Group:
 
     def _dead(self, dead_ranks: Sequence[int]) -> RunError:
         return RunError(
-            f"{in_words(dead_ranks, self.place.world)} ended without a word.",
-            "It was killed (out of memory?) or its machine is gone.",
-            "See what it printed; the same command goes on.",
+            f"{in_words(dead_ranks, self.place.world)} ended without an error message.",
+            "It was killed (possibly out of memory), or its machine is not reachable.",
+            "Check its output. The same command continues the run.",
         )
 
 
@@ -300,9 +300,9 @@ def _first_process_lost() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RunError(
-            "The first process of the evaluation is gone.",
-            "The store of messages that it holds does not answer any more.",
-            "What this process computed is kept: repeat the command to compute the rest.",
+            "The first process of the evaluation has ended.",
+            "Its message store no longer responds.",
+            "Results of this process are kept: repeat the command to compute the rest.",
         ) from error
 
 
@@ -329,10 +329,10 @@ def check_same_inputs(first: Mapping[str, Any], other: Mapping[str, Any], who: s
         ours, theirs = first.get(name), other.get(name)
         if ours != theirs and name != "host":
             raise UsageError(
-                f"{who} has other {name} than the first process.",
+                f"{who} differs from the first process in: {name}.",
                 _difference(ours, theirs),
-                "Every process must compute with the same: install the same versions and give "
-                "all the same files.",
+                "All processes must use the same: install the same versions, and pass the same "
+                "files to all.",
             )
 
 
@@ -361,8 +361,8 @@ def group_of(config: EvalConfig) -> Iterator[Group]:
         if config.devices is not None:
             raise UsageError(
                 f"`--devices {config.devices}` contradicts the launcher.",
-                f"It has started {process.world} processes already.",
-                "Leave `--devices` out, or start the command without the launcher.",
+                f"The launcher has already started {process.world} processes.",
+                "Omit `--devices`, or start the command without the launcher.",
             )
         yield Group(process, store(process))
         return
@@ -373,11 +373,11 @@ def group_of(config: EvalConfig) -> Iterator[Group]:
     for request in config.models:
         if request.module is not None:
             raise UsageError(
-                f"`devices={config.devices}` does not go with `{request.name}`, a network in "
+                f"`devices={config.devices}` cannot be used with `{request.name}`, a network in "
                 "memory.",
-                "The other processes cannot take it from here.",
-                'Name a function that builds it (model="my_package.my_module:build"), or start one '
-                "process per device with torchrun.",
+                "The other processes cannot access it.",
+                'Pass the name of a function that builds it (model="my_package.my_module:build"), '
+                "or start one process per device with torchrun.",
             )
     with _started(config, count) as group:
         yield group
@@ -407,8 +407,8 @@ def count_devices(devices: int | str | None, device: str) -> int:
     count = int(devices)
     if (name in ("cuda", "mps") or cuda) and count > available:
         raise UsageError(
-            f"`--devices {count}` is more than this machine has.",
-            f"torch sees {available} device{'s' if available > 1 else ''} of the kind "
+            f"`--devices {count}` is more than the devices of this machine.",
+            f"torch finds {available} device{'s' if available > 1 else ''} of type "
             f"{'cuda' if cuda else name}.",
             f"Use `--devices {available}`, or `--device cpu` for processes on the CPU.",
         )

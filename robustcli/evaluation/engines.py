@@ -109,9 +109,9 @@ class WorkerAssignment:
         run = self.config.out
         if run is None or not run.is_dir():
             raise MachineError(
-                f"`{run}` is not on the machine {socket.gethostname()}.",
+                f"`{run}` does not exist on the machine {socket.gethostname()}.",
                 "Workers write the rows into the run's folder.",
-                "Name a folder with `--out` that all machines share.",
+                "Set `--out` to a folder that all machines share.",
             )
         if Path(self.folder).is_dir():
             os.chdir(self.folder)
@@ -237,11 +237,14 @@ def _await_tasks(
             if outcome.error is not None:
                 raise raised_again(outcome.error, f"Worker on {outcome.host}: ")
             if outcome.death is not None and task.attempt + 1 < ATTEMPTS:
-                listener.say(f"Another worker takes {name}: {outcome.death}")
+                listener.say(f"{name} is assigned to another worker: {outcome.death}")
                 pool.start(make_worker, [replace(task, attempt=task.attempt + 1)])
                 continue
             if outcome.death is not None:
-                lost.append(f"{ATTEMPTS} workers ended over {name}, the last: {outcome.death}")
+                lost.append(
+                    f"{ATTEMPTS} workers ended while computing {name}. The last error: "
+                    f"{outcome.death}"
+                )
             else:
                 progress.finished(task)
             working -= 1
@@ -300,9 +303,9 @@ def engine_of(config: EvalConfig) -> Engine | None:
     for option, its_engine in (("slurm", "slurm"), ("address", "ray")):
         if getattr(config, option) and config.engine != its_engine:
             raise UsageError(
-                f"`--{option}` goes with `--engine {its_engine}`.",
+                f"`--{option}` can only be used with `--engine {its_engine}`.",
                 f"The engine is {config.engine or 'none'}.",
-                f"Add `--engine {its_engine}`, or leave out `--{option}`.",
+                f"Add `--engine {its_engine}`, or omit `--{option}`.",
             )
     if config.engine is None:
         return None
@@ -325,15 +328,17 @@ def _check_goes_with(config: EvalConfig) -> None:
     if process.world > 1:
         raise UsageError(
             f"`--engine {config.engine}` contradicts the launcher.",
-            f"It has started {process.world} processes already, and an engine starts its own.",
-            "Leave `--engine` out, or start the command without the launcher.",
+            f"The launcher has already started {process.world} processes, and an engine starts "
+            "its own workers.",
+            "Omit `--engine`, or start the command without the launcher.",
         )
     for request in config.models:
         if request.module is not None:
             raise UsageError(
-                f"`engine={config.engine}` does not go with `{request.name}`, a network in memory.",
-                "The workers cannot take it from here.",
-                'Name a function that builds it (model="my_package.my_module:build").',
+                f"`engine={config.engine}` cannot be used with `{request.name}`, a network in "
+                "memory.",
+                "The workers cannot access it.",
+                'Pass the name of a function that builds it (model="my_package.my_module:build").',
             )
 
 
@@ -343,5 +348,7 @@ def leading(config: EvalConfig, say: Callable[[str], None]) -> EvalConfig:
 
     if config.device.partition(":")[0] != "cuda" or torch.cuda.is_available():
         return config
-    say(f"This machine has no `{config.device}`: it plans on the CPU, and the workers compute.")
+    say(
+        f"This machine has no `{config.device}`: planning runs on the CPU, and the workers compute."
+    )
     return replace(config, device="cpu")

@@ -258,7 +258,7 @@ def _ranks(
                 take_in(evaluation.run)
             if not dead_ranks:
                 return ""
-            return f"{in_words(dead_ranks, group.place.world)} ended without a word."
+            return f"{in_words(dead_ranks, group.place.world)} ended without an error message."
 
         return await_end
 
@@ -310,9 +310,10 @@ class PieceWorker:
         run = self._evaluation.run
         if read_record(run).created != self._record.created:
             raise RunError(
-                f"`{run}` was begun anew.",
-                "Rows with the settings of the earlier command would mix with its rows.",
-                "Nothing needs to be done: this worker ends.",
+                f"`{run}` was started again by another command.",
+                "This worker's rows have the settings of the earlier command and must not be "
+                "mixed with the new rows.",
+                "No action is needed: this worker ends.",
             )
 
 
@@ -447,14 +448,14 @@ def _incomplete(
     first = ", ".join(f"{n:,} of {what}" for what, n in count.most_common(3))
     more = f" and {len(count) - 3} more" if len(count) > 3 else ""
     lost = sum(piece.forwards for piece in missing)
-    why = f"Missing: {first}{more}." if lost else "Measures of transformed images are missing."
+    why = f"Missing: {first}{more}." if lost else "Statistics of transformed images are missing."
     if why_lost:
         why = f"{why_lost} {why}"
     return IncompleteRun(
         run,
         f"The run in `{run}` is partial: {lost:,} of {plan.forwards:,} predictions are missing.",
         why,
-        "The same command computes what is missing and nothing else.",
+        "The same command computes only the missing predictions.",
     )
 
 

@@ -138,8 +138,8 @@ def _to_onnx(network: nn.Module, path: Path, options: GraphOptions) -> None:
     size = sum(p.numel() * p.element_size() for p in network.parameters())
     if size >= _TWO_GIBIBYTES:
         raise RunError(
-            f"The network is too large for one file of ONNX: {size / 2**30:.1f} GiB of weights.",
-            "A protobuf file holds 2 GiB at most.",
+            f"The network is too large for an ONNX file: {size / 2**30:.1f} GiB of weights.",
+            "A protobuf file can contain at most 2 GiB.",
             "Use `--format torchscript`.",
         )
     dynamic = ({0: torch.export.Dim("batch")},) if options.dynamic_batch else None
@@ -152,8 +152,9 @@ def _to_onnx(network: nn.Module, path: Path, options: GraphOptions) -> None:
     written = program.model.opset_imports[""]
     if written != options.opset:
         raise RunError(
-            f"`--opset {options.opset}` cannot be written: torch's exporter made {written}.",
-            "It converts between some operator sets only.",
+            f"`--opset {options.opset}` cannot be written: the exporter of torch wrote operator "
+            f"set {written}.",
+            "It can only convert between some operator sets.",
             f"Use `--opset {written}`.",
         )
     program.save(str(path), external_data=False)
@@ -196,9 +197,9 @@ def check_packages(export_format: ExportFormat) -> None:
     if missing:
         raise MachineError(
             f"`--format {export_format}` needs {', '.join(missing)}.",
-            "Writing the file takes onnx and onnxscript, checking it onnxruntime.",
-            "Install them: `pip install 'robustcli[export]'`; `--format torchscript` needs nothing "
-            "more.",
+            "Writing the file needs onnx and onnxscript; checking it needs onnxruntime.",
+            "Install them: `pip install 'robustcli[export]'`; `--format torchscript` needs no "
+            "additional package.",
         )
 
 
@@ -227,10 +228,12 @@ def write_graph(
             raise  # raised by the functions of a format, not while the network is traced
         todo = "Try another `--format`"
         if options.dynamic_batch:
-            todo += ", or `--fixed-batch`, where the network computes with the number of images"
+            todo += (
+                ", or `--fixed-batch` if the network uses the number of images in its computation"
+            )
         raise RunError(
             f"`{name}` cannot be exported to {export_format}.",
-            f"torch {torch.__version__} says: {_reason(error)}",
+            f"The error of torch {torch.__version__} is: {_reason(error)}",
             f"{todo}.",
         ) from error
 

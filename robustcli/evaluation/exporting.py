@@ -161,7 +161,7 @@ def export(config: ExportConfig, listener: Listener | None = None) -> tuple[Expo
                 finished[graph.format] = Exported(target, sidecar, False)
                 listener.say(f"Written: `{target}`, described in `{sidecar_path(target).name}`.")
     if failures:
-        kept = "".join(f" `{done.path}` is written." for done in finished.values())
+        kept = "".join(f" `{done.path}` has been written." for done in finished.values())
         first = failures[0]
         raise RunError(f"{first.what}{kept}", first.why, first.todo)
     return tuple(finished[export_format] for export_format in formats)
@@ -171,17 +171,17 @@ def _check_exportable(config: ExportConfig) -> None:
     kind = foreign_kind(config.model)
     if kind in ("onnx", "torchscript"):
         raise UsageError(
-            f"`{config.model.name}` is an exported file already.",
-            "It holds a graph, not a network that can be exported once more.",
-            "Name the training run or the model that it was made of.",
+            f"`{config.model.name}` is already an exported file.",
+            "It contains a graph, not a network that can be exported.",
+            "Pass the training run or the model from which it was exported.",
         )
     if kind is None:
         entry = entry_of(config.model, offline=config.offline)
         if not is_trainable(entry):
             raise UsageError(
                 f"`{entry.name}` cannot be exported.",
-                "It is a rule on the histogram of an image, not a network.",
-                "Name a network; `robust list models` shows them.",
+                "It is a threshold on the histogram of an image, not a network.",
+                "Pass a network; `robust list models` lists them.",
             )
 
 
@@ -294,14 +294,15 @@ def _targets(
         return {f: out / f"{file_name(name)}{FORMATS[f].suffix}" for f in formats}
     if len(formats) > 1:
         raise UsageError(
-            f"`--out {out}` is one file, for {len(formats)} formats.",
+            f"`--out {out}` is a single file, but {len(formats)} formats were requested.",
             "",
-            "Name a folder: each format gets its own file there.",
+            "Pass a folder, in which each format is written to a separate file.",
         )
     if out.suffix != FORMATS[formats[0]].suffix:
         raise UsageError(
-            f"`--out {out}` is not named like a file of {formats[0]}.",
-            f"Such files end in `{FORMATS[formats[0]].suffix}`, by which they are recognised.",
+            f"`--out {out}` does not have the suffix of {formats[0]}.",
+            f"Files of this format end in `{FORMATS[formats[0]].suffix}`, by which they are "
+            "recognised.",
             f"Use `--out {out.with_suffix(FORMATS[formats[0]].suffix)}`, or another `--format`.",
         )
     return {formats[0]: out}
@@ -323,9 +324,9 @@ def _existing(
         sidecar = None
     if sidecar is None:
         raise UsageError(
-            f"`{target}` is in the way.",
-            "It is no file that this command wrote, or it was changed since.",
-            "Choose another place with `--out`, or replace it with `--fresh`.",
+            f"`{target}` already exists.",
+            "It was not written by this command, or was changed since.",
+            "Choose another path with `--out`, or replace it with `--fresh`.",
         )
     expected: dict[str, Any] = {
         "model": subject.model, "input": subject.input, "output": subject.output,
@@ -336,7 +337,7 @@ def _existing(
         raise UsageError(
             f"`{target}` was exported with other settings ({', '.join(differences)}).",
             f"It was made by `{sidecar.command}`.",
-            "Choose another place with `--out`, or replace it with `--fresh`.",
+            "Choose another path with `--out`, or replace it with `--fresh`.",
         )
     return sidecar
 
@@ -401,7 +402,7 @@ def _read(export_format: ExportFormat, path: Path, name: str) -> nn.Module:
     except Exception as error:  # each engine has its own classes of exceptions
         raise RunError(
             f"`{name}` cannot be exported to {export_format}.",
-            f"{FORMATS[export_format].engine} refuses the file: {error}",
+            f"{FORMATS[export_format].engine} rejected the file: {error}",
             "Try another `--format` or `--opset`.",
         ) from error
 
@@ -440,8 +441,8 @@ def _parity(
     expected = torch.cat([scores for _, scores in batches]).float()
     if answers.shape != expected.shape:
         raise RunError(
-            f"The exported `{model.facts.name}` answers in another shape than torch.",
-            f"It gives {tuple(answers.shape)}; expected {tuple(expected.shape)}.",
+            f"The exported `{model.facts.name}` returns outputs of a different shape than torch.",
+            f"Its output has shape {tuple(answers.shape)}; expected {tuple(expected.shape)}.",
             "Try another `--format`, or `--fixed-batch`.",
         )
     largest = float(expected.abs().max())
@@ -477,10 +478,10 @@ def _check_parity(rows: Sequence[ParityRow], export_format: str, name: str) -> N
         # also true for NaN
         if not row.difference <= row.allowed or split * _SPLIT_SHARE > row.decided:
             raise RunError(
-                f"The {export_format} file of `{name}` does not compute what torch computes; it "
-                "was not kept.",
-                f"On {row.images} images ({row.inputs}) its answers differ by up to "
-                f"{row.difference:.1e}; allowed are {row.allowed:.1e} (answers up to "
+                f"The {export_format} file of `{name}` does not reproduce the outputs of torch, "
+                "and was deleted.",
+                f"On {row.images} images ({row.inputs}) its outputs differ by up to "
+                f"{row.difference:.1e}; allowed is {row.allowed:.1e} (largest output: "
                 f"{row.largest:.3g}). {row.agreeing} of {row.decided} decisions agree.",
                 "Try another `--format` or `--opset`, and please report it.",
             )
@@ -500,7 +501,9 @@ def _speeds(
     rows: list[SpeedRow] = []
     for batch in _BATCHES if shape[0] == "batch" else (1,):
         if any(row.milliseconds * batch > 1000 * _SLOW for row in rows):
-            listener.say(f"Batches of {batch} are not measured: one image takes long enough.")
+            listener.say(
+                f"Batches of {batch} are not measured, because a single image already takes long."
+            )
             break
         images = torch.randn(batch, *_shape(model), generator=torch.Generator().manual_seed(1))
         for engine, times in _timed(engines, images).items():

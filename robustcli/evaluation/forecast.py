@@ -64,7 +64,7 @@ class Forecast:
         """The forecast as text of several lines."""
         pool = self.pool_images
         subset = f" of {pool:,} ({self.precision})" if self.precision else ""
-        duration = f"about {_duration(self.seconds)} on this machine, by a short trial"
+        duration = f"about {_duration(self.seconds)} on this machine (estimated from a short test)"
         if self.precision:
             duration += f"; about {_duration(self.pool_seconds)} for all {pool:,} images"
         return "\n".join(
@@ -74,7 +74,7 @@ class Forecast:
                 f"Transforms:  {len(self.cells)} ({', '.join(self.cells)})",
                 f"Models:      {', '.join(self.models)}",
                 f"Predictions: {self.predictions - self.predictions_there:,} to compute, "
-                f"{self.predictions_there:,} there",
+                f"{self.predictions_there:,} already exist",
                 f"Download:    about {self.download_bytes / 1e6:,.0f} MB",
                 f"Time:        {duration}",
             ]
@@ -121,8 +121,8 @@ def announce_quick(evaluation: Evaluation, listener: Listener) -> None:
         per_image = _seconds_per_image(evaluation)
         quick = per_image * images * missing / max(1, plan.forwards)
         listener.say(
-            f"It will take about {_duration(quick)} on this machine, by a short trial; all "
-            f"{pool:,} images would take about {_duration(per_image * pool)}."
+            f"The evaluation will take about {_duration(quick)} on this machine (estimated from a "
+            f"short test); all {pool:,} images would take about {_duration(per_image * pool)}."
         )
 
 
@@ -139,13 +139,13 @@ def precision_of(evaluation: Evaluation) -> str:
         n = len(data.items)
         interval = wilson_interval(n // 2, n)
         points = 50 * (interval.high - interval.low)
-        return f"top-1 will be known to +-{points:.1f} percentage points or better (95 %)"
+        return f"the error of top-1 will be at most +-{points:.1f} percentage points (95 %)"
     groups, grouping = len({item.group for item in data.items}), data.grouping or "image"
     typical, worst = (_Z95 * spread / math.sqrt(groups) for spread in (QUICK_SPREAD, 0.5))
     return (
-        f"mean dice over {groups} of {data.pool.groups} {grouping}s will be known to about "
-        f"+-{typical:.2f} (95 %) if it differs between {grouping}s by {QUICK_SPREAD} (standard "
-        f"deviation), at worst +-{worst:.2f}"
+        f"the error of the mean dice over {groups} of {data.pool.groups} {grouping}s will be "
+        f"about +-{typical:.2f} (95 %) if its standard deviation over {grouping}s is "
+        f"{QUICK_SPREAD}, and at most +-{worst:.2f}"
     )
 
 

@@ -122,7 +122,7 @@ class GateResult(Record):
         if self.low is None:
             certainty = "with unknown sampling error"
         elif self.certain:
-            certainty = "and not by chance alone"
+            certainty = "and the difference is larger than the sampling error"
         interval = "no interval: a single group"
         if self.low is not None and self.high is not None:
             interval = f"95 % interval {self.low:.{digits}f} to {self.high:.{digits}f}"
@@ -182,9 +182,9 @@ def _parsed(option: Literal["--fail-under", "--fail-drop"], text: str) -> Gate:
         severity, last = int(last), before.pop()
     if is_drop and canonical(last) in (CLEAN_TARGET, CLEAN.transform):
         raise UsageError(
-            f"`{option} {text}` limits nothing.",
-            "Untouched images lose nothing against themselves.",
-            "Name a transform, or use `--fail-under clean=NUMBER`.",
+            f"`{option} {text}` has no effect.",
+            "The drop of untransformed images is always 0.",
+            "Specify a transform, or use `--fail-under clean=NUMBER`.",
         )
     return Gate(option, text, limit, last, severity, ":".join(before) or None)
 
@@ -214,7 +214,7 @@ def _check_limit(gate: Gate, task: TaskName) -> None:
     if task == "cls" and not gate.is_drop and 0 < gate.limit <= 1:
         raise UsageError(
             f"`{gate}` is {gate.limit:g} percent.",
-            "Limits of classifiers are percent of top-1, 0 to 100, not fractions.",
+            "Limits of classifiers are top-1 in percent, 0 to 100, not fractions.",
             f"Write {100 * gate.limit:g} for {100 * gate.limit:g} %.",
         )
 
@@ -233,8 +233,8 @@ def _cells(gate: Gate, scope: GateScope) -> list[Cell]:
     transforms = list(dict.fromkeys(cell.transform for cell in scope.transformed))
     if not transforms:
         raise UsageError(
-            f"`{gate}` has nothing to limit.",
-            "Only untouched images (`identity`) are evaluated.",
+            f"`{gate}` has no matching result.",
+            "Only untransformed images (`identity`) are evaluated.",
             "Add a `--transform`, or use `clean=NUMBER`.",
         )
     names = transforms
@@ -248,10 +248,10 @@ def _cells(gate: Gate, scope: GateScope) -> list[Cell]:
     if not cells:
         severities = sorted({c.severity for c in scope.transformed if c.transform in names})
         raise UsageError(
-            f"`{gate}` names a severity that is not in the run.",
+            f"`{gate}` specifies a severity that is not in the run.",
             f"`{gate.target}` is evaluated at severity {', '.join(map(str, severities))} "
             "(0 is the full range).",
-            "Name one of these, or add it with `--severity`.",
+            "Use one of these, or add the severity with `--severity`.",
         )
     return cells
 
@@ -267,7 +267,7 @@ def _matching(gate: Gate, pattern: str, names: Sequence[str], kind: str) -> list
     close = nearest(pattern, names)
     known = ", ".join(f"`{name}`" for name in names)
     raise UsageError(
-        f"`{gate}` names a {kind} that is not in the run: `{pattern}`.",
+        f"`{gate}` specifies a {kind} that is not in the run: `{pattern}`.",
         f"Did you mean `{close[0]}`?" if close else f"The run has {known}.",
         f"Correct the gate, or add the {kind} to the run.",
     )
@@ -301,8 +301,8 @@ def judge_run(run: Path, gates: Sequence[Gate]) -> GatesRecord:
     check_gates(gates, scope)
     if record.status != "complete":
         raise RunError(
-            f"`{run}` is not complete (status: {record.status}), so no gate can be checked.",
-            "Numbers over a subset of the images would be compared with limits for all of them.",
+            f"`{run}` is incomplete (status: {record.status}), so no gate can be checked.",
+            "Scores of a subset of the images would be compared with limits for all images.",
             "Complete it with the same `robust eval` command, then check the gates again.",
         )
     return judge(run, gates, scope)
@@ -320,7 +320,7 @@ def gate_error(run: Path, record: GatesRecord) -> GateError:
     return GateError(
         f"{len(record.failed)} of {len(record.gates)} gates failed in `{run}`.",
         reasons,
-        f"The run is complete; `{run / 'report.md'}` shows all of its numbers.",
+        f"The run is complete; `{run / 'report.md'}` contains all scores.",
         run,
     )
 
@@ -340,7 +340,7 @@ class _Reader:
             rows = self.store.rows(model, cell, self.record.task)
             if len(rows) != self.expected or rows.empty:
                 raise RunError(
-                    f"`{self.run}` lacks rows of `{model}` under {_label(cell)}.",
+                    f"`{self.run}` has missing rows of `{model}` under {_label(cell)}.",
                     f"{len(rows):,} of {self.expected:,} exist, so no gate can be checked.",
                     "Complete the run with the same `robust eval` command.",
                 )

@@ -117,8 +117,8 @@ def list_photos(places: Sequence[Path], say: Say = unheard) -> tuple[FileRef, ..
             by_file.setdefault((str(ref.path.resolve()), ref.member), (prefix, ref))
     if not by_file:
         raise UsageError(
-            f"There are no photos in {' and '.join(f'`{place}`' for place in places)}.",
-            "Expected a folder with image files (JPEG, PNG, TIFF, ...) or such files themselves.",
+            f"No photos were found in {' and '.join(f'`{place}`' for place in places)}.",
+            "Expected a folder with image files (JPEG, PNG, TIFF, ...) or image files.",
             "Check the path.",
         )
     count = Counter(ref.relative for _, ref in by_file.values())
@@ -145,7 +145,7 @@ def _photos_at(place: Path, say: Say) -> Iterator[tuple[str, FileRef]]:
         return
     else:
         raise UsageError(
-            f"There is nothing at `{place}`.",
+            f"`{place}` does not exist.",
             "Expected a folder of photos, an archive of them, or a photo.",
             "Check the path.",
         )
@@ -167,8 +167,9 @@ def classes_of(classifier: Classifier, request: ModelRequest, say: Say = unheard
         space = numbered_classes(classifier.facts.name, outputs)
     if space.name.startswith(f"{NUMBERED} of "):
         say(
-            f"What the {len(space.ids)} outputs of `{classifier.facts.name}` mean is not known: "
-            "labels are their numbers, from 0 (`--label-space FILE` names them)."
+            f"The classes of the {len(space.ids)} outputs of `{classifier.facts.name}` are not "
+            "known: labels are output numbers, starting at 0 (`--label-space FILE` sets the "
+            "names)."
         )
     return space
 

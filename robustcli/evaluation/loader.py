@@ -70,8 +70,8 @@ class Source(IterableDataset["Batch[Any] | Notice | RobustError"]):
             if len(part.images) == 1:
                 raise _too_large(part.images[0].image_id, error) from error
         yield Notice(
-            "Out of memory in a loader process: it goes on with half of the batch at once. Fewer "
-            "`--workers` or a smaller `--batch-size` need less."
+            "Out of memory in a loader process: it continues with half of the batch. Fewer "
+            "`--workers` or a smaller `--batch-size` need less memory."
         )
         half = len(part.images) // 2
         left = {cell: names for cell, names in models.items() if cell not in done}
@@ -110,9 +110,9 @@ def _too_large(image_id: str, error: MemoryError) -> RunError:
     why = str(error)
     return RunError(
         f"`{image_id}` and its transforms do not fit into the memory of this machine.",
-        f"It ran out with this image alone{f': {why}' if why else ''}.",
-        "Use fewer `--workers`, end other programs, or leave the image out; the same command goes "
-        "on.",
+        f"The memory ran out with only this image{f': {why}' if why else ''}.",
+        "Use fewer `--workers`, stop other programs, or remove the image; the same command "
+        "continues the run.",
     )
 
 

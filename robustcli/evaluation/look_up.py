@@ -39,9 +39,9 @@ def task_of(entries: Sequence[ModelEntry]) -> Task[Any]:
     first = {entry.task: entry for entry in reversed(entries)}
     if len(first) > 1:
         raise UsageError(
-            "A classifier and a segmenter do not go into one run.",
-            f"`{first['cls'].name}` needs images with classes, `{first['seg'].name}` images with "
-            "masks, and they have other scores.",
+            "A classifier and a segmenter cannot be evaluated in the same run.",
+            f"`{first['cls'].name}` needs images with classes, and `{first['seg'].name}` needs "
+            "images with masks; their scores differ too.",
             "Evaluate them in separate runs.",
         )
     return EVALUATION_TASKS[entries[0].task]()
@@ -129,7 +129,8 @@ def _check_quick(config: EvalConfig) -> None:
     for option, value in (("--limit", config.limit), ("--per-class", config.per_class)):
         if config.quick and value is not None:
             raise UsageError(
-                f"`--quick` does not go with `{option}`.",
-                "`--quick` chooses the number of images itself, by the error that it allows.",
-                f"Leave out one of the two: `{option} {value}` alone takes exactly that.",
+                f"`--quick` cannot be used with `{option}`.",
+                "`--quick` determines the number of images from the allowed error.",
+                f"Omit one of the two: `{option} {value}` without `--quick` uses exactly this "
+                "number.",
             )

@@ -68,7 +68,10 @@ def called(
     changed = {n: name for n, name in enumerate(names) if name != usual_names[n]}
     if changed:
         listed = ", ".join(f"`{name}`" for name in changed.values())
-        say(f"Several models have the same last part of their path: rows and tables have {listed}.")
+        say(
+            "The paths of several models end with the same name. In rows and tables they are "
+            f"called {listed}."
+        )
     return tuple(replace(r, called=changed.get(n, r.called)) for n, r in enumerate(requests))
 
 
@@ -126,15 +129,16 @@ def _check_distinct(names: Sequence[str]) -> None:
             raise UsageError(
                 f"`--model {name}` was given twice.",
                 "",
-                "Use two runs to compare two weights of one model.",
+                "Use two runs to compare different weights of one model.",
             )
     folders: dict[str, str] = {}
     for name in names:
         first_name = folders.setdefault(_key(name), name)
         if first_name != name:
             raise UsageError(
-                f"`--model {first_name}` and `--model {name}` would share a folder of the run.",
-                "Characters that file names cannot have become `-`, and not every file system "
-                "distinguishes capital letters.",
+                f"`--model {first_name}` and `--model {name}` would use the same folder in the "
+                "run.",
+                "Characters that are not allowed in file names are replaced by `-`, and some file "
+                "systems ignore upper and lower case.",
                 "Evaluate them in two runs.",
             )

@@ -73,8 +73,8 @@ def list_jobs(
     files = sorted(_images(images, out.resolve(), say), key=lambda f: (f[1].as_posix(), str(f[0])))
     if not files:
         raise UsageError(
-            f"There are no images in {' and '.join(f'`{path}`' for path in images)}.",
-            "Expected a folder with image files (JPEG, PNG, TIFF, ...) or such files themselves.",
+            f"No images were found in {' and '.join(f'`{path}`' for path in images)}.",
+            "Expected a folder with image files (JPEG, PNG, TIFF, ...) or image files.",
             "Check the path in `--data`.",
         )
     jobs = []
@@ -101,7 +101,7 @@ def _images(images: Sequence[Path], out: Path, say: Say) -> Iterator[tuple[Path,
             yield path, PurePosixPath(path.name)
         else:
             raise UsageError(
-                f"There is nothing at `{path}`.",
+                f"`{path}` does not exist.",
                 "Expected a folder of images, or an image.",
                 "Check the path in `--data`.",
             )
@@ -125,16 +125,18 @@ def _check_outputs(jobs: Sequence[Job]) -> None:
     if clashes:
         output, paths = clashes[0]
         raise UsageError(
-            f"{len(clashes)} files would be written for more than one image.",
-            f"`{output}` belongs to {' and '.join(f'`{path}`' for path in paths[:_FILES_SHOWN])}.",
-            "Put them into folders of their own, which are kept, or predict them in turn.",
+            f"{len(clashes)} output files would belong to more than one image.",
+            f"`{output}` would be written for "
+            f"{' and '.join(f'`{path}`' for path in paths[:_FILES_SHOWN])}.",
+            "Put the images into separate folders, whose structure is kept, or predict them one "
+            "after the other.",
         )
     images = {job.image.resolve() for job in jobs}
     overwritten = [output for output in images_of if output.resolve() in images]
     if overwritten:
         raise UsageError(
             f"`{overwritten[0]}` is an image that would be overwritten by its mask.",
-            "`--out` is where the images are.",
+            "`--out` is the folder of the images.",
             "Choose another folder with `--out`.",
         )
 
@@ -171,7 +173,7 @@ def predict_masks(
 
     Raises:
         UsageError: There are no images, outputs have the same path, or other files exist there.
-        RunError: Some images cannot be read; all others have their masks.
+        RunError: Some images cannot be read; the masks of all others were written.
     """
     listener = listener or Silent()
     jobs = list_jobs(images, out, overlays=overlays, say=listener.say)
@@ -197,9 +199,10 @@ def predict_masks(
         if len(unreadable) > _UNREADABLE_SHOWN:
             lines.append(f"  and {len(unreadable) - _UNREADABLE_SHOWN} more")
         raise RunError(
-            f"{len(unreadable)} of {len(jobs)} images cannot be read; all others have their masks.",
+            f"{len(unreadable)} of {len(jobs)} images cannot be read; the masks of all others "
+            "were written.",
             "\n".join(lines),
-            "Repair or remove them; the same command again does only what is missing.",
+            "Repair or remove them; the same command then computes only the missing masks.",
         )
     return PredictedMasks(tuple(job.mask for job in jobs), len(done), labels)
 
@@ -218,8 +221,8 @@ def _write_labels(out: Path, classes: Sequence[str]) -> Path:
     path, content = out / LABEL_FILES[0], f"{json.dumps(table, indent=1, ensure_ascii=False)}\n"
     if path.exists() and path.read_text(encoding="utf-8") != content:
         raise UsageError(
-            f"`{path}` is in the way.",
-            "It names other classes than those of these masks.",
+            f"`{path}` already exists.",
+            "Its classes differ from those of these masks.",
             "Choose another folder with `--out`.",
         )
     write_text(path, content)
@@ -246,8 +249,8 @@ def _is_done(job: Job, tag: str, *, fresh: bool) -> bool:
     for path, existing_tag in tags.items():
         if existing_tag is None:
             raise UsageError(
-                f"`{path}` is in the way.",
-                "It is no mask that this command made.",
+                f"`{path}` already exists.",
+                "It is not a mask of this command.",
                 "Choose another folder with `--out`.",
             )
         if fresh:
@@ -256,14 +259,14 @@ def _is_done(job: Job, tag: str, *, fresh: bool) -> bool:
         if settings == tag and image not in ("", _image_hash(job.image)):  # "": of old versions
             raise UsageError(
                 f"`{path}` is the mask of another image.",
-                f"`{job.image}` has the same name, but the mask was made of another file.",
-                "Choose another folder with `--out`, or make the masks anew with `--fresh`.",
+                f"`{job.image}` has the same name, but the mask belongs to another file.",
+                "Choose another folder with `--out`, or compute the masks again with `--fresh`.",
             )
         if settings != tag:
             raise UsageError(
-                f"`{path}` was made by another model or with other settings.",
-                "Masks of two kinds must not be mixed.",
-                "Choose another folder with `--out`, or make them anew with `--fresh`.",
+                f"`{path}` was computed by another model or with other settings.",
+                "Masks with different settings must not be mixed.",
+                "Choose another folder with `--out`, or compute them again with `--fresh`.",
             )
     return len(tags) == len(job.outputs) and not fresh
 

@@ -153,18 +153,20 @@ class ArrayPictures(Pictures):
             match = _CIFAR_TEST.fullmatch(sample.image_id)
             if match is None:
                 raise UsageError(
-                    f"Which row of `{self.path.name}` belongs to `{sample.image_id}` is not known.",
-                    "Its rows are in the order of CIFAR's test images as published.",
-                    "Name these as the clean images: `--data cifar-10-batches-py` (or "
-                    "`cifar-100-python`, or the binary version), with its test part.",
+                    f"It is not known which row of `{self.path.name}` belongs to "
+                    f"`{sample.image_id}`.",
+                    "Its rows are in the order of CIFAR's published test images.",
+                    "Use the published files as the clean images: `--data cifar-10-batches-py` "
+                    "(or `cifar-100-python`, or the binary version), with the test split.",
                 )
             row = int(match[1])
             if row < self.images and self.labels[row] != sample.target:
                 raise UsageError(
-                    f"`{self.path.parent}` was not made of the images of `{dataset.name}`.",
-                    f"Its `labels.npy` says class {self.labels[row]} for image {row}, which is "
-                    f"class {sample.target} (`{dataset.classes.names[sample.target]}`) there.",
-                    "CIFAR-10-C goes with CIFAR-10, CIFAR-100-C with CIFAR-100 (fine classes).",
+                    f"`{self.path.parent}` was not generated from the images of `{dataset.name}`.",
+                    f"In its `labels.npy`, image {row} has class {self.labels[row]}, but in the "
+                    f"data set it has class {sample.target} "
+                    f"(`{dataset.classes.names[sample.target]}`).",
+                    "CIFAR-10-C needs CIFAR-10, and CIFAR-100-C needs CIFAR-100 (fine classes).",
                 )
             places[sample.image_id] = row
         return places
@@ -200,7 +202,7 @@ class PublishedCorruption(Transform):
             return decode(file)
         except UnreadableImage as error:
             raise RunError(
-                f"The published picture `{file}` cannot be read.",
+                f"The published image `{file}` cannot be read.",
                 f"{error.reason[0].upper()}{error.reason[1:]}.",
                 "Download its archive again; the same command continues the run.",
             ) from error
@@ -212,8 +214,8 @@ class PublishedCorruption(Transform):
 
     def _changed(self, image: Image, *, seed: int, severity: int) -> NoReturn:
         raise UsageError(
-            f"`{self.name}` has pictures of the images of a benchmark only.",
-            "It looks a picture up by the id of its clean image.",
+            f"`{self.name}` only has images of its benchmark.",
+            "It finds a published image by the id of the clean image.",
             "Use it in an evaluation (`robust eval --published DIR`).",
         )
 
@@ -233,14 +235,14 @@ def find_published(folders: Sequence[Path]) -> tuple[PublishedCorruption, ...]:
             key = canonical(PUBLISHED_PREFIX + name)
             if key in by_name:
                 raise UsageError(
-                    f"The corruption `{name}` exists twice.",
-                    f"Once in `{by_name[key].pictures}`, once in `{pictures}`.",
-                    "Name only one of these folders with `--published`.",
+                    f"The corruption `{name}` was found twice.",
+                    f"It is in `{by_name[key].pictures}` and in `{pictures}`.",
+                    "Pass only one of these folders with `--published`.",
                 )
             by_name[key] = PublishedCorruption(
                 name=PUBLISHED_PREFIX + name, family="published", geometric=False, replaces=True,
                 severities=pictures.severities, ranged=False, pictures=pictures,
-                summary=f"Published pictures ({pictures.kind})",
+                summary=f"Published images ({pictures.kind})",
             )  # fmt: skip
     return tuple(by_name.values())
 
@@ -249,9 +251,9 @@ def _corruptions(folder: Path) -> Iterator[tuple[str, Pictures]]:
     folder = folder.expanduser()
     if not folder.is_dir():
         raise UsageError(
-            f"`--published {folder}` is no folder.",
+            f"`--published {folder}` is not a folder.",
             "It must be the folder of an unpacked benchmark.",
-            "Unpack its archives into one folder (`tar xf FILE -C DIR`) and name that.",
+            "Unpack its archives into one folder (`tar xf FILE -C DIR`) and pass that folder.",
         )
     if (folder / "labels.npy").is_file():
         yield from _arrays(folder)
@@ -290,7 +292,9 @@ def _arrays(folder: Path) -> Iterator[tuple[str, Pictures]]:
         array = _mapped(path)
         is_images = array.ndim == 4 and array.shape[3] == 3 and array.dtype == np.uint8
         if not is_images or len(array) != len(labels) or not array.flags.c_contiguous:
-            reason = f"it is {array.dtype} of shape {array.shape}, beside {len(labels):,} labels"
+            reason = (
+                f"it is {array.dtype} of shape {array.shape}, but there are {len(labels):,} labels"
+            )
             _unlike_cifar(path, reason)
         pixels = RawPixels(array.shape[1], array.shape[2])
         yield path.stem, ArrayPictures(path, array.offset, images, pixels, classes)
@@ -303,7 +307,7 @@ def _mapped(path: Path) -> np.memmap[Any, np.dtype[Any]]:
     except (OSError, ValueError, EOFError) as error:
         _unlike_cifar(path, f"it cannot be read: {error}")
     if not isinstance(array, np.memmap):
-        _unlike_cifar(path, "it is no single array")
+        _unlike_cifar(path, "it is not a single array")
     return array
 
 
@@ -311,19 +315,19 @@ def _unlike_cifar(path: Path, reason: str) -> NoReturn:
     raise UsageError(
         f"`{path}` is not an array of CIFAR-10-C or CIFAR-100-C as published.",
         f"{reason[0].upper()}{reason[1:]}; expected uint8 (5 n, height, width, 3) and 5 n labels.",
-        "Download the archive again, or take other files out of its folder.",
+        "Download the archive again, or remove other files from its folder.",
     )
 
 
 def _no_corruptions(folder: Path) -> UsageError:
     archives = sorted(p.name for p in folder.iterdir() if ".tar" in p.name)
     return UsageError(
-        f"`--published {folder}` holds no published corruptions.",
-        "Expected `CORRUPTION/SEVERITY/WNID/NAME.JPEG` as in ImageNet-C, perhaps below `blur/`, "
-        "`noise/` and so on, or `CORRUPTION.npy` with `labels.npy` as in CIFAR-10-C.",
+        f"`--published {folder}` contains no published corruptions.",
+        "Expected `CORRUPTION/SEVERITY/WNID/NAME.JPEG` as in ImageNet-C, optionally below "
+        "`blur/`, `noise/` etc., or `CORRUPTION.npy` with `labels.npy` as in CIFAR-10-C.",
         f"Unpack its archives first: {quoted(archives)}."
         if archives
-        else "Name the folder into which the benchmark was unpacked.",
+        else "Pass the folder into which the benchmark was unpacked.",
     )
 
 
@@ -350,9 +354,9 @@ def bind_published(
         assert isinstance(transform, PublishedCorruption)
         if dataset is None:
             raise UsageError(
-                f"`{name}` does not go with segmenters.",
-                "Published pictures come without masks.",
-                "Use our own corruptions: `--transform imagenet-c`.",
+                f"`{name}` cannot be used with segmenters.",
+                "Published images have no masks.",
+                "Use the corruptions of this program: `--transform imagenet-c`.",
             )
         places = transform.pictures.places(dataset, name)
         # One shared dictionary: loader workers would copy 50,000 images x 75 cells.
@@ -363,7 +367,7 @@ def bind_published(
             transforms[name] = _bound(transform, cell_severities, places, dataset.samples)
     if missing:
         raise UsageError(
-            f"Published pictures of {len(missing):,} images are missing.",
+            f"Published images for {len(missing):,} clean images are missing.",
             f"Missing: {quoted(sorted(missing))}.",
             "Complete the folder, select only existing severities and corruptions, or evaluate "
             "only those clean images that it has.",

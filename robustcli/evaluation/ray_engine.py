@@ -87,18 +87,18 @@ def _connect(address: str | None) -> str:
         except Exception as error:  # ConnectionError, RuntimeError, ValueError, ...
             if address is not None:
                 raise MachineError(
-                    f"`--address {address}`: no Ray cluster answers.",
+                    f"`--address {address}`: no Ray cluster responds at this address.",
                     first_line(error),
-                    "Start one (`ray start --head` there prints its address), or leave "
-                    "`--address` out: a cluster that this machine belongs to is found. Where it "
-                    "asks for a token, set `RAY_AUTH_MODE=token` and `RAY_AUTH_TOKEN` here.",
+                    "Start one (`ray start --head` prints its address), or omit `--address` to "
+                    "use the cluster of this machine. If the cluster requires a token, set "
+                    "`RAY_AUTH_MODE=token` and `RAY_AUTH_TOKEN` on this machine.",
                 ) from error
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
             address="local", num_cpus=usable_cores(), include_dashboard=False,
             object_store_memory=_OBJECT_BYTES, **options,
         )  # fmt: skip
-    return "started on this machine, which belongs to no cluster"
+    return "started on this machine, which does not belong to a cluster"
 
 
 def _check_listens(address: str | None) -> None:
@@ -177,7 +177,7 @@ class RayPool:
         ready, _ = ray.wait(refs, num_returns=1, timeout=_POLL_SECONDS)
         if not (self._busy or ready or self._said_waiting) and self._alone() > PATIENCE_SECONDS:
             self._said_waiting = True
-            self._say("Waiting for Ray: its devices are taken, or its workers are still starting.")
+            self._say("Waiting for Ray: its devices are in use, or its workers are still starting.")
         return [ended for ref in ready if (ended := self._take(ref)) is not None]
 
     def close(self) -> None:
@@ -199,8 +199,8 @@ class RayPool:
             if asked is not None and time.monotonic() - asked > LOST_SECONDS:
                 error = RunError(
                     f"The head of the Ray cluster has not answered for {LOST_SECONDS:.0f} seconds.",
-                    "It was stopped, or cannot be reached any more.",
-                    "What was finished is kept: start it again, and repeat the command.",
+                    "It was stopped or is no longer reachable.",
+                    "Finished results are kept: start the cluster again, and repeat the command.",
                 )
                 print(f"Error: {error}", file=sys.stderr, flush=True)  # noqa: T201
                 os._exit(error.exit_code)
@@ -220,7 +220,7 @@ class RayPool:
             self._failed_starts += 1
             if self._failed_starts >= ATTEMPTS and not (self._busy or self._idle):
                 raise RunError(
-                    f"{self._failed_starts} workers of Ray ended before they had begun.",
+                    f"{self._failed_starts} Ray workers ended during start.",
                     why,
                     "Install `robustcli` of the same version on every machine of the cluster.",
                 ) from error
@@ -253,9 +253,10 @@ class RayPool:
     def _check_patience(self) -> None:
         if self._alone() > PATIENCE_SECONDS:
             raise RunError(
-                f"Ray has had no machine with a device for {PATIENCE_SECONDS:.0f} seconds.",
-                f"Asked for were {'GPUs' if self._gpus else 'processor cores'}.",
-                "See `ray status`. What was finished is kept: the same command goes on.",
+                f"Ray had no machine with a suitable device for {PATIENCE_SECONDS:.0f} seconds.",
+                f"The requested devices are {'GPUs' if self._gpus else 'processor cores'}.",
+                "Check `ray status`. Finished results are kept: the same command continues the "
+                "run.",
             )
 
 

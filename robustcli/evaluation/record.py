@@ -56,7 +56,7 @@ _MODEL_FLAGS = {
     "weights_sha256": "the hash of the weights (`--weights`)",
     "arguments": "`--model-arg`",
     "preprocessing": "preprocessing (`--resize`, `--crop`, `--interpolation`, `--mean`, `--std`; "
-    "of a segmenter: window, channels, threshold, overlap)",
+    "for a segmenter: window, channels, threshold, overlap)",
     "untrained": "`--untrained`",
 }
 
@@ -128,7 +128,9 @@ class CorruptionParity(Record):
 
 
 PARITY = RecordList(
-    CorruptionParity, "parity.json", "Remove the file: repeating the command compares them again."
+    CorruptionParity,
+    "parity.json",
+    "Remove the file and repeat the command: it compares them again.",
 )
 
 

@@ -133,8 +133,8 @@ def check_unreadable(unreadable: set[str], most: int) -> None:
     """Raises RunError if more than `most` images are unreadable."""
     if len(unreadable) > most:
         raise RunError(
-            f"Images that cannot be read: {len(unreadable)}; tolerated: {most}.",
-            f"The first ones: {', '.join(sorted(unreadable)[:3])}.",
-            "Repair the data, or tolerate more with `--allow-unreadable 0.05` (a fraction): the "
+            f"{len(unreadable)} images cannot be read; the limit is {most}.",
+            f"The first of them: {', '.join(sorted(unreadable)[:3])}.",
+            "Repair the data, or raise the limit with `--allow-unreadable 0.05` (a fraction); the "
             "same command continues the run.",
         )

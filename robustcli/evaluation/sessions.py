@@ -45,7 +45,7 @@ def read_sessions(run: Path) -> list[Session]:
     """All sessions of the run, oldest first."""
     sessions = []
     for file in (run / "sessions").glob("*.json"):
-        remedy = "Remove the file: the report is made without the costs of this session."
+        remedy = "Remove the file: the report is then written without the costs of this session."
         with reading(file, remedy):
             sessions.append(Session.model_validate_json(file.read_text(encoding="utf-8")))
     return sorted(sessions, key=lambda session: session.started)

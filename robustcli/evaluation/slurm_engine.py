@@ -64,9 +64,9 @@ class SlurmEngine:
         self.device = config.device
         if config.devices is not None:
             raise UsageError(
-                f"`--devices {config.devices}` does not go with `--engine slurm`.",
-                "Each task of the array computes on one device.",
-                "Say how many tasks there are: `--slurm array=16`.",
+                f"`--devices {config.devices}` cannot be used with `--engine slurm`.",
+                "Each task of the array uses one device.",
+                "Set the number of tasks: `--slurm array=16`.",
             )
 
     @contextmanager
@@ -103,9 +103,9 @@ class SlurmPool:
             jobs = self._executor.submit_array(calls)
         except (FailedJobError, FailedSubmissionError) as error:
             raise RunError(
-                "SLURM did not take the job.",
+                "SLURM rejected the job.",
                 str(error).strip()[-500:],
-                "Change `--slurm`; what was finished is kept.",
+                "Change `--slurm`. Finished results are kept.",
             ) from error
         self._working += zip(jobs, tasks, paths, strict=True)
         self._write_ids()
@@ -133,8 +133,8 @@ class SlurmPool:
         if self._earlier:
             ids = dict.fromkeys(job.job_id.partition("_")[0] for job in self._earlier)
             self._say(
-                f"Job {', '.join(ids)} of an earlier command goes on: waiting for it. Ctrl-C "
-                "cancels it."
+                f"Job {', '.join(ids)} of an earlier command is still running: waiting for it. "
+                "Ctrl-C cancels it."
             )
         while self._earlier:
             time.sleep(_POLL_SECONDS[self._settings.cluster])
@@ -162,7 +162,7 @@ class SlurmPool:
         if time.monotonic() - since < _LATE_SECONDS:
             return None
         return TaskOutcome(
-            death=f"Job {job.job_id} ended without a word ({job.state}); its log is "
+            death=f"Job {job.job_id} ended without an error message ({job.state}); its log is "
             f"`{job.paths.stderr}`."
         )
 
@@ -182,7 +182,9 @@ class SlurmPool:
         with suppress(ValueError):
             ids = parse_json(path.read_bytes())
         if not isinstance(ids, list) or not all(_JOB_ID.fullmatch(str(job_id)) for job_id in ids):
-            self._say(f"`{path}` is damaged: jobs of an earlier command are not waited for.")
+            self._say(
+                f"`{path}` is damaged: the command does not wait for jobs of an earlier command."
+            )
             return []
         return [submitit.SlurmJob(self._folder, str(job_id)) for job_id in ids]
 
@@ -206,11 +208,11 @@ def _executor(settings: SlurmSettings, folder: Path) -> Any:
         raise MachineError(
             "This machine cannot submit jobs to SLURM.",
             f"{first_line(error)}",
-            "Type the command on a login node; `--slurm cluster=local` tries it with processes of "
+            "Run the command on a login node; `--slurm cluster=local` tests it with processes on "
             "this machine.",
         ) from error
     try:
         executor.update_parameters(name="robust", **settings.parameters)
     except (ValueError, NameError, AssertionError) as error:
-        raise UsageError("submitit refuses `--slurm`.", str(error), "Change the value.") from error
+        raise UsageError("submitit rejected `--slurm`.", str(error), "Change the value.") from error
     return executor

@@ -59,8 +59,8 @@ SLURM_SETTINGS: dict[str, _Setting] = {
     "account": _Setting("slurm_account", str, "account"),
     "qos": _Setting("slurm_qos", str, "quality of service"),
     "constraint": _Setting("slurm_constraint", str, "feature that machines must have"),
-    "exclude": _Setting("slurm_exclude", str, "machines that are not used"),
-    "cluster": _Setting(None, str, "slurm, or local to try it with processes of this machine"),
+    "exclude": _Setting("slurm_exclude", str, "machines to exclude"),
+    "cluster": _Setting(None, str, "slurm, or local to test it with processes on this machine"),
 }
 
 
@@ -94,7 +94,7 @@ def read_settings(texts: Mapping[str, str], device: str) -> SlurmSettings:
             values[key] = setting.read(text)
         except ValueError as error:
             raise UsageError(
-                f"`--slurm {key}={text}` is no value of `{key}`.",
+                f"`--slurm {key}={text}` is not a valid value of `{key}`.",
                 f"`{key}` is: {setting.meaning}.",
                 "Write it as in `--slurm partition=gpu,time=60,array=16`.",
             ) from error
@@ -104,7 +104,7 @@ def read_settings(texts: Mapping[str, str], device: str) -> SlurmSettings:
         raise UsageError(
             f"`--slurm {wrong}={texts[wrong]}` is not possible.",
             f"`{wrong}` is: {SLURM_SETTINGS[wrong].meaning}.",
-            "A task computes on one device; `array` says how many there are.",
+            "A task uses one device; `array` is the number of tasks.",
         )
     values.setdefault("gpus", 0 if device == "cpu" else 1)
     values.setdefault("time", 60)

@@ -130,7 +130,7 @@ def _fits(content: bytes) -> bool:
 def _checked(path: Path) -> bytes:
     content = path.read_bytes()
     if not _fits(content):
-        raise pa.ArrowInvalid("its bytes do not fit their checksum")
+        raise pa.ArrowInvalid("its checksum does not match")
     return content
 
 
@@ -181,5 +181,5 @@ def _read_file(path: Path, schema: pa.Schema) -> pa.Table:
         raise RunError(
             f"`{path}` is damaged.",
             f"Its rows cannot be read: {error}.",
-            "Remove this file and repeat `robust eval`: only its block is computed again.",
+            "Remove this file and repeat `robust eval`: only this block is computed again.",
         ) from error

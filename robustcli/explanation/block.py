@@ -287,7 +287,7 @@ class BlockExplanation:
                 raise RunError(
                     f"`{method.name}` of `{sample.image_id}` ({request.view}) is not a number.",
                     f"The gradients of `{self.model}` are not finite for this photo.",
-                    "Use `--method occlusion`, which needs no gradients, or leave the photo out.",
+                    "Use `--method occlusion`, which needs no gradients, or exclude the photo.",
                 )
 
     def _add_curves(
@@ -343,7 +343,7 @@ class BlockExplanation:
             if request.kind != "none":
                 mask = self._mask(request)
                 inside = answers.probabilities[request.photo][mask if bool(mask.any()) else ...]
-                empty = "" if bool(mask.any()) else " (empty: the whole image)"
+                empty = "" if bool(mask.any()) else " (empty: the complete image)"
                 columns = {
                     "target_label": f"{request.kind} mask{empty}",
                     "probability": float(inside.mean()),

@@ -114,7 +114,9 @@ def read_explained_rows(run: Path) -> pd.DataFrame:
     """All finished rows of a run (columns: EXPLAINED_SCHEMA), sorted by file."""
     tables = []
     for path in sorted((run / ROWS_FOLDER).glob("*/*/*/block-*.parquet")):
-        with reading(path, "Remove this file and repeat `robust explain`: only it is made again."):
+        with reading(
+            path, "Remove this file and repeat `robust explain`: only this file is computed again."
+        ):
             tables.append(pq.read_table(path, schema=EXPLAINED_SCHEMA, partitioning=None))
     rows: pd.DataFrame = pa.concat_tables(tables or [EXPLAINED_SCHEMA.empty_table()]).to_pandas()
     return rows
@@ -128,7 +130,7 @@ def read_arrays(run: Path, array_file: str) -> Arrays:
     """
     path = run / array_file
     with (
-        reading(path, "Remove it and repeat `robust explain`: only it is made again."),
+        reading(path, "Remove it and repeat `robust explain`: only this file is computed again."),
         np.load(path, allow_pickle=False) as content,
     ):
         return Arrays(

@@ -126,12 +126,12 @@ def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
 
 def _explained_classes(inputs: ExplainInputs, model: Segmenter) -> str:
     """A sentence on what the maps of a segmenter with several classes explain."""
-    tells = f"`{model.facts.name}` tells {len(model.classes)} classes apart: the maps explain"
+    tells = f"`{model.facts.name}` predicts {len(model.classes)} classes: the maps explain"
     if inputs.config.mask_class is None:
         names = ", ".join(f"`{name}`" for name in model.classes)
         return (
-            f"{tells} the pixels of any class against the background. `--class NAME` explains one: "
-            f"{names}."
+            f"{tells} the pixels of any class against the background. `--class NAME` explains a "
+            f"single class: {names}."
         )
     number = mask_class_number(inputs.config.mask_class, model.classes)
     return f"{tells} the pixels of `{model.classes[number - 1]}` against all others."
@@ -153,13 +153,13 @@ def _without_gradients(network: nn.Module) -> Iterator[None]:
 def _announce_choice(inputs: ExplainInputs, choice: ChoiceRecord, listener: Listener) -> None:
     config = inputs.config
     if not inputs.changed_cells:
-        listener.say("No --transform: explaining untouched photos only.")
+        listener.say("`--transform` is not set: only untransformed photos are explained.")
     if choice.rule == "worst" and config.worst is None:
         of = ", ".join(f"`{cell.transform}`" for cell in inputs.changed_cells)
-        what = f"lose most under {of}" if of else "are answered worst"
+        what = f"lose most under {of}" if of else "have the worst predictions"
         listener.say(
-            f"No --image, --worst, --class or --limit: explaining the {choice.count} photos that "
-            f"{what}."
+            "None of `--image`, `--worst`, `--class` and `--limit` is set: explaining the "
+            f"{choice.count} photos that {what}."
         )
 
 
@@ -263,9 +263,9 @@ def _usable_methods(
         if error is not None and (not usable or method.name in spelled):
             raise error
         if error is not None:
-            listener.say(f"Left out `{method.name}`: {error.what} {error.why}".strip())
+            listener.say(f"Skipped `{method.name}`: {error.what} {error.why}".strip())
     if not named:
-        listener.say(f"No --method: {', '.join(f'`{m.name}`' for m in usable)}.")
+        listener.say(f"`--method` is not set; using {', '.join(f'`{m.name}`' for m in usable)}.")
     return usable
 
 
@@ -277,9 +277,10 @@ def _refusal(
     if method.gradients and not differentiable:
         others = [m.name for m in fitting(explained.family, explained.task) if not m.gradients]
         return UsageError(
-            f"`--method {method.name}` does not fit this network.",
-            "It needs gradients, and the network's answer has none (as with ONNX files).",
-            f"These need none: {', '.join(f'`{name}`' for name in others)}.",
+            f"`--method {method.name}` cannot be used with this network.",
+            "It needs gradients, which the output of this network does not have (as for ONNX "
+            "files).",
+            f"Methods without gradients: {', '.join(f'`{name}`' for name in others)}.",
         )
     if not method.tried:
         return None
@@ -371,11 +372,13 @@ def _chosen_images(
             if choice.rule == "ids":
                 raise RunError(
                     f"`{sample.image_id}` cannot be read.", error.reason,
-                    "Repair the file, or name other photos.",
+                    "Repair the file, or select other photos.",
                 ) from error  # fmt: skip
-            listener.say(f"`{sample.image_id}` cannot be read ({error.reason}): left out.")
+            listener.say(f"`{sample.image_id}` cannot be read ({error.reason}) and is skipped.")
     if not readable:
-        raise RunError("No photo is left to explain.", "None of them can be read.", "Repair them.")
+        raise RunError(
+            "No photo remains to be explained.", "None of them can be read.", "Repair them."
+        )
     return tuple(readable)
 
 
@@ -412,10 +415,11 @@ def _keep_images(run: Path, images: Sequence[Sample]) -> None:
     before = read_explain_record(run).images
     if before and before != names:
         raise UsageError(
-            f"`{run}` explains other photos.",
-            f"It has {len(before)}, the first of them `{before[0]}`; now they would be "
-            f"{len(names)}, the first `{names[0]}`.",
-            "Use another `--out` (or none, for a folder of its own), or discard it with `--fresh`.",
+            f"`{run}` contains explanations of other photos.",
+            f"It has {len(before)} photos, of which the first is `{before[0]}`; now {len(names)} "
+            f"photos are selected, of which the first is `{names[0]}`.",
+            "Use another `--out` (or omit it to get a separate folder), or discard the run with "
+            "`--fresh`.",
         )
     EXPLANATION.update(run, images=names)
 
@@ -498,7 +502,7 @@ class _Work:
                 if made.unreadable:
                     name, reason = made.unreadable[0]
                     raise RunError(
-                        f"`{name}` cannot be read any more.", reason,
+                        f"`{name}` can no longer be read.", reason,
                         "Restore the file and repeat the command: all finished maps are kept.",
                     )  # fmt: skip
                 block = self._block(made, shuffled)

@@ -126,9 +126,9 @@ def cam_layer(explained: ExplainedNetwork, pixels: Tensor) -> CamLayer:
     if flat and flat[-1].name != "":
         return flat[-1]
     raise UsageError(
-        "Grad-CAM finds no layer in this network.",
-        "None of its modules gives a map (N, C, h, w) with more than one place.",
-        f"Name one with `--layer NAME`: {_listed(candidates)}."
+        "Grad-CAM found no suitable layer in this network.",
+        "None of its modules returns a map (N, C, h, w) with more than one position.",
+        f"Select one with `--layer NAME`: {_listed(candidates)}."
         if candidates
         else "Use `--method occlusion` or `--method integrated-gradients`, which need no layer.",
     )
@@ -206,13 +206,13 @@ def _named(explained: ExplainedNetwork, name: str, candidates: dict[str, CamLaye
     modules = [module for module, _ in explained.core.named_modules() if module]
     if name in modules:
         what = f"`--layer {name}` cannot be used."
-        why = "Its output is no map (N, C, h, w) and no tokens (N, L, C) of a square image."
+        why = "Its output is neither a map (N, C, h, w) nor tokens (N, L, C) of a square image."
     else:
         what = f"No layer is called `{name}`."
         close = nearest(canonical(name), modules)
         why = f"Did you mean {' or '.join(f'`{other}`' for other in close)}?" if close else ""
-    todo = f"These can be used: {_listed(candidates)}." if candidates else (
-        "No layer of this network can be used: leave out `--method grad-cam`."
+    todo = f"Suitable layers: {_listed(candidates)}." if candidates else (
+        "No layer of this network is suitable: omit `--method grad-cam`."
     )  # fmt: skip
     raise UsageError(what, why, todo)
 

@@ -260,8 +260,8 @@ def _map(explained: ExplainedNetwork, pixels: Tensor, targets: Tensor | None = N
     network = explained.module
     if not isinstance(network, VMamba | Vim) or not has_scan(network):
         raise UsageError(
-            f"Hidden attention does not fit this network (`{explained.family}`).",
-            "It follows the scans of VMamba and Vim from the first layer to the last.",
+            f"Hidden attention cannot be used with this network (`{explained.family}`).",
+            "It follows the scans of VMamba and Vim from the first to the last layer.",
             "Use `--method relevance`, `--method integrated-gradients` or `--method occlusion`.",
         )
     scans = recorded_scans(explained, pixels, targets)

@@ -100,7 +100,7 @@ def explain_inputs(config: ExplainConfig, listener: Listener) -> ExplainInputs:
         raise UsageError(
             "`robust explain` needs a model or a finished run.",
             "",
-            "Name one: `--model NAME`, or the folder of an evaluation.",
+            "Pass one: `--model NAME`, or the folder of an evaluation.",
         )
     if len(config.models) == 1:
         config = for_task(config, entry_of(config.models[0], offline=config.offline).task)
@@ -141,7 +141,7 @@ def for_task(config: ExplainConfig, task: TaskName) -> ExplainConfig:
 def _check(config: ExplainConfig) -> None:
     if len(config.models) > 1:
         raise UsageError(
-            "`robust explain` takes one model at a time.",
+            "`robust explain` accepts only one model.",
             f"Got {len(config.models)}.",
             "Explain the same photos with each: repeat the command with `--image ID`.",
         )
@@ -149,9 +149,9 @@ def _check(config: ExplainConfig) -> None:
     for option, value in chosen:
         if config.images and value is not None:
             raise UsageError(
-                f"`--image` does not go with `{option}`.",
-                "It names the photos themselves.",
-                "Leave out one of the two.",
+                f"`--image` cannot be used with `{option}`.",
+                "It selects the photos directly.",
+                "Omit one of the two.",
             )
 
 
@@ -200,9 +200,9 @@ def _of_run(config: ExplainConfig, run: Path, listener: Listener) -> ExplainInpu
         loaded = models.loaded({name}, check)
         if name not in loaded:
             raise RunError(
-                f"The weights of `{name}` are not those that `{run}` evaluated.",
+                f"The weights of `{name}` are not those of the evaluation `{run}`.",
                 "; ".join(difference.words for difference in check.differences),
-                "Evaluate the model again, or name the weights with `--weights FILE`.",
+                "Evaluate the model again, or pass the weights with `--weights FILE`.",
             )
         return loaded[name].to(device, "fp32")
 
@@ -219,7 +219,9 @@ def _model_name(config: ExplainConfig, record: RunRecord, listener: Listener) ->
             config.models[0].name, names, kind="model of the run", listing="robust report RUN"
         )
     if len(names) > 1:
-        listener.say(f"No --model: explaining `{names[0]}`, the first of {len(names)} in the run.")
+        listener.say(
+            f"`--model` is not set; explaining `{names[0]}`, the first of {len(names)} in the run."
+        )
     return names[0]
 
 
@@ -265,7 +267,7 @@ def _worst_cell(
     worst = min(known, key=lambda cell: (values[cell], cell.transform, cell.severity))
     at = f" at severity {worst.severity}" if worst.severity else ""
     listener.say(
-        f"No --transform: `{worst.transform}`{at}, under which {column} is lowest "
+        f"`--transform` is not set; using `{worst.transform}`{at}, with the lowest {column} "
         f"({values[worst]:.1%})."
     )
     return [worst]

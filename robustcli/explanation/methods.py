@@ -154,9 +154,9 @@ def _unfit(
     if task not in method.tasks:
         reasons.append("explains classes, not masks")
     return UsageError(
-        f"`--method {pattern}` does not fit `{model}`.",
+        f"`--method {pattern}` cannot be used with `{model}`.",
         f"{method.title} {' and '.join(reasons)}.",
-        f"These do: {_listed(m.name for m in fitting(family, task))}.",
+        f"Suitable methods: {_listed(m.name for m in fitting(family, task))}.",
     )
 
 

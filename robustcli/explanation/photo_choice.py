@@ -42,9 +42,9 @@ def mask_class_number(name: str, classes: Sequence[str]) -> int:
     """
     if not classes:
         raise UsageError(
-            f"`--class {name}` does not go with this segmenter.",
-            "It tells foreground from background; its maps explain the foreground.",
-            "Leave out `--class`; choose photos with `--image ID` or `--worst N`.",
+            f"`--class {name}` cannot be used with this segmenter.",
+            "It predicts foreground and background; its maps explain the foreground.",
+            "Omit `--class`; select photos with `--image ID` or `--worst N`.",
         )
     numbers = {canonical(label): number for number, label in enumerate(classes, 1)}
     if canonical(name) in numbers:
@@ -55,7 +55,7 @@ def mask_class_number(name: str, classes: Sequence[str]) -> int:
     raise UsageError(
         f"No class is called `{name}`.",
         f"Did you mean {' or '.join(f'`{other}`' for other in close)}?" if close else "",
-        f"Name one of {', '.join(f'`{label}`' for label in classes)}, or its number (1 to "
+        f"Use one of {', '.join(f'`{label}`' for label in classes)}, or its number (1 to "
         f"{len(classes)}).",
     )
 
@@ -74,13 +74,13 @@ def class_index(name: str, space: LabelSpace | None, samples: Iterable[Sample]) 
         raise UsageError(
             f"No class is called `{name}`.",
             f"Did you mean {' or '.join(f'`{other}`' for other in close)}?" if close else
-            f"The model tells {len(space.ids)} classes apart ({space.name}).",
-            f"Name one of {space.name}, such as `{space.names[0]}`.",
+            f"The model has {len(space.ids)} classes ({space.name}).",
+            f"Use one of {space.name}, such as `{space.names[0]}`.",
         )  # fmt: skip
     if not any(sample.target == index for sample in samples):
         raise UsageError(
-            f"No image shows `{space.names[index]}`.",
-            "The class exists, but the data (or the part of it that is used) has no image of it.",
+            f"No image contains `{space.names[index]}`.",
+            "The class exists, but the data (or the selected split) has no image of it.",
             "Choose another class, or other data with `--data`.",
         )
     return index
@@ -95,12 +95,12 @@ def named_images(names: Sequence[str], items: Mapping[str, Sample]) -> tuple[Sam
     unknown = [name for name in names if name not in items]
     if unknown:
         close = nearest(unknown[0], items) or _ending(unknown[0], items)
-        more = f" (and {len(unknown) - 1} more of the named ones)" if len(unknown) > 1 else ""
+        more = f" (and {len(unknown) - 1} more of the requested ids)" if len(unknown) > 1 else ""
         raise UsageError(
             f"No image is called `{unknown[0]}`{more}.",
             f"Did you mean {' or '.join(f'`{name}`' for name in close)}?" if close else
-            f"There are {len(items):,} images, such as `{next(iter(items))}`.",
-            "The id of an image is its path inside the data set; rows of predictions hold it.",
+            f"The data set has {len(items):,} images, such as `{next(iter(items))}`.",
+            "The id of an image is its path inside the data set; rows of predictions contain it.",
         )  # fmt: skip
     return tuple(items[name] for name in dict.fromkeys(names))
 
@@ -130,9 +130,10 @@ def worst_images(
     loss = loss[loss.index.isin(list(items))]
     if loss.empty:
         raise RunError(
-            f"`{run}` has no predictions of `{model}` to choose photos by.",
-            "The run is partial, or its images are others.",
-            "Repeat its command, which computes what is missing, or name photos with `--image ID`.",
+            f"`{run}` has no predictions of `{model}` from which photos could be selected.",
+            "The run is partial, or its images differ.",
+            "Repeat its command, which computes what is missing, or select photos with `--image "
+            "ID`.",
         )
     ordered = sorted(loss.items(), key=lambda pair: (-float(pair[1]), str(pair[0])))
     return tuple(items[str(name)] for name, _ in ordered[:count])

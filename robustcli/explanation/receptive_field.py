@@ -71,8 +71,8 @@ def untrained_receptive_field(
     if explained.initial is None:
         raise UsageError(
             "`--method erf-untrained` cannot build this network again.",
-            "It came with its weights, and nothing says how they were initialised.",
-            "Use `--method erf`, which needs the weights alone.",
+            "It was loaded with its weights, and their initialisation is not known.",
+            "Use `--method erf`, which only needs the weights.",
         )
     module = explained.initial().to(explained.device, torch.float32).eval().requires_grad_(False)
     initial = replace(explained, module=module)

@@ -82,7 +82,9 @@ def _relevance(explained: ExplainedNetwork, pixels: Tensor, targets: Tensor) -> 
         with rules:
             scores = explained.score(pixels, targets)
         if not scores.requires_grad:
-            raise _without_rule(explained, "Its score does not depend on the pixels by the rules.")
+            raise _without_rule(
+                explained, "According to the rules, its score does not depend on the pixels."
+            )
         (gradient,) = torch.autograd.grad(scores.sum(), pixels)
     biases = rules.biases.to(scores)
     maps = (pixels * gradient).detach().sum(1)  # (N, H, W)
@@ -98,14 +100,14 @@ def _relevance(explained: ExplainedNetwork, pixels: Tensor, targets: Tensor) -> 
     unknown = ", ".join(f"`{name}`" for name in sorted(rules.unknown))
     raise _without_rule(
         explained,
-        f"Relevance and biases miss the score by {worst:.0%}."
-        + (f" No rule covers {unknown}." if unknown else ""),
+        f"The sum of relevance and biases differs from the score by {worst:.0%}."
+        + (f" No rule is defined for {unknown}." if unknown else ""),
     )
 
 
 def _without_rule(explained: ExplainedNetwork, why: str) -> UsageError:
     return UsageError(
-        f"`--method relevance` does not fit this network (`{explained.family}`).",
+        f"`--method relevance` cannot be used with this network (`{explained.family}`).",
         why,
         "Use `--method integrated-gradients`, `--method occlusion` or `--method grad-cam`.",
     )

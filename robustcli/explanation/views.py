@@ -341,10 +341,10 @@ def read_boxes(path: Path | None, known: Collection[str], say: Callable[[str], N
             left = right = top = bottom = float("nan")
         if not (left < right and top < bottom):
             raise UsageError(
-                f"Row {line} of `{path}` is no box.",
+                f"Row {line} of `{path}` is not a valid box.",
                 f"Its edges are {', '.join(texts)}.",
-                "Give left, top, right and bottom in pixels of the image, left before right and "
-                "top before bottom.",
+                "Expected left, top, right and bottom in pixels of the image, with left < right "
+                "and top < bottom.",
             )
         boxes.setdefault(name, []).append((left, top, right, bottom))
     if not any(name in known for name in boxes):

@@ -85,8 +85,8 @@ def announce_decisions(
         return
     if rule.scope == "mamba" and not mamba_parameters(network):
         say(
-            f"`{plan.entry.name}` has no state-space block, so `--freeze-scope mamba` freezes "
-            "nothing; `--freeze-scope all` looks at every tensor."
+            f"`{plan.entry.name}` has no state-space block, so `--freeze-scope mamba` has no "
+            "effect; `--freeze-scope all` selects from all tensors."
         )
         return
     lowest = _lowest(decisions, rule.scope, plan.heads)

@@ -59,7 +59,7 @@ class FinetuneForecast:
         times = len(self.modes) or 1
         lines = [
             self.training.as_text(),
-            f"Modes:      {', '.join(self.modes) or 'none: the profile only'}"
+            f"Modes:      {', '.join(self.modes) or 'none (only the profile)'}"
             + (f"; the time is for each of {times}" if times > 1 else ""),
             *self._swept(),
             *(self._frozen() if self.decisions is not None else [self._later()]),
@@ -67,14 +67,16 @@ class FinetuneForecast:
         return "\n".join(lines)
 
     def _swept(self) -> list[str]:
-        return [f"Sweep:      up to {self.sweep} further rules, each as long"] * bool(self.sweep)
+        return [
+            f"Sweep:      up to {self.sweep} further rules, each with the same number of steps"
+        ] * bool(self.sweep)
 
     def _later(self) -> str:
         if not self.profile_iterations:
             return "Freezing:   none in these modes"
         return (
             f"Freezing:   decided by a profile of the first {self.profile_iterations} steps; "
-            "`--profile FILE` or `--freeze PATTERN` says it now"
+            "`--profile FILE` or `--freeze PATTERN` decide it in advance"
         )
 
     def _frozen(self) -> list[str]:
@@ -128,7 +130,9 @@ def forecast_finetune_seeds(config: FinetuneConfig, listener: Listener) -> Seeds
 def _plan_offline(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
     modes = modes_beside(config)
     if modes is not None:
-        listener.say(f"{len(config.modes)} modes on {modes.count} devices: each whole on one.")
+        listener.say(
+            f"{len(config.modes)} modes on {modes.count} devices: each mode runs on one device."
+        )
         config = modes.config
     offline = replace(config, training=replace(config.training, offline=True))
     return plan_finetuning(offline, listener)

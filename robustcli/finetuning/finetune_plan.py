@@ -43,34 +43,35 @@ def check_flags(config: FinetuneConfig) -> None:
     if config.iterations is not None and training.epochs is not None:
         raise UsageError(
             "`--iterations` and `--epochs` exclude each other.",
-            "Both say how long each mode is trained.",
-            "Leave one out.",
+            "Both set the training length of each mode.",
+            "Omit one of them.",
         )
     if config.profile is not None and config.profile_only:
         raise UsageError(
             "`--profile` and `--profile-only` exclude each other.",
-            "The first uses an existing profile, the second measures a new one.",
-            "`--profile FILE --dry-run` shows what a profile would freeze.",
+            "`--profile` uses an existing profile, `--profile-only` measures a new one.",
+            "`--profile FILE --dry-run` shows the tensors that a profile would freeze.",
         )
     if config.sweep and not ("full" in config.modes and "freeze" in config.modes):
         raise UsageError(
-            "`--sweep` compares with full fine-tuning, by the profile of `freeze`.",
-            f"Asked for was {' and '.join(config.modes) or 'a profile alone'}.",
+            "`--sweep` compares with full fine-tuning and uses the profile of mode `freeze`.",
+            f"The requested modes are: {' and '.join(config.modes) or 'only a profile'}.",
             "Use `--mode all`; modes that are already trained are not trained again.",
         )
     if config.sweep and config.rule.pattern is not None:
         raise UsageError(
             f"`--sweep` needs a profile; `--freeze {config.rule.pattern}` measures none.",
-            "Names decide without looking at gradients.",
-            "Leave `--freeze` out: the sweep tries prefixes of the network by itself.",
+            "This option selects tensors by name, without gradients.",
+            "Omit `--freeze`: the sweep also tests prefixes of the network.",
         )
     started = ranks().world > 1 and helped_run() is None
     trainings = len(config.modes) + config.profile_only
     if started and (config.sweep or trainings != 1):
         raise UsageError(
             "torchrun trains one mode at a time.",
-            f"Asked for were {trainings}: its processes end with the first.",
-            "Name one with `--mode`, or use `--devices N` without torchrun.",
+            f"The request contains {trainings}, but processes of torchrun end with the first "
+            "training.",
+            "Select one with `--mode`, or use `--devices N` without torchrun.",
         )
 
 
@@ -189,8 +190,8 @@ def _network_named(config: FinetuneConfig) -> ModelEntry:
     entry = resolve(name)
     if names_run(name):
         raise UsageError(
-            f"`{name}` is a folder of a training.",
-            "MODEL names the network; `--pretrained` says where it starts from.",
+            f"`{name}` is the folder of a training.",
+            "MODEL is the network; `--pretrained` sets its initial weights.",
             f"Use `robust finetune {entry.network} --pretrained {name}`.",
         )
     return entry
@@ -232,13 +233,13 @@ def _profiled(config: FinetuneConfig, per_epoch: int, epochs: int) -> int:
     if by_change and config.profile is None and requested < LEAST_FOR_CHANGE:
         raise UsageError(
             f"`--profile-iterations {requested}` is too few for `--freeze-change`.",
-            "It compares how much gradients change late and early in the profile.",
-            f"Use at least {LEAST_FOR_CHANGE}; some tens say more.",
+            "This rule compares the changes of gradients late and early in the profile.",
+            f"Use at least {LEAST_FOR_CHANGE}; several tens are more reliable.",
         )
     if profiles and requested >= total:
         raise UsageError(
-            f"`--profile-iterations {requested}` leaves nothing to train.",
-            f"Each mode has {total} steps; what is frozen is decided after those.",
+            f"`--profile-iterations {requested}` leaves no steps for training.",
+            f"Each mode has {total} steps; tensors are frozen after the profiled steps.",
             f"Use fewer than {total}, or `--profile-only`.",
         )
     return requested

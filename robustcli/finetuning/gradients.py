@@ -215,7 +215,7 @@ def read_profile(path: Path, network: nn.Module, model: str) -> pd.DataFrame:
     """
     if not path.is_file():
         raise UsageError(
-            f"`--profile {path}` does not exist.", "", "Make one with `--profile-only`."
+            f"`--profile {path}` does not exist.", "", "Create one with `--profile-only`."
         )
     try:
         table = pq.read_table(path, schema=SCHEMA)  # nulls where an older profile has no `change`
@@ -224,7 +224,7 @@ def read_profile(path: Path, network: nn.Module, model: str) -> pd.DataFrame:
         raise UsageError(
             f"`--profile {path}` cannot be read.",
             f"Expected a file `gradients.parquet` of `robust finetune`: {error}",
-            "Make one with `--profile-only`.",
+            "Create one with `--profile-only`.",
         ) from error
     rows: pd.DataFrame = table.to_pandas()
     _check_same(path, rows, network, origin, model)
@@ -240,9 +240,10 @@ def _check_same(
     different = [name for name in names if expected.get(name) != profiled.get(name)]
     if different:
         raise UsageError(
-            f"`--profile {path}` is of another model.",
-            f"It was made of `{origin}`; {_difference(different[0], expected, profiled, model)} "
-            f"({len(different)} of {len(names)} tensors differ).",
+            f"`--profile {path}` belongs to another model.",
+            f"It was measured on `{origin}`; "
+            f"{_difference(different[0], expected, profiled, model)} ({len(different)} of "
+            f"{len(names)} tensors differ).",
             "Profile this model with `--profile-only`.",
         )
 
@@ -255,4 +256,4 @@ def _difference(
 ) -> str:
     if name in profiled:
         return f"`{model}` has no `{name}` of shape {profiled[name]}"
-    return f"it lacks `{name}` of shape {expected[name]}, which `{model}` has"
+    return f"it has no `{name}` of shape {expected[name]}, but `{model}` has"

@@ -202,16 +202,16 @@ def _train_beside(plan: FinetunePlan, listener: NamedListener, beside: ModesBesi
         if isinstance(error, UsageError | MachineError):  # these errors concern all modes
             raise error
         failures[run.name] = error
-        listener.say(f"{run.name} failed; the others go on.")
+        listener.say(f"{run.name} failed; the other modes continue.")
 
     run_beside(runs, beside.count, config.training.device, listener, failed)
     if len(failures) == 1:
         raise next(iter(failures.values()))
     if failures:
         raise RunError(
-            f"`{plan.run}` lacks {', '.join(failures)}.",
+            f"`{plan.run}` is incomplete: it lacks {', '.join(failures)}.",
             "\n".join(f"{name}: {error}" for name, error in failures.items()),
-            "The same command tries again what is missing, from the last finished epoch of each.",
+            "The same command continues the missing modes, each from its last finished epoch.",
         )
 
 

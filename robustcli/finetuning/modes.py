@@ -185,13 +185,14 @@ def adapt(
             f"`--lora-layers {','.join(layers)}`: the state-space blocks of `{name}` have no "
             f"linear layer `{unknown[0]}`.",
             f"They have {', '.join(f'`{layer}`' for layer in linear)}.",
-            "Name some of these, separated by commas.",
+            "Use some of these, separated by commas.",
         )
     targets = projections(network, layers)
     if not targets:
         raise UsageError(
-            f"`--mode lora` finds nothing to adapt in `{name}`.",
-            "Adapters go onto the projections of state-space blocks, and it has none.",
+            f"`--mode lora` cannot be used with `{name}`.",
+            "Adapters are added to the projections of state-space blocks, and this network has "
+            "none.",
             "Use `--mode freeze --freeze-scope all`.",
         )
     settings = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets)

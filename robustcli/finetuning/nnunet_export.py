@@ -92,7 +92,7 @@ def _topology(network: StagedConfig) -> dict[str, Any]:
         encoder = {"UNet_class_name": "ResidualEncoderUNet"}
         blocks = network.n_blocks
     else:
-        assert isinstance(network, UMambaConfig), "there are no others that a plan describes"
+        assert isinstance(network, UMambaConfig), "a plan describes no other networks"
         encoder, blocks = {}, network.n_conv
     return encoder | {
         "patch_size": list(network.patch),

@@ -89,5 +89,5 @@ def check_scores(config: FinetuneConfig) -> None:
         raise UsageError(
             "`--seeds` and `--profile-only` exclude each other.",
             "A profile has no score to average over seeds.",
-            "Leave one out.",
+            "Omit one of them.",
         )

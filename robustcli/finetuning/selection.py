@@ -52,23 +52,24 @@ class FreezeRule:
         if self.threshold is not None and not 0 <= self.threshold < math.inf:
             flag = "--freeze-relative" if self.relative else "--freeze-threshold"
             raise UsageError(
-                f"`{flag} {self.threshold:g}` is not a size of a gradient.",
-                "Expected a number from 0.",
-                "Try 1e-3, a thousandth of the weights' size."
+                f"`{flag} {self.threshold:g}` is not a valid gradient threshold.",
+                "Expected a number of at least 0.",
+                "Try 1e-3, a thousandth of the size of the weights."
                 if self.relative
-                else "The documented one is 1e-6.",
+                else "The documented value is 1e-6.",
             )
         if self.quantile is not None and not 0 < self.quantile < 1:
             raise UsageError(
-                f"`--freeze-quantile {self.quantile:g}` is not a share.",
+                f"`--freeze-quantile {self.quantile:g}` is not a fraction.",
                 "Expected a number between 0 and 1.",
                 "0.3 freezes the 30 % of the tensors with the smallest gradients.",
             )
         if self.change is not None and not 0 < self.change < 1:
             raise UsageError(
-                f"`--freeze-change {self.change:g}` is not a share of the early change.",
+                f"`--freeze-change {self.change:g}` is not a fraction of the early change.",
                 "Expected a number between 0 and 1.",
-                "0.5 freezes the tensors whose gradient changes less than half as much as early.",
+                "0.5 freezes the tensors whose gradient changes less than half as much as early "
+                "in the profile.",
             )
 
 
@@ -91,9 +92,9 @@ def make_rule(
     if change is not None:
         if kind not in ("mean_abs", "change"):
             raise UsageError(
-                f"`--statistic {kind}` does not go with `--freeze-change`.",
-                "That rule compares how much gradients change, late against early.",
-                "Leave `--statistic` out.",
+                f"`--statistic {kind}` cannot be used with `--freeze-change`.",
+                "This rule compares the changes of gradients late and early in the profile.",
+                "Omit `--statistic`.",
             )
         kind = "change"
     return FreezeRule(limit, quantile, pattern, kind, relative is not None, scope, change)
@@ -103,8 +104,8 @@ def _several() -> UsageError:
     return UsageError(
         "`--freeze-threshold`, `--freeze-relative`, `--freeze-quantile`, `--freeze-change` and "
         "`--freeze` exclude each other.",
-        "Exactly one says what is frozen.",
-        "Leave the others out.",
+        "Only one rule can select the frozen tensors.",
+        "Omit the others.",
     )
 
 
@@ -176,7 +177,7 @@ def _verdict(
         return False, "a head of the new task"
     if rule.pattern is not None:
         fits = fits_pattern(name, rule.pattern)
-        return fits, f"{'fits' if fits else 'does not fit'} `{rule.pattern}`"
+        return fits, f"{'matches' if fits else 'does not match'} `{rule.pattern}`"
     if rule.scope == "mamba" and not statistic.mamba:
         return False, "not in a state-space block"
     if math.isnan(value):
@@ -234,10 +235,11 @@ def _check(
         return
     if rule.change is not None and all(d.statistic is None for d in decisions):
         raise UsageError(
-            f"`--freeze-change {rule.change:g}` has no change of gradients to compare.",
-            f"The profile has fewer than {LEAST_FOR_CHANGE} steps, or was made by a version of "
-            "robust that did not measure the change.",
-            "Make a profile with `--profile-only --profile-iterations 40`.",
+            f"`--freeze-change {rule.change:g}` needs the changes of gradients, which the profile "
+            "does not contain.",
+            f"The profile has fewer than {LEAST_FOR_CHANGE} steps, or was measured by a version "
+            "of robust that did not store the changes.",
+            "Create a profile with `--profile-only --profile-iterations 40`.",
         )
     body = [d for d in decisions if not d.name.startswith(tuple(heads) or "\0")]
     if all(
@@ -245,26 +247,27 @@ def _check(
     ):  # a tensor without a gradient is not trained
         highest = _in_scope(statistics, rule, heads)[-1:] or [0.0]
         raise UsageError(
-            "Nothing would be left to train" + (" but the heads." if heads else "."),
-            f"Every one of the {len(body)} tensors below them would be frozen."
+            "No tensor would be trained" + (" except the heads." if heads else "."),
+            f"All {len(body)} tensors below them would be frozen."
             if heads
-            else f"Every one of the {len(body)} tensors would be frozen.",
+            else f"All {len(body)} tensors would be frozen.",
             f"The highest useful threshold is {_rounded_down(highest[0]):g}, which leaves one "
-            f'tensor; to train the heads alone, use `--freeze "*"`.',
+            f'tensor; to train only the heads, use `--freeze "*"`.',
         )
 
 
 def _check_pattern(decisions: Sequence[Decision], pattern: str) -> None:
     if not any(d.frozen for d in decisions):
         raise UsageError(
-            f"`--freeze {pattern}` fits no parameter.",
-            f"There are names such as `{decisions[0].name}` and `{decisions[-1].name}`.",
-            "Quote the pattern; `--dry-run` prints all names.",
+            f"`--freeze {pattern}` matches no parameter.",
+            f"Names of parameters are, for example, `{decisions[0].name}` and "
+            f"`{decisions[-1].name}`.",
+            "Put the pattern in quotes; `--dry-run` prints all names.",
         )
     if all(d.frozen for d in decisions):
         raise UsageError(
-            "Nothing would be left to train.",
-            f"Every one of the {len(decisions)} tensors fits `{pattern}`.",
+            "No tensor would be trained.",
+            f"All {len(decisions)} tensors match `{pattern}`.",
             "Choose a narrower pattern.",
         )
 

@@ -171,12 +171,12 @@ def _published(config: FinetuneConfig, entry: ModelEntry) -> Pretrained:
     try:
         state, origin = _state(entry, training.model_args, offline=training.offline)
     except UsageError as error:
-        dry = " (A dry run downloads nothing either.)" if training.offline else ""
+        dry = " (A dry run does not download weights.)" if training.offline else ""
         raise UsageError(
-            f"`{entry.name}` has no weights here to fine-tune.",
+            f"`{entry.name}` has no weights on this machine to fine-tune.",
             f"{error.what} {error.why}{dry}",
-            "Name a file or a training run with `--pretrained`, or train from random weights with "
-            "`--mode scratch`.",
+            "Specify a file or a training run with `--pretrained`, or train from random weights "
+            "with `--mode scratch`.",
         ) from error
     return Pretrained(origin, dict(training.model_args), state)
 
@@ -232,8 +232,8 @@ class SegmenterFinetuning(FinetuneTask):
         small = BUNDLED_MODELS.get(canonical(training.model))
         if small and config.pretrained is None and training.data is None:
             say(
-                f"No --pretrained and no --data: `{training.model}` is the bundled `{small}`, "
-                "pretrained on the fluorescence images of nuclei-mini."
+                f"`--pretrained` and `--data` are not set; using `{training.model}`: the bundled "
+                f"`{small}`, pretrained on the fluorescence images of nuclei-mini."
             )
             training = replace(training, model=small)
         if training.data is None:
@@ -278,8 +278,9 @@ class SegmenterFinetuning(FinetuneTask):
         if entry.family not in PLANNED or typed:
             return small
         say(
-            f"No --recipe: `{entry.name}` is trained as nnU-Net does, which takes a GPU. `--recipe "
-            f"{NNUNET_RECIPE}-light` is the same for a CPU, `--recipe {OWN_RECIPE}` is ours."
+            f"`--recipe` is not set; `{entry.name}` is trained with nnU-Net's recipe, which needs "
+            f"a GPU. `--recipe {NNUNET_RECIPE}-light` is a smaller version for a CPU, `--recipe "
+            f"{OWN_RECIPE}` is the recipe of this program."
         )
         return replace(training, recipe=NNUNET_RECIPE)
 
@@ -304,10 +305,11 @@ class SegmenterFinetuning(FinetuneTask):
         height, width = config.patch
         if height != width or training.window not in (None, height):
             raise UsageError(
-                f"`{entry.name}` here takes patches of {height} x {width} pixels only.",
-                "Some of its Mamba layers read whole channels as tokens, so its weights have the "
-                "size of its plan's patch; training cuts squares of `--window`.",
-                f"Leave out `--window`, or use `--window {height}`."
+                f"`{entry.name}` can only process patches of {height} x {width} pixels with these "
+                "weights.",
+                "Some of its Mamba layers use complete channels as tokens, so that its weights "
+                "depend on the patch size of its plan; training cuts squares of `--window`.",
+                f"Omit `--window`, or use `--window {height}`."
                 if height == width
                 else "Use weights that were trained with a square patch.",
             )
@@ -317,7 +319,10 @@ class SegmenterFinetuning(FinetuneTask):
         """See `FinetuneTask.export`: a results folder of nnU-Net if it can build the network."""
         if not export_nnunet(plan) and plan.entry.family in PLANNED:
             name = network_words(plan.entry.name, plan.config.model_args)
-            say(f"No results folder of nnU-Net is written: its trainers cannot build `{name}`.")
+            say(
+                "No results folder of nnU-Net is written, because nnU-Net's trainers cannot build "
+                f"`{name}`."
+            )
 
 
 FINETUNE_TASKS: dict[str, FinetuneTask] = {
@@ -353,24 +358,24 @@ def light(training: TrainConfig, data: str) -> TrainConfig:
 def no_weights(entry: ModelEntry) -> UsageError:
     """The error for a network without weights to fine-tune."""
     small = BUNDLED_MODELS.get(entry.name)
-    bundled = f" The small `{small}` comes with weights." if small else ""
+    bundled = f" The small network `{small}` is bundled with weights." if small else ""
     return UsageError(
-        f"`{entry.name}` has no weights here to fine-tune.",
+        f"`{entry.name}` has no weights on this machine to fine-tune.",
         f"Fine-tuning starts from trained weights.{bundled}",
-        "Name some with `--pretrained FILE|RUN|FOLDER` (a training run: `robust train seg --model "
-        f"{entry.name}`; or a results folder of nnU-Net), or train from random ones with "
-        "`--mode scratch`.",
+        "Specify them with `--pretrained FILE|RUN|FOLDER` (a training run: `robust train seg "
+        f"--model {entry.name}`; or a results folder of nnU-Net), or train from random weights "
+        "with `--mode scratch`.",
     )
 
 
 def _default_target(say: Announcer) -> str:
     default = default_data(SEGMENTATION)
     if default.origin != "bundled":
-        say(f"No --data: using {default.data} ({default.origin}).")
+        say(f"`--data` is not set; using {default.data} ({default.origin}).")
         return default.data
     say(
-        f"No --data: using {TARGET}, 34 images (a demonstration set: with so few held out, the "
-        "intervals are wide)."
+        f"`--data` is not set; using {TARGET}, 34 images (a demonstration set: with so few "
+        "held-out images, the intervals are wide)."
     )
     return TARGET
 
@@ -379,14 +384,15 @@ def _from_nnunet(path: Path, entry: ModelEntry, arguments: Mapping[str, Any]) ->
     model = read_nnunet(path)
     if canonical(model.model) != canonical(entry.network):
         raise UsageError(
-            f"`--pretrained {path}` holds `{model.model}`.",
+            f"`--pretrained {path}` contains `{model.model}`.",
             f"The network to fine-tune is `{entry.name}`.",
             f"Use `robust finetune {model.model} --pretrained {path}`.",
         )
     if model.in_channels != _TWO_CLASSES["in_channels"]:
         raise UsageError(
-            f"`--pretrained {path}` reads {model.in_channels} channels.",
-            f"They are {', '.join(model.plan.channel_names)}; images here have red, green, blue.",
+            f"`--pretrained {path}` has {model.in_channels} input channels.",
+            f"The channels are {', '.join(model.plan.channel_names)}; images of this data set "
+            "have red, green, blue.",
             "Use weights that were trained on images with three channels.",
         )
     options = {**model.options, **_TWO_CLASSES, **arguments}
@@ -412,11 +418,11 @@ def read_nnunet(path: Path, *, fold: str | None = None) -> NnUNetModel:
     if expected != shapes:
         height, width = model.plan.patch
         raise UsageError(
-            f"The plan of `{model.path}` does not fit its weights.",
+            f"The plan of `{model.path}` does not match its weights.",
             tensor_differences(expected, shapes),
-            f"The plan's patch is {height} x {width}, on which weights of `umamba-enc` depend: use "
-            "the plan that it was trained with."
+            f"The plan's patch is {height} x {width}, on which the weights of `umamba-enc` "
+            "depend. Use the plan of the training."
             if model.model == "umamba-enc"
-            else "Use the plan that it was trained with.",
+            else "Use the plan of the training.",
         )
     return model

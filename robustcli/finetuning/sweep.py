@@ -139,7 +139,9 @@ def run_sweep(plan: FinetunePlan, network: nn.Module, listener: NamedListener) -
     rules = _candidates(plan, network)
     runs = [_trained(plan, candidate, listener) for candidate in rules]
     listener.begin("sweep")
-    listener.say(f"Timing a step under {len(rules)} rules in turns with one that freezes nothing.")
+    listener.say(
+        f"Timing steps with {len(rules)} rules, alternating with steps without frozen tensors."
+    )
     lit_module = plan.training.task.lit_module(plan.training, network)
     size, device = plan.training.recipe.batch_size, plan.training.machine.device
     ratios = seconds_ratios(lit_module, [candidate.frozen for candidate in rules], size, device)

@@ -106,9 +106,9 @@ def no_scan(model: str) -> UsageError:
     """The error for ablating a network that has no state-space scan."""
     names = [name for name, architecture in ARCHITECTURES.items() if architecture.scans]
     return UsageError(
-        f"`--ablate {SCAN}` does not go with `{model}`.",
+        f"`--ablate {SCAN}` cannot be used with `{model}`.",
         "It has no state-space scan.",
-        f"Leave it out; networks with a scan: {', '.join(names)}.",
+        f"Omit it; networks with a scan: {', '.join(names)}.",
     )
 
 

@@ -159,8 +159,9 @@ def check_multiple(x: Tensor, step: tuple[int, int], *, model: str) -> None:
     if height % step[0] or width % step[1]:
         needed = f"{step[0]}" if step[0] == step[1] else f"{step[0]} and {step[1]}"
         raise UsageError(
-            f"The input is {height} x {width} pixels; `{model}` cannot take that.",
-            f"Height and width must be multiples of {needed}: the halvings are undone exactly.",
+            f"The input is {height} x {width} pixels, which `{model}` does not support.",
+            f"Height and width must be multiples of {needed}, because the network halves and "
+            "doubles the resolution.",
             "Resize or pad the images.",
         )
 

@@ -59,7 +59,8 @@ class _Classifier(nn.Module):
         """Replaces the classification layer by a new one, or by the identity for 0 classes."""
         if global_pool is not None:
             raise UsageError(
-                f"`global_pool={global_pool}` is unknown.", "This network pools in one way only."
+                f"`global_pool={global_pool}` is unknown.",
+                "This network supports only one type of pooling.",
             )
         self.num_classes = num_classes
         like = next(self.parameters())
@@ -101,7 +102,7 @@ class PatchTokens(nn.Module):
         if x.shape[2:] != (self.side, self.side):
             received = " x ".join(map(str, x.shape[2:]))
             raise UsageError(
-                f"The input is {received} pixels; this ViT takes {self.side} x {self.side}.",
+                f"The input is {received} pixels; this ViT needs {self.side} x {self.side}.",
                 "Its position embedding has one entry per patch.",
                 "Build it with `img_size`, or resize the images.",
             )
@@ -182,7 +183,7 @@ class ViT(_Classifier):
         if config.img_size % config.patch_size:
             raise UsageError(
                 f"`vit` cannot be built with `patch_size={config.patch_size}`.",
-                f"Images of {config.img_size} pixels do not divide into such patches.",
+                f"Images of {config.img_size} pixels cannot be divided into such patches.",
                 "Use a divisor of `img_size`.",
             )
         self.config, self.num_classes = config, config.num_classes

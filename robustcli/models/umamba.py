@@ -94,7 +94,7 @@ def plan_options(configuration: Mapping[str, Any]) -> dict[str, object]:
     missing = [key for key in _PLAN_KEYS if key not in configuration]
     if missing:
         raise UsageError(
-            "The plan's configuration is not complete.",
+            "The configuration of the plan is incomplete.",
             f"It lacks {', '.join(f'`{key}`' for key in missing)}.",
             "Pass one entry of `configurations` in nnU-Net's `plans.json`.",
         )
@@ -270,9 +270,9 @@ class UMamba(StagedUNet):
                 " x ".join(map(str, size)) for size in (x.shape[2:], self.config.patch)
             )
             raise UsageError(
-                f"The input is {received} pixels; this UMambaEnc takes {expected}.",
-                "Some of its Mamba layers read whole channels as tokens: their weights have the "
-                "plan's patch size.",
+                f"The input is {received} pixels; this UMambaEnc needs {expected}.",
+                "Some of its Mamba layers use complete channels as tokens, so that their weights "
+                "depend on the patch size of the plan.",
                 "Cut the image into patches of that size, or build it with another `patch_size`.",
             )
         check_multiple(x, self.config.reductions[-1], model="umamba")
@@ -317,8 +317,8 @@ def without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = canonical_key(key)
         if name in unique and not _equal_tensors(unique[name], tensor):
             raise UsageError(
-                f"The weights hold two versions of `{name}`.",
-                f"`{key}` is another name of the same tensor, but its values differ.",
+                f"The weights contain two versions of `{name}`.",
+                f"`{key}` is a second name of the same tensor, but has different values.",
                 "The file was changed after training; export it again.",
             )
         unique.setdefault(name, tensor)

@@ -72,7 +72,7 @@ class PatchEmbed(nn.Module):
         if tuple(x.shape[2:]) != self.image:
             received, expected = (" x ".join(map(str, size)) for size in (x.shape[2:], self.image))
             raise UsageError(
-                f"The input is {received} pixels; this Vim takes {expected}.",
+                f"The input is {received} pixels; this Vim needs {expected}.",
                 "Its position embedding has one entry per patch.",
                 "Build it with `img_size` to resize the embedding, or resize the images.",
             )
@@ -186,7 +186,7 @@ def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     if side * side != M:
         raise UsageError(
             f"A position embedding of {M} patches cannot be resized.",
-            "Its patches form no square grid, so their places are unknown.",
+            "Its patches do not form a square grid, so that their positions are unknown.",
         )
     class_position = positions[:, middle : middle + 1]
     patches = torch.cat((positions[:, :middle], positions[:, middle + 1 :]), 1)

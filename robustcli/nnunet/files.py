@@ -51,16 +51,16 @@ def find_checkpoint(path: Path, *, fold: str | None = None) -> Path:
         )
     if not folds:
         raise UsageError(
-            f"`{path}` holds no checkpoint of nnU-Net.",
-            "Expected `Trainer__plans__configuration/fold_X/checkpoint_final.pth`, or a folder on "
-            "that way.",
-            "Name the file itself, or the folder that `nnUNetv2_train` wrote.",
+            f"`{path}` contains no checkpoint of nnU-Net.",
+            "Expected `Trainer__plans__configuration/fold_X/checkpoint_final.pth`, or one of "
+            "these folders.",
+            "Pass the checkpoint file, or the folder that `nnUNetv2_train` wrote.",
         )
     if len(folds) > 1:
         raise UsageError(
-            f"`{path}` holds {len(folds)} trainings.",
-            f"They are {', '.join(f'`{folder.relative_to(path)}`' for folder in folds)}.",
-            "Name the folder of one of them.",
+            f"`{path}` contains {len(folds)} trainings.",
+            f"These are {', '.join(f'`{folder.relative_to(path)}`' for folder in folds)}.",
+            "Pass the folder of one training.",
         )
     return next(folds[0] / name for name in CHECKPOINTS if (folds[0] / name).is_file())
 
@@ -74,8 +74,8 @@ def _folds(path: Path) -> list[Path]:
 def _no_fold(path: Path, fold: str, folds: list[Path]) -> list[Path]:
     raise UsageError(
         f"`{path}` has no fold `{fold}`.",
-        f"It has {', '.join(f'`{folder.name}`' for folder in folds) or 'no folds at all'}.",
-        "Name one that it has.",
+        f"It has {', '.join(f'`{folder.name}`' for folder in folds) or 'no folds'}.",
+        "Pass one of these.",
     )
 
 
@@ -113,9 +113,9 @@ def recognised(file: Path, names: Collection[str], trainer: str) -> str:
     ]
     if len(by_keys) != 1:
         raise UsageError(
-            f"`{file}` holds no U-Mamba.",
-            f"Its trainer is `{trainer or 'not named'}`, and it has no Mamba layer in the "
-            "bottleneck or in the encoder; nor is it nnU-Net's residual encoder.",
+            f"`{file}` contains no U-Mamba.",
+            f"Its trainer is `{trainer or 'not named'}`. The network has no Mamba layer in the "
+            "bottleneck or in the encoder, and it is not nnU-Net's residual encoder.",
             f"Expected a checkpoint of {' or '.join(TRAINERS.values())}.",
         )
     matching = [
@@ -125,9 +125,9 @@ def recognised(file: Path, names: Collection[str], trainer: str) -> str:
     ]
     if matching and matching != by_keys:
         raise UsageError(
-            f"`{file}` contradicts itself.",
+            f"`{file}` is inconsistent.",
             f"Its trainer is `{trainer}`, but its weights are those of `{by_keys[0]}`.",
-            "The file was changed after training; use the original.",
+            "The file was changed after training. Use the original file.",
         )
     return by_keys[0]
 
@@ -200,9 +200,9 @@ def trained_model(file: Path, content: object, weights: Mapping[str, Tensor]) ->
     """
     if not isinstance(content, Mapping) or "network_weights" not in content:
         raise UsageError(
-            f"`{file}` is no checkpoint of nnU-Net.",
-            "It lacks `network_weights`, which nnU-Net writes.",
-            "Give bare weights with `--weights FILE` and the options of their plan.",
+            f"`{file}` is not a checkpoint of nnU-Net.",
+            "It has no `network_weights`, which nnU-Net always writes.",
+            "Pass weights without a plan with `--weights FILE` and the options of their plan.",
         )
     trainer = str(content.get("trainer_name", ""))
     name = recognised(file, weights, trainer)
@@ -222,10 +222,10 @@ def trained_model(file: Path, content: object, weights: Mapping[str, Tensor]) ->
     planned = len(model.plan.channel_names)
     if planned != model.in_channels:
         raise UsageError(
-            f"The plan of `{file}` does not fit its weights.",
-            f"The data set has {planned} channels ({', '.join(model.plan.channel_names)}), the "
-            f"weights read {model.in_channels}.",
-            "Put plan, data set and checkpoint of one training together.",
+            f"The plan of `{file}` does not match its weights.",
+            f"The data set has {planned} channels ({', '.join(model.plan.channel_names)}), but "
+            f"the weights have {model.in_channels} input channels.",
+            "Use the plan, data set and checkpoint of the same training.",
         )
     return model
 
@@ -234,9 +234,9 @@ def _check_whole(file: Path, weights: Mapping[str, Tensor], needed: Sequence[str
     missing_keys = [key for key in needed if key not in weights]
     if missing_keys:
         raise UsageError(
-            f"`{file}` does not hold a whole U-Mamba.",
+            f"`{file}` does not contain a complete U-Mamba.",
             f"It lacks {', '.join(f'`{key}`' for key in missing_keys)}.",
-            "Use the checkpoint as nnU-Net wrote it.",
+            "Use the original checkpoint of nnU-Net.",
         )
 
 
@@ -251,8 +251,8 @@ def _plan_of(file: Path, started: Mapping[str, Any]) -> NnUNetPlan:
         return NnUNetPlan(plans, dataset, configuration or "2d")
     raise UsageError(
         f"The plan of `{file}` is missing.",
-        f"There is no `{PLANS}` in `{above}`, and the checkpoint has none in its `init_args`.",
-        "Copy the whole results folder, or give the bare weights with the options of their plan.",
+        f"`{above}` contains no `{PLANS}`, and the checkpoint has no plan in its `init_args`.",
+        "Copy the complete results folder, or pass the weights with the options of their plan.",
     )
 
 
@@ -389,7 +389,7 @@ def write_checkpoint(
             "nnU-Net cannot load this network.",
             "It is a U-Mamba without its scan or without its Mamba layers, which no trainer of "
             "nnU-Net builds.",
-            "Write its weights as a file of ours.",
+            "Save its weights in the format of this program.",
         )
     content = {
         "network_weights": upstream_state(network),
@@ -417,7 +417,7 @@ def trainer_of(network: StagedUNet) -> str | None:
     """The name of nnU-Net's trainer for `network`; None if no trainer builds it."""
     if isinstance(network, ResEncUNet):
         return TRAINERS["resenc"]
-    assert isinstance(network, UMamba), "there are no others that a plan describes"
+    assert isinstance(network, UMamba), "a plan describes no other networks"
     if network.config.ablate is not None or network.config.mamba == "none":
         return None
     return TRAINERS["umamba" if network.config.mamba == "bottleneck" else "umamba-enc"]
@@ -454,8 +454,8 @@ def _check(network: StagedUNet, plan: NnUNetPlan) -> None:
     wrong = [key for key, value in has.items() if planned[key] != value]
     if wrong:
         raise UsageError(
-            "The network is not the plan's.",
-            "; ".join(f"`{key}` is {has[key]}, the plan says {planned[key]}" for key in wrong)
+            "The network does not match the plan.",
+            "; ".join(f"`{key}` is {has[key]}, but {planned[key]} in the plan" for key in wrong)
             + ".",
-            "Write it with the plan that it was built from.",
+            "Save it with the plan from which it was built.",
         )

@@ -66,9 +66,9 @@ def _ct(values: NDArray[np.uint8], channel: Channel) -> _Line:
     intensities = channel.intensities
     if intensities is None:
         raise UsageError(
-            "The plan's `CT` normalisation cannot be done.",
-            "It needs `foreground_intensity_properties_per_channel`, which the plan lacks.",
-            "Use the plan that nnU-Net wrote, or another scheme.",
+            "The plan's `CT` normalisation is not possible.",
+            "It needs `foreground_intensity_properties_per_channel`, which is missing in the plan.",
+            "Use the original plan of nnU-Net, or another scheme.",
         )
     return _Line(
         intensities.mean,
@@ -135,7 +135,7 @@ def fit(image: NDArray[np.uint8], channels: Sequence[Channel]) -> Normaliser:
         raise UsageError(
             f"The image has {image.shape[2]} channels.",
             f"The normalisation is for {len(channels)}.",
-            "Use the plan and the `dataset.json` of images with as many channels.",
+            "Use the plan and the `dataset.json` of images with the same number of channels.",
         )
     inside = _inside(image) if any(channel.inside_only for channel in channels) else None
     lines = tuple(

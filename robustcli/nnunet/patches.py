@@ -404,9 +404,9 @@ class Patches:
     ) -> None:
         if not images or not with_foreground:
             raise UsageError(
-                f"There is nothing to learn from in the {phase} images.",
+                f"The {phase} images cannot be used for training.",
                 f"Of {images} images, none has any foreground in its mask.",
-                "Check the masks: foreground is what is not 0.",
+                "Check the masks: foreground is every value except 0.",
             )
         self._load, self._images, self._with_foreground = load, images, tuple(with_foreground)
         self._sampling, self._phase = sampling, phase

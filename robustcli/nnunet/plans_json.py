@@ -124,9 +124,9 @@ class NnUNetPlan:
         masked = self.settings.get("use_mask_for_norm", [False] * count)
         if not len(schemes) == len(masked) == count:
             raise UsageError(
-                f"`{PLANS}` and `{DATASET}` do not belong together.",
-                f"The plan normalises {len(schemes)} channels, the data set has {count}.",
-                "Put the two files of one training together.",
+                f"`{PLANS}` and `{DATASET}` belong to different trainings.",
+                f"The plan normalises {len(schemes)} channels, but the data set has {count}.",
+                "Use the two files of the same training.",
             )
         return tuple(
             Channel(scheme_of_class(scheme), bool(inside), self._intensities(c))
@@ -146,7 +146,8 @@ class NnUNetPlan:
         if any(not isinstance(value, int) for value in values.values()):
             raise UsageError(
                 f"The labels in `{DATASET}` are regions.",
-                "Each is a list of labels; what is trained here gives every pixel one class.",
+                "Each region is a list of labels, but networks trained here predict one class per "
+                "pixel.",
                 "Use a data set whose labels are plain numbers.",
             )
         return tuple(sorted((name for name in values if name != "ignore"), key=values.__getitem__))
@@ -174,15 +175,15 @@ def _no_numbers(values: Mapping[str, Any]) -> UsageError:
     if not swapped and texts:
         numbers = {name: int(value) for name, value in values.items()}
     if swapped:
-        why = "It gives a name to each number, as nnU-Net 1 did."
+        why = "It maps numbers to names, as in nnU-Net 1."
     else:
         wrong = next(name for name, value in values.items() if not isinstance(value, int | list))
-        why = f"The label `{wrong}` is {values[wrong]!r}, which is no number."
+        why = f"The label `{wrong}` is {values[wrong]!r}, which is not a number."
     todo = f'Write `"labels": {json.dumps(numbers)}`.' if numbers else "Correct it."
-    problem = "the wrong way round" if swapped else "no names with numbers"
+    problem = "in reverse order" if swapped else "not a mapping of names to numbers"
     return UsageError(
         f"The labels in `{DATASET}` are {problem}.",
-        f"{why} Expected the number of each name, as nnU-Net 2 writes it.",
+        f"{why} Expected a mapping of names to numbers, as in nnU-Net 2.",
         todo,
     )
 
@@ -212,11 +213,11 @@ def _json(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(
             f"`{path}` cannot be read.",
-            f"nnU-Net writes it beside its folds: {error}",
-            "Copy the whole results folder.",
+            f"nnU-Net writes it into the folder of the folds: {error}",
+            "Copy the complete results folder.",
         ) from error
     if not isinstance(content, Mapping):
-        raise _malformed(str(path), "its content", TypeError("it is no JSON object"))
+        raise _malformed(str(path), "its content", TypeError("it is not a JSON object"))
     return content
 
 
@@ -225,17 +226,17 @@ def _mapping(document: Mapping[str, Any], key: str, file: str) -> Mapping[str, A
     if not isinstance(value, Mapping) or not value:
         raise UsageError(
             f"`{file}` has no `{key}`.",
-            f"It holds {', '.join(map(str, list(document)[:6])) or 'nothing'}.",
-            "Use the file as nnU-Net wrote it.",
+            f"It contains {', '.join(map(str, list(document)[:6])) or 'nothing'}.",
+            "Use the original file of nnU-Net.",
         )
     return value
 
 
 def _malformed(file: str, part: str, error: Exception) -> UsageError:
     return UsageError(
-        f"`{file}` is not what nnU-Net writes.",
+        f"`{file}` does not have the format of nnU-Net.",
         f"Reading {part}: {type(error).__name__}: {error}.",
-        "Copy it anew.",
+        "Copy it again.",
     )
 
 
@@ -365,7 +366,8 @@ def make_plan(
     """
     if min(shape) < 1 or images < 1:
         raise UsageError(
-            "There is nothing to plan for.", f"Came {images} images of {shape[0]} x {shape[1]}."
+            "A plan cannot be made for these images.",
+            f"Got {images} images of {shape[0]} x {shape[1]}.",
         )
     most = min(LARGEST_PATCH, most_patch or LARGEST_PATCH)
     start = (min(most, shape[0]), min(most, shape[1]))

@@ -144,7 +144,7 @@ class ClassifierStatistics(Statistics):
     """The statistics of an evaluation of classifiers."""
 
     row_columns: ClassVar[Sequence[str]] = ("image_id", "target", "prediction")
-    test: ClassVar[str] = "McNemar's exact test; of means over severities the exact sign-flip test"
+    test: ClassVar[str] = "McNemar's exact test; for means over severities the exact sign-flip test"
 
     @property
     def unit(self) -> str:
@@ -154,7 +154,7 @@ class ClassifierStatistics(Statistics):
     @property
     def words(self) -> str:
         """See `Statistics.words`."""
-        return "Test: McNemar's exact test; interval: Newcombe's paired one."
+        return "Test: McNemar's exact test; interval: Newcombe's paired interval."
 
     @property
     def mean_words(self) -> str:
@@ -369,10 +369,14 @@ class ClassifierStatistics(Statistics):
         """Why the clean accuracy cannot be compared with the published one; None if it can."""
         if self.record.dataset.several_labels:
             return (
-                "images with several true classes (ReaL labels); published are the original labels"
+                "images with several true classes (ReaL labels); the published value is for the "
+                "original labels"
             )
         if self.record.dataset.answers is not None:
-            return "answers among a part of the classes only; published are answers among all"
+            return (
+                "predictions among a subset of the classes; the published value is for "
+                "predictions among all classes"
+            )
         return None
 
     # Files.
@@ -439,7 +443,10 @@ def _class_folders(rows: pd.DataFrame) -> dict[int, str]:
 _VALIDATION = "images of ImageNet-1K's validation set"
 _NAMES = (
     (re.compile(r"(?:.*/)?ILSVRC2012_val_\d{8}\.\w+"), _VALIDATION),
-    (re.compile(r"(?:.*/)?n\d{8}_\d+\.\w+"), "training images of ImageNet-1K, by their names"),
+    (
+        re.compile(r"(?:.*/)?n\d{8}_\d+\.\w+"),
+        "training images of ImageNet-1K, according to their names",
+    ),
 )
 _OTHERS = (
     "images that are not named as ImageNet-1K's validation set (`ILSVRC2012_val_00000001.JPEG`); "

@@ -238,15 +238,16 @@ class Comparison:
         units = counted(self.groups, self.grouping)
         if not tests:
             yield Announcement(
-                f"One {self.grouping} only.",
-                f"From one {self.grouping} nothing can be said about others: no test, no interval.",
+                f"Only one {self.grouping}.",
+                f"A single {self.grouping} does not show the variation between {self.grouping}s, "
+                "so no test and no interval is given.",
             )
         elif least * tests > ALPHA:
             yield Announcement(
-                "Too little to show a difference.",
+                "Too few images or too many comparisons to show a difference.",
                 f"With {units} and {counted(tests, 'test')} no adjusted p can be below "
-                f"{p_value(min(1.0, least * tests))}, however large the differences are. Compare "
-                "fewer models or transforms, or more images.",
+                f"{p_value(min(1.0, least * tests))}, even for large differences. Compare fewer "
+                "models or transforms, or use more images.",
             )
 
     def table(self) -> pd.DataFrame:
@@ -336,10 +337,11 @@ def read_comparison(runs: Sequence[str | Path], *, force_common: bool = False) -
         raise UsageError(
             "These runs cannot be compared image by image.",
             "\n".join(refusals),
-            "Compare runs of the same task, classes and masks; no option compares others.",
+            "Compare runs of the same task, classes and masks. No option allows a comparison of "
+            "other runs.",
         )
     unmatched = [difference.sentence for difference in unlike]
-    unmatched += [f"{name} is not measured yet." for name in unmeasured]
+    unmatched += [f"{name} is not evaluated yet." for name in unmeasured]
     if unmatched and not force_common:
         raise _not_alike(unmatched)
     paired = read_rows(models)
@@ -350,8 +352,8 @@ def read_comparison(runs: Sequence[str | Path], *, force_common: bool = False) -
         raise UsageError(
             "These runs have no finished transform of the same images in common.",
             "\n".join([*unmatched, *paired.left_out]),
-            "Finish runs that are partial (repeat their command), or evaluate the models with the "
-            "same data, transforms and seed.",
+            "Complete partial runs (repeat their command), or evaluate the models with the same "
+            "data, transforms and seed.",
         )
     return Comparison(models, paired, unmatched)
 
@@ -360,8 +362,8 @@ def _not_alike(sentences: Sequence[str]) -> UsageError:
     return UsageError(
         "These runs differ in more than their models.",
         "\n".join(sentences),
-        "Evaluate the models with the same settings, finish what is partial, or compare what the "
-        "runs have in common: `--force-common`.",
+        "Evaluate the models with the same settings, complete partial runs, or compare only the "
+        "results that all runs have: `--force-common`.",
     )
 
 
@@ -371,18 +373,19 @@ def _announcements(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
         trained = ", ".join(f"`{label}` ({words})" for label, words in pretrainings.items())
         yield Announcement(
             "Mixed pretraining.",
-            "These models were not trained on the same data, so a difference between them may come "
-            f"from the data and not from the architecture: {trained}.",
+            "These models were trained on different data, so a difference between them may be due "
+            f"to the data instead of the architecture: {trained}.",
         )
     untrained = [f"`{m.label}`" for m in models if m.model.untrained]
     if untrained:
         yield Announcement(
-            "Untrained model.", f"Random weights, evaluated on request: {', '.join(untrained)}."
+            "Untrained model.",
+            f"These models have random weights, as requested: {', '.join(untrained)}.",
         )
     if any(m.run.trained for m in models):
         yield Announcement(
             "One training each.",
-            "No interval includes the variation between seeds.",
+            "The intervals do not include the variation between seeds.",
         )
     yield from _same_network(models)
     for title, values in (
@@ -401,8 +404,8 @@ def _announcements(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
         names = ", ".join(f"`{source}`" for source in older)
         yield Announcement(
             "Older run.",
-            f"No digest of the files is recorded in {names}; that the images are the same was "
-            "checked by ids, classes and pixels.",
+            f"The runs {names} contain no digest of the files; ids, classes and pixels were "
+            "compared to check that the images are the same.",
         )
 
 
@@ -416,8 +419,8 @@ def _same_network(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
         if len(labels) > 1:
             yield Announcement(
                 "The same network.",
-                f"{', '.join(labels)} have the same weights and preprocessing, so any "
-                "difference comes from how they were run.",
+                f"{', '.join(labels)} have the same weights and preprocessing, so any difference "
+                "is due to the computation.",
             )
 
 

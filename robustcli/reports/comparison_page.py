@@ -25,7 +25,7 @@ def comparison_text(comparison: Comparison) -> str:
     pairs = comparison.pairs
     parts = [
         *(f"The runs differ. {sentence}" for sentence in comparison.differences),
-        *(f"Left out. {sentence}" for sentence in comparison.left_out),
+        *(f"Not compared: {sentence}" for sentence in comparison.left_out),
         *(str(announcement) for announcement in comparison.announcements),
     ]
     blocks = ["\n".join(parts)] if parts else []
@@ -53,15 +53,15 @@ def _on_clean_images(comparison: Comparison, line: ComparisonLine) -> str:
     if verdict.low is not None:
         by += f" ({measure.show_range(verdict.low, verdict.high, verdict.n, ' to ')})"
     if verdict.p_adjusted is None:
-        why = f"one {comparison.grouping} allows no test"
+        why = f"a single {comparison.grouping} allows no test"
     else:
         p = p_value(verdict.p_adjusted)
         why = f"adjusted p {p}" if p.startswith("<") else f"adjusted p = {p}"
     group = comparison.grouping
     groups = "" if group == "image" else f" of {counted(verdict.groups, group)}"
     return (
-        f"On untouched images {verdict.first} minus {verdict.second} is {by}: {line.word}; {why}, "
-        f"n = {verdict.n:,}{groups}."
+        f"On untransformed images, {verdict.first} minus {verdict.second} is {by}: {line.word}; "
+        f"{why}, n = {verdict.n:,}{groups}."
     )
 
 
@@ -154,7 +154,7 @@ def check_out(out: Path) -> None:
     if has_record(out):
         raise UsageError(
             f"`--out {out}` is a run.",
-            "The comparison would overwrite the run's own report.",
+            "The comparison would overwrite the report of the run.",
             "Name another folder.",
         )
 
@@ -171,8 +171,8 @@ def draw_comparison(comparison: Comparison, out: Path) -> ComparisonGallery:
         draw_differences({pair: verdicts}, comparison.labels, out / path, measure)
         caption = (
             f"{measure.title} of {pair[0]} minus that of {pair[1]}, with paired 95 % intervals. "
-            "Coloured: shown after Holm's correction, in the colour of the model that is ahead; "
-            "grey and hollow: not shown."
+            "Coloured: significant after Holm's correction, in the colour of the model that is "
+            "ahead; grey and hollow: not significant."
         )
         forests[pair] = (Picture(path, caption),)
     ranks = [rank for rank in comparison.ranks if rank.probabilities]
@@ -181,7 +181,7 @@ def draw_comparison(comparison: Comparison, out: Path) -> ComparisonGallery:
     path = "figures/ranks.png"
     draw_ranks([rank.model for rank in ranks], [r.probabilities for r in ranks], out / path)
     caption = (
-        f"How sure the ranking by the {_ranked_by(comparison)} is: the share of {RANK_DRAWS:,} "
+        f"Certainty of the ranking by the {_ranked_by(comparison)}: the share of {RANK_DRAWS:,} "
         f"resamples of the {comparison.grouping}s in which a model has each rank."
     )
     return ComparisonGallery(forests, (Picture(path, caption),))

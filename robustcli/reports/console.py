@@ -177,9 +177,9 @@ def _warning(anchor: Anchor) -> str:
     n = anchor.n
     return (
         f"WARNING: {anchor.model} has {percent(anchor.top1, n)} % "
-        f"({percent_range(anchor.low, anchor.high, n, '-')}) on ImageNet-1K's validation images, "
-        f"published are {percent(anchor.published, n)} %. Check crop, mean and std, the order of "
-        f"classes, and the tag of the weights. Here: {anchor.settings}."
+        f"({percent_range(anchor.low, anchor.high, n, '-')}) on ImageNet-1K's validation images; "
+        f"the published value is {percent(anchor.published, n)} %. Check crop, mean and std, the "
+        f"order of classes, and the tag of the weights. Settings of this run: {anchor.settings}."
     )
 
 
@@ -261,7 +261,7 @@ def zoo_table(zoo: Zoo, comparison: ZooComparison) -> str:
         for training in zoo.trainings
     ]
     sentences = [
-        f"Not tested against the others: {', '.join(s.labels)}." for s in comparison.sets[1:]
+        f"Not compared with the others: {', '.join(s.labels)}." for s in comparison.sets[1:]
     ]
     return in_ascii(
         "\n\n".join([grid(header, rows), "\n".join([*comparison.sentences, *sentences])])

@@ -94,7 +94,7 @@ class ControlPair:
         network, control = self.names
         difference, scoring, measure = self.difference, self.scoring, self.scoring.measure
         if self.network.test is None or self.control.test is None or difference is None:
-            return f"`{network}` against `{control}`: not measured on the same images yet."
+            return f"`{network}` and `{control}`: not evaluated on the same images yet."
         scores = [measure.value(test.numbers) for test in (self.network.test, self.control.test)]
         unit = "" if measure.scale == 1 else " %"
         apart = measure.signed(difference.value, difference.n)

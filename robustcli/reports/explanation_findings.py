@@ -51,7 +51,7 @@ SCORE_TITLES = {
     "map_similarity_difference": "Interval of the difference of similarity",
     "centroid_shift_difference": "Interval of the difference of shift",
 }
-_NO_TRANSFORM = "no transform was asked for, see `--transform`"
+_NO_TRANSFORM = "no transform was requested, see `--transform`"
 _KEYS = ("model", "method", "transform", "severity", "view", "target_kind")
 
 
@@ -238,7 +238,7 @@ def why_no_score(explanation: ExplanationFindings, cell: ExplanationCell, name: 
     if name in ERRORS:
         owners = [title_of(m) for m, error in ERROR_OF.items() if error == name]
         if method not in ERROR_OF or ERROR_OF[method] != name:
-            return f"a check of {owners[0].lower()} only"
+            return f"a check only for {owners[0].lower()}"
     if name in CONTRASTED and cell.key.view == "clean":
         return (
             "compares the transformed photo's map with the clean photo's"
@@ -246,17 +246,17 @@ def why_no_score(explanation: ExplanationFindings, cell: ExplanationCell, name: 
             else _NO_TRANSFORM
         )
     if name == SANITY and not explanation.record.sanity:
-        return "not asked for (`--sanity`)"
+        return "not requested (`--sanity`)"
     if name == SANITY:
-        return "measured on other maps of this method"
+        return "computed on other maps of this method"
     if name == "pointing_hit" and explanation.record.boxes is not None:
         return "none of the photos has a box in view, or the maps are constant"
     if name == "pointing_hit" and task == "cls":
-        return "nothing says where the object is (`--boxes`)"
+        return "the positions of objects are not known (`--boxes`)"
     if name in ("insertion_auc", "deletion_auc") and cell.key.target_kind == "none":
-        return "the map is of no class, so no class's probability can be followed"
+        return "the map does not refer to a class, so the probability of a class cannot be computed"
     if name in CONTRASTED:
-        return "maps are constant, or both photos share too little of the scene"
+        return "maps are constant, or the photos have too little of the scene in common"
     return "every map is constant or not finite"
 
 
@@ -332,17 +332,17 @@ def _shown_difference(cell: ExplanationCell, name: str, contrast: FlipContrast, 
     unit = " %" if name == SHIFT else ""
     first, second = (f"{shown(name, group.value)}{unit}" for group in (larger, smaller))
     if name == SHIFT:
-        what = f"moves where the prediction {when}, and not where it {otherwise}"
+        what = f"moves if the prediction {when}, but not if it {otherwise}"
         if smaller.value:
             times = decimal((larger.value or 0) / smaller.value)
-            what = f"moves {times} times as far where the prediction {when} as where it {otherwise}"
-        numbers = f"{first} of the diagonal (n = {larger.n}) against {second}"
+            what = f"moves {times} times as far if the prediction {when} as if it {otherwise}"
+        numbers = f"{first} of the diagonal (n = {larger.n}) compared with {second}"
     else:
         what = (
-            f"resembles that of the clean photo more where the prediction {when} than where it "
+            f"is more similar to that of the clean photo if the prediction {when} than if it "
             f"{otherwise}"
         )
-        numbers = f"rank correlation {first} (n = {larger.n}) against {second}"
+        numbers = f"rank correlation {first} (n = {larger.n}) compared with {second}"
     return f"{subject} {what}: {numbers} (n = {smaller.n}); {_interval(name, contrast)}."
 
 
@@ -362,13 +362,15 @@ def _sanity_sentences(explanation: ExplanationFindings) -> Iterator[str]:
     changed = [m for m, mean in means.items() if mean.value is not None and mean.value < UNCHANGED]
     if changed:
         numbers = ", ".join(f"{in_sentence(m)} {shown_mean(SANITY, means[m])}" for m in changed)
-        yield f"Sanity: with shuffled weights maps become others (rank correlation): {numbers}."
+        yield (
+            f"Sanity check passed: maps change with shuffled weights (rank correlation): {numbers}."
+        )
     for method in means:
         if method not in changed:
             yield (
-                f"Sanity check failed: with shuffled weights the {in_sentence(method)} map stays "
-                f"much the same (rank correlation {shown_mean(SANITY, means[method])}). It says "
-                "little about what the model has learned."
+                f"Sanity check failed: with shuffled weights, the {in_sentence(method)} map "
+                f"hardly changes (rank correlation {shown_mean(SANITY, means[method])}). It is "
+                "hardly related to the learned weights."
             )
 
 
@@ -377,9 +379,9 @@ def _error_sentences(explanation: ExplanationFindings) -> Iterator[str]:
         if error.median is None:
             continue
         promise = (
-            "what the maps of integrated gradients add up to misses the change of the score"
+            "the sum of the maps of integrated gradients differs from the change of the score"
             if ERROR_OF[method] == "completeness_error"
-            else "what the relevance of pixels and constants adds up to misses the score"
+            else "the sum of the relevance of pixels and constants differs from the score"
         )
         yield (
             f"Check: {promise} by {relative(error.median)} in the median and by "

@@ -34,41 +34,40 @@ from robustcli.transforms.base import CLEAN
 
 IN_WORDS = {
     "integrated-gradients": (
-        "Adds up the gradient of the class's score on the way from the mean colour to the photo. "
-        "All pixels together give the change of the score."
+        "Integrates the gradient of the score of the class from the mean colour to the photo. The "
+        "sum over all pixels is the change of the score."
     ),
-    "occlusion": "Covers one patch after another and notes how far the class's score drops.",
+    "occlusion": "Covers one patch after another and measures the drop of the score of the class.",
     "grad-cam": (
-        "Weights the feature maps of one layer by the gradient of the class's score: coarse, but "
-        "made of what the last layers see."
+        "Weights the feature maps of one layer by the gradient of the score of the class: coarse, "
+        "but based on the features of the last layers."
     ),
     "relevance": (
-        "Passes the score back through the network by rules under which nothing is lost, so that "
-        "each pixel gets its share of it."
+        "Propagates the score back through the network by rules that conserve the sum, so that "
+        "each pixel gets its share of the score."
     ),
     "attention": (
-        "Writes the selective scan as attention and follows it through all layers: on which pixels "
-        "the output draws, whatever the class."
+        "Expresses the selective scan as attention and follows it through all layers: shows the "
+        "pixels that contribute to the output, independent of the class."
     ),
     "class-attention": (
-        "Hidden attention in which places count by the gradient of the class's score: on which "
-        "pixels the output draws for the class."
+        "Hidden attention weighted by the gradient of the score of the class: shows the pixels "
+        "that contribute to the score of the class."
     ),
     "maximised-photo": (
-        "Changes the photo step by step so that the class's score grows: what the network wants to "
-        "see more of."
+        "Changes the photo step by step to increase the score of the class: shows the features "
+        "that the network associates with the class."
     ),
     "maximised-noise": (
-        "Starts from noise instead of the photo: what the network takes for a typical sight of the "
-        "class."
+        "Starts from noise instead of the photo: shows an image with a high score for the class."
     ),
     "erf": "How much each pixel of the input influences the centre of the last feature map.",
-    "erf-untrained": "The same with the weights that the network has before training.",
+    "erf-untrained": "The same for the weights of the network before training.",
 }
 """Description of each method, by its name."""
 CHOICES = {
     "ids": "those that were named",
-    "worst": "those whose score falls most under the transforms",
+    "worst": "those with the largest drop of the score under the transforms",
     "class": "those of one class",
     "subset": "a random subset",
 }
@@ -119,7 +118,7 @@ def explanation_text(explanation: ExplanationFindings) -> str:
     cells = explanation.transformed or explanation.cells
     blocks = [grid(header, [_line(cell) for cell in cells])] if cells else []
     notes = table_notes(explanation, cells, (SIMILARITY, SHIFT, "insertion_auc", "deletion_auc"))
-    sentences = [*(f"Not given: {note}" for note in notes), *explanation_summary(explanation)]
+    sentences = [*(f"Not available: {note}" for note in notes), *explanation_summary(explanation)]
     others = [m.title for kind in ("learned", "model") for m in explanation.named(kind)]
     if others:
         sentences.append(f"Only in the report: {', '.join(others)}.")

@@ -209,7 +209,7 @@ class PanelDrawer:
             title = f"true and predicted: {first['target_label']}"
             return [
                 self.tile(first, title),
-                MapTile("", note="the predicted class is the true one"),
+                MapTile("", note="the predicted class is the true class"),
             ]
         return [
             self.tile(
@@ -245,10 +245,11 @@ class PanelDrawer:
         )
         by = ", ".join(in_sentence(method.name) for method in methods)
         what = (
-            f"Maps by {by}: yellow speaks for the {'mask' if self.masks else 'class'}, blue "
-            "against it"
+            f"Maps by {by}: yellow supports the {'mask' if self.masks else 'class'}, blue opposes "
+            "it"
             if kind == "localised"
-            else f"Pictures made by {by} for the class above each, with its probability there"
+            else f"Images by {by} for the class above each image, with the probability of the "
+            "class in it"
         )
         return f"Photo {number}, {first['image_id']}. {caption}. {what}."
 
@@ -297,8 +298,9 @@ def _fields(
     draw_fields(fields, explanation.run / path)
     caption = (
         "How much each pixel of the input influences the centre of the last feature map, colours "
-        "by square root; the solid square holds 50 % of the influence, the dashed one 95 %. Right: "
-        "the mean of the middle eighth of the rows, on a logarithmic scale."
+        "are scaled by the square root; the solid square contains 50 % of the influence, the "
+        "dashed square 95 %. Right: the mean of the middle eighth of the rows, on a logarithmic "
+        "scale."
     )
     return (Picture(path, caption),), tuple(extents)
 

@@ -246,14 +246,14 @@ def _gradients(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
     words = curve_name(rule)
     draw_gradients(lines, rule_limit(finetuning, lines), words, finetuning.run / path)
     compared = (
-        "the mean over the iterations, which the rule compares"
+        "the mean over the iterations, which is compared with the threshold"
         if rule.change is None
         else "the mean over the iterations; the rule compares the mean of the last quarter of a "
         "line with that of its first"
     )
     caption = (
-        f"Gradients while profiling: {words}, before clipping. A line per tensor; the mark at its "
-        f"right end is {compared}. Dashed, hollow: frozen."
+        f"Gradients while profiling: {words}, before clipping. One line per tensor; the mark at "
+        f"its right end is {compared}. Dashed, hollow: frozen."
     )
     return (Picture(path, caption),)
 
@@ -268,9 +268,8 @@ def _modes_picture(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
     draw_modes(courses, finetuning.run / path, panel)
     of = validated(finetuning.modes[0].training)
     caption = (
-        f"Loss (above) and {scoring.measure.name} (below) of {of}, by epoch and by "
-        "the time that training with its validations took. The large mark is the epoch whose "
-        "weights were chosen."
+        f"Loss (above) and {scoring.measure.name} (below) of {of}, by epoch and by the training "
+        "time including validation. The large mark is the epoch whose weights were selected."
     )
     return (Picture(path, caption),)
 
@@ -295,7 +294,7 @@ def _strips(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
         return ()
     path, group = "figures/groups.png", finetuning.modes[0].training.record.grouping
     draw_strips(strips, group, finetuning.run / path)
-    return (Picture(path, f"Dice of every held-out {group}, mode by mode."),)
+    return (Picture(path, f"Dice of all held-out {group}s for each mode."),)
 
 
 def _cases(finetuning: FinetuningFindings, run: ModeRun) -> tuple[Picture, ...]:
@@ -316,8 +315,8 @@ def _tradeoff(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
     rules = [_sweep_rule(row, measure.column) for _, row in known.iterrows()]
     draw_tradeoff(rules, finetuning.run / path, finetuning.scoring.axis)
     caption = (
-        "Time of an iteration that rules of freezing save against full fine-tuning, and the "
-        f"{measure.name} that is left, both with 95 % intervals."
+        "Time per iteration that freezing rules save compared with full fine-tuning, and the "
+        f"resulting {measure.name}, both with 95 % intervals."
     )
     return (Picture(path, caption),)
 

@@ -92,14 +92,15 @@ def sweep_start(rows: Sequence[Mapping[str, Any]]) -> str:
     by_gradient = {int(row["after_steps"]) for row in freezing if pd.isna(row["pattern"])}
     by_name = {int(row["after_steps"]) for row in freezing if not pd.isna(row["pattern"])}
     if not (by_gradient | by_name) - {0}:
-        return "Every rule freezes from the first step on."
+        return "All rules freeze tensors from the first step."
     if by_gradient == by_name or not by_name:
         return (
-            f"Every rule freezes after {max(by_gradient)} steps in which all tensors are trained."
+            f"All rules freeze tensors after {max(by_gradient)} steps, in which all tensors are "
+            "trained."
         )
     return (
-        f"Rules by gradients freeze after the {max(by_gradient)} steps of their profile, which "
-        "train all tensors; rules by name freeze from the first step on."
+        f"Rules by gradients freeze tensors after the {max(by_gradient)} steps of their profile, "
+        "which train all tensors; rules by name freeze tensors from the first step."
     )
 
 
@@ -130,7 +131,10 @@ def few_held_out(finetuning: FinetuningFindings) -> str:
     held_out = counted(training.test.groups, f"held-out {training.record.grouping}")
     width = _widest_interval(finetuning)
     if width is None:
-        return f"From {held_out} nothing can be said about others, so no interval is given."
+        return (
+            f"{held_out} does not show the variation between {training.record.grouping}s, so no "
+            "interval is given."
+        )
     scoring = finetuning.scoring
     return f"With {held_out}, {scoring.few_words.format(width=scoring.width(width))}"
 
@@ -189,7 +193,9 @@ def _differences(finetuning: FinetuningFindings) -> list[str]:
         for run, difference in differences
         if difference is not None
     ]
-    seeds = "Each mode was trained once, so no interval includes the variation between seeds."
+    seeds = (
+        "Each mode was trained once, so the intervals do not include the variation between seeds."
+    )
     return [*sentences, seeds] if sentences else []
 
 
@@ -197,7 +203,7 @@ def _difference(difference: ScoreDifference, group: str, scoring: Scoring) -> st
     value = f"{scoring.apart(difference.value)}{scoring.unit}"
     low, high, p = difference.low, difference.high, difference.p
     if low is None or high is None or p is None:
-        return f"{value}; from one {group} nothing can be said about others."
+        return f"{value}; a single {group} does not show the variation between {group}s."
     interval_name, test_name = scoring.tested(group)
     interval = f"{interval_name} {scoring.apart(low)} to {scoring.apart(high)}"
     shown = p_value(p)
@@ -220,24 +226,26 @@ def _conclusion(
     is_small = low >= -scoring.equal and high <= scoring.equal
     by_interval, by_test = low > 0 or high < 0, p <= SIGNIFICANT
     if by_interval != by_test:
-        size = f" If there is one, it is less than {scoring.equal_size}." if is_small else ""
+        size = f" If a difference exists, it is less than {scoring.equal_size}." if is_small else ""
         if by_interval and smallest_p > SIGNIFICANT:
-            why = "The interval leaves out 0, but the test cannot come to p = 0.05 with so few"
+            why = "The interval excludes 0, but the test cannot reach p = 0.05 with so few"
         elif by_interval:
-            why = f"The interval leaves out 0, while p is above 0.05. {scoring.edge_words}"
+            why = f"The interval excludes 0, but p is above 0.05. {scoring.edge_words}"
         else:
-            why = f"The interval includes 0, while p is at or below 0.05. {scoring.edge_words}"
-        return f"{why}: whether there is a difference is not settled.{size}"
+            why = f"The interval includes 0, but p is at most 0.05. {scoring.edge_words}"
+        return f"{why}: it is undecided whether a difference exists.{size}"
     if by_interval:
         direction = "better" if value > 0 else "worse"
         size = f" but less than {scoring.equal_size}" if is_small else ""
-        return f"So it is {direction}, by more than the choice of images explains{size}."
+        return (
+            f"Its score is therefore {direction}, by more than the variation between images{size}."
+        )
     if is_small:
-        return f"So both are equal to within {scoring.equal_words}."
+        return f"Both are therefore equal to within {scoring.equal_words}."
     loss, gain = scoring.apart(low).lstrip("-"), scoring.apart(high).lstrip("+")
     return (
-        "So a difference cannot be told from chance, which does not mean that there is none: "
-        f"a loss of up to {loss} or a gain of up to {gain}{scoring.unit} is possible."
+        "The difference may be due to chance, which does not mean that both are equal: a loss of "
+        f"up to {loss} or a gain of up to {gain}{scoring.unit} is possible."
     )
 
 
@@ -253,22 +261,22 @@ def _time(finetuning: FinetuningFindings) -> list[str]:
     )
     if not frozen_elements(freeze):
         return [
-            "Nothing is frozen, so what differs in time between freeze and full is the machine's "
-            f"noise: {numbers}."
+            "No tensor is frozen, so the difference in time between freeze and full is noise of "
+            f"the machine: {numbers}."
         ]
     sentence = (
-        f"After the freeze an iteration took {_ratio(after, full)} as in full fine-tuning: "
+        f"After freezing, an iteration took {_ratio(after, full)} as in full fine-tuning: "
         f"{numbers}."
     )
     if full.low <= after.median <= full.high and after.low <= full.median <= after.high:
         sentence += (
-            " Each median lies within the middle half of the other's iterations, so the "
-            "difference may be the machine's noise."
+            " Each median is within the middle half of the other's iterations, so the difference "
+            "may be noise of the machine."
         )
     before = pace_before(freeze)
     if before is not None:  # in the same run: less affected by other load on the machine
         sentence += (
-            f" Against its own {counted(before.iterations, 'iteration')} before the freeze, which "
+            f" Compared with its {counted(before.iterations, 'iteration')} before freezing, which "
             f"were also profiled ({seconds(before.median)}), it took {_ratio(after, before)}."
         )
     return [sentence]
@@ -290,11 +298,11 @@ def _memory(finetuning: FinetuningFindings) -> list[str]:
     peak = ""
     if costs.peak_memory_bytes is not None and full_costs.peak_memory_bytes is not None:
         peak = (
-            f"; the peak of memory was {mebibytes(costs.peak_memory_bytes)} after the freeze "
-            f"against {mebibytes(full_costs.peak_memory_bytes)}"
+            f"; the peak memory was {mebibytes(costs.peak_memory_bytes)} after freezing, compared "
+            f"with {mebibytes(full_costs.peak_memory_bytes)}"
         )
     return [
-        f"The optimizer kept {megabytes(costs.optimizer_bytes)} against "
+        f"The optimizer state was {megabytes(costs.optimizer_bytes)}, compared with "
         f"{megabytes(full_costs.optimizer_bytes)}{peak}."
     ]
 
@@ -307,10 +315,10 @@ def _count(finetuning: FinetuningFindings) -> list[str]:
     flops = 100 * saving.flops_saved / max(1, saving.flops)
     memory = 100 * saving.optimizer_bytes_saved / max(1, saving.optimizer_bytes)
     return [
-        f"By count, freezing leaves out {decimal(flops, 2)} % of the convolutions and matrix "
-        f"products of a training step and {decimal(memory, 2)} % of the optimizer's memory. The "
-        "forward pass stays as it is, and gradients still pass through frozen layers to the "
-        "trainable ones before them."
+        f"By count, freezing saves {decimal(flops, 2)} % of the convolutions and matrix products "
+        f"of a training step and {decimal(memory, 2)} % of the optimizer's memory. The forward "
+        "pass is unchanged, and gradients still pass through frozen layers to trainable layers "
+        "before them."
     ]
 
 

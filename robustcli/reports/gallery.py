@@ -155,9 +155,9 @@ def case_figures(
     path = f"figures/cases-{file_name(called)}.png"
     draw_panels(cases, into / path)
     decision = (
-        "The class of a pixel is the most probable one, and dice is averaged over the classes."
+        "The class of a pixel is the most probable class, and dice is averaged over the classes."
         if classes
-        else f"Foreground is a probability of at least {_threshold(model):.3g}."
+        else f"Pixels with a probability of at least {_threshold(model):.3g} are foreground."
     )
     caption = (
         f"Untransformed images of {called} by dice, one image per group with foreground: the "
@@ -270,8 +270,8 @@ def class_pictures(
         path = f"{_FOLDER}/confusion-{file_name(called)}.png"
         draw_pixel_confusion(confusion, classes.names, into / path)
         caption = (
-            f"Untouched images: which share of the pixels of each true class (a line) {called} "
-            "takes for which, in percent."
+            "Untransformed images: shares of the pixels of each true class (a line) that "
+            f"{called} assigns to each class (a column), in percent."
         )
         pictures.append(Picture(path, caption))
     return tuple(pictures)
@@ -289,19 +289,19 @@ def _differences(findings: Findings, measure: Measure) -> tuple[Picture, ...]:
     draw_differences({pair: pairs[pair] for pair in order}, names, findings.run / path, measure)
     rest = f" Only {len(order)} of {len(pairs)} pairs are drawn." if len(pairs) > len(order) else ""
     means = any(verdict.severity is None for verdict in findings.statistics.verdicts)
-    over = ", means over severities where there are several" if means else ""
+    over = ", means over severities for transforms with several severities" if means else ""
     caption = (
-        f"Differences of {measure.name} with paired 95 % intervals{over}. Coloured: shown after "
-        "Holm's correction, in the colour of the model that is ahead; grey and hollow: not "
-        f"shown.{rest}"
+        f"Differences of {measure.name} with paired 95 % intervals{over}. Coloured: significant "
+        "after Holm's correction, in the colour of the model that is ahead; grey and hollow: not "
+        f"significant.{rest}"
     )
     return (Picture(path, caption),)
 
 
 RELIABILITY_CAPTION = (
-    "Reliability: the share that is right over the confidence, in bins of equal width with "
-    f"95 % Wilson intervals, where a bin has {BIN_IMAGES} images; larger markers hold more of "
-    "them. Dotted: as right as confident; below it a model is overconfident."
+    "Reliability: the share of right predictions over the confidence, in bins of equal width, "
+    f"with 95 % Wilson intervals for bins with at least {BIN_IMAGES} images; larger markers stand "
+    "for more images. Dotted: perfect calibration; below it a model is overconfident."
 )
 
 
@@ -333,7 +333,7 @@ def _hard_photos(findings: Findings) -> tuple[tuple[Picture, ...], str]:
     photos = statistics.hard_photos
     clean = next(iter(statistics.rows.values())).get(CLEAN_CELL)
     if clean is None or len(clean) != findings.expected:
-        return (), "not all untouched images have been evaluated yet"
+        return (), "not all untransformed images have been evaluated yet"
     ids = [*clean["image_id"], *findings.skipped["image_id"]]
     pixels = images_of(findings.record.dataset, ids, [photo.image_id for photo in photos])
     if isinstance(pixels, str):
@@ -349,8 +349,8 @@ def _hard_photos(findings: Findings) -> tuple[tuple[Picture, ...], str]:
     path = f"{_FOLDER}/hard_photos.png"
     draw_contact(_in_lines(tiles), findings.run / path)
     caption = (
-        "The untouched images with the most wrong answers over all models and transforms: the true "
-        "class, how many answers are wrong, and the wrong class that is given most often."
+        "The untransformed images with the most wrong predictions over all models and transforms: "
+        "the true class, the number of wrong predictions, and the most frequent wrong class."
     )
     return (Picture(path, caption),), ""
 
@@ -368,7 +368,9 @@ def images_of(
         shown_ids: The ids of the images to return.
     """
     if dataset.contents is None:
-        return "the run is of an older version, which did not record what its images hold"
+        return (
+            "the run was made by an older version, which did not record the contents of its images"
+        )
     location = Path(dataset.location)
     if is_tar(location) or is_zip(location):
         listing = list_zip if is_zip(location) else list_tar
@@ -381,7 +383,7 @@ def images_of(
         folder = location if location.is_dir() else location.parent
         files = [FileRef(i, folder / i) for i in all_ids if (folder / i).is_file()]
     if len(files) < len(all_ids):
-        return f"the images are not (all) at `{dataset.location}` on this machine"
+        return f"not all images are at `{dataset.location}` on this machine"
     if contents_digest(files) != dataset.contents:
         return f"the images at `{dataset.location}` are no longer those of the run"
     by_id = {file.relative: file for file in files}
@@ -413,7 +415,7 @@ def _bars_caption(ends: Extremes, measure: Measure) -> str:
     named = [f"{len(cells)} {word}" if plural else word for word, cells in sides]
     chosen = ""
     if any(severity for _, severity in (*ends.best, *ends.worst)):
-        chosen = " A transform with severities is shown at its highest."
+        chosen = " A transform with severities is shown at its highest severity."
     return (
         f"The {' and the '.join(named)} transform{plural} by {measure.name} averaged over the "
         f"models, with {measure.interval}.{chosen}"
@@ -440,8 +442,8 @@ def _multiples(
     path = f"{_FOLDER}/severities.png"
     draw_multiples(graded, table[table["transform"] == "identity"], run / path, measure)
     caption = (
-        f"{measure.title} over severity with {measure.interval} (shaded). Dashed: {measure.clean}; "
-        "dotted: half of it, below which a model counts as broken."
+        f"{measure.title} over severity with {measure.interval} (shaded). Dashed: "
+        f"{measure.clean}; dotted: half of it, which defines the breaking point."
     )
     return (Picture(path, caption),)
 
@@ -462,5 +464,5 @@ def _sheet(
         return ()
     path = f"{_FOLDER}/{name}.png"
     draw_contact(lines, run / path)
-    caption = f"{subject}, with the run's own seed; PSNR as the run measured it."
+    caption = f"{subject}, with the seed of the run and the PSNR measured in the run."
     return (Picture(path, caption),)

@@ -189,7 +189,7 @@ def _legible(width: int, height: int) -> tuple[int, int]:
 
 
 def _decoded(path: Path) -> Image.Image:
-    todo = "Remove the file: the report is made without this picture."
+    todo = "Remove the file: the report is then written without this picture."
     with reading(path, todo), Image.open(path) as picture:
         if picture.mode == "RGBA":
             flat = Image.new("RGBA", picture.size, "white")
@@ -268,8 +268,8 @@ class _Dressing:
             file = escape(path.relative_to(self.folder).as_posix())
             size = f"{len(picture.uri) / 1e6:.1f} MB"
             return (
-                f'<p class="left-out">Left out of this file for its size ({size}): the picture '
-                f"<code>{file}</code> beside it. {caption}</p>\n"
+                f'<p class="left-out">Not included in this file because of its size ({size}): '
+                f"the picture <code>{file}</code> in the same folder. {caption}</p>\n"
             )
         return (
             f'<figure class="picture{" chart" if picture.chart else ""}"><img src="{picture.uri}" '

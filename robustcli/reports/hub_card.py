@@ -130,8 +130,8 @@ def _chosen(run: Path, chosen: str | None, names: list[str], kind: str) -> str:
     raise UsageError(
         f"`{run}` has the {kind} {', '.join(f'`{name}`' for name in names)}"
         + (f", not `{chosen}`." if chosen else "."),
-        "A model card is of one model.",
-        f"Name it: `--model {names[0]}`." if names else "Evaluate it first.",
+        "A model card describes one model.",
+        f"Select it: `--model {names[0]}`." if names else "Evaluate it first.",
     )
 
 
@@ -227,11 +227,11 @@ def _updated(path: Path, metadata: str, section: str) -> str:
     text = path.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise UsageError(
-            f"`{path}` is a model card without a place for the results.",
-            "Only what stands between two marked lines is ever changed.",
-            f"Put these two lines, once, where the results are to go:\n{BEGIN}\n{END}\n"
-            "and for `model-index` these two into its front matter (between the `---`):\n"
-            f"{YAML_BEGIN}\n{YAML_END}",
+            f"`{path}` is a model card without markers for the results.",
+            "Only the text between two marker lines is changed.",
+            f"Add these two lines once, at the position of the results:\n{BEGIN}\n{END}\nand, for "
+            "`model-index`, these two lines to its front matter (between the "
+            f"`---`):\n{YAML_BEGIN}\n{YAML_END}",
         )
     before, after = text[: text.index(BEGIN)], text[text.index(END) + len(END) :]
     text = f"{before}{section}{after}"
@@ -244,14 +244,14 @@ def _updated(path: Path, metadata: str, section: str) -> str:
         raise UsageError(
             f"The marked lines in the front matter of `{path}` are not in order.",
             f"Expected one `{YAML_BEGIN}` and then one `{YAML_END}`, both between the `---`.",
-            "Correct them, or remove both: then the metadata stays as it is.",
+            "Correct them, or remove both, so that the metadata is not changed.",
         )
     rest = [*lines[1 : marks[0]], *lines[marks[1] + 1 : end]]
     if any(line.startswith("model-index:") for line in rest):
         raise UsageError(
-            f"`{path}` has a `model-index` of its own outside of the marked lines.",
+            f"`{path}` has a `model-index` outside of the marked lines.",
             "A card has only one.",
-            "Remove it, or remove the two marked lines: then the metadata stays as it is.",
+            "Remove it, or remove the two marked lines, so that the metadata is not changed.",
         )
     return "".join([*lines[: marks[0] + 1], metadata, *lines[marks[1] :]])
 
@@ -269,7 +269,7 @@ def _validate(path: Path, text: str) -> None:
     except Exception as error:
         raise UsageError(
             f"The front matter of `{path}` cannot be read.",
-            f"The Hub's library says: {str(error).splitlines()[0]}.",
+            f"The error of the Hub's library is: {str(error).splitlines()[0]}.",
             "Correct it, then repeat the command.",
         ) from error
 
@@ -294,7 +294,7 @@ def _eval_results(export: RunExport, results: _Results, config: CardConfig) -> d
         path = config.out / ".eval_results" / name
         if path.is_file() and not path.read_text(encoding="utf-8").startswith(_OURS):
             raise UsageError(
-                f"`{path}` is there and was not written by `robust publish`.",
+                f"`{path}` exists and was not written by `robust publish`.",
                 "It is not overwritten.",
                 "Move it, or use another `--out`.",
             )

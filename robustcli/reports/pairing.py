@@ -115,9 +115,9 @@ def find_models(names: Sequence[str], *, fewest: int = 2) -> tuple[list[Compared
     if len(models) < fewest:
         only = next(iter(models.values())).label
         raise UsageError(
-            f"There is only one model to compare: `{only}`.",
+            f"A comparison needs two models, but only one was found: `{only}`.",
             "",
-            "Name a second run, or RUN:MODEL for another model of a run.",
+            "Pass a second run, or RUN:MODEL for another model of a run.",
         )
     return _distinguished(list(models.values())), unmeasured
 
@@ -172,16 +172,16 @@ def _modes_of_finetuning(
 def _not_measured(run: str, status: str) -> UsageError:
     return UsageError(
         f"`{run}` has no results on held-out images yet.",
-        f"Its training has not come that far (status: {status}).",
-        "Finish it with the command that began it (`run.json` holds it), then compare.",
+        f"Its training is not finished (status: {status}).",
+        "Finish it with its command (stored in `run.json`), then compare.",
     )
 
 
 def _none_of_explanation(run: Path, _: str | None, __: list[str]) -> Iterator[ComparedModel]:
     raise UsageError(
         f"`{run}` is an explanation.",
-        "It holds maps of a few photos and no scores of a model to compare.",
-        "Name evaluations (`robust eval`), trainings or fine-tunings.",
+        "It contains maps of a few photos, but no scores of a model.",
+        "Pass evaluations (`robust eval`), trainings or fine-tunings.",
     )
 
 
@@ -193,10 +193,10 @@ def _models_of_seed(
     if chosen is None:
         first = next(iter(folders))
         raise UsageError(
-            f"`{run}` holds {len(folders)} seeds.",
-            "Which of them is compared image by image with the other runs is not said.",
-            f"Name one of them, such as `{run}:{first}`, or compare folders of seeds only: then "
-            "every image counts with its mean over seeds.",
+            f"`{run}` contains {len(folders)} seeds.",
+            "A comparison image by image with the other runs needs a single seed.",
+            f"Select one of them, such as `{run}:{first}`, or compare only folders of seeds, by "
+            "the mean over seeds of each image.",
         )
     name, _, rest = chosen.partition(":")
     listing = f"robust report {run}"
@@ -313,7 +313,9 @@ def _images(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differe
         yield SettingDifference(sentence)
     elif len({dataset.contents for dataset in datasets if dataset.contents}) > 1:
         shown = [f"`{d.location}`, digest {(d.contents or 'unknown')[:8]}" for d in datasets]
-        yield SettingDifference(_by_value("The files hold other contents (`--data`)", runs, shown))
+        yield SettingDifference(
+            _by_value("The files have different contents (`--data`)", runs, shown)
+        )
     readings = [d.masks.words if d.masks else "as usual" for d in datasets]
     yield from _if_any(
         _by_value("How masks are read (`--foreground`, `--ignore`)", runs, readings),
@@ -372,9 +374,7 @@ def _thresholds(runs: Sequence[EvaluatedRun], models: Sequence[ComparedModel]) -
         of_run = [m.model.preprocessing for m in models if m.run.folder == run.folder]
         values = {p.threshold for p in of_run if isinstance(p, MaskPreprocessingRecord)}
         shown.append(" and ".join(f"{value:g}" for value in sorted(values)))
-    yield from _if_any(
-        _by_value("The foreground probability from which a pixel is foreground", runs, shown)
-    )
+    yield from _if_any(_by_value("The probability threshold of the foreground", runs, shown))
 
 
 def cells_in_words(keys: Sequence[CellKey]) -> str:
@@ -438,8 +438,8 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
             paired.rows[model.label][key] = frame
     reasons = (
         ("Not finished", unfinished),
-        ("Other pixels after the transform", [cells_in_words([key]) for key in other_pixels]),
-        ("Images whose files hold other pixels", sorted(changed_files)),
+        ("Different pixels after the transform", [cells_in_words([key]) for key in other_pixels]),
+        ("Images with different pixels", sorted(changed_files)),
         ("Images of another class", sorted(other_classes)),
     )
     paired.left_out += [f"{reason}: {_some(names)}." for reason, names in reasons if names]
@@ -520,7 +520,7 @@ def _keep_common(paired: PairedRows, unlike: set[str]) -> None:
     common = set.intersection(*ids) - unlike
     lost = sorted(set.union(*ids) - set.intersection(*ids))
     if lost:
-        paired.left_out.append(f"Images that not every run has: {_some(lost)}.")
+        paired.left_out.append(f"Images that are not in all runs: {_some(lost)}.")
     for cells in paired.rows.values():
         for key, frame in cells.items():
             cells[key] = frame[frame["image_id"].isin(common)].reset_index(drop=True)

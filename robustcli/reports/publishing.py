@@ -85,8 +85,8 @@ class PublishResult:
             return "\n".join([*lines, *([self.note] if self.note else [])])
         if self.sent is not None and self.sent.state == "unchanged":
             return (
-                f"`{export.name}` is in {self.sent.place} already, as run "
-                f"{self.sent.run_id}: nothing was sent."
+                f"`{export.name}` is in {self.sent.place} already, as run {self.sent.run_id}; no "
+                "data was sent."
             )
         count = (
             f"{len(export.parameters)} parameters, {len(export.metrics)} metrics, "
@@ -118,7 +118,7 @@ _CARD = "README.md"
 
 def _some(lines: list[str]) -> list[str]:
     more = len(lines) - _SHOWN
-    return [*lines[:_SHOWN], *([f"  ... and {more} more (`--json` has all)"] if more > 0 else [])]
+    return [*lines[:_SHOWN], *([f"  ... and {more} more (`--json` lists all)"] if more > 0 else [])]
 
 
 def _sizes(export: RunExport) -> dict[str, int]:
@@ -162,8 +162,8 @@ def _card(export: RunExport, config: PublishConfig) -> PublishResult:
     note = (
         ""
         if config.dataset_id
-        else "No .eval_results files: the Hub asks for the name of a benchmark data set in them "
-        "(`--dataset-id ORG/NAME`, and `--task-id`)."
+        else "No .eval_results files were written: they need the name of a benchmark data set on "
+        "the Hub (`--dataset-id ORG/NAME`, and `--task-id`)."
     )
     named = {
         (path.relative_to(out).as_posix() if config.dry_run else str(path)): text

@@ -185,25 +185,25 @@ def read_run_export(
     if task == "explanation":
         raise UsageError(
             f"`{run}` is an explanation.",
-            "Trackers and the Hub take the numbers of evaluations, trainings and fine-tunings.",
-            "Pass on its `report.html`, which is one self-contained file.",
+            "Only evaluations, trainings and fine-tunings can be sent to trackers and the Hub.",
+            "Share its `report.html`, which is one self-contained file.",
         )
     if task == "seeds":
         folders = list(read_seeds_record(run).folders(run).values())
         raise UsageError(
-            f"`{run}` holds {len(folders)} runs, one for each seed.",
-            "Trackers and the Hub take one run at a time, with its weights or its curves.",
-            f"Publish one of them, such as `{folders[0]}`, and pass on `{run / 'report.html'}`, "
-            "which has the mean over seeds with its interval.",
+            f"`{run}` contains {len(folders)} runs, one for each seed.",
+            "Only single runs, with their weights or curves, can be sent to trackers and the Hub.",
+            f"Publish one of them, such as `{folders[0]}`, and share `{run / 'report.html'}`, "
+            "which contains the mean over seeds with its interval.",
         )
     kind: ExportKind = "train" if task == "train" else "finetune" if task == "finetune" else "eval"
     record, missing = _record_and_missing(run, kind)
     if missing and not partial:
         raise UsageError(
             f"`{run}` is partial: {missing}.",
-            "Its numbers are not those of the run that was asked for.",
-            "Repeat the command that made it, which computes the rest, or publish it as it is, "
-            "marked, with `--partial`.",
+            "Its scores are not those of the complete run.",
+            "Repeat the command that created it, which computes the rest, or publish it with "
+            "`--partial`, which marks it.",
         )
     if rendered or not (run / "results.csv").is_file():
         render(run)

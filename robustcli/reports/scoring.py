@@ -140,17 +140,17 @@ class DiceScoring(Scoring):
     per_group = True
     unit = ""
     few_words = (
-        "the 95 % interval of a dice is up to {width} wide, and with so few a bootstrap interval "
-        "tends to be too narrow: these numbers are a rough answer, and small differences between "
-        "modes cannot be seen."
+        "the 95 % interval of a dice is up to {width} wide, and a bootstrap interval over so few "
+        "groups tends to be too narrow: these scores are rough, and small differences between "
+        "modes cannot be detected."
     )
     edge_words = (
-        "The interval is made by resampling and the test by flipping signs, so close to the edge "
-        "they can disagree, and with few groups the interval tends to be too narrow"
+        "The interval uses resampling and the test uses sign flips, so they can disagree close to "
+        "the limit, and with few groups the interval tends to be too narrow"
     )
     score_note = (
-        "In brackets: 95 % bootstrap intervals over groups, of the differences paired ones. p: "
-        "sign-flip test of the same differences, those of the groups' dice, averaged over groups."
+        "In brackets: 95 % bootstrap intervals over groups; those of differences are paired. p: "
+        "sign-flip test of the same differences of the dice of groups, averaged over groups."
     )
 
     def shown(self, numbers: Mapping[str, Any] | pd.Series) -> str:
@@ -212,17 +212,17 @@ class Top1Scoring(Scoring):
     per_group = False
     unit = " percentage points"
     few_words = (
-        "the 95 % interval of a top-1 is up to {width} wide: these numbers are a rough answer, and "
-        "small differences between modes cannot be seen."
+        "the 95 % interval of a top-1 is up to {width} wide: these scores are rough, and small "
+        "differences between modes cannot be detected."
     )
     edge_words = (
-        "The interval is an approximation and McNemar's exact test is cautious, so close to the "
-        "edge they can disagree"
+        "The interval is an approximation and McNemar's exact test is conservative, so they can "
+        "disagree close to the limit"
     )
     score_note = (
-        "In brackets: 95 % Wilson intervals, of the differences paired ones (Newcombe's), in "
-        "percentage points. p: McNemar's exact test. The most frequent class is what a network "
-        "that always gives the same answer can reach on these images."
+        "In brackets: 95 % Wilson intervals; those of differences are paired (Newcombe's), in "
+        "percentage points. p: McNemar's exact test. The most frequent class is the best score of "
+        "a constant prediction on these images."
     )
 
     def shown(self, numbers: Mapping[str, Any] | pd.Series) -> str:

@@ -143,7 +143,7 @@ class SeedsComparison:
         if units is None:
             raise UsageError(
                 "These folders have no held-out image in common.",
-                "Every image is compared with itself.",
+                "Comparisons are paired by image.",
                 "Train both with the same data, `--limit`, `--seed` and `--split-seed`.",
             )
         ends = np.cumsum([len(model.rows) for model in self.models])
@@ -241,9 +241,9 @@ def read_seeds_comparison(
     models = _distinguished([model for name in names for model in _models(str(name))])
     if len(models) < 2:
         raise UsageError(
-            f"There is only one model to compare: `{models[0].label}`.",
+            f"A comparison needs two models, but only one was found: `{models[0].label}`.",
             "",
-            "Name a second folder of seeds.",
+            "Pass a second folder of seeds.",
         )
     unlike = setting_differences([model.evaluated for model in models])
     refusals = [difference.sentence for difference in unlike if not difference.forcible]
@@ -252,7 +252,7 @@ def read_seeds_comparison(
             "These seeds differ in more than their networks.",
             "\n".join(refusals or [difference.sentence for difference in unlike]),
             "Train them with the same data, `--limit`, `--seed` and `--split-seed`."
-            + ("" if refusals else " `--force-common` compares the images that all have."),
+            + ("" if refusals else " `--force-common` compares the images that all folders have."),
         )
     return SeedsComparison(models, [difference.sentence for difference in unlike])
 
@@ -270,7 +270,7 @@ def _models(name: str) -> Iterator[SeededModel]:
         raise UsageError(
             f"`{run}` has no finished seed yet.",
             f"Its status is `{findings.record.status}`.",
-            "Repeat the command that made it: it goes on where it stopped.",
+            "Repeat the command that created it, which continues the training.",
         )
     for mode, each in measured.items():
         label = f"{findings.record.model} {mode}".strip()

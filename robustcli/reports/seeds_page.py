@@ -151,8 +151,8 @@ def _courses(findings: SeedsFindings) -> tuple[Picture, ...]:
     path = "figures/seed_courses.png"
     draw_seed_courses(courses, f"validation {findings.scoring.axis}", findings.run / path)
     caption = (
-        f"The {findings.scoring.measure.name} of the validation images by epoch: each seed thin, "
-        "their mean thick (of the epochs that all seeds have)."
+        f"The {findings.scoring.measure.name} of the validation images by epoch: single seeds "
+        "(thin), and their mean over the epochs that all seeds have (thick)."
     )
     return (Picture(path, caption),)
 
@@ -167,9 +167,9 @@ def _scores(findings: SeedsFindings) -> tuple[Picture, ...]:
     marked = None if published is None else scale * published
     draw_seed_scores(lines, f"{axis} of the held-out images", marked, findings.run / path)
     caption = (
-        f"The {findings.scoring.measure.name} of the held-out images: of each seed with its 95 % "
-        "interval over images, and the mean over seeds with its interval over seeds (thick) and "
-        "the one over both (thin)."
+        f"The {findings.scoring.measure.name} of the held-out images: each seed with its 95 % "
+        "interval over images, and the mean over seeds with its intervals over seeds (thick) and "
+        "over both (thin)."
     )
     return (Picture(path, caption),)
 
@@ -299,7 +299,7 @@ class SeedsShown:
 def seeds_table(findings: SeedsFindings) -> str:
     """The printed summary of several seeds: the score of each, the means, the verdicts."""
     if not any(series.scores for series in findings.series):
-        return f"Nothing is measured yet of {counted(findings.record.count, 'seed')}."
+        return f"No scores yet for {counted(findings.record.count, 'seed')}."
     show, measure = SeedsShown(findings), findings.scoring.measure
     parts = [_each_seed(findings, show), _means(findings, show)]
     if findings.differences:

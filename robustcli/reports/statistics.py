@@ -67,8 +67,8 @@ class Statistics:
     def words(self) -> str:
         """Sentences on how differences are tested."""
         return (
-            f"Test: sign flips of the differences of single {self.unit}s; interval: paired "
-            f"bootstrap over {self.unit}s."
+            f"Test: sign flips of the differences of {self.unit}s; interval: paired bootstrap "
+            f"over {self.unit}s."
         )
 
     @property
@@ -176,7 +176,7 @@ class Statistics:
 def _on_clean_images(verdict: Verdict) -> str:
     names = verdict.first, verdict.second
     if verdict.outcome == "no difference shown":
-        return f"Between {names[0]} and {names[1]} no difference is shown on clean images."
+        return f"No difference between {names[0]} and {names[1]} is shown on clean images."
     ahead, behind = names if verdict.outcome == "first ahead" else names[::-1]
     return f"{ahead} is ahead of {behind} on clean images."
 

@@ -92,9 +92,9 @@ def send(export: RunExport, destination: Destination, say: Say = lambda _: None)
         raise
     except Exception as error:
         raise RunError(
-            f"`{destination.tracker}` did not take the run.",
-            f"It says: {first_line(error)}.",
-            "Mend that and repeat the command: what has arrived is found by its key.",
+            f"`{destination.tracker}` rejected the run.",
+            f"The error is: {first_line(error)}.",
+            "Correct this and repeat the command: data that was already sent is found by its key.",
         ) from error
 
 
@@ -124,7 +124,7 @@ def _refuse_network(place: str) -> UsageError:
     return UsageError(
         f"`--offline` forbids sending to `{place}`.",
         "The tracker is configured for a server on the network.",
-        "Leave out `--offline`, or name a local store with `--tracking`.",
+        "Omit `--offline`, or set a local store with `--tracking`.",
     )
 
 
@@ -161,8 +161,8 @@ def _send_mlflow(export: RunExport, destination: Destination, say: Say) -> Sent:
     }
     if changed:
         say(
-            f"MLflow does not change parameters: {len(changed)} that differ now are tags "
-            f"`changed.NAME` ({', '.join(sorted(changed)[:3])})."
+            f"MLflow cannot change parameters: {len(changed)} changed parameters are stored as "
+            f"tags `changed.NAME` ({', '.join(sorted(changed)[:3])})."
         )
     new = [
         entities.Param(name, value)
@@ -270,7 +270,7 @@ def _send_wandb(export: RunExport, destination: Destination, say: Say) -> Sent:
         place = str(Path(run.dir).parent if mode == "offline" else run.url)
         run.finish()
     if mode == "offline":
-        say(f"Nothing left this machine; `wandb sync {Path(run.dir).parent}` sends it.")
+        say(f"No data was sent; `wandb sync {Path(run.dir).parent}` sends it.")
     return Sent("updated" if known else "created", place, export.key)
 
 
@@ -280,7 +280,7 @@ def _wandb_mode(destination: Destination, say: Say) -> Literal["online", "offlin
         return "offline"
     if asked == "disabled":
         raise UsageError(
-            "`WANDB_MODE=disabled` sends nothing and keeps nothing.",
+            "`WANDB_MODE=disabled` neither sends nor stores data.",
             "",
             "Unset it, or use `WANDB_MODE=offline`.",
         )
@@ -290,7 +290,7 @@ def _wandb_mode(destination: Destination, say: Say) -> Literal["online", "offlin
             return "online"
     if os.environ.get("WANDB_API_KEY"):
         return "online"
-    say("No login of Weights & Biases on this machine (`wandb login`): the run is kept offline.")
+    say("Weights & Biases has no login on this machine (`wandb login`): the run is stored offline.")
     return "offline"
 
 
@@ -343,7 +343,7 @@ def _send_trackio(export: RunExport, destination: Destination, say: Say) -> Sent
             trackio.log_artifact(folder, name=f"robust-{export.key}", type="robust-run")
             trackio.finish()
     if server:
-        say("A server of Trackio adds what is sent again to the run of the same name.")
+        say("A Trackio server adds data that is sent again to the run with the same name.")
     return Sent("updated" if earlier else "created", _trackio_place(project, server), run.name)
 
 

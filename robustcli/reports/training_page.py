@@ -67,7 +67,7 @@ _VALIDATED = {
     task: tuple(f"{which}_{name}" for which in ("chosen", "last") for name in validation.columns)
     for task, validation in VALIDATIONS.items()
 }
-"""Scores of the validation images after the chosen epoch and after the last one."""
+"""Scores of the validation images after the selected epoch and after the last epoch."""
 SEGMENTER_COLUMNS = (
     *("run", "model", "protocol", "dataset", "status"),
     *_MASKS,
@@ -209,8 +209,8 @@ def _confusions(training: TrainingFindings) -> tuple[Picture, ...]:
     draw_confusions([names[index] for index in classes], counts, training.run / path)
     counted_words = " The numbers count images." if len(classes) <= COUNTED_UP_TO else ""
     caption = (
-        "Held-out images by true class (line) and predicted class (column); the diagonal is "
-        f"right. The darker a cell, the larger its share of the line.{counted_words}"
+        "Held-out images by true class (line) and predicted class (column); the diagonal contains "
+        f"the correct predictions. Darker cells have a larger share of the line.{counted_words}"
     )
     return (Picture(path, caption),)
 
@@ -231,9 +231,9 @@ def draw_dice_over_parameters(out: Path, zoo: Zoo) -> tuple[Picture, ...]:
     draw_scatter(points, [_level(baseline) for baseline in zoo.baselines], out / path)
     caption = (
         "Dice against the number of parameters. Circles: as published (LGG, protocol paper); "
-        "diamonds: measured here under the run's own protocol, with 95 % intervals, joined to "
-        "what was published of the same network. Dashed: Otsu's threshold on the images held out "
-        "here; it has no parameters."
+        "diamonds: measured here with the protocol of the run, with 95 % intervals, connected to "
+        "the published value of the same network. Dashed: Otsu's threshold on the held-out images "
+        "of this run; it has no parameters."
     )
     return (Picture(path, caption),)
 
@@ -273,7 +273,7 @@ def validated(training: TrainingFindings) -> str:
     if not training.scoring.per_group:
         return "the validation images"
     if training.record.recipe.patches is not None:
-        return "random validation patches (the pixels of all of an epoch's pooled: pseudo dice)"
+        return "random validation patches (all pixels of an epoch pooled: pseudo dice)"
     return f"the validation images (pooled within each {training.record.grouping}, then averaged)"
 
 
@@ -289,7 +289,9 @@ def _strips(training: TrainingFindings) -> tuple[Picture, ...]:
         return ()
     path, grouping = "figures/groups.png", training.record.grouping
     draw_strips(strips, grouping, training.run / path)
-    return (Picture(path, f"Dice of every held-out {grouping}, the pixels of its images pooled."),)
+    return (
+        Picture(path, f"Dice of each held-out {grouping}, with the pixels of its images pooled."),
+    )
 
 
 def strip(name: str, held: HeldOutResults) -> Strip:

@@ -182,18 +182,18 @@ def _highest(
     images = counted(comparison.n, "held-out image")
     groups = "" if unit == "image" else f" of {counted(comparison.groups, unit)}"
     verdict = (
-        "No difference to any other is shown"
+        "No difference from any other network is shown"
         if not beaten
-        else f"It is shown to be ahead of {beaten} of the {others} others"
+        else f"It is significantly ahead of {beaten} of the {others} others"
         if others > 1
-        else "It is shown to be ahead of the other"
+        else "It is significantly ahead of the other"
     )
     test = "McNemar's exact test" if comparison.task == "cls" else f"sign flips of {unit}s"
     return (
         f"`{label}` has the highest {measure.name} of "
         f"{counted(len(comparison.models), 'training')} on the same {images}{groups}: "
-        f"{comparison.scoring.shown(training.test.numbers)}. {verdict} ({test}, adjusted after "
-        "Holm)."
+        f"{comparison.scoring.shown(training.test.numbers)}. {verdict} ({test}, adjusted by "
+        "Holm's method)."
     )
 
 
@@ -210,11 +210,11 @@ def _may_be_as_good(
         ends = f" ({measure.show_range(low, high, verdict.n, ' to ')})"
     adjusted = "" if verdict.p_adjusted is None else f", adjusted p {_equals(verdict)}"
     return (
-        f"The smallest network for which no difference to it is shown is `{label}`, with "
-        f"{thousands(small.record.parameters)} parameters against "
+        f"The smallest network without a significant difference from it is `{label}`, with "
+        f"{thousands(small.record.parameters)} parameters compared with "
         f"{thousands(best.record.parameters)}: {measure.name} differs by "
         f"{measure.signed(sign * verdict.difference, verdict.n)}{scoring.unit}{ends}{adjusted}. "
-        "That does not show them to be equal."
+        "This does not show that they are equal."
     )
 
 
@@ -238,24 +238,24 @@ def _of_time(zoo: Zoo) -> Iterator[str]:
     alike = {(t.machine, t.record.recipe.precision) for t in zoo.trainings if t.epochs}
     if len(alike) > 1:
         yield (
-            "Times are of different devices, threads or precisions (see the recipes), so they do "
-            "not compare the networks."
+            "Times were measured with different devices, threads or precisions (see the recipes), "
+            "so they do not compare the networks."
         )
         return
     fast, slow = (end(known, key=lambda label: known[label].median) for end in (min, max))
     times = known[slow].median / max(known[fast].median, 1e-9)
     if times < _ALIKE:
         yield (
-            f"An epoch with its validation takes all about the same time: `{slow}` "
+            f"An epoch with its validation takes about the same time for all networks: `{slow}` "
             f"{_spread(known[slow])}."
         )
         return
     amounts = {t.images_per_epoch for t in zoo.trainings if t.epochs}
-    caution = "" if len(amounts) == 1 else " Their epochs hold different numbers of images."
+    caution = "" if len(amounts) == 1 else " Their epochs have different numbers of images."
     yield (
         f"An epoch with its validation takes `{slow}` {_spread(known[slow])}, {times:.1f} times "
-        f"as long as `{fast}` with {_spread(known[fast])}; medians, and from the shortest to the "
-        f"longest epoch.{caution}"
+        f"as long as `{fast}` with {_spread(known[fast])}; medians, with the range from the "
+        f"shortest to the longest epoch.{caution}"
     )
 
 

@@ -61,7 +61,7 @@ def zoo_report(runs: Sequence[Path], out: Path) -> Page:
     if out.resolve() in {run.resolve() for run in runs}:
         raise UsageError(
             f"`--out {out}` is one of the trainings to compare.",
-            "The comparison would overwrite that training's own report.",
+            "The comparison would overwrite the report of that training.",
             "Name another folder.",
         )
     check_out(out)
@@ -98,9 +98,9 @@ def read_zoo(runs: Sequence[Path]) -> list[TrainingFindings]:
     if other is not None:
         kinds = {"cls": "a classifier", "seg": "a segmenter"}
         raise UsageError(
-            f"`{first.run}` is the training of {kinds[first.record.task]}, `{other.run}` that of "
-            f"{kinds[other.record.task]}.",
-            "Top-1 and dice are different numbers, so one table cannot compare them.",
+            f"`{first.run}` is the training of {kinds[first.record.task]}, and `{other.run}` is "
+            f"the training of {kinds[other.record.task]}.",
+            "Top-1 and dice cannot be compared in one table.",
             "Write two reports, one over the trainings of each task.",
         )
     return trainings
@@ -131,7 +131,7 @@ def zoo_text(
 
 # The figures.
 
-MIXED = " Not all scores are of the same held-out images."
+MIXED = " Not all scores are for the same held-out images."
 
 
 def draw_zoo_gallery(zoo: Zoo, out: Path, comparison: ZooComparison | None = None) -> ZooGallery:
@@ -170,7 +170,7 @@ def _curves(zoo: Zoo, out: Path) -> tuple[Picture, ...]:
     )
     times = (EpochPanel("seconds", "seconds of an epoch with its validation", from_zero=True),)
     lacking = [zoo.label(t) for t in trainings if t.metrics[scores[0].column].isna().all()]
-    missing = f" Not recorded by {', '.join(lacking)}." if lacking else ""
+    missing = f" Not recorded for {', '.join(lacking)}." if lacking else ""
     named = (
         (
             "score_by_epoch",
@@ -181,7 +181,7 @@ def _curves(zoo: Zoo, out: Path) -> tuple[Picture, ...]:
         (
             "loss_by_epoch",
             losses,
-            "Losses by epoch; those of different kinds (see the recipes) cannot be compared.",
+            "Losses by epoch; different losses (see the recipes) cannot be compared.",
         ),
         ("time_by_epoch", times, "Time of each epoch with its validation."),
     )
@@ -202,9 +202,11 @@ def _grids(zoo: Zoo, out: Path) -> tuple[Picture, ...]:
     draw_course_grid(courses, "loss", out / "figures/loss_curves.png")
     return (
         Picture("figures/dice_curves.png", "Dice and IoU of the validation images, by epoch."),
-        Picture("figures/loss_curves.png", "Losses by epoch; those of different kinds (see the "
-               "recipes) cannot be compared."),
-    )  # fmt: skip
+        Picture(
+            "figures/loss_curves.png",
+            "Losses by epoch; different losses (see the recipes) cannot be compared.",
+        ),
+    )
 
 
 _PANELS = (

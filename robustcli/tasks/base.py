@@ -92,7 +92,7 @@ def announce_default(dataset: Dataset, config: TaskConfig, listener: Listener) -
     if config.data is None:
         kind = " (a demonstration set)" if dataset.demonstration else ""
         images = f"{len(dataset.samples)} images, {dataset.location}"
-        listener.say(f"No --data: using {dataset.name}{kind}, {images}.")
+        listener.say(f"`--data` is not set; using {dataset.name}{kind}, {images}.")
 
 
 ORIGINAL = "original"

@@ -126,7 +126,7 @@ class ViewPreparation(Preparation[Sample, Pixels, Views]):
             if self.at_crop and before.shape != after.shape:
                 raise RunError(
                     f"`{cell.transform}` changed the size of a crop.",
-                    f"It made {after.shape[:2]} of {before.shape[:2]} pixels.",
+                    f"The crop had {before.shape[:2]} pixels, the result has {after.shape[:2]}.",
                     "With `--apply-at crop` it must keep the size; use `--apply-at original`.",
                 )
         return transformed
@@ -327,9 +327,10 @@ def _check_split(config: TaskConfig, dataset: Dataset) -> None:
     ):
         return
     raise UsageError(
-        f"`--split {config.split}` does not go with `{dataset.name}`.",
-        "It has no parts, and no model was trained on it here: all of its images are used.",
-        "Name the folder of the part with `--data`.",
+        f"`--split {config.split}` cannot be used with `{dataset.name}`.",
+        "It has no splits, and none of the models was trained on it by this program, so that all "
+        "of its images are used.",
+        "Pass the folder of the split with `--data`.",
     )
 
 
@@ -349,9 +350,9 @@ def _classes(config: TaskConfig) -> LabelSpace:
     for request, space in zip(config.models, spaces, strict=True):
         if space.ids != spaces[0].ids:
             raise UsageError(
-                "The models do not tell the same classes apart.",
-                f"`{config.models[0].name}` is made for {spaces[0].name} ({len(spaces[0].ids)} "
-                f"classes), `{request.name}` for {space.name} ({len(space.ids)} classes).",
+                "The models have different classes.",
+                f"`{config.models[0].name}` predicts {spaces[0].name} ({len(spaces[0].ids)} "
+                f"classes), and `{request.name}` predicts {space.name} ({len(space.ids)} classes).",
                 "Evaluate them in separate runs.",
             )
     return spaces[0]

@@ -48,8 +48,8 @@ class Forward:
         )  # fmt: skip
         if self.announce is not None and _windows(self.model) != windows:
             self.announce(
-                f"Out of memory on {self.model.device}: `{self.model.facts.name}` goes on with the "
-                f"windows of an image in batches of {_windows(self.model)}."
+                f"Out of memory on {self.model.device}: `{self.model.facts.name}` now processes "
+                f"the windows of an image in batches of {_windows(self.model)}."
             )
         self.cost.seconds += time.perf_counter() - started
         self.cost.images += images

@@ -178,14 +178,16 @@ def choose_part(
     if split == "auto" and not overlapping and dataset.evaluated is not None:
         part = _own_split(dataset, dataset.evaluated)
         listener.say(
-            f"Only the {len(part.samples):,} {dataset.evaluated} images of `{dataset.name}` are "
-            f"used, as published, of {len(dataset.samples):,} (`--split all` takes all)."
+            f"Only the {len(part.samples):,} {dataset.evaluated} images of the "
+            f"{len(dataset.samples):,} images of `{dataset.name}` are used, as in the published "
+            "evaluation (`--split all` uses all)."
         )
         return ChosenPart(part, dataset.evaluated)
     if split == "all" or (split == "auto" and not overlapping):
         for training in overlapping:
             listener.say(
-                f"`{training.model}` was trained on some of these images: the numbers flatter it."
+                f"`{training.model}` was trained on some of these images, so that its scores are "
+                "too high."
             )
         return ChosenPart(dataset, "all")
     evaluated: EvaluatedPart = "test" if split == "auto" else split
@@ -197,8 +199,8 @@ def choose_part(
     if split == "auto":
         listener.say(
             f"`{overlapping[0].model}` was trained on this data: only the {len(part.samples)} of "
-            f"{len(dataset.samples)} images that were held out for testing are used "
-            "(`--split all` takes all)."
+            f"{len(dataset.samples)} images that were held out for testing are used (`--split "
+            "all` uses all)."
         )
     return ChosenPart(part, evaluated)
 
@@ -217,13 +219,13 @@ def _of_trainings(
     names = " and ".join(dict.fromkeys(f"`{training.model}`" for training in overlapping))
     if not ids:
         raise UsageError(
-            f"No image of `{dataset.name}` is in the {split} part of {names}.",
-            f"All {len(dataset.samples)} images here are others, or were used otherwise in "
-            "training.",
-            "Name other data, evaluate models of different splits in separate runs, or take "
-            "everything with `--split all`.",
+            f"No image of `{dataset.name}` is in the {split} split of {names}.",
+            f"All {len(dataset.samples)} images either do not belong to the training data, or are "
+            "in another split.",
+            "Use other data, evaluate models with different splits in separate runs, or use all "
+            "images with `--split all`.",
         )
-    return _part(dataset, ids, f"{split} part of {names}")
+    return _part(dataset, ids, f"{split} split of {names}")
 
 
 def _own_split(dataset: Dataset, split: EvaluatedPart) -> Dataset:
@@ -231,13 +233,13 @@ def _own_split(dataset: Dataset, split: EvaluatedPart) -> Dataset:
     if not ids:
         splits = sorted({sample.split for sample in dataset.samples if sample.split is not None})
         raise UsageError(
-            f"`--split {split}` finds no images in `{dataset.name}`.",
-            f"The data has {', '.join(splits)}."
+            f"`--split {split}` selects no images of `{dataset.name}`.",
+            f"The data set has the splits {', '.join(splits)}."
             if splits
-            else "The data is not split, and no model was trained on it.",
-            "Leave out `--split`, or name data with the folders or the column that tell.",
+            else "The data set has no splits, and none of the models was trained on it.",
+            "Omit `--split`, or use data with split folders or a column `split`.",
         )
-    return _part(dataset, ids, f"{split} part of the data's own split")
+    return _part(dataset, ids, f"{split} split of the data set")
 
 
 def _part(dataset: Dataset, ids: frozenset[str], part: str) -> Dataset:
@@ -246,9 +248,9 @@ def _part(dataset: Dataset, ids: frozenset[str], part: str) -> Dataset:
 
 def _unknown_parts(training: TrainingData) -> UsageError:
     return UsageError(
-        f"Which images `{training.model}` has not seen is not known.",
-        "Its weights say that it was trained on this data, but the `splits.csv` of that training "
-        "is not beside them.",
-        "Name the folder of the training run (`--model RUN`), copy its `splits.csv` beside the "
-        "weights, or take all images with `--split all`.",
+        f"It is not known which images `{training.model}` was not trained on.",
+        "According to its weights it was trained on this data, but `splits.csv` of that training "
+        "is not in the folder of the weights.",
+        "Pass the folder of the training run (`--model RUN`), copy its `splits.csv` into the "
+        "folder of the weights, or use all images with `--split all`.",
     )

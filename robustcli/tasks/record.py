@@ -192,29 +192,29 @@ def dataset_differences(old: DatasetRecord, new: DatasetRecord, options: str) ->
             f"{record.images} of `{record.name}`{f' ({record.subset})' if record.subset else ''}"
             for record in (old, new)
         )
-        yield f"Its images are others: {before}, now {now} ({options})."
+        yield f"Its images differ: {before}, now {now} ({options})."
     elif old.contents and old.contents != new.contents:
         yield (
-            f"The files of `{new.location}` were changed since it was begun (`--data`)."
+            f"The files of `{new.location}` have changed since the run was started (`--data`)."
             if old.location == new.location
-            else f"Its images were those of `{old.location}`; the files of the same names in "
-            f"`{new.location}` are others (`--data`)."
+            else f"Its images were those of `{old.location}`; the files with the same names in "
+            f"`{new.location}` have different contents (`--data`)."
         )
     if old.answers != new.answers:
         before, now = (
             "all of theirs" if record.answers is None else f"{len(record.answers)} of the data"
             for record in (old, new)
         )
-        yield f"Models answered with other classes: {before}; now {now} (`--answers`)."
+        yield f"Models could predict other classes: {before}; now {now} (`--answers`)."
     if old.members != new.members:
-        yield "The superclasses that models answer with consist of other classes (`--data`)."
+        yield "The superclasses consist of different classes (`--data`)."
     if old.masks != new.masks:
         before, now = (
-            "as usual (0 and 1, or 0 and 255)" if record.masks is None else record.masks.words
+            "by default (0 and 1, or 0 and 255)" if record.masks is None else record.masks.words
             for record in (old, new)
         )
         yield (
-            f"Its masks were read otherwise: {before}; now {now} (`--foreground`, `--ignore`, "
+            f"Its masks were read differently: {before}; now {now} (`--foreground`, `--ignore`, "
             "`--classes`)."
         )
 
@@ -310,7 +310,7 @@ class Panel(Record):
 
 
 _PANELS = RecordList(
-    Panel, "panels/panels.json", "Remove the file: repeating the command draws the cases again."
+    Panel, "panels/panels.json", "Remove the file and repeat the command: it draws the cases again."
 )
 read_panels, write_panels = _PANELS.read, _PANELS.write
 """Read and write the panels of a run, sorted by model, best first."""
@@ -346,7 +346,7 @@ class SamplePhoto(Record):
 
 _PHOTOS = RecordList(
     SamplePhoto, "samples/photos.json",
-    "Remove the file: repeating the command chooses the photos again.",
+    "Remove the file and repeat the command: it selects the photos again.",
 )  # fmt: skip
 read_sample_photos, write_sample_photos = _PHOTOS.read, _PHOTOS.write
 """Read and write the sample photos of a run; runs of older versions have none."""

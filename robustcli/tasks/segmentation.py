@@ -269,7 +269,7 @@ class SegmentationTask(Task[Segmenter]):
     def check(self, config: TaskConfig) -> None:
         """See `Task.check`."""
         for what, why, todo in _meaningless(config):
-            raise UsageError(f"`{what}` does not go with segmenters.", why, todo)
+            raise UsageError(f"`{what}` cannot be used with segmenters.", why, todo)
 
     def with_defaults(self, config: ConfigT, listener: Listener) -> ConfigT:
         """For images of a training, uses the mask values of that training.
@@ -295,11 +295,11 @@ class SegmentationTask(Task[Segmenter]):
             (first, training), (second, other) = list(by_flags.items())[:2]
             raise UsageError(
                 f"`{training.model}` and `{other.model}` read the masks of this data differently.",
-                f"One was trained with `{first}`, the other with `{second}`.",
-                "Say how they are to be read here, with `--foreground`, `--ignore` or `--classes`.",
+                f"They were trained with `{first}` and `{second}`.",
+                "Specify how to read them with `--foreground`, `--ignore` or `--classes`.",
             )
         ((flags, training),) = by_flags.items()
-        assert training.mask_values is not None, "they were selected by it"
+        assert training.mask_values is not None, "they were selected by this condition"
         listener.say(f"Masks are read as in the training of `{training.model}`: `{flags}`.")
         foreground, ignore, classes = training.mask_values
         return replace(config, foreground=foreground, ignore=ignore, mask_classes=classes)
@@ -375,23 +375,23 @@ def _meaningless(config: TaskConfig) -> Iterator[tuple[str, str, str]]:
         yield (
             f"--per-class {config.per_class}",
             "Their images have masks, not classes.",
-            "Use `--limit`, which spreads over the groups of the data.",
+            "Use `--limit`, which draws from all groups of the data.",
         )
     if config.apply_at == "crop":
         yield (
             "--apply-at crop",
-            "They see the whole image at its own size, so there is no crop to transform.",
-            "Leave it out: transforms act on the decoded image.",
+            "They process the complete image at its original size, so that no crop exists.",
+            "Omit it: transforms are applied to the decoded image.",
         )
     if config.answers != "auto":
         yield (
             f"--answers {config.answers}",
-            "They tell foreground from background.",
-            "Leave it out.",
+            "They predict foreground and background.",
+            "Omit it.",
         )
     if config.label_space is not None or config.labels is not None:
         yield (
             "--label-space" if config.labels is None else "--labels",
-            "They tell foreground from background, and the masks of the data say which is which.",
-            "Leave it out.",
+            "They predict foreground and background as defined by the masks of the data.",
+            "Omit it.",
         )

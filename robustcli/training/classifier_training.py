@@ -68,9 +68,9 @@ class ClassifierTraining(TrainingTask):
         check_protocol(config)
         if NUM_CLASSES in config.model_args:
             raise UsageError(
-                f"`--model-arg {NUM_CLASSES}` does not go with training.",
-                "The network gets a new last layer, for the classes of the data.",
-                "Leave it out.",
+                f"`--model-arg {NUM_CLASSES}` cannot be used for training.",
+                "The last layer is replaced by one for the classes of the data.",
+                "Omit it.",
             )
         check_data(entry, config)
 
@@ -200,7 +200,7 @@ class ClassifierTraining(TrainingTask):
         self, plan: TrainPlan, lit_module: LitModule, chosen: Mapping[str, Any], listener: Listener
     ) -> None:
         """See `TrainingTask.measure`: writes `RUN/test`."""
-        listener.say(f"Measuring on the {len(plan.splits.test.samples)} held-out images.")
+        listener.say(f"Evaluating on the {len(plan.splits.test.samples)} held-out images.")
         evaluate_test_images(plan, run_as_model(plan.run), plan.run / "test")
 
 
@@ -245,12 +245,14 @@ def class_recipe(
 def _with_target(recipe: Recipe, target: float) -> Photowise:
     if recipe.photos is None or recipe.photos.target is None:
         raise UsageError(
-            f"`--target {target:g}` does not go with `--recipe {recipe.name.split()[0]}`.",
-            "Only recipe `speedrun` counts the seconds to a target.",
-            "Leave out `--target`, or use `--recipe speedrun`.",
+            f"`--target {target:g}` cannot be used with `--recipe {recipe.name.split()[0]}`.",
+            "Only recipe `speedrun` measures the time to a target accuracy.",
+            "Omit `--target`, or use `--recipe speedrun`.",
         )
     if not 0 < target <= 1:
-        raise UsageError(f"`--target {target:g}` is out of range.", "It is a fraction, above 0.")
+        raise UsageError(
+            f"`--target {target:g}` is out of range.", "It must be a fraction above 0."
+        )
     return replace(recipe.photos, target=target)
 
 
@@ -265,8 +267,9 @@ def check_finetunes(config: TrainConfig) -> None:
     if not procedure_of(recipe).finetunes:
         name = recipe.name.split()[0]
         raise UsageError(
-            f"`--recipe {name}` does not go with `robust finetune`.",
-            "It trains networks from random weights, with its own split or storage of the images.",
+            f"`--recipe {name}` cannot be used with `robust finetune`.",
+            "It trains networks from random weights, with a special split or storage of the "
+            "images.",
             f"Use `--recipe fair`, or `robust train cls --recipe {name}`.",
         )
 
@@ -275,9 +278,9 @@ def check_protocol(config: TrainConfig) -> None:
     """Raises UsageError if `--protocol` is given, which is for segmenters."""
     if config.protocol != "patient":
         raise UsageError(
-            f"`--protocol {config.protocol}` does not go with classifiers.",
-            "It defines how images with masks are split and scored.",
-            "Leave it out: images of classifiers are split per class.",
+            f"`--protocol {config.protocol}` cannot be used with classifiers.",
+            "It defines the split and the scores of images with masks.",
+            "Omit it: images for classifiers are split per class.",
         )
     check_no_masks(config.foreground, config.ignore, config.mask_classes)
 
@@ -287,11 +290,11 @@ def check_data(entry: ModelEntry, config: TrainConfig) -> None:
     if config.data is not None or find_default(entry.label_space) is not None:
         return
     raise UsageError(
-        f"No `--data`: there is nothing to train `{entry.name}` on.",
-        f"No photos with the classes of {entry.label_space} come with this program, and none are "
-        "set as its default data.",
-        "Name one with `--data DIR` (a folder per class, perhaps below `train`, `val` and `test`; "
-        "or a manifest with the columns `path` and `label`), or try `--data cifar10-mini`.",
+        f"`--data` is not set, and `{entry.name}` has no default training data.",
+        f"No data set with the classes of {entry.label_space} is bundled, and none is set as the "
+        "default.",
+        "Specify one with `--data DIR` (a folder per class, optionally below `train`, `val` and "
+        "`test`; or a manifest with the columns `path` and `label`), or try `--data cifar10-mini`.",
     )
 
 

@@ -65,7 +65,7 @@ _BY_DICE = VALIDATIONS["seg"].score
 _WHY = {
     validation.score: f"the best {validation.word} {{}}" for validation in VALIDATIONS.values()
 } | {AVERAGED: "the best moving average of the dice on validation patches"}
-_NOTHING, _TRAIN = "nothing is left to train", "train"  # sent by the first process
+_NOTHING, _TRAIN = "no network is left to train", "train"  # sent by the first process
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _run(prepared: _Prepared, listener: Listener, peers: Peers) -> Path:
         record = TRAINING.open(run, prepared.record, fresh=prepared.plan.config.fresh)
         if record.status == "complete":
             peers.tell(_NOTHING)
-            listener.say(f"`{run}` is finished: nothing is left to do.")
+            listener.say(f"`{run}` is already finished.")
             return run
         with TRAINING.closing(run):
             lit_module = _trained(peers, prepared, listener)
@@ -329,7 +329,7 @@ def chosen_weights(run: Path, procedure: Procedure) -> Chosen:
     }  # fmt: skip
     epoch = int(checkpoint["epoch"]) + 1
     if not best:
-        return Chosen(epoch, f"the last epoch, as {procedure.why_chosen} has it", state)
+        return Chosen(epoch, f"the last epoch, as defined by {procedure.why_chosen}", state)
     callback_state = checkpoint["callbacks"][KeepLastAndBest.__qualname__]
     why = _WHY[callback_state.get("monitor", _BY_DICE)].format(procedure.why_chosen)
     return Chosen(epoch, f"{why}, {callback_state['best_dice']:.4f}", state)
@@ -373,8 +373,8 @@ def count_splits(
     for part, split in counts.items():
         if split.absent:
             listener.say(
-                f"No image of the {part} part shows {', '.join(split.absent)}: nothing can be said "
-                f"there of {'these classes' if len(split.absent) > 1 else 'this class'}."
+                f"No image of the {part} split contains {', '.join(split.absent)}, so that it has "
+                f"no score for {'these classes' if len(split.absent) > 1 else 'this class'}."
             )
     write_splits(plan.run / "splits.csv", plan.splits)
     TRAINING.update(plan.run, splits=counts)

@@ -75,12 +75,17 @@ def not_finite(
 ) -> RunError:
     """The error for a non-finite value: names the images, constant ones first, and remedies."""
     shown = ", ".join(constant[:_SHOWN])
-    note = f" Of one value everywhere, and so most likely the reason: {shown}." if constant else ""
+    note = (
+        f" Images with a single value in all pixels, the most likely reason: {shown}."
+        if constant
+        else ""
+    )
     return RunError(
         f"{quantity} in epoch {epoch + 1}, step {step + 1}.",
         f"{images_in_words(ids)}{note}",
-        "The checkpoints of the last finished epoch are kept. Look at those images; else try a "
-        "smaller `--lr`, `--clip 1` or `--precision fp32`, with `--fresh` or another `--out`.",
+        "The checkpoints of the last finished epoch are kept. Check these images. If they are "
+        "correct, try a smaller `--lr`, `--clip 1` or `--precision fp32`, with `--fresh` or "
+        "another `--out`.",
     )
 
 
@@ -162,7 +167,9 @@ class LitModule(pl.LightningModule):
                 loss = self.loss_of(batch)
         except Exception as error:
             epoch, step = self.current_epoch + 1, self.global_step + 1
-            error.add_note(f"It was in epoch {epoch}, step {step}; {images_in_words(batch.ids)}")
+            error.add_note(
+                f"The error occurred in epoch {epoch}, step {step}; {images_in_words(batch.ids)}"
+            )
             raise
         check_loss(loss, batch.ids, batch.constant, self.current_epoch, self.global_step)
         self._log("train_loss", loss.detach())

@@ -207,7 +207,7 @@ def loss_name(name: str, classes: int = 0) -> str:
     pairs = (pair for pair in COUNTERPARTS.items() if loss in pair)
     counterpart = next(name for pair in pairs for name in pair if name != loss)
     raise UsageError(
-        f"`--loss {loss}` does not go with these masks.",
+        f"`--loss {loss}` cannot be used with these masks.",
         f"The masks have {of_data}; the loss is for {of_loss}.",
         f"Use its counterpart `--loss {counterpart}`, or another of "
         f"{', '.join(f'`{name}`' for name in available)}.",

@@ -248,7 +248,7 @@ class Peers:
         if self._seen.get(rank, (None, 0.0))[0] != beat:
             self._seen[rank] = (beat, now)
         silent = now - self._seen[rank][1]
-        return f"It gave no sign of life for {silent:.0f} seconds." if silent > SILENCE else None
+        return f"It sent no heartbeat for {silent:.0f} seconds." if silent > SILENCE else None
 
     def _abort(self, failure: ProcessFailure) -> NoReturn:
         """Exits this process, which may be blocked in a call that waits for a dead process."""
@@ -312,7 +312,7 @@ class Peers:
             failure = _gone(0, self.process, first_line(error))
         if failure is None:
             failure = ProcessFailure(
-                self.process.rank, 1, "The processes of this training have lost each other.",
+                self.process.rank, 1, "The processes of this training lost their connection.",
                 first_line(error), _GO_ON,
             )  # fmt: skip
         self._raise(failure, error)
@@ -324,7 +324,7 @@ class Peers:
         raise SystemExit(failure.code)
 
 
-_GO_ON = "Repeat the command: it goes on from the last finished epoch."
+_GO_ON = "Repeat the command: it continues from the last finished epoch."
 _ENDED = "ended while the others were working."
 
 
@@ -436,9 +436,9 @@ def _own_command() -> list[str]:
         return [sys.executable, "-m", spec.name, *sys.argv[1:]]
     if not Path(sys.argv[0]).is_file():
         raise UsageError(
-            "`--devices` above 1 needs a program in a file.",
-            "It starts the same program once per device, and this one has no file.",
-            "Write the call into a script and run that, or use one device.",
+            "`--devices` above 1 needs a program that is stored in a file.",
+            "It starts the same program once per device, and this program is not in a file.",
+            "Put the call into a script and run the script, or use one device.",
         )
     return [sys.executable, str(Path(sys.argv[0]).absolute()), *sys.argv[1:]]
 
@@ -472,7 +472,7 @@ def _error(failure: ProcessFailure, process: Ranks) -> RobustError:
     if failure.rank == process.rank or _is_gone(failure, failure.rank):
         return error_class(failure.what, failure.why, failure.todo)
     who = f"Process {failure.rank} of {process.world}"
-    return error_class(f"{who} cannot go on: {failure.what}", failure.why, failure.todo)
+    return error_class(f"{who} failed: {failure.what}", failure.why, failure.todo)
 
 
 def _check_same(
@@ -487,9 +487,9 @@ def _check_same(
         mine, other_value = first.get(name, "missing"), settings.get(name, "missing")
         if mine != other_value:
             raise UsageError(
-                f"Process {rank} of {process.world} does not train with the same {name}.",
-                f"The first process has {mine}, that one has {other_value}.",
-                "Make them the same on every machine, then repeat the command.",
+                f"Process {rank} of {process.world} differs from the first process in: {name}.",
+                f"The first process has {mine}, this process has {other_value}.",
+                "Use the same on all machines, then repeat the command.",
             )
 
 

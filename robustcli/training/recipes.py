@@ -208,7 +208,7 @@ PAPER_RECIPES: dict[str, Recipe] = {
 }  # fmt: skip
 """The thirteen networks of Table I, as they were trained. The evaluation of the ResNets is not
 recorded; that of UMambaBot is assumed for them."""
-_NOT_IN_THE_PAPER = replace(_DICE, batch_size=16, source=f"{_OURS}, in the paper's manner")
+_NOT_IN_THE_PAPER = replace(_DICE, batch_size=16, source=f"{_OURS}, following the paper's method")
 _PATIENT = Recipe(
     OWN_RECIPE, "bce-dice", "AdamW", 1e-3, 0.01, "warmup-cosine", 16, 60, 256, _OURS,
     clip=1.0, augmentation="light",
@@ -234,8 +234,8 @@ NAMED_RECIPES: dict[str, Recipe] = {
     "nnunet": _NNUNET,
     "nnunet-light": replace(
         _NNUNET, name="nnunet-light", batch_size=4, epochs=20, window=128,
-        source="ours, for two CPU cores: nnU-Net v2.1.1 with fewer and smaller iterations, not "
-        "what its published scores were trained with",
+        source="ours, for two CPU cores: nnU-Net v2.1.1 with fewer and smaller iterations, not the "
+            "settings of its published scores",
         patches=Patchwise(25, 10, most_patch=128, most_batch=4),
     ),
 }  # fmt: skip
@@ -284,7 +284,7 @@ CLASS_RECIPES: dict[str, Recipe] = {
     ),
     "fair": Recipe(
         "fair", "smoothed-cross-entropy", "AdamW", OTHER_RATE, 0.05, "warmup-cosine", 128, 100, 0,
-        "ours, the same for all networks but for the learning rate of the family",
+        "ours, the same for all networks except for the learning rate of the family",
         clip=1.0, augmentation="randaugment", photos=Photowise(ema=0.999),
     ),
     "speedrun": Recipe(
@@ -396,15 +396,15 @@ def _describe_photos(photos: Photowise) -> str:
     parts = []
     if photos.ema is not None:
         parts.append(
-            f"The weights are averaged over the steps (share of the old value {photos.ema:g}); the "
-            "average is validated and kept."
+            f"The weights are averaged over the steps (weight of the old value {photos.ema:g}); "
+            "the average is validated and saved."
         )
     if photos.resident:
         parts.append("All images are stored and augmented on the device.")
     if photos.target is not None:
         parts.append(
             f"Measures the time until {100 * photos.target:g} % of the validation images are "
-            "right (`--target`)."
+            "correct (`--target`)."
         )
     return "".join(f" {part}" for part in parts)
 
@@ -419,7 +419,7 @@ def recipe_named(name: str, model: str, *, quick: bool = False) -> Recipe:
         raise UsageError(
             f"`--recipe {name}` is for classifiers.",
             f"`{model}` is a segmenter.",
-            "The paper's training of segmenters is `--protocol paper`."
+            "The training of segmenters as in the paper is `--protocol paper`."
             if name == "paper"
             else f"Use one of {', '.join(f'`{known}`' for known in (*NAMED_RECIPES, OWN_RECIPE))}.",
         )

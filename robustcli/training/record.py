@@ -226,20 +226,20 @@ def _differences(old: TrainRecord, new: TrainRecord) -> Iterator[str]:
 def recipe_differences(old: RecipeRecord, new: RecipeRecord) -> Iterator[str]:
     """One sentence per setting that differs between two recipes, except the number of epochs."""
     if old.patches != new.patches:
-        yield f"`--recipe` was {old.name}, now it is {new.name} (or its plan is another)."
+        yield f"`--recipe` was {old.name}, now it is {new.name} (or its plan differs)."
     if old.photos != new.photos:
-        yield f"`--recipe` was {old.name}, now it is {new.name} (or `--target` is another)."
+        yield f"`--recipe` was {old.name}, now it is {new.name} (or `--target` differs)."
     yield from changed_fields(old, new, _RECIPE_FLAGS)
 
 
 def _epochs(old: RecipeRecord, new: RecipeRecord) -> Iterator[str]:
     changed = f"`--epochs` was {old.epochs}, now it is {new.epochs}"
     if new.epochs < old.epochs:
-        yield f"{changed}: epochs cannot be taken back."
+        yield f"{changed}: finished epochs cannot be undone."
     elif new.epochs > old.epochs and old.schedule not in EXTENDABLE:
         yield (
-            f"{changed}: the learning rate of its schedule `{old.schedule}` is a function of the "
-            "length of the whole training."
+            f"{changed}: the learning rate of its schedule `{old.schedule}` depends on the total "
+            "number of epochs."
         )
 
 

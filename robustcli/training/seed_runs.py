@@ -189,8 +189,8 @@ def check_launcher() -> None:
     """Raises UsageError if a launcher started several processes: they end after one training."""
     if ranks().world > 1 and helped_run() is None:
         raise UsageError(
-            "`--seeds` does not go with torchrun, `srun` or `mpirun`.",
-            "Their processes end with the first training.",
+            "`--seeds` cannot be used with torchrun, `srun` or `mpirun`.",
+            "The processes of these launchers end with the first training.",
             "Use `--devices N`, which starts the processes of each seed, or train one seed at a "
             "time with `--seed N --split-seed 0`.",
         )
@@ -231,13 +231,13 @@ def _announce(record: SeedsRecord, runs: SeedRuns, heard: NamedListener) -> None
     config = runs.plan.config
     if record.count > (config.seeds or 1):
         heard.say(
-            f"`{runs.run}` was begun with {record.count} seeds: all of them are finished, not "
+            f"`{runs.run}` was started with {record.count} seeds: all of them are trained, not "
             f"only {config.seeds}."
         )
     listed = ", ".join(map(str, record.seeds))
     heard.say(
         f"{record.count} seed{'s' * (record.count != 1)} ({listed}), all with the training, "
-        "validation and test images of the first."
+        "validation and test images of the first seed."
     )
 
 
@@ -282,7 +282,7 @@ def _failure(
     (on_failure or _log_failure)(seed, error)
     what = error.what if isinstance(error, RobustError) else type(error).__name__
     why = error.why if isinstance(error, RobustError) else first_line(error)
-    say(f"{failed}: {what} The other seeds go on.")
+    say(f"{failed}: {what} The other seeds continue.")
     return SeedFailure(seed=seed, error=f"{what} {why}".strip())
 
 
@@ -314,10 +314,10 @@ def _unfinished(run: Path, record: SeedsRecord, failures: list[SeedFailure]) -> 
     listed = ", ".join(str(failure.seed) for failure in failures)
     return SeedsError(
         run,
-        f"`{run}` lacks {len(failures)} of its {record.count} seeds: {listed}.",
+        f"`{run}` is incomplete: {len(failures)} of its {record.count} seeds failed: {listed}.",
         "\n".join(f"Seed {failure.seed}: {failure.error}" for failure in failures),
-        "The others are finished, and the report is of these. The same command tries again what is "
-        "missing, from the last finished epoch of each.",
+        "The other seeds are finished, and the report contains these. The same command continues "
+        "the failed seeds, each from its last finished epoch.",
     )
 
 

@@ -56,7 +56,7 @@ class SeedsForecast:
         """The forecast as lines of text."""
         listed = ", ".join(map(str, self.seeds))
         finished = ", ".join(map(str, self.finished)) or "none"
-        at_a_time = [f"Devices:    {self.beside}, each with a whole seed at a time"]
+        at_a_time = [f"Devices:    {self.beside}, each trains one seed at a time"]
         return "\n".join(
             [
                 f"Seeds:      {len(self.seeds)} ({listed}) in {self.out}; finished: {finished}",

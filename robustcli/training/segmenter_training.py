@@ -64,9 +64,9 @@ class SegmenterTraining(TrainingTask):
         """See `TrainingTask.check`."""
         if not is_trainable(entry):
             raise UsageError(
-                f"`{entry.name}` has nothing to train.",
+                f"`{entry.name}` cannot be trained.",
                 "It is a baseline without parameters.",
-                f"Measure it with `robust eval --model {entry.name} --transform identity`.",
+                f"Evaluate it with `robust eval --model {entry.name} --transform identity`.",
             )
         if config.ignore is not None and config.protocol == "paper":
             raise _ignores_in_paper(f"`--ignore {config.ignore}`")
@@ -88,10 +88,11 @@ class SegmenterTraining(TrainingTask):
         """See `TrainingTask.split`."""
         if config.protocol == "paper" and index.mask_classes:
             raise UsageError(
-                f"`--protocol paper` does not go with masks of {len(index.mask_classes)} classes.",
+                f"`--protocol paper` cannot be used with masks of {len(index.mask_classes)} "
+                "classes.",
                 "The paper has one class and background; its losses, soft masks and dice are not "
-                "defined for more.",
-                "Leave it out, or name one class with `--foreground`.",
+                "defined for more classes.",
+                "Omit it, or select one class with `--foreground`.",
             )
         if config.protocol == "paper":
             return paper_splits(index)
@@ -202,7 +203,7 @@ class SegmenterTraining(TrainingTask):
         run, test = plan.run, plan.splits.test.samples
         module = cast("SegmenterModule", lit_module)
         plan.procedure.score(run, module, chosen, test, plan.machine.device)
-        listener.say(f"Measuring on the {len(test)} held-out images.")
+        listener.say(f"Evaluating on the {len(test)} held-out images.")
         evaluate_test_images(plan, run_as_model(run), run / "test")
         if not plan.index.mask_classes:
             evaluate_test_images(plan, BASELINE, run / "baseline")
@@ -220,9 +221,9 @@ def mask_recipe(config: TrainConfig, model: str, data: str, classes: int = 0) ->
         recipe = recipe_for(model, config.protocol, data, quick=config.quick)
     elif config.protocol == "paper":
         raise UsageError(
-            f"`--recipe {config.recipe}` does not go with `--protocol paper`.",
-            "That protocol has each network's own published recipe.",
-            "Leave out one of the two.",
+            f"`--recipe {config.recipe}` cannot be used with `--protocol paper`.",
+            "This protocol uses the published recipe of each network.",
+            "Omit one of the two.",
         )
     else:
         recipe = recipe_named(config.recipe, model, quick=config.quick)
@@ -250,7 +251,7 @@ def foreground_threshold(recipe: Recipe, *, probabilities: bool) -> float:
 def decision_words(probability: float) -> str:
     """The decision rule in words, for reports."""
     if probability == LOGIT_HALF:
-        return "logit >= 0.5, that is probability >= 0.622"
+        return "logit >= 0.5 (probability >= 0.622)"
     return f"probability >= {probability:g}"
 
 
@@ -266,10 +267,10 @@ def split_record(part: Dataset, masks: Iterable[PixelArray]) -> SplitRecord:
 
 def _ignores_in_paper(what: str) -> UsageError:
     return UsageError(
-        f"{what} does not go with `--protocol paper`.",
+        f"{what} cannot be used with `--protocol paper`.",
         "The paper resizes masks, which mixes ignored pixels with their neighbours, and "
         "scores every pixel.",
-        "Leave out one of the two.",
+        "Omit one of the two.",
     )
 
 
@@ -284,7 +285,7 @@ def _check_foreground(train: Dataset, decoded: Sequence[Decoded]) -> None:
         raise UsageError(
             f"None of the {len(decoded)} training images of `{train.name}` has any foreground.",
             "A network cannot learn foreground from empty masks.",
-            "Name other data, a larger `--limit`, or another `--seed`.",
+            "Use other data, a larger `--limit`, or another `--seed`.",
         )
 
 
@@ -297,9 +298,9 @@ def _check_classes(train: Dataset, decoded: Sequence[Decoded]) -> None:
     missing = [name for number, name in enumerate(names, 1) if number not in shown]
     if missing:
         raise UsageError(
-            f"None of the {len(decoded)} training images of `{train.name}` shows "
+            f"None of the {len(decoded)} training images of `{train.name}` contains "
             f"{', '.join(f'`{name}`' for name in missing)}.",
-            "A network cannot learn a class that it never sees.",
-            "Leave it out of the classes (`--classes`), or name other data, a larger `--limit`, or "
+            "A network cannot learn a class without training images.",
+            "Remove it from the classes (`--classes`), or use other data, a larger `--limit`, or "
             "another `--seed`.",
         )

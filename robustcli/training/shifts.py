@@ -302,7 +302,7 @@ class ResidentPhotos(Dataset[PhotoBatch]):
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
         if needed > RESIDENT_SHARE * free:
             raise UsageError(
-                f"The images take {needed / 1e9:.1f} GB, of {free / 1e9:.1f} GB that are free.",
-                "Recipe `speedrun` holds all of them on the device, as the network sees them.",
+                f"The images need {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free.",
+                "Recipe `speedrun` stores all preprocessed images on the device.",
                 "Use a smaller `--window`, `--limit`, or `--recipe fair`, which loads batches.",
             )

@@ -67,8 +67,8 @@ def announce_beside(count: int, runs: Sequence[str], say: Callable[[str], None])
     """Reports that `runs` are distributed over `count` devices, one training per device."""
     say(
         f"{len(runs)} trainings ({', '.join(runs)}) on {count} devices: each is trained by one "
-        f"process on one device, {count} at a time. No step is shared, so `--batch-size` is that "
-        "of one device."
+        f"process on one device, {count} at the same time. Steps are not shared, so that "
+        "`--batch-size` is the batch size per device."
     )
 
 
@@ -136,7 +136,7 @@ class _Child:
             return RunError(
                 f"The process of {self.run.name} ended in the middle.",
                 how_ended(self.process.returncode),
-                "The same command goes on from its last finished epoch.",
+                "The same command continues from its last finished epoch.",
             )
         if end.get("plain") is not None:
             return raised_again(end["plain"], "")

@@ -85,7 +85,8 @@ class TrainForecast:
                 f"Recipe:     {recipe}",
                 f"Memory:     {self.pixels_bytes / 1e6:,.0f} MB of decoded images",
                 f"Disk:       {self.disk_bytes / 1e6:,.0f} MB",
-                f"Time:       about {self.seconds:,.0f} s on this machine, by two trial steps",
+                f"Time:       about {self.seconds:,.0f} s on this machine, estimated from two "
+                "steps",
             ]
         )
 

@@ -58,9 +58,10 @@ def _with_name(config: TrainConfig, listener: Listener) -> TrainConfig:
     if entry is None:
         return config
     listener.say(
-        f"`{config.model}` is `{entry.name}` here: a stem for small images (3 x 3, stride 1, no "
-        f"max-pooling), {entry.parameters:,} parameters with 10 classes. timm's network of that "
-        f"name, for larger photos, is `--model timm:{canonical(config.model)}`."
+        f"`{config.model}` refers to `{entry.name}` here, which has a stem for small images (3 x "
+        f"3, stride 1, no max-pooling), {entry.parameters:,} parameters with 10 classes. The "
+        "network of timm with this name, for larger photos, is `--model "
+        f"timm:{canonical(config.model)}`."
     )
     return replace(config, model=entry.name)
 
@@ -134,15 +135,16 @@ def _one_a_step(plan: TrainPlan, norms: Sequence[str]) -> UsageError:
     name, recipe, world = plan.entry.name, plan.recipe, plan.machine.world
     images = plan.per_epoch
     why = f"Its batch norm (`{norms[0]}`{', ...' if len(norms) > 1 else ''}) then sees one value "
-    why += "per channel, which has no variance."
+    why += "per channel, for which no variance exists."
     shared = f" in each of {world} processes" if world > 1 else ""
     if images < _LEAST * world:
-        what = f"`{name}` cannot train on {images} image{'s' * (images > 1)} an epoch{shared}."
-        return UsageError(what, why, "Give it more training images.")
+        what = f"`{name}` cannot train on {images} image{'s' * (images > 1)} per epoch{shared}."
+        return UsageError(what, why, "Use more training images.")
     return UsageError(
-        f"`{name}` cannot train on one image a step{shared} (`--batch-size {recipe.batch_size}`).",
+        f"`{name}` cannot train on one image per step{shared} (`--batch-size "
+        f"{recipe.batch_size}`).",
         why,
-        f"Use `--batch-size {_LEAST * world}` or more; `--accumulate` does not help.",
+        f"Use `--batch-size {_LEAST * world}` or more; `--accumulate` has no effect on this.",
     )
 
 
@@ -151,8 +153,8 @@ def _check_task(entry: ModelEntry, config: TrainConfig) -> None:
         raise UsageError(
             f"`{entry.name}` is a classifier.",
             "`robust train seg` trains segmenters, which predict masks.",
-            f"Use `robust train cls --model {entry.name}`; `robust list models` shows which models "
-            "are segmenters.",
+            f"Use `robust train cls --model {entry.name}`; `robust list models` lists the "
+            "segmenters.",
         )
     if config.task == "cls" and entry.task == "seg":
         raise UsageError(
@@ -210,7 +212,7 @@ def _has_bf16(on: Machine) -> bool:
 def _check_shares(recipe: Recipe, on: Machine) -> None:
     if recipe.batch_size % on.world:
         raise UsageError(
-            f"A batch of {recipe.batch_size} does not divide among {on.world} processes.",
+            f"A batch of {recipe.batch_size} cannot be divided evenly among {on.world} processes.",
             "`--batch-size` counts the images of a step over all devices.",
             "Use a batch size that is a multiple of the number of devices.",
         )
@@ -223,7 +225,8 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
     if config.data is None:
         kind = " (a demonstration set)" if index.demonstration else ""
         listener.say(
-            f"No --data: using {index.name}{kind}, {len(index.samples)} images, {index.location}."
+            f"`--data` is not set; using {index.name}{kind}, {len(index.samples)} images, "
+            f"{index.location}."
         )
     for note in index.notes:
         listener.say(note)
@@ -235,7 +238,7 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
     listener.say(describe_recipe(plan.recipe))
     faults = task.start_faults(plan)
     if faults:
-        listener.say("Known faults of this recipe, kept for comparability:")
+        listener.say("Known faults of this recipe, which are kept for comparability:")
     for fault in faults:
         listener.say(f"- {fault}")
     if config.ablation is not None:
@@ -245,7 +248,7 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
     if plan.least > 1:
         shown = " and ".join(str(size) for size in plan.batches[-2:])
         listener.say(
-            f"The batch norm of `{plan.entry.name}` cannot learn from a last batch of one "
+            f"The batch norm of `{plan.entry.name}` cannot be trained with a last batch of one "
             f"image: the last batches of an epoch have {shown} images instead."
         )
 
@@ -258,8 +261,8 @@ def _ablated_words(plan: TrainPlan) -> str:
     count = len(scan_blocks(network))
     return (
         f"A control of `{entry.name}` (`--ablate {plan.config.ablation}`): the scan of {count} "
-        f"block{'s' * (count != 1)} is the identity, and {removed:,} parameters that only it reads "
-        "are removed."
+        f"block{'s' * (count != 1)} is the identity, and {removed:,} parameters that only the "
+        "scan uses are removed."
     )
 
 
@@ -267,9 +270,9 @@ def _all_devices(on: Machine) -> str:
     if on.device.type == "cuda":
         return f"`--devices all`: {on.devices} processes, one per GPU of this machine."
     return (
-        f"`--devices all` counts GPUs; on {on.device.type} it is {on.devices} process"
-        f"{'' if on.devices == 1 else 'es'}. A number starts as many processes, which share the "
-        "processor's cores."
+        f"`--devices all` counts GPUs; on {on.device.type} it is {on.devices} "
+        f"process{'' if on.devices == 1 else 'es'}. `--devices N` starts N processes, which share "
+        "the processor's cores."
     )
 
 

@@ -334,15 +334,16 @@ def _naming_memory(trainer: pl.Trainer, lit_module: LitModule) -> Iterator[None]
         if batch // world > 1:
             half, more = batch // 2, 2 * recipe.accumulate
             todo = (
-                f"`--batch-size {half} --accumulate {more}`, whose steps see as many images (batch "
-                f"norm sees {half}, so it is another training), or `--precision bf16`"
+                f"`--batch-size {half} --accumulate {more}`, which has the same number of images "
+                f"per step (but batch norm uses {half} images, which changes the training), or "
+                "`--precision bf16`"
             )
         raise RunError(
             f"Out of memory on {lit_module.device} in epoch {trainer.current_epoch + 1}, step "
             f"{trainer.global_step + 1}.",
             f"A batch has {of} of {window}x{window} pixels{each}. {first_line(error)}",
-            f"Finished epochs are kept: where another program took the memory, the same command "
-            f"goes on. Else use {todo}, with another `--out` or `--fresh`.",
+            "Finished epochs are kept. If another program used the memory, repeat the same "
+            f"command. Otherwise use {todo}, with another `--out` or `--fresh`.",
         ) from error
 
 
@@ -424,15 +425,15 @@ def machine(name: str, devices: int | Literal["all"]) -> Machine:
     if process.uneven:
         raise UsageError(
             "The machines of this SLURM job have different numbers of tasks.",
-            "A training shares each step among equally many processes of every machine.",
+            "A training step is divided among the same number of processes on every machine.",
             "Start it with `srun --ntasks-per-node=N`.",
         )
     if process.world > 1:
         if devices not in (1, "all") and count not in (process.local_world, process.world):
             raise UsageError(
                 f"`--devices {devices}` contradicts the launcher of this command.",
-                f"It started {process.local_world} processes on this machine.",
-                "Leave out `--devices`: each process takes one device.",
+                f"The launcher started {process.local_world} processes on this machine.",
+                "Omit `--devices`: each process uses one device.",
             )
         count = process.local_world
     if process.world == count == 1:
@@ -452,15 +453,15 @@ def _count(device: torch.device, devices: int | Literal["all"]) -> int:
 def _check_devices(device: torch.device, name: str, count: int) -> None:
     if device.type == "mps" or device.index is not None:
         raise UsageError(
-            f"`--device {name}` is one device, and {count} processes need {count}.",
+            f"`--device {name}` is one device, but {count} processes need {count} devices.",
             "Each process needs a separate device.",
             "Use `--device cuda` or `--device cpu`, or one process.",
         )
     gpus = torch.cuda.device_count()
     if device.type == "cuda" and gpus < count:
         raise UsageError(
-            f"{count} processes need {count} GPUs; this machine shows {gpus}.",
+            f"{count} processes need {count} GPUs; {gpus} were found on this machine.",
             "Each process uses the GPU with its rank on the machine.",
-            f"Use `--devices {gpus}` or `--devices all`. Under SLURM let every task see all GPUs "
-            "of its machine (`--gpus-per-node`, not `--gpus-per-task`).",
+            f"Use `--devices {gpus}` or `--devices all`. With SLURM, make all GPUs of a machine "
+            "visible to each task (`--gpus-per-node`, not `--gpus-per-task`).",
         )

@@ -221,7 +221,7 @@ def from_file(path: Path) -> tuple[PluginTransform, ...]:
     except OSError as error:
         raise UsageError(
             f"The plugin `{path}` cannot be read.",
-            f"The file system says: {error.strerror or error}.",
+            f"The error of the file system is: {error.strerror or error}.",
             "Give `--plugin` the path of a Python file.",
         ) from error
     return _from_content(path.resolve(), content)

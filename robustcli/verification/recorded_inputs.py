@@ -38,8 +38,8 @@ from robustcli.verification.verification_result import Discrepancy, EvaluationCh
 SAMPLE = 8
 """Number of blocks that are recomputed by default."""
 _WHERE_NOW = (
-    "Name where they are now: `--data DIR` (and `--label-space FILE` or `--labels FILE` where the "
-    "run had them and they have moved)."
+    "Pass their new location: `--data DIR` (and `--label-space FILE` or `--labels FILE` if the "
+    "run used them and they were moved)."
 )
 
 
@@ -95,7 +95,7 @@ def find_images(
         data = models.task.open(data_config, Silent())
     except RobustError as error:
         raise MachineError(
-            f"The images of `{stored.run}` cannot be opened here: {error.what}",
+            f"The images of `{stored.run}` cannot be opened on this machine: {error.what}",
             error.why,
             f"They were {described}, in `{record.location}`. "
             + (error.todo if record.demonstration else _WHERE_NOW),
@@ -107,8 +107,8 @@ def find_images(
     if missing:
         raise MachineError(
             f"{len(missing):,} of the {len(ids):,} images of `{stored.run}` are not in `{place}`.",
-            f"The first one is `{missing[0]}`. The run saw {described}.",
-            "Name the data set that the run saw: `--data DIR`.",
+            f"The first of them is `{missing[0]}`. The run used {described}.",
+            "Pass the data set of the run: `--data DIR`.",
         )
     run_images = {name: images[name] for name in sorted(ids) if name in images}
     _check_contents(stored, run_images, place, check)
@@ -123,7 +123,7 @@ def _check_contents(
     if len(images) < record.images:
         check.notes.append(
             f"the run has rows of {len(images):,} of its {record.images:,} images: the digest of "
-            "the whole list was not compared"
+            "the complete list was not compared"
         )
         return
     samples = tuple(images.values())
@@ -132,22 +132,24 @@ def _check_contents(
     labels = "groups" if has_masks else "classes"
     if present.digest != record.digest:
         raise MachineError(
-            f"The images in `{place}` have other {labels} than those of `{stored.run}`.",
+            f"The images in `{place}` have different {labels} from those of `{stored.run}`.",
             f"The digest of ids and {labels} is {present.digest[:16]}..., the run's is "
             f"{record.digest[:16]}....",
-            "Name the data set that the run saw: `--data DIR`.",
+            "Pass the data set of the run: `--data DIR`.",
         )
     if record.contents and present.contents != record.contents:
         changed = _first_changed(stored, images)
         raise MachineError(
-            f"The files in `{place}` are not those that `{stored.run}` saw.",
-            f"`{changed}` has other pixels." if changed else "Files of the same names differ.",
-            "Name the data set that the run saw: `--data DIR`.",
+            f"The files in `{place}` are not those of `{stored.run}`.",
+            f"`{changed}` has different pixels."
+            if changed
+            else "Files with the same names differ.",
+            "Pass the data set of the run: `--data DIR`.",
         )
     if not record.contents:
         check.notes.append(
-            "the record is of a version that kept no digest of the files: images are compared by "
-            "the digests of their pixels alone"
+            "the record was written by a version without digests of the files: images are "
+            "compared only by the digests of their pixels"
         )
 
 
@@ -245,10 +247,10 @@ class RecordedModels:
                 f"`{request.weights or request.name}` has weights with the digest {digest[:16]}..."
             )
         raise MachineError(
-            f"The weights of `{model.name}` are not here.",
-            f"The run had `{model.weights}`, whose digest is {model.weights_sha256[:16]}.... "
+            f"The weights of `{model.name}` were not found.",
+            f"The run used `{model.weights}`, whose digest is {model.weights_sha256[:16]}.... "
             f"Tried: {'; '.join(attempts)}",
-            "Name the file or the training run with these weights: `--weights FILE`"
+            "Pass the file or the training run with these weights: `--weights FILE`"
             + (
                 "."
                 if model.pretraining.startswith(("trained here", "unknown"))
@@ -334,9 +336,9 @@ def find_transforms(
             )
         except RobustError as error:
             raise MachineError(
-                f"The transform `{recorded.name}` of `{stored.run}` is not here: {error.what}",
+                f"The transform `{recorded.name}` of `{stored.run}` was not found: {error.what}",
                 error.why,
-                "Name the file that defines it: `--plugin FILE`.",
+                "Pass the file that defines it: `--plugin FILE`.",
             ) from error
         by_cell = {Cell(c.transform.name, c.severity): c for c in resolved}
         resolved_cell = by_cell.get(cell)

@@ -73,9 +73,9 @@ class AnswerAgreement:
 
     Args:
         rows: Number of compared rows.
-        equal: Rows with the same prediction; for segmenters, with the same pixel counts.
+        equal: Rows with the same prediction; for segmenters, with the same counts of pixels.
         tied: Rows with another prediction whose probability is equal within the tolerance; for
-            segmenters, with pixel counts that differ within the tolerance.
+            segmenters, with counts of pixels that differ within the tolerance.
         largest: Largest difference of probabilities; for segmenters, largest share of pixels.
     """
 
@@ -152,7 +152,7 @@ class ClassRowComparison(RowComparison):
             yield RowDifference(image_id, "target", row["target"], item.target, note)
         if not top5 or row["prediction"] != top5[0]:
             first = top5[0] if top5 else None
-            note = "the first of its own top five"
+            note = "the first of its top five"
             yield RowDifference(image_id, "prediction", row["prediction"], first, note)
         if any(index < 0 for index in top5) or not len(set(top5)) == len(top5) <= 5:
             yield RowDifference(image_id, "top5", top5, "at most five different classes")
@@ -161,7 +161,7 @@ class ClassRowComparison(RowComparison):
                 yield RowDifference(image_id, quantity, row[quantity], "a number from 0 to 1")
         if row["prediction"] == row["target"] and row["probability"] != row["target_probability"]:
             values = row["target_probability"], row["probability"]
-            note = "its own probability of the same class"
+            note = "its probability of the same class"
             yield RowDifference(image_id, "target_probability", *values, note)
 
     def compare(
@@ -234,10 +234,10 @@ def _probabilities(
 
 
 class MaskRowComparison(RowComparison):
-    """Compares rows of segmenters: pixel counts, and distances of outlines for equal counts.
+    """Compares rows of segmenters: counts of pixels, and distances of outlines for equal counts.
 
     A single pixel can change distances of outlines considerably, so they are only compared if all
-    pixel counts are equal.
+    counts of pixels are equal.
     """
 
     tolerances: ClassVar[Mapping[Precision, tuple[float, float]]] = {
@@ -303,7 +303,7 @@ def _class_contradictions(image_id: str, row: Row) -> Iterator[RowDifference]:
     }
     for name, expected in counts.items():
         if of_confusion[name] != expected:
-            note = f"its own class_{name}"
+            note = f"its class_{name}"
             yield RowDifference(image_id, "class_confusion", of_confusion[name], expected, note)
 
 
@@ -312,7 +312,7 @@ def _list(values: Any) -> list[float]:
 
 
 def _class_pixels(old: Row, new: Row) -> tuple[tuple[Any, Any] | None, float]:
-    """The true pixel counts of both rows if they differ, and the number of changed predictions.
+    """The true counts of pixels of both rows if they differ, and the number of changed predictions.
 
     Returns (None, 0) if both rows are without classes.
     """
@@ -336,11 +336,11 @@ def _mask_differences(stored: Row, row: Row, block: ComparedBlock) -> Iterator[R
     for quantity, (first, second) in _SUMS_OF_TRUE_MASK.items():
         sums = old[first] + old[second], new[first] + new[second]
         if sums[0] != sums[1]:
-            yield RowDifference(image_id, quantity, *sums, "it follows from the true mask alone")
+            yield RowDifference(image_id, quantity, *sums, "it is determined by the true mask")
             return
     true_of_classes, changed_of_classes = _class_pixels(stored, row)
     if true_of_classes is not None:
-        note = "they follow from the true mask alone"
+        note = "they are determined by the true mask"
         yield RowDifference(image_id, "true pixels of classes", *true_of_classes, note)
         return
     changed = abs(old["tp"] - new["tp"]) + abs(old["fp"] - new["fp"])
@@ -352,7 +352,7 @@ def _mask_differences(stored: Row, row: Row, block: ComparedBlock) -> Iterator[R
             ", ".join(f"{name} {count:.0f}" for name, count in counts.items())
             for counts in (old, new)
         )
-        note = f"{share:.3%} of the pixels{', of single classes' if changed_of_classes else ''}"
+        note = f"{share:.3%} of the pixels{', for single classes' if changed_of_classes else ''}"
         yield RowDifference(image_id, "counts of pixels", before_words, now_words, note)
         return
     agreement.equal += not changed

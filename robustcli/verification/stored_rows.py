@@ -126,7 +126,7 @@ def check_rows(stored: StoredRows, images: Mapping[str, Sample], check: Evaluati
             check.differences.append(
                 Discrepancy(
                     "rows", path.relative_to(stored.run).as_posix(),
-                    "damaged or edited: its bytes do not fit their checksum", "as it was written",
+                    "damaged or edited: its checksum does not match", "as written",
                     block.model, block.cell.transform, block.cell.severity,
                 )
             )  # fmt: skip
@@ -142,7 +142,9 @@ def check_rows(stored: StoredRows, images: Mapping[str, Sample], check: Evaluati
             if image_id in images:
                 differences += comparison.contradictions(row, images[image_id])
             else:
-                unknown = RowDifference(image_id, "image", image_id, None, "no image of the run")
+                unknown = RowDifference(
+                    image_id, "image", image_id, None, "not an image of the run"
+                )
                 differences.append(unknown)
         check.differences += [in_block(block, "rows", difference) for difference in differences]
 
@@ -183,7 +185,7 @@ def check_table(run: Path, record: RunRecord, check: EvaluationCheck) -> None:
             names = (name for name in expected if name in written_line)
             pairs = {name: (written_line[name], expected[name]) for name in names}
             pairs = {name: pair for name, pair in pairs.items() if not _is_same_number(*pair)}
-        note = "what its rows give; `robust report` writes it anew"
+        note = "computed from its rows; `robust report` writes it again"
         check.differences += [
             Discrepancy("results.csv", quantity, *pair, model, transform, severity, note=note)
             for quantity, pair in pairs.items()

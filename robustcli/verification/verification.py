@@ -86,8 +86,8 @@ def _evaluations(run: Path) -> list[Path]:
     if not tested:
         raise UsageError(
             f"`{run}` has no held-out evaluation yet.",
-            f"Its status is `{head.get('status')}`; only what was evaluated can be verified.",
-            "Repeat the command that made it: it goes on where it stopped.",
+            f"Its status is `{head.get('status')}`; only evaluated images can be verified.",
+            "Repeat the command that created it, which continues the run.",
         )
     return tested
 
@@ -103,8 +103,8 @@ def _check(run: Path, config: VerifyConfig, listener: Listener) -> EvaluationChe
     if not stored.blocks:
         raise UsageError(
             f"`{run}` has no predictions yet.",
-            "Its folder holds no block of rows.",
-            "Repeat the command that made it, then verify it.",
+            "Its folder contains no block of rows.",
+            "Repeat the command that created it, then verify it.",
         )
     recorded_models = RecordedModels(run, record, config)
     images = find_images(stored, recorded_models, config, check)
@@ -241,18 +241,19 @@ def _causes(record: RunRecord, device: str, models: Mapping[str, Model]) -> list
     """Versions, device and scan backends that differ between this machine and the record."""
     installed = versions()
     causes = [
-        f"{name} {installed.get(name, 'not installed')} here, "
-        f"{record.versions.get(name, 'none')} then"
+        f"{name} {installed.get(name, 'not installed')} here, {record.versions.get(name, 'none')} "
+        "in the run"
         for name in sorted({*installed, *record.versions})
         if installed.get(name) != record.versions.get(name)
     ]
     if device != record.device:
-        causes.append(f"device {device} here, {record.device} then")
+        causes.append(f"device {device} here, {record.device} in the run")
     for model in record.models:
         if model.name in models and models[model.name].facts.scans:
             backend = choose_backend(models[model.name].device, torch.float32)
             if backend != model.scan_backend:
                 causes.append(
-                    f"scan backend of `{model.name}` {backend} here, {model.scan_backend} then"
+                    f"scan backend of `{model.name}` {backend} here, {model.scan_backend} in the "
+                    "run"
                 )
     return causes

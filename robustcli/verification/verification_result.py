@@ -150,7 +150,7 @@ def _lines(check: EvaluationCheck) -> Iterator[str]:
         yield f"  differs: {difference.words}"
     if len(check.differences) > _MOST_IN_TEXT:
         more = len(check.differences) - _MOST_IN_TEXT
-        yield f"  ... and {more:,} more differences (`--json` has all)"
+        yield f"  ... and {more:,} more differences (`--json` lists all)"
     if check.causes:
-        title = "likely causes" if check.differences else "differs here without effect"
+        title = "likely causes" if check.differences else "differences without effect"
         yield f"  {title}: {'; '.join(check.causes)}"

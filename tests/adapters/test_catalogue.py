@@ -162,7 +162,10 @@ def test_names_that_timm_has_too_are_said_to_be_trained_as_another() -> None:
     assert all(timm.is_model(name) for name in TRAINED_AS)
     assert not any(timm.is_model(name) for name in CATALOGUE if CATALOGUE[name].builder == "cifar")
     for name, ours in TRAINED_AS.items():
-        assert f"`{name}` in `robust train cls`; timm's is `timm:{name}`" in CATALOGUE[ours].remark
+        assert (
+            f"`{name}` in `robust train cls`; the network of timm is `timm:{name}`"
+            in CATALOGUE[ours].remark
+        )
 
 
 def test_every_variant_that_can_be_built_has_a_name() -> None:

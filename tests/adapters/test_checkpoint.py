@@ -115,7 +115,7 @@ def test_the_bytes_decide_and_not_the_ending(tmp_path: Path, ending: str, safe: 
         saved(STATE, path)
     state = read_weights(path)
     assert dict(state).keys() == STATE.keys()
-    message = f"it is a {'safetensors' if safe else 'torch'} file, whatever its ending says"
+    message = f"it is a {'safetensors' if safe else 'torch'} file, although its suffix differs"
     assert state.remarks == (() if safe == (ending == ".safetensors") else (message,))
 
 
@@ -270,7 +270,7 @@ def test_code_in_a_file_is_refused_and_never_run(tmp_path: Path, number: int, zi
         {"model": STATE, "x": attack}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped
     )
     with pytest.raises(
-        UsageError, match=r"`.*w\.pth` was refused, and nothing in it was run\.\nIt "
+        UsageError, match=r"`.*w\.pth` was refused, and no code in it was run\.\nIt "
     ):
         read_weights(path)
     assert not (tmp_path / "created").exists()
@@ -369,12 +369,12 @@ def test_whatever_bytes_change_there_is_a_message(tmp_path: Path, zipped: bool) 
 def test_a_file_without_weights(tmp_path: Path, content: object, got: str) -> None:
     path = saved(content, tmp_path / "w.pth")
     with pytest.raises(
-        UsageError, match=rf"`.*w\.pth` holds no weights\.\nExpected.*model_ema.*{got}"
+        UsageError, match=rf"`.*w\.pth` contains no weights\.\nExpected.*model_ema.*{got}"
     ):
         read_weights(path)
 
 
 @pytest.mark.parametrize("name", ["none.pth", "none.safetensors", ""])
 def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"There is no weights file `.*`\.\nCheck the path"):
+    with pytest.raises(UsageError, match=r"The weights file `.*` does not exist\.\nCheck the path"):
         read_weights(tmp_path / name)

@@ -155,8 +155,8 @@ def test_bundled_weights_need_no_download(attempts: list[object]) -> None:
 def test_missing_weights_get_address_file_and_flag(attempts: list[object]) -> None:
     with pytest.raises(UsageError) as caught:
         official_weights(ENTRY, offline=True)
-    assert caught.value.what == "The weights of `vmamba-t` are not here."
-    assert "`--offline` forbids the network" in caught.value.why
+    assert caught.value.what == "The weights of `vmamba-t` are not on this machine."
+    assert "`--offline` forbids downloads" in caught.value.why
     assert str(ENTRY.weights_url) in caught.value.todo
     assert f"to `{local_path(ENTRY)}`" in caught.value.todo
     assert "`--weights FILE`" in caught.value.todo
@@ -166,7 +166,7 @@ def test_missing_weights_get_address_file_and_flag(attempts: list[object]) -> No
 def test_an_address_that_nobody_confirmed_comes_with_its_folder(attempts: list[object]) -> None:
     entry = CATALOGUE["vim-s"]
     folder = r"https://huggingface\.co/hustvl/Vim-small-midclstok/tree/main"
-    with pytest.raises(UsageError, match=rf"The file's name comes from .*its folder is {folder}"):
+    with pytest.raises(UsageError, match=rf"The file name is taken from .*its folder is {folder}"):
         official_weights(entry, offline=True)
     with pytest.raises(UsageError) as caught:
         official_weights(CATALOGUE["vim-t"], offline=True)
@@ -176,7 +176,7 @@ def test_an_address_that_nobody_confirmed_comes_with_its_folder(attempts: list[o
 
 def test_without_a_network_the_same_is_said(attempts: list[object]) -> None:
     with pytest.raises(
-        UsageError, match=r"The weights of `vmamba-t` are not here\.\nCannot download"
+        UsageError, match=r"The weights of `vmamba-t` are not on this machine\.\nCannot download"
     ):
         official_weights(ENTRY, offline=False)
     assert attempts == ["github.com"]
@@ -256,7 +256,8 @@ def test_official_weights(home: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_offline(attempts: list[object]) -> None:
     message = (
-        r"`vssm1_tiny.*` is not on this machine, and `--offline` forbids.*\nIt would come from"
+        r"`vssm1_tiny.*` is not on this machine, and `--offline` forbids.*\nIt would be "
+        r"downloaded from"
     )
     with pytest.raises(UsageError, match=message):
         fetch("vmamba-t", offline=True)
@@ -354,7 +355,7 @@ def no_names(monkeypatch):
 def test_an_unknown_host_is_not_asked():
     assert (
         fetching.unreachable()
-        == "the network knows no `huggingface.co` (Name or service not known)"
+        == "the host name `huggingface.co` cannot be resolved (Name or service not known)"
     )
     with fetching.hub(offline=False):
         assert constants.HF_HUB_OFFLINE
@@ -379,8 +380,8 @@ def test_a_known_host_is_asked(monkeypatch):
 
 @pytest.mark.usefixtures("no_names")
 def test_the_reason_is_said():
-    assert fetching.why_none(OSError("x"), offline=True) == "`--offline` forbids the network"
-    assert "knows no `huggingface.co`" in fetching.why_none(OSError("x"), offline=False)
+    assert fetching.why_none(OSError("x"), offline=True) == "`--offline` forbids downloads"
+    assert "host name `huggingface.co`" in fetching.why_none(OSError("x"), offline=False)
 
 
 def test_other_reasons_are_the_clients_own(monkeypatch):

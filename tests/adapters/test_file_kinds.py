@@ -59,16 +59,16 @@ FILE_KINDS = {
     "page in UTF-16": ("<!DOCTYPE html>".encode("utf-16"), "a web page", "in a browser"),
     "page with a mark": (b"\xef\xbb\xbf<html>", "a web page", "in a browser"),
     "bucket": (b"<?xml version='1.0'?><Error><Code>AccessDenied", "a web page", "in a browser"),
-    "json": (b'{"error": "Repository not found"}', "JSON", "with the weights themselves"),
-    "text": (b"Not Found", "a text", "the text says what went wrong"),
+    "json": (b'{"error": "Repository not found"}', "JSON", "Pass the file with the weights"),
+    "text": (b"Not Found", "a text", "the text may contain the reason"),
     "long text": ("Grüße\n".encode() * 500, "a text", "Check the path"),
-    "hdf5": (b"\x89HDF\r\n\x1a\n\0\0\0\0" + bytes(90), "an HDF5 file", "Name a PyTorch file"),
-    "keras": (zipped(model__weights__h5=b"x", config__json=b"{}"), "a Keras", "Name a PyTorch"),
-    "onnx": (ONNX, "an ONNX file", "it was exported from"),
-    "npy": (numpys(np.save), "a NumPy file", "Name a PyTorch file"),
-    "npz": (numpys(np.savez), "a NumPy file", "Name a PyTorch file"),
-    "gguf": (b"GGUF\x03\0\0\0", "a GGUF file", "it was made from"),
-    "tflite": (b"\x1c\0\0\0TFL3" + bytes(20), "a TensorFlow Lite file", "Name a PyTorch"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n\0\0\0\0" + bytes(90), "an HDF5 file", "Pass a PyTorch file"),
+    "keras": (zipped(model__weights__h5=b"x", config__json=b"{}"), "a Keras", "Pass a PyTorch"),
+    "onnx": (ONNX, "an ONNX file", "it was exported"),
+    "npy": (numpys(np.save), "a NumPy file", "Pass a PyTorch file"),
+    "npz": (numpys(np.savez), "a NumPy file", "Pass a PyTorch file"),
+    "gguf": (b"GGUF\x03\0\0\0", "a GGUF file", "it was made"),
+    "tflite": (b"\x1c\0\0\0TFL3" + bytes(20), "a TensorFlow Lite file", "Pass a PyTorch"),
     "export of torch 2.6": (
         zipped(serialized_exported_program__json=b"{}", serialized_state_dict__pt=b"x"),
         "an archive of torch.export",
@@ -97,7 +97,10 @@ def test_what_it_is_and_what_to_do(tmp_path: Path, name: str, ending: str) -> No
 def test_the_beginning_of_a_text_and_what_is_inside_a_zip_are_shown(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("quota exceeded\nsee below")
     (tmp_path / "b").write_bytes(zipped(best__pth=b"x"))
-    for name, shown in (("a", "It begins: 'quota exceeded'"), ("b", "Inside is `best.pth`.")):
+    for name, shown in (
+        ("a", "It starts with: 'quota exceeded'"),
+        ("b", "It contains `best.pth`."),
+    ):
         error = not_weights(tmp_path / name)
         assert error is not None
         assert error.why.endswith(shown)

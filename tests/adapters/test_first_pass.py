@@ -31,9 +31,9 @@ def request(name: str, **more: object) -> ModelRequest:
     [
         ("swin-t", 256, r"\(1, 3, 256, 256\).*made for 224 x 224(.|\n)*img_size=256`"),
         ("vit_tiny_patch16_224", 256, r"`--crop 224`, or build .* `--model-arg img_size=256`"),
-        ("convnext-t", 20, r"Kernel size.*smallest that it takes is 32 x 32.\nUse `--crop 224`"),
-        ("inception_v3", 64, r"smallest that it takes is 75 x 75.\nUse `--crop 299`"),
-        ("vim-t", 256, r"this Vim takes 224 x 224(.|\n)*`--crop`(.|\n)*img_size=256"),
+        ("convnext-t", 20, r"Kernel size.*smallest supported size is 32 x 32.\nUse `--crop 224`"),
+        ("inception_v3", 64, r"smallest supported size is 75 x 75.\nUse `--crop 299`"),
+        ("vim-t", 256, r"this Vim needs 224 x 224(.|\n)*`--crop`(.|\n)*img_size=256"),
     ],
 )
 def test_a_size_that_the_network_cannot_take(name: str, crop: int, words: str) -> None:
@@ -67,9 +67,9 @@ def test_other_numbers_of_channels_are_refused(count: int) -> None:
 
 
 def test_a_network_that_answers_otherwise_is_refused() -> None:
-    with pytest.raises(UsageError, match="does not tell classes apart"):
+    with pytest.raises(UsageError, match="is built without a classifier"):
         load(request("resnet18", arguments={"features_only": True}), "cls")
-    with pytest.raises(UsageError, match="does not answer as a classifier"):
+    with pytest.raises(UsageError, match="does not have the output of a classifier"):
         check_class_scores(torch.zeros(1, 5, 7, 7), 5, Trial("x", "timm:x"))
 
 

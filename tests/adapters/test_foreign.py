@@ -220,7 +220,7 @@ def test_a_network_by_import_with_weights(
     assert model.facts.weights == "w.pt"
     assert torch.equal(model.network.state_dict()["network.4.bias"], trained[-1].bias)
     torch.save(network.state_dict(), "other.pt")
-    with pytest.raises(UsageError, match="does not hold the weights of"):
+    with pytest.raises(UsageError, match="does not contain the weights of"):
         load(ModelRequest(name, Path("other.pt"), preprocessing=SMALL), "cls")
 
 
@@ -269,7 +269,9 @@ class _Unpicklable(nn.Identity):
 
 
 def test_several_processes_are_refused(tmp_path: Path, network: Small) -> None:
-    with pytest.raises(UsageError, match=r"network in memory(.|\n)*other processes cannot take it"):
+    with pytest.raises(
+        UsageError, match=r"network in memory(.|\n)*other processes cannot access it"
+    ):
         evaluate(network, tmp_path / "run", devices=2)
 
 
@@ -287,7 +289,7 @@ def test_the_same_again_computes_nothing_and_other_weights_are_refused(
 
 
 def test_weights_do_not_go_with_a_network_in_memory(tmp_path: Path, network: Small) -> None:
-    with pytest.raises(UsageError, match="`weights` does not go with a network in memory"):
+    with pytest.raises(UsageError, match="`weights` cannot be used with a network in memory"):
         evaluate(network, tmp_path / "run", weights=tmp_path / "w.pt")
 
 
@@ -313,7 +315,7 @@ def test_classes_in_another_order_score_alike(tmp_path: Path, network: Small) ->
 
 
 def test_an_unknown_number_of_outputs_wants_names(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="has 7 outputs, and what they mean is not known"):
+    with pytest.raises(UsageError, match="has 7 outputs, and their classes are not known"):
         evaluate(Small(7), tmp_path / "run")
     with pytest.raises(UsageError, match="has 10 outputs; `imagenet-1k` has 1000 classes"):
         evaluate(Small(), tmp_path / "run", label_space="imagenet-1k")
@@ -355,7 +357,7 @@ def test_scores_are_found_in_what_is_returned(form: object) -> None:
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        (lambda maps: maps.mean(), "neither as a classifier nor as a segmenter"),
+        (lambda maps: maps.mean(), "neither a classifier nor a segmenter"),
         (lambda maps: "cat", "no tensor of scores"),
         (lambda maps: maps.mean((2, 3)).argmax(1), "no tensor of scores"),
         (lambda maps: maps.no_attribute, r"AttributeError(.|\n)*test_foreign\.py:\d+"),
@@ -436,12 +438,12 @@ def test_the_default_preprocessing_is_announced(network: Small) -> None:
         ("users_package.nets:Fails", r"no_such_attribute(.|\n)*nets\.py:32"),
         ("users_package.nets:number", "is a int, not a network"),
         ("users_package.nets:absent", "has no `absent`(.|\n)*`build`"),
-        ("users_package.absent:build", "no module `users_package.absent`"),
+        ("users_package.absent:build", "module `users_package.absent`"),
         ("absent.py:build", "no file `absent.py`"),
         ("broken.py:build", r"SyntaxError(.|\n)*broken\.py:2"),
         ("needs.py:build", r"No module named 'a_package_that_is_not_there'(.|\n)*needs\.py:1"),
         ("absent.onnx", "no file `absent.onnx`"),
-        ("weights.pt", "no TorchScript archive(.|\n)*--weights"),
+        ("weights.pt", "not a TorchScript archive(.|\n)*--weights"),
     ],
 )
 def test_errors_of_the_users_code(package: Path, name: str, words: str) -> None:
@@ -543,7 +545,7 @@ def test_a_segmenters_mean_and_std_are_those_that_are_typed(tmp_path: Path) -> N
     expected = 1 / (1 + np.exp(-(12 * (128 / 255 - 0.25) / 0.5 - 3)))
     np.testing.assert_allclose(model.probabilities([image])[0], expected, rtol=1e-5)
     assert model.preprocessing.window == 32
-    with pytest.raises(UsageError, match="`--resize` does not go with the segmenter"):
+    with pytest.raises(UsageError, match="`--resize` cannot be used with the segmenter"):
         load(ModelRequest("x", preprocessing={"resize": 32}, module=Masks(lambda s: s)))
 
 
@@ -585,7 +587,7 @@ def test_the_command_takes_a_network_of_ones_own(
 
 
 def test_a_file_that_is_not_there_is_no_error_of_anybodys_code() -> None:
-    with pytest.raises(UsageError, match=r"^There is no file `nowhere\.py`") as raised:
+    with pytest.raises(UsageError, match=r"^The file `nowhere\.py` does not exist") as raised:
         load(ModelRequest("nowhere.py:build"))
     assert "line" not in str(raised.value)
 

@@ -223,7 +223,8 @@ def test_timm_weights_from_a_file(tmp_path: Path) -> None:
 
 def test_missing_official_weights(home: Path) -> None:
     message = (
-        r"The weights of `vmamba-t` are not here\.(.|\n)*Download https://github\.com/MzeroMiko"
+        r"The weights of `vmamba-t` are not on this machine\.(.|\n)*Download "
+        r"https://github\.com/MzeroMiko"
     )
     with pytest.raises(UsageError, match=message):
         load(ModelRequest("vmamba-t"), "cls", offline=True)
@@ -232,7 +233,7 @@ def test_missing_official_weights(home: Path) -> None:
 
 
 def test_a_weights_file_that_is_not_there() -> None:
-    with pytest.raises(UsageError, match=r"There is no weights file `none\.pth`"):
+    with pytest.raises(UsageError, match=r"The weights file `none\.pth` does not exist"):
         load(ModelRequest("vmamba-pico", weights=Path("none.pth")), "cls")
 
 
@@ -274,9 +275,7 @@ def test_an_unknown_argument_of_each_builder() -> None:
 
 def test_classes_that_are_not_the_label_space(tmp_path: Path) -> None:
     request = ModelRequest("vmamba-pico", arguments={"num_classes": 7}, untrained=True)
-    message = (
-        r"`vmamba-pico` tells 7 classes apart; `cifar10` has 10\.\nName the model's own 7 .*FILE`"
-    )
+    message = r"`vmamba-pico` has 7 classes; `cifar10` has 10\.\nSpecify the 7 .*FILE`"
     with pytest.raises(UsageError, match=message):
         load(request, "cls")
     named = ModelRequest("vmamba-pico", arguments={"num_classes": 7}, untrained=True,
@@ -325,7 +324,7 @@ def test_the_names_of_segmenters_and_of_training_runs(
     with pytest.raises(UsageError, match="No model is called `photos`"):
         resolve("photos")
     (tmp_path / "photos" / "run.json").touch()
-    with pytest.raises(UsageError, match=r"`photos` is no finished training run"):
+    with pytest.raises(UsageError, match=r"`photos` is not a finished training run"):
         resolve("photos")
 
 
@@ -351,7 +350,7 @@ def test_the_users_own_classes(
     model = load(request, "cls")
     assert torch.equal(logits(model), logits(source))
     assert (model.facts.label_space, model.facts.arguments) == ("classes7", seven)
-    refusal = f"its head tells 7 classes apart, and so does `{name}` here"
+    refusal = f"its head has 7 classes, so that `{name}` has 7 too"
     assert (refusal in caplog.text) is not message
     for count in (3, 12):
         other = classes_file(tmp_path, count)

@@ -57,7 +57,9 @@ def test_what_the_user_says_goes_before_the_header(run: Path) -> None:
     changes = {"threshold": 0.3, "channels": "rgb"}
     model = load(ModelRequest(str(run), preprocessing=changes), "seg")
     assert model.preprocessing == MaskPreprocessing(64, "rgb", 0.3)
-    with pytest.raises(UsageError, match="fits none of them as published: give the options"):
+    with pytest.raises(
+        UsageError, match="matches none of the published networks: pass the options"
+    ):
         load(ModelRequest(str(run), arguments={"features": [4, 16]}), "seg")
 
 
@@ -86,7 +88,7 @@ def test_a_real_checkpoint() -> None:
 
 @pytest.mark.skipif(not REAL.is_file(), reason="needs ../shared/data")
 def test_a_real_checkpoint_of_another_variant_says_which_it_is() -> None:
-    message = r"does not hold the weights of `ulvm_v5`(.|\n)*weights of `ulvm`: use that name"
+    message = r"does not contain the weights of `ulvm_v5`(.|\n)*weights of `ulvm`: use this name"
     with pytest.raises(UsageError, match=message):
         load(ModelRequest("ulvm_v5", weights=REAL), "seg")
 
@@ -100,13 +102,15 @@ def test_a_file_of_another_network_says_which_it_is(
     tmp_path: Path, named: str, really: str
 ) -> None:
     save_file(create(really, {}).state_dict(), tmp_path / "w.safetensors")
-    message = rf"does not hold the weights of `{named}`(.|\n)*weights of `{really}`: use that name"
+    message = (
+        rf"does not contain the weights of `{named}`(.|\n)*weights of `{really}`: use this name"
+    )
     with pytest.raises(UsageError, match=message):
         load(ModelRequest(named, weights=tmp_path / "w.safetensors"), "seg")
 
 
 def test_a_run_of_another_network_says_which_it_is(run: Path) -> None:
-    with pytest.raises(UsageError, match="Its header says that it is of `unet`"):
+    with pytest.raises(UsageError, match="According to its header it contains weights of `unet`"):
         load(ModelRequest("ulvm", weights=run), "seg")
 
 
@@ -160,7 +164,7 @@ def test_the_baseline_needs_nothing() -> None:
 
 
 def test_the_baseline_takes_no_weights(run: Path) -> None:
-    with pytest.raises(UsageError, match=r"`otsu` has no weights(.|\n)*Leave out `--weights`"):
+    with pytest.raises(UsageError, match=r"`otsu` has no weights(.|\n)*Omit `--weights`"):
         load(ModelRequest("otsu", weights=run), "seg")
 
 

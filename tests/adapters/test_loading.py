@@ -49,14 +49,14 @@ EXPECTED = {"a": (2, 3), "b": (4,), "c": (), "d": (1,), "e": (1,)}
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({**EXPECTED, "a": (3, 2)}, "1 of another shape (`a` is (3, 2), not (2, 3))."),
+        ({**EXPECTED, "a": (3, 2)}, "1 with a different shape (`a` is (3, 2), not (2, 3))."),
         ({k: v for k, v in EXPECTED.items() if k != "b"}, "1 missing (`b`)."),
         ({**EXPECTED, "x": (1,), "y": (2,)}, "2 unknown (`x`, `y`)."),
         ({}, "5 missing (`a`, `b`, `c`)."),
         (
             {"a": (9,), "x": (1,)},
-            "1 of another shape (`a` is (9,), not (2, 3)), 4 missing (`b`, `c`, `d`), "
-            "1 unknown (`x`).",
+            "1 with a different shape (`a` is (9,), not (2, 3)), 4 missing (`b`, `c`, `d`), 1 "
+            "unknown (`x`).",
         ),
     ],
 )
@@ -75,9 +75,9 @@ def test_weights_of_another_network_change_nothing() -> None:
     before = network.weight.clone()
     state = {**nn.Linear(3, 2).state_dict(), "bias": torch.zeros(5)}
     message = (
-        r"`w\.pth` does not hold the weights of `resnet50`\.\n"
-        r"Of 2 expected tensors: 1 of another shape \(`bias` is \(5,\), not \(2,\)\)\.\n"
-        r"Name the model that the file was made for\."
+        r"`w\.pth` does not contain the weights of `resnet50`\.\nOf 2 expected tensors: 1 with a "
+        r"different shape \(`bias` is \(5,\), not \(2,\)\)\.\nSpecify the model for which the "
+        r"file was created\."
     )
     with pytest.raises(UsageError, match=message):
         load_strictly(network, state, model="resnet50", origin="w.pth", advice=None)
@@ -125,7 +125,7 @@ def test_what_is_not_below_the_prefix_is_named(caplog: pytest.LogCaptureFixture)
     choice = choose(state, SHAPES)
     choice.announce("w.ckpt")
     assert choice.fits
-    assert caplog.messages[0].endswith("; 1 tensor without it left out (`criterion.weight`).")
+    assert caplog.messages[0].endswith("; 1 tensor without it skipped (`criterion.weight`).")
 
 
 def test_nothing_is_said_where_nothing_was_chosen(caplog: pytest.LogCaptureFixture) -> None:
@@ -160,7 +160,7 @@ def test_the_set_that_fits_is_taken_and_the_others_are_named(
     choice = choose(state, SHAPES)
     choice.announce("w.pth")
     assert (choice.fits, choice.key_path) == (True, "net")
-    assert caplog.messages == ["`w.pth`: the weights `net` are taken, not `model`."]
+    assert caplog.messages == ["`w.pth`: the weights `net` are used, not `model`."]
 
 
 def test_the_larger_network_of_the_same_names_is_not_taken() -> None:

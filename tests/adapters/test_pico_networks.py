@@ -88,7 +88,7 @@ def test_a_file_that_is_not_its_own_is_refused(change: str, tmp_path: Path) -> N
     if change == "other network":
         state = load_file(local_path(CATALOGUE["vmamba-pico"]))
     save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(UsageError, match="does not hold the weights of `resnet_pico`"):
+    with pytest.raises(UsageError, match="does not contain the weights of `resnet_pico`"):
         load(ModelRequest("resnet-pico", weights=tmp_path / "w.safetensors"), "cls")
 
 

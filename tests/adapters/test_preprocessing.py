@@ -92,13 +92,13 @@ def test_views_are_called_by_what_decides_the_pixels() -> None:
     [
         (
             {"interpolation": "cubic"},
-            r"`--interpolation cubic` is unknown\.\nIt is one of nearest, b",
+            r"`--interpolation cubic` is unknown\.\nExpected one of nearest, b",
         ),
-        ({"crop": 0}, "`--resize` and `--crop` are pixels, at least 1"),
-        ({"resize": 0}, "`--resize` and `--crop` are pixels, at least 1"),
+        ({"crop": 0}, "`--resize` and `--crop` must be at least 1 pixel"),
+        ({"resize": 0}, "`--resize` and `--crop` must be at least 1 pixel"),
         ({"std": (0.5, 0.0, 0.5)}, r"`--std` must be above zero.*\nGot \(0\.5, 0\.0, 0\.5\)"),
         ({"std": (0.5, -1, 0.5)}, "`--std` must be above zero"),
-        ({"std": (0.5, float("nan"), 0.5)}, "`--mean` and `--std` are numbers.*\nGot.*nan"),
+        ({"std": (0.5, float("nan"), 0.5)}, "`--mean` and `--std` must be numbers.*\nGot.*nan"),
         ({"mean": (float("inf"), 0, 0)}, "`--mean` and `--std` are numbers"),
     ],
 )
@@ -115,7 +115,7 @@ def test_units_of_255_are_read_and_announced() -> None:
     changed, notes = overridden(OWN, settings)
     assert changed == OWN  # to the bit, so that the run is the same one
     assert len(notes) == 2
-    assert "`--mean` is read in units of 0 to 255: 0.485,0.456,0.406" in notes[0]
+    assert "`--mean` is interpreted in units of 0 to 255: 0.485,0.456,0.406" in notes[0]
 
 
 def test_units_of_one_stay_as_they_are() -> None:
@@ -127,11 +127,11 @@ def test_units_of_one_stay_as_they_are() -> None:
     ("changes", "words"),
     [
         ({"mean": (123.0, 116, 103), "std": (1.0, 1, 1)}, "not in the same units"),
-        ({"mean": (0.4, 116, 0.4)}, "units of `--mean .*` cannot be told"),
-        ({"mean": (2.0, 2, 2)}, "cannot be told"),
+        ({"mean": (0.4, 116, 0.4)}, "units of `--mean .*` are ambiguous"),
+        ({"mean": (2.0, 2, 2)}, "are ambiguous"),
         ({"mean": (300.0, 2, 2)}, "out of range"),
         ({"mean": (-0.1, 0.2, 0.2)}, "out of range"),
-        ({"mean": (float("nan"), 0.2, 0.2)}, "no number"),
+        ({"mean": (float("nan"), 0.2, 0.2)}, "is not a number"),
         ({"std": (0.0, 0.2, 0.2)}, "above zero in every channel"),
         ({"std": (-58.0, 57, 57)}, "above zero in every channel"),
         ({"mean": (0.5, 0.5)}, "has 2 numbers(.|\n)*Give 3"),

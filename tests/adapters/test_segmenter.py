@@ -173,9 +173,9 @@ def test_masks_need_one_output_for_each_class_and_the_background() -> None:
         segmenter(PixelClasses()).telling_apart(["a", "b", "c"])
     with pytest.raises(UsageError, match=r"(?s)tells foreground from background.*--foreground"):
         segmenter(Otsu(), window=0).telling_apart(["a", "b"])
-    with pytest.raises(UsageError, match=r"`threshold=0\.7` does not go with several classes"):
+    with pytest.raises(UsageError, match=r"`threshold=0\.7` cannot be used with several classes"):
         segmenter(PixelClasses(), threshold=0.7).telling_apart(["a", "b"])
-    with pytest.raises(UsageError, match=r"(?s)answers with 3 scores a pixel.*need 5"):
+    with pytest.raises(UsageError, match=r"(?s)returns 3 scores per pixel.*need 5"):
         raw_output(PixelClasses(), torch.zeros(1, 3, 8, 8), classes=4)
 
 
@@ -206,12 +206,12 @@ def test_every_segmenter_sees_the_same_pixels() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"window": -1}, "`window=-1` is no number of pixels"),
-        ({"window": 2.5}, r"`window=2\.5` is no number of pixels"),
-        ({"window": True}, "`window=True` is no number of pixels"),
+        ({"window": -1}, "`window=-1` is not a number of pixels"),
+        ({"window": 2.5}, r"`window=2\.5` is not a number of pixels"),
+        ({"window": True}, "`window=True` is not a number of pixels"),
         ({"channels": "grb"}, r"`channels=grb` is unknown\.\nIt is `rgb`, `bgr` or `grey`"),
-        ({"threshold": 1.2}, r"`threshold=1\.2` is no probability"),
-        ({"threshold": float("nan")}, "`threshold=nan` is no probability"),
+        ({"threshold": 1.2}, r"`threshold=1\.2` is not a probability"),
+        ({"threshold": float("nan")}, "`threshold=nan` is not a probability"),
         ({"overlap": 1}, r"`overlap=1` is out of range\.\nIt is at least 0 and below 1"),
         ({"overlap": -0.1}, r"`overlap=-0\.1` is out of range"),
         ({"resize": 256}, r"has no `resize`\.\nIt has `window`, .*images keep their size"),

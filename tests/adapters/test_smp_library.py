@@ -35,8 +35,8 @@ def test_a_name_in_any_spelling(typed: str, variant: str) -> None:
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        ("smp:Unet", r"`smp:Unet` names no encoder\.\nWrite `smp:ARCHITECTURE/ENCODER`"),
-        ("smp:Unet/", "names no encoder"),
+        ("smp:Unet", r"`smp:Unet` contains no encoder\.\nWrite `smp:ARCHITECTURE/ENCODER`"),
+        ("smp:Unet/", "contains no encoder"),
         ("smp:Unnet/resnet34", r"No architecture of smp is called `Unnet`\.\nDid you mean `Unet`"),
         ("smp:Unet/resnet35", r"No encoder of smp is called `resnet35`\.\nDid you mean `resnet"),
         ("smp:Unet/timm-resnest14d", r"No encoder of smp is called `timm-resnest14d`"),
@@ -67,7 +67,7 @@ def test_weights_from_a_file_and_from_another_network() -> None:
     state = create("Unet/resnet18", SMALL).state_dict()
     torch.manual_seed(6)
     assert_holds(with_weights("Unet/resnet18", state, "w", SMALL), state)
-    message = r"`w` does not hold the weights of `smp:Unet/resnet34`"
+    message = r"`w` does not contain the weights of `smp:Unet/resnet34`"
     with pytest.raises(UsageError, match=message):
         with_weights("Unet/resnet34", state, "w", SMALL)
 

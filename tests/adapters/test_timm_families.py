@@ -50,7 +50,7 @@ def test_weights_for_other_classes_and_channels_as_everywhere_in_timm(
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save(random_state(small("vmamba_tiny_v0")), tmp_path / "w.pth")
-    with pytest.raises(UsageError, match="does not hold the weights of `TimmVMamba`"):
+    with pytest.raises(UsageError, match="does not contain the weights of `TimmVMamba`"):
         small("vmamba_tiny_s1l8", **official(tmp_path / "w.pth"))
 
 
@@ -62,16 +62,18 @@ def test_a_vims_positions_follow_the_image_size(tmp_path: Path) -> None:
 
 
 def test_an_unknown_pooling() -> None:
-    with pytest.raises(UsageError, match=r"`global_pool=max` is unknown\.\n.*pools by `avg`"):
+    with pytest.raises(
+        UsageError, match=r"`global_pool=max` is unknown\.\n.*supports pooling by `avg`"
+    ):
         small("vmamba_tiny_v0", global_pool="max")
 
 
 def test_features_that_are_not_there() -> None:
     with pytest.raises(
-        UsageError, match=r"`out_indices=\(7,\)` names features.*\nIt has 3, numbered"
+        UsageError, match=r"`out_indices=\(7,\)` selects features.*\nIt has 3, numbered"
     ):
         small("vim_tiny", features_only=True, out_indices=(7,))
-    with pytest.raises(UsageError, match=r"`out_indices=4` names features"):
+    with pytest.raises(UsageError, match=r"`out_indices=4` selects features"):
         small("vim_tiny", features_only=True, out_indices=4)
 
 
@@ -95,5 +97,5 @@ def test_without_a_network_the_address_and_the_way_to_name_a_copy(
 
 def test_a_vim_of_coarser_patches_is_not_stretched_over_finer_ones(tmp_path: Path) -> None:
     torch.save(create_model("vim-t").state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UsageError, match="These are the weights of `vim-t`: use that one"):
+    with pytest.raises(UsageError, match="These are the weights of `vim-t`: use this name"):
         timm.create_model("vim_tiny_plus", **official(tmp_path / "w.pth"))

@@ -83,7 +83,7 @@ def test_the_address_is_the_one_that_timm_uses(attempts: list[object]) -> None:
         NAME: f"https://huggingface.co/timm/{NAME} (model.safetensors)",
         "gcvit_xxtiny.in1k": str(timm.models.get_pretrained_cfg("gcvit_xxtiny.in1k").url),
     }.items():
-        with pytest.raises(UsageError, match=re.escape(f"They are at {address}: name a copy with")):
+        with pytest.raises(UsageError, match=re.escape(f"They are at {address}: pass a copy with")):
             timm_library.create(name, pretrained=True, arguments={}, offline=True)
 
 
@@ -120,7 +120,7 @@ def test_load_is_strict() -> None:
     torch.testing.assert_close(loaded.state_dict()["fc.weight"], state["fc.weight"])
     assert not loaded.training
     state.pop("fc.bias")
-    message = rf"`w\.pth` does not hold the weights of `{NAME}`\.\n.*1 missing \(`fc\.bias`\)"
+    message = rf"`w\.pth` does not contain the weights of `{NAME}`\.\n.*1 missing \(`fc\.bias`\)"
     with pytest.raises(UsageError, match=message):
         timm_library.with_weights(NAME, state, origin="w.pth", arguments={})
 
@@ -174,9 +174,9 @@ def test_files_under_their_authors_own_names(
     with torch.no_grad():
         images = torch.rand(1, 3, 224, 224)
         torch.testing.assert_close(loaded(images), theirs(images), rtol=0, atol=0)
-    refusal = f"; its head tells 4 classes apart, and so does `{name}` here" if classes == 4 else ""
+    refusal = f"; its head has 4 classes, so that `{name}` has 4 too" if classes == 4 else ""
     home = model_entrypoint(name).__module__
-    message = f"`w.pth`: its tensors are renamed by timm's own filter of `{home}`{refusal}."
+    message = f"`w.pth`: its tensors are renamed by timm's filter of `{home}`{refusal}."
     assert caplog.messages == [message]
 
 
@@ -185,7 +185,7 @@ def test_a_file_under_its_authors_names_stays_strict() -> None:
     state = authors(timm.create_model(name, **SHALLOW))
     for change in ({"layers.0.blocks.0.attn.qkv.bias": None}, {"stray.weight": torch.ones(1)}):
         changed = {key: t for key, t in (state | change).items() if t is not None}
-        with pytest.raises(UsageError, match=r"does not hold the weights of `swin"):
+        with pytest.raises(UsageError, match=r"does not contain the weights of `swin"):
             timm_library.with_weights(name, changed, origin="w.pth", arguments=SHALLOW)
 
 
@@ -239,9 +239,7 @@ def test_the_classes_of_the_head_decide_and_are_said(caplog: pytest.LogCaptureFi
     loaded = timm_library.with_weights(NAME, state, origin="w.pth", arguments={})
     assert loaded.num_classes == 4
     torch.testing.assert_close(loaded.state_dict()["fc.weight"], state["fc.weight"])
-    assert caplog.messages == [
-        f"`w.pth`: its head tells 4 classes apart, and so does `{NAME}` here."
-    ]
+    assert caplog.messages == [f"`w.pth`: its head has 4 classes, so that `{NAME}` has 4 too."]
     caplog.clear()
     timm_library.with_weights(NAME, state, origin="w.pth", arguments={"num_classes": 4})
     assert caplog.messages == []
@@ -249,7 +247,7 @@ def test_the_classes_of_the_head_decide_and_are_said(caplog: pytest.LogCaptureFi
 
 def test_classes_that_contradict_the_head() -> None:
     state = timm.create_model(NAME, num_classes=4).state_dict()
-    message = r"`num_classes=5` contradicts the weights in `w\.pth`\.\nTheir head tells 4 classes"
+    message = r"`num_classes=5` contradicts the weights in `w\.pth`\.\nTheir head has 4 classes"
     with pytest.raises(UsageError, match=message):
         timm_library.with_weights(NAME, state, origin="w.pth", arguments={"num_classes": 5})
 
@@ -257,7 +255,7 @@ def test_classes_that_contradict_the_head() -> None:
 def test_a_backbone_says_what_it_is_good_for() -> None:
     network = timm.create_model(NAME)
     state = {k: t for k, t in network.state_dict().items() if not k.startswith(heads_in(network))}
-    with pytest.raises(UsageError, match=r"2 missing(.|\n)*holds no head(.|\n)*robust finetune"):
+    with pytest.raises(UsageError, match=r"2 missing(.|\n)*without its head(.|\n)*robust finetune"):
         timm_library.with_weights(NAME, state, origin="w.pth", arguments={})
 
 

@@ -72,8 +72,8 @@ def test_the_documented_initialisation_is_kept() -> None:
 @pytest.mark.parametrize("name", RESNETS)
 def test_a_resnet_does_not_start_untrained_silently(name: str, attempts: list[object]) -> None:
     message = (
-        rf"`{name}` starts from ImageNet weights, which are not here\.\n"
-        r".*`--offline` forbids(.|\n)*`--weights FILE`; or .*`--untrained`"
+        rf"`{name}` starts from ImageNet weights, which are not on this machine\.\n.*`--offline` "
+        r"forbids(.|\n)*`--weights FILE`; or .*`--untrained`"
     )
     with pytest.raises(UsageError, match=message):
         start(name, offline=True)
@@ -81,13 +81,13 @@ def test_a_resnet_does_not_start_untrained_silently(name: str, attempts: list[ob
 
 
 def test_without_a_network_the_same_is_said(attempts: list[object]) -> None:
-    with pytest.raises(UsageError, match=r"which are not here\.\n.*the network knows no"):
+    with pytest.raises(UsageError, match=r"which are not on this machine\.\n.*the host name"):
         start("resnet18_seg")
 
 
 def test_an_encoder_of_smp_does_not_start_untrained_silently(attempts: list[object]) -> None:
     pytest.importorskip("segmentation_models_pytorch")
-    message = r"`smp:Unet/resnet18` starts from ImageNet weights, which are not here"
+    message = r"`smp:Unet/resnet18` starts from ImageNet weights, which are not on this machine"
     with pytest.raises(UsageError, match=message):
         start("smp:Unet/resnet18", offline=True)
     network, origin = start("smp:Unet/resnet18", untrained=True, seed=1)
@@ -217,10 +217,10 @@ def test_a_whole_resnet_segmenter_to_go_on_from(tmp_path: Path) -> None:
 def test_a_file_of_another_network_says_which_it_is(tmp_path: Path) -> None:
     torch.save(start("ulvm")[0].state_dict(), tmp_path / "w.pth")
     for name in ("resnet18_seg", "ulvm_v5"):
-        with pytest.raises(UsageError, match="These are the weights of `ulvm`: use that name"):
+        with pytest.raises(UsageError, match="These are the weights of `ulvm`: use this name"):
             start(name, tmp_path / "w.pth")
     torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "encoder.pth")
-    with pytest.raises(UsageError, match="Name weights of the encoder's own architecture"):
+    with pytest.raises(UsageError, match="Pass weights of the same encoder architecture"):
         start("resnet18_seg", tmp_path / "encoder.pth")
 
 
@@ -231,7 +231,7 @@ def test_options_reach_the_network() -> None:
 
 @pytest.mark.parametrize("name", ["otsu", "vmamba-pico"])
 def test_what_does_not_learn_to_segment_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=f"`{name}` is no segmenter that learns"):
+    with pytest.raises(UsageError, match=f"`{name}` is not a segmenter that can be trained"):
         start(name)
 
 
@@ -276,7 +276,7 @@ def test_the_preprocessing_is_the_networks_own_or_that_of_a_window() -> None:
 
 
 def test_a_size_that_the_network_cannot_take_is_refused() -> None:
-    with pytest.raises(UsageError, match="Give its own size with `--window`") as error:
+    with pytest.raises(UsageError, match="Set its size with `--window`") as error:
         sized_preprocessing(resolve("vim-t"), {"depth": 1}, 40)
     assert "--model-arg img_size=40" in str(error.value)
 
@@ -358,7 +358,7 @@ def test_a_file_with_prefix_and_authors_names(caplog: pytest.LogCaptureFixture) 
         if not key.startswith("head.fc."):
             assert torch.equal(tensor, theirs[key]), key
     assert "prefix `encoder.` removed" in caplog.text
-    assert "timm's own filter" in caplog.text
+    assert "timm's filter" in caplog.text
 
 
 class Features(nn.Module):
@@ -412,7 +412,9 @@ def test_another_encoder_is_refused(other: str) -> None:
     network: Any = architecture("resnet18_seg").build()
     before = network.encoder[0].weight.clone()
     state = getattr(torchvision.models, other)().state_dict()
-    with pytest.raises(UsageError, match=r"`w` does not hold the w.* `the encoder`(.|\n)*own arch"):
+    with pytest.raises(
+        UsageError, match=r"`w` does not contain the w.* `the encoder`(.|\n)*same encoder arch"
+    ):
         load_encoder(network, state, origin="w")
     assert torch.equal(network.encoder[0].weight, before)
 

@@ -59,15 +59,17 @@ def test_a_file_without_header_is_taken_at_its_word(tmp_path: Path) -> None:
 
 
 def test_a_run_that_did_not_finish(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"is no finished training run(.|\n)*Repeat the command"):
+    with pytest.raises(
+        UsageError, match=r"is not a finished training run(.|\n)*Repeat the training command"
+    ):
         weights_in(tmp_path)
     assert weights_in(tmp_path / "w.pth") == tmp_path / "w.pth"
 
 
 def test_weights_of_another_model(run: Path) -> None:
     message = (
-        r"`.*weights\.safetensors` does not hold the weights of `ulvm_v5`\.\n"
-        r"Its header says that it is of `unet`\.\nName the model `unet` with these weights\."
+        r"`.*weights\.safetensors` does not contain the weights of `ulvm_v5`\.\nAccording to its "
+        r"header it contains weights of `unet`\.\nUse these weights with the model `unet`\."
     )
     with pytest.raises(UsageError, match=message):
         read_trained(run, CATALOGUE["ulvm_v5"])
@@ -80,7 +82,9 @@ def test_spelling_does_not_make_another_model(tmp_path: Path) -> None:
 
 def test_a_run_whose_weights_say_nothing(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "weights.safetensors")
-    with pytest.raises(UsageError, match=r"does not say which network(.|\n)*`--model NAME --weig"):
+    with pytest.raises(
+        UsageError, match=r"does not contain the name of its network(.|\n)*`--model NAME --weig"
+    ):
         header_of(tmp_path)
 
 
@@ -101,7 +105,7 @@ def test_a_checkpoint_of_a_training_is_of_its_network(run: Path, tmp_path: Path)
     last = run / "checkpoints" / "last.ckpt"
     torch.save({"state_dict": {f"network.{k}": t for k, t in STATE.items()}}, last)
     assert read_trained(last, CATALOGUE["unet"]).header == header("unet")
-    with pytest.raises(UsageError, match="does not hold the weights of `segformer`"):
+    with pytest.raises(UsageError, match="does not contain the weights of `segformer`"):
         read_trained(last, CATALOGUE["segformer"])
     elsewhere = tmp_path / "checkpoints" / "last.ckpt"
     elsewhere.parent.mkdir()
@@ -116,7 +120,7 @@ def test_a_header_whatever_the_ending(run: Path) -> None:
 
 def test_a_folder_of_another_program_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UsageError, match=r"is a folder, and(.|\n)*Name the file: `.*model\.safet"):
+    with pytest.raises(UsageError, match=r"is a folder, but(.|\n)*Pass the file: `.*model\.safet"):
         weights_in(tmp_path)
 
 

@@ -40,8 +40,8 @@ def robust(capsys: pytest.CaptureFixture[str]) -> Robust:
     def run(*arguments: str) -> Outcome:
         with pytest.raises(SystemExit) as stopped:
             main(list(arguments), prog_name="robust")
-        told = capsys.readouterr()
+        result = capsys.readouterr()
         assert isinstance(stopped.value.code, int)
-        return Outcome(stopped.value.code, told.out, told.err)
+        return Outcome(stopped.value.code, result.out, result.err)
 
     return run

@@ -47,20 +47,19 @@ def test_runs_that_differ_are_refused_and_forced(robust: Robust, runs: tuple[str
     refused = robust("compare", *runs)
     assert (refused.code, refused.out) == (2, "")
     assert refused.err == (
-        "Error: These runs differ in more than their models.\n"
-        "Other pixels after the transform: `affine`.\n"
-        "Evaluate the models with the same settings, finish what is partial, or compare what the "
-        "runs have in common: `--force-common`.\n"
+        "Error: These runs differ in more than their models.\nDifferent pixels after the "
+        "transform: `affine`.\nEvaluate the models with the same settings, complete partial runs, "
+        "or compare only the results that all runs have: `--force-common`.\n"
     )
     forced = robust("compare", *runs, "--force-common")
     assert forced.code == 0
-    assert forced.out.startswith("Left out. Other pixels after the transform: `affine`.\n")
+    assert forced.out.startswith("Not compared: Different pixels after the transform: `affine`.\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a"], "There is only one model to compare: `vmamba-b`."),
+        (["a"], "A comparison needs two models, but only one was found: `vmamba-b`."),
         (["a", "nowhere"], "`nowhere` is not a run."),
         (["a", "b:swin"], "No model of this run is called `swin`."),
         (["a", "b", "--out", "a"], "`--out a` is a run."),

@@ -26,9 +26,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_on_this_machine_nothing_is_broken(robust: Robust) -> None:
-    told = robust("doctor", "--json")
-    assert (told.code, told.err) == (0, "")
-    checks = {check["name"]: check for check in json.loads(told.out)}
+    outcome = robust("doctor", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    checks = {check["name"]: check for check in json.loads(outcome.out)}
     assert all(set(check) == {"name", "state", "detail"} for check in checks.values())
     assert {check["state"] for check in checks.values()} <= {"ok", "off"}
     assert checks["torch"]["detail"] == torch.__version__.split("+")[0]
@@ -46,14 +46,14 @@ def test_json_has_what_a_bug_report_needs_and_nothing_private(
     monkeypatch.setenv("ROBUST_HOME", str(home / "cache"))
     monkeypatch.setenv("HF_HUB_TOKEN", "hf_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    told = robust("doctor", "--json")
-    checks = {check["name"]: check["detail"] for check in json.loads(told.out)}
+    outcome = robust("doctor", "--json")
+    checks = {check["name"]: check["detail"] for check in json.loads(outcome.out)}
     assert "OMP_NUM_THREADS: 3" in checks["environment"]
     assert "HF_HUB_TOKEN: ***" in checks["environment"]
     assert "cores" in checks["machine"]
     assert platform.machine() in checks["system"]
-    assert "somebody" not in told.out
-    assert "hf_AbCd" not in told.out
+    assert "somebody" not in outcome.out
+    assert "hf_AbCd" not in outcome.out
 
 
 @pytest.mark.usefixtures("quick")
@@ -78,18 +78,18 @@ def test_json_shows_nobody_and_no_secret(
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv(variable, value.format(home=home, server=server))
     monkeypatch.chdir(home)
-    told = robust("doctor", "--json")
-    assert "OMP_NUM_THREADS: 3" in told.out
-    assert "somebody" not in told.out
-    assert "AKIAIOSFODNN7EXAMPLE" not in told.out
+    outcome = robust("doctor", "--json")
+    assert "OMP_NUM_THREADS: 3" in outcome.out
+    assert "somebody" not in outcome.out
+    assert "AKIAIOSFODNN7EXAMPLE" not in outcome.out
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_backend_that_is_off_says_why(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "available", lambda: "numba is not installed")
-    told = robust("doctor")
-    assert told.code == 0
-    lines = told.out.splitlines()
+    outcome = robust("doctor")
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
     (line,) = (line for line in lines if "scan: cpu" in line)
     assert line.startswith("- scan: cpu ")
     assert line.endswith("numba is not installed")
@@ -116,13 +116,13 @@ def test_a_backend_that_computes_wrongly_ends_with_3(
     robust: Robust, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
     monkeypatch.setattr(diagnosis, "worst_error", lambda backend: 0.5 if backend is cpu else 1e-7)
-    told = robust("doctor", *flags)
-    assert told.code == 3
+    outcome = robust("doctor", *flags)
+    assert outcome.code == 3
     if flags:
-        broken = [c["name"] for c in json.loads(told.out) if c["state"] == "broken"]
+        broken = [c["name"] for c in json.loads(outcome.out) if c["state"] == "broken"]
         assert broken == ["scan: cpu"]
     else:
-        (line,) = (line for line in told.out.splitlines() if line.startswith("!"))
+        (line,) = (line for line in outcome.out.splitlines() if line.startswith("!"))
         assert line.startswith("! scan: cpu")
         assert "differs from the float64 reference by 5.0e-01" in line
 
@@ -142,13 +142,13 @@ def test_a_backend_whose_kernels_do_not_compile_ends_with_3_and_the_versions(
     choice._trial.cache_clear()
     choice._warn_once.cache_clear()
     with pytest.warns(choice.ScanWarning) if scan == "ss2d_scan" else nullcontext():
-        told = robust("doctor")
+        outcome = robust("doctor")
     choice._trial.cache_clear()
-    assert told.code == 3
-    (line,) = (line for line in told.out.splitlines() if line.startswith("!"))
+    assert outcome.code == 3
+    (line,) = (line for line in outcome.out.splitlines() if line.startswith("!"))
     assert "its kernels fail: AttributeError: 'IRBuilder' object has no attribute 'gep'." in line
     assert f"Installed are numba {numba.__version__} and llvmlite" in line
-    (line,) = (line for line in told.out.splitlines() if "scan: reference" in line)
+    (line,) = (line for line in outcome.out.splitlines() if "scan: reference" in line)
     assert ("serves cpu" in line) is (scan == "ss2d_scan")
 
 
@@ -157,9 +157,9 @@ def test_a_forced_backend_that_does_not_exist_is_broken(
     robust: Robust, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROBUST_SCAN_BACKEND", "tritonn")
-    told = robust("doctor")
-    assert told.code == 3
-    assert "No scan backend is called `tritonn`." in told.out
+    outcome = robust("doctor")
+    assert outcome.code == 3
+    assert "No scan backend is called `tritonn`." in outcome.out
 
 
 def test_lines_are_aligned(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +169,6 @@ def test_lines_are_aligned(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> N
         Check("b", "broken", "x"),
     ]
     monkeypatch.setattr(diagnosis, "diagnose", lambda: checks)
-    told = robust("doctor")
-    assert told.out == "  a          fine\n- long name  absent\n! b          x\n"
-    assert told.code == 3
+    outcome = robust("doctor")
+    assert outcome.out == "  a          fine\n- long name  absent\n! b          x\n"
+    assert outcome.code == 3

@@ -60,20 +60,22 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[EvalConfig]:
 def test_as_typed_in_a_shell(tmp_path: Path) -> None:
     """The one whole run through a process of its own: standard output is one JSON document."""
     arguments = [*SMALL, "--json", "--out", "run"]
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "robustcli", *arguments],
         capture_output=True, text=True, check=False, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    (row,) = json.loads(told.stdout)
+    assert process.returncode == 0, process.stderr
+    (row,) = json.loads(process.stdout)
     assert set(COLUMNS) <= set(row)
     assert (row["model"], row["transform"], row["severity"], row["n"]) == (
         "vmamba-pico", "identity", 0, 20
     )  # fmt: skip
     assert row["top1"] == row["correct"] / 20 == row["clean_top1"]
-    lines = told.stderr.splitlines()
-    assert lines[0].startswith("No --data: using cifar10-mini (a demonstration set), 20 images, ")
+    lines = process.stderr.splitlines()
+    assert lines[0].startswith(
+        "`--data` is not set; using cifar10-mini (a demonstration set), 20 images, "
+    )
     assert lines[-1].startswith("20 of 20 predictions, done in ")
     record = read_record(tmp_path / "run")
     assert record.command == shlex.join(["robust", *arguments])
@@ -102,9 +104,9 @@ def test_the_table_and_the_report_and_going_on(robust: Robust, tmp_path: Path) -
 
 
 def test_a_dry_run_computes_nothing(robust: Robust, tmp_path: Path) -> None:
-    told = robust(*SMALL, "--transform", "paper21", "--dry-run", "--json", "--out", "run")
-    assert told.code == 0
-    forecast = json.loads(told.out)
+    outcome = robust(*SMALL, "--transform", "paper21", "--dry-run", "--json", "--out", "run")
+    assert outcome.code == 0
+    forecast = json.loads(outcome.out)
     assert (forecast["images"], len(forecast["cells"]), forecast["predictions"]) == (20, 22, 440)
     assert not (tmp_path / "run").exists()
     text = robust(*SMALL, "--dry-run", "--out", "run")
@@ -167,9 +169,9 @@ def test_a_scan_backend_can_be_forced(
 
 
 def test_a_failed_run_ends_with_1(robust: Robust, asked: list[EvalConfig]) -> None:
-    told = robust(*SMALL)
-    assert (told.code, told.out) == (1, "")
-    assert told.err == "Error: It failed.\nA test wants it so.\nNothing.\n"
+    outcome = robust(*SMALL)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == "Error: It failed.\nA test wants it so.\nNothing.\n"
 
 
 def test_missing_rows_end_with_1_and_are_counted_wherever_numbers_are(
@@ -179,11 +181,11 @@ def test_missing_rows_end_with_1_and_are_counted_wherever_numbers_are(
     typed = [*SMALL, "--transform", "fliplr", "--out", "run"]
     with monkeypatch.context() as losing:
         losing.setattr(evaluate, "shared", lambda *a: [p.only(p.cells[:1]) for p in real(*a)])
-        told = robust(*typed)
-    assert told.code == 1
-    assert "Partial run (status: partial): 20 of 40 predictions are missing." in told.out
+        outcome = robust(*typed)
+    assert outcome.code == 1
+    assert "Partial run (status: partial): 20 of 40 predictions are missing." in outcome.out
     missing = "20 of 40 predictions are missing.\nMissing: 20 of `vmamba-pico` under fliplr"
-    assert missing in told.err
+    assert missing in outcome.err
     assert "20 of 40 predictions are missing" in Path("run/report.md").read_text()
     assert "Partial run" in robust("report", "run").out
     assert robust(*typed).code == 0
@@ -193,7 +195,7 @@ def test_missing_rows_end_with_1_and_are_counted_wherever_numbers_are(
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (KeyboardInterrupt(), 130, "Interrupted. What was finished is kept"),
+        (KeyboardInterrupt(), 130, "Interrupted. Finished results are kept"),
         (MemoryError(), 1, "Error: Out of memory.\nMemoryError\nTry a smaller `--batch-size`"),
     ],
 )
@@ -204,9 +206,9 @@ def test_stopped(
         raise error
 
     monkeypatch.setattr(evaluate, "run_evaluation", stop)
-    told = robust(*SMALL)
-    assert (told.code, told.out) == (code, "")
-    assert words in told.err
+    outcome = robust(*SMALL)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert words in outcome.err
 
 
 def eval_of(model: str, transform: str = "identity", *more: str) -> list[str]:
@@ -224,13 +226,13 @@ REFUSED = {
     "timm's typo": (eval_of("resnet5O"), "Did you mean `resnet50` or "),
     "unknown transform": (eval_of("vmamba-pico", "perspektive"), "Did you mean `perspective`"),
     "no glob matches": (eval_of("vmamba-pico", "zz*"), "No transform matches `zz*`."),
-    "no data": (eval_of("vmamba-t"), "No data is named for the label space `imagenet-1k`"),
-    "no such data": (pico("--data", "nowhere"), "There is no data at"),
+    "no data": (eval_of("vmamba-t"), "No data is specified for the label space `imagenet-1k`"),
+    "no such data": (pico("--data", "nowhere"), "No data set was found at"),
     "other label space": (
         eval_of("vmamba-t", "identity", "--data", "cifar10-mini"), "imagenet-1k"
     ),
-    "no weights file": (
-        pico("--weights", "none.pth"), "no weights file `none.pth`"
+    "weights file": (
+        pico("--weights", "none.pth"), "weights file `none.pth`"
     ),
     "unknown device": (pico("--device", "tpuu"), "`--device tpuu`"),
     "unknown argument": (
@@ -238,16 +240,17 @@ REFUSED = {
     ),
     "one file for two": (
         pico("--model", "vmamba-t", "--weights", "w.pth"),
-        "`--weights` and `--model-arg` go with one `--model`.\nGot 2 models.\nRun the command once",
+        "`--weights` and `--model-arg` can only be used with one `--model`.\nGot 2 models.\nRun "
+        "the command once",
     ),
     "two label spaces": (
-        pico("--model", "vmamba-t"), "tell the same classes apart"
+        pico("--model", "vmamba-t"), "models have different classes"
     ),
     "twice": (pico("--model", "VMAMBA_pico"), "was given twice"),
     "not empty": (pico("--untrained", "--out", "full"), "is not empty"),
     "too many a class": (
         pico("--untrained", "--per-class", "97"),
-        "`--per-class 97` is more than there is",
+        "`--per-class 97` is more than the data set has",
     ),
     "no model": (["eval", "--transform", "identity"], "Missing option '--model'"),
     "no transform": (["eval", "--model", "vmamba-pico"], "Missing option '--transform'"),
@@ -273,34 +276,36 @@ def test_what_cannot_be_carried_out_ends_with_2_and_says_why(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     arguments, words = REFUSED[case]
-    told = (
+    outcome = (
         robust(*arguments, "--device", "cpu") if "--device" not in arguments else robust(*arguments)
     )
-    assert told.code == 2, told.err
-    assert words in told.err
-    assert "Traceback" not in told.err
-    assert told.out == ""
+    assert outcome.code == 2, outcome.err
+    assert words in outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
     assert (tmp_path / "full" / "thesis.txt").exists()
 
 
 def test_missing_weights_give_address_file_and_flag(robust: Robust, tmp_path: Path) -> None:
     (tmp_path / "photos" / "n01440764").mkdir(parents=True)
     Image.new("RGB", (40, 30)).save(tmp_path / "photos" / "n01440764" / "tench.jpg")
-    told = robust(*eval_of("vmamba-t", "identity", "--data", "photos", "--offline"))
+    outcome = robust(*eval_of("vmamba-t", "identity", "--data", "photos", "--offline"))
     file = "vssm1_tiny_0230s_ckpt_epoch_264.pth"
-    assert told.code == 2
-    assert told.err.startswith("Error: The weights of `vmamba-t` are not here.\n")
-    assert f"https://github.com/MzeroMiko/VMamba/releases/download/%23v2cls/{file} to " in told.err
+    assert outcome.code == 2
+    assert outcome.err.startswith("Error: The weights of `vmamba-t` are not on this machine.\n")
     assert (
-        f"`{tmp_path / 'home' / 'weights' / file}`, or name a copy with `--weights FILE`"
-        in told.err
+        f"https://github.com/MzeroMiko/VMamba/releases/download/%23v2cls/{file} to " in outcome.err
+    )
+    assert (
+        f"`{tmp_path / 'home' / 'weights' / file}`, or pass a copy with `--weights FILE`"
+        in outcome.err
     )
     assert not (tmp_path / "runs").exists()
 
 
 def test_with_json_a_refusal_prints_nothing_on_standard_output(robust: Robust) -> None:
-    told = robust(*eval_of("vmamba-pcio"), "--json")
-    assert (told.code, told.out) == (2, "")
+    outcome = robust(*eval_of("vmamba-pcio"), "--json")
+    assert (outcome.code, outcome.out) == (2, "")
 
 
 def test_a_quick_look_says_its_error_and_time_before_it_runs(
@@ -309,25 +314,26 @@ def test_a_quick_look_says_its_error_and_time_before_it_runs(
     monkeypatch.setattr(subsets, "QUICK_IMAGES", 41)  # the usual 381 are in tests/data
     typed = ["eval", *MODEL, "--transform", "fliplr", "--quick", "--workers", "0", "--out", "run",
              "--device", "cpu"]  # fmt: skip
-    told = robust(*typed)
-    assert told.code == 0
-    _, quick, time, *_ = told.err.splitlines()
+    outcome = robust(*typed)
+    assert outcome.code == 0
+    _, quick, time, *_ = outcome.err.splitlines()
     low, high = binomtest(20, 41).proportion_ci(method="wilson")
     assert quick == (
-        f"Quick look at 41 of 960 images: top-1 will be known to +-{50 * (high - low):.1f} "
-        "percentage points or better (95 %)."
+        "Quick look at 41 of 960 images: the error of top-1 will be at most "
+        f"+-{50 * (high - low):.1f} percentage points (95 %)."
     )
     assert re.fullmatch(
-        r"It will take about .* on this machine, by a short trial; all 960 images would take .*\.",
+        r"The evaluation will take about .* on this machine \(estimated from a short test\); all "
+        r"960 images would take .*\.",
         time,
     )
     record = read_record(Path("run"))
     assert record.dataset.images == 41
-    subset = "quick look: 41 images spread over the classes, seed 0"
+    subset = "quick look: 41 images distributed over the classes, seed 0"
     assert record.dataset.subset == subset
     assert subset in Path("run/report.md").read_text("utf-8")
     again = robust(*typed)
-    assert "It will take" not in again.err
+    assert "The evaluation will take" not in again.err
     forecast = json.loads(robust(*typed, "--dry-run", "--json").out)
     assert (forecast["images"], forecast["pool_images"]) == (41, 960)
     assert f"+-{50 * (high - low):.1f} percentage points" in forecast["precision"]
@@ -335,41 +341,41 @@ def test_a_quick_look_says_its_error_and_time_before_it_runs(
 
 @pytest.mark.parametrize("option", ["--limit", "--per-class"])
 def test_a_quick_look_chooses_its_size_itself(robust: Robust, option: str) -> None:
-    told = robust("eval", *MODEL, "--transform", "fliplr", "--quick", option, "3")
-    assert told.code == 2
-    assert f"`--quick` does not go with `{option}`" in told.err
+    outcome = robust("eval", *MODEL, "--transform", "fliplr", "--quick", option, "3")
+    assert outcome.code == 2
+    assert f"`--quick` cannot be used with `{option}`" in outcome.err
 
 
 def test_a_quick_look_at_masks_counts_groups(robust: Robust) -> None:
-    told = robust("eval", "--model", "otsu", "--transform", "fliplr", "--quick", "--dry-run",
+    outcome = robust("eval", "--model", "otsu", "--transform", "fliplr", "--quick", "--dry-run",
                   "--split", "all")  # fmt: skip
-    assert told.code == 0
+    assert outcome.code == 0
     groups = 62
     typical, worst = (1.96 * spread / groups**0.5 for spread in (0.2, 0.5))
-    assert f"mean dice over {groups} of " in told.out
-    assert f"about +-{typical:.2f} (95 %) if it differs" in told.out
-    assert f"at worst +-{worst:.2f}" in told.out
+    assert f"mean dice over {groups} of " in outcome.out
+    assert f"about +-{typical:.2f} (95 %) if it differs" in outcome.out
+    assert f"at most +-{worst:.2f}" in outcome.out
 
 
 GATED = [*SMALL, "--transform", "fliplr", "--out", "run"]
 
 
 def test_gates_end_with_4_say_why_and_can_be_others_later(robust: Robust) -> None:
-    told = robust(*GATED, "--fail-under", "fliplr=100", "--fail-drop", "90")
-    assert told.code == 4
+    outcome = robust(*GATED, "--fail-under", "fliplr=100", "--fail-drop", "90")
+    assert outcome.code == 4
     assert "Error: 1 of 2 gates failed in `run`.\n  `--fail-under fliplr=100`: `vmamba-pico`, " in (
-        told.err
+        outcome.err
     )
-    assert "Gates: 1 of 2 kept" in told.out
+    assert "Gates: 1 of 2 passed" in outcome.out
     assert "**Gates: 1 of 2 failed.**" in Path("run/report.md").read_text("utf-8")
     assert "**failed**: `--fail-under fliplr=100`: `vmamba-pico`, fliplr: top-1" in (
         Path("run/report.md").read_text("utf-8")
     )
     assert read_record(Path("run")).status == "complete"
     # The complete run is gated again, by others and by none.
-    told = robust(*GATED, "--fail-under", "clean=100", "--json")
-    assert told.code == 4
-    document = json.loads(told.out)
+    outcome = robust(*GATED, "--fail-under", "clean=100", "--json")
+    assert outcome.code == 4
+    document = json.loads(outcome.out)
     assert [row["transform"] for row in document["results"]] == ["identity", "fliplr"]
     (gate,) = document["gates"]["gates"]
     assert not gate["passed"]
@@ -380,15 +386,15 @@ def test_gates_end_with_4_say_why_and_can_be_others_later(robust: Robust) -> Non
 
 
 def test_a_gate_for_another_transform_ends_before_anything_runs(robust: Robust) -> None:
-    told = robust(*GATED, "--fail-under", "flipud=70")
-    assert told.code == 2
-    assert "names a transform that is not in the run: `flipud`" in told.err
+    outcome = robust(*GATED, "--fail-under", "flipud=70")
+    assert outcome.code == 2
+    assert "specifies a transform that is not in the run: `flipud`" in outcome.err
     assert not Path("run").exists()
 
 
 def test_missing_rows_come_before_gates(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> None:
     real = evaluate.shared
     monkeypatch.setattr(evaluate, "shared", lambda *a: [p.only(p.cells[:1]) for p in real(*a)])
-    told = robust(*GATED, "--fail-under", "fliplr=100")
-    assert told.code == 1
-    assert "gates" not in told.err
+    outcome = robust(*GATED, "--fail-under", "fliplr=100")
+    assert outcome.code == 1
+    assert "gates" not in outcome.err

@@ -21,21 +21,21 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_export_says_where_and_how_well(robust: Robust):
-    told = robust(*TINY)
-    assert told.code == 0, told.err
+    outcome = robust(*TINY)
+    assert outcome.code == 0, outcome.err
     (path,) = Path("runs").glob("export-vmamba-pico-*/vmamba-pico.pt")
-    assert str(path) in told.out
-    assert "8 of 8" in told.out
-    assert "TorchScript" in told.out
-    told = robust(*TINY, "--json", "--quiet")
-    (document,) = json.loads(told.out)
-    assert (told.code, told.err) == (0, "")
+    assert str(path) in outcome.out
+    assert "8 of 8" in outcome.out
+    assert "TorchScript" in outcome.out
+    outcome = robust(*TINY, "--json", "--quiet")
+    (document,) = json.loads(outcome.out)
+    assert (outcome.code, outcome.err) == (0, "")
     assert document["path"] == str(path)
     assert document["parity"][0]["difference"] <= document["parity"][0]["allowed"]
     # Nothing has to be typed again, and an untrained network is called so.
-    told = robust("predict", "--model", str(path), "cifar10-mini", "--limit", "1", "--json")
-    assert told.code == 0, told.err
-    assert json.loads(told.out)["untrained"] is True
+    outcome = robust("predict", "--model", str(path), "cifar10-mini", "--limit", "1", "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["untrained"] is True
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ def test_export_says_where_and_how_well(robust: Robust):
     [
         (("export", "vmamba-pica"), "Did you mean `vmamba-pico`"),
         (("export", "otsu", "--format", "torchscript"), "cannot be exported"),
-        ((*TINY, "--out", "net.onnx"), "not named like a file of torchscript"),
+        ((*TINY, "--out", "net.onnx"), "does not have the suffix of torchscript"),
         (("export", "vim", "--offline", "--format", "torchscript"), "vim"),
         ((*TINY, "--image-size", "0"), "--image-size"),
     ],
 )
 def test_what_is_refused(robust: Robust, arguments: tuple[str, ...], message: str):
-    told = robust(*arguments)
-    assert (told.code, told.out) == (2, "")
-    assert message in told.err
+    outcome = robust(*arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err

@@ -99,22 +99,22 @@ def no_image(folder: Path) -> Exception:
     ("make", "code", "words"),
     [
         (norm_of_one, 2, "single value per channel.*Expected more than 1.*larger `--batch-size`"),
-        (too_small, 1, "cannot compute with what it got.*Kernel size.*`--crop`, `--window`"),
-        (other_channels, 1, "cannot compute with what it got.*channels.*`--model-arg`"),
+        (too_small, 1, "cannot process its inputs.*Kernel size.*`--crop`, `--window`"),
+        (other_channels, 1, "cannot process its inputs.*channels.*`--model-arg`"),
         (no_memory, 1, "Out of memory.*smaller `--batch-size`"),
         (damaged_table, 1, "A table file cannot be read.*Arrow.*remove it"),
         (no_image, 1, "An image cannot be read.*a.png.*Repair"),
         (lambda _: pa.ArrowInvalid("x"), 1, "A table file cannot be read"),
         (lambda _: torch.OutOfMemoryError("CUDA out of memory."), 1, "Out of memory"),
         (lambda _: RuntimeError("CUDA error: device-side assert triggered"), 1, "device failed"),
-        (lambda _: RuntimeError("Too many open files"), 1, "no more open files.*ulimit"),
-        (lambda _: OSError(errno.ENOSPC, "No space", "/x/y"), 1, "no space left.*`/x/y`.*Free"),
-        (lambda _: PermissionError(errno.EACCES, "Denied", "/x"), 1, "does not permit it: `/x`"),
+        (lambda _: RuntimeError("Too many open files"), 1, "limit of open files.*ulimit"),
+        (lambda _: OSError(errno.ENOSPC, "No space", "/x/y"), 1, "The disk is full.*`/x/y`.*Free"),
+        (lambda _: PermissionError(errno.EACCES, "Denied", "/x"), 1, "Permission denied: `/x`"),
         (lambda _: OSError(errno.ENAMETOOLONG, "Too long", "y"), 1, "name is too long"),
         (lambda _: RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1,
          "A loader process ended.*--workers 0"),
         (lambda _: ModuleNotFoundError("No module named 'cv2'"), 3, "cannot be loaded.*cv2"),
-        (lambda _: raised(lambda: json.loads("{")), 1, "does not hold what it should"),
+        (lambda _: raised(lambda: json.loads("{")), 1, "does not have the expected contents"),
         (lambda _: MisconfigurationException("No such precision."), 2, "Lightning.*precision"),
     ],
 )  # fmt: skip
@@ -123,11 +123,11 @@ def test_errors_that_are_known(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     error = make(tmp_path)
-    found, told = told_by(error, capsys)
+    found, output = told_by(error, capsys)
     assert found == code
-    assert re.search(words, told, re.DOTALL), told
-    assert "Traceback (most recent call last)" not in told
-    file = FILE.search(told)
+    assert re.search(words, output, re.DOTALL), output
+    assert "Traceback (most recent call last)" not in output
+    file = FILE.search(output)
     assert file is not None
     assert type(error).__name__ in Path(file.group(1)).read_text(encoding="utf-8")
 
@@ -139,7 +139,7 @@ def test_the_cause_counts_where_the_error_says_nothing() -> None:
         except OSError as error:
             raise RuntimeError("could not save") from error
 
-    assert explanation_of(raised(wrapped)).what == "There is no space left on the disk: `/x`."
+    assert explanation_of(raised(wrapped)).what == "The disk is full: `/x`."
 
 
 def test_an_error_of_ours_is_called_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,20 +153,20 @@ def test_an_error_of_ours_is_called_a_fault(capsys: pytest.CaptureFixture[str]) 
     model = SimpleNamespace(device=torch.device("cpu"), predict=lambda *_: 0)
     forward = Forward(model)  # type: ignore[arg-type]
     error = raised(lambda: forward(object()))  # type: ignore[arg-type]
-    code, told = told_by(error, capsys)
+    code, output = told_by(error, capsys)
     assert code == 1
-    assert told.startswith(
-        "Error: This is probably a fault of robust (robustcli/tasks/forward.py, line "
+    assert output.startswith(
+        "Error: This is probably a bug in robust (robustcli/tasks/forward.py, line "
     )
-    assert "TypeError: object of type 'object' has no len()" in told
-    assert "report it with the traceback" in told
+    assert "TypeError: object of type 'object' has no len()" in output
+    assert "report it with the traceback" in output
 
 
 def test_an_error_of_an_unknown_library_names_it(capsys: pytest.CaptureFixture[str]) -> None:
-    _, told = told_by(raised(lambda: np.zeros(3).reshape(2, 2).dot(np.zeros(5))), capsys)
-    assert "cannot reshape array" in told
-    _, told = told_by(raised(lambda: torch.zeros(2).index_select(5, torch.zeros(1))), capsys)
-    assert "raised an error" in told
+    _, output = told_by(raised(lambda: np.zeros(3).reshape(2, 2).dot(np.zeros(5))), capsys)
+    assert "cannot reshape array" in output
+    _, output = told_by(raised(lambda: torch.zeros(2).index_select(5, torch.zeros(1))), capsys)
+    assert "raised an error" in output
 
 
 def test_an_error_in_a_users_file_names_the_file(
@@ -176,22 +176,22 @@ def test_an_error_in_a_users_file_names_the_file(
     file.write_text("def f():\n    return 1 / 0\n", encoding="utf-8")
     names: dict[str, Any] = {}
     exec(compile(file.read_text(encoding="utf-8"), str(file), "exec"), names)
-    _, told = told_by(raised(names["f"]), capsys)
-    assert told.startswith(f"Error: `{file}` raised an error in line 2.\nZeroDivisionError")
+    _, output = told_by(raised(names["f"]), capsys)
+    assert output.startswith(f"Error: `{file}` raised an error in line 2.\nZeroDivisionError")
 
 
 def test_a_worker_keeps_its_own_message(capsys: pytest.CaptureFixture[str]) -> None:
     loader = DataLoader(Failing(ValueError("the palette\nis odd")), num_workers=1)
-    code, told = told_by(raised(lambda: list(loader)), capsys)
+    code, output = told_by(raised(lambda: list(loader)), capsys)
     assert code == 1
-    assert "\nValueError: the palette\nis odd\n" in told
-    assert "It was raised in a DataLoader worker process 0." in told
-    assert "Caught" not in told
+    assert "\nValueError: the palette\nis odd\n" in output
+    assert "It was raised in a DataLoader worker process 0." in output
+    assert "Caught" not in output
 
 
 def test_a_worker_without_memory_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
-    _, told = told_by(of_worker(MemoryError("Unable to allocate 8 GiB")), capsys)
-    assert told.startswith("Error: Out of memory.\nMemoryError: Unable to allocate 8 GiB\n")
+    _, output = told_by(of_worker(MemoryError("Unable to allocate 8 GiB")), capsys)
+    assert output.startswith("Error: Out of memory.\nMemoryError: Unable to allocate 8 GiB\n")
 
 
 def test_what_a_worker_says_for_the_user_stays_in_three_parts(
@@ -200,8 +200,8 @@ def test_what_a_worker_says_for_the_user_stays_in_three_parts(
     error = of_worker(RunError("The pair `a` cannot be read.", "It is torn.", "Repair it."))
     assert isinstance(error, RunError)
     assert print_known(error) == 1
-    said = capsys.readouterr().err
-    assert said == "Error: The pair `a` cannot be read.\nIt is torn.\nRepair it.\n"
+    output = capsys.readouterr().err
+    assert output == "Error: The pair `a` cannot be read.\nIt is torn.\nRepair it.\n"
 
 
 def test_the_traceback_lies_in_the_folder_of_the_run(
@@ -213,10 +213,10 @@ def test_the_traceback_lies_in_the_folder_of_the_run(
 
     error = raised(fail)
     assert run_of(error) == tmp_path
-    _, told = told_by(error, capsys)
+    _, output = told_by(error, capsys)
     (file,) = tmp_path.glob("error-*.txt")
-    assert f"The traceback is in `{file}`" in told
-    assert "the same command goes on" in told
+    assert f"The traceback is in `{file}`" in output
+    assert "the same command continues" in output
     text = file.read_text(encoding="utf-8")
     assert "Command:  robust" in text
     assert "ValueError: odd" in text
@@ -230,8 +230,8 @@ def test_without_any_folder_the_traceback_is_shown(
     monkeypatch.setattr(failures, "_folders", lambda _: [tmp_path / "file" / "below"])
     error = raised(lambda: 1 // 0)
     assert keep_traceback(error) is None
-    _, told = told_by(error, capsys)
-    assert "Traceback (most recent call last)" in told
+    _, output = told_by(error, capsys)
+    assert "Traceback (most recent call last)" in output
 
 
 @pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])
@@ -240,8 +240,8 @@ def test_tracebacks_are_shown_where_asked_for(
 ) -> None:
     monkeypatch.setenv("ROBUST_TRACEBACK", value)
     head = "Traceback (most recent call last)"
-    _, told = told_by(raised(lambda: 1 // 0), capsys)
-    assert (head in told) is shown
+    _, output = told_by(raised(lambda: 1 // 0), capsys)
+    assert (head in output) is shown
 
     def refuse() -> None:
         try:
@@ -250,17 +250,17 @@ def test_tracebacks_are_shown_where_asked_for(
             raise RunError("No.") from error
 
     assert print_known(raised(refuse)) == 1  # type: ignore[arg-type]
-    told = capsys.readouterr().err
-    assert told.endswith("Error: No.\n")
-    assert ("of a library" in told) is shown
+    output = capsys.readouterr().err
+    assert output.endswith("Error: No.\n")
+    assert ("of a library" in output) is shown
 
 
 def test_the_process_of_several_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    _, told = told_by(ValueError("x"), capsys)
-    assert told.startswith("Error: Process 1: ")
+    _, output = told_by(ValueError("x"), capsys)
+    assert output.startswith("Error: Process 1: ")
 
 
 @pytest.mark.parametrize("name", ["eval", "train", "finetune", "predict", "report", "fetch"])
@@ -273,8 +273,8 @@ def test_every_command_has_the_mechanism(
     command = main.get_command(click.Context(main), name)
     assert command is not None
     monkeypatch.setattr(command, "make_context", fail)
-    told = robust(name)
-    assert told.code == 1
-    assert told.out == ""
-    assert "mat1 and mat2 shapes" in told.err
-    assert FILE.search(told.err)
+    outcome = robust(name)
+    assert outcome.code == 1
+    assert outcome.out == ""
+    assert "mat1 and mat2 shapes" in outcome.err
+    assert FILE.search(outcome.err)

@@ -26,20 +26,21 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_where_it_lies_and_its_hash(robust: Robust, served: Path, tmp_path: Path) -> None:
-    told = robust("fetch", "VMamba-T")
+    outcome = robust("fetch", "VMamba-T")
     place = tmp_path / "home" / "weights" / "w.pth"
-    assert told.code == 0
-    assert told.out == (
-        f"vmamba-t: {place}\n  SHA-256 {SHA256} (none is published; remembered from now on)\n"
+    assert outcome.code == 0
+    assert outcome.out == (
+        f"vmamba-t: {place}\n  SHA-256 {SHA256} (none is published; stored to check later "
+        "downloads)\n"
     )
     assert place.read_bytes() == CONTENT
     assert robust("fetch", "vmamba-t", "--quiet").out == f"vmamba-t: {place}\n"
 
 
 def test_several_as_one_json_document(robust: Robust, served: Path, tmp_path: Path) -> None:
-    told = robust("fetch", "vmamba-t", "cifar10-mini", "--json")
-    assert (told.code, told.err) == (0, "")
-    first, second = json.loads(told.out)
+    outcome = robust("fetch", "vmamba-t", "cifar10-mini", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    first, second = json.loads(outcome.out)
     place = tmp_path / "home" / "weights" / "w.pth"
     assert first == {"name": "vmamba-t", "path": str(place), "sha256": SHA256, "pinned": False}
     assert second["name"] == "cifar10-mini"
@@ -49,9 +50,9 @@ def test_several_as_one_json_document(robust: Robust, served: Path, tmp_path: Pa
 def test_a_changed_file_fails_the_run(robust: Robust, served: Path, tmp_path: Path) -> None:
     robust("fetch", "vmamba-t")
     (tmp_path / "home" / "weights" / "w.pth").write_bytes(b"changed")
-    told = robust("fetch", "vmamba-t")
-    assert (told.code, told.out) == (1, "")
-    assert f"Expected SHA-256 {SHA256}, got " in told.err
+    outcome = robust("fetch", "vmamba-t")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert f"Expected SHA-256 {SHA256}, got " in outcome.err
 
 
 @pytest.mark.parametrize("how", ["flag", "environment"])
@@ -60,18 +61,18 @@ def test_offline_names_the_address_and_the_place(
 ) -> None:
     if how == "environment":
         monkeypatch.setenv("ROBUST_OFFLINE", "1")
-    told = robust("fetch", "vmamba-b", *["--offline"] * (how == "flag"))
+    outcome = robust("fetch", "vmamba-b", *["--offline"] * (how == "flag"))
     file = "vssm_base_0229_ckpt_epoch_237.pth"
-    assert told.code == 2
-    assert f"Error: `{file}` is not on this machine, and `--offline` forbids" in told.err
-    assert f"It would come from {CATALOGUE['vmamba-b'].weights_url}." in told.err
-    assert f"put the file at `{tmp_path / 'home' / 'weights' / file}`." in told.err
+    assert outcome.code == 2
+    assert f"Error: `{file}` is not on this machine, and `--offline` forbids" in outcome.err
+    assert f"It would be downloaded from {CATALOGUE['vmamba-b'].weights_url}." in outcome.err
+    assert f"put the file at `{tmp_path / 'home' / 'weights' / file}`." in outcome.err
 
 
 def test_unknown_names_get_the_nearest(robust: Robust) -> None:
-    told = robust("fetch", "cifar-mini", "--offline")
-    assert told.code == 2
-    assert "Did you mean `cifar10-mini`" in told.err
+    outcome = robust("fetch", "cifar-mini", "--offline")
+    assert outcome.code == 2
+    assert "Did you mean `cifar10-mini`" in outcome.err
 
 
 def test_a_name_must_be_given(robust: Robust) -> None:

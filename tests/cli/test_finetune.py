@@ -35,9 +35,9 @@ def here(_tuned: Path, robust: Robust, tmp_path: Path) -> Path:
     """The working folder with data and a finished fine-tuning."""
     shutil.copytree(_tuned / "pairs", tmp_path / "pairs")
     if not (_tuned / "run").exists():
-        told = robust("finetune", "umamba-pico", *TINY, "--out", "run", "--freeze-quantile", "0.5",
-                      "--quiet")  # fmt: skip
-        assert told.code == 0, told.err
+        outcome = robust("finetune", "umamba-pico", *TINY, "--out", "run", "--freeze-quantile",
+                      "0.5", "--quiet")  # fmt: skip
+        assert outcome.code == 0, outcome.err
         shutil.copytree(tmp_path / "run", _tuned / "run")
     else:
         shutil.copytree(_tuned / "run", tmp_path / "run")
@@ -48,30 +48,30 @@ RUN = ["umamba-pico", *TINY, "--out", "run", "--freeze-quantile", "0.5"]
 
 
 def test_it_prints_a_row_for_each_mode(robust: Robust, here: Path) -> None:
-    told = robust("finetune", *RUN)
-    assert told.code == 0, told.err
-    assert "full: `run/full` is finished: nothing is left to do." in told.err
-    rows = [line.split()[0] for line in told.out.splitlines() if line]
+    outcome = robust("finetune", *RUN)
+    assert outcome.code == 0, outcome.err
+    assert "full: `run/full` is already finished." in outcome.err
+    rows = [line.split()[0] for line in outcome.out.splitlines() if line]
     modes = [name for name in rows if name in ("scratch", "full", "freeze")]
     assert modes[:3] == ["scratch", "full", "freeze"]
-    assert told.out.splitlines()[-1] == "Report: run/report.md"
+    assert outcome.out.splitlines()[-1] == "Report: run/report.md"
     again = robust("report", "run")
     assert again.code == 0, again.err
 
 
 def test_json_is_one_document(robust: Robust, here: Path) -> None:
-    told = robust("finetune", *RUN, "--json", "--quiet")
-    assert told.err == ""
-    rows = json.loads(told.out)
+    outcome = robust("finetune", *RUN, "--json", "--quiet")
+    assert outcome.err == ""
+    rows = json.loads(outcome.out)
     assert [row["mode"] for row in rows] == ["scratch", "full", "freeze"]
     assert all(0 <= row["dice"] <= 1 for row in rows)
 
 
 def test_a_mode_is_a_model_of_the_other_commands(robust: Robust, here: Path) -> None:
-    told = robust("eval", "--model", "run/freeze", "--data", "pairs", "--transform", "fliplr",
+    outcome = robust("eval", "--model", "run/freeze", "--data", "pairs", "--transform", "fliplr",
                   "--out", "ev", "--workers", "0", "--device", "cpu")  # fmt: skip
-    assert told.code == 0, told.err
-    assert "were held out for testing" in told.err
+    assert outcome.code == 0, outcome.err
+    assert "were held out for testing" in outcome.err
 
 
 def test_in_python(here: Path) -> None:
@@ -86,14 +86,16 @@ def test_in_python(here: Path) -> None:
 
 
 def test_a_dry_run_trains_nothing_and_says_what_would_freeze(robust: Robust, here: Path) -> None:
-    told = robust("finetune", "umamba-pico", *TINY, "--out", "other", "--dry-run",
+    outcome = robust("finetune", "umamba-pico", *TINY, "--out", "other", "--dry-run",
                   "--profile", "run/gradients.parquet", "--freeze-quantile", "0.5")  # fmt: skip
-    assert told.code == 0, told.err
+    assert outcome.code == 0, outcome.err
     assert not (here / "other").exists()
     frozen = pd.read_csv("run/frozen.csv")["frozen"].sum()
-    assert sum("frozen: among the lowest 0.5" in line for line in told.out.splitlines()) == frozen
-    assert "parameters" in told.out
-    assert f"Frozen: {frozen} of 143 tensors" in told.err
+    assert (
+        sum("frozen: among the lowest 0.5" in line for line in outcome.out.splitlines()) == frozen
+    )
+    assert "parameters" in outcome.out
+    assert f"Frozen: {frozen} of 143 tensors" in outcome.err
 
 
 def test_every_option_reaches_the_configuration(
@@ -106,7 +108,7 @@ def test_every_option_reaches_the_configuration(
         raise RunError("It failed.", "A test wants it so.", "Nothing.")
 
     monkeypatch.setattr(mode_trainings, "run_finetuning", note)
-    told = robust(
+    outcome = robust(
         "finetune", "umamba", "--pretrained", "w", "--data", "d", "--mode", "freeze",
         "--iterations", "9", "--protocol", "paper", "--limit", "8", "--model-arg", "a=1",
         "--freeze-relative", "0.1", "--freeze-scope", "all", "--statistic", "rms",
@@ -114,7 +116,7 @@ def test_every_option_reaches_the_configuration(
         "--quick", "--lr", "0.2", "--out", "o", "--seed", "7", "--fresh", "--offline",
         "--ablate", "scan",
     )  # fmt: skip
-    assert told.code == 1
+    assert outcome.code == 1
     (config,) = asked
     training = TrainConfig(
         "umamba", "d", Path("o"), "paper", 8, model_args={"a": 1}, quick=True, lr=0.2, seed=7,
@@ -131,12 +133,18 @@ def test_every_option_reaches_the_configuration(
     ("arguments", "message"),
     [
         (["umamba_v9"], "No model is called `umamba_v9`"),
-        (["vmamba-b"], "No `--data`: there is nothing to train `vmamba-b` on"),
-        (["unet"], "`unet` has no weights here to fine-tune"),
-        (["umamba", "--freeze-threshold", "-1"], "`--freeze-threshold -1` is not a size"),
-        (["umamba", "--freeze-relative", "-1"], "`--freeze-relative -1` is not a size"),
-        (["umamba", "--freeze-quantile", "2"], "`--freeze-quantile 2` is not a share"),
-        (["umamba", "--freeze", "nothing.*", "--dry-run"], "`--freeze nothing.*` fits no param"),
+        (["vmamba-b"], "`--data` is not set, and `vmamba-b` on"),
+        (["unet"], "`unet` has no weights on this machine to fine-tune"),
+        (
+            ["umamba", "--freeze-threshold", "-1"],
+            "`--freeze-threshold -1` is not a valid gradient threshold",
+        ),
+        (
+            ["umamba", "--freeze-relative", "-1"],
+            "`--freeze-relative -1` is not a valid gradient threshold",
+        ),
+        (["umamba", "--freeze-quantile", "2"], "`--freeze-quantile 2` is not a fraction"),
+        (["umamba", "--freeze", "nothing.*", "--dry-run"], "`--freeze nothing.*` matches no param"),
         (["umamba", "--freeze", "a", "--freeze-threshold", "1"], "exclude each other"),
         (["umamba", "--freeze-relative", "1", "--freeze-threshold", "1"], "exclude each other"),
         (["umamba", "--profile", "nowhere"], "`--profile nowhere` does not exist"),
@@ -145,9 +153,9 @@ def test_every_option_reaches_the_configuration(
     ],
 )
 def test_what_is_refused(robust: Robust, arguments: list[str], message: str) -> None:
-    told = robust("finetune", *arguments, "--offline", "--device", "cpu")
-    assert (told.code, told.out) == (2, "")
-    assert message in told.err
+    outcome = robust("finetune", *arguments, "--offline", "--device", "cpu")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
     assert not Path("runs").exists()
 
 

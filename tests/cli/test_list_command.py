@@ -21,18 +21,18 @@ NAMES = {
 
 
 def listed(robust: Robust, *arguments: str) -> list[dict[str, Any]]:
-    told = robust("list", *arguments, "--json")
-    assert (told.code, told.err) == (0, "")
-    rows: list[dict[str, Any]] = json.loads(told.out)
+    outcome = robust("list", *arguments, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    rows: list[dict[str, Any]] = json.loads(outcome.out)
     return rows
 
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_everything_is_listed_in_its_order(robust: Robust, kind: str) -> None:
     assert [row["name"] for row in listed(robust, kind)] == NAMES[kind]
-    told = robust("list", kind)
-    assert told.code == 0
-    first = [line.split()[0] for line in told.out.splitlines() if line]
+    outcome = robust("list", kind)
+    assert outcome.code == 0
+    first = [line.split()[0] for line in outcome.out.splitlines() if line]
     assert [name for name in first if name in NAMES[kind]] == NAMES[kind]
 
 
@@ -71,10 +71,10 @@ def test_a_model_has_the_columns_of_the_interface(robust: Robust) -> None:
         "source": "https://github.com/MzeroMiko/VMamba/releases/download/"
         "%23v2cls/vssm_base_0229_ckpt_epoch_237.pth",
     }
-    told = robust("list", "models", "vmamba-b").out
-    assert "88,557,800" in told
-    assert "83.9" in told
-    assert "vssm_base_0229_ckpt_epoch_237.pth" not in told
+    output = robust("list", "models", "vmamba-b").out
+    assert "88,557,800" in output
+    assert "83.9" in output
+    assert "vssm_base_0229_ckpt_epoch_237.pth" not in output
     wide = robust("list", "models", "vmamba-b", "--wide").out
     assert "vssm_base_0229_ckpt_epoch_237.pth" in wide
     assert "ImageNet-1K only" in wide
@@ -167,13 +167,13 @@ def test_bundled_data_are_here_and_others_are_not(robust: Robust) -> None:
     ],
 )
 def test_nothing_matches(robust: Robust, arguments: list[str], message: str) -> None:
-    told = robust("list", *arguments)
-    assert told.code == 2
-    assert told.err.startswith(message)
-    assert told.out == ""
+    outcome = robust("list", *arguments)
+    assert outcome.code == 2
+    assert outcome.err.startswith(message)
+    assert outcome.out == ""
 
 
 def test_an_unknown_kind(robust: Robust) -> None:
-    told = robust("list", "papers")
-    assert told.code == 2
-    assert "'models', 'transforms', 'datasets', 'recipes'" in told.err
+    outcome = robust("list", "papers")
+    assert outcome.code == 2
+    assert "'models', 'transforms', 'datasets', 'recipes'" in outcome.err

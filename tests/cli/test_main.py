@@ -26,22 +26,22 @@ AT_ONCE = [["--help"], ["list", "models"], ["list", "transforms"], ["list", "dat
 
 
 def test_help_shows_every_command_and_examples_on_their_own_lines(robust: Robust) -> None:
-    told = robust("--help")
-    assert told.code == 0
+    result = robust("--help")
+    assert result.code == 0
     for name, (_, text) in COMMANDS.items():
-        assert f"  {name:<{WIDEST}}  {text}\n" in told.out
-    assert "\n  robust eval --model vmamba-pico --transform paper21\n  robust eval" in told.out
-    assert "\\b" not in told.out
+        assert f"  {name:<{WIDEST}}  {text}\n" in result.out
+    assert "\n  robust eval --model vmamba-pico --transform paper21\n  robust eval" in result.out
+    assert "\\b" not in result.out
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_every_command(robust: Robust, name: str, flag: str) -> None:
-    told = robust(name, flag)
-    assert told.code == 0
-    assert told.out.startswith(f"Usage: robust {name} [OPTIONS]")
-    assert "\\b" not in told.out
-    assert told.err == ""
+    result = robust(name, flag)
+    assert result.code == 0
+    assert result.out.startswith(f"Usage: robust {name} [OPTIONS]")
+    assert "\\b" not in result.out
+    assert result.err == ""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -84,27 +84,27 @@ def test_version(robust: Robust) -> None:
     [("evl", "eval"), ("reprot", "report"), ("lst", "list"), ("docter", "doctor")],
 )
 def test_a_typo_gets_the_nearest_command(robust: Robust, typed: str, meant: str) -> None:
-    told = robust(typed, "--anything")
-    assert told.code == 2
-    assert f"Error: No such command `{typed}`. Did you mean `{meant}`?" in told.err
+    result = robust(typed, "--anything")
+    assert result.code == 2
+    assert f"Error: No such command `{typed}`. Did you mean `{meant}`?" in result.err
 
 
 def test_a_command_like_no_other(robust: Robust) -> None:
-    told = robust("xyz")
-    assert told.code == 2
-    assert "No such command" in told.err
+    result = robust("xyz")
+    assert result.code == 2
+    assert "No such command" in result.err
 
 
 def test_no_command_is_a_question_for_help(robust: Robust) -> None:
-    told = robust()
-    assert told.code == 2
-    assert "Commands:" in told.out + told.err
+    result = robust()
+    assert result.code == 2
+    assert "Commands:" in result.out + result.err
 
 
 def test_an_unknown_option(robust: Robust) -> None:
-    told = robust("list", "models", "--jsn")
-    assert told.code == 2
-    assert "--json" in told.err
+    result = robust("list", "models", "--jsn")
+    assert result.code == 2
+    assert "--json" in result.err
 
 
 def failing(error: BaseException) -> Callable[[], None]:
@@ -124,9 +124,9 @@ def outcome(
     group.resolve_command = lambda ctx, args: ("x", command, [])  # type: ignore[method-assign]
     with pytest.raises(SystemExit) as stopped:
         group.main(["x"])
-    told = capsys.readouterr()
-    assert told.out == ""
-    return stopped.value.code, told.err
+    result = capsys.readouterr()
+    assert result.out == ""
+    return stopped.value.code, result.err
 
 
 @pytest.mark.parametrize(("kind", "code"), [(RunError, 1), (UsageError, 2), (MachineError, 3)])
@@ -145,22 +145,22 @@ def test_sigterm_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
         time.sleep(5)
 
     before = signal.getsignal(signal.SIGTERM)
-    code, told = outcome(KeyboardInterrupt(), capsys, ended)
+    code, output = outcome(KeyboardInterrupt(), capsys, ended)
     assert code == 130
-    assert "Interrupted. What was finished is kept" in told
+    assert "Interrupted. Finished results are kept" in output
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort(), EOFError()])
 def test_interrupted(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = outcome(error, capsys)
+    code, output = outcome(error, capsys)
     assert code == 130
-    assert "Interrupted. What was finished is kept: repeat the command to go on.\n" in told
+    assert "Interrupted. Finished results are kept: repeat the command to continue.\n" in output
 
 
 def test_errors_of_click_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = outcome(click.ClickException("Out of something."), capsys)
-    assert (code, told) == (1, "Error: Out of something.\n")
+    code, output = outcome(click.ClickException("Out of something."), capsys)
+    assert (code, output) == (1, "Error: Out of something.\n")
 
 
 @pytest.mark.parametrize(
@@ -172,13 +172,13 @@ def test_a_reader_who_leaves_is_no_error(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        told = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "robustcli", *arguments], stdout=writing, stderr=subprocess.PIPE,
             text=True, check=False, env={**os.environ, "PYTHONPATH": root},
         )  # fmt: skip
     finally:
         os.close(writing)
-    assert (told.returncode, told.stderr) == (READER_GONE, "")
+    assert (process.returncode, process.stderr) == (READER_GONE, "")
 
 
 def test_a_broken_pipe_to_a_process_is_an_error(
@@ -186,9 +186,9 @@ def test_a_broken_pipe_to_a_process_is_an_error(
 ) -> None:
     reader = importlib.import_module("robustcli.cli.main")
     monkeypatch.setattr(reader, "_reader_is_gone", lambda: False)
-    code, told = outcome(BrokenPipeError(32, "Broken pipe"), capsys)
+    code, output = outcome(BrokenPipeError(32, "Broken pipe"), capsys)
     assert code == 1
-    assert told.startswith("Error: A loader process ended without a word.\n")
+    assert output.startswith("Error: A loader process ended without an error message.\n")
 
 
 def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -212,9 +212,9 @@ def test_it_answers_at_once(arguments: list[str]) -> None:
     best = float("inf")
     for _ in range(10):
         started = processor_time_of_children()
-        told = run(*arguments)
+        process = run(*arguments)
         best = min(best, processor_time_of_children() - started)
-        assert told.returncode == 0, told.stderr
+        assert process.returncode == 0, process.stderr
         if best <= BUDGET_S:
             break
     assert best <= BUDGET_S
@@ -226,17 +226,17 @@ def test_it_answers_without_torch(arguments: list[str]) -> None:
         "import sys\nfrom robustcli.cli import main\n"
         "try:\n    main()\nfinally:\n    print(*sys.modules, file=sys.stderr)\n"
     )
-    told = run(*arguments, code=code)
-    assert told.returncode == 0, told.stderr
-    assert told.stdout
-    assert not {"torch", "timm", "pandas", "matplotlib"} & set(told.stderr.split())
+    process = run(*arguments, code=code)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout
+    assert not {"torch", "timm", "pandas", "matplotlib"} & set(process.stderr.split())
 
 
 def test_the_module_is_the_command() -> None:
-    told = run("list", "nothing")
-    assert told.returncode == 2
-    assert "models" in told.stderr
-    assert told.stdout == ""
+    process = run("list", "nothing")
+    assert process.returncode == 2
+    assert "models" in process.stderr
+    assert process.stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -263,11 +263,11 @@ def test_completion_imports_no_torch() -> None:
         "import sys\nfrom robustcli.cli.main import main\n"
         "try:\n    main(prog_name='robust')\nfinally:\n    assert 'torch' not in sys.modules\n"
     )
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False,
         env={**os.environ, **words, "_ROBUST_COMPLETE": "bash_complete"},
     )  # fmt: skip
-    assert (told.stdout, told.stderr) == ("plain,vmamba-pico\n", "")
+    assert (process.stdout, process.stderr) == ("plain,vmamba-pico\n", "")
 
 
 def test_a_loader_process_that_the_same_signal_ended_is_no_failure(
@@ -284,4 +284,4 @@ def test_a_loader_process_that_the_same_signal_ended_is_no_failure(
     monkeypatch.setattr(click.Group, "main", ends)
     outcome = robust("list", "models")
     assert outcome.code == 130
-    assert outcome.err.startswith("Interrupted. What was finished is kept")
+    assert outcome.err.startswith("Interrupted. Finished results are kept")

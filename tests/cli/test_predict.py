@@ -41,9 +41,9 @@ def probabilities(file: Path) -> np.ndarray:
 
 
 def test_labels_are_those_of_the_weights(robust: Robust, photos: Path):
-    told = robust(*PICO, "photos", "--top", "3", "--json", "--batch-size", "2")
-    assert told.code == 0, told.err
-    document = json.loads(told.out)
+    outcome = robust(*PICO, "photos", "--top", "3", "--json", "--batch-size", "2")
+    assert outcome.code == 0, outcome.err
+    document = json.loads(outcome.out)
     assert [p["image"] for p in document["predictions"]] == ["=1+2.png", "b.png", "sub/a.png"]
     for prediction in document["predictions"]:
         expected = probabilities(photos / prediction["image"])
@@ -51,7 +51,7 @@ def test_labels_are_those_of_the_weights(robust: Robust, photos: Path):
         assert [label["index"] for label in prediction["labels"]] == best.tolist()
         given = [label["probability"] for label in prediction["labels"]]
         np.testing.assert_allclose(given, expected[best], atol=2e-6)
-    assert document["predictions"][0]["labels"][0]["name"] in told.out
+    assert document["predictions"][0]["labels"][0]["name"] in outcome.out
     assert document["label_space"] == "cifar10"
 
 
@@ -66,8 +66,8 @@ def test_ids_are_those_of_eval(robust: Robust, tmp_path: Path):
 
     (part,) = sorted(Path("run", "predictions").rglob("*.parquet"))
     rows = pd.read_parquet(part).sort_values("image_id")
-    told = robust(*PICO, "set", "--json")
-    predictions = json.loads(told.out)["predictions"]
+    outcome = robust(*PICO, "set", "--json")
+    predictions = json.loads(outcome.out)["predictions"]
     assert [p["image"] for p in predictions] == rows["image_id"].tolist()
     assert [[label["index"] for label in p["labels"]] for p in predictions] == [
         list(top5) for top5 in rows["top5"]
@@ -77,10 +77,10 @@ def test_ids_are_those_of_eval(robust: Robust, tmp_path: Path):
 
 
 def test_csv_is_announced_safe_and_the_same_again(robust: Robust, photos: Path):
-    told = robust(*PICO, "photos", "--top", "2", "--csv")
-    assert told.code == 0, told.err
+    outcome = robust(*PICO, "photos", "--top", "2", "--csv")
+    assert outcome.code == 0, outcome.err
     (path,) = Path("runs").glob("predict-vmamba-pico-*/labels.csv")
-    assert str(path) in told.out
+    assert str(path) in outcome.out
     content = path.read_bytes()
     rows = list(csv.DictReader(content.decode().splitlines()))
     assert [row["image"] for row in rows] == ["'=1+2.png", "b.png", "sub/a.png"]
@@ -96,36 +96,36 @@ def test_csv_is_announced_safe_and_the_same_again(robust: Robust, photos: Path):
 def test_a_csv_of_other_settings_is_not_replaced(robust: Robust, photos: Path):
     assert robust(*PICO, "photos", "--out", "here").code == 0
     content = Path("here", "labels.csv").read_bytes()
-    told = robust(*PICO, "photos", "--out", "here", "--top", "1")
-    assert told.code == 2
-    assert "other settings (top)" in told.err
+    outcome = robust(*PICO, "photos", "--out", "here", "--top", "1")
+    assert outcome.code == 2
+    assert "other settings (top)" in outcome.err
     assert Path("here", "labels.csv").read_bytes() == content
     assert robust(*PICO, "photos", "--out", "here", "--top", "1", "--fresh").code == 0
     assert Path("here", "labels.csv").read_bytes() != content
     Path("mine").mkdir()
     Path("mine", "labels.csv").write_text("mine")
-    told = robust(*PICO, "photos", "--out", "mine")
-    assert (told.code, Path("mine", "labels.csv").read_text()) == (2, "mine")
+    outcome = robust(*PICO, "photos", "--out", "mine")
+    assert (outcome.code, Path("mine", "labels.csv").read_text()) == (2, "mine")
 
 
 def test_photos_that_cannot_be_read(robust: Robust, photos: Path):
     (photos / "broken.jpg").write_bytes(b"\xff\xd8nothing")
-    told = robust(*PICO, "photos", "--json", "--out", "out")
-    assert told.code == 1
-    assert "1 of 4 photos cannot be read" in told.err
-    document = json.loads(told.out)
+    outcome = robust(*PICO, "photos", "--json", "--out", "out")
+    assert outcome.code == 1
+    assert "1 of 4 photos cannot be read" in outcome.err
+    document = json.loads(outcome.out)
     assert [entry["image"] for entry in document["unreadable"]] == ["broken.jpg"]
     assert len(document["predictions"]) == 3
     assert len(Path("out", "labels.csv").read_text().splitlines()) == 4
-    told = robust(*PICO, "photos/broken.jpg", "--out", "none")
-    assert told.code == 1
+    outcome = robust(*PICO, "photos/broken.jpg", "--out", "none")
+    assert outcome.code == 1
     assert Path("none", "labels.csv").read_text() == "image,class,name,probability\n"
 
 
 def test_one_photo_beside_the_option(robust: Robust, photos: Path):
-    told = robust(*PICO, "photos/b.png", "--data", "photos/sub", "--data", "photos/b.png")
-    assert told.code == 0, told.err
-    lines = [line.split()[0] for line in told.out.splitlines()[2:]]
+    outcome = robust(*PICO, "photos/b.png", "--data", "photos/sub", "--data", "photos/b.png")
+    assert outcome.code == 0, outcome.err
+    lines = [line.split()[0] for line in outcome.out.splitlines()[2:]]
     assert lines == ["a.png", "b.png"]
 
 
@@ -136,14 +136,14 @@ def test_equal_names_are_told_apart(photos: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(photos.parent)
     names = [ref.relative for ref in list_photos([Path("photos"), Path("other/b.png")])]
     assert names == ["=1+2.png", "other/b.png", "photos/b.png", "sub/a.png"]
-    with pytest.raises(UsageError, match="nothing at `nowhere`"):
+    with pytest.raises(UsageError, match="`nowhere` does not exist"):
         list_photos([Path("nowhere")])
 
 
 def test_a_bundled_set_by_its_name(robust: Robust):
-    told = robust(*PICO, "cifar10-mini", "--limit", "2", "--top", "1", "--json")
-    assert told.code == 0, told.err
-    assert len(json.loads(told.out)["predictions"]) == 2
+    outcome = robust(*PICO, "cifar10-mini", "--limit", "2", "--top", "1", "--json")
+    assert outcome.code == 0, outcome.err
+    assert len(json.loads(outcome.out)["predictions"]) == 2
 
 
 OWN = """
@@ -157,29 +157,29 @@ class Own(torch.nn.Module):
 def test_classes_that_nobody_named_are_numbers(robust: Robust, photos: Path):
     Path("own.py").write_text(OWN)
     own = ("predict", "--model", "own.py:Own", "photos", "--crop", "32", "--device", "cpu")
-    told = robust(*own, "--json", "--top", "9")
-    assert told.code == 0, told.err
-    assert "is not known: labels are their numbers" in told.err
-    labels = json.loads(told.out)["predictions"][0]["labels"]
+    outcome = robust(*own, "--json", "--top", "9")
+    assert outcome.code == 0, outcome.err
+    assert "are not known: labels are output numbers" in outcome.err
+    labels = json.loads(outcome.out)["predictions"][0]["labels"]
     assert sorted(label["name"] for label in labels) == list("0123456")
     Path("classes.txt").write_text("\n".join(f"class {letter}" for letter in "abcdefg"))
-    told = robust(*own, "--json", "--label-space", "classes.txt")
-    assert json.loads(told.out)["predictions"][0]["labels"][0]["name"].startswith("class ")
+    outcome = robust(*own, "--json", "--label-space", "classes.txt")
+    assert json.loads(outcome.out)["predictions"][0]["labels"][0]["name"].startswith("class ")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((*PICO,), "No images are named"),
-        ((*PICO, "photos", "--overlays"), "`--overlays` does not go with"),
-        (("predict", "--model", "umamba-pico", "photos", "--csv"), "`--csv` does not go with"),
+        ((*PICO,), "No images were given"),
+        ((*PICO, "photos", "--overlays"), "`--overlays` cannot be used with"),
+        (("predict", "--model", "umamba-pico", "photos", "--csv"), "`--csv` cannot be used with"),
         (("predict", "--model", "umamba-pico", "photos"), "`--out` is missing"),
-        ((*PICO, "nowhere"), "nothing at `nowhere`"),
+        ((*PICO, "nowhere"), "`nowhere` does not exist"),
     ],
 )
 def test_what_does_not_go_together(
     robust: Robust, photos: Path, arguments: tuple[str, ...], message: str
 ):
-    told = robust(*arguments)
-    assert (told.code, told.out) == (2, "")
-    assert message in told.err
+    outcome = robust(*arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err

@@ -37,11 +37,11 @@ def test_plain_lines_every_ten_seconds_and_at_the_end(clock: Clock, capsys: Capt
         for _ in range(6):
             clock.now += 5
             listener.advance(500)
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.splitlines() == [
+    outcome = capsys.readouterr()
+    assert outcome.out == ""
+    assert outcome.err.splitlines() == [
         "Hello.",
-        "1,000 of 4,000 predictions are there from before.",
+        "1,000 of 4,000 predictions already exist.",
         "2,000 of 4,000 predictions, about 20 s left.",
         "3,000 of 4,000 predictions, about 10 s left.",
         "4,000 of 4,000 predictions, done in 30 s (100 a second).",
@@ -60,8 +60,8 @@ def test_quiet_is_silent(clock: Clock, capsys: Captured) -> None:
         listener.start(10, 5)
         clock.now += 60
         listener.advance(5)
-    told = capsys.readouterr()
-    assert told.out + told.err == ""
+    outcome = capsys.readouterr()
+    assert outcome.out + outcome.err == ""
 
 
 def test_a_bar_on_a_terminal_is_closed_at_the_end(
@@ -73,11 +73,11 @@ def test_a_bar_on_a_terminal_is_closed_at_the_end(
         listener.start(20, 5)
         listener.advance(10)
         listener.advance(5)
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "predictions" in told.err
-    assert "20/20" in told.err
-    assert "of 20 predictions, " not in told.err
+    outcome = capsys.readouterr()
+    assert outcome.out == ""
+    assert "predictions" in outcome.err
+    assert "20/20" in outcome.err
+    assert "of 20 predictions, " not in outcome.err
 
 
 def test_an_error_closes_the_bar_and_passes(
@@ -103,9 +103,9 @@ def test_the_next_work_has_a_bar_of_its_own(
         for total in (7, 9):
             listener.start(total, 0)
             listener.advance(total)
-    told = capsys.readouterr().err
-    assert "7/7" in told
-    assert "9/9" in told
+    output = capsys.readouterr().err
+    assert "7/7" in output
+    assert "9/9" in output
 
 
 def test_what_the_program_logs_is_said_once(capsys: Captured) -> None:

@@ -16,9 +16,9 @@ PLAN = RunPlan(models=(model("vmamba-b"),), transforms=(IDENTITY, *paper21()[:2]
 def test_a_dry_run_sends_and_writes_nothing(robust: Robust, tmp_path: Path) -> None:
     robustcli.Run(build_run(tmp_path / "run", PLAN)).report()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    told = robust("publish", "run", "--to", "mlflow", "--dry-run")
-    assert (told.code, told.err) == (0, "")
-    assert told.out.startswith("Would send `run`:")
+    outcome = robust("publish", "run", "--to", "mlflow", "--dry-run")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("Would send `run`:")
     document = json.loads(robust("publish", "run", "--to", "wandb", "--dry-run", "--json").out)
     assert document["sent"] is None
     assert document["metrics"]["vmamba-b/identity/n"] == 12
@@ -30,9 +30,9 @@ def test_a_dry_run_sends_and_writes_nothing(robust: Robust, tmp_path: Path) -> N
 
 def test_a_card_is_written(robust: Robust, tmp_path: Path) -> None:
     build_run(tmp_path / "run", PLAN)
-    told = robust("publish", "run", "--to", "hub-card")
-    assert told.code == 0
-    assert "No .eval_results files" in told.out
+    outcome = robust("publish", "run", "--to", "hub-card")
+    assert outcome.code == 0
+    assert "No .eval_results files" in outcome.out
     assert (tmp_path / "run" / "hub-card" / "README.md").is_file()
     options = ("--out", "card", "--dataset-id", "org/bench", "--json")
     document = json.loads(robust("publish", "run", "--to", "hub-card", *options).out)
@@ -42,9 +42,9 @@ def test_a_card_is_written(robust: Robust, tmp_path: Path) -> None:
 
 def test_what_is_refused(robust: Robust, tmp_path: Path) -> None:
     build_run(tmp_path / "run", replace(PLAN, done=0.5))
-    told = robust("publish", "run", "--to", "hub-card")
-    assert told.code == 2
-    assert "--partial" in told.err
+    outcome = robust("publish", "run", "--to", "hub-card")
+    assert outcome.code == 2
+    assert "--partial" in outcome.err
     assert robust("publish", "run", "--to", "hub-card", "--partial").code == 0
     card = (tmp_path / "run" / "hub-card" / "README.md").read_text()
     assert "Partial run" in card

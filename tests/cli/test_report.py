@@ -28,19 +28,19 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_the_table_and_the_path(robust: Robust, run: Path) -> None:
-    told = robust("report", "run")
-    assert told.code == 0
-    assert "identity" in told.out
-    assert told.out.splitlines()[-1] == f"Report: {run / 'report.md'}"
+    outcome = robust("report", "run")
+    assert outcome.code == 0
+    assert "identity" in outcome.out
+    assert outcome.out.splitlines()[-1] == f"Report: {run / 'report.md'}"
     assert (run / "report.md").is_file()
     assert "Report:" not in robust("report", "run", "--quiet").out
 
 
 def test_several_runs_as_one_json_document(robust: Robust, run: Path, tmp_path: Path) -> None:
     build_run(tmp_path / "other", PLAN)
-    told = robust("report", "run", "other", "--json")
-    assert (told.code, told.err) == (0, "")
-    results = json.loads(told.out)
+    outcome = robust("report", "run", "other", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    results = json.loads(outcome.out)
     assert list(results) == ["run", "other"]
     assert results["run"] == json.loads((run / "results.json").read_text())
     assert results["run"][0]["transform"] == "identity"
@@ -48,26 +48,29 @@ def test_several_runs_as_one_json_document(robust: Robust, run: Path, tmp_path: 
 
 def test_a_fine_tuning_has_a_table_of_its_own(robust: Robust, tmp_path: Path) -> None:
     build_finetuning(tmp_path / "tuned", FinetunePlan(modes=("full", "freeze")))
-    told = robust("report", "tuned")
-    assert told.code == 0
-    assert "Dice of freeze minus that of full: -0.004" in told.out
-    assert told.out.splitlines()[-1] == f"Report: {Path('tuned') / 'report.md'}"
+    outcome = robust("report", "tuned")
+    assert outcome.code == 0
+    assert "Dice of freeze minus that of full: -0.004" in outcome.out
+    assert outcome.out.splitlines()[-1] == f"Report: {Path('tuned') / 'report.md'}"
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("nowhere", "There is no such folder."), ("empty", "It holds no `run.json`.")]
+    ("name", "why"),
+    [("nowhere", "The folder does not exist."), ("empty", "It contains no `run.json`.")],
 )
 def test_what_is_no_run(robust: Robust, tmp_path: Path, name: str, why: str) -> None:
     (tmp_path / "empty").mkdir()
-    told = robust("report", name)
-    assert (told.code, told.out) == (2, "")
-    assert told.err == (f"Error: `{name}` is not a run.\n{why}\nName a folder that `--out` made.\n")
+    outcome = robust("report", name)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == (
+        f"Error: `{name}` is not a run.\n{why}\nPass a run folder, as created by `--out`.\n"
+    )
 
 
 def test_a_run_must_be_named(robust: Robust) -> None:
-    told = robust("report")
-    assert told.code == 2
-    assert "RUNS" in told.err
+    outcome = robust("report")
+    assert outcome.code == 2
+    assert "RUNS" in outcome.err
 
 
 def test_it_needs_no_torch(run: Path) -> None:
@@ -76,91 +79,95 @@ def test_it_needs_no_torch(run: Path) -> None:
         "sys.modules['torch'] = None  # any import of it fails\n"
         "main(['report', 'run', '--quiet'])\n"
     )
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    assert "identity" in told.stdout
+    assert process.returncode == 0, process.stderr
+    assert "identity" in process.stdout
 
 
 def test_stored_runs_can_be_gated(robust: Robust, run: Path) -> None:
     kept = robust("report", "run", "--fail-under", "clean=10")
     assert (kept.code, kept.err) == (0, "")
-    assert "Gates: 1 of 1 kept" in kept.out
-    told = robust("report", "run", "--fail-under", "mean=99", "--fail-drop", "0", "--json")
-    assert told.code == 4
-    document = json.loads(told.out)["run"]
+    assert "Gates: 1 of 1 passed" in kept.out
+    outcome = robust("report", "run", "--fail-under", "mean=99", "--fail-drop", "0", "--json")
+    assert outcome.code == 4
+    document = json.loads(outcome.out)["run"]
     assert document["results"][0]["transform"] == "identity"
     assert document["gates"]["gates"][0]["target"] == "mean over 2 transforms"
-    assert "`--fail-under mean=99`: `vmamba-b`, mean over 2 transforms: top-1" in told.err
+    assert "`--fail-under mean=99`: `vmamba-b`, mean over 2 transforms: top-1" in outcome.err
     assert "**Gates:" in (run / "report.md").read_text("utf-8")
 
 
 def test_gates_of_several_runs_are_told_together(robust: Robust, run: Path, tmp_path: Path) -> None:
     build_run(tmp_path / "other", PLAN)
-    told = robust("report", "run", "other", "--fail-under", "clean=100")
-    assert told.code == 4
-    assert told.err.startswith("Error: Gates failed in 2 runs.\n1 of 1 gates failed in `run`.\n")
-    assert "in `other`" in told.err
+    outcome = robust("report", "run", "other", "--fail-under", "clean=100")
+    assert outcome.code == 4
+    assert outcome.err.startswith("Error: Gates failed in 2 runs.\n1 of 1 gates failed in `run`.\n")
+    assert "in `other`" in outcome.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--fail-under", "fog=70"], 2, "names a transform that is not in the run: `fog`"),
-        (["--fail-under", "clean=70", "--out", "zoo"], 2, "Gates limit the numbers of evaluations"),
+        (["--fail-under", "fog=70"], 2, "specifies a transform that is not in the run: `fog`"),
+        (
+            ["--fail-under", "clean=70", "--out", "zoo"],
+            2,
+            "Gates are limits for the scores of evaluations",
+        ),
     ],
 )
 def test_gates_that_do_not_fit(
     robust: Robust, run: Path, arguments: list[str], code: int, message: str
 ) -> None:
-    told = robust("report", "run", *arguments)
-    assert (told.code, told.out) == (code, "")
-    assert message in told.err
+    outcome = robust("report", "run", *arguments)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert message in outcome.err
     assert not (run / "gates.json").exists()
 
 
 def test_a_partial_run_is_1_and_not_4(robust: Robust, tmp_path: Path) -> None:
     build_run(tmp_path / "half", RunPlan(images=60, done=0.5, record={"status": "partial"}))
-    told = robust("report", "half", "--fail-under", "clean=100")
-    assert told.code == 1
-    assert "is not complete (status: partial)" in told.err
+    outcome = robust("report", "half", "--fail-under", "clean=100")
+    assert outcome.code == 1
+    assert "is incomplete (status: partial)" in outcome.err
 
 
 @pytest.mark.parametrize("form", ["latex", "csv", "json", "markdown", "html"])
 def test_one_document_on_standard_output_or_in_a_file(robust: Robust, run: Path, form: str) -> None:
-    told = robust("report", "run", "--format", form)
-    assert told.code == 0
+    outcome = robust("report", "run", "--format", form)
+    assert outcome.code == 0
     starts = {"latex": "% Tables", "csv": "model,", "json": "[", "markdown": "# Top", "html": "<!D"}
-    assert told.out.startswith(starts[form])
+    assert outcome.out.startswith(starts[form])
     assert (run / "report.md").exists() == (form in ("markdown", "html"))
     written = robust("report", "run", "--format", form, "--file", "out/x.txt")
     assert (written.code, written.out) == (0, "")
-    assert Path("out/x.txt").read_text() == told.out
+    assert Path("out/x.txt").read_text() == outcome.out
 
 
 def test_documents_hold_the_numbers_of_the_results(robust: Robust, run: Path) -> None:
     robust("report", "run")
     for form in ("csv", "json"):
-        told = robust("report", "run", "--format", form).out
-        assert told == (run / f"results.{form}").read_text()
+        output = robust("report", "run", "--format", form).out
+        assert output == (run / f"results.{form}").read_text()
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--file", "x"), "`--file` has no document"),
-        (("--format", "csv", "--json"), "both say what is printed"),
-        (("other", "--format", "csv"), "makes one document; got 2 runs"),
+        (("--file", "x"), "`--file` needs a document"),
+        (("--format", "csv", "--json"), "cannot be used together"),
+        (("other", "--format", "csv"), "writes the document of one run; got 2 runs"),
     ],
 )
 def test_options_that_do_not_go_together(
     robust: Robust, run: Path, arguments: tuple[str, ...], named: str
 ) -> None:
-    told = robust("report", "run", *arguments)
-    assert (told.code, told.out) == (2, "")
-    assert named in told.err
+    outcome = robust("report", "run", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert named in outcome.err
 
 
 def test_a_name_is_no_formula_in_a_spreadsheet(robust: Robust, tmp_path: Path) -> None:
@@ -181,10 +188,13 @@ def test_the_command_writes_one_page_over_all(
     runs = [path.relative_to(tmp_path) for path in three_classifiers(tmp_path)[:2]]
     names = [str(run) for run in runs]
     folder = default_folder(runs)
-    told = robust("report", *names, "--json")
-    assert told.code == 0
-    assert f"No --out: the report over all 2 trainings is {folder}." in told.err
-    documents = json.loads(told.out)
+    outcome = robust("report", *names, "--json")
+    assert outcome.code == 0
+    assert (
+        f"`--out` is not set: the report over all 2 trainings is written to {folder}."
+        in outcome.err
+    )
+    documents = json.loads(outcome.out)
     assert list(documents) == [*names, str(folder)]
     assert [record["model"] for record in documents[str(folder)]] == ["vim", "vit"]
     assert (runs[0] / "report.md").is_file()

@@ -37,9 +37,9 @@ def here(_trained: Path, robust: Robust, tmp_path: Path) -> Path:
     if (_trained / "run").exists():
         shutil.copytree(_trained / "run", tmp_path / "run")
     else:
-        told = robust("train", "cls", *TINY, "--seeds", "2", "--out", "run", "--json")
-        assert told.code == 0, told.err
-        rows = json.loads(told.out)
+        outcome = robust("train", "cls", *TINY, "--seeds", "2", "--out", "run", "--json")
+        assert outcome.code == 0, outcome.err
+        rows = json.loads(outcome.out)
         assert [(row["level"], row["seed"]) for row in rows] == [
             ("seed", 0), ("seed", 1), ("mean", None),
         ]  # fmt: skip
@@ -48,10 +48,10 @@ def here(_trained: Path, robust: Robust, tmp_path: Path) -> Path:
 
 
 def test_a_finished_folder_prints_its_table_again(robust: Robust, here: Path) -> None:
-    told = robust("train", "cls", *TINY, "--seeds", "2", "--out", "run")
-    assert told.code == 0
-    assert "seed 1: `run/seed-1` is finished" in told.err
-    lines = told.out.splitlines()
+    outcome = robust("train", "cls", *TINY, "--seeds", "2", "--out", "run")
+    assert outcome.code == 0
+    assert "seed 1: `run/seed-1` is finished" in outcome.err
+    lines = outcome.out.splitlines()
     assert [line.split()[:2] for line in lines[2:4]] == [["seed", "0"], ["seed", "1"]]
     assert lines[-1] == "Report: run/report.md"
     assert robust("report", "run").out.splitlines()[:4] == lines[:4]
@@ -64,9 +64,9 @@ def test_a_study_file_and_a_dry_run(robust: Robust, here: Path) -> None:
         "model: vmamba-pico\nmodel-arg: ['depths=[1,1]', dim=8]\nepochs: 1\nbatch-size: 10\n"
         "device: cpu\nworkers: 0\ndata: paints\nseeds: 3\nout: run\n"
     )
-    told = robust("train", "cls", "--config", "study.yaml", "--dry-run", "--json", "--quiet")
-    assert told.code == 0, told.err
-    forecast = json.loads(told.out)["forecast"]
+    outcome = robust("train", "cls", "--config", "study.yaml", "--dry-run", "--json", "--quiet")
+    assert outcome.code == 0, outcome.err
+    forecast = json.loads(outcome.out)["forecast"]
     assert (forecast["seeds"], forecast["finished"]) == ([0, 1, 2], [0, 1])
     assert Path(forecast["each"]["out"]).name == "seed-0"
     assert not (here / "run" / "seed-2").exists()
@@ -82,46 +82,46 @@ def test_a_failed_seed_is_told_the_others_are_shown_and_the_code_is_1(
         return engine.run_plan(plan, *rest)
 
     monkeypatch.setattr(seed_runs, "run_plan", failing)
-    told = robust("train", "cls", *TINY, "--seeds", "2", "--out", "run", "--quiet")
-    assert told.code == 1
-    assert "ZeroDivisionError: of this test" in told.err
-    assert "`run` lacks 1 of its 2 seeds: 1." in told.err
-    assert "seed 0" in told.out  # the report of what is there
+    outcome = robust("train", "cls", *TINY, "--seeds", "2", "--out", "run", "--quiet")
+    assert outcome.code == 1
+    assert "ZeroDivisionError: of this test" in outcome.err
+    assert "`run` lacks 1 of its 2 seeds: 1." in outcome.err
+    assert "seed 0" in outcome.out  # the report of what is there
     (traceback,) = (here / "run" / "seed-1").glob("error-*.txt")
     assert "ZeroDivisionError" in traceback.read_text()
 
 
 def test_a_split_seed_makes_one_seed_of_several(robust: Robust, here: Path) -> None:
-    told = robust("train", "cls", *TINY, "--seed", "1", "--split-seed", "0", "--out",
+    outcome = robust("train", "cls", *TINY, "--seed", "1", "--split-seed", "0", "--out",
                   "run/seed-1", "--quiet")  # fmt: skip
-    assert told.code == 0, told.err
+    assert outcome.code == 0, outcome.err
     assert read_train_record(here / "run" / "seed-1").split_seed == 0
 
 
 def test_other_commands_name_the_folder_of_a_seed(robust: Robust, here: Path) -> None:
-    told = robust("eval", "--model", "run", "--data", "paints", "--transform", "identity")
-    assert told.code == 2
-    assert "holds 2 trainings, one for each seed" in told.err
-    assert "`run/seed-0`" in told.err
+    outcome = robust("eval", "--model", "run", "--data", "paints", "--transform", "identity")
+    assert outcome.code == 2
+    assert "contains 2 trainings, one for each seed" in outcome.err
+    assert "`run/seed-0`" in outcome.err
     assert "one for each seed" in robust("publish", "run", "--to", "hub-card").err
-    assert "holds 2 seeds" in robust("compare", "run", "run/seed-0").err
-    told = robust("eval", "--model", "run/seed-1", "--data", "paints", "--transform", "identity",
+    assert "contains 2 seeds" in robust("compare", "run", "run/seed-0").err
+    outcome = robust("eval", "--model", "run/seed-1", "--data", "paints", "--transform", "identity",
                   "--device", "cpu", "--workers", "0", "--out", "ev")  # fmt: skip
-    assert told.code == 0, told.err
+    assert outcome.code == 0, outcome.err
 
 
 def test_every_seed_is_verified(robust: Robust, here: Path) -> None:
-    told = robust("verify", "run", "--device", "cpu", "--json")
-    assert told.code == 0, told.err + told.out
-    assert len(json.loads(told.out)["evaluations"]) == 2
+    outcome = robust("verify", "run", "--device", "cpu", "--json")
+    assert outcome.code == 0, outcome.err + outcome.out
+    assert len(json.loads(outcome.out)["evaluations"]) == 2
 
 
 def test_the_functions_do_the_same(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: dict[str, Any] = {
+    output: dict[str, Any] = {
         "model_args": {"depths": [1, 1], "dim": 8}, "epochs": 1, "batch_size": 10,
         "device": "cpu", "workers": 0,
     }  # fmt: skip
-    folder = robustcli.train("vmamba-pico", "paints", out="run", seeds=2, **said)
+    folder = robustcli.train("vmamba-pico", "paints", out="run", seeds=2, **output)
     assert isinstance(folder, robustcli.SeedFolder)
     assert folder.record.seeds == (0, 1)
     assert [type(run) for run in folder.runs.values()] == [robustcli.Training] * 2
@@ -131,7 +131,7 @@ def test_the_functions_do_the_same(here: Path, monkeypatch: pytest.MonkeyPatch) 
     assert mean["score"] == pytest.approx(sum(values) / 2)
     monkeypatch.setattr(seed_runs, "run_plan", _out_of_memory)
     with pytest.raises(RunError, match="lacks 1 of its 3 seeds: 2"):
-        robustcli.train("vmamba-pico", "paints", out="run", seeds=3, **said)
+        robustcli.train("vmamba-pico", "paints", out="run", seeds=3, **output)
 
 
 def _out_of_memory(plan: TrainPlan, *rest: Any) -> Path:

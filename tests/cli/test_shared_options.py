@@ -34,7 +34,7 @@ def test_numbers(kind: Numbers, text: str, numbers: tuple[float, ...]) -> None:
 @pytest.mark.parametrize("text", ["", "1,", "1;2", "one", "1.5", "1 2"])
 def test_what_is_not_numbers(text: str) -> None:
     with pytest.raises(
-        click.BadParameter, match=f"`{text}` is not numbers with commas between them"
+        click.BadParameter, match=f"`{text}` is not a comma-separated list of numbers"
     ):
         converted(Numbers(int), text)
 
@@ -85,8 +85,8 @@ def test_options_put_together_keep_their_order_in_the_help() -> None:
     def command(first: str, second: str, third: str) -> None:
         click.echo(f"{first} {second} {third}")
 
-    told = CliRunner().invoke(command, ["--third", "c", "--first", "a", "--second", "b"])
-    assert told.output == "a b c\n"
+    output = CliRunner().invoke(command, ["--third", "c", "--first", "a", "--second", "b"])
+    assert output.output == "a b c\n"
     shown = CliRunner().invoke(command, ["--help"]).output
     places = [shown.index(name) for name in ("--first", "--second", "--third", "--help")]
     assert places == sorted(places)
@@ -106,7 +106,11 @@ def test_assignments_are_texts_by_key(text: str, pairs: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("gpu", "`gpu` is not KEY=VALUE"), ("=1", "is not KEY=VALUE"), ("a=1,a=2", "has `a` twice")],
+    [
+        ("gpu", "`gpu` is not KEY=VALUE"),
+        ("=1", "is not KEY=VALUE"),
+        ("a=1,a=2", "contains `a` twice"),
+    ],
 )
 def test_assignments_that_are_none_are_refused(text: str, message: str) -> None:
     with pytest.raises(click.BadParameter, match=message):

@@ -162,7 +162,7 @@ def test_the_functions_take_addresses_too(data: str, place: ObjectStore) -> None
     assert len(run.table()) == 2
     assert json.loads(place.read("run.json"))["status"] == "complete"
     assert robustcli.verify(place.url, sample=1).reproduced
-    with pytest.raises(UsageError, match="in Python give it as text"):
+    with pytest.raises(UsageError, match="in Python pass it as a string"):
         robustcli.evaluate("resnet-pico", data, "fliplr", out=Path(place.url), workers=0)
-    with pytest.raises(UsageError, match="is not a path of this machine"):
+    with pytest.raises(UsageError, match="is not a local path"):
         robustcli.compare("a", "b", out="s3://bucket/x")

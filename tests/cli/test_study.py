@@ -146,23 +146,23 @@ runs:
   - 4
 label-space: !!python/object/apply:os.system ["true"]
 """)
-    told = robust("eval", "--config", file)
-    assert (told.code, told.out, configs) == (2, "", [])
-    first, *lines, last = told.err.splitlines()
+    outcome = robust("eval", "--config", file)
+    assert (outcome.code, outcome.out, configs) == (2, "", [])
+    first, *lines, last = outcome.err.splitlines()
     assert first == "Error: `study.yaml` has 13 errors."
     numbers = [int(line.split(":")[1]) for line in lines]
     assert numbers == [2, 4, 5, 6, 8, 9, 10, 11, 12, 13, 15, 16, 17]
     text = "\n".join(lines)
     for words in (
-        "study.yaml:2: `modle` is no option of `robust eval`. Did you mean `model`?",
+        "study.yaml:2: `modle` is not an option of `robust eval`. Did you mean `model`?",
         "study.yaml:4: `seed`: 'abc' is not a valid integer.",
         "study.yaml:6: `data`: it takes one value, got a list.",
-        "study.yaml:8: `per_class` stands in line 7 already.",
+        "study.yaml:8: `per_class` is already set in line 7.",
         "study.yaml:9: `untrained`: expected true or false, got `maybe`.",
         "study.yaml:10: `apply-at`: 'middle' is not one of",
-        "study.yaml:11: `severity`: `1,two` is not numbers",
+        "study.yaml:11: `severity`: `1,two` is not a comma-separated list",
         "study.yaml:13: `model-arg`: `nonsense` is not KEY=VALUE.",
-        "study.yaml:15: `command` stands at the top of the file only.",
+        "study.yaml:15: `command` is only allowed at the top level of the file.",
         "study.yaml:17: `label-space`: the tag",
     ):
         assert words in text
@@ -172,35 +172,35 @@ label-space: !!python/object/apply:os.system ["true"]
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "holds no options"),
-        ("- a\n- b\n", "holds no options"),
+        ("", "contains no options"),
+        ("- a\n- b\n", "contains no options"),
         ("model: [a\nb: 3", r"`study.yaml:2` is not YAML"),
         ("model: a\n---\nmodel: b\n", "is not YAML"),
         ("command: train seg\n", "is for `robust train seg`, not for `robust eval`"),
     ],
 )
 def test_files_that_are_no_study(robust: Robust, content: str, message: str) -> None:
-    told = robust("eval", "--config", write(content))
-    assert (told.code, told.out) == (2, "")
-    assert message in told.err
+    outcome = robust("eval", "--config", write(content))
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
 
 
 def test_a_file_that_is_not_there(robust: Robust) -> None:
-    told = robust("eval", "--config", "none.yaml")
-    assert told.code == 2
-    assert "`--config none.yaml` cannot be read." in told.err
+    outcome = robust("eval", "--config", "none.yaml")
+    assert outcome.code == 2
+    assert "`--config none.yaml` cannot be read." in outcome.err
 
 
 def test_what_neither_names_is_missing_as_ever(robust: Robust) -> None:
-    told = robust("eval", "--config", write("transform: fog\n"))
-    assert told.code == 2
-    assert "Missing option '--model'" in told.err
+    outcome = robust("eval", "--config", write("transform: fog\n"))
+    assert outcome.code == 2
+    assert "Missing option '--model'" in outcome.err
 
 
 def test_a_dry_run_shows_where_each_setting_comes_from(robust: Robust) -> None:
-    told = robust("eval", "--config", write(SMALL), "--dry-run", "--seed", "5")
-    assert told.code == 0
-    lines = [" ".join(line.split()) for line in told.out.splitlines()]
+    outcome = robust("eval", "--config", write(SMALL), "--dry-run", "--seed", "5")
+    assert outcome.code == 0
+    lines = [" ".join(line.split()) for line in outcome.out.splitlines()]
     assert lines[0] == "Settings (study.yaml):"
     assert "transform: fliplr, flipud study.yaml:5" in lines
     assert "seed: 5 flag" in lines
@@ -214,14 +214,14 @@ def test_a_dry_run_shows_where_each_setting_comes_from(robust: Robust) -> None:
 
 def test_several_runs_in_one_call(robust: Robust, tmp_path: Path) -> None:
     runs = "fail-under: [clean=99]\nruns:\n  - {seed: 1, out: one}\n  - {out: two, limit: 10}\n"
-    told = robust("eval", "--config", write(SMALL + runs), "--json")
-    assert told.code == 4  # both are computed before the command fails
-    document = json.loads(told.out)
+    outcome = robust("eval", "--config", write(SMALL + runs), "--json")
+    assert outcome.code == 4  # both are computed before the command fails
+    document = json.loads(outcome.out)
     assert {run: content["results"][0]["n"] for run, content in document.items()} == {
         "one": 20,
         "two": 10,
     }
-    assert "Gates failed in 2 runs." in told.err
+    assert "Gates failed in 2 runs." in outcome.err
     recorded = json.loads((tmp_path / "two/study.json").read_text())
     content = Path("study.yaml").read_bytes()
     assert recorded["sha256"] == hashlib.sha256(content).hexdigest()
@@ -241,9 +241,9 @@ def test_several_runs_in_one_call(robust: Robust, tmp_path: Path) -> None:
 
 def test_runs_do_not_share_a_folder(robust: Robust, configs: list[EvalConfig]) -> None:
     file = write(SMALL + "runs:\n  - {seed: 1}\n  - {seed: 2}\n")
-    told = robust("eval", "--config", file, "--out", "one")
-    assert (told.code, configs) == (2, [])
-    assert "Several runs of `study.yaml` have the folder `one`." in told.err
+    outcome = robust("eval", "--config", file, "--out", "one")
+    assert (outcome.code, configs) == (2, [])
+    assert "Several runs of `study.yaml` use the same folder `one`." in outcome.err
 
 
 def test_trainings_have_study_files_too(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,15 +259,15 @@ def test_trainings_have_study_files_too(robust: Robust, monkeypatch: pytest.Monk
     assert (seen[0].model, seen[0].lr, seen[0].epochs, seen[0].quick) == (
         "vmamba-pico", 1e-4, 2, True
     )  # fmt: skip
-    told = robust("train", "seg", "--config", file)
-    assert "is for `robust train cls`, not for `robust train seg`" in told.err
+    outcome = robust("train", "seg", "--config", file)
+    assert "is for `robust train cls`, not for `robust train seg`" in outcome.err
 
 
 def test_a_fine_tuning_takes_its_model_from_the_file(robust: Robust) -> None:
-    told = robust("finetune", "--config", write("model: umamba-pico\nfreeze-treshold: 1\n"))
-    assert told.code == 2
-    assert "`freeze-treshold` is no option of `robust finetune`" in told.err
-    assert "Did you mean `freeze-threshold`" in told.err
+    outcome = robust("finetune", "--config", write("model: umamba-pico\nfreeze-treshold: 1\n"))
+    assert outcome.code == 2
+    assert "`freeze-treshold` is not an option of `robust finetune`" in outcome.err
+    assert "Did you mean `freeze-threshold`" in outcome.err
 
 
 def test_masks_of_a_study(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,8 +281,8 @@ def test_masks_of_a_study(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(prediction, "predict_masks", note)
     file = write("command: predict\nmodel: otsu\ndata: [a, b]\nout: masks\n", "s/study.yaml")
-    told = robust("predict", "--config", file, "--json")
-    assert json.loads(told.out) == ["m.png"]
+    outcome = robust("predict", "--config", file, "--json")
+    assert json.loads(outcome.out) == ["m.png"]
     assert seen == [(Path("s/a"), Path("s/b")), Path("s/masks")]
 
 
@@ -292,5 +292,5 @@ def test_yaml_is_loaded_only_with_a_study_file() -> None:
         "try: main(['eval', '--help'])\nexcept SystemExit: pass\n"
         "sys.exit('yaml' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert told.returncode == 0
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert process.returncode == 0

@@ -34,8 +34,8 @@ def here(_trained: Path, robust: Robust, tmp_path: Path) -> Path:
     """The working folder with data and a finished training."""
     shutil.copytree(_trained / "pairs", tmp_path / "pairs")
     if not (_trained / "run").exists():
-        told = robust("train", "seg", *TINY, "--data", "pairs", "--out", "run", "--quiet")
-        assert told.code == 0, told.err
+        outcome = robust("train", "seg", *TINY, "--data", "pairs", "--out", "run", "--quiet")
+        assert outcome.code == 0, outcome.err
         shutil.copytree(tmp_path / "run", _trained / "run")
     elif not (tmp_path / "run").exists():
         shutil.copytree(_trained / "run", tmp_path / "run")
@@ -43,10 +43,10 @@ def here(_trained: Path, robust: Robust, tmp_path: Path) -> Path:
 
 
 def test_a_training_prints_its_table_and_says_where_things_are(robust: Robust, here: Path) -> None:
-    told = robust("train", "seg", *TINY, "--data", "pairs", "--out", "run")
-    assert told.code == 0
-    assert "`run` is finished: nothing is left to do." in told.err
-    lines = told.out.splitlines()
+    outcome = robust("train", "seg", *TINY, "--data", "pairs", "--out", "run")
+    assert outcome.code == 0
+    assert "`run` is already finished." in outcome.err
+    lines = outcome.out.splitlines()
     assert lines[0].split()[:2] == ["model", "dice"]
     assert [line.split()[0] for line in lines[2:4]] == ["ulvm", "otsu"]
     assert lines[-1] == "Report: run/report.md"
@@ -55,9 +55,9 @@ def test_a_training_prints_its_table_and_says_where_things_are(robust: Robust, h
 
 
 def test_json_is_one_document(robust: Robust, here: Path) -> None:
-    told = robust("train", "seg", *TINY, "--data", "pairs", "--out", "run", "--json", "--quiet")
-    assert told.err == ""
-    (row,) = json.loads(told.out)
+    outcome = robust("train", "seg", *TINY, "--data", "pairs", "--out", "run", "--json", "--quiet")
+    assert outcome.err == ""
+    (row,) = json.loads(outcome.out)
     assert (row["model"], row["protocol"]) == ("ulvm", "patient")
     assert 0 <= row["dice"] <= 1
 
@@ -65,18 +65,19 @@ def test_json_is_one_document(robust: Robust, here: Path) -> None:
 def test_its_weights_under_transforms_leave_out_the_training_images(
     robust: Robust, here: Path
 ) -> None:
-    told = robust("eval", "--model", "ulvm", "--weights", "run", "--data", "pairs", "--transform",
-                  "fliplr", "--out", "ev", "--workers", "0", "--device", "cpu")  # fmt: skip
-    assert told.code == 0, told.err
-    assert "were held out for testing" in told.err
+    outcome = robust("eval", "--model", "ulvm", "--weights", "run", "--data", "pairs",
+                     "--transform", "fliplr", "--out", "ev", "--workers", "0",
+                     "--device", "cpu")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "were held out for testing" in outcome.err
     held_out = read_train_record(here / "run").splits["test"].images
     rows = json.loads((here / "ev" / "results.json").read_text())
     assert {row["transform"]: row["n"] for row in rows} == {
         "identity": held_out, "fliplr": held_out,
     }  # fmt: skip
-    assert "dice" in told.out.splitlines()[0]
+    assert "dice" in outcome.out.splitlines()[0]
     again = robust("report", "ev")
-    assert again.out == told.out
+    assert again.out == outcome.out
 
 
 def test_masks_for_new_images(robust: Robust, here: Path) -> None:
@@ -84,10 +85,10 @@ def test_masks_for_new_images(robust: Robust, here: Path) -> None:
     (here / "new").mkdir()
     with Image.open(image) as opened:
         opened.resize((45, 77)).save(here / "new" / "photo.png")
-    told = robust("predict", "--model", "run", "--data", "new", "--out", "masks", "--overlays",
+    outcome = robust("predict", "--model", "run", "--data", "new", "--out", "masks", "--overlays",
                   "--device", "cpu")  # fmt: skip
-    assert told.code == 0, told.err
-    assert told.out == "1 masks in `masks`, 0 of them from before.\n"
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == "1 masks in `masks`, 0 of which already existed.\n"
     with Image.open(here / "masks" / "photo.png") as mask:
         assert mask.size == (45, 77)
         assert set(np.unique(np.asarray(mask))) <= {0, 255}
@@ -99,17 +100,17 @@ def test_masks_for_new_images(robust: Robust, here: Path) -> None:
 
 def test_one_report_over_several_trainings(robust: Robust, here: Path) -> None:
     shutil.copytree(here / "run", here / "twin")
-    told = robust("report", "run", "twin", "--out", "zoo")
-    assert told.code == 0, told.err
-    assert told.out.endswith("Report: zoo/report.md\n")
-    assert "No difference to any other is shown" in told.out
+    outcome = robust("report", "run", "twin", "--out", "zoo")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.endswith("Report: zoo/report.md\n")
+    assert "No difference from any other network is shown" in outcome.out
     assert (here / "zoo" / "report.md").read_text().count("ulvm") > 2
 
 
 def test_a_dry_run_trains_nothing(robust: Robust, here: Path) -> None:
-    told = robust("train", "seg", *TINY, "--data", "pairs", "--out", "other", "--dry-run")
-    assert told.code == 0, told.err
-    assert "49,457" in told.out
+    outcome = robust("train", "seg", *TINY, "--data", "pairs", "--out", "other", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert "49,457" in outcome.out
     assert not (here / "other").exists()
 
 
@@ -123,7 +124,7 @@ def test_every_option_reaches_the_configuration(
         raise RunError("It failed.", "A test wants it so.", "Nothing.")
 
     monkeypatch.setattr(engine, "run_training", note)
-    told = robust(
+    outcome = robust(
         "train", "seg", "--model", "unet", "--data", "d", "--protocol", "paper", "--limit", "9",
         "--weights", "w", "--untrained", "--model-arg", "a=1", "--ablate", "scan", "--quick",
         "--epochs", "3", "--lr",
@@ -132,7 +133,7 @@ def test_every_option_reaches_the_configuration(
         "--device", "cuda", "--devices", "2", "--precision", "bf16", "--workers", "1", "--fresh",
         "--offline",
     )  # fmt: skip
-    assert told.code == 1
+    assert outcome.code == 1
     (config,) = asked
     assert config == TrainConfig(
         "unet", "d", Path("o"), "paper", 9, Path("w"), True, {"a": 1}, True, 3, 0.1, 5, 2, "dice",
@@ -165,16 +166,16 @@ def test_a_target_reaches_the_configuration_of_a_classifier(
     [
         (["--model", "ulvm_v9"], "No model is called `ulvm_v9`"),
         (["--model", "vmamba-t"], "`vmamba-t` is a classifier"),
-        (["--model", "otsu"], "`otsu` has nothing to train"),
+        (["--model", "otsu"], "`otsu` cannot be trained"),
         (["--model", "ulvm", "--data", "nowhere"], "nowhere"),
         (["--model", "ulvm", "--loss", "hinge"], "hinge"),
         (["--model", "resnet18_seg"], "--untrained"),
     ],
 )
 def test_what_cannot_be_trained(robust: Robust, arguments: list[str], message: str) -> None:
-    told = robust("train", "seg", *arguments, "--offline")
-    assert (told.code, told.out) == (2, "")
-    assert message in told.err
+    outcome = robust("train", "seg", *arguments, "--offline")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
 
 
 TINY_TRAIN_CLASSES = ["vmamba-pico", "--model-arg", "depths=[1,1]", "--model-arg", "dim=8",
@@ -189,56 +190,62 @@ def here_train_classes(robust: Robust, tmp_path: Path) -> Path:
 
 
 def test_train_then_eval_then_report(robust: Robust, here_train_classes: Path) -> None:
-    told = robust(
+    outcome = robust(
         "train", "cls", "--model", *TINY_TRAIN_CLASSES, "--data", "paints", "--out", "run"
     )
-    assert told.code == 0, told.err
-    lines = told.out.splitlines()
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
     assert lines[0].split()[0] == "model"
     assert [line.split()[0] for line in lines[2:4]] == ["vmamba-pico", "most"]
-    assert "dice" not in told.out + told.err
-    told = robust("eval", "--model", "run", "--data", "paints", "--transform", "fliplr", "--json")
-    assert told.code == 0, told.err
-    assert [row["n"] for row in json.loads(told.out)] == [3, 3]
+    assert "dice" not in outcome.out + outcome.err
+    outcome = robust(
+        "eval", "--model", "run", "--data", "paints", "--transform", "fliplr", "--json"
+    )
+    assert outcome.code == 0, outcome.err
+    assert [row["n"] for row in json.loads(outcome.out)] == [3, 3]
     for option, number, taken in (
-        ("--limit", "2", "2 images spread over the classes"),
+        ("--limit", "2", "2 images distributed over the classes"),
         ("--per-class", "1", "1 per class"),
     ):
         out = f"part{option}"
         part = ("--data", "paints", option, number, "--out", out, "--quiet")
         assert robust("eval", "--model", "run", *part, "--transform", "fliplr").code == 0
         record = json.loads(Path(out, "run.json").read_text(encoding="utf-8"))
-        assert record["dataset"]["subset"] == f"test part of `run`: {taken}, seed 0"
-        assert "test part of `run`" in Path(out, "report.md").read_text(encoding="utf-8")
+        assert record["dataset"]["subset"] == f"test split of `run`: {taken}, seed 0"
+        assert "test split of `run`" in Path(out, "report.md").read_text(encoding="utf-8")
     assert robust("report", "run").code == 0
     shutil.copytree("run", "twin")
-    told = robust("report", "run", "twin", "--out", "zoo")
-    assert told.code == 0, told.err
-    assert "top-1" in told.out
+    outcome = robust("report", "run", "twin", "--out", "zoo")
+    assert outcome.code == 0, outcome.err
+    assert "top-1" in outcome.out
 
 
 TINY_RESNET9 = ["resnet9", "--model-arg", "channels=[4,4,4,8]", "--workers", "0", "--device", "cpu"]
 
 
 def test_the_command_as_typed_takes_the_bundled_photos(robust: Robust) -> None:
-    told = robust(
+    outcome = robust(
         "train", "cls", "--model", *TINY_RESNET9, "--limit", "100", "--epochs", "1", "--out", "run"
     )
-    assert told.code == 0, told.err
-    assert "No --data: using cifar10-mini (a demonstration set), 100 images" in told.err
-    assert "Recipe `cifar10-mini`" in told.err
+    assert outcome.code == 0, outcome.err
+    assert (
+        "`--data` is not set; using cifar10-mini (a demonstration set), 100 images" in outcome.err
+    )
+    assert "Recipe `cifar10-mini`" in outcome.err
     record = json.loads(Path("run", "run.json").read_text(encoding="utf-8"))
     assert (record["dataset"]["name"], record["dataset"]["label_space"]) == (
         "cifar10-mini", "cifar10",
     )  # fmt: skip
-    told = robust("eval", "--model", "run", "--transform", "identity", "--json", "--workers", "0")
-    assert told.code == 0, told.err
-    assert [row["n"] for row in json.loads(told.out)] == [10]  # the held-out ones
-    assert "held out for testing" in told.err
+    outcome = robust(
+        "eval", "--model", "run", "--transform", "identity", "--json", "--workers", "0"
+    )
+    assert outcome.code == 0, outcome.err
+    assert [row["n"] for row in json.loads(outcome.out)] == [10]  # the held-out ones
+    assert "held out for testing" in outcome.err
 
 
 def test_finetune_prints_top1(robust: Robust, here_train_classes: Path) -> None:
-    told = robust(
+    outcome = robust(
         "finetune",
         *TINY_TRAIN_CLASSES,
         "--data",
@@ -249,24 +256,24 @@ def test_finetune_prints_top1(robust: Robust, here_train_classes: Path) -> None:
         "run",
         "--quiet",
     )
-    assert told.code == 0, told.err
-    assert "Top-1 on 3 held-out images" in told.out
-    assert "dice" not in told.out.lower()
+    assert outcome.code == 0, outcome.err
+    assert "Top-1 on 3 held-out images" in outcome.out
+    assert "dice" not in outcome.out.lower()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train", "cls", "--model", "unet"], "`unet` is a segmenter"),
-        (["train", "cls", "--model", "swin-t"], "No `--data`: there is nothing to train `swin-t`"),
-        (["train", "cls", "--model", "timm:resnet18"], "there is nothing to train `resnet18` on"),
+        (["train", "cls", "--model", "swin-t"], "`--data` is not set, and `swin-t`"),
+        (["train", "cls", "--model", "timm:resnet18"], "`--data` is not set"),
         (["train", "cls", "--model", "vit", "--model-arg", "patch=8"], "Did you mean `patch_size`"),
         (["train", "seg", "--model", "vmamba-pico"], "robust train cls --model vmamba-pico"),
-        (["finetune", "swin-t", "--mode", "scratch"], "No `--data`: there is nothing to train"),
-        (["finetune", "vmamba-pico", "--data", "nuclei-mini"], "has masks, no classes"),
+        (["finetune", "swin-t", "--mode", "scratch"], "`--data` is not set"),
+        (["finetune", "vmamba-pico", "--data", "nuclei-mini"], "has masks, not classes"),
     ],
 )
 def test_what_is_refused(robust: Robust, arguments: list[str], message: str) -> None:
-    told = robust(*arguments)
-    assert told.code == 2
-    assert message in told.err
+    outcome = robust(*arguments)
+    assert outcome.code == 2
+    assert message in outcome.err

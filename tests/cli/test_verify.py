@@ -22,20 +22,20 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_exit_codes(robust: Robust, run: Path, tmp_path: Path) -> None:
-    told = robust("verify", "run", "--device", "cpu", "--quiet")
-    assert (told.code, told.err) == (0, "")
-    assert told.out.startswith("This machine reproduces `run`.")
+    outcome = robust("verify", "run", "--device", "cpu", "--quiet")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("This machine reproduces `run`.")
     (file,) = (tmp_path / "run").glob("predictions/*/transform=fliplr/*/*.parquet")
     table = pq.read_table(file, partitioning=None)
     rows = table.to_pylist()
     rows[0]["target_probability"] = 0.9
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
-    told = robust("verify", "run", "--device", "cpu", "--sample", "all", "--json", "--quiet")
-    assert told.code == 1
-    assert json.loads(told.out)["reproduced"] is False
+    outcome = robust("verify", "run", "--device", "cpu", "--sample", "all", "--json", "--quiet")
+    assert outcome.code == 1
+    assert json.loads(outcome.out)["reproduced"] is False
     shutil.rmtree(tmp_path / "data")
-    told = robust("verify", "run", "--device", "cpu")
-    assert told.code == 3
-    assert "--data DIR" in told.err
+    outcome = robust("verify", "run", "--device", "cpu")
+    assert outcome.code == 3
+    assert "--data DIR" in outcome.err
     assert robust("verify", "nothing").code == 2
     assert robust("verify", "run", "--sample", "0").code == 2

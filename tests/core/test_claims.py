@@ -75,7 +75,7 @@ def test_the_beats_of_another_machine_are_seen(
     said = list[str]()
     with pytest.raises(RunError, match="Another process is working in"):
         claim(store, said.append)
-    assert "watching up to" in said[0]
+    assert "waiting up to" in said[0]
 
 
 def test_a_silent_claim_of_another_machine_is_dead(

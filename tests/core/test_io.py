@@ -186,20 +186,20 @@ def test_a_full_disk_keeps_the_old_content_and_says_so(file: Path) -> None:
 
 @needs_full
 def test_the_message_says_what_to_do(file: Path) -> None:
-    with pytest.raises(RunError, match=r"free space.*repeat the command: everything that was"):
+    with pytest.raises(RunError, match=r"free space.*repeat the command: finished results are"):
         write_through(file, FULL)
 
 
 @pytest.mark.parametrize("below", ["file/x", "file/a/b/x"])
 def test_a_folder_that_is_a_file(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(RunError, match=r"Cannot write `.*x`\.\nThe file system says: "):
+    with pytest.raises(RunError, match=r"Cannot write `.*x`\.\nThe error of the file system is: "):
         write_bytes(tmp_path / below, b"x")
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
 def test_a_name_that_is_too_long(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="The file system says: File name too long"):
+    with pytest.raises(RunError, match="The error of the file system is: File name too long"):
         write_bytes(tmp_path / ("x" * 300), b"x")
 
 

@@ -47,14 +47,17 @@ def test_nearest_gives_the_best_first_and_so_many_at_most() -> None:
 def test_a_name_like_no_other_gets_the_command_that_lists_them() -> None:
     with pytest.raises(UsageError) as caught:
         find("zzz", KNOWN, kind="model", listing="robust list models")
-    assert str(caught.value) == "No model is called `zzz`.\n`robust list models` shows every model."
+    assert (
+        str(caught.value)
+        == "No model is called `zzz`.\n`robust list models` lists the valid names."
+    )
 
 
 def test_a_name_like_no_other_gets_all_of_a_few() -> None:
     with pytest.raises(UsageError) as caught:
         find("zzz", ("bce", "dice"), kind="loss", listing="list")
     assert str(caught.value) == (
-        "No loss is called `zzz`.\nExpected `bce` or `dice`.\n`list` shows every loss."
+        "No loss is called `zzz`.\nExpected `bce` or `dice`.\n`list` lists the valid names."
     )
 
 

@@ -44,7 +44,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_addresses(text: object) -> None:
     assert names_url(text)
-    with pytest.raises(UsageError, match="is not a path of this machine"):
+    with pytest.raises(UsageError, match="is not a local path"):
         path_here(str(text))
 
 
@@ -61,12 +61,12 @@ def test_paths_and_names_are_no_addresses(text: str) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("ftp://host/x", "in no object store that is known"),
+        ("ftp://host/x", "not in a supported object store"),
         ("file:///tmp/x", "Write the path without `file://`"),
         ("s3:/bucket/x", r"Write `s3://bucket/x`"),
-        ("s3:///x", "Two slashes"),
-        ("s3://", "names nothing"),
-        ("s3://bucket/x::memory://y", "names nothing"),
+        ("s3:///x", "two slashes"),
+        ("s3://", "has no bucket or no name"),
+        ("s3://bucket/x::memory://y", "has no bucket or no name"),
     ],
 )
 def test_what_is_no_address_of_a_store(url: str, message: str) -> None:
@@ -181,7 +181,7 @@ class NoCredentialsError(Exception):
     ("error", "kind", "message"),
     [
         (NoCredentialsError("Unable to locate credentials"), MachineError, "No credentials"),
-        (PermissionError("Forbidden"), UsageError, "does not permit it"),
+        (PermissionError("Forbidden"), UsageError, "denied the access"),
         (FileNotFoundError("The specified bucket does not exist"), UsageError, "does not exist"),
     ],
 )

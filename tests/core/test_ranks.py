@@ -143,7 +143,7 @@ def test_mpirun_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"WORLD_SIZE": "2"}, "`WORLD_SIZE` is 2, but `RANK` is not set"),
         ({"RANK": "1"}, "`RANK` is 1, but `WORLD_SIZE` is not set"),
         (without(SRUN, "SLURM_PROCID"), "`SLURM_PROCID` is not set"),
-        (without(SRUN, "SLURM_NTASKS_PER_NODE"), "how many tasks are on each machine"),
+        (without(SRUN, "SLURM_NTASKS_PER_NODE"), "number of tasks per machine"),
         (SRUN | {"SLURM_NTASKS": "many"}, "`SLURM_NTASKS` is `many`"),
         (
             without(SRUN, "SLURM_NTASKS_PER_NODE") | {"SLURM_TASKS_PER_NODE": "2(y3)"},

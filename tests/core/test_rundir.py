@@ -99,7 +99,7 @@ def test_an_owner_on_another_machine_lives_as_long_as_it_touches_its_file(tmp_pa
         pass
     stop.set()
     thread.join()
-    assert "cannot be seen from here" in heard[0]
+    assert "cannot be checked from this machine" in heard[0]
     with owned(tmp_path):
         assert (tmp_path / OWNER_FOLDER / "000002.json").exists()
 
@@ -285,7 +285,7 @@ def test_a_folder_with_somebodys_files_is_no_place_for_a_run(tmp_path):
     (tmp_path / ".hidden").write_text("")
     check_folder(tmp_path)
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UsageError, match="is not empty and holds no run"):
+    with pytest.raises(UsageError, match="is not empty and contains no run"):
         check_folder(tmp_path)
     with pytest.raises(UsageError, match="is a file"):
         check_folder(tmp_path / "thesis.tex")

@@ -81,10 +81,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
     ],
 )
 def test_a_loader_process_that_dies_names_its_image(harm: str, workers: int, why: str) -> None:
-    with pytest.raises(RunError, match=r"ended while it was decoding `5\.png`") as caught:
+    with pytest.raises(RunError, match=r"ended while decoding `5\.png`") as caught:
         read(Numbers(5, harm), workers, Watchdog())
     assert why in caught.value.why
-    assert "the same command goes on" in caught.value.todo
+    assert "the same command continues" in caught.value.todo
     _, left = psutil.wait_procs(psutil.Process().children(), timeout=10)
     loaders = [process for process in left if "resource_tracker" not in str(process.cmdline())]
     assert not loaders, "the other loader processes are ended too"
@@ -99,7 +99,7 @@ def test_a_loader_process_that_hangs_is_ended_and_names_its_image(workers: int) 
 
 @pytest.mark.slow  # starting processes anew imports torch in each; fork is the same table
 def test_processes_that_are_started_anew_share_the_table() -> None:
-    with pytest.raises(RunError, match=r"ended while it was decoding `5\.png`"):
+    with pytest.raises(RunError, match=r"ended while decoding `5\.png`"):
         read(Numbers(5, "SIGKILL"), 2, Watchdog(), "spawn")
 
 

@@ -175,7 +175,7 @@ def test_what_one_machine_could_not_send_is_dropped_if_another_has_worked_since(
     with machine("a", said) as run:
         assert (run / RECORD_FILE).read_text() == "new"
         assert not (run / ROWS).exists()
-    assert any("1 files" in line and "dropped" in line for line in said)
+    assert any("1 files" in line and "are deleted" in line for line in said)
     assert contents(store) == {RECORD_FILE: b"new"}
 
 
@@ -258,7 +258,9 @@ def test_a_store_that_stops_answering_ends_the_run_and_keeps_what_is_finished(
 
     with monkeypatch.context() as patch:
         patch.setattr(system, "pipe_file", refuse)
-        with pytest.raises(RunError, match=r"(?s)are not in `memory://.*the line is") as raised:
+        with pytest.raises(
+            RunError, match=r"(?s)were not uploaded to `memory://.*the line is"
+        ) as raised:
             compute()
     assert str(run) in raised.value.todo
     finished = [name for name in blocks if (run / name).exists()]
@@ -281,7 +283,7 @@ def test_the_error_of_the_run_is_not_hidden_by_one_of_the_store(
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert any("1 files of the run are not in" in line for line in said)
+    assert any("1 files of the run were not uploaded to" in line for line in said)
 
 
 def _refuse(self: ObjectStore, name: str, content: bytes) -> None:
@@ -293,7 +295,10 @@ def test_an_address_with_something_else_is_refused_before_anything_is_fetched(
 ) -> None:
     store.write("photo.jpg", b"x")
     for use in ("work", "look", "read"):
-        with pytest.raises(UsageError, match=r"holds no (run|`run.json`)"), machine("a", use=use):
+        with (
+            pytest.raises(UsageError, match=r"contains no (run|`run.json`)"),
+            machine("a", use=use),
+        ):
             pass
     assert not list(tmp_path.rglob("photo.jpg"))
     assert list(store.listed()) == ["photo.jpg"], "no claim is left among somebody's files"
@@ -315,7 +320,7 @@ def test_names_that_lead_out_of_the_folder_are_refused(
 
 
 def test_hugging_face_keeps_no_runs(tmp_path: Path) -> None:
-    refused = pytest.raises(UsageError, match=r"(?s)keeps no runs.*commit")
+    refused = pytest.raises(UsageError, match=r"(?s)runs cannot be stored.*commit")
     with refused, opened("hf://datasets/a/b/run", tmp_path, [].append, "work"):
         pass
 

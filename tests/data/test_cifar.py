@@ -136,7 +136,7 @@ class Exploit:
 def test_a_hostile_pickle_is_refused_and_never_run(tmp_path, name, protocol):
     folder, victim = write_cifar10(tmp_path, TEST, LABELS), tmp_path / "made"
     (folder / name).write_bytes(pickle.dumps({"labels": Exploit(victim)}, protocol))
-    with pytest.raises(UsageError, match=r"mkdir.*Such a file can run any program"):
+    with pytest.raises(UsageError, match=r"mkdir.*could run any program"):
         opened(folder)
     assert not victim.exists()
 
@@ -154,7 +154,7 @@ def test_a_hostile_pickle_is_refused_and_never_run(tmp_path, name, protocol):
     ],
 )
 def test_other_instructions_of_pickles_are_refused(content):
-    with pytest.raises(UsageError, match="holds more than numbers"):
+    with pytest.raises(UsageError, match="contents other than numbers"):
         read_pickle(content, "file")
 
 
@@ -183,7 +183,7 @@ def test_an_array_saved_anew_by_python_3_is_found_where_it_lies(protocol):
 def test_every_cut_of_a_pickle_is_an_error_in_words():
     content = python2_pickle({"labels": [1], "data": planar(TEST[:2])})
     for end in [*range(150), len(content) - 1, len(content) // 2]:
-        with pytest.raises(UsageError, match=r"cannot be read as a pickle|holds more than"):
+        with pytest.raises(UsageError, match=r"cannot be read as a pickle|contents other than"):
             read_pickle(content[:end], "file")
 
 
@@ -192,7 +192,7 @@ def test_every_cut_of_a_pickle_is_an_error_in_words():
     [
         ({"labels": LABELS[:-1]}, r"shape \(30, 3072\); expected u1 of shape \(29, 3072\)"),
         ({"labels": [*LABELS[:-1], 10]}, "Image 29 has class 10 of 10"),
-        ({"labels": "abc"}, "no list `labels` of numbers"),
+        ({"labels": "abc"}, "no list `labels` of class numbers"),
         ({"data": [1, 2]}, "no array `data`"),
         ({"data": planar(TEST)[:, :-1]}, r"shape \(30, 3071\)"),
     ],
@@ -209,14 +209,14 @@ def test_missing_batches_odd_lengths_and_two_copies_are_refused(tmp_path):
     folder = write_cifar10(tmp_path / "a", TEST, LABELS)
     binary = write_cifar10_binary(tmp_path / "binary", TEST, LABELS)
     write_cifar10(tmp_path / "b", TEST, LABELS)
-    with pytest.raises(UsageError, match="holds CIFAR's files 2 times"):
+    with pytest.raises(UsageError, match="contains CIFAR's files 2 times"):
         opened(tmp_path)
     (folder / "data_batch_3").unlink()
     with pytest.raises(UsageError, match="Missing: `data_batch_3`"):
         opened(folder)
     with (binary / "test_batch.bin").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(UsageError, match=r"no multiple of 3,073"):
+    with pytest.raises(UsageError, match=r"not a multiple of 3,073"):
         opened(binary)
 
 

@@ -64,11 +64,11 @@ def test_groups_are_sorted_and_a_part_keeps_the_order_and_counts_the_whole() -> 
 
 
 def test_a_class_is_no_mask_and_a_mask_no_class() -> None:
-    with pytest.raises(TypeError, match=r"`a/1\.jpg` has a class, no mask"):
+    with pytest.raises(TypeError, match=r"`a/1\.jpg` has a class, not a mask"):
         _ = CLASSES.samples[0].mask
-    with pytest.raises(TypeError, match=r"`0\.png` has a mask, no class"):
+    with pytest.raises(TypeError, match=r"`0\.png` has a mask, not a class"):
         _ = _masks("p").samples[0].target
-    with pytest.raises(TypeError, match="`set` has masks, no classes"):
+    with pytest.raises(TypeError, match="`set` has masks, not classes"):
         _ = _masks("p").classes
 
 

@@ -97,7 +97,9 @@ def test_16_bit_grey_keeps_its_high_byte(kind: str) -> None:
 
 def test_32_bit_grey_is_refused() -> None:
     content = _encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
-    with pytest.raises(UnreadableImage, match="32-bit greyscale, for which no value means white"):
+    with pytest.raises(
+        UnreadableImage, match="32-bit greyscale, for which no value is defined as white"
+    ):
         decode_bytes(content)
 
 
@@ -221,8 +223,8 @@ def test_a_picture_that_is_in_the_alpha_channel_alone(mode: str) -> None:
     ("content", "reason"),
     [
         (b"", "the file is empty"),
-        (b"<html>404</html>", r"not an image of a known kind \(JPEG, PNG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a known kind"),
+        (b"<html>404</html>", r"not in a supported image format \(JPEG, PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not in a supported image format"),
     ],
 )
 def test_what_is_no_photo(content: bytes, reason: str) -> None:

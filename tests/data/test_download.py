@@ -65,24 +65,29 @@ def test_the_first_download_is_trusted_and_remembered(served: Any, target: Path)
     first = fetch_file(served.url, target, sha256=None, offline=False)
     assert hash_path(target).read_text() == first + "\n"
     target.write_bytes(b"changed")
-    with pytest.raises(RunError, match=rf"not the file it should be\.\nExpected SHA-256 {first}"):
+    with pytest.raises(
+        RunError, match=rf"not have the expected contents\.\nExpected SHA-256 {first}"
+    ):
         fetch_file(served.url, target, sha256=None, offline=False)
     target.unlink()
     served.content = b"changed on the server"
-    with pytest.raises(RunError, match="Nothing was kept"):
+    with pytest.raises(RunError, match="download was deleted"):
         fetch_file(served.url, target, sha256=None, offline=False)
 
 
 def test_a_wrong_file_is_not_kept(served: Any, target: Path) -> None:
     got = _sha256(served.content)
-    with pytest.raises(RunError, match=rf"Expected SHA-256 {'0' * 64}, got {got}\.\nNothing was"):
+    with pytest.raises(
+        RunError,
+        match=rf"Expected SHA-256 {'0' * 64}, got {got}\.\nThe partial download was deleted",
+    ):
         fetch_file(served.url, target, sha256="0" * 64, offline=False)
     assert not list(target.parent.glob("file.bin*[!k]"))
 
 
 def test_broken_off_says_so_and_the_next_call_continues(served: Any, target: Path) -> None:
     served.cut = 5000
-    message = r"Cannot download `file\.bin` from http://.*\n.*\nRepeat the command: it continues"
+    message = r"Cannot download `file\.bin` from http://.*\n.*\nRepeat the command, which continues"
     with pytest.raises(RunError, match=message):
         fetch_file(served.url, target, sha256=None, offline=False)
     assert not target.exists()
@@ -98,7 +103,7 @@ def test_servers_that_do_not_answer(served: Any, target: Path, url: str) -> None
 
 
 def test_offline_forbids_the_network(served: Any, target: Path) -> None:
-    message = r"`file\.bin` is not on this machine, and `--offline` forbids.*\n.*\nLeave out"
+    message = r"`file\.bin` is not on this machine, and `--offline` forbids.*\n.*\nOmit"
     with pytest.raises(UsageError, match=message):
         fetch_file(served.url, target, sha256=None, offline=True)
     assert served.requests == []
@@ -185,7 +190,7 @@ def test_data_with_a_published_hash_are_downloaded_when_they_are_named(
 
 def test_offline_says_where_the_archive_belongs(served: Any, cifar10: NamedDataset) -> None:
     with pytest.raises(
-        UsageError, match=r"`--offline` forbids the network\.\n.*\n.*cifar10\.tar\.gz`"
+        UsageError, match=r"`--offline` forbids downloads\.\n.*\n.*cifar10\.tar\.gz`"
     ):
         open_dataset("cifar10", Classes("cifar10", offline=True))
     assert served.requests == []
@@ -199,7 +204,7 @@ def test_an_archive_with_another_hash_is_not_used(
     served: Any, cifar10: NamedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served.content = served.content[:-8] + bytes(8)
-    with pytest.raises(RunError, match=r"`cifar10\.tar\.gz` is not the file it should be"):
+    with pytest.raises(RunError, match=r"`cifar10\.tar\.gz` does not have the expected contents"):
         open_dataset("cifar10", Classes("cifar10"))
     assert not list((data_home() / "datasets").glob("*.tar*[!k]"))
 
@@ -378,7 +383,7 @@ def test_a_longer_file_that_another_machine_writes_is_noticed(
     _broken_off(served, part, 1000)
     with monkeypatch.context() as patched:
         patched.setattr(download, "_copy", after_another)
-        with pytest.raises(InterruptedTransferError, match="another process writes to"):
+        with pytest.raises(InterruptedTransferError, match="another process is writing to"):
             continue_download(served.url, part)
     continue_download(served.url, part)
     assert part.path.read_bytes() == served.content
@@ -407,8 +412,8 @@ def test_the_tar_takes_the_place_of_the_download(
 @pytest.mark.parametrize(
     ("names", "cut", "message"),
     [
-        (NAMES[:1], None, "Expected an archive of 2 images, but it holds 1 images"),
-        (NAMES, 200, "Expected an archive of 2 images, but it is damaged"),
+        (NAMES[:1], None, "Expected an archive of 2 images; it contains 1 images"),
+        (NAMES, 200, "Expected an archive of 2 images; it is damaged"),
     ],
 )
 def test_something_else_is_thrown_away(

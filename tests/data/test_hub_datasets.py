@@ -64,7 +64,7 @@ def test_an_evaluation_takes_the_test_split_and_announces_split_and_commit(hub: 
     assert dataset.location == f"hf:{REPO}@{commit}:test"
     notes = " ".join(dataset.notes)
     assert f"`main` is the commit {commit}" in notes
-    assert "`test` is taken" in notes
+    assert "`test` is used" in notes
     pixels = [decode(s.image)[0, 0].tolist() for s in dataset.samples]
     assert pixels == [[n % 256, n // 256, 7] for n in range(300, 307)]
 
@@ -107,7 +107,7 @@ def test_a_subset_fetches_labels_and_the_row_groups_of_its_images_only(hub: Hub)
     before = dict(hub.served)
     for sample in part.samples:
         decode(sample.image)
-    assert hub.served == before, "what was fetched is kept"
+    assert hub.served == before, "downloaded data and finished results are kept"
 
 
 def test_a_subset_does_not_depend_on_files_and_row_groups(hub: Hub) -> None:
@@ -162,14 +162,14 @@ def test_several_columns_that_could_be_it_are_named_not_guessed(hub: Hub) -> Non
     columns = {"img": images, "fine_label": [0, 1, 2, 0], "label": [0, 1, 1, 0]}
     features = {"img": FEATURES["image"], "fine_label": FEATURES["label"], "label": coarse}
     hub.push({"data/test.parquet": parquet(columns, features)})
-    with pytest.raises(UsageError, match=r"`fine_label`.*could be it[\s\S]*\?label=COLUMN"):
+    with pytest.raises(UsageError, match=r"`fine_label`.*are suitable[\s\S]*\?label=COLUMN"):
         evaluated(f"hf:{REPO}")
     dataset = evaluated(f"hf:{REPO}?label=fine_label")
     assert [s.target for s in dataset.samples] == [0, 1, 2, 0]
     assert dataset.location.endswith(":test?label=fine_label")
-    with pytest.raises(UsageError, match="no column `colour`"):
+    with pytest.raises(UsageError, match="no column is called `colour`"):
         evaluated(f"hf:{REPO}?label=colour")
-    with pytest.raises(UsageError, match="`label` holds no images"):
+    with pytest.raises(UsageError, match="`label` contains no images"):
         evaluated(f"hf:{REPO}?image=label&label=fine_label")
 
 
@@ -192,7 +192,7 @@ def test_masks_are_read_from_their_own_column(hub: Hub) -> None:
         assert decode(sample.image)[0, 0, 0] == n
         assert (decode(sample.mask)[:, :, 0] == 255).sum() == 12 * n
     hub.push(FILES)
-    with pytest.raises(UsageError, match="mask of each image is not known"):
+    with pytest.raises(UsageError, match=r"not known which column .*mask of each image"):
         open_dataset(f"hf:{REPO}", Masks())
 
 
@@ -207,19 +207,19 @@ def test_images_without_a_class_are_refused_and_another_split_is_taken(hub: Hub)
         evaluated(f"hf:{REPO}:test")
     some = parquet({"image": images, "label": [0, None, 1, 2]}, FEATURES)
     hub.push({"data/test.parquet": some})
-    with pytest.raises(UsageError, match="1 rows of its column `label` hold none"):
+    with pytest.raises(UsageError, match="1 rows of its column `label` have no value"):
         evaluated(f"hf:{REPO}")
 
 
 def test_offline_needs_what_was_fetched_and_nothing_else(hub: Hub) -> None:
-    with pytest.raises(UsageError, match="Which commit `main` is was never asked"):
+    with pytest.raises(UsageError, match="The commit of `main` was never looked up"):
         evaluated(f"hf:{REPO}", offline=True)
     commit = hub.push(FILES)
-    with pytest.raises(UsageError, match="list of files was never fetched"):
+    with pytest.raises(UsageError, match="list of files was never downloaded"):
         evaluated(f"hf:{REPO}@{commit}", offline=True)
     first = evaluated(f"hf:{REPO}")
     decode(first.samples[0].image)
-    with pytest.raises(UsageError, match="split `train` were never fetched"):
+    with pytest.raises(UsageError, match="split `train` were never downloaded"):
         evaluated(f"hf:{REPO}:train", offline=True)
     hub.asked.clear()
     offline = evaluated(f"hf:{REPO}", offline=True)
@@ -258,7 +258,7 @@ def test_samples_go_to_worker_processes(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize(("data", "match"), [
-    ("hf:animals", "is not the name of a data set of the Hugging Face hub"),
+    ("hf:animals", "is not a valid name of a data set on the Hugging Face hub"),
     ("hf:a/b?colour=x", "`colour` is not one of"),
     ("hf:a/b?label=", "`label` is not one of"),
     ("hf:somebody/nothing", "has no data set `somebody/nothing`"),
@@ -276,7 +276,7 @@ def test_other_formats_and_code_are_refused(hub: Hub) -> None:
         evaluated(f"hf:{REPO}")
     marker = Path("run-by-robust")
     hub.push({"animals.py": f"open({str(marker)!r}, 'w')".encode()})
-    with pytest.raises(UsageError, match="cannot tell which files"):
+    with pytest.raises(UsageError, match="cannot determine the files"):
         evaluated(f"hf:{REPO}")
     assert not marker.exists()
 
@@ -300,7 +300,7 @@ configs:
 
 
 def test_labels_beside_it_are_refused(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="names the class of each image itself"):
+    with pytest.raises(UsageError, match="already contains the class of each image"):
         evaluated(f"hf:{REPO}", labels=tmp_path / "labels.csv")
 
 

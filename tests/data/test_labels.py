@@ -45,8 +45,12 @@ def test_classes_files(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("c.txt", "\n", r"`.*c\.txt` names no class\.\nIt is empty\.\nWrite one class a line"),
-        ("c.txt", "cat\ncat\n", r"the class `cat` 2 times\.\nEvery class must be listed once"),
+        ("c.txt", "\n", r"`.*c\.txt` contains no class\.\nIt is empty\.\nWrite one class per line"),
+        (
+            "c.txt",
+            "cat\ncat\n",
+            r"the class `cat` 2 times\.\nEvery class must be listed exactly once",
+        ),
         ("c.csv", "index,name\n1,a\n2,b\n", "does not number its 2 classes from 0 to 1"),
         ("c.csv", "colour\nred\n", "has no column `name`"),
         ("c.csv", 'name\ncat\n""\n', "has an empty cell"),
@@ -153,7 +157,7 @@ def test_a_file_with_the_classes_of_imagenet_is_imagenet(shared: Path) -> None:
     ("name", "message"),
     [
         ("imagenet1k", r"called `imagenet1k`\.\nDid you mean `imagenet-1k`"),
-        ("zzzzz", "`--label-space FILE` with one class a line"),
+        ("zzzzz", "`--label-space FILE` with one class per line"),
     ],
 )
 def test_unknown_label_spaces(name: str, message: str) -> None:

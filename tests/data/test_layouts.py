@@ -172,7 +172,10 @@ def test_the_place_of_files_in_a_tar_stays() -> None:
     [
         (["images/a.jpg", "images/b.jpg", "masks/a.png"], r"1 of 2 images have no .*\n.*`b\.jpg"),
         (["images/a.jpg", "masks/a.png", "masks/b.png"], r"1 of 2 masks have no image"),
-        (["images/a.jpg", "images/a.png", "masks/a.png"], r"`a\.jpg`, `a\.png` differ in nothing"),
+        (
+            ["images/a.jpg", "images/a.png", "masks/a.png"],
+            r"`a\.jpg`, `a\.png` differ only in the suffix",
+        ),
         (["P/a.tif", "P/b.tif", "P/a_mask.tif"], r"1 of 2 images have no mask\.\n.*`P/b\.tif`"),
         (["P/a_mask.tif"], r"1 of 1 masks have no image"),
         (["P/a.tif", "P/a_mask.tif", "preview.png"], r"Without a mask: `preview\.png`"),
@@ -208,44 +211,51 @@ def _refused(data: Path, message: str, label_space: str | None = None) -> UsageE
 
 
 def test_empty_folders_and_folders_of_tars(tmp_path: Path) -> None:
-    error = _refused(tmp_path, r"holds no images\.\nFiles that end in \.bmp, \.gif, \.jpeg")
-    assert error.todo == "Name the folder whose subfolders are the classes."
+    error = _refused(
+        tmp_path, r"contains no images\.\nFiles with these suffixes .*: \.bmp, \.gif, \.jpeg"
+    )
+    assert error.todo == "Pass the folder whose subfolders are the classes."
     (tmp_path / "val.tar").touch()
-    error = _refused(tmp_path, "holds no images")
-    assert error.todo == f"To read a tar there, name it: `--data {tmp_path / 'val.tar'}`."
+    error = _refused(tmp_path, "contains no images")
+    assert (
+        error.todo
+        == f"To read a tar file of this folder, pass it: `--data {tmp_path / 'val.tar'}`."
+    )
 
 
 def test_folders_of_another_level(photos: Photos) -> None:
     root = photos("val/n01440764/a.jpg", "train/n01440764/a.jpg", "junk/b.jpg")
-    message = r"one level too high\.\nThe folders below `train`, `val` are the classes"
+    message = r"is the parent of the class folders\.\nThe classes are the folders in `train`, `val`"
     assert _refused(root, message).todo == f"Use `--data {root / 'train'}`."
     root = photos("n01494475_1.jpg", "n01494475_2.jpg", root="n01494475")
-    error = _refused(root, r"is the folder of a single class\.\n.*`n01494475` is a class")
-    assert error.todo == f"Name the folder above it: `--data {root.parent}`."
+    error = _refused(
+        root, r"is the folder of a single class\.\n.*`n01494475` is the name of a class"
+    )
+    assert error.todo == f"Pass its parent folder: `--data {root.parent}`."
 
 
 @pytest.mark.parametrize(
     ("names", "label_space", "message"),
     [
-        (["a.jpg"], None, r"does not name the classes of its images\.\n.*\nAdd `--labels FILE`"),
+        (["a.jpg"], None, r"does not contain the classes of its images\.\n.*\nAdd `--labels FILE`"),
         (
             ["tench/a.jpg", "goldfish/b.jpg", "hammerheed/c.jpg"], None,
-            r"classes of no known label space\.\n"
-            r"It has 3: `goldfish`, `hammerheed`, `tench`\. The label space `imagenet-1k` knows 2 "
-            r"of them, but not `hammerheed` \(`hammerheed`: did you mean `hammerhead`\?\)\.\n"
-            r"Name the classes with `--label-space FILE`",
+            r"match no known label space\.\nIt has 3: `goldfish`, `hammerheed`, `tench`\. The "
+            r"label space `imagenet-1k` contains 2 of them, but not `hammerheed` \(`hammerheed`: "
+            r"did you mean `hammerhead`\?\)\.\nName the classes with `--label-space FILE`",
         ),
         (
             ["aaa/a.jpg", "bbb/b.jpg"], None,
-            r"It has 2: `aaa`, `bbb`\. The label space `.*` knows none of them\.",
+            r"It has 2: `aaa`, `bbb`\. The label space `.*` contains none of them\.",
         ),
         (
             ["cat/a.jpg", "unicorn/b.jpg"], "cifar10",
-            r"not all classes of `cifar10`\.\n.*knows 1 of them",
+            r"not all classes of `cifar10`\.\n.*contains 1 of them",
         ),
         (
             ["2/a.jpg", "10/b.jpg"], None,
-            r"are numbers, `2`, `10`\.\nNumbers alone.*\nName it, for example `--label-space imag",
+            r"are numbers, `2`, `10`\.\nIt is not known.*\nSpecify it, for example "
+            r"`--label-space imag",
         ),
     ],
 )  # fmt: skip
@@ -260,7 +270,7 @@ def test_no_known_layout_of_masks_shows_the_known_ones() -> None:
     assert find_layout(ROOT, files, MASK_RECOGNISERS, inside=True) is None
     error = no_masks(ROOT, files)
     assert error.what == "`somewhere/set` has no known layout of images and masks."
-    assert error.why == "It holds 2 images, such as `cat/a.jpg`."
+    assert error.why == "It contains 2 images, such as `cat/a.jpg`."
     for layout in ("DIR/images/NAME", "DIR/PATIENT/", "DIR/tiff/"):
         assert layout in error.todo
 
@@ -276,7 +286,7 @@ def test_one_level_too_low(root: Path, names: list[str]) -> None:
     files = _files(*names, root=root)
     assert find_layout(root, files, MASK_RECOGNISERS, inside=True) is None
     error = no_masks(root, files)
-    assert error.what.endswith("is one level too low.")
+    assert error.what.endswith("is only one of the folders of a data set.")
     assert error.todo.endswith("somewhere/set`.")
 
 
@@ -286,7 +296,7 @@ def _dataset(*ids: str) -> Dataset:
 
 
 def test_the_largest_folders_are_shown() -> None:
-    assert no_such_folder("set", _dataset("a.png"), "x").why == "It has no folders."
+    assert no_such_folder("set", _dataset("a.png"), "x").why == "It has no subfolders."
     ids = [f"f{folder}/{number}.png" for folder in range(7) for number in range(folder + 1)]
     error = no_such_folder("my/set", _dataset(*ids), "x")
     assert error.what == "`my/set` has no folder `x`."

@@ -113,7 +113,7 @@ def test_absolute_paths_stay(photos: Photos, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("", r"lists no image\.\nIt has a header only"),
+        ("", r"lists no images\.\nIt has a header only"),
         ("a.jpg,cat\n./a.jpg,dog\n", r"lists 1 image more than once\.\nRepeated: `a\.jpg`"),
         ("a.jpg,cat\nb.jpg,dog\nc.jpg,dog\n", r"lists 2 of 3 files that do not exist\.\n.*b\.jpg"),
     ],
@@ -193,10 +193,13 @@ def test_without_groups_every_image_is_one(photos: Photos) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("image,mask\n", r"lists no image\.\nIt has a header only"),
+        ("image,mask\n", r"lists no images\.\nIt has a header only"),
         ("image,mask\na.jpg,m.png\n./a.jpg,m.png\n", r"1 image more than once\.\nRep.*`a\.j"),
         ("image,mask\na.jpg,m.png\nb.jpg,n.png\n", r"lists 2 of 4 files .*\nThe first is .*b\.jpg"),
-        ("image,mask,split\na.jpg,m.png,dev\n", r"1 unknown splits\.\nColumn `split` holds `dev`;"),
+        (
+            "image,mask,split\na.jpg,m.png,dev\n",
+            r"1 unknown splits\.\nColumn `split` contains `dev`;",
+        ),
         ("image\na.jpg\n", r"has no column `mask`"),
         ("image,mask,patient\na.jpg,m.png,\n", r"empty cell\.\nColumn `patient`, row 1"),
     ],
@@ -225,9 +228,15 @@ def test_groups_are_given_by_id_with_or_without_suffix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("image,class\na,1\n", r"no column for the group\.\nExpected one of `group`, `patient`"),
-        ("image,patient\na.jpg,1\n", r"lacks 1 of 2 images\.\nNot in it: `b\.jpg`\.\nAdd a line"),
-        ("image,patient,split\na,1,all\nb,2,all\n", r"holds `all`; expected `train`"),
+        (
+            "image,class\na,1\n",
+            r"no column with the group of each image\.\nExpected one of `group`, `patient`",
+        ),
+        (
+            "image,patient\na.jpg,1\n",
+            r"does not list 1 of 2 images\.\nMissing: `b\.jpg`\.\nAdd a line",
+        ),
+        ("image,patient,split\na,1,all\nb,2,all\n", r"contains `all`; expected `train`"),
     ],
 )
 def test_wrong_groups(rows: str, message: str, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ WAYS: dict[str, tuple[str, Any, Any]] = {
     "floats": ("tif", VALUES.astype(np.float32), LABELS),
     "array": ("npy", VALUES.astype(np.int64), LABELS),
     "compressed arrays": ("npz", VALUES.astype(np.float64), LABELS),
-    "indices of a palette": ("png", _palette(SHADES), LABELS),
+    "palette indices": ("png", _palette(SHADES), LABELS),
     "colours of a palette": (
         "png", _palette(SHADES), {_hex(k): v for k, v in LABELS.items()}
     ),
@@ -237,9 +237,9 @@ def test_jpeg_masks_of_one_class_of_a_table_are_read_with_their_blur(tmp_path: P
 def test_a_file_that_is_no_table_is_said_and_not_used(tmp_path: Path) -> None:
     root = _data(tmp_path, a_png=(VALUES > 0).astype(np.uint8))
     (root / "labels.json").write_text(json.dumps({"images": [], "annotations": []}))
-    assert any("labels.json" in note and "not used" in note for note in _open(root).notes)
+    assert any("labels.json" in note and "is ignored" in note for note in _open(root).notes)
     (root / "labels.json").write_text("{")
-    assert any("no JSON" in note for note in _open(root).notes)
+    assert any("not JSON" in note for note in _open(root).notes)
 
 
 def test_a_table_beside_an_archive_and_a_list_of_pairs(tmp_path: Path) -> None:
@@ -262,14 +262,17 @@ def test_a_table_beside_an_archive_and_a_list_of_pairs(tmp_path: Path) -> None:
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "more values and nothing said": ({}, r"is the foreground is not known.*--classes all"),
-    "with foreground": ({"classes": "all", "foreground": 1}, "do not go together"),
-    "values outside the table": ({"classes": "1=liver,2=kidney"}, r"hold 4, 255, which"),
+    "more values and nothing said": (
+        {},
+        r"not known which value.*is the foreground.*--classes all",
+    ),
+    "with foreground": ({"classes": "all", "foreground": 1}, "cannot be used together"),
+    "values outside the table": ({"classes": "1=liver,2=kidney"}, r"contain 4, 255, which"),
     "a value twice": ({"classes": "1=liver,1=kidney"}, "value 1 more than once"),
     "no class": ({"classes": "0=background", "ignore": "1,2,4,255"}, "leaves no class"),
-    "no value": ({"classes": "one=liver,2=kidney"}, r"one` names no values"),
-    "no such file": ({"classes": "there/labels.json"}, "there is no such file"),
-    "an empty name": ({"classes": "1="}, "names no classes"),
+    "no value": ({"classes": "one=liver,2=kidney"}, r"one` contains no values"),
+    "no such file": ({"classes": "there/labels.json"}, "the file does not exist"),
+    "an empty name": ({"classes": "1="}, "contains no classes"),
 }
 
 
@@ -281,12 +284,14 @@ def test_faults_of_options_are_named(fault: str, tmp_path: Path) -> None:
 
 
 def test_a_value_is_not_ignored_and_a_class(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="1 is a value to ignore and one of"):
+    with pytest.raises(UsageError, match="1 is a value to ignore and also"):
         _open(_data(tmp_path, a_png=VALUES), classes="1=liver,2=kidney,4=spleen", ignore="1,255")
 
 
 def test_colours_outside_the_table_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="hold #000080, #e0e0c0, which `--classes` does not name"):
+    with pytest.raises(
+        UsageError, match="contain #000080, #e0e0c0, which `--classes` does not contain"
+    ):
         _open(_data(tmp_path, a_png=_rgb()), classes="#800000=liver,#808080=kidney")
 
 
@@ -342,9 +347,9 @@ def test_a_value_that_the_survey_did_not_see_is_an_error_of_its_mask(
         Image.fromarray(np.array([[0, 1, 2]], np.uint8)).save(path)
         refs.append(FileRef(path.name, path))
     reading, notes = survey(refs, "the set", classes="1=liver,2=kidney")
-    assert "by 1 of 4 masks" in notes[0]
+    assert "from 1 of 4 masks" in notes[0]
     Image.fromarray(np.array([[0, 7]], np.uint8)).save(refs[3].path)
-    with pytest.raises(UsageError, match=r"(?s)3\.png` holds 7\..*--classes"):
+    with pytest.raises(UsageError, match=r"(?s)3\.png` contains 7\..*--classes"):
         decode_mask(refs[3], reading)
 
 
@@ -463,7 +468,7 @@ def test_files_of_single_objects_are_not_taken_for_classes(tmp_path: Path) -> No
     ("text", "fault"),
     [
         ('{"1": "liver", "1": "kidney"}', "'1' more than once"),
-        ('{"1": {"name": "liver", "colour": "red"}}', "`red` is no colour"),
+        ('{"1": {"name": "liver", "colour": "red"}}', "`red` is not a colour"),
         ('{"1": " "}', "name of `1` is empty"),
     ],
 )
@@ -501,9 +506,9 @@ def test_value_0_can_be_ignored_with_all_classes(tmp_path: Path) -> None:
 
 def test_files_of_classes_are_not_read_as_one_foreground(tmp_path: Path) -> None:
     root = _class_files(tmp_path)
-    with pytest.raises(UsageError, match="--foreground 255` does not go with"):
+    with pytest.raises(UsageError, match="--foreground 255` cannot be used with"):
         _open(root, foreground=255)
-    with pytest.raises(UsageError, match="two classes one name"):
+    with pytest.raises(UsageError, match="two classes the same name"):
         _open(root, classes="disc=eye,cup=eye")
 
 
@@ -516,5 +521,5 @@ def test_a_key_may_hold_several_values(tmp_path: Path) -> None:
 
 def test_classes_of_masks_do_not_go_with_classifiers() -> None:
     check_no_masks(None, None, None)
-    with pytest.raises(UsageError, match="--classes all` does not go with classifiers"):
+    with pytest.raises(UsageError, match="--classes all` cannot be used with classifiers"):
         check_no_masks(None, None, "all")

@@ -68,8 +68,14 @@ def test_masks_of_one_value(level: int, foreground: int, tmp_path: Path) -> None
     ("levels", "expected"),
     [
         (np.array([[3]], np.uint8), r"3 \(100\.0%\)\."),
-        (np.array([[0, 1, 255]], np.uint8), r"0 \(33\.3%\), 1 .*, 255 .*--ignore 255` leaves that"),
-        (np.arange(10, dtype=np.uint8)[None], r"0 .*, 7 \(10\.0%\) and 2 others\.\nName .*`1,2`"),
+        (
+            np.array([[0, 1, 255]], np.uint8),
+            r"0 \(33\.3%\), 1 .*, 255 .*--ignore 255` excludes that",
+        ),
+        (
+            np.arange(10, dtype=np.uint8)[None],
+            r"0 .*, 7 \(10\.0%\) and 2 others\.\nSpecify .*`1,2`",
+        ),
         (np.array([[0, 0.5, 1]], np.float32), r"0 .*, 0\.5 .*, 1 "),
     ],
 )
@@ -77,7 +83,7 @@ def test_values_that_do_not_tell_are_listed_with_their_shares_and_the_flags(
     levels: NDArray[Any], expected: str, tmp_path: Path
 ) -> None:
     ref = _saved(tmp_path, Image.fromarray(levels), "m.tif")
-    message = rf"(?s)m\.tif` is the foreground is not known\.\nTheir .*{expected}"
+    message = rf"(?s)m\.tif` is the foreground\.\nTheir .*{expected}"
     with pytest.raises(UsageError, match=message):
         decode_mask(ref)
 
@@ -127,13 +133,13 @@ CLEAR: dict[str, tuple[str, Any, str]] = {
     "1 and 2": ("png", lambda m: m + 1, "foreground 2, background 1"),
     "red on black": ("png", _red, "foreground #ff0000, background 0 (colours)"),
     "float": ("tif", lambda m: m.astype(np.float32), "foreground 1, background 0 (floating"),
-    "int32": ("tif", lambda m: m.astype(np.int32) * 255, "foreground 255, background 0 (whole"),
+    "int32": ("tif", lambda m: m.astype(np.int32) * 255, "foreground 255, background 0 (integers"),
     "16 bits": ("png", lambda m: m.astype(np.uint16) * 65535, "foreground 65535, background 0"),
     "16 bits of 1000": ("png", lambda m: m.astype(np.uint16) * 1000, "foreground 1000"),
     "bool npy": ("npy", lambda m: m.astype(bool), "foreground 1, background 0 (arrays of numpy)"),
     "npy": ("npy", lambda m: m.astype(np.int64)[None] * 7, "foreground 7, background 0 (arrays"),
-    "palette": ("png", _indexed, "foreground 1, background 0 (indices of a palette)"),
-    "blurred": ("jpg", lambda m: m * 255, "JPEG has blurred their edges; each pixel is taken"),
+    "palette": ("png", _indexed, "foreground 1, background 0 (palette indices)"),
+    "blurred": ("jpg", lambda m: m * 255, "JPEG has blurred their edges; each pixel is assigned"),
     "alpha": ("png", _transparent, "foreground 255 of the alpha channel, background 0"),
     "plain": ("png", lambda m: m * 255, ""),
     "gif": ("gif", lambda m: m * 255, ""),
@@ -165,12 +171,12 @@ def test_pixels_that_jpeg_has_blurred_are_near_the_truth(tmp_path: Path) -> None
 @pytest.mark.parametrize("values", [(0, 128, 255), (0, 1), (0, 40, 80)])
 def test_a_jpeg_of_other_classes_is_refused(values: tuple[int, ...], tmp_path: Path) -> None:
     blocks = np.repeat(np.repeat(np.array([values], np.uint8), 32, 1), 32, 0)
-    with pytest.raises(UsageError, match=r"(?s)is not known.*JPEG blurs edges, but these are not"):
+    with pytest.raises(UsageError, match=r"(?s)is not known.*JPEG blurs edges, but blur of"):
         decode_mask(_write(tmp_path, "m.jpg", blocks))
     good = _write(tmp_path, "good.jpg", SHAPE * 255)
     reading, _ = survey([good], "the set")
     if len(values) == 3:
-        with pytest.raises(UsageError, match=r"does not have two values and blur"):
+        with pytest.raises(UsageError, match=r"are not those of a blurred mask of two values"):
             decode_mask(_write(tmp_path, "late.jpg", blocks), reading)
 
 
@@ -215,12 +221,15 @@ def test_the_user_may_say_what_is_foreground(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"foreground": "red"}, r"`--foreground red` names no values .*\n.*`#ff0000`\), or `nonze"),
-        ({"ignore": "nan"}, r"`--ignore nan` names no values of masks"),
-        ({"ignore": ""}, r"`--ignore ` names no values of masks"),
-        ({"foreground": 2, "ignore": (2, 3)}, r"`--foreground` and `--ignore` both name 2\."),
+        (
+            {"foreground": "red"},
+            r"`--foreground red` contains no values .*\n.*`#ff0000`\), or `nonze",
+        ),
+        ({"ignore": "nan"}, r"`--ignore nan` contains no values of masks"),
+        ({"ignore": ""}, r"`--ignore ` contains no values of masks"),
+        ({"foreground": 2, "ignore": (2, 3)}, r"`--foreground` and `--ignore` both contain 2\."),
         ({"foreground": 9}, r"(?s)No mask of `the set` has the value 9\..*0 \(50\.0%\), 3 "),
-        ({"ignore": (0, 3)}, r"`--ignore 0, 3` leaves nothing of the masks"),
+        ({"ignore": (0, 3)}, r"`--ignore 0, 3` ignores all values of the masks"),
     ],
 )
 def test_flags_that_make_no_sense(options: Any, message: str, tmp_path: Path) -> None:
@@ -232,7 +241,9 @@ def test_flags_that_make_no_sense(options: Any, message: str, tmp_path: Path) ->
 def test_a_value_that_other_masks_do_not_have_is_never_guessed(tmp_path: Path) -> None:
     reading, _ = survey([_write(tmp_path, "a.png", SHAPE)], "the set")
     late = _write(tmp_path, "late.png", SHAPE * 255)
-    message = r"(?s)late\.png` holds 255\.\n.*read as foreground 1, background 0;.*--ignore VALUES`"
+    message = (
+        r"(?s)late\.png` contains 255\.\n.*read as foreground 1, background 0;.*--ignore VALUES`"
+    )
     with pytest.raises(UsageError, match=message):
         decode_mask(late, reading)
 
@@ -263,7 +274,7 @@ def test_a_large_set_is_decided_by_a_sample_that_hangs_on_ids_alone(
     reading, notes = survey(refs, "the set")
     first, read[:] = sorted(read), []
     assert len(first) == 32
-    assert "by 32 of 100 masks" in notes[0]
+    assert "from 32 of 100 masks" in notes[0]
     survey(refs, "the set")
     assert read == [], "the same files are not read again"
     os.utime(refs[0].path, ns=(1, 1))
@@ -304,7 +315,7 @@ def test_no_channel_of_a_later_mask_is_lost(tmp_path: Path) -> None:
     ("array", "reason"),
     [
         (np.zeros((2, 3, 4, 5)), "an array of shape"),
-        (np.array(["a"]), "no array of numbers"),
+        (np.array(["a"]), "not a numeric array"),
         (np.array([{}]), "damaged: Object arrays cannot be loaded"),
     ],
 )
@@ -316,7 +327,7 @@ def test_arrays_that_are_no_masks(array: NDArray[Any], reason: str, tmp_path: Pa
 
 def test_unreadable_masks(tmp_path: Path) -> None:
     (tmp_path / "m.png").write_bytes(b"\x89PNG")
-    with pytest.raises(UnreadableImage, match="not an image of a known kind"):
+    with pytest.raises(UnreadableImage, match="not in a supported image format"):
         decode_mask(FileRef("m.png", tmp_path / "m.png"))
     with pytest.raises(UnreadableImage, match="cannot be read: No such file"):
         decode_mask(FileRef("n.png", tmp_path / "n.png"))
@@ -336,7 +347,7 @@ def test_a_pair_is_decoded_together(tmp_path: Path) -> None:
 def test_sizes_that_differ_name_both_files(tmp_path: Path) -> None:
     photo = _saved(tmp_path, Image.new("RGB", (4, 2)), "i.png")
     pair = Sample(photo, _saved(tmp_path, Image.fromarray(BYTES)), "i")
-    message = r"i\.png` and its mask `.*m\.png` differ in size\.\nThe image is 4x2 .* the mask 3x2:"
+    message = r"i\.png` and its mask `.*m\.png` differ in size\.\nThe image is 4x2 .* the mask 3x2,"
     with pytest.raises(UsageError, match=message):
         decode_pair(pair)
 

@@ -52,7 +52,7 @@ def test_a_and_r_let_models_answer_with_their_200_classes(tmp_path, name):
     (folder / "README.txt").write_text("ImageNet-A")
     dataset = opened(folder)
     assert dataset.answers == tuple(sorted(chosen))
-    assert any("200 classes only" in note for note in dataset.notes)
+    assert any("only predict its 200 classes" in note for note in dataset.notes)
     assert {sample.image_id: sample.target for sample in dataset.samples} == {
         f"{WNIDS[i]}/0.5_x.png": i for i in chosen
     }
@@ -123,9 +123,9 @@ def test_real_labels_go_by_number_also_in_class_folders(tmp_path):
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ("[[1], 2]", "no list of ReaL labels"),
-        ("[[1], [1000]]", "no list of ReaL labels"),
-        ("[[1], [true]]", "no list of ReaL labels"),
+        ("[[1], 2]", "not a list of ReaL labels"),
+        ("[[1], [1000]]", "not a list of ReaL labels"),
+        ("[[1], [true]]", "not a list of ReaL labels"),
         ("[[1]", "cannot be read as JSON"),
         ("[[1]]", "no labels for `ILSVRC2012_val_00000002"),
     ],
@@ -172,7 +172,7 @@ def test_an_object_may_be_several_classes_and_its_border_is_cut_off(tmp_path):
     true = {s.image_id.split("/")[-2]: {s.target, *s.also} for s in dataset.samples}
     assert true == {"alarm_clock": {clocks, 530}, "banana": {banana}, "hair_dryer": {dryer}}
     assert dataset.answers == tuple(sorted({clocks, 530, banana, dryer}))
-    assert any("1 of other objects are left out" in note for note in dataset.notes)
+    assert any("1 images of other objects are excluded" in note for note in dataset.notes)
     for sample in dataset.samples:
         assert decode(sample.image).shape == (8, 6, 3)
         assert image_size(sample.image) == (8, 6)
@@ -229,5 +229,5 @@ def test_folders_called_as_the_superclasses_are_laion_c(tmp_path):
     assert dataset.answers is None
     assert [s.target for s in dataset.samples] == list(range(16))
     assert any("16 superclasses" in note for note in dataset.notes)
-    with pytest.raises(UsageError, match="`--answers all` does not go with"):
+    with pytest.raises(UsageError, match="`--answers all` cannot be used with"):
         opened(folder, answers="all")

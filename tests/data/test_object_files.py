@@ -221,13 +221,14 @@ def test_offline_what_was_read_before_is_there(
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("table.csv", "manifests name files"), ("photo.jpg", "is not read")]
+    ("name", "message"),
+    [("table.csv", "manifests refer to files"), ("photo.jpg", "is not supported")],
 )
 def test_what_is_no_data_set(put: Any, tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / name).write_text("x")
     with pytest.raises(UsageError, match=f"(?s){message}"):
         open_dataset(put(tmp_path / name).url, Classes())
-    with pytest.raises(UsageError, match="There is nothing at"):
+    with pytest.raises(UsageError, match="No data was found at"):
         open_dataset("memory://nowhere/at-all", Classes())
 
 

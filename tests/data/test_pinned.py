@@ -59,9 +59,9 @@ PAPER = {"train": "c5ffe7daed7938f9", "val": "bfc1de742722d0f7", "test": "7e6ee1
     [
         ("cifar10-mini", "drawn", 0, CLASSES_0, "split by image in each class, seed 0"),
         ("cifar10-mini", "drawn", 5, CLASSES_5, "split by image in each class, seed 5"),
-        ("nuclei-mini", "drawn", 0, PHOTOS, "split as the data gives it"),
-        ("nuclei-mini", "drawn", 5, PHOTOS, "split as the data gives it"),
-        ("nuclei-mini:stained", "drawn", 0, STAINED, "split as the data gives it"),
+        ("nuclei-mini", "drawn", 0, PHOTOS, "split as defined by the data set"),
+        ("nuclei-mini", "drawn", 5, PHOTOS, "split as defined by the data set"),
+        ("nuclei-mini:stained", "drawn", 0, STAINED, "split as defined by the data set"),
         ("nuclei-mini", "paper", 0, PAPER, "split by image, seed 37"),
     ],
 )

@@ -127,7 +127,7 @@ def test_nnunet_test_images_count_where_they_have_masks(tmp_path: Path) -> None:
     _png(root / "imagesTs" / "liver_9_slice_0_0000.png", _grey())
     without = _open(root)
     assert len(without.samples) == 8
-    assert _messages(without, "`imagesTs`: 1 files are left out")
+    assert _messages(without, "`imagesTs`: 1 files are skipped")
     _png(root / "labelsTs" / "liver_9_slice_0.png", np.zeros((H, W), np.uint8))
     dataset = _open(root)
     assert dataset.evaluated == "test"
@@ -158,7 +158,7 @@ NNUNET_FAULTS: dict[str, tuple[Any, str, str]] = {
     ),
     "a missing mask": (_without, "labelsTr/liver_2_slice_0.png", "1 of 8 images have no mask"),
     "a mask too many": (_with, "labelsTr/other.png", "1 of 9 masks have no image"),
-    "no channel in a name": (_with, "imagesTr/other.png", "without a channel in their names"),
+    "no channel in a name": (_with, "imagesTr/other.png", "without a channel in their file names"),
 }  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def test_nnunet_volumes_are_read_slice_by_slice(channels: int, tmp_path: Path) -
     ]
     assert dataset.groups == ("la_0", "la_1")
     assert _classes(dataset) == ("atrium", "wall")
-    assert _messages(dataset, "the 0.5th percentile becomes black")
+    assert _messages(dataset, "The 0.5th percentile of each volume becomes black")
     image, mask = decode_pair(dataset.samples[5])
     np.testing.assert_array_equal(mask, labels[:, :, 2].T)
     for channel in range(channels):
@@ -211,7 +211,7 @@ def test_volumes_that_are_not_read_say_what_to_do(
 ) -> None:
     monkeypatch.setitem(sys.modules, "nibabel", None)
     for ending, message in (
-        (".nrrd", r"(?s)2 volumes that are not read.*slices as PNG"),
+        (".nrrd", r"(?s)2 unsupported volumes.*slices to PNG"),
         (".nii.gz", r"(?s)nibabel is not installed.*pip install nibabel"),
     ):
         root = tmp_path / ending
@@ -231,7 +231,7 @@ def test_a_colour_image_is_no_channel(tmp_path: Path) -> None:
     root = _nnunet(tmp_path, channels=3)
     colours = RNG.integers(0, 256, (H, W, 3), dtype=np.uint8)
     _png(root / "imagesTr" / "liver_0_slice_0_0001.png", colours)
-    with pytest.raises(UnreadableImage, match="`0001` has colours"):
+    with pytest.raises(UnreadableImage, match="`0001` is in colour"):
         decode_pair(_open(root).samples[0])
 
 
@@ -289,7 +289,7 @@ def test_isic_keeps_its_parts(year: str, tmp_path: Path) -> None:
     assert dataset.reading.is_standard
     _, mask = decode_pair(dataset.samples[0])
     np.testing.assert_array_equal(mask, np.eye(H, W, dtype=bool))
-    assert _messages(dataset, "superpixels are left out") == (year == "2017")
+    assert _messages(dataset, "superpixels are skipped") == (year == "2017")
     splits = split_dataset(dataset, seed=0)
     assert [len(p.samples) for p in (splits.train, splits.val, splits.test)] == (
         [2, 1, 3] if year == "2016" else [3, 3, 3]
@@ -305,8 +305,8 @@ def test_isic_images_without_masks_are_left_out_and_said(tmp_path: Path) -> None
     _png(attributes / "ISIC_0000000_attribute_globules.png", np.zeros((H, W), np.uint8))
     dataset = _open(root)
     assert {s.split for s in dataset.samples} == {"train", "val"}
-    assert _messages(dataset, "`ISIC2018_Task1-2_Test_Input`: 3 images are left out")
-    assert _messages(dataset, "`ISIC2018_Task3_Training_Input`: 1 images are left out")
+    assert _messages(dataset, "`ISIC2018_Task1-2_Test_Input`: 3 images are skipped")
+    assert _messages(dataset, "`ISIC2018_Task3_Training_Input`: 1 images are skipped")
 
 
 def test_an_isic_image_without_its_mask_is_an_error(tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_slices_of_synapse(tmp_path: Path) -> None:
     assert dataset.groups == ("case0005", "case0006", "case0007")
     assert dataset.grouping == "patient"
     assert _classes(dataset) == tuple("12345678")
-    assert _messages(dataset, "as the owners publish them")
+    assert _messages(dataset, "as published by the owners of the data set")
     sample = dataset.samples[0]
     image, mask = decode_pair(sample)
     with np.load(tmp_path / "Synapse" / "train_npz" / "case0005_slice000.npz") as arrays:
@@ -366,7 +366,7 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "values of a scanner": ({"image": np.full((H, W), 300.0)}, "values from 300 to 300"),
     "numbers of 16 bits": ({"image": np.zeros((H, W), np.int16)}, "an array of int16"),
     "no image": ({"picture": np.zeros((H, W))}, "its arrays are picture, not an array `image`"),
-    "an object": ({"image": np.array([None])}, "damaged|no array of numbers"),
+    "an object": ({"image": np.array([None])}, "damaged|not a numeric array"),
     "five channels": ({"image": np.zeros((H, W, 5))}, r"shape \(4, 6, 5\)"),
 }
 
@@ -459,7 +459,7 @@ def test_acdc_as_published_with_its_lists(tmp_path: Path) -> None:
         "test": ["patient005"],
     }
     assert len(dataset.samples) == 3 * 2 * 2 + 2 * 2 + 2 * 2
-    assert _messages(dataset, "6 volumes are left out")
+    assert _messages(dataset, "6 volumes are skipped")
     alone = _open(tmp_path / "data" / "slices")
     assert len(alone.samples) == 12
     assert {s.split for s in alone.samples} == {None}

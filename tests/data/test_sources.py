@@ -90,8 +90,8 @@ def test_a_folder_that_is_not_there(kind: Classes | Masks, photos: Photos) -> No
 def test_what_is_not_there(kind: Classes | Masks, data: str) -> None:
     with pytest.raises(UsageError) as caught:
         open_dataset(data, kind)
-    assert caught.value.what == f"There is no data at `{data}`."
-    assert caught.value.why.startswith("It is no folder or file here")
+    assert caught.value.what == f"No data set was found at `{data}`."
+    assert caught.value.why.startswith("It is neither the name of a data set nor a file or folder")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_what_is_not_there(kind: Classes | Masks, data: str) -> None:
     ],
 )
 def test_a_name_that_is_nearly_right(kind: Classes | Masks, data: str, meant: str) -> None:
-    message = rf"There is no data at `{data}`\.\nDid you mean the data set `{meant}`"
+    message = rf"No data set was found at `{data}`\.\nDid you mean the data set `{meant}`"
     with pytest.raises(UsageError, match=message):
         open_dataset(data, kind)
 
@@ -111,8 +111,8 @@ def test_a_name_that_is_nearly_right(kind: Classes | Masks, data: str, meant: st
 @pytest.mark.parametrize(
     ("kind", "data", "message"),
     [
-        (CLASSES, "nuclei-mini", r"has masks, no classes\.\n.*\n.*data are for `imagenet-1k`"),
-        (Classes(), "nuclei-mini", r"has masks, no classes\.\n.*\n.*which data have classes"),
+        (CLASSES, "nuclei-mini", r"has masks, not classes\.\n.*\n.*data are for `imagenet-1k`"),
+        (Classes(), "nuclei-mini", r"has masks, not classes\.\n.*\n.*which data have classes"),
         (MASKS, "cifar10-mini", r"has no masks\.\n.*`cifar10`\.\n.*`--data nuclei-mini`"),
     ],
 )
@@ -131,17 +131,19 @@ def test_a_file_that_is_no_data(kind: Classes | Masks, photos: Photos) -> None:
 @pytest.mark.parametrize(
     ("kind", "todo"),
     [
-        (CLASSES, "Name the folder whose subfolders"),
-        (Classes(), "Name the folder whose subfolders"),
+        (CLASSES, "Pass the folder whose subfolders"),
+        (Classes(), "Pass the folder whose subfolders"),
         (MASKS, "Put the files into one of these layouts"),
     ],
 )
 def test_an_empty_folder(kind: Classes | Masks, todo: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=rf"empty` holds no images\.\n.*\n{todo}"):
+    with pytest.raises(UsageError, match=rf"empty` contains no images\.\n.*\n{todo}"):
         open_dataset(str(tmp_path / "empty"), kind)
     (tmp_path / "empty" / "val.tar").touch()
-    with pytest.raises(UsageError, match=r"To read a tar there, name it: `--data .*val\.tar`"):
+    with pytest.raises(
+        UsageError, match=r"To read a tar file of this folder, pass it: `--data .*val\.tar`"
+    ):
         open_dataset(str(tmp_path / "empty"), kind)
 
 
@@ -226,9 +228,7 @@ def test_flat_val_with_a_labels_file(photos: Photos, tmp_path: Path) -> None:
 def test_labels_of_ilsvrc_ids_are_refused(photos: Photos, tmp_path: Path) -> None:
     root = photos("a.JPEG", "b.JPEG")
     (tmp_path / "l.txt").write_text("490\n1000\n")
-    with pytest.raises(
-        UsageError, match=r"lies between 0 and 999\. .* are ILSVRC ids, not indices"
-    ):
+    with pytest.raises(UsageError, match=r"is between 0 and 999\. .* are ILSVRC ids, not indices"):
         _open(root, label_space="imagenet-1k", labels=tmp_path / "l.txt")
 
 
@@ -274,7 +274,9 @@ def test_50_000_photos_are_indexed_in_seconds(tmp_path: Path) -> None:
 
 
 def test_classes_that_the_model_does_not_have(photos: Photos) -> None:
-    message = r"does not fit the model\.\nIts classes are `imagenet-1k` .* answers in `cifar10`"
+    message = (
+        r"does not fit the model\.\nIts classes are `imagenet-1k` .* predicts classes of `cifar10`"
+    )
     with pytest.raises(UsageError, match=message):
         _open(photos(*WNIDS), "cifar10")
 
@@ -282,7 +284,7 @@ def test_classes_that_the_model_does_not_have(photos: Photos) -> None:
 def test_labels_beside_a_manifest(photos: Photos) -> None:
     root = photos("a.jpg")
     (root / "m.csv").write_text("path,label\na.jpg,tench\n")
-    with pytest.raises(UsageError, match=r"`--labels .*` does not go with `--data .*m\.csv`"):
+    with pytest.raises(UsageError, match=r"`--labels .*` cannot be used with `--data .*m\.csv`"):
         _open(root / "m.csv", labels=root / "l.txt")
 
 
@@ -348,9 +350,9 @@ def test_the_evaluation_finds_the_parts_of_a_model_that_was_trained_so(tmp_path:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["a.png"], "does not name the classes of its images"),
+        (["a.png"], "does not contain the classes of its images"),
         (["cat/a.png"], "has one class only, `cat`"),
-        ([], "holds no images"),
+        ([], "contains no images"),
     ],
 )
 def test_what_has_no_classes_is_refused(tmp_path: Path, files: list[str], message: str) -> None:
@@ -442,7 +444,7 @@ def test_parts_are_no_classes(photos: Photos) -> None:
     with pytest.raises(UsageError, match="has one class only, `cat`"):
         open_dataset(str(folder), Classes())
     none = photos("train/a.jpg", "test/b.jpg", root="none")
-    with pytest.raises(UsageError, match="does not name the classes of its images"):
+    with pytest.raises(UsageError, match="does not contain the classes of its images"):
         open_dataset(str(none), Classes())
     vehicles = photos("train/a.jpg", "truck/b.jpg", root="vehicles")
     assert open_dataset(str(vehicles), Classes()).classes.ids == ("train", "truck")
@@ -453,7 +455,10 @@ def test_a_group_in_two_splits_is_a_leak(photos: Photos) -> None:
     (root / "m.csv").write_text(
         "image,mask,patient,split\na.jpg,m.png,p,train\nb.jpg,m.png,p,test\n"
     )
-    message = r"puts 1 of 1 groups into more than one split\.\nA patient in training and test .*`p`"
+    message = (
+        r"puts 1 of 1 groups into more than one split\.\nIf a patient is in both training and "
+        r"test, .*`p`"
+    )
     with pytest.raises(UsageError, match=message):
         open_dataset(str(root / "m.csv"), MASKS)
 
@@ -490,12 +495,12 @@ def test_leftovers_beside_pairs_do_not_count(tmp_path: Path) -> None:
     (root / "images" / "one" / "._0.png").touch()
     dataset = open_dataset(str(root), Masks())
     assert len(dataset.samples) == 3
-    assert "2 files named like images" in dataset.notes[0]
+    assert "2 files with suffixes of images" in dataset.notes[0]
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         archive.add(root, "data")
     packed = open_dataset(str(tmp_path / "x.tar"), Masks())
     assert [pair.image_id for pair in packed.samples] == [pair.image_id for pair in dataset.samples]
-    assert "2 files named like images" in packed.notes[0]
+    assert "2 files with suffixes of images" in packed.notes[0]
 
 
 @pytest.fixture
@@ -547,7 +552,7 @@ def test_without_any_the_three_ways_are_shown() -> None:
     ("content", "message"),
     [
         ("[data\n", r"`robust\.toml` cannot be read"),
-        ("[data]\nimagenet-1k = 3\n", r"`imagenet-1k` must be a text\.\n.*got `3`"),
+        ("[data]\nimagenet-1k = 3\n", r"`imagenet-1k` must be a string\.\n.*got `3`"),
         ('data = "x"\n', r"`data` must be a table\.\nGot `x`"),
     ],
 )

@@ -139,15 +139,15 @@ def test_a_part_that_is_not_given_comes_from_training(missing: str) -> None:
 
 def test_too_few_groups() -> None:
     message = (
-        r"`set` cannot be split by patient\.\ntrain, test, val need one patient each at least, but "
-        r"there are 2 to draw from\.\nName more data, .*`--protocol paper` splits by image"
+        r"`set` cannot be split by patient\.\ntrain, test, val need at least one patient each, "
+        r"but only 2 are available\.\nUse more data, .*`--protocol paper` splits by image"
     )
     with pytest.raises(UsageError, match=message):
         split_dataset(_groups(2), seed=0)
 
     with pytest.raises(UsageError, match=r"but all images belong to the patient `p000`\."):
         split_dataset(_groups(1), seed=0)
-    with pytest.raises(UsageError, match=r"train need one patient each at least, but there are 0"):
+    with pytest.raises(UsageError, match=r"train need at least one patient each, but only 0 are"):
         split_dataset(_groups(2, {0: "val", 1: "test"}), seed=0)
 
 
@@ -159,10 +159,10 @@ CATS = with_classes(20, 20, space=PETS, splits=TESTED)
     ("dataset", "words"),
     [
         (with_classes(10, 10, space=PETS), "by image in each class, seed 4"),
-        (CATS, "as the data gives it, val by image in each class, seed 4"),
+        (CATS, "as defined by the data set, val by image in each class, seed 4"),
         (_groups(30), "by patient, seed 4"),
-        (_groups(30, {0: "test"}), "as the data gives it, val by patient, seed 4"),
-        (_groups(30, {0: "test", 1: "val"}), "as the data gives it"),
+        (_groups(30, {0: "test"}), "as defined by the data set, val by patient, seed 4"),
+        (_groups(30, {0: "test", 1: "val"}), "as defined by the data set"),
     ],
 )
 @pytest.mark.parametrize("subset", [None, "20 images"])
@@ -190,7 +190,7 @@ def test_tiles_of_a_photo_are_in_one_part(shared: Path) -> None:
         "train": 70, "val": 10, "test": 9,
     }  # fmt: skip
     assert sum(len(part.groups) for part in parts(splits).values()) == 38
-    assert splits.val.subset == "val part, split as the data gives it"
+    assert splits.val.subset == "val part, split as defined by the data set"
     for name, part in parts(splits).items():
         assert all(image_id.startswith(f"{name}/") for image_id in ids(part))
 
@@ -243,7 +243,7 @@ def test_the_file_says_what_was_drawn(dataset: Dataset, tmp_path: Path) -> None:
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("image_id,split\na,dev\n")
-    with pytest.raises(UsageError, match=r"names splits that do not exist\.\n.*got `dev`"):
+    with pytest.raises(UsageError, match=r"contains unknown splits\.\n.*got `dev`"):
         read_splits(tmp_path / "s.csv")
     (tmp_path / "s.csv").write_text("image_id,group\na,p\n")
     with pytest.raises(UsageError, match="has no column `split`"):

@@ -117,12 +117,17 @@ def test_the_seed_matters(make: Make) -> None:
     ("dataset", "per_class", "limit", "words"),
     [
         (with_classes(20, 20), 15, None, "15 per class, seed 3"),
-        (with_classes(20, 20), None, 4, "4 images spread over the classes, seed 3"),
-        (with_classes(20, 20), 15, 4, "15 per class, 4 images spread over the classes, seed 3"),
-        (with_masks(20, 20), None, 4, "4 images spread over the patients, seed 3"),
+        (with_classes(20, 20), None, 4, "4 images distributed over the classes, seed 3"),
+        (
+            with_classes(20, 20),
+            15,
+            4,
+            "15 per class, 4 images distributed over the classes, seed 3",
+        ),
+        (with_masks(20, 20), None, 4, "4 images distributed over the patients, seed 3"),
     ],
 )
-@pytest.mark.parametrize("part", [None, "test part of `run`"])
+@pytest.mark.parametrize("part", [None, "test split of `run`"])
 def test_the_subset_is_said_in_words_and_the_whole_is_counted(
     dataset: Dataset, per_class: int | None, limit: int | None, words: str, part: str | None
 ) -> None:
@@ -133,7 +138,7 @@ def test_the_subset_is_said_in_words_and_the_whole_is_counted(
 
 @both
 @pytest.mark.parametrize("limit", [None, 40, 1000])
-@pytest.mark.parametrize("part", [None, "test part of `run`"])
+@pytest.mark.parametrize("part", [None, "test split of `run`"])
 def test_all_images_are_no_subset(make: Make, limit: int | None, part: str | None) -> None:
     dataset = replace(make(20, 20), subset=part)
     assert take(dataset, limit=limit, seed=0) == dataset
@@ -150,9 +155,9 @@ def test_more_per_class_than_there_is() -> None:
 @both
 @pytest.mark.parametrize("number", [0, -1])
 def test_numbers_below_one(make: Make, number: int) -> None:
-    with pytest.raises(UsageError, match=f"`--limit {number}` takes no images"):
+    with pytest.raises(UsageError, match=f"`--limit {number}` selects no images"):
         take(make(5), limit=number, seed=0)
-    with pytest.raises(UsageError, match=f"`--per-class {number}` takes no images"):
+    with pytest.raises(UsageError, match=f"`--per-class {number}` selects no images"):
         take(make(5), per_class=number, limit=None, seed=0)
 
 
@@ -176,7 +181,7 @@ def test_a_quick_look_spreads_over_classes_and_is_marked() -> None:
     assert ids(quick) == ids(take(dataset, limit=QUICK_IMAGES, seed=3))
     counts = Counter(sample.target for sample in quick.samples)
     assert set(counts.values()) == {38, 39}
-    assert quick.subset == "quick look: 381 images spread over the classes, seed 3"
+    assert quick.subset == "quick look: 381 images distributed over the classes, seed 3"
 
 
 def test_a_quick_look_has_an_image_of_each_of_many_classes() -> None:

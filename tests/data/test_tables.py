@@ -37,7 +37,7 @@ def test_numbers_become_text_and_optional_columns_may_be_missing(tmp_path: Path)
         ("a,label\n1,2\n", r"no column `path`\.\nIts columns are `a`, `label`\.\n.*\(or `file`\)"),
         ("", r"no column `path`\.\nIts columns are none"),
         ("path,label\na.jpg,x,y\n", "header has 2 columns, row 1 has 3"),
-        ("path,label\na.jpg,\n", "Column `label`, row 1 below the header, holds nothing"),
+        ("path,label\na.jpg,\n", "Column `label`, row 1 below the header, is empty"),
     ],
 )
 def test_broken_csv(tmp_path: Path, content: str, message: str) -> None:
@@ -76,7 +76,7 @@ PLAIN = {"path": ["a.jpg", "b.jpg"], "label": ["cat", "7"]}
         ("sep=;\n" + ROW.format(";"), "a table with a first line `sep=;`"),
         ('"sep=,"\r\n' + ROW.format(","), 'a table with a first line `"sep=,"`'),
         ("sep=\t\r\n" + ROW.format("\t"), "a table with a first line `sep="),
-        ("path,breed\na.jpg,cat\nb.jpg,7\n", "a table whose column `breed` is the label"),
+        ("path,breed\na.jpg,cat\nb.jpg,7\n", "a table whose column `breed` is used as the label"),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])

@@ -147,8 +147,8 @@ def test_leftovers_never_count_in_a_folder_or_its_tar(
     assert tar.leftovers == [f"data/{name}" for name in sorted(LEFTOVERS)]
     (note,) = folder.notes(root)
     assert note == (
-        f"Left out of `{root}`: 6 files named like images (hidden or leftovers of other programs), "
-        "such as `.ipynb_checkpoints/0-checkpoint.png`."
+        f"Skipped in `{root}`: 6 files with suffixes of images (hidden files or files of other "
+        "programs), such as `.ipynb_checkpoints/0-checkpoint.png`."
     )
 
 
@@ -202,7 +202,7 @@ def test_nothing_outside_of_the_archive_is_followed(tmp_path: Path) -> None:
         *("cat/circle2.jpg", "cat/hard.jpg", "cat/nothing.jpg", "cat/pipe.jpg", "cat/relative.jpg"),
     ]
     (note,) = listing.notes(tmp_path / "x.tar")
-    assert "9 files named like images (links that lead out of the archive or to nothing" in note
+    assert "9 files with suffixes of images (links with a target outside of the archive" in note
 
 
 def test_of_two_members_of_one_name_the_last_counts(tmp_path: Path) -> None:
@@ -242,7 +242,9 @@ def test_a_full_data_home_is_not_a_damaged_tar(
         return Full() if self.name.endswith(".tmp") else opened(self, mode)
 
     monkeypatch.setattr(Path, "open", open_full)
-    with pytest.raises(RunError, match=r"(?s)The file system says: No space left.*ROBUST_HOME"):
+    with pytest.raises(
+        RunError, match=r"(?s)The error of the file system is: No space left.*ROBUST_HOME"
+    ):
         list_tar(path)
 
 

@@ -21,7 +21,7 @@ def test_an_apple_gpu_is_taken(name, monkeypatch):
     assert choose_device(name) == torch.device("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert choose_device("auto") == torch.device("cpu")
-    with pytest.raises(UsageError, match="`--device mps` is not on this machine"):
+    with pytest.raises(UsageError, match="`--device mps` is not available"):
         choose_device("mps")
 
 
@@ -37,7 +37,7 @@ def test_of_a_scanning_model_on_an_apple_gpu_the_record_names_the_cpu_kernel(sca
 def test_gpus_that_are_missing(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in ("cuda", "cuda:0"):
-        with pytest.raises(UsageError, match=f"`--device {name}` is not on this machine"):
+        with pytest.raises(UsageError, match=f"`--device {name}` is not available"):
             choose_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -46,7 +46,9 @@ def test_gpus_that_are_missing(monkeypatch):
         choose_device("cuda:1")
 
 
-@pytest.mark.parametrize(("name", "message"), [("gpu", "is no device"), ("xpu", "not supported")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("gpu", "is not a device"), ("xpu", "not supported")]
+)
 def test_names_that_are_no_device(name, message):
     with pytest.raises(UsageError, match=f"`--device {name}`.*{message}"):
         choose_device(name)

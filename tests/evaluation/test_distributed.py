@@ -225,7 +225,7 @@ def test_a_piece_that_nobody_computed_is_missed(photos, tmp_path, monkeypatch):
     settings = config(photos, tmp_path / "run", *NAMES)
     with pytest.raises(IncompleteRun, match=r"partial: 16 of 112 predictions are missing") as error:
         run_evaluation(settings)
-    assert "The same command computes what is missing" in str(error.value)
+    assert "The same command computes only the missing predictions" in str(error.value)
     assert "4 of `vmamba-pico` under identity" in str(error.value)
     assert error.value.run == tmp_path / "run"
     assert read_record(tmp_path / "run").status == "partial"
@@ -254,7 +254,7 @@ def test_a_killed_process_leaves_a_partial_run_that_one_process_completes(photos
     settings = config(
         photos, tmp_path / "run", "deadly", *NAMES, plugins=(tmp_path / "deadly.py",), devices=2
     )
-    with pytest.raises(IncompleteRun, match="of 2 ended without a word"):
+    with pytest.raises(IncompleteRun, match="of 2 ended without an error message"):
         evaluate.evaluate(settings)
     assert read_record(tmp_path / "run").status == "partial"
     kept_rows = contents(tmp_path / "run")
@@ -363,7 +363,7 @@ def test_plain_srun_shares_the_run_and_a_killed_task_is_named(photos, deadly_row
         photos, tmp_path / "run", plugin
     )
     assert (first, killed, third) == (1, -9, 0), first_output + third_output
-    assert "Process 1 of 3 ended without a word" in first_output
+    assert "Process 1 of 3 ended without an error message" in first_output
     assert third_output == ""
     kept_rows = contents(tmp_path / "run")
     assert kept_rows.items() < deadly_rows.items()
@@ -375,7 +375,7 @@ def test_plain_srun_shares_the_run_and_a_killed_task_is_named(photos, deadly_row
 def test_more_devices_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UsageError, match="`--devices 3` is more than this machine has"):
+    with pytest.raises(UsageError, match="`--devices 3` is more than the devices of this machine"):
         count_devices(3, "auto")
     assert count_devices("all", "auto") == 1
     assert count_devices(3, "cpu") == 3
@@ -399,5 +399,5 @@ def test_each_rank_has_the_device_of_its_number(monkeypatch):
 def test_nobody_waits_for_a_rank_that_gives_no_sign_of_life(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "RANK_SILENCE_SECONDS", 1.0)
     group = Group(Ranks(0, 2, 0, 2), HashStore())
-    with pytest.raises(RunError, match="Process 1 of 2 ended without a word"):
+    with pytest.raises(RunError, match="Process 1 of 2 ended without an error message"):
         run_evaluation(config(photos, tmp_path / "run", models=(PICO,)), group=group)

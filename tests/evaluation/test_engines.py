@@ -119,7 +119,7 @@ def test_a_task_that_ends_every_worker_is_given_up_and_the_others_are_kept(
     small_blocks(monkeypatch, 8)
     settings = config(photos, tmp_path / "run", *NAMES)
     engine = InProcessEngine(tasks=2, dies=(0, 2, 3))
-    with pytest.raises(IncompleteRun, match="3 workers ended over task 1 of 2") as error:
+    with pytest.raises(IncompleteRun, match="3 workers ended while computing task 1 of 2") as error:
         run_evaluation(settings, engine=engine)
     assert "The node is gone." in str(error.value)
     assert read_record(tmp_path / "run").status == "partial"
@@ -167,7 +167,7 @@ def test_a_worker_writes_nothing_into_a_run_that_was_restarted(
     worker = late_results[0][0]()
     run_evaluation(replace(settings, fresh=True, transforms=("invert",)))
     rows_of_new_run = contents(tmp_path / "run")
-    with pytest.raises(RunError, match="was begun anew"):
+    with pytest.raises(RunError, match="was started again by another command"):
         worker.compute(late_results[0][1])
     assert contents(tmp_path / "run") == rows_of_new_run
 
@@ -209,8 +209,8 @@ def test_every_piece_is_distributed_once(tmp_path: Path, tasks: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"slurm": {"array": "2"}}, "`--slurm` goes with `--engine slurm`"),
-        ({"address": "h:1", "engine": "slurm"}, "`--address` goes with `--engine ray`"),
+        ({"slurm": {"array": "2"}}, "`--slurm` can only be used with `--engine slurm`"),
+        ({"address": "h:1", "engine": "slurm"}, "`--address` can only be used with `--engine ray`"),
     ],
 )
 def test_options_of_another_engine_are_refused(
@@ -247,10 +247,10 @@ def test_the_command_plans_on_the_cpu_for_workers_with_gpus(
     messages: list[str] = []
     config_cuda: EvalConfig = config(photos, tmp_path, device="cuda")
     assert engines.leading(config_cuda, messages.append).device == "cpu"
-    assert "plans on the CPU" in messages[0]
+    assert "planning runs on the CPU" in messages[0]
     assert engines.leading(replace(config_cuda, device="auto"), messages.append).device == "auto"
     engine = InProcessEngine(device="cuda")
-    with pytest.raises(UsageError, match=r"Worker on .*: `--device cuda` is not on this machine"):
+    with pytest.raises(UsageError, match=r"Worker on .*: `--device cuda` is not available"):
         run_evaluation(replace(config_cuda, out=tmp_path / "run", device="cpu"), engine=engine)
 
 
@@ -278,8 +278,8 @@ def test_times_of_slurm_are_minutes(text: str, minutes: int) -> None:
     ("settings", "message"),
     [
         ({"partion": "gpu"}, "Did you mean `partition`"),
-        ({"array": "0"}, "`--slurm array=0` is no value"),
-        ({"time": "soon"}, "`--slurm time=soon` is no value"),
+        ({"array": "0"}, "`--slurm array=0` is not a valid value"),
+        ({"time": "soon"}, "`--slurm time=soon` is not a valid value"),
         ({"gpus": "2"}, "`--slurm gpus=2` is not possible"),
         ({"cluster": "kubernetes"}, "`--slurm cluster=kubernetes` is not possible"),
     ],

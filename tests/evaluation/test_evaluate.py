@@ -161,7 +161,7 @@ def test_a_full_disk_fails_the_run_and_keeps_what_is_there(photos, tmp_path, mon
         ({"seed": 1}, "`--seed` was 0, now it is 1"),
         ({"apply_at": "crop"}, "`--apply-at` was original, now it is crop"),
         ({"precision": "bf16"}, "`--precision` was fp32, now it is bf16"),
-        ({"limit": 5}, "Its images are others: 12 .*, now 5"),
+        ({"limit": 5}, "Its images differ: 12 .*, now 5"),
         ({"models": (replace(PICO, preprocessing={"crop": 24}),)}, "preprocessing .* was "),
         ({"models": (replace(PICO, arguments={"ssm_ratio": 2.0}),)}, r"\(`--weights`\) was "),
     ],
@@ -191,7 +191,7 @@ def test_fresh_never_deletes_a_folder_that_is_no_run(photos, tmp_path):
     keep = tmp_path / "mine" / "thesis.txt"
     keep.parent.mkdir()
     keep.write_text("years of work")
-    with pytest.raises(UsageError, match="is not empty and holds no run"):
+    with pytest.raises(UsageError, match="is not empty and contains no run"):
         run_evaluation(config(photos, keep.parent, fresh=True))
     assert keep.exists()
 
@@ -200,7 +200,7 @@ def test_one_unreadable_image_in_twelve_is_too_many_unless_allowed(photos, tmp_p
     (photos / "cat" / "1.png").write_bytes(b"no picture")
     settings = config(photos, tmp_path / "run")
     with pytest.raises(
-        RunError, match=r"cannot be read: 1; tolerated: 0.\nThe first ones: cat/1.png"
+        RunError, match=r"1 images cannot be read; the limit is 0.\nThe first of them: cat/1.png"
     ):
         run_evaluation(settings)
     run = run_evaluation(replace(settings, allow_unreadable=0.1))
@@ -230,7 +230,7 @@ def test_two_models_do_not_share_a_folder_of_rows(names):
     ("name", "message"),
     [
         ("vmamba-pico", "`--model vmamba-pico` was given twice"),
-        ("vmamba-t", "do not tell the same classes apart"),
+        ("vmamba-t", "models have different classes"),
     ],
 )
 def test_two_models_of_one_name_or_of_different_classes_are_refused(
@@ -254,10 +254,12 @@ def test_other_images_of_the_same_names_are_another_run(photos, tmp_path, monkey
     assert contents(runs[0]) != contents(runs[1])
     first, second = (evaluate._facts(config(photos, Path()), read_record(r)) for r in runs[:2])
     assert first["images"] != second["images"], "ranks with other images must differ"
-    with pytest.raises(UsageError, match=r"files of the same names in `.*other` are others"):
+    with pytest.raises(
+        UsageError, match=r"files with the same names in `.*other` have different contents"
+    ):
         run_evaluation(config(other_photos, runs[0]))
     flipped.save(copied / "cat" / "1.png")
-    with pytest.raises(UsageError, match=r"files of `.*copied` were changed since"):
+    with pytest.raises(UsageError, match=r"files of `.*copied` have changed since"):
         run_evaluation(config(copied, runs[2]))
 
 

@@ -198,7 +198,7 @@ def test_what_is_there_is_kept_and_other_files_are_not_replaced(
     assert classifier_file.path.read_bytes() == before
     foreign_file = tmp_path / "net.pt"
     foreign_file.write_bytes(b"mine")
-    with pytest.raises(UsageError, match="is in the way"):
+    with pytest.raises(UsageError, match="already exists"):
         exported(CLASSIFIER, foreign_file)
     assert foreign_file.read_bytes() == b"mine"
     assert not exported(CLASSIFIER, foreign_file, fresh=True).existed
@@ -245,7 +245,7 @@ def test_a_file_that_computes_something_else_is_not_kept(
         write=lambda network, path, options: write(Wrong(network), path, options),
     )
     monkeypatch.setitem(export_formats.FORMATS, "torchscript", row)
-    with pytest.raises(RunError, match="was not kept") as failure:
+    with pytest.raises(RunError, match="was deleted") as failure:
         exported(CLASSIFIER, tmp_path / "net.pt")
     assert failure.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
@@ -266,11 +266,11 @@ def test_a_network_that_cannot_be_traced(tmp_path: Path):
 
 
 def test_what_is_refused(classifier_file: Exported, tmp_path: Path, monkeypatch: Any):
-    with pytest.raises(UsageError, match="exported file already"):
+    with pytest.raises(UsageError, match="already an exported file"):
         exported(ModelRequest(str(classifier_file.path)), tmp_path)
     with pytest.raises(UsageError, match="cannot be exported"):
         exported(ModelRequest("otsu"), tmp_path)
-    with pytest.raises(UsageError, match="not named like a file of torchscript"):
+    with pytest.raises(UsageError, match="does not have the suffix of torchscript"):
         exported(CLASSIFIER, tmp_path / "net.onnx")
     monkeypatch.setattr(export_formats, "_ONNX_PACKAGES", ("onnx",))
     row = replace(export_formats.FORMATS["onnx"], packages=("no_such_package",))

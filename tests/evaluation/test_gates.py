@@ -72,7 +72,7 @@ def test_a_loss_alone_is_that_of_any_transform() -> None:
 def test_malformed_gates_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"cannot be read\.\nExpected \[MODEL:\]TARGET=NUMBER"):
         parse_gates((text,), ())
-    with pytest.raises(UsageError, match="Untouched images lose nothing"):
+    with pytest.raises(UsageError, match="The drop of untransformed images is always 0"):
         parse_gates((), ("clean=5",))
 
 
@@ -102,7 +102,7 @@ def test_gates_that_fit() -> None:
     check_gates(parse_gates(("affine=0.7",), ("0.05",)), segmenters)
     with pytest.raises(UsageError, match="Expected dice, 0 to 1; got 70"):
         check_gates(parse_gates(("affine=70",), ()), segmenters)
-    with pytest.raises(UsageError, match="has nothing to limit"):
+    with pytest.raises(UsageError, match="has no matching result"):
         check_gates(parse_gates((), ("5",)), GateScope("cls", ("a",), (CLEAN,)))
 
 
@@ -154,7 +154,7 @@ def test_a_value_at_the_limit_passes_and_chance_is_reported(run: Path) -> None:
     assert "within sampling error: the interval contains the limit" in just_below.words
     assert (far_below.passed, far_below.certain) == (False, True)
     assert "is below the limit" in far_below.words
-    assert "and not by chance alone" in far_below.words
+    assert "and the difference is larger than the sampling error" in far_below.words
 
 
 def test_what_is_judged_is_written_and_told(run: Path) -> None:
@@ -186,7 +186,7 @@ def test_segmenters_are_judged_by_dice(tmp_path: Path) -> None:
 
 def test_an_incomplete_run_is_not_judged(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", RunPlan(images=60, done=0.5))
-    with pytest.raises(RunError, match=r"lacks rows of `vmamba-b`.*\n30 of 60 exist"):
+    with pytest.raises(RunError, match=r"has missing rows of `vmamba-b`.*\n30 of 60 exist"):
         gate_results(run, "clean=0")
     EVALUATION.update(run, status="partial")
     with pytest.raises(RunError, match=r"is not complete \(status: partial\)") as raised:

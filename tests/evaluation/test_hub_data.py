@@ -102,5 +102,7 @@ def test_a_torn_connection_ends_the_run_and_the_same_command_goes_on(
 def test_a_run_refuses_another_commit(hub, tmp_path) -> None:
     run_evaluation(config(f"hf:{REPO}", tmp_path / "run", limit=3))
     hub.push({**FILES, "README.md": b"# new"})
-    with pytest.raises(UsageError, match=r"Its images were those of `hf:[\s\S]*are others"):
+    with pytest.raises(
+        UsageError, match=r"Its images were those of `hf:[\s\S]*have different contents"
+    ):
         run_evaluation(config(f"hf:{REPO}", tmp_path / "run", limit=3))

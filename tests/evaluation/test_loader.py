@@ -162,7 +162,7 @@ def test_unreadable_images_are_left_out_with_the_reason(tmp_path):
     index = open_dataset(str(folder), Classes("cifar10"))
     batches = list(source(index, tmp_path / "run", "identity"))
     assert [b.unreadable for b in batches if b.unreadable] == [
-        [("cat/1.png", "not an image of a known kind (JPEG, PNG, PPM, BMP, TIFF, WEBP, GIF)")]
+        [("cat/1.png", "not in a supported image format (JPEG, PNG, PPM, BMP, TIFF, WEBP, GIF)")]
     ]
     assert sum(len(b.image_ids) for b in batches) == 11
 

@@ -19,7 +19,9 @@ def test_the_models_determine_the_task():
 @pytest.mark.parametrize("names", [("vmamba-pico", "unet"), ("unet", "vmamba-pico")])
 def test_both_in_one_run_are_refused(names):
     with pytest.raises(
-        UsageError, match="A classifier and a segmenter do not go into one run"
+        UsageError, match="A classifier and a segmenter cannot be evaluated in the same run"
     ) as e:
         task_of([resolve(name) for name in names])
-    assert "`vmamba-pico` needs images with classes, `unet` images with masks" in e.value.why
+    assert (
+        "`vmamba-pico` needs images with classes, and `unet` needs images with masks" in e.value.why
+    )

@@ -72,7 +72,7 @@ def test_rows_are_those_of_the_smaller_batch(data, tmp_path, monkeypatch, task, 
     assert read_record(run).status == "complete"
     lines = [line for line in listener.lines if "memory" in line]
     name = "vmamba-pico" if task == "cls" else "otsu"
-    assert lines == [f"Out of memory on cpu: `{name}` goes on with batches of 2."]
+    assert lines == [f"Out of memory on cpu: `{name}` continues with batches of 2."]
 
 
 def test_of_an_image_that_does_not_fit_size_and_device_are_named(data, tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ def test_two_processes_announce_smaller_batches_once(data, tmp_path, monkeypatch
         transforms=("same",),
     )
     evaluate.evaluate(settings, listener)
-    assert sum("goes on with batches of 2" in line for line in listener.lines) == 1
+    assert sum("continues with batches of 2" in line for line in listener.lines) == 1
 
 
 def test_what_another_rank_announces_reaches_the_user_once() -> None:
@@ -225,7 +225,7 @@ def test_labels_are_those_of_the_smaller_batch(data, monkeypatch):
     space = classes_of(classifier, PICO)
     labelled = label_photos(classifier, space, images, batch_size=8, listener=listener)
     assert labelled.rows() == expected
-    assert listener.lines == ["Out of memory on cpu: `vmamba-pico` goes on with batches of 2."]
+    assert listener.lines == ["Out of memory on cpu: `vmamba-pico` continues with batches of 2."]
 
 
 class Doubling(torch.nn.Module):
@@ -248,5 +248,5 @@ def test_a_large_image_goes_on_with_fewer_windows_at_once(monkeypatch):
     np.testing.assert_array_equal(masks[0], image[..., 0] >= 128)
     assert large.most_windows == 1
     assert listener.lines == [
-        "Out of memory on cpu: `red` goes on with the windows of an image in batches of 1."
+        "Out of memory on cpu: `red` now processes the windows of an image in batches of 1."
     ]

@@ -120,7 +120,7 @@ def test_files_of_others_are_never_overwritten(images, otsu, tmp_path, fresh):
     out.mkdir()
     Image.new("L", (3, 3)).save(out / "cy-2.png")
     own_bytes = (out / "cy-2.png").read_bytes()
-    with pytest.raises(UsageError, match=r"cy-2\.png` is in the way"):
+    with pytest.raises(UsageError, match=r"cy-2\.png` already exists"):
         predict_masks(otsu, [images], out, fresh=fresh)
     assert [file.name for file in out.iterdir()] == ["cy-2.png"]
     assert (out / "cy-2.png").read_bytes() == own_bytes
@@ -177,7 +177,7 @@ def test_true_masks_and_earlier_outputs_are_no_images(tmp_path):
 )
 def test_two_images_with_one_mask_are_refused(tmp_path, names, overlays):
     folder = files(tmp_path / "in", *names)
-    with pytest.raises(UsageError, match=r"1 files would be written for more than one image"):
+    with pytest.raises(UsageError, match=r"1 output files would belong to more than one image"):
         list_jobs([folder], tmp_path / "out", overlays=overlays)
 
 
@@ -188,9 +188,9 @@ def test_an_image_is_never_overwritten(tmp_path):
 
 
 def test_missing_paths_and_folders_without_images_are_errors(tmp_path):
-    with pytest.raises(UsageError, match="There is nothing at"):
+    with pytest.raises(UsageError, match="does not exist"):
         list_jobs([tmp_path / "absent"], tmp_path / "out", overlays=False)
-    with pytest.raises(UsageError, match="There are no images in"):
+    with pytest.raises(UsageError, match="No images were found in"):
         list_jobs([files(tmp_path, "a.txt")], tmp_path / "out", overlays=False)
 
 
@@ -199,7 +199,7 @@ def test_leftovers_are_no_images_and_are_counted(tmp_path):
     messages: list[str] = []
     jobs = list_jobs([folder], tmp_path / "out", overlays=False, say=messages.append)
     assert [job.image.name for job in jobs] == ["a.jpg"]
-    assert "3 files named like images" in messages[0]
+    assert "3 files with suffixes of images" in messages[0]
 
 
 def test_a_greyscale_network_says_how_colours_are_converted(images, otsu, tmp_path):

@@ -75,10 +75,10 @@ def test_stopped_in_the_middle_and_started_again(photos, uninterrupted, tmp_path
     )
     if signal_number == signal.SIGINT:
         assert process.returncode == 130
-        assert "What was finished is kept" in message
+        assert "Finished results are kept" in message
         assert read_record(run).status == "partial"
     assert kept_rows.items() <= contents(uninterrupted).items()
-    assert "predictions are there from before" in finish_command(start_command(photos, run))
+    assert "predictions already exist" in finish_command(start_command(photos, run))
     assert contents(run) == contents(uninterrupted)
     assert table(run).equals(table(uninterrupted))
     assert not list(run.rglob("*.tmp")), "temporary files of the killed process must be removed"

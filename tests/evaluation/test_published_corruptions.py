@@ -217,10 +217,12 @@ def test_rows_of_arrays_are_found_by_severity_and_image(tmp_path, cifar):
 
 def test_other_clean_images_are_refused(tmp_path, cifar, clean):
     published = (tmp_path / "CIFAR-10-C",)
-    with pytest.raises(UsageError, match="order of CIFAR's test images"):
+    with pytest.raises(UsageError, match="order of CIFAR's published test images"):
         run_evaluation(config(clean, tmp_path / "run", "published", published=published))
     write_cifar_c(tmp_path / "CIFAR-10-C", {}, [*LABELS[:-1], 3])
-    with pytest.raises(UsageError, match="says class 3 for image 19, which is class 9"):
+    with pytest.raises(
+        UsageError, match="image 19 has class 3, but in the data set it has class 9"
+    ):
         run_evaluation(config(cifar, tmp_path / "run", "published", published=published))
 
 
@@ -253,7 +255,7 @@ def test_a_folder_without_corruptions_says_what_was_expected(tmp_path, clean):
     (tmp_path / "tars" / "blur.tar").write_bytes(b"")
     with pytest.raises(UsageError, match=r"Unpack its archives first: `blur\.tar`"):
         find_published([tmp_path / "tars"])
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         find_published([tmp_path / "absent"])
 
 
@@ -269,7 +271,7 @@ def test_a_benchmark_that_is_named_as_data_says_where_it_belongs(tmp_path, cifar
 def test_two_corruptions_of_one_name_are_refused(tmp_path):
     write_tree(tmp_path / "a", pictures(NOISE))
     write_tree(tmp_path / "b", pictures(NOISE))
-    with pytest.raises(UsageError, match="`gaussian_noise` exists twice"):
+    with pytest.raises(UsageError, match="`gaussian_noise` was found twice"):
         find_published([tmp_path / "a", tmp_path / "b"])
 
 
@@ -282,14 +284,14 @@ def test_published_names_without_a_folder_say_what_is_missing(name):
 def test_masks_have_no_published_pictures(tmp_path):
     tree = write_tree(tmp_path / "c", pictures(NOISE))
     cells = resolve_transforms(["published"], None, (), find_published([tree]))
-    with pytest.raises(UsageError, match="does not go with segmenters"):
+    with pytest.raises(UsageError, match="cannot be used with segmenters"):
         bind_published(cells, None)
 
 
 def test_without_an_evaluation_published_pictures_are_refused(tmp_path, clean):
     tree = write_tree(tmp_path / "c", pictures(NOISE))
     (published_set,) = find_published([tree])
-    with pytest.raises(UsageError, match="images of a benchmark only"):
+    with pytest.raises(UsageError, match="only has images of its benchmark"):
         published_set.apply(np.zeros((8, 8, 3), np.uint8), seed=0, severity=1)
 
 
@@ -334,7 +336,7 @@ def test_parity_compares_ours_with_theirs_on_the_same_images(tmp_path, clean):
     assert lines[FOG].difference == class_difference(*rows)
     assert lines[FOG].difference.value == pytest.approx(hits[1].mean() - hits[0].mean())
     text = evaluation_report(run).markdown
-    assert "Published pictures beside our own corruptions" in text
+    assert "Published images compared with this program's corruptions" in text
     assert "same pixels" in text
 
 

@@ -57,7 +57,7 @@ def test_raw_pixels_reach_the_models_through_any_number_of_workers(tmp_path, wor
 
 def test_a_split_does_not_go_with_data_without_parts(tmp_path):
     photos = make_photos(tmp_path / "photos")
-    with pytest.raises(UsageError, match="`--split test` does not go with `photos`"):
+    with pytest.raises(UsageError, match="`--split test` cannot be used with `photos`"):
         run_evaluation(config(photos, tmp_path / "run", split="test"))
     assert not (tmp_path / "run").exists()
 
@@ -71,6 +71,6 @@ def test_answers_among_the_classes_of_the_data_are_recorded_and_never_mixed(tmp_
     assert set(rows["prediction"]) <= set(classes)
     assert rows["top5"].map(len).eq(4).all()
     text = evaluation_report(run).markdown
-    assert "Models answer only with the 4 classes of the data" in text
-    with pytest.raises(UsageError, match=r"Models answered with other classes.*--answers"):
+    assert "Models predict only the 4 classes of the data" in text
+    with pytest.raises(UsageError, match=r"Models could predict other classes.*--answers"):
         run_evaluation(config(photos, tmp_path / "run"))

@@ -165,7 +165,7 @@ def test_a_node_that_is_stopped_loses_nothing(
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     assert "2 machines, 2 workers" in output
-    assert "Another worker takes task" in output
+    assert "is assigned to another worker" in output
     assert read_record(tmp_path / "run").status == "complete"
     plain_config = config(photos, tmp_path / "plain", *NAMES, plugins=(plugin,))
     assert contents(tmp_path / "run") == contents(run_evaluation(plain_config))
@@ -223,4 +223,4 @@ def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     process = robust_eval(photos, tmp_path / "run", plugin, "--address", address)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 3, output
-    assert f"`--address {address}`: no Ray cluster answers" in output
+    assert f"`--address {address}`: no Ray cluster responds" in output

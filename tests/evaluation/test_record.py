@@ -41,7 +41,10 @@ def test_a_segmenters_record_comes_back_as_it_was(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"colour": "blue"}, r"\n.*does not know `colour`"), ({"schema_version": 2}, "2, known is 1")],
+    [
+        ({"colour": "blue"}, r"\n.*has no setting `colour`"),
+        ({"schema_version": 2}, "2; the newest supported version is 1"),
+    ],
 )
 def test_keys_and_formats_of_a_newer_program_are_refused(tmp_path, change, message):
     run = build_run(tmp_path, RunPlan())

@@ -180,7 +180,7 @@ def test_a_task_that_is_killed_is_given_to_another_job_and_one_that_is_preempted
     output = finish_command(process)
     assert contents(run) == expected_rows
     assert read_record(run).status == "complete"
-    assert "Another worker takes task" in output
+    assert "is assigned to another worker" in output
     logs = "".join(file.read_text() for file in (run / "slurm").glob("*.err"))
     assert "preempted" in logs
     assert "Submitted job" in output
@@ -224,7 +224,7 @@ def test_the_same_command_waits_for_the_jobs_of_a_killed_one(
     process.communicate()
     assert workers(run), "the jobs must survive the command"
     output = finish_command(robust_eval(photos, run, plugin, "array=2,gpus=0", slow_env))
-    assert "Job 1000 of an earlier command goes on" in output
+    assert "Job 1000 of an earlier command is still running" in output
     assert not (state / "1001.sh").exists(), "no second job may be submitted"
     assert contents(run) == expected_rows
 

@@ -117,13 +117,13 @@ def test_the_layer_can_be_named_and_candidates_are_listed():
     assert cam_layer(network, photo).size == (8, 8)
     for name, message in (
         ("layers.0.blokcs", "Did you mean `layers.0.blocks`"),
-        ("classifier.head", "is no map"),
+        ("classifier.head", "is neither a map"),
     ):
         network = explained(small_vmamba(), layer=name)
         with pytest.raises(UsageError, match=rf"(?s)`.*{name}.*{message}.*can be used: .*`layers`"):
             grad_cam(network, photo, target, batch_size=1)
     flat = explained(nn.Sequential(nn.Flatten(), nn.Linear(3072, 3)))
-    with pytest.raises(UsageError, match=r"(?s)finds no layer.*`--method occlusion`"):
+    with pytest.raises(UsageError, match=r"(?s)found no suitable layer.*`--method occlusion`"):
         grad_cam(flat, photo, target, batch_size=1)
 
 

@@ -279,7 +279,7 @@ def test_the_worst_photos_of_a_finished_run(photos, tmp_path):
     # Of several transforms the one with the fewest right answers is taken.
     heard = Lines()
     explain(replace(asked, transforms=(), out=tmp_path / "auto"), heard)
-    assert any(line.startswith("No --transform: `") for line in heard.lines)
+    assert any(line.startswith("`--transform` is not set; using `") for line in heard.lines)
     assert explain_forecast(replace(asked, worst=None, limit=2), Lines()).photos == 2
     with pytest.raises(UsageError, match=r"No transform of the run is called `flipud`"):
         explain(replace(asked, transforms=("flipud",), out=tmp_path / "none"))
@@ -306,10 +306,10 @@ def test_a_class_a_subset_and_what_does_not_exist(photos, tmp_path):
         ({"images": ("cat/1.pgn",)}, r"No image is called `cat/1.pgn`(?s:.*)`cat/1.png`"),
         ({"images": ("elsewhere/cat/1.png",)}, r"(?s)Did you mean `"),
         ({"images": (), "class_name": "catt"}, r"No class is called `catt`(?s:.*)`cat`"),
-        ({"images": (), "class_name": "frog"}, r"No image shows `frog`"),
-        ({"worst": 2}, "`--image` does not go with `--worst`"),
+        ({"images": (), "class_name": "frog"}, r"No image contains `frog`"),
+        ({"worst": 2}, "`--image` cannot be used with `--worst`"),
         ({"models": ()}, "needs a model or a finished run"),
-        ({"models": (PICO, PICO)}, "one model at a time"),
+        ({"models": (PICO, PICO)}, "accepts only one model"),
         ({"methods": ("maximised-nose",)}, r"(?s)No method is called.*`maximised-noise`"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -451,7 +451,7 @@ def test_the_command_prints_numbers_or_a_document(photos, tmp_path):
     assert list((tmp_path / "run" / "panels").glob("*.png"))
     wrong = CliRunner().invoke(main, ["explain", str(tmp_path / "run"), "--crop", "32"])
     assert wrong.exit_code == 2
-    assert "`--crop` does not go with a finished run" in wrong.output
+    assert "`--crop` cannot be used with a finished run" in wrong.output
     again = CliRunner().invoke(main, ["explain", str(tmp_path / "run")])
     assert again.exit_code == 2  # an explanation is no evaluation
     assert "is not the record of an evaluation" in again.output
@@ -479,7 +479,7 @@ def test_where_memory_runs_out_smaller_batches_explain_the_same(photos, tmp_path
     run = explain(settings(photos, tmp_path / "run", batch_size=4, **few), lines)
     pd.testing.assert_frame_equal(read_explained_rows(run), read_explained_rows(alone))
     told = [line for line in lines.lines if "memory" in line]
-    assert "Out of memory on cpu: `vmamba-pico` goes on with batches of 1." in told
+    assert "Out of memory on cpu: `vmamba-pico` continues with batches of 1." in told
     assert sum("loader process" in line for line in told) == 1
     assert len(told) == 2
     assert lines.done == lines.total

@@ -136,7 +136,7 @@ def test_boxes_become_regions_of_the_view(tmp_path):
     assert columns.min() == 22  # 30 of 60, less the 8 that the crop cuts (7.5 rounded to even)
     assert boxed_region(replace(sample, image=FileRef("x", tmp_path)), boxes, geometry) is None
     for text, error in (
-        ("photo.png,9,0,5,4", "Row 1 of .* is no box"),
+        ("photo.png,9,0,5,4", "Row 1 of .* is not a valid box"),
         ("x,0,0,2,2", "no box of"),
     ):
         file.write_text(f"image_id,left,top,right,bottom\n{text}\n")

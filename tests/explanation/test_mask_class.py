@@ -99,7 +99,7 @@ def test_a_class_is_named_or_numbered() -> None:
     for name, words in (("hart", "Did you mean `heart`"), ("4", r"1 to 3"), ("0", r"1 to 3")):
         with pytest.raises(UsageError, match=rf"No class is called `{name}`(.|\n)*{words}"):
             mask_class_number(name, classes)
-    with pytest.raises(UsageError, match="does not go with this segmenter"):
+    with pytest.raises(UsageError, match="cannot be used with this segmenter"):
         mask_class_number("heart", ())
 
 

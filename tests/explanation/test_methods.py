@@ -113,8 +113,11 @@ def test_globs_take_what_fits_and_names_must_fit():
         name for name, method in METHODS.items() if not method.families
     }
     assert names(chosen_methods(["Grad_CAM", "grad*"], **resnet)) == {"grad-cam"}
-    with pytest.raises(UsageError, match=r"(?s)`--method attention` does not fit `resnet18`.*made "
-                       r"for `vmamba`, `vim` networks.*These do: .*`occlusion`"):  # fmt: skip
+    message = (
+        r"(?s)`--method attention` cannot be used with `resnet18`.*made for `vmamba`, `vim` "
+        r"networks.*Suitable methods: .*`occlusion`"
+    )
+    with pytest.raises(UsageError, match=message):
         chosen_methods(["attention"], **resnet)
     with pytest.raises(UsageError, match="explains classes, not masks"):
         chosen_methods(["maximised-noise"], model="unet", family="unet", task="seg")

@@ -256,7 +256,9 @@ class Bent(Linear):
 def test_a_network_with_an_operation_without_rule_is_refused_and_left_as_it_was():
     network = Bent().eval().requires_grad_(False)
     before = fingerprint(network)
-    with pytest.raises(UsageError, match=r"(?s)does not fit.*miss the score by .*`exp`, `tanh`"):
+    with pytest.raises(
+        UsageError, match=r"(?s)cannot be used with.*differs from the score by .*`exp`, `tanh`"
+    ):
         attribution(network, torch.randn(2, 3, 2, 2))
     assert_unchanged(network, before)
     assert not torch.overrides._get_current_function_mode_stack()

@@ -196,7 +196,10 @@ def test_the_bundled_photos_serve_where_no_data_are_named(
     plan = plan_finetuning(
         tiny_tuning(None, tmp_path / "run", mode="full", training=training), listener
     )
-    assert "No --data: using cifar10-mini (a demonstration set), 960 images" in listener.lines[0]
+    assert (
+        "`--data` is not set; using cifar10-mini (a demonstration set), 960 images"
+        in listener.lines[0]
+    )
     assert plan.training.recipe.name == "cifar10-mini"
     assert plan.training.index.classes.name == "cifar10"
 
@@ -207,11 +210,15 @@ def test_the_bundled_photos_serve_where_no_data_are_named(
         (
             {},
             {"data": None, "model": "test_vit", "model_args": {}},
-            "No `--data`: there is nothing to train `test_vit` on",
+            "`--data` is not set, and `test_vit` on",
         ),
         ({"pretrained": Path("nowhere")}, {}, "`--pretrained nowhere` does not exist"),
         ({}, {"model_args": {"dim": 16}}, "do not fit `vmamba-pico`"),
-        ({}, {"model": "vmamba-t", "model_args": {}, "offline": True}, "has no weights here"),
+        (
+            {},
+            {"model": "vmamba-t", "model_args": {}, "offline": True},
+            "has no weights on this machine",
+        ),
     ],
 )
 def test_invalid_settings_are_refused_before_anything_is_written(

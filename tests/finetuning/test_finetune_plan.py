@@ -122,7 +122,7 @@ def test_windows_of_another_size_than_the_plans_patch(data: Path, tmp_path: Path
     source = nnunet_files.network("umamba-enc")
     folder = nnunet_files.results(tmp_path / "results", nnunet_files.checkpoint(source))
     config = tiny_tuning(data, tmp_path / "run", folder, model="umamba-enc", window=64)
-    with pytest.raises(UsageError, match="takes patches of 32 x 32 pixels only") as caught:
+    with pytest.raises(UsageError, match="can only process patches of 32 x 32 pixels") as caught:
         plan_finetuning(config, Recorder())
     assert "`--window 32`" in caught.value.todo
     without_window = replace(config, training=replace(config.training, window=None))
@@ -132,13 +132,13 @@ def test_windows_of_another_size_than_the_plans_patch(data: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"model": "otsu"}, "`otsu` has nothing to train"),
-        ({"model": "umamba-enc"}, "`umamba-enc` has no weights here to fine-tune"),
-        ({"model": "unet"}, "`unet` has no weights here to fine-tune"),
+        ({"model": "otsu"}, "`otsu` cannot be trained"),
+        ({"model": "umamba-enc"}, "`umamba-enc` has no weights on this machine to fine-tune"),
+        ({"model": "unet"}, "`unet` has no weights on this machine to fine-tune"),
         ({"iterations": 5, "epochs": 2}, "`--iterations` and `--epochs` exclude each other"),
         ({"profile": Path("p"), "profile_only": True}, "`--profile` and `--profile-only` exclude"),
         ({"pretrained": Path("nowhere")}, "`--pretrained nowhere` does not exist"),
-        ({"profile_iterations": 9}, "`--profile-iterations 9` leaves nothing to train"),
+        ({"profile_iterations": 9}, "`--profile-iterations 9` leaves no steps for training"),
         ({"data": "nowhere"}, "nowhere"),
         ({"lr": -1.0}, "`--lr -1.0` is out of range"),
     ],
@@ -196,7 +196,7 @@ def test_weights_that_do_not_fit_stop_it_by_name(make_config: MakeConfig) -> Non
 
 def test_a_foreign_folder_is_not_written_into(data: Path, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("not a run")
-    with pytest.raises(UsageError, match="is not empty and holds no run"):
+    with pytest.raises(UsageError, match="is not empty and contains no run"):
         plan_finetuning(tiny_tuning(data, tmp_path, weights), Recorder())
 
 
@@ -216,8 +216,8 @@ def test_without_a_profile_the_forecast_has_no_decisions(
 def test_the_forecast_of_a_sweep_counts_additional_steps(make_config: MakeConfig) -> None:
     forecast = forecast_finetuning(make_config(sweep=True), Recorder())
     assert (
-        f"Sweep:      up to {len(SegmenterFinetuning.rules)} further rules, each as long"
-        in forecast.as_text()
+        f"Sweep:      up to {len(SegmenterFinetuning.rules)} further rules, each with the same "
+        "number of steps" in forecast.as_text()
     )
 
 
@@ -257,7 +257,7 @@ def test_the_forecast_is_available_as_json(make_config: MakeConfig, tmp_path: Pa
 
 def test_a_dry_run_refuses_invalid_rules(make_config: MakeConfig, tmp_path: Path) -> None:
     rule = FreezeRule(pattern="nothing")
-    with pytest.raises(UsageError, match="`--freeze nothing` fits no parameter"):
+    with pytest.raises(UsageError, match="`--freeze nothing` matches no parameter"):
         forecast_finetuning(make_config(tmp_path / "r", rule=rule), Recorder())
 
 

@@ -130,7 +130,7 @@ def test_unknown_layers_are_an_error_that_lists_the_existing_ones() -> None:
 
 
 def test_a_network_without_projections() -> None:
-    with pytest.raises(UsageError, match="`--mode lora` finds nothing to adapt in `unet`"):
+    with pytest.raises(UsageError, match="`--mode lora` cannot be used with `unet`"):
         adapt(
             networks.create("unet", {"features": [4, 8]}), ("conv.",), LORA_LAYERS,
             name="unet", seed=0,

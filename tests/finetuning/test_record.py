@@ -81,8 +81,8 @@ def test_a_new_record_has_no_results(make_config: MakeConfig, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"seed": 1}, "`--seed` was 0, now it is 1|images are others"),
-        ({"limit": 12}, "images are others: 14 of `data`, now 12"),
+        ({"seed": 1}, "`--seed` was 0, now it is 1|images differ"),
+        ({"limit": 12}, "images differ: 14 of `data`, now 12"),
         ({"epochs": 4}, r"epochs .*`--iterations`.* was 3, now it is 4"),
         ({"rule": FreezeRule(1e-3)}, r"The threshold .* was 1e-06, now it is 0.001"),
         ({"rule": FreezeRule(1e-6, scope="all")}, "`--freeze-scope` was mamba, now it is all"),

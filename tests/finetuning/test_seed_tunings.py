@@ -75,7 +75,7 @@ def test_other_settings_are_refused_by_name(
     run: Path, data: Path, weights: Path, overrides: dict[str, Any], message: str
 ) -> None:
     config = seeded(data, run, weights)
-    with pytest.raises(UsageError, match="holds several seeds with other settings") as caught:
+    with pytest.raises(UsageError, match="contains several seeds with other settings") as caught:
         finetune_seeds(replace(config, training=replace(config.training, **overrides)))
     assert message in caught.value.why
 

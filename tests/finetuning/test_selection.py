@@ -35,13 +35,13 @@ from tests.training.runs import Recorder
 
 @pytest.mark.parametrize("value", [-1e-6, math.inf, math.nan])
 def test_threshold_must_be_a_size(value: float) -> None:
-    with pytest.raises(UsageError, match="not a size of a gradient"):
+    with pytest.raises(UsageError, match="not a valid gradient threshold"):
         FreezeRule(threshold=value)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 30.0])
 def test_quantile_must_be_a_share(value: float) -> None:
-    with pytest.raises(UsageError, match="not a share"):
+    with pytest.raises(UsageError, match="not a fraction"):
         FreezeRule(quantile=value)
 
 
@@ -53,13 +53,13 @@ def test_one_rule_at_a_time(limits: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.5])
 def test_the_share_of_the_early_change_must_be_one(value: float) -> None:
-    with pytest.raises(UsageError, match="not a share of the early change"):
+    with pytest.raises(UsageError, match="not a fraction of the early change"):
         make_rule(change=value)
 
 
 def test_a_rule_by_change_compares_nothing_else() -> None:
     assert make_rule(change=0.2) == FreezeRule(change=0.2, kind="change")
-    with pytest.raises(UsageError, match="`--statistic rms` does not go with `--freeze-change`"):
+    with pytest.raises(UsageError, match="`--statistic rms` cannot be used with `--freeze-change`"):
         make_rule(change=0.2, kind="rms")
 
 
@@ -72,7 +72,9 @@ def test_a_rule_from_options() -> None:
     assert make_rule(pattern="x") == FreezeRule(pattern="x")
     with pytest.raises(UsageError, match="exclude each other"):
         make_rule(threshold=1.0, relative=1.0)
-    with pytest.raises(UsageError, match="`--freeze-relative -1` is not a size"):
+    with pytest.raises(
+        UsageError, match="`--freeze-relative -1` is not a valid gradient threshold"
+    ):
         make_rule(relative=-1.0)
 
 
@@ -131,7 +133,7 @@ def test_change_selects_parameters_with_settled_gradients() -> None:
 
 
 def test_a_profile_without_changes_cannot_be_compared() -> None:
-    with pytest.raises(UsageError, match="no change of gradients to compare"):
+    with pytest.raises(UsageError, match="needs the changes of gradients"):
         freeze_decisions(NETWORK, make_rule(change=0.5, scope="all"))
 
 
@@ -180,21 +182,21 @@ def test_nothing_left_to_train_names_the_highest_useful_threshold() -> None:
 
 
 def test_pattern_without_a_match() -> None:
-    with pytest.raises(UsageError, match="`--freeze decoder` fits no parameter"):
+    with pytest.raises(UsageError, match="`--freeze decoder` matches no parameter"):
         freeze_decisions(NETWORK, FreezeRule(pattern="decoder"))
 
 
 def test_heads_alone_are_not_enough_for_a_threshold_and_are_for_a_pattern() -> None:
     heads = ("seg_layers.",)
-    with pytest.raises(UsageError, match="Nothing would be left to train but the heads") as caught:
+    with pytest.raises(UsageError, match="No tensor would be trained except the heads") as caught:
         freeze_decisions(NETWORK, FreezeRule(threshold=1.0, scope="all"), heads)
     assert "highest useful threshold is 0.01, which leaves one tensor" in caught.value.todo
     unused = {**NETWORK, "mamba.unused": statistic(math.nan)}  # has no gradient
-    with pytest.raises(UsageError, match="Nothing would be left to train but the heads"):
+    with pytest.raises(UsageError, match="No tensor would be trained except the heads"):
         freeze_decisions(unused, FreezeRule(threshold=1.0, scope="all"), heads)
     probe = freeze_decisions(NETWORK, FreezeRule(pattern="*"), heads)
     assert [d.name for d in probe if not d.frozen] == ["seg_layers.0"]
-    with pytest.raises(UsageError, match="Every one of the 5 tensors fits"):
+    with pytest.raises(UsageError, match="All 5 tensors match"):
         freeze_decisions(NETWORK, FreezeRule(pattern="*"))
 
 

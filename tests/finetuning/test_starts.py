@@ -47,9 +47,9 @@ def test_a_command_without_options_uses_bundled_weights_and_data_and_announces_t
     messages: list[str] = []
     training = TASK.with_defaults(NO_OPTIONS, UMAMBA, messages.append).training
     assert (training.model, training.data) == ("umamba-pico", "nuclei-mini:stained")
-    assert [line.split(":")[0] for line in messages] == [
-        "No --pretrained and no --data",
-        "No --data",
+    assert [line.split(";")[0] for line in messages] == [
+        "`--pretrained` and `--data` are not set",
+        "`--data` is not set",
     ]
     assert "pretrained on the fluorescence images" in messages[0]
     assert "the intervals are wide" in messages[1]
@@ -69,7 +69,7 @@ def test_configured_data_replace_the_bundled_data(monkeypatch: pytest.MonkeyPatc
     messages: list[str] = []
     assert TASK.with_defaults(NO_OPTIONS, UMAMBA, messages.append).training.data == "/my/cells"
     assert messages[1] == (
-        "No --data: using /my/cells (environment variable ROBUST_DATA_SEGMENTATION)."
+        "`--data` is not set; using /my/cells (environment variable ROBUST_DATA_SEGMENTATION)."
     )
 
 
@@ -107,8 +107,9 @@ def test_networks_of_a_plan_on_other_data_use_nnunets_recipe_and_announce_it(nam
     recipe = TASK.usual_recipe(typed, resolve(name), "roads", messages.append)
     assert (recipe.recipe, TASK.usual_steps(typed, recipe, "roads")) == ("nnunet", 6000)
     assert messages == [
-        f"No --recipe: `{name}` is trained as nnU-Net does, which takes a GPU. `--recipe "
-        "nnunet-light` is the same for a CPU, `--recipe patient` is ours."
+        f"`--recipe` is not set; `{name}` is trained with nnU-Net's recipe, which needs a GPU. "
+        "`--recipe nnunet-light` is a smaller version for a CPU, `--recipe patient` is the recipe "
+        "of this program."
     ]
     # The user named nnU-Net's recipe: its 1000 epochs.
     assert TASK.usual_steps(recipe, recipe, "roads") is None
@@ -136,10 +137,10 @@ def test_other_networks_and_data_keep_their_recipe(config: TrainConfig, data: st
 
 def test_without_weights_the_ways_to_them_are_named() -> None:
     error = no_weights(resolve("umamba"))
-    assert error.what == "`umamba` has no weights here to fine-tune."
-    assert "`umamba-pico` comes with weights" in error.why
+    assert error.what == "`umamba` has no weights on this machine to fine-tune."
+    assert "`umamba-pico` is bundled with weights" in error.why
     assert "--mode scratch" in error.todo
-    assert "comes with weights" not in no_weights(resolve("unet")).why
+    assert "is bundled with weights" not in no_weights(resolve("unet")).why
 
 
 @pytest.mark.parametrize("model", ["umamba", "umamba-enc"])
@@ -179,7 +180,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_run(tmp_path: Path, zipped: b
     for key in ("_best_ema", "logging", "init_args"):
         content = {**checkpoint(network()), key: Attack()}
         path = saved(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(UsageError, match=r"x\.pth` was refused, and nothing in it was run"):
+        with pytest.raises(UsageError, match=r"x\.pth` was refused, and no code in it was run"):
             read_nnunet(path)
     assert not (tmp_path / "created").exists()
 
@@ -206,18 +207,22 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     weights = {"encoder.stages.0.weight": torch.zeros(1)}
     content = checkpoint(network(), network_weights=weights, trainer_name="nnUNetTrainer")
     path = saved(content, tmp_path / "x.pth")
-    refuse_file(path, r"(?s)holds no U-Mamba\..*`nnUNetTrainer`.*nnUNetTrainerUMambaBot or nnUNet")
+    refuse_file(
+        path, r"(?s)contains no U-Mamba\..*`nnUNetTrainer`.*nnUNetTrainerUMambaBot or nnUNet"
+    )
 
 
 def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
     weights = {k: v for k, v in network().state_dict().items() if not k.startswith("decoder.")}
     path = saved(checkpoint(network(), network_weights=weights), tmp_path / "x.pth")
-    refuse_file(path, r"does not hold a whole U-Mamba\.\nIt lacks `decoder\.seg_layers\.0\.weight`")
+    refuse_file(
+        path, r"does not contain a complete U-Mamba\.\nIt lacks `decoder\.seg_layers\.0\.weight`"
+    )
 
 
 def test_a_trainer_that_contradicts_the_weights(tmp_path: Path) -> None:
     content = checkpoint(network(), trainer_name="nnUNetTrainerUMambaEnc")
-    refuse_file(saved(content, tmp_path / "x.pth"), r"(?s)contradicts itself.*of `umamba`")
+    refuse_file(saved(content, tmp_path / "x.pth"), r"(?s)is inconsistent.*of `umamba`")
 
 
 @pytest.mark.parametrize(
@@ -226,12 +231,12 @@ def test_a_trainer_that_contradicts_the_weights(tmp_path: Path) -> None:
         (
             (32, 32),
             ("MR",),
-            r"(?s)does not fit its weights\.\nThe data set has 1 channels \(MR\), the weig",
+            r"(?s)does not match its weights\.\nThe data set has 1 channels \(MR\), but the weig",
         ),
         (
             (64, 64),
             "RGB",
-            r"(?s)does not fit its weights.*missing.*\nUse the plan that it was trained with",
+            r"(?s)does not match its weights.*missing.*Use the plan of the training",
         ),
     ],
 )
@@ -249,7 +254,7 @@ def test_a_plan_of_another_patch_does_not_fit_the_encoder_variant_and_says_why(
     assert other_plan.options["strides"] == PLAN.options["strides"]
     path = results(tmp_path, checkpoint(network("umamba-enc")), plan=other_plan)
     refuse_file(
-        path, r"(?s)does not fit.*mamba_layers.*patch is 48 x 32, on which weights of `umamba"
+        path, r"(?s)does not match.*mamba_layers.*patch is 48 x 32, on which the weights of `umamba"
     )
     top = results(tmp_path / "b", checkpoint(network()), plan=other_plan)
     assert read_nnunet(top).plan.patch == (48, 32)
@@ -313,7 +318,7 @@ def test_results_of_other_channels(tmp_path: Path) -> None:
     top = nnunet_files.results(tmp_path, nnunet_files.checkpoint(source, plan), plan=plan)
     with pytest.raises(UsageError, match="reads 1 channels") as caught:
         read_file(top, UMAMBA_PRETRAINED, {})
-    assert "They are MRI; images here have red, green, blue" in caught.value.why
+    assert "The channels are MRI; images of this data set have red, green, blue" in caught.value.why
 
 
 def test_another_patch_of_umamba_enc(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_devices_pipes_and_hard_links_out_of_a_tar(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["tar", "zip"])
 def test_links_that_multiply_are_refused(tmp_path: Path, suffix: str) -> None:
     write_archive = write_zip if suffix == "zip" else write_tar
-    with pytest.raises(UsageError, match="1,000 links lead to it"):
+    with pytest.raises(UsageError, match="1,000 links point to it"):
         list_quickly(write_archive(tmp_path / f"set.{suffix}", MULTIPLIED))
     assert list_quickly(write_archive(tmp_path / f"twisted.{suffix}", CROSSING)).unreached
 
@@ -108,7 +108,7 @@ def test_links_that_multiply_in_a_folder_are_refused(tmp_path: Path) -> None:
         (tmp_path / f"d{n + 1}").mkdir()
         for side in "ab":
             (tmp_path / f"d{n + 1}" / side).symlink_to(f"../d{n}")
-    with pytest.raises(UsageError, match="1,000 links lead to it"):
+    with pytest.raises(UsageError, match="1,000 links point to it"):
         list_folder(tmp_path)
 
 

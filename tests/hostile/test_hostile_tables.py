@@ -50,7 +50,7 @@ class Robust:
         captured = self.capsys.readouterr()
         text = captured.out + captured.err
         assert exit_code in (code if isinstance(code, tuple) else (code,)), text
-        assert "probably a fault" not in text
+        assert "probably a bug" not in text
         assert "Traceback" not in text
         assert not CONTROL_CODES.search(text)
         assert time.process_time() - started_at < SECONDS, arguments

@@ -45,10 +45,10 @@ def test_vit_starts_as_vit_pytorch_starts() -> None:
 
 
 def test_vit_takes_the_size_that_it_was_built_for() -> None:
-    with pytest.raises(UsageError, match=r"(?s)32 x 40 pixels; this ViT takes 32 x 32.*`img_size`"):
+    with pytest.raises(UsageError, match=r"(?s)32 x 40 pixels; this ViT needs 32 x 32.*`img_size`"):
         build("vit", depth=1)(torch.zeros(1, 3, 32, 40))
     assert build("vit", depth=1, img_size=48)(torch.zeros(1, 3, 48, 48)).shape == (1, 10)
-    with pytest.raises(UsageError, match="do not divide into such patches"):
+    with pytest.raises(UsageError, match="cannot be divided into such patches"):
         build("vit", patch_size=5)
 
 

@@ -273,7 +273,7 @@ def test_every_second_stage_has_a_layer_and_the_last_always():
 def test_the_encoder_variant_takes_its_plans_patch_only():
     network = build("umamba-enc", **{**SMALL, "patch_size": 16}).eval()
     assert network(golden.images(1, 3, 16, 16)).shape == (1, 2, 16, 16)
-    with pytest.raises(UsageError, match=r"(?s)16 x 32 pixels; this UMambaEnc takes 16 x 16"):
+    with pytest.raises(UsageError, match=r"(?s)16 x 32 pixels; this UMambaEnc needs 16 x 16"):
         network(golden.images(1, 3, 16, 32))
 
 

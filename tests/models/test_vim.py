@@ -44,7 +44,9 @@ def test_a_linear_ramp_stays_a_ramp_across_the_class_token():
 
 
 def test_positions_of_no_square_grid_cannot_be_resized():
-    with pytest.raises(UsageError, match=r"(?s)of 6 patches cannot be resized.*no square grid"):
+    with pytest.raises(
+        UsageError, match=r"(?s)of 6 patches cannot be resized.*not form a square grid"
+    ):
         resize_positions(torch.zeros(1, 7, 2), (4, 4))
 
 
@@ -116,7 +118,7 @@ def test_head_reads_the_middle_token():
 
 def test_another_input_size_is_refused_with_the_way_out():
     network = build("vim-t", **SMALL)
-    with pytest.raises(UsageError, match=r"(?s)64 x 32 pixels; this Vim takes 64 x 64.*img_size"):
+    with pytest.raises(UsageError, match=r"(?s)64 x 32 pixels; this Vim needs 64 x 64.*img_size"):
         network(golden.images(1, 3, 64, 32))
 
 

@@ -62,14 +62,18 @@ def test_the_fold_can_be_named(tmp_path: Path) -> None:
 
 def test_several_trainings_are_a_choice_for_the_user(tmp_path: Path) -> None:
     made(tmp_path, *(f"{TRAINER}/fold_{fold}/checkpoint_final.pth" for fold in (0, 1)))
-    with pytest.raises(UsageError, match=r"(?s)holds 2 trainings.*fold_0`.*fold_1`.*one of them"):
+    with pytest.raises(
+        UsageError, match=r"(?s)contains 2 trainings.*fold_0`.*fold_1`.*one training"
+    ):
         find_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "nothing-here"])
 def test_a_folder_without_any(tmp_path: Path, name: str) -> None:
     (tmp_path / "fold_0").mkdir()
-    with pytest.raises(UsageError, match=r"(?s)holds no checkpoint of nnU-Net.*fold_X/checkpoint_"):
+    with pytest.raises(
+        UsageError, match=r"(?s)contains no checkpoint of nnU-Net.*fold_X/checkpoint_"
+    ):
         find_checkpoint(tmp_path / name)
 
 
@@ -219,7 +223,8 @@ def test_a_fresh_optimizer_stands_in_where_none_is_given(tmp_path: Path) -> None
 def test_a_network_of_another_plan_is_refused(tmp_path: Path) -> None:
     other = make_plan((32, 32), ("MR",), images=9, features=(8, 64))
     with pytest.raises(
-        UsageError, match=r"(?s)not the plan's.*`features` is .*`in_channels` is 3, the plan says 1"
+        UsageError,
+        match=r"(?s)does not match the plan.*`features` is .*`in_channels` is 3, but 1 in the plan",
     ):
         write_checkpoint(tmp_path / "x", network(), plan=other, fold=0, progress=Progress(1))
     assert not (tmp_path / "x").exists()

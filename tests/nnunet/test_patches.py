@@ -207,7 +207,9 @@ def test_an_image_smaller_than_the_patch_is_padded() -> None:
 
 
 def test_images_without_any_foreground_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"(?s)nothing to learn from in the train images\..*5 im"):
+    with pytest.raises(
+        UsageError, match=r"(?s)The train images cannot be used for training\..*5 im"
+    ):
         Patches(load, 5, (), SAMPLING, "train")
-    with pytest.raises(UsageError, match="nothing to learn from in the val images"):
+    with pytest.raises(UsageError, match="The val images cannot be used for training"):
         Patches(load, 0, (), SAMPLING, "val")

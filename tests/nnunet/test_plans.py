@@ -86,31 +86,39 @@ def test_labels_in_the_order_of_their_values_without_the_ignored() -> None:
         (
             settings(),
             {"labels": {"0": "background", "1": "tumour"}},
-            r"(?s)are the wrong way round\..*nnU-Net 1 did.*`\"labels\": \{\"background\": 0, "
+            r"(?s)are in reverse order\..*nnU-Net 1\..*`\"labels\": \{\"background\": 0, "
             r"\"tumour\": 1\}`",
         ),
         (
             settings(),
             {"labels": {"background": "0", "tumour": "1"}},
-            r"(?s)are no names with numbers\..*`background` is '0'.*\"tumour\": 1\}`",
+            r"(?s)are not a mapping of names to numbers\..*`background` is '0'.*\"tumour\": 1\}`",
         ),
-        (settings(), {"labels": {"background": 0, "a": None}}, r"`a` is None, which is no number"),
+        (
+            settings(),
+            {"labels": {"background": 0, "a": None}},
+            r"`a` is None, which is not a number",
+        ),
         (settings(), {"labels": {}}, r"`dataset\.json` has no `labels`"),
-        (settings(), {"channel_names": {"0": "R"}}, r"(?s)do not belong together.*3 cha.*has 1"),
+        (
+            settings(),
+            {"channel_names": {"0": "R"}},
+            r"(?s)belong to different trainings.*3 cha.*has 1",
+        ),
         (settings(patch_size=[8, 8, 8]), {}, r"(?s)patch has 3 dimensions.*`2d`"),
         (
             settings(pool_op_kernel_sizes=7),
             {},
-            r"is not what nnU-Net writes\.\nReading its configuration `2d`: TypeErr",
+            r"does not have the format of nnU-Net\.\nReading its configuration `2d`: TypeErr",
         ),
         (
             settings(batch_size="many"),
             {},
-            r"`plans\.json` or `dataset\.json` is not what.*\n.*Value",
+            r"`plans\.json` or `dataset\.json` does not have the format.*\n.*Value",
         ),
-        (settings(use_mask_for_norm=None), {}, "is not what nnU-Net writes"),
-        (settings(), {"channel_names": {"red": "R"}}, "is not what nnU-Net writes"),
-        ({"patch_size": [8, 8]}, {}, r"(?s)not complete.*`conv_kernel_sizes`"),
+        (settings(use_mask_for_norm=None), {}, "does not have the format of nnU-Net"),
+        (settings(), {"channel_names": {"red": "R"}}, "does not have the format of nnU-Net"),
+        ({"patch_size": [8, 8]}, {}, r"(?s)is incomplete.*`conv_kernel_sizes`"),
         (settings(normalization_schemes=["X"] * 3), {}, "No normalisation is called `X`"),
     ],
 )
@@ -133,7 +141,7 @@ def test_files_that_are_missing_or_broken(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"plans\.json` cannot be read"):
         read_plan(tmp_path, "2d")
     (tmp_path / "plans.json").write_text("[]")
-    with pytest.raises(UsageError, match=r"plans\.json` is not what nnU-Net writes"):
+    with pytest.raises(UsageError, match=r"plans\.json` does not have the format of nnU-Net"):
         read_plan(tmp_path, "2d")
     (tmp_path / "plans.json").write_text(json.dumps(PLAN.plans))
     (tmp_path / "dataset.json").write_text(json.dumps(PLAN.dataset))
@@ -195,7 +203,7 @@ def test_patch_batch_and_width_can_be_limited() -> None:
     [
         ((7, 7), 9, None, r"(?s)Patches of 7 x 7 pixels are too small.*8 pixels along both"),
         ((64, 64), 9, 4, "Patches of 4 x 4 pixels are too small"),
-        ((64, 64), 0, None, r"nothing to plan for\.\nCame 0 images of 64 x 64"),
+        ((64, 64), 0, None, r"A plan cannot be made for these images\.\nGot 0 images of 64 x 64"),
     ],
 )
 def test_what_cannot_be_planned(

@@ -204,8 +204,8 @@ def test_trainings_and_modes_are_compared_on_their_held_out_images(tmp_path: Pat
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["alone"], "only one model to compare: `vmamba-b`"),
-        (["alone", "alone:vmamba-b"], "only one model to compare"),
+        (["alone"], "only one was found: `vmamba-b`"),
+        (["alone", "alone:vmamba-b"], "only one was found"),
         (["nowhere", "alone"], "`nowhere` is not a run"),
         (["begun", "alone"], "`begun` has no results on held-out images yet"),
         (["profiled", "alone"], "`profiled` has no results on held-out images yet"),
@@ -242,7 +242,7 @@ DIFFERENCES: dict[str, tuple[RunPlan, str]] = {
     ),
     "contents": (
         replace(PLAN, dataset={"contents": "01" * 32, "location": "copy"}),
-        r"other contents .*`photos/val`, digest efefefef in `.*a`; `copy`, digest 01010101 in",
+        r"different contents .*`photos/val`, digest efefefef in `.*a`; `copy`, digest 01010101 in",
     ),
     "seed": (replace(PLAN, record={"seed": 1}), r"`--seed`\): 0 in `.*a`; 1 in `.*b`"),
     "apply_at": (replace(PLAN, record={"apply_at": "crop"}), r"`--apply-at`: original in"),
@@ -289,7 +289,7 @@ def test_common_images_are_compared_on_request(tmp_path: Path) -> None:
     comparison = forced(tmp_path, "images")
     assert (comparison.n, cells(comparison)) == (60, [t.name for t in TRANSFORMS])
     (left_out_cell,) = comparison.left_out
-    assert left_out_cell.startswith("Images that not every run has: class-")
+    assert left_out_cell.startswith("Images that are not in all runs: class-")
     assert left_out_cell.endswith("and 16 more.")
     first = rows_of(tmp_path / "a", "vmamba-b").head(60)
     share = (first["prediction"] == first["target"]).mean()
@@ -301,8 +301,8 @@ def test_of_changed_files_those_with_other_pixels_are_left_out(tmp_path: Path) -
     comparison = forced(tmp_path, "contents", lambda run: rewrite_pixels(run, "identity", slice(3)))
     assert comparison.n == 77
     assert comparison.left_out[0] == (
-        "Images whose files hold other pixels: class-00/photo-00000.jpeg, "
-        "class-01/photo-00001.jpeg, class-02/photo-00002.jpeg."
+        "Images with different pixels: class-00/photo-00000.jpeg, class-01/photo-00001.jpeg, "
+        "class-02/photo-00002.jpeg."
     )
 
 
@@ -319,7 +319,7 @@ def test_with_another_seed_the_pixels_decide(tmp_path: Path) -> None:
         tmp_path / "other", "seed", lambda run: rewrite_pixels(run, "affine", slice(9))
     )
     assert cells(other_pixels) == ["identity", "additive_gaussian_noise", "crop"]
-    assert list(other_pixels.left_out) == ["Other pixels after the transform: `affine`."]
+    assert list(other_pixels.left_out) == ["Different pixels after the transform: `affine`."]
 
 
 def test_where_pixels_are_not_recorded_nothing_shows_that_they_are_the_same(tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_of_a_partial_run_finished_transforms_are_compared_on_request(tmp_path: 
 
 def test_a_mode_that_is_not_measured_yet_is_left_out_on_request(tmp_path: Path) -> None:
     run = build_finetuning(tmp_path, FinetunePlan(unmeasured=("freeze",)))
-    with pytest.raises(UsageError, match=r"Mode freeze of .* is not measured yet"):
+    with pytest.raises(UsageError, match=r"Mode freeze of .* is not evaluated yet"):
         read_comparison([run])
     comparison = read_comparison([run], force_common=True)
     assert comparison.labels == ["umamba-pico scratch", "umamba-pico full"]
@@ -382,7 +382,7 @@ def test_equal_settings_do_not_hide_other_pixels(tmp_path: Path) -> None:
     """Another version of a library could cause this; one block of images is enough to detect it."""
     runs = two_runs(tmp_path)
     rewrite_pixels(runs[1], "affine", slice(None))
-    with pytest.raises(UsageError, match="Other pixels after the transform: `affine`"):
+    with pytest.raises(UsageError, match="Different pixels after the transform: `affine`"):
         read_comparison(runs)
 
 
@@ -442,7 +442,7 @@ def test_other_tasks_and_classes_are_never_compared(tmp_path: Path, force: bool)
     ("model_changes", "record", "title", "text"),
     [
         ({"pretraining": "imagenet-22k"}, {}, "Mixed pretraining.", "`swin-b` (imagenet-22k)"),
-        ({"untrained": True}, {}, "Untrained model.", "evaluated on request: `swin-b`."),
+        ({"untrained": True}, {}, "Untrained model.", "as requested: `swin-b`."),
         ({}, {"precision": "bf16"}, "Precision differs.", "`vmamba-b`: fp32; `swin-b`: bf16."),
         ({}, {"device": "NVIDIA H100"}, "Device differs.", "`swin-b`: NVIDIA H100."),
         ({}, {"versions": {"torch": "2.14.1"}}, "Versions differ.", "torch 2.14.1."),
@@ -489,7 +489,8 @@ def test_the_same_weights_twice_are_called_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "title"), [(1, "One patient only."), (5, "Too little to show a difference.")]
+    ("groups", "title"),
+    [(1, "One patient only."), (5, "Too few images or too many comparisons to show a difference.")],
 )
 def test_groups_too_few_for_any_verdict_are_named(tmp_path: Path, groups: int, title: str) -> None:
     runs = [

@@ -74,11 +74,11 @@ def test_one_group_gives_neither_interval_nor_ranking(tmp_path: Path) -> None:
     plan = MaskPlan(models=(segmenter("a"), segmenter("b")), transforms=(IDENTITY,), groups=1)
     comparison = read_comparison([build_masks(tmp_path / "run", plan)])
     page = page_of(comparison, COMMAND)
-    assert "**One patient only.**" in page
+    assert "**Only one patient.**" in page
     assert section(page, "## Ranking").strip() == (
-        "From one patient nothing can be said about others."
+        "A single patient does not show the variation between patients, so no ranking is given."
     )
-    assert "one patient allows no test" in "\n".join(conclusions(comparison))
+    assert "a single patient allows no test" in "\n".join(conclusions(comparison))
     assert "P(rank 1)" in comparison_text(comparison)
 
 
@@ -125,7 +125,7 @@ def test_names_are_shown_letter_for_letter(tmp_path: Path, name: str) -> None:
 
 def test_nothing_of_a_run_is_overwritten(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", PLAN)
-    with pytest.raises(UsageError, match="would overwrite the run's own report"):
+    with pytest.raises(UsageError, match="would overwrite the report of the run"):
         check_out(run)
     with pytest.raises(UsageError, match="is a file"):
         check_out(run / "run.json")

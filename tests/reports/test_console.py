@@ -141,7 +141,7 @@ def test_tensors_modes_costs_and_the_verdict_are_printed(tmp_path: Path) -> None
     assert lines[2][3] == "-0.004"
     assert [line.split()[0] for line in costs.splitlines()[2:]] == ["scratch", "full", "freeze"]
     assert "0.240 s" in costs
-    assert "After the freeze an iteration took 0.96 times as long" in conclusion
+    assert "After freezing, an iteration took 0.96 times as long" in conclusion
     assert text.isascii()
     assert max(len(line) for line in text.split(conclusion)[0].splitlines()) <= 100
 
@@ -151,7 +151,7 @@ def test_of_many_tensors_the_smallest_are_printed(tmp_path: Path) -> None:
     plan = FinetunePlan(modes=(), tensors=tensors)
     text = finetune_table(read_finetuning(build_finetuning(tmp_path, plan)))
     tensor_table, conclusion = text.split("\n\n")
-    assert conclusion.startswith("By count, freezing leaves out 2.00 % of the convolutions")
+    assert conclusion.startswith("By count, freezing saves 2.00 % of the convolutions")
     lines = tensor_table.splitlines()
     assert len(lines) == 2 + TENSORS_SHOWN + 1
     assert lines[-1] == "and 18 more tensors: see the report"

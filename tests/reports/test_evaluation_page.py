@@ -145,13 +145,13 @@ def test_of_roads_both_relaxed_numbers_stand_with_their_intervals(tmp_path: Path
     result = mask_findings(tmp_path, dataset={"tolerance": 3})
     page = evaluation_text(result)
     relaxed = section(page, "Relaxed precision and recall, with")
-    assert "within 3 pixels of a true one" in relaxed
+    assert "within 3 pixels of a true pixel" in relaxed
     row = result.of_model("b").iloc[2]
     for prefix, name in (("precision:", "relaxed_precision"), ("recall:", "relaxed_recall")):
         assert line_of(relaxed.split(f"Relaxed {prefix}")[1], "`affine`")[2] == (
             f"{row[name]:.3f} ({row[f'{name}_low']:.3f}{DASH}{row[f'{name}_high']:.3f})"
         )
-    assert "Relaxed precision and recall: 3 pixels, as V. Mnih" in page
+    assert "Relaxed precision and recall: 3 pixels, as in V. Mnih" in page
 
 
 def test_best_and_worst_are_by_dice(tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_changes_are_a_share_and_a_psnr(tmp_path: Path) -> None:
         psnr = f"{changed_rows['psnr_db'].mean():.1f}" if len(changed_rows) else DASH
         unchanged = f"{100 * (1 - len(changed_rows) / len(rows)):.1f}"
         assert line_of(text, f"`{cell.name}`")[1:] == [unchanged, psnr]
-    assert "No contact sheet: the run holds no samples" in text
+    assert "No contact sheet: the run contains no samples" in text
 
 
 def session(use: DeviceUse | None) -> Session:
@@ -377,7 +377,7 @@ def test_speed_per_model_and_what_the_device_did(tmp_path: Path) -> None:
     assert line_of(speed, "`a`")[1:] == ["125.0", "5,000", "40.0"]
     assert line_of(speed, "`b`")[1:] == [DASH, "0", "0.0"]
     for sentence in (
-        "1 session, 100.0 s in all; the models waited for images 5.0 % of it.",
+        "1 session, 100.0 s in total; the models waited for images during 5.0 % of this time.",
         "On NVIDIA H100, 8 threads, batch size 64.",
         "Peak device memory: 3.00 GiB.",
         "Mean device utilisation: 87.2 %.",

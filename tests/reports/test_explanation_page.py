@@ -126,16 +126,16 @@ def test_a_difference_is_put_in_words_only_where_it_is_shown(tmp_path: Path) -> 
     (cell,) = [c for c in moves.transformed if c.key.target_kind == "true"]
     contrast = cell.contrasts["centroid_shift"]
     times = contrast.flipped.value / contrast.kept.value
-    assert f"moves {times:.1f} times as far where the prediction flips as where it stays" in first
+    assert f"moves {times:.1f} times as far if the prediction flips as if it stays" in first
     assert f"95 % interval {100 * contrast.low:.1f} to {100 * contrast.high:.1f}" in first
-    assert "more where the prediction stays than where it flips" in second
+    assert (
+        "more similar to that of the clean photo if the prediction stays than if it flips" in second
+    )
     findings = read_built(tmp_path / "same", ExplainPlan(methods=("grad-cam",), further=0.0))
     (sentence,) = [s for s in explanation_summary(findings) if "flips" in s]
     assert sentence.startswith("Grad-CAM under perspective: no difference shown")
     less = read_built(tmp_path / "less", ExplainPlan(methods=("grad-cam",), further=-0.8))
-    assert (
-        "times as far where the prediction stays as where it flips" in explanation_summary(less)[0]
-    )
+    assert "times as far if the prediction stays as if it flips" in explanation_summary(less)[0]
 
 
 def test_too_few_photos_are_not_compared(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_maps_that_do_not_depend_on_the_weights_fail_the_sanity_check(tmp_path: 
     assert "Sanity check failed" not in explanation_text(explanation)
     failing = replace(explanation, rows=equal_rows)
     (sentence,) = [s for s in explanation_summary(failing) if "Sanity" in s]
-    assert sentence.startswith("Sanity check failed: with shuffled weights the Grad-CAM map")
+    assert sentence.startswith("Sanity check failed: with shuffled weights, the Grad-CAM map")
     assert "0.90" in line_of(section(explanation_page(failing), "Sanity check"), "Grad-CAM")[2]
 
 
@@ -170,10 +170,10 @@ def test_what_was_not_asked_for_is_said(tmp_path: Path) -> None:
     assert not {"Learned features", "Effective receptive field"} & set(titles(page))
     clean = next(c for c in explanation.cells if c.key.view == "clean")
     reasons = absences(explanation, clean)
-    assert reasons["sanity_similarity"] == "not asked for (`--sanity`)"
-    assert reasons["completeness_error"] == "a check of integrated gradients only"
+    assert reasons["sanity_similarity"] == "not requested (`--sanity`)"
+    assert reasons["completeness_error"] == "a check only for integrated gradients"
     assert reasons["map_similarity"].startswith("compares the transformed photo's map")
-    assert reasons["pointing_hit"] == "nothing says where the object is (`--boxes`)"
+    assert reasons["pointing_hit"] == "the positions of objects are not known (`--boxes`)"
     boxed = replace(explanation, record=explanation.record.model_copy(update={"boxes": "ab" * 32}))
     assert absences(boxed, clean)["pointing_hit"].startswith("none of the photos has a box")
     assert "ab" * 32 in section(explanation_page(boxed), "Settings")
@@ -182,11 +182,11 @@ def test_what_was_not_asked_for_is_said(tmp_path: Path) -> None:
 def test_untouched_photos_alone_are_compared_with_nothing(tmp_path: Path) -> None:
     plan = ExplainPlan(methods=("grad-cam",), transforms=(IDENTITY,), images=3)
     explanation = read_built(tmp_path / "run", plan)
-    assert "Where it looks when it fails" not in titles(explanation_page(explanation))
+    assert "Where the model looks when it fails" not in titles(explanation_page(explanation))
     table = explanation_results(explanation)
     assert table["flipped"].isna().all()
-    assert table["why_absent"].str.startswith("flipped: no transform was asked for").all()
-    assert "no transform was asked for" in explanation_text(explanation)
+    assert table["why_absent"].str.startswith("flipped: no transform was requested").all()
+    assert "no transform was requested" in explanation_text(explanation)
 
 
 def test_a_partial_run_and_one_without_rows(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_memory_that_nobody_measured_is_a_dash(tmp_path: Path) -> None:
     costs = run / "full" / "costs.json"
     costs.write_text('{"trainable": 5, "optimizer_bytes": 20, "peak_memory_bytes": null}')
     text = finetuning_text(read_finetuning(run))
-    assert line_of(section(text, "What each mode cost"), "`full`")[6] == "\N{EN DASH}"
+    assert line_of(section(text, "Costs of the modes"), "`full`")[6] == "\N{EN DASH}"
 
 
 def test_a_tensor_without_a_gradient_comes_last(tmp_path: Path) -> None:

@@ -41,13 +41,13 @@ def words_of(findings: FinetuningFindings) -> str:
         "Otsu's threshold on the same images: 0.643 (",
         "Dice of freeze minus that of full: -0.004 (paired 95 % bootstrap interval over images",
         "sign-flip test over images: p = 0.016).",
-        "After the freeze an iteration took 0.96 times as long (4.1 % less) as in full",
-        "Against its own 10 iterations before the freeze, which were also profiled (0.48",
+        "After freezing, an iteration took 0.96 times as long (4.1 % less) as in full",
+        "Compared with its 10 iterations before freezing, which were also profiled (0.48",
         "0.240 s against 0.250 s, medians of 50 and 60 iterations.",
-        "The optimizer kept 0.796 MB against 0.800 MB; the peak of memory was 699 MiB after the "
-        "freeze against 700 MiB.",
-        "Each mode was trained once, so no interval includes the variation between seeds.",
-        "By count, freezing leaves out 2.00 % of the convolutions",
+        "The optimizer state was 0.796 MB, compared with 0.800 MB; the peak memory was 699 MiB "
+        "after freezing, compared with 700 MiB.",
+        "Each mode was trained once, so the intervals do not include the variation between seeds.",
+        "By count, freezing saves 2.00 % of the convolutions",
         "0.54 % of the optimizer's memory",
     ],
 )
@@ -70,24 +70,36 @@ def test_unmeasured_numbers_are_not_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "p", "text"),
     [
-        (-0.009, 0.008, 0.9, "So both are equal to within 0.01 of dice."),
+        (-0.009, 0.008, 0.9, "Both are therefore equal to within 0.01 of dice."),
         (
             -0.009,
             -0.001,
             0.01,
-            "worse, by more than the choice of images explains but less than 0.01.",
+            "worse, by more than the variation between images but less than 0.01.",
         ),
-        (-0.2, -0.1, 0.01, "So it is worse, by more than the choice of images explains."),
-        (0.1, 0.2, 0.01, "So it is better, by more than the choice of images explains."),
+        (
+            -0.2,
+            -0.1,
+            0.01,
+            "Its score is therefore worse, by more than the variation between images.",
+        ),
+        (
+            0.1,
+            0.2,
+            0.01,
+            "Its score is therefore better, by more than the variation between images.",
+        ),
         (
             *(-0.2, -0.1, 0.2),
-            "The interval leaves out 0, while p is above 0.05. The interval is made by resampling "
-            "and the test by flipping signs, so close to the edge they can disagree, and with few "
-            "groups the interval tends to be too narrow: whether there is a difference is not "
-            "settled.",
+            "The interval excludes 0, but p is above 0.05. The interval uses resampling and the "
+            "test uses sign flips, so they can disagree close to the limit, and with few groups "
+            "the interval tends to be too narrow: it is undecided whether a difference exists.",
         ),
-        (-0.2, 0.001, 0.04, "The interval includes 0, while p is at or below 0.05. The interval"),
-        (*(-0.002, 0.008, 0.03), "not settled. If there is one, it is less than 0.01."),
+        (-0.2, 0.001, 0.04, "The interval includes 0, but p is at most 0.05. The interval"),
+        (
+            *(-0.002, 0.008, 0.03),
+            "undecided whether a difference exists. If a difference exists, it is less than 0.01.",
+        ),
         (-0.05, 0.02, 0.4, "a loss of up to 0.050 or a gain of up to 0.020 is possible."),
     ],
 )
@@ -111,13 +123,13 @@ def test_the_conclusion_depends_on_interval_and_test(
     [
         (
             MaskDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125),
-            "p = 0.12 (4 images cannot give a p below 0.12)). The interval leaves out 0, but the "
-            "test cannot come to p = 0.05 with so few: whether there is a difference is not "
-            "settled.",
+            "p = 0.12 (4 images cannot give a p below 0.12)). The interval excludes 0, but the "
+            "test cannot reach p = 0.05 with so few: it is undecided whether a difference "
+            "exists.",
         ),
         (
             MaskDifference(12, 1, -0.1, None, None, None, 1.0),
-            "-0.100; from one image nothing can be said about others.",
+            "-0.100; a single image does not show the variation between images.",
         ),
     ],
 )
@@ -143,9 +155,9 @@ def test_the_reason_names_the_interval_and_test_of_classifiers() -> None:
         gap.value, (gap.low, gap.high), gap.p, gap.smallest_p, SCORINGS["cls"]
     )
     assert text == (
-        "The interval leaves out 0, while p is above 0.05. The interval is an approximation and "
-        "McNemar's exact test is cautious, so close to the edge they can disagree: whether there "
-        "is a difference is not settled."
+        "The interval excludes 0, but p is above 0.05. The interval is an approximation and "
+        "McNemar's exact test is conservative, so they can disagree close to the limit: it is "
+        "undecided whether a difference exists."
     )
 
 
@@ -160,7 +172,7 @@ def test_a_difference_within_the_spread_is_called_noise(
         for run in findings.modes
     ]
     page = words_of(replace(findings, modes=tuple(runs)))
-    assert ("may be the machine's noise" in page) is noise
+    assert ("may be noise of the machine" in page) is noise
 
 
 def test_a_slower_iteration_is_called_slower(findings: FinetuningFindings) -> None:
@@ -194,8 +206,8 @@ def test_where_nothing_was_frozen_time_and_memory_are_no_merit(
     )
     record = findings.record.model_copy(update={"saving": no_saving})
     page = words_of(replace(findings, modes=modes, record=record))
-    assert "Nothing is frozen, so what differs in time between freeze and full is the" in page
-    assert "After the freeze" not in page
+    assert "No tensor is frozen, so the difference in time between freeze and full is" in page
+    assert "After freezing" not in page
     assert "By count" not in page
     assert "optimizer" not in page
 

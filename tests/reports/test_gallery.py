@@ -203,8 +203,8 @@ def test_captions_say_what_is_shown(tmp_path: Path) -> None:
     plan = RunPlan(models=models, transforms=(IDENTITY, *imagenet_c()[:15]), images=10)
     gallery = draw_gallery(read_findings(build_run(tmp_path, plan)))
     assert gallery.bars[0].caption == (
-        "The 2 best and the 1 worst transforms by top-1 averaged over the models, with 95 % Wilson "
-        "intervals. A transform with severities is shown at its highest."
+        "The 2 best and the 1 worst transforms by top-1 averaged over the models, with 95 % "
+        "Wilson intervals. A transform with severities is shown at its highest severity."
     )
 
 

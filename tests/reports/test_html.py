@@ -79,7 +79,7 @@ def test_a_page_stays_below_its_size_and_names_what_is_left_out(
     monkeypatch.setattr(html, "MOST_BYTES", full_size - 5000)
     page = to_html(FIGURE, tmp_path)
     assert len(page) < full_size - 5000
-    assert "Left out of this file for its size" in page
+    assert "Not included in this file because of its size" in page
     assert "<code>a.png</code>" in page
 
 

@@ -99,12 +99,12 @@ def test_metadata_without_marks_stays_as_it_is(export: RunExport, tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("# Mine\n", "without a place for the results"),
-        (f"{END}\n{BEGIN}\n", "without a place for the results"),
+        ("# Mine\n", "without markers for the results"),
+        (f"{END}\n{BEGIN}\n", "without markers for the results"),
         (f"---\n{YAML_END}\n{YAML_BEGIN}\n---\n{BEGIN}\n{END}\n", "are not in order"),
         (
             f"---\nmodel-index: []\n{YAML_BEGIN}\n{YAML_END}\n---\n{BEGIN}\n{END}\n",
-            "a `model-index` of its own",
+            "a `model-index` outside",
         ),
         (f"---\na: [\n---\n{BEGIN}\n{END}\n", "front matter of .* cannot be read"),
     ],

@@ -69,7 +69,7 @@ def test_one_seed_is_an_ordinary_run_of_a_comparison(folders: tuple[Path, Path])
     assert names_seeds_only(folders)
     assert len(read_comparison(names).models) == 2
     assert not names_seeds_only([folders[0], folders[1] / "seed-0"])
-    with pytest.raises(UsageError, match="holds 3 seeds") as caught:
+    with pytest.raises(UsageError, match="contains 3 seeds") as caught:
         read_comparison([folders[0], folders[1] / "seed-0"])
     assert "ulvm:seed-0" in caught.value.todo
     with pytest.raises(UsageError, match="No seed of this run is called `seed-7`"):
@@ -86,5 +86,5 @@ def test_other_images_are_refused_by_name(folders: tuple[Path, Path], tmp_path: 
     assert "digest efefefef" in caught.value.why
     forced_comparison = read_seeds_comparison([folders[0], other_folder], force_common=True)
     assert len(forced_comparison.differences) == 1
-    with pytest.raises(UsageError, match="only one model to compare"):
+    with pytest.raises(UsageError, match="only one was found"):
         read_seeds_comparison([folders[0], folders[0]])

@@ -182,7 +182,7 @@ def test_a_folder_in_which_nothing_has_begun_has_a_page(tmp_path: Path, masks: P
     SEEDS.write(run, SEEDS.read(masks).model_copy(update={"status": "running"}))
     page = seeds_report(run)
     assert "not measured yet" in page.markdown
-    assert page.terminal == "Nothing is measured yet of 3 seeds."
+    assert page.terminal == "No scores yet for 3 seeds."
     assert page.results.empty
 
 
@@ -247,11 +247,11 @@ def test_a_report_over_trainings_takes_the_seeds_apart(masks: Path, tmp_path: Pa
 
 
 def test_publishing_names_the_folders_of_the_seeds(masks: Path) -> None:
-    with pytest.raises(UsageError, match="holds 3 runs, one for each seed") as caught:
+    with pytest.raises(UsageError, match="contains 3 runs, one for each seed") as caught:
         read_run_export(masks)
     assert "seed-0" in caught.value.todo
 
 
 def test_the_report_of_a_seed_says_whose_parts_it_has(masks: Path) -> None:
     report = training_text(read_training(masks / "seed-1"))
-    assert "Seed: 1; the parts of the data are those of seed 0." in report
+    assert "Seed: 1; the data is split with seed 0." in report

@@ -239,7 +239,7 @@ def test_classes_and_confusions_are_counted(tmp_path: Path) -> None:
 
 def test_classes_with_few_images_are_not_ranked(tmp_path: Path) -> None:
     run = run_of(tmp_path, {"a": [[0, 1, 2, 3], [0, 1, 2, 0]]}, [0, 1, 2, 3])
-    assert "Not listed: no two classes have 5" in render(run).read_text("utf-8")
+    assert "Not listed: fewer than two classes have 5" in render(run).read_text("utf-8")
 
 
 def test_classes_of_ones_own_are_named_by_their_folders(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_clean_accuracy_outside_of_its_interval_is_announced(tmp_path: Path) -
     (anchor,) = anchored(tmp_path, 140).statistics.anchors
     assert anchor.status == "outside"
     page = report_page(tmp_path)
-    assert "**Clean accuracy is not the published one.**" in page.markdown
+    assert "**Clean accuracy differs from the published value.**" in page.markdown
     terminal = page.terminal
     assert "WARNING: swin-t has 70.0 % (63.3-75.9)" in terminal
     assert "crop 224, bicubic, mean 0.5, 0.5, 0.5" in terminal

@@ -151,20 +151,20 @@ def test_a_gain_that_may_be_chance_is_called_so(
     equal_scores = compare_masks_with_clean(rows, rows, Bootstrap(0))
     monkeypatch.setattr(training_page, "gain", lambda _: equal_scores)
     assert (
-        "gains 0.000 (paired 95 % interval 0.000 to 0.000: it includes 0, so this can be chance)"
-        in training_text(training)
+        "gains 0.000 (paired 95 % interval 0.000 to 0.000, which includes 0, so the gain may be "
+        "due to chance)" in training_text(training)
     )
 
 
 def test_a_dice_from_empty_images_alone_is_called_so(tmp_path: Path) -> None:
     training = read_built(tmp_path, TrainPlan())
     assert training.test is not None
-    assert "Nothing found" not in training_text(training)
+    assert "No foreground found" not in training_text(training)
     training.test.numbers["recall"] = 0.0
     training.test.numbers["dice_foreground"] = 0.0
     text = training_text(training)
-    assert "**Nothing found.** Not one pixel of true foreground" in text
-    assert "Over images with foreground alone, dice per image is 0.000." in text
+    assert "**No foreground found.** No pixel of the true foreground" in text
+    assert "Over images with foreground, dice per image is 0.000." in text
 
 
 def names(gallery: TrainingGallery) -> list[str]:

@@ -66,7 +66,7 @@ def test_every_pair_is_tested_and_adjusted_after_holm(tmp_path: Path) -> None:
     best = comparison.sentences[0]
     assert best.startswith("`vim` has the highest top-1 of 3 trainings on the same 80 held-out")
     wins = int((table["outcome"] == "first ahead")[table["first"] == "vim"].sum())
-    assert (f"ahead of {wins} of the 2 others" if wins else "No difference to any") in best
+    assert (f"ahead of {wins} of the 2 others" if wins else "No difference from any") in best
 
 
 def test_the_page_has_scores_costs_and_files(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_other_held_out_images_are_marked_and_not_tested(tmp_path: Path) -> None
     page = zoo_text(zoo_of(runs))
     assert "**Mixed held-out images.**" in page.split("\n## ")[0]
     text = section(page, "Which network is better")
-    assert "`resnet9`: not tested against those above" in text
+    assert "`resnet9`: not compared with the trainings above" in text
     assert "The images, their classes or their order" in text
 
 
@@ -144,7 +144,7 @@ def test_an_older_run_lacks_numbers_and_nothing_is_made_up(tmp_path: Path) -> No
     assert page.results.loc[0, missing_columns].isna().all()
     assert page.results.loc[1, missing_columns].notna().all()
     assert "Multiply-adds not recorded: vim." in page.markdown
-    assert "Not recorded by vim." in page.markdown
+    assert "Not recorded for vim." in page.markdown
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -173,8 +173,8 @@ def test_segmenters_are_tested_by_group(tmp_path: Path) -> None:
 
 def test_tasks_are_not_mixed_and_runs_not_overwritten(tmp_path: Path) -> None:
     runs = [*three_classifiers(tmp_path), build_training(tmp_path / "seg")]
-    with pytest.raises(UsageError, match="one table cannot compare them"):
+    with pytest.raises(UsageError, match="cannot be compared in one table"):
         zoo_report(runs, tmp_path / "out")
-    with pytest.raises(UsageError, match="overwrite the run's own report"):
+    with pytest.raises(UsageError, match="overwrite the report of the run"):
         zoo_report(runs[:2], runs[3])
     assert not (tmp_path / "out").exists()

@@ -86,12 +86,12 @@ def test_the_page_of_several_trainings(tmp_path: Path) -> None:
 
 def test_trainings_that_have_not_begun_have_no_curves(tmp_path: Path) -> None:
     run = build_training(tmp_path / "a", TrainPlan(measured=False, finished=0))
-    assert "How the trainings went" not in zoo_report([run], tmp_path / "out").markdown
+    assert "Training progress" not in zoo_report([run], tmp_path / "out").markdown
 
 
 def test_the_folder_of_a_training_is_not_overwritten(tmp_path: Path) -> None:
     run = build_training(tmp_path / "a")
-    with pytest.raises(UsageError, match="would overwrite that training's own report"):
+    with pytest.raises(UsageError, match="would overwrite the report of that training"):
         zoo_report([run], run)
 
 
@@ -164,17 +164,18 @@ def test_trainings_that_differ_alike_from_the_published_ones_are_told_together(
     plans = TrainPlan(model="unet"), TrainPlan(model="ulvm"), published, TrainPlan(model="vmunet")
     lines = caveats(build_zoo(tmp_path, *plans))
     assert lines[1] == (
-        "- `unet`, `ulvm`: another experiment than the published one (protocol patient instead of "
-        "paper; 12 epochs instead of 100), so the difference does not measure the network alone."
+        "- `unet`, `ulvm`: the experiment differs from the published one (protocol patient "
+        "instead of paper; 12 epochs instead of 100), so the difference is not only due to the "
+        "network."
     )
-    assert lines[2].startswith("- `ulvm_v5`: the published experiment, but for seeds")
+    assert lines[2].startswith("- `ulvm_v5`: the published experiment, except for seeds")
     assert not any("vmunet" in line for line in lines)
 
 
 def test_known_misprints_of_the_paper_are_reported(tmp_path: Path) -> None:
     page = "\n".join(caveats(build_zoo(tmp_path)))
     assert "`segformer`: The paper prints Dice 0.8454" in page
-    assert "0.79955 is a slip for 0.79555" in page
+    assert "0.79955 in the paper is a misprint of 0.79555" in page
 
 
 DASH = "\N{EN DASH}"

@@ -21,7 +21,7 @@ from tests.builders import IDENTITY, WHEN, RunPlan, build_run, model
 from tests.reports.compared import PLAN, build_evaluation
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 
-FAULTS = ["Slices of one patient are in training and in test.", "Nothing is augmented."]
+FAULTS = ["Slices of the same patient are in training and in test.", "Nothing is augmented."]
 
 
 @dataclass(frozen=True)

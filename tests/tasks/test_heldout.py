@@ -52,15 +52,15 @@ def test_a_model_is_tested_on_what_it_has_not_seen_and_says_so():
     assert (ids, split) == (["8.png", "9.png"], "test")
     assert message == [
         "`run` was trained on this data: only the 2 of 10 images that were held out for testing "
-        "are used (`--split all` takes all)."
+        "are used (`--split all` uses all)."
     ]
-    assert choose_part(INDEX, "auto", [RUN], Heard()).dataset.subset == "test part of `run`"
+    assert choose_part(INDEX, "auto", [RUN], Heard()).dataset.subset == "test split of `run`"
 
 
 def test_the_ids_decide_where_the_list_is_another_one():
     part = replace(INDEX, samples=INDEX.samples[:9], subset="nine")
     assert chosen(part)[0] == ["8.png"]
-    assert choose_part(part, "auto", [RUN], Heard()).dataset.subset == "nine, test part of `run`"
+    assert choose_part(part, "auto", [RUN], Heard()).dataset.subset == "nine, test split of `run`"
 
 
 def test_models_of_other_data_and_of_none_take_everything_silently():
@@ -73,38 +73,43 @@ def test_several_models_are_tested_on_what_none_has_seen():
     other = TrainingData("other", None, PARTS | {"8.png": "train", "0.png": "test"})
     assert chosen(trainings=(RUN, other))[0] == ["9.png"]
     disjoint = TrainingData("other", None, dict.fromkeys(IDS, "train"))
-    with pytest.raises(UsageError, match="No image of `cells` is in the test part of `run` and"):
+    with pytest.raises(UsageError, match="No image of `cells` is in the test split of `run` and"):
         chosen(trainings=(RUN, disjoint))
 
 
 def test_all_takes_all_and_says_that_it_flatters():
     ids, split, message = chosen(part="all")
     assert (ids, split) == (IDS, "all")
-    assert message == ["`run` was trained on some of these images: the numbers flatter it."]
+    assert message == [
+        "`run` was trained on some of these images, so that its scores are too high."
+    ]
 
 
 def test_a_part_can_be_named():
     assert chosen(part="val") == (["6.png", "7.png"], "val", [])
     index = replace(INDEX, samples=tuple(pair(name, PARTS[name]) for name in IDS))
-    assert chosen(index, "val", ())[0] == ["6.png", "7.png"], "the data's own"
+    assert chosen(index, "val", ())[0] == ["6.png", "7.png"], "of the data set"
     assert chosen(index, "auto", ())[1] == "all"
     swapped = replace(RUN, parts=dict.fromkeys(IDS, "val"))
     assert chosen(index, "val", (swapped,))[0] == IDS, "the training's goes before"
 
 
 def test_a_part_that_nothing_tells_is_an_error():
-    with pytest.raises(UsageError, match="The data is not split, and no model was trained on it"):
+    with pytest.raises(UsageError, match="The data set has no splits"):
         chosen(part="test", trainings=())
     index = replace(INDEX, samples=tuple(pair(name, "train") for name in IDS))
     with pytest.raises(
-        UsageError, match=r"`--split test` finds no images in `cells`\.\nThe data has train\."
+        UsageError,
+        match=r"`--split test` selects no images of `cells`\.\nThe data set has the splits train\.",
     ):
         chosen(index, "test", ())
 
 
 def test_weights_that_do_not_tell_what_they_saw_are_not_trusted():
     bare = TrainingData("mine.safetensors", INDEX.digest, {})
-    with pytest.raises(UsageError, match=r"Which images `mine\.safetensors` has not seen"):
+    with pytest.raises(
+        UsageError, match=r"not known which images `mine\.safetensors` was not trained on"
+    ):
         chosen(trainings=(bare,))
     assert chosen(part="all", trainings=(bare,))[0] == IDS
 
@@ -164,7 +169,7 @@ def test_nothing_is_told_by_other_files(index, tmp_path):
 def test_damaged_splits_are_an_error(index, tmp_path):
     run = make_training(tmp_path / "run", index)
     (run / "splits.csv").write_text("image_id,group,split\na.png,a,dev\n")
-    with pytest.raises(UsageError, match="names splits that do not exist"):
+    with pytest.raises(UsageError, match="contains unknown splits"):
         read_parts(run)
 
 

@@ -526,7 +526,9 @@ def test_limit_takes_some_of_the_part_and_both_are_told(cells, tmp_path):
     settings = config(cells, tmp_path / "run", models=(ModelRequest(str(training)),), limit=2)
     dataset = read_record(run_evaluation(settings)).dataset
     assert dataset.images == 2
-    assert dataset.subset == (f"test part of `{training}`: 2 images spread over the groups, seed 0")
+    assert dataset.subset == (
+        f"test split of `{training}`: 2 images distributed over the groups, seed 0"
+    )
 
 
 def test_the_default_data_are_announced(tmp_path, monkeypatch):
@@ -535,7 +537,9 @@ def test_the_default_data_are_announced(tmp_path, monkeypatch):
     heard = Heard()
     settings = replace(config(tmp_path, tmp_path / "run", limit=2), data=None)
     assert read_record(run_evaluation(settings, heard)).dataset.demonstration
-    assert heard.lines[0].startswith("No --data: using nuclei-mini (a demonstration set), 194 im")
+    assert heard.lines[0].startswith(
+        "`--data` is not set; using nuclei-mini (a demonstration set), 194 im"
+    )
 
 
 def test_a_dry_run_says_what_is_missing_and_writes_nothing(cells, tmp_path):
@@ -552,13 +556,19 @@ def test_a_dry_run_says_what_is_missing_and_writes_nothing(cells, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"per_class": 3}, "`--per-class 3` does not go with segmenters.\nTheir images have masks"),
-        ({"apply_at": "crop"}, "`--apply-at crop` does not .*\n.*there is no crop to transform"),
-        ({"label_space": "cifar10"}, "`--label-space` does not go with segmenters"),
-        ({"labels": "labels.csv"}, "`--labels` does not go with segmenters"),
-        ({"split": "test"}, "`--split test` finds no images in `pairs.csv`"),
-        ({"models": (replace(OTSU, preprocessing={"crop": 3}),)}, "preprocessing has no `crop`"),
-        ({"models": (OTSU, ModelRequest("vmamba-pico"))}, "do not go into one run"),
+        (
+            {"per_class": 3},
+            "`--per-class 3` cannot be used with segmenters.\nTheir images have masks",
+        ),
+        ({"apply_at": "crop"}, "`--apply-at crop` cannot .*\n.*no crop exists"),
+        ({"label_space": "cifar10"}, "`--label-space` cannot be used with segmenters"),
+        ({"labels": "labels.csv"}, "`--labels` cannot be used with segmenters"),
+        ({"split": "test"}, "`--split test` selects no images of `pairs.csv`"),
+        (
+            {"models": (replace(OTSU, preprocessing={"crop": 3}),)},
+            "preprocessing of a segmenter has no `crop`",
+        ),
+        ({"models": (OTSU, ModelRequest("vmamba-pico"))}, "cannot be evaluated in the same run"),
         ({"models": (ModelRequest("unet"),)}, "`unet` has no published weights"),
     ],
 )
@@ -582,7 +592,7 @@ def test_a_classifiers_run_is_not_continued_with_segmenters(cells, tmp_path):
 def test_unreadable_masks_are_counted_as_unreadable_images(cells, tmp_path):
     (tmp_path / "cells" / "masks" / "ann-0.png").write_bytes(b"no picture")
     settings = config(cells, tmp_path / "run")
-    with pytest.raises(RunError, match="cannot be read: 1; tolerated: 0"):
+    with pytest.raises(RunError, match="1 images cannot be read; the limit is 0"):
         run_evaluation(settings)
     run = run_evaluation(replace(settings, allow_unreadable=0.2))
     assert table(run)["n"].tolist() == [8, 8]

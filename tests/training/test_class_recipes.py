@@ -80,7 +80,7 @@ def test_the_fair_recipe_differs_between_families_in_the_learning_rate_only() ->
         ("nnunet", {}, "`--recipe nnunet` is for segmenters"),
         ("patient", {}, "`--recipe patient` is for segmenters"),
         ("pape", {}, "No recipe of classifiers is called `pape`"),
-        ("fair", {"target": 0.9}, "`--target 0.9` does not go with `--recipe fair`"),
+        ("fair", {"target": 0.9}, "`--target 0.9` cannot be used with `--recipe fair`"),
         ("speedrun", {"target": 1.5}, "`--target 1.5` is out of range"),
     ],
 )
@@ -100,11 +100,15 @@ def test_a_segmenter_has_no_such_recipe(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("paper", {"aug": "light"}, "`--aug light` does not go with `--recipe paper`"),
-        ("paper", {"loss": "cross-entropy"}, "`--loss cross-entropy` does not go with"),
-        ("speedrun", {"aug": "randaugment"}, "`--aug randaugment` does not go with `--recipe spe"),
-        ("speedrun", {"aug": "light"}, "`--aug light` does not go with `--recipe speedrun`"),
-        ("speedrun", {"workers": 2}, "`--workers 2` does not go with `--recipe speedrun`"),
+        ("paper", {"aug": "light"}, "`--aug light` cannot be used with `--recipe paper`"),
+        ("paper", {"loss": "cross-entropy"}, "`--loss cross-entropy` cannot be used with"),
+        (
+            "speedrun",
+            {"aug": "randaugment"},
+            "`--aug randaugment` cannot be used with `--recipe spe",
+        ),
+        ("speedrun", {"aug": "light"}, "`--aug light` cannot be used with `--recipe speedrun`"),
+        ("speedrun", {"workers": 2}, "`--workers 2` cannot be used with `--recipe speedrun`"),
         ("speedrun", {"devices": 2}, "`--recipe speedrun` trains on one device, not in 2"),
     ],
 )
@@ -119,7 +123,9 @@ def test_options_without_effect_in_a_recipe_are_refused(
 @pytest.mark.parametrize("name", ["paper", "speedrun"])
 def test_recipes_from_random_weights_are_refused_for_fine_tuning(name: str) -> None:
     check_finetunes(TrainConfig("vim", recipe="fair"))
-    with pytest.raises(UsageError, match=f"`--recipe {name}` does not go with `robust finetune`"):
+    with pytest.raises(
+        UsageError, match=f"`--recipe {name}` cannot be used with `robust finetune`"
+    ):
         check_finetunes(TrainConfig("vim", recipe=name))
 
 
@@ -318,7 +324,7 @@ def test_a_target_that_is_not_reached_has_no_seconds(tmp_path: Path) -> None:
     record = clock.record()
     assert (record.reached_epoch, record.seconds_to_target) == (None, None)
     assert record.images_per_second == 10.0
-    assert "were not right after 5.0 s" in speed_in_words(record)
+    assert "were not correct after 5.0 s" in speed_in_words(record)
 
 
 @pytest.mark.parametrize("name", ["paper", "fair", "speedrun"])

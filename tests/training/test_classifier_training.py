@@ -204,7 +204,7 @@ def test_a_network_for_cifar_has_data_and_a_recipe(
     listener = Recorder()
     plan = plan_training(TrainConfig(name, task="cls", device="cpu"), listener)
     assert listener.lines[0].startswith(
-        "No --data: using cifar10-mini (a demonstration set), 960 im"
+        "`--data` is not set; using cifar10-mini (a demonstration set), 960 im"
     )
     assert (plan.recipe.name, plan.recipe.window, plan.entry.name) == ("cifar10-mini", 32, name)
     sizes = [len(part.samples) for part in (plan.splits.train, plan.splits.val, plan.splits.test)]
@@ -220,7 +220,7 @@ def test_data_that_the_user_set_go_before_the_bundled_photos(
     listener = Recorder()
     plan = plan_training(tiny_classifier(None, tmp_path / "run"), listener)
     assert (plan.index.name, plan.recipe.name) == ("paints", "classes")
-    assert "No --data: using paints, 36 images" in listener.lines[0]
+    assert "`--data` is not set; using paints, 36 images" in listener.lines[0]
 
 
 def test_resnet18_is_trained_with_a_stem_for_small_images(tmp_path: Path) -> None:
@@ -251,13 +251,13 @@ def test_a_class_without_test_images_is_announced(photos: Path, tmp_path: Path) 
     [
         (
             {"model_args": {**TINY_VMAMBA, "num_classes": 3}},
-            "`--model-arg num_classes` does not go with",
+            "`--model-arg num_classes` cannot be used with",
         ),
-        ({"protocol": "paper"}, "`--protocol paper` does not go with classifiers"),
-        ({"model": "vim-t", "model_args": {}, "window": 40}, "40 x 40 pixels; this Vim takes 224"),
+        ({"protocol": "paper"}, "`--protocol paper` cannot be used with classifiers"),
+        ({"model": "vim-t", "model_args": {}, "window": 40}, "40 x 40 pixels; this Vim needs 224"),
         (
             {"data": None, "model": "test_vit", "model_args": {}},
-            "No `--data`: there is nothing to train `test_vit` on",
+            "`--data` is not set, and `test_vit` on",
         ),
         ({"limit": 6}, "has too few images"),
         ({"task": "seg"}, "`vmamba-pico` is a classifier"),

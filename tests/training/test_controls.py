@@ -59,7 +59,7 @@ def test_a_control_is_announced_recorded_and_rebuilt_from_its_run(control):
     removed = removed_parameters(create_model("ulvm", **WIDTHS, ablate="scan"))
     full_network = create_model("ulvm", **WIDTHS)
     count = sum(torch.Size(shape).numel() for shape in removed.values())
-    assert f"{count:,} parameters that only it reads are removed" in "\n".join(listener.lines)
+    assert f"{count:,} parameters that only the scan uses are removed" in "\n".join(listener.lines)
     record = read_train_record(run)
     assert record.arguments == {**WIDTHS, "ablate": "scan"}
     assert record.network == "ulvm without scan"
@@ -138,7 +138,7 @@ def test_weights_of_a_scan_are_ignored_with_a_message(tmp_path, caplog):
         )
     removed = removed_parameters(ablated)
     count = sum(full_network.state_dict()[name].numel() for name in removed)
-    assert f"{len(removed)} tensors of the scan left out ({count:,} numbers" in caplog.text
+    assert f"{len(removed)} tensors of the scan skipped ({count:,} numbers" in caplog.text
     state = full_network.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in ablated.state_dict().items())
 
@@ -154,7 +154,7 @@ def test_a_part_of_a_scan_is_refused(tmp_path):
 def test_weights_of_a_control_do_not_fit_the_network_with_its_scan(tmp_path):
     save_file(create_model("ulvm", **WIDTHS, ablate="scan").state_dict(),
               tmp_path / "w.safetensors")  # fmt: skip
-    with pytest.raises(UsageError, match="does not hold the weights") as caught:
+    with pytest.raises(UsageError, match="does not contain the weights") as caught:
         create_model("ulvm", weights=tmp_path / "w.safetensors", **WIDTHS)
     assert "--model-arg ablate=scan" in caught.value.todo
 
@@ -178,7 +178,7 @@ def test_pretrained_weights_go_into_a_control_but_for_the_scan(caplog):
         copied = transfer(
             control, full_network.state_dict(), entry, ("decoder.seg_layers.",), "FILE"
         )
-    assert "5 tensors of the scan left out" in caplog.text
+    assert "5 tensors of the scan skipped" in caplog.text
     assert set(copied) == {n for n in control.state_dict() if "seg_layers" not in n}
     state = {n: t for n, t in full_network.state_dict().items() if not n.endswith("mamba.D")}
     with pytest.raises(UsageError, match=r"`mamba_layer.mamba.A_log` is unknown"):

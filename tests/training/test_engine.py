@@ -135,7 +135,7 @@ def test_a_finished_run_is_not_trained_again(finished_run: Run, data: Path) -> N
     run, listener = finished_run[0], Recorder()
     before = (run / "weights.safetensors").stat().st_mtime_ns
     assert run_training(tiny_unet(data, run), listener) == run
-    assert listener.lines[-1] == f"`{run}` is finished: nothing is left to do."
+    assert listener.lines[-1] == f"`{run}` is already finished."
     assert (run / "weights.safetensors").stat().st_mtime_ns == before
 
 
@@ -143,12 +143,12 @@ def test_a_finished_run_is_not_trained_again(finished_run: Run, data: Path) -> N
     ("overrides", "message"),
     [
         ({"lr": 0.02}, "`--lr` was 0.01, now it is 0.02"),
-        ({"seed": 1}, "`--seed` was 0, now it is 1|images are others"),
+        ({"seed": 1}, "`--seed` was 0, now it is 1|images differ"),
         ({"aug": "none"}, "`--aug` was light, now it is none"),
         ({"loss": "bce"}, "`--loss` was bce-dice, now it is bce"),
-        ({"limit": 12}, "images are others: 14 of `data`, now 12"),
-        ({"epochs": 2}, "epochs cannot be taken back"),
-        ({"epochs": 5}, "`warmup-cosine` is a function of the length"),
+        ({"limit": 12}, "images differ: 14 of `data`, now 12"),
+        ({"epochs": 2}, "finished epochs cannot be undone"),
+        ({"epochs": 5}, "`warmup-cosine` depends on the total number of epochs"),
         ({"model_args": {"features": [4, 4]}}, "`--model-arg` was"),
     ],
 )
@@ -259,8 +259,8 @@ def test_the_papers_protocol(data: Path, tmp_path: Path) -> None:
     run = run_training(tiny_unet(data, tmp_path / "run", protocol="paper", window=24))
     record = read_train_record(run)
     assert (record.protocol, record.chosen_epoch) == ("paper", 3)
-    assert any("Slices of one patient" in fault for fault in record.faults)
-    assert record.decision == "logit >= 0.5, that is probability >= 0.622"
+    assert any("slices of the same patient" in fault for fault in record.faults)
+    assert record.decision == "logit >= 0.5 (probability >= 0.622)"
     assert not (run / "checkpoints" / "best.ckpt").exists()
     rows = pd.read_parquet(run / "paper.parquet")
     splits = pd.read_csv(run / "splits.csv")
@@ -330,7 +330,7 @@ def test_sizes_that_do_not_divide_are_padded(data: Path, tmp_path: Path) -> None
     ("overrides", "message"),
     [
         ({"model": "vmamba-t", "task": "seg"}, "`vmamba-t` is a classifier"),
-        ({"model": "otsu", "model_args": {}}, "`otsu` has nothing to train"),
+        ({"model": "otsu", "model_args": {}}, "`otsu` cannot be trained"),
         ({"precision": "fp16"}, "`--precision fp16` needs a CUDA device"),
     ],
 )
@@ -349,7 +349,7 @@ def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
         mask = (np.asarray(Image.open(file)) > 0).astype(np.uint8)
         mask[:, 24:] = 255
         Image.fromarray(mask).save(file)
-    with pytest.raises(UsageError, match=r"(?s)is not known.*--ignore 255` leaves that value out"):
+    with pytest.raises(UsageError, match=r"(?s)is not known.*--ignore 255` excludes that value"):
         run_training(tiny_unet(folder, tmp_path / "run"))
     listener = Recorder()
     run = run_training(tiny_unet(folder, tmp_path / "run", ignore=255), listener)
@@ -361,12 +361,12 @@ def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
         read_record(run / "test").models[0].name, Cell("identity", 0), "seg"
     )
     assert set(rows[["tp", "fp", "fn", "tn"]].sum(axis=1)) == {32 * 24}
-    with pytest.raises(UsageError, match=r"(?s)other settings.*masks were read otherwise"):
+    with pytest.raises(UsageError, match=r"(?s)other settings.*masks were read differently"):
         run_training(tiny_unet(folder, run, foreground=1))
-    with pytest.raises(UsageError, match=r"`--ignore 255` does not go with `--protocol paper`"):
+    with pytest.raises(UsageError, match=r"`--ignore 255` cannot be used with `--protocol paper`"):
         run_training(tiny_unet(folder, tmp_path / "paper", ignore=255, protocol="paper"))
     (folder / "labels.json").write_text('{"1": "lesion", "255": "ignore"}')
-    with pytest.raises(UsageError, match=r"(?s)ignored 255.* does not go with `--protocol paper`"):
+    with pytest.raises(UsageError, match=r"(?s)255.* cannot be used with `--protocol paper`"):
         run_training(tiny_unet(folder, tmp_path / "paper", protocol="paper"))
 
 
@@ -472,7 +472,7 @@ def test_after_an_unreadable_image_is_removed_the_same_folder_can_be_used(tmp_pa
     assert sum(part.images for part in record.splits.values()) == 11
     for folder in ("images", "masks"):
         shutil.copy(data / folder / "003.png", data / folder / "000.png")
-    with pytest.raises(UsageError, match=r"with other settings(.|\n)*Its images are others"):
+    with pytest.raises(UsageError, match=r"with other settings(.|\n)*Its images differ"):
         run_training(config)  # results that would be lost exist now
 
 

@@ -100,7 +100,7 @@ def test_torchruns_processes_find_a_finished_run_and_a_refused_one(
     written_at = (run / "metrics.csv").stat().st_mtime_ns
     second_job = job([*torchrun(2), *train])
     assert second_job.returncode == 0, second_job.stderr
-    assert second_job.stderr.count("nothing is left to do") == 1
+    assert second_job.stderr.count("is already finished") == 1
     refused_job = job([*torchrun(2), *train, "--lr", "0.5"])
     assert refused_job.returncode != 0
     assert refused_job.stderr.count("holds a training with other settings") == 1
@@ -172,7 +172,7 @@ def test_processes_that_would_not_train_the_same_are_refused(
         [sys.executable, str(script), str(data), str(run), "1", difference], 2
     )
     assert (first_code, second_code) == (2, 2), first_output + second_output
-    assert "Process 1 of 2 does not train with" in first_output
+    assert "Process 1 of 2 differs from the first process in" in first_output
     assert message in first_output
     assert second_output == ""
     assert not (run / "metrics.csv").exists()
@@ -214,7 +214,7 @@ def test_a_silent_process_ends_those_that_wait_for_it(tmp_path: Path, hanging_ra
         hanging.communicate()
     assert waiting.returncode == 1
     assert f"Process {hanging_rank} of 2 ended" in output
-    assert "no sign of life" in output
+    assert "no heartbeat" in output
 
 
 def test_the_others_end_when_the_first_process_is_killed(

@@ -67,7 +67,9 @@ def test_the_message_names_images_epoch_and_step(value: float) -> None:
 def test_an_image_of_one_value_is_named() -> None:
     with pytest.raises(RunError) as caught:
         check_loss(torch.tensor(math.nan), ["a", "b", "c"], ["b"], 0, 0)
-    assert "Of one value everywhere, and so most likely the reason: b." in caught.value.why
+    assert (
+        "Images with a single value in all pixels, the most likely reason: b." in caught.value.why
+    )
 
 
 def test_finite_losses_and_gradients_pass() -> None:

@@ -108,8 +108,8 @@ def group_of(model: str) -> str:
 
 @pytest.mark.parametrize("model", ["unet", "ulvm_v5", "segformer", "resnet18_seg", "vmunet"])
 def test_every_paper_recipe_lists_its_common_faults(model: str) -> None:
-    for fault in ("Slices of one patient", "pooled over batches", "last epoch", "blue, green, red",
-                 "There is no augmentation", "seeded"):  # fmt: skip
+    for fault in ("of the same patient", "pooled over batches", "last epoch", "blue, green, red",
+                 "No augmentation is used", "seeded"):  # fmt: skip
         assert fault in group_of(model)
 
 
@@ -119,7 +119,7 @@ def test_some_paper_recipes_list_further_faults() -> None:
     assert "probability 0.622" in group_of("umambabot")
     assert "0.622" not in group_of("ulvm")
     assert "224 pixels" in group_of("segformer")
-    assert "not on record" in group_of("resnet50_seg")
+    assert "is not recorded" in group_of("resnet50_seg")
     assert "has no such network" in group_of("vmunet")
 
 
@@ -217,7 +217,7 @@ def test_the_last_of_a_batch_shows_foreground_in_validation() -> None:
 
 def test_no_foreground_at_all_is_refused() -> None:
     no_foreground = DecodedSubset(["a"], [item._replace(mask=item.mask * 0) for item in decoded(1)])
-    with pytest.raises(UsageError, match="nothing to learn from in the val images"):
+    with pytest.raises(UsageError, match="The val images cannot be used for training"):
         data(val=no_foreground)
 
 

@@ -76,8 +76,8 @@ def test_the_first_process_tells_what_differs(peers: list[Peers]) -> None:
 
     first, second = outcomes(*(lambda peer=peer: agree(peer) for peer in peers))
     assert isinstance(first, UsageError)
-    assert "Process 1 of 2 does not train with the same version of `torch`" in str(first)
-    assert "The first process has 2.0, that one has 2.1." in str(first)
+    assert "Process 1 of 2 differs from the first process in: version of `torch`" in str(first)
+    assert "The first process has 2.0, this process has 2.1." in str(first)
     assert isinstance(second, SystemExit)
     assert second.code == 2
 
@@ -95,7 +95,7 @@ def test_what_stops_another_process_is_told_by_the_first(peers: list[Peers]) -> 
 
     first, second = outcomes(*(lambda peer=peer: agree(peer) for peer in peers))
     assert isinstance(first, UsageError)
-    assert "Process 1 of 2 cannot go on: The file `x` is missing." in str(first)
+    assert "Process 1 of 2 failed: The file `x` is missing." in str(first)
     assert isinstance(second, SystemExit)
     assert second.code == 2
 

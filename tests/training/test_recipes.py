@@ -214,7 +214,7 @@ def test_options_without_meaning_for_classifiers_are_refused(
 
 def test_a_protocol_of_masks_is_refused() -> None:
     check_protocol(TrainConfig("x"))
-    with pytest.raises(UsageError, match="`--protocol paper` does not go with classifiers"):
+    with pytest.raises(UsageError, match="`--protocol paper` cannot be used with classifiers"):
         check_protocol(TrainConfig("x", protocol="paper"))
 
 
@@ -243,14 +243,35 @@ def test_options_override_values_of_the_recipe() -> None:
         ({"batch_size": -1}, "`--batch-size -1` is out of range"),
         ({"loss": "dise"}, "No loss is called `dise`"),
         ({"aug": "ligt"}, "No augmentation is called `ligt`"),
-        ({"protocol": "paper", "aug": "light"}, "`--aug light` does not go with `--protocol pap"),
-        ({"protocol": "paper", "patience": 3}, "`--patience 3` does not go with `--protocol pap"),
-        ({"protocol": "paper", "recipe": "nnunet"}, "`--recipe nnunet` does not go with `--proto"),
+        (
+            {"protocol": "paper", "aug": "light"},
+            "`--aug light` cannot be used with `--protocol pap",
+        ),
+        (
+            {"protocol": "paper", "patience": 3},
+            "`--patience 3` cannot be used with `--protocol pap",
+        ),
+        (
+            {"protocol": "paper", "recipe": "nnunet"},
+            "`--recipe nnunet` cannot be used with `--proto",
+        ),
         ({"recipe": "nnunett"}, "No recipe is called `nnunett`"),
-        ({"recipe": "nnunet", "loss": "dice"}, "`--loss dice` does not go with `--recipe nnunet"),
-        ({"recipe": "nnunet", "aug": "light"}, "`--aug light` does not go with `--recipe nnunet"),
-        ({"recipe": "nnunet", "accumulate": 2}, "`--accumulate 2` does not go with `--recipe nn"),
-        ({"recipe": "nnunet", "patience": 2}, "`--patience 2` does not go with `--recipe nnunet"),
+        (
+            {"recipe": "nnunet", "loss": "dice"},
+            "`--loss dice` cannot be used with `--recipe nnunet",
+        ),
+        (
+            {"recipe": "nnunet", "aug": "light"},
+            "`--aug light` cannot be used with `--recipe nnunet",
+        ),
+        (
+            {"recipe": "nnunet", "accumulate": 2},
+            "`--accumulate 2` cannot be used with `--recipe nn",
+        ),
+        (
+            {"recipe": "nnunet", "patience": 2},
+            "`--patience 2` cannot be used with `--recipe nnunet",
+        ),
     ],
 )
 def test_options_that_contradict_the_recipe_are_refused(

@@ -106,7 +106,7 @@ def test_more_seeds_go_on_in_the_same_folder_and_fewer_take_none_back(
     assert any(line.startswith("seed 2: Epoch 2 of 2") for line in listener.lines)
     train_seeds(seed_config(data, copy, seeds=1), listener)
     assert read_seeds_record(copy).seeds == (0, 1, 2)
-    assert any("was begun with 3 seeds" in line for line in listener.lines)
+    assert any("was started with 3 seeds" in line for line in listener.lines)
 
 
 def test_the_folder_without_out_does_not_depend_on_the_number_of_seeds(data: Path) -> None:
@@ -125,16 +125,16 @@ def test_the_folder_without_out_does_not_depend_on_the_number_of_seeds(data: Pat
     [
         ({"lr": 0.02}, "`--lr` was 0.01, now it is 0.02"),
         ({"seed": 1, "split_seed": 0}, "`--seed` was 0, now it is 1"),
-        ({"limit": 9}, "images are others"),
+        ({"limit": 9}, "images differ"),
         ({"split_seed": 4, "limit": None}, "`--split-seed` was 0, now it is 4"),
-        ({"epochs": 3}, "`warmup-cosine` is a function of the length"),
+        ({"epochs": 3}, "`warmup-cosine` depends on the total number of epochs"),
         ({"model_args": {"features": [4, 4]}}, "`--model-arg` was"),
     ],
 )
 def test_other_settings_are_refused_by_name(
     pair: Path, data: Path, overrides: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UsageError, match="holds several seeds with other settings") as caught:
+    with pytest.raises(UsageError, match="contains several seeds with other settings") as caught:
         train_seeds(seed_config(data, pair, **overrides))
     assert message in caught.value.why
     assert read_seeds_record(pair).status == "complete"
@@ -143,7 +143,7 @@ def test_other_settings_are_refused_by_name(
 def test_runs_of_another_kind_are_refused(pair: Path, data: Path) -> None:
     with pytest.raises(UsageError, match="not the record of several seeds"):
         train_seeds(seed_config(data, pair / "seed-0"))
-    with pytest.raises(UsageError, match="holds several seeds, not a training"):
+    with pytest.raises(UsageError, match="contains several seeds, not a training"):
         run_training(seed_config(data, pair, seeds=None))
 
 
@@ -279,7 +279,7 @@ def test_launchers_end_with_one_training(
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29411",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match="does not go with torchrun"):
+    with pytest.raises(UsageError, match="cannot be used with torchrun"):
         train_seeds(seed_config(data, tmp_path / "run"))
 
 

@@ -207,7 +207,7 @@ def test_a_head_of_other_classes_is_new_and_everything_else_is_kept(tmp_path, tr
         entry, arguments, seed=1, weights=training, classes=("a", "b", "c")
     )
     fresh_network, _ = start_segmenter(entry, arguments, seed=1, classes=("a", "b", "c"))
-    assert "head is new" in origin
+    assert "except its head" in origin
     for name, tensor in restarted.state_dict().items():
         if name.startswith("conv."):
             assert torch.equal(tensor, fresh_network.state_dict()[name])
@@ -303,7 +303,7 @@ def test_the_report_names_each_class_and_the_worst_one(evaluated):
     text = (evaluated / "report.md").read_text(encoding="utf-8")
     (line,) = [row for row in text.splitlines() if row.startswith("| `invert`") and "clean" in row]
     assert worst_class in line
-    assert "2 classes beside background" in text
+    assert "2 classes and background" in text
     statistics = json.loads((evaluated / "statistics.json").read_text(encoding="utf-8"))
     assert len(statistics["classes"]) == len(classes)
     assert {path.name for path in (evaluated / "figures").glob("c*-run.png")} >= {
@@ -343,7 +343,7 @@ def test_predicted_masks_are_indices_that_the_data_reader_reads_back(training, d
 
 def test_masks_of_other_classes_in_the_folder_are_an_error(training, data, tmp_path):
     (tmp_path / "labels.json").write_text('{"1": "cat"}', encoding="utf-8")
-    with pytest.raises(UsageError, match=r"labels.json` is in the way"):
+    with pytest.raises(UsageError, match=r"labels.json` already exists"):
         predict_masks(load(ModelRequest(str(training)), "seg"), [data / "images"], tmp_path)
 
 
@@ -430,7 +430,7 @@ def test_the_classes_of_a_network_are_named_by_a_table_only():
     assert network_class_names(None) == ()
     assert network_class_names("0=background,1=cat,2=dog,255=ignore") == ("cat", "dog")
     for option in ("all", "1=cat"):
-        with pytest.raises(UsageError, match="does not name the classes of a network"):
+        with pytest.raises(UsageError, match="does not contain the classes of a network"):
             network_class_names(option)
 
 

@@ -200,7 +200,7 @@ def test_the_device_gives_the_loaders_batches_in_every_epoch() -> None:
 
 def test_images_that_do_not_fit_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "available_bytes", lambda: 1000)
-    with pytest.raises(UsageError, match=r"0\.0 GB that are free"):
+    with pytest.raises(UsageError, match=r"only 0\.0 GB are free"):
         ResidentPhotos(SUBSET, VIEW16, SHIFTS["shift"], 0, torch.device("cpu"))
 
 

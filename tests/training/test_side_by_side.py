@@ -225,7 +225,7 @@ def test_a_killed_seed_is_named_the_others_are_kept_and_the_command_goes_on(
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 1, output
     assert "3 trainings (seed 0, seed 1, seed 2) on 2 devices" in output
-    assert "It was ended by SIGKILL" in output
+    assert "It was terminated by SIGKILL" in output
     assert "lacks 1 of its 3 seeds" in output
     complete = [
         folder for folder in run.glob("seed-*") if (folder / "weights.safetensors").exists()

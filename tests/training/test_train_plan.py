@@ -85,7 +85,7 @@ def test_a_default_is_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     config = tiny_unet(tmp_path, tmp_path / "run", limit=30)
     default_plan = plan_training(type(config)(model="ulvm", limit=30), listener)
     assert listener.lines[0].startswith(
-        "No --data: using nuclei-mini (a demonstration set), 30 images, "
+        "`--data` is not set; using nuclei-mini (a demonstration set), 30 images, "
     )
     assert " photos, " in listener.lines[1]
     assert default_plan.recipe.name == "nuclei-mini"
@@ -123,7 +123,7 @@ def test_a_foreign_folder_is_refused(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "thesis.tex").write_text("")
-    with pytest.raises(UsageError, match="is not empty and holds no run"):
+    with pytest.raises(UsageError, match="is not empty and contains no run"):
         plan_training(tiny_unet(data, run), Recorder())
     with pytest.raises(UsageError, match="is a file"):
         plan_training(tiny_unet(data, run / "thesis.tex"), Recorder())
@@ -168,7 +168,7 @@ def test_a_batch_divides_among_the_processes_whoever_starts_them(
     config = tiny_unet(
         data, tmp_path / "run", batch_size=5, devices=2 if launcher == "--devices" else 1
     )
-    with pytest.raises(UsageError, match="batch of 5 does not divide among 2 processes"):
+    with pytest.raises(UsageError, match="batch of 5 cannot be divided evenly among 2 processes"):
         plan_training(config, Recorder())
 
 
@@ -205,7 +205,7 @@ def test_a_logit_of_a_half_as_a_probability(tmp_path: Path) -> None:
 
 def test_the_decision_in_words() -> None:
     assert decision_words(0.5) == "probability >= 0.5"
-    assert decision_words(LOGIT_HALF) == "logit >= 0.5, that is probability >= 0.622"
+    assert decision_words(LOGIT_HALF) == "logit >= 0.5 (probability >= 0.622)"
 
 
 def test_a_part_counts_images_groups_and_empty_masks(tmp_path: Path) -> None:

@@ -115,5 +115,5 @@ def test_a_loader_process_that_is_lost_names_its_image(
         run_training(tiny_unet(data, tmp_path / "run", workers=1, epochs=1))
     names = [line for line in str(caught.value).split("`") if line.endswith(".png")]
     assert names[0] in marker.read_text()
-    assert "the same command goes on" in caught.value.todo
+    assert "the same command continues" in caught.value.todo
     assert "memory" in caught.value.why if fault == "dies" else "more than 1" in caught.value.what

@@ -177,7 +177,7 @@ def test_other_data_under_the_same_names_are_not_the_runs(
     other = Path(shutil.copytree(photos / "data", tmp_path / "other"))
     with Image.open(other / "cat" / "1.png") as picture:
         picture.transpose(Image.Transpose.ROTATE_180).save(other / "cat" / "1.png")
-    with pytest.raises(MachineError, match=r"`cat/1\.png` has other pixels"):
+    with pytest.raises(MachineError, match=r"`cat/1\.png` has different pixels"):
         checked(run, data=str(other))
     (other / "cat" / "1.png").unlink()
     with pytest.raises(MachineError, match=r"1 of the 12 images .*\n.*`cat/1\.png`"):
@@ -188,7 +188,9 @@ def test_other_weights_are_not_the_runs(run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     record["models"][0]["weights_sha256"] = "ab" * 32
     (run / "run.json").write_text(json.dumps(record))
-    with pytest.raises(MachineError, match=r"The weights of `vmamba-pico` are not here") as caught:
+    with pytest.raises(
+        MachineError, match=r"The weights of `vmamba-pico` are not on this machine"
+    ) as caught:
         checked(run)
     assert "--weights FILE" in str(caught.value)
 
@@ -237,7 +239,7 @@ def test_weights_of_a_training_that_were_replaced(segmenters: Path) -> None:
     shutil.copy(other / "weights.safetensors", segmenters / "weights.safetensors")
     assert [place for place, _, _ in differences_of(segmenters)] == ["weights"]
     (segmenters / "weights.safetensors").unlink()
-    with pytest.raises(MachineError, match="The weights of `net` are not here"):
+    with pytest.raises(MachineError, match="The weights of `net` are not on this machine"):
         checked(segmenters)
     assert checked(segmenters, weights=(kept,)).reproduced
 

@@ -114,7 +114,9 @@ def _trial(name: str, gradients: bool, scan: str) -> str | None:
         why = f"its kernels fail: {type(failure).__name__}: {first_line(failure)}."
         return Broken(f"{why} {BACKENDS[name].remedy()}".rstrip())
     if not error < _TOLERANCE:
-        return Broken(f"its kernels compute wrongly: {error:.0e} of the largest value off.")
+        return Broken(
+            f"its kernels return wrong results: the error is {error:.0e} of the largest value."
+        )
     return None
 
 
@@ -127,7 +129,7 @@ def _forced(
         raise MachineError(
             f"`{VARIABLE}={backend_name}` cannot be used.",
             reason,
-            f"Unset {VARIABLE} to choose freely.",
+            f"Unset {VARIABLE} for automatic selection.",
         )
     return name
 
@@ -135,9 +137,9 @@ def _forced(
 @lru_cache
 def _warn_once(name: str, reason: str) -> None:
     warnings.warn(
-        f"The scan backend `{name}` is installed but does not work: {reason} "
-        "The scan runs as a loop over time in torch instead, many times slower (on a CPU 20 to 100 "
-        "times). `robust doctor` shows every backend.",
+        f"The scan backend `{name}` is installed but does not work: {reason} The scan runs as a "
+        "loop over time in torch instead, many times slower (on a CPU 20 to 100 times). `robust "
+        "doctor` shows all backends.",
         ScanWarning,
         stacklevel=3,
     )

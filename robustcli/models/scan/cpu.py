@@ -47,10 +47,10 @@ def remedy() -> str:
     """Advice if the kernels fail: the installed and the tested versions of numba."""
     lowest, highest = TESTED
     return (
-        "The kernels use internals of numba and llvmlite, which a release may change. Installed "
-        f"are numba {_installed('numba')} and llvmlite {_installed('llvmlite')}; the kernels are "
-        f"tested with numba {lowest} to {highest}: "
-        f"`pip install 'numba>={lowest},<={highest}'`."
+        "The kernels use internals of numba and llvmlite, which can change between releases. "
+        f"Installed are numba {_installed('numba')} and llvmlite {_installed('llvmlite')}; the "
+        f"kernels are tested with numba {lowest} to {highest}: `pip install "
+        f"'numba>={lowest},<={highest}'`."
     )
 
 
@@ -64,7 +64,7 @@ def _installed(package: str) -> str:
 def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None:
     """None, or why `device` or `dtype` is not supported."""
     if device.type not in _DEVICES:
-        return f"It serves the CPU and MPS; the tensors are on {device}."
+        return f"It supports the CPU and MPS; the tensors are on {device}."
     if dtype not in KERNEL_DTYPES:
         return f"It computes in float32; the tensors are {dtype}."
     return None
@@ -106,8 +106,8 @@ def describe() -> str:
     """Description of the threads that run the scan, for `robust doctor`."""
     if _openmp() is None:
         return (
-            "in Python threads, because torch's OpenMP pool is out of reach (no `GOMP_parallel` in "
-            "it, as on Windows): both wait for the cores"
+            "in Python threads, because torch's OpenMP pool is not accessible (it has no "
+            "`GOMP_parallel`, as on Windows), so that both thread pools compete for the cores"
         )
     return "in torch's OpenMP threads"
 

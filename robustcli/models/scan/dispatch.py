@@ -141,7 +141,7 @@ def check_selective_scan(
     groups = (B.shape[1],) if B.ndim == 4 else ()
     if groups and (groups[0] == 0 or channels % groups[0]):
         raise UsageError(
-            "`B` does not fit `u`.",
+            "`B` does not match `u`.",
             f"Its {groups[0]} groups do not divide the {channels} channels of `u`.",
         )
     state_shape = (batch, *groups, states, length)

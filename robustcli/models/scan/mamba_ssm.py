@@ -32,18 +32,18 @@ def available() -> str | None:
     if importlib.util.find_spec("selective_scan_cuda") is None:
         return f"mamba-ssm is installed without its kernel `selective_scan_cuda`. {_BUILD}"
     if not torch.cuda.is_available():
-        return f"no CUDA device: torch {torch.__version__} sees none."
+        return f"no CUDA device: torch {torch.__version__} finds none."
     return missing("mamba_ssm", _INTERFACE)
 
 
 def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None:
     """None, or why `device`, `dtype` or the state size `states` is not supported."""
     if device.type != "cuda":
-        return f"It serves CUDA devices; the tensors are on {device}."
+        return f"It supports CUDA devices; the tensors are on {device}."
     if dtype not in KERNEL_DTYPES:
         return f"It computes in float32; the tensors are {dtype}."
     if states > _MOST_STATES:
-        return f"It takes {_MOST_STATES} states at most; `A` has {states}."
+        return f"It supports at most {_MOST_STATES} states; `A` has {states}."
     return None
 
 

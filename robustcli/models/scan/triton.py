@@ -43,14 +43,14 @@ def available() -> str | None:
     """None, or why this backend cannot run."""
     reason = missing("triton", "robustcli.models.scan.triton_kernels")
     if reason is None and not (interpreted() or torch.cuda.is_available()):
-        return f"no CUDA device: torch {torch.__version__} sees none."
+        return f"no CUDA device: torch {torch.__version__} finds none."
     return reason
 
 
 def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None:
     """None, or why `device` or `dtype` is not supported."""
     if device.type != "cuda" and not interpreted():
-        return f"It serves CUDA devices; the tensors are on {device}."
+        return f"It supports CUDA devices; the tensors are on {device}."
     if dtype not in KERNEL_DTYPES:
         return f"It computes in float32; the tensors are {dtype}."
     return None
@@ -83,7 +83,7 @@ def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
     if L * channels > _MOST:
         raise UsageError(
             f"The input's {L} steps of {channels} channels are too many.",
-            f"The Triton kernels count to {_MOST} within one sequence or image.",
+            f"The Triton kernels support at most {_MOST} within one sequence or image.",
             "Cut the input, or force another scan backend.",
         )
     x, delta, B, C = (

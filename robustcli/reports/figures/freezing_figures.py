@@ -505,7 +505,7 @@ def _dress_tradeoff(axes: Axes, rules: Sequence[RulePoint], score: str) -> None:
     low, high = _limits(scores, _LEAST[1])
     axes.set_ylim(max(-0.01, low), min(1.01, high))
     axes.set(
-        xlabel="time of an iteration saved against full fine-tuning (%)",
+        xlabel="time saved per iteration compared with full fine-tuning (%)",
         ylabel=_on_held_out(score),
     )
     light_grid(axes)

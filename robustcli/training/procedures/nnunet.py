@@ -293,8 +293,7 @@ class NNUNet(Procedure):
 
     refused: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("loss", "aug", "accumulate", "patience"),
-        "It trains as nnU-Net does, with its own loss and augmentation, a step per batch, to the "
-        "last epoch.",
+        "It trains with nnU-Net's loss and augmentation, one step per batch, for all epochs.",
     )
 
     def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
@@ -302,9 +301,9 @@ class NNUNet(Procedure):
         for name, why in self.refused.items():
             if name in options:
                 raise UsageError(
-                    f"`--{name} {options[name]}` does not go with `--recipe {config.recipe}`.",
+                    f"`--{name} {options[name]}` cannot be used with `--recipe {config.recipe}`.",
                     why,
-                    f"Leave out `--{name}`, or use `--recipe {OWN_RECIPE}`.",
+                    f"Omit `--{name}`, or use `--recipe {OWN_RECIPE}`.",
                 )
 
     @property
@@ -335,14 +334,16 @@ class NNUNet(Procedure):
         if machine.world > 1:
             raise UsageError(
                 f"`--recipe {self.recipe.name}` trains on one device.",
-                f"Its dice is that of a whole batch, which {machine.world} processes would share.",
-                f"Leave out `--devices` and torchrun, or use `--recipe {OWN_RECIPE}`.",
+                "Its dice is computed over a complete batch, which cannot be divided among "
+                f"{machine.world} processes.",
+                f"Omit `--devices` and torchrun, or use `--recipe {OWN_RECIPE}`.",
             )
         if grey:
             raise UsageError(
-                f"`--recipe {self.recipe.name}` takes colour images.",
-                "It normalises three channels as nnU-Net does; the network reads one.",
-                f"Leave out `--model-arg` for its channels, or use `--recipe {OWN_RECIPE}`.",
+                f"`--recipe {self.recipe.name}` needs colour images.",
+                "It normalises three channels as in nnU-Net, but the network has one input "
+                "channel.",
+                f"Omit `--model-arg` for its channels, or use `--recipe {OWN_RECIPE}`.",
             )
 
     def planned(self, config: TrainConfig, entry: ModelEntry, train: dataset.Dataset) -> Recipe:

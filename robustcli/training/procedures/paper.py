@@ -26,25 +26,32 @@ from robustcli.training.samples import ResizedImages, collate_masks
 PAPER_FILE = "paper.parquet"
 
 _FAULTS = (
-    "Slices of one patient are in training and in test: the split is by slice, not by patient.",
-    "The dice is pooled over batches of {batch} slices and averaged over the batches, the last and "
-    "smaller one counting as much; it is neither per image nor per patient.",
-    "The weights are those of the last epoch; validation chose nothing.",
-    "Colours are in the order blue, green, red, as OpenCV reads them, where the ImageNet weights "
-    "of the ResNets expect red, green, blue.",
-    "There is no augmentation.",
-    "Neither weights nor order were seeded in the paper, and its split hung on the order in which "
-    "the file system listed the files. Here both are seeded and the files are sorted, so the split "
-    "is another one of the same kind.",
+    "The split is by slice, not by patient: slices of the same patient are in training and in "
+    "test.",
+    "The dice is pooled over batches of {batch} slices and averaged over the batches, with equal "
+    "weight for the smaller last batch; it is neither per image nor per patient.",
+    "The weights are those of the last epoch; the validation score is not used.",
+    "Colours are in the order blue, green, red, as read by OpenCV, but the ImageNet weights of "
+    "the ResNets expect red, green, blue.",
+    "No augmentation is used.",
+    "In the paper, neither weights nor order were seeded, and the split depended on the order in "
+    "which the file system listed the files. Here both are seeded and the files are sorted, so "
+    "that the split is drawn in the same way but differs.",
 )
-_LOGIT = "A pixel is foreground where the logit is at least 0.5, that is probability 0.622."
-_NOT_IN_PAPER = "The paper has no such network; it is trained and scored like those of the paper."
+_LOGIT = "A pixel is foreground if its logit is at least 0.5, which is probability 0.622."
+_NOT_IN_PAPER = (
+    "This network is not in the paper; it is trained and scored like those of the paper."
+)
+_EVALUATION_UNKNOWN = (
+    "The evaluation of this network in the paper is not recorded; that of UMambaBot is used."
+)
 _FAULTS_OF_MODEL = {
-    "unet": "Its batches of evaluation hold 64 slices, those of all others 16: another statistic.",
-    "segformer": "Images and masks are resized to 224 pixels, which makes the masks soft at their "
-    "edges: dice counts them softly, IoU wherever they are above 0.",
-    "resnet18_seg": "How the paper evaluated it is not on record; taken as for UMambaBot.",
-    "resnet50_seg": "How the paper evaluated it is not on record; taken as for UMambaBot.",
+    "unet": "Its evaluation batches have 64 slices, but those of all other networks 16, so that "
+    "the pooled dice is not the same statistic.",
+    "segformer": "Images and masks are resized to 224 pixels, which gives the masks values between "
+    "0 and 1 at edges: dice uses these values, and IoU counts all pixels above 0.",
+    "resnet18_seg": _EVALUATION_UNKNOWN,
+    "resnet50_seg": _EVALUATION_UNKNOWN,
 }
 
 
@@ -55,8 +62,8 @@ class Paper(Procedure):
     keeps_best: ClassVar[bool] = False
     why_chosen: ClassVar[str] = "protocol `paper`"
     refused: ClassVar[Mapping[str, str]] = {
-        "aug": "it augments nothing",
-        "patience": "it takes the last epoch, whatever validation says",
+        "aug": "it uses no augmentation",
+        "patience": "it uses the last epoch, independent of the validation score",
     }
 
     def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
@@ -64,9 +71,9 @@ class Paper(Procedure):
         for name, why in self.refused.items():
             if name in options and options[name] != "none":
                 raise UsageError(
-                    f"`--{name} {options[name]}` does not go with `--protocol paper`.",
-                    f"That protocol is done as the paper did it: {why}.",
-                    f"Leave out `--{name}`, or use `--protocol patient`.",
+                    f"`--{name} {options[name]}` cannot be used with `--protocol paper`.",
+                    f"This protocol follows the paper: {why}.",
+                    f"Omit `--{name}`, or use `--protocol patient`.",
                 )
 
     def data(self, train: DecodedSubset, val: DecodedSubset, settings: BatchSettings) -> ImageData:

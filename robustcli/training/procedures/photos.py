@@ -35,18 +35,19 @@ from robustcli.training.shifts import SHIFTS, PhotoBatches, ResidentPhotos
 from robustcli.training.trainer import Machine
 
 _FAULTS = (
-    "Images are normalised with mean and deviation of CIFAR-100, whatever the data are.",
-    "The test images are the validation images: the best epoch is chosen by the images that it is "
-    "measured on, which makes the score too good.",
-    "The learning rate is constant and there is no weight decay, warm-up or label smoothing: a "
-    "budget that suits some networks better than others.",
+    "Images are normalised with the mean and standard deviation of CIFAR-100, for all data sets.",
+    "The test images are the validation images: the best epoch is selected on the images that it "
+    "is scored on, so that the score is too high.",
+    "The learning rate is constant and there is no weight decay, warm-up or label smoothing, "
+    "which suits some networks better than others.",
     "The published figure compares Vim with patches of 4 pixels with a ViT with patches of 8.",
-    "Neither weights nor order nor augmentation were seeded; here all are.",
+    "Neither weights nor order nor augmentation were seeded; here all of them are.",
 )
 _OUTPUTS = (
-    "The head has {outputs:,} outputs while it trains; those of no class are cut off afterwards."
+    "The head has {outputs:,} outputs during training; those without a class are removed "
+    "afterwards."
 )
-_NOT_PUBLISHED = "The paper has no such network; it is trained as its others were."
+_NOT_PUBLISHED = "This network is not in the paper; it is trained like those of the paper."
 _PUBLISHED = ("vim", "vit")
 
 
@@ -57,13 +58,13 @@ class PaperPhotos(Procedure):
     finetunes: ClassVar[bool] = False
     refused: ClassVar[Mapping[str, str]] = {
         "loss": "its loss is cross-entropy",
-        "aug": "it crops, mirrors and applies RandAugment",
+        "aug": "it uses crops, mirroring and RandAugment",
         "patience": "it trains all of its epochs",
     }
 
     def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
         """See `Procedure.check_options`."""
-        _refuse(self, options, "That recipe follows the paper", "fair")
+        _refuse(self, options, "This recipe follows the paper", "fair")
 
     def splits(self, splits: Splits) -> Splits:
         """Trains on all images except the test images, and validates on the test images."""
@@ -99,19 +100,19 @@ class Speedrun(Procedure):
 
     def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
         """See `Procedure.check_options`; images on the device need no loader."""
-        _refuse(self, options, "That recipe measures time", "fair")
+        _refuse(self, options, "This recipe measures time", "fair")
         if config.workers:
             raise UsageError(
-                f"`--workers {config.workers}` does not go with `--recipe speedrun`.",
+                f"`--workers {config.workers}` cannot be used with `--recipe speedrun`.",
                 "All images are stored on the device, which also crops and augments the batches.",
-                "Leave out `--workers`, or use `--recipe fair`.",
+                "Omit `--workers`, or use `--recipe fair`.",
             )
         if self.recipe.augmentation in SHIFTS and not SHIFTS[self.recipe.augmentation].operations:
             return
         if self.recipe.augmentation != "none":
             raise UsageError(
-                f"`--aug {self.recipe.augmentation}` does not go with `--recipe speedrun`.",
-                "Batches are augmented on the device, which can shift and mirror them.",
+                f"`--aug {self.recipe.augmentation}` cannot be used with `--recipe speedrun`.",
+                "Batches are augmented on the device, which supports shifts and mirroring.",
                 "Use `--aug shift`, `shift-reflect` or `none`; or `--recipe fair`.",
             )
 
@@ -120,8 +121,8 @@ class Speedrun(Procedure):
         if machine.world > 1:
             raise UsageError(
                 f"`--recipe speedrun` trains on one device, not in {machine.world} processes.",
-                "All images are stored on that device, and its time is measured.",
-                "Leave out `--devices`, or use `--recipe fair`.",
+                "All images are stored on this device, whose time is measured.",
+                "Omit `--devices`, or use `--recipe fair`.",
             )
 
     def callbacks(self, run: Path, listener: Listener) -> list[pl.Callback]:
@@ -266,11 +267,12 @@ def speed_in_words(speed: SpeedRecord) -> str:
     """The result of a speedrun, in one or two sentences."""
     goal = f"{100 * speed.target:g} % of the validation images"
     if speed.reached_epoch is None:
-        reached = f"{goal} were not right after {speed.seconds:.1f} s of training steps."
+        reached = f"{goal} were not correct after {speed.seconds:.1f} s of training steps."
     else:
         reached = (
-            f"{goal} were right after epoch {speed.reached_epoch}: {speed.seconds_to_target:.1f} s "
-            f"of training steps, {speed.seconds_to_target_warm:.1f} s without the first batch."
+            f"{goal} were correct after epoch {speed.reached_epoch}: "
+            f"{speed.seconds_to_target:.1f} s of training steps, "
+            f"{speed.seconds_to_target_warm:.1f} s without the first batch."
         )
     rate = speed.images_per_second
     return reached if rate is None else f"{reached} {rate:,.0f} images per second."
@@ -281,9 +283,9 @@ def _refuse(procedure: Procedure, options: Mapping[str, Any], why: str, other: s
     for option, reason in procedure.refused.items():
         if option in options:
             raise UsageError(
-                f"`--{option} {options[option]}` does not go with `--recipe {name}`.",
+                f"`--{option} {options[option]}` cannot be used with `--recipe {name}`.",
                 f"{why}: {reason}.",
-                f"Leave out `--{option}`, or use `--recipe {other}`.",
+                f"Omit `--{option}`, or use `--recipe {other}`.",
             )
 
 

@@ -148,7 +148,7 @@ def test_each_of_the_two_scans_is_tried_by_itself(monkeypatch):
 @pytest.mark.parametrize("error", [0.5, float("nan")])
 def test_a_kernel_that_computes_wrongly_is_left(monkeypatch, error):
     monkeypatch.setattr(selfcheck, "worst_error", lambda *_, **__: error)
-    with pytest.warns(choice.ScanWarning, match="kernels compute wrongly: "):
+    with pytest.warns(choice.ScanWarning, match="kernels return wrong results: the error is "):
         assert choice.choose_backend(CPU, torch.float32) == "reference"
 
 
@@ -181,9 +181,9 @@ def test_the_trial_works_where_gradients_do_not():
     ("name", "device", "dtype", "why"),
     [
         ("cpu", CPU, torch.float64, r"It computes in float32; the tensors are torch.float64"),
-        ("cpu", CUDA, torch.float32, r"It serves the CPU and MPS; the tensors are on cuda"),
-        ("triton", CPU, torch.float32, r"It serves CUDA devices; the tensors are on cpu"),
-        ("mamba_ssm", CPU, torch.float32, r"It serves CUDA devices; the tensors are on cpu"),
+        ("cpu", CUDA, torch.float32, r"It supports the CPU and MPS; the tensors are on cuda"),
+        ("triton", CPU, torch.float32, r"It supports CUDA devices; the tensors are on cpu"),
+        ("mamba_ssm", CPU, torch.float32, r"It supports CUDA devices; the tensors are on cpu"),
     ],
 )
 @pytest.mark.usefixtures("works")
@@ -197,7 +197,7 @@ def test_a_forced_backend_without_its_gpu_says_so(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv(choice.VARIABLE, "triton")
-    with pytest.raises(MachineError, match=r"no CUDA device: torch .* sees none"):
+    with pytest.raises(MachineError, match=r"no CUDA device: torch .* finds none"):
         selective_scan(**sequence(1, 2, 3, 1))
 
 
@@ -258,7 +258,7 @@ def late(scan, of_gradients):
 def test_a_kernel_that_is_wrong_on_long_sequences_alone_is_left(monkeypatch, of_gradients, scan):
     assert selfcheck.LONG > 2048
     monkeypatch.setattr(cpu, "scan", late(cpu.scan, of_gradients))
-    with pytest.warns(choice.ScanWarning, match="kernels compute wrongly: "):
+    with pytest.warns(choice.ScanWarning, match="kernels return wrong results: the error is "):
         assert choice.choose_backend(CPU, torch.float32, scan=scan) == "reference"
 
 

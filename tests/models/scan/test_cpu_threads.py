@@ -82,7 +82,7 @@ def test_says_which_threads_it_runs_in(monkeypatch):
     assert cpu.describe() == "in torch's OpenMP threads"
     monkeypatch.setattr(cpu, "_openmp", lambda: None)
     assert (
-        "torch's OpenMP pool is out of reach (no `GOMP_parallel` in it, as on Windows)"
+        "torch's OpenMP pool is not accessible (it has no `GOMP_parallel`, as on Windows)"
         in cpu.describe()
     )
 

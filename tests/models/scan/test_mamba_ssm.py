@@ -113,4 +113,4 @@ def test_forced_but_absent(monkeypatch):
 def test_it_refuses_more_states_than_its_kernel_takes():
     cuda = torch.device("cuda")
     assert mamba_ssm.refuses(cuda, torch.float32, 256) is None
-    assert "256 states at most; `A` has 257" in mamba_ssm.refuses(cuda, torch.float32, 257)
+    assert "at most 256 states; `A` has 257" in mamba_ssm.refuses(cuda, torch.float32, 257)
