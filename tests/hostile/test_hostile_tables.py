@@ -39,7 +39,9 @@ class Robust:
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys
 
-    def __call__(self, *arguments: str | Path, code: int | tuple[int, ...]) -> str:
+    def __call__(
+        self, *arguments: str | Path, code: int | tuple[int, ...], seconds: float = SECONDS
+    ) -> str:
         """What the command shows; it must end with `code`, soon, and without a traceback."""
         begun = time.process_time()
         try:
@@ -53,7 +55,7 @@ class Robust:
         assert "probably a fault" not in text
         assert "Traceback" not in text
         assert not ACTIVE.search(text)
-        assert time.process_time() - begun < SECONDS, arguments
+        assert time.process_time() - begun < seconds, arguments
         return text
 
 
