@@ -162,12 +162,30 @@ class WorkerPool(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class PoolForecast:
+    """The workers that an engine would start, for `--dry-run`.
+
+    `where` describes them; `tasks` is the number of tasks to create, as in `WorkerPool`.
+    """
+
+    where: str
+    tasks: int
+
+
 class Engine(Protocol):
     """A source of workers; see `ray_engine` and `slurm_engine`."""
 
     name: str
     device: str
     """Value of `--device` for the workers; the planning process may lack this device."""
+
+    def forecast(self) -> PoolForecast:
+        """The workers that `pool` would use now; starts nothing.
+
+        Raises:
+            MachineError: The cluster cannot be reached.
+        """
 
     def pool(self, run: Path, say: Callable[[str], None]) -> AbstractContextManager[WorkerPool]:
         """Context manager: yields the workers for `run`; stops running tasks at exit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 from collections import Counter
@@ -15,11 +16,20 @@ import pytest
 import torch
 
 from robustcli.core.errors import MachineError, RunError, UsageError
+from robustcli.core.listener import Silent
 from robustcli.core.machine import versions
 from robustcli.evaluation import engines
 from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.engines import PieceTask, TaskOutcome, TaskRunner, deal, engine_of
+from robustcli.evaluation.engines import (
+    PieceTask,
+    PoolForecast,
+    TaskOutcome,
+    TaskRunner,
+    deal,
+    engine_of,
+)
 from robustcli.evaluation.evaluate import IncompleteRun, PieceWorker, run_evaluation
+from robustcli.evaluation.forecast import forecast
 from robustcli.evaluation.plan import EvaluationPlan
 from robustcli.evaluation.record import EVALUATION, read_record
 from robustcli.evaluation.sessions import read_sessions
@@ -71,6 +81,9 @@ class EngineHere:
         self.device = device
         self.workers = PoolHere(tasks, dies)
 
+    def forecast(self) -> PoolForecast:
+        return PoolForecast("in this process", self.workers.tasks)
+
     @contextmanager
     def pool(self, run: Path, say: Callable[[str], None]) -> Iterator[PoolHere]:
         try:
@@ -106,6 +119,55 @@ def test_an_engines_workers_write_the_rows_of_one_process(
     again = EngineHere()
     run_evaluation(config(photos, Path("run"), *NAMES), engine=again)
     assert again.workers.runs == 0
+
+
+@pytest.mark.parametrize(("tasks", "apply_at"), [(3, "crop"), (100, "original")])
+def test_a_dry_run_announces_the_tasks_of_the_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: int, apply_at: Any
+) -> None:
+    small_blocks(monkeypatch, 8)
+    settings = config(photos, tmp_path / "run", *NAMES, apply_at=apply_at)
+
+    def announced(**changes: Any) -> tuple[int, int]:
+        with monkeypatch.context() as patch:
+            patch.setattr("robustcli.evaluation.forecast.engine_of", lambda _: EngineHere(tasks))
+            plan = forecast(replace(settings, **changes), Silent())
+        assert plan.engine is not None
+        assert "Engine:      here: in this process\nTasks:  " in plan.as_text()
+        assert json.loads(plan.as_json())["engine"]["name"] == "here"
+        return plan.engine.tasks, plan.engine.largest_task
+
+    started = list[tuple[int, int]]()
+    start = PoolHere.start
+
+    def counted(self: PoolHere, make_worker: Any, given: Sequence[PieceTask]) -> None:
+        sizes = [sum(piece.forwards for piece in task.pieces) for task in given]
+        started.append((len(given), max(sizes)))
+        start(self, make_worker, given)
+
+    monkeypatch.setattr(PoolHere, "start", counted)
+    expected = announced()
+    assert not (tmp_path / "run").exists()
+    dies = (0, expected[0], expected[0] + 1)  # each worker of the first task
+    with pytest.raises(IncompleteRun):
+        run_evaluation(settings, engine=EngineHere(tasks, dies=dies))
+    assert started[0] == expected
+    rest = announced()
+    assert rest[1] < expected[1] or rest[0] < expected[0]
+    run_evaluation(settings, engine=EngineHere(tasks))
+    assert started[-1] == rest
+    assert announced() == (0, 0)
+    assert announced(fresh=True) == expected
+
+
+def test_the_job_array_in_words() -> None:
+    text = {"partition": "gpu", "time": "1:30:00", "array": "16", "parallel": "4"}
+    assert read_settings(text, "auto").in_words() == (
+        "a SLURM job array of 16 tasks, at most 4 at the same time, each on a GPU for at most 90 "
+        "minutes before it is requeued (partition=gpu)"
+    )
+    local = read_settings({"cluster": "local", "array": "2"}, "cpu")
+    assert local.in_words() == "2 processes of this machine, without SLURM"
 
 
 def test_the_task_of_a_dead_worker_goes_to_another_one(

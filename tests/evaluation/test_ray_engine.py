@@ -225,6 +225,21 @@ def test_without_the_head_of_the_cluster_the_command_ends(
     assert process.returncode == 1, said
 
 
+def test_a_dry_run_asks_the_cluster_and_starts_nothing(
+    nodes: tuple[str, Node, Node], tmp_path: Path
+) -> None:
+    photos, plugin = make_photos(tmp_path / "photos"), tmp_path / "seen.py"
+    plugin.write_text(SEEN)
+    asked = ("--address", nodes[0], "--dry-run")
+    process = robust_eval(photos, tmp_path / "run", plugin, *asked)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    port = nodes[0].rpartition(":")[2]
+    assert f":{port}: 2 machines, 2 workers, one for each processor core" in said
+    assert "Tasks:       5, each of at most 12 predictions" in said  # a task for each transform
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     photos, plugin = make_photos(tmp_path / "photos"), tmp_path / "seen.py"
     plugin.write_text(SEEN)
