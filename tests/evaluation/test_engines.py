@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import sys
+import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +19,11 @@ import pytest
 import torch
 
 from robustcli.core.errors import MachineError, RunError, UsageError
+from robustcli.core.io import write_text
 from robustcli.core.listener import Silent
 from robustcli.core.machine import versions
+from robustcli.core.objects import ObjectStore
+from robustcli.core.working_copy import opened
 from robustcli.evaluation import engines
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.engines import (
@@ -158,6 +164,45 @@ def test_a_dry_run_announces_the_tasks_of_the_run(
     assert started[-1] == rest
     assert announced() == (0, 0)
     assert announced(fresh=True) == expected
+
+
+class PoolElsewhere(PoolHere):
+    """Workers whose files this process does not see as its own, like those of other processes."""
+
+    def __init__(self, place: ObjectStore, tasks: int) -> None:
+        super().__init__(tasks, ())
+        self.place, self.before = place, list[int]()
+
+    def ended(self) -> list[tuple[PieceTask, TaskOutcome]]:
+        deadline = time.monotonic() + 60
+        while (rows := self.rows()) < 8 * self.runs and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.before.append(rows)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("robustcli.core.io._OBSERVERS", [])
+            return super().ended()
+
+    def rows(self) -> int:
+        """Number of row files in the store."""
+        return sum("block-" in name for name in self.place.listed())
+
+
+def test_rows_reach_an_object_store_while_workers_compute(
+    photos: Path, plain: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four tasks of eight files: predictions and inputs of four blocks under one transform."""
+    small_blocks(monkeypatch, 8)
+    place, engine = ObjectStore(f"memory://{uuid.uuid4().hex}/run"), EngineHere()
+    engine.workers = PoolElsewhere(place, tasks=4)
+    with opened(place.url, tmp_path / "home", [].append, "work") as folder:
+        run = run_evaluation(config(photos, folder, *NAMES), engine=engine)
+        (run / "slurm").mkdir()
+        write_text(run / "slurm" / "1_submitted.pkl", "code")
+    assert engine.workers.before == [0, 8, 16, 24]
+    stored = {name: place.read(name) for name in place.listed()}
+    assert {name: hashlib.sha256(stored[name]).hexdigest() for name in plain} == plain
+    assert not any(name.startswith("slurm/") for name in stored)
+    assert json.loads(stored["run.json"])["status"] == "complete"
 
 
 def test_the_job_array_in_words() -> None:

@@ -6,7 +6,12 @@ in every run, without a network.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,7 @@ from robustcli.data.object_files import LIMIT
 from robustcli.data.sources import Classes, open_dataset
 from robustcli.evaluation.loader import batch_stream
 from tests.evaluation.photos import make_photos, source
+from tests.evaluation.test_evaluate import contents
 from tests.evaluation.test_loader import digests
 
 pytestmark = [
@@ -130,6 +136,47 @@ def test_workers_read_the_same_pixels_as_from_a_folder(
         patch.setattr("warnings.warn", lambda *arguments, **options: None)  # of 4 workers, 2 cores
         stream = batch_stream(made, workers, pin=False, start_method=method)
         assert digests(stream) == expected
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize(
+    ("engine", "package"),
+    [
+        (("ray", "--devices", "2"), "ray"),
+        (("slurm", "--slurm", "array=2,cluster=local"), "submitit"),
+    ],
+    ids=["ray", "slurm"],
+)
+def test_workers_of_an_engine_read_and_compute_for_a_store(
+    tmp_path: Path, engine: tuple[str, ...], package: str
+) -> None:
+    """`test_engines.py` proves in every run that rows are sent while workers compute."""
+    pytest.importorskip(package, reason=f"needs `pip install {package}`")
+    folder = make_photos(tmp_path / "photos", per_class=4)
+    url = f"s3://bucket/engine-{package}"
+    photos = ObjectStore(f"{url}/photos")
+    for file in folder.rglob("*.png"):
+        photos.send(file.relative_to(folder).as_posix(), file)
+
+    def evaluate(data: object, out: object, *more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "robustcli", "eval", "--model", "vmamba-pico", "--untrained",
+             "--transform", "fliplr", "--transform", "affine", "--device", "cpu", "--workers", "0",
+             "--data", str(data), "--out", str(out), *more],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    evaluate(folder, tmp_path / "local")
+    local = contents(tmp_path / "local")
+    said = evaluate(photos.url, f"{url}/run", "--engine", *engine)
+    assert f"Everything is in `{url}/run`" in said
+    run = ObjectStore(f"{url}/run")
+    assert {name: hashlib.sha256(run.read(name)).hexdigest() for name in local} == local
+    assert json.loads(run.read("run.json"))["status"] == "complete"
+    assert not [name for name in run.listed() if name.startswith("slurm/")]
 
 
 def test_a_server_that_is_gone_ends_the_run_with_everything_kept(
