@@ -1,4 +1,4 @@
-"""`--data hf://datasets/...`: folders of images in a repository of a hub on the loopback interface."""
+"""`--data hf://datasets/...`: images in a repository of a hub on the loopback interface."""
 
 from __future__ import annotations
 
