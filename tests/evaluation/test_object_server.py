@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
+@contextmanager
+def serving() -> Iterator[Any]:
+    """A server with the bucket `bucket`, and the environment that names it."""
     moto = pytest.importorskip("moto.server", reason="needs `pip install 'moto[server]' s3fs`")
     s3fs = pytest.importorskip("s3fs", reason="needs `pip install 'moto[server]' s3fs`")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -53,10 +55,16 @@ def server() -> Iterator[Any]:
         }.items():  # fmt: skip
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("bucket")
+        s3fs.S3FileSystem().makedirs("bucket", exist_ok=True)  # servers share their buckets
         yield running
         running.stop()
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    with serving():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -179,20 +187,18 @@ def test_workers_of_an_engine_read_and_compute_for_a_store(
     assert not [name for name in run.listed() if name.startswith("slurm/")]
 
 
-def test_a_server_that_is_gone_ends_the_run_with_everything_kept(
-    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The last test of this server."""
+def test_a_server_that_is_gone_ends_the_run_with_everything_kept(tmp_path: Path) -> None:
     run = Path()
 
-    def compute() -> None:
+    def compute(server: Any) -> None:
         nonlocal run
         with opened("s3://bucket/runs/gone", tmp_path / "a", [].append, "work") as run:
             write_text(run / "run.json", "{}")
             server.stop()
             write_bytes(run / "predictions" / "block-000000.parquet", b"rows")
 
-    with pytest.raises(RunError, match=r"(?s)are not in `s3://bucket/runs/gone`.*cannot be") as e:
-        compute()
+    gone = pytest.raises(RunError, match=r"(?s)are not in `s3://bucket/runs/gone`.*cannot be")
+    with serving() as server, gone as e:
+        compute(server)
     assert str(run) in e.value.todo
     assert (run / "predictions" / "block-000000.parquet").read_bytes() == b"rows"

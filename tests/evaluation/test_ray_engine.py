@@ -131,7 +131,7 @@ def machines(address: str) -> int:
     asked = subprocess.run(
         [sys.executable, "-c", count], env=environment(), capture_output=True, text=True, check=True
     )
-    return int(asked.stdout.split()[-1])
+    return next(int(line) for line in asked.stdout.splitlines() if line.isdigit())
 
 
 def listens(port: int) -> bool:
