@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 CSV_FILE, SETTINGS_FILE = "labels.csv", "labels.json"
 _SHOWN = 50  # rows of the table on the terminal
-_SHOWN_UNREADABLE = 20
 
 
 @click.command("predict", cls=StudyCommand)
@@ -110,7 +109,7 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
         say_safely(_table(labelling))
         if folder is not None and not quiet:
             click.echo(f"\n{len(labelling.photos):,} photos in `{folder / CSV_FILE}`.")
-    _check_readable(labelling)
+    _check_readable(labelling, folder)
 
 
 def _check_options(values: dict[str, Any], *, is_classifier: bool) -> None:
@@ -318,17 +317,17 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _check_readable(labelling: Labelling) -> None:
-    """Raises RunError if photos could not be read."""
-    unreadable = labelling.unreadable
+def _check_readable(labelling: Labelling, folder: Path | None) -> None:
+    """Raises RunError if photos could not be read; `folder` has the files with all of them."""
+    from robustcli.data.dataset import reasons_in_lines
+
+    unreadable = dict(labelling.unreadable)
     if not unreadable:
         return
-    lines = [f"  {_printable(name)}: {why}" for name, why in unreadable[:_SHOWN_UNREADABLE]]
-    if len(unreadable) > _SHOWN_UNREADABLE:
-        lines.append(f"  and {len(unreadable) - _SHOWN_UNREADABLE} more")
+    where = "`--json` shows all" if folder is None else f"all are in `{folder / SETTINGS_FILE}`"
     total = len(unreadable) + len(labelling.photos)
     raise RunError(
         f"{len(unreadable)} of {total} photos cannot be read; all others are labelled.",
-        "\n".join(lines),
+        reasons_in_lines(unreadable, f"; {where}"),
         "Repair or remove them, and repeat the command.",
     )

@@ -375,6 +375,14 @@ class ObjectStore:
         )
 
     def _no_bucket(self, error: Exception) -> UsageError:
+        if self.kind.scheme == "hf":
+            repository = "/".join(self.url.split("/")[:5])
+            return UsageError(
+                f"`{repository}` does not exist, or cannot be seen with these credentials.",
+                f"{self.kind.name} answers: {first_line(error)}",
+                "Write `hf://datasets/ORG/NAME@REVISION/FOLDER` (without revision: `main`); a "
+                "private repository needs HF_TOKEN.",
+            )
         bucket = "/".join(self.url.split("/")[:3])
         return UsageError(
             f"`{bucket}` does not exist, or is not accessible with these credentials.",

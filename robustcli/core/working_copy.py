@@ -43,7 +43,8 @@ Use = Literal["work", "read", "look"]
 read it."""
 _COPY_FILE, _LOG_FILE = "copy.json", "transferred.jsonl"
 _WORKING, _READING = "stores", "stores-read"
-_UNSENT_FOLDERS = ("cache",)  # decoded images of a running training
+# Decoded images of a running training; jobs of `--engine slurm`, some of whose files are pickles.
+_UNSENT_FOLDERS = ("cache", "slurm")
 _ROWS = re.compile(r"/block-\d+\.parquet$")  # row files, which are independent of each other
 _ONLY_FOR_CONTINUING = ".ckpt"
 _ANNOUNCED_FROM = 50 * 2**20  # bytes
@@ -528,6 +529,19 @@ def take_in(run: Path) -> None:
     objects = _listed(folder)
     folder.fetch_all({n: s for n, s in objects.items() if n not in folder.files()}, lambda _: None)
     _leading.knows(objects)
+
+
+def send_written(paths: Iterable[Path]) -> None:
+    """Queues files for upload that other processes wrote into the run whose claim this process has.
+
+    Nothing happens if the run is not in an object store.
+
+    Raises:
+        RobustError: An earlier upload failed, so the command should stop.
+    """
+    if _leading is not None:
+        for path in paths:
+            _leading.written(path)
 
 
 def _folder_around(run: Path) -> _Folder | None:

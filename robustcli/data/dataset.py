@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from robustcli.core.io import check_readable
+from robustcli.core.names import printable
 from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import LabelSpace
 
@@ -28,6 +29,21 @@ class UnreadableImage(Exception):  # noqa: N818 - describes the image, not a fau
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(reason)
+
+
+_REASONS_SHOWN = 20
+
+
+def reasons_in_lines(unreadable: Mapping[str, str], where: str = "") -> str:
+    """One indented line for each of the first 20 unreadable images; `where` says where all are.
+
+    `unreadable` maps the id of each unreadable image to the reason.
+    """
+    shown = list(unreadable.items())[:_REASONS_SHOWN]
+    lines = ["  " + printable(f"{name}: {why}").replace("\n", r"\n") for name, why in shown]
+    if len(unreadable) > _REASONS_SHOWN:
+        lines.append(f"  and {len(unreadable) - _REASONS_SHOWN:,} more{where}")
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ _AT_ONCE = 8
 
 
 def names_hub_dataset(data: str) -> bool:
-    """Whether `data` has the prefix of a data set of the hub."""
-    return data.startswith(HUB_PREFIX)
+    """Whether `data` names a data set of the hub; `hf://` begins an address of files instead."""
+    return data.startswith(HUB_PREFIX) and not data.startswith(f"{HUB_PREFIX}//")
 
 
 @dataclass(frozen=True)

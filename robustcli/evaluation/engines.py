@@ -23,10 +23,12 @@ from typing import Any, Protocol
 from robustcli.core.errors import MachineError, RobustError, UsageError, first_line
 from robustcli.core.listener import Listener
 from robustcli.core.ranks import ranks
+from robustcli.core.working_copy import send_written
 from robustcli.evaluation.config import EngineName, EvalConfig
 from robustcli.evaluation.distributed import as_plain, raised_again
 from robustcli.evaluation.plan import EvaluationPlan, Piece, share_of, shared
 from robustcli.evaluation.store import Store
+from robustcli.transforms.base import Cell
 
 ATTEMPTS = 3
 """Attempts for a task whose worker dies, before the task is given up."""
@@ -111,7 +113,8 @@ class WorkerAssignment:
             raise MachineError(
                 f"`{run}` does not exist on the machine {socket.gethostname()}.",
                 "Workers write the rows into the run's folder.",
-                "Set `--out` to a folder that all machines share.",
+                "Set `--out` to a folder that all machines share. For a run in an object store, "
+                "set ROBUST_HOME to such a folder: it contains the copy in which they work.",
             )
         if Path(self.folder).is_dir():
             os.chdir(self.folder)
@@ -162,12 +165,30 @@ class WorkerPool(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class PoolForecast:
+    """The workers that an engine would start, for `--dry-run`.
+
+    `where` describes them; `tasks` is the number of tasks to create, as in `WorkerPool`.
+    """
+
+    where: str
+    tasks: int
+
+
 class Engine(Protocol):
     """A source of workers; see `ray_engine` and `slurm_engine`."""
 
     name: str
     device: str
     """Value of `--device` for the workers; the planning process may lack this device."""
+
+    def forecast(self) -> PoolForecast:
+        """The workers that `pool` would use now; starts nothing.
+
+        Raises:
+            MachineError: The cluster cannot be reached.
+        """
 
     def pool(self, run: Path, say: Callable[[str], None]) -> AbstractContextManager[WorkerPool]:
         """Context manager: yields the workers for `run`; stops running tasks at exit.
@@ -270,20 +291,33 @@ class _Progress:
         """Checks for the files of the next pieces of each task."""
         for number, left in self._left.items():
             while left and self._is_there(left[0]):
-                self._listener.advance(left.pop(0).forwards)
+                self._computed(left.pop(0))
             self._left[number] = left
 
     def finished(self, task: PieceTask) -> None:
         """Counts all remaining pieces of `task` as computed."""
         left = self._left[task.number]
-        self._listener.advance(sum(piece.forwards for piece in left))
-        left.clear()
+        while left:
+            self._computed(left.pop(0))
+
+    def _computed(self, piece: Piece) -> None:
+        """Counts a piece; its files are sent if the run is in an object store."""
+        self._listener.advance(piece.forwards)
+        paths = [path for cell in piece.cells for path in self._paths(piece, cell)]
+        skipped = self._store.skipped_path(piece.block)
+        send_written(path for path in (skipped, *paths) if path.is_file())
 
     def _is_there(self, piece: Piece) -> bool:
-        cell, store = piece.cells[-1], self._store
-        paths = [store.prediction_path(name, cell, piece.block) for name in piece.models[cell]]
-        paths += [store.input_path(view, cell, piece.block) for view in piece.inputs[cell]]
-        return all(path.is_file() for path in paths)
+        return all(path.is_file() for path in self._paths(piece, piece.cells[-1]))
+
+    def _paths(self, piece: Piece, cell: Cell) -> list[Path]:
+        """The row files of one cell of `piece`."""
+        paths = [
+            self._store.prediction_path(name, cell, piece.block) for name in piece.models[cell]
+        ]
+        return paths + [
+            self._store.input_path(view, cell, piece.block) for view in piece.inputs[cell]
+        ]
 
 
 _ENGINES: dict[EngineName, tuple[str, str, str]] = {

@@ -28,6 +28,7 @@ from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import usable_cores, versions
 from robustcli.core.ranks import Ranks
 from robustcli.core.working_copy import helping, take_in
+from robustcli.data.dataset import reasons_in_lines
 from robustcli.data.decode import UnreadableImage
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.device import DeviceMonitor, device_name
@@ -230,9 +231,20 @@ def _lead(
         if not still_missing:
             _finish(evaluation, models, plan.store)
         # The sum over all workers may be too large, although each worker is below the limit.
-        check_unreadable(
-            set(plan.store.skipped()["image_id"]), _tolerated(config, len(plan.images))
-        )
+        unreadable = plan.store.reasons()
+        check_unreadable(unreadable, _tolerated(config, len(plan.images)))
+        if len(unreadable) == len(plan.images):
+            raise RunError(
+                f"None of the {len(plan.images):,} images can be read.",
+                reasons_in_lines(unreadable, f"; all are in `{run / 'skipped'}`"),
+                "Check that `--data` names photos, then repeat the command.",
+            )
+        if unreadable:
+            listener.say(
+                f"{len(unreadable):,} of {len(plan.images):,} images cannot be read and are left "
+                "out of every number:\n"
+                + reasons_in_lines(unreadable, f"; all are in `{run / 'skipped'}`")
+            )
         if still_missing or _plan_of_run(plan, read_record(run)).missing():
             ending.status = "partial"
     if still_missing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any
@@ -22,17 +22,44 @@ from robustcli.core.machine import usable_cores
 from robustcli.core.rundir import has_record
 from robustcli.data.subsets import QUICK_SPREAD
 from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.engines import Engine, deal, engine_of, leading
 from robustcli.evaluation.loader import Notice, Source
 from robustcli.evaluation.look_up import Evaluation, look_up
-from robustcli.evaluation.plan import EvaluationPlan, parts_of
+from robustcli.evaluation.plan import EvaluationPlan, Piece, parts_of
 from robustcli.evaluation.record import read_record
 from robustcli.evaluation.store import Store
 from robustcli.metrics.intervals import wilson_interval
 from robustcli.tasks.base import ORIGINAL, Batch, Predictor
 
 _TRIAL_IMAGES = 4
+_NO_RUN = "no such run"
 _BYTES_PER_PARAMETER = 4
 _Z95 = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True)
+class EngineForecast:
+    """The tasks of an evaluation with `--engine`.
+
+    Args:
+        name: The engine.
+        where: Description of the workers.
+        tasks: Number of tasks that would be started.
+        largest_task: Largest number of predictions of a task.
+    """
+
+    name: str
+    where: str
+    tasks: int
+    largest_task: int
+
+    def as_lines(self) -> list[str]:
+        """The forecast as lines of text."""
+        most = f", each of at most {self.largest_task:,} predictions" if self.tasks else ""
+        return [
+            f"Engine:      {self.name}: {self.where}",
+            f"Tasks:       {self.tasks:,}{most}",
+        ]
 
 
 @dataclass(frozen=True)
@@ -40,6 +67,7 @@ class Forecast:
     """Forecast of the work of an evaluation.
 
     `download_bytes` assumes four bytes per parameter; `seconds` is extrapolated from a trial.
+    `engine` is None if this machine computes; with an engine, `seconds` is for this machine alone.
     `precision` describes the sampling error of a quick look; None without `--quick`. `pool_images`
     and `pool_seconds` refer to all images from which a subset was drawn.
     """
@@ -55,6 +83,7 @@ class Forecast:
     precision: str | None
     pool_images: int
     pool_seconds: float
+    engine: EngineForecast | None = None
 
     def as_json(self) -> str:
         """The forecast as a JSON object."""
@@ -64,9 +93,16 @@ class Forecast:
         """The forecast as text of several lines."""
         pool = self.pool_images
         subset = f" of {pool:,} ({self.precision})" if self.precision else ""
-        duration = f"about {_duration(self.seconds)} on this machine (estimated from a short test)"
+        engine = self.engine
+        alone = "" if engine is None else " alone"
+        duration = (
+            f"about {_duration(self.seconds)} on this machine{alone} (estimated from a short test)"
+        )
+        if engine is not None:
+            duration += "; the workers share the work"
         if self.precision:
             duration += f"; about {_duration(self.pool_seconds)} for all {pool:,} images"
+        lines = [] if engine is None else engine.as_lines()
         return "\n".join(
             [
                 f"Run:         {self.out}",
@@ -76,6 +112,7 @@ class Forecast:
                 f"Predictions: {self.predictions - self.predictions_there:,} to compute, "
                 f"{self.predictions_there:,} already exist",
                 f"Download:    about {self.download_bytes / 1e6:,.0f} MB",
+                *lines,
                 f"Time:        {duration}",
             ]
         )
@@ -84,11 +121,20 @@ class Forecast:
 def forecast(config: EvalConfig, listener: Listener) -> Forecast:
     """Computes the forecast for `config`, without downloads and without writing files.
 
-    The trial computes a few images; classifiers have random weights.
+    The trial computes a few images; classifiers have random weights. With an engine, its cluster
+    is asked for its machines.
+
+    Raises:
+        UsageError: A named model, transform or data set does not exist, or settings do not match.
+        MachineError: The package of the engine is not installed, or its cluster does not answer.
     """
+    engine = engine_of(config)
+    if engine is not None:
+        config = leading(config, listener.say)
     evaluation = look_up(replace(config, offline=True), listener)
     plan = _plan(evaluation)
-    missing = _missing(evaluation, plan)
+    pieces = plan.missing()
+    missing = sum(piece.forwards for piece in pieces)
     per_image = _seconds_per_image(evaluation) if missing else 0.0
     pool = evaluation.data.pool.images
     return Forecast(
@@ -105,7 +151,16 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
         precision=precision_of(evaluation) if config.quick else None,
         pool_images=pool,
         pool_seconds=per_image * pool,
+        engine=None if engine is None else _engine_forecast(engine, pieces),
     )
+
+
+def _engine_forecast(engine: Engine, pieces: Sequence[Piece]) -> EngineForecast:
+    """The tasks into which the run itself would divide the missing `pieces`."""
+    pool = engine.forecast()
+    tasks = deal(pieces, pool.tasks)
+    largest = max((sum(p.forwards for p in task.pieces) for task in tasks), default=0)
+    return EngineForecast(engine.name, pool.where, len(tasks), largest)
 
 
 def announce_quick(evaluation: Evaluation, listener: Listener) -> None:
@@ -116,7 +171,7 @@ def announce_quick(evaluation: Evaluation, listener: Listener) -> None:
     images, pool = len(evaluation.data.items), evaluation.data.pool.images
     listener.say(f"Quick look at {images:,} of {pool:,} images: {precision_of(evaluation)}.")
     plan = _plan(evaluation)
-    missing = _missing(evaluation, plan)
+    missing = sum(piece.forwards for piece in plan.missing())
     if missing:
         per_image = _seconds_per_image(evaluation)
         quick = per_image * images * missing / max(1, plan.forwards)
@@ -149,13 +204,6 @@ def precision_of(evaluation: Evaluation) -> str:
     )
 
 
-def _missing(evaluation: Evaluation, plan: EvaluationPlan) -> int:
-    """The number of missing predictions; all of them if an earlier run will be discarded."""
-    if has_record(evaluation.run) and not evaluation.config.fresh:
-        return sum(piece.forwards for piece in plan.missing())
-    return plan.forwards
-
-
 def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:,.0f} s"
@@ -163,10 +211,16 @@ def _duration(seconds: float) -> str:
 
 
 def _plan(evaluation: Evaluation) -> EvaluationPlan:
+    """The plan of the run; the rows of a run that will be discarded do not count as finished."""
     run, items, cells = evaluation.run, evaluation.data.items, tuple(evaluation.cells)
-    is_run = has_record(run)
-    size = read_record(run).block_size if is_run else evaluation.block_size
-    return EvaluationPlan(Store(run), items, cells, evaluation.names, (ORIGINAL,), size)
+    size, views = evaluation.block_size, dict[str, str]()
+    if has_record(run) and not evaluation.config.fresh:
+        record = read_record(run)
+        size, views = record.block_size, {model.name: model.view for model in record.models}
+    else:
+        run = run / _NO_RUN
+    measured = sorted({views.get(name, ORIGINAL) for name in evaluation.names})
+    return EvaluationPlan(Store(run), items, cells, evaluation.names, tuple(measured), size)
 
 
 def _download(config: EvalConfig) -> int:
@@ -206,7 +260,7 @@ def _trial(evaluation: Evaluation, models: Mapping[str, Model]) -> _Trial:
     """Times the inputs of a few images, evenly spaced over the data, for every transform."""
     items, cells = evaluation.data.items, evaluation.cells
     images = items[:: max(1, len(items) // _TRIAL_IMAGES)][:_TRIAL_IMAGES]
-    no_rows = Store(evaluation.run / "no such run")
+    no_rows = Store(evaluation.run / _NO_RUN)
     plan = EvaluationPlan(no_rows, images, tuple(cells), tuple(models), (), len(images))
     preparation = evaluation.task.preparation(models, cells, evaluation.config)
     parts, first_batch, seconds = parts_of(plan.missing(), len(images)), None, 0.0

@@ -26,7 +26,7 @@ from robustcli.core.io import write_bytes, write_text
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.watchdog import watching_threads
 from robustcli.data.class_colours import colours_of
-from robustcli.data.dataset import FileRef
+from robustcli.data.dataset import FileRef, reasons_in_lines
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.listing import list_folder
 from robustcli.data.published_masks import LABEL_FILES
@@ -36,7 +36,7 @@ from robustcli.tasks.pictures import indexed, overlaid
 
 OVERLAY = "_overlay"
 _MASK = "_mask"  # suffix of a true mask next to its image, as in the LGG set
-_FILES_SHOWN, _UNREADABLE_SHOWN = 3, 20
+_FILES_SHOWN = 3
 _TAG = "robust"  # key of the PNG text with the hash of model and settings
 _MOST_IMAGES, _MOST_PIXELS = 8, 8 * 512 * 512  # per batch
 
@@ -188,20 +188,17 @@ def predict_masks(
     labels = _write_labels(out, classes) if classes else None
     colours = colours_of(len(classes))
     forward = Forward(segmenter, announce=listener.say)
-    unreadable: list[tuple[Path, str]] = []
+    unreadable: dict[str, str] = {}
     for batch in _batches([job for job in jobs if job not in done], unreadable, listener.say):
         masks = [mask for piece in forward([pixels for _, pixels in batch]) for mask in piece]
         for (job, pixels), mask in zip(batch, masks, strict=True):
             _write(job, pixels, mask, tag, colours)
         listener.advance(len(batch))
     if unreadable:
-        lines = [f"  {path}: {reason}" for path, reason in unreadable[:_UNREADABLE_SHOWN]]
-        if len(unreadable) > _UNREADABLE_SHOWN:
-            lines.append(f"  and {len(unreadable) - _UNREADABLE_SHOWN} more")
         raise RunError(
             f"{len(unreadable)} of {len(jobs)} images cannot be read; the masks of all others "
             "were written.",
-            "\n".join(lines),
+            reasons_in_lines(unreadable),
             "Repair or remove them; the same command then computes only the missing masks.",
         )
     return PredictedMasks(tuple(job.mask for job in jobs), len(done), labels)
@@ -291,16 +288,16 @@ def _tag_of(path: Path) -> str | None:
 
 
 def _batches(
-    jobs: Sequence[Job], unreadable: list[tuple[Path, str]], say: Say
+    jobs: Sequence[Job], unreadable: dict[str, str], say: Say
 ) -> Iterator[list[tuple[Job, Pixels]]]:
-    """Batches of decoded images; images that cannot be decoded are appended to `unreadable`."""
+    """Batches of decoded images; images that cannot be decoded are added to `unreadable`."""
     batch: list[tuple[Job, Pixels]] = []
     with watching_threads(say):
         for job in jobs:
             try:
                 batch.append((job, decode(FileRef(job.image.name, job.image))))
             except UnreadableImage as error:
-                unreadable.append((job.image, error.reason))
+                unreadable[str(job.image)] = error.reason
                 continue
             size = sum(pixels.shape[0] * pixels.shape[1] for _, pixels in batch)
             if len(batch) == _MOST_IMAGES or size >= _MOST_PIXELS:

@@ -30,6 +30,7 @@ from robustcli.evaluation.engines import (
     TASKS_PER_WORKER,
     MakeWorker,
     PieceTask,
+    PoolForecast,
     TaskOutcome,
     TaskRunner,
 )
@@ -51,13 +52,33 @@ class RayEngine:
     def __init__(self, config: EvalConfig) -> None:
         self._config, self.device = config, config.device
 
+    def forecast(self) -> PoolForecast:
+        """See `engines.Engine`; asks a running cluster for its machines, but starts none."""
+        where = _connect(self._config.address)
+        if where is None:
+            gpus = _gpus_here(self.device)
+            workers = _limited(gpus or usable_cores(), self._config.devices)
+            where = "started on this machine, which belongs to no cluster"
+            words = _in_words(1, workers, gpus=gpus > 0)
+        else:
+            try:
+                gpu_workers = _asks_for_gpus(self.device)
+                nodes = _nodes()
+                workers = _limited(
+                    sum(_devices_of(node, gpus=gpu_workers) for node in nodes), self._config.devices
+                )
+                words = _in_words(len(nodes), workers, gpus=gpu_workers)
+            finally:
+                ray.shutdown()
+        return PoolForecast(f"Ray {ray.__version__} {where}: {words}", _tasks(workers))
+
     @contextmanager
     def pool(self, run: Path, say: Callable[[str], None]) -> Iterator[RayPool]:
         """See `engines.Engine`: connects to the cluster, or starts Ray on this machine.
 
         Actors of an earlier command have ended with that command.
         """
-        where = _connect(self._config.address)
+        where = _connect(self._config.address) or _start_here()
         try:
             pool = RayPool(self._config, say)
             try:
@@ -69,20 +90,22 @@ class RayEngine:
             ray.shutdown()
 
 
-def _connect(address: str | None) -> str:
-    """Connects to the cluster at `address`; None for the one of this machine, or a new one.
+_INIT: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+
+
+def _connect(address: str | None) -> str | None:
+    """Connects to the cluster at `address`; None for the one of this machine.
 
     Returns:
-        Description of the cluster, for messages.
+        Description of the cluster, for messages; None if this machine belongs to no cluster.
 
     Raises:
         MachineError: No cluster responds at `address`.
     """
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     with _signals_kept():
         try:
             _check_listens(address)
-            ray.init(address=address or "auto", **options)
+            ray.init(address=address or "auto", **_INIT)
             return f"at {ray.get_runtime_context().gcs_address}"
         except Exception as error:  # ConnectionError, RuntimeError, ValueError, ...
             if address is not None:
@@ -93,10 +116,16 @@ def _connect(address: str | None) -> str:
                     "use the cluster of this machine. If the cluster requires a token, set "
                     "`RAY_AUTH_MODE=token` and `RAY_AUTH_TOKEN` on this machine.",
                 ) from error
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            return None
+
+
+def _start_here() -> str:
+    """Starts Ray on this machine; returns a description for messages."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with _signals_kept():
         ray.init(
             address="local", num_cpus=usable_cores(), include_dashboard=False,
-            object_store_memory=_OBJECT_BYTES, **options,
+            object_store_memory=_OBJECT_BYTES, **_INIT,
         )  # fmt: skip
     return "started on this machine, which does not belong to a cluster"
 
@@ -128,8 +157,7 @@ class RayPool:
     def __init__(self, config: EvalConfig, say: Callable[[str], None]) -> None:
         self._say, self._said_waiting = say, False
         self._gpus = _asks_for_gpus(config.device)
-        limit = config.devices
-        self._limit = int(limit) if limit not in (None, "all") else None
+        self._limit = config.devices
         self._queue: deque[PieceTask] = deque()
         self._make_worker: MakeWorker | None = None
         self._starting: dict[Any, Any] = {}
@@ -139,17 +167,12 @@ class RayPool:
         self._asked: float | None = None  # start time of the calls in `_turn`
         self._closed = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="ray-head").start()
-        self.tasks = max(1, self._room()) * TASKS_PER_WORKER
-        self.processes = max([1, *map(self._devices_of, _nodes())])
+        self.tasks = _tasks(self._room())
+        self.processes = max([1, *(_devices_of(node, gpus=self._gpus) for node in _nodes())])
 
     def in_words(self) -> str:
         """Number of machines and workers of the cluster, for messages."""
-        machines, workers = len(_nodes()), self._room()
-        kind = "GPU" if self._gpus else "processor core"
-        return (
-            f"{machines} machine{'s' * (machines != 1)}, {workers} worker{'s' * (workers != 1)}, "
-            f"one for each {kind}"
-        )
+        return _in_words(len(_nodes()), self._room(), gpus=self._gpus)
 
     def start(self, make_worker: MakeWorker, tasks: Sequence[PieceTask]) -> None:
         """See `engines.WorkerPool`."""
@@ -240,11 +263,8 @@ class RayPool:
 
     def _room(self) -> int:
         """Number of workers for which the live machines have devices."""
-        room = sum(map(self._devices_of, _nodes()))
-        return room if self._limit is None else min(room, self._limit)
-
-    def _devices_of(self, node: dict[str, Any]) -> int:
-        return int(node.get("Resources", {}).get("GPU" if self._gpus else "CPU", 0))
+        room = sum(_devices_of(node, gpus=self._gpus) for node in _nodes())
+        return _limited(room, self._limit)
 
     def _alone(self) -> float:
         """Seconds since the last message of a worker."""
@@ -263,6 +283,34 @@ class RayPool:
 def _nodes() -> list[dict[str, Any]]:
     """The live machines of the cluster."""
     return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _devices_of(node: dict[str, Any], *, gpus: bool) -> int:
+    """Number of GPUs, or of processor cores, that a machine of the cluster offers."""
+    return int(node.get("Resources", {}).get("GPU" if gpus else "CPU", 0))
+
+
+def _gpus_here(device: str) -> int:
+    """Number of GPUs that a cluster started on this machine would use; 0 for the CPU."""
+    import torch
+
+    return torch.cuda.device_count() if device.partition(":")[0] in ("auto", "cuda") else 0
+
+
+def _limited(workers: int, devices: int | str | None) -> int:
+    """The smaller number of `workers` and `--devices`."""
+    return workers if devices in (None, "all") else min(workers, int(devices))
+
+
+def _tasks(workers: int) -> int:
+    return max(1, workers) * TASKS_PER_WORKER
+
+
+def _in_words(machines: int, workers: int, *, gpus: bool) -> str:
+    return (
+        f"{machines} machine{'s' * (machines != 1)}, {workers} worker{'s' * (workers != 1)}, "
+        f"one for each {'GPU' if gpus else 'processor core'}"
+    )
 
 
 def _asks_for_gpus(device: str) -> bool:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from robustcli.core.errors import RobustError, RunError
 from robustcli.core.listener import Listener
 from robustcli.core.watchdog import Watchdog
+from robustcli.data.dataset import reasons_in_lines
 from robustcli.evaluation.loader import Notice, Source, batch_stream
 from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Store, write_rows
 from robustcli.tasks.base import Batch, Predictor, Row
@@ -59,7 +60,7 @@ class Runner:
             RunError: Too many images are unreadable, a disk is full, or one image does not fit into
                 memory. Finished blocks are kept.
         """
-        unreadable, notices = set(self.store.skipped()["image_id"]), set[str]()
+        unreadable, notices = self.store.reasons(), set[str]()
         with Watchdog(self.announce) as watchdog:
             stream = iter(batch_stream(self.source, workers, pin=pin, watchdog=watchdog))
             watchdog.start()
@@ -76,7 +77,7 @@ class Runner:
                         self.announce(batch.text)
                     notices.add(batch.text)
                     continue
-                unreadable |= {image_id for image_id, _ in batch.unreadable}
+                unreadable |= dict(batch.unreadable)
                 self._take(batch)
                 check_unreadable(unreadable, self.most_unreadable)
 
@@ -129,12 +130,15 @@ def _input_rows(batch: Batch[Any], view: str) -> list[Row]:
     ]
 
 
-def check_unreadable(unreadable: set[str], most: int) -> None:
-    """Raises RunError if more than `most` images are unreadable."""
+def check_unreadable(unreadable: Mapping[str, str], most: int) -> None:
+    """Raises RunError if more than `most` images are unreadable; `unreadable` maps ids to reasons.
+
+    The message is about the images that were read until then.
+    """
     if len(unreadable) > most:
         raise RunError(
             f"{len(unreadable)} images cannot be read; the limit is {most}.",
-            f"The first of them: {', '.join(sorted(unreadable)[:3])}.",
+            reasons_in_lines(dict(sorted(unreadable.items()))),
             "Repair the data, or raise the limit with `--allow-unreadable 0.05` (a fraction); the "
             "same command continues the run.",
         )

@@ -27,7 +27,13 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from robustcli.core.errors import MachineError, RunError, UsageError, first_line
 from robustcli.core.io import parse_json, write_text
 from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.engines import MakeWorker, PieceTask, TaskOutcome, TaskRunner
+from robustcli.evaluation.engines import (
+    MakeWorker,
+    PieceTask,
+    PoolForecast,
+    TaskOutcome,
+    TaskRunner,
+)
 from robustcli.evaluation.slurm_settings import SlurmSettings, read_settings
 
 FOLDER, JOBS = "slurm", "jobs.json"
@@ -68,6 +74,10 @@ class SlurmEngine:
                 "Each task of the array uses one device.",
                 "Set the number of tasks: `--slurm array=16`.",
             )
+
+    def forecast(self) -> PoolForecast:
+        """See `engines.Engine`; does not ask SLURM."""
+        return PoolForecast(self._settings.in_words(), self._settings.array)
 
     @contextmanager
     def pool(self, run: Path, say: Callable[[str], None]) -> Iterator[SlurmPool]:

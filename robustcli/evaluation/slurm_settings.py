@@ -72,6 +72,28 @@ class SlurmSettings:
     cluster: str
     parameters: dict[str, Any]
 
+    def in_words(self) -> str:
+        """The tasks and where they run, for `--dry-run`."""
+        if self.cluster == "local":
+            return f"{_counted(self.array, 'process', 'processes')} of this machine, without SLURM"
+        own = {s.parameter: key for key, s in SLURM_SETTINGS.items()}
+        shown = [
+            f"{own[name]}={value}" for name, value in self.parameters.items()
+            if name not in ("gpus_per_node", "timeout_min", "slurm_array_parallelism")
+        ]  # fmt: skip
+        at_once = self.parameters.get("slurm_array_parallelism", self.array)
+        device = "a GPU" if self.parameters["gpus_per_node"] else "processor cores"
+        return (
+            f"a SLURM job array of {_counted(self.array, 'task', 'tasks')}, at most "
+            f"{min(at_once, self.array)} at the same time, each on {device} for at most "
+            f"{_counted(self.parameters['timeout_min'], 'minute', 'minutes')} before it is requeued"
+            + (f" ({', '.join(shown)})" if shown else "")
+        )
+
+
+def _counted(number: int, thing: str, things: str) -> str:
+    return f"{number:,} {thing if number == 1 else things}"
+
 
 def read_settings(texts: Mapping[str, str], device: str) -> SlurmSettings:
     """Parses `--slurm`; the default of `gpus` is 1, or 0 if `device` is `cpu`.

@@ -87,6 +87,11 @@ class Store:
         """The images that could not be read, with the reason (columns: SKIPPED_SCHEMA)."""
         return _read(self.run / "skipped", SKIPPED_SCHEMA)
 
+    def reasons(self) -> dict[str, str]:
+        """The reason of each image that could not be read, by its id, in image order."""
+        skipped = self.skipped()
+        return dict(zip(skipped["image_id"], skipped["reason"], strict=True))
+
 
 def _cell_path(folder: Path, cell: Cell) -> Path:
     return folder / f"transform={cell.transform}" / f"severity={cell.severity}"

@@ -161,6 +161,9 @@ def evaluation_summary(findings: Findings) -> str:
     """The printed summary of an evaluation: table, verdicts, warnings, and progress if partial."""
     lines = [evaluation_table(findings.table, findings.record.task)]
     lines += statistics_lines(findings.statistics)
+    if skipped := findings.record.dataset.images - findings.expected:
+        images = counted(findings.record.dataset.images, "image")
+        lines.append(f"{skipped:,} of {images} could not be read: left out of every number.")
     if findings.is_partial:
         lines.append(f"Partial run (status: {findings.record.status}): {findings.progress}.")
     return "\n".join(lines)

@@ -60,7 +60,9 @@ def _corrupted(corruption: str, image: Image, severity: int, seed: int) -> Image
 
     function = _accelerated().get(corruption)
     if function is None:
-        slow: Image = getattr(imgcorruptlike, f"apply_{corruption}")(image, severity, seed)
+        # `spatter` divides by zero where no drop falls on a small image, and makes it black.
+        with np.errstate(invalid="ignore"):
+            slow: Image = getattr(imgcorruptlike, f"apply_{corruption}")(image, severity, seed)
         return slow
     from imgaug.random import temporary_numpy_seed
 

@@ -176,7 +176,7 @@ def test_a_full_disk_is_an_error_and_with_room_the_command_goes_on(
     arguments, expected, _ = uninterrupted[name]
     disk = small_disk("size=200k" if name == "eval" else "size=3m")
     output = finish_command(arguments, disk / "run", code=1)
-    assert "no space left" in output.lower() or "disk is full" in said.lower()
+    assert "no space left" in output.lower() or "disk is full" in output.lower()
     assert "Traceback" not in output
     subprocess.run(["mount", "-o", "remount,size=500m", str(disk)], check=True)
     finish_command(arguments, disk / "run")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import sys
+import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +19,23 @@ import pytest
 import torch
 
 from robustcli.core.errors import MachineError, RunError, UsageError
+from robustcli.core.io import write_text
+from robustcli.core.listener import Silent
 from robustcli.core.machine import versions
+from robustcli.core.objects import ObjectStore
+from robustcli.core.working_copy import opened
 from robustcli.evaluation import engines
 from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.engines import PieceTask, TaskOutcome, TaskRunner, deal, engine_of
+from robustcli.evaluation.engines import (
+    PieceTask,
+    PoolForecast,
+    TaskOutcome,
+    TaskRunner,
+    deal,
+    engine_of,
+)
 from robustcli.evaluation.evaluate import IncompleteRun, PieceWorker, run_evaluation
+from robustcli.evaluation.forecast import forecast
 from robustcli.evaluation.plan import EvaluationPlan
 from robustcli.evaluation.record import EVALUATION, read_record
 from robustcli.evaluation.sessions import read_sessions
@@ -65,6 +81,9 @@ class InProcessEngine:
         self.device = device
         self.workers = InProcessPool(tasks, dies)
 
+    def forecast(self) -> PoolForecast:
+        return PoolForecast("in this process", self.workers.tasks)
+
     @contextmanager
     def pool(self, run: Path, say: Callable[[str], None]) -> Iterator[InProcessPool]:
         try:
@@ -100,6 +119,94 @@ def test_an_engines_workers_write_the_rows_of_one_process(
     second_engine = InProcessEngine()
     run_evaluation(config(photos, Path("run"), *NAMES), engine=second_engine)
     assert second_engine.workers.runs == 0
+
+
+@pytest.mark.parametrize(("tasks", "apply_at"), [(3, "crop"), (100, "original")])
+def test_a_dry_run_announces_the_tasks_of_the_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: int, apply_at: Any
+) -> None:
+    small_blocks(monkeypatch, 8)
+    settings = config(photos, tmp_path / "run", *NAMES, apply_at=apply_at)
+
+    def announced(**changes: Any) -> tuple[int, int]:
+        with monkeypatch.context() as patch:
+            patch.setattr("robustcli.evaluation.forecast.engine_of", lambda _: EngineHere(tasks))
+            plan = forecast(replace(settings, **changes), Silent())
+        assert plan.engine is not None
+        assert "Engine:      here: in this process\nTasks:  " in plan.as_text()
+        assert json.loads(plan.as_json())["engine"]["name"] == "here"
+        return plan.engine.tasks, plan.engine.largest_task
+
+    started = list[tuple[int, int]]()
+    start = PoolHere.start
+
+    def counted(self: PoolHere, make_worker: Any, given: Sequence[PieceTask]) -> None:
+        sizes = [sum(piece.forwards for piece in task.pieces) for task in given]
+        started.append((len(given), max(sizes)))
+        start(self, make_worker, given)
+
+    monkeypatch.setattr(PoolHere, "start", counted)
+    expected = announced()
+    assert not (tmp_path / "run").exists()
+    dies = (0, expected[0], expected[0] + 1)  # each worker of the first task
+    with pytest.raises(IncompleteRun):
+        run_evaluation(settings, engine=EngineHere(tasks, dies=dies))
+    assert started[0] == expected
+    rest = announced()
+    assert rest[1] < expected[1] or rest[0] < expected[0]
+    run_evaluation(settings, engine=EngineHere(tasks))
+    assert started[-1] == rest
+    assert announced() == (0, 0)
+    assert announced(fresh=True) == expected
+
+
+class PoolElsewhere(PoolHere):
+    """Workers whose files this process does not see as its own, like those of other processes."""
+
+    def __init__(self, place: ObjectStore, tasks: int) -> None:
+        super().__init__(tasks, ())
+        self.place, self.before = place, list[int]()
+
+    def ended(self) -> list[tuple[PieceTask, TaskOutcome]]:
+        deadline = time.monotonic() + 60
+        while (rows := self.rows()) < 8 * self.runs and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.before.append(rows)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("robustcli.core.io._OBSERVERS", [])
+            return super().ended()
+
+    def rows(self) -> int:
+        """Number of row files in the store."""
+        return sum("block-" in name for name in self.place.listed())
+
+
+def test_rows_reach_an_object_store_while_workers_compute(
+    photos: Path, plain: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four tasks of eight files: predictions and inputs of four blocks under one transform."""
+    small_blocks(monkeypatch, 8)
+    place, engine = ObjectStore(f"memory://{uuid.uuid4().hex}/run"), EngineHere()
+    engine.workers = PoolElsewhere(place, tasks=4)
+    with opened(place.url, tmp_path / "home", [].append, "work") as folder:
+        run = run_evaluation(config(photos, folder, *NAMES), engine=engine)
+        (run / "slurm").mkdir()
+        write_text(run / "slurm" / "1_submitted.pkl", "code")
+    assert engine.workers.before == [0, 8, 16, 24]
+    stored = {name: place.read(name) for name in place.listed()}
+    assert {name: hashlib.sha256(stored[name]).hexdigest() for name in plain} == plain
+    assert not any(name.startswith("slurm/") for name in stored)
+    assert json.loads(stored["run.json"])["status"] == "complete"
+
+
+def test_the_job_array_in_words() -> None:
+    text = {"partition": "gpu", "time": "1:30:00", "array": "16", "parallel": "4"}
+    assert read_settings(text, "auto").in_words() == (
+        "a SLURM job array of 16 tasks, at most 4 at the same time, each on a GPU for at most 90 "
+        "minutes before it is requeued (partition=gpu)"
+    )
+    local = read_settings({"cluster": "local", "array": "2"}, "cpu")
+    assert local.in_words() == "2 processes of this machine, without SLURM"
 
 
 def test_the_task_of_a_dead_worker_goes_to_another_one(

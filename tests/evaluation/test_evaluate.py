@@ -200,7 +200,7 @@ def test_one_unreadable_image_in_twelve_is_too_many_unless_allowed(photos, tmp_p
     (photos / "cat" / "1.png").write_bytes(b"no picture")
     settings = config(photos, tmp_path / "run")
     with pytest.raises(
-        RunError, match=r"1 images cannot be read; the limit is 0.\nThe first of them: cat/1.png"
+        RunError, match=r"1 images cannot be read; the limit is 0.\n  cat/1.png: not an image"
     ):
         run_evaluation(settings)
     run = run_evaluation(replace(settings, allow_unreadable=0.1))

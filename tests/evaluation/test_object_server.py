@@ -6,8 +6,14 @@ in every run of the suite, without a network.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +28,7 @@ from robustcli.data.object_files import LIMIT
 from robustcli.data.sources import Classes, open_dataset
 from robustcli.evaluation.loader import batch_stream
 from tests.evaluation.photos import make_photos, source
+from tests.evaluation.test_evaluate import contents
 from tests.evaluation.test_loader import digests
 
 pytestmark = [
@@ -32,8 +39,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
+@contextmanager
+def serving() -> Iterator[Any]:
+    """A server with the bucket `bucket`, and the environment that names it."""
     moto = pytest.importorskip("moto.server", reason="needs `pip install 'moto[server]' s3fs`")
     s3fs = pytest.importorskip("s3fs", reason="needs `pip install 'moto[server]' s3fs`")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -47,10 +55,16 @@ def server() -> Iterator[Any]:
         }.items():  # fmt: skip
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("bucket")
+        s3fs.S3FileSystem().makedirs("bucket", exist_ok=True)  # servers share their buckets
         yield running
         running.stop()
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    with serving():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -134,20 +148,59 @@ def test_workers_read_the_same_pixels_as_from_a_folder(
         assert digests(stream) == expected
 
 
-def test_a_server_that_is_gone_ends_the_run_with_everything_kept(
-    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize(
+    ("engine", "package"),
+    [
+        (("ray", "--devices", "2"), "ray"),
+        (("slurm", "--slurm", "array=2,cluster=local"), "submitit"),
+    ],
+    ids=["ray", "slurm"],
+)
+def test_workers_of_an_engine_read_and_compute_for_a_store(
+    tmp_path: Path, engine: tuple[str, ...], package: str
 ) -> None:
-    """Must be the last test that uses this server."""
+    """`test_engines.py` proves in every run that rows are sent while workers compute."""
+    pytest.importorskip(package, reason=f"needs `pip install {package}`")
+    folder = make_photos(tmp_path / "photos", per_class=4)
+    url = f"s3://bucket/engine-{package}"
+    photos = ObjectStore(f"{url}/photos")
+    for file in folder.rglob("*.png"):
+        photos.send(file.relative_to(folder).as_posix(), file)
+
+    def evaluate(data: object, out: object, *more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "robustcli", "eval", "--model", "vmamba-pico", "--untrained",
+             "--transform", "fliplr", "--transform", "affine", "--device", "cpu", "--workers", "0",
+             "--data", str(data), "--out", str(out), *more],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    evaluate(folder, tmp_path / "local")
+    local = contents(tmp_path / "local")
+    output = evaluate(photos.url, f"{url}/run", "--engine", *engine)
+    assert f"Everything is in `{url}/run`" in output
+    run = ObjectStore(f"{url}/run")
+    assert {name: hashlib.sha256(run.read(name)).hexdigest() for name in local} == local
+    assert json.loads(run.read("run.json"))["status"] == "complete"
+    assert not [name for name in run.listed() if name.startswith("slurm/")]
+
+
+def test_a_server_that_is_gone_ends_the_run_with_everything_kept(tmp_path: Path) -> None:
     run = Path()
 
-    def compute() -> None:
+    def compute(server: Any) -> None:
         nonlocal run
         with opened("s3://bucket/runs/gone", tmp_path / "a", [].append, "work") as run:
             write_text(run / "run.json", "{}")
             server.stop()
             write_bytes(run / "predictions" / "block-000000.parquet", b"rows")
 
-    with pytest.raises(RunError, match=r"(?s)are not in `s3://bucket/runs/gone`.*cannot be") as e:
-        compute()
+    gone = pytest.raises(RunError, match=r"(?s)are not in `s3://bucket/runs/gone`.*cannot be")
+    with serving() as server, gone as e:
+        compute(server)
     assert str(run) in e.value.todo
     assert (run / "predictions" / "block-000000.parquet").read_bytes() == b"rows"

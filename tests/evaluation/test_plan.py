@@ -1,12 +1,19 @@
 """Computation of the missing work from the files of a run."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from robustcli.data.dataset import FileRef, Sample
 from robustcli.evaluation.plan import EvaluationPlan, batches, parts_of, share_of, shared
-from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Store, write_rows
+from robustcli.evaluation.store import (
+    INPUT_SCHEMA,
+    SKIPPED_SCHEMA,
+    Store,
+    rows_in,
+    write_rows,
+)
 from robustcli.transforms.base import Cell
 
 CELLS = (Cell("identity", 0), Cell("affine", 3))
@@ -42,6 +49,26 @@ def test_files_that_are_there_are_not_missing(tmp_path):
     assert piece.models == {CELLS[0]: ("b",)}
     assert piece.cells == (CELLS[0],)
     assert piece.forwards == 4
+
+
+def test_planning_reads_each_file_once(tmp_path, monkeypatch):
+    """Each start of a command, and each restart by torchrun, plans anew."""
+    plan, opened = make_plan(tmp_path), Counter[Path]()
+    for cell in CELLS:
+        for block in range(3):
+            finish(plan.store.input_path("original", cell, block))
+            finish(plan.store.prediction_path("a", cell, block))
+    real = rows_in
+
+    def counted(path: Path) -> int | None:
+        opened[path] += 1
+        return real(path)
+
+    monkeypatch.setattr("robustcli.evaluation.plan.rows_in", counted)
+    plan.missing()
+    files = [path for path in tmp_path.rglob("*.parquet") if path.is_file()]
+    assert set(files) <= opened.keys()
+    assert set(opened.values()) == {1}
 
 
 def test_a_finished_block_is_passed_over_until_a_file_lacks_rows_or_is_damaged(tmp_path):

@@ -121,7 +121,7 @@ def machines(address: str) -> int:
     status = subprocess.run(
         [sys.executable, "-c", count], env=environment(), capture_output=True, text=True, check=True
     )
-    return int(status.stdout.split()[-1])
+    return next(int(line) for line in status.stdout.splitlines() if line.isdigit())
 
 
 def listens(port: int) -> bool:
@@ -214,6 +214,21 @@ def test_without_the_head_of_the_cluster_the_command_ends(
     head.stop(signal.SIGKILL)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 1, output
+
+
+def test_a_dry_run_asks_the_cluster_and_starts_nothing(
+    nodes: tuple[str, Node, Node], tmp_path: Path
+) -> None:
+    photos, plugin = make_photos(tmp_path / "photos"), tmp_path / "seen.py"
+    plugin.write_text(SEEN)
+    options = ("--address", nodes[0], "--dry-run")
+    process = robust_eval(photos, tmp_path / "run", plugin, *options)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    port = nodes[0].rpartition(":")[2]
+    assert f":{port}: 2 machines, 2 workers, one for each processor core" in output
+    assert "Tasks:       5, each of at most 12 predictions" in output  # a task for each transform
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path) -> None:

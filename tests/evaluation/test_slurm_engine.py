@@ -18,7 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from robustcli.core.listener import Silent
 from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.evaluation.forecast import forecast
 from robustcli.evaluation.record import read_record
 from tests.evaluation.photos import config, make_photos
 from tests.evaluation.test_evaluate import contents
@@ -250,6 +252,15 @@ def test_sigterm_cancels_the_jobs_and_the_same_command_goes_on(
     assert read_record(run).status == "partial"
     finish_command(robust_eval(photos, run, plugin, "array=2,gpus=0", slurm))
     assert contents(run) == expected_rows
+
+
+def test_a_dry_run_needs_no_slurm(photos: Path, tmp_path: Path) -> None:
+    settings = config(photos, tmp_path / "run", engine="slurm", slurm={"array": "2"})
+    plan = forecast(settings, Silent())
+    assert plan.engine is not None
+    assert plan.engine.where.startswith("a SLURM job array of 2 tasks")
+    assert plan.engine.tasks == 2
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_slurm_it_says_so(photos: Path, plugin: Path, tmp_path: Path) -> None:

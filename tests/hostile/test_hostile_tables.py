@@ -39,7 +39,9 @@ class Robust:
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys
 
-    def __call__(self, *arguments: str | Path, code: int | tuple[int, ...]) -> str:
+    def __call__(
+        self, *arguments: str | Path, code: int | tuple[int, ...], seconds: float = SECONDS
+    ) -> str:
         """Returns the output of a command; checks exit code, time, and absence of a traceback."""
         started_at = time.process_time()
         try:
@@ -53,7 +55,7 @@ class Robust:
         assert "probably a bug" not in text
         assert "Traceback" not in text
         assert not CONTROL_CODES.search(text)
-        assert time.process_time() - started_at < SECONDS, arguments
+        assert time.process_time() - started_at < seconds, arguments
         return text
 
 

@@ -70,6 +70,14 @@ def test_small_images_are_mirrored_out_and_cut_back(corruption: Corruption) -> N
         assert corruption.apply(tiny, seed=4, severity=5).shape == tiny.shape
 
 
+def test_spatter_without_a_drop_is_black_as_in_imagecorruptions_and_quiet() -> None:
+    """The package divides by zero; its warnings are errors in tests."""
+    spatter = next(item for item in IMAGENET_C if item.corruption == "spatter")
+    image = np.full((32, 32, 3), 200, np.uint8)
+    changed = [spatter.apply(image, seed=seed, severity=1) for seed in range(200)]
+    assert 0 < sum(not pixels.any() for pixels in changed) < 20
+
+
 def test_grey_photos_stay_three_channels(picture: NDArray[np.uint8]) -> None:
     grey = np.repeat(picture[..., :1], 3, axis=2)
     for item in IMAGENET_C:
