@@ -23,20 +23,27 @@ from numba.extending import intrinsic
 
 from robustcli.models.scan.base import NeedsGrad
 from robustcli.models.scan.cpu_lanes import (
+    FOUR,
     WIDTH,
+    broadcast,
     exp,
-    exp_of_four,
     fill,
+    later,
     load,
+    load_group,
+    looked_up,
     multiply_add,
+    places,
     prefetch,
+    prefetch_group,
+    recur,
     softplus,
     softplus_and_slope,
-    softplus_and_slope_of_four,
-    softplus_of_four,
     store,
+    store_group,
     total,
     turn,
+    units,
 )
 
 # mypy: allow-untyped-decorators
@@ -51,44 +58,39 @@ from robustcli.models.scan.cpu_lanes import (
 
 _F, _U = np.float32, np.uintp
 LANES = _U(WIDTH)
+_ONE, _FOUR = (_U(0),), (_U(0),) * FOUR  # groups of one unit and of four
 AHEAD = 8  # steps from a prefetch to the read
 WINDOW = 16  # steps that are copied or transposed at a time
 
 
 @njit(forceinline=True)
-def _after(i: Any, t: Any, padded: Any) -> Any:
-    """First channel and step of the unit after that of channel i and step t."""
-    last = i + LANES == padded
-    return _U(0) if last else i + LANES, t + _U(1) if last else t
-
-
-@njit(forceinline=True)
-def _advance(
-    decay: Any, du: Any, B: Any, C: Any, bc: Any, h: Any, to: Any, y: Any
+def _group(
+    group: Any, first: Any, t0: Any, last: Any, padded: Any, softplus_on: bool, alone: bool,
+    far: bool, order: Any, x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any, B: Any, C: Any,
+    bb: Any, bp: Any, bn: Any, A: Any, skip: Any, bias: Any, N: Any, h: Any, out: Any,
 ) -> Any:  # fmt: skip
-    """Updates one state of 16 channels, and returns y plus its contribution."""
-    state = multiply_add(decay, load(h, to, LANES), du * B[bc])
-    store(h, to, LANES, state)
-    return multiply_add(state, C[bc], y)
-
-
-@njit(forceinline=True)
-def _put(out: Any, at: Any, y: Any, alone: bool) -> None:
-    """Writes y to `out`, or adds it unless `alone`."""
-    store(out, at, LANES, y if alone else y + load(out, at, LANES))
-
-
-@njit(forceinline=True)
-def _fetch_ahead(
-    far: bool, order: Any, t: Any, last: Any, i: Any, x: Any, xb: Any, W: Any, delta: Any, db: Any,
-    D: Any, out: Any,
-) -> None:  # fmt: skip
-    """With `far`, prefetches what channels i.. need in the step `AHEAD` steps after t."""
+    """Computes a group of units, and returns channel and step of the unit after it."""
+    i, t, following, step = units(group, first, t0, padded)
+    p = looked_up(order, t)
     if far:
-        q = _U(order[min(t + _U(AHEAD), last)])
-        prefetch(delta, db + q * D + i)
-        prefetch(x, xb + q * W + i)
-        prefetch(out, xb + q * W + i)
+        q = looked_up(order, later(t, _U(AHEAD), last))
+        prefetch_group(delta, places(db, q, D, i))
+        prefetch_group(x, places(xb, q, W, i))
+        prefetch_group(out, places(xb, q, W, i))
+    at, b, state = places(xb, p, W, i), places(bb, p, bp, group), i
+    dt = load_group(delta, places(db, p, D, i)) + load_group(bias, i)
+    if softplus_on:
+        dt = softplus(dt)
+    u = load_group(x, at)
+    y, du = load_group(skip, i) * u, dt * u
+    for _ in range(N):
+        decay = exp(dt * load_group(A, state))
+        y = y + recur(decay, du, B, b, h, state, h, state) * broadcast(C, b)
+        b, state = places(bn, b, _U(1), group), places(padded, state, _U(1), group)
+    if not alone:
+        y = y + load_group(out, at)
+    store_group(out, at, y)
+    return following, step
 
 
 @njit(error_model="numpy")
@@ -97,66 +99,23 @@ def _steps(
     order: Any, x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any, B: Any, C: Any, bb: Any,
     bp: Any, bn: Any, A: Any, skip: Any, bias: Any, N: Any, h: Any, out: Any,
 ) -> None:  # fmt: skip
-    """Computes steps begin..end-1 of `padded` channels: updates h and fills `out`.
+    """Computes steps begin..end-1 of `padded` channels: updates h, and fills `out`.
 
     Step t reads the pixel p = order[t]: x and out at xb + p * W, delta at db + p * D, and B and C
-    of state n at bb + p * bp + n * bn. A and h are (N, padded), skip and bias (padded).
+    of state n at bb + p * bp + n * bn. A and h are (N, padded), skip and bias (padded). Adds to
+    `out` unless `alone`. With `far`, later steps up to `last` are prefetched.
     """
-    t, i1 = begin, _U(0)
-    units = (end - begin) * (padded // LANES)
-    for _ in range(units // _U(4)):
-        t1 = t
-        i2, t2 = _after(i1, t1, padded)
-        i3, t3 = _after(i2, t2, padded)
-        i4, t4 = _after(i3, t3, padded)
-        p1, p2, p3, p4 = _U(order[t1]), _U(order[t2]), _U(order[t3]), _U(order[t4])
-        _fetch_ahead(far, order, t1, last, i1, x, xb, W, delta, db, D, out)
-        _fetch_ahead(far, order, t2, last, i2, x, xb, W, delta, db, D, out)
-        _fetch_ahead(far, order, t3, last, i3, x, xb, W, delta, db, D, out)
-        _fetch_ahead(far, order, t4, last, i4, x, xb, W, delta, db, D, out)
-        d1 = load(delta, db + p1 * D + i1, LANES) + load(bias, i1, LANES)
-        d2 = load(delta, db + p2 * D + i2, LANES) + load(bias, i2, LANES)
-        d3 = load(delta, db + p3 * D + i3, LANES) + load(bias, i3, LANES)
-        d4 = load(delta, db + p4 * D + i4, LANES) + load(bias, i4, LANES)
-        if softplus_on:
-            d1, d2, d3, d4 = softplus_of_four(d1, d2, d3, d4)
-        x1, x2 = xb + p1 * W + i1, xb + p2 * W + i2
-        x3, x4 = xb + p3 * W + i3, xb + p4 * W + i4
-        u1, u2 = load(x, x1, LANES), load(x, x2, LANES)
-        u3, u4 = load(x, x3, LANES), load(x, x4, LANES)
-        y1, y2 = u1 * load(skip, i1, LANES), u2 * load(skip, i2, LANES)
-        y3, y4 = u3 * load(skip, i3, LANES), u4 * load(skip, i4, LANES)
-        u1, u2, u3, u4 = u1 * d1, u2 * d2, u3 * d3, u4 * d4
-        b1, b2, b3, b4 = bb + p1 * bp, bb + p2 * bp, bb + p3 * bp, bb + p4 * bp
-        row = _U(0)
-        for _ in range(N):
-            e1, e2, e3, e4 = exp_of_four(
-                d1 * load(A, row + i1, LANES), d2 * load(A, row + i2, LANES),
-                d3 * load(A, row + i3, LANES), d4 * load(A, row + i4, LANES),
-            )  # fmt: skip
-            y1 = _advance(e1, u1, B, C, b1, h, row + i1, y1)
-            y2 = _advance(e2, u2, B, C, b2, h, row + i2, y2)
-            y3 = _advance(e3, u3, B, C, b3, h, row + i3, y3)
-            y4 = _advance(e4, u4, B, C, b4, h, row + i4, y4)
-            b1, b2, b3, b4, row = b1 + bn, b2 + bn, b3 + bn, b4 + bn, row + padded
-        _put(out, x1, y1, alone)
-        _put(out, x2, y2, alone)
-        _put(out, x3, y3, alone)
-        _put(out, x4, y4, alone)
-        i1, t = _after(i4, t4, padded)
-    for _ in range(units % _U(4)):
-        p = _U(order[t])
-        at, bc, row = xb + p * W + i1, bb + p * bp, _U(0)
-        step = load(delta, db + p * D + i1, LANES) + load(bias, i1, LANES)
-        step = softplus(step) if softplus_on else step
-        u = load(x, at, LANES)
-        y, du = u * load(skip, i1, LANES), u * step
-        for _ in range(N):
-            decay = exp(step * load(A, row + i1, LANES))
-            y = _advance(decay, du, B, C, bc, h, row + i1, y)
-            bc, row = bc + bn, row + padded
-        _put(out, at, y, alone)
-        i1, t = _after(i1, t, padded)
+    i, t, number = _U(0), begin, (end - begin) * (padded // LANES)
+    for _ in range(number // _U(FOUR)):
+        i, t = _group(
+            _FOUR, i, t, last, padded, softplus_on, alone, far, order, x, xb, W, delta, db, D, B, C,
+            bb, bp, bn, A, skip, bias, N, h, out,
+        )  # fmt: skip
+    for _ in range(number % _U(FOUR)):
+        i, t = _group(
+            _ONE, i, t, last, padded, softplus_on, alone, far, order, x, xb, W, delta, db, D, B, C,
+            bb, bp, bn, A, skip, bias, N, h, out,
+        )  # fmt: skip
 
 
 @njit(forceinline=True)
@@ -229,7 +188,13 @@ def forward(
 ) -> None:  # fmt: skip
     """Computes one task, channels-last: fills `out`, `state`, and with `keep` also `borders`."""
     K, S, L, D, N, W = dims
-    blocks, chunks, states, D_, W_ = (D + block - 1) // block, -(-L // chunk), _U(N), _U(D), _U(W)
+    blocks, chunks, states, D_, W_ = (
+        (D + block - 1) // block,
+        (L + chunk - 1) // chunk,
+        _U(N),
+        _U(D),
+        _U(W),
+    )
     s, a = task // blocks, (task % blocks) * block
     w = _U(min(D, a + block) - a)
     padded = (w + LANES - _U(1)) // LANES * LANES
@@ -301,7 +266,13 @@ def forward_sequence(
 ) -> None:  # fmt: skip
     """Computes one task, time-major: fills `out`, `state`, and with `keep` also `borders`."""
     K, S, L, D, N, W = dims
-    blocks, chunks, states, D_, L_ = (D + block - 1) // block, -(-L // chunk), _U(N), _U(D), _U(L)
+    blocks, chunks, states, D_, L_ = (
+        (D + block - 1) // block,
+        (L + chunk - 1) // chunk,
+        _U(N),
+        _U(D),
+        _U(L),
+    )
     s, k, a = task // blocks // K, task // blocks % K, (task % blocks) * block
     w = _U(min(D, a + block) - a)
     padded = (w + LANES - _U(1)) // LANES * LANES
@@ -351,14 +322,39 @@ _BY_STATE_GRADS = OF_STEP | OF_A | OF_B | OF_X  # gradients that require those o
 
 
 @njit(forceinline=True)
-def _replay_state(
-    decay: Any, du: Any, B: Any, bc: Any, decays: Any, states: Any, at: Any, row: Any, needed: int
-) -> None:  # fmt: skip
-    """Stores the decay of one state of 16 channels, and the state after the step."""
-    if needed & _BY_STATE_GRADS:
-        store(decays, at, LANES, decay)
-    if needed & _BY_STATES:
-        store(states, at + row, LANES, multiply_add(decay, load(states, at, LANES), du * B[bc]))
+def _replay_group(
+    group: Any, first: Any, t0: Any, begin: Any, last: Any, padded: Any, softplus_on: bool,
+    far: bool, needed: int, order: Any, x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any,
+    B: Any, bb: Any, bp: Any, bn: Any, A: Any, bias: Any, N: Any, dts: Any, slopes: Any,
+    decays: Any, states: Any,
+) -> Any:  # fmt: skip
+    """Recomputes a group of units, and returns channel and step of the unit after it."""
+    i, t, following, step = units(group, first, t0, padded)
+    p = looked_up(order, t)
+    if far:
+        q = looked_up(order, later(t, _U(AHEAD), last))
+        prefetch_group(delta, places(db, q, D, i))
+        if needed & _BY_STATES:
+            prefetch_group(x, places(xb, q, W, i))
+    b, row, state = places(bb, p, bp, group), N * padded, i
+    at = places(_U(0) - begin * padded, t, padded, i)
+    to = places(_U(0) - begin * row, t, row, i)
+    dt = load_group(delta, places(db, p, D, i)) + load_group(bias, i)
+    if softplus_on:
+        dt, slope = softplus_and_slope(dt)
+        if needed & OF_STEP:
+            store_group(slopes, at, slope)
+    store_group(dts, at, dt)
+    du = dt * load_group(x, places(xb, p, W, i))
+    for _ in range(N):
+        decay = exp(dt * load_group(A, state))
+        if needed & _BY_STATE_GRADS:
+            store_group(decays, to, decay)
+        if needed & _BY_STATES:
+            recur(decay, du, B, b, states, to, states, places(row, to, _U(1), group))
+        b, state = places(bn, b, _U(1), group), places(padded, state, _U(1), group)
+        to = places(padded, to, _U(1), group)
+    return following, step
 
 
 @njit(forceinline=True)
@@ -373,68 +369,17 @@ def _replay(
     are the derivatives of softplus. The caller must fill the first row of `states` with the state
     before the first step. Other arguments as for `_steps`.
     """
-    t, i1, last, more = begin, _U(0), end - _U(1), N * padded - padded
-    units = (end - begin) * (padded // LANES)
-    for unit in range(_U(0), units // _U(4) * _U(4), _U(4)):
-        t1 = t
-        i2, t2 = _after(i1, t1, padded)
-        i3, t3 = _after(i2, t2, padded)
-        i4, t4 = _after(i3, t3, padded)
-        p1, p2, p3, p4 = _U(order[t1]), _U(order[t2]), _U(order[t3]), _U(order[t4])
-        _fetch_ahead(far, order, t1, last, i1, x, xb, W, delta, db, D, x)
-        _fetch_ahead(far, order, t2, last, i2, x, xb, W, delta, db, D, x)
-        _fetch_ahead(far, order, t3, last, i3, x, xb, W, delta, db, D, x)
-        _fetch_ahead(far, order, t4, last, i4, x, xb, W, delta, db, D, x)
-        d1 = load(delta, db + p1 * D + i1, LANES) + load(bias, i1, LANES)
-        d2 = load(delta, db + p2 * D + i2, LANES) + load(bias, i2, LANES)
-        d3 = load(delta, db + p3 * D + i3, LANES) + load(bias, i3, LANES)
-        d4 = load(delta, db + p4 * D + i4, LANES) + load(bias, i4, LANES)
-        at = unit * LANES
-        if softplus_on:
-            (d1, d2, d3, d4), (s1, s2, s3, s4) = softplus_and_slope_of_four(d1, d2, d3, d4)
-            if needed & OF_STEP:
-                store(slopes, at, LANES, s1)
-                store(slopes, at + LANES, LANES, s2)
-                store(slopes, at + _U(2) * LANES, LANES, s3)
-                store(slopes, at + _U(3) * LANES, LANES, s4)
-        store(dts, at, LANES, d1)
-        store(dts, at + LANES, LANES, d2)
-        store(dts, at + _U(2) * LANES, LANES, d3)
-        store(dts, at + _U(3) * LANES, LANES, d4)
-        u1 = d1 * load(x, xb + p1 * W + i1, LANES)
-        u2 = d2 * load(x, xb + p2 * W + i2, LANES)
-        u3 = d3 * load(x, xb + p3 * W + i3, LANES)
-        u4 = d4 * load(x, xb + p4 * W + i4, LANES)
-        b1, b2, b3, b4 = bb + p1 * bp, bb + p2 * bp, bb + p3 * bp, bb + p4 * bp
-        a1, a2 = at + (t1 - begin) * more, at + LANES + (t2 - begin) * more
-        a3 = at + _U(2) * LANES + (t3 - begin) * more
-        a4 = at + _U(3) * LANES + (t4 - begin) * more
-        row = _U(0)
-        for _ in range(N):
-            e1, e2, e3, e4 = exp_of_four(
-                d1 * load(A, row + i1, LANES), d2 * load(A, row + i2, LANES),
-                d3 * load(A, row + i3, LANES), d4 * load(A, row + i4, LANES),
-            )  # fmt: skip
-            _replay_state(e1, u1, B, b1, decays, states, row + a1, N * padded, needed)
-            _replay_state(e2, u2, B, b2, decays, states, row + a2, N * padded, needed)
-            _replay_state(e3, u3, B, b3, decays, states, row + a3, N * padded, needed)
-            _replay_state(e4, u4, B, b4, decays, states, row + a4, N * padded, needed)
-            b1, b2, b3, b4, row = b1 + bn, b2 + bn, b3 + bn, b4 + bn, row + padded
-        i1, t = _after(i4, t4, padded)
-    for unit in range(units // _U(4) * _U(4), units):
-        p, at = _U(order[t]), unit * LANES
-        d = load(delta, db + p * D + i1, LANES) + load(bias, i1, LANES)
-        if softplus_on:
-            d, slope = softplus_and_slope(d)
-            store(slopes, at, LANES, slope)
-        store(dts, at, LANES, d)
-        u, bc = d * load(x, xb + p * W + i1, LANES), bb + p * bp
-        row, at = _U(0), at + (t - begin) * more
-        for _ in range(N):
-            decay = exp(d * load(A, row + i1, LANES))
-            _replay_state(decay, u, B, bc, decays, states, row + at, N * padded, needed)
-            bc, row = bc + bn, row + padded
-        i1, t = _after(i1, t, padded)
+    i, t, last, number = _U(0), begin, end - _U(1), (end - begin) * (padded // LANES)
+    for _ in range(number // _U(FOUR)):
+        i, t = _replay_group(
+            _FOUR, i, t, begin, last, padded, softplus_on, far, needed, order, x, xb, W, delta, db,
+            D, B, bb, bp, bn, A, bias, N, dts, slopes, decays, states,
+        )  # fmt: skip
+    for _ in range(number % _U(FOUR)):
+        i, t = _replay_group(
+            _ONE, i, t, begin, last, padded, softplus_on, far, needed, order, x, xb, W, delta, db,
+            D, B, bb, bp, bn, A, bias, N, dts, slopes, decays, states,
+        )  # fmt: skip
 
 
 @njit(forceinline=True)
@@ -478,6 +423,39 @@ def _retreat(
 
 
 @njit(forceinline=True)
+def _fetch_back(needed: int, padded: Any, dy: Any, dx: Any, xp: Any, ddelta: Any, dp: Any) -> None:
+    """Prefetches what `_way_back` reads and writes in one step."""
+    for i in range(_U(0), padded, LANES):
+        prefetch(dy, xp + i)
+        if needed & OF_X:
+            prefetch(dx, xp + i)
+        if needed & OF_DELTA:
+            prefetch(ddelta, dp + i)
+
+
+@njit(forceinline=True)
+def _put_step(needed: int, ddt: Any, ddelta: Any, dp: Any, dbias: Any, i: Any) -> None:
+    """Writes the gradient of delta and adds to that of the bias, where `needed`."""
+    if needed & OF_DELTA:
+        store(ddelta, dp, LANES, ddt)
+    if needed & OF_BIAS:
+        store(dbias, i, LANES, load(dbias, i, LANES) + ddt)
+
+
+@njit(forceinline=True)
+def _put_input(
+    needed: int, alone: bool, grad: Any, u: Any, du: Any, skip: Any, i: Any, dx: Any, xp: Any,
+    dskip: Any,
+) -> None:  # fmt: skip
+    """Writes the gradient of the input, or adds to it, and adds to that of D, where `needed`."""
+    if needed & OF_X:
+        du = multiply_add(load(skip, i, LANES), grad, du)
+        store(dx, xp, LANES, du if alone else du + load(dx, xp, LANES))
+    if needed & OF_D:
+        _add(dskip, i, grad, u)
+
+
+@njit(forceinline=True)
 def _way_back(
     begin: int, end: int, padded: Any, softplus_on: bool, alone: bool, far: bool, needed: int,
     order: Any, x: Any, xb: Any, W: Any, dy: Any, db: Any, D: Any, B: Any, C: Any, bb: Any, bp: Any,
@@ -493,12 +471,7 @@ def _way_back(
         at, bc = xb + p * W, bb + p * bp
         if far:
             q = _U(order[_U(max(t - AHEAD, begin))])
-            for i in range(_U(0), padded, LANES):
-                prefetch(dy, xb + q * W + i)
-                if needed & OF_X:
-                    prefetch(dx, xb + q * W + i)
-                if needed & OF_DELTA:
-                    prefetch(ddelta, db + q * D + i)
+            _fetch_back(needed, padded, dy, dx, xb + q * W, ddelta, db + q * D)
         sums[:] = _F(0.0)
         for i in range(_U(0), padded, LANES):
             dj = j * padded + i
@@ -510,20 +483,44 @@ def _way_back(
             if needed & OF_STEP:
                 if softplus_on:
                     ddt = ddt * load(slopes, dj, LANES)
-                if needed & OF_DELTA:
-                    store(ddelta, db + p * D + i, LANES, ddt)
-                if needed & OF_BIAS:
-                    store(dbias, i, LANES, load(dbias, i, LANES) + ddt)
-            if needed & OF_X:
-                du = multiply_add(load(skip, i, LANES), grad, du)
-                _put(dx, at + i, du, alone)
-            if needed & OF_D:
-                _add(dskip, i, grad, u)
+                _put_step(needed, ddt, ddelta, db + p * D + i, dbias, i)
+            _put_input(needed, alone, grad, u, du, skip, i, dx, at + i, dskip)
         for n in range(N):
             if needed & OF_B:
                 dB[pb + p * bp + n * bn] = total(load(sums, n * LANES, LANES))
             if needed & OF_C:
                 dC[pb + p * bp + n * bn] = total(load(sums, (N + n) * LANES, LANES))
+
+
+@njit(forceinline=True)
+def _window_out(
+    needed: int, alone: bool, path: Any, t0: Any, t1: Any, dxs: Any, ddeltas: Any, dBs: Any,
+    dCs: Any, padded: Any, w: Any, N: Any, dx: Any, xb: Any, W: Any, ddelta: Any, db: Any, D: Any,
+    dB: Any, dC: Any, pb: Any,
+) -> None:  # fmt: skip
+    """Copies the needed gradients of steps t0..t1-1 to their pixels."""
+    if needed & OF_X:
+        _scatter(path, t0, t1, dxs, padded, dx, xb, W, w, alone)
+    if needed & OF_DELTA:
+        _scatter(path, t0, t1, ddeltas, padded, ddelta, db, D, w, True)
+    if needed & OF_B:
+        _scatter(path, t0, t1, dBs, N, dB, pb, N, N, True)
+    if needed & OF_C:
+        _scatter(path, t0, t1, dCs, N, dC, pb, N, N, True)
+
+
+@njit(forceinline=True)
+def _sums_out(
+    needed: int, dAs: Any, dskips: Any, dbiases: Any, padded: Any, N: Any, w: Any, dA: Any,
+    dskip: Any, dbias: Any, row: Any, a: Any, D: Any,
+) -> None:  # fmt: skip
+    """Copies the needed gradients of A, D and the bias, of channels a..a+w-1, to the results."""
+    if needed & OF_A:
+        _copy_out(dAs, padded, N, w, dA, row * N + a, D)
+    if needed & OF_D:
+        _copy_out(dskips, padded, _U(1), w, dskip, row + a, D)
+    if needed & OF_BIAS:
+        _copy_out(dbiases, padded, _U(1), w, dbias, row + a, D)
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -539,7 +536,13 @@ def backward(
     sequence, dB and dC (blocks, K, S, L, N) per block of channels: the caller sums them.
     """
     K, S, L, D, N, W = dims
-    blocks, chunks, N_, D_, W_ = (D + block - 1) // block, -(-L // chunk), _U(N), _U(D), _U(W)
+    blocks, chunks, N_, D_, W_ = (
+        (D + block - 1) // block,
+        (L + chunk - 1) // chunk,
+        _U(N),
+        _U(D),
+        _U(W),
+    )
     s, nb = task // blocks, task % blocks
     a = nb * block
     w = _U(min(D, a + block) - a)
@@ -596,21 +599,12 @@ def backward(
                 decays, states, g, sums, dx_, ddelta_, dAs, dB_, dC_, pb_, dskips, dbiases,
             )  # fmt: skip
             if not direct:
-                if needed & OF_X:
-                    _scatter(path, t0, t1, dxs, padded, dx, xb, W_, w, alone)
-                if needed & OF_DELTA:
-                    _scatter(path, t0, t1, ddeltas, padded, ddelta, db, D_, w, True)
-                if needed & OF_B:
-                    _scatter(path, t0, t1, dBs, N_, dB, pb, N_, N_, True)
-                if needed & OF_C:
-                    _scatter(path, t0, t1, dCs, N_, dC, pb, N_, N_, True)
-        sd = _U((s * K + k) * D + a)
-        if needed & OF_A:
-            _copy_out(dAs, padded, N_, w, dA, _U((s * K + k) * N * D + a), D_)
-        if needed & OF_D:
-            _copy_out(dskips, padded, _U(1), w, dskip, sd, D_)
-        if needed & OF_BIAS:
-            _copy_out(dbiases, padded, _U(1), w, dbias, sd, D_)
+                _window_out(
+                    needed, alone, path, t0, t1, dxs, ddeltas, dBs, dCs, padded, w, N_, dx, xb, W_,
+                    ddelta, db, D_, dB, dC, pb,
+                )  # fmt: skip
+        sd = _U((s * K + k) * D)
+        _sums_out(needed, dAs, dskips, dbiases, padded, N_, w, dA, dskip, dbias, sd, _U(a), D_)
 
 
 # --- Backward pass, time-major layout ------------------------------------------------------------
@@ -630,12 +624,12 @@ def backward_sequence(
 ) -> None:  # fmt: skip
     """Computes the `needed` gradients of one task, time-major; see `backward`."""
     K, S, L, D, N, W = dims
-    blocks, chunks = (D + block - 1) // block, -(-L // chunk)
+    blocks, chunks = (D + block - 1) // block, (L + chunk - 1) // chunk
     s, k, nb = task // blocks // K, task // blocks % K, task % blocks
     a, ks = nb * block, k * S + s
     w, L_, N_, D_ = _U(min(D, a + block) - a), _U(L), _U(N), _U(D)
     padded = (w + LANES - _U(1)) // LANES * LANES
-    kd, an, sd = _U(k * D + a), _U(k * N * D + a), _U((s * K + k) * D + a)
+    kd, an, sd = _U(k * D + a), _U(k * N * D + a), _U((s * K + k) * D)
     rows, bb = _U(s * W * L) + kd * L_, _U((s * K + k) * N * L)
     pb = _U(nb * S * K * N * L) + bb
     window = max(chunk, WINDOW)
@@ -676,12 +670,7 @@ def backward_sequence(
             _turn_out(dxs, padded, w, span, dx, rows + t, L_)
         if needed & OF_DELTA:
             _turn_out(ddeltas, padded, w, span, ddelta, rows + t, L_)
-    if needed & OF_A:
-        _copy_out(dAs, padded, N_, w, dA, _U((s * K + k) * N * D + a), D_)
-    if needed & OF_D:
-        _copy_out(dskips, padded, _U(1), w, dskip, sd, D_)
-    if needed & OF_BIAS:
-        _copy_out(dbiases, padded, _U(1), w, dbias, sd, D_)
+    _sums_out(needed, dAs, dskips, dbiases, padded, N_, w, dA, dskip, dbias, sd, _U(a), D_)
 
 
 # --- The compiled entries: C functions for any number of threads ---------------------------------
