@@ -207,7 +207,12 @@ CONTENDERS: dict[str, Callable[[Arguments], Tensor]] = {
 
 
 def once(contender: Callable[[Arguments], Tensor], a: Arguments, backward: bool) -> float:
-    """Seconds of one call, including the backward pass if `backward`."""
+    """Seconds of one call, including the backward pass if `backward`.
+
+    Gradients of earlier calls are removed: adding to them is torch's work, not that of the scan.
+    """
+    for tensor in a.values():
+        tensor.grad = None
     started = time.perf_counter()
     with torch.set_grad_enabled(backward):
         y = contender(a)

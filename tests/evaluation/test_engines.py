@@ -130,7 +130,9 @@ def test_a_dry_run_announces_the_tasks_of_the_run(
 
     def announced(**changes: Any) -> tuple[int, int]:
         with monkeypatch.context() as patch:
-            patch.setattr("robustcli.evaluation.forecast.engine_of", lambda _: EngineHere(tasks))
+            patch.setattr(
+                "robustcli.evaluation.forecast.engine_of", lambda _: InProcessEngine(tasks)
+            )
             plan = forecast(replace(settings, **changes), Silent())
         assert plan.engine is not None
         assert "Engine:      here: in this process\nTasks:  " in plan.as_text()
@@ -138,29 +140,29 @@ def test_a_dry_run_announces_the_tasks_of_the_run(
         return plan.engine.tasks, plan.engine.largest_task
 
     started = list[tuple[int, int]]()
-    start = PoolHere.start
+    start = InProcessPool.start
 
-    def counted(self: PoolHere, make_worker: Any, given: Sequence[PieceTask]) -> None:
+    def counted(self: InProcessPool, make_worker: Any, given: Sequence[PieceTask]) -> None:
         sizes = [sum(piece.forwards for piece in task.pieces) for task in given]
         started.append((len(given), max(sizes)))
         start(self, make_worker, given)
 
-    monkeypatch.setattr(PoolHere, "start", counted)
+    monkeypatch.setattr(InProcessPool, "start", counted)
     expected = announced()
     assert not (tmp_path / "run").exists()
     dies = (0, expected[0], expected[0] + 1)  # each worker of the first task
     with pytest.raises(IncompleteRun):
-        run_evaluation(settings, engine=EngineHere(tasks, dies=dies))
+        run_evaluation(settings, engine=InProcessEngine(tasks, dies=dies))
     assert started[0] == expected
     rest = announced()
     assert rest[1] < expected[1] or rest[0] < expected[0]
-    run_evaluation(settings, engine=EngineHere(tasks))
+    run_evaluation(settings, engine=InProcessEngine(tasks))
     assert started[-1] == rest
     assert announced() == (0, 0)
     assert announced(fresh=True) == expected
 
 
-class PoolElsewhere(PoolHere):
+class PoolElsewhere(InProcessPool):
     """Workers whose files this process does not see as its own, like those of other processes."""
 
     def __init__(self, place: ObjectStore, tasks: int) -> None:
@@ -186,7 +188,7 @@ def test_rows_reach_an_object_store_while_workers_compute(
 ) -> None:
     """Four tasks of eight files: predictions and inputs of four blocks under one transform."""
     small_blocks(monkeypatch, 8)
-    place, engine = ObjectStore(f"memory://{uuid.uuid4().hex}/run"), EngineHere()
+    place, engine = ObjectStore(f"memory://{uuid.uuid4().hex}/run"), InProcessEngine()
     engine.workers = PoolElsewhere(place, tasks=4)
     with opened(place.url, tmp_path / "home", [].append, "work") as folder:
         run = run_evaluation(config(photos, folder, *NAMES), engine=engine)

@@ -56,8 +56,8 @@ def test_planning_reads_each_file_once(tmp_path, monkeypatch):
     plan, opened = make_plan(tmp_path), Counter[Path]()
     for cell in CELLS:
         for block in range(3):
-            finish(plan.store.input_path("original", cell, block))
-            finish(plan.store.prediction_path("a", cell, block))
+            write_rows_of(plan.store.input_path("original", cell, block))
+            write_rows_of(plan.store.prediction_path("a", cell, block))
     real = rows_in
 
     def counted(path: Path) -> int | None:

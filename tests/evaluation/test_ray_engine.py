@@ -220,7 +220,7 @@ def test_a_dry_run_asks_the_cluster_and_starts_nothing(
     nodes: tuple[str, Node, Node], tmp_path: Path
 ) -> None:
     photos, plugin = make_photos(tmp_path / "photos"), tmp_path / "seen.py"
-    plugin.write_text(SEEN)
+    plugin.write_text(SEEN_PLUGIN)
     options = ("--address", nodes[0], "--dry-run")
     process = robust_eval(photos, tmp_path / "run", plugin, *options)
     output, _ = process.communicate(timeout=120)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -77,7 +77,7 @@ class Broken(str):
 
 
 @lru_cache
-def missing(package: str, kernels: str, remedy: str | None = None) -> str | None:
+def missing(package: str, kernels: str, remedy: Callable[[], str] | None = None) -> str | None:
     """None, or why the module `kernels`, which needs `package`, cannot be imported.
 
     The result is cached: the second import of a library whose import failed may not fail again.
@@ -85,16 +85,17 @@ def missing(package: str, kernels: str, remedy: str | None = None) -> str | None
     Args:
         package: Name of the library for import and installation.
         kernels: Name of the module that needs it.
-        remedy: Advice if the import fails; by default, to reinstall `package`.
+        remedy: Returns advice if the import fails; by default, to reinstall `package`.
     """
     if importlib.util.find_spec(package) is None:
         return f"{package} is not installed (`pip install {package}`)."
     try:
         importlib.import_module(kernels)
     except Exception as error:  # whatever a broken build raises
+        advice = remedy() if remedy else f"Try `pip install --force-reinstall {package}`."
         return Broken(
             f"{package} is installed but cannot be used: {type(error).__name__}: "
-            f"{first_line(error)}. {remedy or f'Try `pip install --force-reinstall {package}`.'}"
+            f"{first_line(error)}. {advice}"
         )
     return None
 

@@ -40,7 +40,7 @@ _DEVICES = ("cpu", "mps")  # supported devices of the tensors
 
 def available() -> str | None:
     """None, or why this backend cannot run."""
-    return missing("numba", "robustcli.models.scan.cpu_kernels", remedy())
+    return missing("numba", "robustcli.models.scan.cpu_kernels", remedy)
 
 
 def remedy() -> str:

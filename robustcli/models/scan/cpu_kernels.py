@@ -23,459 +23,115 @@ from numba.extending import intrinsic
 
 from robustcli.models.scan.base import NeedsGrad
 from robustcli.models.scan.cpu_lanes import (
+    FOUR,
     WIDTH,
+    broadcast,
     exp,
     fill,
+    later,
     load,
+    load_group,
+    looked_up,
     multiply_add,
+    places,
     prefetch,
-    sigmoid,
+    prefetch_group,
+    recur,
     softplus,
+    softplus_and_slope,
     store,
+    store_group,
     total,
     turn,
+    units,
 )
 
 # mypy: allow-untyped-decorators
 
-# --- Forward pass, channels-last layout ----------------------------------------------------------
+# --- Forward pass ---------------------------------------------------------------------------------
 #
-# A task is one sequence of the batch and one block of channels; no two tasks write the same memory.
-# Sixteen channels are one SIMD value; their states stay in the level-1 cache for the complete
-# sequence. Steps are prefetched, because the processor's prefetcher does not predict the column
-# and reversed orders of an image.
+# A task is a block of channels of one sequence of the batch; in the time-major layout also of one
+# group. No two tasks write the same memory. A unit of the computation is one step of one vector of
+# 16 channels. Units are computed in fours, step by step and vector by vector: the exponentials of
+# four units do not depend on each other, even if a unit is the next step of the channels of another
+# (a block of 16 or 32 channels).
 
 _F, _U = np.float32, np.uintp
 LANES = _U(WIDTH)
-AHEAD = 4  # steps from a prefetch to the read
+_ONE, _FOUR = (_U(0),), (_U(0),) * FOUR  # groups of one unit and of four
+AHEAD = 8  # steps from a prefetch to the read
+WINDOW = 16  # steps that are copied or transposed at a time
 
 
 @njit(forceinline=True)
-def step_size(delta: Any, at: Any, bias: Any, kd: Any, softplus_on: bool, count: Any) -> Any:
-    """Step sizes of up to 16 channels: delta plus bias, with `softplus_on` through softplus."""
-    raw = load(delta, at, count) + load(bias, kd, count)
-    return softplus(raw) if softplus_on else raw
-
-
-@njit(forceinline=True)
-def advance(
-    dt: Any, u: Any, skip: Any, A: Any, an: Any, D: Any, B: Any, C: Any, bc: Any, stride: Any,
-    h: Any, to: Any, states: Any, count: Any,
+def _group(
+    group: Any, first: Any, t0: Any, last: Any, padded: Any, softplus_on: bool, alone: bool,
+    far: bool, order: Any, x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any, B: Any, C: Any,
+    bb: Any, bp: Any, bn: Any, A: Any, skip: Any, bias: Any, N: Any, h: Any, out: Any,
 ) -> Any:  # fmt: skip
-    """One step of up to 16 channels: updates their states in h and returns y.
-
-    B and C of state n are at index bc + n * stride.
-    """
-    y, du = skip * u, dt * u
-    for n in range(states):
-        place, bn = to + n * LANES, bc + n * stride
-        moved = exp(dt * load(A, an + n * D, count)) * load(h, place, LANES) + du * B[bn]
-        store(h, place, LANES, moved)
-        y = y + moved * C[bn]
-    return y
-
-
-@njit(forceinline=True)
-def save(h: Any, states: Any, w: Any, target: Any, to: Any, D: Any) -> None:
-    """Copies the local states h to `target` (N, D), which starts at index `to`."""
-    for i in range(_U(0), w, LANES):
-        for n in range(states):
-            kept = load(h, i * states + n * LANES, LANES)
-            store(target, to + n * D + i, min(LANES, w - i), kept)
-
-
-@njit(forceinline=True)
-def fetch(array: Any, at: Any, w: Any) -> None:
-    """Prefetches `w` floats, starting with array[at]."""
-    for i in range(_U(0), w, LANES):
-        prefetch(array, at + i)
-
-
-@njit(forceinline=True)
-def _vector(
-    delta: Any, dp: Any, bias: Any, skip: Any, kd: Any, softplus_on: bool, x: Any, xp: Any,
-    A: Any, an: Any, D: Any, B: Any, C: Any, bc: Any, h: Any, to: Any, states: Any,
-    out: Any, alone: bool, count: Any,
-) -> None:  # fmt: skip
-    """One step of up to 16 channels; writes y to `out`, or adds it unless `alone`."""
-    dt = step_size(delta, dp, bias, kd, softplus_on, count)
-    u, s = load(x, xp, count), load(skip, kd, count)
-    y = advance(dt, u, s, A, an, D, B, C, bc, _U(1), h, to, states, count)
-    store(out, xp, count, y if alone else y + load(out, xp, count))
+    """Computes a group of units, and returns channel and step of the unit after it."""
+    i, t, following, step = units(group, first, t0, padded)
+    p = looked_up(order, t)
+    if far:
+        q = looked_up(order, later(t, _U(AHEAD), last))
+        prefetch_group(delta, places(db, q, D, i))
+        prefetch_group(x, places(xb, q, W, i))
+        prefetch_group(out, places(xb, q, W, i))
+    at, b, state = places(xb, p, W, i), places(bb, p, bp, group), i
+    dt = load_group(delta, places(db, p, D, i)) + load_group(bias, i)
+    if softplus_on:
+        dt = softplus(dt)
+    u = load_group(x, at)
+    y, du = load_group(skip, i) * u, dt * u
+    for _ in range(N):
+        decay = exp(dt * load_group(A, state))
+        y = y + recur(decay, du, B, b, h, state, h, state) * broadcast(C, b)
+        b, state = places(bn, b, _U(1), group), places(padded, state, _U(1), group)
+    if not alone:
+        y = y + load_group(out, at)
+    store_group(out, at, y)
+    return following, step
 
 
 @njit(error_model="numpy")
-def forward(
-    task: int, dims: Any, softplus_on: bool, block: int, chunk: int, keep: bool,
-    x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, offset: Any,
-    out: Any, state: Any, borders: Any,
+def _steps(
+    begin: Any, end: Any, last: Any, padded: Any, softplus_on: bool, alone: bool, far: bool,
+    order: Any, x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any, B: Any, C: Any, bb: Any,
+    bp: Any, bn: Any, A: Any, skip: Any, bias: Any, N: Any, h: Any, out: Any,
 ) -> None:  # fmt: skip
-    """Computes one task: fills `out`, `state`, and with `keep` also `borders`."""
-    K, S, L, D, N, W = dims
-    blocks, chunks, states, D_ = (D + block - 1) // block, (L + chunk - 1) // chunk, _U(N), _U(D)
-    s, a = task // blocks, (task % blocks) * block
-    w = _U(min(D, a + block) - a)
-    full = w - w % LANES
-    h = np.empty((block + WIDTH - 1) // WIDTH * WIDTH * N, _F)
-    for k in range(K):
-        kd, ks, first = _U(k * D + a), _U(k * S + s), _U(offset[k] + a)
-        an = _U(k * N * D + a)
-        # The first direction of a channel writes every step, so `out` need not be initialised.
-        alone = k == 0 or offset[k] != offset[k - 1]
-        h[:] = _F(0.0)
-        for t in range(L):
-            if keep and t % chunk == 0:
-                save(
-                    h,
-                    states,
-                    w,
-                    borders,
-                    (ks * _U(chunks) + _U(t // chunk)) * states * D_ + _U(a),
-                    D_,
-                )
-            p, q = _U(order[_U(k * L + t)]), _U(order[_U(k * L + min(t + AHEAD, L - 1))])
-            xq = (_U(s * L) + q) * _U(W) + first
-            fetch(delta, (ks * _U(L) + q) * D_ + _U(a), w)
-            fetch(x, xq, w)
-            fetch(out, xq, w)
-            xp, kp = (_U(s * L) + p) * _U(W) + first, ks * _U(L) + p
-            dp, bc = kp * D_ + _U(a), kp * states
-            for i in range(_U(0), full, LANES):
-                _vector(delta, dp + i, bias, skip, kd + i, softplus_on, x, xp + i, A, an + i, D_,
-                        B, C, bc, h, i * states, states, out, alone, LANES)  # fmt: skip
-            if full < w:
-                _vector(delta, dp + full, bias, skip, kd + full, softplus_on, x, xp + full, A,
-                        an + full, D_, B, C, bc, h, full * states, states, out, alone,
-                        w - full)  # fmt: skip
-        save(h, states, w, state, ks * states * D_ + _U(a), D_)
+    """Computes steps begin..end-1 of `padded` channels: updates h, and fills `out`.
 
-
-# --- Forward pass, time-major layout (rows of steps) ---------------------------------------------
-#
-# A task is one sequence, one group, and one block of its channels. Tiles of 16 steps are transposed
-# in the cache, so that no channels-last copy of the input or output is made. These layouts differ
-# from those above: x, delta, out (S, K*D, L); B, C (S, K, N, L); K is the number of groups.
+    Step t reads the pixel p = order[t]: x and out at xb + p * W, delta at db + p * D, and B and C
+    of state n at bb + p * bp + n * bn. A and h are (N, padded), skip and bias (padded). Adds to
+    `out` unless `alone`. With `far`, later steps up to `last` are prefetched.
+    """
+    i, t, number = _U(0), begin, (end - begin) * (padded // LANES)
+    for _ in range(number // _U(FOUR)):
+        i, t = _group(
+            _FOUR, i, t, last, padded, softplus_on, alone, far, order, x, xb, W, delta, db, D, B, C,
+            bb, bp, bn, A, skip, bias, N, h, out,
+        )  # fmt: skip
+    for _ in range(number % _U(FOUR)):
+        i, t = _group(
+            _ONE, i, t, last, padded, softplus_on, alone, far, order, x, xb, W, delta, db, D, B, C,
+            bb, bp, bn, A, skip, bias, N, h, out,
+        )  # fmt: skip
 
 
 @njit(forceinline=True)
-def _ask(x: Any, delta: Any, out: Any, rows: Any, L: Any, t: Any, w: Any) -> None:
-    """Prefetches step t of each of the `w` rows."""
-    for i in range(w):
-        prefetch(x, rows + i * L + t)
-        prefetch(delta, rows + i * L + t)
-        prefetch(out, rows + i * L + t)
-
-
-@njit(forceinline=True)
-def _tile_vector(
-    deltas: Any, inputs: Any, outputs: Any, at: Any, bias: Any, skip: Any, kd: Any,
-    softplus_on: bool, A: Any, an: Any, D: Any, B: Any, C: Any, bc: Any, L: Any, h: Any, to: Any,
-    N: Any, count: Any,
-) -> None:  # fmt: skip
-    """One step of up to 16 channels within transposed tiles."""
-    u, s = load(inputs, at, LANES), load(skip, kd, count)
-    dt = load(deltas, at, LANES) + load(bias, kd, count)
-    dt = softplus(dt) if softplus_on else dt
-    store(outputs, at, LANES, advance(dt, u, s, A, an, D, B, C, bc, L, h, to, N, count))
-
-
-@njit(error_model="numpy")
-def forward_sequence(
-    task: int, dims: Any, softplus_on: bool, block: int, chunk: int, keep: bool,
-    x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any,
-    out: Any, state: Any, borders: Any,
-) -> None:  # fmt: skip
-    """Computes one task: fills `out`, `state`, and with `keep` also `borders`."""
-    K, S, L, D, N, W = dims
-    blocks, chunks, states, D_, L_ = (
-        (D + block - 1) // block,
-        (L + chunk - 1) // chunk,
-        _U(N),
-        _U(D),
-        _U(L),
-    )
-    s, k, a = task // blocks // K, task // blocks % K, (task % blocks) * block
-    w = _U(min(D, a + block) - a)
-    full, padded = w - w % LANES, (w + LANES - _U(1)) // LANES * LANES
-    kd, ks, an = _U(k * D + a), _U(k * S + s), _U(k * N * D + a)
-    rows, steps = _U(s * W * L) + kd * L_, _U((s * K + k) * N * L)
-    deltas, inputs = np.zeros(WIDTH * padded, _F), np.zeros(WIDTH * padded, _F)
-    outputs, h = np.zeros(WIDTH * padded, _F), np.zeros(N * padded, _F)
-    for t0 in range(_U(0), L_, LANES):
-        span = min(LANES, L_ - t0)
-        _ask(x, delta, out, rows, L_, min(t0 + _U(31), L_ - _U(1)), w)
+def _copy_in(source: Any, at: Any, D: Any, target: Any, padded: Any, rows: Any, w: Any) -> None:
+    """Copies `w` channels of rows (rows, D), starting with source[at], to (rows, padded)."""
+    for n in range(rows):
         for i in range(_U(0), w, LANES):
-            at, count = rows + i * L_ + t0, min(LANES, w - i)
-            turn(x, at, L_, count, span, inputs, i, padded)
-            turn(delta, at, L_, count, span, deltas, i, padded)
-        for j in range(span):
-            t = t0 + j
-            if keep and t % _U(chunk) == 0:
-                save(
-                    h,
-                    states,
-                    w,
-                    borders,
-                    (ks * _U(chunks) + t // _U(chunk)) * states * D_ + _U(a),
-                    D_,
-                )
-            for i in range(_U(0), full, LANES):
-                _tile_vector(deltas, inputs, outputs, j * padded + i, bias, skip, kd + i,
-                        softplus_on, A, an + i, D_, B, C, steps + t, L_, h, i * states,
-                        states, LANES)  # fmt: skip
-            if full < w:
-                _tile_vector(deltas, inputs, outputs, j * padded + full, bias, skip, kd + full,
-                        softplus_on, A, an + full, D_, B, C, steps + t, L_, h, full * states,
-                        states, w - full)  # fmt: skip
+            store(target, n * padded + i, LANES, load(source, at + n * D + i, min(LANES, w - i)))
+
+
+@njit(forceinline=True)
+def _copy_out(source: Any, padded: Any, rows: Any, w: Any, target: Any, at: Any, D: Any) -> None:
+    """The inverse of `_copy_in`."""
+    for n in range(rows):
         for i in range(_U(0), w, LANES):
-            turn(outputs, i, padded, span, min(LANES, w - i), out, rows + i * L_ + t0, L_)
-    save(h, states, w, state, ks * states * D_ + _U(a), D_)
-
-
-# --- Backward pass, channels-last layout ---------------------------------------------------------
-#
-# Tasks, layouts and indices are those of the forward pass. States are recomputed chunk by chunk
-# from those that the forward pass saved before each chunk, into buffers that fit in the cache.
-#
-# `needed` is a bit mask of the gradients to compute. The bits in `COMPILED` are constants of a
-# compiled entry, so that its machine code does not contain computations for other gradients. The
-# remaining bits are tested at run time, once per vector and step; this costs almost nothing and
-# reduces the number of entries to compile.
-
-OF_X, OF_DELTA, OF_A, OF_B, OF_C, OF_D, OF_BIAS = (1 << n for n in range(7))
-OF_STEP = 1 << 7  # gradient of the step size, needed for delta and the bias
-COMPILED = OF_X | OF_A | OF_B | OF_C | OF_STEP
-_BY_STATES = OF_STEP | OF_A | OF_C  # gradients that require the states
-_BY_STATE_GRADS = OF_STEP | OF_A | OF_B | OF_X  # gradients that require those of the states
-
-
-@njit(forceinline=True)
-def _replay_vector(
-    dts: Any, dj: Any, dt: Any, u: Any, A: Any, an: Any, D: Any, B: Any, bn: Any,
-    decays: Any, states: Any, at: Any, row: Any, N: Any, needed: int, count: Any,
-) -> None:  # fmt: skip
-    """One step of up to 16 channels: stores step size, decays and states."""
-    store(dts, dj, LANES, dt)
-    du = dt * u
-    for n in range(N):
-        place = at + n * LANES
-        decay = exp(dt * load(A, an + n * D, count))
-        if needed & _BY_STATE_GRADS:
-            store(decays, place, LANES, decay)
-        if needed & _BY_STATES:
-            moved = multiply_add(decay, load(states, place, LANES), du * B[bn + n])
-            store(states, place + row, LANES, moved)
-
-
-@njit(forceinline=True, error_model="numpy")
-def _replay(
-    dims: Any, softplus_on: bool, k: int, s: int, a: int, first: Any, w: Any, t0: int, t1: int,
-    needed: int, x: Any, delta: Any, A: Any, B: Any, bias: Any, order: Any,
-    dts: Any, decays: Any, states: Any,
-) -> None:  # fmt: skip
-    """Recomputes steps t0..t1-1 and stores the values that the backward pass needs.
-
-    Fills dts (T, vectors, 16), decays (T, vectors, N, 16) and states (T + 1, vectors, N, 16). The
-    caller must fill the first row of `states` with the state before t0.
-    """
-    _, S, L, D, N_, W = dims
-    kd, ks, N, D_, full = _U(k * D + a), _U(k * S + s), _U(N_), _U(D), w - w % LANES
-    an, padded = _U(k * N_ * D + a), (w + LANES - _U(1)) // LANES * LANES
-    row = padded * N
-    for t in range(t0, t1):
-        j = _U(t - t0)
-        p, q = _U(order[_U(k * L + t)]), _U(order[_U(k * L + min(t + AHEAD, t1 - 1))])
-        fetch(delta, (ks * _U(L) + q) * D_ + _U(a), w)
-        if needed & _BY_STATES:
-            fetch(x, (_U(s * L) + q) * _U(W) + first, w)
-        xp, kp = (_U(s * L) + p) * _U(W) + first, ks * _U(L) + p
-        dp = kp * D_ + _U(a)
-        for i in range(_U(0), full, LANES):
-            dt = step_size(delta, dp + i, bias, kd + i, softplus_on, LANES)
-            _replay_vector(
-                dts, j * padded + i, dt, load(x, xp + i, LANES), A, an + i, D_, B, kp * N,
-                decays, states, j * row + i * N, row, N, needed, LANES,
-            )  # fmt: skip
-        if full < w:
-            left = w - full
-            dt = step_size(delta, dp + full, bias, kd + full, softplus_on, left)
-            _replay_vector(
-                dts, j * padded + full, dt, load(x, xp + full, left), A, an + full, D_, B, kp * N,
-                decays, states, j * row + full * N, row, N, needed, left,
-            )  # fmt: skip
-
-
-@njit(forceinline=True)
-def _add(target: Any, at: Any, count: Any, left: Any, right: Any) -> None:
-    store(target, at, count, multiply_add(left, right, load(target, at, count)))
-
-
-@njit(forceinline=True)
-def _retreat(
-    dt: Any, u: Any, dy: Any, A: Any, an: Any, D: Any, B: Any, C: Any, bn: Any, g: Any, gn: Any,
-    decays: Any, states: Any, at: Any, row: Any, dA: Any, da: Any, sums: Any, N: Any, needed: int,
-    count: Any,
-) -> Any:  # fmt: skip
-    """One backward step of up to 16 channels; updates g to d loss / d previous states.
-
-    Adds to dA and to the sums over channels of dB and dC, (2, N, 16). Returns d loss / d dt and
-    the part of d loss / d u that comes from the states. Values that are not `needed` are unchanged
-    or returned as zero.
-    """
-    ddt, du = fill(_F(0.0)), fill(_F(0.0))
-    for n in range(N):
-        place, lane = at + n * LANES, gn + n * LANES
-        if needed & OF_C:
-            _add(sums, (N + n) * LANES, LANES, dy, load(states, place + row, LANES))
-        if needed & _BY_STATE_GRADS:
-            grad = multiply_add(dy, C[bn + n], load(g, lane, LANES))
-            back = grad * load(decays, place, LANES)  # d loss / d previous state
-            store(g, lane, LANES, back)
-            if needed & OF_B:
-                _add(sums, n * LANES, LANES, grad, dt * u)
-            if needed & OF_X:
-                du = multiply_add(grad, dt * B[bn + n], du)
-            if needed & (OF_A | OF_STEP):
-                through = back * load(states, place, LANES)
-                if needed & OF_A:
-                    _add(dA, da + n * D, count, through, dt)
-                if needed & OF_STEP:
-                    direct = grad * (u * B[bn + n])
-                    ddt = ddt + multiply_add(through, load(A, an + n * D, count), direct)
-    return ddt, du
-
-
-@njit(forceinline=True)
-def _back_vector(
-    dims: Any, softplus_on: bool, kd: Any, an: Any, sd: Any, da: Any, dp: Any, xp: Any, bn: Any,
-    alone: bool, needed: int,
-    x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, dy: Any,
-    dts: Any, dj: Any, decays: Any, states: Any, at: Any, row: Any, g: Any, gn: Any, sums: Any,
-    dx: Any, ddelta: Any, dA: Any, dskip: Any, dbias: Any, count: Any,
-) -> None:  # fmt: skip
-    """One backward step of up to 16 channels: all needed gradients except those of B and C."""
-    N, D = _U(dims[4]), _U(dims[3])
-    dt, u, grad = load(dts, dj, LANES), load(x, xp, count), load(dy, xp, count)
-    ddt, du = _retreat(
-        dt, u, grad, A, an, D, B, C, bn, g, gn, decays, states, at, row, dA, da, sums, N, needed,
-        count,
-    )  # fmt: skip
-    if needed & OF_STEP:
-        if softplus_on:
-            ddt = ddt * sigmoid(load(delta, dp, count) + load(bias, kd, count))
-        if needed & OF_DELTA:
-            store(ddelta, dp, count, ddt)
-        if needed & OF_BIAS:
-            store(dbias, sd, count, load(dbias, sd, count) + ddt)
-    if needed & OF_X:
-        du = multiply_add(load(skip, kd, count), grad, du)
-        store(dx, xp, count, du if alone else du + load(dx, xp, count))
-    if needed & OF_D:
-        _add(dskip, sd, count, grad, u)
-
-
-@njit(forceinline=True, error_model="numpy")
-def _way_back(
-    dims: Any, softplus_on: bool, k: int, s: int, nb: int, a: int, first: Any, w: Any, t0: int,
-    t1: int, alone: bool, needed: int,
-    x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, dy: Any,
-    dts: Any, decays: Any, states: Any, g: Any, sums: Any,
-    dx: Any, ddelta: Any, dA: Any, dB: Any, dC: Any, dskip: Any, dbias: Any,
-) -> None:  # fmt: skip
-    """Gradients of steps t1-1..t0; `g`, d loss / d state, is passed from chunk to chunk."""
-    K, S, L, D, N_, W = dims
-    kd, ks, N, D_, full = _U(k * D + a), _U(k * S + s), _U(N_), _U(D), w - w % LANES
-    padded = (w + LANES - _U(1)) // LANES * LANES
-    row, an = padded * N, _U(k * N_ * D + a)
-    sd, da = _U((s * K + k) * D + a), _U((s * K + k) * N_ * D + a)
-    for t in range(t1 - 1, t0 - 1, -1):
-        j = _U(t - t0)
-        p, q = _U(order[_U(k * L + t)]), _U(order[_U(k * L + max(t - AHEAD, 0))])
-        xq, xp = (_U(s * L) + q) * _U(W) + first, (_U(s * L) + p) * _U(W) + first
-        fetch(dy, xq, w)
-        if needed & OF_X:
-            fetch(dx, xq, w)
-        if needed & OF_DELTA:
-            fetch(ddelta, (ks * _U(L) + q) * D_ + _U(a), w)
-        kp = ks * _U(L) + p
-        dp, bn = kp * D_ + _U(a), kp * N
-        sums[:] = _F(0.0)
-        for i in range(_U(0), full, LANES):
-            _back_vector(
-                dims, softplus_on, kd + i, an + i, sd + i, da + i, dp + i, xp + i, bn, alone,
-                needed, x, delta, A, B, C, skip, bias, dy, dts, j * padded + i, decays, states,
-                j * row + i * N, row, g, i * N, sums, dx, ddelta, dA, dskip, dbias, LANES,
-            )  # fmt: skip
-        if full < w:
-            _back_vector(
-                dims, softplus_on, kd + full, an + full, sd + full, da + full, dp + full, xp + full,
-                bn, alone, needed, x, delta, A, B, C, skip, bias, dy, dts, j * padded + full,
-                decays, states, j * row + full * N, row, g, full * N, sums, dx, ddelta, dA, dskip,
-                dbias, w - full,
-            )  # fmt: skip
-        to = _U(nb * K * S * L * N_) + bn
-        for n in range(N):
-            if needed & OF_B:
-                dB[to + n] = total(load(sums, n * LANES, LANES))
-            if needed & OF_C:
-                dC[to + n] = total(load(sums, (N + n) * LANES, LANES))
-
-
-@njit(forceinline=True)
-def _restore(source: Any, at: Any, D: Any, h: Any, N: Any, w: Any) -> None:
-    """Copies states (N, D), starting with source[at], to the local h (vectors, N, 16)."""
-    for i in range(_U(0), w, LANES):
-        for n in range(N):
-            kept = load(source, at + n * D + i, min(LANES, w - i))
-            store(h, i * N + n * LANES, LANES, kept)
-
-
-@njit(forceinline=True, error_model="numpy")
-def backward(
-    task: int, dims: Any, softplus_on: bool, block: int, chunk: int, needed: int,
-    x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, offset: Any,
-    borders: Any, dy: Any, dstate: Any,
-    dx: Any, ddelta: Any, dA: Any, dB: Any, dC: Any, dskip: Any, dbias: Any,
-) -> None:  # fmt: skip
-    """Computes the `needed` gradients of one task; arrays of other gradients are not accessed.
-
-    dA (S, K, N, D), dskip and dbias (S, K, D) are per sequence, dB and dC (blocks, K, S, L, N) per
-    block of channels: the caller sums them. dA, dskip and dbias must be initialised with zeros.
-    """
-    _, S, L, D, N, _ = dims
-    blocks, chunks = (D + block - 1) // block, (L + chunk - 1) // chunk
-    s, nb = task // blocks, task % blocks
-    a = nb * block
-    w = _U(min(D, a + block) - a)
-    widest = (block + WIDTH - 1) // WIDTH * WIDTH
-    dts, decays = np.empty(chunk * widest, _F), np.empty(chunk * N * widest, _F)
-    states = np.empty((chunk + 1) * N * widest, _F)
-    g, sums = np.empty(N * widest, _F), np.empty(2 * N * WIDTH, _F)
-    for k in range(dims[0]):
-        first, ks, alone = _U(offset[k] + a), k * S + s, k == 0 or offset[k] != offset[k - 1]
-        _restore(dstate, _U(ks * N * D + a), _U(D), g, _U(N), w)
-        for section in range(chunks - 1, -1, -1):
-            t0, t1 = section * chunk, min(L, section * chunk + chunk)
-            if needed & _BY_STATES:
-                _restore(borders, _U((ks * chunks + section) * N * D + a), _U(D), states, _U(N), w)
-            _replay(
-                dims, softplus_on, k, s, a, first, w, t0, t1, needed, x, delta, A, B, bias, order,
-                dts, decays, states,
-            )  # fmt: skip
-            _way_back(
-                dims, softplus_on, k, s, nb, a, first, w, t0, t1, alone, needed, x, delta, A, B,
-                C, skip, bias, order, dy, dts, decays, states, g, sums,
-                dx, ddelta, dA, dB, dC, dskip, dbias,
-            )  # fmt: skip
-
-
-# --- Backward pass, time-major layout ------------------------------------------------------------
-#
-# Tasks and layouts are those of the time-major forward pass; partial sums of dB and dC are
-# (blocks, S, K, N, L). A window of steps (one chunk, or several short ones) is transposed into
-# local channels-last arrays and processed as above, and its gradients are transposed back: no copy
-# of a complete sequence is made. Local arrays consist of complete vectors; lanes beyond the last
-# channel are zero and remain zero.
+            store(target, at + n * D + i, min(LANES, w - i), load(source, n * padded + i, LANES))
 
 
 @njit(error_model="numpy")  # not inlined: tiles take long to compile
@@ -500,104 +156,521 @@ def _turn_out(
             turn(source, c * leap + r, leap, height, width, target, at + r * step + c, step)
 
 
-@njit(forceinline=True)
-def _copy_in(source: Any, at: Any, D: Any, target: Any, padded: Any, rows: Any, w: Any) -> None:
-    """Copies `w` channels of rows (rows, D), starting with source[at], to (rows, padded)."""
-    for n in range(rows):
+@njit(error_model="numpy")
+def _gather(
+    path: Any, t0: Any, t1: Any, source: Any, at: Any, D: Any, target: Any, padded: Any, w: Any
+) -> None:
+    """Copies `w` channels of steps t0..t1-1 of a `path` to `target` (T, padded)."""
+    for j in range(t1 - t0):
+        _copy_in(source, at + _U(path[t0 + j]) * D, D, target[j * padded :], padded, _U(1), w)
+
+
+@njit(error_model="numpy")
+def _scatter(
+    path: Any, t0: Any, t1: Any, source: Any, padded: Any, target: Any, at: Any, D: Any, w: Any,
+    alone: bool,
+) -> None:  # fmt: skip
+    """The inverse of `_gather`: writes to `target`, or adds to it unless `alone`."""
+    for j in range(t1 - t0):
+        place = at + _U(path[t0 + j]) * D
         for i in range(_U(0), w, LANES):
-            store(target, n * padded + i, LANES, load(source, at + n * D + i, min(LANES, w - i)))
+            count, value = min(LANES, w - i), load(source, j * padded + i, LANES)
+            store(
+                target, place + i, count, value if alone else value + load(target, place + i, count)
+            )
+
+
+@njit(error_model="numpy")
+def forward(
+    task: int, dims: Any, softplus_on: bool, block: int, chunk: int, keep: bool,
+    x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, offset: Any,
+    out: Any, state: Any, borders: Any,
+) -> None:  # fmt: skip
+    """Computes one task, channels-last: fills `out`, `state`, and with `keep` also `borders`."""
+    K, S, L, D, N, W = dims
+    blocks, chunks, states, D_, W_ = (
+        (D + block - 1) // block,
+        (L + chunk - 1) // chunk,
+        _U(N),
+        _U(D),
+        _U(W),
+    )
+    s, a = task // blocks, (task % blocks) * block
+    w = _U(min(D, a + block) - a)
+    padded = (w + LANES - _U(1)) // LANES * LANES
+    As, h = np.zeros(N * padded, _F), np.empty(N * padded, _F)
+    skips, biases = np.zeros(padded, _F), np.zeros(padded, _F)
+    here = np.arange(WINDOW).astype(np.int32)
+    xs, deltas = np.zeros(WINDOW * padded, _F), np.zeros(WINDOW * padded, _F)
+    outs = np.empty(WINDOW * padded, _F)
+    small = WINDOW * N + WIDTH  # B and C are copied by whole vectors
+    Bs, Cs = np.empty(small, _F), np.empty(small, _F)
+    for k in range(K):
+        kd, ks, an = _U(k * D + a), _U(k * S + s), _U(k * N * D + a)
+        xb, db, bb = _U(s * L * W + offset[k] + a), ks * _U(L) * D_ + _U(a), ks * _U(L) * states
+        # The first direction of a channel writes every step, so `out` need not be initialised.
+        alone = k == 0 or offset[k] != offset[k - 1]
+        _copy_in(A, an, D_, As, padded, states, w)
+        _copy_in(skip, kd, D_, skips, padded, _U(1), w)
+        _copy_in(bias, kd, D_, biases, padded, _U(1), w)
+        path, last = order[k * L : k * L + L], _U(L - 1)
+        h[:] = _F(0.0)
+        # Channels that fill whole vectors are read and written in place, others in windows.
+        length = chunk if keep else L
+        length = length if w == padded else min(length, WINDOW)
+        for start in range(0, L, length):
+            t0, t1 = _U(start), _U(min(L, start + length))
+            if keep and start % chunk == 0:
+                saved = (ks * _U(chunks) + _U(start // chunk)) * states * D_ + _U(a)
+                _copy_out(h, padded, states, w, borders, saved, D_)
+            if w == padded:
+                _steps(
+                    t0, t1, last, padded, softplus_on, alone, True, path, x, xb, W_, delta, db, D_,
+                    B, C, bb, states, _U(1), As, skips, biases, states, h, out,
+                )  # fmt: skip
+                continue
+            _gather(path, t0, t1, x, xb, W_, xs, padded, w)
+            _gather(path, t0, t1, delta, db, D_, deltas, padded, w)
+            _gather(path, t0, t1, B, bb, states, Bs, states, states)
+            _gather(path, t0, t1, C, bb, states, Cs, states, states)
+            _steps(
+                _U(0), t1 - t0, last, padded, softplus_on, True, False, here, xs, _U(0), padded,
+                deltas, _U(0), padded, Bs, Cs, _U(0), states, _U(1), As, skips, biases, states, h,
+                outs,
+            )  # fmt: skip
+            _scatter(path, t0, t1, outs, padded, out, xb, W_, w, alone)
+        _copy_out(h, padded, states, w, state, ks * states * D_ + _U(a), D_)
+
+
+# --- Forward pass, time-major layout (rows of steps) ---------------------------------------------
+#
+# Tiles of 16 steps are transposed in the cache, so that no channels-last copy of the input or
+# output is made. These layouts differ from those above: x, delta, out (S, K*D, L); B, C
+# (S, K, N, L); K is the number of groups.
 
 
 @njit(forceinline=True)
-def _copy_out(source: Any, padded: Any, rows: Any, w: Any, target: Any, at: Any, D: Any) -> None:
-    """The inverse of `_copy_in`."""
-    for n in range(rows):
-        for i in range(_U(0), w, LANES):
-            store(target, at + n * D + i, min(LANES, w - i), load(source, n * padded + i, LANES))
+def _ask(x: Any, delta: Any, out: Any, rows: Any, L: Any, t: Any, w: Any) -> None:
+    """Prefetches step t of each of the `w` rows."""
+    for i in range(w):
+        prefetch(x, rows + i * L + t)
+        prefetch(delta, rows + i * L + t)
+        prefetch(out, rows + i * L + t)
+
+
+@njit(error_model="numpy")
+def forward_sequence(
+    task: int, dims: Any, softplus_on: bool, block: int, chunk: int, keep: bool,
+    x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any,
+    out: Any, state: Any, borders: Any,
+) -> None:  # fmt: skip
+    """Computes one task, time-major: fills `out`, `state`, and with `keep` also `borders`."""
+    K, S, L, D, N, W = dims
+    blocks, chunks, states, D_, L_ = (
+        (D + block - 1) // block,
+        (L + chunk - 1) // chunk,
+        _U(N),
+        _U(D),
+        _U(L),
+    )
+    s, k, a = task // blocks // K, task // blocks % K, (task % blocks) * block
+    w = _U(min(D, a + block) - a)
+    padded = (w + LANES - _U(1)) // LANES * LANES
+    kd, ks, an = _U(k * D + a), _U(k * S + s), _U(k * N * D + a)
+    rows, bb = _U(s * W * L) + kd * L_, _U((s * K + k) * N * L)
+    here = np.arange(WINDOW).astype(np.int32)
+    xs, deltas = np.zeros(WINDOW * padded, _F), np.zeros(WINDOW * padded, _F)
+    outs, As, h = np.empty(WINDOW * padded, _F), np.zeros(N * padded, _F), np.zeros(N * padded, _F)
+    skips, biases = np.zeros(padded, _F), np.zeros(padded, _F)
+    _copy_in(A, an, D_, As, padded, states, w)
+    _copy_in(skip, kd, D_, skips, padded, _U(1), w)
+    _copy_in(bias, kd, D_, biases, padded, _U(1), w)
+    part = min(_U(chunk), LANES) if keep else LANES
+    for t in range(_U(0), L_, LANES):
+        span = min(LANES, L_ - t)
+        _ask(x, delta, out, rows, L_, min(t + _U(31), L_ - _U(1)), w)
+        _turn_in(x, rows + t, L_, w, span, xs, padded)
+        _turn_in(delta, rows + t, L_, w, span, deltas, padded)
+        for j in range(_U(0), span, part):
+            if keep and (t + j) % _U(chunk) == 0:
+                saved = (ks * _U(chunks) + (t + j) // _U(chunk)) * states * D_ + _U(a)
+                _copy_out(h, padded, states, w, borders, saved, D_)
+            _steps(
+                j, min(span, j + part), span - _U(1), padded, softplus_on, True, False, here,
+                xs, _U(0), padded, deltas, _U(0), padded, B, C, bb + t, _U(1), L_, As, skips,
+                biases, states, h, outs,
+            )  # fmt: skip
+        _turn_out(outs, padded, w, span, out, rows + t, L_)
+    _copy_out(h, padded, states, w, state, ks * states * D_ + _U(a), D_)
+
+
+# --- Backward pass --------------------------------------------------------------------------------
+#
+# Tasks, units and layouts are those of the forward pass. States are recomputed chunk by chunk from
+# those that the forward pass saved before each chunk, into buffers that fit in the cache.
+#
+# `needed` is a bit mask of the gradients to compute. The bits in `COMPILED` are constants of a
+# compiled entry, so that its machine code does not contain computations for other gradients. The
+# remaining bits are tested at run time, once per vector and step; this costs almost nothing and
+# reduces the number of entries to compile.
+
+OF_X, OF_DELTA, OF_A, OF_B, OF_C, OF_D, OF_BIAS = (1 << n for n in range(7))
+OF_STEP = 1 << 7  # gradient of the step size, needed for delta and the bias
+COMPILED = OF_X | OF_A | OF_B | OF_C | OF_STEP
+_BY_STATES = OF_STEP | OF_A | OF_C  # gradients that require the states
+_BY_STATE_GRADS = OF_STEP | OF_A | OF_B | OF_X  # gradients that require those of the states
+
+
+@njit(forceinline=True)
+def _replay_group(
+    group: Any, first: Any, t0: Any, begin: Any, last: Any, padded: Any, softplus_on: bool,
+    far: bool, needed: int, order: Any, x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any,
+    B: Any, bb: Any, bp: Any, bn: Any, A: Any, bias: Any, N: Any, dts: Any, slopes: Any,
+    decays: Any, states: Any,
+) -> Any:  # fmt: skip
+    """Recomputes a group of units, and returns channel and step of the unit after it."""
+    i, t, following, step = units(group, first, t0, padded)
+    p = looked_up(order, t)
+    if far:
+        q = looked_up(order, later(t, _U(AHEAD), last))
+        prefetch_group(delta, places(db, q, D, i))
+        if needed & _BY_STATES:
+            prefetch_group(x, places(xb, q, W, i))
+    b, row, state = places(bb, p, bp, group), N * padded, i
+    at = places(_U(0) - begin * padded, t, padded, i)
+    to = places(_U(0) - begin * row, t, row, i)
+    dt = load_group(delta, places(db, p, D, i)) + load_group(bias, i)
+    if softplus_on:
+        dt, slope = softplus_and_slope(dt)
+        if needed & OF_STEP:
+            store_group(slopes, at, slope)
+    store_group(dts, at, dt)
+    du = dt * load_group(x, places(xb, p, W, i))
+    for _ in range(N):
+        decay = exp(dt * load_group(A, state))
+        if needed & _BY_STATE_GRADS:
+            store_group(decays, to, decay)
+        if needed & _BY_STATES:
+            recur(decay, du, B, b, states, to, states, places(row, to, _U(1), group))
+        b, state = places(bn, b, _U(1), group), places(padded, state, _U(1), group)
+        to = places(padded, to, _U(1), group)
+    return following, step
+
+
+@njit(forceinline=True)
+def _replay(
+    begin: Any, end: Any, padded: Any, softplus_on: bool, far: bool, needed: int, order: Any,
+    x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any, B: Any, bb: Any, bp: Any, bn: Any,
+    A: Any, bias: Any, N: Any, dts: Any, slopes: Any, decays: Any, states: Any,
+) -> None:  # fmt: skip
+    """Recomputes steps begin..end-1 and stores the values that the backward pass needs.
+
+    Fills dts and slopes (T, padded), decays (T, N, padded) and states (T + 1, N, padded); slopes
+    are the derivatives of softplus. The caller must fill the first row of `states` with the state
+    before the first step. Other arguments as for `_steps`.
+    """
+    i, t, last, number = _U(0), begin, end - _U(1), (end - begin) * (padded // LANES)
+    for _ in range(number // _U(FOUR)):
+        i, t = _replay_group(
+            _FOUR, i, t, begin, last, padded, softplus_on, far, needed, order, x, xb, W, delta, db,
+            D, B, bb, bp, bn, A, bias, N, dts, slopes, decays, states,
+        )  # fmt: skip
+    for _ in range(number % _U(FOUR)):
+        i, t = _replay_group(
+            _ONE, i, t, begin, last, padded, softplus_on, far, needed, order, x, xb, W, delta, db,
+            D, B, bb, bp, bn, A, bias, N, dts, slopes, decays, states,
+        )  # fmt: skip
+
+
+@njit(forceinline=True)
+def _add(target: Any, at: Any, left: Any, right: Any) -> None:
+    store(target, at, LANES, multiply_add(left, right, load(target, at, LANES)))
+
+
+@njit(forceinline=True)
+def _retreat(
+    dt: Any, u: Any, dy: Any, A: Any, B: Any, C: Any, bc: Any, bn: Any, g: Any, i: Any,
+    padded: Any, decays: Any, states: Any, at: Any, dA: Any, sums: Any, N: Any, needed: int,
+) -> Any:  # fmt: skip
+    """One backward step of 16 channels; updates g to d loss / d previous states.
+
+    Adds to dA and to the sums over channels of dB and dC, (2, N, 16). Returns d loss / d dt and
+    the part of d loss / d u that comes from the states. Values that are not `needed` are unchanged
+    or returned as zero.
+    """
+    ddt, du = fill(_F(0.0)), fill(_F(0.0))
+    row = N * padded
+    for n in range(N):
+        place, lane, b = at + n * padded, i + n * padded, bc + n * bn
+        if needed & OF_C:
+            _add(sums, (N + n) * LANES, dy, load(states, place + row, LANES))
+        if needed & _BY_STATE_GRADS:
+            grad = multiply_add(dy, C[b], load(g, lane, LANES))
+            back = grad * load(decays, place, LANES)  # d loss / d previous state
+            store(g, lane, LANES, back)
+            if needed & OF_B:
+                _add(sums, n * LANES, grad, dt * u)
+            if needed & OF_X:
+                du = multiply_add(grad, dt * B[b], du)
+            if needed & (OF_A | OF_STEP):
+                through = back * load(states, place, LANES)
+                if needed & OF_A:
+                    _add(dA, lane, through, dt)
+                if needed & OF_STEP:
+                    direct = grad * (u * B[b])
+                    ddt = ddt + multiply_add(through, load(A, lane, LANES), direct)
+    return ddt, du
+
+
+@njit(forceinline=True)
+def _fetch_back(needed: int, padded: Any, dy: Any, dx: Any, xp: Any, ddelta: Any, dp: Any) -> None:
+    """Prefetches what `_way_back` reads and writes in one step."""
+    for i in range(_U(0), padded, LANES):
+        prefetch(dy, xp + i)
+        if needed & OF_X:
+            prefetch(dx, xp + i)
+        if needed & OF_DELTA:
+            prefetch(ddelta, dp + i)
+
+
+@njit(forceinline=True)
+def _put_step(needed: int, ddt: Any, ddelta: Any, dp: Any, dbias: Any, i: Any) -> None:
+    """Writes the gradient of delta and adds to that of the bias, where `needed`."""
+    if needed & OF_DELTA:
+        store(ddelta, dp, LANES, ddt)
+    if needed & OF_BIAS:
+        store(dbias, i, LANES, load(dbias, i, LANES) + ddt)
+
+
+@njit(forceinline=True)
+def _put_input(
+    needed: int, alone: bool, grad: Any, u: Any, du: Any, skip: Any, i: Any, dx: Any, xp: Any,
+    dskip: Any,
+) -> None:  # fmt: skip
+    """Writes the gradient of the input, or adds to it, and adds to that of D, where `needed`."""
+    if needed & OF_X:
+        du = multiply_add(load(skip, i, LANES), grad, du)
+        store(dx, xp, LANES, du if alone else du + load(dx, xp, LANES))
+    if needed & OF_D:
+        _add(dskip, i, grad, u)
+
+
+@njit(forceinline=True)
+def _way_back(
+    begin: int, end: int, padded: Any, softplus_on: bool, alone: bool, far: bool, needed: int,
+    order: Any, x: Any, xb: Any, W: Any, dy: Any, db: Any, D: Any, B: Any, C: Any, bb: Any, bp: Any,
+    bn: Any, A: Any, skip: Any, N: Any, dts: Any, slopes: Any, decays: Any, states: Any, g: Any,
+    sums: Any, dx: Any, ddelta: Any, dA: Any, dB: Any, dC: Any, pb: Any, dskip: Any, dbias: Any,
+) -> None:  # fmt: skip
+    """Gradients of steps end-1..begin; `g`, d loss / d state, is passed from chunk to chunk.
+
+    dy and dx lie as x, and ddelta as delta; dB and dC of state n are at pb + p * bp + n * bn.
+    """
+    for t in range(end - 1, begin - 1, -1):
+        j, p = _U(t - begin), _U(order[_U(t)])
+        at, bc = xb + p * W, bb + p * bp
+        if far:
+            q = _U(order[_U(max(t - AHEAD, begin))])
+            _fetch_back(needed, padded, dy, dx, xb + q * W, ddelta, db + q * D)
+        sums[:] = _F(0.0)
+        for i in range(_U(0), padded, LANES):
+            dj = j * padded + i
+            dt, u, grad = load(dts, dj, LANES), load(x, at + i, LANES), load(dy, at + i, LANES)
+            ddt, du = _retreat(
+                dt, u, grad, A, B, C, bc, bn, g, i, padded, decays, states, j * N * padded + i, dA,
+                sums, N, needed,
+            )  # fmt: skip
+            if needed & OF_STEP:
+                if softplus_on:
+                    ddt = ddt * load(slopes, dj, LANES)
+                _put_step(needed, ddt, ddelta, db + p * D + i, dbias, i)
+            _put_input(needed, alone, grad, u, du, skip, i, dx, at + i, dskip)
+        for n in range(N):
+            if needed & OF_B:
+                dB[pb + p * bp + n * bn] = total(load(sums, n * LANES, LANES))
+            if needed & OF_C:
+                dC[pb + p * bp + n * bn] = total(load(sums, (N + n) * LANES, LANES))
 
 
 @njit(forceinline=True)
 def _window_out(
-    needed: int, t: Any, span: Any, w: Any, padded: Any, N: Any, L: Any, rows: Any, parts: Any,
-    dxs: Any, ddeltas: Any, dBs: Any, dCs: Any, dx: Any, ddelta: Any, dB: Any, dC: Any,
+    needed: int, alone: bool, path: Any, t0: Any, t1: Any, dxs: Any, ddeltas: Any, dBs: Any,
+    dCs: Any, padded: Any, w: Any, N: Any, dx: Any, xb: Any, W: Any, ddelta: Any, db: Any, D: Any,
+    dB: Any, dC: Any, pb: Any,
 ) -> None:  # fmt: skip
-    """Transposes the needed gradients of a window, which starts at step t, to time-major."""
+    """Copies the needed gradients of steps t0..t1-1 to their pixels."""
     if needed & OF_X:
-        _turn_out(dxs, padded, w, span, dx, rows + t, L)
+        _scatter(path, t0, t1, dxs, padded, dx, xb, W, w, alone)
     if needed & OF_DELTA:
-        _turn_out(ddeltas, padded, w, span, ddelta, rows + t, L)
+        _scatter(path, t0, t1, ddeltas, padded, ddelta, db, D, w, True)
     if needed & OF_B:
-        _turn_out(dBs, N, N, span, dB, parts + t, L)
+        _scatter(path, t0, t1, dBs, N, dB, pb, N, N, True)
     if needed & OF_C:
-        _turn_out(dCs, N, N, span, dC, parts + t, L)
+        _scatter(path, t0, t1, dCs, N, dC, pb, N, N, True)
 
 
-@njit(error_model="numpy")
+@njit(forceinline=True)
+def _sums_out(
+    needed: int, dAs: Any, dskips: Any, dbiases: Any, padded: Any, N: Any, w: Any, dA: Any,
+    dskip: Any, dbias: Any, row: Any, a: Any, D: Any,
+) -> None:  # fmt: skip
+    """Copies the needed gradients of A, D and the bias, of channels a..a+w-1, to the results."""
+    if needed & OF_A:
+        _copy_out(dAs, padded, N, w, dA, row * N + a, D)
+    if needed & OF_D:
+        _copy_out(dskips, padded, _U(1), w, dskip, row + a, D)
+    if needed & OF_BIAS:
+        _copy_out(dbiases, padded, _U(1), w, dbias, row + a, D)
+
+
+@njit(forceinline=True, error_model="numpy")
+def backward(
+    task: int, dims: Any, softplus_on: bool, block: int, chunk: int, needed: int,
+    x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, offset: Any,
+    borders: Any, dy: Any, dstate: Any,
+    dx: Any, ddelta: Any, dA: Any, dB: Any, dC: Any, dskip: Any, dbias: Any,
+) -> None:  # fmt: skip
+    """Computes the `needed` gradients of one task, channels-last.
+
+    Arrays of other gradients are not accessed. dA (S, K, N, D), dskip and dbias (S, K, D) are per
+    sequence, dB and dC (blocks, K, S, L, N) per block of channels: the caller sums them.
+    """
+    K, S, L, D, N, W = dims
+    blocks, chunks, N_, D_, W_ = (
+        (D + block - 1) // block,
+        (L + chunk - 1) // chunk,
+        _U(N),
+        _U(D),
+        _U(W),
+    )
+    s, nb = task // blocks, task % blocks
+    a = nb * block
+    w = _U(min(D, a + block) - a)
+    padded = (w + LANES - _U(1)) // LANES * LANES
+    direct = w == padded  # the channels fill whole vectors: they are read and written in place
+    room = _U(0) if direct else _U(chunk) * padded
+    small = _U(0) if direct else _U(chunk * N + WIDTH)  # copied by whole vectors
+    here = np.arange(chunk).astype(np.int32)
+    As, skips, biases = np.zeros(N * padded, _F), np.zeros(padded, _F), np.zeros(padded, _F)
+    dAs, dskips, dbiases = np.empty(N * padded, _F), np.empty(padded, _F), np.empty(padded, _F)
+    xs, deltas, dys = np.empty(room, _F), np.empty(room, _F), np.empty(room, _F)
+    dxs, ddeltas = np.empty(room, _F), np.empty(room, _F)
+    Bs, Cs, dBs, dCs = (
+        np.empty(small, _F), np.empty(small, _F), np.empty(small, _F), np.empty(small, _F)
+    )  # fmt: skip
+    dts, slopes = np.empty(chunk * padded, _F), np.empty(chunk * padded, _F)
+    decays, states = np.empty(chunk * N * padded, _F), np.empty((chunk + 1) * N * padded, _F)
+    g, sums = np.empty(N * padded, _F), np.empty(2 * N * WIDTH, _F)
+    for k in range(K):
+        ks, alone = _U(k * S + s), k == 0 or offset[k] != offset[k - 1]
+        kd, an, path = _U(k * D + a), _U(k * N * D + a), order[k * L : k * L + L]
+        xb, db, bb = _U(s * L * W + offset[k] + a), ks * _U(L) * D_ + _U(a), ks * _U(L) * N_
+        pb = _U(nb * K * S * L * N) + bb
+        _copy_in(A, an, D_, As, padded, N_, w)
+        _copy_in(skip, kd, D_, skips, padded, _U(1), w)
+        _copy_in(bias, kd, D_, biases, padded, _U(1), w)
+        _copy_in(dstate, ks * N_ * D_ + _U(a), D_, g, padded, N_, w)
+        dAs[:], dskips[:], dbiases[:] = _F(0.0), _F(0.0), _F(0.0)
+        for section in range(chunks - 1, -1, -1):
+            t0, t1 = _U(section * chunk), _U(min(L, section * chunk + chunk))
+            if needed & _BY_STATES:
+                saved = (ks * _U(chunks) + _U(section)) * N_ * D_ + _U(a)
+                _copy_in(borders, saved, D_, states, padded, N_, w)
+            if not direct:
+                _gather(path, t0, t1, x, xb, W_, xs, padded, w)
+                _gather(path, t0, t1, delta, db, D_, deltas, padded, w)
+                _gather(path, t0, t1, dy, xb, W_, dys, padded, w)
+                _gather(path, t0, t1, B, bb, N_, Bs, N_, N_)
+                _gather(path, t0, t1, C, bb, N_, Cs, N_, N_)
+            begin, end = (t0, t1) if direct else (_U(0), t1 - t0)
+            way, writes = path if direct else here, alone or not direct
+            x_, delta_, dy_ = (x, delta, dy) if direct else (xs, deltas, dys)
+            B_, C_, dB_, dC_ = (B, C, dB, dC) if direct else (Bs, Cs, dBs, dCs)
+            dx_, ddelta_ = (dx, ddelta) if direct else (dxs, ddeltas)
+            xb_, W__, db_, D__ = (xb, W_, db, D_) if direct else (_U(0), padded, _U(0), padded)
+            bb_, pb_ = (bb, pb) if direct else (_U(0), _U(0))
+            _replay(
+                begin, end, padded, softplus_on, direct, needed, way, x_, xb_, W__, delta_, db_,
+                D__, B_, bb_, N_, _U(1), As, biases, N_, dts, slopes, decays, states,
+            )  # fmt: skip
+            _way_back(
+                int(begin), int(end), padded, softplus_on, writes, direct, needed, way,
+                x_, xb_, W__, dy_, db_, D__, B_, C_, bb_, N_, _U(1), As, skips, N_, dts, slopes,
+                decays, states, g, sums, dx_, ddelta_, dAs, dB_, dC_, pb_, dskips, dbiases,
+            )  # fmt: skip
+            if not direct:
+                _window_out(
+                    needed, alone, path, t0, t1, dxs, ddeltas, dBs, dCs, padded, w, N_, dx, xb, W_,
+                    ddelta, db, D_, dB, dC, pb,
+                )  # fmt: skip
+        sd = _U((s * K + k) * D)
+        _sums_out(needed, dAs, dskips, dbiases, padded, N_, w, dA, dskip, dbias, sd, _U(a), D_)
+
+
+# --- Backward pass, time-major layout ------------------------------------------------------------
+#
+# Tasks and layouts are those of the time-major forward pass; partial sums of dB and dC are
+# (blocks, S, K, N, L). A window of steps (one chunk, or several short ones) is transposed into
+# local channels-last arrays and processed as above, and its gradients are transposed back: no copy
+# of a complete sequence is made. Local arrays consist of complete vectors; lanes beyond the last
+# channel are zero and remain zero.
+
+
+@njit(forceinline=True, error_model="numpy")
 def backward_sequence(
     task: int, dims: Any, softplus_on: bool, block: int, chunk: int, needed: int,
     x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, borders: Any, dy: Any,
     dstate: Any, dx: Any, ddelta: Any, dA: Any, dB: Any, dC: Any, dskip: Any, dbias: Any,
 ) -> None:  # fmt: skip
-    """Computes the `needed` gradients of one task; arrays of other gradients are not accessed."""
+    """Computes the `needed` gradients of one task, time-major; see `backward`."""
     K, S, L, D, N, W = dims
     blocks, chunks = (D + block - 1) // block, (L + chunk - 1) // chunk
     s, k, nb = task // blocks // K, task // blocks % K, task % blocks
     a, ks = nb * block, k * S + s
-    wide = (min(D, a + block) - a + WIDTH - 1) // WIDTH * WIDTH
-    w, padded, L_, N_, D_ = _U(min(D, a + block) - a), _U(wide), _U(L), _U(N), _U(D)
-    kd, an, sd = _U(k * D + a), _U(k * N * D + a), _U((s * K + k) * D + a)
-    rows, steps = _U(s * W * L) + kd * L_, _U((s * K + k) * N * L)
-    parts = _U(nb * S * K * N * L) + steps
-    window = max(chunk, WIDTH)
-    local, order = (1, 1, window, wide, N, wide), np.arange(window).astype(np.int32)
-    As, skips, biases = np.zeros(N * wide, _F), np.zeros(wide, _F), np.zeros(wide, _F)
-    dAs, dskips, dbiases = np.zeros(N * wide, _F), np.zeros(wide, _F), np.zeros(wide, _F)
-    xs, deltas, dys = (
-        np.zeros(window * wide, _F),
-        np.zeros(window * wide, _F),
-        np.zeros(window * wide, _F),
-    )
-    dxs, ddeltas = np.empty(window * wide, _F), np.empty(window * wide, _F)
-    Bs, Cs = np.empty(window * N, _F), np.empty(window * N, _F)
-    dBs, dCs = np.empty(window * N, _F), np.empty(window * N, _F)
-    dts, decays = np.empty(chunk * wide, _F), np.empty(chunk * N * wide, _F)
-    states = np.empty((chunk + 1) * N * wide, _F)
-    g, sums = np.empty(N * wide, _F), np.empty(2 * N * WIDTH, _F)
+    w, L_, N_, D_ = _U(min(D, a + block) - a), _U(L), _U(N), _U(D)
+    padded = (w + LANES - _U(1)) // LANES * LANES
+    kd, an, sd = _U(k * D + a), _U(k * N * D + a), _U((s * K + k) * D)
+    rows, bb = _U(s * W * L) + kd * L_, _U((s * K + k) * N * L)
+    pb = _U(nb * S * K * N * L) + bb
+    window = max(chunk, WINDOW)
+    here = np.arange(window).astype(np.int32)
+    As, skips, biases = np.zeros(N * padded, _F), np.zeros(padded, _F), np.zeros(padded, _F)
+    dAs, dskips, dbiases = np.zeros(N * padded, _F), np.zeros(padded, _F), np.zeros(padded, _F)
+    xs, deltas = np.zeros(window * padded, _F), np.zeros(window * padded, _F)
+    dys, dxs = np.zeros(window * padded, _F), np.empty(window * padded, _F)
+    ddeltas, slopes = np.empty(window * padded, _F), np.empty(chunk * padded, _F)
+    dts, decays = np.empty(chunk * padded, _F), np.empty(chunk * N * padded, _F)
+    states = np.empty((chunk + 1) * N * padded, _F)
+    g, sums = np.empty(N * padded, _F), np.empty(2 * N * WIDTH, _F)
     _copy_in(A, an, D_, As, padded, N_, w)
     _copy_in(skip, kd, D_, skips, padded, _U(1), w)
     _copy_in(bias, kd, D_, biases, padded, _U(1), w)
-    _restore(dstate, _U(ks * N * D + a), D_, g, N_, w)
+    _copy_in(dstate, _U(ks * N * D + a), D_, g, padded, N_, w)
     for start in range((L - 1) // window * window, -1, -window):
         t, span = _U(start), _U(min(window, L - start))
         _turn_in(x, rows + t, L_, w, span, xs, padded)
         _turn_in(delta, rows + t, L_, w, span, deltas, padded)
         _turn_in(dy, rows + t, L_, w, span, dys, padded)
-        _turn_in(B, steps + t, L_, N_, span, Bs, N_)
-        _turn_in(C, steps + t, L_, N_, span, Cs, N_)
         end = min(window, L - start)
         for t0 in range((end - 1) // chunk * chunk, -1, -chunk):
             t1, section = min(end, t0 + chunk), (start + t0) // chunk
             if needed & _BY_STATES:
-                _restore(borders, _U((ks * chunks + section) * N * D + a), D_, states, N_, w)
+                saved = _U((ks * chunks + section) * N * D + a)
+                _copy_in(borders, saved, D_, states, padded, N_, w)
             _replay(
-                local, softplus_on, 0, 0, 0, _U(0), padded, t0, t1, needed, xs, deltas, As, Bs,
-                biases, order, dts, decays, states,
+                _U(t0), _U(t1), padded, softplus_on, False, needed, here, xs, _U(0), padded, deltas,
+                _U(0), padded, B, bb + t, _U(1), L_, As, biases, N_, dts, slopes, decays, states,
             )  # fmt: skip
             _way_back(
-                local, softplus_on, 0, 0, 0, 0, _U(0), padded, t0, t1, True, needed, xs, deltas, As,
-                Bs, Cs, skips, biases, order, dys, dts, decays, states, g, sums,
-                dxs, ddeltas, dAs, dBs, dCs, dskips, dbiases,
+                t0, t1, padded, softplus_on, True, False, needed, here, xs, _U(0), padded, dys,
+                _U(0), padded, B, C, bb + t, _U(1), L_, As, skips, N_, dts, slopes, decays, states,
+                g, sums, dxs, ddeltas, dAs, dB, dC, pb + t, dskips, dbiases,
             )  # fmt: skip
-        _window_out(
-            needed, t, span, w, padded, N_, L_, rows, parts, dxs, ddeltas, dBs, dCs,
-            dx, ddelta, dB, dC,
-        )  # fmt: skip
-    if needed & OF_A:
-        _copy_out(dAs, padded, N_, w, dA, _U((s * K + k) * N * D + a), D_)
-    if needed & OF_D:
-        _copy_out(dskips, padded, _U(1), w, dskip, sd, D_)
-    if needed & OF_BIAS:
-        _copy_out(dbiases, padded, _U(1), w, dbias, sd, D_)
+        if needed & OF_X:
+            _turn_out(dxs, padded, w, span, dx, rows + t, L_)
+        if needed & OF_DELTA:
+            _turn_out(ddeltas, padded, w, span, ddelta, rows + t, L_)
+    _sums_out(needed, dAs, dskips, dbiases, padded, N_, w, dA, dskip, dbias, sd, _U(a), D_)
 
 
 # --- The compiled entries: C functions for any number of threads ---------------------------------

@@ -72,7 +72,7 @@ def softplus(x):
     """log(1 + e**x) to a few units in the last place, also for small values; NaN remains NaN.
 
     The logarithm of the GPU is accurate only in absolute terms, and step sizes can be as small as
-    1e-4. Therefore log(1 + t) / t for 0 <= t <= 1 is computed by the polynomial of `cpu_lanes`.
+    1e-4. Therefore log(1 + t) / t for 0 <= t <= 1 is computed by a polynomial, as in `cpu_lanes`.
     """
     t = tl.exp(-tl.abs(x))
     p = -0.0032563784727292254 * t + 0.019907160925644585
