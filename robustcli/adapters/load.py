@@ -203,7 +203,7 @@ def names_run(name: str) -> bool:
 
 
 _SAYS = {
-    "cls": ("classifier", "It says what is in an image, not where."),
+    "cls": ("classifier", "It predicts the class of an image, not the location of objects."),
     "seg": ("segmenter", "It predicts the location of objects, not the class of an image."),
 }
 

@@ -100,6 +100,7 @@ def create(
         raise UsageError(
             f"The ImageNet weights of `{encoder}` could not be downloaded.",
             f"The reason: {why_none(error, offline=offline)}.",
+            "Pass a file with `--weights FILE`, or use random weights with `--untrained`.",
         ) from error
     except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError) as error:
         raise UsageError(

@@ -358,8 +358,8 @@ def test_scores_are_found_in_what_is_returned(form: object) -> None:
     ("form", "words"),
     [
         (lambda maps: maps.mean(), "neither a classifier nor a segmenter"),
-        (lambda maps: "cat", "no tensor of scores"),
-        (lambda maps: maps.mean((2, 3)).argmax(1), "no tensor of scores"),
+        (lambda maps: "cat", "does not return a tensor of scores"),
+        (lambda maps: maps.mean((2, 3)).argmax(1), "does not return a tensor of scores"),
         (lambda maps: maps.no_attribute, r"AttributeError(.|\n)*test_foreign\.py:\d+"),
     ],
 )
@@ -439,10 +439,10 @@ def test_the_default_preprocessing_is_announced(network: Small) -> None:
         ("users_package.nets:number", "is a int, not a network"),
         ("users_package.nets:absent", "has no `absent`(.|\n)*`build`"),
         ("users_package.absent:build", "module `users_package.absent`"),
-        ("absent.py:build", "no file `absent.py`"),
+        ("absent.py:build", "file `absent.py` does not exist"),
         ("broken.py:build", r"SyntaxError(.|\n)*broken\.py:2"),
         ("needs.py:build", r"No module named 'a_package_that_is_not_there'(.|\n)*needs\.py:1"),
-        ("absent.onnx", "no file `absent.onnx`"),
+        ("absent.onnx", "file `absent.onnx` does not exist"),
         ("weights.pt", "not a TorchScript archive(.|\n)*--weights"),
     ],
 )
@@ -455,7 +455,7 @@ def test_errors_of_the_users_code(package: Path, name: str, words: str) -> None:
 
 
 def test_arguments_that_do_not_fit(package: Path) -> None:
-    with pytest.raises(UsageError, match="takes no `--model-arg`"):
+    with pytest.raises(UsageError, match="does not support `--model-arg`"):
         load(ModelRequest("users_package.nets:instance", None, {"width": 4}, SMALL))
     with pytest.raises(UsageError, match=r"called with \(depth=4\)(.|\n)*unexpected keyword"):
         load(ModelRequest("users_package.nets:build", None, {"depth": 4}, SMALL))

@@ -170,7 +170,7 @@ def test_the_baseline_takes_no_weights(run: Path) -> None:
 
 def test_a_classifier_is_refused() -> None:
     with pytest.raises(
-        UsageError, match=r"`vmamba-pico` is a classifier(.|\n)*which models are seg"
+        UsageError, match=r"`vmamba-pico` is a classifier(.|\n)*lists the segmenters"
     ):
         load(ModelRequest("vmamba-pico"), "seg")
 
@@ -195,5 +195,5 @@ def test_the_baseline_has_nothing_to_load_and_nothing_to_set() -> None:
     assert isinstance(network, Otsu)
     assert not network.training
     assert list(network.parameters()) == []
-    with pytest.raises(UsageError, match=r"`otsu` takes no `bins=\.\.\.`"):
+    with pytest.raises(UsageError, match=r"`otsu` has no option `bins=\.\.\.`"):
         otsu.create("otsu", {"bins": 3})

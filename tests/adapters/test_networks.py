@@ -231,7 +231,7 @@ def test_options_reach_the_builder() -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_an_option_that_the_builder_does_not_take(name: str) -> None:
-    message = rf"`{name}` takes no `num_clases=\.\.\.`\.\nDid you mean `num_classes`\?\nIt takes "
+    message = rf"`{name}` has no option `num_clases=\.\.\.`\.\nDid you mean `num_classes`\?\nIts "
     with pytest.raises(UsageError, match=message):
         create(name, {"num_clases": 3})
 
@@ -239,7 +239,7 @@ def test_an_option_that_the_builder_does_not_take(name: str) -> None:
 @pytest.mark.parametrize("value", [{"depths": 3}, {"num_classes": "ten"}, {"dim": -4}])
 def test_a_value_that_the_builder_cannot_use(value: dict[str, object]) -> None:
     (name, shown), *_ = value.items()
-    message = rf"`vmamba-pico` cannot be built with `{name}={shown}`\.\nIt says: .*\nCompare with"
+    message = rf"`vmamba-pico` cannot be built with `{name}={shown}`\.\nThe error is: .*\nCompare"
     with pytest.raises(UsageError, match=message):
         create("vmamba-pico", value)
 
@@ -371,5 +371,5 @@ def test_asking_for_other_classes_than_the_files_names_the_way_out(
 
 def test_a_vim_for_another_image_size_says_how_to_ask_for_it() -> None:
     state = architecture("vim").build(img_size=64, depth=1).state_dict()
-    with pytest.raises(UsageError, match="for images with 16 x 16 patches: give `img_size`"):
+    with pytest.raises(UsageError, match="for images with 16 x 16 patches: set `img_size`"):
         with_weights("vim", state, origin="w.pth", options={"depth": 1})

@@ -99,7 +99,7 @@ def test_views_are_called_by_what_decides_the_pixels() -> None:
         ({"std": (0.5, 0.0, 0.5)}, r"`--std` must be above zero.*\nGot \(0\.5, 0\.0, 0\.5\)"),
         ({"std": (0.5, -1, 0.5)}, "`--std` must be above zero"),
         ({"std": (0.5, float("nan"), 0.5)}, "`--mean` and `--std` must be numbers.*\nGot.*nan"),
-        ({"mean": (float("inf"), 0, 0)}, "`--mean` and `--std` are numbers"),
+        ({"mean": (float("inf"), 0, 0)}, "`--mean` and `--std` must be numbers"),
     ],
 )
 def test_settings_that_make_no_view(change: dict[str, object], message: str) -> None:
@@ -134,7 +134,7 @@ def test_units_of_one_stay_as_they_are() -> None:
         ({"mean": (float("nan"), 0.2, 0.2)}, "is not a number"),
         ({"std": (0.0, 0.2, 0.2)}, "above zero in every channel"),
         ({"std": (-58.0, 57, 57)}, "above zero in every channel"),
-        ({"mean": (0.5, 0.5)}, "has 2 numbers(.|\n)*Give 3"),
+        ({"mean": (0.5, 0.5)}, "has 2 numbers(.|\n)*Pass 3"),
         ({"mean": (0.5,)}, "has 1 numbers"),
     ],
 )

@@ -209,7 +209,7 @@ def test_every_segmenter_sees_the_same_pixels() -> None:
         ({"window": -1}, "`window=-1` is not a number of pixels"),
         ({"window": 2.5}, r"`window=2\.5` is not a number of pixels"),
         ({"window": True}, "`window=True` is not a number of pixels"),
-        ({"channels": "grb"}, r"`channels=grb` is unknown\.\nIt is `rgb`, `bgr` or `grey`"),
+        ({"channels": "grb"}, r"`channels=grb` is unknown\.\nExpected `rgb`, `bgr` or `grey`"),
         ({"threshold": 1.2}, r"`threshold=1\.2` is not a probability"),
         ({"threshold": float("nan")}, "`threshold=nan` is not a probability"),
         ({"overlap": 1}, r"`overlap=1` is out of range\.\nIt is at least 0 and below 1"),

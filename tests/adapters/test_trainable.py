@@ -73,7 +73,7 @@ def test_the_documented_initialisation_is_kept() -> None:
 def test_a_resnet_does_not_start_untrained_silently(name: str, attempts: list[object]) -> None:
     message = (
         rf"`{name}` starts from ImageNet weights, which are not on this machine\.\n.*`--offline` "
-        r"forbids(.|\n)*`--weights FILE`; or .*`--untrained`"
+        r"forbids(.|\n)*`--weights FILE`, or .*`--untrained`"
     )
     with pytest.raises(UsageError, match=message):
         start(name, offline=True)

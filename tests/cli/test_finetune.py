@@ -133,7 +133,7 @@ def test_every_option_reaches_the_configuration(
     ("arguments", "message"),
     [
         (["umamba_v9"], "No model is called `umamba_v9`"),
-        (["vmamba-b"], "`--data` is not set, and `vmamba-b` on"),
+        (["vmamba-b"], "`--data` is not set, and `vmamba-b` has no default"),
         (["unet"], "`unet` has no weights on this machine to fine-tune"),
         (
             ["umamba", "--freeze-threshold", "-1"],

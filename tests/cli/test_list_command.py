@@ -161,7 +161,7 @@ def test_bundled_data_are_here_and_others_are_not(robust: Robust) -> None:
         (["models", "vmamba-x"], "Error: No model is called `vmamba-x`.\nDid you mean `vmamba-"),
         (
             ["transforms", "zz*"],
-            "Error: No transform matches `zz*`.\n`robust list transforms` shows",
+            "Error: No transform matches `zz*`.\n`robust list transforms` lists",
         ),
         (["datasets", "cifar"], "Error: No dataset is called `cifar`."),
     ],

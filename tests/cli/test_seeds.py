@@ -50,7 +50,7 @@ def here(_trained: Path, robust: Robust, tmp_path: Path) -> Path:
 def test_a_finished_folder_prints_its_table_again(robust: Robust, here: Path) -> None:
     outcome = robust("train", "cls", *TINY, "--seeds", "2", "--out", "run")
     assert outcome.code == 0
-    assert "seed 1: `run/seed-1` is finished" in outcome.err
+    assert "seed 1: `run/seed-1` is already finished" in outcome.err
     lines = outcome.out.splitlines()
     assert [line.split()[:2] for line in lines[2:4]] == [["seed", "0"], ["seed", "1"]]
     assert lines[-1] == "Report: run/report.md"
@@ -85,7 +85,7 @@ def test_a_failed_seed_is_told_the_others_are_shown_and_the_code_is_1(
     outcome = robust("train", "cls", *TINY, "--seeds", "2", "--out", "run", "--quiet")
     assert outcome.code == 1
     assert "ZeroDivisionError: of this test" in outcome.err
-    assert "`run` lacks 1 of its 2 seeds: 1." in outcome.err
+    assert "`run` is incomplete: 1 of its 2 seeds failed: 1." in outcome.err
     assert "seed 0" in outcome.out  # the report of what is there
     (traceback,) = (here / "run" / "seed-1").glob("error-*.txt")
     assert "ZeroDivisionError" in traceback.read_text()
@@ -130,7 +130,7 @@ def test_the_functions_do_the_same(here: Path, monkeypatch: pytest.MonkeyPatch) 
     values = [run.test.table()["top1"].iloc[0] for run in folder.runs.values()]  # type: ignore[union-attr]
     assert mean["score"] == pytest.approx(sum(values) / 2)
     monkeypatch.setattr(seed_runs, "run_plan", _out_of_memory)
-    with pytest.raises(RunError, match="lacks 1 of its 3 seeds: 2"):
+    with pytest.raises(RunError, match="1 of its 3 seeds failed: 2"):
         robustcli.train("vmamba-pico", "paints", out="run", seeds=3, **output)
 
 

@@ -206,7 +206,7 @@ def test_a_dry_run_shows_where_each_setting_comes_from(robust: Robust) -> None:
     assert "seed: 5 flag" in lines
     assert "precision: fp32 default" in lines
     assert "untrained: true study.yaml:4" in lines
-    assert "Predictions: 60 to compute, 0 there" in lines
+    assert "Predictions: 60 to compute, 0 already exist" in lines
     document = json.loads(robust("eval", "--config", "study.yaml", "--dry-run", "--json").out)
     assert document["settings"]["limit"] == {"value": 20, "from": "study.yaml:6"}
     assert document["forecast"]["predictions"] == 60

@@ -202,7 +202,7 @@ def test_a_continued_run_keeps_its_beginning_and_every_command_once(tmp_path):
 def test_other_settings_are_refused_by_flag_and_nothing_is_written(tmp_path):
     NOTES.open(tmp_path, note(), fresh=False)
     before = (tmp_path / RECORD_FILE).read_bytes()
-    with pytest.raises(UsageError, match="holds a note with other settings") as caught:
+    with pytest.raises(UsageError, match="contains a note with other settings") as caught:
         NOTES.open(tmp_path, note(lr=0.2), fresh=False)
     assert caught.value.why == "`--lr` was 0.1, now it is 0.2."
     assert "`--fresh`" in caught.value.todo

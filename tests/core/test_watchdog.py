@@ -112,7 +112,7 @@ def test_between_images_the_batch_is_named() -> None:
     table.slots[0].pid, table.slots[0].batch = 4321, b"making a batch of `a` to `b`"
     watchdog = Watchdog()
     error = RuntimeError("DataLoader worker (pid(s) 99, 4321) exited unexpectedly")
-    with pytest.raises(RunError, match="while it was making a batch of `a` to `b`"), watchdog:  # noqa: PT012
+    with pytest.raises(RunError, match="while making a batch of `a` to `b`"), watchdog:  # noqa: PT012
         watchdog._tables.append(table)
         raise ValueError from error
 

@@ -42,7 +42,7 @@ def test_gpus_that_are_missing(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert choose_device("cuda:0") == torch.device("cuda:0")
-    with pytest.raises(UsageError, match="sees 1 CUDA devices"):
+    with pytest.raises(UsageError, match="finds 1 CUDA devices"):
         choose_device("cuda:1")
 
 

@@ -161,10 +161,10 @@ def test_ranks_share_the_work(photos, tmp_path, monkeypatch, world):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"models": (PICO,)}, "other models or weights than the first process"),
-        ({"limit": 5}, "other images than the first process"),
-        ({"transforms": ("invert",)}, "other transforms than the first process"),
-        ({"seed": 1}, "other settings than the first process"),
+        ({"models": (PICO,)}, "in: models or weights"),
+        ({"limit": 5}, "in: images"),
+        ({"transforms": ("invert",)}, "in: transforms"),
+        ({"seed": 1}, "in: settings"),
     ],
 )
 def test_a_rank_that_would_compute_something_else_is_refused(photos, tmp_path, changes, message):
@@ -182,7 +182,7 @@ def test_other_versions_are_refused(photos, tmp_path, monkeypatch):
     versions = iter([{"torch": "2.6.0"}, {"torch": "2.14.1"}])
     monkeypatch.setattr("robustcli.evaluation.evaluate.versions", lambda: next(versions))
     raised = in_threads([trained_config(photos, tmp_path / "run")] * 2)
-    assert "other package versions" in str(raised[0])
+    assert "in: package versions" in str(raised[0])
     assert "`torch`: 2." in str(raised[0])
 
 
@@ -190,7 +190,7 @@ def test_ranks_on_several_machines_agree():
     """Host names may differ between ranks, because they are used in messages only."""
     settings = {rank: {"host": f"node{rank}", "settings": {"seed": 0}} for rank in range(2)}
     check_ranks_agree(settings)
-    with pytest.raises(UsageError, match=r"Process 1 of 2 \(node1\) has other settings"):
+    with pytest.raises(UsageError, match=r"Process 1 of 2 \(node1\) differs .* in: settings"):
         check_ranks_agree(settings | {1: {"host": "node1", "settings": {"seed": 1}}})
 
 
@@ -213,7 +213,7 @@ def test_unreadable_images_are_counted_over_all_ranks(tmp_path, monkeypatch):
         (folder / f"{name}.png").write_bytes(b"no picture")
     rank_config = trained_config(folder, tmp_path / "run", allow_unreadable=0.05)
     raised = in_threads([rank_config, rank_config])
-    assert "cannot be read: 2; tolerated: 1" in str(raised[0])
+    assert "2 images cannot be read; the limit is 1" in str(raised[0])
     run = run_evaluation(replace(rank_config, allow_unreadable=0.1))
     assert read_record(run).status == "complete"
 

@@ -200,7 +200,8 @@ def test_one_unreadable_image_in_twelve_is_too_many_unless_allowed(photos, tmp_p
     (photos / "cat" / "1.png").write_bytes(b"no picture")
     settings = config(photos, tmp_path / "run")
     with pytest.raises(
-        RunError, match=r"1 images cannot be read; the limit is 0.\n  cat/1.png: not an image"
+        RunError,
+        match=r"1 images cannot be read; the limit is 0.\n  cat/1.png: not in a supported",
     ):
         run_evaluation(settings)
     run = run_evaluation(replace(settings, allow_unreadable=0.1))
@@ -208,7 +209,7 @@ def test_one_unreadable_image_in_twelve_is_too_many_unless_allowed(photos, tmp_p
     assert table(run)["n"].tolist() == [11, 11]
     skipped = Store(run).skipped()
     assert skipped["image_id"].tolist() == ["cat/1.png"]
-    assert "not an image" in skipped["reason"][0]
+    assert "not in a supported image format" in skipped["reason"][0]
 
 
 def test_seed_limit_and_per_class_choose_images(photos, tmp_path):
@@ -222,7 +223,7 @@ def test_seed_limit_and_per_class_choose_images(photos, tmp_path):
     "names", [("runs/a", "runs-a"), ("hf-hub:timm/a", "hf-hub-timm-a"), ("Mine", "mine")]
 )
 def test_two_models_do_not_share_a_folder_of_rows(names):
-    with pytest.raises(UsageError, match=f"`--model {names[0]}` and .* would share a folder"):
+    with pytest.raises(UsageError, match=f"`--model {names[0]}` and .* would use the same folder"):
         distinct_names([replace(PICO, name=name) for name in names], names)
 
 

@@ -81,7 +81,7 @@ def test_malformed_gates_are_refused(text: str) -> None:
     [
         (("afine=70",), (), r"that is not in the run: `afine`\.\nDid you mean `affine`"),
         (("*noise*=70",), (), r"in the run: `\*noise\*`\.\nThe run has `affine`, `crop`, `fog`"),
-        (("b:affine=70",), (), r"names a model that is not in the run: `b`"),
+        (("b:affine=70",), (), r"specifies a model that is not in the run: `b`"),
         (("fog:3=70",), (), r"a severity that is not in the run\.\n`fog` is evaluated at .* 1 "),
         (("affine=700",), (), r"out of range\.\nExpected percent of top-1, 0 to 100; got 700"),
         (("affine=0.7",), (), r"is 0\.7 percent\.(?s:.*)Write 70 for 70 %"),
@@ -189,6 +189,6 @@ def test_an_incomplete_run_is_not_judged(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"has missing rows of `vmamba-b`.*\n30 of 60 exist"):
         gate_results(run, "clean=0")
     EVALUATION.update(run, status="partial")
-    with pytest.raises(RunError, match=r"is not complete \(status: partial\)") as raised:
+    with pytest.raises(RunError, match=r"is incomplete \(status: partial\)") as raised:
         gate_results(run, "clean=0")
     assert raised.value.exit_code == 1

@@ -82,13 +82,13 @@ def test_a_label_file_of_another_length_names_both_numbers(
     folder: Path, names: tuple[str, ...]
 ) -> None:
     (folder / "four.txt").write_text("\n".join(names))
-    message = rf"tells 4 classes apart; `.*four\.txt` has {len(names)}"
+    message = rf"has 4 classes; `.*four\.txt` has {len(names)}"
     with pytest.raises(UsageError, match=message):
         evaluate(folder)
 
 
 def test_without_a_label_file_the_message_asks_for_one(folder: Path) -> None:
-    message = r"tells 4 classes apart; `imagenet-1k` has 1000(.|\n)*4 classes with `--label-space"
+    message = r"has 4 classes; `imagenet-1k` has 1000(.|\n)*`--label-space"
     with pytest.raises(UsageError, match=message):
         evaluate(folder, label_space=None)
 

@@ -147,7 +147,7 @@ def test_missing_pictures_are_named_before_the_run(tmp_path, clean):
     del published[FOG, 2, NAMES[5]]
     tree = write_tree(tmp_path / "c", published)
     settings = config(clean, tmp_path / "run", "published", published=(tree,))
-    with pytest.raises(UsageError, match=f"of 1 images are missing.*fog/2/{NAMES[5]}".replace(
+    with pytest.raises(UsageError, match=f"for 1 clean images are.*fog/2/{NAMES[5]}".replace(
         ".*", r"[\s\S]*"
     )):  # fmt: skip
         run_evaluation(settings)
@@ -231,7 +231,7 @@ def test_other_clean_images_are_refused(tmp_path, cifar, clean):
     [
         (np.zeros((100, 32, 32), np.uint8), "uint8 of shape"),
         (np.zeros((100, 32, 32, 3), np.float32), "float32 of shape"),
-        (np.zeros((95, 32, 32, 3), np.uint8), "beside 100 labels"),
+        (np.zeros((95, 32, 32, 3), np.uint8), "there are 100 labels"),
         (np.array([{"a": 1}]), "cannot be read"),
     ],
 )

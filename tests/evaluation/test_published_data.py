@@ -29,7 +29,9 @@ def test_cifar_is_evaluated_on_its_test_images_like_the_same_images_in_folders(t
     listener = Recorder()
     run = run_evaluation(config(folder, tmp_path / "run"), listener)
     folder_run = run_evaluation(config(tmp_path / "folders", tmp_path / "same"))
-    assert "Only the 20 test images of `cifar-10-batches-py` are used" in "".join(listener.lines)
+    assert "Only the 20 test images of the 30 images of `cifar-10-batches-py`" in "".join(
+        listener.lines
+    )
     assert read_record(run).split == "test"
     rows, folder_rows = (Store(r).rows("vmamba-pico", CLEAN, "cls") for r in (run, folder_run))
     ours = dict(zip(rows["image_id"].str[-4:], rows["prediction"], strict=True))

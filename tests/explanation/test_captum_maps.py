@@ -120,7 +120,7 @@ def test_the_layer_can_be_named_and_candidates_are_listed():
         ("classifier.head", "is neither a map"),
     ):
         network = explained(small_vmamba(), layer=name)
-        with pytest.raises(UsageError, match=rf"(?s)`.*{name}.*{message}.*can be used: .*`layers`"):
+        with pytest.raises(UsageError, match=rf"(?s)`.*{name}.*{message}.*Suitable .*`layers`"):
             grad_cam(network, photo, target, batch_size=1)
     flat = explained(nn.Sequential(nn.Flatten(), nn.Linear(3072, 3)))
     with pytest.raises(UsageError, match=r"(?s)found no suitable layer.*`--method occlusion`"):

@@ -233,7 +233,7 @@ def test_more_methods_join_a_run_and_other_settings_are_refused(photos, tmp_path
         ({"seed": 1}, "`--seed` was 0, now it is 1"),
         ({"layer": "layers.0"}, "`--layer`"),
         ({"transforms": ("flipud",)}, "`--transform` was identity, fliplr"),
-        ({"images": NAMED[:1]}, "explains other photos"),
+        ({"images": NAMED[:1]}, "contains explanations of other photos"),
     ):
         with pytest.raises(UsageError, match=message):
             explain(settings(photos, out, methods=("grad-cam",), **pico, **changes))
@@ -375,7 +375,7 @@ def test_a_network_without_gradients_says_which_methods_fit(photos, tmp_path):
             return x.detach().flatten(1)[:, :10]
 
     asked = {"workers": 0, "device": "cpu", "label_space": "cifar10", "images": NAMED[:1]}
-    with pytest.raises(UsageError, match=r"(?s)`--method grad-cam` does not fit.*`occlusion`"):
+    with pytest.raises(UsageError, match=r"(?s)`--method grad-cam` cannot be used.*`occlusion`"):
         robustcli.explain(Frozen(), photos, out=tmp_path / "no", methods="grad-cam", **asked)
     run = robustcli.explain(Frozen(), photos, out=tmp_path / "yes", **asked)
     assert set(run.rows()["method"]) == {"occlusion"}

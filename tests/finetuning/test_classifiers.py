@@ -210,10 +210,10 @@ def test_the_bundled_photos_serve_where_no_data_are_named(
         (
             {},
             {"data": None, "model": "test_vit", "model_args": {}},
-            "`--data` is not set, and `test_vit` on",
+            "`--data` is not set, and `test_vit` has no default",
         ),
         ({"pretrained": Path("nowhere")}, {}, "`--pretrained nowhere` does not exist"),
-        ({}, {"model_args": {"dim": 16}}, "do not fit `vmamba-pico`"),
+        ({}, {"model_args": {"dim": 16}}, "do not match `vmamba-pico`"),
         (
             {},
             {"model": "vmamba-t", "model_args": {}, "offline": True},

@@ -164,7 +164,7 @@ def test_torchrun_takes_one_mode(make_config: MakeConfig, monkeypatch: pytest.Mo
 
 
 def test_a_folder_is_no_network(data: Path, weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is a folder of a training") as caught:
+    with pytest.raises(UsageError, match="is the folder of a training") as caught:
         plan_finetuning(
             tiny_tuning(data, tmp_path / "run", None, model=str(weights.parent)), Recorder()
         )
@@ -189,7 +189,7 @@ class _Code:
 
 def test_weights_that_do_not_fit_stop_it_by_name(make_config: MakeConfig) -> None:
     config = make_config(model_args={"features": [4, 12]})
-    with pytest.raises(UsageError, match="do not fit") as caught:
+    with pytest.raises(UsageError, match="do not match") as caught:
         plan_finetuning(config, Recorder())
     assert "`mamba_layer.mamba.in_proj.weight` is (32, 8), not (48, 12)" in caught.value.why
 
@@ -235,7 +235,7 @@ def test_the_forecast_by_names_equals_the_frozen_parameters(
     assert forecast.saving.frozen == sum(frozen)
     text = forecast.as_text()
     assert f"Frozen:     {sum(frozen):,} of {forecast.saving.parameters:,} (" in text
-    assert text.count("frozen: fits `encoder.*`") == len(frozen)
+    assert text.count("frozen: matches `encoder.*`") == len(frozen)
     assert forecast_finetuning(config, Recorder()).training.started
 
 
@@ -244,7 +244,7 @@ def test_nothing_is_frozen_in_other_modes(make_config: MakeConfig) -> None:
     assert forecast.profile_iterations == 0
     assert "Freezing:   none in these modes" in forecast.as_text()
     profile = make_config(profile_only=True)
-    assert "none: the profile only" in forecast_finetuning(profile, Recorder()).as_text()
+    assert "decided by a profile" in forecast_finetuning(profile, Recorder()).as_text()
 
 
 def test_the_forecast_is_available_as_json(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_profile_from_before_changes_were_measured_is_read(tmp_path: Path) -> 
 def test_a_profile_of_another_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "gradients.parquet"
     write_profile(path, profiled(two_layers(), [[1.0, 1.0]]), "toy")
-    with pytest.raises(UsageError, match=r"made of `toy`; `other` has no `0\.weight`"):
+    with pytest.raises(UsageError, match=r"measured on `toy`; `other` has no `0\.weight`"):
         read_profile(path, nn.Sequential(nn.Linear(5, 5)), "other")
 
 
@@ -154,6 +154,6 @@ def test_what_is_no_profile_is_refused(tmp_path: Path) -> None:
 def test_a_profile_that_lacks_tensors_is_of_another_model(tmp_path: Path) -> None:
     rows = profiled(two_layers(), [[1.0, 1.0]])
     write_profile(tmp_path / "p.parquet", rows[rows["name"] != "1.weight"], "small")
-    with pytest.raises(UsageError, match="is of another model") as caught:
+    with pytest.raises(UsageError, match="belongs to another model") as caught:
         read_profile(tmp_path / "p.parquet", two_layers(), "large")
-    assert "it lacks `1.weight` of shape (1, 1), which `large` has" in caught.value.why
+    assert "it has no `1.weight` of shape (1, 1), but `large` has" in caught.value.why

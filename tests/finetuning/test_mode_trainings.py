@@ -249,7 +249,7 @@ def test_a_profile_of_another_model(
     config = make_config(
         tmp_path / "run", foreign, rule=HALF_RULE, profile=finished_run[0] / "gradients.parquet"
     )
-    with pytest.raises(UsageError, match=r"`--profile .*` is of another model") as caught:
+    with pytest.raises(UsageError, match=r"`--profile .*` belongs to another model") as caught:
         run_finetuning(config)
     assert "has no `encoder.stages.1.0.conv1.weight` of shape (8, 4, 3, 3)" in caught.value.why
     assert not (tmp_path / "run").exists()
@@ -272,7 +272,7 @@ def test_a_threshold_that_freezes_everything_names_the_highest_useful_one(
 ) -> None:
     out = tmp_path / "run"
     high = FreezeRule(threshold=1e9, scope="all")
-    with pytest.raises(UsageError, match="No tensor would be trained but the heads") as caught:
+    with pytest.raises(UsageError, match="No tensor would be trained except the heads") as caught:
         run_finetuning(make_config(out, rule=high))
     assert read_finetune_record(out).status == "failed"
     assert [path.name for path in out.iterdir() if path.name[0] != "." and path.is_dir()] == [

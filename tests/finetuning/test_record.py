@@ -96,7 +96,7 @@ def test_other_settings_are_refused_by_name(
 ) -> None:
     open_run(make_config, tmp_path / "run")
     (tmp_path / "run" / DECISIONS).touch()
-    with pytest.raises(UsageError, match="holds a fine-tuning with other settings") as caught:
+    with pytest.raises(UsageError, match="contains a fine-tuning with other settings") as caught:
         open_run(make_config, tmp_path / "run", **overrides)
     assert re.search(message, caught.value.why)
     assert "`--fresh`" in caught.value.todo

@@ -192,15 +192,13 @@ def refuse_file(path: Path, message: str) -> None:
 
 def test_a_bare_state_dict_has_no_plan(tmp_path: Path) -> None:
     path = saved(network().state_dict(), tmp_path / "x.pth")
-    refuse_file(path, r"(?s)`.*x\.pth` is no checkpoint of nnU-Net\..*`network_weights`.*--weights")
+    refuse_file(path, r"(?s)`.*x\.pth` is not a checkpoint .*`network_weights`.*--weights")
 
 
 def test_a_checkpoint_without_any_plan(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     path = saved(checkpoint(network(), init_args={}), tmp_path / "a" / "b" / "x.pth")
-    refuse_file(
-        path, r"(?s)The plan of `.*x\.pth` is missing\..*no `plans\.json` in.*results folder"
-    )
+    refuse_file(path, r"(?s)The plan of `.*x\.pth` is missing\..*no `plans\.json`.*results folder")
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
@@ -307,7 +305,7 @@ def test_nnunets_results_bring_plan_and_patch(tmp_path: Path) -> None:
 def test_results_of_the_other_network(tmp_path: Path) -> None:
     source = nnunet_files.network("umamba-enc")
     top = nnunet_files.results(tmp_path, nnunet_files.checkpoint(source))
-    with pytest.raises(UsageError, match="holds `umamba-enc`") as caught:
+    with pytest.raises(UsageError, match="contains `umamba-enc`") as caught:
         read_file(top, UMAMBA_PRETRAINED, {})
     assert "`robust finetune umamba-enc --pretrained" in caught.value.todo
 
@@ -316,7 +314,7 @@ def test_results_of_other_channels(tmp_path: Path) -> None:
     plan = make_plan((32, 32), ("MRI",), images=50, labels=("tumour",), features=(4, 64))
     source = nnunet_files.network(plan=plan)
     top = nnunet_files.results(tmp_path, nnunet_files.checkpoint(source, plan), plan=plan)
-    with pytest.raises(UsageError, match="reads 1 channels") as caught:
+    with pytest.raises(UsageError, match="has 1 input channels") as caught:
         read_file(top, UMAMBA_PRETRAINED, {})
     assert "The channels are MRI; images of this data set have red, green, blue" in caught.value.why
 
@@ -328,7 +326,7 @@ def test_another_patch_of_umamba_enc(tmp_path: Path) -> None:
     start = read_file(top, entry, {"patch_size": (64, 64)})
     other_network = networks.create("umamba-enc", start.arguments)
     before = {k: v.clone() for k, v in other_network.state_dict().items()}
-    with pytest.raises(UsageError, match="do not fit"):
+    with pytest.raises(UsageError, match="do not match"):
         fill_body(other_network, start, entry, heads_of(entry))
     assert all(torch.equal(v, before[k]) for k, v in other_network.state_dict().items())
 
@@ -355,7 +353,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied() -> None:
     missing_name = next(name for name in state if not name.startswith("conv."))
     del state[missing_name]
     before = {k: v.clone() for k, v in target.state_dict().items()}
-    with pytest.raises(UsageError, match="The weights of `here` do not fit `unet`") as caught:
+    with pytest.raises(UsageError, match="The weights of `here` do not match `unet`") as caught:
         fill_body(target, Pretrained("here", {}, state), entry, heads_of(entry))
     assert f"`{missing_name}` is missing" in caught.value.why
     assert ", not (" in caught.value.why

@@ -86,7 +86,7 @@ def test_a_plan_gives_the_published_network():
 
 def test_an_incomplete_plan_is_refused():
     plan = {key: value for key, value in PLAN.items() if key != "patch_size"}
-    with pytest.raises(UsageError, match=r"(?s)not complete.*lacks `patch_size`.*`plans.json`"):
+    with pytest.raises(UsageError, match=r"(?s)incomplete.*lacks `patch_size`.*`plans.json`"):
         plan_options(plan)
 
 
@@ -285,7 +285,7 @@ def test_the_encoder_variant_takes_any_multiple_where_every_token_is_a_pixel():
 def test_the_bottleneck_variant_takes_any_multiple():
     network = build("umamba", **SMALL).eval()
     assert network(golden.images(1, 3, 64, 32)).shape == (1, 2, 64, 32)
-    with pytest.raises(UsageError, match=r"(?s)30 x 32 pixels; `umamba`.*multiples of 4"):
+    with pytest.raises(UsageError, match=r"(?s)30 x 32 pixels, which `umamba`.*multiples of 4"):
         network(golden.images(1, 3, 30, 32))
 
 

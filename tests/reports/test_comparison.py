@@ -398,7 +398,7 @@ def test_the_seed_of_untouched_images_means_nothing(tmp_path: Path) -> None:
         ({"dataset": {"tolerance": 3}}, "The tolerance of masks: none in .*; 3 pixels in"),
         (
             {"models": (segmenter("b", preprocessing=LOWER_THRESHOLD),)},
-            "is foreground: 0.5 in .*; 0.4 in",
+            "of the foreground: 0.5 in .*; 0.4 in",
         ),
         (
             {
@@ -490,7 +490,7 @@ def test_the_same_weights_twice_are_called_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("groups", "title"),
-    [(1, "One patient only."), (5, "Too few images or too many comparisons to show a difference.")],
+    [(1, "Only one patient."), (5, "Too few images or too many comparisons to show a difference.")],
 )
 def test_groups_too_few_for_any_verdict_are_named(tmp_path: Path, groups: int, title: str) -> None:
     runs = [

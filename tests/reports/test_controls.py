@@ -144,7 +144,7 @@ def test_a_pair_that_is_not_measured_is_listed_without_numbers(tmp_path, pair):
     )
     assert result.difference is None
     assert result.verdict == "no difference shown"
-    assert "not measured" in result.sentence
+    assert "not evaluated on the same images" in result.sentence
 
 
 def test_classifiers_are_tested_image_by_image(tmp_path):

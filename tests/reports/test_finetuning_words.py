@@ -243,7 +243,7 @@ def changed_rule(**changes: object) -> RuleRecord:
         (RULE, "tensors of state-space blocks whose mean of |g| over a tensor's elements is "
                "below 1e-06"),
         (changed_rule(quantile=0.3, scope="all", kind="rms", relative=True),
-         "the 30 % of the tensors of the whole network with the smallest root mean square of g "
+         "the 30 % of the tensors of the complete network with the smallest root mean square of g "
          "over a tensor's elements, relative to the weight's rms"),
         (changed_rule(pattern="encoder.*"), "tensors called `encoder.*`"),
     ],

@@ -284,7 +284,7 @@ def test_photos_come_from_the_data_of_the_run_alone(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "photos/0.png")
     assert "no longer those of the run" in str(images_of(dataset, ids, ["5.png"]))
     (tmp_path / "photos/0.png").unlink()
-    assert "not (all) at" in str(images_of(dataset, ids, ["5.png"]))
+    assert "not all images are at" in str(images_of(dataset, ids, ["5.png"]))
     older_dataset = dataset.model_copy(update={"contents": None})
     assert "older version" in str(images_of(older_dataset, ids, ["5.png"]))
 
@@ -293,7 +293,7 @@ def test_without_the_photos_the_page_says_why(tmp_path: Path) -> None:
     run = photo_run(tmp_path)
     (tmp_path / "photos").rename(tmp_path / "gone")
     page = section(render(run).read_text("utf-8"), "Photos with the most wrong answers")
-    assert "No pictures: the images are not (all) at" in page
+    assert "No pictures: not all images are at" in page
     assert not (run / "figures/hard_photos.png").exists()
 
 
@@ -348,7 +348,7 @@ def test_other_photos_than_the_validation_set_have_no_published_accuracy(tmp_pat
     ("changes", "text"),
     [
         ({"several_labels": True}, "several true classes"),
-        ({"answers": [0, 1]}, "a part of the classes"),
+        ({"answers": [0, 1]}, "among a subset of the classes"),
     ],
 )
 def test_labels_and_answers_of_another_kind_are_not_the_published_measure(

@@ -585,7 +585,7 @@ def test_a_classifiers_run_is_not_continued_with_segmenters(cells, tmp_path):
     from tests.evaluation.photos import make_photos
 
     run_evaluation(of_photos(make_photos(tmp_path / "photos"), tmp_path / "run"))
-    with pytest.raises(UsageError, match="holds an evaluation with other settings"):
+    with pytest.raises(UsageError, match="contains an evaluation with other settings"):
         run_evaluation(config(cells, tmp_path / "run"))
 
 

@@ -297,7 +297,7 @@ def test_the_clock_counts_training_steps_only(speedrun_run: Run) -> None:
     assert speed_in_words(speed) in listener.lines
     assert record.recipe.precision == "fp32"
     assert (record.chosen_epoch, record.chosen_why) == (
-        3, "the last epoch, as recipe `speedrun` has it",
+        3, "the last epoch, as defined by recipe `speedrun`",
     )  # fmt: skip
 
 

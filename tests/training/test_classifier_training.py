@@ -230,7 +230,7 @@ def test_resnet18_is_trained_with_a_stem_for_small_images(tmp_path: Path) -> Non
     listener = Recorder()
     plan = plan_training(config, listener)
     assert (plan.entry.name, plan.config.model) == ("cifar-resnet18", "cifar-resnet18")
-    assert "`ResNet18` is `cifar-resnet18` here" in listener.lines[0]
+    assert "`ResNet18` refers to `cifar-resnet18` here" in listener.lines[0]
     assert "11,173,962 parameters" in listener.lines[0]
     assert "`--model timm:resnet18`" in listener.lines[0]
 
@@ -251,13 +251,13 @@ def test_a_class_without_test_images_is_announced(photos: Path, tmp_path: Path) 
     [
         (
             {"model_args": {**TINY_VMAMBA, "num_classes": 3}},
-            "`--model-arg num_classes` cannot be used with",
+            "`--model-arg num_classes` cannot be used for",
         ),
         ({"protocol": "paper"}, "`--protocol paper` cannot be used with classifiers"),
         ({"model": "vim-t", "model_args": {}, "window": 40}, "40 x 40 pixels; this Vim needs 224"),
         (
             {"data": None, "model": "test_vit", "model_args": {}},
-            "`--data` is not set, and `test_vit` on",
+            "`--data` is not set, and `test_vit` has no default",
         ),
         ({"limit": 6}, "has too few images"),
         ({"task": "seg"}, "`vmamba-pico` is a classifier"),

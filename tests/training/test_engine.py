@@ -155,7 +155,7 @@ def test_a_finished_run_is_not_trained_again(finished_run: Run, data: Path) -> N
 def test_other_settings_are_refused_by_name(
     finished_run: Run, data: Path, overrides: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UsageError, match="holds a training with other settings") as caught:
+    with pytest.raises(UsageError, match="contains a training with other settings") as caught:
         run_training(tiny_unet(data, finished_run[0], **overrides))
     assert re.search(message, caught.value.why)
     assert "`--fresh`" in caught.value.todo
@@ -407,7 +407,7 @@ def test_the_protocol_selects_the_best_or_the_last_epoch(run: Path) -> None:
     best, last = chosen_weights(run, patient), chosen_weights(run, paper)
     assert (best.epoch, last.epoch) == (4, 8)
     assert best.why == "the best dice on the validation images, 0.8765"
-    assert last.why == "the last epoch, as protocol `paper` has it"
+    assert last.why == "the last epoch, as defined by protocol `paper`"
     assert best.state.keys() == {"w"}
     assert (best.state["w"].tolist(), last.state["w"].tolist()) == ([3, 3], [7, 7])
 

@@ -103,7 +103,7 @@ def test_torchruns_processes_find_a_finished_run_and_a_refused_one(
     assert second_job.stderr.count("is already finished") == 1
     refused_job = job([*torchrun(2), *train, "--lr", "0.5"])
     assert refused_job.returncode != 0
-    assert refused_job.stderr.count("holds a training with other settings") == 1
+    assert refused_job.stderr.count("contains a training with other settings") == 1
     assert "exitcode  : 2" in refused_job.stderr
     assert (run / "metrics.csv").stat().st_mtime_ns == written_at
     fresh_job = job([*torchrun(2), *train, "--lr", "0.5", "--fresh"])

@@ -101,7 +101,7 @@ def test_the_held_out_images_are_measured_and_reported(finished_run: Run) -> Non
     assert "moving average of the validation dice, 0.9 of the old" in report
     render(finished_run[0] / "test")
     test_report = (finished_run[0] / "test" / "report.md").read_text()
-    assert "normalised as nnU-Net does (zscore), 4 flips averaged" in test_report
+    assert "normalised as in nnU-Net (zscore), 4 flips averaged" in test_report
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(

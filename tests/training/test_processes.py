@@ -124,7 +124,9 @@ def test_the_machine_is_read_from_torchruns_variables(monkeypatch: pytest.Monkey
     assert machine("cuda", 1).device == torch.device("cuda", 1)
 
 
-@pytest.mark.parametrize(("name", "message"), [("cuda", "shows 1"), ("cuda:0", "is one device")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("cuda", "1 were found"), ("cuda:0", "is one device")]
+)
 def test_each_process_needs_a_gpu(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -87,7 +87,7 @@ def open_records(run: Path, *records: TrainRecord) -> TrainRecord:
 def test_the_message_says_what_to_do(tmp_path: Path) -> None:
     open_records(tmp_path, record())
     (tmp_path / "metrics.csv").touch()
-    with pytest.raises(UsageError, match="holds a training with other settings") as caught:
+    with pytest.raises(UsageError, match="contains a training with other settings") as caught:
         open_records(tmp_path, record(seed=3))
     assert "another `--out`" in caught.value.todo
 

@@ -210,7 +210,7 @@ def test_a_seed_that_fails_keeps_no_other_from_being_trained(
     run, error = tmp_path / "run", RunError("The loss is not finite.", "Image x.")
     with monkeypatch.context() as patched:
         patched.setattr(seed_runs, "run_plan", failing_training(0, error))
-        with pytest.raises(SeedsError, match="lacks 1 of its 2 seeds: 0") as caught:
+        with pytest.raises(SeedsError, match="1 of its 2 seeds failed: 0") as caught:
             train_seeds(seed_config(data, run, epochs=1))
     assert (caught.value.exit_code, caught.value.run) == (1, run)
     record = read_seeds_record(run)
@@ -227,7 +227,7 @@ def test_memory_that_runs_out_is_told_at_once_with_the_folder_of_the_seed(
     errors = list[tuple[int, str, Path | None]]()
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
     monkeypatch.setattr(seed_runs, "run_plan", failing_training(2, error))
-    with pytest.raises(SeedsError, match="lacks 1 of its 4 seeds: 2"):
+    with pytest.raises(SeedsError, match="1 of its 4 seeds failed: 2"):
         train_seeds(
             seed_config(data, copy, seeds=4),
             None,

@@ -176,7 +176,7 @@ def test_names_of_losses_belong_to_masks_of_one_kind():
         assert loss_name(name) == name
     for name in CLASS_LOSSES:
         assert loss_name(name, 3) == name
-    with pytest.raises(UsageError, match=r"(?s)`--loss bce` does not go.*3 classes.*`--loss ce`"):
+    with pytest.raises(UsageError, match=r"(?s)`--loss bce` cannot be.*3 classes.*`--loss ce`"):
         loss_name("bce", 3)
     with pytest.raises(UsageError, match=r"(?s)several classes.*`--loss bce-dice`"):
         loss_name("CE_Dice")
@@ -220,7 +220,7 @@ def test_a_head_of_other_classes_is_new_and_everything_else_is_kept(tmp_path, tr
 
 
 def test_weights_of_another_body_are_refused(training):
-    with pytest.raises(UsageError, match="do not fit"):
+    with pytest.raises(UsageError, match="do not match"):
         start_segmenter(
             resolve("unet"),
             {"features": [8, 32]},
@@ -368,7 +368,7 @@ def test_verification_reproduces_a_run_and_finds_a_changed_count(evaluated, data
 
 
 def test_the_papers_protocol_is_of_one_class(data, tmp_path):
-    with pytest.raises(UsageError, match=r"(?s)`--protocol paper` does not go.*2 classes"):
+    with pytest.raises(UsageError, match=r"(?s)`--protocol paper` cannot be used.*2 classes"):
         run_training(tiny_unet(data, tmp_path / "run", protocol="paper"))
 
 
@@ -380,7 +380,7 @@ def test_another_number_of_outputs_contradicts_the_masks(data, tmp_path):
 
 def test_a_class_that_no_training_image_shows(data, tmp_path):
     config = tiny_unet(data, tmp_path / "run", mask_classes="1=disc,2=ring,3=star")
-    with pytest.raises(UsageError, match=r"training images of `data` shows `star`"):
+    with pytest.raises(UsageError, match=r"training images of `data` contains `star`"):
         run_training(config)
 
 

@@ -226,7 +226,7 @@ def test_a_killed_seed_is_named_the_others_are_kept_and_the_command_goes_on(
     assert process.returncode == 1, output
     assert "3 trainings (seed 0, seed 1, seed 2) on 2 devices" in output
     assert "It was terminated by SIGKILL" in output
-    assert "lacks 1 of its 3 seeds" in output
+    assert "1 of its 3 seeds failed" in output
     complete = [
         folder for folder in run.glob("seed-*") if (folder / "weights.safetensors").exists()
     ]

@@ -157,8 +157,8 @@ def test_other_versions_and_parameters_are_listed(run: Path) -> None:
     (run / "run.json").write_text(json.dumps(record))
     (check,) = checked(run).checks
     assert [difference.place for difference in check.differences] == ["parameters"]
-    assert any(cause.startswith("torch ") and "1.0 then" in cause for cause in check.causes)
-    assert any("NVIDIA H100 then" in cause for cause in check.causes)
+    assert any(cause.startswith("torch ") and "1.0 in the run" in cause for cause in check.causes)
+    assert any("NVIDIA H100 in the run" in cause for cause in check.causes)
     assert check.tolerance.value == 5e-3  # of probability: a GPU and a CPU
 
 
@@ -189,7 +189,7 @@ def test_other_weights_are_not_the_runs(run: Path) -> None:
     record["models"][0]["weights_sha256"] = "ab" * 32
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(
-        MachineError, match=r"The weights of `vmamba-pico` are not on this machine"
+        MachineError, match=r"The weights of `vmamba-pico` were not found"
     ) as caught:
         checked(run)
     assert "--weights FILE" in str(caught.value)
@@ -239,7 +239,7 @@ def test_weights_of_a_training_that_were_replaced(segmenters: Path) -> None:
     shutil.copy(other / "weights.safetensors", segmenters / "weights.safetensors")
     assert [place for place, _, _ in differences_of(segmenters)] == ["weights"]
     (segmenters / "weights.safetensors").unlink()
-    with pytest.raises(MachineError, match="The weights of `net` are not on this machine"):
+    with pytest.raises(MachineError, match="The weights of `net` were not found"):
         checked(segmenters)
     assert checked(segmenters, weights=(kept,)).reproduced
 
