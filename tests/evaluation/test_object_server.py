@@ -20,14 +20,15 @@ from typing import Any
 import pytest
 
 from robustcli.core import objects
-from robustcli.core.errors import RunError, UsageError
+from robustcli.core.errors import RunError
 from robustcli.core.io import write_bytes, write_text
-from robustcli.core.objects import ObjectStore, StoredObject
+from robustcli.core.objects import ObjectStore
 from robustcli.core.working_copy import opened
 from robustcli.data.object_files import LIMIT
 from robustcli.data.sources import Classes, open_dataset
 from robustcli.evaluation.loader import batch_stream
 from tests.evaluation.photos import make_photos, source
+from tests.evaluation.store_contract import check_objects
 from tests.evaluation.test_evaluate import contents
 from tests.evaluation.test_loader import digests
 
@@ -77,32 +78,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_objects_of_any_name_and_size_are_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = ObjectStore("s3://bucket/objects")
-    names = ("a", "b/c d", "b/é#%?.png", "b/+&=[x]*.bin")
-    for name in names:
-        store.write(name, name.encode())
-    assert list(store.listed()) == sorted(names)
-    assert [store.read(name).decode() for name in names] == list(names)
-    assert len({stored_object.version for stored_object in store.listed().values()}) == len(names)
-    large = tmp_path / "large"
-    large.write_bytes(bytes(range(256)) * 40_000)
-    monkeypatch.setattr(objects, "_ONE_PIECE", 2**20)
-    monkeypatch.setattr(objects, "_PIECE", 2**20)
-    store.send("large", large)
-    stored_object = store.listed()["large"]
-    assert stored_object.size == large.stat().st_size
-    store.fetch("large", tmp_path / "fetched", stored_object)
-    assert (tmp_path / "fetched").read_bytes() == large.read_bytes()
-    store.remove("large")
-    assert list(store.listed()) == sorted(names)
-    with pytest.raises(FileNotFoundError):
-        store.read("large")
-    with pytest.raises(FileNotFoundError):
-        store.fetch("large", tmp_path / "again", StoredObject(2**22, "version"))
-    with pytest.raises(UsageError, match=r"`s3://nowhere` does not exist"):
-        ObjectStore("s3://nowhere/x").write("a", b"1")
-    with pytest.raises(UsageError, match=r"`s3://nowhere` does not exist"):
-        ObjectStore("s3://nowhere/x").listed()
+    check_objects("s3", tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("server")
