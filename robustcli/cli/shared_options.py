@@ -281,8 +281,9 @@ run = together(
                  help="Seed that selects the held-out images. [default: the value of --seed]"),
     device,
     click.option("--devices", type=Devices(), default=1, show_default=True,
-                 help="Number of processes, or all: one per GPU. With at least as many seeds or modes "
-                 "as processes, each trains complete ones; otherwise they share each step (DDP)."),
+                 help="Number of processes, or all: one per GPU. With at least as many seeds or "
+                 "modes as processes, each trains complete ones; otherwise they share each step "
+                 "(DDP)."),
     click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]),
                  help="Number format of the forward pass. [default: that of the recipe, usually "
                      "fp32]"),
