@@ -32,7 +32,12 @@ def request(name: str, **more: object) -> ModelRequest:
         ("swin-t", 256, r"\(1, 3, 256, 256\).*made for 224 x 224(.|\n)*img_size=256`"),
         ("vit_tiny_patch16_224", 256, r"`--crop 224`, or build .* `--model-arg img_size=256`"),
         ("convnext-t", 20, r"Kernel size.*smallest supported size is 32 x 32.\nUse `--crop 224`"),
-        ("inception_v3", 64, r"smallest supported size is 75 x 75.\nUse `--crop 299`"),
+        pytest.param(  # its random weights take seconds
+            "inception_v3",
+            64,
+            r"smallest supported size is 75 x 75.\nUse `--crop 299`",
+            marks=pytest.mark.slow,
+        ),
         ("vim-t", 256, r"this Vim needs 224 x 224(.|\n)*`--crop`(.|\n)*img_size=256"),
     ],
 )

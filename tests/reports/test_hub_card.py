@@ -20,9 +20,9 @@ from tests.reports.train_runs import build_training
 PLAN = RunPlan(transforms=(IDENTITY, *imagenet_c(severities=(1, 3))[:2]), images=40)
 
 
-@pytest.fixture
-def export(tmp_path: Path) -> RunExport:
-    return read_run_export(build_run(tmp_path / "run", PLAN))
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> RunExport:
+    return read_run_export(build_run(tmp_path_factory.mktemp("hub") / "run", PLAN))
 
 
 def test_a_new_card_holds_every_number_with_its_interval(export: RunExport, tmp_path: Path) -> None:

@@ -69,7 +69,9 @@ def test_whole_images_where_the_paper_takes_them() -> None:
     assert batch.images.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])  # spawn takes seconds
+@pytest.mark.parametrize(
+    ("method", "workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)]
+)
 def test_loader_processes_change_nothing(
     method: str, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
