@@ -378,7 +378,8 @@ def test_of_the_hub_no_more_is_held_than_was_asked_for(
     tracemalloc.start()
     with pytest.raises(OSError, match=reason):
         remote.read(100)
-    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    # The endless answer is sent by a thread of this process, whose buffers count too.
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
     tracemalloc.stop()
     assert len(server.ranges) == (1 if fault == "refusal" else 2)
     server.answers = [reply(CONTENT[:100], 206, Content_Range=RANGE)]
