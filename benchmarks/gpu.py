@@ -222,16 +222,16 @@ class Case:
 
     def scan(self, arguments: dict[str, Tensor], backend: str) -> Tensor:
         """The output of the scan by `backend`, without the dispatcher's test of the backend."""
-        from robustcli.models.scan.base import Walk, of_image, of_sequence, to_image
+        from robustcli.models.scan.base import ScanSettings, of_image, of_sequence, to_image
         from robustcli.models.scan.choice import BACKENDS
 
         names = ("x" if self.is_image else "u", "delta", "A", "B", "C", "D", "delta_bias")
         tensors = [arguments[name] for name in names]
         if self.is_image:
-            walk = Walk(True, self.directions, *self.shape)
-            y, _ = BACKENDS[backend].scan(of_image(*tensors), walk)
+            settings = ScanSettings(True, self.directions, *self.shape)
+            y, _ = BACKENDS[backend].scan(of_image(*tensors), settings)
             return to_image(y, *self.shape)
-        y, _ = BACKENDS[backend].scan(of_sequence(*tensors), Walk(True))
+        y, _ = BACKENDS[backend].scan(of_sequence(*tensors), ScanSettings(True))
         return y.transpose(1, 2).to(tensors[0].dtype)
 
 

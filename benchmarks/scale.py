@@ -489,16 +489,17 @@ def table(summaries: Sequence[Summary]) -> str:
     rows = []
     for line in summaries:
         ended = f"{line.hours[0]:.3g} h ({line.hours[1]:.3g} to {line.hours[2]:.3g})"
-        late = f"{1 - line.ended:.0%} given up after {MOST_STARTS} starts"
+        late = f"{1 - line.ended:.0%} aborted after {MOST_STARTS} starts"
         efficiency = [f"{100 * value:.0f}" for value in line.efficiency]
         lost = [f"{100 * value:.2g}" for value in line.lost]
+        finished_work = not math.isnan(line.lost[0])
         rows.append(
             [
                 f"{line.workers:,}",
                 line.policy,
                 ended if line.ended == 1 else late,
                 f"{efficiency[0]} % ({efficiency[1]} to {efficiency[2]})",
-                f"{lost[0]} % ({lost[1]} to {lost[2]})",
+                f"{lost[0]} % ({lost[1]} to {lost[2]})" if finished_work else "no useful work",
             ]
         )
     heads = ("workers", "policy", "time to the end", "efficiency", "lost work")

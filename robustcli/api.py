@@ -247,23 +247,13 @@ def evaluate(
     from robustcli.evaluation import evaluate as evaluation
     from robustcli.evaluation.config import EvalConfig
 
-    models = _by_name(model)
+    requests = _requests(
+        model, None if weights is None else path_here(weights), model_args, preprocessing,
+        options.get("label_space"), untrained, classes,
+    )  # fmt: skip
     transform_names = [transforms] if isinstance(transforms, str) else list(transforms)
-    requests = tuple(
-        ModelRequest(
-            name,
-            None if weights is None else path_here(weights),
-            dict(model_args or {}),
-            dict(preprocessing or {}),
-            options.get("label_space"),
-            untrained,
-            module,
-            None if classes is None else tuple(classes),
-        )
-        for name, module in models
-    )
     place = None if data is None else str(data)
-    with _opened(out) as folder, borrowed(module for _, module in models):
+    with _opened(out) as folder, borrowed(request.module for request in requests):
         config = EvalConfig(requests, tuple(transform_names), place, folder, **options)
         return Run(evaluation.evaluate(config))
 
@@ -281,25 +271,34 @@ def _opened(place: str | Path, use: Use = "work") -> Iterator[Path]:
         yield folder
 
 
-def _by_name(
+def _requests(
     model: ModelLike | Sequence[ModelLike] | Mapping[str, ModelLike],
-) -> list[tuple[str, object]]:
-    """Pairs of model name and module (or its class or function); None for models given by name."""
+    weights: Path | None,
+    model_args: Mapping[str, Any] | None,
+    preprocessing: Mapping[str, Any] | None,
+    label_space: str | None,
+    untrained: bool,
+    classes: Sequence[str] | None,
+) -> tuple[ModelRequest, ...]:
+    """One request per model; arguments as in `evaluate` and `export`."""
     if isinstance(model, Mapping):
-        return [
-            (
-                network if isinstance(network, str) else name,
-                None if isinstance(network, str) else network,
-            )
-            for name, network in model.items()
-        ]
-    several = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
-    return [
-        (network, None)
-        if isinstance(network, str)
-        else (getattr(network, "__name__", None) or type(network).__name__, network)
-        for network in several
-    ]
+        named = list(model.items())
+    else:
+        several = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
+        named = [(getattr(n, "__name__", None) or type(n).__name__, n) for n in several]
+    return tuple(
+        ModelRequest(
+            network if isinstance(network, str) else name,
+            weights,
+            dict(model_args or {}),
+            dict(preprocessing or {}),
+            label_space,
+            untrained,
+            None if isinstance(network, str) else network,
+            None if classes is None else tuple(classes),
+        )
+        for name, network in named
+    )
 
 
 def explain(
@@ -357,20 +356,11 @@ def explain(
     from robustcli.explanation.config import ExplainConfig
     from robustcli.explanation.explaining import explain as run_explanation
 
-    named = [] if model is None else _by_name(model)
-    requests = tuple(
-        ModelRequest(
-            name,
-            None if weights is None or run is not None else path_here(weights),
-            dict(model_args or {}),
-            dict(preprocessing or {}),
-            options.get("label_space"),
-            untrained,
-            module,
-            None if classes is None else tuple(classes),
-        )
-        for name, module in named
-    )
+    requests = _requests(
+        () if model is None else model,
+        None if weights is None or run is not None else path_here(weights),
+        model_args, preprocessing, options.get("label_space"), untrained, classes,
+    )  # fmt: skip
     with ExitStack() as stack:
         config = ExplainConfig(
             requests,
@@ -385,7 +375,7 @@ def explain(
             methods=(methods,) if isinstance(methods, str) else tuple(methods),
             **options,
         )
-        stack.enter_context(borrowed(module for _, module in named))
+        stack.enter_context(borrowed(request.module for request in requests))
         return ExplanationRun(run_explanation(config))
 
 
@@ -648,14 +638,12 @@ def export(
     from robustcli.evaluation.exporting import ExportConfig
     from robustcli.evaluation.exporting import export as run_export
 
-    ((name, module),) = _by_name(model)
-    request = ModelRequest(
-        name, None if weights is None else path_here(weights), dict(model_args or {}),
-        dict(preprocessing or {}), label_space, untrained, module,
-        None if classes is None else tuple(classes),
+    (request,) = _requests(
+        model, None if weights is None else path_here(weights), model_args, preprocessing,
+        label_space, untrained, classes,
     )  # fmt: skip
     chosen: tuple[ExportFormat, ...] = (formats,) if isinstance(formats, str) else tuple(formats)
-    with borrowed([module]):
+    with borrowed([request.module]):
         return run_export(
             ExportConfig(
                 request, chosen, None if out is None else path_here(out, "`out`"), **options

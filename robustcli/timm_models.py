@@ -93,9 +93,9 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
 def _no_weights(name: str, error: OSError) -> UsageError:
     entry = _RELEASES[name]
     return UsageError(
-        f"The weights of `{name}` are not to be had.",
-        f"The reason: {first_line(error)}. {entry.unchecked}".rstrip(),
-        f"Download {entry.weights_url}, and name the copy: "
+        f"The weights of `{name}` cannot be loaded.",
+        f"{first_line(error)}. {entry.unchecked}".rstrip(),
+        f"Download {entry.weights_url}, and load the file with "
         "`pretrained_cfg_overlay={'file': PATH, 'custom_load': True}`.",
     )
 

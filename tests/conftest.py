@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from PIL import Image
 
 # On a loaded machine drawing examples is slow, which says nothing about the code. All else stays as
 # it is by default, on a CI server too (fixed examples there, new ones elsewhere).
@@ -25,3 +28,18 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)  # which refuses what is no open file as well
         yield
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saves a blank picture instead of each figure, for tests of a report's text and tables.
+
+    Rendering the figures takes most of the time of a report; `reports/test_render.py` and
+    `reports/figures` do that.
+    """
+    figure = pytest.importorskip("matplotlib.figure").Figure
+
+    def savefig(self: Any, path: Path, **settings: Any) -> None:
+        Image.new("RGB", (400, 300), "white").save(path, settings["format"])
+
+    monkeypatch.setattr(figure, "savefig", savefig)

@@ -102,7 +102,7 @@ class Weights(dict[str, Tensor]):
         self.key_path, self.remarks, self.other_sets = key_path, tuple(remarks), tuple(other_sets)
 
 
-class _Inert:
+class _ClassPlaceholder:
     """Replaces a class named in a checkpoint; keeps its content, runs none of its code."""
 
     def __new__(cls, *_: Any) -> OrderedDict[str, Any]:  # type: ignore[misc]
@@ -110,10 +110,10 @@ class _Inert:
         return OrderedDict()
 
 
-class _InertValue:
+class _ValuePlaceholder:
     """Replaces a value that the file would construct; constructs and keeps nothing."""
 
-    def __new__(cls, *_: Any) -> _InertValue:
+    def __new__(cls, *_: Any) -> _ValuePlaceholder:
         """Returns an empty object and ignores the arguments."""
         return object.__new__(cls)
 
@@ -158,8 +158,8 @@ _VALUES = (
     *(f"datetime.{name}" for name in ("datetime", "timedelta", "date")),
     "torch.torch_version.TorchVersion",
 )  # fmt: skip
-_KNOWN: list[Any] = [(_Inert, name) for name in _DICTIONARIES]
-_KNOWN += [(_InertValue, name) for name in _VALUES]
+_KNOWN: list[Any] = [(_ClassPlaceholder, name) for name in _DICTIONARIES]
+_KNOWN += [(_ValuePlaceholder, name) for name in _VALUES]
 
 
 def read_weights(path: Path) -> Weights:

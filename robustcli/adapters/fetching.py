@@ -128,7 +128,7 @@ def unreachable() -> str | None:
     return None
 
 
-def why_none(error: Exception, *, offline: bool) -> str:
+def hub_failure_reason(error: Exception, *, offline: bool) -> str:
     """The reason in words why the hub gave no file."""
     if offline:
         return "`--offline` forbids downloads"
@@ -192,6 +192,6 @@ def _from_hub(variant: str, offline: bool) -> Path:
         # The client raises exceptions of four libraries; all mean that the download failed.
         raise RunError(
             f"`{variant}` could not be downloaded.",
-            f"The reason: {why_none(error, offline=offline)}.",
+            f"The reason: {hub_failure_reason(error, offline=offline)}.",
             f"It is at https://huggingface.co/timm/{variant}; use a copy with `--weights FILE`.",
         ) from error

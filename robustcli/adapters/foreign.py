@@ -301,7 +301,7 @@ def _imported(name: str) -> Any:
         module = _module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(f"{error.name}."):
-            raise users_error(f"`{name}` cannot be imported.", error) from error
+            raise foreign_code_error(f"`{name}` cannot be imported.", error) from error
         raise UsageError(
             f"The module `{error.name}` of `--model {name}` does not exist.",
             f"It was searched in `{folder}` and in the installed packages.",
@@ -311,9 +311,11 @@ def _imported(name: str) -> Any:
     except RobustError:
         raise
     except Exception as error:
-        raise users_error(f"`{name}` cannot be imported.", error) from error
+        raise foreign_code_error(f"`{name}` cannot be imported.", error) from error
     except SystemExit as error:
-        raise users_error(f"`{name}` ends the program when it is imported.", error) from error
+        raise foreign_code_error(
+            f"`{name}` ends the program when it is imported.", error
+        ) from error
     finally:
         sys.path.remove(folder)
         if folder not in sys.path:  # last, for later imports of the module
@@ -363,7 +365,9 @@ def _built(name: str, build: Any, arguments: Mapping[str, Any]) -> object:
         raise
     except Exception as error:
         call_arguments = ", ".join(f"{key}={value}" for key, value in arguments.items())
-        raise users_error(f"`{name}` failed, called with ({call_arguments}).", error) from error
+        raise foreign_code_error(
+            f"`{name}` failed, called with ({call_arguments}).", error
+        ) from error
 
 
 def _load_weights(network: nn.Module, path: Path, name: str) -> None:
@@ -381,7 +385,7 @@ _LIBRARIES = tuple(
 )  # fmt: skip
 
 
-def users_error(problem: str, error: BaseException) -> UsageError:
+def foreign_code_error(problem: str, error: BaseException) -> UsageError:
     """The error for an exception in a user's code, with file and line."""
     if isinstance(error, SyntaxError) and error.filename:
         position = f"{error.filename}:{error.lineno}"
@@ -456,7 +460,7 @@ class LogitNetwork(nn.Module):
                 raise  # the caller halves the batch
             shape = tuple(images.shape)
             problem = f"`{self.model_name}` fails on an input of shape {shape}."
-            located = users_error(problem, error)
+            located = foreign_code_error(problem, error)
             raise RunError(located.what, located.why, located.todo) from error
         if scores is None:
             raise RunError(

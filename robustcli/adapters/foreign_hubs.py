@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robustcli.adapters import timm_library
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.checkpoint import read_weights
-from robustcli.adapters.fetching import hub, state_digest, why_none
+from robustcli.adapters.fetching import hub, hub_failure_reason, state_digest
 from robustcli.adapters.foreign import ForeignNetwork
 from robustcli.adapters.loading import choose, load_strictly, shapes_of
 from robustcli.adapters.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -82,7 +82,7 @@ def open_repository(name: str, *, offline: bool) -> Repository:
     except Exception as error:  # the client raises exceptions of four libraries
         raise UsageError(
             f"`{name}` could not be downloaded from the Hugging Face hub.",
-            f"The reason: {why_none(error, offline=offline)}.",
+            f"The reason: {hub_failure_reason(error, offline=offline)}.",
             "Check the name (`ORG/NAME`, `ORG/NAME@REVISION`), or pass a folder with its files.",
         ) from error
     commit = snapshot.name  # the cache has one folder per commit
@@ -392,7 +392,7 @@ def clip_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
     except Exception as error:  # from the hub's client or open_clip
         raise UsageError(
             f"The weights of `{request.name}` could not be downloaded.",
-            f"The reason: {why_none(error, offline=offline)}.",
+            f"The reason: {hub_failure_reason(error, offline=offline)}.",
             "Pass a copy with `--weights FILE`.",
         ) from error
     if weights is not None:

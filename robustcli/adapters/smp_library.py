@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustcli.adapters import timm_library
 from robustcli.adapters.catalogue import FOREGROUND, ModelEntry
-from robustcli.adapters.fetching import hub, why_none
+from robustcli.adapters.fetching import hub, hub_failure_reason
 from robustcli.adapters.loading import choose, load_strictly, shapes_of
 from robustcli.core.errors import MachineError, UsageError, first_line
 from robustcli.core.names import find, nearest
@@ -99,7 +99,7 @@ def create(
     except OSError as error:  # the hub's own errors among them
         raise UsageError(
             f"The ImageNet weights of `{encoder}` could not be downloaded.",
-            f"The reason: {why_none(error, offline=offline)}.",
+            f"The reason: {hub_failure_reason(error, offline=offline)}.",
             "Pass a file with `--weights FILE`, or use random weights with `--untrained`.",
         ) from error
     except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError) as error:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from robustcli.adapters import pico_networks  # noqa: F401 (registers its network with timm)
 from robustcli.adapters.catalogue import IN1K
-from robustcli.adapters.fetching import hub, hub_file, why_none
+from robustcli.adapters.fetching import hub, hub_failure_reason, hub_file
 from robustcli.adapters.loading import (
     Choice,
     choose,
@@ -71,7 +71,7 @@ def create(
         with hub(offline=offline or hub_file(name) is not None) if pretrained else nullcontext():
             network: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except OSError as error:
-        raise _no_weights(name, why_none(error, offline=offline)) from error
+        raise _no_weights(name, hub_failure_reason(error, offline=offline)) from error
     except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError) as error:
         raise UsageError(
             f"timm cannot build `{name}`.",
@@ -80,7 +80,7 @@ def create(
         ) from error
     except Exception as error:
         # The hub's client raises exceptions of four libraries; all mean that the download failed.
-        raise _no_weights(name, why_none(error, offline=offline)) from error
+        raise _no_weights(name, hub_failure_reason(error, offline=offline)) from error
     return network.eval()
 
 

@@ -9,10 +9,10 @@ import click
 from robustcli.cli import shared_options as options
 from robustcli.cli.results import (
     PrintablePlan,
+    finished_seeds_on_error,
+    seed_error_printer,
     show,
     show_plan,
-    showing_what_is_finished,
-    told_by,
 )
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet, together
 from robustcli.cli.study import StudyCommand, config_option
@@ -115,8 +115,8 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
         else:
             from robustcli.finetuning.seed_tunings import finetune_seeds
 
-            with showing_what_is_finished(as_json=as_json, quiet=quiet):
-                run = finetune_seeds(config, listener, told_by(listener))
+            with finished_seeds_on_error(as_json=as_json, quiet=quiet):
+                run = finetune_seeds(config, listener, seed_error_printer(listener))
     show(run, as_json=as_json, quiet=quiet)
 
 

@@ -49,7 +49,7 @@ def show(run: Path, *, as_json: bool, quiet: bool, gates: bool = False) -> None:
 
 
 @contextmanager
-def showing_what_is_finished(*, as_json: bool, quiet: bool) -> Iterator[None]:
+def finished_seeds_on_error(*, as_json: bool, quiet: bool) -> Iterator[None]:
     """Context manager: if some seeds fail, shows the results of the finished seeds."""
     from robustcli.training.seed_runs import SeedsError
 
@@ -60,10 +60,10 @@ def showing_what_is_finished(*, as_json: bool, quiet: bool) -> Iterator[None]:
         raise
 
 
-def told_by(listener: ConsoleListener) -> Callable[[int, Exception], None]:
+def seed_error_printer(listener: ConsoleListener) -> Callable[[int, Exception], None]:
     """A callback that prints why a seed failed and stores the traceback of unexpected errors."""
 
-    def tell(seed: int, error: Exception) -> None:
+    def print_error(seed: int, error: Exception) -> None:
         from robustcli.cli.failures import print_known, print_unexpected
 
         listener.stop()
@@ -72,7 +72,7 @@ def told_by(listener: ConsoleListener) -> Callable[[int, Exception], None]:
         else:
             print_unexpected(error)
 
-    return tell
+    return print_error
 
 
 def show_plan(plan: PrintablePlan, *, as_json: bool) -> None:

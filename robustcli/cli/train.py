@@ -9,10 +9,10 @@ import click
 from robustcli.cli import shared_options as options
 from robustcli.cli.results import (
     PrintablePlan,
+    finished_seeds_on_error,
+    seed_error_printer,
     show,
     show_plan,
-    showing_what_is_finished,
-    told_by,
 )
 from robustcli.cli.shared_options import as_json, offline, quiet, together
 from robustcli.cli.study import StudyCommand, config_option
@@ -120,8 +120,8 @@ def _train(settings: dict[str, Any], as_json: bool, quiet: bool, dry_run: bool) 
         else:
             from robustcli.training.seed_runs import train_seeds
 
-            with showing_what_is_finished(as_json=as_json, quiet=quiet):
-                run = train_seeds(config, listener, told_by(listener))
+            with finished_seeds_on_error(as_json=as_json, quiet=quiet):
+                run = train_seeds(config, listener, seed_error_printer(listener))
     show(run, as_json=as_json, quiet=quiet)
 
 

@@ -28,7 +28,7 @@ from typing import Literal
 from robustcli.core.errors import RobustError, RunError
 from robustcli.core.io import parse_json
 from robustcli.core.objects import ObjectStore
-from robustcli.core.rundir import OWNER_FOLDER, Owner, in_use, lives_here, this_process
+from robustcli.core.rundir import OWNER_FOLDER, Owner, in_use, owner_is_alive, this_process
 
 BEAT_S = 20.0
 SILENCE_S = 120.0  # six heartbeats
@@ -205,7 +205,7 @@ def _living(
     for identity, entry in others.items():
         if entry is not None and entry.owner.released:
             continue
-        here = None if entry is None else lives_here(entry.owner)
+        here = None if entry is None else owner_is_alive(entry.owner)
         if here:
             return [identity]
         if here is None:

@@ -451,21 +451,21 @@ def _refuse_if_alive(run: str, path: Path, say: Callable[[str], None]) -> None:
     owner = _read(path)
     if owner is not None and owner.released:
         return
-    alive = lives_here(owner) if owner is not None else None
+    alive = owner_is_alive(owner) if owner is not None else None
     if alive is None:
         who = f"process {owner.pid} on {owner.host}" if owner else "an unknown process"
         say(
             f"`{run}` is in use by {who}, whose state cannot be checked from this machine: "
             f"waiting up to {SILENCE_SECONDS:.0f} s for a heartbeat."
         )
-        alive = _beats(path)
+        alive = _has_heartbeat(path)
         owner = _read(path) or owner
         alive = alive and not (owner is not None and owner.released)
     if alive:
         raise in_use(run, owner)
 
 
-def lives_here(owner: Owner) -> bool | None:
+def owner_is_alive(owner: Owner) -> bool | None:
     """Whether `owner` lives; None where it belongs to another machine, or container."""
     if owner.machine != _machine():
         return None
@@ -489,7 +489,7 @@ def in_use(run: str, owner: Owner | None) -> RunError:
     )
 
 
-def _beats(path: Path) -> bool:
+def _has_heartbeat(path: Path) -> bool:
     """Whether the file is touched while this process watches it."""
     first, waited = _touched(path), time.monotonic()
     while time.monotonic() - waited < SILENCE_SECONDS:

@@ -157,7 +157,7 @@ class WorkerTable:
 
 
 @dataclass
-class _Seen:
+class _TaskAge:
     """Time since a task changed, as observed by the watchdog."""
 
     number: int
@@ -182,7 +182,7 @@ class Watchdog:
         self.say = say
         self.seconds = seconds_limit() if seconds is None else seconds
         self._tables: list[WorkerTable] = []
-        self._seen: dict[tuple[str, int], _Seen] = {}
+        self._seen: dict[tuple[str, int], _TaskAge] = {}
         self._ended: dict[int, str] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -197,7 +197,7 @@ class Watchdog:
         """Starts the thread of the watchdog; call it after loader processes were forked."""
         if self._thread is None and self.seconds < math.inf:
             self._seen = {
-                ("thread", thread): _Seen(task.number, reported=True)
+                ("thread", thread): _TaskAge(task.number, reported=True)
                 for thread, task in list(_threads.items())
             }
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -242,7 +242,7 @@ class Watchdog:
         for key, task in tasks.items():
             seen = self._seen.get(key)
             if seen is None or seen.number != task.number:
-                self._seen[key] = _Seen(task.number)
+                self._seen[key] = _TaskAge(task.number)
                 continue
             seen.seconds += seconds
             if seen.seconds > self.seconds and not seen.reported:

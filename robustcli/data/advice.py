@@ -34,7 +34,7 @@ def quoted(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names[:_SHOWN]) + more
 
 
-def nothing_there(data: str, *, masks: bool) -> UsageError:
+def missing_data_error(data: str, *, masks: bool) -> UsageError:
     """The error for a missing path `data`; suggests data sets with similar names."""
     close = nearest(data, (d.name for d in DATASETS if (d.label_space == SEGMENTATION) == masks))
     return UsageError(

@@ -321,11 +321,11 @@ def _opener() -> OpenerDirector:
     from http.client import HTTPConnection, HTTPSConnection
     from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, build_opener
 
-    class Impatient(HTTPConnection):
+    class TimedConnection(HTTPConnection):
         def getresponse(self) -> HTTPResponse:
             late = threading.Event()
             # The timeout of the socket restarts with each received byte.
-            timer = threading.Timer(_HEADERS_S, hang_up, (self.sock, late))
+            timer = threading.Timer(_HEADERS_S, close_connection, (self.sock, late))
             timer.start()
             try:
                 return super().getresponse()
@@ -337,18 +337,18 @@ def _opener() -> OpenerDirector:
                         f"no complete response was received within {_HEADERS_S:.0f} s"
                     )
 
-    class ImpatientSecure(Impatient, HTTPSConnection):
+    class TimedSecureConnection(TimedConnection, HTTPSConnection):
         pass
 
     class Plain(HTTPHandler):
         def http_open(self, req: Request) -> HTTPResponse:
-            return self.do_open(Impatient, req)
+            return self.do_open(TimedConnection, req)
 
     class Secure(HTTPSHandler):
         def https_open(self, req: Request) -> HTTPResponse:
-            return self.do_open(ImpatientSecure, req)
+            return self.do_open(TimedSecureConnection, req)
 
-    def hang_up(sock: socket.socket, late: threading.Event) -> None:
+    def close_connection(sock: socket.socket, late: threading.Event) -> None:
         late.set()
         with suppress(OSError):  # already closed
             sock.shutdown(socket.SHUT_RDWR)

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
-from robustcli.data.tables import TABLE_SUFFIXES, Column, Say, read_columns, read_text, unheard
+from robustcli.data.tables import TABLE_SUFFIXES, Column, Say, ignore_note, read_columns, read_text
 
 BUNDLED_SPACES = ("imagenet-1k", "cifar10", "cifar100")
 NUMBERED = "numbers"
@@ -82,7 +82,7 @@ def _unambiguous(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
     return {label: min(same) for label, same in indices.items() if len(same) == 1}
 
 
-def read_label_space(name_or_file: str, say: Say = unheard) -> LabelSpace:
+def read_label_space(name_or_file: str, say: Say = ignore_note) -> LabelSpace:
     """The label space with a bundled name, or of a classes file (see `read_classes`).
 
     A file with the ids of a bundled label space is read as that label space, whatever its name.
@@ -112,7 +112,7 @@ def _bundled(name: str) -> LabelSpace:
     return _read_label_space(Path(str(files("robustcli") / "assets" / f"{name}.txt")))
 
 
-def _read_label_space(path: Path, say: Say = unheard) -> LabelSpace:
+def _read_label_space(path: Path, say: Say = ignore_note) -> LabelSpace:
     classes = read_classes(path, say)
     return LabelSpace(path.stem, tuple(c.id for c in classes), tuple(c.name for c in classes))
 
@@ -189,7 +189,7 @@ class ClassEntry:
     name: str
 
 
-def read_classes(path: Path, say: Say = unheard) -> tuple[ClassEntry, ...]:
+def read_classes(path: Path, say: Say = ignore_note) -> tuple[ClassEntry, ...]:
     """The classes in the file at `path`; the position is the class index.
 
     The file is a text with one class per line (`NAME`, or `WNID NAME`), or a CSV, TSV or Parquet

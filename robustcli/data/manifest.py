@@ -20,9 +20,9 @@ from robustcli.data.tables import (
     Column,
     Headless,
     Say,
+    ignore_note,
     read_columns,
     read_text,
-    unheard,
 )
 
 # The name of the column is the type of the groups, which reports show.
@@ -47,7 +47,7 @@ _MASK_WORDS = ("mask", "label", "annotation", "truth", "gt")
 _TRIED = 100  # rows that are examined to recognise the columns of a table without header
 
 
-def read_class_manifest(path: Path, say: Say = unheard) -> Layout[str]:
+def read_class_manifest(path: Path, say: Say = ignore_note) -> Layout[str]:
     """The images in the table at `path`, with their classes.
 
     The table is a CSV, TSV or Parquet file with the columns `path`, `label` and optionally `split`;
@@ -69,7 +69,7 @@ def read_class_manifest(path: Path, say: Say = unheard) -> Layout[str]:
     return Layout(tuple(Labelled(*row) for row in rows))
 
 
-def read_mask_manifest(path: Path, say: Say = unheard) -> Layout[FileRef]:
+def read_mask_manifest(path: Path, say: Say = ignore_note) -> Layout[FileRef]:
     """The images in the table at `path`, with their masks; see `read_class_manifest`.
 
     The table has the columns `image` and `mask`, and optionally one of `GROUPINGS` and `split`.
@@ -89,7 +89,7 @@ def read_mask_manifest(path: Path, say: Say = unheard) -> Layout[FileRef]:
     return Layout(tuple(Labelled(*row) for row in rows), grouping or "image")
 
 
-def with_groups(layout: Layout[FileRef], path: Path, say: Say = unheard) -> Layout[FileRef]:
+def with_groups(layout: Layout[FileRef], path: Path, say: Say = ignore_note) -> Layout[FileRef]:
     """`layout` with the groups and splits from the table at `path`.
 
     The table has the columns `image` (id of the image, with or without suffix), one of `GROUPINGS`
@@ -125,7 +125,7 @@ def with_groups(layout: Layout[FileRef], path: Path, say: Say = unheard) -> Layo
     return replace(layout, labelled=tuple(labelled), grouping=grouping)
 
 
-def read_labels(path: Path, files: Sequence[FileRef], say: Say = unheard) -> Layout[str]:
+def read_labels(path: Path, files: Sequence[FileRef], say: Say = ignore_note) -> Layout[str]:
     """The images `files` with their labels from the file at `path`.
 
     The file has lines `FILE LABEL`, or is a table (CSV, TSV, Parquet), or has one label per line in
@@ -166,7 +166,7 @@ def read_labels(path: Path, files: Sequence[FileRef], say: Say = unheard) -> Lay
 
 
 def _files_named(
-    table: Path, names: Sequence[str], *, say: Say = unheard,
+    table: Path, names: Sequence[str], *, say: Say = ignore_note,
     suffixes: frozenset[str] = IMAGE_SUFFIXES,
 ) -> list[FileRef]:  # fmt: skip
     """The files with the `names` in a table; they need not exist.

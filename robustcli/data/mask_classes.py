@@ -34,7 +34,7 @@ from robustcli.data.mask_values import (
     shown_values,
 )
 from robustcli.data.published_masks import NNUNET_FILE
-from robustcli.data.tables import Say, unheard
+from robustcli.data.tables import Say, ignore_note
 
 ALL = "all"
 _MOST_CLASSES = 200
@@ -161,7 +161,7 @@ def read_class_table(path: Path) -> ClassTable:
     return table
 
 
-def parse_table(content: bytes, name: str, say: Say = unheard) -> ClassTable | None:
+def parse_table(content: bytes, name: str, say: Say = ignore_note) -> ClassTable | None:
     """The table in the contents of a label file; None if the file contains no table.
 
     `say` receives a note about a file that is not used.

@@ -79,7 +79,7 @@ from robustcli.data.object_files import (
     split_address,
 )
 from robustcli.data.published_masks import LABEL_FILES, PUBLISHED_MASKS, SIDE_SUFFIXES
-from robustcli.data.tables import TABLE_SUFFIXES, Say, read_text, unheard
+from robustcli.data.tables import TABLE_SUFFIXES, Say, ignore_note, read_text
 from robustcli.data.webdataset import names_shards, read_shards
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def _source_and_folder(data: str, *, masks: bool) -> tuple[str, str | None]:
     # `C:\data` is a path, not the folder `\data` of a data set `C`.
     if colon and folder and folder[0] not in "/\\" and _exists(source):
         return source, folder.strip("/")
-    raise advice.nothing_there(data, masks=masks)
+    raise advice.missing_data_error(data, masks=masks)
 
 
 def _exists(data: str) -> bool:
@@ -296,7 +296,7 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     objects = None
     if shift is not None and shift.name == "ObjectNet" and hub is None and truth.labels is None:
         images = _listed(path, IMAGE_SUFFIXES, notes.append)
-        texts = _listed(path, frozenset({".json"}), unheard)
+        texts = _listed(path, frozenset({".json"}), ignore_note)
         objects = read_objectnet(path, images, texts, notes.append)
     if objects is not None and shift is not None:
         layout, classes = objects
@@ -363,7 +363,7 @@ def _class_layout(path: Path, truth: Classes, expected: ExpectedClasses, say: Sa
         return (read_real_labels if is_real else read_labels)(
             truth.labels, _innermost(files) if is_archive else files, say
         )
-    tiny = by_tiny_imagenet(path, files, lambda: _listed(path, frozenset({".txt"}), unheard))
+    tiny = by_tiny_imagenet(path, files, lambda: _listed(path, frozenset({".txt"}), ignore_note))
     if tiny is not None:
         return tiny
     # Common outer folders of an archive are skipped, because a path cannot select a folder in it.
@@ -391,7 +391,7 @@ def _self_labelled(path: Path, labels: Path | None, say: Say) -> Layout[str]:
         return read_class_manifest(path, say)
     if names_shards(str(path)):
         return read_shards(str(path), say)
-    published = by_cifar_files(path, _listed(path, CIFAR_SUFFIXES, unheard))
+    published = by_cifar_files(path, _listed(path, CIFAR_SUFFIXES, ignore_note))
     if published is None:
         raise advice.no_images(path, advice.CLASSES_IN_WORDS)
     return published

@@ -39,7 +39,7 @@ _BYTE_ORDER_MARKS = (
 _SHOWN_LINES, _SHOWN_WIDTH, _SHOWN_COLUMNS = 3, 100, 30
 
 
-def unheard(text: str) -> None:
+def ignore_note(text: str) -> None:
     """Ignores a note; a `Say` for callers without announcements."""
 
 
@@ -83,7 +83,11 @@ class _Reading:
 
 
 def read_columns(
-    path: Path, columns: Sequence[Column], *, headless: Headless | None = None, say: Say = unheard
+    path: Path,
+    columns: Sequence[Column],
+    *,
+    headless: Headless | None = None,
+    say: Say = ignore_note,
 ) -> dict[str, list[str]]:
     """The cells of the requested columns by `Column.name`, without missing optional columns.
 
@@ -120,7 +124,7 @@ def read_columns(
     return _checked(path, values)
 
 
-def read_text(path: Path, say: Say = unheard) -> str:
+def read_text(path: Path, say: Say = ignore_note) -> str:
     """The text of the file at `path`, UTF-8 or UTF-16, without a byte order mark.
 
     Raises:

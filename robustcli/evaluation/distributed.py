@@ -58,7 +58,7 @@ class Group:
     place: Ranks = field(default_factory=Ranks)
     messages: Store | None = None
     children: Mapping[int, subprocess.Popen[bytes]] = field(default_factory=dict)
-    _beats: dict[int, tuple[int, float]] = field(default_factory=dict)
+    _has_heartbeat: dict[int, tuple[int, float]] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -76,7 +76,7 @@ class Group:
         if self.messages is None:
             yield listener
             return
-        everyone = _Everyone(self.messages, listener) if self.first else _Counter(self.messages)
+        everyone = _AllRanks(self.messages, listener) if self.first else _Counter(self.messages)
         thread = threading.Thread(target=self._beat, args=(everyone,), name="ranks", daemon=True)
         thread.start()
         try:
@@ -111,12 +111,12 @@ class Group:
             raise self._dead(dead_ranks)
         return {rank: json.loads(self.messages.get(key)) for rank, key in keys.items()}
 
-    def tell(self, name: str, value: object) -> None:
-        """Sends a value from rank 0 to the other ranks, which receive it with `hear`."""
+    def send(self, name: str, value: object) -> None:
+        """Sends a value from rank 0 to the other ranks, which receive it with `receive`."""
         if self.messages is not None:
             self.messages.set(name, json.dumps(value))
 
-    def hear(self, name: str) -> Any:
+    def receive(self, name: str) -> Any:
         """The value that rank 0 sends under `name`.
 
         Raises:
@@ -178,13 +178,13 @@ class Group:
         if rank in self.children:
             return self.children[rank].poll() is not None
         count = self.messages.add(f"beat/{rank}", 0)
-        last_count, last_time = self._beats.get(rank, (-1, 0.0))
+        last_count, last_time = self._has_heartbeat.get(rank, (-1, 0.0))
         if count != last_count:
-            self._beats[rank] = (count, time.monotonic())
+            self._has_heartbeat[rank] = (count, time.monotonic())
             return False
         return time.monotonic() - last_time > RANK_SILENCE_SECONDS
 
-    def _beat(self, everyone: _Everyone | _Counter) -> None:
+    def _beat(self, everyone: _AllRanks | _Counter) -> None:
         assert self.messages is not None
         while not self._stop.wait(RANK_BEAT_SECONDS):
             with suppress(RuntimeError):  # rank 0 has ended: detected by calls that need it
@@ -231,7 +231,7 @@ def in_words(ranks: Sequence[int], world: int) -> str:
     return f"Process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} of {world}"
 
 
-class _Everyone:
+class _AllRanks:
     """The listener of rank 0, which adds the progress of the other ranks."""
 
     def __init__(self, messages: Store, listener: Listener) -> None:

@@ -261,7 +261,7 @@ def _ranks(
     def start(plan: EvaluationPlan, missing: Sequence[Piece]) -> Callable[[], str]:
         pieces = shared(missing, group.place.world)
         plain = [piece.as_plain() for piece in pieces]
-        group.tell("work", {"record": record.model_dump_json(), "pieces": plain})
+        group.send("work", {"record": record.model_dump_json(), "pieces": plain})
 
         def await_end() -> str:
             _compute(evaluation, models, record, pieces, listener, group, check)
@@ -340,7 +340,7 @@ def _follow(
     evaluation: Evaluation, models: Mapping[str, Model], listener: Listener, group: Group
 ) -> None:
     """At a rank other than 0: computes its share of the work that rank 0 distributes."""
-    work = group.hear("work")
+    work = group.receive("work")
     record = RunRecord.model_validate_json(work["record"])
     plan = plan_work(record, evaluation)
     pieces = [plan.piece_of(plain) for plain in work["pieces"]]

@@ -27,7 +27,7 @@ from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.labels import NUMBERED, LabelSpace, numbered_classes
 from robustcli.data.listing import list_folder
 from robustcli.data.named_datasets import find_named, require_tar
-from robustcli.data.tables import Say, unheard
+from robustcli.data.tables import Say, ignore_note
 from robustcli.tasks.classification import ClassificationTask
 from robustcli.tasks.forward import Forward
 
@@ -98,7 +98,7 @@ class Labelling:
         }
 
 
-def list_photos(places: Sequence[Path], say: Say = unheard) -> tuple[FileRef, ...]:
+def list_photos(places: Sequence[Path], say: Say = ignore_note) -> tuple[FileRef, ...]:
     """The photos of `places`, sorted by id and without duplicates.
 
     Args:
@@ -155,7 +155,7 @@ def _photos_at(place: Path, say: Say) -> Iterator[tuple[str, FileRef]]:
         yield f"{place.as_posix()}/", file
 
 
-def classes_of(classifier: Classifier, request: ModelRequest, say: Say = unheard) -> LabelSpace:
+def classes_of(classifier: Classifier, request: ModelRequest, say: Say = ignore_note) -> LabelSpace:
     """The classes of the outputs of `classifier`; reports to `say` if they are only numbered.
 
     Raises:

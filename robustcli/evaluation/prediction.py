@@ -30,7 +30,7 @@ from robustcli.data.dataset import FileRef, reasons_in_lines
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.listing import list_folder
 from robustcli.data.published_masks import LABEL_FILES
-from robustcli.data.tables import Say, unheard
+from robustcli.data.tables import Say, ignore_note
 from robustcli.tasks.forward import Forward
 from robustcli.tasks.pictures import indexed, overlaid
 
@@ -56,7 +56,7 @@ class Job:
 
 
 def list_jobs(
-    images: Sequence[Path], out: Path, *, overlays: bool, say: Say = unheard
+    images: Sequence[Path], out: Path, *, overlays: bool, say: Say = ignore_note
 ) -> tuple[Job, ...]:
     """The images in order, each with its output files below `out`.
 

@@ -46,7 +46,13 @@ from robustcli.finetuning.record import (
 from robustcli.finetuning.selection import Decision
 from robustcli.finetuning.sweep import help_sweep, run_sweep
 from robustcli.training.engine import run_plan
-from robustcli.training.processes import Enough, Peers, end_of_others, helped_run, meeting
+from robustcli.training.processes import (
+    EndTraining,
+    Peers,
+    connected_processes,
+    end_of_others,
+    helped_run,
+)
 from robustcli.training.record import read_train_record
 from robustcli.training.side_by_side import (
     SeparateRun,
@@ -129,7 +135,7 @@ def _run(
     of_modes = NamedListener((listener if process.first else None) or Silent())
     helped = helped_run()
     # A process started by the first one runs a single training and joins its process group.
-    with meeting(Ranks() if helped is not None else process) as peers:
+    with connected_processes(Ranks() if helped is not None else process) as peers:
         plan, network, decisions, new = peers.together(
             lambda: _prepare(make_plan(of_modes)), lambda prepared: {}
         )
@@ -139,7 +145,7 @@ def _run(
         if helped is not None:
             _help_launched(plan, modes, network, helped)
         if not process.first:
-            peers.hear()
+            peers.receive()
             _help(plan, modes, peers)
         with FINETUNING.held(plan.run):
             FINETUNING.open(
@@ -172,7 +178,7 @@ def _lead(
     if decisions is not None and "freeze" in config.modes:
         write_known(plan, decisions, network)
         announce_decisions(decisions, plan, network, listener.say)
-    peers.tell("train")
+    peers.send("train")
     if config.profile_only:
         _profile(plan, modes, listener, peers)
     if beside is not None:
@@ -254,9 +260,9 @@ def _profile(plan: FinetunePlan, modes: Modes, listener: NamedListener, peers: P
     """Writes the profile of the first steps of full fine-tuning, and its freezing decisions."""
     if (plan.run / PROFILE).is_file() and (plan.run / DECISIONS).is_file():
         listener.say(f"The profile exists already: `{plan.run / PROFILE}`.")
-        peers.tell(_THERE)
+        peers.send(_THERE)
         return
-    peers.tell("profile")
+    peers.send("profile")
     listener.begin("profile")
     _train_until_profiled(plan, modes, listener, peers)
     shutil.rmtree(plan.run / PROFILING, ignore_errors=True)
@@ -266,7 +272,7 @@ def _profile(plan: FinetunePlan, modes: Modes, listener: NamedListener, peers: P
 def _train_until_profiled(
     plan: FinetunePlan, modes: Modes, listener: Listener, peers: Peers | None
 ) -> None:
-    with suppress(Enough):
+    with suppress(EndTraining):
         run_plan(plan.mode_plan("full", plan.run / PROFILING), modes.profiling(), listener, peers)
 
 
@@ -282,7 +288,7 @@ def _help(plan: FinetunePlan, modes: Modes, peers: Peers) -> NoReturn:
     if not plan.config.profile_only:
         (mode,) = plan.config.modes
         _train(plan, modes, mode, Silent(), peers)
-    elif peers.hear() != _THERE:
+    elif peers.receive() != _THERE:
         _train_until_profiled(plan, modes, Silent(), peers)
     end_of_others()
 

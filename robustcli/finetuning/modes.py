@@ -30,7 +30,7 @@ from robustcli.finetuning.freezing import (
 from robustcli.finetuning.gradients import SCAN_MODULES
 from robustcli.finetuning.record import COSTS, ITERATIONS, Mode, ModeCosts
 from robustcli.finetuning.selection import Decision
-from robustcli.training.processes import Enough
+from robustcli.training.processes import EndTraining
 from robustcli.training.training_task import TrainStart
 
 _PROCESS = Path("/proc/self")
@@ -249,11 +249,11 @@ class Modes:
         return TrainStart(network, origin, callbacks, merged if mode == "lora" else dict)
 
     def profiling(self) -> TrainStart:
-        """The start of full fine-tuning; raises `Enough` when the profile is complete."""
+        """The start of full fine-tuning; raises `EndTraining` when the profile is complete."""
 
         def decided_and_enough(decisions: list[Decision]) -> None:
             self.on_decisions(decisions)
-            raise Enough
+            raise EndTraining
 
         network, origin = self.plan.network("full")
         return TrainStart(network, origin, self._after_profile(network, decided_and_enough))

@@ -94,7 +94,7 @@ def evaluation_table(table: pd.DataFrame, task: TaskName) -> str:
     else:
         starts = range(0, len(models), MODELS_ABREAST)
         grids = [
-            _abreast(table, models[start : start + MODELS_ABREAST], layout) for start in starts
+            _side_by_side(table, models[start : start + MODELS_ABREAST], layout) for start in starts
         ]
     summary = "\n".join(_summary(table, model, layout) for model in models)
     return in_ascii("\n\n".join([*grids, summary]))
@@ -117,7 +117,7 @@ def _detailed_row(row: pd.Series, layout: TableLayout) -> tuple[str, ...]:
     )
 
 
-def _abreast(table: pd.DataFrame, models: list[str], layout: TableLayout) -> str:
+def _side_by_side(table: pd.DataFrame, models: list[str], layout: TableLayout) -> str:
     columns = [_column(table[table["model"] == model], layout) for model in models]
     labels = list(dict.fromkeys(label for column in columns for label in column))
     rows = [(label, *(column.get(label, "") for column in columns)) for label in labels]

@@ -51,7 +51,7 @@ def to_html(markdown: str, folder: Path, photos: PhotoSheet | None = None) -> st
     tokens = parser.parse(markdown)
     _link_to_pages(tokens)
     heading = next(token for token in tokens if token.type == "inline")
-    room = _Room(MOST_BYTES - len(markdown.encode()) * 3 - len(_style()) - len(_script()))
+    room = _ImageBudget(MOST_BYTES - len(markdown.encode()) * 3 - len(_style()) - len(_script()))
     dressing = _Dressing(folder, room, photos)
     body = parser.renderer.render(list(dressing.dressed(tokens)), parser.options, {})
     cells = [] if photos is None else _photo_cells(photos, room)
@@ -120,7 +120,7 @@ def _policy() -> str:
 
 
 @dataclass
-class _Room:
+class _ImageBudget:
     """The remaining budget for the page's images, in bytes."""
 
     left: int
@@ -218,7 +218,7 @@ class _Dressing:
     """Makes the page's HTML accessible: figures, tables with captions, anchors."""
 
     folder: Path
-    room: _Room
+    room: _ImageBudget
     photos: PhotoSheet | None
     chapters: list[_Heading] = field(default_factory=list)
     anchors: set[str] = field(default_factory=lambda: {"photos", "content", "dialog-title"})
@@ -377,7 +377,7 @@ class _ShownCell:
     photos: list[_ShownPhoto]
 
 
-def _photo_cells(sheet: PhotoSheet, room: _Room) -> list[_ShownCell]:
+def _photo_cells(sheet: PhotoSheet, room: _ImageBudget) -> list[_ShownCell]:
     """The cells with as many photos as fit, the same photos in each; empty if none fits."""
     shown: Mapping[str, list[_ShownPhoto]] = {cell.label: [] for cell in sheet.cells}
     count = 0

@@ -38,7 +38,7 @@ from robustcli.training.cache import Decoded, decoded_once
 from robustcli.training.config import TrainConfig
 from robustcli.training.lit_module import LitModule
 from robustcli.training.procedures.base import Procedure
-from robustcli.training.processes import Peers, end_of_others, launched, meeting
+from robustcli.training.processes import Peers, connected_processes, end_of_others, launched
 from robustcli.training.record import AVERAGED, TRAINING, VALIDATIONS, RecipeRecord, TrainRecord
 from robustcli.training.train_plan import plan_training, try_out
 from robustcli.training.trainer import (
@@ -109,7 +109,7 @@ def run_training(config: TrainConfig, listener: Listener | None = None) -> Path:
         plan = plan_training(config, listener)
         return _prepare(plan, plan.task.start(plan))
 
-    with meeting(process) as peers:
+    with connected_processes(process) as peers:
         return _run(peers.together(prepare, lambda prepared: prepared.facts), listener, peers)
 
 
@@ -120,7 +120,11 @@ def run_plan(
     """Trains by `plan` from `start`; see `run_training`."""
     process = ranks()
     listener = (listener if process.first else None) or Silent()
-    with nullcontext(peers) if peers is not None and not peers.alone else meeting(process) as met:
+    with (
+        nullcontext(peers)
+        if peers is not None and not peers.alone
+        else connected_processes(process) as met
+    ):
         prepared = met.together(lambda: _prepare(plan, start), lambda prepared: prepared.facts)
         return _run(prepared, listener, met)
 
@@ -183,12 +187,12 @@ def _run(prepared: _Prepared, listener: Listener, peers: Peers) -> Path:
     with TRAINING.held(run):
         record = TRAINING.open(run, prepared.record, fresh=prepared.plan.config.fresh)
         if record.status == "complete":
-            peers.tell(_NOTHING)
+            peers.send(_NOTHING)
             listener.say(f"`{run}` is already finished.")
             return run
         with TRAINING.closing(run):
             lit_module = _trained(peers, prepared, listener)
-            peers.leave()
+            peers.stop_monitoring()
             with as_single_process():
                 _finish(prepared, lit_module, listener)
     return run
@@ -196,7 +200,7 @@ def _run(prepared: _Prepared, listener: Listener, peers: Peers) -> Path:
 
 def _help(peers: Peers, prepared: _Prepared) -> NoReturn:
     """Trains if the first process requests it, then exits this process."""
-    if peers.hear() == _TRAIN:
+    if peers.receive() == _TRAIN:
         _train(peers, prepared, Silent(), fitted=False)
     end_of_others()
 
@@ -205,14 +209,14 @@ def _trained(peers: Peers, prepared: _Prepared, listener: Listener) -> LitModule
     """Trains in the first process; returns the trained network."""
     plan = prepared.plan
     if is_trained(plan.run, plan.recipe.epochs):
-        peers.tell(_NOTHING)
+        peers.send(_NOTHING)
         return _train(Peers(Ranks()), prepared, listener, fitted=True)
     if peers.alone and plan.machine.world > 1:
         with launched(plan.machine.devices, plan.run) as peers:
             peers.together(lambda: prepared, lambda prepared: prepared.facts)
-            peers.tell(_TRAIN)
+            peers.send(_TRAIN)
             return _train(peers, prepared, listener, fitted=False)
-    peers.tell(_TRAIN)
+    peers.send(_TRAIN)
     return _train(peers, prepared, listener, fitted=False)
 
 

@@ -2,9 +2,9 @@
 
 torchrun, `srun` and `mpirun` start all processes together. With `--devices N`, the first process
 starts the others after it has opened the run folder. In both cases, the processes connect to a
-key-value store (`meeting`), compare their settings, and learn from the first process whether
-anything is left to train. They monitor each other: if a process fails, dies or stops responding,
-all processes end with an error.
+key-value store (`connected_processes`), compare their settings, and learn from the first process
+whether anything is left to train. They monitor each other: if a process fails, dies or stops
+responding, all processes end with an error.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _LOST = ("gloo", "nccl", "connection", "by peer", "socket", "broken pipe")
 T = TypeVar("T")
 
 
-class Enough(Exception):  # noqa: N818  nothing went wrong
+class EndTraining(Exception):  # noqa: N818  nothing went wrong
     """Ends a training early but without an error, in all its processes."""
 
 
@@ -112,17 +112,17 @@ class Peers:
         if self.process.first:
             self._check_reports(number, report, error)
         else:
-            self._hear(f"agreed/{number}", 0)
+            self._receive(f"agreed/{number}", 0)
         assert prepared is not None
         return prepared
 
-    def tell(self, word: str) -> None:
-        """Sends `word` to the other processes, which receive it with `hear`."""
+    def send(self, word: str) -> None:
+        """Sends `word` to the other processes, which receive it with `receive`."""
         if self.keys is not None:
             self.keys.set(f"word/{self._words}", word)
             self._words += 1
 
-    def hear(self) -> str:
+    def receive(self) -> str:
         """Waits for the next word of the first process, and returns it.
 
         Raises:
@@ -130,7 +130,7 @@ class Peers:
             RunError: The first process has died.
         """
         number, self._words = self._words, self._words + 1
-        return self._hear(f"word/{number}", 0).decode()
+        return self._receive(f"word/{number}", 0).decode()
 
     def open_group(self, device: torch.device) -> None:
         """Initialises the process group that Lightning uses, on the store of these processes.
@@ -171,14 +171,14 @@ class Peers:
             if not self.alone and torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
 
-    def leave(self) -> None:
+    def stop_monitoring(self) -> None:
         """Stops monitoring: the other processes no longer depend on this one."""
         if self.keys is not None and not self._stop.is_set():
             self._stop.set()
             with suppress(RuntimeError):  # the first process, which hosts the store, may be gone
                 self.keys.set(f"left/{self.process.rank}", "1")
 
-    def let_others_leave(self) -> None:
+    def wait_for_others(self) -> None:
         """Waits until the others have left, as this process may host the store that they read."""
         assert self.keys is not None
         deadline = time.monotonic() + GRACE / 2
@@ -189,7 +189,7 @@ class Peers:
                     return
                 time.sleep(_POLL)
 
-    def first_is_gone(self) -> bool:
+    def first_has_died(self) -> bool:
         """Whether the first process has died, so that it cannot report errors."""
         assert self.keys is not None
         try:
@@ -265,7 +265,7 @@ class Peers:
             ProcessFailure(**json.loads(keys.get("failure"))) if keys.check(["failure"]) else None
         )
 
-    def _hear(self, key: str, rank: int) -> bytes:
+    def _receive(self, key: str, rank: int) -> bytes:
         """Waits for the value of `key`, which process `rank` sets."""
         assert self.keys is not None
         try:
@@ -287,7 +287,7 @@ class Peers:
         assert self.keys is not None
         keys = self.keys
         reports = {
-            rank: json.loads(self._hear(f"report/{number}/{rank}", rank))
+            rank: json.loads(self._receive(f"report/{number}/{rank}", rank))
             for rank in range(1, self.process.world)
         }
         if error is not None:
@@ -329,7 +329,7 @@ _ENDED = "ended while the others were working."
 
 
 @contextmanager
-def meeting(process: Ranks, children: Sequence[Any] = ()) -> Iterator[Peers]:
+def connected_processes(process: Ranks, children: Sequence[Any] = ()) -> Iterator[Peers]:
     """Connects the processes of this job; errors inside the context are reported to all of them.
 
     Raises:
@@ -339,27 +339,27 @@ def meeting(process: Ranks, children: Sequence[Any] = ()) -> Iterator[Peers]:
     if process.world == 1:
         yield Peers(process)
         return
-    peers = Peers(process, _met(process, children), children)
+    peers = Peers(process, _connected(process, children), children)
     peers.watch()
     try:
         yield peers
-    except (Enough, SystemExit):  # not an error of this process
+    except (EndTraining, SystemExit):  # not an error of this process
         raise
     except RobustError as error:
         peers.fail(error)
-        if process.first or peers.first_is_gone():
+        if process.first or peers.first_has_died():
             raise
         raise SystemExit(error.exit_code) from error
     except BaseException as error:
         peers.fail(error)
         raise
     finally:
-        peers.leave()
+        peers.stop_monitoring()
         if process.first:
-            peers.let_others_leave()
+            peers.wait_for_others()
 
 
-def _met(process: Ranks, children: Sequence[Any]) -> Store:
+def _connected(process: Ranks, children: Sequence[Any]) -> Store:
     """The shared store; while the first process waits for its children, it checks them."""
     if not children:
         return store(process)
@@ -397,7 +397,7 @@ def launched(count: int, run: Path) -> Iterator[Peers]:
         for rank in map(str, range(1, count)):
             variables = {"RANK": rank, "LOCAL_RANK": rank}
             children.append(subprocess.Popen(command, env=os.environ | variables))
-        with meeting(ranks(), children) as peers:
+        with connected_processes(ranks(), children) as peers:
             yield peers
         _await_end(children, GRACE)
     finally:

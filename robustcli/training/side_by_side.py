@@ -186,7 +186,7 @@ class _Sum:
             self._listener.advance(event["advance"])
 
 
-class _Teller:
+class _EventWriter:
     """Listener of a training in a separate process: writes each event as a line of JSON."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -214,7 +214,7 @@ class _Teller:
 def train_for_parent() -> int:
     """Runs the training that the parent process sent (see `run_beside`); returns the exit code."""
     # Redirects the output of libraries to stderr, so that stdout contains only events.
-    teller = _Teller(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    teller = _EventWriter(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)
     function, arguments, device = job_of_parent()
     try:

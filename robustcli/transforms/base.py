@@ -139,10 +139,10 @@ class Transform(ABC):
         self._check(image, severity)
         if mask.shape != image.shape[:2] or mask.dtype.kind not in "biu":
             raise UsageError(
-                "`mask` does not fit its image.",
-                f"Expected whole-number labels of shape {image.shape[:2]}, "
-                f"came {mask.dtype} of shape {mask.shape}.",
-                "Give one label per pixel of the image, as bool or an integer type.",
+                "`mask` does not fit `image`.",
+                f"It must have an integer type or bool, and the shape {image.shape[:2]}; "
+                f"it is {mask.dtype} of shape {mask.shape}.",
+                "Pass one label per pixel of the image.",
             )
         changed, moved = self._moved(image, mask, seed=seed, severity=severity)
         return _own_array(changed), _own_array(moved.astype(mask.dtype))
@@ -154,8 +154,8 @@ class Transform(ABC):
         available = ", ".join(map(str, self.available()))
         raise UsageError(
             f"Transform `{self.name}` has no severity {severity}.",
-            f"It has {available}." if self.severities else "It has one strength only, severity 0.",
-            "Choose a severity it has with `--severity`, or leave the option out.",
+            f"Its severities are {available}." if self.severities else "Its only severity is 0.",
+            "Choose one of its severities with `--severity`, or omit the option.",
         )
 
     @abstractmethod
@@ -171,9 +171,9 @@ class Transform(ABC):
         self.check_severity(severity)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise UsageError(
-                f"`image` cannot be given to transform `{self.name}`.",
-                f"Expected uint8 of shape (H, W, 3), came {image.dtype} of shape {image.shape}.",
-                "Decode it as RGB first; a greyscale photo has three equal channels.",
+                f"Transform `{self.name}` does not support this `image`.",
+                f"It must be uint8 of shape (H, W, 3); it is {image.dtype} of shape {image.shape}.",
+                "Convert it to 8-bit RGB; repeat the channel of a greyscale image three times.",
             )
 
 

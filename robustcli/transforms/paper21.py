@@ -234,8 +234,8 @@ def _opencv_errors(name: str, image: Image) -> Iterator[None]:
         height, width = image.shape[:2]
         raise RunError(
             f"Transform `{name}` cannot be applied to an image of {width}x{height} pixels.",
-            f"OpenCV refuses: {error.err} (it warps at most 32,766 pixels on a side).",
-            "Make the image smaller, or use `--apply-at crop`.",
+            f"OpenCV reports: {error.err} (its limit is 32,766 pixels per side).",
+            "Reduce the size of the image, or use `--apply-at crop`.",
         ) from error
 
 

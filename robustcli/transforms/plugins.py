@@ -73,14 +73,14 @@ class Plugin:
             and changed.size
         ):
             return changed
-        came = type(changed).__name__
+        returned = type(changed).__name__
         if isinstance(changed, np.ndarray):
-            came = f"{changed.dtype} of shape {changed.shape}"
+            returned = f"{changed.dtype} of shape {changed.shape}"
         shape = "(H, W, 3)" if array.ndim == 3 else "(H, W)"
         raise RunError(
-            f"Transform `{self.name}` gave no {'image' if array.ndim == 3 else 'mask'}.",
-            f"Expected {array.dtype} of shape {shape}, came {came}.",
-            "Let its function return such an array, for example "
+            f"Transform `{self.name}` returned no {'image' if array.ndim == 3 else 'mask'}.",
+            f"Its function must return {array.dtype} of shape {shape}; it returned {returned}.",
+            "Return such an array, for example "
             f"`np.clip(result, 0, 255).astype(np.{array.dtype})`.",
         )
 
@@ -120,18 +120,18 @@ def marked_plugins(objects: Iterable[object]) -> list[Plugin]:
 def _check_declaration(name: str, severities: Sequence[Any]) -> None:
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"A transform cannot be called `{name}`.",
-            "A name starts with a letter and holds lower case letters, digits and `_`, "
-            "because it becomes the name of a folder.",
-            "Give another one: `@transform(name=...)`.",
+            f"The name `{name}` is not valid for a transform.",
+            "A name starts with a letter and consists of lower case letters, digits and `_`, "
+            "because a folder is named after it.",
+            "Set another name: `@transform(name=...)`.",
         )
     try:
         json.dumps(severities, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UsageError(
             f"The `severities` of transform `{name}` cannot be recorded.",
-            f"They must be a list of types that JSON has: {error}.",
-            "Use numbers, texts, lists or dictionaries of them.",
+            f"They must be values that JSON can store: {error}.",
+            "Use numbers, strings, and lists or dictionaries of them.",
         ) from error
 
 
@@ -169,10 +169,10 @@ class PluginTransform(Transform):
         new_labels = np.setdiff1d(moved, np.append(mask, 0))
         if moved.shape != changed.shape[:2] or new_labels.size:
             raise RunError(
-                f"Transform `{self.name}` does not move a mask as it moves its image.",
-                f"The mask has shape {moved.shape} for an image of {changed.shape[:2]}, with "
-                f"{new_labels.size} labels that it did not have before.",
-                "Use nearest-neighbour sampling where the array has two dimensions.",
+                f"Transform `{self.name}` does not transform the mask like the image.",
+                f"The mask has the shape {moved.shape}, the image {changed.shape[:2]}; "
+                f"{new_labels.size} labels of the mask did not exist before.",
+                "Use nearest-neighbour interpolation if the array has two dimensions.",
             )
         return changed, moved
 
@@ -204,9 +204,9 @@ def _load_again(origin: Origin, name: str, source: tuple[tuple[str, str], ...]) 
         if (loaded.name, loaded.source) == (name, source):
             return loaded
     raise RunError(
-        f"Transform `{name}` is not what it was when the run began.",
-        f"Its code was changed meanwhile: expected {dict(source)}.",
-        "Leave the plugin as it is during a run; repeat the command with `--fresh`.",
+        f"Transform `{name}` has changed since the run started.",
+        f"The run started with {dict(source)}.",
+        "Do not change a plugin during a run. Repeat the command with `--fresh`.",
     )
 
 
@@ -222,7 +222,7 @@ def from_file(path: Path) -> tuple[PluginTransform, ...]:
         raise UsageError(
             f"The plugin `{path}` cannot be read.",
             f"The error of the file system is: {error.strerror or error}.",
-            "Give `--plugin` the path of a Python file.",
+            "Set `--plugin` to the path of a Python file.",
         ) from error
     return _from_content(path.resolve(), content)
 

@@ -119,8 +119,8 @@ def _check_in_group(requested: Sequence[int], group: Sequence[Transform], patter
         if severity not in available:
             raise UsageError(
                 f"No transform of `{pattern}` has severity {severity}.",
-                f"They have {', '.join(map(str, available))}.",
-                "Choose from these with `--severity`, or leave the option out.",
+                f"Their severities are {', '.join(map(str, available))}.",
+                "Choose among these with `--severity`, or omit the option.",
             )
 
 
@@ -145,9 +145,9 @@ def _matching_transforms(pattern: str, known: dict[str, Transform]) -> list[Tran
     preset = canonical(pattern)
     if preset.startswith("published") and all(t.family != "published" for t in known.values()):
         raise UsageError(
-            f"`--transform {pattern}` needs the published pictures.",
-            "No folder of a corruption benchmark is named.",
-            "Name it with `--published DIR`, the clean images with `--data`.",
+            f"`--transform {pattern}` needs the published images of a corruption benchmark.",
+            "`--published` is not set.",
+            "Set `--published` to the folder of the benchmark, and `--data` to the clean images.",
         )
     if preset == "all":
         return list(known.values())
@@ -168,8 +168,8 @@ def _check_distinct(transforms: Iterable[Transform]) -> None:
         if name in PRESETS or name in by_name:
             owner = f"a transform of {by_name[name].family}" if name in by_name else "a preset"
             raise UsageError(
-                f"The plugin's transform `{transform.name}` needs another name.",
+                f"The transform `{transform.name}` of a plugin needs another name.",
                 f"This name is already {owner}.",
-                "Rename the function, or give it a name: `@transform(name=...)`.",
+                "Rename the function, or set a name: `@transform(name=...)`.",
             )
         by_name[name] = transform

@@ -380,12 +380,15 @@ def test_a_known_host_is_asked(monkeypatch):
 
 @pytest.mark.usefixtures("no_names")
 def test_the_reason_is_said():
-    assert fetching.why_none(OSError("x"), offline=True) == "`--offline` forbids downloads"
-    assert "host name `huggingface.co`" in fetching.why_none(OSError("x"), offline=False)
+    assert (
+        fetching.hub_failure_reason(OSError("x"), offline=True) == "`--offline` forbids downloads"
+    )
+    assert "host name `huggingface.co`" in fetching.hub_failure_reason(OSError("x"), offline=False)
 
 
 def test_other_reasons_are_the_clients_own(monkeypatch):
     monkeypatch.setattr(fetching, "unreachable", lambda: None)
     assert (
-        fetching.why_none(OSError("401 Unauthorized"), offline=False) == "OSError: 401 Unauthorized"
+        fetching.hub_failure_reason(OSError("401 Unauthorized"), offline=False)
+        == "OSError: 401 Unauthorized"
     )

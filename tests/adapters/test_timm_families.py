@@ -89,7 +89,7 @@ def test_vim_pools_by_the_mean_when_asked() -> None:
 def test_without_a_network_the_address_and_the_way_to_name_a_copy(
     attempts: list[object], name: str, folder: str
 ) -> None:
-    message = rf"The weights of `{name}` are not to be had\.\nThe reason: .*{folder}(.|\n)*overlay="
+    message = rf"The weights of `{name}` cannot be loaded\.\n.*{folder}(.|\n)*overlay="
     with pytest.raises(UsageError, match=message):
         small(name, pretrained=True)
     assert attempts

@@ -15,7 +15,7 @@ from torch import Tensor
 from robustcli.evaluation import diagnosis
 from robustcli.evaluation.diagnosis import Check
 from robustcli.models.scan import choice, cpu
-from robustcli.models.scan.base import Laid, Walk
+from robustcli.models.scan.base import ScanInputs, ScanSettings
 from tests.cli.conftest import Robust
 
 
@@ -133,10 +133,10 @@ def test_a_backend_whose_kernels_do_not_compile_ends_with_3_and_the_versions(
 ) -> None:
     real_scan = cpu.scan
 
-    def fail(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
-        if bool(walk.directions) is (scan == "ss2d_scan"):
+    def fail(arguments: ScanInputs, settings: ScanSettings) -> tuple[Tensor, Tensor]:
+        if bool(settings.directions) is (scan == "ss2d_scan"):
             raise AttributeError("'IRBuilder' object has no attribute 'gep'")
-        return real_scan(laid, walk)
+        return real_scan(arguments, settings)
 
     monkeypatch.setattr(cpu, "scan", fail)
     choice._trial.cache_clear()

@@ -17,6 +17,8 @@ from robustcli.training import engine
 from robustcli.training.config import TrainConfig
 from tests.cli.conftest import Robust
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 SMALL = """
 command: eval
 model: vmamba-pico

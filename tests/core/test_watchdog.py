@@ -71,6 +71,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
+def command_line(process: psutil.Process) -> str:
+    """The command line of `process`; empty if the process has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 @pytest.mark.parametrize(
     ("harm", "workers", "why"),
     [
@@ -85,9 +93,10 @@ def test_a_loader_process_that_dies_names_its_image(harm: str, workers: int, why
         read(Numbers(5, harm), workers, Watchdog())
     assert why in caught.value.why
     assert "the same command continues" in caught.value.todo
-    _, left = psutil.wait_procs(psutil.Process().children(), timeout=10)
-    loaders = [process for process in left if "resource_tracker" not in str(process.cmdline())]
-    assert not loaders, "the other loader processes are ended too"
+    children = psutil.Process().children()
+    loaders = [child for child in children if "resource_tracker" not in command_line(child)]
+    _, left = psutil.wait_procs(loaders, timeout=10)
+    assert not left, "the other loader processes are ended too"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

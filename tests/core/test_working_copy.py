@@ -30,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "BEAT_S", 0.02)
     monkeypatch.setattr(claims, "SILENCE_S", 0.3)
     # All "machines" are this process: whether one lives is only seen by its beats.
-    monkeypatch.setattr(claims, "lives_here", lambda owner: None)
+    monkeypatch.setattr(claims, "owner_is_alive", lambda owner: None)
 
 
 @pytest.fixture

@@ -61,15 +61,16 @@ def test_a_folder_that_cannot_be_read_is_named(
         list_folder(root)
 
 
-def test_50_000_files_are_listed_in_seconds(tmp_path: Path) -> None:
+def test_10_000_files_are_listed_in_a_second(tmp_path: Path) -> None:
+    """The 50,000 images of ImageNet's validation set then take five seconds."""
     for folder in range(100):
         (tmp_path / str(folder)).mkdir()
-        for file in range(500):
+        for file in range(100):
             (tmp_path / str(folder) / f"{file}.jpg").touch()
     start = time.process_time()
     entries = list_folder(tmp_path).files
-    assert time.process_time() - start < 5
-    assert len(entries) == 50_000
+    assert time.process_time() - start < 1
+    assert len(entries) == 10_000
     assert isinstance(entries[0], FileRef)
 
 

@@ -19,7 +19,7 @@ from robustcli.core.errors import RunError
 from robustcli.core.ranks import Ranks
 from robustcli.data.decode import UnreadableImage
 from robustcli.evaluation import evaluate
-from robustcli.evaluation.distributed import Group, _Counter, _Everyone
+from robustcli.evaluation.distributed import Group, _AllRanks, _Counter
 from robustcli.evaluation.labelling import classes_of, label_photos, list_photos
 from robustcli.evaluation.record import read_record
 from robustcli.tasks import classification, segmentation
@@ -207,7 +207,7 @@ def test_two_processes_announce_smaller_batches_once(data, tmp_path, monkeypatch
 def test_what_another_rank_announces_reaches_the_user_once() -> None:
     store, listener = HashStore(), Recorder()
     first, second = (Group(Ranks(rank, 2, rank, 2), store) for rank in range(2))
-    counter_of_all = _Everyone(store, listener)
+    counter_of_all = _AllRanks(store, listener)
     first.announce("halved", counter_of_all)
     second.announce("halved", _Counter(store))
     second.announce("of the second alone", _Counter(store))

@@ -35,7 +35,7 @@ from robustcli.finetuning.modes import (
 )
 from robustcli.finetuning.record import STEPS, ModeCosts
 from robustcli.finetuning.selection import Decision
-from robustcli.training.processes import Enough
+from robustcli.training.processes import EndTraining
 from tests.finetuning.tunings import network, tiny_tuning, write_pretrained
 from tests.training.images import write_pairs
 from tests.training.runs import Recorder
@@ -217,7 +217,7 @@ def test_a_profile_alone_ends_when_it_has_decided(plan: FinetunePlan) -> None:
     assert isinstance(profiler, ProfileGradients)
     assert profiler.iterations == 2
     assert isinstance(freezing, FreezeAfterProfile)
-    with pytest.raises(Enough):
+    with pytest.raises(EndTraining):
         freezing.on_decisions([])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.record import TransformRecord
@@ -18,6 +19,8 @@ from robustcli.tasks.record import MaskPreprocessingRecord, MasksRecord, ModelCo
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 from tests.reports.page_parts import assert_golden, assert_states, introduction, line_of, section
+
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 DASH = "\N{EN DASH}"
 CELLS = (IDENTITY, *paper21()[:4], *paper21(5)[:1])

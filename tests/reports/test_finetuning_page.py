@@ -36,6 +36,8 @@ from tests.reports.finetune_runs import (
 )
 from tests.reports.page_parts import assert_golden, assert_states, line_of, section
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def page(run: Path, plan: FinetunePlan) -> str:
     return finetuning_text(read_finetuning(build_finetuning(run, plan)))

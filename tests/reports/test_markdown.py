@@ -32,6 +32,8 @@ from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 from tests.reports.train_runs import TrainPlan, build_training
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 HOSTILE = (
     "<b> a|b [x](y)",
     "fast_snowy _x_ **y** `z`",

@@ -34,6 +34,8 @@ from tests.reports.seeded_runs import build_class_seeds, build_seeds, build_tune
 from tests.reports.test_latex import check
 from tests.reports.train_runs import TrainPlan
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:

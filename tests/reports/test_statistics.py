@@ -31,6 +31,8 @@ from tests.builders import _record as made_up_record
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 from tests.reports.page_parts import line_of, section
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 MODELS = (model("a"), model("b"))
 FOG, SNOW = paper21()[:2]
 

@@ -27,6 +27,8 @@ from robustcli.training.recipes import Patchwise
 from tests.reports.page_parts import assert_golden, assert_states, introduction, line_of, section
 from tests.reports.train_runs import FAULTS, TrainPlan, build_class_training, build_training
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 DASH = "\N{EN DASH}"
 PLAIN = TrainPlan()
 

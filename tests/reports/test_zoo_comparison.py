@@ -30,6 +30,8 @@ from tests.reports.train_runs import (
     three_classifiers,
 )
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

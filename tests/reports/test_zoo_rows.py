@@ -13,6 +13,8 @@ from robustcli.reports.zoo_rows import Zoo, ZooRow
 from tests.reports.page_parts import assert_golden, line_of, section
 from tests.reports.train_runs import TrainPlan, build_training
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def build_zoo(folder: Path, *plans: TrainPlan) -> Zoo:
     """Writes a training per plan to `folder`/run-0, run-1, ..."""

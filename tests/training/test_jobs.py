@@ -185,8 +185,8 @@ from robustcli.training import processes
 processes.SILENCE, processes.GRACE, hangs = 3.0, 2.0, sys.argv[1]
 
 place = ranks()
-with processes.meeting(place) as peers:
-    peers.tell("go") if place.first else peers.hear()
+with processes.connected_processes(place) as peers:
+    peers.send("go") if place.first else peers.receive()
     if str(place.rank) == hangs:
         peers._stop.set()  # no sign of life any more, as of a machine that lost its network
     time.sleep(600)  # as in a call that never returns

@@ -47,8 +47,8 @@ def outcomes(*calls: Callable[[], object]) -> list[Outcome]:
 def test_a_single_process_needs_no_peers() -> None:
     single = Peers(Ranks())
     assert single.together(lambda: 3, lambda value: {"x": "y"}) == 3
-    single.tell("word")
-    single.leave()
+    single.send("word")
+    single.stop_monitoring()
 
 
 def test_processes_that_agree_go_on(peers: list[Peers]) -> None:
@@ -59,9 +59,9 @@ def test_processes_that_agree_go_on(peers: list[Peers]) -> None:
         )
     )
     assert (first, second) == (0, 1)
-    peers[0].tell("one")
-    peers[0].tell("two")
-    assert [peers[1].hear(), peers[1].hear()] == ["one", "two"]
+    peers[0].send("one")
+    peers[0].send("two")
+    assert [peers[1].receive(), peers[1].receive()] == ["one", "two"]
 
 
 def test_the_first_process_tells_what_differs(peers: list[Peers]) -> None:

@@ -113,16 +113,16 @@ def test_seed_matters_where_there_is_chance(picture: NDArray[np.uint8]) -> None:
     ],
 )
 def test_what_is_no_image_is_refused(wrong: NDArray[np.uint8]) -> None:
-    with pytest.raises(UsageError, match=r"`image` cannot be given to transform `fliplr`") as error:
+    with pytest.raises(UsageError, match=r"`fliplr` does not support this `image`") as error:
         resolve_transforms(["fliplr"], None)[1].transform.apply(wrong, seed=0, severity=0)
-    assert f"came {wrong.dtype} of shape {wrong.shape}" in error.value.why
+    assert f"it is {wrong.dtype} of shape {wrong.shape}" in error.value.why
 
 
 def test_a_severity_that_is_not_there_is_refused(picture: NDArray[np.uint8]) -> None:
     flip, fog = (resolve_transforms([name], None)[1].transform for name in ("fliplr", "c_fog"))
-    with pytest.raises(UsageError, match=r"`fliplr` has no severity 2.\nIt has one strength only"):
+    with pytest.raises(UsageError, match=r"`fliplr` has no severity 2.\nIts only severity is 0"):
         flip.apply(picture, seed=0, severity=2)
-    with pytest.raises(UsageError, match=r"`c_fog` has no severity 0.\nIt has 1, 2, 3, 4, 5"):
+    with pytest.raises(UsageError, match=r"`c_fog` has no severity 0.\n.* are 1, 2, 3, 4, 5"):
         fog.parameters(0)
 
 
@@ -234,7 +234,7 @@ def test_a_mask_keeps_its_dtype_and_large_labels(dtype: type, picture: NDArray[n
 def test_a_mask_that_does_not_fit_is_refused(
     mask: NDArray[np.uint8], picture: NDArray[np.uint8]
 ) -> None:
-    with pytest.raises(UsageError, match=r"`mask` does not fit its image"):
+    with pytest.raises(UsageError, match=r"`mask` does not fit `image`"):
         PAPER21[1].apply_with_mask(picture, mask, seed=0, severity=0)
 
 

@@ -144,7 +144,7 @@ def test_a_plugin_needs_a_name_of_its_own(name: str, tmp_path: Path) -> None:
         "from robustcli.transforms import transform\n"
         f"@transform(name={name!r})\ndef mine(image, rng, value):\n    return image\n"
     )
-    with pytest.raises(UsageError, match=f"transform `{name}` needs another name"):
+    with pytest.raises(UsageError, match=f"transform `{name}` of a plugin needs another name"):
         resolve_transforms(["identity"], None, [path])
 
 
@@ -192,7 +192,7 @@ def test_without_severities_0_or_else_all() -> None:
 
 def test_a_named_transform_takes_every_severity_or_is_refused() -> None:
     assert named("gaussian_blur", 0, 3) == [("gaussian_blur", 0), ("gaussian_blur", 3)]
-    with pytest.raises(UsageError, match=r"`fliplr` has no severity 3.\nIt has one strength only"):
+    with pytest.raises(UsageError, match=r"`fliplr` has no severity 3.\nIts only severity is 0"):
         named("fliplr", 0, 3)
 
 
@@ -205,7 +205,7 @@ def test_in_a_group_each_takes_what_it_has() -> None:
 
 def test_in_a_group_a_severity_must_be_somewhere_and_nothing_is_left_out_silently() -> None:
     with pytest.raises(
-        UsageError, match=r"No transform of `published` has severity 9.\nThey have 0, 1"
+        UsageError, match=r"No transform of `published` has severity 9.\nTheir severities are 0, 1"
     ):
         grouped(9)
     with pytest.raises(UsageError, match="`c_fog` has no severity 0"):

@@ -1,10 +1,10 @@
 """Interface and utilities of the scan backends: argument layout, availability, pixel orders.
 
 A backend is a module that implements `Backend`. The dispatcher converts the arguments of a scan to
-the common layout `Laid`. Shapes, here and in the backends: S sequences (the batch), L steps (pixels
-row by row), K groups of channels or directions, D channels per group or direction, N state size, W
-channels of x. W is K*D for a sequence, whose groups have separate channels, and D for an image,
-where all directions read the same channels.
+the common layout `ScanInputs`. Shapes, here and in the backends: S sequences (the batch), L steps
+(pixels row by row), K groups of channels or directions, D channels per group or direction, N state
+size, W channels of x. W is K*D for a sequence, whose groups have separate channels, and D for an
+image, where all directions read the same channels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from robustcli.core.errors import first_line
 
 
-class Laid(NamedTuple):
+class ScanInputs(NamedTuple):
     """The tensors of a scan in the common layout, in the order of the operators' arguments.
 
     Channels are the last axis. The tensors may have any strides and any float dtype.
@@ -36,7 +36,7 @@ class Laid(NamedTuple):
     bias: Tensor  # (K, D)
 
 
-class Walk(NamedTuple):
+class ScanSettings(NamedTuple):
     """Settings of a scan: softplus, and the order of the steps."""
 
     softplus: bool  # whether delta + bias passes through softplus
@@ -57,12 +57,12 @@ class Backend(Protocol):
     def remedy(self) -> str:
         """Advice if its kernels fail although it is available; may be empty."""
 
-    def scan(self, laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
+    def scan(self, arguments: ScanInputs, settings: ScanSettings) -> tuple[Tensor, Tensor]:
         """The outputs y (S, L, W), summed over the directions of an image, and the last states.
 
         The outputs are float32, or float64 if x is; only mamba-ssm returns the outputs of a
         sequence in the dtype of x. The states are (K, S, N, D), float32. The results are
-        differentiable with respect to every tensor of `laid`.
+        differentiable with respect to every tensor of `arguments`.
         """
 
 
@@ -145,11 +145,11 @@ def in_order(t: Tensor, order: Tensor) -> Tensor:
 
 def of_image(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None
-) -> Laid:
+) -> ScanInputs:
     """Converts the arguments of `ss2d_scan` to the common layout."""
     K, N = delta.shape[1], A.shape[1]
     delta, B, C = (t.permute(1, 0, 3, 4, 2).flatten(2, 3) for t in (delta, B, C))
-    return Laid(
+    return ScanInputs(
         x.permute(0, 2, 3, 1).flatten(1, 2),  # (S, L, D)
         delta,
         A.reshape(K, -1, N).transpose(1, 2),  # (K, N, D)
@@ -162,11 +162,11 @@ def of_image(
 
 def of_sequence(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None
-) -> Laid:
+) -> ScanInputs:
     """Converts the arguments of `selective_scan`; B and C may have a group axis."""
     B, C = (t.unsqueeze(1) if t.ndim == 3 else t for t in (B, C))
     K, N = B.shape[1], A.shape[1]
-    return Laid(
+    return ScanInputs(
         u.transpose(1, 2),  # (S, L, K*D)
         delta.unflatten(1, (K, -1)).permute(1, 0, 3, 2),  # (K, S, L, D)
         A.reshape(K, -1, N).transpose(1, 2),
@@ -190,7 +190,7 @@ def to_image(y: Tensor, height: int, width: int) -> Tensor:
 # --- Needed gradients of a scan, and what they require -------------------------------------------
 
 NeedsGrad = Sequence[bool]
-"""Whether each of the seven tensors needs a gradient, in the order of `Laid`."""
+"""Whether each of the seven tensors needs a gradient, in the order of `ScanInputs`."""
 
 
 def needs_states(needs_grad: NeedsGrad) -> bool:
@@ -225,6 +225,6 @@ def grads_or_zeros(
 
 
 def spread(grads: Iterable[Tensor], needs_grad: NeedsGrad) -> list[Tensor | None]:
-    """Seven gradients in the order of `Laid`: those in `grads`, None for those not needed."""
+    """Seven gradients in the order of `ScanInputs`: those in `grads`, None for those not needed."""
     remaining = iter(grads)
     return [next(remaining) if needed else None for needed in needs_grad]

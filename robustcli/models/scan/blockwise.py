@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustcli.models.scan.base import CODES, Laid, Walk
+from robustcli.models.scan.base import CODES, ScanInputs, ScanSettings
 
 RADIX = 8
 """Steps per block. Speed is similar for 4 to 16; less means more levels, more means more nodes."""
@@ -45,44 +45,46 @@ def remedy() -> str:
     return ""
 
 
-def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
+def scan(arguments: ScanInputs, settings: ScanSettings) -> tuple[Tensor, Tensor]:
     """See `base.Backend`. Computes in float32, or in float64 if x is float64."""
     x, delta, A, B, C, D, bias = (
-        t.to(torch.promote_types(laid.x.dtype, torch.float32)) for t in laid
+        t.to(torch.promote_types(arguments.x.dtype, torch.float32)) for t in arguments
     )
     (K, N, channels), L = map(int, A.shape), int(x.shape[1])
-    if walk.directions:
+    if settings.directions:
         x = x.expand(K, -1, -1, -1)  # (K, S, L, D)
     else:
         x = x.unflatten(2, (K, channels)).permute(2, 0, 1, 3)
     steps = torch.cat((x, delta, B, C), -1)
-    if walk.directions:
-        steps = torch.stack([_walked(t, k, walk) for k, t in enumerate(steps.unbind(0))])
+    if settings.directions:
+        steps = torch.stack([_scan_order(t, k, settings) for k, t in enumerate(steps.unbind(0))])
     most = max(1, _AT_ONCE // (L * N * channels))
     parts = zip(steps.split(most), A.split(most), D.split(most), bias.split(most), strict=True)
-    scanned = [_scanned(*part, softplus=walk.softplus) for part in parts]
+    scanned = [_scanned(*part, softplus=settings.softplus) for part in parts]
     y, state = (torch.cat(ts) for ts in zip(*scanned, strict=True))
-    if walk.directions:
-        y = torch.stack([_by_pixel(t, k, walk) for k, t in enumerate(y.unbind(0))]).sum(0)
+    if settings.directions:
+        y = torch.stack([_by_pixel(t, k, settings) for k, t in enumerate(y.unbind(0))]).sum(0)
     else:
         y = y.permute(1, 2, 0, 3).flatten(2)  # (S, L, K*D)
     return y, state
 
 
-def _walked(t: Tensor, k: int, walk: Walk) -> Tensor:
+def _scan_order(t: Tensor, k: int, settings: ScanSettings) -> Tensor:
     """Permutes `t` (S, L, C) from pixel order to the order of direction k."""
-    code = CODES[walk.directions[k]]
+    code = CODES[settings.directions[k]]
     if code & 1:
-        t = t.unflatten(1, (int(walk.height), int(walk.width))).transpose(1, 2).flatten(1, 2)
+        image = t.unflatten(1, (int(settings.height), int(settings.width)))
+        t = image.transpose(1, 2).flatten(1, 2)
     return t.flip(1) if code & 2 else t
 
 
-def _by_pixel(t: Tensor, k: int, walk: Walk) -> Tensor:
-    """The inverse of `_walked`."""
-    code = CODES[walk.directions[k]]
+def _by_pixel(t: Tensor, k: int, settings: ScanSettings) -> Tensor:
+    """The inverse of `_scan_order`."""
+    code = CODES[settings.directions[k]]
     t = t.flip(1) if code & 2 else t
     if code & 1:
-        t = t.unflatten(1, (int(walk.width), int(walk.height))).transpose(1, 2).flatten(1, 2)
+        image = t.unflatten(1, (int(settings.width), int(settings.height)))
+        t = image.transpose(1, 2).flatten(1, 2)
     return t
 
 

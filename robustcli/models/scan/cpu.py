@@ -24,9 +24,9 @@ from torch import Tensor
 
 from robustcli.models.scan.base import (
     KERNEL_DTYPES,
-    Laid,
     NeedsGrad,
-    Walk,
+    ScanInputs,
+    ScanSettings,
     grads_or_zeros,
     keeps_states,
     missing,
@@ -70,33 +70,33 @@ def refuses(device: torch.device, dtype: torch.dtype, states: int) -> str | None
     return None
 
 
-def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
+def scan(arguments: ScanInputs, settings: ScanSettings) -> tuple[Tensor, Tensor]:
     """See `base.Backend`. Computes in float32 on the CPU; copies tensors of other devices.
 
     A sequence is read in its memory layout: time-major (L is the last axis), as in mamba-ssm, or
     channels-last, as the tokens of a network. The results are bitwise equal.
     """
-    home = laid.x.device
-    x, delta, A, B, C, D, bias = (t.cpu() for t in laid)
-    as_rows = not walk.directions and x.stride(2) != 1
+    home = arguments.x.device
+    x, delta, A, B, C, D, bias = (t.cpu() for t in arguments)
+    as_rows = not settings.directions and x.stride(2) != 1
     if as_rows:  # transposed by the kernel in the cache, without a channels-last copy
         x, delta = x.mT, delta.permute(1, 0, 3, 2).flatten(1, 2)  # (S, K*D, L)
         B, C = B.permute(1, 0, 3, 2), C.permute(1, 0, 3, 2)  # (S, K, N, L)
     tensors = [t.to(torch.float32).contiguous() for t in (x, delta, A, B, C, D, bias)]
     keep = keeps_states(tensors)
     if as_rows:
-        y, state, _ = scan_cpu_sequence(*tensors, walk.softplus, keep)
+        y, state, _ = scan_cpu_sequence(*tensors, settings.softplus, keep)
         y = y.mT
     else:
-        y, state, _ = scan_cpu(*tensors, *_order(walk, tensors), walk.softplus, keep)
+        y, state, _ = scan_cpu(*tensors, *_order(settings, tensors), settings.softplus, keep)
     return y.to(home), state.to(home)
 
 
-def _order(walk: Walk, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _order(settings: ScanSettings, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Arguments `order` and `offset` of `scan_cpu` for `tensors` in the common layout."""
-    if walk.directions:
-        order = pixel_orders(walk.height, walk.width, walk.directions)
-        return order, torch.zeros(len(walk.directions), dtype=torch.int32)
+    if settings.directions:
+        order = pixel_orders(settings.height, settings.width, settings.directions)
+        return order, torch.zeros(len(settings.directions), dtype=torch.int32)
     K, _, L, channels = tensors[1].shape
     order = torch.arange(L, dtype=torch.int32).expand(K, L).contiguous()
     return order, torch.arange(K, dtype=torch.int32) * channels

@@ -135,7 +135,7 @@ def _copy_out(source: Any, padded: Any, rows: Any, w: Any, target: Any, at: Any,
 
 
 @njit(error_model="numpy")  # not inlined: tiles take long to compile
-def _turn_in(
+def _transpose_in(
     source: Any, at: Any, step: Any, rows: Any, columns: Any, target: Any, leap: Any
 ) -> None:
     """target[c*leap + r] = source[at + r*step + c]."""
@@ -146,7 +146,7 @@ def _turn_in(
 
 
 @njit(error_model="numpy")  # not inlined: tiles take long to compile
-def _turn_out(
+def _transpose_out(
     source: Any, leap: Any, rows: Any, columns: Any, target: Any, at: Any, step: Any
 ) -> None:
     """target[at + r*step + c] = source[c*leap + r]."""
@@ -289,8 +289,8 @@ def forward_sequence(
     for t in range(_U(0), L_, LANES):
         span = min(LANES, L_ - t)
         _ask(x, delta, out, rows, L_, min(t + _U(31), L_ - _U(1)), w)
-        _turn_in(x, rows + t, L_, w, span, xs, padded)
-        _turn_in(delta, rows + t, L_, w, span, deltas, padded)
+        _transpose_in(x, rows + t, L_, w, span, xs, padded)
+        _transpose_in(delta, rows + t, L_, w, span, deltas, padded)
         for j in range(_U(0), span, part):
             if keep and (t + j) % _U(chunk) == 0:
                 saved = (ks * _U(chunks) + (t + j) // _U(chunk)) * states * D_ + _U(a)
@@ -300,7 +300,7 @@ def forward_sequence(
                 xs, _U(0), padded, deltas, _U(0), padded, B, C, bb + t, _U(1), L_, As, skips,
                 biases, states, h, outs,
             )  # fmt: skip
-        _turn_out(outs, padded, w, span, out, rows + t, L_)
+        _transpose_out(outs, padded, w, span, out, rows + t, L_)
     _copy_out(h, padded, states, w, state, ks * states * D_ + _U(a), D_)
 
 
@@ -648,9 +648,9 @@ def backward_sequence(
     _copy_in(dstate, _U(ks * N * D + a), D_, g, padded, N_, w)
     for start in range((L - 1) // window * window, -1, -window):
         t, span = _U(start), _U(min(window, L - start))
-        _turn_in(x, rows + t, L_, w, span, xs, padded)
-        _turn_in(delta, rows + t, L_, w, span, deltas, padded)
-        _turn_in(dy, rows + t, L_, w, span, dys, padded)
+        _transpose_in(x, rows + t, L_, w, span, xs, padded)
+        _transpose_in(delta, rows + t, L_, w, span, deltas, padded)
+        _transpose_in(dy, rows + t, L_, w, span, dys, padded)
         end = min(window, L - start)
         for t0 in range((end - 1) // chunk * chunk, -1, -chunk):
             t1, section = min(end, t0 + chunk), (start + t0) // chunk
@@ -667,9 +667,9 @@ def backward_sequence(
                 g, sums, dxs, ddeltas, dAs, dB, dC, pb + t, dskips, dbiases,
             )  # fmt: skip
         if needed & OF_X:
-            _turn_out(dxs, padded, w, span, dx, rows + t, L_)
+            _transpose_out(dxs, padded, w, span, dx, rows + t, L_)
         if needed & OF_DELTA:
-            _turn_out(ddeltas, padded, w, span, ddelta, rows + t, L_)
+            _transpose_out(ddeltas, padded, w, span, ddelta, rows + t, L_)
     _sums_out(needed, dAs, dskips, dbiases, padded, N_, w, dA, dskip, dbias, sd, _U(a), D_)
 
 

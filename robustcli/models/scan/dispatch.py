@@ -12,7 +12,15 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from robustcli.core.errors import UsageError
-from robustcli.models.scan.base import CODES, CROSS, MOST, Walk, of_image, of_sequence, to_image
+from robustcli.models.scan.base import (
+    CODES,
+    CROSS,
+    MOST,
+    ScanSettings,
+    of_image,
+    of_sequence,
+    to_image,
+)
 from robustcli.models.scan.choice import BACKENDS, choose_backend
 
 
@@ -57,7 +65,9 @@ def selective_scan(
         return overridden
     check_selective_scan(*tensors)
     backend = BACKENDS[choose_backend(u.device, u.dtype, A.shape[1], "selective_scan")]
-    y, state = backend.scan(of_sequence(u, delta, A, B, C, D, delta_bias), Walk(delta_softplus))
+    y, state = backend.scan(
+        of_sequence(u, delta, A, B, C, D, delta_bias), ScanSettings(delta_softplus)
+    )
     y = y.transpose(1, 2)  # (B, D, L)
     if z is not None:
         y = y * F.silu(z.to(torch.promote_types(y.dtype, torch.float32)))
@@ -113,8 +123,8 @@ def ss2d_scan(
     check_ss2d_scan(*tensors, directions)
     backend = BACKENDS[choose_backend(x.device, x.dtype, A.shape[1], "ss2d_scan")]
     height, width = x.shape[2:]
-    walk = Walk(delta_softplus, directions, height, width)
-    y, _ = backend.scan(of_image(x, delta, A, B, C, D, delta_bias), walk)
+    settings = ScanSettings(delta_softplus, directions, height, width)
+    y, _ = backend.scan(of_image(x, delta, A, B, C, D, delta_bias), settings)
     return to_image(y, height, width)
 
 

@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustcli.models.scan.base import KERNEL_DTYPES, Laid, Walk, in_order, missing, pixel_orders
+from robustcli.models.scan.base import (
+    KERNEL_DTYPES,
+    ScanInputs,
+    ScanSettings,
+    in_order,
+    missing,
+    pixel_orders,
+)
 
 _INTERFACE = "mamba_ssm.ops.selective_scan_interface"
 _MOST_STATES = 256  # MAX_DSTATE in mamba-ssm's selective_scan.cpp
@@ -52,25 +59,27 @@ def remedy() -> str:
     return _BUILD
 
 
-def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
+def scan(arguments: ScanInputs, settings: ScanSettings) -> tuple[Tensor, Tensor]:
     """See `base.Backend`. For images, copies the pixels into the order of each direction.
 
     Images are scanned in float32, because the output of the kernel has the dtype of its input and
     the sum over the directions must not be rounded.
     """
-    K, S, L, channels = laid.delta.shape
-    u = laid.x.mT  # (S, W, L)
-    dtype = torch.float32 if walk.directions else u.dtype
-    delta, B, C = (t.to(dtype).permute(1, 0, 3, 2) for t in (laid.delta, laid.B, laid.C))
+    x, delta, A, B, C, D, bias = arguments
+    K, S, L, channels = delta.shape
+    u = x.mT  # (S, W, L)
+    dtype = torch.float32 if settings.directions else u.dtype
+    delta, B, C = (t.to(dtype).permute(1, 0, 3, 2) for t in (delta, B, C))
     order = None
-    if walk.directions:
-        order = pixel_orders(walk.height, walk.width, walk.directions).to(u.device).long()  # (K, L)
+    if settings.directions:
+        order = pixel_orders(settings.height, settings.width, settings.directions)  # (K, L)
+        order = order.to(u.device).long()
         u = u.float()[:, :, order].transpose(1, 2).reshape(S, K * channels, L)
         delta, B, C = (in_order(t, order) for t in (delta, B, C))
     kernel: Any = importlib.import_module(_INTERFACE).selective_scan_fn
     y, state = kernel(
-        u, delta.reshape(S, K * channels, L), laid.A.float().mT.reshape(K * channels, -1), B, C,
-        laid.D.float().flatten(), None, laid.bias.float().flatten(), walk.softplus, True,
+        u, delta.reshape(S, K * channels, L), A.float().mT.reshape(K * channels, -1), B, C,
+        D.float().flatten(), None, bias.float().flatten(), settings.softplus, True,
     )  # fmt: skip
     if order is not None:
         y = in_order(y.view(S, K, channels, L), order.argsort(1)).sum(1)

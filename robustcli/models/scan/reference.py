@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustcli.models.scan.base import Laid, Walk, in_order, pixel_orders
+from robustcli.models.scan.base import ScanInputs, ScanSettings, in_order, pixel_orders
 
 
 def available() -> str | None:
@@ -33,21 +33,22 @@ def remedy() -> str:
     return ""
 
 
-def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
+def scan(arguments: ScanInputs, settings: ScanSettings) -> tuple[Tensor, Tensor]:
     """See `base.Backend`. Computes in float32, or in float64 if x is float64."""
     x, delta, A, B, C, D, bias = (
-        t.to(torch.promote_types(laid.x.dtype, torch.float32)) for t in laid
+        t.to(torch.promote_types(arguments.x.dtype, torch.float32)) for t in arguments
     )
     K, S, L, channels = delta.shape
     u = x.transpose(1, 2)  # (S, W, L)
     delta, B, C = (t.permute(1, 0, 3, 2) for t in (delta, B, C))  # (S, K, D or N, L)
-    order = pixel_orders(walk.height, walk.width, walk.directions) if walk.directions else None
-    if order is not None:
-        order = order.to(x.device).long()  # (K, L)
+    order = None
+    if settings.directions:
+        order = pixel_orders(settings.height, settings.width, settings.directions)  # (K, L)
+        order = order.to(x.device).long()
         u = torch.stack([u[..., path] for path in order], 1).flatten(1, 2)  # (S, K*D, L)
         delta, B, C = (in_order(t, order) for t in (delta, B, C))
     delta = delta.flatten(1, 2) + bias.flatten()[:, None]  # (S, K*D, L)
-    dt = F.softplus(delta) if walk.softplus else delta
+    dt = F.softplus(delta) if settings.softplus else delta
     B, C = (t.repeat_interleave(channels, 1) for t in (B, C))  # (S, K*D, N, L)
     y, state = _loop(u, dt, A.transpose(1, 2).flatten(0, 1), B, C)
     y = y + D.flatten()[:, None] * u

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustcli.models.scan import reference
-from robustcli.models.scan.base import CROSS, Backend, Walk, of_image, of_sequence
+from robustcli.models.scan.base import CROSS, Backend, ScanSettings, of_image, of_sequence
 
 SCANS = ("ss2d_scan", "selective_scan")
 LONG = 2_100  # steps: above 2,048, and not a multiple of the tile of a kernel
@@ -105,8 +105,8 @@ def _random(
 def _scan(backend: Backend, name: str, x: Tensor, *remaining: Tensor) -> Tensor:
     """The outputs (S, L, W) of `backend` for the arguments of the function `name`."""
     if name == "selective_scan":
-        return backend.scan(of_sequence(x, *remaining), Walk(softplus=True))[0]
-    return backend.scan(of_image(x, *remaining), Walk(True, CROSS, *x.shape[2:]))[0]
+        return backend.scan(of_sequence(x, *remaining), ScanSettings(softplus=True))[0]
+    return backend.scan(of_image(x, *remaining), ScanSettings(True, CROSS, *x.shape[2:]))[0]
 
 
 def _float64_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,

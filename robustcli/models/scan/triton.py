@@ -19,8 +19,8 @@ from torch import Tensor
 from robustcli.core.errors import UsageError
 from robustcli.models.scan.base import (
     KERNEL_DTYPES,
-    Laid,
-    Walk,
+    ScanInputs,
+    ScanSettings,
     grads_or_zeros,
     keeps_states,
     missing,
@@ -77,9 +77,9 @@ def remedy() -> str:
     return ""
 
 
-def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
+def scan(arguments: ScanInputs, settings: ScanSettings) -> tuple[Tensor, Tensor]:
     """See `base.Backend`. Half inputs are not converted; A, D and bias are cast to float32."""
-    _, L, channels = laid.x.shape
+    _, L, channels = arguments.x.shape
     if L * channels > _MOST:
         raise UsageError(
             f"The input's {L} steps of {channels} channels are too many.",
@@ -88,15 +88,15 @@ def scan(laid: Laid, walk: Walk) -> tuple[Tensor, Tensor]:
         )
     x, delta, B, C = (
         (t if t.dtype in KERNEL_DTYPES else t.float()).contiguous()
-        for t in (laid.x, laid.delta, laid.B, laid.C)
+        for t in (arguments.x, arguments.delta, arguments.B, arguments.C)
     )
-    A, D, bias = (t.float().contiguous() for t in (laid.A, laid.D, laid.bias))
-    if walk.directions:
-        path = (walk.height, walk.width, packed(walk.directions), 0)
+    A, D, bias = (t.float().contiguous() for t in (arguments.A, arguments.D, arguments.bias))
+    if settings.directions:
+        path = (settings.height, settings.width, packed(settings.directions), 0)
     else:
-        path = (1, L, 0, laid.delta.shape[3])
+        path = (1, L, 0, arguments.delta.shape[3])
     tensors = (x, delta, A, B, C, D, bias)
-    y, state, _ = scan_triton(*tensors, *path, walk.softplus, keeps_states(tensors))
+    y, state, _ = scan_triton(*tensors, *path, settings.softplus, keeps_states(tensors))
     return y, state
 
 

@@ -180,7 +180,7 @@ def draw_strips(strips: Sequence[Strip], group: str, path: Path) -> None:
 
 
 def _strip(axes: Axes, strip: Strip, line: int) -> None:
-    style, places = look(line), heights(strip.values)
+    style, places = look(line), dot_offsets(strip.values)
     crowded = len(places) > CROWDED
     axes.scatter(
         strip.values,
@@ -205,7 +205,7 @@ def _strip(axes: Axes, strip: Strip, line: int) -> None:
     )
 
 
-def heights(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def dot_offsets(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Distance of each dot from the middle of its row, in [-SPREAD, SPREAD].
 
     Dots of about equal value are stacked from the middle outwards, alternately up and down.

@@ -133,10 +133,10 @@ def test_kernels_are_compiled_where_no_cache_can_be_written(monkeypatch):
 
 
 def test_each_of_the_two_scans_is_tried_by_itself(monkeypatch):
-    def fail_on_sequences(laid, walk, scan=cpu.scan):
-        if not walk.directions:
+    def fail_on_sequences(arguments, settings, scan=cpu.scan):
+        if not settings.directions:
             raise RuntimeError("no such instruction")
-        return scan(laid, walk)
+        return scan(arguments, settings)
 
     monkeypatch.setattr(cpu, "scan", fail_on_sequences)
     assert choice.choose_backend(CPU, torch.float32) == "cpu"
@@ -241,8 +241,8 @@ def test_exports_with_the_operator_inside(inputs, strict):
 def late(scan, of_gradients):
     """`scan`, wrong from step 2,000 on: in its output, or in the gradients alone."""
 
-    def wrong(laid, walk):
-        y, state = scan(laid, walk)
+    def wrong(arguments, settings):
+        y, state = scan(arguments, settings)
         if y.shape[1] < 2000:
             return y, state
         if of_gradients:

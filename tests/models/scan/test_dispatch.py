@@ -91,8 +91,8 @@ def test_complex_numbers_and_other_devices_are_refused():
 def test_the_self_check_finds_a_broken_backend(monkeypatch):
     assert worst_error(cpu) < 1e-5  # what `robust doctor` allows: sums of 2,100 terms in float32
 
-    def broken(laid, walk):
-        return laid.x * laid.B.sum() + sum(t.sum() for t in laid), None
+    def broken(arguments, settings):
+        return arguments.x * arguments.B.sum() + sum(t.sum() for t in arguments), None
 
     monkeypatch.setattr(cpu, "scan", broken)
     for scan in SCANS:

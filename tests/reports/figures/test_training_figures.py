@@ -17,11 +17,11 @@ from robustcli.reports.figures.training_figures import (
     Level,
     Point,
     Strip,
+    dot_offsets,
     draw_course_grid,
     draw_curves,
     draw_scatter,
     draw_strips,
-    heights,
     short,
 )
 from robustcli.reports.zoo_rows import table_one
@@ -169,7 +169,7 @@ def test_every_group_is_a_dot_at_its_dice(monkeypatch: pytest.MonkeyPatch) -> No
 def test_dots_of_the_same_value_are_stacked_inside_their_line() -> None:
     generator = np.random.default_rng(0)
     values = np.concatenate([np.ones(150), np.zeros(20), generator.uniform(size=200)])
-    result = heights(values)
+    result = dot_offsets(values)
     assert np.abs(result).max() <= SPREAD
     places = np.rint(values / STEP)
     for place in np.unique(places):
@@ -178,4 +178,4 @@ def test_dots_of_the_same_value_are_stacked_inside_their_line() -> None:
 
 
 def test_a_dot_alone_is_in_the_middle() -> None:
-    np.testing.assert_allclose(heights(np.array([0.1, 0.5, 0.9])), 0)
+    np.testing.assert_allclose(dot_offsets(np.array([0.1, 0.5, 0.9])), 0)
