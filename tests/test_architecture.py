@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,12 +55,23 @@ def room_of(module: str) -> str:
     return room
 
 
+@cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
+def import_nodes(file: Path) -> list[ast.Import | ast.ImportFrom]:
+    """All import statements of `file`, at any depth of its code."""
+    return [n for n in ast.walk(tree_of(file)) if isinstance(n, ast.Import | ast.ImportFrom)]
+
+
 def imports(file: Path) -> Iterator[str]:
-    """Every module that `file` imports, at any depth of its code."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    """Every module that `file` imports."""
+    for node in import_nodes(file):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, f"relative import in {file}"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             yield from (name if name in MODULES else str(node.module) for name in names)
@@ -67,9 +79,8 @@ def imports(file: Path) -> Iterator[str]:
 
 def only_version(file: Path) -> bool:
     """Whether all that `file` imports from the package's own file is its version."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "robustcli"]
-    names = {alias.name for node in nodes for alias in node.names}
+    nodes = [n for n in import_nodes(file) if isinstance(n, ast.ImportFrom)]
+    names = {alias.name for n in nodes if n.module == "robustcli" for alias in n.names}
     return names <= {"__version__"}
 
 
@@ -146,7 +157,7 @@ def test_the_command_line_itself_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_says_what_it_is(module: str) -> None:
-    docstring = ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+    docstring = ast.get_docstring(tree_of(MODULES[module]))
     assert docstring
     assert docstring.splitlines()[0].endswith((".", ":", "?"))
 
@@ -156,17 +167,15 @@ UNIX_ONLY = {"resource", "fcntl", "pwd", "grp", "termios", "posix"}
 
 @pytest.mark.parametrize("module", MODULES)
 def test_what_windows_lacks_is_imported_where_it_is_used(module: str) -> None:
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    inside = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
-    }
+    functions = [
+        range(node.lineno, node.end_lineno + 1)
+        for node in ast.walk(tree_of(MODULES[module]))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
+    ]
     names = {
         name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in inside
+        for node in import_nodes(MODULES[module])
+        if not any(node.lineno in lines for lines in functions)
         for name in (
             [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
         )
@@ -249,7 +258,7 @@ def names_of_several_modules(trees: dict[str, ast.Module]) -> dict[str, list[str
 
 def test_no_public_name_has_two_meanings() -> None:
     trees = {
-        module: ast.parse(file.read_text(encoding="utf-8"))
+        module: tree_of(file)
         for module, file in MODULES.items()
         if not module.startswith(PRIVATE_ROOM)
     }

@@ -461,6 +461,7 @@ def test_nothing_is_recorded_for_gradients() -> None:
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
 
 
+@pytest.mark.slow  # imports torch and monai in a new process, ten seconds
 def test_monai_is_not_waited_for_and_says_nothing() -> None:
     code = (
         "import sys, numpy, torch\nfrom tests.adapters.test_segmenter import Pixelwise, segmenter\n"

@@ -68,7 +68,7 @@ def test_the_intervals_are_those_of_a_plain_bootstrap():
     ends = np.percentile(squares[taken].mean(axis=1), [2.5, 97.5])
     scores = calibration(frame, BOOTSTRAP)
     assert (scores.brier_low, scores.brier_high) == pytest.approx(ends, abs=0.004)
-    theirs = [calibration(frame.iloc[t], Bootstrap(0, draws=2)).ece for t in taken[:400]]
+    theirs = [calibration(frame.iloc[t], Bootstrap(0, draws=2)).ece for t in taken[:200]]
     ends = np.percentile(theirs, [2.5, 97.5])
     assert (scores.ece_low, scores.ece_high) == pytest.approx(ends, abs=0.015)
 

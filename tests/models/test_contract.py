@@ -52,7 +52,7 @@ SLOW = ("vmamba-t-v0", "vim-t", "vim-t-plus", "ulvm_v3", "ulvm_v4")
 # segformer.
 SLOWLY_TRACED = (
     "umamba-enc", "umamba-nomamba", "umambabot_pp", "unet", "resnet18_seg", "cifar-resnet18",
-    "swin-umamba", "swin-umamba-d",
+    "swin-umamba", "swin-umamba-d", "ulvm",
 )  # fmt: skip
 
 
