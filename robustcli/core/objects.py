@@ -242,8 +242,8 @@ class ObjectStore:
 
         def transfer() -> None:
             # `replacing` treats every OSError as an error of the disk; `_apart` wraps the others.
-            with replacing(target) as beside, _apart():
-                system.get_file(_joined(root, name), str(beside))
+            with replacing(target) as temporary, _apart():
+                system.get_file(_joined(root, name), str(temporary))
 
         self._tried(name, transfer)
 
@@ -269,8 +269,8 @@ class ObjectStore:
                         raise self._broken(name, EOFError("it has changed since it was listed"))
                     file.seek(start)
                     file.write(content)
-            with replacing(target) as beside:
-                partial.replace(beside)
+            with replacing(target) as temporary:
+                partial.replace(temporary)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and partial.exists():
                 raise  # the object was removed

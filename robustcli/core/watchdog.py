@@ -240,13 +240,13 @@ class Watchdog:
         for key in self._seen.keys() - tasks.keys():
             del self._seen[key]
         for key, task in tasks.items():
-            seen = self._seen.get(key)
-            if seen is None or seen.number != task.number:
+            age = self._seen.get(key)
+            if age is None or age.number != task.number:
                 self._seen[key] = _TaskAge(task.number)
                 continue
-            seen.seconds += seconds
-            if seen.seconds > self.seconds and not seen.reported:
-                seen.reported = True
+            age.seconds += seconds
+            if age.seconds > self.seconds and not age.reported:
+                age.reported = True
                 self._report(key, task.text)
 
     def _tasks(self) -> dict[tuple[str, int], _Task]:

@@ -231,9 +231,9 @@ class Peers:
         for rank in range(self.process.world):
             if rank == self.process.rank or keys.check([f"left/{rank}"]):
                 continue
-            how = self._dead(keys, rank)
-            if how is not None:
-                self._post(keys, _gone(rank, self.process, how))
+            reason = self._dead(keys, rank)
+            if reason is not None:
+                self._post(keys, _gone(rank, self.process, reason))
         failure = self._failure(keys)
         return None if failure is None or failure.rank == self.process.rank else failure
 
@@ -458,8 +458,8 @@ def _parts(error: BaseException) -> tuple[int, str, str, str]:
     return 1, f"{type(error).__name__}: {first_line(error)}", "", _GO_ON
 
 
-def _gone(rank: int, process: Ranks, how: str) -> ProcessFailure:
-    return ProcessFailure(rank, 1, f"Process {rank} of {process.world} {_ENDED}", how, _GO_ON)
+def _gone(rank: int, process: Ranks, reason: str) -> ProcessFailure:
+    return ProcessFailure(rank, 1, f"Process {rank} of {process.world} {_ENDED}", reason, _GO_ON)
 
 
 def _is_gone(failure: ProcessFailure, rank: int) -> bool:
@@ -471,8 +471,8 @@ def _error(failure: ProcessFailure, process: Ranks) -> RobustError:
     error_class = _ERRORS.get(failure.code, RunError)
     if failure.rank == process.rank or _is_gone(failure, failure.rank):
         return error_class(failure.what, failure.why, failure.todo)
-    who = f"Process {failure.rank} of {process.world}"
-    return error_class(f"{who} failed: {failure.what}", failure.why, failure.todo)
+    process_name = f"Process {failure.rank} of {process.world}"
+    return error_class(f"{process_name} failed: {failure.what}", failure.why, failure.todo)
 
 
 def _check_same(

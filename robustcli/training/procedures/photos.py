@@ -278,14 +278,14 @@ def speed_in_words(speed: SpeedRecord) -> str:
     return reached if rate is None else f"{reached} {rate:,.0f} images per second."
 
 
-def _refuse(procedure: Procedure, options: Mapping[str, Any], why: str, other: str) -> None:
+def _refuse(procedure: Procedure, options: Mapping[str, Any], why: str, alternative: str) -> None:
     name = procedure.recipe.name.split()[0]
     for option, reason in procedure.refused.items():
         if option in options:
             raise UsageError(
                 f"`--{option} {options[option]}` cannot be used with `--recipe {name}`.",
                 f"{why}: {reason}.",
-                f"Omit `--{option}`, or use `--recipe {other}`.",
+                f"Omit `--{option}`, or use `--recipe {alternative}`.",
             )
 
 
