@@ -328,8 +328,8 @@ def _tensors(finetuning: FinetuningFindings) -> str:
         )
         for _, row in table.head(TENSORS_SHOWN).iterrows()
     ]
-    shown, rest = grid(header, rows), len(finetuning.decisions) - len(rows)
-    return f"{shown}\nand {counted(rest, 'more tensor')}: see the report" if rest else shown
+    shown, omitted = grid(header, rows), len(finetuning.decisions) - len(rows)
+    return f"{shown}\nand {counted(omitted, 'more tensor')}: see the report" if omitted else shown
 
 
 def _scores(finetuning: FinetuningFindings) -> str:

@@ -178,8 +178,8 @@ def _relaxed(finetuning: FinetuningFindings) -> list[str]:
         for run in finetuning.modes
         if run.training.test is not None
     ]
-    how = f"{counted(finetuning.tolerance, 'pixel')}, pixels of all images pooled"
-    return [f"Relaxed precision and recall ({how}): {', '.join(measured)}."]
+    definition = f"{counted(finetuning.tolerance, 'pixel')}, pixels of all images pooled"
+    return [f"Relaxed precision and recall ({definition}): {', '.join(measured)}."]
 
 
 def _differences(finetuning: FinetuningFindings) -> list[str]:
