@@ -241,8 +241,9 @@ class ObjectStore:
             return
 
         def transfer() -> None:
-            # `replacing` treats every OSError as an error of the disk; `_apart` wraps the others.
-            with replacing(target) as temporary, _apart():
+            # `replacing` treats every OSError as an error of the disk; `_wrapped_errors` wraps those
+            # that are not.
+            with replacing(target) as temporary, _wrapped_errors():
                 system.get_file(_joined(root, name), str(temporary))
 
         self._tried(name, transfer)
@@ -415,7 +416,7 @@ class _TransferError(Exception):
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
+def _wrapped_errors() -> Iterator[None]:
     """Wraps exceptions in `_TransferError`, except errors of the local disk."""
     try:
         yield
