@@ -79,7 +79,7 @@ class Peers:
         self.process, self.keys, self.children = process, keys, tuple(children)
         self._agreements = self._words = 0
         self._stop = threading.Event()
-        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._last_beats: dict[int, tuple[bytes, float]] = {}
 
     @property
     def alone(self) -> bool:
@@ -245,9 +245,9 @@ class Peers:
                 return None if keys.check([f"left/{rank}"]) else how_ended(code)
         beat = keys.get(f"beat/{rank}") if keys.check([f"beat/{rank}"]) else b""
         now = time.monotonic()
-        if self._seen.get(rank, (None, 0.0))[0] != beat:
-            self._seen[rank] = (beat, now)
-        silent = now - self._seen[rank][1]
+        if self._last_beats.get(rank, (None, 0.0))[0] != beat:
+            self._last_beats[rank] = (beat, now)
+        silent = now - self._last_beats[rank][1]
         return f"It sent no heartbeat for {silent:.0f} seconds." if silent > SILENCE else None
 
     def _abort(self, failure: ProcessFailure) -> NoReturn:

@@ -200,7 +200,7 @@ class TrainingTask(ABC):
         """
 
     @abstractmethod
-    def way(self, config: TrainConfig) -> str:
+    def protocol_words(self, config: TrainConfig) -> str:
         """A few words on how the data are split and scored."""
 
     @abstractmethod
