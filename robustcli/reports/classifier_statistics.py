@@ -381,8 +381,8 @@ class ClassifierStatistics(Statistics):
 
     # Files.
 
-    def more(self) -> dict[str, Any]:
-        """See `Statistics.more`."""
+    def further_lists(self) -> dict[str, Any]:
+        """See `Statistics.further_lists`."""
         return {
             "agreement": [
                 asdict(line)

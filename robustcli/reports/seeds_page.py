@@ -264,9 +264,9 @@ class SeedsShown:
         """The interval from `low` to `high`; a dash if it is unknown."""
         return self.measure.show_range(low, high, self.findings.held_out, " to ")
 
-    def apart(self, value: float | None) -> str:
+    def gap_shown(self, value: float | None) -> str:
         """A difference of scores, with its sign."""
-        return self.findings.scoring.apart(value)
+        return self.findings.scoring.gap_shown(value)
 
     def score_of(self, run: SeedTraining) -> str:
         """The score of one seed with its interval over the held-out images."""
@@ -352,8 +352,8 @@ def _against(findings: SeedsFindings, show: SeedsShown) -> str:
     rows: list[tuple[str, ...]] = [
         (
             f"{mode}, {counted(difference.seeds, 'seed')}",
-            show.apart(difference.value),
-            difference_ends(show.apart, difference.low, difference.high),
+            show.gap_shown(difference.value),
+            difference_ends(show.gap_shown, difference.low, difference.high),
             p_value(difference.p),
         )
         for mode, difference in findings.differences.items()

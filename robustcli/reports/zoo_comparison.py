@@ -149,7 +149,7 @@ def _of_scores(comparison: Comparison, zoo: Zoo) -> Iterator[str]:
     beaten = [line for line in lines if line.word == f"{best} ahead"]
     yield _highest(comparison, trainings[best], best, len(beaten), len(lines))
     open_lines = [line for line in lines if line.verdict.outcome == "no difference shown"]
-    rivals = {_other(line, best): line for line in open_lines}
+    rivals = {_opponent(line, best): line for line in open_lines}
     smaller = [
         label
         for label in rivals
@@ -169,7 +169,7 @@ def _pair(line: ComparisonLine) -> tuple[str, str]:
     return line.verdict.first, line.verdict.second
 
 
-def _other(line: ComparisonLine, label: str) -> str:
+def _opponent(line: ComparisonLine, label: str) -> str:
     first, second = _pair(line)
     return second if first == label else first
 
