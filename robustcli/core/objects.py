@@ -241,8 +241,8 @@ class ObjectStore:
             return
 
         def transfer() -> None:
-            # `replacing` treats every OSError as an error of the disk; `_wrapped_errors` wraps those
-            # that are not.
+            # `replacing` treats every OSError as an error of the disk; `_wrapped_errors` wraps
+            # those that are not.
             with replacing(target) as temporary, _wrapped_errors():
                 system.get_file(_joined(root, name), str(temporary))
 
