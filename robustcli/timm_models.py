@@ -27,8 +27,8 @@ _SIZES = {"t": "tiny", "s": "small", "b": "base"}
 
 def timm_name(release: str) -> str:
     """The timm name of `release`, e.g. `vmamba_base_s2l15` for `vmamba-b-s2l15`."""
-    family, size, *rest = release.split("-")
-    return "_".join((family, _SIZES[size], *rest))
+    family, size, *version_parts = release.split("-")
+    return "_".join((family, _SIZES[size], *version_parts))
 
 
 _RELEASES = {

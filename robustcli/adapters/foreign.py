@@ -705,8 +705,8 @@ def _foreground_notes(name: str, foreign: ForeignNetwork, outputs: int) -> list[
     foreground_names = ", ".join(
         f"`{class_name}`" for class_name in (foreign.classes or ())[1 : _SHOWN + 1]
     )
-    more = ", ..." if len(foreign.classes or ()) > _SHOWN + 1 else ""
-    foreground = f"{foreground_names}{more}" if foreground_names else "all others"
+    suffix = ", ..." if len(foreign.classes or ()) > _SHOWN + 1 else ""
+    foreground = f"{foreground_names}{suffix}" if foreground_names else "all others"
     return [f"`{name}` has {outputs} classes: background is {background}, foreground {foreground}."]
 
 
@@ -720,8 +720,8 @@ def _preprocessing(
     name, (channels, side, _) = foreign_name(request), size
     exported = None if foreign.sidecar is None else foreign.sidecar.preprocessing
     if isinstance(exported, Preprocessing):
-        result, more = overridden(exported, request.preprocessing)
-        notes.extend(more)
+        result, override_notes = overridden(exported, request.preprocessing)
+        notes.extend(override_notes)
         return result
     if foreign.preprocessing is not None:
         base, source = foreign.preprocessing, f"as defined by {foreign.preprocessing_source}"
@@ -730,8 +730,8 @@ def _preprocessing(
         resize = side if uncut else round(side / _SHARE)
         base = Preprocessing(resize, side, "bilinear").of_channels(channels)
         source = "by default"
-    result, more = overridden(base, request.preprocessing)
-    notes.extend(more)
+    result, override_notes = overridden(base, request.preprocessing)
+    notes.extend(override_notes)
     defaulted = {"resize", "crop", "interpolation", "mean", "std"} - set(request.preprocessing)
     if defaulted:
         notes.append(f"`{name}`, {source}: {_in_words(result, defaulted)}.")
@@ -774,8 +774,8 @@ def _mask_preprocessing(
     base = foreign.preprocessing or Preprocessing(None, side, mean=(0.0,) * 3, std=(1.0,) * 3)
     user_statistics = {key: request.preprocessing[key] for key in ("mean", "std")
              if key in request.preprocessing}  # fmt: skip
-    scaled, more = overridden(base.of_channels(channels), user_statistics)
-    notes.extend(more)
+    scaled, override_notes = overridden(base.of_channels(channels), user_statistics)
+    notes.extend(override_notes)
     fixed = foreign.side or request.preprocessing.get("crop") or foreign.preprocessing
     window = side if fixed or side != _SIDES[0] else _WINDOW
     plain = not any(scaled.mean) and set(scaled.std) == {1.0}

@@ -364,8 +364,8 @@ def answers_in(request: ModelRequest) -> LabelSpace:
 
 
 def _in_order(space: LabelSpace) -> str:
-    more = ", ..." if len(space.ids) > _SHOWN else ""
-    return f"{len(space.ids)} classes ({', '.join(space.ids[:_SHOWN])}{more}, in this order)"
+    suffix = ", ..." if len(space.ids) > _SHOWN else ""
+    return f"{len(space.ids)} classes ({', '.join(space.ids[:_SHOWN])}{suffix}, in this order)"
 
 
 AS_RUN = {"vim": 1000}

@@ -34,9 +34,9 @@ def _triangle(distance: NDArray[np.float64]) -> NDArray[np.float64]:
 def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     """Keys' cubic kernel with a = -0.5."""
     a = -0.5
-    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
-    far = (((distance - 5) * distance + 8) * distance - 4) * a
-    return np.where(distance < 1, near, np.where(distance < 2, far, 0))
+    inner = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    outer = (((distance - 5) * distance + 8) * distance - 4) * a
+    return np.where(distance < 1, inner, np.where(distance < 2, outer, 0))
 
 
 _FILTERS: dict[

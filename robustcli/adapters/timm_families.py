@@ -337,9 +337,9 @@ class TimmVMamba(TimmContract, VMamba):
         self.feature_info = []
         for number, (stage, dim) in enumerate(zip(self._stages(), config.dims, strict=True)):
             stage.blocks = StageBlocks(*stage.blocks)
-            where = f"layers.{number}.blocks"
+            module_name = f"layers.{number}.blocks"
             self.feature_info.append(
-                {"num_chs": dim, "reduction": stride * 2**number, "module": where}
+                {"num_chs": dim, "reduction": stride * 2**number, "module": module_name}
             )
         self.adopt(in_chans, global_pool, drop_rate)
         if config.num_classes == 0:

@@ -216,25 +216,30 @@ def load_vmamba_encoder(network: _SwinUMamba, state: Mapping[str, Tensor], *, or
         UsageError: The weights are of another encoder.
     """
     encoder = network.vssm_encoder
-    own = encoder.state_dict()
+    encoder_state = encoder.state_dict()
 
     def copied(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         weights = encoder_weights(network, FAMILIES["vmamba"].convert(file_state))
         return fitted_to_ablation(encoder, weights)
 
     def convert(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        kept = {key: value for key, value in own.items() if key.startswith(_PATCH_EMBEDDING)}
-        return {**kept, **copied(file_state)}
+        initial_state = {
+            key: value for key, value in encoder_state.items() if key.startswith(_PATCH_EMBEDDING)
+        }
+        return {**initial_state, **copied(file_state)}
 
-    choice = choose(state, shapes_of(own), convert=convert)
+    choice = choose(state, shapes_of(encoder_state), convert=convert)
     advice = (
         "Its encoder is a VMamba of version v0 with the same depths and widths: that of "
         "`swin-umamba` and `swin-umamba-d` is `vmamba-t-v0`."
     )
     load_strictly(encoder, choice.state, model="the encoder", origin=origin, advice=advice)
     taken = copied(choice.file_state)
-    remaining = ", ".join(f"`{name}`" for name in own if name not in taken)
-    remark = f"{len(taken)} of {len(own)} tensors of the encoder are copied, its head is not used"
+    remaining = ", ".join(f"`{name}`" for name in encoder_state if name not in taken)
+    remark = (
+        f"{len(taken)} of {len(encoder_state)} tensors of the encoder are copied, its head is not "
+        "used"
+    )
     initial = f"{remaining} keep their initial values" if remaining else ""
     choice.announce(origin, *filter(None, (remark, initial)))
 

@@ -123,9 +123,9 @@ def write_weights(path: Path, state: Mapping[str, Tensor], header: Header) -> No
         RunError: The file system refused.
     """
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-    with replacing(path) as beside:
+    with replacing(path) as temporary:
         try:
-            save_file(tensors, beside, metadata={KEY: _header_json(header)})
+            save_file(tensors, temporary, metadata={KEY: _header_json(header)})
         except SafetensorError as error:
             raise OSError(str(error)) from error  # safetensors reports a full disk this way
 

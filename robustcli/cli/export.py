@@ -92,9 +92,9 @@ def _tables(files: Sequence[Exported]) -> str:
     lines = []
     for file in files:
         sidecar = file.sidecar
-        kept = ", which already existed" if file.existed else ""
+        note = ", which already existed" if file.existed else ""
         opset = f", operator set {sidecar.opset}" if sidecar.opset else ""
-        lines += [f"`{file.path}` ({sidecar.format}{opset}){kept}, described in `{file.path}.json`"]
+        lines += [f"`{file.path}` ({sidecar.format}{opset}){note}, described in `{file.path}.json`"]
     parity = [
         [f.sidecar.format, row.inputs, row.images, f"{row.difference:.1e}",
          f"{row.allowed:.1e}", f"{row.largest:.3g}",

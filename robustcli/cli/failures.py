@@ -76,7 +76,7 @@ class Raised:
         message: Its message.
         frames: Its traceback, innermost frame last.
         notes: Its notes (`add_note`), such as the images of the batch.
-        where: Description of the process that raised it; empty for this process.
+        process: Description of the process that raised it; empty for this process.
         number: `errno` of an OSError.
         file: File name of an OSError.
     """
@@ -85,7 +85,7 @@ class Raised:
     message: str
     frames: tuple[Frame, ...]
     notes: tuple[str, ...] = ()
-    where: str = ""
+    process: str = ""
     number: int | None = None
     file: str | None = None
 
@@ -139,8 +139,8 @@ def print_unexpected(error: Exception) -> int:
     if shown:
         click.echo(_traceback(error), err=True, nl=False)
     lines = [f"Error: {_rank()}{failure.what}", failure.why or raised.text, *raised.notes]
-    if raised.where:
-        lines.append(f"It was raised in a {raised.where}.")
+    if raised.process:
+        lines.append(f"It was raised in a {raised.process}.")
     lines.append(failure.todo)
     if run_of(error) is not None:
         lines.append(_RESUME)
@@ -158,7 +158,7 @@ def print_known(error: RobustError) -> int:
     if shows_tracebacks():
         click.echo(_traceback(error), err=True, nl=False)
     raised = next(_chain(error))
-    message = raised.message if raised.where else str(error)  # without the worker's traceback
+    message = raised.message if raised.process else str(error)  # without the worker's traceback
     say_safely(f"Error: {_rank()}{message}", err=True)
     return error.exit_code
 
@@ -240,10 +240,10 @@ def _rank() -> str:
 
 def _chain(error: BaseException) -> Iterator[Raised]:
     """Yields `error` and its causes; exceptions of workers are parsed from the text."""
-    seen: set[int] = set()
+    seen_ids: set[int] = set()
     current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
+    while current is not None and id(current) not in seen_ids:
+        seen_ids.add(id(current))
         yield _of_worker(current) or _of_process(current)
         hidden = current.__suppress_context__
         current = current.__cause__ or (None if hidden else current.__context__)

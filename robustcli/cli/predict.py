@@ -159,16 +159,18 @@ def _write_masks(
     from robustcli.evaluation.prediction import predict_masks
 
     out = values["out"]
-    done = predict_masks(
+    result = predict_masks(
         _segmenter(request, values), places, out,
         overlays=values["overlays"], fresh=values["fresh"], listener=listener,
     )  # fmt: skip
     if as_json:
-        print_document(str(out), [str(mask) for mask in done.masks])
+        print_document(str(out), [str(mask) for mask in result.masks])
     elif not quiet:
-        click.echo(f"{len(done.masks)} masks in `{out}`, {done.existing} of which already existed.")
-        if done.labels is not None:
-            click.echo(f"Their values are the classes of `{done.labels}`; 0 is the background.")
+        click.echo(
+            f"{len(result.masks)} masks in `{out}`, {result.existing} of which already existed."
+        )
+        if result.labels is not None:
+            click.echo(f"Their values are the classes of `{result.labels}`; 0 is the background.")
 
 
 def _segmenter(request: ModelRequest, values: dict[str, Any]) -> Segmenter:
@@ -299,8 +301,8 @@ def _table(labelling: Labelling) -> str:
     ranks = range(1, max((len(p.ranking.classes) for p in labelling.photos), default=0) + 1)
     rows = []
     for photo in labelling.photos[:_SHOWN]:
-        best, *others = labelling.labels(photo)
-        cells = [_printable(f"{label['name']} {label['probability']:.3f}") for label in others]
+        best, *runners_up = labelling.labels(photo)
+        cells = [_printable(f"{label['name']} {label['probability']:.3f}") for label in runners_up]
         first = [_printable(photo.image_id), _printable(best["name"]), f"{best['probability']:.3f}"]
         rows.append([*first, *cells])
     headers = ["image", "class", "probability", *(f"rank {k}" for k in ranks if k > 1)]
@@ -324,10 +326,10 @@ def _check_readable(labelling: Labelling, folder: Path | None) -> None:
     unreadable = dict(labelling.unreadable)
     if not unreadable:
         return
-    where = "`--json` shows all" if folder is None else f"all are in `{folder / SETTINGS_FILE}`"
+    hint = "`--json` shows all" if folder is None else f"all are in `{folder / SETTINGS_FILE}`"
     total = len(unreadable) + len(labelling.photos)
     raise RunError(
         f"{len(unreadable)} of {total} photos cannot be read; all others are labelled.",
-        reasons_in_lines(unreadable, f"; {where}"),
+        reasons_in_lines(unreadable, f"; {hint}"),
         "Repair or remove them, and repeat the command.",
     )

@@ -111,7 +111,7 @@ class _LogToListener(logging.Handler):
             self.listener.say(text)
 
 
-def _bar(unit: str, total: int, done: int) -> object:
+def _bar(unit: str, total: int, completed: int) -> object:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -126,5 +126,5 @@ def _bar(unit: str, total: int, done: int) -> object:
                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
     bar = Progress(*columns, console=Console(stderr=True))
     bar.start()
-    bar.add_task(unit, total=total, completed=done)
+    bar.add_task(unit, total=total, completed=completed)
     return bar

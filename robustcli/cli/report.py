@@ -139,8 +139,8 @@ def _failed_gates(
 
 def _evaluation_in(run: Path) -> Path:
     """Path of the first evaluation in `run`; the default path for a training without one."""
-    there = [run / "test", *sorted(run.glob("*/test")), *sorted(run.glob("*/*/test"))]
-    return next((test for test in there if test.is_dir()), run / "test")
+    candidates = [run / "test", *sorted(run.glob("*/test")), *sorted(run.glob("*/*/test"))]
+    return next((test for test in candidates if test.is_dir()), run / "test")
 
 
 def _print_document(

@@ -100,8 +100,8 @@ def _enter(stack: ExitStack, ctx: click.Context, kind: RunPlace, place: StoredPl
     """The local folder for `place`, opened in `stack`."""
     url, colon, member = place.url, "", ""
     if kind.member and ":" in url.partition("://")[2]:
-        scheme, _, rest = url.partition("://")
-        key, colon, member = rest.partition(":")
+        scheme, _, location = url.partition("://")
+        key, colon, member = location.partition(":")
         url = f"{scheme}://{key}"
     folder = _folder(stack, ctx, kind, url)
     return f"{folder}{colon}{member}" if kind.member else folder

@@ -271,9 +271,9 @@ def read_study(path: Path, ctx: click.Context) -> Study:
         ) from error  # fmt: skip
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
-        where = path if mark is None else f"{path}:{mark.line + 1}"
+        location = path if mark is None else f"{path}:{mark.line + 1}"
         raise UsageError(
-            f"`{where}` is not YAML.",
+            f"`{location}` is not YAML.",
             f"{getattr(error, 'problem', None) or error}.",
             "Write one `option: value` per line, such as `model: vmamba-pico`.",
         ) from error

@@ -99,8 +99,8 @@ def _read(size: int) -> bytes:
     would inherit the locked lock and deadlock.
     """
     content = b""
-    while len(content) < size and (more := os.read(0, size - len(content))):
-        content += more
+    while len(content) < size and (chunk := os.read(0, size - len(content))):
+        content += chunk
     return content
 
 

@@ -132,8 +132,8 @@ class StoreClaim:
 
     def _beat(self) -> None:
         with self._guard:
-            others = _entries(self.store, self.identity)
-            if any(self.identity in entry.after for entry in others.values() if entry):
+            entries = _entries(self.store, self.identity)
+            if any(self.identity in entry.after for entry in entries.values() if entry):
                 self._lost.set()
                 return
             self._entry = replace(self._entry, beat=self._entry.beat + 1)
@@ -175,21 +175,21 @@ def _held_by_another(
     store: ObjectStore, identity: str, entry: _Entry, say: Callable[[str], None]
 ) -> StoreClaim | _Entry | None:
     """The claim of this process, or the live claim that blocks it (None if not readable)."""
-    others = _entries(store, identity)
-    living = _living(store, others, say)
+    entries = _entries(store, identity)
+    living = _living(store, entries, say)
     if living:
-        return others[min(living, key=lambda other: not _holds(others[other]))]
-    entry = replace(entry, state="holds", after=tuple(sorted(others)))
+        return entries[min(living, key=lambda other_id: not _holds(entries[other_id]))]
+    entry = replace(entry, state="holds", after=tuple(sorted(entries)))
     store.write(_name(identity), entry.text())
     now = _entries(store, identity)
     changed = [
-        other for other in now
-        if _holds(now[other]) and (other not in others or now[other] != others[other])
+        other_id for other_id in now
+        if _holds(now[other_id]) and (other_id not in entries or now[other_id] != entries[other_id])
     ]  # fmt: skip
     if changed:
         return now[changed[0]]
-    for other in others:
-        store.remove(_name(other))
+    for other_id in entries:
+        store.remove(_name(other_id))
     return StoreClaim(store, identity, entry)
 
 
@@ -198,38 +198,38 @@ def _holds(entry: _Entry | None) -> bool:
 
 
 def _living(
-    store: ObjectStore, others: Mapping[str, _Entry | None], say: Callable[[str], None]
+    store: ObjectStore, entries: Mapping[str, _Entry | None], say: Callable[[str], None]
 ) -> list[str]:
-    """Ids of the claims in `others` whose process is alive."""
+    """Ids of the claims in `entries` whose process is alive."""
     unseen = list[str]()
-    for identity, entry in others.items():
+    for identity, entry in entries.items():
         if entry is not None and entry.owner.released:
             continue
-        here = None if entry is None else owner_is_alive(entry.owner)
-        if here:
+        is_alive = None if entry is None else owner_is_alive(entry.owner)
+        if is_alive:
             return [identity]
-        if here is None:
+        if is_alive is None:
             unseen.append(identity)
     if not unseen:
         return []
-    entry = others[unseen[0]]
-    who = f"process {entry.owner.pid} on {entry.owner.host}" if entry else "an unknown process"
+    entry = entries[unseen[0]]
+    holder = f"process {entry.owner.pid} on {entry.owner.host}" if entry else "an unknown process"
     say(
-        f"`{store.url}` is in use by {who}, whose state cannot be checked from this machine: "
+        f"`{store.url}` is in use by {holder}, whose state cannot be checked from this machine: "
         f"waiting up to {SILENCE_S:.0f} s for a heartbeat."
     )
     end = time.monotonic() + SILENCE_S
     while time.monotonic() < end:
         time.sleep(min(BEAT_S / 2, SILENCE_S / 10))
         now = _entries(store)
-        unseen = [other for other in unseen if other in now]
+        unseen = [other_id for other_id in unseen if other_id in now]
         moved = [
-            other for other in unseen
-            if now[other] != others[other] and not _is_released(now[other])
+            other_id for other_id in unseen
+            if now[other_id] != entries[other_id] and not _is_released(now[other_id])
         ]  # fmt: skip
         if moved:
             return moved
-        if all(_is_released(now[other]) for other in unseen):
+        if all(_is_released(now[other_id]) for other_id in unseen):
             return []
     return []
 

@@ -69,18 +69,18 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     # Not from tempfile, whose files only their owner can read: results are shared.
     ending = f".{os.getpid()}-{threading.get_ident()}.tmp"
-    beside = path.with_name(f".{shortened(path.name, LONGEST_NAME - len(ending) - 1)}{ending}")
+    temporary = path.with_name(f".{shortened(path.name, LONGEST_NAME - len(ending) - 1)}{ending}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        _fsync(beside)
-        _rename(beside, path)
+        yield temporary
+        _fsync(temporary)
+        _rename(temporary, path)
         _fsync(path.parent)
     except OSError as error:
         raise refused(path, error) from error
     finally:
         with suppress(OSError):  # fails as well if the folder is the problem
-            beside.unlink()
+            temporary.unlink()
     for written in tuple(_OBSERVERS):
         written(path)
 
@@ -112,8 +112,8 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes `content` to `path` durably (see `replacing`)."""
-    with replacing(path) as beside:
-        beside.write_bytes(content)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -160,15 +160,15 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _rename(beside: Path, path: Path) -> None:
+def _rename(temporary: Path, path: Path) -> None:
     """Renames; retries where Windows refuses because another process has `path` open."""
     for wait in _WAITS if _WINDOWS else ():
         try:
-            beside.replace(path)
+            temporary.replace(path)
             return
         except PermissionError:
             time.sleep(wait)
-    beside.replace(path)
+    temporary.replace(path)
 
 
 def refused(path: Path, error: OSError) -> RunError:

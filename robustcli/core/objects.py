@@ -241,9 +241,10 @@ class ObjectStore:
             return
 
         def transfer() -> None:
-            # `replacing` treats every OSError as an error of the disk; `_apart` wraps the others.
-            with replacing(target) as beside, _apart():
-                system.get_file(_joined(root, name), str(beside))
+            # `replacing` treats every OSError as an error of the disk; `_wrapped_errors` wraps
+            # those that are not.
+            with replacing(target) as temporary, _wrapped_errors():
+                system.get_file(_joined(root, name), str(temporary))
 
         self._tried(name, transfer)
 
@@ -269,8 +270,8 @@ class ObjectStore:
                         raise self._broken(name, EOFError("it has changed since it was listed"))
                     file.seek(start)
                     file.write(content)
-            with replacing(target) as beside:
-                partial.replace(beside)
+            with replacing(target) as temporary:
+                partial.replace(temporary)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and partial.exists():
                 raise  # the object was removed
@@ -415,7 +416,7 @@ class _TransferError(Exception):
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
+def _wrapped_errors() -> Iterator[None]:
     """Wraps exceptions in `_TransferError`, except errors of the local disk."""
     try:
         yield

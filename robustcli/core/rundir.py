@@ -72,7 +72,7 @@ class Ending:
     status: str = "complete"
 
 
-def _nothing_kept(old: Any, new: Any) -> dict[str, Any]:
+def _no_kept_fields(old: Any, new: Any) -> dict[str, Any]:
     return {}
 
 
@@ -88,7 +88,7 @@ class RunKind(Generic[RecordT]):
         files: Globs of files of a run besides its record and tracebacks.
         differences: Yields one sentence, with the option, per setting of a new record that
             contradicts the old one.
-        kept: Returns the fields of a continued record, from the old and the new one, besides
+        kept_fields: Returns the fields of a continued record, from the old and the new one, besides
             `command` and `created`. Status `complete` means that there is nothing left to do.
         temporary: Folders that are useless after their process has ended.
         interrupted: The status after Ctrl+C.
@@ -102,7 +102,7 @@ class RunKind(Generic[RecordT]):
     folders: tuple[str, ...]
     files: tuple[str, ...]
     differences: Callable[[RecordT, RecordT], Iterator[str]]
-    kept: Callable[[RecordT, RecordT], dict[str, Any]] = _nothing_kept
+    kept_fields: Callable[[RecordT, RecordT], dict[str, Any]] = _no_kept_fields
     temporary: tuple[str, ...] = field(default=(), kw_only=True)
     interrupted: str = field(default="running", kw_only=True)
     results: tuple[str, ...] = field(default=(), kw_only=True)
@@ -184,18 +184,18 @@ class RunKind(Generic[RecordT]):
 
     def open(
         self, run: Path, new: RecordT, *, fresh: bool,
-        more: Callable[[RecordT], Iterator[str]] = lambda _: iter(()),
+        further_differences: Callable[[RecordT], Iterator[str]] = lambda _: iter(()),
     ) -> RecordT:  # fmt: skip
         """Writes and returns the record of a new run, or of one that continues the run in `run`.
 
-        A run with status `complete` after `kept` is not changed. A failed run without results
-        restarts if its settings differ, for example after an unreadable image was removed.
+        A run with status `complete` after `kept_fields` is not changed. A failed run without
+        results restarts if its settings differ, for example after an unreadable image was removed.
 
         Args:
             run: The folder, owned by this process.
             new: The record of a new run.
             fresh: Whether to discard an earlier run.
-            more: Further differences from the old run that are not in the records.
+            further_differences: Further differences from the old run that are not in the records.
 
         Raises:
             UsageError: The folder holds a run of another kind, or one with other settings; the
@@ -204,15 +204,19 @@ class RunKind(Generic[RecordT]):
         if fresh:
             self.discard(run)
         if has_record(run):
-            new = self._continued(run, self.read(run), new, more)
+            new = self._continued(run, self.read(run), new, further_differences)
         if new.status != "complete":
             self.write(run, new)
         return new
 
     def _continued(
-        self, run: Path, old: RecordT, new: RecordT, more: Callable[[RecordT], Iterator[str]]
+        self,
+        run: Path,
+        old: RecordT,
+        new: RecordT,
+        further_differences: Callable[[RecordT], Iterator[str]],
     ) -> RecordT:
-        differences = [*self.differences(old, new), *more(old)]
+        differences = [*self.differences(old, new), *further_differences(old)]
         if differences and self.results and not any(any(run.glob(g)) for g in self.results):
             self.discard(run)
             return new
@@ -224,8 +228,8 @@ class RunKind(Generic[RecordT]):
                 "with `--fresh`.",
             )
         commands = "\n".join(dict.fromkeys([*old.command.splitlines(), new.command]))
-        kept = {"command": commands, "created": old.created, **self.kept(old, new)}
-        return new.model_copy(update=kept)
+        kept_fields = {"command": commands, "created": old.created, **self.kept_fields(old, new)}
+        return new.model_copy(update=kept_fields)
 
     def discard(self, run: Path) -> None:
         """Removes the files of a run, and no other files."""
@@ -453,9 +457,9 @@ def _refuse_if_alive(run: str, path: Path, say: Callable[[str], None]) -> None:
         return
     alive = owner_is_alive(owner) if owner is not None else None
     if alive is None:
-        who = f"process {owner.pid} on {owner.host}" if owner else "an unknown process"
+        holder = f"process {owner.pid} on {owner.host}" if owner else "an unknown process"
         say(
-            f"`{run}` is in use by {who}, whose state cannot be checked from this machine: "
+            f"`{run}` is in use by {holder}, whose state cannot be checked from this machine: "
             f"waiting up to {SILENCE_SECONDS:.0f} s for a heartbeat."
         )
         alive = _has_heartbeat(path)
@@ -478,13 +482,13 @@ def in_use(run: str, owner: Owner | None) -> RunError:
         return RunError(
             f"Another process is working in `{run}`.", "", "Wait for it, or use another `--out`."
         )
-    here = owner.machine == _machine()
-    where = "on this machine" if here else f"on {owner.host}"
+    is_local = owner.machine == _machine()
+    place = "on this machine" if is_local else f"on {owner.host}"
     return RunError(
         f"Another process is working in `{run}`.",
-        f"Process {owner.pid} {where} ({owner.host}) has been using it since {owner.since}: "
+        f"Process {owner.pid} {place} ({owner.host}) has been using it since {owner.since}: "
         f"`{owner.command}`.",
-        f"Wait for it, or end it (`kill {owner.pid}` {where}), or use another `--out`. Processes "
+        f"Wait for it, or end it (`kill {owner.pid}` {place}), or use another `--out`. Processes "
         "that share the work are started together: `--devices N`, or torchrun.",
     )
 
@@ -527,8 +531,8 @@ def _read(path: Path) -> Owner | None:
 
 
 def _write(path: Path, owner: Owner) -> None:
-    with replacing(path) as beside:
-        beside.write_text(_text(owner), encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(_text(owner), encoding="utf-8")
 
 
 def _text(owner: Owner) -> str:

@@ -182,7 +182,7 @@ class Watchdog:
         self.say = say
         self.seconds = seconds_limit() if seconds is None else seconds
         self._tables: list[WorkerTable] = []
-        self._seen: dict[tuple[str, int], _TaskAge] = {}
+        self._ages: dict[tuple[str, int], _TaskAge] = {}
         self._ended: dict[int, str] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -196,7 +196,7 @@ class Watchdog:
     def start(self) -> None:
         """Starts the thread of the watchdog; call it after loader processes were forked."""
         if self._thread is None and self.seconds < math.inf:
-            self._seen = {
+            self._ages = {
                 ("thread", thread): _TaskAge(task.number, reported=True)
                 for thread, task in list(_threads.items())
             }
@@ -237,16 +237,16 @@ class Watchdog:
     def _look(self, seconds: float) -> None:
         """Adds `seconds` to the time of every task that has not changed."""
         tasks = self._tasks()
-        for key in self._seen.keys() - tasks.keys():
-            del self._seen[key]
+        for key in self._ages.keys() - tasks.keys():
+            del self._ages[key]
         for key, task in tasks.items():
-            seen = self._seen.get(key)
-            if seen is None or seen.number != task.number:
-                self._seen[key] = _TaskAge(task.number)
+            age = self._ages.get(key)
+            if age is None or age.number != task.number:
+                self._ages[key] = _TaskAge(task.number)
                 continue
-            seen.seconds += seconds
-            if seen.seconds > self.seconds and not seen.reported:
-                seen.reported = True
+            age.seconds += seconds
+            if age.seconds > self.seconds and not age.reported:
+                age.reported = True
                 self._report(key, task.text)
 
     def _tasks(self) -> dict[tuple[str, int], _Task]:

@@ -373,9 +373,9 @@ class _Uploads:
     def _send_rest(self, claim: StoreClaim) -> None:
         claim.check()
         files = self.folder.files()
-        rest = [name for name in files if not self.folder.is_transferred(name, files[name])]
+        unsent_names = [name for name in files if not self.folder.is_transferred(name, files[name])]
         self._remove_deleted()
-        self.folder.send_all(rest)
+        self.folder.send_all(unsent_names)
         self._error = None
 
 

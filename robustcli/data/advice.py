@@ -30,8 +30,8 @@ LAYOUTS_IN_WORDS = """Put the files into one of these layouts:
 
 def quoted(names: Sequence[str]) -> str:
     """At most five of `names` in backticks, followed by the number of the remaining names."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(f"`{name}`" for name in names[:_SHOWN]) + more
+    suffix = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(f"`{name}`" for name in names[:_SHOWN]) + suffix
 
 
 def missing_data_error(data: str, *, masks: bool) -> UsageError:

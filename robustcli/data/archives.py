@@ -333,7 +333,7 @@ def decompress(source: Path, target: Path) -> None:
     """
     name = source.name.lower()
     opener: _Opener = next((o for s, o in _OPENERS.items() if name.endswith(s)), gzip.open)
-    with opener(source) as packed, replacing(target) as beside, beside.open("wb") as out:
+    with opener(source) as packed, replacing(target) as temporary, temporary.open("wb") as out:
         most, written = max(_MOST_UNPACKED, _MOST_RATIO * source.stat().st_size), 0
         while chunk := _unpacked(packed):
             written += len(chunk)

@@ -34,15 +34,15 @@ class UnreadableImage(Exception):  # noqa: N818 - describes the image, not a fau
 _REASONS_SHOWN = 20
 
 
-def reasons_in_lines(unreadable: Mapping[str, str], where: str = "") -> str:
-    """One indented line for each of the first 20 unreadable images; `where` says where all are.
+def reasons_in_lines(unreadable: Mapping[str, str], location: str = "") -> str:
+    """One indented line for each of the first 20 unreadable images; `location` says where all are.
 
     `unreadable` maps the id of each unreadable image to the reason.
     """
     shown = list(unreadable.items())[:_REASONS_SHOWN]
     lines = ["  " + printable(f"{name}: {why}").replace("\n", r"\n") for name, why in shown]
     if len(unreadable) > _REASONS_SHOWN:
-        lines.append(f"  and {len(unreadable) - _REASONS_SHOWN:,} more{where}")
+        lines.append(f"  and {len(unreadable) - _REASONS_SHOWN:,} more{location}")
     return "\n".join(lines)
 
 
@@ -195,8 +195,8 @@ def _contents(files: Sequence[FileRef]) -> Iterator[bytes]:
     with ThreadPoolExecutor(_READ_AHEAD) as pool:
         for first in range(0, len(files), _READ_AHEAD):
             some = files[first : first + _READ_AHEAD]
-            far = any(file.rows is not None for file in some)
-            yield from pool.map(_content, some) if far else map(_content, some)
+            in_tables = any(file.rows is not None for file in some)
+            yield from pool.map(_content, some) if in_tables else map(_content, some)
 
 
 def _content(file: FileRef) -> bytes:

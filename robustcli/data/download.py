@@ -474,10 +474,10 @@ def unpack(dataset: NamedDataset, packed: Path, target: Path) -> None:
         RunError: The download is damaged or is not `dataset`. It is deleted, so the next call
             downloads it again.
     """
-    with replacing(target) as beside:
+    with replacing(target) as temporary:
         try:
-            decompress(packed, beside)
-            images = _count_images(beside)
+            decompress(packed, temporary)
+            images = _count_images(temporary)
         except (UsageError, tarfile.TarError) as error:
             raise _not_the_set(dataset, packed, f"it is damaged: {error}") from error
         if images != dataset.images:

@@ -244,9 +244,9 @@ def _commit(name: HubName, say: Say, offline: bool) -> str:
     else:
         commit = _resolved(name, revision)
         write_text(file, commit + "\n")
-    when = " (as last looked up; `--offline` forbids a new look-up)" if offline else ""
+    note = " (as last looked up; `--offline` forbids a new look-up)" if offline else ""
     say(
-        f"`{name.place}`: `{revision}` is the commit {commit}{when}. To use the same images "
+        f"`{name.place}`: `{revision}` is the commit {commit}{note}. To use the same images "
         f"later, write `{name.place}@{commit}`."
     )
     return commit
@@ -505,9 +505,9 @@ def _chosen(name: HubName, published: Published, truth: Literal["label", "mask"]
             name, published, "mask", name.mask, [i for i in images if i != name.image],
             [i for i in _MASK_NAMES if i != name.image], certain=False,
         )  # fmt: skip
-        others = [image for image in images if image != mask]
+        image_columns = [image for image in images if image != mask]
         return _Columns(
-            _single_column(name, published, "image", name.image, others, _IMAGE_NAMES),
+            _single_column(name, published, "image", name.image, image_columns, _IMAGE_NAMES),
             mask,
             masks=True,
         )
@@ -628,8 +628,8 @@ def _rows(
                 name.repo, f"the labels of its split `{split}` were never downloaded"
             ) from None
         table = _fetched_rows(name, commit, published, split, columns)
-        with replacing(file) as beside:
-            pq.write_table(table, beside)
+        with replacing(file) as temporary:
+            pq.write_table(table, temporary)
     labels = table.column("label").to_pylist()
     unlabelled = 0 if columns.masks else sum(not label for label in labels)
     return _Rows(table.column("id").to_pylist(), labels, unlabelled)

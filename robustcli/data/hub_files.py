@@ -56,7 +56,7 @@ class RowGroup:
     offline: bool
 
     @property
-    def kept(self) -> Path:
+    def cache_path(self) -> Path:
         """Path of the cached row group."""
         plain = local_file_name(
             f"{self.path.removesuffix('.parquet')}-{self.group:05d}-{self.leaf}"
@@ -65,7 +65,7 @@ class RowGroup:
 
     def ref(self, image_id: str, row: int) -> FileRef:
         """The image or mask in row `row` of the row group."""
-        return FileRef(image_id, self.kept, f"row {row}", row, rows=self)
+        return FileRef(image_id, self.cache_path, f"row {row}", row, rows=self)
 
     def pin(self, row: int) -> str:
         """A permanent identifier of the bytes of a row: the contents of a commit never change."""
@@ -73,7 +73,7 @@ class RowGroup:
 
     def shown(self, row: int) -> str:
         """Cache path and index of a row, for messages."""
-        return f"{self.kept}:row {row}"
+        return f"{self.cache_path}:row {row}"
 
     def read(self, row: int) -> bytes:
         """The encoded image in a row.
@@ -96,7 +96,7 @@ class RowGroup:
         import pyarrow as pa
 
         try:
-            with pa.memory_map(str(self.kept)) as mapped:
+            with pa.memory_map(str(self.cache_path)) as mapped:
                 column = pa.ipc.open_file(mapped).get_batch(0).column(0)
                 return column[row].as_py() or b""
         except (OSError, pa.ArrowException):
@@ -108,9 +108,9 @@ class RowGroup:
                 self.repo, f"row group {self.group} of `{self.path}` is not on this machine"
             )
         try:
-            lock = lock_on_this_machine(self.kept)
+            lock = lock_on_this_machine(self.cache_path)
         except OSError as error:
-            raise refused(self.kept, error) from error
+            raise refused(self.cache_path, error) from error
         with lock:
             if self._kept_row(0) is None:  # another process may have fetched it in the meantime
                 self._keep(self._column())
@@ -134,8 +134,8 @@ class RowGroup:
 
         batch = pa.record_batch([values], ["bytes"])
         with (
-            replacing(self.kept) as beside,
-            pa.OSFile(str(beside), "wb") as out,
+            replacing(self.cache_path) as temporary,
+            pa.OSFile(str(temporary), "wb") as out,
             pa.ipc.new_file(out, batch.schema) as writer,
         ):
             writer.write_batch(batch)

@@ -294,10 +294,12 @@ def _values_of(table: ClassTable) -> _Values:
             "A value must belong to exactly one class.",
             "Correct it.",
         )
-    others = {name.lower(): name for name in by_name if name.lower() in (_BACKGROUND, _IGNORE)}
+    reserved_names = {
+        name.lower(): name for name in by_name if name.lower() in (_BACKGROUND, _IGNORE)
+    }
     background, ignored = (
-        tuple(by_name.pop(others[other], ())) if other in others else ()
-        for other in (_BACKGROUND, _IGNORE)
+        tuple(by_name.pop(reserved_names[key], ())) if key in reserved_names else ()
+        for key in (_BACKGROUND, _IGNORE)
     )
     if not background and 0 not in counts:
         background = (0,)
@@ -435,11 +437,11 @@ def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str)
     if {label.name for label in labels} == set(keys):  # the table has values and names
         labels = [replace(label, key=label.name) for label in labels]
     by_key = {label.key: label for label in labels}
-    others = [key for key in by_key if key not in keys]
-    lacking = [key for key in keys if key not in by_key]
-    if others or lacking:
-        faults = [f"no files of {', '.join(others)}"] if others else []
-        faults += [f"no class for the files of {', '.join(lacking)}"] if lacking else []
+    unexpected_keys = [key for key in by_key if key not in keys]
+    missing_keys = [key for key in keys if key not in by_key]
+    if unexpected_keys or missing_keys:
+        faults = [f"no files of {', '.join(unexpected_keys)}"] if unexpected_keys else []
+        faults += [f"no class for the files of {', '.join(missing_keys)}"] if missing_keys else []
         raise UsageError(
             f"{table.source} does not fit the masks of `{location}`: {' and '.join(faults)}.",
             f"Each class has separate files in this data set: {', '.join(keys)}.",
@@ -502,9 +504,9 @@ def _check(
     known = {*named.background, *ignored, *(v for values in named.values for v in values)}
     unknown = sorted(value for value in counts if value not in known)
     if unknown:
-        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        suffix = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         raise UsageError(
-            f"The masks of `{location}` contain {shown_values(unknown[:_SHOWN])}{more}, which "
+            f"The masks of `{location}` contain {shown_values(unknown[:_SHOWN])}{suffix}, which "
             f"{source} does not contain.",
             f"Their values (share of the pixels): {shares_in_words(counts)}.",
             f"Add them to the table (the names `{_BACKGROUND}` and `{_IGNORE}` have that "
@@ -555,8 +557,8 @@ def _announcements(
     without = [name for name, values in zip(named.names, named.values, strict=True)
                if not any(value in counts for value in values)]  # fmt: skip
     if without:
-        where = f"the first {census.masks} masks" if partly else "any mask"
-        yield f"Classes without a pixel in {where}: {', '.join(without)}."
+        searched_masks = f"the first {census.masks} masks" if partly else "any mask"
+        yield f"Classes without a pixel in {searched_masks}: {', '.join(without)}."
     if source == f"`{_FLAG} {ALL}`" and (255,) in named.values and not reading.ignored:
         yield "255 is read as a class. If it marks pixels without annotation, add `--ignore 255`."
 

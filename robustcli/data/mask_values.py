@@ -117,10 +117,10 @@ class MaskReading:
             )
         foreground = "all but 0" if self.foreground is None else shown_values(self.foreground)
         background = "everything else" if self.background is None else shown_values(self.background)
-        where = " of the alpha channel" if self.channel == "alpha" else ""
+        channel_note = " of the alpha channel" if self.channel == "alpha" else ""
         ignored = f", ignored {shown_values(self.ignored)}" if self.ignored else ""
         kind = f" ({self.kind})" if self.kind else ""
-        return f"foreground {foreground}{where}, background {background}{ignored}{kind}"
+        return f"foreground {foreground}{channel_note}, background {background}{ignored}{kind}"
 
     def _class_words(self) -> str:
         named = zip(self.classes, self.class_values, strict=True)
@@ -460,8 +460,8 @@ def shares_in_words(counts: Mapping[Value, int]) -> str:
     shown = sorted(largest[:_SHOWN])
     shares = ((value, counts[value] / total) for value in shown)
     words = (f"{shown_value(v)} ({f'{s:.1%}' if s >= 0.001 else 'under 0.1%'})" for v, s in shares)
-    more = f" and {len(largest) - _SHOWN} others" if len(largest) > _SHOWN else ""
-    return ", ".join(words) + more
+    suffix = f" and {len(largest) - _SHOWN} others" if len(largest) > _SHOWN else ""
+    return ", ".join(words) + suffix
 
 
 def mask_labels(
@@ -548,8 +548,8 @@ def as_number(value: Any) -> Value:
 
 def unknown_values(unknown: Sequence[Value], reading: MaskReading, place: str) -> UsageError:
     """The error for values without meaning in the interpretation of the data set."""
-    more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-    fault = f"The mask `{place}` contains {shown_values(unknown[:_SHOWN])}{more}."
+    suffix = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+    fault = f"The mask `{place}` contains {shown_values(unknown[:_SHOWN])}{suffix}."
     why = (
         f"The masks of this data set are read as {reading.words()}; the meaning of other values "
         "is not known."

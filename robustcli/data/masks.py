@@ -156,9 +156,9 @@ def _from_class_files(ref: FileRef, reading: MaskReading) -> NDArray[np.uint8]:
         present = mask == 1
         overlap = present & (labels != 0) & (labels != IGNORED)
         if not reading.covers and overlap.any():
-            other = reading.classes[int(labels[overlap][0]) - 1]
+            other_class = reading.classes[int(labels[overlap][0]) - 1]
             raise UsageError(
-                f"`{part}` overlaps the class `{other}` in {int(overlap.sum()):,} pixels.",
+                f"`{part}` overlaps the class `{other_class}` in {int(overlap.sum()):,} pixels.",
                 "A pixel can have only one class, and it is not known which of the two to use.",
                 "List the classes in order of increasing priority: `--classes "
                 f"{','.join(reading.class_files)}` uses the last class where several overlap.",
@@ -280,7 +280,7 @@ def _survey_class_files(
         for key, part in ref.parts:
             files[key].append(part)
     named = name_class_files(sorted(files), classes, location)
-    every = Census(0)
+    total_census = Census(0)
     pixels: dict[str, int] = {}
     for key in named.keys:
         ordered = sorted(files[key], key=lambda ref: ref.relative)
@@ -290,10 +290,10 @@ def _survey_class_files(
         )  # fmt: skip
         pixels[key] = sum(n for (v, _), n in census.exact.items() if v != 0)
         pixels[key] += sum(n for v, n in census.lossy.items() if v > _HALF)
-        every.add(census)
-    if not every.masks:
+        total_census.add(census)
+    if not total_census.masks:
         return MaskReading(STANDARD), ()
-    reading, notes = decide(every, location, ignore=ignore)
+    reading, notes = decide(total_census, location, ignore=ignore)
     reading = replace(
         reading, classes=named.names, class_files=named.keys, colours=named.colours,
         covers=named.covers, source=named.source,
@@ -319,12 +319,12 @@ def _file_state(ref: FileRef) -> tuple[int, int]:
 @lru_cache(maxsize=64)
 def _census(
     masks: tuple[tuple[FileRef, tuple[int, int]], ...], ignored: tuple[float, ...],
-    palettes_apart: bool, every: bool,
+    palettes_apart: bool, all_masks: bool,
 ) -> Census:  # fmt: skip
     """Counts the values of the first masks up to the limits of a survey; cached.
 
-    With `palettes_apart`, masks with a palette are counted by index and colour. With `every`, all
-    masks are read.
+    With `palettes_apart`, masks with a palette are counted by index and colour. With `all_masks`,
+    all masks are read.
     """
     palette: PaletteReading = "index" if palettes_apart else "auto"
     census = Census(total=len(masks))
@@ -337,7 +337,7 @@ def _census(
                     continue
                 _add(census, mask_counts)
                 pixels += sum(mask_counts.counts.values())
-                if every:
+                if all_masks:
                     continue
                 values = len(census.exact) + len(census.lossy)
                 different = {v for v, _ in (*census.exact, *census.palette)} | set(census.lossy)

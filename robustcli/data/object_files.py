@@ -90,7 +90,7 @@ class ObjectImages:
                 self._ahead[row] = self._fetched(row)
 
     def _fetched(self, row: int) -> bytes:
-        cached = self._kept(row)
+        cached = self._cached_bytes(row)
         if cached is not None:
             return cached
         if self.offline:
@@ -108,7 +108,7 @@ class ObjectImages:
         digest = hashlib.sha256(identity.encode()).hexdigest()[:40]
         return self.cache / digest[:2] / digest[2:]
 
-    def _kept(self, row: int) -> bytes | None:
+    def _cached_bytes(self, row: int) -> bytes | None:
         """The cached bytes; None if they are missing or damaged."""
         if row >= self._cached:
             return None
@@ -124,13 +124,13 @@ class ObjectImages:
         if row >= self._cached:
             return
         place = self._place(row)
-        beside = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+        temporary = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}.tmp")
         with suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_bytes(content + _checksum(content))
-            beside.replace(place)
+            temporary.write_bytes(content + _checksum(content))
+            temporary.replace(place)
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def _checksum(content: bytes) -> bytes:
@@ -186,9 +186,9 @@ class ObjectFolder:
         )  # fmt: skip
         root, unreached = _tree(self.objects, {name: row for row, name in enumerate(names)}, images)
         listing = list_tree(_InStore(root, "", "", self.place), suffixes)
-        others = [file for file in listing.files if file.rows is None]
+        other_files = [file for file in listing.files if file.rows is None]
         keys = {normalised_path(name): name for name in self.objects}
-        at_once(others, lambda file: self.fetch(keys[file.relative], file.path))
+        at_once(other_files, lambda file: self.fetch(keys[file.relative], file.path))
         return FileListing(
             listing.files, listing.leftovers, sorted([*listing.unreached, *unreached])
         )
@@ -359,18 +359,18 @@ def _open_file(folder: ObjectFolder) -> None:
     parent = ObjectStore(url.rpartition("/")[0])
     for ending in (_GROUPS, LABEL_FILES[0]) if not folder.offline else ():
         name = f"{archive_stem(folder.place)}.{ending}"
-        beside = folder.place.with_name(name)
+        table_path = folder.place.with_name(name)
         try:
-            parent.fetch(name, beside)
+            parent.fetch(name, table_path)
         except FileNotFoundError:
-            beside.unlink(missing_ok=True)
+            table_path.unlink(missing_ok=True)
 
 
-def _listed(store: ObjectStore, kept: Path, *, offline: bool) -> dict[str, StoredObject]:
+def _listed(store: ObjectStore, listing_file: Path, *, offline: bool) -> dict[str, StoredObject]:
     """The current objects of the data set; if `offline`, those of the last listing."""
     if offline:
         try:
-            listing = parse_json(kept.read_text(encoding="utf-8"))
+            listing = parse_json(listing_file.read_text(encoding="utf-8"))
             if listing["schema_version"] != _FORMAT:
                 raise ValueError("it has another version")
             return {name: StoredObject(*facts) for name, *facts in listing["objects"]}
@@ -385,7 +385,7 @@ def _listed(store: ObjectStore, kept: Path, *, offline: bool) -> dict[str, Store
         )
     rows = [[name, stored.size, stored.version] for name, stored in objects.items()]
     content = {"schema_version": _FORMAT, "url": store.url, "objects": rows}
-    write_text(kept, json.dumps(content) + "\n")
+    write_text(listing_file, json.dumps(content) + "\n")
     return objects
 
 

@@ -188,10 +188,10 @@ def _nifti_pairs(
 
 def _check_volumes(location: Path, files: Sequence[FileRef]) -> None:
     """Raises UsageError for volumes in formats other than NIfTI, and for volumes in archives."""
-    others = sorted(f.relative for f in files if f.relative.lower().endswith(_OTHER_VOLUMES))
-    if others:
+    volumes = sorted(f.relative for f in files if f.relative.lower().endswith(_OTHER_VOLUMES))
+    if volumes:
         raise UsageError(
-            f"`{location}` contains {len(others)} unsupported volumes, such as `{others[0]}`.",
+            f"`{location}` contains {len(volumes)} unsupported volumes, such as `{volumes[0]}`.",
             "Only volumes in NIfTI format are supported (`.nii.gz`, with nibabel).",
             "Convert them to NIfTI, or their slices to PNG: `imagesTr/NAME_slice_000_0000.png` "
             "and `labelsTr/NAME_slice_000.png`; slices with the same NAME are put into the same "

@@ -447,9 +447,9 @@ def _mask_layout(path: Path, say: Say) -> tuple[Layout[FileRef], list[FileRef]]:
     if _is_table(path):
         tables = [FileRef(name, path.parent / name) for name in LABEL_FILES]
         return read_mask_manifest(path, say), [file for file in tables if file.path.is_file()]
-    every = _listed(path, MASK_SUFFIXES | SIDE_SUFFIXES, say, named_like=MASK_SUFFIXES)
-    files = [file for file in every if named_like_image(file.relative, MASK_SUFFIXES)]
-    known = find_layout(path, every, PUBLISHED_MASKS, inside=True)
+    listed_files = _listed(path, MASK_SUFFIXES | SIDE_SUFFIXES, say, named_like=MASK_SUFFIXES)
+    files = [file for file in listed_files if named_like_image(file.relative, MASK_SUFFIXES)]
+    known = find_layout(path, listed_files, PUBLISHED_MASKS, inside=True)
     if known is None and not files:
         raise advice.no_images(path, advice.LAYOUTS_IN_WORDS)
     layout = known or find_layout(path, files, MASK_RECOGNISERS, inside=True)
@@ -457,10 +457,10 @@ def _mask_layout(path: Path, say: Say) -> tuple[Layout[FileRef], list[FileRef]]:
         raise advice.no_masks(path, files)
     groups = groups_file(path)
     layout = with_groups(layout, groups, say) if groups.is_file() else layout
-    beside = path.with_name(f"{archive_stem(path)}.{LABEL_FILES[0]}")
-    if not path.is_dir() and beside.is_file():
-        every = [FileRef(LABEL_FILES[0], beside)]
-    return layout, [file for file in every if file.file_name in LABEL_FILES]
+    table_path = path.with_name(f"{archive_stem(path)}.{LABEL_FILES[0]}")
+    if not path.is_dir() and table_path.is_file():
+        listed_files = [FileRef(LABEL_FILES[0], table_path)]
+    return layout, [file for file in listed_files if file.file_name in LABEL_FILES]
 
 
 def find_table(files: Sequence[FileRef], say: Say) -> ClassTable | None:
@@ -482,7 +482,9 @@ def find_table(files: Sequence[FileRef], say: Say) -> ClassTable | None:
         table = parse_table(content, file.file_name, say)
         if table is None:
             continue
-        if any(rank(other) == rank(file) and other.read() != content for other in files):
+        if any(
+            rank(candidate) == rank(file) and candidate.read() != content for candidate in files
+        ):
             raise UsageError(
                 f"Several files `{file.file_name}` in the data set contain different classes.",
                 f"{', '.join(f'`{f}`' for f in files if rank(f) == rank(file))}.",

@@ -191,10 +191,10 @@ def _too_few_in_class(
     )
 
 
-def _splits(dataset: Dataset, ids: Mapping[str, Collection[str]], how: str) -> Splits:
+def _splits(dataset: Dataset, ids: Mapping[str, Collection[str]], method: str) -> Splits:
     subset = f"{dataset.subset}; " if dataset.subset else ""
     return Splits(
-        *(dataset.part(frozenset(ids[n]), f"{subset}{n} part, split {how}") for n in SPLITS)
+        *(dataset.part(frozenset(ids[n]), f"{subset}{n} part, split {method}") for n in SPLITS)
     )
 
 

@@ -35,8 +35,8 @@ def table_and_rows(run: Path) -> tuple[pd.DataFrame, ModelRows]:
     rows: dict[str, dict[CellKey, pd.DataFrame]] = {model.name: {} for model in record.models}
     lines = []
     for model, cell, frame, numbers in _cells(run, record):
-        kept = frame.drop(columns=_TABLE_ONLY, errors="ignore")
-        rows[model][cell.transform, cell.severity] = kept
+        cell_rows = frame.drop(columns=_TABLE_ONLY, errors="ignore")
+        rows[model][cell.transform, cell.severity] = cell_rows
         lines.append(numbers)
     return _as_table(lines, record.task), rows
 

@@ -132,11 +132,11 @@ def _backends() -> Iterator[Check]:
             continue
         largest_error = worst_error(backend)
         serves = "".join(f"serves {kind}, " for kind, chosen in serving.items() if chosen == name)
-        how = f", {cpu.describe()}" if name == "cpu" else ""
+        details = f", {cpu.describe()}" if name == "cpu" else ""
         yield Check(
             f"scan: {name}",
             "ok" if largest_error < MOST_ERROR else "broken",
-            f"{serves}differs from the float64 reference by {largest_error:.1e} at most{how}",
+            f"{serves}differs from the float64 reference by {largest_error:.1e} at most{details}",
         )
 
 

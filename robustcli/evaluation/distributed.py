@@ -315,21 +315,23 @@ def check_ranks_agree(facts: Mapping[int, Mapping[str, Any]]) -> None:
         UsageError: A rank differs; the message names the rank and the first difference.
     """
     for rank in sorted(facts):
-        who = f"Process {rank} of {len(facts)} ({facts[rank].get('host')})"
-        check_same_inputs(facts[0], facts[rank], who)
+        process_name = f"Process {rank} of {len(facts)} ({facts[rank].get('host')})"
+        check_same_inputs(facts[0], facts[rank], process_name)
 
 
-def check_same_inputs(first: Mapping[str, Any], other: Mapping[str, Any], who: str) -> None:
-    """Checks that the inputs `other` of the process `who` equal the inputs `first`.
+def check_same_inputs(
+    first: Mapping[str, Any], inputs: Mapping[str, Any], process_name: str
+) -> None:
+    """Checks that `inputs`, those of the process `process_name`, equal `first`.
 
     Raises:
         UsageError: The inputs differ; the message names the first difference.
     """
-    for name in dict.fromkeys([*first, *other]):
-        ours, theirs = first.get(name), other.get(name)
+    for name in dict.fromkeys([*first, *inputs]):
+        ours, theirs = first.get(name), inputs.get(name)
         if ours != theirs and name != "host":
             raise UsageError(
-                f"{who} differs from the first process in: {name}.",
+                f"{process_name} differs from the first process in: {name}.",
                 _difference(ours, theirs),
                 "All processes must use the same: install the same versions, and pass the same "
                 "files to all.",

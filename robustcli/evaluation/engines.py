@@ -169,10 +169,10 @@ class WorkerPool(Protocol):
 class PoolForecast:
     """The workers that an engine would start, for `--dry-run`.
 
-    `where` describes them; `tasks` is the number of tasks to create, as in `WorkerPool`.
+    `workers` describes them; `tasks` is the number of tasks to create, as in `WorkerPool`.
     """
 
-    where: str
+    workers: str
     tasks: int
 
 

@@ -220,8 +220,8 @@ def _lead(
             for path in plan.damaged(missing):
                 listener.say(f"`{path}` is damaged: its rows are computed again.")
             await_end = start(plan, missing)
-            done = plan.forwards - sum(piece.forwards for piece in missing)
-            listener.start(plan.forwards, done)
+            finished = plan.forwards - sum(piece.forwards for piece in missing)
+            listener.start(plan.forwards, finished)
             write_samples(
                 run, evaluation.cells.values(), config.seed, evaluation.data.items,
                 lambda items: evaluation.task.sample(items, models, config),
@@ -458,9 +458,9 @@ def _incomplete(
             for model in models:
                 count[f"`{model}` under {cell.transform}"] += len(piece.images)
     first = ", ".join(f"{n:,} of {what}" for what, n in count.most_common(3))
-    more = f" and {len(count) - 3} more" if len(count) > 3 else ""
+    suffix = f" and {len(count) - 3} more" if len(count) > 3 else ""
     lost = sum(piece.forwards for piece in missing)
-    why = f"Missing: {first}{more}." if lost else "Statistics of transformed images are missing."
+    why = f"Missing: {first}{suffix}." if lost else "Statistics of transformed images are missing."
     if why_lost:
         why = f"{why_lost} {why}"
     return IncompleteRun(

@@ -39,19 +39,19 @@ class ExportedNetwork(nn.Module):
     Args:
         network: Network of a classifier or segmenter. If it returns a list, the first output is
             used, which has the highest resolution.
-        whole: Whether several score maps are resized to the size of the input, as in an evaluation
-            of several classes. A single map is always resized. Several maps that count as one
-            foreground must not be resized here: they are summed before they are resized.
+        resize_maps: Whether several score maps are resized to the size of the input, as in an
+            evaluation of several classes. A single map is always resized. Several maps that count
+            as one foreground must not be resized here: they are summed before they are resized.
     """
 
-    def __init__(self, network: nn.Module, *, whole: bool = False) -> None:
+    def __init__(self, network: nn.Module, *, resize_maps: bool = False) -> None:
         super().__init__()
-        self.network, self.whole = network, whole
+        self.network, self.resize_maps = network, resize_maps
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores (B, classes) or (B, classes, h, w)."""
         scores = first(self.network(images))
-        if scores.ndim == 4 and (self.whole or int(scores.shape[1]) == 1):
+        if scores.ndim == 4 and (self.resize_maps or int(scores.shape[1]) == 1):
             size = [int(side) for side in images.shape[2:]]
             if [int(side) for side in scores.shape[2:]] != size:
                 scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)

@@ -161,9 +161,9 @@ def export(config: ExportConfig, listener: Listener | None = None) -> tuple[Expo
                 finished[graph.format] = Exported(target, sidecar, False)
                 listener.say(f"Written: `{target}`, described in `{sidecar_path(target).name}`.")
     if failures:
-        kept = "".join(f" `{done.path}` has been written." for done in finished.values())
+        written = "".join(f" `{exported.path}` has been written." for exported in finished.values())
         first = failures[0]
-        raise RunError(f"{first.what}{kept}", first.why, first.todo)
+        raise RunError(f"{first.what}{written}", first.why, first.todo)
     return tuple(finished[export_format] for export_format in formats)
 
 
@@ -384,8 +384,8 @@ def _graphs(
 
 
 def _wrapped(model: Classifier | Segmenter) -> ExportedNetwork:
-    whole = isinstance(model, Segmenter) and bool(model.classes)
-    return ExportedNetwork(model.network, whole=whole).eval()
+    resize_maps = isinstance(model, Segmenter) and bool(model.classes)
+    return ExportedNetwork(model.network, resize_maps=resize_maps).eval()
 
 
 def _shape(model: Classifier | Segmenter) -> tuple[int, int, int]:
@@ -566,5 +566,5 @@ def _version(package: str) -> str | None:
 def _install(graph: Path, target: Path, sidecar: Sidecar) -> None:
     """Writes the description, then moves the file `graph` to `target`."""
     write_sidecar(target, sidecar)
-    with replacing(target) as beside:
-        graph.replace(beside)
+    with replacing(target) as temporary:
+        graph.replace(temporary)

@@ -160,7 +160,7 @@ def _engine_forecast(engine: Engine, pieces: Sequence[Piece]) -> EngineForecast:
     pool = engine.forecast()
     tasks = deal(pieces, pool.tasks)
     largest = max((sum(p.forwards for p in task.pieces) for task in tasks), default=0)
-    return EngineForecast(engine.name, pool.where, len(tasks), largest)
+    return EngineForecast(engine.name, pool.workers, len(tasks), largest)
 
 
 def announce_quick(evaluation: Evaluation, listener: Listener) -> None:

@@ -60,11 +60,11 @@ class Source(IterableDataset["Batch[Any] | Notice | RobustError"]):
         self, part: PieceBatch, models: Mapping[Cell, tuple[str, ...]]
     ) -> Iterator[Batch[Any] | Notice]:
         """The batches of `part` for the cells of `models`, in halves if memory is too small."""
-        done: set[Cell] = set()
+        finished_cells: set[Cell] = set()
         try:
             for batch in self._batches(part, models):
                 yield batch
-                done.add(batch.cell)
+                finished_cells.add(batch.cell)
             return
         except MemoryError as error:  # also raised by NumPy
             if len(part.images) == 1:
@@ -74,7 +74,7 @@ class Source(IterableDataset["Batch[Any] | Notice | RobustError"]):
             "`--workers` or a smaller `--batch-size` need less memory."
         )
         half = len(part.images) // 2
-        left = {cell: names for cell, names in models.items() if cell not in done}
+        left = {cell: names for cell, names in models.items() if cell not in finished_cells}
         yield from self._fitting(replace(part, images=part.images[:half]), left)
         after = replace(part, images=part.images[half:], first=part.first + half)
         yield from self._fitting(after, left)

@@ -41,14 +41,14 @@ def distinct_names(
             cannot contain.
     """
     paths = [_path_of(request) for request in requests]
-    kept = _recorded_names(paths, names, recorded)
-    taken = {_key(model.name) for model in recorded} - set(map(_key, kept.values()))
-    current = [kept.get(number, name) for number, name in enumerate(names)]
+    recorded_names = _recorded_names(paths, names, recorded)
+    taken = {_key(model.name) for model in recorded} - set(map(_key, recorded_names.values()))
+    current = [recorded_names.get(number, name) for number, name in enumerate(names)]
     lengths = [1] * len(names)
     while True:
         counts = Counter(map(_key, current)) + Counter(taken)
         for number, path in enumerate(paths):
-            ambiguous = counts[_key(current[number])] > 1 and number not in kept
+            ambiguous = counts[_key(current[number])] > 1 and number not in recorded_names
             if path is None or not ambiguous or paths.count(path) > 1:
                 continue
             lengths[number] += 1
@@ -91,17 +91,17 @@ def _recorded_names(
     A copy of a training run has the name of the original.
     """
     by_path = {Path(model.weights).resolve(): model for model in recorded}
-    kept = {}
+    recorded_names = {}
     for number, (path, name) in enumerate(zip(paths, names, strict=True)):
         if path is None:
             continue
         weights = path / WEIGHTS if path.is_dir() else path
         namesake = next((model for model in recorded if model.name == name), None)
         if weights in by_path:
-            kept[number] = by_path[weights].name
+            recorded_names[number] = by_path[weights].name
         elif namesake is not None and _replaces(weights, namesake, paths):
-            kept[number] = name
-    return kept
+            recorded_names[number] = name
+    return recorded_names
 
 
 def _replaces(weights: Path, model: ModelRecord, paths: Sequence[Path | None]) -> bool:

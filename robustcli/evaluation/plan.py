@@ -106,8 +106,8 @@ class EvaluationPlan:
 
     def still_missing(self, pieces: Sequence[Piece]) -> tuple[Piece, ...]:
         """The parts of `pieces` that are still missing, such as after the death of a worker."""
-        rest = ((piece, self._piece(piece.block)) for piece in pieces)
-        left = (now.only([c for c in piece.cells if c in now.models]) for piece, now in rest)
+        pairs = ((piece, self._piece(piece.block)) for piece in pieces)
+        left = (now.only([c for c in piece.cells if c in now.models]) for piece, now in pairs)
         return tuple(piece for piece in left if piece.cells)
 
     def damaged(self, missing: Sequence[Piece]) -> list[Path]:

@@ -183,13 +183,13 @@ def predict_masks(
             "0.299 red + 0.587 green + 0.114 blue."
         )
     tag, classes = _tag(segmenter), segmenter.classes
-    done = {job for job in jobs if _is_done(job, tag, fresh=fresh)}
-    listener.start(len(jobs), len(done))
+    finished = {job for job in jobs if _is_done(job, tag, fresh=fresh)}
+    listener.start(len(jobs), len(finished))
     labels = _write_labels(out, classes) if classes else None
     colours = colours_of(len(classes))
     forward = Forward(segmenter, announce=listener.say)
     unreadable: dict[str, str] = {}
-    for batch in _batches([job for job in jobs if job not in done], unreadable, listener.say):
+    for batch in _batches([job for job in jobs if job not in finished], unreadable, listener.say):
         masks = [mask for piece in forward([pixels for _, pixels in batch]) for mask in piece]
         for (job, pixels), mask in zip(batch, masks, strict=True):
             _write(job, pixels, mask, tag, colours)
@@ -201,7 +201,7 @@ def predict_masks(
             reasons_in_lines(unreadable),
             "Repair or remove them; the same command then computes only the missing masks.",
         )
-    return PredictedMasks(tuple(job.mask for job in jobs), len(done), labels)
+    return PredictedMasks(tuple(job.mask for job in jobs), len(finished), labels)
 
 
 def _write_labels(out: Path, classes: Sequence[str]) -> Path:

@@ -54,11 +54,11 @@ class RayEngine:
 
     def forecast(self) -> PoolForecast:
         """See `engines.Engine`; asks a running cluster for its machines, but starts none."""
-        where = _connect(self._config.address)
-        if where is None:
+        connection = _connect(self._config.address)
+        if connection is None:
             gpus = _gpus_here(self.device)
             workers = _limited(gpus or usable_cores(), self._config.devices)
-            where = "started on this machine, which belongs to no cluster"
+            connection = "started on this machine, which belongs to no cluster"
             words = _in_words(1, workers, gpus=gpus > 0)
         else:
             try:
@@ -70,7 +70,7 @@ class RayEngine:
                 words = _in_words(len(nodes), workers, gpus=gpu_workers)
             finally:
                 ray.shutdown()
-        return PoolForecast(f"Ray {ray.__version__} {where}: {words}", _tasks(workers))
+        return PoolForecast(f"Ray {ray.__version__} {connection}: {words}", _tasks(workers))
 
     @contextmanager
     def pool(self, run: Path, say: Callable[[str], None]) -> Iterator[RayPool]:
@@ -78,11 +78,11 @@ class RayEngine:
 
         Actors of an earlier command have ended with that command.
         """
-        where = _connect(self._config.address) or _start_here()
+        connection = _connect(self._config.address) or _start_here()
         try:
             pool = RayPool(self._config, say)
             try:
-                say(f"Ray {ray.__version__} {where}: {pool.in_words()}.")
+                say(f"Ray {ray.__version__} {connection}: {pool.in_words()}.")
                 yield pool
             finally:
                 pool.close()
@@ -164,7 +164,7 @@ class RayPool:
         self._busy: dict[Any, tuple[Any, PieceTask]] = {}
         self._idle: list[Any] = []
         self._failed_starts, self._alone_since = 0, time.monotonic()
-        self._asked: float | None = None  # start time of the calls in `_turn`
+        self._request_start: float | None = None  # start time of the calls in `_turn`
         self._closed = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="ray-head").start()
         self.tasks = _tasks(self._room())
@@ -181,11 +181,11 @@ class RayPool:
 
     def ended(self) -> list[tuple[PieceTask, TaskOutcome]]:
         """See `engines.WorkerPool`."""
-        self._asked = time.monotonic()
+        self._request_start = time.monotonic()
         try:
             return self._turn()
         finally:
-            self._asked = None
+            self._request_start = None
 
     def _turn(self) -> list[tuple[PieceTask, TaskOutcome]]:
         self._fill()
@@ -218,8 +218,8 @@ class RayPool:
     def _watch(self) -> None:
         """Ends this process if it hangs in a call to a lost cluster."""
         while not self._closed.wait(_POLL_SECONDS):
-            asked = self._asked
-            if asked is not None and time.monotonic() - asked > LOST_SECONDS:
+            start = self._request_start
+            if start is not None and time.monotonic() - start > LOST_SECONDS:
                 error = RunError(
                     f"The head of the Ray cluster has not answered for {LOST_SECONDS:.0f} seconds.",
                     "It was stopped or is no longer reachable.",

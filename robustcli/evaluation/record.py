@@ -76,7 +76,7 @@ def _differences(old: RunRecord, new: RunRecord) -> Iterator[str]:
             yield f"The parameters of transform `{cell.name}` have changed."
 
 
-def _kept(old: RunRecord, new: RunRecord) -> dict[str, Any]:
+def _kept_fields(old: RunRecord, new: RunRecord) -> dict[str, Any]:
     """Fields of the merged record: old models and transforms first, block size of the old run.
 
     The tolerance stays that of the old run (None in runs of old versions), so that no cell mixes
@@ -106,7 +106,7 @@ EVALUATION = RunKind(
         *("statistics.json", "verdicts.csv", "classes.csv"),
     ),
     _differences,
-    _kept,
+    _kept_fields,
     interrupted="partial",
 )
 """Definition of the run folders of `robust eval`."""

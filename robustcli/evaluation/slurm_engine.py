@@ -98,7 +98,7 @@ class SlurmPool:
         self._executor = _executor(settings, folder)
         self._working: list[tuple[Any, PieceTask, Path]] = []
         self._earlier: list[Any] = []
-        self._asked, self._dead_since = time.monotonic(), dict[str, float]()
+        self._query_time, self._dead_since = time.monotonic(), dict[str, float]()
         self.tasks = settings.array
         self.processes = settings.array if settings.cluster == "local" else 1
 
@@ -120,8 +120,8 @@ class SlurmPool:
         self._working += zip(jobs, tasks, paths, strict=True)
         self._write_ids()
         ids = dict.fromkeys(job.job_id.partition("_")[0] for job in jobs)
-        many = f"an array of {len(jobs)} tasks" if len(jobs) > 1 else "one task"
-        self._say(f"Submitted job {', '.join(ids)}, {many}; logs: `{self._folder}`.")
+        size_in_words = f"an array of {len(jobs)} tasks" if len(jobs) > 1 else "one task"
+        self._say(f"Submitted job {', '.join(ids)}, {size_in_words}; logs: `{self._folder}`.")
 
     def ended(self) -> list[tuple[PieceTask, TaskOutcome]]:
         """See `engines.WorkerPool`."""
@@ -178,9 +178,9 @@ class SlurmPool:
 
     def _is_done(self, job: Any) -> bool:
         """Whether a job has ended; queries SLURM (for all jobs) at most every _ASK_SECONDS."""
-        ask = time.monotonic() - self._asked > _ASK_SECONDS
+        ask = time.monotonic() - self._query_time > _ASK_SECONDS
         if ask:
-            self._asked = time.monotonic()
+            self._query_time = time.monotonic()
         return bool(job.done(force_check=ask))
 
     def _earlier_jobs(self) -> list[Any]:

@@ -76,9 +76,9 @@ class SlurmSettings:
         """The tasks and where they run, for `--dry-run`."""
         if self.cluster == "local":
             return f"{_counted(self.array, 'process', 'processes')} of this machine, without SLURM"
-        own = {s.parameter: key for key, s in SLURM_SETTINGS.items()}
+        option_names = {s.parameter: key for key, s in SLURM_SETTINGS.items()}
         shown = [
-            f"{own[name]}={value}" for name, value in self.parameters.items()
+            f"{option_names[name]}={value}" for name, value in self.parameters.items()
             if name not in ("gpus_per_node", "timeout_min", "slurm_array_parallelism")
         ]  # fmt: skip
         at_once = self.parameters.get("slurm_array_parallelism", self.array)
@@ -91,8 +91,8 @@ class SlurmSettings:
         )
 
 
-def _counted(number: int, thing: str, things: str) -> str:
-    return f"{number:,} {thing if number == 1 else things}"
+def _counted(number: int, singular: str, plural: str) -> str:
+    return f"{number:,} {singular if number == 1 else plural}"
 
 
 def read_settings(texts: Mapping[str, str], device: str) -> SlurmSettings:
@@ -105,10 +105,10 @@ def read_settings(texts: Mapping[str, str], device: str) -> SlurmSettings:
     for key, text in texts.items():
         setting = SLURM_SETTINGS.get(key)
         if setting is None:
-            near = [f"`{name}`" for name in nearest(key, SLURM_SETTINGS)]
+            suggestions = [f"`{name}`" for name in nearest(key, SLURM_SETTINGS)]
             raise UsageError(
                 f"`--slurm {key}=...` does not exist."
-                + (f" Did you mean {' or '.join(near)}?" if near else ""),
+                + (f" Did you mean {' or '.join(suggestions)}?" if suggestions else ""),
                 "",
                 f"Keys: {', '.join(SLURM_SETTINGS)}.",
             )

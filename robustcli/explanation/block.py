@@ -269,10 +269,10 @@ class BlockExplanation:
         if method.kind == "localised":
             self._add_curves(pixels, targets, maps, scores, batch_size)
             if self.shuffled is not None:
-                other: Attribution = function(
+                shuffled_result: Attribution = function(
                     self.shuffled, pixels, targets, batch_size=batch_size, seeds=seeds
                 )
-                self._add_sanity(maps, other.maps, scores)
+                self._add_sanity(maps, shuffled_result.maps, scores)
         for number, key in enumerate(new):
             picture = None if made.pictures is None else made.pictures[number].cpu().numpy()
             self._results[key] = Result(maps[number].cpu().numpy(), scores[number], picture)
@@ -302,10 +302,10 @@ class BlockExplanation:
             row |= {"insertion_auc": float(inserted), "deletion_auc": float(deleted)}
 
     @staticmethod
-    def _add_sanity(maps: Tensor, other: Tensor, scores: list[dict[str, float]]) -> None:
+    def _add_sanity(maps: Tensor, shuffled_maps: Tensor, scores: list[dict[str, float]]) -> None:
         for number, row in enumerate(scores):
             same = map_correlation(
-                maps[number].cpu().numpy(), other[number].detach().float().cpu().numpy()
+                maps[number].cpu().numpy(), shuffled_maps[number].detach().float().cpu().numpy()
             )
             if same is not None:
                 row["sanity_similarity"] = same
@@ -370,8 +370,8 @@ class BlockExplanation:
             return bool(before != after)
         if before.shape != after.shape:
             return None
-        before, seen = self._moved(cell, photo, before)
-        pixels = int(before.sum() + (after & seen).sum())
+        before, known_pixels = self._moved(cell, photo, before)
+        pixels = int(before.sum() + (after & known_pixels).sum())
         return pixels > 0 and 2 * int((before & after).sum()) / pixels < _SAME_MASK
 
     def _moved(
@@ -381,9 +381,9 @@ class BlockExplanation:
         places = self.places[cell][photo] if cell in self.places else None
         if places is None:
             return clean, np.ones(clean.shape, bool)
-        seen = places >= 0
+        known_pixels = places >= 0
         moved = clean.reshape(-1)[np.maximum(places, 0)]
-        return np.where(seen, moved, np.zeros_like(moved)), seen
+        return np.where(known_pixels, moved, np.zeros_like(moved)), known_pixels
 
     def _comparison(
         self, method: ExplanationMethod, cell: Cell, request: MapRequest
@@ -392,12 +392,12 @@ class BlockExplanation:
         clean_key = self._key(method, cell, CLEAN, request.photo, request.kind)
         clean, changed = (self._results[key].relevance for key in (clean_key, request.key))
         has_moved = cell in self.places and self.places[cell][request.photo] is not None
-        clean, seen = self._moved(cell, request.photo, clean)
-        changed = np.where(seen, changed, 0)
-        if seen.mean() < _LEAST_SEEN:
+        clean, known_pixels = self._moved(cell, request.photo, clean)
+        changed = np.where(known_pixels, changed, 0)
+        if known_pixels.mean() < _LEAST_SEEN:
             return {"map_moved": has_moved}
         return {
             "map_moved": has_moved,
-            "map_similarity": map_correlation(clean, changed, seen),
+            "map_similarity": map_correlation(clean, changed, known_pixels),
             "centroid_shift": centroid_shift(clean, changed),
         }

@@ -105,7 +105,7 @@ def write_block(path: Path, rows: Sequence[Mapping[str, Any]], arrays: Arrays) -
     }
     if arrays.pictures is not None:
         content["pictures"] = arrays.pictures
-    with replacing(path.with_suffix(".npz")) as beside, beside.open("wb") as file:
+    with replacing(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **content)  # type: ignore[arg-type,unused-ignore]
     write_rows(path, [dict(row) for row in rows], EXPLAINED_SCHEMA)
 

@@ -188,16 +188,16 @@ def explained_network(inputs: ExplainInputs, model: AnyModel) -> ExplainedNetwor
         )  # fmt: skip
     masks = model.preprocessing
     channels = 1 if masks.channels == "grey" else 3
-    whole = ExplainedNetwork(
+    explained = ExplainedNetwork(
         **shared, task="seg", classes=("background", "foreground"),
         mean=masks.mean or (0.0,) * channels, std=masks.std or (1.0,) * channels,
         probabilities=is_probability(model.network), forward=raw_output,
     )  # fmt: skip
     if inputs.config.mask_class is None:
-        return whole
+        return explained
     number, total = mask_class_number(inputs.config.mask_class, model.classes), len(model.classes)
     return replace(
-        whole,
+        explained,
         classes=("other", model.classes[number - 1]),
         probabilities=False,
         forward=partial(class_logits, number=number, classes=total),
@@ -211,8 +211,8 @@ def class_logits(network: nn.Module, x: torch.Tensor, number: int, classes: int)
     The sigmoid of the result is the softmax probability of class `number`, from 1 to `classes`.
     """
     scores = raw_output(network, x, classes)
-    others = scores[:, [index for index in range(classes + 1) if index != number]]
-    return scores[:, number : number + 1] - torch.logsumexp(others, 1, keepdim=True)
+    other_scores = scores[:, [index for index in range(classes + 1) if index != number]]
+    return scores[:, number : number + 1] - torch.logsumexp(other_scores, 1, keepdim=True)
 
 
 def is_most_probable(
@@ -275,12 +275,12 @@ def _refusal(
 ) -> UsageError | None:  # fmt: skip
     """The reason why `method` does not support the network; None if it does."""
     if method.gradients and not differentiable:
-        others = [m.name for m in fitting(explained.family, explained.task) if not m.gradients]
+        names = [m.name for m in fitting(explained.family, explained.task) if not m.gradients]
         return UsageError(
             f"`--method {method.name}` cannot be used with this network.",
             "It needs gradients, which the output of this network does not have (as for ONNX "
             "files).",
-            f"Methods without gradients: {', '.join(f'`{name}`' for name in others)}.",
+            f"Methods without gradients: {', '.join(f'`{name}`' for name in names)}.",
         )
     if not method.tried:
         return None
@@ -599,8 +599,8 @@ def _is_whole(inputs: ExplainInputs, record: ExplainRecord) -> bool:
 
 def _failed(failures: Sequence[RunError]) -> RunError:
     first = failures[0]
-    more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-    return RunError(f"{first.what}{more}", first.why, f"{first.todo} All other maps are kept.")
+    suffix = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+    return RunError(f"{first.what}{suffix}", first.why, f"{first.todo} All other maps are kept.")
 
 
 # The forecast of `--dry-run`.

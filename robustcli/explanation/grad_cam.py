@@ -50,8 +50,8 @@ class CamLayer:
             return output
         if self.layout == "channels last":
             return output.permute(0, 3, 1, 2)
-        kept = [place for place in range(output.shape[1]) if place not in self.extra]
-        maps: Tensor = output[:, kept].transpose(1, 2).unflatten(2, self.size)
+        patch_indices = [place for place in range(output.shape[1]) if place not in self.extra]
+        maps: Tensor = output[:, patch_indices].transpose(1, 2).unflatten(2, self.size)
         return maps
 
 
@@ -210,7 +210,7 @@ def _named(explained: ExplainedNetwork, name: str, candidates: dict[str, CamLaye
     else:
         what = f"No layer is called `{name}`."
         close = nearest(canonical(name), modules)
-        why = f"Did you mean {' or '.join(f'`{other}`' for other in close)}?" if close else ""
+        why = f"Did you mean {' or '.join(f'`{module}`' for module in close)}?" if close else ""
     todo = f"Suitable layers: {_listed(candidates)}." if candidates else (
         "No layer of this network is suitable: omit `--method grad-cam`."
     )  # fmt: skip

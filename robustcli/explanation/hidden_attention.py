@@ -300,10 +300,10 @@ def _through(scan: HiddenScan, received: Tensor) -> Tensor:
     with torch.enable_grad():
         sums = scan.attended(ones)
         weights = torch.ones_like(received) if scan.weights is None else scan.weights
-        kept = received / (1 + weights)
+        skip = received / (1 + weights)
         tiny = torch.finfo(sums.dtype).tiny
-        (moved,) = torch.autograd.grad(sums, ones, kept * weights / sums.detach().clamp(min=tiny))
-    return kept + moved
+        (moved,) = torch.autograd.grad(sums, ones, skip * weights / sums.detach().clamp(min=tiny))
+    return skip + moved
 
 
 def _before_pooling(received: Tensor, size: tuple[int, int]) -> Tensor:

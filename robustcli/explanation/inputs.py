@@ -117,8 +117,8 @@ def explain_inputs(config: ExplainConfig, listener: Listener) -> ExplainInputs:
         index = class_index(config.class_name, space, items.values())
         ids = frozenset(name for name, item in items.items() if item.target == index)
         assert data.dataset is not None, "classifiers have classes"
-        kept = take(data.dataset.part(ids, config.class_name), limit=config.limit, seed=config.seed)
-        items = {item.image_id: item for item in kept.samples}
+        part = take(data.dataset.part(ids, config.class_name), limit=config.limit, seed=config.seed)
+        items = {item.image_id: item for item in part.samples}
 
     def load() -> Model:
         model = evaluation.task.load(request, seed=config.seed, offline=config.offline)

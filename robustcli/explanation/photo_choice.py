@@ -54,7 +54,7 @@ def mask_class_number(name: str, classes: Sequence[str]) -> int:
     close = nearest(name, classes)
     raise UsageError(
         f"No class is called `{name}`.",
-        f"Did you mean {' or '.join(f'`{other}`' for other in close)}?" if close else "",
+        f"Did you mean {' or '.join(f'`{candidate}`' for candidate in close)}?" if close else "",
         f"Use one of {', '.join(f'`{label}`' for label in classes)}, or its number (1 to "
         f"{len(classes)}).",
     )
@@ -73,7 +73,7 @@ def class_index(name: str, space: LabelSpace | None, samples: Iterable[Sample]) 
         close = nearest(name, space.names) or nearest(name, space.ids)
         raise UsageError(
             f"No class is called `{name}`.",
-            f"Did you mean {' or '.join(f'`{other}`' for other in close)}?" if close else
+            f"Did you mean {' or '.join(f'`{candidate}`' for candidate in close)}?" if close else
             f"The model has {len(space.ids)} classes ({space.name}).",
             f"Use one of {space.name}, such as `{space.names[0]}`.",
         )  # fmt: skip
@@ -95,9 +95,9 @@ def named_images(names: Sequence[str], items: Mapping[str, Sample]) -> tuple[Sam
     unknown = [name for name in names if name not in items]
     if unknown:
         close = nearest(unknown[0], items) or _ending(unknown[0], items)
-        more = f" (and {len(unknown) - 1} more of the requested ids)" if len(unknown) > 1 else ""
+        suffix = f" (and {len(unknown) - 1} more of the requested ids)" if len(unknown) > 1 else ""
         raise UsageError(
-            f"No image is called `{unknown[0]}`{more}.",
+            f"No image is called `{unknown[0]}`{suffix}.",
             f"Did you mean {' or '.join(f'`{name}`' for name in close)}?" if close else
             f"The data set has {len(items):,} images, such as `{next(iter(items))}`.",
             "The id of an image is its path inside the data set; rows of predictions contain it.",

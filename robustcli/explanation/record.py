@@ -91,7 +91,7 @@ def _differences(old: ExplainRecord, new: ExplainRecord) -> Iterator[str]:
         yield f"`--transform` was {names[0]}, now it is {names[1]}."
 
 
-def _kept(old: ExplainRecord, new: ExplainRecord) -> dict[str, Any]:
+def _kept_fields(old: ExplainRecord, new: ExplainRecord) -> dict[str, Any]:
     """Fields of the new record that keep old values: block size, photos, and all old methods."""
     methods = list(dict.fromkeys([*old.methods, *new.methods]))
     return {"block_size": old.block_size, "methods": methods, "images": old.images}
@@ -104,7 +104,7 @@ EXPLANATION = RunKind(
     ("rows", "panels", "figures", "evaluation"),
     ("results.csv", "results.json", "report.md", "report.html"),
     _differences,
-    _kept,
+    _kept_fields,
     interrupted="partial",
 )
 """Defines the run folders of `robust explain`."""

@@ -195,9 +195,9 @@ _Rule = Callable[..., Any]
 
 
 def _scan(rules: ConservingRules, func: Func, x: Tensor, delta: Tensor, A: Tensor, B: Tensor,
-          C: Tensor, D: Tensor | None = None, *rest: Any, **options: Any) -> Any:  # fmt: skip
+          C: Tensor, D: Tensor | None = None, *args: Any, **options: Any) -> Any:  # fmt: skip
     """Linear in x. A gate z is not supported; no network of the package passes one to the scan."""
-    return func(x, delta.detach(), A, B.detach(), C.detach(), D, *rest, **options)
+    return func(x, delta.detach(), A, B.detach(), C.detach(), D, *args, **options)
 
 
 def _product(rules: ConservingRules, func: Func, x: Any, y: Any, **options: Any) -> Any:
@@ -223,9 +223,9 @@ def _sum(rules: ConservingRules, func: Func, x: Any, y: Any, **options: Any) -> 
     return rules.counted(total, (-1 if negative else 1) * options.get("alpha", 1) * constant)
 
 
-def _sum_of_product(rules: ConservingRules, func: Func, x: Any, factor: Any, other: Any,
+def _sum_of_product(rules: ConservingRules, func: Func, x: Any, factor: Any, other_factor: Any,
                     *, value: float = 1) -> Any:  # fmt: skip
-    return _sum(rules, torch.add, x, _product(rules, torch.mul, factor, other), alpha=value)
+    return _sum(rules, torch.add, x, _product(rules, torch.mul, factor, other_factor), alpha=value)
 
 
 def _concatenation(

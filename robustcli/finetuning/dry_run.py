@@ -118,13 +118,13 @@ def forecast_finetune_seeds(config: FinetuneConfig, listener: Listener) -> Seeds
     """The forecast for several seeds; see `forecast_finetuning`."""
     check_scores(config)
     check_launcher()
-    beside = seeds_beside(config.training, devices_begun)
-    if beside:
+    parallel_seeds = seeds_beside(config.training, devices_begun)
+    if parallel_seeds:
         config = replace(config, training=replace(config.training, devices=1))
     plan, seed = _plan_offline(config, listener), config.training.seed
     seeds, finished = seeds_in(config.training, plan.run, FINETUNING)
     first = plan.for_seed(seed, seed_folder(plan.run, seed))
-    return SeedsForecast(str(plan.run), seeds, finished, _forecast(first, listener), beside)
+    return SeedsForecast(str(plan.run), seeds, finished, _forecast(first, listener), parallel_seeds)
 
 
 def _plan_offline(config: FinetuneConfig, listener: Listener) -> FinetunePlan:

@@ -203,8 +203,8 @@ def write_profile(path: Path, rows: pd.DataFrame, model: str) -> None:
     """Writes a profile of `model` durably as Parquet."""
     schema = SCHEMA.with_metadata({"model": model})
     table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
-    with replacing(path) as beside:
-        pq.write_table(table, beside, compression="zstd")
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def read_profile(path: Path, network: nn.Module, model: str) -> pd.DataFrame:

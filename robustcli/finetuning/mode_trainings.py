@@ -76,16 +76,16 @@ def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> 
             or no parameter would be left to train.
         RunError: Training failed; the checkpoints of the last finished epoch are kept.
     """
-    beside = modes_beside(config)
-    config = config if beside is None else beside.config
-    return _run(lambda heard: plan_finetuning(config, heard), listener, beside)
+    parallel_modes = modes_beside(config)
+    config = config if parallel_modes is None else parallel_modes.config
+    return _run(lambda heard: plan_finetuning(config, heard), listener, parallel_modes)
 
 
 def run_finetune_plan(
-    plan: FinetunePlan, listener: Listener | None = None, beside: ModesBeside | None = None
+    plan: FinetunePlan, listener: Listener | None = None, parallel_modes: ModesBeside | None = None
 ) -> Path:
     """Runs the missing parts of `plan`; see `run_finetuning`."""
-    return _run(lambda _: plan, listener, beside)
+    return _run(lambda _: plan, listener, parallel_modes)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def devices_begun(run: Path) -> int:
 
 def _run(
     make_plan: Callable[[Listener], FinetunePlan], listener: Listener | None,
-    beside: ModesBeside | None,
+    parallel_modes: ModesBeside | None,
 ) -> Path:  # fmt: skip
     process = ranks()
     of_modes = NamedListener((listener if process.first else None) or Silent())
@@ -152,10 +152,10 @@ def _run(
                 plan.run,
                 new,
                 fresh=plan.config.training.fresh,
-                more=partial(mode_differences, plan),
+                further_differences=partial(mode_differences, plan),
             )
             with FINETUNING.closing(plan.run):
-                _lead(plan, modes, network, of_modes, peers, beside)
+                _lead(plan, modes, network, of_modes, peers, parallel_modes)
     return plan.run
 
 
@@ -171,7 +171,7 @@ def _prepare(
 
 def _lead(
     plan: FinetunePlan, modes: Modes, network: nn.Module, listener: NamedListener, peers: Peers,
-    beside: ModesBeside | None,
+    parallel_modes: ModesBeside | None,
 ) -> None:  # fmt: skip
     """Runs all requested trainings, in the first process."""
     config, decisions = plan.config, modes.decisions
@@ -181,8 +181,8 @@ def _lead(
     peers.send("train")
     if config.profile_only:
         _profile(plan, modes, listener, peers)
-    if beside is not None:
-        _train_beside(plan, listener, beside)
+    if parallel_modes is not None:
+        _train_beside(plan, listener, parallel_modes)
     else:
         for mode in _in_order(config):
             listener.begin(mode)
@@ -192,16 +192,16 @@ def _lead(
         run_sweep(plan, network, listener)
 
 
-def _train_beside(plan: FinetunePlan, listener: NamedListener, beside: ModesBeside) -> None:
+def _train_beside(plan: FinetunePlan, listener: NamedListener, parallel_modes: ModesBeside) -> None:
     """Trains the modes in parallel on several devices, each in a separate process.
 
     Raises:
         RunError: Some modes failed; the others are finished.
     """
-    typed = beside.config
+    typed = parallel_modes.config
     config = replace(typed, training=replace(typed.training, out=plan.run, fresh=False))
     runs = [SeparateRun(f"mode {mode}", _train_mode, (config, mode)) for mode in _in_order(config)]
-    announce_beside(beside.count, [run.name for run in runs], listener.say)
+    announce_beside(parallel_modes.count, [run.name for run in runs], listener.say)
     failures: dict[str, Exception] = {}
 
     def failed(run: SeparateRun, error: Exception) -> None:
@@ -210,7 +210,7 @@ def _train_beside(plan: FinetunePlan, listener: NamedListener, beside: ModesBesi
         failures[run.name] = error
         listener.say(f"{run.name} failed; the other modes continue.")
 
-    run_beside(runs, beside.count, config.training.device, listener, failed)
+    run_beside(runs, parallel_modes.count, config.training.device, listener, failed)
     if len(failures) == 1:
         raise next(iter(failures.values()))
     if failures:

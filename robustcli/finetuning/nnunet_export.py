@@ -79,10 +79,10 @@ def plan_of(plan: TrainPlan, network: StagedConfig) -> NnUNetPlan:
 def labels_of(classes: Sequence[str]) -> dict[str, int]:
     """The labels of `dataset.json` by name; nnU-Net reserves two names."""
     names = classes or ("foreground",)
-    kept = ("background", "ignore")
+    reserved_names = ("background", "ignore")
     return {
         "background": 0,
-        **{f"class {n}" if name in kept else name: n for n, name in enumerate(names, 1)},
+        **{f"class {n}" if name in reserved_names else name: n for n, name in enumerate(names, 1)},
     }
 
 

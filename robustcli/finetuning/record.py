@@ -174,7 +174,7 @@ def _differences(old: FinetuneRecord, new: FinetuneRecord) -> Iterator[str]:
         yield from changed_fields(old, new, {"lora_layers": "`--lora-layers`"})
 
 
-def _kept(old: FinetuneRecord, new: FinetuneRecord) -> dict[str, Any]:
+def _kept_fields(old: FinetuneRecord, new: FinetuneRecord) -> dict[str, Any]:
     """Fields of the old record that stay: the trained modes and the savings."""
     modes = [mode for mode in MODES if mode in (*old.modes, *new.modes)]
     return {"modes": modes, "saving": old.saving}
@@ -196,7 +196,7 @@ FINETUNING = RunKind(
         *(f"{mode}/{name}" for mode in MODES for name in _MODE_FILES),
     ),
     _differences,
-    _kept,
+    _kept_fields,
     results=(PROFILE, DECISIONS, *(f"*/{name}" for name in FIRST_RESULTS)),
 )
 """Defines the run folders of `robust finetune`."""

@@ -47,9 +47,9 @@ def finetune_seeds(
     """
     check_scores(config)
     check_launcher()
-    beside = seeds_beside(config.training, devices_begun)
-    modes = None if beside else modes_beside(config)
-    if beside or modes is not None:
+    parallel_seeds = seeds_beside(config.training, devices_begun)
+    modes = None if parallel_seeds else modes_beside(config)
+    if parallel_seeds or modes is not None:
         config = replace(config, training=replace(config.training, devices=1))
     plan = plan_finetuning(config, listener_of_first(listener))
 
@@ -70,7 +70,7 @@ def finetune_seeds(
     fresh = config.training.fresh
     runs = SeedRuns(
         plan.run, "finetune", FINETUNING, plan.training, fresh, start, differences, separately,
-        beside,
+        parallel_seeds,
     )  # fmt: skip
     return run_seeds(runs, listener, on_failure)
 

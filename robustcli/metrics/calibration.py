@@ -141,10 +141,10 @@ def _resampled_areas(
         level = (before * _GROUPS // len(wrong))[level]
     counts = np.bincount(2 * level + wrong, minlength=2 * (int(level.max()) + 1))
     generator = np.random.default_rng(identity_seed(bootstrap.seed, "risk-coverage"))
-    many = min(bootstrap.draws, _AREA_DRAWS)
-    draws = generator.multinomial(len(wrong), counts / len(wrong), size=many)
+    draw_count = min(bootstrap.draws, _AREA_DRAWS)
+    draws = generator.multinomial(len(wrong), counts / len(wrong), size=draw_count)
     all_images = _area_of_groups(counts.reshape(1, -1, 2))[0]
-    areas = _area_of_groups(draws.reshape(many, -1, 2))
+    areas = _area_of_groups(draws.reshape(draw_count, -1, 2))
     areas += risk_coverage_area(confidence, wrong) - all_images
     return np.clip(areas, 0, 1, out=areas)
 

@@ -242,10 +242,10 @@ def _resampled_f1(
     for start in range(0, _F1_DRAWS, at_once):
         size = min(at_once, _F1_DRAWS - start)
         counts = generator.multinomial(n, sizes / n, size=size)  # (draws, cells)
-        both = _by_class(counts, true, len(classes)) + _by_class(counts, called, len(classes))
+        totals = _by_class(counts, true, len(classes)) + _by_class(counts, called, len(classes))
         right = _by_class(counts * (true == called), true, len(classes)).astype(np.float64)
-        f1 = np.divide(2 * right, both, out=np.zeros_like(right), where=both > 0)
-        values.append(f1.sum(axis=1) / (both > 0).sum(axis=1))
+        f1 = np.divide(2 * right, totals, out=np.zeros_like(right), where=totals > 0)
+        values.append(f1.sum(axis=1) / (totals > 0).sum(axis=1))
     return np.concatenate(values)
 
 

@@ -63,8 +63,8 @@ def mask_schema(tolerance: int | None, classes: int = 0) -> pa.Schema:
 
     `classes` is the number of classes without background; 0 for masks of foreground and background.
     """
-    near = () if tolerance is None else _NEAR_COLUMNS
-    return pa.schema([*_EXACT_MASK_SCHEMA, *near, *(CLASS_COLUMNS if classes else ())])
+    near_columns = () if tolerance is None else _NEAR_COLUMNS
+    return pa.schema([*_EXACT_MASK_SCHEMA, *near_columns, *(CLASS_COLUMNS if classes else ())])
 
 
 CLASS_TABLE_COLUMNS = (

@@ -103,8 +103,8 @@ def map_correlation(
     """
     if first.shape != second.shape:
         raise ValueError(f"The maps differ in size: {first.shape} and {second.shape}.")
-    kept = np.ones(first.shape, dtype=bool) if where is None else where
-    first_values, second_values = first[kept], second[kept]
+    mask = np.ones(first.shape, dtype=bool) if where is None else where
+    first_values, second_values = first[mask], second[mask]
     if not (_tells_pixels_apart(first_values) and _tells_pixels_apart(second_values)):
         return None
     x, y = (

@@ -158,9 +158,10 @@ def mcnemar_p(won: int, lost: int) -> float:
     """
     from scipy.special import betainc  # scipy.stats takes four times as long to import
 
-    # Twice the probability of at most `few` of `many + few` heads: the distribution is symmetric.
-    few, many = sorted((won, lost))
-    return min(1.0, 2 * float(betainc(many, few + 1, 0.5))) if many else 1.0
+    # Twice the probability of at most `smaller` heads in `smaller + larger` tosses of a fair coin:
+    # the distribution is symmetric.
+    smaller, larger = sorted((won, lost))
+    return min(1.0, 2 * float(betainc(larger, smaller + 1, 0.5))) if larger else 1.0
 
 
 @dataclass(frozen=True)

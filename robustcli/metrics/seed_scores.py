@@ -288,10 +288,10 @@ def seeds_gap(first: FloatArray, second: FloatArray, bootstrap: Bootstrap) -> Se
         second: (U, T): the scores of the same units; the number of seeds can differ.
         bootstrap: Settings for resampling units, and the confidence level of all intervals.
     """
-    values, others = first.mean(axis=0), second.mean(axis=0)
-    over_seeds = welch_interval(values, others, bootstrap.confidence)
+    first_values, second_values = first.mean(axis=0), second.mean(axis=0)
+    over_seeds = welch_interval(first_values, second_values, bootstrap.confidence)
     over_units = _mean_interval(first.mean(axis=1) - second.mean(axis=1), bootstrap)
-    first_mean, second_mean = float(values.mean()), float(others.mean())
+    first_mean, second_mean = float(first_values.mean()), float(second_values.mean())
     joint = joined_interval(first_mean - second_mean, over_seeds, over_units)
     return SeedsGap(len(first), first_mean, second_mean, over_seeds, over_units, joint)
 

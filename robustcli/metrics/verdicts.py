@@ -163,9 +163,9 @@ def _paired(
     frames = [rows[model][cell] for model in models for cell in cells]
     if not common and not have_same_images(frames):
         names = " and ".join(f"`{model}`" for model in models)
-        where = ", ".join(f"`{t}`" + (f" severity {s}" if s else "") for t, s in cells)
+        conditions = ", ".join(f"`{t}`" + (f" severity {s}" if s else "") for t, s in cells)
         raise ValueError(
-            f"{names} have different images under {where}: "
+            f"{names} have different images under {conditions}: "
             f"{', '.join(str(len(frame)) for frame in frames)} rows. "
             "Compare the images that they have in common (`common=True`), or complete both runs."
         )
@@ -226,19 +226,19 @@ class Claim:
         """The number of compared transforms."""
         return self.ahead + self.behind + self.open
 
-    def sentence(self, thing: str = "transform") -> str:
-        """The claim as a sentence; `thing` is the singular noun for the compared items."""
+    def sentence(self, noun: str = "transform") -> str:
+        """The claim as a sentence; `noun` is the singular for the compared items."""
         ahead, behind, first, second = self.ahead, self.behind, self.first, self.second
         if behind > ahead:
             ahead, behind, first, second = behind, ahead, second, first
-        things = thing if self.transforms == 1 else f"{thing}s"
+        items = noun if self.transforms == 1 else f"{noun}s"
         if not ahead:
             return (
                 f"Between {first} and {second} no difference is shown on any of "
-                f"{self.transforms} {things}."
+                f"{self.transforms} {items}."
             )
         return (
-            f"{first} is ahead of {second} on {ahead} of {self.transforms} {things}, behind on "
+            f"{first} is ahead of {second} on {ahead} of {self.transforms} {items}, behind on "
             f"{behind}, no difference shown on {self.open}."
         )
 
@@ -321,12 +321,12 @@ def agreements(rows: ModelRows, *, common: bool = False) -> list[Agreement]:
                 continue
             frames = _paired(rows, (first, second), [cell], common)
             hits, other_hits = map(is_correct, frames)
-            alike = np.equal(*(frame["prediction"].to_numpy() for frame in frames))
+            same_prediction = np.equal(*(frame["prediction"].to_numpy() for frame in frames))
             if len(hits):
                 wrong = ~hits & ~other_hits
                 counts = (
                     *(hits & other_hits, hits & ~other_hits, ~hits & other_hits),
-                    *(wrong & alike, wrong & ~alike),
+                    *(wrong & same_prediction, wrong & ~same_prediction),
                 )
                 table.append(Agreement(first, second, *cell, *(int(c.sum()) for c in counts)))
     return table

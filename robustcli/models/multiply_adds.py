@@ -103,7 +103,7 @@ class _CountedScans(TorchFunctionMode):
 
     def _image(
         self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
-        *others: Any, **directions: Any,
+        *args: Any, **directions: Any,
     ) -> Tensor:  # fmt: skip
         """Replaces `ss2d_scan`."""
         batch, _, height, width = x.shape

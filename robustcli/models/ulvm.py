@@ -78,9 +78,9 @@ class SkipBridge(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The weighted maps."""
         placed = [self.satt(x) * x for x in maps]
-        both = [a + x for a, x in zip(placed, maps, strict=True)]
-        weights = self.catt(both)
-        return [g * b + a for g, b, a in zip(weights, both, placed, strict=True)]
+        sums = [a + x for a, x in zip(placed, maps, strict=True)]
+        weights = self.catt(sums)
+        return [g * b + a for g, b, a in zip(weights, sums, placed, strict=True)]
 
 
 _PVM_LAYERS = 3  # in the encoder and in the decoder; the other levels are convolutions

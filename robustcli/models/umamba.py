@@ -128,9 +128,9 @@ _PLAN_KEYS = (
 )
 
 
-def _first(counts: tuple[int, ...], kept: int) -> tuple[int, ...]:
-    """`counts` with every entry from index `kept` on replaced by 1."""
-    return counts[:kept] + (1,) * (len(counts) - kept)
+def _first(counts: tuple[int, ...], end: int) -> tuple[int, ...]:
+    """`counts` with every entry from index `end` on replaced by 1."""
+    return counts[:end] + (1,) * (len(counts) - end)
 
 
 class MambaLayer(nn.Module):

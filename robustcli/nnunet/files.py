@@ -409,8 +409,8 @@ def write_checkpoint(
         "trainer_name": trainer_of(network),
         "inference_allowed_mirroring_axes": mirror_axes,
     }
-    with replacing(path) as beside:
-        torch.save(content, beside)
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def trainer_of(network: StagedUNet) -> str | None:

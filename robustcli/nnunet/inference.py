@@ -112,8 +112,8 @@ def window_starts(side: int, window: int, step: float) -> list[int]:
         step: Largest distance between neighbouring windows as a share of `window`, in (0, 1].
     """
     count = math.ceil((side - window) / (window * step)) + 1
-    apart = (side - window) / max(1, count - 1)
-    return [int(np.round(apart * number)) for number in range(count)]
+    distance = (side - window) / max(1, count - 1)
+    return [int(np.round(distance * number)) for number in range(count)]
 
 
 def gaussian_weights(window: int) -> Tensor:

@@ -203,8 +203,8 @@ def _inherited(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
     parent = configuration.pop("inherits_from", None)
     if parent is None:
         return configuration
-    others = {key: value for key, value in configurations.items() if key != registered}
-    return _inherited(others, str(parent)) | configuration  # excluding itself, to avoid cycles
+    candidates = {key: value for key, value in configurations.items() if key != registered}
+    return _inherited(candidates, str(parent)) | configuration  # excluding itself, to avoid cycles
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -77,7 +77,7 @@ class PhotoSheet:
         cells: One per transform and severity; the first is `identity`, with the clean photos.
         models: Names of the run's models.
         images: Number of images of the run.
-        kept: Number of photos that the run stores.
+        stored: Number of photos that the run stores.
         most: Largest number of photos per cell on the page.
         masks: Whether mask outlines are drawn on the photos.
         classes: Name and colour of each class, for masks of several classes.
@@ -86,7 +86,7 @@ class PhotoSheet:
     cells: tuple[PhotoCell, ...]
     models: tuple[str, ...]
     images: int
-    kept: int
+    stored: int
     most: int
     masks: bool
     classes: tuple[tuple[str, str], ...] = ()
@@ -94,15 +94,15 @@ class PhotoSheet:
 
 def read_photos(findings: Findings) -> PhotoSheet | None:
     """The photos of an evaluation; None if the run stores none."""
-    kept = _kept(findings)
-    if not kept:
+    sample_photos = _stored_photos(findings)
+    if not sample_photos:
         return None
     reader = _Reader(findings)
     order = sorted(findings.record.transforms, key=lambda t: t.name != "identity")
     cells = [
         PhotoCell(
             cell_label(t.name, t.severity),
-            tuple(reader.photos(Cell(t.name, t.severity), kept)),
+            tuple(reader.photos(Cell(t.name, t.severity), sample_photos)),
         )
         for t in order
     ]
@@ -113,14 +113,14 @@ def read_photos(findings: Findings) -> PhotoSheet | None:
     images = findings.record.dataset.images
     dataset = findings.record.dataset
     classes = tuple(zip(dataset.mask_classes, dataset.mask_colours, strict=True))
-    return PhotoSheet(tuple(cells), models, images, len(kept), MOST_PHOTOS, masks, classes)
+    return PhotoSheet(tuple(cells), models, images, len(sample_photos), MOST_PHOTOS, masks, classes)
 
 
-def _kept(findings: Findings) -> list[SamplePhoto]:
+def _stored_photos(findings: Findings) -> list[SamplePhoto]:
     """The sample photos of the run; runs of older versions store only that of the contact sheet."""
-    kept = read_sample_photos(findings.run)
-    if kept or not (findings.run / "samples").is_dir():
-        return kept
+    sample_photos = read_sample_photos(findings.run)
+    if sample_photos or not (findings.run / "samples").is_dir():
+        return sample_photos
     record, store = findings.record, Store(findings.run)
     rows = _block(store, record.models[0].name, CLEAN, 0)
     if record.task == "seg" and len(rows):
@@ -144,10 +144,10 @@ class _Reader:
         self.findings, self.store = findings, Store(findings.run)
         self.names = _class_names(findings)
 
-    def photos(self, cell: Cell, kept: list[SamplePhoto]) -> Iterator[Photo]:
+    def photos(self, cell: Cell, sample_photos: list[SamplePhoto]) -> Iterator[Photo]:
         """The photos of `cell` whose image file exists."""
         blocks: dict[tuple[str, int], pd.DataFrame] = {}
-        for sample in kept:
+        for sample in sample_photos:
             path = sample.picture(self.findings.run, cell)
             if not path.is_file():
                 continue

@@ -265,8 +265,8 @@ class ClassifierStatistics(Statistics):
         lines = [c for c in self.classes if c.model == model and c.n >= CLASS_IMAGES]
         most = min(CLASSES_SHOWN, len(lines) // 2)
         worst = sorted(lines, key=lambda c: (c.top1_high, c.transformed_top1 or 0.0))[:most]
-        others = [c for c in lines if c not in worst]
-        best = sorted(others, key=lambda c: (-c.top1_low, -(c.transformed_top1 or 0.0)))[:most]
+        other_lines = [c for c in lines if c not in worst]
+        best = sorted(other_lines, key=lambda c: (-c.top1_low, -(c.transformed_top1 or 0.0)))[:most]
         return [*(("worst", line) for line in worst), *(("best", line) for line in best[::-1])]
 
     @cached_property
@@ -285,8 +285,8 @@ class ClassifierStatistics(Statistics):
         for line in confusions(everything, CONFUSIONS_SHOWN):
             clean_count = 0
             if clean is not None:
-                alike = clean["target"].eq(line.target) & clean["prediction"].eq(line.prediction)
-                clean_count = int(alike.sum())
+                is_same = clean["target"].eq(line.target) & clean["prediction"].eq(line.prediction)
+                clean_count = int(is_same.sum())
             yield ConfusionNumbers(
                 model,
                 self.class_names[line.target],
@@ -381,8 +381,8 @@ class ClassifierStatistics(Statistics):
 
     # Files.
 
-    def more(self) -> dict[str, Any]:
-        """See `Statistics.more`."""
+    def further_lists(self) -> dict[str, Any]:
+        """See `Statistics.further_lists`."""
         return {
             "agreement": [
                 asdict(line)

@@ -410,12 +410,12 @@ def _announcements(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
 
 
 def _same_network(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
-    alike: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
     for model in models:
         record = model.model
         network = record.builder, repr(record.arguments), record.weights_sha256
-        alike.setdefault((*network, preprocessing_words(model)), []).append(f"`{model.label}`")
-    for labels in alike.values():
+        groups.setdefault((*network, preprocessing_words(model)), []).append(f"`{model.label}`")
+    for labels in groups.values():
         if len(labels) > 1:
             yield Announcement(
                 "The same network.",

@@ -31,8 +31,8 @@ def comparison_text(comparison: Comparison) -> str:
     blocks = ["\n".join(parts)] if parts else []
     blocks += [_pair_table(comparison, pair) for pair in pairs[:PAIRS_SHOWN]]
     if len(pairs) > PAIRS_SHOWN:
-        rest = counted(len(pairs) - PAIRS_SHOWN, "more pair")
-        blocks.append(f"{rest}: see `--json`, or the files of `--out`.")
+        omitted_pairs = counted(len(pairs) - PAIRS_SHOWN, "more pair")
+        blocks.append(f"{omitted_pairs}: see `--json`, or the files of `--out`.")
     blocks.append(_rank_table(comparison))
     blocks.append("\n".join(conclusions(comparison)))
     if comparison.controls:

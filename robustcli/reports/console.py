@@ -328,8 +328,8 @@ def _tensors(finetuning: FinetuningFindings) -> str:
         )
         for _, row in table.head(TENSORS_SHOWN).iterrows()
     ]
-    shown, rest = grid(header, rows), len(finetuning.decisions) - len(rows)
-    return f"{shown}\nand {counted(rest, 'more tensor')}: see the report" if rest else shown
+    shown, omitted = grid(header, rows), len(finetuning.decisions) - len(rows)
+    return f"{shown}\nand {counted(omitted, 'more tensor')}: see the report" if omitted else shown
 
 
 def _scores(finetuning: FinetuningFindings) -> str:
@@ -354,8 +354,8 @@ def _compared(scoring: Scoring, difference: ScoreDifference | None) -> tuple[str
     if difference is None:
         return ("", "", "")
     low, high, p = difference.low, difference.high, difference.p
-    interval = "" if low is None else f"{scoring.apart(low)} to {scoring.apart(high)}"
-    return (scoring.apart(difference.value), interval, "" if p is None else p_value(p))
+    interval = "" if low is None else f"{scoring.gap_shown(low)} to {scoring.gap_shown(high)}"
+    return (scoring.gap_shown(difference.value), interval, "" if p is None else p_value(p))
 
 
 def _costs(finetuning: FinetuningFindings) -> str:

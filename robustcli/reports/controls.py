@@ -97,14 +97,14 @@ class ControlPair:
             return f"`{network}` and `{control}`: not evaluated on the same images yet."
         scores = [measure.value(test.numbers) for test in (self.network.test, self.control.test)]
         unit = "" if measure.scale == 1 else " %"
-        apart = measure.signed(difference.value, difference.n)
+        difference_text = measure.signed(difference.value, difference.n)
         if difference.low is not None:
             ends = measure.show_range(difference.low, difference.high, difference.n, " to ")
-            apart += f" ({ends})"
+            difference_text += f" ({ends})"
         p = "no test" if self.adjusted_p is None else f"p {p_value(self.adjusted_p)}"
         return (
             f"`{network}` has {measure.name} {scores[0]}{unit}, `{control}` {scores[1]}{unit}: "
-            f"difference {apart}{scoring.unit}, {p}, "
+            f"difference {difference_text}{scoring.unit}, {p}, "
             f"{counted(difference.groups, self.unit)}: {self.verdict}."
         )
 

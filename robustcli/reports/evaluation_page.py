@@ -37,7 +37,7 @@ def evaluation_report(run: Path) -> Page:
 
 def _files(findings: Findings) -> dict[str, str]:
     statistics = findings.statistics
-    more: dict[str, object] = {
+    extra_fields: dict[str, object] = {
         "breaking_points": [asdict(point) for point in breaking_points(findings.table)],
         "corruption_errors": {
             "normaliser": "AlexNet's errors on ImageNet-C (Hendrycks and Dietterich 2019)",
@@ -48,8 +48,8 @@ def _files(findings: Findings) -> dict[str, str]:
     if findings.classes:
         classes = findings.classes.table()
         tables["classes.csv"] = to_csv(classes)
-        more["classes"] = json.loads(to_json(classes))
-    return {"statistics.json": statistics_json(statistics, more), **tables}
+        extra_fields["classes"] = json.loads(to_json(classes))
+    return {"statistics.json": statistics_json(statistics, extra_fields), **tables}
 
 
 def evaluation_text(findings: Findings, gallery: Gallery | None = None) -> str:

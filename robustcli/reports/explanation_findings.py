@@ -297,7 +297,7 @@ def _contrast_sentences(explanation: ExplanationFindings) -> Iterator[str]:
     """A sentence per significant difference; the other comparisons are grouped by reason."""
     what = "class" if explanation.record.task == "cls" else "mask"
     chance: dict[str, list[str]] = {}
-    few: dict[str, list[str]] = {}
+    too_few: dict[str, list[str]] = {}
     for cell in explanation.transformed:
         if cell.key.target_kind == "predicted":
             continue
@@ -306,19 +306,19 @@ def _contrast_sentences(explanation: ExplanationFindings) -> Iterator[str]:
             if contrast.shown:
                 yield _shown_difference(cell, name, contrast, what)
             elif contrast.low is not None:
-                where = f"{title_of(cell.key.method)} under {_transform(cell)}"
-                chance.setdefault(where, []).append(_interval(name, contrast))
+                subject = f"{title_of(cell.key.method)} under {_transform(cell)}"
+                chance.setdefault(subject, []).append(_interval(name, contrast))
             elif cell.means[name].n and name == SHIFT:
                 counts = f"{cell.flipped} flipped, {cell.n - cell.flipped} kept"
-                few.setdefault(f"{_transform(cell)} ({counts})", []).append(cell.key.method)
-    for where, intervals in chance.items():
+                too_few.setdefault(f"{_transform(cell)} ({counts})", []).append(cell.key.method)
+    for subject, intervals in chance.items():
         yield (
-            f"{where}: no difference shown between photos whose prediction flips and photos that "
+            f"{subject}: no difference shown between photos whose prediction flips and photos that "
             f"keep theirs ({'; '.join(intervals)})."
         )
-    if few:
+    if too_few:
         yield (
-            f"Too few photos to compare flipped with kept predictions under {', '.join(few)}: "
+            f"Too few photos to compare flipped with kept predictions under {', '.join(too_few)}: "
             f"{FEWEST} of each are needed."
         )
 
@@ -326,21 +326,21 @@ def _contrast_sentences(explanation: ExplanationFindings) -> Iterator[str]:
 def _shown_difference(cell: ExplanationCell, name: str, contrast: FlipContrast, target: str) -> str:
     of = "" if cell.key.target_kind == "none" else f" of the true {target}"
     subject = f"Under {_transform(cell)} the {in_sentence(cell.key.method)} map{of}"
-    more = (contrast.difference or 0) > 0
+    flipped_is_larger = (contrast.difference or 0) > 0
     groups = [(contrast.flipped, "flips"), (contrast.kept, "stays")]
-    (larger, when), (smaller, otherwise) = groups if more else groups[::-1]
+    (larger, event), (smaller, opposite) = groups if flipped_is_larger else groups[::-1]
     unit = " %" if name == SHIFT else ""
     first, second = (f"{shown(name, group.value)}{unit}" for group in (larger, smaller))
     if name == SHIFT:
-        what = f"moves if the prediction {when}, but not if it {otherwise}"
+        what = f"moves if the prediction {event}, but not if it {opposite}"
         if smaller.value:
             times = decimal((larger.value or 0) / smaller.value)
-            what = f"moves {times} times as far if the prediction {when} as if it {otherwise}"
+            what = f"moves {times} times as far if the prediction {event} as if it {opposite}"
         numbers = f"{first} of the diagonal (n = {larger.n}) compared with {second}"
     else:
         what = (
-            f"is more similar to that of the clean photo if the prediction {when} than if it "
-            f"{otherwise}"
+            f"is more similar to that of the clean photo if the prediction {event} than if it "
+            f"{opposite}"
         )
         numbers = f"rank correlation {first} (n = {larger.n}) compared with {second}"
     return f"{subject} {what}: {numbers} (n = {smaller.n}); {_interval(name, contrast)}."

@@ -119,9 +119,9 @@ def explanation_text(explanation: ExplanationFindings) -> str:
     blocks = [grid(header, [_line(cell) for cell in cells])] if cells else []
     notes = table_notes(explanation, cells, (SIMILARITY, SHIFT, "insertion_auc", "deletion_auc"))
     sentences = [*(f"Not available: {note}" for note in notes), *explanation_summary(explanation)]
-    others = [m.title for kind in ("learned", "model") for m in explanation.named(kind)]
-    if others:
-        sentences.append(f"Only in the report: {', '.join(others)}.")
+    other_titles = [m.title for kind in ("learned", "model") for m in explanation.named(kind)]
+    if other_titles:
+        sentences.append(f"Only in the report: {', '.join(other_titles)}.")
     if explanation.is_partial:
         count = counted(len(explanation.photos), "photo")
         sentences.insert(0, f"Partial: {count} of {len(explanation.record.images)} have rows.")

@@ -178,8 +178,8 @@ def _relaxed(finetuning: FinetuningFindings) -> list[str]:
         for run in finetuning.modes
         if run.training.test is not None
     ]
-    how = f"{counted(finetuning.tolerance, 'pixel')}, pixels of all images pooled"
-    return [f"Relaxed precision and recall ({how}): {', '.join(measured)}."]
+    definition = f"{counted(finetuning.tolerance, 'pixel')}, pixels of all images pooled"
+    return [f"Relaxed precision and recall ({definition}): {', '.join(measured)}."]
 
 
 def _differences(finetuning: FinetuningFindings) -> list[str]:
@@ -200,12 +200,12 @@ def _differences(finetuning: FinetuningFindings) -> list[str]:
 
 
 def _difference(difference: ScoreDifference, group: str, scoring: Scoring) -> str:
-    value = f"{scoring.apart(difference.value)}{scoring.unit}"
+    value = f"{scoring.gap_shown(difference.value)}{scoring.unit}"
     low, high, p = difference.low, difference.high, difference.p
     if low is None or high is None or p is None:
         return f"{value}; a single {group} does not show the variation between {group}s."
     interval_name, test_name = scoring.tested(group)
-    interval = f"{interval_name} {scoring.apart(low)} to {scoring.apart(high)}"
+    interval = f"{interval_name} {scoring.gap_shown(low)} to {scoring.gap_shown(high)}"
     shown = p_value(p)
     test = f"{test_name}: p {shown}" if shown.startswith("<") else f"{test_name}: p = {shown}"
     hint = ""
@@ -242,7 +242,7 @@ def _conclusion(
         )
     if is_small:
         return f"Both are therefore equal to within {scoring.equal_words}."
-    loss, gain = scoring.apart(low).lstrip("-"), scoring.apart(high).lstrip("+")
+    loss, gain = scoring.gap_shown(low).lstrip("-"), scoring.gap_shown(high).lstrip("+")
     return (
         "The difference may be due to chance, which does not mean that both are equal: a loss of "
         f"up to {loss} or a gain of up to {gain}{scoring.unit} is possible."

@@ -287,13 +287,13 @@ def _differences(findings: Findings, measure: Measure) -> tuple[Picture, ...]:
     path = f"{_FOLDER}/differences.png"
     names = [model.name for model in findings.models]
     draw_differences({pair: pairs[pair] for pair in order}, names, findings.run / path, measure)
-    rest = f" Only {len(order)} of {len(pairs)} pairs are drawn." if len(pairs) > len(order) else ""
+    note = f" Only {len(order)} of {len(pairs)} pairs are drawn." if len(pairs) > len(order) else ""
     means = any(verdict.severity is None for verdict in findings.statistics.verdicts)
     over = ", means over severities for transforms with several severities" if means else ""
     caption = (
         f"Differences of {measure.name} with paired 95 % intervals{over}. Coloured: significant "
         "after Holm's correction, in the colour of the model that is ahead; grey and hollow: not "
-        f"significant.{rest}"
+        f"significant.{note}"
     )
     return (Picture(path, caption),)
 

@@ -246,8 +246,8 @@ def _updated(path: Path, metadata: str, section: str) -> str:
             f"Expected one `{YAML_BEGIN}` and then one `{YAML_END}`, both between the `---`.",
             "Correct them, or remove both, so that the metadata is not changed.",
         )
-    rest = [*lines[1 : marks[0]], *lines[marks[1] + 1 : end]]
-    if any(line.startswith("model-index:") for line in rest):
+    unmarked_lines = [*lines[1 : marks[0]], *lines[marks[1] + 1 : end]]
+    if any(line.startswith("model-index:") for line in unmarked_lines):
         raise UsageError(
             f"`{path}` has a `model-index` outside of the marked lines.",
             "A card has only one.",
@@ -317,12 +317,12 @@ def _eval_results(export: RunExport, results: _Results, config: CardConfig) -> d
 def _notes(export: RunExport, results: _Results, row: Mapping[str, Any], measure: Measure) -> str:
     dataset = results.findings.record.dataset
     label = cell_label(row["transform"], int(row["severity"]))
-    where = "on untouched images" if row["transform"] == "identity" else f"under {label}"
+    condition = "on untouched images" if row["transform"] == "identity" else f"under {label}"
     part = f", {dataset.subset}" if dataset.subset else ""
     low, high = row[f"{measure.column}_low"], row[f"{measure.column}_high"]
     interval = "no interval" if is_missing(low) else f"{measure.interval}: {low:.4f} to {high:.4f}"
     parts = [
-        f"{measure.name} (a fraction) of {results.model.name} {where}",
+        f"{measure.name} (a fraction) of {results.model.name} {condition}",
         interval,
         f"n = {int(row['n'])} of {dataset.images_available} images{part}",
         *(["partial run"] if export.partial else []),

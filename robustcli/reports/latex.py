@@ -416,8 +416,8 @@ def _mode(finetuning: FinetuningFindings, run: ModeRun) -> list[str]:
     if compared is not None:
         ends = ""
         if compared.low is not None and compared.high is not None:
-            ends = f" ({scoring.apart(compared.low)} to {scoring.apart(compared.high)})"
-        difference = f"{scoring.apart(compared.value)}{ends}"
+            ends = f" ({scoring.gap_shown(compared.low)} to {scoring.gap_shown(compared.high)})"
+        difference = f"{scoring.gap_shown(compared.value)}{ends}"
     steady, frozen = pace(run), frozen_elements(run)
     return [
         name(run.mode),

@@ -31,7 +31,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 # backslash even within code; line breaks and spaces of commands must be preserved.
 _KEPT = {"|": "\ue000", "\n": "\ue001", " ": "\ue002"}
 _NOT_IN_VALUES = str.maketrans(dict.fromkeys(_KEPT.values(), "\N{REPLACEMENT CHARACTER}"))
-_KEEP = {ord(character): kept for character, kept in _KEPT.items()}
+_KEEP = {ord(character): placeholder for character, placeholder in _KEPT.items()}
 _PIPE = _KEPT["|"]
 
 
@@ -80,7 +80,7 @@ def _environment() -> Environment:
     environment = template_environment(TEMPLATES, finalize=escaped)
     # Every function of `numbers` is a filter: `{{ row.dice|fraction }}`.
     shown = [*vars(numbers).values(), code, joined, marked, mono, settings_in_words]
-    environment.filters |= {each.__name__: each for each in shown if isfunction(each)}
+    environment.filters |= {func.__name__: func for func in shown if isfunction(func)}
     environment.globals.update(
         class_heads=HEADS,
         dash=numbers.MISSING,
@@ -162,8 +162,8 @@ def tidy(rendered: str) -> str:
     blocks = [_block(block) for block in re.split(r"\n\s*\n", rendered.strip())]
     shown = "\n\n".join(blocks) + "\n"
     shown = re.sub(r"(\n- .*)\n(?=\n- )", r"\1", shown)  # an omitted item must not split a list
-    for character, kept in _KEPT.items():
-        shown = shown.replace(kept, character)
+    for character, placeholder in _KEPT.items():
+        shown = shown.replace(placeholder, character)
     return shown
 
 

@@ -162,9 +162,9 @@ def is_missing(value: float | None) -> bool:
     return value is None or not math.isfinite(value)
 
 
-def counted(number: int, thing: str, things: str = "") -> str:
+def counted(number: int, singular: str, plural: str = "") -> str:
     """A number with its noun: `1 image`, `1,000 images`."""
-    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 def cell_label(transform: str, severity: int) -> str:

@@ -198,12 +198,12 @@ def _models_of_seed(
             f"Select one of them, such as `{run}:{first}`, or compare only folders of seeds, by "
             "the mean over seeds of each image.",
         )
-    name, _, rest = chosen.partition(":")
+    name, _, mode = chosen.partition(":")
     listing = f"robust report {run}"
     seed = folders[find(name, folders, kind="seed of this run", listing=listing)]
     if not has_record(seed):
         raise _not_measured(str(seed), "not begun")
-    yield from _OPENERS[run_kind(seed)](seed, rest or None, unmeasured)
+    yield from _OPENERS[run_kind(seed)](seed, mode or None, unmeasured)
 
 
 _OPENERS: dict[str, Callable[[Path, str | None, list[str]], Iterator[ComparedModel]]] = {
@@ -226,7 +226,7 @@ def _distinguished(models: Sequence[ComparedModel]) -> list[ComparedModel]:
 
 def _with_path(model: ComparedModel, models: Sequence[ComparedModel]) -> str:
     """The label with the end of the run's path that distinguishes models of equal names."""
-    paths = [_path(other) for other in models if other.label == model.label]
+    paths = [_path(candidate) for candidate in models if candidate.label == model.label]
     depth = 1
     while len({path[-depth:] for path in paths}) < len(paths):
         depth += 1
@@ -383,9 +383,9 @@ def cells_in_words(keys: Sequence[CellKey]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    rest = len(names) - NAMED
-    more = f" and {rest} more" if rest > 0 else ""
-    return (", ".join(names[:NAMED]) or "none") + more
+    omitted_count = len(names) - NAMED
+    suffix = f" and {omitted_count} more" if omitted_count > 0 else ""
+    return (", ".join(names[:NAMED]) or "none") + suffix
 
 
 # Pairing the rows by image.
@@ -497,8 +497,8 @@ def _pixels_may_differ(models: Sequence[ComparedModel], key: CellKey) -> bool:
 def _common_ids(frames: Sequence[pd.DataFrame]) -> pd.Index:
     ids = [pd.Index(frame["image_id"].to_numpy(dtype=object)) for frame in frames]
     common: pd.Index = ids[0]
-    for other in ids[1:]:
-        common = common if common.equals(other) else common[common.isin(other)]
+    for frame_ids in ids[1:]:
+        common = common if common.equals(frame_ids) else common[common.isin(frame_ids)]
     return common
 
 

@@ -117,8 +117,9 @@ _CARD = "README.md"
 
 
 def _some(lines: list[str]) -> list[str]:
-    more = len(lines) - _SHOWN
-    return [*lines[:_SHOWN], *([f"  ... and {more} more (`--json` lists all)"] if more > 0 else [])]
+    count = len(lines) - _SHOWN
+    note = [f"  ... and {count} more (`--json` lists all)"] if count > 0 else []
+    return [*lines[:_SHOWN], *note]
 
 
 def _sizes(export: RunExport) -> dict[str, int]:

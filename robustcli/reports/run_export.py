@@ -282,14 +282,14 @@ def run_digest(run: Path, record: Mapping[str, Any]) -> str:
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {
+    identity = {
         name: value
         for name, value in record.items()
         if name not in _ELSEWHERE and not (name in _LATER and value is None)
     }
-    kept["dataset"] = {k: v for k, v in record["dataset"].items() if k != "location"}
-    if "models" in kept:
-        kept["models"] = [
-            {k: v for k, v in model.items() if k != "weights"} for model in kept["models"]
+    identity["dataset"] = {k: v for k, v in record["dataset"].items() if k != "location"}
+    if "models" in identity:
+        identity["models"] = [
+            {k: v for k, v in model.items() if k != "weights"} for model in identity["models"]
         ]
-    return kept
+    return identity

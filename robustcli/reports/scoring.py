@@ -81,7 +81,7 @@ class Scoring(ABC):
         """The second score, as text."""
 
     @abstractmethod
-    def apart(self, value: float | None) -> str:
+    def gap_shown(self, value: float | None) -> str:
         """A difference of scores with its sign, as text."""
 
     @abstractmethod
@@ -161,8 +161,8 @@ class DiceScoring(Scoring):
         """See `Scoring.second_shown`."""
         return with_range(numbers["iou"], numbers["iou_low"], numbers["iou_high"])
 
-    def apart(self, value: float | None) -> str:
-        """See `Scoring.apart`."""
+    def gap_shown(self, value: float | None) -> str:
+        """See `Scoring.gap_shown`."""
         return signed(value)
 
     def width(self, value: float) -> str:
@@ -236,8 +236,8 @@ class Top1Scoring(Scoring):
         value = numbers.get("top5")
         return MISSING if is_missing(value) else f"{percent(value, int(numbers['n']))} %"
 
-    def apart(self, value: float | None) -> str:
-        """See `Scoring.apart`: in percentage points."""
+    def gap_shown(self, value: float | None) -> str:
+        """See `Scoring.gap_shown`: in percentage points."""
         if value is None or is_missing(value):
             return MISSING
         shown = f"{100 * value:+.1f}"

@@ -60,13 +60,13 @@ class SeededModel:
     @property
     def rows(self) -> list[pd.DataFrame]:
         """The rows of the held-out images, for each evaluated seed."""
-        tests = (each.training.test for each in self.series.measured)
+        tests = (run.training.test for run in self.series.measured)
         return [test.rows for test in tests if test is not None]
 
     @property
     def seeds(self) -> list[int]:
         """The evaluated seeds."""
-        return [each.seed for each in self.series.measured]
+        return [run.seed for run in self.series.measured]
 
     @property
     def evaluated(self) -> ComparedModel:
@@ -260,21 +260,21 @@ def read_seeds_comparison(
 def _models(name: str) -> Iterator[SeededModel]:
     run, chosen = split_name(name)
     findings = read_seeds(run)
-    series = {str(each.mode or ""): each for each in findings.series}
+    series = {str(mode_series.mode or ""): mode_series for mode_series in findings.series}
     if chosen is not None:
         kind = "mode of these fine-tunings"
         mode = find(chosen, series, kind=kind, listing=f"robust report {run}")
         series = {mode: series[mode]}
-    measured = {mode: each for mode, each in series.items() if each.measured}
+    measured = {mode: mode_series for mode, mode_series in series.items() if mode_series.measured}
     if not measured:
         raise UsageError(
             f"`{run}` has no finished seed yet.",
             f"Its status is `{findings.record.status}`.",
             "Repeat the command that created it, which continues the training.",
         )
-    for mode, each in measured.items():
+    for mode, mode_series in measured.items():
         label = f"{findings.record.model} {mode}".strip()
-        yield SeededModel(label, f"{run}:{mode}" if mode else str(run), findings, each)
+        yield SeededModel(label, f"{run}:{mode}" if mode else str(run), findings, mode_series)
 
 
 def _distinguished(models: Sequence[SeededModel]) -> list[SeededModel]:

@@ -102,7 +102,7 @@ class SeedSeries:
     @property
     def measured(self) -> list[SeedTraining]:
         """The runs that have a score."""
-        return [each for each in self.trainings if each.score is not None]
+        return [run for run in self.trainings if run.score is not None]
 
     @property
     def by_seed(self) -> dict[int, float]:
@@ -114,13 +114,13 @@ class SeedSeries:
         """Statistics of the score over seeds; None until a seed is evaluated."""
         if not self.by_seed:
             return None
-        units = _units([each.training for each in self.measured])
+        units = _units([run.training for run in self.measured])
         return seed_scores(list(self.by_seed.values()), units, self.bootstrap)
 
     @cached_property
     def second(self) -> SeedScores | None:
         """Statistics of the second score over seeds, without an interval over images."""
-        values = [each.second for each in self.measured]
+        values = [run.second for run in self.measured]
         known = [value for value in values if value is not None]
         return seed_scores(known, None, self.bootstrap) if known else None
 
@@ -210,7 +210,7 @@ class SeedsFindings:
     @property
     def training(self) -> TrainingFindings | None:
         """Any of the trainings, preferably an evaluated one; all have the same recipe."""
-        trainings = [each for series in self.series for each in series.measured or series.trainings]
+        trainings = [run for series in self.series for run in series.measured or series.trainings]
         return trainings[0].training if trainings else None
 
     @property

@@ -71,11 +71,11 @@ def _common(findings: SeedsFindings, mode: str | None) -> dict[str, object]:
 
 def _seed_rows(findings: SeedsFindings) -> Iterator[dict[str, object]]:
     for series in findings.series:
-        for each in series.trainings:
-            training, score = each.training, each.score
+        for run in series.trainings:
+            training, score = run.training, run.score
             row = _common(findings, series.mode) | {
                 "level": "seed",
-                "seed": each.seed,
+                "seed": run.seed,
                 "run": training.run.relative_to(findings.run).as_posix(),
                 "status": training.record.status,
                 "epochs": training.epochs,
@@ -142,7 +142,7 @@ def _courses(findings: SeedsFindings) -> tuple[Picture, ...]:
     column = findings.scoring.validation.score
     courses = []
     for series in findings.series:
-        metrics = [each.training.metrics for each in series.trainings if each.training.epochs]
+        metrics = [run.training.metrics for run in series.trainings if run.training.epochs]
         lines = [table.set_index("epoch")[column].astype(float) for table in metrics]
         if lines:
             courses.append(SeedCourses(series.name, lines))
@@ -181,10 +181,10 @@ def _lines(findings: SeedsFindings, series: SeedSeries) -> Iterator[ScoreLine]:
     def drawn(low: float | None, high: float | None) -> tuple[float, float] | None:
         return None if low is None or high is None else (scale * low, scale * high)
 
-    for each in series.measured:
-        assert each.score is not None
-        ends = drawn(each.score.low, each.score.high)
-        yield ScoreLine(f"{prefix}seed {each.seed}", scale * each.score.value, ends)
+    for run in series.measured:
+        assert run.score is not None
+        ends = drawn(run.score.low, run.score.high)
+        yield ScoreLine(f"{prefix}seed {run.seed}", scale * run.score.value, ends)
     scores = series.scores
     if scores is not None and scores.seeds > 1:
         wide, narrow = (drawn(*(i or (None, None))) for i in (scores.joint, scores.over_seeds))
@@ -264,13 +264,13 @@ class SeedsShown:
         """The interval from `low` to `high`; a dash if it is unknown."""
         return self.measure.show_range(low, high, self.findings.held_out, " to ")
 
-    def apart(self, value: float | None) -> str:
+    def gap_shown(self, value: float | None) -> str:
         """A difference of scores, with its sign."""
-        return self.findings.scoring.apart(value)
+        return self.findings.scoring.gap_shown(value)
 
-    def score_of(self, each: SeedTraining) -> str:
+    def score_of(self, run: SeedTraining) -> str:
         """The score of one seed with its interval over the held-out images."""
-        score = each.score
+        score = run.score
         if score is None:
             return MISSING
         ends = self.ends(score.low, score.high)
@@ -318,12 +318,12 @@ def _each_seed(findings: SeedsFindings, show: SeedsShown) -> str:
     name = findings.scoring.measure.name
     heads = [f"{s.name if s.mode else name}, 95 % over {findings.units}" for s in findings.series]
     by_seed: list[dict[int, SeedTraining]] = [
-        {each.seed: each for each in series.trainings} for series in findings.series
+        {run.seed: run for run in series.trainings} for series in findings.series
     ]
     rows = [
         (
             f"seed {seed}",
-            *(show.score_of(each[seed]) if seed in each else MISSING for each in by_seed),
+            *(show.score_of(runs[seed]) if seed in runs else MISSING for runs in by_seed),
         )
         for seed in findings.record.seeds
     ]
@@ -352,8 +352,8 @@ def _against(findings: SeedsFindings, show: SeedsShown) -> str:
     rows: list[tuple[str, ...]] = [
         (
             f"{mode}, {counted(difference.seeds, 'seed')}",
-            show.apart(difference.value),
-            difference_ends(show.apart, difference.low, difference.high),
+            show.gap_shown(difference.value),
+            difference_ends(show.gap_shown, difference.low, difference.high),
             p_value(difference.p),
         )
         for mode, difference in findings.differences.items()
@@ -362,7 +362,7 @@ def _against(findings: SeedsFindings, show: SeedsShown) -> str:
 
 
 def difference_ends(
-    apart: Callable[[float | None], str], low: float | None, high: float | None
+    as_text: Callable[[float | None], str], low: float | None, high: float | None
 ) -> str:
     """The interval of a difference; a dash if it is unknown."""
-    return MISSING if low is None or high is None else f"{apart(low)} to {apart(high)}"
+    return MISSING if low is None or high is None else f"{as_text(low)} to {as_text(high)}"

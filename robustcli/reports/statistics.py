@@ -160,7 +160,7 @@ class Statistics:
         """The changes of each classifier's predictions by each cell; empty for segmenters."""
         return []
 
-    def more(self) -> dict[str, Any]:
+    def further_lists(self) -> dict[str, Any]:
         """Further lists of `statistics.json`, by key."""
         return {}
 
@@ -200,7 +200,7 @@ def statistics_json(statistics: Statistics, extra: Mapping[str, Any]) -> str:
         "verdicts": [_verdict(verdict) for verdict in statistics.verdicts],
         "severity_verdicts": [_verdict(verdict) for verdict in statistics.severity_verdicts],
         "ranking": [asdict(rank) for rank in statistics.ranking],
-        **statistics.more(),
+        **statistics.further_lists(),
         **extra,
     }
     return json.dumps(document, indent=1, allow_nan=False) + "\n"

@@ -275,10 +275,10 @@ def _send_wandb(export: RunExport, destination: Destination, say: Say) -> Sent:
 
 
 def _wandb_mode(destination: Destination, say: Say) -> Literal["online", "offline"]:
-    asked = os.environ.get("WANDB_MODE", "")
-    if destination.offline or asked in ("offline", "dryrun"):
+    wandb_mode = os.environ.get("WANDB_MODE", "")
+    if destination.offline or wandb_mode in ("offline", "dryrun"):
         return "offline"
-    if asked == "disabled":
+    if wandb_mode == "disabled":
         raise UsageError(
             "`WANDB_MODE=disabled` neither sends nor stores data.",
             "",

@@ -378,15 +378,17 @@ def class_sentences(training: TrainingFindings) -> list[str]:
     if statistics is None or len(lines) < 2:
         return []
     worst = min(lines, key=lambda line: line.f1)
-    rest = [line for line in lines if line is not worst]
-    others = wilson_interval(sum(line.correct for line in rest), sum(line.n for line in rest))
-    apart = worst.top1_high < others.low
+    other_lines = [line for line in lines if line is not worst]
+    other_recall = wilson_interval(
+        sum(line.correct for line in other_lines), sum(line.n for line in other_lines)
+    )
+    is_lower = worst.top1_high < other_recall.low
     sentences = [
         f"The class with the lowest F1 is `{worst.name}`: {fraction(worst.f1)}; "
         f"{worst.correct:,} of its {counted(worst.n, 'image')} are right (recall "
         f"{with_range(worst.top1, worst.top1_low, worst.top1_high)}), of all others "
-        f"{fraction_range(others.low, others.high, ' to ')}"
-        f"{'' if apart else ': intervals that overlap, so it may be chance'}."
+        f"{fraction_range(other_recall.low, other_recall.high, ' to ')}"
+        f"{'' if is_lower else ': intervals that overlap, so it may be chance'}."
     ]
     if statistics.confusions:
         most = statistics.confusions[0]

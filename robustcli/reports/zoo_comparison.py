@@ -82,8 +82,8 @@ class ZooComparison:
             label = self.zoo.label(training)
             run = EvaluatedRun(label, training.run / "test", trained=True)
             model = ComparedModel(label, run, training.test.findings.models[0])
-            alike = (models for models in sets if not setting_differences([models[0], model]))
-            members = next(alike, None)
+            matches = (models for models in sets if not setting_differences([models[0], model]))
+            members = next(matches, None)
             if members is None:
                 sets.append([model])
             else:
@@ -149,7 +149,7 @@ def _of_scores(comparison: Comparison, zoo: Zoo) -> Iterator[str]:
     beaten = [line for line in lines if line.word == f"{best} ahead"]
     yield _highest(comparison, trainings[best], best, len(beaten), len(lines))
     open_lines = [line for line in lines if line.verdict.outcome == "no difference shown"]
-    rivals = {_other(line, best): line for line in open_lines}
+    rivals = {_opponent(line, best): line for line in open_lines}
     smaller = [
         label
         for label in rivals
@@ -169,13 +169,13 @@ def _pair(line: ComparisonLine) -> tuple[str, str]:
     return line.verdict.first, line.verdict.second
 
 
-def _other(line: ComparisonLine, label: str) -> str:
+def _opponent(line: ComparisonLine, label: str) -> str:
     first, second = _pair(line)
     return second if first == label else first
 
 
 def _highest(
-    comparison: Comparison, training: TrainingFindings, label: str, beaten: int, others: int
+    comparison: Comparison, training: TrainingFindings, label: str, beaten: int, other_count: int
 ) -> str:
     assert training.test is not None
     measure, unit = comparison.scoring.measure, comparison.grouping
@@ -184,8 +184,8 @@ def _highest(
     verdict = (
         "No difference from any other network is shown"
         if not beaten
-        else f"It is significantly ahead of {beaten} of the {others} others"
-        if others > 1
+        else f"It is significantly ahead of {beaten} of the {other_count} others"
+        if other_count > 1
         else "It is significantly ahead of the other"
     )
     test = "McNemar's exact test" if comparison.task == "cls" else f"sign flips of {unit}s"
@@ -235,8 +235,8 @@ def _of_time(zoo: Zoo) -> Iterator[str]:
     known = {label: spread for label, spread in spreads.items() if spread is not None}
     if len(known) < 2:
         return
-    alike = {(t.machine, t.record.recipe.precision) for t in zoo.trainings if t.epochs}
-    if len(alike) > 1:
+    conditions = {(t.machine, t.record.recipe.precision) for t in zoo.trainings if t.epochs}
+    if len(conditions) > 1:
         yield (
             "Times were measured with different devices, threads or precisions (see the recipes), "
             "so they do not compare the networks."

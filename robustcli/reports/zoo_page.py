@@ -91,15 +91,15 @@ def read_zoo(runs: Sequence[Path]) -> list[TrainingFindings]:
         UsageError: One of the trainings does not exist or cannot be read, or not all are of one
             task.
     """
-    each = [seed for run in runs for seed in trainings_in(run)]
-    trainings = [read_training(run) for run in {run.resolve(): run for run in each}.values()]
+    run_dirs = [seed for run in runs for seed in trainings_in(run)]
+    trainings = [read_training(run) for run in {run.resolve(): run for run in run_dirs}.values()]
     first = trainings[0]
-    other = next((t for t in trainings if t.record.task != first.record.task), None)
-    if other is not None:
+    mismatch = next((t for t in trainings if t.record.task != first.record.task), None)
+    if mismatch is not None:
         kinds = {"cls": "a classifier", "seg": "a segmenter"}
         raise UsageError(
-            f"`{first.run}` is the training of {kinds[first.record.task]}, and `{other.run}` is "
-            f"the training of {kinds[other.record.task]}.",
+            f"`{first.run}` is the training of {kinds[first.record.task]}, and `{mismatch.run}` is "
+            f"the training of {kinds[mismatch.record.task]}.",
             "Top-1 and dice cannot be compared in one table.",
             "Write two reports, one over the trainings of each task.",
         )

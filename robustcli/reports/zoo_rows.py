@@ -181,12 +181,12 @@ class Zoo:
 
         The key is a text; it is empty for trainings without differences.
         """
-        alike: dict[str, list[str]] = {}
+        labels_by_reasons: dict[str, list[str]] = {}
         for training in self.trainings:
             if printed_of(training.record) is not None:
                 reasons = "; ".join(other_experiment(training.record))
-                alike.setdefault(reasons, []).append(self.label(training))
-        return alike
+                labels_by_reasons.setdefault(reasons, []).append(self.label(training))
+        return labels_by_reasons
 
     @property
     def remarks(self) -> dict[str, str]:
@@ -207,7 +207,7 @@ class Zoo:
     def label(self, training: TrainingFindings) -> str:
         """The network's name, with the part of the run's path that makes it unique."""
         name, run = training.record.network, training.run.resolve()
-        runs = {other.run.resolve() for other in self.trainings if other.record.network == name}
+        runs = {t.run.resolve() for t in self.trainings if t.record.network == name}
         if len(runs) == 1:
             return name
         depth = 1

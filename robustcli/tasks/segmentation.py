@@ -85,18 +85,18 @@ def surface_distance(prediction: BoolMask, truth: BoolMask) -> SurfaceDistance |
     box = _box(prediction | truth)
     directions = _distances(prediction[box], truth[box])
     hd95 = max(float(torch.quantile(direction, PERCENTILE / 100)) for direction in directions)
-    near = sum(int((direction <= BOUNDARY_TOLERANCE).sum()) for direction in directions)
-    return SurfaceDistance(hd95, near / sum(map(len, directions)))
+    near_count = sum(int((direction <= BOUNDARY_TOLERANCE).sum()) for direction in directions)
+    return SurfaceDistance(hd95, near_count / sum(map(len, directions)))
 
 
-def _distances(mask: BoolMask, other: BoolMask) -> tuple[Tensor, ...]:
+def _distances(mask: BoolMask, other_mask: BoolMask) -> tuple[Tensor, ...]:
     """The distances in pixels from each outline pixel to the other outline, in both directions.
 
     Both scores use them; calling MONAI's two functions would compute them twice.
     """
     from monai.metrics.utils import get_edge_surface_distance
 
-    first, second = torch.from_numpy(mask.copy()), torch.from_numpy(other.copy())
+    first, second = torch.from_numpy(mask.copy()), torch.from_numpy(other_mask.copy())
     # MONAI 1.5 and 1.6 warn about `always_return_as_numpy`, which their own code passes.
     with silenced("monai.utils.deprecate_utils"):
         _, distances, _ = get_edge_surface_distance(first, second, symmetric=True)
@@ -292,9 +292,10 @@ class SegmentationTask(Task[Segmenter]):
         if not by_flags:
             return config
         if len(by_flags) > 1:
-            (first, training), (second, other) = list(by_flags.items())[:2]
+            (first, training), (second, other_training) = list(by_flags.items())[:2]
             raise UsageError(
-                f"`{training.model}` and `{other.model}` read the masks of this data differently.",
+                f"`{training.model}` and `{other_training.model}` read the masks of this data "
+                "differently.",
                 f"They were trained with `{first}` and `{second}`.",
                 "Specify how to read them with `--foreground`, `--ignore` or `--classes`.",
             )

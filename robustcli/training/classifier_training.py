@@ -94,8 +94,8 @@ class ClassifierTraining(TrainingTask):
         procedure_of(recipe).check_options(config, typed_options(config))
         return recipe
 
-    def way(self, config: TrainConfig) -> str:
-        """See `TrainingTask.way`."""
+    def protocol_words(self, config: TrainConfig) -> str:
+        """See `TrainingTask.protocol_words`."""
         return "Parts"
 
     def counted(self, part: Dataset) -> str:

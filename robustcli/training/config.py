@@ -107,15 +107,15 @@ class TrainConfig:
         """
         if self.out is not None:
             return self.out
-        how = asdict(recipe)
+        recipe_fields = asdict(recipe)
         if recipe.schedule in EXTENDABLE:
-            del how["epochs"]  # more epochs continue the same run
+            del recipe_fields["epochs"]  # more epochs continue the same run
         for name in ("patches", "photos"):
-            if how[name] is None:
-                del how[name]
+            if recipe_fields[name] is None:
+                del recipe_fields[name]
         start = [self.model, dict(self.model_args), self.weights, self.untrained, self.protocol]
         masks = mask_settings(self.foreground, self.ignore) + classes_settings(self.mask_classes)
-        settings = [*start, self.seed, world, digest, how, *masks]
+        settings = [*start, self.seed, world, digest, recipe_fields, *masks]
         if self.other_split_seed is not None:
             settings.append(f"split seed {self.split_seed}")
         short = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:8]

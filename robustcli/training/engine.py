@@ -123,10 +123,10 @@ def run_plan(
     with (
         nullcontext(peers)
         if peers is not None and not peers.alone
-        else connected_processes(process) as met
+        else connected_processes(process) as group
     ):
-        prepared = met.together(lambda: _prepare(plan, start), lambda prepared: prepared.facts)
-        return _run(prepared, listener, met)
+        prepared = group.together(lambda: _prepare(plan, start), lambda prepared: prepared.facts)
+        return _run(prepared, listener, group)
 
 
 def _prepare(plan: TrainPlan, start: TrainStart) -> _Prepared:

@@ -91,8 +91,8 @@ def not_finite(
 
 def images_in_words(ids: Sequence[str]) -> str:
     """A sentence with the first images of a batch."""
-    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-    return f"Images of the batch: {', '.join(ids[:_SHOWN])}{more}."
+    suffix = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return f"Images of the batch: {', '.join(ids[:_SHOWN])}{suffix}."
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -79,7 +79,7 @@ class Peers:
         self.process, self.keys, self.children = process, keys, tuple(children)
         self._agreements = self._words = 0
         self._stop = threading.Event()
-        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._last_beats: dict[int, tuple[bytes, float]] = {}
 
     @property
     def alone(self) -> bool:
@@ -231,9 +231,9 @@ class Peers:
         for rank in range(self.process.world):
             if rank == self.process.rank or keys.check([f"left/{rank}"]):
                 continue
-            how = self._dead(keys, rank)
-            if how is not None:
-                self._post(keys, _gone(rank, self.process, how))
+            reason = self._dead(keys, rank)
+            if reason is not None:
+                self._post(keys, _gone(rank, self.process, reason))
         failure = self._failure(keys)
         return None if failure is None or failure.rank == self.process.rank else failure
 
@@ -245,9 +245,9 @@ class Peers:
                 return None if keys.check([f"left/{rank}"]) else how_ended(code)
         beat = keys.get(f"beat/{rank}") if keys.check([f"beat/{rank}"]) else b""
         now = time.monotonic()
-        if self._seen.get(rank, (None, 0.0))[0] != beat:
-            self._seen[rank] = (beat, now)
-        silent = now - self._seen[rank][1]
+        if self._last_beats.get(rank, (None, 0.0))[0] != beat:
+            self._last_beats[rank] = (beat, now)
+        silent = now - self._last_beats[rank][1]
         return f"It sent no heartbeat for {silent:.0f} seconds." if silent > SILENCE else None
 
     def _abort(self, failure: ProcessFailure) -> NoReturn:
@@ -458,8 +458,8 @@ def _parts(error: BaseException) -> tuple[int, str, str, str]:
     return 1, f"{type(error).__name__}: {first_line(error)}", "", _GO_ON
 
 
-def _gone(rank: int, process: Ranks, how: str) -> ProcessFailure:
-    return ProcessFailure(rank, 1, f"Process {rank} of {process.world} {_ENDED}", how, _GO_ON)
+def _gone(rank: int, process: Ranks, reason: str) -> ProcessFailure:
+    return ProcessFailure(rank, 1, f"Process {rank} of {process.world} {_ENDED}", reason, _GO_ON)
 
 
 def _is_gone(failure: ProcessFailure, rank: int) -> bool:
@@ -471,8 +471,8 @@ def _error(failure: ProcessFailure, process: Ranks) -> RobustError:
     error_class = _ERRORS.get(failure.code, RunError)
     if failure.rank == process.rank or _is_gone(failure, failure.rank):
         return error_class(failure.what, failure.why, failure.todo)
-    who = f"Process {failure.rank} of {process.world}"
-    return error_class(f"{who} failed: {failure.what}", failure.why, failure.todo)
+    process_name = f"Process {failure.rank} of {process.world}"
+    return error_class(f"{process_name} failed: {failure.what}", failure.why, failure.todo)
 
 
 def _check_same(

@@ -36,8 +36,8 @@ def warmup_cosine(step: int, total: int) -> float:
     warm = max(1, round(WARMUP_SHARE * total))
     if step < warm:
         return (step + 1) / warm
-    done = min(1.0, (step - warm) / max(1, total - warm))
-    return FINAL_FACTOR + (1 - FINAL_FACTOR) * (1 + math.cos(math.pi * done)) / 2
+    progress = min(1.0, (step - warm) / max(1, total - warm))
+    return FINAL_FACTOR + (1 - FINAL_FACTOR) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def triangular(step: int, total: int) -> float:
@@ -353,12 +353,12 @@ def _for_the_bundled(recipe: Recipe, model: str, quick: bool) -> Recipe:
 
 def shortened_recipe(recipe: Recipe) -> Recipe:
     """`recipe` shortened to two epochs of few images or patches."""
-    few: dict[str, Any] = {"images_per_epoch": 512 if recipe.loss in SMOOTHINGS else 128}
+    changes: dict[str, Any] = {"images_per_epoch": 512 if recipe.loss in SMOOTHINGS else 128}
     if recipe.photos is not None:
-        few["photos"] = replace(recipe.photos, expected_top1=None)
+        changes["photos"] = replace(recipe.photos, expected_top1=None)
     if recipe.patches is not None:
-        few = {"patches": replace(recipe.patches, iterations=25, validation_iterations=2)}
-    return replace(recipe, name=f"{recipe.name} quick", epochs=2, expected_dice=None, **few)
+        changes = {"patches": replace(recipe.patches, iterations=25, validation_iterations=2)}
+    return replace(recipe, name=f"{recipe.name} quick", epochs=2, expected_dice=None, **changes)
 
 
 def listed() -> Iterator[tuple[str, str, Recipe]]:

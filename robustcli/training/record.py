@@ -243,12 +243,12 @@ def _epochs(old: RecipeRecord, new: RecipeRecord) -> Iterator[str]:
         )
 
 
-def _kept(old: TrainRecord, new: TrainRecord) -> dict[str, Any]:
+def _kept_fields(old: TrainRecord, new: TrainRecord) -> dict[str, Any]:
     """Fields of the old record that stay: costs and, without further epochs, completeness."""
-    kept = {name: getattr(old, name) for name in _ACCUMULATED}
+    kept_fields = {name: getattr(old, name) for name in _ACCUMULATED}
     if old.status == "complete" and new.recipe.epochs == old.recipe.epochs:
-        kept["status"] = "complete"
-    return kept
+        kept_fields["status"] = "complete"
+    return kept_fields
 
 
 _ACCUMULATED = ("weights_sha256", "peak_memory_bytes", "energy_joules", "speed")
@@ -264,7 +264,7 @@ TRAINING = RunKind(
         *("results.csv", "results.json", "classes.csv", "report.md", "report.html"),
     ),
     _differences,
-    _kept,
+    _kept_fields,
     temporary=("cache",),
     results=FIRST_RESULTS,
 )

@@ -81,8 +81,8 @@ class SeedRuns:
         differences: Yields one sentence per setting of a seed that differs from the existing run in
             the given folder.
         separately: Returns the run of a seed for a separate process.
-        beside: Number of devices that each run one seed at a time; 0 if the seeds run one after the
-            other, each on all devices.
+        parallel_seeds: Number of devices that each run one seed at a time; 0 if the seeds run one
+            after the other, each on all devices.
     """
 
     run: Path
@@ -93,7 +93,7 @@ class SeedRuns:
     start: Callable[[int, Path, Listener], object]
     differences: Callable[[int, Path], Iterator[str]]
     separately: Callable[[int, Path], SeparateRun]
-    beside: int = 0
+    parallel_seeds: int = 0
 
     def record(self) -> SeedsRecord:
         """The initial record."""
@@ -128,8 +128,8 @@ def train_seeds(
         SeedsError: Some seeds failed; all others are finished.
     """
     check_launcher()
-    beside = train_seeds_beside(config)
-    if beside:
+    parallel_seeds = train_seeds_beside(config)
+    if parallel_seeds:
         config = replace(config, devices=1)
     plan = plan_training(config, listener_of_first(listener))
 
@@ -147,8 +147,9 @@ def train_seeds(
         return SeparateRun(f"seed {seed}", _train_seed, (config, seed, out))
 
     runs = SeedRuns(
-        plan.run, "train", TRAINING, plan, config.fresh, start, differences, separately, beside
-    )
+        plan.run, "train", TRAINING, plan, config.fresh, start, differences, separately,
+        parallel_seeds,
+    )  # fmt: skip
     return run_seeds(runs, listener, on_failure)
 
 
@@ -214,11 +215,12 @@ def run_seeds(
         if runs.fresh:
             _discard(runs)
         record = SEEDS.open(
-            runs.run, runs.record(), fresh=runs.fresh, more=lambda old: _differences(runs, old)
-        )
+            runs.run, runs.record(), fresh=runs.fresh,
+            further_differences=lambda old: _differences(runs, old),
+        )  # fmt: skip
         _announce(record, runs, heard)
         with SEEDS.closing(runs.run):
-            run_all = _run_beside if runs.beside else _run_in_turn
+            run_all = _run_beside if runs.parallel_seeds else _run_in_turn
             failures = run_all(runs, record.folders(runs.run), heard, on_failure)
             heard.begin("")
             SEEDS.update(runs.run, failures=failures)
@@ -255,14 +257,14 @@ def _run_in_turn(
 def _run_beside(
     runs: SeedRuns, folders: Mapping[int, Path], heard: NamedListener, on_failure: OnFailure | None
 ) -> list[SeedFailure]:
-    """Runs the seeds in parallel on `runs.beside` devices; returns the failures."""
+    """Runs the seeds in parallel on `runs.parallel_seeds` devices; returns the failures."""
     separate = {seed: runs.separately(seed, folder) for seed, folder in folders.items()}
     names = [run.name for run in separate.values()]
-    announce_beside(runs.beside, names, heard.say)
+    announce_beside(runs.parallel_seeds, names, heard.say)
     failures: list[SeedFailure] = []
 
     def failed(run: SeparateRun, error: Exception) -> None:
-        seed = next(seed for seed, other in separate.items() if other is run)
+        seed = next(seed for seed, separate_run in separate.items() if separate_run is run)
         if isinstance(error, UsageError | MachineError):  # these errors concern all seeds
             raise error
         with suppress(type(error)), errors_of(folders[seed]):
@@ -270,7 +272,7 @@ def _run_beside(
         failures.append(_failure(seed, error, heard.say, on_failure, f"seed {seed} failed"))
 
     config = runs.plan.config
-    run_beside([*separate.values()], runs.beside, config.device, heard, failed)
+    run_beside([*separate.values()], runs.parallel_seeds, config.device, heard, failed)
     return sorted(failures, key=lambda failure: failure.seed)
 
 

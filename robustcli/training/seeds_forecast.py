@@ -36,33 +36,33 @@ class SeedsForecast:
         out: Folder of all seeds.
         seeds: All seeds.
         finished: The finished seeds in that folder.
-        each: Forecast of the first seed; those of the others are equal.
-        beside: Number of seeds trained at the same time, each on a separate device; 0 for one after
-            the other.
+        first_seed: Forecast of the first seed; those of the others are equal.
+        parallel_seeds: Number of seeds trained at the same time, each on a separate device; 0 for
+            one after the other.
     """
 
     out: str
     seeds: Sequence[int]
     finished: Sequence[int]
-    each: SeedForecast
-    beside: int = 0
+    first_seed: SeedForecast
+    parallel_seeds: int = 0
 
     def as_json(self) -> str:
         """The forecast as one JSON object."""
         fields = {"out": self.out, "seeds": list(self.seeds), "finished": list(self.finished)}
-        return json.dumps({**fields, "each": json.loads(self.each.as_json())}, indent=2)
+        return json.dumps({**fields, "each": json.loads(self.first_seed.as_json())}, indent=2)
 
     def as_text(self) -> str:
         """The forecast as lines of text."""
         listed = ", ".join(map(str, self.seeds))
         finished = ", ".join(map(str, self.finished)) or "none"
-        at_a_time = [f"Devices:    {self.beside}, each trains one seed at a time"]
+        at_a_time = [f"Devices:    {self.parallel_seeds}, each trains one seed at a time"]
         return "\n".join(
             [
                 f"Seeds:      {len(self.seeds)} ({listed}) in {self.out}; finished: {finished}",
-                *(at_a_time if self.beside else []),
+                *(at_a_time if self.parallel_seeds else []),
                 f"Values below are per seed; time and disk space count {len(self.seeds)} times.",
-                self.each.as_text(),
+                self.first_seed.as_text(),
             ]
         )
 
@@ -90,8 +90,8 @@ def forecast_train_seeds(config: TrainConfig, listener: Listener) -> SeedsForeca
             other.
     """
     check_launcher()
-    beside = train_seeds_beside(config)
-    plan = plan_training(replace(config, devices=1) if beside else config, listener)
+    parallel_seeds = train_seeds_beside(config)
+    plan = plan_training(replace(config, devices=1) if parallel_seeds else config, listener)
     seeds, finished = seeds_in(config, plan.run, TRAINING)
     first = plan.for_seed(config.seed, seed_folder(plan.run, config.seed))
-    return SeedsForecast(str(plan.run), seeds, finished, forecast_plan(first), beside)
+    return SeedsForecast(str(plan.run), seeds, finished, forecast_plan(first), parallel_seeds)

@@ -76,7 +76,7 @@ def _differences(old: SeedsRecord, new: SeedsRecord) -> Iterator[str]:
     yield from dataset_differences(old.dataset, new.dataset, options)
 
 
-def _kept(old: SeedsRecord, new: SeedsRecord) -> dict[str, Any]:
+def _kept_fields(old: SeedsRecord, new: SeedsRecord) -> dict[str, Any]:
     """Keeps all seeds of the old record."""
     return {"count": max(old.count, new.count)}
 
@@ -88,7 +88,7 @@ SEEDS = RunKind(
     ("figures",),
     ("results.csv", "results.json", "report.md", "report.html"),
     _differences,
-    _kept,
+    _kept_fields,
     results=tuple(f"seed-*/{depth}{name}" for depth in ("", "*/") for name in FIRST_RESULTS),
 )
 """Defines the folders of `robust train --seeds` and `robust finetune --seeds`."""

@@ -106,8 +106,8 @@ class SegmenterTraining(TrainingTask):
             recipe = replace(recipe, expected_dice=None)  # published for the network with its scan
         return procedure_of(recipe).planned(config, entry, splits.train)
 
-    def way(self, config: TrainConfig) -> str:
-        """See `TrainingTask.way`."""
+    def protocol_words(self, config: TrainConfig) -> str:
+        """See `TrainingTask.protocol_words`."""
         return f"Protocol `{config.protocol}`"
 
     def counted(self, part: Dataset) -> str:

@@ -187,14 +187,14 @@ class PhotoBatches(Dataset[PhotoBatch]):
         self.views, self.shifts = PhotoViews(subset, preprocessing), shifts
         self.keys = photo_keys(subset.ids, seed)
 
-    def __getitem__(self, asked: int | tuple[int, int]) -> PhotoBatch:
-        return self.__getitems__([asked])
+    def __getitem__(self, key: int | tuple[int, int]) -> PhotoBatch:
+        return self.__getitems__([key])
 
-    def __getitems__(self, asked: Sequence[int | tuple[int, int]]) -> PhotoBatch:
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> PhotoBatch:
         """The batch of these images; called by torch's loader instead of `__getitem__`."""
-        if not asked:
+        if not keys:
             return collate_photos([])
-        epochs, indices = epochs_and_places(asked)
+        epochs, indices = epochs_and_places(keys)
         ids = self.views.subset.ids
         with working_on(f"augmenting `{ids[indices[0]]}` to `{ids[indices[-1]]}`"):
             return self._batch(epochs, indices)
@@ -218,9 +218,9 @@ class PhotoBatches(Dataset[PhotoBatch]):
         return len(self.views.subset.ids)
 
 
-def epochs_and_places(asked: Sequence[int | tuple[int, int]]) -> tuple[list[int], list[int]]:
+def epochs_and_places(keys: Sequence[int | tuple[int, int]]) -> tuple[list[int], list[int]]:
     """Epochs and image indices of the requested samples; the epoch is 0 for plain indices."""
-    pairs = [(0, item) if isinstance(item, int) else item for item in asked]
+    pairs = [(0, item) if isinstance(item, int) else item for item in keys]
     return [epoch for epoch, _ in pairs], [place for _, place in pairs]
 
 
@@ -263,11 +263,11 @@ class ResidentPhotos(Dataset[PhotoBatch]):
         self.images = tensor.to(device)
         self.targets = torch.from_numpy(self.views.targets).to(device)
 
-    def __getitem__(self, asked: Sequence[int | tuple[int, int]]) -> PhotoBatch:
+    def __getitem__(self, keys: Sequence[int | tuple[int, int]]) -> PhotoBatch:
         ids, device = self.views.subset.ids, self.images.device
-        if not asked:
+        if not keys:
             return collate_photos([])
-        epochs, indices = epochs_and_places(asked)
+        epochs, indices = epochs_and_places(keys)
         places = torch.tensor(indices, device=device)
         images = self.images[places]
         if self.shifts is not None:

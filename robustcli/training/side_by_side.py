@@ -174,15 +174,15 @@ class _Sum:
         if "say" in event:
             self._listener.say(f"{name}: {event['say']}")
         elif "start" in event:
-            total, done, unit = event["start"]
-            self._counts[name] = total, done
+            total, completed, unit = event["start"]
+            self._counts[name] = total, completed
             totals, finished = (
                 sum(numbers) for numbers in zip(*self._counts.values(), strict=True)
             )
             self._listener.start(totals, finished, unit)
         else:
-            total, done = self._counts.get(name, (0, 0))
-            self._counts[name] = total, done + event["advance"]
+            total, completed = self._counts.get(name, (0, 0))
+            self._counts[name] = total, completed + event["advance"]
             self._listener.advance(event["advance"])
 
 

@@ -234,7 +234,7 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
         f"{name} {task.counted(part)}"
         for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test))
     )
-    listener.say(f"{task.way(config)}: {counts} ({splits.train.subset}).")
+    listener.say(f"{task.protocol_words(config)}: {counts} ({splits.train.subset}).")
     listener.say(describe_recipe(plan.recipe))
     faults = task.start_faults(plan)
     if faults:

@@ -235,7 +235,7 @@ class DurableCheckpoints(CheckpointIO):
             RunError: The file system refused; the old file is unchanged.
         """
         # Into a file opened by Python: torch's writer hides the reason of a disk error.
-        with replacing(Path(path)) as beside, beside.open("wb") as file:
+        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(
@@ -329,19 +329,19 @@ def _naming_memory(trainer: pl.Trainer, lit_module: LitModule) -> Iterator[None]
         free_cached(lit_module.device)
         batch, window = recipe.batch_size, recipe.window
         of = f"{batch} images" if batch > 1 else "one image"
-        each = f", {batch // world} in each of {world} processes" if world > 1 else ""
+        per_process = f", {batch // world} in each of {world} processes" if world > 1 else ""
         todo = f"a smaller `--window` than {window}, `--precision bf16`, or a smaller network"
         if batch // world > 1:
-            half, more = batch // 2, 2 * recipe.accumulate
+            half, accumulation = batch // 2, 2 * recipe.accumulate
             todo = (
-                f"`--batch-size {half} --accumulate {more}`, which has the same number of images "
-                f"per step (but batch norm uses {half} images, which changes the training), or "
-                "`--precision bf16`"
+                f"`--batch-size {half} --accumulate {accumulation}`, which has the same number of "
+                f"images per step (but batch norm uses {half} images, which changes the training), "
+                "or `--precision bf16`"
             )
         raise RunError(
             f"Out of memory on {lit_module.device} in epoch {trainer.current_epoch + 1}, step "
             f"{trainer.global_step + 1}.",
-            f"A batch has {of} of {window}x{window} pixels{each}. {first_line(error)}",
+            f"A batch has {of} of {window}x{window} pixels{per_process}. {first_line(error)}",
             "Finished epochs are kept. If another program used the memory, repeat the same "
             f"command. Otherwise use {todo}, with another `--out` or `--fresh`.",
         ) from error

@@ -200,7 +200,7 @@ class TrainingTask(ABC):
         """
 
     @abstractmethod
-    def way(self, config: TrainConfig) -> str:
+    def protocol_words(self, config: TrainConfig) -> str:
         """A few words on how the data are split and scored."""
 
     @abstractmethod
@@ -289,8 +289,8 @@ def typed_options(config: TrainConfig) -> dict[str, Any]:
     Raises:
         UsageError: A number is not above 0.
     """
-    every = {name: getattr(config, name) for name in _OVERRIDES}
-    options = {name: value for name, value in every.items() if value is not None}
+    overrides = {name: getattr(config, name) for name in _OVERRIDES}
+    options = {name: value for name, value in overrides.items() if value is not None}
     for name, value in options.items():
         if not isinstance(value, str) and not value > 0:
             flag = name.replace("_", "-")

@@ -204,10 +204,10 @@ def _to_rgb(pixels: Floats, result: Floats) -> None:
     for n in range(pixels.shape[0]):
         hue, saturation, value = pixels[n]
         sector = math.floor(hue * 6)
-        rest = hue * 6 - sector
+        fraction = hue * 6 - sector
         low = value * (1 - saturation)
-        falling = value * (1 - rest * saturation)
-        rising = value * (1 - (1 - rest) * saturation)
+        falling = value * (1 - fraction * saturation)
+        rising = value * (1 - (1 - fraction) * saturation)
         case = int(sector) % 6
         if case == 0:
             red, green, blue = value, rising, low

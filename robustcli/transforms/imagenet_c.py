@@ -110,7 +110,7 @@ def _clipped_zoom(image: NDArray[Any], factor: float) -> NDArray[Any]:
     Source: `clipped_zoom` of imagecorruptions.
     """
     sides = [math.ceil(side / float(factor)) for side in image.shape[:2]]
-    top, left = ((side - kept) // 2 for side, kept in zip(image.shape[:2], sides, strict=True))
+    top, left = ((side - crop) // 2 for side, crop in zip(image.shape[:2], sides, strict=True))
     return exact_kernels.zoomed(image[top : top + sides[0], left : left + sides[1]], factor)
 
 
@@ -215,7 +215,7 @@ def _framed(array: NDArray[Any]) -> NDArray[Any]:
     missing = [max(0, SMALLEST_SIDE - side) for side in array.shape[:2]]
     if not any(missing):
         return array
-    width = [(0, more) for more in missing] + [(0, 0)] * (array.ndim - 2)
+    width = [(0, padding) for padding in missing] + [(0, 0)] * (array.ndim - 2)
     return np.pad(array, width, mode="symmetric")
 
 

@@ -278,10 +278,10 @@ def from_entry_point(point: EntryPoint) -> tuple[PluginTransform, ...]:
 def _cannot_run(path: Path, error: BaseException) -> UsageError:
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
-    where = f"Line {line} raised" if line else "It raised"
+    origin = f"Line {line} raised" if line else "It raised"
     return UsageError(
         f"The plugin `{path}` cannot be run.",
-        f"{where} {type(error).__name__}: {error}",
+        f"{origin} {type(error).__name__}: {error}",
         f"Correct the file. {_HINT}",
     )
 

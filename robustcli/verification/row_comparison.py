@@ -281,11 +281,11 @@ def _class_contradictions(image_id: str, row: Row) -> Iterator[RowDifference]:
     for name, of_classes in counts.items():
         if any(count < 0 for count in of_classes):
             yield RowDifference(image_id, f"class_{name}", of_classes, "counts of pixels")
-    for what, other in (("true", "fn"), ("predicted", "fp")):
-        of_all = sum(counts["tp"]) + sum(counts[other])
-        of_any = _number(row["tp"]) + _number(row[other])
+    for what, error_key in (("true", "fn"), ("predicted", "fp")):
+        of_all = sum(counts["tp"]) + sum(counts[error_key])
+        of_any = _number(row["tp"]) + _number(row[error_key])
         if of_all != of_any:
-            note = f"its {what} pixels of any class (tp + {other})"
+            note = f"its {what} pixels of any class (tp + {error_key})"
             yield RowDifference(image_id, f"{what} pixels of all classes", of_all, of_any, note)
     if row.get("class_confusion") is None:
         return

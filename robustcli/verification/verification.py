@@ -78,7 +78,7 @@ def _evaluations(run: Path) -> list[Path]:
     kind = head.get("kind") if isinstance(head, dict) else None
     if kind == SEEDS_KIND:
         seeds = (run / f"seed-{head['seed'] + number}" for number in range(head["count"]))
-        return [each for seed in seeds for each in _evaluations(seed)]
+        return [evaluation for seed in seeds for evaluation in _evaluations(seed)]
     if kind not in ("train", "finetune"):
         return [run]
     trainings = [run] if kind == "train" else [run / str(mode) for mode in head.get("modes", ())]

@@ -149,8 +149,8 @@ def _lines(check: EvaluationCheck) -> Iterator[str]:
     for difference in check.differences[:_MOST_IN_TEXT]:
         yield f"  differs: {difference.words}"
     if len(check.differences) > _MOST_IN_TEXT:
-        more = len(check.differences) - _MOST_IN_TEXT
-        yield f"  ... and {more:,} more differences (`--json` lists all)"
+        omitted_count = len(check.differences) - _MOST_IN_TEXT
+        yield f"  ... and {omitted_count:,} more differences (`--json` lists all)"
     if check.causes:
         title = "likely causes" if check.differences else "differences without effect"
         yield f"  {title}: {'; '.join(check.causes)}"

@@ -207,7 +207,12 @@ def test_other_settings_are_refused_by_flag_and_nothing_is_written(tmp_path):
     assert caught.value.why == "`--lr` was 0.1, now it is 0.2."
     assert "`--fresh`" in caught.value.todo
     with pytest.raises(UsageError, match="Its part is torn"):
-        NOTES.open(tmp_path, note(), fresh=False, more=lambda old: iter(["Its part is torn."]))
+        NOTES.open(
+            tmp_path,
+            note(),
+            fresh=False,
+            further_differences=lambda old: iter(["Its part is torn."]),
+        )
     assert (tmp_path / RECORD_FILE).read_bytes() == before
 
 

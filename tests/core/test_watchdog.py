@@ -177,7 +177,7 @@ def test_time_in_which_the_process_was_stopped_does_not_count() -> None:
         watchdog._look(0)
         watchdog._look(min(3600.0, 2 * module._LOOK_SECONDS))
         key = ("thread", threading.get_ident())
-        assert 0 < watchdog._seen[key].seconds <= 2 * module._LOOK_SECONDS
+        assert 0 < watchdog._ages[key].seconds <= 2 * module._LOOK_SECONDS
 
 
 def test_an_interrupted_pool_does_not_wait_for_a_thread_that_hangs() -> None:

@@ -99,7 +99,7 @@ def test_a_subset_fetches_labels_and_the_row_groups_of_its_images_only(hub: Hub)
     labels = sum(hub.served.values())
     assert labels < 200_000 < len(file) / 8, "labels and the footer, which is read by 64 kB"
     part = take(dataset, limit=2, seed=1)
-    groups = {s.image.rows.kept for s in part.samples}
+    groups = {s.image.rows.cache_path for s in part.samples}
     for sample in part.samples:
         decode(sample.image)
     assert sum(hub.served.values()) < labels + 66_000 + len(groups) * 4 * 42_000

@@ -65,7 +65,9 @@ def open_run(make_config: MakeConfig, out: Path, **overrides: Any) -> FinetunePl
     out.mkdir(exist_ok=True)
     record = finetune_record(plan, plan.network("full")[0])
     is_fresh = plan.training.config.fresh
-    FINETUNING.open(out, record, fresh=is_fresh, more=partial(mode_differences, plan))
+    FINETUNING.open(
+        out, record, fresh=is_fresh, further_differences=partial(mode_differences, plan)
+    )
     return plan
 
 

@@ -32,7 +32,7 @@ def test_scores_with_their_intervals() -> None:
     ],
 )
 def test_differences_have_a_sign(scoring: Scoring, value: float | None, expected: str) -> None:
-    assert scoring.apart(value) == expected
+    assert scoring.gap_shown(value) == expected
 
 
 def test_the_same_answer_always_reaches_the_share_of_the_largest_class() -> None:

@@ -231,7 +231,7 @@ def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias
 
 
 def _empty_gradients(tensors: Sequence[Tensor], needs_grad: NeedsGrad) -> list[Tensor]:
-    return [torch.empty_like(t) for t, asked in zip(tensors, needs_grad, strict=True) if asked]
+    return [torch.empty_like(t) for t, need in zip(tensors, needs_grad, strict=True) if need]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -244,9 +244,9 @@ def _differentiate(
     ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
 ) -> tuple[Tensor | None, ...]:
     needs_grad = ctx.needs_input_grad[:7]
-    x, _, A, *_ = kept = ctx.saved_tensors
+    x, _, A, *_ = saved = ctx.saved_tensors
     grads = torch.ops.robustcli.scan_cpu_backward(
-        *kept, ctx.softplus, *grads_or_zeros(x, A, dy, dstate), needs_grad
+        *saved, ctx.softplus, *grads_or_zeros(x, A, dy, dstate), needs_grad
     )
     return (*spread(grads, needs_grad), None, None, None, None)
 
@@ -255,9 +255,9 @@ def _differentiate_sequence(
     ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
 ) -> tuple[Tensor | None, ...]:
     needs_grad = ctx.needs_input_grad[:7]
-    x, _, A, *_ = kept = ctx.saved_tensors
+    x, _, A, *_ = saved = ctx.saved_tensors
     grads = torch.ops.robustcli.scan_cpu_sequence_backward(
-        *kept, ctx.softplus, *grads_or_zeros(x, A, dy, dstate), needs_grad
+        *saved, ctx.softplus, *grads_or_zeros(x, A, dy, dstate), needs_grad
     )
     return (*spread(grads, needs_grad), None, None)
 

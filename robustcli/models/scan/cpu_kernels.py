@@ -66,13 +66,13 @@ WINDOW = 16  # steps that are copied or transposed at a time
 @njit(forceinline=True)
 def _group(
     group: Any, first: Any, t0: Any, last: Any, padded: Any, softplus_on: bool, alone: bool,
-    far: bool, order: Any, x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any, B: Any, C: Any,
-    bb: Any, bp: Any, bn: Any, A: Any, skip: Any, bias: Any, N: Any, h: Any, out: Any,
+    prefetch: bool, order: Any, x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any, B: Any,
+    C: Any, bb: Any, bp: Any, bn: Any, A: Any, skip: Any, bias: Any, N: Any, h: Any, out: Any,
 ) -> Any:  # fmt: skip
     """Computes a group of units, and returns channel and step of the unit after it."""
     i, t, following, step = units(group, first, t0, padded)
     p = looked_up(order, t)
-    if far:
+    if prefetch:
         q = looked_up(order, later(t, _U(AHEAD), last))
         prefetch_group(delta, places(db, q, D, i))
         prefetch_group(x, places(xb, q, W, i))
@@ -95,7 +95,7 @@ def _group(
 
 @njit(error_model="numpy")
 def _steps(
-    begin: Any, end: Any, last: Any, padded: Any, softplus_on: bool, alone: bool, far: bool,
+    begin: Any, end: Any, last: Any, padded: Any, softplus_on: bool, alone: bool, prefetch: bool,
     order: Any, x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any, B: Any, C: Any, bb: Any,
     bp: Any, bn: Any, A: Any, skip: Any, bias: Any, N: Any, h: Any, out: Any,
 ) -> None:  # fmt: skip
@@ -103,18 +103,18 @@ def _steps(
 
     Step t reads the pixel p = order[t]: x and out at xb + p * W, delta at db + p * D, and B and C
     of state n at bb + p * bp + n * bn. A and h are (N, padded), skip and bias (padded). Adds to
-    `out` unless `alone`. With `far`, later steps up to `last` are prefetched.
+    `out` unless `alone`. With `prefetch`, later steps up to `last` are prefetched.
     """
     i, t, number = _U(0), begin, (end - begin) * (padded // LANES)
     for _ in range(number // _U(FOUR)):
         i, t = _group(
-            _FOUR, i, t, last, padded, softplus_on, alone, far, order, x, xb, W, delta, db, D, B, C,
-            bb, bp, bn, A, skip, bias, N, h, out,
+            _FOUR, i, t, last, padded, softplus_on, alone, prefetch, order, x, xb, W, delta, db, D,
+            B, C, bb, bp, bn, A, skip, bias, N, h, out,
         )  # fmt: skip
     for _ in range(number % _U(FOUR)):
         i, t = _group(
-            _ONE, i, t, last, padded, softplus_on, alone, far, order, x, xb, W, delta, db, D, B, C,
-            bb, bp, bn, A, skip, bias, N, h, out,
+            _ONE, i, t, last, padded, softplus_on, alone, prefetch, order, x, xb, W, delta, db, D,
+            B, C, bb, bp, bn, A, skip, bias, N, h, out,
         )  # fmt: skip
 
 
@@ -200,7 +200,7 @@ def forward(
     padded = (w + LANES - _U(1)) // LANES * LANES
     As, h = np.zeros(N * padded, _F), np.empty(N * padded, _F)
     skips, biases = np.zeros(padded, _F), np.zeros(padded, _F)
-    here = np.arange(WINDOW).astype(np.int32)
+    identity = np.arange(WINDOW).astype(np.int32)
     xs, deltas = np.zeros(WINDOW * padded, _F), np.zeros(WINDOW * padded, _F)
     outs = np.empty(WINDOW * padded, _F)
     small = WINDOW * N + WIDTH  # B and C are copied by whole vectors
@@ -234,7 +234,7 @@ def forward(
             _gather(path, t0, t1, B, bb, states, Bs, states, states)
             _gather(path, t0, t1, C, bb, states, Cs, states, states)
             _steps(
-                _U(0), t1 - t0, last, padded, softplus_on, True, False, here, xs, _U(0), padded,
+                _U(0), t1 - t0, last, padded, softplus_on, True, False, identity, xs, _U(0), padded,
                 deltas, _U(0), padded, Bs, Cs, _U(0), states, _U(1), As, skips, biases, states, h,
                 outs,
             )  # fmt: skip
@@ -278,7 +278,7 @@ def forward_sequence(
     padded = (w + LANES - _U(1)) // LANES * LANES
     kd, ks, an = _U(k * D + a), _U(k * S + s), _U(k * N * D + a)
     rows, bb = _U(s * W * L) + kd * L_, _U((s * K + k) * N * L)
-    here = np.arange(WINDOW).astype(np.int32)
+    identity = np.arange(WINDOW).astype(np.int32)
     xs, deltas = np.zeros(WINDOW * padded, _F), np.zeros(WINDOW * padded, _F)
     outs, As, h = np.empty(WINDOW * padded, _F), np.zeros(N * padded, _F), np.zeros(N * padded, _F)
     skips, biases = np.zeros(padded, _F), np.zeros(padded, _F)
@@ -296,7 +296,7 @@ def forward_sequence(
                 saved = (ks * _U(chunks) + (t + j) // _U(chunk)) * states * D_ + _U(a)
                 _copy_out(h, padded, states, w, borders, saved, D_)
             _steps(
-                j, min(span, j + part), span - _U(1), padded, softplus_on, True, False, here,
+                j, min(span, j + part), span - _U(1), padded, softplus_on, True, False, identity,
                 xs, _U(0), padded, deltas, _U(0), padded, B, C, bb + t, _U(1), L_, As, skips,
                 biases, states, h, outs,
             )  # fmt: skip
@@ -324,14 +324,14 @@ _BY_STATE_GRADS = OF_STEP | OF_A | OF_B | OF_X  # gradients that require those o
 @njit(forceinline=True)
 def _replay_group(
     group: Any, first: Any, t0: Any, begin: Any, last: Any, padded: Any, softplus_on: bool,
-    far: bool, needed: int, order: Any, x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any,
+    prefetch: bool, needed: int, order: Any, x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any,
     B: Any, bb: Any, bp: Any, bn: Any, A: Any, bias: Any, N: Any, dts: Any, slopes: Any,
     decays: Any, states: Any,
 ) -> Any:  # fmt: skip
     """Recomputes a group of units, and returns channel and step of the unit after it."""
     i, t, following, step = units(group, first, t0, padded)
     p = looked_up(order, t)
-    if far:
+    if prefetch:
         q = looked_up(order, later(t, _U(AHEAD), last))
         prefetch_group(delta, places(db, q, D, i))
         if needed & _BY_STATES:
@@ -359,7 +359,7 @@ def _replay_group(
 
 @njit(forceinline=True)
 def _replay(
-    begin: Any, end: Any, padded: Any, softplus_on: bool, far: bool, needed: int, order: Any,
+    begin: Any, end: Any, padded: Any, softplus_on: bool, prefetch: bool, needed: int, order: Any,
     x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any, B: Any, bb: Any, bp: Any, bn: Any,
     A: Any, bias: Any, N: Any, dts: Any, slopes: Any, decays: Any, states: Any,
 ) -> None:  # fmt: skip
@@ -372,13 +372,13 @@ def _replay(
     i, t, last, number = _U(0), begin, end - _U(1), (end - begin) * (padded // LANES)
     for _ in range(number // _U(FOUR)):
         i, t = _replay_group(
-            _FOUR, i, t, begin, last, padded, softplus_on, far, needed, order, x, xb, W, delta, db,
-            D, B, bb, bp, bn, A, bias, N, dts, slopes, decays, states,
+            _FOUR, i, t, begin, last, padded, softplus_on, prefetch, needed, order, x, xb, W, delta,
+            db, D, B, bb, bp, bn, A, bias, N, dts, slopes, decays, states,
         )  # fmt: skip
     for _ in range(number % _U(FOUR)):
         i, t = _replay_group(
-            _ONE, i, t, begin, last, padded, softplus_on, far, needed, order, x, xb, W, delta, db,
-            D, B, bb, bp, bn, A, bias, N, dts, slopes, decays, states,
+            _ONE, i, t, begin, last, padded, softplus_on, prefetch, needed, order, x, xb, W, delta,
+            db, D, B, bb, bp, bn, A, bias, N, dts, slopes, decays, states,
         )  # fmt: skip
 
 
@@ -424,7 +424,7 @@ def _retreat(
 
 @njit(forceinline=True)
 def _fetch_back(needed: int, padded: Any, dy: Any, dx: Any, xp: Any, ddelta: Any, dp: Any) -> None:
-    """Prefetches what `_way_back` reads and writes in one step."""
+    """Prefetches what `_steps_backward` reads and writes in one step."""
     for i in range(_U(0), padded, LANES):
         prefetch(dy, xp + i)
         if needed & OF_X:
@@ -456,8 +456,8 @@ def _put_input(
 
 
 @njit(forceinline=True)
-def _way_back(
-    begin: int, end: int, padded: Any, softplus_on: bool, alone: bool, far: bool, needed: int,
+def _steps_backward(
+    begin: int, end: int, padded: Any, softplus_on: bool, alone: bool, prefetch: bool, needed: int,
     order: Any, x: Any, xb: Any, W: Any, dy: Any, db: Any, D: Any, B: Any, C: Any, bb: Any, bp: Any,
     bn: Any, A: Any, skip: Any, N: Any, dts: Any, slopes: Any, decays: Any, states: Any, g: Any,
     sums: Any, dx: Any, ddelta: Any, dA: Any, dB: Any, dC: Any, pb: Any, dskip: Any, dbias: Any,
@@ -469,7 +469,7 @@ def _way_back(
     for t in range(end - 1, begin - 1, -1):
         j, p = _U(t - begin), _U(order[_U(t)])
         at, bc = xb + p * W, bb + p * bp
-        if far:
+        if prefetch:
             q = _U(order[_U(max(t - AHEAD, begin))])
             _fetch_back(needed, padded, dy, dx, xb + q * W, ddelta, db + q * D)
         sums[:] = _F(0.0)
@@ -550,7 +550,7 @@ def backward(
     direct = w == padded  # the channels fill whole vectors: they are read and written in place
     room = _U(0) if direct else _U(chunk) * padded
     small = _U(0) if direct else _U(chunk * N + WIDTH)  # copied by whole vectors
-    here = np.arange(chunk).astype(np.int32)
+    identity = np.arange(chunk).astype(np.int32)
     As, skips, biases = np.zeros(N * padded, _F), np.zeros(padded, _F), np.zeros(padded, _F)
     dAs, dskips, dbiases = np.empty(N * padded, _F), np.empty(padded, _F), np.empty(padded, _F)
     xs, deltas, dys = np.empty(room, _F), np.empty(room, _F), np.empty(room, _F)
@@ -583,18 +583,18 @@ def backward(
                 _gather(path, t0, t1, B, bb, N_, Bs, N_, N_)
                 _gather(path, t0, t1, C, bb, N_, Cs, N_, N_)
             begin, end = (t0, t1) if direct else (_U(0), t1 - t0)
-            way, writes = path if direct else here, alone or not direct
+            order_, writes = path if direct else identity, alone or not direct
             x_, delta_, dy_ = (x, delta, dy) if direct else (xs, deltas, dys)
             B_, C_, dB_, dC_ = (B, C, dB, dC) if direct else (Bs, Cs, dBs, dCs)
             dx_, ddelta_ = (dx, ddelta) if direct else (dxs, ddeltas)
             xb_, W__, db_, D__ = (xb, W_, db, D_) if direct else (_U(0), padded, _U(0), padded)
             bb_, pb_ = (bb, pb) if direct else (_U(0), _U(0))
             _replay(
-                begin, end, padded, softplus_on, direct, needed, way, x_, xb_, W__, delta_, db_,
+                begin, end, padded, softplus_on, direct, needed, order_, x_, xb_, W__, delta_, db_,
                 D__, B_, bb_, N_, _U(1), As, biases, N_, dts, slopes, decays, states,
             )  # fmt: skip
-            _way_back(
-                int(begin), int(end), padded, softplus_on, writes, direct, needed, way,
+            _steps_backward(
+                int(begin), int(end), padded, softplus_on, writes, direct, needed, order_,
                 x_, xb_, W__, dy_, db_, D__, B_, C_, bb_, N_, _U(1), As, skips, N_, dts, slopes,
                 decays, states, g, sums, dx_, ddelta_, dAs, dB_, dC_, pb_, dskips, dbiases,
             )  # fmt: skip
@@ -633,7 +633,7 @@ def backward_sequence(
     rows, bb = _U(s * W * L) + kd * L_, _U((s * K + k) * N * L)
     pb = _U(nb * S * K * N * L) + bb
     window = max(chunk, WINDOW)
-    here = np.arange(window).astype(np.int32)
+    identity = np.arange(window).astype(np.int32)
     As, skips, biases = np.zeros(N * padded, _F), np.zeros(padded, _F), np.zeros(padded, _F)
     dAs, dskips, dbiases = np.zeros(N * padded, _F), np.zeros(padded, _F), np.zeros(padded, _F)
     xs, deltas = np.zeros(window * padded, _F), np.zeros(window * padded, _F)
@@ -658,11 +658,12 @@ def backward_sequence(
                 saved = _U((ks * chunks + section) * N * D + a)
                 _copy_in(borders, saved, D_, states, padded, N_, w)
             _replay(
-                _U(t0), _U(t1), padded, softplus_on, False, needed, here, xs, _U(0), padded, deltas,
-                _U(0), padded, B, bb + t, _U(1), L_, As, biases, N_, dts, slopes, decays, states,
+                _U(t0), _U(t1), padded, softplus_on, False, needed, identity, xs, _U(0), padded,
+                deltas, _U(0), padded, B, bb + t, _U(1), L_, As, biases, N_, dts, slopes, decays,
+                states,
             )  # fmt: skip
-            _way_back(
-                t0, t1, padded, softplus_on, True, False, needed, here, xs, _U(0), padded, dys,
+            _steps_backward(
+                t0, t1, padded, softplus_on, True, False, needed, identity, xs, _U(0), padded, dys,
                 _U(0), padded, B, C, bb + t, _U(1), L_, As, skips, N_, dts, slopes, decays, states,
                 g, sums, dxs, ddeltas, dAs, dB, dC, pb + t, dskips, dbiases,
             )  # fmt: skip

@@ -104,10 +104,10 @@ def _copy(builder: Any, source: Any, target: Any, count: Any) -> None:
 @intrinsic
 def _load(_context: Any, array: Any, at: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        where = place(context, builder, sig.args[0], *values)
-        found = builder.load(builder.bitcast(where, VECTOR.as_pointer()))
-        found.align = 4
-        return found
+        pointer = place(context, builder, sig.args[0], *values)
+        vector = builder.load(builder.bitcast(pointer, VECTOR.as_pointer()))
+        vector.align = 4
+        return vector
 
     return LANES(array, at), codegen
 
@@ -115,11 +115,11 @@ def _load(_context: Any, array: Any, at: Any) -> Any:
 @intrinsic
 def _load_part(_context: Any, array: Any, at: Any, count: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        where = place(context, builder, sig.args[0], *values[:2])
-        kept = cgutils.alloca_once(builder, VECTOR)
-        builder.store(_ZEROS, kept)
-        _copy(builder, where, builder.bitcast(kept, ir.FloatType().as_pointer()), values[2])
-        return builder.load(kept)
+        pointer = place(context, builder, sig.args[0], *values[:2])
+        buffer = cgutils.alloca_once(builder, VECTOR)
+        builder.store(_ZEROS, buffer)
+        _copy(builder, pointer, builder.bitcast(buffer, ir.FloatType().as_pointer()), values[2])
+        return builder.load(buffer)
 
     return LANES(array, at, count), codegen
 
@@ -127,8 +127,8 @@ def _load_part(_context: Any, array: Any, at: Any, count: Any) -> Any:
 @intrinsic
 def _store(_context: Any, array: Any, at: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        where = place(context, builder, sig.args[0], *values[:2])
-        builder.store(values[2], builder.bitcast(where, VECTOR.as_pointer())).align = 4
+        pointer = place(context, builder, sig.args[0], *values[:2])
+        builder.store(values[2], builder.bitcast(pointer, VECTOR.as_pointer())).align = 4
         return context.get_dummy_value()
 
     return types.void(array, at, value), codegen
@@ -137,10 +137,10 @@ def _store(_context: Any, array: Any, at: Any, value: Any) -> Any:
 @intrinsic
 def _store_part(_context: Any, array: Any, at: Any, count: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        where = place(context, builder, sig.args[0], *values[:2])
-        kept = cgutils.alloca_once(builder, VECTOR)
-        builder.store(values[3], kept)
-        _copy(builder, builder.bitcast(kept, ir.FloatType().as_pointer()), where, values[2])
+        pointer = place(context, builder, sig.args[0], *values[:2])
+        buffer = cgutils.alloca_once(builder, VECTOR)
+        builder.store(values[3], buffer)
+        _copy(builder, builder.bitcast(buffer, ir.FloatType().as_pointer()), pointer, values[2])
         return context.get_dummy_value()
 
     return types.void(array, at, count, value), codegen
@@ -185,16 +185,16 @@ def total(_context: Any, value: Any) -> Any:
     return types.float32(value), codegen
 
 
-def _prefetch(builder: Any, where: Any) -> None:
+def _prefetch(builder: Any, pointer: Any) -> None:
     """Generates a prefetch for reading, into the level-2 cache.
 
     The columns of an image can lie so that all their pixels compete for a few sets of the level-1
     cache, which would drop them before they are used.
     """
-    where = builder.bitcast(where, _BYTE.as_pointer())
-    shape = ir.FunctionType(ir.VoidType(), [where.type, _INT, _INT, _INT])
-    function = builder.module.declare_intrinsic("llvm.prefetch", [where.type], shape)
-    builder.call(function, [where, _INT(0), _INT(2), _INT(1)])
+    pointer = builder.bitcast(pointer, _BYTE.as_pointer())
+    shape = ir.FunctionType(ir.VoidType(), [pointer.type, _INT, _INT, _INT])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], shape)
+    builder.call(function, [pointer, _INT(0), _INT(2), _INT(1)])
 
 
 @intrinsic
@@ -239,9 +239,9 @@ def _constant(kind: Any, number: float) -> Any:
 
 def _polynomial(builder: Any, coefficients: Sequence[float], x: Any) -> Any:
     """Generates code for a polynomial; coefficients by ascending power."""
-    *others, before, last = coefficients
+    *lower, before, last = coefficients
     value = _fused(builder, last, x, before)
-    for coefficient in reversed(others):
+    for coefficient in reversed(lower):
         value = _fused(builder, value, x, coefficient)
     return value
 
@@ -293,15 +293,15 @@ def _exp(builder: Any, x: Any) -> Any:
     flags, integers = ("contract",), ir.VectorType(_INT, x.type.count)
     x = _limited(builder, ">", _LOWEST, x)
     shifted = _fused(builder, x, _LOG2E, _MAGIC)
-    whole = builder.fsub(shifted, _constant(x.type, _MAGIC), flags=flags)
-    r = _fused(builder, whole, -_LN2_LOW, _fused(builder, whole, -_LN2_HIGH, x))
+    exponent = builder.fsub(shifted, _constant(x.type, _MAGIC), flags=flags)
+    r = _fused(builder, exponent, -_LN2_LOW, _fused(builder, exponent, -_LN2_HIGH, x))
     power = _fused(
         builder,
         _polynomial(builder, _EXP, r),
         builder.fmul(r, r, flags=flags),
         builder.fadd(r, _constant(x.type, 1.0), flags=flags),
     )
-    # The lowest bits of `shifted` are 127 + whole, which is the exponent field of 2**whole.
+    # The lowest bits of `shifted` are 127 + exponent, which is the exponent field of 2**exponent.
     shift = _indices([23] * x.type.count)
     scale = builder.bitcast(builder.shl(builder.bitcast(shifted, integers), shift), x.type)
     return builder.fmul(power, scale, flags=flags)
@@ -361,7 +361,7 @@ def softplus(_context: Any, x: Any) -> Any:
     """log(1 + e**x), also accurate for small values."""
 
     def codegen(_: Any, builder: Any, __: Any, values: Any) -> Any:
-        return _by_chains(lambda *given: _softplus(*given)[0], builder, values[0])
+        return _by_chains(lambda *args: _softplus(*args)[0], builder, values[0])
 
     return x(x), codegen
 
@@ -375,8 +375,8 @@ def softplus_and_slope(_context: Any, x: Any) -> Any:
         if _CHAINS:
             return context.make_tuple(builder, result, _softplus(builder, values[0]))
         pairs = [_softplus(builder, part) for part in _parts(builder, values[0])]
-        found = [_joined(builder, parts) for parts in zip(*pairs, strict=True)]
-        return context.make_tuple(builder, result, found)
+        vectors = [_joined(builder, parts) for parts in zip(*pairs, strict=True)]
+        return context.make_tuple(builder, result, vectors)
 
     return result(x), codegen
 
@@ -413,16 +413,16 @@ def units(_context: Any, group: Any, i: Any, t: Any, padded: Any) -> Any:
 
     def codegen(context: Any, builder: Any, __: Any, values: Any) -> Any:
         _, i, t, padded = values
-        found: tuple[list[Any], list[Any]] = ([], [])
+        positions: tuple[list[Any], list[Any]] = ([], [])
         for _n in range(group.count):
-            found[0].append(i)
-            found[1].append(t)
+            positions[0].append(i)
+            positions[1].append(t)
             after = builder.add(i, ir.Constant(i.type, WIDTH))
             last = builder.icmp_unsigned("==", after, padded)
             i = builder.select(last, ir.Constant(i.type, 0), after)
             t = builder.add(t, builder.zext(last, t.type))
-        both = [context.make_tuple(builder, channels, numbers) for numbers in found]
-        return context.make_tuple(builder, result, [*both, i, t])
+        tuples = [context.make_tuple(builder, channels, numbers) for numbers in positions]
+        return context.make_tuple(builder, result, [*tuples, i, t])
 
     return result(group, number, number, number), codegen
 
@@ -436,8 +436,8 @@ def _of_each(compute: Callable[..., Any]) -> Callable[..., Any]:
             _items(builder, v) if isinstance(kind, types.UniTuple) else [v] * count
             for kind, v in zip(sig.args, values, strict=True)
         ]
-        found = [compute(context, builder, sig, *items) for items in zip(*lists, strict=True)]
-        return context.make_tuple(builder, sig.return_type, found)
+        results = [compute(context, builder, sig, *items) for items in zip(*lists, strict=True)]
+        return context.make_tuple(builder, sig.return_type, results)
 
     return codegen
 
@@ -447,8 +447,8 @@ def looked_up(_context: Any, order: Any, t: Any) -> Any:
     """The value of the int32 array `order`, at least 0, for each step of t."""
 
     def compute(context: Any, builder: Any, sig: Any, order: Any, t: Any) -> Any:
-        found = builder.load(place(context, builder, sig.args[0], order, t))
-        return builder.zext(found, t.type)
+        pixel = builder.load(place(context, builder, sig.args[0], order, t))
+        return builder.zext(pixel, t.type)
 
     return t(order, t), _of_each(compute)
 
@@ -479,11 +479,11 @@ def load_group(_context: Any, array: Any, at: Any) -> Any:
     """The vectors of a group, whose first floats are at the places `at`."""
 
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        found = [
-            builder.load(_vector_at(builder, context, sig.args[0], values[0], one), align=4)
-            for one in _items(builder, values[1])
+        vectors = [
+            builder.load(_vector_at(builder, context, sig.args[0], values[0], item), align=4)
+            for item in _items(builder, values[1])
         ]
-        return _joined(builder, found)
+        return _joined(builder, vectors)
 
     return _vector_of(at)(array, at), codegen
 
@@ -494,8 +494,8 @@ def store_group(_context: Any, array: Any, at: Any, value: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
         parts = _parts(builder, values[2])
-        for one, part in zip(_items(builder, values[1]), parts, strict=True):
-            builder.store(part, _vector_at(builder, context, sig.args[0], values[0], one), align=4)
+        for item, part in zip(_items(builder, values[1]), parts, strict=True):
+            builder.store(part, _vector_at(builder, context, sig.args[0], values[0], item), align=4)
         return context.get_dummy_value()
 
     return types.void(array, at, value), codegen
@@ -514,16 +514,16 @@ def recur(
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
         decays, dus = (_parts(builder, value) for value in values[:2])
         spots = [_items(builder, values[n]) for n in (3, 5, 7)]
-        found = []
-        for decay, du, b, one, other in zip(decays, dus, *spots, strict=True):
+        states = []
+        for decay, du, b, source, target in zip(decays, dus, *spots, strict=True):
             weight = builder.load(place(context, builder, sig.args[2], values[2], b))
             added = builder.fmul(du, _spread(builder, weight), flags=("contract",))
-            where = _vector_at(builder, context, sig.args[4], values[4], one)
-            state = _fused(builder, decay, builder.load(where, align=4), added)
-            where = _vector_at(builder, context, sig.args[6], values[6], other)
-            builder.store(state, where, align=4)
-            found.append(state)
-        return _joined(builder, found)
+            pointer = _vector_at(builder, context, sig.args[4], values[4], source)
+            state = _fused(builder, decay, builder.load(pointer, align=4), added)
+            pointer = _vector_at(builder, context, sig.args[6], values[6], target)
+            builder.store(state, pointer, align=4)
+            states.append(state)
+        return _joined(builder, states)
 
     return decay(decay, du, B, at_b, source, at, target, to), codegen
 
@@ -533,11 +533,11 @@ def broadcast(_context: Any, array: Any, at: Any) -> Any:
     """One float for each unit of a group, from the places `at`, in all lanes of the unit."""
 
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        found = [
-            _spread(builder, builder.load(place(context, builder, sig.args[0], values[0], one)))
-            for one in _items(builder, values[1])
+        vectors = [
+            _spread(builder, builder.load(place(context, builder, sig.args[0], values[0], item)))
+            for item in _items(builder, values[1])
         ]
-        return _joined(builder, found)
+        return _joined(builder, vectors)
 
     return _vector_of(at)(array, at), codegen
 
@@ -547,8 +547,8 @@ def prefetch_group(_context: Any, array: Any, at: Any) -> Any:
     """Prefetches the cache lines of the places `at`."""
 
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        for one in _items(builder, values[1]):
-            _prefetch(builder, place(context, builder, sig.args[0], values[0], one))
+        for item in _items(builder, values[1]):
+            _prefetch(builder, place(context, builder, sig.args[0], values[0], item))
         return context.get_dummy_value()
 
     return types.void(array, at), codegen
@@ -568,10 +568,10 @@ def _turn(_context: Any, source: Any, at: Any, step: Any, target: Any, to: Any, 
         def row(index: int, number: int) -> Any:
             start, gap = values[index + 1], values[index + 2]
             shift = builder.mul(gap, ir.Constant(gap.type, number))
-            found = place(
+            pointer = place(
                 context, builder, sig.args[index], values[index], builder.add(start, shift)
             )
-            return builder.bitcast(found, VECTOR.as_pointer())
+            return builder.bitcast(pointer, VECTOR.as_pointer())
 
         rows = [builder.load(row(0, number), align=4) for number in range(WIDTH)]
         for number, turned in enumerate(_turned(builder, rows)):

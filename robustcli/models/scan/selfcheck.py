@@ -47,7 +47,7 @@ def worst_error(
         gradients: Whether to test the backward pass, too.
         scans: The functions to test, `ss2d_scan` and `selective_scan`.
     """
-    where = device or home(backend)
+    target = device or home(backend)
     interpreted = getattr(backend, "interpreted", lambda: False)()
     errors: list[Tensor] = []
     for name in scans:
@@ -60,7 +60,7 @@ def worst_error(
                 checks.append((_FLOAT64[name], _long_arguments(name, generator)))
             for exactly, arguments in checks:
                 exact = _outputs(exactly, [t.double() for t in arguments])
-                outputs = _outputs(partial(_scan, backend, name), [t.to(where) for t in arguments])
+                outputs = _outputs(partial(_scan, backend, name), [t.to(target) for t in arguments])
                 errors += _errors(outputs, exact)
     return float(torch.stack(errors).max())
 

@@ -114,7 +114,7 @@ class Plan:
         chunks: Number of chunks of the sequence.
         sections: Number of sections, ranges of chunks that are computed in parallel.
         per_section: Chunks per section.
-        each: Directions that one program computes sequentially, adding up their outputs.
+        per_program: Directions that one program computes sequentially, adding up their outputs.
     """
 
     T: int
@@ -123,7 +123,7 @@ class Plan:
     chunks: int
     sections: int
     per_section: int
-    each: int
+    per_program: int
 
 
 def plan(dims: tuple[int, ...], merged: bool, target: int) -> Plan:
@@ -141,11 +141,11 @@ def plan(dims: tuple[int, ...], merged: bool, target: int) -> Plan:
     K, S, L, D = dims
     T, DB = tile(D)
     blocks, chunks = math.ceil(D / DB), math.ceil(L / T)
-    each = K if merged and 2 * S * blocks >= target else 1
-    programs = S * blocks * K // each
+    per_program = K if merged and 2 * S * blocks >= target else 1
+    programs = S * blocks * K // per_program
     sections = 1 if 2 * programs >= target else min(chunks, math.ceil(target / programs))
     per_section = math.ceil(chunks / sections)
-    return Plan(T, DB, blocks, chunks, math.ceil(chunks / per_section), per_section, each)
+    return Plan(T, DB, blocks, chunks, math.ceil(chunks / per_section), per_section, per_program)
 
 
 def tile(channels: int) -> tuple[int, int]:
@@ -191,10 +191,10 @@ def scan_triton(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
     parts, slot = _parts(y, K, group, cut)
 
     def launch(local: bool, keep: bool) -> None:
-        kernels.forward[(S * cut.blocks, K // cut.each, cut.sections)](
+        kernels.forward[(S * cut.blocks, K // cut.per_program, cut.sections)](
             x, delta, A, B, C, D, bias, parts, state, borders, starts, spans,
             S, L, width_d, W, group, slot, height, width, paths,
-            cut.chunks, cut.sections, cut.per_section, cut.each,
+            cut.chunks, cut.sections, cut.per_section, cut.per_program,
             N=N, T=cut.T, DB=cut.DB, SOFTPLUS=softplus, KEEP=keep, LOCAL=local,
             **compiler_options("forward", N),
         )  # fmt: skip
@@ -226,7 +226,7 @@ def _empty_outputs(
 
 def _parts(total: Tensor, K: int, group: int, cut: Plan) -> tuple[Tensor, int]:
     """Output buffer of the programs, and the offset between the outputs of two directions."""
-    if group or cut.each == K:
+    if group or cut.per_program == K:
         return total, 0
     return total.new_empty(K, *total.shape), total.numel()
 
@@ -254,16 +254,16 @@ def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tens
     dims = (K, S, L, width_d) = tuple(delta.shape)
     N, W, cut = A.shape[1], x.shape[2], plan(dims, group == 0, wanted_programs(x.device))
     dy, state_grads = dy.contiguous(), dstate.clone(memory_format=torch.contiguous_format)
-    whole = (x, delta, A, B, C, D, bias)
+    inputs = (x, delta, A, B, C, D, bias)
     counts = _part_counts(dims, group, cut)
     dtypes = [delta.dtype if n == 1 else torch.float32 for n in range(7)]
     made = [
-        t.new_empty((count, *t.shape), dtype=dtype) if asked else None
-        for t, count, dtype, asked in zip(whole, counts, dtypes, needs_grad, strict=True)
+        t.new_empty((count, *t.shape), dtype=dtype) if need else None
+        for t, count, dtype, need in zip(inputs, counts, dtypes, needs_grad, strict=True)
     ]
     targets = [dy if t is None else t for t in made]  # `dy` as an unused placeholder
     slot = x.numel() if counts[0] > 1 else 0
-    asks = {f"OF_{name}": bool(asked) for name, asked in zip(_NAMES, needs_grad, strict=True)}
+    asks = {f"OF_{name}": bool(need) for name, need in zip(_NAMES, needs_grad, strict=True)}
     sizes = (height, width, paths, cut.chunks, cut.sections, cut.per_section)
     shape: dict[str, Any] = {"N": N, "T": cut.T, "DB": cut.DB, "SOFTPLUS": softplus}
     with torch.cuda.device_of(x):
@@ -288,24 +288,24 @@ def scan_triton_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tens
                 **_FUSED,
             )
             _carry(state_grads, spans, A, dstate.contiguous(), cut, reverse=True)
-        grid = (S * cut.blocks, K // cut.each, cut.sections)
+        grid = (S * cut.blocks, K // cut.per_program, cut.sections)
         work = A.new_empty(math.prod(grid), N, cut.T, cut.DB) if needs_states(needs_grad) else A
         kernels.backward[grid](
             x, delta, A, B, C, D, bias, borders, dy, state_grads, work, *targets,
-            K, S, L, width_d, W, group, slot, *sizes, cut.each, **shape, **asks,
+            K, S, L, width_d, W, group, slot, *sizes, cut.per_program, **shape, **asks,
             **compiler_options("backward", N),
             STATES=needs_states(needs_grad), STATE_GRADS=needs_state_grads(needs_grad),
         )  # fmt: skip
     return [
         (t[0] if len(t) == 1 else t.sum(0)).to(like.dtype)
-        for t, like in zip(made, whole, strict=True) if t is not None
+        for t, like in zip(made, inputs, strict=True) if t is not None
     ]  # fmt: skip
 
 
 def _part_counts(dims: tuple[int, ...], group: int, cut: Plan) -> tuple[int, ...]:
     """Number of partial sums of the gradients of x, delta, A, B, C, D and bias."""
     K, S = dims[:2]
-    of_x = 1 if group or cut.each == K else K
+    of_x = 1 if group or cut.per_program == K else K
     of_steps, of_parameters = cut.blocks, S * cut.sections
     return of_x, 1, of_parameters, of_steps, of_steps, of_parameters, of_parameters
 
@@ -314,8 +314,8 @@ def _part_counts(dims: tuple[int, ...], group: int, cut: Plan) -> tuple[int, ...
 def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
       borders: Tensor, height: int, width: int, paths: int, group: int, softplus: bool, dy: Tensor,
       dstate: Tensor, needs_grad: Sequence[bool]) -> list[Tensor]:  # fmt: skip
-    whole = (x, delta, A, B, C, D, bias)
-    return [torch.empty_like(t) for t, asked in zip(whole, needs_grad, strict=True) if asked]
+    inputs = (x, delta, A, B, C, D, bias)
+    return [torch.empty_like(t) for t, need in zip(inputs, needs_grad, strict=True) if need]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -329,9 +329,9 @@ def _differentiate(
     ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
 ) -> tuple[Tensor | None, ...]:
     needs_grad = ctx.needs_input_grad[:7]
-    x, _, A, *_ = kept = ctx.saved_tensors
+    x, _, A, *_ = saved = ctx.saved_tensors
     grads = torch.ops.robustcli.scan_triton_backward(
-        *kept, *ctx.settings, *grads_or_zeros(x, A, dy, dstate), needs_grad
+        *saved, *ctx.settings, *grads_or_zeros(x, A, dy, dstate), needs_grad
     )
     return (*spread(grads, needs_grad), None, None, None, None, None, None)
 

@@ -130,7 +130,7 @@ def forward(  # noqa: C901  branches on constants are resolved by the compiler
     x, delta, A, B, C, skip, bias,
     out, state, borders, starts, spans,
     S, L, D, W, group, slot, height, width, paths,
-    chunks, sections, per_section, each,
+    chunks, sections, per_section, per_program,
     N: tl.constexpr, T: tl.constexpr, DB: tl.constexpr,
     SOFTPLUS: tl.constexpr, KEEP: tl.constexpr, LOCAL: tl.constexpr,
 ):  # fmt: skip
@@ -146,13 +146,13 @@ def forward(  # noqa: C901  branches on constants are resolved by the compiler
     section = tl.program_id(2)
     d, j = (tl.program_id(0) % blocks) * DB + tl.arange(0, DB), tl.arange(0, T)
     in_d = d < D
-    first = tl.program_id(1) * each
+    first = tl.program_id(1) * per_program
     x += s * L * W
     out += s * L * W + tl.program_id(1).to(tl.int64) * slot
-    for i_k in range(each):
+    for i_k in range(per_program):
         k = first + i_k
         ks = k * S + s
-        code, own = direction(paths, k), k * group + d
+        code, channel = direction(paths, k), k * group + d
         delta_k, B_k, C_k = delta + ks * L * D, B + ks * L * N, C + ks * L * N
         running = starts + (ks * sections + section) * N * D + d
         span = tl.zeros([DB], tl.float32)
@@ -163,7 +163,7 @@ def forward(  # noqa: C901  branches on constants are resolved by the compiler
             live = (t < L)[:, None] & in_d[None, :]
             raw = tl.load(delta_k + p[:, None] * D + d[None, :], mask=live, other=0.0)
             dt = step_size(raw.to(tl.float32) + bias_d[None, :], live, SOFTPLUS)
-            xs = tl.load(x + p[:, None] * W + own[None, :], mask=live, other=0.0).to(tl.float32)
+            xs = tl.load(x + p[:, None] * W + channel[None, :], mask=live, other=0.0).to(tl.float32)
             y = tl.zeros([T, DB], tl.float32)
             if LOCAL:
                 span += tl.sum(dt, 0)
@@ -185,7 +185,7 @@ def forward(  # noqa: C901  branches on constants are resolved by the compiler
             if not LOCAL:
                 skip_d = tl.load(skip + k * D + d, mask=in_d, other=0.0)
                 y += skip_d[None, :] * xs
-                to = out + p[:, None] * W + own[None, :]
+                to = out + p[:, None] * W + channel[None, :]
                 if i_k > 0:
                     y += tl.load(to, mask=live, other=0.0)
                 tl.store(to, y, mask=live)
@@ -292,7 +292,7 @@ def backward(  # noqa: C901  branches on constants are resolved by the compiler
     x, delta, A, B, C, skip, bias, borders, dy,
     state_grads, work, dx, ddelta, dA, dB, dC, dskip, dbias,
     K, S, L, D, W, group, slot, height, width,
-    paths, chunks, sections, per_section, each,
+    paths, chunks, sections, per_section, per_program,
     N: tl.constexpr, T: tl.constexpr, DB: tl.constexpr, SOFTPLUS: tl.constexpr,
     OF_X: tl.constexpr, OF_DELTA: tl.constexpr, OF_A: tl.constexpr, OF_B: tl.constexpr,
     OF_C: tl.constexpr, OF_D: tl.constexpr, OF_BIAS: tl.constexpr,
@@ -311,7 +311,7 @@ def backward(  # noqa: C901  branches on constants are resolved by the compiler
     section = tl.program_id(2)
     d, j = tl.program_id(0) % blocks * DB + tl.arange(0, DB), tl.arange(0, T)
     in_d = d < D
-    first = tl.program_id(1) * each
+    first = tl.program_id(1) * per_program
     x += s * L * W
     dy += s * L * W
     dx += s * L * W + tl.program_id(1).to(tl.int64) * slot
@@ -319,9 +319,9 @@ def backward(  # noqa: C901  branches on constants are resolved by the compiler
     states = work + (program + tl.program_id(0)).to(tl.int64) * (N * T * DB)
     lane = tl.arange(0, DB)[None, :]
     start, stop = section * per_section, tl.minimum(chunks, (section + 1) * per_section)
-    for i_k in range(each):
+    for i_k in range(per_program):
         k = first + i_k
-        ks, code, own = k * S + s, direction(paths, k), k * group + d
+        ks, code, channel = k * S + s, direction(paths, k), k * group + d
         delta_k, ddelta_k = delta + ks * L * D, ddelta + ks * L * D
         B_k, C_k = B + ks * L * N, C + ks * L * N
         parts = (block * K * S + ks) * L * N
@@ -337,7 +337,7 @@ def backward(  # noqa: C901  branches on constants are resolved by the compiler
                 p = pixel(t, code, L, height, width)
                 raw = tl.load(delta_k + p[:, None] * D + d[None, :], mask=live, other=0.0)
                 dt = step_size(raw.to(tl.float32) + bias_d[None, :], live, SOFTPLUS)
-                xs = tl.load(x + p[:, None] * W + own[None, :], mask=live, other=0.0)
+                xs = tl.load(x + p[:, None] * W + channel[None, :], mask=live, other=0.0)
                 moved = dt * xs.to(tl.float32)
                 for n in range(N):
                     a = tl.load(A + (k * N + n) * D + d, mask=in_d, other=0.0)[None, :]
@@ -352,7 +352,7 @@ def backward(  # noqa: C901  branches on constants are resolved by the compiler
             t = chunk * T + T - 1 - j
             in_t, live = t < L, (t < L)[:, None] & in_d[None, :]
             p = pixel(t, code, L, height, width)
-            at, at_x = p[:, None] * D + d[None, :], p[:, None] * W + own[None, :]
+            at, at_x = p[:, None] * D + d[None, :], p[:, None] * W + channel[None, :]
             raw = tl.load(delta_k + at, mask=live, other=0.0).to(tl.float32) + bias_d[None, :]
             dt = step_size(raw, live, SOFTPLUS)
             xs = tl.load(x + at_x, mask=live, other=0.0).to(tl.float32)
@@ -378,13 +378,13 @@ def backward(  # noqa: C901  branches on constants are resolved by the compiler
                     g += factor * g_in[None, :]
                     leaving = row(g * decay, j, T - 1)
                     if STATES:
-                        kept = h - dt * xs * b  # a h_{t-1}, up to a few units in the last place
+                        decayed = h - dt * xs * b  # a h_{t-1}, up to a few units in the last place
                     if OF_X:
                         dxs += g * dt * b
                     if OF_DELTA or OF_BIAS:
-                        ddt += g * (a * kept + b * xs)
+                        ddt += g * (a * decayed + b * xs)
                     if OF_A:
-                        add(dA_k + n * D, tl.sum(g * kept * dt, 0), in_d, i)
+                        add(dA_k + n * D, tl.sum(g * decayed * dt, 0), in_d, i)
                     if OF_B:
                         tl.store(dB_k + to, tl.sum(g * dt * xs, 1), mask=in_t)
                     tl.debug_barrier()  # every thread has read the row that is overwritten next

@@ -81,8 +81,8 @@ def save_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:
     for text in figure.findobj(Text):
         if isinstance(text, Text) and text.get_text() != printable(text.get_text()):
             text.set_text(printable(text.get_text()))  # fonts have no glyphs for control characters
-    with replacing(path) as beside, styled():
-        figure.savefig(beside, format="png", dpi=dpi)
+    with replacing(path) as temporary, styled():
+        figure.savefig(temporary, format="png", dpi=dpi)
 
 
 def save_with_pdf(figure: Figure, path: Path) -> None:
@@ -91,8 +91,8 @@ def save_with_pdf(figure: Figure, path: Path) -> None:
     Letters are embedded as TrueType, which journals require.
     """
     save_figure(figure, path)
-    with replacing(path.with_suffix(".pdf")) as beside, styled():
-        figure.savefig(beside, format="pdf", metadata={"CreationDate": None})
+    with replacing(path.with_suffix(".pdf")) as temporary, styled():
+        figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
 
 
 def legend_width(labels: Sequence[str]) -> float:

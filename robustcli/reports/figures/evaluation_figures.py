@@ -249,7 +249,7 @@ def _curve_panel(
         _line(axes, rows[rows["model"] == model], (model, style), measure)
         untouched = clean.loc[clean["model"] == model, measure.column].dropna()
         for part, dashes in [
-            (untouched_value * kept, d) for untouched_value in untouched for kept, d in _LEVELS
+            (untouched_value * share, d) for untouched_value in untouched for share, d in _LEVELS
         ]:
             level = measure.scale * part
             axes.axhline(level, color=style.colour, linestyle=dashes, linewidth=0.8)

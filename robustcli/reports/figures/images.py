@@ -204,13 +204,13 @@ def mask_differences(case: Case) -> NDArray[np.uint8]:
     same = truth & prediction & (case.truth == case.prediction)
     grey = case.image.mean(axis=2, keepdims=True) * DIMMED
     shown = np.repeat(grey, 3, axis=2)
-    for colour, where in (
+    for colour, pixel_mask in (
         (FOUND, same),
         (MISSED, truth & ~prediction),
         (ALARM, ~truth & prediction),
         (CONFUSED, truth & prediction & ~same),
     ):
-        shown[where] = 255 * np.array(to_rgb(colour))
+        shown[pixel_mask] = 255 * np.array(to_rgb(colour))
     pixels: NDArray[np.uint8] = np.rint(shown).astype(np.uint8)
     return pixels
 

@@ -54,8 +54,8 @@ def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[Bbox])
     taken = [_around(axes, label) for label in labels] + list(obstacles)
     lines: list[Bbox] = []
     for number, label in enumerate(labels):
-        point_box, others = taken[number], taken[:number] + taken[number + 1 :]
-        box, line = _place(axes, label, point_box, [*others, *lines])
+        point_box, other_boxes = taken[number], taken[:number] + taken[number + 1 :]
+        box, line = _place(axes, label, point_box, [*other_boxes, *lines])
         taken.append(box)
         lines += line
 
@@ -68,18 +68,18 @@ def _around(axes: Axes, label: Label) -> Bbox:
 
 
 def _place(
-    axes: Axes, label: Label, point_box: Bbox, others: list[Bbox]
+    axes: Axes, label: Label, point_box: Bbox, other_boxes: list[Bbox]
 ) -> tuple[Bbox, list[Bbox]]:
     """Draws one label; returns its box and, as small boxes, its line."""
     best: tuple[float, tuple[float, float]] | None = None
     annotation = _annotated(axes, label)
-    blocked = np.array([box.extents for box in [*others, point_box]])
+    blocked = np.array([box.extents for box in [*other_boxes, point_box]])
     at_point: dict[tuple[str, str], Bbox] = {}
     for reach in REACHES:
-        for way in _WAYS:
-            offset = (reach * way[0], reach * way[1])
+        for direction in _WAYS:
+            offset = (reach * direction[0], reach * direction[1])
             box = _box(annotation, offset, at_point, _dots(axes))
-            cost = _cost(axes, box, _line(point_box, box, reach, axes), blocked, len(others))
+            cost = _cost(axes, box, _line(point_box, box, reach, axes), blocked, len(other_boxes))
             if best is None or cost < best[0]:
                 best = (cost, offset)
         if best is not None and best[0] == 0:
@@ -127,7 +127,7 @@ def _cost(
     box: Bbox,
     line: list[tuple[float, float]],
     blocked: NDArray[np.float64],
-    others: int,
+    box_count: int,
 ) -> float:
     """Cost of a label at `box`: covered pixels; parts outside the axes weigh most."""
     wide = np.minimum(box.x1, blocked[:, 2]) - np.maximum(box.x0, blocked[:, 0])
@@ -137,7 +137,7 @@ def _cost(
     out = max(0.0, inside.x0 - box.x0) + max(0.0, box.x1 - inside.x1)
     out += max(0.0, inside.y0 - box.y0) + max(0.0, box.y1 - inside.y1)
     x, y = np.array(line).reshape(-1, 2).T  # (points,)
-    left, bottom, right, top = (edge[:, None] for edge in blocked[:others].T)  # (boxes, 1)
+    left, bottom, right, top = (edge[:, None] for edge in blocked[:box_count].T)  # (boxes, 1)
     crossed = int(((left <= x) & (x <= right) & (bottom <= y) & (y <= top)).sum())
     return float(covered + 1000 * out + 20 * crossed)
 

@@ -320,7 +320,7 @@ def _join(axes: Axes, points: Sequence[Point]) -> None:
 
 def _twin(point: Point, points: Sequence[Point]) -> Point | None:
     """The published point of the network of a measured `point`; None without one."""
-    same = [other for other in points if not other.measured and other.network == point.network]
+    same = [twin for twin in points if not twin.measured and twin.network == point.network]
     return same[0] if point.measured and same else None
 
 

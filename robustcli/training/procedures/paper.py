@@ -115,8 +115,8 @@ def write_paper_rows(
         images = module.pixels(batch._replace(images=batch.images.to(module.device)))
         predicted = module.foreground(outputs(module.network, images)[0]).cpu()
         rows.extend(paper_rows(batch.ids, predicted, batch.masks))
-    with replacing(run / PAPER_FILE) as beside:
-        pd.DataFrame(rows, columns=list(PAPER)).to_parquet(beside)
+    with replacing(run / PAPER_FILE) as temporary:
+        pd.DataFrame(rows, columns=list(PAPER)).to_parquet(temporary)
 
 
 def paper_rows(ids: Sequence[str], predicted: Tensor, masks: Tensor) -> Iterator[dict[str, object]]:

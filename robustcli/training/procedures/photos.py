@@ -164,16 +164,16 @@ class ResidentData(BaseDataModule):
         shifts, seed = SHIFTS.get(self.recipe.augmentation), self.settings.seed
         photos = ResidentPhotos(self.train, self.preprocessing, shifts, seed, self._device())
         order = EpochOrder(self.train.ids, seed, most=self.recipe.images_per_epoch)
-        return self._whole(photos, Batches(order, self.recipe.batch_size, self.settings.least))
+        return self._batches(photos, Batches(order, self.recipe.batch_size, self.settings.least))
 
     def val_dataloader(self) -> DataLoader[PhotoBatch]:
         """The validation photos."""
         photos = ResidentPhotos(
             self.val, self.preprocessing, None, self.settings.seed, self._device()
         )
-        return self._whole(photos, ShareOfBatches(len(self.val.ids), self.recipe.batch_size))
+        return self._batches(photos, ShareOfBatches(len(self.val.ids), self.recipe.batch_size))
 
-    def _whole(self, photos: ResidentPhotos, lists: Sampler[list[Any]]) -> DataLoader[PhotoBatch]:
+    def _batches(self, photos: ResidentPhotos, lists: Sampler[list[Any]]) -> DataLoader[PhotoBatch]:
         """A loader whose items are batches of `photos`."""
         return self.loader(photos, batch_size=None, sampler=lists)
 
@@ -278,14 +278,14 @@ def speed_in_words(speed: SpeedRecord) -> str:
     return reached if rate is None else f"{reached} {rate:,.0f} images per second."
 
 
-def _refuse(procedure: Procedure, options: Mapping[str, Any], why: str, other: str) -> None:
+def _refuse(procedure: Procedure, options: Mapping[str, Any], why: str, alternative: str) -> None:
     name = procedure.recipe.name.split()[0]
     for option, reason in procedure.refused.items():
         if option in options:
             raise UsageError(
                 f"`--{option} {options[option]}` cannot be used with `--recipe {name}`.",
                 f"{why}: {reason}.",
-                f"Omit `--{option}`, or use `--recipe {other}`.",
+                f"Omit `--{option}`, or use `--recipe {alternative}`.",
             )
 
 

@@ -20,8 +20,8 @@ def test_every_step_lies_in_one_section_and_no_section_is_empty(K, S, L, D, merg
     assert (cut.sections - 1) * steps < L <= cut.sections * steps
     assert (cut.chunks - 1) * cut.T < L <= cut.chunks * cut.T
     assert (cut.blocks - 1) * cut.DB < D <= cut.blocks * cut.DB
-    assert cut.each in ((1, K) if merged else (1,))
-    programs = S * cut.blocks * (K // cut.each) * cut.sections
+    assert cut.per_program in ((1, K) if merged else (1,))
+    programs = S * cut.blocks * (K // cut.per_program) * cut.sections
     assert 2 * programs >= wanted or cut.per_section == 1 or cut.sections * 2 > cut.chunks
 
 
@@ -44,4 +44,4 @@ def test_tiles_are_powers_of_two(channels):
 )
 def test_the_sizes_that_matter(dims, each, sections):
     cut = plan(dims, dims[0] > 1, WANTED)
-    assert (cut.each, cut.sections) == (each, sections)
+    assert (cut.per_program, cut.sections) == (each, sections)
