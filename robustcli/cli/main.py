@@ -14,8 +14,9 @@ from robustcli import __version__
 from robustcli.core.errors import RobustError
 from robustcli.core.machine import wait_briefly
 from robustcli.core.names import nearest
-from robustcli.core.signals import sigterm_as_ctrl_c
+from robustcli.core.signals import interruptible, was_interrupted
 
+_HELP = ["-h", "--help"]
 # Module and first help line by name. Defined here so that `robust --help` imports no command.
 COMMANDS = {
     "eval": ("robustcli.cli.eval", "Measure models on transformed images."),
@@ -55,6 +56,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        # Click caches the help option of the first context, which may have no parent.
+        command.context_settings.setdefault("help_option_names", _HELP)
         return command
 
     def resolve_command(
@@ -91,7 +94,7 @@ class LazyGroup(click.Group):
         """
         wait_briefly()
         try:
-            with sigterm_as_ctrl_c():
+            with interruptible():
                 status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.Exit as error:
             status = error.exit_code
@@ -104,7 +107,7 @@ class LazyGroup(click.Group):
         except RobustError as error:
             from robustcli.cli.failures import print_known
 
-            status = print_known(error)
+            status = _say_interrupted() if was_interrupted() else print_known(error)
         except (KeyboardInterrupt, click.Abort):
             status = _say_interrupted()
         except SystemExit:
@@ -120,7 +123,7 @@ class LazyGroup(click.Group):
 
 
 def _unexpected(error: Exception) -> int:
-    if _follows_interrupt(error):
+    if was_interrupted():
         return _say_interrupted()
     from robustcli.cli.failures import print_unexpected
 
@@ -130,19 +133,6 @@ def _unexpected(error: Exception) -> int:
 def _say_interrupted() -> int:
     click.echo("Interrupted. Finished results are kept: repeat the command to continue.", err=True)
     return INTERRUPTED
-
-
-def _follows_interrupt(error: BaseException) -> bool:
-    """Whether `error` is torch's error about a loader process that the same signal has ended.
-
-    Torch raises it at any point of the program, also while it handles Ctrl+C or SIGTERM.
-    """
-    if not (isinstance(error, RuntimeError) and "DataLoader worker" in str(error)):
-        return False
-    cause = error.__context__
-    while cause is not None and not isinstance(cause, KeyboardInterrupt):
-        cause = cause.__context__
-    return cause is not None
 
 
 def _thread_hangs() -> bool:
@@ -178,7 +168,7 @@ def _flushed(status: int) -> int:
     return status
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": _HELP})
 @click.version_option(__version__, prog_name="robust")
 def main() -> None:
     """Measure the robustness of vision models; train and fine-tune small Mamba networks.

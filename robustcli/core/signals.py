@@ -1,31 +1,78 @@
-"""Termination signals of schedulers."""
+"""Ctrl+C and the termination signals of schedulers."""
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
+
+_REPEAT_SECONDS = 0.05  # until a lost KeyboardInterrupt is raised again
+
+
+@dataclass
+class _State:
+    """Nested contexts of `interruptible`, and the signal that was received in the outermost one."""
+
+    depth: int = 0
+    received: int | None = None
+
+
+_state = _State()
+
+
+def was_interrupted() -> bool:
+    """Whether the current or last context of `interruptible` received Ctrl+C or SIGTERM.
+
+    An error that is raised afterwards is a consequence: a library may replace KeyboardInterrupt by
+    an exception of its own (`torch.save` does), and loader processes end by the same signal.
+    """
+    return _state.received is not None
 
 
 @contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """In the context, SIGTERM raises KeyboardInterrupt like Ctrl+C.
+def interruptible() -> Iterator[None]:
+    """In the context, SIGTERM raises KeyboardInterrupt like Ctrl+C, and neither is lost.
 
-    SLURM, Kubernetes and `kill` send SIGTERM before they kill a process.
+    SLURM, Kubernetes and `kill` send SIGTERM before they kill a process. Python ignores exceptions
+    in finalisers and in functions that are registered for `fork`: a KeyboardInterrupt that is
+    raised there is raised again afterwards, without a message. A context outside of the main
+    thread, which alone receives signals, has no effect.
     """
-    if threading.current_thread() is not threading.main_thread():  # signals go to the main one
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    if _state.depth == 0:
+        _state.received = None
+    _state.depth += 1
+    handlers = {signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        handlers[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
+    hook = sys.unraisablehook
 
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
+    def report(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            received = _state.received or signal.SIGINT
+            threading.Timer(_REPEAT_SECONDS, _thread.interrupt_main, [received]).start()
+        elif not (was_interrupted() and "DataLoader worker" in str(unraisable.exc_value)):
+            hook(unraisable)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    sys.unraisablehook = report
     try:
         yield
     finally:
-        with suppress(TypeError):  # a handler that was not set from Python
-            signal.signal(signal.SIGTERM, before)
+        _state.depth -= 1
+        sys.unraisablehook = hook
+        for number, handler in handlers.items():
+            with suppress(TypeError):  # a handler that was not set from Python
+                signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    _state.received = number
+    raise KeyboardInterrupt

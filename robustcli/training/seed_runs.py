@@ -29,6 +29,7 @@ from robustcli.core.errors import (
 from robustcli.core.listener import Listener, NamedListener, Silent
 from robustcli.core.ranks import ranks
 from robustcli.core.rundir import RunKind, check_folder, has_record
+from robustcli.core.signals import interruptible, was_interrupted
 from robustcli.tasks.record import dataset_record
 from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_plan, train_record
@@ -294,12 +295,14 @@ def _run_one(
     """Runs one seed; returns its failure, but raises errors that concern all seeds."""
     heard.begin(f"seed {seed}")
     try:
-        with errors_of(folder):
+        with interruptible(), errors_of(folder):
             runs.start(seed, folder, heard)
         return None
     except (UsageError, MachineError):  # these errors concern all seeds
         raise
     except Exception as error:
+        if was_interrupted():
+            raise KeyboardInterrupt from error
         failure = _failure(seed, error, heard.say, on_failure)
     # Outside of the handler, where the traceback no longer references the network.
     gc.collect()

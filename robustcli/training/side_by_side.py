@@ -27,7 +27,7 @@ from robustcli.core.children import end_children, how_ended, job_of_parent, star
 from robustcli.core.errors import RobustError, RunError, first_line
 from robustcli.core.listener import Listener
 from robustcli.core.ranks import ranks
-from robustcli.core.signals import sigterm_as_ctrl_c
+from robustcli.core.signals import interruptible, was_interrupted
 from robustcli.evaluation.distributed import as_plain, raised_again
 from robustcli.training.processes import GRACE, helped_run
 from robustcli.training.trainer import machine
@@ -218,14 +218,18 @@ def train_for_parent() -> int:
     os.dup2(2, 1)
     function, arguments, device = job_of_parent()
     try:
-        with sigterm_as_ctrl_c():
+        with interruptible():
             function(*arguments, device, teller)
     except KeyboardInterrupt:
         return 130
     except RobustError as error:
+        if was_interrupted():
+            return 130
         teller.write({"end": {"plain": as_plain(error)}})
         return error.exit_code
     except Exception as error:
+        if was_interrupted():
+            return 130
         what = f"{type(error).__name__}: {first_line(error)}"
         teller.write({"end": {"what": what, "traceback": traceback.format_exc()}})
         return 1

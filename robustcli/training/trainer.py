@@ -30,6 +30,7 @@ from robustcli.core.listener import Listener
 from robustcli.core.machine import start_method, usable_cores
 from robustcli.core.ranks import ranks
 from robustcli.core.seeds import identity_seed
+from robustcli.core.signals import interruptible, was_interrupted
 from robustcli.evaluation.device import choose_device
 from robustcli.training.datamodule import BaseDataModule
 from robustcli.training.lit_module import LitModule
@@ -306,7 +307,7 @@ def fit_run(trainer: pl.Trainer, lit_module: LitModule, data: BaseDataModule, ru
     last = run / CHECKPOINT_FOLDER / LAST
     with without_chatter(), _naming_memory(trainer, lit_module), data.watchdog as watchdog:
         watchdog.start()
-        with _interruptible(trainer):
+        with interruptible(), _ending_by_interrupt(trainer):
             trainer.fit(lit_module, data, ckpt_path=str(last) if last.is_file() else None)
 
 
@@ -361,7 +362,7 @@ def is_trained(run: Path, epochs: int) -> bool:
 
 
 @contextmanager
-def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
+def _ending_by_interrupt(trainer: pl.Trainer) -> Iterator[None]:
     """Restores the effect of Ctrl+C, which Lightning turns into exit code 1."""
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -370,9 +371,9 @@ def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
         if trainer.state.status == TrainerStatus.INTERRUPTED:
             raise KeyboardInterrupt from error
         raise
-    except RuntimeError as error:
-        # SIGTERM of a scheduler also ends the loader processes, which torch reports first.
-        if trainer.received_sigterm:
+    except Exception as error:
+        # The signal also ends the loader processes, and `torch.save` replaces KeyboardInterrupt.
+        if trainer.received_sigterm or was_interrupted():
             raise KeyboardInterrupt from error
         raise
     finally:

@@ -34,6 +34,13 @@ def test_help_shows_every_command_and_examples_on_their_own_lines(robust: Robust
     assert "\\b" not in result.out
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_both_help_options_exist_without_a_parent_context(name: str) -> None:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    assert click.Context(command, **command.context_settings).help_option_names == ["-h", "--help"]
+
+
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_every_command(robust: Robust, name: str, flag: str) -> None:
@@ -277,7 +284,8 @@ def test_a_loader_process_that_the_same_signal_ended_is_no_failure(
 
     def ends(*arguments: object, **options: object) -> None:
         try:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
         finally:
             raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
 

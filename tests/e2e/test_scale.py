@@ -168,7 +168,7 @@ def test_a_run_that_does_not_get_on_is_given_up(scale: ModuleType) -> None:
     simulation = scale.Simulation(job, scale.Cluster(crash=1.0), 2, "torchrun", 0).run()
     assert not simulation.ended
     line = scale.summary(job, scale.Cluster(crash=1.0), 2, "torchrun", range(3))
-    assert "100% given up" in scale.table([line])
+    assert "100% aborted" in scale.table([line])
 
 
 def test_spread_is_that_of_numpy(scale: ModuleType) -> None:

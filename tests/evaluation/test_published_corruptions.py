@@ -277,7 +277,7 @@ def test_two_corruptions_of_one_name_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["published", "published/*", "published_fog", "published/fog"])
 def test_published_names_without_a_folder_say_what_is_missing(name):
-    with pytest.raises(UsageError, match="--published DIR"):
+    with pytest.raises(UsageError, match="Set `--published`"):
         resolve_transforms([name], None)
 
 

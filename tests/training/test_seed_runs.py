@@ -18,7 +18,7 @@ import torch
 
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.core.errors import RunError, UsageError, run_of
-from robustcli.core.signals import sigterm_as_ctrl_c
+from robustcli.core.signals import interruptible
 from robustcli.data.dataset import Dataset
 from robustcli.training import seed_runs
 from robustcli.training.config import TrainConfig
@@ -178,7 +178,7 @@ def test_a_seed_that_sigterm_ended_goes_on_to_the_same_weights(
     pair: Path, data: Path, tmp_path: Path
 ) -> None:
     run, before = tmp_path / "run", signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():  # as the command line does
+    with pytest.raises(KeyboardInterrupt), interruptible():  # as the command line does
         train_seeds(seed_config(data, run), InSecondSeed(after=9))  # in its second epoch
     assert signal.getsignal(signal.SIGTERM) == before
     assert read_seeds_record(run).status == "running"

@@ -159,7 +159,7 @@ _SEEDS = """
 import sys
 from pathlib import Path
 from robustcli.core.errors import RobustError
-from robustcli.core.signals import sigterm_as_ctrl_c
+from robustcli.core.signals import interruptible
 from robustcli.training.seed_runs import train_seeds
 from tests.training.runs import Recorder
 from tests.training.test_seed_runs import seed_config
@@ -170,7 +170,7 @@ class Printed(Recorder):
 
 data, out = map(Path, sys.argv[1:3])
 try:
-    with sigterm_as_ctrl_c():
+    with interruptible():
         train_seeds(seed_config(data, out, seeds=3, devices=int(sys.argv[3]), epochs=4), Printed())
 except RobustError as error:
     print(error, flush=True)

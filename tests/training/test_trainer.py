@@ -23,7 +23,7 @@ from robustcli.training.trainer import (
     SeededSteps,
     TrainProgress,
     WaitingTime,
-    _interruptible,
+    _ending_by_interrupt,
     without_chatter,
 )
 from tests.training.runs import Recorder
@@ -248,5 +248,5 @@ def test_loader_processes_that_sigterm_ended_are_an_interruption(
 ) -> None:
     """Lightning has caught SIGTERM, but torch raises an error about the ended processes first."""
     fake: Any = SimpleNamespace(received_sigterm=sigterm_received)
-    with pytest.raises(kind), _interruptible(fake):
+    with pytest.raises(kind), _ending_by_interrupt(fake):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
