@@ -362,8 +362,13 @@ class Segmenter:
                 "The most probable class of each pixel is used, independent of its probability.",
                 "Omit it.",
             )
-        if classes:
-            self.notes = tuple(note for note in self.notes if note not in self._merging)
+        if trained and not self._merging:
+            self._merging = (
+                f"`{self.facts.name}` was trained for the classes {', '.join(trained)}; the masks "
+                "only have foreground and background, so all its classes count as foreground.",
+            )
+        others = tuple(note for note in self.notes if note not in self._merging)
+        self.notes = others if classes else (*others, *self._merging)
         self.classes = tuple(classes)
         return self
 

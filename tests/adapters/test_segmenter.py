@@ -36,6 +36,7 @@ from robustcli.core.errors import UsageError
 from robustcli.models.architectures import ARCHITECTURES, architecture
 from robustcli.nnunet.inference import Mirrored, covered_evenly
 from robustcli.nnunet.normalisation import Channel, NnUNetInference
+from tests.adapters.runs import header
 from tests.models import golden
 
 SEGMENTERS = [name for name, network in ARCHITECTURES.items() if network.task == "seg"]
@@ -166,6 +167,17 @@ def test_of_several_classes_the_foreground_is_all_of_them() -> None:
         several.probabilities(pictures)[0], merged.probabilities(pictures)[0], atol=1e-6
     )
     assert merged.predict(pictures)[0].dtype == bool
+
+
+def test_classes_of_a_training_that_count_as_foreground_are_announced() -> None:
+    model = segmenter(PixelClasses())
+    model.header = header("net", mask_classes=("inside", "edge"))
+    assert model.telling_apart(["inside", "edge"]).notes == ()
+    for _ in range(2):
+        (note,) = model.telling_apart([]).notes
+        assert "was trained for the classes inside, edge" in note
+        assert note.endswith("all its classes count as foreground.")
+    assert model.telling_apart(["inside", "edge"]).notes == ()
 
 
 def test_masks_need_one_output_for_each_class_and_the_background() -> None:
