@@ -58,7 +58,7 @@ def interruptible() -> Iterator[None]:
     def report(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             received = _state.received or signal.SIGINT
-            threading.Timer(_REPEAT_SECONDS, _thread.interrupt_main, [received]).start()
+            threading.Timer(_REPEAT_SECONDS, _repeat, [received]).start()
         elif not (was_interrupted() and "DataLoader worker" in str(unraisable.exc_value)):
             hook(unraisable)
 
@@ -71,6 +71,15 @@ def interruptible() -> Iterator[None]:
         for number, handler in handlers.items():
             with suppress(TypeError):  # a handler that was not set from Python
                 signal.signal(number, handler)
+
+
+def _repeat(number: int) -> None:
+    """Sends the signal to the main thread; where possible, so that it also ends a system call."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, number)
+    else:  # Windows
+        _thread.interrupt_main(number)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

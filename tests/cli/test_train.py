@@ -98,6 +98,7 @@ def test_masks_for_new_images(robust: Robust, here: Path) -> None:
     assert json.loads(again.out) == ["masks/photo.png"]
 
 
+@pytest.mark.slow  # four seconds; tests/cli/test_report.py renders one too
 def test_one_report_over_several_trainings(robust: Robust, here: Path) -> None:
     shutil.copytree(here / "run", here / "twin")
     outcome = robust("report", "run", "twin", "--out", "zoo")

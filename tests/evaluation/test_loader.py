@@ -67,6 +67,7 @@ def grain(image, rng, value):
 """
 
 
+@pytest.mark.slow  # each process imports torch, eleven seconds
 def test_spawned_workers_make_the_same_pixels(index, tmp_path):
     """The start method of Windows and macOS, with bundled and user-defined transforms."""
     plugin = tmp_path / "grain.py"

@@ -176,7 +176,12 @@ def maps(run: Path) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"batch_size": 1}, {"batch_size": 3}, {"batch_size": 8}, {"workers": 2}],
+    [
+        pytest.param({"batch_size": 1}, marks=pytest.mark.slow),  # two seconds each
+        {"batch_size": 3},
+        pytest.param({"batch_size": 8}, marks=pytest.mark.slow),
+        {"workers": 2},
+    ],
     ids=lambda changes: "-".join(f"{k}{v}" for k, v in changes.items()),
 )
 def test_batch_size_and_workers_change_nothing(photos, tmp_path, explained_run, changes):

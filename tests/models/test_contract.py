@@ -48,11 +48,10 @@ SMALL = {
 SLOW = ("vmamba-t-v0", "vim-t", "vim-t-plus", "ulvm_v3", "ulvm_v4")
 
 
-# Tracing them takes seconds; their scan and their convolutions are traced in umamba, vmunet and
-# segformer.
+# Tracing them takes seconds; scans and convolutions are traced in umamba, vim and vmunet.
 SLOWLY_TRACED = (
     "umamba-enc", "umamba-nomamba", "umambabot_pp", "unet", "resnet18_seg", "cifar-resnet18",
-    "swin-umamba", "swin-umamba-d", "ulvm",
+    "swin-umamba", "swin-umamba-d", "ulvm", "segformer",
 )  # fmt: skip
 
 

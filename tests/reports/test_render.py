@@ -57,8 +57,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "zoo")) for kind in KINDS]
-)  # a zoo takes 8 seconds; tests/cli/test_report.py also renders one
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("zoo", "paper"))) for kind in KINDS],
+)  # a zoo takes 8 seconds (tests/cli/test_report.py also renders one), `paper` differs in its data
 def test_a_report_has_all_files_and_is_the_same_again(tmp_path: Path, kind: str) -> None:
     title, rows, count = KINDS[kind]
     render_kind = rendered(kind, tmp_path)

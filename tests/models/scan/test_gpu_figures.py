@@ -35,6 +35,7 @@ def dry_run(folder, parts):
     return document
 
 
+@pytest.mark.slow  # processes that import torch, six seconds
 def test_a_dry_run_of_the_scan(tmp_path):
     document = dry_run(tmp_path, "parity,scan")
     comparisons = [e for e in document["parts"]["parity"] if e["kind"] == "parity"]
