@@ -79,7 +79,7 @@ def _repeat(number: int) -> None:
     if hasattr(signal, "pthread_kill") and main is not None:
         signal.pthread_kill(main, number)
     else:  # Windows
-        _thread.interrupt_main(number)
+        _thread.interrupt_main(signal.Signals(number))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
