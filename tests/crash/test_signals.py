@@ -74,7 +74,7 @@ CASES = {
     ),
     "finetune": Case(
         ("finetune", "umamba-pico", "--data", "{pairs}", "--device", "cpu", "--iterations", "400",
-         "--mode", "full", "--mode", "scratch"), EPOCH,
+         "--mode", "full"), EPOCH,
     ),
     "predict": Case(
         ("predict", "--model", "otsu", "--data", "{many}"), partial(has_file, "**/*.png")

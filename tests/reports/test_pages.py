@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +74,18 @@ def test_every_column_of_classifiers_is_documented() -> None:
     text = FORMATS.read_text(encoding="utf-8")
     for name in (*CLASSIFIER_COLUMNS, *columns(SCORINGS["cls"])):
         assert f"`{name}`" in text, name
+
+
+def test_temporary_files_of_killed_reports_are_removed(tmp_path: Path) -> None:
+    names = {
+        ".a.png.999999999-1.tmp": 60, f".b.png.{os.getpid()}-1.tmp": 60,
+        ".c.png.999999999-1.tmp": 0, ".user.tmp": 60,
+    }  # fmt: skip
+    (tmp_path / "figures").mkdir()
+    for name, age in names.items():
+        path = tmp_path / "figures" / name
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+    write_page(Page(pd.DataFrame({"a": [1]}), "# T\n"), tmp_path)
+    left = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert left == set(names) - {".a.png.999999999-1.tmp"}
