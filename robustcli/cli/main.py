@@ -16,7 +16,7 @@ from robustcli.core.machine import wait_briefly
 from robustcli.core.names import nearest
 from robustcli.core.signals import interruptible, was_interrupted
 
-_HELP = ["-h", "--help"]
+_HELP_OPTIONS = ["-h", "--help"]
 # Module and first help line by name. Defined here so that `robust --help` imports no command.
 COMMANDS = {
     "eval": ("robustcli.cli.eval", "Measure models on transformed images."),
@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
         # Click caches the help option of the first context, which may have no parent.
-        command.context_settings.setdefault("help_option_names", _HELP)
+        command.context_settings.setdefault("help_option_names", _HELP_OPTIONS)
         return command
 
     def resolve_command(
@@ -168,7 +168,7 @@ def _flushed(status: int) -> int:
     return status
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": _HELP})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": _HELP_OPTIONS})
 @click.version_option(__version__, prog_name="robust")
 def main() -> None:
     """Measure the robustness of vision models; train and fine-tune small Mamba networks.

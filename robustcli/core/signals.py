@@ -74,7 +74,12 @@ def interruptible() -> Iterator[None]:
 
 
 def _repeat(number: int) -> None:
-    """Sends the signal to the main thread; where possible, so that it also ends a system call."""
+    """Sends the signal to the main thread; where possible, so that it also ends a system call.
+
+    Outside of the context, the signal would end the program without its exit code.
+    """
+    if _state.depth == 0:
+        return
     main = threading.main_thread().ident
     if hasattr(signal, "pthread_kill") and main is not None:
         signal.pthread_kill(main, number)

@@ -116,6 +116,19 @@ def test_sigint_stays_ignored_where_it_is() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def test_an_interruption_that_is_lost_at_the_end_does_not_arrive_after_it() -> None:
+    handled: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: handled.append(number))
+    try:
+        with interruptible():
+            Finalised(signal.SIGTERM)
+        time.sleep(0.2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert was_interrupted()
+    assert handled == []
+
+
 def test_torch_replaces_an_interruption_while_it_saves(tmp_path: Path) -> None:
     """If this fails, torch raises KeyboardInterrupt, and callers need not ask what came first."""
 
