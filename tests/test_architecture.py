@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -199,6 +200,14 @@ def rooms_table() -> str:
 def test_the_table_of_rooms_in_the_documentation_is_that_of_the_code() -> None:
     page = (REPOSITORY / "docs" / "architecture.md").read_text()
     assert rooms_table() in page, f"docs/architecture.md needs this table:\n{rooms_table()}"
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md", "docs/kernels.md"])
+def test_the_files_that_the_documentation_names_exist(page: str) -> None:
+    """A file is named by its path, from any folder on, or by its name alone."""
+    named = re.findall(r"`([a-z_0-9/]+\.py)`", (REPOSITORY / page).read_text(encoding="utf-8"))
+    files = [f"/{file.relative_to(REPOSITORY)}" for file in REPOSITORY.glob("[!.]*/**/*.py")]
+    assert [name for name in named if not any(file.endswith(f"/{name}") for file in files)] == []
 
 
 def test_no_file_name_stands_in_two_rooms() -> None:
