@@ -119,7 +119,7 @@ def _source(options: argparse.Namespace, transforms: list[str], folder: Path) ->
     """The input batches for one model with inputs of 224 pixels; the model is not loaded."""
     from robustcli.adapters.preprocessing import Preprocessing
     from robustcli.data.sources import Classes, open_dataset
-    from robustcli.data.subsets import take
+    from robustcli.data.splits import take
     from robustcli.evaluation.loader import Source
     from robustcli.evaluation.plan import EvaluationPlan, parts_of
     from robustcli.evaluation.store import Store

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from robustcli.core.io import write_bytes
 from robustcli.data.sources import Classes, open_dataset
-from robustcli.data.subsets import take
+from robustcli.data.splits import take
 
 # A tar has a header of 512 bytes per image and pads the image to a multiple of 512: 100 images per
 # class would be 1.55 MB, above the limit of 1.5 MB for a bundled data set.

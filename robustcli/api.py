@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from robustcli.evaluation.exporting import Exported
     from robustcli.finetuning.selection import FreezeRule
     from robustcli.reports.publishing import PublishResult
-    from robustcli.verification.verification_result import Verification
+    from robustcli.verification.verification import Verification
 
 
 ModelLike: TypeAlias = "str | nn.Module | Callable[..., nn.Module]"
@@ -582,14 +582,14 @@ def verify(
         sample: Number of blocks of each evaluation to compute again; None for all.
         weights: Present paths of weights files or training runs that have moved; each is matched to
             its model by its digest.
-        options: Further fields of `robustcli.verification.recorded_inputs.VerifyConfig` (`seed`,
+        options: Further fields of `robustcli.verification.recorded_run.VerifyConfig` (`seed`,
             `data`, `label_space`, `labels`, `plugins`, `device`, `offline`).
 
     Raises:
         UsageError: The folder contains no readable run, or no results to verify.
         MachineError: The data, the weights or a plugin of the run are not on this machine.
     """
-    from robustcli.verification.recorded_inputs import VerifyConfig
+    from robustcli.verification.recorded_run import VerifyConfig
     from robustcli.verification.verification import verify as run_verification
 
     moved = (weights,) if isinstance(weights, str | Path) else tuple(weights)

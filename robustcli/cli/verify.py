@@ -67,7 +67,7 @@ def command(run: Path, as_json: bool, quiet: bool, **values: Any) -> None:
     import os
 
     from robustcli.cli.progress import ConsoleListener
-    from robustcli.verification.recorded_inputs import VerifyConfig
+    from robustcli.verification.recorded_run import VerifyConfig
     from robustcli.verification.verification import verify
 
     backend = values.pop("scan_backend")

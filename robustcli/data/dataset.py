@@ -82,7 +82,7 @@ class FileRef:
         raw: Layout of the pixels if the bytes are unencoded pixels; else None.
         rows: The table that contains the image in row `offset`; else None.
         border: Number of pixels on each side that are cut off.
-        array: Name of the array in an array file (`data.arrays`); else None.
+        array: Name of the array in an array file (`decode.read_array`); else None.
         slice_index: Index of the slice in a volume; None for a file with one slice.
         parts: Pairs (name, file) of an image with one file per channel, or a mask with one file per
             class. `path` is then that of the first file.

@@ -18,9 +18,15 @@ from PIL import Image
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 from robustcli.core.watchdog import working_on
-from robustcli.data.arrays import array_kind, holds_array, read_array
 from robustcli.data.dataset import FileRef, Sample
-from robustcli.data.decode import UnreadableImage, decode, read_image
+from robustcli.data.decode import (
+    UnreadableImage,
+    array_kind,
+    decode,
+    holds_array,
+    read_array,
+    read_image,
+)
 from robustcli.data.mask_classes import (
     ClassesOption,
     decide_classes,

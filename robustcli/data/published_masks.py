@@ -172,7 +172,7 @@ def _nifti_pairs(
     image_id: str, image: FileRef, mask: FileRef
 ) -> Iterator[tuple[FileRef, FileRef]]:  # fmt: skip
     """Pairs of slices of an image and its mask; a single pair if they have two axes."""
-    from robustcli.data.arrays import VOLUME, volume_slices  # lazy: imports numpy
+    from robustcli.data.decode import VOLUME, volume_slices  # lazy: imports numpy
 
     count = volume_slices(mask.path, VOLUME)
     for index in [None] if count is None else range(count):
@@ -292,7 +292,7 @@ def by_array_files(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] 
     Raises:
         UsageError: A file is HDF5 and h5py is not installed.
     """
-    from robustcli.data.arrays import array_names  # lazy: imports numpy
+    from robustcli.data.decode import array_names  # lazy: imports numpy
 
     arrays = [f for f in files if f.relative.lower().endswith((".npz", *HDF5_SUFFIXES))]
     if not arrays or any(is_image(file.relative) for file in files):
@@ -358,7 +358,7 @@ def _volume(file: FileRef, split: str | None) -> list[Labelled[FileRef]]:
         return [_labelled(file, None, split)]
     if file.member is not None:
         raise _in_archive(file, "HDF5")
-    from robustcli.data.arrays import volume_slices  # lazy: imports numpy
+    from robustcli.data.decode import volume_slices  # lazy: imports numpy
 
     count = volume_slices(file.path, _LABEL)
     indices: list[int | None] = [None] if count is None else [*range(count)]

@@ -24,8 +24,7 @@ from robustcli.data.hub_datasets import (
     HubName,
     names_hub_dataset,
     parse_hub_name,
-    read_hub_classes,
-    read_hub_masks,
+    read_hub,
 )
 from robustcli.data.labels import (
     AnyClasses,
@@ -41,6 +40,8 @@ from robustcli.data.layouts import (
     by_tiny_imagenet,
     class_recognisers,
     find_layout,
+    names_shards,
+    read_shards,
     unwrapped,
 )
 from robustcli.data.listing import (
@@ -80,7 +81,6 @@ from robustcli.data.object_files import (
 )
 from robustcli.data.published_masks import LABEL_FILES, PUBLISHED_MASKS, SIDE_SUFFIXES
 from robustcli.data.tables import TABLE_SUFFIXES, Say, ignore_note, read_text
-from robustcli.data.webdataset import names_shards, read_shards
 
 if TYPE_CHECKING:
     from robustcli.data.mask_classes import ClassesOption, ClassTable
@@ -337,10 +337,10 @@ def _announce_superclasses(path: Path, truth: Classes, say: Say) -> None:
 def _hub_layout(name: HubName, truth: Classes, expected: ExpectedClasses, say: Say) -> HubLayout:
     if truth.labels is not None:
         raise _labels_itself(truth.labels, str(name.place))
-    space = expected.label_space if isinstance(expected, ModelClasses) else None
-    return read_hub_classes(
-        name, say, offline=truth.offline, all_splits=truth.splits or truth.model is None,
-        spaces=() if space is None else (space,),
+    return read_hub(
+        name, "label", say, offline=truth.offline,
+        all_splits=truth.splits or truth.model is None,
+        space=expected.label_space if isinstance(expected, ModelClasses) else None,
     )  # fmt: skip
 
 
@@ -423,7 +423,7 @@ def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
     path = _location(data, named, offline=truth.offline) if hub is None else hub.place
     hub_layout = None
     if hub is not None:
-        hub_layout = read_hub_masks(hub, notes.append, offline=truth.offline)
+        hub_layout = read_hub(hub, "mask", notes.append, offline=truth.offline)
     tables = list[FileRef]()
     if hub_layout is not None:
         layout = hub_layout.layout

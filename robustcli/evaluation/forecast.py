@@ -20,7 +20,7 @@ from robustcli.core.errors import RobustError
 from robustcli.core.listener import Listener
 from robustcli.core.machine import usable_cores
 from robustcli.core.rundir import has_record
-from robustcli.data.subsets import QUICK_SPREAD
+from robustcli.data.splits import QUICK_SPREAD
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.engines import Engine, deal, engine_of, leading
 from robustcli.evaluation.loader import Notice, Source

@@ -25,10 +25,10 @@ from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import write_bytes, write_text
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.watchdog import watching_threads
-from robustcli.data.class_colours import colours_of
 from robustcli.data.dataset import FileRef, reasons_in_lines
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.listing import list_folder
+from robustcli.data.mask_classes import colours_of
 from robustcli.data.published_masks import LABEL_FILES
 from robustcli.data.tables import Say, ignore_note
 from robustcli.tasks.forward import Forward

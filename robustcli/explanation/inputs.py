@@ -22,7 +22,7 @@ from robustcli.core.rundir import check_folder, has_record
 from robustcli.core.seeds import identity_seed
 from robustcli.data.dataset import Sample
 from robustcli.data.labels import LabelSpace
-from robustcli.data.subsets import take
+from robustcli.data.splits import take
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.device import choose_device
 from robustcli.evaluation.look_up import look_up
@@ -33,15 +33,14 @@ from robustcli.tasks.base import Task
 from robustcli.tasks.record import DatasetRecord, EvaluatedPart
 from robustcli.transforms.base import CLEAN, Cell
 from robustcli.transforms.registry import TransformCell
-from robustcli.verification.recorded_inputs import (
+from robustcli.verification.recorded_run import (
     RecordedModels,
+    StoredRows,
     VerifyConfig,
     find_images,
     find_transforms,
 )
-from robustcli.verification.row_comparison import COMPARISONS
-from robustcli.verification.stored_rows import StoredRows
-from robustcli.verification.verification_result import EvaluationCheck
+from robustcli.verification.row_comparison import COMPARISONS, EvaluationCheck
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from robustcli.core.io import reading
-from robustcli.data.class_colours import as_rgb
+from robustcli.data.mask_classes import as_rgb
 from robustcli.reports.cell_photos import Photo, PhotoSheet
 from robustcli.reports.markdown import TEMPLATES, template_environment
 from robustcli.reports.numbers import counted

@@ -25,7 +25,7 @@ from robustcli.adapters.model import Model, ModelFacts
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName
 from robustcli.data.dataset import Dataset, Sample
-from robustcli.data.subsets import quick_look, take
+from robustcli.data.splits import quick_look, take
 from robustcli.models.scan.choice import choose_backend
 from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.pictures import SamplePicture

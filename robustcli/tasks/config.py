@@ -19,7 +19,7 @@ class TaskConfig:
     """Models, transforms and images of an evaluation; see `robust eval --help` for each option.
 
     `splits_of` is a training run that defines the split of each image, as if one of the models came
-    from that run. `quick` selects the images of `data.subsets.quick_look`. `dataset` is the data
+    from that run. `quick` selects the images of `data.splits.quick_look`. `dataset` is the data
     set of `data`, if it is already open. `mask_classes` is the value of `--classes`.
     """
 

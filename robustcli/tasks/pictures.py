@@ -16,9 +16,9 @@ from PIL import Image
 
 from robustcli.adapters.segmenter import Pixels, Segmenter
 from robustcli.core.io import write_bytes
-from robustcli.data.class_colours import Colour, as_rgb, colours_of, palette_bytes
 from robustcli.data.dataset import Sample
 from robustcli.data.decode import UnreadableImage
+from robustcli.data.mask_classes import Colour, as_rgb, colours_of, palette_bytes
 from robustcli.data.mask_values import IGNORED
 from robustcli.data.masks import decode_pair
 from robustcli.metrics.mask_scores import BoolMask, dice

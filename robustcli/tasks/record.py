@@ -12,9 +12,8 @@ from robustcli.adapters.catalogue import FOREGROUND
 from robustcli.core.io import reading, write_bytes
 from robustcli.core.names import model_folder
 from robustcli.core.rundir import Record
-from robustcli.data.class_colours import colours_of
 from robustcli.data.dataset import Dataset
-from robustcli.data.mask_classes import ClassLabel, ClassTable
+from robustcli.data.mask_classes import ClassLabel, ClassTable, colours_of
 from robustcli.data.mask_values import MaskReading, shown_value
 from robustcli.nnunet.normalisation import NnUNetInference
 from robustcli.transforms.base import Cell

@@ -22,7 +22,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import canonical
 from robustcli.core.rundir import check_folder
-from robustcli.data.subsets import take
+from robustcli.data.splits import take
 from robustcli.models.ablation import no_scan, removed_parameters, scan_blocks
 from robustcli.models.architectures import ARCHITECTURES
 from robustcli.training.classifier_training import ClassifierTraining

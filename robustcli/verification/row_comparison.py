@@ -1,4 +1,4 @@
-"""Compares stored with recomputed rows for each task, with tolerances for rounding errors.
+"""Compares stored with recomputed rows for each task, and collects discrepancies.
 
 Labels, groups and sums of pixels only depend on the data and must be equal. Predictions may differ
 by rounding, up to a `Tolerance` that depends on the precision and on the two devices.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from robustcli.adapters.model import Precision
@@ -88,6 +89,76 @@ class AnswerAgreement:
         """Adds the counts of `other`."""
         self.rows, self.equal = self.rows + other.rows, self.equal + other.equal
         self.tied, self.largest = self.tied + other.tied, max(self.largest, other.largest)
+
+
+@dataclass(frozen=True)
+class Discrepancy:
+    """A stored value that this machine does not reproduce.
+
+    `place` is `predictions`, `pixels`, `rows`, `parameters`, `weights` or `results.csv`; `quantity`
+    names the value that differs. `recomputed` is the value on this machine, or the value that the
+    stored value contradicts. Model, cell and image are None if the discrepancy does not belong to
+    one.
+    """
+
+    place: str
+    quantity: str
+    stored: Any
+    recomputed: Any
+    model: str | None = None
+    transform: str | None = None
+    severity: int | None = None
+    image_id: str | None = None
+    note: str = ""
+
+    @property
+    def words(self) -> str:
+        """The discrepancy as one line of text."""
+        cell = f"{self.transform}, severity {self.severity}" if self.severity else self.transform
+        subjects = [
+            f"`{self.model}`" if self.model else "",
+            f"under {cell}" if cell else "",
+            f"`{self.image_id}`" if self.image_id else "",
+        ]
+        subject = " ".join(filter(None, subjects))
+        note = f" ({self.note})" if self.note else ""
+        values = f"stored {_shown(self.stored)}, here {_shown(self.recomputed)}"
+        return f"{self.place}: {subject}{', ' if subject else ''}{self.quantity}: {values}{note}"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+@dataclass
+class EvaluationCheck:
+    """The comparison of one evaluation with this machine.
+
+    `blocks` is the number of blocks, `sampled` names the recomputed blocks as
+    `model/transform/severity/block`. `rows` is the number of checked rows, `pixels` that of
+    compared transformed images, `equal_pixels` that of images with the stored digest. `causes`
+    lists versions, devices and backends that differ, `notes` comparisons that were not possible,
+    with reasons.
+    """
+
+    run: Path
+    task: TaskName
+    status: str
+    tolerance: Tolerance
+    blocks: int = 0
+    sampled: list[str] = field(default_factory=list)
+    rows: int = 0
+    pixels: int = 0
+    equal_pixels: int = 0
+    agreement: AnswerAgreement = field(default_factory=AnswerAgreement)
+    differences: list[Discrepancy] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether no discrepancy was found."""
+        return not self.differences
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,15 @@ the run's record: transformed pixels must have the stored digests, and predictio
 
 from __future__ import annotations
 
-from collections import defaultdict
+import json
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from robustcli.adapters.model import Model
@@ -23,18 +27,22 @@ from robustcli.core.machine import versions
 from robustcli.core.rundir import RECORD_FILE, SEEDS_KIND, has_record
 from robustcli.core.seeds import identity_seed
 from robustcli.data.dataset import Sample
+from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.device import choose_device, device_name
 from robustcli.evaluation.loader import Source, batch_stream
 from robustcli.evaluation.look_up import EVALUATION_TASKS
 from robustcli.evaluation.plan import Piece, parts_of
 from robustcli.evaluation.record import RunRecord, read_record
+from robustcli.evaluation.store import fits_checksum
 from robustcli.models.scan.choice import choose_backend
 from robustcli.tasks.base import Batch, Row, Task
 from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell
-from robustcli.verification.recorded_inputs import (
+from robustcli.verification.recorded_run import (
     RecordedModels,
+    RowBlock,
+    StoredRows,
     VerifyConfig,
     find_images,
     find_transforms,
@@ -44,15 +52,13 @@ from robustcli.verification.row_comparison import (
     AnswerAgreement,
     ComparedBlock,
     DeviceKind,
+    Discrepancy,
+    EvaluationCheck,
+    RowDifference,
 )
-from robustcli.verification.stored_rows import (
-    RowBlock,
-    StoredRows,
-    check_rows,
-    check_table,
-    in_block,
-)
-from robustcli.verification.verification_result import Discrepancy, EvaluationCheck, Verification
+
+_MOST_IN_TEXT = 10
+"""Largest number of discrepancies in the text; JSON contains all."""
 
 
 def verify(config: VerifyConfig, listener: Listener | None = None) -> Verification:
@@ -109,7 +115,7 @@ def _check(run: Path, config: VerifyConfig, listener: Listener) -> EvaluationChe
     recorded_models = RecordedModels(run, record, config)
     images = find_images(stored, recorded_models, config, check)
     cells = find_transforms(stored, config, check)
-    check_rows(stored, images, check)
+    _check_rows(stored, images, check)
     blocks = _sample_blocks(stored, config, cells)
     models = recorded_models.loaded({block.model for block in blocks}, check)
     for model in models.values():
@@ -118,13 +124,64 @@ def _check(run: Path, config: VerifyConfig, listener: Listener) -> EvaluationChe
     check.sampled = [block.name for block in blocks]
     check.causes = _causes(record, device_name(device), models)
     _recompute(stored, blocks, models, cells, images, check, listener)
-    check_table(run, record, check)
+    _check_table(run, record, check)
     return check
 
 
 def _device_kind(device: str) -> DeviceKind:
     """The kind of a device from its type, or from its description in a record."""
     return "cpu" if device.startswith("cpu") else "mps" if device.startswith("mps") else "cuda"
+
+
+def _check_rows(stored: StoredRows, images: Mapping[str, Sample], check: EvaluationCheck) -> None:
+    """Adds damaged files, and rows that contradict the data or themselves, to `check`."""
+    comparison = COMPARISONS[stored.record.task]
+    for block in stored.blocks:
+        rows = stored.rows(block)
+        if rows is None:
+            path = stored.path(block)
+            check.differences.append(
+                Discrepancy(
+                    "rows", path.relative_to(stored.run).as_posix(), "a damaged file",
+                    "a file of rows", block.model, block.cell.transform, block.cell.severity,
+                    note=stored.damaged[path],
+                )
+            )  # fmt: skip
+            continue
+        path = stored.path(block)
+        if not fits_checksum(path):  # the checks of the rows below may find the changed row
+            check.differences.append(
+                Discrepancy(
+                    "rows", path.relative_to(stored.run).as_posix(),
+                    "damaged or edited: its checksum does not match", "as written",
+                    block.model, block.cell.transform, block.cell.severity,
+                )
+            )  # fmt: skip
+        check.rows += len(rows)
+        counts = Counter(str(row["image_id"]) for row in rows)
+        differences = [
+            RowDifference(image_id, "rows of the image", counts[image_id], 1)
+            for image_id in stored.images[block.number]
+            if image_id in images and counts[image_id] != 1
+        ]
+        for row in rows:
+            image_id = str(row["image_id"])
+            if image_id in images:
+                differences += comparison.contradictions(row, images[image_id])
+            else:
+                unknown = RowDifference(
+                    image_id, "image", image_id, None, "not an image of the run"
+                )
+                differences.append(unknown)
+        check.differences += [_in_block(block, "rows", difference) for difference in differences]
+
+
+def _in_block(block: RowBlock, place: str, difference: RowDifference) -> Discrepancy:
+    """The discrepancy for a difference in a row of `block`."""
+    return Discrepancy(
+        place, difference.quantity, difference.stored, difference.recomputed, block.model,
+        block.cell.transform, block.cell.severity, difference.image_id, difference.note,
+    )  # fmt: skip
 
 
 def _sample_blocks(
@@ -193,7 +250,7 @@ def _recompute(
             block = RowBlock(name, batch.cell, batch.block)
             compared = ComparedBlock(rows[block], check.tolerance.value, AnswerAgreement())
             differences = COMPARISONS[record.task].compare(batch, predictors[name], compared)
-            check.differences += [in_block(block, "predictions", d) for d in differences]
+            check.differences += [_in_block(block, "predictions", d) for d in differences]
             check.agreement.add(compared.agreement)
         listener.advance((len(batch.image_ids) + len(batch.unreadable)) * len(batch.models))
 
@@ -221,20 +278,14 @@ def _pixel_differences(
         quantity, values = "digest of the pixels", (digest, measures.digest)
         if row is not None and digest == measures.digest:
             check.equal_pixels += 1
-            psnr_db = row["psnr_db"]
-            if _is_same_psnr(psnr_db, measures.psnr_db) and row["changed"] == measures.changed:
+            psnr_db: Any = math.nan if row["psnr_db"] is None else row["psnr_db"]
+            if _is_same_number(psnr_db, measures.psnr_db) and row["changed"] == measures.changed:
                 continue
-            quantity, values = "PSNR (dB)", (str(psnr_db), str(measures.psnr_db))
+            quantity, values = "PSNR (dB)", (str(row["psnr_db"]), str(measures.psnr_db))
         cell = batch.cell
         yield Discrepancy(
             "pixels", quantity, *values, None, cell.transform, cell.severity, image_id
         )
-
-
-def _is_same_psnr(stored: Any, recomputed: float) -> bool:
-    if stored is None or stored != stored:
-        return recomputed != recomputed
-    return float(stored) == recomputed or abs(float(stored) - recomputed) <= 1e-9 * abs(recomputed)
 
 
 def _causes(record: RunRecord, device: str, models: Mapping[str, Model]) -> list[str]:
@@ -257,3 +308,128 @@ def _causes(record: RunRecord, device: str, models: Mapping[str, Model]) -> list
                     "run"
                 )
     return causes
+
+
+def _check_table(run: Path, record: RunRecord, check: EvaluationCheck) -> None:
+    """Adds the values of `results.csv`, if it exists, that differ from its rows to `check`.
+
+    Cells with rows that are known to be wrong are skipped, because their values follow from the
+    rows.
+    """
+    path = run / "results.csv"
+    if not path.is_file() or any("damaged" in str(d.stored) for d in check.differences):
+        return
+    wrong = {(d.model, d.transform, d.severity) for d in check.differences}
+    try:
+        written = _lines_of(pd.read_csv(path, dtype={"model": str, "transform": str}))
+    except (ValueError, KeyError) as error:
+        values = "cannot be read", "a table"
+        check.differences.append(
+            Discrepancy("results.csv", "the file", *values, note=str(error)[:200])
+        )
+        return
+    for (model, transform, severity), expected in _lines_of(table(run)).items():
+        if (model, transform, severity) in wrong or (model, "identity", 0) in wrong:
+            continue
+        written_line = written.get((model, transform, severity))
+        if written_line is None:
+            pairs: dict[str, tuple[Any, Any]] = {"line": ("none", "one")}
+        else:
+            names = (name for name in expected if name in written_line)
+            pairs = {name: (written_line[name], expected[name]) for name in names}
+            pairs = {name: pair for name, pair in pairs.items() if not _is_same_number(*pair)}
+        note = "computed from its rows; `robust report` writes it again"
+        check.differences += [
+            Discrepancy("results.csv", quantity, *pair, model, transform, severity, note=note)
+            for quantity, pair in pairs.items()
+        ]
+
+
+def _lines_of(numbers: pd.DataFrame) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """The lines of a table of results by model, transform and severity."""
+    lines = ({str(k): v for k, v in line.items()} for line in numbers.to_dict("records"))
+    return {
+        (str(line.pop("model")), str(line.pop("transform")), int(line.pop("severity"))): line
+        for line in lines
+    }
+
+
+def _is_same_number(written: Any, expected: Any) -> bool:
+    try:
+        first, second = float(written), float(expected)
+    except (TypeError, ValueError):
+        return False
+    if first != first or second != second:
+        return first != first and second != second
+    return first == second or abs(first - second) <= 1e-9 * abs(second)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The checked evaluations of a run: of `robust eval`, or the held-out tests of trainings."""
+
+    run: Path
+    seed: int
+    checks: tuple[EvaluationCheck, ...]
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether no discrepancy was found in any evaluation."""
+        return all(check.reproduced for check in self.checks)
+
+    def as_json(self) -> str:
+        """The complete result as a JSON document."""
+        evaluations = [
+            {
+                "run": str(check.run),
+                "reproduced": check.reproduced,
+                "status": check.status,
+                "blocks": check.blocks,
+                "sampled": check.sampled,
+                "rows_checked": check.rows,
+                "pixels": {"compared": check.pixels, "equal": check.equal_pixels},
+                "answers": asdict(check.agreement),
+                "tolerance": asdict(check.tolerance),
+                "differences": [asdict(difference) for difference in check.differences],
+                "differs_here": check.causes,
+                "notes": check.notes,
+            }
+            for check in self.checks
+        ]
+        head = {"run": str(self.run), "reproduced": self.reproduced, "seed": self.seed}
+        return json.dumps({**head, "evaluations": evaluations}, indent=1, default=str)
+
+    def as_text(self) -> str:
+        """The result as lines of text, starting with the verdict."""
+        verdict = "reproduces" if self.reproduced else "does NOT reproduce"
+        lines = [f"This machine {verdict} `{self.run}`."]
+        for check in self.checks:
+            lines += ["", *_lines(check)]
+        return "\n".join(lines)
+
+
+def _lines(check: EvaluationCheck) -> Iterator[str]:
+    comparison, agreement = COMPARISONS[check.task], check.agreement
+    yield f"{check.run}"
+    yield (
+        f"  recomputed: {len(check.sampled):,} of {check.blocks:,} blocks; "
+        f"rows read and checked against the data: {check.rows:,}"
+    )
+    yield f"  transformed images with the stored digest: {check.equal_pixels:,} of {check.pixels:,}"
+    if agreement.rows:
+        tied = f", {agreement.tied:,} tied within the tolerance" if agreement.tied else ""
+        yield (
+            f"  equal {comparison.answers}: {agreement.equal:,} of {agreement.rows:,} "
+            f"({agreement.equal / agreement.rows:.2%}){tied}"
+        )
+        yield f"  {comparison.largest}: {agreement.largest:.3g}; tolerance {check.tolerance.words}"
+    for note in check.notes:
+        yield f"  note: {note}"
+    for difference in check.differences[:_MOST_IN_TEXT]:
+        yield f"  differs: {difference.words}"
+    if len(check.differences) > _MOST_IN_TEXT:
+        omitted_count = len(check.differences) - _MOST_IN_TEXT
+        yield f"  ... and {omitted_count:,} more differences (`--json` lists all)"
+    if check.causes:
+        title = "likely causes" if check.differences else "differences without effect"
+        yield f"  {title}: {'; '.join(check.causes)}"

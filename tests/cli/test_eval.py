@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from robustcli.core.errors import RunError
-from robustcli.data import subsets
+from robustcli.data import splits
 from robustcli.evaluation import evaluate
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.record import read_record
@@ -311,7 +311,7 @@ def test_with_json_a_refusal_prints_nothing_on_standard_output(robust: Robust) -
 def test_a_quick_look_says_its_error_and_time_before_it_runs(
     robust: Robust, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subsets, "QUICK_IMAGES", 41)  # the usual 381 are in tests/data
+    monkeypatch.setattr(splits, "QUICK_IMAGES", 41)  # the usual 381 are in tests/data
     typed = ["eval", *MODEL, "--transform", "fliplr", "--quick", "--workers", "0", "--out", "run",
              "--device", "cpu"]  # fmt: skip
     outcome = robust(*typed)

@@ -18,9 +18,9 @@ from robustcli.core.errors import UsageError
 from robustcli.data.archives import list_tar, list_zip
 from robustcli.data.decode import UnreadableImage, decode, image_size
 from robustcli.data.labels import read_label_space
+from robustcli.data.layouts import shards
 from robustcli.data.listing import list_folder
 from robustcli.data.sources import Classes, open_dataset
-from robustcli.data.webdataset import shards
 from tests.data.conftest import jpeg
 
 NAMES = ["cat/a.jpg", "cat/b.jpg", "dog/c.JPEG", "dog/._c.JPEG", "notes.txt"]

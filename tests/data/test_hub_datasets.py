@@ -17,7 +17,7 @@ from robustcli.data.decode import decode
 from robustcli.data.hub_datasets import class_names, parse_hub_name
 from robustcli.data.labels import LabelSpace, read_label_space
 from robustcli.data.sources import Classes, Masks, open_dataset
-from robustcli.data.subsets import take
+from robustcli.data.splits import take
 from tests.data.hub_server import ANIMALS, FEATURES, REPO, Hub, animals, hub_here, parquet, png
 
 pytest.importorskip("datasets", reason="needs the extra `hf`: pip install 'robustcli[hf]'")
@@ -329,9 +329,9 @@ def test_names() -> None:
 def test_classes_in_the_order_of_a_label_space_are_its_classes() -> None:
     space = read_label_space("imagenet-1k")
     published = [f"{name.replace('_', ' ')}, another name" for name in space.names]
-    assert class_names(published, ()) == list(space.ids)
+    assert class_names(published) == list(space.ids)
     assert published.count("crane, another name") == 2
     moved = [*published[1:], published[0]]
-    names = class_names(moved, ())
+    names = class_names(moved)
     assert names[:2] == moved[:2], "in another order they are other classes"
     assert len(set(names)) == 1000, "both cranes have their number"

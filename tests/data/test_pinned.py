@@ -10,8 +10,7 @@ import pytest
 
 from robustcli.data.dataset import Dataset
 from robustcli.data.sources import Classes, Masks, open_dataset
-from robustcli.data.splits import SPLITS, paper_splits, split_dataset
-from robustcli.data.subsets import take
+from robustcli.data.splits import SPLITS, paper_splits, split_dataset, take
 
 
 def _open(name: str) -> Dataset:

@@ -15,7 +15,7 @@ from scipy.stats import binomtest, norm
 from robustcli.core.errors import UsageError
 from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.labels import LabelSpace
-from robustcli.data.subsets import (
+from robustcli.data.splits import (
     QUICK_GROUPS,
     QUICK_IMAGES,
     QUICK_PER_GROUP,

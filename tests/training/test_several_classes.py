@@ -46,7 +46,7 @@ from robustcli.training.losses import (
 )
 from robustcli.training.record import read_train_record
 from robustcli.transforms.base import CLEAN, Cell
-from robustcli.verification.recorded_inputs import VerifyConfig
+from robustcli.verification.recorded_run import VerifyConfig
 from robustcli.verification.verification import verify
 from tests.imaginary_gpu import GPU, imaginary_gpu
 from tests.training.runs import Recorder, tiny_unet

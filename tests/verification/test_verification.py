@@ -19,9 +19,8 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.core.errors import MachineError, UsageError
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.evaluation.evaluate import evaluate
-from robustcli.verification.recorded_inputs import VerifyConfig
-from robustcli.verification.verification import verify
-from robustcli.verification.verification_result import Verification
+from robustcli.verification.recorded_run import VerifyConfig
+from robustcli.verification.verification import Verification, verify
 from tests.evaluation.cells import OTSU, make_pairs
 from tests.evaluation.photos import config, make_photos
 from tests.evaluation.trained import make_training

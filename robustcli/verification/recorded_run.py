@@ -1,4 +1,4 @@
-"""Finds the images, models and transforms that the record of an evaluation names.
+"""Reads the rows of an evaluation, and finds the images, models and transforms of its record.
 
 Images are identified by their content, weights by their digest, transforms by their parameters.
 """
@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from robustcli.adapters.catalogue import FOREGROUND, ModelRequest
 from robustcli.adapters.checkpoint import read_weights
@@ -27,13 +31,16 @@ from robustcli.data.labels import BUNDLED_SPACES, LabelSpace
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.look_up import EVALUATION_TASKS
 from robustcli.evaluation.record import RunRecord
-from robustcli.tasks.base import ORIGINAL, Task, measure
+from robustcli.evaluation.store import INPUT_SCHEMA, Store
+from robustcli.tasks.base import ORIGINAL, Row, Task, measure
 from robustcli.tasks.heldout import mask_values_of
 from robustcli.tasks.record import ModelRecord
 from robustcli.transforms.base import CLEAN, Cell
 from robustcli.transforms.registry import TransformCell, resolve_transforms
-from robustcli.verification.stored_rows import StoredRows
-from robustcli.verification.verification_result import Discrepancy, EvaluationCheck
+from robustcli.verification.row_comparison import (
+    Discrepancy,
+    EvaluationCheck,
+)
 
 SAMPLE = 8
 """Number of blocks that are recomputed by default."""
@@ -70,6 +77,88 @@ class VerifyConfig:
     plugins: tuple[Path, ...] = ()
     device: str = "auto"
     offline: bool = False
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Identifies the rows of one model, one cell, and up to `block_size` images."""
+
+    model: str
+    cell: Cell
+    number: int
+
+    @property
+    def name(self) -> str:
+        """Model, transform, severity and number, joined by slashes."""
+        return f"{self.model}/{self.cell.transform}/{self.cell.severity}/{self.number}"
+
+
+class StoredRows:
+    """The rows in the folder `run` of an evaluation; `damaged` maps unreadable files to errors."""
+
+    def __init__(self, run: Path, record: RunRecord) -> None:
+        self.run, self.record, self.store = run, record, Store(run)
+        self.cells = [Cell(t.name, t.severity) for t in record.transforms]
+        self.damaged: dict[Path, str] = {}
+
+    @cached_property
+    def blocks(self) -> list[RowBlock]:
+        """All blocks with a file, in the order of the record."""
+        count = -(-self.record.dataset.images // self.record.block_size)
+        blocks = (
+            RowBlock(model.name, cell, number)
+            for model in self.record.models
+            for cell in self.cells
+            for number in range(count)
+        )
+        return [block for block in blocks if self.path(block).is_file()]
+
+    def path(self, block: RowBlock) -> Path:
+        """The file of a block."""
+        return self.store.prediction_path(block.model, block.cell, block.number)
+
+    def rows(self, block: RowBlock) -> list[Row] | None:
+        """The rows of a block; None if its file is damaged."""
+        schema = EVALUATION_TASKS[self.record.task]().schema(self.record.dataset)
+        return self._read(self.path(block), schema)
+
+    def inputs(self, view: str, cell: Cell, number: int) -> dict[str, Row] | None:
+        """The measures of the transformed images by image id; None without a readable file."""
+        path = self.store.input_path(view, cell, number)
+        rows = self._read(path, INPUT_SCHEMA) if path.is_file() else None
+        return None if rows is None else {str(row["image_id"]): row for row in rows}
+
+    @cached_property
+    def skipped(self) -> set[str]:
+        """The ids of images that the run could not read."""
+        return set(self.store.skipped()["image_id"])
+
+    @cached_property
+    def images(self) -> dict[int, dict[str, bool]]:
+        """By block, the ids that at least half of its files contain, and whether all files do."""
+        counts: dict[int, Counter[str]] = defaultdict(Counter)
+        files: Counter[int] = Counter()
+        for block in self.blocks:
+            rows = self.rows(block)
+            if rows is not None:
+                files[block.number] += 1
+                counts[block.number].update({str(row["image_id"]) for row in rows})
+        return {
+            number: {
+                image_id: count == files[number]
+                for image_id, count in sorted(block_counts.items())
+                if 2 * count >= files[number]
+            }
+            for number, block_counts in counts.items()
+        }
+
+    def _read(self, path: Path, schema: pa.Schema) -> list[Row] | None:
+        try:
+            rows: list[Row] = pq.read_table(path, schema=schema, partitioning=None).to_pylist()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            self.damaged[path] = str(error).splitlines()[0][:200]
+            return None
+        return rows
 
 
 def find_images(
