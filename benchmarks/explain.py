@@ -23,8 +23,8 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.cli.progress import ConsoleListener
 from robustcli.data.labels import read_label_space
 from robustcli.explanation.config import ExplainConfig
-from robustcli.explanation.explained_rows import read_explained_rows
 from robustcli.explanation.explaining import explain
+from robustcli.explanation.record import read_explained_rows
 
 MOST_SECONDS = 120.0
 PHOTOS, SIDE = 8, 320

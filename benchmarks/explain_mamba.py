@@ -20,8 +20,8 @@ from tabulate import tabulate
 from torch import Tensor
 
 from robustcli.explanation.hidden_attention import class_attention, hidden_attention
+from robustcli.explanation.layer_methods import receptive_field
 from robustcli.explanation.network import ExplainedNetwork
-from robustcli.explanation.receptive_field import receptive_field
 from robustcli.explanation.relevance import relevance
 from robustcli.models.architectures import architecture
 

@@ -13,8 +13,12 @@ from robustcli.core.objects import names_url, path_here
 from robustcli.core.rundir import has_record
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.record import RunRecord, read_record
-from robustcli.explanation.explained_rows import read_arrays, read_explained_rows
-from robustcli.explanation.record import ExplainRecord, read_explain_record
+from robustcli.explanation.record import (
+    ExplainRecord,
+    read_arrays,
+    read_explain_record,
+    read_explained_rows,
+)
 from robustcli.finetuning.record import (
     DECISIONS,
     PROFILE,
@@ -86,7 +90,7 @@ class ExplanationRun(_RunFolder):
     def rows(self) -> pd.DataFrame:
         """The scores of all maps, one row per method, photo, view and target.
 
-        The columns are those of `robustcli.explanation.explained_rows.EXPLAINED_SCHEMA`.
+        The columns are those of `robustcli.explanation.record.EXPLAINED_SCHEMA`.
         """
         return read_explained_rows(self.path)
 

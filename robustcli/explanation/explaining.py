@@ -1,7 +1,7 @@
 """Runs an explanation: looks up inputs, selects photos, computes missing maps, closes the run.
 
 The photos of a block are loaded once, with the loader of evaluations. Then each method explains
-them under each transform, and writes one pair of files per transform (`explained_rows`).
+them under each transform, and writes one pair of files per transform (`record.write_block`).
 """
 
 from __future__ import annotations
@@ -43,8 +43,14 @@ from robustcli.evaluation.evaluate import evaluate, loader_workers, transform_re
 from robustcli.evaluation.plan import batches
 from robustcli.explanation.block import BlockExplanation, answers_of
 from robustcli.explanation.config import BATCH_SIZES, BLOCK_PHOTOS, ExplainConfig
-from robustcli.explanation.explained_rows import is_done, rows_path, write_block
-from robustcli.explanation.inputs import ExplainInputs, explain_inputs
+from robustcli.explanation.inputs import (
+    ExplainInputs,
+    choice_of,
+    explain_inputs,
+    mask_class_number,
+    named_images,
+    worst_images,
+)
 from robustcli.explanation.methods import (
     METHODS,
     ExplanationMethod,
@@ -53,17 +59,14 @@ from robustcli.explanation.methods import (
     fitting,
 )
 from robustcli.explanation.network import ExplainedNetwork
-from robustcli.explanation.photo_choice import (
-    choice_of,
-    mask_class_number,
-    named_images,
-    worst_images,
-)
 from robustcli.explanation.record import (
     EXPLANATION,
     ChoiceRecord,
     ExplainRecord,
+    is_done,
     read_explain_record,
+    rows_path,
+    write_block,
 )
 from robustcli.explanation.views import (
     BlockViews,

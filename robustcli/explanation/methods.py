@@ -62,16 +62,16 @@ _SCANS = ("vmamba", "vim")
 _METHODS = (
     ExplanationMethod(
         "integrated-gradients", "Integrated gradients", "localised",
-        f"{_ROOM}.perturbation:integrated_gradients",
+        f"{_ROOM}.input_methods:integrated_gradients",
         "Sundararajan et al., Axiomatic attribution for deep networks (ICML 2017)",
     ),
     ExplanationMethod(
-        "occlusion", "Occlusion", "localised", f"{_ROOM}.perturbation:occlusion",
+        "occlusion", "Occlusion", "localised", f"{_ROOM}.input_methods:occlusion",
         "Zeiler and Fergus, Visualizing and understanding convolutional networks (ECCV 2014)",
         gradients=False,
     ),
     ExplanationMethod(
-        "grad-cam", "Grad-CAM", "localised", f"{_ROOM}.grad_cam:grad_cam",
+        "grad-cam", "Grad-CAM", "localised", f"{_ROOM}.layer_methods:grad_cam",
         "Selvaraju et al., Grad-CAM (ICCV 2017)", tried=True,
     ),
     ExplanationMethod(
@@ -91,22 +91,22 @@ _METHODS = (
     ),
     ExplanationMethod(
         "maximised-photo", "Activation maximisation from the photo", "learned",
-        f"{_ROOM}.maximisation:from_photo",
+        f"{_ROOM}.input_methods:from_photo",
         "Olah et al., Feature visualization (Distill 2017)", tasks=("cls",),
     ),
     ExplanationMethod(
         "maximised-noise", "Activation maximisation from noise", "learned",
-        f"{_ROOM}.maximisation:from_noise",
+        f"{_ROOM}.input_methods:from_noise",
         "Olah et al., Feature visualization (Distill 2017)", tasks=("cls",), from_photo=False,
     ),
     ExplanationMethod(
-        "erf", "Effective receptive field", "model", f"{_ROOM}.receptive_field:receptive_field",
+        "erf", "Effective receptive field", "model", f"{_ROOM}.layer_methods:receptive_field",
         "Luo et al., Understanding the effective receptive field (NIPS 2016)", targeted=False,
         tried=True,
     ),
     ExplanationMethod(
         "erf-untrained", "Effective receptive field before training", "model",
-        f"{_ROOM}.receptive_field:untrained_receptive_field",
+        f"{_ROOM}.layer_methods:untrained_receptive_field",
         "Luo et al., Understanding the effective receptive field (NIPS 2016)", targeted=False,
         tried=True,
     ),

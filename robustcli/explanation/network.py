@@ -77,18 +77,14 @@ class ExplainedNetwork:
         logits = self.logits(pixels)
         if targets.ndim == 1:
             return logits.gather(1, targets[:, None])[:, 0]
-        inside = targets.to(logits.dtype)
-        inside = torch.where(inside.flatten(1).any(1)[:, None, None], inside, 1.0)
-        return (logits[:, 0] * inside).flatten(1).sum(1) / inside.flatten(1).sum(1)
+        return _mean_inside(logits[:, 0], targets)
 
     def probability(self, pixels: Tensor, targets: Tensor) -> Tensor:
         """The probability of each target (N,): of the class, or the mean inside the mask."""
         logits = self.logits(pixels)
         if targets.ndim == 1:
             return self.softmax(logits).gather(1, targets[:, None])[:, 0]
-        inside = targets.to(logits.dtype)
-        inside = torch.where(inside.flatten(1).any(1)[:, None, None], inside, 1.0)
-        return (logits[:, 0].sigmoid() * inside).flatten(1).sum(1) / inside.flatten(1).sum(1)
+        return _mean_inside(logits[:, 0].sigmoid(), targets)
 
     def softmax(self, logits: Tensor) -> Tensor:
         """Probabilities (N, K) over the classes that may be predicted."""
@@ -119,6 +115,13 @@ class ExplainedNetwork:
                 flat = parameter.detach().flatten()[order.to(parameter.device)]
                 parameter.copy_(flat.view_as(parameter))
         return replace(self, module=module)
+
+
+def _mean_inside(values: Tensor, masks: Tensor) -> Tensor:
+    """The mean (N,) of `values` inside each mask (N, H, W), or of all values if it is empty."""
+    inside = masks.to(values.dtype)
+    inside = torch.where(inside.flatten(1).any(1)[:, None, None], inside, 1.0)
+    return (values * inside).flatten(1).sum(1) / inside.flatten(1).sum(1)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ from robustcli.data.mask_values import is_foreground
 from robustcli.data.tables import Column, read_columns
 from robustcli.evaluation.loader import Notice, Source, batch_stream
 from robustcli.evaluation.plan import Piece, parts_of
-from robustcli.explanation.inputs import ExplainInputs
-from robustcli.explanation.photo_choice import mask_class_number
+from robustcli.explanation.inputs import ExplainInputs, mask_class_number
 from robustcli.metrics.explanation_scores import box_region
 from robustcli.tasks.base import Batch
 from robustcli.transforms.base import CLEAN, Cell, Image

@@ -10,9 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from robustcli.explanation.explained_rows import read_explained_rows
 from robustcli.explanation.methods import METHODS, ExplanationMethod
-from robustcli.explanation.record import ExplainRecord, read_explain_record
+from robustcli.explanation.record import ExplainRecord, read_explain_record, read_explained_rows
 from robustcli.metrics.explanation_scores import (
     CONTRASTED,
     ERRORS,

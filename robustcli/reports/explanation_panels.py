@@ -12,8 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustcli.core.names import file_name
-from robustcli.explanation.explained_rows import Arrays, read_arrays
 from robustcli.explanation.methods import ExplanationMethod
+from robustcli.explanation.record import Arrays, read_arrays
 from robustcli.metrics.explanation_scores import field_sides
 from robustcli.reports.cell_photos import bundled_names
 from robustcli.reports.explanation_findings import ExplanationFindings, in_sentence

@@ -10,8 +10,8 @@ from captum.attr import LayerGradCam
 from torch import nn
 
 from robustcli.core.errors import UsageError
-from robustcli.explanation.grad_cam import cam_layer, grad_cam, layer_maps
-from robustcli.explanation.perturbation import integrated_gradients, occlusion
+from robustcli.explanation.input_methods import integrated_gradients, occlusion
+from robustcli.explanation.layer_methods import cam_layer, grad_cam, layer_maps
 from tests.explanation.networks import explained, small_vim, small_vmamba
 
 

@@ -23,14 +23,13 @@ from robustcli.core.errors import MachineError, RunError, UsageError
 from robustcli.evaluation.evaluate import evaluate
 from robustcli.evaluation.loader import Source
 from robustcli.evaluation.store import Store
+from robustcli.explanation import block, input_methods
 from robustcli.explanation import explaining as engine
-from robustcli.explanation import faithfulness, maximisation, perturbation
+from robustcli.explanation.block import insertion_and_deletion
 from robustcli.explanation.config import ExplainConfig
-from robustcli.explanation.explained_rows import read_arrays, read_explained_rows
 from robustcli.explanation.explaining import explain, explain_forecast
-from robustcli.explanation.faithfulness import insertion_and_deletion
 from robustcli.explanation.network import ExplainedNetwork
-from robustcli.explanation.record import read_explain_record
+from robustcli.explanation.record import read_arrays, read_explain_record, read_explained_rows
 from robustcli.metrics.explanation_scores import curve_area
 from robustcli.transforms.base import CLEAN, Cell
 from tests.evaluation.photos import PICO, config, make_photos
@@ -49,10 +48,10 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def few_steps():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(maximisation, "_STEPS", 2)
-        patch.setattr(perturbation, "_STEPS", 4)
-        patch.setattr(perturbation, "WINDOWS_ACROSS", 2)
-        patch.setattr(faithfulness, "CURVE_STEPS", 2)
+        patch.setattr(input_methods, "CLIMB_STEPS", 2)
+        patch.setattr(input_methods, "PATH_POINTS", 4)
+        patch.setattr(input_methods, "WINDOWS_ACROSS", 2)
+        patch.setattr(block, "CURVE_STEPS", 2)
         yield
 
 

@@ -16,9 +16,9 @@ from robustcli.adapters.load import load
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import UsageError
 from robustcli.data.dataset import FileRef, Sample
-from robustcli.explanation.faithfulness import CURVE_STEPS, blur, insertion_and_deletion
+from robustcli.explanation.block import CURVE_STEPS, blur, insertion_and_deletion
+from robustcli.explanation.input_methods import integrated_gradients
 from robustcli.explanation.network import ExplainedNetwork
-from robustcli.explanation.perturbation import integrated_gradients
 from robustcli.explanation.views import Geometry, boxed_region, moved_places, read_boxes
 from robustcli.metrics.explanation_scores import map_correlation
 from robustcli.transforms.registry import image_seed, resolve_transforms

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.core.errors import UsageError
-from robustcli.explanation import faithfulness, perturbation
+from robustcli.explanation import block, input_methods
 from robustcli.explanation.config import ExplainConfig
-from robustcli.explanation.explained_rows import read_explained_rows
 from robustcli.explanation.explaining import class_logits, explain, is_most_probable
-from robustcli.explanation.photo_choice import mask_class_number
-from robustcli.explanation.record import read_explain_record
+from robustcli.explanation.inputs import mask_class_number
+from robustcli.explanation.record import read_explain_record, read_explained_rows
 from tests.training.runs import Recorder
 
 SIDE = 256
@@ -49,8 +48,8 @@ class Colours(nn.Module):
 @pytest.fixture(scope="module", autouse=True)
 def _few_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(perturbation, "WINDOWS_ACROSS", 2)
-        patch.setattr(faithfulness, "CURVE_STEPS", 2)
+        patch.setattr(input_methods, "WINDOWS_ACROSS", 2)
+        patch.setattr(block, "CURVE_STEPS", 2)
         yield
 
 

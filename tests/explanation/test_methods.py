@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from robustcli.core.errors import UsageError
-from robustcli.explanation import maximisation, perturbation
-from robustcli.explanation.faithfulness import insertion_and_deletion
+from robustcli.explanation import input_methods
+from robustcli.explanation.block import insertion_and_deletion
 from robustcli.explanation.methods import METHODS, chosen_methods, default_methods
 from robustcli.explanation.network import Attribution, ExplainedNetwork
 from tests.explanation.networks import explained, fingerprint, small_vmamba
@@ -27,8 +27,8 @@ def network() -> ExplainedNetwork:
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    monkeypatch.setattr(maximisation, "_STEPS", 3)
-    monkeypatch.setattr(perturbation, "_STEPS", 5)
+    monkeypatch.setattr(input_methods, "CLIMB_STEPS", 3)
+    monkeypatch.setattr(input_methods, "PATH_POINTS", 5)
 
 
 def photos() -> torch.Tensor:

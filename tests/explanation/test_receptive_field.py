@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
-from robustcli.explanation.receptive_field import receptive_field, untrained_receptive_field
+from robustcli.explanation.layer_methods import receptive_field, untrained_receptive_field
 from tests.explanation.networks import assert_unchanged, explained, fingerprint, small_vmamba
 from tests.models import golden
 

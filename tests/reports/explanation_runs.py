@@ -9,9 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from robustcli.evaluation.record import TransformRecord
-from robustcli.explanation.explained_rows import Arrays, rows_path, write_block
 from robustcli.explanation.methods import METHODS
-from robustcli.explanation.record import EXPLANATION, ChoiceRecord, ExplainRecord
+from robustcli.explanation.record import (
+    EXPLANATION,
+    Arrays,
+    ChoiceRecord,
+    ExplainRecord,
+    rows_path,
+    write_block,
+)
 from robustcli.tasks.record import DatasetRecord
 from robustcli.transforms.base import CLEAN, Cell
 from tests.builders import WHEN, model, paper21

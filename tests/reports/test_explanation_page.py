@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from robustcli.core.errors import RunError, UsageError
-from robustcli.explanation.explained_rows import EXPLAINED_SCHEMA, read_explained_rows
 from robustcli.explanation.methods import METHODS
-from robustcli.explanation.record import EXPLANATION
+from robustcli.explanation.record import EXPLAINED_SCHEMA, EXPLANATION, read_explained_rows
 from robustcli.metrics.explanation_scores import flip_contrasts
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.reports import explanation_panels
