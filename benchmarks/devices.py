@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from robustcli.evaluation.sessions import read_sessions
+from robustcli.evaluation.record import read_sessions
 
 EVAL = ("eval", "--model", "vmamba-pico", "--transform", "paper21", "--data", "cifar10-mini")
 SEEDS = ("train", "cls", "--model", "resnet-pico", "--untrained", "--seeds", "2")

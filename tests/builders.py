@@ -8,8 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from robustcli.evaluation.record import EVALUATION, RunRecord, TransformRecord
-from robustcli.evaluation.sessions import Session, write_session
+from robustcli.evaluation.record import (
+    EVALUATION,
+    RunRecord,
+    Session,
+    TransformRecord,
+    write_session,
+)
 from robustcli.evaluation.store import INPUT_SCHEMA, SKIPPED_SCHEMA, Store, write_rows
 from robustcli.metrics.columns import PREDICTION_SCHEMA
 from robustcli.tasks.record import DatasetRecord, ModelCost, ModelRecord, PreprocessingRecord

@@ -87,7 +87,7 @@ class ModelRequest:
         module: A network in memory, or a function that builds one.
         classes: Names of the outputs of a foreign network, in order.
         number_classes: Whether to number unnamed classes instead of refusing the model.
-        called: Name in rows and tables, if it differs from `name` (`model_names`).
+        called: Name in rows and tables, if it differs from `name` (`evaluation/look_up.py`).
         opened: The opened foreign model, so that a request opens it only once.
     """
 

@@ -10,7 +10,7 @@ import torch
 
 from robustcli.core.errors import UsageError
 from robustcli.core.ranks import Ranks
-from robustcli.evaluation.sessions import DeviceUse
+from robustcli.evaluation.record import DeviceUse
 
 SAMPLE_SECONDS = 0.5
 

@@ -54,9 +54,17 @@ from robustcli.evaluation.loader import Source
 from robustcli.evaluation.look_up import Evaluation, look_up
 from robustcli.evaluation.plan import EvaluationPlan, Piece, parts_of, share_of, shared
 from robustcli.evaluation.published_corruptions import compare_with_published
-from robustcli.evaluation.record import EVALUATION, PARITY, RunRecord, TransformRecord, read_record
+from robustcli.evaluation.record import (
+    EVALUATION,
+    PARITY,
+    RunRecord,
+    Session,
+    TransformRecord,
+    read_record,
+    read_sessions,
+    write_session,
+)
 from robustcli.evaluation.runner import Runner, check_unreadable
-from robustcli.evaluation.sessions import Session, read_sessions, write_session
 from robustcli.evaluation.store import Store
 from robustcli.tasks.base import FinishedRows
 from robustcli.tasks.pictures import write_samples

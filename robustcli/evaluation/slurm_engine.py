@@ -6,7 +6,8 @@ the logs, `jobs.json` with the ids of all jobs (so that a repeated command waits
 previous command), and `outcome-*.json` with the result of each task. The result files of submitit,
 which are pickles, are not read.
 
-`cluster=local` uses processes of this machine instead of SLURM, for testing.
+`cluster=local` uses processes of this machine instead of SLURM, for testing. Submitit, which is
+optional, is imported in functions: `--slurm` is parsed without it.
 """
 
 from __future__ import annotations
@@ -15,17 +16,16 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-
 from robustcli.core.errors import MachineError, RunError, UsageError, first_line
 from robustcli.core.io import parse_json, write_text
+from robustcli.core.names import nearest
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.engines import (
     MakeWorker,
@@ -34,7 +34,6 @@ from robustcli.evaluation.engines import (
     TaskOutcome,
     TaskRunner,
 )
-from robustcli.evaluation.slurm_settings import SlurmSettings, read_settings
 
 FOLDER, JOBS = "slurm", "jobs.json"
 _POLL_SECONDS = {"slurm": 5.0, "local": 0.5}
@@ -42,6 +41,8 @@ _ASK_SECONDS = 60.0  # between queries to SLURM about jobs without an outcome fi
 _LATE_SECONDS = 10.0  # delay until a file on a network file system is visible
 _MOST_TIMEOUTS = 1000  # how often submitit requeues a task at its time limit
 _JOB_ID = re.compile(r"\d+(_\d+)?")
+CLUSTERS = ("slurm", "local")
+_DURATION = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{2}))?(?::(\d{2}))?")
 
 
 class ArrayTask:
@@ -55,8 +56,10 @@ class ArrayTask:
         outcome = TaskRunner(self._make_worker).run(self._pieces)
         write_text(self._outcome, json.dumps(asdict(outcome)) + "\n")
 
-    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+    def checkpoint(self) -> Any:
         """The task that submitit requeues: the same one, which skips finished rows."""
+        import submitit
+
         return submitit.helpers.DelayedSubmission(self)
 
 
@@ -104,6 +107,8 @@ class SlurmPool:
 
     def start(self, make_worker: MakeWorker, tasks: Sequence[PieceTask]) -> None:
         """See `engines.WorkerPool`: submits one array."""
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
         paths = [self._folder / f"outcome-{uuid.uuid4().hex}.json" for _ in tasks]
         calls = [
             ArrayTask(make_worker, task.as_plain(), path)
@@ -196,6 +201,8 @@ class SlurmPool:
                 f"`{path}` is damaged: the command does not wait for jobs of an earlier command."
             )
             return []
+        import submitit
+
         return [submitit.SlurmJob(self._folder, str(job_id)) for job_id in ids]
 
     def _write_ids(self) -> None:
@@ -210,6 +217,8 @@ def _executor(settings: SlurmSettings, folder: Path) -> Any:
         MachineError: This machine cannot submit jobs to SLURM.
         UsageError: Submitit rejects a parameter.
     """
+    import submitit
+
     try:
         executor = submitit.AutoExecutor(
             folder, cluster=settings.cluster, slurm_max_num_timeout=_MOST_TIMEOUTS
@@ -226,3 +235,124 @@ def _executor(settings: SlurmSettings, folder: Path) -> Any:
     except (ValueError, NameError, AssertionError) as error:
         raise UsageError("submitit rejected `--slurm`.", str(error), "Change the value.") from error
     return executor
+
+
+# The value of `--slurm`: KEY=VALUE,...
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A key of `--slurm`: submitit's parameter, the parser of the value, and its meaning."""
+
+    parameter: str | None
+    read: Callable[[str], Any]
+    meaning: str
+
+
+def _minutes(text: str) -> int:
+    """Minutes of `60`, `1:30:00` (hours) or `2-12:00` (days), as SLURM reads them."""
+    parts = _DURATION.fullmatch(text)
+    if parts is None:
+        raise ValueError(text)
+    days, first, second, third = (int(part or 0) for part in parts.groups())
+    if parts[1] is not None:
+        return days * 1440 + first * 60 + second
+    if parts[4] is not None:
+        return first * 60 + second + (third > 0)
+    return first + (second > 0)
+
+
+def _at_least(least: int, text: str) -> int:
+    if int(text) < least:
+        raise ValueError(text)
+    return int(text)
+
+
+_positive, _natural = partial(_at_least, 1), partial(_at_least, 0)
+SLURM_SETTINGS: dict[str, _Setting] = {
+    "array": _Setting(None, _positive, "tasks of the job array"),
+    "partition": _Setting("slurm_partition", str, "partition"),
+    "time": _Setting("timeout_min", _minutes, "minutes of a task, or HH:MM:SS"),
+    "gpus": _Setting("gpus_per_node", _natural, "GPUs of a task: 0 or 1"),
+    "cpus": _Setting("cpus_per_task", _positive, "processor cores of a task"),
+    "mem": _Setting("mem_gb", float, "gigabytes of memory of a task"),
+    "parallel": _Setting("slurm_array_parallelism", _positive, "tasks that run at the same time"),
+    "account": _Setting("slurm_account", str, "account"),
+    "qos": _Setting("slurm_qos", str, "quality of service"),
+    "constraint": _Setting("slurm_constraint", str, "feature that machines must have"),
+    "exclude": _Setting("slurm_exclude", str, "machines to exclude"),
+    "cluster": _Setting(None, str, "slurm, or local to test it with processes on this machine"),
+}
+
+
+@dataclass(frozen=True)
+class SlurmSettings:
+    """Parsed `--slurm`: number of tasks, kind of cluster, and parameters of submitit."""
+
+    array: int
+    cluster: str
+    parameters: dict[str, Any]
+
+    def in_words(self) -> str:
+        """The tasks and where they run, for `--dry-run`."""
+        if self.cluster == "local":
+            return f"{_counted(self.array, 'process', 'processes')} of this machine, without SLURM"
+        option_names = {s.parameter: key for key, s in SLURM_SETTINGS.items()}
+        shown = [
+            f"{option_names[name]}={value}" for name, value in self.parameters.items()
+            if name not in ("gpus_per_node", "timeout_min", "slurm_array_parallelism")
+        ]  # fmt: skip
+        at_once = self.parameters.get("slurm_array_parallelism", self.array)
+        device = "a GPU" if self.parameters["gpus_per_node"] else "processor cores"
+        return (
+            f"a SLURM job array of {_counted(self.array, 'task', 'tasks')}, at most "
+            f"{min(at_once, self.array)} at the same time, each on {device} for at most "
+            f"{_counted(self.parameters['timeout_min'], 'minute', 'minutes')} before it is requeued"
+            + (f" ({', '.join(shown)})" if shown else "")
+        )
+
+
+def _counted(number: int, singular: str, plural: str) -> str:
+    return f"{number:,} {singular if number == 1 else plural}"
+
+
+def read_settings(texts: Mapping[str, str], device: str) -> SlurmSettings:
+    """Parses `--slurm`; the default of `gpus` is 1, or 0 if `device` is `cpu`.
+
+    Raises:
+        UsageError: A key does not exist, or a value is invalid.
+    """
+    values: dict[str, Any] = {}
+    for key, text in texts.items():
+        setting = SLURM_SETTINGS.get(key)
+        if setting is None:
+            suggestions = [f"`{name}`" for name in nearest(key, SLURM_SETTINGS)]
+            raise UsageError(
+                f"`--slurm {key}=...` does not exist."
+                + (f" Did you mean {' or '.join(suggestions)}?" if suggestions else ""),
+                "",
+                f"Keys: {', '.join(SLURM_SETTINGS)}.",
+            )
+        try:
+            values[key] = setting.read(text)
+        except ValueError as error:
+            raise UsageError(
+                f"`--slurm {key}={text}` is not a valid value of `{key}`.",
+                f"`{key}` is: {setting.meaning}.",
+                "Write it as in `--slurm partition=gpu,time=60,array=16`.",
+            ) from error
+    cluster = values.setdefault("cluster", "slurm")
+    if cluster not in CLUSTERS or values.get("gpus", 0) > 1:
+        wrong = "gpus" if cluster in CLUSTERS else "cluster"
+        raise UsageError(
+            f"`--slurm {wrong}={texts[wrong]}` is not possible.",
+            f"`{wrong}` is: {SLURM_SETTINGS[wrong].meaning}.",
+            "A task uses one device; `array` is the number of tasks.",
+        )
+    values.setdefault("gpus", 0 if device == "cpu" else 1)
+    values.setdefault("time", 60)
+    parameters = {
+        setting.parameter: values[key] for key, setting in SLURM_SETTINGS.items()
+        if setting.parameter is not None and key in values
+    }  # fmt: skip
+    return SlurmSettings(values.get("array", 1), cluster, parameters)

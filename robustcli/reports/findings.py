@@ -12,8 +12,18 @@ import pandas as pd
 from robustcli.evaluation.cell_table import table_and_rows
 from robustcli.evaluation.gates import GatesRecord, read_gates
 from robustcli.evaluation.published_corruptions import PUBLISHED_PREFIX, counterpart
-from robustcli.evaluation.record import PARITY, CorruptionParity, RunRecord, read_record
-from robustcli.evaluation.sessions import Costs, Session, Speed, costs, read_sessions, speed
+from robustcli.evaluation.record import (
+    PARITY,
+    CorruptionParity,
+    Costs,
+    RunRecord,
+    Session,
+    Speed,
+    costs,
+    read_record,
+    read_sessions,
+    speed,
+)
 from robustcli.evaluation.store import Store
 from robustcli.metrics.paired import ClassDifference, class_difference
 from robustcli.metrics.severity_scores import (

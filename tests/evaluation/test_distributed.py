@@ -17,8 +17,7 @@ from robustcli.core.ranks import Ranks
 from robustcli.evaluation import distributed, evaluate
 from robustcli.evaluation.distributed import Group, check_ranks_agree, count_devices
 from robustcli.evaluation.evaluate import IncompleteRun, run_evaluation
-from robustcli.evaluation.record import read_record
-from robustcli.evaluation.sessions import read_sessions
+from robustcli.evaluation.record import read_record, read_sessions
 from tests.evaluation.photos import PICO, config, make_photos
 from tests.evaluation.test_evaluate import contents, small_blocks
 from tests.training.test_jobs import free_port

@@ -37,9 +37,8 @@ from robustcli.evaluation.engines import (
 from robustcli.evaluation.evaluate import IncompleteRun, PieceWorker, run_evaluation
 from robustcli.evaluation.forecast import forecast
 from robustcli.evaluation.plan import EvaluationPlan
-from robustcli.evaluation.record import EVALUATION, read_record
-from robustcli.evaluation.sessions import read_sessions
-from robustcli.evaluation.slurm_settings import read_settings
+from robustcli.evaluation.record import EVALUATION, read_record, read_sessions
+from robustcli.evaluation.slurm_engine import read_settings
 from robustcli.evaluation.store import Store
 from robustcli.transforms.base import Cell
 from tests.evaluation.photos import config

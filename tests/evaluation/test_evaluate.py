@@ -18,9 +18,8 @@ from robustcli.data.sources import Classes, open_dataset
 from robustcli.evaluation import evaluate, runner
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
-from robustcli.evaluation.model_names import distinct_names
-from robustcli.evaluation.record import read_record
-from robustcli.evaluation.sessions import read_sessions
+from robustcli.evaluation.look_up import distinct_names
+from robustcli.evaluation.record import read_record, read_sessions
 from robustcli.evaluation.store import Store
 from robustcli.transforms.base import Cell
 from tests.evaluation.photos import PICO, config, make_photos

@@ -19,7 +19,7 @@ from robustcli.core.errors import UsageError
 from robustcli.data.labels import read_label_space
 from robustcli.evaluation import runner
 from robustcli.evaluation.evaluate import run_evaluation
-from robustcli.evaluation.model_names import called, distinct_names
+from robustcli.evaluation.look_up import called, distinct_names
 from robustcli.evaluation.record import read_record
 from robustcli.evaluation.store import Store
 from robustcli.tasks.record import ModelRecord

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from robustcli.evaluation.sessions import DeviceUse, Session, Speed, costs, speed
+from robustcli.evaluation.record import DeviceUse, Session, Speed, costs, speed
 from robustcli.tasks.record import ModelCost
 
 

@@ -7,8 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from robustcli.evaluation.record import EVALUATION, RunRecord, TransformRecord
-from robustcli.evaluation.sessions import Session, write_session
+from robustcli.evaluation.record import (
+    EVALUATION,
+    RunRecord,
+    Session,
+    TransformRecord,
+    write_session,
+)
 from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
 from robustcli.metrics.columns import MASK_SCHEMA
 from robustcli.tasks.record import (

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 
 from robustcli.evaluation.cell_table import table
-from robustcli.evaluation.record import TransformRecord
-from robustcli.evaluation.sessions import DeviceUse, Session, write_session
+from robustcli.evaluation.record import DeviceUse, Session, TransformRecord, write_session
 from robustcli.nnunet.normalisation import Channel, NnUNetInference
 from robustcli.reports.evaluation_page import evaluation_report, evaluation_text
 from robustcli.reports.findings import Findings, read_findings

@@ -28,8 +28,7 @@ from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.forecast import forecast
 from robustcli.evaluation.loader import Source, batch_stream
 from robustcli.evaluation.plan import EvaluationPlan, parts_of
-from robustcli.evaluation.record import EVALUATION, read_record
-from robustcli.evaluation.sessions import read_sessions
+from robustcli.evaluation.record import EVALUATION, read_record, read_sessions
 from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
 from robustcli.metrics.columns import MASK_SCHEMA, MASK_TABLE_COLUMNS, mask_schema
 from robustcli.tasks import segmentation
