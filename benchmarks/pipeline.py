@@ -98,12 +98,12 @@ def _imports(options: argparse.Namespace, folder: Path) -> tuple[float, float]:
 def _first_batch(options: argparse.Namespace, folder: Path) -> tuple[float, float]:
     script = (
         "import os, sys\n"
-        "from robustcli.evaluation import runner\n"
-        "take = runner.Runner._take\n"
+        "from robustcli.evaluation.evaluate import Runner\n"
+        "take = Runner._take\n"
         "def first(self, batch):\n"
         "    take(self, batch)\n"
         "    os._exit(0)\n"
-        "runner.Runner._take = first\n"
+        "Runner._take = first\n"
         "from robustcli.cli.main import main\n"
         "main(sys.argv[1:])\n"
     )
@@ -164,21 +164,21 @@ def _evaluate(
 ) -> tuple[float, float]:
     """Seconds from the first batch to the last row of a run, without imports and reports."""
     import robustcli
-    from robustcli.evaluation import runner
+    from robustcli.evaluation.evaluate import Runner
 
-    run, seconds = runner.Runner.run, list[tuple[float, float]]()
+    run, seconds = Runner.run, list[tuple[float, float]]()
 
-    def timed(self: runner.Runner, workers: int, *, pin: bool) -> None:
+    def timed(self: Runner, workers: int, *, pin: bool) -> None:
         seconds.append(_timed(lambda: run(self, workers, pin=pin)))
 
-    runner.Runner.run = timed  # type: ignore[method-assign]
+    Runner.run = timed  # type: ignore[method-assign]
     try:
         robustcli.evaluate(
             list(models), str(options.data), list(transforms), out=str(out), untrained=True,
             device="cpu", workers=options.workers, limit=options.limit,
         )  # fmt: skip
     finally:
-        runner.Runner.run = run  # type: ignore[method-assign]
+        Runner.run = run  # type: ignore[method-assign]
     return seconds[0]
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from robustcli.adapters.catalogue import ModelRequest
     from robustcli.adapters.classifier import Classifier
     from robustcli.adapters.segmenter import Segmenter
-    from robustcli.evaluation.labelling import Labelling
+    from robustcli.evaluation.prediction import Labelling
 
 CSV_FILE, SETTINGS_FILE = "labels.csv", "labels.json"
 _SHOWN = 50  # rows of the table on the terminal
@@ -195,7 +195,7 @@ def _label(
 ) -> tuple[Classifier, Labelling]:
     from robustcli.adapters.load import load
     from robustcli.evaluation.device import choose_device
-    from robustcli.evaluation.labelling import classes_of, label_photos, list_photos
+    from robustcli.evaluation.prediction import classes_of, label_photos, list_photos
 
     photos = list_photos(places, listener.say)[: values["limit"]]
     device = choose_device(values["device"])

@@ -14,7 +14,7 @@ from PIL import Image
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.load import load
 from robustcli.core.errors import UsageError
-from robustcli.evaluation.labelling import list_photos
+from robustcli.evaluation.prediction import list_photos
 from tests.cli.conftest import Robust
 
 PICO = ("predict", "--model", "vmamba-pico", "--device", "cpu")

@@ -15,7 +15,7 @@ from robustcli.adapters.load import load
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.decode import decode
 from robustcli.data.sources import Classes, open_dataset
-from robustcli.evaluation import evaluate, runner
+from robustcli.evaluation import evaluate
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.look_up import distinct_names
@@ -77,15 +77,17 @@ def test_a_finished_run_is_complete_and_says_what_it_was(photos, tmp_path):
 def test_the_same_command_again_computes_nothing(photos, tmp_path, monkeypatch):
     settings = config(photos, tmp_path / "run")
     before = contents(run_evaluation(settings))
-    monkeypatch.setattr(runner, "batch_stream", None)  # an error if anything is computed
+    monkeypatch.setattr(evaluate, "batch_stream", None)  # an error if anything is computed
     assert contents(run_evaluation(settings)) == before
 
 
 def test_adding_a_transform_computes_only_that(photos, tmp_path, monkeypatch):
     run = run_evaluation(config(photos, tmp_path / "run", "fliplr"))
     written_paths = []
-    real = runner.write_rows
-    monkeypatch.setattr(runner, "write_rows", lambda p, *a: written_paths.append(p) or real(p, *a))
+    real = evaluate.write_rows
+    monkeypatch.setattr(
+        evaluate, "write_rows", lambda p, *a: written_paths.append(p) or real(p, *a)
+    )
     run_evaluation(config(photos, run, "fliplr", "invert", command="robust eval again"))
     assert read_record(run).command == "robustcli.evaluate(...)\nrobust eval again"
     assert {p.parent.parent.name for p in written_paths} == {"transform=invert"}
@@ -109,7 +111,7 @@ def test_going_on_after_a_crash_gives_the_bytes_of_an_unbroken_run(photos, tmp_p
     small_blocks(monkeypatch)
     names = ("fliplr", "affine", "cutout", "invert")
     uninterrupted = run_evaluation(config(photos, tmp_path / "unbroken", *names))
-    real, written_paths = runner.write_rows, []
+    real, written_paths = evaluate.write_rows, []
 
     def failing_write(path, *rest):
         written_paths.append(path)
@@ -117,13 +119,13 @@ def test_going_on_after_a_crash_gives_the_bytes_of_an_unbroken_run(photos, tmp_p
             raise KeyboardInterrupt
         real(path, *rest)
 
-    monkeypatch.setattr(runner, "write_rows", failing_write)
+    monkeypatch.setattr(evaluate, "write_rows", failing_write)
     settings = config(photos, tmp_path / "broken", *names)
     with pytest.raises(KeyboardInterrupt):
         run_evaluation(settings)
     assert read_record(tmp_path / "broken").status == "partial"
     assert len(contents(tmp_path / "broken")) == 13
-    monkeypatch.setattr(runner, "write_rows", real)
+    monkeypatch.setattr(evaluate, "write_rows", real)
     resumed_run = run_evaluation(settings)
     assert contents(resumed_run) == contents(uninterrupted)
     assert table(resumed_run).equals(table(uninterrupted))

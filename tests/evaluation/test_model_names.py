@@ -17,7 +17,7 @@ from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.training_run import ClassifierHeader, write_weights
 from robustcli.core.errors import UsageError
 from robustcli.data.labels import read_label_space
-from robustcli.evaluation import runner
+from robustcli.evaluation import evaluate
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.look_up import called, distinct_names
 from robustcli.evaluation.record import read_record
@@ -160,7 +160,7 @@ def test_two_runs_of_one_name_are_evaluated_together_and_go_on_in_any_order(tmp_
         assert not rows[0]["probability"].equals(rows[0]["target_probability"])
     first, second = (Store(run).rows(name, CLEAN, "cls") for name in ("a/seed-0", "b/seed-0"))
     assert not first["probability"].equals(second["probability"])
-    monkeypatch.setattr(runner, "batch_stream", None)  # an error if anything is computed
+    monkeypatch.setattr(evaluate, "batch_stream", None)  # an error if anything is computed
     for models in ((b, a), (b,)):
         run_evaluation(config(photos, run, models=models))
     assert [model.name for model in read_record(run).models] == ["a/seed-0", "b/seed-0"]

@@ -22,7 +22,7 @@ from robustcli.core.listener import Silent
 from robustcli.data.decode import decode
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import Masks, open_dataset
-from robustcli.evaluation import runner
+from robustcli.evaluation import evaluate
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.forecast import forecast
@@ -394,7 +394,7 @@ def test_going_on_after_a_crash_gives_the_bytes_of_an_unbroken_run(cells, tmp_pa
     small_blocks(monkeypatch)
     names = ("affine", "crop", "invert")
     unbroken = run_evaluation(config(cells, tmp_path / "unbroken", *names))
-    real, written = runner.write_rows, []
+    real, written = evaluate.write_rows, []
 
     def failing(path, *rest):
         written.append(path)
@@ -402,16 +402,16 @@ def test_going_on_after_a_crash_gives_the_bytes_of_an_unbroken_run(cells, tmp_pa
             raise KeyboardInterrupt
         real(path, *rest)
 
-    monkeypatch.setattr(runner, "write_rows", failing)
+    monkeypatch.setattr(evaluate, "write_rows", failing)
     settings = config(cells, tmp_path / "broken", *names)
     with pytest.raises(KeyboardInterrupt):
         run_evaluation(settings)
     assert read_record(tmp_path / "broken").status == "partial"
-    monkeypatch.setattr(runner, "write_rows", real)
+    monkeypatch.setattr(evaluate, "write_rows", real)
     broken = run_evaluation(settings)
     assert contents(broken) == contents(unbroken)
     assert table(broken).equals(table(unbroken))
-    monkeypatch.setattr(runner, "batch_stream", None)  # would be called to compute anything
+    monkeypatch.setattr(evaluate, "batch_stream", None)  # would be called to compute anything
     run_evaluation(settings)
 
 
