@@ -270,9 +270,9 @@ def _write_csv(folder: Path, model: Classifier, labelling: Labelling, *, fresh: 
     if path.exists() and not fresh:
         _check_same(path, settings, _settings(model, labelling))
     write_text(settings, json.dumps(document, indent=1) + "\n")
-    rows = labelling.rows() or [{"image": "", "class": "", "name": "", "probability": 0.0}]
-    table = pd.DataFrame(rows) if labelling.photos else pd.DataFrame(rows).iloc[:0]
-    write_text(path, to_csv(table))
+    rows = labelling.rows()
+    columns = None if rows else ["image", "class", "name", "probability"]
+    write_text(path, to_csv(pd.DataFrame(rows, columns=columns)))
 
 
 def _check_same(path: Path, settings_file: Path, settings: dict[str, Any]) -> None:
