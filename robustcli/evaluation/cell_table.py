@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from robustcli.core.names import TaskName
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.store import Store
-from robustcli.metrics.class_scores import ImageChange, image_change
-from robustcli.metrics.columns import TABLE_COLUMNS, cell_numbers, share_columns
+from robustcli.metrics.class_scores import ImageChange, accuracy, compare_with_clean, image_change
+from robustcli.metrics.columns import TABLE_COLUMNS, share_columns
+from robustcli.metrics.intervals import Bootstrap
+from robustcli.metrics.mask_scores import compare_masks_with_clean, mask_scores
 from robustcli.metrics.verdicts import CellKey, ModelRows
 from robustcli.transforms.base import CLEAN, Cell
 
@@ -63,3 +66,18 @@ def _cells(
             numbers = cell_numbers(record.task, clean, rows, record.seed)
             line = {"model": model.name, **asdict(cell), **numbers, **asdict(changes[key])}
             yield model.name, cell, rows, line
+
+
+def cell_numbers(
+    task: TaskName, clean: pd.DataFrame, rows: pd.DataFrame, seed: int
+) -> dict[str, Any]:
+    """The scores of one cell by column; None for an undefined score.
+
+    `clean` and `rows` have the columns of `ROW_SCHEMAS`; `seed` is for bootstrap intervals.
+    """
+    if task == "cls":
+        return asdict(accuracy(rows)) | asdict(compare_with_clean(clean, rows))
+    bootstrap = Bootstrap(seed)
+    return asdict(mask_scores(rows, bootstrap)) | asdict(
+        compare_masks_with_clean(clean, rows, bootstrap)
+    )

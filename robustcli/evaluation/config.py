@@ -14,7 +14,7 @@ from robustcli.adapters.model import Precision
 from robustcli.core.names import file_name
 from robustcli.data.mask_classes import classes_settings
 from robustcli.data.mask_values import mask_settings
-from robustcli.tasks.config import TaskConfig
+from robustcli.tasks.base import TaskConfig
 
 EngineName = Literal["ray", "slurm"]
 BLOCK_SIZE = 128  # images per row file: fewer lose less work at a crash, more need fewer fsyncs

@@ -24,9 +24,9 @@ from robustcli.core.errors import GateError, RunError, UsageError
 from robustcli.core.io import write_text
 from robustcli.core.names import TaskName, canonical, is_glob, nearest
 from robustcli.core.rundir import Record
+from robustcli.evaluation.cell_table import cell_numbers
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.store import Store
-from robustcli.metrics.columns import cell_numbers
 from robustcli.metrics.intervals import Bootstrap, Interval
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.transforms.base import CLEAN, Cell

@@ -42,8 +42,8 @@ from robustcli.data.mask_classes import colours_of
 from robustcli.data.named_datasets import find_named, require_tar
 from robustcli.data.published_masks import LABEL_FILES
 from robustcli.data.tables import Say, ignore_note
+from robustcli.tasks.base import Forward
 from robustcli.tasks.classification import ClassificationTask
-from robustcli.tasks.forward import Forward
 from robustcli.tasks.pictures import indexed, overlaid
 
 _THREADS = 4  # that decode photos

@@ -1,4 +1,4 @@
-"""The columns of rows and of tables, by task.
+"""The columns of rows and of tables, by task; the images that several tables of rows contain.
 
 A row is the prediction for one image. A table has one line of scores per (model, transform,
 severity), computed from the rows of that cell and of the clean images.
@@ -6,17 +6,14 @@ severity), computed from the rows of that cell and of the clean images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import reduce
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from robustcli.core.names import TaskName
-from robustcli.metrics.class_scores import accuracy, compare_with_clean
-from robustcli.metrics.intervals import Bootstrap
-from robustcli.metrics.mask_scores import compare_masks_with_clean, mask_scores
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -96,16 +93,35 @@ def share_columns(task: TaskName) -> list[str]:
     return [name for name in TABLE_COLUMNS[task] if name not in _NAMES_AND_COUNTS]
 
 
-def cell_numbers(
-    task: TaskName, clean: pd.DataFrame, rows: pd.DataFrame, seed: int
-) -> dict[str, Any]:
-    """The scores of one cell by column; None for an undefined score.
-
-    `clean` and `rows` have the columns of `ROW_SCHEMAS`; `seed` is for bootstrap intervals.
-    """
-    if task == "cls":
-        return asdict(accuracy(rows)) | asdict(compare_with_clean(clean, rows))
-    bootstrap = Bootstrap(seed)
-    return asdict(mask_scores(rows, bootstrap)) | asdict(
-        compare_masks_with_clean(clean, rows, bootstrap)
+def have_same_images(frames: Sequence[pd.DataFrame]) -> bool:
+    """Whether all tables contain the same images (`image_id`), in any order."""
+    first = frames[0]["image_id"]
+    return all(
+        _in_same_order(first, frame["image_id"]) or set(first) == set(frame["image_id"])
+        for frame in frames[1:]
     )
+
+
+def common_images(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The rows of the images that all tables contain, in the order of the last table.
+
+    Raises:
+        ValueError: A table contains an image twice.
+    """
+    last = frames[-1]["image_id"]
+    if all(_in_same_order(last, frame["image_id"]) for frame in frames) and last.is_unique:
+        return list(frames)
+    # Converted to Python strings, because lookups of Arrow strings are several times slower.
+    indexes = [pd.Index(frame["image_id"].to_numpy(dtype=object)) for frame in frames]
+    for index in indexes:
+        if not index.is_unique:
+            image_id = index[index.duplicated()][0]
+            raise ValueError(f"The image `{image_id}` has several rows in one table.")
+    shared = reduce(lambda common, ids: common[common.isin(ids)], indexes[:-1], indexes[-1])
+    return [
+        frame.iloc[index.get_indexer(shared)] for frame, index in zip(frames, indexes, strict=True)
+    ]
+
+
+def _in_same_order(first: pd.Series[str], second: pd.Series[str]) -> bool:
+    return len(first) == len(second) and bool(np.all(first.array == second.array))

@@ -119,14 +119,18 @@ class Bootstrap:
         """The interval of sum(numerators) / sum(denominators), both one per group; see `mean`."""
         if len(numerators) < 2:
             return None
-        tail = 50 * (1 - self.confidence)
         sums = self._sums(np.column_stack([numerators, denominators]))
-        low, high = np.percentile(sums[:, 0] / sums[:, 1], [tail, 100 - tail])
-        return Interval(float(low), float(high))
+        return self.ends(sums[:, 0] / sums[:, 1])
 
     def means(self, values: FloatArray) -> FloatArray:
         """The means (draws, K) of resamples of `values` (groups, K), computed in bounded memory."""
         return self._sums(values) / len(values)
+
+    def ends(self, draws: FloatArray) -> Interval:
+        """The percentile interval of the resampled values `draws`, (draws,)."""
+        tail = 50 * (1 - self.confidence)
+        low, high = np.percentile(draws, [tail, 100 - tail])
+        return Interval(float(low), float(high))
 
     def _sums(self, values: FloatArray) -> FloatArray:
         groups, seed = len(values), identity_seed(self.seed, "bootstrap")

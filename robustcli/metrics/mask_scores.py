@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robustcli.metrics.columns import common_images
 from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
-from robustcli.metrics.rows import common_images
 
 BoolMask = NDArray[np.bool_]  # (H, W)
 _COUNTS = ("tp", "fp", "fn")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from robustcli.core.seeds import identity_seed
 from robustcli.metrics.class_scores import is_correct
+from robustcli.metrics.columns import common_images
 from robustcli.metrics.intervals import (
     Bootstrap,
     FloatArray,
@@ -20,7 +21,6 @@ from robustcli.metrics.intervals import (
     paired_interval,
 )
 from robustcli.metrics.mask_scores import group_dice
-from robustcli.metrics.rows import common_images
 
 EXACT_UP_TO = 16  # differences: 65,536 combinations of signs
 SIGN_DRAWS = 20_000

@@ -18,9 +18,9 @@ import pandas as pd
 from robustcli.core.names import TaskName
 from robustcli.core.seeds import identity_seed
 from robustcli.metrics.class_scores import is_correct
+from robustcli.metrics.columns import common_images
 from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
 from robustcli.metrics.mask_scores import group_dice
-from robustcli.metrics.rows import common_images
 
 WIDEST = 0.02
 """Largest half-width of an interval over seeds that can confirm a published number."""
@@ -161,9 +161,7 @@ def _mean_interval(values: FloatArray, bootstrap: Bootstrap) -> Interval | None:
         return bootstrap.mean(values)
     generator = np.random.default_rng(identity_seed(bootstrap.seed, "bootstrap of counts"))
     drawn = generator.multinomial(len(values), counts / len(values), size=bootstrap.draws)
-    tail = 50 * (1 - bootstrap.confidence)
-    low, high = np.percentile(drawn @ distinct / len(values), [tail, 100 - tail])
-    return Interval(float(low), float(high))
+    return bootstrap.ends(drawn @ distinct / len(values))
 
 
 def unit_scores(task: TaskName, rows: Sequence[pd.DataFrame]) -> FloatArray | None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from robustcli.core.names import TaskName
 from robustcli.metrics.class_scores import is_correct
+from robustcli.metrics.columns import common_images, have_same_images
 from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval, wilson_interval
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.metrics.paired import (
@@ -28,7 +29,6 @@ from robustcli.metrics.paired import (
     hit_difference,
     mean_interval,
 )
-from robustcli.metrics.rows import common_images, have_same_images
 
 CellKey = tuple[str, int]
 """Transform and severity."""

@@ -16,10 +16,12 @@ from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
 from robustcli.core.errors import UsageError
 from robustcli.core.names import TaskName
 from robustcli.data.labels import read_label_space
-from robustcli.metrics.calibration import BINS, Calibration, calibration
 from robustcli.metrics.class_scores import (
+    BINS,
+    Calibration,
     ClassOutcome,
     MacroF1,
+    calibration,
     class_outcomes,
     class_shares,
     confusions,

@@ -18,7 +18,7 @@ from robustcli.data.dataset import FileRef, contents_digest
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.evaluation.record import TransformRecord
 from robustcli.evaluation.store import Store
-from robustcli.metrics.calibration import reliability
+from robustcli.metrics.class_scores import reliability
 from robustcli.reports.class_findings import ClassFindings
 from robustcli.reports.classifier_statistics import ClassifierStatistics
 from robustcli.reports.figures.class_figures import draw_class_dice, draw_pixel_confusion

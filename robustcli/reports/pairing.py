@@ -19,7 +19,7 @@ from robustcli.core.rundir import has_record
 from robustcli.evaluation.record import RunRecord, TransformRecord, read_record
 from robustcli.evaluation.store import Store
 from robustcli.finetuning.record import MODES, read_finetune_record
-from robustcli.metrics.rows import have_same_images
+from robustcli.metrics.columns import have_same_images
 from robustcli.metrics.verdicts import CellKey
 from robustcli.reports.classifier_statistics import STATISTICS
 from robustcli.reports.numbers import cell_label, counted

@@ -12,8 +12,7 @@ import pandas as pd
 
 from robustcli.core.io import reading
 from robustcli.core.rundir import has_record
-from robustcli.metrics.calibration import Calibration
-from robustcli.metrics.class_scores import MacroF1
+from robustcli.metrics.class_scores import Calibration, MacroF1
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import CleanMaskComparison, compare_masks_with_clean
 from robustcli.reports.class_findings import ClassFindings

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from robustcli.metrics.calibration import reliability
-from robustcli.metrics.class_scores import confusion_matrix
+from robustcli.metrics.class_scores import confusion_matrix, reliability
 from robustcli.metrics.intervals import wilson_interval
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.reports.console import training_table

@@ -1,37 +1,74 @@
 """The interface of a task of an evaluation: `classification` or `segmentation`.
 
 A task opens the data, loads the models, prepares their inputs in loader workers, and converts their
-predictions to rows. The rest of an evaluation does not depend on the task.
+predictions to rows. The rest of an evaluation does not depend on the task. Both tasks use the same
+settings (`TaskConfig`), and run models by `Forward`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from robustcli.adapters.catalogue import ModelRequest
-from robustcli.adapters.memory import Announce
+from robustcli.adapters.memory import Announce, BatchLimit
 from robustcli.adapters.model import Model, ModelFacts
+from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName
 from robustcli.data.dataset import Dataset, Sample
+from robustcli.data.mask_classes import ClassesOption
+from robustcli.data.mask_values import ValueOption
+from robustcli.data.natural_shifts import AnswerClasses
 from robustcli.data.splits import quick_look, take
 from robustcli.models.scan.choice import choose_backend
-from robustcli.tasks.config import TaskConfig
 from robustcli.tasks.pictures import SamplePicture
 from robustcli.tasks.record import DatasetRecord, EvaluatedPart, ModelCost, ModelRecord
 from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Models, transforms and images of an evaluation; see `robust eval --help` for each option.
+
+    `splits_of` is a training run that defines the split of each image, as if one of the models came
+    from that run. `quick` selects the images of `data.splits.quick_look`. `dataset` is the data
+    set of `data`, if it is already open. `mask_classes` is the value of `--classes`.
+    """
+
+    models: tuple[ModelRequest, ...]
+    transforms: tuple[str, ...]
+    data: str | None = None
+    _: KW_ONLY
+    label_space: str | None = None
+    labels: Path | None = None
+    per_class: int | None = None
+    limit: int | None = None
+    quick: bool = False
+    answers: AnswerClasses = "auto"
+    split: Literal["auto"] | EvaluatedPart = "auto"
+    splits_of: Path | None = None
+    seed: int = 0
+    apply_at: Literal["original", "crop"] = "original"
+    foreground: ValueOption = None
+    ignore: ValueOption = None
+    mask_classes: ClassesOption = None
+    dataset: Dataset | None = None
+    offline: bool = False
+
 
 Row = dict[str, object]
 ModelT = TypeVar("ModelT", bound=Model)
@@ -197,6 +234,60 @@ class Predictor(Protocol):
 
     def rows(self, batch: Batch[Any]) -> list[Row]:
         """The rows of the images of `batch` (at least one), in the order of the images."""
+
+
+class Forward:
+    """Runs one model; halves the size of pieces whenever memory runs out.
+
+    Args:
+        model: The model, already on its device.
+        predict: Called with inputs of equal length, one entry per image; None for `model.predict`.
+        announce: Receives a line if the model continues with smaller pieces.
+    """
+
+    def __init__(
+        self, model: Model, predict: Callable[..., Any] | None = None,
+        announce: Announce | None = None,
+    ) -> None:  # fmt: skip
+        self.model = model
+        self.predict = predict or model.predict
+        self.cost = ModelCost()
+        self.announce = announce
+        self.limit = BatchLimit(model, announce)
+
+    def __call__(self, *inputs: Tensor | Sequence[Any]) -> list[Any]:
+        """The predictions for `inputs`, as a list of consecutive pieces.
+
+        Raises:
+            RunError: A single image does not fit into memory.
+        """
+        images, started = len(inputs[0]), time.perf_counter()
+        windows = _windows(self.model)
+        pieces = self.limit.run(
+            images, lambda part: self.predict(*(values[part] for values in inputs)),
+            _size_in_words(inputs[0]),
+        )  # fmt: skip
+        if self.announce is not None and _windows(self.model) != windows:
+            self.announce(
+                f"Out of memory on {self.model.device}: `{self.model.facts.name}` now processes "
+                f"the windows of an image in batches of {_windows(self.model)}."
+            )
+        self.cost.seconds += time.perf_counter() - started
+        self.cost.images += images
+        return pieces
+
+
+def _windows(model: Model) -> int | None:
+    return model.most_windows if isinstance(model, Segmenter) else None
+
+
+def _size_in_words(images: Tensor | Sequence[Any]) -> str:
+    """Width and height of a batch (n, C, H, W), or of the largest of several images (H, W, 3)."""
+    if isinstance(images, Tensor):
+        height, width = images.shape[-2:]
+        return f"{width}x{height} pixels"
+    height, width = max((np.shape(image)[:2] for image in images), key=np.prod)
+    return f"{width}x{height} pixels"
 
 
 @dataclass(frozen=True)

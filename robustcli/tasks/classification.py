@@ -33,18 +33,18 @@ from robustcli.tasks.base import (
     ORIGINAL,
     Batch,
     Data,
+    Forward,
     Preparation,
     Prepared,
     Row,
     Task,
+    TaskConfig,
     announce_default,
     facts_record,
     measure,
     pool_of,
     select_subset,
 )
-from robustcli.tasks.config import TaskConfig
-from robustcli.tasks.forward import Forward
 from robustcli.tasks.heldout import choose_part, trainings_of
 from robustcli.tasks.pictures import SamplePicture, first_readable
 from robustcli.tasks.record import (

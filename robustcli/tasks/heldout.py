@@ -19,7 +19,7 @@ from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.mask_classes import ClassTable, in_pairs
 from robustcli.data.mask_values import NONZERO
 from robustcli.data.splits import read_splits
-from robustcli.tasks.config import TaskConfig
+from robustcli.tasks.base import TaskConfig
 from robustcli.tasks.record import EvaluatedPart, MasksRecord, class_table
 
 SPLITS_FILE = "splits.csv"

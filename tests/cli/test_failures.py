@@ -26,7 +26,7 @@ from robustcli.cli import failures
 from robustcli.cli.failures import explanation_of, keep_traceback, print_known, print_unexpected
 from robustcli.cli.main import main
 from robustcli.core.errors import RunError, errors_of, run_of
-from robustcli.tasks.forward import Forward
+from robustcli.tasks.base import Forward
 from tests.cli.conftest import Robust
 
 FILE = re.compile(r"The traceback is in `(.+?)`")
@@ -156,7 +156,7 @@ def test_an_error_of_ours_is_called_a_fault(capsys: pytest.CaptureFixture[str]) 
     code, output = told_by(error, capsys)
     assert code == 1
     assert output.startswith(
-        "Error: This is probably a bug in robust (robustcli/tasks/forward.py, line "
+        "Error: This is probably a bug in robust (robustcli/tasks/base.py, line "
     )
     assert "TypeError: object of type 'object' has no len()" in output
     assert "report it with the traceback" in output

@@ -1,4 +1,4 @@
-"""What a classifier's batch holds: images transformed and fitted, in the right order."""
+"""What a classifier's batch holds, its rows, and its forward passes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from robustcli.adapters.classifier import Classifier
+from robustcli.adapters.classifier import Classifier, Predictions
 from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.core.errors import RunError
 from robustcli.data.decode import decode
 from robustcli.data.sources import Classes, open_dataset
-from robustcli.tasks.base import Batch
+from robustcli.tasks.base import Batch, Forward
 from robustcli.tasks.classification import ClassRows, Views
 from robustcli.transforms.base import CLEAN
 from robustcli.transforms.registry import image_seed, resolve_transforms
@@ -96,3 +97,68 @@ def test_rows_hold_the_true_class_that_the_model_ranks_highest():
     assert [(row["image_id"], row["target"], row["prediction"]) for row in rows] == [
         ("a", 2, 2), ("b", 3, 5),
     ]  # fmt: skip
+
+
+# Forward passes that do not fit into memory.
+
+
+class Small:
+    """A classifier whose memory holds `most` images; it remembers the sizes it was asked for."""
+
+    def __init__(self, most: int, error: Exception) -> None:
+        self.most, self.error, self.sizes = most, error, []
+        self.facts, self.device = SimpleNamespace(name="small"), torch.device("cpu")
+
+    def forward(self) -> Forward:
+        return Forward(self)
+
+    def predict(self, views: torch.Tensor, targets: torch.Tensor) -> Predictions:
+        self.sizes.append(len(views))
+        if len(views) > self.most:
+            raise self.error
+        top5 = targets[:, None].to(torch.int32).numpy()
+        chance = views[:, 0, 0, 0].numpy().astype(np.float32)
+        return Predictions(top5, chance, targets.numpy(), chance)
+
+
+VIEWS = torch.arange(11, dtype=torch.uint8)[:, None, None, None].expand(11, 3, 2, 2)
+TARGETS = torch.arange(11)
+
+
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_the_batch_is_halved_until_it_fits_and_stays_in_order(error):
+    small = Small(3, error)
+    forward = small.forward()
+    answers = forward(VIEWS, TARGETS)
+    assert [n for a in answers for n in a.top5[:, 0].tolist()] == list(range(11))
+    assert [n for a in answers for n in a.probability.tolist()] == list(range(11))
+    assert small.sizes == [11, 5, 2, 2, 2, 2, 2, 1]
+    small.sizes.clear()
+    forward(VIEWS, TARGETS)
+    assert max(small.sizes) == 2, "the size that fits is remembered"
+
+
+def test_not_even_one_image_fits():
+    forward = Small(0, torch.OutOfMemoryError("CUDA out of memory")).forward()
+    with pytest.raises(RunError, match="`small` does not fit into the memory of cpu"):
+        forward(VIEWS, TARGETS)
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        Small(0, RuntimeError("shapes differ")).forward()(VIEWS, TARGETS)
+
+
+def test_cost_counts_images_and_seconds():
+    forward = Small(99, MemoryError()).forward()
+    forward(VIEWS, TARGETS)
+    forward(VIEWS, TARGETS)
+    assert forward.cost.images == 22
+    assert forward.cost.seconds > 0

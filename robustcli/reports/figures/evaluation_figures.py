@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from robustcli.metrics.calibration import ReliabilityBin
+from robustcli.metrics.class_scores import ReliabilityBin
 from robustcli.metrics.intervals import wilson_interval
 from robustcli.metrics.severity_scores import BREAKING_RETENTION
 from robustcli.metrics.verdicts import Verdict

@@ -13,7 +13,7 @@ from matplotlib.text import Annotation
 from numpy.typing import NDArray
 
 from robustcli.evaluation.cell_table import table
-from robustcli.metrics.calibration import ReliabilityBin
+from robustcli.metrics.class_scores import ReliabilityBin
 from robustcli.metrics.verdicts import Verdict
 from robustcli.reports.figures.evaluation_figures import (
     draw_bars,
