@@ -33,8 +33,7 @@ from robustcli.reports.seeds_comparison import (
     read_seeds_comparison,
     write_seeds_comparison,
 )
-from robustcli.training.record import TrainRecord, read_train_record
-from robustcli.training.seeds_record import SeedsRecord, read_seeds_record
+from robustcli.training.record import SeedsRecord, TrainRecord, read_seeds_record, read_train_record
 
 if TYPE_CHECKING:
     import numpy as np

@@ -130,6 +130,6 @@ def _forecast(config: TrainConfig, listener: Listener) -> PrintablePlan:
         from robustcli.training.train_forecast import forecast_training
 
         return forecast_training(config, listener)
-    from robustcli.training.seeds_forecast import forecast_train_seeds
+    from robustcli.training.seed_runs import forecast_train_seeds
 
     return forecast_train_seeds(config, listener)

@@ -22,9 +22,8 @@ from robustcli.finetuning.mode_trainings import devices_begun, modes_beside
 from robustcli.finetuning.record import FINETUNING, SavingRecord
 from robustcli.finetuning.seed_tunings import check_scores
 from robustcli.finetuning.selection import Decision
-from robustcli.training.seed_runs import check_launcher, seeds_beside
-from robustcli.training.seeds_forecast import SeedsForecast, seeds_in
-from robustcli.training.seeds_record import seed_folder
+from robustcli.training.record import seed_folder
+from robustcli.training.seed_runs import SeedsForecast, check_launcher, seeds_beside, seeds_in
 from robustcli.training.train_forecast import TrainForecast, forecast_plan
 from robustcli.training.train_plan import try_out
 

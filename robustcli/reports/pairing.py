@@ -26,8 +26,7 @@ from robustcli.reports.numbers import cell_label, counted
 from robustcli.reports.pages import run_kind
 from robustcli.reports.statistics import CLEAN_CELL
 from robustcli.tasks.record import MaskPreprocessingRecord, ModelRecord
-from robustcli.training.record import read_train_record
-from robustcli.training.seeds_record import read_seeds_record
+from robustcli.training.record import read_seeds_record, read_train_record
 from robustcli.transforms.base import Cell
 
 NAMED = 4  # most transforms or images that a message lists

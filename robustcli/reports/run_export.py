@@ -29,8 +29,7 @@ from robustcli.reports.pages import run_kind
 from robustcli.reports.redaction import Redactor
 from robustcli.reports.render import render
 from robustcli.reports.training_findings import read_training
-from robustcli.training.record import read_train_record
-from robustcli.training.seeds_record import read_seeds_record
+from robustcli.training.record import read_seeds_record, read_train_record
 
 ExportKind = Literal["eval", "train", "finetune"]
 _REPORT = ("report.md", "report.html", "results.csv", "results.json", "run.json")

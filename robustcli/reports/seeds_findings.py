@@ -31,7 +31,7 @@ from robustcli.reports.training_findings import (
     pooled,
     read_training,
 )
-from robustcli.training.seeds_record import SeedsRecord, read_seeds_record
+from robustcli.training.record import SeedsRecord, read_seeds_record
 
 REFERENCE: Mode = "full"
 """The mode with which the other modes of a fine-tuning are compared."""

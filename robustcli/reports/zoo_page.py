@@ -31,7 +31,7 @@ from robustcli.reports.training_page import (
 )
 from robustcli.reports.zoo_comparison import ZooComparison
 from robustcli.reports.zoo_rows import Zoo
-from robustcli.training.seeds_record import read_seeds_record
+from robustcli.training.record import read_seeds_record
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""Format of a training's `run.json` and of the other files in its run folder.
+"""Format of the run folders of one training, and of several seeds of a training or fine-tuning.
+
+A training:
 
 RUN/run.json             `TrainRecord`
 RUN/splits.csv           image_id, group, split
@@ -8,6 +10,11 @@ RUN/weights.safetensors  the selected weights; the header has all settings to us
 RUN/paper.parquet        protocol `paper` only: rows of the test set, the columns of PAPER
 RUN/test/                evaluation of the selected weights on the held-out images (`robust eval`)
 RUN/baseline/            the same evaluation of Otsu's threshold
+
+Several seeds:
+
+RUN/run.json             `SeedsRecord`
+RUN/seed-0/, ...         a training, or a fine-tuning (`finetuning.record`), per seed
 """
 
 from __future__ import annotations
@@ -19,7 +26,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from robustcli.core.names import network_words
+from robustcli.core.names import TaskName, network_words
 from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
 from robustcli.tasks.record import DatasetRecord, dataset_differences
 from robustcli.training.recipes import EXTENDABLE, Patchwise, Photowise, Protocol, Recipe
@@ -274,3 +281,83 @@ TRAINING = RunKind(
 def read_train_record(run: Path) -> TrainRecord:
     """The record of the training in the folder `run`; raises the errors of `RunKind.read`."""
     return TRAINING.read(run)
+
+
+class SeedFailure(Record):
+    """A seed that failed, with the reason in one line."""
+
+    seed: int
+    error: str
+
+
+class SeedsRecord(BaseRunRecord):
+    """The content of `run.json` in a folder with several seeds.
+
+    `of` is the command. The seeds are `count` consecutive numbers from `seed`. `split_seed` is the
+    seed of their common data split. `failures` are those of the last command in this folder.
+    """
+
+    kind: Literal["seeds"] = "seeds"
+    of: Literal["train", "finetune"]
+    task: TaskName
+    status: Literal["running", "complete", "failed"]
+    seed: int
+    count: int
+    split_seed: int
+    model: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    dataset: DatasetRecord
+    failures: list[SeedFailure] = Field(default_factory=list)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds, in order."""
+        return tuple(range(self.seed, self.seed + self.count))
+
+    def folders(self, run: Path) -> dict[int, Path]:
+        """The folder of each seed."""
+        return {seed: seed_folder(run, seed) for seed in self.seeds}
+
+
+def seed_folder(run: Path, seed: int) -> Path:
+    """The run folder of `seed`."""
+    return run / f"seed-{seed}"
+
+
+_SEEDS_FLAGS = {
+    "of": "The command",
+    "model": "The network",
+    "arguments": "`--model-arg`",
+    "seed": "`--seed`",
+    "split_seed": "`--split-seed`",
+}
+
+
+def _seeds_differences(old: SeedsRecord, new: SeedsRecord) -> Iterator[str]:
+    """One sentence per setting that differs; a larger number of seeds is allowed."""
+    yield from changed_fields(old, new, _SEEDS_FLAGS)
+    options = "`--data`, `--limit`, `--split-seed`"
+    yield from dataset_differences(old.dataset, new.dataset, options)
+
+
+def _kept_seeds(old: SeedsRecord, new: SeedsRecord) -> dict[str, Any]:
+    """Keeps all seeds of the old record."""
+    return {"count": max(old.count, new.count)}
+
+
+SEEDS = RunKind(
+    SeedsRecord,
+    "several seeds",
+    "robust train --seeds N` or `robust finetune --seeds N",
+    ("figures",),
+    ("results.csv", "results.json", "report.md", "report.html"),
+    _seeds_differences,
+    _kept_seeds,
+    results=tuple(f"seed-*/{depth}{name}" for depth in ("", "*/") for name in FIRST_RESULTS),
+)
+"""Defines the folders of `robust train --seeds` and `robust finetune --seeds`."""
+
+
+def read_seeds_record(run: Path) -> SeedsRecord:
+    """The record of the seeds in the folder `run`; raises the errors of `RunKind.read`."""
+    return SEEDS.read(run)

@@ -17,8 +17,7 @@ from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.record import read_finetune_record
 from robustcli.finetuning.seed_tunings import finetune_seeds
 from robustcli.reports.seeds_findings import read_seeds
-from robustcli.training.record import read_train_record
-from robustcli.training.seeds_record import read_seeds_record
+from robustcli.training.record import read_seeds_record, read_train_record
 from tests.finetuning.tunings import tiny_tuning
 from tests.training.runs import Recorder, same_state, weights_of
 

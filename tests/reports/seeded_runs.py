@@ -5,8 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from robustcli.reports.seeds_findings import SeedsFindings, read_seeds
-from robustcli.training.record import TRAINING, read_train_record
-from robustcli.training.seeds_record import SEEDS, SeedFailure, SeedsRecord, seed_folder
+from robustcli.training.record import (
+    SEEDS,
+    TRAINING,
+    SeedFailure,
+    SeedsRecord,
+    read_train_record,
+    seed_folder,
+)
 from tests.builders import WHEN
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.train_runs import TrainPlan, build_class_training, build_training

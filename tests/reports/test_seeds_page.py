@@ -27,8 +27,7 @@ from robustcli.reports.seeds_page import (
 )
 from robustcli.reports.training_findings import paper_scores, read_training
 from robustcli.reports.training_page import training_text
-from robustcli.training.record import TRAINING, read_train_record
-from robustcli.training.seeds_record import SEEDS
+from robustcli.training.record import SEEDS, TRAINING, read_train_record
 from tests.reports.page_parts import assert_golden, introduction, line_of, section
 from tests.reports.seeded_runs import build_class_seeds, build_seeds, build_tuned_seeds
 from tests.reports.test_latex import check

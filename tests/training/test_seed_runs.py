@@ -23,10 +23,8 @@ from robustcli.data.dataset import Dataset
 from robustcli.training import seed_runs
 from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_plan, run_training
-from robustcli.training.record import TRAINING, read_train_record
-from robustcli.training.seed_runs import SeedsError, train_seeds
-from robustcli.training.seeds_forecast import forecast_train_seeds
-from robustcli.training.seeds_record import SEEDS, read_seeds_record
+from robustcli.training.record import SEEDS, TRAINING, read_seeds_record, read_train_record
+from robustcli.training.seed_runs import SeedsError, forecast_train_seeds, train_seeds
 from robustcli.training.segmenter_training import SegmenterTraining
 from robustcli.training.train_plan import plan_training
 from robustcli.training.training_task import TrainPlan

@@ -18,9 +18,8 @@ import torch
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.mode_trainings import modes_beside, run_finetuning
 from robustcli.training import side_by_side
-from robustcli.training.record import read_train_record
+from robustcli.training.record import read_seeds_record, read_train_record
 from robustcli.training.seed_runs import seeds_beside
-from robustcli.training.seeds_record import read_seeds_record
 from robustcli.training.side_by_side import SeparateRun, devices_beside, run_beside
 from tests.finetuning.tunings import tiny_tuning, write_pretrained
 from tests.training.runs import Recorder, same_state, weights_of
