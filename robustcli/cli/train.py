@@ -127,7 +127,7 @@ def _train(settings: dict[str, Any], as_json: bool, quiet: bool, dry_run: bool) 
 
 def _forecast(config: TrainConfig, listener: Listener) -> PrintablePlan:
     if config.seeds is None:
-        from robustcli.training.train_forecast import forecast_training
+        from robustcli.training.train_plan import forecast_training
 
         return forecast_training(config, listener)
     from robustcli.training.seed_runs import forecast_train_seeds

@@ -24,8 +24,7 @@ from robustcli.finetuning.seed_tunings import check_scores
 from robustcli.finetuning.selection import Decision
 from robustcli.training.record import seed_folder
 from robustcli.training.seed_runs import SeedsForecast, check_launcher, seeds_beside, seeds_in
-from robustcli.training.train_forecast import TrainForecast, forecast_plan
-from robustcli.training.train_plan import try_out
+from robustcli.training.train_plan import TrainForecast, forecast_plan, try_out
 
 
 @dataclass(frozen=True)

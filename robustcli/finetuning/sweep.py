@@ -34,7 +34,7 @@ from robustcli.finetuning.record import AFTER_STEPS, PROFILE, SWEEP_FILE, SWEEPS
 from robustcli.finetuning.selection import Decision, FreezeRule, freeze_decisions
 from robustcli.training.engine import run_plan
 from robustcli.training.lit_module import LitModule
-from robustcli.training.train_forecast import make_step
+from robustcli.training.train_plan import make_step
 
 _WARM = 2
 """Untimed rounds at the start, which compile kernels and create the optimizer's state."""

@@ -49,8 +49,7 @@ from robustcli.training.side_by_side import (
     devices_beside,
     run_beside,
 )
-from robustcli.training.train_forecast import forecast_plan
-from robustcli.training.train_plan import plan_training
+from robustcli.training.train_plan import forecast_plan, plan_training
 from robustcli.training.training_task import TrainPlan, TrainStart
 
 OnFailure = Callable[[int, Exception], None]

@@ -21,7 +21,7 @@ from robustcli.finetuning.selection import FreezeRule
 from robustcli.finetuning.starts import SegmenterFinetuning
 from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_training
-from robustcli.training.train_forecast import forecast_training
+from robustcli.training.train_plan import forecast_training
 from tests.adapters import nnunet_files
 from tests.finetuning.tunings import TINY, MakeConfig, tiny_tuning
 from tests.training.images import write_photos

@@ -28,8 +28,7 @@ from robustcli.training.lit_module import average
 from robustcli.training.procedures.photos import SpeedClock, speed_in_words
 from robustcli.training.recipes import CLASS_RECIPES, FAIR_RATES, SCHEDULES, recipe_named
 from robustcli.training.record import read_train_record
-from robustcli.training.train_forecast import forecast_training
-from robustcli.training.train_plan import plan_training
+from robustcli.training.train_plan import forecast_training, plan_training
 from robustcli.training.trainer import KeepLastAndBest
 from tests.training.images import write_photos
 from tests.training.runs import (

@@ -27,8 +27,7 @@ from robustcli.training.segmenter_training import (
     foreground_threshold,
     split_record,
 )
-from robustcli.training.train_forecast import forecast_training, step_seconds
-from robustcli.training.train_plan import plan_training
+from robustcli.training.train_plan import forecast_training, plan_training, step_seconds
 from tests.training.images import decoded, write_pairs
 from tests.training.runs import Recorder, tiny_unet
 
