@@ -44,8 +44,7 @@ from robustcli.finetuning.gradients import GradientProfile
 from robustcli.finetuning.gradients import statistics as gradient_statistics
 from robustcli.finetuning.modes import peak_resident, start_anew
 from robustcli.finetuning.selection import DOCUMENTED, FreezeRule, freeze_decisions
-from robustcli.training.cache import Decoded, DecodedSubset
-from robustcli.training.datamodule import BatchSettings
+from robustcli.training.datamodule import BatchSettings, Decoded, DecodedSubset
 from robustcli.training.lit_module import outputs
 from robustcli.training.procedures.nnunet import NnUNetModule, PatchData
 from robustcli.training.recipes import NAMED_RECIPES, Recipe

@@ -21,8 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from robustcli.adapters.preprocessing import CIFAR10
-from robustcli.training.cache import Decoded, DecodedSubset
-from robustcli.training.datamodule import BatchSettings
+from robustcli.training.datamodule import BatchSettings, Decoded, DecodedSubset
 from robustcli.training.procedures.photos import photo_data
 from robustcli.training.recipes import CLASS_RECIPES, Recipe
 

@@ -25,9 +25,8 @@ from robustcli.data.mask_values import check_no_masks
 from robustcli.data.sources import Classes, default_data, find_default, open_dataset
 from robustcli.data.splits import SPLITS, Split, Splits, split_dataset
 from robustcli.tasks.record import dataset_record
-from robustcli.training.cache import Decoded, DecodedSubset
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import BaseDataModule
+from robustcli.training.datamodule import BaseDataModule, Decoded, DecodedSubset
 from robustcli.training.lit_module import ClassifierModule, LitModule, decays_of
 from robustcli.training.procedures import procedure_of
 from robustcli.training.procedures.photos import photo_data

@@ -34,8 +34,8 @@ from robustcli.evaluation.device import DeviceMonitor, device_name
 from robustcli.models.ablation import has_scan
 from robustcli.models.multiply_adds import count_multiply_adds
 from robustcli.models.scan.choice import choose_backend
-from robustcli.training.cache import Decoded, decoded_once
 from robustcli.training.config import TrainConfig
+from robustcli.training.datamodule import Decoded, decoded_once
 from robustcli.training.lit_module import LitModule
 from robustcli.training.procedures.base import Procedure
 from robustcli.training.processes import Peers, connected_processes, end_of_others, launched

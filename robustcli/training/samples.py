@@ -26,8 +26,8 @@ from robustcli.core.names import find
 from robustcli.core.seeds import identity_seed
 from robustcli.core.watchdog import working_on
 from robustcli.data.mask_values import IGNORED
-from robustcli.training.cache import DecodedSubset, PixelArray
 from robustcli.training.constant_images import constant_ids
+from robustcli.training.datamodule import DecodedSubset, PixelArray
 
 
 class RightAngle(v2.Transform):  # type: ignore[misc]  # torchvision has no types

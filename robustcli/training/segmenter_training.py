@@ -29,9 +29,8 @@ from robustcli.data.sources import Masks, open_dataset
 from robustcli.data.splits import Split, Splits, paper_splits, split_dataset
 from robustcli.nnunet.normalisation import NnUNetInference
 from robustcli.tasks.record import dataset_record
-from robustcli.training.cache import Decoded, DecodedSubset, PixelArray
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import BaseDataModule
+from robustcli.training.datamodule import BaseDataModule, Decoded, DecodedSubset, PixelArray
 from robustcli.training.lit_module import LitModule, SegmenterModule, outputs
 from robustcli.training.losses import COUNTERPARTS, loss_name
 from robustcli.training.procedures import procedure_of

@@ -27,8 +27,8 @@ from robustcli.core.errors import UsageError
 from robustcli.core.machine import available_bytes
 from robustcli.core.names import find
 from robustcli.core.watchdog import working_on
-from robustcli.training.cache import DecodedSubset, PixelArray
 from robustcli.training.constant_images import constant_ids
+from robustcli.training.datamodule import DecodedSubset, PixelArray
 from robustcli.training.samples import CROPS, Crops, PhotoBatch, collate_photos
 
 _DRAWS = 4  # per image and epoch: row, column, mirroring, and the seed of RandAugment

@@ -31,9 +31,9 @@ from robustcli.core.rundir import check_folder
 from robustcli.data.splits import take
 from robustcli.models.ablation import no_scan, removed_parameters, scan_blocks
 from robustcli.models.architectures import ARCHITECTURES
-from robustcli.training.cache import decode_sample
 from robustcli.training.classifier_training import ClassifierTraining
 from robustcli.training.config import TrainConfig
+from robustcli.training.datamodule import decode_sample
 from robustcli.training.lit_module import LitModule
 from robustcli.training.procedures import procedure_of
 from robustcli.training.recipes import Protocol, Recipe, describe_recipe

@@ -28,9 +28,8 @@ from robustcli.data.splits import Split, Splits
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.tasks.record import DatasetRecord
-from robustcli.training.cache import Decoded
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import BaseDataModule, BatchSettings, batch_sizes
+from robustcli.training.datamodule import BaseDataModule, BatchSettings, Decoded, batch_sizes
 from robustcli.training.lit_module import LitModule
 from robustcli.training.procedures import procedure_of
 from robustcli.training.procedures.base import Procedure

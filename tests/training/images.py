@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from robustcli.training.cache import Decoded, PixelArray
+from robustcli.training.datamodule import Decoded, PixelArray
 
 
 def disc(number: int, height: int, width: int) -> tuple[PixelArray, PixelArray]:

@@ -14,15 +14,16 @@ from PIL import Image
 
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.sources import Masks, open_dataset
-from robustcli.training import cache, datamodule
-from robustcli.training.cache import DecodedSubset, decoded_once
+from robustcli.training import datamodule
 from robustcli.training.datamodule import (
     Batches,
     BatchSettings,
+    DecodedSubset,
     EpochOrder,
     ImageData,
     ShareOfBatches,
     batch_sizes,
+    decoded_once,
 )
 from robustcli.training.procedures import procedure_of
 from robustcli.training.recipes import Recipe, recipe_for
@@ -268,7 +269,7 @@ def test_processes_share_the_memory(
 ) -> None:
     pairs = open_dataset(str(data_cache), MASKS).samples
     needed = 3 * 32 * 32 * 4 + 20 * 50 * 4
-    monkeypatch.setattr(cache, "available_bytes", lambda: 2 * needed)
+    monkeypatch.setattr(datamodule, "available_bytes", lambda: 2 * needed)
     for processes, mapped in ((1, False), (2, True)):
         with decoded_once(pairs, tmp_path / "cache", processes=processes) as decoded:
             assert isinstance(decoded[0].image.base, np.memmap) == mapped

@@ -136,8 +136,7 @@ def test_its_validation_is_nnunets_pseudo_dice(finished_run: Run) -> None:
             with torch.inference_mode():
                 outputs.append((self.network(batch.images)[0].argmax(1), batch.masks[:, 0]))
 
-    from robustcli.training.cache import DecodedSubset, decoded_once
-    from robustcli.training.datamodule import BatchSettings
+    from robustcli.training.datamodule import BatchSettings, DecodedSubset, decoded_once
     from robustcli.training.procedures.nnunet import PatchData
     from robustcli.training.train_plan import plan_training
 

@@ -25,9 +25,8 @@ from robustcli.data.sources import Masks, open_dataset
 from robustcli.models.architectures import architecture, everything_decays
 from robustcli.nnunet.normalisation import Channel
 from robustcli.nnunet.plans_json import NnUNetPlan, make_plan
-from robustcli.training.cache import Decoded, DecodedSubset
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import BatchSettings, ImageData
+from robustcli.training.datamodule import BatchSettings, Decoded, DecodedSubset, ImageData
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.losses import (
     DeepSupervision,

@@ -18,7 +18,7 @@ from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.segmenter import padded_to_window
 from robustcli.core.errors import UsageError
 from robustcli.data.mask_values import IGNORED
-from robustcli.training.cache import Decoded, DecodedSubset
+from robustcli.training.datamodule import Decoded, DecodedSubset
 from robustcli.training.samples import (
     AUGMENTATIONS,
     AllWindows,

@@ -16,8 +16,7 @@ from robustcli.core.draws import below, stream_bits, stream_keys
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 from robustcli.training import shifts as module
-from robustcli.training.cache import Decoded, DecodedSubset
-from robustcli.training.datamodule import BatchSettings
+from robustcli.training.datamodule import BatchSettings, Decoded, DecodedSubset
 from robustcli.training.procedures.photos import photo_data
 from robustcli.training.recipes import CLASS_RECIPES
 from robustcli.training.samples import PhotoBatch, RandomCrops, WholePhotos

@@ -17,7 +17,7 @@ from robustcli.adapters.training_run import WeightsHeader, write_weights
 from robustcli.core.errors import UsageError
 from robustcli.data.mask_values import MaskReading
 from robustcli.models.architectures import architecture, everything_decays
-from robustcli.training.cache import Decoded
+from robustcli.training.datamodule import Decoded
 from robustcli.training.engine import run_training
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.recipes import recipe_for

@@ -16,9 +16,8 @@ from robustcli.core.listener import Listener
 from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.splits import Splits
 from robustcli.nnunet.normalisation import Channel
-from robustcli.training.cache import DecodedSubset
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import BaseDataModule, BatchSettings, ImageData
+from robustcli.training.datamodule import BaseDataModule, BatchSettings, DecodedSubset, ImageData
 from robustcli.training.lit_module import SegmenterModule, decays_of
 from robustcli.training.recipes import Recipe
 from robustcli.training.samples import AllWindows, RandomWindows, collate_masks

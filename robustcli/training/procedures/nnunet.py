@@ -26,9 +26,8 @@ from robustcli.models.stages import Pair, StagedConfig, SupervisedSegmenter
 from robustcli.nnunet.normalisation import Channel
 from robustcli.nnunet.patches import Patches, Phase, Sampling
 from robustcli.nnunet.plans_json import SMALLEST_EDGE, Topology, batch_size, topology
-from robustcli.training.cache import DecodedSubset, PixelArray
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import BaseDataModule, BatchSettings
+from robustcli.training.datamodule import BaseDataModule, BatchSettings, DecodedSubset, PixelArray
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.losses import SeveralClasses, TwoClasses
 from robustcli.training.procedures.base import Procedure

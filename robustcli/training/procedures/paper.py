@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader
 from robustcli.core.errors import UsageError
 from robustcli.core.io import replacing
 from robustcli.data.dataset import Sample
-from robustcli.training.cache import DecodedSubset, decoded_once
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import BatchSettings, ImageData
+from robustcli.training.datamodule import BatchSettings, DecodedSubset, ImageData, decoded_once
 from robustcli.training.lit_module import SegmenterModule, outputs
 from robustcli.training.procedures.base import Procedure
 from robustcli.training.recipes import PAPER_RECIPES

@@ -17,12 +17,12 @@ from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
 from robustcli.data.splits import Splits
-from robustcli.training.cache import DecodedSubset
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import (
     BaseDataModule,
     Batches,
     BatchSettings,
+    DecodedSubset,
     EpochOrder,
     ImageData,
     ShareOfBatches,
