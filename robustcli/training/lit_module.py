@@ -1,16 +1,22 @@
-"""Lightning modules of networks: loss, checks for non-finite values, optimizer, validation."""
+"""Lightning modules of networks: loss, optimizer, validation, checks for non-finite values.
+
+Training stays stable on batches that contain constant images; see `without_gradient_of_constants`.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
@@ -28,7 +34,6 @@ from robustcli.models.architectures import (
     parameter_groups,
     vmamba_decays,
 )
-from robustcli.training.constant_images import without_gradient_of_constants
 from robustcli.training.losses import CLASS_LOSSES, DeepSupervision, SoftmaxLoss, make_loss
 from robustcli.training.recipes import SCHEDULES, SMOOTHINGS, Photowise, Recipe
 from robustcli.training.samples import MaskBatch, PhotoBatch
@@ -99,6 +104,82 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The Euclidean norm of all gradients, a scalar; 0 without gradients."""
     norms = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+_NO_VARIANCE = 1e-6  # share of epsilon below which the variance is rounding noise
+
+
+@contextmanager
+def without_gradient_of_constants(network: nn.Module) -> Iterator[None]:
+    """Stops gradients of normalisation layers to constant inputs in the context's forward passes.
+
+    A constant image has one value in every pixel. If it is black, or normalised by its own mean, it
+    is exactly zero at the input of the network. With zero-initialised biases it stays zero in every
+    layer, and each normalisation layer multiplies its gradient by 1 / sqrt(epsilon), which is 316
+    for epsilon 1e-5. After ten such layers a gradient of 1 overflows float32 and spoils the
+    gradients of all images in the batch. After seven layers (U-Mamba) it is finite, but after
+    clipping it dominates the step.
+
+    The gradient with respect to such an input is rounding noise, so that none is passed to inputs
+    without variance; scales and biases are still trained. The gradients of all other inputs stay
+    bit-identical, and the outputs of the network do not change.
+    """
+    norms = [module for module in network.modules() if _axes(module, 4) is not None]
+    handles = [norm.register_forward_pre_hook(_gated) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _gated(norm: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    x = inputs[0]
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return inputs
+    return (_Gate.apply(x, _varies(norm, x)), *inputs[1:])
+
+
+def _varies(norm: nn.Module, x: Tensor) -> Tensor:
+    """Mask of the groups of values with variance that the layer normalises; broadcasts to `x`."""
+    axes = _axes(norm, x.ndim)
+    assert axes is not None, "hooks are registered for such layers only"
+    values = x.detach().float()
+    if isinstance(norm, nn.GroupNorm):
+        grouped = values.reshape(len(x), norm.num_groups, -1).var(2, correction=0)
+        shape = (len(x), x.shape[1], *[1] * (x.ndim - 2))
+        variance = grouped.repeat_interleave(x.shape[1] // norm.num_groups, 1).reshape(shape)
+    else:
+        variance = values.var(axes, correction=0, keepdim=True)
+    eps: Any = norm.eps
+    return variance > _NO_VARIANCE * float(eps)
+
+
+def _axes(norm: nn.Module, dimensions: int) -> tuple[int, ...] | None:
+    """The axes over which a layer computes mean and variance; None for other modules."""
+    if isinstance(norm, nn.LayerNorm):
+        if type(norm).__name__.endswith("2d"):  # timm's: over the channels of (B, C, H, W)
+            return (1,)
+        return tuple(range(-len(norm.normalized_shape), 0))
+    if isinstance(norm, _BatchNorm):
+        return (0, *range(2, dimensions))
+    if isinstance(norm, (_InstanceNorm, nn.GroupNorm)):
+        return tuple(range(2, dimensions))
+    return None
+
+
+class _Gate(Function):
+    """The identity with a gradient of zero outside the mask."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return torch.where(mask, gradients[0], 0.0), None
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {

@@ -27,9 +27,8 @@ from robustcli.core.errors import UsageError
 from robustcli.core.machine import available_bytes
 from robustcli.core.names import find
 from robustcli.core.watchdog import working_on
-from robustcli.training.constant_images import constant_ids
 from robustcli.training.datamodule import DecodedSubset, PixelArray
-from robustcli.training.samples import CROPS, Crops, PhotoBatch, collate_photos
+from robustcli.training.samples import CROPS, Crops, PhotoBatch, collate_photos, constant_ids
 
 _DRAWS = 4  # per image and epoch: row, column, mirroring, and the seed of RandAugment
 _SEED_BITS = np.uint64(1)  # to shift away: torch takes seeds below 2**63

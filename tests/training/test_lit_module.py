@@ -21,7 +21,6 @@ from robustcli.models.architectures import (
     mamba_decays,
     vmamba_decays,
 )
-from robustcli.training.constant_images import constant_ids, without_gradient_of_constants
 from robustcli.training.lit_module import (
     ClassifierModule,
     SegmenterModule,
@@ -30,9 +29,10 @@ from robustcli.training.lit_module import (
     decays_of,
     gradient_norm,
     outputs,
+    without_gradient_of_constants,
 )
 from robustcli.training.recipes import CLASS_RECIPES, recipe_for
-from robustcli.training.samples import MaskBatch, PhotoBatch
+from robustcli.training.samples import MaskBatch, PhotoBatch, constant_ids
 
 
 def test_everything_decays_in_every_segmenter() -> None:

@@ -35,7 +35,7 @@ from robustcli.training.losses import (
     class_scores,
     supervision_weights,
 )
-from robustcli.training.procedures.base import Procedure
+from robustcli.training.procedures.base import Paper, Procedure, paper_rows, write_paper_rows
 from robustcli.training.procedures.nnunet import (
     NNUNet,
     NnUNetModule,
@@ -45,7 +45,6 @@ from robustcli.training.procedures.nnunet import (
     planned,
     poly_lr,
 )
-from robustcli.training.procedures.paper import Paper, paper_rows, write_paper_rows
 from robustcli.training.recipes import NAMED_RECIPES, Recipe, recipe_for
 from robustcli.training.record import AVERAGED, PAPER
 from robustcli.training.samples import AllWindows, MaskBatch, ResizedImages

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from robustcli.training.procedures.base import Procedure
+from robustcli.training.procedures.base import Paper, Procedure
 from robustcli.training.procedures.nnunet import NNUNet
-from robustcli.training.procedures.paper import Paper
 from robustcli.training.procedures.photos import PaperPhotos, Speedrun
 from robustcli.training.recipes import Recipe
 
