@@ -23,9 +23,9 @@ from robustcli.core.ranks import ranks
 from robustcli.core.rundir import check_folder, has_record
 from robustcli.evaluation.device import device_name
 from robustcli.finetuning.config import FinetuneConfig
+from robustcli.finetuning.finetuning_task import FINETUNE_TASKS, FinetuneTask, Pretrained, fill_body
 from robustcli.finetuning.record import FinetuneRecord, Mode, RuleRecord
 from robustcli.finetuning.selection import LEAST_FOR_CHANGE
-from robustcli.finetuning.starts import FINETUNE_TASKS, FinetuneTask, Pretrained, fill_body
 from robustcli.training.config import TrainConfig
 from robustcli.training.processes import helped_run
 from robustcli.training.record import RecipeRecord, read_train_record, recipe_differences

@@ -15,10 +15,10 @@ from robustcli.data import sources
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.dry_run import forecast_finetuning
 from robustcli.finetuning.finetune_plan import plan_finetuning
+from robustcli.finetuning.finetuning_task import SegmenterFinetuning
 from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.record import read_finetune_record
 from robustcli.finetuning.selection import FreezeRule
-from robustcli.finetuning.starts import SegmenterFinetuning
 from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_training
 from robustcli.training.train_plan import forecast_training

@@ -15,10 +15,9 @@ from safetensors.torch import load_file
 from robustcli.adapters.training_run import read_header
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.finetune_plan import plan_finetuning
+from robustcli.finetuning.finetuning_task import export_nnunet, labels_of, read_nnunet
 from robustcli.finetuning.mode_trainings import run_finetuning
-from robustcli.finetuning.nnunet_export import export_nnunet, labels_of
 from robustcli.finetuning.selection import make_rule
-from robustcli.finetuning.starts import read_nnunet
 from robustcli.nnunet.files import TRAINERS
 from robustcli.nnunet.normalisation import Channel
 from robustcli.nnunet.plans_json import make_plan

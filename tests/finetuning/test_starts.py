@@ -16,7 +16,7 @@ from robustcli.adapters.load import resolve
 from robustcli.adapters.trainable import heads_of
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.starts import (
+from robustcli.finetuning.finetuning_task import (
     Pretrained,
     SegmenterFinetuning,
     fill_body,

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.cell_table import table
 from robustcli.finetuning import sweep
+from robustcli.finetuning.finetuning_task import SegmenterFinetuning
 from robustcli.finetuning.freezing import FreezeAfterSteps
 from robustcli.finetuning.gradients import Statistic
 from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.modes import Modes
 from robustcli.finetuning.record import SWEEP, SWEEP_FILE
 from robustcli.finetuning.selection import FreezeRule
-from robustcli.finetuning.starts import SegmenterFinetuning
 from robustcli.finetuning.sweep import Ratio, candidates, name_of, seconds_ratios, steps_before
 from robustcli.models.architectures import architecture, everything_decays
 from robustcli.training.lit_module import SegmenterModule

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from robustcli.core.errors import RunError, UsageError
-from robustcli.finetuning.starts import read_nnunet
+from robustcli.finetuning.finetuning_task import read_nnunet
 from robustcli.models.architectures import architecture
 from robustcli.models.umamba import build
 from robustcli.nnunet.files import (
