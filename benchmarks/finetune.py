@@ -192,7 +192,7 @@ def table(known: dict[str, Trainee], sample: Tensor) -> str:
     lines = []
     for name, one in known.items():
         network, full = one.module.network, known[FULL].module.network
-        work = saving(full, one.frozen, sample, _all_outputs, moments=1)
+        work = saving(full, one.frozen, sample, moments=1)
         forward, backward, update = np.median(one.rounds, axis=0)
         seconds = forward + backward + update
         middle, low, high = ratio(one, known[FULL])
@@ -205,11 +205,6 @@ def table(known: dict[str, Trainee], sample: Tensor) -> str:
     heads = ("rule", "frozen", "work saved", "s a step", "forward", "backward", "optimizer",
              "time / full", "95 % interval")  # fmt: skip
     return tabulate(lines, heads, disable_numparse=True)
-
-
-def _all_outputs(said: Tensor | list[Tensor]) -> Tensor:
-    levels = [said] if isinstance(said, Tensor) else said
-    return torch.stack([level.square().mean() for level in levels]).sum()
 
 
 def print_memory(model: str, size: int, batch: int) -> None:

@@ -6,17 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from torch import nn
-
 from robustcli.core.listener import Listener
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.decide import (
-    announce_decisions,
-    known_decisions,
-    named_decisions,
-    saving_of,
-)
 from robustcli.finetuning.finetune_plan import FinetunePlan, first_mode, plan_finetuning
 from robustcli.finetuning.mode_trainings import devices_begun, modes_beside
 from robustcli.finetuning.record import FINETUNING, SavingRecord
@@ -140,10 +132,12 @@ def _forecast(plan: FinetunePlan, listener: Listener) -> FinetuneForecast:
     config = plan.config
     network, _ = plan.network(first_mode(plan))
     try_out(plan.training, network)
-    decisions = known_decisions(plan, network) or named_decisions(plan, network)
+    decisions = plan.known_decisions(network) or plan.named_decisions(network)
     start = replace(plan.training.config, weights=None, untrained=True)
+    saving = None
     if decisions is not None:
-        announce_decisions(decisions, plan, network, listener.say)
+        plan.announce(decisions, listener.say)
+        saving = plan.saving([d.name for d in decisions if d.frozen], network)
     of_mode = forecast_plan(replace(plan.training, config=start, run=plan.run))
     return FinetuneForecast(
         training=replace(
@@ -154,7 +148,7 @@ def _forecast(plan: FinetunePlan, listener: Listener) -> FinetuneForecast:
         modes=config.modes,
         profile_iterations=_profiled(plan, decisions),
         decisions=decisions,
-        saving=_saving(plan, network, decisions),
+        saving=saving,
         sweep=len(plan.task.rules) if config.sweep else 0,
     )
 
@@ -162,11 +156,3 @@ def _forecast(plan: FinetunePlan, listener: Listener) -> FinetuneForecast:
 def _profiled(plan: FinetunePlan, decisions: Sequence[Decision] | None) -> int:
     profiles = plan.config.profile_only or "freeze" in plan.config.modes
     return plan.profile_iterations if profiles and decisions is None else 0
-
-
-def _saving(
-    plan: FinetunePlan, network: nn.Module, decisions: Sequence[Decision] | None
-) -> SavingRecord | None:
-    if decisions is None:
-        return None
-    return saving_of(plan, [d.name for d in decisions if d.frozen], network)

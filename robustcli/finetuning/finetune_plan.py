@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from robustcli.adapters.catalogue import ModelEntry
@@ -24,8 +25,10 @@ from robustcli.core.rundir import check_folder, has_record
 from robustcli.evaluation.device import device_name
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.finetuning_task import FINETUNE_TASKS, FinetuneTask, Pretrained, fill_body
-from robustcli.finetuning.record import FinetuneRecord, Mode, RuleRecord
-from robustcli.finetuning.selection import LEAST_FOR_CHANGE
+from robustcli.finetuning.freezing import saving
+from robustcli.finetuning.gradients import read_profile, statistics, unmeasured
+from robustcli.finetuning.record import FinetuneRecord, Mode, RuleRecord, SavingRecord
+from robustcli.finetuning.selection import LEAST_FOR_CHANGE, Decision, freeze_decisions
 from robustcli.training.config import TrainConfig
 from robustcli.training.processes import helped_run
 from robustcli.training.record import RecipeRecord, read_train_record, recipe_differences
@@ -76,6 +79,9 @@ def check_flags(config: FinetuneConfig) -> None:
 
 
 _LEAST_PROFILE = 20
+_MOMENTS = {"Adam": 2, "AdamW": 2, "SGD": 1}
+_TRIED = 2
+"""Batch size of the step whose operations are counted: batch normalisation needs two images."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,65 @@ class FinetunePlan:
             return network, origin
         fill_body(network, pretrained, self.entry, self.heads)
         return network, pretrained.origin
+
+    def known_decisions(self, network: nn.Module) -> list[Decision] | None:
+        """Decisions from an existing profile or a name pattern; None if a profile is measured.
+
+        Raises:
+            UsageError: The profile is of another model, or no parameter would be left to train.
+        """
+        config = self.config
+        if config.profile is not None:
+            rows = read_profile(config.profile, network, self.entry.name)
+            return freeze_decisions(statistics(rows), config.rule, self.heads)
+        return self.named_decisions(network) if config.at_once else None
+
+    def named_decisions(self, network: nn.Module) -> list[Decision] | None:
+        """Decisions from a name pattern; None if the rule needs gradients.
+
+        Raises:
+            UsageError: The pattern matches no parameter, or no parameter would be left to train.
+        """
+        if self.config.rule.pattern is None:
+            return None
+        return freeze_decisions(unmeasured(network), self.config.rule, self.heads)
+
+    def announce(self, decisions: Sequence[Decision], say: Callable[[str], None]) -> None:
+        """Reports the frozen share of the parameters, and the reason if it is zero."""
+        frozen = [d for d in decisions if d.frozen]
+        count, total = sum(d.count for d in frozen), sum(d.count for d in decisions)
+        say(
+            f"Frozen: {len(frozen)} of {len(decisions)} tensors, {count:,} of {total:,} parameters "
+            f"({count / total:.1%})."
+        )
+        rule = self.config.rule
+        if frozen or rule.pattern is not None:
+            return
+        if rule.scope == "mamba" and not any(d.mamba for d in decisions):
+            say(
+                f"`{self.entry.name}` has no state-space block, so `--freeze-scope mamba` has no "
+                "effect; `--freeze-scope all` selects from all tensors."
+            )
+            return
+        scoped = {
+            d.name: d.statistic
+            for d in decisions
+            if d.statistic is not None
+            and (d.mamba or rule.scope == "all")
+            and not d.name.startswith(self.heads)
+        }
+        if scoped:
+            lowest = min(scoped, key=lambda name: scoped[name])
+            say(f"The smallest statistic in scope is {scoped[lowest]:.3g}, of `{lowest}`.")
+
+    def saving(self, frozen: Sequence[str], network: nn.Module) -> SavingRecord:
+        """Memory and operations that freezing the parameters `frozen` saves in one step."""
+        recipe = self.training.recipe
+        images = torch.rand(_TRIED, *self.training.input_shape)
+        tried = saving(network.train(), frozen, images, moments=_MOMENTS[recipe.optimizer])
+        times = recipe.batch_size * recipe.accumulate / _TRIED
+        flops, saved = round(times * tried.flops), round(times * tried.flops_saved)
+        return tried.model_copy(update={"flops": flops, "flops_saved": saved})
 
 
 def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:

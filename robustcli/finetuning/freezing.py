@@ -9,7 +9,10 @@ the first trainable layer.
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,8 +22,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
+from robustcli.core.io import write_text
 from robustcli.finetuning.gradients import GradientProfile, statistics
-from robustcli.finetuning.record import SavingRecord
+from robustcli.finetuning.record import DECISION_COLUMNS, SavingRecord
 from robustcli.finetuning.selection import Decision, FreezeRule, freeze_decisions
 
 _Norms = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
@@ -51,25 +55,25 @@ def hold_statistics(network: nn.Module) -> None:
 
 
 def saving(
-    network: nn.Module, names: Collection[str], sample: Tensor,
-    loss: Callable[[Tensor], Tensor], *, moments: int,
-) -> SavingRecord:  # fmt: skip
+    network: nn.Module, names: Collection[str], sample: Tensor, *, moments: int
+) -> SavingRecord:
     """Memory and operations saved in a training step by freezing `names`; restores the network.
+
+    The operations of the loss are negligible compared with the network, and are not counted.
 
     Args:
         network: In training mode; its gradients are cleared.
         names: Parameters to freeze.
         sample: A batch of inputs.
-        loss: Maps the network's output to a scalar.
         moments: Number of state tensors per parameter in the optimizer (SGD with momentum 1,
             Adam 2).
     """
     parameters = dict(network.named_parameters())
     before = {name: p.requires_grad for name, p in parameters.items()}
-    full = _flops(network, sample, loss)
+    full = _flops(network, sample)
     freeze(network, names)
     try:
-        frozen_flops = _flops(network, sample, loss)
+        frozen_flops = _flops(network, sample)
     finally:
         for name, p in parameters.items():
             p.requires_grad_(before[name])
@@ -81,9 +85,12 @@ def saving(
     )  # fmt: skip
 
 
-def _flops(network: nn.Module, sample: Tensor, loss: Callable[[Tensor], Tensor]) -> int:
+def _flops(network: nn.Module, sample: Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.enable_grad():
-        loss(network(sample)).backward()
+        output = network(sample)
+        levels = [output] if isinstance(output, Tensor) else output
+        # A stand-in for the loss that gives every trainable parameter a gradient.
+        torch.stack([level.square().mean() for level in levels]).sum().backward()
     network.zero_grad(set_to_none=True)
     return int(counter.get_total_flops())
 
@@ -245,3 +252,22 @@ def forget_frozen(optimizer: Optimizer) -> None:
             if not parameter.requires_grad:
                 optimizer.state.pop(parameter, None)
         group["params"] = [p for p in group["params"] if p.requires_grad]
+
+
+def write_decisions(path: Path, decisions: Sequence[Decision], network: nn.Module) -> None:
+    """Writes the `decisions` for the tensors of `network` durably to `path` (`OUT/frozen.csv`)."""
+    shapes = {n: "x".join(map(str, p.shape)) or "1" for n, p in network.named_parameters()}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(DECISION_COLUMNS)
+    for d in decisions:
+        statistic = "" if d.statistic is None else repr(d.statistic)
+        row = [d.name, shapes[d.name], d.count, int(d.mamba), statistic, int(d.frozen), d.why]
+        writer.writerow(row)
+    write_text(path, text.getvalue())
+
+
+def read_frozen(path: Path) -> list[str]:
+    """Names of the frozen tensors in the file `path` of `write_decisions`."""
+    rows = pd.read_csv(path, dtype={"shape": str})
+    return [str(name) for name in rows["name"][rows["frozen"] == 1]]

@@ -14,18 +14,11 @@ import pandas as pd
 from torch import nn
 
 from robustcli.core.errors import MachineError, RunError, UsageError
+from robustcli.core.io import write_bytes
 from robustcli.core.listener import Listener, NamedListener, Silent
 from robustcli.core.ranks import Ranks, ranks
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.decide import (
-    announce_decisions,
-    frozen_names,
-    known_decisions,
-    saving_of,
-    write_decisions,
-    write_known,
-)
 from robustcli.finetuning.finetune_plan import (
     FinetunePlan,
     finetune_record,
@@ -33,6 +26,7 @@ from robustcli.finetuning.finetune_plan import (
     mode_differences,
     plan_finetuning,
 )
+from robustcli.finetuning.freezing import read_frozen, write_decisions
 from robustcli.finetuning.gradients import write_profile
 from robustcli.finetuning.modes import Modes
 from robustcli.finetuning.record import (
@@ -165,7 +159,7 @@ def _prepare(
     """Tests the network, and makes the known decisions and the record, before writing any file."""
     network, _ = plan.network(first_mode(plan))
     try_out(plan.training, network)
-    decisions = known_decisions(plan, network)
+    decisions = plan.known_decisions(network)
     return plan, network, decisions, finetune_record(plan, network)
 
 
@@ -176,8 +170,10 @@ def _lead(
     """Runs all requested trainings, in the first process."""
     config, decisions = plan.config, modes.decisions
     if decisions is not None and "freeze" in config.modes:
-        write_known(plan, decisions, network)
-        announce_decisions(decisions, plan, network, listener.say)
+        if config.profile is not None:
+            write_bytes(plan.run / PROFILE, config.profile.read_bytes())
+        write_decisions(plan.run / DECISIONS, decisions, network)
+        plan.announce(decisions, listener.say)
     peers.send("train")
     if config.profile_only:
         _profile(plan, modes, listener, peers)
@@ -246,7 +242,7 @@ def _decided(
 ) -> None:
     if ranks().first:
         write_decisions(plan.run / DECISIONS, decisions, network)
-        announce_decisions(decisions, plan, network, listener.say)
+        plan.announce(decisions, listener.say)
 
 
 def _train(plan: FinetunePlan, modes: Modes, mode: Mode, listener: Listener, peers: Peers) -> None:
@@ -279,8 +275,8 @@ def _train_until_profiled(
 def _count_saving(plan: FinetunePlan, network: nn.Module) -> None:
     """Adds the memory and operations saved by the frozen tensors to the record."""
     if (plan.run / DECISIONS).is_file():
-        saving = saving_of(plan, frozen_names(plan.run), network)
-        FINETUNING.update(plan.run, saving=saving)
+        frozen = read_frozen(plan.run / DECISIONS)
+        FINETUNING.update(plan.run, saving=plan.saving(frozen, network))
 
 
 def _help(plan: FinetunePlan, modes: Modes, peers: Peers) -> NoReturn:

@@ -11,15 +11,8 @@ import torch
 from torch import nn
 
 from robustcli.core.errors import UsageError
-from robustcli.finetuning.decide import (
-    announce_decisions,
-    frozen_names,
-    known_decisions,
-    saving_of,
-    write_decisions,
-    write_known,
-)
 from robustcli.finetuning.finetune_plan import plan_finetuning
+from robustcli.finetuning.freezing import read_frozen, write_decisions
 from robustcli.finetuning.gradients import STATISTIC_KINDS, Statistic
 from robustcli.finetuning.record import DECISION_COLUMNS
 from robustcli.finetuning.selection import (
@@ -212,42 +205,43 @@ def test_the_highest_useful_threshold_is_rounded_down() -> None:
 def test_names_decide_at_once_and_thresholds_later(make_config: MakeConfig) -> None:
     rule = FreezeRule(pattern="encoder")
     by_name = plan_finetuning(make_config(rule=rule), Recorder())
-    decisions = known_decisions(by_name, network())
+    decisions = by_name.known_decisions(network())
     assert decisions is not None
     assert {d.name.split(".")[0] for d in decisions if d.frozen} == {"encoder"}
-    assert known_decisions(plan_finetuning(make_config(), Recorder()), network()) is None
+    assert plan_finetuning(make_config(), Recorder()).known_decisions(network()) is None
     profile_plan = plan_finetuning(make_config(rule=rule, profile_only=True), Recorder())
-    assert known_decisions(profile_plan, network()) is None
+    assert profile_plan.known_decisions(network()) is None
 
 
-def test_the_file_gives_the_names_back(make_config: MakeConfig) -> None:
+def test_the_file_gives_the_names_back(make_config: MakeConfig, tmp_path: Path) -> None:
     plan = plan_finetuning(make_config(rule=FreezeRule(pattern="encoder")), Recorder())
-    decisions = known_decisions(plan, network())
+    decisions = plan.known_decisions(network())
     assert decisions is not None
-    write_known(plan, decisions, network())
-    assert frozen_names(plan.run) == [d.name for d in decisions if d.frozen]
-    assert pd.read_csv(plan.run / "frozen.csv")["statistic"].isna().all()
+    file = tmp_path / "frozen.csv"
+    write_decisions(file, decisions, network())
+    assert read_frozen(file) == [d.name for d in decisions if d.frozen]
+    assert pd.read_csv(file)["statistic"].isna().all()
 
 
 def test_a_frozen_prefix_saves_its_backward_pass(make_config: MakeConfig) -> None:
     plan, net = plan_finetuning(make_config(), Recorder()), network()
     names = [name for name, _ in net.named_parameters()]
     prefix = [name for name in names if name.startswith("encoder.")]
-    savings = saving_of(plan, prefix, net)
+    savings = plan.saving(prefix, net)
     assert savings.parameters == sum(p.numel() for p in net.parameters())
     assert savings.frozen == sum(p.numel() for n, p in net.named_parameters() if n in prefix)
     assert savings.optimizer_bytes == 8 * savings.parameters
     assert 0.2 < savings.flops_saved / savings.flops < 0.6
-    assert saving_of(plan, [], net).flops_saved == 0
+    assert plan.saving([], net).flops_saved == 0
     assert all(p.requires_grad for p in net.parameters())
 
 
 def test_decisions_are_announced(make_config: MakeConfig) -> None:
     plan = plan_finetuning(make_config(rule=FreezeRule(pattern="encoder")), Recorder())
     messages: list[str] = []
-    decisions = known_decisions(plan, network())
+    decisions = plan.known_decisions(network())
     assert decisions is not None
-    announce_decisions(decisions, plan, network(), messages.append)
+    plan.announce(decisions, messages.append)
     count = sum(d.frozen for d in decisions)
     (line,) = messages
     assert line.startswith(f"Frozen: {count} of {len(decisions)} tensors, ")
