@@ -564,7 +564,7 @@ def finetune(
         )  # fmt: skip
         if seeds is None:
             return Finetuning(run_finetuning(config))
-        from robustcli.finetuning.seed_tunings import finetune_seeds
+        from robustcli.finetuning.mode_trainings import finetune_seeds
 
         return SeedFolder(finetune_seeds(config))
 

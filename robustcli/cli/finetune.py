@@ -113,7 +113,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
 
             run = run_finetuning(config, listener)
         else:
-            from robustcli.finetuning.seed_tunings import finetune_seeds
+            from robustcli.finetuning.mode_trainings import finetune_seeds
 
             with finished_seeds_on_error(as_json=as_json, quiet=quiet):
                 run = finetune_seeds(config, listener, seed_error_printer(listener))

@@ -10,9 +10,8 @@ from robustcli.core.listener import Listener
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.finetune_plan import FinetunePlan, first_mode, plan_finetuning
-from robustcli.finetuning.mode_trainings import devices_begun, modes_beside
+from robustcli.finetuning.mode_trainings import check_scores, devices_begun, modes_beside
 from robustcli.finetuning.record import FINETUNING, SavingRecord
-from robustcli.finetuning.seed_tunings import check_scores
 from robustcli.finetuning.selection import Decision
 from robustcli.training.record import seed_folder
 from robustcli.training.seed_runs import SeedsForecast, check_launcher, seeds_beside, seeds_in

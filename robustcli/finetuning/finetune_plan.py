@@ -17,14 +17,14 @@ from torch import nn
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.load import names_run, resolve
-from robustcli.adapters.trainable import check_class_count
+from robustcli.adapters.trainable import check_class_count, transfer
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.ranks import ranks
 from robustcli.core.rundir import check_folder, has_record
 from robustcli.evaluation.device import device_name
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.finetuning_task import FINETUNE_TASKS, FinetuneTask, Pretrained, fill_body
+from robustcli.finetuning.finetuning_task import FINETUNE_TASKS, FinetuneTask, Pretrained
 from robustcli.finetuning.freezing import saving
 from robustcli.finetuning.gradients import read_profile, statistics, unmeasured
 from robustcli.finetuning.record import FinetuneRecord, Mode, RuleRecord, SavingRecord
@@ -150,8 +150,9 @@ class FinetunePlan:
         network, origin = plan.task.network(start, plan.entry, plan.index)
         if mode == "scratch" or pretrained is None:
             return network, origin
-        fill_body(network, pretrained, self.entry, self.heads)
-        return network, pretrained.origin
+        weights, origin = pretrained.state, pretrained.origin
+        transfer(network, weights, self.entry, self.heads, origin, patch=pretrained.patch)
+        return network, origin
 
     def known_decisions(self, network: nn.Module) -> list[Decision] | None:
         """Decisions from an existing profile or a name pattern; None if a profile is measured.

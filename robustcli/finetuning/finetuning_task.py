@@ -27,7 +27,7 @@ from robustcli.adapters.checkpoint import read_torch, read_weights
 from robustcli.adapters.fetching import local_path, official_weights
 from robustcli.adapters.loading import heads_in, shapes_of, tensor_differences
 from robustcli.adapters.networks import is_trainable
-from robustcli.adapters.trainable import heads_of, transfer, wants_imagenet
+from robustcli.adapters.trainable import heads_of, wants_imagenet
 from robustcli.adapters.training_run import WEIGHTS, read_trained
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, network_words
@@ -344,18 +344,6 @@ class SegmenterFinetuning(FinetuneTask):
 FINETUNE_TASKS: dict[str, FinetuneTask] = {
     "cls": ClassifierFinetuning(), "seg": SegmenterFinetuning()
 }  # fmt: skip
-
-
-def fill_body(
-    network: nn.Module, pretrained: Pretrained, entry: ModelEntry, heads: tuple[str, ...]
-) -> None:
-    """Copies all weights except those of the heads into `network`.
-
-    Raises:
-        UsageError: Tensors are missing or have other shapes; the message names each. No tensor is
-            copied.
-    """
-    transfer(network, pretrained.state, entry, heads, pretrained.origin, patch=pretrained.patch)
 
 
 def light(training: TrainConfig, data: str) -> TrainConfig:

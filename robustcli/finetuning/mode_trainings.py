@@ -1,9 +1,12 @@
-"""Runs a fine-tuning: one training per mode, from the same initial weights on the same data."""
+"""Runs a fine-tuning: one training per mode, from the same initial weights on the same data.
+
+`--seeds N` runs all modes with every seed.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,6 +51,14 @@ from robustcli.training.processes import (
     helped_run,
 )
 from robustcli.training.record import read_train_record
+from robustcli.training.seed_runs import (
+    OnFailure,
+    SeedRuns,
+    check_launcher,
+    listener_of_first,
+    run_seeds,
+    seeds_beside,
+)
 from robustcli.training.side_by_side import (
     SeparateRun,
     announce_beside,
@@ -73,13 +84,6 @@ def run_finetuning(config: FinetuneConfig, listener: Listener | None = None) -> 
     parallel_modes = modes_beside(config)
     config = config if parallel_modes is None else parallel_modes.config
     return _run(lambda heard: plan_finetuning(config, heard), listener, parallel_modes)
-
-
-def run_finetune_plan(
-    plan: FinetunePlan, listener: Listener | None = None, parallel_modes: ModesBeside | None = None
-) -> Path:
-    """Runs the missing parts of `plan`; see `run_finetuning`."""
-    return _run(lambda _: plan, listener, parallel_modes)
 
 
 @dataclass(frozen=True)
@@ -302,3 +306,65 @@ def _help_launched(plan: FinetunePlan, modes: Modes, network: nn.Module, helped:
     if plan.config.sweep:
         help_sweep(plan, network, helped)
     end_of_others()
+
+
+def finetune_seeds(
+    config: FinetuneConfig, listener: Listener | None = None, on_failure: OnFailure | None = None
+) -> Path:
+    """Fine-tunes with `config.training.seeds` seeds, counted from `config.training.seed`.
+
+    Returns:
+        The common folder, with the runs RUN/seed-0/MODE, RUN/seed-1/MODE, ...
+
+    Raises:
+        UsageError: A named model, data set or file does not exist, or options contradict each
+            other.
+        SeedsError: Some seeds failed; all others are finished.
+    """
+    check_scores(config)
+    check_launcher()
+    parallel_seeds = seeds_beside(config.training, devices_begun)
+    modes = None if parallel_seeds else modes_beside(config)
+    if parallel_seeds or modes is not None:
+        config = replace(config, training=replace(config.training, devices=1))
+    plan = plan_finetuning(config, listener_of_first(listener))
+
+    def start(seed: int, out: Path, heard: Listener) -> None:
+        of_seed = None if modes is None else modes.for_seed(seed, out)
+        _run(lambda _: plan.for_seed(seed, out), heard, of_seed)
+
+    def separately(seed: int, out: Path) -> SeparateRun:
+        return SeparateRun(f"seed {seed}", _tune_seed, (config, seed, out))
+
+    def differences(seed: int, out: Path) -> Iterator[str]:
+        seed_plan = plan.for_seed(seed, out)
+        network, _ = seed_plan.network(first_mode(seed_plan))
+        old = FINETUNING.read(out)
+        yield from FINETUNING.differences(old, finetune_record(seed_plan, network))
+        yield from mode_differences(seed_plan, old)
+
+    fresh = config.training.fresh
+    runs = SeedRuns(
+        plan.run, "finetune", FINETUNING, plan.training, fresh, start, differences, separately,
+        parallel_seeds,
+    )  # fmt: skip
+    return run_seeds(runs, listener, on_failure)
+
+
+def _tune_seed(
+    config: FinetuneConfig, seed: int, out: Path, device: str, listener: Listener
+) -> None:
+    """Fine-tunes with one seed on `device`; called in a separate process."""
+    config = replace(config, training=replace(config.training, device=device))
+    plan = plan_finetuning(config, Silent()).for_seed(seed, out)
+    _run(lambda _: plan, listener, None)
+
+
+def check_scores(config: FinetuneConfig) -> None:
+    """Raises UsageError if no mode is trained, because the seeds would have no scores."""
+    if config.profile_only:
+        raise UsageError(
+            "`--seeds` and `--profile-only` exclude each other.",
+            "A profile has no score to average over seeds.",
+            "Omit one of them.",
+        )

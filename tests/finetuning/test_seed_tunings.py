@@ -13,9 +13,8 @@ import pytest
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.dry_run import forecast_finetune_seeds
-from robustcli.finetuning.mode_trainings import run_finetuning
+from robustcli.finetuning.mode_trainings import finetune_seeds, run_finetuning
 from robustcli.finetuning.record import read_finetune_record
-from robustcli.finetuning.seed_tunings import finetune_seeds
 from robustcli.reports.seeds_findings import read_seeds
 from robustcli.training.record import read_seeds_record, read_train_record
 from tests.finetuning.tunings import tiny_tuning

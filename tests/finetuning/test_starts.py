@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from robustcli.adapters import networks
+from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.load import resolve
-from robustcli.adapters.trainable import heads_of
+from robustcli.adapters.trainable import heads_of, transfer
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.finetuning_task import (
     Pretrained,
     SegmenterFinetuning,
-    fill_body,
     light,
     no_weights,
     read_nnunet,
@@ -270,6 +271,10 @@ UMAMBA_PRETRAINED = resolve("umamba")
 read_file = SegmenterFinetuning().read_file
 
 
+def fill(network: nn.Module, start: Pretrained, entry: ModelEntry) -> None:
+    transfer(network, start.state, entry, heads_of(entry), start.origin, patch=start.patch)
+
+
 def test_weights_of_a_training_bring_the_arguments_of_their_network(tmp_path: Path) -> None:
     path = write_pretrained(tmp_path / "weights.safetensors")
     start = read_file(tmp_path, UMAMBA_PRETRAINED, {})
@@ -286,7 +291,7 @@ def test_a_bare_checkpoint(tmp_path: Path) -> None:
     start = read_file(tmp_path / "bare.pth", UMAMBA_PRETRAINED, TINY)
     other_network = network_pretrained(seed=8)
     heads = {k: v.clone() for k, v in other_network.state_dict().items() if ".seg_layers." in k}
-    fill_body(other_network, start, UMAMBA_PRETRAINED, heads_of(UMAMBA_PRETRAINED))
+    fill(other_network, start, UMAMBA_PRETRAINED)
     for name, tensor in other_network.state_dict().items():
         assert torch.equal(tensor, heads.get(name, source.state_dict()[name]))
 
@@ -327,7 +332,7 @@ def test_another_patch_of_umamba_enc(tmp_path: Path) -> None:
     other_network = networks.create("umamba-enc", start.arguments)
     before = {k: v.clone() for k, v in other_network.state_dict().items()}
     with pytest.raises(UsageError, match="do not match"):
-        fill_body(other_network, start, entry, heads_of(entry))
+        fill(other_network, start, entry)
     assert all(torch.equal(v, before[k]) for k, v in other_network.state_dict().items())
 
 
@@ -338,26 +343,12 @@ def test_any_other_network_is_filled_by_the_same_rule(tmp_path: Path) -> None:
     save_file(source.state_dict(), tmp_path / "unet.safetensors")
     start = read_file(tmp_path / "unet.safetensors", entry, {"features": [4, 8]})
     target = networks.create("unet", {"features": [4, 8]})
-    fill_body(target, start, entry, heads_of(entry))
+    fill(target, start, entry)
     unchanged = {
         n for n, t in target.state_dict().items() if not torch.equal(t, source.state_dict()[n])
     }
     assert unchanged == {"conv.weight", "conv.bias"}
     assert heads_of(entry) == ("conv.",)
-
-
-def test_what_does_not_fit_is_named_and_nothing_is_copied() -> None:
-    entry = resolve("unet")
-    target = networks.create("unet", {"features": [4, 8]})
-    state = dict(networks.create("unet", {"features": [4, 12]}).state_dict())
-    missing_name = next(name for name in state if not name.startswith("conv."))
-    del state[missing_name]
-    before = {k: v.clone() for k, v in target.state_dict().items()}
-    with pytest.raises(UsageError, match="The weights of `here` do not match `unet`") as caught:
-        fill_body(target, Pretrained("here", {}, state), entry, heads_of(entry))
-    assert f"`{missing_name}` is missing" in caught.value.why
-    assert ", not (" in caught.value.why
-    assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
 
 
 def test_heads_of_a_library_network() -> None:
