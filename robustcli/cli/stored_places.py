@@ -75,7 +75,35 @@ class RunPlace(LocalPath):
 
 
 class PlacesCommand(click.Command):
-    """A click command whose parameters can be URLs of runs in object stores."""
+    """A click command whose parameters can be URLs of runs in object stores.
+
+    An option that takes one value cannot be repeated; click would use the last value silently.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Like click, but refuses a repeated option that takes one value.
+
+        Raises:
+            UsageError: An option is repeated.
+        """
+        if not ctx.resilient_parsing:
+            _, typed = self.typed(ctx, args)
+            for option in self.params:
+                if _takes_one_value(option) and typed.count(option) > 1:
+                    ctx.fail(
+                        f"`{option.opts[0]}` takes one value, but {typed.count(option)} are given. "
+                        "Run the command once per value."
+                    )
+        return super().parse_args(ctx, args)
+
+    def typed(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[dict[str, Any], list[click.Parameter]]:
+        """Raw values by name, and the parameters in order of `args`; none if help is asked for."""
+        values, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        if any(param.is_eager for param in order):  # `--help` ends the command
+            return {}, []
+        return values, order
 
     def invoke(self, ctx: click.Context) -> Any:
         """Replaces URLs by local folders and invokes the command."""
@@ -94,6 +122,10 @@ class PlacesCommand(click.Command):
                 )  # fmt: skip
                 ctx.params[param.name or ""] = folders if isinstance(value, tuple) else folders[0]
             return super().invoke(ctx)
+
+
+def _takes_one_value(param: click.Parameter) -> bool:
+    return isinstance(param, click.Option) and not (param.multiple or param.is_flag or param.count)
 
 
 def _enter(stack: ExitStack, ctx: click.Context, kind: RunPlace, place: StoredPlace) -> Any:

@@ -107,9 +107,8 @@ class StudyCommand(PlacesCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Like click; settings of the study file override defaults, flags override the file."""
         if _META not in ctx.meta and not ctx.resilient_parsing:
-            typed, *_ = self.make_parser(ctx).parse_args(args=list(args))
-            file = typed.get("config")
-            if isinstance(file, str | Path) and not typed.get("help"):
+            file = self.typed(ctx, args)[0].get("config")
+            if isinstance(file, str | Path):
                 study = read_study(path_here(file, "`--config`"), ctx)
                 ctx.meta[_META] = Invocation(study, tuple(args))
                 ctx.default_map = _default_map(study, 0)

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -49,6 +49,7 @@ from robustcli.tasks.pictures import indexed, overlaid
 _THREADS = 4  # that decode photos
 _DIGITS = 6  # of probabilities
 OVERLAY = "_overlay"
+UNREADABLE_FILE = "unreadable.json"  # image and reason of each image that cannot be read
 _MASK = "_mask"  # suffix of a true mask next to its image, as in the LGG set
 _FILES_SHOWN = 3
 _TAG = "robust"  # key of the PNG text with the hash of model and settings
@@ -423,14 +424,24 @@ def predict_masks(
         for (job, pixels), mask in zip(batch, masks, strict=True):
             _write(job, pixels, mask, tag, colours)
         listener.advance(len(batch))
+    _write_unreadable(out / UNREADABLE_FILE, unreadable)
     if unreadable:
         raise RunError(
             f"{len(unreadable)} of {len(jobs)} images cannot be read; the masks of all others "
             "were written.",
-            reasons_in_lines(unreadable),
+            reasons_in_lines(unreadable, f"; all are in `{out / UNREADABLE_FILE}`"),
             "Repair or remove them; the same command then computes only the missing masks.",
         )
     return PredictedMasks(tuple(job.mask for job in jobs), len(finished), labels)
+
+
+def _write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
+    """Writes image and reason of each unreadable image; removes the file if there are none."""
+    if unreadable:
+        rows = [{"image": image, "reason": reason} for image, reason in unreadable.items()]
+        write_text(path, f"{json.dumps(rows, indent=1)}\n")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_labels(out: Path, classes: Sequence[str]) -> Path:

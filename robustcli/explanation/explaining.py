@@ -419,8 +419,8 @@ def _keep_images(run: Path, images: Sequence[Sample]) -> None:
     if before and before != names:
         raise UsageError(
             f"`{run}` contains explanations of other photos.",
-            f"It has {len(before)} photos, of which the first is `{before[0]}`; now {len(names)} "
-            f"photos are selected, of which the first is `{names[0]}`.",
+            f"Photos of the run: {len(before)}, the first is `{before[0]}`. Photos selected now: "
+            f"{len(names)}, the first is `{names[0]}`.",
             "Use another `--out` (or omit it to get a separate folder), or discard the run with "
             "`--fresh`.",
         )

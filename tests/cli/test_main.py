@@ -51,6 +51,29 @@ def test_help_of_every_command(robust: Robust, name: str, flag: str) -> None:
     assert result.err == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["finetune", "umamba", "--mode", "full", "--mode", "freeze"], "--mode"),
+        (["train", "seg", "--model", "ulvm", "--model", "unet"], "--model"),
+        (["eval", "--model", "a", "--model", "b", "--seed", "1", "--seed", "1"], "--seed"),
+        (["compare", "runs/a", "--out", "x", "--out", "y"], "--out"),
+    ],
+)
+def test_an_option_with_one_value_cannot_be_repeated(
+    robust: Robust, arguments: list[str], option: str
+) -> None:
+    result = robust(*arguments)
+    assert result.code == 2
+    assert f"`{option}` takes one value, but 2 are given. Run the command once" in result.err
+    assert robust(*arguments, "--help").code == 0
+
+
+def test_help_is_shown_beside_a_study_file_that_cannot_be_read(robust: Robust) -> None:
+    result = robust("eval", "--config", "missing.yaml", "--help")
+    assert (result.code, result.err) == (0, "")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_short_help_says_what_the_command_says(name: str) -> None:
     """Both are written by hand: `robust --help` must not import the commands."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -127,10 +128,23 @@ def test_files_of_others_are_never_overwritten(images, otsu, tmp_path, fresh):
 
 
 def test_unreadable_images_are_listed_at_the_end(images, otsu, tmp_path):
-    (images / "ann-1.png").write_bytes(b"no picture")
-    with pytest.raises(RunError, match=r"1 of 9 images .*\n.*ann-1\.png: not in a supported im"):
-        predict_masks(otsu, [images], tmp_path / "out")
-    assert len(list((tmp_path / "out").iterdir())) == 8
+    broken = {images / f"broken-{number:02}.png": b"no picture" for number in range(25)}
+    for path, content in broken.items():
+        path.write_bytes(content)
+    out = tmp_path / "out"
+    with pytest.raises(
+        RunError,
+        match=r"25 of 34 .*\n.*n-00\.png: not in a sup[\S\s]*5 more; all are in `.*\.json`",
+    ):
+        predict_masks(otsu, [images], out)
+    listed = json.loads((out / "unreadable.json").read_text(encoding="utf-8"))
+    assert [row["image"] for row in listed] == list(map(str, broken))
+    assert all(row["reason"].startswith("not in a supported im") for row in listed)
+    assert len(list(out.glob("*.png"))) == 9
+    for path in broken:
+        path.unlink()
+    assert predict_masks(otsu, [images], out).existing == 9
+    assert not (out / "unreadable.json").exists()
 
 
 def test_images_are_held_a_few_at_a_time(images, otsu, tmp_path, monkeypatch):
