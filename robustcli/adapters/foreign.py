@@ -530,12 +530,12 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
     )
     if task == "seg":
         header = None if sidecar is None else sidecar.header
-        told_apart = isinstance(header, WeightsHeader) and header.mask_classes
+        separate = isinstance(header, WeightsHeader) and header.mask_classes
         merging = _foreground_notes(name, foreign, scores.shape[1])
         masks = _mask_preprocessing(request, foreign, size, notes)
         segmenter = Segmenter(
             network, masks, facts, header if isinstance(header, WeightsHeader) else None,
-            notes=tuple(notes), merging=() if told_apart else tuple(merging),
+            notes=tuple(notes), merging=() if separate else tuple(merging),
         )  # fmt: skip
         return ForeignModel(task, segmenter, None, False, sidecar)
     preprocessing = _preprocessing(request, foreign, size, notes)

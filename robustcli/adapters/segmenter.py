@@ -305,7 +305,7 @@ class Segmenter:
         merging: Announcement for the case that all its classes count as foreground.
 
     `classes` has the names of the predicted classes 1 to K: those of the training, or those set by
-    `telling_apart`. If it is empty, the segmenter predicts foreground and background.
+    `for_classes`. If it is empty, the segmenter predicts foreground and background.
     `most_windows` is the number of windows that fit into memory; None until memory ran out.
     """
 
@@ -335,7 +335,7 @@ class Segmenter:
         self.device, self.precision = device, precision
         return self
 
-    def telling_apart(self, classes: Sequence[str]) -> Segmenter:
+    def for_classes(self, classes: Sequence[str]) -> Segmenter:
         """This segmenter for masks with these classes 1 to K.
 
         With empty `classes`, it predicts foreground (all its classes) and background.

@@ -182,7 +182,7 @@ def _segmenter(request: ModelRequest, values: dict[str, Any]) -> Segmenter:
     loaded = load(request, "seg", offline=values["offline"]).to(device, values["precision"])
     classes = network_class_names(values["mask_classes"])
     if classes:
-        loaded.telling_apart(classes)
+        loaded.for_classes(classes)
     loaded.try_out()
     return loaded
 

@@ -254,6 +254,7 @@ class ClassificationTask(Task[Classifier]):
             **facts_record(model.facts, model.device),
             preprocessing=PreprocessingRecord(**asdict(preprocessing)),
             view=preprocessing.view if config.apply_at == "crop" else ORIGINAL,
+            notes=list(model.notes),
         )
 
     def preparation(

@@ -249,7 +249,10 @@ class MaskPreprocessingRecord(Record):
 
 
 class ModelRecord(Record):
-    """One model of the run; `name` identifies it in rows and tables."""
+    """One model of the run; `name` identifies it in rows and tables.
+
+    `notes` are what loading announced: assumptions, defaults, and deviations from the original.
+    """
 
     name: str
     family: str
@@ -264,6 +267,7 @@ class ModelRecord(Record):
     preprocessing: PreprocessingRecord | MaskPreprocessingRecord
     view: str
     scan_backend: str | None = None
+    notes: list[str] = Field(default_factory=list)
 
 
 class ModelCost(Record):

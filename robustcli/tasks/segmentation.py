@@ -321,11 +321,11 @@ class SegmentationTask(Task[Segmenter]):
     def load(self, request: ModelRequest, *, seed: int, offline: bool) -> Segmenter:
         """See `Task.load`; the segmenter predicts the classes of the data."""
         segmenter = load(request, "seg", seed=seed, offline=offline)
-        return segmenter.telling_apart(self.classes)
+        return segmenter.for_classes(self.classes)
 
     def trial_model(self, request: ModelRequest) -> Segmenter:
         """The requested model, because loading a segmenter needs no download."""
-        return load(request, "seg", offline=True).telling_apart(self.classes)
+        return load(request, "seg", offline=True).for_classes(self.classes)
 
     def model_record(self, model: Segmenter, config: TaskConfig) -> ModelRecord:
         """See `Task.model_record`."""
@@ -333,6 +333,7 @@ class SegmentationTask(Task[Segmenter]):
             **facts_record(model.facts, model.device),
             preprocessing=MaskPreprocessingRecord(**asdict(model.preprocessing)),
             view=ORIGINAL,
+            notes=list(model.notes),
         )
 
     def preparation(
@@ -353,9 +354,7 @@ class SegmentationTask(Task[Segmenter]):
     ) -> MaskRows:
         """See `Task.predictor`."""
         names = dataset.mask_classes
-        return MaskRows(
-            model.telling_apart(names), dataset.tolerance, len(names), announce=announce
-        )
+        return MaskRows(model.for_classes(names), dataset.tolerance, len(names), announce=announce)
 
     def sample(
         self, items: Sequence[Sample], models: Mapping[str, Segmenter], config: TaskConfig

@@ -148,7 +148,7 @@ def test_the_most_probable_class_counts_whatever_windows_cover_the_image(way: st
     changes: dict[str, object] = {}
     if way == "nnunet":
         changes = {"nnunet": NnUNetInference((Channel("rgb_to_0_1"),) * 3, (0, 1))}
-    model = segmenter(PixelClasses(), **changes).telling_apart(["a", "b"])
+    model = segmenter(PixelClasses(), **changes).for_classes(["a", "b"])
     pictures = images([(64, 64), (20, 30), (150, 90)])
     for result, image in zip(model.predict(pictures), pictures, strict=True):
         assert result.dtype == np.uint8
@@ -160,7 +160,7 @@ def test_the_most_probable_class_counts_whatever_windows_cover_the_image(way: st
 
 def test_of_several_classes_the_foreground_is_all_of_them() -> None:
     pictures = images([(40, 90)])
-    several = segmenter(PixelClasses()).telling_apart(["a", "b"])
+    several = segmenter(PixelClasses()).for_classes(["a", "b"])
     merged = segmenter(PixelClasses())  # as before: all but the first output are foreground
     assert merged.classes == ()
     np.testing.assert_allclose(
@@ -172,21 +172,21 @@ def test_of_several_classes_the_foreground_is_all_of_them() -> None:
 def test_classes_of_a_training_that_count_as_foreground_are_announced() -> None:
     model = segmenter(PixelClasses())
     model.header = header("net", mask_classes=("inside", "edge"))
-    assert model.telling_apart(["inside", "edge"]).notes == ()
+    assert model.for_classes(["inside", "edge"]).notes == ()
     for _ in range(2):
-        (note,) = model.telling_apart([]).notes
+        (note,) = model.for_classes([]).notes
         assert "was trained for the classes inside, edge" in note
         assert note.endswith("all its classes count as foreground.")
-    assert model.telling_apart(["inside", "edge"]).notes == ()
+    assert model.for_classes(["inside", "edge"]).notes == ()
 
 
 def test_masks_need_one_output_for_each_class_and_the_background() -> None:
     with pytest.raises(UsageError, match=r"(?s)has 3 outputs; the masks have 3 classes.*need 4"):
-        segmenter(PixelClasses()).telling_apart(["a", "b", "c"])
+        segmenter(PixelClasses()).for_classes(["a", "b", "c"])
     with pytest.raises(UsageError, match=r"(?s)tells foreground from background.*--foreground"):
-        segmenter(Otsu(), window=0).telling_apart(["a", "b"])
+        segmenter(Otsu(), window=0).for_classes(["a", "b"])
     with pytest.raises(UsageError, match=r"`threshold=0\.7` cannot be used with several classes"):
-        segmenter(PixelClasses(), threshold=0.7).telling_apart(["a", "b"])
+        segmenter(PixelClasses(), threshold=0.7).for_classes(["a", "b"])
     with pytest.raises(UsageError, match=r"(?s)returns 3 scores per pixel.*need 5"):
         raw_output(PixelClasses(), torch.zeros(1, 3, 8, 8), classes=4)
 

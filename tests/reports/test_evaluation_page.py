@@ -268,6 +268,12 @@ def test_the_pages_of_segmenters_in_other_states(tmp_path: Path) -> None:
         "one model, untrained": {"models": (segmenter("a", untrained=True),)},
         "one group": {"groups": 1},
         "mixed pretraining": {"models": (SEGMENTERS[0], segmenter("b", pretraining="other data"))},
+        "notes on the models": {
+            "models": (
+                segmenter("a", notes=["`a` converts colour images to greyscale.", "1 < 2 | 3"]),
+                segmenter("b", notes=["1 < 2 | 3"]),
+            )
+        },
         "a baseline that learned nothing": {
             "models": (SEGMENTERS[0], segmenter("otsu", parameters=0, pretraining="none"))
         },

@@ -350,7 +350,14 @@ def test_a_run_that_was_begun_without_a_tolerance_goes_on_without(tmp_path):
     assert table(again).filter(like="relaxed").notna().all(axis=None)
 
 
-def test_a_finished_run_says_what_it_was(cells, tmp_path):
+def load_with_note(request, *args, **settings):
+    model = load(request, *args, **settings)
+    model.notes = (*model.notes, f"Note on {model.facts.name}.")
+    return model
+
+
+def test_a_finished_run_says_what_it_was(cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(segmentation, "load", load_with_note)
     run = run_evaluation(config(cells, tmp_path / "run", models=(OTSU, SMALL)))
     record = read_record(run)
     assert (record.status, record.task) == ("complete", "seg")
@@ -364,6 +371,7 @@ def test_a_finished_run_says_what_it_was(cells, tmp_path):
         "mean": None, "std": None,
     }  # fmt: skip
     assert [model.untrained for model in record.models] == [False, True]
+    assert [model.notes[-1] for model in record.models] == ["Note on otsu.", "Note on ulvm_v2."]
     assert read_sessions(run)[0].models["otsu"].images == 18
     assert (run / "samples" / "fliplr-s0.png").is_file()
     assert (run / "panels" / "ulvm_v2" / "best-1" / "prediction.png").is_file()
