@@ -32,7 +32,7 @@ from robustcli.reports.explanation_findings import (
     explanation_summary,
     read_explanation,
 )
-from robustcli.reports.explanation_panels import (
+from robustcli.reports.explanation_page import (
     PanelDrawer,
     draw_explanation_gallery,
 )

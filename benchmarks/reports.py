@@ -53,7 +53,7 @@ render(folders[0])
 """
 _COMPARE = """
 from robustcli.reports.comparison import read_comparison
-from robustcli.reports.comparison_page import comparison_text, write_comparison
+from robustcli.reports.comparison import comparison_text, write_comparison
 comparison = read_comparison(folders[:2])
 write_comparison(comparison, folders[2], "benchmark")
 comparison_text(comparison)

@@ -402,7 +402,7 @@ def compare(
         UsageError: The runs have fewer than two models, a run has no results yet, or runs differ in
             more than their models and `force_common` is False; the message lists each difference.
     """
-    from robustcli.reports.comparison_page import check_out, write_comparison
+    from robustcli.reports.comparison import check_out, write_comparison
 
     folder = None if out is None else path_here(out, "`out`")
     if folder is not None:

@@ -42,12 +42,12 @@ def command(
     robust compare runs/eval-vmamba-pico-1a2b3c4d runs/eval-resnet18-5e6f7a8b
     robust compare runs/eval-1a2b3c4d:vmamba-b runs/eval-1a2b3c4d:swin-b --out comparison
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    from robustcli.reports.comparison_page import check_out
+    from robustcli.reports.comparison import check_out
 
     if out is not None:
         check_out(out)
     from robustcli.reports import comparison as of_runs
-    from robustcli.reports import comparison_page, seeds_comparison
+    from robustcli.reports import seeds_comparison
 
     typed = shlex.join(["robust", *sys.argv[1:]])
     if seeds_comparison.names_seeds_only(runs):
@@ -56,8 +56,8 @@ def command(
         report = out and seeds_comparison.write_seeds_comparison(seeds, out, typed)
     else:
         comparison = of_runs.read_comparison(runs, force_common=force_common)
-        text, document = comparison_page.comparison_text(comparison), comparison.as_json()
-        report = out and comparison_page.write_comparison(comparison, out, typed)
+        text, document = of_runs.comparison_text(comparison), comparison.as_json()
+        report = out and of_runs.write_comparison(comparison, out, typed)
     if as_json:
         click.echo(document, nl=False)
         return

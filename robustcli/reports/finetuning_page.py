@@ -1,18 +1,20 @@
-"""The report of a fine-tuning: results, figures, page."""
+"""The report of a fine-tuning: results, figures, page, printed tables."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from robustcli.finetuning.record import MODES
-from robustcli.reports.console import finetune_table
+from robustcli.reports.evaluation_page import case_figures
 from robustcli.reports.figures.freezing_figures import (
     GradientCurve,
     Limit,
@@ -27,30 +29,43 @@ from robustcli.reports.findings import records
 from robustcli.reports.finetuning_findings import (
     FinetuningFindings,
     ModeRun,
+    Pace,
     against_full,
-    frozen_elements,
-    pace,
-    read_finetuning,
-    seconds_ratio,
-)
-from robustcli.reports.finetuning_words import (
     chosen_from,
     curve_name,
     few_held_out,
     finetuning_summary,
+    frozen_elements,
     is_within,
     ordered,
+    pace,
+    read_finetuning,
     rule_label,
     rule_scope,
     saved,
+    seconds_ratio,
     statistic_name,
     sweep_start,
 )
-from robustcli.reports.gallery import case_figures
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.numbers import is_missing
-from robustcli.reports.pages import Page
-from robustcli.reports.scoring import SCORINGS, Scoring
+from robustcli.reports.numbers import (
+    MISSING,
+    counted,
+    decimal,
+    duration,
+    is_missing,
+    mebibytes,
+    megabytes,
+    p_value,
+    seconds,
+    statistic,
+)
+from robustcli.reports.pages import Page, grid, in_ascii
+from robustcli.reports.scoring import (
+    SCORINGS,
+    ScoreDifference,
+    Scoring,
+)
 from robustcli.reports.training_page import strip, validated
 
 _COUNTS = (
@@ -402,3 +417,84 @@ def _frozen(finetuning: FinetuningFindings) -> _Frozen | None:
         of=int(table["count"].sum()),
         smallest=float(known.iloc[0]) if len(known) else None,
     )
+
+
+TENSORS_SHOWN = 12  # tensors; the report has all of them
+_COST_HEADS = ("mode", "s/iteration", "iterations/s", "trained", "optimizer", "peak memory", "time")
+
+
+def finetune_table(finetuning: FinetuningFindings) -> str:
+    """What was frozen, the costs and scores of each mode, and the verdict as text."""
+    parts = [
+        _tensor_grid(finetuning),
+        _score_grid(finetuning),
+        _cost_grid(finetuning),
+        "\n".join(finetuning_summary(finetuning)),
+    ]
+    return in_ascii("\n\n".join(filter(None, parts)) or "Nothing is measured yet.")
+
+
+def _tensor_grid(finetuning: FinetuningFindings) -> str:
+    """The first rows of the table of tensors: those with the smallest statistic."""
+    if finetuning.decisions is None:
+        return ""
+    table = chosen_from(finetuning)
+    header = ("parameter", "shape", "count", "statistic", "frozen", "why")
+    rows: list[tuple[str, ...]] = [
+        (
+            *(str(row["name"]), str(row["shape"]), f"{row['count']:,}"),
+            *(statistic(row["statistic"]), "frozen" if row["frozen"] else "no", str(row["why"])),
+        )
+        for _, row in table.head(TENSORS_SHOWN).iterrows()
+    ]
+    shown, omitted = grid(header, rows), len(finetuning.decisions) - len(rows)
+    return f"{shown}\nand {counted(omitted, 'more tensor')}: see the report" if omitted else shown
+
+
+def _score_grid(finetuning: FinetuningFindings) -> str:
+    scoring = finetuning.scoring
+    rows: list[tuple[str, ...]] = [
+        (
+            *(run.mode, *_score_cells(scoring, run.training.test.numbers)),
+            *_compared_cells(scoring, against_full(finetuning, run.mode)),
+        )
+        for run in finetuning.modes
+        if run.training.test is not None
+    ]
+    baseline = finetuning.baseline_numbers
+    if baseline is not None:
+        rows.append(
+            (scoring.baseline, *_score_cells(scoring, baseline), *_compared_cells(scoring, None))
+        )
+    name = scoring.measure.name
+    header = ("mode", name, "95 % interval", "minus full", "95 % interval", "p")
+    return grid(header, rows) if rows else ""
+
+
+def _compared_cells(scoring: Scoring, difference: ScoreDifference | None) -> tuple[str, str, str]:
+    if difference is None:
+        return ("", "", "")
+    low, high, p = difference.low, difference.high, difference.p
+    interval = "" if low is None else f"{scoring.gap_shown(low)} to {scoring.gap_shown(high)}"
+    return (scoring.gap_shown(difference.value), interval, "" if p is None else p_value(p))
+
+
+def _cost_grid(finetuning: FinetuningFindings) -> str:
+    rows = [_cost_cells(run, speed) for run in finetuning.modes if (speed := pace(run)) is not None]
+    return grid(_COST_HEADS, rows) if rows else ""
+
+
+def _cost_cells(run: ModeRun, speed: Pace) -> tuple[str, ...]:
+    spent = ("", "", "")
+    if run.costs is not None:
+        peak = run.costs.peak_memory_bytes
+        memory = "" if peak is None else mebibytes(peak)
+        spent = (f"{run.costs.trainable:,}", megabytes(run.costs.optimizer_bytes), memory)
+    times = (seconds(speed.median), decimal(1 / speed.median, 2))
+    return (run.mode, *times, *spent, duration(run.training.seconds))
+
+
+def _score_cells(scoring: Scoring, numbers: Mapping[str, Any] | pd.Series) -> tuple[str, str]:
+    """The score and its interval, in separate cells."""
+    value, _, ends = scoring.shown(numbers).partition(" (")
+    return value, ends.rstrip(")") or ("" if not scoring.per_group else MISSING)

@@ -18,9 +18,9 @@ from robustcli.core.names import file_name
 from robustcli.finetuning.record import MODES
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.markdown import from_template
-from robustcli.reports.measure import Measure
 from robustcli.reports.numbers import cell_label, is_missing
 from robustcli.reports.run_export import RunExport
+from robustcli.reports.scoring import Measure
 from robustcli.tasks.record import ModelRecord
 
 BEGIN, END = "<!-- robust:begin -->", "<!-- robust:end -->"

@@ -15,7 +15,6 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from robustcli.core.names import file_name
-from robustcli.reports.class_findings import HEADS
 from robustcli.reports.explanation_findings import (
     SHIFT,
     SIMILARITY,
@@ -24,7 +23,7 @@ from robustcli.reports.explanation_findings import (
     shown_mean,
     title_of,
 )
-from robustcli.reports.findings import Findings, TransformRows, read_findings
+from robustcli.reports.findings import HEADS, Findings, TransformRows, read_findings
 from robustcli.reports.finetuning_findings import (
     FinetuningFindings,
     ModeRun,
@@ -34,7 +33,6 @@ from robustcli.reports.finetuning_findings import (
     read_finetuning,
 )
 from robustcli.reports.markdown import TEMPLATES, template_environment
-from robustcli.reports.measure import Measure
 from robustcli.reports.numbers import (
     MISSING,
     as_printed,
@@ -50,6 +48,7 @@ from robustcli.reports.numbers import (
     thousands,
     with_range,
 )
+from robustcli.reports.scoring import Measure
 from robustcli.reports.seeds_findings import read_seeds
 from robustcli.reports.seeds_page import SeedsShown, mean_cells
 from robustcli.reports.training_findings import (
@@ -59,7 +58,7 @@ from robustcli.reports.training_findings import (
     pooled,
     read_training,
 )
-from robustcli.reports.zoo_rows import Zoo
+from robustcli.reports.zoo_findings import Zoo
 
 LONGEST = 45
 """Largest number of rows on a page; a longer table is a `longtable`."""

@@ -23,8 +23,8 @@ from tabulate import tabulate
 
 from robustcli.core.names import printable
 from robustcli.reports import numbers
-from robustcli.reports.class_findings import HEADS
-from robustcli.reports.measure import DICE, IOU, RELAXED, relaxed_words
+from robustcli.reports.findings import HEADS
+from robustcli.reports.scoring import DICE, IOU, RELAXED, relaxed_words
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Placeholders for characters of values until a page is laid out: in a table, a pipe needs a

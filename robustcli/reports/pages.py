@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 import psutil
+from tabulate import tabulate
 
 from robustcli.core.io import parse_json, write_text
 from robustcli.core.names import FORMULA_SIGNS, printable
 from robustcli.core.rundir import RECORD_FILE
 from robustcli.reports.cell_photos import PhotoSheet
 from robustcli.reports.html import to_html
+from robustcli.reports.numbers import EN_DASH
 
 _LEFTOVER_SECONDS = 2.0
 """Minimum age of a temporary file of a killed process; writing one takes less."""
@@ -133,3 +135,17 @@ def to_json(table: pd.DataFrame) -> str:
     """
     records = table.astype(object).where(table.notna(), None).to_dict(orient="records")
     return json.dumps(records, indent=1, allow_nan=False) + "\n"
+
+
+# For a terminal.
+
+
+def grid(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """`rows` under `header`; the first column is aligned left, the others right."""
+    align = ["left"] + ["right"] * (len(header) - 1)
+    return tabulate(rows, headers=header, disable_numparse=True, colalign=align)
+
+
+def in_ascii(table: str) -> str:
+    """`table` in ASCII, for any terminal."""
+    return table.replace(EN_DASH, "-")

@@ -21,10 +21,9 @@ from robustcli.evaluation.store import Store
 from robustcli.finetuning.record import MODES, read_finetune_record
 from robustcli.metrics.columns import have_same_images
 from robustcli.metrics.verdicts import CellKey
-from robustcli.reports.classifier_statistics import STATISTICS
 from robustcli.reports.numbers import cell_label, counted
 from robustcli.reports.pages import run_kind
-from robustcli.reports.statistics import CLEAN_CELL
+from robustcli.reports.statistics import CLEAN_CELL, STATISTICS
 from robustcli.tasks.record import MaskPreprocessingRecord, ModelRecord
 from robustcli.training.record import read_seeds_record, read_train_record
 from robustcli.transforms.base import Cell

@@ -17,10 +17,9 @@ from robustcli.core.names import TaskName, find
 from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
 from robustcli.metrics.seed_scores import SeedsGap, seeds_gap, unit_scores
 from robustcli.metrics.verdicts import ALPHA
-from robustcli.reports.console import grid, in_ascii
 from robustcli.reports.markdown import from_template
 from robustcli.reports.numbers import MISSING
-from robustcli.reports.pages import Page, run_kind, write_page
+from robustcli.reports.pages import Page, grid, in_ascii, run_kind, write_page
 from robustcli.reports.pairing import (
     ComparedModel,
     EvaluatedRun,

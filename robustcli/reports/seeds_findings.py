@@ -1,4 +1,7 @@
-"""Results of several seeds of one training or fine-tuning, and their statistics over seeds."""
+"""Results of several seeds of one training or fine-tuning, and their statistics over seeds.
+
+With the published scores of networks, and whether the training is the same experiment.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robustcli.core.names import TaskName
+from robustcli.core.names import TaskName, canonical
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.record import MODES, Mode
 from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
@@ -22,7 +25,6 @@ from robustcli.metrics.seed_scores import (
     seed_scores,
     unit_scores,
 )
-from robustcli.reports.published_scores import PublishedScore, published_score
 from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.reports.training_findings import (
     TrainingFindings,
@@ -31,7 +33,8 @@ from robustcli.reports.training_findings import (
     pooled,
     read_training,
 )
-from robustcli.training.record import SeedsRecord, read_seeds_record
+from robustcli.reports.zoo_findings import other_experiment, published
+from robustcli.training.record import SeedsRecord, TrainRecord, read_seeds_record
 
 REFERENCE: Mode = "full"
 """The mode with which the other modes of a fine-tuning are compared."""
@@ -284,3 +287,89 @@ def read_seeds(run: Path) -> SeedsFindings:
         if begun:
             series.append(SeedSeries(mode, begun, Bootstrap(record.seed)))
     return SeedsFindings(run, record, series)
+
+
+@dataclass(frozen=True)
+class PublishedScore:
+    """A published score of the network of a training.
+
+    Args:
+        value: The score in [0, 1], with its published digits.
+        source: Publication and experiment, as text.
+        differences: Settings in which the training here differs from the published experiment, as
+            text; empty if none affects the scores.
+    """
+
+    value: float
+    source: str
+    differences: Sequence[str]
+
+
+@dataclass(frozen=True)
+class PrintedAccuracy:
+    """The accuracy of one classifier at its best of 100 epochs on CIFAR-10's test images.
+
+    The best epoch is used because recipe `paper` also selects its epoch on these images.
+
+    Args:
+        model: Name of the model in this project.
+        patch_size: Side of its patches, in pixels.
+        top1: Accuracy in [0, 1].
+        remark: Origin of the number.
+    """
+
+    model: str
+    patch_size: int
+    top1: float
+    remark: str
+
+
+PRINTED_ACCURACIES = (
+    PrintedAccuracy("vim", 4, 0.8947, "val_vim.json, epoch 87, patch 4, a head of 1000 classes"),
+    PrintedAccuracy("vit", 4, 0.8619, "val_vit.json, patch 4 by its curve"),
+    PrintedAccuracy("vit", 8, 0.796, "read off the figure, patch 8 by its parameters"),
+)
+CIFAR_IMAGES, CIFAR_CLASSES, CIFAR_EPOCHS = 60_000, 10, 100
+_PATCH = "patch_size"
+_USUAL_PATCH = 4
+
+
+def published_score(record: TrainRecord) -> PublishedScore | None:
+    """The published score of the network of `record`; None without one."""
+    return (_of_classifier if record.task == "cls" else _of_segmenter)(record)
+
+
+def _of_segmenter(record: TrainRecord) -> PublishedScore | None:
+    line = published(record.model)
+    if line is None:
+        return None
+    differences = other_experiment(record)
+    if record.arguments:
+        differences.append("other options of the network (`--model-arg`)")
+    source = "“Mamba-Based Tumor Segmentation”, Table I: LGG, protocol paper, 100 epochs"
+    return PublishedScore(line.dice, source, differences)
+
+
+def _of_classifier(record: TrainRecord) -> PublishedScore | None:
+    patch = record.arguments.get(_PATCH, _USUAL_PATCH)
+    lines = [line for line in PRINTED_ACCURACIES if line.model == canonical(record.model)]
+    line = next((line for line in lines if line.patch_size == patch), None)
+    if line is None:
+        return None
+    source = f"“Mamba vs State-of-the-Art for Vision Tasks”, CIFAR-10, 100 epochs ({line.remark})"
+    return PublishedScore(line.top1, source, _other_than_cifar(record))
+
+
+def _other_than_cifar(record: TrainRecord) -> list[str]:
+    """The settings in which a training of a classifier differs from the published ones."""
+    recipe, dataset, differences = record.recipe, record.dataset, []
+    if recipe.name != "paper":
+        differences.append(f"recipe {recipe.name} instead of paper")
+    if (dataset.images, dataset.classes) != (CIFAR_IMAGES, CIFAR_CLASSES):
+        differences.append(
+            f"{dataset.images:,} images of {dataset.name} instead of the {CIFAR_IMAGES:,} of "
+            "CIFAR-10"
+        )
+    if recipe.epochs != CIFAR_EPOCHS or recipe.images_per_epoch is not None:
+        differences.append(f"{recipe.epochs} epochs instead of {CIFAR_EPOCHS}")
+    return differences

@@ -11,7 +11,6 @@ import pandas as pd
 from robustcli.core.rundir import RECORD_FILE
 from robustcli.metrics.intervals import Interval
 from robustcli.metrics.seed_scores import WIDEST
-from robustcli.reports.console import grid, in_ascii
 from robustcli.reports.figures.seed_figures import (
     ScoreLine,
     SeedCourses,
@@ -20,9 +19,9 @@ from robustcli.reports.figures.seed_figures import (
 )
 from robustcli.reports.finetuning_page import finetuning_report
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.measure import Measure
 from robustcli.reports.numbers import MISSING, counted, p_value
-from robustcli.reports.pages import Page, write_page
+from robustcli.reports.pages import Page, grid, in_ascii, write_page
+from robustcli.reports.scoring import Measure
 from robustcli.reports.seeds_findings import (
     REFERENCE,
     PublishedVerdict,

@@ -1,23 +1,41 @@
-"""Statistics of the rows of any evaluation beyond its table: verdicts and rankings of models.
+"""Statistics of the rows of an evaluation beyond its table: verdicts and rankings of models.
 
+For classifiers also calibration, scores of each class, hard images and published accuracies.
 They are computed from the rows at first use, so that they exist for old runs too.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
+from robustcli.core.errors import UsageError
+from robustcli.core.names import TaskName
+from robustcli.data.labels import read_label_space
 from robustcli.evaluation.record import RunRecord
+from robustcli.metrics.class_scores import (
+    BINS,
+    Calibration,
+    ClassOutcome,
+    MacroF1,
+    calibration,
+    class_outcomes,
+    class_shares,
+    confusions,
+    is_correct,
+    macro_f1_with_interval,
+)
 from robustcli.metrics.columns import PIXEL_COLUMNS
-from robustcli.metrics.intervals import Bootstrap
+from robustcli.metrics.intervals import Bootstrap, Interval, wilson_interval
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.metrics.paired import smallest_p
 from robustcli.metrics.verdicts import (
@@ -29,11 +47,14 @@ from robustcli.metrics.verdicts import (
     ModelRows,
     Rank,
     Verdict,
+    agreements,
     claims,
+    flips,
     rank_probabilities,
     transform_verdicts,
     verdicts,
 )
+from robustcli.tasks.record import ModelRecord
 from robustcli.transforms.base import CLEAN
 
 CLEAN_CELL = (CLEAN.transform, CLEAN.severity)
@@ -167,7 +188,7 @@ class Statistics:
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables that are written to separate files, by file name."""
         levels = (("transform", self.verdicts), ("severity", self.severity_verdicts))
-        lines = [{"level": level} | _verdict(v) for level, table in levels for v in table]
+        lines = [{"level": level} | _verdict_fields(v) for level, table in levels for v in table]
         if not lines:
             return {}
         return {"verdicts.csv": pd.DataFrame(lines).astype({"severity": "Int64"})}
@@ -197,8 +218,8 @@ def statistics_json(statistics: Statistics, extra: Mapping[str, Any]) -> str:
         "correction": "Holm 1979, over all lines of a list of verdicts",
         "test": statistics.test,
         "claims": [asdict(claim) | {"sentence": claim.sentence()} for claim in statistics.claims],
-        "verdicts": [_verdict(verdict) for verdict in statistics.verdicts],
-        "severity_verdicts": [_verdict(verdict) for verdict in statistics.severity_verdicts],
+        "verdicts": [_verdict_fields(verdict) for verdict in statistics.verdicts],
+        "severity_verdicts": [_verdict_fields(verdict) for verdict in statistics.severity_verdicts],
         "ranking": [asdict(rank) for rank in statistics.ranking],
         **statistics.further_lists(),
         **extra,
@@ -206,5 +227,461 @@ def statistics_json(statistics: Statistics, extra: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
+def _verdict_fields(verdict: Verdict) -> dict[str, Any]:
     return asdict(verdict) | {"outcome": verdict.outcome}
+
+
+CLASS_IMAGES = 5
+"""Smallest number of clean images with which a class is listed among the worst and best classes."""
+MODELS_SHOWN, CLASSES_SHOWN, CONFUSIONS_SHOWN, PHOTOS_SHOWN = 5, 5, 10, 10
+
+
+@dataclass(frozen=True)
+class ClassNumbers:
+    """Scores of one class for one model.
+
+    Args:
+        model: The model.
+        target: Index of the class.
+        name: Name of the class.
+        n: Number of its clean images.
+        correct: Number of these that are classified correctly.
+        top1: Share of these that are classified correctly.
+        top1_low: Lower end of its 95 % Wilson interval.
+        top1_high: Upper end of its 95 % Wilson interval.
+        transformed_top1: Mean of the same share over all transforms and severities.
+        predicted: Number of clean images of any class that are predicted as this class.
+        precision: Share of the class among these; None if there are none. `top1` is the recall.
+        f1: Harmonic mean of precision and `top1`; 0 if no image is correct.
+    """
+
+    model: str
+    target: int
+    name: str
+    n: int
+    correct: int
+    top1: float
+    top1_low: float
+    top1_high: float
+    transformed_top1: float | None
+    predicted: int
+    precision: float | None
+    f1: float
+
+
+@dataclass(frozen=True)
+class ConfusionNumbers:
+    """How often a model predicts a wrong class for the images of another class.
+
+    Args:
+        model: The model.
+        target: Name of the true class.
+        prediction: Name of the predicted class.
+        clean: Number of clean images with this confusion.
+        transformed: Number of transformed images with this confusion, over all cells.
+        images: Number of transformed images of the true class, over all cells.
+    """
+
+    model: str
+    target: str
+    prediction: str
+    clean: int
+    transformed: int
+    images: int
+
+
+@dataclass(frozen=True)
+class HardPhoto:
+    """An image that models often classify wrongly.
+
+    Args:
+        image_id: The image.
+        target: Name of its class.
+        wrong: Number of wrong predictions, over all models and transforms, clean included.
+        answers: Number of predictions, over the same.
+        called: The most frequent wrong prediction.
+    """
+
+    image_id: str
+    target: str
+    wrong: int
+    answers: int
+    called: str
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A model's clean accuracy next to its published accuracy.
+
+    Args:
+        model: Name of the model in the run.
+        published: Published top-1, in [0, 1].
+        source: Source of the published number.
+        n: Number of images of the run.
+        top1: Clean accuracy of the run.
+        low: Lower end of its 95 % Wilson interval.
+        high: Upper end of its 95 % Wilson interval.
+        status: Whether the published number is `inside` or `outside` the interval; `not comparable`
+            if the images are not those of ImageNet's validation set.
+        images: Origin of the images, judged by their file names.
+        settings: The preprocessing and weights of the run, as text.
+    """
+
+    model: str
+    published: float
+    source: str
+    n: int
+    top1: float
+    low: float
+    high: float
+    status: Literal["inside", "outside", "not comparable"]
+    images: str
+    settings: str
+
+
+@dataclass(frozen=True)
+class ClassifierStatistics(Statistics):
+    """The statistics of an evaluation of classifiers."""
+
+    row_columns: ClassVar[Sequence[str]] = ("image_id", "target", "prediction")
+    test: ClassVar[str] = "McNemar's exact test; for means over severities the exact sign-flip test"
+
+    @property
+    def unit(self) -> str:
+        """See `Statistics.unit`: every image is an independent unit."""
+        return "image"
+
+    @property
+    def words(self) -> str:
+        """See `Statistics.words`."""
+        return "Test: McNemar's exact test; interval: Newcombe's paired interval."
+
+    @property
+    def mean_words(self) -> str:
+        """See `Statistics.mean_words`."""
+        return "each image's mean over them (exact sign-flip test, adjusted Wald interval)"
+
+    @staticmethod
+    def smallest_p(units: int) -> float:
+        """The smallest possible p-value with this number of units."""
+        return 2.0 ** (1 - units)
+
+    @staticmethod
+    def scores(rows: pd.DataFrame) -> NDArray[np.float64]:
+        """See `Statistics.scores`."""
+        return is_correct(rows).astype(np.float64)
+
+    @cached_property
+    def agreements(self) -> list[Agreement]:
+        """Agreement of each pair of models in each cell."""
+        return agreements(self.rows, common=True)
+
+    @cached_property
+    def flips(self) -> list[Flips]:
+        """Changes of each model's predictions by each cell, against the clean images."""
+        return flips(self.rows, CLEAN_CELL)
+
+    # Calibration of the confidences.
+
+    @cached_property
+    def calibration(self) -> dict[tuple[str, str, int], Calibration]:
+        """Calibration by model, transform and severity, of the cells that have rows."""
+        cells = {
+            (model, *cell): calibration(rows, self.bootstrap)
+            for model, of_model in self.rows.items()
+            for cell, rows in of_model.items()
+        }
+        return {key: numbers for key, numbers in cells.items() if numbers is not None}
+
+    # Hard classes and images.
+
+    @cached_property
+    def class_names(self) -> Mapping[int, str]:
+        """Names of all classes that are the target or prediction of an image, by class index."""
+        clean = self._clean_rows()
+        targets = {int(c) for rows in clean for c in pd.unique(rows["target"])}
+        answers = {
+            int(c)
+            for cells in self.rows.values()
+            for rows in cells.values()
+            for c in pd.unique(rows["prediction"])
+        }
+        known = _names(self.record.dataset.label_space)
+        folders = _class_folders(clean[0]) if clean else {}
+        return {
+            target: known[target] if target < len(known) else folders.get(target, f"class {target}")
+            for target in sorted(targets | answers)
+        }
+
+    def _clean_rows(self) -> list[pd.DataFrame]:
+        clean = (cells.get(CLEAN_CELL) for cells in self.rows.values())
+        return [rows for rows in clean if rows is not None and len(rows)]
+
+    @cached_property
+    def classes(self) -> list[ClassNumbers]:
+        """Scores of every class of every model, ordered by model and class index."""
+        return [line for model in self.rows for line in self._classes_of(model)]
+
+    def _classes_of(self, model: str) -> Iterator[ClassNumbers]:
+        cells = self.transformed[model].values()
+        shares = [{c.target: c.share for c in class_shares(rows)} for rows in cells if len(rows)]
+        clean = self.rows[model].get(CLEAN_CELL)
+        outcomes = {} if clean is None or clean.empty else _outcomes(clean)
+        for line in [] if clean is None or clean.empty else class_shares(clean):
+            under = [share[line.target] for share in shares if line.target in share]
+            yield ClassNumbers(
+                model,
+                line.target,
+                self.class_names[line.target],
+                line.n,
+                line.correct,
+                line.share,
+                *line.interval,
+                float(np.mean(under)) if under else None,
+                outcomes[line.target].predicted,
+                outcomes[line.target].precision,
+                outcomes[line.target].f1,
+            )
+
+    @cached_property
+    def macro_f1(self) -> dict[str, MacroF1]:
+        """Macro F1 on the clean images, by model; models without clean images are left out."""
+        scores = {
+            model: macro_f1_with_interval(cells[CLEAN_CELL], self.bootstrap)
+            for model, cells in self.rows.items()
+            if CLEAN_CELL in cells
+        }
+        return {model: score for model, score in scores.items() if score is not None}
+
+    @property
+    def extreme_classes(self) -> list[tuple[str, ClassNumbers]]:
+        """The worst and best classes of the first MODELS_SHOWN models, labelled `worst` or `best`.
+
+        The worst have the lowest upper ends of their intervals, the best the highest lower ends.
+        """
+        return [pair for model in list(self.rows)[:MODELS_SHOWN] for pair in self._extremes(model)]
+
+    def _extremes(self, model: str) -> list[tuple[str, ClassNumbers]]:
+        lines = [c for c in self.classes if c.model == model and c.n >= CLASS_IMAGES]
+        most = min(CLASSES_SHOWN, len(lines) // 2)
+        worst = sorted(lines, key=lambda c: (c.top1_high, c.transformed_top1 or 0.0))[:most]
+        other_lines = [c for c in lines if c not in worst]
+        best = sorted(other_lines, key=lambda c: (-c.top1_low, -(c.transformed_top1 or 0.0)))[:most]
+        return [*(("worst", line) for line in worst), *(("best", line) for line in best[::-1])]
+
+    @cached_property
+    def confusions(self) -> list[ConfusionNumbers]:
+        """The most frequent confusions of each model, over all transforms."""
+        return [line for model in self.rows for line in self._confusions_of(model)]
+
+    def _confusions_of(self, model: str) -> Iterator[ConfusionNumbers]:
+        cells = [rows for rows in self.transformed[model].values() if len(rows)]
+        clean = self.rows[model].get(CLEAN_CELL)
+        frames = cells or ([] if clean is None else [clean])
+        if not frames:
+            return
+        everything = pd.concat(frames)
+        sizes = everything["target"].value_counts()
+        for line in confusions(everything, CONFUSIONS_SHOWN):
+            clean_count = 0
+            if clean is not None:
+                is_same = clean["target"].eq(line.target) & clean["prediction"].eq(line.prediction)
+                clean_count = int(is_same.sum())
+            yield ConfusionNumbers(
+                model,
+                self.class_names[line.target],
+                self.class_names[line.prediction],
+                clean_count,
+                line.count if cells else 0,
+                int(sizes[line.target]) if cells else 0,
+            )
+
+    @cached_property
+    def hard_photos(self) -> list[HardPhoto]:
+        """The images with the highest share of wrong predictions.
+
+        Ties are ordered by the mean probability of the true class, lowest first.
+        """
+        frames = [rows for cells in self.rows.values() for rows in cells.values() if len(rows)]
+        if not frames:
+            return []
+        rows = pd.concat(frames, ignore_index=True)
+        rows["wrong"] = ~is_correct(rows)
+        by_image = rows.groupby("image_id", sort=True).agg(
+            wrong=("wrong", "sum"),
+            answers=("wrong", "size"),
+            target=("target", "first"),
+            probability=("target_probability", "mean"),
+        )
+        by_image["share"] = by_image["wrong"] / by_image["answers"]
+        order = ["share", "probability"]
+        hardest = by_image[by_image["wrong"] > 0].sort_values(
+            order, ascending=[False, True], kind="stable"
+        )
+        return [self._hard_photo(rows, line) for line in hardest.head(PHOTOS_SHOWN).itertuples()]
+
+    def _hard_photo(self, rows: pd.DataFrame, line: Any) -> HardPhoto:
+        answers = rows.loc[rows["image_id"].eq(line.Index) & rows["wrong"], "prediction"]
+        called = int(answers.mode().iloc[0])
+        names = self.class_names
+        return HardPhoto(
+            str(line.Index),
+            names[int(line.target)],
+            int(line.wrong),
+            int(line.answers),
+            names[called],
+        )
+
+    # Clean accuracy against the published accuracy, to detect a wrong set-up.
+
+    @cached_property
+    def anchors(self) -> list[Anchor]:
+        """One per model with a published ImageNet-1K accuracy.
+
+        Models whose weights cannot be the published ones are left out.
+        """
+        if self.record.dataset.label_space != "imagenet-1k":
+            return []
+        anchors = map(self._anchor, self.record.models)
+        return [anchor for anchor in anchors if anchor is not None]
+
+    def _anchor(self, model: ModelRecord) -> Anchor | None:
+        entry, clean = _published(model), self.rows[model.name].get(CLEAN_CELL)
+        if entry is None or entry.published is None or clean is None or clean.empty:
+            return None
+        published, correct, n = entry.published / 100, int(is_correct(clean).sum()), len(clean)
+        interval = wilson_interval(correct, n)
+        images = self._unlike_published or _whose_images(clean["image_id"])
+        return Anchor(
+            model.name,
+            published,
+            entry.source,
+            n,
+            correct / n,
+            *interval,
+            _status(published, interval) if images == _VALIDATION else "not comparable",
+            images,
+            _settings(model),
+        )
+
+    @property
+    def _unlike_published(self) -> str | None:
+        """Why the clean accuracy cannot be compared with the published one; None if it can."""
+        if self.record.dataset.several_labels:
+            return (
+                "images with several true classes (ReaL labels); the published value is for the "
+                "original labels"
+            )
+        if self.record.dataset.answers is not None:
+            return (
+                "predictions among a subset of the classes; the published value is for "
+                "predictions among all classes"
+            )
+        return None
+
+    # Files.
+
+    def further_lists(self) -> dict[str, Any]:
+        """See `Statistics.further_lists`."""
+        return {
+            "agreement": [
+                asdict(line)
+                | {"n": line.n, "share": line.share, "error_consistency": line.error_consistency}
+                for line in self.agreements
+            ],
+            "flips": [
+                asdict(line)
+                | {"n": line.n, "rate": line.rate}
+                | dict(zip(("rate_low", "rate_high"), line.rate_interval, strict=True))
+                for line in self.flips
+            ],
+            "calibration_bins": BINS,
+            "calibration": [
+                dict(zip(("model", "transform", "severity"), key, strict=True)) | asdict(numbers)
+                for key, numbers in self.calibration.items()
+            ],
+            "macro_f1": [{"model": m} | asdict(score) for m, score in self.macro_f1.items()],
+            "confusions": [asdict(line) for line in self.confusions],
+            "hard_photos": [asdict(line) for line in self.hard_photos],
+            "anchors": [asdict(line) for line in self.anchors],
+        }
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """See `Statistics.tables`."""
+        classes = pd.DataFrame(map(asdict, self.classes))
+        return super().tables() | ({} if classes.empty else {"classes.csv": classes})
+
+
+STATISTICS: Mapping[TaskName, type[Statistics]] = {"cls": ClassifierStatistics, "seg": Statistics}
+
+
+def _outcomes(rows: pd.DataFrame) -> dict[int, ClassOutcome]:
+    """The outcome of each class of `rows`, by class index."""
+    targets, predictions = (rows[name].to_numpy(int) for name in ("target", "prediction"))
+    return {line.target: line for line in class_outcomes(targets, predictions)}
+
+
+def _names(space: str) -> Sequence[str]:
+    """The class names of a bundled label space; empty for other label spaces."""
+    try:
+        return read_label_space(space).names
+    except UsageError:
+        return ()
+
+
+def _class_folders(rows: pd.DataFrame) -> dict[int, str]:
+    """The folder name of each class, by class index.
+
+    Classes whose images are in folders of different names are left out.
+    """
+    folders = rows["image_id"].astype(str).str.split("/").str[-2]
+    names = folders.groupby(rows["target"].to_numpy()).agg(["first", "nunique"])
+    return {int(t): str(name) for t, name, count in names.itertuples() if count == 1}
+
+
+# File names of ImageNet-1K's validation and training images.
+_VALIDATION = "images of ImageNet-1K's validation set"
+_NAMES = (
+    (re.compile(r"(?:.*/)?ILSVRC2012_val_\d{8}\.\w+"), _VALIDATION),
+    (
+        re.compile(r"(?:.*/)?n\d{8}_\d+\.\w+"),
+        "training images of ImageNet-1K, according to their names",
+    ),
+)
+_OTHERS = (
+    "images that are not named as ImageNet-1K's validation set (`ILSVRC2012_val_00000001.JPEG`); "
+    "samples of one photo per class are probably training images"
+)
+
+
+def _whose_images(image_ids: Iterable[str]) -> str:
+    ids = list(map(str, image_ids))
+    for pattern, words in _NAMES:
+        if all(pattern.fullmatch(image_id) for image_id in ids):
+            return words
+    return _OTHERS
+
+
+def _status(published: float, interval: Interval) -> Literal["inside", "outside"]:
+    return "inside" if interval.low <= published <= interval.high else "outside"
+
+
+def _published(model: ModelRecord) -> ModelEntry | None:
+    """The catalogue's entry for `model`, if its weights can be the published ones."""
+    if model.untrained or model.label_space != "imagenet-1k":
+        return None
+    for entry in CATALOGUE.values():
+        if model.builder == f"{entry.builder}:{entry.variant}" and entry.published is not None:
+            official = model.pretraining in (entry.pretraining, "unknown (weights from a file)")
+            return entry if official and not model.arguments else None
+    return None
+
+
+def _settings(model: ModelRecord) -> str:
+    steps = model.preprocessing.model_dump()
+    mean, std = (", ".join(f"{value:g}" for value in steps[name]) for name in ("mean", "std"))
+    resize = "no resize" if steps["resize"] is None else f"resize {steps['resize']}"
+    return (
+        f"{resize}, crop {steps['crop']}, {steps['interpolation']}, mean {mean}, std {std}, "
+        f"weights {model.weights}"
+    )

@@ -1,17 +1,18 @@
-"""The report of one training, and the results of several: numbers, figures, page."""
+"""The report of one training, and the results of several: numbers, figures, page, printed table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from robustcli.core.names import TaskName
 from robustcli.metrics.class_scores import confusion_matrix, reliability
 from robustcli.metrics.intervals import wilson_interval
 from robustcli.metrics.mask_scores import group_dice
-from robustcli.reports.console import training_table
+from robustcli.reports.evaluation_page import RELIABILITY_CAPTION, case_figures, class_pictures
 from robustcli.reports.figures.class_figures import (
     COUNTED_UP_TO,
     MOST_CONFUSED_CLASSES,
@@ -27,26 +28,28 @@ from robustcli.reports.figures.training_figures import (
     draw_scatter,
     draw_strips,
 )
-from robustcli.reports.gallery import RELIABILITY_CAPTION, case_figures, class_pictures
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import (
+    as_printed,
     counted,
     fraction,
     fraction_range,
     is_missing,
     with_range,
 )
-from robustcli.reports.pages import Page, to_csv
+from robustcli.reports.pages import Page, grid, in_ascii, to_csv
 from robustcli.reports.training_findings import (
     HeldOutResults,
+    Score,
     Spread,
     TrainingFindings,
     gain,
+    group_score,
     headline,
     pooled,
     read_training,
 )
-from robustcli.reports.zoo_rows import Baseline, Zoo, ZooRow, printed_of
+from robustcli.reports.zoo_findings import Baseline, Zoo, ZooRow, printed_of
 from robustcli.training.record import VALIDATIONS
 
 _MASKS = (
@@ -404,3 +407,72 @@ def _headline(training: TrainingFindings) -> str:
         score = headline(training)
         return "" if score is None else f"{fraction(score.dice)}{score.dice_range}"
     return "" if training.test is None else training.scoring.shown(training.test.numbers)
+
+
+def training_table(training: TrainingFindings) -> str:
+    """A training's result on its held-out images, and the baseline's on the same images."""
+    return in_ascii(_TRAINING_TABLES[training.record.task](training))
+
+
+def _mask_table(training: TrainingFindings) -> str:
+    """The table of a segmentation training, with the published scores.
+
+    The column `with foreground` is the mean over images that have foreground.
+    """
+    record, printed = training.record, printed_of(training.record)
+    relaxed = () if training.tolerance is None else ("relaxed_precision", "relaxed_recall")
+    of_classes = " and classes" if record.dataset.mask_classes else ""
+    held = ((record.network, training.test), ("otsu", training.baseline))
+    rows = [
+        (
+            *_held_out(name, test, f"{record.grouping}s{of_classes}"),
+            *(fraction(test.numbers[c]) for c in relaxed),
+        )
+        for name, test in held
+        if test is not None
+    ]
+    paper = pooled(training)
+    if paper is not None:
+        rows.append(_scored(record.network, paper.score, "", f"batches of {paper.batch}"))
+    if printed is not None:
+        numbers = (as_printed(printed.dice), "", "", as_printed(printed.iou), "")
+        rows.append((f"{record.network}, published", *numbers, "batches, LGG"))
+    header = (
+        "model",
+        "dice",
+        "95 % interval",
+        "with foreground",
+        "IoU",
+        "95 % interval",
+        "mean over",
+        *(column.replace("_", " ") for column in relaxed),
+    )
+    return grid(header, [(*row, *("",) * (len(header) - len(row))) for row in rows])
+
+
+def _held_out(name: str, held: HeldOutResults, over: str) -> tuple[str, ...]:
+    foreground = fraction(held.numbers["dice_foreground"])
+    return _scored(name, group_score(held.numbers), foreground, over)
+
+
+def _class_table(training: TrainingFindings) -> str:
+    scoring, test, baseline = training.scoring, training.test, training.baseline_numbers
+    if test is None or baseline is None:
+        return "Nothing is measured yet."
+    lines = [(training.record.network, test.numbers), (scoring.baseline, baseline)]
+    rows: list[tuple[str, ...]] = [
+        (name, scoring.shown(numbers), scoring.second_shown(numbers)) for name, numbers in lines
+    ]
+    return grid(("model", "top-1 (95 % interval)", "top-5"), rows)
+
+
+def _scored(name: str, score: Score, foreground: str, over: str) -> tuple[str, ...]:
+    dice = fraction_range(score.dice_low, score.dice_high, "-")
+    iou = fraction_range(score.iou_low, score.iou_high, "-")
+    return (name, fraction(score.dice), dice, foreground, fraction(score.iou), iou, over)
+
+
+_TRAINING_TABLES: Mapping[TaskName, Callable[[TrainingFindings], str]] = {
+    "cls": _class_table,
+    "seg": _mask_table,
+}

@@ -1,4 +1,4 @@
-"""The report on several trainings: one page, its figures, and files of numbers."""
+"""The report on several trainings: one page, its figures, files of numbers, printed table."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 
 from robustcli.core.errors import UsageError
 from robustcli.core.rundir import has_record
-from robustcli.reports.comparison_page import check_out
-from robustcli.reports.console import zoo_table
+from robustcli.reports.comparison import check_out
 from robustcli.reports.controls import control_pairs
 from robustcli.reports.figures.training_figures import draw_course_grid
 from robustcli.reports.figures.zoo_figures import (
@@ -21,16 +20,21 @@ from robustcli.reports.figures.zoo_figures import (
     draw_costs,
 )
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.numbers import is_missing
-from robustcli.reports.pages import Page, run_kind, to_csv
-from robustcli.reports.training_findings import TrainingFindings, read_training
+from robustcli.reports.numbers import (
+    duration,
+    is_missing,
+)
+from robustcli.reports.pages import Page, grid, in_ascii, run_kind, to_csv
+from robustcli.reports.training_findings import (
+    TrainingFindings,
+    read_training,
+)
 from robustcli.reports.training_page import (
     course_of,
     draw_dice_over_parameters,
     results_of_trainings,
 )
-from robustcli.reports.zoo_comparison import ZooComparison
-from robustcli.reports.zoo_rows import Zoo
+from robustcli.reports.zoo_findings import Zoo, ZooComparison
 from robustcli.training.record import read_seeds_record
 
 
@@ -255,4 +259,26 @@ def _cost_point(training: TrainingFindings, label: str) -> CostPoint:
         None if is_missing(low) else float(low),
         None if is_missing(high) else float(high),
         {name: float(cost) if cost else None for name, cost in costs.items()},
+    )
+
+
+def zoo_table(zoo: Zoo, comparison: ZooComparison) -> str:
+    """A table with a row per training, followed by the conclusions."""
+    scoring = zoo.trainings[0].scoring
+    header = ("training", "parameters", f"{scoring.measure.name} (95 % interval)", "epoch", "all")
+    rows: list[tuple[str, ...]] = [
+        (
+            zoo.label(training),
+            f"{training.record.parameters:,}",
+            "not measured" if training.test is None else scoring.shown(training.test.numbers),
+            duration(None if (spread := training.epoch_seconds) is None else spread.median),
+            duration(training.seconds),
+        )
+        for training in zoo.trainings
+    ]
+    sentences = [
+        f"Not compared with the others: {', '.join(s.labels)}." for s in comparison.sets[1:]
+    ]
+    return in_ascii(
+        "\n\n".join([grid(header, rows), "\n".join([*comparison.sentences, *sentences])])
     )

@@ -20,8 +20,8 @@ from robustcli.finetuning.finetune_plan import plan_finetuning
 from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.record import SWEEPS, read_finetune_record
 from robustcli.finetuning.selection import FreezeRule
-from robustcli.reports.console import finetune_table
 from robustcli.reports.finetuning_findings import read_finetuning
+from robustcli.reports.finetuning_page import finetune_table
 from robustcli.reports.render import render
 from tests.training.runs import TINY_VMAMBA as TINY
 from tests.training.runs import Recorder, tiny_classifier, words_of

@@ -9,15 +9,16 @@ import pandas as pd
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.reports import comparison_page
-from robustcli.reports.comparison import Comparison, read_comparison
-from robustcli.reports.comparison_page import (
+from robustcli.reports import comparison as comparison_module
+from robustcli.reports.comparison import (
+    Comparison,
     check_out,
     comparison_text,
     conclusions,
+    read_comparison,
     write_comparison,
 )
-from robustcli.reports.comparison_page import comparison_page as page_of
+from robustcli.reports.comparison import comparison_page as page_of
 from tests.builders import IDENTITY, build_run, imagenet_c, model, paper21
 from tests.reports.compared import PLAN, two_runs
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
@@ -102,7 +103,7 @@ def test_the_terminal_shows_the_same_numbers_in_ascii(comparison: Comparison) ->
 def test_of_many_pairs_some_are_shown(
     comparison: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison_page, "PAIRS_SHOWN", 1)
+    monkeypatch.setattr(comparison_module, "PAIRS_SHOWN", 1)
     text = comparison_text(comparison)
     assert text.count("p (Holm)") == 1
     assert "2 more pairs: see `--json`" in text

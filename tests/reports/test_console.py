@@ -4,16 +4,12 @@ from pathlib import Path
 
 from robustcli.evaluation.cell_table import table
 from robustcli.metrics.intervals import wilson_interval
-from robustcli.reports.console import (
-    MODELS_ABREAST,
-    TENSORS_SHOWN,
-    evaluation_table,
-    finetune_table,
-    grid,
-    training_table,
-)
+from robustcli.reports.evaluation_page import MODELS_ABREAST, evaluation_table
 from robustcli.reports.finetuning_findings import read_finetuning
+from robustcli.reports.finetuning_page import TENSORS_SHOWN, finetune_table
+from robustcli.reports.pages import grid
 from robustcli.reports.training_findings import read_training
+from robustcli.reports.training_page import training_table
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.finetune_runs import MAMBA, FinetunePlan, build_finetuning
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter

@@ -13,13 +13,12 @@ import pytest
 from scipy.stats import binomtest
 
 from robustcli.metrics.verdicts import holm
-from robustcli.reports.comparison import read_comparison
-from robustcli.reports.comparison_page import comparison_page, comparison_text
+from robustcli.reports.comparison import comparison_page, comparison_text, read_comparison
 from robustcli.reports.controls import control_pairs, median_step_seconds
 from robustcli.reports.training_findings import TrainingFindings, read_training
 from robustcli.reports.training_page import training_results
+from robustcli.reports.zoo_findings import Zoo
 from robustcli.reports.zoo_page import zoo_text
-from robustcli.reports.zoo_rows import Zoo
 from robustcli.training.record import TRAINING
 from tests.reports.page_parts import line_of
 from tests.reports.train_runs import TrainPlan, build_class_training, build_training

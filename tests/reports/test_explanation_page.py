@@ -16,7 +16,7 @@ from robustcli.explanation.methods import METHODS
 from robustcli.explanation.record import EXPLAINED_SCHEMA, EXPLANATION, read_explained_rows
 from robustcli.metrics.explanation_scores import flip_contrasts
 from robustcli.metrics.intervals import Bootstrap
-from robustcli.reports import explanation_panels
+from robustcli.reports import explanation_page as page_module
 from robustcli.reports.explanation_findings import (
     ERROR_OF,
     ExplanationFindings,
@@ -54,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a finished run of every kind of method, rendered with the pictures of one photo."""
     run = build_explanation(tmp_path_factory.mktemp("runs") / "explained", FULL_PLAN)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explanation_panels, "PANELS_SHOWN", 1)
+        patch.setattr(page_module, "PANELS_SHOWN", 1)
         render(run)
     return run
 
@@ -106,7 +106,7 @@ def test_a_report_is_the_same_again_and_needs_no_arrays_for_its_numbers(run: Pat
     assert r"\label{tab:shift}" in latex
     assert r"\textbf{+9.4 (" in latex
     before = (run / "panels/001-perspective.png").read_bytes()
-    explanation_panels.PanelDrawer(read_explanation(run)).panel(
+    page_module.PanelDrawer(read_explanation(run)).panel(
         1, *one_photo(run, "perspective"), "localised"
     )
     assert (run / "panels/001-perspective.png").read_bytes() == before
@@ -202,7 +202,7 @@ def test_a_partial_run_and_one_without_rows(tmp_path: Path) -> None:
 def test_names_are_shown_letter_for_letter(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(explanation_panels, "PANELS_SHOWN", 1)
+    monkeypatch.setattr(page_module, "PANELS_SHOWN", 1)
     plan = ExplainPlan(methods=("grad-cam",), images=1, name=name, labels=[name, *LABELS[1:]])
     run = build_explanation(tmp_path / "run", plan)
     render(run)
@@ -241,9 +241,9 @@ def test_a_map_that_is_not_finite_is_named_and_not_drawn(
     np.savez(path, **content)
     drawn_maps = []
     monkeypatch.setattr(
-        explanation_panels, "draw_explanation", lambda lines, *_, **__: drawn_maps.extend(lines)
+        page_module, "draw_explanation", lambda lines, *_, **__: drawn_maps.extend(lines)
     )
-    explanation_panels.draw_explanation_gallery(explanation)
+    page_module.draw_explanation_gallery(explanation)
     tiles = drawn_maps[1].tiles
     assert tiles[0].picture is None
     assert tiles[0].note == "no map: it is not finite"
@@ -251,7 +251,7 @@ def test_a_map_that_is_not_finite_is_named_and_not_drawn(
 
 
 def test_the_field_is_the_mean_over_images(run: Path) -> None:
-    influence, images = explanation_panels._mean_map(read_explanation(run), "erf")
+    influence, images = page_module._mean_map(read_explanation(run), "erf")
     maps = np.abs(np.load(next(run.glob("rows/*/erf/perspective-0/*.npz")))["maps"].astype(float))
     assert images == 18
     assert influence == pytest.approx(maps[::2].mean(axis=0))

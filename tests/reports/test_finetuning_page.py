@@ -12,7 +12,12 @@ import pytest
 from robustcli.finetuning.record import RuleRecord
 from robustcli.reports import finetuning_page
 from robustcli.reports.figures.freezing_figures import GradientCurve, Limit, ModeCourse, RulePoint
-from robustcli.reports.finetuning_findings import FinetuningFindings, read_finetuning
+from robustcli.reports.finetuning_findings import (
+    FinetuningFindings,
+    chosen_from,
+    read_finetuning,
+    saved,
+)
 from robustcli.reports.finetuning_page import (
     FinetuningGallery,
     curves,
@@ -23,7 +28,6 @@ from robustcli.reports.finetuning_page import (
     rule_limit,
     short_names,
 )
-from robustcli.reports.finetuning_words import chosen_from, saved
 from robustcli.reports.numbers import statistic
 from robustcli.tasks.record import MasksRecord
 from tests.reports.finetune_runs import (

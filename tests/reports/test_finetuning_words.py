@@ -10,16 +10,17 @@ import pytest
 
 from robustcli.finetuning.record import SWEEP, RuleRecord
 from robustcli.metrics.paired import MaskDifference, class_difference
-from robustcli.reports import finetuning_words
-from robustcli.reports.finetuning_findings import FinetuningFindings, read_finetuning
-from robustcli.reports.finetuning_page import finetuning_text
-from robustcli.reports.finetuning_words import (
+from robustcli.reports import finetuning_findings
+from robustcli.reports.finetuning_findings import (
+    FinetuningFindings,
     finetuning_summary,
     is_within,
+    read_finetuning,
     rule_label,
     rule_scope,
     statistic_name,
 )
+from robustcli.reports.finetuning_page import finetuning_text
 from robustcli.reports.numbers import mebibytes, megabytes, p_value, seconds
 from robustcli.reports.scoring import SCORINGS
 from tests.reports.finetune_runs import ROADS, FinetunePlan, build_finetuning
@@ -113,7 +114,9 @@ def test_the_conclusion_depends_on_interval_and_test(
 ) -> None:
     difference = MaskDifference(8, 8, (low + high) / 2, low, high, p, 2 / 2**8)
     monkeypatch.setattr(
-        finetuning_words, "against_full", lambda _, mode: difference if mode == "freeze" else None
+        finetuning_findings,
+        "against_full",
+        lambda _, mode: difference if mode == "freeze" else None,
     )
     assert text in words_of(findings)
 
@@ -137,7 +140,7 @@ def test_too_few_groups_for_a_small_p_are_named(
     findings: FinetuningFindings, monkeypatch: pytest.MonkeyPatch,
     difference: MaskDifference, text: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(finetuning_words, "against_full", lambda _, __: difference)
+    monkeypatch.setattr(finetuning_findings, "against_full", lambda _, __: difference)
     assert text in words_of(findings)
 
 
@@ -151,7 +154,7 @@ def test_the_reason_names_the_interval_and_test_of_classifiers() -> None:
     assert gap is not None
     assert gap.low > 0
     assert gap.p == pytest.approx(0.0703125)
-    text = finetuning_words._conclusion(
+    text = finetuning_findings._conclusion(
         gap.value, (gap.low, gap.high), gap.p, gap.smallest_p, SCORINGS["cls"]
     )
     assert text == (

@@ -9,17 +9,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from robustcli.reports import gallery
-from robustcli.reports.figures.images import Case
-from robustcli.reports.findings import read_findings
-from robustcli.reports.gallery import (
+from robustcli.reports import evaluation_page
+from robustcli.reports.evaluation_page import (
     ContactLines,
     Gallery,
     case_figures,
     contact_lines,
     draw_gallery,
 )
-from robustcli.reports.measure import DICE
+from robustcli.reports.figures.images import Case
+from robustcli.reports.findings import read_findings
+from robustcli.reports.scoring import DICE
 from robustcli.tasks.record import MaskPreprocessingRecord
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
@@ -28,7 +28,7 @@ from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 @pytest.fixture
 def drawn_cases(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
     result: list[Case] = []
-    monkeypatch.setattr(gallery, "draw_panels", lambda cases, path: result.extend(cases))
+    monkeypatch.setattr(evaluation_page, "draw_panels", lambda cases, path: result.extend(cases))
     return result
 
 

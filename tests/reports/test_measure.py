@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from robustcli.reports.measure import DICE, TOP1, extremes, representatives
+from robustcli.reports.scoring import DICE, TOP1, extremes, representatives
 
 
 def test_top1_is_told_in_percent_and_dice_as_a_fraction() -> None:

@@ -164,7 +164,7 @@ def test_only_trainings_are_compared(tmp_path: Path) -> None:
     ("module", "modules"),
     [
         ("robustcli.reports.render", ["torch", "timm", "imgaug", "cv2", "matplotlib.pyplot"]),
-        ("robustcli.reports.console", ["torch", "matplotlib"]),
+        ("robustcli.reports.comparison", ["torch", "matplotlib"]),
         ("robustcli.evaluation.cell_table", ["torch", "matplotlib", "scipy"]),
     ],
 )

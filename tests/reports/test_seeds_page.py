@@ -14,10 +14,14 @@ from robustcli.core.errors import UsageError
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.reports import seeds_page
 from robustcli.reports.figures.seed_figures import ScoreLine, SeedCourses
-from robustcli.reports.published_scores import PRINTED_ACCURACIES, published_score
 from robustcli.reports.render import document, render, zoo_document
 from robustcli.reports.run_export import read_run_export
-from robustcli.reports.seeds_findings import SeedsFindings, read_seeds
+from robustcli.reports.seeds_findings import (
+    PRINTED_ACCURACIES,
+    SeedsFindings,
+    published_score,
+    read_seeds,
+)
 from robustcli.reports.seeds_page import (
     draw_seeds_gallery,
     seeds_report,

@@ -21,8 +21,8 @@ from robustcli.evaluation.record import EVALUATION
 from robustcli.evaluation.store import Store, write_rows
 from robustcli.metrics.columns import PREDICTION_SCHEMA
 from robustcli.metrics.verdicts import holm
+from robustcli.reports.evaluation_page import images_of
 from robustcli.reports.findings import Findings, read_findings
-from robustcli.reports.gallery import images_of
 from robustcli.reports.render import render, report_page
 from robustcli.tasks.record import ModelRecord
 from robustcli.transforms.base import Cell

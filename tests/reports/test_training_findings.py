@@ -25,7 +25,7 @@ from robustcli.reports.training_findings import (
     read_training,
 )
 from robustcli.reports.training_page import SEGMENTER_COLUMNS, training_results
-from robustcli.reports.zoo_rows import other_experiment, published, table_one
+from robustcli.reports.zoo_findings import other_experiment, published, table_one
 from robustcli.training.procedures.base import paper_rows as paper_rows_paper_scores
 from robustcli.training.record import METRICS
 from tests.reports.train_runs import TrainPlan, build_training, paper_rows, training_record

@@ -12,7 +12,7 @@ from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import compare_masks_with_clean
 from robustcli.reports import training_page
 from robustcli.reports.figures.training_figures import Level, Point, Strip
-from robustcli.reports.measure import RELAXED
+from robustcli.reports.scoring import RELAXED
 from robustcli.reports.training_findings import TrainingFindings, gain, pooled, read_training
 from robustcli.reports.training_page import (
     TrainingGallery,
@@ -20,8 +20,8 @@ from robustcli.reports.training_page import (
     training_report,
     training_text,
 )
+from robustcli.reports.zoo_findings import Zoo
 from robustcli.reports.zoo_page import draw_zoo_gallery
-from robustcli.reports.zoo_rows import Zoo
 from robustcli.tasks.record import MasksRecord
 from robustcli.training.recipes import Patchwise
 from tests.reports.page_parts import assert_golden, assert_states, introduction, line_of, section

@@ -16,9 +16,8 @@ from robustcli.evaluation.record import EVALUATION
 from robustcli.reports import zoo_page
 from robustcli.reports.pages import write_page
 from robustcli.reports.training_findings import read_training
-from robustcli.reports.zoo_comparison import ZooComparison
+from robustcli.reports.zoo_findings import Zoo, ZooComparison
 from robustcli.reports.zoo_page import zoo_report, zoo_text
-from robustcli.reports.zoo_rows import Zoo
 from robustcli.training.record import ADDED, TRAINING
 from tests.reports.compared import rows_of
 from tests.reports.page_parts import line_of, section

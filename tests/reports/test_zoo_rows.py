@@ -8,8 +8,8 @@ import pytest
 
 from robustcli.core.errors import UsageError
 from robustcli.reports.training_findings import read_training
+from robustcli.reports.zoo_findings import Zoo, ZooRow
 from robustcli.reports.zoo_page import zoo_report, zoo_text
-from robustcli.reports.zoo_rows import Zoo, ZooRow
 from tests.reports.page_parts import assert_golden, line_of, section
 from tests.reports.train_runs import TrainPlan, build_training
 

@@ -21,9 +21,9 @@ from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.store import Store
 from robustcli.models.multiply_adds import count_multiply_adds
-from robustcli.reports.console import training_table
 from robustcli.reports.render import render
 from robustcli.reports.training_findings import read_training
+from robustcli.reports.training_page import training_table
 from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_training
 from robustcli.training.record import VALIDATIONS, read_train_record

@@ -20,7 +20,7 @@ from matplotlib.text import Text
 
 from robustcli.core.io import replacing
 from robustcli.core.names import printable
-from robustcli.reports.measure import Measure
+from robustcli.reports.scoring import Measure
 
 DPI = 150
 GREY = "#666666"

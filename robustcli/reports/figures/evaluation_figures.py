@@ -30,8 +30,8 @@ from robustcli.reports.figures.canvas import (
     styled,
     wrapped,
 )
-from robustcli.reports.measure import TOP1, Extremes, Measure
 from robustcli.reports.numbers import cell_label
+from robustcli.reports.scoring import TOP1, Extremes, Measure
 
 # The transforms with the best and worst scores, as grouped bars with 95 % intervals.
 

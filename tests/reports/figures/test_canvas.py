@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from robustcli.reports.figures.canvas import DPI, error_bars, look, save_figure, styled, wrapped
-from robustcli.reports.measure import DICE, TOP1
+from robustcli.reports.scoring import DICE, TOP1
 
 
 def test_models_differ_in_colour_marker_and_hatch_each() -> None:

@@ -23,7 +23,7 @@ from robustcli.reports.figures.evaluation_figures import (
     draw_ranks,
     draw_reliability,
 )
-from robustcli.reports.measure import DICE, extremes
+from robustcli.reports.scoring import DICE, extremes
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.figures.layout import (
     assert_no_overlap,

@@ -24,7 +24,7 @@ from robustcli.reports.figures.training_figures import (
     draw_strips,
     short,
 )
-from robustcli.reports.zoo_rows import table_one
+from robustcli.reports.zoo_findings import table_one
 from tests.reports.figures.layout import (
     assert_no_overlap,
     assert_nothing_clipped,
