@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from robustcli.adapters.catalogue import ModelRequest
-from robustcli.cli.progress import ConsoleListener
+from robustcli.cli.terminal import ConsoleListener
 from robustcli.data.labels import read_label_space
 from robustcli.explanation.config import ExplainConfig
 from robustcli.explanation.explaining import explain

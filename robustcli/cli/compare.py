@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 
 import click
 
-from robustcli.cli.shared_options import as_json, quiet
+from robustcli.cli.shared_options import as_json, quiet, typed_command
 from robustcli.cli.stored_places import PlacesCommand, RunPlace
 from robustcli.cli.terminal import say_safely
 
@@ -49,7 +47,7 @@ def command(
     from robustcli.reports import comparison as of_runs
     from robustcli.reports import seeds_comparison
 
-    typed = shlex.join(["robust", *sys.argv[1:]])
+    typed = typed_command()
     if seeds_comparison.names_seeds_only(runs):
         seeds = seeds_comparison.read_seeds_comparison(runs, force_common=force_common)
         text, document = seeds_comparison.seeds_comparison_text(seeds), seeds.as_json()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -126,7 +125,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     robust eval --model vmamba-pico --transform paper21
     robust eval --model vmamba-b --model swin-b --transform 'affine*' --data DIR --per-class 15
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    from robustcli.cli.progress import ConsoleListener
+    from robustcli.cli.terminal import ConsoleListener
     from robustcli.core.ranks import ranks
 
     config, first = _config(values), ranks().first
@@ -154,32 +153,19 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
 
 
 def _config(values: dict[str, Any]) -> EvalConfig:
-    import os
-
-    from robustcli.adapters.catalogue import ModelRequest
     from robustcli.core.errors import UsageError
     from robustcli.evaluation.config import EvalConfig
 
-    backend = values.pop("scan_backend")
-    if backend is not None:
-        os.environ["ROBUST_SCAN_BACKEND"] = backend
-    names = values.pop("models")
-    weights, untrained = values.pop("weights"), values.pop("untrained")
-    arguments = dict(values.pop("arguments"))
-    if len(names) > 1 and (weights is not None or arguments):
+    options.set_scan_backend(values)
+    first, *others = names = values.pop("models")
+    request = options.model_request(first, values)
+    if others and (request.weights is not None or request.arguments):
         raise UsageError(
             "`--weights` and `--model-arg` can only be used with one `--model`.",
             f"Got {len(names)} models.",
             "Run the command once for each model with the same `--out`: the results are added to "
             "one run.",
         )
-    overrides = ("resize", "crop", "interpolation", "mean", "std")
-    overridden = {name: values.pop(name) for name in overrides}
-    preprocessing = {name: value for name, value in overridden.items() if value is not None}
-    requests = tuple(
-        ModelRequest(name, weights, arguments, preprocessing, values["label_space"], untrained)
-        for name in names
-    )
+    requests = tuple(replace(request, name=name) for name in names)
     values["slurm"] = values["slurm"] or {}
-    typed = shlex.join(["robust", *sys.argv[1:]])
-    return EvalConfig(models=requests, command=typed, **values)
+    return EvalConfig(models=requests, command=options.typed_command(), **values)

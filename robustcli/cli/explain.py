@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +117,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     robust explain runs/eval-vmamba-pico-1a2b3c4d --worst 8 --method '*' --sanity
     robust explain --model vmamba-b --data DIR --transform perspective --class guacamole
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    from robustcli.cli.progress import ConsoleListener
+    from robustcli.cli.terminal import ConsoleListener
 
     config = _config(values)
     with ConsoleListener(quiet=quiet, unit="maps") as listener:
@@ -135,24 +133,18 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
 
 
 def _config(values: dict[str, Any]) -> ExplainConfig:
-    from robustcli.adapters.catalogue import ModelRequest
     from robustcli.core.errors import UsageError
     from robustcli.explanation.config import ExplainConfig
 
-    backend = values.pop("scan_backend")
-    if backend is not None:
-        os.environ["ROBUST_SCAN_BACKEND"] = backend
+    options.set_scan_backend(values)
     source: Path | None = values.pop("run")
-    name, weights = values.pop("model"), values.pop("weights")
-    untrained, arguments = values.pop("untrained"), dict(values.pop("arguments"))
-    overrides = ("resize", "crop", "interpolation", "mean", "std")
-    overridden = {key: values.pop(key) for key in overrides}
-    preprocessing = {key: value for key, value in overridden.items() if value is not None}
+    name: str | None = values.pop("model")
+    request = options.model_request(name or "", values)
     moved: tuple[Path, ...] = ()
     if source is not None:
         recorded = {
-            "--model-arg": arguments, "--untrained": untrained,
-            **{f"--{key}": value for key, value in preprocessing.items()},
+            "--model-arg": request.arguments, "--untrained": request.untrained,
+            **{f"--{key}": value for key, value in request.preprocessing.items()},
         }  # fmt: skip
         for option, value in recorded.items():
             if value:
@@ -162,12 +154,9 @@ def _config(values: dict[str, Any]) -> ExplainConfig:
                     "preprocessing.",
                     "Omit it, or explain the model with `--model NAME` instead of the run.",
                 )
-        moved, weights = () if weights is None else (weights,), None
-    requests: tuple[ModelRequest, ...] = ()
-    if name is not None:
-        requests = (
-            ModelRequest(name, weights, arguments, preprocessing, values["label_space"], untrained),
-        )
-    transforms = values.pop("transforms")
-    typed = shlex.join(["robust", *sys.argv[1:]])
-    return ExplainConfig(requests, transforms, source=source, moved=moved, command=typed, **values)
+        moved = () if request.weights is None else (request.weights,)
+        request = replace(request, weights=None)
+    return ExplainConfig(
+        () if name is None else (request,), values.pop("transforms"), source=source, moved=moved,
+        command=options.typed_command(), **values,
+    )  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -62,23 +60,14 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
     robust export vmamba-pico
     robust export runs/train-ulvm_v5-1a2b3c4d --format onnx --format torchscript --out EXPORTS
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    from robustcli.adapters.catalogue import ModelRequest
-    from robustcli.cli.progress import ConsoleListener
+    from robustcli.cli.terminal import ConsoleListener
     from robustcli.evaluation.exporting import ExportConfig, export
 
-    names = ("resize", "crop", "interpolation", "mean", "std")
-    overridden = {name: values.pop(name) for name in names}
-    request = ModelRequest(
-        values.pop("model"),
-        values.pop("weights"),
-        dict(values.pop("arguments")),
-        {name: value for name, value in overridden.items() if value is not None},
-        values.pop("label_space"),
-        values.pop("untrained"),
-    )
-    typed = shlex.join(["robust", *sys.argv[1:]])
+    request = options.model_request(values.pop("model"), values)
+    del values["label_space"]
+    config = ExportConfig(request, command=options.typed_command(), **values)
     with ConsoleListener(quiet=quiet) as listener:
-        files = export(ExportConfig(request, command=typed, **values), listener)
+        files = export(config, listener)
     if as_json:
         documents = [{"path": str(f.path), **f.sidecar.model_dump(mode="json")} for f in files]
         print_document(str(files[0].path), documents)

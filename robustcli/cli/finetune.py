@@ -101,7 +101,7 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     robust finetune umamba --pretrained FOLDER --data DIR --iterations 6000
     robust finetune vmamba-pico
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    from robustcli.cli.progress import ConsoleListener
+    from robustcli.cli.terminal import ConsoleListener
 
     config = _config(values)
     with ConsoleListener(quiet=quiet, unit="images") as listener:

@@ -55,13 +55,6 @@ def command(
         click.echo("Any timm name works too, with its tag; and smp:ARCHITECTURE/ENCODER.")
 
 
-def names_of(kind: str, task: str | None = None) -> list[str]:
-    """Names that `robust list KIND` shows; for models only those of `task`, if given."""
-    rows = _ROWS[kind]()
-    of_task = [row for row in rows if row.get("task") == task]
-    return [str(row["name"]).removeprefix("--recipe ") for row in of_task or rows]
-
-
 def _models() -> list[ListedRow]:
     from robustcli.adapters.catalogue import CATALOGUE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,7 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
     robust predict --model ulvm_v5 --weights FILE --data DIR --out MASKS
     """  # noqa: D301  click reads the backspace: keep these lines apart
     from robustcli.adapters.load import entry_of
-    from robustcli.cli.progress import ConsoleListener
+    from robustcli.cli.terminal import ConsoleListener
 
     places = (*values["photos"], *values["data"])
     if not places:
@@ -91,7 +91,7 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
             "",
             "Pass folders or files: `robust predict --model M photos/`.",
         )
-    request = _request(values)
+    request = replace(options.model_request(values["model"], values), number_classes=True)
     is_classifier = entry_of(request, offline=values["offline"]).task == "cls"
     _check_options(values, is_classifier=is_classifier)
     unit = "photos" if is_classifier else "masks"
@@ -132,21 +132,6 @@ def _check_options(values: dict[str, Any], *, is_classifier: bool) -> None:
             f"`{values['model']}` is a segmenter, which writes a mask for every image.",
             "Specify the folder for the masks with `--out`.",
         )
-
-
-def _request(values: dict[str, Any]) -> ModelRequest:
-    from robustcli.adapters.catalogue import ModelRequest
-
-    names = ("resize", "crop", "interpolation", "mean", "std")
-    return ModelRequest(
-        values["model"],
-        values["weights"],
-        dict(values["arguments"]),
-        {name: values[name] for name in names if values[name] is not None},
-        values["label_space"],
-        values["untrained"],
-        number_classes=True,
-    )
 
 
 # Masks.

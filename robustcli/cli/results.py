@@ -15,7 +15,7 @@ from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import RobustError
 
 if TYPE_CHECKING:
-    from robustcli.cli.progress import ConsoleListener
+    from robustcli.cli.terminal import ConsoleListener
 
 
 class PrintablePlan(Protocol):

@@ -7,12 +7,15 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from robustcli.cli.stored_places import LocalPath, RunPlace
+
+if TYPE_CHECKING:
+    from robustcli.adapters.catalogue import ModelRequest
 
 CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
 
@@ -38,13 +41,27 @@ def completing(kind: Literal["models", "transforms", "recipes"]) -> Callable[...
     def complete(
         ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        from robustcli.cli.list_command import names_of
-
-        names = names_of(kind, task=ctx.info_name)
+        names = _names_of(kind, task=ctx.info_name)
         fitting = [CompletionItem(name) for name in names if name.startswith(incomplete)]
         return fitting or [CompletionItem(incomplete, type="file")]
 
     return complete
+
+
+def _names_of(kind: Literal["models", "transforms", "recipes"], task: str | None) -> list[str]:
+    """The names of `robust list KIND`; if `task` is that of models, only their names."""
+    if kind == "transforms":
+        from robustcli.transforms.registry import transforms
+
+        return [transform.name for transform in transforms()]
+    if kind == "recipes":
+        from robustcli.training.recipes import listed
+
+        return [name.removeprefix("--recipe ") for name, *_ in listed()]
+    from robustcli.adapters.catalogue import CATALOGUE
+
+    of_task = [entry.name for entry in CATALOGUE.values() if entry.task == task]
+    return of_task or list(CATALOGUE)
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.4
@@ -209,6 +226,7 @@ split = click.option(
     "--split", type=click.Choice(["auto", "all", "train", "val", "test"]), default="auto",
     show_default=True, help="Split of the data; auto excludes images that a model was trained on.",
 )  # fmt: skip
+_PREPROCESSING = ("resize", "crop", "interpolation", "mean", "std")
 preprocessing = together(
     click.option("--resize", type=click.IntRange(1),
                  help="Resize the shorter side to this many pixels."),
@@ -297,9 +315,37 @@ run = together(
 def settings(options: dict[str, Any]) -> dict[str, Any]:
     """Converts the options of a training to fields of its configuration; sets the scan backend."""
     fields = dict(options)
-    backend = fields.pop("scan_backend")
+    set_scan_backend(fields)
+    fields["model_args"] = dict(fields["model_args"])
+    fields["command"] = typed_command()
+    return fields
+
+
+# Values of several options.
+
+
+def set_scan_backend(values: dict[str, Any]) -> None:
+    """Removes `--scan-backend` from `values`, and sets it for this process and its children."""
+    backend = values.pop("scan_backend")
     if backend is not None:
         os.environ["ROBUST_SCAN_BACKEND"] = backend
-    fields["model_args"] = dict(fields["model_args"])
-    fields["command"] = shlex.join(["robust", *sys.argv[1:]])
-    return fields
+
+
+def model_request(name: str, values: dict[str, Any]) -> ModelRequest:
+    """The model `name`; removes its options from `values`, except `--label-space`."""
+    from robustcli.adapters.catalogue import ModelRequest
+
+    overridden = {option: values.pop(option) for option in _PREPROCESSING}
+    return ModelRequest(
+        name,
+        values.pop("weights"),
+        dict(values.pop("arguments")),
+        {option: value for option, value in overridden.items() if value is not None},
+        values["label_space"],
+        values.pop("untrained"),
+    )
+
+
+def typed_command() -> str:
+    """The command line of this process, for records."""
+    return shlex.join(["robust", *sys.argv[1:]])

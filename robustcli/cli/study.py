@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from robustcli.cli.shared_options import Assignment, Numbers
 from robustcli.cli.stored_places import LocalPath, PlacesCommand
 from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import GateError, UsageError
@@ -410,10 +411,10 @@ class _Reader:
             return flag
         if parameter.multiple or parameter.nargs == -1:
             nodes = node.value if node.id == "sequence" else [node]
-            if node.id == "mapping" and isinstance(parameter.type, _assignments()):
+            if node.id == "mapping" and isinstance(parameter.type, Assignment):
                 return tuple(f"{_text(key)}={_text(value)}" for key, value in node.value)
             return tuple(self._located(parameter, _text(item)) for item in nodes)
-        if node.id == "sequence" and isinstance(parameter.type, _numbers()):
+        if node.id == "sequence" and isinstance(parameter.type, Numbers):
             return ",".join(map(_text, node.value))
         if node.id == "sequence":
             raise click.UsageError(
@@ -466,18 +467,6 @@ def _is_path(name: str | None, text: str, base: Path) -> bool:
 
         return canonical(text) not in map(canonical, CATALOGUE) and (path / "run.json").is_file()
     return False
-
-
-def _assignments() -> type:
-    from robustcli.cli.shared_options import Assignment
-
-    return Assignment
-
-
-def _numbers() -> type:
-    from robustcli.cli.shared_options import Numbers
-
-    return Numbers
 
 
 def _key(parameter: click.Parameter) -> str:

@@ -105,7 +105,7 @@ def cls(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
 
 
 def _train(settings: dict[str, Any], as_json: bool, quiet: bool, dry_run: bool) -> None:
-    from robustcli.cli.progress import ConsoleListener
+    from robustcli.cli.terminal import ConsoleListener
     from robustcli.training.config import TrainConfig
 
     config = TrainConfig(**settings)

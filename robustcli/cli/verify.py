@@ -64,15 +64,11 @@ def command(run: Path, as_json: bool, quiet: bool, **values: Any) -> None:
     Exit code 0: reproduced. 1: not reproduced; the image, transform and model are named. 3: the
     data or weights are missing.
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    import os
-
-    from robustcli.cli.progress import ConsoleListener
+    from robustcli.cli.terminal import ConsoleListener
     from robustcli.verification.recorded_run import VerifyConfig
     from robustcli.verification.verification import verify
 
-    backend = values.pop("scan_backend")
-    if backend is not None:
-        os.environ["ROBUST_SCAN_BACKEND"] = backend
+    options.set_scan_backend(values)
     values["sample"] = values["sample"] or None
     with ConsoleListener(quiet=quiet) as listener:
         result = verify(VerifyConfig(run, **values), listener)

@@ -1,4 +1,4 @@
-"""Builds a small set of images with masks and a fast evaluation of Otsu's threshold on it."""
+"""Images with masks, a fast evaluation of Otsu's threshold on them, and an untrained training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import numpy as np
 from PIL import Image
 
 from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.load import load
+from robustcli.adapters.training_run import WeightsHeader, write_weights
 from robustcli.data.dataset import Dataset
 from robustcli.data.sources import Masks, open_dataset
+from robustcli.data.splits import split_dataset, write_splits
 from robustcli.evaluation.config import EvalConfig
 from tests.evaluation import photos
 
@@ -61,3 +64,18 @@ def make_roads(folder: Path) -> Path:
 def config(data: Path, out: Path, *transforms: str, **changes: object) -> EvalConfig:
     """Returns the settings of a fast evaluation of Otsu's threshold in this process."""
     return photos.config(data, out, *transforms, **({"models": (OTSU,)} | changes))
+
+
+NETWORK = "ulvm_v2"
+
+
+def make_training(run: Path, index: Dataset, *, seed: int = 0) -> Path:
+    """Writes weights, header and splits of a training of ulvm_v2 on `index` to `run`."""
+    network = load(ModelRequest(NETWORK, untrained=True), "seg", seed=seed).network
+    header = WeightsHeader(
+        model=NETWORK, window=64, channels="rgb", threshold=0.5, protocol="patient",
+        trained_on=index.digest, images_sha256="0" * 64,
+    )  # fmt: skip
+    write_weights(run / "weights.safetensors", network.state_dict(), header)
+    write_splits(run / "splits.csv", split_dataset(index, seed=seed))
+    return run

@@ -1,14 +1,34 @@
-"""The task is determined by the models."""
+"""Task and names of the models of one run: distinct by their paths, and equal in every command."""
 
 from __future__ import annotations
 
-import pytest
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from robustcli import create_model
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.load import resolve
+from robustcli.adapters.training_run import ClassifierHeader, write_weights
 from robustcli.core.errors import UsageError
-from robustcli.evaluation.look_up import task_of
+from robustcli.data.labels import read_label_space
+from robustcli.evaluation import evaluate
+from robustcli.evaluation.evaluate import run_evaluation
+from robustcli.evaluation.look_up import called, distinct_names, task_of
+from robustcli.evaluation.record import read_record
+from robustcli.evaluation.store import Store
 from robustcli.tasks.classification import ClassificationTask
+from robustcli.tasks.record import ModelRecord
 from robustcli.tasks.segmentation import SegmentationTask
+from robustcli.transforms.base import CLEAN
+from tests.evaluation.photos import CROP32, config, make_photos
+from tests.training.runs import TINY_VMAMBA
 
 
 def test_the_models_determine_the_task():
@@ -24,4 +44,155 @@ def test_both_in_one_run_are_refused(names):
         task_of([resolve(name) for name in names])
     assert (
         "`vmamba-pico` needs images with classes, and `unet` needs images with masks" in e.value.why
+    )
+
+
+def runs(*places: str) -> list[ModelRequest]:
+    for place in places:
+        Path(place).mkdir(parents=True, exist_ok=True)
+        weights = {"weight": torch.tensor(list(place.encode()))}
+        save_file(weights, Path(place) / "weights.safetensors")
+    return [ModelRequest(place) for place in places]
+
+
+def names_of(requests: Sequence[ModelRequest], recorded: Sequence[ModelRecord] = ()) -> list[str]:
+    usual_names = [Path(request.name).name for request in requests]
+    return list(distinct_names(requests, usual_names, recorded))
+
+
+def recorded(name: str, run: str, digest: str = "") -> ModelRecord:
+    weights = f"{run}/weights.safetensors"
+    return ModelRecord.model_construct(name=name, weights=weights, weights_sha256=digest)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+@pytest.mark.parametrize(
+    ("places", "names"),
+    [
+        (("a/seed-0", "b/seed-1"), ["seed-0", "seed-1"]),
+        (("a/seed-0", "b/seed-0"), ["a/seed-0", "b/seed-0"]),
+        (("a/full", "b/full", "b/lora"), ["a/full", "b/full", "lora"]),
+        (("x/a/full", "y/a/full", "x/b/full"), ["x/a/full", "y/a/full", "b/full"]),
+        (("a/Seed-0", "b/seed-0"), ["a/Seed-0", "b/seed-0"]),
+        (("a/b-c", "x/a-b-c", "y/b-c"), ["work/a/b-c", "x/a-b-c", "y/b-c"]),
+    ],
+)
+def test_each_name_has_as_many_path_parts_as_distinguish_it(places, names):
+    requests = runs(*places)
+    for order in itertools.permutations(range(len(places))):
+        assert names_of([requests[n] for n in order]) == [names[n] for n in order]
+
+
+def test_a_run_that_is_called_like_another_model_gives_way():
+    requests = [ModelRequest("vmamba-pico"), *runs("mine/vmamba_pico")]
+    assert list(distinct_names(requests, ["vmamba-pico", "vmamba_pico"])) == [
+        "vmamba-pico",
+        "vmamba_pico",
+    ]
+    assert list(distinct_names(requests, ["vmamba-pico", "vmamba-pico"])) == [
+        "vmamba-pico",
+        "mine/vmamba_pico",
+    ]
+
+
+def test_exported_files_of_one_name_are_told_apart(tmp_path):
+    requests = [ModelRequest("a/model.onnx"), ModelRequest(str(tmp_path / "b" / "model.onnx"))]
+    assert names_of(requests) == ["a/model.onnx", "b/model.onnx"]
+
+
+@pytest.mark.parametrize("second", ["a/seed-0", "b/../a/seed-0"])
+def test_one_run_given_twice_is_refused(second):
+    requests = runs("a/seed-0", "b/seed-0")[:1]
+    with pytest.raises(UsageError, match="was given twice"):
+        names_of([*requests, ModelRequest(second)])
+
+
+def test_a_model_of_the_folder_keeps_its_name_there():
+    a, b = runs("a/seed-0", "b/seed-0")
+    first = [recorded("seed-0", "a/seed-0")]
+    assert names_of([b, a], first) == ["b/seed-0", "seed-0"]
+    assert names_of([b], first) == ["b/seed-0"]
+    both_models = [recorded("a/seed-0", "a/seed-0"), recorded("b/seed-0", "b/seed-0")]
+    assert names_of([a], both_models) == ["a/seed-0"]
+
+
+def test_a_copy_or_a_moved_run_keeps_its_name(tmp_path):
+    a, b, c = runs("a/seed-0", "b/seed-0", "c/seed-0")
+    digest = state_digest({"weight": torch.tensor(list(b"b/seed-0"))})
+    moved_copy = recorded("seed-0", "a/seed-0", digest)
+    assert names_of([b], [moved_copy]) == ["seed-0"]
+    assert names_of([a, b], [moved_copy]) == ["seed-0", "b/seed-0"]
+    other_model = recorded("seed-0", "a/seed-0", "another digest")
+    assert names_of([b], [other_model]) == ["b/seed-0"]
+    assert names_of([c], [recorded("seed-0", "moved/seed-0")]) == ["seed-0"]
+
+
+def test_only_other_names_than_usual_are_announced():
+    requests, messages = runs("a/seed-0", "c/lora"), []
+    result = called(requests, ("a/seed-0", "lora"), ("seed-0", "lora"), messages.append)
+    assert [request.called for request in result] == ["a/seed-0", None]
+    assert "`a/seed-0`" in messages[0]
+    assert "lora" not in messages[0]
+    assert called(requests, ("x", "y"), ("x", "y"), messages.append) == tuple(requests)
+    assert len(messages) == 1
+
+
+def untrained_run(place: str, seed: int) -> ModelRequest:
+    """Returns untrained weights under the header of a training."""
+    arguments = {**TINY_VMAMBA, "num_classes": 10}
+    torch.manual_seed(seed)
+    state = create_model("vmamba-pico", **arguments).state_dict()
+    state["classifier.head.weight"] = torch.randn_like(state["classifier.head.weight"])
+    space = read_label_space("cifar10")
+    header = ClassifierHeader(
+        model="vmamba-pico", arguments=arguments, window=32, trained_on="elsewhere",
+        images_sha256="", label_space="cifar10", classes=space.ids, class_names=space.names,
+        preprocessing=asdict(CROP32),
+    )  # fmt: skip
+    Path(place).mkdir(parents=True)
+    write_weights(Path(place) / "weights.safetensors", state, header)
+    return ModelRequest(place)
+
+
+def test_two_runs_of_one_name_are_evaluated_together_and_go_on_in_any_order(tmp_path, monkeypatch):
+    photos = make_photos(tmp_path / "photos", per_class=1)
+    a, b = untrained_run("a/seed-0", 0), untrained_run("b/seed-0", 1)
+    run = run_evaluation(config(photos, tmp_path / "both", models=(a, b)))
+    assert [model.name for model in read_record(run).models] == ["a/seed-0", "b/seed-0"]
+    assert sorted(path.name for path in (run / "predictions").iterdir()) == [
+        "model=a-seed-0",
+        "model=b-seed-0",
+    ]
+    for request in (a, b):
+        single_run = run_evaluation(config(photos, tmp_path / request.name[0], models=(request,)))
+        assert [model.name for model in read_record(single_run).models] == ["seed-0"]
+        rows = [
+            Store(folder).rows(name, CLEAN, "cls")
+            for folder, name in ((single_run, "seed-0"), (run, request.name))
+        ]
+        assert rows[0].equals(rows[1])
+        assert not rows[0]["probability"].equals(rows[0]["target_probability"])
+    first, second = (Store(run).rows(name, CLEAN, "cls") for name in ("a/seed-0", "b/seed-0"))
+    assert not first["probability"].equals(second["probability"])
+    monkeypatch.setattr(evaluate, "batch_stream", None)  # an error if anything is computed
+    for models in ((b, a), (b,)):
+        run_evaluation(config(photos, run, models=models))
+    assert [model.name for model in read_record(run).models] == ["a/seed-0", "b/seed-0"]
+
+
+def test_a_second_run_of_the_same_name_joins_a_finished_evaluation(tmp_path):
+    photos = make_photos(tmp_path / "photos", per_class=1)
+    a, b = untrained_run("a/seed-0", 0), untrained_run("b/seed-0", 1)
+    run = run_evaluation(config(photos, tmp_path / "run", models=(a,)))
+    before = Store(run).rows("seed-0", CLEAN, "cls")
+    run_evaluation(config(photos, run, models=(b, a)))
+    assert [model.name for model in read_record(run).models] == ["seed-0", "b/seed-0"]
+    assert Store(run).rows("seed-0", CLEAN, "cls").equals(before)
+    assert (
+        not Store(run).rows("b/seed-0", CLEAN, "cls")["probability"].equals(before["probability"])
     )

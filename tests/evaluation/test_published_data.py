@@ -1,18 +1,25 @@
-"""Evaluations of data sets in the layouts of their publishers."""
+"""Evaluations of data sets in the layouts of their publishers.
+
+With LAION-C's superclasses, the prediction is the superclass with the highest mean.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
+import robustcli
 from robustcli.core.errors import UsageError
+from robustcli.data.natural_shifts import laion_c
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record
 from robustcli.evaluation.store import Store
 from robustcli.reports.evaluation_page import evaluation_report
-from robustcli.transforms.base import CLEAN
+from robustcli.transforms.base import CLEAN, Cell
 from tests.data.published_files import CIFAR10, cifar_images, write_cifar10
 from tests.evaluation.photos import CLASSES, config, make_photos
 from tests.training.runs import Recorder
@@ -76,3 +83,96 @@ def test_answers_among_the_classes_of_the_data_are_recorded_and_never_mixed(tmp_
     assert "Models predict only the 4 classes of the data" in text
     with pytest.raises(UsageError, match=r"Models could predict other classes.*--answers"):
         run_evaluation(config(photos, tmp_path / "run"))
+
+
+PREPROCESSING = {"resize": 8, "crop": 8, "mean": (0, 0, 0), "std": (1, 1, 1)}
+
+
+class Colours(nn.Module):
+    """Returns logits of 1,000 classes that are linear in the mean colour."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 1000)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(3)
+            self.head.weight.copy_(4 * torch.randn(1000, 3, generator=generator))
+
+    def forward(self, x):
+        return self.head(x.mean((2, 3)))
+
+
+def colour(number, level):
+    return np.random.default_rng((number, level)).integers(0, 256, 3).astype(np.uint8)
+
+
+def write_level(folder, level):
+    for number, name in enumerate(laion_c().space.ids):
+        (folder / name).mkdir(parents=True)
+        pixels = np.tile(colour(number, level), (8, 8, 1))
+        Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def network():
+    return Colours().eval()
+
+
+def expected_predictions(network, level):
+    """Computes the mean probability over the classes of each superclass, as its authors do."""
+    predictions = {}
+    for number in range(16):
+        image = torch.tensor(colour(number, level) / 255, dtype=torch.float32).view(1, 3, 1, 1)
+        with torch.no_grad():
+            probabilities = network(image).double().softmax(1)[0].numpy()
+        means = np.array([probabilities[list(indices)].mean() for indices in laion_c().members])
+        predictions[number] = int(means.argmax()), means / means.sum()
+    return predictions
+
+
+def test_published_intensities_are_transforms_answered_with_superclasses(tmp_path, network):
+    clean = write_level(tmp_path / "clean", 0)
+    for level in (1, 4):
+        write_level(tmp_path / "laion-c" / "mosaic" / f"intensity_level_{level}", level)
+    run = robustcli.evaluate(
+        network, str(clean), ["published_mosaic"], out=tmp_path / "run",
+        published=[tmp_path / "laion-c"], preprocessing=PREPROCESSING,
+        label_space="imagenet-1k", workers=0, device="cpu",
+    )  # fmt: skip
+    record = read_record(tmp_path / "run")
+    assert record.dataset.label_space == "laion-c"
+    assert record.dataset.members == [list(indices) for indices in laion_c().members]
+    name = record.models[0].name
+    for cell in (CLEAN, Cell("published_mosaic", 1), Cell("published_mosaic", 4)):
+        rows = Store(tmp_path / "run").rows(name, cell, "cls").sort_values("target")
+        expected = expected_predictions(network, cell.severity)
+        assert rows["prediction"].tolist() == [expected[n][0] for n in range(16)]
+        np.testing.assert_allclose(
+            rows["target_probability"], [expected[n][1][n] for n in range(16)], rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            rows["probability"], [expected[n][1].max() for n in range(16)], rtol=1e-5
+        )
+        assert rows["top5"].map(len).eq(5).all()
+    assert "published_mosaic" in str(run.table())
+
+
+def test_a_run_with_other_superclasses_is_not_continued(tmp_path, network):
+    from robustcli.tasks.record import dataset_differences
+
+    folder = write_level(tmp_path / "clean", 0)
+    options = {"preprocessing": PREPROCESSING, "label_space": "imagenet-1k", "workers": 0}
+    robustcli.evaluate(network, str(folder), ["identity"], out=tmp_path / "run", **options)
+    record = read_record(tmp_path / "run").dataset
+    other_record = record.model_copy(update={"members": [[1, 2]] * 16})
+    assert list(dataset_differences(record, record, "")) == []
+    assert any("superclasses" in line for line in dataset_differences(record, other_record, ""))
+
+
+def test_models_of_other_classes_do_not_get_superclasses(tmp_path):
+    folder = write_level(tmp_path / "clean", 0)
+    with pytest.raises(UsageError, match="cifar10"):
+        robustcli.evaluate(
+            "vmamba-pico", str(folder), ["identity"], out=tmp_path / "run", workers=0
+        )

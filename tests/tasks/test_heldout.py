@@ -14,8 +14,7 @@ from robustcli.core.errors import UsageError
 from robustcli.data.dataset import Dataset, FileRef, Sample
 from robustcli.data.sources import Classes, open_dataset
 from robustcli.tasks.heldout import TrainingData, choose_part, read_parts, training_data
-from tests.evaluation.cells import OTSU, pairs_in
-from tests.evaluation.trained import make_training
+from tests.evaluation.cells import OTSU, make_training, pairs_in
 from tests.training.images import write_photos
 
 IDS = [f"{number}.png" for number in range(10)]

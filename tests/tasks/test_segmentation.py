@@ -42,9 +42,8 @@ from robustcli.tasks.segmentation import (
 )
 from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import image_seed, resolve_transforms
-from tests.evaluation.cells import OTSU, config, make_pairs, make_roads, pairs_in
+from tests.evaluation.cells import OTSU, config, make_pairs, make_roads, make_training, pairs_in
 from tests.evaluation.test_evaluate import contents, small_blocks
-from tests.evaluation.trained import make_training
 
 MASKS = Masks(surveyed=False)
 

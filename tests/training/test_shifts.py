@@ -12,9 +12,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from robustcli.adapters.preprocessing import CIFAR10
-from robustcli.core.draws import below, stream_bits, stream_keys
 from robustcli.core.errors import UsageError
-from robustcli.core.seeds import identity_seed
+from robustcli.core.seeds import below, identity_seed, stream_bits, stream_keys
 from robustcli.training import shifts as module
 from robustcli.training.datamodule import BatchSettings, Decoded, DecodedSubset
 from robustcli.training.procedures.photos import photo_data

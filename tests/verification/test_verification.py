@@ -21,9 +21,8 @@ from robustcli.data.sources import Masks, open_dataset
 from robustcli.evaluation.evaluate import evaluate
 from robustcli.verification.recorded_run import VerifyConfig
 from robustcli.verification.verification import Verification, verify
-from tests.evaluation.cells import OTSU, make_pairs
+from tests.evaluation.cells import OTSU, make_pairs, make_training
 from tests.evaluation.photos import config, make_photos
-from tests.evaluation.trained import make_training
 
 BLOCK = "predictions/model=vmamba-pico/transform=additive_gaussian_noise/severity=0"
 

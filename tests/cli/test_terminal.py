@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from robustcli.cli import progress
-from robustcli.cli.progress import ConsoleListener
+from robustcli.cli import terminal
+from robustcli.cli.terminal import ConsoleListener
 
 Captured = pytest.CaptureFixture[str]
 
@@ -26,7 +26,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=clock.monotonic))
     return clock
 
 
