@@ -1,4 +1,4 @@
-"""Where downloads are kept."""
+"""Named data sets: where downloads are kept, and what the bundled sets contain."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import io
 import subprocess
 import sys
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from robustcli.core.errors import UsageError
+from robustcli.data.masks import decode_pair
 from robustcli.data.named_datasets import (
     DATASETS,
     data_home,
@@ -21,7 +25,8 @@ from robustcli.data.named_datasets import (
     require_tar,
     tar_path,
 )
-from robustcli.data.sources import Classes, open_dataset
+from robustcli.data.sources import Classes, Masks, groups_file, open_dataset
+from robustcli.data.splits import split_dataset
 from tests.data.sets import load_recipe
 
 
@@ -104,3 +109,108 @@ def test_the_data_home_is_that_of_the_environment_or_a_cache_of_the_user(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert data_home().name == "robust"
     assert not data_home().exists()
+
+
+# The bundled pairs: complete, faithful to their source, and grouped by photo.
+
+
+MASKS = Masks(surveyed=False)
+
+
+def _asset() -> Path:
+    dataset = find_named("nuclei-mini")
+    assert dataset is not None
+    return tar_path(dataset)
+
+
+def test_it_is_small_and_whole() -> None:
+    index = open_dataset("nuclei-mini", MASKS)
+    assert (len(index.samples), len(index.groups), index.grouping) == (194, 144, "photo")
+    assert _asset().stat().st_size + groups_file(_asset()).stat().st_size < 2_500_000
+    assert {pair.image.size + pair.mask.size > 0 for pair in index.samples} == {True}
+
+
+def test_one_kind_can_be_taken() -> None:
+    kinds = {
+        name: open_dataset(f"nuclei-mini:{name}", MASKS) for name in ("fluorescence", "stained")
+    }
+    counts = {name: (len(kind.samples), len(kind.groups)) for name, kind in kinds.items()}
+    assert counts == {"fluorescence": (160, 118), "stained": (34, 26)}
+    assert kinds["stained"].name == "nuclei-mini:stained"
+    assert split_dataset(kinds["stained"], seed=0).test.samples
+
+
+def test_kinds_look_like_their_names() -> None:
+    for pair in open_dataset("nuclei-mini", MASKS).samples:
+        image, mask = decode_pair(pair)
+        coloured = bool((image.max(axis=2) - image.min(axis=2)).mean() > 5)
+        assert coloured == pair.image_id.startswith("stained/")
+        assert (image.mean() > 100) == coloured
+        assert mask.any()
+        assert not mask.all()
+
+
+def _source(shared: Path, image_id: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    name = image_id.rpartition("/")[2].partition(".")[0]
+    folder = shared / "dsb2018_pairs"
+    image = np.array(Image.open(folder / "images" / f"{name}.png").convert("RGB"))
+    return image, np.asarray(Image.open(folder / "masks" / f"{name}.png")) == 255
+
+
+def test_masks_are_the_originals_and_images_close_to_them(shared: Path) -> None:
+    decibels = []
+    for pair in open_dataset("nuclei-mini", MASKS).samples:
+        image, mask = decode_pair(pair)
+        original, truth = _source(shared, pair.image_id)
+        np.testing.assert_array_equal(mask, truth)
+        error = np.mean((image.astype(float) - original) ** 2)
+        decibels.append(10 * np.log10(np.quantile(original, 0.999) ** 2 / error))
+    assert min(decibels) > 35
+    assert np.median(decibels) > 39
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    return load_recipe("make_nuclei_mini")
+
+
+def test_the_recipe_finds_the_tiles_of_a_cut_photo(recipe: ModuleType) -> None:
+    generator = np.random.default_rng(0)
+    tiles = {}
+    for name in ("a", "b"):
+        small = Image.fromarray(generator.integers(0, 255, (9, 9, 3), dtype=np.uint8))
+        pixels = np.array(small.resize((128, 128), Image.Resampling.BICUBIC))
+        for row in (0, 1):
+            for column in (0, 1):
+                part = pixels[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64]
+                tiles[f"{name}{row}{column}"] = part
+    del tiles["a11"]
+    assert recipe.photos(tiles) == {tile: f"{tile[0]}00" for tile in tiles}
+
+
+def test_images_of_nothing_stay_apart(recipe: ModuleType) -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.normal(20, 0.6, (4, 64, 64, 1)).repeat(3, axis=3).round().astype(np.uint8)
+    images = dict(zip("abcd", noise, strict=True))
+    assert recipe.photos(images) == {name: name for name in images}
+
+
+def test_the_bundled_groups_are_those_of_the_recipe(shared: Path, recipe: ModuleType) -> None:
+    index = open_dataset("nuclei-mini", MASKS)
+    names = {pair.image_id.rpartition("/")[2].partition(".")[0]: pair for pair in index.samples}
+    images = {name: _source(shared, pair.image_id)[0] for name, pair in names.items()}
+    assert recipe.photos(images) == {name: pair.group for name, pair in names.items()}
+    tiles = defaultdict(set)
+    for pair in index.samples:
+        tiles[pair.group].add(pair.image_id.partition("/")[0])
+    assert all(len(kinds) == 1 for kinds in tiles.values())
+    sizes = Counter(Counter(pair.group for pair in index.samples).values())
+    assert sizes == {1: 110, 2: 20, 3: 13, 5: 1}
+
+
+@pytest.mark.slow
+def test_the_recipe_makes_the_asset_again(shared: Path, recipe: ModuleType) -> None:
+    content, groups = recipe.build(shared / "dsb2018_pairs")
+    assert groups == groups_file(_asset()).read_text()
+    # Other versions of the encoders may pack the pixels otherwise.
+    assert abs(len(content) - _asset().stat().st_size) < 100_000
