@@ -1,4 +1,4 @@
-"""Timm's model contract, after its own tests/test_models.py, for every release."""
+"""Contracts of timm for models (after its own tests/test_models.py) and features, per release."""
 
 from __future__ import annotations
 
@@ -11,12 +11,37 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.layers import get_channel_dim, get_spatial_dim
+from timm.models import FeatureInfo
 
 import robustcli.timm_models  # registers
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.models import vim, vmamba
 from robustcli.models.architectures import architecture
-from tests.timm_releases import ALL, VIM, VMAMBA, images, small
+
+VMAMBA = {
+    "vmamba_tiny_s1l8": "vmamba-t-s1l8", "vmamba_tiny_s2l5": "vmamba-t-s2l5",
+    "vmamba_tiny_v0": "vmamba-t-v0", "vmamba_small_s2l15": "vmamba-s-s2l15",
+    "vmamba_small_s1l20": "vmamba-s-s1l20", "vmamba_small_v0": "vmamba-s-v0",
+    "vmamba_base_s2l15": "vmamba-b-s2l15", "vmamba_base_s1l20": "vmamba-b-s1l20",
+    "vmamba_base_v0": "vmamba-b-v0",
+}  # fmt: skip
+VIM = {
+    "vim_tiny": "vim-t", "vim_tiny_plus": "vim-t-plus", "vim_small": "vim-s",
+    "vim_small_plus": "vim-s-plus", "vim_base": "vim-b",
+}  # fmt: skip
+ALL = VMAMBA | VIM
+SIDE = 64
+
+
+def small(name: str, **options: Any) -> Any:
+    """The model with few, narrow blocks: everything that distinguishes it else is kept."""
+    if name in VMAMBA:
+        return timm.create_model(name, depths=(1, 1, 2, 1), dim=16, **options)
+    return timm.create_model(name, depth=4, dim=32, img_size=SIDE, **options)
+
+
+def images(count: int = 1, channels: int = 3) -> torch.Tensor:
+    return torch.randn(count, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
 
 @cache
@@ -126,3 +151,63 @@ def test_stochastic_depth_is_the_releases_own_unless_said_otherwise() -> None:
         none = timm.create_model("vmamba_base_s2l15", drop_path_rate=0.0)
     assert ours.layers[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.6)
     assert none.layers[-1].blocks[-1].drop_path.drop_prob == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+@torch.no_grad()
+def test_features_only(name: str) -> None:
+    model = small(name, features_only=True).eval()
+    channels, reductions = model.feature_info.channels(), model.feature_info.reduction()
+    if name in VMAMBA:
+        assert (channels, reductions) == ([16, 32, 64, 128], [4, 8, 16, 32])
+    else:
+        assert len(channels) == 3
+    maps = model(images())
+    assert len(maps) == len(channels)
+    for many, reduction, features in zip(channels, reductions, maps, strict=True):
+        assert features.shape[:2] == (1, many)
+        assert math.ceil(SIDE / reduction) - 1 <= features.shape[2] <= math.ceil(SIDE / reduction)
+        assert not features.isnan().any()
+
+
+@pytest.mark.parametrize(
+    "name", ["vmamba_tiny_s1l8", "vmamba_tiny_v0", "vim_tiny", "vim_tiny_plus"]
+)
+@pytest.mark.parametrize("indices", [(0, 2), (-1,), 2, (1, 2, 3)])
+def test_chosen_features_are_those_of_the_whole_network(name: str, indices: Any) -> None:
+    torch.manual_seed(0)
+    full = small(name).eval()
+    torch.manual_seed(0)
+    chosen = small(name, features_only=True, out_indices=indices).eval()
+    with torch.no_grad():
+        everything = full.forward_intermediates(images(), intermediates_only=True)
+        features = chosen(images())
+    numbers = range(4 - indices, 4) if isinstance(indices, int) else [i % 4 for i in indices]
+    assert len(features) == len(numbers)
+    for number, single in zip(numbers, features, strict=True):
+        torch.testing.assert_close(single, everything[number], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ALL)
+@torch.no_grad()
+def test_intermediates(name: str) -> None:
+    model = small(name).eval()
+    info = FeatureInfo(model.feature_info, len(model.feature_info))
+    final, maps = model.forward_intermediates(images())
+    torch.testing.assert_close(final, model.forward_features(images()), rtol=0, atol=0)
+    assert [m.shape[1] for m in maps] == info.channels()
+    other = model.forward_intermediates(
+        images(), output_fmt=model.output_fmt, intermediates_only=True
+    )
+    for a, b in zip(maps, other, strict=True):
+        same = a.flatten(2).transpose(1, 2) if name in VIM else a.permute(0, 2, 3, 1)
+        torch.testing.assert_close(same, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["vmamba_tiny_s2l5", "vim_tiny"])
+def test_a_pruned_trunk_trains_all_that_it_has(name: str) -> None:
+    """Unused parameters would stop a distributed run."""
+    model = small(name, features_only=True, out_indices=(0, 1)).train()
+    sum(m.square().mean() for m in model(images(2))).backward()
+    trained = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert trained == []

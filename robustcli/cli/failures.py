@@ -18,7 +18,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import click
@@ -26,6 +25,7 @@ import click
 from robustcli import __version__
 from robustcli.cli.terminal import say_safely
 from robustcli.core.errors import RobustError, run_of
+from robustcli.core.machine import installed_version
 from robustcli.data.named_datasets import data_home
 
 SHOW = "ROBUST_TRACEBACK"
@@ -213,19 +213,12 @@ def _traceback_text(error: BaseException) -> str:
             f"Folder:   {Path.cwd()}",
             f"Time:     {datetime.now().astimezone().isoformat(timespec='seconds')}",
             f"Versions: robust {__version__}, Python {platform.python_version()}, "
-            + ", ".join(f"{name} {_version(name)}" for name in packages),
+            + ", ".join(f"{name} {installed_version(name) or 'none'}" for name in packages),
             f"System:   {platform.platform()}",
             "",
             _traceback(error),
         ]
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
 
 
 def _traceback(error: BaseException) -> str:

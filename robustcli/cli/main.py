@@ -115,19 +115,13 @@ class LazyGroup(click.Group):
                 raise
             status = READER_GONE  # raised in `--help`, which click prints
         except Exception as error:
-            status = _unexpected(error)
+            from robustcli.cli.failures import print_unexpected
+
+            status = _say_interrupted() if was_interrupted() else print_unexpected(error)
         code = _flushed(status if isinstance(status, int) else 0)
         if code == INTERRUPTED and _thread_hangs():
             os._exit(code)
         sys.exit(code)
-
-
-def _unexpected(error: Exception) -> int:
-    if was_interrupted():
-        return _say_interrupted()
-    from robustcli.cli.failures import print_unexpected
-
-    return print_unexpected(error)
 
 
 def _say_interrupted() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from types import TracebackType
 
 import click
 
@@ -45,12 +44,7 @@ class ConsoleListener:
         self._log.propagate = False
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._log.removeHandler(self._handler)
         self._log.propagate = True
         self.stop()

@@ -28,7 +28,14 @@ from typing import Literal
 from robustcli.core.errors import RobustError, RunError
 from robustcli.core.io import parse_json
 from robustcli.core.objects import ObjectStore
-from robustcli.core.rundir import OWNER_FOLDER, Owner, in_use, owner_is_alive, this_process
+from robustcli.core.rundir import (
+    OWNER_FOLDER,
+    Owner,
+    in_use,
+    owner_is_alive,
+    this_process,
+    waiting_for,
+)
 
 BEAT_S = 20.0
 SILENCE_S = 120.0  # six heartbeats
@@ -213,11 +220,7 @@ def _living(
     if not unseen:
         return []
     entry = entries[unseen[0]]
-    holder = f"process {entry.owner.pid} on {entry.owner.host}" if entry else "an unknown process"
-    say(
-        f"`{store.url}` is in use by {holder}, whose state cannot be checked from this machine: "
-        f"waiting up to {SILENCE_S:.0f} s for a heartbeat."
-    )
+    say(waiting_for(store.url, entry.owner if entry else None, SILENCE_S))
     end = time.monotonic() + SILENCE_S
     while time.monotonic() < end:
         time.sleep(min(BEAT_S / 2, SILENCE_S / 10))

@@ -227,10 +227,15 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of this program, of Python, and of all packages that affect results."""
-    packages = {"robust": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            packages[package] = version(package)
-        except PackageNotFoundError:
-            continue  # another distribution may bring the same import (opencv-python)
-    return packages
+    found = {package: installed_version(package) for package in _PACKAGES}
+    # Another distribution may bring the import of an absent one (opencv-python).
+    packages = {package: installed for package, installed in found.items() if installed}
+    return {"robust": __version__, "python": platform.python_version(), **packages}
+
+
+def installed_version(package: str) -> str | None:
+    """Version of the installed distribution `package`; None without it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

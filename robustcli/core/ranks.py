@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from robustcli.core.errors import MachineError, RunError, UsageError, first_line
@@ -99,11 +99,9 @@ def is_first_process() -> bool:
         return True
 
 
-def _unwatched() -> None:
-    """Default of `alive`: no check."""
-
-
-def store(ranks: Ranks, timeout: float = TIMEOUT, alive: Callable[[], None] = _unwatched) -> Store:
+def store(
+    ranks: Ranks, timeout: float = TIMEOUT, alive: Callable[[], None] = lambda: None
+) -> Store:
     """A new, empty key-value store that all processes of the job share.
 
     A collective call: every process of the job must call this function equally often, and it
@@ -185,18 +183,10 @@ def _launcher() -> Launcher | None:
     return None
 
 
-def _of_torchrun() -> Ranks:
-    env = os.environ
-    job = f"{env['TORCHELASTIC_RUN_ID']}, attempt {env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    return _of_variables("torchrun", job)
-
-
-def _of_environment() -> Ranks:
-    return _of_variables("the environment", job="")
-
-
-def _of_variables(launcher: Launcher, job: str) -> Ranks:
-    env = os.environ
+def _of_variables(launcher: Launcher) -> Ranks:
+    env, job = os.environ, ""
+    if launcher == "torchrun":
+        job = f"{env['TORCHELASTIC_RUN_ID']}, attempt {env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     rank, world = (_number(env, name, launcher) for name in ("RANK", "WORLD_SIZE"))
     if world == 1 and rank == 0:
         return Ranks(job=job)
@@ -321,8 +311,8 @@ def _of_mpi() -> Ranks:
 
 
 _READERS: dict[Launcher, Callable[[], Ranks]] = {
-    "torchrun": _of_torchrun,
-    "the environment": _of_environment,
+    "torchrun": partial(_of_variables, "torchrun"),
+    "the environment": partial(_of_variables, "the environment"),
     "mpirun": _of_mpi,
     "SLURM": _of_slurm,
 }

@@ -30,7 +30,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from robustcli.core.errors import RunError, UsageError, errors_of
-from robustcli.core.io import parse_json, refused, replacing, write_text
+from robustcli.core.io import parse_json, refused, write_text
 
 RECORD_FILE = "run.json"
 STUDY_FILE = "study.json"
@@ -72,10 +72,6 @@ class Ending:
     status: str = "complete"
 
 
-def _no_kept_fields(old: Any, new: Any) -> dict[str, Any]:
-    return {}
-
-
 @dataclass(frozen=True)
 class RunKind(Generic[RecordT]):
     """The run folders of one command.
@@ -102,7 +98,7 @@ class RunKind(Generic[RecordT]):
     folders: tuple[str, ...]
     files: tuple[str, ...]
     differences: Callable[[RecordT, RecordT], Iterator[str]]
-    kept_fields: Callable[[RecordT, RecordT], dict[str, Any]] = _no_kept_fields
+    kept_fields: Callable[[RecordT, RecordT], dict[str, Any]] = lambda old, new: {}
     temporary: tuple[str, ...] = field(default=(), kw_only=True)
     interrupted: str = field(default="running", kw_only=True)
     results: tuple[str, ...] = field(default=(), kw_only=True)
@@ -389,7 +385,7 @@ class Ownership:
         self._thread.join()
         if not self._lost.is_set():
             with suppress(RunError):  # full disk: the next process detects that this one has ended
-                _write(self._path, replace(self._owner, released=True))
+                write_text(self._path, _text(replace(self._owner, released=True)))
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
@@ -457,11 +453,7 @@ def _refuse_if_alive(run: str, path: Path, say: Callable[[str], None]) -> None:
         return
     alive = owner_is_alive(owner) if owner is not None else None
     if alive is None:
-        holder = f"process {owner.pid} on {owner.host}" if owner else "an unknown process"
-        say(
-            f"`{run}` is in use by {holder}, whose state cannot be checked from this machine: "
-            f"waiting up to {SILENCE_SECONDS:.0f} s for a heartbeat."
-        )
+        say(waiting_for(run, owner, SILENCE_SECONDS))
         alive = _has_heartbeat(path)
         owner = _read(path) or owner
         alive = alive and not (owner is not None and owner.released)
@@ -474,6 +466,15 @@ def owner_is_alive(owner: Owner) -> bool | None:
     if owner.machine != _machine():
         return None
     return _start_of(owner.pid) == owner.started
+
+
+def waiting_for(run: str, owner: Owner | None, seconds: float) -> str:
+    """The message before a process waits for a heartbeat of `owner`; None if it is unknown."""
+    holder = f"process {owner.pid} on {owner.host}" if owner else "an unknown process"
+    return (
+        f"`{run}` is in use by {holder}, whose state cannot be checked from this machine: waiting "
+        f"up to {seconds:.0f} s for a heartbeat."
+    )
 
 
 def in_use(run: str, owner: Owner | None) -> RunError:
@@ -528,11 +529,6 @@ def _read(path: Path) -> Owner | None:
         except (OSError, ValueError, TypeError):
             time.sleep(0.05)  # the file may be incomplete at this moment
     return None
-
-
-def _write(path: Path, owner: Owner) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(_text(owner), encoding="utf-8")
 
 
 def _text(owner: Owner) -> str:

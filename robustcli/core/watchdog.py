@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from robustcli.core.errors import RobustError, RunError, UsageError
@@ -207,12 +206,7 @@ class Watchdog:
         self._stop.clear()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()

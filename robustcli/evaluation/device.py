@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import threading
-from types import TracebackType
 
 import torch
 
@@ -98,12 +97,7 @@ class DeviceMonitor:
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
 
     def use(self) -> DeviceUse | None:

@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +17,7 @@ import torch
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.fetching import is_here
 from robustcli.core.errors import RobustError
-from robustcli.core.machine import versions
+from robustcli.core.machine import installed_version, versions
 from robustcli.data.named_datasets import data_home
 from robustcli.models.scan import cpu
 from robustcli.models.scan.base import Broken
@@ -89,18 +88,14 @@ def _system() -> Iterator[Check]:
 
 def _extras() -> Iterator[Check]:
     for extra, packages in EXTRAS.items():
-        installed, missing = [], []
-        for package in packages:
-            try:
-                installed.append(f"{package} {version(package)}")
-            except PackageNotFoundError:
-                missing.append(package)
+        found = {package: installed_version(package) for package in packages}
+        installed = ", ".join(f"{package} {number}" for package, number in found.items() if number)
+        missing = [package for package, number in found.items() if not number]
+        detail = installed
         if missing:
-            have = f" ({', '.join(installed)})" if installed else ""
+            have = f" ({installed})" if installed else ""
             lacking = f"{' and '.join(missing)} not installed{have}"
             detail = f"{lacking}: pip install 'robustcli[{extra}]'"
-        else:
-            detail = ", ".join(installed)
         yield Check(f"extra: {extra}", "off" if missing else "ok", detail)
 
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +43,7 @@ from robustcli.adapters.segmenter import (
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import replacing
 from robustcli.core.listener import Listener, Silent
-from robustcli.core.machine import versions
+from robustcli.core.machine import installed_version, versions
 from robustcli.core.names import file_name
 from robustcli.data.decode import decode
 from robustcli.data.download import file_sha256
@@ -534,7 +533,9 @@ def _sidecar(
     subject: _Subject, graph: _Graph, target: Path, speed: tuple[SpeedRow, ...],
     config: ExportConfig,
 ) -> Sidecar:  # fmt: skip
-    extra = {name: v for name in _EXTRA if (v := _version(name)) and graph.format == "onnx"}
+    extra: dict[str, str] = {}
+    if graph.format == "onnx":
+        extra = {name: v for name in _EXTRA if (v := installed_version(name))}
     return Sidecar(
         file=target.name,
         sha256=file_sha256(graph.path),
@@ -554,13 +555,6 @@ def _sidecar(
         command=config.command,
         created=datetime.now(UTC),
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _install(graph: Path, target: Path, sidecar: Sidecar) -> None:

@@ -132,13 +132,6 @@ def _fits(content: bytes) -> bool:
     )
 
 
-def _checked(path: Path) -> bytes:
-    content = path.read_bytes()
-    if not _fits(content):
-        raise pa.ArrowInvalid("its checksum does not match")
-    return content
-
-
 def rows_in(path: Path) -> int | None:
     """Number of rows in the file `path`; None if the file is missing or damaged."""
     try:
@@ -149,8 +142,11 @@ def rows_in(path: Path) -> int | None:
 
 def _contents(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one file, after a check of the checksum."""
+    content = path.read_bytes()
+    if not _fits(content):
+        raise pa.ArrowInvalid("its checksum does not match")
     # `pq.read_table` creates a data set for each file, which takes eight times as long.
-    with pq.ParquetFile(pa.BufferReader(_checked(path))) as file:
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
         return file.read(columns, use_threads=False)
 
 
