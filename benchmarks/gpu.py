@@ -223,7 +223,7 @@ class Case:
     def scan(self, arguments: dict[str, Tensor], backend: str) -> Tensor:
         """The output of the scan by `backend`, without the dispatcher's test of the backend."""
         from robustcli.models.scan.base import ScanSettings, of_image, of_sequence, to_image
-        from robustcli.models.scan.choice import BACKENDS
+        from robustcli.models.scan.dispatch import BACKENDS
 
         names = ("x" if self.is_image else "u", "delta", "A", "B", "C", "D", "delta_bias")
         tensors = [arguments[name] for name in names]
@@ -363,7 +363,7 @@ BANDWIDTH_GOAL = 0.6
 
 def scan_speed(bench: Bench) -> Iterator[Entry]:
     """Compares the Triton scan with the torch loop, the memory bandwidth, and mamba-ssm."""
-    from robustcli.models.scan.choice import reason_off
+    from robustcli.models.scan.dispatch import reason_off
 
     copy = bench.copy_bandwidth()
     yield row(scan="copy on the device", GB_per_s=f"{copy / 1e9:.0f}")

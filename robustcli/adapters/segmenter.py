@@ -30,9 +30,9 @@ from robustcli.adapters.model import (
 from robustcli.adapters.preprocessing import grey
 from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import UsageError
+from robustcli.models.blocks import StagedUNet
 from robustcli.models.conv_segmenters import ResNetSeg
 from robustcli.models.segformer import SegFormer
-from robustcli.models.stages import StagedUNet
 from robustcli.models.ulvm import ULVMUNet
 from robustcli.models.vmunet import VMUNet
 from robustcli.nnunet.inference import Mirrored, covered_evenly

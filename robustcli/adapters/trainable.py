@@ -33,8 +33,8 @@ from robustcli.adapters.preprocessing import Preprocessing, input_channels
 from robustcli.adapters.training_run import Trained, read_trained
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
+from robustcli.models.blocks import Pair, StagedUNet
 from robustcli.models.conv_segmenters import ResNetSeg
-from robustcli.models.stages import Pair, StagedUNet
 from robustcli.models.swin_umamba import SwinUMamba, SwinUMambaD, encoder_weights
 from robustcli.models.umamba import UMamba, UMambaConfig
 

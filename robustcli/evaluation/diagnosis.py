@@ -21,8 +21,7 @@ from robustcli.core.machine import installed_version, versions
 from robustcli.data.named_datasets import data_home
 from robustcli.models.scan import cpu
 from robustcli.models.scan.base import Broken
-from robustcli.models.scan.choice import BACKENDS, choose_backend, reason_off
-from robustcli.models.scan.selfcheck import SCANS, worst_error
+from robustcli.models.scan.dispatch import BACKENDS, SCANS, choose_backend, reason_off, worst_error
 
 EXTRAS = {
     "onnx": ("onnx", "onnxruntime"), "hf": ("datasets", "transformers"),

@@ -23,7 +23,7 @@ from robustcli.adapters.exported import ExportFormat
 from robustcli.adapters.foreign_files import OnnxNetwork
 from robustcli.adapters.segmenter import first
 from robustcli.core.errors import MachineError, RunError, first_line
-from robustcli.models.scan.choice import scans_for_graphs
+from robustcli.models.scan.dispatch import scans_for_graphs
 
 INPUT, OUTPUT = "images", "scores"
 """Names of the graph's input and output."""

@@ -59,7 +59,7 @@ from robustcli.evaluation.export_formats import (
     read_graph,
     write_graph,
 )
-from robustcli.models.scan.choice import choose_backend
+from robustcli.models.scan.dispatch import choose_backend
 from robustcli.tasks.heldout import MaskValues, training_data
 
 NOISE_TOLERANCE, PHOTO_TOLERANCE = 1e-4, 1e-3

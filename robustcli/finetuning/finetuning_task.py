@@ -36,8 +36,8 @@ from robustcli.data.sources import default_data
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.record import NNUNET
 from robustcli.finetuning.selection import COMMON_RULES, FreezeRule
+from robustcli.models.blocks import Pair, StagedConfig, StagedUNet, each
 from robustcli.models.resenc import ResEncConfig
-from robustcli.models.stages import Pair, StagedConfig, StagedUNet, each
 from robustcli.models.umamba import UMamba, UMambaConfig, without_aliases
 from robustcli.nnunet.files import (
     NnUNetModel,

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from robustcli.core.errors import UsageError
 from robustcli.core.io import replacing
 from robustcli.models.mamba import BidirectionalMamba, Mamba
-from robustcli.models.ss2d import SS2D
+from robustcli.models.vmamba import SS2D
 
 StatisticKind = Literal["mean_abs", "rms", "max_abs", "abs_mean", "change"]
 STATISTIC_KINDS: tuple[str, ...] = get_args(StatisticKind)

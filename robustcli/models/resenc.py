@@ -26,8 +26,16 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.models.architectures import changed, check_multiple
-from robustcli.models.blocks import BasicBlockD, ConvNorm, activated
-from robustcli.models.stages import Pair, StagedConfig, StagedUNet, each, scores_of
+from robustcli.models.blocks import (
+    BasicBlockD,
+    ConvNorm,
+    Pair,
+    StagedConfig,
+    StagedUNet,
+    activated,
+    each,
+    scores_of,
+)
 
 
 @dataclass(frozen=True)

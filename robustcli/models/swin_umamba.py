@@ -37,8 +37,13 @@ from torch import Tensor, nn
 from robustcli.core.errors import UsageError
 from robustcli.models.ablation import Ablation, ablate_network
 from robustcli.models.architectures import changed, check_multiple
-from robustcli.models.blocks import ConvNorm, activated, rising_rates
-from robustcli.models.stages import SupervisedSegmenter, scores_of
+from robustcli.models.blocks import (
+    ConvNorm,
+    SupervisedSegmenter,
+    activated,
+    rising_rates,
+    scores_of,
+)
 from robustcli.models.vmamba import PatchMerging
 from robustcli.models.vmunet import PatchEmbed, PatchExpand, VMUNetBlock
 

@@ -29,9 +29,16 @@ from torch import Tensor, nn
 from robustcli.core.errors import UsageError
 from robustcli.models.ablation import Ablation, ablate_network
 from robustcli.models.architectures import changed, check_multiple
-from robustcli.models.blocks import BasicBlockD, BasicResBlock
+from robustcli.models.blocks import (
+    BasicBlockD,
+    BasicResBlock,
+    Pair,
+    StagedConfig,
+    StagedUNet,
+    each,
+    scores_of,
+)
 from robustcli.models.mamba import Mamba
-from robustcli.models.stages import Pair, StagedConfig, StagedUNet, each, scores_of
 
 # Configuration: the settings of an nnU-Net plan and values derived from them. Source: the plans of
 # nnU-Net v2.1.1 and U-Mamba's constructor, which overrides the plan's number of blocks in the

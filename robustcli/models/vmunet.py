@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from robustcli.models.ablation import Ablation, ablate_network
 from robustcli.models.architectures import changed, check_multiple
 from robustcli.models.blocks import rising_rates
-from robustcli.models.ss2d import SS2D
-from robustcli.models.vmamba import PatchMerging
+from robustcli.models.vmamba import SS2D, PatchMerging
 
 
 @dataclass(frozen=True)

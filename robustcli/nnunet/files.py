@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import replacing, write_text
+from robustcli.models.blocks import StagedUNet
 from robustcli.models.resenc import ResEncUNet
-from robustcli.models.stages import StagedUNet
 from robustcli.models.umamba import UMamba, canonical_key, with_aliases
 from robustcli.nnunet.plans_json import DATASET, PLANS, NnUNetPlan, read_plan
 

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
-from robustcli.models.stages import Pair
+from robustcli.models.blocks import Pair
 from robustcli.nnunet.normalisation import Channel, Normaliser, fit
 
 

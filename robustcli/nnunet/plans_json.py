@@ -13,7 +13,7 @@ from typing import Any
 from robustcli.core.errors import UsageError
 from robustcli.core.io import parse_json
 from robustcli.core.names import find
-from robustcli.models.stages import Pair
+from robustcli.models.blocks import Pair
 from robustcli.models.umamba import plan_options
 from robustcli.nnunet.normalisation import Channel, Intensities
 

@@ -33,7 +33,7 @@ from robustcli.data.mask_classes import ClassesOption
 from robustcli.data.mask_values import ValueOption
 from robustcli.data.natural_shifts import AnswerClasses
 from robustcli.data.splits import quick_look, take
-from robustcli.models.scan.choice import choose_backend
+from robustcli.models.scan.dispatch import choose_backend
 from robustcli.tasks.pictures import SamplePicture
 from robustcli.tasks.record import DatasetRecord, EvaluatedPart, ModelCost, ModelRecord
 from robustcli.transforms.base import Cell

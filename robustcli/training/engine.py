@@ -33,7 +33,7 @@ from robustcli.data.splits import write_splits
 from robustcli.evaluation.device import DeviceMonitor, device_name
 from robustcli.models.ablation import has_scan
 from robustcli.models.multiply_adds import count_multiply_adds
-from robustcli.models.scan.choice import choose_backend
+from robustcli.models.scan.dispatch import choose_backend
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import Decoded, decoded_once
 from robustcli.training.lit_module import LitModule

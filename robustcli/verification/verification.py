@@ -35,7 +35,7 @@ from robustcli.evaluation.look_up import EVALUATION_TASKS
 from robustcli.evaluation.plan import Piece, parts_of
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.store import fits_checksum
-from robustcli.models.scan.choice import choose_backend
+from robustcli.models.scan.dispatch import choose_backend
 from robustcli.tasks.base import Batch, Row, Task
 from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import TransformCell

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from robustcli.adapters import networks
-from robustcli.models.stages import StagedUNet
+from robustcli.models.blocks import StagedUNet
 from robustcli.nnunet.files import TRAINERS, planned_options, trainer_of, upstream_state
 from robustcli.nnunet.plans_json import NnUNetPlan, make_plan
 

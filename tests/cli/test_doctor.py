@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustcli.evaluation import diagnosis
 from robustcli.evaluation.diagnosis import Check
-from robustcli.models.scan import choice, cpu
+from robustcli.models.scan import cpu, dispatch
 from robustcli.models.scan.base import ScanInputs, ScanSettings
 from tests.cli.conftest import Robust
 
@@ -139,11 +139,11 @@ def test_a_backend_whose_kernels_do_not_compile_ends_with_3_and_the_versions(
         return real_scan(arguments, settings)
 
     monkeypatch.setattr(cpu, "scan", fail)
-    choice._trial.cache_clear()
-    choice._warn_once.cache_clear()
-    with pytest.warns(choice.ScanWarning) if scan == "ss2d_scan" else nullcontext():
+    dispatch._trial.cache_clear()
+    dispatch._warn_once.cache_clear()
+    with pytest.warns(dispatch.ScanWarning) if scan == "ss2d_scan" else nullcontext():
         outcome = robust("doctor")
-    choice._trial.cache_clear()
+    dispatch._trial.cache_clear()
     assert outcome.code == 3
     (line,) = (line for line in outcome.out.splitlines() if line.startswith("!"))
     assert "its kernels fail: AttributeError: 'IRBuilder' object has no attribute 'gep'." in line

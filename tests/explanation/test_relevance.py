@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
 from robustcli.explanation.relevance import ConservingRules, relevance
-from robustcli.models import ss2d
+from robustcli.models import vmamba
 from robustcli.models.mamba import Mamba
-from robustcli.models.ss2d import SS2D
+from robustcli.models.vmamba import SS2D
 from robustcli.models.vmunet import build as build_vmunet
 from tests.explanation.networks import (
     assert_unchanged,
@@ -85,12 +85,12 @@ class DetachedSS2D(SS2D):
 
     def _scan_of(self, u: Tensor, maker: Tensor) -> Tensor:
         """The scan of `u` with the step sizes, B and C that `maker` makes."""
-        scan = ss2d.ss2d_scan
+        scan = vmamba.ss2d_scan
         try:
-            ss2d.ss2d_scan = lambda x, *rest, **options: scan(u, *rest, **options)
+            vmamba.ss2d_scan = lambda x, *rest, **options: scan(u, *rest, **options)
             return self._scan(maker)
         finally:
-            ss2d.ss2d_scan = scan
+            vmamba.ss2d_scan = scan
 
 
 def test_the_scan_over_an_image_its_norm_and_gate_follow_the_rules():

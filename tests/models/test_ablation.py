@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustcli.core.errors import UsageError
-from robustcli.models import mamba, ss2d
+from robustcli.models import mamba, vmamba
 from robustcli.models.ablation import (
     ScanBlock,
     ablate_network,
@@ -23,7 +23,7 @@ from robustcli.models.ablation import (
 )
 from robustcli.models.architectures import ARCHITECTURES, architecture
 from robustcli.models.mamba import BidirectionalMamba, Mamba
-from robustcli.models.ss2d import SS2D
+from robustcli.models.vmamba import SS2D
 from tests.models import golden
 
 TINY = {
@@ -74,7 +74,7 @@ def test_equals_the_block_whose_scan_is_replaced_by_hand(block_and_input, monkey
     ablated.remove_scan()
     monkeypatch.setattr(mamba, "selective_scan", lambda u, *args, **kwargs: u)
     directions = 4  # of VMamba's mixer, whose outputs are summed
-    monkeypatch.setattr(ss2d, "ss2d_scan", lambda u, *args, **kwargs: directions * u)
+    monkeypatch.setattr(vmamba, "ss2d_scan", lambda u, *args, **kwargs: directions * u)
     assert torch.allclose(ablated(x), filled(make())(x), rtol=0, atol=1e-13)
 
 
@@ -169,7 +169,7 @@ def test_a_network_and_its_control_start_alike_and_the_control_learns(name, monk
         raise AssertionError("it scans")
 
     monkeypatch.setattr(mamba, "selective_scan", never)
-    monkeypatch.setattr(ss2d, "ss2d_scan", never)
+    monkeypatch.setattr(vmamba, "ss2d_scan", never)
     x = golden.images(2, 3, side, side)
     golden.fill(ablated, golden.strong).eval()(x).square().mean().backward()
     unused = {key for key, p in ablated.named_parameters() if p.grad is None or not p.grad.any()}

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from robustcli.models.mamba import BidirectionalMamba, Mamba
 from robustcli.models.multiply_adds import count_multiply_adds, scan_multiply_adds
 from robustcli.models.scan import selective_scan
-from robustcli.models.scan.choice import VARIABLE
-from robustcli.models.ss2d import SS2D
+from robustcli.models.scan.dispatch import VARIABLE
+from robustcli.models.vmamba import SS2D
 
 L, C, D, N, R = 10, 8, 16, 16, 1  # steps, channels, inner channels, states, rank
 PROJECTIONS = L * (C * 2 * D + D * C)  # in_proj and out_proj

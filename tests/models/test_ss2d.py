@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robustcli.models.ss2d import SS2D
+from robustcli.models.vmamba import SS2D
 from tests.models import golden
 
 

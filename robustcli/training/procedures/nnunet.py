@@ -22,7 +22,7 @@ from robustcli.data.decode import UnreadableImage, image_size
 from robustcli.data.mask_values import IGNORED, is_foreground
 from robustcli.models import resenc, umamba
 from robustcli.models.architectures import changed, everything_decays, parameter_groups
-from robustcli.models.stages import Pair, StagedConfig, SupervisedSegmenter
+from robustcli.models.blocks import Pair, StagedConfig, SupervisedSegmenter
 from robustcli.nnunet.normalisation import Channel
 from robustcli.nnunet.patches import Patches, Phase, Sampling
 from robustcli.nnunet.plans_json import SMALLEST_EDGE, Topology, batch_size, topology

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustcli.models.scan import blockwise, choice, cpu, reference, selective_scan, ss2d_scan
-from robustcli.models.scan.choice import scans_for_graphs
+from robustcli.models.scan import blockwise, cpu, dispatch, reference, selective_scan, ss2d_scan
+from robustcli.models.scan.dispatch import scans_for_graphs
 from tests.models.scan.cases import (
     assert_close,
     assert_like_reference,
@@ -95,12 +95,12 @@ def test_a_traced_graph_serves_every_batch_without_kernels(recwarn):
 
 
 def test_graphs_choose_it_whatever_is_forced(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(choice.VARIABLE, "reference")
+    monkeypatch.setenv(dispatch.VARIABLE, "reference")
     device = torch.device("cpu")
     with scans_for_graphs():
-        assert choice.choose_backend(device, torch.float32) == "blockwise"
-    assert choice.choose_backend(device, torch.float32) == "reference"
-    monkeypatch.setenv(choice.VARIABLE, "blockwise")
+        assert dispatch.choose_backend(device, torch.float32) == "blockwise"
+    assert dispatch.choose_backend(device, torch.float32) == "reference"
+    monkeypatch.setenv(dispatch.VARIABLE, "blockwise")
     arguments = image(1, 4, 3, 3, 2)
     assert torch.equal(ss2d_scan(**arguments), ss2d_by(blockwise, **arguments))
     assert not torch.equal(ss2d_by(cpu, **arguments), torch.zeros(1))

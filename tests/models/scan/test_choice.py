@@ -14,13 +14,12 @@ from llvmlite import ir
 from robustcli.core.errors import MachineError
 from robustcli.models.scan import (
     base,
-    choice,
     cpu,
     cpu_kernels,
+    dispatch,
     mamba_ssm,
     reference,
     selective_scan,
-    selfcheck,
     ss2d_scan,
     triton,
 )
@@ -29,16 +28,16 @@ from robustcli.models.scan.cpu import run
 from tests.models.scan.cases import image, sequence
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-REAL_TRIAL = choice._trial
+REAL_TRIAL = dispatch._trial
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """No choice of another test is remembered, and none of these is kept."""
-    caches = (REAL_TRIAL, choice._warn_once, base.missing)
+    caches = (REAL_TRIAL, dispatch._warn_once, base.missing)
     for cache in caches:
         cache.cache_clear()
-    monkeypatch.delenv(choice.VARIABLE, raising=False)
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
     yield
     for cache in caches:
         cache.cache_clear()
@@ -49,13 +48,13 @@ def works(monkeypatch):
     """Every backend is there and passes its trial."""
     for backend in (cpu, triton, mamba_ssm):
         monkeypatch.setattr(backend, "available", lambda: None)
-    monkeypatch.setattr(choice, "_trial", lambda name, gradients, scan: None)
+    monkeypatch.setattr(dispatch, "_trial", lambda name, gradients, scan: None)
 
 
 @pytest.mark.usefixtures("works")
 def test_the_order_on_cuda(monkeypatch):
     def chosen(dtype=torch.float16, states=16):
-        return choice.choose_backend(CUDA, dtype, states)
+        return dispatch.choose_backend(CUDA, dtype, states)
 
     assert chosen() == "triton"
     assert chosen(torch.float64) == "reference"
@@ -75,11 +74,11 @@ def test_a_kernel_that_fails_is_left_with_one_warning(monkeypatch):
         "`cpu` is installed but does not work: its kernels fail: RuntimeError: Failed to find C "
         r"compiler\. The kernels .* Installed are .* The scan runs as a loop .* slower"
     )
-    with pytest.warns(choice.ScanWarning, match=expected):
-        assert choice.choose_backend(CPU, torch.float32) == "reference"
+    with pytest.warns(dispatch.ScanWarning, match=expected):
+        assert dispatch.choose_backend(CPU, torch.float32) == "reference"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choice.choose_backend(CPU, torch.float32) == "reference"
+        assert dispatch.choose_backend(CPU, torch.float32) == "reference"
     assert torch.isfinite(ss2d_scan(**image(1, 2, 2, 2, 1))).all()
 
 
@@ -92,12 +91,12 @@ def test_a_numba_without_what_the_kernels_import_is_left_with_the_reason(monkeyp
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.delattr(numba.core.imputils, "lower_builtin")
     expected = f"numba is installed but cannot be used: ImportError: .*lower_builtin.* {INSTALLED}"
-    with pytest.warns(choice.ScanWarning, match=expected):
-        assert choice.choose_backend(CPU, torch.float32) == "reference"
+    with pytest.warns(dispatch.ScanWarning, match=expected):
+        assert dispatch.choose_backend(CPU, torch.float32) == "reference"
     assert torch.isfinite(ss2d_scan(**image(1, 2, 2, 2, 1))).all()
-    monkeypatch.setenv(choice.VARIABLE, "cpu")
+    monkeypatch.setenv(dispatch.VARIABLE, "cpu")
     with pytest.raises(MachineError, match=INSTALLED):
-        choice.choose_backend(CPU, torch.float32)
+        dispatch.choose_backend(CPU, torch.float32)
 
 
 @pytest.fixture
@@ -114,8 +113,8 @@ def uncached(monkeypatch):
 def test_an_llvmlite_that_builds_no_such_code_is_left_with_the_reason(monkeypatch, scan):
     monkeypatch.delattr(ir.IRBuilder, "atomic_rmw")
     expected = f"its kernels fail: AttributeError: .*atomic_rmw.* {INSTALLED}"
-    with pytest.warns(choice.ScanWarning, match=expected):
-        assert choice.choose_backend(CPU, torch.float32, scan=scan) == "reference"
+    with pytest.warns(dispatch.ScanWarning, match=expected):
+        assert dispatch.choose_backend(CPU, torch.float32, scan=scan) == "reference"
 
 
 @pytest.mark.usefixtures("uncached")
@@ -139,17 +138,17 @@ def test_each_of_the_two_scans_is_tried_by_itself(monkeypatch):
         return scan(arguments, settings)
 
     monkeypatch.setattr(cpu, "scan", fail_on_sequences)
-    assert choice.choose_backend(CPU, torch.float32) == "cpu"
-    with pytest.warns(choice.ScanWarning, match="its kernels fail: RuntimeError: no such instr"):
+    assert dispatch.choose_backend(CPU, torch.float32) == "cpu"
+    with pytest.warns(dispatch.ScanWarning, match="its kernels fail: RuntimeError: no such instr"):
         y = selective_scan(**sequence(1, 2, 3, 1))
     assert torch.isfinite(y).all()
 
 
 @pytest.mark.parametrize("error", [0.5, float("nan")])
 def test_a_kernel_that_computes_wrongly_is_left(monkeypatch, error):
-    monkeypatch.setattr(selfcheck, "worst_error", lambda *_, **__: error)
-    with pytest.warns(choice.ScanWarning, match="kernels return wrong results: the error is "):
-        assert choice.choose_backend(CPU, torch.float32) == "reference"
+    monkeypatch.setattr(dispatch, "worst_error", lambda *_, **__: error)
+    with pytest.warns(dispatch.ScanWarning, match="kernels return wrong results: the error is "):
+        assert dispatch.choose_backend(CPU, torch.float32) == "reference"
 
 
 def test_a_library_that_cannot_be_imported_is_broken(monkeypatch, tmp_path):
@@ -160,8 +159,8 @@ def test_a_library_that_cannot_be_imported_is_broken(monkeypatch, tmp_path):
     assert isinstance(reason, Broken)
     assert "cannot be used: OSError: libcuda.so.1: no such file" in reason
     monkeypatch.setattr(cpu, "available", lambda: reason)
-    with pytest.warns(choice.ScanWarning, match="libcuda.so.1"):
-        assert choice.choose_backend(CPU, torch.float32) == "reference"
+    with pytest.warns(dispatch.ScanWarning, match="libcuda.so.1"):
+        assert dispatch.choose_backend(CPU, torch.float32) == "reference"
 
 
 def test_a_library_that_is_absent_is_no_warning():
@@ -172,9 +171,9 @@ def test_a_library_that_is_absent_is_no_warning():
 
 def test_the_trial_works_where_gradients_do_not():
     with torch.inference_mode():
-        assert choice.reason_off("cpu") is None
+        assert dispatch.reason_off("cpu") is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert choice.reason_off("cpu") is None
+        assert dispatch.reason_off("cpu") is None
 
 
 @pytest.mark.parametrize(
@@ -188,15 +187,15 @@ def test_the_trial_works_where_gradients_do_not():
 )
 @pytest.mark.usefixtures("works")
 def test_a_forced_backend_says_what_it_does_not_take(monkeypatch, name, device, dtype, why):
-    monkeypatch.setenv(choice.VARIABLE, name)
+    monkeypatch.setenv(dispatch.VARIABLE, name)
     with pytest.raises(MachineError, match=rf"`ROBUST_SCAN_BACKEND={name}` cannot be used.\n{why}"):
-        choice.choose_backend(device, dtype)
+        dispatch.choose_backend(device, dtype)
 
 
 def test_a_forced_backend_without_its_gpu_says_so(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv(choice.VARIABLE, "triton")
+    monkeypatch.setenv(dispatch.VARIABLE, "triton")
     with pytest.raises(MachineError, match=r"no CUDA device: torch .* finds none"):
         selective_scan(**sequence(1, 2, 3, 1))
 
@@ -223,7 +222,7 @@ def inputs():
 
 @pytest.mark.parametrize("forced", ["", "reference", "cpu"])
 def test_compiles_without_a_graph_break(monkeypatch, inputs, forced):
-    monkeypatch.setenv(choice.VARIABLE, forced)
+    monkeypatch.setenv(dispatch.VARIABLE, forced)
     torch.compiler.reset()
     compiled = torch.compile(Scans(), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*inputs), Scans()(*inputs))
@@ -253,29 +252,29 @@ def late(scan, of_gradients):
     return wrong
 
 
-@pytest.mark.parametrize("scan", selfcheck.SCANS)
+@pytest.mark.parametrize("scan", dispatch.SCANS)
 @pytest.mark.parametrize("of_gradients", [True, False])
 def test_a_kernel_that_is_wrong_on_long_sequences_alone_is_left(monkeypatch, of_gradients, scan):
-    assert selfcheck.LONG > 2048
+    assert dispatch.LONG > 2048
     monkeypatch.setattr(cpu, "scan", late(cpu.scan, of_gradients))
-    with pytest.warns(choice.ScanWarning, match="kernels return wrong results: the error is "):
-        assert choice.choose_backend(CPU, torch.float32, scan=scan) == "reference"
+    with pytest.warns(dispatch.ScanWarning, match="kernels return wrong results: the error is "):
+        assert dispatch.choose_backend(CPU, torch.float32, scan=scan) == "reference"
 
 
-@pytest.mark.parametrize("name", selfcheck.SCANS)
+@pytest.mark.parametrize("name", dispatch.SCANS)
 def test_the_long_check_agrees_with_the_reference(name):
     """Both in float64, over fewer steps, with the gradients."""
     generator = torch.Generator().manual_seed(3)
-    inputs = [t.double() for t in selfcheck._long_arguments(name, generator)]
+    inputs = [t.double() for t in dispatch._long_arguments(name, generator)]
     short = [t[..., :50] if t.ndim >= 3 else t for t in inputs]
-    scans = selfcheck._FLOAT64[name], lambda *a: selfcheck._scan(reference, name, *a)
-    for one, other in zip(*(selfcheck._outputs(scan, short) for scan in scans), strict=True):
+    scans = dispatch._FLOAT64[name], lambda *a: dispatch._scan(reference, name, *a)
+    for one, other in zip(*(dispatch._outputs(scan, short) for scan in scans), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_what_would_take_seconds_is_not_tried_on_a_long_sequence(monkeypatch):
     """The reference, and kernels under an interpreter."""
-    monkeypatch.setattr(selfcheck, "_long_arguments", None)
-    assert selfcheck.worst_error(reference) < 1e-5  # float32 beside float64
+    monkeypatch.setattr(dispatch, "_long_arguments", None)
+    assert dispatch.worst_error(reference) < 1e-5  # float32 beside float64
     monkeypatch.setattr(cpu, "interpreted", lambda: True, raising=False)
-    assert selfcheck.worst_error(cpu) < 1e-5
+    assert dispatch.worst_error(cpu) < 1e-5

@@ -5,40 +5,40 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from robustcli.core.errors import MachineError, UsageError
-from robustcli.models.scan import choice, cpu, selective_scan, ss2d_scan
-from robustcli.models.scan.selfcheck import SCANS, worst_error
+from robustcli.models.scan import cpu, dispatch, selective_scan, ss2d_scan
+from robustcli.models.scan.dispatch import SCANS, worst_error
 from tests.models.scan.cases import image, sequence
 
 
 def test_the_cpu_kernels_serve_float32_and_the_reference_float64():
-    assert choice.choose_backend(torch.device("cpu"), torch.float32) == "cpu"
-    assert choice.choose_backend(torch.device("cpu"), torch.float64) == "reference"
-    assert choice.choose_backend(torch.device("xpu"), torch.float32) == "reference"
+    assert dispatch.choose_backend(torch.device("cpu"), torch.float32) == "cpu"
+    assert dispatch.choose_backend(torch.device("cpu"), torch.float64) == "reference"
+    assert dispatch.choose_backend(torch.device("xpu"), torch.float32) == "reference"
 
 
 def test_a_backend_can_be_forced(monkeypatch):
-    monkeypatch.setenv(choice.VARIABLE, "Reference")
-    assert choice.choose_backend(torch.device("cpu"), torch.float32) == "reference"
+    monkeypatch.setenv(dispatch.VARIABLE, "Reference")
+    assert dispatch.choose_backend(torch.device("cpu"), torch.float32) == "reference"
 
 
 def test_an_unknown_backend_is_named(monkeypatch):
-    monkeypatch.setenv(choice.VARIABLE, "cpuu")
+    monkeypatch.setenv(dispatch.VARIABLE, "cpuu")
     with pytest.raises(UsageError, match=r"No scan backend is called `cpuu`.\nDid you mean `cpu`"):
-        choice.choose_backend(torch.device("cpu"), torch.float32)
+        dispatch.choose_backend(torch.device("cpu"), torch.float32)
 
 
 def test_a_forced_backend_that_is_absent_says_why(monkeypatch):
-    monkeypatch.setenv(choice.VARIABLE, "cpu")
+    monkeypatch.setenv(dispatch.VARIABLE, "cpu")
     monkeypatch.setattr(cpu, "available", lambda: "numba is not installed")
     with pytest.raises(
         MachineError, match=r"`ROBUST_SCAN_BACKEND=cpu` cannot be used.\nnumba is not"
     ):
-        choice.choose_backend(torch.device("cpu"), torch.float32)
+        dispatch.choose_backend(torch.device("cpu"), torch.float32)
 
 
 def test_without_numba_the_reference_serves(monkeypatch):
     monkeypatch.setattr(cpu, "available", lambda: "numba is not installed")
-    assert choice.choose_backend(torch.device("cpu"), torch.float32) == "reference"
+    assert dispatch.choose_backend(torch.device("cpu"), torch.float32) == "reference"
 
 
 @pytest.mark.parametrize(

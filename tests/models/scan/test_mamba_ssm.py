@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from robustcli.core.errors import MachineError
-from robustcli.models.scan import base, choice, mamba_ssm, reference
+from robustcli.models.scan import base, dispatch, mamba_ssm, reference
 from tests.models.scan.cases import (
     assert_close,
     assert_like_reference,
@@ -105,9 +105,9 @@ def test_it_says_why_it_is_off_and_how_to_get_it(monkeypatch, build):
     importlib.machinery.PathFinder.find_spec("mamba_ssm") is not None, reason="it is installed"
 )
 def test_forced_but_absent(monkeypatch):
-    monkeypatch.setenv(choice.VARIABLE, "mamba-ssm")
+    monkeypatch.setenv(dispatch.VARIABLE, "mamba-ssm")
     with pytest.raises(MachineError, match=r"mamba-ssm is not installed. `MAMBA_KEEP_CUDA_BUILD"):
-        choice.choose_backend(torch.device("cuda"), torch.float32)
+        dispatch.choose_backend(torch.device("cuda"), torch.float32)
 
 
 def test_it_refuses_more_states_than_its_kernel_takes():

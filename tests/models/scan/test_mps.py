@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from robustcli.models.scan import choice, cpu, reference, selective_scan, ss2d_scan
+from robustcli.models.scan import cpu, dispatch, reference, selective_scan, ss2d_scan
 from tests.models.scan.cases import image, sequence
 
 CPU, MPS = torch.device("cpu"), torch.device("mps")
@@ -75,16 +75,16 @@ def sent(arguments: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_kernel_serves_and_not_the_loop_in_python(dtype: torch.dtype) -> None:
-    assert choice.choose_backend(MPS, dtype) == "cpu"
+    assert dispatch.choose_backend(MPS, dtype) == "cpu"
 
 
 def test_other_dtypes_are_the_reference_loops() -> None:
-    assert choice.choose_backend(MPS, torch.float64) == "reference"
+    assert dispatch.choose_backend(MPS, torch.float64) == "reference"
 
 
 def test_where_the_kernel_cannot_run_the_loop_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "available", lambda: "numba is not installed.")
-    assert choice.choose_backend(MPS, torch.float32) == "reference"
+    assert dispatch.choose_backend(MPS, torch.float32) == "reference"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -124,7 +124,7 @@ def test_a_sequences_scan_comes_back_with_its_state(gated: bool) -> None:
 def test_gradients_come_back_to_the_gpu(monkeypatch: pytest.MonkeyPatch, over_image: bool) -> None:
     """With CUDA in the place of MPS: the same copies, and a device that autograd takes."""
     monkeypatch.setattr(cpu, "_DEVICES", ("cpu", "cuda"))
-    monkeypatch.setenv(choice.VARIABLE, "cpu")
+    monkeypatch.setenv(dispatch.VARIABLE, "cpu")
     scan = ss2d_scan if over_image else selective_scan
     arguments = image(2, 4, 5, 6, 3) if over_image else sequence(2, 6, 9, 3)
     results = []

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from robustcli.core.errors import UsageError
-from robustcli.models.scan import choice, reference, selfcheck, triton
+from robustcli.models.scan import dispatch, reference, triton
 from tests.models.scan.cases import (
     SUBSETS,
     assert_close,
@@ -268,14 +268,14 @@ def test_the_door_tries_the_kernels_first(monkeypatch):
         errors.append(worst_error(*args, **kwargs))
         return errors[-1]
 
-    worst_error = selfcheck.worst_error
-    monkeypatch.setattr(selfcheck, "worst_error", check)
+    worst_error = dispatch.worst_error
+    monkeypatch.setattr(dispatch, "worst_error", check)
     small = list(image(1, 3, 2, 2, 1).values())
-    monkeypatch.setattr(selfcheck, "_arguments", lambda *_: small)
-    monkeypatch.setenv(choice.VARIABLE, "triton")
-    choice._trial.cache_clear()
+    monkeypatch.setattr(dispatch, "_arguments", lambda *_: small)
+    monkeypatch.setenv(dispatch.VARIABLE, "triton")
+    dispatch._trial.cache_clear()
     with torch.inference_mode():
-        assert choice.choose_backend(torch.device(DEVICE), torch.float16) == "triton"
+        assert dispatch.choose_backend(torch.device(DEVICE), torch.float16) == "triton"
     assert 0 < errors[0] < 1e-5
 
 
