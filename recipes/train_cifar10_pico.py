@@ -27,7 +27,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from robustcli.adapters import pico_networks  # noqa: F401 (registers `resnet_pico` with timm)
+from robustcli.adapters import timm_library  # noqa: F401 (registers `resnet_pico` with timm)
 from robustcli.core.machine import processor
 from robustcli.metrics.intervals import wilson_interval
 from robustcli.models.vmamba import build

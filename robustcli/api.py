@@ -246,7 +246,7 @@ def evaluate(
             `fail_drop`.
     """
     # Reading runs, comparing and reporting them needs no torch.
-    from robustcli.adapters.foreign import borrowed
+    from robustcli.adapters.foreign_files import borrowed
     from robustcli.evaluation import evaluate as evaluation
     from robustcli.evaluation.config import EvalConfig
 
@@ -355,7 +355,7 @@ def explain(
         MachineError: The data or the weights of `run` are not on this machine.
         RunError: Some maps could not be computed; all others are kept.
     """
-    from robustcli.adapters.foreign import borrowed
+    from robustcli.adapters.foreign_files import borrowed
     from robustcli.explanation.config import ExplainConfig
     from robustcli.explanation.explaining import explain as run_explanation
 
@@ -637,7 +637,7 @@ def export(
         RunError: The exporter does not support the network, or the outputs of an exported file
             differ from those of PyTorch.
     """
-    from robustcli.adapters.foreign import borrowed
+    from robustcli.adapters.foreign_files import borrowed
     from robustcli.evaluation.exporting import ExportConfig
     from robustcli.evaluation.exporting import export as run_export
 

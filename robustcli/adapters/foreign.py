@@ -9,12 +9,8 @@ decisions are announced.
 from __future__ import annotations
 
 import re
-import sys
-import sysconfig
-import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,16 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import FOREGROUND, ModelRequest
-from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.exported import Sidecar, sidecar_path
-from robustcli.adapters.fetching import state_digest
-from robustcli.adapters.loading import choose, load_strictly, shapes_of
+from robustcli.adapters.foreign_files import (
+    ForeignNetwork,
+    foreign_code_error,
+    onnx,
+    torchscript,
+    users_network,
+)
+from robustcli.adapters.foreign_hubs import clip_model, timm_model, transformers_model
 from robustcli.adapters.model import ModelFacts, made_up_image
 from robustcli.adapters.preprocessing import Preprocessing, overridden
 from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.adapters.training_run import WeightsHeader
-from robustcli.core.errors import RobustError, RunError, UsageError, first_line
+from robustcli.core.errors import RobustError, RunError, UsageError
 from robustcli.core.names import TaskName
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, numbered_classes, read_label_space
 from robustcli.models.ablation import has_scan
@@ -50,49 +51,6 @@ _SHARE = 224 / 256
 _EXACT = 1e-3  # tolerance of sums of float32 or float16 probabilities
 _SMALLEST = 1e-12  # smallest probability whose logarithm is computed
 _SHOWN = 5
-
-
-@dataclass(frozen=True)
-class ForeignNetwork:
-    """A network as read, before its first forward pass.
-
-    Args:
-        network: Float32 network on the CPU in eval mode, for normalised images (B, C, H, W).
-        family: Family of networks, for the record.
-        origin: Origin of its weights, for the record.
-        digest: SHA-256 of its file, or of its weights in memory.
-        pretraining: Data of its pretraining, in words.
-        preprocessing: Preprocessing defined by the network; None without one.
-        preprocessing_source: Where the preprocessing is defined, in words.
-        classes: Names of its outputs in order, if defined.
-        side: The only supported input size in pixels, if fixed.
-        channels: The only supported number of channels, if fixed.
-        batch: The only supported batch size, if fixed.
-        parameters: Number of parameters, if they are not torch parameters.
-        space: Classes named by the user, if the network was built for them.
-        notes: Announcements.
-        arguments: Builder arguments of the user.
-        users_code: Whether it is code of the user, whose errors are reported with file and line.
-        sidecar: The sidecar of `robust export`, which overrides all fields above.
-    """
-
-    network: nn.Module
-    family: str
-    origin: str
-    digest: str
-    pretraining: str
-    preprocessing: Preprocessing | None = None
-    preprocessing_source: str = ""
-    classes: tuple[str, ...] | None = None
-    side: int | None = None
-    channels: int | None = None
-    batch: int | None = None
-    parameters: int | None = None
-    space: LabelSpace | None = None
-    notes: tuple[str, ...] = ()
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    users_code: bool = True
-    sidecar: Sidecar | None = None
 
 
 @dataclass(frozen=True)
@@ -177,8 +135,6 @@ def names_classes(request: ModelRequest) -> bool:
 
 
 def _read_network(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
-    from robustcli.adapters import foreign_files, foreign_hubs
-
     kind = foreign_kind(request)
     if request.untrained and kind not in ("memory", "import", "open-clip"):
         raise UsageError(
@@ -187,7 +143,7 @@ def _read_network(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
             "Omit it.",
         )
     if kind in ("memory", "import"):
-        return _users_network(request)
+        return users_network(request)
     if request.weights is not None and kind != "open-clip":
         raise UsageError(
             f"`--weights {request.weights}` cannot be used with `{request.name}`.",
@@ -195,210 +151,14 @@ def _read_network(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
             "Omit `--weights`.",
         )
     if kind == "torchscript":
-        return foreign_files.torchscript(request)
+        return torchscript(request)
     if kind == "onnx":
-        return foreign_files.onnx(request)
+        return onnx(request)
     if kind == "hf":
-        return foreign_hubs.transformers_model(request, offline=offline)
+        return transformers_model(request, offline=offline)
     if kind == "timm-hub":
-        return foreign_hubs.timm_model(request, offline=offline)
-    return foreign_hubs.clip_model(request, offline=offline)
-
-
-# Networks of users: in memory, or imported.
-
-
-def _users_network(request: ModelRequest) -> ForeignNetwork:
-    source = request.module if request.module is not None else _imported(request.name)
-    arguments = dict(request.arguments)
-    if isinstance(source, nn.Module):
-        if arguments:
-            raise UsageError(
-                f"`{request.name}` does not support `--model-arg`.",
-                "It is a network, not a function that builds one.",
-                "Omit it, or pass the name of the function or the class.",
-            )
-        network: object = source
-    elif callable(source):
-        network = _built(request.name, source, arguments)
-    else:
-        network = source
-    if not isinstance(network, nn.Module):
-        verb = "returns" if network is not source else "is"
-        raise UsageError(
-            f"`{request.name}` {verb} a {type(network).__name__}, not a network.",
-            "Expected a torch.nn.Module, a class of one, or a function that returns one.",
-            "Name such an object after the colon.",
-        )
-    if any(p.is_meta for p in network.parameters()):
-        raise UsageError(
-            f"`{request.name}` has parameters on torch's `meta` device.", "They hold no values.",
-            "Load its weights first.",
-        )  # fmt: skip
-    network = network.float().eval()
-    origin = "in memory" if request.module is not None else f"made by `{request.name}`"
-    if request.weights is not None:
-        if source is request.module and isinstance(source, nn.Module):
-            raise UsageError(
-                "`weights` cannot be used with a network in memory.", "It holds its own weights.",
-                "Load them into it with `load_state_dict`, or pass the function that builds it.",
-            )  # fmt: skip
-        _load_weights(network, request.weights, request.name)
-        origin = str(request.weights)
-    config = getattr(network, "pretrained_cfg", None)
-    preprocessing = _timm_preprocessing(network) if config else None
-    return ForeignNetwork(
-        network,
-        family=type(network).__name__.lower(),
-        origin=origin,
-        digest=state_digest(network.state_dict()),
-        pretraining="none (untrained)" if request.untrained else "unknown (the user's own network)",
-        preprocessing=preprocessing,
-        preprocessing_source="its timm configuration",
-        arguments=arguments,
-    )
-
-
-@contextmanager
-def borrowed(modules: Iterable[object]) -> Iterator[None]:
-    """Restores mode, device, type and values of the networks among `modules` at the end."""
-    saved = [
-        (
-            [(module, module.training) for module in network.modules()],
-            [(parameter, parameter.data) for parameter in network.parameters()],
-            [(module, dict(module._buffers)) for module in network.modules()],
-        )
-        for network in modules
-        if isinstance(network, nn.Module)
-    ]
-    try:
-        yield
-    finally:
-        for modes, parameters, buffers in saved:
-            for parameter, data in parameters:
-                parameter.data = data
-            for module, values in buffers:
-                module._buffers.update(values)
-            for module, training in modes:
-                module.training = training
-
-
-def _timm_preprocessing(network: nn.Module) -> Preprocessing | None:
-    from robustcli.adapters import timm_library
-
-    try:
-        return timm_library.timm_preprocessing(network)
-    except (UsageError, KeyError, TypeError, AttributeError):
-        return None  # the attribute has another meaning
-
-
-def _imported(name: str) -> Any:
-    """Imports the object `module:attribute`; searches the working folder first."""
-    module_name, _, attribute = name.rpartition(":")
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        module = _module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name + ".").startswith(f"{error.name}."):
-            raise foreign_code_error(f"`{name}` cannot be imported.", error) from error
-        raise UsageError(
-            f"The module `{error.name}` of `--model {name}` does not exist.",
-            f"It was searched in `{folder}` and in the installed packages.",
-            "Run the command in the folder that contains the package, or pass the file: `--model "
-            "FILE.py:build`.",
-        ) from error
-    except RobustError:
-        raise
-    except Exception as error:
-        raise foreign_code_error(f"`{name}` cannot be imported.", error) from error
-    except SystemExit as error:
-        raise foreign_code_error(
-            f"`{name}` ends the program when it is imported.", error
-        ) from error
-    finally:
-        sys.path.remove(folder)
-        if folder not in sys.path:  # last, for later imports of the module
-            sys.path.append(folder)
-    home = module.__name__
-    for part in attribute.split("."):
-        if not hasattr(module, part):
-            public = [
-                key
-                for key, value in vars(module).items()
-                if isinstance(value, nn.Module) or getattr(value, "__module__", "") == home
-            ]
-            raise UsageError(
-                f"`{module_name}` has no `{attribute}`.",
-                f"It has {', '.join(f'`{key}`' for key in public[:_SHOWN])}." if public else "",
-                "Specify the function, the class or the network after the colon.",
-            )
-        module = getattr(module, part)
-    return module
-
-
-def _module(name: str) -> Any:
-    from importlib import import_module
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    if not name.endswith(".py"):
-        return import_module(name)
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise UsageError(f"The file `{path}` does not exist.", "", "Check the path.")
-    spec = spec_from_file_location(f"robust_users_{path.stem}", path.resolve())
-    assert spec is not None, "the name ends in .py"
-    assert spec.loader is not None, "the name ends in .py"
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # needed by dataclasses and pickle
-    spec.loader.exec_module(module)
-    return module
-
-
-def _built(name: str, build: Any, arguments: Mapping[str, Any]) -> object:
-    """The result of `build` with a fixed random seed; restores the state of the generators."""
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return build(**arguments)
-    except RobustError:
-        raise
-    except Exception as error:
-        call_arguments = ", ".join(f"{key}={value}" for key, value in arguments.items())
-        raise foreign_code_error(
-            f"`{name}` failed, called with ({call_arguments}).", error
-        ) from error
-
-
-def _load_weights(network: nn.Module, path: Path, name: str) -> None:
-    choice = choose(read_weights(path), shapes_of(network.state_dict()))
-    load_strictly(network, choice.state, model=name, origin=str(path), advice=None)
-    choice.announce(str(path))
-
-
-_LIBRARIES = tuple(
-    str(Path(folder).resolve())
-    for folder in {
-        *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
-        str(Path(torch.__file__).parents[1]), str(Path(__file__).parents[1]),
-    }
-)  # fmt: skip
-
-
-def foreign_code_error(problem: str, error: BaseException) -> UsageError:
-    """The error for an exception in a user's code, with file and line."""
-    if isinstance(error, SyntaxError) and error.filename:
-        position = f"{error.filename}:{error.lineno}"
-    else:
-        frames = traceback.extract_tb(error.__traceback__)
-        user_frames = [f for f in frames if not f.filename.startswith((*_LIBRARIES, "<"))]
-        last = (user_frames or list(frames))[-1]
-        line = f" (`{last.line}`)" if last.line else ""
-        position = f"{last.filename}:{last.lineno}{line}"
-    reason = f"{type(error).__name__}: {first_line(error)}".rstrip(".")
-    return UsageError(
-        problem, f"{reason}, at {position}.", "Correct that line, and repeat the command."
-    )
+        return timm_model(request, offline=offline)
+    return clip_model(request, offline=offline)
 
 
 # The output of a network in a common form.
@@ -790,4 +550,4 @@ def _mask_preprocessing(
     values = "values in [0, 1]" if plain else _in_words(scaled, {"mean", "std"})
     if {"crop", "mean", "std"} - set(request.preprocessing):
         notes.append(f"`{name}`, {source}: windows of {window} pixels (`--crop`), {values}.")
-    return replace(masks)
+    return masks

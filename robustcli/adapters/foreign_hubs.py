@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +21,12 @@ from robustcli.adapters import timm_library
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.fetching import hub, hub_failure_reason, state_digest
-from robustcli.adapters.foreign import ForeignNetwork
+from robustcli.adapters.foreign_files import ForeignNetwork, optional_library
 from robustcli.adapters.loading import choose, load_strictly, shapes_of
 from robustcli.adapters.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from robustcli.core.errors import MachineError, UsageError, first_line
 from robustcli.core.io import parse_json
+from robustcli.core.names import nearest
 from robustcli.data.labels import LabelSpace, read_label_space
 
 _FILES = ["*.json", "*.safetensors"]
@@ -100,8 +101,13 @@ def _with_safetensors(repository: Repository) -> Repository:
     )
 
 
-def _name_of(request: ModelRequest) -> str:
-    return request.name.partition(":")[2]
+def _repository_of(request: ModelRequest, *, offline: bool) -> Repository:
+    if request.arguments:
+        raise UsageError(
+            f"`{request.name}` does not support `--model-arg`.", "Its configuration is on the hub.",
+            "Omit it.",
+        )  # fmt: skip
+    return open_repository(request.name.partition(":")[2], offline=offline)
 
 
 # transformers.
@@ -117,13 +123,7 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
         MachineError: transformers is not installed.
         UsageError: It is for another task, needs code of the repository, or cannot be read.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise MachineError(
-            f"`{request.name}` needs transformers.", "It is not installed.",
-            "Install it: `pip install 'robustcli[hf]'`.",
-        ) from error  # fmt: skip
+    transformers = optional_library("transformers", request.name, extra="hf")
     installed = tuple(int(number) for number in re.findall(r"\d+", transformers.__version__)[:2])
     if installed < OLDEST_TRANSFORMERS:
         needed = ".".join(map(str, OLDEST_TRANSFORMERS))
@@ -132,41 +132,55 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
             f"Version {transformers.__version__} is installed.",
             "Install a newer one: `pip install --upgrade 'robustcli[hf]'`.",
         )
-    if request.arguments:
-        raise UsageError(
-            f"`{request.name}` does not support `--model-arg`.", "Its configuration is on the hub.",
-            "Omit it.",
-        )  # fmt: skip
-    repository = open_repository(_name_of(request), offline=offline)
+    repository = _repository_of(request, offline=offline)
     config = repository.read("config.json")
-    architecture_name = next(iter(config.get("architectures") or ()), "")
-    loaders = {
-        "ForImageClassification": "AutoModelForImageClassification",
-        "ForSemanticSegmentation": "AutoModelForSemanticSegmentation",
-    }
-    loader = next((loaders[end] for end in loaders if architecture_name.endswith(end)), None)
+    loader = getattr(transformers, _loader_name(request.name, config))
+    transformers.utils.logging.disable_progress_bar()
+    network = _pretrained(request.name, loader, repository)
+    return ForeignNetwork(
+        network.float().eval(),
+        family=str(config.get("model_type", "transformers")),
+        origin=repository.origin,
+        digest=state_digest(network.state_dict()),
+        pretraining="see its model card",
+        preprocessing=_processor(repository),
+        preprocessing_source="its `preprocessor_config.json`",
+        classes=_labels(config),
+        channels=int(config.get("num_channels", 3)),
+        users_code=False,
+    )
+
+
+def _loader_name(name: str, config: Mapping[str, Any]) -> str:
+    """The class of transformers that loads the model `name` with this `config.json`."""
+    architecture = next(iter(config.get("architectures") or ()), "")
     if "auto_map" in config:
         raise UsageError(
-            f"`{request.name}` needs its own Python code, which is not run.",
+            f"`{name}` needs its own Python code, which is not run.",
             "Its `config.json` has an `auto_map`.",
             "If you trust it, load it in your own code, and pass a function: `--model "
             "my_module:build`.",
         )
-    if loader is None:
-        raise UsageError(
-            f"`{request.name}` is neither an image classifier nor a semantic segmenter.",
-            f"Its architecture is `{architecture_name or 'not stated'}`.",
-            "Use a model of the task image-classification or image-segmentation.",
-        )
-    transformers.utils.logging.disable_progress_bar()
+    for task in ("ForImageClassification", "ForSemanticSegmentation"):
+        if architecture.endswith(task):
+            return f"AutoModel{task}"
+    raise UsageError(
+        f"`{name}` is neither an image classifier nor a semantic segmenter.",
+        f"Its architecture is `{architecture or 'not stated'}`.",
+        "Use a model of the task image-classification or image-segmentation.",
+    )
+
+
+def _pretrained(name: str, loader: Any, repository: Repository) -> nn.Module:
+    """The network with all its weights, read from safetensors."""
     try:
-        network, info = getattr(transformers, loader).from_pretrained(
+        network, info = loader.from_pretrained(
             repository.folder, use_safetensors=True, trust_remote_code=False, local_files_only=True,
             dtype=torch.float32, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # from transformers, safetensors or torch
         raise UsageError(
-            f"transformers cannot load `{request.name}`.", f"The error is: {first_line(error)}.",
+            f"transformers cannot load `{name}`.", f"The error is: {first_line(error)}.",
             "Check its files, and the version of transformers that it requires.",
         ) from error  # fmt: skip
     missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
@@ -177,21 +191,16 @@ def transformers_model(request: ModelRequest, *, offline: bool) -> ForeignNetwor
             "and would be random.",
             "Name a repository with a trained head.",
         )
+    loaded: nn.Module = network
+    return loaded
+
+
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Names of the classes in order; None if they are only numbered, as by transformers."""
     labels = {int(key): str(value) for key, value in (config.get("id2label") or {}).items()}
     ordered = tuple(labels[n] for n in sorted(labels))
-    has_labels = bool(ordered) and not all(label == f"LABEL_{n}" for n, label in enumerate(ordered))
-    return ForeignNetwork(
-        network.float().eval(),
-        family=str(config.get("model_type", "transformers")),
-        origin=repository.origin,
-        digest=state_digest(network.state_dict()),
-        pretraining="see its model card",
-        preprocessing=_processor(repository),
-        preprocessing_source="its `preprocessor_config.json`",
-        classes=ordered if has_labels else None,
-        channels=int(config.get("num_channels", 3)),
-        users_code=False,
-    )
+    numbered = tuple(f"LABEL_{n}" for n in range(len(ordered)))
+    return None if ordered == numbered else ordered
 
 
 def _processor(repository: Repository) -> Preprocessing | None:
@@ -231,16 +240,9 @@ def _processor(repository: Repository) -> Preprocessing | None:
     crop = crop_side if has_crop and crop_side is not None else resized
     if crop is None:
         return None
-    mode = (
-        "center"
-        if shortest or (has_crop and crop_side is not None and crop_side != resized)
-        else "squash"
-    )
-    if mode == "squash" and resize is None:
-        mode = "center"
-    return Preprocessing(
-        resize, crop, filter_, tuple(mean), tuple(std), "center" if mode == "center" else "squash"
-    )
+    cuts = shortest or (has_crop and crop_side is not None and crop_side != resized)
+    mode: Literal["center", "squash"] = "center" if cuts or resize is None else "squash"
+    return Preprocessing(resize, crop, filter_, tuple(mean), tuple(std), mode)
 
 
 def _side(size: object) -> int | None:
@@ -264,12 +266,7 @@ def timm_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
     Raises:
         UsageError: It is not a timm model, or its weights do not match.
     """
-    if request.arguments:
-        raise UsageError(
-            f"`{request.name}` does not support `--model-arg`.", "Its configuration is on the hub.",
-            "Omit it.",
-        )  # fmt: skip
-    repository = open_repository(_name_of(request), offline=offline)
+    repository = _repository_of(request, offline=offline)
     config = repository.read("config.json")
     architecture = config.get("architecture")
     if not isinstance(architecture, str) or not timm_library.has_architecture(architecture):
@@ -344,13 +341,7 @@ def clip_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
         UsageError: The model or its weights are unknown or not downloaded, or the template has
             no `{}`.
     """
-    try:
-        import open_clip
-    except ImportError as error:
-        raise MachineError(
-            f"`{request.name}` needs open_clip.", "It is not installed.",
-            "Install it: `pip install 'robustcli[clip]'`.",
-        ) from error  # fmt: skip
+    open_clip = optional_library("open_clip", request.name, extra="clip")
     arguments = dict(request.arguments)
     template = str(arguments.pop("prompt", _TEMPLATE))
     if arguments or "{}" not in template:
@@ -360,46 +351,14 @@ def clip_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
             f"Got {', '.join(f'{k}={v}' for k, v in request.arguments.items())}.",
             f"For example `--model-arg prompt='{_TEMPLATE}'`.",
         )
-    name, _, tag = _name_of(request).partition("/")
-    if name not in open_clip.list_models():
-        from robustcli.core.names import nearest
-
-        close = nearest(name, open_clip.list_models())
-        raise UsageError(
-            f"open_clip has no model `{name}`.",
-            f"Did you mean {' or '.join(f'`{close_name}`' for close_name in close)}?"
-            if close
-            else "",
-            "Write `open-clip:MODEL/PRETRAINED`, such as `open-clip:ViT-B-32/laion2b_s34b_b79k`.",
-        )
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    weights = request.weights or (Path(tag) if tag and Path(tag).is_file() else None)
-    if weights is None and not request.untrained and tag not in tags:
-        raise UsageError(
-            f"`{request.name}` is not the name of weights of `{name}`.",
-            f"It has {', '.join(f'`{tag_name}`' for tag_name in tags[:8]) or 'none'}.",
-            "Write `open-clip:MODEL/PRETRAINED`, or pass a file with `--weights FILE`.",
-        )
-    space = _space_of(request)
-    by_tag = weights is None and not request.untrained
-    try:
-        with hub(offline=offline), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            clip = open_clip.create_model(
-                name, pretrained=tag if by_tag else None, load_weights=by_tag, weights_only=True
-            ).float().eval()  # fmt: skip
-            tokens = open_clip.get_tokenizer(name)
-    except Exception as error:  # from the hub's client or open_clip
-        raise UsageError(
-            f"The weights of `{request.name}` could not be downloaded.",
-            f"The reason: {hub_failure_reason(error, offline=offline)}.",
-            "Pass a copy with `--weights FILE`.",
-        ) from error
-    if weights is not None:
-        choice = choose(read_weights(weights), shapes_of(clip.state_dict()))
-        load_strictly(clip, choice.state, model=name, origin=str(weights), advice=None)
+    name, tag, weights = _clip_source(open_clip, request)
+    if request.classes is not None:
+        space = LabelSpace("classes", request.classes, request.classes)
+    else:
+        space = read_label_space(request.label_space or "imagenet-1k")
+    clip, tokens = _clip_with_weights(open_clip, request, name, tag, weights, offline=offline)
     with torch.inference_mode():
-        prompts = [template.format(_plain(close_name)) for close_name in space.names]
+        prompts = [template.format(_plain(class_name)) for class_name in space.names]
         texts = torch.cat(
             [clip.encode_text(tokens(prompts[n : n + 64]), normalize=True)
              for n in range(0, len(prompts), 64)]
@@ -424,11 +383,52 @@ def clip_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
     )  # fmt: skip
 
 
-def _space_of(request: ModelRequest) -> LabelSpace:
-    """The classes for the text prompts: those of the user, or ImageNet's."""
-    if request.classes is not None:
-        return LabelSpace("classes", request.classes, request.classes)
-    return read_label_space(request.label_space or "imagenet-1k")
+def _clip_source(open_clip: Any, request: ModelRequest) -> tuple[str, str, Path | None]:
+    """Name of the architecture, tag of its weights, and their file if they are in one."""
+    name, _, tag = request.name.partition(":")[2].partition("/")
+    if name not in open_clip.list_models():
+        close = nearest(name, open_clip.list_models())
+        raise UsageError(
+            f"open_clip has no model `{name}`.",
+            f"Did you mean {' or '.join(f'`{close_name}`' for close_name in close)}?"
+            if close
+            else "",
+            "Write `open-clip:MODEL/PRETRAINED`, such as `open-clip:ViT-B-32/laion2b_s34b_b79k`.",
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    weights = request.weights or (Path(tag) if tag and Path(tag).is_file() else None)
+    if weights is None and not request.untrained and tag not in tags:
+        raise UsageError(
+            f"`{request.name}` is not the name of weights of `{name}`.",
+            f"It has {', '.join(f'`{tag_name}`' for tag_name in tags[:8]) or 'none'}.",
+            "Write `open-clip:MODEL/PRETRAINED`, or pass a file with `--weights FILE`.",
+        )
+    return name, tag, weights
+
+
+def _clip_with_weights(
+    open_clip: Any, request: ModelRequest, name: str, tag: str, weights: Path | None, *,
+    offline: bool,
+) -> tuple[Any, Any]:  # fmt: skip
+    """The open_clip model, and its tokenizer."""
+    by_tag = weights is None and not request.untrained
+    try:
+        with hub(offline=offline), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            clip = open_clip.create_model(
+                name, pretrained=tag if by_tag else None, load_weights=by_tag, weights_only=True
+            ).float().eval()  # fmt: skip
+            tokens = open_clip.get_tokenizer(name)
+    except Exception as error:  # from the hub's client or open_clip
+        raise UsageError(
+            f"The weights of `{request.name}` could not be downloaded.",
+            f"The reason: {hub_failure_reason(error, offline=offline)}.",
+            "Pass a copy with `--weights FILE`.",
+        ) from error
+    if weights is not None:
+        choice = choose(read_weights(weights), shapes_of(clip.state_dict()))
+        load_strictly(clip, choice.state, model=name, origin=str(weights), advice=None)
+    return clip, tokens
 
 
 def _plain(name: str) -> str:

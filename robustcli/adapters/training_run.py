@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.checkpoint import read_weights
-from robustcli.adapters.file_kinds import is_safetensors
+from robustcli.adapters.checkpoint import is_safetensors, read_weights
 from robustcli.core.errors import UsageError
 from robustcli.core.io import parse_json, replacing
 from robustcli.core.names import canonical
