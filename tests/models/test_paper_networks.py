@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from robustcli.core.errors import UsageError
 from robustcli.models.architectures import ARCHITECTURES
-from tests.models import golden, training
+from robustcli.models.ulvm import ParallelMamba, SkipBridge, build
+from tests.models import golden
 
 COUNTS = {
     "unet": 7_765_985,
@@ -25,7 +28,7 @@ COUNTS = {
     "ulvm_v5": 703_885,
     "ulvm_v6": 769_677,
 }
-STEPS = {"segformer": (F.binary_cross_entropy_with_logits, training.enlarged)}
+STEPS = {"segformer": (F.binary_cross_entropy_with_logits, golden.enlarged)}
 SIZES = {"segformer": {"sizes": (224, 256)}}
 
 
@@ -43,7 +46,7 @@ def test_agrees_with_the_papers_outputs(name, rule):
     """Every tensor that rule A sets apart rule B does too, and the scan's as well."""
     with golden.unset():
         network = _build(name)
-    assert training.output_errors(_golden(name), network, rule, **SIZES.get(name, {})) <= 1e-4
+    assert golden.output_errors(_golden(name), network, rule, **SIZES.get(name, {})) <= 1e-4
 
 
 @pytest.mark.parametrize(
@@ -51,10 +54,10 @@ def test_agrees_with_the_papers_outputs(name, rule):
     [pytest.param(n, marks=pytest.mark.slow) if n == "resnet50_seg" else n for n in COUNTS],
 )
 def test_a_training_step_agrees_with_the_papers_gradients(name):
-    usual = training.bce_dice if name.startswith("ulvm") else training.pooled_dice
+    usual = golden.bce_dice if name.startswith("ulvm") else golden.pooled_dice
     with golden.unset():
         network = _build(name)
-    training.assert_step_agrees(_golden(name), network, *STEPS.get(name, (usual,)))
+    golden.assert_step_agrees(_golden(name), network, *STEPS.get(name, (usual,)))
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -71,10 +74,10 @@ def test_gradients_that_are_one_percent_off_are_seen(excess):
 
     def loss_of(probabilities, target):
         wrong = probabilities + excess * (probabilities - probabilities.detach())
-        return training.bce_dice(wrong, target)
+        return golden.bce_dice(wrong, target)
 
     with pytest.raises(AssertionError, match=r"\[.*\]"):
-        training.assert_step_agrees("ul_vm_unet", _build("ulvm"), loss_of)
+        golden.assert_step_agrees("ul_vm_unet", _build("ulvm"), loss_of)
 
 
 @pytest.mark.parametrize(
@@ -105,3 +108,68 @@ def test_the_output_of_a_resnet_segmenter_has_always_the_same_size():
         assert network(golden.images(1, 3, *size)).shape == (1, 1, 256, 256)
     smaller = _build("resnet18_seg", output=128, num_classes=2).eval()
     assert smaller(golden.images(1, 3, 32, 32)).shape == (1, 2, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [("scbridge5_A", (8, 16, 24, 32, 48)), ("scbridge4_B5", (16, 32, 64, 128))],
+)
+def test_the_skip_bridge_agrees_with_the_papers(name, widths):
+    maps = [golden.images(2, c, 32 >> i, 32 >> i, seed=i) for i, c in enumerate(widths)]
+    assert golden.block_error(name, SkipBridge(widths), *maps) < 1e-5
+
+
+LAYERS = [
+    ("pvm4_24to32", 24, 32, 4, False, 8),
+    ("pvm8_24to32", 24, 32, 8, False, 8),
+    ("pvm8_pp_64to128", 64, 128, 8, True, 8),
+    ("pvm8_pptrue_256to512", 256, 512, 8, True, 4),
+]
+
+
+def test_the_base_ulvm_agrees_with_upstream():
+    expected = golden.arrays("ultralight_vm_unet.strong.npz")["out0"]
+    network = golden.fill(build("ulvm"), golden.strong)
+    with torch.no_grad():
+        output = network(golden.images(1, 3, 256, 256))
+    assert golden.distance(output[:, :, ::8, ::8], expected) <= 1e-4
+
+
+@pytest.mark.parametrize(("name", "c_in", "c_out", "branches", "pyramid", "size"), LAYERS)
+def test_a_parallel_layer_agrees_with_the_papers(name, c_in, c_out, branches, pyramid, size):
+    layer = ParallelMamba(c_in, c_out, branches=branches, pyramid=pyramid)
+    assert golden.block_error(name, layer, golden.images(2, c_in, size, size)) < 1e-5
+
+
+def test_the_branches_of_a_parallel_layer_share_one_mamba_and_one_pass():
+    layer = ParallelMamba(12, 5, branches=3, pyramid=False)
+    calls = []
+    layer.mamba.register_forward_hook(lambda _, x, __: calls.append(tuple(x[0].shape)))
+    layer(golden.images(2, 12, 4, 6))
+    assert calls == [(6, 24, 4)]
+
+
+def test_outputs_of_a_ulvm_are_probabilities():
+    output = build("ulvm_v3")(golden.images(2, 3, 32, 32))
+    assert output.shape == (2, 1, 32, 32)
+    assert bool(((output >= 0) & (output <= 1)).all())
+
+
+def test_outputs_of_a_ulvm_for_several_classes_are_logits():
+    output = build("ulvm_v3", num_classes=3)(golden.images(2, 3, 32, 32))
+    assert output.shape == (2, 3, 32, 32)
+    assert bool((output < 0).any())
+
+
+@torch.no_grad()
+def test_a_ulvm_starts_as_upstream_starts():
+    torch.manual_seed(0)
+    network = build("ulvm_v5")
+    layer = network.encoder6[0]
+    assert float(layer.mamba.dt_proj.bias.abs().max()) == 0
+    assert float(layer.mamba.in_proj.weight.std()) == pytest.approx(0.02, rel=0.05)
+    expected = math.sqrt(2 / (4 * 64))  # four taps, 64 output channels
+    assert float(layer.mamba.conv1d.weight.std()) == pytest.approx(expected, rel=0.15)
+    expected = math.sqrt(2 / (9 * 64))
+    assert float(network.encoder3[0].weight.std()) == pytest.approx(expected, rel=0.05)
+    assert float(network.encoder3[0].bias.abs().max()) == 0

@@ -5,15 +5,15 @@ Full networks as files of their project are in `tests/adapters/test_networks.py`
 
 import pytest
 import torch
+from robustcli.golden.losses import DeepSupervision, DiceCrossEntropy
 from torch import nn
 
 from robustcli.core.errors import UsageError
 from robustcli.models import vmamba
 from robustcli.models.scan import reference
 from robustcli.models.swin_umamba import SwinUMambaD, build, encoder_weights
-from robustcli.training.losses import DeepSupervision, DiceCrossEntropy
 from tests.models import golden
-from tests.models.training import fast_loop
+from tests.models.golden import fast_loop
 
 SMALL = {"depths": (1, 2, 1, 1), "dim": 16, "num_classes": 3, "deep_supervision": True}
 TINY = {"depths": (1, 1), "dim": 8}

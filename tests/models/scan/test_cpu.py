@@ -1,7 +1,18 @@
-"""The CPU kernels against the reference: any shape, layout and value; as torch operators."""
+"""The CPU kernels against the reference: any shape, layout and value; as torch operators.
 
+Also their threads, torch's pool or Python threads, and that they write within their buffers.
+"""
+
+from __future__ import annotations
+
+import ctypes
 import math
 import os
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -236,3 +247,136 @@ def test_parameters_need_not_be_contiguous():
     arguments["A"] = arguments["A"].t().contiguous().t()
     arguments["D"] = torch.stack([arguments["D"]] * 2, 1)[:, 0]
     assert torch.equal(ss2d_by(cpu, **arguments), expected)
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def without_openmp(monkeypatch):
+    monkeypatch.setattr(cpu, "_openmp", lambda: None)
+
+
+def callers(count, **options):
+    """The thread ids that a run calls its entry from, and what it passes on."""
+    found, lock = [], threading.Lock()
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def entry(work):
+        with lock:
+            found.append((threading.get_native_id(), work))
+
+    cpu.run(ctypes.cast(entry, ctypes.c_void_p).value, 4711, **options)
+    assert len(found) == count
+    assert {work for _, work in found} == {4711}
+    return [thread for thread, _ in found]
+
+
+def test_one_thread_is_the_caller(threads):
+    threads(1)
+    assert callers(1) == [threading.get_native_id()]
+
+
+def test_little_work_is_done_by_the_caller(threads):
+    threads(2)
+    assert callers(1, alone=True) == [threading.get_native_id()]
+
+
+@pytest.mark.skipif(cpu._openmp() is None, reason="torch's OpenMP pool is not in reach")
+def test_two_threads_are_torchs_own(threads):
+    threads(2)
+    torch.ones(1 << 20).add_(1)  # torch's pool starts
+    before = set(os.listdir("/proc/self/task")) if os.path.isdir("/proc") else None  # noqa: PTH208, PTH112
+    found = callers(2)
+    assert threading.get_native_id() in found
+    if before is not None:
+        assert {str(thread) for thread in found} <= before  # none was started for us
+
+
+@pytest.mark.usefixtures("without_openmp")
+def test_python_threads_take_over(threads):
+    threads(3)
+    assert threading.get_native_id() in callers(3)
+
+
+@pytest.mark.usefixtures("without_openmp")
+def test_python_threads_compute_the_same_bits(threads):
+    arguments = image(2, 50, 20, 15, 2)  # too much for the caller alone
+    threads(1)
+    expected = ss2d_by(cpu, **arguments)
+    threads(3)
+    assert torch.equal(ss2d_by(cpu, **arguments), expected)
+
+
+def test_says_which_threads_it_runs_in(monkeypatch):
+    monkeypatch.setattr(cpu, "_openmp", lambda: print)
+    assert cpu.describe() == "in torch's OpenMP threads"
+    monkeypatch.setattr(cpu, "_openmp", lambda: None)
+    assert (
+        "torch's OpenMP pool is not accessible (it has no `GOMP_parallel`, as on Windows)"
+        in cpu.describe()
+    )
+
+
+def test_a_library_without_the_function_is_no_pool(monkeypatch):
+    """As on Windows: torch's library is called otherwise, or another OpenMP is linked with it."""
+    cpu._openmp.cache_clear()
+    try:
+        monkeypatch.setattr(ctypes, "CDLL", lambda path: object())
+        assert cpu._openmp() is None
+        cpu._openmp.cache_clear()
+        monkeypatch.setattr(cpu, "_LIBRARIES", ())
+        assert cpu._openmp() is None
+    finally:
+        cpu._openmp.cache_clear()
+
+
+ROOT = Path(__file__).parents[3]
+ALLOCATOR = "libc_malloc_debug.so.0"
+
+
+def scan_random_shapes(seed: int, number: int) -> None:
+    """Scans sequences and images of random shapes, forward and backward."""
+    draw = random.Random(seed)
+    for _ in range(number):
+        if draw.random() < 0.5:
+            arguments, name = sequence(
+                draw.randint(1, 3), draw.randint(1, 40), draw.randint(1, 70),
+                draw.choice([1, 2, 3, 5, 16, 17]), groups=draw.choice([0, 1]),
+                options=draw.random() < 0.5,
+            ), "selective_scan"  # fmt: skip
+        else:
+            arguments, name = image(
+                draw.randint(1, 2), draw.randint(1, 40), draw.randint(1, 9), draw.randint(1, 9),
+                draw.choice([1, 2, 3, 16]),
+            ), "ss2d_scan"  # fmt: skip
+        for tensor in arguments.values():
+            if tensor is not None and draw.random() < 0.8:
+                tensor.requires_grad_()
+        output = scan_by(cpu, name, **arguments)
+        if output.requires_grad:
+            output.square().sum().backward()
+
+
+@pytest.mark.slow
+def test_random_shapes_stay_within_their_memory() -> None:
+    trial = subprocess.run(
+        [sys.executable, "-c", ""], env={**os.environ, "LD_PRELOAD": ALLOCATOR},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if trial.returncode or trial.stderr:  # the loader names a library that it does not find
+        pytest.skip(f"needs glibc's checked allocator ({ALLOCATOR})")
+    run = subprocess.run(
+        [sys.executable, "-c",
+         "from tests.models.scan.test_cpu import scan_random_shapes; "
+         "scan_random_shapes(1, 300); print('finished')"],
+        env={**os.environ, "LD_PRELOAD": ALLOCATOR, "MALLOC_CHECK_": "3", "OMP_NUM_THREADS": "2"},
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "finished" in run.stdout
