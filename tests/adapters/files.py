@@ -1,4 +1,4 @@
-"""Weights files to read."""
+"""Weights files and training runs to load, and small timm models."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
+import robustcli.timm_models  # noqa: F401  registers
 from robustcli.adapters.loading import Shapes
+from robustcli.adapters.networks import create
+from robustcli.adapters.training_run import WeightsHeader, write_weights
 from robustcli.models.architectures import architecture
 from robustcli.models.vmamba import VMamba, build
 
@@ -61,3 +65,29 @@ def assert_holds(network: nn.Module, state: dict[str, Tensor]) -> None:
     assert set(result) == set(state)
     for key, tensor in state.items():
         torch.testing.assert_close(result[key], tensor, rtol=0, atol=0)
+
+
+def header(model: str, **changes: Any) -> WeightsHeader:
+    """Of weights that a paper's protocol left, so that nothing in it is a default."""
+    preprocessing: dict[str, Any] = {
+        "window": 64, "channels": "bgr", "threshold": 0.6224593, "protocol": "paper",
+        "trained_on": "ab", "images_sha256": "cd",
+    }  # fmt: skip
+    return WeightsHeader(model=model, **(preprocessing | changes))
+
+
+def trained(folder: Path, model: str, **arguments: Any) -> Path:
+    """`folder`, as the training of `model` built with `arguments` leaves it."""
+    state = random_state(create(model, arguments))
+    write_weights(folder / "weights.safetensors", state, header(model, arguments=arguments))
+    return folder
+
+
+TIMM_NAMES = ("vmamba_tiny_s1l8", "vmamba_tiny_v0", "vim_tiny")
+
+
+def small_timm(name: str, **options: Any) -> Any:
+    """The timm model `name` with three blocks of 16 or 32 channels."""
+    if name.startswith("vmamba"):
+        return timm.create_model(name, **{"depths": (1, 2), "dim": 16, **options})
+    return timm.create_model(name, **{"depth": 3, "dim": 32, "img_size": 32, **options})

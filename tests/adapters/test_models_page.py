@@ -1,4 +1,4 @@
-"""`docs/models.md`: its snippets run, and its table holds the right names and numbers."""
+"""`docs/models.md` and `docs/controls.md`: names, numbers and snippets are the networks' own."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from robustcli.adapters.catalogue import CATALOGUE
+from robustcli.adapters.catalogue import CATALOGUE, CONTROLS
 from robustcli.adapters.networks import create_model
 from robustcli.core.names import canonical
-from robustcli.models.architectures import ARCHITECTURES
+from robustcli.models.architectures import ARCHITECTURES, architecture
+from tests.models import golden
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
@@ -67,3 +68,32 @@ def test_the_bundled_classifiers_are_as_their_records_say() -> None:
 
 def _cells(line: str) -> list[str]:
     return line.split("|") if line.startswith("|") and line.count("|") == 4 else []
+
+
+CONTROLS_PAGE = (Path(__file__).parents[2] / "docs" / "controls.md").read_text(encoding="utf-8")
+
+
+def control_rows(columns: int) -> list[list[str]]:
+    cells = [re.split(r" *\| *", line.strip("| ")) for line in CONTROLS_PAGE.splitlines()]
+    return [row for row in cells if len(row) == columns and row[0].startswith("`")]
+
+
+def count(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def test_parameters_with_and_without_scan() -> None:
+    table = control_rows(4)
+    assert len(table) == 16
+    for name, full, left, share in table:
+        name = name.strip("`")
+        with torch.device("meta"):
+            parameters = golden.parameters(architecture(name).build(ablate="scan"))
+        assert [count(full), count(left)] == [CATALOGUE[name].parameters, parameters]
+        assert share == f"{100 * (1 - count(left) / count(full)):.1f} %"
+
+
+def test_networks_without_mamba_are_all_named() -> None:
+    table = {name.strip("`"): count(parameters) for name, _, parameters in control_rows(3)}
+    assert set(table) == {name for controls in CONTROLS.values() for name in controls}
+    assert all(CATALOGUE[name].parameters == parameters for name, parameters in table.items())

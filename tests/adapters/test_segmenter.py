@@ -36,7 +36,7 @@ from robustcli.core.errors import UsageError
 from robustcli.models.architectures import ARCHITECTURES, architecture
 from robustcli.nnunet.inference import Mirrored, covered_evenly
 from robustcli.nnunet.normalisation import Channel, NnUNetInference
-from tests.adapters.runs import header
+from tests.adapters.files import header
 from tests.models import golden
 
 SEGMENTERS = [name for name, network in ARCHITECTURES.items() if network.task == "seg"]

@@ -12,31 +12,30 @@ import torch
 from robustcli.adapters.networks import create_model
 from robustcli.core.errors import UsageError
 from robustcli.models.vim import resize_positions
-from tests.adapters.files import assert_holds, random_state
-from tests.adapters.timm_small import NAMES, small
+from tests.adapters.files import TIMM_NAMES, assert_holds, random_state, small_timm
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TIMM_NAMES)
 def test_official_weights_through_timm(name: str, tmp_path: Path) -> None:
     """`pretrained=True` with a local copy; the release's address is the default."""
-    state = random_state(small(name))
+    state = random_state(small_timm(name))
     torch.save({"model": state, "max_accuracy": 80.0}, tmp_path / "w.pth")
     for custom in (True, False):
         overlay = {"file": str(tmp_path / "w.pth"), "custom_load": custom}
-        assert_holds(small(name, pretrained=True, pretrained_cfg_overlay=overlay), state)
+        assert_holds(small_timm(name, pretrained=True, pretrained_cfg_overlay=overlay), state)
 
 
 def official(path: Path) -> dict[str, Any]:
     return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path), "custom_load": True}}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TIMM_NAMES)
 def test_weights_for_other_classes_and_channels_as_everywhere_in_timm(
     name: str, tmp_path: Path
 ) -> None:
-    state = random_state(small(name))
+    state = random_state(small_timm(name))
     torch.save(state, tmp_path / "w.pth")
-    model = small(name, num_classes=5, in_chans=1, **official(tmp_path / "w.pth"))
+    model = small_timm(name, num_classes=5, in_chans=1, **official(tmp_path / "w.pth"))
     conv = model.default_cfg["first_conv"] + ".weight"
     loaded, head = model.state_dict(), model.classifier_name
     for key, tensor in state.items():
@@ -49,15 +48,15 @@ def test_weights_for_other_classes_and_channels_as_everywhere_in_timm(
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    torch.save(random_state(small("vmamba_tiny_v0")), tmp_path / "w.pth")
+    torch.save(random_state(small_timm("vmamba_tiny_v0")), tmp_path / "w.pth")
     with pytest.raises(UsageError, match="does not contain the weights of `TimmVMamba`"):
-        small("vmamba_tiny_s1l8", **official(tmp_path / "w.pth"))
+        small_timm("vmamba_tiny_s1l8", **official(tmp_path / "w.pth"))
 
 
 def test_a_vims_positions_follow_the_image_size(tmp_path: Path) -> None:
-    state = random_state(small("vim_tiny"))
+    state = random_state(small_timm("vim_tiny"))
     torch.save(state, tmp_path / "w.pth")
-    model = small("vim_tiny", img_size=64, **official(tmp_path / "w.pth"))
+    model = small_timm("vim_tiny", img_size=64, **official(tmp_path / "w.pth"))
     torch.testing.assert_close(model.pos_embed, resize_positions(state["pos_embed"], (4, 4)))
 
 
@@ -65,20 +64,20 @@ def test_an_unknown_pooling() -> None:
     with pytest.raises(
         UsageError, match=r"`global_pool=max` is unknown\.\n.*supports pooling by `avg`"
     ):
-        small("vmamba_tiny_v0", global_pool="max")
+        small_timm("vmamba_tiny_v0", global_pool="max")
 
 
 def test_features_that_are_not_there() -> None:
     with pytest.raises(
         UsageError, match=r"`out_indices=\(7,\)` selects features.*\nIt has 3, numbered"
     ):
-        small("vim_tiny", features_only=True, out_indices=(7,))
+        small_timm("vim_tiny", features_only=True, out_indices=(7,))
     with pytest.raises(UsageError, match=r"`out_indices=4` selects features"):
-        small("vim_tiny", features_only=True, out_indices=4)
+        small_timm("vim_tiny", features_only=True, out_indices=4)
 
 
 def test_vim_pools_by_the_mean_when_asked() -> None:
-    model = small("vim_tiny", global_pool="avg").eval()
+    model = small_timm("vim_tiny", global_pool="avg").eval()
     x = torch.zeros(1, 3, 32, 32)
     with torch.no_grad():
         tokens = model.forward_features(x)
@@ -91,7 +90,7 @@ def test_without_a_network_the_address_and_the_way_to_name_a_copy(
 ) -> None:
     message = rf"The weights of `{name}` cannot be loaded\.\n.*{folder}(.|\n)*overlay="
     with pytest.raises(UsageError, match=message):
-        small(name, pretrained=True)
+        small_timm(name, pretrained=True)
     assert attempts
 
 

@@ -28,7 +28,7 @@ from robustcli.adapters.loading import heads_in
 from robustcli.adapters.networks import create_model
 from robustcli.adapters.timm_library import has_architecture, pretraining
 from robustcli.core.errors import UsageError
-from tests.adapters.timm_small import NAMES, small
+from tests.adapters.files import TIMM_NAMES, small_timm
 
 NAME = "test_resnet.r160_in1k"  # timm's own smallest
 
@@ -383,7 +383,7 @@ def undecayed(model: Any, **options: Any) -> set[str]:
 @pytest.mark.parametrize("layerwise", [{}, {"layer_decay": 0.7}])
 def test_vmambas_decay_is_upstreams(layerwise: dict[str, float]) -> None:
     """Every vector and bias is left out; A_logs and dt_projs_bias have two dimensions."""
-    model = small("vmamba_tiny_v0")
+    model = small_timm("vmamba_tiny_v0")
     out, op = undecayed(model, **layerwise), "layers.1.blocks.0.op."
     decayed = {name for name, _ in model.named_parameters()} - out
     assert {op + "A_logs", op + "dt_projs_bias", op + "x_proj_weight"} <= decayed
@@ -392,7 +392,7 @@ def test_vmambas_decay_is_upstreams(layerwise: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("layerwise", [{}, {"layer_decay": 0.7}])
 def test_vims_decay_is_upstreams(layerwise: dict[str, float]) -> None:
-    model = small("vim_tiny")
+    model = small_timm("vim_tiny")
     out, mixer = undecayed(model, **layerwise), "layers.2.mixer."
     decayed = {name for name, _ in model.named_parameters()} - out
     assert {mixer + p for p in ("A_log", "A_b_log", "D", "D_b", "dt_proj_b.bias")} <= out
@@ -400,9 +400,9 @@ def test_vims_decay_is_upstreams(layerwise: dict[str, float]) -> None:
     assert {mixer + "x_proj_b.weight", "head.weight", "patch_embed.proj.weight"} <= decayed
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TIMM_NAMES)
 def test_layers_are_grouped_from_the_stem_to_the_head(name: str) -> None:
-    model = small(name)
+    model = small_timm(name)
     groups = group_parameters(model, model.group_matcher())
     assert all(n.startswith(("patch_embed", "pos_embed", "cls_token")) for n in groups[0])
     assert len(groups) == 5  # stem, three blocks, head
@@ -412,10 +412,10 @@ def test_layers_are_grouped_from_the_stem_to_the_head(name: str) -> None:
         assert any("downsample" in n for n in groups[1])  # with the block before it
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TIMM_NAMES)
 def test_recomputation_changes_memory_and_nothing_else(name: str) -> None:
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    model = small(name, drop_path_rate=0.5).train()
+    model = small_timm(name, drop_path_rate=0.5).train()
     gradients, kept = [], []
     for enable in (False, True):
         model.zero_grad()
@@ -440,20 +440,20 @@ def test_recomputation_changes_memory_and_nothing_else(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",  # of the others' blocks tests/models/test_contract.py shows it in every run
-    [n if n == "vmamba_tiny_s1l8" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
+    [n if n == "vmamba_tiny_s1l8" else pytest.param(n, marks=pytest.mark.slow) for n in TIMM_NAMES],
 )
 @torch.no_grad()
 def test_compiled_and_exported_without_a_break(name: str) -> None:
-    model, x = small(name).eval(), torch.randn(2, 3, 32, 32)
+    model, x = small_timm(name).eval(), torch.randn(2, 3, 32, 32)
     expected = model(x)
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), expected)
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TIMM_NAMES)
 def test_a_copy_is_independent(name: str) -> None:
     """As timm's averaged weights need it."""
-    model = small(name).eval()
+    model = small_timm(name).eval()
     x = torch.zeros(1, 3, 32, 32)
     before = model(x)
     twin = copy.deepcopy(model)

@@ -26,8 +26,7 @@ from robustcli.adapters.training_run import (
 )
 from robustcli.core.errors import RunError, UsageError
 from robustcli.nnunet.normalisation import Channel, Intensities, NnUNetInference
-from tests.adapters.files import STATE
-from tests.adapters.runs import header
+from tests.adapters.files import STATE, header
 
 
 @pytest.fixture

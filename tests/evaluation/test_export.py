@@ -29,7 +29,7 @@ from robustcli.data.splits import split_dataset, write_splits
 from robustcli.evaluation import export_formats, exporting
 from robustcli.evaluation.evaluate import evaluate
 from robustcli.evaluation.exporting import ExportConfig, Exported
-from tests.adapters.runs import header
+from tests.adapters.files import header
 from tests.evaluation.cells import pairs_in
 from tests.evaluation.photos import config, make_photos
 
