@@ -159,7 +159,7 @@ def resolve(name: str) -> ModelEntry:
             plain, "timm", "timm", plain, 0, None, timm_library.pretraining(plain), "see source",
             f"https://huggingface.co/timm/{plain}",
         )  # fmt: skip
-    if _looks_like_path(name):
+    if "/" in name or "\\" in name or name.startswith((".", "~")):
         raise _no_run(Path(name))
     close = nearest(name, [*nearest(name, CATALOGUE), *timm_library.suggestions(name)], most=4)
     raise UsageError(
@@ -167,10 +167,6 @@ def resolve(name: str) -> ModelEntry:
         f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
         "`robust list models` lists the names; any timm name with its tag can be used too.",
     )
-
-
-def _looks_like_path(name: str) -> bool:
-    return "/" in name or "\\" in name or name.startswith((".", "~"))
 
 
 def _no_run(path: Path) -> UsageError:
@@ -296,7 +292,7 @@ def _network(
             return builder.create(entry.variant, arguments).float()
     if weights.state is None:
         assert builder.download is not None, "a library without a file downloads its weights"
-        return builder.download(entry.variant, arguments, offline).float()
+        return builder.download(entry.variant, arguments, offline=offline).float()
     assert builder.with_weights is not None, "what has weights can load them"
     return builder.with_weights(entry.variant, weights.state, weights.origin, arguments).float()
 

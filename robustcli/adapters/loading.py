@@ -122,7 +122,8 @@ def choose(
     best = fitting[0] if fitting else max(attempts, key=lambda attempt: attempt.matching)
     return Choice(
         best.state, best.file_state, _key_path(best.weights), best.prefix, best.fits,
-        _passed_over(best, fitting, sets), _left_out(best),
+        _passed_over(best, fitting, sets),
+        tuple(key for key in best.weights if not key.startswith(best.prefix)),
         best.weights.remarks if isinstance(best.weights, Weights) else (),
     )  # fmt: skip
 
@@ -171,7 +172,8 @@ def _attempt(
         if key.startswith(prefix)
     }
     state = convert(file_state)
-    file_body, network_body = _body(shapes_of(state), heads), _body(expected, heads)
+    file_body = _without_heads(shapes_of(state), heads)
+    network_body = _without_heads(expected, heads)
     needed = {
         key: shape for key, shape in network_body.items() if key in file_body or not counts(key)
     }
@@ -180,9 +182,7 @@ def _attempt(
     )
 
 
-def _body(shapes: Shapes, heads: tuple[str, ...]) -> Shapes:
-    if not heads:
-        return shapes
+def _without_heads(shapes: Shapes, heads: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     return {key: shape for key, shape in shapes.items() if not key.startswith(heads)}
 
 
@@ -218,17 +218,10 @@ def _passed_over(
     return (*(_key_path(weights) or "the tensors beside it" for weights in alternatives), *prefixes)
 
 
-def _left_out(best: _Attempt) -> tuple[str, ...]:
-    return tuple(key for key in best.weights if not key.startswith(best.prefix))
-
-
 def heads_in(network: nn.Module) -> tuple[str, ...]:
     """Name prefixes of a classifier's last layers, from timm's interface."""
-    classifier = getattr(network, "get_classifier", None)
-    classifier_layers = None if classifier is None else classifier()
-    layers = (
-        classifier_layers if isinstance(classifier_layers, tuple | list) else (classifier_layers,)
-    )
+    classifier = getattr(network, "get_classifier", lambda: None)()
+    layers = classifier if isinstance(classifier, tuple | list) else (classifier,)
     return tuple(
         f"{name}." for name, module in network.named_modules() if any(module is x for x in layers)
     )
@@ -392,6 +385,11 @@ class Family:
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
     advice: str = "It matches none of the published networks: pass the options of its training."
 
+    @property
+    def head_prefixes(self) -> tuple[str, ...]:
+        """Name prefixes of the tensors of `heads`."""
+        return tuple(f"{head}." for head in self.heads)
+
 
 FAMILIES: dict[str, Family] = {
     "vmamba": Family(
@@ -471,13 +469,12 @@ def layout(name: str) -> dict[str, tuple[int, ...]]:
 
 def body(shapes: Shapes, family: str) -> dict[str, tuple[int, ...]]:
     """`shapes` without those that depend on the number of classes."""
-    heads = tuple(f"{head}." for head in FAMILIES[family].heads)
-    return {key: shape for key, shape in shapes.items() if not key.startswith(heads)}
+    return _without_heads(shapes, FAMILIES[family].head_prefixes)
 
 
 def classes_in(shapes: Shapes, family: str) -> int | None:
     """Number of classes of weights with these shapes; None without a head."""
-    heads = tuple(f"{head}." for head in FAMILIES[family].heads)
+    heads = FAMILIES[family].head_prefixes
     of_heads = {key: shape for key, shape in shapes.items() if key.startswith(heads)}
     biases = [shape[0] for shape in of_heads.values() if len(shape) == 1]
     if not biases:  # a linear layer without bias

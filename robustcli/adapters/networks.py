@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -104,12 +105,12 @@ def with_weights(
 
     def convert(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         converted = fitted_to_ablation(network, named(file_state))
-        resizes = "img_size" in options and isinstance(network, timm_families.TimmVim)
-        if resizes and recognise(file_state) in (None, spec.variant):
-            converted = _resized(network, converted)
-        return converted
+        if not isinstance(network, timm_families.TimmVim) or "img_size" not in options:
+            return converted
+        own = recognise(file_state) in (None, spec.variant)
+        return fit_positions(converted, network.config.grid) if own else converted
 
-    heads = tuple(f"{head}." for head in FAMILIES[spec.family].heads)
+    heads = FAMILIES[spec.family].head_prefixes
     choice = choose(state, shapes_of(network.state_dict()), convert=convert, heads=heads)
     fits = shapes_of(choice.state) == shapes_of(network.state_dict())
     # A prefix can hide that the file is of a network that contains this one, as Swin-UMamba VMamba.
@@ -133,23 +134,17 @@ def classifier_with_weights(
     spec = architecture(name)
     network, family = create(name, options), FAMILIES[spec.family]
     shapes = shapes_of(network.state_dict())
-    heads = tuple(f"{head}." for head in family.heads)
 
     def convert(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return fitted_to_ablation(network, family.convert(file_state))
 
-    choice = choose(state, shapes, convert=convert, heads=heads)
+    choice = choose(state, shapes, convert=convert, heads=family.head_prefixes)
     classes = classes_in(shapes_of(choice.state), spec.family) if choice.fits else None
     if classes in (None, classes_in(shapes, spec.family)):
         return with_weights(name, state, origin=origin, options=options)
     network = with_weights(name, state, origin=origin, options={**options, "num_classes": classes})
     announce(f"`{origin}`: its head has {classes} classes, so that `{name}` has {classes} too.")
     return network
-
-
-def _resized(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    assert isinstance(network, timm_families.TimmVim), "no other configuration has an `img_size`"
-    return fit_positions(state, network.config.grid)
 
 
 def _weights_advice(
@@ -229,14 +224,14 @@ class Builder:
         with_weights: (variant, weights, origin, arguments) to the network with these weights; None
             for networks without weights.
         preprocessing: (variant, network) to the preprocessing.
-        download: (variant, arguments, offline) to the network with weights of its library; None if
-            the catalogue has the address of the weights.
+        download: (variant, arguments, offline=...) to the network with weights of its library;
+            None if the catalogue has the address of the weights.
     """
 
     create: Callable[[str, Arguments], nn.Module]
     with_weights: Callable[[str, Mapping[str, Tensor], str, Arguments], nn.Module] | None
     preprocessing: Callable[[str, nn.Module], Preprocessing | MaskPreprocessing]
-    download: Callable[[str, Arguments, bool], nn.Module] | None = None
+    download: Callable[..., nn.Module] | None = None
 
 
 def is_trainable(entry: ModelEntry) -> bool:
@@ -256,12 +251,8 @@ def own_preprocessing(
     preprocessing = (
         BUILDERS[entry.builder].preprocessing(entry.variant, network).of_channels(channels)
     )
-    side = arguments.get(IMG_SIZE)
-    if (
-        entry.builder == "timm"
-        and isinstance(preprocessing, Preprocessing)
-        and isinstance(side, int)
-    ):
+    side = arguments.get(IMG_SIZE) if entry.builder == "timm" else None
+    if isinstance(preprocessing, Preprocessing) and isinstance(side, int):
         return preprocessing.of_size(side)
     return preprocessing
 
@@ -287,10 +278,6 @@ def _of_cifar(variant: str, network: nn.Module) -> Preprocessing:
     return replace(CIFAR10, resize=side, crop=side)
 
 
-def _timm_download(variant: str, arguments: Arguments, offline: bool) -> nn.Module:
-    return timm_library.create(variant, arguments, pretrained=True, offline=offline)
-
-
 def _otsu(variant: str, arguments: Arguments) -> nn.Module:
     if arguments:
         raise UsageError(
@@ -312,7 +299,7 @@ BUILDERS: dict[str, Builder] = {
         timm_library.create,
         timm_library.with_weights,
         lambda variant, network: timm_library.timm_preprocessing(network),
-        _timm_download,
+        partial(timm_library.create, pretrained=True),
     ),
     "zoo": Builder(create, with_weights, _windows),
     "smp": Builder(smp_library.create, smp_library.with_weights, _windows),

@@ -307,6 +307,7 @@ class Segmenter:
     `classes` has the names of the predicted classes 1 to K: those of the training, or those set by
     `for_classes`. If it is empty, the segmenter predicts foreground and background.
     `most_windows` is the number of windows that fit into memory; None until memory ran out.
+    `answers_probabilities` is whether the outputs of the network are probabilities; else logits.
     """
 
     classes: tuple[str, ...] = ()
@@ -323,7 +324,7 @@ class Segmenter:
         self.classes = () if header is None else header.mask_classes
         self.device = torch.device("cpu")
         self.precision: Precision = "fp32"
-        self._probability = is_probability(network)
+        self.answers_probabilities = is_probability(network)
         self._contiguous = needs_contiguous(network)
         self._nnunet = preprocessing.nnunet
         axes = () if self._nnunet is None else self._nnunet.mirror_axes
@@ -428,11 +429,6 @@ class Segmenter:
             for index, (image, image_padded) in enumerate(zip(images, prepared, strict=True))
         ]
 
-    @property
-    def answers_probabilities(self) -> bool:
-        """Whether the outputs of the network are probabilities; else they are logits."""
-        return self._probability
-
     def first_window(self, image: Pixels) -> Tensor:
         """The network's input, float32 (1, C, window, window), of the upper left image corner.
 
@@ -488,7 +484,7 @@ class Segmenter:
     def _as_probability(self, scores: Tensor) -> Tensor:
         if self.classes:
             return scores.softmax(1)
-        return scores if self._probability else scores.sigmoid()
+        return scores if self.answers_probabilities else scores.sigmoid()
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """The network's input, float32 (n, C, H, W), for pixels on its device.

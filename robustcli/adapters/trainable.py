@@ -30,7 +30,7 @@ from robustcli.adapters.loading import (
 from robustcli.adapters.model import Trial, first_pass, made_up_image
 from robustcli.adapters.networks import BUILDERS, is_trainable, own_preprocessing
 from robustcli.adapters.preprocessing import Preprocessing, input_channels
-from robustcli.adapters.training_run import Trained, read_trained
+from robustcli.adapters.training_run import read_trained
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 from robustcli.models.blocks import Pair, StagedUNet
@@ -176,9 +176,10 @@ def load_encoder(network: nn.Module, state: Mapping[str, Tensor], *, origin: str
     encoder = network.get_submodule("encoder")
 
     def convert(file_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        body = {key: tensor for key, tensor in file_state.items() if not key.startswith(_HEADS)}
-        renames = isinstance(network, ResNetSeg)
-        return {_resnet_name(key): tensor for key, tensor in body.items()} if renames else body
+        renamed = _resnet_name if isinstance(network, ResNetSeg) else str
+        return {
+            renamed(key): tensor for key, tensor in file_state.items() if not key.startswith(_HEADS)
+        }
 
     choice = choose(state, shapes_of(encoder.state_dict()), convert=convert, complete=True)
     advice = "Pass weights of the same encoder architecture, in the format of timm or torchvision."
@@ -252,7 +253,7 @@ def heads_of(entry: ModelEntry) -> tuple[str, ...]:
     """Name prefixes of the output layers of a segmenter."""
     if entry.builder == "smp":
         return _SMP_HEAD
-    return tuple(f"{head}." for head in FAMILIES[entry.family].heads)
+    return FAMILIES[entry.family].head_prefixes
 
 
 def for_classes(arguments: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
@@ -309,12 +310,9 @@ def start_segmenter(
         if weights is not None and not untrained:
             return _from_file(entry, weights, arguments, classes)
         if untrained or not wants_imagenet(entry):
-            return BUILDERS[entry.builder].create(entry.variant, arguments), _random(seed)
+            network = BUILDERS[entry.builder].create(entry.variant, arguments)
+            return network, f"none: initialised with seed {seed}"
         return _from_imagenet(entry, arguments, offline)
-
-
-def _random(seed: int) -> str:
-    return f"none: initialised with seed {seed}"
 
 
 def wants_imagenet(entry: ModelEntry) -> bool:
@@ -327,7 +325,8 @@ def _from_file(
 ) -> tuple[nn.Module, str]:
     trained = read_trained(weights, entry)
     builder = BUILDERS[entry.builder]
-    if wants_imagenet(entry) and _is_encoders(trained):
+    encoder_alone = family_of(trained.state) is None and is_encoder_file(trained.state)
+    if wants_imagenet(entry) and encoder_alone:
         network = builder.create(entry.variant, options)
         load_encoder(network, trained.state, origin=str(weights))
         return network, f"encoder: {trained.path}"
@@ -349,13 +348,8 @@ def _from_file(
             "the seed"
         )
     assert builder.with_weights is not None, "checked above"
-    return builder.with_weights(entry.variant, trained.state, str(trained.path), arguments), str(
-        trained.path
-    )
-
-
-def _is_encoders(trained: Trained) -> bool:
-    return family_of(trained.state) is None and is_encoder_file(trained.state)
+    origin = str(trained.path)
+    return builder.with_weights(entry.variant, trained.state, origin, arguments), origin
 
 
 def _from_imagenet(
@@ -369,18 +363,14 @@ def _from_imagenet(
         source = _IMAGENET[entry.network]
         encoder = timm_library.create(source, pretrained=True, arguments={}, offline=offline)
     except UsageError as error:
-        raise _no_encoder(entry, error) from error
+        raise UsageError(
+            f"`{entry.name}` starts from ImageNet weights, which are not on this machine.",
+            f"{error.what} {error.why}",
+            "Pass a file of its encoder, in the format of timm or torchvision, with `--weights "
+            "FILE`, or start from random weights with `--untrained`.",
+        ) from error
     load_encoder(network, encoder.state_dict(), origin=source)
     return network, f"encoder: https://huggingface.co/timm/{source}"
-
-
-def _no_encoder(entry: ModelEntry, error: UsageError) -> UsageError:
-    return UsageError(
-        f"`{entry.name}` starts from ImageNet weights, which are not on this machine.",
-        f"{error.what} {error.why}",
-        "Pass a file of its encoder, in the format of timm or torchvision, with `--weights FILE`, "
-        "or start from random weights with `--untrained`.",
-    )
 
 
 def start_classifier(
