@@ -70,7 +70,7 @@ def create(name: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def _check_options(spec: Architecture, options: Mapping[str, Any]) -> None:
-    config = import_module(f"robustcli.models.{spec.builder.split(':')[0]}").VARIANTS
+    config = import_module(f"robustcli.models.{spec.module}").VARIANTS
     option_names = [field.name for field in fields(config[spec.variant])]
     for option in options:
         if option not in option_names and not (spec.family in _CLASSIFIERS and option in _TIMMS):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from robustcli.core.compiled import compiled, reads
 from robustcli.core.errors import UsageError
 
 ChannelValues = tuple[float, ...]
+_Values = TypeVar("_Values", bound=np.generic)
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -118,13 +119,13 @@ class Preprocessing:
         height, width = image.shape[:2]
         size = self.resized(width, height)
         if size == (width, height):
-            return np.array(_centre(image, self.crop))
+            return np.array(centre_crop(image, self.crop))
         resampling = INTERPOLATIONS[self.interpolation]
         if self.mode == "center":
             view = resized_centre(image, size, self.crop, resampling)
             if view is not None:
                 return view
-        return _centre(np.asarray(Image.fromarray(image).resize(size, resampling)), self.crop)
+        return centre_crop(np.asarray(Image.fromarray(image).resize(size, resampling)), self.crop)
 
     def apply_to_crop(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Like `apply` for an `image` (H, W, 3) that is already a crop: (crop, crop, 3).
@@ -152,14 +153,16 @@ CIFAR10 = Preprocessing(
 """For networks with 32 x 32 pixels: mean and deviation of CIFAR-10's training images."""
 
 
-def _centre(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """The central square; smaller images are zero-padded, as in torchvision's CenterCrop."""
+def centre_crop(image: NDArray[_Values], side: int) -> NDArray[_Values]:
+    """The central square of an image (H, W) or (H, W, C).
+
+    Smaller images are zero-padded, as in torchvision's CenterCrop.
+    """
     height, width = image.shape[:2]
     down, across = max(0, side - height), max(0, side - width)
     if down or across:
-        before = down // 2, across // 2
-        pads = [(before[0], down - before[0]), (before[1], across - before[1]), (0, 0)]
-        image = np.pad(image, pads)
+        pads = [(down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0)]
+        image = np.pad(image, pads[: image.ndim])
         height, width = image.shape[:2]
     top, left = round((height - side) / 2.0), round((width - side) / 2.0)
     return np.ascontiguousarray(image[top : top + side, left : left + side])

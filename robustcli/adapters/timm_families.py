@@ -80,7 +80,7 @@ class TimmContract(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay in the official training code."""
-        decays = next(a for a in ARCHITECTURES.values() if a.family == self.family).decays()
+        decays = next(a for a in ARCHITECTURES.values() if a.family == self.family).decays
         return {name for name, parameter in self.named_parameters() if not decays(name, parameter)}
 
     def load_pretrained(self, checkpoint_path: str | Path, prefix: str = "") -> None:

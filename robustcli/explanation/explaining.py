@@ -436,6 +436,13 @@ def cells_of(method: ExplanationMethod, cells: Sequence[Cell]) -> tuple[Cell, ..
     return (CLEAN,) if method.kind == "model" or not changed else changed
 
 
+def files_of(
+    methods: Sequence[ExplanationMethod], cells: Sequence[Cell]
+) -> list[tuple[ExplanationMethod, Cell]]:
+    """The method and cell of each file of a block."""
+    return [(method, cell) for method in methods for cell in cells_of(method, cells)]
+
+
 def rows_per_photo(method: ExplanationMethod, cell: Cell) -> int:
     """Number of rows per photo in one file: one per view and target."""
     views = 1 if cell == CLEAN else 2
@@ -475,17 +482,16 @@ class _Work:
             check: Called before each write; raises if this process no longer owns the run.
         """
         blocks = dict(enumerate(batches(self.images, self.block_size)))
-        missing = {number: self._missing(number) for number in blocks}
-        total = sum(
-            len(blocks[number]) * rows_per_photo(method, cell)
+        files = files_of(self.methods, tuple(self.inputs.cells))
+        missing = {
+            number: [file for file in files if not is_done(self._path(*file, number))]
             for number in blocks
-            for method in self.methods
-            for cell in cells_of(method, tuple(self.inputs.cells))
-        )
+        }
+        total = len(self.images) * sum(rows_per_photo(*file) for file in files)
         left = sum(
-            len(blocks[number]) * rows_per_photo(method, cell)
-            for number, files in missing.items()
-            for method, cell in files
+            len(blocks[number]) * rows_per_photo(*file)
+            for number in blocks
+            for file in missing[number]
         )
         self.listener.start(total, total - left)
         needed = {
@@ -523,11 +529,6 @@ class _Work:
 
     def _path(self, method: ExplanationMethod, cell: Cell, number: int) -> Path:
         return rows_path(self.inputs.run, self.inputs.name, method.name, cell, number)
-
-    def _missing(self, number: int) -> list[tuple[ExplanationMethod, Cell]]:
-        cells = tuple(self.inputs.cells)
-        files = [(method, cell) for method in self.methods for cell in cells_of(method, cells)]
-        return [file for file in files if not is_done(self._path(*file, number))]
 
     def _block(self, made: BlockViews, shuffled: ExplainedNetwork | None) -> BlockExplanation:
         size = self.batch_size
@@ -593,9 +594,8 @@ def _is_whole(inputs: ExplainInputs, record: ExplainRecord) -> bool:
     count = -(-len(record.images) // record.block_size)
     cells = tuple(Cell(t.name, t.severity) for t in record.transforms)
     return all(
-        is_done(rows_path(inputs.run, record.model.name, name, cell, number))
-        for name in record.methods
-        for cell in cells_of(METHODS[name], cells)
+        is_done(rows_path(inputs.run, record.model.name, method.name, cell, number))
+        for method, cell in files_of([METHODS[name] for name in record.methods], cells)
         for number in range(count)
     )
 
@@ -665,11 +665,7 @@ def explain_forecast(config: ExplainConfig, listener: Listener) -> ExplainForeca
     elif choice.count is not None:
         photos = min(photos, choice.count)
     cells = tuple(inputs.cells)
-    rows = sum(
-        photos * rows_per_photo(method, cell)
-        for method in methods
-        for cell in cells_of(method, cells)
-    )
+    rows = photos * sum(rows_per_photo(*file) for file in files_of(methods, cells))
     evaluates = choice.rule == "worst" and inputs.source is None
     return ExplainForecast(
         str(inputs.run), inputs.name, photos, _RULES[choice.rule],

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustcli.adapters.classifier import Classifier
-from robustcli.adapters.preprocessing import Preprocessing, grey
+from robustcli.adapters.preprocessing import Preprocessing, centre_crop, grey
 from robustcli.adapters.segmenter import Segmenter, native_window, padded_to_window
 from robustcli.core.errors import RobustError, UsageError
 from robustcli.core.listener import Listener
@@ -225,7 +225,7 @@ class Geometry:
         preprocessing = self.preprocessing
         height, width = places.shape
         across, down = preprocessing.resized(width, height)
-        return _centred(
+        return centre_crop(
             places[np.ix_(_nearest(down, height), _nearest(across, width))], preprocessing.crop
         )
 
@@ -233,16 +233,6 @@ class Geometry:
 def _nearest(size: int, length: int) -> NDArray[np.int64]:
     """Nearest source index in `length` rows for each of `size` rows after a resize."""
     return np.minimum(((np.arange(size) + 0.5) * length / size).astype(np.int64), length - 1)
-
-
-def _centred(places: Places, side: int) -> Places:
-    height, width = places.shape
-    down, across = max(0, side - height), max(0, side - width)
-    pads = [(down // 2, down - down // 2), (across // 2, across - across // 2)]
-    places = np.pad(places, pads)
-    height, width = places.shape
-    top, left = round((height - side) / 2.0), round((width - side) / 2.0)
-    return np.ascontiguousarray(places[top : top + side, left : left + side])
 
 
 def geometry_of(model: Classifier | Segmenter, *, at_crop: bool) -> Geometry:

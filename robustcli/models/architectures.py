@@ -1,7 +1,6 @@
 """Registry of the networks, validation of their options, and their weight-decay rules.
 
-Listing the networks does not import torch: builders are registered by name and imported when they
-are called.
+Listing the networks does not import torch: the module of a network is imported when it is built.
 """
 
 from __future__ import annotations
@@ -23,23 +22,46 @@ if TYPE_CHECKING:
 
 Decays = Callable[[str, "nn.Parameter"], bool]
 """Weight-decay rule: whether the parameter with this name is decayed."""
-_ROOM = "robustcli.models"
+
+
+# Weight-decay rules. Source: the training code of each project. VMamba excludes biases and all
+# one-dimensional tensors; its `A_logs` and `dt_projs_bias` have two dimensions and are decayed.
+# Mamba and Vim exclude A and D (of both directions); Vim also excludes its position and class
+# embeddings. The other networks for CIFAR use Vim's rule, so that only the network differs between
+# them. The segmentation projects decay all parameters.
+
+_MARKED = ("A_log", "A_b_log", "pos_embed", "pos_embedding", "cls_token")  # D has one dimension
+
+
+def vmamba_decays(name: str, parameter: nn.Parameter) -> bool:
+    """Weight-decay rule of VMamba: all parameters except biases and one-dimensional tensors."""
+    return parameter.ndim > 1 and not name.endswith(".bias")
+
+
+def mamba_decays(name: str, parameter: nn.Parameter) -> bool:
+    """Weight-decay rule of Mamba and Vim: as VMamba, also without A and the embeddings."""
+    return vmamba_decays(name, parameter) and name.rsplit(".", 1)[-1] not in _MARKED
+
+
+def everything_decays(name: str, parameter: nn.Parameter) -> bool:
+    """Weight-decay rule of the segmentation projects: all parameters."""
+    return True
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Registry entry of one network: its builder, variant and weight-decay rule.
+    """Registry entry of one network: its module, variant and weight-decay rule.
 
-    `builder` and `decay` have the form `module:attribute`, relative to `robustcli.models`. The
-    weight-decay rule is that of the network's original training code.
+    `module` is the module of `robustcli.models` with the function `build` and the table `VARIANTS`.
+    `decays` is an argument of `parameter_groups`, the rule of the network's original training code.
     """
 
     name: str
     family: str
     task: Literal["cls", "seg"]
-    builder: str
+    module: str
     variant: str
-    decay: str
+    decays: Decays
 
     @property
     def scans(self) -> bool:
@@ -52,18 +74,9 @@ class Architecture:
         Raises:
             UsageError: An option is unknown or invalid.
         """
-        network: nn.Module = _load(self.builder)(self.variant, **options)
+        module = import_module(f"robustcli.models.{self.module}")
+        network: nn.Module = module.build(self.variant, **options)
         return network
-
-    def decays(self) -> Decays:
-        """Weight-decay rule of the network, an argument of `parameter_groups`."""
-        rule: Decays = _load(self.decay)
-        return rule
-
-
-def _load(target: str) -> Any:
-    module, attribute = target.split(":")
-    return getattr(import_module(f"{_ROOM}.{module}"), attribute)
 
 
 _VMAMBA = {
@@ -82,35 +95,32 @@ _VMAMBA |= {
 _VIM = ("vim-t", "vim-t-plus", "vim-s", "vim-s-plus", "vim-b", "vim")
 _CIFAR = {"vit": "vit", "resnet9": "resnet9",
           "cifar-resnet18": "cifar-resnet", "cifar-resnet50": "cifar-resnet"}  # fmt: skip
-_ULVM = ("ulvm", *(f"ulvm_v{i}" for i in range(1, 7)))
+# Family, module and names of the segmenters.
+_SEGMENTERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("umamba", "umamba", ("umamba", "umamba-enc", "umamba-nomamba", "umamba-pico")),
+    ("vmunet", "vmunet", ("vmunet",)),
+    ("swin-umamba", "swin_umamba", ("swin-umamba", "swin-umamba-d", "swin-umamba-pico")),
+    ("ulvm", "ulvm", ("ulvm", *(f"ulvm_v{i}" for i in range(1, 7)))),
+    ("umambabot", "umambabot", ("umambabot", "umambabot_pp")),
+    ("resenc", "resenc", ("resenc",)),
+    ("segformer", "segformer", ("segformer",)),
+    ("unet", "conv_segmenters", ("unet",)),
+    ("resnet_seg", "conv_segmenters", ("resnet18_seg", "resnet50_seg")),
+)
 _SCANNING = ("vmamba", "vim", "umamba", "vmunet", "swin-umamba", "ulvm", "umambabot")  # families
 _SCANLESS = ("umamba-nomamba",)  # members of these
-_ALL = "architectures:everything_decays"
 
 
 def _architectures() -> Iterator[Architecture]:
     for name, variant in _VMAMBA.items():
-        decay = "architectures:vmamba_decays"
-        yield Architecture(name, "vmamba", "cls", "vmamba:build", variant, decay)
+        yield Architecture(name, "vmamba", "cls", "vmamba", variant, vmamba_decays)
     for name in _VIM:
-        yield Architecture(name, "vim", "cls", "vim:build", name, "architectures:mamba_decays")
+        yield Architecture(name, "vim", "cls", "vim", name, mamba_decays)
     for name, family in _CIFAR.items():
-        decay = "architectures:mamba_decays"
-        yield Architecture(name, family, "cls", "cifar_networks:build", name, decay)
-    for name in ("umamba", "umamba-enc", "umamba-nomamba", "umamba-pico"):
-        yield Architecture(name, "umamba", "seg", "umamba:build", name, _ALL)
-    yield Architecture("vmunet", "vmunet", "seg", "vmunet:build", "vmunet", _ALL)
-    for name in ("swin-umamba", "swin-umamba-d", "swin-umamba-pico"):
-        yield Architecture(name, "swin-umamba", "seg", "swin_umamba:build", name, _ALL)
-    for name in _ULVM:
-        yield Architecture(name, "ulvm", "seg", "ulvm:build", name, _ALL)
-    for name in ("umambabot", "umambabot_pp"):
-        yield Architecture(name, "umambabot", "seg", "umambabot:build", name, _ALL)
-    yield Architecture("resenc", "resenc", "seg", "resenc:build", "resenc", _ALL)
-    yield Architecture("segformer", "segformer", "seg", "segformer:build", "segformer", _ALL)
-    yield Architecture("unet", "unet", "seg", "conv_segmenters:build", "unet", _ALL)
-    for name in ("resnet18_seg", "resnet50_seg"):
-        yield Architecture(name, "resnet_seg", "seg", "conv_segmenters:build", name, _ALL)
+        yield Architecture(name, family, "cls", "cifar_networks", name, mamba_decays)
+    for family, module, names in _SEGMENTERS:
+        for name in names:
+            yield Architecture(name, family, "seg", module, name, everything_decays)
 
 
 ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in _architectures()}
@@ -164,36 +174,6 @@ def check_multiple(x: Tensor, step: tuple[int, int], *, model: str) -> None:
             "doubles the resolution.",
             "Resize or pad the images.",
         )
-
-
-# Weight-decay rules. Source: the training code of each project. VMamba excludes biases and all
-# one-dimensional tensors; its `A_logs` and `dt_projs_bias` have two dimensions and are decayed.
-# Mamba and Vim exclude A and D (of both directions); Vim also excludes its position and class
-# embeddings. The other networks for CIFAR use Vim's rule, so that only the network differs between
-# them. The segmentation projects decay all parameters.
-
-_MARKED = (
-    "A_log",
-    "A_b_log",
-    "pos_embed",
-    "pos_embedding",
-    "cls_token",
-)  # D is excluded because it has one dimension
-
-
-def vmamba_decays(name: str, parameter: nn.Parameter) -> bool:
-    """Weight-decay rule of VMamba: all parameters except biases and one-dimensional tensors."""
-    return parameter.ndim > 1 and not name.endswith(".bias")
-
-
-def mamba_decays(name: str, parameter: nn.Parameter) -> bool:
-    """Weight-decay rule of Mamba and Vim: as VMamba, also without A and the embeddings."""
-    return vmamba_decays(name, parameter) and name.rsplit(".", 1)[-1] not in _MARKED
-
-
-def everything_decays(name: str, parameter: nn.Parameter) -> bool:
-    """Weight-decay rule of the segmentation projects: all parameters."""
-    return True
 
 
 def parameter_groups(

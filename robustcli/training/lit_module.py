@@ -315,7 +315,7 @@ _OURS = ("zoo", "vmamba", "vim", "cifar")
 def decays_of(entry: ModelEntry, network: nn.Module | None = None) -> Decays:
     """The parameters with weight decay: defined by our networks and timm's, else all parameters."""
     if entry.builder in _OURS:
-        return architecture(entry.variant).decays()
+        return architecture(entry.variant).decays
     if entry.builder == "timm" and network is not None:
         spared = frozenset(getattr(network, "no_weight_decay", set)())
         return lambda name, parameter: name not in spared and vmamba_decays(name, parameter)

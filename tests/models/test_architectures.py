@@ -141,7 +141,7 @@ def test_every_architecture_names_a_rule(name):
     entry = architecture(name)
     by_task = {"cls": mamba_decays, "seg": everything_decays}
     expected = {"vmamba": vmamba_decays}.get(entry.family, by_task[entry.task])
-    assert entry.decays() is expected
+    assert entry.decays is expected
 
 
 @dataclass(frozen=True)
