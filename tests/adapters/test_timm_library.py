@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_data_config
-from timm.layers import DropPath
-from timm.models import group_parameters, is_model_pretrained, model_entrypoint
-from timm.optim import create_optimizer_v2
+from timm.models import is_model_pretrained, model_entrypoint
 from torch import Tensor, nn
 
 from robustcli.adapters import timm_library
@@ -28,7 +24,6 @@ from robustcli.adapters.loading import heads_in
 from robustcli.adapters.networks import create_model
 from robustcli.adapters.timm_library import has_architecture, pretraining
 from robustcli.core.errors import UsageError
-from tests.adapters.files import TIMM_NAMES, small_timm
 
 NAME = "test_resnet.r160_in1k"  # timm's own smallest
 
@@ -371,96 +366,6 @@ def test_no_larger_data_set_hides_behind_a_tag_that_ends_in_in1k() -> None:
     parts = {part for tag in tags for part in tag.split("_")}
     large = re.compile(r"\d{2,}(k|m|b)$|inst|clip|jft|laion|web")
     assert not {part for part in parts if large.search(part)}
-
-
-def undecayed(model: Any, **options: Any) -> set[str]:
-    """Names that timm's own optimizer leaves out of weight decay."""
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, **options)
-    left = {id(p) for g in optimizer.param_groups if g["weight_decay"] == 0 for p in g["params"]}
-    return {name for name, p in model.named_parameters() if id(p) in left}
-
-
-@pytest.mark.parametrize("layerwise", [{}, {"layer_decay": 0.7}])
-def test_vmambas_decay_is_upstreams(layerwise: dict[str, float]) -> None:
-    """Every vector and bias is left out; A_logs and dt_projs_bias have two dimensions."""
-    model = small_timm("vmamba_tiny_v0")
-    out, op = undecayed(model, **layerwise), "layers.1.blocks.0.op."
-    decayed = {name for name, _ in model.named_parameters()} - out
-    assert {op + "A_logs", op + "dt_projs_bias", op + "x_proj_weight"} <= decayed
-    assert {op + "Ds", op + "conv2d.bias", op + "out_norm.weight", "classifier.head.bias"} <= out
-
-
-@pytest.mark.parametrize("layerwise", [{}, {"layer_decay": 0.7}])
-def test_vims_decay_is_upstreams(layerwise: dict[str, float]) -> None:
-    model = small_timm("vim_tiny")
-    out, mixer = undecayed(model, **layerwise), "layers.2.mixer."
-    decayed = {name for name, _ in model.named_parameters()} - out
-    assert {mixer + p for p in ("A_log", "A_b_log", "D", "D_b", "dt_proj_b.bias")} <= out
-    assert {"pos_embed", "cls_token", "norm_f.weight", "head.bias"} <= out
-    assert {mixer + "x_proj_b.weight", "head.weight", "patch_embed.proj.weight"} <= decayed
-
-
-@pytest.mark.parametrize("name", TIMM_NAMES)
-def test_layers_are_grouped_from_the_stem_to_the_head(name: str) -> None:
-    model = small_timm(name)
-    groups = group_parameters(model, model.group_matcher())
-    assert all(n.startswith(("patch_embed", "pos_embed", "cls_token")) for n in groups[0])
-    assert len(groups) == 5  # stem, three blocks, head
-    assert {n.split(".")[-2] for n in groups[4]} >= {"head"}
-    assert sum(map(len, groups.values())) == len(list(model.parameters()))
-    if name.startswith("vmamba"):
-        assert any("downsample" in n for n in groups[1])  # with the block before it
-
-
-@pytest.mark.parametrize("name", TIMM_NAMES)
-def test_recomputation_changes_memory_and_nothing_else(name: str) -> None:
-    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    model = small_timm(name, drop_path_rate=0.5).train()
-    gradients, kept = [], []
-    for enable in (False, True):
-        model.zero_grad()
-        model.set_grad_checkpointing(enable)
-        sizes: list[int] = []
-        custom = {p.data_ptr() for p in model.parameters()}
-
-        def keep(t: Tensor, sizes: list[int] = sizes, custom: set[int] = custom) -> Tensor:
-            sizes.append(0 if t.data_ptr() in custom else t.numel())
-            return t
-
-        torch.manual_seed(3)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            model(x).square().sum().backward()
-        gradients.append([p.grad.clone() for p in model.parameters()])
-        kept.append(sum(sizes))
-    assert any(isinstance(m, DropPath) and m.drop_prob for m in model.modules())
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    assert kept[1] < kept[0] / 2
-
-
-@pytest.mark.parametrize(
-    "name",  # of the others' blocks tests/models/test_contract.py shows it in every run
-    [n if n == "vmamba_tiny_s1l8" else pytest.param(n, marks=pytest.mark.slow) for n in TIMM_NAMES],
-)
-@torch.no_grad()
-def test_compiled_and_exported_without_a_break(name: str) -> None:
-    model, x = small_timm(name).eval(), torch.randn(2, 3, 32, 32)
-    expected = model(x)
-    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), expected)
-    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
-
-
-@pytest.mark.parametrize("name", TIMM_NAMES)
-def test_a_copy_is_independent(name: str) -> None:
-    """As timm's averaged weights need it."""
-    model = small_timm(name).eval()
-    x = torch.zeros(1, 3, 32, 32)
-    before = model(x)
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter += 1
-    torch.testing.assert_close(model(x), before, rtol=0, atol=0)
 
 
 ASSET = local_path(CATALOGUE["resnet-pico"])
