@@ -1,4 +1,4 @@
-"""Drop rates of residual branches."""
+"""Blocks that several networks share: residual convolutions, pyramid pooling, drop rates."""
 
 from __future__ import annotations
 

@@ -240,30 +240,26 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(
-    ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
-) -> tuple[Tensor | None, ...]:
-    needs_grad = ctx.needs_input_grad[:7]
-    x, _, A, *_ = saved = ctx.saved_tensors
-    grads = torch.ops.robustcli.scan_cpu_backward(
-        *saved, ctx.softplus, *grads_or_zeros(x, A, dy, dstate), needs_grad
-    )
-    return (*spread(grads, needs_grad), None, None, None, None)
+def _differentiate(operator: str, constants: int) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The backward function that calls `operator`; the last `constants` arguments get None."""
+
+    def differentiate(
+        ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
+    ) -> tuple[Tensor | None, ...]:
+        needs_grad = ctx.needs_input_grad[:7]
+        x, _, A, *_ = saved = ctx.saved_tensors
+        grads = getattr(torch.ops.robustcli, operator)(
+            *saved, ctx.softplus, *grads_or_zeros(x, A, dy, dstate), needs_grad
+        )
+        return (*spread(grads, needs_grad), *(None,) * constants)
+
+    return differentiate
 
 
-def _differentiate_sequence(
-    ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
-) -> tuple[Tensor | None, ...]:
-    needs_grad = ctx.needs_input_grad[:7]
-    x, _, A, *_ = saved = ctx.saved_tensors
-    grads = torch.ops.robustcli.scan_cpu_sequence_backward(
-        *saved, ctx.softplus, *grads_or_zeros(x, A, dy, dstate), needs_grad
-    )
-    return (*spread(grads, needs_grad), None, None)
-
-
-scan_cpu.register_autograd(_differentiate, setup_context=_keep)
-scan_cpu_sequence.register_autograd(_differentiate_sequence, setup_context=_keep)
+scan_cpu.register_autograd(_differentiate("scan_cpu_backward", 4), setup_context=_keep)
+scan_cpu_sequence.register_autograd(
+    _differentiate("scan_cpu_sequence_backward", 2), setup_context=_keep
+)
 
 
 # --- Division of a scan into tasks, one per block of channels ------------------------------------
