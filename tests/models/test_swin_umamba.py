@@ -5,13 +5,13 @@ Full networks as files of their project are in `tests/adapters/test_networks.py`
 
 import pytest
 import torch
-from robustcli.golden.losses import DeepSupervision, DiceCrossEntropy
 from torch import nn
 
 from robustcli.core.errors import UsageError
 from robustcli.models import vmamba
 from robustcli.models.scan import reference
 from robustcli.models.swin_umamba import SwinUMambaD, build, encoder_weights
+from robustcli.training.losses import DeepSupervision, DiceCrossEntropy
 from tests.models import golden
 from tests.models.golden import fast_loop
 
