@@ -290,13 +290,11 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
     )
     if task == "seg":
         header = None if sidecar is None else sidecar.header
-        separate = isinstance(header, WeightsHeader) and header.mask_classes
-        merging = _foreground_notes(name, foreign, scores.shape[1])
+        header = header if isinstance(header, WeightsHeader) else None
+        separate = header is not None and header.mask_classes
+        merging = () if separate else _foreground_notes(name, foreign, scores.shape[1])
         masks = _mask_preprocessing(request, foreign, size, notes)
-        segmenter = Segmenter(
-            network, masks, facts, header if isinstance(header, WeightsHeader) else None,
-            notes=tuple(notes), merging=() if separate else tuple(merging),
-        )  # fmt: skip
+        segmenter = Segmenter(network, masks, facts, header, tuple(notes), merging)
         return ForeignModel(task, segmenter, None, False, sidecar)
     preprocessing = _preprocessing(request, foreign, size, notes)
     classifier = Classifier(network, preprocessing, facts, tuple(notes))
@@ -458,16 +456,18 @@ def _index(space: LabelSpace, word: str) -> int | None:
     return space.index_of(word.split(",")[0]) if index is None else index
 
 
-def _foreground_notes(name: str, foreign: ForeignNetwork, outputs: int) -> list[str]:
+def _foreground_notes(name: str, foreign: ForeignNetwork, outputs: int) -> tuple[str, ...]:
     if outputs == 1:
-        return []
+        return ()
     background = f"`{foreign.classes[0]}`" if foreign.classes else "class 0"
     foreground_names = ", ".join(
         f"`{class_name}`" for class_name in (foreign.classes or ())[1 : _SHOWN + 1]
     )
     suffix = ", ..." if len(foreign.classes or ()) > _SHOWN + 1 else ""
     foreground = f"{foreground_names}{suffix}" if foreground_names else "all others"
-    return [f"`{name}` has {outputs} classes: background is {background}, foreground {foreground}."]
+    return (
+        f"`{name}` has {outputs} classes: background is {background}, foreground {foreground}.",
+    )
 
 
 # Preprocessing.

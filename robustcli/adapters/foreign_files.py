@@ -318,10 +318,10 @@ def torchscript(request: ModelRequest) -> ForeignNetwork:
         pretraining=_UNKNOWN,
         notes=(f"`{path}` is a program: torch's TorchScript interpreter runs it, not Python.",),
     )
-    return described(foreign, read_sidecar(path))
+    return _described(foreign, read_sidecar(path))
 
 
-def described(foreign: ForeignNetwork, sidecar: Sidecar | None) -> ForeignNetwork:
+def _described(foreign: ForeignNetwork, sidecar: Sidecar | None) -> ForeignNetwork:
     """`foreign` with input size and origin from its sidecar."""
     if sidecar is None:
         return foreign
@@ -479,7 +479,7 @@ def onnx(request: ModelRequest) -> ForeignNetwork:
         notes=tuple(notes),
         users_code=False,
     )
-    return described(foreign, read_sidecar(path))
+    return _described(foreign, read_sidecar(path))
 
 
 def optional_library(name: str, needed_by: str, *, extra: str) -> Any:

@@ -171,10 +171,11 @@ def _announce_choice(inputs: ExplainInputs, choice: ChoiceRecord, listener: List
 
 def explained_network(inputs: ExplainInputs, model: AnyModel) -> ExplainedNetwork:
     """`model` in the form that methods need; it shares the parameters of `model`."""
-    initial = None if foreign_kind(inputs.request) is not None else _Initial(inputs, model)
+    initial = partial(_initial_network, inputs, model)
     shared: dict[str, Any] = {
         "module": model.network, "device": inputs.device, "family": inputs.family,
-        "layer": inputs.config.layer, "initial": initial,
+        "layer": inputs.config.layer,
+        "initial": initial if foreign_kind(inputs.request) is None else None,
     }  # fmt: skip
     is_timm = model.facts.builder.startswith("timm:")
     if is_timm and inputs.device.type == "cpu" and not needs_contiguous(model.network):
@@ -225,21 +226,13 @@ def is_most_probable(
     return raw_output(network, x, classes).argmax(1) == number
 
 
-@dataclass(frozen=True)
-class _Initial:
-    """Builds the network of a model with its weights before training."""
-
-    inputs: ExplainInputs
-    model: AnyModel
-
-    def __call__(self) -> nn.Module:
-        facts = self.model.facts
-        variant = facts.builder.partition(":")[2]
-        request = ModelRequest(
-            variant, None, dict(facts.arguments), label_space=self.inputs.request.label_space,
-            untrained=True,
-        )  # fmt: skip
-        return load(request, self.inputs.task.name, seed=self.inputs.config.seed).network
+def _initial_network(inputs: ExplainInputs, model: AnyModel) -> nn.Module:
+    """The network of `model` with its weights before training."""
+    request = ModelRequest(
+        model.facts.builder.partition(":")[2], None, dict(model.facts.arguments),
+        label_space=inputs.request.label_space, untrained=True,
+    )  # fmt: skip
+    return load(request, inputs.task.name, seed=inputs.config.seed).network
 
 
 def _usable_methods(
@@ -258,7 +251,8 @@ def _usable_methods(
     else:
         methods = default_methods(inputs.family, inputs.task.name)
     image = _made_up(model).to(inputs.device)
-    differentiable = _is_differentiable(explained, image)
+    with torch.enable_grad():
+        differentiable = explained.logits(image.detach().requires_grad_(True)).requires_grad
     refused = {m: _refusal(m, explained, image, differentiable) for m in methods}
     usable = tuple(method for method, error in refused.items() if error is None)
     spelled = {canonical(name) for name in named}
@@ -306,11 +300,6 @@ def _made_up(model: AnyModel) -> torch.Tensor:
         side, channels = window_side(model), 1 if model.preprocessing.channels == "grey" else 3
         image = made_up_image((channels, side, side))
     return model.normalised(image.to(model.device))
-
-
-def _is_differentiable(explained: ExplainedNetwork, image: torch.Tensor) -> bool:
-    with torch.enable_grad():
-        return bool(explained.logits(image.detach().requires_grad_(True)).requires_grad)
 
 
 # The run record and the selection of photos.
