@@ -41,7 +41,6 @@ from robustcli.models.resenc import ResEncConfig
 from robustcli.models.umamba import UMamba, UMambaConfig, without_aliases
 from robustcli.nnunet.files import (
     NnUNetModel,
-    Progress,
     find_checkpoint,
     is_results_folder,
     trained_model,
@@ -461,7 +460,7 @@ def export_nnunet(plan: TrainPlan) -> bool:
     if nnunet_plan.options["features"] != tuple(network.config.features):
         return False
     epochs = read_train_record(run).chosen_epoch or 0
-    write_results(run / NNUNET, network, plan=nnunet_plan, fold="all", progress=Progress(epochs))
+    write_results(run / NNUNET, network, plan=nnunet_plan, epochs=epochs)
     return True
 
 

@@ -270,11 +270,6 @@ def mask_scores(rows: pd.DataFrame, bootstrap: Bootstrap) -> MaskScores:
     )
 
 
-def scores_of_classes(rows: pd.DataFrame, bootstrap: Bootstrap) -> list[MaskScores]:
-    """The scores of each class against all other pixels, in the order of the classes."""
-    return [mask_scores(of_class, bootstrap) for of_class in class_rows(rows)]
-
-
 def compare_masks_with_clean(
     clean: pd.DataFrame, rows: pd.DataFrame, bootstrap: Bootstrap
 ) -> CleanMaskComparison:

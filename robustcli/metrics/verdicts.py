@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from robustcli.core.names import TaskName
 from robustcli.metrics.class_scores import is_correct
-from robustcli.metrics.columns import common_images, have_same_images
+from robustcli.metrics.columns import common_images
 from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval, wilson_interval
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.metrics.paired import (
@@ -84,9 +84,7 @@ class Verdict:
         return "first ahead" if self.difference > 0 else "second ahead"
 
 
-def verdicts(
-    rows: ModelRows, task: TaskName, bootstrap: Bootstrap, *, common: bool = False
-) -> list[Verdict]:
+def verdicts(rows: ModelRows, task: TaskName, bootstrap: Bootstrap) -> list[Verdict]:
     """A verdict for each pair of models in each common cell, pair by pair.
 
     Classifiers: McNemar's exact test and Newcombe's paired interval. Segmenters: the sign-flip test
@@ -96,28 +94,21 @@ def verdicts(
         rows: Rows by model and cell, see the docstring of the module.
         task: The task of the models.
         bootstrap: Settings of the resamples for segmenters; the seed also draws the signs.
-        common: Whether to compare the common images; if False, both models must have the same
-            images.
-
-    Raises:
-        ValueError: The models have different images in a cell, and `common` is False.
     """
-    return _table(rows, [(t, s, [(t, s)]) for t, s in _cells(rows)], task, bootstrap, common)
+    return _table(rows, [(t, s, [(t, s)]) for t, s in _cells(rows)], task, bootstrap)
 
 
-def transform_verdicts(
-    rows: ModelRows, task: TaskName, bootstrap: Bootstrap, *, common: bool = False
-) -> list[Verdict]:
+def transform_verdicts(rows: ModelRows, task: TaskName, bootstrap: Bootstrap) -> list[Verdict]:
     """A verdict for each pair of models and each transform, by its mean over severities.
 
-    Arguments and errors are those of `verdicts`. A transform with one severity, or with
+    Arguments are those of `verdicts`. A transform with one severity, or with
     a full range (severity 0), is compared as in `verdicts`. With several severities, the score of
     an image (or group) is its mean over the severities that both models have; for classifiers,
     these means are compared with an exact sign-flip test and the adjusted Wald interval.
     """
     transforms = _by_transform(_cells(rows))
     lines = [(t, c[0][1] if len(c) == 1 else None, c) for t, c in transforms.items()]
-    return _table(rows, lines, task, bootstrap, common)
+    return _table(rows, lines, task, bootstrap)
 
 
 def _cells(rows: ModelRows) -> list[CellKey]:
@@ -138,7 +129,6 @@ def _table(
     lines: Iterable[tuple[str, int | None, Sequence[CellKey]]],
     task: TaskName,
     bootstrap: Bootstrap,
-    common: bool,
 ) -> list[Verdict]:
     compare, lines = _COMPARE[task], list(lines)
     table: list[Verdict] = []
@@ -147,7 +137,7 @@ def _table(
             shared = [cell for cell in cells if cell in rows[first] and cell in rows[second]]
             if not shared:
                 continue
-            frames = _paired(rows, (first, second), shared, common)
+            frames = _paired(rows, (first, second), shared)
             if not len(frames[0]):
                 continue
             difference = compare(frames[: len(shared)], frames[len(shared) :], bootstrap)
@@ -156,20 +146,9 @@ def _table(
     return [line if line.p is None else replace(line, p_adjusted=next(adjusted)) for line in table]
 
 
-def _paired(
-    rows: ModelRows, models: Sequence[str], cells: Sequence[CellKey], common: bool
-) -> list[pd.DataFrame]:
+def _paired(rows: ModelRows, models: Sequence[str], cells: Sequence[CellKey]) -> list[pd.DataFrame]:
     """The rows by model, then cell, restricted to the same images in the same order."""
-    frames = [rows[model][cell] for model in models for cell in cells]
-    if not common and not have_same_images(frames):
-        names = " and ".join(f"`{model}`" for model in models)
-        conditions = ", ".join(f"`{t}`" + (f" severity {s}" if s else "") for t, s in cells)
-        raise ValueError(
-            f"{names} have different images under {conditions}: "
-            f"{', '.join(str(len(frame)) for frame in frames)} rows. "
-            "Compare the images that they have in common (`common=True`), or complete both runs."
-        )
-    return common_images(frames)
+    return common_images([rows[model][cell] for model in models for cell in cells])
 
 
 _Compared = tuple[int, int, float, float | None, float | None, float | None]
@@ -226,12 +205,12 @@ class Claim:
         """The number of compared transforms."""
         return self.ahead + self.behind + self.open
 
-    def sentence(self, noun: str = "transform") -> str:
-        """The claim as a sentence; `noun` is the singular for the compared items."""
+    def sentence(self) -> str:
+        """The claim as a sentence."""
         ahead, behind, first, second = self.ahead, self.behind, self.first, self.second
         if behind > ahead:
             ahead, behind, first, second = behind, ahead, second, first
-        items = noun if self.transforms == 1 else f"{noun}s"
+        items = "transform" if self.transforms == 1 else "transforms"
         if not ahead:
             return (
                 f"Between {first} and {second} no difference is shown on any of "
@@ -309,17 +288,14 @@ class Agreement:
         return None if chance == 1 else (observed - chance) / (1 - chance)
 
 
-def agreements(rows: ModelRows, *, common: bool = False) -> list[Agreement]:
-    """The agreement of each pair of classifiers in each common cell, pair by pair.
-
-    Arguments and errors are those of `verdicts`.
-    """
+def agreements(rows: ModelRows) -> list[Agreement]:
+    """The agreement of each pair of classifiers in each common cell, pair by pair."""
     table = []
     for first, second in combinations(rows, 2):
         for cell in _cells(rows):
             if cell not in rows[first] or cell not in rows[second]:
                 continue
-            frames = _paired(rows, (first, second), [cell], common)
+            frames = _paired(rows, (first, second), [cell])
             hits, other_hits = map(is_correct, frames)
             same_prediction = np.equal(*(frame["prediction"].to_numpy() for frame in frames))
             if len(hits):
@@ -406,12 +382,10 @@ class Rank:
     groups: int
 
 
-def rank_probabilities(
-    rows: ModelRows, task: TaskName, bootstrap: Bootstrap, *, common: bool = False
-) -> list[Rank]:
+def rank_probabilities(rows: ModelRows, task: TaskName, bootstrap: Bootstrap) -> list[Rank]:
     """The models, sorted by mean over transforms (best first), with rank probabilities.
 
-    Arguments and errors are those of `verdicts`; only cells that all models have are used. The same
+    Arguments are those of `verdicts`; only cells that all models have are used. The same
     `RANK_DRAWS` resamples of images (for segmenters, of groups) are used for all models and
     transforms.
     """
@@ -422,7 +396,7 @@ def rank_probabilities(
     weights = [1 / len(cells) / len(transforms) for cells in transforms for _ in cells]
     if not cells:
         return []
-    frames = _paired(rows, models, cells, common)
+    frames = _paired(rows, models, cells)
     n = len(frames[0])
     if not n:
         return []

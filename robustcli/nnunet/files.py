@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,13 @@ def find_checkpoint(path: Path, *, fold: str | None = None) -> Path:
         return path
     folds = _folds(path)
     if fold is not None:
-        folds = [folder for folder in folds if folder.name == f"fold_{fold}"] or _no_fold(
-            path, fold, folds
-        )
+        all_folds, folds = folds, [folder for folder in folds if folder.name == f"fold_{fold}"]
+        if not folds:
+            raise UsageError(
+                f"`{path}` has no fold `{fold}`.",
+                f"It has {', '.join(f'`{folder.name}`' for folder in all_folds) or 'no folds'}.",
+                "Pass one of these.",
+            )
     if not folds:
         raise UsageError(
             f"`{path}` contains no checkpoint of nnU-Net.",
@@ -69,14 +73,6 @@ def _folds(path: Path) -> list[Path]:
     """The folders with a checkpoint in or below `path`, at the depths that nnU-Net uses."""
     folders = {path, *path.glob("fold_*"), *path.glob("*__*__*/fold_*")}
     return sorted(f for f in folders if any((f / name).is_file() for name in CHECKPOINTS))
-
-
-def _no_fold(path: Path, fold: str, folds: list[Path]) -> list[Path]:
-    raise UsageError(
-        f"`{path}` has no fold `{fold}`.",
-        f"It has {', '.join(f'`{folder.name}`' for folder in folds) or 'no folds'}.",
-        "Pass one of these.",
-    )
 
 
 # Reading of U-Mambas and residual encoders trained by nnU-Net: weights, plan and other entries of
@@ -284,50 +280,6 @@ def _block(name: str) -> str:
     return name.rpartition(".")[0].rpartition(".")[0] if _WRAPPER.search(name) else name
 
 
-@dataclass(frozen=True)
-class NnUNetLog:
-    """nnU-Net's log; each field has one value per finished epoch. Dice is the pseudo dice.
-
-    Args:
-        mean_fg_dice: Mean dice over the classes.
-        ema_fg_dice: Exponential moving average of `mean_fg_dice`.
-        dice_per_class_or_region: Dice of each class.
-        train_losses: Mean training loss of the epoch.
-        val_losses: Mean validation loss of the epoch.
-        lrs: Learning rates.
-        epoch_start_timestamps: Start of the epoch in seconds since 1970.
-        epoch_end_timestamps: End of the epoch in seconds since 1970.
-    """
-
-    mean_fg_dice: tuple[float, ...] = ()
-    ema_fg_dice: tuple[float, ...] = ()
-    dice_per_class_or_region: tuple[tuple[float, ...], ...] = ()
-    train_losses: tuple[float, ...] = ()
-    val_losses: tuple[float, ...] = ()
-    lrs: tuple[float, ...] = ()
-    epoch_start_timestamps: tuple[float, ...] = ()
-    epoch_end_timestamps: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The progress of a training, for its checkpoint.
-
-    Args:
-        epochs: Number of finished epochs.
-        best_ema: Best moving average of the pseudo dice; None before the first epoch.
-        log: Log of the finished epochs.
-        optimizer: The SGD optimizer; None for a new one. It has no momentum for frozen parameters.
-        scaler: The loss scaler; None on a CPU.
-    """
-
-    epochs: int
-    best_ema: float | None = None
-    log: NnUNetLog = NnUNetLog()
-    optimizer: torch.optim.Optimizer | None = None
-    scaler: torch.amp.GradScaler | None = None
-
-
 # Writing of checkpoints and results folders that nnU-Net (for U-Mamba: its fork) loads strictly. In
 # addition to tensors, files only contain plain Python values, so that `torch.load` reads them with
 # `weights_only=True`; files of upstream contain NumPy numbers and need `weights_only=False`.
@@ -335,82 +287,61 @@ class Progress:
 # Source: nnU-Net v2.1.1 as in U-Mamba 28459e3, `nnUNetTrainer.save_checkpoint`.
 
 
-def write_results(
-    folder: Path,
-    network: StagedUNet,
-    *,
-    plan: NnUNetPlan,
-    fold: int | str,
-    progress: Progress,
-    name: str = "checkpoint_final.pth",
-) -> Path:
+_LOGGED = (
+    *("mean_fg_dice", "ema_fg_dice", "dice_per_class_or_region", "train_losses", "val_losses"),
+    *("lrs", "epoch_start_timestamps", "epoch_end_timestamps"),
+)
+"""Names of nnU-Net's log, whose lists of one value per epoch are empty here."""
+
+
+def write_results(folder: Path, network: StagedUNet, *, plan: NnUNetPlan, epochs: int) -> Path:
     """Writes `Trainer__plans__configuration/` into `folder`: plan, data set and one checkpoint.
+
+    Args:
+        folder: The folder of the results.
+        network: A trained network with a trainer, see `trainer_of`.
+        plan: The plan of the network.
+        epochs: Number of finished epochs.
 
     Returns:
         The folder `Trainer__plans__configuration`, for `nnUNetv2_predict_from_modelfolder -m`.
 
     Raises:
-        UsageError: The plan does not fit the network, or nnU-Net has no trainer for the network.
+        UsageError: The plan does not fit the network.
         RunError: The files cannot be written.
     """
+    _check(network, plan)
     top = folder / f"{trainer_of(network)}__{plan.name}__{plan.configuration}"
-    write_checkpoint(top / f"fold_{fold}" / name, network, plan=plan, fold=fold, progress=progress)
+    with replacing(top / "fold_all" / CHECKPOINTS[0]) as temporary:
+        torch.save(_checkpoint(network, plan, epochs), temporary)
     write_text(top / PLANS, json.dumps(plan.plans, indent=4) + "\n")
     write_text(top / DATASET, json.dumps(plan.dataset, indent=4) + "\n")
     return top
 
 
-def write_checkpoint(
-    path: Path,
-    network: StagedUNet,
-    *,
-    plan: NnUNetPlan,
-    fold: int | str,
-    progress: Progress,
-    mirror_axes: tuple[int, ...] = (0, 1),
-) -> None:
-    """Writes a checkpoint of `network` to `path`, durably.
-
-    Args:
-        path: The file; nnU-Net's names are `checkpoint_final.pth` and `checkpoint_best.pth`.
-        network: The trained network.
-        plan: The plan of the network.
-        fold: 0..4, or `all`.
-        progress: The progress of the training.
-        mirror_axes: Axes that inference may flip.
-
-    Raises:
-        UsageError: The plan does not fit the network, or nnU-Net has no trainer for the network.
-        RunError: The file cannot be written.
-    """
-    _check(network, plan)
-    if trainer_of(network) is None:
-        raise UsageError(
-            "nnU-Net cannot load this network.",
-            "It is a U-Mamba without its scan or without its Mamba layers, which no trainer of "
-            "nnU-Net builds.",
-            "Save its weights in the format of this program.",
-        )
-    content = {
+def _checkpoint(network: StagedUNet, plan: NnUNetPlan, epochs: int) -> dict[str, Any]:
+    """The contents of a checkpoint, with the state of a new optimizer."""
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=1e-2, momentum=0.99, weight_decay=3e-5, nesterov=True
+    )
+    return {
         "network_weights": upstream_state(network),
-        "optimizer_state": _optimizer_state(network, progress.optimizer),
-        "grad_scaler_state": progress.scaler.state_dict() if progress.scaler else None,
-        "logging": {key: _lists(value) for key, value in asdict(progress.log).items()},
-        "_best_ema": progress.best_ema,
-        "current_epoch": progress.epochs,
+        "optimizer_state": optimizer.state_dict(),
+        "grad_scaler_state": None,
+        "logging": {name: [] for name in _LOGGED},
+        "_best_ema": None,
+        "current_epoch": epochs,
         "init_args": {
             "plans": dict(plan.plans),
             "configuration": plan.configuration,
-            "fold": fold,
+            "fold": "all",
             "dataset_json": dict(plan.dataset),
             "unpack_dataset": True,
             "device": torch.device("cuda"),
         },
         "trainer_name": trainer_of(network),
-        "inference_allowed_mirroring_axes": mirror_axes,
+        "inference_allowed_mirroring_axes": (0, 1),
     }
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
 
 
 def trainer_of(network: StagedUNet) -> str | None:
@@ -421,23 +352,6 @@ def trainer_of(network: StagedUNet) -> str | None:
     if network.config.ablate is not None or network.config.mamba == "none":
         return None
     return TRAINERS["umamba" if network.config.mamba == "bottleneck" else "umamba-enc"]
-
-
-def _optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    """State of an SGD over all parameters, as upstream's, with the existing momentum buffers."""
-    group = optimizer.param_groups[0] if optimizer else {}
-    sgd = torch.optim.SGD(
-        network.parameters(), lr=group.get("lr", 1e-2), momentum=group.get("momentum", 0.99),
-        weight_decay=group.get("weight_decay", 3e-5), nesterov=True,
-    )  # fmt: skip
-    for parameter in network.parameters():
-        if optimizer and parameter in optimizer.state:
-            sgd.state[parameter] = dict(optimizer.state[parameter])
-    return sgd.state_dict()
-
-
-def _lists(value: Any) -> Any:
-    return [_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _check(network: StagedUNet, plan: NnUNetPlan) -> None:

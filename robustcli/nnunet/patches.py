@@ -175,14 +175,13 @@ class Augmentation:
 
     Args:
         patch: Height and width of the result, cropped from the centre after rotation and scaling.
-        mirror_axes: Axes that may be flipped, 0 for height.
     """
 
-    def __init__(self, patch: Pair, mirror_axes: Sequence[int] = (0, 1)) -> None:
+    def __init__(self, patch: Pair) -> None:
         self._spatial = TurnAndScale(patch)
         self._intensity = _intensity()
         self._flips = [
-            RandFlipd(("image", "labels"), prob=0.5, spatial_axis=axis) for axis in mirror_axes
+            RandFlipd(("image", "labels"), prob=0.5, spatial_axis=axis) for axis in (0, 1)
         ]
 
     def __call__(self, image: Tensor, labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -350,7 +349,6 @@ class Sampling:
         channels: The normalisation of each input channel.
         seed: Seed of the run.
         ignore_label: Label of pixels without annotation; None without one.
-        mirror_axes: Axes that augmentation may flip, 0 for height.
     """
 
     patch: Pair
@@ -359,7 +357,6 @@ class Sampling:
     channels: tuple[Channel, ...]
     seed: int
     ignore_label: int | None = None
-    mirror_axes: tuple[int, ...] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -414,7 +411,7 @@ class Patches:
         self._augmentation: Augmentation | None = None
         self._size = sampling.patch
         if phase == "train":
-            self._augmentation = Augmentation(sampling.patch, sampling.mirror_axes)
+            self._augmentation = Augmentation(sampling.patch)
             self._size = loader_patch(sampling.patch)
 
     def batch(self, epoch: int, iteration: int) -> tuple[Tensor, Tensor]:

@@ -344,8 +344,6 @@ def make_plan(
     images: int,
     labels: Sequence[str] = ("foreground",),
     name: str = "robust",
-    most_patch: int | None = None,
-    most_batch: int | None = None,
     features: tuple[int, int] = (32, 512),
 ) -> NnUNetPlan:
     """Creates the plan and `dataset.json` for a data set of 2D images.
@@ -356,21 +354,18 @@ def make_plan(
         images: Number of training images.
         labels: Names of the foreground classes.
         name: Name of the data set.
-        most_patch: Largest edge of a patch, to limit memory or time.
-        most_batch: Largest batch size, to limit memory or time.
         features: Channels of the first stage, and largest number of channels of any stage;
             upstream's plans have (32, 512).
 
     Raises:
-        UsageError: The images, or the requested patches, are too small for any downsampling.
+        UsageError: The images are too small for any downsampling.
     """
     if min(shape) < 1 or images < 1:
         raise UsageError(
             "A plan cannot be made for these images.",
             f"Got {images} images of {shape[0]} x {shape[1]}.",
         )
-    most = min(LARGEST_PATCH, most_patch or LARGEST_PATCH)
-    start = (min(most, shape[0]), min(most, shape[1]))
+    start = (min(LARGEST_PATCH, shape[0]), min(LARGEST_PATCH, shape[1]))
     plan_topology = fitted(start, shape, classes=len(labels) + 1, features=features)
     if len(plan_topology.strides) < 2:
         raise UsageError(
@@ -379,7 +374,6 @@ def make_plan(
             "Enlarge the images, or allow larger patches.",
         )
     batch = batch_size(plan_topology, shape, images, classes=len(labels) + 1, features=features)
-    batch = max(SMALLEST_BATCH, min(batch, most_batch or batch))
     settings = _settings(plan_topology, batch, shape, channels, features)
     plans = _plans(name, settings, shape, len(channels))
     return NnUNetPlan(plans, _dataset(channels, labels, images))

@@ -125,7 +125,7 @@ class Statistics:
     @cached_property
     def verdicts(self) -> list[Verdict]:
         """Verdicts for every pair of models under every transform, clean images included."""
-        return transform_verdicts(self.rows, self.record.task, self.bootstrap, common=True)
+        return transform_verdicts(self.rows, self.record.task, self.bootstrap)
 
     @cached_property
     def severity_verdicts(self) -> list[Verdict]:
@@ -133,7 +133,7 @@ class Statistics:
         cells = dict.fromkeys(cell for cells in self.rows.values() for cell in cells)
         if len({transform for transform, _ in cells}) == len(cells):
             return []
-        return verdicts(self.rows, self.record.task, self.bootstrap, common=True)
+        return verdicts(self.rows, self.record.task, self.bootstrap)
 
     @cached_property
     def claims(self) -> list[Claim]:
@@ -167,7 +167,7 @@ class Statistics:
         if len(self.rows) < 2:
             return []
         rows = self.transformed if any(self.transformed.values()) else self.rows
-        return rank_probabilities(rows, self.record.task, self.bootstrap, common=True)
+        return rank_probabilities(rows, self.record.task, self.bootstrap)
 
     # Agreement of predictions between models, and with each model's clean predictions.
 
@@ -374,7 +374,7 @@ class ClassifierStatistics(Statistics):
     @cached_property
     def agreements(self) -> list[Agreement]:
         """Agreement of each pair of models in each cell."""
-        return agreements(self.rows, common=True)
+        return agreements(self.rows)
 
     @cached_property
     def flips(self) -> list[Flips]:

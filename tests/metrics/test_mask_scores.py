@@ -28,6 +28,7 @@ from robustcli.metrics.columns import MASK_SCHEMA
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import (
     MOST_CONFUSED,
+    MaskScores,
     RelaxedScores,
     any_class_rows,
     class_dice,
@@ -44,7 +45,6 @@ from robustcli.metrics.mask_scores import (
     pixel_confusion,
     pooled_scores,
     relaxed_scores,
-    scores_of_classes,
 )
 from robustcli.metrics.paired import mask_difference
 from robustcli.tasks.segmentation import mask_row
@@ -344,6 +344,10 @@ def rows_of(
     ).assign(predicted_near=np.nan, true_near=np.nan)
 
 
+def scores_of_classes(rows: pd.DataFrame) -> list[MaskScores]:
+    return [mask_scores(of_class, BOOTSTRAP) for of_class in class_rows(rows)]
+
+
 def one_hot(labels: NDArray[Any]) -> torch.Tensor:
     """(N, H, W) to (N, CLASSES + 1, H, W)."""
     return torch.nn.functional.one_hot(torch.from_numpy(labels).long(), CLASSES + 1).movedim(-1, 1)
@@ -374,7 +378,7 @@ def test_all_pixels_pooled_are_torchmetrics_scores():
     np.testing.assert_allclose(class_dice(rows), expected, rtol=1e-6)
     assert (scores.groups, scores.dice_low) == (1, None)
     np.testing.assert_allclose(
-        [each.dice for each in scores_of_classes(rows, BOOTSTRAP)],
+        [each.dice for each in scores_of_classes(rows)],
         expected,
         rtol=1e-6,
     )
@@ -449,7 +453,7 @@ def test_a_class_in_neither_mask_of_a_group_counts_one_and_a_false_alarm_nothing
     scores = mask_scores(rows, BOOTSTRAP)
     assert scores.dice == pytest.approx(2.5 / 3)
     assert scores.dice_foreground == 1.0  # only class 1 has true pixels
-    first, second = scores_of_classes(rows, BOOTSTRAP)
+    first, second = scores_of_classes(rows)
     assert (first.dice, second.dice) == (1.0, pytest.approx(2 / 3))
     assert (first.recall, second.recall, second.precision) == (1.0, None, 0.0)
 
@@ -457,7 +461,7 @@ def test_a_class_in_neither_mask_of_a_group_counts_one_and_a_false_alarm_nothing
 def test_means_over_classes_are_the_means_of_the_classes_numbers():
     predicted, true = class_masks(6)
     rows = rows_of(predicted, true)
-    scores, single = mask_scores(rows, BOOTSTRAP), scores_of_classes(rows, BOOTSTRAP)
+    scores, single = mask_scores(rows, BOOTSTRAP), scores_of_classes(rows)
     for name in ("dice", "iou", "dice_image", "dice_foreground", "precision", "recall", "hd95"):
         expected = np.mean([getattr(item, name) for item in single])
         assert getattr(scores, name) == pytest.approx(expected), name
@@ -470,7 +474,7 @@ def test_intervals_resample_whole_groups():
     drawn = BOOTSTRAP.means(group_dice(rows)[:, None])[:, 0]
     low, high = np.percentile(drawn, [2.5, 97.5])
     assert (scores.dice_low, scores.dice_high) == (pytest.approx(low), pytest.approx(high))
-    of_class = scores_of_classes(rows, BOOTSTRAP)[1]
+    of_class = scores_of_classes(rows)[1]
     drawn = BOOTSTRAP.means(group_dice(class_rows(rows)[1])[:, None])[:, 0]
     assert of_class.dice_low == pytest.approx(np.percentile(drawn, 2.5))
 

@@ -121,16 +121,6 @@ def test_areas_scale_between_the_squares_of_the_limits() -> None:
     assert 1.5 <= max(ratios) <= 1 / 0.7**2 * 1.1
 
 
-def test_flips_can_be_left_out() -> None:
-    augmentation, (image, _) = Augmentation(PATCH, ()), scene()
-    corner = torch.zeros(SIZE, dtype=torch.int64)
-    corner[10:14, 10:14] = 1
-    found = [augmentation(image, corner, seed=seed)[1] for seed in range(80)]
-    kept = found[0]
-    assert any(torch.equal(f, kept) for f in found[1:])
-    assert not any(torch.equal(f, kept.flip(1)) for f in found)
-
-
 def test_a_patch_without_foreground_stays_so() -> None:
     image, labels = Augmentation(PATCH)(scene()[0], torch.zeros(SIZE, dtype=torch.int64), seed=3)
     assert not labels.any()

@@ -192,25 +192,21 @@ def test_both_files_are_json_and_hold_what_nnunet_asks_for() -> None:
     assert {"dataset_name", "image_reader_writer", "transpose_forward"} <= set(plan.plans)
 
 
-def test_patch_batch_and_width_can_be_limited() -> None:
-    plan = make_plan((500, 500), "RGB", images=500, most_patch=128, most_batch=4, features=(8, 64))
-    assert (plan.patch, plan.batch_size) == ((128, 128), 4)
+def test_the_width_can_be_limited() -> None:
+    plan = make_plan((128, 128), "RGB", images=500, features=(8, 64))
     assert plan.options["features"] == (8, 16, 32, 64, 64, 64)
 
 
 @pytest.mark.parametrize(
-    ("shape", "images", "limit", "message"),
+    ("shape", "images", "message"),
     [
-        ((7, 7), 9, None, r"(?s)Patches of 7 x 7 pixels are too small.*8 pixels along both"),
-        ((64, 64), 9, 4, "Patches of 4 x 4 pixels are too small"),
-        ((64, 64), 0, None, r"A plan cannot be made for these images\.\nGot 0 images of 64 x 64"),
+        ((7, 7), 9, r"(?s)Patches of 7 x 7 pixels are too small.*8 pixels along both"),
+        ((64, 64), 0, r"A plan cannot be made for these images\.\nGot 0 images of 64 x 64"),
     ],
 )
-def test_what_cannot_be_planned(
-    shape: tuple[int, int], images: int, limit: int | None, message: str
-) -> None:
+def test_what_cannot_be_planned(shape: tuple[int, int], images: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        make_plan(shape, "RGB", images=images, most_patch=limit)
+        make_plan(shape, "RGB", images=images)
 
 
 FEATURES = (32, 512)
