@@ -29,8 +29,8 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from robustcli.core.machine import usable_cores
+from robustcli.data.dataset import Sample
 from robustcli.evaluation.plan import Piece, share_of, shared
-from robustcli.tasks.base import Item
 from robustcli.transforms.base import Cell
 
 Policy = Literal["one job", "torchrun", "array", "free"]
@@ -410,7 +410,7 @@ def _pieces(job: Job) -> tuple[Piece, ...]:
     cells = [Cell(f"transform-{number}", 0) for number in range(job.cells)]
     pieces = []
     for block, first in enumerate(range(0, job.images, job.block)):
-        images = cast("tuple[Item, ...]", tuple(range(first, min(first + job.block, job.images))))
+        images = cast("tuple[Sample, ...]", tuple(range(first, min(first + job.block, job.images))))
         pieces.append(
             Piece(block, images, dict.fromkeys(cells, names), dict.fromkeys(cells, ("original",)))
         )

@@ -528,8 +528,7 @@ def as_pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
     Raises:
         UnreadableImage: The array has another shape, dtype or value range.
     """
-    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
-        array = array[0] if array.shape[0] == 1 else array[..., 0]
+    array = without_single_axis(array)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
         raise UnreadableImage(f"an array of shape {array.shape}, expected (height, width)")
     if array.dtype.kind == "f":
@@ -542,3 +541,10 @@ def as_pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.ndim == 2:
         return np.repeat(array[:, :, None], 3, axis=2)
     return np.ascontiguousarray(array)
+
+
+def without_single_axis(array: NDArray[Any]) -> NDArray[Any]:
+    """`array` (H, W, ...); of three axes, a first or last one of length 1 is dropped."""
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+        return array[0] if array.shape[0] == 1 else array[..., 0]
+    return array

@@ -392,7 +392,13 @@ def _look_up(name: HubName, commit: str) -> Published:
                 name.repo, name.config, revision=commit, cache_dir=cache
             )
     except Exception as error:  # `datasets` and its HTTP libraries raise various exceptions
-        raise _unreadable(name, error) from error
+        raise UsageError(
+            f"`datasets` cannot determine the files of `{name.place}`.",
+            f"{type(error).__name__}: {first_line(error, 400)}.",
+            "If the repository has several subsets, specify one: `--data "
+            f"'{name.place}@REVISION:SPLIT?config=NAME'`. A repository that needs its own code is "
+            "not supported.",
+        ) from error
     finally:
         logger.setLevel(level)
     kind = type(builder).__module__.rpartition(".")[2]
@@ -407,7 +413,11 @@ def _look_up(name: HubName, commit: str) -> Published:
             f"`{name.place}@refs/convert/parquet:SPLIT`. Or download it (`hf download --repo-type "
             f"dataset {name.repo} --local-dir DIR`) and pass the folder.",
         )
-    files = {split: _footers(name, commit, some) for split, some in paths.items()}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        files = {
+            split: list(pool.map(lambda path: _footer(name, commit, path), some))
+            for split, some in paths.items()
+        }
     schema = next(schema for some in files.values() for _, schema in some)
     features = builder.info.features or datasets.Features.from_arrow_schema(schema)
     columns = tuple(_column(datasets, key, feature) for key, feature in features.items())
@@ -437,11 +447,6 @@ def _column(datasets: Any, name: str, feature: Any) -> PublishedColumn:
     if re.fullmatch(r"u?int\d+|bool", dtype):
         return PublishedColumn(name, "number")
     return PublishedColumn(name, "other")
-
-
-def _footers(name: HubName, commit: str, paths: Sequence[str]) -> list[tuple[PublishedFile, Any]]:
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(lambda path: _footer(name, commit, path), paths))
 
 
 def _footer(name: HubName, commit: str, path: str) -> tuple[PublishedFile, Any]:
@@ -734,16 +739,6 @@ def _labelled(
                     part,
                 )  # fmt: skip
                 number += 1
-
-
-def _unreadable(name: HubName, error: Exception) -> RobustError:
-    return UsageError(
-        f"`datasets` cannot determine the files of `{name.place}`.",
-        f"{type(error).__name__}: {first_line(error, 400)}.",
-        "If the repository has several subsets, specify one: `--data "
-        f"'{name.place}@REVISION:SPLIT?config=NAME'`. A repository that needs its own code is not "
-        "supported.",
-    )
 
 
 def _no_labels(name: HubName, split: str, missing: int, columns: _Columns) -> UsageError:

@@ -346,7 +346,11 @@ def decide_classes(
     for (index, colour), pixels in census.palette.items():
         counts[colour if by_colour else index] += pixels
     if any(value != value for value in counts):
-        raise _unreadable_values(location, "Some pixels are not a number (NaN).")
+        raise UsageError(
+            f"The masks of `{location}` have values that are not classes.",
+            "Some pixels are not a number (NaN).",
+            "Save them again with integers.",
+        )
     source = f"`{_FLAG} {ALL}`" if table is None else table.source
     if named is None:
         present = sorted(value for value in counts if value not in extra and value != 0)
@@ -514,14 +518,6 @@ def _check(
             f"meaning), exclude them with `--ignore`, or read all values as classes: `{_FLAG} "
             f"{ALL}`.",
         )
-
-
-def _unreadable_values(location: str, why: str) -> UsageError:
-    return UsageError(
-        f"The masks of `{location}` have values that are not classes.",
-        why,
-        "Save them again with integers.",
-    )
 
 
 def _announcements(

@@ -106,8 +106,6 @@ class MaskReading:
 
     def words(self) -> str:
         """Description of this interpretation as a phrase."""
-        if self.class_values:
-            return self._class_words()
         if self.class_files:
             order = "; where classes overlap, the later one is used" if self.covers else ""
             files = replace(self, classes=(), class_files=())
@@ -115,20 +113,17 @@ class MaskReading:
                 f"{len(self.classes)} classes in separate files: "
                 f"{', '.join(self.classes)}{order}; {files.words()}"
             )
+        ignored = f", ignored {shown_values(self.ignored)}" if self.ignored else ""
+        kind = f" ({self.kind})" if self.kind else ""
+        if self.class_values:
+            named = zip(self.classes, self.class_values, strict=True)
+            classes = ", ".join(f"{shown_values(values)} = {name}" for name, values in named)
+            background = shown_values(self.background or ())
+            return f"{len(self.classes)} classes: {classes}, background {background}{ignored}{kind}"
         foreground = "all but 0" if self.foreground is None else shown_values(self.foreground)
         background = "everything else" if self.background is None else shown_values(self.background)
         channel_note = " of the alpha channel" if self.channel == "alpha" else ""
-        ignored = f", ignored {shown_values(self.ignored)}" if self.ignored else ""
-        kind = f" ({self.kind})" if self.kind else ""
         return f"foreground {foreground}{channel_note}, background {background}{ignored}{kind}"
-
-    def _class_words(self) -> str:
-        named = zip(self.classes, self.class_values, strict=True)
-        classes = ", ".join(f"{shown_values(values)} = {name}" for name, values in named)
-        ignored = f", ignored {shown_values(self.ignored)}" if self.ignored else ""
-        kind = f" ({self.kind})" if self.kind else ""
-        background = shown_values(self.background or ())
-        return f"{len(self.classes)} classes: {classes}, background {background}{ignored}{kind}"
 
 
 @dataclass

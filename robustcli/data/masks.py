@@ -26,6 +26,7 @@ from robustcli.data.decode import (
     holds_array,
     read_array,
     read_image,
+    without_single_axis,
 )
 from robustcli.data.mask_classes import (
     ClassesOption,
@@ -128,7 +129,11 @@ def decode_mask(ref: FileRef, reading: MaskReading | None = None) -> NDArray[Any
         return _from_class_files(ref, reading)
     pixels = read_mask(ref, reading.palette)
     if pixels.lossy and reading.class_values:
-        raise _lossy_classes(ref)
+        raise UsageError(
+            f"The mask `{ref}` is a JPEG file, and the masks have several classes.",
+            "JPEG blurs values at edges: values between two classes can be those of other classes.",
+            "Save it again from its original as PNG.",
+        )
     values = _channel_values(pixels, reading, ref)
     if pixels.lossy:
         _check_blurred(values, reading, ref)
@@ -173,14 +178,6 @@ def _from_class_files(ref: FileRef, reading: MaskReading) -> NDArray[np.uint8]:
         if mask.dtype == np.uint8:
             labels[mask == IGNORED] = IGNORED
     return labels
-
-
-def _lossy_classes(ref: FileRef) -> UsageError:
-    return UsageError(
-        f"The mask `{ref}` is a JPEG file, and the masks have several classes.",
-        "JPEG blurs values at edges: values between two classes can be those of other classes.",
-        "Save it again from its original as PNG.",
-    )
 
 
 def _channel_values(pixels: MaskPixels, reading: MaskReading, ref: FileRef) -> NDArray[Any]:
@@ -435,8 +432,7 @@ def read_mask(ref: FileRef, palette: PaletteReading = "auto") -> MaskPixels:
 
 def _from_array(array: NDArray[Any], kind: str) -> MaskPixels:
     """Converts an array: (H, W), possibly with a third axis of length 1, or RGB(A) bytes."""
-    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
-        array = array[0] if array.shape[0] == 1 else array[..., 0]
+    array = without_single_axis(array)
     if array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8:
         alpha = array[..., 3] if array.shape[2] == 4 else None
         return MaskPixels(_colours(array[..., :3]), alpha, kind=kind)

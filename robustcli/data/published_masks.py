@@ -81,7 +81,7 @@ def by_nnunet(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | Non
             f"Volumes: their {len(labelled)} slices are the images. The 0.5th percentile of each "
             "volume becomes black and the 99.5th becomes white."
         )
-    return _by_patients(labelled, notes, "test" if test_labels else None)
+    return _by_patients(labelled, notes, bool(test_labels))
 
 
 def _channel_names(description: FileRef | None) -> list[str]:
@@ -326,8 +326,7 @@ def by_array_files(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] 
     for volume in volumes:
         split = split_of.get(patient_stem(volume), "test" if separate else None)
         labelled += _volume(volume, split)
-    test = any(image.split == "test" for image in labelled)
-    layout = _by_patients(labelled, notes, "test" if test else None)
+    layout = _by_patients(labelled, notes, any(image.split == "test" for image in labelled))
     return replace(layout, classes=_ACDC_CLASSES if is_acdc else _ALL)
 
 
@@ -366,14 +365,14 @@ def _volume(file: FileRef, split: str | None) -> list[Labelled[FileRef]]:
 
 
 def _by_patients(
-    labelled: Sequence[Labelled[FileRef]], notes: Sequence[str], evaluated: str | None
+    labelled: Sequence[Labelled[FileRef]], notes: Sequence[str], has_test: bool
 ) -> Layout[FileRef]:
     """The layout, grouped by patient if several images have the same patient in their names."""
     groups = {image.group for image in labelled}
     grouping = "patient" if len(groups) < len(labelled) else "image"
     if grouping == "image":
         labelled = [replace(image, group=None) for image in labelled]
-    return Layout(tuple(labelled), grouping, evaluated="test" if evaluated == "test" else None,
+    return Layout(tuple(labelled), grouping, evaluated="test" if has_test else None,
                   notes=tuple(notes))  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from robustcli.data.dataset import Sample
 from robustcli.data.decode import UnreadableImage
 from robustcli.data.object_files import fetch_ahead
 from robustcli.evaluation.plan import PieceBatch
-from robustcli.tasks.base import Batch, Item, Preparation
+from robustcli.tasks.base import Batch, Preparation
 from robustcli.transforms.base import Cell
 
 
@@ -44,7 +44,7 @@ class Source(IterableDataset["Batch[Any] | Notice | RobustError"]):
     """
 
     parts: tuple[PieceBatch, ...]
-    preparation: Preparation[Any, Any, Any]
+    preparation: Preparation[Any, Any]
 
     def __iter__(self) -> Iterator[Batch[Any] | Notice | RobustError]:
         """Yields the batches of this worker, for each part all cells in the run's order."""
@@ -93,8 +93,8 @@ class Source(IterableDataset["Batch[Any] | Notice | RobustError"]):
             )  # fmt: skip
 
     def _decode_all(
-        self, images: Sequence[Item]
-    ) -> tuple[list[Item], list[Any], list[tuple[str, str]]]:
+        self, images: Sequence[Sample]
+    ) -> tuple[list[Sample], list[Any], list[tuple[str, str]]]:
         items, decoded, unreadable = [], [], []
         fetch_ahead(item for item in images if isinstance(item, Sample))
         for item in images:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robustcli.data.dataset import Sample
 from robustcli.evaluation.store import Store, rows_in
-from robustcli.tasks.base import Item, ItemT
 from robustcli.transforms.base import Cell
 
 PIECES_PER_RANK = 4  # with fewer, ranks wait longer at the end for the rank with the largest share
@@ -28,7 +28,7 @@ class Piece:
     """
 
     block: int
-    images: tuple[Item, ...]
+    images: tuple[Sample, ...]
     models: Mapping[Cell, tuple[str, ...]]
     inputs: Mapping[Cell, tuple[str, ...]]
 
@@ -64,7 +64,7 @@ class PieceBatch:
     """A batch of images of a piece, for all its cells; `first` is the index of the first image."""
 
     piece: Piece
-    images: tuple[Item, ...]
+    images: tuple[Sample, ...]
     first: int
 
 
@@ -73,7 +73,7 @@ class EvaluationPlan:
     """All work of a command: images x cells x models, and the views with image measures."""
 
     store: Store
-    images: tuple[Item, ...]
+    images: tuple[Sample, ...]
     cells: tuple[Cell, ...]
     models: tuple[str, ...]
     views: tuple[str, ...]
@@ -84,7 +84,7 @@ class EvaluationPlan:
         """Number of predictions, including finished ones."""
         return len(self.images) * len(self.cells) * len(self.models)
 
-    def images_of(self, block: int) -> tuple[Item, ...]:
+    def images_of(self, block: int) -> tuple[Sample, ...]:
         """The images of block number `block`."""
         return self.images[block * self.block_size : (block + 1) * self.block_size]
 
@@ -170,6 +170,6 @@ def parts_of(pieces: Sequence[Piece], batch_size: int) -> tuple[PieceBatch, ...]
     )
 
 
-def batches(images: Sequence[ItemT], size: int) -> list[Sequence[ItemT]]:
+def batches(images: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
     """`images` in batches of `size`; the last one may be short."""
     return [images[first : first + size] for first in range(0, len(images), size)]

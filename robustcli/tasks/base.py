@@ -75,14 +75,6 @@ ModelT = TypeVar("ModelT", bound=Model)
 ConfigT = TypeVar("ConfigT", bound=TaskConfig)
 
 
-class Item(Protocol):
-    """An image to evaluate, with its class or mask."""
-
-    @property
-    def image_id(self) -> str:
-        """The id of the image, the same on every machine."""
-
-
 @dataclass(frozen=True)
 class Pool:
     """The number of images and groups before a subset was drawn."""
@@ -104,7 +96,7 @@ class Data:
         dataset: The images with their classes; None for masks.
     """
 
-    items: tuple[Any, ...]
+    items: tuple[Sample, ...]
     record: DatasetRecord
     pool: Pool
     grouping: str | None = None
@@ -133,7 +125,6 @@ def announce_default(dataset: Dataset, config: TaskConfig, listener: Listener) -
 
 
 ORIGINAL = "original"
-ItemT = TypeVar("ItemT", bound=Item)
 DecodedT = TypeVar("DecodedT")
 InputsT = TypeVar("InputsT")
 
@@ -147,17 +138,17 @@ class Prepared(Generic[InputsT]):
     measures: dict[str, list[Measures]]
 
 
-class Preparation(ABC, Generic[ItemT, DecodedT, InputsT]):
+class Preparation(ABC, Generic[DecodedT, InputsT]):
     """Prepares model inputs from images; must be picklable for worker processes."""
 
     @abstractmethod
-    def decode(self, item: ItemT) -> DecodedT:
+    def decode(self, item: Sample) -> DecodedT:
         """The pixels of `item`; raises UnreadableImage if they cannot be decoded."""
 
     @abstractmethod
     def prepare(
         self,
-        items: Sequence[ItemT],
+        items: Sequence[Sample],
         decoded: Sequence[DecodedT],
         *,
         models: Mapping[Cell, Sequence[str]],
@@ -339,7 +330,7 @@ class Task(ABC, Generic[ModelT]):
     @abstractmethod
     def preparation(
         self, models: Mapping[str, ModelT], cells: Mapping[Cell, TransformCell], config: TaskConfig
-    ) -> Preparation[Any, Any, Any]:
+    ) -> Preparation[Any, Any]:
         """The preparation of batches for `models`."""
 
     @abstractmethod

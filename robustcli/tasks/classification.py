@@ -68,7 +68,7 @@ class Views:
 
 
 @dataclass(frozen=True)
-class ViewPreparation(Preparation[Sample, Pixels, Views]):
+class ViewPreparation(Preparation[Pixels, Views]):
     """Transforms images, then resizes and crops them for each model.
 
     `preprocessing` is keyed by the name of the view. With `at_crop`, transforms are applied to the

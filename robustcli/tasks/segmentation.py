@@ -125,7 +125,7 @@ class MaskedImages:
 
 
 @dataclass(frozen=True)
-class PairPreparation(Preparation[Sample, tuple[Pixels, MaskOrIgnore], MaskedImages]):
+class PairPreparation(Preparation[tuple[Pixels, MaskOrIgnore], MaskedImages]):
     """Transforms images at their original size, together with their masks.
 
     A geometric transform is applied to the mask with the same parameters (nearest neighbour), also

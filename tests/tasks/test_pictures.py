@@ -161,11 +161,6 @@ def index(tmp_path):
     return pairs_in(tmp_path / "cells")
 
 
-def read_samples(path):
-    with Image.open(path) as image:
-        return np.array(image)
-
-
 def test_the_outline_of_the_mask_moves_with_the_image(index, tmp_path):
     cells = resolve_transforms(["affine", "fliplr"], None)
     write_samples(tmp_path, cells, 4, index.samples, first_pair)
@@ -173,12 +168,10 @@ def test_the_outline_of_the_mask_moves_with_the_image(index, tmp_path):
     image, mask = affine.apply_with_mask(
         *decode_pair(pair), seed=image_seed(4, "affine", 0, pair.image_id), severity=0
     )
-    drawn = read_samples(tmp_path / "samples" / "affine-s0.png")
+    drawn = read(tmp_path / "samples" / "affine-s0.png")
     assert np.array_equal((drawn == OUTLINE_COLOUR).all(-1), outline(mask))
     assert np.array_equal(drawn[~outline(mask)], image[~outline(mask)])
-    clean, flipped = (
-        read_samples(tmp_path / "samples" / f"{n}.png") for n in ("clean", "fliplr-s0")
-    )
+    clean, flipped = (read(tmp_path / "samples" / f"{n}.png") for n in ("clean", "fliplr-s0"))
     assert np.array_equal(flipped, clean[:, ::-1])
 
 

@@ -238,27 +238,20 @@ def test_a_mask_that_does_not_fit_is_refused(
         PAPER21[1].apply_with_mask(picture, mask, seed=0, severity=0)
 
 
-def test_one_sided_range_goes_from_mild_to_the_far_end() -> None:
-    noise = Span(0, 51.0, mild=0)
-    assert [noise.at(s) for s in range(1, 6)] == [10.2, 20.4, 30.6, 40.8, 51.0]
-    points = Span(0.01, 0.05, mild=0.01)
-    assert [points.at(s) for s in range(1, 6)] == [0.018, 0.026, 0.034, 0.042, 0.05]
-
-
-def test_two_sided_range_goes_both_ways() -> None:
-    contrast = Span(0.4, 1.6, mild=1)
-    assert contrast.at(2) == {"one_of": [0.76, 1.24]}
-    assert contrast.at(5) == {"one_of": [0.4, 1.6]}
-
-
-def test_whole_numbers_stay_whole() -> None:
-    values = [Span(100, 255, mild=100, integer=True).at(s) for s in range(1, 6)]
-    assert values == [131, 162, 193, 224, 255]
-    assert all(isinstance(value, int) for value in values)
-
-
-def test_severity_0_is_the_whole_range() -> None:
-    assert Span(-25, 25, mild=0).at(0) == {"range": [-25, 25]}
+@pytest.mark.parametrize(
+    ("span", "severities", "expected"),
+    [
+        (Span(0, 51.0, mild=0), range(1, 6), [10.2, 20.4, 30.6, 40.8, 51.0]),
+        (Span(0.01, 0.05, mild=0.01), range(1, 6), [0.018, 0.026, 0.034, 0.042, 0.05]),
+        (Span(100, 255, mild=100, integer=True), range(1, 6), [131, 162, 193, 224, 255]),
+        (Span(0.4, 1.6, mild=1), (2, 5), [{"one_of": [0.76, 1.24]}, {"one_of": [0.4, 1.6]}]),
+        (Span(-25, 25, mild=0), (0,), [{"range": [-25, 25]}]),
+    ],
+)
+def test_a_range_goes_from_mild_to_its_far_ends(span: Span, severities, expected) -> None:
+    values = [span.at(severity) for severity in severities]
+    assert values == expected
+    assert not span.integer or all(isinstance(value, int) for value in values)
 
 
 @pytest.mark.parametrize(
