@@ -6,10 +6,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from robustcli.cli import main
+from robustcli.core.errors import RunError
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Outcome:
 
 
 Robust = Callable[..., Outcome]
+Asked = Callable[[ModuleType, str], list[Any]]
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +49,23 @@ def robust(capsys: pytest.CaptureFixture[str]) -> Robust:
         return Outcome(stopped.value.code, result.out, result.err)
 
     return run
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Replaces a function of a module; returns the configurations that commands then pass to it.
+
+    Each call ends as a failed run.
+    """
+
+    def replace(module: ModuleType, function: str) -> list[Any]:
+        configs: list[Any] = []
+
+        def note(config: Any, *_: object, **__: object) -> Path:
+            configs.append(config)
+            raise RunError("It failed.", "A test wants it so.", "Nothing.")
+
+        monkeypatch.setattr(module, function, note)
+        return configs
+
+    return replace

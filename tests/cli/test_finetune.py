@@ -10,12 +10,11 @@ import pandas as pd
 import pytest
 
 import robustcli
-from robustcli.core.errors import RunError
 from robustcli.finetuning import mode_trainings
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.selection import FreezeRule
 from robustcli.training.config import TrainConfig
-from tests.cli.conftest import Robust
+from tests.cli.conftest import Asked, Robust
 from tests.training.images import write_pairs
 
 TINY = ["--data", "pairs", "--recipe", "patient", "--epochs", "2", "--window", "32", "--batch-size",
@@ -98,16 +97,8 @@ def test_a_dry_run_trains_nothing_and_says_what_would_freeze(robust: Robust, her
     assert f"Frozen: {frozen} of 143 tensors" in outcome.err
 
 
-def test_every_option_reaches_the_configuration(
-    robust: Robust, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[FinetuneConfig] = []
-
-    def note(config: FinetuneConfig, listener: object = None) -> Path:
-        asked.append(config)
-        raise RunError("It failed.", "A test wants it so.", "Nothing.")
-
-    monkeypatch.setattr(mode_trainings, "run_finetuning", note)
+def test_every_option_reaches_the_configuration(robust: Robust, asked: Asked) -> None:
+    configs = asked(mode_trainings, "run_finetuning")
     outcome = robust(
         "finetune", "umamba", "--pretrained", "w", "--data", "d", "--mode", "freeze",
         "--iterations", "9", "--protocol", "paper", "--limit", "8", "--model-arg", "a=1",
@@ -117,7 +108,7 @@ def test_every_option_reaches_the_configuration(
         "--ablate", "scan",
     )  # fmt: skip
     assert outcome.code == 1
-    (config,) = asked
+    (config,) = configs
     training = TrainConfig(
         "umamba", "d", Path("o"), "paper", 8, model_args={"a": 1}, quick=True, lr=0.2, seed=7,
         fresh=True, offline=True, command=config.training.command, recipe="nnunet", ablate="scan",

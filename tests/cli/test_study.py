@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from robustcli.core.errors import RunError
 from robustcli.evaluation import evaluate, prediction
 from robustcli.evaluation.config import EvalConfig
 from robustcli.training import engine
-from robustcli.training.config import TrainConfig
-from tests.cli.conftest import Robust
+from tests.cli.conftest import Asked, Robust
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -31,16 +29,9 @@ device: cpu
 
 
 @pytest.fixture
-def configs(monkeypatch: pytest.MonkeyPatch) -> list[EvalConfig]:
+def configs(asked: Asked) -> list[EvalConfig]:
     """The configurations that `robust eval` made; each run ends there."""
-    seen: list[EvalConfig] = []
-
-    def note(config: EvalConfig, listener: object = None, group: object = None) -> Path:
-        seen.append(config)
-        raise RunError("It failed.", "A test wants it so.", "Nothing.")
-
-    monkeypatch.setattr(evaluate, "run_evaluation", note)
-    return seen
+    return asked(evaluate, "run_evaluation")
 
 
 def write(content: str, name: str = "study.yaml") -> str:
@@ -248,17 +239,12 @@ def test_runs_do_not_share_a_folder(robust: Robust, configs: list[EvalConfig]) -
     assert "Several runs of `study.yaml` use the same folder `one`." in outcome.err
 
 
-def test_trainings_have_study_files_too(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[TrainConfig] = []
-
-    def note(config: TrainConfig, listener: object = None) -> Path:
-        seen.append(config)
-        raise RunError("It failed.", "A test wants it so.", "Nothing.")
-
-    monkeypatch.setattr(engine, "run_training", note)
+def test_trainings_have_study_files_too(robust: Robust, asked: Asked) -> None:
+    configs = asked(engine, "run_training")
     file = write("command: train cls\nmodel: vmamba-pico\nlr: 1e-4\nepochs: 2\nquick: on\n")
     assert robust("train", "cls", "--config", file).code == 1
-    assert (seen[0].model, seen[0].lr, seen[0].epochs, seen[0].quick) == (
+    (config,) = configs
+    assert (config.model, config.lr, config.epochs, config.quick) == (
         "vmamba-pico", 1e-4, 2, True
     )  # fmt: skip
     outcome = robust("train", "seg", "--config", file)

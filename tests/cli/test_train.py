@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robustcli.core.errors import RunError
 from robustcli.training import engine
 from robustcli.training.config import TrainConfig
 from robustcli.training.record import read_train_record
-from tests.cli.conftest import Robust
+from tests.cli.conftest import Asked, Robust
 from tests.training.images import write_pairs, write_photos
 
 TINY = ["--model", "ulvm", "--epochs", "1", "--window", "32", "--batch-size", "4", "--device",
@@ -115,16 +114,8 @@ def test_a_dry_run_trains_nothing(robust: Robust, here: Path) -> None:
     assert not (here / "other").exists()
 
 
-def test_every_option_reaches_the_configuration(
-    robust: Robust, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[TrainConfig] = []
-
-    def note(config: TrainConfig, listener: object = None) -> Path:
-        asked.append(config)
-        raise RunError("It failed.", "A test wants it so.", "Nothing.")
-
-    monkeypatch.setattr(engine, "run_training", note)
+def test_every_option_reaches_the_configuration(robust: Robust, asked: Asked) -> None:
+    configs = asked(engine, "run_training")
     outcome = robust(
         "train", "seg", "--model", "unet", "--data", "d", "--protocol", "paper", "--limit", "9",
         "--weights", "w", "--untrained", "--model-arg", "a=1", "--ablate", "scan", "--quick",
@@ -135,7 +126,7 @@ def test_every_option_reaches_the_configuration(
         "--offline",
     )  # fmt: skip
     assert outcome.code == 1
-    (config,) = asked
+    (config,) = configs
     assert config == TrainConfig(
         "unet", "d", Path("o"), "paper", 9, Path("w"), True, {"a": 1}, True, 3, 0.1, 5, 2, "dice",
         "none", 64, 2.0, 4, "bf16", 7, "cuda", 2, 1, True, True, config.command, task="seg",
@@ -144,16 +135,8 @@ def test_every_option_reaches_the_configuration(
     assert config.command.split()[0] == "robust"
 
 
-def test_a_target_reaches_the_configuration_of_a_classifier(
-    robust: Robust, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    configs: list[TrainConfig] = []
-
-    def note(config: TrainConfig, listener: object = None) -> Path:
-        configs.append(config)
-        raise RunError("It failed.", "A test wants it so.", "Nothing.")
-
-    monkeypatch.setattr(engine, "run_training", note)
+def test_a_target_reaches_the_configuration_of_a_classifier(robust: Robust, asked: Asked) -> None:
+    configs = asked(engine, "run_training")
     usual = ("train", "cls", "--model", "vim", "--data", "d", "--recipe", "speedrun")
     for options in ((), ("--target", "0.9")):
         robust(*usual, *options)
