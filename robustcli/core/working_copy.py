@@ -10,7 +10,7 @@ that, each file is uploaded completely as soon as it is durable on the local dis
 concurrently, all other files in the order in which they were written. The store is therefore always
 in a state that a local disk could have after a crash, and another machine can resume the run.
 
-Conflicts: if this machine was the last to work on the run (see `claims`), the local folder is
+Conflicts: if this machine was the last to work on the run (see `ownership`), the local folder is
 authoritative, because it contains everything in the store and possibly more. Else the store is
 authoritative: local files that were not uploaded are discarded and computed again.
 """
@@ -30,12 +30,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from robustcli.core.claims import StoreClaim, claim
 from robustcli.core.errors import RobustError, RunError, UsageError
 from robustcli.core.io import observing, parse_json, refused, write_text
 from robustcli.core.names import file_name
 from robustcli.core.objects import ObjectStore, StoredObject, at_once, total_bytes
-from robustcli.core.rundir import RECORD_FILE, owned
+from robustcli.core.ownership import StoreClaim, claim, owned
+from robustcli.core.rundir import RECORD_FILE
 
 _Say = Callable[[str], None]
 Use = Literal["work", "read", "look"]

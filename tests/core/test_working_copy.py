@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from robustcli.core import claims, objects, working_copy
+from robustcli.core import objects, ownership, working_copy
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import write_bytes, write_text
 from robustcli.core.objects import ObjectStore
@@ -27,10 +27,10 @@ ROWS = "predictions/model=m/block-000000.parquet"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "PAUSES_S", (0.0,))
-    monkeypatch.setattr(claims, "BEAT_S", 0.02)
-    monkeypatch.setattr(claims, "SILENCE_S", 0.3)
+    monkeypatch.setattr(ownership, "STORE_BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(ownership, "STORE_SILENCE_SECONDS", 0.3)
     # All "machines" are this process: whether one lives is only seen by its beats.
-    monkeypatch.setattr(claims, "owner_is_alive", lambda owner: None)
+    monkeypatch.setattr(ownership, "owner_is_alive", lambda owner: None)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch, suppress(Stopped):
         patch.setattr(working_copy._Uploads, "finish", lambda self: self.discard())
         patch.setattr(working_copy._Uploads, "discard", _discard, raising=False)
-        patch.setattr(claims.StoreClaim, "release", lambda self: self._stop.set())
+        patch.setattr(ownership.StoreClaim, "release", lambda self: self._stop.set())
         yield
 
 

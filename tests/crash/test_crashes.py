@@ -5,7 +5,7 @@ seed, repeats the command until it exits with 0, and compares the bytes of all r
 an undisturbed run. Slow: `make test-long` runs them. Faster tests cover the same in every run of
 the suite: tests/evaluation/test_distributed.py (a killed process), tests/training/test_engine.py (a
 killed training), tests/core/test_io.py (order of writing), tests/evaluation/test_store.py (a
-flipped bit), tests/core/test_rundir.py (two concurrent starts).
+flipped bit), tests/core/test_ownership.py (two concurrent starts).
 """
 
 from __future__ import annotations
