@@ -36,7 +36,7 @@ from robustcli.reports.explanation_page import (
     PanelDrawer,
     draw_explanation_gallery,
 )
-from robustcli.reports.figures.explanation_maps import MapTile, PanelLine, draw_explanation
+from robustcli.reports.figures.images import MapTile, PanelLine, draw_explanation
 from robustcli.tasks.record import PANELS_FOLDER
 
 PHOTOS: dict[str, Callable[[], Any]] = {

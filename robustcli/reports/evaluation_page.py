@@ -25,14 +25,15 @@ from robustcli.evaluation.store import Store
 from robustcli.metrics.class_scores import reliability
 from robustcli.metrics.severity_scores import breaking_points
 from robustcli.reports.cell_photos import read_photos
-from robustcli.reports.figures.class_figures import draw_class_dice, draw_pixel_confusion
 from robustcli.reports.figures.evaluation_figures import (
     BIN_IMAGES,
     PAIRS_ABREAST,
     draw_bars,
+    draw_class_dice,
     draw_differences,
     draw_dots,
     draw_multiples,
+    draw_pixel_confusion,
     draw_reliability,
 )
 from robustcli.reports.figures.images import Case, Tile, draw_contact, draw_panels

@@ -34,7 +34,7 @@ from robustcli.reports.explanation_findings import (
     table_notes,
     title_of,
 )
-from robustcli.reports.figures.explanation_maps import (
+from robustcli.reports.figures.images import (
     MapTile,
     PanelLine,
     ReceptiveField,

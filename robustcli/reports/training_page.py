@@ -13,12 +13,12 @@ from robustcli.metrics.class_scores import confusion_matrix, reliability
 from robustcli.metrics.intervals import wilson_interval
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.reports.evaluation_page import RELIABILITY_CAPTION, case_figures, class_pictures
-from robustcli.reports.figures.class_figures import (
+from robustcli.reports.figures.evaluation_figures import (
     COUNTED_UP_TO,
     MOST_CONFUSED_CLASSES,
     draw_confusions,
+    draw_reliability,
 )
-from robustcli.reports.figures.evaluation_figures import draw_reliability
 from robustcli.reports.figures.training_figures import (
     Course,
     Level,

@@ -11,13 +11,13 @@ from robustcli.core.errors import UsageError
 from robustcli.core.rundir import has_record
 from robustcli.reports.comparison import check_out
 from robustcli.reports.controls import control_pairs
-from robustcli.reports.figures.training_figures import draw_course_grid
-from robustcli.reports.figures.zoo_figures import (
+from robustcli.reports.figures.training_figures import (
     CostPanel,
     CostPoint,
     EpochPanel,
     draw_by_epoch,
     draw_costs,
+    draw_course_grid,
 )
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import (

@@ -1,1 +1,1 @@
-"""The pictures of a report: each file draws one, from a table to a PNG."""
+"""The figures of a report: a file draws those of one kind of report, from tables to PNG files."""

@@ -15,8 +15,11 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 from robustcli.core.io import replacing
 from robustcli.core.names import printable
@@ -145,3 +148,168 @@ def wrapped(name: str, width: int = 13) -> str:
 def _pieces(name: str) -> list[str]:
     marked = "".join(f"{c}\0" if c in "_- " else c for c in name)
     return [piece for piece in marked.split("\0") if piece]
+
+
+# Labels of points, so that none covers another, a point or the figure's edge. A separate search is
+# used because adjustText 1.4 puts labels of these figures across intervals and, where points are
+# crowded, across each other.
+
+
+# Points (1/72 inch): tried distances of a label from its point, and the distance from which it gets
+# a line.
+REACHES = (7, 15, 25, 37, 50, 65, 82, 100)
+LINE_FROM = 12
+POINT = 4.5
+# Directions in order: right, left, above, below, then between these.
+_WAYS = [(1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8)]
+_WAYS += [(0.4, 1), (-0.4, 1), (0.4, -1), (-0.4, -1), (1, 0.4), (1, -0.4), (-1, 0.4), (-1, -0.4)]
+_STEPS = 12  # points of a line to a label that are checked for crossings
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text and its point in data coordinates."""
+
+    text: str
+    x: float
+    y: float
+    weight: str = "normal"
+
+
+def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[Bbox]) -> None:
+    """Adds `labels` to `axes`, each at the nearest position where it covers nothing.
+
+    If no such position exists, the one that covers least is used. A label that is not next to its
+    point gets a thin line to it. The size of the figure and the limits of its axes must be final.
+
+    Args:
+        axes: Axes with their data drawn.
+        labels: Labels in the order in which they are placed.
+        obstacles: Boxes that should not be covered either, in pixels.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
+    taken = [_around(axes, label) for label in labels] + list(obstacles)
+    lines: list[Bbox] = []
+    for number, label in enumerate(labels):
+        point_box, other_boxes = taken[number], taken[:number] + taken[number + 1 :]
+        box, line = _place(axes, label, point_box, [*other_boxes, *lines])
+        taken.append(box)
+        lines += line
+
+
+def _around(axes: Axes, label: Label) -> Bbox:
+    """The box around the marker of a point, in pixels."""
+    x, y = axes.transData.transform((label.x, label.y))
+    half = POINT * _dots(axes)
+    return Bbox([[x - half, y - half], [x + half, y + half]])
+
+
+def _place(
+    axes: Axes, label: Label, point_box: Bbox, other_boxes: list[Bbox]
+) -> tuple[Bbox, list[Bbox]]:
+    """Draws one label; returns its box and, as small boxes, its line."""
+    best: tuple[float, tuple[float, float]] | None = None
+    annotation = _annotated(axes, label)
+    blocked = np.array([box.extents for box in [*other_boxes, point_box]])
+    at_point: dict[tuple[str, str], Bbox] = {}
+    for reach in REACHES:
+        for direction in _WAYS:
+            offset = (reach * direction[0], reach * direction[1])
+            box = _box(annotation, offset, at_point, _dots(axes))
+            cost = _cost(axes, box, _line(point_box, box, reach, axes), blocked, len(other_boxes))
+            if best is None or cost < best[0]:
+                best = (cost, offset)
+        if best is not None and best[0] == 0:
+            break
+    assert best is not None
+    _move(annotation, best[1])
+    box = annotation.get_window_extent()
+    return box, [_dot(point) for point in _finish(axes, annotation, point_box, box, best[1])]
+
+
+def _annotated(axes: Axes, label: Label) -> Annotation:
+    return axes.annotate(
+        label.text,
+        (label.x, label.y),
+        xytext=(0, 0),
+        textcoords="offset points",
+        fontsize=7.5,
+        fontweight=label.weight,
+    )
+
+
+def _move(annotation: Annotation, offset: tuple[float, float]) -> None:
+    """Moves the side of the text that faces the point to `offset`."""
+    x, y = offset
+    annotation.set_position(offset)
+    annotation.set_horizontalalignment("left" if x > 0 else "right" if x < 0 else "center")
+    annotation.set_verticalalignment("bottom" if y > abs(x) else "top" if -y > abs(x) else "center")
+
+
+def _box(
+    annotation: Annotation, offset: tuple[float, float], at_point: dict[tuple[str, str], Bbox],
+    dots: float,
+) -> Bbox:  # fmt: skip
+    """The box of the text at `offset` in pixels; text is laid out once per alignment."""
+    _move(annotation, offset)
+    alignment = annotation.get_horizontalalignment(), annotation.get_verticalalignment()
+    x, y = dots * offset[0], dots * offset[1]
+    if alignment not in at_point:
+        at_point[alignment] = annotation.get_window_extent().translated(-x, -y)
+    return at_point[alignment].translated(x, y)
+
+
+def _cost(
+    axes: Axes,
+    box: Bbox,
+    line: list[tuple[float, float]],
+    blocked: NDArray[np.float64],
+    box_count: int,
+) -> float:
+    """Cost of a label at `box`: covered pixels; parts outside the axes weigh most."""
+    wide = np.minimum(box.x1, blocked[:, 2]) - np.maximum(box.x0, blocked[:, 0])
+    high = np.minimum(box.y1, blocked[:, 3]) - np.maximum(box.y0, blocked[:, 1])
+    covered = float((np.clip(wide, 0, None) * np.clip(high, 0, None)).sum())
+    inside = axes.bbox
+    out = max(0.0, inside.x0 - box.x0) + max(0.0, box.x1 - inside.x1)
+    out += max(0.0, inside.y0 - box.y0) + max(0.0, box.y1 - inside.y1)
+    x, y = np.array(line).reshape(-1, 2).T  # (points,)
+    left, bottom, right, top = (edge[:, None] for edge in blocked[:box_count].T)  # (boxes, 1)
+    crossed = int(((left <= x) & (x <= right) & (bottom <= y) & (y <= top)).sum())
+    return float(covered + 1000 * out + 20 * crossed)
+
+
+def _line(point_box: Bbox, box: Bbox, reach: float, axes: Axes) -> list[tuple[float, float]]:
+    """Points on the line from the point to its label; empty if they are next to each other."""
+    if reach < LINE_FROM:
+        return []
+    start = ((point_box.x0 + point_box.x1) / 2, (point_box.y0 + point_box.y1) / 2)
+    end = (min(max(start[0], box.x0), box.x1), min(max(start[1], box.y0), box.y1))
+    skip = POINT * _dots(axes)
+    length = max(float(np.hypot(end[0] - start[0], end[1] - start[1])), skip)
+    parts = np.linspace(skip / length, 1, _STEPS)
+    return [(start[0] + p * (end[0] - start[0]), start[1] + p * (end[1] - start[1])) for p in parts]
+
+
+def _finish(
+    axes: Axes, annotation: Annotation, point_box: Bbox, box: Bbox, offset: tuple[float, float]
+) -> list[tuple[float, float]]:
+    points = _line(point_box, box, max(abs(offset[0]), abs(offset[1])), axes)
+    if points:
+        (x0, y0), (x1, y1) = axes.transData.inverted().transform([points[0], points[-1]])
+        axes.plot([x0, x1], [y0, y1], color="#999999", linewidth=0.5, zorder=1)
+    return points
+
+
+def _dot(point: tuple[float, float]) -> Bbox:
+    x, y = point
+    return Bbox([[x - 1, y - 1], [x + 1, y + 1]])
+
+
+def _dots(axes: Axes) -> float:
+    """Pixels per point (1/72 inch)."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return float(figure.dpi) / 72

@@ -22,13 +22,14 @@ from robustcli.reports.figures.canvas import (
     GREY,
     MARKED_UP_TO,
     MARKERS,
+    Label,
     legend,
     light_grid,
+    place_labels,
     save_figure,
     styled,
     wrapped,
 )
-from robustcli.reports.figures.point_labels import Label, place_labels
 
 LINE = 0.15  # inches from one label to the next
 _AWAY = 1.025  # start of the labels, in widths of the axes

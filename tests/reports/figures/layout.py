@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 
 from robustcli.reports.figures import (
     canvas,
-    class_figures,
     evaluation_figures,
     freezing_figures,
     images,
     training_figures,
-    zoo_figures,
 )
 
 SLACK = 1.0  # pixels
@@ -37,7 +35,7 @@ def draw_figure(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> Fi
 
     for module in (evaluation_figures, freezing_figures, images, training_figures):
         monkeypatch.setattr(module, "save_figure", catch)
-    for module in (class_figures, zoo_figures):
+    for module in (evaluation_figures, training_figures):
         monkeypatch.setattr(module, "save_with_pdf", catch)
     with canvas.styled():
         draw()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robustcli.reports.figures.explanation_maps import (
+from robustcli.reports.figures.images import (
     MapTile,
     PanelLine,
     ReceptiveField,

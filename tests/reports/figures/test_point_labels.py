@@ -3,7 +3,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from robustcli.reports.figures.point_labels import POINT, Label, place_labels
+from robustcli.reports.figures.canvas import POINT, Label, place_labels
 from tests.reports.figures.layout import assert_no_overlap
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from matplotlib.text import Annotation
 
-from robustcli.reports.figures.class_figures import COUNTED_UP_TO, draw_confusions
-from robustcli.reports.figures.zoo_figures import (
+from robustcli.reports.figures.evaluation_figures import COUNTED_UP_TO, draw_confusions
+from robustcli.reports.figures.training_figures import (
     CostPanel,
     CostPoint,
     EpochPanel,
