@@ -105,7 +105,7 @@ def list_tar(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
             "Check that the download is complete (`tar tf FILE` lists the contents), then repeat "
             "the command.",
         ) from error
-    return _listed(root, outside, suffixes)
+    return listed_tree(root, outside, suffixes)
 
 
 def list_zip(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:
@@ -126,11 +126,11 @@ def list_zip(path: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListi
             "Check that the download is complete (`unzip -t FILE` tests it), then repeat the "
             "command.",
         ) from error
-    return _listed(root, outside, suffixes)
+    return listed_tree(root, outside, suffixes)
 
 
-def _listed(root: _Member, outside: list[str], suffixes: frozenset[str]) -> FileListing:
-    """The listing of an archive.
+def listed_tree(root: Member, outside: list[str], suffixes: frozenset[str]) -> FileListing:
+    """The files with one of `suffixes` below `root`, by the rules of `listing.list_tree`.
 
     Args:
         root: The folder tree of the archive.
@@ -144,14 +144,14 @@ def _listed(root: _Member, outside: list[str], suffixes: frozenset[str]) -> File
 
 def _zip_tree(
     path: Path, archive: zipfile.ZipFile, file: BinaryIO, suffixes: frozenset[str]
-) -> tuple[_Member, list[str]]:
-    root, outside = _Member(path, (), inside={}), []
+) -> tuple[Member, list[str]]:
+    root, outside = Member(path, (), inside={}), []
     for info in archive.infolist():
         parts = _parts(info.filename)
         if parts is None:
             outside.append(info.filename)
             continue
-        member, mode = _Member(path, parts), info.external_attr >> 16
+        member, mode = Member(path, parts), info.external_attr >> 16
         if info.is_dir():
             member.inside = {}
         elif stat.S_ISLNK(mode):
@@ -202,11 +202,11 @@ def _zipped(path: Path, info: zipfile.ZipInfo, file: BinaryIO) -> FileRef:
 
 
 @dataclass(eq=False)
-class _Member:
-    """A folder, a plain file, or a link in an archive.
+class Member:
+    """A folder, a plain file, or a link in an archive or an object store.
 
     Args:
-        archive: The (uncompressed) archive.
+        archive: The (uncompressed) archive, or the local folder of the object store.
         parts: Path components of the member.
         inside: Members of a folder by name; None for files and links.
         ref: Location of a plain file's bytes; else None.
@@ -216,20 +216,20 @@ class _Member:
 
     archive: Path
     parts: tuple[str, ...]
-    inside: dict[str, _Member] | None = None
+    inside: dict[str, Member] | None = None
     ref: FileRef | None = None
     target: tuple[str, ...] | None = None
 
 
-def _tree(plain: Path, archive: tarfile.TarFile) -> tuple[_Member, list[str]]:
+def _tree(plain: Path, archive: tarfile.TarFile) -> tuple[Member, list[str]]:
     """The folder tree of the archive, and the names of members whose paths lead out of it."""
-    root, outside = _Member(plain, (), inside={}), []
+    root, outside = Member(plain, (), inside={}), []
     for info in archive:
         parts = _parts(info.name)
         if parts is None:
             outside.append(info.name)
             continue
-        member = _Member(plain, parts)
+        member = Member(plain, parts)
         if info.isdir():
             member.inside = {}
         elif info.isreg() and not info.issparse():
@@ -261,14 +261,14 @@ def _parts(name: str) -> tuple[str, ...] | None:
     return tuple(parts)
 
 
-def _put(root: _Member, member: _Member) -> None:
+def _put(root: Member, member: Member) -> None:
     """Adds `member` to its folder, which is created if it is missing."""
     folder = root
     for depth, name in enumerate(member.parts[:-1], 1):
         assert folder.inside is not None
         inner = folder.inside.get(name)
         if inner is None or inner.inside is None:
-            inner = _Member(root.archive, member.parts[:depth], inside={})
+            inner = Member(root.archive, member.parts[:depth], inside={})
             folder.inside[name] = inner
         folder = inner
     assert folder.inside is not None
@@ -279,8 +279,8 @@ def _put(root: _Member, member: _Member) -> None:
 
 
 def _resolve(
-    root: _Member, parts: Iterable[str], hops: Iterator[int] | None = None
-) -> _Member | None:
+    root: Member, parts: Iterable[str], hops: Iterator[int] | None = None
+) -> Member | None:
     """The member at the path `parts`, with all links resolved; None if it does not exist.
 
     `hops` counts the resolved links, at most `_MOST_HOPS` in total.
@@ -303,10 +303,10 @@ def _resolve(
 class _InArchive:
     """A member of an archive that implements `listing.Node`."""
 
-    member: _Member
+    member: Member
     name: str
     is_link: bool
-    root: _Member
+    root: Member
 
     def identity(self) -> str | None:
         if self.member.inside is None and self.member.ref is None:

@@ -15,9 +15,9 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -25,9 +25,9 @@ from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import parse_json, refused, write_text
 from robustcli.core.names import file_name
 from robustcli.core.objects import ObjectStore, StoredObject, at_once, kind_of_store, names_url
-from robustcli.data.archives import TAR_SUFFIXES, ZIP_SUFFIX, archive_stem
+from robustcli.data.archives import TAR_SUFFIXES, ZIP_SUFFIX, Member, archive_stem, listed_tree
 from robustcli.data.dataset import FileRef, Sample
-from robustcli.data.listing import IMAGE_SUFFIXES, FileListing, list_tree, normalised_path
+from robustcli.data.listing import IMAGE_SUFFIXES, FileListing, normalised_path
 from robustcli.data.named_datasets import data_home
 from robustcli.data.published_masks import LABEL_FILES
 
@@ -184,14 +184,24 @@ class ObjectFolder:
             self.store, names, [self.objects[name] for name in names], self.home / "bytes",
             _limit(), offline=self.offline,
         )  # fmt: skip
-        root, unreached = _tree(self.objects, {name: row for row, name in enumerate(names)}, images)
-        listing = list_tree(_InStore(root, "", "", self.place), suffixes)
+        root, unreached = Member(self.place, (), inside={}), list[str]()
+        rows = {name: row for row, name in enumerate(names)}
+        for name, stored in self.objects.items():
+            parts = tuple(name.split("/"))
+            is_path = not any(part in ("", ".", "..") or "\\" in part for part in parts)
+            folder = _members_of(root, parts[:-1]) if is_path else None
+            if folder is None or parts[-1] in folder:
+                unreached.append(name)
+                continue
+            file = FileRef("", self.place / normalised_path(name))
+            if name in rows:
+                file = replace(file, offset=rows[name], size=stored.size, rows=images)
+            folder[parts[-1]] = Member(self.place, parts, ref=file)
+        listing = listed_tree(root, unreached, suffixes)
         other_files = [file for file in listing.files if file.rows is None]
         keys = {normalised_path(name): name for name in self.objects}
         at_once(other_files, lambda file: self.fetch(keys[file.relative], file.path))
-        return FileListing(
-            listing.files, listing.leftovers, sorted([*listing.unreached, *unreached])
-        )
+        return listing
 
     def fetch(self, name: str, target: Path) -> None:
         """Downloads the object `name` to the file `target`, unless it is up to date.
@@ -220,67 +230,16 @@ class ObjectFolder:
         write_text(marker, version)
 
 
-# The objects as a tree of folders.
-
-
-class _Node:
-    """A folder with the nodes `inside`, or an object `name`; `row` is the index of an image."""
-
-    def __init__(self, name: str = "", row: int | None = None) -> None:
-        self.name, self.row = name, row
-        self.inside: dict[str, _Node] | None = None if name else {}
-        self.images: ObjectImages | None = None
-
-
-def _tree(
-    objects: Mapping[str, StoredObject], rows: Mapping[str, int], images: ObjectImages
-) -> tuple[_Node, list[str]]:
-    """The folder tree of `objects`, and the names of objects that are not valid paths."""
-    root, unreached = _Node(), list[str]()
-    for name in objects:
-        *parents, last = name.split("/")
-        folder: _Node | None = root
-        if any(part in ("", ".", "..") or "\\" in part for part in (*parents, last)):
-            folder = None
-        for part in parents if folder is not None else ():
-            assert folder is not None
-            assert folder.inside is not None
-            folder = folder.inside.setdefault(part, _Node())
-            if folder.inside is None:  # an object with the name of this folder
-                folder = None
-                break
-        if folder is None or folder.inside is None or last in folder.inside:
-            unreached.append(normalised_path(name))
-            continue
-        node = folder.inside[last] = _Node(name, rows.get(name))
-        node.images = images
-    return root, unreached
-
-
-@dataclass(frozen=True)
-class _InStore:
-    """A node that implements `listing.Node`."""
-
-    node: _Node
-    name: str
-    parents: str
-    place: Path
-    is_link: bool = False
-
-    def identity(self) -> str | None:
-        return None if self.node.inside is None else f"{self.parents}/{self.name}"
-
-    def children(self) -> Iterator[_InStore]:
-        for name, node in sorted((self.node.inside or {}).items()):
-            yield _InStore(node, name, f"{self.parents}/{self.name}", self.place)
-
-    def file(self, relative: str) -> FileRef:
-        relative = normalised_path(relative)
-        images, row = self.node.images, self.node.row
-        if images is None or row is None:
-            return FileRef(relative, self.place / relative)
-        size = images.objects[row].size
-        return FileRef(relative, self.place / relative, offset=row, size=size, rows=images)
+def _members_of(root: Member, folder: tuple[str, ...]) -> dict[str, Member] | None:
+    """The members of `folder`, which is created if missing; None if an object has its name."""
+    members = root.inside
+    for depth, part in enumerate(folder, 1):
+        assert members is not None
+        inner = members.setdefault(part, Member(root.archive, folder[:depth], inside={}))
+        members = inner.inside
+        if members is None:
+            return None
+    return members
 
 
 def _suffix(name: str) -> str:

@@ -13,6 +13,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,26 +138,20 @@ def _check_rows(stored: StoredRows, images: Mapping[str, Sample], check: Evaluat
     """Adds damaged files, and rows that contradict the data or themselves, to `check`."""
     comparison = COMPARISONS[stored.record.task]
     for block in stored.blocks:
-        rows = stored.rows(block)
+        rows, path = stored.rows(block), stored.path(block)
+        file = path.relative_to(stored.run).as_posix()
+        damaged = partial(
+            Discrepancy, "rows", file, model=block.model, transform=block.cell.transform,
+            severity=block.cell.severity,
+        )  # fmt: skip
         if rows is None:
-            path = stored.path(block)
-            check.differences.append(
-                Discrepancy(
-                    "rows", path.relative_to(stored.run).as_posix(), "a damaged file",
-                    "a file of rows", block.model, block.cell.transform, block.cell.severity,
-                    note=stored.damaged[path],
-                )
-            )  # fmt: skip
+            note = stored.damaged[path]
+            fault = damaged(stored="a damaged file", recomputed="a file of rows", note=note)
+            check.differences.append(fault)
             continue
-        path = stored.path(block)
         if not fits_checksum(path):  # the checks of the rows below may find the changed row
-            check.differences.append(
-                Discrepancy(
-                    "rows", path.relative_to(stored.run).as_posix(),
-                    "damaged or edited: its checksum does not match", "as written",
-                    block.model, block.cell.transform, block.cell.severity,
-                )
-            )  # fmt: skip
+            text = "damaged or edited: its checksum does not match"
+            check.differences.append(damaged(stored=text, recomputed="as written"))
         check.rows += len(rows)
         counts = Counter(str(row["image_id"]) for row in rows)
         differences = [

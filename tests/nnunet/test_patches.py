@@ -1,25 +1,35 @@
-"""What a batch is, and that nothing but its identity decides it."""
+"""Batches of patches, which only depend on their identity, and their augmentation."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.intensity.array import RandScaleIntensity
 from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
+from torch import Tensor
 
 from robustcli.core.errors import UsageError
 from robustcli.nnunet.normalisation import Channel, fit
 from robustcli.nnunet.patches import (
+    Augmentation,
     Patches,
+    PerChannel,
     Phase,
     Sampling,
+    TurnAndScale,
     choose_corner,
     cut,
     foreground_pixel,
     is_forced,
+    largest_angle,
     loader_patch,
+    plain,
 )
 
 
@@ -213,3 +223,247 @@ def test_images_without_any_foreground_are_refused() -> None:
         Patches(load, 5, (), SAMPLING, "train")
     with pytest.raises(UsageError, match="The val images cannot be used for training"):
         Patches(load, 0, (), SAMPLING, "val")
+
+
+# Augmentation: rotation and scaling against SciPy, and how often they happen.
+
+
+PATCH = (48, 48)
+SIZE = loader_patch(PATCH)
+
+
+def scene(classes: int = 1) -> tuple[Tensor, Tensor]:
+    """A smooth image that is brightest in the middle of each class's disc, and its labels."""
+    rows, columns = torch.meshgrid(*(torch.arange(s) for s in SIZE), indexing="ij")
+    labels = torch.zeros(SIZE, dtype=torch.int64)
+    image = torch.zeros(3, *SIZE)
+    for number in range(1, classes + 1):
+        distance = (rows - 28).square() + (columns - 18 * number).square()
+        labels[distance < 49] = number
+        image += 4 * torch.exp(-distance / 60)
+    return image, labels
+
+
+def draws(count: int, classes: int = 1) -> list[tuple[Tensor, Tensor]]:
+    augmentation, (image, labels) = Augmentation(PATCH), scene(classes)
+    return [augmentation(image, labels, seed=seed) for seed in range(count)]
+
+
+def test_the_same_seed_gives_the_same_patch_whatever_came_before() -> None:
+    augmentation, (image, labels) = Augmentation(PATCH), scene()
+    first = [augmentation(image, labels, seed=seed) for seed in range(20)]
+    fresh = Augmentation(PATCH)
+    for seed in reversed(range(20)):
+        again = fresh(image, labels, seed=seed)
+        assert torch.equal(again[0], first[seed][0])
+        assert torch.equal(again[1], first[seed][1])
+    assert len({one.numpy().tobytes() for one, _ in first}) > 10
+
+
+def drawn_from() -> str:
+    """NumPy's global generator, which MONAI might use."""
+    return str(np.random.get_state())  # noqa: NPY002
+
+
+def test_it_ignores_and_leaves_the_global_generators() -> None:
+    augmentation, (image, labels) = Augmentation(PATCH), scene()
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    before = torch.random.get_rng_state(), drawn_from()
+    found = [augmentation(image, labels, seed=seed)[0] for seed in range(20)]
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert drawn_from() == before[1]
+    torch.manual_seed(2)
+    np.random.seed(2)  # noqa: NPY002
+    assert all(
+        torch.equal(a, augmentation(image, labels, seed=seed)[0]) for seed, a in enumerate(found)
+    )
+
+
+def test_what_comes_out_is_plain_and_of_the_patchs_size() -> None:
+    for image, labels in draws(10, classes=2):
+        assert (type(image), type(labels)) == (Tensor, Tensor)
+        assert (image.dtype, labels.dtype) == (torch.float32, torch.int64)
+        assert (tuple(image.shape), tuple(labels.shape)) == ((3, *PATCH), PATCH)
+        assert image.is_contiguous()
+        assert image.isfinite().all()
+        assert set(labels.unique().tolist()) <= {0, 1, 2}
+
+
+def centre(weights: Tensor) -> Tensor:
+    places = torch.stack(
+        torch.meshgrid(*(torch.arange(float(s)) for s in weights.shape), indexing="ij")
+    )
+    return (places * weights).sum((1, 2)) / weights.sum()
+
+
+def test_the_labels_move_with_the_image() -> None:
+    for image, labels in draws(60):
+        bright = image.mean(0)
+        middle = bright > bright.min() + 0.6 * (bright.max() - bright.min())
+        assert (centre(middle.float()) - centre((labels > 0).float())).norm() < 2.5
+
+
+def test_each_class_keeps_its_own_place() -> None:
+    for _, labels in draws(40, classes=2):
+        gap = centre((labels == 1).float()) - centre((labels == 2).float())
+        assert 18 / 1.4 - 3 <= gap.norm() <= 18 / 0.7 + 3
+
+
+def test_about_two_in_three_keep_their_grid_and_are_the_middle_up_to_flips() -> None:
+    """(1 - .2) * (1 - .2) = .64 are neither turned nor scaled."""
+    _, labels = scene()
+    top, left = ((s - p) // 2 for s, p in zip(SIZE, PATCH, strict=True))
+    middle = labels[top : top + PATCH[0], left : left + PATCH[1]]
+    flips = [middle, middle.flip(0), middle.flip(1), middle.flip(0, 1)]
+    kept = [any(torch.equal(moved, f) for f in flips) for _, moved in draws(200)]
+    assert 0.54 <= sum(kept) / 200 <= 0.74
+
+
+def test_areas_scale_between_the_squares_of_the_limits() -> None:
+    _, labels = scene()
+    area = int((labels > 0).sum())
+    ratios = [int((moved > 0).sum()) / area for _, moved in draws(200)]
+    assert 1 / 1.4**2 * 0.9 <= min(ratios) <= 0.75
+    assert 1.5 <= max(ratios) <= 1 / 0.7**2 * 1.1
+
+
+def test_a_patch_without_foreground_stays_so() -> None:
+    image, labels = Augmentation(PATCH)(scene()[0], torch.zeros(SIZE, dtype=torch.int64), seed=3)
+    assert not labels.any()
+    assert image.shape == (3, *PATCH)
+
+
+def test_about_a_quarter_of_the_patches_is_left_as_it_was_but_for_flips() -> None:
+    """All steps spare a patch with .64 * .9 * (1 - .2*.875) * .85 * .85 * ... = about .2."""
+    image, labels = scene()
+    top, left = ((s - p) // 2 for s, p in zip(SIZE, PATCH, strict=True))
+    middle = image[:, top : top + PATCH[0], left : left + PATCH[1]]
+    flips = [middle, middle.flip(1), middle.flip(2), middle.flip(1, 2)]
+    augmentation = Augmentation(PATCH)
+    kept = [
+        any(torch.allclose(augmentation(image, labels, seed=seed)[0], f) for f in flips)
+        for seed in range(200)
+    ]
+    share = 0.64 * 0.9 * (1 - 0.2 * 0.875) * 0.85**2 * (1 - 0.25 * 0.875) * 0.9 * 0.7
+    assert sum(kept) / 200 == pytest.approx(share, abs=0.08)
+
+
+def scaled(seed: int, prob: float, channel_prob: float) -> torch.Tensor:
+    each = PerChannel(RandScaleIntensity(0.5, prob=1.0), prob=prob, channel_prob=channel_prob)
+    each.set_random_state(seed=seed)
+    return each(torch.ones(4, 3, 3))
+
+
+def test_each_channel_has_draws_of_its_own() -> None:
+    assert len(scaled(0, 1.0, 1.0)[:, 0, 0].unique()) == 4
+
+
+def test_channels_are_touched_by_chance() -> None:
+    touched = torch.stack([scaled(seed, 1.0, 0.5)[:, 0, 0] != 1 for seed in range(100)])
+    assert 0.4 < touched.float().mean() < 0.6
+    assert 0 < touched.all(1).sum() < 20
+
+
+def test_a_sample_is_touched_by_chance() -> None:
+    touched = [bool((scaled(seed, 0.3, 1.0) != 1).any()) for seed in range(200)]
+    assert 40 <= sum(touched) <= 80
+
+
+def test_the_seed_alone_decides() -> None:
+    found = [scaled(seed, 0.8, 0.5) for seed in (1, 2, 3, 1, 2, 3)]
+    assert all(torch.equal(a, b) for a, b in zip(found[:3], found[3:], strict=True))
+    assert not torch.equal(found[0], found[1])
+
+
+def test_plain_takes_the_metadata_off() -> None:
+    for tensor in (torch.ones(2), MetaTensor(torch.ones(2))):
+        assert type(plain(tensor)) is torch.Tensor
+        assert torch.equal(plain(tensor), torch.ones(2))
+
+
+SIZE_SPATIAL, PATCH_SPATIAL = (56, 61), (48, 52)
+
+
+@pytest.mark.parametrize(
+    ("patch", "degrees"), [((512, 512), 180), ((320, 480), 180), ((384, 640), 15), ((64, 16), 15)]
+)
+def test_long_patches_are_turned_a_little_only(patch: tuple[int, int], degrees: float) -> None:
+    assert largest_angle(patch) == degrees
+
+
+class Told(np.random.RandomState):
+    """A generator that says what it is told."""
+
+    def __init__(self, *says: float) -> None:
+        super().__init__(0)
+        self.says = iter(says)
+
+    def rand(self, *_: int) -> float:  # type: ignore[override]
+        return next(self.says)
+
+    def uniform(self, *_: object) -> float:  # type: ignore[override]
+        return next(self.says)
+
+
+def moved(image: torch.Tensor, *says: float) -> tuple[torch.Tensor, torch.Tensor]:
+    step = TurnAndScale(PATCH_SPATIAL)
+    step.set_random_state(state=Told(*says))
+    return step(image, image)
+
+
+@pytest.mark.parametrize(("angle", "scale"), [(0.7, None), (None, 1.3), (-2.5, 0.75)])
+def test_is_one_resampling_about_the_middle(angle: float | None, scale: float | None) -> None:
+    """As SciPy's: a cubic spline for the image, linear for the labels, 0 outside."""
+    image = torch.randn(2, *SIZE_SPATIAL, generator=torch.Generator().manual_seed(0))
+    turn = (0.9,) if angle is None else (0.1, angle)
+    zoom = (0.9,) if scale is None else (0.1, 0.3, scale)
+    pixels, labels = moved(image, *turn, *zoom)
+    cos, sin = math.cos(angle or 0), math.sin(angle or 0)
+    matrix = np.array([[cos, -sin], [sin, cos]]) * (scale or 1)
+    offset = (np.array(SIZE_SPATIAL) - 1) / 2 - matrix @ (np.array(PATCH_SPATIAL) - 1) / 2
+    for channel in range(2):
+        for found, order, mode in ((pixels, 3, "constant"), (labels, 1, "grid-constant")):
+            expected = affine_transform(
+                image[channel].numpy(), matrix, offset, PATCH_SPATIAL, order=order, mode=mode
+            )
+            assert np.abs(found[channel].numpy() - expected).max() < 1e-3
+
+
+def test_what_is_seen_grows_with_the_scale() -> None:
+    image = torch.zeros(1, *SIZE_SPATIAL)
+    image[:, 18:38, 20:41] = 1
+    smaller, larger = (moved(image, 0.9, 0.1, 0.3, scale)[1].sum() for scale in (1.4, 0.7))
+    assert smaller == pytest.approx(420 / 1.4**2, rel=0.02)
+    assert larger == pytest.approx(420 / 0.7**2, rel=0.02)
+
+
+def test_else_it_is_the_middle_untouched() -> None:
+    image = torch.randn(1, *SIZE_SPATIAL)
+    assert torch.equal(moved(image, 0.9, 0.9)[0], image[:, 4:52, 4:56])
+
+
+def test_each_happens_to_one_in_five_by_itself_and_within_its_limits() -> None:
+    image = torch.zeros(1, 64, 16)
+    seen: list[tuple[float, float]] = []
+
+    class Spy(TurnAndScale):
+        def _happens(self) -> bool:
+            happens = super()._happens()
+            chances.append(happens)
+            return happens
+
+    chances: list[bool] = []
+    step = Spy((64, 16))
+    step.set_random_state(seed=0)
+    for _ in range(1000):
+        step(image, image)
+        seen.append((float(chances[-2]), float(chances[-1])))
+    turned, scaled = np.array(seen).T
+    assert 0.16 < turned.mean() < 0.24
+    assert 0.16 < scaled.mean() < 0.24
+    assert 0.02 < (turned * scaled).mean() < 0.07
+    scales = np.array([step._scale() for _ in range(2000)])
+    assert scales.min() == pytest.approx(0.7, abs=0.01)
+    assert scales.max() == pytest.approx(1.4, abs=0.01)
+    assert 0.46 < (scales < 1).mean() < 0.54
