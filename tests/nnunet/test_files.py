@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from robustcli.models.stages import StagedUNet
 
 from robustcli.core.errors import RunError, UsageError
 from robustcli.finetuning.finetuning_task import read_nnunet
 from robustcli.models.architectures import architecture
+from robustcli.models.blocks import StagedUNet
 from robustcli.models.umamba import build
 from robustcli.nnunet.files import (
     CHECKPOINTS,
