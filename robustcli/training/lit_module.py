@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -189,18 +189,6 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 
-class Identified(Protocol):
-    """A batch with image ids."""
-
-    @property
-    def ids(self) -> list[str]:
-        """The image id of each sample."""
-
-    @property
-    def constant(self) -> tuple[str, ...]:
-        """Ids of the constant images."""
-
-
 class LitModule(pl.LightningModule):
     """Base class of a network in training.
 
@@ -233,7 +221,7 @@ class LitModule(pl.LightningModule):
     def trial_loss(self, images: Tensor) -> Tensor:
         """The loss of generated images (B, *input_shape) in [0, 1], at the cost of a real batch."""
 
-    def training_step(self, batch: Identified, batch_idx: int) -> Tensor:
+    def training_step(self, batch: MaskBatch | PhotoBatch, batch_idx: int) -> Tensor:
         """The loss of a batch.
 
         Raises:

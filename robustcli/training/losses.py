@@ -254,7 +254,7 @@ class SoftmaxLoss(nn.Module):
     def __init__(self, terms: ClassTerms, *, ignores: bool = False) -> None:
         super().__init__()
         self.terms = terms
-        self.parts = DiceCrossEntropy(
+        self.loss = DiceCrossEntropy(
             batch_dice=terms.batch_dice,
             ignore_label=IGNORED if ignores else None,
             smooth=SMOOTH if terms.smooth is None else terms.smooth,
@@ -268,23 +268,10 @@ class SoftmaxLoss(nn.Module):
             target: (B, 1, H, W), 0 to K, or IGNORED.
         """
         with torch.autocast(output.device.type, enabled=False):
-            parts = self.parts.parts(output.float(), target)
+            cross_entropy, dice = self.loss.terms(output.float(), target)
         if self.terms.smooth is None:
-            return parts.cross_entropy
-        return 1 - parts.dice + parts.cross_entropy * self.terms.entropy
-
-
-@dataclass(frozen=True)
-class LossParts:
-    """The two terms of nnU-Net's loss, scalars: `cross_entropy`, and `dice` in [0, 1]."""
-
-    cross_entropy: Tensor
-    dice: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """The loss, from -1 (perfect) upwards."""
-        return self.cross_entropy - self.dice
+            return cross_entropy
+        return 1 - dice + cross_entropy * self.terms.entropy
 
 
 class DiceCrossEntropy(nn.Module):
@@ -314,22 +301,21 @@ class DiceCrossEntropy(nn.Module):
             target: (N, H, W) or (N, 1, H, W) of any integer type, classes 0..C-1 and the ignore
                 label.
         """
-        return self.parts(logits, target).total
+        cross_entropy, dice = self.terms(logits, target)
+        return cross_entropy - dice
 
-    def parts(self, logits: Tensor, target: Tensor) -> LossParts:
-        """Both terms; for the arguments, see `forward`."""
+    def terms(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and dice, scalars; for the arguments, see `forward`."""
         labels = (target[:, 0] if target.ndim == logits.ndim else target).long()  # (N, H, W)
         counted = torch.ones_like(labels, dtype=torch.bool)
         if self.ignore_label is not None:
             counted = labels != self.ignore_label
             labels = labels.masked_fill(~counted, 0)
         pixels = F.cross_entropy(logits, labels, reduction="none") * counted
-        return LossParts(
-            pixels.sum() / counted.sum().clamp_min(1),
-            soft_dice(
-                logits.softmax(1), labels, counted, batch_dice=self.batch_dice, smooth=self.smooth
-            ),
+        dice = soft_dice(
+            logits.softmax(1), labels, counted, batch_dice=self.batch_dice, smooth=self.smooth
         )
+        return pixels.sum() / counted.sum().clamp_min(1), dice
 
 
 def soft_dice(
@@ -358,21 +344,23 @@ def soft_dice(
 _SMALLEST = 1e-7  # keeps the logarithm of probabilities finite
 
 
-class TwoClasses(nn.Module):
-    """nnU-Net's loss for networks with one foreground output, in float32.
+class NnUNetLoss(nn.Module):
+    """nnU-Net's loss of a network, in float32; from -1 (perfect) upwards.
 
     Softmax and cross entropy of two classes depend only on the difference of the two scores, which
-    is the logit of the foreground; so the score of the background is set to 0.
+    is the logit of the foreground. If a network has one output for the foreground, the score of the
+    background is therefore set to 0.
 
     Args:
-        probabilities: Whether the network returns probabilities; else logits.
+        probabilities: Whether foreground outputs are probabilities; else logits.
         batch_dice: Whether dice is pooled over the batch.
         ignore_label: Target value of ignored pixels.
     """
 
     def __init__(
-        self, *, probabilities: bool, batch_dice: bool = True, ignore_label: int | None = None
-    ) -> None:
+        self, *, probabilities: bool = False, batch_dice: bool = True,
+        ignore_label: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.probabilities = probabilities
         self.loss = DeepSupervision(
@@ -380,11 +368,12 @@ class TwoClasses(nn.Module):
         )
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
-        """The loss, a scalar, from -1 (perfect) upwards.
+        """The loss, a scalar.
 
         Args:
-            outputs: Foreground outputs (B, 1, H, W), highest resolution first.
-            target: (B, 1, H, W), 0, 1 or the ignore label.
+            outputs: Foreground outputs (B, 1, H, W), or logits of several classes (B, K + 1, H, W)
+                with the background first; highest resolution first.
+            target: (B, 1, H, W), 0 to K (1 for foreground) or the ignore label.
         """
         with torch.autocast(target.device.type, enabled=False):
             scores = [class_scores(o.float(), probabilities=self.probabilities) for o in outputs]
@@ -392,34 +381,13 @@ class TwoClasses(nn.Module):
             return loss
 
 
-class SeveralClasses(nn.Module):
-    """nnU-Net's loss for networks with several classes, in float32.
-
-    Args:
-        batch_dice: Whether dice is pooled over the batch.
-        ignore_label: Target value of ignored pixels.
-    """
-
-    def __init__(self, *, batch_dice: bool = True, ignore_label: int | None = None) -> None:
-        super().__init__()
-        self.loss = DeepSupervision(
-            DiceCrossEntropy(batch_dice=batch_dice, ignore_label=ignore_label)
-        )
-
-    def forward(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
-        """The loss, a scalar, from -1 (perfect) upwards.
-
-        Args:
-            outputs: Logits (B, K + 1, H, W), background first, highest resolution first.
-            target: (B, 1, H, W), 0 to K or the ignore label.
-        """
-        with torch.autocast(target.device.type, enabled=False):
-            loss: Tensor = self.loss([output.float() for output in outputs], target.long())
-            return loss
-
-
 def class_scores(output: Tensor, *, probabilities: bool) -> Tensor:
-    """Scores (B, 2, H, W) before softmax of foreground logits or probabilities (B, 1, H, W)."""
+    """Scores before softmax: (B, 2, H, W) of foreground logits or probabilities (B, 1, H, W).
+
+    Outputs of several classes are returned unchanged.
+    """
+    if output.shape[1] > 1:
+        return output
     if not probabilities:
         return torch.cat([torch.zeros_like(output), output], 1)
     scores = torch.cat([1 - output, output], 1)

@@ -239,7 +239,7 @@ NAMED_RECIPES: dict[str, Recipe] = {
         patches=Patchwise(25, 10, most_patch=128, most_batch=4),
     ),
 }  # fmt: skip
-"""Recipes by name; batch and window are at most those of a plan, see `nnunet.planned`."""
+"""Recipes by name; batch and window are at most those of a plan, see `NNUNet.planned`."""
 SMOOTHINGS = {"cross-entropy": 0.0, "smoothed-cross-entropy": 0.1}
 """Classification losses by name, with their label smoothing.
 Source: Szegedy et al., "Rethinking the Inception Architecture" (2016), section 7."""

@@ -31,7 +31,7 @@ from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.losses import (
     DeepSupervision,
     DiceCrossEntropy,
-    TwoClasses,
+    NnUNetLoss,
     class_scores,
     supervision_weights,
 )
@@ -42,7 +42,6 @@ from robustcli.training.procedures.nnunet import (
     PatchData,
     PatchOrder,
     moving_average,
-    planned,
     poly_lr,
 )
 from robustcli.training.recipes import NAMED_RECIPES, Recipe, recipe_for
@@ -254,12 +253,14 @@ def stored_tensor(name: str) -> Tensor:
 def test_agrees_with_nnunets_numbers_and_gradients(batch_dice: bool, ignore: int | None) -> None:
     logits, target = stored_tensor("logits0").requires_grad_(), stored_tensor("target0")
     loss = DiceCrossEntropy(batch_dice=batch_dice, ignore_label=ignore)
-    parts = loss.parts(logits if ignore is None else logits[:, :ignore], target)
-    parts.total.backward()
+    scores = logits if ignore is None else logits[:, :ignore]
+    entropy, dice = loss.terms(scores, target)
+    total = loss(scores, target)
+    total.backward()
     tag = f"bd{int(batch_dice)}_ign{ignore}"
-    assert parts.cross_entropy.item() == pytest.approx(stored_tensor(f"{tag}_ce").item(), rel=1e-12)
-    assert -parts.dice.item() == pytest.approx(stored_tensor(f"{tag}_dice").item(), rel=1e-12)
-    assert parts.total.item() == pytest.approx(stored_tensor(f"{tag}_total").item(), rel=1e-12)
+    assert entropy.item() == pytest.approx(stored_tensor(f"{tag}_ce").item(), rel=1e-12)
+    assert -dice.item() == pytest.approx(stored_tensor(f"{tag}_dice").item(), rel=1e-12)
+    assert total.item() == pytest.approx(stored_tensor(f"{tag}_total").item(), rel=1e-12)
     assert logits.grad is not None
     assert golden.distance(logits.grad, stored_tensor(f"{tag}_grad").numpy()) <= 1e-15
 
@@ -290,13 +291,13 @@ def test_the_weights_are_nnunets() -> None:
 def test_loss_of_pooled_and_of_separate_images_by_hand() -> None:
     logits = QUARTER.expand(2, 2, 1, 2)
     target = torch.tensor([[[1, 1]], [[0, 1]]])
-    pooled = DiceCrossEntropy().parts(logits, target)
+    entropy, pooled = DiceCrossEntropy().terms(logits, target)
     # 3 pixels of foreground at 3/4, 4 predicted pixels at 3/4: 2 * 9/4 / (3 + 3)
-    assert pooled.dice.item() == pytest.approx(0.75, abs=1e-5)
-    single = DiceCrossEntropy(batch_dice=False).parts(logits, target)
+    assert pooled.item() == pytest.approx(0.75, abs=1e-5)
+    _, single = DiceCrossEntropy(batch_dice=False).terms(logits, target)
     # 2 * 3/2 / (2 + 3/2) and 2 * 3/4 / (1 + 3/2)
-    assert single.dice.item() == pytest.approx((6 / 7 + 3 / 5) / 2, abs=1e-5)
-    assert pooled.cross_entropy.item() == pytest.approx(-(3 * np.log(0.75) + np.log(0.25)) / 4)
+    assert single.item() == pytest.approx((6 / 7 + 3 / 5) / 2, abs=1e-5)
+    assert entropy.item() == pytest.approx(-(3 * np.log(0.75) + np.log(0.25)) / 4)
 
 
 def test_the_loss_of_a_perfect_network_is_minus_one() -> None:
@@ -404,7 +405,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def fit_recipe(images: Dataset, model: str, recipe: str = "nnunet", **overrides: Any) -> Recipe:
     config = TrainConfig(model, **overrides)
     entry: ModelEntry = resolve(model)
-    return planned(NAMED_RECIPES[recipe], config, entry, images)
+    return NNUNet(NAMED_RECIPES[recipe]).planned(config, entry, images)
 
 
 @pytest.mark.parametrize(
@@ -520,7 +521,7 @@ def test_a_network_of_two_classes_gets_nnunets_own_loss(batch_dice: bool) -> Non
     outputs, target = levels(2)
     nnunet_loss = DeepSupervision(DiceCrossEntropy(batch_dice=batch_dice))(outputs, target)
     expected = torch.autograd.grad(nnunet_loss, outputs[:2])
-    own_loss = TwoClasses(probabilities=False, batch_dice=batch_dice)(
+    own_loss = NnUNetLoss(probabilities=False, batch_dice=batch_dice)(
         [foreground_logits(output) for output in outputs], target
     )
     assert own_loss.item() == pytest.approx(nnunet_loss.item(), rel=1e-6)
@@ -532,14 +533,14 @@ def test_a_network_of_two_classes_gets_nnunets_own_loss(batch_dice: bool) -> Non
 
 def test_probabilities_and_their_logits_give_the_same_loss() -> None:
     outputs, target = levels(1)
-    logits = TwoClasses(probabilities=False)(outputs, target)
-    probabilities = TwoClasses(probabilities=True)([o.sigmoid() for o in outputs], target)
+    logits = NnUNetLoss(probabilities=False)(outputs, target)
+    probabilities = NnUNetLoss(probabilities=True)([o.sigmoid() for o in outputs], target)
     assert probabilities.item() == pytest.approx(logits.item(), rel=1e-5)
 
 
 def test_a_probability_of_0_or_1_has_a_finite_loss_and_gradient() -> None:
     output = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2).requires_grad_()
-    loss = TwoClasses(probabilities=True)([output], torch.tensor([1, 0]).view(1, 1, 1, 2))
+    loss = NnUNetLoss(probabilities=True)([output], torch.tensor([1, 0]).view(1, 1, 1, 2))
     loss.backward()
     assert torch.isfinite(loss)
     assert output.grad is not None
@@ -549,7 +550,7 @@ def test_a_probability_of_0_or_1_has_a_finite_loss_and_gradient() -> None:
 def test_perfect_is_minus_one_also_in_half_precision() -> None:
     target = torch.randint(0, 2, (2, 1, 8, 8), generator=torch.Generator().manual_seed(1))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = TwoClasses(probabilities=False)([(target * 200.0 - 100).bfloat16()], target)
+        loss = NnUNetLoss(probabilities=False)([(target * 200.0 - 100).bfloat16()], target)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(-1, abs=1e-6)
 
@@ -563,12 +564,12 @@ def test_the_background_of_a_single_logit_scores_0() -> None:
 def test_ignored_pixels_change_neither_loss_nor_gradient(batch_dice: bool) -> None:
     outputs, target = levels(1)
     target[..., 8:] = 255
-    loss = TwoClasses(probabilities=False, batch_dice=batch_dice, ignore_label=255)
+    loss = NnUNetLoss(probabilities=False, batch_dice=batch_dice, ignore_label=255)
     value = loss(outputs, target)
     for gradient in torch.autograd.grad(value, outputs[:2], retain_graph=True):
         half_width = gradient.shape[-1] // 2
         assert gradient[..., :half_width].any()
         assert not gradient[..., half_width:].any()
     cut_outputs = [output[..., : output.shape[-1] // 2] for output in outputs]
-    expected = TwoClasses(probabilities=False, batch_dice=batch_dice)(cut_outputs, target[..., :8])
+    expected = NnUNetLoss(probabilities=False, batch_dice=batch_dice)(cut_outputs, target[..., :8])
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)

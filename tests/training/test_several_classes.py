@@ -39,7 +39,7 @@ from robustcli.training.losses import (
     COUNTERPARTS,
     LOSSES,
     DiceCrossEntropy,
-    SeveralClasses,
+    NnUNetLoss,
     SoftmaxLoss,
     loss_name,
     make_loss,
@@ -161,7 +161,7 @@ def test_ignored_pixels_change_neither_loss_nor_gradient(name):
 def test_nnunets_loss_of_several_classes_is_over_all_resolutions():
     logits, target = batch(4)
     coarse = torch.nn.functional.avg_pool2d(logits, 2, ceil_mode=True)
-    value = SeveralClasses()([logits, coarse, coarse], target)
+    value = NnUNetLoss()([logits, coarse, coarse], target)
     small_target = target.float()
     small_target = torch.nn.functional.interpolate(
         small_target, coarse.shape[2:], mode="nearest-exact"

@@ -29,7 +29,7 @@ from robustcli.nnunet.plans_json import SMALLEST_EDGE, Topology, batch_size, top
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BaseDataModule, BatchSettings, DecodedSubset, PixelArray
 from robustcli.training.lit_module import SegmenterModule
-from robustcli.training.losses import SeveralClasses, TwoClasses
+from robustcli.training.losses import NnUNetLoss
 from robustcli.training.procedures.base import Procedure
 from robustcli.training.recipes import OWN_RECIPE, Patchwise, Recipe
 from robustcli.training.record import AVERAGED
@@ -87,12 +87,10 @@ class NnUNetModule(SegmenterModule):
 
     def make_loss(self) -> nn.Module:
         """Cross-entropy minus soft dice."""
-        batch_dice, ignore_label = self.patches.batch_dice, IGNORED if self.ignores else None
-        if self.classes:
-            return SeveralClasses(batch_dice=batch_dice, ignore_label=ignore_label)
-        return TwoClasses(
-            probabilities=self.probabilities, batch_dice=batch_dice, ignore_label=ignore_label
-        )
+        return NnUNetLoss(
+            probabilities=self.probabilities, batch_dice=self.patches.batch_dice,
+            ignore_label=IGNORED if self.ignores else None,
+        )  # fmt: skip
 
     def make_optimizer(self) -> Optimizer:
         """SGD with Nesterov momentum and weight decay on all trainable parameters."""
@@ -208,39 +206,6 @@ PLANNED: Mapping[str, Mapping[str, StagedConfig]] = {
 _FEATURES = (32, 512)  # in nnU-Net's plans: features of the first stage, and their maximum
 
 
-def planned(
-    recipe: Recipe, config: TrainConfig, entry: ModelEntry, train: dataset.Dataset
-) -> Recipe:
-    """`recipe` with batch and window of nnU-Net's plan, unless the user has set them.
-
-    The plan of pretrained weights is used if they come from nnU-Net. Else nnU-Net's planner
-    computes the batch from the network's patch (256 pixels if it has none) and strides. Deviation:
-    windows are squares with the shorter side of the plan's patch.
-
-    Args:
-        recipe: The recipe with all overrides; it has `patches`.
-        config: The settings as typed.
-        entry: The network.
-        train: The training data; the sizes of its images are read.
-
-    Raises:
-        UsageError: The network has no such option, or the plan is incomplete.
-        RunError: An image cannot be read.
-    """
-    assert recipe.patches is not None
-    network = _planned_config(config, entry)
-    window = config.window or _window(recipe, network)
-    patches = recipe.patches
-    if config.plan is not None:
-        pools = bool(config.plan.settings.get("batch_dice", True))
-        patches = replace(patches, channels=config.plan.channels, batch_dice=pools)
-    batch = config.batch_size
-    if batch is None:
-        plan_batch = config.plan.batch_size if config.plan else _batch(window, network, train)
-        batch = min(plan_batch, patches.most_batch or plan_batch)
-    return replace(recipe, window=window, batch_size=batch, patches=patches)
-
-
 def _planned_config(config: TrainConfig, entry: ModelEntry) -> StagedConfig | None:
     variants = PLANNED.get(entry.family)
     if variants is None:
@@ -346,8 +311,26 @@ class NNUNet(Procedure):
             )
 
     def planned(self, config: TrainConfig, entry: ModelEntry, train: dataset.Dataset) -> Recipe:
-        """See `Procedure.planned`: batch, window and normalisation of nnU-Net's plan."""
-        return planned(self.recipe, config, entry, train)
+        """See `Procedure.planned`: those of nnU-Net's plan, unless the user has set them.
+
+        The plan of pretrained weights is used if they come from nnU-Net. Else nnU-Net's planner
+        computes the batch from the network's patch (256 pixels if it has none) and strides.
+        Deviation: windows are squares with the shorter side of the plan's patch.
+
+        Raises:
+            UsageError: The network has no such option, or the plan is incomplete.
+            RunError: An image cannot be read.
+        """
+        patches, plan, batch = self.patches, config.plan, config.batch_size
+        network = _planned_config(config, entry)
+        window = config.window or _window(self.recipe, network)
+        if plan is not None:
+            pools = bool(plan.settings.get("batch_dice", True))
+            patches = replace(patches, channels=plan.channels, batch_dice=pools)
+        if batch is None:
+            batch = plan.batch_size if plan else _batch(window, network, train)
+            batch = min(batch, patches.most_batch or batch)
+        return replace(self.recipe, window=window, batch_size=batch, patches=patches)
 
     def data(self, train: DecodedSubset, val: DecodedSubset, settings: BatchSettings) -> PatchData:
         """See `Procedure.data`."""
