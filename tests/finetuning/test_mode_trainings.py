@@ -1,7 +1,9 @@
-"""Fine-tunings end to end: files, resuming, and errors that stop them."""
+"""Fine-tunings end to end: files, resuming, several processes, and errors that stop them."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from robustcli.finetuning.record import DECISION_COLUMNS, STEPS, ModeCosts, read
 from robustcli.finetuning.selection import FreezeRule
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.record import read_train_record
-from tests.finetuning.tunings import MakeConfig, network, tiny_tuning, write_pretrained
+from tests.finetuning.tunings import HALF_RULE, MakeConfig, network, tiny_tuning, write_pretrained
+from tests.training.images import write_pairs
 from tests.training.runs import (
     Interrupting,
     Recorder,
@@ -26,8 +29,7 @@ from tests.training.runs import (
     same_state,
     weights_of,
 )
-
-HALF_RULE = FreezeRule(quantile=0.5, scope="all")
+from tests.training.test_ddp import environment
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +182,7 @@ _CHILD = """
 import sys
 from pathlib import Path
 from robustcli.finetuning.mode_trainings import run_finetuning
-from tests.finetuning.test_mode_trainings import HALF_RULE
-from tests.finetuning.tunings import tiny_tuning
+from tests.finetuning.tunings import HALF_RULE, tiny_tuning
 from tests.training.runs import Stopping
 
 data, weights, run = map(Path, sys.argv[1:])
@@ -358,3 +359,42 @@ def test_a_network_without_state_space_blocks(make_config: MakeConfig, tmp_path:
             make_config(tmp_path / "three", scratch_run / "scratch", mode="lora", **settings),
             listener,
         )
+
+
+_SCRIPT = """
+import sys
+from pathlib import Path
+from robustcli.finetuning.mode_trainings import run_finetuning
+from tests.finetuning.tunings import HALF_RULE, tiny_tuning
+
+data, weights, out = map(Path, sys.argv[1:])
+run_finetuning(tiny_tuning(data, out, weights, rule=HALF_RULE, epochs=2, devices=2))
+print("finished")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_freeze_what_one_does(tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "data", 14)
+    weights = write_pretrained(tmp_path / "weights.safetensors")
+    script, run = tmp_path / "tune.py", tmp_path / "run"
+    script.write_text(_SCRIPT)
+    child = subprocess.run(
+        [sys.executable, str(script), str(data), str(weights), str(run)],
+        env=environment(), capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.count("finished") == 1
+    record = read_finetune_record(run)
+    assert (record.status, record.modes) == ("complete", ["scratch", "full", "freeze"])
+    for mode in record.modes:
+        train_record = read_train_record(run / mode)
+        assert (train_record.status, train_record.devices) == ("complete", 2)
+    single = run_finetuning(
+        tiny_tuning(data, tmp_path / "single", weights, mode="freeze", rule=HALF_RULE, epochs=2)
+    )
+    joint, single_frozen = (pd.read_csv(r / "frozen.csv")["frozen"].tolist() for r in (run, single))
+    equal = sum(a == b for a, b in zip(joint, single_frozen, strict=True))
+    assert equal >= len(joint) - 4, "more than near ties differ"
+    steps = pd.read_csv(run / "freeze" / "iterations.csv")["trainable"].tolist()
+    assert steps[0] == steps[1] > steps[2] == steps[-1]

@@ -11,9 +11,11 @@ import torch
 from robustcli.adapters import networks
 from robustcli.adapters.training_run import WeightsHeader, write_weights
 from robustcli.finetuning.config import FinetuneConfig
+from robustcli.finetuning.selection import FreezeRule
 from robustcli.models.umamba import UMamba
 from robustcli.training.config import TrainConfig
 
+HALF_RULE = FreezeRule(quantile=0.5, scope="all")
 MakeConfig = Callable[..., FinetuneConfig]
 TINY: dict[str, Any] = {"features": [4, 8], "strides": [1, 2], "patch_size": [16, 16]}
 _TRAINING = {"epochs", "lr", "limit", "window", "fresh", "seed", "aug", "precision", "protocol",
