@@ -29,7 +29,7 @@ from tests.training.runs import (
     same_state,
     weights_of,
 )
-from tests.training.test_ddp import environment
+from tests.training.test_processes import environment
 
 
 @pytest.fixture(scope="module")

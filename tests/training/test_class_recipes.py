@@ -41,7 +41,7 @@ from tests.training.runs import (
     weights_of,
     words_of,
 )
-from tests.training.test_ddp import environment
+from tests.training.test_processes import environment
 
 TINY_VIM: dict[str, Any] = {"dim": 16, "depth": 1, "patch_size": 8}
 

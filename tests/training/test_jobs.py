@@ -19,7 +19,7 @@ from robustcli.training.engine import run_training
 from robustcli.training.record import read_train_record
 from tests.training.images import write_pairs, write_photos
 from tests.training.runs import tiny_classifier, tiny_unet
-from tests.training.test_ddp import environment
+from tests.training.test_processes import environment
 
 pytestmark = pytest.mark.slow
 

@@ -1,9 +1,10 @@
-"""Losses: the paper's numbers, exact values, and half precision."""
+"""Losses: the numbers of the paper and of nnU-Net, exact values, and half precision."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,18 +14,22 @@ from monai.losses.ds_loss import DeepSupervisionLoss
 from skimage.transform import resize
 from torch import Tensor
 
+from robustcli.adapters.segmenter import foreground_logits
 from robustcli.core.errors import UsageError
 from robustcli.data.mask_values import IGNORED
 from robustcli.training.losses import (
     LOSSES,
     DeepSupervision,
     DiceCrossEntropy,
+    NnUNetLoss,
     SegmentationLoss,
+    class_scores,
     loss_name,
     make_loss,
     shrunk,
     supervision_weights,
 )
+from tests.models import golden
 
 
 def fixed_pair() -> tuple[Tensor, Tensor]:
@@ -90,18 +95,18 @@ def fixed_losses() -> tuple[Tensor, Tensor]:
 @pytest.mark.skipif(not GOLDEN.is_file(), reason="needs ../shared")
 @pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize(
-    ("name", "golden"),
+    ("name", "key"),
     [
         ("dice", "DiceLoss(logits,target)"),
         ("bce-dice", "BceDiceLoss(probs,target)"),
         ("bce", "BCEWithLogits(logits,target)"),
     ],
 )
-def test_the_papers_numbers(name: str, golden: str, probabilities: bool) -> None:
+def test_the_papers_numbers(name: str, key: str, probabilities: bool) -> None:
     logits, target = fixed_losses()
     output = logits.sigmoid() if probabilities else logits
     value = make_loss(name, probabilities=probabilities)(output, target)
-    assert value.item() == pytest.approx(json.loads(GOLDEN.read_text())[golden], abs=1e-6)
+    assert value.item() == pytest.approx(json.loads(GOLDEN.read_text())[key], abs=1e-6)
 
 
 def test_dice_by_hand() -> None:
@@ -236,3 +241,167 @@ def test_deep_supervision_is_monais_with_our_weights() -> None:
     loss = torch.nn.BCEWithLogitsLoss()
     monai_loss = DeepSupervisionLoss(loss, weights=list(supervision_weights(3)))
     torch.testing.assert_close(DeepSupervision(loss)(outputs, target), monai_loss(outputs, target))
+
+
+QUARTER = torch.tensor([0.0, np.log(3.0)], dtype=torch.float64).view(1, 2, 1, 1)
+
+
+def stored_tensor(name: str) -> Tensor:
+    return torch.from_numpy(golden.arrays("nnunet_loss.npz")[name])
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+@pytest.mark.parametrize("ignore", [None, 3])
+def test_agrees_with_nnunets_numbers_and_gradients(batch_dice: bool, ignore: int | None) -> None:
+    logits, target = stored_tensor("logits0").requires_grad_(), stored_tensor("target0")
+    loss = DiceCrossEntropy(batch_dice=batch_dice, ignore_label=ignore)
+    scores = logits if ignore is None else logits[:, :ignore]
+    entropy, dice = loss.terms(scores, target)
+    total = loss(scores, target)
+    total.backward()
+    tag = f"bd{int(batch_dice)}_ign{ignore}"
+    assert entropy.item() == pytest.approx(stored_tensor(f"{tag}_ce").item(), rel=1e-12)
+    assert -dice.item() == pytest.approx(stored_tensor(f"{tag}_dice").item(), rel=1e-12)
+    assert total.item() == pytest.approx(stored_tensor(f"{tag}_total").item(), rel=1e-12)
+    assert logits.grad is not None
+    assert golden.distance(logits.grad, stored_tensor(f"{tag}_grad").numpy()) <= 1e-15
+
+
+class FromFile(DiceCrossEntropy):
+    """Computes the loss with stored targets, independently of this package's resizing."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        level = {32: 0, 16: 1, 8: 2, 4: 3}[logits.shape[-1]]
+        return super().forward(logits, stored_tensor(f"target{level}"))
+
+
+def test_deep_supervision_agrees_with_nnunets_total_and_gradients() -> None:
+    outputs = [stored_tensor(f"logits{i}").requires_grad_() for i in range(4)]
+    total = DeepSupervision(FromFile())(outputs, stored_tensor("target0"))
+    total.backward()
+    assert total.item() == pytest.approx(stored_tensor("ds_total_bd1").item(), rel=1e-12)
+    for i, output in enumerate(outputs[:3]):
+        assert output.grad is not None
+        assert golden.distance(output.grad, stored_tensor(f"ds_grad{i}").numpy()) <= 1e-15
+    assert outputs[3].grad is None
+
+
+def test_the_weights_are_nnunets() -> None:
+    assert supervision_weights(4) == pytest.approx(stored_tensor("ds_weights").tolist())
+
+
+def test_loss_of_pooled_and_of_separate_images_by_hand() -> None:
+    logits = QUARTER.expand(2, 2, 1, 2)
+    target = torch.tensor([[[1, 1]], [[0, 1]]])
+    entropy, pooled = DiceCrossEntropy().terms(logits, target)
+    # 3 pixels of foreground at 3/4, 4 predicted pixels at 3/4: 2 * 9/4 / (3 + 3)
+    assert pooled.item() == pytest.approx(0.75, abs=1e-5)
+    _, single = DiceCrossEntropy(batch_dice=False).terms(logits, target)
+    # 2 * 3/2 / (2 + 3/2) and 2 * 3/4 / (1 + 3/2)
+    assert single.item() == pytest.approx((6 / 7 + 3 / 5) / 2, abs=1e-5)
+    assert entropy.item() == pytest.approx(-(3 * np.log(0.75) + np.log(0.25)) / 4)
+
+
+def test_the_loss_of_a_perfect_network_is_minus_one() -> None:
+    target = torch.randint(0, 2, (1, 8, 8), generator=torch.Generator().manual_seed(0))
+    sure_logits = torch.stack([1 - target, target], 1).float() * 200 - 100
+    assert DiceCrossEntropy()(sure_logits, target).item() == pytest.approx(-1, abs=1e-5)
+
+
+@pytest.mark.parametrize("value", [7.0, -3.0])
+def test_ignored_pixels_count_nowhere(value: float) -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 2, 4, 4), torch.randint(0, 2, (2, 4, 4))
+    target[:, :2] = 2
+    loss = DiceCrossEntropy(ignore_label=2)
+    expected = loss(logits[:, :, 2:], target[:, 2:])
+    changed_logits = logits.clone()
+    changed_logits[:, :, :2] = value
+    assert torch.allclose(loss(changed_logits, target), expected)
+
+
+def test_a_batch_that_nobody_annotated_gives_a_finite_loss_without_gradient() -> None:
+    logits = torch.randn(1, 2, 4, 4, requires_grad=True)
+    DiceCrossEntropy(ignore_label=2)(logits, torch.full((1, 4, 4), 2)).backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_labels_of_any_whole_type(dtype: Any) -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(1, 2, 4, 4), torch.randint(0, 2, (1, 4, 4))
+    assert torch.equal(
+        DiceCrossEntropy()(logits, target.to(dtype)), DiceCrossEntropy()(logits, target)
+    )
+
+
+def levels(channels: int) -> tuple[list[Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    outputs = [
+        torch.randn(3, channels, width, width, generator=generator, dtype=torch.float32)
+        for width in (16, 8, 4)
+    ]
+    target = torch.randint(0, 2, (3, 1, 16, 16), generator=generator, dtype=torch.uint8)
+    return [output.requires_grad_() for output in outputs], target
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_a_network_of_two_classes_gets_nnunets_own_loss(batch_dice: bool) -> None:
+    outputs, target = levels(2)
+    nnunet_loss = DeepSupervision(DiceCrossEntropy(batch_dice=batch_dice))(outputs, target)
+    expected = torch.autograd.grad(nnunet_loss, outputs[:2])
+    own_loss = NnUNetLoss(probabilities=False, batch_dice=batch_dice)(
+        [foreground_logits(output) for output in outputs], target
+    )
+    assert own_loss.item() == pytest.approx(nnunet_loss.item(), rel=1e-6)
+    for own_gradient, gradient in zip(
+        torch.autograd.grad(own_loss, outputs[:2]), expected, strict=True
+    ):
+        torch.testing.assert_close(own_gradient, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_probabilities_and_their_logits_give_the_same_loss() -> None:
+    outputs, target = levels(1)
+    logits = NnUNetLoss(probabilities=False)(outputs, target)
+    probabilities = NnUNetLoss(probabilities=True)([o.sigmoid() for o in outputs], target)
+    assert probabilities.item() == pytest.approx(logits.item(), rel=1e-5)
+
+
+def test_a_probability_of_0_or_1_has_a_finite_loss_and_gradient() -> None:
+    output = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2).requires_grad_()
+    loss = NnUNetLoss(probabilities=True)([output], torch.tensor([1, 0]).view(1, 1, 1, 2))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert output.grad is not None
+    assert torch.isfinite(output.grad).all()
+
+
+def test_a_perfect_output_has_a_loss_of_minus_one_also_in_half_precision() -> None:
+    target = torch.randint(0, 2, (2, 1, 8, 8), generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = NnUNetLoss(probabilities=False)([(target * 200.0 - 100).bfloat16()], target)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(-1, abs=1e-6)
+
+
+def test_the_background_of_a_single_logit_scores_0() -> None:
+    scores = class_scores(torch.tensor(2.0).view(1, 1, 1, 1), probabilities=False)
+    assert scores.flatten().tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_pixels_that_nnunets_loss_ignores_change_neither_it_nor_its_gradient(
+    batch_dice: bool,
+) -> None:
+    outputs, target = levels(1)
+    target[..., 8:] = 255
+    loss = NnUNetLoss(probabilities=False, batch_dice=batch_dice, ignore_label=255)
+    value = loss(outputs, target)
+    for gradient in torch.autograd.grad(value, outputs[:2], retain_graph=True):
+        half_width = gradient.shape[-1] // 2
+        assert gradient[..., :half_width].any()
+        assert not gradient[..., half_width:].any()
+    cut_outputs = [output[..., : output.shape[-1] // 2] for output in outputs]
+    expected = NnUNetLoss(probabilities=False, batch_dice=batch_dice)(cut_outputs, target[..., :8])
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)

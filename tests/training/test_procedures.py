@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.load import resolve
-from robustcli.adapters.segmenter import foreground_logits
 from robustcli.adapters.trainable import start_segmenter
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.dataset import Dataset
@@ -28,13 +27,6 @@ from robustcli.nnunet.plans_json import NnUNetPlan, make_plan
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BatchSettings, Decoded, DecodedSubset, ImageData
 from robustcli.training.lit_module import SegmenterModule
-from robustcli.training.losses import (
-    DeepSupervision,
-    DiceCrossEntropy,
-    NnUNetLoss,
-    class_scores,
-    supervision_weights,
-)
 from robustcli.training.procedures.base import Paper, Procedure, paper_rows, write_paper_rows
 from robustcli.training.procedures.nnunet import (
     NNUNet,
@@ -48,7 +40,6 @@ from robustcli.training.recipes import NAMED_RECIPES, Recipe, recipe_for
 from robustcli.training.record import AVERAGED, PAPER
 from robustcli.training.samples import AllWindows, MaskBatch, ResizedImages
 from robustcli.training.train_plan import plan_training
-from tests.models import golden
 from tests.training.images import decoded, write_pairs
 from tests.training.runs import RECIPE, TINY_UMAMBA, Recorder, tiny_unet
 
@@ -241,99 +232,6 @@ def test_ignored_pixels_are_marked_and_are_no_foreground() -> None:
 
 
 # Two images of two pixels with p(foreground) = 3/4 everywhere.
-QUARTER = torch.tensor([0.0, np.log(3.0)], dtype=torch.float64).view(1, 2, 1, 1)
-
-
-def stored_tensor(name: str) -> Tensor:
-    return torch.from_numpy(golden.arrays("nnunet_loss.npz")[name])
-
-
-@pytest.mark.parametrize("batch_dice", [True, False])
-@pytest.mark.parametrize("ignore", [None, 3])
-def test_agrees_with_nnunets_numbers_and_gradients(batch_dice: bool, ignore: int | None) -> None:
-    logits, target = stored_tensor("logits0").requires_grad_(), stored_tensor("target0")
-    loss = DiceCrossEntropy(batch_dice=batch_dice, ignore_label=ignore)
-    scores = logits if ignore is None else logits[:, :ignore]
-    entropy, dice = loss.terms(scores, target)
-    total = loss(scores, target)
-    total.backward()
-    tag = f"bd{int(batch_dice)}_ign{ignore}"
-    assert entropy.item() == pytest.approx(stored_tensor(f"{tag}_ce").item(), rel=1e-12)
-    assert -dice.item() == pytest.approx(stored_tensor(f"{tag}_dice").item(), rel=1e-12)
-    assert total.item() == pytest.approx(stored_tensor(f"{tag}_total").item(), rel=1e-12)
-    assert logits.grad is not None
-    assert golden.distance(logits.grad, stored_tensor(f"{tag}_grad").numpy()) <= 1e-15
-
-
-class FromFile(DiceCrossEntropy):
-    """Computes the loss with stored targets, independently of this package's resizing."""
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        level = {32: 0, 16: 1, 8: 2, 4: 3}[logits.shape[-1]]
-        return super().forward(logits, stored_tensor(f"target{level}"))
-
-
-def test_deep_supervision_agrees_with_nnunets_total_and_gradients() -> None:
-    outputs = [stored_tensor(f"logits{i}").requires_grad_() for i in range(4)]
-    total = DeepSupervision(FromFile())(outputs, stored_tensor("target0"))
-    total.backward()
-    assert total.item() == pytest.approx(stored_tensor("ds_total_bd1").item(), rel=1e-12)
-    for i, output in enumerate(outputs[:3]):
-        assert output.grad is not None
-        assert golden.distance(output.grad, stored_tensor(f"ds_grad{i}").numpy()) <= 1e-15
-    assert outputs[3].grad is None
-
-
-def test_the_weights_are_nnunets() -> None:
-    assert supervision_weights(4) == pytest.approx(stored_tensor("ds_weights").tolist())
-
-
-def test_loss_of_pooled_and_of_separate_images_by_hand() -> None:
-    logits = QUARTER.expand(2, 2, 1, 2)
-    target = torch.tensor([[[1, 1]], [[0, 1]]])
-    entropy, pooled = DiceCrossEntropy().terms(logits, target)
-    # 3 pixels of foreground at 3/4, 4 predicted pixels at 3/4: 2 * 9/4 / (3 + 3)
-    assert pooled.item() == pytest.approx(0.75, abs=1e-5)
-    _, single = DiceCrossEntropy(batch_dice=False).terms(logits, target)
-    # 2 * 3/2 / (2 + 3/2) and 2 * 3/4 / (1 + 3/2)
-    assert single.item() == pytest.approx((6 / 7 + 3 / 5) / 2, abs=1e-5)
-    assert entropy.item() == pytest.approx(-(3 * np.log(0.75) + np.log(0.25)) / 4)
-
-
-def test_the_loss_of_a_perfect_network_is_minus_one() -> None:
-    target = torch.randint(0, 2, (1, 8, 8), generator=torch.Generator().manual_seed(0))
-    sure_logits = torch.stack([1 - target, target], 1).float() * 200 - 100
-    assert DiceCrossEntropy()(sure_logits, target).item() == pytest.approx(-1, abs=1e-5)
-
-
-@pytest.mark.parametrize("value", [7.0, -3.0])
-def test_ignored_pixels_count_nowhere(value: float) -> None:
-    torch.manual_seed(0)
-    logits, target = torch.randn(2, 2, 4, 4), torch.randint(0, 2, (2, 4, 4))
-    target[:, :2] = 2
-    loss = DiceCrossEntropy(ignore_label=2)
-    expected = loss(logits[:, :, 2:], target[:, 2:])
-    changed_logits = logits.clone()
-    changed_logits[:, :, :2] = value
-    assert torch.allclose(loss(changed_logits, target), expected)
-
-
-def test_a_batch_that_nobody_annotated_gives_a_finite_loss_without_gradient() -> None:
-    logits = torch.randn(1, 2, 4, 4, requires_grad=True)
-    DiceCrossEntropy(ignore_label=2)(logits, torch.full((1, 4, 4), 2)).backward()
-    assert logits.grad is not None
-    assert logits.grad.abs().max() == 0
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
-def test_labels_of_any_whole_type(dtype: Any) -> None:
-    torch.manual_seed(0)
-    logits, target = torch.randn(1, 2, 4, 4), torch.randint(0, 2, (1, 4, 4))
-    assert torch.equal(
-        DiceCrossEntropy()(logits, target.to(dtype)), DiceCrossEntropy()(logits, target)
-    )
-
-
 def umamba() -> nn.Module:
     options: dict[str, Any] = TINY_UMAMBA
     return architecture("umamba-pico").build(**options)
@@ -504,72 +402,3 @@ def test_the_average_starts_with_the_first_value_and_moves_by_a_tenth() -> None:
 def test_an_epoch_without_foreground_changes_nothing() -> None:
     assert moving_average(0.5, math.nan) == 0.5
     assert moving_average(None, math.nan) is None
-
-
-def levels(channels: int) -> tuple[list[Tensor], Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    outputs = [
-        torch.randn(3, channels, width, width, generator=generator, dtype=torch.float32)
-        for width in (16, 8, 4)
-    ]
-    target = torch.randint(0, 2, (3, 1, 16, 16), generator=generator, dtype=torch.uint8)
-    return [output.requires_grad_() for output in outputs], target
-
-
-@pytest.mark.parametrize("batch_dice", [True, False])
-def test_a_network_of_two_classes_gets_nnunets_own_loss(batch_dice: bool) -> None:
-    outputs, target = levels(2)
-    nnunet_loss = DeepSupervision(DiceCrossEntropy(batch_dice=batch_dice))(outputs, target)
-    expected = torch.autograd.grad(nnunet_loss, outputs[:2])
-    own_loss = NnUNetLoss(probabilities=False, batch_dice=batch_dice)(
-        [foreground_logits(output) for output in outputs], target
-    )
-    assert own_loss.item() == pytest.approx(nnunet_loss.item(), rel=1e-6)
-    for own_gradient, gradient in zip(
-        torch.autograd.grad(own_loss, outputs[:2]), expected, strict=True
-    ):
-        torch.testing.assert_close(own_gradient, gradient, rtol=1e-4, atol=1e-7)
-
-
-def test_probabilities_and_their_logits_give_the_same_loss() -> None:
-    outputs, target = levels(1)
-    logits = NnUNetLoss(probabilities=False)(outputs, target)
-    probabilities = NnUNetLoss(probabilities=True)([o.sigmoid() for o in outputs], target)
-    assert probabilities.item() == pytest.approx(logits.item(), rel=1e-5)
-
-
-def test_a_probability_of_0_or_1_has_a_finite_loss_and_gradient() -> None:
-    output = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2).requires_grad_()
-    loss = NnUNetLoss(probabilities=True)([output], torch.tensor([1, 0]).view(1, 1, 1, 2))
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert output.grad is not None
-    assert torch.isfinite(output.grad).all()
-
-
-def test_perfect_is_minus_one_also_in_half_precision() -> None:
-    target = torch.randint(0, 2, (2, 1, 8, 8), generator=torch.Generator().manual_seed(1))
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = NnUNetLoss(probabilities=False)([(target * 200.0 - 100).bfloat16()], target)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(-1, abs=1e-6)
-
-
-def test_the_background_of_a_single_logit_scores_0() -> None:
-    scores = class_scores(torch.tensor(2.0).view(1, 1, 1, 1), probabilities=False)
-    assert scores.flatten().tolist() == [0, 2]
-
-
-@pytest.mark.parametrize("batch_dice", [True, False])
-def test_ignored_pixels_change_neither_loss_nor_gradient(batch_dice: bool) -> None:
-    outputs, target = levels(1)
-    target[..., 8:] = 255
-    loss = NnUNetLoss(probabilities=False, batch_dice=batch_dice, ignore_label=255)
-    value = loss(outputs, target)
-    for gradient in torch.autograd.grad(value, outputs[:2], retain_graph=True):
-        half_width = gradient.shape[-1] // 2
-        assert gradient[..., :half_width].any()
-        assert not gradient[..., half_width:].any()
-    cut_outputs = [output[..., : output.shape[-1] // 2] for output in outputs]
-    expected = NnUNetLoss(probabilities=False, batch_dice=batch_dice)(cut_outputs, target[..., :8])
-    assert value.item() == pytest.approx(expected.item(), rel=1e-5)

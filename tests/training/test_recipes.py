@@ -1,9 +1,14 @@
-"""Recipes: the table of the paper's notebooks, and options that override values."""
+"""Recipes: the paper's table, options that override values, and the study of learning rates."""
 
 from __future__ import annotations
 
+import importlib.util
+import io
+import tarfile
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -293,3 +298,56 @@ def test_a_recipe_by_name_can_be_shortened_and_slowed() -> None:
     custom = recipe(recipe="nnunet", epochs=24, lr=0.02, clip=1.0, precision="bf16")
     assert (custom.name, custom.epochs, custom.lr, custom.clip) == ("nnunet", 24, 0.02, 1.0)
     assert (custom.precision, custom.optimizer) == ("bf16", "SGD")
+
+
+STUDY = Path(__file__).parents[2] / "recipes" / "fair_learning_rates.py"
+
+
+@pytest.fixture(scope="module")
+def study() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fair_learning_rates", STUDY)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("scores", "following"),
+    [
+        ({3e-4: 0.1, 1e-3: 0.3, 3e-3: 0.2}, None),
+        ({3e-4: 0.1, 1e-3: 0.2, 3e-3: 0.3}, 1e-2),
+        ({3e-4: 0.3, 1e-3: 0.2, 3e-3: 0.1}, 1e-4),
+        ({3e-2: 0.1, 1e-1: 0.3}, None),  # the last rate of the ladder
+    ],
+)
+def test_the_grid_is_extended_where_the_best_is_at_its_edge(
+    study: ModuleType, scores: dict[float, float], following: float | None
+) -> None:
+    assert study.next_rate(scores) == following
+
+
+def test_no_image_is_in_two_parts(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "PER_CLASS", {"train": 2, "val": 1, "test": 1})
+    archive = tmp_path / "photos.tar"
+    with tarfile.open(archive, "w") as tar:
+        for label in ("cat", "dog"):
+            for number in (4, 0, 3, 1, 2):
+                content = f"{label}{number}".encode()
+                member = tarfile.TarInfo(f"train/{label}/{number}.jpg")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    for _ in range(2):  # the second time all results exist
+        study.extract_parts(archive, tmp_path / "data")
+        files = {
+            path.relative_to(tmp_path / "data").as_posix(): path.read_text()
+            for path in (tmp_path / "data").rglob("*.jpg")
+        }
+        assert files == {
+            f"{part}/{label}/{number}.jpg": f"{label}{number}"
+            for label in ("cat", "dog")
+            for part, number in (("train", 0), ("train", 1), ("val", 2), ("test", 3))
+        }

@@ -30,7 +30,7 @@ from robustcli.training.train_plan import plan_training
 from robustcli.training.training_task import TrainPlan
 from tests.training.images import write_pairs
 from tests.training.runs import Interrupting, Recorder, same_state, tiny_unet, weights_of
-from tests.training.test_ddp import environment
+from tests.training.test_processes import environment
 
 SETTINGS: dict[str, Any] = {"epochs": 2, "workers": 0, "limit": 10, "batch_size": 4}
 

@@ -23,8 +23,8 @@ from robustcli.training.seed_runs import seeds_beside
 from robustcli.training.side_by_side import SeparateRun, devices_beside, run_beside
 from tests.finetuning.tunings import tiny_tuning, write_pretrained
 from tests.training.runs import Recorder, same_state, weights_of
-from tests.training.test_ddp import environment
 from tests.training.test_jobs import children_of, lives
+from tests.training.test_processes import environment
 from tests.training.test_seed_runs import seed_config
 
 FINISHED = [
