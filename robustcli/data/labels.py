@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
@@ -113,8 +113,8 @@ def _bundled(name: str) -> LabelSpace:
 
 
 def _read_label_space(path: Path, say: Say = ignore_note) -> LabelSpace:
-    classes = read_classes(path, say)
-    return LabelSpace(path.stem, tuple(c.id for c in classes), tuple(c.name for c in classes))
+    ids, names = zip(*read_classes(path, say), strict=True)
+    return LabelSpace(path.stem, ids, names)
 
 
 def numbered_classes(model: str, count: int) -> LabelSpace:
@@ -181,8 +181,7 @@ class AnyClasses:
 ExpectedClasses: TypeAlias = ModelClasses | AnyClasses
 
 
-@dataclass(frozen=True)
-class ClassEntry:
+class ClassEntry(NamedTuple):
     """One class: its id (a wnid, or else the name) and its name."""
 
     id: str
@@ -261,5 +260,4 @@ def _in_index_order(path: Path, index: list[str], classes: list[ClassEntry]) -> 
             "Column `index` must contain each of these numbers exactly once.",
             "Correct the numbers, or remove the column, so that the order of the rows is used.",
         )
-    numbered = zip(map(int, index), classes, strict=True)
-    return [entry for _, entry in sorted(numbered, key=lambda pair: pair[0])]
+    return [entry for _, entry in sorted(zip(map(int, index), classes, strict=True))]

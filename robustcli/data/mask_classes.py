@@ -24,7 +24,6 @@ from robustcli.data.mask_values import (
     NONZERO,
     Census,
     MaskReading,
-    PaletteReading,
     Value,
     ValueOption,
     channel_of,
@@ -77,17 +76,6 @@ class ClassTable:
     source: str
 
 
-@dataclass(frozen=True)
-class _Values:
-    """A table with parsed values: name, values and colour of each class, and other values."""
-
-    names: tuple[str, ...]
-    values: tuple[tuple[Value, ...], ...]
-    colours: tuple[str, ...]
-    background: tuple[Value, ...]
-    ignored: tuple[Value, ...]
-
-
 def parse_classes(option: ClassesOption) -> ClassTable | None:
     """The table of `--classes`; None for `all`, and without the option.
 
@@ -130,7 +118,7 @@ def network_class_names(option: ClassesOption) -> tuple[str, ...]:
     if option is None:
         return ()
     table = parse_classes(option)
-    names = () if table is None else _values_of(table).names
+    names = () if table is None else _reading_of(table).classes
     if len(names) < 2:
         raise UsageError(
             f"`{_FLAG} {option}` does not contain the classes of a network.",
@@ -276,8 +264,8 @@ def _no_table(name: str, why: str) -> UsageError:
     )
 
 
-def _values_of(table: ClassTable) -> _Values:
-    """Parses the values of a table; classes are sorted by value if no value is a colour.
+def _reading_of(table: ClassTable) -> MaskReading:
+    """The values and classes of a table; classes are sorted by value if no value is a colour.
 
     Raises:
         UsageError: A key is not a value, or a value occurs twice.
@@ -307,10 +295,11 @@ def _values_of(table: ClassTable) -> _Values:
     classes = list(by_name.items())
     if all(value < COLOUR_OFFSET for _, values in classes for value in values):
         classes.sort(key=lambda named: min(named[1]))
-    return _Values(
-        tuple(name for name, _ in classes), tuple(tuple(values) for _, values in classes),
-        tuple(_colour(colours[name], values) for name, values in classes),
-        background, ignored,
+    return MaskReading(
+        None, background, ignored, classes=tuple(name for name, _ in classes),
+        class_values=tuple(tuple(values) for _, values in classes),
+        colours=tuple(_colour(colours[name], values) for name, values in classes),
+        source=table.source,
     )  # fmt: skip
 
 
@@ -337,8 +326,8 @@ def decide_classes(
             a class and ignored, or the masks are JPEG files.
     """
     table = parse_classes(classes)
-    named = None if table is None or is_all(table) else _values_of(table)
-    if named is None or len(named.names) > 1 or census.blurred_colours:
+    named = None if table is None or is_all(table) else _reading_of(table)
+    if named is None or len(named.classes) > 1 or census.blurred_colours:
         _check_lossless(census, location)
     extra = parse_values(ignore, "--ignore")
     by_colour = _palettes_by_colour(census, named)
@@ -351,87 +340,44 @@ def decide_classes(
             "Some pixels are not a number (NaN).",
             "Save them again with integers.",
         )
-    source = f"`{_FLAG} {ALL}`" if table is None else table.source
     if named is None:
         present = sorted(value for value in counts if value not in extra and value != 0)
-        named = _Values(
-            tuple(map(shown_value, present)), tuple((value,) for value in present),
-            tuple(_colour("", (value,)) for value in present), () if 0 in extra else (0,), (),
+        named = MaskReading(
+            None, () if 0 in extra else (0,), classes=tuple(map(shown_value, present)),
+            class_values=tuple((value,) for value in present),
+            colours=tuple(_colour("", (value,)) for value in present),
+            source=f"`{_FLAG} {ALL}`" if table is None else table.source,
         )  # fmt: skip
-    ignored = tuple(dict.fromkeys((*named.ignored, *extra)))
-    _check(named, ignored, counts, location, source)
-    kind = " and ".join(sorted(census.kinds))
-    palette: PaletteReading = "colour" if by_colour else "index"
-    reading = MaskReading(
-        None, named.background, ignored, channel, kind,
-        classes=named.names, class_values=named.values, colours=named.colours, palette=palette,
-        source=source,
+    named = replace(
+        named, ignored=tuple(dict.fromkeys((*named.ignored, *extra))), channel=channel,
+        kind=" and ".join(sorted(census.kinds)), palette="colour" if by_colour else "index",
     )  # fmt: skip
-    if len(named.names) == 1:
-        reading = replace(
-            reading, foreground=named.values[0], classes=(), class_values=(), colours=(),
-            source="",
-        )  # fmt: skip
-        check_lossy(reading, census, location)
-    return reading, list(_announcements(reading, named, counts, census, source))
+    _check(named, counts, location)
+    notes = list(_announcements(named, counts, census))
+    if len(named.classes) > 1:
+        return named, notes
+    reading = replace(
+        named, foreground=named.class_values[0], classes=(), class_values=(), colours=(), source=""
+    )
+    check_lossy(reading, census, location)
+    return reading, notes
 
 
-@dataclass(frozen=True)
-class ClassFiles:
-    """Classes of masks with one file per class.
+def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str) -> MaskReading:
+    """The classes of files with the identifiers `keys`, in the order of the table.
 
-    Args:
-        keys: Identifier of each class in the names of its files.
-        names: Name of each class.
-        colours: See `MaskReading`.
-        covers: Whether a class overwrites preceding classes where files overlap; only if the user
-            defines the order.
-        source: The option or file that defines order and names, for messages.
-    """
-
-    keys: tuple[str, ...]
-    names: tuple[str, ...]
-    colours: tuple[str, ...]
-    covers: bool
-    source: str
-
-    def notes(self, pixels: Mapping[str, int], missing: Mapping[str, int]) -> Iterable[str]:
-        """Notes for the user, given the foreground pixels and missing files of each class."""
-        pairs = zip(self.keys, self.names, strict=True)
-        classes = ", ".join(
-            f"{number} = {name}" + (f" ({key})" if name != key else "")
-            for number, (key, name) in enumerate(pairs, 1)
-        )
-        order = (
-            "where classes overlap, the later one is used"
-            if self.covers
-            else "an overlap of two classes is an error"
-        )
-        yield f"Masks have one file per class: {classes} ({self.source}); {order}."
-        absent = [f"{key} of {number}" for key, number in missing.items() if number]
-        if absent:
-            yield (
-                "Images without the file of a class are treated as not containing that class: "
-                f"{', '.join(absent)} images."
-            )
-        without = [key for key in self.keys if not pixels.get(key)]
-        if without:
-            yield f"Classes without a pixel in the masks that were read: {', '.join(without)}."
-
-
-def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str) -> ClassFiles:
-    """Names the classes of files with the identifiers `keys`, in the order of the table.
-
-    Without a table, `keys` are the names, in their order.
+    The values in the files are not determined. Without a table, `keys` are the names, in their
+    order. Classes may only overlap if the user defines their order.
 
     Raises:
         UsageError: The table lacks one of `keys`, contains others, or has a name twice.
     """
     table = parse_classes(classes)
     if table is None or is_all(table):
-        return ClassFiles(
-            tuple(keys), tuple(keys), ("",) * len(keys), False, "by the names of the files"
-        )
+        return MaskReading(
+            None, classes=tuple(keys), class_files=tuple(keys), colours=("",) * len(keys),
+            source="by the names of the files",
+        )  # fmt: skip
     labels = [label for label in table.labels if label.name.lower() != _BACKGROUND]
     if len({label.name for label in labels}) != len(labels):
         raise UsageError(
@@ -453,10 +399,37 @@ def name_class_files(keys: Sequence[str], classes: ClassesOption, location: str)
             f"List all of them, for example `{_FLAG} {','.join(keys)}` (`{keys[0]}=NAME` to "
             "rename a class). Where two classes overlap, the later one is used.",
         )
-    return ClassFiles(
-        tuple(label.key for label in labels), tuple(label.name for label in labels),
-        tuple(label.colour for label in labels), True, table.source,
+    return MaskReading(
+        None, classes=tuple(label.name for label in labels),
+        class_files=tuple(label.key for label in labels), covers=True,
+        colours=tuple(label.colour for label in labels), source=table.source,
     )  # fmt: skip
+
+
+def class_file_notes(
+    reading: MaskReading, pixels: Mapping[str, int], missing: Mapping[str, int]
+) -> Iterable[str]:
+    """Notes for the user, given the foreground pixels and missing files of each class."""
+    pairs = zip(reading.class_files, reading.classes, strict=True)
+    classes = ", ".join(
+        f"{number} = {name}" + (f" ({key})" if name != key else "")
+        for number, (key, name) in enumerate(pairs, 1)
+    )
+    order = (
+        "where classes overlap, the later one is used"
+        if reading.covers
+        else "an overlap of two classes is an error"
+    )
+    yield f"Masks have one file per class: {classes} ({reading.source}); {order}."
+    absent = [f"{key} of {number}" for key, number in missing.items() if number]
+    if absent:
+        yield (
+            "Images without the file of a class are treated as not containing that class: "
+            f"{', '.join(absent)} images."
+        )
+    without = [key for key in reading.class_files if not pixels.get(key)]
+    if without:
+        yield f"Classes without a pixel in the masks that were read: {', '.join(without)}."
 
 
 def _check_lossless(census: Census, location: str) -> None:
@@ -471,9 +444,11 @@ def _check_lossless(census: Census, location: str) -> None:
         )
 
 
-def _palettes_by_colour(census: Census, named: _Values | None) -> bool:
+def _palettes_by_colour(census: Census, named: MaskReading | None) -> bool:
     """Whether palettes are read by colour: the table has colours, or the palettes differ."""
-    if named is not None and any(v >= COLOUR_OFFSET for values in named.values for v in values):
+    if named is not None and any(
+        v >= COLOUR_OFFSET for values in named.class_values for v in values
+    ):
         return True
     colours: dict[Value, set[Value]] = defaultdict(set)
     for index, colour in census.palette:
@@ -481,33 +456,31 @@ def _palettes_by_colour(census: Census, named: _Values | None) -> bool:
     return named is None and any(len(several) > 1 for several in colours.values())
 
 
-def _check(
-    named: _Values, ignored: tuple[Value, ...], counts: Mapping[Value, int], location: str,
-    source: str,
-) -> None:  # fmt: skip
+def _check(named: MaskReading, counts: Mapping[Value, int], location: str) -> None:
     """Raises UsageError unless each value has one meaning and the number of classes is valid."""
-    shared = [v for values in (*named.values, named.background) for v in values if v in ignored]
+    source, classes = named.source, (*named.class_values, named.background or ())
+    meant = [value for values in classes for value in values]
+    shared = [value for value in meant if value in named.ignored]
     if shared:
         raise UsageError(
             f"{shown_values(shared)} is a value to ignore and also a value of {source}.",
             "A value can be a class or be ignored, but not both.",
             f"Remove it from `--ignore`, or call it `{_IGNORE}` in the table.",
         )
-    if not named.names:
+    if not named.classes:
         raise UsageError(
             f"{source} leaves no class in the masks of `{location}`.",
             f"Their values (share of the pixels): {shares_in_words(counts)}.",
             f"List the values that are classes, for example `{_FLAG} 1=liver,2=kidney`.",
         )
-    if len(named.names) > _MOST_CLASSES:
+    if len(named.classes) > _MOST_CLASSES:
         raise UsageError(
-            f"The masks of `{location}` have {len(named.names)} classes by {source}.",
+            f"The masks of `{location}` have {len(named.classes)} classes by {source}.",
             f"At most {_MOST_CLASSES} are supported. This many values usually number individual "
             "objects, or the files are not masks.",
             f"`--foreground {NONZERO}` reads every value except 0 as the foreground.",
         )
-    known = {*named.background, *ignored, *(v for values in named.values for v in values)}
-    unknown = sorted(value for value in counts if value not in known)
+    unknown = sorted(value for value in counts if value not in {*meant, *named.ignored})
     if unknown:
         suffix = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         raise UsageError(
@@ -521,42 +494,43 @@ def _check(
 
 
 def _announcements(
-    reading: MaskReading, named: _Values, counts: Mapping[Value, int], census: Census, source: str
+    reading: MaskReading, counts: Mapping[Value, int], census: Census
 ) -> Iterable[str]:
     """Notes for the user: meaning of each value, renumbering, and classes without pixels."""
-    partly = census.masks < census.total
+    partly, source = census.masks < census.total, reading.source
     counted = f", from {census.masks} of {census.total} masks" if partly else ""
     kind = f", {reading.kind}" if reading.kind else ""
-    lines = [f"{shown_value(v)} = background" for v in named.background if v in counts]
-    for name, values in zip(named.names, named.values, strict=True):
+    background = [value for value in reading.background or () if value in counts]
+    classes = list(zip(reading.classes, reading.class_values, strict=True))
+    lines = [f"{shown_value(value)} = background" for value in background]
+    for name, values in classes:
         shown = shown_values(values)
         lines.append(shown if shown == name else f"{shown} = {name}")
     lines += [f"{shown_value(value)} ignored" for value in reading.ignored]
     yield f"Masks contain {len(counts)} values{counted}{kind}: {', '.join(lines)} ({source})."
-    if not reading.classes:
+    if len(classes) == 1:
         yield (
-            f"Masks: {source} has one class, `{named.names[0]}`, which is the foreground: the "
+            f"Masks: {source} has one class, `{reading.classes[0]}`, which is the foreground: the "
             "masks are read as masks of two values."
         )
         return
-    numbers = [(n, name, values) for n, (name, values) in
-               enumerate(zip(named.names, named.values, strict=True), 1)]  # fmt: skip
-    if any(values != (n,) for n, _, values in numbers):
-        moved = ", ".join(
-            f"value {shown_values(v)} is class {n}" for n, _, v in numbers if v != (n,)
-        )
-        yield f"Classes are numbered 1 to {len(numbers)} in this order: {moved}."
-    if 0 not in reading.ignored and not any(value in counts for value in named.background):
+    moved = [
+        f"value {shown_values(values)} is class {n}"
+        for n, values in enumerate(reading.class_values, 1)
+        if values != (n,)
+    ]
+    if moved:
+        yield f"Classes are numbered 1 to {len(classes)} in this order: {', '.join(moved)}."
+    if 0 not in reading.ignored and not background:
         yield (
             "No pixel of the masks is background. If one of the values is the background, specify "
             f"it: `{_FLAG} 1={_BACKGROUND},...`."
         )
-    without = [name for name, values in zip(named.names, named.values, strict=True)
-               if not any(value in counts for value in values)]  # fmt: skip
+    without = [name for name, values in classes if not any(value in counts for value in values)]
     if without:
         searched_masks = f"the first {census.masks} masks" if partly else "any mask"
         yield f"Classes without a pixel in {searched_masks}: {', '.join(without)}."
-    if source == f"`{_FLAG} {ALL}`" and (255,) in named.values and not reading.ignored:
+    if source == f"`{_FLAG} {ALL}`" and (255,) in reading.class_values and not reading.ignored:
         yield "255 is read as a class. If it marks pixels without annotation, add `--ignore 255`."
 
 

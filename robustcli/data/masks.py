@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -30,6 +30,7 @@ from robustcli.data.decode import (
 )
 from robustcli.data.mask_classes import (
     ClassesOption,
+    class_file_notes,
     decide_classes,
     is_all,
     name_class_files,
@@ -285,7 +286,7 @@ def _survey_class_files(
     named = name_class_files(sorted(files), classes, location)
     total_census = Census(0)
     pixels: dict[str, int] = {}
-    for key in named.keys:
+    for key in named.class_files:
         ordered = sorted(files[key], key=lambda ref: ref.relative)
         census = _census(
             tuple((ref, _file_state(ref)) for ref in ordered),
@@ -298,11 +299,11 @@ def _survey_class_files(
         return MaskReading(STANDARD), ()
     reading, notes = decide(total_census, location, ignore=ignore)
     reading = replace(
-        reading, classes=named.names, class_files=named.keys, colours=named.colours,
+        reading, classes=named.classes, class_files=named.class_files, colours=named.colours,
         covers=named.covers, source=named.source,
     )  # fmt: skip
-    missing = {key: len(masks) - len(files[key]) for key in named.keys}
-    return reading, (*named.notes(pixels, missing), *notes)
+    missing = {key: len(masks) - len(files[key]) for key in named.class_files}
+    return reading, (*class_file_notes(reading, pixels, missing), *notes)
 
 
 def _file_id(ref: FileRef) -> str:
@@ -335,11 +336,11 @@ def _census(
     with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
         for first in range(0, len(masks), _AT_ONCE):
             batch = [ref for ref, _ in masks[first : first + _AT_ONCE]]
-            for mask_counts in pool.map(partial(_count, palette=palette), batch):
-                if mask_counts is None:
+            for of_mask in pool.map(partial(_count, palette=palette), batch):
+                if of_mask is None:
                     continue
-                _add(census, mask_counts)
-                pixels += sum(mask_counts.counts.values())
+                census.add(of_mask[0])
+                pixels += of_mask[1]
                 if all_masks:
                     continue
                 values = len(census.exact) + len(census.lossy)
@@ -354,36 +355,32 @@ def _census(
     return census
 
 
-@dataclass(frozen=True)
-class _MaskCounts:
-    """Pixel counts of one mask by (value, alpha), or by (index, colour) if `palette` is set."""
-
-    counts: Counter[tuple[float, float]]
-    lossy: bool
-    kind: str
-    palette: bool = False
-
-
-def _count(ref: FileRef, palette: PaletteReading) -> _MaskCounts | None:
-    """Counts the values of one mask; None for an unreadable mask, as decoding it raises."""
+def _count(ref: FileRef, palette: PaletteReading) -> tuple[Census, int] | None:
+    """Counts the values of one mask, and its pixels; None if it is unreadable: decoding raises."""
     try:
         pixels = read_mask(ref, palette)
     except UnreadableImage:
         return None
+    census, counted = Census(total=0, masks=1, kinds={pixels.kind} - {""}), 0
     if pixels.palette is not None:
         indices, numbers = _unique(pixels.values)
         colours = map(as_number, pixels.palette[indices])
         pairs = zip(map(as_number, indices), colours, strict=True)
-        by_index = Counter(dict(zip(pairs, map(int, numbers), strict=True)))
-        return _MaskCounts(by_index, pixels.lossy, pixels.kind, palette=True)
-    counts: Counter[tuple[float, float]] = Counter()
+        census.palette.update(dict(zip(pairs, map(int, numbers), strict=True)))
+        return census, census.palette.total()
     alphas = [OPAQUE] if pixels.alpha is None else np.unique(pixels.alpha)
     for alpha in alphas:
         selected = ... if pixels.alpha is None else pixels.alpha == alpha
         values, numbers = _unique(pixels.values[selected])
-        for value, number in zip(values[: _MOST_VALUES + 1], numbers, strict=False):
-            counts[as_number(value), int(alpha)] += int(number)
-    return _MaskCounts(counts, pixels.lossy, pixels.kind)
+        for value, number in zip(map(as_number, values[: _MOST_VALUES + 1]), numbers, strict=False):
+            counted += int(number)
+            if not pixels.lossy:
+                census.exact[value, int(alpha)] += int(number)
+            elif value >= COLOUR_OFFSET:
+                census.blurred_colours = True
+            else:
+                census.lossy[value] += int(number)
+    return census, counted
 
 
 def _unique(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -394,22 +391,6 @@ def _unique(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         return np.flatnonzero(counts), counts[counts > 0]
     different, counts = np.unique(values, return_counts=True)
     return different, counts
-
-
-def _add(census: Census, mask_counts: _MaskCounts) -> None:
-    census.masks += 1
-    census.kinds |= {mask_counts.kind} - {""}
-    if mask_counts.palette:
-        census.palette.update(mask_counts.counts)
-        return
-    if not mask_counts.lossy:
-        census.exact.update({(v, int(a)): n for (v, a), n in mask_counts.counts.items()})
-        return
-    for (value, _), number in mask_counts.counts.items():
-        if value >= COLOUR_OFFSET:
-            census.blurred_colours = True
-        else:
-            census.lossy[value] += number
 
 
 def read_mask(ref: FileRef, palette: PaletteReading = "auto") -> MaskPixels:

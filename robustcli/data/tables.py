@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from robustcli.core.errors import UsageError, shortened_text
 from robustcli.core.io import check_readable
@@ -65,21 +65,13 @@ class Column:
         return next((spelled[n] for n in (self.name, *self.aliases) if n in spelled), None)
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """A parsed text table.
-
-    Args:
-        rows: All rows, including the header.
-        indices: Column index by column name.
-        first: Index of the first row after the header.
-        notes: Notes for the user on unusual features.
-    """
+class _Reading(NamedTuple):
+    """All rows of a text table, column indices by name, the first row after the header, notes."""
 
     rows: list[list[str]]
     indices: Mapping[str, int]
     first: int
-    notes: tuple[str, ...]
+    notes: list[str]
 
 
 def read_columns(
@@ -186,7 +178,7 @@ def _read(path: Path, text: str, columns: Sequence[Column], headless: Headless |
                 if remaining:
                     heading = rows[0][indices[remaining]].strip()
                     notes.append(f"a table whose column `{heading}` is used as the {remaining}")
-                return _Reading(rows, indices, 1, tuple(notes))
+                return _Reading(rows, indices, 1, notes)
     for separator, rows in tables if headless is not None and not has_some_columns else []:
         is_even = rows and len({len(row) for row in rows}) == 1
         by_content = headless(rows) if headless is not None and is_even else None
@@ -198,9 +190,9 @@ def _read(path: Path, text: str, columns: Sequence[Column], headless: Headless |
             notes.append(
                 f"a table without a header, whose columns are {order} according to their contents"
             )
-            return _Reading(rows, by_content, 0, tuple(notes))
+            return _Reading(rows, by_content, 0, notes)
     if not any(column.required for column in columns):
-        return _Reading(tables[0][1], {}, 1, tuple(notes))
+        return _Reading(tables[0][1], {}, 1, notes)
     raise _missing_column_error(path, text, tables, columns)
 
 
