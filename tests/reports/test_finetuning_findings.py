@@ -1,27 +1,43 @@
-"""Results of a fine-tuning, and its modes compared with full fine-tuning."""
+"""A fine-tuning: its modes compared with full, and sentences about costs and savings."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from robustcli.core.errors import UsageError
+from robustcli.finetuning.record import SWEEP, RuleRecord
 from robustcli.metrics.mask_scores import dice
+from robustcli.metrics.paired import MaskDifference, class_difference
+from robustcli.reports import finetuning_findings
 from robustcli.reports.finetuning_findings import (
     FinetuningFindings,
     against_full,
+    finetuning_summary,
     frozen_elements,
+    is_within,
     pace,
     pace_before,
     read_finetuning,
+    rule_label,
+    rule_scope,
     seconds_ratio,
+    statistic_name,
 )
-from robustcli.reports.finetuning_page import SEGMENTER_MODE_COLUMNS, finetuning_results
+from robustcli.reports.finetuning_page import (
+    SEGMENTER_MODE_COLUMNS,
+    finetuning_results,
+    finetuning_text,
+)
+from robustcli.reports.numbers import mebibytes, megabytes, p_value, seconds
 from robustcli.reports.pages import to_json
+from robustcli.reports.scoring import SCORINGS
 from tests.reports.finetune_runs import HELD, ROADS, TENSORS, TOTAL, FinetunePlan, build_finetuning
 
 
@@ -189,3 +205,265 @@ def test_an_unfinished_mode_has_no_pace_and_frozen_elements(tmp_path: Path) -> N
     assert freeze is not None
     assert (pace(freeze), frozen_elements(freeze)) == (None, None)
     assert (seconds_ratio(findings, "freeze"), against_full(findings, "freeze")) == (None, None)
+
+
+def words_of(findings: FinetuningFindings) -> str:
+    return "\n".join(finetuning_summary(findings))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Dice on 8 held-out images, per image, with 95 % intervals: scratch 0.730 (",
+        "Otsu's threshold on the same images: 0.643 (",
+        "Dice of freeze minus that of full: -0.004 (paired 95 % bootstrap interval over images",
+        "sign-flip test over images: p = 0.016).",
+        "After freezing, an iteration took 0.96 times as long (4.1 % less) as in full",
+        "Compared with its 10 iterations before freezing, which were also profiled (0.48",
+        "0.240 s against 0.250 s, medians of 50 and 60 iterations.",
+        "The optimizer state was 0.796 MB, compared with 0.800 MB; the peak memory was 699 MiB "
+        "after freezing, compared with 700 MiB.",
+        "Each mode was trained once, so the intervals do not include the variation between seeds.",
+        "By count, freezing saves 2.00 % of the convolutions",
+        "0.54 % of the optimizer's memory",
+    ],
+)
+def test_dice_time_and_memory_are_reported(findings: FinetuningFindings, text: str) -> None:
+    assert text in words_of(findings)
+
+
+def test_freezing_is_compared_first(findings: FinetuningFindings) -> None:
+    page = words_of(findings)
+    assert page.index("Dice of freeze minus") < page.index("Dice of scratch minus")
+
+
+def test_unmeasured_numbers_are_not_reported(tmp_path: Path) -> None:
+    plan = FinetunePlan(unmeasured=("freeze",), record={"saving": None})
+    page = words_of(read_finetuning(build_finetuning(tmp_path, plan)))
+    assert "freeze" not in page
+    assert "optimizer" not in page
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "text"),
+    [
+        (-0.009, 0.008, 0.9, "Both are therefore equal to within 0.01 of dice."),
+        (
+            -0.009,
+            -0.001,
+            0.01,
+            "worse, by more than the variation between images but less than 0.01.",
+        ),
+        (
+            -0.2,
+            -0.1,
+            0.01,
+            "Its score is therefore worse, by more than the variation between images.",
+        ),
+        (
+            0.1,
+            0.2,
+            0.01,
+            "Its score is therefore better, by more than the variation between images.",
+        ),
+        (
+            *(-0.2, -0.1, 0.2),
+            "The interval excludes 0, but p is above 0.05. The interval uses resampling and the "
+            "test uses sign flips, so they can disagree close to the limit, and with few groups "
+            "the interval tends to be too narrow: it is undecided whether a difference exists.",
+        ),
+        (-0.2, 0.001, 0.04, "The interval includes 0, but p is at most 0.05. The interval"),
+        (
+            *(-0.002, 0.008, 0.03),
+            "undecided whether a difference exists. If a difference exists, it is less than 0.01.",
+        ),
+        (-0.05, 0.02, 0.4, "a loss of up to 0.050 or a gain of up to 0.020 is possible."),
+    ],
+)
+def test_the_conclusion_depends_on_interval_and_test(
+    findings: FinetuningFindings,
+    monkeypatch: pytest.MonkeyPatch,
+    low: float,
+    high: float,
+    p: float,
+    text: str,
+) -> None:
+    difference = MaskDifference(8, 8, (low + high) / 2, low, high, p, 2 / 2**8)
+    monkeypatch.setattr(
+        finetuning_findings,
+        "against_full",
+        lambda _, mode: difference if mode == "freeze" else None,
+    )
+    assert text in words_of(findings)
+
+
+@pytest.mark.parametrize(
+    ("difference", "text"),
+    [
+        (
+            MaskDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125),
+            "p = 0.12 (4 images cannot give a p below 0.12)). The interval excludes 0, but the "
+            "test cannot reach p = 0.05 with so few: it is undecided whether a difference "
+            "exists.",
+        ),
+        (
+            MaskDifference(12, 1, -0.1, None, None, None, 1.0),
+            "-0.100; a single image does not show the variation between images.",
+        ),
+    ],
+)
+def test_too_few_groups_for_a_small_p_are_named(
+    findings: FinetuningFindings, monkeypatch: pytest.MonkeyPatch,
+    difference: MaskDifference, text: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(finetuning_findings, "against_full", lambda _, __: difference)
+    assert text in words_of(findings)
+
+
+def test_the_reason_names_the_interval_and_test_of_classifiers() -> None:
+    """Seven images against one: Newcombe's interval excludes 0, McNemar's p is 0.07."""
+    reference = pd.DataFrame(
+        {"image_id": range(40), "target": 1, "prediction": [1] * 21 + [0] * 19}
+    )
+    frozen = reference.assign(prediction=[0] + [1] * 27 + [0] * 12)
+    gap = class_difference(reference, frozen)
+    assert gap is not None
+    assert gap.low > 0
+    assert gap.p == pytest.approx(0.0703125)
+    text = finetuning_findings._conclusion(
+        gap.value, (gap.low, gap.high), gap.p, gap.smallest_p, SCORINGS["cls"]
+    )
+    assert text == (
+        "The interval excludes 0, but p is above 0.05. The interval is an approximation and "
+        "McNemar's exact test is conservative, so they can disagree close to the limit: it is "
+        "undecided whether a difference exists."
+    )
+
+
+@pytest.mark.parametrize(("factor", "noise"), [(1.0, False), (0.25 / 0.2402, True)])
+def test_a_difference_within_the_spread_is_called_noise(
+    findings: FinetuningFindings, factor: float, noise: bool
+) -> None:
+    runs = [
+        replace(run, steps=run.steps.assign(seconds=run.steps["seconds"] * factor))
+        if run.mode == "freeze"
+        else run
+        for run in findings.modes
+    ]
+    page = words_of(replace(findings, modes=tuple(runs)))
+    assert ("may be noise of the machine" in page) is noise
+
+
+def test_a_slower_iteration_is_called_slower(findings: FinetuningFindings) -> None:
+    runs = [
+        replace(run, steps=run.steps.assign(seconds=0.5)) if run.mode == "freeze" else run
+        for run in findings.modes
+    ]
+    assert "2.00 times as long (99.7 % more) as in full" in words_of(
+        replace(findings, modes=tuple(runs))
+    )
+
+
+def test_sizes_have_the_digits_that_a_few_tensors_need() -> None:
+    assert (megabytes(795_648), megabytes(123_456_789)) == ("0.796 MB", "123.5 MB")
+    assert mebibytes(3 * 2**29) == "1,536 MiB"
+    assert (seconds(0.0123), seconds(0.2312), seconds(1.25)) == ("12.3 ms", "0.231 s", "1.2 s")
+    assert (p_value(0.0004), p_value(0.0156), p_value(0.25)) == ("< 0.001", "0.016", "0.25")
+
+
+def test_where_nothing_was_frozen_time_and_memory_are_no_merit(
+    findings: FinetuningFindings,
+) -> None:
+    full = findings.of("full")
+    assert full is not None
+    saving = findings.record.saving
+    assert saving is not None
+    no_saving = saving.model_copy(update={"frozen": 0})
+    modes = tuple(
+        replace(run, steps=full.steps, costs=full.costs) if run.mode == "freeze" else run
+        for run in findings.modes
+    )
+    record = findings.record.model_copy(update={"saving": no_saving})
+    page = words_of(replace(findings, modes=modes, record=record))
+    assert "No tensor is frozen, so the difference in time between freeze and full is" in page
+    assert "After freezing" not in page
+    assert "By count" not in page
+    assert "optimizer" not in page
+
+
+def test_of_roads_the_relaxed_numbers_of_each_measured_mode_are_told(
+    tmp_path: Path, findings: FinetuningFindings
+) -> None:
+    roads = read_finetuning(build_finetuning(tmp_path, replace(ROADS, unmeasured=("scratch",))))
+    full = roads.of("full")
+    assert full is not None
+    assert full.training.test is not None
+    line = full.training.test.numbers
+    prefix = "Relaxed precision and recall (3 pixels, pixels of all images pooled): full "
+    text = next(single for single in words_of(roads).splitlines() if single.startswith(prefix))
+    assert text.startswith(f"{prefix}{line['relaxed_precision']:.3f} (")
+    assert f" and {line['relaxed_recall']:.3f} (" in text
+    assert ", freeze 0." in text
+    assert "Relaxed" not in words_of(findings)
+
+
+RULE = RuleRecord(
+    threshold=1e-6, quantile=None, pattern=None, kind="mean_abs", relative=False, scope="mamba"
+)
+
+
+def changed_rule(**changes: object) -> RuleRecord:
+    return RULE.model_copy(update={"threshold": None, **changes})
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        (RULE, "tensors of state-space blocks whose mean of |g| over a tensor's elements is "
+               "below 1e-06"),
+        (changed_rule(quantile=0.3, scope="all", kind="rms", relative=True),
+         "the 30 % of the tensors of the complete network with the smallest root mean square of g "
+         "over a tensor's elements, relative to the weight's rms"),
+        (changed_rule(pattern="encoder.*"), "tensors called `encoder.*`"),
+    ],
+)  # fmt: skip
+def test_a_rule_in_words(findings: FinetuningFindings, rule: RuleRecord, text: str) -> None:
+    record = findings.record.model_copy(update={"rule": rule})
+    assert f"- Frozen by: {text}.\n" in finetuning_text(replace(findings, record=record))
+
+
+def test_every_statistic_has_a_name_of_its_own() -> None:
+    kinds = ("mean_abs", "rms", "max_abs", "abs_mean")
+    assert len({statistic_name(changed_rule(kind=kind)) for kind in kinds}) == 4
+
+
+@pytest.mark.parametrize(
+    ("rule", "mamba", "expected"),
+    [
+        (RULE, [True, False], [True, False]),
+        (RULE, [False, False], [True, True]),
+        (changed_rule(threshold=1.0, scope="all"), [True, False], [True, True]),
+        (changed_rule(pattern="x"), [True, False], [True, True]),
+    ],
+)
+def test_a_rule_applies_to_the_tensors_of_its_scope(
+    rule: RuleRecord, mamba: list[bool], expected: list[bool]
+) -> None:
+    assert is_within(rule, pd.Series(mamba)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "label", "scope"),
+    [
+        (("mamba", 1e-6, None, None, None, 0.0), "nothing frozen", "state-space blocks"),
+        (("mamba", 1e-6, None, None, None, 0.1), "below 1e-06", "state-space blocks"),
+        (("all", None, 0.3, None, None, 0.1), "smallest 0.3", "all tensors"),
+        (("all", None, None, None, "encoder.*", 0.1), "encoder.*", "by name"),
+        (("all", None, None, 0.5, None, 0.1), "change below 0.5 of the early one", "all tensors"),
+    ],
+)
+def test_a_line_of_a_sweep_has_a_short_name(
+    line: tuple[object, ...], label: str, scope: str
+) -> None:
+    row = pd.DataFrame([line], columns=list(SWEEP[:6])).iloc[0]
+    assert (rule_label(row), rule_scope(row)) == (label, scope)

@@ -1,16 +1,21 @@
-"""The files of a report: machine-readable numbers, and the two pages."""
+"""The files of a report: numbers, the two pages, and names with special characters."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
+from torch import nn
 
+import robustcli
 from robustcli.evaluation.cell_table import table
 from robustcli.reports.finetuning_page import columns
 from robustcli.reports.pages import Page, to_json, write_page, write_result_files
@@ -89,3 +94,31 @@ def test_temporary_files_of_killed_reports_are_removed(tmp_path: Path) -> None:
     write_page(Page(pd.DataFrame({"a": [1]}), "# T\n"), tmp_path)
     left = {path.name for path in (tmp_path / "figures").iterdir()}
     assert left == set(names) - {".a.png.999999999-1.tmp"}
+
+
+NAMES = ("<img src=x onerror=alert(1)>", "a|b `c`", "=1+1", "@sum(1)")
+
+
+def test_names_of_classes_are_shown_and_never_obeyed(tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(2):
+            pixels = np.random.default_rng((number, index)).integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{index}.png")
+    network = nn.Sequential(nn.Flatten(), nn.Linear(8 * 8 * 3, 4)).eval()
+    run = robustcli.evaluate(
+        network, tmp_path / "data", "identity", out=tmp_path / "run", classes=NAMES,
+        preprocessing={"resize": 8, "crop": 8}, workers=0, device="cpu",
+    )  # fmt: skip
+    run.report()
+    page = (run.path / "report.html").read_text()
+    assert "<img src=x" not in page
+    assert "&lt;img src=x" in page
+    for line in (run.path / "report.md").read_text().splitlines():
+        assert "<img src=x" not in re.sub(r"(`+).*?\1(?!`)", "", line), (
+            "HTML may only appear as code"
+        )
+    with (run.path / "classes.csv").open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell[:1] in ("=", "@")]
+    assert any("1+1" in cell for cell in cells)

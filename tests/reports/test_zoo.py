@@ -1,17 +1,33 @@
-"""Several trainings: published and measured numbers, and caveats."""
+"""Several trainings: published and measured numbers, tests, caveats, and the common report."""
 
 from __future__ import annotations
 
+import json
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from robustcli.core.errors import UsageError
+from robustcli.evaluation.record import EVALUATION
+from robustcli.reports import zoo_page
+from robustcli.reports.pages import write_page
 from robustcli.reports.training_findings import read_training
-from robustcli.reports.zoo_findings import Zoo, ZooRow
+from robustcli.reports.zoo_findings import Zoo, ZooComparison, ZooRow
 from robustcli.reports.zoo_page import zoo_report, zoo_text
+from robustcli.training.record import ADDED, TRAINING
+from tests.reports.compared import rows_of
 from tests.reports.page_parts import assert_golden, line_of, section
-from tests.reports.train_runs import TrainPlan, build_training
+from tests.reports.train_runs import (
+    CLASSIFIERS,
+    TrainPlan,
+    build_class_training,
+    build_training,
+    three_classifiers,
+)
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -226,3 +242,152 @@ def test_what_is_not_measured_yet_is_missing(tmp_path: Path) -> None:
     page = published_part(build_zoo(tmp_path, TrainPlan(measured=False, finished=0)))
     assert line_of(page, "`ulvm_v5`")[4:10] == [*[DASH] * 4, "0", DASH]
     assert "`otsu`" not in page
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disables drawing, which takes most of the time; captions remain."""
+    for name in ("draw_by_epoch", "draw_costs"):
+        monkeypatch.setattr(zoo_page, name, lambda *_: None)
+
+
+def zoo_of(runs: list[Path]) -> Zoo:
+    return Zoo([read_training(run) for run in runs])
+
+
+def test_every_pair_is_tested_and_adjusted_after_holm(tmp_path: Path) -> None:
+    comparison = ZooComparison(zoo_of(three_classifiers(tmp_path)))
+    table = comparison.verdicts()
+    assert table is not None
+    hits = {
+        name: (rows["prediction"] == rows["target"]).to_numpy()
+        for name in CLASSIFIERS
+        for rows in [rows_of(tmp_path / name / "test", name)]
+    }
+    expected = []
+    for first, second in combinations(CLASSIFIERS, 2):
+        first_only = int((hits[first] & ~hits[second]).sum())
+        second_only = int((~hits[first] & hits[second]).sum())
+        expected.append(binomtest(first_only, first_only + second_only).pvalue)
+    assert list(zip(table["first"], table["second"], strict=True)) == [
+        *combinations(CLASSIFIERS, 2)
+    ]
+    assert table["p"].tolist() == pytest.approx(expected)
+    order = np.argsort(expected)
+    adjusted = np.maximum.accumulate(np.array(expected)[order] * [3, 2, 1])
+    assert table["p_adjusted"].to_numpy()[order] == pytest.approx(np.minimum(adjusted, 1))
+    best = comparison.sentences[0]
+    assert best.startswith("`vim` has the highest top-1 of 3 trainings on the same 80 held-out")
+    wins = int((table["outcome"] == "first ahead")[table["first"] == "vim"].sum())
+    assert (f"ahead of {wins} of the 2 others" if wins else "No difference from any") in best
+
+
+def test_the_page_has_scores_costs_and_files(tmp_path: Path) -> None:
+    runs = three_classifiers(tmp_path)
+    page = zoo_report(runs, tmp_path / "out")
+    write_page(page, tmp_path / "out")
+    file_bytes = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    write_page(zoo_report(runs, tmp_path / "out"), tmp_path / "out")
+    assert all(path.read_bytes() == content for path, content in file_bytes.items())
+    line = line_of(section(page.markdown, "All networks"), "`vim`")
+    assert line[1:3] == ["3,000", "7.50 M"]
+    # 3,143 images in epochs of 4.0 s, 0.5 s of which are validation.
+    assert line[5:] == ["4.0 s", "898.0", "1.50 GiB"]
+    training = read_training(runs[0])
+    assert training.macro_f1 is not None
+    assert line[4].startswith(f"{training.macro_f1.f1:.3f} (")
+    results = pd.read_csv(tmp_path / "out/results.csv")
+    assert results["f1"].iloc[0] == pytest.approx(training.macro_f1.f1)
+    assert results["multiply_adds"].tolist() == [7_500_000, 5_000_000, 2_500_000]
+    assert results["images_per_second"].tolist() == pytest.approx([3143 / 3.5] * 3)
+    assert results["train_seconds"].tolist() == [3.5] * 3
+    assert results["chosen_val_f1"].iloc[0] < results["last_val_f1"].iloc[0]
+    assert len(pd.read_csv(tmp_path / "out/verdicts.csv")) == 3
+    figures = tmp_path / "out/figures"
+    for name in ("score_over_costs", "score_by_epoch", "loss_by_epoch", "time_by_epoch"):
+        assert f"figures/{name}.png" in page.markdown
+        assert (figures / f"{name}.png").is_file()
+        assert (figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_other_held_out_images_are_marked_and_not_tested(tmp_path: Path) -> None:
+    runs = three_classifiers(tmp_path)
+    record = EVALUATION.read(runs[2] / "test")
+    EVALUATION.update(
+        runs[2] / "test", dataset=record.dataset.model_copy(update={"digest": "00" * 32})
+    )
+    comparison = ZooComparison(zoo_of(runs))
+    assert [pairs.labels for pairs in comparison.sets] == [["vim", "vit"], ["resnet9"]]
+    table = comparison.verdicts()
+    assert table is not None
+    assert [*table["first"], *table["second"]] == ["vim", "vit"]
+    page = zoo_text(zoo_of(runs))
+    assert "**Mixed held-out images.**" in page.split("\n## ")[0]
+    text = section(page, "Which network is better")
+    assert "`resnet9`: not compared with the trainings above" in text
+    assert "The images, their classes or their order" in text
+
+
+def test_other_training_images_are_marked_where_the_held_out_ones_are_the_same(
+    tmp_path: Path,
+) -> None:
+    runs = three_classifiers(tmp_path)
+    for run in runs:
+        (run / "splits.csv").write_text("image_id,group,split\na,a,train\nb,b,test\n")
+    assert "**Mixed data.**" not in zoo_text(zoo_of(runs))
+    (runs[0] / "splits.csv").write_text("image_id,group,split\na,a,train\nb,b,train\n")
+    assert "**Mixed data.**" in zoo_text(zoo_of(runs))
+    assert len(ZooComparison(zoo_of(runs)).sets) == 1
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_an_older_run_lacks_numbers_and_nothing_is_made_up(tmp_path: Path) -> None:
+    runs = three_classifiers(tmp_path)
+    older_record = json.loads((runs[0] / "run.json").read_text())
+    del older_record["multiply_adds"]
+    (runs[0] / "run.json").write_text(json.dumps(older_record))
+    metrics = pd.read_csv(runs[0] / "metrics.csv")
+    metrics.drop(columns=list(ADDED)).to_csv(runs[0] / "metrics.csv", index=False)
+    page = zoo_report(runs, tmp_path / "out")
+    dash = "\N{EN DASH}"
+    line = line_of(section(page.markdown, "All networks"), "`vim`")
+    assert (line[2], line[5], line[6]) == (dash, "4.0 s", dash)
+    missing_columns = ["multiply_adds", "train_seconds", "val_seconds", "images_per_second"]
+    missing_columns += ["chosen_val_f1", "last_val_f1"]
+    assert page.results.loc[0, missing_columns].isna().all()
+    assert page.results.loc[1, missing_columns].notna().all()
+    assert "Multiply-adds not recorded: vim." in page.markdown
+    assert "Not recorded for vim." in page.markdown
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_what_is_not_measured_is_named(tmp_path: Path) -> None:
+    runs = [*three_classifiers(tmp_path), build_class_training(tmp_path / "begun", measured=False)]
+    TRAINING.update(runs[-1], model="resnet18")
+    page = zoo_report(runs, tmp_path / "out").markdown
+    assert "Not measured yet: `resnet18`." in page
+    assert line_of(section(page, "All networks"), "`resnet18`")[3] == "not measured"
+
+
+def test_segmenters_are_tested_by_group(tmp_path: Path) -> None:
+    runs = [
+        build_training(tmp_path / name, TrainPlan(model=name, base=base))
+        for name, base in (("unet", 0.9), ("ulvm", 0.6))
+    ]
+    comparison = ZooComparison(zoo_of(runs))
+    table = comparison.verdicts()
+    assert table is not None
+    assert (table["n"].item(), table["groups"].item()) == (24, 8)
+    assert table["p"].item() == pytest.approx(2 / 2**8)  # all 8 differences have one sign
+    page = zoo_text(zoo_of(runs))
+    assert "of 24 held-out images" not in page
+    assert "on the same 24 held-out images of 8 patients" in comparison.sentences[0]
+
+
+def test_tasks_are_not_mixed_and_runs_not_overwritten(tmp_path: Path) -> None:
+    runs = [*three_classifiers(tmp_path), build_training(tmp_path / "seg")]
+    with pytest.raises(UsageError, match="cannot be compared in one table"):
+        zoo_report(runs, tmp_path / "out")
+    with pytest.raises(UsageError, match="overwrite the report of the run"):
+        zoo_report(runs[:2], runs[3])
+    assert not (tmp_path / "out").exists()
