@@ -40,6 +40,8 @@ from tests.models import golden
 
 LEARNING = [e.name for e in CATALOGUE.values() if e.task == "seg" and e.name != "otsu"]
 RESNETS = ["resnet18_seg", "resnet50_seg"]
+TINY = {"depths": [1, 1], "dim": 8}
+PICO = resolve("vmamba-pico")
 
 
 def start(
@@ -140,20 +142,17 @@ def test_a_file_of_the_encoder(name: str, tmp_path: Path) -> None:
     assert_holds(again, dict(network.state_dict()))  # the decoder follows the seed
 
 
-SWIN = {"depths": [1, 1], "dim": 8}
-
-
 @pytest.mark.parametrize("name", ["swin-umamba", "swin-umamba-d"])
 @pytest.mark.parametrize("old", [True, False], ids=["old names", "current names"])
 def test_the_encoder_of_a_swin_umamba_from_a_vmamba(
     name: str, old: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    classifier = architecture("vmamba-t-v0").build(**SWIN)
+    classifier = architecture("vmamba-t-v0").build(**TINY)
     state = random_state(classifier)
     file = tmp_path / "vssmtiny.pth"
     named = {old_name(key): tensor for key, tensor in state.items()} if old else state
     torch.save({"model": named}, file)
-    network, origin = start(name, file, SWIN, seed=3)
+    network, origin = start(name, file, TINY, seed=3)
     assert origin == f"encoder: {file}"
     own = dict(network.state_dict())
     for theirs, ours in (
@@ -162,7 +161,7 @@ def test_the_encoder_of_a_swin_umamba_from_a_vmamba(
         ("patch_embed.2.bias", "patch_embed.norm.bias"),
     ):
         assert torch.equal(own[f"vssm_encoder.{ours}"], state[theirs])
-    initial, _ = start(name, None, SWIN, seed=3)
+    initial, _ = start(name, None, TINY, seed=3)
     assert all(
         torch.equal(own[key], tensor)
         for key, tensor in initial.state_dict().items()
@@ -179,9 +178,9 @@ def test_the_encoder_of_a_swin_umamba_from_a_vmamba(
 def test_the_encoder_of_a_control_without_scan_and_of_another_number_of_classes(
     tmp_path: Path,
 ) -> None:
-    state = random_state(architecture("vmamba-t-v0").build(**SWIN))
+    state = random_state(architecture("vmamba-t-v0").build(**TINY))
     torch.save(state, tmp_path / "w.pth")
-    options = {**SWIN, "ablate": "scan"}
+    options = {**TINY, "ablate": "scan"}
     network, _ = start("swin-umamba-d", tmp_path / "w.pth", options, classes=("a", "b"))
     own = network.state_dict()
     assert own["decoder.seg_layers.1.bias"].shape == (3,)
@@ -194,7 +193,7 @@ def test_the_encoder_of_a_control_without_scan_and_of_another_number_of_classes(
 def test_another_vmamba_is_refused(other: str, tmp_path: Path) -> None:
     torch.save(architecture(other).build(depths=(1, 2), dim=8).state_dict(), tmp_path / "w.pth")
     with pytest.raises(UsageError, match=r"weights of `the encoder`(?s:.*)is `vmamba-t-v0`"):
-        start("swin-umamba", tmp_path / "w.pth", SWIN)
+        start("swin-umamba", tmp_path / "w.pth", TINY)
 
 
 def test_a_run_to_go_on_from(tmp_path: Path) -> None:
@@ -241,10 +240,6 @@ def test_every_other_name_starts(name: str) -> None:
     assert sum(p.numel() for p in network.parameters()) == CATALOGUE[name].parameters
 
 
-TINY = {"depths": [1, 1], "dim": 8}
-PICO = resolve("vmamba-pico")
-
-
 def test_the_seed_decides_and_the_callers_generator_is_left_alone() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
@@ -280,10 +275,6 @@ def test_a_size_that_the_network_cannot_take_is_refused() -> None:
     assert "--model-arg img_size=40" in str(error.value)
 
 
-TINY_TRANSFER = {"depths": [1, 1], "dim": 8}
-ENTRY = resolve("vmamba-pico")
-
-
 @pytest.mark.parametrize(
     ("name", "options", "heads"),
     [
@@ -299,27 +290,27 @@ def test_the_heads_are_those_of_timms_contract(
 
 
 def test_ours_have_the_same_contract() -> None:
-    assert heads_in(networks.create("vmamba-pico", TINY_TRANSFER)) == ("classifier.head.",)
+    assert heads_in(networks.create("vmamba-pico", TINY)) == ("classifier.head.",)
     assert heads_in(networks.create("vim", {"depth": 1, "dim": 16})) == ("head.",)
 
 
 def test_all_but_the_head_is_copied_also_from_another_number_of_classes() -> None:
-    state = networks.create("vmamba-pico", TINY_TRANSFER).state_dict()
-    network = networks.create("vmamba-pico", {**TINY_TRANSFER, "num_classes": 3})
+    state = networks.create("vmamba-pico", TINY).state_dict()
+    network = networks.create("vmamba-pico", {**TINY, "num_classes": 3})
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    transfer(network, state, ENTRY, ("classifier.head.",), "here")
+    transfer(network, state, PICO, ("classifier.head.",), "here")
     for name, tensor in network.state_dict().items():
         expected = before[name] if name.startswith("classifier.head.") else state[name]
         assert torch.equal(tensor, expected), name
 
 
 def test_what_does_not_fit_is_named_and_nothing_is_copied() -> None:
-    state = dict(networks.create("vmamba-pico", {**TINY_TRANSFER, "dim": 16}).state_dict())
+    state = dict(networks.create("vmamba-pico", {**TINY, "dim": 16}).state_dict())
     state.pop("patch_embed.0.bias")
-    network = networks.create("vmamba-pico", TINY_TRANSFER)
+    network = networks.create("vmamba-pico", TINY)
     before = network.state_dict()["layers.1.blocks.0.op.Ds"].clone()
     with pytest.raises(UsageError, match=r"`patch_embed\.0\.weight` is \(8,") as error:
-        transfer(network, state, ENTRY, ("classifier.head.",), "here")
+        transfer(network, state, PICO, ("classifier.head.",), "here")
     assert "`patch_embed.0.bias` is missing" in str(error.value)
     assert "classifier.head" not in str(error.value)
     assert torch.equal(network.state_dict()["layers.1.blocks.0.op.Ds"], before)
