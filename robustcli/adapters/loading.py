@@ -311,7 +311,7 @@ def counts(key: str) -> bool:
     return key.endswith(_COUNTER)
 
 
-def tensor_differences(expected: Shapes, received: Shapes, most: int = _SHOWN) -> str:
+def tensor_differences(expected: Shapes, received: Shapes) -> str:
     """The first differences in names and shapes between `received` and `expected`, in words."""
     missing = [key for key in expected if key not in received]
     unknown = [key for key in received if key not in expected]
@@ -319,18 +319,18 @@ def tensor_differences(expected: Shapes, received: Shapes, most: int = _SHOWN) -
     parts = []
     if reshaped:
         shown = "; ".join(
-            f"`{shortened_text(k)}` is {received[k]}, not {expected[k]}" for k in reshaped[:most]
+            f"`{shortened_text(k)}` is {received[k]}, not {expected[k]}" for k in reshaped[:_SHOWN]
         )
         parts.append(f"{len(reshaped)} with a different shape ({shown})")
     if missing:
-        parts.append(f"{len(missing)} missing ({_listed(missing, most)})")
+        parts.append(f"{len(missing)} missing ({_listed(missing)})")
     if unknown:
-        parts.append(f"{len(unknown)} unknown ({_listed(unknown, most)})")
+        parts.append(f"{len(unknown)} unknown ({_listed(unknown)})")
     return f"Of {len(expected)} expected tensors: {', '.join(parts)}."
 
 
-def _listed(names: Sequence[str], most: int = _SHOWN) -> str:
-    return ", ".join(f"`{shortened_text(name)}`" for name in names[:most])
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{shortened_text(name)}`" for name in names[:_SHOWN])
 
 
 # Patterns from the names of v0 files (VMamba issue 53) to ours, applied in this order.

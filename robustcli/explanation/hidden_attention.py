@@ -35,7 +35,7 @@ VMamba and Vim.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,7 +48,6 @@ from robustcli.core.errors import UsageError
 from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
 from robustcli.models.ablation import has_scan
 from robustcli.models.scan import selective_scan, ss2d_scan
-from robustcli.models.scan.base import pixel_orders
 from robustcli.models.vim import Vim
 from robustcli.models.vmamba import VMamba
 
@@ -133,47 +132,6 @@ class HiddenScan:
             directions=self.directions,
         )  # fmt: skip
         return y.mean(1)
-
-    def rows(self, direction: int, channels: slice = slice(None)) -> Iterator[tuple[int, Tensor]]:
-        """Yields the row-major index of each position and its signed row of alpha, (N, d, H*W).
-
-        Args:
-            direction: Index of the direction.
-            channels: The d channels to compute; memory is proportional to N, d, S and H*W.
-        """
-        N, K, D, H, W = self.delta.shape
-        path = pixel_orders(H, W, self.directions)[direction].tolist()
-        A = self.A.view(K, D, -1)[direction, channels]  # (d, S)
-        step = self.delta[:, direction, channels].flatten(2)  # (N, d, H*W)
-        if self.bias is not None:
-            step = step + self.bias.view(K, D)[direction, channels, None]
-        step = F.softplus(step) if self.softplus else step
-        B, C = (t[:, direction].flatten(2) for t in (self.B, self.C))  # (N, S, H*W)
-        # Contribution of each position to the state: (N, d, S, H*W).
-        state = step.new_zeros(N, step.shape[1], A.shape[1], H * W)
-        for place in path:
-            state *= torch.exp(step[..., place, None] * A)[..., None]
-            state[..., place] = step[..., place, None] * B[:, None, :, place]
-            yield place, torch.einsum("nds,ndsl->ndl", C[:, None, :, place].expand(
-                -1, step.shape[1], -1), state)  # fmt: skip
-
-    def matrix(self, *, absolute: bool = True, block: int = 16) -> Tensor:
-        """The attention matrix (N, H*W, H*W): row i contains the attention of position i.
-
-        Positions are in row-major order. Only for small feature maps: it takes H*W steps per
-        direction, and memory for N * H*W * H*W numbers.
-
-        Args:
-            absolute: Whether to average |alpha| over channels; else alpha.
-            block: Number of channels computed at once.
-        """
-        N, K, D, H, W = self.delta.shape
-        matrix = self.delta.new_zeros(N, H * W, H * W)
-        for direction in range(K):
-            for part in batched(D, block):
-                for place, row in self.rows(direction, part):
-                    matrix[:, place] += (row.abs() if absolute else row).sum(1) / D
-        return matrix
 
 
 def recorded_scans(

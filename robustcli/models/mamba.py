@@ -21,10 +21,13 @@ from torch import Tensor, nn
 from robustcli.models.ablation import ScanBlock
 from robustcli.models.scan import selective_scan
 
+_EXPANSION = 2  # ratio of inner channels D to channels of the tokens
+_WIDTH = 4  # of the causal convolutions
 
-def step_size_bias(shape: tuple[int, ...], low: float = 1e-3, high: float = 0.1) -> Tensor:
-    """Initial biases: their softplus is log-uniform in [low, high], at least 1e-4 (as Mamba)."""
-    step = torch.empty(shape).uniform_(math.log(low), math.log(high)).exp().clamp(min=1e-4)
+
+def step_size_bias(shape: tuple[int, ...]) -> Tensor:
+    """Initial biases: their softplus is log-uniform in [0.001, 0.1], at least 1e-4 (as Mamba)."""
+    step = torch.empty(shape).uniform_(math.log(1e-3), math.log(0.1)).exp().clamp(min=1e-4)
     return step + torch.log(-torch.expm1(-step))
 
 
@@ -44,19 +47,17 @@ class Mamba(ScanBlock):
     Args:
         dim: Channels of the tokens.
         d_state: State size N.
-        d_conv: Width of the causal convolution.
-        expand: Ratio of inner channels D to channels of the tokens.
     """
 
     scan_parts = ("A_log", "D", "x_proj", "dt_proj")
 
-    def __init__(self, dim: int, d_state: int = 16, d_conv: int = 4, expand: int = 2) -> None:
+    def __init__(self, dim: int, d_state: int = 16) -> None:
         super().__init__()
-        D, R = expand * dim, math.ceil(dim / 16)
+        D, R = _EXPANSION * dim, math.ceil(dim / 16)
         self.A_log = nn.Parameter(state_logs(D, d_state))
         self.D = nn.Parameter(torch.ones(D))
         self.in_proj = nn.Linear(dim, 2 * D, bias=False)
-        self.conv1d = nn.Conv1d(D, D, d_conv, groups=D)
+        self.conv1d = nn.Conv1d(D, D, _WIDTH, groups=D)
         self.x_proj = nn.Linear(D, R + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(R, D)
         self.out_proj = nn.Linear(D, dim, bias=False)
@@ -83,8 +84,6 @@ class BidirectionalMamba(ScanBlock):
     Args:
         dim: Channels of the tokens.
         d_state: State size N.
-        d_conv: Width of the causal convolutions.
-        expand: Ratio of inner channels D to channels of the tokens.
     """
 
     scan_parts = (
@@ -92,18 +91,18 @@ class BidirectionalMamba(ScanBlock):
         *("A_b_log", "D_b", "x_proj_b", "dt_proj_b"),
     )
 
-    def __init__(self, dim: int, d_state: int = 16, d_conv: int = 4, expand: int = 2) -> None:
+    def __init__(self, dim: int, d_state: int = 16) -> None:
         super().__init__()
-        D, R = expand * dim, math.ceil(dim / 16)
+        D, R = _EXPANSION * dim, math.ceil(dim / 16)
         self.A_log = nn.Parameter(state_logs(D, d_state))
         self.D = nn.Parameter(torch.ones(D))
         self.A_b_log = nn.Parameter(state_logs(D, d_state))
         self.D_b = nn.Parameter(torch.ones(D))
         self.in_proj = nn.Linear(dim, 2 * D, bias=False)
-        self.conv1d = nn.Conv1d(D, D, d_conv, groups=D)
+        self.conv1d = nn.Conv1d(D, D, _WIDTH, groups=D)
         self.x_proj = nn.Linear(D, R + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(R, D)
-        self.conv1d_b = nn.Conv1d(D, D, d_conv, groups=D)
+        self.conv1d_b = nn.Conv1d(D, D, _WIDTH, groups=D)
         self.x_proj_b = nn.Linear(D, R + 2 * d_state, bias=False)
         self.dt_proj_b = nn.Linear(R, D)
         self.out_proj = nn.Linear(D, dim, bias=False)

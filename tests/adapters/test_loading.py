@@ -66,8 +66,8 @@ def test_differences_in_words(value: dict[str, tuple[int, ...]], words: str) -> 
 
 def test_the_first_few_are_named_and_all_are_counted() -> None:
     shapes = {**EXPECTED, **{f"x{number}": (1,) for number in range(100)}}
-    text = tensor_differences(EXPECTED, shapes, 2)
-    assert text == "Of 5 expected tensors: 100 unknown (`x0`, `x1`)."
+    text = tensor_differences(EXPECTED, shapes)
+    assert text == "Of 5 expected tensors: 100 unknown (`x0`, `x1`, `x2`)."
 
 
 def test_weights_of_another_network_change_nothing() -> None:

@@ -71,45 +71,23 @@ def alpha_of(scan: HiddenScan, direction: int) -> Tensor:
     return alpha
 
 
-@pytest.mark.parametrize("directions", [CROSS, ("row", "row-reversed")])
-def test_rows_are_the_products_of_the_definition(directions):
-    scan = random_scan(directions)
-    for direction in range(len(directions)):
-        expected = alpha_of(scan, direction)
-        for channels in (slice(0, 2), slice(1, 2)):
-            rows = dict(scan.rows(direction, channels))
-            assert sorted(rows) == list(range(12))
-            matrix = torch.stack([rows[place] for place in range(12)], 2)
-            torch.testing.assert_close(matrix, expected[:, channels])
-
-
 def test_attention_times_the_input_is_the_output_of_the_scan():
     scan = random_scan()
     x = torch.randn(2, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     D = torch.arange(8.0, dtype=torch.float64)
     y = ss2d_scan(x, scan.delta, scan.A, scan.B, scan.C, D, scan.bias)
     y = y - D.view(4, 2).sum(0)[:, None, None] * x
-    attended = torch.zeros_like(x).flatten(2)
-    for direction in range(4):
-        for place, row in scan.rows(direction):
-            attended[:, :, place] += (row * x.flatten(2)).sum(-1)
-    torch.testing.assert_close(attended.view_as(y), y)
-
-
-def test_the_matrix_is_the_mean_over_channels_summed_over_directions():
-    scan = random_scan()
     alphas = [alpha_of(scan, direction) for direction in range(4)]
-    for block in (1, 16):
-        torch.testing.assert_close(scan.matrix(absolute=False, block=block), sum(alphas).mean(1))
-        expected = sum(alpha.abs() for alpha in alphas).mean(1)
-        torch.testing.assert_close(scan.matrix(block=block), expected)
+    attended = torch.einsum("ndij,ndj->ndi", sum(alphas), x.flatten(2))
+    torch.testing.assert_close(attended.view_as(y), y)
 
 
 @pytest.mark.parametrize("states", [1, 3])
 def test_a_scan_attends_as_its_matrix_does(states):
     scan = random_scan(states=states)
     values = torch.rand(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    by_matrix = torch.einsum("nij,nj->ni", scan.matrix(), values.flatten(1)).view_as(values)
+    matrix = sum(alpha_of(scan, direction).abs() for direction in range(4)).mean(1)
+    by_matrix = torch.einsum("nij,nj->ni", matrix, values.flatten(1)).view_as(values)
     attended = scan.attended(values)
     if states == 1:
         torch.testing.assert_close(attended, by_matrix)
@@ -197,9 +175,9 @@ def test_vims_second_direction_is_laid_back_from_its_order():
     for direction, (scanned, output) in enumerate(halves):
         if direction == 1:
             scanned, output = scanned.flip(-1), output.flip(-1)
-        for place, row in scan.rows(direction):
-            attended = (row * scanned).sum(-1)
-            torch.testing.assert_close(attended, output[..., place], rtol=1e-4, atol=1e-5)
+        alpha = alpha_of(scan, direction).to(scanned)
+        attended = torch.einsum("ndij,ndj->ndi", alpha, scanned)
+        torch.testing.assert_close(attended, output, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_of_rows_are_the_positive_gradient_of_the_score():
