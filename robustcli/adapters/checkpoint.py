@@ -301,12 +301,8 @@ def _content(path: Path) -> tuple[list[str], object]:
     if safe != safe_suffix:
         kind = "a safetensors" if safe else "a torch"
         remarks.append(f"it is {kind} file, although its suffix differs")
-    return remarks, _safetensors(path) if safe else read_torch(path)
-
-
-def _safetensors(path: Path) -> object:
     try:
-        return load_file(path)
+        return remarks, load_file(path) if safe else read_torch(path)
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
 
@@ -463,10 +459,6 @@ def _is_markup(file: Sniffed) -> bool:
     return start.startswith(("<!doctype", "<html", "<head", "<body", "<script", "<?xml", "<error"))
 
 
-def _is_json(file: Sniffed) -> bool:
-    return file.text.lstrip().startswith(("{", "["))
-
-
 def _is_text(file: Sniffed) -> bool:
     printable = sum(character.isprintable() or character.isspace() for character in file.text)
     return len(file.text) > 0 and printable == len(file.text) and file.size > 0
@@ -519,7 +511,7 @@ FILE_KINDS: tuple[FileKind, ...] = (
         "Open the address in a browser, and download the actual file.",
     ),
     FileKind(
-        "JSON", _is_json,
+        "JSON", lambda file: file.text.lstrip().startswith(("{", "[")),
         "It is a configuration, an index of weights in several files, or the response of a server.",
         "Pass the file with the weights (it ends with .safetensors, .pth, .pt or .bin).",
     ),

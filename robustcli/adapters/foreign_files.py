@@ -129,8 +129,10 @@ def users_network(request: ModelRequest) -> ForeignNetwork:
                 "`weights` cannot be used with a network in memory.", "It holds its own weights.",
                 "Load them into it with `load_state_dict`, or pass the function that builds it.",
             )  # fmt: skip
-        _load_weights(network, request.weights, request.name)
         origin = str(request.weights)
+        choice = choose(read_weights(request.weights), shapes_of(network.state_dict()))
+        load_strictly(network, choice.state, model=request.name, origin=origin, advice=None)
+        choice.announce(origin)
     config = getattr(network, "pretrained_cfg", None)
     preprocessing = _timm_preprocessing(network) if config else None
     return ForeignNetwork(
@@ -249,12 +251,6 @@ def _built(name: str, build: Any, arguments: Mapping[str, Any]) -> object:
         raise foreign_code_error(
             f"`{name}` failed, called with ({call_arguments}).", error
         ) from error
-
-
-def _load_weights(network: nn.Module, path: Path, name: str) -> None:
-    choice = choose(read_weights(path), shapes_of(network.state_dict()))
-    load_strictly(network, choice.state, model=name, origin=str(path), advice=None)
-    choice.announce(str(path))
 
 
 _LIBRARIES = tuple(

@@ -259,6 +259,9 @@ def _side(size: object) -> int | None:
 
 # timm's format on the hub.
 
+_SETTINGS = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std", "num_classes")
+"""Settings of a repository that are used: those of preprocessing, none that downloads files."""
+
 
 def timm_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
     """A timm network on the hub, with `config.json` and `model.safetensors`.
@@ -277,11 +280,10 @@ def timm_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
         )
     timm_config = config.get("pretrained_cfg") or {}
     classes = int(config.get("num_classes", timm_config.get("num_classes", 1000)))
-    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in timm_config.items()}
+    settings = {key: timm_config[key] for key in _SETTINGS if timm_config.get(key) is not None}
+    overlay = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
     arguments = {**(config.get("model_args") or {}), "num_classes": classes}
-    network = timm_library.create(
-        architecture, {**arguments, "pretrained_cfg_overlay": _overlay(settings)}
-    )
+    network = timm_library.create(architecture, {**arguments, "pretrained_cfg_overlay": overlay})
     files = sorted(repository.folder.glob(f"*{_SAFE}"))
     state = read_weights(next((f for f in files if f.name == "model.safetensors"), files[0]))
     choice = choose(state, shapes_of(network.state_dict()))
@@ -298,12 +300,6 @@ def timm_model(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
         classes=tuple(map(str, labels)) if isinstance(labels, list) else None,
         users_code=False,
     )
-
-
-def _overlay(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The preprocessing settings of a repository, without settings that download files."""
-    keys = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std", "num_classes")
-    return {key: settings[key] for key in keys if settings.get(key) is not None}
 
 
 # open_clip: zero-shot classification by the names of classes.

@@ -88,13 +88,14 @@ def load(
     base = _preprocessing(entry, network, header, arguments)
     preprocessing, notes = base.changed(request.preprocessing, channels)
     notes = (GREY_NOTE.format(entry.name), *notes) if channels == 1 else notes
+    no_weights = f"none: initialised with seed {seed}" if is_trainable(entry) else "none needed"
     facts = ModelFacts(
         name=entry.name,
         family=entry.family,
         builder=f"{entry.builder}:{entry.variant}",
         arguments=arguments,
         parameters=sum(p.numel() for p in network.parameters()),
-        weights=_origin(entry, weights, seed),
+        weights=weights.origin if weights is not None else no_weights,
         weights_sha256=state_digest(network.state_dict()),
         pretraining=_pretraining(entry, request, weights),
         untrained=weights is None and is_trainable(entry),
@@ -318,12 +319,6 @@ def _preprocessing(
         overlap = usual.overlap if header.overlap is None else header.overlap
         return replace(usual, overlap=overlap, nnunet=header.nnunet)
     return own_preprocessing(entry, network, arguments)
-
-
-def _origin(entry: ModelEntry, weights: _Weights | None, seed: int) -> str:
-    if weights is not None:
-        return weights.origin
-    return f"none: initialised with seed {seed}" if is_trainable(entry) else "none needed"
 
 
 def _pretraining(entry: ModelEntry, request: ModelRequest, weights: _Weights | None) -> str:

@@ -232,7 +232,7 @@ def _refused(trial: Trial, error: Exception) -> UsageError:
     shape = (1, *trial.shape)
     reason = f"{type(error).__name__}: {first_line(error)}"
     why = f"Its first forward pass, of an input of shape {shape}, ended with {reason.rstrip('.')}."
-    if _is_about_channels(error):
+    if "channels, but got" in str(error) or "to have 1 channels" in str(error):
         return UsageError(
             f"`{trial.name}` does not accept images with {channels} channels.",
             why,
@@ -245,11 +245,6 @@ def _refused(trial: Trial, error: Exception) -> UsageError:
         " ".join(part for part in (why, requirement) if part),
         todo,
     )
-
-
-def _is_about_channels(error: Exception) -> bool:
-    text = str(error)
-    return "channels, but got" in text or "to have 1 channels" in text
 
 
 def _wants(trial: Trial) -> tuple[str, str]:

@@ -297,10 +297,6 @@ _BITS = 22
 _MOST_ASPECT = 1.9
 
 
-def _triangle(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(distance < 1, 1 - distance, 0)
-
-
 def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     """Keys' cubic kernel with a = -0.5."""
     a = -0.5
@@ -312,7 +308,7 @@ def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
 _FILTERS: dict[
     Image.Resampling, tuple[Callable[[NDArray[np.float64]], NDArray[np.float64]], float]
 ] = {
-    Image.Resampling.BILINEAR: (_triangle, 1.0),
+    Image.Resampling.BILINEAR: (lambda distance: np.where(distance < 1, 1 - distance, 0), 1.0),
     Image.Resampling.BICUBIC: (_cubic, 2.0),
 }
 """Kernel of each filter, and its support: the distance from which the weight is 0."""

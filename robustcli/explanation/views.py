@@ -169,7 +169,10 @@ def _view(
     if mask_class is not None:
         number = mask_class_number(mask_class, model.classes)
         shown = [np.asarray(mask) == number for mask in made.masks]
-    masks = [_cut(_padded_mask(mask, side), side) for mask in shown]
+    masks = [
+        _cut(padded_to_window(mask[:, :, None], side, by="constant").image[:, :, 0], side)
+        for mask in shown
+    ]
     return View(
         samples, pixels, np.stack([photo for _, photo in windows]),
         torch.from_numpy(np.stack(masks)),
@@ -190,10 +193,6 @@ def _window(segmenter: Segmenter, image: Image) -> tuple[NDArray[Any], Image]:
         prepared, by = segmenter.preprocessing.nnunet.normalised(prepared), "constant"
     framed = padded_to_window(prepared, side, by=by).image  # type: ignore[arg-type]
     return _cut(framed, side), _cut(padded_to_window(image, side).image, side)
-
-
-def _padded_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
-    return padded_to_window(mask[:, :, None], side, by="constant").image[:, :, 0]
 
 
 def _cut(image: NDArray[Any], side: int) -> NDArray[Any]:

@@ -322,13 +322,13 @@ def without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     unique: dict[str, Tensor] = {}
     for key, tensor in state.items():
         name = canonical_key(key)
-        if name in unique and not _equal_tensors(unique[name], tensor):
+        first = unique.setdefault(name, tensor)
+        if first.data_ptr() != tensor.data_ptr() and not torch.equal(first, tensor):
             raise UsageError(
                 f"The weights contain two versions of `{name}`.",
                 f"`{key}` is a second name of the same tensor, but has different values.",
                 "The file was changed after training; export it again.",
             )
-        unique.setdefault(name, tensor)
     return unique
 
 
@@ -348,10 +348,6 @@ def _names(key: str) -> list[str]:
         names.append(key[: wrapped.start()] + copy)
     twice = [f"decoder.{name}" for name in names if name.startswith("encoder.")]
     return names + twice
-
-
-def _equal_tensors(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() or torch.equal(a, b)
 
 
 VARIANTS: dict[str, UMambaConfig] = {

@@ -430,12 +430,11 @@ def worst_error(
             for exactly, arguments in checks:
                 exact = _outputs(exactly, [t.double() for t in arguments])
                 outputs = _outputs(partial(_scan, backend, name), [t.to(target) for t in arguments])
-                errors += _errors(outputs, exact)
+                errors += [
+                    (a.cpu() - b).abs().max() / b.abs().max()
+                    for a, b in zip(outputs, exact, strict=True)
+                ]
     return float(torch.stack(errors).max())
-
-
-def _errors(outputs: list[Tensor], exact: list[Tensor]) -> list[Tensor]:
-    return [(a.cpu() - b).abs().max() / b.abs().max() for a, b in zip(outputs, exact, strict=True)]
 
 
 def _arguments(scan: str, generator: torch.Generator) -> list[Tensor]:
