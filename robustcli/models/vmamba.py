@@ -14,6 +14,7 @@ size, R rank of the step-size projection.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -316,7 +317,7 @@ class VSSBlock(nn.Module):
 class VMambaStage(nn.Module):
     """Blocks at one resolution, then the downsampling to the next stage."""
 
-    def __init__(self, blocks: list[VSSBlock], downsample: nn.Module) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
         self.downsample = downsample

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from robustcli.models.ablation import Ablation, ablate_network
 from robustcli.models.architectures import changed, check_multiple
 from robustcli.models.blocks import rising_rates
-from robustcli.models.vmamba import SS2D, PatchMerging
+from robustcli.models.vmamba import SS2D, PatchMerging, VMambaStage
 
 
 @dataclass(frozen=True)
@@ -89,20 +89,6 @@ class VMUNetBlock(nn.Module):
         return x + mixed
 
 
-class EncoderStage(nn.Module):
-    """Blocks at one resolution, then the downsampling to the next stage."""
-
-    def __init__(self, blocks: list[VMUNetBlock], downsample: nn.Module) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(*blocks)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, H, W, C) to (B, H/2, W/2, 2C), or to the same shape in the last stage."""
-        smaller: Tensor = self.downsample(self.blocks(x))
-        return smaller
-
-
 class DecoderStage(nn.Module):
     """Upsampling (an identity in the first decoder stage), then blocks."""
 
@@ -127,7 +113,7 @@ class VMUNetBody(nn.Module):
         rates = rising_rates(config.drop_path, config.depths)
         down = [PatchMerging(dim) for dim in dims[:-1]]
         self.layers = nn.ModuleList(
-            EncoderStage([VMUNetBlock(dim, config.d_state, rate) for rate in stage], shrink)
+            VMambaStage([VMUNetBlock(dim, config.d_state, rate) for rate in stage], shrink)
             for dim, stage, shrink in zip(dims, rates, (*down, nn.Identity()), strict=True)
         )
         reverse = rising_rates(config.drop_path, config.depths_decoder[::-1])[::-1]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -13,6 +16,7 @@ from torch import Tensor
 from robustcli.models.scan import dispatch, reference
 
 Arguments = dict[str, Tensor | None]
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
 def sequence(
@@ -166,3 +170,13 @@ def _gradients(
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.device)
     y.backward(grad)
     return {name: None if t is None else t.grad for name, t in found.items()}
+
+
+def benchmark(name: str) -> Iterator[ModuleType]:
+    """The script `name` of `benchmarks` as a module, for a fixture."""
+    spec = spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]

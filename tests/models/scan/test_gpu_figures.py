@@ -1,31 +1,35 @@
 """`benchmarks/gpu.py` up to the device: its parts on tiny shapes, and how it reports failures."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "gpu.py"
+from tests.models.scan.cases import BENCHMARKS, benchmark
+
+SCRIPT = BENCHMARKS / "gpu.py"
 
 
 @pytest.fixture(scope="module")
 def gpu():
-    spec = importlib.util.spec_from_file_location("gpu_figures", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    yield from benchmark("gpu")
 
 
 def dry_run(folder, parts):
     """The document of a dry run of `parts`; the interpreter needs a process of its own."""
     pytest.importorskip("triton")
-    command = [sys.executable, str(SCRIPT), "--dry-run", "--out", str(folder), "--parts", parts]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--dry-run",
+        "--out",
+        str(folder),
+        "--parts",
+        parts,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     document = json.loads((folder / "gpu.json").read_text())

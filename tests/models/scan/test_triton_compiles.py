@@ -5,10 +5,7 @@ And what the backward pass takes of a GPU: the figures of `benchmarks/triton_reg
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -20,6 +17,7 @@ from triton.compiler import ASTSource
 
 from robustcli.models.scan import triton as backend
 from robustcli.models.scan import triton_kernels
+from tests.models.scan.cases import benchmark
 
 HALF = ("x", "delta", "B", "C", "ddelta")
 FLOAT = ("A", "skip", "bias", "out", "state", "borders", "starts", "spans", "dy", "ends", "before",
@@ -71,17 +69,10 @@ def test_compiles(kernel, constants, target, binary):
 
 # The figures of the script.
 
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "triton_registers.py"
-
 
 @pytest.fixture(scope="module")
 def registers():
-    spec = importlib.util.spec_from_file_location("triton_registers", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    yield from benchmark("triton_registers")
 
 
 @pytest.mark.slow
