@@ -2,8 +2,8 @@
 
 `WEIGHTS_KEYS` lists the keys under which programs store weights. All options that take weights
 (`--weights`, `--pretrained`, `create_model`) read files with `read_weights` and load them with
-`loading.load_strictly`. `FILE_KINDS` lists kinds of files that are not weights, and advice on how
-to get the weights: a failed download is often a web page, a pointer file or an archive.
+`strict_loading.load_strictly`. `FILE_KINDS` lists kinds of files that are not weights, and advice
+on how to get the weights: a failed download is often a web page, a pointer file or an archive.
 """
 
 from __future__ import annotations

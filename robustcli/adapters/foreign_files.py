@@ -29,8 +29,8 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.checkpoint import is_torchscript, read_weights
 from robustcli.adapters.exported import Sidecar, read_sidecar, sidecar_path
 from robustcli.adapters.fetching import state_digest
-from robustcli.adapters.loading import choose, load_strictly, shapes_of
 from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.strict_loading import choose, load_strictly, shapes_of
 from robustcli.core.errors import MachineError, RobustError, UsageError, first_line
 from robustcli.data.download import file_sha256
 from robustcli.data.labels import LabelSpace

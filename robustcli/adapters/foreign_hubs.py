@@ -22,8 +22,8 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.fetching import hub, hub_failure_reason, state_digest
 from robustcli.adapters.foreign_files import ForeignNetwork, optional_library
-from robustcli.adapters.loading import choose, load_strictly, shapes_of
 from robustcli.adapters.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from robustcli.adapters.strict_loading import choose, load_strictly, shapes_of
 from robustcli.core.errors import MachineError, UsageError, first_line
 from robustcli.core.io import parse_json
 from robustcli.core.names import nearest

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from robustcli.adapters import smp_library, timm_families, timm_library
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
 from robustcli.adapters.checkpoint import read_weights
-from robustcli.adapters.loading import (
+from robustcli.adapters.model import IMG_SIZE
+from robustcli.adapters.preprocessing import CIFAR10, Preprocessing, input_channels
+from robustcli.adapters.segmenter import MaskPreprocessing, Otsu, native_window
+from robustcli.adapters.strict_loading import (
     FAMILIES,
     Shapes,
     ablation_remarks,
@@ -30,9 +33,6 @@ from robustcli.adapters.loading import (
     recognise,
     shapes_of,
 )
-from robustcli.adapters.model import IMG_SIZE
-from robustcli.adapters.preprocessing import CIFAR10, Preprocessing, input_channels
-from robustcli.adapters.segmenter import MaskPreprocessing, Otsu, native_window
 from robustcli.core.errors import UsageError, first_line
 from robustcli.core.names import canonical, nearest
 from robustcli.models.ablation import scan_parameters

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustcli.adapters import timm_library
 from robustcli.adapters.catalogue import FOREGROUND, ModelEntry
 from robustcli.adapters.fetching import hub, hub_failure_reason
-from robustcli.adapters.loading import choose, load_strictly, shapes_of
+from robustcli.adapters.strict_loading import choose, load_strictly, shapes_of
 from robustcli.core.errors import MachineError, UsageError, first_line
 from robustcli.core.names import find, nearest
 from robustcli.models.architectures import check_multiple

@@ -14,7 +14,13 @@ from timm.models import adapt_input_conv, checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
 from robustcli.adapters.checkpoint import read_weights
-from robustcli.adapters.loading import FAMILIES, classes_in, load_strictly, recognise, shapes_of
+from robustcli.adapters.strict_loading import (
+    FAMILIES,
+    classes_in,
+    load_strictly,
+    recognise,
+    shapes_of,
+)
 from robustcli.core.errors import UsageError
 from robustcli.models.architectures import ARCHITECTURES, changed
 from robustcli.models.vim import VARIANTS as VIMS

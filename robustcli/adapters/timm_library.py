@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from robustcli.adapters import timm_library  # noqa: F401 (registers its network with timm)
 from robustcli.adapters.catalogue import IN1K
 from robustcli.adapters.fetching import hub, hub_failure_reason, hub_file
-from robustcli.adapters.loading import (
+from robustcli.adapters.preprocessing import CIFAR10, Preprocessing, overridden
+from robustcli.adapters.strict_loading import (
     Choice,
     choose,
     head_classes,
@@ -40,7 +41,6 @@ from robustcli.adapters.loading import (
     load_strictly,
     shapes_of,
 )
-from robustcli.adapters.preprocessing import CIFAR10, Preprocessing, overridden
 from robustcli.core.errors import UsageError, first_line
 from robustcli.core.names import nearest
 

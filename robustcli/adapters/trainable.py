@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from robustcli.adapters import smp_library, timm_library
 from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.loading import (
+from robustcli.adapters.model import Trial, first_pass, made_up_image
+from robustcli.adapters.networks import BUILDERS, is_trainable, own_preprocessing
+from robustcli.adapters.preprocessing import Preprocessing, input_channels
+from robustcli.adapters.strict_loading import (
     FAMILIES,
     Shapes,
     ablation_remarks,
@@ -27,9 +30,6 @@ from robustcli.adapters.loading import (
     load_strictly,
     shapes_of,
 )
-from robustcli.adapters.model import Trial, first_pass, made_up_image
-from robustcli.adapters.networks import BUILDERS, is_trainable, own_preprocessing
-from robustcli.adapters.preprocessing import Preprocessing, input_channels
 from robustcli.adapters.training_run import read_trained
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed

@@ -25,8 +25,8 @@ from robustcli.adapters import networks, timm_library
 from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.checkpoint import read_torch, read_weights
 from robustcli.adapters.fetching import local_path, official_weights
-from robustcli.adapters.loading import heads_in, shapes_of, tensor_differences
 from robustcli.adapters.networks import is_trainable
+from robustcli.adapters.strict_loading import heads_in, shapes_of, tensor_differences
 from robustcli.adapters.trainable import heads_of, wants_imagenet
 from robustcli.adapters.training_run import WEIGHTS, read_trained
 from robustcli.core.errors import UsageError

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelEntry
-from robustcli.adapters.loading import heads_in
 from robustcli.adapters.model import Trial, check_class_scores
 from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.strict_loading import heads_in
 from robustcli.adapters.trainable import NUM_CLASSES, sized_preprocessing, start_classifier
 from robustcli.adapters.training_run import ClassifierHeader
 from robustcli.core.errors import UsageError

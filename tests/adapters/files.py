@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import robustcli.timm_models  # noqa: F401  registers
-from robustcli.adapters.loading import Shapes
 from robustcli.adapters.networks import create
+from robustcli.adapters.strict_loading import Shapes
 from robustcli.adapters.training_run import WeightsHeader, write_weights
 from robustcli.models.architectures import architecture
 from robustcli.models.vmamba import VMamba, build

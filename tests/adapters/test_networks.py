@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robustcli.adapters.loading import shapes_of
 from robustcli.adapters.networks import create, create_model, with_weights
+from robustcli.adapters.strict_loading import shapes_of
 from robustcli.core.errors import UsageError
 from robustcli.models.architectures import ARCHITECTURES, architecture
 from robustcli.models.umamba import canonical_key, with_aliases

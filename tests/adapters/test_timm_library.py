@@ -20,8 +20,8 @@ from robustcli.adapters import timm_library
 from robustcli.adapters.catalogue import CATALOGUE, IN1K, ModelRequest
 from robustcli.adapters.fetching import fetch, is_here, local_path
 from robustcli.adapters.load import load
-from robustcli.adapters.loading import heads_in
 from robustcli.adapters.networks import create_model
+from robustcli.adapters.strict_loading import heads_in
 from robustcli.adapters.timm_library import has_architecture, pretraining
 from robustcli.core.errors import UsageError
 

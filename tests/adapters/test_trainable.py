@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from robustcli.adapters import networks, timm_library
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.load import resolve
-from robustcli.adapters.loading import heads_in
 from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.adapters.strict_loading import heads_in
 from robustcli.adapters.trainable import (
     heads_of,
     is_encoder_file,

@@ -109,7 +109,7 @@ def test_the_next_work_has_a_bar_of_its_own(
 
 
 def test_what_the_program_logs_is_said_once(capsys: Captured) -> None:
-    log = logging.getLogger("robustcli.adapters.loading")
+    log = logging.getLogger("robustcli.adapters.strict_loading")
     with ConsoleListener(quiet=False):
         log.warning("`w.pth`: a choice.")
         log.warning("`w.pth`: a choice.")

@@ -17,7 +17,7 @@ import robustcli
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.load import load
-from robustcli.adapters.loading import load_strictly
+from robustcli.adapters.strict_loading import load_strictly
 from robustcli.cli.main import main
 from robustcli.core.errors import RobustError, UsageError
 from tests.hostile.checkpoints import attacks, safe, torch_bytes, write_checkpoints

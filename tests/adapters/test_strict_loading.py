@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.adapters.checkpoint import WEIGHTS_KEYS, Weights
-from robustcli.adapters.loading import (
+from robustcli.adapters.networks import create, with_weights
+from robustcli.adapters.strict_loading import (
     FAMILIES,
     choose,
     classes_in,
@@ -24,7 +25,6 @@ from robustcli.adapters.loading import (
     tensor_differences,
     vmamba_names,
 )
-from robustcli.adapters.networks import create, with_weights
 from robustcli.core.errors import UsageError
 from robustcli.models.architectures import ARCHITECTURES, architecture
 from robustcli.models.umamba import with_aliases
