@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,23 @@ def random_state(network: nn.Module) -> dict[str, Tensor]:
         key: torch.randn(t.shape, generator=generator) if t.is_floating_point() else t
         for key, t in state.items()
     }
+
+
+OLD = (
+    ("patch_embed.0.", "patch_embed.proj."),
+    ("patch_embed.2.", "patch_embed.norm."),
+    ("classifier.norm.", "norm."),
+    ("classifier.head.", "head."),
+)
+
+
+def old_name(key: str) -> str:
+    """The name in a v0 file of what is called `key` today (VMamba issue 53)."""
+    key = re.sub(r"^(layers\.\d+\.blocks\.\d+)\.norm\.", r"\1.ln_1.", key)
+    key = re.sub(r"^(layers\.\d+\.blocks\.\d+)\.op\.", r"\1.self_attention.", key)
+    for new, old in OLD:
+        key = old + key.removeprefix(new) if key.startswith(new) else key
+    return key
 
 
 def assert_holds(network: nn.Module, state: dict[str, Tensor]) -> None:

@@ -28,7 +28,7 @@ from robustcli.adapters.strict_loading import (
 from robustcli.core.errors import UsageError
 from robustcli.models.architectures import ARCHITECTURES, architecture
 from robustcli.models.umamba import with_aliases
-from tests.adapters.files import assert_holds, meta_state, on_meta, random_state
+from tests.adapters.files import assert_holds, meta_state, old_name, on_meta, random_state
 from tests.models import golden
 
 
@@ -280,23 +280,6 @@ GOLDEN = {
 }
 # What the smallest of all builds in milliseconds.
 SMALL = {"depths": (1, 1), "dim": 16, "num_classes": 3}
-
-
-OLD = (
-    ("patch_embed.0.", "patch_embed.proj."),
-    ("patch_embed.2.", "patch_embed.norm."),
-    ("classifier.norm.", "norm."),
-    ("classifier.head.", "head."),
-)
-
-
-def old_name(key: str) -> str:
-    """The name in a v0 file of what is called `key` today (VMamba issue 53)."""
-    key = re.sub(r"^(layers\.\d+\.blocks\.\d+)\.norm\.", r"\1.ln_1.", key)
-    key = re.sub(r"^(layers\.\d+\.blocks\.\d+)\.op\.", r"\1.self_attention.", key)
-    for new, old in OLD:
-        key = old + key.removeprefix(new) if key.startswith(new) else key
-    return key
 
 
 def test_the_old_names_of_v0_files_are_converted() -> None:

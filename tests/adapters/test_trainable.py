@@ -33,9 +33,8 @@ from robustcli.models.architectures import architecture
 from robustcli.models.umamba import UMamba
 from robustcli.nnunet.files import upstream_state
 from robustcli.nnunet.plans_json import make_plan
-from tests.adapters.files import assert_holds, meta_state, random_state, trained
+from tests.adapters.files import assert_holds, meta_state, old_name, random_state, trained
 from tests.adapters.nnunet_files import PLAN, network
-from tests.adapters.test_loading import old_name
 from tests.models import golden
 
 LEARNING = [e.name for e in CATALOGUE.values() if e.task == "seg" and e.name != "otsu"]
