@@ -23,7 +23,7 @@ class ExplanationMethod:
         title: Name in headings.
         kind: `localised` computes a map over the pixels of a photo, `learned` optimises a picture,
             `model` computes a map that describes the network.
-        compute: `module:function` of a `network.Attribute`, imported at first use.
+        compute: `module:function` of a `network.Attribute` in this package, imported at first use.
         source: The publication.
         families: Supported families of networks (`ModelFacts.family`); empty for all.
         tasks: Supported tasks.
@@ -49,7 +49,8 @@ class ExplanationMethod:
     def function(self) -> Callable[..., Any]:
         """Imports and returns the function of the method."""
         module, _, name = self.compute.partition(":")
-        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        imported = importlib.import_module(f"robustcli.explanation.{module}")
+        function: Callable[..., Any] = getattr(imported, name)
         return function
 
     def fits(self, family: str, task: TaskName) -> bool:
@@ -57,56 +58,55 @@ class ExplanationMethod:
         return task in self.tasks and (not self.families or family in self.families)
 
 
-_ROOM = "robustcli.explanation"
 _SCANS = ("vmamba", "vim")
 _METHODS = (
     ExplanationMethod(
         "integrated-gradients", "Integrated gradients", "localised",
-        f"{_ROOM}.input_methods:integrated_gradients",
+        "input_methods:integrated_gradients",
         "Sundararajan et al., Axiomatic attribution for deep networks (ICML 2017)",
     ),
     ExplanationMethod(
-        "occlusion", "Occlusion", "localised", f"{_ROOM}.input_methods:occlusion",
+        "occlusion", "Occlusion", "localised", "input_methods:occlusion",
         "Zeiler and Fergus, Visualizing and understanding convolutional networks (ECCV 2014)",
         gradients=False,
     ),
     ExplanationMethod(
-        "grad-cam", "Grad-CAM", "localised", f"{_ROOM}.layer_methods:grad_cam",
+        "grad-cam", "Grad-CAM", "localised", "layer_methods:grad_cam",
         "Selvaraju et al., Grad-CAM (ICCV 2017)", tried=True,
     ),
     ExplanationMethod(
-        "relevance", "Layer-wise relevance", "localised", f"{_ROOM}.relevance:relevance",
+        "relevance", "Layer-wise relevance", "localised", "relevance:relevance",
         "Jafari et al., MambaLRP (NeurIPS 2024)", tried=True,
     ),
     ExplanationMethod(
-        "attention", "Hidden attention", "localised", f"{_ROOM}.hidden_attention:hidden_attention",
+        "attention", "Hidden attention", "localised", "hidden_attention:hidden_attention",
         "Ali et al., The hidden attention of Mamba models (arXiv 2403.01590)", families=_SCANS,
         tasks=("cls",), targeted=False, gradients=False, tried=True,
     ),
     ExplanationMethod(
         "class-attention", "Hidden attention for a class", "localised",
-        f"{_ROOM}.hidden_attention:class_attention",
+        "hidden_attention:class_attention",
         "Ali et al., The hidden attention of Mamba models (arXiv 2403.01590)", families=_SCANS,
         tasks=("cls",), tried=True,
     ),
     ExplanationMethod(
         "maximised-photo", "Activation maximisation from the photo", "learned",
-        f"{_ROOM}.input_methods:from_photo",
+        "input_methods:from_photo",
         "Olah et al., Feature visualization (Distill 2017)", tasks=("cls",),
     ),
     ExplanationMethod(
         "maximised-noise", "Activation maximisation from noise", "learned",
-        f"{_ROOM}.input_methods:from_noise",
+        "input_methods:from_noise",
         "Olah et al., Feature visualization (Distill 2017)", tasks=("cls",), from_photo=False,
     ),
     ExplanationMethod(
-        "erf", "Effective receptive field", "model", f"{_ROOM}.layer_methods:receptive_field",
+        "erf", "Effective receptive field", "model", "layer_methods:receptive_field",
         "Luo et al., Understanding the effective receptive field (NIPS 2016)", targeted=False,
         tried=True,
     ),
     ExplanationMethod(
         "erf-untrained", "Effective receptive field before training", "model",
-        f"{_ROOM}.layer_methods:untrained_receptive_field",
+        "layer_methods:untrained_receptive_field",
         "Luo et al., Understanding the effective receptive field (NIPS 2016)", targeted=False,
         tried=True,
     ),
