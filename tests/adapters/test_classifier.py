@@ -1,4 +1,4 @@
-"""What a classifier answers, against plain torch."""
+"""What a classifier answers, against plain torch, and what a first pass of it says."""
 
 from __future__ import annotations
 
@@ -11,9 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 
+from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.classifier import Classifier
-from robustcli.adapters.model import ModelFacts, Precision
+from robustcli.adapters.load import load
+from robustcli.adapters.model import (
+    ModelFacts,
+    Precision,
+    Trial,
+    check_class_scores,
+    check_finite,
+    first_pass,
+    made_up_image,
+    norms_of_one_value,
+)
 from robustcli.adapters.preprocessing import Preprocessing
+from robustcli.core.errors import UsageError
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 FACTS = ModelFacts("tiny", "tiny", "tiny", {}, 0, "none", "", "none", True, "cifar10", None)
@@ -134,3 +146,93 @@ def test_on_a_gpu_the_answers_are_those_of_the_cpu() -> None:
     prediction = classifier().to(torch.device("cuda"), "fp32").predict(views(), torch.arange(6))
     np.testing.assert_array_equal(prediction.top5, expected.top5)
     np.testing.assert_allclose(prediction.probability, expected.probability, rtol=1e-4)
+
+
+# The first pass.
+
+
+def request(name: str, **more: object) -> ModelRequest:
+    arguments = more.pop("arguments", {})
+    return ModelRequest(name, arguments=arguments, preprocessing=more, untrained=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "crop", "words"),
+    [
+        ("swin-t", 256, r"\(1, 3, 256, 256\).*made for 224 x 224(.|\n)*img_size=256`"),
+        ("vit_tiny_patch16_224", 256, r"`--crop 224`, or build .* `--model-arg img_size=256`"),
+        ("convnext-t", 20, r"Kernel size.*smallest supported size is 32 x 32.\nUse `--crop 224`"),
+        pytest.param(  # its random weights take seconds
+            "inception_v3",
+            64,
+            r"smallest supported size is 75 x 75.\nUse `--crop 299`",
+            marks=pytest.mark.slow,
+        ),
+        ("vim-t", 256, r"this Vim needs 224 x 224(.|\n)*`--crop`(.|\n)*img_size=256"),
+    ],
+)
+def test_a_size_that_the_network_cannot_take(name: str, crop: int, words: str) -> None:
+    classifier = load(request(name, crop=crop, resize=crop), "cls")
+    with pytest.raises(UsageError, match=words):
+        classifier.try_out()
+
+
+@pytest.mark.parametrize("name", ["swin-t", "vit_tiny_patch16_224", "vim-t"])
+def test_the_advice_to_build_it_for_the_size_works(name: str) -> None:
+    classifier = load(request(name, arguments={"img_size": 256}), "cls")
+    assert classifier.preprocessing.crop == 256
+    classifier.try_out()
+
+
+def test_a_greyscale_network_gets_greyscale_images() -> None:
+    classifier = load(request("resnet18", arguments={"in_chans": 1}), "cls")
+    preprocessing = classifier.preprocessing
+    assert preprocessing.channels == 1
+    assert preprocessing.mean == pytest.approx((0.449,))
+    assert preprocessing.std == pytest.approx((0.226,))
+    assert "greyscale" in classifier.notes[0]
+    classifier.try_out()
+    assert classifier.logits(made_up_image((1, 64, 64))).shape == (1, 1000)
+
+
+@pytest.mark.parametrize("count", [2, 4, 0, True])
+def test_other_numbers_of_channels_are_refused(count: int) -> None:
+    with pytest.raises(UsageError, match=rf"in_chans={count}` is not supported(.|\n)*`in_chans=1`"):
+        load(request("resnet18", arguments={"in_chans": count}), "cls")
+
+
+def test_a_network_that_answers_otherwise_is_refused() -> None:
+    with pytest.raises(UsageError, match="is built without a classifier"):
+        load(request("resnet18", arguments={"features_only": True}), "cls")
+    with pytest.raises(UsageError, match="does not have the output of a classifier"):
+        check_class_scores(torch.zeros(1, 5, 7, 7), 5, Trial("x", "timm:x"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "words"),
+    [("fp16", "--precision bf16` or `--precision fp32"), ("bf16", "--precision fp32"),
+     ("fp32", "other weights")],
+)  # fmt: skip
+def test_answers_that_are_not_numbers(precision: str, words: str) -> None:
+    tried = replace(Trial("x", "timm:x"), precision=precision)
+    with pytest.raises(UsageError, match=words):
+        check_finite(torch.tensor([1.0, float("nan")]), tried)
+    check_finite(torch.tensor([1.0, float("inf")]), tried)
+
+
+def test_a_machine_that_fails_is_not_the_images_fault() -> None:
+    def fail() -> None:
+        raise RuntimeError("CUDA error: no kernel image is available")
+
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        first_pass(fail, Trial("x", "timm:x"))
+
+
+def test_batch_norms_that_see_one_value_are_named() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)).eval()
+    with norms_of_one_value(network) as norms:
+        network(torch.rand(1, 3, 9, 9))
+        assert norms == []
+        network(torch.rand(1, 3, 3, 3))
+    assert norms == ["1", "2"]
+    assert not network[1]._forward_pre_hooks
