@@ -21,6 +21,9 @@ from robustcli.cli.shared_options import (
 )
 from robustcli.cli.stored_places import RunPlace
 from robustcli.cli.study import StudyCommand, config_option
+from robustcli.cli.terminal import ConsoleListener
+from robustcli.core.errors import GateError, UsageError
+from robustcli.core.ranks import ranks
 
 if TYPE_CHECKING:
     from robustcli.evaluation.config import EvalConfig
@@ -125,9 +128,6 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     robust eval --model vmamba-pico --transform paper21
     robust eval --model vmamba-b --model swin-b --transform 'affine*' --data DIR --per-class 15
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    from robustcli.cli.terminal import ConsoleListener
-    from robustcli.core.ranks import ranks
-
     config, first = _config(values), ranks().first
     with ConsoleListener(quiet=quiet or not first) as listener:
         if dry_run and not first:
@@ -138,7 +138,6 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
             plan = forecast(config, listener)
             show_plan(plan, as_json=as_json)
             return
-        from robustcli.core.errors import GateError
         from robustcli.evaluation.evaluate import IncompleteRun, evaluate
 
         try:
@@ -153,7 +152,6 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
 
 
 def _config(values: dict[str, Any]) -> EvalConfig:
-    from robustcli.core.errors import UsageError
     from robustcli.evaluation.config import EvalConfig
 
     options.set_scan_backend(values)

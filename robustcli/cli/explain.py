@@ -13,6 +13,8 @@ from robustcli.cli.results import show, show_plan
 from robustcli.cli.shared_options import FILE, Numbers, as_json, offline, quiet, together
 from robustcli.cli.stored_places import RunPlace
 from robustcli.cli.study import StudyCommand, config_option
+from robustcli.cli.terminal import ConsoleListener
+from robustcli.core.errors import UsageError
 from robustcli.explanation.methods import METHODS
 
 if TYPE_CHECKING:
@@ -117,8 +119,6 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     robust explain runs/eval-vmamba-pico-1a2b3c4d --worst 8 --method '*' --sanity
     robust explain --model vmamba-b --data DIR --transform perspective --class guacamole
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    from robustcli.cli.terminal import ConsoleListener
-
     config = _config(values)
     with ConsoleListener(quiet=quiet, unit="maps") as listener:
         if dry_run:
@@ -133,7 +133,6 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
 
 
 def _config(values: dict[str, Any]) -> ExplainConfig:
-    from robustcli.core.errors import UsageError
     from robustcli.explanation.config import ExplainConfig
 
     options.set_scan_backend(values)

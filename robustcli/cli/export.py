@@ -11,7 +11,7 @@ from robustcli.cli import shared_options as options
 from robustcli.cli.results import print_document
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet
 from robustcli.cli.study import StudyCommand, config_option
-from robustcli.cli.terminal import say_safely
+from robustcli.cli.terminal import ConsoleListener, say_safely
 
 if TYPE_CHECKING:
     from robustcli.evaluation.exporting import Exported
@@ -60,7 +60,6 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
     robust export vmamba-pico
     robust export runs/train-ulvm_v5-1a2b3c4d --format onnx --format torchscript --out EXPORTS
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    from robustcli.cli.terminal import ConsoleListener
     from robustcli.evaluation.exporting import ExportConfig, export
 
     request = options.model_request(values.pop("model"), values)

@@ -16,6 +16,7 @@ from robustcli.cli.results import (
 )
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet, together
 from robustcli.cli.study import StudyCommand, config_option
+from robustcli.cli.terminal import ConsoleListener
 
 if TYPE_CHECKING:
     from robustcli.core.listener import Listener
@@ -101,8 +102,6 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     robust finetune umamba --pretrained FOLDER --data DIR --iterations 6000
     robust finetune vmamba-pico
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    from robustcli.cli.terminal import ConsoleListener
-
     config = _config(values)
     with ConsoleListener(quiet=quiet, unit="images") as listener:
         if dry_run:

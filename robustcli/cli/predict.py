@@ -16,7 +16,7 @@ from robustcli.cli.results import print_document
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet
 from robustcli.cli.stored_places import RunPlace
 from robustcli.cli.study import StudyCommand, config_option
-from robustcli.cli.terminal import say_safely
+from robustcli.cli.terminal import ConsoleListener, say_safely
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import parse_json
 from robustcli.core.listener import Listener
@@ -82,7 +82,6 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
     robust predict --model ulvm_v5 --weights FILE --data DIR --out MASKS
     """  # noqa: D301  click reads the backspace: keep these lines apart
     from robustcli.adapters.load import entry_of
-    from robustcli.cli.terminal import ConsoleListener
 
     places = (*values["photos"], *values["data"])
     if not places:

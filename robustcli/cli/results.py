@@ -6,16 +6,13 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import click
 
 from robustcli.cli.study import current_invocation
-from robustcli.cli.terminal import say_safely
+from robustcli.cli.terminal import ConsoleListener, say_safely
 from robustcli.core.errors import RobustError
-
-if TYPE_CHECKING:
-    from robustcli.cli.terminal import ConsoleListener
 
 
 class PrintablePlan(Protocol):

@@ -16,6 +16,7 @@ from robustcli.cli.results import (
 )
 from robustcli.cli.shared_options import as_json, offline, quiet, together
 from robustcli.cli.study import StudyCommand, config_option
+from robustcli.cli.terminal import ConsoleListener
 
 if TYPE_CHECKING:
     from robustcli.core.listener import Listener
@@ -105,7 +106,6 @@ def cls(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
 
 
 def _train(settings: dict[str, Any], as_json: bool, quiet: bool, dry_run: bool) -> None:
-    from robustcli.cli.terminal import ConsoleListener
     from robustcli.training.config import TrainConfig
 
     config = TrainConfig(**settings)

@@ -11,6 +11,7 @@ import click
 from robustcli.cli import shared_options as options
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet
 from robustcli.cli.stored_places import PlacesCommand, RunPlace
+from robustcli.cli.terminal import ConsoleListener
 
 NOT_REPRODUCED = 1
 
@@ -64,7 +65,6 @@ def command(run: Path, as_json: bool, quiet: bool, **values: Any) -> None:
     Exit code 0: reproduced. 1: not reproduced; the image, transform and model are named. 3: the
     data or weights are missing.
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    from robustcli.cli.terminal import ConsoleListener
     from robustcli.verification.recorded_run import VerifyConfig
     from robustcli.verification.verification import verify
 

@@ -289,10 +289,9 @@ class _Progress:
 
     def look(self) -> None:
         """Checks for the files of the next pieces of each task."""
-        for number, left in self._left.items():
+        for left in self._left.values():
             while left and self._is_there(left[0]):
                 self._computed(left.pop(0))
-            self._left[number] = left
 
     def finished(self, task: PieceTask) -> None:
         """Counts all remaining pieces of `task` as computed."""

@@ -362,7 +362,7 @@ def _compute(
     evaluation: Evaluation, models: Mapping[str, Model], record: RunRecord,
     pieces: Sequence[Piece], listener: Listener, group: Group, check: Callable[[], None],
 ) -> None:  # fmt: skip
-    """Computes this rank's share of `pieces`: the loader makes batches, the runner writes rows."""
+    """Computes this rank's share of `pieces`: the loader makes batches, `Runner` writes rows."""
     config, task, device = evaluation.config, evaluation.task, evaluation.device
     place = group.place
     share = share_of(pieces, place.rank, place.world)

@@ -210,12 +210,6 @@ class _Subject:
     splits: Mapping[str, str]
     mask_values: MaskValues | None
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        channels, height, width = (int(length) for length in self.input.shape[1:])
-        return channels, height, width
-
 
 def _describe(model: Classifier | Segmenter, config: ExportConfig) -> _Subject:
     facts, header = model.facts, header_for(config.model)

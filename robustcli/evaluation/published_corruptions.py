@@ -61,7 +61,7 @@ class Pictures(ABC):
         """The image with the key `place`."""
 
     @abstractmethod
-    def places(self, dataset: Dataset, name: str) -> dict[str, PictureKey]:
+    def places(self, dataset: Dataset) -> dict[str, PictureKey]:
         """Key of the corrupted image by id of the clean image, the same at every severity.
 
         Raises:
@@ -92,7 +92,7 @@ class TreePictures(Pictures):
         """See `Pictures.file`."""
         return FileRef(str(place), self._at(severity) / str(place))
 
-    def places(self, dataset: Dataset, name: str) -> dict[str, PictureKey]:
+    def places(self, dataset: Dataset) -> dict[str, PictureKey]:
         """Matches class and file name of the clean images; ignores the suffix."""
         names = _names_by_class(self._at(self.severities[0]))
         by_stem = {
@@ -146,7 +146,7 @@ class ArrayPictures(Pictures):
             str(place), self.path, f"row {row}", self.start + row * size, size, raw=self.pixels
         )
 
-    def places(self, dataset: Dataset, name: str) -> dict[str, PictureKey]:
+    def places(self, dataset: Dataset) -> dict[str, PictureKey]:
         """Maps CIFAR's test image i in the published order (`test/0000`, ...) to row i."""
         places: dict[str, PictureKey] = {}
         for sample in dataset.samples:
@@ -358,7 +358,7 @@ def bind_published(
                 "Published images have no masks.",
                 "Use the corruptions of this program: `--transform imagenet-c`.",
             )
-        places = transform.pictures.places(dataset, name)
+        places = transform.pictures.places(dataset)
         # One shared dictionary: loader workers would copy 50,000 images x 75 cells.
         places = shared.setdefault(tuple(places.values()), places)
         for severity in cell_severities:

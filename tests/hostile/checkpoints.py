@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from tests.hostile.arrays import zipped
+from tests.hostile.images import zipped
 
 State = dict[str, Tensor]
 

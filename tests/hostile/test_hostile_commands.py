@@ -25,9 +25,8 @@ from robustcli.evaluation.record import read_record
 from robustcli.evaluation.store import Store
 from robustcli.transforms.base import CLEAN, Cell
 from tests.evaluation.photos import CLASSES, config, make_photos
+from tests.hostile.conftest import Robust
 from tests.hostile.images import HostileImage, corpus
-from tests.hostile.test_hostile_tables import Robust
-from tests.hostile.test_hostile_tables import robust as robust
 
 PICO = ModelRequest("vmamba-pico")
 MODEL = ("--model", "vmamba-pico", "--device", "cpu")

@@ -21,15 +21,16 @@ from robustcli.core.errors import UsageError
 from robustcli.data.dataset import FileRef, UnreadableImage
 from robustcli.data.decode import decode, decode_bytes, image_size
 from robustcli.data.masks import decode_mask, read_mask
-from tests.hostile.arrays import SECRET, write_hostile_arrays
 from tests.hostile.images import (
     FORMATS,
+    SECRET,
     HostileImage,
     corpus,
     encoded,
     photo,
     pixels_of,
     valid_file,
+    write_hostile_arrays,
 )
 
 SECONDS = 3  # for one file; the slowest takes 0.1 on an idle core

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-import time
 from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,57 +14,19 @@ import pytest
 from _pytest.mark import ParameterSet
 from PIL import Image
 
-from robustcli.cli.main import main
 from robustcli.core.errors import UsageError
 from robustcli.core.io import parse_json
 from robustcli.core.names import FORMULA_SIGNS, printable
 from robustcli.data.dataset import Dataset, FileRef, Sample
 from robustcli.data.splits import Splits, read_splits, write_splits
+from tests.hostile.conftest import CONTROL_CODES, Robust
 from tests.hostile.images import photo
-
-SECONDS = 6
-CONTROL_CODES = re.compile("[\x00-\x08\x0b-\x1f\x7f\x80-\x9f\u202e]")
 
 
 def mark_slow(cases: Iterable[str], fast_cases: Iterable[str]) -> list[ParameterSet]:
     """Returns the cases as parameters; all but the representative `fast_cases` are slow."""
     fast_set = set(fast_cases)
     return [pytest.param(c, marks=[] if c in fast_set else pytest.mark.slow) for c in cases]
-
-
-class Robust:
-    """Runs commands in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-
-    def __call__(
-        self, *arguments: str | Path, code: int | tuple[int, ...], seconds: float = SECONDS
-    ) -> str:
-        """Returns the output of a command; checks exit code, time, and absence of a traceback."""
-        started_at = time.process_time()
-        try:
-            main([str(argument) for argument in arguments])
-            exit_code: object = 0
-        except SystemExit as error:
-            exit_code = error.code
-        captured = self.capsys.readouterr()
-        text = captured.out + captured.err
-        assert exit_code in (code if isinstance(code, tuple) else (code,)), text
-        assert "probably a bug" not in text
-        assert "Traceback" not in text
-        assert not CONTROL_CODES.search(text)
-        assert time.process_time() - started_at < seconds, arguments
-        return text
-
-
-@pytest.fixture
-def robust(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Robust:
-    monkeypatch.setenv("ROBUST_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    return Robust(capsys)
 
 
 @pytest.fixture
