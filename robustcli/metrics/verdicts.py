@@ -416,8 +416,7 @@ def rank_probabilities(rows: ModelRows, task: TaskName, bootstrap: Bootstrap) ->
     if groups < 2:
         return [Rank(models[i], float(means[i]), None, None, (), n, groups) for i in order]
     draws = replace(bootstrap, draws=RANK_DRAWS).means(scores)
-    tail = 50 * (1 - bootstrap.confidence)
-    low, high = np.percentile(draws, [tail, 100 - tail], axis=0).tolist()
+    low, high = np.transpose([bootstrap.ends(of_model) for of_model in draws.T]).tolist()
     shares = _rank_shares(draws).tolist()
     return [
         Rank(models[i], float(means[i]), low[i], high[i], tuple(shares[i]), n, groups)

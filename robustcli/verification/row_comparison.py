@@ -85,11 +85,6 @@ class AnswerAgreement:
     tied: int = 0
     largest: float = 0.0
 
-    def add(self, other: AnswerAgreement) -> None:
-        """Adds the counts of `other`."""
-        self.rows, self.equal = self.rows + other.rows, self.equal + other.equal
-        self.tied, self.largest = self.tied + other.tied, max(self.largest, other.largest)
-
 
 @dataclass(frozen=True)
 class Discrepancy:
@@ -163,7 +158,7 @@ class EvaluationCheck:
 
 @dataclass(frozen=True)
 class ComparedBlock:
-    """Stored rows of a block by image id, their tolerance, and the counts of the comparison."""
+    """Stored rows of a block by image id, their tolerance, and counts that comparisons update."""
 
     stored: Mapping[str, Row]
     tolerance: float

@@ -50,7 +50,6 @@ from robustcli.verification.recorded_run import (
 )
 from robustcli.verification.row_comparison import (
     COMPARISONS,
-    AnswerAgreement,
     ComparedBlock,
     DeviceKind,
     Discrepancy,
@@ -243,10 +242,9 @@ def _recompute(
         ]
         for name in batch.models if batch.image_ids else ():
             block = RowBlock(name, batch.cell, batch.block)
-            compared = ComparedBlock(rows[block], check.tolerance.value, AnswerAgreement())
+            compared = ComparedBlock(rows[block], check.tolerance.value, check.agreement)
             differences = COMPARISONS[record.task].compare(batch, predictors[name], compared)
             check.differences += [_in_block(block, "predictions", d) for d in differences]
-            check.agreement.add(compared.agreement)
         listener.advance((len(batch.image_ids) + len(batch.unreadable)) * len(batch.models))
 
 

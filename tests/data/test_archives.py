@@ -358,19 +358,6 @@ def test_an_index_of_a_tar_works_in_other_processes(make_tar: MakeTar, method: s
         assert pool.apply(_decoded, (index,)) == _decoded(index)
 
 
-def test_members_decode_like_files(make_tar: MakeTar, photos: Callable[..., Path]) -> None:
-    folder = photos("cat/a.jpg", "dog/b.jpg")
-    tar = make_tar(["cat/a.jpg", "dog/b.jpg"])
-    for inside, outside in zip(
-        open_dataset(str(tar), Classes("cifar10")).samples,
-        open_dataset(str(folder), Classes("cifar10")).samples,
-        strict=True,
-    ):
-        assert (inside.image_id, inside.target) == (outside.image_id, outside.target)
-        assert inside.image.read() == outside.image.read()
-        np.testing.assert_array_equal(decode(inside.image), decode(outside.image))
-
-
 LEFTOVERS = (
     *(".ipynb_checkpoints/0-checkpoint.png", "cat/.ipynb_checkpoints/1.png", "cat/._0.png"),
     *("__MACOSX/cat/_0.png", "dog/@eaDir/0.jpg/thumb.jpg", "dog/.hidden/deep/x.png"),

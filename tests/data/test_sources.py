@@ -414,14 +414,6 @@ def test_order_on_the_disk_does_not_matter(photos: Photos, make_tar: MakeTar) ->
         assert packed.samples[0].mask.member == "outer/masks/b.png"
 
 
-def test_members_of_a_tar_are_found_by_offset(make_tar: MakeTar) -> None:
-    path = make_tar(PAIRED)
-    pair = open_dataset(str(path), MASKS).samples[0]
-    with tarfile.open(path) as archive:
-        member = archive.getmember("masks/b.png")
-    assert (pair.mask.offset, pair.mask.size) == (member.offset_data, member.size)
-
-
 def test_groups_beside_the_pairs(photos: Photos, make_tar: MakeTar, tmp_path: Path) -> None:
     folder, packed = photos(*PAIRED), make_tar(PAIRED, "p.tar.gz")
     assert groups_file(packed) == tmp_path / "p.groups.csv"

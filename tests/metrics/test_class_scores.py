@@ -275,6 +275,7 @@ def test_the_intervals_are_those_of_a_plain_bootstrap():
 def test_one_image_has_no_interval_and_none_no_calibration():
     scores = calibration(confident_rows([0.8], [1]), BOOTSTRAP)
     assert (scores.ece_low, scores.brier_high) == (None, None)
+    assert (scores.aurc, scores.aurc_low, scores.aurc_high) == (0, None, None)
     assert calibration(confident_rows([], []), BOOTSTRAP) is None
 
 
@@ -361,8 +362,3 @@ def test_the_interval_of_the_area_covers_the_true_area():
         low, high = np.percentile(areas, [2.5, 97.5])
         covered += low <= 0.25 <= high
     assert 178 <= covered <= 198  # of 190, with four standard deviations of 3
-
-
-def test_one_image_has_no_interval_of_the_area():
-    scores = calibration(confident_rows([0.5], [1]), BOOTSTRAP)
-    assert (scores.aurc, scores.aurc_low, scores.aurc_high) == (0, None, None)
