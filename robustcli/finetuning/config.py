@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from robustcli.finetuning.record import Mode
 from robustcli.finetuning.selection import FreezeRule, make_rule
@@ -64,6 +64,14 @@ class FinetuneConfig:
         """
         by_name = self.rule.pattern is not None and self.profile is None
         return by_name and self.profile_iterations is None and not self.profile_only
+
+    def with_training(self, **changes: Any) -> FinetuneConfig:
+        """These settings with `changes` of the settings of the trainings."""
+        return replace(self, training=replace(self.training, **changes))
+
+    def for_seed(self, seed: int, out: Path) -> FinetuneConfig:
+        """The settings of the fine-tuning with `seed` into `out`; see `TrainConfig.for_seed`."""
+        return replace(self, training=self.training.for_seed(seed, out))
 
     def directory(self, training: Path) -> Path:
         """The run folder: `out`, or a folder named after the model and a hash of the settings.

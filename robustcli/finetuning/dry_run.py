@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from robustcli.core.listener import Listener
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.finetuning.finetune_plan import FinetunePlan, first_mode, plan_finetuning
+from robustcli.finetuning.finetune_plan import FinetunePlan, plan_finetuning
 from robustcli.finetuning.mode_trainings import check_scores, devices_begun, modes_beside
 from robustcli.finetuning.record import FINETUNING, SavingRecord
 from robustcli.finetuning.selection import Decision
@@ -109,7 +109,7 @@ def forecast_finetune_seeds(config: FinetuneConfig, listener: Listener) -> Seeds
     check_launcher()
     parallel_seeds = seeds_beside(config.training, devices_begun)
     if parallel_seeds:
-        config = replace(config, training=replace(config.training, devices=1))
+        config = config.with_training(devices=1)
     plan, seed = _plan_offline(config, listener), config.training.seed
     seeds, finished = seeds_in(config.training, plan.run, FINETUNING)
     first = plan.for_seed(seed, seed_folder(plan.run, seed))
@@ -123,13 +123,12 @@ def _plan_offline(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
             f"{len(config.modes)} modes on {modes.count} devices: each mode runs on one device."
         )
         config = modes.config
-    offline = replace(config, training=replace(config.training, offline=True))
-    return plan_finetuning(offline, listener)
+    return plan_finetuning(config.with_training(offline=True), listener)
 
 
 def _forecast(plan: FinetunePlan, listener: Listener) -> FinetuneForecast:
     config = plan.config
-    network, _ = plan.network(first_mode(plan))
+    network = plan.trial_network()
     try_out(plan.training, network)
     decisions = plan.known_decisions(network) or plan.named_decisions(network)
     start = replace(plan.training.config, weights=None, untrained=True)

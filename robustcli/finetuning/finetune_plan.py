@@ -136,8 +136,7 @@ class FinetunePlan:
             UsageError: The folder contains files of something else.
         """
         training = self.training.for_seed(seed, out)
-        config = replace(self.config, training=self.config.training.for_seed(seed, out))
-        return replace(self, config=config, training=training, run=out)
+        return replace(self, config=self.config.for_seed(seed, out), training=training, run=out)
 
     def network(self, mode: Mode) -> tuple[nn.Module, str]:
         """The initial network of `mode`, and the origin of its weights in words.
@@ -153,6 +152,10 @@ class FinetunePlan:
         weights, origin = pretrained.state, pretrained.origin
         transfer(network, weights, self.entry, self.heads, origin, patch=pretrained.patch)
         return network, origin
+
+    def trial_network(self) -> nn.Module:
+        """The network to test before training: that of `scratch` if it is alone, else of `full`."""
+        return self.network("scratch" if self.config.modes == ("scratch",) else "full")[0]
 
     def known_decisions(self, network: nn.Module) -> list[Decision] | None:
         """Decisions from an existing profile or a name pattern; None if a profile is measured.
@@ -244,11 +247,6 @@ def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
         listener.say(f"Starting from {pretrained.origin}.")
         plan.network("full")  # reports mismatching weights before any file is written
     return plan
-
-
-def first_mode(plan: FinetunePlan) -> Mode:
-    """The mode whose network is tested before training: `scratch` if it is alone, else `full`."""
-    return "scratch" if plan.config.modes == ("scratch",) else "full"
 
 
 def _network_named(config: FinetuneConfig) -> ModelEntry:

@@ -25,7 +25,6 @@ from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.finetune_plan import (
     FinetunePlan,
     finetune_record,
-    first_mode,
     mode_differences,
     plan_finetuning,
 )
@@ -101,8 +100,7 @@ class ModesBeside:
 
     def for_seed(self, seed: int, out: Path) -> ModesBeside:
         """The settings for another seed, with the folder `out`."""
-        training = self.config.training.for_seed(seed, out)
-        return replace(self, config=replace(self.config, training=training))
+        return replace(self, config=self.config.for_seed(seed, out))
 
 
 def modes_beside(config: FinetuneConfig) -> ModesBeside | None:
@@ -116,7 +114,7 @@ def modes_beside(config: FinetuneConfig) -> ModesBeside | None:
     begun = training.out is not None and not training.fresh and devices_begun(training.out) > 1
     if not count or begun:
         return None
-    return ModesBeside(count, replace(config, training=replace(training, devices=1)))
+    return ModesBeside(count, config.with_training(devices=1))
 
 
 def devices_begun(run: Path) -> int:
@@ -137,9 +135,7 @@ def _run(
         plan, network, decisions, new = peers.together(
             lambda: _prepare(make_plan(of_modes)), lambda prepared: {}
         )
-        modes = Modes(
-            plan, decisions, partial(_profiled, plan), partial(_decided, plan, network, of_modes)
-        )
+        modes = _modes(plan, network, decisions, of_modes)
         if helped is not None:
             _help_launched(plan, modes, network, helped)
         if not process.first:
@@ -161,7 +157,7 @@ def _prepare(
     plan: FinetunePlan,
 ) -> tuple[FinetunePlan, nn.Module, list[Decision] | None, FinetuneRecord]:
     """Tests the network, and makes the known decisions and the record, before writing any file."""
-    network, _ = plan.network(first_mode(plan))
+    network = plan.trial_network()
     try_out(plan.training, network)
     decisions = plan.known_decisions(network)
     return plan, network, decisions, finetune_record(plan, network)
@@ -198,8 +194,7 @@ def _train_beside(plan: FinetunePlan, listener: NamedListener, parallel_modes: M
     Raises:
         RunError: Some modes failed; the others are finished.
     """
-    typed = parallel_modes.config
-    config = replace(typed, training=replace(typed.training, out=plan.run, fresh=False))
+    config = parallel_modes.config.with_training(out=plan.run, fresh=False)
     runs = [SeparateRun(f"mode {mode}", _train_mode, (config, mode)) for mode in _in_order(config)]
     announce_beside(parallel_modes.count, [run.name for run in runs], listener.say)
     failures: dict[str, Exception] = {}
@@ -223,30 +218,30 @@ def _train_beside(plan: FinetunePlan, listener: NamedListener, parallel_modes: M
 
 def _train_mode(config: FinetuneConfig, mode: Mode, device: str, listener: Listener) -> None:
     """Trains one mode on `device`; called in a separate process."""
-    training = replace(config.training, device=device)
-    plan, network, decisions, _ = _prepare(
-        plan_finetuning(replace(config, training=training), Silent())
-    )
-    decided = partial(_decided, plan, network, listener)
-    modes = Modes(plan, decisions, partial(_profiled, plan), decided)
-    _train(plan, modes, mode, listener, Peers(Ranks()))
+    plan = plan_finetuning(config.with_training(device=device), Silent())
+    _, network, decisions, _ = _prepare(plan)
+    _train(plan, _modes(plan, network, decisions, listener), mode, listener, Peers(Ranks()))
 
 
 def _in_order(config: FinetuneConfig) -> list[Mode]:
     return [mode for mode in _ORDER if mode in config.modes]
 
 
-def _profiled(plan: FinetunePlan, rows: pd.DataFrame) -> None:
-    if ranks().first:
-        write_profile(plan.run / PROFILE, rows, plan.entry.name)
+def _modes(
+    plan: FinetunePlan, network: nn.Module, decisions: list[Decision] | None, listener: Listener
+) -> Modes:
+    """The modes of `plan`; the first process writes the profile and the decisions of a training."""
 
+    def write_rows(rows: pd.DataFrame) -> None:
+        if ranks().first:
+            write_profile(plan.run / PROFILE, rows, plan.entry.name)
 
-def _decided(
-    plan: FinetunePlan, network: nn.Module, listener: Listener, decisions: Sequence[Decision]
-) -> None:
-    if ranks().first:
-        write_decisions(plan.run / DECISIONS, decisions, network)
-        plan.announce(decisions, listener.say)
+    def decided(decisions: Sequence[Decision]) -> None:
+        if ranks().first:
+            write_decisions(plan.run / DECISIONS, decisions, network)
+            plan.announce(decisions, listener.say)
+
+    return Modes(plan, decisions, write_rows, decided)
 
 
 def _train(plan: FinetunePlan, modes: Modes, mode: Mode, listener: Listener, peers: Peers) -> None:
@@ -326,7 +321,7 @@ def finetune_seeds(
     parallel_seeds = seeds_beside(config.training, devices_begun)
     modes = None if parallel_seeds else modes_beside(config)
     if parallel_seeds or modes is not None:
-        config = replace(config, training=replace(config.training, devices=1))
+        config = config.with_training(devices=1)
     plan = plan_finetuning(config, listener_of_first(listener))
 
     def start(seed: int, out: Path, heard: Listener) -> None:
@@ -338,9 +333,8 @@ def finetune_seeds(
 
     def differences(seed: int, out: Path) -> Iterator[str]:
         seed_plan = plan.for_seed(seed, out)
-        network, _ = seed_plan.network(first_mode(seed_plan))
-        old = FINETUNING.read(out)
-        yield from FINETUNING.differences(old, finetune_record(seed_plan, network))
+        old, new = FINETUNING.read(out), finetune_record(seed_plan, seed_plan.trial_network())
+        yield from FINETUNING.differences(old, new)
         yield from mode_differences(seed_plan, old)
 
     fresh = config.training.fresh
@@ -355,8 +349,7 @@ def _tune_seed(
     config: FinetuneConfig, seed: int, out: Path, device: str, listener: Listener
 ) -> None:
     """Fine-tunes with one seed on `device`; called in a separate process."""
-    config = replace(config, training=replace(config.training, device=device))
-    plan = plan_finetuning(config, Silent()).for_seed(seed, out)
+    plan = plan_finetuning(config.with_training(device=device), Silent()).for_seed(seed, out)
     _run(lambda _: plan, listener, None)
 
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -24,7 +23,7 @@ from robustcli.core.errors import RunError
 from robustcli.core.io import refused
 from robustcli.core.machine import available_bytes, start_method, usable_cores
 from robustcli.core.seeds import identity_seed
-from robustcli.core.watchdog import Watchdog, WorkerTable, decoding_pool
+from robustcli.core.watchdog import Watchdog, decoding_pool
 from robustcli.data.dataset import FileRef, Sample
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.masks import decode_pair
@@ -237,26 +236,21 @@ def batch_sizes(images: int, batch_size: int, least: int = 1) -> list[int]:
     return [*sizes, last_two - smaller, smaller] if smaller >= least else [*sizes, last_two]
 
 
-class _SizedSampler(Sized, Protocol):
-    def __iter__(self) -> Iterator[Any]: ...
-
-
-class Batches(Sampler[list[Any]]):
+class Batches(Sampler[list[tuple[int, int]]]):
     """Batches of the items of `sampler`, with the sizes of `batch_sizes`.
 
     Args:
         sampler: The samples of this process; Lightning calls its `set_epoch`.
     """
 
-    def __init__(self, sampler: _SizedSampler, batch_size: int, least: int = 1) -> None:
+    def __init__(self, sampler: EpochOrder, batch_size: int, least: int = 1) -> None:
         self.sampler, self.batch_size, self.least = sampler, batch_size, least
 
     def set_epoch(self, epoch: int) -> None:
         """Passes `epoch` to the sampler, for loaders whose sampler is this object."""
-        if isinstance(self.sampler, EpochOrder):
-            self.sampler.set_epoch(epoch)
+        self.sampler.set_epoch(epoch)
 
-    def __iter__(self) -> Iterator[list[Any]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         drawn = iter(self.sampler)
         for size in self._sizes():
             yield list(islice(drawn, size))
@@ -305,12 +299,8 @@ class BaseDataModule(pl.LightningDataModule):
             multiprocessing_context=method if workers else None,
             persistent_workers=workers > 0,
             pin_memory=self.settings.pin,
-            worker_init_fn=None if table is None else partial(_enter, table),
+            worker_init_fn=None if table is None else table.enter,
         )
-
-
-def _enter(table: WorkerTable, worker: int) -> None:
-    table.enter(worker)
 
 
 class ImageData(BaseDataModule):
