@@ -14,7 +14,7 @@ from robustcli.finetuning.mode_trainings import check_scores, devices_begun, mod
 from robustcli.finetuning.record import FINETUNING, SavingRecord
 from robustcli.finetuning.selection import Decision
 from robustcli.training.record import seed_folder
-from robustcli.training.seed_runs import SeedsForecast, check_launcher, seeds_beside, seeds_in
+from robustcli.training.seed_runs import SeedsForecast, seeds_beside, seeds_in
 from robustcli.training.train_plan import TrainForecast, forecast_plan, try_out
 
 
@@ -106,7 +106,6 @@ def forecast_finetuning(config: FinetuneConfig, listener: Listener) -> FinetuneF
 def forecast_finetune_seeds(config: FinetuneConfig, listener: Listener) -> SeedsForecast:
     """The forecast for several seeds; see `forecast_finetuning`."""
     check_scores(config)
-    check_launcher()
     parallel_seeds = seeds_beside(config.training, devices_begun)
     if parallel_seeds:
         config = config.with_training(devices=1)

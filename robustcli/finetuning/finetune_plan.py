@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -26,7 +26,7 @@ from robustcli.evaluation.device import device_name
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.finetuning_task import FINETUNE_TASKS, FinetuneTask, Pretrained
 from robustcli.finetuning.freezing import saving
-from robustcli.finetuning.gradients import read_profile, statistics, unmeasured
+from robustcli.finetuning.gradients import Statistic, read_profile, statistics, unmeasured
 from robustcli.finetuning.record import FinetuneRecord, Mode, RuleRecord, SavingRecord
 from robustcli.finetuning.selection import LEAST_FOR_CHANGE, Decision, freeze_decisions
 from robustcli.training.config import TrainConfig
@@ -157,6 +157,14 @@ class FinetunePlan:
         """The network to test before training: that of `scratch` if it is alone, else of `full`."""
         return self.network("scratch" if self.config.modes == ("scratch",) else "full")[0]
 
+    def decide(self, measured: Mapping[str, Statistic]) -> list[Decision]:
+        """The decisions of the rule for the gradient statistics of all parameters.
+
+        Raises:
+            UsageError: No parameter would be left to train.
+        """
+        return freeze_decisions(measured, self.config.rule, self.heads)
+
     def known_decisions(self, network: nn.Module) -> list[Decision] | None:
         """Decisions from an existing profile or a name pattern; None if a profile is measured.
 
@@ -166,7 +174,7 @@ class FinetunePlan:
         config = self.config
         if config.profile is not None:
             rows = read_profile(config.profile, network, self.entry.name)
-            return freeze_decisions(statistics(rows), config.rule, self.heads)
+            return self.decide(statistics(rows))
         return self.named_decisions(network) if config.at_once else None
 
     def named_decisions(self, network: nn.Module) -> list[Decision] | None:
@@ -175,9 +183,7 @@ class FinetunePlan:
         Raises:
             UsageError: The pattern matches no parameter, or no parameter would be left to train.
         """
-        if self.config.rule.pattern is None:
-            return None
-        return freeze_decisions(unmeasured(network), self.config.rule, self.heads)
+        return None if self.config.rule.pattern is None else self.decide(unmeasured(network))
 
     def announce(self, decisions: Sequence[Decision], say: Callable[[str], None]) -> None:
         """Reports the frozen share of the parameters, and the reason if it is zero."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustcli.core.io import write_text
-from robustcli.finetuning.gradients import GradientProfile, statistics
+from robustcli.finetuning.gradients import GradientProfile, Statistic, statistics
 from robustcli.finetuning.record import DECISION_COLUMNS, SavingRecord
-from robustcli.finetuning.selection import Decision, FreezeRule, freeze_decisions
+from robustcli.finetuning.selection import Decision
 
 _Norms = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -207,15 +207,21 @@ class FreezeAfterSteps(KeepFrozen):
 
 
 class FreezeAfterProfile(KeepFrozen):
-    """Freezes parameters by a rule after the last profiled step."""
+    """Freezes parameters after the last profiled step.
+
+    Args:
+        decide: Returns the decisions for the gradient statistics of all parameters.
+        on_decisions: Called with the decisions.
+    """
 
     def __init__(
-        self, network: nn.Module, profiler: ProfileGradients, rule: FreezeRule,
-        heads: Sequence[str], on_decisions: Callable[[list[Decision]], None],
+        self, network: nn.Module, profiler: ProfileGradients,
+        decide: Callable[[Mapping[str, Statistic]], list[Decision]],
+        on_decisions: Callable[[list[Decision]], None],
     ) -> None:  # fmt: skip
         super().__init__(network)
-        self.profiler, self.rule = profiler, rule
-        self.heads, self.on_decisions, self.done = heads, on_decisions, False
+        self.profiler, self.decide, self.on_decisions = profiler, decide, on_decisions
+        self.done = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object,
@@ -225,9 +231,7 @@ class FreezeAfterProfile(KeepFrozen):
         if self.done or not self.profiler.full:
             return
         self.done = True
-        decisions = freeze_decisions(
-            statistics(self.profiler.profile.rows()), self.rule, self.heads
-        )
+        decisions = self.decide(statistics(self.profiler.profile.rows()))
         self.names = [d.name for d in decisions if d.frozen]
         self.leave_out(trainer)
         self.on_decisions(decisions)

@@ -53,7 +53,6 @@ from robustcli.training.record import read_train_record
 from robustcli.training.seed_runs import (
     OnFailure,
     SeedRuns,
-    check_launcher,
     listener_of_first,
     run_seeds,
     seeds_beside,
@@ -317,7 +316,6 @@ def finetune_seeds(
         SeedsError: Some seeds failed; all others are finished.
     """
     check_scores(config)
-    check_launcher()
     parallel_seeds = seeds_beside(config.training, devices_begun)
     modes = None if parallel_seeds else modes_beside(config)
     if parallel_seeds or modes is not None:

@@ -274,7 +274,5 @@ class Modes:
     def _after_profile(
         self, network: nn.Module, on_decisions: Callable[[list[Decision]], None]
     ) -> list[pl.Callback]:
-        plan = self.plan
-        profiler = ProfileGradients(network, plan.profile_iterations, self.on_profile)
-        rule, heads = plan.config.rule, plan.heads
-        return [profiler, FreezeAfterProfile(network, profiler, rule, heads, on_decisions)]
+        profiler = ProfileGradients(network, self.plan.profile_iterations, self.on_profile)
+        return [profiler, FreezeAfterProfile(network, profiler, self.plan.decide, on_decisions)]

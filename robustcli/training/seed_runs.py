@@ -129,8 +129,7 @@ def train_seeds(
             other.
         SeedsError: Some seeds failed; all others are finished.
     """
-    check_launcher()
-    parallel_seeds = train_seeds_beside(config)
+    parallel_seeds = _train_seeds_beside(config)
     if parallel_seeds:
         config = replace(config, devices=1)
     plan = plan_training(config, listener_of_first(listener))
@@ -161,7 +160,7 @@ def _train_seed(config: TrainConfig, seed: int, out: Path, device: str, listener
     run_plan(plan, _start(plan), listener)
 
 
-def train_seeds_beside(config: TrainConfig) -> int:
+def _train_seeds_beside(config: TrainConfig) -> int:
     """`seeds_beside` for `robust train`."""
     return seeds_beside(config, lambda run: TRAINING.read(run).devices)
 
@@ -170,7 +169,11 @@ def seeds_beside(config: TrainConfig, devices_of: Callable[[Path], int]) -> int:
     """Number of devices that each train one seed at a time; 0 for one seed after the other.
 
     Seeds that an earlier version started on several devices each are resumed in the same way.
+
+    Raises:
+        UsageError: A launcher started several processes, which end after one training.
     """
+    _check_launcher()
     count = devices_beside(config.device, config.devices, config.seeds or 1)
     if count and config.out is not None and not config.fresh:
         first = seed_folder(config.out, config.seed)
@@ -188,8 +191,7 @@ def listener_of_first(listener: Listener | None) -> Listener:
     return (listener if ranks().first else None) or Silent()
 
 
-def check_launcher() -> None:
-    """Raises UsageError if a launcher started several processes: they end after one training."""
+def _check_launcher() -> None:
     if ranks().world > 1 and helped_run() is None:
         raise UsageError(
             "`--seeds` cannot be used with torchrun, `srun` or `mpirun`.",
@@ -433,8 +435,7 @@ def forecast_train_seeds(config: TrainConfig, listener: Listener) -> SeedsForeca
         UsageError: A named model, data set or recipe does not exist, or options contradict each
             other.
     """
-    check_launcher()
-    parallel_seeds = train_seeds_beside(config)
+    parallel_seeds = _train_seeds_beside(config)
     plan = plan_training(replace(config, devices=1) if parallel_seeds else config, listener)
     seeds, finished = seeds_in(config, plan.run, TRAINING)
     first = plan.for_seed(config.seed, seed_folder(plan.run, config.seed))

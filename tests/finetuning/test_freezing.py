@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ from robustcli.finetuning.gradients import (
     unmeasured,
     write_profile,
 )
-from robustcli.finetuning.selection import Decision, FreezeRule
+from robustcli.finetuning.selection import Decision, FreezeRule, freeze_decisions
 from robustcli.models.architectures import architecture
 
 
@@ -324,9 +325,9 @@ def test_the_rule_decides_once_after_the_last_profiled_step() -> None:
     net, decided = network_profiler(), list[list[Decision]]()
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     profiler = ProfileGradients(net, 2)
-    freezing = FreezeAfterProfile(
-        net, profiler, FreezeRule(quantile=0.5, scope="all"), ["2."], decided.append
-    )
+    rule = FreezeRule(quantile=0.5, scope="all")
+    decide = partial(freeze_decisions, rule=rule, heads=["2."])
+    freezing = FreezeAfterProfile(net, profiler, decide, decided.append)
     for count in (0, 1, 1):
         step(net, optimizer)
         profiler.on_before_optimizer_step(trainer(), MODULE, optimizer)
@@ -335,7 +336,7 @@ def test_the_rule_decides_once_after_the_last_profiled_step() -> None:
     (decisions,) = decided
     assert sum(d.frozen for d in decisions) == 2  # of the four that are not heads
     assert optimizer_tensors(optimizer) == [4]
-    repeated = FreezeAfterProfile(net, profiler, FreezeRule(1.0), [], decided.append)
+    repeated = FreezeAfterProfile(net, profiler, decide, decided.append)
     repeated.load_state_dict(freezing.state_dict())
     repeated.on_train_batch_end(trainer(optimizer), MODULE, None, None, 0)
     assert (len(decided), repeated.names) == (1, [d.name for d in decisions if d.frozen])
