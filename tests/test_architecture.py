@@ -202,7 +202,10 @@ def test_the_table_of_rooms_in_the_documentation_is_that_of_the_code() -> None:
     assert rooms_table() in page, f"docs/architecture.md needs this table:\n{rooms_table()}"
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md", "docs/kernels.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["CONTRIBUTING.md", *(f"docs/{n}.md" for n in ("architecture", "kernels", "reliability"))],
+)
 def test_the_files_that_the_documentation_names_exist(page: str) -> None:
     """A file is named by its path, from any folder on, or by its name alone."""
     named = re.findall(r"`([a-z_0-9/]+\.py)`", (REPOSITORY / page).read_text(encoding="utf-8"))

@@ -171,7 +171,7 @@ def test_recomputation_changes_memory_and_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",  # of the others' blocks tests/models/test_contract.py shows it in every run
+    "name",  # of the others' blocks tests/models/test_architectures.py shows it in every run
     [n if n == "vmamba_tiny_s1l8" else pytest.param(n, marks=pytest.mark.slow) for n in TIMM_NAMES],
 )
 @torch.no_grad()
