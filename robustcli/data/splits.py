@@ -1,4 +1,7 @@
-"""Splits data sets into training, validation and test: by class, by group, or by image."""
+"""Selects images of data sets: subsets, and splits into training, validation and test.
+
+Both are pure functions of image ids and a seed, so they are equal on all machines.
+"""
 
 from __future__ import annotations
 
@@ -144,6 +147,8 @@ def _check_classes(dataset: Dataset, per_class: int) -> None:
             f"Use `--per-class {counts[smallest]}` or less, or `--limit`.",
         )
 
+
+# Splits by class, by group, or by image.
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -240,21 +240,62 @@ def _malformed(file: str, part: str, error: Exception) -> UsageError:
     )
 
 
-# Creation of a plan by the rules of nnU-Net's 2D planner. Source: nnU-Net v2.1.1,
-# `ExperimentPlanner`; reimplemented from the published rules.
-
-# nnU-Net's rules for patch size, downsampling and batch size, for 2D images with square pixels. As
-# in upstream, the memory is that of the plain U-Net: the memory of U-Mamba is not modelled.
-#
+# Creation of a plan by the rules of nnU-Net's 2D planner for patch size, downsampling and batch
+# size, for 2D images with square pixels. As in upstream, the memory is that of the plain U-Net: the
+# memory of U-Mamba is not modelled.
 # Source: nnU-Net v2.1.1, `ExperimentPlanner` and `get_pool_and_conv_props`, and the network's
 # `compute_conv_feature_map_size`; reimplemented from the published rules.
 
+LARGEST_PATCH = 2048
 SMALLEST_EDGE = 4  # pixels of the last feature map
 REFERENCE_VALUES = 85_000_000  # in all feature maps of a patch; then REFERENCE_BATCH patches fit
 REFERENCE_BATCH = 12
 LARGEST_SHARE = 0.05  # of all pixels of the data set in one batch
 SMALLEST_BATCH = 2
 CONVOLUTIONS = 2  # per stage
+_CLASS_OF = {scheme: name for name, scheme in CLASSES.items()}
+
+
+def make_plan(
+    shape: Pair,
+    channels: Sequence[str],
+    *,
+    images: int,
+    labels: Sequence[str] = ("foreground",),
+    name: str = "robust",
+    features: tuple[int, int] = (32, 512),
+) -> NnUNetPlan:
+    """Creates the plan and `dataset.json` for a data set of 2D images.
+
+    Args:
+        shape: Median height and width of the images in pixels.
+        channels: Names of the channels, such as `R, G, B`, which define the normalisation.
+        images: Number of training images.
+        labels: Names of the foreground classes.
+        name: Name of the data set.
+        features: Channels of the first stage, and largest number of channels of any stage;
+            upstream's plans have (32, 512).
+
+    Raises:
+        UsageError: The images are too small for any downsampling.
+    """
+    if min(shape) < 1 or images < 1:
+        raise UsageError(
+            "A plan cannot be made for these images.",
+            f"Got {images} images of {shape[0]} x {shape[1]}.",
+        )
+    start = (min(LARGEST_PATCH, shape[0]), min(LARGEST_PATCH, shape[1]))
+    plan_topology = fitted(start, shape, classes=len(labels) + 1, features=features)
+    if len(plan_topology.strides) < 2:
+        raise UsageError(
+            f"Patches of {start[0]} x {start[1]} pixels are too small for a U-Net.",
+            f"One halving needs {2 * SMALLEST_EDGE} pixels along both axes.",
+            "Enlarge the images, or allow larger patches.",
+        )
+    batch = batch_size(plan_topology, shape, images, classes=len(labels) + 1, features=features)
+    settings = _settings(plan_topology, batch, shape, channels, features)
+    plans = _plans(name, settings, shape, len(channels))
+    return NnUNetPlan(plans, _dataset(channels, labels, images))
 
 
 @dataclass(frozen=True)
@@ -331,52 +372,6 @@ def batch_size(
 
 def _less(patch: Pair, axis: int, step: int) -> Pair:
     return (patch[0] - step, patch[1]) if axis == 0 else (patch[0], patch[1] - step)
-
-
-LARGEST_PATCH = 2048
-_CLASS_OF = {scheme: name for name, scheme in CLASSES.items()}
-
-
-def make_plan(
-    shape: Pair,
-    channels: Sequence[str],
-    *,
-    images: int,
-    labels: Sequence[str] = ("foreground",),
-    name: str = "robust",
-    features: tuple[int, int] = (32, 512),
-) -> NnUNetPlan:
-    """Creates the plan and `dataset.json` for a data set of 2D images.
-
-    Args:
-        shape: Median height and width of the images in pixels.
-        channels: Names of the channels, such as `R, G, B`, which define the normalisation.
-        images: Number of training images.
-        labels: Names of the foreground classes.
-        name: Name of the data set.
-        features: Channels of the first stage, and largest number of channels of any stage;
-            upstream's plans have (32, 512).
-
-    Raises:
-        UsageError: The images are too small for any downsampling.
-    """
-    if min(shape) < 1 or images < 1:
-        raise UsageError(
-            "A plan cannot be made for these images.",
-            f"Got {images} images of {shape[0]} x {shape[1]}.",
-        )
-    start = (min(LARGEST_PATCH, shape[0]), min(LARGEST_PATCH, shape[1]))
-    plan_topology = fitted(start, shape, classes=len(labels) + 1, features=features)
-    if len(plan_topology.strides) < 2:
-        raise UsageError(
-            f"Patches of {start[0]} x {start[1]} pixels are too small for a U-Net.",
-            f"One halving needs {2 * SMALLEST_EDGE} pixels along both axes.",
-            "Enlarge the images, or allow larger patches.",
-        )
-    batch = batch_size(plan_topology, shape, images, classes=len(labels) + 1, features=features)
-    settings = _settings(plan_topology, batch, shape, channels, features)
-    plans = _plans(name, settings, shape, len(channels))
-    return NnUNetPlan(plans, _dataset(channels, labels, images))
 
 
 def _settings(
