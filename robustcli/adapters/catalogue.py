@@ -19,7 +19,7 @@ class ModelEntry:
     Args:
         name: Name that users type.
         family: Family of networks, such as `vmamba`.
-        builder: A row of `builders.BUILDERS`.
+        builder: A row of `networks.BUILDERS`; `foreign` for networks outside of them.
         variant: Name of the network in its builder.
         parameters: Number of parameters; 0 if it is known only after building.
         published: For a classifier, top-1 on ImageNet-1K's validation set at 224 pixels in

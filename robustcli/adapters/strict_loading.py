@@ -38,8 +38,8 @@ class Choice:
 
     Args:
         state: Tensors under the network's names.
-        named: Tensors under the file's names, without the prefix.
-        place: Location in the file, see `Weights.key_path`.
+        file_state: Tensors under the file's names, without the prefix.
+        key_path: Location in the file, see `Weights.key_path`.
         prefix: Common prefix of the names; empty for none.
         fits: Whether names and shapes match the network.
         passed_over: Other sets of weights in the file, in words.
