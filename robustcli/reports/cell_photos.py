@@ -123,9 +123,8 @@ def _stored_photos(findings: Findings) -> list[SamplePhoto]:
         return sample_photos
     record, store = findings.record, Store(findings.run)
     rows = _block(store, record.models[0].name, CLEAN, 0)
-    if record.task == "seg" and len(rows):
-        rows = rows[:100]
-        rows = pd.concat([rows[rows["tp"] + rows["fn"] > 0], rows])
+    if len(rows):
+        rows = findings.scoring.likely_samples(rows)
     return [SamplePhoto(number=1, image_id=str(name), position=0) for name in rows["image_id"][:1]]
 
 

@@ -26,8 +26,15 @@ from robustcli.metrics.verdicts import (
 )
 from robustcli.reports.controls import ControlPair, control_pairs
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.numbers import EN_DASH, MISSING, cell_label, counted, p_value, probability
-from robustcli.reports.pages import Page, grid, write_page
+from robustcli.reports.numbers import (
+    MISSING,
+    cell_label,
+    counted,
+    p_equals,
+    p_value,
+    probability,
+)
+from robustcli.reports.pages import Page, grid, in_ascii, json_records, typed_table, write_page
 from robustcli.reports.pairing import (
     ComparedModel,
     PairedRows,
@@ -264,14 +271,10 @@ class Comparison:
         """
         rows = [_fields(line, "transform") for line in self.lines]
         rows += [_fields(line, "severity") for line in self.cell_lines]
-        table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
-        kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in COMPARISON_COLUMNS}
-        return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
+        return typed_table(rows, COMPARISON_COLUMNS, words=_WORDS, counts=_COUNTS)
 
     def as_json(self) -> str:
         """The complete comparison as a JSON document."""
-        table = self.table()
-        rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
         document = {
             "task": self.task,
             "score": self.scoring.measure.column,
@@ -305,7 +308,7 @@ class Comparison:
             ],
             "claims": [{**asdict(c), "sentence": c.sentence()} for c in self.claims],
             "ranking": [asdict(rank) for rank in self.ranks],
-            "verdicts": rows,
+            "verdicts": json_records(self.table()),
             "agreement": [
                 {**asdict(a), "n": a.n, "share": a.share, "error_consistency": a.error_consistency}
                 for a in self.statistics.agreements
@@ -452,6 +455,9 @@ def _versions(models: Sequence[ComparedModel]) -> list[str]:
     return [", ".join(f"{n} {record.get(n, 'unknown')}" for n in changed) for record in records]
 
 
+# Output: tables for a terminal, a page with figures, files of numbers.
+
+
 PAIRS_SHOWN = 6
 """Number of pairs with a table and a figure; results.csv contains all pairs."""
 
@@ -473,7 +479,7 @@ def comparison_text(comparison: Comparison) -> str:
     blocks.append("\n".join(conclusions(comparison)))
     if comparison.controls:
         blocks.append("\n".join(pair.sentence.replace("`", "") for pair in comparison.controls))
-    return "\n\n".join(blocks).replace(EN_DASH, "-")
+    return in_ascii("\n\n".join(blocks))
 
 
 def conclusions(comparison: Comparison) -> list[str]:
@@ -491,8 +497,7 @@ def _on_clean_images(comparison: Comparison, line: ComparisonLine) -> str:
     if verdict.p_adjusted is None:
         why = f"a single {comparison.grouping} allows no test"
     else:
-        p = p_value(verdict.p_adjusted)
-        why = f"adjusted p {p}" if p.startswith("<") else f"adjusted p = {p}"
+        why = f"adjusted p {p_equals(verdict.p_adjusted)}"
     group = comparison.grouping
     groups = "" if group == "image" else f" of {counted(verdict.groups, group)}"
     return (

@@ -27,6 +27,7 @@ from robustcli.metrics.explanation_scores import (
 )
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.reports.numbers import cell_label, counted, decimal
+from robustcli.reports.pages import typed_table
 from robustcli.transforms.base import CLEAN
 
 SIMILARITY, SHIFT = CONTRASTED
@@ -184,12 +185,11 @@ _DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 def explanation_results(explanation: ExplanationFindings) -> pd.DataFrame:
     """One row per cell with `explanation_columns`; `why_absent` explains every missing number."""
-    names = list(explanation_columns())
-    table = pd.DataFrame([_row(explanation, c) for c in explanation.cells], columns=names)
-    words = (*_KEYS, "why_absent")
+    names = explanation_columns()
     counts = [n for n in names if n in ("severity", "n", "flipped") or n.endswith("_n")]
-    kinds = {name: "Int64" if name in counts else "Float64" for name in names}
-    return table.astype({n: k for n, k in kinds.items() if n not in words or n == "severity"})
+    words = [name for name in (*_KEYS, "why_absent") if name != "severity"]
+    rows = [_row(explanation, cell) for cell in explanation.cells]
+    return typed_table(rows, names, words=words, counts=counts)
 
 
 def _row(explanation: ExplanationFindings, cell: ExplanationCell) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from robustcli.core.names import file_name
 from robustcli.explanation.methods import ExplanationMethod
 from robustcli.explanation.record import Arrays, read_arrays
-from robustcli.metrics.explanation_scores import ExplanationCell, Mean, field_sides
+from robustcli.metrics.explanation_scores import ExplanationCell, field_sides
 from robustcli.reports.cell_photos import bundled_names
 from robustcli.reports.explanation_findings import (
     SANITY,
@@ -42,8 +42,8 @@ from robustcli.reports.figures.images import (
     draw_fields,
 )
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.numbers import EN_DASH, MISSING, cell_label, counted, is_missing, percent
-from robustcli.reports.pages import Page, grid
+from robustcli.reports.numbers import MISSING, cell_label, counted, is_missing, percent
+from robustcli.reports.pages import Page, grid, in_ascii
 from robustcli.tasks.record import PANELS_FOLDER
 from robustcli.transforms.base import CLEAN
 
@@ -177,7 +177,7 @@ def explanation_text(explanation: ExplanationFindings) -> str:
     if explanation.is_partial:
         count = counted(len(explanation.photos), "photo")
         sentences.insert(0, f"Partial: {count} of {len(explanation.record.images)} have rows.")
-    return "\n\n".join([*blocks, "\n".join(sentences)]).replace(EN_DASH, "-").strip()
+    return in_ascii("\n\n".join([*blocks, "\n".join(sentences)])).strip()
 
 
 def _line(cell: ExplanationCell) -> tuple[str, ...]:
@@ -190,13 +190,8 @@ def _line(cell: ExplanationCell) -> tuple[str, ...]:
         MISSING if cell.key.transform == CLEAN.transform else str(cell.flipped),
         shown_mean(SIMILARITY, means[SIMILARITY]),
         shown_mean(SHIFT, means[SHIFT]),
-        _plain(means["insertion_auc"]),
-        _plain(means["deletion_auc"]),
+        *(shown(name, means[name].value) for name in ("insertion_auc", "deletion_auc")),
     )
-
-
-def _plain(mean: Mean) -> str:
-    return MISSING if mean.value is None else f"{mean.value:.3f}"
 
 
 PANELS_SHOWN = 24
@@ -282,7 +277,9 @@ class PanelDrawer:
                 ]
             ]
             lines.append(PanelLine(method.title, tiles))
-        path = f"{PANELS_FOLDER}/{_stem(kind)}{number:03d}-{file_name(label)}.png"
+        path = (
+            f"{PANELS_FOLDER}/{'learned-' * (kind == 'learned')}{number:03d}-{file_name(label)}.png"
+        )
         draw_explanation(
             lines, self.explanation.run / path, columns=list(views),
             scale=kind == "localised",
@@ -386,10 +383,6 @@ class PanelDrawer:
             "class in it"
         )
         return f"Photo {number}, {first['image_id']}. {caption}. {what}."
-
-
-def _stem(kind: str) -> str:
-    return "learned-" if kind == "learned" else ""
 
 
 def _sure(row: pd.Series) -> str:

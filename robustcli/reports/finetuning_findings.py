@@ -36,6 +36,7 @@ from robustcli.reports.numbers import (
     is_missing,
     mebibytes,
     megabytes,
+    p_equals,
     p_value,
     seconds,
 )
@@ -254,6 +255,9 @@ def frozen_elements(run: ModeRun) -> int | None:
     return max(0, run.training.record.parameters - run.costs.trainable)
 
 
+# The fine-tuning as text: the freezing rule, and its effect on score, time and memory.
+
+
 _STATISTIC_NAMES = {
     "mean_abs": "mean of |g|",
     "rms": "root mean square of g",
@@ -429,8 +433,7 @@ def _difference(difference: ScoreDifference, group: str, scoring: Scoring) -> st
         return f"{value}; a single {group} does not show the variation between {group}s."
     interval_name, test_name = scoring.tested(group)
     interval = f"{interval_name} {scoring.gap_shown(low)} to {scoring.gap_shown(high)}"
-    shown = p_value(p)
-    test = f"{test_name}: p {shown}" if shown.startswith("<") else f"{test_name}: p = {shown}"
+    test = f"{test_name}: p {p_equals(p)}"
     hint = ""
     if difference.smallest_p > SIGNIFICANT:
         hint = (

@@ -60,7 +60,7 @@ from robustcli.reports.numbers import (
     seconds,
     statistic,
 )
-from robustcli.reports.pages import Page, grid, in_ascii
+from robustcli.reports.pages import Page, grid, in_ascii, typed_table
 from robustcli.reports.scoring import (
     SCORINGS,
     ScoreDifference,
@@ -98,13 +98,12 @@ def finetuning_results(finetuning: FinetuningFindings) -> pd.DataFrame:
     Shares are fractions in [0, 1]; times are of the iterations after freezing.
     """
     names, counts = columns(finetuning.scoring), (*_COUNTS, *finetuning.scoring.counts)
-    table = pd.DataFrame([_row(finetuning, run) for run in finetuning.modes], columns=list(names))
-    kinds = {name: "Int64" if name in counts else "Float64" for name in names}
-    return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
+    rows = [_row(finetuning, run) for run in finetuning.modes]
+    return typed_table(rows, names, words=_WORDS, counts=counts)
 
 
 def _row(finetuning: FinetuningFindings, run: ModeRun) -> dict[str, object]:
-    training, costs = run.training, run.costs
+    training, costs, seconds = run.training, run.costs, run.seconds_per_iteration
     row: dict[str, object] = {
         "mode": run.mode,
         "model": finetuning.record.model,
@@ -116,21 +115,14 @@ def _row(finetuning: FinetuningFindings, run: ModeRun) -> dict[str, object]:
         "iterations_measured": len(run.steady),
         "training_seconds": training.seconds,
         "frozen": frozen_elements(run),
-        **_times(finetuning, run),
+        "seconds_per_iteration": seconds,
+        "iterations_per_second": 1 / seconds if seconds else None,
+        "seconds_ratio": seconds_ratio(finetuning, run.mode),
         **_scores(finetuning, run),
     }
     if costs is not None:
         row |= costs.model_dump()
     return row
-
-
-def _times(finetuning: FinetuningFindings, run: ModeRun) -> dict[str, object]:
-    seconds = run.seconds_per_iteration
-    return {
-        "seconds_per_iteration": seconds,
-        "iterations_per_second": 1 / seconds if seconds else None,
-        "seconds_ratio": seconds_ratio(finetuning, run.mode),
-    }
 
 
 def _scores(finetuning: FinetuningFindings, run: ModeRun) -> dict[str, object]:
@@ -417,6 +409,9 @@ def _frozen(finetuning: FinetuningFindings) -> _Frozen | None:
         of=int(table["count"].sum()),
         smallest=float(known.iloc[0]) if len(known) else None,
     )
+
+
+# The tables that `robust finetune` prints.
 
 
 TENSORS_SHOWN = 12  # tensors; the report has all of them

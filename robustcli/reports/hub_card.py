@@ -16,7 +16,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
 from robustcli.core.names import file_name
 from robustcli.finetuning.record import MODES
-from robustcli.reports.findings import Findings, read_findings
+from robustcli.reports.findings import Findings, read_findings, records
 from robustcli.reports.markdown import from_template
 from robustcli.reports.numbers import cell_label, is_missing
 from robustcli.reports.run_export import RunExport
@@ -64,8 +64,7 @@ class _Results:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        table = self.findings.of_model(self.model.name)
-        return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+        return records(self.findings.of_model(self.model.name))
 
 
 def card_files(export: RunExport, config: CardConfig) -> dict[Path, str]:

@@ -81,6 +81,12 @@ def p_value(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
+def p_equals(p: float | None) -> str:
+    """A p-value after its name: `= 0.012`, `< 0.001`."""
+    shown = p_value(p)
+    return shown if shown.startswith("<") else f"= {shown}"
+
+
 def probability(value: float) -> str:
     """A probability from resamples, in percent with the sign."""
     if 0 < value < 0.001:

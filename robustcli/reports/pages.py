@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -127,14 +128,31 @@ def _no_formula(value: object) -> object:
     return printable(f"'{value}" if value.startswith(FORMULA_SIGNS) else value)
 
 
+def typed_table(
+    rows: Sequence[Mapping[str, object]],
+    columns: Sequence[str],
+    *,
+    words: Sequence[str],
+    counts: Sequence[str],
+) -> pd.DataFrame:
+    """`rows` as a table of numbers but for `words`; `counts` are integers. Unknown is missing."""
+    table = pd.DataFrame(rows, columns=list(columns))
+    kinds = {name: "Int64" if name in counts else "Float64" for name in columns}
+    return table.astype({name: kind for name, kind in kinds.items() if name not in words})
+
+
+def json_records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    """The rows of `table` for JSON: missing values are None."""
+    return table.astype(object).where(table.notna(), None).to_dict(orient="records")
+
+
 def to_json(table: pd.DataFrame) -> str:
     """`table` as a JSON array with one record per row; shares are fractions in [0, 1].
 
     Raises:
         ValueError: A number is infinite, which JSON cannot represent.
     """
-    records = table.astype(object).where(table.notna(), None).to_dict(orient="records")
-    return json.dumps(records, indent=1, allow_nan=False) + "\n"
+    return json.dumps(json_records(table), indent=1, allow_nan=False) + "\n"
 
 
 # For a terminal.

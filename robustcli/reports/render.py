@@ -27,9 +27,8 @@ from robustcli.reports.seeds_findings import read_seeds
 from robustcli.reports.seeds_page import seeds_report, seeds_results
 from robustcli.reports.training_findings import read_training
 from robustcli.reports.training_page import (
-    results_of_training,
-    results_of_trainings,
     training_report,
+    training_results,
 )
 from robustcli.reports.zoo_page import read_zoo, zoo_report
 
@@ -44,7 +43,7 @@ _KINDS: dict[str, Callable[[Path], Page]] = {
 _RESULTS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "cls": table,
     "seg": table,
-    "train": lambda run: results_of_training(read_training(run)),
+    "train": lambda run: training_results([read_training(run)]),
     "finetune": lambda run: finetuning_results(read_finetuning(run)),
     "explanation": lambda run: explanation_results(read_explanation(run)),
     "seeds": lambda run: seeds_results(read_seeds(run)),
@@ -126,7 +125,7 @@ def zoo_document(runs: Sequence[Path], out: Path, form: Format) -> str:
     trainings = read_zoo(runs)
     if form == "latex":
         return zoo_tables(trainings)
-    return _numbers(results_of_trainings(trainings), form)
+    return _numbers(training_results(trainings), form)
 
 
 def _numbers(results: pd.DataFrame, form: Format) -> str:

@@ -21,15 +21,13 @@ import robustcli
 from robustcli.core.errors import UsageError
 from robustcli.core.names import file_name
 from robustcli.core.rundir import has_record
-from robustcli.evaluation.record import read_record
-from robustcli.finetuning.record import read_finetune_record
 from robustcli.reports.findings import read_findings
 from robustcli.reports.finetuning_findings import read_finetuning
 from robustcli.reports.pages import run_kind
 from robustcli.reports.redaction import Redactor
 from robustcli.reports.render import render
 from robustcli.reports.training_findings import read_training
-from robustcli.training.record import read_seeds_record, read_train_record
+from robustcli.training.record import read_seeds_record
 
 ExportKind = Literal["eval", "train", "finetune"]
 _REPORT = ("report.md", "report.html", "results.csv", "results.json", "run.json")
@@ -237,16 +235,15 @@ def _record_and_missing(run: Path, kind: ExportKind) -> tuple[dict[str, Any], st
         training = read_training(run)
         lacks = f"its status is `{training.record.status}`" if training.is_partial else ""
         lacks = lacks or ("" if training.test else "its weights were not evaluated yet")
-        return read_train_record(run).model_dump(mode="json"), lacks
+        return training.record.model_dump(mode="json"), lacks
     if kind == "finetune":
         finetuning = read_finetuning(run)
         lacks = f"its status is `{finetuning.record.status}`" if finetuning.is_partial else ""
         lacks = lacks or ("" if finetuning.measured else "no mode was evaluated yet")
-        return read_finetune_record(run).model_dump(mode="json"), lacks
+        return finetuning.record.model_dump(mode="json"), lacks
     findings = read_findings(run)
-    return read_record(run).model_dump(mode="json"), (
-        findings.progress if findings.is_partial else ""
-    )
+    lacks = findings.progress if findings.is_partial else ""
+    return findings.record.model_dump(mode="json"), lacks
 
 
 def _pictures(run: Path) -> dict[str, Path]:

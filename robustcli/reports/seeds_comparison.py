@@ -19,7 +19,15 @@ from robustcli.metrics.seed_scores import SeedsGap, seeds_gap, unit_scores
 from robustcli.metrics.verdicts import ALPHA
 from robustcli.reports.markdown import from_template
 from robustcli.reports.numbers import MISSING
-from robustcli.reports.pages import Page, grid, in_ascii, run_kind, write_page
+from robustcli.reports.pages import (
+    Page,
+    grid,
+    in_ascii,
+    json_records,
+    run_kind,
+    typed_table,
+    write_page,
+)
 from robustcli.reports.pairing import (
     ComparedModel,
     EvaluatedRun,
@@ -158,11 +166,8 @@ class SeedsComparison:
 
     def table(self) -> pd.DataFrame:
         """A row per pair; unknown numbers are missing, scores are in [0, 1]."""
-        table = pd.DataFrame(
-            [self._row(pair) for pair in self.pairs], columns=list(_COMPARISON_COLUMNS)
-        )
-        kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in _COMPARISON_COLUMNS}
-        return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
+        rows = [self._row(pair) for pair in self.pairs]
+        return typed_table(rows, _COMPARISON_COLUMNS, words=_WORDS, counts=_COUNTS)
 
     def _row(self, pair: SeedsPair) -> dict[str, object]:
         gap = pair.gap
@@ -186,8 +191,6 @@ class SeedsComparison:
 
     def as_json(self) -> str:
         """The complete comparison as a JSON document."""
-        table = self.table()
-        rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
         document = {
             "task": self.task,
             "score": self.scoring.measure.column,
@@ -197,7 +200,7 @@ class SeedsComparison:
                 for model in self.models
             ],
             "differences": list(self.differences),
-            "pairs": rows,
+            "pairs": json_records(self.table()),
         }
         return json.dumps(document, indent=1, allow_nan=False) + "\n"
 

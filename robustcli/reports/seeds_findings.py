@@ -15,7 +15,7 @@ import numpy as np
 from robustcli.core.names import TaskName, canonical
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.record import MODES, Mode
-from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
+from robustcli.metrics.intervals import Bootstrap, FloatArray
 from robustcli.metrics.seed_scores import (
     Reproduction,
     SeedDifference,
@@ -264,12 +264,12 @@ class SeedsFindings:
             return None
         if score.differences:
             return PublishedVerdict(score, None, None)
-        holds = None if scores.single is None else _holds(scores.single, score.value)
+        holds = (
+            None
+            if scores.single is None
+            else scores.single.low <= score.value <= scores.single.high
+        )
         return PublishedVerdict(score, reproduction(score.value, scores.over_seeds), holds)
-
-
-def _holds(interval: Interval, value: float) -> bool:
-    return interval.low <= value <= interval.high
 
 
 def read_seeds(run: Path) -> SeedsFindings:
@@ -287,6 +287,11 @@ def read_seeds(run: Path) -> SeedsFindings:
         if begun:
             series.append(SeedSeries(mode, begun, Bootstrap(record.seed)))
     return SeedsFindings(run, record, series)
+
+
+# Published scores. Those of segmenters are in the catalogue (`zoo_findings.published`), those of
+# classifiers here. Source: "Mamba vs State-of-the-Art for Vision Tasks" (Crews and Whalen, 2024),
+# lxaw/mamba-vs-else-vision @f55e490: `val_vim.json`, `val_vit.json` and the figures.
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from robustcli.reports.figures.seed_figures import (
 from robustcli.reports.finetuning_page import finetuning_report
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import MISSING, counted, p_value
-from robustcli.reports.pages import Page, grid, in_ascii, write_page
+from robustcli.reports.pages import Page, grid, in_ascii, typed_table, write_page
 from robustcli.reports.scoring import Measure
 from robustcli.reports.seeds_findings import (
     REFERENCE,
@@ -53,9 +53,7 @@ def seeds_results(findings: SeedsFindings) -> pd.DataFrame:
     by seed.
     """
     rows = [*_seed_rows(findings), *_mean_rows(findings), *_difference_rows(findings)]
-    table = pd.DataFrame(rows, columns=list(_SEEDS_COLUMNS))
-    kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in _SEEDS_COLUMNS}
-    return table.astype({name: kind for name, kind in kinds.items() if name not in _WORDS})
+    return typed_table(rows, _SEEDS_COLUMNS, words=_WORDS, counts=_COUNTS)
 
 
 def _common(findings: SeedsFindings, mode: str | None) -> dict[str, object]:
@@ -267,6 +265,12 @@ class SeedsShown:
         """A difference of scores, with its sign."""
         return self.findings.scoring.gap_shown(value)
 
+    def gap_ends(self, low: float | None, high: float | None) -> str:
+        """The interval of a difference; a dash if it is unknown."""
+        if low is None or high is None:
+            return MISSING
+        return f"{self.gap_shown(low)} to {self.gap_shown(high)}"
+
     def score_of(self, run: SeedTraining) -> str:
         """The score of one seed with its interval over the held-out images."""
         score = run.score
@@ -352,16 +356,9 @@ def _against(findings: SeedsFindings, show: SeedsShown) -> str:
         (
             f"{mode}, {counted(difference.seeds, 'seed')}",
             show.gap_shown(difference.value),
-            difference_ends(show.gap_shown, difference.low, difference.high),
+            show.gap_ends(difference.low, difference.high),
             p_value(difference.p),
         )
         for mode, difference in findings.differences.items()
     ]
     return grid(header, rows)
-
-
-def difference_ends(
-    as_text: Callable[[float | None], str], low: float | None, high: float | None
-) -> str:
-    """The interval of a difference; a dash if it is unknown."""
-    return MISSING if low is None or high is None else f"{as_text(low)} to {as_text(high)}"

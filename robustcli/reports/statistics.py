@@ -231,6 +231,9 @@ def _verdict_fields(verdict: Verdict) -> dict[str, Any]:
     return asdict(verdict) | {"outcome": verdict.outcome}
 
 
+# Classifiers.
+
+
 CLASS_IMAGES = 5
 """Smallest number of clean images with which a class is listed among the worst and best classes."""
 MODELS_SHOWN, CLASSES_SHOWN, CONFUSIONS_SHOWN, PHOTOS_SHOWN = 5, 5, 10, 10

@@ -216,14 +216,14 @@ def read_training(run: Path) -> TrainingFindings:
         UsageError: The training does not exist or cannot be read.
     """
     record = read_train_record(run)
-    weights = run / "weights.safetensors"
+    weights, paper = run / "weights.safetensors", run / "paper.parquet"
     return TrainingFindings(
         run,
         record,
         _metrics(run / "metrics.csv", SCORINGS[record.task].validation.metrics),
         _held(run / "test"),
         _held(run / "baseline"),
-        _paper(run / "paper.parquet"),
+        read_run_table(paper, PAPER) if paper.is_file() else None,
         weights.stat().st_size if weights.is_file() else None,
     )
 
@@ -244,10 +244,6 @@ def _spread(values: pd.Series) -> Spread | None:
     if not len(known):
         return None
     return Spread(float(np.median(known)), float(known.min()), float(known.max()), len(known))
-
-
-def _paper(path: Path) -> pd.DataFrame | None:
-    return read_run_table(path, PAPER) if path.is_file() else None
 
 
 def read_run_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:

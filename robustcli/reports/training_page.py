@@ -37,7 +37,7 @@ from robustcli.reports.numbers import (
     is_missing,
     with_range,
 )
-from robustcli.reports.pages import Page, grid, in_ascii, to_csv
+from robustcli.reports.pages import Page, grid, in_ascii, to_csv, typed_table
 from robustcli.reports.training_findings import (
     HeldOutResults,
     Score,
@@ -79,7 +79,6 @@ SEGMENTER_COLUMNS = (
     *_COSTS,
     *_VALIDATED["seg"],
 )
-_WORDS = SEGMENTER_COLUMNS[:5]
 CLASSIFIER_COLUMNS = (
     *("run", "model", "dataset", "status", "n", "correct", "top1", "top1_low", "top1_high"),
     *("top5", "params", "epochs", "chosen_epoch", "seconds", "peak_memory_bytes"),
@@ -88,24 +87,21 @@ CLASSIFIER_COLUMNS = (
     *_COSTS,
     *_VALIDATED["cls"],
 )
-_ALL_WORDS = (*_WORDS, "recipe")
+_WORDS = (*SEGMENTER_COLUMNS[:5], "recipe")
 
 
 def training_results(trainings: Sequence[TrainingFindings]) -> pd.DataFrame:
-    """One row per training with SEGMENTER_COLUMNS; unknown numbers are missing.
+    """The results of trainings of one task: a row each, with the columns of the task.
 
-    Shares are fractions in [0, 1]. `dice` and `iou` are pooled within groups (`protocol` patient),
-    `paper_dice` and `paper_iou` over batches as in the paper.
+    Shares are fractions in [0, 1]; unknown values are missing. `dice` and `iou` are pooled within
+    groups (`protocol` patient), `paper_dice` and `paper_iou` over batches as in the paper.
+    `train_seconds` and `val_seconds` are of the median epoch.
     """
-    return _table([_of_segmenter(training) for training in trainings], SEGMENTER_COLUMNS)
-
-
-def class_results(trainings: Sequence[TrainingFindings]) -> pd.DataFrame:
-    """One row per training of a classifier with CLASSIFIER_COLUMNS; unknown values are missing.
-
-    Shares are fractions in [0, 1]. `train_seconds` and `val_seconds` are of the median epoch.
-    """
-    return _table([_of_classifier(training) for training in trainings], CLASSIFIER_COLUMNS)
+    if all(training.record.task == "cls" for training in trainings):
+        columns, rows = CLASSIFIER_COLUMNS, [_of_classifier(training) for training in trainings]
+    else:
+        columns, rows = SEGMENTER_COLUMNS, [_of_segmenter(training) for training in trainings]
+    return typed_table(rows, columns, words=_WORDS, counts=_COUNTS)
 
 
 def _of_classifier(training: TrainingFindings) -> dict[str, object]:
@@ -117,12 +113,6 @@ def _of_classifier(training: TrainingFindings) -> dict[str, object]:
         row |= {name: value for name, value in known.items() if name.startswith(("f1", "ece"))}
     row["baseline_top1"] = None if baseline is None else baseline["top1"]
     return row
-
-
-def _table(rows: list[dict[str, object]], columns: tuple[str, ...]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=list(columns))
-    kinds = {name: "Int64" if name in _COUNTS else "Float64" for name in columns}
-    return table.astype({name: kind for name, kind in kinds.items() if name not in _ALL_WORDS})
 
 
 def _of_any(training: TrainingFindings) -> dict[str, object]:
@@ -331,22 +321,11 @@ def training_report(run: Path) -> Page:
     if training.mask_classes:
         tables = {"classes.csv": training.mask_classes.table()}
     return Page(
-        results_of_training(training),
+        training_results([training]),
         text,
         {"classes.csv": to_csv(tables["classes.csv"])} if "classes.csv" in tables else {},
         terminal=training_table(training),
     )
-
-
-def results_of_training(training: TrainingFindings) -> pd.DataFrame:
-    """The results of one training: a row with the columns of its task."""
-    return results_of_trainings([training])
-
-
-def results_of_trainings(trainings: Sequence[TrainingFindings]) -> pd.DataFrame:
-    """The results of trainings of one task: a row each, with the columns of the task."""
-    classifiers = all(training.record.task == "cls" for training in trainings)
-    return class_results(trainings) if classifiers else training_results(trainings)
 
 
 def training_text(training: TrainingFindings, gallery: TrainingGallery | None = None) -> str:
@@ -407,6 +386,9 @@ def _headline(training: TrainingFindings) -> str:
         score = headline(training)
         return "" if score is None else f"{fraction(score.dice)}{score.dice_range}"
     return "" if training.test is None else training.scoring.shown(training.test.numbers)
+
+
+# The tables that `robust train` prints.
 
 
 def training_table(training: TrainingFindings) -> str:

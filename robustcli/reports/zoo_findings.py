@@ -14,9 +14,8 @@ import pandas as pd
 
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.data.splits import read_splits
-from robustcli.metrics.verdicts import Verdict
 from robustcli.reports.comparison import Comparison, ComparisonLine
-from robustcli.reports.numbers import counted, duration, p_value, thousands
+from robustcli.reports.numbers import counted, duration, p_equals, thousands
 from robustcli.reports.pairing import (
     ComparedModel,
     EvaluatedRun,
@@ -238,6 +237,9 @@ class Zoo:
         return f"{name} ({'/'.join(run.parts[-depth:])})"
 
 
+# The trainings compared with each other.
+
+
 @dataclass(frozen=True)
 class PairedTrainings:
     """Trainings that were evaluated on the same held-out images in the same way.
@@ -300,7 +302,12 @@ class ZooComparison:
             else:
                 members.append(model)
         sets.sort(key=lambda models: -len(models))
-        return [PairedTrainings(models, _unlike(sets[0], models)) for models in sets]
+        return [
+            PairedTrainings(
+                models, [d.sentence for d in setting_differences([sets[0][0], models[0]])]
+            )
+            for models in sets
+        ]
 
     @property
     def has_backticks(self) -> bool:
@@ -332,10 +339,6 @@ class ZooComparison:
         """Conclusions on the trainings; names are in backticks."""
         spoken = [sentence for c in self.comparisons for sentence in _of_scores(c, self.zoo)]
         return [*spoken, *_of_time(self.zoo)]
-
-
-def _unlike(first: Sequence[ComparedModel], models: Sequence[ComparedModel]) -> list[str]:
-    return [d.sentence for d in setting_differences([first[0], models[0]])]
 
 
 def _trained_on(training: TrainingFindings) -> frozenset[str] | tuple[str, int]:
@@ -419,7 +422,7 @@ def _may_be_as_good(
     if verdict.low is not None and verdict.high is not None:
         low, high = sorted((sign * verdict.low, sign * verdict.high))
         ends = f" ({measure.show_range(low, high, verdict.n, ' to ')})"
-    adjusted = "" if verdict.p_adjusted is None else f", adjusted p {_equals(verdict)}"
+    adjusted = "" if verdict.p_adjusted is None else f", adjusted p {p_equals(verdict.p_adjusted)}"
     return (
         f"The smallest network without a significant difference from it is `{label}`, with "
         f"{thousands(small.record.parameters)} parameters compared with "
@@ -427,11 +430,6 @@ def _may_be_as_good(
         f"{measure.signed(sign * verdict.difference, verdict.n)}{scoring.unit}{ends}{adjusted}. "
         "This does not show that they are equal."
     )
-
-
-def _equals(verdict: Verdict) -> str:
-    shown = p_value(verdict.p_adjusted)
-    return shown if shown.startswith("<") else f"= {shown}"
 
 
 # Sentences on the time.

@@ -32,7 +32,7 @@ from robustcli.reports.training_findings import (
 from robustcli.reports.training_page import (
     course_of,
     draw_dice_over_parameters,
-    results_of_trainings,
+    training_results,
 )
 from robustcli.reports.zoo_findings import Zoo, ZooComparison
 from robustcli.training.record import read_seeds_record
@@ -74,7 +74,7 @@ def zoo_report(runs: Sequence[Path], out: Path) -> Page:
     text = zoo_text(zoo, draw_zoo_gallery(zoo, out, comparison), comparison)
     verdicts = comparison.verdicts()
     return Page(
-        results_of_trainings(zoo.trainings),
+        training_results(zoo.trainings),
         text,
         {} if verdicts is None else {"verdicts.csv": to_csv(verdicts)},
         terminal=zoo_table(zoo, comparison),

@@ -194,7 +194,8 @@ def draw_gradients(
         statistic: Name of the statistic, for the axis.
         path: The PNG to write.
     """
-    scale = _scale(curves, limit)
+    statistics = np.concatenate([curve.statistics for curve in curves])
+    scale = log_scale(statistics, [] if limit is None else [limit.value])
     with styled():
         if len(curves) <= LABELLED_LINES:
             figure = _single(curves, limit, scale, statistic)
@@ -287,11 +288,6 @@ def _end(curve: GradientCurve, scale: LogScale) -> EndLabel:
     return EndLabel(curve.label, _mean_at(curve), height, colour)
 
 
-def _scale(curves: Sequence[GradientCurve], limit: Limit | None) -> LogScale:
-    marks = [] if limit is None else [limit.value]
-    return log_scale(np.concatenate([curve.statistics for curve in curves]), marks)
-
-
 def _dress_gradients(
     axes: Axes, curves: Sequence[GradientCurve], limit: Limit | None, scale: LogScale
 ) -> None:
@@ -382,7 +378,9 @@ def draw_modes(courses: Sequence[ModeCourse], path: Path, score: tuple[str, str]
                 _mode_line(row[0], course, column, epochs)
                 _mode_line(row[1], course, column, course.clock / unit)
             row[0].set_ylabel(label)
-            _dress_modes(row, bounded=column == score[0])
+            for axes in row:
+                light_grid(axes)
+        grid[1, 0].set_ylim(0, 1)  # the score
         most = max(float(course.metrics["epoch"].max()) for course in courses)
         grid[1, 0].set(xlabel="epoch", xlim=(0, most + 0.5))
         grid[1, 0].xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
@@ -420,13 +418,6 @@ def _mode_line(axes: Axes, course: ModeCourse, column: str, ends: NDArray[np.flo
     if course.frozen_at is not None:
         place = course.place(course.frozen_at, ends)
         axes.axvline(place, color=colour, linestyle=":", linewidth=1.2, label="moment of freezing")
-
-
-def _dress_modes(row: NDArray[np.object_], *, bounded: bool) -> None:
-    for axes in row:
-        light_grid(axes)
-    if bounded:
-        row[0].set_ylim(0, 1)
 
 
 _TRADEOFF_SIZE = (8.6, 5.0)

@@ -549,14 +549,11 @@ def _dress_costs(axes: Axes, points: Sequence[CostPoint], panel: CostPanel) -> N
     axes.set_xlabel(panel.axis)
     steps = next(steps for most, steps in _TICKS if high / low <= most)
     axes.xaxis.set_major_locator(LogLocator(subs=steps))
-    shown = _seconds if panel.seconds else short
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,g} s" if panel.seconds else short(value))
+    )
     axes.xaxis.set_minor_formatter(NullFormatter())
     light_grid(axes)
-
-
-def _seconds(value: float) -> str:
-    return f"{value:,g} s"
 
 
 def _label_costs(axes: Axes, points: Sequence[CostPoint], panel: CostPanel, scale: float) -> None:
