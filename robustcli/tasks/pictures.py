@@ -315,13 +315,13 @@ def _case_positions(count: int) -> list[tuple[CaseRank, int, int]]:
 
 def _draw(folder: Path, pair: Sample, segmenter: Segmenter) -> None:
     image, truth = decode_pair(pair)
-    write_bytes(folder / "image.png", _png(image, Image.Resampling.LANCZOS))
+    write_bytes(folder / "image.png", _png(Image.fromarray(image), Image.Resampling.LANCZOS))
     if colours := class_colours(pair):
         write_bytes(folder / "truth.png", _mask_png(truth, colours))
         write_bytes(folder / "prediction.png", _mask_png(segmenter.predict([image])[0], colours))
         return
     probability = segmenter.probabilities([image])[0]
-    grey = np.rint(255 * probability).astype(np.uint8)
+    grey = Image.fromarray(np.rint(255 * probability).astype(np.uint8))
     write_bytes(folder / "truth.png", _mask_png(truth == 1))
     write_bytes(folder / "prediction.png", _png(grey, Image.Resampling.BILINEAR))
 
@@ -330,9 +330,9 @@ def _mask_png(
     mask: NDArray[Any], colours: Sequence[str] = (), longest: int = LONGEST_PANEL
 ) -> bytes:
     """A small PNG of a mask: 0 and 255, or with `colours` class indices with a palette."""
-    if colours:
-        return _encoded(indexed(mask, colours), Image.Resampling.NEAREST, longest)
-    return _png(np.where(mask, 255, 0).astype(np.uint8), Image.Resampling.NEAREST, longest)
+    grey = np.where(mask, 255, 0).astype(np.uint8)
+    picture = indexed(mask, colours) if colours else Image.fromarray(grey)
+    return _png(picture, Image.Resampling.NEAREST, longest)
 
 
 def indexed(mask: NDArray[Any], colours: Sequence[str]) -> Image.Image:
@@ -342,13 +342,7 @@ def indexed(mask: NDArray[Any], colours: Sequence[str]) -> Image.Image:
     return picture
 
 
-def _png(
-    pixels: NDArray[np.uint8], resampling: Image.Resampling, longest: int = LONGEST_PANEL
-) -> bytes:
-    return _encoded(Image.fromarray(pixels), resampling, longest)
-
-
-def _encoded(picture: Image.Image, resampling: Image.Resampling, longest: int) -> bytes:
+def _png(picture: Image.Image, resampling: Image.Resampling, longest: int = LONGEST_PANEL) -> bytes:
     picture.thumbnail((longest, longest), resampling)
     content = io.BytesIO()
     picture.save(content, "PNG")

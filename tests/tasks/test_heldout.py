@@ -16,6 +16,7 @@ from robustcli.data.sources import Classes, open_dataset
 from robustcli.tasks.heldout import TrainingData, choose_part, read_parts, training_data
 from tests.evaluation.cells import OTSU, make_training, pairs_in
 from tests.training.images import write_photos
+from tests.training.runs import Recorder
 
 IDS = [f"{number}.png" for number in range(10)]
 PARTS = {name: "train" if n < 6 else "val" if n < 8 else "test" for n, name in enumerate(IDS)}
@@ -30,17 +31,9 @@ INDEX = Dataset("cells", "/cells", tuple(map(pair, IDS)), available=10)
 RUN = TrainingData("run", INDEX.digest, PARTS)
 
 
-class Heard:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
 def chosen(index=INDEX, part="auto", trainings=(RUN,)):
     """The ids, the split and the announcements."""
-    heard = Heard()
+    heard = Recorder()
     chosen_part = choose_part(index, part, trainings, heard)
     ids = [pair.image_id for pair in chosen_part.dataset.samples]
     return ids, chosen_part.split, heard.lines
@@ -53,13 +46,15 @@ def test_a_model_is_tested_on_what_it_has_not_seen_and_says_so():
         "`run` was trained on this data: only the 2 of 10 images that were held out for testing "
         "are used (`--split all` uses all)."
     ]
-    assert choose_part(INDEX, "auto", [RUN], Heard()).dataset.subset == "test split of `run`"
+    assert choose_part(INDEX, "auto", [RUN], Recorder()).dataset.subset == "test split of `run`"
 
 
 def test_the_ids_decide_where_the_list_is_another_one():
     part = replace(INDEX, samples=INDEX.samples[:9], subset="nine")
     assert chosen(part)[0] == ["8.png"]
-    assert choose_part(part, "auto", [RUN], Heard()).dataset.subset == "nine, test split of `run`"
+    assert (
+        choose_part(part, "auto", [RUN], Recorder()).dataset.subset == "nine, test split of `run`"
+    )
 
 
 def test_models_of_other_data_and_of_none_take_everything_silently():

@@ -44,6 +44,7 @@ from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import image_seed, resolve_transforms
 from tests.evaluation.cells import OTSU, config, make_pairs, make_roads, make_training, pairs_in
 from tests.evaluation.test_evaluate import contents, small_blocks
+from tests.training.runs import Recorder
 
 MASKS = Masks(surveyed=False)
 
@@ -285,14 +286,6 @@ def cells(tmp_path):
     return make_pairs(tmp_path / "cells")
 
 
-class Heard(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
 def test_rows_are_the_models_answers_to_the_moved_pairs(cells, tmp_path):
     run = run_evaluation(config(cells, tmp_path / "run", "affine"))
     otsu, affine = load(OTSU, "seg"), resolve_transforms(["affine"], None)[1].transform
@@ -424,7 +417,7 @@ def test_going_on_after_a_crash_gives_the_bytes_of_an_unbroken_run(cells, tmp_pa
 
 def test_a_training_run_is_tested_on_what_it_has_not_seen(cells, tmp_path):
     training = make_training(tmp_path / "mine", pairs_in(tmp_path / "cells"))
-    heard = Heard()
+    heard = Recorder()
     settings = config(cells, tmp_path / "run", models=(ModelRequest(str(training)), OTSU))
     record = read_record(run_evaluation(settings, heard))
     assert (record.split, record.dataset.images, record.dataset.images_available) == ("test", 3, 9)
@@ -453,7 +446,7 @@ DATASET = {"name": "cells"}  # what else is in a record does not matter here
 
 def test_masks_are_read_as_in_the_training_unless_the_user_says_how(cells, tmp_path):
     training = masks_of_three_values(tmp_path / "cells", tmp_path / "mine")
-    model, heard = ModelRequest(str(training)), Heard()
+    model, heard = ModelRequest(str(training)), Recorder()
     with pytest.raises(UsageError, match="--foreground"):
         run_evaluation(config(cells, tmp_path / "otsu"))
     settings = config(cells, tmp_path / "run", models=(model,))
@@ -479,7 +472,7 @@ def test_masks_are_read_as_in_the_training_unless_the_user_says_how(cells, tmp_p
 )
 def test_what_the_training_was_told_of_its_masks_is_told_again(cells, tmp_path, changes, flags):
     training = masks_of_three_values(tmp_path / "cells", tmp_path / "mine", **changes)
-    heard = Heard()
+    heard = Recorder()
     run_evaluation(config(cells, tmp_path / "run", models=(ModelRequest(str(training)),)), heard)
     assert f"`{flags}`" in heard.lines[0]
 
@@ -496,7 +489,7 @@ def test_trainings_that_read_the_masks_differently_leave_it_to_the_user(cells, t
 
 def test_the_masks_of_other_data_are_not_read_as_those_of_the_training(cells, tmp_path):
     training = masks_of_three_values(tmp_path / "cells", tmp_path / "mine")
-    other, heard = make_pairs(tmp_path / "other", side=24), Heard()
+    other, heard = make_pairs(tmp_path / "other", side=24), Recorder()
     for folder in ("images", "masks"):
         for file in (tmp_path / "other" / folder).iterdir():
             file.rename(file.with_name(f"new-{file.name}"))
@@ -540,7 +533,7 @@ def test_limit_takes_some_of_the_part_and_both_are_told(cells, tmp_path):
 def test_the_default_data_are_announced(tmp_path, monkeypatch):
     monkeypatch.delenv("ROBUST_DATA_SEGMENTATION", raising=False)
     monkeypatch.chdir(tmp_path)
-    heard = Heard()
+    heard = Recorder()
     settings = replace(config(tmp_path, tmp_path / "run", limit=2), data=None)
     assert read_record(run_evaluation(settings, heard)).dataset.demonstration
     assert heard.lines[0].startswith(
