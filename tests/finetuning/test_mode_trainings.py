@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from tests.training.runs import (
     same_state,
     weights_of,
 )
-from tests.training.test_processes import environment
+from tests.training.test_processes import run_script
 
 
 @pytest.fixture(scope="module")
@@ -377,14 +375,8 @@ print("finished")
 def test_two_processes_freeze_what_one_does(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", 14)
     weights = write_pretrained(tmp_path / "weights.safetensors")
-    script, run = tmp_path / "tune.py", tmp_path / "run"
-    script.write_text(_SCRIPT)
-    child = subprocess.run(
-        [sys.executable, str(script), str(data), str(weights), str(run)],
-        env=environment(), capture_output=True, text=True, check=False, timeout=500,
-    )  # fmt: skip
-    assert child.returncode == 0, child.stderr
-    assert child.stdout.count("finished") == 1
+    run = tmp_path / "run"
+    run_script(_SCRIPT, tmp_path, data, weights, run)
     record = read_finetune_record(run)
     assert (record.status, record.modes) == ("complete", ["scratch", "full", "freeze"])
     for mode in record.modes:

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_training
 from robustcli.training.recipes import NAMED_RECIPES, Patchwise, Recipe
+from robustcli.training.trainer import KeepLastAndBest
 
 SMALL_UNET = {"features": [4, 8]}
 
@@ -92,6 +94,25 @@ def kill_when_stopped(code: str, *arguments: object) -> None:
         assert child.stdout is not None
         assert child.stdout.readline() == "stopped\n"
         child.kill()
+
+
+class _KilledError(Exception):
+    pass
+
+
+def killed_after_one_epoch(monkeypatch: pytest.MonkeyPatch, config: TrainConfig) -> None:
+    """Runs a training that ends without cleaning up after its first epoch."""
+    original_hook = KeepLastAndBest.on_train_epoch_end
+
+    def killed(self: Any, trainer: Any, module: Any) -> None:
+        original_hook(self, trainer, module)
+        if trainer.current_epoch == 0:
+            raise _KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeepLastAndBest, "on_train_epoch_end", killed)
+        with pytest.raises(_KilledError):
+            run_training(config)
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +27,11 @@ from robustcli.training.procedures.photos import SpeedClock, speed_in_words
 from robustcli.training.recipes import CLASS_RECIPES, FAIR_RATES, SCHEDULES, recipe_named
 from robustcli.training.record import read_train_record
 from robustcli.training.train_plan import forecast_training, plan_training
-from robustcli.training.trainer import KeepLastAndBest
 from tests.training.images import write_photos
 from tests.training.runs import (
     Recorder,
     Run,
+    killed_after_one_epoch,
     last_weights,
     recorded_training,
     same_state,
@@ -41,7 +39,7 @@ from tests.training.runs import (
     weights_of,
     words_of,
 )
-from tests.training.test_processes import environment
+from tests.training.test_processes import run_script
 
 TINY_VIM: dict[str, Any] = {"dim": 16, "depth": 1, "patch_size": 8}
 
@@ -180,24 +178,6 @@ def test_the_averaged_weights_are_written(finished_run: Run) -> None:
     assert record.recipe.photos is not None
     assert (record.recipe.photos.ema, record.recipe.name) == (0.999, "fair")
     assert record.faults == []
-
-
-class _KilledError(Exception):
-    pass
-
-
-def killed_after_one_epoch(monkeypatch: pytest.MonkeyPatch, config: TrainConfig) -> None:
-    original_hook = KeepLastAndBest.on_train_epoch_end
-
-    def killed(self: Any, trainer: Any, module: Any) -> None:
-        original_hook(self, trainer, module)
-        if trainer.current_epoch == 0:
-            raise _KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(KeepLastAndBest, "on_train_epoch_end", killed)
-        with pytest.raises(_KilledError):
-            run_training(config)
 
 
 def test_a_killed_fair_training_ends_with_the_same_average(
@@ -355,13 +335,8 @@ print("finished")
 @pytest.mark.slow
 def test_two_processes_average_as_one(tmp_path: Path) -> None:
     data = write_photos(tmp_path / "paints", 12)
-    script, run = tmp_path / "train.py", tmp_path / "run"
-    script.write_text(_SCRIPT)
-    child = subprocess.run(
-        [sys.executable, str(script), str(data), str(run)],
-        env=environment(), capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert child.returncode == 0, child.stderr
+    run = tmp_path / "run"
+    run_script(_SCRIPT, tmp_path, data, run)
     single = run_training(fair_config(data, tmp_path / "single", aug="none"))
     # Two halves of a batch are summed in another order: rounding errors of six steps.
     for name, tensor in weights_of(single).items():

@@ -34,6 +34,7 @@ from tests.training.runs import (
     TINY_VMAMBA,
     Recorder,
     Run,
+    killed_after_one_epoch,
     recorded_training,
     same_state,
     tiny_classifier,
@@ -150,27 +151,11 @@ def test_other_photos_with_the_same_names_are_all_evaluated(
     assert _evaluated(finished_run[0], other_photos, tmp_path / "other")[0]["n"].tolist() == [15]
 
 
-class _KilledError(Exception):
-    pass
-
-
 def test_a_killed_training_ends_with_the_same_weights(
     finished_run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from robustcli.training.trainer import KeepLastAndBest
-
-    original_hook = KeepLastAndBest.on_train_epoch_end
-
-    def killed(self: Any, trainer: Any, module: Any) -> None:
-        original_hook(self, trainer, module)
-        if trainer.current_epoch == 0:
-            raise _KilledError
-
     config = tiny_classifier(photos, tmp_path / "run")
-    with monkeypatch.context() as patch:
-        patch.setattr(KeepLastAndBest, "on_train_epoch_end", killed)
-        with pytest.raises(_KilledError):
-            run_training(config)
+    killed_after_one_epoch(monkeypatch, config)
     run = run_training(config)
     assert same_state(weights_of(run), weights_of(finished_run[0]))
 

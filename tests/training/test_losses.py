@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.losses.dice import DiceLoss as MonaiDice
+from monai.losses import DiceCELoss
+from monai.losses import DiceLoss as MonaiDice
 from monai.losses.ds_loss import DeepSupervisionLoss
 from skimage.transform import resize
 from torch import Tensor
@@ -18,11 +19,14 @@ from robustcli.adapters.segmenter import foreground_logits
 from robustcli.core.errors import UsageError
 from robustcli.data.mask_values import IGNORED
 from robustcli.training.losses import (
+    CLASS_LOSSES,
+    COUNTERPARTS,
     LOSSES,
     DeepSupervision,
     DiceCrossEntropy,
     NnUNetLoss,
     SegmentationLoss,
+    SoftmaxLoss,
     class_scores,
     loss_name,
     make_loss,
@@ -405,3 +409,77 @@ def test_pixels_that_nnunets_loss_ignores_change_neither_it_nor_its_gradient(
     cut_outputs = [output[..., : output.shape[-1] // 2] for output in outputs]
     expected = NnUNetLoss(probabilities=False, batch_dice=batch_dice)(cut_outputs, target[..., :8])
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def class_batch(seed: int, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, classes + 1, 6, 5, generator=generator)
+    return logits, torch.randint(0, classes + 1, (2, 1, 6, 5), generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("name", "oracle"),
+    [
+        ("ce-dice", {"smooth_nr": 1.0, "smooth_dr": 1.0}),
+        ("dice", {"smooth_nr": 100.0, "smooth_dr": 100.0, "batch": True}),
+    ],
+)
+def test_losses_are_monais_without_the_background_in_the_dice(name, oracle):
+    logits, target = class_batch(0)
+    kind = DiceCELoss if name == "ce-dice" else MonaiDice
+    expected = kind(include_background=False, softmax=True, to_onehot_y=True, **oracle)
+    value = SoftmaxLoss(CLASS_LOSSES[name])(logits, target.to(torch.uint8))
+    assert float(value) == pytest.approx(float(expected(logits, target)), rel=1e-5)
+
+
+def test_cross_entropy_counts_every_pixel_of_background_too():
+    logits, target = class_batch(1)
+    value = SoftmaxLoss(CLASS_LOSSES["ce"])(logits, target)
+    expected = torch.nn.functional.cross_entropy(logits, target[:, 0])
+    assert float(value) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize(("two_valued", "several_classes"), COUNTERPARTS.items())
+def test_with_one_class_both_losses_are_the_same_number(two_valued, several_classes):
+    """For two scores the softmax of the second is the sigmoid of their difference."""
+    logits, target = class_batch(2, classes=1)
+    expected = make_loss(two_valued, probabilities=False)(logits[:, 1:] - logits[:, :1], target)
+    value = SoftmaxLoss(CLASS_LOSSES[several_classes])(logits, target)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CLASS_LOSSES)
+def test_ignored_pixels_change_neither_loss_nor_gradient_of_several_classes(name):
+    logits, target = class_batch(3)
+    logits = logits[:1].requires_grad_()
+    ignoring = target[:1].clone()
+    ignoring[..., :2] = IGNORED
+    loss = SoftmaxLoss(CLASS_LOSSES[name], ignores=True)(logits, ignoring.to(torch.uint8))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert not gradient[..., :2].any()
+    cut_loss = SoftmaxLoss(CLASS_LOSSES[name])(logits[..., 2:], target[:1, ..., 2:])
+    assert float(loss.detach()) == pytest.approx(float(cut_loss.detach()), rel=1e-5)
+
+
+def test_nnunets_loss_of_several_classes_is_over_all_resolutions():
+    logits, target = class_batch(4)
+    coarse = torch.nn.functional.avg_pool2d(logits, 2, ceil_mode=True)
+    value = NnUNetLoss()([logits, coarse, coarse], target)
+    small_target = target.float()
+    small_target = torch.nn.functional.interpolate(
+        small_target, coarse.shape[2:], mode="nearest-exact"
+    )
+    single = DiceCrossEntropy()
+    expected = 2 / 3 * single(logits, target) + 1 / 3 * single(coarse, small_target.long())
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_names_of_losses_belong_to_masks_of_one_kind():
+    for name in LOSSES:
+        assert loss_name(name) == name
+    for name in CLASS_LOSSES:
+        assert loss_name(name, 3) == name
+    with pytest.raises(UsageError, match=r"(?s)`--loss bce` cannot be.*3 classes.*`--loss ce`"):
+        loss_name("bce", 3)
+    with pytest.raises(UsageError, match=r"(?s)several classes.*`--loss bce-dice`"):
+        loss_name("CE_Dice")

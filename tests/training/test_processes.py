@@ -174,7 +174,7 @@ def run_script(text: str, folder: Path, *arguments: object, launcher: Sequence[s
     script.write_text(text)
     child = subprocess.run(
         [sys.executable, *launcher, str(script), *map(str, arguments)],
-        env=environment(), capture_output=True, text=True, check=False, timeout=300,
+        env=environment(), capture_output=True, text=True, check=False, timeout=500,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     assert child.stdout.count("finished") == 1

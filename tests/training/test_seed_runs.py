@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +28,7 @@ from robustcli.training.train_plan import plan_training
 from robustcli.training.training_task import TrainPlan
 from tests.training.images import write_pairs
 from tests.training.runs import Interrupting, Recorder, same_state, tiny_unet, weights_of
-from tests.training.test_processes import environment
+from tests.training.test_processes import run_script
 
 SETTINGS: dict[str, Any] = {"epochs": 2, "workers": 0, "limit": 10, "batch_size": 4}
 
@@ -295,14 +293,8 @@ print("finished")
 
 @pytest.mark.slow  # as many seeds as devices: test_side_by_side.py
 def test_more_processes_than_seeds_share_the_steps_of_each_seed(data: Path, tmp_path: Path) -> None:
-    script, run = tmp_path / "train.py", tmp_path / "run"
-    script.write_text(_SCRIPT)
-    child = subprocess.run(
-        [sys.executable, str(script), str(data), str(run)],
-        env=environment(), capture_output=True, text=True, check=False, timeout=500,
-    )  # fmt: skip
-    assert child.returncode == 0, child.stderr
-    assert child.stdout.count("finished") == 1
+    run = tmp_path / "run"
+    run_script(_SCRIPT, tmp_path, data, run)
     for seed in (0, 1):
         record = read_train_record(run / f"seed-{seed}")
         assert (record.status, record.devices, record.seed) == ("complete", 3, seed)

@@ -1,4 +1,4 @@
-"""Segmenters of several classes: losses, heads, trainings, reports and predicted masks."""
+"""Segmenters of several classes: heads, trainings, reports and predicted masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from monai.losses import DiceCELoss, DiceLoss
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,7 +21,6 @@ from robustcli.adapters.trainable import start_segmenter
 from robustcli.adapters.training_run import WeightsHeader, read_header
 from robustcli.core.errors import UsageError
 from robustcli.data.mask_classes import network_class_names
-from robustcli.data.mask_values import IGNORED
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.config import EvalConfig
@@ -34,16 +32,6 @@ from robustcli.metrics.mask_scores import class_dice, pooled_scores
 from robustcli.reports.render import document, render
 from robustcli.training.engine import run_training
 from robustcli.training.lit_module import class_counts
-from robustcli.training.losses import (
-    CLASS_LOSSES,
-    COUNTERPARTS,
-    LOSSES,
-    DiceCrossEntropy,
-    NnUNetLoss,
-    SoftmaxLoss,
-    loss_name,
-    make_loss,
-)
 from robustcli.training.record import read_train_record
 from robustcli.transforms.base import CLEAN, Cell
 from robustcli.verification.recorded_run import VerifyConfig
@@ -103,83 +91,6 @@ def evaluated(training: Path, data: Path, tmp_path_factory: pytest.TempPathFacto
     )  # fmt: skip
     render(run)
     return run
-
-
-# Losses.
-
-
-def batch(seed: int, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(2, classes + 1, 6, 5, generator=generator)
-    return logits, torch.randint(0, classes + 1, (2, 1, 6, 5), generator=generator)
-
-
-@pytest.mark.parametrize(
-    ("name", "oracle"),
-    [
-        ("ce-dice", {"smooth_nr": 1.0, "smooth_dr": 1.0}),
-        ("dice", {"smooth_nr": 100.0, "smooth_dr": 100.0, "batch": True}),
-    ],
-)
-def test_losses_are_monais_without_the_background_in_the_dice(name, oracle):
-    logits, target = batch(0)
-    kind = DiceCELoss if name == "ce-dice" else DiceLoss
-    expected = kind(include_background=False, softmax=True, to_onehot_y=True, **oracle)
-    value = SoftmaxLoss(CLASS_LOSSES[name])(logits, target.to(torch.uint8))
-    assert float(value) == pytest.approx(float(expected(logits, target)), rel=1e-5)
-
-
-def test_cross_entropy_counts_every_pixel_of_background_too():
-    logits, target = batch(1)
-    value = SoftmaxLoss(CLASS_LOSSES["ce"])(logits, target)
-    expected = torch.nn.functional.cross_entropy(logits, target[:, 0])
-    assert float(value) == pytest.approx(float(expected))
-
-
-@pytest.mark.parametrize(("two_valued", "several_classes"), COUNTERPARTS.items())
-def test_with_one_class_both_losses_are_the_same_number(two_valued, several_classes):
-    """For two scores the softmax of the second is the sigmoid of their difference."""
-    logits, target = batch(2, classes=1)
-    expected = make_loss(two_valued, probabilities=False)(logits[:, 1:] - logits[:, :1], target)
-    value = SoftmaxLoss(CLASS_LOSSES[several_classes])(logits, target)
-    assert float(value) == pytest.approx(float(expected), rel=1e-5)
-
-
-@pytest.mark.parametrize("name", CLASS_LOSSES)
-def test_ignored_pixels_change_neither_loss_nor_gradient(name):
-    logits, target = batch(3)
-    logits = logits[:1].requires_grad_()
-    ignoring = target[:1].clone()
-    ignoring[..., :2] = IGNORED
-    loss = SoftmaxLoss(CLASS_LOSSES[name], ignores=True)(logits, ignoring.to(torch.uint8))
-    (gradient,) = torch.autograd.grad(loss, logits)
-    assert not gradient[..., :2].any()
-    cut_loss = SoftmaxLoss(CLASS_LOSSES[name])(logits[..., 2:], target[:1, ..., 2:])
-    assert float(loss.detach()) == pytest.approx(float(cut_loss.detach()), rel=1e-5)
-
-
-def test_nnunets_loss_of_several_classes_is_over_all_resolutions():
-    logits, target = batch(4)
-    coarse = torch.nn.functional.avg_pool2d(logits, 2, ceil_mode=True)
-    value = NnUNetLoss()([logits, coarse, coarse], target)
-    small_target = target.float()
-    small_target = torch.nn.functional.interpolate(
-        small_target, coarse.shape[2:], mode="nearest-exact"
-    )
-    single = DiceCrossEntropy()
-    expected = 2 / 3 * single(logits, target) + 1 / 3 * single(coarse, small_target.long())
-    assert float(value) == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_names_of_losses_belong_to_masks_of_one_kind():
-    for name in LOSSES:
-        assert loss_name(name) == name
-    for name in CLASS_LOSSES:
-        assert loss_name(name, 3) == name
-    with pytest.raises(UsageError, match=r"(?s)`--loss bce` cannot be.*3 classes.*`--loss ce`"):
-        loss_name("bce", 3)
-    with pytest.raises(UsageError, match=r"(?s)several classes.*`--loss bce-dice`"):
-        loss_name("CE_Dice")
 
 
 def test_counts_of_a_validation_batch_are_those_of_its_masks():
