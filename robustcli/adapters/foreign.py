@@ -28,6 +28,7 @@ from robustcli.adapters.foreign_files import (
     users_network,
 )
 from robustcli.adapters.foreign_hubs import clip_model, timm_model, transformers_model
+from robustcli.adapters.memory import is_out_of_memory
 from robustcli.adapters.model import ModelFacts, made_up_image
 from robustcli.adapters.preprocessing import Preprocessing, overridden
 from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
@@ -213,11 +214,9 @@ class LogitNetwork(nn.Module):
         """The output of the network as one tensor."""
         try:
             scores = _tensor(self.network(images))
-        except (torch.OutOfMemoryError, MemoryError, RobustError):
-            raise
         except Exception as error:
-            if "out of memory" in str(error) or "can't allocate memory" in str(error):
-                raise  # the caller halves the batch
+            if isinstance(error, RobustError) or is_out_of_memory(error):
+                raise  # the caller halves the batch if memory ran out
             shape = tuple(images.shape)
             problem = f"`{self.model_name}` fails on an input of shape {shape}."
             located = foreign_code_error(problem, error)

@@ -16,6 +16,7 @@ _TEXTS = (
     "out of memory",  # CUDA, HIP, MPS, and NCCL and Triton below them
     "can't allocate memory",  # torch's CPU allocator
     "not enough memory",  # torch's CPU allocator on Windows
+    "Failed to allocate memory",  # onnxruntime
     "unable to allocate",  # NumPy's message in exceptions of other libraries
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
@@ -26,11 +27,15 @@ _TEXTS = (
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` means out of memory, by its class or (for some libraries) its message.
 
-    Source: `lightning.pytorch.utilities.memory.is_oom_error`, with cuBLAS, NumPy and MPS.
+    Source: `lightning.pytorch.utilities.memory.is_oom_error`, with cuBLAS, NumPy, MPS and
+    onnxruntime, whose errors are no RuntimeErrors.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):  # also NumPy's error
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
+    is_candidate = isinstance(error, RuntimeError) or type(error).__module__.startswith(
+        "onnxruntime"
+    )
+    return is_candidate and any(text in str(error) for text in _TEXTS)
 
 
 def free_cached(device: torch.device) -> None:
@@ -85,7 +90,7 @@ class BatchLimit:
             size = min(count, self.most or count)
             try:
                 result = compute(size)
-            except (MemoryError, RuntimeError) as error:
+            except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 if size == 1:

@@ -468,7 +468,7 @@ class Segmenter:
                     image, self.preprocessing.window, self._averaged, batch=windows,
                     overlap=self.preprocessing.overlap, device=self.device,
                 )  # fmt: skip
-            except (MemoryError, RuntimeError) as error:
+            except Exception as error:
                 if windows == 1 or not is_out_of_memory(error):
                     raise
             self.most_windows = windows // 2

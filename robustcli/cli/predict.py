@@ -144,7 +144,7 @@ def _write_masks(
 
     out = values["out"]
     result = predict_masks(
-        _segmenter(request, values), places, out,
+        _segmenter(request, values, listener), places, out,
         overlays=values["overlays"], fresh=values["fresh"], listener=listener,
     )  # fmt: skip
     if as_json:
@@ -157,7 +157,7 @@ def _write_masks(
             click.echo(f"Their values are the classes of `{result.labels}`; 0 is the background.")
 
 
-def _segmenter(request: ModelRequest, values: dict[str, Any]) -> Segmenter:
+def _segmenter(request: ModelRequest, values: dict[str, Any], listener: Listener) -> Segmenter:
     from robustcli.adapters.load import load
     from robustcli.data.mask_classes import network_class_names
     from robustcli.evaluation.device import choose_device
@@ -168,7 +168,15 @@ def _segmenter(request: ModelRequest, values: dict[str, Any]) -> Segmenter:
     if classes:
         loaded.for_classes(classes)
     loaded.try_out()
+    _announce(loaded, listener, "masks")
     return loaded
+
+
+def _announce(model: Classifier | Segmenter, listener: Listener, results: str) -> None:
+    for note in model.notes:
+        listener.say(note)
+    if model.facts.untrained:
+        listener.say(f"`{model.facts.name}` is not trained: its {results} are meaningless.")
 
 
 # Labels.
@@ -185,10 +193,7 @@ def _label(
     device = choose_device(values["device"])
     model = load(request, "cls", offline=values["offline"]).to(device, values["precision"])
     model.try_out()
-    for note in model.notes:
-        listener.say(note)
-    if model.facts.untrained:
-        listener.say(f"`{model.facts.name}` is not trained: its labels are meaningless.")
+    _announce(model, listener, "labels")
     space = classes_of(model, request, listener.say)
     labelling = label_photos(
         model, space, photos, top=values["top"] or 5, batch_size=values["batch_size"],

@@ -405,11 +405,6 @@ def predict_masks(
     """
     listener = listener or Silent()
     jobs = list_jobs(images, out, overlays=overlays, say=listener.say)
-    if segmenter.preprocessing.channels == "grey":
-        listener.say(
-            f"`{segmenter.facts.name}` reads greyscale images: colour images are converted to "
-            "0.299 red + 0.587 green + 0.114 blue."
-        )
     tag, classes = _tag(segmenter), segmenter.classes
     finished = {job for job in jobs if _is_done(job, tag, fresh=fresh)}
     listener.start(len(jobs), len(finished))

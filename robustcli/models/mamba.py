@@ -197,39 +197,3 @@ def _scan(
 # depend on the input, so that it is no longer a convolution, and uses the simpler Bbar = dB.
 #
 # Shapes: D channels, N state size, L steps; x may have any leading dimensions.
-
-
-def zero_order_hold(A: Tensor, B: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Discretises A and B by zero-order hold: returns Abar and Bbar, (D, N) each.
-
-    Args:
-        A: Diagonal of the state matrix (D, N), without zeros.
-        B: Input matrix (D, N).
-        step: Step size per channel, (D), positive.
-    """
-    exponent = step[:, None] * A
-    return exponent.exp(), torch.expm1(exponent) / A * B
-
-
-def ssm_recurrence(x: Tensor, Abar: Tensor, Bbar: Tensor, C: Tensor) -> Tensor:
-    """Output y (..., D, L) for x (..., D, L) by the recurrence: L sequential steps, O(L)."""
-    state = x.new_zeros(*x.shape[:-1], Abar.shape[1])
-    ys = []
-    for t in range(x.shape[-1]):
-        state = Abar * state + Bbar * x[..., t, None]
-        ys.append((C * state).sum(-1))
-    return torch.stack(ys, -1)
-
-
-def ssm_kernel(Abar: Tensor, Bbar: Tensor, C: Tensor, length: int) -> Tensor:
-    """The convolution kernel K, (D, length), of the recurrence."""
-    powers = Abar[..., None] ** torch.arange(length, device=Abar.device)  # (D, N, L)
-    return (C[..., None] * Bbar[..., None] * powers).sum(1)
-
-
-def ssm_convolution(x: Tensor, K: Tensor) -> Tensor:
-    """Causal convolution y (..., D, L) of x with the kernel K (D, L) by FFT, O(L log L)."""
-    length = x.shape[-1]
-    spectrum = torch.fft.rfft(x, 2 * length) * torch.fft.rfft(K, 2 * length)
-    y: Tensor = torch.fft.irfft(spectrum, 2 * length)
-    return y[..., :length]

@@ -370,35 +370,6 @@ class VMamba(nn.Module):
         return head
 
 
-class VMambaBackbone(nn.Module):
-    """Backbone for dense prediction: maps images (B, 3, H, W) to one map (B, C, h, w) per stage.
-
-    Each output is normalised by the `outnorm{i}` of its stage. Weights of a classifier can be
-    loaded, except for its head; they do not contain these norms.
-    """
-
-    def __init__(self, config: VMambaConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.patch_embed = _stem(config)
-        self.layers = nn.ModuleList(_stages(config))
-        for stage, dim in enumerate(config.dims):
-            self.add_module(f"outnorm{stage}", nn.LayerNorm(dim))
-        self.apply(_initialise)
-        ablate_network(self, config.ablate, model="vmamba")
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """The maps, highest resolution first: strides 4, 8, 16 and 32 in the published variants."""
-        x = self.patch_embed(x)
-        maps = []
-        for stage, layer in enumerate(self.layers):
-            assert isinstance(layer, VMambaStage)
-            x = layer.blocks(x)
-            maps.append(getattr(self, f"outnorm{stage}")(x).permute(0, 3, 1, 2))
-            x = layer.downsample(x)
-        return maps
-
-
 def _stem(config: VMambaConfig) -> nn.Sequential:
     return stem_v1(config.dim) if config.stem == "v1" else stem_v2(config.dim, config.stem_strides)
 
@@ -451,12 +422,3 @@ def build(variant: str, **changes: object) -> VMamba:
         UsageError: An option is unknown.
     """
     return VMamba(changed(VARIANTS[variant], changes, model=variant))
-
-
-def build_backbone(variant: str, **changes: object) -> VMambaBackbone:
-    """Builds the backbone of `variant` for dense prediction, with the arguments of `build`.
-
-    Raises:
-        UsageError: An option is unknown.
-    """
-    return VMambaBackbone(changed(VARIANTS[variant], changes, model=variant))

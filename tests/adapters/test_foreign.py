@@ -398,6 +398,33 @@ def test_a_failure_later_names_the_users_line(tmp_path: Path) -> None:
         evaluate(Late(), tmp_path / "run", batch_size=8)
 
 
+class OnnxRuntimeError(Exception):
+    """An exception as onnxruntime raises it, which is no RuntimeError."""
+
+    __module__ = "onnxruntime.capi.onnxruntime_pybind11_state"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+        RuntimeError("GET was unable to find an engine", "Unable to find a valid cuDNN algorithm"),
+        MemoryError("Unable to allocate 3.00 GiB for an array"),
+        OnnxRuntimeError("Failed to allocate memory for requested buffer of size 12582912"),
+    ],
+)
+def test_batches_for_which_memory_is_short_are_halved(error: Exception, tmp_path: Path) -> None:
+    class Large(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) > 4:
+                raise error
+            return super().forward(x)
+
+    run = evaluate(Large(), tmp_path / "run", batch_size=8)
+    assert run.record.status == "complete"
+
+
 def test_grey_and_fixed_sizes_are_found() -> None:
     class Grey(nn.Module):
         def __init__(self) -> None:

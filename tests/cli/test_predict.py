@@ -55,6 +55,15 @@ def test_labels_are_those_of_the_weights(robust: Robust, photos: Path):
     assert document["label_space"] == "cifar10"
 
 
+def test_a_segmenter_says_what_it_assumes_and_that_it_is_not_trained(robust: Robust, photos: Path):
+    arguments = ("predict", "--model", "umamba-pico", "--device", "cpu", "photos", "--untrained")
+    outcome = robust(*arguments, "--model-arg", "in_channels=1", "--out", "masks")
+    assert outcome.code == 0
+    assert "`umamba-pico` has one input channel: images are converted to greyscale" in outcome.err
+    assert "`umamba-pico` is not trained: its masks are meaningless." in outcome.err
+    assert len(list((photos.parent / "masks").rglob("*.png"))) == 3
+
+
 def test_ids_are_those_of_eval(robust: Robust, tmp_path: Path):
     for number, name in enumerate(("cat", "dog")):
         (tmp_path / "set" / name).mkdir(parents=True)

@@ -15,7 +15,6 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.load import load
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.errors import RunError, UsageError
-from robustcli.core.listener import Silent
 from robustcli.data.masks import decode_pair
 from robustcli.evaluation import prediction
 from robustcli.evaluation.prediction import list_jobs, predict_masks
@@ -214,16 +213,3 @@ def test_leftovers_are_no_images_and_are_counted(tmp_path):
     jobs = list_jobs([folder], tmp_path / "out", overlays=False, say=messages.append)
     assert [job.image.name for job in jobs] == ["a.jpg"]
     assert "3 files with suffixes of images" in messages[0]
-
-
-def test_a_greyscale_network_says_how_colours_are_converted(images, otsu, tmp_path):
-    messages: list[str] = []
-    listener = Silent()
-    listener.say = messages.append
-    predict_masks(otsu, [images / "ann-0.png"], tmp_path / "rgb", listener=listener)
-    assert messages == []
-    request = ModelRequest("umamba-pico", None, {"in_channels": 1}, untrained=True)
-    grey = load(request, "seg")
-    predict_masks(grey, [images / "ann-0.png"], tmp_path / "grey", listener=listener)
-    assert len(messages) == 1
-    assert "reads greyscale images" in messages[0]
