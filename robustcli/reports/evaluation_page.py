@@ -119,6 +119,49 @@ def evaluation_text(findings: Findings, gallery: Gallery | None = None) -> str:
     )
 
 
+# The figures, drawn into `RUN/figures/` if the run has data for them.
+
+
+_FOLDER = "figures"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The figures of an evaluation; empty tuples for kinds without figures."""
+
+    bars: tuple[Picture, ...] = ()
+    overview: tuple[Picture, ...] = ()
+    multiples: tuple[Picture, ...] = ()
+    contact: tuple[Picture, ...] = ()
+    cases: tuple[Picture, ...] = ()
+    classes: tuple[Picture, ...] = ()
+    differences: tuple[Picture, ...] = ()
+    reliability: tuple[Picture, ...] = ()
+    hard_photos: tuple[Picture, ...] = ()
+    no_hard_photos: str = ""
+    """Why the figure of the hardest images is missing; empty if it exists or does not apply."""
+
+
+def draw_gallery(findings: Findings, measure: Measure = TOP1) -> Gallery:
+    """Draws all figures of `measure` for which the run has data."""
+    measured = findings.table[findings.table[measure.column].notna()]
+    graded = _graded(measured)
+    cases = (case_figures(findings, m, findings.run, m.name) for m in findings.models)
+    photos, no_photos = _hard_photos(findings)
+    return Gallery(
+        _bars(findings.run, measured, measure),
+        _overview(findings.run, measured[~graded], measure),
+        _multiples(findings.run, measured, measured[graded], measure),
+        _contact(findings),
+        tuple(picture for pictures in cases for picture in pictures),
+        _classes(findings),
+        _differences(findings, measure),
+        _reliability(findings),
+        photos,
+        no_photos,
+    )
+
+
 # Tiles of the contact sheets: the sample images of the run, with their PSNR.
 
 
@@ -272,44 +315,7 @@ def _pixels(path: Path, mode: str) -> NDArray[np.uint8]:
         return np.asarray(picture.convert(mode))
 
 
-_FOLDER = "figures"
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """The figures of an evaluation; empty tuples for kinds without figures."""
-
-    bars: tuple[Picture, ...] = ()
-    overview: tuple[Picture, ...] = ()
-    multiples: tuple[Picture, ...] = ()
-    contact: tuple[Picture, ...] = ()
-    cases: tuple[Picture, ...] = ()
-    classes: tuple[Picture, ...] = ()
-    differences: tuple[Picture, ...] = ()
-    reliability: tuple[Picture, ...] = ()
-    hard_photos: tuple[Picture, ...] = ()
-    no_hard_photos: str = ""
-    """Why the figure of the hardest images is missing; empty if it exists or does not apply."""
-
-
-def draw_gallery(findings: Findings, measure: Measure = TOP1) -> Gallery:
-    """Draws all figures of `measure` for which the run has data."""
-    measured = findings.table[findings.table[measure.column].notna()]
-    graded = _graded(measured)
-    cases = (case_figures(findings, m, findings.run, m.name) for m in findings.models)
-    photos, no_photos = _hard_photos(findings)
-    return Gallery(
-        _bars(findings.run, measured, measure),
-        _overview(findings.run, measured[~graded], measure),
-        _multiples(findings.run, measured, measured[graded], measure),
-        _contact(findings),
-        tuple(picture for pictures in cases for picture in pictures),
-        _classes(findings),
-        _differences(findings, measure),
-        _reliability(findings),
-        photos,
-        no_photos,
-    )
+# Single figures with their captions.
 
 
 _MODELS_DRAWN = 3
