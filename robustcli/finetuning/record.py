@@ -2,7 +2,7 @@
 
 OUT/run.json           `FinetuneRecord`
 OUT/gradients.parquet  the profile: one row per iteration and tensor (`gradients`)
-OUT/frozen.csv         one line per tensor: the columns of FROZEN
+OUT/frozen.csv         one line per tensor: columns DECISION_COLUMNS
 OUT/MODE/              a training run (`record.TrainRecord`) for each of MODES that was trained,
                        with `iterations.csv` (the columns of STEPS), `costs.json` (ModeCosts) and,
                        for U-Mambas, `nnunet/`, a results folder in nnU-Net's format

@@ -50,7 +50,7 @@ from robustcli.training.side_by_side import (
     run_beside,
 )
 from robustcli.training.train_plan import forecast_plan, plan_training
-from robustcli.training.training_task import TrainPlan, TrainStart
+from robustcli.training.training_task import TrainPlan
 
 OnFailure = Callable[[int, Exception], None]
 """Called with the number and the error of each failed seed."""
@@ -136,11 +136,11 @@ def train_seeds(
 
     def start(seed: int, out: Path, heard: Listener) -> None:
         seed_plan = plan.for_seed(seed, out)
-        run_plan(seed_plan, _start(seed_plan), heard)
+        run_plan(seed_plan, seed_plan.task.start(seed_plan), heard)
 
     def differences(seed: int, out: Path) -> Iterator[str]:
         seed_plan = plan.for_seed(seed, out)
-        begin = _start(seed_plan)
+        begin = seed_plan.task.start(seed_plan)
         new = train_record(seed_plan, begin.network, begin.origin)
         yield from TRAINING.differences(TRAINING.read(out), new)
 
@@ -157,7 +157,7 @@ def train_seeds(
 def _train_seed(config: TrainConfig, seed: int, out: Path, device: str, listener: Listener) -> None:
     """Trains one seed on `device`; called in a separate process."""
     plan = plan_training(replace(config, device=device), Silent()).for_seed(seed, out)
-    run_plan(plan, _start(plan), listener)
+    run_plan(plan, plan.task.start(plan), listener)
 
 
 def _train_seeds_beside(config: TrainConfig) -> int:
@@ -180,10 +180,6 @@ def seeds_beside(config: TrainConfig, devices_of: Callable[[Path], int]) -> int:
         if has_record(first) and devices_of(first) > 1:
             return 0
     return count
-
-
-def _start(plan: TrainPlan) -> TrainStart:
-    return TrainStart(*plan.task.network(plan.config, plan.entry, plan.index))
 
 
 def listener_of_first(listener: Listener | None) -> Listener:

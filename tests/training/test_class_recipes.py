@@ -26,6 +26,7 @@ from robustcli.training.lit_module import average
 from robustcli.training.procedures.photos import SpeedClock, speed_in_words
 from robustcli.training.recipes import CLASS_RECIPES, FAIR_RATES, SCHEDULES, recipe_named
 from robustcli.training.record import read_train_record
+from robustcli.training.seed_runs import train_seeds
 from robustcli.training.train_plan import forecast_training, plan_training
 from tests.training.images import write_photos
 from tests.training.runs import (
@@ -241,6 +242,22 @@ def test_the_papers_head_is_cut_to_the_classes(paper: Run, photos: Path) -> None
     assert classifier.logits(images).shape == (2, 3)
     with safe_open(run / "weights.safetensors", "pt") as file:
         assert "head.bias" in file.keys()  # noqa: SIM118  not a dictionary
+
+
+def test_each_seed_of_the_paper_is_the_training_of_that_seed(
+    paper: Run, photos: Path, tmp_path: Path
+) -> None:
+    config = tiny_classifier(
+        photos,
+        tmp_path / "run",
+        recipe="paper",
+        epochs=2,
+        model="vim",
+        model_args=TINY_VIM,
+        seeds=1,
+    )
+    run = train_seeds(config)
+    assert same_state(weights_of(run / "seed-0"), weights_of(paper[0]))
 
 
 def test_the_published_head_has_the_published_size(photos: Path, tmp_path: Path) -> None:
