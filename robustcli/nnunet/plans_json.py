@@ -283,6 +283,7 @@ def make_plan(
         raise UsageError(
             "A plan cannot be made for these images.",
             f"Got {images} images of {shape[0]} x {shape[1]}.",
+            "Use images with pixels.",
         )
     start = (min(LARGEST_PATCH, shape[0]), min(LARGEST_PATCH, shape[1]))
     plan_topology = fitted(start, shape, classes=len(labels) + 1, features=features)
@@ -290,7 +291,7 @@ def make_plan(
         raise UsageError(
             f"Patches of {start[0]} x {start[1]} pixels are too small for a U-Net.",
             f"One halving needs {2 * SMALLEST_EDGE} pixels along both axes.",
-            "Enlarge the images, or allow larger patches.",
+            "Enlarge the images.",
         )
     batch = batch_size(plan_topology, shape, images, classes=len(labels) + 1, features=features)
     settings = _settings(plan_topology, batch, shape, channels, features)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,12 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from robustcli.core.errors import UsageError
-from robustcli.data.labels import BUNDLED_SPACES, read_label_space
 from robustcli.evaluation.store import Store
 from robustcli.metrics.mask_scores import dice
 from robustcli.reports.findings import Findings
 from robustcli.reports.numbers import cell_label, fraction, percent
-from robustcli.tasks.record import DatasetRecord, SamplePhoto, read_sample_photos
+from robustcli.reports.statistics import ClassifierStatistics
+from robustcli.tasks.record import SamplePhoto, read_sample_photos
 from robustcli.transforms.base import CLEAN, Cell
 
 MOST_PHOTOS = 6
@@ -141,7 +140,10 @@ class _Reader:
 
     def __init__(self, findings: Findings) -> None:
         self.findings, self.store = findings, Store(findings.run)
-        self.names = _class_names(findings)
+        statistics = findings.statistics
+        self.names: Mapping[int, str] = (
+            statistics.class_names if isinstance(statistics, ClassifierStatistics) else {}
+        )
 
     def photos(self, cell: Cell, sample_photos: list[SamplePhoto]) -> Iterator[Photo]:
         """The photos of `cell` whose image file exists."""
@@ -164,13 +166,13 @@ class _Reader:
             yield Photo(sample.number, name, path, tuple(answers))
 
     def _truth(self, row: Any) -> str:
-        return f", {self.names(int(row['target']))}" if "target" in row else ""
+        return f", {self.names[int(row['target'])]}" if "target" in row else ""
 
     def _answer(self, model: str, sample: SamplePhoto, cell: Cell, row: pd.DataFrame) -> Answer:
         first = row.iloc[0]
         if self.findings.record.task == "cls":
             sure = percent(float(first["probability"]), _DIGITS)
-            words = f"{self.names(int(first['prediction']))} ({sure}{_NBSP}%)"
+            words = f"{self.names[int(first['prediction'])]} ({sure}{_NBSP}%)"
             right = int(first["prediction"]) == int(first["target"])
             if not right:
                 of_target = percent(float(first["target_probability"]), _DIGITS)
@@ -180,35 +182,3 @@ class _Reader:
         words = f"dice {fraction(float(dice(row)[0]))}"
         several = bool(self.findings.record.dataset.mask_classes)
         return Answer(model, words, None, mask if mask.is_file() else None, several)
-
-
-def _class_names(findings: Findings) -> Callable[[int], str]:
-    """Maps a class index to its name: from its label space, else its folder, else its number."""
-    names = bundled_names(findings.record.dataset) if findings.record.task == "cls" else ()
-    if names:
-        return lambda index: names[index] if index < len(names) else f"class {index}"
-    folders = _folders(findings) if findings.record.task == "cls" else {}
-    return lambda index: folders.get(index, f"class {index}")
-
-
-def bundled_names(dataset: DatasetRecord) -> tuple[str, ...]:
-    """The class names of a bundled label space in order; empty for any other label space."""
-    if dataset.label_space not in BUNDLED_SPACES:
-        return ()
-    try:
-        names = read_label_space(dataset.label_space).names
-    except UsageError:
-        return ()
-    fits = len(names) == dataset.classes or dataset.label_space == "imagenet-1k"
-    return tuple(names) if fits else ()
-
-
-def _folders(findings: Findings) -> dict[int, str]:
-    """The folder of each class if every class has its own folder; otherwise empty."""
-    store, first = Store(findings.run), findings.models[0].name
-    rows = store.rows(first, CLEAN, "cls")
-    folders = [str(name).rpartition("/")[0].rpartition("/")[2] for name in rows["image_id"]]
-    pairs = pd.DataFrame({"target": rows["target"], "folder": folders}).drop_duplicates()
-    if pairs["target"].duplicated().any() or pairs["folder"].duplicated().any():
-        return {}
-    return {int(t): str(f) for t, f in zip(pairs["target"], pairs["folder"], strict=True)}

@@ -16,7 +16,6 @@ from robustcli.core.names import file_name
 from robustcli.explanation.methods import ExplanationMethod
 from robustcli.explanation.record import Arrays, read_arrays
 from robustcli.metrics.explanation_scores import ExplanationCell, field_sides
-from robustcli.reports.cell_photos import bundled_names
 from robustcli.reports.explanation_findings import (
     SANITY,
     SHIFT,
@@ -44,6 +43,7 @@ from robustcli.reports.figures.images import (
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import MISSING, cell_label, counted, is_missing, percent
 from robustcli.reports.pages import Page, grid, in_ascii
+from robustcli.reports.statistics import bundled_names
 from robustcli.tasks.record import PANELS_FOLDER
 from robustcli.transforms.base import CLEAN
 

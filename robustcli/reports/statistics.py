@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
 from robustcli.core.errors import UsageError
 from robustcli.core.names import TaskName
-from robustcli.data.labels import read_label_space
+from robustcli.data.labels import BUNDLED_SPACES, read_label_space
 from robustcli.evaluation.record import RunRecord
 from robustcli.metrics.class_scores import (
     BINS,
@@ -54,7 +54,7 @@ from robustcli.metrics.verdicts import (
     transform_verdicts,
     verdicts,
 )
-from robustcli.tasks.record import ModelRecord
+from robustcli.tasks.record import DatasetRecord, ModelRecord
 from robustcli.transforms.base import CLEAN
 
 CLEAN_CELL = (CLEAN.transform, CLEAN.severity)
@@ -409,7 +409,7 @@ class ClassifierStatistics(Statistics):
             for rows in cells.values()
             for c in pd.unique(rows["prediction"])
         }
-        known = _names(self.record.dataset.label_space)
+        known = bundled_names(self.record.dataset)
         folders = _class_folders(clean[0]) if clean else {}
         return {
             target: known[target] if target < len(known) else folders.get(target, f"class {target}")
@@ -624,22 +624,25 @@ def _outcomes(rows: pd.DataFrame) -> dict[int, ClassOutcome]:
     return {line.target: line for line in class_outcomes(targets, predictions)}
 
 
-def _names(space: str) -> Sequence[str]:
-    """The class names of a bundled label space; empty for other label spaces."""
+def bundled_names(dataset: DatasetRecord) -> tuple[str, ...]:
+    """The class names of a bundled label space in order; empty for any other label space."""
+    if dataset.label_space not in BUNDLED_SPACES:
+        return ()
     try:
-        return read_label_space(space).names
+        names = read_label_space(dataset.label_space).names
     except UsageError:
         return ()
+    fits = len(names) == dataset.classes or dataset.label_space == "imagenet-1k"
+    return tuple(names) if fits else ()
 
 
 def _class_folders(rows: pd.DataFrame) -> dict[int, str]:
-    """The folder name of each class, by class index.
-
-    Classes whose images are in folders of different names are left out.
-    """
+    """The folder name of each class whose images are in one folder without another class."""
     folders = rows["image_id"].astype(str).str.split("/").str[-2]
-    names = folders.groupby(rows["target"].to_numpy()).agg(["first", "nunique"])
-    return {int(t): str(name) for t, name, count in names.itertuples() if count == 1}
+    pairs = pd.DataFrame({"target": rows["target"], "folder": folders}).dropna().drop_duplicates()
+    of_class = pairs[~pairs.duplicated("target", keep=False)]
+    named = of_class[~of_class["folder"].isin(pairs["folder"][pairs.duplicated("folder")])]
+    return {int(t): str(f) for t, f in zip(named["target"], named["folder"], strict=True)}
 
 
 # File names of ImageNet-1K's validation and training images.

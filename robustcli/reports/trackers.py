@@ -136,8 +136,10 @@ def _send_mlflow(export: RunExport, destination: Destination, say: Say) -> Sent:
     mlflow = _package("mlflow")
     entities = import_module("mlflow.entities")
     uri = destination.location or mlflow.get_tracking_uri()
-    uri = uri if "://" in uri or uri == "databricks" else Path(uri).expanduser().absolute().as_uri()
-    if (destination.offline and urlsplit(uri).scheme not in _LOCAL_SCHEMES) or uri == "databricks":
+    if "://" not in uri and uri != "databricks":
+        uri = Path(uri).expanduser().absolute().as_uri()
+    is_local = uri != "databricks" and urlsplit(uri).scheme in _LOCAL_SCHEMES
+    if destination.offline and not is_local:
         raise _refuse_network(uri)
     if uri.startswith("file:"):
         # MLflow 3 requires this if the store is a folder; databases (sqlite:///FILE) are newer.

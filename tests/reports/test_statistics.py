@@ -254,6 +254,14 @@ def test_classes_of_ones_own_are_named_by_their_folders(tmp_path: Path) -> None:
     assert line_of(section(page, "Most frequent confusions"), r"`b\|ee`")
 
 
+def test_a_folder_with_two_classes_names_none_of_them(tmp_path: Path) -> None:
+    ids = [f"{folder}/{n}.png" for folder in ("ant", "mixed", "mixed") for n in range(4)]
+    ids = [f"{number}/{name}" for number, name in enumerate(ids)]
+    run = run_of(tmp_path, {"a": [[0] * 12]}, [0] * 4 + [1] * 4 + [2] * 4, ids, label_space="own")
+    names = read_findings(run).statistics.class_names
+    assert names == {0: "ant", 1: "class 1", 2: "class 2"}
+
+
 # The hardest photos.
 
 

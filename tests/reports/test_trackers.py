@@ -119,6 +119,8 @@ def test_offline_refuses_servers(export: RunExport, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UsageError, match=r"`--offline` forbids sending to `https://host\.test`"):
         send(export, Destination("mlflow", location="https://host.test", offline=True))
     monkeypatch.setenv("TRACKIO_SPACE_ID", "ann/space")
+    with pytest.raises(UsageError, match=r"`--offline` forbids sending to `databricks`"):
+        send(export, Destination("mlflow", location="databricks", offline=True))
     with pytest.raises(UsageError, match="`--offline` forbids sending to `ann/space`"):
         send(export, Destination("trackio", offline=True))
 
