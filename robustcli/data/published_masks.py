@@ -75,13 +75,18 @@ def by_nnunet(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | Non
             f"`imagesTs`: {len(test_images)} files are skipped because they have no masks "
             "(`labelsTs`)."
         )
+    elif test_labels:
+        notes.append(
+            f"`labelsTs`: {len(test_labels)} files are skipped because their images are missing "
+            "(`imagesTs`)."
+        )
     notes += _channel_notes(channels, labelled)
     if any(case.image.array for case in labelled):
         notes.append(
             f"Volumes: their {len(labelled)} slices are the images. The 0.5th percentile of each "
             "volume becomes black and the 99.5th becomes white."
         )
-    return _by_patients(labelled, notes, bool(test_labels))
+    return _by_patients(labelled, notes, bool(test_images and test_labels))
 
 
 def _channel_names(description: FileRef | None) -> list[str]:

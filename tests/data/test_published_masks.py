@@ -135,6 +135,10 @@ def test_nnunet_test_images_count_where_they_have_masks(tmp_path: Path) -> None:
         "imagesTs/liver_9_slice_0.png"
     ]
     assert {s.split for s in dataset.samples} == {"train", "test"}
+    (root / "imagesTs" / "liver_9_slice_0_0000.png").unlink()
+    masks_only = _open(root)
+    assert (len(masks_only.samples), masks_only.evaluated) == (8, without.evaluated)
+    assert _messages(masks_only, "`labelsTs`: 1 files are skipped because their images are")
 
 
 def test_nnunet_without_its_description_says_how_classes_are_named(tmp_path: Path) -> None:
