@@ -6,6 +6,7 @@ were evaluated on the same images; others are listed with the settings that diff
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.data.splits import read_splits
 from robustcli.reports.comparison import Comparison, ComparisonLine
 from robustcli.reports.numbers import counted, duration, p_equals, thousands
+from robustcli.reports.pages import run_kind
 from robustcli.reports.pairing import (
     ComparedModel,
     EvaluatedRun,
@@ -189,6 +191,12 @@ class Zoo:
     def has_energy(self) -> bool:
         """Whether the energy of any training was measured."""
         return any(training.record.energy_joules is not None for training in self.trainings)
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether two of the trainings are seeds of one training (`--seeds`)."""
+        folders = Counter(training.run.resolve().parent for training in self.trainings)
+        return any(n > 1 and run_kind(folder) == "seeds" for folder, n in folders.items())
 
     @property
     def image_sets(self) -> int:

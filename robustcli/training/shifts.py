@@ -22,10 +22,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from robustcli.adapters.preprocessing import Preprocessing, grey
+from robustcli.core.draws import Bits, below, stream_bits, stream_keys
 from robustcli.core.errors import UsageError
 from robustcli.core.machine import available_bytes
 from robustcli.core.names import find
-from robustcli.core.seeds import Bits, below, stream_bits, stream_keys
 from robustcli.core.watchdog import working_on
 from robustcli.training.datamodule import DecodedSubset, PixelArray
 from robustcli.training.samples import CROPS, Crops, PhotoBatch, collate_photos, constant_ids

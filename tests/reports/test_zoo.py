@@ -18,9 +18,10 @@ from robustcli.reports.pages import write_page
 from robustcli.reports.training_findings import read_training
 from robustcli.reports.zoo_findings import Zoo, ZooComparison, ZooRow
 from robustcli.reports.zoo_page import zoo_report, zoo_text
-from robustcli.training.record import ADDED, TRAINING
+from robustcli.training.record import ADDED, TRAINING, seed_folder
 from tests.reports.compared import rows_of
 from tests.reports.page_parts import assert_golden, line_of, section
+from tests.reports.seeded_runs import build_class_seeds
 from tests.reports.train_runs import (
     CLASSIFIERS,
     TrainPlan,
@@ -50,6 +51,15 @@ def test_own_rows_stand_where_the_paper_has_the_network_others_below(tmp_path: P
     assert (rows[0].label, rows[0].training) == ("unet", zoo.trainings[1])
     assert (rows[-1].label, rows[-1].printed, rows[-1].parameters) == ("vmunet", None, 27)
     assert training_of(rows) == ["unet", "vmunet"]
+
+
+def test_seeds_of_a_training_are_announced(tmp_path: Path) -> None:
+    run = build_class_seeds(tmp_path / "seeds")
+    seeds = [read_training(seed_folder(run, seed)) for seed in range(2)]
+    other = read_training(build_class_training(tmp_path / "other"))
+    hint = "**Several seeds of a training.**"
+    assert hint in zoo_text(Zoo([*seeds, other]))
+    assert hint not in zoo_text(Zoo([seeds[0], other]))
 
 
 def test_several_trainings_of_a_network_are_told_apart_by_their_folders(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from torchvision.transforms.v2.functional import resize
 
 from robustcli.adapters.preprocessing import CIFAR10, Preprocessing
 from robustcli.adapters.segmenter import padded_to_window
+from robustcli.core.draws import below, stream_bits, stream_keys
 from robustcli.core.errors import UsageError
-from robustcli.core.seeds import below, identity_seed, stream_bits, stream_keys
+from robustcli.core.seeds import identity_seed
 from robustcli.data.mask_values import IGNORED
 from robustcli.training import shifts as module
 from robustcli.training.datamodule import BatchSettings, Decoded, DecodedSubset
