@@ -43,9 +43,8 @@ from robustcli.reports.pairing import (
     setting_differences,
 )
 from robustcli.reports.scoring import SCORINGS, Scoring
-from robustcli.reports.statistics import STATISTICS, Statistics
+from robustcli.reports.statistics import STATISTICS, Statistics, preprocessing_words
 from robustcli.reports.training_findings import read_training
-from robustcli.tasks.record import MaskPreprocessingRecord, PreprocessingRecord
 from robustcli.transforms.base import CLEAN
 
 COMPARISON_COLUMNS = (
@@ -396,7 +395,7 @@ def _announcements(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
         )
     yield from _same_network(models)
     for title, values in (
-        ("Preprocessing differs.", [preprocessing_words(m) for m in models]),
+        ("Preprocessing differs.", [preprocessing_words(m.model) for m in models]),
         ("Precision differs.", [m.run.record.precision for m in models]),
         ("Device differs.", [m.run.record.device for m in models]),
         ("Versions differ.", _versions(models)),
@@ -421,7 +420,7 @@ def _same_network(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
     for model in models:
         record = model.model
         network = record.builder, repr(record.arguments), record.weights_sha256
-        groups.setdefault((*network, preprocessing_words(model)), []).append(f"`{model.label}`")
+        groups.setdefault((*network, preprocessing_words(record)), []).append(f"`{model.label}`")
     for labels in groups.values():
         if len(labels) > 1:
             yield Announcement(
@@ -429,22 +428,6 @@ def _same_network(models: Sequence[ComparedModel]) -> Iterator[Announcement]:
                 f"{', '.join(labels)} have the same weights and preprocessing, so any difference "
                 "is due to the computation.",
             )
-
-
-def preprocessing_words(model: ComparedModel) -> str:
-    """The preprocessing of a model as text."""
-    record = model.model.preprocessing
-    if isinstance(record, PreprocessingRecord):
-        mean, std = (", ".join(f"{v:g}" for v in values) for values in (record.mean, record.std))
-        resize = "no resize" if record.resize is None else f"resize {record.resize}"
-        mode = "" if record.mode == "center" else f" ({record.mode})"
-        return f"{resize}, crop {record.crop}{mode}, {record.interpolation}, mean {mean}, std {std}"
-    assert isinstance(record, MaskPreprocessingRecord)
-    nnunet = ", nnU-Net's normalisation" if record.nnunet else ""
-    return (
-        f"window {record.window}, {record.channels}, threshold {record.threshold:g}, "
-        f"overlap {record.overlap:g}{nnunet}"
-    )
 
 
 def _versions(models: Sequence[ComparedModel]) -> list[str]:

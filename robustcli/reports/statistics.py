@@ -54,7 +54,12 @@ from robustcli.metrics.verdicts import (
     transform_verdicts,
     verdicts,
 )
-from robustcli.tasks.record import DatasetRecord, ModelRecord
+from robustcli.tasks.record import (
+    DatasetRecord,
+    MaskPreprocessingRecord,
+    ModelRecord,
+    PreprocessingRecord,
+)
 from robustcli.transforms.base import CLEAN
 
 CLEAN_CELL = (CLEAN.transform, CLEAN.severity)
@@ -564,7 +569,7 @@ class ClassifierStatistics(Statistics):
             *interval,
             _status(published, interval) if images == _VALIDATION else "not comparable",
             images,
-            _settings(model),
+            f"{preprocessing_words(model)}, weights {model.weights}",
         )
 
     @property
@@ -683,11 +688,17 @@ def _published(model: ModelRecord) -> ModelEntry | None:
     return None
 
 
-def _settings(model: ModelRecord) -> str:
-    steps = model.preprocessing.model_dump()
-    mean, std = (", ".join(f"{value:g}" for value in steps[name]) for name in ("mean", "std"))
-    resize = "no resize" if steps["resize"] is None else f"resize {steps['resize']}"
+def preprocessing_words(model: ModelRecord) -> str:
+    """The preprocessing of a model as text."""
+    record = model.preprocessing
+    if isinstance(record, PreprocessingRecord):
+        mean, std = (", ".join(f"{v:g}" for v in values) for values in (record.mean, record.std))
+        resize = "no resize" if record.resize is None else f"resize {record.resize}"
+        mode = "" if record.mode == "center" else f" ({record.mode})"
+        return f"{resize}, crop {record.crop}{mode}, {record.interpolation}, mean {mean}, std {std}"
+    assert isinstance(record, MaskPreprocessingRecord)
+    nnunet = ", nnU-Net's normalisation" if record.nnunet else ""
     return (
-        f"{resize}, crop {steps['crop']}, {steps['interpolation']}, mean {mean}, std {std}, "
-        f"weights {model.weights}"
+        f"window {record.window}, {record.channels}, threshold {record.threshold:g}, "
+        f"overlap {record.overlap:g}{nnunet}"
     )
