@@ -366,7 +366,8 @@ from robustcli.finetuning.mode_trainings import run_finetuning
 from tests.finetuning.tunings import HALF_RULE, tiny_tuning
 
 data, weights, out = map(Path, sys.argv[1:])
-run_finetuning(tiny_tuning(data, out, weights, rule=HALF_RULE, epochs=2, devices=2))
+tuning = tiny_tuning(data, out, weights, mode="freeze", rule=HALF_RULE, epochs=2, devices=2)
+run_finetuning(tuning)
 print("finished")
 """
 
@@ -378,10 +379,9 @@ def test_two_processes_freeze_what_one_does(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_script(_SCRIPT, tmp_path, data, weights, run)
     record = read_finetune_record(run)
-    assert (record.status, record.modes) == ("complete", ["scratch", "full", "freeze"])
-    for mode in record.modes:
-        train_record = read_train_record(run / mode)
-        assert (train_record.status, train_record.devices) == ("complete", 2)
+    assert (record.status, record.modes) == ("complete", ["freeze"])
+    train_record = read_train_record(run / "freeze")  # fewer modes than devices share the steps
+    assert (train_record.status, train_record.devices) == ("complete", 2)
     single = run_finetuning(
         tiny_tuning(data, tmp_path / "single", weights, mode="freeze", rule=HALF_RULE, epochs=2)
     )
