@@ -35,7 +35,7 @@ offline = click.option(
 def completing(kind: Literal["models", "transforms", "recipes"]) -> Callable[..., Any]:
     """Shell completion of a value: names of `robust list KIND`, else files.
 
-    For `robust train seg` and `robust train cls`, only models of that task are completed.
+    For `robust train seg` and `robust train cls`, only models and recipes of that task.
     """
 
     def complete(
@@ -49,15 +49,16 @@ def completing(kind: Literal["models", "transforms", "recipes"]) -> Callable[...
 
 
 def _names_of(kind: Literal["models", "transforms", "recipes"], task: str | None) -> list[str]:
-    """The names of `robust list KIND`; if `task` is that of models, only their names."""
+    """The names of KIND; only those of `task` if it is `seg` or `cls`."""
     if kind == "transforms":
         from robustcli.transforms.registry import transforms
 
         return [transform.name for transform in transforms()]
     if kind == "recipes":
-        from robustcli.training.recipes import listed
+        from robustcli.training.recipes import CLASS_RECIPES, NAMED_RECIPES, OWN_RECIPE
 
-        return [name.removeprefix("--recipe ") for name, *_ in listed()]
+        segmenters, classifiers = [*NAMED_RECIPES, OWN_RECIPE], list(CLASS_RECIPES)
+        return {"seg": segmenters, "cls": classifiers}.get(task or "", segmenters + classifiers)
     from robustcli.adapters.catalogue import CATALOGUE
 
     of_task = [entry.name for entry in CATALOGUE.values() if entry.task == task]

@@ -279,6 +279,9 @@ def test_the_module_is_the_command() -> None:
         (["train", "seg", "--model", "vmamba-p"], {"vmamba-p"}),  # no segmenter: a file, perhaps
         (["finetune", "umamba-p"], {"umamba-pico"}),
         (["train", "cls", "--recipe", "spee"], {"speedrun"}),
+        (["train", "seg", "--recipe", "pa"], {"patient"}),  # `paper` is for classifiers
+        (["finetune", "--recipe", "pa"], {"paper", "patient"}),
+        (["train", "seg", "--recipe", "ulvm"], {"ulvm"}),  # a network: a file, perhaps
         (["list", "mod"], {"models"}),
     ],
 )
