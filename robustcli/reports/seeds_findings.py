@@ -25,6 +25,7 @@ from robustcli.metrics.seed_scores import (
     seed_scores,
     unit_scores,
 )
+from robustcli.reports.numbers import counted
 from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.reports.training_findings import (
     TrainingFindings,
@@ -376,5 +377,5 @@ def _other_than_cifar(record: TrainRecord) -> list[str]:
             "CIFAR-10"
         )
     if recipe.epochs != CIFAR_EPOCHS or recipe.images_per_epoch is not None:
-        differences.append(f"{recipe.epochs} epochs instead of {CIFAR_EPOCHS}")
+        differences.append(f"{counted(recipe.epochs, 'epoch')} instead of {CIFAR_EPOCHS}")
     return differences

@@ -86,7 +86,7 @@ def other_experiment(record: TrainRecord) -> list[str]:
             f"the {IMAGES:,} slices of LGG"
         )
     if record.recipe.epochs != EPOCHS or record.recipe.images_per_epoch is not None:
-        differences.append(f"{record.recipe.epochs} epochs instead of {EPOCHS}")
+        differences.append(f"{counted(record.recipe.epochs, 'epoch')} instead of {EPOCHS}")
     return differences
 
 
@@ -369,7 +369,18 @@ def _of_scores(comparison: Comparison, zoo: Zoo) -> Iterator[str]:
     best = max(shown, key=lambda label: _score(trainings[label], column))
     lines = [line for line in comparison.clean_lines if best in _pair(line)]
     beaten = [line for line in lines if line.word == f"{best} ahead"]
-    yield _highest(comparison, trainings[best], best, len(beaten), len(lines))
+    highest = _score(trainings[best], column)
+    equal = sum(_score(trainings[label], column) == highest for label in shown) - 1
+    subject = f"`{best}` has" if not equal else f"`{best}` and {counted(equal, 'other')} have"
+    name = "It" if not equal else f"`{best}`"
+    ahead = (
+        "No difference from any other network is shown"
+        if not beaten
+        else f"{name} is significantly ahead of {len(beaten)} of the {len(lines)} others"
+        if len(lines) > 1
+        else f"{name} is significantly ahead of the other"
+    )
+    yield _highest(comparison, trainings[best], subject, ahead)
     open_lines = [line for line in lines if line.verdict.outcome == "no difference shown"]
     rivals = {_opponent(line, best): line for line in open_lines}
     smaller = [
@@ -396,25 +407,16 @@ def _opponent(line: ComparisonLine, label: str) -> str:
     return second if first == label else first
 
 
-def _highest(
-    comparison: Comparison, training: TrainingFindings, label: str, beaten: int, other_count: int
-) -> str:
+def _highest(comparison: Comparison, training: TrainingFindings, subject: str, ahead: str) -> str:
     assert training.test is not None
     measure, unit = comparison.scoring.measure, comparison.grouping
     images = counted(comparison.n, "held-out image")
     groups = "" if unit == "image" else f" of {counted(comparison.groups, unit)}"
-    verdict = (
-        "No difference from any other network is shown"
-        if not beaten
-        else f"It is significantly ahead of {beaten} of the {other_count} others"
-        if other_count > 1
-        else "It is significantly ahead of the other"
-    )
     test = "McNemar's exact test" if comparison.task == "cls" else f"sign flips of {unit}s"
     return (
-        f"`{label}` has the highest {measure.name} of "
+        f"{subject} the highest {measure.name} of "
         f"{counted(len(comparison.models), 'training')} on the same {images}{groups}: "
-        f"{comparison.scoring.shown(training.test.numbers)}. {verdict} ({test}, adjusted by "
+        f"{comparison.scoring.shown(training.test.numbers)}. {ahead} ({test}, adjusted by "
         "Holm's method)."
     )
 

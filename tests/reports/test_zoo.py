@@ -292,6 +292,11 @@ def test_every_pair_is_tested_and_adjusted_after_holm(tmp_path: Path) -> None:
     assert (f"ahead of {wins} of the 2 others" if wins else "No difference from any") in best
 
 
+def test_equal_scores_have_no_single_best(tmp_path: Path) -> None:
+    runs = [build_class_training(tmp_path / name) for name in "abc"]
+    assert " and 2 others have the highest top-1 of 3 trainings" in zoo_text(zoo_of(runs))
+
+
 def test_the_page_has_scores_costs_and_files(tmp_path: Path) -> None:
     runs = three_classifiers(tmp_path)
     page = zoo_report(runs, tmp_path / "out")
