@@ -1,4 +1,7 @@
-"""The command line in this process, in an empty folder, with nothing of the user's own."""
+"""The command line in this process, in an empty folder, with nothing of the user's own.
+
+Figures of reports are blank; `reports/` draws them, and so does `test_as_typed_in_a_shell`.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ Asked = Callable[[ModuleType, str], list[Any]]
 
 
 @pytest.fixture(autouse=True)
-def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_figures: None) -> None:
     for variable in [name for name in os.environ if name.startswith("ROBUST_")]:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("ROBUST_HOME", str(tmp_path / "home"))

@@ -17,7 +17,7 @@ from robustcli.training.config import TrainConfig
 from tests.cli.conftest import Asked, Robust
 from tests.training.images import write_pairs
 
-TINY = ["--data", "pairs", "--recipe", "patient", "--epochs", "2", "--window", "32", "--batch-size",
+TINY = ["--data", "pairs", "--recipe", "patient", "--epochs", "1", "--window", "32", "--batch-size",
         "4", "--device", "cpu", "--workers", "0", "--profile-iterations", "2"]  # fmt: skip
 
 

@@ -17,8 +17,6 @@ from tests.cli.conftest import Robust
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.train_runs import build_training, three_classifiers
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
-
 REPOSITORY = Path(__file__).parents[2]
 PLAN = RunPlan(models=(model("vmamba-b"),), transforms=(IDENTITY, *paper21()[:2]), images=12)
 

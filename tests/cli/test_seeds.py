@@ -17,8 +17,6 @@ from robustcli.training.training_task import TrainPlan
 from tests.cli.conftest import Robust
 from tests.training.images import write_photos
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
-
 TINY = ["--model", "vmamba-pico", "--model-arg", "depths=[1,1]", "--model-arg", "dim=8",
         "--epochs", "1", "--batch-size", "10", "--device", "cpu", "--workers", "0",
         "--data", "paints"]  # fmt: skip

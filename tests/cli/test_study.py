@@ -15,8 +15,6 @@ from robustcli.evaluation.config import EvalConfig
 from robustcli.training import engine
 from tests.cli.conftest import Asked, Robust
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
-
 SMALL = """
 command: eval
 model: vmamba-pico

@@ -163,7 +163,8 @@ def test_what_cannot_be_trained(robust: Robust, arguments: list[str], message: s
 
 
 TINY_TRAIN_CLASSES = ["vmamba-pico", "--model-arg", "depths=[1,1]", "--model-arg", "dim=8",
-                      "--epochs", "1", "--batch-size", "10", "--device", "cpu"]  # fmt: skip
+                      "--epochs", "1", "--batch-size", "10", "--device", "cpu",
+                      "--workers", "0"]  # fmt: skip
 
 
 @pytest.fixture
@@ -183,7 +184,16 @@ def test_train_then_eval_then_report(robust: Robust, here_train_classes: Path) -
     assert [line.split()[0] for line in lines[2:4]] == ["vmamba-pico", "most"]
     assert "dice" not in outcome.out + outcome.err
     outcome = robust(
-        "eval", "--model", "run", "--data", "paints", "--transform", "fliplr", "--json"
+        "eval",
+        "--model",
+        "run",
+        "--data",
+        "paints",
+        "--transform",
+        "fliplr",
+        "--json",
+        "--workers",
+        "0",
     )
     assert outcome.code == 0, outcome.err
     assert [row["n"] for row in json.loads(outcome.out)] == [3, 3]
@@ -192,7 +202,7 @@ def test_train_then_eval_then_report(robust: Robust, here_train_classes: Path) -
         ("--per-class", "1", "1 per class"),
     ):
         out = f"part{option}"
-        part = ("--data", "paints", option, number, "--out", out, "--quiet")
+        part = ("--data", "paints", option, number, "--out", out, "--quiet", "--workers", "0")
         assert robust("eval", "--model", "run", *part, "--transform", "fliplr").code == 0
         record = json.loads(Path(out, "run.json").read_text(encoding="utf-8"))
         assert record["dataset"]["subset"] == f"test split of `run`: {taken}, seed 0"

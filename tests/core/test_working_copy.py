@@ -27,8 +27,10 @@ ROWS = "predictions/model=m/block-000000.parquet"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "PAUSES_S", (0.0,))
+    monkeypatch.setattr(ownership, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(ownership, "STORE_BEAT_SECONDS", 0.02)
     monkeypatch.setattr(ownership, "STORE_SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(ownership, "_APART_SECONDS", (0.01, 0.05))
     # All "machines" are this process: whether one lives is only seen by its beats.
     monkeypatch.setattr(ownership, "owner_is_alive", lambda owner: None)
 

@@ -69,8 +69,16 @@ def computed_inputs(run):
 
 
 # Number of workers and batch size: smaller than a block, larger than a block, equal to a block.
-WORKERS_AND_BATCHES = [(0, 7), (1, 1), (1, 8), (2, 7), (2, 8), (4, 7)]
-SLOW_PAIRS = [(0, 1), (0, 8), (1, 7), (2, 1), (4, 1), (4, 8)]
+QUICK = {"model-bound": [(0, 7), (1, 1), (2, 8)], "loader-bound": [(1, 8), (2, 7), (4, 7)]}
+CASES = [
+    pytest.param(
+        workers, batch_size, plugin, id=f"{workers}-{batch_size}-{bound}",
+        marks=[] if (workers, batch_size) in QUICK[bound] else pytest.mark.slow,
+    )
+    for bound, plugin in (("model-bound", None), ("loader-bound", SLOW_PLUGIN))
+    for workers in (0, 1, 2, 4)
+    for batch_size in (1, 7, 8)
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +97,7 @@ def rows_of_one_process(photos, tmp_path_factory):
 
 
 @pytest.mark.filterwarnings(MORE_WORKERS)
-@pytest.mark.parametrize(
-    ("workers", "batch_size"),
-    [*WORKERS_AND_BATCHES, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW_PAIRS)],
-)
-@pytest.mark.parametrize("plugin", [None, SLOW_PLUGIN], ids=["model-bound", "loader-bound"])
+@pytest.mark.parametrize(("workers", "batch_size", "plugin"), CASES)
 def test_workers_and_batches_change_nothing(
     photos, rows_of_one_process, tmp_path, monkeypatch, workers, batch_size, plugin
 ):
@@ -137,7 +141,9 @@ def in_threads(configs):
         except (RobustError, SystemExit) as error:
             raised[rank] = error
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
+    threads = [
+        threading.Thread(target=work, args=(rank,), name=f"rank {rank}") for rank in range(world)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -248,6 +254,41 @@ def test_devices_are_processes_that_share_the_run(photos, expected_rows, tmp_pat
     assert len(read_sessions(run)) == 2
 
 
+SILENT_PLUGIN = """
+import threading
+
+from robustcli.evaluation.distributed import FirstProcessFailed
+from robustcli.transforms import transform
+
+
+@transform()
+def deadly(image, rng, value):
+    if threading.current_thread().name == "rank 1":
+        raise FirstProcessFailed(2)  # ends this rank without a message to the others
+    return image
+"""
+
+
+def test_a_rank_that_dies_leaves_a_partial_run_that_one_process_completes(
+    photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(distributed, "RANK_SILENCE_SECONDS", 1.0)
+    small_blocks(monkeypatch, 8)
+    (tmp_path / "deadly.py").write_text(SILENT_PLUGIN)
+    settings = trained_config(
+        photos, tmp_path / "run", "deadly", *NAMES, plugins=(tmp_path / "deadly.py",)
+    )
+    raised = in_threads([settings] * 2)
+    assert isinstance(raised[0], IncompleteRun)
+    assert "of 2 ended without an error message" in str(raised[0])
+    assert read_record(tmp_path / "run").status == "partial"
+    kept_rows = contents(tmp_path / "run")
+    run = run_evaluation(settings)
+    assert kept_rows.items() < contents(run).items()
+    assert contents(run) == contents(run_evaluation(replace(settings, out=tmp_path / "plain")))
+
+
+@pytest.mark.slow  # starts a process; the test above is the same with threads
 def test_a_killed_process_leaves_a_partial_run_that_one_process_completes(photos, tmp_path):
     (tmp_path / "deadly.py").write_text(DEADLY_PLUGIN)
     settings = config(
@@ -307,7 +348,7 @@ def write_deadly_plugin(rank, variable, folder):
     return folder / "deadly.py"
 
 
-@pytest.mark.slow  # nine interpreters; test_a_killed_process_leaves_a_partial_run always runs
+@pytest.mark.slow  # nine interpreters; test_a_rank_that_dies_leaves_a_partial_run always runs
 @pytest.mark.parametrize("killed", [0, 1])
 def test_torchrun_restarts_a_killed_rank(photos, deadly_rows, tmp_path, killed):
     plugin = write_deadly_plugin(killed, "RANK", tmp_path)
@@ -355,7 +396,7 @@ def srun(photos, out, plugin, counts="3"):
     return [(task.returncode, text) for task, text in zip(tasks, outputs, strict=True)]
 
 
-@pytest.mark.slow  # six interpreters; test_a_killed_process_leaves_a_partial_run always runs
+@pytest.mark.slow  # six interpreters; test_a_rank_that_dies_leaves_a_partial_run always runs
 def test_plain_srun_shares_the_run_and_a_killed_task_is_named(photos, deadly_rows, tmp_path):
     plugin = write_deadly_plugin(1, "SLURM_PROCID", tmp_path)
     (first, first_output), (killed, _), (third, third_output) = srun(

@@ -136,7 +136,7 @@ def test_the_pictures_are_image_truth_and_probability(tmp_path):
 
 
 def test_large_pictures_are_reduced_alike(tmp_path):
-    manifest = make_pairs(tmp_path / "cells", side=600)
+    manifest = make_pairs(tmp_path / "cells", per_patient=2, side=520)
     run = run_evaluation(config(manifest, tmp_path / "run"))
     shapes = {read(file).shape[:2] for file in (run / "panels" / "otsu" / "best-1").iterdir()}
     assert len(shapes) == 1
