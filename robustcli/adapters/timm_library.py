@@ -184,7 +184,8 @@ def checkpoint_filter(name: str) -> Callable[..., Any] | None:
     """Timm's checkpoint filter for the authors' names of the network `name`; None without one.
 
     Every family passes its filter to the function of timm that reads published weights. That
-    function is replaced here while timm builds the network again, to record the filter.
+    function is replaced here while timm builds the network again, to record the filter. It is built
+    without memory for its weights, unless its constructor reads them (RegNet before timm 1.0.22).
     """
     filters: list[Callable[..., Any] | None] = []
 
@@ -192,7 +193,11 @@ def checkpoint_filter(name: str) -> Callable[..., Any] | None:
         filters.append(filter_fn)
 
     with patch("timm.models._builder.load_pretrained", record):
-        create(name, pretrained=True, arguments={})
+        try:
+            with torch.device("meta"):
+                create(name, pretrained=True, arguments={})
+        except UsageError:
+            create(name, pretrained=True, arguments={})
     return filters[0] if filters else None
 
 

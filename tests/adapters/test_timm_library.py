@@ -157,8 +157,7 @@ AUTHORS: list[tuple[str, Callable[[nn.Module], dict[str, Tensor]]]] = [
 SHALLOW = {"depths": (2, 1, 1, 1)}
 
 
-@pytest.mark.parametrize(("name", "authors"), AUTHORS)
-@pytest.mark.parametrize("classes", [1000, 4])
+@pytest.mark.parametrize(("name", "authors", "classes"), [(*AUTHORS[0], 4), (*AUTHORS[1], 1000)])
 def test_files_under_their_authors_own_names(
     name: str, authors: Callable[[nn.Module], dict[str, Tensor]], classes: int,
     caplog: pytest.LogCaptureFixture,
@@ -179,11 +178,11 @@ def test_files_under_their_authors_own_names(
 
 
 def test_a_file_under_its_authors_names_stays_strict() -> None:
-    name, authors = AUTHORS[0]
+    name, authors = AUTHORS[1]
     state = authors(timm.create_model(name, **SHALLOW))
-    for change in ({"layers.0.blocks.0.attn.qkv.bias": None}, {"stray.weight": torch.ones(1)}):
+    for change in ({"stages.0.0.dwconv.bias": None}, {"stray.weight": torch.ones(1)}):
         changed = {key: t for key, t in (state | change).items() if t is not None}
-        with pytest.raises(UsageError, match=r"does not contain the weights of `swin"):
+        with pytest.raises(UsageError, match=r"does not contain the weights of `convn"):
             timm_library.with_weights(name, changed, origin="w.pth", arguments=SHALLOW)
 
 
@@ -196,7 +195,7 @@ def test_positions_for_images_of_another_size_are_said(caplog: pytest.LogCapture
     assert "`pos_embed` is resized from (1, 197, 192) to (1, 37, 192)" in caplog.text
 
 
-FAMILIES = ("swin_transformer", "convnext", "deit", "beit", "vgg", "regnet", "densenet", "crossvit")
+FAMILIES = ("swin_transformer", "convnext", "deit", "regnet")
 
 
 def filters() -> dict[str, list[str]]:
@@ -222,9 +221,19 @@ def test_the_filter_of_every_family_is_found(families: tuple[str, ...]) -> None:
     assert len(filter_names) > 40
     for family in families or filter_names:
         names = sorted(filter_names[family], key=len)[:4]  # of some models nothing is published
-        # Without memory, but for RegNet: timm up to 1.0.21 reads numbers while it builds one.
-        with torch.device("cpu" if family == "regnet" else "meta"):
-            assert any(timm_library.checkpoint_filter(name) for name in names), family
+        assert any(timm_library.checkpoint_filter(name) for name in names), family
+
+
+def test_a_constructor_that_reads_its_numbers_gets_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of RegNet does in timm up to 1.0.21."""
+    build = timm.create_model
+
+    def read_and_build(*arguments: object, **options: object) -> nn.Module:
+        assert torch.zeros(1).item() == 0  # which is an error without numbers
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(timm, "create_model", read_and_build)
+    assert timm_library.checkpoint_filter("convnext_atto") is not None
 
 
 def test_a_network_without_filter() -> None:
@@ -266,13 +275,9 @@ def test_timms_own_spellings_of_a_name(before: str) -> None:
 
 PREPROCESSED = [
     "resnet50.a1_in1k",  # tested at 288, trained at 224
-    "convnext_base.fb_in1k",
     "swin_tiny_patch4_window7_224.ms_in1k",
-    "mobilenetv2_100.ra_in1k",
     "vit_base_patch16_224.augreg_in21k_ft_in1k",  # mean 0.5
-    "tf_efficientnet_b0.aa_in1k",
     "inception_v3.tv_in1k",  # 299
-    "beit_base_patch16_224.in22k_ft_in22k_in1k",
     "vit_base_patch16_clip_224.openai",
     "resnet18.tv_in1k",  # bilinear
     "eva02_tiny_patch14_336.mim_in22k_ft_in1k",  # squash
@@ -371,44 +376,21 @@ def test_no_larger_data_set_hides_behind_a_tag_that_ends_in_in1k() -> None:
 ASSET = local_path(CATALOGUE["resnet-pico"])
 
 
-@pytest.fixture(scope="module")
-def network() -> nn.Module:
-    torch.manual_seed(3)
-    made: nn.Module = timm.create_model("resnet_pico").eval()
-    return made
-
-
 def test_the_name_is_not_one_of_timms_own() -> None:
     """Else a newer timm would silently mean another network by it."""
     assert model_entrypoint("resnet_pico").__module__ == timm_library.__name__
     assert not is_model_pretrained("resnet_pico")
 
 
-def test_it_sees_as_many_positions_as_vmamba_pico(network: nn.Module) -> None:
+def test_it_sees_as_many_positions_as_vmamba_pico() -> None:
     stages = timm.create_model("resnet_pico", features_only=True)
     sides = [tuple(stage.shape[1:]) for stage in stages(torch.zeros(1, 3, 32, 32))]
     assert sides == [(32, 16, 16), (64, 8, 8), (120, 4, 4)]
-    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_its_size_is_within_a_twentieth_of_vmamba_picos() -> None:
     sizes = [CATALOGUE[name].parameters for name in ("resnet-pico", "vmamba-pico")]
     assert abs(sizes[0] - sizes[1]) < sizes[1] / 20
-
-
-@torch.no_grad()
-def test_an_image_is_answered_alike_whatever_stands_beside_it(network: nn.Module) -> None:
-    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    alone = torch.cat([network(image[None]) for image in images])
-    # float32 sums in another order, for another batch size
-    torch.testing.assert_close(network(images), alone, rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_exports_without_changing_the_result(network: nn.Module) -> None:
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    exported = torch.export.export(network, (images,)).module()
-    torch.testing.assert_close(exported(images), network(images), rtol=1e-4, atol=1e-5)
 
 
 def test_the_bundled_file_is_loaded_whole_and_nothing_is_downloaded(
