@@ -140,7 +140,12 @@ SUBSETS = [
     ("x", "delta", "B", "C"), ("x", "delta", "B", "C", "A"), ("x", "delta", "B", "C", "D"),
     ("x",), ("delta",), ("A",), ("B",), ("C",), ("D",), ("delta_bias",),
 ]  # fmt: skip
-"""Gradients that somebody may ask for; the first are those of frozen parameters of the scan."""
+"""Gradients that somebody may ask for; the first are those of frozen parameters of the scan.
+
+The CPU compiles a kernel for each, which takes a second.
+"""
+FEW_SUBSETS = [SUBSETS[0], ("x",), ("A", "D"), ("B",), ("C", "delta_bias")]
+"""Each gradient is asked for with and without the others."""
 
 
 def assert_gradients_asked_for(

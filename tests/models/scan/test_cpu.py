@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustcli.models.scan import cpu, reference, selective_scan, ss2d_scan
+from robustcli.models.scan import cpu, reference, selective_scan
 from tests.models.scan.cases import (
     assert_close,
     assert_like_reference,
@@ -184,23 +184,24 @@ def test_large_activations_do_not_overflow_the_exponential():
 
 # The check itself looks at `.grad` of tensors that are no leaves.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_operators_pass_torchs_own_checks():
-    arguments = sequence(2, 6, 9, 3)
-    u, delta, A, B, C, D, _, bias = arguments.values()
-    by_step = (u.mT, delta.mT[None], A.mT[None], B.mT[None], C.mT[None], D[None], bias[None])
-    order, offset = torch.arange(9, dtype=torch.int32)[None], torch.zeros(1, dtype=torch.int32)
-    tensors = [t.contiguous().requires_grad_() for t in by_step]
-    torch.library.opcheck(torch.ops.robustcli.scan_cpu, (*tensors, order, offset, True, True))
-    by_time = (u, delta, A.mT[None], B[:, None], C[:, None], D[None], bias[None])
-    tensors = [t.contiguous().requires_grad_() for t in by_time]
-    torch.library.opcheck(torch.ops.robustcli.scan_cpu_sequence, (*tensors, True, True))
-    y, state, borders = cpu.scan_cpu_sequence(*[t.detach() for t in tensors], True, True)
+@pytest.mark.parametrize("by_time", [False, True])
+def test_operators_pass_torchs_own_checks(by_time):
+    u, delta, A, B, C, D, _, bias = sequence(2, 6, 9, 3).values()
+    if by_time:
+        laid = (u, delta, A.mT[None], B[:, None], C[:, None], D[None], bias[None])
+        path, operators = (), ("scan_cpu_sequence", "scan_cpu_sequence_backward")
+    else:
+        laid = (u.mT, delta.mT[None], A.mT[None], B.mT[None], C.mT[None], D[None], bias[None])
+        order, offset = torch.arange(9, dtype=torch.int32)[None], torch.zeros(1, dtype=torch.int32)
+        path, operators = (order, offset), ("scan_cpu", "scan_cpu_backward")
+    forward, backward = (getattr(torch.ops.robustcli, name) for name in operators)
+    tensors = [t.contiguous().requires_grad_() for t in laid]
+    torch.library.opcheck(forward, (*tensors, *path, True, True))
+    fixed = [t.detach() for t in tensors]
+    y, state, borders = forward(*fixed, *path, True, True)
     ones = torch.ones_like(y), torch.ones_like(state)
-    for asked in ([True] * 7, [False, True, False, False, True, False, True]):
-        torch.library.opcheck(
-            torch.ops.robustcli.scan_cpu_sequence_backward,
-            (*(t.detach() for t in tensors), borders, True, *ones, asked),
-        )
+    asked = [False, True, False, False, True, False, True]
+    torch.library.opcheck(backward, (*fixed, *path, borders, True, *ones, asked))
 
 
 @pytest.mark.parametrize(("channels", "length"), [(16, 16), (17, 15), (130, 33)])
@@ -233,12 +234,6 @@ def test_a_forked_process_scans_like_its_parent():
     finally:
         torch.set_num_threads(before)
     assert found == expected.numpy().tobytes()
-
-
-def test_compiles_without_a_graph_break():
-    arguments = image(1, 8, 4, 4, 2)
-    compiled = torch.compile(ss2d_scan, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(**arguments), ss2d_scan(**arguments))
 
 
 def test_parameters_need_not_be_contiguous():

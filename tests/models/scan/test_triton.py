@@ -17,6 +17,7 @@ import torch
 from robustcli.core.errors import UsageError
 from robustcli.models.scan import dispatch, reference, triton
 from tests.models.scan.cases import (
+    FEW_SUBSETS,
     SUBSETS,
     assert_close,
     assert_gradients_asked_for,
@@ -39,8 +40,12 @@ def kernels(test):
     return test if INTERPRETED else pytest.mark.gpu(test)
 
 
+def slow(value):
+    """A value whose branch another one takes too, or another test."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
-every_cut = pytest.mark.usefixtures("cut")
 
 
 @pytest.fixture
@@ -94,13 +99,13 @@ def test_everything_in_the_interpreter(request):
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:]
     assert "skipped" in run.stdout  # this one
-    assert int(run.stdout.split(" passed")[0].split()[-1]) > 20
+    assert int(run.stdout.split(" passed")[0].split()[-1]) >= 20
 
 
 @kernels
 @every_cut_of(
     ("batch", "channels", "height", "width", "states"),
-    *((2, 3, 3, 4, 1), (1, 9, 1, 5, 3), (1, 1, 1, 1, 2), (1, 2, 1, 3, 16)),
+    *((2, 3, 3, 2, 1), (1, 9, 1, 5, 2), (1, 1, 1, 1, 2), (1, 2, 1, 2, 16)),
 )
 def test_an_image(cut, batch, channels, height, width, states):
     arguments = on_device(image(batch, channels, height, width, states))
@@ -117,16 +122,16 @@ def test_other_directions(directions):
 @kernels
 @every_cut_of(
     ("batch", "channels", "length", "states", "groups", "options"),
-    *((2, 4, 9, 2, 2, True), (1, 3, 1, 3, 0, True), (1, 9, 17, 1, 1, False), (1, 3, 5, 1, 3, True)),
+    *((2, 4, 9, 2, 2, True), (1, 3, 1, 3, 0, True), (1, 9, 11, 1, 1, False), (1, 3, 5, 1, 3, True)),
 )
 def test_a_sequence(cut, batch, channels, length, states, groups, options):
     arguments = sequence(batch, channels, length, states, groups=groups, options=options)
     assert_like_reference(triton, "selective_scan", on_device(arguments), 5e-6, delta_softplus=True)
 
 
-@every_cut
+@pytest.mark.parametrize("cut", ["in sections", slow("merged")], indirect=True)
 @kernels
-def test_without_softplus_and_with_the_last_state():
+def test_without_softplus_and_with_the_last_state(cut):
     arguments = sequence(2, 3, 9, 2, options=False)
     arguments["delta"] = arguments["delta"].abs() * 0.1
     found, exact = (leaves(on_device(arguments), d) for d in (None, torch.float64))
@@ -138,7 +143,7 @@ def test_without_softplus_and_with_the_last_state():
 
 
 @kernels
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, slow(torch.float16)])
 def test_half_inputs_keep_a_float32_state_and_get_half_gradients(dtype):
     arguments = on_device(image(1, 3, 3, 3, 2))
     halves = {k: v.to(dtype) if k in ("x", "delta", "B", "C") else v for k, v in arguments.items()}
@@ -165,9 +170,9 @@ def test_layouts_do_not_matter():
 
 @kernels
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, in the interpreter
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, slow(math.inf)])
 def test_bad_values_go_through_and_stay_in_their_sequence(value):
-    arguments = on_device(image(2, 3, 2, 3, 1))
+    arguments = on_device(image(2, 2, 1, 3, 1))
     clean = ss2d_by(triton, **arguments)
     arguments["x"][0, 1, 0, 1] = value
     given = leaves(arguments)
@@ -186,7 +191,7 @@ def test_small_and_large_steps():
 
 
 @kernels
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float16, slow(torch.float32), slow(torch.bfloat16)])
 def test_extreme_steps_give_no_nan(dtype):
     """Steps from 0 to 60,000, at which every decay is 0 or 1, in the largest numbers of float16."""
     arguments = on_device(image(1, 2, 2, 3, 2))
@@ -205,7 +210,8 @@ def test_extreme_steps_give_no_nan(dtype):
         )
 
 
-@kernels
+@pytest.mark.gpu  # the interpreter runs one program after the other
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_same_call_gives_the_same_bits():
     arguments = on_device(image(1, 3, 3, 3, 2))
     twice = [leaves(arguments), leaves(arguments)]
@@ -216,19 +222,20 @@ def test_the_same_call_gives_the_same_bits():
 
 
 @kernels
-@pytest.mark.parametrize("wanted", [1, 64], ids=["merged", "in sections"])
+@pytest.mark.parametrize("wanted", [64, slow(1)])  # in sections, merged
 def test_gradients_nobody_asks_for_change_no_bit_of_the_others(monkeypatch, wanted):
     monkeypatch.setattr(triton, "wanted_programs", lambda _: wanted)
     arguments = on_device(image(1, 2, 1, 5, 1))  # two chunks
     # The GPU's compiler may fuse other multiplications where the code around them is another.
-    assert_gradients_asked_for(triton, "ss2d_scan", arguments, SUBSETS, 0 if INTERPRETED else 2e-6)
+    subsets = SUBSETS if wanted == 1 else FEW_SUBSETS
+    assert_gradients_asked_for(triton, "ss2d_scan", arguments, subsets, 0 if INTERPRETED else 2e-6)
 
 
 @kernels
 def test_gradients_asked_for_of_a_sequence():
-    arguments = on_device(sequence(2, 4, 9, 2, groups=2))
+    arguments = on_device(sequence(2, 4, 5, 1, groups=2))
     assert_gradients_asked_for(
-        triton, "selective_scan", arguments, SUBSETS[:2], 0 if INTERPRETED else 2e-6,
+        triton, "selective_scan", arguments, SUBSETS[:1], 0 if INTERPRETED else 2e-6,
         delta_softplus=True,
     )  # fmt: skip
 
