@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ from torch import Tensor, nn
 
 import robustcli.timm_models  # noqa: F401  registers
 from robustcli.adapters.networks import create
-from robustcli.adapters.strict_loading import Shapes
+from robustcli.adapters.strict_loading import layout
 from robustcli.adapters.training_run import WeightsHeader, write_weights
-from robustcli.models.architectures import architecture
-from robustcli.models.vmamba import VMamba, build
 
 STATE = {"stem.weight": torch.arange(6.0).view(2, 3), "head.bias": torch.tensor([1.0, -1.0])}
 
@@ -27,27 +24,9 @@ def saved(content: object, path: Path, **options: Any) -> Path:
     return path
 
 
-def empty(shapes: Shapes) -> dict[str, Tensor]:
-    """Weights of these names and shapes, with any values."""
-    return {key: torch.empty(shape) for key, shape in shapes.items()}
-
-
-def on_meta(variant: str) -> VMamba:
-    """The network without its numbers."""
-    with torch.device("meta"):
-        return build(variant)
-
-
 def meta_state(name: str) -> dict[str, Tensor]:
     """Names and shapes of the network `name` of the registry as published, without numbers."""
-    return dict(_published(name))
-
-
-@cache
-def _published(name: str) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        state: dict[str, Tensor] = architecture(name).build().state_dict()
-    return state
+    return {key: torch.empty(shape, device="meta") for key, shape in layout(name).items()}
 
 
 def random_state(network: nn.Module) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ import torch
 from robustcli.adapters.catalogue import CATALOGUE, FOREGROUND, IN1K, TRAINED_AS, ModelEntry
 from robustcli.adapters.networks import BUILDERS
 from robustcli.models import cifar_networks, vim, vmamba
-from robustcli.models.architectures import architecture
+from robustcli.models.architectures import ARCHITECTURES
+from tests.models import golden
 
 RELEASES = "https://github.com/MzeroMiko/VMamba/releases/download/"
 # Typed from VMamba's README and assets/performance.md: published top-1, parameters, asset.
@@ -61,13 +62,13 @@ BARE = {
 
 def built(entry: ModelEntry) -> torch.nn.Module:
     """The network without its numbers."""
+    if entry.variant in ARCHITECTURES:
+        network: torch.nn.Module = golden.published(entry.variant)
+        return network
     with torch.device("meta"):
         if entry.builder == "timm":
-            network: torch.nn.Module = timm.create_model(entry.variant)
-            return network
-        if entry.task == "seg":
-            return BUILDERS[entry.builder].create(entry.variant, {})
-        return architecture(entry.variant).build()
+            return timm.create_model(entry.variant)
+        return BUILDERS[entry.builder].create(entry.variant, {})
 
 
 def test_the_names_are_those_of_the_interface() -> None:
@@ -78,8 +79,13 @@ def test_the_names_are_those_of_the_interface() -> None:
 
 
 @pytest.mark.parametrize("entry", CATALOGUE.values(), ids=lambda entry: entry.name)
-def test_parameters_are_those_of_the_network(entry: ModelEntry) -> None:
-    assert sum(p.numel() for p in built(entry).parameters()) == entry.parameters
+def test_it_is_built_with_these_parameters_and_as_many_classes_as_it_says(
+    entry: ModelEntry,
+) -> None:
+    network = built(entry)
+    assert golden.parameters(network) == entry.parameters
+    if entry.variant in ARCHITECTURES:
+        assert network.num_classes == network.config.num_classes
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -117,6 +123,7 @@ def test_the_three_of_the_front_page_are_releases_under_another_name(
 ) -> None:
     entry, same = CATALOGUE[bare], CATALOGUE[release]
     assert (entry.variant, entry.alias) == (release, True)
+    assert ARCHITECTURES[bare].variant == release
     assert (entry.weights_url, entry.parameters) == (same.weights_url, same.parameters)
     assert entry.published == same.published
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robustcli.models.architectures import architecture
 from robustcli.models.scan import reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +61,13 @@ def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
+
+
+@cache
+def published(name: str) -> Any:
+    """The network `name` of the registry as published, without numbers; not to be changed."""
+    with torch.device("meta"):
+        return architecture(name).build()
 
 
 def noise(key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -336,9 +345,7 @@ def fast_loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[T
     return (torch.stack(states, 2) * C.mT).sum(-1), state
 
 
-def output_errors(
-    name: str, network: nn.Module, rule: str, sizes: tuple[int, ...] = (256,)
-) -> float:
+def output_errors(name: str, network: nn.Module, rule: str, sizes: tuple[int, ...]) -> float:
     """Largest error at 64 pixels and `sizes` under rule `A` or `B`, relative to the outputs' peaks.
 
     Outputs that the golden holds thinned (those of fixed size) are thinned alike.

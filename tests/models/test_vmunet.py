@@ -18,8 +18,7 @@ def test_agrees_with_the_official_output():
 
 
 def test_names_and_shapes_are_the_official_ones():
-    with torch.device("meta"):
-        network = build("vmunet")
+    network = golden.published("vmunet")
     assert golden.parameters(network) == 27_427_561
     assert golden.shapes(network) == golden.layout("vmunet")
 
@@ -54,7 +53,7 @@ def test_expansion_lays_the_first_channels_at_the_top_left():
 
 
 def test_drop_path_rises_to_the_bottleneck_and_falls_after_it():
-    network = build("vmunet").vmunet
+    network = golden.published("vmunet").vmunet
     down = [b.drop_path.drop_prob for stage in network.layers for b in stage.blocks]
     up = [b.drop_path.drop_prob for stage in network.layers_up for b in stage.blocks]
     assert down == pytest.approx([0.2 * i / 7 for i in range(8)])
@@ -63,4 +62,4 @@ def test_drop_path_rises_to_the_bottleneck_and_falls_after_it():
 
 def test_an_odd_size_is_refused():
     with pytest.raises(UsageError, match=r"(?s)224 x 230 pixels, which `vmunet`.*multiples of 32"):
-        build("vmunet")(golden.images(1, 3, 224, 230))
+        golden.published("vmunet")(golden.images(1, 3, 224, 230))
