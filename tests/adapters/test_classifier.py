@@ -151,35 +151,48 @@ def test_on_a_gpu_the_answers_are_those_of_the_cpu() -> None:
 # The first pass.
 
 
+FLAT, ONE = {"depths": (1, 1, 1, 1)}, {"depth": 1}
+
+
 def request(name: str, **more: object) -> ModelRequest:
     arguments = more.pop("arguments", {})
     return ModelRequest(name, arguments=arguments, preprocessing=more, untrained=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("name", "crop", "words"),
+    ("name", "small", "crop", "words"),
     [
-        ("swin-t", 256, r"\(1, 3, 256, 256\).*made for 224 x 224(.|\n)*img_size=256`"),
-        ("vit_tiny_patch16_224", 256, r"`--crop 224`, or build .* `--model-arg img_size=256`"),
-        ("convnext-t", 20, r"Kernel size.*smallest supported size is 32 x 32.\nUse `--crop 224`"),
+        ("swin-t", FLAT, 256, r"\(1, 3, 256, 256\).*made for 224 x 224(.|\n)*img_size=256`"),
+        ("vit_tiny_patch16_224", ONE, 256, r"`--crop 224`, or build .* `--model-arg img_size=256`"),
+        (
+            "convnext-t",
+            FLAT,
+            20,
+            r"Kernel size.*smallest supported size is 32 x 32.\nUse `--crop 224`",
+        ),
         pytest.param(  # its random weights take seconds
             "inception_v3",
+            {},
             64,
             r"smallest supported size is 75 x 75.\nUse `--crop 299`",
             marks=pytest.mark.slow,
         ),
-        ("vim-t", 256, r"this Vim needs 224 x 224(.|\n)*`--crop`(.|\n)*img_size=256"),
+        ("vim-t", ONE, 256, r"this Vim needs 224 x 224(.|\n)*`--crop`(.|\n)*img_size=256"),
     ],
 )
-def test_a_size_that_the_network_cannot_take(name: str, crop: int, words: str) -> None:
-    classifier = load(request(name, crop=crop, resize=crop), "cls")
+def test_a_size_that_the_network_cannot_take(
+    name: str, small: dict[str, object], crop: int, words: str
+) -> None:
+    classifier = load(request(name, crop=crop, resize=crop, arguments=small), "cls")
     with pytest.raises(UsageError, match=words):
         classifier.try_out()
 
 
-@pytest.mark.parametrize("name", ["swin-t", "vit_tiny_patch16_224", "vim-t"])
-def test_the_advice_to_build_it_for_the_size_works(name: str) -> None:
-    classifier = load(request(name, arguments={"img_size": 256}), "cls")
+@pytest.mark.parametrize(
+    ("name", "small"), [("swin-t", FLAT), ("vit_tiny_patch16_224", ONE), ("vim-t", ONE)]
+)
+def test_the_advice_to_build_it_for_the_size_works(name: str, small: dict[str, object]) -> None:
+    classifier = load(request(name, arguments={**small, "img_size": 256}), "cls")
     assert classifier.preprocessing.crop == 256
     classifier.try_out()
 

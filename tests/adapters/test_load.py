@@ -446,20 +446,11 @@ def test_a_real_checkpoint_of_another_variant_says_which_it_is() -> None:
         load(ModelRequest("ulvm_v5", weights=REAL), "seg")
 
 
-@pytest.mark.parametrize(
-    ("named", "really"),
-    [("unet", "segformer"), ("resnet18_seg", "resnet50_seg"), ("ulvm_v5", "ulvm_v6"),
-     ("segformer", "unet"), ("umambabot", "resnet18_seg")],
-)  # fmt: skip
-def test_a_file_of_another_network_says_which_it_is(
-    tmp_path: Path, named: str, really: str
-) -> None:
-    save_file(create(really, {}).state_dict(), tmp_path / "w.safetensors")
-    message = (
-        rf"does not contain the weights of `{named}`(.|\n)*weights of `{really}`: use this name"
-    )
+def test_a_file_of_another_network_says_which_it_is(tmp_path: Path) -> None:
+    save_file(create("ulvm_v6", {}).state_dict(), tmp_path / "w.safetensors")
+    message = r"does not contain the weights of `ulvm_v5`(.|\n)*weights of `ulvm_v6`: use this name"
     with pytest.raises(UsageError, match=message):
-        load(ModelRequest(named, weights=tmp_path / "w.safetensors"), "seg")
+        load(ModelRequest("ulvm_v5", weights=tmp_path / "w.safetensors"), "seg")
 
 
 def test_a_run_of_another_network_says_which_it_is(run: Path) -> None:

@@ -170,10 +170,8 @@ def test_recomputation_changes_memory_and_nothing_else(name: str) -> None:
     assert kept[1] < kept[0] / 2
 
 
-@pytest.mark.parametrize(
-    "name",  # of the others' blocks tests/models/test_architectures.py shows it in every run
-    [n if n == "vmamba_tiny_s1l8" else pytest.param(n, marks=pytest.mark.slow) for n in TIMM_NAMES],
-)
+@pytest.mark.slow  # tests/models/test_architectures.py shows it of the networks in every run
+@pytest.mark.parametrize("name", TIMM_NAMES)
 @torch.no_grad()
 def test_compiled_and_exported_without_a_break(name: str) -> None:
     model, x = small_timm(name).eval(), torch.randn(2, 3, 32, 32)
