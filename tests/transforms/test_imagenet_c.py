@@ -41,7 +41,7 @@ def test_an_image_suffers_more_with_severity(
     assert errors[4] > errors[0]
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (224, 224), (375, 500)])
+@pytest.mark.parametrize("shape", [(32, 32), (375, 500)])
 def test_any_size_works_quietly(shape: tuple[int, int], capsys: pytest.CaptureFixture[str]) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     for item in IMAGENET_C:
