@@ -30,9 +30,9 @@ def no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Saves a blank picture instead of each figure, for tests of a report's text and tables.
+@pytest.fixture(scope="module")
+def blank_figures() -> Iterator[None]:
+    """Saves a blank picture instead of each figure, for modules that test a report's text.
 
     Rendering the figures takes most of the time of a report; `reports/test_render.py` and
     `reports/figures` do that.
@@ -43,6 +43,8 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
         if settings["format"] == "pdf":  # Pillow would write the time into it
             path.write_bytes(b"%PDF-1.4\n%%EOF\n")
         else:
-            Image.new("RGB", (400, 300), "white").save(path, settings["format"])
+            Image.new("RGB", (1200, 100), "white").save(path, settings["format"])
 
-    monkeypatch.setattr(figure, "savefig", savefig)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure, "savefig", savefig)
+        yield

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from robustcli.evaluation.record import EVALUATION
 from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
 from robustcli.metrics.columns import PREDICTION_SCHEMA
 from robustcli.transforms.base import Cell
-from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
+from tests.builders import IDENTITY, RunPlan, build_run, paper21
 
 TRANSFORMS = (IDENTITY, *paper21()[:3])
 CONTENTS = "ef" * 32
@@ -21,11 +20,8 @@ PLAN = RunPlan(transforms=TRANSFORMS, images=80, samples=False, dataset={"conten
 
 def build_evaluation(run: Path, name: str, worse: int = 0, plan: RunPlan = PLAN) -> Path:
     """Writes an evaluation of model `name`; a larger `worse` gives a lower accuracy."""
-    other_models = tuple(model(f"other-{number}") for number in range(worse))
     entry = plan.models[0].model_copy(update={"name": name, "weights_sha256": f"{worse:02d}" * 32})
-    build_run(run, replace(plan, models=(*other_models, entry)))
-    EVALUATION.update(run, models=[entry])
-    return run
+    return build_run(run, replace(plan, models=(entry,), first_rank=worse))
 
 
 def two_runs(folder: Path, plan: RunPlan = PLAN, other_plan: RunPlan | None = None) -> list[Path]:

@@ -532,17 +532,27 @@ def test_every_column_is_documented() -> None:
 COMMAND = "robust compare a b --out comparison"
 
 
-@pytest.fixture
-def comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Comparison:
-    """Returns a comparison of three classifiers in two runs; one transform is left out."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def three_runs(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """Returns a comparison of three classifiers; one transform is left out."""
     plan = replace(
         PLAN, images=400, transforms=(IDENTITY, *paper21()[:2], *imagenet_c(severities=(1, 5))[:4])
     )
-    two_runs(Path(), plan, replace(plan, transforms=plan.transforms[:-1]))
-    vit = model("vit-b", weights_sha256="77" * 32, pretraining="imagenet-22k")
-    build_run(Path("c"), replace(plan, models=(vit,)))
-    return read_comparison(["a", "b", "c"], force_common=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("compared"))
+        two_runs(Path(), plan, replace(plan, transforms=plan.transforms[:-1]))
+        vit = model("vit-b", weights_sha256="77" * 32, pretraining="imagenet-22k")
+        build_run(Path("c"), replace(plan, models=(vit,)))
+        return read_comparison(["a", "b", "c"], force_common=True)
+
+
+@pytest.fixture
+def comparison(
+    three_runs: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Comparison:
+    """Returns `three_runs`, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return three_runs
 
 
 def test_the_page(comparison: Comparison) -> None:

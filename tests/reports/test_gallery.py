@@ -24,6 +24,8 @@ from robustcli.tasks.record import MaskPreprocessingRecord
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture
 def drawn_cases(monkeypatch: pytest.MonkeyPatch) -> list[Case]:

@@ -17,11 +17,12 @@ from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model
 from tests.reports.finetune_runs import build_finetuning
 from tests.reports.train_runs import build_training
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 PLAN = RunPlan(transforms=(IDENTITY, *imagenet_c(severities=(1, 3))[:2]), images=40)
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory) -> RunExport:
+def export(tmp_path_factory: pytest.TempPathFactory, blank_figures: None) -> RunExport:
     return read_run_export(build_run(tmp_path_factory.mktemp("hub") / "run", PLAN))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,9 +26,11 @@ from robustcli.reports.markdown import (
     mono,
     settings_in_words,
 )
+from robustcli.reports.pages import run_kind
+from robustcli.reports.render import report_page
 from robustcli.reports.training_page import training_report
 from robustcli.reports.zoo_page import zoo_report
-from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
+from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 from tests.reports.train_runs import TrainPlan, build_training
@@ -229,6 +232,47 @@ def test_whole_pages_withstand_hostile_names(
     assert {tag for tag, _ in hostile_page.texts} == {tag for tag, _ in plain_page.texts}
     assert len(hostile_page.aligned) == len(plain_page.aligned), "a name must not split a cell"
     assert len(hostile_page.images) == len(plain_page.images)
+
+
+CELLS = (IDENTITY, *paper21()[:2], *imagenet_c()[:2])
+RUNNING: dict[str, object] = {"status": "running"}
+SEVERITIES = (IDENTITY, *paper21()[:2], *paper21(1)[:1], *paper21(4)[:1])
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        *(
+            RunPlan(transforms=cells, done=done, samples=False, record=RUNNING)
+            for cells, done in (((IDENTITY,), 0.5), (paper21()[:1], 0.5), (CELLS, 0.5), (CELLS, 0))
+        ),
+        *(
+            MaskPlan(transforms=SEVERITIES, done=done, groups=groups, record=RUNNING)
+            for done, groups in ((0.0, 8), (0.5, 1), (0.5, 8))
+        ),
+        TrainPlan(measured=False, finished=1),
+        FinetunePlan(modes=("full",), unmeasured=("full",), record=RUNNING),
+        FinetunePlan(modes=("full",), waiting=("full",), profiled=0, decided=False),
+    ],
+)
+def test_a_report_of_an_unfinished_run_can_be_made(
+    tmp_path: Path, plan: RunPlan | MaskPlan | TrainPlan | FinetunePlan
+) -> None:
+    if isinstance(plan, RunPlan):
+        build_run(tmp_path, plan)
+    elif isinstance(plan, MaskPlan):
+        build_masks(tmp_path, plan)
+    elif isinstance(plan, TrainPlan):
+        build_training(tmp_path, plan)
+    else:
+        build_finetuning(tmp_path, plan)
+        assert run_kind(tmp_path) == "finetune"
+    page = report_page(tmp_path)
+    assert "**Partial run.**" in page.markdown
+    assert "nan" not in page.markdown
+    assert page.terminal
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", page.markdown)
+    assert all((tmp_path / picture).is_file() for picture in pictures)
 
 
 def test_marks_of_records_are_kept_where_they_have_a_partner() -> None:

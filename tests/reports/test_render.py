@@ -14,8 +14,8 @@ import pytest
 
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.cell_table import table
-from robustcli.reports.pages import run_kind, to_csv, to_json
-from robustcli.reports.render import render, render_zoo, report_page
+from robustcli.reports.pages import to_csv, to_json
+from robustcli.reports.render import render, render_zoo
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.mask_runs import MaskPlan, build_masks
@@ -81,8 +81,9 @@ def test_a_report_has_all_files_and_is_the_same_again(tmp_path: Path, kind: str)
         low, high = (f"{scale * row[f'{measure}_{bound}']:.{digits}f}" for bound in ("low", "high"))
         assert f"({low}{DASH}{high})" in markdown
         assert f"({low}{DASH}{high})" in html
-    render_kind()
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+    if kind in ("cls", "finetune"):  # together they have the figures of all kinds but the zoo
+        render_kind()
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
 def test_results_do_not_depend_on_how_often_the_run_was_interrupted(tmp_path: Path) -> None:
@@ -91,46 +92,6 @@ def test_results_do_not_depend_on_how_often_the_run_was_interrupted(tmp_path: Pa
     (runs[1] / "sessions" / "00000000.json").unlink()
     first, second = map(table, runs)
     assert (to_csv(first), to_json(first)) == (to_csv(second), to_json(second))
-
-
-RUNNING: dict[str, object] = {"status": "running"}
-SEVERITIES = (IDENTITY, *paper21()[:2], *paper21(1)[:1], *paper21(4)[:1])
-
-
-@pytest.mark.parametrize(
-    "plan",
-    [
-        *(
-            RunPlan(transforms=cells, done=done, samples=False, record=RUNNING)
-            for cells, done in (((IDENTITY,), 0.5), (paper21()[:1], 0.5), (CELLS, 0.5), (CELLS, 0))
-        ),
-        *(
-            MaskPlan(transforms=SEVERITIES, done=done, groups=groups, record=RUNNING)
-            for done, groups in ((0.0, 8), (0.5, 1), (0.5, 8))
-        ),
-        *(TrainPlan(measured=False, finished=finished) for finished in (0, 1, 5)),
-        FinetunePlan(modes=("full",), unmeasured=("full",), record=RUNNING),
-        FinetunePlan(modes=("full",), waiting=("full",), profiled=0, decided=False),
-    ],
-)
-def test_a_report_of_an_unfinished_run_can_be_made(
-    tmp_path: Path, plan: RunPlan | MaskPlan | TrainPlan | FinetunePlan
-) -> None:
-    if isinstance(plan, RunPlan):
-        build_run(tmp_path, plan)
-    elif isinstance(plan, MaskPlan):
-        build_masks(tmp_path, plan)
-    elif isinstance(plan, TrainPlan):
-        build_training(tmp_path, plan)
-    else:
-        build_finetuning(tmp_path, plan)
-        assert run_kind(tmp_path) == "finetune"
-    page = report_page(tmp_path)
-    assert "**Partial run.**" in page.markdown
-    assert "nan" not in page.markdown
-    assert page.terminal
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", page.markdown)
-    assert all((tmp_path / picture).is_file() for picture in pictures)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
@@ -160,17 +121,15 @@ def test_only_trainings_are_compared(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("module", "modules"),
-    [
-        ("robustcli.reports.render", ["torch", "timm", "imgaug", "cv2", "matplotlib.pyplot"]),
-        ("robustcli.reports.comparison", ["torch", "matplotlib"]),
-        ("robustcli.evaluation.cell_table", ["torch", "matplotlib", "scipy"]),
-    ],
-)
-def test_reports_import_no_torch(module: str, modules: list[str]) -> None:
-    code = f"import sys, {module}; print([name for name in {modules} if name in sys.modules])"
-    process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+def test_reports_import_no_torch() -> None:
+    """Imported one after another, so that each is checked before the next brings its packages."""
+    modules = {
+        "robustcli.evaluation.cell_table": ["torch", "matplotlib", "scipy"],
+        "robustcli.reports.comparison": ["torch", "matplotlib"],
+        "robustcli.reports.render": ["torch", "timm", "imgaug", "cv2", "matplotlib.pyplot"],
+    }
+    code = "import sys\n" + "".join(
+        f"import {module}; assert not {set(names)} & set(sys.modules), '{module}'\n"
+        for module, names in modules.items()
     )
-    assert (process.stdout, process.stderr) == ("[]\n", "")
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

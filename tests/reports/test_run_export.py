@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.reports.run_export import Redactor, read_run_export
+from robustcli.reports.run_export import Redactor, RunExport, read_run_export
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.finetune_runs import build_finetuning
 from tests.reports.train_runs import build_class_training, build_training
@@ -22,6 +22,12 @@ PLAN = RunPlan(
     transforms=(IDENTITY, paper21()[0], *imagenet_c(severities=(1, 3))[:2]),
     images=40,
 )
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory, blank_figures: None) -> RunExport:
+    return read_run_export(build_run(tmp_path_factory.mktemp("export") / "run", PLAN))
 
 
 @pytest.fixture
@@ -73,9 +79,8 @@ def test_commands_lose_folders_of_elsewhere(redactor: Redactor, tmp_path: Path) 
     assert redactor.command(command) == "robust eval --weights=.../w.pt --data ~/d --out .../b c"
 
 
-def test_metrics_are_the_table(tmp_path: Path) -> None:
-    export = read_run_export(build_run(tmp_path / "run", PLAN))
-    table = pd.read_csv(tmp_path / "run" / "results.csv")
+def test_metrics_are_the_table(export: RunExport) -> None:
+    table = pd.read_csv(export.run / "results.csv")
     row = table[(table["transform"] == "c_gaussian_noise") & (table["severity"] == 3)].iloc[0]
     prefix = "vmamba-b/c_gaussian_noise/severity-3"
     for column in ("n", "correct", "top1", "top1_low", "top1_high", "drop"):
@@ -87,8 +92,8 @@ def test_metrics_are_the_table(tmp_path: Path) -> None:
     assert len(export.metrics) == finite
 
 
-def test_parameters_hold_versions_and_digests(tmp_path: Path) -> None:
-    parameters = read_run_export(build_run(tmp_path / "run", PLAN)).parameters
+def test_parameters_hold_versions_and_digests(export: RunExport) -> None:
+    parameters = export.parameters
     assert parameters["models.vmamba-b.weights_sha256"] == "ab" * 32
     assert parameters["models.hf-hub-timm-swin.b.pretraining"] == "imagenet-1k"
     assert parameters["transforms.c_gaussian_noise-severity-3.parameters.severity"] == "3"
@@ -96,21 +101,21 @@ def test_parameters_hold_versions_and_digests(tmp_path: Path) -> None:
     assert re.fullmatch("[0-9a-f]{64}", parameters["publisher.code_sha256"])
 
 
-def test_the_key_stays_and_the_digest_follows_the_numbers(tmp_path: Path) -> None:
-    run = build_run(tmp_path / "run", PLAN)
-    first = read_run_export(run)
-    assert (read_run_export(run).key, read_run_export(run).digest) == (first.key, first.digest)
-    moved_export = read_run_export(Path(shutil.copytree(run, tmp_path / "moved")))
-    assert (moved_export.key, moved_export.digest) == (first.key, first.digest)
+def test_the_key_stays_and_the_digest_follows_the_numbers(
+    export: RunExport, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(export.run, tmp_path / "moved"))
     extended_plan = replace(PLAN, transforms=(*PLAN.transforms, paper21()[1]))
-    extended_export = read_run_export(build_run(tmp_path / "run", extended_plan))
-    assert extended_export.key == first.key
-    assert extended_export.digest != first.digest
-    file = next(moved_export.run.glob("predictions/*/transform=identity/*/*.parquet"))
+    extended = build_run(Path(shutil.copytree(export.run, tmp_path / "extended")), extended_plan)
+    changed = Path(shutil.copytree(export.run, tmp_path / "changed"))
+    file = next(changed.glob("predictions/*/transform=identity/*/*.parquet"))
     rows = pd.read_parquet(file)
     rows.loc[0, "probability"] = 0.5
     rows.to_parquet(file)
-    assert read_run_export(moved_export.run).digest != first.digest
+    for run, is_same in ((export.run, True), (moved, True), (extended, False), (changed, False)):
+        other = read_run_export(run, rendered=False)
+        assert other.key == export.key
+        assert (other.digest == export.digest) is is_same
 
 
 def test_a_partial_run_is_refused_unless_it_is_marked(tmp_path: Path) -> None:

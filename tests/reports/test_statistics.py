@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,16 @@ from robustcli.evaluation.record import EVALUATION
 from robustcli.evaluation.store import Store, write_rows
 from robustcli.metrics.columns import PREDICTION_SCHEMA
 from robustcli.metrics.verdicts import holm
-from robustcli.reports.evaluation_page import images_of
+from robustcli.reports import evaluation_page
+from robustcli.reports.evaluation_page import (
+    Gallery,
+    draw_gallery,
+    evaluation_text,
+    images_of,
+)
 from robustcli.reports.findings import Findings, read_findings
-from robustcli.reports.render import render, report_page
+from robustcli.reports.pages import Page
+from robustcli.reports.render import report_page
 from robustcli.tasks.record import ModelRecord
 from robustcli.transforms.base import Cell
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
@@ -67,9 +75,15 @@ def _row(image_id: str, target: int, prediction: int) -> dict[str, object]:
     return row | {"probability": probability, "target_probability": target_probability}
 
 
-def write_and_read(run: Path) -> dict[str, Any]:
-    render(run)
-    document: dict[str, Any] = json.loads((run / "statistics.json").read_text("utf-8"))
+@pytest.fixture(scope="module", autouse=True)
+def no_figures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation_page, "draw_gallery", lambda *_: Gallery())
+        yield
+
+
+def statistics_of(page: Page) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(page.files["statistics.json"])
     return document
 
 
@@ -84,7 +98,8 @@ def better_run(run: Path) -> Path:
 
 
 def test_verdicts_are_mcnemars_test_with_holms_correction(tmp_path: Path) -> None:
-    document = write_and_read(better_run(tmp_path))
+    page = report_page(better_run(tmp_path))
+    document = statistics_of(page)
     p = [
         stats.binomtest(16, 16).pvalue,
         stats.binomtest(1, 1).pvalue,
@@ -95,41 +110,26 @@ def test_verdicts_are_mcnemars_test_with_holms_correction(tmp_path: Path) -> Non
     assert [v["difference"] for v in document["verdicts"]] == pytest.approx([0.4, 0.025, -0.35])
     outcomes = [v["outcome"] for v in document["verdicts"]]
     assert outcomes == ["first ahead", "no difference shown", "second ahead"]
+    lines = list(csv.DictReader(io.StringIO(page.files["verdicts.csv"])))
+    assert [float(line["p_adjusted"]) for line in lines] == pytest.approx(holm(p))
+    assert {line["level"] for line in lines} == {"transform"}
+    table = section(page.markdown, "`a` minus `b`")
+    assert line_of(table, "`identity`")[2].startswith("+40.0 (")
+    assert line_of(table, f"`{FOG.name}`")[1] == "no difference shown at n = 40"
+    assert line_of(table, f"`{SNOW.name}`")[1] == "**`b` ahead** at n = 40"
     (claim,) = document["claims"]
     assert (claim["ahead"], claim["behind"], claim["open"]) == (0, 1, 1), (
         "identity must not be counted"
     )
-
-
-def test_the_claim_stands_on_the_page_and_in_the_terminal(tmp_path: Path) -> None:
-    run = better_run(tmp_path)
-    claim = "b is ahead of a on 1 of 2 transforms, behind on 0, no difference shown on 1."
-    page = report_page(run)
-    assert claim in page.markdown
-    assert claim in page.terminal
-
-
-def test_the_page_has_a_line_per_transform_with_the_word(tmp_path: Path) -> None:
-    page = render(better_run(tmp_path)).read_text("utf-8")
-    table = section(page, "`a` minus `b`")
-    assert line_of(table, "`identity`")[2].startswith("+40.0 (")
-    assert line_of(table, f"`{FOG.name}`")[1] == "no difference shown at n = 40"
-    assert line_of(table, f"`{SNOW.name}`")[1] == "**`b` ahead** at n = 40"
-
-
-def test_verdicts_csv_has_the_same_lines(tmp_path: Path) -> None:
-    document = write_and_read(better_run(tmp_path))
-    with (tmp_path / "verdicts.csv").open(encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    assert [float(line["p_adjusted"]) for line in lines] == pytest.approx(
-        [v["p_adjusted"] for v in document["verdicts"]]
-    )
-    assert {line["level"] for line in lines} == {"transform"}
+    sentence = "b is ahead of a on 1 of 2 transforms, behind on 0, no difference shown on 1."
+    assert sentence in page.markdown
+    assert sentence in page.terminal
 
 
 def test_single_severities_are_judged_beside_their_mean(tmp_path: Path) -> None:
     cells = (IDENTITY, *imagenet_c()[:5])
-    document = write_and_read(build_run(tmp_path, RunPlan(models=MODELS, transforms=cells)))
+    run = build_run(tmp_path, RunPlan(models=MODELS, transforms=cells))
+    document = statistics_of(report_page(run))
     mean = document["verdicts"][1]
     assert mean["severity"] is None
     severities = [v for v in document["severity_verdicts"] if v["transform"] == mean["transform"]]
@@ -145,12 +145,19 @@ def test_clean_images_alone_are_judged_too(tmp_path: Path) -> None:
 
 
 def test_one_model_has_no_verdict_but_all_else(tmp_path: Path) -> None:
-    run = build_run(tmp_path, RunPlan())
-    document = write_and_read(run)
+    """The Brier score among all else is scikit-learn's."""
+    run = build_run(tmp_path, RunPlan(transforms=(IDENTITY, FOG)))
+    page = report_page(run)
+    document = statistics_of(page)
     assert document["verdicts"] == document["claims"] == document["ranking"] == []
-    assert not (run / "verdicts.csv").exists()
-    assert len(document["calibration"]) == 22
-    assert "Which model is better" not in (run / "report.md").read_text("utf-8")
+    assert "verdicts.csv" not in page.files
+    assert len(document["calibration"]) == 2
+    assert "Which model is better" not in page.markdown
+    rows = Store(run).rows("vmamba-b", Cell("identity", 0), "cls")
+    expected = brier_score_loss(rows["prediction"] == rows["target"], rows["probability"])
+    assert document["calibration"][0]["brier"] == pytest.approx(expected)
+    table = section(page.markdown, "Top-label Brier score")
+    assert line_of(table, "`identity`")[1].startswith(f"{expected:.3f} (")
 
 
 def test_an_unfinished_run_compares_what_both_models_have(tmp_path: Path) -> None:
@@ -158,35 +165,36 @@ def test_an_unfinished_run_compares_what_both_models_have(tmp_path: Path) -> Non
     path = Store(run).prediction_path("b", Cell("identity", 0), 0)
     rows = Store(run).rows("b", Cell("identity", 0), "cls").head(10).to_dict("records")
     write_rows(path, rows, PREDICTION_SCHEMA)
-    document = write_and_read(run)
-    assert [v["n"] for v in document["verdicts"]] == [10, 40, 40]
-    assert "compared on the images that both models have so far" in (run / "report.md").read_text()
+    page = report_page(run)
+    assert [v["n"] for v in statistics_of(page)["verdicts"]] == [10, 40, 40]
+    assert "compared on the images that both models have so far" in page.markdown
 
 
 def test_a_run_without_any_rows_has_empty_statistics(tmp_path: Path) -> None:
-    document = write_and_read(build_run(tmp_path, RunPlan(models=MODELS, done=0)))
+    run = build_run(tmp_path, RunPlan(models=MODELS, transforms=(IDENTITY, FOG), done=0))
+    document = statistics_of(report_page(run))
     assert document["verdicts"] == document["ranking"] == document["calibration"] == []
 
 
 def test_too_few_groups_for_any_verdict_are_named(tmp_path: Path) -> None:
     models = (segmenter("a"), segmenter("b"))
     run = build_masks(tmp_path, MaskPlan(models=models, groups=5))
-    page = render(run).read_text("utf-8")
+    page = report_page(run)
     # The smallest p of 5 groups is 2 / 32; over 7 lines Holm multiplies it by 7.
-    assert "**Too few patients for a verdict.**" in page
-    assert "0.44" in page
-    assert "calibration" not in json.loads((run / "statistics.json").read_text())
+    assert "**Too few patients for a verdict.**" in page.markdown
+    assert "0.44" in page.markdown
+    assert "calibration" not in statistics_of(page)
 
 
 @pytest.mark.parametrize("models", [3, 5])
 def test_many_models_have_all_their_pairs_in_the_table(tmp_path: Path, models: int) -> None:
     names = [model(f"m{i}") for i in range(models)]
     run = build_run(tmp_path, RunPlan(models=names, transforms=(IDENTITY, FOG)))
-    document = write_and_read(run)
-    assert len(document["claims"]) == models * (models - 1) // 2
-    page = (run / "report.md").read_text("utf-8")
-    assert ("Only 6 of 10 pairs are listed" in page) == (models == 5)
-    assert (run / "figures/differences.png").is_file()
+    page = report_page(run)
+    assert len(statistics_of(page)["claims"]) == models * (models - 1) // 2
+    assert ("Only 6 of 10 pairs are listed" in page.markdown) == (models == 5)
+    ((picture,),) = [draw_gallery(read_findings(run)).differences]
+    assert (run / picture.path).is_file()
 
 
 # Flips and agreement.
@@ -194,7 +202,7 @@ def test_many_models_have_all_their_pairs_in_the_table(tmp_path: Path, models: i
 
 def test_flips_and_agreement_are_counted_by_hand(tmp_path: Path) -> None:
     predictions = {"a": [[1, 1, 1, 2, 2], [1, 1, 2, 1, 3]], "b": [[1, 2, 1, 2, 3], [1, 1, 1, 1, 1]]}
-    document = write_and_read(run_of(tmp_path, predictions, [1] * 5))
+    document = statistics_of(report_page(run_of(tmp_path, predictions, [1] * 5)))
     flips = document["flips"][0]
     changes = ("right_to_wrong", "wrong_to_right", "wrong_to_other_wrong", "unchanged")
     assert [flips[key] for key in changes] == [1, 1, 1, 2]
@@ -202,20 +210,6 @@ def test_flips_and_agreement_are_counted_by_hand(tmp_path: Path) -> None:
     agreement = document["agreement"][0]
     counts = ("both_right", "first_only", "second_only", "wrong_alike", "wrong_differently")
     assert [agreement[key] for key in counts] == [2, 1, 0, 1, 1]
-
-
-# Calibration.
-
-
-def test_the_brier_score_is_scikit_learns(tmp_path: Path) -> None:
-    run = build_run(tmp_path, RunPlan())
-    document = write_and_read(run)
-    rows = Store(run).rows("vmamba-b", Cell("identity", 0), "cls")
-    expected = brier_score_loss(rows["prediction"] == rows["target"], rows["probability"])
-    first = document["calibration"][0]
-    assert first["brier"] == pytest.approx(expected)
-    page = section((run / "report.md").read_text("utf-8"), "Top-label Brier score")
-    assert line_of(page, "`identity`")[1].startswith(f"{expected:.3f} (")
 
 
 # Classes.
@@ -226,9 +220,9 @@ def test_classes_and_confusions_are_counted(tmp_path: Path) -> None:
     targets = np.repeat([0, 1, 2], 20)
     predictions = [np.where(generator.random(60) < 0.6, targets, generator.integers(3, size=60))]
     predictions += [generator.integers(3, size=60), generator.integers(3, size=60)]
-    document = write_and_read(run_of(tmp_path, {"a": predictions}, targets))
-    with (tmp_path / "classes.csv").open(encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
+    page = report_page(run_of(tmp_path, {"a": predictions}, targets))
+    document = statistics_of(page)
+    lines = list(csv.DictReader(io.StringIO(page.files["classes.csv"])))
     matrix = confusion_matrix(targets, predictions[0])
     assert [int(line["correct"]) for line in lines] == matrix.diagonal().tolist()
     assert lines[0]["name"] == "tench"
@@ -242,7 +236,7 @@ def test_classes_and_confusions_are_counted(tmp_path: Path) -> None:
 
 def test_classes_with_few_images_are_not_ranked(tmp_path: Path) -> None:
     run = run_of(tmp_path, {"a": [[0, 1, 2, 3], [0, 1, 2, 0]]}, [0, 1, 2, 3])
-    assert "Not listed: fewer than two classes have 5" in render(run).read_text("utf-8")
+    assert "Not listed: fewer than two classes have 5" in report_page(run).markdown
 
 
 def test_classes_of_ones_own_are_named_by_their_folders(tmp_path: Path) -> None:
@@ -250,7 +244,7 @@ def test_classes_of_ones_own_are_named_by_their_folders(tmp_path: Path) -> None:
     run = run_of(tmp_path, {"a": [[0] * 12] * 2}, [0] * 6 + [1] * 6, ids, label_space="insects")
     names = read_findings(run).statistics.class_names
     assert names == {0: "ant", 1: "b|ee"}
-    page = render(run).read_text("utf-8")
+    page = report_page(run).markdown
     assert line_of(section(page, "Most frequent confusions"), r"`b\|ee`")
 
 
@@ -277,13 +271,15 @@ def photo_run(tmp_path: Path) -> Path:
 
 
 def test_the_hardest_photos_are_those_with_the_most_wrong_answers(tmp_path: Path) -> None:
-    document = write_and_read(photo_run(tmp_path))
-    photos = document["hard_photos"]
+    run = photo_run(tmp_path)
+    photos = statistics_of(report_page(run))["hard_photos"]
     assert [(p["image_id"], p["wrong"]) for p in photos] == [
         ("5.png", 2), ("3.png", 1), ("4.png", 1),
     ]  # fmt: skip
-    assert (tmp_path / "run/figures/hard_photos.png").is_file()
-    assert "figures/hard_photos.png" in (tmp_path / "run/report.md").read_text("utf-8")
+    gallery = draw_gallery(read_findings(run))
+    assert [picture.path for picture in gallery.hard_photos] == ["figures/hard_photos.png"]
+    assert (run / "figures/hard_photos.png").is_file()
+    assert "figures/hard_photos.png" in evaluation_text(read_findings(run), gallery)
 
 
 def test_photos_come_from_the_data_of_the_run_alone(tmp_path: Path) -> None:
@@ -303,8 +299,9 @@ def test_photos_come_from_the_data_of_the_run_alone(tmp_path: Path) -> None:
 def test_without_the_photos_the_page_says_why(tmp_path: Path) -> None:
     run = photo_run(tmp_path)
     (tmp_path / "photos").rename(tmp_path / "gone")
-    page = section(render(run).read_text("utf-8"), "Photos with the most wrong answers")
-    assert "No pictures: not all images are at" in page
+    findings = read_findings(run)
+    page = evaluation_text(findings, draw_gallery(findings))
+    assert "No pictures: not all images are at" in section(page, "Photos with the most wrong")
     assert not (run / "figures/hard_photos.png").exists()
 
 

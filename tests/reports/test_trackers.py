@@ -6,6 +6,7 @@ The trackers are optional: tests of a tracker that is not installed are skipped.
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +24,7 @@ from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
 from tests.reports.train_runs import build_training
 
 # Warnings of the trackers and of their dependencies.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("blank_figures")]
 PLAN = RunPlan(
     models=(model("hf-hub:timm/swin.b"),), transforms=(IDENTITY, paper21()[0]), images=20
 )
@@ -42,13 +43,15 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture
-def export(tmp_path: Path) -> RunExport:
-    return read_run_export(build_run(tmp_path / "run", PLAN))
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory, blank_figures: None) -> RunExport:
+    return read_run_export(build_run(tmp_path_factory.mktemp("sent") / "run", PLAN))
 
 
-def continued_export(export: RunExport) -> RunExport:
-    return read_run_export(build_run(export.run, MORE))
+@pytest.fixture(scope="module")
+def continued_export(tmp_path_factory: pytest.TempPathFactory, export: RunExport) -> RunExport:
+    copy = shutil.copytree(export.run, tmp_path_factory.mktemp("continued") / "run")
+    return read_run_export(build_run(Path(copy), MORE))
 
 
 def installed(name: str) -> Any:
@@ -65,8 +68,9 @@ def mlflow_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_mlflow(
-    export: RunExport, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    export: RunExport, continued_export: RunExport, mlflow_uri: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)  # with a database, artifacts are stored in ./mlruns
     destination = Destination("mlflow", "study", mlflow_uri, offline=True)
     sent_run = send(export, destination)
@@ -87,12 +91,12 @@ def test_mlflow(
     pd.testing.assert_frame_equal(pd.read_csv(copied), export.table)
 
     assert send(export, destination) == replace(sent_run, state="unchanged")
-    updated_export, messages = continued_export(export), list[str]()
-    updated = send(updated_export, destination, messages.append)
+    messages: list[str] = []
+    updated = send(continued_export, destination, messages.append)
     assert updated == replace(sent_run, state="updated")
     assert len(client.search_runs([run.info.experiment_id])) == 1
     run = client.get_run(sent_run.run_id)
-    assert run.data.metrics == updated_export.metrics
+    assert run.data.metrics == continued_export.metrics
     assert run.data.params["precision"] == "fp32"
     assert run.data.tags["changed.precision"] == "bf16"
     assert "MLflow cannot change parameters" in messages[0]
@@ -125,7 +129,7 @@ def test_offline_refuses_servers(export: RunExport, monkeypatch: pytest.MonkeyPa
         send(export, Destination("trackio", offline=True))
 
 
-def test_wandb_offline(export: RunExport, tmp_path: Path) -> None:
+def test_wandb_offline(export: RunExport, continued_export: RunExport, tmp_path: Path) -> None:
     installed("wandb")
     messages: list[str] = []
     destination = Destination("wandb", "study", str(tmp_path / "wb"))
@@ -144,7 +148,7 @@ def test_wandb_offline(export: RunExport, tmp_path: Path) -> None:
     assert len(table_rows["data"]) == len(export.table)
 
     assert send(export, destination) == replace(sent_run, state="unchanged")
-    updated = send(continued_export(export), destination)
+    updated = send(continued_export, destination)
     assert (updated.state, updated.run_id) == ("updated", export.key)
     folders = sorted(path.name for path in (tmp_path / "wb" / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
@@ -189,7 +193,7 @@ def log_records(content: bytes) -> Iterator[bytes]:
             record_bytes = b""
 
 
-def test_trackio(export: RunExport, tmp_path: Path) -> None:
+def test_trackio(export: RunExport, continued_export: RunExport, tmp_path: Path) -> None:
     """Runs in a subprocess, because Trackio selects its folder on import."""
     installed("trackio")
     import subprocess
@@ -197,9 +201,8 @@ def test_trackio(export: RunExport, tmp_path: Path) -> None:
 
     script = tmp_path / "check.py"
     script.write_text(_TRACKIO)
-    second_folder = tmp_path / "more"
-    build_run(second_folder, MORE)
-    command = [sys.executable, "-W", "ignore", str(script), str(export.run), str(second_folder)]
+    command = [sys.executable, "-W", "ignore", str(script)]
+    command += [str(export.run), str(continued_export.run)]
     process = subprocess.run(
         [*command, str(tmp_path / "store")], capture_output=True, text=True, check=False
     )
@@ -207,8 +210,8 @@ def test_trackio(export: RunExport, tmp_path: Path) -> None:
     text = json.loads(process.stdout.splitlines()[-1])
     assert text["states"] == ["created", "unchanged", "updated"]
     assert text["runs"] == ["run"]
-    assert text["config"] == read_run_export(second_folder).parameters | {"run": "run"}
-    assert text["metrics"] == pytest.approx(read_run_export(second_folder).metrics)
+    assert text["config"] == continued_export.parameters
+    assert text["metrics"] == pytest.approx(continued_export.metrics)
     assert text["steps"] == 1
 
 
@@ -221,9 +224,9 @@ from robustcli.reports.trackers import Destination, send
 
 run, more, store = map(Path, sys.argv[1:])
 destination = Destination("trackio", "study", str(store), name="run", offline=True)
-first = read_run_export(run)
+first = read_run_export(run, rendered=False)
 states = [send(first, destination).state, send(first, destination).state]
-second = read_run_export(more)
+second = read_run_export(more, rendered=False)
 assert second.key == first.key
 states.append(send(second, destination).state)
 
