@@ -18,6 +18,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -236,6 +237,12 @@ def versions() -> dict[str, str]:
 def installed_version(package: str) -> str | None:
     """Version of the installed distribution `package`; None without it."""
     try:
-        return version(package)
+        return _installed_version(package)
     except PackageNotFoundError:
         return None
+
+
+@cache
+def _installed_version(package: str) -> str:
+    """As `importlib.metadata.version`, which parses a file at every call; an error is not kept."""
+    return version(package)
