@@ -17,6 +17,7 @@ from robustcli.core.errors import UsageError
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.dry_run import forecast_finetuning
 from robustcli.finetuning.finetune_plan import plan_finetuning
+from robustcli.finetuning.finetuning_task import ClassifierFinetuning
 from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.record import SWEEPS, read_finetune_record
 from robustcli.finetuning.selection import FreezeRule
@@ -49,8 +50,13 @@ def tiny_tuning(
 @pytest.fixture(scope="module")
 def finished_run(photos: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    rule = FreezeRule(quantile=0.5)
-    return run_finetuning(tiny_tuning(photos, out, weights, mode="all", rule=rule, sweep=True))
+    rule, few_rules = FreezeRule(quantile=0.5), (FreezeRule(pattern="patch_embed*"),)
+    config = tiny_tuning(
+        photos, out, weights, mode="all", rule=rule, sweep=True, training={"epochs": 1}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClassifierFinetuning, "rules", few_rules)
+        return run_finetuning(config)
 
 
 def test_the_head_is_new_and_other_weights_are_those_of_the_file(
@@ -79,7 +85,9 @@ def test_half_of_the_state_space_blocks_are_frozen_and_no_head(finished_run: Pat
     assert heads["why"].tolist() == ["a head of the new task"] * 2
 
 
-def test_the_record_and_the_report_are_a_classifiers(finished_run: Path) -> None:
+def test_the_record_and_the_report_are_a_classifiers(
+    finished_run: Path, blank_figures: None
+) -> None:
     record = read_finetune_record(finished_run)
     assert (record.task, record.status, record.heads) == ("cls", "complete", ["classifier.head."])
     assert list(pd.read_csv(finished_run / "sweep.csv")) == list(SWEEPS["cls"])
@@ -102,7 +110,8 @@ def test_the_record_and_the_report_are_a_classifiers(finished_run: Path) -> None
 
 
 def test_lora_leaves_a_plain_network(photos: Path, weights: Path, tmp_path: Path) -> None:
-    run = run_finetuning(tiny_tuning(photos, tmp_path / "run", weights, mode="lora"))
+    config = tiny_tuning(photos, tmp_path / "run", weights, mode="lora", training={"epochs": 1})
+    run = run_finetuning(config)
     after, before = load_file(run / "lora" / "weights.safetensors"), load_file(weights)
     assert after.keys() == before.keys()
     changed_names = {n for n in after if after[n].shape == before[n].shape

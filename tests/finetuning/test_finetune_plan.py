@@ -32,7 +32,7 @@ from robustcli.training.train_plan import forecast_training
 from tests.adapters import nnunet_files
 from tests.finetuning.tunings import TINY, MakeConfig, network, tiny_tuning, write_pretrained
 from tests.training.images import write_photos
-from tests.training.runs import Recorder, tiny_unet
+from tests.training.runs import Recorder, tiny_classifier, tiny_unet
 
 
 def test_modes_differ_in_the_body_and_agree_in_the_heads(
@@ -280,7 +280,7 @@ def opened_datasets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-@pytest.mark.parametrize("overrides", [{"iterations": 4}, {"epochs": 1, "mode": "freeze"}])
+@pytest.mark.parametrize("overrides", [{"iterations": 3}, {"epochs": 1, "mode": "freeze"}])
 def test_a_fine_tuning_opens_its_data_once(
     make_config: MakeConfig, data: Path, opened_datasets: list[str], overrides: dict[str, Any]
 ) -> None:
@@ -307,9 +307,7 @@ def test_a_training_opens_its_data_once(
 
 def test_a_training_of_a_classifier(opened_datasets: list[str], tmp_path: Path) -> None:
     data = write_photos(tmp_path / "photos", 6)
-    config = tiny_unet(
-        data, tmp_path / "run", model="resnet18", model_args={}, window=32, epochs=1, lr=None
-    )
+    config = tiny_classifier(data, tmp_path / "run", model="resnet-pico", model_args={}, epochs=1)
     run = run_training(config)
     assert opened_datasets == [str(data)]
     assert (run / "test" / "run.json").is_file()

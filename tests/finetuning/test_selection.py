@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -284,10 +285,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def module() -> SegmenterModule:
     network = architecture("unet").build(features=(8, 16))
-    return SegmenterModule(
-        network, recipe_for("unet", "patient", "x"), channels="rgb", decays=everything_decays,
-        val_groups=(),
-    )  # fmt: skip
+    recipe = replace(recipe_for("unet", "patient", "x"), window=128)
+    return SegmenterModule(network, recipe, channels="rgb", decays=everything_decays, val_groups=())
 
 
 def test_a_step_without_backward_pass_is_shorter(module: SegmenterModule) -> None:

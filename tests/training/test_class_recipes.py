@@ -196,13 +196,14 @@ def test_a_killed_fair_training_ends_with_the_same_average(
     assert int(new_state["averaged.n_averaged"]) == 6
 
 
+def paper_config(photos: Path, out: Path, **overrides: Any) -> TrainConfig:
+    settings = {"recipe": "paper", "epochs": 2, "model": "vim", "model_args": TINY_VIM}
+    return tiny_classifier(photos, out, **settings, **overrides)
+
+
 @pytest.fixture(scope="module")
 def paper(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    config = tiny_classifier(
-        photos, tmp_path_factory.mktemp("paper") / "run", recipe="paper", epochs=2, model="vim",
-        model_args=TINY_VIM,
-    )  # fmt: skip
-    return recorded_training(config)
+    return recorded_training(paper_config(photos, tmp_path_factory.mktemp("paper") / "run"))
 
 
 def test_the_paper_validates_on_what_it_tests_on(paper: Run) -> None:
@@ -222,7 +223,7 @@ def test_the_paper_validates_on_what_it_tests_on(paper: Run) -> None:
     assert all(f"- {fault}" in listener.lines for fault in record.faults)
 
 
-def test_a_report_lists_the_faults(paper: Run) -> None:
+def test_a_report_lists_the_faults(paper: Run, blank_figures: None) -> None:
     render(paper[0])
     text = words_of(paper[0] / "report.md")
     assert "\n## known faults of this recipe" in text
@@ -247,16 +248,7 @@ def test_the_papers_head_is_cut_to_the_classes(paper: Run, photos: Path) -> None
 def test_each_seed_of_the_paper_is_the_training_of_that_seed(
     paper: Run, photos: Path, tmp_path: Path
 ) -> None:
-    config = tiny_classifier(
-        photos,
-        tmp_path / "run",
-        recipe="paper",
-        epochs=2,
-        model="vim",
-        model_args=TINY_VIM,
-        seeds=1,
-    )
-    run = train_seeds(config)
+    run = train_seeds(paper_config(photos, tmp_path / "run", seeds=1))
     assert same_state(weights_of(run / "seed-0"), weights_of(paper[0]))
 
 
@@ -297,7 +289,7 @@ def test_the_clock_counts_training_steps_only(speedrun_run: Run) -> None:
     )  # fmt: skip
 
 
-def test_a_report_says_how_fast_it_was(speedrun_run: Run) -> None:
+def test_a_report_says_how_fast_it_was(speedrun_run: Run, blank_figures: None) -> None:
     render(speedrun_run[0])
     assert "images per second" in words_of(speedrun_run[0] / "report.md")
 

@@ -76,7 +76,7 @@ def test_the_record_and_the_curves_are_a_classifiers(finished_run: Run) -> None:
     assert record.chosen_why.startswith("the best top-1 on the validation images")
 
 
-def test_nothing_in_the_folder_speaks_of_dice(finished_run: Run) -> None:
+def test_nothing_in_the_folder_speaks_of_dice(finished_run: Run, blank_figures: None) -> None:
     run = finished_run[0]
     render(run)
     for file in ["metrics.csv", "report.md", "report.html", "results.csv"]:

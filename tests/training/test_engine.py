@@ -183,11 +183,11 @@ def test_a_training_whose_test_is_partial_is_not_complete(
 
 
 def test_fresh_discards(finished_run: Run, data: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run_training(tiny_unet(data, run, epochs=1, lr=0.5))
+    run = Path(shutil.copytree(finished_run[0], tmp_path / "run"))
     (run / "mine.txt").write_text("not the run's")
-    run_training(tiny_unet(data, run, fresh=True))
-    assert same_state(weights_of(run), weights_of(finished_run[0]))
+    run_training(tiny_unet(data, run, fresh=True, epochs=1, lr=0.5))
+    assert read_train_record(run).recipe.lr == 0.5
+    assert pd.read_csv(run / "metrics.csv")["step"].tolist() == [3]
     assert (run / "mine.txt").is_file()
 
 
@@ -228,37 +228,37 @@ def test_dropout_is_the_same_after_an_interruption(data: Path, tmp_path: Path) -
     }  # fmt: skip
     first_run, second_run = tmp_path / "one", tmp_path / "other"
     run_training(tiny_unet(data, first_run, **overrides))
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run_training(tiny_unet(data, second_run, **overrides), Interrupting(after=3))
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert (second_run / "checkpoints" / "last.ckpt").is_file()
     torch.manual_seed(12345)
     run_training(tiny_unet(data, second_run, **overrides))
     assert same_state(weights_of(first_run), weights_of(second_run))
 
 
-def test_ctrl_c_stays_ctrl_c(data: Path, tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        run_training(tiny_unet(data, tmp_path / "run"), Interrupting(after=13))
-    assert signal.getsignal(signal.SIGINT) == before
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+@pytest.fixture(scope="module")
+def paper_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("paper") / "run"
+    return run_training(tiny_unet(data, run, protocol="paper", window=24, epochs=2))
 
 
-def test_more_epochs_go_on_where_the_schedule_allows_it(data: Path, tmp_path: Path) -> None:
-    overrides: dict[str, Any] = {"protocol": "paper", "window": 32}
-    long_run, short_run = tmp_path / "long", tmp_path / "short"
-    run_training(tiny_unet(data, long_run, **overrides))
-    run_training(tiny_unet(data, short_run, **overrides, epochs=2))
-    run_training(tiny_unet(data, short_run, **overrides, epochs=3))
-    assert same_state(weights_of(long_run), weights_of(short_run))
-    long, short = (table(run / "test").drop(columns="model") for run in (long_run, short_run))
-    pd.testing.assert_frame_equal(long, short)
-    assert read_train_record(short_run).recipe.epochs == 3
+def test_more_epochs_go_on_where_the_schedule_allows_it(
+    paper_run: Path, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    for epochs in (1, 2):
+        run_training(tiny_unet(data, run, protocol="paper", window=24, epochs=epochs))
+    assert same_state(weights_of(paper_run), weights_of(run))
+    pd.testing.assert_frame_equal(table(paper_run / "test"), table(run / "test"))
+    assert read_train_record(run).recipe.epochs == 2
 
 
-def test_the_papers_protocol(data: Path, tmp_path: Path) -> None:
-    run = run_training(tiny_unet(data, tmp_path / "run", protocol="paper", window=24))
+def test_the_papers_protocol(paper_run: Path) -> None:
+    run = paper_run
     record = read_train_record(run)
-    assert (record.protocol, record.chosen_epoch) == ("paper", 3)
+    assert (record.protocol, record.chosen_epoch) == ("paper", 2)
     assert any("slices of the same patient" in fault for fault in record.faults)
     assert record.decision == "logit >= 0.5 (probability >= 0.622)"
     assert not (run / "checkpoints" / "best.ckpt").exists()
@@ -294,12 +294,11 @@ def test_a_nan_loss_stops_and_names_the_images(
     assert all(torch.isfinite(t).all() for t in last["state_dict"].values())
 
 
-@pytest.mark.parametrize("model", ["unet", "ulvm"])
-def test_half_precision_accumulation_and_clipping(data: Path, tmp_path: Path, model: str) -> None:
+def test_half_precision_accumulation_and_clipping(data: Path, tmp_path: Path) -> None:
+    """Of a network with a state-space scan."""
     overrides: dict[str, Any] = {"precision": "bf16", "accumulate": 2, "clip": 0.1, "epochs": 2}
-    arguments = SMALL_UNET if model == "unet" else {}
     run = tmp_path / "run"
-    run_training(tiny_unet(data, run, model=model, model_args=arguments, **overrides, window=32))
+    run_training(tiny_unet(data, run, model="ulvm", model_args={}, **overrides, window=32))
     metrics = pd.read_csv(run / "metrics.csv")
     assert metrics["step"].tolist() == [2, 4]  # three batches per epoch, two per step
     assert (metrics["grad_norm"] > 0.1).all()  # before clipping
@@ -352,7 +351,7 @@ def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"(?s)is not known.*--ignore 255` excludes that value"):
         run_training(tiny_unet(folder, tmp_path / "run"))
     listener = Recorder()
-    run = run_training(tiny_unet(folder, tmp_path / "run", ignore=255), listener)
+    run = run_training(tiny_unet(folder, tmp_path / "run", ignore=255, epochs=1), listener)
     assert any("foreground 1, background 0, ignored 255" in line for line in listener.lines)
     for record in (read_train_record(run), read_record(run / "test")):
         assert record.dataset.masks is not None
@@ -362,7 +361,7 @@ def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
     )
     assert set(rows[["tp", "fp", "fn", "tn"]].sum(axis=1)) == {32 * 24}
     with pytest.raises(UsageError, match=r"(?s)other settings.*masks were read differently"):
-        run_training(tiny_unet(folder, run, foreground=1))
+        run_training(tiny_unet(folder, run, foreground=1, epochs=1))
     with pytest.raises(UsageError, match=r"`--ignore 255` cannot be used with `--protocol paper`"):
         run_training(tiny_unet(folder, tmp_path / "paper", ignore=255, protocol="paper"))
     (folder / "labels.json").write_text('{"1": "lesion", "255": "ignore"}')
@@ -370,12 +369,14 @@ def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
         run_training(tiny_unet(folder, tmp_path / "paper", protocol="paper"))
 
 
-def test_the_values_of_masks_are_read_alike_in_training_and_evaluation(tmp_path: Path) -> None:
+def test_the_values_of_masks_are_read_alike_in_training_and_evaluation(
+    finished_run: Run, data: Path, tmp_path: Path
+) -> None:
     """Masks with values 128 and 255 give the same weights and scores."""
-    folders = [write_pairs(tmp_path / name, 14) for name in ("usual", "other")]
-    for file in (folders[1] / "masks").iterdir():
+    other = Path(shutil.copytree(data, tmp_path / "other"))
+    for file in (other / "masks").iterdir():
         Image.fromarray((np.asarray(Image.open(file)) > 0).astype(np.uint8) * 128).save(file)
-    runs = [run_training(tiny_unet(folder, folder / "run")) for folder in folders]
+    runs = [finished_run[0], run_training(tiny_unet(other, tmp_path / "run"))]
     assert same_state(*map(weights_of, runs))
     tables = [table(run / "test")["dice"].tolist() for run in runs]
     assert tables[0] == tables[1]

@@ -171,7 +171,7 @@ def test_every_resolution_of_deep_supervision_as_a_foreground_logit() -> None:
     assert coarse_logits.unique().tolist() == [1.0]
 
 
-SIZE = 64
+SIZE = 32
 
 
 def gradients(network: nn.Module, images: Tensor, *, bounded: bool) -> dict[str, Tensor]:

@@ -94,7 +94,9 @@ def test_the_weights_alone_say_how_to_predict(finished_run: Run) -> None:
     np.testing.assert_allclose(segmenter.probabilities([image])[0], expected, atol=1e-5)
 
 
-def test_the_held_out_images_are_measured_and_reported(finished_run: Run) -> None:
+def test_the_held_out_images_are_measured_and_reported(
+    finished_run: Run, blank_figures: None
+) -> None:
     assert table(finished_run[0] / "test")["dice"].between(0, 1).all()
     render(finished_run[0])
     report = (finished_run[0] / "report.md").read_text()

@@ -200,37 +200,25 @@ def failing_training(seed: int, error: Exception) -> Callable[..., Path]:
     return run
 
 
-def test_a_seed_that_fails_keeps_no_other_from_being_trained(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, error = tmp_path / "run", RunError("The loss is not finite.", "Image x.")
-    with monkeypatch.context() as patched:
-        patched.setattr(seed_runs, "run_plan", failing_training(0, error))
-        with pytest.raises(SeedsError, match="1 of its 2 seeds failed: 0") as caught:
-            train_seeds(seed_config(data, run, epochs=1))
-    assert (caught.value.exit_code, caught.value.run) == (1, run)
-    record = read_seeds_record(run)
-    assert record.status == "failed"
-    assert [(f.seed, f.error) for f in record.failures] == [(0, "The loss is not finite. Image x.")]
-    assert read_train_record(run / "seed-1").status == "complete"
-    train_seeds(seed_config(data, run, epochs=1))
-    assert (read_seeds_record(run).status, read_seeds_record(run).failures) == ("complete", [])
-
-
-def test_memory_that_runs_out_is_told_at_once_with_the_folder_of_the_seed(
+def test_a_seed_that_fails_is_told_at_once_and_keeps_no_other_from_being_trained(
     copy: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors = list[tuple[int, str, Path | None]]()
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-    monkeypatch.setattr(seed_runs, "run_plan", failing_training(2, error))
-    with pytest.raises(SeedsError, match="1 of its 4 seeds failed: 2"):
-        train_seeds(
-            seed_config(data, copy, seeds=4),
-            None,
-            lambda s, e: errors.append((s, str(e), run_of(e))),
-        )
+    config = seed_config(data, copy, seeds=4)
+    with monkeypatch.context() as patched:
+        patched.setattr(seed_runs, "run_plan", failing_training(2, error))
+        with pytest.raises(SeedsError, match="1 of its 4 seeds failed: 2") as caught:
+            train_seeds(config, None, lambda s, e: errors.append((s, str(e), run_of(e))))
+    assert (caught.value.exit_code, caught.value.run) == (1, copy)
     assert errors == [(2, str(error), copy / "seed-2")]
     assert read_train_record(copy / "seed-3").status == "complete"
+    record = read_seeds_record(copy)
+    assert (record.status, [(f.seed, f.error) for f in record.failures]) == (
+        "failed", [(2, f"OutOfMemoryError {error}")],
+    )  # fmt: skip
+    train_seeds(config)
+    assert (read_seeds_record(copy).status, read_seeds_record(copy).failures) == ("complete", [])
 
 
 def test_settings_that_no_seed_can_have_stop_at_once(tmp_path: Path) -> None:

@@ -82,7 +82,9 @@ def training(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluated(training: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluated(
+    training: Path, data: Path, tmp_path_factory: pytest.TempPathFactory, blank_figures: None
+) -> Path:
     run = run_evaluation(
         EvalConfig(
             (ModelRequest(str(training)),), ("fliplr", "invert"), data=str(data),
