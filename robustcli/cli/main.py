@@ -92,6 +92,7 @@ class LazyGroup(click.Group):
 
         Errors of libraries and of this program are explained by `failures`, for all commands.
         """
+        _open_closed_streams()
         wait_briefly()
         try:
             with interruptible():
@@ -122,6 +123,19 @@ class LazyGroup(click.Group):
         if code == INTERRUPTED and _thread_hangs():
             os._exit(code)
         sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Opens the null device for each standard stream that is closed, as in some services.
+
+    A file of results would otherwise get the free file number, and with it the messages that C
+    libraries write to standard error.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest free number: that of the stream
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
 def _say_interrupted() -> int:

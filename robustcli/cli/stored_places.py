@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustcli.cli.terminal import say_safely
-from robustcli.core.errors import RunError, UsageError
+from robustcli.core.errors import MachineError, RunError, UsageError
 from robustcli.core.objects import kind_of_store, names_url, path_here
 from robustcli.core.ranks import Ranks, ranks, store
 
@@ -106,9 +106,21 @@ class PlacesCommand(click.Command):
         return values, order
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Replaces URLs by local folders and invokes the command."""
+        """Replaces URLs by local folders and invokes the command.
+
+        Raises:
+            MachineError: The current folder was deleted; libraries would end without a reason.
+        """
         from robustcli.core.working_copy import StoredPlace
 
+        try:
+            Path.cwd()
+        except FileNotFoundError as error:
+            raise MachineError(
+                "The current folder does not exist any more.",
+                "It was deleted or moved after this shell entered it.",
+                "Change to an existing folder and repeat the command.",
+            ) from error
         with ExitStack() as stack:
             for param in self.params:
                 value = ctx.params.get(param.name or "")

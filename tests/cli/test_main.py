@@ -211,6 +211,36 @@ def test_a_reader_who_leaves_is_no_error(arguments: list[str]) -> None:
     assert (process.returncode, process.stderr) == (READER_GONE, "")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="closes the streams in a POSIX shell")
+def test_closed_streams_give_their_numbers_to_no_file(tmp_path: Path) -> None:
+    """`robust ... >&-`: the next file would be written to by what C libraries print."""
+    code = (
+        "import sys\nfrom robustcli.cli import main\n"
+        "try:\n    main(['list', 'models'])\n"
+        "finally:\n    file = open(sys.argv[1], 'w'); print(file.fileno(), file=file)\n"
+    )
+    process = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code,
+         str(tmp_path / "number")],
+        check=False, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert process.returncode == 0
+    assert int((tmp_path / "number").read_text()) > 2
+
+
+def test_a_deleted_current_folder_is_named(
+    robust: Robust, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    result = robust("eval", "--model", "resnet-pico", "--transform", "identity")
+    assert result.code == 3
+    assert "The current folder does not exist any more." in result.err
+    assert robust("eval", "--help").code == 0
+
+
 def test_a_broken_pipe_to_a_process_is_an_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
