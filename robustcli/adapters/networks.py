@@ -112,10 +112,12 @@ def with_weights(
 
     heads = FAMILIES[spec.family].head_prefixes
     choice = choose(state, shapes_of(network.state_dict()), convert=convert, heads=heads)
-    fits = shapes_of(choice.state) == shapes_of(network.state_dict())
-    # A prefix can hide that the file is of a network that contains this one, as Swin-UMamba VMamba.
-    of_file = choice.file_state if recognise(state) is None else state
-    advice = None if fits else _weights_advice(spec, network, of_file, options)
+    advice = None
+    if shapes_of(choice.state) != shapes_of(network.state_dict()):
+        # A prefix can hide that the file is of a network that contains this one, as Swin-UMamba
+        # VMamba. Only if it does not fit: `recognise` builds all networks of a family.
+        of_file = choice.file_state if recognise(state) is None else state
+        advice = _weights_advice(spec, network, of_file, options)
     load_strictly(network, choice.state, model=spec.name, origin=origin, advice=advice)
     choice.announce(origin, *ablation_remarks(network, named(choice.file_state)))
     return network
