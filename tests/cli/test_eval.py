@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -148,12 +147,6 @@ def test_a_scan_backend_can_be_forced(
     assert os.environ["ROBUST_SCAN_BACKEND"] == "reference"
 
 
-def test_a_failed_run_ends_with_1(robust: Robust, configs: list[EvalConfig]) -> None:
-    outcome = robust(*SMALL)
-    assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err == "Error: It failed.\nA test wants it so.\nNothing.\n"
-
-
 def test_missing_rows_end_with_1_and_are_counted_wherever_numbers_are(
     robust: Robust, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,25 +163,6 @@ def test_missing_rows_end_with_1_and_are_counted_wherever_numbers_are(
     assert "Partial run" in robust("report", "run").out
     assert robust(*typed).code == 0
     assert "Partial" not in Path("run/report.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "words"),
-    [
-        (KeyboardInterrupt(), 130, "Interrupted. Finished results are kept"),
-        (MemoryError(), 1, "Error: Out of memory.\nMemoryError\nTry a smaller `--batch-size`"),
-    ],
-)
-def test_stopped(
-    robust: Robust, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str
-) -> None:
-    def stop(*_: Any) -> Path:
-        raise error
-
-    monkeypatch.setattr(evaluate, "run_evaluation", stop)
-    outcome = robust(*SMALL)
-    assert (outcome.code, outcome.out) == (code, "")
-    assert words in outcome.err
 
 
 def eval_of(model: str, transform: str = "identity", *more: str) -> list[str]:
@@ -281,11 +255,6 @@ def test_missing_weights_give_address_file_and_flag(robust: Robust, tmp_path: Pa
         in outcome.err
     )
     assert not (tmp_path / "runs").exists()
-
-
-def test_with_json_a_refusal_prints_nothing_on_standard_output(robust: Robust) -> None:
-    outcome = robust(*eval_of("vmamba-pcio"), "--json")
-    assert (outcome.code, outcome.out) == (2, "")
 
 
 def test_a_quick_look_says_its_error_and_time_before_it_runs(

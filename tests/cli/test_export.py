@@ -42,8 +42,6 @@ def test_export_says_where_and_how_well(robust: Robust):
     ("arguments", "message"),
     [
         (("export", "vmamba-pica"), "Did you mean `vmamba-pico`"),
-        (("export", "otsu", "--format", "torchscript"), "cannot be exported"),
-        ((*TINY, "--out", "net.onnx"), "does not have the suffix of torchscript"),
         (("export", "vim", "--offline", "--format", "torchscript"), "vim"),
         ((*TINY, "--image-size", "0"), "--image-size"),
     ],

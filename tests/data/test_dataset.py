@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,7 @@ def test_a_file_in_a_tar_counts_as_the_same_file_and_a_missing_one_as_empty(tmp_
 # one kind of data set. A value that changes here makes runs of users impossible to continue.
 
 
+@cache
 def _open(name: str) -> Dataset:
     has_classes = name == "cifar10-mini"
     return open_dataset(name, Classes("cifar10") if has_classes else Masks(surveyed=False))

@@ -210,19 +210,6 @@ def _refused(data: Path, message: str, label_space: str | None = None) -> UsageE
     return caught.value
 
 
-def test_empty_folders_and_folders_of_tars(tmp_path: Path) -> None:
-    error = _refused(
-        tmp_path, r"contains no images\.\nFiles with these suffixes .*: \.bmp, \.gif, \.jpeg"
-    )
-    assert error.todo == "Pass the folder whose subfolders are the classes."
-    (tmp_path / "val.tar").touch()
-    error = _refused(tmp_path, "contains no images")
-    assert (
-        error.todo
-        == f"To read a tar file of this folder, pass it: `--data {tmp_path / 'val.tar'}`."
-    )
-
-
 def test_folders_of_another_level(photos: Photos) -> None:
     root = photos("val/n01440764/a.jpg", "train/n01440764/a.jpg", "junk/b.jpg")
     message = r"is the parent of the class folders\.\nThe classes are the folders in `train`, `val`"

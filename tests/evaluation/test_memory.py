@@ -60,7 +60,7 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, task: str, most: int) -> None:
 
 @pytest.mark.parametrize(
     ("task", "changes"),
-    [("cls", {}), ("cls", {"precision": "bf16"}), ("cls", {"workers": 2}), ("seg", {})],
+    [("cls", {}), ("cls", {"precision": "bf16"}), ("seg", {})],
 )
 def test_rows_are_those_of_the_smaller_batch(data, tmp_path, monkeypatch, task, changes):
     small_blocks(monkeypatch, 8)

@@ -54,8 +54,7 @@ def evaluate(folder: Path, model: str = TIMM, **options: object) -> robustcli.Ru
     return robustcli.evaluate(model, transforms="identity", **(settings | options))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("arguments", [{"num_classes": 4}, {}])
-@pytest.mark.parametrize("data", ["four", "four.csv"])
+@pytest.mark.parametrize(("arguments", "data"), [({"num_classes": 4}, "four"), ({}, "four.csv")])
 def test_all_images_in_the_order_of_the_file(
     folder: Path, arguments: dict[str, object], data: str
 ) -> None:

@@ -83,15 +83,11 @@ def test_the_groups_of_imagenet_cs_archives_are_looked_through(tmp_path):
     assert severities == {"published_defocus_blur": (1, 2), "published_gaussian_noise": (5,)}
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_any_number_of_workers_gives_the_same_rows(tmp_path, clean, workers):
+def test_workers_give_the_same_rows(tmp_path, clean):
     tree = write_tree(tmp_path / "c", pictures(NOISE))
     settings = {"published": (tree,), "severities": (1,)}
     single = run_evaluation(config(clean, tmp_path / "a", "published", NOISE, **settings))
-    run = run_evaluation(
-        config(clean, tmp_path / "b", "published", NOISE, workers=workers, **settings)
-    )
+    run = run_evaluation(config(clean, tmp_path / "b", "published", NOISE, workers=2, **settings))
     assert table(run).equals(table(single))
 
 
