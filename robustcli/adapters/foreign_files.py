@@ -31,6 +31,7 @@ from robustcli.adapters.exported import Sidecar, read_sidecar, sidecar_path
 from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.strict_loading import choose, load_strictly, shapes_of
+from robustcli.adapters.training_run import refuse_run_after_colon
 from robustcli.core.errors import MachineError, RobustError, UsageError, first_line
 from robustcli.data.download import file_sha256
 from robustcli.data.labels import LabelSpace
@@ -186,6 +187,7 @@ def _imported(name: str) -> Any:
     try:
         module = _module(module_name)
     except ModuleNotFoundError as error:
+        refuse_run_after_colon(name)
         if error.name is None or not (module_name + ".").startswith(f"{error.name}."):
             raise foreign_code_error(f"`{name}` cannot be imported.", error) from error
         raise UsageError(
@@ -209,6 +211,7 @@ def _imported(name: str) -> Any:
     home = module.__name__
     for part in attribute.split("."):
         if not hasattr(module, part):
+            refuse_run_after_colon(name)
             public = [
                 key
                 for key, value in vars(module).items()

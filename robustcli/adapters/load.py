@@ -29,6 +29,7 @@ from robustcli.adapters.training_run import (
     header_of,
     is_run,
     read_trained,
+    refuse_run_after_colon,
     weights_in,
 )
 from robustcli.core.errors import UsageError
@@ -184,6 +185,7 @@ def _no_run(path: Path) -> UsageError:
             f"It contains neither `{WEIGHTS}` nor a record of a run.",
             "Pass the folder of a finished training, or a name of `robust list models`.",
         )
+    refuse_run_after_colon(str(path))
     folders = [p.name for p in path.parent.iterdir() if is_run(p)] if path.parent.is_dir() else []
     close = [path.parent / name for name in nearest(path.name, folders)]
     return UsageError(

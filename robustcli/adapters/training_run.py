@@ -188,6 +188,21 @@ def is_run(path: Path) -> bool:
     return (path / WEIGHTS).is_file() or (path / _RECORD).is_file()
 
 
+def refuse_run_after_colon(name: str) -> None:
+    """Raises UsageError if `name` is `FOLDER:MEMBER`, and `FOLDER/MEMBER` is a run folder.
+
+    `robust compare` takes members of a run with a colon; models are named by their path.
+    """
+    folder, _, member = name.rpartition(":")
+    path = Path(folder) / member
+    if folder and is_run(path):
+        raise UsageError(
+            f"`{name}` is not the name of a model.",
+            f"The folder `{path}` is a training run.",
+            f"Pass the folder: `--model {path}`.",
+        )
+
+
 def weights_in(path: Path) -> Path:
     """The weights file `path`, or that in the training run `path`.
 

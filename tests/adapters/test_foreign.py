@@ -619,6 +619,15 @@ def test_a_file_that_is_not_there_is_no_error_of_anybodys_code() -> None:
     assert "line" not in str(raised.value)
 
 
+@pytest.mark.parametrize("folder", ["tuned", "runs/tuned"])
+def test_a_mode_of_a_run_is_named_by_its_path(package: Path, folder: str) -> None:
+    mode = package / folder / "freeze"
+    mode.mkdir(parents=True)
+    (mode / "weights.safetensors").touch()
+    with pytest.raises(UsageError, match=rf"is a training run\.\n.*--model {folder}/freeze`"):
+        load(ModelRequest(f"{folder}:freeze"), "cls")
+
+
 def test_code_is_not_imported_unless_it_is_named(package: Path) -> None:
     Path("models.py").write_text(textwrap.dedent("raise SystemExit('imported')"))
     load(ModelRequest("users_package.nets:build", preprocessing=SMALL))
