@@ -66,11 +66,15 @@ def test_any_image(batch, channels, height, width, states, seed):
 
 
 @pytest.mark.parametrize(
-    ("channels", "length"), [(64, 300), pytest.param(65, 2050, marks=pytest.mark.slow), (192, 129)]
+    ("channels", "length", "states"),
+    [
+        *((16, 16, 3), (17, 15, 3), (130, 33, 3)),  # whole tiles and parts of them
+        *((64, 300, 8), (192, 129, 8), pytest.param(65, 2050, 8, marks=pytest.mark.slow)),  # chunks
+    ],
 )
-def test_lengths_beyond_one_chunk(channels, length):
-    assert_like_reference(cpu, "selective_scan", sequence(1, channels, length, 8), 1e-5,
-                          delta_softplus=True)  # fmt: skip
+def test_tiles_and_chunks(channels, length, states):
+    arguments = sequence(2, channels, length, states)
+    assert_like_reference(cpu, "selective_scan", arguments, 1e-5, delta_softplus=True)
 
 
 def test_batch_of_64():
@@ -85,6 +89,8 @@ def test_layouts_do_not_matter():
         arguments["delta"].permute(1, 0, 3, 4, 2).contiguous().permute(1, 0, 4, 2, 3)
     )
     arguments["B"] = torch.cat([arguments["B"]] * 2, 2)[:, :, :2]
+    arguments["A"] = arguments["A"].t().contiguous().t()
+    arguments["D"] = torch.stack([arguments["D"]] * 2, 1)[:, 0]
     assert torch.equal(ss2d_by(cpu, **arguments), expected)
 
 
@@ -136,28 +142,14 @@ def test_threads_do_not_change_a_bit(function):
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_inputs_keep_a_float32_state(dtype):
-    arguments = image(1, 8, 6, 6, 4)
-    halves = {k: v.to(dtype) if k in ("x", "delta", "B", "C") else v for k, v in arguments.items()}
-    y = ss2d_by(cpu, **halves)
-    assert y.dtype == torch.float32
-    assert_close("y", y, ss2d_by(reference, **{k: v.double() for k, v in halves.items()}), 2e-6)
-
-
-def test_last_state():
-    arguments = sequence(2, 7, 33, 5, options=False)
-    _, found = selective_by(cpu, **arguments, return_last_state=True, delta_softplus=True)
-    exact = {k: None if v is None else v.double() for k, v in arguments.items()}
-    _, expected = selective_by(reference, **exact, return_last_state=True, delta_softplus=True)
-    assert_close("state", found, expected, 2e-6)
-
-
-def test_gradient_through_the_last_state():
+def test_last_state_and_the_gradient_through_it():
     found, exact = (leaves(sequence(2, 7, 33, 5, options=False), d) for d in (None, torch.float64))
+    states = []
     for backend, given_now in ((cpu, found), (reference, exact)):
         _, last = selective_by(backend, **given_now, return_last_state=True, delta_softplus=True)
         (last**2).sum().backward()
+        states.append(last)
+    assert_close("state", *states, 2e-6)
     for name in ("u", "delta", "A", "B"):
         assert_close(name, found[name].grad, exact[name].grad, 5e-6)
 
@@ -204,12 +196,6 @@ def test_operators_pass_torchs_own_checks(by_time):
     torch.library.opcheck(backward, (*fixed, *path, borders, True, *ones, asked))
 
 
-@pytest.mark.parametrize(("channels", "length"), [(16, 16), (17, 15), (130, 33)])
-def test_whole_tiles_and_parts_of_them(channels, length):
-    arguments = sequence(2, channels, length, 3)
-    assert_like_reference(cpu, "selective_scan", arguments, 5e-6, delta_softplus=True)
-
-
 def test_a_forked_process_scans_like_its_parent():
     # Too much for the caller alone, each tensor too little for torch's threads: torch's own
     # operations hang in a forked process when they use them.
@@ -234,14 +220,6 @@ def test_a_forked_process_scans_like_its_parent():
     finally:
         torch.set_num_threads(before)
     assert found == expected.numpy().tobytes()
-
-
-def test_parameters_need_not_be_contiguous():
-    arguments = image(1, 6, 3, 4, 2)
-    expected = ss2d_by(cpu, **arguments)
-    arguments["A"] = arguments["A"].t().contiguous().t()
-    arguments["D"] = torch.stack([arguments["D"]] * 2, 1)[:, 0]
-    assert torch.equal(ss2d_by(cpu, **arguments), expected)
 
 
 @pytest.fixture
@@ -272,12 +250,9 @@ def callers(count, **options):
     return [thread for thread, _ in found]
 
 
-def test_one_thread_is_the_caller(threads):
+def test_one_thread_and_little_work_are_the_callers(threads):
     threads(1)
     assert callers(1) == [threading.get_native_id()]
-
-
-def test_little_work_is_done_by_the_caller(threads):
     threads(2)
     assert callers(1, alone=True) == [threading.get_native_id()]
 
@@ -294,17 +269,12 @@ def test_two_threads_are_torchs_own(threads):
 
 
 @pytest.mark.usefixtures("without_openmp")
-def test_python_threads_take_over(threads):
-    threads(3)
-    assert threading.get_native_id() in callers(3)
-
-
-@pytest.mark.usefixtures("without_openmp")
-def test_python_threads_compute_the_same_bits(threads):
+def test_python_threads_take_over_and_compute_the_same_bits(threads):
     arguments = image(2, 50, 20, 15, 2)  # too much for the caller alone
     threads(1)
     expected = ss2d_by(cpu, **arguments)
     threads(3)
+    assert threading.get_native_id() in callers(3)
     assert torch.equal(ss2d_by(cpu, **arguments), expected)
 
 

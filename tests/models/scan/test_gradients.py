@@ -103,9 +103,3 @@ def test_autograd_fills_no_array_with_zeros_for_the_kept_states(monkeypatch, use
     y, state, _ = cpu.scan_cpu(*tensors, True, True)
     (y if used == "y" else state).sum().backward()
     assert [t is None for t in given[0]] == [used == "state", used == "y"]
-
-
-def test_gradients_are_spread_over_their_places():
-    a, b = torch.ones(1), torch.zeros(1)
-    asked = (False, True, False, False, False, False, True)
-    assert base.spread([a, b], asked) == [None, a, None, None, None, None, b]

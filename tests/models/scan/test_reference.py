@@ -183,14 +183,6 @@ def test_gradients_on_the_cpu(directions):
     assert_like_reference(cpu, "ss2d_scan", arguments, 5e-6, directions=directions)
 
 
-def test_the_door_takes_directions():
-    arguments = image(1, 3, 2, 3, 1, directions=3)
-    torch.testing.assert_close(
-        ss2d_scan(**arguments, directions=THREE),
-        ss2d_by(reference, **arguments, directions=THREE),
-    )
-
-
 @pytest.mark.parametrize("direction", CODES)
 def test_codes_say_what_the_orders_do(direction):
     height, width = 3, 5
