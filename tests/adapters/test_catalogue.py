@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -42,14 +41,7 @@ VIM = {
     "vim-s-plus": (81.6, 26_001_256, "small-midclstok/resolve/main/vim_s_midclstok_ft_81p6acc.pth"),
     "vim-b": (81.9, 97_598_440, "base-midclstok/resolve/main/vim_b_midclstok_81p9acc.pth"),
 }
-# Counted on the papers' and projects' own code, see tests/models/test_cifar_networks.py.
-CIFAR = {
-    "vim": 1_791_226,
-    "vit": 1_751_186,
-    "resnet9": 6_573_120,
-    "cifar-resnet18": 11_173_962,
-    "cifar-resnet50": 23_520_842,
-}
+CIFAR = ("vim", "vit", "resnet9", "cifar-resnet18", "cifar-resnet50")
 BARE = {
     "swin-t": "swin_tiny_patch4_window7_224.ms_in1k",
     "swin-s": "swin_small_patch4_window7_224.ms_in1k",
@@ -136,16 +128,10 @@ def test_bare_names_saw_imagenet_1k_only_at_224(bare: str, variant: str) -> None
     config = timm.models.get_pretrained_cfg(variant)
     assert config.input_size == (3, 224, 224)
     assert config.num_classes == 1000
+    assert entry.licence.lower() == config.license.lower()
     assert entry.source == f"https://huggingface.co/{config.hf_hub_id}"
     assert entry.weights_url is None
     assert entry.weights_file is None
-
-
-@pytest.mark.parametrize("variant", BARE.values())
-def test_licences_are_those_that_timm_states(variant: str) -> None:
-    entry = next(entry for entry in CATALOGUE.values() if entry.variant == variant)
-    stated = timm.models.get_pretrained_cfg(variant).license
-    assert entry.licence.lower() == stated.lower()
 
 
 @pytest.mark.parametrize("name", ["vmamba-pico", "resnet-pico"])
@@ -161,7 +147,7 @@ def test_the_bundled_classifiers(name: str) -> None:
 @pytest.mark.parametrize("name", CIFAR)
 def test_the_networks_for_cifar_have_ten_classes_and_no_weights(name: str) -> None:
     entry = CATALOGUE[name]
-    assert (entry.parameters, entry.label_space) == (CIFAR[name], "cifar10")
+    assert entry.label_space == "cifar10"
     assert (entry.published, entry.weights_url, entry.asset) == (None, None, None)
 
 
@@ -179,12 +165,6 @@ def test_every_variant_that_can_be_built_has_a_name() -> None:
     releases = {*vmamba.VARIANTS, *vim.VARIANTS, *cifar_networks.VARIANTS}
     named = {e.variant for e in CATALOGUE.values() if e.task == "cls" and e.builder != "timm"}
     assert releases == named
-
-
-def test_urls_are_well_formed() -> None:
-    for entry in CATALOGUE.values():
-        if entry.weights_url is not None:
-            assert re.fullmatch(r"https://[\w.]+/[\w./%-]+\.pth", entry.weights_url)
 
 
 def test_the_file_is_the_last_part_of_the_address() -> None:
@@ -230,22 +210,15 @@ def test_the_names_are_those_of_the_interface_segmenter_entries() -> None:
 
 
 @pytest.mark.parametrize("name", TABLE_I)
-def test_dice_and_size_are_those_of_the_paper(name: str) -> None:
+def test_dice_iou_and_size_are_those_of_the_paper(name: str) -> None:
+    """Dice and IoU are means over batches: the IoU is near that of one image with this Dice."""
     dice, millions = TABLE_I[name]
     entry = CATALOGUE[name]
     assert entry.published == dice
     assert entry.parameters / 1e6 == pytest.approx(millions, rel=0.09)  # v1 is printed rounded
     assert entry.licence == "none stated"
     assert entry.source == "https://github.com/lxaw/mamba-tumor-seg"
-
-
-@pytest.mark.parametrize("name", TABLE_I)
-def test_dice_and_iou_are_of_one_kind(name: str) -> None:
-    """Both are means over batches: the IoU is near that of one image with this Dice."""
-    entry = CATALOGUE[name]
-    assert entry.published is not None
-    expected = entry.published / (2 - entry.published)
-    assert entry.published_iou == pytest.approx(expected, abs=0.03)
+    assert entry.published_iou == pytest.approx(dice / (2 - dice), abs=0.03)
 
 
 def test_what_the_paper_and_its_code_disagree_on_is_said() -> None:
@@ -256,16 +229,13 @@ def test_what_the_paper_and_its_code_disagree_on_is_said() -> None:
     assert "0.79555" in remarked["ulvm"]
 
 
-@pytest.mark.parametrize("name", BEYOND)
-def test_others_have_no_published_number(name: str) -> None:
-    assert (CATALOGUE[name].published, CATALOGUE[name].published_iou) == (None, None)
-
-
 def test_segmenters_have_no_published_weights_and_no_classes() -> None:
     for entry in CATALOGUE.values():
         if entry.task == "seg":
             assert (entry.weights_url, entry.label_space) == (None, FOREGROUND)
             assert (entry.asset is not None) == (entry.name == "umamba-pico")
+            assert (entry.published is None) == (entry.name in BEYOND)
+            assert (entry.published_iou is None) == (entry.name in BEYOND)
         else:
             assert entry.label_space != FOREGROUND
             assert entry.published_iou is None

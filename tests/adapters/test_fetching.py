@@ -19,7 +19,6 @@ import torch
 from huggingface_hub import constants
 
 from robustcli.adapters import fetching
-from robustcli.adapters import fetching as module
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.fetching import (
     Fetched,
@@ -35,11 +34,15 @@ from robustcli.core.errors import RunError, UsageError
 SWIN = "swin_tiny_patch4_window7_224.ms_in1k"
 
 
-def put_in_cache(cache: Path, variant: str, revision: str = "abc") -> Path:
+CONTENT = b"weights"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def put_in_cache(cache: Path, variant: str = SWIN) -> Path:
     """A weights file where the hub's client would lay it."""
-    file = cache / f"models--timm--{variant}" / "snapshots" / revision / "model.safetensors"
+    file = cache / f"models--timm--{variant}" / "snapshots" / "abc" / "model.safetensors"
     file.parent.mkdir(parents=True)
-    file.write_bytes(b"x")
+    file.write_bytes(CONTENT)
     return file
 
 
@@ -69,23 +72,13 @@ def test_networks_without_published_weights_are_never_here() -> None:
     assert not any(is_here(entry) for entry in segmenters)
 
 
-def test_bundled_weights_lie_in_the_package() -> None:
-    path = local_path(CATALOGUE["vmamba-pico"])
-    assert path.parent.name == "assets"
-    assert (path.parent / "cifar10-mini.tar").is_file()
-
-
 def test_timm_weights_are_found_in_the_hubs_cache(home: Path) -> None:
     assert hub_file(SWIN) is None
     assert not is_here(CATALOGUE["swin-t"])
-    file = put_in_cache(home / "hub", SWIN)
+    file = put_in_cache(home / "hub")
     assert hub_file(SWIN) == file
     assert is_here(CATALOGUE["swin-t"])
     assert not is_here(CATALOGUE["swin-s"])
-
-
-def test_a_snapshot_without_weights_does_not_count(home: Path) -> None:
-    file = put_in_cache(home / "hub", SWIN)
     file.rename(file.with_name("config.json"))
     assert hub_file(SWIN) is None
 
@@ -138,17 +131,13 @@ def test_the_cache_is_where_the_hubs_client_has_it(
 ENTRY = CATALOGUE["vmamba-t"]
 
 
-def test_a_file_that_is_there_is_taken(attempts: list[object]) -> None:
-    path = local_path(ENTRY)
+def test_files_that_are_there_and_bundled_ones_need_no_download(attempts: list[object]) -> None:
+    path, bundled = local_path(ENTRY), CATALOGUE["vmamba-pico"]
     path.parent.mkdir()
-    path.write_bytes(b"weights")
+    path.write_bytes(CONTENT)
     assert official_weights(ENTRY, offline=False) == path
-    assert attempts == []
-
-
-def test_bundled_weights_need_no_download(attempts: list[object]) -> None:
-    entry = CATALOGUE["vmamba-pico"]
-    assert official_weights(entry, offline=True) == local_path(entry)
+    assert official_weights(bundled, offline=True) == local_path(bundled)
+    assert local_path(bundled).parent.name == "assets"
     assert attempts == []
 
 
@@ -180,14 +169,6 @@ def test_without_a_network_the_same_is_said(attempts: list[object]) -> None:
     ):
         official_weights(ENTRY, offline=False)
     assert attempts == ["github.com"]
-
-
-def test_a_download_ends_where_it_is_looked_for(tmp_path: Path) -> None:
-    (tmp_path / "w.pth").write_bytes(b"weights")
-    entry = replace(ENTRY, weights_url=(tmp_path / "w.pth").as_uri())
-    path = official_weights(entry, offline=False)
-    assert path == local_path(entry)
-    assert path.read_bytes() == b"weights"
 
 
 def test_hash_state_by_hand() -> None:
@@ -233,23 +214,15 @@ def test_a_network_without_published_weights_says_how_to_get_some() -> None:
     assert "robust train cls --model vim" in str(error.value)
 
 
-CONTENT = b"weights"
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-def in_cache(home: Path) -> Path:
-    file = home / "hub" / f"models--timm--{SWIN}" / "snapshots" / "abc" / "model.safetensors"
-    file.parent.mkdir(parents=True)
-    file.write_bytes(CONTENT)
-    return file
-
-
-def test_official_weights(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_ends_where_it_is_looked_for(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "w.pth").write_bytes(CONTENT)
     entry = replace(CATALOGUE["vmamba-t"], weights_url=(tmp_path / "w.pth").as_uri())
     monkeypatch.setitem(CATALOGUE, "vmamba-t", entry)
     expected = Fetched("vmamba-t", home / "weights" / "w.pth", SHA256, pinned=False)
     assert fetch("VMamba_T", offline=False) == expected
+    assert local_path(entry).read_bytes() == CONTENT
     (tmp_path / "w.pth").unlink()
     assert fetch("vmamba-t", offline=True) == expected
 
@@ -270,7 +243,7 @@ def test_offline(attempts: list[object]) -> None:
 
 
 def test_timm_weights_that_are_in_the_cache(home: Path, attempts: list[object]) -> None:
-    file = in_cache(home)
+    file = put_in_cache(home / "hub")
     assert fetch("swin-t", offline=True) == Fetched("swin-t", file, SHA256, pinned=True)
     assert fetch("swin-t", offline=False).path == file
     assert attempts == []
@@ -283,7 +256,7 @@ def test_timm_weights_come_through_the_hubs_client(
 
     def download(repository: str, file: str) -> str:
         asked.append((repository, file))
-        return str(in_cache(home))
+        return str(put_in_cache(home / "hub"))
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert fetch("swin-t", offline=False).sha256 == SHA256
@@ -317,12 +290,10 @@ def test_a_bundled_data_set(attempts: list[object]) -> None:
     assert attempts == []
 
 
-def test_bundled_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "pico").write_bytes(CONTENT)
-    monkeypatch.setattr(module, "local_path", lambda entry: tmp_path / "pico")
-    assert fetch("vmamba-pico", offline=True) == Fetched(
-        "vmamba-pico", tmp_path / "pico", SHA256, pinned=True
-    )
+def test_bundled_weights() -> None:
+    path = local_path(CATALOGUE["vmamba-pico"])
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert fetch("vmamba-pico", offline=True) == Fetched("vmamba-pico", path, digest, pinned=True)
 
 
 @pytest.mark.parametrize(

@@ -152,12 +152,9 @@ def test_where_a_network_comes_from_is_told_by_its_name(name: str, kind: str | N
     assert foreign_kind(ModelRequest(name)) == kind
 
 
-def test_a_file_is_called_by_its_last_part() -> None:
+def test_a_file_is_called_by_its_last_part_and_not_trained() -> None:
     assert foreign_name(ModelRequest("a/b/net.ts")) == "net.ts"
     assert foreign_name(ModelRequest("a/b/net.py:build")) == "net.py:build"
-
-
-def test_what_is_not_of_the_catalogue_is_not_trained() -> None:
     with pytest.raises(UsageError, match="can be evaluated, but not trained"):
         resolve("package.module:build")
 
@@ -268,13 +265,6 @@ class _Unpicklable(nn.Identity):
         raise TypeError("not to be pickled")
 
 
-def test_several_processes_are_refused(tmp_path: Path, network: Small) -> None:
-    with pytest.raises(
-        UsageError, match=r"network in memory(.|\n)*other processes cannot access it"
-    ):
-        evaluate(network, tmp_path / "run", devices=2)
-
-
 def test_the_same_again_computes_nothing_and_other_weights_are_refused(
     tmp_path: Path, network: Small
 ) -> None:
@@ -288,7 +278,10 @@ def test_the_same_again_computes_nothing_and_other_weights_are_refused(
         evaluate(network, tmp_path / "run")
 
 
-def test_weights_do_not_go_with_a_network_in_memory(tmp_path: Path, network: Small) -> None:
+def test_weights_and_other_processes_do_not_go_with_it(tmp_path: Path, network: Small) -> None:
+    message = r"network in memory(.|\n)*other processes cannot access it"
+    with pytest.raises(UsageError, match=message):
+        evaluate(network, tmp_path / "run", devices=2)
     with pytest.raises(UsageError, match="`weights` cannot be used with a network in memory"):
         evaluate(network, tmp_path / "run", weights=tmp_path / "w.pt")
 
@@ -442,11 +435,8 @@ def test_grey_and_fixed_sizes_are_found() -> None:
 def test_the_default_preprocessing_is_announced(network: Small) -> None:
     model = open_foreign(ModelRequest("x", module=network), offline=True).model
     preprocessing = model.preprocessing
-    assert (preprocessing.resize, preprocessing.crop, preprocessing.interpolation) == (
-        256,
-        224,
-        "bilinear",
-    )
+    assert (preprocessing.resize, preprocessing.crop) == (256, 224)
+    assert preprocessing.interpolation == "bilinear"
     assert any("by default: resize 256, crop 224" in note for note in model.notes)
     settings = {**SMALL, "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
     model = open_foreign(
@@ -466,7 +456,7 @@ def test_the_default_preprocessing_is_announced(network: Small) -> None:
         ("users_package.nets:number", "is a int, not a network"),
         ("users_package.nets:absent", "has no `absent`(.|\n)*`build`"),
         ("users_package.absent:build", "module `users_package.absent`"),
-        ("absent.py:build", "file `absent.py` does not exist"),
+        ("absent.py:build", r"^The file `absent.py` does not exist((?!line)(.|\n))*$"),
         ("broken.py:build", r"SyntaxError(.|\n)*broken\.py:2"),
         ("needs.py:build", r"No module named 'a_package_that_is_not_there'(.|\n)*needs\.py:1"),
         ("absent.onnx", "file `absent.onnx` does not exist"),
@@ -552,14 +542,11 @@ def test_segmenters_are_told_by_their_answer_in_every_form(tmp_path: Path) -> No
         "softmax": lambda s: {"out": torch.cat([-s / 2, s / 2], 1).softmax(1)},
         "flat": lambda s: s[:, 0],
     }
-    run = robustcli.evaluate(
-        {name: Masks(form) for name, form in forms.items()}, "nuclei-mini", "grayscale",
-        out=tmp_path / "run", limit=3, device="cpu", workers=0,
-    )  # fmt: skip
-    table = run.table()
-    clean = table[table["transform"] == "identity"]
-    assert clean["dice"].nunique() == 1
-    assert 0 < clean["dice"].iloc[0] < 1
+    models = {name: Masks(form) for name, form in forms.items()}
+    settings = {"limit": 2, "device": "cpu", "workers": 0}
+    run = robustcli.evaluate(models, "nuclei-mini", "identity", out=tmp_path / "run", **settings)
+    assert run.table()["dice"].nunique() == 1
+    assert 0 < run.table()["dice"].iloc[0] < 1
     counts = [Store(run.path).rows(name, CLEAN, "seg")["tp"].sum() for name in forms]
     assert len(set(counts)) == 1
 
@@ -574,11 +561,8 @@ def test_a_segmenters_mean_and_std_are_those_that_are_typed(tmp_path: Path) -> N
     assert model.preprocessing.window == 32
     with pytest.raises(UsageError, match="`--resize` cannot be used with the segmenter"):
         load(ModelRequest("x", preprocessing={"resize": 32}, module=Masks(lambda s: s)))
-
-
-def test_a_classifier_does_not_predict_masks(network: Small) -> None:
     with pytest.raises(UsageError, match="is a classifier"):
-        load(ModelRequest("x", preprocessing=SMALL, module=network), "seg")
+        load(ModelRequest("x", preprocessing=SMALL, module=Small()), "seg")
 
 
 # The command line, from the working folder.
@@ -611,12 +595,6 @@ def test_the_command_takes_a_network_of_ones_own(
     assert code == 2
     assert "nets.py:27" in err
     assert "Traceback" not in err
-
-
-def test_a_file_that_is_not_there_is_no_error_of_anybodys_code() -> None:
-    with pytest.raises(UsageError, match=r"^The file `nowhere\.py` does not exist") as raised:
-        load(ModelRequest("nowhere.py:build"))
-    assert "line" not in str(raised.value)
 
 
 @pytest.mark.parametrize("folder", ["tuned", "runs/tuned"])

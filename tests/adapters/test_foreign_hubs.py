@@ -95,6 +95,10 @@ def test_a_run_of_a_hub_folder_records_it_and_goes_on(tmp_path: Path) -> None:
 
 def test_labels_say_what_the_classes_are(tmp_path: Path) -> None:
     turned = (*CIFAR[1:], CIFAR[0])
+    timms, _ = timm_folder(tmp_path / "mine", label_names=turned)
+    opened = open_foreign(ModelRequest(f"hf-hub:{timms}"), offline=True)
+    assert opened.space is not None
+    assert opened.space.ids == turned
     opened = open_foreign(ModelRequest(f"hf:{vit(tmp_path / 'a', turned)}"), offline=True)
     assert opened.names_classes
     assert opened.space is not None
@@ -223,14 +227,6 @@ def test_a_network_of_timm_from_a_folder(tmp_path: Path) -> None:
         expected = network((seen.float() / 255 - mean) / std)
     torch.testing.assert_close(model.logits(seen), expected)
     assert model.facts.name == "hf-hub:mine"
-
-
-def test_labels_of_timm_say_what_the_classes_are(tmp_path: Path) -> None:
-    turned = [*CIFAR[1:], CIFAR[0]]
-    folder, _ = timm_folder(tmp_path / "mine", label_names=turned)
-    opened = open_foreign(ModelRequest(f"hf-hub:{folder}"), offline=True)
-    assert opened.space is not None
-    assert opened.space.ids == tuple(turned)
 
 
 def test_what_is_not_timms_is_refused(tmp_path: Path) -> None:

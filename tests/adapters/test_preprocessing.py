@@ -36,7 +36,7 @@ def by_torchvision(image: NDArray[np.uint8], ours: Preprocessing) -> NDArray[np.
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize(("resize", "crop"), [(36, 32), (35, 30), (32, 33), (40, 40), (None, 32)])
+@pytest.mark.parametrize(("resize", "crop"), [(36, 32), (35, 30), (32, 33), (64, 64), (None, 32)])
 def test_as_torchvision(
     size: tuple[int, int], resize: int | None, crop: int, interpolation: str
 ) -> None:
@@ -44,13 +44,6 @@ def test_as_torchvision(
     view = preprocessing.apply(photo(*size))
     assert view.shape == (crop, crop, 3)
     np.testing.assert_array_equal(view, by_torchvision(photo(*size), preprocessing))
-
-
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("crop", [32, 29])
-def test_squash_as_torchvision(size: tuple[int, int], crop: int) -> None:
-    squash = Preprocessing(32, crop, "bicubic", mode="squash")
-    np.testing.assert_array_equal(squash.apply(photo(*size)), by_torchvision(photo(*size), squash))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -66,18 +59,15 @@ def test_as_timm(interpolation: str, crop_pct: float, mode: str) -> None:
         np.testing.assert_array_equal(preprocessing.apply(photo(*size)), expected)
 
 
-def test_an_image_of_the_right_size_is_left_alone() -> None:
-    image = photo(32, 32)
-    for interpolation in INTERPOLATIONS:
-        view = Preprocessing(32, 32, interpolation).apply(image)
-        np.testing.assert_array_equal(view, image)
-
-
 def test_the_view_is_one_block_of_memory_of_its_own() -> None:
-    image = photo(40, 60)
-    view = Preprocessing(None, 16).apply(image)
-    assert view.flags.c_contiguous
-    assert not np.shares_memory(view, image)
+    for image, preprocessing in (
+        (photo(40, 60), Preprocessing(None, 16)),
+        (photo(32, 32), Preprocessing(32, 32)),
+        (photo(32, 32), Preprocessing(None, 32)),
+    ):
+        view = preprocessing.apply(image)
+        assert view.flags.c_contiguous
+        assert not np.shares_memory(view, image)
 
 
 def test_views_are_called_by_what_decides_the_pixels() -> None:
@@ -180,17 +170,6 @@ def test_colour_and_greyscale_of_one_geometry_are_two_views() -> None:
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "imagenet_sample" / "val"
 
 
-def _with_pillow(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Torchvision's Resize and CenterCrop on a Pillow image."""
-    from torchvision.transforms import v2
-
-    assert preprocessing.resize is not None
-    height, width = image.shape[:2]
-    size = preprocessing.resized(width, height)
-    resized = Image.fromarray(image).resize(size, INTERPOLATIONS[preprocessing.interpolation])
-    return np.asarray(v2.CenterCrop(preprocessing.crop)(resized))
-
-
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_pixels_are_pillows(interpolation: str) -> None:
     """Larger and smaller, wide and high, with a crop inside and around the resized image."""
@@ -205,7 +184,7 @@ def test_pixels_are_pillows(interpolation: str) -> None:
         image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         image.flags.writeable = False
         view = preprocessing.apply(image)
-        np.testing.assert_array_equal(view, _with_pillow(image, preprocessing))
+        np.testing.assert_array_equal(view, by_torchvision(image, preprocessing))
         assert view.flags.c_contiguous
         quick += _is_quick(image, preprocessing)
     assert (quick > 10) == (interpolation in ("bilinear", "bicubic"))
@@ -227,7 +206,7 @@ def test_images_twice_as_high_as_wide_and_squashed_ones_are_pillows(interpolatio
                 image = rng.integers(0, 256, (*turned, 3), dtype=np.uint8)
                 preprocessing = Preprocessing(40, 36, interpolation, mode=mode)
                 np.testing.assert_array_equal(
-                    preprocessing.apply(image), _with_pillow(image, preprocessing)
+                    preprocessing.apply(image), by_torchvision(image, preprocessing)
                 )
 
 
@@ -238,7 +217,7 @@ def test_extreme_values_are_clipped_as_pillow_does() -> None:
     for resize in (37, 200):
         preprocessing = Preprocessing(resize, 32)
         view = preprocessing.apply(image)
-        np.testing.assert_array_equal(view, _with_pillow(image, preprocessing))
+        np.testing.assert_array_equal(view, by_torchvision(image, preprocessing))
 
 
 def test_a_pillow_with_other_pixels_resizes_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,13 +225,7 @@ def test_a_pillow_with_other_pixels_resizes_itself(monkeypatch: pytest.MonkeyPat
     preprocessing = Preprocessing(40, 36)
     monkeypatch.setattr(preprocessing_module, "_is_pillows", lambda _: False)
     assert not _is_quick(image, preprocessing)
-    np.testing.assert_array_equal(preprocessing.apply(image), _with_pillow(image, preprocessing))
-
-
-def test_what_is_returned_is_no_view_of_the_image() -> None:
-    image = np.zeros((32, 32, 3), np.uint8)
-    for preprocessing in (Preprocessing(32, 32), Preprocessing(None, 32)):
-        assert not np.shares_memory(preprocessing.apply(image), image)
+    np.testing.assert_array_equal(preprocessing.apply(image), by_torchvision(image, preprocessing))
 
 
 @pytest.mark.slow
@@ -268,5 +241,5 @@ def test_every_size_of_the_photos_is_pillows() -> None:
         photo = np.asarray(rgb)
         for preprocessing in (Preprocessing(256, 224), Preprocessing(248, 224, "bilinear")):
             np.testing.assert_array_equal(
-                preprocessing.apply(photo), _with_pillow(photo, preprocessing)
+                preprocessing.apply(photo), by_torchvision(photo, preprocessing)
             )
