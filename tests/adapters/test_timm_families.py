@@ -7,31 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.layers import DropPath
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import Tensor
 
-from robustcli.adapters.networks import create_model
 from robustcli.core.errors import UsageError
 from robustcli.models.vim import resize_positions
 from tests.adapters.files import TIMM_NAMES, assert_holds, random_state, small_timm
 
 
+def official(path: Path, custom: bool = True) -> dict[str, Any]:
+    """Options for published weights from a local copy; the release's address is the default."""
+    overlay = {"file": str(path), "custom_load": custom}
+    return {"pretrained": True, "pretrained_cfg_overlay": overlay}
+
+
 @pytest.mark.parametrize("name", TIMM_NAMES)
 def test_official_weights_through_timm(name: str, tmp_path: Path) -> None:
-    """`pretrained=True` with a local copy; the release's address is the default."""
     state = random_state(small_timm(name))
     torch.save({"model": state, "max_accuracy": 80.0}, tmp_path / "w.pth")
     for custom in (True, False):
-        overlay = {"file": str(tmp_path / "w.pth"), "custom_load": custom}
-        assert_holds(small_timm(name, pretrained=True, pretrained_cfg_overlay=overlay), state)
-
-
-def official(path: Path) -> dict[str, Any]:
-    return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path), "custom_load": True}}
+        assert_holds(small_timm(name, **official(tmp_path / "w.pth", custom)), state)
 
 
 @pytest.mark.parametrize("name", TIMM_NAMES)
@@ -97,12 +95,6 @@ def test_without_a_network_the_address_and_the_way_to_name_a_copy(
     with pytest.raises(UsageError, match=message):
         small_timm(name, pretrained=True)
     assert attempts
-
-
-def test_a_vim_of_coarser_patches_is_not_stretched_over_finer_ones(tmp_path: Path) -> None:
-    torch.save(create_model("vim-t").state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UsageError, match="These are the weights of `vim-t`: use this name"):
-        timm.create_model("vim_tiny_plus", **official(tmp_path / "w.pth"))
 
 
 def undecayed(model: Any, **options: Any) -> set[str]:
