@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.layers import DropPath
 from timm.models import group_parameters
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from robustcli.core.errors import UsageError
 from robustcli.models.vim import resize_positions
-from tests.adapters.files import TIMM_NAMES, assert_holds, random_state, small_timm
+from tests.adapters.files import TIMM_NAMES, assert_holds, meta_state, random_state, small_timm
 
 
 def official(path: Path, custom: bool = True) -> dict[str, Any]:
@@ -95,6 +96,13 @@ def test_without_a_network_the_address_and_the_way_to_name_a_copy(
     with pytest.raises(UsageError, match=message):
         small_timm(name, pretrained=True)
     assert attempts
+
+
+def test_a_vim_of_coarser_patches_is_not_stretched_over_finer_ones(tmp_path: Path) -> None:
+    state = {key: torch.zeros(tensor.shape) for key, tensor in meta_state("vim-t").items()}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="These are the weights of `vim-t`: use this name"):
+        timm.create_model("vim_tiny_plus", **official(tmp_path / "w.pth"))
 
 
 def undecayed(model: Any, **options: Any) -> set[str]:

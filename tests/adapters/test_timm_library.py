@@ -248,13 +248,6 @@ def test_a_backbone_says_what_it_is_good_for() -> None:
         timm_library.with_weights(NAME, state, origin="w.pth", arguments={})
 
 
-@pytest.mark.parametrize("before", ["hf-hub:timm/", "hf_hub:timm/", "timm/", ""])
-def test_timms_own_spellings_of_a_name(before: str) -> None:
-    assert timm_library.has_architecture(f"{before}{NAME}")
-    assert timm_library.plain_name(f"{before}{NAME}") == NAME
-    assert not timm_library.has_architecture(f"{before}nothing")
-
-
 PREPROCESSED = [
     "resnet50.a1_in1k",  # tested at 288, trained at 224
     "swin_tiny_patch4_window7_224.ms_in1k",

@@ -7,9 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from robustcli.core.errors import UsageError
 from robustcli.models import mamba, vmamba
@@ -81,22 +79,6 @@ def test_equals_the_block_whose_state_is_never_read(block_and_input):
             states = full.A_logs.shape[1] if isinstance(full, SS2D) else 16
             parameter[..., -states:, :] = 0
     assert torch.allclose(ablated(x), full(x), rtol=0, atol=1e-12)
-
-
-@torch.no_grad()
-def test_what_is_left_of_mamba_is_the_gated_convolution():
-    torch.manual_seed(0)
-    block, x = filled(Mamba(5)), torch.randn(1, 7, 5, dtype=torch.float64)
-    block.remove_scan()
-    values, gates = (x[0] @ block.in_proj.weight.T).chunk(2, -1)  # (L, D)
-    padded = torch.cat((torch.zeros(3, 10, dtype=x.dtype), values))
-    kernel = block.conv1d.weight[:, 0].T
-    mixed = torch.stack([(padded[t : t + 4] * kernel).sum(0) for t in range(7)])
-    expected = (F.silu(mixed + block.conv1d.bias) * F.silu(gates)) @ block.out_proj.weight.T
-    assert torch.allclose(block(x)[0], expected, atol=1e-13)
-    assert list(block.state_dict()) == [
-        "in_proj.weight", "conv1d.weight", "conv1d.bias", "out_proj.weight"
-    ]  # fmt: skip
 
 
 ONE_OF_EACH_FAMILY = {entry.family: name for name, entry in ARCHITECTURES.items()}.values()
@@ -174,35 +156,6 @@ def test_a_network_and_its_control_start_alike_and_the_control_learns(name, monk
 def _cancelled(key: str) -> bool:
     """Whether an instance norm behind it takes a bias out again, or position 0 alone is read."""
     return key.endswith("bias")
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["ulvm", "vmamba-pico"])
-def test_the_counted_operations_are_less_by_the_projections_of_the_scan(name):
-    """The scan itself is in neither count: torch counts matrix products and convolutions."""
-    options, side = TINY[name]
-    counts, projections = {}, 0
-
-    def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal projections
-        if isinstance(module, Mamba):
-            tokens, inner = args[0].shape[0] * args[0].shape[1], module.conv1d.out_channels
-            rank = module.dt_proj.in_features
-            projections += 2 * tokens * inner * (rank + 32 + rank)
-        elif isinstance(module, SS2D):
-            tokens, inner = math.prod(args[0].shape[:3]), module.conv2d.out_channels
-            states = module.A_logs.shape[1]
-            projections += 4 * 2 * tokens * inner * (2 * module.rank + 2 * states)
-
-    for ablate in (None, "scan"):
-        network = architecture(name).build(**options, ablate=ablate).eval()
-        for block in scan_blocks(network).values():
-            if ablate is None:
-                block.register_forward_hook(count)
-        with FlopCounterMode(display=False) as counter:
-            network(golden.images(2, 3, side, side))
-        counts[ablate] = counter.get_total_flops()
-    assert counts[None] - counts["scan"] == projections > 0
 
 
 def test_an_unknown_ablation_and_a_network_without_a_scan_are_refused():

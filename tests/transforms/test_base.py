@@ -88,9 +88,8 @@ def test_global_generators_stay_as_they_are(picture: NDArray[np.uint8]) -> None:
     np.testing.assert_equal(after, before)
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (37, 50)])
-def test_every_cell_keeps_shape_and_input(shape: tuple[int, int]) -> None:
-    image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+def test_every_cell_keeps_shape_and_input() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (37, 50, 3), dtype=np.uint8)
     image.flags.writeable = False
     for cell in EVERYTHING:
         changed = cell.transform.apply(image, seed=2**64 - 1, severity=cell.severity)

@@ -131,17 +131,6 @@ def test_severity_3_is_imgaug_itself(name: str, picture: NDArray[np.uint8]) -> N
         np.testing.assert_array_equal(changed, _direct(made, seed, picture))
 
 
-def test_flips_and_invert_by_their_formula(picture: NDArray[np.uint8]) -> None:
-    for name, expected in (
-        ("fliplr", picture[:, ::-1]),
-        ("flipud", picture[::-1]),
-        ("invert", 255 - picture),
-    ):
-        for seed in range(5):
-            changed = BY_NAME[name].apply(picture, seed=seed, severity=0)
-            np.testing.assert_array_equal(changed, expected)
-
-
 def test_geometric_are_those_that_move_pixels() -> None:
     moving = {"affine", "crop", "crop_and_pad", "piecewise_affine", "perspective"}
     assert {item.name for item in PAPER21 if item.geometric} == moving | {"fliplr", "flipud"}
