@@ -47,4 +47,7 @@ def blank_figures() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figure, "savefig", savefig)
+        for name in ("training_figures", "freezing_figures"):  # places are found by drawing
+            module = f"robustcli.reports.figures.{name}"
+            patch.setattr(f"{module}.place_labels", lambda *_: None)
         yield

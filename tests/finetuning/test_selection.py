@@ -220,7 +220,6 @@ def test_names_decide_at_once_and_thresholds_later(make_config: MakeConfig) -> N
     rule = FreezeRule(pattern="encoder")
     by_name = plan_finetuning(make_config(rule=rule), Recorder())
     decisions = by_name.known_decisions(network())
-    assert decisions is not None
     assert {d.name.split(".")[0] for d in decisions if d.frozen} == {"encoder"}
     assert plan_finetuning(make_config(), Recorder()).known_decisions(network()) is None
     profile_plan = plan_finetuning(make_config(rule=rule, profile_only=True), Recorder())
@@ -230,7 +229,6 @@ def test_names_decide_at_once_and_thresholds_later(make_config: MakeConfig) -> N
 def test_the_file_gives_the_names_back(make_config: MakeConfig, tmp_path: Path) -> None:
     plan = plan_finetuning(make_config(rule=FreezeRule(pattern="encoder")), Recorder())
     decisions = plan.known_decisions(network())
-    assert decisions is not None
     file = tmp_path / "frozen.csv"
     write_decisions(file, decisions, network())
     assert read_frozen(file) == [d.name for d in decisions if d.frozen]
@@ -254,7 +252,6 @@ def test_decisions_are_announced(make_config: MakeConfig) -> None:
     plan = plan_finetuning(make_config(rule=FreezeRule(pattern="encoder")), Recorder())
     messages: list[str] = []
     decisions = plan.known_decisions(network())
-    assert decisions is not None
     plan.announce(decisions, messages.append)
     count = sum(d.frozen for d in decisions)
     (line,) = messages

@@ -57,11 +57,6 @@ def test_the_area_is_scikit_learns(steps):
     assert curve_area(scores) == pytest.approx(theirs)
 
 
-def test_the_area_by_hand():
-    # Right at once: 1; a straight line: 1/2; 0, 1, 1: the first of two trapezoids is a triangle.
-    assert curve_area(np.array([[1, 1, 1], [0, 0.5, 1], [0, 1, 1]])).tolist() == [1, 0.5, 0.75]
-
-
 @pytest.mark.parametrize("shape", [(3,), (3, 1), (2, 2, 2)])
 def test_no_area_under_something_else_than_curves(shape):
     with pytest.raises(ValueError, match=r"\(N, S\)"):

@@ -65,10 +65,7 @@ def test_the_mean_and_both_intervals_are_of_the_same_seeds() -> None:
         (units.mean(axis=1),), np.mean, method="percentile", n_resamples=9_999, rng=1
     ).confidence_interval
     assert scores.over_units == pytest.approx(tuple(resampled), abs=0.003)
-    assert scores.over_seeds is not None
-    assert scores.over_units is not None
     sides = [scores.mean - scores.over_seeds.low, scores.mean - scores.over_units.low]
-    assert scores.joint is not None
     assert scores.mean - scores.joint.low == pytest.approx(math.hypot(*sides))
 
 
@@ -102,7 +99,6 @@ def test_the_joint_interval_covers_seeds_and_images() -> None:
         seeds, images = rng.normal(0, 0.01, (1, 4)), rng.normal(0, 0.1, (60, 1))
         units = 0.5 + seeds + images + rng.normal(0, 0.05, (60, 4))
         scores = seed_scores(list(units.mean(axis=0)), units, Bootstrap(0, draws=400))
-        assert scores.joint is not None
         hits += scores.joint.low <= 0.5 <= scores.joint.high
     assert 186 <= hits <= 200  # 95 % are 190; it is rather too wide
 
@@ -152,7 +148,6 @@ def test_units_of_classifiers_are_images_in_one_order() -> None:
     rows = pd.DataFrame({"image_id": ["a", "b", "c"], "target": [0, 1, 2], "prediction": [0, 0, 2]})
     other = rows.iloc[[2, 0, 1]].assign(prediction=[2, 1, 1])  # c right, a wrong, b right
     units = unit_scores("cls", [rows, other])
-    assert units is not None
     assert units.tolist() == [[1, 1], [1, 0], [0, 1]]
     apart = rows.assign(image_id=["x", "y", "z"])
     assert unit_scores("cls", [rows, apart]) is None
@@ -166,7 +161,6 @@ def test_units_of_segmenters_are_groups_with_their_pixels_pooled() -> None:
         }
     )  # fmt: skip
     units = unit_scores("seg", [rows, rows.assign(tp=0, fp=0, fn=0)])
-    assert units is not None
     assert units == pytest.approx(np.array([[1.0, 1.0], [8 / 11, 1.0]]))
 
 
@@ -189,7 +183,6 @@ def test_a_gap_is_paired_over_units_and_not_over_seeds() -> None:
     gap = seeds_gap(first, second, Bootstrap(0))
     assert gap.difference == pytest.approx(first.mean() - second.mean())
     assert gap.over_units == Bootstrap(0).mean(first.mean(axis=1) - second.mean(axis=1))
-    assert gap.over_units is not None
     assert gap.over_units.high - gap.over_units.low < 0.01  # far less than the images' own spread
     assert gap.lead == "first ahead"
     assert seeds_gap(second, first, Bootstrap(0)).lead == "second ahead"

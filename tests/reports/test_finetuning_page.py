@@ -221,7 +221,6 @@ def test_the_lines_are_the_rows_of_the_profile(profiled: FinetuningFindings) -> 
     lines = curves(profiled)
     assert [line.label for line in lines] == ["A_log", "D", "conv1d.weight", "in_proj.weight"]
     assert [line.frozen for line in lines] == [True, True, False, False]
-    assert profiled.profile is not None
     rows = profiled.profile[profiled.profile["name"] == "mamba_layer.mamba.D"]
     np.testing.assert_array_equal(lines[1].statistics, rows["mean_abs"])
     assert lines[1].mean == pytest.approx(rows["mean_abs"].mean())
@@ -249,7 +248,6 @@ def test_the_statistic_is_the_rule_s(profiled: FinetuningFindings) -> None:
 def test_a_tensor_without_any_gradient_comes_last_and_has_no_mean(
     profiled: FinetuningFindings,
 ) -> None:
-    assert profiled.profile is not None
     rows = profiled.profile.copy()
     rows.loc[rows["name"] == "mamba_layer.mamba.D", "mean_abs"] = np.nan
     last = curves(replace(profiled, profile=rows))[-1]
@@ -271,7 +269,6 @@ def test_the_limit_is_the_rule_s(profiled: FinetuningFindings) -> None:
     lines = curves(profiled)
     assert rule_limit(profiled, lines) == Limit("threshold 1e-06", 1e-6)
     lowest = rule_limit(ruled(profiled, threshold=None, quantile=0.5), lines)
-    assert lowest is not None
     assert lowest.value == lines[1].mean, "the largest value of the frozen tensors"
     assert lowest.name == f"the smallest 0.5: up to {lines[1].mean:.1e}"
     assert rule_limit(ruled(profiled, threshold=None, pattern="x"), lines) is None

@@ -162,7 +162,7 @@ def dataset(name: str) -> dict[str, object]:
 def evaluation_page(run: Path, name: str) -> str:
     plan = RunPlan(
         models=(model(name), model("b")),
-        transforms=(IDENTITY, *paper21()[:2]),
+        transforms=(IDENTITY, *paper21()[:1]),
         dataset={**dataset(name), "images": 60},
         skipped=[("x`|y/photo-00001.jpeg", f"# {name}")],
         record={"command": f"robust eval --model '{name}'"},
@@ -173,7 +173,7 @@ def evaluation_page(run: Path, name: str) -> str:
 def mask_page(run: Path, name: str) -> str:
     plan = MaskPlan(
         models=(segmenter(name), segmenter("b")),
-        transforms=(IDENTITY, *paper21()[:2]),
+        transforms=(IDENTITY, *paper21()[:1]),
         dataset=dataset(name),
         record={"command": f"robust eval --model '{name}'"},
     )

@@ -103,7 +103,6 @@ def test_the_paper_is_scored_over_its_batches(paper: Path) -> None:
     frames = [pd.read_parquet(paper / f"seed-{s}" / "paper.parquet") for s in range(3)]
     values = [paper_scores(frame, 16).dice for frame in frames]
     scores = findings.series[0].scores
-    assert scores is not None
     assert scores.mean == pytest.approx(np.mean(values))
     assert scores.units == 2  # the third batch contains no foreground in any seed
     assert findings.units == "batches of 16 slices"
@@ -117,18 +116,15 @@ def test_the_published_number_is_judged_over_seeds(
     paper: Path, monkeypatch: pytest.MonkeyPatch, published: str, verdict: str, is_consistent: bool
 ) -> None:
     scores = read_seeds(paper).series[0].scores
-    assert scores is not None
     assert scores.over_seeds is not None
     monkeypatch.setattr("robustcli.metrics.seed_scores.WIDEST", 0.2)
     value = scores.mean + 0.001 if published == "inside" else 0.99
     line = published_score(read_train_record(paper / "seed-0"))
-    assert line is not None
     assert line.value == 0.8633
     assert line.differences == []
     other_line = type(line)(value, line.source, [])
     monkeypatch.setattr("robustcli.reports.seeds_findings.published_score", lambda _: other_line)
     judgement = read_seeds(paper).published
-    assert judgement is not None
     assert (judgement.outcome, judgement.single_holds) == (verdict, is_consistent)
     assert f"{verdict}." in seeds_table(read_seeds(paper))
     assert verdict in section(seeds_text(read_seeds(paper)), "Published")
@@ -136,7 +132,6 @@ def test_the_published_number_is_judged_over_seeds(
 
 def test_other_experiments_are_not_judged(masks: Path) -> None:
     judgement = read_seeds(masks).published
-    assert judgement is not None
     assert judgement.outcome is None
     assert "protocol patient instead of paper" in judgement.score.differences
     results = seeds_results(read_seeds(masks))
@@ -147,7 +142,6 @@ def test_classifiers_have_the_published_accuracies_of_the_paper(tmp_path: Path) 
     run = build_class_seeds(tmp_path / "run")
     record = read_train_record(run / "seed-0")
     score = published_score(record)
-    assert score is not None
     assert score.value == PRINTED_ACCURACIES[0].top1 == 0.8947
     assert len(score.differences) == 3  # recipe, images, epochs
     settings = {
@@ -155,13 +149,11 @@ def test_classifiers_have_the_published_accuracies_of_the_paper(tmp_path: Path) 
         "dataset": record.dataset.model_copy(update={"images": 60_000}),
     }
     score_of_paper = published_score(record.model_copy(update=settings))
-    assert score_of_paper is not None
     assert score_of_paper.differences == []
     assert published_score(record.model_copy(update={"arguments": {"patch_size": 8}})) is None
     # Both seeds have equal predictions, so there is no interval over seeds.
     findings = read_seeds(run)
     scores = findings.series[0].scores
-    assert scores is not None
     assert (scores.over_seeds, scores.deviation) == (None, 0)
     assert scores.units == findings.held_out
     assert "top-1" in seeds_text(findings)

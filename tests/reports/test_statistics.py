@@ -17,7 +17,6 @@ from scipy import stats
 from sklearn.metrics import brier_score_loss, confusion_matrix
 
 from robustcli.adapters.catalogue import CATALOGUE, IN1K
-from robustcli.core.errors import UsageError
 from robustcli.data.dataset import FileRef, contents_digest
 from robustcli.evaluation.record import EVALUATION
 from robustcli.evaluation.store import Store, write_rows
@@ -195,21 +194,6 @@ def test_many_models_have_all_their_pairs_in_the_table(tmp_path: Path, models: i
     assert ("Only 6 of 10 pairs are listed" in page.markdown) == (models == 5)
     ((picture,),) = [draw_gallery(read_findings(run)).differences]
     assert (run / picture.path).is_file()
-
-
-# Flips and agreement.
-
-
-def test_flips_and_agreement_are_counted_by_hand(tmp_path: Path) -> None:
-    predictions = {"a": [[1, 1, 1, 2, 2], [1, 1, 2, 1, 3]], "b": [[1, 2, 1, 2, 3], [1, 1, 1, 1, 1]]}
-    document = statistics_of(report_page(run_of(tmp_path, predictions, [1] * 5)))
-    flips = document["flips"][0]
-    changes = ("right_to_wrong", "wrong_to_right", "wrong_to_other_wrong", "unchanged")
-    assert [flips[key] for key in changes] == [1, 1, 1, 2]
-    assert flips["rate"] == 3 / 5
-    agreement = document["agreement"][0]
-    counts = ("both_right", "first_only", "second_only", "wrong_alike", "wrong_differently")
-    assert [agreement[key] for key in counts] == [2, 1, 0, 1, 1]
 
 
 # Classes.
@@ -410,15 +394,3 @@ def test_a_run_with_unfinished_cells_is_partial_whatever_its_status(tmp_path: Pa
 def test_a_run_that_did_not_end_well_is_partial(tmp_path: Path, status: str) -> None:
     plan = RunPlan(transforms=CELLS, record={"status": status})
     assert read_findings(build_run(tmp_path, plan)).is_partial
-
-
-def test_rows_of_a_model_are_its_own(tmp_path: Path) -> None:
-    plan = RunPlan(models=(model("a"), model("b")), transforms=CELLS)
-    rows = read_findings(build_run(tmp_path, plan)).of_model("b")
-    assert list(rows["model"]) == ["b"] * 3
-    assert list(rows.index) == [0, 1, 2]
-
-
-def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not a run"):
-        read_findings(tmp_path)

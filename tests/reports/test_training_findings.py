@@ -36,8 +36,6 @@ from tests.training.test_losses import fixed_losses as fixed
 def test_everything_that_a_finished_training_left_is_read(tmp_path: Path) -> None:
     training = read_training(build_training(tmp_path, TrainPlan(protocol="paper")))
     assert (training.epochs, training.seconds, training.is_partial) == (12, 48.0, False)
-    assert training.test is not None
-    assert training.baseline is not None
     assert training.paper is not None
     assert training.test.numbers["dice"] > training.baseline.numbers["dice"] > 0.5
     assert len(training.test.rows) == 24
@@ -90,7 +88,6 @@ def test_all_thirteen_are_there_the_best_first() -> None:
 
 def test_a_network_that_is_not_in_the_paper_has_no_line() -> None:
     line = published("unet")
-    assert line is not None
     assert line.iou == 0.8071
     assert published("vmunet") is None
     assert published("otsu") is None
@@ -121,12 +118,9 @@ def test_a_line_holds_own_and_published_numbers(tmp_path: Path) -> None:
     assert (row["run"], row["model"], row["protocol"]) == ("a", "ulvm_v5", "paper")
     assert (row["params"], row["epochs"], row["chosen_epoch"]) == (703_885, 12, 11)
     assert (row["published_dice"], row["published_iou"]) == (0.8633, 0.7638)
-    assert training.test is not None
-    assert training.baseline is not None
     assert row["dice_low"] == training.test.numbers["dice_low"]
     assert row["baseline_dice"] == training.baseline.numbers["dice"]
     paper = pooled(training)
-    assert paper is not None
     assert (row["paper_dice"], row["paper_iou_high"]) == (paper.score.dice, paper.score.iou_high)
     assert row["seconds"] == pytest.approx(48)
 
@@ -172,7 +166,6 @@ def test_the_papers_statistic_is_the_mean_over_batches(paper: TrainingFindings) 
             dice.append(2 * part["intersection"].sum() / size)
         iou.append(part["overlap"].sum() / part["union"].sum() if part["union"].sum() else 0.0)
     scores = pooled(paper)
-    assert scores is not None
     assert (scores.batches, scores.undefined, scores.batch) == (3, 1, 16)
     assert scores.score.dice == pytest.approx(np.mean(dice))
     assert scores.score.iou == pytest.approx(np.mean(iou))
@@ -180,11 +173,7 @@ def test_the_papers_statistic_is_the_mean_over_batches(paper: TrainingFindings) 
 
 def test_its_interval_is_over_batches(paper: TrainingFindings) -> None:
     scores = pooled(paper)
-    assert scores is not None
     low, mean, high = scores.score.iou_low, scores.score.iou, scores.score.iou_high
-    assert low is not None
-    assert mean is not None
-    assert high is not None
     # One of three batches has IoU 0: one resample in 27 contains only that batch.
     assert low == 0.0
     assert high == pytest.approx(1.5 * mean, rel=0.01)
@@ -192,10 +181,8 @@ def test_its_interval_is_over_batches(paper: TrainingFindings) -> None:
 
 def test_the_headline_is_that_of_the_protocol(tmp_path: Path, paper: TrainingFindings) -> None:
     scores = pooled(paper)
-    assert scores is not None
     assert headline(paper) == scores.score
     patient = read_training(build_training(tmp_path / "b"))
-    assert patient.test is not None
     assert headline(patient) == group_score(patient.test.numbers)
     assert pooled(patient) is None
 
@@ -207,18 +194,9 @@ def test_nothing_is_claimed_of_what_was_not_measured(tmp_path: Path) -> None:
         assert (headline(training), gain(training)) == (None, None)
 
 
-def test_a_missing_interval_is_none() -> None:
-    numbers = pd.Series({"dice": 0.5, "dice_low": np.nan, "dice_high": np.nan})
-    score = group_score(pd.concat([numbers, numbers.rename(lambda n: n.replace("dice", "iou"))]))
-    assert (score.dice, score.dice_low, score.dice_high) == (0.5, None, None)
-
-
 def test_the_gain_compares_the_same_groups(tmp_path: Path) -> None:
     training = read_training(build_training(tmp_path))
     compared = gain(training)
-    assert compared is not None
-    assert training.test is not None
-    assert training.baseline is not None
     assert compared.drop == pytest.approx(
         training.baseline.numbers["dice"] - training.test.numbers["dice"]
     )

@@ -20,7 +20,7 @@ from robustcli.reports.zoo_findings import Zoo, ZooComparison, ZooRow
 from robustcli.reports.zoo_page import zoo_report, zoo_text
 from robustcli.training.record import ADDED, TRAINING, seed_folder
 from tests.reports.compared import rows_of
-from tests.reports.page_parts import assert_golden, line_of, section
+from tests.reports.page_parts import assert_golden, assert_states, line_of, section
 from tests.reports.seeded_runs import build_class_seeds
 from tests.reports.train_runs import (
     CLASSIFIERS,
@@ -87,8 +87,6 @@ def test_a_difference_is_marked_where_the_printed_dice_is_outside_the_interval(
     tmp_path: Path, plan: TrainPlan, is_outside: bool
 ) -> None:
     row = build_zoo(tmp_path, plan).rows[5]
-    assert row.score is not None
-    assert row.score.dice is not None
     assert row.difference == row.score.dice - 0.8633
     assert row.is_outside is is_outside
 
@@ -112,146 +110,32 @@ def test_the_page_of_several_trainings(tmp_path: Path) -> None:
     assert list(page.results["model"]) == ["unet", "ulvm"]
 
 
-def test_trainings_that_have_not_begun_have_no_curves(tmp_path: Path) -> None:
-    run = build_training(tmp_path / "a", TrainPlan(measured=False, finished=0))
-    assert "Training progress" not in zoo_report([run], tmp_path / "out").markdown
-
-
-def test_the_folder_of_a_training_is_not_overwritten(tmp_path: Path) -> None:
-    run = build_training(tmp_path / "a")
-    with pytest.raises(UsageError, match="would overwrite the report of that training"):
-        zoo_report([run], run)
-
-
-PLAIN = TrainPlan(model="unet")
-
-
-def test_the_title_counts_trainings_and_names_data_and_protocol(tmp_path: Path) -> None:
-    page = zoo_text(build_zoo(tmp_path, TrainPlan(), PLAIN))
-    assert page.splitlines()[0] == (
-        "# 2 trainings of the segmentation zoo: `kaggle_3m`, protocol patient"
-    )
-    assert "**" not in page.split("\n## ")[0]
-    assert "Empty masks: an image (and a patient)" in page
-
-
-@pytest.mark.parametrize(
-    ("plan", "notice"),
-    [
-        (TrainPlan(protocol="paper"), "**Mixed protocols.**"),
-        (TrainPlan(record={"seed": 1}), "**Mixed data.**"),
-        (TrainPlan(dataset={"digest": "00" * 32}), "**Mixed data.**"),
-        (TrainPlan(epochs=3), "**Mixed lengths.**"),
-        (TrainPlan(measured=False), "**Partial runs.** Not finished: `ulvm_v5`."),
-        (
-            TrainPlan(dataset={"digest": "00" * 32, "images": 9, "demonstration": True}),
-            "**Demonstration set.**",
-        ),
-    ],
-)
-def test_reasons_against_a_comparison_are_reported(
-    tmp_path: Path, plan: TrainPlan, notice: str
-) -> None:
-    assert notice in zoo_text(build_zoo(tmp_path, plan, PLAIN)).split("\n## ")[0]
-
-
-def test_each_recipe_has_its_line_and_each_command_is_shown_once(tmp_path: Path) -> None:
-    trainings = build_zoo(tmp_path, TrainPlan(recipe={"accumulate": 2}), PLAIN, PLAIN)
-    page = section(zoo_text(trainings), "## Recipes")
-    assert line_of(page, "`ulvm_v5`") == [
-        *("`ulvm_v5`", "kaggle_3m", "patient", "0", "patient", "bce-dice", "AdamW"),
-        *("0.001, constant", "8 x 2", "3,143", "128 px", "light", "probability >= 0.5"),
-        "cpu (2 threads)",
-    ]
-    assert line_of(page, "`unet (run-2)`")[8] == "8"
-    repeat = section(zoo_text(trainings), "How to repeat it")
-    assert repeat.count("robust train seg --model unet") == 1
-    assert "Versions: robust 0.1.0, torch 2.6.0." in repeat
-
-
-def test_different_versions_are_told_apart(tmp_path: Path) -> None:
-    other_plan = TrainPlan(record={"versions": {"torch": "2.7.0"}})
-    page = zoo_text(build_zoo(tmp_path, PLAIN, other_plan))
-    assert "Versions of `unet`: robust 0.1.0, torch 2.6.0." in page
-    assert "Versions of `ulvm_v5`: torch 2.7.0." in page
-
-
-def published_part(zoo: Zoo) -> str:
-    return section(zoo_text(zoo), "Published and measured")
-
-
-def caveats(zoo: Zoo) -> list[str]:
-    lines = published_part(zoo).splitlines()
-    return [line for line in lines if line.startswith("- ")]
-
-
-def test_trainings_that_differ_alike_from_the_published_ones_are_told_together(
-    tmp_path: Path,
-) -> None:
-    published = TrainPlan(model="ulvm_v5", protocol="paper", epochs=100)
-    plans = TrainPlan(model="unet"), TrainPlan(model="ulvm"), published, TrainPlan(model="vmunet")
-    lines = caveats(build_zoo(tmp_path, *plans))
-    assert lines[1] == (
-        "- `unet`, `ulvm`: the experiment differs from the published one (protocol patient "
-        "instead of paper; 12 epochs instead of 100), so the difference is not only due to the "
-        "network."
-    )
-    assert lines[2].startswith("- `ulvm_v5`: the published experiment, except for seeds")
-    assert not any("vmunet" in line for line in lines)
-
-
-def test_known_misprints_of_the_paper_are_reported(tmp_path: Path) -> None:
-    page = "\n".join(caveats(build_zoo(tmp_path)))
-    assert "`segformer`: The paper prints Dice 0.8454" in page
-    assert "0.79955 in the paper is a misprint of 0.79555" in page
-
-
-DASH = "\N{EN DASH}"
-
-
-def test_own_numbers_stand_beside_the_published_ones(tmp_path: Path) -> None:
-    zoo = build_zoo(tmp_path, TrainPlan(base=0.7))
-    (training,), page = zoo.trainings, published_part(zoo)
-    assert training.test is not None
-    line = training.test.numbers
-    assert line_of(page, "`ulvm_v5`") == [
-        *("`ulvm_v5`", "703,885", "0.8633", "0.7638"),
-        f"**{line['dice']:.3f}** ({line['dice_low']:.3f}{DASH}{line['dice_high']:.3f})",
-        f"{line['iou']:.3f} ({line['iou_low']:.3f}{DASH}{line['iou_high']:.3f})",
-        f"{line['dice_foreground']:.3f}",
-        f"{line['dice'] - 0.8633:+.3f} **outside**",
-        *("12", "48.0 s", "1.50 GiB", "0.03 MB"),
-    ]
-    assert line_of(page, "`unet`") == ["`unet`", "7,765,985", "0.8929", "0.8071", *[DASH] * 8]
-    assert training.baseline is not None
-    assert line_of(page, "`otsu`")[1:4] == ["0", DASH, DASH]
-    assert line_of(page, "`otsu`")[6] == f"{training.baseline.numbers['dice_foreground']:.3f}"
-
-
-def test_a_difference_inside_the_interval_is_not_marked(tmp_path: Path) -> None:
-    page = published_part(build_zoo(tmp_path, TrainPlan(base=0.86)))
-    assert "outside" not in line_of(page, "`ulvm_v5`")[7]
-
-
-def test_energy_has_a_column_where_anyone_measured_it(tmp_path: Path) -> None:
-    zoo = build_zoo(tmp_path, TrainPlan(record={"energy_joules": 7200.0}), TrainPlan(model="unet"))
-    page = published_part(zoo)
-    assert line_of(page, "`ulvm_v5`")[-1] == "2.0 Wh"
-    assert line_of(page, "`unet`")[-1] == line_of(page, "`otsu`")[-1] == DASH
-    assert "energy" not in zoo_text(Zoo(zoo.trainings[1:]))
-
-
-def test_a_network_that_is_not_in_the_paper_comes_last(tmp_path: Path) -> None:
-    page = published_part(build_zoo(tmp_path, TrainPlan(model="vmunet")))
-    assert line_of(page, "`vmunet`")[2:4] == [DASH, DASH]
-    assert line_of(page, "`vmunet`")[7] == DASH
-    assert page.index("| `vmunet`") > page.index("| `ulvm`")
-
-
-def test_what_is_not_measured_yet_is_missing(tmp_path: Path) -> None:
-    page = published_part(build_zoo(tmp_path, TrainPlan(measured=False, finished=0)))
-    assert line_of(page, "`ulvm_v5`")[4:10] == [*[DASH] * 4, "0", DASH]
-    assert "`otsu`" not in page
+def test_the_pages_of_other_states(tmp_path: Path) -> None:
+    """Of trainings of `ulvm_v5`, as described, beside a usual training of `unet`."""
+    plain = TrainPlan(model="unet")
+    other_data = {"digest": "00" * 32, "images": 9, "demonstration": True}
+    published = TrainPlan(protocol="paper", epochs=100)
+    states: dict[str, tuple[TrainPlan, ...]] = {
+        "the paper's protocol": (TrainPlan(protocol="paper"),),
+        "another seed": (TrainPlan(record={"seed": 1}),),
+        "a demonstration set of other images": (TrainPlan(dataset=other_data),),
+        "three epochs": (TrainPlan(epochs=3),),
+        "not measured yet": (TrainPlan(measured=False),),
+        "not begun": (TrainPlan(measured=False, finished=0),),
+        "a recipe that accumulates, unet twice": (TrainPlan(recipe={"accumulate": 2}), plain),
+        "other versions": (TrainPlan(record={"versions": {"torch": "2.7.0"}}),),
+        "energy was measured": (TrainPlan(record={"energy_joules": 7200.0}),),
+        "a dice inside the interval": (TrainPlan(base=0.86),),
+        "a network that is not in the paper": (TrainPlan(model="vmunet"),),
+        "the published experiment and others": (published, TrainPlan(model="ulvm")),
+    }
+    pages = {
+        name: zoo_text(build_zoo(tmp_path / str(n), *plans, plain))
+        for n, (name, plans) in enumerate(states.items())
+    }
+    complete = zoo_text(build_zoo(tmp_path / "complete", TrainPlan(), plain))
+    assert "**" not in complete.split("\n## ")[0]
+    assert_states(complete, pages, "zoo-states")
 
 
 @pytest.fixture
@@ -268,7 +152,6 @@ def zoo_of(runs: list[Path]) -> Zoo:
 def test_every_pair_is_tested_and_adjusted_after_holm(tmp_path: Path) -> None:
     comparison = ZooComparison(zoo_of(three_classifiers(tmp_path)))
     table = comparison.verdicts()
-    assert table is not None
     hits = {
         name: (rows["prediction"] == rows["target"]).to_numpy()
         for name in CLASSIFIERS
@@ -309,7 +192,6 @@ def test_the_page_has_scores_costs_and_files(tmp_path: Path) -> None:
     # 3,143 images in epochs of 4.0 s, 0.5 s of which are validation.
     assert line[5:] == ["4.0 s", "898.0", "1.50 GiB"]
     training = read_training(runs[0])
-    assert training.macro_f1 is not None
     assert line[4].startswith(f"{training.macro_f1.f1:.3f} (")
     results = pd.read_csv(tmp_path / "out/results.csv")
     assert results["f1"].iloc[0] == pytest.approx(training.macro_f1.f1)
@@ -334,7 +216,6 @@ def test_other_held_out_images_are_marked_and_not_tested(tmp_path: Path) -> None
     comparison = ZooComparison(zoo_of(runs))
     assert [pairs.labels for pairs in comparison.sets] == [["vim", "vit"], ["resnet9"]]
     table = comparison.verdicts()
-    assert table is not None
     assert [*table["first"], *table["second"]] == ["vim", "vit"]
     page = zoo_text(zoo_of(runs))
     assert "**Mixed held-out images.**" in page.split("\n## ")[0]
@@ -391,7 +272,6 @@ def test_segmenters_are_tested_by_group(tmp_path: Path) -> None:
     ]
     comparison = ZooComparison(zoo_of(runs))
     table = comparison.verdicts()
-    assert table is not None
     assert (table["n"].item(), table["groups"].item()) == (24, 8)
     assert table["p"].item() == pytest.approx(2 / 2**8)  # all 8 differences have one sign
     page = zoo_text(zoo_of(runs))

@@ -91,7 +91,6 @@ def kill_when_stopped(code: str, *arguments: object) -> None:
     command = [sys.executable, "-c", code, *map(str, arguments)]
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
         assert child.stdout.readline() == "stopped\n"
         child.kill()
 

@@ -34,9 +34,7 @@ from tests.training.runs import (
     TINY_VMAMBA,
     Recorder,
     Run,
-    killed_after_one_epoch,
     recorded_training,
-    same_state,
     tiny_classifier,
     weights_of,
     words_of,
@@ -72,7 +70,6 @@ def test_the_record_and_the_curves_are_a_classifiers(finished_run: Run) -> None:
     )
     best = metrics["val_top1"].to_numpy().argmax() + 1
     assert record.chosen_epoch == best
-    assert record.chosen_why is not None
     assert record.chosen_why.startswith("the best top-1 on the validation images")
 
 
@@ -151,15 +148,6 @@ def test_other_photos_with_the_same_names_are_all_evaluated(
     assert _evaluated(finished_run[0], other_photos, tmp_path / "other")[0]["n"].tolist() == [15]
 
 
-def test_a_killed_training_ends_with_the_same_weights(
-    finished_run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny_classifier(photos, tmp_path / "run")
-    killed_after_one_epoch(monkeypatch, config)
-    run = run_training(config)
-    assert same_state(weights_of(run), weights_of(finished_run[0]))
-
-
 def test_a_training_learns_three_colours(photos: Path, tmp_path: Path) -> None:
     run = run_training(tiny_classifier(photos, tmp_path / "run", epochs=8))
     assert pd.read_csv(run / "metrics.csv")["val_top1"].iloc[-1] == 1.0
@@ -177,7 +165,7 @@ def test_batch_norm_and_a_window_of_ones_own(photos: Path, tmp_path: Path) -> No
     assert {int(state[name]) for name in tracked} == {3}
 
 
-CIFAR = ["vim", "vit", "resnet9", "cifar-resnet18", "vmamba-pico", "resnet-pico"]
+CIFAR = ["vim", "cifar-resnet18", "vmamba-pico"]
 
 
 @pytest.mark.parametrize("name", CIFAR)

@@ -64,12 +64,6 @@ def test_samples_are_numbered_and_know_their_image() -> None:
     assert data(whole_photos=True).val_samples.places == [0, 1]
 
 
-def test_whole_images_where_the_paper_takes_them() -> None:
-    (batch,) = data(whole_photos=True).val_dataloader()
-    assert batch.ids == ["v0", "v1"]
-    assert batch.images.dtype == torch.float32
-
-
 @pytest.mark.parametrize(
     ("method", "workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)]
 )

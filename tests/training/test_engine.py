@@ -91,7 +91,6 @@ def test_the_record_says_what_was_done(finished_run: Run) -> None:
     assert record.faults == []
     assert record.arguments == SMALL_UNET
     assert record.decision == "probability >= 0.5"
-    assert record.peak_memory_bytes is not None
     assert record.peak_memory_bytes > 1 << 26
     assert (record.initial_weights, record.scan_backend) == ("none: initialised with seed 0", None)
 
@@ -115,7 +114,6 @@ def test_metrics_have_a_line_per_epoch_and_the_best_is_chosen(finished_run: Run)
 def test_the_weights_tell_how_to_use_them(finished_run: Run) -> None:
     run, _ = finished_run
     header, record = read_header(run / "weights.safetensors"), read_train_record(run)
-    assert header is not None
     assert (header.model, header.window, header.channels) == ("unet", 16, "rgb")
     assert (header.threshold, header.protocol) == (0.5, "patient")
     assert header.trained_on == record.dataset.digest
@@ -143,11 +141,7 @@ def test_a_finished_run_is_not_trained_again(finished_run: Run, data: Path) -> N
     ("overrides", "message"),
     [
         ({"lr": 0.02}, "`--lr` was 0.01, now it is 0.02"),
-        ({"seed": 1}, "`--seed` was 0, now it is 1|images differ"),
-        ({"aug": "none"}, "`--aug` was light, now it is none"),
-        ({"loss": "bce"}, "`--loss` was bce-dice, now it is bce"),
         ({"limit": 12}, "images differ: 14 of `data`, now 12"),
-        ({"epochs": 2}, "finished epochs cannot be undone"),
         ({"epochs": 5}, "`warmup-cosine` depends on the total number of epochs"),
         ({"model_args": {"features": [4, 4]}}, "`--model-arg` was"),
     ],
@@ -268,7 +262,6 @@ def test_the_papers_protocol(paper_run: Path) -> None:
     assert (rows["intersection"] <= rows["target"]).all()
     assert 0 <= paper_scores(rows, 16).dice <= 1
     header = read_header(run / "weights.safetensors")
-    assert header is not None
     assert (header.channels, round(header.threshold, 7)) == ("bgr", 0.6224593)
 
 
@@ -354,7 +347,6 @@ def test_pixels_to_ignore_from_masks_to_scores(tmp_path: Path) -> None:
     run = run_training(tiny_unet(folder, tmp_path / "run", ignore=255, epochs=1), listener)
     assert any("foreground 1, background 0, ignored 255" in line for line in listener.lines)
     for record in (read_train_record(run), read_record(run / "test")):
-        assert record.dataset.masks is not None
         assert record.dataset.masks.ignored == ["255"]
     rows = Store(run / "test").rows(
         read_record(run / "test").models[0].name, Cell("identity", 0), "seg"
@@ -382,7 +374,6 @@ def test_the_values_of_masks_are_read_alike_in_training_and_evaluation(
     assert tables[0] == tables[1]
     masks = [read_train_record(run).dataset.masks for run in runs]
     assert masks[0] is None
-    assert masks[1] is not None
     assert masks[1].foreground == ["128"]
 
 

@@ -81,7 +81,6 @@ def test_a_gradient_names_its_parameters() -> None:
     last = nn.Linear(2, 1)
     network = nn.Sequential(nn.Linear(2, 2), last)
     network(torch.ones(1, 2)).sum().backward()
-    assert last.bias.grad is not None
     last.bias.grad.fill_(math.nan)
     norm = gradient_norm(network.parameters())
     with pytest.raises(RunError, match=r"gradient of 1 parameters \(`1.bias`\) is not finite"):
@@ -240,7 +239,6 @@ def test_each_norm_passes_nothing_of_what_does_not_vary(module: nn.Module) -> No
     with without_gradient_of_constants(module):
         out = module(x)
     (out * torch.rand_like(out)).sum().backward()
-    assert x.grad is not None
     assert not x.grad[1].any()
     assert bool(x.grad[0].any()) is is_instance_norm
 

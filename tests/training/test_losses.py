@@ -41,23 +41,6 @@ def fixed_pair() -> tuple[Tensor, Tensor]:
     return torch.randn(2, 1, 8, 8), torch.randint(0, 2, (2, 1, 8, 8)).float()
 
 
-def test_the_weights() -> None:
-    assert supervision_weights(4) == pytest.approx((4 / 7, 2 / 7, 1 / 7, 0))
-    assert supervision_weights(2) == (1.0, 0.0)
-    assert supervision_weights(1) == (1.0,)
-
-
-def test_levels_are_added_up() -> None:
-    logits, target = fixed_pair()
-    coarse, coarsest = logits[..., ::2, ::2], logits[..., ::4, ::4]
-    loss = make_loss("bce", probabilities=False)
-    value = DeepSupervision(loss)([logits, coarse, coarsest], target)
-    # The nearest pixel of each 2 x 2, as nearest-exact selects it.
-    nearest = target[..., 1::2, 1::2]
-    expected = 2 / 3 * loss(logits, target) + 1 / 3 * loss(coarse, nearest)
-    assert value.item() == pytest.approx(expected.item(), abs=1e-6)
-
-
 def test_one_output_is_the_loss_itself() -> None:
     logits, target = fixed_pair()
     loss: SegmentationLoss = make_loss("dice", probabilities=False)
@@ -113,21 +96,6 @@ def test_the_papers_numbers(name: str, key: str, probabilities: bool) -> None:
     assert value.item() == pytest.approx(json.loads(GOLDEN.read_text())[key], abs=1e-6)
 
 
-def test_dice_by_hand() -> None:
-    probabilities = torch.full((1, 1, 10, 10), 0.5)
-    target = torch.zeros(1, 1, 10, 10)
-    target[..., :5] = 1
-    value = make_loss("dice", probabilities=True)(probabilities, target)
-    assert value.item() == pytest.approx(1 - (2 * 25 + 100) / (50 + 50 + 100))
-
-
-def test_bce_dice_of_an_empty_mask_by_hand() -> None:
-    value = make_loss("bce-dice", probabilities=True)(
-        torch.full((1, 1, 2, 2), 0.25), torch.zeros(1, 1, 2, 2)
-    )
-    assert value.item() == pytest.approx(-np.log(0.75) + 1 - 1 / 2)
-
-
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_a_network_that_is_sure_and_wrong_gets_a_finite_gradient(
@@ -142,7 +110,6 @@ def test_a_network_that_is_sure_and_wrong_gets_a_finite_gradient(
     loss.backward()
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss)
-    assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
 
 
@@ -152,7 +119,6 @@ def test_a_sure_and_wrong_logit_is_pulled_back_as_far_as_a_doubtful_one() -> Non
     loss = make_loss("bce", probabilities=False)(logit, torch.zeros(1, 1, 1, 1))
     loss.backward()
     assert loss.item() == pytest.approx(150)
-    assert logit.grad is not None
     assert logit.grad.item() == pytest.approx(1)
 
 
@@ -247,9 +213,6 @@ def test_deep_supervision_is_monais_with_our_weights() -> None:
     torch.testing.assert_close(DeepSupervision(loss)(outputs, target), monai_loss(outputs, target))
 
 
-QUARTER = torch.tensor([0.0, np.log(3.0)], dtype=torch.float64).view(1, 2, 1, 1)
-
-
 def stored_tensor(name: str) -> Tensor:
     return torch.from_numpy(golden.arrays("nnunet_loss.npz")[name])
 
@@ -267,7 +230,6 @@ def test_agrees_with_nnunets_numbers_and_gradients(batch_dice: bool, ignore: int
     assert entropy.item() == pytest.approx(stored_tensor(f"{tag}_ce").item(), rel=1e-12)
     assert -dice.item() == pytest.approx(stored_tensor(f"{tag}_dice").item(), rel=1e-12)
     assert total.item() == pytest.approx(stored_tensor(f"{tag}_total").item(), rel=1e-12)
-    assert logits.grad is not None
     assert golden.distance(logits.grad, stored_tensor(f"{tag}_grad").numpy()) <= 1e-15
 
 
@@ -285,31 +247,13 @@ def test_deep_supervision_agrees_with_nnunets_total_and_gradients() -> None:
     total.backward()
     assert total.item() == pytest.approx(stored_tensor("ds_total_bd1").item(), rel=1e-12)
     for i, output in enumerate(outputs[:3]):
-        assert output.grad is not None
         assert golden.distance(output.grad, stored_tensor(f"ds_grad{i}").numpy()) <= 1e-15
     assert outputs[3].grad is None
 
 
 def test_the_weights_are_nnunets() -> None:
     assert supervision_weights(4) == pytest.approx(stored_tensor("ds_weights").tolist())
-
-
-def test_loss_of_pooled_and_of_separate_images_by_hand() -> None:
-    logits = QUARTER.expand(2, 2, 1, 2)
-    target = torch.tensor([[[1, 1]], [[0, 1]]])
-    entropy, pooled = DiceCrossEntropy().terms(logits, target)
-    # 3 pixels of foreground at 3/4, 4 predicted pixels at 3/4: 2 * 9/4 / (3 + 3)
-    assert pooled.item() == pytest.approx(0.75, abs=1e-5)
-    _, single = DiceCrossEntropy(batch_dice=False).terms(logits, target)
-    # 2 * 3/2 / (2 + 3/2) and 2 * 3/4 / (1 + 3/2)
-    assert single.item() == pytest.approx((6 / 7 + 3 / 5) / 2, abs=1e-5)
-    assert entropy.item() == pytest.approx(-(3 * np.log(0.75) + np.log(0.25)) / 4)
-
-
-def test_the_loss_of_a_perfect_network_is_minus_one() -> None:
-    target = torch.randint(0, 2, (1, 8, 8), generator=torch.Generator().manual_seed(0))
-    sure_logits = torch.stack([1 - target, target], 1).float() * 200 - 100
-    assert DiceCrossEntropy()(sure_logits, target).item() == pytest.approx(-1, abs=1e-5)
+    assert (supervision_weights(2), supervision_weights(1)) == ((1.0, 0.0), (1.0,))
 
 
 @pytest.mark.parametrize("value", [7.0, -3.0])
@@ -327,7 +271,6 @@ def test_ignored_pixels_count_nowhere(value: float) -> None:
 def test_a_batch_that_nobody_annotated_gives_a_finite_loss_without_gradient() -> None:
     logits = torch.randn(1, 2, 4, 4, requires_grad=True)
     DiceCrossEntropy(ignore_label=2)(logits, torch.full((1, 4, 4), 2)).backward()
-    assert logits.grad is not None
     assert logits.grad.abs().max() == 0
 
 
@@ -377,7 +320,6 @@ def test_a_probability_of_0_or_1_has_a_finite_loss_and_gradient() -> None:
     loss = NnUNetLoss(probabilities=True)([output], torch.tensor([1, 0]).view(1, 1, 1, 2))
     loss.backward()
     assert torch.isfinite(loss)
-    assert output.grad is not None
     assert torch.isfinite(output.grad).all()
 
 

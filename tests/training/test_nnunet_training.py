@@ -79,8 +79,6 @@ def test_the_record_names_recipe_and_choice(finished_run: Run) -> None:
 def test_the_weights_alone_say_how_to_predict(finished_run: Run) -> None:
     """The image is normalised and padded with zeros, and the scores of its flips are averaged."""
     header = read_header(finished_run[0] / "weights.safetensors")
-    assert header is not None
-    assert header.nnunet is not None
     assert (header.overlap, header.window, header.nnunet.mirror_axes) == (0.5, 16, (0, 1))
     segmenter = load(ModelRequest(str(finished_run[0])), "seg")
     image = np.random.default_rng(0).integers(0, 256, (16, 12, 3), dtype=np.uint8)

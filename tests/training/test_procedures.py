@@ -355,7 +355,6 @@ def test_the_plan_of_pretrained_weights_counts(images: Dataset) -> None:
     base_plan = plan(batch_size=5, batch_dice=False)
     fitted = fit_recipe(images, "umamba", model_args=base_plan.options, plan=base_plan)
     assert (fitted.window, fitted.batch_size) == (128, 5)
-    assert fitted.patches is not None
     assert fitted.patches.channels == (Channel(), Channel(), Channel("rgb_to_0_1"))
     assert not fitted.patches.batch_dice
     light_one = fit_recipe(

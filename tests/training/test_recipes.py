@@ -47,7 +47,6 @@ def test_a_recipe_by_its_name() -> None:
 def test_a_quick_recipe_differs_in_its_length_only() -> None:
     is_quick = recipe_named("nnunet", "unet", quick=True)
     assert (is_quick.name, is_quick.epochs) == ("nnunet quick", 2)
-    assert is_quick.patches is not None
     assert (is_quick.patches.iterations, is_quick.patches.momentum) == (25, 0.99)
 
 
@@ -306,8 +305,6 @@ STUDY = Path(__file__).parents[2] / "recipes" / "fair_learning_rates.py"
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
     spec = importlib.util.spec_from_file_location("fair_learning_rates", STUDY)
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

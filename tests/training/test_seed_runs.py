@@ -123,8 +123,6 @@ def test_the_folder_without_out_does_not_depend_on_the_number_of_seeds(data: Pat
         ({"seed": 1, "split_seed": 0}, "`--seed` was 0, now it is 1"),
         ({"limit": 9}, "images differ"),
         ({"split_seed": 4, "limit": None}, "`--split-seed` was 0, now it is 4"),
-        ({"epochs": 3}, "`warmup-cosine` depends on the total number of epochs"),
-        ({"model_args": {"features": [4, 4]}}, "`--model-arg` was"),
     ],
 )
 def test_other_settings_are_refused_by_name(

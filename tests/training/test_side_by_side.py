@@ -290,7 +290,6 @@ def test_modes_beside_each_other_come_to_the_weights_of_one_after_the_other(
 
 def test_modes_as_many_as_devices_are_placed_whole(data: Path, tmp_path: Path) -> None:
     placements = modes_beside(tiny_tuning(data, tmp_path / "run", None, devices=3))
-    assert placements is not None
     assert (placements.count, placements.config.training.devices) == (3, 1)
     seed = placements.for_seed(5, tmp_path / "seed-5")
     assert (seed.config.training.seed, seed.config.training.split_seed) == (5, 0)

@@ -189,7 +189,8 @@ def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[Bbox])
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
+    FigureCanvasAgg(figure)  # measures text as the saved figure does
+    figure.draw_without_rendering()
     taken = [_around(axes, label) for label in labels] + list(obstacles)
     lines: list[Bbox] = []
     for number, label in enumerate(labels):

@@ -253,7 +253,6 @@ def test_ticks_have_room_however_far_costs_are_apart(
     first, second = points(2)
     for name in ("parameters", "epoch"):
         cost = first.costs[name]
-        assert cost is not None
         second.costs[name] = cost * times
     figure = draw_figure(monkeypatch, lambda: draw_costs([first, second], COSTS, "%", 100, Path()))
     for axes in figure.axes:
