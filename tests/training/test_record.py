@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from robustcli.core.errors import UsageError
 from robustcli.tasks.record import DatasetRecord
 from robustcli.training.config import TrainConfig
 from robustcli.training.recipes import NAMED_RECIPES, Patchwise, recipe_for, recipe_named
@@ -82,14 +81,6 @@ def open_records(run: Path, *records: TrainRecord) -> TrainRecord:
     for each_record in records:
         result = TRAINING.open(run, each_record, fresh=False)
     return result
-
-
-def test_the_message_says_what_to_do(tmp_path: Path) -> None:
-    open_records(tmp_path, record())
-    (tmp_path / "metrics.csv").touch()
-    with pytest.raises(UsageError, match="contains a training with other settings") as caught:
-        open_records(tmp_path, record(seed=3))
-    assert "another `--out`" in caught.value.todo
 
 
 def test_resuming_keeps_the_start_and_the_costs(tmp_path: Path) -> None:
@@ -171,12 +162,6 @@ def test_a_written_record_is_read_unchanged(tmp_path: Path) -> None:
     first = record(faults=["a"], arguments={"features": [1, 2]})
     TRAINING.write(tmp_path, first)
     assert read_train_record(tmp_path) == first
-
-
-def test_a_record_of_another_kind_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"kind": "eval"}')
-    with pytest.raises(UsageError, match="is not the record of a training"):
-        read_train_record(tmp_path)
 
 
 PATIENT = recipe_for("unet", "patient", "x")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robustcli.reports.figures.canvas import save_figure
+from robustcli.reports.figures.canvas import MARKED_UP_TO, save_figure
 from robustcli.reports.figures.freezing_figures import (
     LABELLED_LINES,
     MOST_TICKS,
@@ -253,6 +253,14 @@ def test_four_panels_show_loss_and_dice_by_epoch_and_by_time(
         np.testing.assert_allclose(lines_by_label(dice_time)[item.name][:, 0], clock)
         np.testing.assert_allclose(lines_by_label(loss_time)[item.name][:, 1], m["val_loss"])
     assert dice.get_ylim() == (0, 1)
+    lines = {str(line.get_label()): line for line in loss.lines}
+    if epochs <= MARKED_UP_TO:
+        assert len({lines[name].get_marker() for name in NAMES}) == 4
+    assert len({str(lines[name].get_linestyle()) for name in NAMES}) >= 3
+    chosen = [line for line in dice.lines if line.get_markersize() > 6]
+    assert [np.asarray(line.get_xydata()).tolist() for line in chosen] == [
+        [[epochs, item.metrics["val_dice"].iloc[-1]]] for item in courses
+    ]
     assert_no_overlap(dice.get_xticklabels())
     assert_no_overlap(dice_time.get_xticklabels())
 
@@ -265,28 +273,11 @@ def test_time_is_in_a_unit_that_can_be_read(
     assert figure.axes[3].get_xlabel() == f"{unit} of training and validation"
 
 
-def test_lines_can_be_told_apart_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:
-    courses = [mode_course(look) for look in range(4)]
-    figure = draw_figure(monkeypatch, lambda: draw_modes(courses, Path()))
-    lines = {str(line.get_label()): line for line in figure.axes[0].lines}
-    assert len({lines[name].get_marker() for name in NAMES}) == 4
-    assert len({str(lines[name].get_linestyle()) for name in NAMES}) >= 3
-
-
 def test_the_moment_of_freezing_is_marked_on_both_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     courses = [mode_course(1), mode_course(2, frozen_at=30)]
     figure = draw_figure(monkeypatch, lambda: draw_modes(courses, Path()))
     marks = [set(lines_by_label(axes)["moment of freezing"][:, 0]) for axes in figure.axes[:2]]
     assert marks == [{1.5}, {15.0}], "step 30, with 20 steps of 10 s per epoch"
-
-
-def test_the_chosen_epoch_has_a_large_mark(monkeypatch: pytest.MonkeyPatch) -> None:
-    single = mode_course(1)
-    figure = draw_figure(monkeypatch, lambda: draw_modes([single], Path()))
-    large = [line for line in figure.axes[2].lines if line.get_markersize() > 6]
-    assert [np.asarray(line.get_xydata()).tolist() for line in large] == [
-        [[8, single.metrics["val_dice"].iloc[-1]]]
-    ]
 
 
 RULES = [
@@ -315,12 +306,8 @@ def test_points_stand_where_the_numbers_are(monkeypatch: pytest.MonkeyPatch) -> 
     assert [t.get_text() for t in figure.legends[0].texts] == [
         *("state-space blocks", "all tensors", "by name"),
     ]
-
-
-def test_the_tradeoff_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = draw_figure(monkeypatch, lambda: draw_tradeoff(RULES, Path()))
     assert_nothing_clipped(figure)
-    assert_no_overlap([*figure.axes[0].texts, *figure.legends[0].texts])
+    assert_no_overlap([*axes.texts, *figure.legends[0].texts])
 
 
 @pytest.mark.parametrize("saved", [(-3.0, -3.0, -3.0), (40.0, 40.0, 40.0)])
