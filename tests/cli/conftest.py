@@ -6,6 +6,9 @@ Figures of reports are blank; `reports/` draws them, and so does `test_as_typed_
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,28 @@ class Outcome:
 
 
 Robust = Callable[..., Outcome]
+REPOSITORY = Path(__file__).parents[2]
+
+
+def python(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a new interpreter on this source, with further `settings` of `subprocess.run`."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "check": False,
+           "env": {**os.environ, "PYTHONPATH": str(REPOSITORY)}, **settings},
+    )  # fmt: skip
+
+
+def put_run(kept: Path, make: Callable[[], Outcome]) -> None:
+    """Puts the folder `run` into this folder: a copy of `kept`, which the first call makes."""
+    if kept.exists():
+        shutil.copytree(kept, "run")
+        return
+    outcome = make()
+    assert outcome.code == 0, outcome.err
+    shutil.copytree("run", kept)
+
+
 Asked = Callable[[ModuleType, str], list[Any]]
 
 

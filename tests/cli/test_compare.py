@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import robustcli
-from tests.cli.conftest import Robust
+from tests.cli.conftest import REPOSITORY, Robust, python
 from tests.reports.compared import PLAN, rewrite_pixels, two_runs
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -92,9 +88,6 @@ def test_neither_torch_nor_the_images_are_needed(tmp_path: Path, runs: tuple[str
         "main(prog_name='robust')"
     )
     path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
+    done = python("-c", code, env={**os.environ, "PYTHONPATH": path})
     assert (done.returncode, done.stderr) == (0, "")
     assert "Between vmamba-b and swin-b no difference is shown" in done.stdout

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,9 +16,8 @@ from robustcli.data import splits
 from robustcli.evaluation import evaluate
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.record import read_record
-from tests.cli.conftest import Asked, Robust
+from tests.cli.conftest import Asked, Robust, python
 
-REPOSITORY = Path(__file__).parents[2]
 MODEL = ["--model", "vmamba-pico", "--untrained"]
 SMALL = ["eval", *MODEL, "--limit", "20", "--transform", "identity", "--workers", "0",
          "--device", "cpu"]  # fmt: skip
@@ -39,11 +36,7 @@ def configs(asked: Asked) -> list[EvalConfig]:
 def test_as_typed_in_a_shell(tmp_path: Path) -> None:
     """The one whole run through a process of its own: standard output is one JSON document."""
     arguments = [*SMALL, "--json", "--out", "run"]
-    process = subprocess.run(
-        [sys.executable, "-m", "robustcli", *arguments],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    process = python("-m", "robustcli", *arguments)
     assert process.returncode == 0, process.stderr
     (row,) = json.loads(process.stdout)
     assert set(row) >= COLUMNS
@@ -154,8 +147,9 @@ def test_missing_rows_end_with_1_and_are_counted_wherever_numbers_are(
     typed = [*SMALL, "--transform", "fliplr", "--out", "run"]
     with monkeypatch.context() as losing:
         losing.setattr(evaluate, "shared", lambda *a: [p.only(p.cells[:1]) for p in real(*a)])
-        outcome = robust(*typed)
+        outcome = robust(*typed, "--fail-under", "fliplr=100")
     assert outcome.code == 1
+    assert "gates" not in outcome.err
     assert "Partial run (status: partial): 20 of 40 predictions are missing." in outcome.out
     missing = "20 of 40 predictions are missing.\nMissing: 20 of `vmamba-pico` under fliplr"
     assert missing in outcome.err
@@ -339,11 +333,3 @@ def test_a_gate_for_another_transform_ends_before_anything_runs(robust: Robust) 
     assert outcome.code == 2
     assert "specifies a transform that is not in the run: `flipud`" in outcome.err
     assert not Path("run").exists()
-
-
-def test_missing_rows_come_before_gates(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = evaluate.shared
-    monkeypatch.setattr(evaluate, "shared", lambda *a: [p.only(p.cells[:1]) for p in real(*a)])
-    outcome = robust(*GATED, "--fail-under", "fliplr=100")
-    assert outcome.code == 1
-    assert "gates" not in outcome.err

@@ -14,7 +14,7 @@ from robustcli.finetuning import mode_trainings
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.selection import FreezeRule
 from robustcli.training.config import TrainConfig
-from tests.cli.conftest import Asked, Robust
+from tests.cli.conftest import Asked, Robust, put_run
 from tests.training.images import write_pairs
 
 TINY = ["--data", "pairs", "--recipe", "patient", "--epochs", "1", "--window", "32", "--batch-size",
@@ -32,14 +32,8 @@ def _tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(_tuned: Path, robust: Robust, tmp_path: Path) -> Path:
     """The working folder with data and a finished fine-tuning."""
-    shutil.copytree(_tuned / "pairs", tmp_path / "pairs")
-    if not (_tuned / "run").exists():
-        outcome = robust("finetune", "umamba-pico", *TINY, "--out", "run", "--freeze-quantile",
-                      "0.5", "--quiet")  # fmt: skip
-        assert outcome.code == 0, outcome.err
-        shutil.copytree(tmp_path / "run", _tuned / "run")
-    else:
-        shutil.copytree(_tuned / "run", tmp_path / "run")
+    shutil.copytree(_tuned / "pairs", "pairs")
+    put_run(_tuned / "run", lambda: robust("finetune", *RUN, "--quiet"))
     return tmp_path
 
 

@@ -18,7 +18,7 @@ from click.shell_completion import ShellComplete
 from robustcli import __version__
 from robustcli.cli.main import COMMANDS, READER_GONE, main
 from robustcli.core.errors import MachineError, RobustError, RunError, UsageError
-from tests.cli.conftest import Robust
+from tests.cli.conftest import REPOSITORY, Robust, python
 
 BUDGET_S = 0.3
 WIDEST = max(map(len, COMMANDS))
@@ -198,14 +198,10 @@ def test_errors_of_click_itself(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_a_reader_who_leaves_is_no_error(arguments: list[str]) -> None:
     """`robust list models | head -1`."""
-    root = str(Path(__file__).parents[2])
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        process = subprocess.run(
-            [sys.executable, "-m", "robustcli", *arguments], stdout=writing, stderr=subprocess.PIPE,
-            text=True, check=False, env={**os.environ, "PYTHONPATH": root},
-        )  # fmt: skip
+        process = python("-m", "robustcli", *arguments, stdout=writing)
     finally:
         os.close(writing)
     assert (process.returncode, process.stderr) == (READER_GONE, "")
@@ -251,15 +247,6 @@ def test_a_broken_pipe_to_a_process_is_an_error(
     assert output.startswith("Error: A loader process ended without an error message.\n")
 
 
-def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
-    how = ["-m", "robustcli"] if code is None else ["-c", code]
-    root = str(Path(__file__).parents[2])
-    return subprocess.run(
-        [sys.executable, *how, *arguments], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": root},
-    )  # fmt: skip
-
-
 def processor_time_of_children() -> float:
     """Seconds, of all child processes that have ended."""
     used = os.times()
@@ -276,7 +263,7 @@ def test_it_answers_at_once_and_without_torch(arguments: list[str]) -> None:
     best = float("inf")
     for _ in range(10):
         started = processor_time_of_children()
-        process = run(*arguments, code=code)
+        process = python("-c", code, *arguments)
         best = min(best, processor_time_of_children() - started)
         assert process.returncode == 0, process.stderr
         assert process.stdout
@@ -287,7 +274,7 @@ def test_it_answers_at_once_and_without_torch(arguments: list[str]) -> None:
 
 
 def test_the_module_is_the_command() -> None:
-    process = run("list", "nothing")
+    process = python("-m", "robustcli", "list", "nothing")
     assert process.returncode == 2
     assert "models" in process.stderr
     assert process.stdout == ""
@@ -320,10 +307,8 @@ def test_completion_imports_no_torch() -> None:
         "import sys\nfrom robustcli.cli.main import main\n"
         "try:\n    main(prog_name='robust')\nfinally:\n    assert 'torch' not in sys.modules\n"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False,
-        env={**os.environ, **words, "_ROBUST_COMPLETE": "bash_complete"},
-    )  # fmt: skip
+    variables = {**words, "_ROBUST_COMPLETE": "bash_complete", "PYTHONPATH": str(REPOSITORY)}
+    process = python("-c", program, env={**os.environ, **variables})
     assert (process.stdout, process.stderr) == ("plain,vmamba-pico\n", "")
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +10,10 @@ import pytest
 from robustcli.reports import zoo_page
 from robustcli.reports.zoo_page import default_folder
 from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
-from tests.cli.conftest import Robust
+from tests.cli.conftest import Robust, python
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.train_runs import build_training, three_classifiers
 
-REPOSITORY = Path(__file__).parents[2]
 PLAN = RunPlan(models=(model("vmamba-b"),), transforms=(IDENTITY, *paper21()[:2]), images=12)
 
 
@@ -79,10 +75,7 @@ def test_it_needs_no_torch(run: Path) -> None:
         "sys.modules['torch'] = None  # any import of it fails\n"
         "main(['report', 'run', '--quiet'])\n"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )  # fmt: skip
+    process = python("-c", code)
     assert process.returncode == 0, process.stderr
     assert "identity" in process.stdout
 

@@ -14,7 +14,7 @@ from robustcli.core.errors import RunError
 from robustcli.training import engine, seed_runs
 from robustcli.training.record import read_train_record
 from robustcli.training.training_task import TrainPlan
-from tests.cli.conftest import Robust
+from tests.cli.conftest import Robust, put_run
 from tests.training.images import write_photos
 
 TINY = ["--model", "vmamba-pico", "--model-arg", "depths=[1,1]", "--model-arg", "dim=8",
@@ -33,17 +33,8 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(_trained: Path, robust: Robust, tmp_path: Path) -> Path:
     """The working folder with data and two finished seeds."""
-    shutil.copytree(_trained / "paints", tmp_path / "paints")
-    if (_trained / "run").exists():
-        shutil.copytree(_trained / "run", tmp_path / "run")
-    else:
-        outcome = robust("train", "cls", *TINY, "--seeds", "2", "--out", "run", "--json")
-        assert outcome.code == 0, outcome.err
-        rows = json.loads(outcome.out)
-        assert [(row["level"], row["seed"]) for row in rows] == [
-            ("seed", 0), ("seed", 1), ("mean", None),
-        ]  # fmt: skip
-        shutil.copytree(tmp_path / "run", _trained / "run")
+    shutil.copytree(_trained / "paints", "paints")
+    put_run(_trained / "run", lambda: robust("train", "cls", *TINY, "--seeds", "2", "--out", "run"))
     return tmp_path
 
 
@@ -56,6 +47,10 @@ def test_a_finished_folder_prints_its_table_again(robust: Robust, here: Path) ->
     assert lines[-1] == "Report: run/report.md"
     assert robust("report", "run").out.splitlines()[:4] == lines[:4]
     assert (here / "run" / "seed-1" / "report.html").is_file()
+    rows = json.loads(robust("train", "cls", *TINY, "--seeds", "2", "--out", "run", "--json").out)
+    assert [(row["level"], row["seed"]) for row in rows] == [
+        ("seed", 0), ("seed", 1), ("mean", None),
+    ]  # fmt: skip
 
 
 def test_a_study_file_and_a_dry_run(robust: Robust, here: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from robustcli.evaluation import evaluate, prediction
 from robustcli.evaluation.config import EvalConfig
 from robustcli.training import engine
-from tests.cli.conftest import Asked, Robust
+from tests.cli.conftest import Asked, Robust, python
 
 SMALL = """
 command: eval
@@ -278,5 +276,4 @@ def test_yaml_is_loaded_only_with_a_study_file() -> None:
         "try: main(['eval', '--help'])\nexcept SystemExit: pass\n"
         "sys.exit('yaml' in sys.modules)"
     )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert process.returncode == 0
+    assert python("-c", code).returncode == 0

@@ -13,7 +13,7 @@ from PIL import Image
 from robustcli.training import engine
 from robustcli.training.config import TrainConfig
 from robustcli.training.record import read_train_record
-from tests.cli.conftest import Asked, Robust
+from tests.cli.conftest import Asked, Robust, put_run
 from tests.training.images import write_pairs, write_photos
 
 TINY = ["--model", "ulvm", "--epochs", "1", "--window", "32", "--batch-size", "4", "--device",
@@ -31,13 +31,9 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(_trained: Path, robust: Robust, tmp_path: Path) -> Path:
     """The working folder with data and a finished training."""
-    shutil.copytree(_trained / "pairs", tmp_path / "pairs")
-    if not (_trained / "run").exists():
-        outcome = robust("train", "seg", *TINY, "--data", "pairs", "--out", "run", "--quiet")
-        assert outcome.code == 0, outcome.err
-        shutil.copytree(tmp_path / "run", _trained / "run")
-    elif not (tmp_path / "run").exists():
-        shutil.copytree(_trained / "run", tmp_path / "run")
+    shutil.copytree(_trained / "pairs", "pairs")
+    training = ("train", "seg", *TINY, "--data", "pairs", "--out", "run", "--quiet")
+    put_run(_trained / "run", lambda: robust(*training))
     return tmp_path
 
 
@@ -97,16 +93,6 @@ def test_masks_for_new_images(robust: Robust, here: Path) -> None:
     assert json.loads(again.out) == ["masks/photo.png"]
 
 
-@pytest.mark.slow  # four seconds; tests/cli/test_report.py renders one too
-def test_one_report_over_several_trainings(robust: Robust, here: Path) -> None:
-    shutil.copytree(here / "run", here / "twin")
-    outcome = robust("report", "run", "twin", "--out", "zoo")
-    assert outcome.code == 0, outcome.err
-    assert outcome.out.endswith("Report: zoo/report.md\n")
-    assert "No difference from any other network is shown" in outcome.out
-    assert (here / "zoo" / "report.md").read_text().count("ulvm") > 2
-
-
 def test_a_dry_run_trains_nothing(robust: Robust, here: Path) -> None:
     outcome = robust("train", "seg", *TINY, "--data", "pairs", "--out", "other", "--dry-run")
     assert outcome.code == 0, outcome.err
@@ -143,23 +129,6 @@ def test_a_target_reaches_the_configuration_of_a_classifier(robust: Robust, aske
     assert [config.target for config in configs] == [None, 0.9]
     assert [config.precision for config in configs] == [None, None]
     assert robust(*usual, "--target", "1.2").code == 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--model", "ulvm_v9"], "No model is called `ulvm_v9`"),
-        (["--model", "vmamba-t"], "`vmamba-t` is a classifier"),
-        (["--model", "otsu"], "`otsu` cannot be trained"),
-        (["--model", "ulvm", "--data", "nowhere"], "nowhere"),
-        (["--model", "ulvm", "--loss", "hinge"], "hinge"),
-        (["--model", "resnet18_seg"], "--untrained"),
-    ],
-)
-def test_what_cannot_be_trained(robust: Robust, arguments: list[str], message: str) -> None:
-    outcome = robust("train", "seg", *arguments, "--offline")
-    assert (outcome.code, outcome.out) == (2, "")
-    assert message in outcome.err
 
 
 TINY_TRAIN_CLASSES = ["vmamba-pico", "--model-arg", "depths=[1,1]", "--model-arg", "dim=8",
@@ -258,6 +227,12 @@ def test_finetune_prints_top1(robust: Robust, here_train_classes: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["train", "seg", "--model", "ulvm_v9"], "No model is called `ulvm_v9`"),
+        (["train", "seg", "--model", "vmamba-t"], "`vmamba-t` is a classifier"),
+        (["train", "seg", "--model", "otsu"], "`otsu` cannot be trained"),
+        (["train", "seg", "--model", "ulvm", "--data", "nowhere"], "nowhere"),
+        (["train", "seg", "--model", "ulvm", "--loss", "hinge"], "hinge"),
+        (["train", "seg", "--model", "resnet18_seg"], "--untrained"),
         (["train", "cls", "--model", "unet"], "`unet` is a segmenter"),
         (["train", "cls", "--model", "swin-t"], "`--data` is not set, and `swin-t`"),
         (["train", "cls", "--model", "timm:resnet18"], "`--data` is not set"),
@@ -268,6 +243,6 @@ def test_finetune_prints_top1(robust: Robust, here_train_classes: Path) -> None:
     ],
 )
 def test_what_is_refused(robust: Robust, arguments: list[str], message: str) -> None:
-    outcome = robust(*arguments)
-    assert outcome.code == 2
+    outcome = robust(*arguments, "--offline")
+    assert (outcome.code, outcome.out) == (2, "")
     assert message in outcome.err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from robustcli.core.errors import MachineError, RobustError, RunError, UsageError, first_line
+from robustcli.core.errors import RunError, UsageError, first_line
 
 
 def test_the_three_parts_are_three_lines() -> None:
@@ -16,12 +16,6 @@ def test_the_three_parts_are_three_lines() -> None:
 def test_a_part_that_is_not_said_leaves_no_line() -> None:
     assert str(RunError("It broke.")) == "It broke."
     assert str(RunError("It broke.", "", "Repeat.")) == "It broke.\nRepeat."
-
-
-@pytest.mark.parametrize(("kind", "code"), [(RunError, 1), (UsageError, 2), (MachineError, 3)])
-def test_exit_codes_are_those_of_the_interface(kind: type[RobustError], code: int) -> None:
-    assert kind("x").exit_code == code
-    assert issubclass(kind, RobustError)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from robustcli.data.mask_classes import (
     table_of,
 )
 from robustcli.data.mask_values import IGNORED, MaskReading, check_no_masks
-from robustcli.data.masks import decode_mask, decode_pair, survey
+from robustcli.data.masks import decode_mask, survey
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.tasks.heldout import in_flags, mask_values_of
 from robustcli.tasks.record import class_table, dataset_record
@@ -351,14 +351,6 @@ def test_a_value_that_the_survey_did_not_see_is_an_error_of_its_mask(
     Image.fromarray(np.array([[0, 7]], np.uint8)).save(refs[3].path)
     with pytest.raises(UsageError, match=r"(?s)3\.png` contains 7\..*--classes"):
         decode_mask(refs[3], reading)
-
-
-def test_masks_of_another_size_than_their_image_are_an_error(tmp_path: Path) -> None:
-    root = _data(tmp_path, a_png=VALUES)
-    Image.new("RGB", (9, 9)).save(root / "images" / "a.png")
-    dataset = _open(root, classes="all")
-    with pytest.raises(UsageError, match="differ in size"):
-        decode_pair(dataset.samples[0])
 
 
 def test_a_training_reads_its_data_in_the_same_way_later(tmp_path: Path) -> None:

@@ -29,6 +29,14 @@ def photos(tmp_path):
     return make_photos(tmp_path / "photos")
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Returns photos and a finished evaluation of them, which tests only read."""
+    folder = tmp_path_factory.mktemp("finished")
+    photos = make_photos(folder / "photos")
+    return photos, run_evaluation(config(photos, folder / "out" / "run"))
+
+
 def contents(run: Path) -> dict[str, str]:
     """Returns the hash of every row file."""
     files = sorted([*run.glob("predictions/**/*.parquet"), *run.glob("inputs/**/*.parquet")])
@@ -39,8 +47,8 @@ def small_blocks(monkeypatch, size=4):
     monkeypatch.setattr("robustcli.evaluation.look_up.BLOCK_SIZE", size)
 
 
-def test_rows_are_the_models_answers(photos, tmp_path):
-    run = run_evaluation(config(photos, tmp_path / "run"))
+def test_rows_are_the_models_answers(finished):
+    photos, run = finished
     rows = Store(run).rows("vmamba-pico", Cell("identity", 0), "cls").set_index("image_id")
     classifier = load(PICO, "cls")
     for ref in open_dataset(str(photos), Classes("cifar10")).samples:
@@ -57,9 +65,9 @@ def test_rows_are_the_models_answers(photos, tmp_path):
         assert row["target_probability"] == pytest.approx(chances[ref.target].item(), abs=1e-6)
 
 
-def test_a_finished_run_is_complete_and_says_what_it_was(photos, tmp_path):
-    run = run_evaluation(config(photos, tmp_path / "out" / "run"))
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["run"]
+def test_a_finished_run_is_complete_and_says_what_it_was(finished):
+    _, run = finished
+    assert [p.name for p in run.parent.iterdir()] == ["run"]
     record = read_record(run)
     assert record.status == "complete"
     assert [(t.name, t.severity) for t in record.transforms] == [("identity", 0), ("fliplr", 0)]
@@ -166,8 +174,8 @@ def test_a_full_disk_fails_the_run_and_keeps_what_is_there(photos, tmp_path, mon
         ({"models": (replace(PICO, arguments={"ssm_ratio": 2.0}),)}, r"\(`--weights`\) was "),
     ],
 )
-def test_other_settings_are_named_and_nothing_is_touched(photos, tmp_path, changes, message):
-    run = run_evaluation(config(photos, tmp_path / "run"))
+def test_other_settings_are_named_and_nothing_is_touched(finished, changes, message):
+    photos, run = finished
     before = contents(run)
     with pytest.raises(UsageError, match=message):
         run_evaluation(config(photos, run, **changes))

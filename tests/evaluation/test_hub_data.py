@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 import pytest
 
-from robustcli.core.errors import RunError, UsageError
+from robustcli.core.errors import RunError
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.record import read_record
 from robustcli.evaluation.store import Store
@@ -97,12 +97,3 @@ def test_a_torn_connection_ends_the_run_and_the_same_command_goes_on(
         run_evaluation(hub_config)
     hub.torn = 0
     pd.testing.assert_frame_equal(rows(run_evaluation(hub_config)), expected, atol=1e-6)
-
-
-def test_a_run_refuses_another_commit(hub, tmp_path) -> None:
-    run_evaluation(config(f"hf:{REPO}", tmp_path / "run", limit=3))
-    hub.push({**FILES, "README.md": b"# new"})
-    with pytest.raises(
-        UsageError, match=r"Its images were those of `hf:[\s\S]*have different contents"
-    ):
-        run_evaluation(config(f"hf:{REPO}", tmp_path / "run", limit=3))

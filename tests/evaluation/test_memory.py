@@ -165,45 +165,6 @@ def test_unreadable_images_count_in_a_batch_that_comes_in_halves(data, tmp_path,
     assert contents(run) == contents(expected)
 
 
-PLUGIN = """
-import torch
-
-from robustcli.adapters.classifier import Classifier
-from robustcli.transforms import transform
-
-compute = Classifier.logits
-
-
-def limited(self, views):
-    if len(views) > 2:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-    return compute(self, views)
-
-
-Classifier.logits = limited
-
-
-@transform()
-def same(image, rng, value):
-    return image
-"""
-
-
-@pytest.mark.slow  # starts a process; test_what_another_rank_announces... covers the message
-def test_two_processes_announce_smaller_batches_once(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(Classifier, "logits", Classifier.logits)  # restored afterwards
-    small_blocks(monkeypatch, 4)
-    plugin = tmp_path / "limited.py"
-    plugin.write_text(PLUGIN)
-    listener = Recorder()
-    settings = replace(
-        config("cls", data, tmp_path / "run", batch_size=4, plugins=(plugin,), devices=2),
-        transforms=("same",),
-    )
-    evaluate.evaluate(settings, listener)
-    assert sum("continues with batches of 2" in line for line in listener.lines) == 1
-
-
 def test_what_another_rank_announces_reaches_the_user_once() -> None:
     store, listener = HashStore(), Recorder()
     first, second = (Group(Ranks(rank, 2, rank, 2), store) for rank in range(2))

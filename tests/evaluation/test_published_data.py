@@ -48,13 +48,6 @@ def test_cifar_is_evaluated_on_its_test_images_like_the_same_images_in_folders(t
     np.testing.assert_array_equal(table(run)["top1"].iloc[0], table(folder_run)["top1"].iloc[0])
 
 
-@pytest.mark.parametrize(("split", "images"), [("train", 10), ("test", 20), ("all", 30)])
-def test_a_published_split_can_be_chosen(tmp_path, split, images):
-    folder = write_cifar10(tmp_path, TEST, LABELS)
-    run = run_evaluation(config(folder, tmp_path / "run", split=split))
-    assert read_record(run).dataset.images == images
-
-
 def test_raw_pixels_reach_the_models_through_workers(tmp_path):
     folder = write_cifar10(tmp_path, TEST, LABELS)
     run_without_workers = run_evaluation(config(folder, tmp_path / "alone"))

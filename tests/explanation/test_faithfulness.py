@@ -16,6 +16,7 @@ from robustcli.adapters.load import load
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import UsageError
 from robustcli.data.dataset import FileRef, Sample
+from robustcli.explanation import input_methods
 from robustcli.explanation.block import CURVE_STEPS, blur, insertion_and_deletion
 from robustcli.explanation.input_methods import integrated_gradients
 from robustcli.explanation.network import ExplainedNetwork
@@ -63,7 +64,8 @@ def test_insertion_starts_from_the_blurred_photo():
     assert float(blur(photo).sum()) == pytest.approx(float(photo.sum()), rel=1e-4)
 
 
-def test_maps_of_a_trained_network_change_with_shuffled_weights():
+def test_maps_of_a_trained_network_change_with_shuffled_weights(monkeypatch):
+    monkeypatch.setattr(input_methods, "PATH_POINTS", 16)
     model = load(ModelRequest("vmamba-pico"), "cls")
     network = ExplainedNetwork(
         model.network.requires_grad_(False), torch.device("cpu"), "cls", "vmamba", ("",) * 10

@@ -22,7 +22,6 @@ from robustcli.core.listener import Silent
 from robustcli.data.decode import decode
 from robustcli.data.masks import decode_pair
 from robustcli.data.sources import Masks, open_dataset
-from robustcli.evaluation import evaluate
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.forecast import forecast
@@ -43,7 +42,6 @@ from robustcli.tasks.segmentation import (
 from robustcli.transforms.base import Cell
 from robustcli.transforms.registry import image_seed, resolve_transforms
 from tests.evaluation.cells import OTSU, config, make_pairs, make_roads, make_training, pairs_in
-from tests.evaluation.test_evaluate import contents, small_blocks
 from tests.training.runs import Recorder
 
 MASKS = Masks(surveyed=False)
@@ -388,31 +386,6 @@ def test_the_table_has_the_promised_columns_and_a_flip_costs_otsu_nothing(cells,
     low, high = numbers.loc["identity", ["dice_low", "dice_high"]]
     assert low <= numbers.loc["identity", "dice"] <= high
     assert table(run).equals(table(run))
-
-
-def test_going_on_after_a_crash_gives_the_bytes_of_an_unbroken_run(cells, tmp_path, monkeypatch):
-    small_blocks(monkeypatch)
-    names = ("affine", "crop", "invert")
-    unbroken = run_evaluation(config(cells, tmp_path / "unbroken", *names))
-    real, written = evaluate.write_rows, []
-
-    def failing(path, *rest):
-        written.append(path)
-        if len(written) == 9:
-            raise KeyboardInterrupt
-        real(path, *rest)
-
-    monkeypatch.setattr(evaluate, "write_rows", failing)
-    settings = config(cells, tmp_path / "broken", *names)
-    with pytest.raises(KeyboardInterrupt):
-        run_evaluation(settings)
-    assert read_record(tmp_path / "broken").status == "partial"
-    monkeypatch.setattr(evaluate, "write_rows", real)
-    broken = run_evaluation(settings)
-    assert contents(broken) == contents(unbroken)
-    assert table(broken).equals(table(unbroken))
-    monkeypatch.setattr(evaluate, "batch_stream", None)  # would be called to compute anything
-    run_evaluation(settings)
 
 
 def test_a_training_run_is_tested_on_what_it_has_not_seen(cells, tmp_path):
