@@ -150,6 +150,11 @@ def test_missing_weights_get_address_file_and_flag(attempts: list[object]) -> No
     assert f"to `{local_path(ENTRY)}`" in caught.value.todo
     assert "`--weights FILE`" in caught.value.todo
     assert attempts == []
+    with pytest.raises(
+        UsageError, match=r"The weights of `vmamba-t` are not on this machine\.\nCannot download"
+    ):
+        official_weights(ENTRY, offline=False)
+    assert attempts == ["github.com"]
 
 
 def test_an_address_that_nobody_confirmed_comes_with_its_folder(attempts: list[object]) -> None:
@@ -161,14 +166,6 @@ def test_an_address_that_nobody_confirmed_comes_with_its_folder(attempts: list[o
         official_weights(CATALOGUE["vim-t"], offline=True)
     assert "its folder" not in str(caught.value)
     assert "Vim-tiny-midclstok/resolve/main/vim_t_midclstok_76p1acc.pth" in caught.value.todo
-
-
-def test_without_a_network_the_same_is_said(attempts: list[object]) -> None:
-    with pytest.raises(
-        UsageError, match=r"The weights of `vmamba-t` are not on this machine\.\nCannot download"
-    ):
-        official_weights(ENTRY, offline=False)
-    assert attempts == ["github.com"]
 
 
 def test_hash_state_by_hand() -> None:
@@ -197,21 +194,12 @@ def test_the_hash_depends_on_names_types_shapes_and_values_but_not_on_order() ->
     assert state_digest(dict(reversed(state.items()))) == state_digest(state)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.bool, torch.uint8])
-def test_every_type_can_be_hashed(dtype: torch.dtype) -> None:
-    assert len(state_digest({"a": torch.ones(3, dtype=dtype), "e": torch.empty(0)})) == 64
-
-
-def test_memory_layout_does_not_count() -> None:
+def test_every_type_and_memory_layout_can_be_hashed() -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.bool, torch.uint8):
+        assert len(state_digest({"a": torch.ones(3, dtype=dtype), "e": torch.empty(0)})) == 64
     matrix = torch.arange(6.0).view(2, 3)
     assert state_digest({"a": matrix.t().contiguous().t()}) == state_digest({"a": matrix})
     assert state_digest({"a": matrix.requires_grad_()}) == state_digest({"a": matrix.detach()})
-
-
-def test_a_network_without_published_weights_says_how_to_get_some() -> None:
-    with pytest.raises(UsageError, match="`vim` has no published weights") as error:
-        official_weights(CATALOGUE["vim"], offline=False)
-    assert "robust train cls --model vim" in str(error.value)
 
 
 def test_a_download_ends_where_it_is_looked_for(
@@ -305,11 +293,15 @@ def test_unknown_names_get_the_nearest(typed: str, meant: str) -> None:
         fetch(typed, offline=True)
 
 
-@pytest.mark.parametrize("name", ["unet", "umamba-enc", "otsu"])
-def test_what_has_no_published_weights(name: str, attempts: list[object]) -> None:
-    message = rf"`{name}` has no published weights\.\nTrain it: `robust train seg --model {name}`"
-    with pytest.raises(UsageError, match=message):
+@pytest.mark.parametrize(("name", "task"), [("unet", "seg"), ("otsu", "seg"), ("vim", "cls")])
+def test_what_has_no_published_weights(name: str, task: str, attempts: list[object]) -> None:
+    no_weights = rf"`{name}` has no published weights"
+    train = rf"(.|\n)*`robust train {task} --model {name}"
+    with pytest.raises(UsageError, match=rf"{no_weights}\.\nTrain it: {train}`"):
         fetch(name, offline=False)
+    if name != "otsu":
+        with pytest.raises(UsageError, match=no_weights + train):
+            official_weights(CATALOGUE[name], offline=False)
     assert attempts == []
 
 
@@ -350,14 +342,11 @@ def test_a_known_host_is_asked(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_names")
-def test_the_reason_is_said():
+def test_the_reason_is_said(monkeypatch):
     assert (
         fetching.hub_failure_reason(OSError("x"), offline=True) == "`--offline` forbids downloads"
     )
     assert "host name `huggingface.co`" in fetching.hub_failure_reason(OSError("x"), offline=False)
-
-
-def test_other_reasons_are_the_clients_own(monkeypatch):
     monkeypatch.setattr(fetching, "unreachable", lambda: None)
     assert (
         fetching.hub_failure_reason(OSError("401 Unauthorized"), offline=False)

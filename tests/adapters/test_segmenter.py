@@ -69,12 +69,9 @@ def test_of_several_classes_all_but_the_first_are_foreground(classes: int) -> No
     torch.testing.assert_close(output, logits.softmax(1)[:, 1:].sum(1, keepdim=True))
 
 
-def test_one_class_stays_as_it_is() -> None:
+def test_one_class_stays_as_it_is_and_huge_logits_finite() -> None:
     logits = scores(2, 1, 4, 5)
     assert foreground_logits(logits) is logits
-
-
-def test_huge_logits_stay_finite() -> None:
     logits = torch.tensor([3e4, -3e4]).view(1, 2, 1, 1)
     assert foreground_logits(logits).item() == -6e4
 
@@ -328,13 +325,10 @@ def test_a_batch_of_mixed_sizes_is_as_one_by_one() -> None:
     assert model.probabilities([]) == []
 
 
-def test_what_fits_the_window_goes_through_at_once() -> None:
+def test_small_images_go_through_at_once_and_large_ones_in_few_windows() -> None:
     network = Pixelwise()
     segmenter(network).probabilities(images([(64, 64), (3, 9), (64, 64), (50, 64)]))
     assert network.shapes == [(4, 3, 64, 64)]
-
-
-def test_large_images_go_through_one_after_the_other_in_few_windows() -> None:
     network = Pixelwise()
     segmenter(network).probabilities(images([(300, 200)] * 3))
     assert {shape[1:] for shape in network.shapes} == {(3, 64, 64)}

@@ -233,9 +233,6 @@ def test_the_classes_of_the_head_decide_and_are_said(caplog: pytest.LogCaptureFi
     timm_library.with_weights(NAME, state, origin="w.pth", arguments={"num_classes": 4})
     assert caplog.messages == []
 
-
-def test_classes_that_contradict_the_head() -> None:
-    state = timm.create_model(NAME, num_classes=4).state_dict()
     message = r"`num_classes=5` contradicts the weights in `w\.pth`\.\nTheir head has 4 classes"
     with pytest.raises(UsageError, match=message):
         timm_library.with_weights(NAME, state, origin="w.pth", arguments={"num_classes": 5})
@@ -375,23 +372,12 @@ def test_the_bundled_file_is_loaded_whole_and_nothing_is_downloaded(
     assert attempts == []
 
 
-@pytest.mark.parametrize("change", ["missing", "unknown", "shape", "other network"])
-def test_a_file_that_is_not_its_own_is_refused(change: str, tmp_path: Path) -> None:
-    state = load_file(ASSET)
-    if change == "missing":
-        del state["stem.conv.weight"]
-    if change == "unknown":
-        state["stem.extra"] = torch.zeros(1)
-    if change == "shape":
-        state["stem.conv.weight"] = torch.zeros(16, 3, 3, 3)
-    if change == "other network":
-        state = load_file(local_path(CATALOGUE["vmamba-pico"]))
-    save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(UsageError, match="does not contain the weights of `resnet_pico`"):
-        load(ModelRequest("resnet-pico", weights=tmp_path / "w.safetensors"), "cls")
-
-
-def test_in_python_it_is_the_same_network(tmp_path: Path) -> None:
+def test_in_python_it_is_the_same_network_and_loading_is_strict(tmp_path: Path) -> None:
     network = create_model("resnet-pico", weights=ASSET)
     torch.testing.assert_close(network.state_dict(), load_file(ASSET), rtol=0, atol=0)
     assert create_model("resnet-pico", num_classes=3).num_classes == 3
+    state = load_file(ASSET)
+    del state["stem.conv.weight"]
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(UsageError, match="does not contain the weights of `resnet_pico`"):
+        load(ModelRequest("resnet-pico", weights=tmp_path / "w.safetensors"), "cls")

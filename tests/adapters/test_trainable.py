@@ -297,14 +297,6 @@ def test_a_deeper_network_of_the_same_names_is_refused() -> None:
         transfer(network, state, resolve("resnet18"), ("fc.",), "here")
 
 
-def test_old_files_without_counters_of_batches() -> None:
-    state = {k: t for k, t in timm.create_model("resnet10t").state_dict().items()
-             if not k.endswith("num_batches_tracked")}  # fmt: skip
-    network = timm.create_model("resnet10t", num_classes=3)
-    transfer(network, state, resolve("resnet10t"), ("fc.",), "here")
-    assert torch.equal(network.state_dict()["conv1.0.weight"], state["conv1.0.weight"])
-
-
 def test_a_file_with_prefix_and_authors_names(caplog: pytest.LogCaptureFixture) -> None:
     name, shallow = "swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}
     theirs = timm.create_model(name, **shallow).state_dict()

@@ -173,15 +173,6 @@ def logits_error(name: str, build: Callable[[], nn.Module]) -> float:
     return distance(logits, arrays(f"{name}.strong.npz")["logits"])
 
 
-def module_cases(prefix: str) -> list[str]:
-    """The tags of `modules.npz` that start with `prefix`, for parametrisation."""
-    tags = (
-        *("ss2d_v05noz_r1", "ss2d_v05noz_r2", "ss2d_v0", "vssblock_v05noz"),
-        *("patchmerge_v1_odd", "mamba_d8", "mamba_d24", "bimamba_v2_div2_d8"),
-    )
-    return [tag for tag in tags if tag.startswith(prefix)]
-
-
 def worst_module_error(tag: str, module: nn.Module, *, channels_first: bool = False) -> float:
     """Largest error of output and gradients against `modules.npz`, relative to each array's peak.
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from robustcli.core.errors import UsageError
-from robustcli.models.vim import VARIANTS, VimConfig, build, fit_positions, resize_positions
+from robustcli.models.vim import build, fit_positions, resize_positions
 from tests.models import golden
 
 
@@ -25,11 +25,6 @@ def test_resized_positions_keep_the_class_token_and_the_grid():
     rest = torch.cat((resized[:, :17], resized[:, 18:]), 1)
     expected = F.interpolate(grid, (7, 5), mode="bicubic", align_corners=False)
     assert torch.allclose(rest, expected.flatten(2).transpose(1, 2), atol=1e-6)
-
-
-def test_resizing_to_the_same_grid_changes_nothing():
-    positions = torch.randn(1, 17, 3, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(resize_positions(positions, (4, 4)), positions, atol=1e-6)
 
 
 def test_a_linear_ramp_stays_a_ramp_across_the_class_token():
@@ -115,21 +110,13 @@ def test_head_reads_the_middle_token():
         assert torch.equal(network.forward_head(tokens, pre_logits=True), tokens[:, 8])
 
 
-def test_another_input_size_is_refused_with_the_way_out():
+def test_takes_an_oblong_image_when_built_for_it_alone():
     network = build("vim-t", **SMALL)
     with pytest.raises(UsageError, match=r"(?s)64 x 32 pixels; this Vim needs 64 x 64.*img_size"):
         network(golden.images(1, 3, 64, 32))
-
-
-def test_takes_an_oblong_image_when_built_for_it():
     network = build("vim-t", depth=1, img_size=[64, 32])
     assert network.pos_embed.shape == (1, 9, 192)
     assert network(golden.images(1, 3, 64, 32)).shape == (1, 1000)
-
-
-def test_patches_overlap_where_the_stride_is_smaller():
-    assert VARIANTS["vim-t-plus"].grid == (27, 27)
-    assert VimConfig(dim=8, img_size=(224, 112)).grid == (14, 7)
 
 
 @torch.no_grad()

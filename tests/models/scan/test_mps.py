@@ -73,16 +73,10 @@ def sent(arguments: dict[str, Any]) -> dict[str, Any]:
     return {k: Distant(v) if isinstance(v, Tensor) else v for k, v in arguments.items()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_kernel_serves_and_not_the_loop_in_python(dtype: torch.dtype) -> None:
-    assert dispatch.choose_backend(MPS, dtype) == "cpu"
-
-
-def test_other_dtypes_are_the_reference_loops() -> None:
+def test_the_kernel_serves_where_it_can_and_else_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert dispatch.choose_backend(MPS, dtype) == "cpu"
     assert dispatch.choose_backend(MPS, torch.float64) == "reference"
-
-
-def test_where_the_kernel_cannot_run_the_loop_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "available", lambda: "numba is not installed.")
     assert dispatch.choose_backend(MPS, torch.float32) == "reference"
 

@@ -199,17 +199,12 @@ def test_codes_lie_side_by_side():
     assert packed(("column-reversed",) * 16) == 2**32 - 1
 
 
-def test_an_unknown_direction_is_named():
+def test_unknown_directions_and_wrong_numbers_of_them_are_named():
     with pytest.raises(UsageError, match=r"No direction is called `diagonal`.\nExpected `row`, `c"):
         ss2d_scan(**image(1, 3, 2, 3, 1, directions=1), directions=("diagonal",))
 
-
-@pytest.mark.parametrize("count", [0, 17])
-def test_a_wrong_number_of_directions_is_named(count):
-    with pytest.raises(UsageError, match=f"`directions` has .*\n.* 1 to 16 .*, got {count}"):
-        ss2d_scan(**image(1, 3, 2, 3, 1), directions=("row",) * count)
-
-
-def test_arguments_must_have_as_many_directions():
+    for count in (0, 17):
+        with pytest.raises(UsageError, match=f"`directions` has .*\n.* 1 to 16 .*, got {count}"):
+            ss2d_scan(**image(1, 3, 2, 3, 1), directions=("row",) * count)
     with pytest.raises(UsageError, match=r"`delta` has .*\nExpected \(1, 3, 3, 2, 3\), got \(1, 4"):
         ss2d_scan(**image(1, 3, 2, 3, 1), directions=THREE)
