@@ -108,7 +108,7 @@ class RunPlan:
 
 def build_run(run: Path, plan: RunPlan = RunPlan()) -> Path:
     """Writes the run that `plan` describes and returns its directory."""
-    EVALUATION.write(run, _record(plan))
+    EVALUATION.write(run, run_record(plan))
     store = Store(run)
     ids = [f"class-{i % plan.classes:02d}/photo-{i:05d}.jpeg" for i in range(plan.images)]
     skipped: list[dict[str, object]] = [
@@ -125,7 +125,8 @@ def build_run(run: Path, plan: RunPlan = RunPlan()) -> Path:
     return run
 
 
-def _record(plan: RunPlan) -> RunRecord:
+def run_record(plan: RunPlan) -> RunRecord:
+    """Returns the record of the run that `plan` describes."""
     dataset = DatasetRecord(
         name="imagenet-val",
         location="photos/val",

@@ -121,11 +121,11 @@ def test_lora_leaves_a_plain_network(photos: Path, weights: Path, tmp_path: Path
 
 
 def test_statistics_of_frozen_batch_norm_do_not_change(photos: Path, tmp_path: Path) -> None:
-    network = initialised(resolve("resnet10t"), {}, 0)
+    network = initialised(resolve("resnet-pico"), {}, 0)
     path = tmp_path / "resnet.safetensors"
     save_file(network.state_dict(), path)
-    resnet_settings = {"model": "resnet10t", "model_args": {}, "window": 32, "epochs": 1}
-    rule = FreezeRule(pattern="layer1*")
+    resnet_settings = {"model": "resnet-pico", "model_args": {}, "window": 32, "epochs": 1}
+    rule = FreezeRule(pattern="stages.0*")
     run = run_finetuning(
         tiny_tuning(
             photos, tmp_path / "run", path, mode="freeze", training=resnet_settings, rule=rule
@@ -133,9 +133,10 @@ def test_statistics_of_frozen_batch_norm_do_not_change(photos: Path, tmp_path: P
     )
     after, before = load_file(run / "freeze" / "weights.safetensors"), load_file(path)
     for name, tensor in before.items():
-        if name.startswith("layer1"):
+        if name.startswith("stages.0."):
             assert torch.equal(after[name], tensor), name
-    assert not torch.equal(after["layer2.0.bn1.running_mean"], before["layer2.0.bn1.running_mean"])
+    name = "stages.1.0.conv1_kxk.bn.running_mean"
+    assert not torch.equal(after[name], before[name])
 
 
 def test_a_dry_run_counts_and_writes_nothing(photos: Path, weights: Path, tmp_path: Path) -> None:

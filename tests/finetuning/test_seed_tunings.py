@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from robustcli.reports.seeds_findings import read_seeds
 from robustcli.training.record import read_seeds_record, read_train_record
 from tests.finetuning.tunings import tiny_tuning
 from tests.training.runs import Recorder, same_state, weights_of
-
-Seeded = Callable[..., FinetuneConfig]
 
 
 def seeded(

@@ -18,7 +18,6 @@ from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
 from robustcli.metrics.columns import MASK_SCHEMA
 from robustcli.tasks.record import (
     CaseRank,
-    DatasetRecord,
     MaskPreprocessingRecord,
     ModelCost,
     ModelRecord,
@@ -26,7 +25,7 @@ from robustcli.tasks.record import (
     write_panels,
 )
 from robustcli.transforms.base import Cell
-from tests.builders import IDENTITY, WHEN, paper21
+from tests.builders import IDENTITY, WHEN, RunPlan, paper21, run_record
 
 AREA = 64 * 64
 RANKS: tuple[CaseRank, ...] = ("best", "median", "worst")
@@ -91,36 +90,20 @@ def build_masks(run: Path, plan: MaskPlan = MaskPlan()) -> Path:
 
 
 def _record(plan: MaskPlan) -> RunRecord:
-    dataset = DatasetRecord(
-        name="kaggle_3m",
-        location="lgg/kaggle_3m",
-        label_space="foreground",
-        classes=2,
-        images=plan.images,
-        images_available=plan.images,
-        subset=None,
-        demonstration=False,
-        digest="cd" * 32,
-    ).model_copy(update=plan.dataset)
     names = " ".join(f"--model {m.name}" for m in plan.models)
-    return RunRecord(
-        task="seg",
-        command=f"robust eval {names} --data lgg/kaggle_3m --transform paper21",
-        status="complete",
-        created=WHEN,
-        updated=WHEN,
-        seed=0,
-        apply_at="original",
-        precision="fp32",
-        block_size=16,
-        dataset=dataset,
-        models=list(plan.models),
-        transforms=list(plan.transforms),
-        versions={"robust": "0.1.0", "torch": "2.6.0"},
-        device="cpu (2 threads)",
-        grouping=plan.grouping,
-        split="all",
-    ).model_copy(update=plan.record)
+    dataset = {
+        "name": "kaggle_3m", "location": "lgg/kaggle_3m", "label_space": "foreground", "classes": 2,
+        "images_available": plan.images, **plan.dataset,
+    }  # fmt: skip
+    record = {
+        "task": "seg", "grouping": plan.grouping, "split": "all",
+        "command": f"robust eval {names} --data lgg/kaggle_3m --transform paper21",
+        "versions": {"robust": "0.1.0", "torch": "2.6.0"}, **plan.record,
+    }  # fmt: skip
+    return run_record(
+        RunPlan(plan.models, plan.transforms, plan.images, block_size=16, dataset=dataset,
+                record=record)
+    )  # fmt: skip
 
 
 def _write_cell(

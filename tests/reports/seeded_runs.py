@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from robustcli.reports.seeds_findings import SeedsFindings, read_seeds
 from robustcli.training.record import (
     SEEDS,
     TRAINING,
@@ -74,7 +73,3 @@ def _write(
         }
     )  # fmt: skip
     SEEDS.write(run, seeds)
-
-
-def seeds_of(run: Path) -> SeedsFindings:
-    return read_seeds(run)

@@ -124,10 +124,11 @@ def test_the_published_number_is_judged_over_seeds(
     assert line.differences == []
     other_line = type(line)(value, line.source, [])
     monkeypatch.setattr("robustcli.reports.seeds_findings.published_score", lambda _: other_line)
-    judgement = read_seeds(paper).published
+    findings = read_seeds(paper)
+    judgement = findings.published
     assert (judgement.outcome, judgement.single_holds) == (verdict, is_consistent)
-    assert f"{verdict}." in seeds_table(read_seeds(paper))
-    assert verdict in section(seeds_text(read_seeds(paper)), "Published")
+    assert f"{verdict}." in seeds_table(findings)
+    assert verdict in section(seeds_text(findings), "Published")
 
 
 def test_other_experiments_are_not_judged(masks: Path) -> None:
@@ -292,13 +293,13 @@ def test_the_report_has_a_line_per_pair(folders: tuple[Path, Path], tmp_path: Pa
     assert report.with_suffix(".html").is_file()
 
 
-def test_modes_over_seeds_are_compared_at_a_level_for_all_pairs(tmp_path: Path) -> None:
-    run = build_tuned_seeds(tmp_path / "run")
+def test_modes_over_seeds_are_compared_at_a_level_for_all_pairs(modes: Path) -> None:
+    run = modes
     comparison = read_seeds_comparison([run])
     assert [model.label.split()[-1] for model in comparison.models] == ["scratch", "full", "freeze"]
     assert comparison.confidence == pytest.approx(1 - 0.05 / 3)
-    modes = read_seeds_comparison([f"{run}:full", f"{run}:freeze"])
-    assert [model.source for model in modes.models] == [f"{run}:full", f"{run}:freeze"]
+    two_modes = read_seeds_comparison([f"{run}:full", f"{run}:freeze"])
+    assert [model.source for model in two_modes.models] == [f"{run}:full", f"{run}:freeze"]
     with pytest.raises(UsageError, match="No mode of these fine-tunings is called `half`"):
         read_seeds_comparison([f"{run}:half", f"{run}:full"])
 

@@ -34,8 +34,7 @@ from robustcli.reports.pages import Page
 from robustcli.reports.render import report_page
 from robustcli.tasks.record import ModelRecord
 from robustcli.transforms.base import Cell
-from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
-from tests.builders import _record as made_up_record
+from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21, run_record
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 from tests.reports.page_parts import line_of, section
 
@@ -57,7 +56,7 @@ def run_of(
     cells = (IDENTITY, *paper21())[: len(next(iter(predictions.values())))]
     plan = RunPlan(models=models or [model(name) for name in predictions], transforms=cells)
     plan = replace(plan, images=len(targets), dataset=dataset)
-    EVALUATION.write(run, made_up_record(plan))
+    EVALUATION.write(run, run_record(plan))
     ids = ids or [f"photos/{n:04}.jpg" for n in range(len(targets))]
     for name, predictions_of_model in predictions.items():
         for transform, values in zip(cells, predictions_of_model, strict=True):

@@ -155,7 +155,7 @@ def test_a_training_learns_three_colours(photos: Path, tmp_path: Path) -> None:
 
 def test_batch_norm_and_a_window_of_ones_own(photos: Path, tmp_path: Path) -> None:
     config = tiny_classifier(
-        photos, tmp_path / "run", model="resnet10t", model_args={}, window=48, epochs=1
+        photos, tmp_path / "run", model="resnet-pico", model_args={}, window=48, epochs=1
     )
     run = run_training(config)
     classifier = load(ModelRequest(str(run)), "cls")

@@ -75,7 +75,6 @@ def test_a_recipe_line_contains_the_iterations() -> None:
     assert "1000 epochs of 250 iterations, batch 12, window 256, ce-minus-dice loss, SGD" in line
 
 
-UL = ("ulvm", *(f"ulvm_v{i}" for i in range(1, 7)))
 TABLE = {
     "umambabot_pp": (64, "dice", "Adam", 3e-4, 0.0, 16, "logit", 256, 0.8867),
     "umambabot": (32, "dice", "Adam", 3e-4, 0.0, 16, "logit", 256, 0.8799),

@@ -136,7 +136,7 @@ def test_other_pixels_are_named(run: Path) -> None:
     assert ("pixels", "PSNR (dB)", image) in differences_of(run)
 
 
-def test_an_edited_table_of_results_is_found(run: Path) -> None:
+def test_an_edited_table_of_results_is_found(run: Path, blank_figures: None) -> None:
     robustcli.Run(run).report()
     assert differences_of(run, sample=1) == []
     table = run / "results.csv"
