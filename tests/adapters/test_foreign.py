@@ -509,6 +509,15 @@ def test_a_missing_package_is_named(
         load(ModelRequest(model), offline=True)
 
 
+def test_a_changed_file_is_refused(tmp_path: Path, network: Small) -> None:
+    path = script(network, tmp_path / "net.ts")
+    evaluate(path, tmp_path / "run")
+    nn.init.zeros_(network.fc.weight)
+    script(network, tmp_path / "net.ts")
+    with pytest.raises(UsageError, match=r"`net.ts`: the hash of the weights"):
+        evaluate(path, tmp_path / "run")
+
+
 # Segmenters.
 
 

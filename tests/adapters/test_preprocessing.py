@@ -76,8 +76,8 @@ def test_views_are_called_by_what_decides_the_pixels() -> None:
     assert preprocessing.view == Preprocessing(256, 224, mean=(0, 0, 0), std=(1, 1, 1)).view
     assert Preprocessing(None, 32).view == "as-is-crop32"
     others = [Preprocessing(255, 224), Preprocessing(256, 223), Preprocessing(256, 224, "nearest"),
-              Preprocessing(256, 224, mode="squash")]  # fmt: skip
-    assert len({preprocessing.view, *(other.view for other in others)}) == 5
+              Preprocessing(256, 224, mode="squash"), OWN.of_channels(1)]  # fmt: skip
+    assert len({preprocessing.view, *(other.view for other in others)}) == 6
 
 
 @pytest.mark.parametrize(
@@ -103,15 +103,12 @@ def test_settings_that_make_no_view(change: dict[str, object], message: str) -> 
 OWN = Preprocessing(256, 224)
 
 
-def test_units_of_255_are_read_and_announced() -> None:
+def test_units_of_255_are_read_and_announced_and_those_of_one_kept() -> None:
     settings = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
     changed, notes = overridden(OWN, settings)
     assert changed == OWN  # to the bit, so that the run is the same one
     assert len(notes) == 2
     assert "`--mean` is interpreted in units of 0 to 255: 0.485,0.456,0.406" in notes[0]
-
-
-def test_units_of_one_stay_as_they_are() -> None:
     changed, notes = overridden(OWN, {"mean": (0, 0, 0), "std": (1, 1, 1), "crop": 32})
     assert (changed.mean, changed.std, changed.crop, notes) == ((0.0,) * 3, (1.0,) * 3, 32, ())
 
@@ -161,10 +158,6 @@ def test_greyscale_is_pillows_in_evaluation_and_training() -> None:
     assert (luma(batch)[0, 0].numpy() == expected).all()
     soft = luma(batch.float() / 255)[0, 0].numpy() * 255
     assert np.abs(soft - expected).max() < 0.51
-
-
-def test_colour_and_greyscale_of_one_geometry_are_two_views() -> None:
-    assert OWN.view != OWN.of_channels(1).view
 
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "imagenet_sample" / "val"

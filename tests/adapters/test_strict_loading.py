@@ -100,16 +100,13 @@ def test_a_common_prefix_is_found_and_named(prefix: str, caplog: pytest.LogCaptu
 
 
 def test_what_is_not_below_the_prefix_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    choose(values(), SHAPES).announce("w.pth")
+    assert caplog.messages == []  # nothing was chosen
     state = {**under("model.", values()), "criterion.weight": torch.ones(2)}
     choice = choose(state, SHAPES)
     choice.announce("w.ckpt")
     assert choice.fits
     assert caplog.messages[0].endswith("; 1 tensor without it skipped (`criterion.weight`).")
-
-
-def test_nothing_is_said_where_nothing_was_chosen(caplog: pytest.LogCaptureFixture) -> None:
-    choose(values(), SHAPES).announce("w.pth")
-    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(

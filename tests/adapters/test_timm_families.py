@@ -113,17 +113,13 @@ def undecayed(model: Any, **options: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("layerwise", [{}, {"layer_decay": 0.7}])
-def test_vmambas_decay_is_upstreams(layerwise: dict[str, float]) -> None:
-    """Every vector and bias is left out; A_logs and dt_projs_bias have two dimensions."""
+def test_weight_decay_is_upstreams(layerwise: dict[str, float]) -> None:
+    """Of VMamba every vector and bias is left out; A_logs and dt_projs_bias have two dimensions."""
     model = small_timm("vmamba_tiny_v0")
     out, op = undecayed(model, **layerwise), "layers.1.blocks.0.op."
     decayed = {name for name, _ in model.named_parameters()} - out
     assert {op + "A_logs", op + "dt_projs_bias", op + "x_proj_weight"} <= decayed
     assert {op + "Ds", op + "conv2d.bias", op + "out_norm.weight", "classifier.head.bias"} <= out
-
-
-@pytest.mark.parametrize("layerwise", [{}, {"layer_decay": 0.7}])
-def test_vims_decay_is_upstreams(layerwise: dict[str, float]) -> None:
     model = small_timm("vim_tiny")
     out, mixer = undecayed(model, **layerwise), "layers.2.mixer."
     decayed = {name for name, _ in model.named_parameters()} - out

@@ -31,6 +31,35 @@ from robustcli.models.scan import reference
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = (ROOT.parent / "shared" / "golden", ROOT / "tests" / "golden")
 
+SMALL: dict[str, tuple[dict[str, Any], int]] = {
+    "vmamba-pico": ({"depths": (1, 1), "dim": 16}, 16),
+    "vmamba-t-s1l8": ({"depths": (1, 1), "dim": 16}, 40),
+    "vmamba-t-v0": ({"depths": (1, 1), "dim": 16}, 40),
+    "vim-t": ({"depth": 2, "img_size": 48}, 48),
+    "vim-t-plus": ({"depth": 1, "img_size": 32}, 32),
+    "vim": ({"depth": 2}, 32),
+    "vit": ({"depth": 2}, 32),
+    "resnet9": ({"channels": (4, 8, 8, 16)}, 16),
+    "cifar-resnet18": ({"depths": (1, 1, 1, 1)}, 16),
+    "umamba": ({"features": (4, 8, 16), "strides": (1, 2, 2)}, 32),
+    "umamba-enc": ({"features": (4, 8, 16), "strides": (1, 2, 2), "patch_size": 16}, 16),
+    "umamba-nomamba": ({"features": (4, 8, 16), "strides": (1, 2, 2)}, 16),
+    "resenc": ({"features": (4, 8, 8), "strides": (1, 2, 2), "n_blocks": (1, 2, 1)}, 16),
+    "vmunet": ({"dim": 16, "depths": (1, 1), "depths_decoder": (1, 1)}, 16),
+    "swin-umamba": ({"dim": 8, "depths": (1, 1)}, 16),
+    "swin-umamba-d": ({"dim": 8, "depths": (1, 1)}, 16),
+    "ulvm": ({}, 32),
+    "ulvm_v3": ({}, 32),
+    "ulvm_v4": ({"widths": (16, 32, 32, 64, 64, 64)}, 64),
+    "umambabot": ({"features": (8, 16)}, 16),
+    "umambabot_pp": ({"features": (8, 16)}, 16),
+    "unet": ({"features": (4, 8, 16)}, 16),
+    "segformer": ({"widths": (8, 16), "depths": (1, 1), "heads": (1, 2), "patches": (7, 3),
+                   "strides": (4, 2), "reductions": (2, 1), "decoder": 8}, 32),
+    "resnet18_seg": ({"output": 64}, 64),
+}  # fmt: skip
+"""Options of small networks of each kind, and the side of an image for each."""
+
 Rule = Callable[[str, tuple[int, ...]], np.ndarray]
 
 

@@ -142,61 +142,25 @@ def test_each_axis_is_checked_against_its_own_step(height, width):
         check_multiple(torch.zeros(1, 1, height, width), (32, 16), model="m")
 
 
-SMALL = {
-    "vmamba-t-s1l8": ({"depths": (1, 1), "dim": 16}, 40),
-    "vmamba-t-v0": ({"depths": (1, 1), "dim": 16}, 40),
-    "vim-t": ({"depth": 2, "img_size": 48}, 48),
-    "vim-t-plus": ({"depth": 1, "img_size": 32}, 32),
-    "vim": ({"depth": 2}, 32),
-    "vit": ({"depth": 2}, 32),
-    "resnet9": ({"channels": (4, 8, 8, 16)}, 16),
-    "cifar-resnet18": ({"depths": (1, 1, 1, 1)}, 16),
-    "umamba": ({"features": (4, 8, 16), "strides": (1, 2, 2)}, 32),
-    "umamba-enc": ({"features": (4, 8, 16), "strides": (1, 2, 2), "patch_size": 16}, 16),
-    "umamba-nomamba": ({"features": (4, 8, 16), "strides": (1, 2, 2)}, 16),
-    "resenc": ({"features": (4, 8, 8), "strides": (1, 2, 2), "n_blocks": (1, 2, 1)}, 16),
-    "vmunet": ({"dim": 16, "depths": (1, 1), "depths_decoder": (1, 1)}, 16),
-    "swin-umamba": ({"dim": 8, "depths": (1, 1)}, 16),
-    "swin-umamba-d": ({"dim": 8, "depths": (1, 1)}, 16),
-    "ulvm": ({}, 32),
-    "ulvm_v3": ({}, 32),
-    "ulvm_v4": ({"widths": (16, 32, 32, 64, 64, 64)}, 64),
-    "umambabot_pp": ({"features": (8, 16)}, 16),
-    "unet": ({"features": (4, 8, 16)}, 16),
-    "segformer": (
-        {
-            "widths": (8, 16),
-            "depths": (1, 1),
-            "heads": (1, 2),
-            "patches": (7, 3),
-            "strides": (4, 2),
-            "reductions": (2, 1),
-            "decoder": 8,
-        },
-        32,
-    ),
-    "resnet18_seg": ({"output": 64}, 64),
-}
-
-
 # A sibling of each is tried in every run: vmamba-t-s1l8, vim, ulvm.
+NAMES = [name for name in golden.SMALL if name not in ("vmamba-pico", "umambabot")]
 SLOW = ("vmamba-t-v0", "vim-t", "vim-t-plus", "ulvm_v3", "ulvm_v4")
 # Tracing takes seconds; these have both scans, each kind of Mamba block, and convolutions.
 TRACED = ("vim", "umamba", "vmunet")
 
 
 def _cases(quick):
-    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in SMALL]
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 
 
 @cache
 def _filled(name: str) -> torch.nn.Module:
-    return golden.fill(architecture(name).build(**SMALL[name][0]), golden.strong)
+    return golden.fill(architecture(name).build(**golden.SMALL[name][0]), golden.strong)
 
 
-@pytest.fixture(params=_cases(SMALL.keys() - set(SLOW)))
+@pytest.fixture(params=_cases(set(NAMES) - set(SLOW)))
 def case(request) -> tuple[torch.nn.Module, Tensor]:
-    size = SMALL[request.param][1]
+    size = golden.SMALL[request.param][1]
     return copy.deepcopy(_filled(request.param)), golden.images(2, 3, size, size)
 
 
