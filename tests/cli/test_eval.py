@@ -124,14 +124,6 @@ def test_defaults(robust: Robust, configs: list[EvalConfig]) -> None:
     assert (config.fresh, config.offline) == (False, False)
 
 
-def test_the_environment_can_forbid_the_network(
-    robust: Robust, configs: list[EvalConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ROBUST_OFFLINE", "1")
-    robust(*SMALL)
-    assert configs[0].offline
-
-
 def test_a_scan_backend_can_be_forced(
     robust: Robust, configs: list[EvalConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
