@@ -177,19 +177,6 @@ def test_a_wrong_range_is_never_appended(
     assert server.ranges == [None, f"bytes={HALF}-", None]
 
 
-def test_the_right_range_is_appended(server: LyingServer, target: Path) -> None:
-    last = len(CONTENT) - 1
-    broken_off(
-        server, target, reply(SECOND_HALF, 206, Content_Range=f"bytes {HALF}-{last}/{last + 1}")
-    )
-    assert fetch_file(server.url, target, sha256=None, offline=False) == SHA256
-
-
-def test_a_server_that_ignores_ranges_starts_anew(server: LyingServer, target: Path) -> None:
-    broken_off(server, target, reply())
-    assert fetch_file(server.url, target, sha256=None, offline=False) == SHA256
-
-
 def test_a_body_without_end_is_given_up(
     server: LyingServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
