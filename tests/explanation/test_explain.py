@@ -369,13 +369,13 @@ def test_a_network_without_gradients_says_which_methods_fit(photos, tmp_path):
 
 
 def test_segmenters_are_explained_inside_their_masks(tmp_path):
-    run = explain(
-        settings(
-            None, tmp_path / "run", models=(ModelRequest("ulvm_v6", untrained=True),),
-            images=(), limit=1, methods=("grad-cam",),
-        )
+    asked = settings(
+        None, tmp_path / "run", models=(ModelRequest("ulvm_v6", untrained=True),),
+        images=(), limit=1, methods=("grad-cam",),
     )  # fmt: skip
-    rows = read_explained_rows(run)
+    with pytest.raises(UsageError, match="explains classes, not masks"):
+        explain(replace(asked, methods=("maximised-photo",)))
+    rows = read_explained_rows(explain(asked))
     assert len(rows) == 4
     assert set(rows["target_kind"]) == {"true", "predicted"}
     assert rows["target_label"].str.contains("mask").all()
