@@ -167,12 +167,6 @@ def test_every_variant_that_can_be_built_has_a_name() -> None:
     assert releases == named
 
 
-def test_the_file_is_the_last_part_of_the_address() -> None:
-    entry = CATALOGUE["unet"]
-    assert entry.weights_file is None
-    assert replace(entry, weights_url="https://x.org/a%20b/w.pth").weights_file == "w.pth"
-
-
 def test_a_run_keeps_the_name_of_its_network() -> None:
     assert replace(CATALOGUE["ulvm_v5"], name="my-run").network == "ulvm_v5"
     smp = replace(CATALOGUE["unet"], name="my-run", builder="smp", variant="Unet/resnet34")

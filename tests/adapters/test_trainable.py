@@ -435,13 +435,10 @@ def test_tensors_that_are_missing_are_named_and_nothing_is_copied() -> None:
     assert all(torch.equal(before[name], t) for name, t in target.state_dict().items())
 
 
-def test_other_input_channels_say_so() -> None:
+def test_other_input_channels_and_another_patch_size_of_the_encoder_variant_say_so() -> None:
     grey = make_plan((32, 32), ("MR",), images=50, features=(4, 64))
     with pytest.raises(UsageError, match=r"(?s)is \(4, 1, 3, 3\), not \(4, 3, 3, 3\).*channels mu"):
         transferred(network(), network(plan=grey).state_dict())
-
-
-def test_another_patch_size_of_the_encoder_variant_says_so() -> None:
     other = make_plan((48, 32), ("R", "G", "B"), images=50, features=(4, 64))
     with pytest.raises(UsageError, match=r"(?s)mamba_layers.*`umamba-enc` depend on the patch"):
         transferred(network("umamba-enc"), network("umamba-enc", other).state_dict())

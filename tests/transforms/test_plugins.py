@@ -132,18 +132,15 @@ def _loaded(path: Path) -> dict[str, PluginTransform]:
     return {item.name: item for item in from_file(path)}
 
 
-def test_what_the_registry_is_told(plugin_file: Path) -> None:
+def test_what_the_registry_is_told_and_the_severity_chooses(plugin_file: Path) -> None:
     plugins = _loaded(plugin_file)
     assert plugins["darker"].available() == (1, 2, 3)
     assert plugins["darker"].summary == "Darker by a share."
     assert plugins["grain"].available() == (0,)
     assert [plugin.geometric for plugin in plugins.values()] == [False, False, True]
     assert {plugin.family for plugin in plugins.values()} == {"plugin"}
-
-
-def test_the_severity_chooses_the_value(plugin_file: Path) -> None:
     image = np.full((5, 7, 3), 200, np.uint8)
-    darker = _loaded(plugin_file)["darker"]
+    darker = plugins["darker"]
     values = [darker.apply(image, seed=0, severity=s)[0, 0, 0] for s in (1, 2, 3)]
     assert values == [180, 160, 120]
 

@@ -82,12 +82,10 @@ def test_exact_to_a_few_units_in_the_last_place(ours, exact, low, high):
     x = np.random.default_rng(0).uniform(low, high, 20_000).astype(np.float32)
     x[:4] = low, high, 0.0, -0.0
     np.testing.assert_allclose(of_array(ours)(x), exact(x.astype(np.float64)), rtol=4e-7)
-
-
-def test_exponents_out_of_range_are_limited():
-    x = np.float32([-np.inf, -1000, -87, 88, 1000, np.inf] + [0] * (WIDTH - 6))
-    limited = np.exp(np.clip(x.astype(np.float64), -87, 88))
-    np.testing.assert_allclose(of_array(cpu_lanes.exp)(x), limited, rtol=4e-7)
+    if ours is cpu_lanes.exp:
+        x = np.float32([-np.inf, -1000, -87, 88, 1000, np.inf] + [0] * (WIDTH - 6))
+        limited = exact(np.clip(x.astype(np.float64), low, high))
+        np.testing.assert_allclose(of_array(ours)(x), limited, rtol=4e-7)
 
 
 @pytest.mark.parametrize("function", [cpu_lanes.exp, cpu_lanes.softplus, slope])
