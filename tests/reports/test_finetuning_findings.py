@@ -38,27 +38,7 @@ from robustcli.reports.finetuning_page import (
 from robustcli.reports.numbers import mebibytes, megabytes, p_value, seconds
 from robustcli.reports.pages import to_json
 from robustcli.reports.scoring import SCORINGS
-from tests.reports.finetune_runs import HELD, ROADS, TENSORS, TOTAL, FinetunePlan, build_finetuning
-
-
-def test_everything_that_a_run_leaves_is_read(tmp_path: Path) -> None:
-    findings = read_finetuning(build_finetuning(tmp_path, FinetunePlan(sweep=True)))
-    assert [run.mode for run in findings.modes] == ["scratch", "full", "freeze"]
-    assert findings.decisions["frozen"].tolist() == [False, False, True, True, False, False, False]
-    assert len(findings.profile) == 10 * len(TENSORS)
-    assert len(findings.sweep) == 4
-    assert not findings.is_partial
-
-
-def test_steady_iterations_are_those_after_the_freeze(tmp_path: Path) -> None:
-    findings = read_finetuning(build_finetuning(tmp_path))
-    freeze, full = findings.of("freeze"), findings.of("full")
-    assert set(freeze.steady["trainable"]) == {TOTAL - HELD}
-    assert (len(freeze.steady), freeze.frozen_at) == (50, 10)
-    assert freeze.seconds_per_iteration == pytest.approx(0.24, rel=0.02), (
-        "0.48 s before the freeze must be ignored"
-    )
-    assert (len(full.steady), full.frozen_at) == (60, None)
+from tests.reports.finetune_runs import HELD, ROADS, TOTAL, FinetunePlan, build_finetuning
 
 
 def test_an_unfinished_run_can_be_read(tmp_path: Path) -> None:

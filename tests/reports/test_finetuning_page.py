@@ -19,7 +19,6 @@ from robustcli.reports.finetuning_findings import (
     saved,
 )
 from robustcli.reports.finetuning_page import (
-    FinetuningGallery,
     curves,
     draw_finetuning_gallery,
     finetuning_report,
@@ -124,31 +123,6 @@ def test_time_that_nobody_measured_is_a_dash() -> None:
     assert saved(row) == "3.0"
     row["seconds_ratio"] = None
     assert saved(row) == "\N{EN DASH}"
-
-
-def names(gallery: FinetuningGallery) -> list[str]:
-    kinds = (gallery.gradients, gallery.modes, gallery.strips, gallery.cases, gallery.tradeoff)
-    return [Path(figure.path).stem for kind in kinds for figure in kind]
-
-
-@pytest.mark.parametrize(
-    ("plan", "expected"),
-    [
-        (
-            FinetunePlan(modes=("full", "freeze"), sweep=True),
-            ["gradients", "modes", "groups", "cases-full", "cases-freeze", "sweep"],
-        ),
-        (FinetunePlan(modes=()), ["gradients"]),
-        (FinetunePlan(modes=("full",), unmeasured=("full",), profiled=0), ["modes"]),
-        (FinetunePlan(modes=("full",), waiting=("full",), profiled=0, decided=False), []),
-    ],
-)
-def test_a_run_has_the_pictures_that_it_has_data_for(
-    tmp_path: Path, plan: FinetunePlan, expected: list[str]
-) -> None:
-    gallery = draw_finetuning_gallery(read_finetuning(build_finetuning(tmp_path, plan)))
-    assert names(gallery) == expected
-    assert all((tmp_path / "figures" / f"{name}.png").is_file() for name in expected)
 
 
 def drawing_arguments(

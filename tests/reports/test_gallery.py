@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,9 +18,8 @@ from robustcli.reports.evaluation_page import (
 )
 from robustcli.reports.figures.images import Case
 from robustcli.reports.findings import read_findings
-from robustcli.reports.scoring import DICE
 from robustcli.tasks.record import MaskPreprocessingRecord
-from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
+from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, paper21
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -67,12 +65,6 @@ def test_pictures_that_are_gone_are_left_out(tmp_path: Path, drawn_cases: list[C
     (tmp_path / "panels/ulvm_v5/worst-1/image.png").write_bytes(b"no picture")
     assert case_figures(findings, findings.models[0], tmp_path, "a")
     assert [case.title[:6] for case in drawn_cases] == ["median"]
-
-
-def test_without_panels_there_is_no_figure(tmp_path: Path) -> None:
-    findings = read_findings(build_masks(tmp_path, replace(MaskPlan(), panels=False)))
-    assert case_figures(findings, findings.models[0], tmp_path, "a") == ()
-    assert not (tmp_path / "figures").exists()
 
 
 def test_a_name_with_a_slash_is_a_file_name(tmp_path: Path) -> None:
@@ -198,23 +190,3 @@ def test_a_run_has_the_pictures_that_its_cells_allow(tmp_path: Path, case: str) 
 def test_nothing_is_drawn_of_a_run_that_has_not_begun(tmp_path: Path) -> None:
     plan = RunPlan(transforms=(IDENTITY, *paper21()[:2]), done=0.0, samples=False)
     assert names(draw_gallery(read_findings(build_run(tmp_path, plan)))) == []
-
-
-def test_captions_say_what_is_shown(tmp_path: Path) -> None:
-    models = (model("a"), model("b"))
-    plan = RunPlan(models=models, transforms=(IDENTITY, *imagenet_c()[:15]), images=10)
-    gallery = draw_gallery(read_findings(build_run(tmp_path, plan)))
-    assert gallery.bars[0].caption == (
-        "The 2 best and the 1 worst transforms by top-1 averaged over the models, with 95 % "
-        "Wilson intervals. A transform with severities is shown at its highest severity."
-    )
-
-
-def test_segmenters_have_the_same_pictures_of_dice(tmp_path: Path) -> None:
-    cells = (IDENTITY, *paper21()[:2], *paper21(1)[:1], *paper21(5)[:1])
-    gallery = draw_gallery(read_findings(build_masks(tmp_path, MaskPlan(transforms=cells))), DICE)
-    assert names(gallery) == ["best_and_worst", "all_transforms", "severities"]
-    assert gallery.overview[0].caption.startswith("Dice per transform with 95 % bootstrap")
-    assert gallery.overview[0].caption.endswith("dashed: clean dice of each model.")
-    assert "by dice averaged over the models" in gallery.bars[0].caption
-    assert gallery.multiples[0].caption.startswith("Dice over severity with 95 % bootstrap")

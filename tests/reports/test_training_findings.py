@@ -27,27 +27,9 @@ from robustcli.reports.training_findings import (
 from robustcli.reports.training_page import SEGMENTER_COLUMNS, training_results
 from robustcli.reports.zoo_findings import other_experiment, published, table_one
 from robustcli.training.procedures.base import paper_rows as paper_rows_paper_scores
-from robustcli.training.record import METRICS
 from tests.reports.train_runs import TrainPlan, build_training, paper_rows, training_record
 from tests.training.test_losses import GOLDEN
 from tests.training.test_losses import fixed_losses as fixed
-
-
-def test_everything_that_a_finished_training_left_is_read(tmp_path: Path) -> None:
-    training = read_training(build_training(tmp_path, TrainPlan(protocol="paper")))
-    assert (training.epochs, training.seconds, training.is_partial) == (12, 48.0, False)
-    assert training.paper is not None
-    assert training.test.numbers["dice"] > training.baseline.numbers["dice"] > 0.5
-    assert len(training.test.rows) == 24
-    assert training.weights_bytes == 4 * 703_885 // 100
-
-
-def test_a_training_that_has_not_begun_lacks_the_rest(tmp_path: Path) -> None:
-    training = read_training(build_training(tmp_path, TrainPlan(measured=False, finished=0)))
-    assert list(training.metrics.columns) == list(METRICS)
-    result = (training.seconds, training.test, training.baseline, training.paper)
-    assert result == (None, None, None, None)
-    assert (training.epochs, training.weights_bytes, training.is_partial) == (0, None, True)
 
 
 def test_an_evaluation_without_rows_is_not_measured_yet(tmp_path: Path) -> None:
@@ -185,13 +167,6 @@ def test_the_headline_is_that_of_the_protocol(tmp_path: Path, paper: TrainingFin
     patient = read_training(build_training(tmp_path / "b"))
     assert headline(patient) == group_score(patient.test.numbers)
     assert pooled(patient) is None
-
-
-def test_nothing_is_claimed_of_what_was_not_measured(tmp_path: Path) -> None:
-    for protocol in ("patient", "paper"):
-        plan = TrainPlan(measured=False, protocol=protocol)
-        training = read_training(build_training(tmp_path / protocol, plan))
-        assert (headline(training), gain(training)) == (None, None)
 
 
 def test_the_gain_compares_the_same_groups(tmp_path: Path) -> None:

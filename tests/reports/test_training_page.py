@@ -14,7 +14,6 @@ from robustcli.reports import training_page
 from robustcli.reports.figures.training_figures import Level, Point, Strip
 from robustcli.reports.training_findings import TrainingFindings, read_training
 from robustcli.reports.training_page import (
-    TrainingGallery,
     draw_training_gallery,
     training_report,
     training_text,
@@ -126,27 +125,6 @@ def test_a_dice_from_empty_images_alone_is_called_so(tmp_path: Path) -> None:
     text = training_text(training)
     assert "**No foreground found.** No pixel of the true foreground" in text
     assert "Over images with foreground, dice per image is 0.000." in text
-
-
-def names(gallery: TrainingGallery) -> list[str]:
-    kinds = (gallery.scatter, gallery.curves, gallery.strips, gallery.cases)
-    return [Path(figure.path).stem for kind in kinds for figure in kind]
-
-
-@pytest.mark.parametrize(
-    ("plan", "expected"),
-    [
-        (TrainPlan(), ["dice_over_parameters", "curves", "groups", "cases-ulvm_v5"]),
-        (TrainPlan(measured=False, finished=2), ["dice_over_parameters", "curves"]),
-        (TrainPlan(measured=False, finished=0), ["dice_over_parameters"]),
-    ],
-)
-def test_a_training_has_the_pictures_that_it_has_data_for(
-    tmp_path: Path, plan: TrainPlan, expected: list[str]
-) -> None:
-    gallery = draw_training_gallery(read_training(build_training(tmp_path, plan)))
-    assert names(gallery) == expected
-    assert all((tmp_path / "figures" / f"{name}.png").is_file() for name in expected)
 
 
 def test_several_trainings_have_curves_beside_each_other(tmp_path: Path) -> None:
