@@ -251,11 +251,11 @@ def test_a_claim_is_about_the_model_that_is_ahead_more_often():
 
 
 def test_agreement_is_counted_image_by_image():
-    targets = [0, 0, 0, 0, 0, 0]
-    first, other = rows([0, 0, 1, 1, 1, 2], targets), rows([0, 1, 0, 1, 2, 2], targets)
+    targets = [0] * 7
+    first, other = rows([0, 0, 1, 1, 1, 2, 0], targets), rows([0, 1, 0, 1, 2, 2, 1], targets)
     (result,) = agreements({"a": {CLEAN: first}, "b": {CLEAN: other}})
-    assert result == Agreement("a", "b", *CLEAN, 1, 1, 1, 2, 1)
-    assert (result.n, result.share) == (6, 3 / 6)
+    assert result == Agreement("a", "b", *CLEAN, 1, 2, 1, 2, 1)
+    assert (result.n, result.share) == (7, 3 / 7)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
@@ -271,11 +271,11 @@ def test_error_consistency_is_cohens_kappa_of_being_right(pairs):
 
 
 def test_flips_are_counted_against_the_models_own_clean_answers():
-    before, after = rows([1, 1, 1, 0, 0, 0, 2]), rows([1, 1, 0, 1, 0, 2, 3])
+    before, after = rows([1, 1, 1, 0, 0, 0, 2, 1]), rows([1, 1, 0, 1, 0, 2, 3, 0])
     (result,) = flips({"a": {CLEAN: before, ("fog", 1): after[::-1]}}, CLEAN)
-    assert result == Flips("a", "fog", 1, 1, 1, 2, 3)
-    assert (result.n, result.flipped, result.rate) == (7, 4, 4 / 7)
-    assert result.rate_interval == wilson_interval(4, 7)
+    assert result == Flips("a", "fog", 1, 2, 1, 2, 3)
+    assert (result.n, result.flipped, result.rate) == (8, 5, 5 / 8)
+    assert result.rate_interval == wilson_interval(5, 8)
     assert flips({"a": {("fog", 1): after}}, CLEAN) == []
 
 
