@@ -271,17 +271,14 @@ def test_a_failed_download_from_the_hub(
         fetch("swin-t", offline=False)
 
 
-def test_a_bundled_data_set(attempts: list[object]) -> None:
+def test_bundled_weights_and_data_sets(attempts: list[object]) -> None:
+    path = local_path(CATALOGUE["vmamba-pico"])
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert fetch("vmamba-pico", offline=True) == Fetched("vmamba-pico", path, digest, pinned=True)
     fetched = fetch("CIFAR10_mini", offline=True)
     assert fetched.name == "cifar10-mini"
     assert fetched.sha256 == hashlib.sha256(fetched.path.read_bytes()).hexdigest()
     assert attempts == []
-
-
-def test_bundled_weights() -> None:
-    path = local_path(CATALOGUE["vmamba-pico"])
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert fetch("vmamba-pico", offline=True) == Fetched("vmamba-pico", path, digest, pinned=True)
 
 
 @pytest.mark.parametrize(

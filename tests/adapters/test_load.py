@@ -160,9 +160,6 @@ def test_a_typo_gets_the_nearest_names_of_ours_and_of_timms(typed: str, meant: s
     message = rf"No model is called `{typed}`\.\nDid you mean .*`{meant}`.*\?\n`robust list models`"
     with pytest.raises(UsageError, match=message):
         resolve(typed)
-
-
-def test_a_name_like_no_other() -> None:
     with pytest.raises(UsageError, match=r"No model is called `§§§`\.\n`robust list models` lists"):
         resolve("§§§")
 

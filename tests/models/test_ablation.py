@@ -95,29 +95,6 @@ def test_a_network_with_a_scan_loses_it_and_any_other_one_says_that_it_has_none(
     assert golden.parameters(network) - golden.parameters(ablated) == count > 0
 
 
-def _removed_from_mamba(dim: int) -> int:
-    """A_log, D, x_proj and dt_proj with its bias, by their published shapes."""
-    inner, rank = 2 * dim, math.ceil(dim / 16)
-    return inner * 16 + inner + (rank + 32) * inner + inner * rank + inner
-
-
-@pytest.mark.parametrize(
-    ("name", "dims", "left"),
-    [
-        ("ulvm", (6, 8, 12, 16, 12, 8), 43_009),
-        ("ulvm_v5", (8, 16, 32, 64, 32, 16), 685_389),
-        ("umambabot", (512,), 9_696_964),
-        ("umamba", (512,), 11_140_872),
-    ],
-)
-def test_the_removed_parameters_are_those_of_the_published_shapes(name, dims, left):
-    with torch.device("meta"):
-        network, ablated = architecture(name).build(), architecture(name).build(ablate="scan")
-    removed = sum(map(_removed_from_mamba, dims))
-    assert golden.parameters(network) - golden.parameters(ablated) == removed
-    assert golden.parameters(ablated) == left
-
-
 @pytest.mark.parametrize("name", SCANNING)
 def test_a_network_and_its_control_start_alike_and_the_control_learns(name, monkeypatch):
     options, side = golden.SMALL[name]

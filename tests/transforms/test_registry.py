@@ -87,9 +87,6 @@ def test_repeats_are_dropped_and_the_order_is_as_typed() -> None:
     cells = resolve_transforms(["perspective", "flip*", "perspective", "paper21"], None)
     assert _names(cells)[:4] == ["identity", "perspective", "fliplr", "flipud"]
     assert len(cells) == 22
-
-
-def test_severities_are_sorted_and_unique() -> None:
     assert [cell.severity for cell in resolve_transforms(["c_fog"], [5, 1, 5])[1:]] == [1, 5]
 
 
@@ -115,9 +112,6 @@ def test_spellings(typed: str, name: str) -> None:
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"called `perspctive`.\nDid you mean `perspective`\?"):
         resolve_transforms(["perspctive"], None)
-
-
-def test_a_glob_without_a_match_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"No transform matches `zz\*`"):
         resolve_transforms(["zz*"], None)
 
