@@ -52,6 +52,8 @@ def changed_settings(old: TrainRecord, new: TrainRecord) -> list[str]:
         ({"initial_weights_sha256": "1"}, "`--weights`, `--untrained`"),
         ({"recipe": {"batch_size": 8}}, "`--batch-size` was 4, now it is 8"),
         ({"recipe": {"precision": "bf16"}}, "`--precision` was fp32"),
+        ({"recipe": {"augmentation": "light"}}, "`--aug` was none, now it is light"),
+        ({"recipe": {"loss": "bce"}}, "`--loss` was dice, now it is bce"),
         ({"recipe": {"images_per_epoch": 7}}, "`--quick`"),
         ({"recipe": {"epochs": 4}}, "finished epochs cannot be undone"),
         ({"recipe": {"patches": Patchwise(), "name": "nnunet"}}, "`--recipe` was , now it is nnun"),
