@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, types
 from numba.extending import intrinsic
 
 from robustcli.models.scan.base import NeedsGrad
@@ -28,11 +28,13 @@ from robustcli.models.scan.cpu_lanes import (
     broadcast,
     exp,
     fill,
+    inlined,
     later,
     load,
     load_group,
     looked_up,
     multiply_add,
+    not_inlined,
     places,
     prefetch,
     prefetch_group,
@@ -63,7 +65,7 @@ AHEAD = 8  # steps from a prefetch to the read
 WINDOW = 16  # steps that are copied or transposed at a time
 
 
-@njit(forceinline=True)
+@inlined
 def _group(
     group: Any, first: Any, t0: Any, last: Any, padded: Any, softplus_on: bool, alone: bool,
     prefetch: bool, order: Any, x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any, B: Any,
@@ -93,7 +95,7 @@ def _group(
     return following, step
 
 
-@njit(error_model="numpy")
+@not_inlined
 def _steps(
     begin: Any, end: Any, last: Any, padded: Any, softplus_on: bool, alone: bool, prefetch: bool,
     order: Any, x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any, B: Any, C: Any, bb: Any,
@@ -118,7 +120,7 @@ def _steps(
         )  # fmt: skip
 
 
-@njit(forceinline=True)
+@inlined
 def _copy_in(source: Any, at: Any, D: Any, target: Any, padded: Any, rows: Any, w: Any) -> None:
     """Copies `w` channels of rows (rows, D), starting with source[at], to (rows, padded)."""
     for n in range(rows):
@@ -126,7 +128,7 @@ def _copy_in(source: Any, at: Any, D: Any, target: Any, padded: Any, rows: Any, 
             store(target, n * padded + i, LANES, load(source, at + n * D + i, min(LANES, w - i)))
 
 
-@njit(forceinline=True)
+@inlined
 def _copy_out(source: Any, padded: Any, rows: Any, w: Any, target: Any, at: Any, D: Any) -> None:
     """The inverse of `_copy_in`."""
     for n in range(rows):
@@ -134,7 +136,7 @@ def _copy_out(source: Any, padded: Any, rows: Any, w: Any, target: Any, at: Any,
             store(target, at + n * D + i, min(LANES, w - i), load(source, n * padded + i, LANES))
 
 
-@njit(error_model="numpy")  # not inlined: tiles take long to compile
+@not_inlined  # tiles take long to compile
 def _transpose_in(
     source: Any, at: Any, step: Any, rows: Any, columns: Any, target: Any, leap: Any
 ) -> None:
@@ -145,7 +147,7 @@ def _transpose_in(
             turn(source, at + r * step + c, step, height, width, target, c * leap + r, leap)
 
 
-@njit(error_model="numpy")  # not inlined: tiles take long to compile
+@not_inlined  # tiles take long to compile
 def _transpose_out(
     source: Any, leap: Any, rows: Any, columns: Any, target: Any, at: Any, step: Any
 ) -> None:
@@ -156,7 +158,7 @@ def _transpose_out(
             turn(source, c * leap + r, leap, height, width, target, at + r * step + c, step)
 
 
-@njit(error_model="numpy")
+@not_inlined
 def _gather(
     path: Any, t0: Any, t1: Any, source: Any, at: Any, D: Any, target: Any, padded: Any, w: Any
 ) -> None:
@@ -165,7 +167,7 @@ def _gather(
         _copy_in(source, at + _U(path[t0 + j]) * D, D, target[j * padded :], padded, _U(1), w)
 
 
-@njit(error_model="numpy")
+@not_inlined
 def _scatter(
     path: Any, t0: Any, t1: Any, source: Any, padded: Any, target: Any, at: Any, D: Any, w: Any,
     alone: bool,
@@ -180,7 +182,7 @@ def _scatter(
             )
 
 
-@njit(error_model="numpy")
+@not_inlined
 def forward(
     task: int, dims: Any, softplus_on: bool, block: int, chunk: int, keep: bool,
     x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, offset: Any,
@@ -249,7 +251,7 @@ def forward(
 # (S, K, N, L); K is the number of groups.
 
 
-@njit(forceinline=True)
+@inlined
 def _ask(x: Any, delta: Any, out: Any, rows: Any, L: Any, t: Any, w: Any) -> None:
     """Prefetches step t of each of the `w` rows."""
     for i in range(w):
@@ -258,7 +260,7 @@ def _ask(x: Any, delta: Any, out: Any, rows: Any, L: Any, t: Any, w: Any) -> Non
         prefetch(out, rows + i * L + t)
 
 
-@njit(error_model="numpy")
+@not_inlined
 def forward_sequence(
     task: int, dims: Any, softplus_on: bool, block: int, chunk: int, keep: bool,
     x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any,
@@ -321,7 +323,7 @@ _BY_STATES = OF_STEP | OF_A | OF_C  # gradients that require the states
 _BY_STATE_GRADS = OF_STEP | OF_A | OF_B | OF_X  # gradients that require those of the states
 
 
-@njit(forceinline=True)
+@inlined
 def _replay_group(
     group: Any, first: Any, t0: Any, begin: Any, last: Any, padded: Any, softplus_on: bool,
     prefetch: bool, needed: int, order: Any, x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any,
@@ -357,7 +359,7 @@ def _replay_group(
     return following, step
 
 
-@njit(forceinline=True)
+@inlined
 def _replay(
     begin: Any, end: Any, padded: Any, softplus_on: bool, prefetch: bool, needed: int, order: Any,
     x: Any, xb: Any, W: Any, delta: Any, db: Any, D: Any, B: Any, bb: Any, bp: Any, bn: Any,
@@ -382,12 +384,12 @@ def _replay(
         )  # fmt: skip
 
 
-@njit(forceinline=True)
+@inlined
 def _add(target: Any, at: Any, left: Any, right: Any) -> None:
     store(target, at, LANES, multiply_add(left, right, load(target, at, LANES)))
 
 
-@njit(forceinline=True)
+@inlined
 def _retreat(
     dt: Any, u: Any, dy: Any, A: Any, B: Any, C: Any, bc: Any, bn: Any, g: Any, i: Any,
     padded: Any, decays: Any, states: Any, at: Any, dA: Any, sums: Any, N: Any, needed: int,
@@ -422,7 +424,7 @@ def _retreat(
     return ddt, du
 
 
-@njit(forceinline=True)
+@inlined
 def _fetch_back(needed: int, padded: Any, dy: Any, dx: Any, xp: Any, ddelta: Any, dp: Any) -> None:
     """Prefetches what `_steps_backward` reads and writes in one step."""
     for i in range(_U(0), padded, LANES):
@@ -433,7 +435,7 @@ def _fetch_back(needed: int, padded: Any, dy: Any, dx: Any, xp: Any, ddelta: Any
             prefetch(ddelta, dp + i)
 
 
-@njit(forceinline=True)
+@inlined
 def _put_step(needed: int, ddt: Any, ddelta: Any, dp: Any, dbias: Any, i: Any) -> None:
     """Writes the gradient of delta and adds to that of the bias, where `needed`."""
     if needed & OF_DELTA:
@@ -442,7 +444,7 @@ def _put_step(needed: int, ddt: Any, ddelta: Any, dp: Any, dbias: Any, i: Any) -
         store(dbias, i, LANES, load(dbias, i, LANES) + ddt)
 
 
-@njit(forceinline=True)
+@inlined
 def _put_input(
     needed: int, alone: bool, grad: Any, u: Any, du: Any, skip: Any, i: Any, dx: Any, xp: Any,
     dskip: Any,
@@ -455,7 +457,7 @@ def _put_input(
         _add(dskip, i, grad, u)
 
 
-@njit(forceinline=True)
+@inlined
 def _steps_backward(
     begin: int, end: int, padded: Any, softplus_on: bool, alone: bool, prefetch: bool, needed: int,
     order: Any, x: Any, xb: Any, W: Any, dy: Any, db: Any, D: Any, B: Any, C: Any, bb: Any, bp: Any,
@@ -492,7 +494,7 @@ def _steps_backward(
                 dC[pb + p * bp + n * bn] = total(load(sums, (N + n) * LANES, LANES))
 
 
-@njit(forceinline=True)
+@inlined
 def _window_out(
     needed: int, alone: bool, path: Any, t0: Any, t1: Any, dxs: Any, ddeltas: Any, dBs: Any,
     dCs: Any, padded: Any, w: Any, N: Any, dx: Any, xb: Any, W: Any, ddelta: Any, db: Any, D: Any,
@@ -509,7 +511,7 @@ def _window_out(
         _scatter(path, t0, t1, dCs, N, dC, pb, N, N, True)
 
 
-@njit(forceinline=True)
+@inlined
 def _sums_out(
     needed: int, dAs: Any, dskips: Any, dbiases: Any, padded: Any, N: Any, w: Any, dA: Any,
     dskip: Any, dbias: Any, row: Any, a: Any, D: Any,
@@ -523,7 +525,7 @@ def _sums_out(
         _copy_out(dbiases, padded, _U(1), w, dbias, row + a, D)
 
 
-@njit(forceinline=True, error_model="numpy")
+@inlined
 def backward(
     task: int, dims: Any, softplus_on: bool, block: int, chunk: int, needed: int,
     x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, order: Any, offset: Any,
@@ -616,7 +618,7 @@ def backward(
 # channel are zero and remain zero.
 
 
-@njit(forceinline=True, error_model="numpy")
+@inlined
 def backward_sequence(
     task: int, dims: Any, softplus_on: bool, block: int, chunk: int, needed: int,
     x: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, bias: Any, borders: Any, dy: Any,
@@ -711,17 +713,17 @@ def _pointer(kind: Any) -> Any:
 _floats, _ints = _pointer(types.float32), _pointer(types.int32)
 
 
-@njit(forceinline=True)
+@inlined
 def _array(work: Any, number: int) -> Any:
     return carray(_floats(work[HEAD + number]), (_ANY,))
 
 
-@njit(forceinline=True)
+@inlined
 def _indices(work: Any, number: int) -> Any:
     return carray(_ints(work[HEAD + number]), (_ANY,))
 
 
-@njit(forceinline=True)
+@inlined
 def _dims(work: Any) -> Any:
     return work[2], work[3], work[4], work[5], work[6], work[7]
 

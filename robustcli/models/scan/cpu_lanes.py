@@ -35,6 +35,12 @@ VECTOR, INTEGERS = ir.VectorType(ir.FloatType(), WIDTH), ir.VectorType(_INT, WID
 _ZEROS = ir.Constant(VECTOR, [0.0] * WIDTH)
 _BLANK = ir.Constant(VECTOR, ir.Undefined)
 
+# Decorators of the functions that kernels call. Wrappers for calls from Python, which are not
+# needed, would take a sixth of the compilation time.
+_OPTIONS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inlined = njit(forceinline=True, **_OPTIONS)
+not_inlined = njit(**_OPTIONS)
+
 
 class _Lanes(types.Type):
     """Numba type of a vector of `count` float32 values (lanes)."""
@@ -146,13 +152,13 @@ def _store_part(_context: Any, array: Any, at: Any, count: Any, value: Any) -> A
     return types.void(array, at, count, value), codegen
 
 
-@njit(forceinline=True)
+@inlined
 def load(array: Any, at: Any, count: Any) -> Any:
     """Loads `count` floats, starting with array[at]; remaining lanes are zero."""
     return _load(array, at) if count == WIDTH else _load_part(array, at, count)
 
 
-@njit(forceinline=True)
+@inlined
 def store(array: Any, at: Any, count: Any, value: Any) -> None:
     """Stores the first `count` lanes of `value`, starting at array[at]."""
     if count == WIDTH:
@@ -593,7 +599,7 @@ def _turned(builder: Any, rows: list[Any]) -> list[Any]:
     return rows
 
 
-@njit(forceinline=True)
+@inlined
 def turn(
     source: Any, at: Any, step: Any, rows: Any, columns: Any, target: Any, to: Any, leap: Any
 ) -> None:
