@@ -41,10 +41,12 @@ class ScanBlock(nn.Module):
     scan_parts: ClassVar[tuple[str, ...]]
     removed: Mapping[str, tuple[int, ...]] = {}
     """Names and shapes of the parameters that were removed with the scan; empty if it is kept."""
+    scans: bool = True  # no property: torch 2.6 cannot compile a property of a subclass
+    """Whether the block still has its scan."""
 
     def remove_scan(self) -> None:
         """Replaces the scan by the identity and removes the parameters that only the scan uses."""
-        self.removed = self.scan_parameters
+        self.removed, self.scans = self.scan_parameters, False
         for part in self.scan_parts:
             setattr(self, part, None)
 
@@ -56,11 +58,6 @@ class ScanBlock(nn.Module):
             for name, parameter in self.named_parameters()
             if name.split(".")[0] in self.scan_parts
         }
-
-    @property
-    def scans(self) -> bool:
-        """Whether the block still has its scan."""
-        return not self.removed
 
 
 def scan_blocks(network: nn.Module) -> dict[str, ScanBlock]:
