@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants
+from huggingface_hub import constants, utils
 
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry
 from robustcli.core.errors import RobustError, RunError, UsageError, first_line
@@ -107,13 +107,21 @@ def hub(*, offline: bool) -> Iterator[None]:
     """
     logger = logging.getLogger("huggingface_hub")
     before, level = constants.HF_HUB_OFFLINE, logger.level
-    constants.HF_HUB_OFFLINE = before or offline or unreachable() is not None
+    _set_offline(before or offline or unreachable() is not None)
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        _set_offline(before)
         logger.setLevel(level)
+
+
+def _set_offline(offline: bool) -> None:
+    """Sets whether the hub's client is offline, also for its open sessions."""
+    if offline != constants.HF_HUB_OFFLINE:
+        constants.HF_HUB_OFFLINE = offline
+        # Before huggingface-hub 1, a session is offline for as long as the process runs.
+        getattr(utils, "reset_sessions", lambda: None)()
 
 
 def unreachable() -> str | None:

@@ -17,6 +17,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 
 from robustcli.adapters import fetching
 from robustcli.adapters.catalogue import CATALOGUE
@@ -320,6 +321,18 @@ def test_an_unknown_host_is_not_asked():
     with fetching.hub(offline=False):
         assert constants.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
+
+
+def test_a_session_that_was_opened_offline_is_not_kept():
+    def error() -> str:
+        with pytest.raises(Exception) as raised:  # noqa: PT011  of the client, by version
+            get_session().get("http://127.0.0.1:1/")
+        return type(raised.value).__name__
+
+    assert error().startswith("Connect")
+    with fetching.hub(offline=True):
+        assert error() == "OfflineModeIsEnabled"
+    assert error().startswith("Connect")
 
 
 @pytest.mark.usefixtures("no_names")
