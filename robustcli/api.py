@@ -198,7 +198,9 @@ class Finetuning(_RunFolder):
         """Whether each tensor was trained or frozen, and why; one row per tensor (`frozen.csv`)."""
         import pandas as pd
 
-        return pd.read_csv(self.path / DECISIONS, dtype={"shape": str})
+        return pd.read_csv(
+            self.path / DECISIONS, dtype={"shape": str}, float_precision="round_trip"
+        )
 
 
 def evaluate(

@@ -273,5 +273,5 @@ def write_decisions(path: Path, decisions: Sequence[Decision], network: nn.Modul
 
 def read_frozen(path: Path) -> list[str]:
     """Names of the frozen tensors in the file `path` of `write_decisions`."""
-    rows = pd.read_csv(path, dtype={"shape": str})
+    rows = pd.read_csv(path, dtype={"shape": str}, float_precision="round_trip")
     return [str(name) for name in rows["name"][rows["frozen"] == 1]]

@@ -197,7 +197,7 @@ def _costs(path: Path) -> ModeCosts:
 def _decisions(path: Path) -> pd.DataFrame:
     kinds = {"name": str, "shape": str, "count": int, "statistic": float, "why": str}
     with reading(path):
-        table = pd.read_csv(path, dtype=kinds)[list(DECISION_COLUMNS)]
+        table = pd.read_csv(path, dtype=kinds, float_precision="round_trip")[list(DECISION_COLUMNS)]
         return table.astype({"mamba": bool, "frozen": bool})
 
 

@@ -222,8 +222,10 @@ def read_run_export(
         digest=run_digest(run, record),
         partial=bool(missing),
         record=cleaned,
-        table=pd.read_csv(run / "results.csv"),
-        history=pd.read_csv(history) if history.is_file() else pd.DataFrame(),
+        table=pd.read_csv(run / "results.csv", float_precision="round_trip"),
+        history=pd.read_csv(history, float_precision="round_trip")
+        if history.is_file()
+        else pd.DataFrame(),
         texts=texts,
         pictures=_pictures(run) if pictures else {},
     )

@@ -253,7 +253,11 @@ def read_run_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataF
         RunError: The file is damaged.
     """
     with reading(path):
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        table = (
+            pd.read_parquet(path)
+            if path.suffix == ".parquet"
+            else pd.read_csv(path, float_precision="round_trip")
+        )
         return table if columns is None else table[list(columns)]
 
 

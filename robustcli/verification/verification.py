@@ -314,7 +314,9 @@ def _check_table(run: Path, record: RunRecord, check: EvaluationCheck) -> None:
         return
     wrong = {(d.model, d.transform, d.severity) for d in check.differences}
     try:
-        written = _lines_of(pd.read_csv(path, dtype={"model": str, "transform": str}))
+        written = _lines_of(
+            pd.read_csv(path, dtype={"model": str, "transform": str}, float_precision="round_trip")
+        )
     except (ValueError, KeyError) as error:
         values = "cannot be read", "a table"
         check.differences.append(

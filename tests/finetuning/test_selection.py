@@ -393,7 +393,7 @@ def test_a_sweep_writes_its_rules_scores_and_times(
     out, rule = tmp_path / "run", FreezeRule(quantile=0.5, scope="all")
     config = make_config(out, rule=rule, epochs=1, profile_iterations=1, sweep=True)
     run_finetuning(config, Recorder())
-    rows = pd.read_csv(out / SWEEP_FILE)
+    rows = pd.read_csv(out / SWEEP_FILE, float_precision="round_trip")
     assert list(rows) == list(SWEEP)
     assert rows["seconds_ratio"].tolist() == [0.7, 1.0, 0.5]
     assert rows["pattern"].tolist()[2] == "encoder.*"

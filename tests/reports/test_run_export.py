@@ -80,7 +80,7 @@ def test_commands_lose_folders_of_elsewhere(redactor: Redactor, tmp_path: Path) 
 
 
 def test_metrics_are_the_table(export: RunExport) -> None:
-    table = pd.read_csv(export.run / "results.csv")
+    table = pd.read_csv(export.run / "results.csv", float_precision="round_trip")
     row = table[(table["transform"] == "c_gaussian_noise") & (table["severity"] == 3)].iloc[0]
     prefix = "vmamba-b/c_gaussian_noise/severity-3"
     for column in ("n", "correct", "top1", "top1_low", "top1_high", "drop"):
