@@ -168,7 +168,7 @@ def test_every_pair_is_tested_and_adjusted_after_holm(tmp_path: Path) -> None:
     assert table["p"].tolist() == pytest.approx(expected)
     order = np.argsort(expected)
     adjusted = np.maximum.accumulate(np.array(expected)[order] * [3, 2, 1])
-    assert table["p_adjusted"].to_numpy()[order] == pytest.approx(np.minimum(adjusted, 1))
+    assert table["p_adjusted"].to_numpy(float)[order] == pytest.approx(np.minimum(adjusted, 1))
     best = comparison.sentences[0]
     assert best.startswith("`vim` has the highest top-1 of 3 trainings on the same 80 held-out")
     wins = int((table["outcome"] == "first ahead")[table["first"] == "vim"].sum())

@@ -55,6 +55,10 @@ def tiny(monkeypatch):
         pytest.skip(str(triton.available()))
     if INTERPRETED:
         monkeypatch.setattr(triton, "TILE", 32)
+        builder = importlib.import_module("triton.runtime.interpreter").InterpreterBuilder
+        if not hasattr(builder, "get_int1_ty"):  # forgotten in the interpreter of Triton 3.2
+            int1 = importlib.import_module("triton.language").int1
+            monkeypatch.setattr(builder, "get_int1_ty", lambda _: int1, raising=False)
 
 
 CUTS = ("merged", "by direction", "in sections")
