@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from robustcli.adapters.catalogue import ModelRequest
+from robustcli.core.io import read_csv
 from robustcli.core.objects import names_url, path_here
 from robustcli.core.rundir import has_record
 from robustcli.evaluation.cell_table import table
@@ -196,11 +197,7 @@ class Finetuning(_RunFolder):
 
     def decisions(self) -> pd.DataFrame:
         """Whether each tensor was trained or frozen, and why; one row per tensor (`frozen.csv`)."""
-        import pandas as pd
-
-        return pd.read_csv(
-            self.path / DECISIONS, dtype={"shape": str}, float_precision="round_trip"
-        )
+        return read_csv(self.path / DECISIONS, dtype={"shape": str})
 
 
 def evaluate(

@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robustcli.core.errors import RunError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LONGEST_NAME = 255
 """Longest file name in bytes on ext4, XFS, APFS and NTFS."""
@@ -108,6 +111,20 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
         return json.loads(text, **options)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    """`pandas.read_csv`, with exactly the numbers that were written.
+
+    Before pandas 3.1, the default changes the last bit of a third of all numbers; since then, exact
+    reading is the default and the option for it is deprecated.
+    """
+    import pandas as pd
+
+    if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):
+        options["float_precision"] = "round_trip"
+    table: pd.DataFrame = pd.read_csv(path, **options)
+    return table
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from robustcli.core.io import write_text
+from robustcli.core.io import read_csv, write_text
 from robustcli.finetuning.gradients import GradientProfile, Statistic, statistics
 from robustcli.finetuning.record import DECISION_COLUMNS, SavingRecord
 from robustcli.finetuning.selection import Decision
@@ -273,5 +273,5 @@ def write_decisions(path: Path, decisions: Sequence[Decision], network: nn.Modul
 
 def read_frozen(path: Path) -> list[str]:
     """Names of the frozen tensors in the file `path` of `write_decisions`."""
-    rows = pd.read_csv(path, dtype={"shape": str}, float_precision="round_trip")
+    rows = read_csv(path, dtype={"shape": str})
     return [str(name) for name in rows["name"][rows["frozen"] == 1]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustcli.core.io import reading
+from robustcli.core.io import read_csv, reading
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.record import (
     AFTER_STEPS,
@@ -197,7 +197,7 @@ def _costs(path: Path) -> ModeCosts:
 def _decisions(path: Path) -> pd.DataFrame:
     kinds = {"name": str, "shape": str, "count": int, "statistic": float, "why": str}
     with reading(path):
-        table = pd.read_csv(path, dtype=kinds, float_precision="round_trip")[list(DECISION_COLUMNS)]
+        table = read_csv(path, dtype=kinds)[list(DECISION_COLUMNS)]
         return table.astype({"mamba": bool, "frozen": bool})
 
 

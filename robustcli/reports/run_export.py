@@ -19,6 +19,7 @@ import pandas as pd
 
 import robustcli
 from robustcli.core.errors import UsageError
+from robustcli.core.io import read_csv
 from robustcli.core.names import file_name
 from robustcli.core.rundir import has_record
 from robustcli.reports.findings import read_findings
@@ -222,10 +223,8 @@ def read_run_export(
         digest=run_digest(run, record),
         partial=bool(missing),
         record=cleaned,
-        table=pd.read_csv(run / "results.csv", float_precision="round_trip"),
-        history=pd.read_csv(history, float_precision="round_trip")
-        if history.is_file()
-        else pd.DataFrame(),
+        table=read_csv(run / "results.csv"),
+        history=read_csv(history) if history.is_file() else pd.DataFrame(),
         texts=texts,
         pictures=_pictures(run) if pictures else {},
     )

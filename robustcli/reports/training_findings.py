@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from robustcli.core.io import reading
+from robustcli.core.io import read_csv, reading
 from robustcli.core.rundir import has_record
 from robustcli.metrics.class_scores import Calibration, MacroF1
 from robustcli.metrics.intervals import Bootstrap
@@ -253,11 +253,7 @@ def read_run_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataF
         RunError: The file is damaged.
     """
     with reading(path):
-        table = (
-            pd.read_parquet(path)
-            if path.suffix == ".parquet"
-            else pd.read_csv(path, float_precision="round_trip")
-        )
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else read_csv(path)
         return table if columns is None else table[list(columns)]
 
 

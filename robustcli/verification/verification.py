@@ -22,7 +22,7 @@ import torch
 
 from robustcli.adapters.model import Model
 from robustcli.core.errors import RobustError, UsageError
-from robustcli.core.io import parse_json
+from robustcli.core.io import parse_json, read_csv
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import versions
 from robustcli.core.rundir import RECORD_FILE, SEEDS_KIND, has_record
@@ -314,9 +314,7 @@ def _check_table(run: Path, record: RunRecord, check: EvaluationCheck) -> None:
         return
     wrong = {(d.model, d.transform, d.severity) for d in check.differences}
     try:
-        written = _lines_of(
-            pd.read_csv(path, dtype={"model": str, "transform": str}, float_precision="round_trip")
-        )
+        written = _lines_of(read_csv(path, dtype={"model": str, "transform": str}))
     except (ValueError, KeyError) as error:
         values = "cannot be read", "a table"
         check.differences.append(

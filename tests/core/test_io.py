@@ -10,11 +10,13 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from robustcli.core import io
 from robustcli.core.errors import RunError
-from robustcli.core.io import replacing, write_bytes, write_text
+from robustcli.core.io import read_csv, replacing, write_bytes, write_text
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
@@ -253,3 +255,9 @@ def test_readers_and_writers_at_once_see_whole_files_only(file: Path) -> None:
     assert seen <= whole
     assert file.read_bytes() in whole - {b"old"}
     assert only(file)
+
+
+def test_a_table_has_the_numbers_that_were_written(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).random(1000)
+    pd.DataFrame({"number": numbers}).to_csv(tmp_path / "table.csv", index=False)
+    assert (read_csv(tmp_path / "table.csv")["number"] == numbers).all()

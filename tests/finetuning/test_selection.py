@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from robustcli.core.errors import UsageError
+from robustcli.core.io import read_csv
 from robustcli.evaluation.cell_table import table
 from robustcli.finetuning import sweep
 from robustcli.finetuning.finetune_plan import plan_finetuning
@@ -393,7 +394,7 @@ def test_a_sweep_writes_its_rules_scores_and_times(
     out, rule = tmp_path / "run", FreezeRule(quantile=0.5, scope="all")
     config = make_config(out, rule=rule, epochs=1, profile_iterations=1, sweep=True)
     run_finetuning(config, Recorder())
-    rows = pd.read_csv(out / SWEEP_FILE, float_precision="round_trip")
+    rows = read_csv(out / SWEEP_FILE)
     assert list(rows) == list(SWEEP)
     assert rows["seconds_ratio"].tolist() == [0.7, 1.0, 0.5]
     assert rows["pattern"].tolist()[2] == "encoder.*"

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from robustcli.core.errors import UsageError
+from robustcli.core.io import read_csv
 from robustcli.reports.run_export import Redactor, RunExport, read_run_export
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.finetune_runs import build_finetuning
@@ -80,7 +81,7 @@ def test_commands_lose_folders_of_elsewhere(redactor: Redactor, tmp_path: Path) 
 
 
 def test_metrics_are_the_table(export: RunExport) -> None:
-    table = pd.read_csv(export.run / "results.csv", float_precision="round_trip")
+    table = read_csv(export.run / "results.csv")
     row = table[(table["transform"] == "c_gaussian_noise") & (table["severity"] == 3)].iloc[0]
     prefix = "vmamba-b/c_gaussian_noise/severity-3"
     for column in ("n", "correct", "top1", "top1_low", "top1_high", "drop"):
