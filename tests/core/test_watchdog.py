@@ -89,11 +89,12 @@ def command_line(process: psutil.Process) -> str:
     ],
 )
 def test_a_loader_process_that_dies_names_its_image(harm: str, workers: int, why: str) -> None:
+    before = set(psutil.Process().children())  # torch 2.6 compiles in a process that it keeps
     with pytest.raises(RunError, match=r"ended while decoding `5\.png`") as caught:
         read(Numbers(5, harm), workers, Watchdog())
     assert why in caught.value.why
     assert "the same command continues" in caught.value.todo
-    children = psutil.Process().children()
+    children = set(psutil.Process().children()) - before
     loaders = [child for child in children if "resource_tracker" not in command_line(child)]
     _, left = psutil.wait_procs(loaders, timeout=10)
     assert not left, "the other loader processes are ended too"
