@@ -129,10 +129,11 @@ def test_without_a_profile_all_but_the_gradients_is_known() -> None:
 
 def test_a_profile_is_unchanged_after_writing_and_reading(tmp_path: Path) -> None:
     network = two_layers()
-    rows = profiled(network, [[1.0, -2.0], [0.5, 0.25]])
+    rows = profiled(network, [[1.0, -2.0], [0.5, 0.25], [0.5, 0.5]])
     path = tmp_path / "gradients.parquet"
     write_profile(path, rows, "toy")
     reread = statistics(read_profile(path, network, "toy"))
+    assert not math.isnan(reread["0.weight"].change_ratio)  # NaN would equal nothing
     assert reread["0.weight"] == statistics(rows)["0.weight"]
 
 

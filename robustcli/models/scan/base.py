@@ -116,6 +116,27 @@ def packed(directions: tuple[str, ...]) -> int:
     return sum(CODES[direction] << 2 * k for k, direction in enumerate(directions))
 
 
+def path(settings: ScanSettings, delta: Tensor) -> tuple[int, int, int, int]:
+    """Height, width, packed directions and group: the order of the steps for operators of torch.
+
+    The group is the number of channels per group of a sequence, and 0 for an image, the outputs of
+    whose directions are summed. A sequence is an image with a single row.
+
+    Args:
+        settings: The settings of the scan.
+        delta: Step sizes (K, S, L, D).
+    """
+    if settings.directions:
+        return settings.height, settings.width, packed(settings.directions), 0
+    return 1, delta.shape[2], 0, delta.shape[3]
+
+
+def unpacked(paths: int, count: int) -> tuple[str, ...]:
+    """The inverse of `packed` for `count` directions."""
+    names = {code: direction for direction, code in CODES.items()}
+    return tuple(names[paths >> 2 * k & 3] for k in range(count))
+
+
 def pixel_orders(height: int, width: int, directions: tuple[str, ...] = CROSS) -> Tensor:
     """The row-major index of the pixel that direction k visits at step t, (K, L) int32, L = H*W.
 

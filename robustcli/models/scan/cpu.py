@@ -30,8 +30,10 @@ from robustcli.models.scan.base import (
     grads_or_zeros,
     keeps_states,
     missing,
+    path,
     pixel_orders,
     spread,
+    unpacked,
 )
 
 TESTED = ("0.60", "0.68.1")  # lowest and highest version of numba in the tests
@@ -88,18 +90,8 @@ def scan(arguments: ScanInputs, settings: ScanSettings) -> tuple[Tensor, Tensor]
         y, state, _ = scan_cpu_sequence(*tensors, settings.softplus, keep)
         y = y.mT
     else:
-        y, state, _ = scan_cpu(*tensors, *_order(settings, tensors), settings.softplus, keep)
+        y, state, _ = scan_cpu(*tensors, *path(settings, delta), settings.softplus, keep)
     return y.to(home), state.to(home)
-
-
-def _order(settings: ScanSettings, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Arguments `order` and `offset` of `scan_cpu` for `tensors` in the common layout."""
-    if settings.directions:
-        order = pixel_orders(settings.height, settings.width, settings.directions)
-        return order, torch.zeros(len(settings.directions), dtype=torch.int32)
-    K, _, L, channels = tensors[1].shape
-    order = torch.arange(L, dtype=torch.int32).expand(K, L).contiguous()
-    return order, torch.arange(K, dtype=torch.int32) * channels
 
 
 def describe() -> str:
@@ -117,23 +109,31 @@ def describe() -> str:
 
 @torch.library.custom_op("robustcli::scan_cpu", mutates_args=(), device_types="cpu")
 def scan_cpu(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
-             order: Tensor, offset: Tensor, softplus: bool,
+             height: int, width: int, paths: int, group: int, softplus: bool,
              keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Outputs y (S, L, W), last state (K, S, N, D), and with `keep` states for the backward pass.
 
-    Layouts as in `cpu_kernels`.
+    Layouts as in `cpu_kernels`; `height` to `group` are those of `base.path`.
     """
     K, S, L, channels = delta.shape
     dims = (K, S, L, channels, A.shape[1], x.shape[2])
     outputs = _empty_outputs(dims, x, keep)
-    inputs = (x, delta, A, B, C, D, bias, order, offset)
+    inputs = (x, delta, A, B, C, D, bias, *_orders(K, height, width, paths, group))
     _work("forward", S * _blocks(dims), dims, softplus, keep, inputs, outputs)
     return outputs
 
 
+@lru_cache(maxsize=64)  # a network scans images of a few sizes again and again
+def _orders(K: int, height: int, width: int, paths: int, group: int) -> tuple[Tensor, Tensor]:
+    """The arrays `order` and `offset` of `cpu_kernels`."""
+    with torch.device("cpu"), torch.inference_mode(False):
+        order = pixel_orders(height, width, unpacked(paths, K)).contiguous()
+        return order, torch.arange(K, dtype=torch.int32) * group
+
+
 @scan_cpu.register_fake
 def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
-      order: Tensor, offset: Tensor, softplus: bool,
+      height: int, width: int, paths: int, group: int, softplus: bool,
       keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     K, S, L, channels = delta.shape
     return _empty_outputs((K, S, L, channels, A.shape[1], x.shape[2]), x, keep)
@@ -171,13 +171,14 @@ def _empty_outputs(dims: tuple[int, ...], x: Tensor, keep: bool) -> tuple[Tensor
 
 @torch.library.custom_op("robustcli::scan_cpu_backward", mutates_args=(), device_types="cpu")
 def scan_cpu_backward(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
-                      bias: Tensor, order: Tensor, offset: Tensor, borders: Tensor, softplus: bool,
-                      dy: Tensor, dstate: Tensor,
+                      bias: Tensor, borders: Tensor, height: int, width: int, paths: int,
+                      group: int, softplus: bool, dy: Tensor, dstate: Tensor,
                       needs_grad: Sequence[bool]) -> List[Tensor]:  # noqa: UP006  # fmt: skip
     """The needed gradients of x, delta, A, B, C, D and bias, in this order, in their layouts."""
     K, S, L, channels = delta.shape
     dims = (K, S, L, channels, A.shape[1], x.shape[2])
-    inputs = (x, delta, A, B, C, D, bias, order, offset, borders, dy, dstate)
+    orders = _orders(K, height, width, paths, group)
+    inputs = (x, delta, A, B, C, D, bias, *orders, borders, dy, dstate)
     return _gradients("backward", S * _blocks(dims), dims, softplus, needs_grad, inputs)
 
 
@@ -212,14 +213,16 @@ def _gradients(
         for needed, shape, zeroed in zip(needs_grad, parts, added, strict=True)
     ]
     _work(name, tasks, dims, softplus, needs_grad, inputs, grads)
-    summed = [t.sum(0) if n > 1 and t is not None else t for n, t in enumerate(grads)]
-    return [t for t in summed if t is not None]
+    return [
+        t if n < 2 else t[0] if len(t) == 1 else t.sum(0)
+        for n, t in enumerate(grads) if t is not None
+    ]  # fmt: skip
 
 
 @scan_cpu_backward.register_fake
 def _(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor,
-      order: Tensor, offset: Tensor, borders: Tensor, softplus: bool, dy: Tensor,
-      dstate: Tensor, needs_grad: Sequence[bool]) -> list[Tensor]:  # fmt: skip
+      borders: Tensor, height: int, width: int, paths: int, group: int, softplus: bool,
+      dy: Tensor, dstate: Tensor, needs_grad: Sequence[bool]) -> list[Tensor]:  # fmt: skip
     return _empty_gradients((x, delta, A, B, C, D, bias), needs_grad)
 
 
@@ -235,13 +238,13 @@ def _empty_gradients(tensors: Sequence[Tensor], needs_grad: NeedsGrad) -> list[T
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.softplus, _ = inputs
-    ctx.save_for_backward(*tensors, output[2])
+    ctx.settings = inputs[7:-1]  # all but `keep`
+    ctx.save_for_backward(*inputs[:7], output[2])
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(operator: str, constants: int) -> Callable[..., tuple[Tensor | None, ...]]:
-    """The backward function that calls `operator`; the last `constants` arguments get None."""
+def _differentiate(operator: str) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The backward function that calls `operator`; only the seven tensors have gradients."""
 
     def differentiate(
         ctx: Any, dy: Tensor | None, dstate: Tensor | None, _: None
@@ -249,16 +252,17 @@ def _differentiate(operator: str, constants: int) -> Callable[..., tuple[Tensor 
         needs_grad = ctx.needs_input_grad[:7]
         x, _, A, *_ = saved = ctx.saved_tensors
         grads = getattr(torch.ops.robustcli, operator)(
-            *saved, ctx.softplus, *grads_or_zeros(x, A, dy, dstate), needs_grad
+            *saved, *ctx.settings, *grads_or_zeros(x, A, dy, dstate), needs_grad
         )
-        return (*spread(grads, needs_grad), *(None,) * constants)
+        without = len(ctx.settings) + 1  # and `keep`
+        return (*spread(grads, needs_grad), *(None,) * without)
 
     return differentiate
 
 
-scan_cpu.register_autograd(_differentiate("scan_cpu_backward", 4), setup_context=_keep)
+scan_cpu.register_autograd(_differentiate("scan_cpu_backward"), setup_context=_keep)
 scan_cpu_sequence.register_autograd(
-    _differentiate("scan_cpu_sequence_backward", 2), setup_context=_keep
+    _differentiate("scan_cpu_sequence_backward"), setup_context=_keep
 )
 
 

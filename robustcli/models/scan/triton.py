@@ -26,7 +26,7 @@ from robustcli.models.scan.base import (
     missing,
     needs_state_grads,
     needs_states,
-    packed,
+    path,
     spread,
 )
 
@@ -91,12 +91,9 @@ def scan(arguments: ScanInputs, settings: ScanSettings) -> tuple[Tensor, Tensor]
         for t in (arguments.x, arguments.delta, arguments.B, arguments.C)
     )
     A, D, bias = (t.float().contiguous() for t in (arguments.A, arguments.D, arguments.bias))
-    if settings.directions:
-        path = (settings.height, settings.width, packed(settings.directions), 0)
-    else:
-        path = (1, L, 0, arguments.delta.shape[3])
     tensors = (x, delta, A, B, C, D, bias)
-    y, state, _ = scan_triton(*tensors, *path, settings.softplus, keeps_states(tensors))
+    steps = path(settings, delta)
+    y, state, _ = scan_triton(*tensors, *steps, settings.softplus, keeps_states(tensors))
     return y, state
 
 
@@ -177,9 +174,8 @@ def scan_triton(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
                 keep: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Outputs y (S, L, W), last state (K, S, N, D), and with `keep` states for the backward pass.
 
-    Layouts as in `triton_kernels`; x, delta, B and C may have any float dtype. `group` is 0 for an
-    image, the outputs of whose directions are summed, else the number of channels per group of a
-    sequence.
+    Layouts as in `triton_kernels`; x, delta, B and C may have any float dtype. `height` to `group`
+    are those of `base.path`.
     """
     from robustcli.models.scan import triton_kernels as kernels
 

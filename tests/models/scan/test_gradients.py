@@ -19,14 +19,6 @@ from tests.models.scan.cases import (
 )
 
 
-def by_step():
-    """Arguments of the operator `scan_cpu`, tensors only: 3 sequences of 9 steps, 20 channels."""
-    u, delta, A, B, C, D, _, bias = sequence(3, 20, 9, 2).values()
-    laid = (u.mT, delta.mT[None], A.mT[None], B.mT[None], C.mT[None], D[None], bias[None])
-    order, offset = torch.arange(9, dtype=torch.int32)[None], torch.zeros(1, dtype=torch.int32)
-    return [*(t.contiguous() for t in laid), order, offset]
-
-
 @pytest.fixture
 def written(monkeypatch):
     """The arrays that the kernels of the backward pass were given to write, one list a call."""
@@ -99,7 +91,9 @@ def test_autograd_fills_no_array_with_zeros_for_the_kept_states(monkeypatch, use
         cpu, "grads_or_zeros",
         lambda x, A, *found: given.append(found) or base.grads_or_zeros(x, A, *found),
     )  # fmt: skip
-    tensors = [t.requires_grad_() if n < 7 else t for n, t in enumerate(by_step())]
-    y, state, _ = cpu.scan_cpu(*tensors, True, True)
+    u, delta, A, B, C, D, _, bias = sequence(3, 20, 9, 2).values()
+    by_step = (u.mT, delta.mT[None], A.mT[None], B.mT[None], C.mT[None], D[None], bias[None])
+    tensors = [t.contiguous().requires_grad_() for t in by_step]
+    y, state, _ = cpu.scan_cpu(*tensors, 1, 9, 0, 20, True, True)
     (y if used == "y" else state).sum().backward()
     assert [t is None for t in given[0]] == [used == "state", used == "y"]
