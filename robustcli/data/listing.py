@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -136,14 +137,31 @@ def list_tree(root: Node, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileList
     folder, which would cause infinite recursion.
 
     Raises:
-        UsageError: Folders are nested too deeply, or too many links lead to one folder.
+        UsageError: Folders are nested too deeply, too many links lead to one folder, or the names
+            of two files differ only in their Unicode form.
     """
     listing = FileListing([])
     visits = Counter[str | None]()
     _walk(root, "", frozenset({root.identity()}), suffixes, listing, visits, left=False)
+    _check_ids(listing.files)
     listing.leftovers.sort()
     listing.unreached.sort()
     return listing
+
+
+def _check_ids(files: Sequence[FileRef]) -> None:
+    counts = Counter(file.relative for file in files)
+    if len(counts) == len(files):
+        return
+    repeated = sorted(name for name, count in counts.items() if count > 1)
+    first, second = sorted(str(file) for file in files if file.relative == repeated[0])[:2]
+    raise UsageError(
+        f"{len(repeated)} name{'s' if len(repeated) > 1 else ''} of images occur more than once, "
+        f"such as `{shortened_text(repeated[0])}`.",
+        f"They are spelled with different characters, {first!a} and {second!a}, but "
+        "results name an image by the composed form of its letters (Unicode NFC).",
+        "Rename or remove one of the files.",
+    )
 
 
 def _walk(
@@ -201,13 +219,23 @@ class _OnDisk:
             entries = list(scan)
         for entry in entries:
             is_link, real = entry.is_symlink(), None
-            if entry.is_dir():
+            if _is_folder(entry):
                 inside = f"{self.real}{os.sep}{entry.name}"
                 real = os.path.realpath(entry.path) if is_link else inside
             yield _OnDisk(entry.path, entry.name, is_link, real)
 
     def file(self, relative: str) -> FileRef:
         return FileRef(normalised_path(relative), Path(self.path))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether the entry is a folder or a link to one; False for a link that leads to itself."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def list_folder(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileListing:

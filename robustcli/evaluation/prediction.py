@@ -37,7 +37,7 @@ from robustcli.data.archives import is_tar, is_zip, list_tar, list_zip
 from robustcli.data.dataset import FileRef, reasons_in_lines
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.labels import NUMBERED, LabelSpace, numbered_classes
-from robustcli.data.listing import list_folder
+from robustcli.data.listing import list_folder, normalised_path
 from robustcli.data.mask_classes import colours_of
 from robustcli.data.named_datasets import find_named, require_tar
 from robustcli.data.published_masks import LABEL_FILES
@@ -135,26 +135,30 @@ def list_photos(places: Sequence[Path], say: Say = ignore_note) -> tuple[FileRef
     Raises:
         UsageError: There are no photos, or a place does not exist.
     """
-    by_file: dict[tuple[str, str | None], tuple[str, FileRef]] = {}
+    by_path: dict[Path, tuple[str, FileRef]] = {}
     for place in places:
-        for prefix, ref in _photos_at(place, say):
-            by_file.setdefault((str(ref.path.resolve()), ref.member), (prefix, ref))
-    if not by_file:
+        for path, prefix, ref in _photos_at(place, say):
+            by_path.setdefault(path, (prefix, ref))
+    if not by_path:
         raise UsageError(
             f"No photos were found in {' and '.join(f'`{place}`' for place in places)}.",
             "Expected a folder with image files (JPEG, PNG, TIFF, ...) or image files.",
             "Check the path.",
         )
-    count = Counter(ref.relative for _, ref in by_file.values())
+    count = Counter(ref.relative for _, ref in by_path.values())
     files = [
         ref if count[ref.relative] == 1 else replace(ref, relative=f"{prefix}{ref.relative}")
-        for prefix, ref in by_file.values()
+        for prefix, ref in by_path.values()
     ]
     return tuple(sorted(files, key=lambda ref: ref.relative))
 
 
-def _photos_at(place: Path, say: Say) -> Iterator[tuple[str, FileRef]]:
-    """Each photo with the prefix for its id, used if another photo has the same id."""
+def _photos_at(place: Path, say: Say) -> Iterator[tuple[Path, str, FileRef]]:
+    """Each photo with its path, and the prefix for its id if another photo has the same id.
+
+    The path is equal for all spellings of `place`. Links inside `place` are not resolved: two links
+    to one file are two photos, as in an evaluation.
+    """
     named = None if place.exists() else find_named(str(place))
     path = place.expanduser() if named is None else require_tar(named)
     if path.is_dir():
@@ -165,7 +169,8 @@ def _photos_at(place: Path, say: Say) -> Iterator[tuple[str, FileRef]]:
         listing = list_zip(path)
     elif path.is_file():
         parent = "" if place.parent == Path() else f"{place.parent.as_posix()}/"
-        yield parent, FileRef(path.name, path)
+        name = normalised_path(path.name)
+        yield path.parent.resolve() / name, parent, FileRef(name, path)
         return
     else:
         raise UsageError(
@@ -175,8 +180,9 @@ def _photos_at(place: Path, say: Say) -> Iterator[tuple[str, FileRef]]:
         )
     for note in listing.notes(path):
         say(note)
+    root = path.resolve()
     for file in listing.files:
-        yield f"{place.as_posix()}/", file
+        yield root / file.relative, f"{place.as_posix()}/", file
 
 
 def classes_of(classifier: Classifier, request: ModelRequest, say: Say = ignore_note) -> LabelSpace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,25 @@ def test_equal_names_are_told_apart(photos: Path, monkeypatch: pytest.MonkeyPatc
     assert names == ["=1+2.png", "other/b.png", "photos/b.png", "sub/a.png"]
     with pytest.raises(UsageError, match="`nowhere` does not exist"):
         list_photos([Path("nowhere")])
+
+
+def test_links_to_one_photo_are_photos_as_in_an_evaluation(photos: Path):
+    (photos / "link.png").symlink_to("b.png")
+    (photos / "linked").symlink_to("sub")
+    places = [photos, photos / "sub" / ".." / "sub", photos / "b.png"]
+    names = [ref.relative for ref in list_photos(places)]
+    assert names == ["=1+2.png", "b.png", "link.png", "linked/a.png", "sub/a.png"]
+
+
+def test_a_photo_whose_name_is_not_unicode(robust: Robust, photos: Path):
+    photo = photos / os.fsdecode(b"caf\xe9.png")
+    photo.write_bytes((photos / "b.png").read_bytes())
+    out = photos.parent / "out"
+    places = (str(photo), str(photos), "--out", str(out))
+    outcome = robust(*PICO, *places, "--top", "1", "--csv")
+    assert outcome.code == 0, outcome.err
+    names = [line.split(",")[0] for line in (out / "labels.csv").read_text().splitlines()]
+    assert names.count(r"caf\xe9.png") == 1
 
 
 def test_a_bundled_set_by_its_name(robust: Robust):

@@ -46,6 +46,23 @@ def test_ids_have_one_spelling_on_every_file_system() -> None:
     assert normalised_path(b"caf\xe9.jpg".decode("utf-8", "surrogateescape")) == r"caf\xe9.jpg"
 
 
+def test_two_files_whose_names_differ_in_their_unicode_form_are_named(
+    photos: Callable[..., Path],
+) -> None:
+    root = photos(*(f"cat/{unicodedata.normalize(form, 'é')}.jpg" for form in ("NFC", "NFD")))
+    if len(list((root / "cat").iterdir())) < 2:
+        pytest.skip("this file system has one form of names")
+    with pytest.raises(UsageError, match=r"1 name of images occur.*cat/é\.jpg.*\n.*e\\u0301\.jpg"):
+        list_folder(root)
+
+
+def test_a_link_to_itself_is_a_broken_link(photos: Callable[..., Path]) -> None:
+    root = photos("cat/a.jpg")
+    (root / "cat" / "b.jpg").symlink_to("b.jpg")
+    (root / "dog").symlink_to("dog")
+    assert {entry.relative for entry in list_folder(root).files} == {"cat/a.jpg", "cat/b.jpg"}
+
+
 def test_a_folder_that_cannot_be_read_is_named(
     monkeypatch: pytest.MonkeyPatch, photos: Callable[..., Path]
 ) -> None:
