@@ -355,7 +355,8 @@ def _without_mark(cell: str) -> str:
 
 def read_splits(path: Path) -> dict[str, Split]:
     """The split of each image id in a file of `write_splits`; UsageError for unknown splits."""
-    columns = read_columns(path, (Column("image-id"), Column("split")))
+    # The name of a folder or file may begin or end with a space.
+    columns = read_columns(path, (Column("image-id"), Column("split")), keep_spaces=True)
     unknown = sorted(set(columns["split"]) - set(SPLITS))
     if unknown:
         raise UsageError(

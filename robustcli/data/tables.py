@@ -80,6 +80,7 @@ def read_columns(
     *,
     headless: Headless | None = None,
     say: Say = ignore_note,
+    keep_spaces: bool = False,
 ) -> dict[str, list[str]]:
     """The cells of the requested columns by `Column.name`, without missing optional columns.
 
@@ -88,6 +89,7 @@ def read_columns(
         columns: The requested columns.
         headless: Recognises the columns of a text table without header.
         say: Receives a note on unusual separators, encodings or headers.
+        keep_spaces: Whether spaces around a cell belong to it, in a file that no person wrote.
 
     Raises:
         UsageError: The file cannot be read, lacks a required column, or has an empty cell.
@@ -99,7 +101,7 @@ def read_columns(
     if path.suffix.lower() == ".parquet":
         return _checked(path, _read_parquet(path, columns))
     text, encoding = _decoded(path)
-    reading = _read(path, text, columns, headless)
+    reading = _read(path, text, columns, headless, keep_spaces=keep_spaces)
     notes = [note for note in (encoding, *reading.notes) if note]
     if notes:
         say(f"Read `{path}` as {', '.join(notes)}.")
@@ -112,7 +114,9 @@ def read_columns(
                 'Put cells that contain the separator in double quotes ("a, b").',
             )
     rows = reading.rows[reading.first :]
-    values = {name: [row[i].strip() for row in rows] for name, i in reading.indices.items()}
+    values = {name: [row[i] for row in rows] for name, i in reading.indices.items()}
+    if not keep_spaces:
+        values = {name: [cell.strip() for cell in cells] for name, cells in values.items()}
     return _checked(path, values)
 
 
@@ -155,7 +159,10 @@ def _encoding_without_mark(raw: bytes) -> tuple[str, str]:
     return "utf-8", ""
 
 
-def _read(path: Path, text: str, columns: Sequence[Column], headless: Headless | None) -> _Reading:
+def _read(
+    path: Path, text: str, columns: Sequence[Column], headless: Headless | None, *,
+    keep_spaces: bool,
+) -> _Reading:  # fmt: skip
     usual = DELIMITERS.get(path.suffix.lower(), ",")
     separators, notes = [usual, *(s for s in _SEPARATORS if s != usual)], []
     first_line, _, remaining_text = text.partition("\n")
@@ -163,7 +170,7 @@ def _read(path: Path, text: str, columns: Sequence[Column], headless: Headless |
     if sep_line:
         separators, text = [sep_line[1].replace("\\t", "\t")], remaining_text
         notes = [f"a table with a first line `{first_line.strip()}`"]
-    tables = [(separator, _rows(path, text, separator)) for separator in separators]
+    tables = [(separator, _rows(path, text, separator, keep_spaces)) for separator in separators]
     separated = {
         s: [] if s == usual or sep_line else [f"a table separated by {_SEPARATORS[s]}"]
         for s in separators
@@ -196,10 +203,10 @@ def _read(path: Path, text: str, columns: Sequence[Column], headless: Headless |
     raise _missing_column_error(path, text, tables, columns)
 
 
-def _rows(path: Path, text: str, separator: str) -> list[list[str]]:
+def _rows(path: Path, text: str, separator: str, keep_spaces: bool) -> list[list[str]]:
     source = io.StringIO(text, newline="")
     try:
-        rows = list(csv.reader(source, delimiter=separator, skipinitialspace=True))
+        rows = list(csv.reader(source, delimiter=separator, skipinitialspace=not keep_spaces))
     except csv.Error as error:
         raise _unreadable(path, f"It is not a table: {error}.") from error
     return [row for row in rows if len(row) == 1 or any(cell.strip() for cell in row)]

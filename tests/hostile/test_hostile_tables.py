@@ -218,7 +218,7 @@ def test_what_a_terminal_would_obey_is_escaped(text: str, expected: str) -> None
 
 def test_splits_are_no_formulas_and_are_read_as_written(tmp_path: Path) -> None:
     ids = ["=1+1.png", "+x.png", "-y.png", "@z.png", "'=quoted.png", "''=twice.png", "plain.png",
-           "'plain.png"]  # fmt: skip
+           "'plain.png", " cat /left.png", "right.png "]  # fmt: skip
     samples = tuple(Sample(FileRef(name, tmp_path / name), 0, name) for name in ids)
     dataset = Dataset("d", str(tmp_path), samples)
     none = Dataset("d", str(tmp_path), ())
