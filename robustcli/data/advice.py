@@ -265,5 +265,6 @@ def groups_in_two_splits(
         f"`{location}` puts {len(divided)} of {groups} groups into more than one split.",
         f"If a {grouping} is in both training and test, the test scores are too high: "
         f"{quoted(divided)}.",
-        "Assign all images of a group to the same split, or leave the split empty.",
+        "Assign all images of a group to the same split, or remove the splits from the data: they "
+        "are then drawn at random.",
     )

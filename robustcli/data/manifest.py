@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from robustcli.core.errors import UsageError
 from robustcli.data.advice import quoted
@@ -44,6 +45,7 @@ _LABELS_PATH = Column("path", (*_PATH.aliases, "name"))
 _LABELS_LABEL = Column("label", (*_LABEL.aliases, "predictionstring"), remaining=True)
 _WNID_AND_BOX = re.compile(r"(n\d{8})\s+\d")
 _MASK_WORDS = ("mask", "label", "annotation", "truth", "gt")
+ValueT = TypeVar("ValueT")
 _TRIED = 100  # rows that are examined to recognise the columns of a table without header
 
 
@@ -106,20 +108,22 @@ def with_groups(layout: Layout[FileRef], path: Path, say: Say = ignore_note) -> 
             f"Expected one of {', '.join(f'`{name}`' for name in GROUPINGS)}.",
             "Write a first line such as `image,patient`.",
         )
-    rows = {_normal(name): row for row, name in enumerate(columns[_IMAGE.name])}
+    splits = _splits_in(path, columns, len(columns[grouping]))
+    rows = zip(columns[grouping], splits, strict=True)
     ids = [labelled.image.relative for labelled in layout.labelled]
-    row_of = [rows.get(image_id, rows.get(image_id.rpartition(".")[0])) for image_id in ids]
-    missing = sorted(name for name, row in zip(ids, row_of, strict=True) if row is None)
+    names = {*ids, *(name.rpartition(".")[0] for name in ids)}
+    row_of = _once(path, zip(columns[_IMAGE.name], rows, strict=True), names, grouping)
+    found = [row_of.get(name, row_of.get(name.rpartition(".")[0])) for name in ids]
+    missing = sorted(name for name, row in zip(ids, found, strict=True) if row is None)
     if missing:
         raise UsageError(
             f"`{path}` does not list {len(missing)} of {len(ids)} images.",
             f"Missing: {quoted(missing)}.",
             "Add a line for each, with its path below `images/`.",
         )
-    groups, splits = columns[grouping], _splits_in(path, columns, len(columns[grouping]))
     labelled = (
-        replace(image, group=groups[row], split=splits[row])
-        for image, row in zip(layout.labelled, row_of, strict=True)
+        replace(image, group=row[0], split=row[1])
+        for image, row in zip(layout.labelled, found, strict=True)
         if row is not None
     )
     return replace(layout, labelled=tuple(labelled), grouping=grouping)
@@ -139,9 +143,9 @@ def read_labels(path: Path, files: Sequence[FileRef], say: Say = ignore_note) ->
         labels = _labels_of(files, _labels_in_table(path, files, say))
     else:
         lines = [line.strip() for line in read_text(path, say).splitlines() if line.strip()]
-        pairs = [line.split(maxsplit=1) for line in lines]
-        by_name = {normalised_path(pair[0]): pair[1] for pair in pairs if len(pair) == 2}
-        labels = _labels_of(files, by_name)
+        names = _names_of(files)
+        pairs = _named_labels(lines, names)
+        labels = _labels_of(files, _once(path, pairs, names, "label"))
         if not any(labels):
             with suppress(UsageError):  # the file may not be a table either
                 labels = _labels_of(files, _labels_in_table(path, files, say))
@@ -207,6 +211,11 @@ def _file(base: Path, name: str) -> FileRef:
     return FileRef(normalised_path(inside), base / inside)
 
 
+def _id(name: str) -> str:
+    """The id of an image with the path `name` in a table, if it is relative to the data set."""
+    return normalised_path(_normal(name))
+
+
 def _normal(name: str) -> str:
     return Path(os.path.normpath(name.replace("\\", "/") if os.sep == "/" else name)).as_posix()
 
@@ -216,8 +225,11 @@ def _check_images(path: Path, images: Sequence[FileRef], truth: str) -> None:
         raise UsageError(
             f"`{path}` lists no images.", "It has a header only.", "Add one line for each image."
         )
-    counts = Counter(image.relative for image in images)
-    repeated = sorted(name for name, count in counts.items() if count > 1)
+    paths = [image.path.absolute() for image in images]  # of relative and absolute names
+    counts = Counter(paths)
+    repeated = sorted(
+        {i.relative for i, path in zip(images, paths, strict=True) if counts[path] > 1}
+    )
     if repeated:
         raise UsageError(
             f"`{path}` lists {len(repeated)} image{'s' if len(repeated) > 1 else ''} more than "
@@ -304,30 +316,72 @@ def _is_named(base: Path, name: str) -> bool:
 
 def _labels_of(files: Sequence[FileRef], by_name: Mapping[str, str]) -> list[str]:
     """The label of each file by its path, name or name without suffix; empty if missing."""
-    spellings = ((f.relative, f.file_name, f.file_name.rpartition(".")[0]) for f in files)
-    return [next((by_name[name] for name in names if name in by_name), "") for names in spellings]
+    return [next((by_name[n] for n in _spellings(file) if n in by_name), "") for file in files]
+
+
+def _spellings(file: FileRef) -> tuple[str, str, str]:
+    """The names of a file in a file of labels, the most exact first."""
+    return file.relative, file.file_name, file.file_name.rpartition(".")[0]
+
+
+def _names_of(files: Sequence[FileRef]) -> set[str]:
+    return {name for file in files for name in _spellings(file)}
+
+
+def _named_labels(lines: Sequence[str], names: Collection[str]) -> list[tuple[str, str]]:
+    """The name and the label in the lines `FILE LABEL`, without lines of other files.
+
+    The name is the longest beginning of a line that is one of `names`, because it may have spaces.
+    """
+    pairs = []
+    for line in lines:
+        gaps = [gap.start() for gap in re.finditer(r"\s+", line)]
+        end = next((gap for gap in reversed(gaps) if _id(line[:gap]) in names), None)
+        if end is not None:
+            pairs.append((line[:end], line[end:].strip()))
+    return pairs
+
+
+def _once(
+    path: Path, pairs: Iterable[tuple[str, ValueT]], names: Collection[str], what: str
+) -> dict[str, ValueT]:
+    """The value of each of the `names` in the table at `path`; other rows are ignored.
+
+    Raises:
+        UsageError: A name has several values, which `what` describes.
+    """
+    values: dict[str, ValueT] = {}
+    repeated = set[str]()
+    for name, value in ((_id(name), value) for name, value in pairs):
+        if name in names and values.setdefault(name, value) != value:
+            repeated.add(name)
+    if repeated:
+        raise UsageError(
+            f"`{path}` lists {len(repeated)} image{'s' if len(repeated) > 1 else ''} more than "
+            "once, with different values.",
+            f"Repeated: {quoted(sorted(repeated))}.",
+            f"Every image must have exactly one {what}: remove the wrong lines.",
+        )
+    return values
 
 
 def _labels_in_table(path: Path, files: Sequence[FileRef], say: Say) -> dict[str, str]:
     columns = read_columns(
         path, (_LABELS_PATH, _LABELS_LABEL), headless=_labels_by_content(files), say=say
     )
-    names = map(normalised_path, columns[_LABELS_PATH.name])
     # A label from Kaggle can contain boxes after the wnid: `n01978287 240 170 260 240`.
     boxes = [(_WNID_AND_BOX.match(label), label) for label in columns[_LABELS_LABEL.name]]
     labels = (match[1] if match else label for match, label in boxes)
-    return dict(zip(names, labels, strict=True))
+    pairs = zip(columns[_LABELS_PATH.name], labels, strict=True)
+    return _once(path, pairs, _names_of(files), "label")
 
 
 def _labels_by_content(files: Sequence[FileRef]) -> Headless:
-    bare = {file.file_name.rpartition(".")[0] for file in files}
-    names = {*bare, *(file.relative for file in files), *(file.file_name for file in files)}
+    names = _names_of(files)
 
     def columns(rows: Sequence[Sequence[str]]) -> dict[str, int] | None:
         columns_of_files = [
-            i
-            for i in range(len(rows[0]))
-            if any(normalised_path(r[i].strip()) in names for r in rows)
+            i for i in range(len(rows[0])) if any(_id(r[i].strip()) in names for r in rows)
         ]
         if len(rows[0]) != 2 or len(columns_of_files) != 1:
             return None

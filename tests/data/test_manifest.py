@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,10 +37,29 @@ def _read(folder: Path, content: str, name: str = "labels.txt") -> dict[str, str
         ("l.txt", "val_1 n01440764\nval_10 fire truck\nval_2 cat\n"),
         ("l.csv", "path,label\nval_1.JPEG,n01440764\nval_10.JPEG,fire truck\nval_2.JPEG,cat\n"),
         ("l.tsv", "name\tclass\nval_1\tn01440764\nval_10\tfire truck\nval_2\tcat\n"),
+        ("l.txt", "./val_1 n01440764\nval_10 fire truck\nval_10 fire truck\nval_2 cat\n"),
+        ("l.csv", "path,label\n.\\val_1,n01440764\nval_10,fire truck\n./val_2,cat\n"),
+        ("l.csv", "path,label\nx,1\nx,2\nval_1,n01440764\nval_10,fire truck\nval_2,cat\n"),
     ],
 )
 def test_files_are_named(tmp_path: Path, name: str, content: str) -> None:
     assert _read(tmp_path, content, name) == EXPECTED
+
+
+def test_names_of_files_may_have_spaces(tmp_path: Path) -> None:
+    files = [FileRef(name, Path(name)) for name in ("my cat.jpg", "my cat 2.jpg", "my.jpg")]
+    (tmp_path / "l.txt").write_text("my cat.jpg  cat\nmy cat 2.jpg great white shark\nmy dog\n")
+    labels = {i.image.relative: i.label for i in read_labels(tmp_path / "l.txt", files).labelled}
+    expected = {"my cat.jpg": "cat", "my cat 2.jpg": "great white shark", "my.jpg": "dog"}
+    assert labels == expected
+
+
+@pytest.mark.parametrize("name", ["l.txt", "l.csv"])
+def test_two_labels_of_one_file_are_an_error(tmp_path: Path, name: str) -> None:
+    rows = "val_1.JPEG,cat\nval_2.JPEG,cat\nval_10.JPEG,dog\n./val_1.JPEG,dog\n"
+    content = f"path,label\n{rows}" if name == "l.csv" else rows.replace(",", " ")
+    with pytest.raises(UsageError, match=r"lists 1 image more than once.*\n.*`val_1\.JPEG`"):
+        _read(tmp_path, content, name)
 
 
 def test_one_label_a_line_in_the_order_of_the_sorted_names(tmp_path: Path) -> None:
@@ -103,6 +123,13 @@ def test_paths_count_from_the_manifest(photos: Photos) -> None:
     assert (first.image.relative, first.label) == ("../x/a.jpg", "cat")
     assert (second.image.relative, second.label) == ("b.jpg", "dog")
     assert first.image.path.read_bytes() == (root / "x" / "a.jpg").read_bytes()
+
+
+def test_a_file_under_two_paths_is_listed_twice(photos: Photos) -> None:
+    root = photos("a.jpg")
+    (root / "m.csv").write_text(f"path,label\na.jpg,cat\n{root / 'a.jpg'},dog\n")
+    with pytest.raises(UsageError, match="lists 2 images more than once"):
+        read_class_manifest(root / "m.csv")
 
 
 def test_absolute_paths_stay(photos: Photos, tmp_path: Path) -> None:
@@ -238,12 +265,24 @@ def test_groups_are_given_by_id_with_or_without_suffix(tmp_path: Path) -> None:
             r"does not list 1 of 2 images\.\nMissing: `b\.jpg`\.\nAdd a line",
         ),
         ("image,patient,split\na,1,all\nb,2,all\n", r"contains `all`; expected `train`"),
+        (
+            "image,patient\na.jpg,1\nb.jpg,2\n./a.jpg,3\n",
+            r"lists 1 image more than once.*\nRepeated: `a\.jpg`.\n.*exactly one patient",
+        ),
     ],
 )
 def test_wrong_groups(rows: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "groups.csv").write_text(rows)
     with pytest.raises(UsageError, match=message):
         with_groups(_layout("a.jpg", "b.jpg"), tmp_path / "groups.csv")
+
+
+def test_groups_of_accented_names_and_of_other_images(tmp_path: Path) -> None:
+    table = tmp_path / "groups.csv"
+    name = unicodedata.normalize("NFD", "é.jpg")
+    table.write_text(f"image,slide\n{name},s1\nother.jpg,s2\nother.jpg,s3\n", encoding="utf-8")
+    (pair,) = with_groups(_layout("é.jpg"), table).labelled
+    assert pair.group == "s1"
 
 
 @pytest.mark.parametrize(
