@@ -42,11 +42,15 @@ class ExportedNetwork(nn.Module):
         resize_maps: Whether several score maps are resized to the size of the input, as in an
             evaluation of several classes. A single map is always resized. Several maps that count
             as one foreground must not be resized here: they are summed before they are resized.
+        classes: Number of leading scores that are returned, if the others are no classes
+            (`Classifier.classes`); None for all.
     """
 
-    def __init__(self, network: nn.Module, *, resize_maps: bool = False) -> None:
+    def __init__(
+        self, network: nn.Module, *, resize_maps: bool = False, classes: int | None = None
+    ) -> None:
         super().__init__()
-        self.network, self.resize_maps = network, resize_maps
+        self.network, self.resize_maps, self.classes = network, resize_maps, classes
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores (B, classes) or (B, classes, h, w)."""
@@ -55,7 +59,7 @@ class ExportedNetwork(nn.Module):
             size = [int(side) for side in images.shape[2:]]
             if [int(side) for side in scores.shape[2:]] != size:
                 scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)
-        return scores
+        return scores if self.classes is None else scores[:, : self.classes]
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,9 @@ def _of_size(model: Classifier | Segmenter, config: ExportConfig) -> Classifier 
     side = config.image_size
     if isinstance(model, Classifier):
         preprocessing = model.preprocessing if side is None else model.preprocessing.of_size(side)
-        return Classifier(model.network, preprocessing, model.facts, model.notes)
+        return Classifier(
+            model.network, preprocessing, model.facts, model.notes, classes=model.classes
+        )
     window = side or model.preprocessing.window or native_window(model.network)
     masks = replace(model.preprocessing, window=window)
     return Segmenter(model.network, masks, model.facts, model.header, model.notes)
@@ -377,8 +379,9 @@ def _graphs(
 
 
 def _wrapped(model: Classifier | Segmenter) -> ExportedNetwork:
-    resize_maps = isinstance(model, Segmenter) and bool(model.classes)
-    return ExportedNetwork(model.network, resize_maps=resize_maps).eval()
+    if isinstance(model, Classifier):
+        return ExportedNetwork(model.network, classes=model.classes).eval()
+    return ExportedNetwork(model.network, resize_maps=bool(model.classes)).eval()
 
 
 def _shape(model: Classifier | Segmenter) -> tuple[int, int, int]:

@@ -192,7 +192,7 @@ def classes_of(classifier: Classifier, request: ModelRequest, say: Say = ignore_
         UsageError: The requested label space does not exist.
     """
     space = answers_in(request)
-    outputs = getattr(classifier.network, "num_classes", None)
+    outputs = classifier.classes or getattr(classifier.network, "num_classes", None)
     if outputs is not None and outputs != len(space.ids):
         space = numbered_classes(classifier.facts.name, outputs)
     if space.name.startswith(f"{NUMBERED} of "):

@@ -185,6 +185,8 @@ def explained_network(inputs: ExplainInputs, model: AnyModel) -> ExplainedNetwor
     if isinstance(model, Classifier):
         assert inputs.space is not None, "classifiers have classes"
         answers, preprocessing = inputs.dataset.answers, model.preprocessing
+        if answers is None and model.classes is not None:
+            answers = list(range(model.classes))  # its further outputs are no classes
         return ExplainedNetwork(
             **shared, task="cls", classes=inputs.space.names,
             mean=preprocessing.mean, std=preprocessing.std,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import robustcli.timm_models  # noqa: F401  registers
+from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.networks import create
 from robustcli.adapters.strict_loading import layout
 from robustcli.adapters.training_run import WeightsHeader, write_weights
@@ -22,6 +23,18 @@ def saved(content: object, path: Path, **options: Any) -> Path:
     """`path`, with `content` written there by torch."""
     torch.save(content, path, **options)
     return path
+
+
+def vim_as_run(path: Path) -> ModelRequest:
+    """A small Vim with the 1,000 outputs of its paper's code, saved at `path`; ten are classes.
+
+    The other outputs are the largest ones.
+    """
+    arguments = {"depth": 1, "dim": 16}
+    network = create("vim", {"num_classes": 1000, **arguments})
+    with torch.no_grad():
+        network.head.bias[10:] = 100.0
+    return ModelRequest("vim", saved(network.state_dict(), path), arguments)
 
 
 def meta_state(name: str) -> dict[str, Tensor]:

@@ -15,7 +15,9 @@ from PIL import Image
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.load import load
 from robustcli.core.errors import UsageError
+from robustcli.data.labels import read_label_space
 from robustcli.evaluation.prediction import list_photos
+from tests.adapters.files import vim_as_run
 from tests.cli.conftest import Robust
 
 PICO = ("predict", "--model", "vmamba-pico", "--device", "cpu")
@@ -54,6 +56,20 @@ def test_labels_are_those_of_the_weights(robust: Robust, photos: Path):
         np.testing.assert_allclose(given, expected[best], atol=2e-6)
     assert document["predictions"][0]["labels"][0]["name"] in outcome.out
     assert document["label_space"] == "cifar10"
+
+
+def test_outputs_that_are_no_classes_do_not_take_the_names_of_classes(
+    robust: Robust, photos: Path, tmp_path: Path
+):
+    arguments = [f"{k}={v}" for k, v in vim_as_run(tmp_path / "as_run.pth").arguments.items()]
+    options = [word for argument in arguments for word in ("--model-arg", argument)]
+    outcome = robust("predict", "--model", "vim", "--weights", "as_run.pth", *options,
+                     "photos", "--top", "20", "--json")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    document = json.loads(outcome.out)
+    names = set(read_label_space("cifar10").names)
+    for photo in document["predictions"]:
+        assert {label["name"] for label in photo["labels"]} == names
 
 
 def test_a_segmenter_says_what_it_assumes_and_that_it_is_not_trained(robust: Robust, photos: Path):

@@ -29,7 +29,7 @@ from robustcli.data.splits import split_dataset, write_splits
 from robustcli.evaluation import export_formats, exporting
 from robustcli.evaluation.evaluate import evaluate
 from robustcli.evaluation.exporting import ExportConfig, Exported
-from tests.adapters.files import header
+from tests.adapters.files import header, vim_as_run
 from tests.evaluation.cells import pairs_in
 from tests.evaluation.photos import config, make_photos
 
@@ -184,6 +184,15 @@ def test_a_network_in_memory(tmp_path: Path):
     x = torch.rand(2, 3, 16, 16)
     with torch.inference_mode():
         torch.testing.assert_close(reloaded.network(x), network.eval()(x)["logits"])
+
+
+def test_outputs_that_are_no_classes_are_not_in_the_file(tmp_path: Path):
+    request = vim_as_run(tmp_path / "as_run.pth")
+    file = exported(request, tmp_path / "out")
+    original, reloaded = load(request, "cls"), load(ModelRequest(str(file.path)), "cls")
+    views = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    assert reloaded.logits(views).shape == (3, 10)
+    torch.testing.assert_close(reloaded.logits(views), original.logits(views))
 
 
 def test_what_is_there_is_kept_and_other_files_are_not_replaced(

@@ -32,6 +32,7 @@ from robustcli.explanation.network import ExplainedNetwork
 from robustcli.explanation.record import read_arrays, read_explain_record, read_explained_rows
 from robustcli.metrics.explanation_scores import curve_area
 from robustcli.transforms.base import CLEAN, Cell
+from tests.adapters.files import vim_as_run
 from tests.evaluation.photos import PICO, config, make_photos
 from tests.explanation.networks import explained, small_vmamba
 from tests.training.runs import Recorder
@@ -122,6 +123,14 @@ def test_curves_of_a_method_without_a_target_follow_the_answer(explained_run):
     for name, curve in zip(("insertion_auc", "deletion_auc"), curves, strict=True):
         # The stored maps are rounded to float16, which may change the order of equal pixels.
         np.testing.assert_allclose(rows[name], curve_area(curve.double().numpy()), atol=0.02)
+
+
+def test_outputs_that_are_no_classes_are_neither_predicted_nor_explained(photos, tmp_path):
+    request = vim_as_run(tmp_path / "as_run.pth")
+    run = explain(settings(photos, tmp_path / "run", models=(request,), methods=("occlusion",)))
+    rows = read_explained_rows(run)
+    assert rows["prediction"].max() < 10
+    assert set(rows["target_class"]) <= set(range(10))
 
 
 def test_arrays_hold_maps_and_what_the_network_saw(explained_run):
