@@ -35,9 +35,6 @@ from robustcli.models.scan import triton as backend
 from robustcli.models.scan import triton_kernels as kernels
 
 OF_INPUT_DTYPE = ("x", "delta", "B", "C", "ddelta")
-NUMBERS = ("K", "S", "L", "D", "W", "group", "slot", "height", "width", "paths", "chunks",
-           "sections", "per_section", "each")  # fmt: skip
-BY_CHANNELS = ("D", "W", "group", "slot")  # arguments that are multiples of 16 if D is
 DTYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 ALL_GRADIENTS = dict.fromkeys(
     ("OF_X", "OF_DELTA", "OF_A", "OF_B", "OF_C", "OF_D", "OF_BIAS", "STATES", "STATE_GRADS"), True
@@ -101,13 +98,13 @@ def usage(
     signature = {}
     for name in names:
         pointer = DTYPES[dtype] if name in OF_INPUT_DTYPE else "*fp32"
-        kind = "i32" if name in NUMBERS else pointer
+        kind = "i32" if name in (*kernels.SIZES, *kernels.BY_CHANNELS) else pointer
         signature[name] = "constexpr" if name in constants else kind
     settings: dict[str, Any] = {
         "constexprs": {(names.index(name),): value for name, value in constants.items()}
     }
     if "attrs" in inspect.signature(ASTSource).parameters and aligned:
-        multiples = [n for n in names if n in BY_CHANNELS or signature[n].startswith("*")]
+        multiples = [n for n in names if n in kernels.BY_CHANNELS or signature[n].startswith("*")]
         settings["attrs"] = {(names.index(n),): [["tt.divisibility", 16]] for n in multiples}
     source = ASTSource(fn=kernel, signature=signature, **settings)
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)

@@ -122,7 +122,12 @@ def add(sums, values, mask, i):
 
 # --- The forward pass, and the carry between sections ---------------------------------------------
 
-SIZES = ["K", "S", "L", "height", "width", "paths", "chunks", "per_section", "sections", "each"]
+# Numbers whose values do not change the machine code, and numbers of which it matters whether they
+# are multiples of 16.
+SIZES = [
+    "K", "S", "L", "height", "width", "paths", "chunks", "per_section", "sections", "per_program",
+]  # fmt: skip
+BY_CHANNELS = ["D", "W", "group", "slot"]
 
 
 @triton.jit(do_not_specialize=SIZES)

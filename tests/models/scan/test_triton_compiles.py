@@ -80,7 +80,12 @@ def registers():
     yield from benchmark("triton_registers")
 
 
-@pytest.mark.slow
+def test_every_number_of_a_kernel_is_known_as_one():
+    kernels = triton_kernels.forward, triton_kernels.slope_ends, triton_kernels.backward
+    names = {p.name for kernel in kernels for p in kernel.params if not p.is_constexpr}
+    assert names - {*HALF, *FLOAT} == {*triton_kernels.SIZES, *triton_kernels.BY_CHANNELS}
+
+
 @pytest.mark.parametrize("states", [1, 16])
 def test_four_programs_fit_beside_each_other_and_nothing_is_spilled(
     registers, states, monkeypatch, tmp_path
