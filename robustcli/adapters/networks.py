@@ -34,7 +34,7 @@ from robustcli.adapters.strict_loading import (
     shapes_of,
 )
 from robustcli.core.errors import UsageError, first_line
-from robustcli.core.names import canonical, nearest
+from robustcli.core.names import canonical, check_options, nearest
 from robustcli.models.ablation import scan_parameters
 from robustcli.models.architectures import ARCHITECTURES, Architecture, architecture
 from robustcli.models.vim import fit_positions
@@ -71,15 +71,9 @@ def create(name: str, options: Mapping[str, Any]) -> nn.Module:
 
 def _check_options(spec: Architecture, options: Mapping[str, Any]) -> None:
     config = import_module(f"robustcli.models.{spec.module}").VARIANTS
-    option_names = [field.name for field in fields(config[spec.variant])]
-    for option in options:
-        if option not in option_names and not (spec.family in _CLASSIFIERS and option in _TIMMS):
-            close = nearest(option, option_names, most=1)
-            raise UsageError(
-                f"`{spec.name}` has no option `{option}=...`.",
-                f"Did you mean `{close[0]}`?" if close else "",
-                f"Its options are {', '.join(option_names)}.",
-            )
+    of_timm = _TIMMS if spec.family in _CLASSIFIERS else ()
+    own = [option for option in options if option not in of_timm]
+    check_options(own, [field.name for field in fields(config[spec.variant])], owner=spec.name)
 
 
 def with_weights(

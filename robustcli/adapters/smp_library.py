@@ -14,7 +14,7 @@ from robustcli.adapters.catalogue import FOREGROUND, ModelEntry
 from robustcli.adapters.fetching import hub, hub_failure_reason
 from robustcli.adapters.strict_loading import choose, load_strictly, shapes_of
 from robustcli.core.errors import MachineError, UsageError, first_line
-from robustcli.core.names import find, nearest
+from robustcli.core.names import check_options, find, nearest
 from robustcli.models.architectures import check_multiple
 
 SMP_PREFIX = "smp:"
@@ -119,13 +119,7 @@ def _check_arguments(variant: str, arguments: Mapping[str, Any]) -> None:
     option_names = [
         name for name in signature(constructor).parameters if name not in ("self", "kwargs", *_OURS)
     ]
-    for name in arguments:
-        if name not in (*option_names, "num_classes"):
-            raise UsageError(
-                f"`smp:{variant}` has no option `{name}=...`.",
-                "",
-                f"Its options are {', '.join((*option_names, 'num_classes'))}.",
-            )
+    check_options(arguments, [*option_names, "num_classes"], owner=f"smp:{variant}")
 
 
 def with_weights(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +76,24 @@ def find(name: str, candidates: Iterable[str], *, kind: str, listing: str) -> st
 
 def _either(names: list[str]) -> str:
     return " or ".join(f"`{name}`" for name in names)
+
+
+def check_options(given: Iterable[str], known: Sequence[str], *, owner: str) -> None:
+    """Raises UsageError for the first option in `given` that is not in `known`.
+
+    Args:
+        given: Names of options, as the user typed them.
+        known: Names of all options.
+        owner: Name of the model that has them, for the message.
+    """
+    for option in given:
+        if option not in known:
+            close = nearest(option, known, most=1)
+            raise UsageError(
+                f"`{owner}` has no option `{option}=...`.",
+                f"Did you mean `{close[0]}`?" if close else "",
+                f"Its options are {', '.join(known)}.",
+            )
 
 
 def matching(pattern: str, candidates: Iterable[str], *, kind: str, listing: str) -> list[str]:

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from robustcli.core.errors import UsageError
-from robustcli.core.names import find, nearest
+from robustcli.core.names import check_options, find
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -147,15 +147,7 @@ def changed(config: Config, changes: dict[str, object], *, model: str) -> Config
     Raises:
         UsageError: A name in `changes` is not a field of the configuration.
     """
-    options = [field.name for field in fields(config)]
-    for option in changes:
-        if option not in options:
-            close = nearest(option, options, most=1)
-            raise UsageError(
-                f"`{model}` has no option `{option}`.",
-                f"Did you mean `{close[0]}`?" if close else "",
-                f"Its options: {', '.join(options)}.",
-            )
+    check_options(changes, [field.name for field in fields(config)], owner=model)
     return replace(config, **{option: _frozen(value) for option, value in changes.items()})
 
 

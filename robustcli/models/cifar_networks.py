@@ -20,6 +20,7 @@ Shapes: B batch, C channels, N tokens, D width of a token.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -34,7 +35,7 @@ from robustcli.core.errors import UsageError
 from robustcli.models.architectures import changed
 
 
-class _Classifier(nn.Module):
+class _Classifier(nn.Module, ABC):
     """Base class: feature extractor and linear classifier, with timm's method names."""
 
     classifier_name: ClassVar[str]
@@ -45,11 +46,13 @@ class _Classifier(nn.Module):
         """Logits (B, num_classes) for images (B, channels, H, W)."""
         return self.forward_head(self.forward_features(x))
 
+    @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Features (B, ...) of images (B, channels, H, W)."""
 
+    @abstractmethod
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        raise NotImplementedError
+        """Logits (B, num_classes) of features; with `pre_logits`, the input of the last layer."""
 
     def get_classifier(self) -> nn.Module:
         """The classification layer."""

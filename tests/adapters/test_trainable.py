@@ -34,8 +34,8 @@ from robustcli.models.umamba import UMamba
 from robustcli.nnunet.files import upstream_state
 from robustcli.nnunet.plans_json import make_plan
 from tests.adapters.files import assert_holds, meta_state, old_name, random_state, trained
-from tests.adapters.nnunet_files import PLAN, network
 from tests.models import golden
+from tests.nnunet.nnunet_files import PLAN, network
 
 TINY = {"depths": [1, 1], "dim": 8}
 PICO = resolve("vmamba-pico")

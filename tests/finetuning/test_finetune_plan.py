@@ -29,8 +29,8 @@ from robustcli.finetuning.selection import FreezeRule
 from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_training
 from robustcli.training.train_plan import forecast_training
-from tests.adapters import nnunet_files
 from tests.finetuning.tunings import TINY, MakeConfig, network, tiny_tuning, write_pretrained
+from tests.nnunet import nnunet_files
 from tests.training.images import write_photos
 from tests.training.runs import Recorder, tiny_classifier, tiny_unet
 

@@ -40,9 +40,9 @@ from robustcli.training import recipes
 from robustcli.training.config import TrainConfig
 from robustcli.training.record import AVERAGED
 from tests.adapters.files import assert_holds, saved
-from tests.adapters.nnunet_files import PLAN, checkpoint, network, results
 from tests.finetuning.tunings import TINY, MakeConfig, tiny_tuning, write_pretrained
 from tests.finetuning.tunings import network as network_pretrained
+from tests.nnunet.nnunet_files import PLAN, checkpoint, network, results
 from tests.training.images import write_pairs
 from tests.training.runs import (
     FEW_PATCHES,

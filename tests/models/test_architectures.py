@@ -127,9 +127,11 @@ def test_named_fields_change_and_lists_become_tuples_at_every_level():
 
 
 def test_an_unknown_name_is_told_with_the_nearest_and_all():
-    with pytest.raises(UsageError, match=r"(?s)`m` has no option `dept`.*`depth`\?.*widths, depth"):
+    with pytest.raises(
+        UsageError, match=r"(?s)`m` has no option `dept=\.\.\.`.*`depth`\?.*widths, depth"
+    ):
         changed(Config(), {"dept": 5}, model="m")
-    with pytest.raises(UsageError, match=r"(?s)no option `zzz`\.\nIts options"):
+    with pytest.raises(UsageError, match=r"(?s)no option `zzz=\.\.\.`\.\nIts options"):
         changed(Config(), {"zzz": 5}, model="m")
 
 

@@ -25,8 +25,8 @@ from robustcli.nnunet.files import (
 )
 from robustcli.nnunet.plans_json import NnUNetPlan, make_plan
 from tests.adapters.files import assert_holds
-from tests.adapters.nnunet_files import PLAN, network
 from tests.models import golden
+from tests.nnunet.nnunet_files import PLAN, network
 
 TRAINER = "nnUNetTrainerUMambaBot__nnUNetPlans__2d"
 

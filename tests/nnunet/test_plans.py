@@ -21,8 +21,8 @@ from robustcli.nnunet.plans_json import (
     scheme_of_class,
     topology,
 )
-from tests.adapters.nnunet_files import PLAN
 from tests.models import golden
+from tests.nnunet.nnunet_files import PLAN
 
 
 def settings(**changes: Any) -> dict[str, Any]:
