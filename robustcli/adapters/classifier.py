@@ -17,6 +17,7 @@ from robustcli.adapters.model import (
     Precision,
     Trial,
     check_class_scores,
+    check_probabilities,
     first_pass,
     made_up_image,
 )
@@ -111,6 +112,9 @@ class Classifier:
             answers: Allowed classes, over whose logits the softmax is computed; None for all.
             members: The classes of each superclass, to predict superclasses. The probability of a
                 superclass is the mean over its classes, normalised over all superclasses.
+
+        Raises:
+            RunError: A probability is NaN.
         """
         logits, targets = self.logits(views), targets.to(self.device)
         most = min(5, logits.shape[1] if members is None else len(members))
@@ -128,17 +132,24 @@ class Classifier:
         of_targets = probabilities.gather(1, several)
         # Equal probabilities: use that of the predicted class.
         chosen = (of_targets + (several == best.indices[:, :1])).argmax(1, keepdim=True)
+        probability = best.values[:, 0].cpu().numpy()
+        check_probabilities(probability, self.facts.name, self.precision)
         return Predictions(
             best.indices.to(torch.int32).cpu().numpy(),
-            best.values[:, 0].cpu().numpy(),
+            probability,
             several.gather(1, chosen)[:, 0].cpu().numpy(),
             of_targets.gather(1, chosen)[:, 0].cpu().numpy(),
         )
 
     def ranked(self, views: Tensor, most: int) -> list[Ranking]:
-        """The `most` most probable classes of each uint8 image (n, C, H, W), or all if fewer."""
+        """The `most` most probable classes of each uint8 image (n, C, H, W), or all if fewer.
+
+        Raises:
+            RunError: A probability is NaN.
+        """
         probabilities = self.logits(views).softmax(1)
         best = probabilities.topk(min(most, probabilities.shape[1]), 1)
+        check_probabilities(best.values.cpu().numpy(), self.facts.name, self.precision)
         return [
             Ranking(tuple(indices), tuple(values))
             for indices, values in zip(

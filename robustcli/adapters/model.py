@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
+import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from robustcli.core.errors import RobustError, UsageError, first_line
+from robustcli.core.errors import RobustError, RunError, UsageError, first_line
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -173,16 +175,40 @@ def check_finite(values: Tensor, trial: Trial) -> None:
     """Raises UsageError if the output for the generated image is not finite."""
     if not torch.isnan(values).any():
         return
-    if trial.precision == "fp32":
-        raise UsageError(
-            f"`{trial.name}` returns NaN (not a number) for a synthetic image.",
-            "Its weights contain values that are not finite, or far too large.",
-            "Pass other weights with `--weights FILE`.",
-        )
-    alternative = "bf16` or `--precision fp32" if trial.precision == "fp16" else "fp32"
+    reason, advice = _beyond_range(trial.precision)
     raise UsageError(
         f"`{trial.name}` returns NaN (not a number) for a synthetic image.",
-        f"Its intermediate values exceed the range of `--precision {trial.precision}`.",
+        reason or "Its weights contain values that are not finite, or far too large.",
+        advice or "Pass other weights with `--weights FILE`.",
+    )
+
+
+def check_probabilities(values: NDArray[np.float32], name: str, precision: Precision) -> None:
+    """Checks the probabilities that the model `name` predicts for images of the data.
+
+    The generated image does not exceed the range of a precision that a real image may exceed.
+    Without this check, such an image would count as a prediction of an arbitrary class.
+
+    Raises:
+        RunError: A probability is NaN.
+    """
+    if not np.isnan(values.min(initial=0)):  # the minimum of values with a NaN is NaN
+        return
+    reason, advice = _beyond_range(precision)
+    raise RunError(
+        f"`{name}` returns NaN (not a number) for an image.",
+        reason or "The network computes values that are not finite from this image.",
+        advice or "Pass other weights with `--weights FILE`, or data without the image.",
+    )
+
+
+def _beyond_range(precision: Precision) -> tuple[str, str]:
+    """Why an output is NaN, and what to do; empty for full precision."""
+    if precision == "fp32":
+        return "", ""
+    alternative = "bf16` or `--precision fp32" if precision == "fp16" else "fp32"
+    return (
+        f"Its intermediate values exceed the range of `--precision {precision}`.",
         f"Use `--precision {alternative}`.",
     )
 

@@ -23,6 +23,7 @@ from robustcli.adapters.model import (
     Precision,
     Trial,
     check_finite,
+    check_probabilities,
     first_pass,
     made_up_image,
     needs_contiguous,
@@ -415,6 +416,9 @@ class Segmenter:
         """The probabilities of each image: foreground (1, H, W), or all classes (K + 1, H, W).
 
         Images of equal size, or smaller than the window, are processed in one batch.
+
+        Raises:
+            RunError: A probability is NaN.
         """
         prepared = [self._prepared(image) for image in images]
         by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -424,6 +428,8 @@ class Segmenter:
         for indices in by_shape.values():
             batch = np.stack([prepared[index].image for index in indices])
             answers |= zip(indices, self._answers(torch.from_numpy(batch)), strict=True)
+        for probabilities in answers.values():
+            check_probabilities(probabilities, self.facts.name, self.precision)
         return [
             _cut(answers[index], image.shape[:2], (image_padded.top, image_padded.left))
             for index, (image, image_padded) in enumerate(zip(images, prepared, strict=True))

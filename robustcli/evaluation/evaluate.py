@@ -476,11 +476,11 @@ class Runner:
     def _answer(self, model: str, batch: Batch[Any]) -> list[Row]:
         try:
             return self.models[model].rows(batch) if batch.image_ids else []
+        except RunError as error:
+            why = f"{_images_in_words(model, batch)} {error.why}"
+            raise RunError(error.what, why, error.todo) from error
         except Exception as error:
-            first, last = batch.image_ids[0], batch.image_ids[-1]
-            error.add_note(
-                f"It was `{model}` under `{batch.cell.transform}`, `{first}` to `{last}`."
-            )
+            error.add_note(_images_in_words(model, batch))
             raise
 
     def _write(self, batch: Batch[Any], parts: list[_Part]) -> None:
@@ -498,6 +498,11 @@ class Runner:
             rows = [row for part in parts for row in part.predictions[model]]
             path = self.store.prediction_path(model, batch.cell, batch.block)
             write_rows(path, rows, self.schema)
+
+
+def _images_in_words(model: str, batch: Batch[Any]) -> str:
+    first, last = batch.image_ids[0], batch.image_ids[-1]
+    return f"It was `{model}` under `{batch.cell.transform}`, `{first}` to `{last}`."
 
 
 def _input_rows(batch: Batch[Any], view: str) -> list[Row]:

@@ -323,7 +323,9 @@ class Calibration:
 
 
 def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
-    """The calibration of the rows of one cell (columns: `PREDICTION_SCHEMA`); None without rows.
+    """The calibration of the rows of one cell (columns: `PREDICTION_SCHEMA`).
+
+    None without rows, and if a probability is NaN, which only runs of older versions contain.
 
     Only the seed and the confidence level of `bootstrap` are used; the number of resamples is
     2,000, and smaller for many images.
@@ -332,9 +334,9 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
     ICML 2017 (expected calibration error); G. W. Brier, Monthly Weather Review 78 (1950).
     """
     n = len(rows)
-    if not n:
-        return None
     confidence, correct = _confidence(rows), is_correct(rows).astype(np.float64)
+    if not n or np.isnan(confidence).any():
+        return None
     in_bin = np.equal.outer(_bins(confidence), np.arange(BINS))  # (n, BINS)
     gaps = np.where(in_bin, (confidence - correct)[:, None], 0.0)
     squares = (confidence - correct) ** 2
@@ -374,8 +376,10 @@ class ReliabilityBin:
 
 
 def reliability(rows: pd.DataFrame) -> list[ReliabilityBin]:
-    """The non-empty bins of `ece`, by confidence."""
+    """The non-empty bins of `ece`, by confidence; none if a probability is NaN."""
     confidence, correct = _confidence(rows), is_correct(rows)
+    if np.isnan(confidence).any():
+        return []
     bins = _bins(confidence)
     n, correct_counts = (
         np.bincount(bins, minlength=BINS),

@@ -25,7 +25,7 @@ from robustcli.adapters.model import (
     norms_of_one_value,
 )
 from robustcli.adapters.preprocessing import Preprocessing
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import RunError, UsageError
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 FACTS = ModelFacts("tiny", "tiny", "tiny", {}, 0, "none", "", "none", True, "cifar10", None)
@@ -231,6 +231,27 @@ def test_answers_that_are_not_numbers(precision: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         check_finite(torch.tensor([1.0, float("nan")]), tried)
     check_finite(torch.tensor([1.0, float("inf")]), tried)
+
+
+@pytest.mark.parametrize(
+    ("precision", "words"),
+    [("bf16", "range of `--precision bf16`.\nUse `--precision fp32`"), ("fp32", "other weights")],
+)
+def test_an_image_without_probabilities_is_no_prediction(precision: Precision, words: str) -> None:
+    class Overflowing(Tiny):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x.mean((1, 2, 3))[:, None] > 1, torch.inf, super().forward(x))
+
+    images = views(2)
+    model = classifier(precision=precision)
+    model.network = Overflowing(10)
+    model.predict(images, torch.tensor([0, 0]))
+    images[1] = 255
+    for answer in (
+        lambda: model.predict(images, torch.tensor([0, 0])), lambda: model.ranked(images, 2)
+    ):  # fmt: skip
+        with pytest.raises(RunError, match=f"`tiny10` returns NaN .*(.|\n)*{words}"):
+            answer()
 
 
 def test_a_machine_that_fails_is_not_the_images_fault() -> None:

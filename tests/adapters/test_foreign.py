@@ -368,6 +368,16 @@ def test_nan_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_nan_for_a_real_image_ends_the_run_and_names_the_images(tmp_path: Path) -> None:
+    class Overflowing(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.where(x.mean((1, 2, 3))[:, None] > 0.6, torch.inf, super().forward(x))
+
+    words = r"NaN .* for an image\.\nIt was `x` under `identity`, `airplane/\S+` to `\S+`\. The net"
+    with pytest.raises(RunError, match=words):
+        evaluate({"x": Overflowing()}, tmp_path / "run")
+
+
 def test_a_network_that_takes_one_image_at_a_time(tmp_path: Path) -> None:
     class One(Small):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

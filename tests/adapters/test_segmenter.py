@@ -32,7 +32,7 @@ from robustcli.adapters.segmenter import (
     raw_output,
     threshold,
 )
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import RunError, UsageError
 from robustcli.models.architectures import ARCHITECTURES, architecture
 from robustcli.nnunet.inference import Mirrored, covered_evenly
 from robustcli.nnunet.normalisation import Channel, NnUNetInference
@@ -303,6 +303,21 @@ def expected(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 def segmenter(network: nn.Module, window: int = 64, **changes: object) -> Segmenter:
     preprocessing, _ = MaskPreprocessing(window).changed(changes, 3)
     return Segmenter(network.eval(), preprocessing, FACTS)
+
+
+@pytest.mark.parametrize("classes", [0, 2])
+def test_an_image_without_probabilities_has_no_mask(classes: int) -> None:
+    class Overflowing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            scores = x.new_zeros(len(x), classes + 1 if classes else 1, *x.shape[2:])
+            return torch.where(x.mean((1, 2, 3), keepdim=True) > 0.9, torch.nan, scores)
+
+    model = segmenter(Overflowing())
+    model.classes = tuple("ab"[:classes])
+    dark, bright = np.zeros((64, 64, 3), np.uint8), np.full((70, 64, 3), 255, np.uint8)
+    model.predict([dark])
+    with pytest.raises(RunError, match="returns NaN"):
+        model.predict([dark, bright])
 
 
 @pytest.mark.parametrize("overlap", [0, 0.5, 0.75])

@@ -265,6 +265,12 @@ def test_the_intervals_are_those_of_a_plain_bootstrap():
     assert (scores.ece_low, scores.ece_high) == pytest.approx(ends, abs=0.015)
 
 
+def test_a_probability_that_is_no_number_has_no_calibration():
+    rows = confident_rows([0.9, np.nan], [True, False])
+    assert calibration(rows, Bootstrap(0)) is None
+    assert reliability(rows) == []
+
+
 def test_one_image_has_no_interval_and_none_no_calibration():
     scores = calibration(confident_rows([0.8], [1]), BOOTSTRAP)
     assert (scores.ece_low, scores.brier_high) == (None, None)
