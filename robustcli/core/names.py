@@ -60,6 +60,9 @@ def find(name: str, candidates: Iterable[str], *, kind: str, listing: str) -> st
     Raises:
         UsageError: There is no such name; the message has the nearest ones.
     """
+    candidates = list(candidates)
+    if name in candidates:  # names of models can differ only in `-` and `_`
+        return name
     spelling = {canonical(candidate): candidate for candidate in candidates}
     if canonical(name) in spelling:
         return spelling[canonical(name)]

@@ -95,6 +95,11 @@ def test_a_plain_name_that_matches_nothing_gets_the_nearest() -> None:
         matching("fogg", KNOWN, kind="transform", listing="list")
 
 
+def test_of_names_that_differ_only_in_spelling_the_typed_one_is_found() -> None:
+    names = ["net_a", "net-a", "Net-A"]
+    assert [find(name, names, kind="model", listing="x") for name in names] == names
+
+
 def test_names_may_come_from_a_generator() -> None:
     assert matching("f*", (name for name in KNOWN), kind="x", listing="y") == ["fog"]
     assert find("fog", (name for name in KNOWN), kind="x", listing="y") == "fog"
