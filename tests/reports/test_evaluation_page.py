@@ -50,6 +50,13 @@ def test_the_page_of_classifiers(tmp_path: Path) -> None:
     assert page.results.equals(table(run))
 
 
+def test_seven_models_on_one_image_have_no_probabilities_of_ranks(tmp_path: Path) -> None:
+    models = [model(f"m{number}") for number in range(7)]
+    text = page(tmp_path, models=models, images=1)
+    line = line_of(section(text, "Ranking by the mean"), "`m6`")
+    assert len(line) == 2, "the model and its mean"
+
+
 def test_the_page_of_segmenters(tmp_path: Path) -> None:
     cells = (IDENTITY, *paper21()[:2], *paper21(1)[:1], *paper21(5)[:1])
     plan = MaskPlan(models=SEGMENTERS, transforms=cells, dataset={"tolerance": 3})

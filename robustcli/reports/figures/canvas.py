@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
@@ -31,6 +33,8 @@ MARKED_UP_TO = 25  # points per line; more markers would overlap
 # Width in inches of a legend's key and of one letter of its text, at the font size below.
 LEGEND_KEY = 0.7
 LEGEND_LETTER = 0.085
+LEGEND_LINE = 0.2  # height in inches
+LEGEND_LINES = 4  # for which figures have space; a longer legend makes them higher
 
 # M. Okabe, K. Ito, Color universal design (2008), without yellow, which is invisible on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -81,11 +85,33 @@ def styled() -> AbstractContextManager[None]:
 
 def save_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """Writes `figure` atomically as PNG of `dpi` pixels per inch."""
-    for text in figure.findobj(Text):
-        if isinstance(text, Text) and text.get_text() != printable(text.get_text()):
-            text.set_text(printable(text.get_text()))  # fonts have no glyphs for control characters
+    make_drawable(figure)
     with replacing(path) as temporary, styled():
         figure.savefig(temporary, format="png", dpi=dpi)
+
+
+def make_drawable(figure: Figure) -> None:
+    """Replaces letters that the font lacks: all figures need the same font on all machines.
+
+    Control characters become escape sequences (see `printable`), other letters their code points,
+    such as U+4E2D, as in the LaTeX tables: the font would draw all of them as the same box.
+    """
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        shown = "".join(map(_drawable, printable(text.get_text())))
+        if shown != text.get_text():
+            text.set_text(shown)
+
+
+def _drawable(character: str) -> str:
+    has_glyph = character == "\n" or ord(character) in _glyphs()
+    return character if has_glyph else f"U+{ord(character):04X}"
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    """The code points of the letters of the font."""
+    return frozenset(get_font(findfont(_RC["font.family"])).get_charmap())
 
 
 def save_with_pdf(figure: Figure, path: Path) -> None:
@@ -106,9 +132,31 @@ def legend_width(labels: Sequence[str]) -> float:
 
 def legend(figure: Figure, axes: Axes) -> None:
     """Draws the legend of `axes` above the figure, in as many columns as fit."""
-    handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, int(figure.get_figwidth() / legend_width(labels)))
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
+    legend_above(figure, *axes.get_legend_handles_labels())
+
+
+def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Draws a legend above the figure, whose height grows if the legend has many lines."""
+    width = figure.get_figwidth()
+    added = LEGEND_LINE * max(0, legend_lines(labels, width) - LEGEND_LINES)
+    figure.set_figheight(figure.get_figheight() + added)
+    columns = max(1, int(width / legend_width(labels)))
+    figure.legend(
+        handles, list(map(legend_label, labels)), loc="outside upper center", ncols=columns,
+        frameon=False,
+    )  # fmt: skip
+
+
+def legend_lines(labels: Sequence[str], width: float) -> int:
+    """Number of text lines of a legend of `width` inches."""
+    columns = max(1, int(width / legend_width(labels)))
+    lines = max(1 + label.count("\n") for label in labels)
+    return lines * -(-len(labels) // columns)
+
+
+def legend_label(name: str) -> str:
+    """`name` as label of a line or bar; Matplotlib omits labels that start with `_` in legends."""
+    return f"\N{HAIR SPACE}{name}" if name.startswith("_") else name
 
 
 def measure_axis(axes: Axes, axis: str, measure: Measure) -> None:
@@ -190,6 +238,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[Bbox])
     figure = axes.get_figure(root=True)
     assert figure is not None
     FigureCanvasAgg(figure)  # measures text as the saved figure does
+    make_drawable(figure)
     figure.draw_without_rendering()
     taken = [_around(axes, label) for label in labels] + list(obstacles)
     lines: list[Bbox] = []

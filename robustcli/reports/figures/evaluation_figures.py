@@ -22,6 +22,8 @@ from robustcli.reports.figures.canvas import (
     Look,
     error_bars,
     legend,
+    legend_above,
+    legend_label,
     legend_width,
     light_grid,
     looks,
@@ -39,6 +41,7 @@ from robustcli.reports.scoring import TOP1, Extremes, Measure
 
 _GROUP = 0.84
 _LABELS_UPRIGHT_FROM = 3
+_LINE_HEIGHT, _PANEL = 0.1, 4.6  # inches: an upright number needs a bar of this width; a panel
 _HEADROOM = 1.14
 
 
@@ -107,12 +110,14 @@ def _bars(
         measure.scale * rows[measure.column],
         width * 0.94,
         yerr=error_bars(rows, measure),
-        label=name,
+        label=legend_label(name),
         color=style.colour,
         hatch=style.hatch,
         edgecolor="white",
         error_kw={"elinewidth": 1, "capsize": 2.5, "ecolor": "#222222"},
     )
+    if width * _PANEL / max(len(rows), 2) < _LINE_HEIGHT:
+        return  # the numbers would cover each other
     upright = width < _GROUP / (_LABELS_UPRIGHT_FROM - 1) - 1e-9
     tops = measure.scale * measure.ends(rows)[1]
     for centre, top, (_, row) in zip(centres, tops, rows.iterrows(), strict=True):
@@ -184,7 +189,7 @@ def _model(
         color=style.colour,
         markersize=4.5,
         elinewidth=1.1,
-        label=name,
+        label=legend_label(name),
     )
     clean = rows.loc[rows["transform"] == "identity", measure.column]
     if len(clean):
@@ -280,7 +285,7 @@ def _line(axes: Axes, rows: pd.DataFrame, series: tuple[str, Look], measure: Mea
         marker=style.marker,
         markersize=3.5,
         linewidth=1.2,
-        label=name,
+        label=legend_label(name),
     )
 
 
@@ -343,9 +348,15 @@ def draw_differences(
             axes.tick_params(axis="y", length=0)
             axes.axvline(0, color="#222222", linewidth=0.9)
             measure_axis(axes, "x", measure)
-            axes.set_xlabel(f"{wrapped(first, 28)} minus {wrapped(second, 28)} ({measure.unit})")
+            axes.set_xlabel(f"{_minus(first, second)} ({measure.unit})")
         _difference_legend(figure, [name for pair, _ in drawn for name in pair], style)
     save_figure(figure, path)
+
+
+def _minus(first: str, second: str) -> str:
+    """The difference of two models; long names start on a new line, to be as wide as the axis."""
+    names = [wrapped(name, 28) for name in (first, second)]
+    return ("\nminus " if "\n" in "".join(names) else " minus ").join(names)
 
 
 def _label(verdict: Verdict) -> str:
@@ -367,18 +378,13 @@ def _difference(
 
 
 def _difference_legend(figure: Figure, names: Sequence[str], style: Mapping[str, Look]) -> None:
+    names = list(dict.fromkeys(names))
     handles = [
-        Line2D([], [], color=style[name].colour, marker=style[name].marker, label=f"{name} ahead")
-        for name in dict.fromkeys(names)
+        Line2D([], [], color=style[name].colour, marker=style[name].marker) for name in names
     ]
-    open_mark = Line2D(
-        [], [], color=GREY, marker="o", markerfacecolor="white", label="no difference shown"
-    )
+    open_mark = Line2D([], [], color=GREY, marker="o", markerfacecolor="white")
     labels = [*(f"{name} ahead" for name in names), "no difference shown"]
-    columns = max(1, int(figure.get_figwidth() / legend_width(labels)))
-    figure.legend(
-        handles=[*handles, open_mark], loc="outside upper center", ncols=columns, frameon=False
-    )
+    legend_above(figure, [*handles, open_mark], labels)
 
 
 # Reliability: accuracy over confidence, one panel per transform.
@@ -443,7 +449,9 @@ def _reliability(axes: Axes, bins: Sequence[ReliabilityBin], series: tuple[str, 
     axes.plot(x, y, color=style.colour, linewidth=1.1)
     sizes = [4 + 60 * b.n / total for b in bins]
     axes.scatter(x, y, s=sizes, color=style.colour, marker=style.marker, linewidth=0)
-    axes.plot([], [], color=style.colour, marker=style.marker, markersize=4, label=name)
+    axes.plot(
+        [], [], color=style.colour, marker=style.marker, markersize=4, label=legend_label(name)
+    )
 
 
 # The probability of each rank of a model.

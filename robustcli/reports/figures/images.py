@@ -21,7 +21,15 @@ from PIL import Image
 
 from robustcli.data.mask_values import IGNORED
 from robustcli.metrics.explanation_scores import FIELD_SHARES, field_sides
-from robustcli.reports.figures.canvas import COLOURS, GREY, light_grid, save_figure, styled, wrapped
+from robustcli.reports.figures.canvas import (
+    COLOURS,
+    GREY,
+    legend_label,
+    light_grid,
+    save_figure,
+    styled,
+    wrapped,
+)
 
 # The contact sheet: one photo of the run under each transform.
 
@@ -244,7 +252,10 @@ def _legend(figure: Figure, classes: Sequence[tuple[str, str]]) -> None:
     Without classes, the outlines are in the same line; classes are in a line above.
     """
     if classes:
-        lines = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in classes]
+        lines = [
+            Line2D([], [], color=colour, linewidth=3, label=legend_label(name))
+            for name, colour in classes
+        ]
         above = FOOT / figure.get_figheight()
         columns = min(len(classes), _CLASSES_ABREAST)
         figure.legend(
@@ -524,7 +535,8 @@ def _profiles(axes: Axes, fields: Sequence[ReceptiveField]) -> None:
             percents = np.clip(100 * line / top, FAINTEST / 10, None)
             axes.plot(
                 x, percents, color=COLOURS[number % len(COLOURS)],
-                linestyle=("solid", "dashed", "dotted", "dashdot")[number % 4], label=field.name,
+                linestyle=("solid", "dashed", "dotted", "dashdot")[number % 4],
+                label=legend_label(field.name),
             )  # fmt: skip
     light_grid(axes)
     axes.set(

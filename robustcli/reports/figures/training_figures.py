@@ -24,10 +24,14 @@ from robustcli.reports.figures.canvas import (
     DASHES,
     DPI,
     GREY,
+    LEGEND_LINE,
+    LEGEND_LINES,
     MARKED_UP_TO,
     Label,
     Look,
     legend,
+    legend_label,
+    legend_lines,
     legend_width,
     light_grid,
     look,
@@ -230,7 +234,6 @@ def dot_offsets(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 _COURSES_SIZE = (8.6, 5.6)
 ROOM = 0.1  # margin above and below, as a share of the range of dice
-LEGEND_LINE = 0.2  # inches
 MEASURED = COLOURS[0]
 MEASURED_NAME, PUBLISHED_NAME = "measured here, 95 % interval", "as published"
 
@@ -414,7 +417,7 @@ def draw_by_epoch(
     names = [wrapped(name, LABEL_WIDTH) for name, _ in courses]
     with styled():
         width = max(6.4, 4.6 * len(panels))
-        height = 3.7 + LEGEND_LINE * _legend_lines(names, width)
+        height = 3.7 + LEGEND_LINE * min(LEGEND_LINES, legend_lines(names, width))
         figure = Figure(figsize=(width, height), layout="constrained")
         row = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, panel in zip(row, panels, strict=True):
@@ -440,7 +443,7 @@ def _epoch_line(axes: Axes, metrics: pd.DataFrame, column: str, name: str, numbe
         marker=style.marker if len(epochs) <= MARKED_UP_TO else "",
         markersize=4,
         linewidth=1.3,
-        label=name,
+        label=legend_label(name),
     )
 
 
@@ -564,10 +567,3 @@ def _label_costs(axes: Axes, points: Sequence[CostPoint], panel: CostPanel, scal
         (left, low), (_, high) = axes.transData.transform([(x, scale * end) for end in ends])
         bars.append(Bbox([[left - 4, low - 2], [left + 4, high + 2]]))
     place_labels(axes, labels, bars)
-
-
-def _legend_lines(names: Sequence[str], width: float) -> int:
-    """Number of text lines of a legend of `width` inches."""
-    columns = max(1, int(width / legend_width(names)))
-    lines = max(1 + name.count("\n") for name in names)
-    return lines * -(-len(names) // columns)

@@ -19,6 +19,8 @@ from robustcli.reports.figures.canvas import (
     POINT,
     Label,
     error_bars,
+    legend,
+    legend_label,
     look,
     place_labels,
     save_figure,
@@ -35,6 +37,37 @@ def test_models_differ_in_colour_marker_and_hatch_each() -> None:
     assert len({style.marker for style in seven}) == 7
     assert len({style.hatch for style in seven}) == 7
     assert len({look(index) for index in range(50)}) == 50
+
+
+def test_letters_without_glyph_are_drawn_as_code_points(tmp_path: Path) -> None:
+    figure = Figure()
+    text = figure.text(0.5, 0.5, "\u540d\u524d caf\u00e9\n\u0394")
+    save_figure(figure, tmp_path / "figure.png")  # a warning would fail
+    assert text.get_text() == "U+540DU+524D caf\u00e9\n\u0394"
+
+
+@pytest.mark.parametrize("labels", [["_net"], ["_net", "other"]])
+def test_a_name_with_an_underscore_first_is_in_the_legend(labels: list[str]) -> None:
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    for label in labels:
+        axes.plot([0, 1], label=legend_label(label))
+    legend(figure, axes)
+    assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == labels
+
+
+def test_a_long_legend_makes_its_figure_higher() -> None:
+    heights = []
+    for entries in (1, 4, 5, 60):
+        figure = Figure(figsize=(4, 3), layout="constrained")
+        axes = figure.subplots()
+        for number in range(entries):
+            axes.plot([0, 1], label=f"a name that takes a line of its own {number}")
+        legend(figure, axes)
+        figure.draw_without_rendering()  # a warning about collapsed axes would fail
+        heights.append(axes.get_position().height * figure.get_figheight())
+        assert figure.get_figheight() == pytest.approx(3 + 0.2 * max(0, entries - 4))
+    assert min(heights) > 1.5
 
 
 def test_neighbouring_models_can_be_told_apart_with_red_green_blindness() -> None:

@@ -71,6 +71,13 @@ def test_bars_are_as_high_as_the_numbers(monkeypatch: pytest.MonkeyPatch, tmp_pa
     ]
 
 
+def test_many_bars_have_no_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figure = figure_of_rows(monkeypatch, numbers(tmp_path, 12))
+    assert_nothing_clipped(figure)
+    assert not [text for axes in figure.axes for text in axes.texts]
+    assert len(figure.axes[0].patches) == 4 * 12
+
+
 @pytest.mark.parametrize(("cells", "panels"), [(1, 1), (2, 2)])
 def test_few_transforms(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cells: int, panels: int
@@ -254,6 +261,19 @@ def test_at_most_three_pairs_stand_abreast(monkeypatch: pytest.MonkeyPatch) -> N
     names = [*models, LONG, "model-1"]
     figure = draw_figure(monkeypatch, lambda: draw_differences(pairs, names, Path()))
     assert len(figure.axes) == 3
+
+
+def test_long_names_of_a_difference_are_not_wider_than_their_axes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = [f"hf-hub:timm/some_long_model_name.tag_in1k_number_{number}" for number in range(4)]
+    pairs = {
+        (models[0], other): [verdict_of("additive_gaussian_noise", 0.1, 1.0)]
+        for other in models[1:]
+    }
+    figure = draw_figure(monkeypatch, lambda: draw_differences(pairs, models, Path()))
+    assert_nothing_clipped(figure)
+    assert_no_overlap([axes.xaxis.label for axes in figure.axes])
 
 
 def test_reliability_shows_each_bin_at_its_confidence(monkeypatch: pytest.MonkeyPatch) -> None:
