@@ -202,7 +202,7 @@ def check_probabilities(values: NDArray[np.float32], name: str, precision: Preci
     )
 
 
-def _beyond_range(precision: Precision) -> tuple[str, str]:
+def _beyond_range(precision: str) -> tuple[str, str]:
     """Why an output is NaN, and what to do; empty for full precision."""
     if precision == "fp32":
         return "", ""
