@@ -285,7 +285,7 @@ def read_array(ref: FileRef) -> NDArray[Any]:
     if name.endswith(HDF5_SUFFIXES):
         array = _from_hdf5(ref)
     elif name.endswith(NIFTI_SUFFIXES):
-        array = _nifti_slice(_nifti(ref.path), ref.slice_index)
+        array = _nifti_slice(_nifti(ref.path, _state(ref.path)), ref.slice_index)
     else:
         array = _from_numpy(ref)
         if ref.slice_index is not None:
@@ -326,13 +326,19 @@ def read_pixels(ref: FileRef) -> NDArray[np.uint8]:
     array = read_array(ref)
     if not ref.path.name.lower().endswith(NIFTI_SUFFIXES):
         return as_pixels(array)
-    low, high = _grey_range(ref.path)
+    low, high = _grey_range(ref.path, _state(ref.path))
     scaled = (array.astype(np.float64) - low) / ((high - low) or 1)
     return as_pixels(np.clip(scaled, 0, 1))
 
 
+def _state(path: Path) -> tuple[int, int]:
+    """Size and modification time of a file, so that caches notice a changed file."""
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
+
+
 @lru_cache(maxsize=2)
-def _nifti(path: Path) -> NDArray[Any]:
+def _nifti(path: Path, state: tuple[int, int]) -> NDArray[Any]:
     """The array (W, H) or (W, H, slices) of a NIfTI file, cached for reads of successive slices."""
     nibabel = require("nibabel", path, "NIfTI")
     try:
@@ -346,8 +352,8 @@ def _nifti(path: Path) -> NDArray[Any]:
 
 
 @lru_cache(maxsize=64)
-def _grey_range(path: Path) -> tuple[float, float]:
-    volume = _nifti(path)
+def _grey_range(path: Path, state: tuple[int, int]) -> tuple[float, float]:
+    volume = _nifti(path, state)
     if volume.dtype.kind not in "buif" or not np.isfinite(volume).all():
         raise UnreadableImage("some of its values are not numbers")
     low, high = np.percentile(volume, (_LOW, _HIGH))
@@ -483,13 +489,13 @@ def volume_slices(path: Path, key: str) -> int | None:
         check_readable(path)
         with h5py.File(path, "r") as file:
             shape = tuple(_in_file(file, key).shape)
+        return None if len(shape) == 2 else int(shape[_slice_axis(shape)])
     except Exception as error:  # h5py raises various exceptions for a corrupt file
         raise UsageError(
             f"`{path}` contains no readable array `{key}`.",
             f"The error is: {error}.",
             "Download the file again, or remove it.",
         ) from error
-    return None if len(shape) == 2 else int(shape[_slice_axis(shape)])
 
 
 def _nifti_slices(path: Path) -> int | None:
@@ -510,6 +516,23 @@ def _nifti_slices(path: Path) -> int | None:
             "Write each channel to a separate file: `NAME_0000.nii.gz`, `NAME_0001.nii.gz`.",
         )
     return None if len(shape) == 2 else int(shape[2])
+
+
+def nifti_orientation(path: Path) -> str:
+    """The directions of the axes of a NIfTI file, such as `RAS`; empty if they are not known.
+
+    Raises:
+        UsageError: nibabel is not installed.
+    """
+    nibabel = require("nibabel", path, "NIfTI")
+    try:
+        check_readable(path)
+        image = nibabel.load(path)
+        is_stated = bool(image.header["sform_code"] or image.header["qform_code"])
+        axes = nibabel.aff2axcodes(image.affine) if is_stated else [""]
+        return "".join(axes)
+    except Exception:  # nibabel raises various exceptions for a corrupt file or affine
+        return ""
 
 
 def _slice_axis(shape: tuple[int, ...]) -> int:

@@ -28,6 +28,7 @@ from robustcli.data.mask_values import (
     ValueOption,
     channel_of,
     check_lossy,
+    check_numbers,
     parse_values,
     shares_in_words,
     shown_value,
@@ -334,12 +335,7 @@ def decide_classes(
     channel, counts = channel_of(census, location)
     for (index, colour), pixels in census.palette.items():
         counts[colour if by_colour else index] += pixels
-    if any(value != value for value in counts):
-        raise UsageError(
-            f"The masks of `{location}` have values that are not classes.",
-            "Some pixels are not a number (NaN).",
-            "Save them again with integers.",
-        )
+    check_numbers(counts, location)
     if named is None:
         present = sorted(value for value in counts if value not in extra and value != 0)
         named = MaskReading(

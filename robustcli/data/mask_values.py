@@ -318,11 +318,10 @@ def _reading_of_two(
     channel: Literal["colour", "alpha"],
 ) -> MaskReading:  # fmt: skip
     """The interpretation of masks with two values if the user sets no foreground."""
+    check_numbers(counts, location)
     values = sorted(value for value in counts if value not in ignored)
     if not values and census.lossy:
         values = [0, 255]  # the caller checks the lossy files
-    if any(value != value for value in counts):
-        raise _not_two(counts, location, ignored, "Some pixels are not a number (NaN).")
     if len(values) > 2:
         raise _not_two(counts, location, ignored, "")
     if not values:
@@ -346,6 +345,16 @@ def _reading_of_two(
     if low < 0:
         raise _not_two(counts, location, ignored, "")
     return MaskReading((high,), (low,), ignored, channel)
+
+
+def check_numbers(counts: Iterable[Value], location: str) -> None:
+    """Raises UsageError if a value is NaN, which no option can name."""
+    if any(math.isnan(value) for value in counts):
+        raise UsageError(
+            f"The masks of `{location}` have values that have no meaning.",
+            "Some pixels are not a number (NaN).",
+            "Save them again with integers.",
+        )
 
 
 def _check_named(

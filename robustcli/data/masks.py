@@ -59,6 +59,7 @@ _MOST_MASKS, _LEAST_MASKS, _MOST_PIXELS = 256, 16, 100_000_000
 _MOST_VALUES = 4096  # more different values end the survey: they are not foreground and background
 _MOST_BETWEEN_OF_ONE, _PEAK_OF_ONE = 0.5, 0.05
 _AT_ONCE = 32
+_FIRST_CHUNKS = 8  # of a WebP; a header and a colour profile can precede the pixels
 _HALF = 127  # values of lossy files above this count as 255, others as 0
 
 
@@ -407,8 +408,19 @@ def read_mask(ref: FileRef, palette: PaletteReading = "auto") -> MaskPixels:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
     if not content:
         raise UnreadableImage("the file is empty")
-    lossless_webp = b"VP8L" in content[:64]
+    lossless_webp = _has_chunk(content, b"VP8L")
     return read_image(io.BytesIO(content), lambda image: _from_image(image, lossless_webp, palette))
+
+
+def _has_chunk(content: bytes, name: bytes) -> bool:
+    """Whether one of the first chunks of a WebP file is called `name`."""
+    start = 12 if content[:4] == b"RIFF" else len(content)
+    for _ in range(_FIRST_CHUNKS):
+        if content[start : start + 4] == name:
+            return True
+        size = int.from_bytes(content[start + 4 : start + 8], "little")
+        start += 8 + size + size % 2
+    return False
 
 
 def _from_array(array: NDArray[Any], kind: str) -> MaskPixels:

@@ -86,6 +86,7 @@ def by_nnunet(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | Non
             f"Volumes: their {len(labelled)} slices are the images. The 0.5th percentile of each "
             "volume becomes black and the 99.5th becomes white."
         )
+        notes += _orientation_notes(labelled)
     return _by_patients(labelled, notes, bool(test_images and test_labels))
 
 
@@ -180,6 +181,8 @@ def _nifti_pairs(
     from robustcli.data.decode import VOLUME, volume_slices  # lazy: imports numpy
 
     count = volume_slices(mask.path, VOLUME)
+    for _, part in image.parts or (("", image),):
+        _check_slices(part, mask, VOLUME, count)
     for index in [None] if count is None else range(count):
         slice_id = image_id if index is None else f"{image_id}/slice{index:03}"
         parts = tuple(
@@ -188,6 +191,51 @@ def _nifti_pairs(
         yield (
             replace(image, relative=slice_id, array=VOLUME, slice_index=index, parts=parts),
             replace(mask, relative=slice_id, array=VOLUME, slice_index=index),
+        )
+
+
+def _check_slices(image: FileRef, mask: FileRef, key: str, count: int | None) -> None:
+    """Raises UsageError if the volume `key` of `image` has not the `count` slices of its mask.
+
+    An image that cannot be read is reported when it is decoded.
+    """
+    from robustcli.data.decode import volume_slices  # lazy: imports numpy
+
+    try:
+        image_count = volume_slices(image.path, key)
+    except UsageError:
+        return
+    if image_count != count:
+        raise UsageError(
+            f"`{image}` and its mask `{mask}` differ in the number of slices.",
+            f"The image has {image_count or 1}, the mask {count or 1}, so that their slices cannot "
+            "be matched.",
+            "Create the mask again from the current image, or remove both.",
+        )
+
+
+def _orientation_notes(cases: Sequence[Labelled[FileRef]]) -> Iterator[str]:
+    """A note if the axes of volumes and their masks have different directions."""
+    from robustcli.data.decode import nifti_orientation  # lazy: imports numpy
+
+    pairs = {
+        part.path: case.label.path
+        for case in cases if case.image.array
+        for _, part in case.image.parts or (("", case.image),)
+    }  # fmt: skip
+    differing = [
+        (image, mask)
+        for image, mask in pairs.items()
+        for axes in [{nifti_orientation(image), nifti_orientation(mask)} - {""}]
+        if len(axes) > 1
+    ]
+    if differing:
+        image, mask = differing[0]
+        yield (
+            f"{len(differing)} volumes have other directions of axes than their masks, such as "
+            f"`{image}` ({nifti_orientation(image)}) and `{mask}` ({nifti_orientation(mask)}). "
+            "Pixels are matched by their positions in the files: if the directions are right, save "
+            "the masks again with those of the images."
         )
 
 
@@ -365,6 +413,7 @@ def _volume(file: FileRef, split: str | None) -> list[Labelled[FileRef]]:
     from robustcli.data.decode import volume_slices  # lazy: imports numpy
 
     count = volume_slices(file.path, _LABEL)
+    _check_slices(file, replace(file, member=_LABEL), _IMAGE, count)
     indices: list[int | None] = [None] if count is None else [*range(count)]
     return [_labelled(file, index, split) for index in indices]
 

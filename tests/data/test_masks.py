@@ -53,6 +53,23 @@ def test_every_way_to_write_two_classes(kind: str, suffix: str, tmp_path: Path) 
     np.testing.assert_array_equal(mask, TRUTH)
 
 
+def test_a_lossless_webp_with_a_profile_is_lossless(tmp_path: Path) -> None:
+    for lossless in (True, False):
+        path = tmp_path / f"{lossless}.webp"
+        profile = b"x" * 200  # in a chunk before that of the pixels
+        Image.fromarray(BYTES * 3).save(path, lossless=lossless, icc_profile=profile)
+        assert read_mask(FileRef(path.name, path)).lossy is not lossless
+
+
+@pytest.mark.parametrize("options", [{}, {"classes": "all"}])
+def test_values_that_are_no_numbers_are_not_offered_as_foreground(
+    options: dict[str, str], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "m.npy", np.where(TRUTH, np.nan, 0))
+    with pytest.raises(UsageError, match=r"\(NaN\)\.\nSave them again with integers"):
+        survey([FileRef("m.npy", tmp_path / "m.npy")], "the set", **options)
+
+
 def test_a_palette_counts_by_its_greys(tmp_path: Path) -> None:
     turned = _saved(tmp_path, _palette(255, 255, 255, 0, 0, 0))
     np.testing.assert_array_equal(decode_mask(turned), ~TRUTH)

@@ -175,10 +175,10 @@ def test_faults_of_nnunet_data_are_named(fault: str, tmp_path: Path) -> None:
         _open(root)
 
 
-def _nifti(path: Path, array: NDArray[Any]) -> None:
+def _nifti(path: Path, array: NDArray[Any], affine: NDArray[Any] | None = None) -> None:
     nibabel = pytest.importorskip("nibabel", reason="NIfTI files need nibabel, an optional library")
     path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -208,6 +208,34 @@ def test_nnunet_volumes_are_read_slice_by_slice(channels: int, tmp_path: Path) -
         low, high = np.percentile(volume, [0.5, 99.5])
         grey = np.rint(255 * np.clip((volume[:, :, 2].T - low) / (high - low), 0, 1))
         np.testing.assert_array_equal(image[..., channel], grey)
+
+
+def test_volumes_and_masks_with_other_numbers_of_slices_are_refused(tmp_path: Path) -> None:
+    labels = (np.arange(W * H * 3) % 2).astype(np.uint8).reshape(W, H, 3)
+    _nifti(tmp_path / "imagesTr" / "la_0_0000.nii.gz", np.zeros((W, H, 4), np.int16))
+    _nifti(tmp_path / "labelsTr" / "la_0.nii.gz", labels)
+    with pytest.raises(UsageError, match=r"differ in the number of slices\.\n.* 4, the mask 3,"):
+        _open(tmp_path)
+
+
+def test_volumes_with_other_axes_than_their_masks_are_reported(tmp_path: Path) -> None:
+    labels = (np.arange(W * H * 3) % 2).astype(np.uint8).reshape(W, H, 3)
+    volume = RNG.integers(0, 9, (W, H, 3)).astype(np.int16)
+    _nifti(tmp_path / "labelsTr" / "la_0.nii.gz", labels)
+    for affine, is_other in ((np.eye(4), False), (np.diag([-1, -1, 1, 1]), True)):
+        _nifti(tmp_path / "imagesTr" / "la_0_0000.nii.gz", volume, affine)
+        assert _messages(_open(tmp_path), "la_0_0000.nii.gz` (LPS) and") == is_other
+
+
+def test_a_changed_volume_is_read_again(tmp_path: Path) -> None:
+    labels = (np.arange(W * H * 3) % 2).astype(np.uint8).reshape(W, H, 3)
+    _nifti(tmp_path / "labelsTr" / "la_0.nii.gz", labels)
+    seen = []
+    for seed in (1, 2):
+        volume = np.random.default_rng(seed).integers(0, 999, (W, H, 3)).astype(np.int16)
+        _nifti(tmp_path / "imagesTr" / "la_0_0000.nii.gz", volume)
+        seen.append(decode_pair(_open(tmp_path).samples[0])[0])
+    assert (seen[0] != seen[1]).any()
 
 
 def test_volumes_that_are_not_read_say_what_to_do(
@@ -405,6 +433,21 @@ def _volume(path: Path, classes: int, slices: int | None = 3, *, last: bool = Fa
         for key in ("image", "label"):
             stack = np.stack([part[key] for part in parts], axis=2 if last else 0)
             file.create_dataset(key, data=stack if slices else stack[0], compression="gzip")
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "message"),
+    [((3, H, W), (2, H, W), r"differ in the number of slices"),
+     ((3, H, W), (3, H, W, 1, 1), r"no readable array `label`.*\n.*expected \(slices, height")],
+)  # fmt: skip
+def test_volumes_of_hdf5_whose_slices_cannot_be_matched(
+    image: tuple[int, ...], label: tuple[int, ...], message: str, tmp_path: Path
+) -> None:
+    h5py = pytest.importorskip("h5py", reason="HDF5 files need h5py, which is optional")
+    with h5py.File(tmp_path / "case0001.h5", "w") as file:
+        file["image"], file["label"] = np.zeros(image), np.zeros(label, np.uint8)
+    with pytest.raises(UsageError, match=message):
+        _open(tmp_path)
 
 
 def test_volumes_of_synapse_are_its_test_part_slice_by_slice(tmp_path: Path) -> None:
