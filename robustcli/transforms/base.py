@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import RunError, UsageError
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -134,7 +134,7 @@ class Transform(ABC):
 
         Raises:
             UsageError: As in `apply`, or `mask` is not a label map (H, W) of the image's size.
-            RunError: As in `apply`.
+            RunError: As in `apply`, or the transform changes the size of the image alone.
         """
         self._check(image, severity)
         if mask.shape != image.shape[:2] or mask.dtype.kind not in "biu":
@@ -145,6 +145,14 @@ class Transform(ABC):
                 "Pass one label per pixel of the image.",
             )
         changed, moved = self._moved(image, mask, seed=seed, severity=severity)
+        if changed.shape[:2] != moved.shape:
+            raise RunError(
+                f"Transform `{self.name}` changes the size of the image, but not of its mask.",
+                f"The mask has the shape {moved.shape}, the image {changed.shape[:2]}, so that "
+                "their pixels cannot be compared.",
+                "Mark its function with `@transform(geometric=True)`, so that masks are "
+                "transformed too.",
+            )
         return _own_array(changed), _own_array(moved.astype(mask.dtype))
 
     def check_severity(self, severity: int) -> None:

@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -51,13 +52,15 @@ class Plugin:
         return (self.function.__doc__ or "").strip().partition("\n")[0]
 
     def call(self, array: Any, seed: int, value: Any) -> Any:
-        """Calls the function with a copy of `array` and a generator seeded by `seed`.
+        """Calls the function with copies of `array` and `value`, and a generator of `seed`.
 
         Raises:
             RunError: The function raised, or its result has another dtype or number of axes.
         """
+        generator = np.random.default_rng(seed)
         try:
-            changed = self.function(array.copy(), np.random.default_rng(seed), value)
+            # A function that changes a list or dictionary must not change the next image.
+            changed = self.function(array.copy(), generator, deepcopy(value))
         except Exception as error:
             raise RunError(
                 f"Transform `{self.name}` failed on an image of "

@@ -178,6 +178,30 @@ def test_a_mask_with_invented_labels_is_refused(tmp_path: Path, picture: NDArray
         _loaded(path)["mixing"].apply_with_mask(picture, mask, seed=0, severity=0)
 
 
+def test_an_image_that_changes_its_size_needs_a_mask_that_does(
+    tmp_path: Path, picture: NDArray[np.uint8]
+) -> None:
+    path = tmp_path / "small.py"
+    path.write_text(
+        "from robustcli.transforms import transform\n"
+        "@transform()\ndef small(image, rng, value):\n    return image[::2, ::2]\n"
+    )
+    (small,) = from_file(path)
+    with pytest.raises(RunError, match=r"changes the size of the image.*\n.*\n.*geometric=True"):
+        small.apply_with_mask(picture, picture[..., 0], seed=0, severity=0)
+
+
+def test_a_value_that_the_function_changes_is_the_same_for_the_next_image() -> None:
+    @transform(severities=[[1, 2]])
+    def drops(image: Any, rng: Any, value: Any) -> Any:
+        image[:] = value.pop()
+        return image
+
+    (plugin,) = marked_plugins([drops])
+    image = np.zeros((2, 2, 3), np.uint8)
+    assert [plugin.call(image, 0, plugin.values[0]).max() for _ in range(3)] == [2, 2, 2]
+
+
 def test_it_crosses_to_another_process(plugin_file: Path, tmp_path: Path) -> None:
     grain = _loaded(plugin_file)["grain"]
     (tmp_path / "pickled").write_bytes(pickle.dumps(grain))

@@ -90,9 +90,9 @@ def _bar_panel(
 
 
 def _top(table: pd.DataFrame, cells: Sequence[tuple[str, int]], measure: Measure) -> float:
-    """Upper end of the axis: the highest interval shown, plus space for its number."""
+    """Upper end of the axis: the highest interval shown, else 1, plus space for its number."""
     rows = table.set_index(["transform", "severity"]).loc[list(cells)]
-    return measure.scale * float(measure.ends(rows)[1].max()) * _HEADROOM
+    return measure.scale * (float(measure.ends(rows)[1].max()) or 1) * _HEADROOM
 
 
 def _bars(
