@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -30,7 +31,7 @@ from robustcli.adapters.load import answers_in
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.segmenter import Pixels, Segmenter
 from robustcli.core.errors import RunError, UsageError
-from robustcli.core.io import write_bytes, write_text
+from robustcli.core.io import LONGEST_NAME, write_bytes, write_text
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.watchdog import decoding_pool, watching_threads
 from robustcli.data.archives import is_tar, is_zip, list_tar, list_zip
@@ -304,7 +305,8 @@ def list_jobs(
         UsageError: There are no images, two outputs have the same path, or an output would
             overwrite an image.
     """
-    files = sorted(_images(images, out.resolve(), say), key=lambda f: (f[1].as_posix(), str(f[0])))
+    found = set(_images(images, out.resolve(), say))  # a folder and an image of it may be named
+    files = sorted(found, key=lambda file: (file[1].as_posix(), str(file[0])))
     if not files:
         raise UsageError(
             f"No images were found in {' and '.join(f'`{path}`' for path in images)}.",
@@ -346,7 +348,8 @@ def _is_true_mask(file: FileRef, names: set[str]) -> bool:
     image = path.with_name(path.stem.removesuffix(_MASK) + path.suffix)
     is_beside_image = path.stem.endswith(_MASK) and str(image) in names
     return is_beside_image or (
-        file.folder == "masks" and any(n.startswith("images/") for n in names)
+        (file.folder or "").lower() == "masks"
+        and any(name.lower().startswith("images/") for name in names)
     )
 
 
@@ -364,6 +367,13 @@ def _check_outputs(jobs: Sequence[Job]) -> None:
             f"{' and '.join(f'`{path}`' for path in paths[:_FILES_SHOWN])}.",
             "Put the images into separate folders, whose structure is kept, or predict them one "
             "after the other.",
+        )
+    longest = max(images_of, key=lambda path: len(os.fsencode(path.name)))
+    if len(os.fsencode(longest.name)) > LONGEST_NAME:
+        raise UsageError(
+            f"The name of an output file would be too long for the file system: `{longest}`.",
+            f"A name can have {LONGEST_NAME} bytes; the image is `{images_of[longest][0]}`.",
+            "Rename the image, or omit `--overlays`, whose names are longer.",
         )
     images = {job.image.resolve() for job in jobs}
     overwritten = [output for output in images_of if output.resolve() in images]

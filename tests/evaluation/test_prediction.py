@@ -173,6 +173,7 @@ def test_folders_are_kept_and_single_files_keep_their_name(tmp_path):
     out = tmp_path / "out"
     assert masks([folder], out) == ["a/c.png", "b.png"]
     assert masks([folder / "a" / "c.tif"], out) == ["c.png"]
+    assert masks([folder, folder / "b.jpg"], out) == ["a/c.png", "b.png"]
     assert masks([folder], out, overlays=True) == [
         "a/c.png", "a/c_overlay.png", "b.png", "b_overlay.png"
     ]  # fmt: skip
@@ -183,6 +184,8 @@ def test_true_masks_and_earlier_outputs_are_no_images(tmp_path):
     assert masks([folder], tmp_path / "masks") == ["p/lone_mask.png", "p/x_1.png"]
     paired = files(tmp_path / "paired", "images/a.png", "masks/a.png")
     assert masks([paired], tmp_path / "out") == ["images/a.png"]
+    paired = files(tmp_path / "capitals", "Images/a.png", "Masks/a.png")
+    assert masks([paired], tmp_path / "out") == ["Images/a.png"]
 
 
 @pytest.mark.parametrize(
@@ -192,6 +195,13 @@ def test_two_images_with_one_mask_are_refused(tmp_path, names, overlays):
     folder = files(tmp_path / "in", *names)
     with pytest.raises(UsageError, match=r"1 output files would belong to more than one image"):
         list_jobs([folder], tmp_path / "out", overlays=overlays)
+
+
+def test_a_name_that_is_too_long_with_its_ending_is_an_error_before_the_first_mask(tmp_path):
+    folder = files(tmp_path / "in", f"{'x' * 250}.png")
+    assert len(masks([folder], tmp_path / "out")) == 1
+    with pytest.raises(UsageError, match=r"too long for the file system.*\n.*\n.*`--overlays`"):
+        list_jobs([folder], tmp_path / "out", overlays=True)
 
 
 def test_an_image_is_never_overwritten(tmp_path):

@@ -57,6 +57,14 @@ def test_bars_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model
         assert_no_overlap(axes.get_xticklabels())
 
 
+def test_bars_of_scores_that_are_all_zero_have_an_axis(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = numbers(tmp_path, 1)
+    rows[["top1", "top1_low", "top1_high"]] = 0.0
+    assert figure_of_rows(monkeypatch, rows).axes[0].get_ylim()[1] > 1
+
+
 def test_bars_are_as_high_as_the_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = numbers(tmp_path, 2)
     best_axes, worst_axes = figure_of_rows(monkeypatch, rows).axes
