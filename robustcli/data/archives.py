@@ -27,6 +27,7 @@ from robustcli.data.dataset import FileRef
 from robustcli.data.listing import (
     DEEPEST,
     IMAGE_SUFFIXES,
+    UNSUPPORTED_SUFFIXES,
     FileListing,
     list_tree,
     named_like_image,
@@ -58,6 +59,7 @@ _ZIP_ERRORS = (
     zipfile.BadZipFile, EOFError, OSError, struct.error, zlib.error, ValueError, OverflowError,
     RuntimeError,  # an encrypted member, or an unknown compression
 )  # fmt: skip
+_WINDOWS = 0  # `create_system` of a zip
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LONGEST_LINK = 4096
 _MOST_HOPS = 40  # links to resolve for one file; the limit of Linux
@@ -147,7 +149,9 @@ def _zip_tree(
 ) -> tuple[Member, list[str]]:
     root, outside = Member(path, (), inside={}), []
     for info in archive.infolist():
-        parts = _parts(info.filename)
+        # Old programs of Windows write backslashes between folders, against the standard.
+        is_windows = info.create_system == _WINDOWS
+        parts = _parts(info.filename.replace("\\", "/") if is_windows else info.filename)
         if parts is None:
             outside.append(info.filename)
             continue
@@ -161,6 +165,8 @@ def _zip_tree(
         elif named_like_image(info.filename, suffixes):
             _check_zipped(path, info)
             member.ref = _zipped(path, info, file)
+        elif named_like_image(info.filename, UNSUPPORTED_SUFFIXES):
+            member.ref = FileRef("", path, info.filename)  # reported, never read
         else:
             continue
         if parts:

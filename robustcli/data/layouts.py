@@ -254,7 +254,33 @@ def read_shards(pattern: str, say: Say) -> Layout[str]:
             f"Missing: {quoted(missing)}.",
             "Download them, or specify only the numbers of existing shards.",
         )
-    return Layout(tuple(labelled for path in paths for labelled in _shard_images(path, say)))
+    _check_names(pattern, paths)
+    notes = list[str]()
+    labelled = tuple(image for path in paths for image in _shard_images(path, notes.append))
+    if not labelled:
+        raise UsageError(
+            f"The shards `{pattern}` contain no images.",
+            " ".join(notes),
+            "Every key needs one image, and `KEY.cls` (a class or its number) or `KEY.json`.",
+        )
+    for note in notes:
+        say(note)
+    return Layout(labelled)
+
+
+def _check_names(pattern: str, paths: Sequence[Path]) -> None:
+    """Raises UsageError for two shards of one name, whose images would have the same ids."""
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for path in paths:
+        by_name[archive_stem(path)].append(path)
+    repeated = [same for same in by_name.values() if len(same) > 1]
+    if repeated:
+        raise UsageError(
+            f"{len(repeated)} names of shards of `{pattern}` occur more than once.",
+            f"{quoted([str(path) for path in repeated[0]])} have one name, and the id of an image "
+            "is the name of its shard and its key.",
+            "Give the shards different names.",
+        )
 
 
 def _shard_images(path: Path, say: Say) -> Iterator[Labelled[str]]:
@@ -266,8 +292,14 @@ def _shard_images(path: Path, say: Say) -> Iterator[Labelled[str]]:
         folder, slash, name = file.relative.rpartition("/")
         key, _, extension = name.partition(".")
         by_key[f"{folder}{slash}{key}"][f".{extension.lower()}"] = file
+    unused = list[str]()
     for key, files in sorted(by_key.items()):
         images = sorted(files.keys() & IMAGE_SUFFIXES)
+        unused += [
+            file.relative
+            for extension, file in files.items()
+            if extension not in IMAGE_SUFFIXES and is_image(file.relative)
+        ]
         if len(images) > 1:
             _unclear(path, key, f"It has {len(images)} images: {quoted(images)}.")
         if images:
@@ -276,6 +308,11 @@ def _shard_images(path: Path, say: Say) -> Iterator[Labelled[str]]:
                 replace(image, relative=f"{archive_stem(path)}/{image.relative}"),
                 _label(path, key, files),
             )
+    if unused:
+        say(
+            f"Skipped in `{path}`: {len(unused)} images whose names have further dots, such as "
+            f"`{unused[0]}`: the key of a sample ends at the first dot."
+        )
 
 
 def _label(path: Path, key: str, files: dict[str, FileRef]) -> str:

@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -19,6 +19,10 @@ from robustcli.data.dataset import FileRef
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 )
+UNSUPPORTED_SUFFIXES = frozenset(
+    {".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".cr2", ".dng", ".nef", ".psd"}
+)
+"""Suffixes of photos that are not read; a message reports them."""
 HDF5_SUFFIXES, NIFTI_SUFFIXES = (".h5", ".hdf5"), (".nii", ".nii.gz")
 MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy", ".npz"}
 _LEFTOVERS = frozenset(
@@ -47,33 +51,43 @@ class FileListing:
             `is_leftover`).
         unreached: Sorted paths of broken links, links out of the archive, members that are not
             plain files, and members whose paths lead out of the archive.
+        unsupported: Sorted paths of photos in formats that are not read.
+        broken_folders: Sorted paths of broken links without a suffix, which can be folders.
     """
 
     files: list[FileRef]
     leftovers: list[str] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
+    unsupported: list[str] = field(default_factory=list)
+    broken_folders: list[str] = field(default_factory=list)
 
     def only(self, suffixes: frozenset[str]) -> FileListing:
-        """This listing with only those excluded files that have one of `suffixes`."""
-        left = (
+        """This listing without leftovers and unreached files that have none of `suffixes`."""
+        left, unreached = (
             [name for name in names if named_like_image(name, suffixes)]
             for names in (self.leftovers, self.unreached)
         )
-        return FileListing(self.files, *left)
+        return replace(self, leftovers=left, unreached=unreached)
 
     def notes(self, location: Path | str) -> Iterator[str]:
         """A note for the user about each type of excluded files."""
-        for names, what in (
-            (self.leftovers, "hidden files or files of other programs"),
+        of_images = "with suffixes of images"
+        for names, kind, what in (
+            (self.leftovers, of_images, "hidden files or files of other programs"),
             (
-                self.unreached,
+                self.unreached, of_images,
                 "links with a target outside of the archive or without a target, or special files",
             ),
-        ):
+            (self.unsupported, of_images, "of formats that are not supported"),
+            (
+                self.broken_folders, "without a suffix",
+                "links whose target is missing or not an image, perhaps folders",
+            ),
+        ):  # fmt: skip
             if names:
                 count = f"{len(names)} files" if len(names) > 1 else "1 file"
                 yield (
-                    f"Skipped in `{location}`: {count} with suffixes of images ({what}), such as "
+                    f"Skipped in `{location}`: {count} {kind} ({what}), such as "
                     f"`{shortened_text(names[0])}`."
                 )
 
@@ -144,8 +158,10 @@ def list_tree(root: Node, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> FileList
     visits = Counter[str | None]()
     _walk(root, "", frozenset({root.identity()}), suffixes, listing, visits, left=False)
     _check_ids(listing.files)
-    listing.leftovers.sort()
-    listing.unreached.sort()
+    for names in (
+        listing.leftovers, listing.unreached, listing.unsupported, listing.broken_folders
+    ):  # fmt: skip
+        names.sort()
     return listing
 
 
@@ -184,21 +200,36 @@ def _walk(
         try:
             identity = node.identity()
         except LookupError:
-            if named_like_image(node.name, suffixes):
-                (listing.leftovers if out else listing.unreached).append(normalised_path(relative))
+            _add_unreached(listing, node, relative, suffixes, left=out)
             continue
         if identity is None:
-            if not named_like_image(node.name, suffixes):
-                continue
-            if out:
-                listing.leftovers.append(normalised_path(relative))
-            else:
-                listing.files.append(node.file(relative))
+            _add_file(listing, node, relative, suffixes, left=out)
         elif not out and identity not in above:
             _walk(node, relative + "/", above | {identity}, suffixes, listing, visits, left=False)
         elif out and not node.is_link and node.name.lower() not in _UNCOUNTED:
             with suppress(OSError):  # `lost+found` can be readable only by root
                 _walk(node, relative + "/", above, suffixes, listing, visits, left=True)
+
+
+def _add_unreached(
+    listing: FileListing, node: Node, relative: str, suffixes: frozenset[str], *, left: bool
+) -> None:
+    if named_like_image(node.name, suffixes):
+        (listing.leftovers if left else listing.unreached).append(normalised_path(relative))
+    elif node.is_link and not left and not PurePosixPath(node.name).suffix:
+        listing.broken_folders.append(normalised_path(relative))
+
+
+def _add_file(
+    listing: FileListing, node: Node, relative: str, suffixes: frozenset[str], *, left: bool
+) -> None:
+    if named_like_image(node.name, suffixes):
+        if left:
+            listing.leftovers.append(normalised_path(relative))
+        else:
+            listing.files.append(node.file(relative))
+    elif not left and named_like_image(node.name, UNSUPPORTED_SUFFIXES):
+        listing.unsupported.append(normalised_path(relative))
 
 
 @dataclass(frozen=True)
@@ -211,6 +242,9 @@ class _OnDisk:
     real: str | None
 
     def identity(self) -> str | None:
+        # A broken link with a suffix is listed, so that `decode` reports it.
+        if self.is_link and self.real is None and not PurePosixPath(self.name).suffix:
+            _check_target(self.path)
         return self.real
 
     def children(self) -> Iterator[_OnDisk]:
@@ -226,6 +260,14 @@ class _OnDisk:
 
     def file(self, relative: str) -> FileRef:
         return FileRef(normalised_path(relative), Path(self.path))
+
+
+def _check_target(path: str) -> None:
+    """Raises LookupError for a link without a target."""
+    try:
+        Path(path).stat()
+    except OSError as error:
+        raise LookupError(path) from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

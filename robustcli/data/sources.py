@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import tomllib
 from collections import defaultdict
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ from robustcli.data.listing import (
     MASK_SUFFIXES,
     list_folder,
     named_like_image,
+    normalised_path,
 )
 from robustcli.data.manifest import (
     read_class_manifest,
@@ -163,6 +165,7 @@ def open_dataset(data: str | None, truth: Classes | Masks) -> Dataset:
         dataset = _with_masks(source, named_data, truth)
     if folder is None:
         return dataset
+    folder = normalised_path(posixpath.normpath(folder))  # as ids are
     samples = tuple(s for s in dataset.samples if s.image_id.startswith(f"{folder}/"))
     if not samples:
         raise advice.no_such_folder(source, dataset, folder)

@@ -104,6 +104,20 @@ def test_members_outside_and_links_of_a_zip(tmp_path, files):
     assert listing.unreached == ["../out.jpg", "cat/etc.jpg", "cat/self.jpg", "cat/up.jpg"]
 
 
+def test_a_zip_of_windows_may_have_backslashes_between_folders(tmp_path, files):
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {**files, "dog/d.heic": b"x"}.items():
+            info = zipfile.ZipInfo(name.replace("/", "\\"))
+            info.create_system = 0
+            archive.writestr(info, content)
+    listing = list_zip(path)
+    assert {f.relative: f.read() for f in listing.files} == {
+        name: files[name] for name in NAMES[:3]
+    }
+    assert listing.unsupported == ["dog/d.heic"]
+
+
 def changed_directory(path, offset, value):
     """Writes `value` into the central directory entry of a zip with one member."""
     content = bytearray(path.read_bytes())
@@ -206,6 +220,25 @@ def test_shards_are_one_data_set(three_shards):
         assert decode(sample.image).shape[2] == 3
     with pytest.raises(UsageError, match=r"numbers|label space"):
         open_dataset(three_shards, Classes("cifar10"))  # numbers, and not all of them
+
+
+def test_shards_of_one_name_are_refused(tmp_path):
+    for folder in "01":
+        (tmp_path / folder).mkdir()
+        write_tar(tmp_path / folder / "s.tar", {"a.jpg": jpeg("a"), "a.cls": b"1"})
+    with pytest.raises(UsageError, match=r"names of shards .* more than once\.\n.*0/s\.tar.*1/s"):
+        open_dataset(str(tmp_path) + "/{0..1}/s.tar", Classes("cifar10", "cifar10"))
+
+
+def test_images_of_a_shard_that_are_no_sample_are_reported(tmp_path):
+    content = {"a.jpg": jpeg("a"), "a.cls": b"1", "b.0.jpg": jpeg("b"), "b.0.cls": b"1"}
+    write_tar(tmp_path / "s-0.tar", content)
+    dataset = open_dataset(str(tmp_path / "s-{0..0}.tar"), Classes("cifar10", "cifar10"))
+    assert [sample.image_id for sample in dataset.samples] == ["s-0/a.jpg"]
+    assert any("1 images whose names have further dots" in note for note in dataset.notes)
+    write_tar(tmp_path / "s-0.tar", {name: content[name] for name in ("b.0.jpg", "b.0.cls")})
+    with pytest.raises(UsageError, match=r"contain no images\.\n.*1 images whose names have furth"):
+        open_dataset(str(tmp_path / "s-{0..0}.tar"), Classes("cifar10", "cifar10"))
 
 
 def test_missing_shards_are_named(three_shards, tmp_path):

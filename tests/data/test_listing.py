@@ -63,6 +63,22 @@ def test_a_link_to_itself_is_a_broken_link(photos: Callable[..., Path]) -> None:
     assert {entry.relative for entry in list_folder(root).files} == {"cat/a.jpg", "cat/b.jpg"}
 
 
+def test_photos_of_other_formats_and_broken_links_to_folders_are_reported(
+    photos: Callable[..., Path],
+) -> None:
+    root = photos("cat/a.jpg", "cat/b.HEIC", "dog/c.avif", ".git/d.heic", "readme.txt")
+    for name, target in (("bird", "/nowhere/bird"), ("LICENSE", "readme.txt"), ("n.txt", "gone")):
+        (root / name).symlink_to(target)
+    listing = list_folder(root)
+    assert [entry.relative for entry in listing.files] == ["cat/a.jpg"]
+    assert listing.unsupported == ["cat/b.HEIC", "dog/c.avif"]
+    assert listing.broken_folders == ["bird"]
+    first, second = listing.only(MASK_SUFFIXES).notes("data")
+    assert "2 files with suffixes of images (of formats that are not supported)" in first
+    assert "1 file without a suffix" in second
+    assert "`bird`" in second
+
+
 def test_a_folder_that_cannot_be_read_is_named(
     monkeypatch: pytest.MonkeyPatch, photos: Callable[..., Path]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import tarfile
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,15 @@ def test_one_folder_of_the_ids(
     assert part.samples == tuple(s for s in dataset.samples if s.image_id in ids)
     assert (part.name, part.available, part.subset) == (f"data:{folder}", len(ids), None)
     assert part.label_space == dataset.label_space
+
+
+def test_a_folder_may_be_typed_in_another_unicode_form(photos: Photos) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    for form, root in ((composed, "composed"), (decomposed, "decomposed")):
+        data = photos(f"{form}/a.jpg", "dog/b.jpg", root=root)
+        for folder in (composed, decomposed, f"./{composed}/"):
+            part = open_dataset(f"{data}:{folder}", Classes())
+            assert [sample.image_id for sample in part.samples] == [f"{composed}/a.jpg"]
 
 
 @kinds
