@@ -290,29 +290,58 @@ def _profiled(config: FinetuneConfig, per_epoch: int, epochs: int) -> int:
     A rule by the change of gradients profiles half of all steps.
 
     Raises:
-        UsageError: No training step would follow the profile.
+        UsageError: The training is too short for the profile, or the profile for the rule.
     """
     total = per_epoch * epochs
-    requested = config.profile_iterations
     by_change = config.rule.change is not None
-    if requested is None and by_change:
-        return max(1, total // 2)
-    if requested is None:
-        return min(max(_LEAST_PROFILE, per_epoch), max(1, total // 2))
-    profiles = "freeze" in config.modes and config.profile is None
-    if by_change and config.profile is None and requested < LEAST_FOR_CHANGE:
+    steps = config.profile_iterations
+    if steps is None and by_change:
+        steps = max(1, total // 2)
+    elif steps is None:
+        steps = min(max(_LEAST_PROFILE, per_epoch), max(1, total // 2))
+    if config.profile is None and not config.at_once:
+        _check_profiled(config, steps, total)
+    return steps
+
+
+def _check_profiled(config: FinetuneConfig, steps: int, total: int) -> None:
+    """Raises UsageError if `steps` profiled steps do not suit a training of `total` steps."""
+    typed = f"`--profile-iterations {steps}`"
+    by_default, freezes = config.profile_iterations is None, "freeze" in config.modes
+    if config.rule.change is not None and steps < LEAST_FOR_CHANGE and not by_default:
         raise UsageError(
-            f"`--profile-iterations {requested}` is too few for `--freeze-change`.",
+            f"{typed} is too few for `--freeze-change`.",
             "This rule compares the changes of gradients late and early in the profile.",
             f"Use at least {LEAST_FOR_CHANGE}; several tens are more reliable.",
         )
-    if profiles and requested >= total:
+    if not (freezes or config.profile_only):
+        return
+    if config.rule.change is not None and steps < LEAST_FOR_CHANGE:
         raise UsageError(
-            f"`--profile-iterations {requested}` leaves no steps for training.",
+            f"A training of {total} steps is too short for `--freeze-change`.",
+            f"Half of its steps are profiled, and the rule needs {LEAST_FOR_CHANGE} of them to "
+            "compare late with early changes of gradients.",
+            f"Use `--iterations {2 * LEAST_FOR_CHANGE}` or more; many more are more reliable.",
+        )
+    if freezes and steps >= total and by_default:
+        raise UsageError(
+            "A training of one step is too short for mode `freeze`.",
+            "Tensors are frozen after the profiled steps, of which there is at least one.",
+            "Use `--iterations 2` or more, or select the tensors without a new profile: `--freeze "
+            "PATTERN`, `--profile FILE`.",
+        )
+    if freezes and steps >= total:
+        raise UsageError(
+            f"{typed} leaves no steps for training.",
             f"Each mode has {total} steps; tensors are frozen after the profiled steps.",
             f"Use fewer than {total}, or `--profile-only`.",
         )
-    return requested
+    if steps > total:
+        raise UsageError(
+            f"{typed} is more than the training has.",
+            f"It has {total} steps, each of which can be profiled once.",
+            f"Use at most {total}, or a longer training (`--iterations {steps}`).",
+        )
 
 
 def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:

@@ -247,6 +247,11 @@ def _train(plan: FinetunePlan, modes: Modes, mode: Mode, listener: Listener, pee
     out = plan.run / mode
     training = plan.mode_plan(mode, out)
     run_plan(training, modes.start(mode, out), listener, peers)
+    if mode == "freeze" and not (plan.run / DECISIONS).is_file():
+        listener.say(
+            "Mode `freeze` froze no tensor: its training ended early (`--patience`), before the "
+            f"end of the {plan.profile_iterations} profiled steps."
+        )
     plan.task.export(training, listener.say)
 
 
@@ -260,6 +265,13 @@ def _profile(plan: FinetunePlan, modes: Modes, listener: NamedListener, peers: P
     listener.begin("profile")
     _train_until_profiled(plan, modes, listener, peers)
     shutil.rmtree(plan.run / PROFILING, ignore_errors=True)
+    if not (plan.run / PROFILE).is_file():
+        raise RunError(
+            "No profile was written.",
+            "The training ended early (`--patience`), before the end of the "
+            f"{plan.profile_iterations} profiled steps.",
+            "Omit `--patience`, or use fewer `--profile-iterations`.",
+        )
     listener.begin("")
 
 

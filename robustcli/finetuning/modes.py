@@ -62,21 +62,23 @@ def peak_resident(device: torch.device) -> int:
 class MeasureCosts(pl.Callback):
     """Times every training step and measures memory and optimizer state.
 
-    A step is forward, backward and update, without waiting for its batch. Peak memory is measured
-    since the last change of the trained parameters, so that it shows the effect of freezing.
+    A step is forward and backward of its batches (several with `--accumulate`), and update, without
+    waiting for a batch. Peak memory is measured since the last change of the trained parameters, so
+    that it shows the effect of freezing.
     """
 
     def __init__(self, run: Path, network: nn.Module) -> None:
         self.run, self.network = run, network
         self.lines: list[tuple[int, float, int]] = []
-        self._started = 0.0
+        self._started = self._seconds = 0.0
         self._peak: int | None = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Starts the clock; resets the peak of memory if the trained parameters have changed."""
-        if not self.lines or self.lines[-1][2] != trainable(self.network):
+        new_step = not self._seconds
+        if new_step and (not self.lines or self.lines[-1][2] != trainable(self.network)):
             self._peak = None
             start_anew(pl_module.device)
         self._started = time.perf_counter()
@@ -90,8 +92,11 @@ class MeasureCosts(pl.Callback):
             torch.cuda.synchronize(pl_module.device)
         elif pl_module.device.type == "mps":
             torch.mps.synchronize()
-        seconds = time.perf_counter() - self._started
-        self.lines.append((trainer.global_step, seconds, trainable(self.network)))
+        self._seconds += time.perf_counter() - self._started
+        finished_steps = self.lines[-1][0] if self.lines else 0
+        if trainer.global_step > finished_steps:  # not after a batch that only adds its gradient
+            self.lines.append((trainer.global_step, self._seconds, trainable(self.network)))
+            self._seconds = 0.0
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reads the peak of memory before validation, which is not counted."""
@@ -179,12 +184,19 @@ def adapt(
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
 
     linear = list(dict.fromkeys(layer for _, layer in _linear_layers(network)))
+    available = ", ".join(f"`{layer}`" for layer in linear)
+    if linear and not layers:
+        raise UsageError(
+            "`--lora-layers` names no layer.",
+            f"The state-space blocks of `{name}` have {available}.",
+            "Use some of these, separated by commas.",
+        )
     unknown = [layer for layer in layers if layer not in linear]
     if linear and unknown and tuple(layers) != LORA_LAYERS:
         raise UsageError(
             f"`--lora-layers {','.join(layers)}`: the state-space blocks of `{name}` have no "
             f"linear layer `{unknown[0]}`.",
-            f"They have {', '.join(f'`{layer}`' for layer in linear)}.",
+            f"They have {available}.",
             "Use some of these, separated by commas.",
         )
     targets = projections(network, layers)

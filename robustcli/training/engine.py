@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from robustcli import __version__
 from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.training_run import WEIGHTS, write_weights
+from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import versions
 from robustcli.core.ranks import Ranks, as_single_process, environment, ranks
@@ -343,6 +344,7 @@ def _finish(prepared: _Prepared, lit_module: LitModule, listener: Listener) -> N
     """Selects the weights, writes them and scores them on the held-out images."""
     plan = prepared.plan
     chosen = chosen_weights(plan.run, plan.procedure)
+    _check_trained(plan, lit_module.network, chosen)
     state = prepared.start.export(chosen.state)
     write_weights(plan.run / WEIGHTS, state, plan.task.header(plan, lit_module.network))
     digest = state_digest(state)
@@ -352,6 +354,27 @@ def _finish(prepared: _Prepared, lit_module: LitModule, listener: Listener) -> N
         plan.run, chosen_epoch=chosen.epoch, chosen_why=chosen.why, weights_sha256=digest
     )
     plan.task.measure(plan, lit_module, chosen.state, listener)
+
+
+def _check_trained(plan: TrainPlan, network: nn.Module, chosen: Chosen) -> None:
+    """Loads the `chosen` weights into `network`, which must return numbers.
+
+    The losses of the training do not show what its last step did to the weights.
+
+    Raises:
+        RunError: The network returns NaN.
+    """
+    network.load_state_dict(chosen.state)
+    try:
+        try_out(plan, network)
+    except UsageError as error:
+        raise RunError(
+            f"The training diverged: `{plan.entry.name}` returns NaN (not a number) after epoch "
+            f"{chosen.epoch}.",
+            error.why,
+            "Use a smaller `--lr`, `--clip 1` or `--precision fp32`, with `--fresh` or another "
+            "`--out`.",
+        ) from error
 
 
 def peak_bytes() -> int:

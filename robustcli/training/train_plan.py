@@ -88,6 +88,7 @@ def look_up_training(config: TrainConfig, entry: ModelEntry | None = None) -> Tr
         _check_named(config)
     _check_task(entry, config)
     _check_ablation(entry, config)
+    _check_seeds(config)
     task = TRAINING_TASKS[entry.task]
     task.check(entry, config)
     on = machine(config.device, config.devices)
@@ -192,6 +193,22 @@ def _following_weights(config: TrainConfig, entry: ModelEntry) -> TrainConfig:
     if header is None or canonical(header.model) != canonical(entry.network):
         return config
     return replace(config, model_args={**header.arguments, **config.model_args})
+
+
+def _check_seeds(config: TrainConfig) -> None:
+    """Raises UsageError for a seed that does not fit into the integer columns of results."""
+    last = config.seed + (config.seeds or 1) - 1
+    for option, seed in (
+        ("--seed", config.seed),
+        ("--seed", last),
+        ("--split-seed", config.parts_seed),
+    ):
+        if not -(2**63) <= seed < 2**63:
+            raise UsageError(
+                f"`{option} {seed}` is out of range.",
+                "Seeds of trainings are integers of 64 bits: from -2^63 to 2^63 - 1.",
+                "Use a smaller number, such as 0.",
+            )
 
 
 def _check_named(config: TrainConfig) -> None:

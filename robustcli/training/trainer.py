@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.trainer.states import TrainerStatus
+from torch.optim import Optimizer
 
 from robustcli.adapters.memory import free_cached, is_out_of_memory
 from robustcli.core.errors import RunError, UsageError, first_line
@@ -162,10 +163,17 @@ class MetricsLog(pl.Callback):
         self.validation = validation
         self.rows: list[dict[str, float]] = []
         self._started = self._trained = time.perf_counter()
+        self._lr = math.nan
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock of the first epoch."""
         self._started = time.perf_counter()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Records the learning rate of the step; after it, the schedule sets that of the next."""
+        self._lr = optimizer.param_groups[0]["lr"]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Records the end of the epoch's training steps."""
@@ -182,7 +190,7 @@ class MetricsLog(pl.Callback):
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
             "seconds": now - self._started,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": self._lr,
             "waiting_share": min(1.0, self.waiting.take() / max(training, 1e-9)),
             "val_seconds": now - self._trained,
             **logged,

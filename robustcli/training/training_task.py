@@ -286,14 +286,16 @@ def typed_options(config: TrainConfig) -> dict[str, Any]:
     """The typed overrides of the recipe, by option name.
 
     Raises:
-        UsageError: A number is not above 0.
+        UsageError: A number is not finite, or not above 0.
     """
     overrides = {name: getattr(config, name) for name in _OVERRIDES}
     options = {name: value for name, value in overrides.items() if value is not None}
     for name, value in options.items():
-        if not isinstance(value, str) and not value > 0:
+        if not isinstance(value, str) and not 0 < value < math.inf:
             flag = name.replace("_", "-")
-            raise UsageError(f"`--{flag} {value}` is out of range.", "It must be above 0.")
+            raise UsageError(
+                f"`--{flag} {value}` is out of range.", "It must be a finite number above 0."
+            )
     return options
 
 

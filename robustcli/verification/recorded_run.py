@@ -9,7 +9,7 @@ import json
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -402,7 +402,9 @@ def _with_recorded_preprocessing(model: Any, record: ModelRecord) -> Model:
     names = [field.name for field in fields(model.preprocessing)]
     recorded = {name: getattr(record.preprocessing, name) for name in names}
     preprocessing = type(model.preprocessing)(**recorded)
-    same: Model = type(model)(model.network, preprocessing, facts=model.facts, notes=model.notes)
+    # The evaluation of a training names the model after its folder, the weights after the network.
+    facts = replace(model.facts, name=record.name)
+    same: Model = type(model)(model.network, preprocessing, facts=facts, notes=model.notes)
     return same
 
 

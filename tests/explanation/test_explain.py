@@ -35,7 +35,7 @@ from robustcli.transforms.base import CLEAN, Cell
 from tests.adapters.files import vim_as_run
 from tests.evaluation.photos import PICO, config, make_photos
 from tests.explanation.networks import explained, small_vmamba
-from tests.training.runs import Recorder
+from tests.training.runs import Recorder, recorded_training, tiny_classifier
 
 FAST = ("grad-cam", "occlusion")
 KEYS = ["method", "image_id", "view", "target_kind"]
@@ -286,6 +286,19 @@ def test_the_worst_photos_of_a_finished_run(photos, tmp_path):
         explain(replace(asked, out=tmp_path / "found", data=str(tmp_path / "moved")))
     finally:
         shutil.move(tmp_path / "moved", photos)
+
+
+def test_the_run_of_a_training_is_complete_and_keeps_its_name(photos, tmp_path):
+    trained, _ = recorded_training(tiny_classifier(photos, tmp_path / "mine", epochs=1))
+    asked = settings(
+        None, tmp_path / "out", models=(), source=trained, images=(), worst=1, transforms=(),
+        methods=("grad-cam",),
+    )  # fmt: skip
+    run = explain(asked)
+    record = read_explain_record(run)
+    assert record.status == "complete"
+    assert record.model.name == "mine"
+    assert set(read_explained_rows(run)["model"]) == {"mine"}
 
 
 def test_a_class_a_subset_and_what_does_not_exist(photos, tmp_path):

@@ -25,7 +25,7 @@ from robustcli.finetuning.finetune_plan import (
 from robustcli.finetuning.finetuning_task import SegmenterFinetuning
 from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.record import DECISIONS, FINETUNING, read_finetune_record
-from robustcli.finetuning.selection import FreezeRule
+from robustcli.finetuning.selection import FreezeRule, make_rule
 from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_training
 from robustcli.training.train_plan import forecast_training
@@ -141,6 +141,18 @@ def test_windows_of_another_size_than_the_plans_patch(data: Path, tmp_path: Path
         ({"profile": Path("p"), "profile_only": True}, "`--profile` and `--profile-only` exclude"),
         ({"pretrained": Path("nowhere")}, "`--pretrained nowhere` does not exist"),
         ({"profile_iterations": 9}, "`--profile-iterations 9` leaves no steps for training"),
+        (
+            {"profile_iterations": 10, "profile_only": True},
+            "`--profile-iterations 10` is more than the training has",
+        ),
+        (
+            {"profile_iterations": None, "limit": 5, "epochs": 1},
+            "A training of one step is too short for mode `freeze`",
+        ),
+        (
+            {"profile_iterations": None, "rule": make_rule(change=0.5), "epochs": 1},
+            "A training of 3 steps is too short for `--freeze-change`",
+        ),
         ({"data": "nowhere"}, "nowhere"),
         ({"lr": -1.0}, "`--lr -1.0` is out of range"),
     ],

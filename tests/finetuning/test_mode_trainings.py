@@ -264,6 +264,20 @@ def test_modes_join_a_run_that_is_there(make_config: MakeConfig, tmp_path: Path)
     assert record.saving is not None
 
 
+def test_a_training_that_ends_before_its_profile_says_so(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    early: dict[str, Any] = {"patience": 1, "lr": 1e-20, "epochs": 9, "profile_iterations": 20}
+    heard = Recorder()
+    run = run_finetuning(make_config(tmp_path / "run", mode="freeze", **early), heard)
+    assert not (run / "frozen.csv").exists()
+    assert any("Mode `freeze` froze no tensor" in line for line in heard.lines)
+    config = make_config(tmp_path / "profile", profile_only=True, **early)
+    with pytest.raises(RunError, match="No profile was written") as caught:
+        run_finetuning(config)
+    assert "`--patience`" in caught.value.why
+
+
 def test_a_threshold_that_freezes_everything_names_the_highest_useful_one(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:

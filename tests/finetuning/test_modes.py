@@ -129,6 +129,12 @@ def test_unknown_layers_are_an_error_that_lists_the_existing_ones() -> None:
     assert "`x_proj`" in caught.value.why
 
 
+def test_no_layer_for_adapters_is_an_error_that_lists_the_existing_ones() -> None:
+    with pytest.raises(UsageError, match="`--lora-layers` names no layer") as caught:
+        adapt(network(), HEADS, (), name="umamba", seed=0)
+    assert "`x_proj`" in caught.value.why
+
+
 def test_a_network_without_projections() -> None:
     with pytest.raises(UsageError, match="`--mode lora` cannot be used with `unet`"):
         adapt(
@@ -265,6 +271,20 @@ def test_a_line_per_step_and_the_costs_at_the_end(tmp_path: Path, peaks: list[in
     costs = ModeCosts.model_validate_json((tmp_path / "costs.json").read_text())
     assert (costs.trainable, costs.peak_memory_bytes) == (6, 300)  # since the freeze
     assert costs.optimizer_bytes == optimizer_bytes(optimizer) == 2 * 4 * 8 + 2 * 4
+
+
+def test_a_step_of_several_batches_is_one_line(
+    tmp_path: Path, peaks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = nn.Linear(3, 2)
+    callback = MeasureCosts(tmp_path, net)
+    clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 24.0])  # batches of 1, 2 and 4 seconds
+    monkeypatch.setattr(modes.time, "perf_counter", lambda: next(clock))
+    for batch, finished_steps in enumerate([0, 1, 2]):  # the last batch of an epoch is a step
+        trainer: Any = SimpleNamespace(global_step=finished_steps)
+        callback.on_train_batch_start(trainer, MODULE, None, batch)
+        callback.on_train_batch_end(trainer, MODULE, None, None, batch)
+    assert callback.lines == [(1, 3.0, 8), (2, 4.0, 8)]
 
 
 def test_without_a_freeze_the_peak_is_that_of_all_epochs(tmp_path: Path, peaks: list[int]) -> None:

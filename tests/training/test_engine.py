@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,16 +28,17 @@ from robustcli.evaluation.record import EVALUATION, read_record
 from robustcli.evaluation.store import Store
 from robustcli.reports.training_findings import paper_scores
 from robustcli.training import engine, trainer
+from robustcli.training.config import TrainConfig
 from robustcli.training.engine import chosen_weights, run_training
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.procedures import procedure_of
-from robustcli.training.recipes import recipe_for
+from robustcli.training.recipes import SCHEDULES, recipe_for
 from robustcli.training.record import AVERAGED, METRICS, read_train_record
 from robustcli.training.train_plan import plan_training
 from robustcli.training.trainer import DurableCheckpoints, default_workers, is_trained
 from robustcli.training.training_task import hash_ids
 from robustcli.transforms.base import Cell
-from tests.training.images import write_pairs
+from tests.training.images import write_pairs, write_photos
 from tests.training.runs import (
     SMALL_UNET,
     Interrupting,
@@ -45,6 +47,7 @@ from tests.training.runs import (
     kill_when_stopped,
     recorded_training,
     same_state,
+    tiny_classifier,
     tiny_unet,
     weights_of,
 )
@@ -105,6 +108,9 @@ def test_metrics_have_a_line_per_epoch_and_the_best_is_chosen(finished_run: Run)
     assert metrics["waiting_share"].between(0, 1).all()
     assert not metrics.isna().any(axis=None)
     record = read_train_record(run)
+    factor = SCHEDULES[record.recipe.schedule]  # as a function of the finished steps
+    rates = [record.recipe.lr * factor(step - 1, 9) for step in metrics["step"]]
+    assert metrics["lr"].tolist() == pytest.approx(rates)
     assert record.chosen_epoch == 1 + int(metrics["val_dice"].to_numpy().argmax())
     assert "best dice on the validation images" in str(record.chosen_why)
     assert (listener.total, listener.done) == (36, 36)
@@ -305,6 +311,21 @@ def test_patience_ends_a_training_that_does_not_get_better(data: Path, tmp_path:
     run_training(tiny_unet(data, run, **overrides))
     assert len(pd.read_csv(run / "metrics.csv")) < 9
     assert read_train_record(run).chosen_epoch == 1
+
+
+@pytest.mark.parametrize("make_config", [tiny_unet, tiny_classifier])
+def test_a_last_step_that_spoils_the_weights_is_no_success(
+    data: Path, tmp_path: Path, make_config: Callable[..., TrainConfig]
+) -> None:
+    images = data if make_config is tiny_unet else write_photos(tmp_path / "photos")
+    overrides: dict[str, Any] = {"epochs": 1, "batch_size": 64, "lr": 1e30}
+    config = make_config(images, tmp_path / "run", **overrides)
+    for _ in range(2):  # the same for a training that is only finished
+        with pytest.raises(RunError, match=r"The training diverged: .* after epoch 1") as caught:
+            run_training(config)
+        assert "smaller `--lr`" in caught.value.todo
+        assert read_train_record(tmp_path / "run").status == "failed"
+        assert not (tmp_path / "run" / "weights.safetensors").exists()
 
 
 def test_masks_without_foreground_are_refused(tmp_path: Path) -> None:

@@ -236,6 +236,8 @@ def test_options_override_values_of_the_recipe() -> None:
     [
         ({"lr": 0.0}, "`--lr 0.0` is out of range"),
         ({"lr": float("nan")}, "`--lr nan` is out of range"),
+        ({"lr": float("inf")}, "`--lr inf` is out of range"),
+        ({"clip": float("inf")}, "`--clip inf` is out of range"),
         ({"batch_size": -1}, "`--batch-size -1` is out of range"),
         ({"loss": "dise"}, "No loss is called `dise`"),
         ({"aug": "ligt"}, "No augmentation is called `ligt`"),

@@ -175,6 +175,22 @@ def test_a_network_goes_before_a_folder_of_its_name(
     assert plan.entry.name == "ulvm"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "option"),
+    [
+        ({"seed": 2**63}, "--seed 9223372036854775808"),
+        ({"seed": -(2**63) - 1}, "--seed -9223372036854775809"),
+        ({"seed": 2**63 - 2, "seeds": 3}, "--seed 9223372036854775808"),
+        ({"split_seed": 2**64}, "--split-seed 18446744073709551616"),
+    ],
+)
+def test_a_seed_that_no_column_holds_is_refused(
+    data: Path, tmp_path: Path, overrides: dict[str, Any], option: str
+) -> None:
+    with pytest.raises(UsageError, match=f"`{option}` is out of range"):
+        plan_training(tiny_unet(data, tmp_path / "run", **overrides), Recorder())
+
+
 def test_one_patient_cannot_be_split(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", 2)
     with pytest.raises(UsageError, match="cannot be split by image"):

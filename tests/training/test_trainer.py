@@ -54,9 +54,12 @@ def trainer(epoch: int = 0, **overrides: Any) -> Any:
     defaults = {
         "current_epoch": epoch, "global_step": 5, "global_rank": 0, "world_size": 1,
         "is_global_zero": True, "max_epochs": 4, "callback_metrics": {},
-        "optimizers": [SimpleNamespace(param_groups=[{"lr": 0.25}])],
     }  # fmt: skip
     return SimpleNamespace(**(defaults | overrides))
+
+
+def optimizer(lr: float) -> Any:
+    return SimpleNamespace(param_groups=[{"lr": lr}])
 
 
 def test_the_best_is_kept_and_of_equals_the_first(tmp_path: Path) -> None:
@@ -100,17 +103,19 @@ def test_the_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
     logged = {"train_loss": 0.5, "grad_norm": 2.0, "val_loss": 0.4, "val_dice": 0.8, "val_iou": 0.7}
     log = MetricsLog(tmp_path, WaitingTime(), Recorder(), VALIDATIONS["seg"])
     log.on_train_start(trainer(), MODULE)
+    log.on_before_optimizer_step(trainer(), MODULE, optimizer(0.25))
     log.on_train_epoch_end(trainer(0, callback_metrics=logged), MODULE)
     state = log.state_dict()
     log.on_train_epoch_end(trainer(1, callback_metrics=logged), MODULE)
     restored_log = MetricsLog(tmp_path, WaitingTime(), Recorder(), VALIDATIONS["seg"])
     restored_log.load_state_dict(state)
+    restored_log.on_before_optimizer_step(trainer(), MODULE, optimizer(0.125))
     restored_log.on_train_epoch_end(trainer(1, callback_metrics=logged | {"val_dice": 0.9}), MODULE)
     metrics = pd.read_csv(tmp_path / "metrics.csv")
     assert tuple(metrics.columns) == METRICS
     assert metrics["epoch"].tolist() == [1, 2]
     assert metrics["val_dice"].tolist() == [0.8, 0.9]
-    assert metrics["lr"].tolist() == [0.25, 0.25]
+    assert metrics["lr"].tolist() == [0.25, 0.125]
 
 
 def test_epochs_of_an_older_version_lack_its_columns_alone(tmp_path: Path) -> None:
