@@ -280,11 +280,16 @@ class BatchSettings:
 
 
 class BaseDataModule(pl.LightningDataModule):
-    """Base class: creates the data loaders; `watchdog` observes their processes."""
+    """Base class: creates the data loaders; `watchdog` observes their processes.
+
+    Samplers begin with `first_epoch`, counted from 0; above 0 in a resumed training. In a resumed
+    training, Lightning 2.6 sets the epoch of a sampler only after the loader processes have
+    received the first batches.
+    """
 
     def __init__(self, collate: Callable[[Sequence[Any]], Any], settings: BatchSettings) -> None:
         super().__init__()
-        self.collate, self.settings = collate, settings
+        self.collate, self.settings, self.first_epoch = collate, settings, 0
         self.watchdog = Watchdog()
 
     def loader(self, samples: Dataset[Any], **batches: Any) -> DataLoader[Any]:
@@ -329,6 +334,7 @@ class ImageData(BaseDataModule):
         order = EpochOrder(
             self.ids, self.settings.seed, most=recipe.images_per_epoch, rank=rank, world=world
         )
+        order.set_epoch(self.first_epoch)
         size = recipe.batch_size // world
         if least > 1:
             return self.loader(self.train_samples, batch_sampler=Batches(order, size, least))

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,6 +313,8 @@ def fit_run(trainer: pl.Trainer, lit_module: LitModule, data: BaseDataModule, ru
         KeyboardInterrupt: On Ctrl+C; Lightning would end the process instead.
     """
     last = run / CHECKPOINT_FOLDER / LAST
+    if last.is_file():
+        data.first_epoch = _finished_epochs(DurableCheckpoints().load_checkpoint(last))
     with without_chatter(), _naming_memory(trainer, lit_module), data.watchdog as watchdog:
         watchdog.start()
         with interruptible(), _ending_by_interrupt(trainer):
@@ -366,7 +368,11 @@ def is_trained(run: Path, epochs: int) -> bool:
         name.startswith("EarlyStopping") and state["wait_count"] >= state["patience"]
         for name, state in checkpoint["callbacks"].items()
     )
-    return stopped or int(checkpoint["epoch"]) + 1 >= epochs
+    return stopped or _finished_epochs(checkpoint) >= epochs
+
+
+def _finished_epochs(checkpoint: Mapping[str, Any]) -> int:
+    return int(checkpoint["epoch"]) + 1
 
 
 @contextmanager

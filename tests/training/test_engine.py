@@ -32,7 +32,7 @@ from robustcli.training.config import TrainConfig
 from robustcli.training.engine import chosen_weights, run_training
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.procedures import procedure_of
-from robustcli.training.recipes import SCHEDULES, recipe_for
+from robustcli.training.recipes import NAMED_RECIPES, SCHEDULES, recipe_for
 from robustcli.training.record import AVERAGED, METRICS, read_train_record
 from robustcli.training.train_plan import plan_training
 from robustcli.training.trainer import DurableCheckpoints, default_workers, is_trained
@@ -40,14 +40,18 @@ from robustcli.training.training_task import hash_ids
 from robustcli.transforms.base import Cell
 from tests.training.images import write_pairs, write_photos
 from tests.training.runs import (
+    RECIPE,
     SMALL_UNET,
     Interrupting,
     Recorder,
     Run,
     kill_when_stopped,
+    killed_after_one_epoch,
+    last_weights,
     recorded_training,
     same_state,
     tiny_classifier,
+    tiny_umamba,
     tiny_unet,
     weights_of,
 )
@@ -236,6 +240,21 @@ def test_dropout_is_the_same_after_an_interruption(data: Path, tmp_path: Path) -
     torch.manual_seed(12345)
     run_training(tiny_unet(data, second_run, **overrides))
     assert same_state(weights_of(first_run), weights_of(second_run))
+
+
+@pytest.mark.parametrize("make_config", [tiny_unet, tiny_classifier, tiny_umamba])
+def test_loader_processes_resume_with_the_images_of_the_next_epoch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    make_config: Callable[..., TrainConfig],
+) -> None:  # fmt: skip
+    monkeypatch.setitem(NAMED_RECIPES, "nnunet-light", RECIPE)
+    images = write_photos(tmp_path / "photos") if make_config is tiny_classifier else data
+    whole_run = run_training(make_config(images, tmp_path / "whole", epochs=2))
+    resumed_run = tmp_path / "resumed"
+    config = make_config(images, resumed_run, epochs=2, workers=2)
+    killed_after_one_epoch(monkeypatch, config)
+    run_training(config)
+    assert same_state(last_weights(resumed_run), last_weights(whole_run))
 
 
 @pytest.fixture(scope="module")

@@ -196,7 +196,9 @@ class PatchData(BaseDataModule):
 
     def _batches(self, samples: PatchSamples, batches: int) -> DataLoader[MaskSample]:
         size = self.recipe.batch_size
-        return self.loader(samples, batch_size=size, sampler=PatchOrder(batches * size))
+        order = PatchOrder(batches * size)
+        order.set_epoch(self.first_epoch)
+        return self.loader(samples, batch_size=size, sampler=order)
 
 
 PLANNED: Mapping[str, Mapping[str, StagedConfig]] = {

@@ -164,6 +164,7 @@ class ResidentData(BaseDataModule):
         shifts, seed = SHIFTS.get(self.recipe.augmentation), self.settings.seed
         photos = ResidentPhotos(self.train, self.preprocessing, shifts, seed, self._device())
         order = EpochOrder(self.train.ids, seed, most=self.recipe.images_per_epoch)
+        order.set_epoch(self.first_epoch)
         return self._batches(photos, Batches(order, self.recipe.batch_size, self.settings.least))
 
     def val_dataloader(self) -> DataLoader[PhotoBatch]:
