@@ -292,6 +292,8 @@ def _task(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differenc
     datasets = [run.record.dataset for run in runs]
     spaces = [f"`{d.label_space}` ({counted(d.classes, 'class', 'classes')})" for d in datasets]
     yield from _if_any(_by_value("The classes (`--label-space`)", runs, spaces), forcible=False)
+    labels = ["several" if dataset.several_labels else "one" for dataset in datasets]
+    yield from _if_any(_by_value("True classes of an image", runs, labels), forcible=False)
     yield from _if_any(
         _by_value("What a group of images is", runs, [run.record.grouping for run in runs]),
         forcible=False,
@@ -431,7 +433,7 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
         elif changed - changed_files:
             other_pixels.append(key)
             continue
-        other_classes |= _other_classes(frames)
+        other_classes |= _other_classes(models, frames)
         for model, frame in zip(models, frames, strict=True):
             paired.rows[model.label][key] = frame
     reasons = (
@@ -500,9 +502,13 @@ def _common_ids(frames: Sequence[pd.DataFrame]) -> pd.Index:
     return common
 
 
-def _other_classes(frames: Sequence[pd.DataFrame]) -> set[str]:
-    """The images whose true class differs between the tables; empty for segmenters."""
-    if "target" not in frames[0]:
+def _other_classes(models: Sequence[ComparedModel], frames: Sequence[pd.DataFrame]) -> set[str]:
+    """The images whose true class differs between the tables; empty for segmenters.
+
+    Of several true classes, a row contains the one that its model ranks highest, so that rows of
+    the same image can differ; only the digests of the data contain all of them.
+    """
+    if "target" not in frames[0] or models[0].run.record.dataset.several_labels:
         return set()
     common = _common_ids(frames)
     tables = [frame.set_index("image_id")["target"].reindex(common) for frame in frames]

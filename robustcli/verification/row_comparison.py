@@ -213,7 +213,8 @@ class ClassRowComparison(RowComparison):
     def contradictions(self, row: Row, item: Any) -> Iterator[RowDifference]:
         """See `RowComparison.contradictions`."""
         image_id, top5 = str(row["image_id"]), _top5(row)
-        if row["target"] != item.target:
+        # Of several true classes, a row contains the one that the model ranks highest.
+        if row["target"] not in (item.target, *item.also):
             note = "the class of the image in the data"
             yield RowDifference(image_id, "target", row["target"], item.target, note)
         if not top5 or row["prediction"] != top5[0]:
@@ -289,8 +290,9 @@ def _probabilities(
 ) -> list[float]:
     """The predicted probability of one class per image; NaN for classes outside the network."""
     targets = [0 if index is None or index < 0 else index for index in classes]
+    inputs = replace(batch.inputs, targets=targets, also=[()] * len(targets))
     try:
-        rows = predictor.rows(replace(batch, inputs=replace(batch.inputs, targets=targets)))
+        rows = predictor.rows(replace(batch, inputs=inputs))
     except (RuntimeError, IndexError):  # a stored class index beyond the network's classes
         return [math.nan] * len(classes)
     return [

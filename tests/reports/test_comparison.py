@@ -30,6 +30,7 @@ from robustcli.reports.pairing import find_models
 from robustcli.tasks.record import MasksRecord
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.compared import (
+    CONTENTS,
     PLAN,
     TRANSFORMS,
     build_evaluation,
@@ -313,6 +314,17 @@ def test_images_of_another_class_are_left_out(tmp_path: Path) -> None:
     comparison = forced(tmp_path, "images", lambda run: rewrite_targets(run, "swin-b", 5))
     assert comparison.n == 55
     assert any(s.startswith("Images of another class: class-00") for s in comparison.left_out)
+
+
+def test_of_several_true_classes_each_model_has_its_own(tmp_path: Path) -> None:
+    plan = replace(PLAN, dataset={"contents": CONTENTS, "several_labels": True})
+    runs = two_runs(tmp_path, plan)
+    rewrite_targets(runs[1], "swin-b", 5)
+    comparison = read_comparison(runs)
+    assert (comparison.n, list(comparison.left_out)) == (80, [])
+    second = rows_of(runs[1], "swin-b")
+    share = (second["prediction"] == second["target"]).mean()
+    assert comparison.clean_lines[0].second_score == pytest.approx(share)
 
 
 def test_with_another_seed_the_pixels_decide(tmp_path: Path) -> None:

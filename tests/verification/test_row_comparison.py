@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_a_class_that_the_network_does_not_have_is_a_difference() -> None:
 class Item:
     """An image of a data set, as far as rows know it."""
 
-    target, group = 0, "ann"
+    target, also, group = 0, (4,), "ann"
 
 
 def contradictions(task: str, row: Row) -> list[str]:
@@ -140,6 +141,28 @@ def test_rows_that_contradict_themselves_are_found_without_the_network() -> None
     mask = {"image_id": "a", "group": "ann", "tp": 1, "fp": 2, "fn": 3, "tn": 4}
     assert contradictions("seg", mask) == []
     assert contradictions("seg", mask | {"group": "bea", "fn": -1}) == ["group", "fn"]
+
+
+def test_each_of_several_true_classes_can_be_the_target_of_a_row() -> None:
+    good = stored()["a.png"]
+    assert contradictions("cls", good | {"target": 4, "target_probability": 0.03}) == []
+
+
+def test_for_a_probability_only_its_class_is_a_true_class() -> None:
+    class Several(Table):
+        def rows(self, batch: Batch[Any]) -> list[Row]:
+            assert len(batch.inputs.also) == len(batch.image_ids)
+            given = zip(batch.inputs.targets, batch.inputs.also, self.probabilities, strict=True)
+            targets = [max((t, *also), key=lambda c: float(p[c])) for t, also, p in given]
+            return super().rows(replace(batch, inputs=replace(batch.inputs, targets=targets)))
+
+    batch = replace(BATCH, inputs=Views([0, 2], [(), (1,)], {}))
+    rows = {str(row["image_id"]): row for row in Several(PROBABILITIES).rows(batch)}
+    recomputed = PROBABILITIES.copy()
+    recomputed[1, 1], recomputed[1, 2] = 0.40001, 0.39999
+    block = ComparedBlock(rows, 1e-4, AnswerAgreement())
+    assert list(COMPARISONS["cls"].compare(batch, Several(recomputed), block)) == []
+    assert block.agreement.tied == 1
 
 
 MASK: Row = {"image_id": "a", "group": "ann", "tp": 300, "fp": 100, "fn": 100, "tn": 9500}
