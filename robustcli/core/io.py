@@ -9,12 +9,13 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustcli.core.errors import RunError
+from robustcli.core.names import FORMULA_SIGNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,18 +114,32 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_csv(path: Path, **options: Any) -> pd.DataFrame:
-    """`pandas.read_csv`, with exactly the numbers that were written.
+def read_csv(path: Path, names: Iterable[str] = (), **options: Any) -> pd.DataFrame:
+    """`pandas.read_csv`, with exactly the numbers and names that were written.
 
     Before pandas 3.1, the default changes the last bit of a third of all numbers; since then, exact
     reading is the default and the option for it is deprecated.
+
+    Args:
+        path: The file.
+        names: Columns of names, such as `007` and `null`, which are not numbers or missing values.
+            The apostrophe in front of a name that spreadsheets would evaluate is removed.
+        options: Further arguments of pandas.
     """
     import pandas as pd
 
     if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):
         options["float_precision"] = "round_trip"
     table: pd.DataFrame = pd.read_csv(path, **options)
+    columns = [name for name in names if name in table]
+    if columns:  # pandas would also take `null` of a converter for a missing value
+        texts = pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
+        table[columns] = texts.map(_without_apostrophe)
     return table
+
+
+def _without_apostrophe(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_SIGNS) else cell
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -33,10 +33,8 @@ from robustcli.training.record import read_seeds_record
 ExportKind = Literal["eval", "train", "finetune"]
 _REPORT = ("report.md", "report.html", "results.csv", "results.json", "run.json")
 _PICTURES = ("figures/**/*.png", "figures/**/*.svg")
-_ID_COLUMNS = (
-    *("run", "mode", "model", "protocol", "dataset", "status", "transform", "severity"),
-    *("recipe", "seed"),
-)
+_NAMES = ("run", "mode", "model", "protocol", "dataset", "status", "transform", "recipe")
+_ID_COLUMNS = (*_NAMES, "severity", "seed")
 _LONGEST = 500
 """Largest length of a parameter in characters; trackers cut or refuse longer ones."""
 
@@ -223,7 +221,7 @@ def read_run_export(
         digest=run_digest(run, record),
         partial=bool(missing),
         record=cleaned,
-        table=read_csv(run / "results.csv"),
+        table=read_csv(run / "results.csv", names=_NAMES),
         history=read_csv(history) if history.is_file() else pd.DataFrame(),
         texts=texts,
         pictures=_pictures(run) if pictures else {},

@@ -314,7 +314,7 @@ def _check_table(run: Path, record: RunRecord, check: EvaluationCheck) -> None:
         return
     wrong = {(d.model, d.transform, d.severity) for d in check.differences}
     try:
-        written = _lines_of(read_csv(path, dtype={"model": str, "transform": str}))
+        written = _lines_of(read_csv(path, names=("model", "transform")))
     except (ValueError, KeyError) as error:
         values = "cannot be read", "a table"
         check.differences.append(

@@ -17,6 +17,7 @@ import pytest
 from robustcli.core import io
 from robustcli.core.errors import RunError
 from robustcli.core.io import read_csv, replacing, write_bytes, write_text
+from robustcli.reports.pages import to_csv
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
@@ -261,3 +262,13 @@ def test_a_table_has_the_numbers_that_were_written(tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).random(1000)
     pd.DataFrame({"number": numbers}).to_csv(tmp_path / "table.csv", index=False)
     assert (read_csv(tmp_path / "table.csv")["number"] == numbers).all()
+
+
+def test_a_table_has_the_names_that_were_written(tmp_path: Path) -> None:
+    names = ["007", "1e5", "null", "nan", "", "=a", "'a", "x"]
+    for part in (names, names[:2]):
+        table = pd.DataFrame({"model": part, "number": range(len(part))})
+        write_text(tmp_path / "table.csv", to_csv(table))
+        result = read_csv(tmp_path / "table.csv", names=("model", "mode"))
+        assert result["model"].tolist() == part
+        assert result["number"].tolist() == table["number"].tolist()

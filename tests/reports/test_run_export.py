@@ -93,6 +93,13 @@ def test_metrics_are_the_table(export: RunExport) -> None:
     assert len(export.metrics) == finite
 
 
+def test_metrics_of_models_whose_names_look_like_other_values(tmp_path: Path) -> None:
+    names = ["007", "7", "null", "NA"]
+    build_run(tmp_path, RunPlan(models=[model(name) for name in names], transforms=(IDENTITY,)))
+    metrics = read_run_export(tmp_path).metrics
+    assert all(f"{name}/identity/top1" in metrics for name in names)
+
+
 def test_parameters_hold_versions_and_digests(export: RunExport) -> None:
     parameters = export.parameters
     assert parameters["models.vmamba-b.weights_sha256"] == "ab" * 32
