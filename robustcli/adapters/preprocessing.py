@@ -31,6 +31,7 @@ IMAGENET_MEAN: ChannelValues = (0.485, 0.456, 0.406)
 IMAGENET_STD: ChannelValues = (0.229, 0.224, 0.225)
 CHANNELS = ("in_chans", "in_channels")
 """Builder arguments for the number of input channels."""
+_MOST_RESIZED = 178_956_970  # pixels, the limit of a decoded image; 1 x 5,000 becomes 256 x 1280000
 _WHITE = 255
 _DIGITS = 9  # so that 57.12 / 255 equals 0.224 and gives the same run
 _LEAST_OF_255 = 10  # values between 1 and this are ambiguous
@@ -125,6 +126,8 @@ class Preprocessing:
             view = resized_centre(image, size, self.crop, resampling)
             if view is not None:
                 return view
+            if math.prod(size) > _MOST_RESIZED:
+                return centre_crop(_resized_part(image, size, self.crop, resampling), self.crop)
         return centre_crop(np.asarray(Image.fromarray(image).resize(size, resampling)), self.crop)
 
     def apply_to_crop(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -166,6 +169,24 @@ def centre_crop(image: NDArray[_Values], side: int) -> NDArray[_Values]:
         height, width = image.shape[:2]
     top, left = round((height - side) / 2.0), round((width - side) / 2.0)
     return np.ascontiguousarray(image[top : top + side, left : left + side])
+
+
+def _resized_part(
+    image: NDArray[np.uint8], size: tuple[int, int], side: int, resampling: Image.Resampling
+) -> NDArray[np.uint8]:
+    """The centre of `image` resized to `size`, at most `side` pixels wide and high.
+
+    Only the centre is computed. Its pixels can differ from those of the complete image, because
+    Pillow can resize the two axes in another order.
+    """
+    box = []
+    for before, after in zip(image.shape[1::-1], size, strict=True):
+        start = max(0, round((after - side) / 2.0))
+        end = min(start + side, after)
+        box.append((start * before / after, min(end * before / after, before), end - start))
+    (left, right, width), (top, bottom, height) = box
+    part = Image.fromarray(image).resize((width, height), resampling, (left, top, right, bottom))
+    return np.asarray(part)
 
 
 def grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

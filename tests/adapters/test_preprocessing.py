@@ -213,6 +213,28 @@ def test_extreme_values_are_clipped_as_pillow_does() -> None:
         np.testing.assert_array_equal(view, by_torchvision(image, preprocessing))
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 50), (50, 1), (3, 71), (200, 9), (2, 3)])
+@pytest.mark.parametrize(("resize", "crop"), [(256, 224), (40, 64)])
+def test_of_very_long_images_only_the_centre_is_resized(
+    height: int, width: int, resize: int, crop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to one step of rounding: bilinear values are between those of the image in any order."""
+    image = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+    preprocessing = Preprocessing(resize, crop, "bilinear")
+    expected = preprocessing.apply(image).astype(int)
+    monkeypatch.setattr(preprocessing_module, "_MOST_RESIZED", 0)
+    assert np.abs(preprocessing.apply(image) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_a_line_of_pixels_does_not_fill_the_memory(interpolation: str) -> None:
+    """Resized to 256 x 12,800,000 pixels, it would take 13 GB."""
+    image = np.repeat(np.arange(50_000, dtype=np.uint8)[None, :, None], 3, axis=2)
+    view = Preprocessing(256, 224, interpolation).apply(image)
+    assert view.shape == (224, 224, 3)
+    assert set(view.ravel()) <= {*range(24_999 % 256 - 2, 24_999 % 256 + 4)}
+
+
 def test_a_pillow_with_other_pixels_resizes_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.random.default_rng(6).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     preprocessing = Preprocessing(40, 36)
