@@ -181,6 +181,9 @@ def read_hub(
     taken: dict[str, list[Labelled[Any]]] = {}
     for split in splits:
         rows = _rows(name, commit, published, split, columns, offline)
+        if not rows.ids:
+            say(f"`{name.place}`: the split `{split}` has no rows and is skipped.")
+            continue
         if rows.unlabelled:
             if len(splits) == 1 or rows.unlabelled < len(rows.ids):
                 raise _no_labels(name, split, rows.unlabelled, columns)
@@ -192,6 +195,12 @@ def read_hub(
         if not all_splits:
             break
     if not taken:
+        if not rows.ids:
+            raise UsageError(
+                f"The split `{splits[-1]}` of `{name.place}` has no rows.",
+                "Its Parquet files are empty.",
+                f"Use another split: `--data {name.place}@REVISION:SPLIT`.",
+            )
         raise _no_labels(name, splits[0], rows.unlabelled, columns)
     only_split = next(iter(taken)) if len(taken) == 1 else None
     if len(published.files) > 1 and name.split is None:
@@ -392,13 +401,12 @@ def _look_up(name: HubName, commit: str) -> Published:
                 name.repo, name.config, revision=commit, cache_dir=cache
             )
     except Exception as error:  # `datasets` and its HTTP libraries raise various exceptions
-        raise UsageError(
-            f"`datasets` cannot determine the files of `{name.place}`.",
-            f"{type(error).__name__}: {first_line(error, 400)}.",
+        raise _undetermined(
+            name, "files", error,
             "If the repository has several subsets, specify one: `--data "
             f"'{name.place}@REVISION:SPLIT?config=NAME'`. A repository that needs its own code is "
             "not supported.",
-        ) from error
+        ) from error  # fmt: skip
     finally:
         logger.setLevel(level)
     kind = type(builder).__module__.rpartition(".")[2]
@@ -419,12 +427,27 @@ def _look_up(name: HubName, commit: str) -> Published:
             for split, some in paths.items()
         }
     schema = next(schema for some in files.values() for _, schema in some)
-    features = builder.info.features or datasets.Features.from_arrow_schema(schema)
+    try:
+        features = builder.info.features or datasets.Features.from_arrow_schema(schema)
+    except Exception as error:  # `datasets` raises various exceptions for metadata in the files
+        raise _undetermined(
+            name, "columns", error,
+            "Tell the owner of the repository, or download the files and write a CSV with the "
+            "columns `path` and `label`.",
+        ) from error  # fmt: skip
     columns = tuple(_column(datasets, key, feature) for key, feature in features.items())
     return Published(
         str(builder.config.name), columns,
         {split: tuple(file for file, _ in some) for split, some in files.items()},
     )  # fmt: skip
+
+
+def _undetermined(name: HubName, what: str, error: Exception, todo: str) -> UsageError:
+    return UsageError(
+        f"`datasets` cannot determine the {what} of `{name.place}`.",
+        f"{type(error).__name__}: {first_line(error, 400)}.",
+        todo,
+    )
 
 
 def _in_repo(url: str) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -213,6 +215,20 @@ def test_images_without_a_class_are_refused_and_another_split_is_taken(hub: Hub)
     some = parquet({"image": images, "label": [0, None, 1, 2]}, FEATURES)
     hub.push({"data/test.parquet": some})
     with pytest.raises(UsageError, match="1 rows of its column `label` have no value"):
+        evaluated(f"hf:{REPO}")
+
+
+def test_a_split_without_rows_and_wrong_metadata_are_named(hub: Hub) -> None:
+    empty = pa.table({"image": pa.array([], pa.binary()), "label": pa.array([], pa.string())})
+    out = io.BytesIO()
+    pq.write_table(empty, out)
+    hub.push({"data/test-0.parquet": out.getvalue()})
+    with pytest.raises(UsageError, match=r"split `test` of `hf:.*` has no rows"):
+        evaluated(f"hf:{REPO}")
+    images = [{"bytes": png(0), "path": None}]
+    repeated = {**FEATURES, "label": {"names": ["cat", "cat"], "_type": "ClassLabel"}}
+    hub.push({"data/test-0.parquet": parquet({"image": images, "label": [0]}, repeated)})
+    with pytest.raises(UsageError, match=r"cannot determine the columns of `hf:.*\n.*duplicated"):
         evaluated(f"hf:{REPO}")
 
 
