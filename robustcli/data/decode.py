@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 import math
 import os
 import threading
@@ -46,6 +47,7 @@ _MOST_PIXELS = 2 * 89_478_485  # Pillow's limit, which another library may have 
 # Limit of scans of a JPEG. Encoders write at most some dozens. The decoder processes all pixels for
 # each scan, and an empty scan has only 10 bytes.
 _MOST_SCANS = 256
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _START_OF_SCAN = b"\xff\xda"  # cannot occur inside a scan, where each byte 255 is followed by a 0
 # Modules whose warnings (invalid EXIF, dropped transparency, large images) do not affect pixels.
 _WARNING_MODULES = (
@@ -53,6 +55,8 @@ _WARNING_MODULES = (
     *("PIL.PpmImagePlugin", "PIL.BmpImagePlugin", "PIL.TiffImagePlugin", "PIL.WebPImagePlugin"),
     *("PIL.GifImagePlugin", "PIL.ImageFile"),
 )
+# Pillow logs an error for each TIFF of many channels, which Python would print to the terminal.
+logging.getLogger("PIL.TiffImagePlugin").addHandler(logging.NullHandler())
 ReadT = TypeVar("ReadT")
 
 
@@ -145,13 +149,26 @@ def read_image(source: Path | io.BytesIO, read: Callable[[Image.Image], ReadT]) 
             "more pixels than a photo has (possibly a decompression bomb)"
         ) from error
     except UnidentifiedImageError as error:
-        raise UnreadableImage(
-            f"not in a supported image format ({', '.join(IMAGE_FORMATS)})"
-        ) from error
+        raise UnreadableImage(_unidentified(source)) from error
     # Pillow raises almost any exception for a corrupt file (ValueError, SyntaxError, IndexError,
     # struct.error, zlib.error, ...), and one bad file must not end a long run.
     except Exception as error:
         raise UnreadableImage(f"damaged: {error}") from error
+
+
+def _unidentified(source: Path | io.BytesIO) -> str:
+    """The reason why Pillow does not identify an image."""
+    if isinstance(source, io.BytesIO):
+        start = source.getvalue()[:4]
+    else:
+        with source.open("rb") as file:
+            start = file.read(4)
+    if start in _TIFF_STARTS:
+        return (
+            "a TIFF that is damaged or of an unsupported kind (more than three channels, 64-bit "
+            "numbers, ...)"
+        )
+    return f"not in a supported image format ({', '.join(IMAGE_FORMATS)})"
 
 
 def _check_scans(image: Image.Image, source: Path | io.BytesIO) -> None:

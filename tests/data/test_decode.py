@@ -232,6 +232,21 @@ def test_what_is_no_photo(content: bytes, reason: str) -> None:
         decode_bytes(content)
 
 
+@pytest.mark.parametrize("shape", [(8, 8, 4), (8, 8, 13)])
+def test_a_tiff_of_many_channels_is_a_tiff_of_another_kind(
+    shape: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="comes with scikit-image")
+    path = tmp_path / "bands.tif"
+    pixels = np.zeros(shape, np.uint16)
+    tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
+    file = FileRef(path.name, path)
+    for read in (decode, image_size):
+        with pytest.raises(UnreadableImage, match="a TIFF that is damaged or of an unsupported"):
+            read(file)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_decompression_bomb_is_not_decoded() -> None:
     content = bytearray(_encoded(Image.new("L", (8, 8)), "PNG"))
     header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
