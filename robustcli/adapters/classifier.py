@@ -160,7 +160,7 @@ class Classifier:
     def normalised(self, views: Tensor) -> Tensor:
         """The network's input, float32 (n, C, H, W), for uint8 images on its device."""
         mean, std = (
-            torch.tensor(v, device=self.device).view(1, -1, 1, 1)
+            torch.tensor(v, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
             for v in (self.preprocessing.mean, self.preprocessing.std)
         )
         return (views.float() / 255 - mean) / std

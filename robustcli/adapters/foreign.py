@@ -196,6 +196,12 @@ class LogitNetwork(nn.Module):
                 f"For {len(images)} images, its output has the shape {tuple(answers.shape)}.",
                 "The first dimension must be the number of images.",
             )
+        if answers.shape[1] != (self.num_classes or answers.shape[1]):
+            raise RunError(
+                f"`{self.model_name}` does not return the same number of classes for all images.",
+                f"It had {self.num_classes} for a synthetic image, and has {answers.shape[1]} now.",
+                "The second dimension must be the number of classes.",
+            )
         if not self.probabilities:
             return answers
         answers = answers.float()
@@ -214,7 +220,7 @@ class LogitNetwork(nn.Module):
         """The output of the network as one tensor."""
         try:
             scores = _tensor(self.network(images))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if isinstance(error, RobustError) or is_out_of_memory(error):
                 raise  # the caller halves the batch if memory ran out
             shape = tuple(images.shape)

@@ -249,7 +249,7 @@ def _built(name: str, build: Any, arguments: Mapping[str, Any]) -> object:
             return build(**arguments)
     except RobustError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         call_arguments = ", ".join(f"{key}={value}" for key, value in arguments.items())
         raise foreign_code_error(
             f"`{name}` failed, called with ({call_arguments}).", error

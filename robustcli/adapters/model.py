@@ -133,7 +133,9 @@ class Trial:
 def made_up_image(shape: tuple[int, int, int]) -> Tensor:
     """The generated image, uint8 (1, *shape): noise with a fixed seed."""
     generator = torch.Generator().manual_seed(_SEED)
-    return torch.randint(0, 256, (1, *shape), dtype=torch.uint8, generator=generator)
+    return torch.randint(
+        0, 256, (1, *shape), dtype=torch.uint8, generator=generator, device=generator.device
+    )
 
 
 def first_pass(forward: Callable[[], _T], trial: Trial) -> _T:

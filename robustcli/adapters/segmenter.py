@@ -503,7 +503,7 @@ class Segmenter:
             images = images.flip(1)
         if self.preprocessing.mean is not None and self.preprocessing.std is not None:
             mean, std = (
-                torch.tensor(values, device=images.device).view(1, -1, 1, 1)
+                torch.tensor(values, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
                 for values in (self.preprocessing.mean, self.preprocessing.std)
             )
             images = (images - mean) / std

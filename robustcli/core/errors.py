@@ -77,6 +77,21 @@ def errors_of(run: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Adds the sentence `where` to errors that leave the context.
+
+    It becomes part of the reason of a RunError, and a note of other errors.
+    """
+    try:
+        yield
+    except RunError as error:
+        raise RunError(error.what, f"{where} {error.why}".strip(), error.todo) from error
+    except Exception as error:
+        error.add_note(where)
+        raise
+
+
 def run_of(error: BaseException) -> Path | None:
     """The run folder attached to `error` by `errors_of`; None without one."""
     run: Path | None = getattr(error, _RUN, None)

@@ -24,7 +24,7 @@ import pyarrow as pa
 import torch
 
 from robustcli.adapters.model import Model
-from robustcli.core.errors import RobustError, RunError
+from robustcli.core.errors import RobustError, RunError, located
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import usable_cores, versions
 from robustcli.core.ranks import Ranks
@@ -474,14 +474,11 @@ class Runner:
             del self._parts[batch.block, batch.cell]
 
     def _answer(self, model: str, batch: Batch[Any]) -> list[Row]:
-        try:
-            return self.models[model].rows(batch) if batch.image_ids else []
-        except RunError as error:
-            why = f"{_images_in_words(model, batch)} {error.why}"
-            raise RunError(error.what, why, error.todo) from error
-        except Exception as error:
-            error.add_note(_images_in_words(model, batch))
-            raise
+        if not batch.image_ids:
+            return []
+        first, last = batch.image_ids[0], batch.image_ids[-1]
+        with located(f"It was `{model}` under `{batch.cell.transform}`, `{first}` to `{last}`."):
+            return self.models[model].rows(batch)
 
     def _write(self, batch: Batch[Any], parts: list[_Part]) -> None:
         """Writes the list of unreadable images first, so that missing rows can be explained."""
@@ -498,11 +495,6 @@ class Runner:
             rows = [row for part in parts for row in part.predictions[model]]
             path = self.store.prediction_path(model, batch.cell, batch.block)
             write_rows(path, rows, self.schema)
-
-
-def _images_in_words(model: str, batch: Batch[Any]) -> str:
-    first, last = batch.image_ids[0], batch.image_ids[-1]
-    return f"It was `{model}` under `{batch.cell.transform}`, `{first}` to `{last}`."
 
 
 def _input_rows(batch: Batch[Any], view: str) -> list[Row]:

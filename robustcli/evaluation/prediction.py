@@ -30,7 +30,7 @@ from robustcli.adapters.classifier import Classifier, Ranking
 from robustcli.adapters.load import answers_in
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.segmenter import Pixels, Segmenter
-from robustcli.core.errors import RunError, UsageError
+from robustcli.core.errors import RunError, UsageError, located
 from robustcli.core.io import LONGEST_NAME, write_bytes, write_text
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.watchdog import decoding_pool, watching_threads
@@ -240,7 +240,8 @@ def label_photos(
         ]
         if readable:
             batch = torch.from_numpy(np.stack([view for _, view in readable]))
-            rankings = [ranking for piece in forward(batch) for ranking in piece]
+            with located(f"It was `{readable[0][0].relative}` to `{readable[-1][0].relative}`."):
+                rankings = [ranking for piece in forward(batch) for ranking in piece]
             for (ref, _), ranking in zip(readable, rankings, strict=True):
                 labelled.append(PhotoLabels(ref.relative, ranking))
         listener.advance(len(refs))
@@ -431,7 +432,8 @@ def predict_masks(
     for batch in _image_batches(
         [job for job in jobs if job not in finished], unreadable, listener.say
     ):
-        masks = [mask for piece in forward([pixels for _, pixels in batch]) for mask in piece]
+        with located(f"It was `{batch[0][0].image}` to `{batch[-1][0].image}`."):
+            masks = [mask for piece in forward([pixels for _, pixels in batch]) for mask in piece]
         for (job, pixels), mask in zip(batch, masks, strict=True):
             _write(job, pixels, mask, tag, colours)
         listener.advance(len(batch))

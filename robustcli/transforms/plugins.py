@@ -61,7 +61,7 @@ class Plugin:
         try:
             # A function that changes a list or dictionary must not change the next image.
             changed = self.function(array.copy(), generator, deepcopy(value))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RunError(
                 f"Transform `{self.name}` failed on an image of "
                 f"{array.shape[1]}x{array.shape[0]} pixels.",

@@ -72,6 +72,21 @@ def test_logits_are_those_of_the_normalised_images() -> None:
     assert not output.requires_grad
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_type_and_device_of_the_users_code_change_nothing(default: torch.dtype) -> None:
+    model, images = classifier(), views()
+    expected = model.logits(images)
+    torch.set_default_dtype(default)
+    torch.set_default_device("meta")
+    try:
+        model.try_out()
+        output = model.logits(images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(output, expected)
+
+
 def test_the_network_sees_each_channel_with_its_own_mean_and_std() -> None:
     model = classifier()
     model.logits(torch.full((1, 3, 8, 8), 51, dtype=torch.uint8))

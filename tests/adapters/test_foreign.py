@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import textwrap
 import warnings
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -52,6 +53,10 @@ number = 3
 
 def divides():
     return 1 / 0
+
+
+def quits():
+    raise SystemExit
 
 
 class Fails(Net):
@@ -401,6 +406,26 @@ def test_a_failure_later_names_the_users_line(tmp_path: Path) -> None:
         evaluate(Late(), tmp_path / "run", batch_size=8)
 
 
+@pytest.mark.parametrize(
+    ("later", "words"),
+    [
+        (lambda scores: scores[:, :7], "It had 10 for a synthetic image, and has 7 now"),
+        (lambda scores: sys.exit(), "SystemExit"),
+    ],
+)
+def test_what_goes_wrong_later_names_the_images_and_leaves_no_rows(
+    later: Callable[[torch.Tensor], torch.Tensor], words: str, tmp_path: Path
+) -> None:
+    class Late(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores = super().forward(x)
+            return later(scores) if len(x) == 8 else scores
+
+    with pytest.raises(RunError, match=rf"under `identity`, `.*\.jpg` to `.*\.jpg`. .*{words}"):
+        evaluate(Late(), tmp_path / "run", batch_size=8)
+    assert not list((tmp_path / "run").rglob("*.parquet"))
+
+
 class OnnxRuntimeError(Exception):
     """An exception as onnxruntime raises it, which is no RuntimeError."""
 
@@ -462,7 +487,8 @@ def test_the_default_preprocessing_is_announced(network: Small) -> None:
     ("name", "words"),
     [
         ("users_package.nets:divides", r"ZeroDivisionError(.|\n)*nets\.py:27 \(`return 1 / 0`\)"),
-        ("users_package.nets:Fails", r"no_such_attribute(.|\n)*nets\.py:32"),
+        ("users_package.nets:Fails", r"no_such_attribute(.|\n)*nets\.py:36"),
+        ("users_package.nets:quits", r"SystemExit(.|\n)*nets\.py:31"),
         ("users_package.nets:number", "is a int, not a network"),
         ("users_package.nets:absent", "has no `absent`(.|\n)*`build`"),
         ("users_package.absent:build", "module `users_package.absent`"),

@@ -267,11 +267,13 @@ def test_values_must_be_recordable(values: Any) -> None:
         transform(name="mine", severities=values)(lambda image, rng, value: image)
 
 
-def test_a_function_that_raises_is_named() -> None:
+@pytest.mark.parametrize("error", [IndexError, SystemExit])
+def test_a_function_that_raises_is_named(error: type[BaseException]) -> None:
     def broken(image: Any, rng: Any, value: Any) -> Any:
-        return image[99]
+        raise error
 
-    with pytest.raises(RunError, match=r"`broken` failed on an image of 6x4 pixels.\n.*IndexError"):
+    words = rf"`broken` failed on an image of 6x4 pixels.\n.*{error.__name__}"
+    with pytest.raises(RunError, match=words):
         _marked(broken).call(IMAGE, 0, None)
 
 
