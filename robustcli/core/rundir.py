@@ -32,6 +32,7 @@ SEEDS_KIND = "seeds"
 ERROR_FILES = f"error-{'[0-9]' * 8}-{'[0-9]' * 6}-[0-9]*.txt"
 """Glob of the tracebacks in a run's folder: date, time and process, see `cli.failures`."""
 _LONGEST_VALUE = 80  # characters of a setting in a message
+_CONTEXT = 20  # characters before a difference of two long settings
 
 
 class Record(BaseModel):
@@ -291,9 +292,24 @@ def changed_fields(old: Record, new: Record, flags: Mapping[str, str]) -> Iterat
     for name, flag in flags.items():
         before, now = getattr(old, name), getattr(new, name)
         if before != now:
-            yield f"{flag} was {_shown(before)}, now it is {_shown(now)}."
+            earlier, later = _shown(before, now)
+            yield f"{flag} was {earlier}, now it is {later}."
 
 
-def _shown(value: object) -> str:
-    text = str(value)
+def _shown(before: object, now: object) -> tuple[str, str]:
+    """Two different values as short texts that differ."""
+    if isinstance(before, Record) and isinstance(now, Record):
+        fields = [key for key, value in before if getattr(now, key, None) != value]
+        before, now = (
+            " ".join(f"{key}={getattr(record, key, None)}" for key in fields)
+            for record in (before, now)
+        )
+    texts = str(before), str(now)
+    equal = next((n for n, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), 0)
+    start = 0 if equal < _LONGEST_VALUE - 3 else equal - _CONTEXT
+    first, second = (f"{'...' if start else ''}{text[start:]}" for text in texts)
+    return _shortened(first), _shortened(second)
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."

@@ -143,10 +143,10 @@ def _check_quick(config: EvalConfig) -> None:
 
 # Names of the models, which are unique in the rows, tables and folders of a run.
 #
-# The name of a training run or a file is the last part of its path. If several names would be
-# equal (the seeds of two trainings, one mode of two fine-tunings), as many parts of each path are
-# used as are needed to distinguish them: `A/seed-0` and `B/seed-0`. A model that is already in the
-# folder of the run keeps its name.
+# The name of a training run, or of a file with a network or Python code, is the last part of its
+# path. If several names would be equal (the seeds of two trainings, one mode of two fine-tunings),
+# as many parts of each path are used as are needed to distinguish them: `A/seed-0` and `B/seed-0`.
+# A model that is already in the folder of the run keeps its name.
 
 
 def distinct_names(
@@ -166,7 +166,7 @@ def distinct_names(
             cannot contain.
     """
     paths = [_path_of(request) for request in requests]
-    recorded_names = _recorded_names(paths, names, recorded)
+    recorded_names = _recorded_names(requests, paths, names, recorded)
     taken = {_key(model.name) for model in recorded} - set(map(_key, recorded_names.values()))
     current = [recorded_names.get(number, name) for number, name in enumerate(names)]
     lengths = [1] * len(names)
@@ -201,16 +201,24 @@ def called(
 
 
 def _path_of(request: ModelRequest) -> Path | None:
-    """Path of the training run or file that a model is named after; None for other models."""
-    if foreign_kind(request) in ("torchscript", "onnx"):
-        return Path(request.name).resolve()
+    """Path of the training run or file that a model is named after; None for other models.
+
+    The path of Python code ends with the name in it: `/home/me/net.py:build`.
+    """
+    if foreign_kind(request) in ("torchscript", "onnx") or _is_code_in_file(request):
+        return Path(request.name).expanduser().resolve()
     is_run = request.module is None and request.weights is None and names_run(request.name)
     return Path(request.name).resolve() if is_run else None
 
 
+def _is_code_in_file(request: ModelRequest) -> bool:
+    return foreign_kind(request) == "import" and request.name.rpartition(":")[0].endswith(".py")
+
+
 def _recorded_names(
-    paths: Sequence[Path | None], names: Sequence[str], recorded: Sequence[ModelRecord]
-) -> Mapping[int, str]:
+    requests: Sequence[ModelRequest], paths: Sequence[Path | None], names: Sequence[str],
+    recorded: Sequence[ModelRecord],
+) -> Mapping[int, str]:  # fmt: skip
     """By index of a model, its name in the folder of the run; without models that are not there.
 
     A copy of a training run has the name of the original.
@@ -219,6 +227,12 @@ def _recorded_names(
     recorded_names = {}
     for number, (path, name) in enumerate(zip(paths, names, strict=True)):
         if path is None:
+            continue
+        if _is_code_in_file(requests[number]):  # its weights may be of another file
+            builder = f"import:{requests[number].name}"
+            same = next((model for model in recorded if model.builder == builder), None)
+            if same is not None:
+                recorded_names[number] = same.name
             continue
         weights = path / WEIGHTS if path.is_dir() else path
         namesake = next((model for model in recorded if model.name == name), None)

@@ -16,6 +16,7 @@ from robustcli.core.rundir import (
     check_folder,
     has_record,
 )
+from robustcli.tasks.record import PreprocessingRecord
 
 
 class Note(BaseRunRecord):
@@ -24,6 +25,7 @@ class Note(BaseRunRecord):
     status: Literal["running", "complete", "partial", "failed"]
     lr: float = 0.1
     count: int = 0
+    preprocessing: PreprocessingRecord | None = None
 
 
 NOTES = RunKind(
@@ -82,6 +84,17 @@ def test_long_values_are_shortened(tmp_path):
     old, new = note(command="a" * 200), note(command="b" * 200)
     (text,) = changed_fields(old, new, {"command": "`--text`"})
     assert text == f"`--text` was {'a' * 77}..., now it is {'b' * 77}...."
+
+
+def test_shortened_values_still_differ(tmp_path):
+    old, new = note(command="a" * 100 + "b"), note(command="a" * 100 + "c")
+    (text,) = changed_fields(old, new, {"command": "`--text`"})
+    assert text == f"`--text` was ...{'a' * 20}b, now it is ...{'a' * 20}c."
+    of_preprocessing = {"resize": 32, "crop": 32, "interpolation": "bilinear", "mean": (0.5,) * 3}
+    old, new = (PreprocessingRecord(**of_preprocessing, std=(std,) * 3) for std in (0.25, 0.5))
+    model = {"preprocessing": "`--std`"}
+    (text,) = changed_fields(note(preprocessing=old), note(preprocessing=new), model)
+    assert text == "`--std` was std=(0.25, 0.25, 0.25), now it is std=(0.5, 0.5, 0.5)."
 
 
 def test_a_record_of_another_kind_is_named(tmp_path):

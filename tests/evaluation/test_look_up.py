@@ -105,6 +105,19 @@ def test_exported_files_of_one_name_are_told_apart(tmp_path):
     assert names_of(requests) == ["a/model.onnx", "b/model.onnx"]
 
 
+def test_python_files_of_one_name_are_told_apart():
+    a, b = ModelRequest("a/net.py:build"), ModelRequest("b/net.py:build")
+    assert names_of([a, b]) == ["a/net.py:build", "b/net.py:build"]
+    assert names_of([a, ModelRequest("a/net.py:other")]) == ["net.py:build", "net.py:other"]
+    with pytest.raises(UsageError, match="was given twice"):
+        names_of([a, ModelRequest("./a/net.py:build")])
+    in_run = ModelRecord.model_construct(
+        name="net.py:build", weights="made by code", builder="import:a/net.py:build"
+    )
+    assert names_of([b, a], [in_run]) == ["b/net.py:build", "net.py:build"]
+    assert names_of([b], [in_run]) == ["b/net.py:build"]
+
+
 @pytest.mark.parametrize("second", ["a/seed-0", "b/../a/seed-0"])
 def test_one_run_given_twice_is_refused(second):
     requests = runs("a/seed-0", "b/seed-0")[:1]
