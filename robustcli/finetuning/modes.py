@@ -106,9 +106,15 @@ class MeasureCosts(pl.Callback):
         """See `on_validation_start`."""
         start_anew(pl_module.device)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes the measurements, in the first process."""
-        if not trainer.is_global_zero:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Writes the measurements before the checkpoint of the last epoch, in the first process.
+
+        A training that is killed after this checkpoint is not continued, only evaluated.
+        """
+        is_last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if not (is_last and trainer.is_global_zero):
             return
         costs = ModeCosts(
             trainable=trainable(self.network),

@@ -16,6 +16,7 @@ from robustcli.finetuning.record import DECISION_COLUMNS, STEPS, ModeCosts, read
 from robustcli.finetuning.selection import FreezeRule
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.record import read_train_record
+from robustcli.training.trainer import KeepLastAndBest
 from tests.finetuning.tunings import HALF_RULE, MakeConfig, network, tiny_tuning, write_pretrained
 from tests.training.images import write_pairs
 from tests.training.runs import (
@@ -185,6 +186,29 @@ from tests.training.runs import Stopping
 data, weights, run = map(Path, sys.argv[1:])
 run_finetuning(tiny_tuning(data, run, weights, rule=HALF_RULE), Stopping(after=19))  # in epoch 2
 """
+
+
+@pytest.mark.parametrize("last", [{"epochs": 1}, {"epochs": 9, "patience": 1, "lr": 1e-20}])
+def test_a_kill_after_the_last_epoch_keeps_the_costs(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: dict[str, Any]
+) -> None:
+    out, save = tmp_path / "run", KeepLastAndBest.on_train_epoch_end
+
+    def killed(self: Any, trainer: Any, module: Any) -> None:
+        save(self, trainer, module)
+        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+            raise KeyboardInterrupt
+
+    config = make_config(out, mode="full", **last)
+    with monkeypatch.context() as patch:
+        patch.setattr(KeepLastAndBest, "on_train_epoch_end", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_finetuning(config)
+    run_finetuning(config)
+    epochs = len(pd.read_csv(out / "full" / "metrics.csv"))
+    steps = pd.read_csv(out / "full" / "iterations.csv")
+    assert steps["iteration"].tolist() == list(range(1, 3 * epochs + 1))
+    assert (out / "full" / "costs.json").is_file()
 
 
 def test_an_interruption_while_profiling(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -233,13 +233,14 @@ MODULE: Any = SimpleNamespace(device=torch.device("cpu"))
 def train_steps(run: Path, callback: MeasureCosts, steps: range, optimizer: Any) -> None:
     for step in steps:
         trainer: Any = SimpleNamespace(
-            is_global_zero=True, global_step=step, optimizers=[optimizer]
-        )
+            is_global_zero=True, global_step=step, optimizers=[optimizer], should_stop=False,
+            current_epoch=0, max_epochs=1,
+        )  # fmt: skip
         callback.on_train_batch_start(trainer, MODULE, None, step)
         callback.on_train_batch_end(trainer, MODULE, None, None, step)
     callback.on_validation_start(trainer, MODULE)
     callback.on_validation_end(trainer, MODULE)
-    callback.on_train_end(trainer, MODULE)
+    callback.on_save_checkpoint(trainer, MODULE, {})
 
 
 @pytest.fixture
