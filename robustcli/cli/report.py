@@ -159,6 +159,12 @@ def _print_document(
             "",
             "Use `--json` for the results of all runs, or `--format json` for those of one run.",
         )
+    if html_samples is not None and chosen not in ("html", "markdown"):
+        raise UsageError(
+            f"`--html-samples` and `--format {form}` cannot be used together.",
+            "Only report.html contains photos, and this format does not write it.",
+            "Omit `--html-samples`.",
+        )
     if len(runs) > 1 and out is None:
         raise UsageError(
             f"`--format {form}` writes the document of one run; got {len(runs)} runs.",

@@ -110,6 +110,7 @@ def _results(export: RunExport, chosen: str | None) -> _Results:
     run = export.run
     if export.kind == "train":
         findings = read_findings(run / "test")
+        _chosen(run, chosen, [model.name for model in findings.models], "models")
         return _Results(findings, findings.models[0])
     if export.kind == "finetune":
         modes = [mode for mode in MODES if (run / mode / "test" / "run.json").is_file()]

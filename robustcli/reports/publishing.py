@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from robustcli.core.errors import UsageError
 from robustcli.reports.hub_card import CardConfig, card_files, write_card
 from robustcli.reports.run_export import RunExport, read_run_export
 from robustcli.reports.trackers import Destination, Sent, send
@@ -126,6 +127,25 @@ def _sizes(export: RunExport) -> dict[str, int]:
     return {name: len(content) for name, content in export.files().items()}
 
 
+_OF_TRACKERS = ("project", "tracking", "name", "pictures")
+_OF_CARDS = ("out", "model", "dataset_id", "task_id", "dataset_revision", "source_url")
+
+
+def _check_options(config: PublishConfig) -> None:
+    """Raises UsageError if an option is set that does not apply to the destination."""
+    is_card = config.destination == "hub-card"
+    for name in _OF_TRACKERS if is_card else _OF_CARDS:
+        if getattr(config, name) != getattr(PublishConfig, name):
+            flag = "--no-pictures" if name == "pictures" else f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"`{flag}` cannot be used with `--to {config.destination}`.",
+                "It is an option of trackers, and a model card is only written to a folder."
+                if is_card
+                else "It is an option of model cards; trackers get all results of the run.",
+                "Omit it.",
+            )
+
+
 def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) -> PublishResult:
     """Sends a run to a tracker, or writes its model card.
 
@@ -134,11 +154,12 @@ def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) 
         say: Receives messages on defaults that are used.
 
     Raises:
-        UsageError: The run does not exist or cannot be read, it is partial, or `--offline` forbids
-            sending it.
+        UsageError: The run does not exist or cannot be read, it is partial, an option does not
+            apply to the destination, or `--offline` forbids sending it.
         MachineError: The tracker's package is not installed.
         RunError: The tracker refused, or a file could not be written.
     """
+    _check_options(config)
     export = read_run_export(
         config.run, partial=config.partial, pictures=config.pictures, rendered=not config.dry_run
     )

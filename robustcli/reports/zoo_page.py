@@ -9,6 +9,7 @@ from pathlib import Path
 
 from robustcli.core.errors import UsageError
 from robustcli.core.rundir import has_record
+from robustcli.evaluation.record import read_record
 from robustcli.reports.comparison import check_out
 from robustcli.reports.controls import control_pairs
 from robustcli.reports.figures.training_figures import (
@@ -92,10 +93,17 @@ def read_zoo(runs: Sequence[Path]) -> list[TrainingFindings]:
     """The trainings in `runs`, without duplicates.
 
     Raises:
-        UsageError: One of the trainings does not exist or cannot be read, or not all are of one
-            task.
+        UsageError: One of the trainings does not exist or cannot be read, is no training, or not
+            all are of one task.
     """
     run_dirs = [seed for run in runs for seed in trainings_in(run)]
+    _check_kinds(run_dirs)
+    if not run_dirs:
+        raise UsageError(
+            f"No training has begun in {' and '.join(f'`{run}`' for run in runs)}.",
+            "",
+            "Repeat the command that created the folder.",
+        )
     trainings = [read_training(run) for run in {run.resolve(): run for run in run_dirs}.values()]
     first = trainings[0]
     mismatch = next((t for t in trainings if t.record.task != first.record.task), None)
@@ -108,6 +116,30 @@ def read_zoo(runs: Sequence[Path]) -> list[TrainingFindings]:
             "Write two reports, one over the trainings of each task.",
         )
     return trainings
+
+
+_OTHER_RUNS = {"finetune": "a fine-tuning", "explanation": "an explanation"}
+
+
+def _check_kinds(run_dirs: Sequence[Path]) -> None:
+    """Raises UsageError for the first run that is not a training."""
+    for run in run_dirs:
+        kind = _OTHER_RUNS.get(run_kind(run), "an evaluation" if _is_evaluation(run) else None)
+        if kind is not None:
+            raise UsageError(
+                f"`{run}` is {kind}, but `--out` is the folder of a report over trainings.",
+                "The reports of other runs are in the folders of the runs.",
+                "Omit `--out`, or compare models with `robust compare RUN RUN --out FOLDER`.",
+            )
+
+
+def _is_evaluation(run: Path) -> bool:
+    """Whether the run is an evaluation with a readable record."""
+    try:
+        read_record(run)
+    except UsageError:
+        return False
+    return True
 
 
 def default_folder(runs: Sequence[Path]) -> Path:

@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 import robustcli
 from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
 from tests.cli.conftest import Robust
@@ -50,3 +52,21 @@ def test_what_is_refused(robust: Robust, tmp_path: Path) -> None:
     assert "Partial run" in card
     assert robust("publish", "nothing", "--to", "hub-card").code == 2
     assert robust("publish", "run", "--to", "elsewhere").code == 2
+
+
+@pytest.mark.parametrize(
+    ("to", "options", "flag"),
+    [
+        ("mlflow", ("--model", "vmamba-b"), "--model"),
+        ("wandb", ("--dataset-id", "org/bench"), "--dataset-id"),
+        ("hub-card", ("--no-pictures",), "--no-pictures"),
+        ("hub-card", ("--name", "x"), "--name"),
+    ],
+)
+def test_options_of_another_destination_are_refused(
+    robust: Robust, tmp_path: Path, to: str, options: tuple[str, ...], flag: str
+) -> None:
+    build_run(tmp_path / "run", PLAN)
+    outcome = robust("publish", "run", "--to", to, *options)
+    assert outcome.code == 2
+    assert f"`{flag}` cannot be used with `--to {to}`" in outcome.err

@@ -153,6 +153,7 @@ def test_documents_hold_the_numbers_of_the_results(robust: Robust, run: Path) ->
         (("--file", "x"), "`--file` needs a document"),
         (("--format", "csv", "--json"), "cannot be used together"),
         (("other", "--format", "csv"), "writes the document of one run; got 2 runs"),
+        (("--format", "csv", "--html-samples", "1"), "`--html-samples` and `--format csv` cannot"),
     ],
 )
 def test_options_that_do_not_go_together(

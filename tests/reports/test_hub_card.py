@@ -141,6 +141,8 @@ def test_a_card_is_of_one_model(tmp_path: Path) -> None:
 def test_trainings_and_modes_of_finetunings(tmp_path: Path) -> None:
     training = read_run_export(build_training(tmp_path / "train"))
     write_card(training, CardConfig(tmp_path / "a"))
+    with pytest.raises(UsageError, match="not `other`"):
+        write_card(training, CardConfig(tmp_path / "a", model="other"))
     results = ModelCard.load(tmp_path / "a" / "README.md").data.eval_results
     dice = next(result for result in results if result.metric_type == "dice")
     assert dice.metric_value == pytest.approx(training.table["dice"][0], abs=1e-6)

@@ -116,6 +116,9 @@ def test_a_comparison_does_not_overwrite_a_training(tmp_path: Path) -> None:
 
 def test_only_trainings_are_compared(tmp_path: Path) -> None:
     run = build_masks(tmp_path / "a", MaskPlan(transforms=(IDENTITY,)))
+    with pytest.raises(UsageError, match=r"is an evaluation.*(.|\n)*`robust compare RUN RUN"):
+        render_zoo([run], tmp_path / "out")
+    (run / "run.json").write_text("{")
     with pytest.raises(UsageError, match="is not the record of a training"):
         render_zoo([run], tmp_path / "out")
     assert not (tmp_path / "out").exists()
