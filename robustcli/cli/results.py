@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import click
 
 from robustcli.cli.study import current_invocation
-from robustcli.cli.terminal import ConsoleListener, say_safely
+from robustcli.cli.terminal import ConsoleListener, print_json, say_safely
 from robustcli.core.errors import RobustError
 
 
@@ -78,7 +78,7 @@ def show_plan(plan: PrintablePlan, *, as_json: bool) -> None:
     if not as_json:
         say_safely(plan.as_text())
     elif invocation is None:
-        click.echo(plan.as_json())
+        print_json(plan.as_json())
     else:
         document = {"settings": invocation.settings, "forecast": json.loads(plan.as_json())}
         print_document(f"run {invocation.number + 1}", document)
@@ -88,7 +88,7 @@ def print_document(name: str, document: Any) -> None:
     """Prints `document` as JSON; in a study, stores it by `name` for printing at the end."""
     invocation = current_invocation()
     if invocation is None:
-        click.echo(json.dumps(document, indent=1))
+        print_json(json.dumps(document, indent=1))
     else:
         invocation.documents[name] = document
 

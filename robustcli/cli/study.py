@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from click.core import ParameterSource
 
 from robustcli.cli.shared_options import Assignment, Numbers
 from robustcli.cli.stored_places import LocalPath, PlacesCommand
-from robustcli.cli.terminal import say_safely
+from robustcli.cli.terminal import only_documents, print_json, say_safely
 from robustcli.core.errors import GateError, UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.core.objects import names_url, path_here
@@ -122,6 +123,10 @@ class StudyCommand(PlacesCommand):
             GateError: Gates of some runs failed.
             UsageError: Two runs would share a folder.
         """
+        with only_documents() if ctx.params["as_json"] else nullcontext():
+            return self._invoke_runs(ctx)
+
+    def _invoke_runs(self, ctx: click.Context) -> Any:
         invocation: Invocation | None = ctx.meta.get(_META)
         if invocation is None:
             return super().invoke(ctx)
@@ -204,9 +209,9 @@ def _shown(value: object) -> str:
 def _print_documents(invocation: Invocation) -> None:
     documents = invocation.documents
     if documents and len(invocation.study.runs) == 1:
-        click.echo(json.dumps(*documents.values(), indent=1))
+        print_json(json.dumps(*documents.values(), indent=1))
     elif documents:
-        click.echo(json.dumps(documents, indent=1))
+        print_json(json.dumps(documents, indent=1))
 
 
 def _default_map(study: Study, number: int) -> dict[str, Any]:

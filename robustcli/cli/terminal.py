@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import TextIO
 
 import click
 
@@ -17,6 +20,29 @@ SECONDS_BETWEEN_LINES = 10.0
 def say_safely(text: str, *, err: bool = False) -> None:
     """Prints `text`, which may contain names from files, and a line break (see `printable`)."""
     click.echo(printable(text), err=err)
+
+
+_documents: list[TextIO] = []
+"""Standard output of the commands inside `only_documents`, innermost last."""
+
+
+@contextmanager
+def only_documents() -> Iterator[None]:
+    """Inside, only `print_json` writes to standard output; everything else to standard error.
+
+    Code of users (`--model FILE.py:build`, plugins) and libraries may print lines.
+    """
+    _documents.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _documents.pop()
+
+
+def print_json(text: str) -> None:
+    """Prints the JSON document `text` on standard output, also inside `only_documents`."""
+    click.echo(text, file=_documents[-1] if _documents else None)
 
 
 class ConsoleListener:

@@ -11,7 +11,7 @@ import click
 from robustcli.cli import shared_options as options
 from robustcli.cli.shared_options import FILE, as_json, offline, quiet
 from robustcli.cli.stored_places import PlacesCommand, RunPlace
-from robustcli.cli.terminal import ConsoleListener
+from robustcli.cli.terminal import ConsoleListener, only_documents
 
 NOT_REPRODUCED = 1
 
@@ -70,7 +70,7 @@ def command(run: Path, as_json: bool, quiet: bool, **values: Any) -> None:
 
     options.set_scan_backend(values)
     values["sample"] = values["sample"] or None
-    with ConsoleListener(quiet=quiet) as listener:
+    with ConsoleListener(quiet=quiet) as listener, only_documents():
         result = verify(VerifyConfig(run, **values), listener)
     click.echo(result.as_json() if as_json else result.as_text())
     if not result.reproduced:

@@ -75,6 +75,45 @@ def test_the_table_and_the_report_and_going_on(robust: Robust, tmp_path: Path) -
     assert [t.name for t in read_record(folder).transforms] == ["identity", "fliplr"]
 
 
+PRINTING = """
+from torch import nn
+from robustcli.transforms import transform
+
+print("imported")
+
+
+class Net(nn.Module):
+    def forward(self, x):
+        print("called")
+        return x.flatten(1)[:, :10]
+
+
+@transform(name="brighter")
+def brighter(image, rng, value):
+    print("transformed")
+    return image
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_lines_that_code_of_the_user_prints_are_not_in_the_document(
+    robust: Robust, workers: str
+) -> None:
+    Path("mine.py").write_text(PRINTING)
+    arguments = ("--model", "mine.py:Net", "--plugin", "mine.py", "--transform", "brighter",
+                 "--data", "cifar10-mini", "--limit", "4", "--workers", workers, "--device", "cpu",
+                 "--resize", "32", "--crop", "32", "--json")  # fmt: skip
+    outcome = robust("eval", *arguments, "--out", "run")
+    assert outcome.code == 0, outcome.err
+    assert [row["transform"] for row in json.loads(outcome.out)] == ["identity", "brighter"]
+    assert "called" in outcome.err
+    assert json.loads(robust("eval", *arguments, "--dry-run").out)["images"] == 4
+    outcome = robust("verify", "run", "--plugin", "mine.py", "--device", "cpu", "--json")
+    assert json.loads(outcome.out)["reproduced"], outcome.err
+    photos = ("predict", "--model", "mine.py:Net", "--resize", "32", "--crop", "32", "--json")
+    assert json.loads(robust(*photos, "--data", "cifar10-mini", "--limit", "1").out)["images"] == 1
+
+
 def test_a_dry_run_computes_nothing(robust: Robust, tmp_path: Path) -> None:
     outcome = robust(*SMALL, "--transform", "paper21", "--dry-run", "--json", "--out", "run")
     assert outcome.code == 0
