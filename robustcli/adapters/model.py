@@ -95,6 +95,7 @@ IMG_SIZE = "img_size"
 """The builder argument, of timm and of ours, of networks with a fixed input size."""
 _SEED = 0
 _ABOUT_DEVICE = ("CUDA", "cuDNN", "CUBLAS", "driver", "HIP", "MPS", "out of memory", "memory:")
+_ABOUT_SIZE = ("size", "pixel", "shape", "side", "image", "window")
 _T = TypeVar("_T")
 
 
@@ -148,7 +149,9 @@ def first_pass(forward: Callable[[], _T], trial: Trial) -> _T:
         with torch.inference_mode():
             return forward()
     except RobustError as error:
-        raise UsageError(error.what, error.why, _flagged(error.todo, trial)) from error
+        about_size = any(word in str(error).lower() for word in _ABOUT_SIZE)
+        todo = _flagged(error.todo, trial) if about_size else error.todo
+        raise UsageError(error.what, error.why, todo) from error
     except MemoryError:
         raise
     except Exception as error:

@@ -277,6 +277,13 @@ def test_a_machine_that_fails_is_not_the_images_fault() -> None:
         first_pass(fail, Trial("x", "timm:x"))
 
 
+def test_an_unknown_scan_backend_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBUST_SCAN_BACKEND", "nonsense")
+    with pytest.raises(UsageError, match="No scan backend is called `nonsense`") as refused:
+        load(ModelRequest("vmamba-pico"), "cls").try_out()
+    assert "--crop" not in refused.value.todo
+
+
 def test_batch_norms_that_see_one_value_are_named() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)).eval()
     with norms_of_one_value(network) as norms:
