@@ -405,25 +405,23 @@ class ClassifierStatistics(Statistics):
 
     @cached_property
     def class_names(self) -> Mapping[int, str]:
-        """Names of all classes that are the target or prediction of an image, by class index."""
-        clean = self._clean_rows()
-        targets = {int(c) for rows in clean for c in pd.unique(rows["target"])}
-        answers = {
-            int(c)
-            for cells in self.rows.values()
-            for rows in cells.values()
-            for c in pd.unique(rows["prediction"])
+        """Names of all classes that are the target or prediction of an image, by class index.
+
+        All cells are searched, because a partial run can lack clean images.
+        """
+        frames = [rows for cells in self.rows.values() for rows in cells.values() if len(rows)]
+        indices = {
+            int(index)
+            for rows in frames
+            for column in ("target", "prediction")
+            for index in pd.unique(rows[column])
         }
         known = bundled_names(self.record.dataset)
-        folders = _class_folders(clean[0]) if clean else {}
+        folders = _class_folders(max(frames, key=len)) if frames else {}
         return {
-            target: known[target] if target < len(known) else folders.get(target, f"class {target}")
-            for target in sorted(targets | answers)
+            index: known[index] if index < len(known) else folders.get(index, f"class {index}")
+            for index in sorted(indices)
         }
-
-    def _clean_rows(self) -> list[pd.DataFrame]:
-        clean = (cells.get(CLEAN_CELL) for cells in self.rows.values())
-        return [rows for rows in clean if rows is not None and len(rows)]
 
     @cached_property
     def classes(self) -> list[ClassNumbers]:

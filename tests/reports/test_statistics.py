@@ -231,6 +231,16 @@ def test_classes_of_ones_own_are_named_by_their_folders(tmp_path: Path) -> None:
     assert line_of(section(page, "Most frequent confusions"), r"`b\|ee`")
 
 
+def test_a_class_without_clean_images_yet_has_its_name(tmp_path: Path) -> None:
+    ids = [f"{name}/{n}.png" for name in ("ant", "bee") for n in range(6)]
+    run = run_of(tmp_path, {"a": [[0] * 12] * 2}, [0] * 6 + [1] * 6, ids, label_space="insects")
+    for path in run.glob("predictions/*/transform=identity/**/*.parquet"):
+        path.unlink()
+    statistics = read_findings(run).statistics
+    assert [(c.target, c.prediction) for c in statistics.confusions] == [("bee", "ant")]
+    assert {photo.target for photo in statistics.hard_photos} == {"bee"}
+
+
 def test_a_folder_with_two_classes_names_none_of_them(tmp_path: Path) -> None:
     ids = [f"{folder}/{n}.png" for folder in ("ant", "mixed", "mixed") for n in range(4)]
     ids = [f"{number}/{name}" for number, name in enumerate(ids)]
