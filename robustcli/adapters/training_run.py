@@ -18,7 +18,7 @@ from robustcli.adapters.checkpoint import is_safetensors, read_weights
 from robustcli.core.errors import UsageError
 from robustcli.core.io import parse_json, replacing
 from robustcli.core.names import canonical
-from robustcli.core.rundir import SEEDS_KIND
+from robustcli.core.rundir import FINETUNE_KIND, SEEDS_KIND
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, read_label_space
 from robustcli.nnunet.normalisation import NnUNetInference
 
@@ -218,12 +218,14 @@ def weights_in(path: Path) -> Path:
             f"It contains {', '.join(f'`{name}`' for name in weight_files[:_SHOWN])}.",
             f"Pass the file: `{path / weight_files[0]}`.",
         )
-    if not (path / WEIGHTS).is_file() and (seeds := _seeds_in(path)):
-        raise UsageError(
-            f"`{path}` contains {len(seeds)} trainings, one for each seed.",
-            "A single training is needed here.",
-            f"Pass its folder, such as `{path / seeds[0]}`.",
-        )
+    if not (path / WEIGHTS).is_file():
+        for kind, each in ((SEEDS_KIND, "seed"), (FINETUNE_KIND, "mode")):
+            if trainings := _trainings_in(path, kind):
+                raise UsageError(
+                    f"`{path}` contains {len(trainings)} trainings, one for each {each}.",
+                    "A single training is needed here.",
+                    f"Pass its folder, such as `{path / trainings[0]}`.",
+                )
     if not (path / WEIGHTS).is_file():
         raise UsageError(
             f"`{path}` is not a finished training run.",
@@ -233,15 +235,15 @@ def weights_in(path: Path) -> Path:
     return path / WEIGHTS
 
 
-def _seeds_in(run: Path) -> list[str]:
-    """The folders of the finished seeds in `run`; empty if it is not a folder of seeds."""
+def _trainings_in(run: Path, kind: str) -> list[str]:
+    """The folders of the finished trainings in `run`; empty if it is not of this `kind`."""
     try:
         record = parse_json((run / _RECORD).read_text(encoding="utf-8"))
-        if record.get("kind") != SEEDS_KIND:
+        if record.get("kind") != kind:
             return []
     except (OSError, ValueError, AttributeError):
         return []
-    trained = [path for path in run.glob(f"seed-*/**/{WEIGHTS}") if "sweep" not in path.parts]
+    trained = [path for path in run.rglob(WEIGHTS) if "sweep" not in path.relative_to(run).parts]
     return sorted(path.parent.relative_to(run).as_posix() for path in trained)
 
 

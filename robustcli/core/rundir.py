@@ -27,8 +27,8 @@ from robustcli.core.ownership import Ownership, owned
 RECORD_FILE = "run.json"
 STUDY_FILE = "study.json"
 """The settings of a command that was called with a study file, see `cli.study`."""
-SEEDS_KIND = "seeds"
-"""`kind` in the record of a folder with one run per seed."""
+SEEDS_KIND, FINETUNE_KIND = "seeds", "finetune"
+"""`kind` in the records of folders with one run per seed, and with one training per mode."""
 ERROR_FILES = f"error-{'[0-9]' * 8}-{'[0-9]' * 6}-[0-9]*.txt"
 """Glob of the tracebacks in a run's folder: date, time and process, see `cli.failures`."""
 _LONGEST_VALUE = 80  # characters of a setting in a message
@@ -131,6 +131,13 @@ class RunKind(Generic[RecordT]):
                     "",
                     f"Pass the folder of one seed, such as `{run / seed}`; `--seeds` continues "
                     "all of them.",
+                ) from error
+            mode = _first_mode(path)
+            if mode is not None and (kind is None or kind.default != FINETUNE_KIND):
+                raise UsageError(
+                    f"`{run}` contains a fine-tuning, not {self.name}.",
+                    "",
+                    f"Pass the folder of one of its modes, such as `{run / mode}`.",
                 ) from error
             if first["type"] == "extra_forbidden" and _is_one_of(self.record, path):
                 name = ".".join(map(str, first["loc"]))
@@ -251,11 +258,24 @@ def _is_one_of(record: type[BaseRunRecord], path: Path) -> bool:
 
 def _first_seed(path: Path) -> str | None:
     """The folder of the first seed if `path` is the record of several seeds; else None."""
-    with suppress(ValueError):  # damaged; the caller reports it
+    head = _head(path)
+    return f"seed-{head.get('seed')}" if head.get("kind") == SEEDS_KIND else None
+
+
+def _first_mode(path: Path) -> str | None:
+    """The folder of the first mode if `path` is the record of a fine-tuning; else None."""
+    head = _head(path)
+    modes = head.get("modes") if head.get("kind") == FINETUNE_KIND else None
+    return str(modes[0]) if isinstance(modes, list) and modes else None
+
+
+def _head(path: Path) -> dict[str, Any]:
+    """The content of the record `path`; empty if it is damaged, which the caller reports."""
+    with suppress(ValueError):
         head = parse_json(path.read_text(encoding="utf-8"))
-        if isinstance(head, dict) and head.get("kind") == SEEDS_KIND:
-            return f"seed-{head.get('seed')}"
-    return None
+        if isinstance(head, dict):
+            return head
+    return {}
 
 
 def _newer(path: Path, why: str) -> UsageError:

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
+from robustcli.adapters.training_run import weights_in
 from robustcli.core.errors import RunError, UsageError
 from robustcli.evaluation.cell_table import table
+from robustcli.evaluation.record import read_record
 from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.record import DECISION_COLUMNS, STEPS, ModeCosts, read_finetune_record
 from robustcli.finetuning.selection import FreezeRule
@@ -58,6 +60,16 @@ def test_a_fine_tuning_writes_the_documented_files(finished_run: Run) -> None:
         assert tuple(steps.columns) == STEPS
         assert steps["iteration"].tolist() == list(range(1, 10))
         assert (steps["seconds"] > 0).all()
+
+
+def test_its_folder_is_no_training_and_the_message_names_a_mode(finished_run: Run) -> None:
+    run, _ = finished_run
+    with pytest.raises(UsageError, match="contains 3 trainings, one for each mode") as caught:
+        weights_in(run)
+    assert f"`{run / 'freeze'}`" in caught.value.todo
+    with pytest.raises(UsageError, match="contains a fine-tuning, not an evaluation") as caught:
+        read_record(run)
+    assert f"`{run / 'scratch'}`" in caught.value.todo
 
 
 def test_the_record_says_what_was_done(weights: Path, finished_run: Run) -> None:
