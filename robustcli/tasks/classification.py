@@ -323,7 +323,7 @@ def _check_split(config: TaskConfig, dataset: Dataset) -> None:
     """Refuses `--split` if neither a training nor the data define splits."""
     if (
         config.split in ("auto", "all")
-        or dataset.evaluated is not None
+        or any(sample.split is not None for sample in dataset.samples)
         or _were_trained_here(config)
     ):
         return

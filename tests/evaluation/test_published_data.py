@@ -62,6 +62,18 @@ def test_a_split_does_not_go_with_data_without_parts(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_split_of_a_table_is_evaluated(tmp_path):
+    photos = make_photos(tmp_path / "photos")
+    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
+    rows = [f"{n},{n.split('/')[0]},{'train' if i % 2 else 'test'}" for i, n in enumerate(names)]
+    (photos / "m.csv").write_text("\n".join(["path,label,split", *rows]))
+    run = run_evaluation(config(photos / "m.csv", tmp_path / "run", split="test"))
+    rows = Store(run).rows("vmamba-pico", CLEAN, "cls")
+    assert sorted(rows["image_id"]) == names[::2]
+    with pytest.raises(UsageError, match=r"`--split val` selects no images.*\n.*test, train"):
+        run_evaluation(config(photos / "m.csv", tmp_path / "other", split="val"))
+
+
 def test_answers_among_the_classes_of_the_data_are_recorded_and_never_mixed(tmp_path):
     photos = make_photos(tmp_path / "photos")
     run = run_evaluation(config(photos, tmp_path / "run", answers="present"))
