@@ -9,7 +9,7 @@ exactly once.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,6 +27,12 @@ from robustcli.evaluation.plan import PieceBatch
 from robustcli.tasks.base import Batch, Preparation
 from robustcli.transforms.base import Cell
 
+_MOST_BYTES = 2**29
+"""Bytes of decoded images from which a batch is complete; its transformed images take as much.
+
+128 photos of 1.3 megapixels are below it, 32 photos of a camera are not.
+"""
+
 
 @dataclass(frozen=True)
 class Notice:
@@ -40,7 +46,8 @@ class Source(IterableDataset["Batch[Any] | Notice | RobustError"]):
     """Data set of the batches of `parts`, in order within each worker.
 
     A RobustError is sent as an item, because torch would hide an exception in a worker's traceback.
-    A batch that does not fit into the memory of the machine is split into smaller batches.
+    A batch of large photos is divided by the size of their pixels, and one that does not fit into
+    the memory of the machine is halved.
     """
 
     parts: tuple[PieceBatch, ...]
@@ -59,31 +66,47 @@ class Source(IterableDataset["Batch[Any] | Notice | RobustError"]):
     def _fitting(
         self, part: PieceBatch, models: Mapping[Cell, tuple[str, ...]]
     ) -> Iterator[Batch[Any] | Notice]:
-        """The batches of `part` for the cells of `models`, in halves if memory is too small."""
+        """The batches of `part` for the cells of `models`; several for large photos."""
+        while part.images:
+            count = yield from self._first_fitting(part, models)
+            part = replace(part, images=part.images[count:], first=part.first + count)
+
+    def _first_fitting(
+        self, part: PieceBatch, models: Mapping[Cell, tuple[str, ...]]
+    ) -> Generator[Batch[Any] | Notice, None, int]:
+        """The batches of the first images of `part`, in halves if memory is too small.
+
+        Returns the number of these images: with at most `_MOST_BYTES` of pixels, or one.
+        """
         finished_cells: set[Cell] = set()
+        count = len(part.images)
         try:
-            for batch in self._batches(part, models):
+            in_batch([item.image_id for item in part.images])
+            items, decoded, unreadable = self._decode_first(part.images)
+            count = len(items) + len(unreadable)
+            for batch in self._batches(part, models, items, decoded, unreadable):
                 yield batch
                 finished_cells.add(batch.cell)
-            return
+            return count
         except MemoryError as error:  # also raised by NumPy
-            if len(part.images) == 1:
+            if count == 1:
                 raise _too_large(part.images[0].image_id, error) from error
+            items, decoded = [], []
         yield Notice(
             "Out of memory in a loader process: it continues with half of the batch. Fewer "
             "`--workers` or a smaller `--batch-size` need less memory."
         )
-        half = len(part.images) // 2
+        half = count // 2
         left = {cell: names for cell, names in models.items() if cell not in finished_cells}
         yield from self._fitting(replace(part, images=part.images[:half]), left)
-        after = replace(part, images=part.images[half:], first=part.first + half)
+        after = replace(part, images=part.images[half:count], first=part.first + half)
         yield from self._fitting(after, left)
+        return count
 
     def _batches(
-        self, part: PieceBatch, models: Mapping[Cell, tuple[str, ...]]
-    ) -> Iterator[Batch[Any]]:
-        in_batch([item.image_id for item in part.images])
-        items, decoded, unreadable = self._decode_all(part.images)
+        self, part: PieceBatch, models: Mapping[Cell, tuple[str, ...]], items: Sequence[Sample],
+        decoded: Sequence[Any], unreadable: list[tuple[str, str]],
+    ) -> Iterator[Batch[Any]]:  # fmt: skip
         ids = [item.image_id for item in items]
         views = {cell: part.piece.inputs[cell] for cell in models}
         for prepared in self.preparation.prepare(items, decoded, models=models, views=views):
@@ -92,10 +115,11 @@ class Source(IterableDataset["Batch[Any] | Notice | RobustError"]):
                 models[prepared.cell], ids, prepared.inputs, prepared.measures, unreadable,
             )  # fmt: skip
 
-    def _decode_all(
+    def _decode_first(
         self, images: Sequence[Sample]
     ) -> tuple[list[Sample], list[Any], list[tuple[str, str]]]:
-        items, decoded, unreadable = [], [], []
+        """The first images and their pixels, up to `_MOST_BYTES`, and those not readable."""
+        items, decoded, unreadable, size = [], [], [], 0
         fetch_ahead(item for item in images if isinstance(item, Sample))
         for item in images:
             try:
@@ -103,7 +127,17 @@ class Source(IterableDataset["Batch[Any] | Notice | RobustError"]):
                 items.append(item)
             except UnreadableImage as error:
                 unreadable.append((item.image_id, error.reason))
+                continue
+            size += _bytes_of(decoded[-1])
+            if size >= _MOST_BYTES:
+                break
         return items, decoded, unreadable
+
+
+def _bytes_of(decoded: Any) -> int:
+    """Bytes of the arrays of a decoded image."""
+    arrays = decoded if isinstance(decoded, tuple) else (decoded,)
+    return sum(getattr(array, "nbytes", 0) for array in arrays)
 
 
 def _too_large(image_id: str, error: MemoryError) -> RunError:

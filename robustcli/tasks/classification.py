@@ -108,6 +108,7 @@ class ViewPreparation(Preparation[Pixels, Views]):
                 inputs = {v: self._fit_all(v, transformed[ORIGINAL], cell) for v in needed}
             measures = {v: list(map(measure, clean[v], transformed[v])) for v in views[cell]}
             stacked = {v: _stack(inputs[v], self.preprocessing[v]) for v in needed}
+            del transformed, inputs  # before those of the next cell take as much memory
             yield Prepared(cell, Views(targets, also, stacked), measures)
 
     def _apply_all(

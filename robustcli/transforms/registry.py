@@ -130,7 +130,8 @@ def image_seed(run_seed: int, transform: str, severity: int, image_id: str) -> i
 
 
 def _registered(plugins: tuple[Path, ...]) -> tuple[Transform, ...]:
-    from_files = [t for path in dict.fromkeys(plugins) for t in from_file(path)]
+    files = {path.expanduser().resolve(): path for path in reversed(plugins)}
+    from_files = [t for path in reversed(files.values()) for t in from_file(path)]
     transforms = (*_BUILT_IN, *_installed(), *from_files)
     _check_distinct(transforms)
     return transforms

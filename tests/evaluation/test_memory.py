@@ -18,7 +18,7 @@ from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.core.errors import RunError
 from robustcli.core.ranks import Ranks
 from robustcli.data.decode import UnreadableImage
-from robustcli.evaluation import evaluate
+from robustcli.evaluation import evaluate, loader
 from robustcli.evaluation.distributed import Group, _AllRanks, _Counter
 from robustcli.evaluation.prediction import classes_of, label_photos, list_photos
 from robustcli.evaluation.record import read_record
@@ -128,6 +128,24 @@ def test_a_loader_that_runs_out_goes_on_with_halves(data, tmp_path, monkeypatch,
     assert listener.done == listener.total
 
 
+@pytest.mark.parametrize(("task", "workers"), [("cls", 0), ("cls", 2), ("seg", 0)])
+def test_a_batch_of_large_photos_comes_in_parts(data, tmp_path, monkeypatch, task, workers):
+    small_blocks(monkeypatch, 8)
+    expected = evaluate.evaluate(config(task, data, tmp_path / "two", batch_size=2))
+    monkeypatch.setattr(loader, "_bytes_of", lambda decoded: 1)
+    monkeypatch.setattr(loader, "_MOST_BYTES", 2)
+    listener = Recorder()
+    settings = config(task, data, tmp_path / "run", batch_size=8, workers=workers)
+    run = evaluate.evaluate(settings, listener)
+    assert contents(run) == contents(expected)
+    assert listener.done == listener.total
+
+
+def test_the_size_of_a_decoded_image_is_that_of_its_arrays() -> None:
+    pixels, mask = np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3), np.int16)
+    assert [loader._bytes_of(decoded) for decoded in (pixels, (pixels, mask))] == [18, 30]
+
+
 def test_an_image_that_a_loader_cannot_hold_is_named(data, tmp_path, monkeypatch):
     decode = classification.decode
 
@@ -153,14 +171,14 @@ def test_unreadable_images_count_in_a_batch_that_comes_in_halves(data, tmp_path,
     monkeypatch.setattr(classification, "decode", damaged)
     settings = {"allow_unreadable": 0.5}
     expected = evaluate.evaluate(config("cls", data, tmp_path / "two", batch_size=2, **settings))
-    decode_all = evaluate.Source._decode_all
+    decode_all = evaluate.Source._decode_first
 
     def run_out(self: Any, images: Any) -> Any:
         if len(images) > 2:
             raise MemoryError
         return decode_all(self, images)
 
-    monkeypatch.setattr(evaluate.Source, "_decode_all", run_out)
+    monkeypatch.setattr(evaluate.Source, "_decode_first", run_out)
     run = evaluate.evaluate(config("cls", data, tmp_path / "run", batch_size=8, **settings))
     assert contents(run) == contents(expected)
 

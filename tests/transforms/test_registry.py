@@ -117,7 +117,8 @@ def test_an_unknown_name_gets_the_nearest() -> None:
 
 
 def test_a_plugin_file_adds_names(plugin_file: Path) -> None:
-    cells = resolve_transforms(["darker", "all"], None, [plugin_file, plugin_file])
+    same = plugin_file.parent / ".." / plugin_file.parent.name / plugin_file.name
+    cells = resolve_transforms(["darker", "all"], None, [plugin_file, plugin_file, same])
     assert [(c.transform.name, c.severity) for c in cells[1:4]] == [
         ("darker", 1),
         ("darker", 2),
