@@ -296,16 +296,21 @@ def _held_out(total: int, free: int, missing: int) -> int:
 
 def _too_few_groups(dataset: Dataset, free: int, missing: Sequence[str]) -> UsageError:
     kind, groups = dataset.grouping, dataset.groups
-    if len(groups) == 1:
+    if len(groups) == 1 and kind != "image":
         available = f"all images belong to the {kind} `{groups[0]}`"
     else:
         available = f"only {free} {'is' if free == 1 else 'are'} available"
+    todo = "Use more images, or omit `--limit`."
+    if kind != "image":
+        todo = (
+            "Use more data, omit `--limit`, or define the split of each image in a CSV "
+            f"(`image,mask,split`). `--protocol paper` splits by image instead: the same {kind} is "
+            "then in training and test, and the score is too high."
+        )
     return UsageError(
         f"`{dataset.name}` cannot be split by {kind}.",
         f"{', '.join(['train', *missing])} need at least one {kind} each, but {available}.",
-        "Use more data, omit `--limit`, or define the split of each image in a CSV "
-        f"(`image,mask,split`). `--protocol paper` splits by image instead: the same {kind} is "
-        "then in training and test, and the score is too high.",
+        todo,
     )
 
 

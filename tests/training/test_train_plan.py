@@ -191,10 +191,15 @@ def test_a_seed_that_no_column_holds_is_refused(
         plan_training(tiny_unet(data, tmp_path / "run", **overrides), Recorder())
 
 
-def test_one_patient_cannot_be_split(tmp_path: Path) -> None:
-    data = write_pairs(tmp_path / "data", 2)
-    with pytest.raises(UsageError, match="cannot be split by image"):
+@pytest.mark.parametrize(("images", "available"), [(1, "1 is"), (2, "2 are")])
+def test_fewer_images_than_parts_cannot_be_split(
+    tmp_path: Path, images: int, available: str
+) -> None:
+    data = write_pairs(tmp_path / "data", images)
+    with pytest.raises(UsageError, match="cannot be split by image") as caught:
         plan_training(tiny_unet(data, tmp_path / "run"), Recorder())
+    assert f"only {available} available" in caught.value.why
+    assert "`--protocol paper`" not in caught.value.todo  # needs as many images
 
 
 @pytest.mark.parametrize("launcher", ["--devices", "torchrun"])
