@@ -257,18 +257,22 @@ def _write_csv(folder: Path, model: Classifier, labelling: Labelling, *, fresh: 
     path, settings = folder / CSV_FILE, folder / SETTINGS_FILE
     document = _document(model, labelling)
     if path.exists() and not fresh:
-        _check_same(path, settings, _settings(model, labelling))
+        _check_same(path, settings, _settings(model, labelling), document)
     write_text(settings, json.dumps(document, indent=1) + "\n")
     rows = labelling.rows()
     columns = None if rows else ["image", "class", "name", "probability"]
     write_text(path, to_csv(pd.DataFrame(rows, columns=columns)))
 
 
-def _check_same(path: Path, settings_file: Path, settings: dict[str, Any]) -> None:
+def _check_same(
+    path: Path, settings_file: Path, settings: dict[str, Any], document: dict[str, Any]
+) -> None:
+    """Raises UsageError if the file has other settings, or labels that `document` lacks."""
     try:
         before = parse_json(settings_file.read_text(encoding="utf-8"))
         differences = [key for key, value in settings.items() if before.get(key) != value]
-    except (OSError, ValueError, AttributeError):
+        lost = _images_in(before) - _images_in(document)
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
         raise UsageError(
             f"`{path}` already exists.",
             f"Its folder has no `{SETTINGS_FILE}`, so that it may not be an output of this "
@@ -281,6 +285,17 @@ def _check_same(path: Path, settings_file: Path, settings: dict[str, Any]) -> No
             "Labels with different settings are only replaced on request.",
             "Choose another folder with `--out`, or replace it with `--fresh`.",
         )
+    if lost:
+        raise UsageError(
+            f"`{path}` contains the labels of {len(lost)} other photos, such as `{min(lost)}`.",
+            "They would be lost, because this command does not label these photos.",
+            "Choose another folder with `--out`, or replace it with `--fresh`.",
+        )
+
+
+def _images_in(document: dict[str, Any]) -> set[str]:
+    """The ids of all photos in `labels.json`, also of those that cannot be read."""
+    return {photo["image"] for photo in (*document["predictions"], *document["unreadable"])}
 
 
 def _table(labelling: Labelling) -> str:

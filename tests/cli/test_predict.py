@@ -119,6 +119,18 @@ def test_csv_is_announced_safe_and_the_same_again(robust: Robust, photos: Path):
     assert path.read_bytes() == content
 
 
+def test_labels_of_other_photos_are_not_lost(robust: Robust, photos: Path):
+    assert robust(*PICO, "photos/sub", "--out", "here").code == 0
+    assert robust(*PICO, "photos/sub", "photos/b.png", "--out", "here").code == 0  # one is added
+    content = Path("here", "labels.csv").read_bytes()
+    outcome = robust(*PICO, "photos/b.png", "--out", "here")
+    assert outcome.code == 2
+    assert "contains the labels of 1 other photos, such as `a.png`" in outcome.err
+    assert Path("here", "labels.csv").read_bytes() == content
+    assert robust(*PICO, "photos/b.png", "--out", "here", "--fresh").code == 0
+    assert Path("here", "labels.csv").read_bytes() != content
+
+
 def test_a_csv_of_other_settings_is_not_replaced(robust: Robust, photos: Path):
     assert robust(*PICO, "photos", "--out", "here").code == 0
     content = Path("here", "labels.csv").read_bytes()
