@@ -465,7 +465,7 @@ def test_where_memory_runs_out_smaller_batches_explain_the_same(photos, tmp_path
     """On the device, and in the loader, whose photos then come in parts of a block."""
     few = {"images": NAMED[:2], "methods": ("grad-cam",)}
     alone = explain(settings(photos, tmp_path / "alone", batch_size=1, **few))
-    compute, decode_all = ExplainedNetwork.logits, Source._decode_all
+    compute, decode_all = ExplainedNetwork.logits, Source._decode_first
 
     def limited(self, pixels):
         if len(pixels) > 1:
@@ -478,7 +478,7 @@ def test_where_memory_runs_out_smaller_batches_explain_the_same(photos, tmp_path
         return decode_all(self, images)
 
     monkeypatch.setattr(ExplainedNetwork, "logits", limited)
-    monkeypatch.setattr(Source, "_decode_all", limited_loader)
+    monkeypatch.setattr(Source, "_decode_first", limited_loader)
     lines = Recorder()
     run = explain(settings(photos, tmp_path / "run", batch_size=4, **few), lines)
     pd.testing.assert_frame_equal(read_explained_rows(run), read_explained_rows(alone))
