@@ -98,14 +98,18 @@ def make_drawable(figure: Figure) -> None:
     """
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
-        shown = "".join(map(_drawable, printable(text.get_text())))
+        shown = drawable(text.get_text())
         if shown != text.get_text():
             text.set_text(shown)
 
 
-def _drawable(character: str) -> str:
-    has_glyph = character == "\n" or ord(character) in _glyphs()
-    return character if has_glyph else f"U+{ord(character):04X}"
+def drawable(text: str) -> str:
+    """`text` with the letters that the font lacks replaced, see `make_drawable`."""
+    known = _glyphs()
+    return "".join(
+        letter if letter == "\n" or ord(letter) in known else f"U+{ord(letter):04X}"
+        for letter in printable(text)
+    )
 
 
 @cache
@@ -184,7 +188,10 @@ def error_bars(rows: pd.DataFrame, measure: Measure) -> tuple[list[float], list[
 
 
 def wrapped(name: str, width: int = 13) -> str:
-    """`name` on lines of about `width` characters, broken after `_`, `-` and spaces."""
+    """`name` on lines of about `width` characters, broken after `_`, `-` and spaces.
+
+    Letters that the font lacks become code points (see `make_drawable`), with a break after each.
+    """
     lines = [""]
     for piece in _pieces(name):
         if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
@@ -194,7 +201,8 @@ def wrapped(name: str, width: int = 13) -> str:
 
 
 def _pieces(name: str) -> list[str]:
-    marked = "".join(f"{c}\0" if c in "_- " else c for c in name)
+    drawn = [(letter, drawable(letter)) for letter in name]
+    marked = "".join(f"{d}\0" if c in "_- " or d != c else d for c, d in drawn)
     return [piece for piece in marked.split("\0") if piece]
 
 

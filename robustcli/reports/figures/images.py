@@ -99,7 +99,8 @@ def _tile(
 
 
 def _text(tile: Tile) -> str:
-    return f"{wrapped(tile.title, 24)}\n{tile.note}"
+    note = "\n".join(wrapped(line, 30) for line in tile.note.split("\n"))
+    return f"{wrapped(tile.title, 24)}\n{note}"
 
 
 def _pixels(source: Path | NDArray[np.uint8]) -> NDArray[np.uint8] | None:

@@ -59,12 +59,13 @@ def test_a_name_with_an_underscore_first_is_in_the_legend(labels: list[str]) -> 
 def test_a_long_legend_makes_its_figure_higher() -> None:
     heights = []
     for entries in (1, 4, 5, 60):
-        figure = Figure(figsize=(4, 3), layout="constrained")
-        axes = figure.subplots()
-        for number in range(entries):
-            axes.plot([0, 1], label=f"a name that takes a line of its own {number}")
-        legend(figure, axes)
-        figure.draw_without_rendering()  # a warning about collapsed axes would fail
+        with styled():
+            figure = Figure(figsize=(4, 3), layout="constrained")
+            axes = figure.subplots()
+            for number in range(entries):
+                axes.plot([0, 1], label=f"a name that takes a line of its own {number}")
+            legend(figure, axes)
+            figure.draw_without_rendering()  # a warning about collapsed axes would fail
         heights.append(axes.get_position().height * figure.get_figheight())
         assert figure.get_figheight() == pytest.approx(3 + 0.2 * max(0, entries - 4))
     assert min(heights) > 1.5
@@ -95,6 +96,8 @@ def test_a_number_without_interval_has_no_bars() -> None:
         ("fast_snowy_landscape", ["fast_snowy_", "landscape"]),
         ("c_elastic_transform, severity 5", ["c_elastic_", "transform,", "severity 5"]),
         ("averyveryverylongname", ["averyveryverylongname"]),
+        ("\u540d\u524d\u540d", ["U+540DU+524D", "U+540D"]),
+        ("\x1b[31m", ["\\x1b[31m"]),
     ],
 )
 def test_long_names_are_broken_at_their_joints(name: str, lines: list[str]) -> None:

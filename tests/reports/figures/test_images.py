@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,23 @@ def test_tiles_and_labels_can_be_read(
     assert_no_overlap([axes.title for axes in figure.axes])
     for above, below in zip(figure.axes, figure.axes[5:], strict=False):
         assert below.title.get_window_extent().y1 <= above.get_window_extent().y0
+
+
+def test_long_class_names_stay_above_their_own_photo(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = [
+        "black-and-tan coonhound",
+        "Staffordshire bull terrier",
+        "\u91d1\u6bdb\u5bfb\u56de\u72ac",
+    ]
+    tiles = [
+        replace(tile(tmp_path, str(number)), title=name, note=f"9 of 9 wrong,\ntaken for {name}")
+        for number, name in enumerate(names)
+    ]
+    figure = contact_figure(monkeypatch, [tiles])
+    assert_nothing_clipped(figure)
+    assert_no_overlap([axes.title for axes in figure.axes])
 
 
 def test_each_label_is_above_its_own_picture(
