@@ -221,8 +221,9 @@ def weights_in(path: Path) -> Path:
     if not (path / WEIGHTS).is_file():
         for kind, each in ((SEEDS_KIND, "seed"), (FINETUNE_KIND, "mode")):
             if trainings := _trainings_in(path, kind):
+                count = f"{len(trainings)} training{'s' * (len(trainings) != 1)}"
                 raise UsageError(
-                    f"`{path}` contains {len(trainings)} trainings, one for each {each}.",
+                    f"`{path}` contains {count}, one for each {each}.",
                     "A single training is needed here.",
                     f"Pass its folder, such as `{path / trainings[0]}`.",
                 )
