@@ -135,6 +135,8 @@ def slowdown(samples: list[Sample]) -> float:
     """Time per image in the last third of the work, divided by that in the middle third."""
     last = samples[-1].done
     at = [next(s.seconds for s in samples if s.done >= share * last) for share in (1 / 3, 2 / 3, 1)]
+    if at[0] == at[1]:
+        raise SystemExit("The run ended too soon to measure its speed: test more images or epochs.")
     return (at[2] - at[1]) / (at[1] - at[0])
 
 
