@@ -354,9 +354,28 @@ def _state(path: Path) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
-@lru_cache(maxsize=2)
 def _nifti(path: Path, state: tuple[int, int]) -> NDArray[Any]:
-    """The array (W, H) or (W, H, slices) of a NIfTI file, cached for reads of successive slices."""
+    """The array (W, H) or (W, H, slices) of a NIfTI file, kept for reads of successive slices.
+
+    An image of several channels reads a file per channel, and its mask another one, so that the
+    volumes of a case are kept as long as they are not larger than `_MOST_KEPT` in total.
+    """
+    volume = _volumes.pop((path, state), None)
+    if volume is None:
+        volume = _read_nifti(path)
+    _volumes[path, state] = volume  # last, as the one read most recently
+    for oldest in list(_volumes)[:-2]:
+        if sum(kept.nbytes for kept in list(_volumes.values())) <= _MOST_KEPT:
+            break
+        _volumes.pop(oldest, None)
+    return volume
+
+
+_MOST_KEPT = 2**29  # bytes: three channels and a mask of 512 x 512 x 200 int16 values are 420 MB
+_volumes: dict[tuple[Path, tuple[int, int]], NDArray[Any]] = {}
+
+
+def _read_nifti(path: Path) -> NDArray[Any]:
     nibabel = require("nibabel", path, "NIfTI")
     try:
         image = nibabel.load(path)

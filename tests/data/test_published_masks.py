@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robustcli.core.errors import UsageError
+from robustcli.data import decode as decoding
 from robustcli.data.dataset import Dataset, FileRef
 from robustcli.data.decode import UnreadableImage, decode, image_size
 from robustcli.data.mask_values import IGNORED
@@ -208,6 +209,28 @@ def test_nnunet_volumes_are_read_slice_by_slice(channels: int, tmp_path: Path) -
         low, high = np.percentile(volume, [0.5, 99.5])
         grey = np.rint(255 * np.clip((volume[:, :, 2].T - low) / (high - low), 0, 1))
         np.testing.assert_array_equal(image[..., channel], grey)
+
+
+@pytest.mark.parametrize(("most_kept", "reads"), [(2**20, 4), (0, 12)])
+def test_each_volume_of_a_case_is_read_once_if_all_fit_in_memory(
+    most_kept: int, reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for channel in range(3):
+        volume = np.arange(W * H * 3, dtype=np.int16).reshape(W, H, 3)
+        _nifti(tmp_path / "imagesTr" / f"la_0_000{channel}.nii.gz", volume)
+    _nifti(tmp_path / "labelsTr" / "la_0.nii.gz", (volume > 9).astype(np.uint8))
+    names = {str(channel): "MRI" for channel in range(3)}
+    content = {"channel_names": names, "labels": {"background": 0, "atrium": 1}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    dataset = _open(tmp_path)
+    loaded: list[Path] = []
+    read = decoding._read_nifti
+    monkeypatch.setattr(decoding, "_read_nifti", lambda path: loaded.append(path) or read(path))
+    monkeypatch.setattr(decoding, "_MOST_KEPT", most_kept)
+    monkeypatch.setattr(decoding, "_volumes", {})
+    for sample in dataset.samples:
+        decode_pair(sample)
+    assert len(loaded) == reads
 
 
 def test_volumes_and_masks_with_other_numbers_of_slices_are_refused(tmp_path: Path) -> None:
