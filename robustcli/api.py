@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
 
 from robustcli.adapters.catalogue import ModelRequest
+from robustcli.core.arguments import checked_arguments
+from robustcli.core.errors import UsageError, shortened_text
 from robustcli.core.io import read_csv
 from robustcli.core.objects import names_url, path_here
 from robustcli.core.rundir import has_record
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from robustcli.verification.verification import Verification
 
 
-ModelLike: TypeAlias = "str | nn.Module | Callable[..., nn.Module]"
+ModelLike: TypeAlias = "str | Path | nn.Module | Callable[..., nn.Module]"
 
 
 @dataclass(frozen=True)
@@ -219,9 +221,10 @@ def evaluate(
     resumed by the same call.
 
     Args:
-        model: One model or several: names, torch.nn.Module instances, module classes, or functions
-            that return a module. In a dictionary, the keys are the names in result tables. A module
-            instance is returned to its original mode and device after the call.
+        model: One model or several: names, paths of training runs, torch.nn.Module instances,
+            module classes, or functions that return a module. In a dictionary, the keys are the
+            names in result tables. A module instance is returned to its original mode and device
+            after the call.
         data: An image folder, tar file, manifest or data set name; None for the default data set of
             the model's label space.
         transforms: One or several transform names, glob patterns or presets.
@@ -249,15 +252,16 @@ def evaluate(
     from robustcli.evaluation import evaluate as evaluation
     from robustcli.evaluation.config import EvalConfig
 
-    requests = _requests(
-        model, None if weights is None else path_here(weights), model_args, preprocessing,
-        options.get("label_space"), untrained, classes,
+    options = checked_arguments(
+        EvalConfig, "evaluate", {"data": data, "transforms": transforms, **options},
+        taken=("models", "out"),
     )  # fmt: skip
-    transform_names = [transforms] if isinstance(transforms, str) else list(transforms)
-    place = None if data is None else str(data)
+    requests = _requests(
+        "evaluate", model, None if weights is None else path_here(weights), model_args,
+        preprocessing, options.get("label_space"), untrained, classes,
+    )  # fmt: skip
     with _opened(out) as folder, borrowed(request.module for request in requests):
-        config = EvalConfig(requests, tuple(transform_names), place, folder, **options)
-        return Run(evaluation.evaluate(config))
+        return Run(evaluation.evaluate(EvalConfig(requests, out=folder, **options)))
 
 
 @contextmanager
@@ -274,6 +278,7 @@ def _opened(place: str | Path, use: Use = "work") -> Iterator[Path]:
 
 
 def _requests(
+    function: str,
     model: ModelLike | Sequence[ModelLike] | Mapping[str, ModelLike],
     weights: Path | None,
     model_args: Mapping[str, Any] | None,
@@ -282,25 +287,58 @@ def _requests(
     untrained: bool,
     classes: Sequence[str] | None,
 ) -> tuple[ModelRequest, ...]:
-    """One request per model; arguments as in `evaluate` and `export`."""
+    """One request per model; arguments as in `evaluate` and `export`, and name of the function."""
+    from robustcli.adapters.preprocessing import Preprocessing
+
     if isinstance(model, Mapping):
-        named = list(model.items())
+        named = [(str(name), _path_as_name(network)) for name, network in model.items()]
     else:
         several = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
-        named = [(getattr(n, "__name__", None) or type(n).__name__, n) for n in several]
+        networks = map(_path_as_name, several)
+        named = [(getattr(n, "__name__", None) or type(n).__name__, n) for n in networks]
+        unnamed = [name for name, network in named if not isinstance(network, str)]
+        twice = next((name for name in unnamed if unnamed.count(name) > 1), None)
+        if twice is not None:
+            raise UsageError(
+                f"`model` contains {unnamed.count(twice)} networks that are called `{twice}`.",
+                "Rows and tables name each network, by default after its class or function.",
+                "Pass a dictionary from names to networks, such as "
+                f"`{{'first': {twice}(), 'second': {twice}()}}`.",
+            )
+    wrong = [n for _, n in named if not isinstance(n, str) and not callable(n)]
+    if wrong or not named:
+        raise UsageError(
+            f"`model` is {'no network' if wrong else 'empty'}.",
+            f"Got `{shortened_text(repr(wrong[0] if wrong else model))}`.",
+            "Pass a name, a torch.nn.Module, a class of one, or a function that returns one.",
+        )
+    if weights is not None and len(named) > 1:
+        raise UsageError(
+            "`weights` can only be used with one model.",
+            f"Got {len(named)} models.",
+            "Call the function once for each model with the same `out`: the results are added to "
+            "one run.",
+        )
+    changed = checked_arguments(Preprocessing, function, preprocessing or {})
     return tuple(
         ModelRequest(
             network if isinstance(network, str) else name,
             weights,
             dict(model_args or {}),
-            dict(preprocessing or {}),
+            changed,
             label_space,
             untrained,
             None if isinstance(network, str) else network,
             None if classes is None else tuple(classes),
+            called=name if isinstance(model, Mapping) and isinstance(network, str) else None,
         )
         for name, network in named
     )
+
+
+def _path_as_name(model: ModelLike) -> ModelLike:
+    """`model`; for the path of a training run or of a file, the name of that model."""
+    return str(model) if isinstance(model, Path) else model
 
 
 def explain(
@@ -358,23 +396,24 @@ def explain(
     from robustcli.explanation.config import ExplainConfig
     from robustcli.explanation.explaining import explain as run_explanation
 
-    requests = _requests(
-        () if model is None else model,
-        None if weights is None or run is not None else path_here(weights),
+    options = checked_arguments(
+        ExplainConfig, "explain",
+        {
+            "data": data, "transforms": transforms, "images": images, "worst": worst,
+            "class_name": class_name, "methods": methods, **options,
+        },
+        taken=("models", "out", "source", "moved"),
+    )  # fmt: skip
+    requests = () if model is None else _requests(
+        "explain", model, None if weights is None or run is not None else path_here(weights),
         model_args, preprocessing, options.get("label_space"), untrained, classes,
     )  # fmt: skip
     with ExitStack() as stack:
         config = ExplainConfig(
             requests,
-            (transforms,) if isinstance(transforms, str) else tuple(transforms),
-            None if data is None else str(data),
-            None if out is None else stack.enter_context(_opened(out)),
+            out=None if out is None else stack.enter_context(_opened(out)),
             source=None if run is None else stack.enter_context(_opened(run, "read")),
             moved=() if weights is None or run is None else (path_here(weights),),
-            images=tuple(images),
-            worst=worst,
-            class_name=class_name,
-            methods=(methods,) if isinstance(methods, str) else tuple(methods),
             **options,
         )
         stack.enter_context(borrowed(request.module for request in requests))
@@ -453,9 +492,12 @@ def train(
     from robustcli.training.config import TrainConfig
     from robustcli.training.engine import run_training
 
-    place = None if data is None else str(data)
+    options = checked_arguments(
+        TrainConfig, "train", {"model": model, "data": data, "seeds": seeds, **options},
+        taken=("out",),
+    )  # fmt: skip
     with _opened(out) as folder:
-        config = TrainConfig(model, place, folder, seeds=seeds, **options)
+        config = TrainConfig(out=folder, **options)
         if seeds is None:
             return Training(run_training(config))
         from robustcli.training.seed_runs import train_seeds
@@ -552,14 +594,19 @@ def finetune(
 
     weights = None if pretrained is None else path_here(pretrained, "`pretrained`")
     known = None if profile is None else path_here(profile, "`profile`")
+    options = checked_arguments(
+        TrainConfig, "finetune", {"model": model, "data": data, "seeds": seeds, **options},
+        taken=("out", "weights", "untrained"),
+    )  # fmt: skip
+    own_options = checked_arguments(
+        FinetuneConfig, "finetune",
+        {"mode": mode, "profile_iterations": profile_iterations, "iterations": iterations},
+    )  # fmt: skip
     with _opened(out) as folder:
-        training = TrainConfig(
-            model, None if data is None else str(data), folder,
-            **{"command": "robustcli.finetune(...)", "seeds": seeds, **options},
-        )  # fmt: skip
+        training = TrainConfig(out=folder, **{"command": "robustcli.finetune(...)", **options})
         config = FinetuneConfig(
-            training, weights, mode, rule or make_rule(), profile_iterations, known, profile_only,
-            iterations, sweep, tuple(lora_layers),
+            training, weights, rule=rule or make_rule(), profile=known, profile_only=profile_only,
+            sweep=sweep, lora_layers=tuple(lora_layers), **own_options,
         )  # fmt: skip
         if seeds is None:
             return Finetuning(run_finetuning(config))
@@ -595,9 +642,12 @@ def verify(
     from robustcli.verification.verification import verify as run_verification
 
     moved = (weights,) if isinstance(weights, str | Path) else tuple(weights)
+    options = checked_arguments(
+        VerifyConfig, "verify", {"sample": sample, **options}, taken=("run", "weights")
+    )
     with _opened(run, "read") as folder:
         return run_verification(
-            VerifyConfig(folder, sample, weights=tuple(map(path_here, moved)), **options)
+            VerifyConfig(folder, weights=tuple(map(path_here, moved)), **options)
         )
 
 
@@ -640,17 +690,16 @@ def export(
     from robustcli.evaluation.exporting import ExportConfig
     from robustcli.evaluation.exporting import export as run_export
 
+    options = checked_arguments(
+        ExportConfig, "export", {"formats": formats, **options}, taken=("model", "out")
+    )
     (request,) = _requests(
-        model, None if weights is None else path_here(weights), model_args, preprocessing,
+        "export", model, None if weights is None else path_here(weights), model_args, preprocessing,
         label_space, untrained, classes,
     )  # fmt: skip
-    chosen: tuple[ExportFormat, ...] = (formats,) if isinstance(formats, str) else tuple(formats)
+    place = None if out is None else path_here(out, "`out`")
     with borrowed([request.module]):
-        return run_export(
-            ExportConfig(
-                request, chosen, None if out is None else path_here(out, "`out`"), **options
-            )
-        )
+        return run_export(ExportConfig(request, out=place, **options))
 
 
 def publish(
@@ -671,8 +720,15 @@ def publish(
         MachineError: The package of the tracker is not installed.
         RunError: The tracker returned an error, or a file could not be written.
     """
-    from robustcli.reports.publishing import PublishConfig
+    from robustcli.reports.publishing import PublishConfig, Target
     from robustcli.reports.publishing import publish as send_run
 
+    if to not in get_args(Target):
+        raise UsageError(
+            f"`to={to!r}` is no tracker.",
+            f"Expected {', '.join(map(repr, get_args(Target)))}.",
+            "Pass one of these; `robust publish --help` describes them.",
+        )
+    options = checked_arguments(PublishConfig, "publish", options, taken=("run", "destination"))
     with _opened(run, "read") as folder:
         return send_run(PublishConfig(folder, to, **options))

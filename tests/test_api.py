@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
 import robustcli
 from robustcli import api
 from robustcli.adapters.networks import create_model
+from robustcli.core.errors import UsageError
 from robustcli.reports.comparison import Comparison
 
 
@@ -34,3 +38,49 @@ def test_importing_the_package_imports_no_torch() -> None:
 def test_a_network_by_name() -> None:
     network = robustcli.create_model("vmamba-pico", num_classes=3)
     assert network.num_classes == 3
+
+
+class Tiny(nn.Module):
+    """A network of ten classes."""
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ([Tiny(), Tiny()], {}, r"2 networks that are called `Tiny`[\s\S]*'first': Tiny\(\)"),
+        ([], {}, r"`model` is empty"),
+        (None, {}, r"`model` is no network\.\nGot `None`"),
+        ([Tiny(), 3], {}, r"`model` is no network\.\nGot `3`"),
+        ({"a": Tiny(), "b": Tiny()}, {"weights": "w.pth"}, "`weights` can only be used with one"),
+        (Tiny(), {"transforms": None}, "`transforms=None` should be a list"),
+        (Tiny(), {"data": ["a"]}, r"`data=\['a'\]` should be a valid string"),
+        (Tiny(), {"preprocessing": {"size": 3}}, r"no argument `size`\. Did you mean `resize`"),
+        (Tiny(), {"preprocessing": {"crop": "a"}}, "`crop='a'` should be a valid integer"),
+        (Tiny(), {"precision": "fp64"}, "`precision='fp64'` should be"),
+    ],
+)
+def test_wrong_arguments_of_evaluate(model: Any, options: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"data": "cifar10-mini", "transforms": "identity"} | options
+    with pytest.raises(UsageError, match=message):
+        robustcli.evaluate(model, out="run", **arguments)
+
+
+def test_wrong_arguments_of_other_functions() -> None:
+    network: Any = Tiny()
+    with pytest.raises(UsageError, match=r"`robustcli.train`[\s\S]*should be a valid string"):
+        robustcli.train(network, out="run")
+    with pytest.raises(UsageError, match=r"`robustcli.finetune`[\s\S]*no argument `weights`"):
+        robustcli.finetune("umamba", out="run", weights="w.pth")
+    with pytest.raises(UsageError, match="`formats='onx'` should be 'onnx' or 'torchscript'"):
+        robustcli.export(network, formats="onx")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="`to='tensorboard'` is no tracker"):
+        robustcli.publish("run", "tensorboard")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="No run was passed"):
+        robustcli.compare()
+
+
+def test_the_keys_of_a_dictionary_name_models_of_the_catalogue_too(tmp_path: Path) -> None:
+    models = {"first": "resnet-pico", "second": Path("resnet-pico")}
+    options = {"out": tmp_path / "run", "limit": 10, "workers": 0}
+    run = robustcli.evaluate(models, "cifar10-mini", "identity", **options)  # type: ignore[arg-type]
+    assert run.table()["model"].tolist() == ["first", "second"]

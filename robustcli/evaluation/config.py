@@ -11,6 +11,7 @@ from typing import Literal
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.model import Precision
+from robustcli.core.arguments import NotNegative, Positive, Share
 from robustcli.core.names import file_name
 from robustcli.data.mask_classes import classes_settings
 from robustcli.data.mask_values import mask_settings
@@ -31,13 +32,13 @@ class EvalConfig(TaskConfig):
     published: tuple[Path, ...] = ()
     precision: Precision = "fp32"
     device: str = "auto"
-    devices: int | str | None = None
+    devices: Positive | Literal["all"] | None = None
     engine: EngineName | None = None
     slurm: Mapping[str, str] = field(default_factory=dict)
     address: str | None = None
-    batch_size: int | None = None
-    workers: int | None = None
-    allow_unreadable: float = 0.01
+    batch_size: Positive | None = None
+    workers: NotNegative | None = None
+    allow_unreadable: Share = 0.01
     fresh: bool = False
     fail_under: tuple[str, ...] = ()
     fail_drop: tuple[str, ...] = ()

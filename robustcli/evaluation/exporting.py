@@ -40,6 +40,7 @@ from robustcli.adapters.segmenter import (
     foreground_logits,
     native_window,
 )
+from robustcli.core.arguments import Positive
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import replacing
 from robustcli.core.listener import Listener, Silent
@@ -101,8 +102,8 @@ class ExportConfig:
     model: ModelRequest
     formats: tuple[ExportFormat, ...] = ("onnx",)
     out: Path | None = None
-    opset: int = OPSET
-    image_size: int | None = None
+    opset: Positive = OPSET
+    image_size: Positive | None = None
     dynamic_batch: bool = True
     fresh: bool = False
     offline: bool = False

@@ -7,6 +7,7 @@ import json
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 
+from robustcli.core.arguments import Positive
 from robustcli.core.names import file_name
 from robustcli.evaluation.config import EvalConfig
 
@@ -34,7 +35,7 @@ class ExplainConfig(EvalConfig):
     source: Path | None = None
     moved: tuple[Path, ...] = ()
     images: tuple[str, ...] = ()
-    worst: int | None = None
+    worst: Positive | None = None
     class_name: str | None = None
     mask_class: str | None = None
     methods: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from robustcli.core.arguments import Positive
 from robustcli.finetuning.record import Mode
 from robustcli.finetuning.selection import FreezeRule, make_rule
 from robustcli.training.config import SEEDS_SUFFIX, TrainConfig
@@ -42,10 +43,10 @@ class FinetuneConfig:
     pretrained: Path | None = None
     mode: Literal["all"] | Mode = "all"
     rule: FreezeRule = field(default_factory=make_rule)
-    profile_iterations: int | None = None
+    profile_iterations: Positive | None = None
     profile: Path | None = None
     profile_only: bool = False
-    iterations: int | None = None
+    iterations: Positive | None = None
     sweep: bool = False
     lora_layers: tuple[str, ...] = LORA_LAYERS
 

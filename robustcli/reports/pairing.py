@@ -111,10 +111,11 @@ def find_models(names: Sequence[str], *, fewest: int = 2) -> tuple[list[Compared
         for model in _OPENERS[run_kind(run)](run, chosen, unmeasured):
             models.setdefault((model.run.folder.resolve(), model.model.name), model)
     if len(models) < fewest:
-        only = next(iter(models.values())).label
+        labels = [model.label for model in models.values()]
+        only_one = f", but only one was found: `{labels[0]}`" if labels else ""
         raise UsageError(
-            f"A comparison needs two models, but only one was found: `{only}`.",
-            "",
+            f"A comparison needs two models{only_one}.",
+            "" if labels else "No run was passed.",
             "Pass a second run, or RUN:MODEL for another model of a run.",
         )
     return _distinguished(list(models.values())), unmeasured

@@ -26,6 +26,7 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.memory import Announce, BatchLimit
 from robustcli.adapters.model import Model, ModelFacts
 from robustcli.adapters.segmenter import Segmenter
+from robustcli.core.arguments import Positive
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName
 from robustcli.data.dataset import Dataset, Sample
@@ -55,8 +56,8 @@ class TaskConfig:
     _: KW_ONLY
     label_space: str | None = None
     labels: Path | None = None
-    per_class: int | None = None
-    limit: int | None = None
+    per_class: Positive | None = None
+    limit: Positive | None = None
     quick: bool = False
     answers: AnswerClasses = "auto"
     split: Literal["auto"] | EvaluatedPart = "auto"

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from robustcli.core.arguments import NotNegative, Positive, PositiveNumber
 from robustcli.core.names import ABLATE, file_name
 from robustcli.data.mask_classes import ClassesOption, classes_settings
 from robustcli.data.mask_values import ValueOption, mask_settings
@@ -35,25 +36,25 @@ class TrainConfig:
     data: str | None = None
     out: Path | None = None
     protocol: Protocol = "patient"
-    limit: int | None = None
+    limit: Positive | None = None
     weights: Path | None = None
     untrained: bool = False
     model_args: Mapping[str, Any] = field(default_factory=dict)
     quick: bool = False
-    epochs: int | None = None
-    lr: float | None = None
-    batch_size: int | None = None
-    accumulate: int | None = None
+    epochs: Positive | None = None
+    lr: PositiveNumber | None = None
+    batch_size: Positive | None = None
+    accumulate: Positive | None = None
     loss: str | None = None
     aug: str | None = None
-    window: int | None = None
-    clip: float | None = None
-    patience: int | None = None
+    window: Positive | None = None
+    clip: PositiveNumber | None = None
+    patience: Positive | None = None
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     seed: int = 0
     device: str = "auto"
-    devices: int | Literal["all"] = 1
-    workers: int | None = None
+    devices: Positive | Literal["all"] = 1
+    workers: NotNegative | None = None
     fresh: bool = False
     offline: bool = False
     command: str = "robustcli.train(...)"
@@ -64,7 +65,7 @@ class TrainConfig:
     ignore: ValueOption = None
     mask_classes: ClassesOption = None
     target: float | None = None
-    seeds: int | None = None
+    seeds: Positive | None = None
     split_seed: int | None = None
     ablate: str | None = None
 

@@ -23,6 +23,7 @@ from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.load import load, resolve
 from robustcli.adapters.model import Model
 from robustcli.adapters.training_run import WEIGHTS, header_beside, weights_in
+from robustcli.core.arguments import Positive
 from robustcli.core.errors import MachineError, RobustError, UsageError
 from robustcli.core.listener import Silent
 from robustcli.data.dataset import Dataset, FileRef, Sample
@@ -68,7 +69,7 @@ class VerifyConfig:
     """
 
     run: Path
-    sample: int | None = SAMPLE
+    sample: Positive | None = SAMPLE
     seed: int = 0
     data: str | None = None
     weights: tuple[Path, ...] = ()
