@@ -29,6 +29,8 @@ STUDY_FILE = "study.json"
 """The settings of a command that was called with a study file, see `cli.study`."""
 SEEDS_KIND, FINETUNE_KIND = "seeds", "finetune"
 """`kind` in the records of folders with one run per seed, and with one training per mode."""
+_EVALUATION = "evaluation"
+"""Kind of the records that have no `kind`."""
 ERROR_FILES = f"error-{'[0-9]' * 8}-{'[0-9]' * 6}-[0-9]*.txt"
 """Glob of the tracebacks in a run's folder: date, time and process, see `cli.failures`."""
 _LONGEST_VALUE = 80  # characters of a setting in a message
@@ -122,23 +124,8 @@ class RunKind(Generic[RecordT]):
                 )
             return record
         except ValidationError as error:
+            self._refuse_other_kind(run)
             first = error.errors()[0]
-            seed = _first_seed(path)
-            kind = self.record.model_fields.get("kind")
-            if seed is not None and (kind is None or kind.default != SEEDS_KIND):
-                raise UsageError(
-                    f"`{run}` contains several seeds, not {self.name}.",
-                    "",
-                    f"Pass the folder of one seed, such as `{run / seed}`; `--seeds` continues "
-                    "all of them.",
-                ) from error
-            mode = _first_mode(path)
-            if mode is not None and (kind is None or kind.default != FINETUNE_KIND):
-                raise UsageError(
-                    f"`{run}` contains a fine-tuning, not {self.name}.",
-                    "",
-                    f"Pass the folder of one of its modes, such as `{run / mode}`.",
-                ) from error
             if first["type"] == "extra_forbidden" and _is_one_of(self.record, path):
                 name = ".".join(map(str, first["loc"]))
                 raise _newer(path, f"This version has no setting `{name}`.") from error
@@ -148,6 +135,18 @@ class RunKind(Generic[RecordT]):
                 f"Pass a run folder of `{self.command}`, or use the version of `robust` that "
                 "wrote this file.",
             ) from error
+
+    def _refuse_other_kind(self, run: Path) -> None:
+        """Raises UsageError if the record of `run` is that of another known kind of run."""
+        head = _head(run / RECORD_FILE)
+        field = self.record.model_fields.get("kind")
+        own = _EVALUATION if field is None else field.default
+        kind = head.get("kind", _EVALUATION if "transforms" in head else None)
+        for known, name, todo in _KINDS:
+            if kind == known != own:
+                if kind in (SEEDS_KIND, FINETUNE_KIND):
+                    todo = todo.format(run / _first_folder(head))
+                raise UsageError(f"`{run}` contains {name}, not {self.name}.", "", todo)
 
     def write(self, run: Path, record: RecordT) -> None:
         """Writes `RUN/run.json` durably."""
@@ -256,17 +255,30 @@ def _is_one_of(record: type[BaseRunRecord], path: Path) -> bool:
     return all(name in keys for name, field in record.model_fields.items() if field.is_required())
 
 
-def _first_seed(path: Path) -> str | None:
-    """The folder of the first seed if `path` is the record of several seeds; else None."""
-    head = _head(path)
-    return f"seed-{head.get('seed')}" if head.get("kind") == SEEDS_KIND else None
+_KINDS = (
+    (_EVALUATION, "an evaluation", "Pass the folder to `robust report` or `robust explain`."),
+    ("explanation", "an explanation", "Pass the folder to `robust report`."),
+    ("train", "a training", "Pass the folder to `--model`, `robust predict` or `robust report`."),
+    (
+        SEEDS_KIND,
+        "several seeds",
+        "Pass the folder of one seed, such as `{}`; `--seeds` continues all of them.",
+    ),
+    (
+        FINETUNE_KIND,
+        "a fine-tuning",
+        "Pass the folder of one of its modes, such as `{}`.",
+    ),
+)
+"""`kind` of each record, what its folder contains, and what to do with the folder."""
 
 
-def _first_mode(path: Path) -> str | None:
-    """The folder of the first mode if `path` is the record of a fine-tuning; else None."""
-    head = _head(path)
-    modes = head.get("modes") if head.get("kind") == FINETUNE_KIND else None
-    return str(modes[0]) if isinstance(modes, list) and modes else None
+def _first_folder(head: Mapping[str, Any]) -> str:
+    """The folder of the first seed or mode in the record `head`."""
+    if head["kind"] == SEEDS_KIND:
+        return f"seed-{head.get('seed', 0)}"
+    modes = head.get("modes")
+    return str(modes[0]) if isinstance(modes, list) and modes else "freeze"
 
 
 def _head(path: Path) -> dict[str, Any]:

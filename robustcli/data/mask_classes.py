@@ -506,8 +506,8 @@ def _announcements(
     yield f"Masks contain {len(counts)} values{counted}{kind}: {', '.join(lines)} ({source})."
     if len(classes) == 1:
         yield (
-            f"Masks: {source} has one class, `{reading.classes[0]}`, which is the foreground: the "
-            "masks are read as masks of two values."
+            f"Masks contain one class, `{reading.classes[0]}` ({source}). It is the foreground: "
+            "the masks are read as masks of two values."
         )
         return
     moved = [

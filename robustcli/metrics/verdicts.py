@@ -212,10 +212,8 @@ class Claim:
             ahead, behind, first, second = behind, ahead, second, first
         items = "transform" if self.transforms == 1 else "transforms"
         if not ahead:
-            return (
-                f"Between {first} and {second} no difference is shown on any of "
-                f"{self.transforms} {items}."
-            )
+            where = "the" if self.transforms == 1 else f"any of {self.transforms}"
+            return f"Between {first} and {second} no difference is shown on {where} {items}."
         return (
             f"{first} is ahead of {second} on {ahead} of {self.transforms} {items}, behind on "
             f"{behind}, no difference shown on {self.open}."

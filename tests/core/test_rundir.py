@@ -1,5 +1,6 @@
 """Run folders: one set of settings, and a status that is true."""
 
+import json
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -22,6 +23,7 @@ from robustcli.tasks.record import PreprocessingRecord
 class Note(BaseRunRecord):
     """The record of a made-up command."""
 
+    kind: Literal["note"] = "note"
     status: Literal["running", "complete", "partial", "failed"]
     lr: float = 0.1
     count: int = 0
@@ -98,7 +100,19 @@ def test_shortened_values_still_differ(tmp_path):
 
 
 def test_a_record_of_another_kind_is_named(tmp_path):
-    (tmp_path / RECORD_FILE).write_text('{"kind": "train"}')
+    contents = [
+        ({"kind": "train"}, "a training", "`--model`"),
+        ({"kind": "explanation"}, "an explanation", "`robust report`"),
+        ({"transforms": []}, "an evaluation", "`robust explain`"),
+        ({"kind": "seeds", "seed": 4}, "several seeds", "seed-4`"),
+        ({"kind": "finetune", "modes": ["full", "freeze"]}, "a fine-tuning", "full`"),
+    ]
+    for record, name, todo in contents:
+        (tmp_path / RECORD_FILE).write_text(json.dumps(record))
+        with pytest.raises(UsageError, match=f"contains {name}, not a note") as caught:
+            NOTES.open(tmp_path, note(), fresh=False)
+        assert todo in caught.value.todo
+    (tmp_path / RECORD_FILE).write_text('{"kind": "letter"}')
     with pytest.raises(UsageError, match="is not the record of a note") as caught:
         NOTES.open(tmp_path, note(), fresh=False)
     assert "`robust note`" in caught.value.todo

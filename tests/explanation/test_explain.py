@@ -458,7 +458,7 @@ def test_the_command_prints_numbers_or_a_document(photos, tmp_path):
     assert "`--crop` cannot be used with a finished run" in wrong.output
     again = CliRunner().invoke(main, ["explain", str(tmp_path / "run")])
     assert again.exit_code == 2  # an explanation is no evaluation
-    assert "is not the record of an evaluation" in again.output
+    assert "contains an explanation, not an evaluation" in again.output
 
 
 def test_where_memory_runs_out_smaller_batches_explain_the_same(photos, tmp_path, monkeypatch):

@@ -428,7 +428,7 @@ def test_fresh_discards_files_of_the_run_only(make_config: MakeConfig, tmp_path:
 def test_another_kind_of_run_is_not_taken_over(make_config: MakeConfig, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text('{"kind": "train"}')
-    with pytest.raises(UsageError, match="is not the record of a fine-tuning"):
+    with pytest.raises(UsageError, match="contains a training, not a fine-tuning"):
         open_run(make_config, tmp_path / "run")
 
 

@@ -247,7 +247,7 @@ def test_a_claim_is_about_the_model_that_is_ahead_more_often():
     (claim,) = claims([verdict(0.01, -0.1), verdict(0.9, 0.1)])
     assert claim.sentence().startswith("b is ahead of a on 1 of 2 transforms, behind on 0")
     (none,) = claims([verdict(0.9, -0.1)])
-    assert none.sentence() == "Between a and b no difference is shown on any of 1 transform."
+    assert none.sentence() == "Between a and b no difference is shown on the transform."
 
 
 def test_agreement_is_counted_image_by_image():

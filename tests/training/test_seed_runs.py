@@ -135,7 +135,7 @@ def test_other_settings_are_refused_by_name(
 
 
 def test_runs_of_another_kind_are_refused(pair: Path, data: Path) -> None:
-    with pytest.raises(UsageError, match="not the record of several seeds"):
+    with pytest.raises(UsageError, match="contains a training, not several seeds"):
         train_seeds(seed_config(data, pair / "seed-0"))
     with pytest.raises(UsageError, match="contains several seeds, not a training"):
         run_training(seed_config(data, pair, seeds=None))
