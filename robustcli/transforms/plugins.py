@@ -51,13 +51,13 @@ class Plugin:
         """The first line of the function's docstring."""
         return (self.function.__doc__ or "").strip().partition("\n")[0]
 
-    def call(self, array: Any, seed: int, value: Any) -> Any:
+    def call(self, array: Any, seed: int | np.random.Generator, value: Any) -> Any:
         """Calls the function with copies of `array` and `value`, and a generator of `seed`.
 
         Raises:
             RunError: The function raised, or its result has another dtype or number of axes.
         """
-        generator = np.random.default_rng(seed)
+        generator = np.random.default_rng(seed)  # returns a generator unchanged
         try:
             # A function that changes a list or dictionary must not change the next image.
             changed = self.function(array.copy(), generator, deepcopy(value))
@@ -165,10 +165,21 @@ class PluginTransform(Transform):
         return changed
 
     def _moved(self, image: Image, mask: Mask, *, seed: int, severity: int) -> tuple[Image, Mask]:
-        changed = self._changed(image, seed=seed, severity=severity)
         if not self.geometric:
-            return changed, mask
-        moved = self.plugin.call(mask, seed, self._value(severity))
+            return self._changed(image, seed=seed, severity=severity), mask
+        value, generators = self._value(severity), [np.random.default_rng(seed) for _ in range(2)]
+        changed: Image = self.plugin.call(image, generators[0], value)
+        moved: Mask = self.plugin.call(mask, generators[1], value)
+        if generators[0].bit_generator.state != generators[1].bit_generator.state:
+            # For example `rng.random(image.shape)`: three times as many numbers for an image.
+            raise RunError(
+                f"Transform `{self.name}` draws other random numbers for the mask than for the "
+                "image.",
+                "So the mask does not move like the image. The image has the shape "
+                f"{image.shape}, the mask {mask.shape}.",
+                "Draw as many numbers for both (such as `rng.random(image.shape[:2])`), and numbers "
+                "that do not move pixels from `rng.spawn(1)[0]`.",
+            )
         new_labels = np.setdiff1d(moved, np.append(mask, 0))
         if moved.shape != changed.shape[:2] or new_labels.size:
             raise RunError(

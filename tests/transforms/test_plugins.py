@@ -165,6 +165,29 @@ def test_a_mask_is_moved_with_the_same_draw(plugin_file: Path) -> None:
     assert len(shifts) > 2
 
 
+def test_a_mask_that_draws_other_numbers_than_its_image_is_refused(
+    tmp_path: Path, picture: NDArray[np.uint8]
+) -> None:
+    path = tmp_path / "shaken.py"
+    path.write_text(
+        "import numpy as np\n"
+        "from robustcli.transforms import transform\n"
+        "@transform(geometric=True)\n"
+        "def shaken(image, rng, value):\n"
+        "    return image[np.argsort(rng.random(image.shape).reshape(len(image), -1)[:, 0])]\n"
+        "@transform(geometric=True)\n"
+        "def noisy(image, rng, value):\n"
+        "    if image.ndim == 3:\n"
+        "        image ^= rng.spawn(1)[0].integers(2, size=image.shape, dtype=np.uint8)\n"
+        "    return np.roll(image, rng.integers(9), 0)\n"
+    )
+    plugins, mask = _loaded(path), picture[..., 0] // 128
+    with pytest.raises(RunError, match=r"`shaken` draws other random numbers for the mask"):
+        plugins["shaken"].apply_with_mask(picture, mask, seed=0, severity=0)
+    _, moved = plugins["noisy"].apply_with_mask(picture, mask, seed=0, severity=0)
+    assert moved.sum() == mask.sum()
+
+
 def test_a_mask_with_invented_labels_is_refused(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
     path = tmp_path / "mixing.py"
     path.write_text(
