@@ -6,7 +6,7 @@ images of a training or of a fine-tuning's modes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -330,6 +330,7 @@ def _images(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differe
 
 def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
     everywhere = list(dict.fromkeys(key for run in runs for key in run.cells))
+    graded = {transform for transform, severity in everywhere if severity}
     missing: dict[tuple[str, ...], list[CellKey]] = {}
     for key in everywhere:
         lacking = tuple(f"`{run.source}`" for run in runs if key not in run.cells)
@@ -339,7 +340,7 @@ def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Dif
         verb = "lacks" if len(lacking) == 1 else "lack"
         yield SettingDifference(
             f"Transforms (`--transform`, `--severity`): {', '.join(lacking)} {verb} "
-            f"{cells_in_words(keys)}."
+            f"{_some([_at_severity(key, graded) for key in keys])}."
         )
     for key in everywhere:
         having = [run for run in runs if key in run.cells]
@@ -350,6 +351,13 @@ def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Dif
             ", ".join(f"{n} = {values.get(n, 'not set')}" for n in changed) for values in parameters
         ]
         yield from _if_any(_by_value(f"The parameters of {cells_in_words([key])}", having, shown))
+
+
+def _at_severity(key: CellKey, graded: Collection[str]) -> str:
+    """The name of a cell, also for the full range of a transform in `graded`, with severities."""
+    name, severity = key
+    full_range = severity == 0 and name in graded
+    return f"`{name}` at its full range" if full_range else cells_in_words([key])
 
 
 def _drawing(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:

@@ -177,8 +177,8 @@ class PluginTransform(Transform):
                 "image.",
                 "So the mask does not move like the image. The image has the shape "
                 f"{image.shape}, the mask {mask.shape}.",
-                "Draw as many numbers for both (such as `rng.random(image.shape[:2])`), and numbers "
-                "that do not move pixels from `rng.spawn(1)[0]`.",
+                "Draw as many numbers for both (such as `rng.random(image.shape[:2])`), and "
+                "numbers that do not move pixels from `rng.spawn(1)[0]`.",
             )
         new_labels = np.setdiff1d(moved, np.append(mask, 0))
         if moved.shape != changed.shape[:2] or new_labels.size:

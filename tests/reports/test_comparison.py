@@ -253,7 +253,8 @@ DIFFERENCES: dict[str, tuple[RunPlan, str]] = {
     "transforms": (replace(PLAN, transforms=TRANSFORMS[:3]), r"`.*b` lacks `crop`"),
     "severities": (
         replace(PLAN, transforms=(IDENTITY, *paper21(3)[:3])),
-        r"`.*b` lacks `additive_gaussian_noise`, `affine`, `crop`\.\n.*`.*a` lacks "
+        r"`.*b` lacks `additive_gaussian_noise` at its full range, `affine` at its full range, "
+        r"`crop` at its full range\.\n.*`.*a` lacks "
         r"`additive_gaussian_noise, severity 3`",
     ),
     "parameters": (
