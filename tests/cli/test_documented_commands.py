@@ -33,7 +33,7 @@ def test_the_demo_ends_with_a_verdict_and_its_p_value(robust: Robust) -> None:
     assert last.code == 0
     untouched, verdict = last.out.splitlines()[-2:]
     assert re.search(r"adjusted p (=|<) [\d.]+, n = 40\.$", untouched)
-    assert re.search(r"vmamba-pico .* resnet-pico .* of 1 transform", verdict)
+    assert re.search(r"vmamba-pico .* resnet-pico .* on the transform", verdict)
     page = Path("demo", "report.md").read_text("utf-8")
     assert "adjusted p" in page
 
