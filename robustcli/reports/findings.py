@@ -61,6 +61,7 @@ from robustcli.reports.scoring import (
     Measure,
     Scoring,
     extremes,
+    mean_over_transforms,
     representatives,
 )
 from robustcli.reports.statistics import CLEAN_CELL, STATISTICS, Statistics
@@ -102,7 +103,7 @@ class ModelEnds:
         best: The row with the highest score; None without transforms.
         worst: The row with the lowest score; None if fewer than two transforms were measured.
         clean: The score on clean images.
-        mean: The mean over transforms.
+        mean: The mean over transforms; of several severities, their mean counts.
         n: Largest number of images in a row.
     """
 
@@ -261,6 +262,11 @@ class Findings:
         return [line for line in self.lines if (line.transform, line.severity) in cells]
 
     @property
+    def graded(self) -> bool:
+        """Whether a transform is represented by its highest severity, without its full range."""
+        return any(line.severity > 0 for line in self.representative_lines)
+
+    @property
     def breaking_points(self) -> dict[str, dict[str, BreakingPoint]]:
         """The breaking severity per transform with several severities, and per model."""
         points: dict[str, dict[str, BreakingPoint]] = {}
@@ -320,7 +326,7 @@ class Findings:
             next((rows[cell] for cell in cells.best), None),
             next((rows[cell] for cell in cells.worst), None),
             float(clean.iloc[0]) if len(clean) else None,
-            representatives(table)[measure.column].mean(),
+            mean_over_transforms(table, measure),
             int(table["n"].max()),
         )
 

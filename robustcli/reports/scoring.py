@@ -403,6 +403,18 @@ def representatives(table: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["severity"] == highest.where(lowest > 0, 0)]
 
 
+def mean_over_transforms(table: pd.DataFrame, by: Measure) -> float:
+    """The mean of a measure over the transforms of one model, without `identity`.
+
+    A transform counts by its full range if it was measured, else by its mean over severities, as in
+    the ranking of several models (`metrics.verdicts.rank_probabilities`). NaN without transforms.
+    """
+    rows = table[table["transform"] != "identity"]
+    lowest = rows.groupby("transform")["severity"].transform("min")
+    rows = rows[(lowest > 0) | (rows["severity"] == 0)]
+    return float(rows.groupby("transform")[by.column].mean().mean())
+
+
 def extremes(table: pd.DataFrame, most: int = EXTREMES_SHOWN, *, by: Measure = TOP1) -> Extremes:
     """The best and worst transforms by a measure, averaged over the models.
 
