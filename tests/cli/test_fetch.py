@@ -55,6 +55,22 @@ def test_a_changed_file_fails_the_run(robust: Robust, served: Path, tmp_path: Pa
     assert f"Expected SHA-256 {SHA256}, got " in outcome.err
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_names_before_a_failure_are_printed(
+    robust: Robust, served: Path, tmp_path: Path, form: tuple[str, ...]
+) -> None:
+    robust("fetch", "vmamba-t")
+    (tmp_path / "home" / "weights" / "w.pth").write_bytes(b"changed")
+    outcome = robust("fetch", "cifar10-mini", "vmamba-t", "nuclei-mini", *form)
+    assert outcome.code == 1
+    assert "Expected SHA-256" in outcome.err
+    if form:
+        assert [file["name"] for file in json.loads(outcome.out)] == ["cifar10-mini"]
+    else:
+        assert outcome.out.startswith("cifar10-mini: ")
+        assert "nuclei-mini" not in outcome.out
+
+
 @pytest.mark.parametrize("how", ["flag", "environment"])
 def test_offline_names_the_address_and_the_place(
     robust: Robust, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
