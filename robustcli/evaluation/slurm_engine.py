@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ _POLL_SECONDS = {"slurm": 5.0, "local": 0.5}
 _ASK_SECONDS = 60.0  # between queries to SLURM about jobs without an outcome file
 _LATE_SECONDS = 10.0  # delay until a file on a network file system is visible
 _MOST_TIMEOUTS = 1000  # how often submitit requeues a task at its time limit
+_REQUEUED = 144  # exit code by which submitit's local executor knows a task to start again
 _JOB_ID = re.compile(r"\d+(_\d+)?")
 CLUSTERS = ("slurm", "local")
 _DURATION = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{2}))?(?::(\d{2}))?")
@@ -50,16 +52,28 @@ class ArrayTask:
 
     def __init__(self, make_worker: MakeWorker, pieces: Sequence[Any], outcome: Path) -> None:
         self._make_worker, self._pieces, self._outcome = make_worker, pieces, outcome
+        self._is_requeued = False
 
     def __call__(self) -> None:
-        """Computes the missing rows of the task and writes the outcome file."""
+        """Computes the missing rows of the task and writes the outcome file.
+
+        After a pre-emption, submitit's signal handler raises SystemExit. A network or transform of
+        the user may be running, whose SystemExit counts as its error; the outcome is then void.
+
+        Raises:
+            SystemExit: The task was requeued.
+        """
+        self._is_requeued = False
         outcome = TaskRunner(self._make_worker).run(self._pieces)
+        if self._is_requeued:
+            sys.exit(_REQUEUED)
         write_text(self._outcome, json.dumps(asdict(outcome)) + "\n")
 
     def checkpoint(self) -> Any:
         """The task that submitit requeues: the same one, which skips finished rows."""
         import submitit
 
+        self._is_requeued = True
         return submitit.helpers.DelayedSubmission(self)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ from robustcli.evaluation.evaluate import IncompleteRun, PieceWorker, run_evalua
 from robustcli.evaluation.forecast import forecast
 from robustcli.evaluation.plan import EvaluationPlan
 from robustcli.evaluation.record import EVALUATION, read_record, read_sessions
-from robustcli.evaluation.slurm_engine import read_settings
+from robustcli.evaluation.slurm_engine import ArrayTask, read_settings
 from robustcli.evaluation.store import Store
 from robustcli.transforms.base import Cell
 from tests.evaluation.photos import config
@@ -398,6 +399,30 @@ def test_times_of_slurm_are_minutes(text: str, minutes: int) -> None:
 def test_wrong_settings_of_slurm_are_refused(settings: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_settings(settings, "cpu")
+
+
+def test_a_preemption_in_the_code_of_a_user_is_no_error_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Submitit's signal handler requeues the task and raises SystemExit wherever it interrupts."""
+    helpers = SimpleNamespace(DelayedSubmission=lambda task: task)
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(helpers=helpers))
+    preemptions = ["the first attempt"]
+
+    class Preempted:
+        def compute(self, pieces: Sequence[Any]) -> None:
+            if preemptions:
+                preemptions.pop()
+                task.checkpoint()
+                raise RunError("The transform failed.", "Its function raised SystemExit.")
+
+    outcome = tmp_path / "outcome.json"
+    task = ArrayTask(Preempted, (), outcome)
+    with pytest.raises(SystemExit):
+        task()
+    assert not outcome.exists()
+    task()
+    assert json.loads(outcome.read_text())["error"] is None
 
 
 def test_the_folder_of_slurm_belongs_to_the_run(tmp_path: Path) -> None:
