@@ -10,17 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 _REPEAT_SECONDS = 0.05  # until a lost KeyboardInterrupt is raised again
 
 
 @dataclass
 class _State:
-    """Nested contexts of `interruptible`, and the signal that was received in the outermost one."""
+    """Nested contexts of `interruptible`, and the signal that was received in the outermost one.
+
+    `deferring` and `deferred` belong to `uninterrupted`.
+    """
 
     depth: int = 0
     received: int | None = None
+    deferring: bool = False
+    deferred: bool = False
 
 
 _state = _State()
@@ -73,6 +78,24 @@ def interruptible() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """In this short context, a signal that `interruptible` handles takes effect at the end.
+
+    A forked process also ignores it, until it sets its own handlers.
+    """
+    if threading.current_thread() is not threading.main_thread() or _state.deferring:
+        yield
+        return
+    _state.deferring, _state.deferred = True, False
+    try:
+        yield
+    finally:
+        _state.deferring = False
+        if _state.deferred:
+            raise KeyboardInterrupt
+
+
 def _repeat(number: int) -> None:
     """Sends the signal to the main thread; where possible, so that it also ends a system call.
 
@@ -87,6 +110,8 @@ def _repeat(number: int) -> None:
         _thread.interrupt_main(signal.Signals(number))
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     _state.received = number
-    raise KeyboardInterrupt
+    if not _state.deferring:
+        raise KeyboardInterrupt
+    _state.deferred = True

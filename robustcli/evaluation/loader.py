@@ -12,13 +12,14 @@ import signal
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from robustcli.core import machine
 from robustcli.core.errors import RobustError, RunError
+from robustcli.core.signals import uninterrupted
 from robustcli.core.watchdog import Watchdog, WorkerTable, in_batch
 from robustcli.data.dataset import Sample
 from robustcli.data.decode import UnreadableImage
@@ -27,6 +28,7 @@ from robustcli.evaluation.plan import PieceBatch
 from robustcli.tasks.base import Batch, Preparation
 from robustcli.transforms.base import Cell
 
+_T = TypeVar("_T", covariant=True)
 _MOST_BYTES = 2**29
 """Bytes of decoded images from which a batch is complete; its transformed images take as much.
 
@@ -150,6 +152,21 @@ def _too_large(image_id: str, error: MemoryError) -> RunError:
     )
 
 
+class WorkerLoader(DataLoader[_T]):
+    """A DataLoader that starts all of its worker processes, even if a signal arrives meanwhile.
+
+    The number of workers may exceed the number of cores.
+    """
+
+    def _get_iterator(self) -> Any:
+        # The finaliser of an iterator with a part of its workers prints a traceback.
+        with uninterrupted():
+            return super()._get_iterator()
+
+    def check_worker_number_rationality(self) -> None:
+        """Does nothing; torch prints the same warning at creation and at the first batch."""
+
+
 def batch_stream(
     source: Source, workers: int, *, pin: bool, start_method: str | None = None,
     watchdog: Watchdog | None = None,
@@ -165,7 +182,7 @@ def batch_stream(
     """
     method = start_method or machine.start_method()
     table = watchdog.table(workers, method) if watchdog is not None and workers else None
-    return DataLoader(
+    return WorkerLoader(
         source,
         batch_size=None,
         num_workers=workers,

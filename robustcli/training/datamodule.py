@@ -27,6 +27,7 @@ from robustcli.core.watchdog import Watchdog, decoding_pool
 from robustcli.data.dataset import FileRef, Sample
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.masks import decode_pair
+from robustcli.evaluation.loader import WorkerLoader
 from robustcli.training.recipes import Recipe
 
 MEMORY_SHARE = 0.5
@@ -296,7 +297,7 @@ class BaseDataModule(pl.LightningDataModule):
         """A loader of `samples`; `batches` are arguments of DataLoader that define the batches."""
         workers, method = self.settings.workers, start_method()
         table = self.watchdog.table(workers, method) if workers else None
-        return DataLoader(
+        return WorkerLoader(
             samples,
             **batches,
             collate_fn=self.collate,

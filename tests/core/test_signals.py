@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustcli.core.signals import interruptible, was_interrupted
+from robustcli.core.signals import interruptible, uninterrupted, was_interrupted
 from robustcli.training.trainer import DurableCheckpoints
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -58,6 +58,24 @@ def test_a_signal_is_an_interruption_and_the_handlers_are_restored(number: signa
     assert [signal.getsignal(number) for number in SIGNALS] == before
     with interruptible():
         assert not was_interrupted()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_uninterrupted_step_is_completed_first(number: signal.Signals) -> None:
+    steps = []
+
+    def step() -> None:
+        with uninterrupted():
+            os.kill(os.getpid(), number)
+            steps.append("all loader processes are started")
+        steps.append("not reached")
+
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        step()
+    assert steps == ["all loader processes are started"]
+    assert was_interrupted()
+    with interruptible(), uninterrupted():
+        pass
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
+import sys
 from collections import Counter
 from dataclasses import replace
+from multiprocessing.context import ForkProcess
 
 import numpy as np
 import pytest
@@ -11,9 +16,10 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import RunError
+from robustcli.core.signals import interruptible
 from robustcli.data.decode import decode
 from robustcli.data.sources import Classes, open_dataset
-from robustcli.evaluation.loader import batch_stream
+from robustcli.evaluation.loader import WorkerLoader, batch_stream
 from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
 from robustcli.tasks import classification
 from robustcli.tasks.base import ORIGINAL, mean_squared_error, measure
@@ -131,7 +137,6 @@ def test_three_models_share_decoding_transforms_and_views(index, tmp_path, monke
     }
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # than the machine has cores
 @pytest.mark.parametrize("workers", [1, 4])
 def test_no_batch_is_lost_or_repeated_when_files_appear_meanwhile(index, tmp_path, workers):
     """Workers once skipped blocks because of files that were written meanwhile."""
@@ -220,3 +225,22 @@ def test_another_size_has_no_psnr_and_the_digest_depends_on_shape_and_not_on_mem
     assert measure(CLEAN, CLEAN.reshape(17, 31, 3)).digest != measure(CLEAN, CLEAN).digest
     fortran = np.asfortranarray(CLEAN)
     assert measure(CLEAN, fortran).digest == measure(CLEAN, CLEAN).digest
+
+
+def test_a_signal_while_workers_start_takes_effect_when_all_have_started(monkeypatch):
+    """The finaliser of an iterator with a part of its workers fails; Python prints its error."""
+    start, started, unraisable = ForkProcess.start, [], []
+
+    def start_and_signal(process):
+        start(process)
+        started.append(process)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(ForkProcess, "start", start_and_signal)
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: unraisable.append(args.exc_value))
+    loader = WorkerLoader(range(4), num_workers=2, multiprocessing_context="fork")
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        iter(loader)
+    assert len(started) == 2
+    gc.collect()
+    assert unraisable == []
