@@ -72,6 +72,14 @@ class Classifier:
         self.device, self.precision = device, precision
         return self
 
+    def with_preprocessing(
+        self, preprocessing: Preprocessing, facts: ModelFacts | None = None
+    ) -> Classifier:
+        """This classifier with other preprocessing and, if given, other facts."""
+        return Classifier(
+            self.network, preprocessing, facts or self.facts, self.notes, classes=self.classes
+        )
+
     def try_out(self) -> None:
         """Runs one generated image through the network.
 

@@ -337,6 +337,15 @@ class Segmenter:
         self.device, self.precision = device, precision
         return self
 
+    def with_preprocessing(
+        self, preprocessing: MaskPreprocessing, facts: ModelFacts | None = None
+    ) -> Segmenter:
+        """This segmenter with other preprocessing and, if given, other facts."""
+        facts = facts or self.facts
+        changed = Segmenter(self.network, preprocessing, facts, self.header, self.notes)
+        changed._merging, changed.classes = self._merging, self.classes
+        return changed
+
     def for_classes(self, classes: Sequence[str]) -> Segmenter:
         """This segmenter for masks with these classes 1 to K.
 

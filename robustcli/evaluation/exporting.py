@@ -190,12 +190,9 @@ def _of_size(model: Classifier | Segmenter, config: ExportConfig) -> Classifier 
     side = config.image_size
     if isinstance(model, Classifier):
         preprocessing = model.preprocessing if side is None else model.preprocessing.of_size(side)
-        return Classifier(
-            model.network, preprocessing, model.facts, model.notes, classes=model.classes
-        )
+        return model.with_preprocessing(preprocessing)
     window = side or model.preprocessing.window or native_window(model.network)
-    masks = replace(model.preprocessing, window=window)
-    return Segmenter(model.network, masks, model.facts, model.header, model.notes)
+    return model.with_preprocessing(replace(model.preprocessing, window=window))
 
 
 # Content of the description.

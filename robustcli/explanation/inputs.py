@@ -17,6 +17,7 @@ import torch
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.load import answers_in, entry_of
 from robustcli.adapters.model import Model
+from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener
 from robustcli.core.names import TaskName, canonical, find, matching, nearest
@@ -208,7 +209,10 @@ def _of_run(config: ExplainConfig, run: Path, listener: Listener) -> ExplainInpu
                 "; ".join(difference.words for difference in check.differences),
                 "Evaluate the model again, or pass the weights with `--weights FILE`.",
             )
-        return loaded[name].to(device, "fp32")
+        model = loaded[name]
+        if isinstance(model, Segmenter):
+            model.for_classes(record.dataset.mask_classes)
+        return model.to(device, "fp32")
 
     return ExplainInputs(
         config, models.task, name, recorded.family, request, load, items, cells, record.dataset,
@@ -239,6 +243,13 @@ def _chosen_cells(
     if severities:
         changed = [cell for cell in changed if cell.severity in severities]
     names = list(dict.fromkeys(cell.transform for cell in changed))
+    if config.transforms and not names:
+        raise UsageError(
+            f"`{run}` has no transform to explain.",
+            "It contains predictions for untransformed images only"
+            + (" at these severities." if severities else "."),
+            "Omit `--transform`, or explain the model instead of its run: `--model NAME|RUN`.",
+        )
     if config.transforms:
         named: set[str] = set()
         for pattern in config.transforms:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from robustcli.adapters.catalogue import FOREGROUND, ModelRequest
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.fetching import state_digest
+from robustcli.adapters.foreign import ForeignKind, open_foreign
 from robustcli.adapters.load import load, resolve
 from robustcli.adapters.model import Model
 from robustcli.adapters.training_run import WEIGHTS, header_beside, weights_in
@@ -300,8 +301,37 @@ class RecordedModels:
 
     @cached_property
     def requests(self) -> tuple[ModelRequest, ...]:
-        """The first request that may load each model of the record; loads nothing."""
-        return tuple(next(self._requests_for(model)) for model in self.record.models)
+        """The first request that may load each model of the record; opens only foreign networks.
+
+        Raises:
+            MachineError: A foreign network is not on this machine.
+        """
+        return tuple(self._first_request(model) for model in self.record.models)
+
+    def _first_request(self, model: ModelRecord) -> ModelRequest:
+        requests = list(self._requests_for(model))
+        if not _foreign_source(model):
+            return requests[0]
+        errors: list[RobustError] = []
+        others: list[ModelRequest] = []  # with another digest, which `_load` reports
+        for request in requests:
+            try:
+                opened = open_foreign(request, offline=self.config.offline)
+            except RobustError as error:
+                errors.append(error)
+                continue
+            if opened.model.facts.weights_sha256 == model.weights_sha256:
+                return request
+            others.append(request)
+        if others:
+            return others[0]
+        raise MachineError(
+            f"The network `{model.name}` of `{self.run}` cannot be opened on this machine: "
+            f"{errors[0].what}",
+            errors[0].why,
+            f"It was `{model.builder.partition(':')[2]}`. Restore it, or pass an exported file "
+            "with `--weights FILE`.",
+        ) from errors[0]
 
     def loaded(self, names: set[str], check: EvaluationCheck) -> dict[str, Model]:
         """Loads the models `names`, with the recorded weights and preprocessing.
@@ -363,9 +393,13 @@ class RecordedModels:
         return Discrepancy("weights", f"digest of `{path}`", *values, model.name)
 
     def _requests_for(self, model: ModelRecord) -> Iterator[ModelRequest]:
-        """Yields requests that may load the weights of `model`, most likely first; at least one."""
+        """Yields requests that may load the weights of `model`, most likely first; at least one.
+
+        Raises:
+            MachineError: The model was a network in memory, which no file contains.
+        """
         arguments = dict(model.arguments)
-        if model.untrained:
+        if model.untrained and not _foreign_source(model):
             yield ModelRequest(
                 model.name, None, arguments, label_space=self.label_space, untrained=True
             )
@@ -374,12 +408,44 @@ class RecordedModels:
         recorded = Path(model.weights)
         files = [*trained, *self.config.weights, recorded, self.run.parent / recorded]
         existing = [file for file in files if file.exists() and model.weights != "none needed"]
+        if _foreign_source(model):
+            yield from self._foreign_requests(model, existing)
+            return
         for file in dict.fromkeys(existing):
             request = self._from_file(model, file)
             if request is not None:
                 yield request
         if not model.pretraining.startswith("unknown") or not existing:
             yield ModelRequest(model.name, None, arguments, label_space=self.label_space)
+
+    def _foreign_requests(
+        self, model: ModelRecord, existing: Sequence[Path]
+    ) -> Iterator[ModelRequest]:
+        """`_requests_for` a network outside the catalogue, of which `existing` are weights."""
+        kind, _, source = model.builder.partition(":")
+        if kind == "memory":
+            raise MachineError(
+                f"The network `{model.name}` of `{self.run}` was in memory.",
+                "It was passed to `robustcli.evaluate`, and its record cannot build it again.",
+                "Evaluate a function that builds it: `--model FILE.py:FUNCTION`.",
+            )
+        recorded = model.preprocessing.model_dump()
+        recorded["crop"] = recorded.get("crop", recorded.get("window"))
+        names = ("resize", "crop", "interpolation", "mean", "std")
+        options: dict[str, Any] = {
+            "arguments": dict(model.arguments), "label_space": self.label_space,
+            "untrained": model.untrained and kind in ("import", "open-clip"),
+            "preprocessing": {name: recorded[name] for name in names if recorded.get(name)},
+        }  # fmt: skip
+        is_file = kind in ("onnx", "torchscript")  # contains its weights
+        for file in existing:
+            yield (
+                ModelRequest(str(file), **options)
+                if is_file
+                else ModelRequest(source, file, **options)
+            )
+        if not (is_file and existing):
+            yield ModelRequest(source, **options)
 
     def _from_file(self, model: ModelRecord, file: Path) -> ModelRequest | None:
         try:
@@ -390,6 +456,11 @@ class RecordedModels:
             return ModelRequest(header.model, file, dict(model.arguments))
         arguments = dict(model.arguments)
         return ModelRequest(model.name, file, arguments, label_space=self.label_space)
+
+
+def _foreign_source(model: ModelRecord) -> bool:
+    """Whether `model` is a network outside the catalogue: its builder names where it is from."""
+    return model.builder.partition(":")[0] in get_args(ForeignKind)
 
 
 def _default_label_space(model: ModelRecord) -> str:
@@ -405,7 +476,7 @@ def _with_recorded_preprocessing(model: Any, record: ModelRecord) -> Model:
     preprocessing = type(model.preprocessing)(**recorded)
     # The evaluation of a training names the model after its folder, the weights after the network.
     facts = replace(model.facts, name=record.name)
-    same: Model = type(model)(model.network, preprocessing, facts=facts, notes=model.notes)
+    same: Model = model.with_preprocessing(preprocessing, facts)
     return same
 
 

@@ -299,6 +299,8 @@ def test_the_run_of_a_training_is_complete_and_keeps_its_name(photos, tmp_path):
     assert record.status == "complete"
     assert record.model.name == "mine"
     assert set(read_explained_rows(run)["model"]) == {"mine"}
+    with pytest.raises(UsageError, match=r"has no transform to explain(?s:.*)`--model"):
+        explain(replace(asked, transforms=("fliplr",), out=tmp_path / "other"))
 
 
 def test_a_class_a_subset_and_what_does_not_exist(photos, tmp_path):

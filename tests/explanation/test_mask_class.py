@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.core.errors import UsageError
+from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.evaluate import evaluate
 from robustcli.explanation import block, input_methods
 from robustcli.explanation.config import ExplainConfig
 from robustcli.explanation.explaining import class_logits, explain, is_most_probable
@@ -133,3 +135,18 @@ def test_another_class_is_another_explanation(data: Path, tmp_path: Path) -> Non
         explained(data, out, "red", Recorder())
     with pytest.raises(UsageError, match="No class is called `blue`"):
         explained(data, tmp_path / "other", "blue", Recorder())
+
+
+def test_a_class_of_a_finished_evaluation_is_explained(data: Path, tmp_path: Path) -> None:
+    colours = ModelRequest(f"{__file__}:Colours")
+    settings: dict[str, object] = {"workers": 0, "device": "cpu"}
+    run = evaluate(
+        EvalConfig(
+            (colours,), (), str(data), tmp_path / "run", mask_classes="1=red,2=green", **settings
+        )  # type: ignore[arg-type]
+    )
+    config = ExplainConfig(
+        (), (), None, tmp_path / "explained", source=run, class_name="green", limit=1,
+        methods=("occlusion",), **settings,
+    )  # type: ignore[arg-type]  # fmt: skip
+    assert read_explain_record(explain(config, Recorder())).mask_class == "green"

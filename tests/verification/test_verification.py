@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 import robustcli
 from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.networks import create_model
 from robustcli.core.errors import MachineError, UsageError
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.evaluation.evaluate import evaluate
@@ -251,3 +255,42 @@ def test_json_says_the_same_as_the_text(run: Path) -> None:
     assert evaluation["answers"]["rows"] == 36
     assert {item["place"] for item in evaluation["differences"]} <= {"rows", "predictions"}
     assert result.as_text().startswith(f"This machine does NOT reproduce `{run}`.")
+
+
+def test_outputs_that_are_no_classes_are_left_out_as_in_the_evaluation(
+    photos: Path, tmp_path: Path
+) -> None:
+    small = {"depth": 1, "dim": 16}
+    torch.save(create_model("vim", num_classes=1000, **small).state_dict(), tmp_path / "as_run.pth")
+    model = ModelRequest("vim", tmp_path / "as_run.pth", arguments=small)
+    run = evaluate(replace(config(photos / "data", tmp_path / "run"), models=(model,)))
+    assert differences_of(run) == []
+
+
+OWN_NETWORK = """
+from torch import nn
+
+def build(width=4):
+    return nn.Sequential(nn.Conv2d(3, width, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(width, 10))
+"""
+
+
+def test_networks_of_users_are_built_again_from_their_files(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(OWN_NETWORK, encoding="utf-8")
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 10, 20), torch.nn.AdaptiveAvgPool2d(1))
+    with warnings.catch_warnings(action="ignore"):  # newer torch deprecates it
+        torch.jit.trace(network, torch.zeros(1, 3, 20, 20)).save(str(tmp_path / "net.ts"))
+    sizes = {"resize": 40, "crop": 36}  # other than those that are tried without a record
+    names = (f"{tmp_path / 'net.py'}:build", str(tmp_path / "net.ts"))
+    models = tuple(ModelRequest(name, preprocessing=sizes) for name in names)
+    run = evaluate(replace(config(photos / "data", tmp_path / "run"), models=models))
+    assert differences_of(run) == []
+    (tmp_path / "net.ts").rename(tmp_path / "moved.ts")
+    with pytest.raises(MachineError, match=r"network `net.ts` of .*(?s:.*)`--weights FILE`"):
+        checked(run)
+    assert differences_of(run, weights=(tmp_path / "moved.ts",)) == []
+    in_memory = (ModelRequest("mine", module=network, preprocessing=sizes),)
+    run = evaluate(replace(config(photos / "data", tmp_path / "memory"), models=in_memory))
+    with pytest.raises(MachineError, match=r"`mine` of .* was in memory"):
+        checked(run)
