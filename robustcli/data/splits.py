@@ -63,7 +63,7 @@ def take(
             samples.sort(key=lambda sample: firsts[sample.split] is not sample)
         samples = samples[:limit]
         spread = "classes" if has_classes else f"{dataset.grouping}s"
-        limits.append(f"{limit} images distributed over the {spread}")
+        limits.append("1 image" if limit == 1 else f"{limit} images distributed over the {spread}")
     return _with_subset(dataset, samples, f"{', '.join(limits)}, seed {seed}")
 
 

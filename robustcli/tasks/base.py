@@ -121,7 +121,8 @@ def announce_default(dataset: Dataset, config: TaskConfig, listener: Listener) -
     """Announces the default data set, if `config` names none."""
     if config.data is None:
         kind = " (a demonstration set)" if dataset.demonstration else ""
-        images = f"{len(dataset.samples)} images, {dataset.location}"
+        count = len(dataset.samples)
+        images = f"{count} image{'s' * (count != 1)}, {dataset.location}"
         listener.say(f"`--data` is not set; using {dataset.name}{kind}, {images}.")
 
 

@@ -216,7 +216,8 @@ def _of_trainings(
         for sample in dataset.samples
         if all(training.parts.get(sample.image_id) == split for training in overlapping)
     )
-    names = " and ".join(dict.fromkeys(f"`{training.model}`" for training in overlapping))
+    by_path = {Path(training.model): training.model for training in overlapping}  # ./RUN is RUN
+    names = " and ".join(f"`{name}`" for name in by_path.values())
     if not ids:
         raise UsageError(
             f"No image of `{dataset.name}` is in the {split} split of {names}.",

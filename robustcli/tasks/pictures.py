@@ -141,12 +141,11 @@ def write_samples(
         items: The images of the run.
         choose: Returns the image to show from a list of items, or None.
     """
-    photos, chosen = read_sample_photos(run), dict[str, SamplePicture]()
+    photos = read_sample_photos(run)
     if not photos:
-        for first in _first_of_parts(len(items)):
-            picture = choose(items[first:])
-            if picture is not None:
-                chosen.setdefault(picture.image_id, picture)
+        # Photos are decoded again when they are drawn: all of them would fill the memory.
+        firsts = _first_of_parts(len(items))
+        chosen = dict.fromkeys(filter(None, (_chosen_id(choose(items[n:])) for n in firsts)))
         position = {item.image_id: number for number, item in enumerate(items)}
         photos = [
             SamplePhoto(number=number, image_id=name, position=position[name])
@@ -158,12 +157,16 @@ def write_samples(
         missing = [c for c in cells if not photo.picture(run, _cell(c)).exists()]
         if not missing:
             continue
-        picture = chosen.get(photo.image_id) or choose(items[photo.position : photo.position + 1])
+        picture = choose(items[photo.position : photo.position + 1])
         if picture is None:
             continue
         write_bytes(photo.folder(run) / "clean.png", picture.png())
         for cell in missing:
             write_bytes(photo.picture(run, _cell(cell)), picture.under(cell, seed).png())
+
+
+def _chosen_id(picture: SamplePicture | None) -> str | None:
+    return None if picture is None else picture.image_id
 
 
 def _first_of_parts(images: int) -> list[int]:

@@ -46,7 +46,9 @@ def test_a_model_is_tested_on_what_it_has_not_seen_and_says_so():
         "`run` was trained on this data: only the 2 of 10 images that were held out for testing "
         "are used (`--split all` uses all)."
     ]
-    assert choose_part(INDEX, "auto", [RUN], Recorder()).dataset.subset == "test split of `run`"
+    for trainings in ([RUN], [replace(RUN, model="./run"), RUN]):
+        part = choose_part(INDEX, "auto", trainings, Recorder())
+        assert part.dataset.subset == "test split of `run`"
 
 
 def test_the_ids_decide_where_the_list_is_another_one():

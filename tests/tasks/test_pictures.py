@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from scipy.ndimage import binary_erosion
 
 from robustcli.adapters.load import load
+from robustcli.data.dataset import FileRef
 from robustcli.data.decode import UnreadableImage
 from robustcli.data.masks import decode_pair
 from robustcli.evaluation.evaluate import run_evaluation
@@ -18,6 +21,7 @@ from robustcli.evaluation.store import Store
 from robustcli.tasks import pictures
 from robustcli.tasks.pictures import (
     OUTLINE_COLOUR,
+    SamplePicture,
     choose_panels,
     first_pair,
     first_readable,
@@ -185,6 +189,22 @@ def test_pictures_that_are_there_are_left_alone(index, tmp_path):
     cells = resolve_transforms(["fliplr"], None)
     write_samples(tmp_path, cells, 0, index.samples, first_pair)
     write_samples(tmp_path, cells, 0, index.samples, lambda _: pytest.fail("nothing is missing"))
+
+
+def test_one_photo_at_a_time_is_in_memory(index, tmp_path):
+    pictures, most = [], []
+
+    def choose(items):
+        most.append(sum(picture() is not None for picture in pictures))
+        picture = SamplePicture(items[0].image_id, np.zeros((8, 8, 3), np.uint8))
+        pictures.append(weakref.ref(picture))
+        return picture
+
+    first = index.samples[0]
+    items = [replace(first, image=FileRef(f"{n}.png", tmp_path)) for n in range(120)]
+    write_samples(tmp_path, resolve_transforms(["fliplr"], None), 0, items, choose)
+    assert len(list((tmp_path / "samples").rglob("clean.png"))) == 6
+    assert max(most) <= 1
 
 
 def test_unreadable_images_are_passed_over(index, tmp_path):
