@@ -28,6 +28,7 @@ from robustcli.core.errors import RobustError, RunError, located
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import usable_cores, versions
 from robustcli.core.ranks import Ranks
+from robustcli.core.rundir import has_record
 from robustcli.core.watchdog import Watchdog
 from robustcli.core.working_copy import helping, take_in
 from robustcli.data.dataset import reasons_in_lines
@@ -324,18 +325,22 @@ class PieceWorker:
         missing = self._plan.still_missing([self._plan.piece_of(plain) for plain in pieces])
         _compute(
             self._evaluation, self._models, self._record, missing, Silent(), self._group,
-            self._check,
+            partial(_check_not_restarted, self._evaluation.run, self._record),
         )  # fmt: skip
 
-    def _check(self) -> None:
-        run = self._evaluation.run
-        if read_record(run).created != self._record.created:
-            raise RunError(
-                f"`{run}` was started again by another command.",
-                "This worker's rows have the settings of the earlier command and must not be "
-                "mixed with the new rows.",
-                "No action is needed: this worker ends.",
-            )
+
+def _check_not_restarted(run: Path, record: RunRecord) -> None:
+    """Raises RunError if another command has started `run` again since `record` was written.
+
+    The process that plans may be dead, so that the others do not hear of it.
+    """
+    if read_record(run).created != record.created:
+        raise RunError(
+            f"`{run}` was started again by another command.",
+            "The rows of this process have the settings of the earlier command and must not be "
+            "mixed with the new rows.",
+            "No action is needed: this process ends.",
+        )
 
 
 def _take_devices(run: Path) -> None:
@@ -353,8 +358,14 @@ def _follow(
     record = RunRecord.model_validate_json(work["record"])
     plan = plan_work(record, evaluation)
     pieces = [plan.piece_of(plain) for plain in work["pieces"]]
-    with helping(evaluation.run):
-        _compute(evaluation, models, record, pieces, listener, group, lambda: None)
+    run = evaluation.run
+
+    def check() -> None:
+        if has_record(run):  # not on a machine that only uploads rows to an object store
+            _check_not_restarted(run, record)
+
+    with helping(run):
+        _compute(evaluation, models, record, pieces, listener, group, check)
     group.finish()
 
 

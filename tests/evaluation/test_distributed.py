@@ -287,6 +287,36 @@ def test_a_rank_that_dies_leaves_a_partial_run_that_one_process_completes(
     assert contents(run) == contents(run_evaluation(replace(settings, out=tmp_path / "plain")))
 
 
+RESTARTING_PLUGIN = """
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+from robustcli.evaluation.record import EVALUATION
+from robustcli.transforms import transform
+
+
+@transform()
+def restarting(image, rng, value):
+    if threading.current_thread().name == "rank 1":
+        EVALUATION.update(Path(__file__).with_name("run"), created=datetime.now(UTC))
+    return image
+"""
+
+
+def test_a_rank_writes_nothing_into_a_run_that_was_restarted(photos, tmp_path, monkeypatch):
+    """If only the first process is killed, the others may still work."""
+    small_blocks(monkeypatch, 32)
+    (tmp_path / "restarting.py").write_text(RESTARTING_PLUGIN)
+    settings = trained_config(
+        photos, tmp_path / "run", "restarting", plugins=(tmp_path / "restarting.py",)
+    )
+    raised = in_threads([settings] * 2)
+    assert "Process 1 of 2" in str(raised[0])
+    assert "was started again by another command" in str(raised[1])
+    assert not [name for name in contents(tmp_path / "run") if "restarting" in name]
+
+
 @pytest.mark.slow  # starts a process; the test above is the same with threads
 def test_a_killed_process_leaves_a_partial_run_that_one_process_completes(photos, tmp_path):
     (tmp_path / "deadly.py").write_text(DEADLY_PLUGIN)
