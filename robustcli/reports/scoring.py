@@ -407,12 +407,14 @@ def mean_over_transforms(table: pd.DataFrame, by: Measure) -> float:
     """The mean of a measure over the transforms of one model, without `identity`.
 
     A transform counts by its full range if it was measured, else by its mean over severities, as in
-    the ranking of several models (`metrics.verdicts.rank_probabilities`). NaN without transforms.
+    the ranking of several models (`metrics.verdicts.rank_probabilities`). NaN without transforms,
+    and if images of one are missing entirely: the means of two models would be of other transforms.
     """
     rows = table[table["transform"] != "identity"]
     lowest = rows.groupby("transform")["severity"].transform("min")
     rows = rows[(lowest > 0) | (rows["severity"] == 0)]
-    return float(rows.groupby("transform")[by.column].mean().mean())
+    by_transform = rows.groupby("transform")[by.column].mean()
+    return float("nan" if rows[by.column].isna().any() else by_transform.mean())
 
 
 def extremes(table: pd.DataFrame, most: int = EXTREMES_SHOWN, *, by: Measure = TOP1) -> Extremes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import pytest
 
@@ -115,6 +117,8 @@ def test_a_transform_is_represented_by_its_full_range_else_by_its_highest_severi
 def test_the_mean_over_transforms_is_that_of_the_ranking() -> None:
     rows = table({("blur", 0): 0.5, ("blur", 5): 0.1, ("snow", 1): 0.9, ("snow", 4): 0.2})
     assert mean_over_transforms(rows, TOP1) == pytest.approx((0.5 + (0.9 + 0.2) / 2) / 2)
+    begun = table({("blur", 0): 0.5, ("snow", 0): float("nan")})
+    assert math.isnan(mean_over_transforms(begun, TOP1))
 
 
 def test_a_transform_that_a_model_lacks_is_not_ranked() -> None:
