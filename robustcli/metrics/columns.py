@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -109,7 +110,7 @@ def common_images(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
         ValueError: A table contains an image twice.
     """
     last = frames[-1]["image_id"]
-    if all(_in_same_order(last, frame["image_id"]) for frame in frames) and last.is_unique:
+    if all(_in_same_order(last, frame["image_id"]) for frame in frames) and _is_unique(last):
         return list(frames)
     # Converted to Python strings, because lookups of Arrow strings are several times slower.
     indexes = [pd.Index(frame["image_id"].to_numpy(dtype=object)) for frame in frames]
@@ -121,6 +122,12 @@ def common_images(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
     return [
         frame.iloc[index.get_indexer(shared)] for frame, index in zip(frames, indexes, strict=True)
     ]
+
+
+def _is_unique(ids: pd.Series[str]) -> bool:
+    # Rows are usually sorted by id: comparing neighbours is ten times as fast as hashing.
+    values: Any = ids.array
+    return bool(np.all(values[1:] > values[:-1])) or ids.is_unique
 
 
 def _in_same_order(first: pd.Series[str], second: pd.Series[str]) -> bool:
