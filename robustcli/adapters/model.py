@@ -151,7 +151,9 @@ def first_pass(forward: Callable[[], _T], trial: Trial) -> _T:
     except RobustError as error:
         about_size = any(word in str(error).lower() for word in _ABOUT_SIZE)
         todo = _flagged(error.todo, trial) if about_size else error.todo
-        raise UsageError(error.what, error.why, todo) from error
+        # A network does not know the name by which the user called it.
+        what = error.what.replace("which the network does", f"which `{trial.name}` does")
+        raise UsageError(what, error.why, todo) from error
     except MemoryError:
         raise
     except Exception as error:

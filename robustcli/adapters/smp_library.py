@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -109,7 +108,7 @@ def create(
             "Check the name and `--model-arg`.",
         ) from error  # fmt: skip
     network.num_classes = classes
-    network.register_forward_pre_hook(partial(_check_size, variant))
+    network.register_forward_pre_hook(_check_size)
     return network.eval()
 
 
@@ -137,11 +136,11 @@ def with_weights(
     return network
 
 
-def _check_size(variant: str, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _check_size(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     if getattr(network, "requires_divisible_input_shape", False):
         encoder: Any = network.get_submodule("encoder")
         step = int(encoder.output_stride)
-        check_multiple(inputs[0], (step, step), model=f"smp:{variant}")
+        check_multiple(inputs[0], (step, step))
 
 
 def _library() -> Any:

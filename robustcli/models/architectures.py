@@ -155,13 +155,13 @@ def _frozen(value: object) -> object:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def check_multiple(x: Tensor, step: tuple[int, int], *, model: str) -> None:
+def check_multiple(x: Tensor, step: tuple[int, int]) -> None:
     """Raises UsageError unless height and width of `x` (B, C, H, W) are multiples of `step`."""
     height, width = x.shape[-2:]
     if height % step[0] or width % step[1]:
         needed = f"{step[0]}" if step[0] == step[1] else f"{step[0]} and {step[1]}"
         raise UsageError(
-            f"The input is {height} x {width} pixels, which `{model}` does not support.",
+            f"The input is {height} x {width} pixels, which the network does not support.",
             f"Height and width must be multiples of {needed}, because the network halves and "
             "doubles the resolution.",
             "Resize or pad the images.",

@@ -56,7 +56,7 @@ class UNet(nn.Module):
             UsageError: Height or width is not a multiple of the network's reduction.
         """
         step = 2**self.levels
-        check_multiple(x, (step, step), model="unet")
+        check_multiple(x, (step, step))
         skips = []
         for i in range(1, self.levels + 1):
             skips.append(getattr(self, f"encoder{i}")(x))
@@ -109,7 +109,7 @@ class ResNetSeg(nn.Module):
         Raises:
             UsageError: Height or width is not a multiple of 32.
         """
-        check_multiple(x, (32, 32), model=f"resnet{self.config.depth}_seg")
+        check_multiple(x, (32, 32))
         logits: Tensor = self.decoder(self.encoder(x))
         return logits
 

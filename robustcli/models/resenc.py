@@ -156,7 +156,7 @@ class ResEncUNet(StagedUNet):
         Raises:
             UsageError: Height or width is not a multiple of the network's reduction.
         """
-        check_multiple(x, self.config.reductions[-1], model="resenc")
+        check_multiple(x, self.config.reductions[-1])
         scores: Tensor | list[Tensor] = self.decoder(self.encoder(x))
         return scores
 

@@ -178,7 +178,7 @@ class SegFormer(nn.Module):
             UsageError: Height or width is not a multiple of the network's reduction.
         """
         step = math.prod(self.config.strides)
-        check_multiple(x, (step, step), model="segformer")
+        check_multiple(x, (step, step))
         logits: Tensor = self.head(self.decoder(self.encoder(x)))
         return logits
 

@@ -206,7 +206,7 @@ class SwinUMamba(SupervisedSegmenter):
         Raises:
             UsageError: Height or width is not a multiple of the network's reduction.
         """
-        check_multiple(x, (self.config.reduction,) * 2, model="swin-umamba")
+        check_multiple(x, (self.config.reduction,) * 2)
         stem = self.stem(x)
         *stages, deepest = (y.permute(0, 3, 1, 2) for y in self.vssm_encoder(stem))
         skips = [
@@ -282,7 +282,7 @@ class SwinUMambaD(SupervisedSegmenter):
         Raises:
             UsageError: Height or width is not a multiple of the network's reduction.
         """
-        check_multiple(x, (self.config.reduction,) * 2, model="swin-umamba-d")
+        check_multiple(x, (self.config.reduction,) * 2)
         scores: Tensor | list[Tensor] = self.decoder(self.vssm_encoder(x))
         return scores
 

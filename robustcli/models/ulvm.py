@@ -168,7 +168,7 @@ class ULVMUNet(nn.Module):
             UsageError: Height or width is not a multiple of the network's reduction.
         """
         step = 2 ** (self.levels - 1)
-        check_multiple(x, (step, step), model="ulvm")
+        check_multiple(x, (step, step))
         skips = []
         for i in range(1, self.levels):
             x = self._normed(f"encoder{i}", f"ebn{i}", x)

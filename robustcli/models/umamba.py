@@ -282,7 +282,7 @@ class UMamba(StagedUNet):
                 "depend on the patch size of the plan.",
                 "Cut the image into patches of that size, or build it with another `patch_size`.",
             )
-        check_multiple(x, self.config.reductions[-1], model="umamba")
+        check_multiple(x, self.config.reductions[-1])
 
 
 def _blocks(c_in: int, c_out: int, kernel: Pair, stride: Pair, count: int) -> nn.Sequential:

@@ -122,7 +122,7 @@ class UMambaBot(nn.Module):
             UsageError: Height or width is not a multiple of the network's reduction.
         """
         step = 2 ** (len(self.config.features) - 1)
-        check_multiple(x, (step, step), model="umambabot")
+        check_multiple(x, (step, step))
         maps = self.encoder(x)
         deepest = self.ppm(maps[-1]) if self.config.pyramid else maps[-1]
         tokens = deepest.flatten(2).transpose(1, 2)  # (B, L, C)

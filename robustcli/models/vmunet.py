@@ -159,7 +159,7 @@ class VMUNet(nn.Module):
             UsageError: Height or width is not a multiple of the network's reduction.
         """
         step = 4 * 2 ** (len(self.config.depths) - 1)
-        check_multiple(x, (step, step), model="vmunet")
+        check_multiple(x, (step, step))
         logits: Tensor = self.vmunet(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x)
         return torch.sigmoid(logits) if self.num_classes == 1 else logits
 

@@ -242,7 +242,17 @@ class LitModule(pl.LightningModule):
             raise
         check_loss(loss, batch.ids, batch.constant, self.current_epoch, self.global_step)
         self._log("train_loss", loss.detach())
-        return loss
+        return loss * self._share(batch_idx)
+
+    def _share(self, batch_idx: int) -> float:
+        """Factor of a batch's loss so that a step uses the mean gradient of its batches.
+
+        Lightning divides every loss by `accumulate`, also in the last step of an epoch, which can
+        have fewer batches.
+        """
+        accumulate, batches = self.recipe.accumulate, self.trainer.num_training_batches
+        last = batches % accumulate
+        return accumulate / last if last and batch_idx >= batches - last else 1.0
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Logs the norm of the gradient before clipping.
@@ -259,6 +269,31 @@ class LitModule(pl.LightningModule):
             )  # fmt: skip
         if not self._skipped:
             self._log("grad_norm", norm)
+
+    @torch.no_grad()
+    def on_train_epoch_end(self) -> None:
+        """Checks the network if its validation loss is not finite, before the epoch is stored.
+
+        After the last epoch, the selected weights are checked instead.
+
+        Raises:
+            RunError: The network returns NaN for generated images.
+        """
+        is_last = self.current_epoch + 1 == self.trainer.max_epochs
+        val_loss = self.trainer.callback_metrics.get("val_loss")
+        if is_last or val_loss is None or val_loss.isfinite():
+            return
+        learns = self.network.training
+        self.network.eval()
+        loss = self.trial_loss(torch.rand(2, *self.input_shape, device=self.device))
+        self.network.train(learns)
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"The training diverged in epoch {self.current_epoch + 1}.",
+                "Its network returns NaN (not a number), also for a synthetic image.",
+                "Use a smaller `--lr`, `--clip 1` or `--precision fp32`, with `--fresh` or another "
+                "`--out`.",
+            )
 
     def make_optimizer(self) -> Optimizer:
         """The recipe's optimizer over the trainable parameters."""

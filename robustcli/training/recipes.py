@@ -145,7 +145,7 @@ class Recipe:
         epochs: Number of epochs.
         window: Side of the network's square input in pixels.
         source: Origin of the recipe, in words.
-        accumulate: Number of batches whose gradients are summed for one step.
+        accumulate: Number of batches whose gradients are averaged for one step.
         images_per_epoch: Images per epoch; None for all.
         clip: Largest norm of the gradient; None for no clipping.
         augmentation: A name of `samples.AUGMENTATIONS`, `samples.CROPS` or `shifts.SHIFTS`, or the

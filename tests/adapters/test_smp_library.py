@@ -97,7 +97,7 @@ def test_arguments_that_change_the_meaning_of_the_output_or_do_not_exist() -> No
 
 def test_an_odd_size_is_refused_as_our_own_networks_do() -> None:
     network = create("Linknet/resnet18", {})
-    message = r"33 x 32 pixels, which `smp:Linknet/resnet18` does(.|\n)*multiples of 32"
+    message = r"33 x 32 pixels, which the network does(.|\n)*multiples of 32"
     with pytest.raises(UsageError, match=message):
         network(torch.zeros(1, 3, 33, 32))
 

@@ -83,7 +83,7 @@ def test_gradients_that_are_one_percent_off_are_seen():
     ],
 )
 def test_an_odd_size_is_refused(name, options, size, step):
-    message = rf"(?s){size[0]} x {size[1]} pixels, which `{name}`.*multiples of {step}\b"
+    message = rf"(?s){size[0]} x {size[1]} pixels, which the network.*multiples of {step}\b"
     with pytest.raises(UsageError, match=message):
         (_build(name, **options) if options else golden.published(name))(golden.images(1, 3, *size))
 

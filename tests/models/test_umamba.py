@@ -250,7 +250,7 @@ def test_where_every_token_is_a_pixel_any_multiple_is_taken():
     for variant in ("umamba-enc", "umamba"):
         network = build(variant, **SMALL).eval()
         assert network(golden.images(1, 3, 64, 32)).shape == (1, 2, 64, 32)
-    with pytest.raises(UsageError, match=r"(?s)30 x 32 pixels, which `umamba`.*multiples of 4"):
+    with pytest.raises(UsageError, match=r"(?s)30 x 32 pixels, which the network.*multiples of 4"):
         network(golden.images(1, 3, 30, 32))
 
 

@@ -61,5 +61,7 @@ def test_drop_path_rises_to_the_bottleneck_and_falls_after_it():
 
 
 def test_an_odd_size_is_refused():
-    with pytest.raises(UsageError, match=r"(?s)224 x 230 pixels, which `vmunet`.*multiples of 32"):
+    with pytest.raises(
+        UsageError, match=r"(?s)224 x 230 pixels, which the network.*multiples of 32"
+    ):
         golden.published("vmunet")(golden.images(1, 3, 224, 230))

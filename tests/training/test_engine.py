@@ -324,6 +324,22 @@ def test_half_precision_accumulation_and_clipping(data: Path, tmp_path: Path) ->
     assert torch.bfloat16 not in {tensor.dtype for tensor in weights_of(run).values()}
 
 
+def test_a_last_step_of_fewer_batches_has_the_mean_gradient_of_its_images(
+    data: Path, tmp_path: Path
+) -> None:
+    norms = []
+    for batch_size, accumulate in ((8, 1), (4, 2)):  # of twelve images
+        overrides: dict[str, Any] = {
+                "loss": "bce", "lr": 1e-9, "epochs": 1, "aug": "none", "model": "ulvm",
+                "model_args": {}, "window": 32, "batch_size": batch_size, "accumulate": accumulate,
+            }  # fmt: skip
+        run = tmp_path / str(accumulate)
+        run_training(tiny_unet(data, run, **overrides))
+        norms.append(pd.read_csv(run / "metrics.csv")["grad_norm"].item())
+    # The order of the sums differs; a shorter step that counts half changes the mean by a quarter.
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
 def test_patience_ends_a_training_that_does_not_get_better(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     overrides: dict[str, Any] = {"patience": 1, "lr": 1e-12, "epochs": 9, "aug": "none"}
@@ -345,6 +361,15 @@ def test_a_last_step_that_spoils_the_weights_is_no_success(
         assert "smaller `--lr`" in caught.value.todo
         assert read_train_record(tmp_path / "run").status == "failed"
         assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def test_an_epoch_that_spoils_the_weights_is_not_kept(data: Path, tmp_path: Path) -> None:
+    """The next step would blame the images of its batch, and `last.ckpt` would be useless."""
+    config = tiny_unet(data, tmp_path / "run", epochs=2, batch_size=64, lr=1e30)
+    with pytest.raises(RunError, match=r"The training diverged in epoch 1") as caught:
+        run_training(config)
+    assert "smaller `--lr`" in caught.value.todo
+    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
 def test_masks_without_foreground_are_refused(tmp_path: Path) -> None:
