@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from types import FunctionType, SimpleNamespace
@@ -76,7 +76,7 @@ def _accelerated() -> Mapping[str, Callable[[Image, int], NDArray[Any]]]:
 
     Each function uses the code of the package, with its constants and random draws; only the
     helpers that move, blend and convert pixels are replaced by `exact_kernels`. The package is not
-    modified.
+    modified. `fog` is rewritten to need less memory.
     """
     from imagecorruptions import corruptions  # type: ignore[import-untyped]
 
@@ -93,7 +93,7 @@ def _accelerated() -> Mapping[str, Callable[[Image, int], NDArray[Any]]]:
         "saturate": hsv,
         "elastic_transform": {"map_coordinates": _map_coordinates},
     }
-    return {
+    functions: dict[str, Callable[[Image, int], NDArray[Any]]] = {
         name: FunctionType(
             getattr(corruptions, name).__code__,
             {**vars(corruptions), **replacements},
@@ -102,6 +102,72 @@ def _accelerated() -> Mapping[str, Callable[[Image, int], NDArray[Any]]]:
         )
         for name, replacements in helpers.items()
     }
+    return {**functions, "fog": _fog}
+
+
+_FOG = ((1.5, 2), (2.0, 2), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))
+"""Strength of the fog, and decay of its details, by severity."""
+_AT_ONCE = 2**20  # values in a chunk of rows
+
+
+def _fog(image: Image, severity: int) -> Image:
+    """`fog` of imagecorruptions, which needs several times the memory for large or long images."""
+    strength, decay = _FOG[severity - 1]
+    height, width = image.shape[:2]
+    heights = _plasma(2 ** (max(height, width) - 1).bit_length(), decay)
+    brightest, foggy = float(image.max()) / 255, np.empty_like(image)
+    for rows in _chunks(height, 3 * width):
+        lit = image[rows] / 255.0
+        lit += strength * heights[rows, :width, None]
+        foggy[rows] = np.clip(lit * brightest / (brightest + strength), 0, 1) * 255
+    return foggy
+
+
+def _plasma(side: int, decay: float) -> NDArray[np.float32]:
+    """`plasma_fractal` of imagecorruptions (side, side): diamond-square noise in [0, 1].
+
+    It draws the same numbers, but computes a few rows at once.
+    """
+    heights = np.zeros((side, side), np.float32)
+    step, spread = side, 100.0
+
+    def displaced(sums: NDArray[np.float32]) -> NDArray[np.float64]:
+        noise = np.random.uniform(-spread, spread, sums.shape)  # noqa: NPY002  as the package
+        moved: NDArray[np.float64] = sums / 4 + spread * noise
+        return moved
+
+    while step >= 2:
+        half, cells = step // 2, side // step
+        corners, centres = heights[::step, ::step], heights[half::step, half::step]
+        for rows in _chunks(cells, cells):
+            sums = corners[rows] + _shifted(corners, rows, 1)
+            sums += np.roll(sums, -1, axis=1)
+            centres[rows] = displaced(sums)
+        for rows in _chunks(cells, cells):
+            sums = centres[rows] + _shifted(centres, rows, -1)
+            sums += corners[rows] + np.roll(corners[rows], -1, axis=1)
+            heights[::step, half::step][rows] = displaced(sums)
+        for rows in _chunks(cells, cells):
+            sums = centres[rows] + np.roll(centres[rows], 1, axis=1)
+            sums += corners[rows] + _shifted(corners, rows, 1)
+            heights[half::step, ::step][rows] = displaced(sums)
+        step, spread = half, spread / decay
+    heights -= heights.min()
+    heights /= heights.max()
+    return heights
+
+
+def _chunks(rows: int, values: int) -> Iterator[slice]:
+    """Slices of `rows` rows with `values` values each; a slice has about `_AT_ONCE` values."""
+    at_once = max(1, _AT_ONCE // values)
+    for first in range(0, rows, at_once):
+        yield slice(first, min(rows, first + at_once))
+
+
+def _shifted(grid: NDArray[Any], rows: slice, by: int) -> NDArray[Any]:
+    """The rows of `grid` that are `by` below `rows`; after the last row follows the first."""
+    shifted: NDArray[Any] = grid[(np.arange(rows.start, rows.stop) + by) % len(grid)]
+    return shifted
 
 
 def _clipped_zoom(image: NDArray[Any], factor: float) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,30 @@ def test_quick_corruptions_are_those_of_the_package(one: Any) -> None:
             expected = function(RNG_IMAGE, severity=severity, seed=seed)
             changed = one.apply(image, seed=seed, severity=severity)
             np.testing.assert_array_equal(changed, expected)
+
+
+@pytest.mark.parametrize("shape", [(33, 150, 3), (150, 33, 3)])
+def test_fog_in_small_chunks_is_that_of_the_package(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from imgaug.augmenters import imgcorruptlike
+
+    monkeypatch.setattr(imagenet_c, "_AT_ONCE", 700)
+    image = np.random.default_rng(3).integers(256, size=shape, dtype=np.uint8)
+    expected = imgcorruptlike.apply_fog(image, severity=4, seed=5)
+    fog = next(one for one in QUICK if one.corruption == "fog")
+    np.testing.assert_array_equal(fog.apply(image, seed=5, severity=4), expected)
+
+
+def test_fog_of_a_large_photo_needs_little_memory() -> None:
+    image = np.full((1000, 2000, 3), 90, np.uint8)
+    tracemalloc.start()
+    try:
+        imagenet_c._fog(image, 3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 60e6  # the noise 17 MB, the result 6 MB, chunks; imagecorruptions needs 144 MB
 
 
 @pytest.mark.slow
