@@ -412,6 +412,13 @@ def _device(raised: Raised) -> ErrorExplanation | None:
 def _library(raised: Raised) -> ErrorExplanation | None:
     if not raised.is_a("ImportError") and not raised.says("cannot open shared object file"):
         return None
+    if raised.says("failed to map segment from shared object"):
+        return ErrorExplanation(
+            "A library that this command needs cannot be loaded into memory.",
+            "The limit of address space is too small (`ulimit -v unlimited` removes it; login "
+            "nodes often set one), or the file system of the library does not permit execution.",
+            exit_code=3,
+        )
     return ErrorExplanation(
         "A library that this command needs cannot be loaded.",
         "Install the program again (`pip install --force-reinstall`) in a separate environment; "

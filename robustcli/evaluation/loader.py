@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from robustcli.core import machine
 from robustcli.core.errors import RobustError, RunError
@@ -159,12 +161,18 @@ class WorkerLoader(DataLoader[_T]):
     """
 
     def _get_iterator(self) -> Any:
-        # The finaliser of an iterator with a part of its workers prints a traceback.
         with uninterrupted():
-            return super()._get_iterator()
+            return _WorkerIterator(self) if self.num_workers else super()._get_iterator()
 
     def check_worker_number_rationality(self) -> None:
         """Does nothing; torch prints the same warning at creation and at the first batch."""
+
+
+class _WorkerIterator(_MultiProcessingDataLoaderIter):
+    def __del__(self) -> None:
+        # Fails, for example, if a signal has ended a worker; Python would print a traceback.
+        with suppress(Exception):
+            super().__del__()
 
 
 def batch_stream(

@@ -13,6 +13,7 @@ from multiprocessing.context import ForkProcess
 import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import RunError
@@ -242,5 +243,22 @@ def test_a_signal_while_workers_start_takes_effect_when_all_have_started(monkeyp
     with pytest.raises(KeyboardInterrupt), interruptible():
         iter(loader)
     assert len(started) == 2
+    gc.collect()
+    assert unraisable == []
+
+
+def test_an_error_in_the_finaliser_of_a_loader_is_not_printed(monkeypatch):
+    """At exit, torch reports a loader process that the signal to this process has ended too."""
+    unraisable, shut_down = [], _MultiProcessingDataLoaderIter._shutdown_workers
+
+    def shut_down_and_fail(stream):
+        shut_down(stream)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_shutdown_workers", shut_down_and_fail)
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: unraisable.append(args.exc_value))
+    stream = iter(WorkerLoader(range(4), num_workers=1, multiprocessing_context="fork"))
+    assert next(stream) == 0
+    del stream
     gc.collect()
     assert unraisable == []
