@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import pandas as pd
 
@@ -33,6 +35,7 @@ from robustcli.training.record import read_seeds_record
 ExportKind = Literal["eval", "train", "finetune"]
 _REPORT = ("report.md", "report.html", "results.csv", "results.json", "run.json")
 _PICTURES = ("figures/**/*.png", "figures/**/*.svg")
+_LINK = re.compile(r"\]\((figures/[^)\s]+)\)")
 _NAMES = ("run", "mode", "model", "protocol", "dataset", "status", "transform", "recipe")
 _ID_COLUMNS = (*_NAMES, "severity", "seed")
 _LONGEST = 500
@@ -246,8 +249,14 @@ def _record_and_missing(run: Path, kind: ExportKind) -> tuple[dict[str, Any], st
 
 
 def _pictures(run: Path) -> dict[str, Path]:
+    """The figures that the report shows; others are of earlier reports."""
+    report = run / "report.md"
+    links = _LINK.findall(report.read_text(encoding="utf-8")) if report.is_file() else ()
+    shown = {(run / unquote(link)).with_suffix("") for link in links}
     paths = sorted(path for pattern in _PICTURES for path in run.glob(pattern))
-    return {path.relative_to(run).as_posix(): path for path in paths}
+    return {
+        path.relative_to(run).as_posix(): path for path in paths if path.with_suffix("") in shown
+    }
 
 
 def run_key(record: Mapping[str, Any]) -> str:

@@ -157,8 +157,12 @@ def test_files_are_cleaned_and_hold_no_image_of_their_own(
     record = {"command": "robust eval --x 0123456789abcdef"}
     plan = replace(PLAN, dataset={"location": location}, record=record)
     run = build_run(tmp_path / "run", plan)
+    (run / "figures").mkdir(exist_ok=True)
+    (run / "figures" / "of_an_earlier_report.png").write_bytes(b"old")
     export = read_run_export(run)
     files = export.files()
+    assert any(name.startswith("figures/") for name in files)
+    assert "figures/of_an_earlier_report.png" not in files
     assert set(files) >= {"report.md", "report.html", "results.csv", "results.json", "run.json"}
     assert all(name.startswith("figures/") for name in set(files) - set(export.texts))
     exported_bytes = b"".join(files.values()) + json.dumps(export.parameters).encode()
