@@ -159,7 +159,7 @@ def foreground_logits(scores: Tensor) -> Tensor:
 def native_window(network: nn.Module) -> int:
     """Default input size of the network in pixels, that of its publication."""
     if isinstance(network, StagedUNet):
-        return min(network.config.patch)
+        return network.config.square
     if isinstance(network, ResNetSeg):
         return network.config.output
     return 224 if isinstance(network, SegFormer) else 256

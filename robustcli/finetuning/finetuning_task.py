@@ -456,6 +456,10 @@ def export_nnunet(plan: TrainPlan) -> bool:
     assert isinstance(network, StagedUNet)
     if trainer_of(network) is None:
         return False
+    # nnU-Net predicts in windows of the plan's patch, `robust predict` in those of the training.
+    trained = replace(network.config, patch_size=(plan.recipe.window,) * 2)
+    if not (network.config.bound_to_patch or trained.bound_to_patch):
+        network.config = trained
     nnunet_plan = plan_of(plan, network.config)
     if nnunet_plan.options["features"] != tuple(network.config.features):
         return False

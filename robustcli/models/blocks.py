@@ -6,6 +6,7 @@ U-shaped network, as in an nnU-Net plan.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import accumulate, islice
@@ -200,6 +201,15 @@ class StagedConfig:
     def reductions(self) -> tuple[Pair, ...]:
         """Downsampling factors (height, width) from the input to the map of each stage."""
         return tuple(accumulate(self.stage_strides, lambda a, b: (a[0] * b[0], a[1] * b[1])))
+
+    @property
+    def square(self) -> int:
+        """Side in pixels of the largest square within the patch that the network supports.
+
+        For a patch of 40 x 224 with strides up to 32, it is 32.
+        """
+        step = math.lcm(*self.reductions[-1])
+        return max(step, min(self.patch) // step * step)
 
     @property
     def bound_to_patch(self) -> bool:

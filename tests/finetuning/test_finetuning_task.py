@@ -390,6 +390,23 @@ def test_a_results_folder_brings_patch_batch_and_normalisation(config: FinetuneC
     assert recipe.patches.channels == (Channel(), Channel(), Channel("rgb_to_0_1"))
 
 
+def test_windows_are_squares_that_the_strides_divide(tmp_path: Path) -> None:
+    plan = make_plan((32, 64), CHANNELS, images=50, features=(4, 64))
+    assert plan.patch == (32, 64)
+    strides = [[1, 1], [2, 2], [1, 2]]
+    settings = {
+        **plan.settings, "patch_size": [22, 64], "pool_op_kernel_sizes": strides,
+        "conv_kernel_sizes": [[3, 3]] * 3, "n_conv_per_stage_encoder": [2] * 3,
+        "n_conv_per_stage_decoder": [2] * 2,
+    }  # fmt: skip
+    plan = replace(plan, plans={**plan.plans, "configurations": {"2d": settings}})
+    folder = results(tmp_path, checkpoint(network(plan=plan), plan), plan=plan)
+    data = write_pairs(tmp_path / "data", 14)
+    training = TrainConfig("umamba", data=str(data), recipe="nnunet", device="cpu")
+    config = FinetuneConfig(training, pretrained=folder, iterations=10)
+    assert plan_finetuning(config, Recorder()).training.recipe.window == 20  # a multiple of 2 and 4
+
+
 def test_a_frozen_mode_runs_to_its_end(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -475,6 +492,10 @@ def test_without_a_plan_one_is_made_of_the_network(make_config: MakeConfig) -> N
     loaded = read_nnunet(folder)
     assert loaded.plan.options["features"] == (4, 8)
     assert loaded.plan.patch == (16, 16)
+    # Without Mamba layers that depend on the patch: the windows of the training, as in `predict`.
+    run = run_finetuning(make_config(mode="freeze", epochs=1, window=32, out=run.parent / "other"))
+    (folder,) = (run / "freeze" / "nnunet").iterdir()
+    assert read_nnunet(folder).plan.patch == (32, 32)
     assert json.dumps(dict(loaded.plan.plans))  # as nnU-Net's JSON
 
 

@@ -224,10 +224,10 @@ def _window(recipe: Recipe, network: StagedConfig | None) -> int:
     assert recipe.patches is not None
     if network is None:
         return recipe.window
-    patch, most = min(network.patch), recipe.patches.most_patch
+    patch, most = network.square, recipe.patches.most_patch
     if most is None or most >= patch or network.bound_to_patch:
         return patch
-    step = max(network.reductions[-1])
+    step = math.lcm(*network.reductions[-1])
     return min(patch, max(SMALLEST_EDGE * step, most // step * step))
 
 
@@ -317,7 +317,7 @@ class NNUNet(Procedure):
 
         The plan of pretrained weights is used if they come from nnU-Net. Else nnU-Net's planner
         computes the batch from the network's patch (256 pixels if it has none) and strides.
-        Deviation: windows are squares with the shorter side of the plan's patch.
+        Deviation: windows are squares within the plan's patch.
 
         Raises:
             UsageError: The network has no such option, or the plan is incomplete.
