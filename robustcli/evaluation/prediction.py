@@ -38,7 +38,12 @@ from robustcli.data.archives import is_tar, is_zip, list_tar, list_zip
 from robustcli.data.dataset import FileRef, reasons_in_lines
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.labels import NUMBERED, LabelSpace, numbered_classes
-from robustcli.data.listing import list_folder, normalised_path
+from robustcli.data.listing import (
+    HDF5_SUFFIXES,
+    NIFTI_SUFFIXES,
+    list_folder,
+    normalised_path,
+)
 from robustcli.data.mask_classes import colours_of
 from robustcli.data.named_datasets import find_named, require_tar
 from robustcli.data.published_masks import LABEL_FILES
@@ -309,6 +314,9 @@ def list_jobs(
     found = set(_images(images, out.resolve(), say))  # a folder and an image of it may be named
     files = sorted(found, key=lambda file: (file[1].as_posix(), str(file[0])))
     if not files:
+        volume = next((file for path in images for file in _volumes_in(path)), None)
+        if volume is not None:
+            raise _not_an_image(volume)
         raise UsageError(
             f"No images were found in {' and '.join(f'`{path}`' for path in images)}.",
             "Expected a folder with image files (JPEG, PNG, TIFF, ...) or image files.",
@@ -335,6 +343,8 @@ def _images(images: Sequence[Path], out: Path, say: Say) -> Iterator[tuple[Path,
                 if not _is_true_mask(file, names):
                     yield file.path, PurePosixPath(file.relative)
         elif path.is_file():
+            for volume in _volumes_in(path):
+                raise _not_an_image(volume)
             yield path, PurePosixPath(path.name)
         else:
             raise UsageError(
@@ -342,6 +352,21 @@ def _images(images: Sequence[Path], out: Path, say: Say) -> Iterator[tuple[Path,
                 "Expected a folder of images, or an image.",
                 "Check the path in `--data`.",
             )
+
+
+def _volumes_in(path: Path) -> Iterator[Path]:
+    """The NIfTI and HDF5 files in the folder `path`, or `path` if it is one."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.name.lower().endswith((*NIFTI_SUFFIXES, *HDF5_SUFFIXES)):
+            yield file
+
+
+def _not_an_image(volume: Path) -> UsageError:
+    return UsageError(
+        f"`{volume}` is a volume, for which no mask is written.",
+        "`robust predict` writes a PNG for each image, and does not read NIfTI or HDF5.",
+        "Save its slices as PNG, with the grey values of the training (docs/masks.md).",
+    )
 
 
 def _is_true_mask(file: FileRef, names: set[str]) -> bool:

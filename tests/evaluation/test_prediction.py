@@ -215,6 +215,10 @@ def test_missing_paths_and_folders_without_images_are_errors(tmp_path):
         list_jobs([tmp_path / "absent"], tmp_path / "out", overlays=False)
     with pytest.raises(UsageError, match="No images were found in"):
         list_jobs([files(tmp_path, "a.txt")], tmp_path / "out", overlays=False)
+    volumes = files(tmp_path / "volumes", "a.nii.gz")
+    for path in (volumes, volumes / "a.nii.gz"):
+        with pytest.raises(UsageError, match=r"a\.nii\.gz` is a volume(?s:.*)slices as PNG"):
+            list_jobs([path], tmp_path / "out", overlays=False)
 
 
 def test_leftovers_are_no_images_and_are_counted(tmp_path):
