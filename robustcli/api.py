@@ -600,14 +600,15 @@ def finetune(
     )  # fmt: skip
     own_options = checked_arguments(
         FinetuneConfig, "finetune",
-        {"mode": mode, "profile_iterations": profile_iterations, "iterations": iterations},
+        {
+            "mode": mode, "rule": rule or make_rule(), "profile_iterations": profile_iterations,
+            "profile_only": profile_only, "iterations": iterations, "sweep": sweep,
+            "lora_layers": lora_layers,
+        },
     )  # fmt: skip
     with _opened(out) as folder:
         training = TrainConfig(out=folder, **{"command": "robustcli.finetune(...)", **options})
-        config = FinetuneConfig(
-            training, weights, rule=rule or make_rule(), profile=known, profile_only=profile_only,
-            sweep=sweep, lora_layers=tuple(lora_layers), **own_options,
-        )  # fmt: skip
+        config = FinetuneConfig(training, weights, profile=known, **own_options)
         if seeds is None:
             return Finetuning(run_finetuning(config))
         from robustcli.finetuning.mode_trainings import finetune_seeds

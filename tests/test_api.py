@@ -71,6 +71,10 @@ def test_wrong_arguments_of_other_functions() -> None:
         robustcli.train(network, out="run")
     with pytest.raises(UsageError, match=r"`robustcli.finetune`[\s\S]*no argument `weights`"):
         robustcli.finetune("umamba", out="run", weights="w.pth")
+    with pytest.raises(UsageError, match=r"`rule='x'` should be an instance of FreezeRule\."):
+        robustcli.finetune("umamba", out="run", rule="x")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="`sweep='perhaps'` should be a valid boolean"):
+        robustcli.finetune("umamba", out="run", sweep="perhaps")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="`formats='onx'` should be 'onnx' or 'torchscript'"):
         robustcli.export(network, formats="onx")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="`to='tensorboard'` is no tracker"):

@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, get_args, get_origin
 
-from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 
 from robustcli.core.errors import UsageError, shortened_text
 from robustcli.core.names import nearest
@@ -25,8 +32,8 @@ def checked_arguments(
 ) -> dict[str, Any]:
     """`arguments` with the types of the fields of the dataclass `settings`.
 
-    A text that is a number becomes one, a list a tuple, and a single path or text of a field with
-    several a tuple of one.
+    A text that is a number becomes one, a list a tuple, and a single path, text or number of a
+    field with several a tuple of one.
 
     Args:
         settings: The dataclass that gets the arguments.
@@ -77,10 +84,12 @@ def _converted(kind: Any, value: Any) -> Any:
     if isinstance(kind, str):  # values of masks, which have their own checks
         return value
     several = any(get_origin(option) is tuple for option in (kind, *get_args(kind)))
-    if several and isinstance(value, str | Path):
+    if several and isinstance(value, str | Path | int | float):
         value = (value,)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
+    if is_dataclass(kind):
+        return TypeAdapter(InstanceOf[kind]).validate_python(value)
     config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
     try:
         return TypeAdapter(kind, config=config).validate_python(value)

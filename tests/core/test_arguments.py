@@ -36,6 +36,7 @@ def test_every_default_is_accepted_unchanged(settings: type[Any]) -> None:
     [
         ({"severities": [1, 3]}, {"severities": (1, 3)}),
         ({"plugins": "mine.py"}, {"plugins": (Path("mine.py"),)}),
+        ({"severities": 2, "fail_drop": 50}, {"severities": (2,), "fail_drop": ("50",)}),
         ({"fail_under": "clean=70"}, {"fail_under": ("clean=70",)}),
         ({"label_space": Path("classes.txt")}, {"label_space": "classes.txt"}),
         ({"seed": np.int64(3), "workers": 2.0}, {"seed": 3, "workers": 2}),
