@@ -121,6 +121,7 @@ class PlacesCommand(click.Command):
                 "It was deleted or moved after this shell entered it.",
                 "Change to an existing folder and repeat the command.",
             ) from error
+        opened: dict[tuple[str, str], Path] = {}
         with ExitStack() as stack:
             for param in self.params:
                 value = ctx.params.get(param.name or "")
@@ -128,7 +129,8 @@ class PlacesCommand(click.Command):
                     continue
                 several = value if isinstance(value, tuple) else (value,)
                 folders = tuple(
-                    _enter(stack, ctx, param.type, place) if isinstance(place, StoredPlace)
+                    _enter(stack, ctx, param.type, place, opened)
+                    if isinstance(place, StoredPlace)
                     else place
                     for place in several
                 )  # fmt: skip
@@ -140,14 +142,19 @@ def _takes_one_value(param: click.Parameter) -> bool:
     return isinstance(param, click.Option) and not (param.multiple or param.is_flag or param.count)
 
 
-def _enter(stack: ExitStack, ctx: click.Context, kind: RunPlace, place: StoredPlace) -> Any:
-    """The local folder for `place`, opened in `stack`."""
+def _enter(
+    stack: ExitStack, ctx: click.Context, kind: RunPlace, place: StoredPlace,
+    opened: dict[tuple[str, str], Path],
+) -> Any:  # fmt: skip
+    """The local folder for `place`, opened in `stack` unless this command has `opened` it."""
     url, colon, member = place.url, "", ""
     if kind.member and ":" in url.partition("://")[2]:
         scheme, _, location = url.partition("://")
         key, colon, member = location.partition(":")
-        url = f"{scheme}://{key}"
-    folder = _folder(stack, ctx, kind, url)
+        url = f"{scheme}://{key.rstrip('/')}"
+    folder = opened.get((url, kind.use))
+    if folder is None:
+        folder = opened[url, kind.use] = _folder(stack, ctx, kind, url)
     return f"{folder}{colon}{member}" if kind.member else folder
 
 

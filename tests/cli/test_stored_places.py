@@ -86,6 +86,9 @@ def test_an_evaluation_from_store_to_store_and_what_reads_it(
     compared = robust("compare", f"{place.url}:resnet-pico", "local:resnet-pico")
     assert compared.code in (0, 2)
     assert "is not a run" not in compared.err
+    twice = robust("compare", f"{place.url}:resnet-pico", f"{place.url}/:resnet-pico")
+    assert "Another process" not in twice.err
+    assert robust("report", place.url, f"{place.url}/").code == 0
     before = stored(place)
     assert robust("verify", place.url, "--sample", "1").code == 0
     assert stored(place) == before
