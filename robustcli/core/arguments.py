@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
+from inspect import get_annotations
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, get_args, get_origin
 
@@ -76,8 +77,8 @@ _LONGEST_VALUE = 80
 
 
 def _type_of(settings: type[Any], name: str) -> Any:
-    owner = next(base for base in settings.__mro__ if name in vars(base).get("__annotations__", {}))
-    return eval(owner.__annotations__[name], vars(sys.modules[owner.__module__]))
+    owner = next(base for base in settings.__mro__ if name in get_annotations(base))
+    return eval(get_annotations(owner)[name], vars(sys.modules[owner.__module__]))
 
 
 def _converted(kind: Any, value: Any) -> Any:
