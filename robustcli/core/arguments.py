@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     InstanceOf,
+    PydanticUndefinedAnnotation,
     PydanticUserError,
     TypeAdapter,
     ValidationError,
@@ -94,8 +95,8 @@ def _converted(kind: Any, value: Any) -> Any:
     config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
     try:
         return TypeAdapter(kind, config=config).validate_python(value)
-    except PydanticUserError:  # an object of this package, such as an opened data set
-        return value
+    except (PydanticUserError, PydanticUndefinedAnnotation):
+        return value  # an object of this package, such as an opened data set
 
 
 def _expected(message: str) -> str:
