@@ -18,6 +18,7 @@ from torchmetrics.functional.classification import binary_accuracy
 from robustcli.adapters.catalogue import FOREGROUND
 from robustcli.adapters.model import ModelFacts, Precision
 from robustcli.adapters.segmenter import (
+    WINDOWS,
     LUMINANCE,
     MaskPreprocessing,
     Otsu,
@@ -340,7 +341,9 @@ def test_a_batch_of_mixed_sizes_is_as_one_by_one() -> None:
     assert model.probabilities([]) == []
 
 
-def test_small_images_go_through_at_once_and_large_ones_in_few_windows() -> None:
+def test_small_images_go_through_at_once_and_large_ones_in_as_many_windows_as_suit_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     network = Pixelwise()
     segmenter(network).probabilities(images([(64, 64), (3, 9), (64, 64), (50, 64)]))
     assert network.shapes == [(4, 3, 64, 64)]
@@ -348,6 +351,10 @@ def test_small_images_go_through_at_once_and_large_ones_in_few_windows() -> None
     segmenter(network).probabilities(images([(300, 200)] * 3))
     assert {shape[1:] for shape in network.shapes} == {(3, 64, 64)}
     assert max(shape[0] for shape in network.shapes) == 4
+    monkeypatch.setitem(WINDOWS, "cpu", 32)  # as on a GPU
+    network = Pixelwise()
+    segmenter(network).probabilities(images([(300, 200)]))
+    assert [len(shape) and shape[0] for shape in network.shapes] == [32, 22]
 
 
 class Ramp(nn.Module):
