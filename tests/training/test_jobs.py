@@ -162,7 +162,7 @@ def run_together(command: list[str], count: int) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize(
     ("difference", "message"),
-    [("other version", "version of `robustcli`"), ("other pixels", "the same pixels")],
+    [("other version", "version of `robustcli`"), ("other pixels", "in: pixels")],
 )
 def test_processes_that_would_not_train_the_same_are_refused(
     difference: str, message: str, data: Path, tmp_path: Path, script: Path
