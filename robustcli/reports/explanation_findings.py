@@ -39,6 +39,8 @@ UNCHANGED = 0.5
 
 A convention of this program: the source (Adebayo et al., NeurIPS 2018) defines no limit.
 """
+INCOMPLETE = 0.25
+"""Median relative error from which the sum of maps does not represent the score; a convention."""
 SCORE_TITLES = {
     "insertion_auc": "Insertion",
     "deletion_auc": "Deletion",
@@ -382,16 +384,25 @@ def _error_sentences(explanation: ExplanationFindings) -> Iterator[str]:
             if ERROR_OF[method] == "completeness_error"
             else "the sum of the relevance of pixels and constants differs from the score"
         )
+        failed = error.median >= INCOMPLETE
         yield (
-            f"Check: {promise} by {relative(error.median)} in the median and by "
-            f"{relative(error.p95)} in the 95th percentile of {counted(error.n, 'map')}."
+            f"Check{' failed' if failed else ''}: {promise} by {relative(error.median)} in the "
+            f"median and by {relative(error.p95)} in the 95th percentile of "
+            f"{counted(error.n, 'map')}."
         )
+        if failed and method == "integrated-gradients":
+            yield (
+                "The score changes abruptly between the mean colour and the photo, for example "
+                "behind instance norms: do not use these maps of integrated gradients."
+            )
 
 
 def relative(value: float | None) -> str:
     """A relative error, rounded to its significant digits."""
     if value is None:
         return decimal(None)
+    if value >= 0.995:
+        return f"{100 * value:.0f} %"
     return f"{100 * value:.2g} %" if value >= 1e-4 else f"{value:.0e}"
 
 

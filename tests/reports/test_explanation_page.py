@@ -162,6 +162,17 @@ def test_maps_that_do_not_depend_on_the_weights_fail_the_sanity_check(tmp_path: 
     assert "0.90" in line_of(section(explanation_page(failing), "Sanity check"), "Grad-CAM")[2]
 
 
+def test_maps_whose_sum_is_not_the_change_of_the_score_fail_their_check(tmp_path: Path) -> None:
+    explanation = read_built(tmp_path / "run", ExplainPlan(methods=("integrated-gradients",)))
+    assert not [s for s in explanation_summary(explanation) if "failed" in s]
+    for error, shown in ((0.3, "30 %"), (1.004, "100 %"), (12.0, "1200 %")):
+        rows = explanation.rows.assign(completeness_error=error)
+        check, advice = list(explanation_summary(replace(explanation, rows=rows)))[-2:]
+        assert check.startswith("Check failed: the sum of the maps of integrated gradients")
+        assert f"by {shown} in the median" in check
+        assert "do not use these maps" in advice
+
+
 def test_what_was_not_asked_for_is_said(tmp_path: Path) -> None:
     explanation = read_built(tmp_path / "run", ExplainPlan(methods=("occlusion",), sanity=False))
     page = explanation_page(explanation)
