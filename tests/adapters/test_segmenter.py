@@ -18,8 +18,8 @@ from torchmetrics.functional.classification import binary_accuracy
 from robustcli.adapters.catalogue import FOREGROUND
 from robustcli.adapters.model import ModelFacts, Precision
 from robustcli.adapters.segmenter import (
-    WINDOWS,
     LUMINANCE,
+    WINDOWS,
     MaskPreprocessing,
     Otsu,
     Segmenter,
