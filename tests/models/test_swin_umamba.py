@@ -139,7 +139,7 @@ def test_the_patch_embedding_is_taken_over_where_upstream_does():
 
 
 def test_what_cannot_be_built_or_taken_is_refused():
-    with pytest.raises(UsageError, match=r"(?s)48 x 72 pixels, which `swin-umamba-d`.*of 32"):
+    with pytest.raises(UsageError, match=r"(?s)48 x 72 pixels, which the network.*of 32"):
         build("swin-umamba-d", depths=(1, 1, 1, 1), dim=8)(golden.images(1, 3, 48, 72))
     with pytest.raises(UsageError, match=r"`decoder=cnn` is unknown.*\n.*`conv`"):
         build("swin-umamba", decoder="cnn")
