@@ -9,7 +9,7 @@ registers, shared memory and the number of blocks. This script measures no times
 
 Two layouts: `16-fold` has channels in multiples of 16 and aligned memory, as in networks, and reads
 four values at a time; `any` is used for odd numbers of channels. Images and sequences use the same
-binaries.
+binaries. Requires Triton 3.3, which belongs to torch 2.7, or newer.
 """
 
 # mypy: disable-error-code="import-untyped"
@@ -39,6 +39,8 @@ DTYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 ALL_GRADIENTS = dict.fromkeys(
     ("OF_X", "OF_DELTA", "OF_A", "OF_B", "OF_C", "OF_D", "OF_BIAS", "STATES", "STATE_GRADS"), True
 )
+SUPPORTED = "constexprs" in inspect.signature(ASTSource).parameters
+"""Whether this Triton is new enough."""
 CHANNELS = 32  # channels of a tile in use
 WARPS = 4  # Triton's default, used by the launches
 OTHER_TILES = (1024, 256)  # steps times channels, shown for comparison
@@ -153,6 +155,8 @@ def main() -> None:
     parser.add_argument("--architecture", type=int, default=90, choices=sorted(PROCESSORS))
     parser.add_argument("--all-tiles", action="store_true", help="Also compile other tile sizes.")
     arguments = parser.parse_args()
+    if not SUPPORTED:
+        parser.exit(2, f"Triton {triton.__version__} is too old: use torch 2.7 or newer.\n")
     processor = PROCESSORS[arguments.architecture]
     tiles = (backend.TILE, *(OTHER_TILES if arguments.all_tiles else ()))
     rows = table(arguments.architecture, tiles)

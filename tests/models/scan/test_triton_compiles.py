@@ -90,6 +90,8 @@ def test_every_number_of_a_kernel_is_known_as_one():
 def test_four_programs_fit_beside_each_other_and_nothing_is_spilled(
     registers, states, monkeypatch, tmp_path
 ):
+    if not registers.SUPPORTED:
+        pytest.skip("the script needs a newer Triton, of torch 2.7")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for name, kernel, constants in registers.launches(backend.TILE):
         options = backend.compiler_options(name, states)
