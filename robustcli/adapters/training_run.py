@@ -18,7 +18,7 @@ from robustcli.adapters.checkpoint import is_safetensors, read_weights
 from robustcli.core.errors import UsageError
 from robustcli.core.io import parse_json, replacing
 from robustcli.core.names import canonical
-from robustcli.core.rundir import FINETUNE_KIND, SEEDS_KIND
+from robustcli.core.rundir import FINETUNE_KIND, SEEDS_KIND, refuse_other_kind
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace, read_label_space
 from robustcli.nnunet.normalisation import NnUNetInference
 
@@ -228,6 +228,7 @@ def weights_in(path: Path) -> Path:
                     f"Pass its folder, such as `{path / trainings[0]}`.",
                 )
     if not (path / WEIGHTS).is_file():
+        refuse_other_kind(path, "train", "a training")
         raise UsageError(
             f"`{path}` is not a finished training run.",
             f"It contains no `{WEIGHTS}`.",

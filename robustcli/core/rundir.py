@@ -124,7 +124,8 @@ class RunKind(Generic[RecordT]):
                 )
             return record
         except ValidationError as error:
-            self._refuse_other_kind(run)
+            kind = self.record.model_fields.get("kind")
+            refuse_other_kind(run, _EVALUATION if kind is None else kind.default, self.name)
             first = error.errors()[0]
             if first["type"] == "extra_forbidden" and _is_one_of(self.record, path):
                 name = ".".join(map(str, first["loc"]))
@@ -135,18 +136,6 @@ class RunKind(Generic[RecordT]):
                 f"Pass a run folder of `{self.command}`, or use the version of `robust` that "
                 "wrote this file.",
             ) from error
-
-    def _refuse_other_kind(self, run: Path) -> None:
-        """Raises UsageError if the record of `run` is that of another known kind of run."""
-        head = _head(run / RECORD_FILE)
-        field = self.record.model_fields.get("kind")
-        own = _EVALUATION if field is None else field.default
-        kind = head.get("kind", _EVALUATION if "transforms" in head else None)
-        for known, name, todo in _KINDS:
-            if kind == known != own:
-                if kind in (SEEDS_KIND, FINETUNE_KIND):
-                    todo = todo.format(run / _first_folder(head))
-                raise UsageError(f"`{run}` contains {name}, not {self.name}.", "", todo)
 
     def write(self, run: Path, record: RecordT) -> None:
         """Writes `RUN/run.json` durably."""
@@ -273,6 +262,17 @@ _KINDS = (
 """`kind` of each record, what its folder contains, and what to do with the folder."""
 
 
+def refuse_other_kind(run: Path, own: str, name: str) -> None:
+    """Raises UsageError if `run` contains another known kind of run than `own`, called `name`."""
+    head = _head(run / RECORD_FILE)
+    kind = head.get("kind", _EVALUATION if "transforms" in head else None)
+    for known, found, todo in _KINDS:
+        if kind == known != own:
+            if kind in (SEEDS_KIND, FINETUNE_KIND):
+                todo = todo.format(run / _first_folder(head))
+            raise UsageError(f"`{run}` contains {found}, not {name}.", "", todo)
+
+
 def _first_folder(head: Mapping[str, Any]) -> str:
     """The folder of the first seed or mode in the record `head`."""
     if head["kind"] == SEEDS_KIND:
@@ -283,7 +283,7 @@ def _first_folder(head: Mapping[str, Any]) -> str:
 
 def _head(path: Path) -> dict[str, Any]:
     """The content of the record `path`; empty if it is damaged, which the caller reports."""
-    with suppress(ValueError):
+    with suppress(ValueError, OSError):
         head = parse_json(path.read_text(encoding="utf-8"))
         if isinstance(head, dict):
             return head

@@ -58,6 +58,9 @@ def test_a_run_that_did_not_finish(tmp_path: Path) -> None:
     ):
         weights_in(tmp_path)
     assert weights_in(tmp_path / "w.pth") == tmp_path / "w.pth"
+    (tmp_path / "run.json").write_text('{"transforms": []}')
+    with pytest.raises(UsageError, match="contains an evaluation, not a training"):
+        weights_in(tmp_path)
 
 
 def test_weights_of_another_model(run: Path) -> None:
