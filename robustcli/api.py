@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -202,6 +203,30 @@ class Finetuning(_RunFolder):
         return read_csv(self.path / DECISIONS, dtype={"shape": str})
 
 
+@contextmanager
+def _kept_random_state() -> Iterator[None]:
+    """Restores the random generators of the caller: of Python, NumPy and torch (CPU and CUDA)."""
+    import numpy as np
+    import torch
+
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  global
+    # Reading the state of a GPU would start CUDA, which `device="cpu"` must not. A GPU that is
+    # started later has the seed of torch's CPU generator, unless the caller seeds it separately.
+    states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    seed = torch.initial_seed()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        if states is not None:
+            torch.cuda.set_rng_state_all(states)
+        else:
+            torch.cuda.manual_seed_all(seed)
+
+
+@_kept_random_state()
 def evaluate(
     model: ModelLike | Sequence[ModelLike] | Mapping[str, ModelLike],
     data: str | Path | None,
@@ -341,6 +366,7 @@ def _path_as_name(model: ModelLike) -> ModelLike:
     return str(model) if isinstance(model, Path) else model
 
 
+@_kept_random_state()
 def explain(
     model: ModelLike | None = None,
     data: str | Path | None = None,
@@ -465,6 +491,7 @@ def train(
 def train(
     model: str, data: str | Path | None = None, *, out: str | Path, seeds: int, **options: Any
 ) -> SeedFolder: ...
+@_kept_random_state()
 def train(
     model: str, data: str | Path | None = None, *, out: str | Path, seeds: int | None = None,
     **options: Any,
@@ -541,6 +568,7 @@ def finetune(
     lora_layers: Sequence[str] = ("in_proj", "x_proj", "out_proj"),
     **options: Any,
 ) -> SeedFolder: ...
+@_kept_random_state()
 def finetune(
     model: str,
     data: str | Path | None = None,
@@ -616,6 +644,7 @@ def finetune(
         return SeedFolder(finetune_seeds(config))
 
 
+@_kept_random_state()
 def verify(
     run: str | Path,
     *,
@@ -652,6 +681,7 @@ def verify(
         )
 
 
+@_kept_random_state()
 def export(
     model: ModelLike,
     *,

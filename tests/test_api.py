@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import robustcli
@@ -88,3 +91,38 @@ def test_the_keys_of_a_dictionary_name_models_of_the_catalogue_too(tmp_path: Pat
     options = {"out": tmp_path / "run", "limit": 10, "workers": 0}
     run = robustcli.evaluate(models, "cifar10-mini", "identity", **options)  # type: ignore[arg-type]
     assert run.table()["model"].tolist() == ["first", "second"]
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["cpu", "cuda"])
+def test_functions_keep_the_random_generators_of_the_caller(
+    monkeypatch: pytest.MonkeyPatch, *, started: bool
+) -> None:
+    cuda = {"state": ["before"], "seed": None}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: started)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: cuda["state"])
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda states: cuda.update(state=states))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: cuda.update(seed=seed))
+
+    def draws(*_: object, **__: object) -> None:
+        random.random(), np.random.rand(), torch.manual_seed(3), torch.rand(1)  # noqa: NPY002
+        cuda["state"] = ["after"]
+        raise UsageError("drawn", "", "")
+
+    monkeypatch.setattr(api, "checked_arguments", draws)
+    for seed, call in enumerate(
+        (
+            lambda: robustcli.evaluate("vmamba-pico", None, "identity", out="run"),
+            lambda: robustcli.explain("vmamba-pico", out="run"),
+            lambda: robustcli.train("ulvm", out="run"),
+            lambda: robustcli.finetune("umamba-pico", out="run"),
+            lambda: robustcli.export("vmamba-pico"),
+            lambda: robustcli.verify("run"),
+        )
+    ):
+        torch.manual_seed(seed)
+        before = random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()  # noqa: NPY002
+        with pytest.raises(UsageError, match="drawn"):
+            call()
+        after = random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()  # noqa: NPY002
+        assert after == before
+        assert cuda["state"] == ["before"] if started else cuda["seed"] == seed

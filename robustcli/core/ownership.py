@@ -443,9 +443,8 @@ def claim(store: ObjectStore, say: Callable[[str], None]) -> StoreClaim:
         store.remove(_name(identity))
         if blocking is None or blocking.state == "holds" or attempt == _TRIES - 1:
             raise in_use(store.url, blocking.owner if blocking else None)
-        time.sleep(
-            random.uniform(*_APART_SECONDS)
-        )  # with equal pauses two processes would collide again
+        # With equal pauses, as after `random.seed(0)` in both processes, they would collide again.
+        time.sleep(random.SystemRandom().uniform(*_APART_SECONDS))
     raise AssertionError("the last attempt returns or raises")
 
 
