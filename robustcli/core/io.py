@@ -6,15 +6,18 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustcli.core.errors import RunError
+from robustcli.core.machine import machine_id, start_of_process
 from robustcli.core.names import FORMULA_SIGNS
 
 if TYPE_CHECKING:
@@ -72,7 +75,7 @@ def replacing(path: Path) -> Iterator[Path]:
         RunError: The file system refused (disk full, no permission); `path` is unchanged.
     """
     # Not from tempfile, whose files only their owner can read: results are shared.
-    ending = f".{os.getpid()}-{threading.get_ident()}.tmp"
+    ending = f".{_machine_tag()}-{os.getpid()}-{threading.get_ident()}.tmp"
     temporary = path.with_name(f".{shortened(path.name, LONGEST_NAME - len(ending) - 1)}{ending}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +90,37 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
     for written in tuple(_OBSERVERS):
         written(path)
+
+
+TEMPORARY_FILES = ".*.tmp"
+"""Glob of the temporary files of `replacing`."""
+_WRITER = re.compile(r"\.(?:([0-9a-f]{8})-)?(\d+)-\d+\.tmp")
+_UNCHANGED_SECONDS = 600.0
+"""Age of a temporary file from which its process on another machine counts as ended."""
+
+
+@cache
+def _machine_tag() -> str:
+    return hashlib.sha256(machine_id().encode()).hexdigest()[:8]
+
+
+def remove_leftovers(files: Iterable[Path]) -> None:
+    """Removes those of `files` that are temporary files of processes that have ended.
+
+    A process that started others can be killed, and its folder taken by a new command, while the
+    others still write. Those of another machine or container cannot be checked; their files are
+    removed if they have not changed for _UNCHANGED_SECONDS.
+    """
+    for path in files:
+        if (writer := _WRITER.search(path.name)) is None:
+            continue
+        with suppress(OSError):  # another process was faster, or it cannot be changed
+            if writer[1] == _machine_tag():
+                ended = start_of_process(int(writer[2])) is None
+            else:
+                ended = time.time() - path.stat().st_mtime > _UNCHANGED_SECONDS
+            if ended:
+                path.unlink()
 
 
 _OBSERVERS: list[Callable[[Path], None]] = []

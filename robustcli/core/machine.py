@@ -15,7 +15,9 @@ import math
 import os
 import platform
 import re
+import socket
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -215,6 +217,39 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
             if key.strip() == "model name":
                 return name.strip()
     return platform.processor() or platform.machine()
+
+
+# The identity of the machine and its processes.
+
+
+def machine_id() -> str:
+    """Identifies the machine or container.
+
+    On Linux a container can share name and kernel with the host, but has separate process ids.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{socket.gethostname()}/{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return f"{socket.gethostname()}/{platform.system()}/{uuid.getnode():x}"
+
+
+def start_of_process(pid: int) -> str | None:
+    """Start time of process `pid` as a constant text; None if there is no such process."""
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.parent.parent.joinpath("self").exists():
+        try:
+            # The name in parentheses can contain anything. Field 22: clock ticks since boot.
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return None if fields[0] in "ZX" else fields[19]
+    import psutil
+
+    try:
+        return f"{psutil.Process(pid).create_time():.3f}"
+    except psutil.Error:
+        return None
 
 
 # The versions of this program, of Python, and of the packages that decide the numbers.

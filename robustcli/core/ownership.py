@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import random
 import shlex
 import socket
@@ -42,6 +41,7 @@ from typing import Literal
 
 from robustcli.core.errors import RobustError, RunError
 from robustcli.core.io import parse_json, refused, write_text
+from robustcli.core.machine import machine_id, start_of_process
 from robustcli.core.objects import ObjectStore
 
 OWNER_FOLDER = ".owner"
@@ -191,9 +191,9 @@ def _refuse_if_alive(run: str, path: Path, say: Callable[[str], None]) -> None:
 
 def owner_is_alive(owner: Owner) -> bool | None:
     """Whether `owner` lives; None where it belongs to another machine, or container."""
-    if owner.machine != _machine():
+    if owner.machine != machine_id():
         return None
-    return _start_of(owner.pid) == owner.started
+    return start_of_process(owner.pid) == owner.started
 
 
 def waiting_for(run: str, owner: Owner | None, seconds: float) -> str:
@@ -211,7 +211,7 @@ def in_use(run: str, owner: Owner | None) -> RunError:
         return RunError(
             f"Another process is working in `{run}`.", "", "Wait for it, or use another `--out`."
         )
-    is_local = owner.machine == _machine()
+    is_local = owner.machine == machine_id()
     place = "on this machine" if is_local else f"on {owner.host}"
     return RunError(
         f"Another process is working in `{run}`.",
@@ -268,42 +268,12 @@ def this_process() -> Owner:
     pid = os.getpid()
     return Owner(
         host=socket.gethostname(),
-        machine=_machine(),
+        machine=machine_id(),
         pid=pid,
-        started=_start_of(pid) or "",
+        started=start_of_process(pid) or "",
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(sys.argv),
     )
-
-
-def _machine() -> str:
-    """Identifies the machine or container.
-
-    On Linux a container can share name and kernel with the host, but has separate process ids.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{socket.gethostname()}/{boot}/{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return f"{socket.gethostname()}/{platform.system()}/{uuid.getnode():x}"
-
-
-def _start_of(pid: int) -> str | None:
-    """Start time of process `pid` as a constant text; None if there is no such process."""
-    stat = Path(f"/proc/{pid}/stat")
-    if stat.parent.parent.joinpath("self").exists():
-        try:
-            # The name in parentheses can contain anything. Field 22: clock ticks since boot.
-            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        return None if fields[0] in "ZX" else fields[19]
-    import psutil
-
-    try:
-        return f"{psutil.Process(pid).create_time():.3f}"
-    except psutil.Error:
-        return None
 
 
 # Claims on runs in object stores.

@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from robustcli.core.errors import UsageError, errors_of
-from robustcli.core.io import parse_json, write_text
+from robustcli.core.io import TEMPORARY_FILES, parse_json, remove_leftovers, write_text
 from robustcli.core.ownership import Ownership, owned
 
 RECORD_FILE = "run.json"
@@ -148,7 +148,7 @@ class RunKind(Generic[RecordT]):
 
     @contextmanager
     def held(self, run: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Ownership]:
-        """Creates and owns the folder `run`, and removes temporary files of a killed process.
+        """Creates and owns the folder `run`, and removes temporary files of killed processes.
 
         Attaches the folder to errors in the context (`errors.run_of`).
 
@@ -162,8 +162,7 @@ class RunKind(Generic[RecordT]):
         with owned(run, say) as ownership, errors_of(run):
             for name in self.temporary:
                 shutil.rmtree(run / name, ignore_errors=True)
-            for path in run.rglob(".*.tmp"):
-                path.unlink(missing_ok=True)
+            remove_leftovers(run.rglob(TEMPORARY_FILES))
             yield ownership
 
     def open(

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
-import time
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 from tabulate import tabulate
 
-from robustcli.core.io import parse_json, write_text
+from robustcli.core.io import TEMPORARY_FILES, parse_json, remove_leftovers, write_text
 from robustcli.core.names import FORMULA_SIGNS, printable
 from robustcli.core.rundir import RECORD_FILE
 from robustcli.reports.cell_photos import PhotoSheet
 from robustcli.reports.html import to_html
 from robustcli.reports.numbers import EN_DASH
 
-_LEFTOVER_SECONDS = 2.0
-"""Minimum age of a temporary file of a killed process; writing one takes less."""
 KINDS = ("cls", "seg", "train", "finetune", "explanation", "seeds")
 """The kinds of runs.
 
@@ -82,21 +76,8 @@ def write_page(page: Page, folder: Path, photos: int | None = None) -> Path:
     write_text(folder / "report.html", printable(to_html(page.markdown, folder, sheet)))
     write_text(folder / "report.md", page.markdown)
     for place in (folder, folder / "figures"):
-        _remove_leftovers(place)
+        remove_leftovers(place.glob(TEMPORARY_FILES))
     return folder / "report.md"
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes temporary files (see `core.io.replacing`) of processes that were killed.
-
-    The age protects files that a process of another machine writes at the moment.
-    """
-    for path in folder.glob(".*.tmp"):
-        writer = re.search(r"\.(\d+)-\d+\.tmp$", path.name)
-        with suppress(OSError):  # another process was faster, or it cannot be changed
-            is_old = time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS
-            if writer and is_old and not psutil.pid_exists(int(writer[1])):
-                path.unlink()
 
 
 def write_result_files(run: Path, table: pd.DataFrame) -> None:

@@ -172,7 +172,7 @@ def nothing(text: str) -> None:
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on this is another machine."""
-    monkeypatch.setattr(ownership, "_machine", lambda: f"other-{uuid.uuid4().hex}")
+    monkeypatch.setattr(ownership, "machine_id", lambda: f"other-{uuid.uuid4().hex}")
 
 
 def test_a_living_process_of_this_machine_refuses_the_next(

@@ -1,6 +1,10 @@
 """Run folders: one set of settings, and a status that is true."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -8,6 +12,7 @@ import pytest
 
 from robustcli.cli.failures import keep_traceback
 from robustcli.core.errors import RunError, UsageError
+from robustcli.core.io import replacing
 from robustcli.core.ownership import OWNER_FOLDER
 from robustcli.core.rundir import (
     RECORD_FILE,
@@ -157,15 +162,24 @@ def test_the_status_says_what_ended_the_run(tmp_path, error, status):
     assert found.updated > WHEN
 
 
-def test_half_written_files_of_a_killed_process_go(tmp_path):
-    kept, left = [tmp_path / "run.json", tmp_path / "pages" / "1.txt"], []
-    for path in kept:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("x")
-        left.append(path.with_name(f".{path.name}.1-2.tmp"))
-        left[-1].write_text("x")
-    with NOTES.held(tmp_path):
-        assert [path.exists() for path in (*kept, *left)] == [True, True, False, False]
+def test_half_written_files_of_killed_processes_go(tmp_path):
+    """Those of a live process stay: it may be a worker of the killed one."""
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    (tmp_path / "pages").mkdir()
+    with replacing(tmp_path / "pages" / "1.txt") as temporary:
+        temporary.write_text("x")
+        mine = f"-{os.getpid()}-"
+        ended = temporary.with_name(temporary.name.replace(mine, f"-{child.pid}-"))
+        foreign = temporary.with_name(".a.0123abcd-1-1.tmp")
+        old_foreign = temporary.with_name(f".b.0123abcd{mine}1.tmp")
+        user = temporary.with_name(".user.tmp")
+        for path in (ended, foreign, old_foreign, user):
+            path.write_text("x")
+        os.utime(old_foreign, (time.time() - 3600,) * 2)
+        with NOTES.held(tmp_path):
+            assert sorted((tmp_path / "pages").iterdir()) == sorted([temporary, foreign, user])
+    assert (tmp_path / "pages" / "1.txt").read_text() == "x"
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
