@@ -560,6 +560,41 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("statistic", kind="stable", na_position="last")
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """Numbers of tensors and of their elements that a rule freezes.
+
+    Out of `of_tensors` tensors with `of` elements. `smallest` is the smallest compared statistic;
+    None without one.
+    """
+
+    tensors: int
+    of_tensors: int
+    elements: int
+    of: int
+    smallest: float | None
+
+    @property
+    def percent(self) -> float:
+        """The share of frozen elements, in percent."""
+        return 100 * self.elements / max(1, self.of)
+
+
+def frozen_by_rule(finetuning: FinetuningFindings) -> Frozen | None:
+    """What the rule froze; None until it is decided."""
+    if finetuning.decisions is None:
+        return None
+    table = finetuning.decisions
+    known = chosen_from(finetuning)["statistic"].dropna()
+    return Frozen(
+        tensors=int(table["frozen"].sum()),
+        of_tensors=len(table),
+        elements=int(table.loc[table["frozen"], "count"].sum()),
+        of=int(table["count"].sum()),
+        smallest=float(known.iloc[0]) if len(known) else None,
+    )
+
+
 def saved(row: Mapping[str, Any] | pd.Series) -> str:
     """The time that a row of the sweep saves, in percent, with its interval."""
     value, low, high = (row[f"seconds_ratio{end}"] for end in ("", "_low", "_high"))

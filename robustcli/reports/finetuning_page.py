@@ -35,6 +35,7 @@ from robustcli.reports.finetuning_findings import (
     curve_name,
     few_held_out,
     finetuning_summary,
+    frozen_by_rule,
     frozen_elements,
     is_within,
     ordered,
@@ -364,7 +365,7 @@ def finetuning_text(
         gallery=gallery or FinetuningGallery(),
         few=few_held_out(finetuning),
         statistic_name=statistic_name(finetuning.record.rule),
-        frozen=_frozen(finetuning),
+        frozen=frozen_by_rule(finetuning),
         summary=finetuning_summary(finetuning),
         differences={run.mode: against_full(finetuning, run.mode) for run in finetuning.modes},
         paces={run.mode: pace(run) for run in finetuning.modes},
@@ -376,38 +377,6 @@ def finetuning_text(
         sweep_start=sweep_start,
         saved=saved,
         sweep=[] if finetuning.sweep is None else records(finetuning.sweep),
-    )
-
-
-@dataclass(frozen=True)
-class _Frozen:
-    """Numbers of tensors and of their elements that a rule freezes, out of `of` elements.
-
-    `smallest` is the smallest compared statistic; None without one.
-    """
-
-    tensors: int
-    elements: int
-    of: int
-    smallest: float | None
-
-    @property
-    def percent(self) -> float:
-        """The share of frozen elements, in percent."""
-        return 100 * self.elements / max(1, self.of)
-
-
-def _frozen(finetuning: FinetuningFindings) -> _Frozen | None:
-    """What the rule froze; None until it is decided."""
-    if finetuning.decisions is None:
-        return None
-    table = finetuning.decisions
-    known = chosen_from(finetuning)["statistic"].dropna()
-    return _Frozen(
-        tensors=int(table["frozen"].sum()),
-        elements=int(table.loc[table["frozen"], "count"].sum()),
-        of=int(table["count"].sum()),
-        smallest=float(known.iloc[0]) if len(known) else None,
     )
 
 

@@ -5,8 +5,8 @@ With the published scores of networks, and whether the training is the same expe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -24,6 +24,13 @@ from robustcli.metrics.seed_scores import (
     seed_difference,
     seed_scores,
     unit_scores,
+)
+from robustcli.reports.finetuning_findings import (
+    FinetuningFindings,
+    Frozen,
+    ModeRun,
+    frozen_by_rule,
+    read_finetuning,
 )
 from robustcli.reports.numbers import counted
 from robustcli.reports.scoring import SCORINGS, Scoring
@@ -166,6 +173,40 @@ class PublishedVerdict:
 
 
 @dataclass(frozen=True)
+class SeedFreezing:
+    """What the rule froze with one seed, and the costs of mode freeze and of REFERENCE.
+
+    The costs are ratios, freeze divided by REFERENCE; None until both are measured.
+    """
+
+    seed: int
+    frozen: Frozen
+    freeze: ModeRun | None
+    reference: ModeRun | None
+
+    @property
+    def seconds(self) -> float | None:
+        """The median time of an iteration after freezing."""
+        return self._ratio(lambda run: run.seconds_per_iteration)
+
+    @property
+    def optimizer(self) -> float | None:
+        """The size of the optimizer's state at the end of training."""
+        return self._ratio(lambda run: None if run.costs is None else run.costs.optimizer_bytes)
+
+    @property
+    def memory(self) -> float | None:
+        """The peak memory."""
+        return self._ratio(lambda run: None if run.costs is None else run.costs.peak_memory_bytes)
+
+    def _ratio(self, cost: Callable[[ModeRun], float | None]) -> float | None:
+        if self.freeze is None or self.reference is None:
+            return None
+        spent, full = cost(self.freeze), cost(self.reference)
+        return None if spent is None or not full else spent / full
+
+
+@dataclass(frozen=True)
 class SeedsFindings:
     """The results of several seeds.
 
@@ -173,11 +214,13 @@ class SeedsFindings:
         run: Folder that contains all seeds.
         record: Its `run.json`.
         series: One for a training; one per started mode for a fine-tuning.
+        finetunings: The fine-tuning with each seed that has started; empty for a training.
     """
 
     run: Path
     record: SeedsRecord
     series: Sequence[SeedSeries]
+    finetunings: Mapping[int, FinetuningFindings] = field(default_factory=dict)
 
     @property
     def task(self) -> TaskName:
@@ -252,6 +295,22 @@ class SeedsFindings:
         return differences
 
     @cached_property
+    def freezing(self) -> list[SeedFreezing]:
+        """What the rule froze with each seed that has a decision, and what that saved."""
+        decided = []
+        for seed, finetuning in self.finetunings.items():
+            frozen = frozen_by_rule(finetuning)
+            if "freeze" in finetuning.record.modes and frozen is not None:
+                modes = finetuning.of("freeze"), finetuning.of(REFERENCE)
+                decided.append(SeedFreezing(seed, frozen, *modes))
+        return decided
+
+    @property
+    def froze_nothing(self) -> bool:
+        """Whether the rule selected no tensor with any seed."""
+        return bool(self.freezing) and not any(line.frozen.tensors for line in self.freezing)
+
+    @cached_property
     def published(self) -> PublishedVerdict | None:
         """The published score of the network, compared with that over seeds.
 
@@ -280,14 +339,20 @@ def read_seeds(run: Path) -> SeedsFindings:
         UsageError: The record of the seeds does not exist or cannot be read.
     """
     record = read_seeds_record(run)
-    modes: tuple[Mode | None, ...] = (None,) if record.of == "train" else MODES
+    begun = {seed: out for seed, out in record.folders(run).items() if has_record(out)}
+    bootstrap = Bootstrap(record.seed)
+    if record.of == "train":
+        trainings = [SeedTraining(seed, read_training(out)) for seed, out in begun.items()]
+        series = [SeedSeries(None, trainings, bootstrap)] if trainings else []
+        return SeedsFindings(run, record, series)
+    finetunings = {seed: read_finetuning(out) for seed, out in begun.items()}
     series = []
-    for mode in modes:
-        places = {s: out / mode if mode else out for s, out in record.folders(run).items()}
-        begun = [SeedTraining(s, read_training(at)) for s, at in places.items() if has_record(at)]
-        if begun:
-            series.append(SeedSeries(mode, begun, Bootstrap(record.seed)))
-    return SeedsFindings(run, record, series)
+    for mode in MODES:
+        runs = {seed: finetuning.of(mode) for seed, finetuning in finetunings.items()}
+        trainings = [SeedTraining(seed, run.training) for seed, run in runs.items() if run]
+        if trainings:
+            series.append(SeedSeries(mode, trainings, bootstrap))
+    return SeedsFindings(run, record, series, finetunings)
 
 
 # Published scores. Those of segmenters are in the catalogue (`zoo_findings.published`), those of

@@ -17,9 +17,10 @@ from robustcli.reports.figures.seed_figures import (
     draw_seed_courses,
     draw_seed_scores,
 )
+from robustcli.reports.finetuning_findings import frozen_elements, seconds_ratio
 from robustcli.reports.finetuning_page import finetuning_report
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.numbers import MISSING, counted, p_value
+from robustcli.reports.numbers import MISSING, counted, decimal, p_value
 from robustcli.reports.pages import Page, grid, in_ascii, typed_table, write_page
 from robustcli.reports.scoring import Measure
 from robustcli.reports.seeds_findings import (
@@ -38,9 +39,10 @@ _SEEDS_COLUMNS = (
     *("n", "seeds", "units", "score", "deviation"),
     *(f"{name}_{end}" for name in _INTERVALS for end in ("low", "high")),
     *("p", "published", "verdict", "epochs", "chosen_epoch", "training_seconds"),
+    *("frozen", "seconds_ratio"),
 )
 _WORDS = ("level", "mode", "run", "model", "dataset", "status", "measure", "verdict")
-_COUNTS = ("seed", "n", "seeds", "units", "epochs", "chosen_epoch")
+_COUNTS = ("seed", "n", "seeds", "units", "epochs", "chosen_epoch", "frozen")
 NOT_COMPARABLE = "not comparable"
 
 
@@ -79,6 +81,11 @@ def _seed_rows(findings: SeedsFindings) -> Iterator[dict[str, object]]:
                 "chosen_epoch": training.record.chosen_epoch,
                 "training_seconds": training.seconds,
             }
+            finetuning = findings.finetunings.get(run.seed)
+            if finetuning is not None and series.mode is not None:
+                mode = finetuning.of(series.mode)
+                row["frozen"] = None if mode is None else frozen_elements(mode)
+                row["seconds_ratio"] = seconds_ratio(finetuning, series.mode)
             if score is not None and training.test is not None:
                 row |= {"score": score.value, "n": int(training.test.numbers["n"])}
                 row |= {"units_low": score.low, "units_high": score.high}
@@ -307,6 +314,8 @@ def seeds_table(findings: SeedsFindings) -> str:
     parts = [_each_seed(findings, show), _means(findings, show)]
     if findings.differences:
         parts.append(_against(findings, show))
+    if findings.freezing:
+        parts.append(_frozen(findings))
     if findings.published is not None:
         reasons = "; ".join(findings.published.score.differences)
         sentence = show.verdict(findings.published) + (f" ({reasons})" if reasons else "")
@@ -360,5 +369,21 @@ def _against(findings: SeedsFindings, show: SeedsShown) -> str:
             p_value(difference.p),
         )
         for mode, difference in findings.differences.items()
+    ]
+    return grid(header, rows)
+
+
+def _frozen(findings: SeedsFindings) -> str:
+    if findings.froze_nothing:
+        return (
+            "The rule froze no tensor with any seed: mode freeze is the same as full fine-tuning."
+        )
+    header = ("frozen with seed", "tensors", "% of parameters", f"time / {REFERENCE}")
+    rows: list[tuple[str, ...]] = [
+        (
+            *(str(line.seed), f"{line.frozen.tensors:,} of {line.frozen.of_tensors:,}"),
+            *(decimal(line.frozen.percent, 2), decimal(line.seconds, 2)),
+        )
+        for line in findings.freezing
     ]
     return grid(header, rows)

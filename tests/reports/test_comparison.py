@@ -585,7 +585,7 @@ def test_of_segmenters_there_are_no_classes_to_agree_on(tmp_path: Path) -> None:
     assert not {"Agreement", "Flips", "Severity by severity"} & set(titles(page))
     (line,) = comparison.lines
     assert line_of(section(page, "Transform by transform"), "`identity`") == [
-        *("`identity`", "**`a` ahead** with 8 patients", "+0.050 (0.049 to 0.050)"),
+        *("`identity`", "**`a` ahead**", "8", "+0.050 (0.049 to 0.050)"),
         *("0.008", "0.008", f"{line.first_score:.3f}", f"{line.second_score:.3f}"),
     ]
 

@@ -13,6 +13,7 @@ from scipy import stats
 
 from robustcli.core.errors import UsageError
 from robustcli.evaluation.record import EVALUATION, read_record
+from robustcli.finetuning.record import ITERATIONS
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.reports import seeds_page
 from robustcli.reports.comparison import read_comparison
@@ -41,6 +42,7 @@ from robustcli.reports.seeds_page import (
 from robustcli.reports.training_findings import paper_scores, read_training
 from robustcli.reports.training_page import training_text
 from robustcli.training.record import SEEDS, TRAINING, read_train_record
+from tests.reports.finetune_runs import HELD, TENSORS, FinetunePlan
 from tests.reports.page_parts import assert_golden, introduction, line_of, section
 from tests.reports.seeded_runs import build_class_seeds, build_seeds, build_tuned_seeds
 from tests.reports.test_latex import check
@@ -171,6 +173,39 @@ def test_modes_are_compared_with_full_seed_by_seed(modes: Path) -> None:
         assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
     assert findings.published is None
     assert "minus full" in seeds_table(findings)
+
+
+def test_what_each_seed_froze_and_what_it_saved_is_reported(modes: Path) -> None:
+    findings = read_seeds(modes)
+    page = section(seeds_text(findings), "## Frozen tensors and costs")
+    assert line_of(page, "1")[:4] == ["1", "2 of 7", "1,088 of 5,904", "18.43"]
+    assert "froze no tensor" not in page
+    steps = {mode: pd.read_csv(modes / "seed-1" / mode / ITERATIONS) for mode in ("full", "freeze")}
+    after = steps["freeze"][steps["freeze"]["trainable"] < steps["full"]["trainable"].max()]
+    ratio = after["seconds"].median() / steps["full"]["seconds"].median()
+    assert findings.freezing[1].seconds == pytest.approx(ratio)
+    assert line_of(page, "1")[4] == f"{ratio:.2f}"
+    rows = seeds_results(findings).query("level == 'seed' and mode == 'freeze'")
+    assert rows["frozen"].tolist() == [HELD, HELD]
+    assert rows["seconds_ratio"].tolist() == pytest.approx([f.seconds for f in findings.freezing])
+    assert "2 of 7" in seeds_table(findings)
+
+
+def test_a_rule_that_froze_nothing_with_any_seed_is_named(tmp_path: Path) -> None:
+    large = tuple((name, shape, mamba, 1e-3) for name, shape, mamba, _ in TENSORS)
+    findings = read_seeds(build_tuned_seeds(tmp_path / "run", plan=FinetunePlan(tensors=large)))
+    sentence = "The rule froze no tensor with any seed"
+    assert sentence in section(seeds_text(findings), "## Frozen tensors and costs")
+    assert sentence in seeds_table(findings)
+
+
+def test_costs_are_missing_until_both_modes_are_measured(tmp_path: Path) -> None:
+    plan = FinetunePlan(waiting=("full",))
+    findings = read_seeds(build_tuned_seeds(tmp_path / "run", plan=plan))
+    (line, _) = findings.freezing
+    assert (line.seconds, line.optimizer, line.memory) == (None, None, None)
+    page = section(seeds_text(findings), "## Frozen tensors and costs")
+    assert line_of(page, "0")[4:] == ["\N{EN DASH}"] * 3
 
 
 def test_failed_and_unfinished_seeds_are_reported(tmp_path: Path) -> None:
