@@ -346,22 +346,24 @@ def read_comparison(runs: Sequence[str | Path], *, force_common: bool = False) -
             "Compare runs of the same task, classes and masks. No option allows a comparison of "
             "other runs.",
         )
-    unmatched = [difference.sentence for difference in unlike]
-    unmatched += [f"{name} is not evaluated yet." for name in unmeasured]
-    if unmatched and not force_common:
-        raise _not_alike(unmatched)
+    differences = [difference.sentence for difference in unlike]
+    if differences and not force_common:
+        raise _not_alike([*differences, *unmeasured])
     paired = read_rows(models)
-    if paired.left_out and not force_common:
-        raise _not_alike(paired.left_out)
+    if not force_common and len(paired.left_out) > bool(paired.unfinished):
+        raise _not_alike([*paired.left_out, *unmeasured])
+    paired.left_out += unmeasured
+    if not force_common and paired.left_out:
+        raise _not_finished(models, paired)
     cells = next(iter(paired.rows.values()))
     if not cells or not len(next(iter(cells.values()))):
         raise UsageError(
             "These runs have no finished transform of the same images in common.",
-            "\n".join([*unmatched, *paired.left_out]),
+            "\n".join([*differences, *paired.left_out]),
             "Complete partial runs (repeat their command), or evaluate the models with the same "
             "data, transforms and seed.",
         )
-    return Comparison(models, paired, unmatched)
+    return Comparison(models, paired, differences)
 
 
 def _not_alike(sentences: Sequence[str]) -> UsageError:
@@ -370,6 +372,18 @@ def _not_alike(sentences: Sequence[str]) -> UsageError:
         "\n".join(sentences),
         "Evaluate the models with the same settings, complete partial runs, or compare only the "
         "results that all runs have: `--force-common`.",
+    )
+
+
+def _not_finished(models: Sequence[ComparedModel], paired: PairedRows) -> UsageError:
+    """The error for runs that differ in nothing but missing results."""
+    runs = [model.run for model in models if model.label in paired.unfinished]
+    commands = dict.fromkeys(run.record.command for run in runs or [models[0].run])
+    return UsageError(
+        "Not all results of these models are finished.",
+        "\n".join(paired.left_out),
+        f"Continue with {' and '.join(f'`{command}`' for command in commands)}, or compare only "
+        "the finished results: `--force-common`.",
     )
 
 
@@ -568,7 +582,7 @@ def write_comparison(comparison: Comparison, out: Path, command: str) -> Path:
 
 
 def check_out(out: Path) -> None:
-    """Checks that a comparison in `out` would not overwrite a run or a file.
+    """Checks that a report in `out` would not overwrite a run or a file.
 
     Raises:
         UsageError: `out` is a run, or a file.
@@ -578,7 +592,7 @@ def check_out(out: Path) -> None:
     if has_record(out):
         raise UsageError(
             f"`--out {out}` is a run.",
-            "The comparison would overwrite the report of the run.",
+            "The files of the run would be overwritten.",
             "Name another folder.",
         )
 

@@ -95,7 +95,7 @@ class ComparedModel:
 
 
 def find_models(names: Sequence[str], *, fewest: int = 2) -> tuple[list[ComparedModel], list[str]]:
-    """The models named by `names` (RUN or RUN:MODEL), and descriptions of what is not measured.
+    """The models named by `names` (RUN or RUN:MODEL), and sentences on what is not measured.
 
     A model that is named twice is included once. Models with equal names get the part of their
     run's path that distinguishes them.
@@ -162,7 +162,9 @@ def _modes_of_finetuning(
     measured = [mode for mode in modes if has_record(run / mode / "test")]
     if not measured:
         raise _not_measured(str(run), record.status)
-    unmeasured += [f"Mode {mode} of `{run}`" for mode in modes if mode not in measured]
+    unmeasured += [
+        f"Mode {mode} of `{run}` is not evaluated yet." for mode in modes if mode not in measured
+    ]
     for mode in measured:
         evaluated = EvaluatedRun(f"{run}:{mode}", run / mode / "test", trained=True)
         yield ComparedModel(f"{record.network} {mode}", evaluated, evaluated.record.models[0])
@@ -407,10 +409,12 @@ class PairedRows:
     Args:
         rows: Rows by model and cell.
         left_out: Sentences on what the runs do not have in common.
+        unfinished: The models that lack images of some cell; one of the sentences lists the cells.
     """
 
     rows: dict[str, dict[CellKey, pd.DataFrame]]
     left_out: list[str] = field(default_factory=list)
+    unfinished: set[str] = field(default_factory=set)
 
 
 def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
@@ -429,12 +433,16 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
     for key in sorted(shared, key=lambda key: key != CLEAN_CELL):
         frames = [model.run.images(model.model, key) for model in models]
         lacking = [
-            f"{cells_in_words([key])} of `{m.label}` ({len(frame):,} of {m.run.expected:,} images)"
+            (m, len(frame))
             for m, frame in zip(models, frames, strict=True)
             if len(frame) < m.run.expected
         ]
         if lacking:
-            unfinished += lacking
+            unfinished += [
+                f"{cells_in_words([key])} of `{m.label}` ({n:,} of {m.run.expected:,} images)"
+                for m, n in lacking
+            ]
+            paired.unfinished |= {m.label for m, _ in lacking}
             continue
         changed = _changed_pixels(models, frames, key)
         if key == CLEAN_CELL:

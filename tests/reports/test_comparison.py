@@ -376,8 +376,12 @@ def test_of_a_partial_run_finished_transforms_are_compared_on_request(tmp_path: 
     for block in (runs[1] / "predictions").rglob("transform=affine/*/block-000002.parquet"):
         block.unlink()
     EVALUATION.update(runs[1], status="partial")
-    with pytest.raises(UsageError, match=r"Not finished: `affine` of `swin-b` \(64 of 80 images"):
+    with pytest.raises(
+        UsageError, match=r"Not finished: `affine` of `swin-b` \(64 of 80"
+    ) as caught:
         read_comparison(runs)
+    assert caught.value.what == "Not all results of these models are finished."
+    assert "Continue with `robust eval --model swin-b" in caught.value.todo
     comparison = read_comparison(runs, force_common=True)
     assert cells(comparison) == ["identity", "additive_gaussian_noise", "crop"]
     assert comparison.n == 80
@@ -391,7 +395,8 @@ def test_a_mode_that_is_not_measured_yet_is_left_out_on_request(tmp_path: Path) 
         read_comparison([run])
     comparison = read_comparison([run], force_common=True)
     assert comparison.labels == ["umamba-pico scratch", "umamba-pico full"]
-    assert "Mode freeze" in comparison.differences[0]
+    assert comparison.differences == []
+    assert comparison.left_out == [f"Mode freeze of `{run}` is not evaluated yet."]
 
 
 def test_equal_settings_do_not_hide_other_pixels(tmp_path: Path) -> None:
@@ -645,7 +650,7 @@ def test_names_are_shown_letter_for_letter(tmp_path: Path, name: str) -> None:
 
 def test_nothing_of_a_run_is_overwritten(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", PLAN)
-    with pytest.raises(UsageError, match="would overwrite the report of the run"):
+    with pytest.raises(UsageError, match="files of the run would be overwritten"):
         check_out(run)
     with pytest.raises(UsageError, match="is a file"):
         check_out(run / "run.json")
