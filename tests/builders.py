@@ -190,6 +190,8 @@ def _prediction(image: str, share: float, rank: int, classes: int) -> dict[str, 
     right = (index * 0.618034 + 0.07 * rank) % 1.0 < share
     prediction = target if right else (target + 1) % classes
     top5 = [(prediction + shift) % classes for shift in range(min(5, classes))]
+    if not right and index % 2 and classes > 5:  # the true class is in the second place
+        top5 = [prediction, target, *top5[1:-1]]
     return {
         "image_id": image,
         "target": target,
