@@ -24,8 +24,9 @@ DOCUMENT_FORMATS = ("latex", "csv", "json", "markdown", "html")
 @click.option(
     "--out",
     type=RunPlace(of_run=False),
-    help="Write only one report over several trainings, into this folder.  [default: "
-    "runs/report-HASH, in addition to the report of each training]",
+    help="Write the report of one run into this folder, not into the run; of several trainings, "
+    "only one report over all.  [default: the folder of each run; for several trainings also "
+    "runs/report-HASH]",
 )
 @click.option(
     "--format",
@@ -54,34 +55,36 @@ def command(
     For several trainings of one task, also write a report over all of them: scores, costs and
     tests.
     """
-    from robustcli.reports.pages import write_page
+    from robustcli.reports.pages import run_kind, write_page
     from robustcli.reports.render import report_page
     from robustcli.reports.zoo_page import zoo_report
 
     gated = bool(fail_under or fail_drop)
     failures = _failed_gates(runs, out, fail_under, fail_drop)
+    # The report of several seeds links to those in their folders: `--out` is for one over them.
+    zoo = out is not None and (len(runs) > 1 or run_kind(runs[0]) == "seeds")
     if form is not None or file is not None:
-        _print_document(runs, out, form, file, html_samples, as_json=as_json, quiet=quiet)
+        _print_document(runs, out, form, file, html_samples, zoo=zoo, as_json=as_json, quiet=quiet)
     else:
-        terminal, reports = {}, []
-        for run in () if out is not None else runs:
-            page = report_page(run)
-            reports.append(write_page(page, run, html_samples))
-            terminal[run] = page.terminal
-        over_all = out or _folder_over_all(runs)
+        terminal, reports = [], []
+        for run in () if zoo else runs:
+            page = report_page(run, out)
+            reports.append(write_page(page, out or run, html_samples))
+            terminal.append(page.terminal)
+        over_all = (out if zoo else None) or _folder_over_all(runs)
         if over_all is not None:
             page = zoo_report(runs, over_all)
             reports.append(write_page(page, over_all))
-            terminal[over_all] = page.terminal
-            runs = (over_all,) if out is not None else (*runs, over_all)
+            terminal.append(page.terminal)
+        folders = [report.parent for report in reports]
         if as_json:
-            documents = {str(run): results_document(run, gates=gated) for run in runs}
+            documents = {str(folder): results_document(folder, gates=gated) for folder in folders}
             click.echo(json.dumps(documents, indent=2))
         else:
-            for run, report in zip(runs, reports, strict=True):
-                say_safely(terminal[run])
+            for folder, report, text in zip(folders, reports, terminal, strict=True):
+                say_safely(text)
                 if gated:
-                    print_gates(run)
+                    print_gates(folder)
                 if not quiet:
                     say_safely(f"Report: {report}")
     if failures:
@@ -126,8 +129,14 @@ def _failed_gates(
     gates = parse_gates(fail_under, fail_drop)
     if not gates:
         return []
+    if out is not None:
+        raise UsageError(
+            f"`{gates[0]}` and `--out` cannot be used together.",
+            "The results of gates are stored in the run and are part of its report.",
+            "Omit `--out`.",
+        )
     for run in runs:
-        if out is not None or run_kind(run) in ("train", "finetune", "explanation", "seeds"):
+        if run_kind(run) in ("train", "finetune", "explanation", "seeds"):
             raise UsageError(
                 f"`{gates[0]}` cannot be used with `{run}`, which is not an evaluation.",
                 "Gates are limits for the scores of evaluations.",
@@ -145,7 +154,7 @@ def _evaluation_in(run: Path) -> Path:
 
 def _print_document(
     runs: tuple[Path, ...], out: Path | None, form: str | None, file: Path | None,
-    html_samples: int | None, *, as_json: bool, quiet: bool,
+    html_samples: int | None, *, zoo: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     from robustcli.core.io import write_text
     from robustcli.reports.render import REPORT_FORMATS, document, zoo_document
@@ -171,10 +180,10 @@ def _print_document(
             "",
             "Pass one run, or compare trainings with `--out FOLDER`.",
         )
-    if out is None:
-        content = document(runs[0], chosen, html_samples)
-    else:
+    if zoo and out is not None:
         content = zoo_document(runs, out, chosen)
+    else:
+        content = document(runs[0], chosen, html_samples, out)
     if file is None:
         click.echo(content, nl=False)
         return

@@ -75,13 +75,13 @@ from robustcli.transforms.base import Cell
 _TEMPLATES = {"cls": "classification", "seg": "segmentation"}
 
 
-def evaluation_report(run: Path) -> Page:
-    """The page of the evaluation in `run`; draws its figures.
+def evaluation_report(run: Path, out: Path | None = None) -> Page:
+    """The page of the evaluation in `run`; draws its figures into `out`, by default `run`.
 
     Raises:
         UsageError: The run does not exist or cannot be read.
     """
-    findings = read_findings(run)
+    findings = read_findings(run, out)
     gallery = draw_gallery(findings, findings.scoring.measure)
     return Page(
         findings.table,
@@ -146,12 +146,12 @@ def draw_gallery(findings: Findings, measure: Measure = TOP1) -> Gallery:
     """Draws all figures of `measure` for which the run has data."""
     measured = findings.table[findings.table[measure.column].notna()]
     graded = _graded(measured)
-    cases = (case_figures(findings, m, findings.run, m.name) for m in findings.models)
+    cases = (case_figures(findings, m, findings.out, m.name) for m in findings.models)
     photos, no_photos = _hard_photos(findings)
     return Gallery(
-        _bars(findings.run, measured, measure),
-        _overview(findings.run, measured[~graded], measure),
-        _multiples(findings.run, measured, measured[graded], measure),
+        _bars(findings.out, measured, measure),
+        _overview(findings.out, measured[~graded], measure),
+        _multiples(findings.out, measured, measured[graded], measure),
         _contact(findings),
         tuple(picture for pictures in cases for picture in pictures),
         _classes(findings),
@@ -327,7 +327,7 @@ def _classes(findings: Findings) -> tuple[Picture, ...]:
         return ()
     pictures: list[Picture] = []
     for model in findings.models[:_MODELS_DRAWN]:
-        pictures += class_pictures(findings.classes, model.name, findings.run, model.name)
+        pictures += class_pictures(findings.classes, model.name, findings.out, model.name)
     return tuple(pictures)
 
 
@@ -365,7 +365,7 @@ def _differences(findings: Findings, measure: Measure) -> tuple[Picture, ...]:
     order = sorted(pairs, key=lambda pair: best not in pair)[:PAIRS_ABREAST]
     path = f"{_FOLDER}/differences.png"
     names = [model.name for model in findings.models]
-    draw_differences({pair: pairs[pair] for pair in order}, names, findings.run / path, measure)
+    draw_differences({pair: pairs[pair] for pair in order}, names, findings.out / path, measure)
     note = f" Only {len(order)} of {len(pairs)} pairs are drawn." if len(pairs) > len(order) else ""
     means = any(verdict.severity is None for verdict in findings.statistics.verdicts)
     over = ", means over severities for transforms with several severities" if means else ""
@@ -400,7 +400,7 @@ def _reliability(findings: Findings) -> tuple[Picture, ...]:
     if not panels:
         return ()
     path = f"{_FOLDER}/reliability.png"
-    draw_reliability(panels, findings.run / path)
+    draw_reliability(panels, findings.out / path)
     return (Picture(path, RELIABILITY_CAPTION),)
 
 
@@ -426,7 +426,7 @@ def _hard_photos(findings: Findings) -> tuple[tuple[Picture, ...], str]:
         for photo in photos
     ]
     path = f"{_FOLDER}/hard_photos.png"
-    draw_contact(_in_lines(tiles), findings.run / path)
+    draw_contact(_in_lines(tiles), findings.out / path)
     caption = (
         "The untransformed images with the most wrong predictions over all models and transforms: "
         "the true class, the number of wrong predictions, and the most frequent wrong class."
@@ -479,12 +479,12 @@ def _graded(table: pd.DataFrame) -> pd.Series:
     return (table["severity"] > 0) & (steps > 1)
 
 
-def _bars(run: Path, table: pd.DataFrame, measure: Measure) -> tuple[Picture, ...]:
+def _bars(out: Path, table: pd.DataFrame, measure: Measure) -> tuple[Picture, ...]:
     ends = extremes(table, by=measure)
     if not ends.best:
         return ()
     path = f"{_FOLDER}/best_and_worst.png"
-    draw_bars(table, ends, run / path, measure)
+    draw_bars(table, ends, out / path, measure)
     return (Picture(path, _bars_caption(ends, measure)),)
 
 
@@ -501,11 +501,11 @@ def _bars_caption(ends: Extremes, measure: Measure) -> str:
     )
 
 
-def _overview(run: Path, table: pd.DataFrame, measure: Measure) -> tuple[Picture, ...]:
+def _overview(out: Path, table: pd.DataFrame, measure: Measure) -> tuple[Picture, ...]:
     if set(table["transform"]) <= {"identity"}:
         return ()
     path = f"{_FOLDER}/all_transforms.png"
-    draw_dots(table, run / path, measure)
+    draw_dots(table, out / path, measure)
     caption = (
         f"{measure.title} per transform with {measure.interval}, sorted by the mean over the "
         f"models; dashed: {measure.clean} of each model."
@@ -514,12 +514,12 @@ def _overview(run: Path, table: pd.DataFrame, measure: Measure) -> tuple[Picture
 
 
 def _multiples(
-    run: Path, table: pd.DataFrame, graded: pd.DataFrame, measure: Measure
+    out: Path, table: pd.DataFrame, graded: pd.DataFrame, measure: Measure
 ) -> tuple[Picture, ...]:
     if graded.empty:
         return ()
     path = f"{_FOLDER}/severities.png"
-    draw_multiples(graded, table[table["transform"] == "identity"], run / path, measure)
+    draw_multiples(graded, table[table["transform"] == "identity"], out / path, measure)
     caption = (
         f"{measure.title} over severity with {measure.interval} (shaded). Dashed: "
         f"{measure.clean}; dotted: half of it, which defines the breaking point."
@@ -531,18 +531,18 @@ def _contact(findings: Findings) -> tuple[Picture, ...]:
     lines = contact_lines(findings)
     single, graded = lines.single, lines.graded
     return (
-        *_sheet(findings.run, "contact_sheet", single, "One photo under each transform"),
-        *_sheet(findings.run, "contact_sheet_severities", graded, "The same photo over severity"),
+        *_sheet(findings.out, "contact_sheet", single, "One photo under each transform"),
+        *_sheet(findings.out, "contact_sheet_severities", graded, "The same photo over severity"),
     )
 
 
 def _sheet(
-    run: Path, name: str, lines: Sequence[Sequence[Tile]], subject: str
+    out: Path, name: str, lines: Sequence[Sequence[Tile]], subject: str
 ) -> tuple[Picture, ...]:
     if not lines:
         return ()
     path = f"{_FOLDER}/{name}.png"
-    draw_contact(lines, run / path)
+    draw_contact(lines, out / path)
     caption = f"{subject}, with the seed of the run and the PSNR measured in the run."
     return (Picture(path, caption),)
 

@@ -65,11 +65,13 @@ class ExplanationFindings:
         run: Folder of the run.
         record: Settings of the run.
         rows: All finished rows (columns: EXPLAINED_SCHEMA).
+        out: Folder into which figures are drawn.
     """
 
     run: Path
     record: ExplainRecord
     rows: pd.DataFrame
+    out: Path
 
     @cached_property
     def methods(self) -> list[ExplanationMethod]:
@@ -146,14 +148,14 @@ class ExplanationFindings:
         }
 
 
-def read_explanation(run: Path) -> ExplanationFindings:
-    """The explanation in the folder `run`, complete or not.
+def read_explanation(run: Path, out: Path | None = None) -> ExplanationFindings:
+    """The explanation in the folder `run`, complete or not; see `read_findings`.
 
     Raises:
         UsageError: The explanation does not exist or cannot be read.
         RunError: A file of rows is damaged.
     """
-    return ExplanationFindings(run, read_explain_record(run), read_explained_rows(run))
+    return ExplanationFindings(run, read_explain_record(run), read_explained_rows(run), out or run)
 
 
 def title_of(method: str) -> str:

@@ -125,14 +125,14 @@ class ExplanationGallery:
 NO_PANELS = ExplanationGallery()
 
 
-def explanation_report(run: Path) -> Page:
-    """The page of the explanation in `run`; draws its figures.
+def explanation_report(run: Path, out: Path | None = None) -> Page:
+    """The page of the explanation in `run`; draws its figures into `out`, by default `run`.
 
     Raises:
         UsageError: The explanation does not exist or cannot be read.
         RunError: A file of rows or arrays is damaged.
     """
-    explanation = read_explanation(run)
+    explanation = read_explanation(run, out)
     text = explanation_page(explanation, draw_explanation_gallery(explanation))
     return Page(explanation_results(explanation), text, terminal=explanation_text(explanation))
 
@@ -281,7 +281,7 @@ class PanelDrawer:
             f"{PANELS_FOLDER}/{'learned-' * (kind == 'learned')}{number:03d}-{file_name(label)}.png"
         )
         draw_explanation(
-            lines, self.explanation.run / path, columns=list(views),
+            lines, self.explanation.out / path, columns=list(views),
             scale=kind == "localised",
         )  # fmt: skip
         return Picture(path, self._caption(number, views, methods, kind))
@@ -422,7 +422,7 @@ def _fields(
     if not fields:
         return (), ()
     path = f"{PANELS_FOLDER}/receptive-fields.png"
-    draw_fields(fields, explanation.run / path)
+    draw_fields(fields, explanation.out / path)
     caption = (
         "How much each pixel of the input influences the centre of the last feature map, colours "
         "are scaled by the square root; the solid square contains 50 % of the influence, the "

@@ -90,7 +90,12 @@ class TransformRows:
         return next(row for row in self.rows if row["model"] == model)
 
     def highest(self, measure: Measure) -> float | None:
-        """The highest score of the models; None without scores."""
+        """The highest score of the models; None if they have different numbers of images.
+
+        The best model is unknown while another one lacks images (in a partial run).
+        """
+        if len({row["n"] for row in self.rows}) > 1:
+            return None
         known = [row[measure.column] for row in self.rows if not is_missing(row[measure.column])]
         return max(known, default=None)
 
@@ -148,6 +153,7 @@ class Findings:
         rows: The predictions behind the scores, without `top5`.
         sessions: Costs of computing them.
         skipped: The images that could not be read (columns: image_id, reason).
+        out: Folder into which figures are drawn.
     """
 
     run: Path
@@ -156,6 +162,7 @@ class Findings:
     rows: ModelRows
     sessions: list[Session]
     skipped: pd.DataFrame
+    out: Path
 
     @property
     def scoring(self) -> Scoring:
@@ -336,15 +343,15 @@ def records(table: pd.DataFrame) -> list[TableRow]:
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
-def read_findings(run: Path) -> Findings:
-    """The findings of the run in folder `run`.
+def read_findings(run: Path, out: Path | None = None) -> Findings:
+    """The findings of the run in folder `run`; figures are drawn into `out`, by default `run`.
 
     Raises:
         UsageError: The run does not exist or cannot be read.
     """
     record = read_record(run)
     table, rows = table_and_rows(run)
-    return Findings(run, record, table, rows, read_sessions(run), Store(run).skipped())
+    return Findings(run, record, table, rows, read_sessions(run), Store(run).skipped(), out or run)
 
 
 # The classes of masks.

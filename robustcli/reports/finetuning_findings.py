@@ -90,6 +90,7 @@ class FinetuningFindings:
         decisions: The decision for each tensor (columns: DECISION_COLUMNS); None until it is made.
         profile: The gradients (a row per iteration and tensor); None without the file.
         sweep: Results of other rules (columns: SWEEPS); None if they were not measured.
+        out: Folder into which figures are drawn.
     """
 
     run: Path
@@ -98,6 +99,7 @@ class FinetuningFindings:
     decisions: pd.DataFrame | None
     profile: pd.DataFrame | None
     sweep: pd.DataFrame | None
+    out: Path
 
     @property
     def scoring(self) -> Scoring:
@@ -149,8 +151,8 @@ class FinetuningFindings:
         return next((run.training for run in [*self.measured, *self.modes]), None)
 
 
-def read_finetuning(run: Path) -> FinetuningFindings:
-    """The fine-tuning in folder `run`, complete or not.
+def read_finetuning(run: Path, out: Path | None = None) -> FinetuningFindings:
+    """The fine-tuning in folder `run`, complete or not; see `read_findings`.
 
     Raises:
         UsageError: The fine-tuning does not exist or cannot be read.
@@ -165,6 +167,7 @@ def read_finetuning(run: Path) -> FinetuningFindings:
         _decisions(decisions) if decisions.is_file() else None,
         read_run_table(profile) if profile.is_file() else None,
         _read_sweep(sweep, SWEEPS[record.task]) if sweep.is_file() else None,
+        out or run,
     )
 
 

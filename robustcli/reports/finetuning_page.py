@@ -252,7 +252,7 @@ def _gradients(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
         return ()
     rule, path = finetuning.record.rule, "figures/gradients.png"
     words = curve_name(rule)
-    draw_gradients(lines, rule_limit(finetuning, lines), words, finetuning.run / path)
+    draw_gradients(lines, rule_limit(finetuning, lines), words, finetuning.out / path)
     compared = (
         "the mean over the iterations, which is compared with the threshold"
         if rule.change is None
@@ -273,7 +273,7 @@ def _modes_picture(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
     path = "figures/modes.png"
     scoring = finetuning.scoring
     panel = scoring.validation.score, f"validation {scoring.axis}"
-    draw_modes(courses, finetuning.run / path, panel)
+    draw_modes(courses, finetuning.out / path, panel)
     of = validated(finetuning.modes[0].training)
     caption = (
         f"Loss (above) and {scoring.measure.name} (below) of {of}, by epoch and by the training "
@@ -301,7 +301,7 @@ def _strips(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
     if not strips:
         return ()
     path, group = "figures/groups.png", finetuning.modes[0].training.record.grouping
-    draw_strips(strips, group, finetuning.run / path)
+    draw_strips(strips, group, finetuning.out / path)
     return (Picture(path, f"Dice of all held-out {group}s for each mode."),)
 
 
@@ -309,7 +309,7 @@ def _cases(finetuning: FinetuningFindings, run: ModeRun) -> tuple[Picture, ...]:
     test = run.training.test
     if test is None or not finetuning.scoring.per_group:
         return ()
-    return case_figures(test.findings, test.findings.models[0], finetuning.run, run.mode)
+    return case_figures(test.findings, test.findings.models[0], finetuning.out, run.mode)
 
 
 def _tradeoff(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
@@ -321,7 +321,7 @@ def _tradeoff(finetuning: FinetuningFindings) -> tuple[Picture, ...]:
         return ()
     path = "figures/sweep.png"
     rules = [_sweep_rule(row, measure.column) for _, row in known.iterrows()]
-    draw_tradeoff(rules, finetuning.run / path, finetuning.scoring.axis)
+    draw_tradeoff(rules, finetuning.out / path, finetuning.scoring.axis)
     caption = (
         "Time per iteration that freezing rules save compared with full fine-tuning, and the "
         f"resulting {measure.name}, both with 95 % intervals."
@@ -341,13 +341,13 @@ def _with_ends(row: pd.Series, name: str) -> tuple[float, float, float]:
     return value if is_missing(low) else low, value, value if is_missing(high) else high
 
 
-def finetuning_report(run: Path) -> Page:
-    """The page of the fine-tuning in `run`; draws its figures.
+def finetuning_report(run: Path, out: Path | None = None) -> Page:
+    """The page of the fine-tuning in `run`; draws its figures into `out`, by default `run`.
 
     Raises:
         UsageError: The fine-tuning does not exist or cannot be read.
     """
-    finetuning = read_finetuning(run)
+    finetuning = read_finetuning(run, out)
     return Page(
         finetuning_results(finetuning),
         finetuning_text(finetuning, draw_finetuning_gallery(finetuning)),

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import pandas as pd
 
 from robustcli.evaluation.cell_table import table
+from robustcli.reports.comparison import check_out
 from robustcli.reports.evaluation_page import evaluation_report
 from robustcli.reports.explanation_findings import explanation_results, read_explanation
 from robustcli.reports.explanation_page import explanation_report
@@ -32,13 +33,13 @@ from robustcli.reports.training_page import (
 )
 from robustcli.reports.zoo_page import read_zoo, zoo_report
 
-_KINDS: dict[str, Callable[[Path], Page]] = {
+_KINDS: dict[str, Callable[[Path, Path | None], Page]] = {
     "cls": evaluation_report,
     "seg": evaluation_report,
     "train": training_report,
     "finetune": finetuning_report,
     "explanation": explanation_report,
-    "seeds": seeds_report,
+    "seeds": lambda run, _: seeds_report(run),
 }
 _RESULTS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "cls": table,
@@ -61,7 +62,7 @@ REPORT_FORMATS: tuple[Format, ...] = get_args(Format)
 _SUFFIXES = {"markdown": ".md", "html": ".html"}
 
 
-def render(run: Path, photos: int | None = None) -> Path:
+def render(run: Path, photos: int | None = None, out: Path | None = None) -> Path:
     """Writes results.csv, results.json, figures/, report.html and report.md of a run.
 
     Rendering the same run again gives the same files.
@@ -69,24 +70,28 @@ def render(run: Path, photos: int | None = None) -> Path:
     Args:
         run: Folder of any kind of run (`pages.KINDS`), complete or not.
         photos: Largest number of photos per cell of an evaluation, in HTML; None for six.
+        out: Output folder, for a run that must not be changed; None for the folder of the run. Not
+            for several seeds, whose report links to those of the seeds.
 
     Returns:
         Path of report.md.
 
     Raises:
-        UsageError: The run does not exist or cannot be read.
+        UsageError: The run does not exist or cannot be read; `out` is a run or a file.
         RunError: A file could not be written.
     """
-    return write_page(report_page(run), run, photos)
+    return write_page(report_page(run, out), out or run, photos)
 
 
-def report_page(run: Path) -> Page:
+def report_page(run: Path, out: Path | None = None) -> Page:
     """The report of `run`, to be written by `pages.write_page`; draws its figures.
 
     Raises:
-        UsageError: The run does not exist or cannot be read.
+        UsageError: The run does not exist or cannot be read; `out` is a run or a file.
     """
-    return _KINDS[run_kind(run)](run)
+    if out is not None:
+        check_out(out)
+    return _KINDS[run_kind(run)](run, out)
 
 
 def render_zoo(runs: Sequence[Path], out: Path) -> Path:
@@ -103,16 +108,16 @@ def render_zoo(runs: Sequence[Path], out: Path) -> Path:
     return write_page(zoo_report(runs, out), out)
 
 
-def document(run: Path, form: Format, photos: int | None = None) -> str:
+def document(run: Path, form: Format, photos: int | None = None, out: Path | None = None) -> str:
     """The report of `run` as one document; for `csv`, `json` and `latex` no file is written.
 
-    The Markdown links to figures in `run`/figures, so for Markdown and HTML `run` is rendered.
+    The Markdown links to figures, so Markdown and HTML are rendered into `out`, by default `run`.
 
     Raises:
         UsageError: The run does not exist or cannot be read.
     """
     if form in ("markdown", "html"):
-        return render(run, photos).with_suffix(_SUFFIXES[form]).read_text(encoding="utf-8")
+        return render(run, photos, out).with_suffix(_SUFFIXES[form]).read_text(encoding="utf-8")
     if form == "latex":
         return _TABLES[run_kind(run)](run)
     return _numbers(_RESULTS[run_kind(run)](run), form)

@@ -64,6 +64,7 @@ class TrainingFindings:
         baseline: Otsu's threshold on the same images; None until it is evaluated.
         paper: Input of the paper's scores (columns: PAPER); protocol `paper` only.
         weights_bytes: Size of the chosen weights' file.
+        out: Folder into which figures are drawn.
     """
 
     run: Path
@@ -73,6 +74,7 @@ class TrainingFindings:
     baseline: HeldOutResults | None
     paper: pd.DataFrame | None
     weights_bytes: int | None
+    out: Path
 
     @property
     def scoring(self) -> Scoring:
@@ -209,8 +211,8 @@ class TrainingFindings:
         return f"{self.record.grouping}s"
 
 
-def read_training(run: Path) -> TrainingFindings:
-    """The training in folder `run`, complete or not.
+def read_training(run: Path, out: Path | None = None) -> TrainingFindings:
+    """The training in folder `run`, complete or not; see `read_findings`.
 
     Raises:
         UsageError: The training does not exist or cannot be read.
@@ -225,6 +227,7 @@ def read_training(run: Path) -> TrainingFindings:
         _held(run / "baseline"),
         read_run_table(paper, PAPER) if paper.is_file() else None,
         weights.stat().st_size if weights.is_file() else None,
+        out or run,
     )
 
 

@@ -182,7 +182,7 @@ def draw_training_gallery(training: TrainingFindings) -> TrainingGallery:
             reliability=_reliability(training),
         )
     return TrainingGallery(
-        () if training.mask_classes else draw_dice_over_parameters(training.run, Zoo([training])),
+        () if training.mask_classes else draw_dice_over_parameters(training.out, Zoo([training])),
         _curves(training),
         _strips(training),
         _cases(training),
@@ -198,7 +198,7 @@ def _confusions(training: TrainingFindings) -> tuple[Picture, ...]:
     if len(classes) > MOST_CONFUSED_CLASSES:
         return ()
     path = "figures/confusions.png"
-    draw_confusions([names[index] for index in classes], counts, training.run / path)
+    draw_confusions([names[index] for index in classes], counts, training.out / path)
     counted_words = " The numbers count images." if len(classes) <= COUNTED_UP_TO else ""
     caption = (
         "Held-out images by true class (line) and predicted class (column); the diagonal contains "
@@ -212,7 +212,7 @@ def _reliability(training: TrainingFindings) -> tuple[Picture, ...]:
         return ()
     path, name = "figures/reliability.png", training.record.model
     panels = {"held-out images": {name: reliability(training.test.rows)}}
-    draw_reliability(panels, training.run / path)
+    draw_reliability(panels, training.out / path)
     return (Picture(path, RELIABILITY_CAPTION),)
 
 
@@ -253,7 +253,7 @@ def _curves(training: TrainingFindings) -> tuple[Picture, ...]:
         return ()
     path, scoring = "figures/curves.png", training.scoring
     course = course_of(training, training.record.network)
-    draw_curves(course, training.run / path, scoring.panel)
+    draw_curves(course, training.out / path, scoring.panel)
     caption = (
         f"Losses (left) and {scoring.validated} (right) of {validated(training)}, epoch by epoch."
     )
@@ -280,7 +280,7 @@ def _strips(training: TrainingFindings) -> tuple[Picture, ...]:
     if not strips:
         return ()
     path, grouping = "figures/groups.png", training.record.grouping
-    draw_strips(strips, grouping, training.run / path)
+    draw_strips(strips, grouping, training.out / path)
     return (
         Picture(path, f"Dice of each held-out {grouping}, with the pixels of its images pooled."),
     )
@@ -299,23 +299,23 @@ def _classes(training: TrainingFindings) -> tuple[Picture, ...]:
     if training.test is None or not training.mask_classes:
         return ()
     model = training.test.findings.models[0].name
-    return class_pictures(training.mask_classes, model, training.run, training.record.network)
+    return class_pictures(training.mask_classes, model, training.out, training.record.network)
 
 
 def _cases(training: TrainingFindings) -> tuple[Picture, ...]:
     if training.test is None:
         return ()
     findings = training.test.findings
-    return case_figures(findings, findings.models[0], training.run, training.record.network)
+    return case_figures(findings, findings.models[0], training.out, training.record.network)
 
 
-def training_report(run: Path) -> Page:
-    """The page of the training in `run`; draws its figures.
+def training_report(run: Path, out: Path | None = None) -> Page:
+    """The page of the training in `run`; draws its figures into `out`, by default `run`.
 
     Raises:
         UsageError: The training does not exist or cannot be read.
     """
-    training = read_training(run)
+    training = read_training(run, out)
     text = training_text(training, draw_training_gallery(training))
     tables = {} if training.classes is None else training.classes.tables()
     if training.mask_classes:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from robustcli.reports import zoo_page
+from robustcli.reports.render import render
 from robustcli.reports.zoo_page import default_folder
 from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
 from tests.cli.conftest import Robust, python
+from tests.reports.explanation_runs import build_explanation
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.train_runs import build_training, three_classifiers
 
@@ -69,6 +71,42 @@ def test_a_run_must_be_named(robust: Robust) -> None:
     assert "RUNS" in outcome.err
 
 
+def test_the_report_of_a_run_that_must_not_change(
+    robust: Robust, run: Path, tmp_path: Path
+) -> None:
+    robust("report", "run")
+    expected = {path.name: path.read_text() for path in run.glob("re*.*")}
+    for path in [*run.glob("re*.*"), *run.glob("figures/*")]:
+        path.unlink()
+    before = sorted(run.rglob("*"))
+    outcome = robust("report", "run", "--out", "copy")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.splitlines()[-1] == f"Report: {Path('copy') / 'report.md'}"
+    assert {path.name: path.read_text() for path in Path("copy").glob("re*.*")} == expected
+    assert robust("report", "run", "--out", "copy", "--json").out.startswith('{\n  "copy": [')
+    page = robust("report", "run", "--out", "copy", "--format", "html").out
+    assert page == expected["report.html"]
+    assert sorted(run.rglob("*")) == before
+    build_run(tmp_path / "other", PLAN)
+    refused = robust("report", "run", "--out", "other")
+    assert (refused.code, refused.out) == (2, "")
+    assert "`--out other` is a run." in refused.err
+
+
+@pytest.mark.parametrize("kind", ["training", "fine-tuning", "explanation"])
+def test_no_report_writes_into_the_run_with_out(tmp_path: Path, kind: str) -> None:
+    build = {
+        "training": build_training,
+        "fine-tuning": build_finetuning,
+        "explanation": build_explanation,
+    }[kind]
+    run = build(tmp_path / "run")
+    before = sorted(run.rglob("*"))
+    report = render(run, out=tmp_path / "copy")
+    assert sorted(run.rglob("*")) == before
+    assert len(list(report.parent.rglob("*.png"))) > 0
+
+
 def test_it_needs_no_torch(run: Path) -> None:
     code = (
         "import sys\nfrom robustcli.cli import main\n"
@@ -108,7 +146,7 @@ def test_gates_of_several_runs_are_told_together(robust: Robust, run: Path, tmp_
         (
             ["--fail-under", "clean=70", "--out", "zoo"],
             2,
-            "Gates are limits for the scores of evaluations",
+            "`--fail-under clean=70` and `--out` cannot be used together.",
         ),
     ],
 )

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from robustcli.evaluation.cell_table import table
-from robustcli.evaluation.record import DeviceUse, Session, write_session
+from robustcli.evaluation.record import EVALUATION, DeviceUse, Session, write_session
 from robustcli.nnunet.normalisation import Channel, NnUNetInference
 from robustcli.reports.evaluation_page import evaluation_report, evaluation_text
 from robustcli.reports.findings import Findings, read_findings
+from robustcli.reports.latex import evaluation_tables
 from robustcli.tasks.record import MaskPreprocessingRecord, MasksRecord, ModelCost
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
@@ -122,6 +123,7 @@ def test_the_pages_of_classifiers_in_other_states(tmp_path: Path) -> None:
     states: dict[str, dict[str, object]] = {
         "a demonstration set": {"dataset": {**ALL_IMAGES, "demonstration": True}},
         "a subset": {"dataset": subset},
+        "held-out images": {"dataset": subset, "record": {"split": "test"}},
         "half of the images": {"done": 0.5, "record": {"status": "partial"}},
         "one model": {"models": (model("a"),)},
         "four models": {"models": [model(name) for name in "abcd"]},
@@ -145,6 +147,23 @@ def test_nothing_is_bold_for_one_model(tmp_path: Path) -> None:
     page_of_one = page(tmp_path, models=(model("a"),), dataset=ALL_IMAGES)
     assert "**" not in page_of_one
     assert "Bold" not in page_of_one
+
+
+def test_no_best_value_is_bold_while_another_model_lacks_images(tmp_path: Path) -> None:
+    build_run(tmp_path, RunPlan(models=MODELS[:2], transforms=CELLS[:3], images=64))
+    for block in (tmp_path / "predictions" / "model=b").glob("transform=affine/*/*-000001.parquet"):
+        block.unlink()
+    EVALUATION.update(tmp_path, status="partial")
+    lines = {
+        line.split("`")[1]: line
+        for line in section(evaluation_report(tmp_path).markdown, "Top-1 accuracy in").splitlines()
+        if line.startswith("| `")
+    }
+    assert "n = 32" in lines["affine"]
+    assert ["**" in lines[name] for name in ("identity", "affine")] == [True, False]
+    latex = evaluation_tables(tmp_path).splitlines()
+    bold = {line.split("}")[0]: "textbf" in line for line in latex if line.startswith(r"\texttt")}
+    assert (bold[r"\texttt{identity"], bold[r"\texttt{affine"]) == (True, False)
 
 
 def test_the_pages_of_segmenters_in_other_states(tmp_path: Path) -> None:
