@@ -190,6 +190,10 @@ def check_finite(values: Tensor, trial: Trial) -> None:
     )
 
 
+class NotFiniteError(RunError):
+    """A network returned NaN for an image of the data."""
+
+
 def check_probabilities(values: NDArray[np.float32], name: str, precision: Precision) -> None:
     """Checks the probabilities that the model `name` predicts for images of the data.
 
@@ -197,12 +201,12 @@ def check_probabilities(values: NDArray[np.float32], name: str, precision: Preci
     Without this check, such an image would count as a prediction of an arbitrary class.
 
     Raises:
-        RunError: A probability is NaN.
+        NotFiniteError: A probability is NaN.
     """
     if not np.isnan(values.min(initial=0)):  # the minimum of values with a NaN is NaN
         return
     reason, advice = _beyond_range(precision)
-    raise RunError(
+    raise NotFiniteError(
         f"`{name}` returns NaN (not a number) for an image.",
         reason or "The network computes values that are not finite from this image.",
         advice or "Pass other weights with `--weights FILE`, or data without the image.",

@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from robustcli.adapters.model import Model
+from robustcli.adapters.model import Model, NotFiniteError
 from robustcli.core.errors import RobustError, UsageError
 from robustcli.core.io import parse_json, read_csv
 from robustcli.core.listener import Listener, Silent
@@ -178,6 +178,15 @@ def _in_block(block: RowBlock, place: str, difference: RowDifference) -> Discrep
     )  # fmt: skip
 
 
+def _without_number(block: RowBlock, image_ids: Sequence[str]) -> Discrepancy:
+    """The discrepancy for a network that returns NaN for one of the images."""
+    return Discrepancy(
+        "predictions", "output", "a prediction", "NaN (not a number)", block.model,
+        block.cell.transform, block.cell.severity,
+        note=f"for an image from `{image_ids[0]}` to `{image_ids[-1]}`",
+    )  # fmt: skip
+
+
 def _sample_blocks(
     stored: StoredRows, config: VerifyConfig, cells: Mapping[Cell, TransformCell]
 ) -> list[RowBlock]:
@@ -243,8 +252,11 @@ def _recompute(
         for name in batch.models if batch.image_ids else ():
             block = RowBlock(name, batch.cell, batch.block)
             compared = ComparedBlock(rows[block], check.tolerance.value, check.agreement)
-            differences = COMPARISONS[record.task].compare(batch, predictors[name], compared)
-            check.differences += [_in_block(block, "predictions", d) for d in differences]
+            try:
+                differences = COMPARISONS[record.task].compare(batch, predictors[name], compared)
+                check.differences += [_in_block(block, "predictions", d) for d in differences]
+            except NotFiniteError:  # earlier versions stored rows of such outputs
+                check.differences.append(_without_number(block, batch.image_ids))
         listener.advance((len(batch.image_ids) + len(batch.unreadable)) * len(batch.models))
 
 

@@ -294,3 +294,26 @@ def test_networks_of_users_are_built_again_from_their_files(photos: Path, tmp_pa
     run = evaluate(replace(config(photos / "data", tmp_path / "memory"), models=in_memory))
     with pytest.raises(MachineError, match=r"`mine` of .* was in memory"):
         checked(run)
+
+
+def test_a_network_that_returns_nan_is_a_difference_as_the_stored_row_is(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (
+        "import os, torch",
+        "class Pooled(torch.nn.Module):",
+        "    def forward(self, x):",
+        "        factor = float(os.environ['FACTOR']) if len(x) > 1 else 1.0",
+        "        return torch.cat([x.mean((2, 3)) * factor] * 4, 1)[:, :10]",
+    )
+    (tmp_path / "net.py").write_text("\n".join(lines), encoding="utf-8")
+    network = ModelRequest(f"{tmp_path / 'net.py'}:Pooled", preprocessing={"crop": 32})
+    monkeypatch.setenv("FACTOR", "1")
+    run = evaluate(replace(config(photos / "data", tmp_path / "run"), models=(network,)))
+    assert differences_of(run) == []
+    file = next(run.rglob("predictions/**/*.parquet"))
+    image = edit(file, 4, lambda _: {"probability": float("nan")})
+    monkeypatch.setenv("FACTOR", "nan")
+    differences = differences_of(run)
+    assert ("rows", "probability", image) in differences
+    assert ("predictions", "output", None) in differences
