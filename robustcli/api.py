@@ -410,11 +410,12 @@ def explain(
         untrained: Whether to explain the network with its initial weights.
         classes: Class names in the order of the network's outputs, for a network of your own.
         options: Further fields of `robustcli.explanation.config.ExplainConfig` (`layer`, `sanity`,
-            `limit`, `seed`, `device`, `batch_size`, ...).
+            `limit`, `seed`, `device`, `batch_size`, ...). `run_code=True` executes the Python and
+            TorchScript code that `run` names.
 
     Raises:
         UsageError: An argument names something that does not exist, or arguments contradict each
-            other.
+            other, or `run` needs code and `run_code` is not set.
         MachineError: The data or the weights of `run` are not on this machine.
         RunError: Some maps could not be computed; all others are kept.
     """
@@ -662,10 +663,12 @@ def verify(
         weights: Present paths of weights files or training runs that have moved; each is matched to
             its model by its digest.
         options: Further fields of `robustcli.verification.recorded_run.VerifyConfig` (`seed`,
-            `data`, `label_space`, `labels`, `plugins`, `device`, `offline`).
+            `data`, `label_space`, `labels`, `plugins`, `device`, `offline`, `run_code`).
+            `run_code=True` executes the Python and TorchScript code that the run names.
 
     Raises:
-        UsageError: The folder contains no readable run, or no results to verify.
+        UsageError: The folder contains no readable run or no results to verify, or the run needs
+            code and `run_code` is not set.
         MachineError: The data, the weights or a plugin of the run are not on this machine.
     """
     from robustcli.verification.recorded_run import VerifyConfig

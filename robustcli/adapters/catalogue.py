@@ -88,6 +88,8 @@ class ModelRequest:
         classes: Names of the outputs of a foreign network, in order.
         number_classes: Whether to number unnamed classes instead of refusing the model.
         called: Name in rows and tables, if it differs from `name` (`evaluation/look_up.py`).
+        run_code: Whether Python and TorchScript code may be executed for it. False if a file names
+            the model and not the user.
         opened: The opened foreign model, so that a request opens it only once.
     """
 
@@ -101,6 +103,7 @@ class ModelRequest:
     classes: tuple[str, ...] | None = None
     number_classes: bool = field(default=False, compare=False)
     called: str | None = None
+    run_code: bool = field(default=True, compare=False)
     opened: list[Any] = field(default_factory=list, init=False, compare=False, repr=False)
 
 

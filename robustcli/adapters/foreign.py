@@ -122,6 +122,11 @@ def open_foreign(request: ModelRequest, *, offline: bool) -> ForeignModel:
     return opened
 
 
+def runs_code(request: ModelRequest) -> bool:
+    """Whether opening `request` executes code that its name refers to: Python or TorchScript."""
+    return foreign_kind(request) in ("import", "torchscript")
+
+
 def sidecar_of(request: ModelRequest) -> Sidecar | None:
     """The sidecar of the file of `request`; None without one."""
     if foreign_kind(request) not in ("torchscript", "onnx"):
@@ -137,6 +142,12 @@ def names_classes(request: ModelRequest) -> bool:
 
 def _read_network(request: ModelRequest, *, offline: bool) -> ForeignNetwork:
     kind = foreign_kind(request)
+    if runs_code(request) and not request.run_code:
+        raise UsageError(
+            f"`{request.name}` is code, which is only executed if you name it.",
+            "Here a file contains this name: the record of a run, or the header of weights.",
+            "If you trust the code, evaluate it: `robust eval --model NAME`.",
+        )
     if request.untrained and kind not in ("memory", "import", "open-clip"):
         raise UsageError(
             f"`--untrained` cannot be used with `{request.name}`.",
@@ -292,6 +303,7 @@ def _tried(request: ModelRequest, foreign: ForeignNetwork) -> ForeignModel:
         untrained=request.untrained or (sidecar is not None and sidecar.model.untrained),
         label_space=FOREGROUND if space is None else space.name,
         scans=has_scan(network),
+        code_sha256=foreign.code_sha256,
     )
     if task == "seg":
         header = None if sidecar is None else sidecar.header

@@ -12,10 +12,11 @@ import sys
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from importlib.machinery import PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ class ForeignNetwork:
         space: Classes named by the user, if the network was built for them.
         notes: Announcements.
         arguments: Builder arguments of the user.
+        code_sha256: SHA-256 of the Python file that builds it.
         users_code: Whether it is code of the user, whose errors are reported with file and line.
         sidecar: The sidecar of `robust export`, which overrides all fields above.
     """
@@ -82,6 +84,7 @@ class ForeignNetwork:
     space: LabelSpace | None = None
     notes: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    code_sha256: str | None = None
     users_code: bool = True
     sidecar: Sidecar | None = None
 
@@ -145,7 +148,32 @@ def users_network(request: ModelRequest) -> ForeignNetwork:
         preprocessing=preprocessing,
         preprocessing_source="its timm configuration",
         arguments=arguments,
+        code_sha256=None if request.module is not None else _sha256(code_file(request.name)),
     )
+
+
+def code_file(name: str) -> Path | None:
+    """The Python file of `module:attribute` or `FILE.py:attribute`; imports nothing.
+
+    None if there is no such file, for example for modules that are compiled into Python.
+    """
+    module_name = name.rpartition(":")[0]
+    if module_name.endswith(".py"):
+        path = Path(module_name).expanduser().resolve()
+        return path if path.is_file() else None
+    folders: Sequence[str] | None = [str(Path.cwd()), *sys.path]
+    spec, parts = None, module_name.split(".")
+    for number in range(len(parts)):
+        spec = PathFinder.find_spec(".".join(parts[: number + 1]), folders)
+        folders = None if spec is None else spec.submodule_search_locations
+        if folders is None:
+            break
+    complete = spec is not None and spec.name == module_name and spec.has_location
+    return Path(spec.origin) if complete and spec is not None and spec.origin else None
+
+
+def _sha256(path: Path | None) -> str | None:
+    return None if path is None else file_sha256(path)
 
 
 @contextmanager

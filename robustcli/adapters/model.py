@@ -39,7 +39,11 @@ def needs_contiguous(network: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Facts about a model for records; `scans` tells whether it uses the selective scan."""
+    """Facts about a model for records.
+
+    `scans` tells whether it uses the selective scan. `code_sha256` is the digest of the Python file
+    that builds it.
+    """
 
     name: str
     family: str
@@ -52,6 +56,7 @@ class ModelFacts:
     untrained: bool
     label_space: str
     scans: bool
+    code_sha256: str | None = None
 
 
 SelfT = TypeVar("SelfT", bound="Model")

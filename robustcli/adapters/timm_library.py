@@ -50,6 +50,7 @@ _LARGER = (
     "in22k", "in21k", "inw21k", "in12k", "jft", "laion", "lvd", "openai", "merged", "yfcc", "ig1b",
     "ssld", "swag", "seer", "clip", "datacomp", "webli", "dfn", "m30m", "m38m", "goog_distilled",
 )  # fmt: skip
+_FILE_ARGUMENTS = ("checkpoint_path", "cache_dir", "pretrained_cfg")
 _ONLY_IN1K = re.compile(r"(^|_)in1k(_\d+)?$")  # the number is the image size
 
 
@@ -73,6 +74,13 @@ def create(
     Raises:
         UsageError: The architecture has no such argument or tag, or the weights are unavailable.
     """
+    files = [key for key in _FILE_ARGUMENTS if arguments.get(key) is not None]
+    if files:
+        raise UsageError(
+            f"The argument `{files[0]}` of timm is not supported.",
+            "With it, timm reads or writes files that are not checked here.",
+            "Omit it; `--weights FILE` loads weights.",
+        )
     if pretrained and offline:
         check_offline(name)
     try:

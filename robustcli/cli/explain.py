@@ -78,6 +78,7 @@ _model = together(
     click.option("--untrained", is_flag=True,
                  help="Explain a network without trained weights; all outputs are marked."),
     options.preprocessing,
+    options.run_code,
 )  # fmt: skip
 _run = together(
     click.option("--out", type=RunPlace(),

@@ -30,6 +30,10 @@ as_json = click.option(
 offline = click.option(
     "--offline", is_flag=True, envvar="ROBUST_OFFLINE", help="Never use the network."
 )
+run_code = click.option(
+    "--run-code", is_flag=True,
+    help="Execute the Python and TorchScript code that RUN names; only if you trust RUN.",
+)  # fmt: skip
 
 
 def completing(kind: Literal["models", "transforms", "recipes"]) -> Callable[..., Any]:

@@ -50,6 +50,7 @@ class BlockCount(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # ge
     "--plugin", "plugins", multiple=True, type=FILE,
     help="A Python file that defines transforms, if it was moved; repeatable.",
 )  # fmt: skip
+@options.run_code
 @options.device
 @options.scan_backend
 @offline

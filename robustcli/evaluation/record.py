@@ -78,6 +78,7 @@ def _differences(old: RunRecord, new: RunRecord) -> Iterator[str]:
         if model.name in old_models:
             for text in changed_fields(old_models[model.name], model, _MODEL_FLAGS):
                 yield f"Model `{model.name}`: {text}"
+            yield from old_models[model.name].code_differences(model)
     parameters = {(t.name, t.severity): t.parameters for t in old.transforms}
     for cell in new.transforms:
         if parameters.get((cell.name, cell.severity), cell.parameters) != cell.parameters:

@@ -28,12 +28,13 @@ class ExplainConfig(EvalConfig):
 
     `source` is a finished evaluation that defines model, images and predictions. In this case,
     `models` selects one of its models, and `moved` are present paths of weights files that have
-    moved.
+    moved. `run_code` allows the Python and TorchScript code that the evaluation names.
     """
 
     _: KW_ONLY
     source: Path | None = None
     moved: tuple[Path, ...] = ()
+    run_code: bool = False
     images: tuple[str, ...] = ()
     worst: Positive | None = None
     class_name: str | None = None

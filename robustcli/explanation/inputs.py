@@ -43,6 +43,7 @@ from robustcli.verification.recorded_run import (
     RecordedModels,
     StoredRows,
     VerifyConfig,
+    check_code,
     find_images,
     find_transforms,
 )
@@ -173,12 +174,13 @@ def _of_run(config: ExplainConfig, run: Path, listener: Listener) -> ExplainInpu
     verify = VerifyConfig(
         run, data=config.data, weights=config.moved, label_space=config.label_space,
         labels=config.labels, plugins=config.plugins, device=config.device,
-        offline=config.offline,
+        offline=config.offline, run_code=config.run_code,
     )  # fmt: skip
     stored = StoredRows(run, record)
     models = RecordedModels(run, record, verify)
     tolerance = COMPARISONS[record.task].tolerance(record.precision, "cpu", "cpu")
     check = EvaluationCheck(run, record.task, record.status, tolerance)
+    check_code(stored, models, verify)
     items = find_images(stored, models, verify, check)
     known = find_transforms(stored, verify, check)
     cells = _chosen_cells(config, run, name, record, known, listener)

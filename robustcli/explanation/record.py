@@ -100,6 +100,7 @@ _MODEL_FLAGS = {
 
 def _differences(old: ExplainRecord, new: ExplainRecord) -> Iterator[str]:
     yield from changed_fields(old.model, new.model, _MODEL_FLAGS)
+    yield from old.model.code_differences(new.model)
     yield from dataset_differences(
         old.dataset, new.dataset, "`--data`, `--per-class`, `--limit`, `--split`, `--seed`"
     )

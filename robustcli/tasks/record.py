@@ -252,6 +252,8 @@ class ModelRecord(Record):
     """One model of the run; `name` identifies it in rows and tables.
 
     `notes` are what loading announced: assumptions, defaults, and deviations from the original.
+    `code_sha256` is the hash of the Python file that builds it; None for other models, and in runs
+    of older versions.
     """
 
     name: str
@@ -267,7 +269,13 @@ class ModelRecord(Record):
     preprocessing: PreprocessingRecord | MaskPreprocessingRecord
     view: str
     scan_backend: str | None = None
+    code_sha256: str | None = None
     notes: list[str] = Field(default_factory=list)
+
+    def code_differences(self, new: ModelRecord) -> Iterator[str]:
+        """Yields a sentence if the Python file of the `new` record has changed."""
+        if None not in (self.code_sha256, new.code_sha256) and self.code_sha256 != new.code_sha256:
+            yield f"The Python file of `{self.builder.partition(':')[2]}` has changed."
 
 
 class ModelCost(Record):

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from robustcli.adapters.catalogue import FOREGROUND, ModelRequest
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.fetching import state_digest
-from robustcli.adapters.foreign import ForeignKind, open_foreign
+from robustcli.adapters.foreign import ForeignKind, foreign_kind, open_foreign, runs_code
+from robustcli.adapters.foreign_files import code_file
 from robustcli.adapters.load import load, resolve
 from robustcli.adapters.model import Model
 from robustcli.adapters.training_run import WEIGHTS, header_beside, weights_in
@@ -29,6 +30,7 @@ from robustcli.core.errors import MachineError, RobustError, UsageError
 from robustcli.core.listener import Silent
 from robustcli.data.dataset import Dataset, FileRef, Sample
 from robustcli.data.decode import UnreadableImage, decode
+from robustcli.data.download import file_sha256
 from robustcli.data.labels import BUNDLED_SPACES, LabelSpace
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.look_up import EVALUATION_TASKS
@@ -67,6 +69,7 @@ class VerifyConfig:
         plugins: Files that define transforms.
         device: Value of `--device`.
         offline: Whether to forbid downloads.
+        run_code: Whether to execute the Python and TorchScript code that the run names.
     """
 
     run: Path
@@ -79,6 +82,7 @@ class VerifyConfig:
     plugins: tuple[Path, ...] = ()
     device: str = "auto"
     offline: bool = False
+    run_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -259,18 +263,23 @@ def _first_changed(stored: StoredRows, images: Mapping[str, Sample]) -> str | No
 
 def _option_in(command: str, option: str) -> str | None:
     """The value of `option` in the recorded commands; the last occurrence is used."""
-    value = None
+    return next(iter(_values_in(command, option)[::-1]), None)
+
+
+def _values_in(command: str, option: str) -> list[str]:
+    """The values of a repeatable `option` in the recorded commands, in their order."""
+    values = []
     for line in command.splitlines():
         try:
             words = shlex.split(line)
         except ValueError:
             continue
         for word, following in zip(words, [*words[1:], None], strict=True):
-            if word == option:
-                value = following
+            if word == option and following is not None:
+                values.append(following)
             elif word.startswith(f"{option}="):
-                value = word.partition("=")[2]
-    return value
+                values.append(word.partition("=")[2])
+    return values
 
 
 def _file_in(command: str, option: str) -> Path | None:
@@ -298,6 +307,22 @@ class RecordedModels:
             return chosen
         defaults = {_default_label_space(model) for model in self.record.models}
         return name if name in BUNDLED_SPACES and defaults != {name} else None
+
+    @cached_property
+    def code(self) -> tuple[RecordedCode, ...]:
+        """The code that must be executed to build the models, and that the user did not name."""
+        code = []
+        for model in self.record.models:
+            requests = list(self._requests_for(model)) if _foreign_source(model) else []
+            if requests and all(runs_code(r) and not r.run_code for r in requests):
+                request = requests[0]
+                is_python = foreign_kind(request) == "import"
+                file = code_file(request.name) if is_python else Path(request.name)
+                typed = [f"{key}={value}" for key, value in request.arguments.items()]
+                called = " ".join(["network", f"`{request.name}`", *typed])
+                digest = model.code_sha256 if is_python else model.weights_sha256
+                code.append(RecordedCode(called, file, digest))
+        return tuple(code)
 
     @cached_property
     def requests(self) -> tuple[ModelRequest, ...]:
@@ -401,8 +426,9 @@ class RecordedModels:
         arguments = dict(model.arguments)
         if model.untrained and not _foreign_source(model):
             yield ModelRequest(
-                model.name, None, arguments, label_space=self.label_space, untrained=True
-            )
+                model.name, None, arguments, label_space=self.label_space, untrained=True,
+                run_code=False,
+            )  # fmt: skip
             return
         trained = [] if self._trained_weights is None else [self._trained_weights]
         recorded = Path(model.weights)
@@ -416,7 +442,9 @@ class RecordedModels:
             if request is not None:
                 yield request
         if not model.pretraining.startswith("unknown") or not existing:
-            yield ModelRequest(model.name, None, arguments, label_space=self.label_space)
+            yield ModelRequest(
+                model.name, None, arguments, label_space=self.label_space, run_code=False
+            )
 
     def _foreign_requests(
         self, model: ModelRecord, existing: Sequence[Path]
@@ -436,11 +464,13 @@ class RecordedModels:
             "arguments": dict(model.arguments), "label_space": self.label_space,
             "untrained": model.untrained and kind in ("import", "open-clip"),
             "preprocessing": {name: recorded[name] for name in names if recorded.get(name)},
+            "run_code": self.config.run_code,
         }  # fmt: skip
         is_file = kind in ("onnx", "torchscript")  # contains its weights
         for file in existing:
+            typed = {"run_code": True} if file in self.config.weights else {}
             yield (
-                ModelRequest(str(file), **options)
+                ModelRequest(str(file), **options | typed)
                 if is_file
                 else ModelRequest(source, file, **options)
             )
@@ -453,9 +483,11 @@ class RecordedModels:
         except UsageError:
             return None
         if header is not None:
-            return ModelRequest(header.model, file, dict(model.arguments))
+            return ModelRequest(header.model, file, dict(model.arguments), run_code=False)
         arguments = dict(model.arguments)
-        return ModelRequest(model.name, file, arguments, label_space=self.label_space)
+        return ModelRequest(
+            model.name, file, arguments, label_space=self.label_space, run_code=False
+        )
 
 
 def _foreign_source(model: ModelRecord) -> bool:
@@ -488,8 +520,7 @@ def find_transforms(
     Raises:
         MachineError: A transform is not on this machine.
     """
-    plugin = _file_in(stored.record.command, "--plugin")
-    plugins = config.plugins or (() if plugin is None else (plugin,))
+    plugins = config.plugins or (_recorded_plugins(stored.record) if config.run_code else ())
     cells = {}
     for recorded in stored.record.transforms:
         cell = Cell(recorded.name, recorded.severity)
@@ -516,6 +547,71 @@ def find_transforms(
         else:
             cells[cell] = resolved_cell
     return cells
+
+
+def check_code(stored: StoredRows, models: RecordedModels, config: VerifyConfig) -> None:
+    """Raises UsageError if the run needs code that the user neither named nor allowed.
+
+    A run can come from somebody else, and its record can name any code.
+    """
+    if config.run_code:
+        return
+    code = list(models.code)
+    if not config.plugins:
+        digests = {(file, digest) for file, digest in _plugins_of(stored.record)}
+        for path in _recorded_plugins(stored.record):
+            recorded = [digest for file, digest in digests if file == path.name]
+            digest = file_sha256(path)
+            code.append(RecordedCode("plugin", path, digest if digest in recorded else recorded[0]))
+    if code:
+        raise UsageError(
+            f"`{stored.run}` needs code that its record names:",
+            "\n".join(f"  {single.words}" for single in code),
+            "The record can name any code on this machine. If you trust the run and the files, "
+            "repeat the command with `--run-code` (in Python `run_code=True`).",
+        )
+
+
+@dataclass(frozen=True)
+class RecordedCode:
+    """Code that a record names: what it is, its file if known, and its digest in the run."""
+
+    kind: str
+    file: Path | None
+    digest: str | None
+
+    @property
+    def words(self) -> str:
+        """Kind, file, digest, and whether the file is that of the run."""
+        if self.file is None or not self.file.is_file():
+            return self.kind if self.file is None else f"{self.kind}: `{self.file}` (missing)"
+        digest = file_sha256(self.file)
+        if self.digest is None:
+            state = "not recorded"
+        else:
+            state = "as in the run" if digest == self.digest else "changed since the run"
+        return f"{self.kind}: `{self.file}`, SHA-256 {digest} ({state})"
+
+
+def _plugins_of(record: RunRecord) -> list[tuple[str, str]]:
+    """File name and digest of each plugin whose transforms the run used."""
+    parameters = (transform.parameters for transform in record.transforms)
+    pairs = [(str(p["file"]), str(p["sha256"])) for p in parameters if {"file", "sha256"} <= set(p)]
+    return list(dict.fromkeys(pairs))
+
+
+def _recorded_plugins(record: RunRecord) -> tuple[Path, ...]:
+    """The files of the run's plugins, if they still exist; those with the recorded digests first.
+
+    The same file may have had several paths in the commands of a run.
+    """
+    paths = [Path(value) for value in _values_in(record.command, "--plugin")[::-1]]
+    files = []
+    for name, digest in _plugins_of(record):
+        namesakes = [path for path in paths if path.name == name and path.is_file()]
+        namesakes.sort(key=lambda path: file_sha256(path) != digest)  # stable
+        files += namesakes[:1]
+    return tuple(dict.fromkeys(files))
 
 
 def _plain(parameters: Mapping[str, Any]) -> Any:

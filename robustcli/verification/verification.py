@@ -45,6 +45,7 @@ from robustcli.verification.recorded_run import (
     RowBlock,
     StoredRows,
     VerifyConfig,
+    check_code,
     find_images,
     find_transforms,
 )
@@ -113,6 +114,7 @@ def _check(run: Path, config: VerifyConfig, listener: Listener) -> EvaluationChe
             "Repeat the command that created it, then verify it.",
         )
     recorded_models = RecordedModels(run, record, config)
+    check_code(stored, recorded_models, config)
     images = find_images(stored, recorded_models, config, check)
     cells = find_transforms(stored, config, check)
     _check_rows(stored, images, check)

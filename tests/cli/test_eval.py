@@ -108,7 +108,8 @@ def test_lines_that_code_of_the_user_prints_are_not_in_the_document(
     assert [row["transform"] for row in json.loads(outcome.out)] == ["identity", "brighter"]
     assert "called" in outcome.err
     assert json.loads(robust("eval", *arguments, "--dry-run").out)["images"] == 4
-    outcome = robust("verify", "run", "--plugin", "mine.py", "--device", "cpu", "--json")
+    code = ("--plugin", "mine.py", "--run-code")  # the recorded command is that of pytest
+    outcome = robust("verify", "run", *code, "--device", "cpu", "--json")
     assert json.loads(outcome.out)["reproduced"], outcome.err
     photos = ("predict", "--model", "mine.py:Net", "--resize", "32", "--crop", "32", "--json")
     assert json.loads(robust(*photos, "--data", "cifar10-mini", "--limit", "1").out)["images"] == 1

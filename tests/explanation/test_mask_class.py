@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,4 +150,7 @@ def test_a_class_of_a_finished_evaluation_is_explained(data: Path, tmp_path: Pat
         (), (), None, tmp_path / "explained", source=run, class_name="green", limit=1,
         methods=("occlusion",), **settings,
     )  # type: ignore[arg-type]  # fmt: skip
-    assert read_explain_record(explain(config, Recorder())).mask_class == "green"
+    with pytest.raises(UsageError, match=r"network `.*:Colours`: `.*SHA-256 .* \(as in the run\)"):
+        explain(config, Recorder())
+    allowed = replace(config, run_code=True)
+    assert read_explain_record(explain(allowed, Recorder())).mask_class == "green"

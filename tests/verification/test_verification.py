@@ -285,11 +285,21 @@ def test_networks_of_users_are_built_again_from_their_files(photos: Path, tmp_pa
     names = (f"{tmp_path / 'net.py'}:build", str(tmp_path / "net.ts"))
     models = tuple(ModelRequest(name, preprocessing=sizes) for name in names)
     run = evaluate(replace(config(photos / "data", tmp_path / "run"), models=models))
-    assert differences_of(run) == []
+    with pytest.raises(UsageError, match=r"`.*net.py`, SHA-256 .* \(as in the run\)\n.*net.ts`"):
+        checked(run)
+    assert differences_of(run, run_code=True) == []
     (tmp_path / "net.ts").rename(tmp_path / "moved.ts")
     with pytest.raises(MachineError, match=r"network `net.ts` of .*(?s:.*)`--weights FILE`"):
-        checked(run)
-    assert differences_of(run, weights=(tmp_path / "moved.ts",)) == []
+        checked(run, run_code=True)
+    assert differences_of(run, weights=(tmp_path / "moved.ts",), run_code=True) == []
+    exported = replace(config(photos / "data", tmp_path / "exported"), models=models[1:])
+    (tmp_path / "moved.ts").rename(tmp_path / "net.ts")
+    run = evaluate(exported)
+    assert differences_of(run, weights=(tmp_path / "net.ts",)) == []  # named by the user
+    code = tmp_path / "net.py"
+    code.write_text(OWN_NETWORK + "# changed\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"Python file of `.*net.py:build` has changed"):
+        evaluate(replace(config(photos / "data", tmp_path / "run"), models=models[:1]))
     in_memory = (ModelRequest("mine", module=network, preprocessing=sizes),)
     run = evaluate(replace(config(photos / "data", tmp_path / "memory"), models=in_memory))
     with pytest.raises(MachineError, match=r"`mine` of .* was in memory"):
@@ -310,10 +320,28 @@ def test_a_network_that_returns_nan_is_a_difference_as_the_stored_row_is(
     network = ModelRequest(f"{tmp_path / 'net.py'}:Pooled", preprocessing={"crop": 32})
     monkeypatch.setenv("FACTOR", "1")
     run = evaluate(replace(config(photos / "data", tmp_path / "run"), models=(network,)))
-    assert differences_of(run) == []
+    assert differences_of(run, run_code=True) == []
     file = next(run.rglob("predictions/**/*.parquet"))
     image = edit(file, 4, lambda _: {"probability": float("nan")})
     monkeypatch.setenv("FACTOR", "nan")
-    differences = differences_of(run)
+    differences = differences_of(run, run_code=True)
     assert ("rows", "probability", image) in differences
     assert ("predictions", "output", None) in differences
+
+
+def test_a_run_with_several_plugins_is_reproduced(photos: Path, tmp_path: Path) -> None:
+    files = [tmp_path / name / "mine.py" for name in ("a", "b")]  # of the same name
+    for number, path in enumerate(files):
+        path.parent.mkdir()
+        path.write_text(
+            "from robustcli.transforms import transform\n\n@transform()\n"
+            f"def shift{number}(image, rng, value):\n    return image + {number + 1}\n",
+            encoding="utf-8",
+        )
+    names, plugins = ("shift0", "shift1"), {"plugins": tuple(files)}
+    typed = f"robust eval --plugin {files[0]} --plugin={files[1]}"
+    run = evaluate(config(photos / "data", tmp_path / "run", *names, command=typed, **plugins))
+    with pytest.raises(UsageError, match=r"(?s)plugin: .*a/mine.py.* plugin: .*b/mine.py"):
+        checked(run)
+    assert differences_of(run, run_code=True) == []
+    assert differences_of(run, **plugins) == []
