@@ -140,7 +140,8 @@ def _download(url: str, target: Path, expected: str | None, offline: bool) -> No
         )
     partial = PartialDownload(target.with_name(target.name + ".part"))
     try:
-        continue_download(url, partial)
+        if expected is None or partial.size or not partial.has_sha256(expected):
+            continue_download(url, partial, expected)
     except OSError as error:
         if target.is_file():  # where locks exclude nobody, another process was faster
             return
@@ -182,6 +183,10 @@ class AddressError(OSError):
 
 class EndlessTransferError(OSError):
     """A response without Content-Length exceeds the size limit."""
+
+
+class _OtherVersionError(OSError):
+    """The server sent a range of another version of the file."""
 
 
 class InterruptedTransferError(OSError):
@@ -238,14 +243,21 @@ class PartialDownload:
         """Bytes already downloaded; 0 without a version, as two versions could be mixed."""
         return self.path.stat().st_size if self.version and self.path.is_file() else 0
 
+    def has_sha256(self, expected: str) -> bool:
+        """Whether the file exists and has the SHA-256 `expected`, so that it is complete."""
+        return self.path.is_file() and file_sha256(self.path) == expected.lower()
+
     def discard(self) -> None:
         """Deletes the partial download and its version."""
         self.path.unlink(missing_ok=True)
         self.version_path.unlink(missing_ok=True)
 
 
-def continue_download(url: str, partial: PartialDownload) -> None:
+def continue_download(url: str, partial: PartialDownload, expected: str | None = None) -> None:
     """Downloads `url` to `partial.path`, resuming it if the server still has the same version.
+
+    A complete file, whose download was ended before it got its final name, is kept: one with the
+    SHA-256 `expected`, or with the size and version that the server reports.
 
     Raises:
         OSError: The server is unreachable or reports an error, the disk is full, or the connection
@@ -264,19 +276,8 @@ def continue_download(url: str, partial: PartialDownload) -> None:
         check_address(url)
     try:
         with _opener().open(Request(url, headers=headers), timeout=_TIMEOUT_S) as response:
-            if response.status != _PARTIAL_CONTENT:
-                start = 0
-                partial.discard()
-            try:
-                _check_answer(response, start, partial.path)
-            except OSError:
-                partial.discard()
-                raise
-            _keep_version(partial, response.headers)
-            if not start:
-                partial.path.touch()
-            with partial.path.open("r+b") as out:
-                _write_from(start, response, out, partial.path)
+            if not (start and _is_complete(start, partial, response.status, response.headers)):
+                _receive(response, start, partial)
     except EndlessTransferError:
         partial.discard()
         raise
@@ -284,10 +285,56 @@ def continue_download(url: str, partial: PartialDownload) -> None:
         error.close()
         if error.code != _RANGE_NOT_SATISFIABLE or not start:
             raise
+        complete = _is_complete(start, partial, error.code, error.headers)
+        if not complete and (expected is None or not partial.has_sha256(expected)):
+            partial.discard()
+            continue_download(url, partial)
+    except _OtherVersionError:
         partial.discard()
         continue_download(url, partial)
     except HTTPException as error:
         raise InterruptedTransferError(f"the connection broke: {error!r}") from error
+
+
+def _is_complete(start: int, partial: PartialDownload, status: int, headers: Message) -> bool:
+    """Whether the server's file is the `start` bytes of `partial`.
+
+    Servers answer the request for the bytes after the last with 416, or ignore the range.
+    """
+    if not _is_version(partial.version, headers):
+        return False
+    if status == _RANGE_NOT_SATISFIABLE:
+        return headers.get("Content-Range", "").strip() == f"bytes */{start}"
+    return status == _OK and headers.get("Content-Length") == str(start)
+
+
+def _is_version(version: str, headers: Message) -> bool:
+    """Whether a response is of this version of the file, as far as its headers tell."""
+    reported = [headers.get("ETag", "").removeprefix("W/"), headers.get("Last-Modified", "")]
+    return not any(reported) or version in reported
+
+
+def _receive(response: HTTPResponse, start: int, partial: PartialDownload) -> None:
+    """Writes the response to `partial` if it is the file from `start` on, else from its beginning.
+
+    Raises:
+        OSError: See `continue_download`.
+    """
+    if response.status != _PARTIAL_CONTENT:
+        start = 0
+        partial.discard()
+    elif start and not _is_version(partial.version, response.headers):
+        raise _OtherVersionError  # the server ignores `If-Range`
+    try:
+        _check_answer(response, start, partial.path)
+    except OSError:
+        partial.discard()
+        raise
+    if not start:
+        _keep_version(partial, response.headers)
+        partial.path.touch()
+    with partial.path.open("r+b") as out:
+        _write_from(start, response, out, partial.path)
 
 
 def check_address(url: str) -> None:

@@ -100,8 +100,11 @@ def _handler(served: Served, folder: str) -> type[BaseHTTPRequestHandler]:
             if self.path.endswith("missing"):
                 self.send_error(404)
                 return
-            if start > len(served.content):
-                self.send_error(416)
+            if start and start >= len(served.content):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(served.content)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
                 return
             body = served.content[start:]
             self.send_response(206 if start else 200)

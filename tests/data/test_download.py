@@ -263,6 +263,40 @@ def test_a_server_without_ranges_starts_anew(served: Any, part: PartialDownload)
     assert part.path.read_bytes() == served.content
 
 
+@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_that_was_killed_before_the_rename_is_not_repeated(
+    served: Any, target: Path, published: bool, ranges: bool
+) -> None:
+    part, sha256 = PartialDownload(target.with_name("file.bin.part")), _sha256(served.content)
+    target.parent.mkdir()
+    part.path.write_bytes(served.content)
+    part.version_path.write_text(served.etag, encoding="utf-8")
+    served.ranges, served.cut = ranges, 0
+    found = fetch_file(served.url, target, sha256=sha256 if published else None, offline=False)
+    assert found == sha256
+    assert target.read_bytes() == served.content
+    assert len(served.requests) == 1
+    assert not part.version_path.exists()
+
+
+def test_a_complete_download_without_a_version_is_recognised_by_its_published_hash(
+    served: Any, target: Path
+) -> None:
+    target.parent.mkdir()
+    target.with_name("file.bin.part").write_bytes(served.content)
+    fetch_file(served.url, target, sha256=_sha256(served.content), offline=False)
+    assert (target.read_bytes(), served.requests) == (served.content, [])
+
+
+def test_a_file_that_changed_to_the_size_of_the_part_is_not_kept(served: Any, target: Path) -> None:
+    part = PartialDownload(target.with_name("file.bin.part"))
+    target.parent.mkdir()
+    part.path.write_bytes(bytes(len(served.content)))
+    part.version_path.write_text('"v0"', encoding="utf-8")
+    assert fetch_file(served.url, target, sha256=None, offline=False) == _sha256(served.content)
+
+
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
 def test_without_a_reliable_mark_nothing_is_continued(
     served: Any, part: PartialDownload, etag: str | None

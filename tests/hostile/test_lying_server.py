@@ -177,6 +177,39 @@ def test_a_wrong_range_is_never_appended(
     assert server.ranges == [None, f"bytes={HALF}-", None]
 
 
+@pytest.mark.parametrize("version", [{"ETag": '"v2"'}, {"ETag": None, "Last_Modified": "today"}])
+def test_a_range_of_another_version_is_never_appended(
+    server: LyingServer, target: Path, version: dict[str, str]
+) -> None:
+    half, other = len(CONTENT) // 2, bytes(len(CONTENT))
+    content_range = f"bytes {half}-{len(CONTENT) - 1}/{len(CONTENT)}"
+    server.answers = [
+        reply(CONTENT[:half], Content_Length=len(CONTENT)),
+        reply(other[half:], 206, Content_Range=content_range, **version),
+        reply(other, **version),
+    ]
+    refused_message(server, target)
+    fetch_file(server.url, target, sha256=None, offline=False)
+    assert target.read_bytes() == other
+    assert server.ranges == [None, f"bytes={half}-", None]
+
+
+def test_a_continued_download_keeps_its_version(server: LyingServer, target: Path) -> None:
+    third, size = len(CONTENT) // 3, len(CONTENT)
+    rest = {"Content_Length": size - third, "ETag": None}
+    server.answers = [
+        reply(CONTENT[:third], Content_Length=size),
+        reply(CONTENT[third : 2 * third], 206, Content_Range=f"bytes {third}-{size - 1}/{size}",
+              **rest),
+        reply(CONTENT[2 * third :], 206, Content_Range=f"bytes {2 * third}-{size - 1}/{size}"),
+    ]  # fmt: skip
+    refused_message(server, target)
+    refused_message(server, target)
+    fetch_file(server.url, target, sha256=None, offline=False)
+    assert target.read_bytes() == CONTENT
+    assert server.ranges == [None, f"bytes={third}-", f"bytes={2 * third}-"]
+
+
 def test_a_body_without_end_is_given_up(
     server: LyingServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
