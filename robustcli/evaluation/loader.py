@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from robustcli.core import machine
 from robustcli.core.errors import RobustError, RunError
@@ -160,19 +159,35 @@ class WorkerLoader(DataLoader[_T]):
     The number of workers may exceed the number of cores.
     """
 
-    def _get_iterator(self) -> Any:
+    _has_started = False
+
+    def __iter__(self) -> Any:
+        """Starts the workers; if they are persistent, only the first time."""
+        if not self.num_workers or (self.persistent_workers and self._has_started):
+            return super().__iter__()
         with uninterrupted():
-            return _WorkerIterator(self) if self.num_workers else super()._get_iterator()
+            iterator: Any = super().__iter__()
+        self._has_started = True
+        with suppress(TypeError):  # only Python classes can be extended
+            iterator.__class__ = _with_silent_finaliser(type(iterator))
+        return iterator
 
     def check_worker_number_rationality(self) -> None:
         """Does nothing; torch prints the same warning at creation and at the first batch."""
 
 
-class _WorkerIterator(_MultiProcessingDataLoaderIter):
-    def __del__(self) -> None:
-        # Fails, for example, if a signal has ended a worker; Python would print a traceback.
+def _with_silent_finaliser(iterator: type[Any]) -> type[Any]:
+    """A subclass of torch's class `iterator`, which is private.
+
+    The finaliser fails, for example, if a signal has ended a worker; Python would print a
+    traceback.
+    """
+
+    def finalise(self: Any) -> None:
         with suppress(Exception):
-            super().__del__()
+            iterator.__del__(self)
+
+    return type(iterator.__name__, (iterator,), {"__del__": finalise})
 
 
 def batch_stream(

@@ -13,6 +13,7 @@ from multiprocessing.context import ForkProcess
 import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
+from torch.utils.data import dataloader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from robustcli.adapters.preprocessing import Preprocessing
@@ -262,3 +263,20 @@ def test_an_error_in_the_finaliser_of_a_loader_is_not_printed(monkeypatch):
     del stream
     gc.collect()
     assert unraisable == []
+
+
+def test_iterators_of_another_torch_need_no_private_names(monkeypatch):
+    """A class without the methods of today's, and one that cannot be extended."""
+
+    class Sevens:
+        def __init__(self, loader):
+            pass
+
+        def __next__(self):
+            return 7
+
+    for iterator in (Sevens, lambda loader: iter([7])):
+        monkeypatch.setattr(dataloader, "_MultiProcessingDataLoaderIter", iterator)
+        stream = iter(WorkerLoader(range(4), num_workers=1, multiprocessing_context="fork"))
+        assert next(stream) == 7
+        del stream
