@@ -20,6 +20,7 @@ from robustcli.cli.terminal import ConsoleListener, say_safely
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import parse_json
 from robustcli.core.listener import Listener
+from robustcli.core.names import counted
 
 if TYPE_CHECKING:
     from robustcli.adapters.catalogue import ModelRequest
@@ -107,7 +108,7 @@ def command(as_json: bool, quiet: bool, **values: Any) -> None:
     else:
         say_safely(_table(labelling))
         if folder is not None and not quiet:
-            click.echo(f"\n{len(labelling.photos):,} photos in `{folder / CSV_FILE}`.")
+            click.echo(f"\n{counted(len(labelling.photos), 'photo')} in `{folder / CSV_FILE}`.")
     _check_readable(labelling, folder)
 
 
@@ -151,7 +152,8 @@ def _write_masks(
         print_document(str(out), [str(mask) for mask in result.masks])
     elif not quiet:
         click.echo(
-            f"{len(result.masks)} masks in `{out}`, {result.existing} of which already existed."
+            f"{counted(len(result.masks), 'mask')} in `{out}`, {result.existing} of which already "
+            "existed."
         )
         if result.labels is not None:
             click.echo(f"Their values are the classes of `{result.labels}`; 0 is the background.")

@@ -154,3 +154,8 @@ def network_words(model: str, arguments: Mapping[str, Any]) -> str:
     """Name of the network `model` in reports, with the part that its `arguments` ablate."""
     ablation = arguments.get(ABLATE)
     return model if ablation is None else f"{model} without {ablation}"
+
+
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """A number with its noun: `1 image`, `1,000 images`."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

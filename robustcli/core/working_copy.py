@@ -32,7 +32,7 @@ from typing import Literal, NamedTuple
 
 from robustcli.core.errors import RobustError, RunError, UsageError
 from robustcli.core.io import observing, parse_json, refused, write_text
-from robustcli.core.names import file_name
+from robustcli.core.names import counted, file_name
 from robustcli.core.objects import ObjectStore, StoredObject, at_once, total_bytes
 from robustcli.core.ownership import StoreClaim, claim, owned
 from robustcli.core.rundir import RECORD_FILE
@@ -154,7 +154,8 @@ class _Folder:
         """Downloads `objects` concurrently."""
         size = total_bytes(objects)
         if size >= _ANNOUNCED_FROM:
-            say(f"Downloading {len(objects):,} files ({size / 1e6:,.0f} MB) of `{self.store.url}`.")
+            files = counted(len(objects), "file")
+            say(f"Downloading {files} ({size / 1e6:,.0f} MB) of `{self.store.url}`.")
         at_once(objects.items(), lambda item: self.fetch(item[0], item[1].version))
 
     def send_all(self, names: Iterable[str]) -> None:
@@ -453,7 +454,7 @@ def _working(folder: _Folder, say: _Say, *, of_run: bool) -> Iterator[None]:
             raise
         _leading = None
         uploads.finish()
-        say(f"All files are in `{folder.store.url}`: {len(folder.files()):,} files.")
+        say(f"All files are in `{folder.store.url}`: {counted(len(folder.files()), 'file')}.")
     finally:
         mine.release()
 
@@ -494,7 +495,7 @@ def _settle(
         or name not in objects or objects[name].size != state.size
     ]  # fmt: skip
     if unsent:
-        say(f"Uploading {len(unsent):,} files that are missing in `{folder.store.url}`.")
+        say(f"Uploading {counted(len(unsent), 'missing file')} to `{folder.store.url}`.")
     folder.send_all(unsent)
 
 
@@ -605,4 +606,4 @@ def _send_changed(folder: _Folder, use: Use, say: _Say) -> None:
     changed = [name for name in files if not folder.is_transferred(name, files[name])]
     if use == "read" and changed:
         folder.send_all(changed)
-        say(f"Uploaded to `{folder.store.url}`: {len(changed):,} files.")
+        say(f"Uploaded to `{folder.store.url}`: {counted(len(changed), 'file')}.")

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from robustcli.core.errors import MachineError, RobustError, RunError, UsageError, first_line
 from robustcli.core.io import LONGEST_NAME, parse_json, refused, replacing, shortened, write_text
-from robustcli.core.names import nearest
+from robustcli.core.names import counted, nearest
 from robustcli.data.advice import quoted
 from robustcli.data.dataset import FileRef
 from robustcli.data.download import TransferPace
@@ -212,7 +212,7 @@ def read_hub(
         )  # fmt: skip
     size = sum(file.bytes_of(columns.image) for split in taken for file in published.files[split])
     say(
-        f"`{name.place}`: {sum(map(len, taken.values())):,} images in the column "
+        f"`{name.place}`: {counted(sum(map(len, taken.values())), 'image')} in the column "
         f"`{columns.image}`, {size / 1e6:,.1f} MB: each part is downloaded when it is needed and "
         f"kept in `{_commit_home(name.repo, commit)}`."
     )

@@ -11,6 +11,7 @@ from typing import Generic, Literal, NoReturn, TypeAlias, TypeVar
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import parse_json
+from robustcli.core.names import counted
 from robustcli.data.advice import quoted
 from robustcli.data.archives import archive_stem, is_tar, list_tar
 from robustcli.data.dataset import FileRef
@@ -310,8 +311,8 @@ def _shard_images(path: Path, say: Say) -> Iterator[Labelled[str]]:
             )
     if unused:
         say(
-            f"Skipped in `{path}`: {len(unused)} images whose names have further dots, such as "
-            f"`{unused[0]}`: the key of a sample ends at the first dot."
+            f"Skipped in `{path}`: {counted(len(unused), 'image')} with further dots in the name, "
+            f"such as `{unused[0]}`: the key of a sample ends at the first dot."
         )
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import parse_json
+from robustcli.core.names import counted
 from robustcli.data.advice import quoted
 from robustcli.data.dataset import FileRef
 from robustcli.data.layouts import Labelled, Layout, Recogniser, files_below, match_stems
@@ -72,13 +73,13 @@ def by_nnunet(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | Non
         labelled += [replace(case, split="test") for case in test]
     elif test_images:
         notes.append(
-            f"`imagesTs`: {len(test_images)} files are skipped because they have no masks "
-            "(`labelsTs`)."
+            f"Skipped: {counted(len(test_images), 'file')} in `imagesTs` "
+            "without masks in `labelsTs`."
         )
     elif test_labels:
         notes.append(
-            f"`labelsTs`: {len(test_labels)} files are skipped because their images are missing "
-            "(`imagesTs`)."
+            f"Skipped: {counted(len(test_labels), 'file')} in `labelsTs` "
+            "without images in `imagesTs`."
         )
     notes += _channel_notes(channels, labelled)
     if any(case.image.array for case in labelled):
@@ -318,7 +319,7 @@ def by_isic(location: Path, files: Sequence[FileRef]) -> Layout[FileRef] | None:
             images = [f for f in of_split[name] if not f.stem.endswith(_SUPERPIXELS)]
             if is_taken or stems.isdisjoint(image.stem for image in images):
                 why = "another folder contains them too" if is_taken else "they have no masks"
-                notes.append(f"`{name}`: {len(images)} images are skipped: {why}.")
+                notes.append(f"Skipped: {counted(len(images), 'image')} in `{name}`: {why}.")
                 continue
             is_taken = True
             labelled += [

@@ -18,7 +18,7 @@ import numpy as np
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
-from robustcli.core.names import FORMULA_SIGNS
+from robustcli.core.names import FORMULA_SIGNS, counted
 from robustcli.core.seeds import identity_seed
 from robustcli.data.advice import quoted
 from robustcli.data.dataset import Dataset, Sample
@@ -97,8 +97,10 @@ def quick_look(dataset: Dataset, *, seed: int) -> Dataset:
     else:
         groups = list(dict.fromkeys(sample.group for _, sample in ranked))[:QUICK_GROUPS]
         samples = [s for rank, s in ranked if rank < QUICK_PER_GROUP and s.group in set(groups)]
-        spread = "" if dataset.grouping == "image" else f" of {len(groups)} {dataset.grouping}s"
-        contents = f"{len(samples)} images{spread}"
+        spread = (
+            "" if dataset.grouping == "image" else f" of {counted(len(groups), dataset.grouping)}"
+        )
+        contents = f"{counted(len(samples), 'image')}{spread}"
     if len(samples) == len(dataset.samples):
         return dataset
     return _with_subset(dataset, samples, f"quick look: {contents}, seed {seed}")

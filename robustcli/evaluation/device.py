@@ -8,6 +8,7 @@ import threading
 import torch
 
 from robustcli.core.errors import UsageError
+from robustcli.core.names import counted
 from robustcli.core.ranks import Ranks
 from robustcli.evaluation.record import DeviceUse
 
@@ -73,7 +74,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     machine = platform.processor() or platform.machine()
-    return f"{device.type} ({machine}, {torch.get_num_threads()} threads)"
+    return f"{device.type} ({machine}, {counted(torch.get_num_threads(), 'thread')})"
 
 
 class DeviceMonitor:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robustcli.core.io import reading, write_text
+from robustcli.core.names import counted
 from robustcli.core.rundir import BaseRunRecord, Record, RunKind, changed_fields
 from robustcli.tasks.record import (
     DatasetRecord,
@@ -230,7 +231,8 @@ def costs(sessions: Sequence[Session]) -> Costs:
         waiting / seconds if seconds else None,
         tuple(
             dict.fromkeys(
-                f"{session.device}, {session.threads} threads, batch size {session.batch_size}"
+                f"{session.device}, {counted(session.threads, 'thread')}, "
+                f"batch size {session.batch_size}"
                 for session in sessions
             )
         ),

@@ -32,7 +32,7 @@ from robustcli.adapters.segmenter import Segmenter, is_probability, raw_output
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import versions
-from robustcli.core.names import canonical
+from robustcli.core.names import canonical, counted
 from robustcli.core.rundir import has_record
 from robustcli.core.seeds import identity_seed
 from robustcli.core.watchdog import Watchdog
@@ -162,7 +162,7 @@ def _announce_choice(inputs: ExplainInputs, choice: ChoiceRecord, listener: List
         what = f"lose most under {of}" if of else "have the worst predictions"
         listener.say(
             "None of `--image`, `--worst`, `--class` and `--limit` is set: explaining the "
-            f"{choice.count} photos that {what}."
+            f"{'photo' if choice.count == 1 else f'{choice.count} photos'} that {what}."
         )
 
 
@@ -381,7 +381,7 @@ def _evaluated(inputs: ExplainInputs, listener: Listener) -> Path:
     out = inputs.run / "evaluation"
     count = inputs.dataset.images * len(inputs.cells)
     if not has_record(out):
-        listener.say(f"Evaluating {count:,} images to find them.")
+        listener.say(f"Evaluating {counted(count, 'image')} to find them.")
     return evaluate(inputs.config.evaluation(out), _Quiet(listener))
 
 

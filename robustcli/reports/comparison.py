@@ -13,7 +13,7 @@ import pandas as pd
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
-from robustcli.core.names import TaskName
+from robustcli.core.names import TaskName, counted
 from robustcli.core.rundir import has_record
 from robustcli.evaluation.record import RunRecord
 from robustcli.metrics.verdicts import (
@@ -26,14 +26,7 @@ from robustcli.metrics.verdicts import (
 )
 from robustcli.reports.controls import ControlPair, control_pairs
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.numbers import (
-    MISSING,
-    cell_label,
-    counted,
-    p_equals,
-    p_value,
-    probability,
-)
+from robustcli.reports.numbers import MISSING, cell_label, p_equals, p_value, probability
 from robustcli.reports.pages import Page, grid, in_ascii, json_records, typed_table, write_page
 from robustcli.reports.pairing import (
     ComparedModel,

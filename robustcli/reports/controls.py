@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from robustcli.adapters.catalogue import CONTROLS
-from robustcli.core.names import ABLATE
+from robustcli.core.names import ABLATE, counted
 from robustcli.core.rundir import has_record
 from robustcli.metrics.verdicts import ALPHA, holm
-from robustcli.reports.numbers import counted, p_value
+from robustcli.reports.numbers import p_value
 from robustcli.reports.scoring import ScoreDifference, Scoring
 from robustcli.reports.training_findings import HeldOutResults, TrainingFindings
 from robustcli.training.record import TrainRecord

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robustcli.core.errors import UsageError
-from robustcli.core.names import TaskName, file_name
+from robustcli.core.names import TaskName, counted, file_name
 from robustcli.data.archives import is_tar, is_zip, list_tar, list_zip
 from robustcli.data.dataset import FileRef, contents_digest
 from robustcli.data.decode import UnreadableImage, decode
@@ -41,7 +41,6 @@ from robustcli.reports.findings import ClassFindings, Findings, read_findings
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import (
     cell_label,
-    counted,
     decimal,
     fraction,
     is_missing,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from robustcli.core.names import counted
 from robustcli.explanation.methods import METHODS, ExplanationMethod
 from robustcli.explanation.record import ExplainRecord, read_explain_record, read_explained_rows
 from robustcli.metrics.explanation_scores import (
@@ -26,7 +27,7 @@ from robustcli.metrics.explanation_scores import (
     sanity_summary,
 )
 from robustcli.metrics.intervals import Bootstrap
-from robustcli.reports.numbers import cell_label, counted, decimal
+from robustcli.reports.numbers import cell_label, decimal
 from robustcli.reports.pages import typed_table
 from robustcli.transforms.base import CLEAN
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustcli.core.names import file_name
+from robustcli.core.names import counted, file_name
 from robustcli.explanation.methods import ExplanationMethod
 from robustcli.explanation.record import Arrays, read_arrays
 from robustcli.metrics.explanation_scores import ExplanationCell, field_sides
@@ -41,7 +41,7 @@ from robustcli.reports.figures.images import (
     draw_fields,
 )
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.numbers import MISSING, cell_label, counted, is_missing, percent
+from robustcli.reports.numbers import MISSING, cell_label, is_missing, percent
 from robustcli.reports.pages import Page, grid, in_ascii
 from robustcli.reports.statistics import bundled_names
 from robustcli.tasks.record import PANELS_FOLDER

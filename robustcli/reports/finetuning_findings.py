@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from robustcli.core.io import read_csv, reading
+from robustcli.core.names import counted
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.record import (
     AFTER_STEPS,
@@ -31,7 +32,6 @@ from robustcli.finetuning.record import (
 from robustcli.reports.numbers import (
     EN_DASH,
     MISSING,
-    counted,
     decimal,
     is_missing,
     mebibytes,

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robustcli.core.names import counted
 from robustcli.finetuning.record import MODES
 from robustcli.reports.evaluation_page import case_figures
 from robustcli.reports.figures.freezing_figures import (
@@ -51,7 +52,6 @@ from robustcli.reports.finetuning_findings import (
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import (
     MISSING,
-    counted,
     decimal,
     duration,
     is_missing,

@@ -23,10 +23,10 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from robustcli.core.io import reading
+from robustcli.core.names import counted
 from robustcli.data.mask_classes import as_rgb
 from robustcli.reports.cell_photos import Photo, PhotoSheet
 from robustcli.reports.markdown import TEMPLATES, template_environment
-from robustcli.reports.numbers import counted
 from robustcli.tasks.record import PANELS_FOLDER
 
 MOST_BYTES = 5_000_000

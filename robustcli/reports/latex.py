@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 
-from robustcli.core.names import file_name
+from robustcli.core.names import counted, file_name
 from robustcli.reports.explanation_findings import (
     SHIFT,
     SIMILARITY,
@@ -37,7 +37,6 @@ from robustcli.reports.numbers import (
     MISSING,
     as_printed,
     cell_label,
-    counted,
     decimal,
     duration,
     p_value,

@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from tabulate import tabulate
 
-from robustcli.core.names import printable
+from robustcli.core.names import counted, printable
 from robustcli.reports import numbers
 from robustcli.reports.findings import HEADS
 from robustcli.reports.scoring import DICE, IOU, RELAXED, relaxed_words
@@ -79,7 +79,7 @@ def _environment() -> Environment:
     # With autoescape, macros and filters return Markup, which here means finished Markdown.
     environment = template_environment(TEMPLATES, finalize=escaped)
     # Every function of `numbers` is a filter: `{{ row.dice|fraction }}`.
-    shown = [*vars(numbers).values(), code, joined, marked, mono, settings_in_words]
+    shown = [*vars(numbers).values(), code, counted, joined, marked, mono, settings_in_words]
     environment.filters |= {func.__name__: func for func in shown if isfunction(func)}
     environment.globals.update(
         class_heads=HEADS,

@@ -168,11 +168,6 @@ def is_missing(value: float | None) -> bool:
     return value is None or not math.isfinite(value)
 
 
-def counted(number: int, singular: str, plural: str = "") -> str:
-    """A number with its noun: `1 image`, `1,000 images`."""
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
-
-
 def cell_label(transform: str, severity: int) -> str:
     """The name of a cell: the transform's name, and its severity if it has one."""
     return f"{transform}, severity {severity}" if severity else transform

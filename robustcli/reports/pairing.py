@@ -14,14 +14,14 @@ from pathlib import Path
 import pandas as pd
 
 from robustcli.core.errors import UsageError
-from robustcli.core.names import find
+from robustcli.core.names import counted, find
 from robustcli.core.rundir import has_record
 from robustcli.evaluation.record import RunRecord, TransformRecord, read_record
 from robustcli.evaluation.store import Store
 from robustcli.finetuning.record import MODES, read_finetune_record
 from robustcli.metrics.columns import have_same_images
 from robustcli.metrics.verdicts import CellKey
-from robustcli.reports.numbers import cell_label, counted
+from robustcli.reports.numbers import cell_label
 from robustcli.reports.pages import run_kind
 from robustcli.reports.statistics import CLEAN_CELL, STATISTICS
 from robustcli.tasks.record import MaskPreprocessingRecord, ModelRecord

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robustcli.core.names import TaskName, canonical
+from robustcli.core.names import TaskName, canonical, counted
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.record import MODES, Mode
 from robustcli.metrics.intervals import Bootstrap, FloatArray
@@ -32,7 +32,6 @@ from robustcli.reports.finetuning_findings import (
     frozen_by_rule,
     read_finetuning,
 )
-from robustcli.reports.numbers import counted
 from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.reports.training_findings import (
     TrainingFindings,

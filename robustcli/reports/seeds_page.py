@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from robustcli.core.names import counted
 from robustcli.core.rundir import RECORD_FILE
 from robustcli.metrics.intervals import Interval
 from robustcli.metrics.seed_scores import WIDEST
@@ -20,7 +21,7 @@ from robustcli.reports.figures.seed_figures import (
 from robustcli.reports.finetuning_findings import frozen_elements, seconds_ratio
 from robustcli.reports.finetuning_page import finetuning_report
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.numbers import MISSING, counted, decimal, p_value
+from robustcli.reports.numbers import MISSING, decimal, p_value
 from robustcli.reports.pages import Page, grid, in_ascii, typed_table, write_page
 from robustcli.reports.scoring import Measure
 from robustcli.reports.seeds_findings import (

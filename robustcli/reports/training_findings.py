@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 
 from robustcli.core.io import read_csv, reading
+from robustcli.core.names import counted
 from robustcli.core.rundir import has_record
 from robustcli.metrics.class_scores import Calibration, MacroF1
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import CleanMaskComparison, compare_masks_with_clean
 from robustcli.reports.findings import ClassFindings, Findings, read_findings
-from robustcli.reports.numbers import MISSING, counted, fraction_range
+from robustcli.reports.numbers import MISSING, fraction_range
 from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.reports.statistics import CLEAN_CELL, ClassifierStatistics
 from robustcli.training.record import ADDED, PAPER, TrainRecord, read_train_record

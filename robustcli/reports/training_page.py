@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from robustcli.core.names import TaskName
+from robustcli.core.names import TaskName, counted
 from robustcli.metrics.class_scores import confusion_matrix, reliability
 from robustcli.metrics.intervals import wilson_interval
 from robustcli.metrics.mask_scores import group_dice
@@ -29,14 +29,7 @@ from robustcli.reports.figures.training_figures import (
     draw_strips,
 )
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.numbers import (
-    as_printed,
-    counted,
-    fraction,
-    fraction_range,
-    is_missing,
-    with_range,
-)
+from robustcli.reports.numbers import as_printed, fraction, fraction_range, is_missing, with_range
 from robustcli.reports.pages import Page, grid, in_ascii, to_csv, typed_table
 from robustcli.reports.training_findings import (
     HeldOutResults,

@@ -14,9 +14,10 @@ from functools import cached_property
 import pandas as pd
 
 from robustcli.adapters.catalogue import CATALOGUE
+from robustcli.core.names import counted
 from robustcli.data.splits import read_splits
 from robustcli.reports.comparison import Comparison, ComparisonLine
-from robustcli.reports.numbers import counted, duration, p_equals, thousands
+from robustcli.reports.numbers import duration, p_equals, thousands
 from robustcli.reports.pages import run_kind
 from robustcli.reports.pairing import (
     ComparedModel,

@@ -17,7 +17,7 @@ from robustcli.adapters.trainable import NUM_CLASSES, sized_preprocessing, start
 from robustcli.adapters.training_run import ClassifierHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
-from robustcli.core.names import find
+from robustcli.core.names import counted, find
 from robustcli.core.seeds import identity_seed
 from robustcli.data.advice import quoted
 from robustcli.data.dataset import Dataset
@@ -102,7 +102,7 @@ class ClassifierTraining(TrainingTask):
         present = {sample.target for sample in part.samples}
         absent = [name for target, name in enumerate(part.classes.ids) if target not in present]
         lacks = f" (none of {quoted(absent)})" if absent else ""
-        return f"{len(part.samples)} images{lacks}"
+        return f"{counted(len(part.samples), 'image')}{lacks}"
 
     def network(
         self, config: TrainConfig, entry: ModelEntry, index: Dataset
@@ -199,7 +199,7 @@ class ClassifierTraining(TrainingTask):
         self, plan: TrainPlan, lit_module: LitModule, chosen: Mapping[str, Any], listener: Listener
     ) -> None:
         """See `TrainingTask.measure`: writes `RUN/test`."""
-        listener.say(f"Evaluating on the {len(plan.splits.test.samples)} held-out images.")
+        listener.say(f"Evaluating on {counted(len(plan.splits.test.samples), 'held-out image')}.")
         evaluate_test_images(plan, run_as_model(plan.run), plan.run / "test")
 
 

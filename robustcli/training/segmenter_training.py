@@ -21,6 +21,7 @@ from robustcli.adapters.trainable import for_classes, start_segmenter
 from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
+from robustcli.core.names import counted
 from robustcli.data.dataset import Dataset
 from robustcli.data.mask_classes import ShownClasses
 from robustcli.data.mask_values import is_foreground
@@ -111,8 +112,8 @@ class SegmenterTraining(TrainingTask):
 
     def counted(self, part: Dataset) -> str:
         """See `TrainingTask.counted`."""
-        images, kind = f"{len(part.samples)} images", part.grouping
-        return images if kind == "image" else f"{images} of {len(part.groups)} {kind}s"
+        images, kind = counted(len(part.samples), "image"), part.grouping
+        return images if kind == "image" else f"{images} of {counted(len(part.groups), kind)}"
 
     def network(
         self, config: TrainConfig, entry: ModelEntry, index: Dataset
@@ -202,7 +203,7 @@ class SegmenterTraining(TrainingTask):
         run, test = plan.run, plan.splits.test.samples
         module = cast("SegmenterModule", lit_module)
         plan.procedure.score(run, module, chosen, test, plan.machine.device)
-        listener.say(f"Evaluating on the {len(test)} held-out images.")
+        listener.say(f"Evaluating on {counted(len(test), 'held-out image')}.")
         evaluate_test_images(plan, run_as_model(run), run / "test")
         if not plan.index.mask_classes:
             evaluate_test_images(plan, BASELINE, run / "baseline")

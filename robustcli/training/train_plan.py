@@ -26,7 +26,7 @@ from robustcli.adapters.trainable import check_class_count
 from robustcli.adapters.training_run import header_beside, weights_in
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
-from robustcli.core.names import canonical
+from robustcli.core.names import canonical, counted
 from robustcli.core.rundir import check_folder
 from robustcli.data.splits import take
 from robustcli.models.ablation import no_scan, removed_parameters, scan_blocks
@@ -250,8 +250,8 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
     if config.data is None:
         kind = " (a demonstration set)" if index.demonstration else ""
         listener.say(
-            f"`--data` is not set; using {index.name}{kind}, {len(index.samples)} images, "
-            f"{index.location}."
+            f"`--data` is not set; using {index.name}{kind}, "
+            f"{counted(len(index.samples), 'image')}, {index.location}."
         )
     for note in index.notes:
         listener.say(note)
@@ -391,11 +391,11 @@ class TrainForecast:
     def as_text(self) -> str:
         """The forecast as lines of text."""
         parts = ", ".join(
-            f"{name} {count:,} images of {self.groups[name]:,} {self.grouping}s"
+            f"{name} {counted(count, 'image')} of {counted(self.groups[name], self.grouping)}"
             for name, count in self.images.items()
         )
         goes_on = " (exists: would be resumed)" if self.started else ""
-        recipe = f"{self.recipe.name}: {self.recipe.epochs} epochs, {self.steps:,} steps"
+        length = f"{counted(self.recipe.epochs, 'epoch')}, {counted(self.steps, 'step')}"
         return "\n".join(
             [
                 f"Run:        {self.out}{goes_on}",
@@ -404,7 +404,7 @@ class TrainForecast:
                 else f"Answer:     {self.decision}",
                 f"Data:       {parts}",
                 f"Model:      {self.model}, {self.parameters:,} parameters",
-                f"Recipe:     {recipe}",
+                f"Recipe:     {self.recipe.name}: {length}",
                 f"Memory:     {self.pixels_bytes / 1e6:,.0f} MB of decoded images",
                 f"Disk:       {self.disk_bytes / 1e6:,.0f} MB",
                 f"Time:       about {self.seconds:,.0f} s on this machine, estimated from two "

@@ -83,7 +83,7 @@ def test_masks_for_new_images(robust: Robust, here: Path) -> None:
     outcome = robust("predict", "--model", "run", "--data", "new", "--out", "masks", "--overlays",
                   "--device", "cpu")  # fmt: skip
     assert outcome.code == 0, outcome.err
-    assert outcome.out == "1 masks in `masks`, 0 of which already existed.\n"
+    assert outcome.out == "1 mask in `masks`, 0 of which already existed.\n"
     with Image.open(here / "masks" / "photo.png") as mask:
         assert mask.size == (45, 77)
         assert set(np.unique(np.asarray(mask))) <= {0, 255}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.core.names import canonical, file_name, find, is_glob, matching, nearest
+from robustcli.core.names import canonical, counted, file_name, find, is_glob, matching, nearest
 
 KNOWN = ("perspective", "Gaussian_Blur", "gaussian_noise", "vmamba-t-s1l8", "fog")
 
@@ -120,3 +120,9 @@ def test_names_may_come_from_a_generator() -> None:
 )
 def test_a_name_becomes_a_file_name_of_every_system(name: str, file: str) -> None:
     assert file_name(name) == file
+
+
+def test_counts_agree_with_their_noun() -> None:
+    assert counted(1, "image") == "1 image"
+    assert counted(15000, "image") == "15,000 images"
+    assert counted(2, "class", "classes") == "2 classes"

@@ -235,9 +235,9 @@ def test_images_of_a_shard_that_are_no_sample_are_reported(tmp_path):
     write_tar(tmp_path / "s-0.tar", content)
     dataset = open_dataset(str(tmp_path / "s-{0..0}.tar"), Classes("cifar10", "cifar10"))
     assert [sample.image_id for sample in dataset.samples] == ["s-0/a.jpg"]
-    assert any("1 images whose names have further dots" in note for note in dataset.notes)
+    assert any("1 image with further dots in the name" in note for note in dataset.notes)
     write_tar(tmp_path / "s-0.tar", {name: content[name] for name in ("b.0.jpg", "b.0.cls")})
-    with pytest.raises(UsageError, match=r"contain no images\.\n.*1 images whose names have furth"):
+    with pytest.raises(UsageError, match=r"contain no images\.\n.*1 image with further dots"):
         open_dataset(str(tmp_path / "s-{0..0}.tar"), Classes("cifar10", "cifar10"))
 
 

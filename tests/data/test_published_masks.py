@@ -128,7 +128,7 @@ def test_nnunet_test_images_count_where_they_have_masks(tmp_path: Path) -> None:
     _png(root / "imagesTs" / "liver_9_slice_0_0000.png", _grey())
     without = _open(root)
     assert len(without.samples) == 8
-    assert _messages(without, "`imagesTs`: 1 files are skipped")
+    assert _messages(without, "Skipped: 1 file in `imagesTs` without masks")
     _png(root / "labelsTs" / "liver_9_slice_0.png", np.zeros((H, W), np.uint8))
     dataset = _open(root)
     assert dataset.evaluated == "test"
@@ -139,7 +139,7 @@ def test_nnunet_test_images_count_where_they_have_masks(tmp_path: Path) -> None:
     (root / "imagesTs" / "liver_9_slice_0_0000.png").unlink()
     masks_only = _open(root)
     assert (len(masks_only.samples), masks_only.evaluated) == (8, without.evaluated)
-    assert _messages(masks_only, "`labelsTs`: 1 files are skipped because their images are")
+    assert _messages(masks_only, "Skipped: 1 file in `labelsTs` without images in")
 
 
 def test_nnunet_without_its_description_says_how_classes_are_named(tmp_path: Path) -> None:
@@ -360,8 +360,8 @@ def test_isic_images_without_masks_are_left_out_and_said(tmp_path: Path) -> None
     _png(attributes / "ISIC_0000000_attribute_globules.png", np.zeros((H, W), np.uint8))
     dataset = _open(root)
     assert {s.split for s in dataset.samples} == {"train", "val"}
-    assert _messages(dataset, "`ISIC2018_Task1-2_Test_Input`: 3 images are skipped")
-    assert _messages(dataset, "`ISIC2018_Task3_Training_Input`: 1 images are skipped")
+    assert _messages(dataset, "Skipped: 3 images in `ISIC2018_Task1-2_Test_Input`")
+    assert _messages(dataset, "Skipped: 1 image in `ISIC2018_Task3_Training_Input`")
 
 
 def test_an_isic_image_without_its_mask_is_an_error(tmp_path: Path) -> None:

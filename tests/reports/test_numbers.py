@@ -3,7 +3,6 @@ import pytest
 from robustcli.reports.numbers import (
     as_printed,
     cell_label,
-    counted,
     decimal,
     duration,
     fraction,
@@ -49,12 +48,6 @@ def test_decimals_have_thousands_separators() -> None:
 
 def test_missing_is_none_nan_and_infinite() -> None:
     assert [is_missing(v) for v in (None, float("nan"), float("inf"), 0.0)] == [True] * 3 + [False]
-
-
-def test_counts_agree_with_their_noun() -> None:
-    assert counted(1, "image") == "1 image"
-    assert counted(15000, "image") == "15,000 images"
-    assert counted(2, "class", "classes") == "2 classes"
 
 
 def test_a_cell_without_severity_is_called_by_its_transform() -> None:
