@@ -164,7 +164,7 @@ class BlockExplanation:
         ]
         pictures = [result.picture for result in results if result.picture is not None]
         arrays = Arrays(
-            np.stack([result.relevance for result in results]).astype(np.float16),
+            np.stack([result.relevance for result in results]),
             np.concatenate(photos),
             tuple(names),
             tuple(
@@ -299,12 +299,16 @@ class BlockExplanation:
         self, pixels: Tensor, targets: Tensor, maps: Tensor, scores: list[dict[str, float]],
         batch_size: int,
     ) -> None:  # fmt: skip
+        # A constant map has no order of pixels, so it has no curves.
+        varied = [number for number, values in enumerate(maps) if values.min() < values.max()]
+        if not varied:
+            return
         insertion, deletion = insertion_and_deletion(
-            self.explained, pixels, targets, maps, batch_size=batch_size
+            self.explained, pixels[varied], targets[varied], maps[varied], batch_size=batch_size
         )
         areas = (curve_area(curve.double().numpy()) for curve in (insertion, deletion))
-        for row, inserted, deleted in zip(scores, *areas, strict=True):
-            row |= {"insertion_auc": float(inserted), "deletion_auc": float(deleted)}
+        for number, inserted, deleted in zip(varied, *areas, strict=True):
+            scores[number] |= {"insertion_auc": float(inserted), "deletion_auc": float(deleted)}
 
     @staticmethod
     def _add_sanity(maps: Tensor, shuffled_maps: Tensor, scores: list[dict[str, float]]) -> None:
@@ -454,7 +458,7 @@ def _curves(
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
     rank = rank.view(1, *relevance.shape)
-    blurred, bare = blur(photo[None])[0], torch.zeros_like(photo)
+    blurred, bare = blur(photo[None])[0], explained.mean_colour(photo[None])[0]
     count = relevance.numel()
     inputs = []
     for first, second in ((photo, blurred), (bare, photo)):  # selected pixels, all others

@@ -51,6 +51,7 @@ from robustcli.explanation.inputs import (
     named_images,
     worst_images,
 )
+from robustcli.explanation.layer_methods import cam_layer
 from robustcli.explanation.methods import (
     METHODS,
     ExplanationMethod,
@@ -265,6 +266,12 @@ def _usable_methods(
             listener.say(f"Skipped `{method.name}`: {error.what} {error.why}".strip())
     if not named:
         listener.say(f"`--method` is not set; using {', '.join(f'`{m.name}`' for m in usable)}.")
+    if inputs.config.layer is None and any(method.layered for method in usable):
+        layer = cam_layer(explained, image)
+        listener.say(
+            f"`--layer` is not set; using the output of `{layer.name}`, "
+            f"{layer.size[1]} x {layer.size[0]} positions."
+        )
     return usable
 
 

@@ -50,8 +50,8 @@ def integrated_gradients(
 
     def attribute_photo(photo: Tensor, target: Tensor) -> Tensor:
         attributed: Tensor = method.attribute(
-            photo, torch.zeros_like(photo), additional_forward_args=target, n_steps=PATH_POINTS,
-            method="gausslegendre", internal_batch_size=batch_size,
+            photo, explained.mean_colour(photo), additional_forward_args=target,
+            n_steps=PATH_POINTS, method="gausslegendre", internal_batch_size=batch_size,
         )  # fmt: skip
         return attributed.detach()
 
@@ -69,7 +69,7 @@ def _scores(
     parts = batched(len(pixels), batch_size)
     with torch.no_grad():
         photos = [explained.score(pixels[part], targets[part]) for part in parts]
-        bare = [explained.score(torch.zeros_like(pixels[p]), targets[p]) for p in parts]
+        bare = [explained.score(explained.mean_colour(pixels[p]), targets[p]) for p in parts]
     # On the CPU: not every device has float64.
     return torch.cat(photos).cpu().double(), torch.cat(bare).cpu().double()
 
@@ -93,7 +93,8 @@ def occlusion(
     def attribute_photo(photo: Tensor, target: Tensor) -> Tensor:
         attributed: Tensor = method.attribute(
             photo, (channels, *window), (channels, *(max(1, side // 2) for side in window)),
-            baselines=0, additional_forward_args=target, perturbations_per_eval=batch_size,
+            baselines=explained.mean_colour(photo), additional_forward_args=target,
+            perturbations_per_eval=batch_size,
         )  # fmt: skip
         return attributed.detach()
 

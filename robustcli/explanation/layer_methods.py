@@ -3,8 +3,14 @@
 Grad-CAM: the feature maps of the layer, weighted by the gradient of the score. Source: Selvaraju et
 al., "Grad-CAM: visual explanations from deep networks via gradient-based localization" (ICCV 2017).
 Default layers: the feature map before pooling for VMamba; the tokens that enter the last block for
-Vim and ViT (after it, only the class token is used); the last feature map before pooling for other
-classifiers; the last of the smallest feature maps for segmenters.
+Vim and ViT (after it, only the class token is used); for other classifiers the last feature map or
+tokens with positions that the score depends on (with a class token, the last normalised ones); the
+last of the smallest feature maps for segmenters, which have at least 4 x 4 positions and tile the
+image, unlike pyramid pooling. Matrices of attention weights are no feature maps.
+
+The weight of a channel is the mean of its gradient over the positions. Directly before a norm over
+positions (instance norm), this mean is zero and only its rounding error remains: such layers are
+never the default, and refused if named.
 
 The effective receptive field: the influence of each pixel on the centre of the layer's feature map.
 Source: Luo et al., "Understanding the effective receptive field in deep convolutional neural
@@ -33,7 +39,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -44,11 +50,15 @@ from torch import Tensor, nn
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, nearest
 from robustcli.explanation.network import Attribution, ExplainedNetwork, batched
+from robustcli.models.cifar_networks import ViT
 from robustcli.models.vim import Vim
 from robustcli.models.vmamba import VMamba
 
 FeatureLayout = Literal["channels first", "channels last", "tokens"]
 _SHOWN = 12  # largest number of candidates in a message
+_SMALLEST = 4  # positions per side of the smallest feature map that is a default of segmenters
+_ROUNDING = 1e-4  # share of a gradient up to which its mean is a rounding error: 1e-8 to 5e-5
+# before instance norms, at least 4e-3 elsewhere in the networks of the catalogue
 
 
 # Grad-CAM, and the choice of the layer.
@@ -112,8 +122,22 @@ def layer_maps(
         score = explained.score(pixels.detach().requires_grad_(True), targets)
         gradient = torch.autograd.grad(score.sum(), outputs[-1])[0]
     features, gradients = layer.maps(outputs[-1].detach()), layer.maps(gradient)
+    if _cancels(gradients):
+        raise UsageError(
+            f"`--layer {layer.name}` cannot be used for Grad-CAM.",
+            "The gradient of its output sums to zero over the positions, as before an instance "
+            "norm, so the weights of its channels are rounding errors.",
+            "Use the norm after it, or the output of the block that contains it.",
+        )
     weights = gradients.flatten(2).mean(2)[:, :, None, None]
     return (weights * features).sum(1).relu().float()
+
+
+def _cancels(gradients: Tensor) -> bool:
+    """Whether gradients (N, C, h, w) are not zero, but their means over positions are."""
+    values = gradients.flatten(2).double()
+    means, sizes = values.mean(2).abs().sum(), values.abs().mean(2).sum()
+    return bool(sizes > 0) and bool(means < _ROUNDING * sizes)
 
 
 @contextmanager
@@ -145,12 +169,18 @@ def cam_layer(explained: ExplainedNetwork, pixels: Tensor) -> CamLayer:
     usual = _usual_name(explained.core)
     if usual is not None and usual in candidates:
         return candidates[usual]
-    flat = [layer for layer in candidates.values() if layer.layout != "tokens"]
+    useful = _useful(explained, pixels, list(candidates.values()))
+    flat = [layer for layer in useful if layer.layout != "tokens"]
     if explained.task == "seg" and flat:
-        smallest = min(math.prod(layer.size) for layer in flat)
-        return [layer for layer in flat if math.prod(layer.size) == smallest][-1]
-    if flat and flat[-1].name != "":
-        return flat[-1]
+        side = pixels.shape[-1]
+        tiles = [n for n in flat if min(n.size) >= _SMALLEST and side % n.size[1] == 0] or flat
+        smallest = min(math.prod(layer.size) for layer in tiles)
+        return [layer for layer in tiles if math.prod(layer.size) == smallest][-1]
+    if explained.task == "cls" and useful:
+        norms = [n for n in useful if _is_norm(explained.core.get_submodule(n.name))]
+        # After the last norm before a class token reads the others, only parts of the attention
+        # (queries, keys) depend on positions.
+        return norms[-1] if useful[-1].extra and norms else useful[-1]
     raise UsageError(
         "Grad-CAM found no suitable layer in this network.",
         "None of its modules returns a map (N, C, h, w) with more than one position.",
@@ -163,7 +193,8 @@ def cam_layer(explained: ExplainedNetwork, pixels: Tensor) -> CamLayer:
 def cam_layers(explained: ExplainedNetwork, pixels: Tensor) -> dict[str, CamLayer]:
     """The layers that can be used, by module name, in the order of execution.
 
-    Their outputs depend on the image, and have more than one position.
+    Their outputs depend on the image, and have more than one position, in the proportions of the
+    image.
     """
     layers: dict[str, CamLayer] = {}
     prefix = int(getattr(explained.core, "num_prefix_tokens", 0))
@@ -171,7 +202,7 @@ def cam_layers(explained: ExplainedNetwork, pixels: Tensor) -> dict[str, CamLaye
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def look(_: nn.Module, __: Any, output: Any) -> None:
-            layer = _layer_of(name, output, explained, prefix)
+            layer = _layer_of(name, output, explained, prefix, pixels.shape[2:])
             if layer is not None:
                 layers.pop(name, None)
                 layers[name] = layer
@@ -190,8 +221,40 @@ def cam_layers(explained: ExplainedNetwork, pixels: Tensor) -> dict[str, CamLaye
     return layers
 
 
+def _useful(
+    explained: ExplainedNetwork, pixels: Tensor, candidates: Sequence[CamLayer]
+) -> list[CamLayer]:
+    """The layers of which the score of `pixels` (1, C, H, W) depends on several positions.
+
+    All `candidates` if the score depends on none, as with a last layer of zeros before training.
+    """
+    target = torch.zeros(1, dtype=torch.int64, device=pixels.device)
+    if explained.task == "seg":
+        target = torch.ones(1, *pixels.shape[2:], dtype=torch.bool, device=pixels.device)
+    with torch.enable_grad(), ExitStack() as stack:
+        recorded = [
+            stack.enter_context(recording(explained.core.get_submodule(layer.name)))
+            for layer in candidates
+        ]
+        score = explained.score(pixels[:1].detach().requires_grad_(True), target).sum()
+        outputs = [calls[-1] for calls in recorded]
+        gradients = torch.autograd.grad(score, outputs, allow_unused=True) if outputs else ()
+    useful = []
+    for layer, gradient in zip(candidates, gradients, strict=True):
+        if gradient is not None:
+            on_map = layer.maps(gradient)
+            depends = on_map.abs().amax(1).flatten() > 0
+            if int(depends.sum()) > 1 and not _cancels(on_map):
+                useful.append(layer)
+    return useful or list(candidates)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
 def _layer_of(
-    name: str, output: object, explained: ExplainedNetwork, prefix: int
+    name: str, output: object, explained: ExplainedNetwork, prefix: int, image: Sequence[int]
 ) -> CamLayer | None:
     if not isinstance(output, Tensor) or not output.requires_grad or len(output) != 1:
         return None
@@ -200,18 +263,29 @@ def _layer_of(
         last = shape[1] == shape[2] != shape[3] or (
             isinstance(explained.core, VMamba) and shape[1] == shape[2]
         )
-        size = shape[1:3] if last else shape[2:4]
-        layout: FeatureLayout = "channels last" if last else "channels first"
-        return CamLayer(name, layout, (size[0], size[1])) if math.prod(size) > 1 else None
+        h, w = shape[1:3] if last else shape[2:4]
+        if h * w == 1 or abs(h * image[1] - w * image[0]) > max(image) or _is_attention(output):
+            return None
+        return CamLayer(name, "channels last" if last else "channels first", (h, w))
     if output.ndim == 3:
         extra = tuple(range(prefix))
         if isinstance(explained.core, Vim):
             extra = (explained.core.middle,)
-        places = output.shape[1] - len(extra)
-        side = math.isqrt(max(places, 0))
-        if side > 1 and side * side == places:
-            return CamLayer(name, "tokens", (side, side), extra)
+        # Not every layer of a network with a class token has it (CaiT), and not every network
+        # states that it has one.
+        for tokens in dict.fromkeys((extra, (), (0,))):
+            places = output.shape[1] - len(tokens)
+            side = math.isqrt(max(places, 0))
+            if side > 1 and side * side == places:
+                return CamLayer(name, "tokens", (side, side), tokens)
     return None
+
+
+def _is_attention(output: Tensor) -> bool:
+    """Whether `output` (N, heads, L, L) contains attention weights: each row sums to 1."""
+    weights = output.detach()
+    sums = weights.sum(-1)
+    return bool((weights >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 def _usual_name(network: nn.Module) -> str | None:
@@ -220,6 +294,8 @@ def _usual_name(network: nn.Module) -> str | None:
         return "layers"
     if isinstance(network, Vim):
         return f"layers.{len(network.layers) - 1}.norm"
+    if isinstance(network, ViT):
+        return f"transformer.layers.{network.config.depth - 1}.0.norm"
     blocks = getattr(network, "blocks", None)
     if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks):
         return f"blocks.{len(blocks) - 1}.norm1" if hasattr(blocks[-1], "norm1") else None

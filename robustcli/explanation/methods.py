@@ -32,6 +32,7 @@ class ExplanationMethod:
         gradients: Whether the method needs gradients of the network.
         tried: Whether some networks of the families are unsupported, so that the method is tried
             on a generated image first.
+        layered: Whether the method uses the output of one layer (`--layer`).
     """
 
     name: str
@@ -45,6 +46,7 @@ class ExplanationMethod:
     from_photo: bool = True
     gradients: bool = True
     tried: bool = False
+    layered: bool = False
 
     def function(self) -> Callable[..., Any]:
         """Imports and returns the function of the method."""
@@ -72,7 +74,7 @@ _METHODS = (
     ),
     ExplanationMethod(
         "grad-cam", "Grad-CAM", "localised", "layer_methods:grad_cam",
-        "Selvaraju et al., Grad-CAM (ICCV 2017)", tried=True,
+        "Selvaraju et al., Grad-CAM (ICCV 2017)", tried=True, layered=True,
     ),
     ExplanationMethod(
         "relevance", "Layer-wise relevance", "localised", "relevance:relevance",
@@ -102,13 +104,13 @@ _METHODS = (
     ExplanationMethod(
         "erf", "Effective receptive field", "model", "layer_methods:receptive_field",
         "Luo et al., Understanding the effective receptive field (NIPS 2016)", targeted=False,
-        tried=True,
+        tried=True, layered=True,
     ),
     ExplanationMethod(
         "erf-untrained", "Effective receptive field before training", "model",
         "layer_methods:untrained_receptive_field",
         "Luo et al., Understanding the effective receptive field (NIPS 2016)", targeted=False,
-        tried=True,
+        tried=True, layered=True,
     ),
 )  # fmt: skip
 METHODS: dict[str, ExplanationMethod] = {method.name: method for method in _METHODS}

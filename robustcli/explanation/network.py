@@ -102,6 +102,15 @@ class ExplainedNetwork:
         )
         return (0 - mean) / std, (1 - mean) / std
 
+    def mean_colour(self, pixels: Tensor) -> Tensor:
+        """Images of the mean colour, of the shape of `pixels` (N, C, H, W).
+
+        It is zero if the preprocessing subtracts a mean; otherwise, it is that of each image.
+        """
+        if any(self.mean):
+            return torch.zeros_like(pixels)
+        return pixels.mean((2, 3), keepdim=True).expand_as(pixels)
+
     def shuffled(self, seed: int) -> ExplainedNetwork:
         """A copy of this network with the values of each parameter tensor in random order.
 

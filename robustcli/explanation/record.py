@@ -183,7 +183,7 @@ class Arrays:
     """The arrays of one file.
 
     Args:
-        maps: Evidence for the target per pixel, float16 (M, H, W); signed for methods with signs.
+        maps: Evidence for the target per pixel, float32 (M, H, W); signed for methods with signs.
         photos: The network's inputs before normalisation, uint8 (P, H, W, 3).
         image_ids: Image id of each photo (P).
         views: `clean` or `transformed` for each photo (P).
@@ -191,7 +191,7 @@ class Arrays:
             else None.
     """
 
-    maps: NDArray[np.float16]
+    maps: NDArray[np.floating]
     photos: NDArray[np.uint8]
     image_ids: tuple[str, ...]
     views: tuple[str, ...]

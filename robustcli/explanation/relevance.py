@@ -20,8 +20,8 @@ their gradient. The modified network is linear in pixels and additive constants 
 and norms, position embeddings, class token), so the score is the sum of the relevance of both. The
 relevance of biases is not distributed to pixels. `conservation_error` is |score - pixels - biases|
 divided by the largest of the three; it is a rounding error if every operation has a rule. Without
-additive constants, the relevance of the pixels sums to the score. Pixels are normalised, so a pixel
-of the mean colour has no relevance.
+additive constants, the relevance of the pixels sums to the score. Pixels of value 0 after
+the normalisation have no relevance: those of its mean colour, or black ones if it has no mean.
 
 Linear layers and convolutions use the basic rule (LRP-0), with which neighbouring pixels can have
 opposite signs; smooth a map before looking for regions. The paper's pictures of Vim also use the

@@ -117,12 +117,12 @@ def test_curves_of_a_method_without_a_target_follow_the_answer(explained_run):
     photos = torch.from_numpy(arrays.photos[rows["photo_index"]]).permute(0, 3, 1, 2)
     maps = torch.from_numpy(arrays.maps[rows["array_index"]].astype(np.float32))
     curves = insertion_and_deletion(
-        explained(classifier.network, "vmamba"), classifier.normalised(photos),
+        explained(classifier.network, "vmamba", mean=classifier.preprocessing.mean),
+        classifier.normalised(photos),
         torch.tensor(rows["prediction"].to_numpy(dtype=np.int64)), maps, batch_size=6,
     )  # fmt: skip
     for name, curve in zip(("insertion_auc", "deletion_auc"), curves, strict=True):
-        # The stored maps are rounded to float16, which may change the order of equal pixels.
-        np.testing.assert_allclose(rows[name], curve_area(curve.double().numpy()), atol=0.02)
+        np.testing.assert_allclose(rows[name], curve_area(curve.double().numpy()), atol=1e-6)
 
 
 def test_outputs_that_are_no_classes_are_neither_predicted_nor_explained(photos, tmp_path):
@@ -140,7 +140,7 @@ def test_arrays_hold_maps_and_what_the_network_saw(explained_run):
         assert arrays.image_ids[row["photo_index"]] == row["image_id"]
         assert arrays.views[row["photo_index"]] == row["view"]
         assert arrays.maps[row["array_index"]].shape == arrays.photos.shape[1:3] == (32, 32)
-        assert arrays.maps.dtype == np.float16
+        assert arrays.maps.dtype == np.float32
     clean, moved = (
         arrays.photos[[i for i, view in enumerate(arrays.views) if view == name]]
         for name in ("clean", "transformed")
@@ -184,8 +184,8 @@ def test_batch_size_and_workers_change_nothing(photos, tmp_path, explained_run, 
     )
     full = maps(explained_run)
     rows = read_explained_rows(explained_run).sort_values(KEYS)["method"].isin(FAST).to_numpy()
-    # float16 maps of sums whose order differs
-    assert np.allclose(maps(run), full[rows], rtol=1e-2, atol=2e-3 * np.abs(full[rows]).max())
+    # sums whose order differs
+    assert np.allclose(maps(run), full[rows], rtol=1e-3, atol=1e-4 * np.abs(full[rows]).max())
 
 
 def test_an_interrupted_run_goes_on_with_what_is_missing(photos, tmp_path, monkeypatch):
@@ -436,6 +436,44 @@ def test_a_mask_that_moves_with_its_object_is_the_same_answer(tmp_path):
     flipped = read_explained_rows(run).groupby("transform")["flipped"].first()
     assert not flipped["fliplr"]  # at the other side, as its object
     assert flipped["invert"]  # the background is bright now
+
+
+class FaintRed(nn.Module):
+    """Logits far below the smallest number of float16; class 1 never has evidence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 1, 4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        red = self.conv(x).sigmoid().mean((2, 3)) * 1e-9
+        return torch.cat((red, -red, *[0 * red] * 8), 1)
+
+
+def test_small_maps_are_stored_exactly_and_maps_of_zeros_have_no_scores(tmp_path):
+    data = make_photos(tmp_path / "photos", per_class=1)
+    heard, pixels = Recorder(), {"resize": 32, "crop": 32}
+    request = ModelRequest(
+        "faint", module=FaintRed(), label_space="cifar10", preprocessing=pixels
+    )  # fmt: skip
+    run = explain(
+        settings(
+            data, tmp_path / "run", images=(), methods=("grad-cam",), transforms=(),
+            models=(request,),
+        ),
+        heard,
+    )  # fmt: skip
+    told = " ".join(heard.lines)
+    assert "explaining the 4 photos" in told
+    assert "`--layer` is not set; using the output of `conv`" in told
+    rows = read_explained_rows(run)
+    stored = maps(run)
+    zero = ~stored.any((1, 2))
+    assert zero.any()
+    assert (stored[~zero].max((1, 2)) < 1e-7).all()
+    ordered = rows.sort_values(KEYS)
+    assert (ordered["insertion_auc"].isna() == zero).all()
+    assert (ordered["deletion_auc"].isna() == zero).all()
 
 
 # The command.

@@ -39,7 +39,7 @@ def test_curves_follow_the_pixels_that_count():
     photo = torch.ones(1, 3, 4, 4)
     right_map = torch.zeros(1, 4, 4)
     right_map[:, :, :2] = 1
-    network, target = explained(Left()), torch.tensor([0])
+    network, target = explained(Left(), mean=(0.5, 0.5, 0.5)), torch.tensor([0])
     insertion, deletion = insertion_and_deletion(network, photo, target, right_map, batch_size=3)
     removed = torch.tensor([min(2 * step, 8) for step in range(CURVE_STEPS + 1)])
     assert torch.allclose(deletion[0], (8.0 - removed).sigmoid(), atol=1e-6)

@@ -5,6 +5,8 @@ The effective receptive fields are compared with their closed form.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm
@@ -13,6 +15,9 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
+from robustcli.adapters.catalogue import ModelRequest
+from robustcli.adapters.load import load
+from robustcli.adapters.segmenter import raw_output
 from robustcli.core.errors import UsageError
 from robustcli.explanation.input_methods import integrated_gradients, occlusion
 from robustcli.explanation.layer_methods import (
@@ -22,6 +27,7 @@ from robustcli.explanation.layer_methods import (
     receptive_field,
     untrained_receptive_field,
 )
+from robustcli.models import cifar_networks, ulvm
 from tests.explanation.networks import (
     assert_unchanged,
     explained,
@@ -30,6 +36,9 @@ from tests.explanation.networks import (
     small_vmamba,
 )
 from tests.models import golden
+
+MEAN = (0.5, 0.5, 0.5)
+"""Of a preprocessing; without one, the mean colour is that of each photo and not zero."""
 
 
 class Linear(nn.Module):
@@ -49,7 +58,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_maps_of_a_linear_network_are_known():
     weights, photos = noise(3, 3, 8, 12), noise(2, 3, 8, 12, seed=1)
-    network, targets = explained(Linear(weights)), torch.tensor([2, 0])
+    network, targets = explained(Linear(weights), mean=MEAN), torch.tensor([2, 0])
     terms = (weights[targets] * photos).sum(1)
     made = integrated_gradients(network, photos, targets, batch_size=5)
     assert torch.allclose(made.maps, terms, atol=1e-5)
@@ -64,7 +73,8 @@ def test_maps_of_a_linear_network_are_known():
 
 
 def test_integrated_gradients_of_a_network_add_up_to_the_change_of_its_score():
-    network, photos, targets = explained(small_vmamba()), noise(2, 3, 32, 32), torch.tensor([1, 2])
+    network, photos = explained(small_vmamba(), mean=MEAN), noise(2, 3, 32, 32)
+    targets = torch.tensor([1, 2])
     made = integrated_gradients(network, photos, targets, batch_size=16)
     due = network.score(photos, targets) - network.score(torch.zeros_like(photos), targets)
     error = (made.maps.flatten(1).sum(1) - due).abs() / due.abs()
@@ -80,7 +90,7 @@ def test_a_mask_is_a_target():
     photos = noise(2, 3, 6, 6)
     mask = torch.zeros(2, 6, 6, dtype=torch.bool)
     mask[0, 1:3, 2:5] = True
-    network = explained(Pixels(), task="seg")
+    network = explained(Pixels(), task="seg", mean=MEAN)
     maps = integrated_gradients(network, photos, mask, batch_size=4).maps
     assert torch.allclose(maps[0], photos[0].sum(0) * mask[0] / 6, atol=1e-6)
     assert torch.allclose(maps[1], photos[1].sum(0) / 36, atol=1e-6)  # empty: the whole picture
@@ -110,6 +120,8 @@ def test_grad_cam_is_captums():
         (small_vim, 16, "layers.1.norm", (4, 4)),
         (lambda: timm.create_model("test_vit", img_size=64), 64, "blocks.5.norm1", (4, 4)),
         (lambda: timm.create_model("test_convnext"), 64, "norm_pre", (2, 2)),
+        (lambda: cifar_networks.build("vit", depth=2), 32, "transformer.layers.1.0.norm", (8, 8)),
+        (lambda: ClassAttention(), 8, "norm", (4, 4)),
     ],
 )
 def test_the_usual_layer_has_places_whose_gradients_count(module, side, name, size):
@@ -119,6 +131,22 @@ def test_the_usual_layer_has_places_whose_gradients_count(module, side, name, si
     layer = cam_layer(network, photos[:1])
     assert (layer.name, layer.size) == (name, size)
     assert grad_cam(network, photos, torch.tensor([0, 1]), batch_size=2).maps.amax((1, 2)).max() > 0
+
+
+class ClassAttention(nn.Module):
+    """Patches, whose attention weights (N, 1, 16, 16) are no map; a class token reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 2, 2)
+        self.weights, self.norm, self.head = nn.Identity(), nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        mixed = self.weights((tokens @ tokens.mT).softmax(2)[:, None])[:, 0] @ tokens
+        read = self.norm(torch.cat((0 * mixed[:, :1], mixed), 1))
+        token = self.weights((read[:, :1] @ read.mT).softmax(2)[:, None])[:, 0] @ read
+        return self.head(token[:, 0])
 
 
 def test_the_class_token_of_vim_is_no_place():
@@ -149,6 +177,54 @@ def test_a_segmenter_is_explained_at_its_smallest_map():
     up = nn.Sequential(nn.Upsample(scale_factor=4), nn.Conv2d(8, 1, 1))
     network = explained(nn.Sequential(down, up), task="seg")
     assert cam_layer(network, noise(1, 3, 16, 16)).name == "0"
+
+
+def test_pools_of_a_pyramid_are_not_the_smallest_map_of_a_segmenter():
+    module = ulvm.build("ulvm_v6")
+    network = explained(module, task="seg", probabilities=True, forward=raw_output)
+    layer = cam_layer(network, noise(1, 3, 128, 128))
+    assert layer.size == (4, 4)
+    assert "ppm" not in layer.name  # its pools have 1, 2 x 2, 3 x 3 and 6 x 6 positions
+
+
+def test_a_layer_before_an_instance_norm_has_no_channel_weights():
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.InstanceNorm2d(8), nn.ReLU())
+    network = nn.Sequential(body, nn.Upsample(scale_factor=2), nn.Conv2d(8, 1, 3, padding=1))
+    photo, mask = noise(1, 3, 16, 16), torch.zeros(1, 16, 16, dtype=torch.bool)
+    assert grad_cam(explained(network, task="seg"), photo, mask, batch_size=1).maps.std() > 0
+    named = explained(network, task="seg", layer="0.0")
+    with pytest.raises(UsageError, match=r"(?s)`--layer 0.0` cannot be used.*sums to zero.*norm"):
+        grad_cam(named, photo, mask, batch_size=1)
+
+
+def test_integrated_gradients_of_instance_norms_add_up():
+    """From black, the norm jumps at the first step; from the mean colour of the photo, it does not.
+
+    Only networks without a mean in their preprocessing start from the colour of the photo.
+    """
+    segmenter = load(ModelRequest("umamba-pico", None, {}), "seg", offline=True)
+    network = explained(segmenter.network, task="seg", forward=raw_output)
+    y, x = np.mgrid[:64, :64]
+    cells = 0.1 + 0.6 * (np.hypot(y % 32 - 16, x % 32 - 16) < 9)
+    photo = torch.from_numpy(cells).float().expand(1, 3, 64, 64) + 0.02 * noise(1, 3, 64, 64)
+    mask = torch.from_numpy(cells > 0.5)[None]
+    errors = [
+        float(
+            integrated_gradients(shown, photo, mask, batch_size=16).checks["completeness_error"][0]
+        )
+        for shown in (network, replace(network, mean=MEAN))
+    ]
+    assert errors[0] < 0.05
+    assert errors[1] > 0.1
+
+
+def test_the_mean_colour_is_that_of_the_preprocessing_or_else_of_the_photo():
+    photos = noise(2, 3, 4, 4)
+    network = explained(Linear(noise(3, 3, 4, 4)))
+    expected = photos.mean((2, 3))[:, :, None, None].expand(2, 3, 4, 4)
+    assert torch.equal(network.mean_colour(photos), expected)
+    assert not replace(network, mean=MEAN).mean_colour(photos).any()
 
 
 ZERO = torch.zeros(2, dtype=torch.long)
