@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING
 
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.io import replacing, write_text
-from robustcli.core.names import find
+from robustcli.core.names import counted, find
 from robustcli.data.archives import decompress, list_tar
 from robustcli.data.cifar import SUFFIXES as CIFAR_SUFFIXES
 from robustcli.data.cifar import by_cifar_files
@@ -528,7 +528,7 @@ def unpack(dataset: NamedDataset, packed: Path, target: Path) -> None:
         except (UsageError, tarfile.TarError) as error:
             raise _not_the_set(dataset, packed, f"it is damaged: {error}") from error
         if images != dataset.images:
-            raise _not_the_set(dataset, packed, f"it contains {images} images")
+            raise _not_the_set(dataset, packed, f"it contains {counted(images, 'image')}")
     packed.unlink()
 
 

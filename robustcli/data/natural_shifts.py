@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import parse_json
-from robustcli.core.names import canonical
+from robustcli.core.names import canonical, counted
 from robustcli.data.dataset import FileRef
 from robustcli.data.labels import LabelSpace, read_label_space
 from robustcli.data.layouts import Labelled, Layout
@@ -235,8 +235,8 @@ def read_objectnet(
             labelled.append(Labelled(bordered, ids[0], also=ids[1:]))
     say(
         f"ObjectNet: {len(labelled):,} images of objects that are classes of ImageNet; "
-        f"{len(files) - len(labelled):,} images of other objects are excluded. {OBJECTNET_BORDER} "
-        "pixels of border are cropped."
+        f"{counted(len(files) - len(labelled), 'image')} of other objects excluded. "
+        f"{OBJECTNET_BORDER} pixels of border are cropped."
     )
     return Layout(tuple(labelled)), len({wnid for ids in classes.values() for wnid in ids})
 

@@ -27,6 +27,7 @@ from robustcli.adapters.model import Model
 from robustcli.core.errors import RobustError, RunError, located
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import usable_cores, versions
+from robustcli.core.names import counted
 from robustcli.core.ranks import Ranks
 from robustcli.core.rundir import has_record
 from robustcli.core.watchdog import Watchdog
@@ -522,7 +523,7 @@ def check_unreadable(unreadable: Mapping[str, str], most: int) -> None:
     """
     if len(unreadable) > most:
         raise RunError(
-            f"{len(unreadable)} images cannot be read; the limit is {most}.",
+            f"{counted(len(unreadable), 'image')} cannot be read; the limit is {most}.",
             reasons_in_lines(dict(sorted(unreadable.items()))),
             "Repair the data, or raise the limit with `--allow-unreadable 0.05` (a fraction); the "
             "same command continues the run.",

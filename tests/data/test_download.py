@@ -446,7 +446,7 @@ def test_the_tar_takes_the_place_of_the_download(
 @pytest.mark.parametrize(
     ("names", "cut", "message"),
     [
-        (NAMES[:1], None, "Expected an archive of 2 images; it contains 1 images"),
+        (NAMES[:1], None, "Expected an archive of 2 images; it contains 1 image"),
         (NAMES, 200, "Expected an archive of 2 images; it is damaged"),
     ],
 )

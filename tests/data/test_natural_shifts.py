@@ -172,7 +172,7 @@ def test_an_object_may_be_several_classes_and_its_border_is_cut_off(tmp_path):
     true = {s.image_id.split("/")[-2]: {s.target, *s.also} for s in dataset.samples}
     assert true == {"alarm_clock": {clocks, 530}, "banana": {banana}, "hair_dryer": {dryer}}
     assert dataset.answers == tuple(sorted({clocks, 530, banana, dryer}))
-    assert any("1 images of other objects are excluded" in note for note in dataset.notes)
+    assert any("1 image of other objects excluded" in note for note in dataset.notes)
     for sample in dataset.samples:
         assert decode(sample.image).shape == (8, 6, 3)
         assert image_size(sample.image) == (8, 6)

@@ -209,7 +209,7 @@ def test_one_unreadable_image_in_twelve_is_too_many_unless_allowed(photos, tmp_p
     settings = config(photos, tmp_path / "run")
     with pytest.raises(
         RunError,
-        match=r"1 images cannot be read; the limit is 0.\n  cat/1.png: not in a supported",
+        match=r"1 image cannot be read; the limit is 0.\n  cat/1.png: not in a supported",
     ):
         run_evaluation(settings)
     run = run_evaluation(replace(settings, allow_unreadable=0.1))

@@ -564,7 +564,7 @@ def test_a_classifiers_run_is_not_continued_with_segmenters(cells, tmp_path):
 def test_unreadable_masks_are_counted_as_unreadable_images(cells, tmp_path):
     (tmp_path / "cells" / "masks" / "ann-0.png").write_bytes(b"no picture")
     settings = config(cells, tmp_path / "run")
-    with pytest.raises(RunError, match="1 images cannot be read; the limit is 0"):
+    with pytest.raises(RunError, match="1 image cannot be read; the limit is 0"):
         run_evaluation(settings)
     run = run_evaluation(replace(settings, allow_unreadable=0.2))
     assert table(run)["n"].tolist() == [8, 8]

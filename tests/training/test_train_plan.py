@@ -95,7 +95,7 @@ def test_protocol_parts_and_recipe_are_announced(data: Path, tmp_path: Path) -> 
     listener = Recorder()
     plan_training(tiny_unet(data, tmp_path / "run"), listener)
     assert listener.lines == [
-        "Protocol `patient`: train 12 images, val 1 images, test 1 images (train part, split by "
+        "Protocol `patient`: train 12 images, val 1 image, test 1 image (train part, split by "
         "image, seed 0).",
         "Recipe `patient` (ours): 3 epochs, batch 4, window 16, bce-dice loss, AdamW at 0.01, "
         "warmup-cosine, augmentation light.",
