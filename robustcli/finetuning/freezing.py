@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,34 @@ def hold_statistics(network: nn.Module) -> None:
 
     Must be called again after every `network.train()`, which resets the mode.
     """
-    for module in network.modules():
+    for _, module in _held_norms(network):
+        module.eval()
+
+
+def _held_norms(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The normalisation layers with running statistics whose parameters are all frozen, by path."""
+    for path, module in network.named_modules():
         if isinstance(module, _Norms) and module.track_running_stats:
             parameters = list(module.parameters(recurse=False))
             if parameters and not any(p.requires_grad for p in parameters):
-                module.eval()
+                yield path, module
+
+
+@torch.no_grad()
+def hold_average(
+    lit_module: pl.LightningModule, network: nn.Module, names: Collection[str]
+) -> None:
+    """Sets frozen tensors of the weight average to their frozen values, if weights are averaged.
+
+    Otherwise the average, which is saved, would move towards these values after the freeze.
+    """
+    averaged = getattr(lit_module, "averaged", None)
+    if averaged is None:
+        return
+    held = [f"{path}.{name}" for path, norm in _held_norms(network) for name in norm.state_dict()]
+    frozen, average = network.state_dict(), averaged.module.state_dict()
+    for name in (*names, *held):
+        average[name].copy_(frozen[name])
 
 
 def saving(
@@ -148,7 +171,7 @@ class KeepFrozen(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freezes the names read from a checkpoint, before the optimizer's state is restored."""
-        self.leave_out(trainer)
+        self.leave_out(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
@@ -156,9 +179,10 @@ class KeepFrozen(pl.Callback):
         """Calls `hold_statistics` again, because Lightning puts all modules into training mode."""
         hold_statistics(self.network)
 
-    def leave_out(self, trainer: pl.Trainer) -> None:
-        """Freezes `names` and removes them from the optimizers."""
+    def leave_out(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Freezes `names`, also in a weight average, and removes them from the optimizers."""
         freeze(self.network, self.names)
+        hold_average(pl_module, self.network, self.names)
         for optimizer in trainer.optimizers:
             forget_frozen(optimizer)
 
@@ -194,7 +218,7 @@ class FreezeAfterSteps(KeepFrozen):
         """Freezes after the last of the steps; later steps train the remaining parameters."""
         if self.pending and self.taken >= self.steps:
             self.names, self.pending = self.pending, []
-            self.leave_out(trainer)
+            self.leave_out(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The frozen names, the names to freeze later, and the number of finished steps."""
@@ -233,7 +257,7 @@ class FreezeAfterProfile(KeepFrozen):
         self.done = True
         decisions = self.decide(statistics(self.profiler.profile.rows()))
         self.names = [d.name for d in decisions if d.frozen]
-        self.leave_out(trainer)
+        self.leave_out(trainer, pl_module)
         self.on_decisions(decisions)
 
     def state_dict(self) -> dict[str, Any]:

@@ -144,7 +144,8 @@ def freeze_decisions(
         heads: Name prefixes of layers that are new in the target task and never frozen.
 
     Raises:
-        UsageError: Only heads would be left to train, or a pattern matches no parameter.
+        UsageError: Only heads would be left to train, or a glob of a pattern matches no parameter
+            that can be frozen.
     """
     limit = _quantile_limit(statistics, rule, heads) if rule.quantile is not None else None
     decisions = [_decide(n, s, rule, limit, tuple(heads)) for n, s in statistics.items()]
@@ -201,8 +202,14 @@ def fits_pattern(name: str, pattern: str) -> bool:
         name: Name of a parameter tensor.
         pattern: Globs separated by commas; names contain no comma.
     """
-    globs = [glob.strip() for glob in pattern.split(",")]
-    return any(fnmatch.fnmatchcase(name, glob) or name.startswith(f"{glob}.") for glob in globs)
+    return any(
+        fnmatch.fnmatchcase(name, glob) or name.startswith(f"{glob}.") for glob in _globs(pattern)
+    )
+
+
+def _globs(pattern: str) -> list[str]:
+    """The globs of a pattern."""
+    return [glob.strip() for glob in pattern.split(",") if glob.strip()]
 
 
 def _in_scope(
@@ -257,9 +264,20 @@ def _check(
 
 
 def _check_pattern(decisions: Sequence[Decision], pattern: str) -> None:
-    if not any(d.frozen for d in decisions):
+    for glob in _globs(pattern) or [pattern]:
+        matches = [d for d in decisions if fits_pattern(d.name, glob)]
+        if any(d.frozen for d in matches):
+            continue
+        part = "" if glob == pattern else f": `{glob}`"
+        if matches:
+            raise UsageError(
+                f"`--freeze {pattern}`{part} matches only layers that are new in this task.",
+                f"`{matches[0].name}`, for example, has no pretrained weights, so it is never "
+                "frozen.",
+                "Omit it; `--dry-run` prints all names.",
+            )
         raise UsageError(
-            f"`--freeze {pattern}` matches no parameter.",
+            f"`--freeze {pattern}`{part} matches no parameter.",
             f"Names of parameters are, for example, `{decisions[0].name}` and "
             f"`{decisions[-1].name}`.",
             "Put the pattern in quotes; `--dry-run` prints all names.",

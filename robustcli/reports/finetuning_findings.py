@@ -345,6 +345,7 @@ def finetuning_summary(finetuning: FinetuningFindings) -> list[str]:
     """
     return [
         *_scores(finetuning),
+        *_chosen_before_freezing(finetuning),
         *_relaxed(finetuning),
         *_differences(finetuning),
         *_time(finetuning),
@@ -392,6 +393,22 @@ def _scores(finetuning: FinetuningFindings) -> list[str]:
         baseline = scoring.shown(training.baseline_numbers)
         sentence += f" {scoring.floor_words} on the same images: {baseline}."
     return [sentence]
+
+
+def _chosen_before_freezing(finetuning: FinetuningFindings) -> list[str]:
+    """A caution if the selected epoch of mode freeze ended before tensors were frozen."""
+    freeze = finetuning.of("freeze")
+    if freeze is None or freeze.frozen_at is None:
+        return []
+    metrics, chosen = freeze.training.metrics, freeze.training.record.chosen_epoch
+    chosen_step = metrics.loc[metrics["epoch"] == chosen, "step"].max()
+    if not chosen_step <= freeze.frozen_at:
+        return []
+    return [
+        f"The weights of freeze are those of epoch {chosen}, the best by the validation images, "
+        f"which ended before tensors were frozen (after iteration {freeze.frozen_at:,}): the score "
+        "of freeze does not show the effect of freezing."
+    ]
 
 
 def _score(run: ModeRun) -> str:

@@ -34,6 +34,7 @@ from robustcli.finetuning.gradients import (
 )
 from robustcli.finetuning.selection import Decision, FreezeRule, freeze_decisions
 from robustcli.models.architectures import architecture
+from robustcli.training.lit_module import average
 
 
 def two_layers() -> nn.Sequential:
@@ -225,6 +226,23 @@ def test_running_statistics_of_a_frozen_norm_stand_still() -> None:
     freeze(unfrozen, ["1.weight"])
     train(unfrozen)
     assert not torch.equal(unfrozen.get_buffer("1.running_mean"), torch.zeros(4))
+
+
+def test_frozen_parameters_and_norms_of_a_weight_average_stand_still() -> None:
+    net = network()
+    module: Any = SimpleNamespace(averaged=average(net, 0.9))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    train(net)
+    module.averaged.update_parameters(net)
+    keep = KeepFrozen(net, ["0.weight", "1.weight", "1.bias"])
+    keep.leave_out(trainer(optimizer), module)
+    for _ in range(3):
+        train(net)
+        module.averaged.update_parameters(net)
+    averaged, own = module.averaged.module.state_dict(), net.state_dict()
+    for name in ("0.weight", "1.weight", "1.bias", "1.running_mean", "1.num_batches_tracked"):
+        assert torch.equal(averaged[name], own[name]), name
+    assert not torch.equal(averaged["3.weight"], own["3.weight"])
 
 
 def test_a_frozen_prefix_builds_no_graph() -> None:

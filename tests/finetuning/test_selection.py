@@ -162,6 +162,22 @@ def test_several_patterns_are_separated_by_commas() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("encoder.*,mamba_layer", "`--freeze encoder.*,mamba_layer`: `mamba_layer` matches no par"),
+        ("encoder.*, seg_layers", "`seg_layers` matches only layers that are new in this task."),
+        ("seg_layers.0", "`--freeze seg_layers.0` matches only layers that are new in this task."),
+    ],
+)
+def test_each_pattern_of_a_list_must_freeze_a_tensor(pattern: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        freeze_decisions(NETWORK, FreezeRule(pattern=pattern), ("seg_layers.",))
+    assert message in caught.value.what
+    rule = FreezeRule(pattern="encoder.*,")
+    assert [d.name for d in freeze_decisions(NETWORK, rule) if d.frozen] == ["encoder.conv"]
+
+
 def test_a_tensor_that_never_had_a_gradient_is_left_alone() -> None:
     network = {**NETWORK, "mamba.unused": statistic(math.nan)}
     decision = freeze_decisions(network, FreezeRule(threshold=1e-6))[-1]
@@ -325,7 +341,7 @@ def test_ratios_are_computed_within_a_round(
 
 RULES = SegmenterFinetuning.rules
 
-ENCODER = ["encoder.stages.0.w", "encoder.stages.1.w", "encoder.stages.2.w"]
+ENCODER = ["encoder.stem.w", "encoder.stages.0.w", "encoder.stages.2.w"]
 NAMES = (*ENCODER, "mamba_layer.A_log", "mamba_layer.D", "head.w")
 SIZES = (1e-3, 1e-2, 1e-2, 1e-4, 1e-1, 1.0)
 STATISTICS = {
@@ -342,7 +358,7 @@ def test_each_set_comes_once_and_the_runs_own_rule_first() -> None:
     rule = FreezeRule(threshold=5e-3, scope="all")
     frozen_sets = frozen_by(rule)
     assert next(iter(frozen_sets)) == "all-mean_abs-0.005"
-    assert frozen_sets["all-mean_abs-0.005"] == ["encoder.stages.0.w", "mamba_layer.A_log"]
+    assert frozen_sets["all-mean_abs-0.005"] == ["encoder.stem.w", "mamba_layer.A_log"]
     assert frozen_sets["mamba-mean_abs-1e-06"] == []
     assert frozen_sets["mamba-mean_abs-q0.5"] == ["mamba_layer.A_log"]
     assert frozen_sets["name-encoder._"] == ENCODER

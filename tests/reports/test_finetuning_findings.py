@@ -38,6 +38,7 @@ from robustcli.reports.finetuning_page import (
 from robustcli.reports.numbers import mebibytes, megabytes, p_value, seconds
 from robustcli.reports.pages import to_json
 from robustcli.reports.scoring import SCORINGS
+from robustcli.training.record import TRAINING
 from tests.reports.finetune_runs import HELD, ROADS, TOTAL, FinetunePlan, build_finetuning
 
 
@@ -51,6 +52,14 @@ def test_an_unfinished_run_can_be_read(tmp_path: Path) -> None:
     assert (findings.decisions, findings.profile, findings.sweep) == (None, None, None)
     assert findings.is_partial
     assert findings.training.test is not None, "the measured mode has a score"
+
+
+def test_weights_from_before_the_freeze_are_not_taken_for_its_effect(tmp_path: Path) -> None:
+    run = build_finetuning(tmp_path)
+    caution = "which ended before tensors were frozen (after iteration 10)"
+    for epoch, is_before in ((2, False), (1, True)):
+        TRAINING.update(run / "freeze", chosen_epoch=epoch)
+        assert (caution in " ".join(finetuning_summary(read_finetuning(run)))) == is_before
 
 
 def test_a_folder_without_a_fine_tuning_is_refused(tmp_path: Path) -> None:
