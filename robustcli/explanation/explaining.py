@@ -161,9 +161,13 @@ def _announce_choice(inputs: ExplainInputs, choice: ChoiceRecord, listener: List
     if choice.rule == "worst" and config.worst is None:
         of = ", ".join(f"`{cell.transform}`" for cell in inputs.changed_cells)
         what = f"lose most under {of}" if of else "have the worst predictions"
+        photos = len(inputs.items)
+        assert choice.count is not None, "set by `choice_of`"
+        which = f"the {choice.count} photos that {what}"
+        if photos <= choice.count:
+            which = "the only photo" if photos == 1 else f"all {photos} photos"
         listener.say(
-            "None of `--image`, `--worst`, `--class` and `--limit` is set: explaining the "
-            f"{'photo' if choice.count == 1 else f'{choice.count} photos'} that {what}."
+            f"None of `--image`, `--worst`, `--class` and `--limit` is set: explaining {which}."
         )
 
 

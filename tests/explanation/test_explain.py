@@ -464,7 +464,7 @@ def test_small_maps_are_stored_exactly_and_maps_of_zeros_have_no_scores(tmp_path
         heard,
     )  # fmt: skip
     told = " ".join(heard.lines)
-    assert "explaining the 4 photos" in told
+    assert "explaining all 4 photos" in told
     assert "`--layer` is not set; using the output of `conv`" in told
     rows = read_explained_rows(run)
     stored = maps(run)
