@@ -39,10 +39,11 @@ DECISION_COLUMNS = ("name", "shape", "count", "mamba", "statistic", "frozen", "w
 the rule's statistic (empty without a gradient), and the decision with its reason."""
 STEPS = ("iteration", "seconds", "trainable")
 SWEEP_FILE, SWEPT = "sweep.csv", "sweep"  # SWEPT: a folder with a training run per rule
-AFTER_STEPS = "after_steps"
+AFTER_STEPS, CHOSEN_EPOCH = "after_steps", "chosen_epoch"
 _SWEPT = (
     *("scope", "threshold", "quantile", "change", "pattern", "frozen_share"),
     *("seconds_ratio", "seconds_ratio_low", "seconds_ratio_high", AFTER_STEPS),
+    *("statistic", "relative", CHOSEN_EPOCH),
 )
 SWEEPS: dict[Literal["cls", "seg"], tuple[str, ...]] = {
     "cls": (*_SWEPT, "top1", "top1_low", "top1_high"),
@@ -50,8 +51,11 @@ SWEEPS: dict[Literal["cls", "seg"], tuple[str, ...]] = {
 }
 SWEEP = SWEEPS["seg"]
 """Per rule: the frozen tensors, their share of all elements, the time of a step relative to full
-fine-tuning, the number of steps before freezing (files of earlier versions lack this column: 0),
-and the dice (top-1 of a classifier) on the held-out images."""
+fine-tuning, the number of steps before freezing, the compared statistic and whether (1 or 0) it is
+divided by the weight's root mean square, the epoch of the selected weights, and the dice (top-1 of
+a classifier) on the held-out images."""
+SWEEP_ADDED = {AFTER_STEPS: 0, "statistic": None, "relative": 0, CHOSEN_EPOCH: None}
+"""Values of the columns that files of earlier versions lack."""
 
 
 class RuleRecord(Record):

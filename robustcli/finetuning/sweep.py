@@ -30,10 +30,18 @@ from robustcli.finetuning.finetune_plan import FinetunePlan
 from robustcli.finetuning.freezing import freeze, hold_statistics
 from robustcli.finetuning.gradients import Statistic, read_profile, statistics
 from robustcli.finetuning.modes import Modes
-from robustcli.finetuning.record import AFTER_STEPS, PROFILE, SWEEP_FILE, SWEEPS, SWEPT
+from robustcli.finetuning.record import (
+    AFTER_STEPS,
+    CHOSEN_EPOCH,
+    PROFILE,
+    SWEEP_FILE,
+    SWEEPS,
+    SWEPT,
+)
 from robustcli.finetuning.selection import Decision, FreezeRule, freeze_decisions
 from robustcli.training.engine import run_plan
 from robustcli.training.lit_module import LitModule
+from robustcli.training.record import read_train_record
 from robustcli.training.train_plan import make_step
 
 _WARM = 2
@@ -214,5 +222,8 @@ def _line(plan: FinetunePlan, candidate: Candidate, ratio: Ratio, run: Path) -> 
         "seconds_ratio_low": ratio.low,
         "seconds_ratio_high": ratio.high,
         AFTER_STEPS: steps_before(plan, rule),
+        "statistic": None if rule.pattern is not None else rule.kind,
+        "relative": int(rule.relative),
+        CHOSEN_EPOCH: read_train_record(run).chosen_epoch,
         **{name: scores[name] for name in names},
     }

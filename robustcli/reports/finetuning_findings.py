@@ -14,6 +14,7 @@ from robustcli.core.names import counted
 from robustcli.core.rundir import has_record
 from robustcli.finetuning.record import (
     AFTER_STEPS,
+    CHOSEN_EPOCH,
     COSTS,
     DECISION_COLUMNS,
     DECISIONS,
@@ -21,6 +22,7 @@ from robustcli.finetuning.record import (
     MODES,
     PROFILE,
     STEPS,
+    SWEEP_ADDED,
     SWEEP_FILE,
     SWEEPS,
     FinetuneRecord,
@@ -184,10 +186,9 @@ def _mode(run: Path, mode: Mode) -> ModeRun:
 
 
 def _read_sweep(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """The sweep in `path`; without the column of freezing steps, rules froze from the start."""
+    """The sweep in `path`; columns that earlier versions did not write have their defaults."""
     table = read_run_table(path)
-    if AFTER_STEPS not in table:
-        table[AFTER_STEPS] = 0
+    table = table.assign(**{n: v for n, v in SWEEP_ADDED.items() if n not in table})
     with reading(path):
         return table[list(columns)]
 
@@ -261,6 +262,7 @@ def frozen_elements(run: ModeRun) -> int | None:
 # The fine-tuning as text: the freezing rule, and its effect on score, time and memory.
 
 
+_USUAL_KIND = "mean_abs"
 _STATISTIC_NAMES = {
     "mean_abs": "mean of |g|",
     "rms": "root mean square of g",
@@ -302,11 +304,14 @@ def rule_label(row: Mapping[str, Any] | pd.Series) -> str:
         return "nothing frozen"
     if not pd.isna(row["pattern"]):
         return "all but the heads" if row["pattern"] == "*" else str(row["pattern"])
-    if not is_missing(row["quantile"]):
-        return f"smallest {row['quantile']:g}"
     if not is_missing(row.get("change")):
         return f"change below {row['change']:g} of the early one"
-    return f"below {row['threshold']:g}"
+    quantile = row["quantile"]
+    label = f"below {row['threshold']:g}" if is_missing(quantile) else f"smallest {quantile:g}"
+    if row.get("relative"):
+        label += " of the weight's rms"
+    kind = row.get("statistic")
+    return label if kind is None or pd.isna(kind) or kind == _USUAL_KIND else f"{label} ({kind})"
 
 
 def rule_scope(row: Mapping[str, Any] | pd.Series) -> str:
@@ -395,14 +400,35 @@ def _scores(finetuning: FinetuningFindings) -> list[str]:
     return [sentence]
 
 
+def swept_before_freezing(finetuning: FinetuningFindings) -> list[str]:
+    """The rules of a sweep whose selected epoch ended before tensors were frozen."""
+    rows = [] if finetuning.sweep is None else finetuning.sweep.iterrows()
+    return [
+        rule_label(row)
+        for _, row in rows
+        if row["frozen_share"] > 0
+        and ended_before(finetuning.training, row[CHOSEN_EPOCH], row[AFTER_STEPS])
+    ]
+
+
+def ended_before(training: TrainingFindings | None, epoch: float | None, step: int) -> bool:
+    """Whether an epoch of a training, or of one with as many steps, ended before `step` or at it.
+
+    False if it is not recorded.
+    """
+    if training is None or is_missing(epoch):
+        return False
+    metrics = training.metrics
+    return bool(metrics.loc[metrics["epoch"] == epoch, "step"].max() <= step)
+
+
 def _chosen_before_freezing(finetuning: FinetuningFindings) -> list[str]:
     """A caution if the selected epoch of mode freeze ended before tensors were frozen."""
     freeze = finetuning.of("freeze")
     if freeze is None or freeze.frozen_at is None:
         return []
-    metrics, chosen = freeze.training.metrics, freeze.training.record.chosen_epoch
-    chosen_step = metrics.loc[metrics["epoch"] == chosen, "step"].max()
-    if not chosen_step <= freeze.frozen_at:
+    chosen = freeze.training.record.chosen_epoch
+    if not ended_before(freeze.training, chosen, freeze.frozen_at):
         return []
     return [
         f"The weights of freeze are those of epoch {chosen}, the best by the validation images, "

@@ -48,6 +48,7 @@ from robustcli.reports.finetuning_findings import (
     seconds_ratio,
     statistic_name,
     sweep_start,
+    swept_before_freezing,
 )
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import (
@@ -375,6 +376,7 @@ def finetuning_text(
         rule_label=rule_label,
         rule_scope=rule_scope,
         sweep_start=sweep_start,
+        swept_before_freezing=swept_before_freezing(finetuning),
         saved=saved,
         sweep=[] if finetuning.sweep is None else records(finetuning.sweep),
     )

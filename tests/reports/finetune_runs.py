@@ -170,12 +170,32 @@ def _why(mamba: bool, size: float) -> str:
     return "below 1e-06" if size < THRESHOLD else "not below 1e-06"
 
 
+MEANS = ("mean_abs", 0, 5)  # the statistic of most rules of a sweep, and the selected epoch
+
+
 def sweep_rows() -> pd.DataFrame:
     rows = [
-        ("mamba", None, None, None, None, 0.0, 1.0, 0.99, 1.01, 20, 0.86, 0.82, 0.89),
-        ("mamba", 1e-6, None, None, None, 0.005, 0.97, 0.95, 0.99, 20, 0.855, 0.81, 0.89),
-        ("all", None, 0.6, None, None, 0.4, 0.85, 0.8, 0.9, 20, 0.84, 0.8, 0.87),
-        ("all", None, None, None, "encoder", 0.6, 0.7, 0.66, 0.74, 0, 0.83, None, None),
+        ("mamba", None, None, None, None, 0.0, 1.0, 0.99, 1.01, 20, *MEANS, 0.86, 0.82, 0.89),
+        (
+            "mamba",
+            1e-6,
+            None,
+            None,
+            None,
+            0.005,
+            0.97,
+            0.95,
+            0.99,
+            20,
+            "rms",
+            1,
+            5,
+            0.855,
+            0.81,
+            0.89,
+        ),
+        ("all", None, 0.6, None, None, 0.4, 0.85, 0.8, 0.9, 20, *MEANS, 0.84, 0.8, 0.87),
+        ("all", None, None, None, "encoder", 0.6, 0.7, 0.66, 0.74, 0, None, 0, 5, 0.83, None, None),
     ]
     return pd.DataFrame(rows, columns=list(SWEEP))
 

@@ -29,6 +29,7 @@ from robustcli.reports.finetuning_findings import (
     rule_scope,
     seconds_ratio,
     statistic_name,
+    swept_before_freezing,
 )
 from robustcli.reports.finetuning_page import (
     SEGMENTER_MODE_COLUMNS,
@@ -60,6 +61,26 @@ def test_weights_from_before_the_freeze_are_not_taken_for_its_effect(tmp_path: P
     for epoch, is_before in ((2, False), (1, True)):
         TRAINING.update(run / "freeze", chosen_epoch=epoch)
         assert (caution in " ".join(finetuning_summary(read_finetuning(run)))) == is_before
+
+
+def test_rules_of_a_sweep_are_told_apart_and_their_weights_may_be_from_before_it(
+    tmp_path: Path,
+) -> None:
+    run = build_finetuning(tmp_path, FinetunePlan(sweep=True))
+    findings = read_finetuning(run)
+    labels = ["nothing frozen", "below 1e-06 of the weight's rms (rms)", "smallest 0.6", "encoder"]
+    assert [rule_label(row) for _, row in findings.sweep.iterrows()] == labels
+    assert swept_before_freezing(findings) == []
+    table = pd.read_csv(run / "sweep.csv")
+    table.assign(chosen_epoch=2).to_csv(run / "sweep.csv", index=False)
+    findings = read_finetuning(run)
+    assert swept_before_freezing(findings) == labels[1:3], "`encoder` was frozen from the start"
+    assert "are those of an epoch before the freeze" in finetuning_text(findings)
+    older = table.drop(columns=["after_steps", "statistic", "relative", "chosen_epoch"])
+    older.to_csv(run / "sweep.csv", index=False)
+    findings = read_finetuning(run)
+    assert rule_label(findings.sweep.iloc[1]) == "below 1e-06"
+    assert swept_before_freezing(findings) == []
 
 
 def test_a_folder_without_a_fine_tuning_is_refused(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_time_saved_is_what_is_missing_from_one(
     assert isinstance(rules, list)
     assert all(isinstance(rule, RulePoint) for rule in rules)
     assert [rule.name for rule in rules] == [
-        *("nothing frozen", "below 1e-06", "smallest 0.6", "encoder")
+        *("nothing frozen", "below 1e-06 of the weight's rms (rms)", "smallest 0.6", "encoder")
     ]
     np.testing.assert_allclose(rules[2].saved, (10, 15, 20))
     assert rules[2].score == (0.8, 0.84, 0.87)
