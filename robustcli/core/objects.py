@@ -6,7 +6,7 @@ was written before the listing started (S3 since December 2020). Locks, renames,
 are not used.
 
 File systems of fsspec run an event loop in a thread, which does not exist in a forked process. An
-`ObjectStore` therefore opens a new file system in each process.
+`ObjectStore` therefore opens a new file system in each process, and a fork resets fsspec's loop.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import errno
 import hashlib
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +35,17 @@ PAUSES_S = (1.0, 4.0, 16.0)
 """Pauses before the retries of a failed transfer; the libraries below also retry by themselves."""
 AT_ONCE = 16
 """Number of concurrent transfers: each mostly waits tens of milliseconds for the store."""
+
+
+def _reset_loop() -> None:
+    """Lets fsspec start a new loop in a forked process; before 2025.5 it waits for the old one."""
+    reset = getattr(sys.modules.get("fsspec.asyn"), "reset_lock", None)
+    if reset is not None:
+        reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_loop)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import os
 import pickle
+import signal
 import threading
 import time
 import uuid
@@ -14,6 +16,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec import asyn
 
 from robustcli.core import objects
 from robustcli.core.errors import MachineError, RunError, UsageError
@@ -252,3 +255,21 @@ def test_the_packages_of_all_kinds_are_those_of_the_extra() -> None:
     needed = {kind.package for kind in objects.STORE_KINDS.values()}
     assert needed - extra <= {"huggingface-hub", "fsspec"}
     assert importlib.util.find_spec("fsspec") is not None
+
+
+async def _one() -> int:
+    return 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_starts_a_loop_of_its_own() -> None:
+    """fsspec before 2025.5 waits for the loop of the parent, later ones for a lock that it held."""
+    loop = asyn.get_loop()
+    with asyn.get_lock():
+        child = os.fork()
+        if not child:
+            signal.alarm(5)
+            answer = asyn.sync(asyn.get_loop(), _one)
+            os._exit(0 if answer == 1 and asyn.get_loop() is not loop else 1)
+    assert os.waitpid(child, 0)[1] == 0
