@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -325,7 +325,14 @@ def _first_answer(
 
     If the user, the network or its preprocessing defines a size, only that size is tried.
     """
-    chosen = request.preprocessing.get("crop") or foreign.side
+    crop = request.preprocessing.get("crop")
+    if crop is not None and foreign.side is not None and crop != foreign.side:
+        raise UsageError(
+            f"`--crop {crop}` cannot be used with `{answers.model_name}`.",
+            f"Its input has {foreign.side} x {foreign.side} pixels, which the file fixes.",
+            f"Omit `--crop`, or export the network again with an input of {crop} pixels.",
+        )
+    chosen = crop or foreign.side
     own_preprocessing = foreign.preprocessing
     if chosen is None and own_preprocessing is not None:
         chosen = own_preprocessing.crop
@@ -545,12 +552,27 @@ def _mask_preprocessing(
                 "Images keep their size, so that masks can be compared pixel by pixel.",
                 "Omit it; `--crop` sets the side of its window.",
             )
-    exported = None if foreign.sidecar is None else foreign.sidecar.preprocessing
-    if isinstance(exported, MaskPreprocessing) and not request.preprocessing:
-        return exported
-    base = foreign.preprocessing or Preprocessing(None, side, mean=(0.0,) * 3, std=(1.0,) * 3)
     user_statistics = {key: request.preprocessing[key] for key in ("mean", "std")
              if key in request.preprocessing}  # fmt: skip
+    exported = None if foreign.sidecar is None else foreign.sidecar.preprocessing
+    if isinstance(exported, MaskPreprocessing):
+        if not user_statistics:
+            return exported
+        if exported.nnunet is not None:
+            raise UsageError(
+                f"`--{next(iter(user_statistics))}` cannot be used with `{name}`.",
+                "It was trained by nnU-Net's procedure, which normalises each image by its own "
+                "values or by those of the training.",
+                "Omit it.",
+            )
+        base = Preprocessing(
+            None, side, mean=exported.mean or (0.0,) * channels,
+            std=exported.std or (1.0,) * channels,
+        )  # fmt: skip
+        scaled, override_notes = overridden(base, user_statistics)
+        notes.extend([*override_notes, f"`{name}`: {_in_words(scaled, {'mean', 'std'})}."])
+        return replace(exported, mean=scaled.mean, std=scaled.std)
+    base = foreign.preprocessing or Preprocessing(None, side, mean=(0.0,) * 3, std=(1.0,) * 3)
     scaled, override_notes = overridden(base.of_channels(channels), user_statistics)
     notes.extend(override_notes)
     fixed = foreign.side or request.preprocessing.get("crop") or foreign.preprocessing
@@ -566,5 +588,7 @@ def _mask_preprocessing(
     )
     values = "values in [0, 1]" if plain else _in_words(scaled, {"mean", "std"})
     if {"crop", "mean", "std"} - set(request.preprocessing):
-        notes.append(f"`{name}`, {source}: windows of {window} pixels (`--crop`), {values}.")
+        only_size = foreign.side or (not fixed and window != _WINDOW)
+        why = "the size of its input" if only_size else "`--crop`"
+        notes.append(f"`{name}`, {source}: windows of {window} pixels ({why}), {values}.")
     return masks

@@ -601,6 +601,18 @@ def test_a_segmenters_mean_and_std_are_those_that_are_typed(tmp_path: Path) -> N
         load(ModelRequest("x", preprocessing=SMALL, module=Small()), "seg")
 
 
+def test_the_window_of_a_network_of_one_size_is_no_default_of_the_program() -> None:
+    class Fixed(Masks):
+        def forward(self, x: torch.Tensor) -> object:
+            assert x.shape[2:] == (48, 48)
+            return super().forward(x)
+
+    notes = load(ModelRequest("x", module=Fixed(lambda s: s)), "seg").notes
+    assert any("windows of 48 pixels (the size of its input)" in note for note in notes)
+    notes = load(ModelRequest("x", module=Masks(lambda s: s)), "seg").notes
+    assert any("by default: windows of 256 pixels (`--crop`)" in note for note in notes)
+
+
 # The command line, from the working folder.
 
 

@@ -121,7 +121,7 @@ def test_a_classifier_read_back_gives_the_same_rows(classifier_file: Exported, t
     assert len(original) == 24
     pd.testing.assert_frame_equal(original, back, rtol=0, atol=1e-5)
     assert load(file, "cls").facts.untrained
-    with pytest.raises(UsageError, match=r"cannot take|fails on"):
+    with pytest.raises(UsageError, match=r"input has 32 x 32 pixels"):
         load(replace(file, preprocessing={"crop": 48}), "cls").try_out()
 
 
@@ -167,6 +167,22 @@ class OwnNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"logits": self.head(x.mean((2, 3)))}
+
+
+def test_options_change_the_described_preprocessing_only_where_they_are_set(tmp_path: Path):
+    settings = {"threshold": 0.3, "channels": "bgr", "overlap": 0.25}
+    request = replace(SEGMENTER, preprocessing=settings)
+    file = exported(request, tmp_path, image_size=32).path
+    typed = {"crop": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    for chosen, statistics in (({}, (None, None)), (typed, ((0.5,) * 3, (0.25,) * 3))):
+        model = load(ModelRequest(str(file), preprocessing=chosen), "seg")
+        preprocessing = model.preprocessing
+        assert (preprocessing.threshold, preprocessing.channels) == (0.3, "bgr")
+        assert (preprocessing.window, preprocessing.overlap) == (32, 0.25)
+        assert (preprocessing.mean, preprocessing.std) == statistics
+        assert not any("by default" in note for note in model.notes)
+    with pytest.raises(UsageError, match=r"(?s)`--crop 64` cannot be used.*input has 32 x 32"):
+        load(ModelRequest(str(file), preprocessing={"crop": 64}), "seg")
 
 
 def test_a_network_in_memory(tmp_path: Path):
