@@ -22,7 +22,7 @@ import math
 import os
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -47,6 +47,7 @@ _MOST_PIXELS = 2 * 89_478_485  # Pillow's limit, which another library may have 
 # Limit of scans of a JPEG. Encoders write at most some dozens. The decoder processes all pixels for
 # each scan, and an empty scan has only 10 bytes.
 _MOST_SCANS = 256
+_PART_PIXELS = 2**24
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _START_OF_SCAN = b"\xff\xda"  # cannot occur inside a scan, where each byte 255 is followed by a 0
 # Modules whose warnings (invalid EXIF, dropped transparency, large images) do not affect pixels.
@@ -190,11 +191,15 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise UnreadableImage("32-bit greyscale, for which no value is defined as white")
-    # `convert` copies even an RGB image, which takes a third of the decoding time.
-    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    if image.has_transparency_data and bool((pixels == pixels[0, 0]).all()):
-        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
-        if bool((alpha != alpha[0, 0]).any()):
+    image.load()  # can change the size
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top, part in _parts(image):
+        # `convert` copies even an RGB image, which takes a third of the decoding time.
+        converted = np.asarray(part if part.mode == "RGB" else part.convert("RGB"))
+        pixels[top : top + part.height] = converted
+    if image.has_transparency_data and _is_uniform(pixels):
+        alphas = [np.asarray(part.convert("RGBA").getchannel("A")) for _, part in _parts(image)]
+        if any(bool((alpha != alphas[0][0, 0]).any()) for alpha in alphas):
             red, green, blue = pixels[0, 0]
             raise UnreadableImage(
                 "its content is only in the alpha channel, which is dropped: every pixel has the "
@@ -202,6 +207,25 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
                 "the result)"
             )
     return pixels
+
+
+def _parts(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yields parts of a large image, from top to bottom, with the index of their first row.
+
+    To convert an image and to copy its pixels, Pillow needs four times the memory of the pixels.
+    """
+    rows = max(1, _PART_PIXELS // image.width)
+    if image.height <= rows:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _is_uniform(pixels: NDArray[np.uint8]) -> bool:
+    rows = max(1, _PART_PIXELS // pixels.shape[1])
+    parts = (pixels[top : top + rows] for top in range(0, len(pixels), rows))
+    return all(bool((part == pixels[0, 0]).all()) for part in parts)
 
 
 class _StrictLoading:

@@ -24,6 +24,7 @@ from robustcli.data.masks import decode_mask, read_mask
 from tests.hostile.images import (
     FORMATS,
     SECRET,
+    SIDE,
     HostileImage,
     corpus,
     encoded,
@@ -59,6 +60,12 @@ def test_each_file_is_decoded_right_or_refused() -> None:
     assert len(verdicts) > 200
     assert verdicts.count("read") > 70
     assert verdicts.count("refused") > 130
+
+
+def test_parts_of_a_large_image_are_decoded_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large images are converted in parts, here of three rows."""
+    monkeypatch.setattr("robustcli.data.decode._PART_PIXELS", 3 * SIDE)
+    assert [judge(image) for image in corpus()].count("read") > 70
 
 
 def test_masks_of_the_same_files_are_read_or_refused() -> None:
