@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from robustcli.core.errors import UsageError
@@ -27,6 +27,7 @@ LABEL_FILES = ("labels.json", "dataset.json")
 """Names of files with tables of classes; the second one is that of nnU-Net."""
 NNUNET_FILE = LABEL_FILES[1]
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
+_NNUNET_IMAGES, _NNUNET_LABELS = ("imagestr", "imagests"), ("labelstr", "labelsts")
 _OTHER_VOLUMES = (".nrrd", ".mha")
 _VOLUME_SUFFIXES = (".nii.gz", ".nii")
 _ISIC = re.compile(r"(?:ISBI|ISIC).*(Training|Validation|Test)(?:_v\d)?_.*")
@@ -163,6 +164,56 @@ def _nnunet_cases(
                 yield Labelled(slice_image, slice_mask, group=patient_of(name))
         else:
             yield Labelled(replace(image, relative=image_id), mask, group=patient_of(name))
+
+
+def stacked_channels(location: Path, files: Sequence[FileRef]) -> tuple[FileRef, ...]:
+    """`files` of `location`, with one image per case of nnU-Net's raw data, and without its labels.
+
+    In folders `imagesTr` and `imagesTs`, `NAME_0000.png` to `NAME_0002.png` are one image
+    `NAME.png`, as in `by_nnunet`; images with a single file keep their name.
+
+    Raises:
+        UsageError: A case lacks a channel, or the number of channels is not supported.
+    """
+    by_folder: dict[PurePosixPath, list[FileRef]] = defaultdict(list)
+    for file in files:
+        by_folder[PurePosixPath(file.relative).parent].append(file)
+    names = {folder: (folder.name or location.resolve().name).lower() for folder in by_folder}
+    stacked: list[FileRef] = []
+    for folder, in_folder in by_folder.items():
+        beside = {name for other, name in names.items() if other.parent == folder.parent}
+        if names[folder] in _NNUNET_LABELS and names[folder].replace("label", "image") in beside:
+            continue
+        cases = _channels_of_cases(in_folder) if names[folder] in _NNUNET_IMAGES else {}
+        present = {number for channels in cases.values() for number in channels}
+        if len(present) < 2:
+            stacked += in_folder
+            continue
+        _check_channels(location / folder, cases, present, len(present))
+        for name, channels in cases.items():
+            parts = tuple(sorted(channels.items()))
+            ending = parts[0][1].relative.removeprefix(_bare(parts[0][1].relative))
+            stacked.append(replace(parts[0][1], relative=f"{name}{ending}", parts=parts))
+    return tuple(stacked)
+
+
+def look_like_channels(files: Sequence[FileRef]) -> tuple[FileRef, ...]:
+    """The files of one case if all `files` are channels `_0000` to `_0002` of cases; else empty."""
+    cases = _channels_of_cases(files)
+    complete = all(sorted(channels) == ["0000", "0001", "0002"] for channels in cases.values())
+    first = cases[min(cases)] if cases else {}
+    return tuple(first[number] for number in sorted(first)) if complete else ()
+
+
+def _channels_of_cases(files: Sequence[FileRef]) -> dict[str, dict[str, FileRef]]:
+    """File by channel, by name of the case; empty if a file has no channel in its name."""
+    cases: dict[str, dict[str, FileRef]] = defaultdict(dict)
+    for file in files:
+        match = _CHANNEL.fullmatch(_bare(file.relative))
+        if match is None:
+            return {}
+        cases[match[1]][match[2]] = file
+    return cases
 
 
 def _bare(relative: str) -> str:

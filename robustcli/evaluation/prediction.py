@@ -33,6 +33,7 @@ from robustcli.adapters.segmenter import Pixels, Segmenter
 from robustcli.core.errors import RunError, UsageError, located
 from robustcli.core.io import LONGEST_NAME, write_bytes, write_text
 from robustcli.core.listener import Listener, Silent
+from robustcli.core.names import counted
 from robustcli.core.watchdog import decoding_pool, watching_threads
 from robustcli.data.archives import is_tar, is_zip, list_tar, list_zip
 from robustcli.data.dataset import FileRef, reasons_in_lines
@@ -46,7 +47,7 @@ from robustcli.data.listing import (
 )
 from robustcli.data.mask_classes import colours_of
 from robustcli.data.named_datasets import find_named, require_tar
-from robustcli.data.published_masks import LABEL_FILES
+from robustcli.data.published_masks import LABEL_FILES, look_like_channels, stacked_channels
 from robustcli.data.tables import Say, ignore_note
 from robustcli.tasks.base import Forward
 from robustcli.tasks.classification import ClassificationTask
@@ -284,11 +285,21 @@ def _view(ref: FileRef, preprocessing: Preprocessing) -> NDArray[np.uint8] | str
 
 @dataclass(frozen=True)
 class Job:
-    """One image, the file of its mask, and the file of its overlay if one is requested."""
+    """One image, the file of its mask, and the file of its overlay if one is requested.
+
+    `parts` are the files of an image with one file per channel (`FileRef.parts`), of which `image`
+    is the first.
+    """
 
     image: Path
     mask: Path
     overlay: Path | None
+    parts: tuple[tuple[str, FileRef], ...] = ()
+
+    @property
+    def ref(self) -> FileRef:
+        """The reference by which the image is decoded."""
+        return FileRef(self.image.name, self.image, parts=self.parts)
 
     @property
     def outputs(self) -> tuple[Path, ...]:
@@ -297,22 +308,25 @@ class Job:
 
 
 def list_jobs(
-    images: Sequence[Path], out: Path, *, overlays: bool, say: Say = ignore_note
-) -> tuple[Job, ...]:
+    images: Sequence[Path], out: Path, *, overlays: bool, grey: bool = False,
+    say: Say = ignore_note,
+) -> tuple[Job, ...]:  # fmt: skip
     """The images in order, each with its output files below `out`.
 
     The output of an image in a folder keeps the path relative to that folder; the output of a
     single file keeps its name. The mask has the stem of the image. Folders are searched
-    recursively. Skipped are files below `out`, true masks next to their images (`X_mask.tif` next
-    to `X.tif`), a folder `masks` next to `images`, and leftovers of other programs (`say` receives
-    their number).
+    recursively; in nnU-Net's folders, an image can have one file per channel (`stacked_channels`).
+    Skipped are files below `out`, true masks next to their images (`X_mask.tif` next to `X.tif`), a
+    folder `masks` next to `images`, nnU-Net's labels, and leftovers of other programs (`say`
+    receives their number).
 
     Raises:
-        UsageError: There are no images, two outputs have the same path, or an output would
-            overwrite an image.
+        UsageError: There are no images, two outputs have the same path, an output would overwrite
+            an image, or, unless the network is `grey`, images are named like channels.
     """
-    found = set(_images(images, out.resolve(), say))  # a folder and an image of it may be named
-    files = sorted(found, key=lambda file: (file[1].as_posix(), str(file[0])))
+    # A folder and an image of it may be named.
+    found = dict.fromkeys(_images(images, out.resolve(), grey, say))
+    files = sorted(found, key=lambda file: (file[1].as_posix(), str(file[0].path)))
     if not files:
         volume = next((file for path in images for file in _volumes_in(path)), None)
         if volume is not None:
@@ -323,15 +337,17 @@ def list_jobs(
             "Check the path in `--data`.",
         )
     jobs = []
-    for path, relative in files:
+    for ref, relative in files:
         stem = out / relative.parent / relative.stem
         overlay = stem.with_name(f"{stem.name}{OVERLAY}.png") if overlays else None
-        jobs.append(Job(path, stem.with_name(f"{stem.name}.png"), overlay))
+        jobs.append(Job(ref.path, stem.with_name(f"{stem.name}.png"), overlay, ref.parts))
     _check_outputs(jobs)
     return tuple(jobs)
 
 
-def _images(images: Sequence[Path], out: Path, say: Say) -> Iterator[tuple[Path, PurePosixPath]]:
+def _images(
+    images: Sequence[Path], out: Path, grey: bool, say: Say
+) -> Iterator[tuple[FileRef, PurePosixPath]]:
     for path in images:
         if path.is_dir():
             listing = list_folder(path)
@@ -339,18 +355,47 @@ def _images(images: Sequence[Path], out: Path, say: Say) -> Iterator[tuple[Path,
                 say(note)
             files = [file for file in listing.files if out not in file.path.resolve().parents]
             names = {file.relative for file in files}
-            for file in files:
-                if not _is_true_mask(file, names):
-                    yield file.path, PurePosixPath(file.relative)
+            files = [file for file in files if not _is_true_mask(file, names)]
+            shown = stacked_channels(path, files)
+            if not grey:
+                _check_no_channels(path, shown)
+            cases = sum(bool(file.parts) for file in shown)
+            if cases:
+                say(f"`{path}`: {counted(cases, 'image')} of 3 files each, as red, green and blue.")
+            for file in shown:
+                yield replace(file, relative=file.path.name), PurePosixPath(file.relative)
         elif path.is_file():
             for volume in _volumes_in(path):
                 raise _not_an_image(volume)
-            yield path, PurePosixPath(path.name)
+            yield FileRef(path.name, path), PurePosixPath(path.name)
         else:
             raise UsageError(
                 f"`{path}` does not exist.",
                 "Expected a folder of images, or an image.",
                 "Check the path in `--data`.",
+            )
+
+
+def _check_no_channels(path: Path, files: Sequence[FileRef]) -> None:
+    """Raises UsageError if the images of a folder are greyscale, and named like channels."""
+    by_folder: dict[PurePosixPath, list[FileRef]] = defaultdict(list)
+    for file in files:
+        if not file.parts:
+            by_folder[PurePosixPath(file.relative).parent].append(file)
+    for folder, in_folder in by_folder.items():
+        channels = look_like_channels(in_folder)
+        try:
+            pixels = [decode(channel) for channel in channels]
+        except UnreadableImage:
+            continue
+        if channels and all((image == image[..., :1]).all() for image in pixels):
+            raise UsageError(
+                f"`{path / folder}` contains images in three greyscale files each, such as "
+                f"{', '.join(f'`{file.path.name}`' for file in channels)}.",
+                "nnU-Net names the channels of one image like this. The network takes colour "
+                "images, and would predict each channel as an image of its own.",
+                "Rename the folder to `imagesTs` to stack them as red, green and blue, or pass "
+                f"the files instead of the folder to predict each (`{path / folder}/*.png`).",
             )
 
 
@@ -446,7 +491,8 @@ def predict_masks(
         RunError: Some images cannot be read; the masks of all others were written.
     """
     listener = listener or Silent()
-    jobs = list_jobs(images, out, overlays=overlays, say=listener.say)
+    grey = segmenter.preprocessing.channels == "grey"
+    jobs = list_jobs(images, out, overlays=overlays, grey=grey, say=listener.say)
     tag, classes = _tag(segmenter), segmenter.classes
     finished = {job for job in jobs if _is_done(job, tag, fresh=fresh)}
     listener.start(len(jobs), len(finished))
@@ -531,7 +577,7 @@ def _is_done(job: Job, tag: str, *, fresh: bool) -> bool:
         if fresh:
             continue
         settings, _, image = existing_tag.partition(" ")
-        if settings == tag and image not in ("", _image_hash(job.image)):  # "": of old versions
+        if settings == tag and image not in ("", _image_hash(job)):  # "": of old versions
             raise UsageError(
                 f"`{path}` is the mask of another image.",
                 f"`{job.image}` has the same name, but the mask belongs to another file.",
@@ -546,10 +592,10 @@ def _is_done(job: Job, tag: str, *, fresh: bool) -> bool:
     return len(tags) == len(job.outputs) and not fresh
 
 
-def _image_hash(path: Path) -> str:
-    """First 16 digits of the SHA-256 of a file; of empty content if it cannot be read."""
+def _image_hash(job: Job) -> str:
+    """First 16 digits of the SHA-256 of an image; of empty content if it cannot be read."""
     try:
-        content = path.read_bytes()
+        content = b"".join(part.read() for _, part in job.parts or (("", job.ref),))
     except OSError:
         content = b""
     return hashlib.sha256(content).hexdigest()[:16]
@@ -573,7 +619,7 @@ def _image_batches(
     with watching_threads(say):
         for job in jobs:
             try:
-                batch.append((job, decode(FileRef(job.image.name, job.image))))
+                batch.append((job, decode(job.ref)))
             except UnreadableImage as error:
                 unreadable[str(job.image)] = error.reason
                 continue
@@ -587,7 +633,7 @@ def _image_batches(
 
 def _write(job: Job, pixels: Pixels, mask: NDArray[Any], tag: str, colours: Sequence[str]) -> None:
     """Writes the overlay, then the mask, so that an existing mask always has its overlay."""
-    tag = f"{tag} {_image_hash(job.image)}"
+    tag = f"{tag} {_image_hash(job)}"
     if job.overlay is not None:
         write_bytes(job.overlay, _png(Image.fromarray(overlaid(pixels, mask, colours)), tag))
     picture = (

@@ -188,6 +188,44 @@ def test_true_masks_and_earlier_outputs_are_no_images(tmp_path):
     assert masks([paired], tmp_path / "out") == ["Images/a.png"]
 
 
+def test_the_channels_of_a_case_of_nnunet_are_one_image(images, otsu, tmp_path):
+    """Read as in a training on the same folder, whether the data set or its images are named."""
+    data = tmp_path / "Dataset001"
+    for folder in ("imagesTr", "labelsTr", "colour"):
+        (data / folder).mkdir(parents=True)
+    shades = np.array([1.0, 0.5, 0.25])
+    for number, file in enumerate(sorted(images.glob("*.png"))[:2]):
+        pixels = (read_pixels(file)[..., :3] * shades).astype(np.uint8)
+        Image.fromarray(pixels).save(data / "colour" / f"case{number}.png")
+        for channel in range(3):
+            name = f"case{number}_{channel:04}.png"
+            Image.fromarray(pixels[..., channel]).save(data / "imagesTr" / name)
+        Image.new("L", (8, 8)).save(data / "labelsTr" / f"case{number}.png")
+    predict_masks(otsu, [data / "colour"], tmp_path / "expected")
+    predict_masks(otsu, [data / "imagesTr"], tmp_path / "masks")
+    for number in range(2):
+        expected, mask = (
+            read_pixels(tmp_path / folder / f"case{number}.png") for folder in ("expected", "masks")
+        )
+        assert expected.any()
+        assert np.array_equal(mask, expected)
+    shutil.rmtree(data / "colour")
+    names = ["imagesTr/case0.png", "imagesTr/case1.png"]
+    assert masks([data], tmp_path / "x") == names
+    assert predict_masks(otsu, [data / "imagesTr"], tmp_path / "masks").existing == 2
+    other = shutil.copytree(data / "imagesTr", tmp_path / "other")
+    with pytest.raises(UsageError, match=r"(?s)case0_0000.*`imagesTs` to stack them"):
+        masks([other], tmp_path / "x")
+    assert len(masks([other], tmp_path / "x", grey=True)) == 6
+    assert len(masks(sorted(other.iterdir()), tmp_path / "x")) == 6
+    Image.new("L", (8, 8), 9).save(data / "imagesTr" / "case0_0001.png")
+    with pytest.raises(UsageError, match="is the mask of another image"):
+        predict_masks(otsu, [data / "imagesTr"], tmp_path / "masks")
+    (data / "imagesTr" / "case1_0002.png").unlink()
+    with pytest.raises(UsageError, match=r"(?s)lacks channels.*`case1_0002`"):
+        masks([data], tmp_path / "x")
+
+
 @pytest.mark.parametrize(
     ("names", "overlays"), [(("a.png", "a.jpg"), False), (("a.png", "a_overlay.png"), True)]
 )
