@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -26,7 +27,13 @@ from robustcli.evaluation.device import device_name
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.finetuning_task import FINETUNE_TASKS, FinetuneTask, Pretrained
 from robustcli.finetuning.freezing import saving
-from robustcli.finetuning.gradients import Statistic, read_profile, statistics, unmeasured
+from robustcli.finetuning.gradients import (
+    Statistic,
+    profile_length,
+    read_profile,
+    statistics,
+    unmeasured,
+)
 from robustcli.finetuning.record import FinetuneRecord, Mode, RuleRecord, SavingRecord
 from robustcli.finetuning.selection import LEAST_FOR_CHANGE, Decision, freeze_decisions
 from robustcli.training.config import TrainConfig
@@ -91,6 +98,8 @@ class FinetunePlan:
     Args:
         pretrained: The initial weights; None for an ImageNet encoder or random weights.
         training: The plan shared by the trainings of all modes; `mode_plan` sets the folder.
+        profile_iterations: Number of steps to profile.
+        profile: Content of the file of `--profile`, which `--fresh` can delete; None without one.
     """
 
     config: FinetuneConfig
@@ -98,6 +107,7 @@ class FinetunePlan:
     training: TrainPlan
     run: Path
     profile_iterations: int
+    profile: bytes | None = None
 
     @property
     def entry(self) -> ModelEntry:
@@ -173,7 +183,7 @@ class FinetunePlan:
         """
         config = self.config
         if config.profile is not None:
-            rows = read_profile(config.profile, network, self.entry.name)
+            rows = read_profile(config.profile, network, self.entry.name, self.profile)
             return self.decide(statistics(rows))
         return self.named_decisions(network) if config.at_once else None
 
@@ -248,11 +258,20 @@ def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
         replace(config, training=replace(training.config, out=config.training.out)), pretrained,
         training, run,
         _profiled(config, training.steps_per_epoch, training.recipe.epochs),
+        _content(config.profile),
     )  # fmt: skip
     if pretrained is not None and config.modes != ("scratch",):
         listener.say(f"Starting from {pretrained.origin}.")
         plan.network("full")  # reports mismatching weights before any file is written
     return plan
+
+
+def _content(profile: Path | None) -> bytes | None:
+    """The content of the file of `--profile`; None if unreadable (`read_profile` reports it)."""
+    if profile is not None:
+        with suppress(OSError):
+            return profile.read_bytes()
+    return None
 
 
 def _network_named(config: FinetuneConfig) -> ModelEntry:
@@ -347,7 +366,7 @@ def _check_profiled(config: FinetuneConfig, steps: int, total: int) -> None:
 def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:
     """The record of a new fine-tuning."""
     config, pretrained, now = plan.config, plan.pretrained, datetime.now(UTC)
-    profile, by_name = config.profile, config.at_once
+    profile = plan.profile
     return FinetuneRecord(
         task=plan.entry.task,
         command=config.training.command,
@@ -365,9 +384,9 @@ def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:
         dataset=plan.training.task.facts(plan.training, network).dataset,
         modes=list(config.modes),
         rule=RuleRecord(**asdict(config.rule)),
-        profile="none" if by_name else str(profile or "measured"),
-        profile_sha256=None if profile is None else _sha256(profile),
-        profile_iterations=0 if by_name else plan.profile_iterations,
+        profile="none" if config.at_once else str(config.profile or "measured"),
+        profile_sha256=None if profile is None else hashlib.sha256(profile).hexdigest(),
+        profile_iterations=_profile_steps(plan),
         lora_layers=list(config.lora_layers),
         epochs=plan.training.recipe.epochs,
         iterations=plan.steps,
@@ -375,12 +394,15 @@ def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:
     )
 
 
+def _profile_steps(plan: FinetunePlan) -> int:
+    """Number of steps of the profile: of an existing file, else those to profile."""
+    if plan.profile is not None:
+        return profile_length(plan.profile)
+    return 0 if plan.config.at_once else plan.profile_iterations
+
+
 def _without(modes: tuple[str, ...]) -> str:
     return "none" if modes == ("scratch",) else "encoder: ImageNet-1K"
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def mode_differences(plan: FinetunePlan, old: FinetuneRecord) -> Iterator[str]:

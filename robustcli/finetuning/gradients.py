@@ -207,19 +207,30 @@ def write_profile(path: Path, rows: pd.DataFrame, model: str) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
-def read_profile(path: Path, network: nn.Module, model: str) -> pd.DataFrame:
+def read_profile(
+    path: Path, network: nn.Module, model: str, content: bytes | None = None
+) -> pd.DataFrame:
     """Rows of the profile at `path`, which must belong to `network`.
+
+    Args:
+        path: The file.
+        network: The network to profile.
+        model: Its name.
+        content: The content of the file, if it was read before (the file may be gone).
 
     Raises:
         UsageError: The file does not exist, cannot be read, or belongs to another network.
     """
-    if not path.is_file():
+    if content is None and not path.is_file():
         raise UsageError(
             f"`--profile {path}` does not exist.", "", "Create one with `--profile-only`."
         )
     try:
-        table = pq.read_table(path, schema=SCHEMA)  # nulls where an older profile has no `change`
-        origin = (pq.read_schema(path).metadata or {}).get(b"model", b"").decode()
+        source = path.read_bytes() if content is None else content
+        # nulls where an older profile has no `change`
+        table = pq.read_table(pa.BufferReader(source), schema=SCHEMA)
+        metadata = pq.read_schema(pa.BufferReader(source)).metadata
+        origin = (metadata or {}).get(b"model", b"").decode()
     except (OSError, pa.ArrowException) as error:
         raise UsageError(
             f"`--profile {path}` cannot be read.",
@@ -229,6 +240,12 @@ def read_profile(path: Path, network: nn.Module, model: str) -> pd.DataFrame:
     rows: pd.DataFrame = table.to_pandas()
     _check_same(path, rows, network, origin, model)
     return rows
+
+
+def profile_length(content: bytes) -> int:
+    """Number of iterations in a profile that `read_profile` has checked."""
+    table = pq.read_table(pa.BufferReader(content), columns=["iteration"])
+    return len(table["iteration"].unique())
 
 
 def _check_same(

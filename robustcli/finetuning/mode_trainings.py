@@ -169,8 +169,8 @@ def _lead(
     """Runs all requested trainings, in the first process."""
     config, decisions = plan.config, modes.decisions
     if decisions is not None and "freeze" in config.modes:
-        if config.profile is not None:
-            write_bytes(plan.run / PROFILE, config.profile.read_bytes())
+        if plan.profile is not None:
+            write_bytes(plan.run / PROFILE, plan.profile)
         write_decisions(plan.run / DECISIONS, decisions, network)
         plan.announce(decisions, listener.say)
     peers.send("train")

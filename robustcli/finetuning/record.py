@@ -106,7 +106,8 @@ class FinetuneRecord(BaseRunRecord):
 
     `pretrained` describes the origin of the weights in words; `heads` are name prefixes of the
     layers that are new in this task and never frozen; `profile` is `measured`, the path of the
-    profile that was used, or `none` if a name pattern decides. `split_seed`: see `TrainRecord`.
+    profile that was used, or `none` if a name pattern decides, and `profile_iterations` the number
+    of its steps. `split_seed`: see `TrainRecord`.
     """
 
     kind: Literal["finetune"] = "finetune"
@@ -148,11 +149,6 @@ _FLAGS = {
     "pretrained_sha256": "The hash of the weights (`--pretrained`)",
     "epochs": "The number of epochs (`--iterations`, `--epochs`)",
 }
-_FREEZING_FLAGS = {
-    "profile": "`--profile`",
-    "profile_sha256": "The hash of the profile (`--profile`)",
-    "profile_iterations": "`--profile-iterations`",
-}
 _RULE_FLAGS = {
     "pattern": "`--freeze`",
     "quantile": "`--freeze-quantile`",
@@ -173,9 +169,17 @@ def _differences(old: FinetuneRecord, new: FinetuneRecord) -> Iterator[str]:
     yield from changed_fields(old, new, _FLAGS)
     if "freeze" in old.modes or not old.modes:
         yield from changed_fields(old.rule, new.rule, _RULE_FLAGS)
-        yield from changed_fields(old, new, _FREEZING_FLAGS)
+        yield from changed_fields(old, new, _profile_flags(old, new))
     if "lora" in old.modes:
         yield from changed_fields(old, new, {"lora_layers": "`--lora-layers`"})
+
+
+def _profile_flags(old: FinetuneRecord, new: FinetuneRecord) -> dict[str, str]:
+    """The fields that describe the profile: the contents of a file, however its path is spelled."""
+    if old.profile_sha256 and new.profile_sha256:
+        return {"profile_sha256": "The hash of the profile (`--profile`)"}
+    steps = {"profile_iterations": "`--profile-iterations`"} if new.profile == "measured" else {}
+    return {"profile": "`--profile`", **steps}
 
 
 def _kept_fields(old: FinetuneRecord, new: FinetuneRecord) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from robustcli.evaluation.record import read_record
 from robustcli.finetuning.mode_trainings import run_finetuning
 from robustcli.finetuning.record import DECISION_COLUMNS, STEPS, ModeCosts, read_finetune_record
 from robustcli.finetuning.selection import FreezeRule
+from robustcli.reports.render import render
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.record import read_train_record
 from robustcli.training.trainer import KeepLastAndBest
@@ -273,6 +275,12 @@ def test_a_profile_from_a_file_freezes_before_the_first_step(
     record = read_finetune_record(run)
     assert record.profile == str(profile)
     assert record.profile_sha256 is not None
+    assert record.profile_iterations == read_finetune_record(finished_run[0]).profile_iterations
+    assert "frozen from the first iteration" in (render(run)).read_text(encoding="utf-8")
+    elsewhere = replace(config, profile=run / "gradients.parquet")
+    assert run_finetuning(elsewhere) == run, "the same profile by another path"
+    run_finetuning(elsewhere.with_training(fresh=True))
+    assert (run / "gradients.parquet").read_bytes() == profile.read_bytes()
 
 
 def test_a_profile_of_another_model(
