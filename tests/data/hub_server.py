@@ -223,7 +223,7 @@ def hub_here(home: Path) -> Iterator[Hub]:
         patch.setattr(constants, "HF_HUB_CACHE", str(home))
         patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
         patch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
-        patch.setattr("robustcli.data.hub_datasets._PAUSES_S", (0.0, 0.0))
+        patch.setattr("robustcli.data.hub_files._PAUSES_S", (0.0, 0.0))
         yield hub
 
 

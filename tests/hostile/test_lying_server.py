@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import pytest
 
 from robustcli.core.errors import RunError
-from robustcli.data import download, hub_datasets
+from robustcli.data import download, hub_files
 from robustcli.data.archives import decompress, list_tar
 from robustcli.data.download import check_address, fetch_file
 
@@ -361,7 +361,7 @@ def test_a_compressed_tar_that_would_fill_the_disk(
 
 
 @pytest.fixture
-def remote(server: LyingServer, monkeypatch: pytest.MonkeyPatch) -> hub_datasets.RemoteFile:
+def remote(server: LyingServer, monkeypatch: pytest.MonkeyPatch) -> hub_files.RemoteFile:
     """Returns a file of 1,000 bytes on a hub, which is `lying_server`."""
     from huggingface_hub import constants
 
@@ -369,8 +369,8 @@ def remote(server: LyingServer, monkeypatch: pytest.MonkeyPatch) -> hub_datasets
     monkeypatch.setattr(constants, "ENDPOINT", hub)
     template = hub + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(hub_datasets, "_PAUSES_S", (0.0,))
-    remote = hub_datasets.RemoteFile("somebody/set", "0" * 40, "data.parquet", 1000)
+    monkeypatch.setattr(hub_files, "_PAUSES_S", (0.0,))
+    remote = hub_files.RemoteFile("somebody/set", "0" * 40, "data.parquet", 1000)
     monkeypatch.setattr(remote, "_url", f"{hub}/data.parquet")
     return remote
 
@@ -392,7 +392,7 @@ HUB_FAULTS: dict[str, tuple[Answer, str]] = {
 
 @pytest.mark.parametrize("fault", HUB_FAULTS)
 def test_of_the_hub_no_more_is_held_than_was_asked_for(
-    server: LyingServer, remote: hub_datasets.RemoteFile, fault: str
+    server: LyingServer, remote: hub_files.RemoteFile, fault: str
 ) -> None:
     send, reason = HUB_FAULTS[fault]
     server.answers = [send]
@@ -412,7 +412,7 @@ def test_of_the_hub_no_more_is_held_than_was_asked_for(
 
 
 def test_endless_ranges_of_the_hub_are_cut(
-    server: LyingServer, remote: hub_datasets.RemoteFile
+    server: LyingServer, remote: hub_files.RemoteFile
 ) -> None:
     def send(request: BaseHTTPRequestHandler) -> None:
         request.send_response(206)
@@ -428,7 +428,7 @@ def test_endless_ranges_of_the_hub_are_cut(
 
 
 def test_a_hub_that_drips_is_given_up(
-    server: LyingServer, remote: hub_datasets.RemoteFile, monkeypatch: pytest.MonkeyPatch
+    server: LyingServer, remote: hub_files.RemoteFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_SLOW_S", 0.2)
 
@@ -447,7 +447,7 @@ def test_a_hub_that_drips_is_given_up(
 
 @pytest.mark.parametrize("size", ["*", "many", "-5", "1e9"])
 def test_a_hub_that_announces_no_number(
-    server: LyingServer, remote: hub_datasets.RemoteFile, size: str
+    server: LyingServer, remote: hub_files.RemoteFile, size: str
 ) -> None:
     server.answers = [reply(b"x", 206, Content_Range=f"bytes 0-0/{size}")]
     with pytest.raises(OSError, match="reports a length"):
@@ -455,7 +455,7 @@ def test_a_hub_that_announces_no_number(
 
 
 def test_a_range_that_is_larger_than_memory_is_not_asked_for(
-    server: LyingServer, remote: hub_datasets.RemoteFile
+    server: LyingServer, remote: hub_files.RemoteFile
 ) -> None:
     remote.size = 2**60
     with pytest.raises(OSError, match="exceed the limit"):
