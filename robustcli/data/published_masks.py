@@ -189,7 +189,7 @@ def stacked_channels(location: Path, files: Sequence[FileRef]) -> tuple[FileRef,
         if len(present) < 2:
             stacked += in_folder
             continue
-        _check_channels(location / folder, cases, present, len(present))
+        _check_channels(location, cases, present, len(present))
         for name, channels in cases.items():
             parts = tuple(sorted(channels.items()))
             ending = parts[0][1].relative.removeprefix(_bare(parts[0][1].relative))
@@ -324,7 +324,7 @@ def _check_channels(
     )
     if incomplete:
         raise UsageError(
-            f"`{folder}` lacks channels of {len(incomplete)} files.",
+            f"`{folder}` lacks {counted(len(incomplete), 'file')} of channels.",
             f"Missing: {quoted(incomplete)}.",
             "All cases need the same channels: add the files, or remove the cases.",
         )

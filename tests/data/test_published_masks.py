@@ -159,7 +159,7 @@ def _with(root: Path, name: str) -> None:
 
 NNUNET_FAULTS: dict[str, tuple[Any, str, str]] = {
     "a missing channel": (
-        _without, "imagesTr/liver_2_slice_0_0001.png", "lacks channels of 1 files.*slice_0_0001"
+        _without, "imagesTr/liver_2_slice_0_0001.png", "lacks 1 file of channels.*slice_0_0001"
     ),
     "a missing mask": (_without, "labelsTr/liver_2_slice_0.png", "1 of 8 images have no mask"),
     "a mask too many": (_with, "labelsTr/other.png", "1 of 9 masks have no image"),

@@ -222,7 +222,7 @@ def test_the_channels_of_a_case_of_nnunet_are_one_image(images, otsu, tmp_path):
     with pytest.raises(UsageError, match="is the mask of another image"):
         predict_masks(otsu, [data / "imagesTr"], tmp_path / "masks")
     (data / "imagesTr" / "case1_0002.png").unlink()
-    with pytest.raises(UsageError, match=r"(?s)lacks channels.*`case1_0002`"):
+    with pytest.raises(UsageError, match=r"(?s)lacks 1 file of channels.*`imagesTr/case1_0002`"):
         masks([data], tmp_path / "x")
 
 
