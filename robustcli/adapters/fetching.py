@@ -45,6 +45,8 @@ def hub_file(variant: str) -> Path | None:
     home = os.environ.get("HF_HOME", f"{caches}/huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
     snapshots = cache / f"models--timm--{variant}" / "snapshots"
+    if not os.access(snapshots, os.R_OK):  # `glob` fails in a folder without permission
+        return None
     weight_files = sorted(snapshots.glob("*/model.safetensors"))
     return weight_files[-1] if weight_files else None
 
@@ -55,7 +57,7 @@ def is_here(entry: ModelEntry) -> bool:
         return hub_file(entry.variant) is not None
     if entry.asset is None and entry.weights_file is None:
         return False
-    return local_path(entry).is_file()
+    return os.access(local_path(entry), os.R_OK)
 
 
 def official_weights(entry: ModelEntry, *, offline: bool) -> Path:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, wraps
+from importlib import import_module
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 KernelT = TypeVar("KernelT", bound=Callable[..., Any])
 
@@ -12,6 +14,21 @@ KernelT = TypeVar("KernelT", bound=Callable[..., Any])
 def reads(dtype: str, dimensions: int) -> str:
     """Numba's type of a contiguous read-only array, such as an array on top of `bytes`."""
     return f"Array({dtype}, {dimensions}, 'C', True)"
+
+
+def import_compiled(module: str) -> Any:
+    """Imports and returns `module`, whose functions are compiled by numba and stored in its cache.
+
+    Without a writable cache folder, numba fails at the import; then the functions are not stored,
+    and each process compiles them.
+    """
+    try:
+        return import_module(module)
+    except RuntimeError:
+        from numba.core.dispatcher import Dispatcher
+
+        with patch.object(Dispatcher, "enable_caching", lambda self: None):
+            return import_module(module)
 
 
 def compiled(*signatures: str) -> Callable[[KernelT], KernelT]:

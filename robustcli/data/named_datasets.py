@@ -132,7 +132,8 @@ def installed(name: str) -> Path | None:
     """The tar of the data set `name`, None if missing; raises UsageError for unknown names."""
     registered = find(name, (d.name for d in DATASETS), kind="data set", listing=LIST_DATASETS)
     path = tar_path(next(d for d in DATASETS if d.name == registered))
-    return path if path.is_file() else None
+    # `is_file` fails in a cache folder without permission, as after `su` that keeps HOME.
+    return path if os.access(path, os.R_OK) else None
 
 
 def tar_path(dataset: NamedDataset) -> Path:

@@ -135,13 +135,14 @@ def _backends() -> Iterator[Check]:
 
 
 def _storage() -> Iterator[Check]:
-    home = data_home()
-    existing = next(p for p in (home, *home.parents) if p.exists())
-    yield Check("downloads", "ok", f"{home}, {_free(existing)} free")
-    yield Check("this folder", "ok", f"{Path.cwd()}, {_free(Path.cwd())} free")
+    yield _place("downloads", data_home(), "`ROBUST_HOME` sets another folder")
+    yield _place("this folder", Path.cwd(), "use another one, or `--out`")
     downloaded = [entry.name for entry in CATALOGUE.values() if is_here(entry)]
     yield Check("weights here", "ok", ", ".join(downloaded) or "none")
 
 
-def _free(path: Path) -> str:
-    return f"{shutil.disk_usage(path).free / 1e9:.1f} GB"
+def _place(name: str, folder: Path, todo: str) -> Check:
+    existing = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return Check(name, "off", f"{folder} is not writable: {todo}")
+    return Check(name, "ok", f"{folder}, {shutil.disk_usage(existing).free / 1e9:.1f} GB free")

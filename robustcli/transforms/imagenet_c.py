@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from types import FunctionType, SimpleNamespace
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustcli.core.compiled import import_compiled
 from robustcli.transforms import exact_kernels
 from robustcli.transforms.base import SEVERITIES, Image, Mask, Transform
 
@@ -56,18 +58,23 @@ class Corruption(Transform):
 
 def _corrupted(corruption: str, image: Image, severity: int, seed: int) -> Image:
     """Corrupts `image` (H, W, 3), at least 32 x 32 pixels, as `imgcorruptlike` does, or faster."""
-    from imgaug.augmenters import imgcorruptlike
-
+    imgcorruptlike = import_compiled("imgaug.augmenters.imgcorruptlike")
     function = _accelerated().get(corruption)
     if function is None:
         # `spatter` divides by zero where no drop falls on a small image, and makes it black.
         with np.errstate(invalid="ignore"):
             slow: Image = getattr(imgcorruptlike, f"apply_{corruption}")(image, severity, seed)
         return slow
-    from imgaug.random import temporary_numpy_seed
-
-    with temporary_numpy_seed(seed):
+    with _numpy_seed(seed):
         return np.uint8(function(image, severity))  # type: ignore[return-value]
+
+
+def _numpy_seed(seed: int) -> AbstractContextManager[None]:
+    """Seeds NumPy's global generator, and restores its state at the end."""
+    context: AbstractContextManager[None] = import_compiled("imgaug.random").temporary_numpy_seed(
+        seed
+    )
+    return context
 
 
 @cache
@@ -265,12 +272,11 @@ def _elastically(mask: Mask, seed: int, severity: int) -> Mask:
     sampled for each pixel, because it interpolates linearly.
     """
     from imagecorruptions.corruptions import elastic_transform  # type: ignore[import-untyped]
-    from imgaug.random import temporary_numpy_seed
 
     rows, columns = np.indices(mask.shape, dtype=np.float64)
     last = max(mask.shape) - 1
     picture = np.stack([rows, columns, columns], axis=2) / last * 255
-    with ONE_AT_A_TIME, temporary_numpy_seed(_narrow(seed)):
+    with ONE_AT_A_TIME, _numpy_seed(_narrow(seed)):
         sampled = elastic_transform(picture, severity) / 255 * last
     row, column = np.rint(sampled[..., :2]).astype(int).transpose(2, 0, 1)
     moved: Mask = mask[row, column]

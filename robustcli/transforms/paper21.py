@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustcli.core.compiled import import_compiled
 from robustcli.core.errors import RunError
 from robustcli.transforms import exact_kernels
 from robustcli.transforms.base import (
@@ -57,9 +58,8 @@ class Augmented(Transform):
         return changed
 
     def _moved(self, image: Image, mask: Mask, *, seed: int, severity: int) -> tuple[Image, Mask]:
-        from imgaug.augmentables.segmaps import SegmentationMapsOnImage
-
-        labels = SegmentationMapsOnImage(mask.astype(np.int32), shape=image.shape)
+        segmaps = import_compiled("imgaug.augmentables.segmaps")
+        labels = segmaps.SegmentationMapsOnImage(mask.astype(np.int32), shape=image.shape)
         changed = self._changed(image, seed=seed, severity=severity)
         augmenter = self._new_augmenter(seed, severity)
         if hasattr(augmenter, "keep_size"):
@@ -69,8 +69,7 @@ class Augmented(Transform):
         return changed, _resized(moved, changed.shape[:2])
 
     def _new_augmenter(self, seed: int, severity: int) -> Any:
-        import imgaug.augmenters as iaa
-
+        iaa = import_compiled("imgaug.augmenters")
         settings = {
             name: _imgaug_value(value) for name, value in self._parameters(severity).items()
         }
@@ -213,14 +212,12 @@ def _resized(mask: Mask, shape: tuple[int, ...]) -> Mask:
 
 def _imgaug_value(value: Any) -> Any:
     """Converts `value` for imgaug: a range to a tuple, a choice to `Choice`."""
-    from imgaug.parameters import Choice
-
     if not isinstance(value, Mapping):
         return value
     if "range" in value:
         return tuple(value["range"])
     if "one_of" in value:
-        return Choice(list(value["one_of"]))
+        return import_compiled("imgaug.parameters").Choice(list(value["one_of"]))
     return {name: _imgaug_value(part) for name, part in value.items()}
 
 

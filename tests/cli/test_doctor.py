@@ -57,6 +57,27 @@ def test_json_has_what_a_bug_report_needs_and_nothing_private(
 
 
 @pytest.mark.usefixtures("quick")
+def test_cache_folders_that_cannot_be_read_are_reported(
+    robust: Robust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `su`, which can keep HOME; a name that is too long is an error for root too."""
+    for name in ("ROBUST_HOME", "HF_HUB_CACHE"):
+        monkeypatch.setenv(name, f"/tmp/{'x' * 300}")
+    monkeypatch.setattr("os.access", lambda path, mode: mode == 0 and str(path) == "/")
+    outcome = robust("doctor", "--json")
+    assert outcome.code == 0, outcome.err
+    checks = {check["name"]: check for check in json.loads(outcome.out)}
+    assert checks["downloads"]["state"] == "off"
+    assert "not writable: `ROBUST_HOME` sets another folder" in checks["downloads"]["detail"]
+    monkeypatch.undo()
+    for name in ("ROBUST_HOME", "HF_HUB_CACHE"):
+        monkeypatch.setenv(name, f"/tmp/{'x' * 300}")
+    for names in ("models", "datasets"):
+        outcome = robust("list", names)
+        assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("variable", "value"),
     [("ROBUST_DATA_IMAGENET_1K", "{home}/imagenet/val"), ("ROBUST_HOME", "{server}/cache"),
