@@ -303,7 +303,7 @@ def _content(path: Path) -> tuple[list[str], object]:
         remarks.append(f"it is {kind} file, although its suffix differs")
     try:
         return remarks, load_file(path) if safe else read_torch(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a length of 2**64 - 1
         raise _damaged(path, error) from error
 
 

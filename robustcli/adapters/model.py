@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from robustcli.adapters.preprocessing import check_side
 from robustcli.core.errors import RobustError, RunError, UsageError, first_line
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -138,6 +139,7 @@ class Trial:
 
 def made_up_image(shape: tuple[int, int, int]) -> Tensor:
     """The generated image, uint8 (1, *shape): noise with a fixed seed."""
+    check_side(max(shape[1:]), "--crop")
     generator = torch.Generator().manual_seed(_SEED)
     return torch.randint(
         0, 256, (1, *shape), dtype=torch.uint8, generator=generator, device=generator.device

@@ -37,6 +37,19 @@ _DIGITS = 9  # so that 57.12 / 255 equals 0.224 and gives the same run
 _LEAST_OF_255 = 10  # values between 1 and this are ambiguous
 
 
+def check_side(side: int, name: str) -> None:
+    """Raises UsageError if a square of `side` pixels is larger than a decoded image can be.
+
+    Sizes come from the user, and from weights files, hubs and records.
+    """
+    if side * side > _MOST_RESIZED:
+        raise UsageError(
+            f"`{name}` is too large: {side:,} pixels.",
+            f"Sides of the input of a network are limited to {math.isqrt(_MOST_RESIZED):,} pixels.",
+            "Use a smaller size; if a file defines it, do not use the file.",
+        )
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """Resize, crop and normalisation of a model.
@@ -65,6 +78,9 @@ class Preprocessing:
             )
         if self.crop < 1 or (self.resize is not None and self.resize < 1):
             raise UsageError("`--resize` and `--crop` must be at least 1 pixel.")
+        check_side(self.crop, "--crop")
+        if self.mode == "squash":
+            check_side(self.resize or 0, "--resize")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
             raise UsageError(
                 "`--mean` and `--std` must be numbers.", f"Got {self.mean}, {self.std}."

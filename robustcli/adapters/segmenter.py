@@ -28,7 +28,7 @@ from robustcli.adapters.model import (
     made_up_image,
     needs_contiguous,
 )
-from robustcli.adapters.preprocessing import grey
+from robustcli.adapters.preprocessing import check_side, grey
 from robustcli.adapters.training_run import WeightsHeader
 from robustcli.core.errors import UsageError
 from robustcli.models.blocks import StagedUNet
@@ -192,6 +192,7 @@ class MaskPreprocessing:
     def __post_init__(self) -> None:
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 0:
             raise UsageError(f"`window={self.window}` is not a number of pixels.")
+        check_side(self.window, "window")
         if self.channels not in ("rgb", "bgr", "grey"):
             raise UsageError(
                 f"`channels={self.channels}` is unknown.", "Expected `rgb`, `bgr` or `grey`."

@@ -299,8 +299,9 @@ def _check_numbers(
 
 def _is_usable(tensor: Tensor, *, finite: bool) -> bool:
     """Whether no element is NaN or, with `finite`, infinite; the sum is a cheap first test."""
-    total = tensor.double().sum() if tensor.element_size() < 2 else tensor.sum(dtype=torch.double)
-    if bool(torch.isfinite(total)):
+    # Networks are float32, in which large numbers of float64 are infinite.
+    numbers = tensor if tensor.element_size() in (2, 4) else tensor.float()
+    if bool(torch.isfinite(numbers.sum(dtype=torch.double))):
         return True
     numbers = tensor.float()
     return not bool(torch.isnan(numbers).any()) and not (finite and bool(numbers.isinf().any()))

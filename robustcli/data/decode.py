@@ -526,7 +526,10 @@ def _key(keys: list[str], name: str | None) -> str:
 def require(library: Literal["h5py", "nibabel"], path: Path, kind: str) -> Any:
     """Imports an optional module; raises UsageError, naming the file, if it is not installed."""
     try:
-        return importlib.import_module(library)
+        module = importlib.import_module(library)
+        if library == "nibabel":  # prints repaired header fields without the name of the file
+            logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+        return module
     except ImportError as error:
         raise UsageError(
             f"`{path}` is {'an' if kind == 'HDF5' else 'a'} {kind} file, and {library} is not "

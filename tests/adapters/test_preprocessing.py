@@ -89,6 +89,8 @@ def test_views_are_called_by_what_decides_the_pixels() -> None:
         ),
         ({"crop": 0}, "`--resize` and `--crop` must be at least 1 pixel"),
         ({"resize": 0}, "`--resize` and `--crop` must be at least 1 pixel"),
+        ({"crop": 13_378}, r"`--crop` is too large: 13,378 pixels.*\n.*limited to 13,377"),
+        ({"resize": 10**6, "mode": "squash"}, "`--resize` is too large: 1,000,000 pixels"),
         ({"std": (0.5, 0.0, 0.5)}, r"`--std` must be above zero.*\nGot \(0\.5, 0\.0, 0\.5\)"),
         ({"std": (0.5, -1, 0.5)}, "`--std` must be above zero"),
         ({"std": (0.5, float("nan"), 0.5)}, "`--mean` and `--std` must be numbers.*\nGot.*nan"),

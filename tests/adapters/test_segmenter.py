@@ -200,6 +200,7 @@ def test_defaults_and_changes() -> None:
     ("change", "words"),
     [
         ({"window": -1}, "`window=-1` is not a number of pixels"),
+        ({"window": 10**9}, r"`window` is too large: 1,000,000,000 pixels"),
         ({"window": 2.5}, r"`window=2\.5` is not a number of pixels"),
         ({"window": True}, "`window=True` is not a number of pixels"),
         ({"channels": "grb"}, r"`channels=grb` is unknown\.\nExpected `rgb`, `bgr` or `grey`"),

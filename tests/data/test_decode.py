@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from robustcli.data.dataset import FileRef
-from robustcli.data.decode import UnreadableImage, decode, decode_bytes, image_size, read_image
+from robustcli.data.decode import (
+    UnreadableImage,
+    decode,
+    decode_bytes,
+    image_size,
+    read_array,
+    read_image,
+)
 from robustcli.data.sources import Masks, open_dataset
 
 PHOTO = Image.effect_noise((64, 48), 80).convert("RGB")
@@ -304,3 +311,18 @@ def test_the_size_of_an_image_without_its_pixels(tmp_path: Path) -> None:
             file.write_text("not an image")
         with pytest.raises(UnreadableImage, match="its size cannot be read"):
             image_size(FileRef(file.name, file))
+
+
+def test_repaired_headers_of_volumes_print_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    path = tmp_path / "volume.nii"
+    values = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+    content = bytearray(path.read_bytes())
+    content[76:108] = np.array([-1, -1, -2, np.nan, 0, 0, 0, 0], "<f4").tobytes()  # pixdim
+    path.write_bytes(content)
+    ref = FileRef("volume", path, array="volume", slice_index=1)
+    np.testing.assert_array_equal(read_array(ref), values[:, :, 1].T)
+    assert "".join(capfd.readouterr()) == ""

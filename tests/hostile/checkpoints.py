@@ -102,6 +102,7 @@ def _other_tensors(state: State) -> Iterator[tuple[str, bytes]]:
         "NaN": lambda x: x.clone().fill_(torch.nan),
         "one NaN": lambda x: x.flatten().index_fill(0, torch.tensor([3]), torch.nan).view(x.shape),
         "infinite": lambda x: x.clone().fill_(torch.inf),
+        "infinite as float32": lambda x: torch.full_like(x, 1e300, dtype=torch.double),
         "complex": lambda x: x.to(torch.complex64),
         "sparse": lambda x: x.to_sparse(),
         "sparse rows": lambda x: x.flatten(1).to_sparse_csr(),
@@ -270,6 +271,10 @@ def _safetensors(state: State) -> Iterator[tuple[str, bytes]]:
     yield (
         "shape that overflows.safetensors",
         safe('{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}'),
+    )
+    yield (
+        "axis of 2**64 - 1.safetensors",
+        safe(f'{{"a":{{"dtype":"F32","shape":[0,{2**64 - 1}],"data_offsets":[0,0]}}}}'),
     )
     yield (
         "negative shape.safetensors",
