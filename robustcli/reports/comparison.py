@@ -585,7 +585,7 @@ def check_out(out: Path) -> None:
     if has_record(out):
         raise UsageError(
             f"`--out {out}` is a run.",
-            "The files of the run would be overwritten.",
+            "This would overwrite the report of the run.",
             "Name another folder.",
         )
 

@@ -688,6 +688,6 @@ _LAYOUTS: Mapping[TaskName, TableLayout] = {
         "",
         "IoU",
         lambda row: fraction(row["iou"]),
-        lambda row: f"dice {fraction(row['dice'])} on {row['n']} images",
+        lambda row: f"dice {fraction(row['dice'])} on {counted(int(row['n']), 'image')}",
     ),
 }

@@ -106,6 +106,14 @@ class TrainingFindings:
         return self.record.status != "complete"
 
     @property
+    def evaluated_so_far(self) -> str:
+        """The evaluated part of the held-out images, as text; empty if it is all or nothing."""
+        if self.test is None or int(self.test.numbers["n"]) >= self.test.findings.expected:
+            return ""
+        n, images = int(self.test.numbers["n"]), self.test.findings.expected
+        return f"{n:,} of {counted(images, 'held-out image')}"
+
+    @property
     def seconds(self) -> float | None:
         """Time of all epochs with their validation; None before the first has ended."""
         return float(self.metrics["seconds"].sum()) if len(self.metrics) else None

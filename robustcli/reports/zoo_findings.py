@@ -299,7 +299,7 @@ class ZooComparison:
         """The evaluated trainings, grouped by held-out images; the largest group first."""
         sets: list[list[ComparedModel]] = []
         for training in self.zoo.trainings:
-            if training.test is None:
+            if training.test is None or training.evaluated_so_far:
                 continue
             label = self.zoo.label(training)
             run = EvaluatedRun(label, training.run / "test", trained=True)
@@ -327,6 +327,11 @@ class ZooComparison:
     def unmeasured(self) -> list[str]:
         """The trainings without results on held-out images."""
         return [self.zoo.label(t) for t in self.zoo.trainings if t.test is None]
+
+    @property
+    def unfinished(self) -> list[str]:
+        """The trainings with results on only some of the held-out images."""
+        return [self.zoo.label(t) for t in self.zoo.trainings if t.evaluated_so_far]
 
     @property
     def comparisons(self) -> list[Comparison]:

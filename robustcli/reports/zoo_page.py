@@ -294,6 +294,13 @@ def _cost_point(training: TrainingFindings, label: str) -> CostPoint:
     )
 
 
+def _score_cell(training: TrainingFindings) -> str:
+    if training.test is None:
+        return "not measured"
+    score = training.scoring.shown(training.test.numbers)
+    return f"{score}, {training.evaluated_so_far}" if training.evaluated_so_far else score
+
+
 def zoo_table(zoo: Zoo, comparison: ZooComparison) -> str:
     """A table with a row per training, followed by the conclusions."""
     scoring = zoo.trainings[0].scoring
@@ -302,7 +309,7 @@ def zoo_table(zoo: Zoo, comparison: ZooComparison) -> str:
         (
             zoo.label(training),
             f"{training.record.parameters:,}",
-            "not measured" if training.test is None else scoring.shown(training.test.numbers),
+            _score_cell(training),
             duration(None if (spread := training.epoch_seconds) is None else spread.median),
             duration(training.seconds),
         )

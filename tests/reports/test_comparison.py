@@ -650,7 +650,7 @@ def test_names_are_shown_letter_for_letter(tmp_path: Path, name: str) -> None:
 
 def test_nothing_of_a_run_is_overwritten(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", PLAN)
-    with pytest.raises(UsageError, match="files of the run would be overwritten"):
+    with pytest.raises(UsageError, match="would overwrite the report of the run"):
         check_out(run)
     with pytest.raises(UsageError, match="is a file"):
         check_out(run / "run.json")

@@ -16,6 +16,7 @@ from robustcli.evaluation.record import EVALUATION
 from robustcli.reports import zoo_page
 from robustcli.reports.pages import write_page
 from robustcli.reports.training_findings import read_training
+from robustcli.reports.training_page import training_report
 from robustcli.reports.zoo_findings import Zoo, ZooComparison, ZooRow
 from robustcli.reports.zoo_page import zoo_report, zoo_text
 from robustcli.training.record import ADDED, TRAINING, seed_folder
@@ -260,6 +261,24 @@ def test_what_is_not_measured_is_named(tmp_path: Path) -> None:
     page = zoo_report(runs, tmp_path / "out").markdown
     assert "Not measured yet: `resnet18`." in page
     assert line_of(section(page, "All networks"), "`resnet18`")[3] == "not measured"
+
+
+def test_a_training_that_is_not_evaluated_completely_prevents_no_test_of_the_others(
+    tmp_path: Path,
+) -> None:
+    runs = three_classifiers(tmp_path)
+    for block in (runs[0] / "test" / "predictions").rglob("block-000001.parquet"):
+        block.unlink()
+    TRAINING.update(runs[0], status="running")
+    page = zoo_report(runs, tmp_path / "out")
+    first, *others = CLASSIFIERS
+    assert f"`{others[0]}` has the highest top-1 of 2 trainings" in page.markdown
+    assert f"`{first}` (the score is that of 48 of 80 held-out images)" in page.markdown
+    assert f"because not all held-out images are evaluated yet: `{first}`." in page.markdown
+    assert "**" not in line_of(section(page.markdown, "All networks"), f"`{first}`")[3]
+    assert ", 48 of 80 held-out images" in page.terminal
+    own = training_report(runs[0]).markdown
+    assert "The scores are those of 48 of 80 held-out images." in own
 
 
 def test_segmenters_are_tested_by_group(tmp_path: Path) -> None:
