@@ -183,7 +183,9 @@ def cam_layer(explained: ExplainedNetwork, pixels: Tensor) -> CamLayer:
         return norms[-1] if useful[-1].extra and norms else useful[-1]
     raise UsageError(
         "Grad-CAM found no suitable layer in this network.",
-        "None of its modules returns a map (N, C, h, w) with more than one position.",
+        "The modules of TorchScript files cannot be observed."
+        if isinstance(explained.core, torch.jit.ScriptModule)
+        else "None of its modules returns a map (N, C, h, w) with more than one position.",
         f"Select one with `--layer NAME`: {_listed(candidates)}."
         if candidates
         else "Use `--method occlusion` or `--method integrated-gradients`, which need no layer.",
@@ -210,7 +212,7 @@ def cam_layers(explained: ExplainedNetwork, pixels: Tensor) -> dict[str, CamLaye
         return look
 
     for name, module in explained.core.named_modules():
-        if name:
+        if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
             handles.append(module.register_forward_hook(watch(name)))
     try:
         with torch.enable_grad():

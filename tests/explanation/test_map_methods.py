@@ -198,6 +198,15 @@ def test_a_layer_before_an_instance_norm_has_no_channel_weights():
         grad_cam(named, photo, mask, batch_size=1)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # deprecated in new releases
+def test_modules_of_torchscript_are_no_layers():
+    photo, body = noise(1, 3, 16, 16), nn.Sequential(nn.Conv2d(3, 3, 3), nn.AvgPool2d(14))
+    script = torch.jit.trace(nn.Sequential(body, nn.Flatten()), photo)
+    for changes in ({}, {"layer": "0.0"}):
+        with pytest.raises(UsageError, match=r"TorchScript files cannot|omit `--method grad-cam`"):
+            grad_cam(explained(script, **changes), photo, torch.tensor([0]), batch_size=1)
+
+
 def test_integrated_gradients_of_instance_norms_add_up():
     """From black, the norm jumps at the first step; from the mean colour of the photo, it does not.
 
