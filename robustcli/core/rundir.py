@@ -18,10 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from robustcli.core.errors import UsageError, errors_of
 from robustcli.core.io import TEMPORARY_FILES, parse_json, remove_leftovers, write_text
+from robustcli.core.names import printable
 from robustcli.core.ownership import Ownership, owned
 
 RECORD_FILE = "run.json"
@@ -41,6 +42,17 @@ class Record(BaseModel):
     """Base class of file formats; unknown keys are errors: newer files must not be misread."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_valid_text(cls, values: Any) -> Any:
+        """Escapes paths that are not valid UTF-8, which JSON cannot contain."""
+        if isinstance(values, dict):
+            return {
+                k: v.encode("utf-8", "backslashreplace").decode() if isinstance(v, str) else v
+                for k, v in values.items()
+            }
+        return values
 
 
 class BaseRunRecord(Record):
@@ -158,7 +170,16 @@ class RunKind(Generic[RecordT]):
 
         Raises:
             RunError: Another process works there, or the folder cannot be made.
+            UsageError: The name of the folder is not valid UTF-8.
         """
+        try:
+            str(run).encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"`{printable(str(run))}` is not valid UTF-8.",
+                "The libraries that write results accept only names in UTF-8.",
+                "Choose another folder with `--out`.",
+            ) from error
         with owned(run, say) as ownership, errors_of(run):
             for name in self.temporary:
                 shutil.rmtree(run / name, ignore_errors=True)

@@ -586,4 +586,5 @@ def _dataset(
 
 def _name(path: Path) -> str:
     path = path.resolve()
-    return f"{path.parent.name}/{path.name}" if path.name.lower() in _GENERAL else path.name
+    name = f"{path.parent.name}/{path.name}" if path.name.lower() in _GENERAL else path.name
+    return normalised_path(name)

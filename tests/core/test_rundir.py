@@ -182,6 +182,15 @@ def test_half_written_files_of_killed_processes_go(tmp_path):
     assert (tmp_path / "pages" / "1.txt").read_text() == "x"
 
 
+def test_paths_that_are_not_utf_8_are_escaped_in_records_and_refused_as_folders(tmp_path):
+    NOTES.write(tmp_path, note(command="robust note d\udce9ta"))
+    assert NOTES.read(tmp_path).command == r"robust note d\udce9ta"
+    run = tmp_path / "r\udcff"
+    with pytest.raises(UsageError, match=r"r\\udcff` is not valid UTF-8"), NOTES.held(run):
+        pass
+    assert not run.exists()
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="Cannot write"), NOTES.held(tmp_path / "file" / "run"):
