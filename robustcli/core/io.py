@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import threading
 import time
@@ -235,6 +236,27 @@ def _rename(temporary: Path, path: Path) -> None:
         except PermissionError:
             time.sleep(wait)
     temporary.replace(path)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes the folder `path` with its files; of a link to a folder only the link.
+
+    Raises:
+        RunError: Files remain, whose content would count as new results.
+    """
+    if path.is_symlink():
+        path.unlink()
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    # NFS keeps open files under other names.
+    left = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".nfs"))
+    file = next(left, None)
+    if file is not None:
+        raise RunError(
+            f"`{file}` cannot be removed.",
+            "Its folder is protected, or another process writes into it.",
+            "Remove the folder, or use another `--out`, then repeat the command.",
+        )
 
 
 def refused(path: Path, error: OSError) -> RunError:

@@ -21,7 +21,13 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from robustcli.core.errors import UsageError, errors_of
-from robustcli.core.io import TEMPORARY_FILES, parse_json, remove_leftovers, write_text
+from robustcli.core.io import (
+    TEMPORARY_FILES,
+    parse_json,
+    remove_folder,
+    remove_leftovers,
+    write_text,
+)
 from robustcli.core.names import printable
 from robustcli.core.ownership import Ownership, owned
 
@@ -236,9 +242,13 @@ class RunKind(Generic[RecordT]):
         return new.model_copy(update=kept_fields)
 
     def discard(self, run: Path) -> None:
-        """Removes the files of a run, and no other files."""
+        """Removes the files of a run, and no other files.
+
+        Raises:
+            RunError: Files remain.
+        """
         for name in (*self.folders, *self.temporary):
-            shutil.rmtree(run / name, ignore_errors=True)
+            remove_folder(run / name)
         for pattern in (RECORD_FILE, STUDY_FILE, ERROR_FILES, *self.files):
             for path in run.glob(pattern):
                 path.unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
 The command creates one actor per free GPU (or per free processor core, if the workers compute on
 the CPU) and sends it one task after the other. New actors are created when machines join the
-cluster or an actor died. Ray's retries are off: a task whose actor died is sent to any idle actor.
+cluster or an actor died. Ray's retries are off: a task whose actor died is sent to an idle actor
+that still answers, because a machine takes all of its actors with it.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ class RayPool:
         self._queue: deque[PieceTask] = deque()
         self._make_worker: MakeWorker | None = None
         self._starting: dict[Any, Any] = {}
+        self._asked: dict[Any, Any] = {}  # idle actors that may have died
         self._busy: dict[Any, tuple[Any, PieceTask]] = {}
         self._idle: list[Any] = []
         self._failed_starts, self._alone_since = 0, time.monotonic()
@@ -192,11 +194,11 @@ class RayPool:
         while self._idle and self._queue:
             actor, task = self._idle.pop(), self._queue.popleft()
             self._busy[actor.run.remote(task.as_plain())] = actor, task
-        if not (self._starting or self._busy):
+        if not (self._starting or self._asked or self._busy):
             self._check_patience()
             time.sleep(_POLL_SECONDS)
             return []
-        refs = [*self._starting, *self._busy]
+        refs = [*self._starting, *self._asked, *self._busy]
         ready, _ = ray.wait(refs, num_returns=1, timeout=_POLL_SECONDS)
         if not (self._busy or ready or self._said_waiting) and self._alone() > PATIENCE_SECONDS:
             self._said_waiting = True
@@ -208,6 +210,7 @@ class RayPool:
         self._closed.set()
         actors = [
             *self._starting.values(),
+            *self._asked.values(),
             *self._idle,
             *(actor for actor, _ in self._busy.values()),
         ]
@@ -232,14 +235,18 @@ class RayPool:
         """Handles a finished call of an actor; returns the outcome if it was a task, else None."""
         self._alone_since = time.monotonic()
         actor, task = self._busy.pop(ref, (None, None))
+        is_asked = ref in self._asked
         if task is None:
-            actor = self._starting.pop(ref)
+            actor = (self._asked if is_asked else self._starting).pop(ref)
         try:
             outcome = ray.get(ref)
         except RayError as error:
             why = f"{type(error).__name__}: {first_line(error)}"
             if task is not None:
+                self._ask_idle()
                 return task, TaskOutcome(death=why)
+            if is_asked:
+                return None
             self._failed_starts += 1
             if self._failed_starts >= ATTEMPTS and not (self._busy or self._idle):
                 raise RunError(
@@ -252,9 +259,14 @@ class RayPool:
         self._failed_starts = 0
         return None if task is None else (task, outcome)
 
+    def _ask_idle(self) -> None:
+        """Keeps idle actors from tasks until they answer; a task is given up after a few deaths."""
+        self._asked |= {actor.ready.remote(): actor for actor in self._idle}
+        self._idle.clear()
+
     def _fill(self) -> None:
         """Creates actors while there are devices and tasks for them."""
-        count = len(self._starting) + len(self._idle) + len(self._busy)
+        count = sum(map(len, (self._starting, self._asked, self._idle, self._busy)))
         needed = len(self._queue) + len(self._busy)
         for _ in range(min(self._room(), needed) - count):
             resources = {"num_gpus": 1} if self._gpus else {"num_cpus": 1}

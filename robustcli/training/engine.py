@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -26,6 +25,7 @@ from robustcli import __version__
 from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.training_run import WEIGHTS, write_weights
 from robustcli.core.errors import RunError, UsageError
+from robustcli.core.io import remove_folder
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import versions
 from robustcli.core.ranks import Ranks, as_single_process, environment, ranks
@@ -349,7 +349,7 @@ def _finish(prepared: _Prepared, lit_module: LitModule, listener: Listener) -> N
     write_weights(plan.run / WEIGHTS, state, plan.task.header(plan, lit_module.network))
     digest = state_digest(state)
     if TRAINING.read(plan.run).weights_sha256 not in (None, digest):
-        shutil.rmtree(plan.run / "test", ignore_errors=True)  # results of earlier weights
+        remove_folder(plan.run / "test")  # results of earlier weights
     TRAINING.update(
         plan.run, chosen_epoch=chosen.epoch, chosen_why=chosen.why, weights_sha256=digest
     )

@@ -143,6 +143,25 @@ def test_fresh_discards_what_belongs_to_the_run_and_nothing_else(tmp_path):
     assert NOTES.read(tmp_path).lr == 5
 
 
+def test_fresh_removes_a_link_to_results_and_keeps_its_target(tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    for folder in (run, elsewhere):
+        folder.mkdir()
+    (elsewhere / "1.txt").write_text("x")
+    (run / "pages").symlink_to(elsewhere)
+    NOTES.open(run, note(), fresh=True)
+    assert not (run / "pages").is_symlink()
+    assert (elsewhere / "1.txt").read_text() == "x"
+
+
+def test_fresh_fails_if_results_cannot_be_removed(tmp_path, monkeypatch):
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "1.txt").write_text("x")
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    with pytest.raises(RunError, match=r"`.*1\.txt` cannot be removed.*(?s:.*)`--out`"):
+        NOTES.open(tmp_path, note(), fresh=True)
+
+
 @pytest.mark.parametrize(
     ("error", "status"), [(ValueError, "failed"), (KeyboardInterrupt, "partial")]
 )

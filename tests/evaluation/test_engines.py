@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -430,3 +431,71 @@ def test_the_folder_of_slurm_belongs_to_the_run(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     EVALUATION.discard(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+class _Call:
+    """A call of a simulated actor of Ray; `machine` is where it runs."""
+
+    def __init__(self, machine: list[bool], answer: object) -> None:
+        self.machine, self.answer = machine, answer
+
+    def remote(self, *_: object) -> _Call:
+        return _Call(self.machine, self.answer)  # each call has its own reference
+
+
+class _Actor:
+    def __init__(self, machine: list[bool]) -> None:
+        self.ready, self.run = _Call(machine, "host"), _Call(machine, TaskOutcome("host"))
+
+
+def test_idle_actors_of_a_dead_machine_do_not_use_up_the_attempts_of_a_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A machine with four actors dies while all are idle; another machine has one actor."""
+
+    class RayError(Exception):
+        pass
+
+    def get(call: _Call) -> object:
+        if not call.machine[0]:
+            raise RayError("The actor died.")
+        return call.answer
+
+    def wait(calls: list[_Call], **_: object) -> tuple[list[_Call], list[_Call]]:
+        return calls, []
+
+    nodes = [{"Alive": True, "Resources": {"CPU": 4}}, {"Alive": True, "Resources": {"CPU": 1}}]
+    alive, dead = [True], [True]
+    actors = iter([*(_Actor(dead) for _ in range(4)), _Actor(alive)])
+    library: Any = ModuleType("ray")
+    library.exceptions = ModuleType("ray.exceptions")
+    library.exceptions.RayError = RayError
+    library.get, library.wait, library.nodes = get, wait, lambda: nodes
+    library.cluster_resources = lambda: {"CPU": 5}
+    library.kill = lambda actor: None
+    library.remote = lambda **_: lambda _: SimpleNamespace(remote=lambda _: next(actors))
+    monkeypatch.setitem(sys.modules, "ray", library)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", library.exceptions)
+    monkeypatch.delitem(sys.modules, "robustcli.evaluation.ray_engine", raising=False)
+    pool = import_module("robustcli.evaluation.ray_engine").RayPool(
+        EvalConfig((), (), device="cpu"), lambda _: None
+    )
+    monkeypatch.delitem(sys.modules, "robustcli.evaluation.ray_engine")
+    tasks = [PieceTask(number, ()) for number in range(5)]
+    pool.start(lambda: None, tasks)
+    assert pool.ended() == []  # the actors start
+    ended = pool.ended()
+    assert [task.number for task, _ in ended] == [0, 1, 2, 3, 4]
+    pool.start(lambda: None, tasks[:1])
+    dead[0] = False
+    nodes.pop(0)
+    deaths = 0
+    for _ in range(10):
+        for task, outcome in pool.ended():
+            if outcome.death is None:
+                pool.close()
+                assert deaths <= 1
+                return
+            deaths += 1
+            pool.start(lambda: None, [task])
+    pytest.fail("the task was not computed")
