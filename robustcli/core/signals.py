@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 _REPEAT_SECONDS = 0.05  # until a lost KeyboardInterrupt is raised again
@@ -94,6 +94,22 @@ def uninterrupted() -> Iterator[None]:
         _state.deferring = False
         if _state.deferred:
             raise KeyboardInterrupt
+
+
+def ignore_lost_peer() -> None:
+    """Prints no traceback in a loader process whose main process ended while it sent a batch.
+
+    A thread of multiprocessing, which hands over the tensors, reports the lost connection.
+    """
+    hook = sys.excepthook
+
+    def report(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if not issubclass(kind, ConnectionError | EOFError):
+            hook(kind, error, trace)
+
+    sys.excepthook = report
 
 
 def _repeat(number: int) -> None:

@@ -24,6 +24,7 @@ from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 from robustcli.core.errors import RobustError, RunError, UsageError
+from robustcli.core.signals import ignore_lost_peer
 
 LIMIT_VARIABLE = "ROBUST_IMAGE_SECONDS"
 """Environment variable with the time limit for one image in seconds; 0 for no limit."""
@@ -153,6 +154,7 @@ class WorkerTable:
         _slot = self.slots[worker]
         _slot.task = _slot.batch = b""
         _slot.pid = os.getpid()
+        ignore_lost_peer()
 
 
 @dataclass

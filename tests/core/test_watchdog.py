@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from functools import partial
@@ -213,3 +214,16 @@ def test_the_limit_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("ROBUST_IMAGE_SECONDS", text)
         with pytest.raises(UsageError, match="ROBUST_IMAGE_SECONDS"):
             seconds_limit()
+
+
+def test_a_lost_main_process_prints_no_traceback_in_a_loader_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As multiprocessing's thread reports it that hands over tensors."""
+    reported = list[object]()
+    monkeypatch.setattr(sys, "excepthook", lambda kind, *_: reported.append(kind))
+    monkeypatch.setattr(module, "_slot", None)
+    WorkerTable(1, "spawn").enter(0)
+    for error in (ConnectionResetError(104, "reset"), EOFError(), BrokenPipeError(), ValueError()):
+        sys.excepthook(type(error), error, None)
+    assert reported == [ValueError]
