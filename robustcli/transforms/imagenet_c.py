@@ -121,47 +121,107 @@ def _fog(image: Image, severity: int) -> Image:
     """`fog` of imagecorruptions, which needs several times the memory for large or long images."""
     strength, decay = _FOG[severity - 1]
     height, width = image.shape[:2]
-    heights = _plasma(2 ** (max(height, width) - 1).bit_length(), decay)
+    side = 2 ** (max(height, width) - 1).bit_length()
     brightest, foggy = float(image.max()) / 255, np.empty_like(image)
-    for rows in _chunks(height, 3 * width):
+    for rows, heights in _plasma_rows(side, decay, height):
         lit = image[rows] / 255.0
-        lit += strength * heights[rows, :width, None]
+        lit += strength * heights[: len(lit), :width, None]
         foggy[rows] = np.clip(lit * brightest / (brightest + strength), 0, 1) * 255
     return foggy
 
 
-def _plasma(side: int, decay: float) -> NDArray[np.float32]:
-    """`plasma_fractal` of imagecorruptions (side, side): diamond-square noise in [0, 1].
+def _plasma_rows(
+    side: int, decay: float, height: int
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """The first `height` rows of `plasma_fractal` of imagecorruptions: diamond-square noise.
 
-    It draws the same numbers, but computes a few rows at once.
+    Draws the same numbers from NumPy's global generator, for values in [0, 1] of (side, side). The
+    last step of a large image, which adds three quarters of the values, is not stored: it is
+    computed once for the range of all values, and again, with the same numbers, for the rows.
+
+    Yields:
+        Slices of rows, and the rows (n, side).
     """
+    if side * side <= _AT_ONCE:
+        heights, _ = _plasma(side, decay)
+        heights -= heights.min()
+        heights /= heights.max()
+        yield slice(0, height), heights[:height]
+        return
+    half = side // 2
+    corners, spread = _plasma(half, decay)
+    centres = np.empty_like(corners)
+    for rows in _chunks(half, half):
+        centres[rows] = _displaced(_sums_of_corners(corners, rows), spread, np.random)
+    states, ends = [], [*_range(corners), *_range(centres)]
+    for sums in (_sums_above, _sums_left):
+        states.append(np.random.get_state())  # noqa: NPY002  as the package
+        for rows in _chunks(half, half):
+            ends += _range(_displaced(sums(corners, centres, rows), spread, np.random))
+    lowest = min(ends)
+    extent = max(ends) - lowest
+    above, left = (np.random.RandomState(0) for _ in states)
+    above.set_state(states[0])
+    left.set_state(states[1])
+    for rows in _chunks((height + 1) // 2, 6 * side):  # two rows of three channels
+        heights = np.empty((rows.stop - rows.start, 2, half, 2), np.float32)
+        heights[:, 0, :, 0], heights[:, 1, :, 1] = corners[rows], centres[rows]
+        heights[:, 0, :, 1] = _displaced(_sums_above(corners, centres, rows), spread, above)
+        heights[:, 1, :, 0] = _displaced(_sums_left(corners, centres, rows), spread, left)
+        heights -= lowest
+        heights /= extent
+        yield slice(2 * rows.start, 2 * rows.stop), heights.reshape(-1, side)
+
+
+def _plasma(side: int, decay: float) -> tuple[NDArray[np.float32], float]:
+    """The steps of diamond-square noise (side, side), and the spread of the next step."""
     heights = np.zeros((side, side), np.float32)
     step, spread = side, 100.0
-
-    def displaced(sums: NDArray[np.float32]) -> NDArray[np.float64]:
-        noise = np.random.uniform(-spread, spread, sums.shape)  # noqa: NPY002  as the package
-        moved: NDArray[np.float64] = sums / 4 + spread * noise
-        return moved
-
     while step >= 2:
         half, cells = step // 2, side // step
         corners, centres = heights[::step, ::step], heights[half::step, half::step]
         for rows in _chunks(cells, cells):
-            sums = corners[rows] + _shifted(corners, rows, 1)
-            sums += np.roll(sums, -1, axis=1)
-            centres[rows] = displaced(sums)
-        for rows in _chunks(cells, cells):
-            sums = centres[rows] + _shifted(centres, rows, -1)
-            sums += corners[rows] + np.roll(corners[rows], -1, axis=1)
-            heights[::step, half::step][rows] = displaced(sums)
-        for rows in _chunks(cells, cells):
-            sums = centres[rows] + np.roll(centres[rows], 1, axis=1)
-            sums += corners[rows] + _shifted(corners, rows, 1)
-            heights[half::step, ::step][rows] = displaced(sums)
+            centres[rows] = _displaced(_sums_of_corners(corners, rows), spread, np.random)
+        for sums, filled in (
+            (_sums_above, heights[::step, half::step]), (_sums_left, heights[half::step, ::step]),
+        ):  # fmt: skip
+            for rows in _chunks(cells, cells):
+                filled[rows] = _displaced(sums(corners, centres, rows), spread, np.random)
         step, spread = half, spread / decay
-    heights -= heights.min()
-    heights /= heights.max()
-    return heights
+    return heights, spread
+
+
+def _displaced(sums: NDArray[np.float32], spread: float, generator: Any) -> NDArray[np.float64]:
+    moved: NDArray[np.float64] = sums / 4 + spread * generator.uniform(-spread, spread, sums.shape)
+    return moved
+
+
+def _range(values: NDArray[Any]) -> tuple[np.float32, np.float32]:
+    return np.float32(values.min()), np.float32(values.max())
+
+
+def _sums_of_corners(corners: NDArray[np.float32], rows: slice) -> NDArray[np.float32]:
+    sums: NDArray[np.float32] = corners[rows] + _shifted(corners, rows, 1)
+    sums += np.roll(sums, -1, axis=1)
+    return sums
+
+
+def _sums_above(
+    corners: NDArray[np.float32], centres: NDArray[np.float32], rows: slice
+) -> NDArray[np.float32]:
+    """For each value between two corners of a row: the corners, and the centres below and above."""
+    sums: NDArray[np.float32] = centres[rows] + _shifted(centres, rows, -1)
+    sums += corners[rows] + np.roll(corners[rows], -1, axis=1)
+    return sums
+
+
+def _sums_left(
+    corners: NDArray[np.float32], centres: NDArray[np.float32], rows: slice
+) -> NDArray[np.float32]:
+    """For each value between two corners of a column: the corners, and the centres beside it."""
+    sums: NDArray[np.float32] = centres[rows] + np.roll(centres[rows], 1, axis=1)
+    sums += corners[rows] + _shifted(corners, rows, 1)
+    return sums
 
 
 def _chunks(rows: int, values: int) -> Iterator[slice]:
