@@ -229,7 +229,7 @@ def _quantile_limit(
     """The largest statistic within the quantile; -inf if the quantile contains no tensor."""
     assert rule.quantile is not None
     values = _in_scope(statistics, rule, heads)
-    count = int(rule.quantile * len(values))
+    count = math.floor(rule.quantile * len(values) + 1e-9)  # 0.29 * 100 is 28.999999999999996
     return values[count - 1] if count else -math.inf
 
 

@@ -391,9 +391,8 @@ def _scores(finetuning: FinetuningFindings) -> list[str]:
     groups = "" if group == "image" else f" of {counted(training.test.groups, group)}"
     per_group = f", per {group}" if scoring.per_group else ""
     scores = ", ".join(f"{run.mode} {_score(run)}" for run in finetuning.measured)
-    sentence = (
-        f"{scoring.measure.title} on {images}{groups}{per_group}, with 95 % intervals: {scores}."
-    )
+    intervals = ", with 95 % intervals" if _widest_interval(finetuning) is not None else ""
+    sentence = f"{scoring.measure.title} on {images}{groups}{per_group}{intervals}: {scores}."
     if training.baseline_numbers is not None:
         baseline = scoring.shown(training.baseline_numbers)
         sentence += f" {scoring.floor_words} on the same images: {baseline}."

@@ -140,6 +140,15 @@ def test_change_selects_parameters_with_settled_gradients() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("share", "tensors"), [(0.29, 100), (0.57, 100), (0.58, 50), (0.3, 10)])
+def test_a_share_of_the_tensors_is_not_rounded_down_by_its_binary_digits(
+    share: float, tensors: int
+) -> None:
+    network = {f"mamba.{n}": statistic(1e-6 * (n + 1)) for n in range(tensors)}
+    decisions = freeze_decisions(network, FreezeRule(quantile=share))
+    assert sum(d.frozen for d in decisions) == round(share * tensors)
+
+
 def test_a_profile_without_changes_cannot_be_compared() -> None:
     with pytest.raises(UsageError, match="needs the changes of gradients"):
         freeze_decisions(NETWORK, make_rule(change=0.5, scope="all"))
