@@ -522,8 +522,9 @@ class _Work:
                     file = path.with_suffix(".npz").relative_to(self.inputs.run).as_posix()
                     try:
                         rows, arrays = block.explain(method, cell, file, self.listener.advance)
-                    except RunError as error:
-                        failures.append(error)
+                    except (RunError, UsageError) as error:
+                        # Also of a method that only this photo shows not to fit the network.
+                        failures.append(RunError(error.what, error.why, error.todo))
                     else:
                         check()
                         write_block(path, rows, arrays)

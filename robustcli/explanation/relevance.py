@@ -13,7 +13,7 @@ the conservation of relevance:
   locally linear;
 - norms: the divisor is treated as a constant, the subtracted mean is not;
 - attention: the weights are treated as constants; so are sigmoids, the gates of
-  squeeze-and-excitation.
+  squeeze-and-excitation, and the weights of the logsumexp of classes.
 
 All other operations are linear, or piecewise linear without a constant (ReLU, pooling), and keep
 their gradient. The modified network is linear in pixels and additive constants (biases of layers
@@ -298,6 +298,20 @@ def _sigmoid(rules: ConservingRules, func: Func, x: Tensor, *args: Any, **option
     return y
 
 
+def _logsumexp(
+    rules: ConservingRules, func: Func, x: Tensor, dim: Any, keepdim: bool = False
+) -> Tensor:
+    """The mean of x with the softmax as constant weights, plus the rest as a constant.
+
+    Segmenters of several classes compare the foreground with the background by it.
+    """
+    values = x.detach()
+    total, weights = func(values, dim, keepdim), values.softmax(dim)
+    mean = (weights * x).sum(dim, keepdim)
+    rest = total - mean.detach()
+    return rules.counted(mean + rest, rest)
+
+
 def _attention(rules: ConservingRules, func: Func, query: Tensor, key: Tensor, value: Tensor,
                *args: Any, **options: Any) -> Tensor:  # fmt: skip
     y: Tensor = func(query.detach(), key.detach(), value, *args, **options)
@@ -387,7 +401,7 @@ _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("silu", "gelu", "hardswish", "mish", "relu6", "hardtanh"), _locally_linear),
     **dict.fromkeys(("relu", "leaky_relu"), _piecewise),
     **dict.fromkeys(_CONSTANTS, _without_gradient),
-    "sigmoid": _sigmoid,
+    "sigmoid": _sigmoid, "logsumexp": _logsumexp,
     "scaled_dot_product_attention": _attention,
     "multi_head_attention_forward": _heads,
     "layer_norm": _layer_norm, "rms_norm": _rms_norm, "group_norm": _group_norm,

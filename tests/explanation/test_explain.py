@@ -360,6 +360,23 @@ def test_gradients_that_are_no_numbers_are_told_and_nothing_else_is_lost(tmp_pat
     assert set(read_explained_rows(tmp_path / "run")["method"]) == {"occlusion"}
 
 
+def test_a_method_that_fails_on_one_photo_loses_no_other_maps(photos, tmp_path, monkeypatch):
+    real, calls = input_methods.occlusion, []
+
+    def failing(*args: object, **options: object) -> object:
+        calls.append(args)
+        if len(calls) > 1:
+            raise UsageError("`--method occlusion` cannot be used with this network.")
+        return real(*args, **options)
+
+    monkeypatch.setattr(input_methods, "occlusion", failing)
+    asked = settings(photos, tmp_path / "run", batch_size=8, methods=("occlusion", "grad-cam"))
+    with pytest.raises(RunError, match=r"(?s)occlusion.*All other maps are kept"):
+        explain(replace(asked, transforms=("fliplr", "invert")))
+    assert read_explain_record(tmp_path / "run").status == "partial"
+    assert set(read_explained_rows(tmp_path / "run")["method"]) >= {"grad-cam"}
+
+
 def test_a_photo_of_one_pixel_and_a_network_in_memory(tmp_path):
     data = make_photos(tmp_path / "photos", per_class=1)
     Image.new("RGB", (1, 1), "red").save(data / "cat" / "0.png")

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustcli.adapters.segmenter import foreground_logits
 from robustcli.core.errors import UsageError
 from robustcli.explanation.relevance import ConservingRules, relevance
 from robustcli.models import vmamba
@@ -67,6 +68,22 @@ def test_a_mamba_block_follows_the_three_rules_written_out_by_hand():
     g_x = sum(kernel[:, 3 - back] * F.pad(g_c, (0, 0, 0, back))[:, back:] for back in range(4))
     by_hand = torch.cat((g_x, g_z), -1) @ block.in_proj.weight
     torch.testing.assert_close(gradient_by_rules(block, tokens, weights), by_hand)
+
+
+def test_classes_against_the_background_share_the_score_by_their_softmax():
+    """The score of a segmenter of two classes: the logsumexp of both minus the background."""
+    torch.manual_seed(0)
+    network, photos = nn.Conv2d(3, 3, 1, bias=False), 4 * torch.randn(2, 3, 5, 5)
+    shown = explained(network, task="seg", forward=lambda net, x: foreground_logits(net(x)))
+    mask = torch.ones(2, 5, 5, dtype=torch.bool)
+    made = relevance(shown, photos, mask, batch_size=2)
+    scores = network(photos)
+    shares = scores[:, 1:].softmax(1)
+    expected = ((shares * scores[:, 1:]).sum(1) - scores[:, 0]) / 25
+    torch.testing.assert_close(made.maps, expected)
+    assert made.checks["conservation_error"].max() < 1e-5
+    entropy = -(shares * shares.log()).sum(1).mean((1, 2))  # what the constant weights leave out
+    torch.testing.assert_close(made.checks["bias_relevance"], entropy)
 
 
 class DetachedSS2D(SS2D):
