@@ -102,17 +102,30 @@ def test_quick_corruptions_are_those_of_the_package(one: Any) -> None:
             np.testing.assert_array_equal(changed, expected)
 
 
+@pytest.mark.parametrize("corruption", ["fog", *imagenet_c._PIXELWISE])
 @pytest.mark.parametrize("shape", [(33, 150, 3), (150, 33, 3)])
-def test_fog_in_small_chunks_is_that_of_the_package(
-    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+def test_corruptions_in_small_chunks_are_those_of_the_package(
+    shape: tuple[int, ...], corruption: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from imgaug.augmenters import imgcorruptlike
 
     monkeypatch.setattr(imagenet_c, "_AT_ONCE", 700)
     image = np.random.default_rng(3).integers(256, size=shape, dtype=np.uint8)
-    expected = imgcorruptlike.apply_fog(image, severity=4, seed=5)
-    fog = next(one for one in QUICK if one.corruption == "fog")
-    np.testing.assert_array_equal(fog.apply(image, seed=5, severity=4), expected)
+    expected = getattr(imgcorruptlike, f"apply_{corruption}")(image, severity=4, seed=5)
+    quick = next(one for one in QUICK if one.corruption == corruption)
+    np.testing.assert_array_equal(quick.apply(image, seed=5, severity=4), expected)
+
+
+def test_noise_of_a_large_photo_needs_little_memory() -> None:
+    image = np.full((1000, 4000, 3), 90, np.uint8)
+    imagenet_c._corrupted("gaussian_noise", image[:40], 3, 7)  # imports
+    tracemalloc.start()
+    try:
+        imagenet_c._corrupted("gaussian_noise", image, 3, 7)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 60e6  # the result 12 MB and chunks; imagecorruptions needs 288 MB
 
 
 def test_fog_of_a_large_photo_needs_little_memory() -> None:
