@@ -457,7 +457,7 @@ def _colour_scale(figure: Figure, width: float, height: float) -> None:
     bar = figure.colorbar(
         ScalarMappable(Normalize(-1, 1), _CIVIDIS), cax=axes, orientation="horizontal"
     )
-    bar.set_ticks([-1, 0, 1], labels=["opposes the class", "0", "supports the class"])
+    bar.set_ticks([-1, 0, 1], labels=["opposes", "0", "supports"])
     bar.outline.set_linewidth(0.4)
     axes.tick_params(length=2, labelsize=7.5, pad=2)
 
