@@ -218,24 +218,29 @@ _OPENERS: dict[str, Callable[[Path, str | None, list[str]], Iterator[ComparedMod
 
 
 def _distinguished(models: Sequence[ComparedModel]) -> list[ComparedModel]:
-    labels = [model.label for model in models]
+    labels = unique_labels([(model.label, model.run.source) for model in models])
+    return [replace(model, label=label) for model, label in zip(models, labels, strict=True)]
+
+
+def unique_labels(models: Sequence[tuple[str, str]]) -> list[str]:
+    """The labels of models (label, run); equal ones get the end of the run's path that differs."""
+    paths: dict[str, list[tuple[str, ...]]] = {}
+    for label, source in models:
+        paths.setdefault(label, []).append(Path(source).resolve().parts)
     return [
-        model if labels.count(model.label) == 1 else replace(model, label=_with_path(model, models))
-        for model in models
+        label
+        if len(paths[label]) == 1
+        else f"{label} ({_end(Path(source).resolve().parts, paths[label])})"
+        for label, source in models
     ]
 
 
-def _with_path(model: ComparedModel, models: Sequence[ComparedModel]) -> str:
-    """The label with the end of the run's path that distinguishes models of equal names."""
-    paths = [_path(candidate) for candidate in models if candidate.label == model.label]
+def _end(path: tuple[str, ...], paths: Sequence[tuple[str, ...]]) -> str:
+    """The end of `path` of the smallest length at which all of `paths` differ."""
     depth = 1
-    while len({path[-depth:] for path in paths}) < len(paths):
+    while len({parts[-depth:] for parts in paths}) < len(paths):
         depth += 1
-    return f"{model.label} ({'/'.join(_path(model)[-depth:])})"
-
-
-def _path(model: ComparedModel) -> tuple[str, ...]:
-    return Path(model.run.source).resolve().parts
+    return "/".join(path[-depth:])
 
 
 # Differences that prevent a comparison of runs.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from robustcli.core.errors import UsageError
-from robustcli.core.names import TaskName, find
+from robustcli.core.names import TaskName, counted, find
 from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
 from robustcli.metrics.seed_scores import SeedsGap, seeds_gap, unit_scores
 from robustcli.metrics.verdicts import ALPHA
@@ -34,6 +34,7 @@ from robustcli.reports.pairing import (
     find_models,
     setting_differences,
     split_name,
+    unique_labels,
 )
 from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.reports.seeds_findings import SeedSeries, SeedsFindings, read_seeds
@@ -113,6 +114,15 @@ class SeedsComparison:
 
     models: Sequence[SeededModel]
     differences: Sequence[str]
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Sentences on the models that lack seeds; the names are in backticks."""
+        return [
+            f"`{model.label}` has {len(model.seeds)} of {counted(count, 'seed')}."
+            for model in self.models
+            if len(model.seeds) < (count := model.findings.record.count)
+        ]
 
     @property
     def task(self) -> TaskName:
@@ -280,20 +290,10 @@ def _models(name: str) -> Iterator[SeededModel]:
 
 
 def _distinguished(models: Sequence[SeededModel]) -> list[SeededModel]:
-    """The models without duplicates; models with equal names get the folder's name."""
+    """The models without duplicates; see `pairing.unique_labels`."""
     once = list({Path(model.source).resolve(): model for model in models}.values())
-    labels = [model.label for model in once]
-    return [
-        model
-        if labels.count(model.label) == 1
-        else SeededModel(
-            f"{model.label} ({Path(model.source).name})",
-            model.source,
-            model.findings,
-            model.series,
-        )
-        for model in once
-    ]
+    labels = unique_labels([(model.label, model.source) for model in once])
+    return [replace(model, label=label) for model, label in zip(once, labels, strict=True)]
 
 
 def seeds_comparison_text(comparison: SeedsComparison) -> str:
@@ -309,6 +309,7 @@ def seeds_comparison_text(comparison: SeedsComparison) -> str:
         for pair in comparison.pairs
     ]
     blocks = [f"The folders differ. {sentence}" for sentence in comparison.differences]
+    blocks += [f"Not finished: {sentence}" for sentence in comparison.unfinished]
     return in_ascii("\n\n".join([*blocks, grid(header, rows)]))
 
 

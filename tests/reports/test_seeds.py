@@ -322,6 +322,18 @@ def test_every_group_counts_with_its_mean_over_seeds(folders: tuple[Path, Path])
     assert json.loads(comparison.as_json())["pairs"][0]["difference"] == row["difference"]
 
 
+def test_folders_of_one_name_are_told_apart_and_missing_seeds_are_named(tmp_path: Path) -> None:
+    runs = [build_seeds(tmp_path / name / "seeds") for name in ("a", "b")]
+    TRAINING.update(runs[1] / "seed-2", status="running")
+    comparison = read_seeds_comparison(runs)
+    assert [m.label for m in comparison.models] == ["ulvm_v5 (a/seeds)", "ulvm_v5 (b/seeds)"]
+    sentence = "`ulvm_v5 (b/seeds)` has 2 of 3 seeds."
+    assert comparison.unfinished == [sentence]
+    assert f"Not finished: {sentence}" in seeds_comparison_text(comparison)
+    report = write_seeds_comparison(comparison, tmp_path / "out", "robust ...")
+    assert f"**Not finished.** {sentence}" in report.read_text("utf-8")
+
+
 def test_the_report_has_a_line_per_pair(folders: tuple[Path, Path], tmp_path: Path) -> None:
     report = write_seeds_comparison(read_seeds_comparison(folders), tmp_path / "out", "robust ...")
     assert "| `ulvm_v5` | `unet`" in report.read_text()
