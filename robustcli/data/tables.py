@@ -114,6 +114,12 @@ def read_columns(
                 'Put cells that contain the separator in double quotes ("a, b").',
             )
     rows = reading.rows[reading.first :]
+    if reading.first:
+        headings = [canonical(heading) for heading in reading.rows[0]]
+        for name, index in reading.indices.items():
+            twins = [i for i, heading in enumerate(headings) if heading == headings[index]]
+            if any(len({row[i].strip() for i in twins}) > 1 for row in rows):
+                raise _twice(path, name, reading.rows[0][index])
     values = {name: [row[i] for row in rows] for name, i in reading.indices.items()}
     if not keep_spaces:
         values = {name: [cell.strip() for cell in cells] for name, cells in values.items()}
@@ -256,6 +262,9 @@ def _read_parquet(path: Path, columns: Sequence[Column]) -> dict[str, list[str]]
         if error is not None:
             raise error
         headings = {c.name: h for c in columns if (h := c.find(header)) is not None}
+        for name, heading in headings.items():
+            if header.count(heading) > 1:
+                raise _twice(path, name, heading)
         table = file.read(columns=list(headings.values()))
     except (pa.ArrowException, OSError) as cause:
         raise _unreadable(path, str(cause).splitlines()[0]) from cause
@@ -273,6 +282,14 @@ def _no_column(path: Path, header: Sequence[str], columns: Sequence[Column]) -> 
         f"`{path}` has no column `{missing.name}`.",
         f"Its columns are {_listed(header) or 'none'}.",
         f"The first line must name a column `{missing.name}`{aliases}.",
+    )
+
+
+def _twice(path: Path, name: str, heading: str) -> UsageError:
+    return UsageError(
+        f"`{path}` has several columns `{shortened_text(heading.strip(), _SHOWN_WIDTH)}`.",
+        f"Their cells differ, and one of them is needed as the {name}.",
+        "Remove or rename the others.",
     )
 
 

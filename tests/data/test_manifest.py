@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from robustcli.core.errors import UsageError
@@ -355,6 +357,23 @@ def test_broken_parquet(tmp_path: Path) -> None:
     pd.DataFrame({"label": ["cat", None]}).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(UsageError, match="row 2 below the header"):
         read_columns(tmp_path / "t.parquet", (LABEL,))
+
+
+@pytest.mark.parametrize("headings", ["label,label", "Label, label", "label,LABEL"])
+def test_two_columns_of_one_name_must_agree(tmp_path: Path, headings: str) -> None:
+    table, columns = tmp_path / "t.csv", (Column("path"), Column("label"))
+    table.write_text(f"path,{headings}\n0.png,cat,cat\n1.png,dog,dog\n")
+    assert read_columns(table, columns)["label"] == ["cat", "dog"]
+    table.write_text(f"path,{headings}\n0.png,cat,cat\n1.png,dog,cat\n")
+    with pytest.raises(UsageError, match=r"several columns `(?i:label)`.*(?s:.*)as the label"):
+        read_columns(table, columns)
+
+
+def test_two_parquet_columns_of_one_name_are_an_error(tmp_path: Path) -> None:
+    values = [pa.array(["0.png"]), pa.array(["cat"]), pa.array(["dog"])]
+    pq.write_table(pa.table(values, names=["path", "label", "label"]), tmp_path / "t.parquet")
+    with pytest.raises(UsageError, match="several columns `label`"):
+        read_columns(tmp_path / "t.parquet", (Column("path"), Column("label")))
 
 
 def test_unreadable_text(tmp_path: Path) -> None:
