@@ -432,7 +432,9 @@ class OnnxNetwork(nn.Module):
                 "Omit `--precision`, or export the file with the other precision.",
             )
         values = images.permute(0, 2, 3, 1) if self.last else images
-        array = np.ascontiguousarray(values.cpu().numpy().astype(self.value_type, copy=False))
+        array = np.ascontiguousarray(
+            values.detach().cpu().numpy().astype(self.value_type, copy=False)
+        )
         (answer,) = self._session(images.device.type).run(self.outputs[:1], {self.name: array})
         if answer.ndim == 4 and self.last:
             answer = np.moveaxis(answer, 3, 1)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from torch import nn
 import robustcli
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.foreign import foreign_kind, foreign_name, open_foreign
+from robustcli.adapters.foreign_files import OnnxNetwork
 from robustcli.adapters.load import load, resolve
 from robustcli.cli import main
 from robustcli.core import machine
@@ -525,6 +527,37 @@ def test_damaged_files_are_refused(tmp_path: Path, network: Small) -> None:
     (tmp_path / "net.onnx").write_bytes(b"\x08\x08\x12no graph at all")
     with pytest.raises(UsageError, match="cannot be read as a network"):
         load(ModelRequest(str(tmp_path / "net.onnx")))
+
+
+class MeansOfChannels:
+    """An onnxruntime with one file, which returns the mean of each channel."""
+
+    class SessionOptions:
+        pass
+
+    def get_available_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+    def InferenceSession(self, *_: object, **__: object) -> MeansOfChannels:  # noqa: N802
+        return self
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="x", type="tensor(float)", shape=["n", 3, 8, 8])]
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="y")]
+
+    def run(self, _: object, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [feed["x"].mean((2, 3))]
+
+
+def test_a_graph_without_gradients_accepts_images_that_require_them() -> None:
+    """As `robust explain` does, to find out which methods fit."""
+    network = OnnxNetwork(Path("net.onnx"), MeansOfChannels())
+    images = torch.rand(2, 3, 8, 8).requires_grad_(True)
+    answers = network(images)
+    assert not answers.requires_grad
+    torch.testing.assert_close(answers, images.detach().mean((2, 3)))
 
 
 @pytest.mark.parametrize(
