@@ -177,15 +177,15 @@ def test_memory_and_torchscript_and_onnx_answer_alike(tmp_path: Path, network: S
         "free": export(network, tmp_path / "free.onnx", batch=1, free=True),
     }
     run = evaluate(models, tmp_path / "run", batch_size=7)
-    assert_same_answers(run, "memory", "net.ts", 0)
+    assert_same_answers(run, "memory", "script", 0)
     # onnxruntime sums in another order: float32 rounding of a few hundred terms
-    assert_same_answers(run, "memory", "fixed.onnx", 1e-5)
-    assert_same_answers(run, "memory", "free.onnx", 1e-5)
+    assert_same_answers(run, "memory", "fixed", 1e-5)
+    assert_same_answers(run, "memory", "free", 1e-5)
     expected = sum(p.numel() for p in network.parameters())
     by_name = {m.name: m for m in run.record.models}
-    assert by_name["memory"].parameters == by_name["net.ts"].parameters == expected
+    assert by_name["memory"].parameters == by_name["script"].parameters == expected
     # the exporter folds the normalisation into the convolution
-    assert 0 < by_name["fixed.onnx"].parameters <= expected
+    assert 0 < by_name["fixed"].parameters <= expected
 
 
 def test_vmamba_pico_is_the_same_by_name_in_memory_and_as_torchscript(tmp_path: Path) -> None:
