@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from robustcli.core.errors import RunError
 from robustcli.core.io import check_readable
 from robustcli.core.names import printable
 from robustcli.core.seeds import identity_seed
@@ -202,8 +204,30 @@ def _contents(files: Sequence[FileRef]) -> Iterator[bytes]:
 def _content(file: FileRef) -> bytes:
     try:
         return file.read()
-    except OSError:
+    except OSError as error:
+        raise_if_transient(file, error)
         return b""
+
+
+_TRANSIENT = frozenset(
+    getattr(errno, name)
+    for name in ("ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH", "EMFILE", "ENFILE")
+    if hasattr(errno, name)
+)
+"""Errors of network folders, and of processes with too many open files."""
+
+
+def raise_if_transient(file: FileRef, error: OSError) -> None:
+    """Raises RunError if `file` could not be read for a reason that is not in the file.
+
+    Such an image must not count as unreadable, because it can be read later.
+    """
+    if error.errno in _TRANSIENT:
+        raise RunError(
+            f"`{file}` cannot be read.",
+            f"The error of the file system is: {error.strerror}. Its cause is not the file.",
+            "Repeat the command, which continues the run.",
+        ) from error
 
 
 @dataclass(frozen=True)

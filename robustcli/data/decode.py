@@ -35,7 +35,7 @@ from robustcli.core.errors import UsageError, first_line
 from robustcli.core.io import check_readable
 from robustcli.core.silence import silenced
 from robustcli.core.watchdog import working_on
-from robustcli.data.dataset import FileRef, RawPixels
+from robustcli.data.dataset import FileRef, RawPixels, raise_if_transient
 from robustcli.data.dataset import UnreadableImage as UnreadableImage
 from robustcli.data.listing import HDF5_SUFFIXES, NIFTI_SUFFIXES
 
@@ -83,6 +83,7 @@ def _decoded(ref: FileRef) -> NDArray[np.uint8]:
             return read_pixels(ref)
         content = ref.read()
     except OSError as error:
+        raise_if_transient(ref, error)
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
     pixels = decode_bytes(content) if ref.raw is None else _raw_pixels(content, ref.raw)
     if not ref.border:
@@ -280,6 +281,7 @@ def image_size(ref: FileRef) -> tuple[int, int]:
         cut = 2 * ref.border
         return read_image(source, lambda image: (image.height - cut, image.width - cut))
     except OSError as error:
+        raise_if_transient(ref, error)
         reason = error.strerror or str(error)
         raise UnreadableImage(f"its size cannot be read: {reason}") from error
     except UnreadableImage as error:
@@ -345,6 +347,7 @@ def _check_file(ref: FileRef) -> None:
     try:
         check_readable(ref.path)
     except OSError as error:
+        raise_if_transient(ref, error)
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -17,7 +18,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from robustcli.data.dataset import FileRef
+from robustcli.core.errors import RunError
+from robustcli.data.dataset import FileRef, contents_digest
 from robustcli.data.decode import (
     UnreadableImage,
     decode,
@@ -279,6 +281,21 @@ def test_flipped_bytes_never_escape_as_another_exception() -> None:
         except UnreadableImage as error:
             outcomes.add(type(error).__name__)
     assert "UnreadableImage" in outcomes
+
+
+def test_an_error_that_is_not_of_the_image_does_not_make_it_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(path: Path) -> bytes:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    image = FileRef("a.png", tmp_path / "a.png")
+    image.path.touch()
+    monkeypatch.setattr(FileRef, "read", lambda ref: stale(ref.path))
+    with pytest.raises(RunError, match=r"a.png` cannot be read\.\n.*Stale.*\n.*continues the run"):
+        decode(image)
+    with pytest.raises(RunError, match="Its cause is not the file"):  # not another digest either
+        contents_digest([image])
 
 
 def test_a_missing_file_is_an_unreadable_image(tmp_path: Path) -> None:
