@@ -80,6 +80,19 @@ class CamLayer:
     size: tuple[int, int]
     extra: tuple[int, ...] = ()
 
+    def last(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The last of the layer's `outputs` in one forward pass that has these positions.
+
+        A network can use one module, such as a ReLU, in several places.
+        """
+        dims = {"channels first": (2, 3), "channels last": (1, 2), "tokens": (1,)}[self.layout]
+        lengths = self.size if len(dims) == 2 else (math.prod(self.size) + len(self.extra),)
+        return next(
+            output
+            for output in reversed(outputs)
+            if output.ndim == 2 + len(dims) and tuple(output.shape[d] for d in dims) == lengths
+        )
+
     def maps(self, output: Tensor) -> Tensor:
         """The layer's output as (N, C, h, w)."""
         if self.layout == "channels first":
@@ -120,8 +133,9 @@ def layer_maps(
     """The Grad-CAM maps (N, h, w) at the size of the layer's output."""
     with torch.enable_grad(), recording(explained.core.get_submodule(layer.name)) as outputs:
         score = explained.score(pixels.detach().requires_grad_(True), targets)
-        gradient = torch.autograd.grad(score.sum(), outputs[-1])[0]
-    features, gradients = layer.maps(outputs[-1].detach()), layer.maps(gradient)
+        output = layer.last(outputs)
+        gradient = torch.autograd.grad(score.sum(), output)[0]
+    features, gradients = layer.maps(output.detach()), layer.maps(gradient)
     if _cancels(gradients):
         raise UsageError(
             f"`--layer {layer.name}` cannot be used for Grad-CAM.",
@@ -239,7 +253,7 @@ def _useful(
             for layer in candidates
         ]
         score = explained.score(pixels[:1].detach().requires_grad_(True), target).sum()
-        outputs = [calls[-1] for calls in recorded]
+        outputs = [layer.last(calls) for layer, calls in zip(candidates, recorded, strict=True)]
         gradients = torch.autograd.grad(score, outputs, allow_unused=True) if outputs else ()
     useful = []
     for layer, gradient in zip(candidates, gradients, strict=True):
@@ -381,7 +395,7 @@ def _fields(explained: ExplainedNetwork, layer: CamLayer, pixels: Tensor) -> Ten
     pixels = pixels.detach().requires_grad_(True)
     with torch.enable_grad(), recording(explained.core.get_submodule(layer.name)) as outputs:
         explained.logits(pixels)
-        features = layer.maps(outputs[-1]).sum(1)  # (N, h, w)
+        features = layer.maps(layer.last(outputs)).sum(1)  # (N, h, w)
     _, h, w = features.shape
     _, _, H, W = pixels.shape
     total, counted = pixels.new_zeros(len(pixels), H, W), pixels.new_zeros(H, W)

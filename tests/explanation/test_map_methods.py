@@ -198,6 +198,25 @@ def test_a_layer_before_an_instance_norm_has_no_channel_weights():
         grad_cam(named, photo, mask, batch_size=1)
 
 
+def test_a_module_that_is_used_in_several_places_is_a_layer_where_it_has_positions():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.head(self.relu(self.conv(x)).mean((2, 3))) + 9)
+
+    torch.manual_seed(0)
+    network, photo, target = Shared(), noise(1, 3, 8, 8), torch.tensor([1])
+    maps = grad_cam(explained(network, layer="relu"), photo, target, batch_size=1).maps
+    features = network.conv(photo).relu()
+    by_hand = (network.head.weight[1][:, None, None] / 36 * features[0]).sum(0).relu()
+    enlarged = F.interpolate(by_hand[None, None], (8, 8), mode="bilinear")[:, 0]
+    torch.testing.assert_close(maps, enlarged)
+    assert cam_layer(explained(network), photo).name == "relu"
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit")  # deprecated in new releases
 def test_modules_of_torchscript_are_no_layers():
     photo, body = noise(1, 3, 16, 16), nn.Sequential(nn.Conv2d(3, 3, 3), nn.AvgPool2d(14))
