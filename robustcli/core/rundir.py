@@ -11,7 +11,7 @@ settings that must be equal to continue a run, and the fields that a continued r
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -249,9 +249,38 @@ class RunKind(Generic[RecordT]):
         """
         for name in (*self.folders, *self.temporary):
             remove_folder(run / name)
+        for path in self._own_files(run):
+            path.unlink(missing_ok=True)
+
+    def _own_files(self, run: Path) -> Iterator[Path]:
         for pattern in (RECORD_FILE, STUDY_FILE, ERROR_FILES, *self.files):
-            for path in run.glob(pattern):
-                path.unlink(missing_ok=True)
+            yield from run.glob(pattern)
+
+    def check_kept(self, run: Path, inputs: Iterable[tuple[str, str | Path | None]]) -> None:
+        """Raises UsageError if `discard` would remove an input of the command that discards.
+
+        Args:
+            run: The folder.
+            inputs: Pairs of an option and the file or folder that it names, if any.
+        """
+        folders = [run / name for name in (*self.folders, *self.temporary)]
+        removed = [path.resolve() for path in (*folders, *self._own_files(run)) if path.exists()]
+        home = run.resolve()
+        for option, name in inputs:
+            if name is None or not Path(name).expanduser().exists():
+                continue
+            place = Path(name).expanduser().resolve()
+            # A data set can contain the run, and the run's folder the data set.
+            of_run = option != "--data" and place.is_relative_to(home)
+            if any(
+                place.is_relative_to(path) or (of_run and path.is_relative_to(place))
+                for path in removed
+            ):
+                raise UsageError(
+                    f"`--fresh` would delete `{name}`, which `{option}` reads.",
+                    f"It belongs to the run in `{run}`.",
+                    "Use another `--out`, or move it to another folder first.",
+                )
 
     @contextmanager
     def closing(self, run: Path) -> Iterator[Ending]:

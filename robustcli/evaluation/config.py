@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -43,6 +43,17 @@ class EvalConfig(TaskConfig):
     fail_under: tuple[str, ...] = ()
     fail_drop: tuple[str, ...] = ()
     command: str = "robustcli.evaluate(...)"
+
+    @property
+    def inputs(self) -> Iterator[tuple[str, str | Path | None]]:
+        """Options that name files, with their values."""
+        for request in self.models:
+            yield "--model", request.name
+            yield "--weights", request.weights
+        yield "--data", self.data
+        yield "--labels", self.labels
+        yield "--label-space", self.label_space
+        yield from (("--plugin", path) for path in self.plugins)
 
     def directory(self, digest: str) -> Path:
         """The run's folder: `out`, or one named after the first model and a hash of the settings.

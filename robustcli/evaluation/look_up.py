@@ -26,7 +26,7 @@ from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.device import choose_device
 from robustcli.evaluation.gates import Gate, GateScope, check_gates, parse_gates
 from robustcli.evaluation.published_corruptions import bind_published, find_published
-from robustcli.evaluation.record import read_record
+from robustcli.evaluation.record import EVALUATION, read_record
 from robustcli.tasks.base import Data, Task
 from robustcli.tasks.classification import ClassificationTask
 from robustcli.tasks.record import ModelRecord
@@ -116,6 +116,8 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     data = task.open(config, listener)
     run = config.directory(f"{data.record.digest} {data.record.contents}")
     check_folder(run)
+    if config.fresh:
+        EVALUATION.check_kept(run, config.inputs)
     names = distinct_names(config.models, usual_names, () if config.fresh else _recorded(run))
     config = replace(config, models=called(config.models, names, usual_names, listener.say))
     by_cell = bind_published(cells, data.dataset)

@@ -97,6 +97,8 @@ def explain(config: ExplainConfig, listener: Listener | None = None) -> Path:
     """
     announcer = listener or Silent()
     inputs = explain_inputs(config, announcer)
+    if config.fresh:
+        EXPLANATION.check_kept(inputs.run, [("RUN", config.source), *config.inputs])
     choice = choice_of(inputs.config, inputs.source)
     if choice.rule == "ids":
         named_images(inputs.config.images, inputs.items)  # raises on unknown ids early

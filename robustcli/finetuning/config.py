@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +66,12 @@ class FinetuneConfig:
         """
         by_name = self.rule.pattern is not None and self.profile is None
         return by_name and self.profile_iterations is None and not self.profile_only
+
+    @property
+    def inputs(self) -> Iterator[tuple[str, str | Path | None]]:
+        """Options that name files, with their values, without the profile, which is read before."""
+        yield "--pretrained", self.pretrained
+        yield "--data", self.training.data
 
     def with_training(self, **changes: Any) -> FinetuneConfig:
         """These settings with `changes` of the settings of the trainings."""

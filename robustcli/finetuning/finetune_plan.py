@@ -34,7 +34,7 @@ from robustcli.finetuning.gradients import (
     statistics,
     unmeasured,
 )
-from robustcli.finetuning.record import FinetuneRecord, Mode, RuleRecord, SavingRecord
+from robustcli.finetuning.record import FINETUNING, FinetuneRecord, Mode, RuleRecord, SavingRecord
 from robustcli.finetuning.selection import LEAST_FOR_CHANGE, Decision, freeze_decisions
 from robustcli.training.config import TrainConfig
 from robustcli.training.processes import helped_run
@@ -254,6 +254,9 @@ def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
     training = complete_plan(_with_recipe(config, typed, inputs, listener.say), inputs, listener)
     run = config.directory(training.run)
     check_folder(run)
+    if config.training.fresh:
+        for folder in (run, *run.glob("seed-*")):
+            FINETUNING.check_kept(folder, config.inputs)
     plan = FinetunePlan(
         replace(config, training=replace(training.config, out=config.training.out)), pretrained,
         training, run,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -91,6 +91,12 @@ class TrainConfig:
     def ablation(self) -> str | None:
         """The ablated part of the network, from either option; None without ablation."""
         return self.model_args.get(ABLATE)
+
+    @property
+    def inputs(self) -> Iterator[tuple[str, str | Path | None]]:
+        """Options that name files, with their values."""
+        yield "--weights", self.weights
+        yield "--data", self.data
 
     @property
     def folder_name(self) -> str:

@@ -37,6 +37,7 @@ from robustcli.training.datamodule import decode_sample
 from robustcli.training.lit_module import LitModule
 from robustcli.training.procedures import procedure_of
 from robustcli.training.recipes import Protocol, Recipe, describe_recipe
+from robustcli.training.record import TRAINING
 from robustcli.training.segmenter_training import SegmenterTraining
 from robustcli.training.trainer import CHECKPOINT_FOLDER, LAST, Machine, machine
 from robustcli.training.training_task import TrainingTask, TrainInputs, TrainPlan
@@ -115,6 +116,9 @@ def complete_plan(config: TrainConfig, inputs: TrainInputs, listener: Listener) 
     digest = f"{inputs.index.digest} {inputs.index.contents}"
     run = config.directory(recipe, digest, inputs.machine.world)
     check_folder(run)
+    if config.fresh:
+        for folder in (run, *run.glob("seed-*")):
+            TRAINING.check_kept(folder, config.inputs)
     plan = _with_least(TrainPlan(**vars(inputs), config=config, recipe=recipe, run=run, grey=grey))
     _announce(plan, listener)
     return plan

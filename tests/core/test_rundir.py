@@ -143,6 +143,33 @@ def test_fresh_discards_what_belongs_to_the_run_and_nothing_else(tmp_path):
     assert NOTES.read(tmp_path).lr == 5
 
 
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("--weights", "note.txt"),
+        ("--weights", "pages/a.pt"),
+        ("--weights", ""),
+        ("--data", "pages"),
+    ],
+)
+def test_fresh_never_deletes_what_the_command_reads(tmp_path, option, name):
+    (tmp_path / "pages").mkdir()
+    for file in ("note.txt", "pages/a", RECORD_FILE):
+        (tmp_path / file).write_text("{}")
+    with pytest.raises(UsageError, match="--fresh") as raised:
+        NOTES.check_kept(tmp_path, [(option, tmp_path / name)])
+    assert f"`{tmp_path / name}`" in raised.value.what
+    assert option in raised.value.what
+
+
+def test_fresh_may_read_other_files_and_data_around_the_run(tmp_path):
+    run = tmp_path / "run"
+    (run / "pages").mkdir(parents=True)
+    (run / "own.pt").write_text("")
+    kept = [("--weights", run / "own.pt"), ("--data", tmp_path), ("--data", "cifar10-mini")]
+    NOTES.check_kept(run, [*kept, ("--weights", None), ("--weights", tmp_path / "missing.pt")])
+
+
 def test_fresh_removes_a_link_to_results_and_keeps_its_target(tmp_path):
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     for folder in (run, elsewhere):
