@@ -147,7 +147,7 @@ def test_fresh_discards_what_belongs_to_the_run_and_nothing_else(tmp_path):
     ("option", "name"),
     [
         ("--weights", "note.txt"),
-        ("--weights", "pages/a.pt"),
+        ("--weights", "pages/a"),
         ("--weights", ""),
         ("--data", "pages"),
     ],

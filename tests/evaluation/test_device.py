@@ -5,6 +5,7 @@ import torch
 
 from robustcli.adapters.model import ModelFacts
 from robustcli.core.errors import UsageError
+from robustcli.core.names import counted
 from robustcli.evaluation.device import DeviceMonitor, choose_device, device_name
 from robustcli.tasks.base import facts_record
 
@@ -55,7 +56,7 @@ def test_names_that_are_no_device(name, message):
 
 
 def test_the_cpu_is_described_with_its_threads_and_not_measured():
-    assert f"{torch.get_num_threads()} threads" in device_name(torch.device("cpu"))
+    assert counted(torch.get_num_threads(), "thread") in device_name(torch.device("cpu"))
     with DeviceMonitor(torch.device("cpu")) as monitor:
         assert monitor.use() is None
 
