@@ -246,7 +246,10 @@ def _metrics(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame(columns=list(columns), dtype=float)
     recorded = read_run_table(path)
     with reading(path):
-        known = recorded[[name for name in columns if name in recorded or name not in ADDED]]
+        present = [name for name in columns if name in recorded or name not in ADDED]
+        known: pd.DataFrame = recorded[present].apply(pd.to_numeric)
+        if known["epoch"].isna().any():
+            raise ValueError("a line has no epoch")
     return known.reindex(columns=list(columns))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import RunError, UsageError
 from robustcli.reports.pages import to_json, write_result_files
 from robustcli.reports.training_findings import (
     TrainingFindings,
@@ -238,3 +238,13 @@ def test_a_batch_without_anything_has_no_dice_and_an_iou_of_zero() -> None:
         pd.concat([rows(empty_mask.bool(), empty_mask), rows(full_mask.bool(), full_mask)]), 2
     )
     assert scores == (1.0, 0.5, 2, 1)
+
+
+@pytest.mark.parametrize("line", ["," * 10, "1,x" + "," * 9])
+def test_a_table_of_epochs_without_numbers_is_named(tmp_path: Path, line: str) -> None:
+    run = build_training(tmp_path / "run", TrainPlan())
+    table = run / "metrics.csv"
+    header = table.read_text("utf-8").splitlines()[0]
+    table.write_text(f"{header}\n{line}\n", "utf-8")
+    with pytest.raises(RunError, match=r"metrics\.csv` is damaged"):
+        read_training(run)
