@@ -57,8 +57,11 @@ class ExplainRecord(BaseRunRecord):
     explained photos in order (empty until they are selected), with `block_size` photos per file.
     `boxes` is the SHA-256 of the file of object boxes. `mask_class` is the explained class of a
     segmenter with several classes; None for all classes against background.
+
+    Maps of `schema_version` 1 start from black, also for models that subtract no mean colour.
     """
 
+    schema_version: int = 2
     kind: Literal["explanation"] = "explanation"
     task: Literal["cls", "seg"]
     status: Literal["running", "complete", "partial", "failed"]
@@ -99,6 +102,8 @@ _MODEL_FLAGS = {
 
 
 def _differences(old: ExplainRecord, new: ExplainRecord) -> Iterator[str]:
+    if old.schema_version != new.schema_version:
+        yield "Its maps are of an earlier version of `robust` and not comparable with new ones."
     yield from changed_fields(old.model, new.model, _MODEL_FLAGS)
     yield from old.model.code_differences(new.model)
     yield from dataset_differences(

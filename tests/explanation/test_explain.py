@@ -29,7 +29,12 @@ from robustcli.explanation.block import insertion_and_deletion
 from robustcli.explanation.config import ExplainConfig
 from robustcli.explanation.explaining import explain, explain_forecast
 from robustcli.explanation.network import ExplainedNetwork
-from robustcli.explanation.record import read_arrays, read_explain_record, read_explained_rows
+from robustcli.explanation.record import (
+    EXPLANATION,
+    read_arrays,
+    read_explain_record,
+    read_explained_rows,
+)
 from robustcli.metrics.explanation_scores import curve_area
 from robustcli.transforms.base import CLEAN, Cell
 from tests.adapters.files import vim_as_run
@@ -233,6 +238,9 @@ def test_more_methods_join_a_run_and_other_settings_are_refused(photos, tmp_path
     ):
         with pytest.raises(UsageError, match=message):
             explain(settings(photos, out, methods=("grad-cam",), **pico, **changes))
+    EXPLANATION.update(out, schema_version=1)
+    with pytest.raises(UsageError, match="earlier version"):
+        explain(settings(photos, out, methods=("erf",), **pico))
     explain(settings(photos, out, methods=("grad-cam",), images=NAMED[:1], fresh=True, **pico))
     assert read_explain_record(out).images == ["cat/1.png"]
 
