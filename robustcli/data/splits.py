@@ -199,6 +199,11 @@ def paper_splits(dataset: Dataset) -> Splits:
     0.5/0.5 for the remaining ids with the same state. The flaw of the method is kept: images of one
     patient are in both training and test. Splits defined by the data set are ignored. The exact
     splits of the paper cannot be reproduced, because its list had the order of a file system.
+
+    The images of validation and test have the random order of the method, because the paper pools
+    the dice over batches of consecutive images. Sorted by id, a batch would have the slices of few
+    patients, and the mean over batches would be lower.
+
     Source: lxaw/mamba-tumor-seg @0d60b7a, the training notebooks.
 
     Raises:
@@ -214,7 +219,13 @@ def paper_splits(dataset: Dataset) -> Splits:
             "Use more data, or omit `--limit`.",
         )
     parts = {"train": train, "val": val, "test": test}
-    return _splits(dataset, parts, f"by image, seed {_PAPER_SEED}")
+    splits = _splits(dataset, parts, f"by image, seed {_PAPER_SEED}")
+    return replace(splits, val=_in_order(splits.val, val), test=_in_order(splits.test, test))
+
+
+def _in_order(part: Dataset, ids: Sequence[str]) -> Dataset:
+    samples = {sample.image_id: sample for sample in part.samples}
+    return replace(part, samples=tuple(samples[image_id] for image_id in ids))
 
 
 def shuffled_in_two(ids: Sequence[str], first: int, seed: int) -> tuple[list[str], list[str]]:

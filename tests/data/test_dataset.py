@@ -161,7 +161,7 @@ CLASSES_0 = {"train": "e0cf4c06908ccb92", "val": "6dbe543529e12e0f", "test": "5d
 CLASSES_5 = {"train": "ce632d5257afd527", "val": "c1db4247197f6911", "test": "aa05f0527d072655"}
 PHOTOS = {"train": "bdcc6893e6080d85", "val": "42e0e6431befd63b", "test": "aca777313a49e3ca"}
 STAINED = {"train": "f1d36518a63148cb", "val": "462c6b9ec64a8ec7", "test": "58c4e1194e64ac6f"}
-PAPER = {"train": "c5ffe7daed7938f9", "val": "bfc1de742722d0f7", "test": "7e6ee1d1225eda46"}
+PAPER = {"train": "c5ffe7daed7938f9", "val": "1c85708cd6484252", "test": "6426f31c044bc7a5"}
 
 
 @pytest.mark.parametrize(

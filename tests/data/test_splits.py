@@ -225,6 +225,9 @@ def test_odd_numbers_are_split_as_by_scikit_learn(images: int) -> None:
     splits = paper_splits(dataset)
     assert {n: set(ids(part)) for n, part in parts(splits).items()} == _as_the_notebooks(dataset)
     assert splits.test.subset == "test part, split by image, seed 37"
+    _, rest = train_test_split(sorted(ids(dataset)), train_size=0.8, random_state=37)
+    drawn = train_test_split(rest, test_size=0.5, random_state=37)  # the paper pools neighbours
+    assert [ids(splits.val), ids(splits.test)] == drawn
 
 
 def test_too_few_images_for_the_paper() -> None:

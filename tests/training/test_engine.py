@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from sklearn.model_selection import train_test_split
 
 from robustcli.adapters.training_run import read_header
 from robustcli.core.errors import RunError, UsageError
@@ -283,7 +284,10 @@ def test_the_papers_protocol(paper_run: Path) -> None:
     assert not (run / "checkpoints" / "best.ckpt").exists()
     rows = pd.read_parquet(run / "paper.parquet")
     splits = pd.read_csv(run / "splits.csv")
-    assert rows["image_id"].tolist() == sorted(splits["image_id"][splits["split"] == "test"])
+    assert sorted(rows["image_id"]) == sorted(splits["image_id"][splits["split"] == "test"])
+    _, rest = train_test_split(sorted(splits["image_id"]), train_size=0.8, random_state=37)
+    _, drawn = train_test_split(rest, train_size=0.5, random_state=37)
+    assert rows["image_id"].tolist() == drawn  # consecutive images are pooled
     assert (rows["intersection"] <= rows["target"]).all()
     assert 0 <= paper_scores(rows, 16).dice <= 1
     header = read_header(run / "weights.safetensors")

@@ -218,7 +218,7 @@ class Paper(Procedure):
         self, run: Path, module: SegmenterModule, chosen: Mapping[str, Any],
         test: Sequence[Sample], device: torch.device,
     ) -> None:  # fmt: skip
-        """Writes `RUN/paper.parquet` from the test images, in the order of their ids."""
+        """Writes `RUN/paper.parquet` from the test images, in the order of their split."""
         module.network.load_state_dict(chosen)
         module.to(device)
         with decoded_once(test, run / "cache") as decoded:
