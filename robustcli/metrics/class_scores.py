@@ -5,6 +5,7 @@ Every share is a fraction in [0, 1]; an undefined number is None.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -305,7 +306,8 @@ class Calibration:
     `ece` the expected calibration error over `BINS` bins of equal width, `aurc` the area under the
     risk-coverage curve. `brier` is the top-label Brier score: the mean of (probability of the
     prediction - 1 if it is correct, else 0)**2, which only needs the probability of the predicted
-    class. The intervals are 95 % percentile bootstrap intervals; None for a single image.
+    class. The intervals are 95 % percentile bootstrap intervals, that of `ece` without the bias of
+    the resamples; None for a single image.
     """
 
     n: int
@@ -342,19 +344,20 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
     squares = (confidence - correct) ** 2
     ece_low, ece_high, brier_low, brier_high, aurc_low, aurc_high = (None,) * 6
     aurc = risk_coverage_area(confidence, correct == 0)
+    ece = float(np.abs(gaps.sum(axis=0)).sum() / n)
     if n > 1:
         draws = min(_DRAWS, max(_FEWEST_DRAWS, _NUMBERS // n))
         bootstrap = replace(bootstrap, draws=draws)
         means = bootstrap.means(np.column_stack([gaps, squares]))
         areas = _resampled_areas(confidence, correct == 0, bootstrap)
         aurc_low, aurc_high = bootstrap.ends(areas)
-        ece_low, ece_high = bootstrap.ends(np.abs(means[:, :BINS]).sum(axis=1))
+        ece_low, ece_high = _without_bias(ece, np.abs(means[:, :BINS]).sum(axis=1), bootstrap)
         brier_low, brier_high = bootstrap.ends(means[:, BINS])
     return Calibration(
         n,
         1 - float(correct.mean()),
         float(confidence.mean()),
-        float(np.abs(gaps.sum(axis=0)).sum() / n),
+        ece,
         ece_low,
         ece_high,
         float(squares.mean()),
@@ -364,6 +367,21 @@ def calibration(rows: pd.DataFrame, bootstrap: Bootstrap) -> Calibration | None:
         aurc_low,
         aurc_high,
     )
+
+
+def _without_bias(ece: float, draws: FloatArray, bootstrap: Bootstrap) -> Interval:
+    """The interval of an expected calibration error from its resampled values `draws`.
+
+    Noise in a bin increases the error, and that of a resample again, so that percentiles of the
+    resamples are too high: for a calibrated model, 95 of 100 such intervals can be above the true
+    error. With b = mean(draws) - ece, the resamples of calibrated bins with normal noise of standard
+    deviation s exceed their true error by sqrt(2) m, m = E|N(0, s)|, and b = (sqrt(2) - 1) m. The
+    lower end is lowered by sqrt(2) m = (2 + sqrt(2)) b, the upper end only by b, because bins that
+    are not calibrated have a smaller bias.
+    """
+    low, high = bootstrap.ends(draws)
+    bias = max(0.0, float(draws.mean()) - ece)
+    return Interval(max(0.0, min(ece, low - (2 + math.sqrt(2)) * bias)), max(ece, high - bias))
 
 
 @dataclass(frozen=True)

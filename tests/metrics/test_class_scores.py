@@ -261,8 +261,22 @@ def test_the_intervals_are_those_of_a_plain_bootstrap():
     scores = calibration(frame, BOOTSTRAP)
     assert (scores.brier_low, scores.brier_high) == pytest.approx(ends, abs=0.004)
     theirs = [calibration(frame.iloc[t], Bootstrap(0, draws=2)).ece for t in taken[:200]]
-    ends = np.percentile(theirs, [2.5, 97.5])
+    low, high = np.percentile(theirs, [2.5, 97.5])
+    bias = np.mean(theirs) - scores.ece
+    ends = (max(0, low - 3.414 * bias), high - bias)
     assert (scores.ece_low, scores.ece_high) == pytest.approx(ends, abs=0.015)
+
+
+@pytest.mark.parametrize("shift", [0, 0.05])
+def test_intervals_of_calibration_errors_contain_the_true_and_the_printed_error(shift):
+    generator, covered = np.random.default_rng(0), 0
+    for _ in range(20):
+        confidence = generator.beta(2, 2, 200)
+        right = generator.random(200) < confidence - shift
+        scores = calibration(confident_rows(confidence, right), BOOTSTRAP)
+        assert scores.ece_low <= scores.ece <= scores.ece_high
+        covered += scores.ece_low <= shift <= scores.ece_high
+    assert covered >= 15  # of 20; percentiles of the resamples contain it in none or one
 
 
 def test_a_probability_that_is_no_number_has_no_calibration():
