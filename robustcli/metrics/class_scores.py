@@ -374,8 +374,8 @@ def _without_bias(ece: float, draws: FloatArray, bootstrap: Bootstrap) -> Interv
 
     Noise in a bin increases the error, and that of a resample again, so that percentiles of the
     resamples are too high: for a calibrated model, 95 of 100 such intervals can be above the true
-    error. With b = mean(draws) - ece, the resamples of calibrated bins with normal noise of standard
-    deviation s exceed their true error by sqrt(2) m, m = E|N(0, s)|, and b = (sqrt(2) - 1) m. The
+    error. With b = mean(draws) - ece, resamples of calibrated bins with normal noise of standard
+    deviation s exceed the true error by sqrt(2) m, m = E|N(0, s)|, and b = (sqrt(2) - 1) m. The
     lower end is lowered by sqrt(2) m = (2 + sqrt(2)) b, the upper end only by b, because bins that
     are not calibrated have a smaller bias.
     """

@@ -46,6 +46,7 @@ from robustcli.reports.numbers import (
     is_missing,
     percent,
     percent_range,
+    some_of,
 )
 from robustcli.reports.pages import Page, grid, in_ascii, to_csv, to_json
 from robustcli.reports.scoring import (
@@ -53,6 +54,7 @@ from robustcli.reports.scoring import (
     TOP1,
     Extremes,
     Measure,
+    best_and_worst,
     extremes,
 )
 from robustcli.reports.statistics import (
@@ -633,18 +635,21 @@ def _summary(table: pd.DataFrame, model: str, layout: TableLayout) -> str:
     rows = table[table["model"] == model]
     clean = rows[rows["transform"] == "identity"]
     parts = [f"{layout.show_clean(row)} (identity)" for _, row in clean.iterrows()]
-    ends = extremes(rows, by=layout.measure)
+    ends = best_and_worst(rows, layout.measure)
     if ends.worst:
-        parts.append(f"best {_cell(rows, *ends.best[0], layout)}")
-        parts.append(f"worst {_cell(rows, *ends.worst[0], layout)}")
-    else:  # a single transform is neither best nor worst
-        parts += [_cell(rows, *cell, layout) for cell in ends.best[:1]]
+        parts.append(f"best {_cells(rows, ends.best, layout)}")
+        parts.append(f"worst {_cells(rows, ends.worst, layout)}")
+    elif ends.best:  # a single transform, or equal ones, are neither best nor worst
+        parts.append(_cells(rows, ends.best, layout))
     return f"{model}: {', '.join(parts)}"
 
 
-def _cell(rows: pd.DataFrame, transform: str, severity: int, layout: TableLayout) -> str:
+def _cells(rows: pd.DataFrame, cells: list[tuple[str, int]], layout: TableLayout) -> str:
+    """The names of transforms with the same score, and the score."""
+    transform, severity = cells[0]
     row = rows[(rows["transform"] == transform) & (rows["severity"] == severity)].iloc[0]
-    return f"{cell_label(transform, severity)} {layout.measure.value(row)}{layout.unit}"
+    names = some_of([cell_label(*cell) for cell in cells])
+    return f"{names} {layout.measure.value(row)}{layout.unit}"
 
 
 def evaluation_summary(findings: Findings) -> str:

@@ -46,11 +46,11 @@ from robustcli.metrics.severity_scores import (
 )
 from robustcli.metrics.verdicts import ModelRows
 from robustcli.reports.numbers import (
-    MISSING,
     cell_label,
     decimal,
     fraction,
     is_missing,
+    some_of,
     thousands,
     with_range,
 )
@@ -60,7 +60,7 @@ from robustcli.reports.scoring import (
     SCORINGS,
     Measure,
     Scoring,
-    extremes,
+    best_and_worst,
     mean_over_transforms,
     representatives,
 )
@@ -102,18 +102,18 @@ class TransformRows:
 
 @dataclass(frozen=True)
 class ModelEnds:
-    """The rows of a model's best and worst transform, and its clean and mean score.
+    """The rows of a model's best and worst transforms, and its clean and mean score.
 
     Args:
-        best: The row with the highest score; None without transforms.
-        worst: The row with the lowest score; None if fewer than two transforms were measured.
+        best: The rows with the highest score; empty without transforms.
+        worst: The rows with the lowest score; empty if all transforms have the same score.
         clean: The score on clean images.
         mean: The mean over transforms; of several severities, their mean counts.
         n: Largest number of images in a row.
     """
 
-    best: TableRow | None
-    worst: TableRow | None
+    best: list[TableRow]
+    worst: list[TableRow]
     clean: float | None
     mean: float
     n: int
@@ -324,14 +324,14 @@ class Findings:
         return self.table[self.table["model"] == name].reset_index(drop=True)
 
     def ends(self, model: str, measure: Measure) -> ModelEnds:
-        """The best and the worst transform of a model by `measure`."""
+        """The best and the worst transforms of a model by `measure`."""
         table = self.of_model(model)
         rows = {(row["transform"], row["severity"]): row for row in records(table)}
-        cells = extremes(table, most=1, by=measure)
+        cells = best_and_worst(table, measure)
         clean = table.loc[table["transform"] == "identity", measure.column]
         return ModelEnds(
-            next((rows[cell] for cell in cells.best), None),
-            next((rows[cell] for cell in cells.worst), None),
+            [rows[cell] for cell in cells.best],
+            [rows[cell] for cell in cells.worst],
             float(clean.iloc[0]) if len(clean) else None,
             mean_over_transforms(table, measure),
             int(table["n"].max()),
@@ -431,17 +431,18 @@ class ClassLine:
 
 @dataclass(frozen=True)
 class WorstClass:
-    """The class with the lowest dice in a cell; `clean` is its dice on the clean images."""
+    """The classes with the lowest dice in a cell; `clean` is their dice on the clean images."""
 
-    name: str
+    names: tuple[str, ...]
     dice: float
-    clean: float | None
+    clean: NDArray[np.float64] | None
 
     @property
     def words(self) -> str:
-        """The class with its dice, as text of a table cell."""
-        clean = MISSING if self.clean is None else fraction(self.clean)
-        return f"{self.name}: {fraction(self.dice)} (clean {clean})"
+        """The classes with their dice, as text of a table cell."""
+        ends = [None] if self.clean is None else [self.clean.min(), self.clean.max()]
+        clean = " to ".join(dict.fromkeys(map(fraction, ends)))
+        return f"{some_of(self.names)}: {fraction(self.dice)} (clean {clean})"
 
 
 @dataclass(frozen=True)
@@ -477,14 +478,15 @@ class ClassFindings:
         return [] if rows is None or rows.empty else list(self._lines(model, CLEAN_CELL, rows))
 
     def worst(self, model: str, cell: tuple[str, int]) -> WorstClass | None:
-        """The class with the lowest dice of `model` in `cell`; None without rows."""
+        """The classes with the lowest dice of `model` in `cell`; None without rows."""
         rows, clean = self.rows[model].get(cell), self.rows[model].get(CLEAN_CELL)
         if rows is None or rows.empty:
             return None
         dice = class_dice(rows)
-        place = int(dice.argmin())
-        known = None if clean is None or clean.empty else float(class_dice(clean)[place])
-        return WorstClass(self.names[place], float(dice[place]), known)
+        lowest = np.flatnonzero(dice == dice.min())
+        known = None if clean is None or clean.empty else class_dice(clean)[lowest]
+        names = tuple(self.names[place] for place in lowest)
+        return WorstClass(names, float(dice.min()), known)
 
     def dice_by_cell(self, model: str) -> dict[tuple[str, int], NDArray[np.float64]]:
         """The dice of each class, for each cell of `model` that has rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 EN_DASH = "\N{EN DASH}"
 MISSING = EN_DASH
@@ -171,6 +172,14 @@ def is_missing(value: float | None) -> bool:
 def cell_label(transform: str, severity: int) -> str:
     """The name of a cell: the transform's name, and its severity if it has one."""
     return f"{transform}, severity {severity}" if severity else transform
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The names in a sentence: `a`, `a and b`, `a, b and c`, `a, b, c and 4 others`."""
+    listed = list(names)
+    if len(listed) > most + 1:
+        listed = [*listed[:most], f"{len(listed) - most} others"]
+    return " and ".join([part for part in (", ".join(listed[:-1]), *listed[-1:]) if part])
 
 
 def _without_minus_zero(text: str) -> str:

@@ -417,6 +417,19 @@ def mean_over_transforms(table: pd.DataFrame, by: Measure) -> float:
     return float("nan" if rows[by.column].isna().any() else by_transform.mean())
 
 
+def best_and_worst(table: pd.DataFrame, by: Measure) -> Extremes:
+    """All transforms of one model with the highest and with the lowest measure, in their order.
+
+    No transform is in the worst list if all have the same value.
+    """
+    rows = representatives(table).dropna(subset=[by.column])
+    scores = rows[by.column]
+    cells = list(zip(rows["transform"].astype(str), rows["severity"].astype(int), strict=True))
+    best = [cell for cell, score in zip(cells, scores, strict=True) if score == scores.max()]
+    worst = [cell for cell, score in zip(cells, scores, strict=True) if score == scores.min()]
+    return Extremes(best, [] if len(best) == len(cells) else worst)
+
+
 def extremes(table: pd.DataFrame, most: int = EXTREMES_SHOWN, *, by: Measure = TOP1) -> Extremes:
     """The best and worst transforms by a measure, averaged over the models.
 

@@ -29,7 +29,14 @@ from robustcli.reports.figures.training_figures import (
     draw_strips,
 )
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.numbers import as_printed, fraction, fraction_range, is_missing, with_range
+from robustcli.reports.numbers import (
+    as_printed,
+    fraction,
+    fraction_range,
+    is_missing,
+    some_of,
+    with_range,
+)
 from robustcli.reports.pages import Page, grid, in_ascii, to_csv, typed_table
 from robustcli.reports.training_findings import (
     HeldOutResults,
@@ -345,32 +352,37 @@ def class_sentences(training: TrainingFindings) -> list[str]:
     """Sentences on the hardest class of a classifier; names are in backticks.
 
     The hardest class is the one with the lowest F1. It is reported as below the others only if the
-    interval of its recall is below that of all its other images together.
+    interval of its recall, adjusted for the number of classes by Bonferroni's method, is below that
+    of the images of all other classes together: the lowest of many equal classes is low by chance.
     """
     statistics = training.classes
     lines = [] if statistics is None else statistics.classes
     if statistics is None or len(lines) < 2:
         return []
+    confusion = [
+        f"Most often `{most.target}` is taken for `{most.prediction}`: "
+        f"{counted(most.clean, 'image')}."
+        for most in statistics.confusions[:1]
+    ]
     worst = min(lines, key=lambda line: line.f1)
+    tied = [line.name for line in lines if line.f1 == worst.f1]
+    if len(tied) > 1:
+        names = some_of([f"`{name}`" for name in tied])
+        return [f"The classes with the lowest F1 are {names}: {fraction(worst.f1)}.", *confusion]
     other_lines = [line for line in lines if line is not worst]
     other_recall = wilson_interval(
         sum(line.correct for line in other_lines), sum(line.n for line in other_lines)
     )
-    is_lower = worst.top1_high < other_recall.low
-    sentences = [
+    adjusted = wilson_interval(worst.correct, worst.n, 1 - 0.05 / len(lines))
+    is_lower = adjusted.high < other_recall.low
+    return [
         f"The class with the lowest F1 is `{worst.name}`: {fraction(worst.f1)}; "
         f"{worst.correct:,} of its {counted(worst.n, 'image')} are right (recall "
         f"{with_range(worst.top1, worst.top1_low, worst.top1_high)}), of all others "
         f"{fraction_range(other_recall.low, other_recall.high, ' to ')}"
-        f"{'' if is_lower else ': intervals that overlap, so it may be chance'}."
+        f"{'' if is_lower else f': the lowest of {len(lines)} classes may be so by chance'}.",
+        *confusion,
     ]
-    if statistics.confusions:
-        most = statistics.confusions[0]
-        sentences.append(
-            f"Most often `{most.target}` is taken for `{most.prediction}`: "
-            f"{counted(most.clean, 'image')}."
-        )
-    return sentences
 
 
 def _headline(training: TrainingFindings) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from robustcli.reports.findings import WorstClass
 from robustcli.reports.finetuning_page import columns
 from robustcli.reports.scoring import (
     DICE,
     SCORINGS,
     TOP1,
     Scoring,
+    best_and_worst,
     extremes,
     mean_over_transforms,
     most_frequent,
@@ -96,6 +99,14 @@ def test_best_and_worst_by_the_mean_over_models_without_identity() -> None:
     assert [name for name, _ in extreme.worst] == ["t0", "t1", "t2", "t3"]
 
 
+def test_all_transforms_with_the_best_or_the_worst_score_are_named() -> None:
+    rows = table({("identity", 0): 1.0, ("a", 0): 0.5, ("b", 0): 0.7, ("c", 0): 0.7, ("d", 0): 0.5})
+    ends = best_and_worst(rows, TOP1)
+    assert (ends.best, ends.worst) == ([("b", 0), ("c", 0)], [("a", 0), ("d", 0)])
+    same = best_and_worst(rows.assign(top1=0.0), TOP1)
+    assert (len(same.best), same.worst) == (4, [])
+
+
 @pytest.mark.parametrize(("count", "best", "worst"), [(0, 0, 0), (1, 1, 0), (2, 1, 1), (7, 4, 3)])
 def test_few_transforms_are_shared_out_without_repetition(
     count: int, best: int, worst: int
@@ -131,3 +142,12 @@ def test_a_transform_that_a_model_lacks_is_not_ranked() -> None:
 def test_segmenters_are_ranked_by_dice() -> None:
     rows = table({("blur", 0): 0.5, ("snow", 0): 0.9}).assign(dice=[0.8, 0.3])
     assert extremes(rows, by=DICE).best == [("blur", 0)]
+
+
+def test_all_worst_classes_are_named() -> None:
+    assert (
+        WorstClass(("a", "b"), 0.0, np.array([0.5, 0.9])).words
+        == "a and b: 0.000 (clean 0.500 to 0.900)"
+    )
+    many = WorstClass(tuple("abcde"), 0.0, None)
+    assert many.words == "a, b, c and 2 others: 0.000 (clean \N{EN DASH})"
