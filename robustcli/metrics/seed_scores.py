@@ -186,8 +186,8 @@ def unit_scores(task: TaskName, rows: Sequence[pd.DataFrame]) -> FloatArray | No
 class SeedDifference:
     """The mean of differences paired by seed, with a paired t test over `seeds` seeds.
 
-    `low` and `high` are its 95 % interval and `p` is two-sided; all are None for one seed, and if
-    all differences are equal.
+    `low` and `high` are its 95 % interval in [-1, 1] and `p` is two-sided; all are None for one
+    seed, and if all differences are equal.
     """
 
     seeds: int
@@ -215,7 +215,8 @@ def seed_difference(first: Sequence[float], second: Sequence[float]) -> SeedDiff
 
     error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
     p = 2 * float(stdtr(len(differences) - 1, -abs(mean) / error))
-    return SeedDifference(len(differences), mean, interval.low, interval.high, p)
+    low, high = max(-1.0, interval.low), min(1.0, interval.high)
+    return SeedDifference(len(differences), mean, low, high, p)
 
 
 def reproduction(published: float, over_seeds: Interval | None) -> Reproduction:
