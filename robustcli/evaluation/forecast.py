@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
-from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.fetching import is_here
+from robustcli.adapters.foreign import foreign_kind
+from robustcli.adapters.load import names_run, resolve
 from robustcli.adapters.model import Model
 from robustcli.core.errors import RobustError
 from robustcli.core.listener import Listener
@@ -135,7 +136,8 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
     plan = _plan(evaluation)
     pieces = plan.missing()
     missing = sum(piece.forwards for piece in pieces)
-    per_image = _seconds_per_image(evaluation) if missing else 0.0
+    models = _trial_models(evaluation) if missing else {}
+    per_image = _seconds_per_image(evaluation, models) if missing else 0.0
     pool = evaluation.data.pool.images
     return Forecast(
         out=str(evaluation.run),
@@ -146,7 +148,7 @@ def forecast(config: EvalConfig, listener: Listener) -> Forecast:
         models=list(plan.models),
         predictions=plan.forwards,
         predictions_there=plan.forwards - missing,
-        download_bytes=_download(config),
+        download_bytes=_download(evaluation, models),
         seconds=per_image * len(plan.images) * missing / max(1, plan.forwards),
         precision=precision_of(evaluation) if config.quick else None,
         pool_images=pool,
@@ -173,7 +175,7 @@ def announce_quick(evaluation: Evaluation, listener: Listener) -> None:
     plan = _plan(evaluation)
     missing = sum(piece.forwards for piece in plan.missing())
     if missing:
-        per_image = _seconds_per_image(evaluation)
+        per_image = _seconds_per_image(evaluation, _trial_models(evaluation))
         quick = per_image * images * missing / max(1, plan.forwards)
         listener.say(
             f"The evaluation will take about {_duration(quick)} on this machine (estimated from a "
@@ -223,22 +225,32 @@ def _plan(evaluation: Evaluation) -> EvaluationPlan:
     return EvaluationPlan(Store(run), items, cells, evaluation.names, tuple(measured), size)
 
 
-def _download(config: EvalConfig) -> int:
-    """Number of bytes to download; weights given by the user are not downloaded."""
-    entries = [CATALOGUE.get(request.name) for request in config.models if not request.weights]
-    return sum(
-        _BYTES_PER_PARAMETER * entry.parameters
-        for entry in entries
-        if entry is not None
-        and (entry.on_timms_hub or entry.weights_url is not None)
-        and not is_here(entry)
-    )
+def _trial_models(evaluation: Evaluation) -> dict[str, Model]:
+    """Models with the costs of those of the run, in the same order, without downloads."""
+    task = evaluation.task
+    return evaluation.ready(task.trial_model(request) for request in evaluation.config.models)
 
 
-def _seconds_per_image(evaluation: Evaluation) -> float:
-    """Estimated seconds per image for all cells and models, from a trial."""
+def _download(evaluation: Evaluation, trial_models: Mapping[str, Model]) -> int:
+    """Number of bytes of the official weights that are not on this machine.
+
+    The catalogue lacks the sizes of most networks of timm: those of `trial_models` are counted.
+    """
+    size = 0
+    for request, name in zip(evaluation.config.models, evaluation.names, strict=True):
+        no_official = request.weights or request.untrained or names_run(request.name)
+        if no_official or foreign_kind(request) is not None:
+            continue
+        entry, trial = resolve(request.name), trial_models.get(name)
+        if (entry.on_timms_hub or entry.weights_url is not None) and not is_here(entry):
+            parameters = trial.facts.parameters if trial is not None else entry.parameters
+            size += _BYTES_PER_PARAMETER * parameters
+    return size
+
+
+def _seconds_per_image(evaluation: Evaluation, models: Mapping[str, Model]) -> float:
+    """Estimated seconds per image for all cells and `models`, from a trial."""
     task, dataset = evaluation.task, evaluation.data.record
-    models = evaluation.ready(task.trial_model(request) for request in evaluation.config.models)
     trial = _trial(evaluation, models)
     predicting = len(evaluation.cells) * sum(
         _prediction_seconds(task.predictor(m, dataset), trial) for m in models.values()

@@ -127,7 +127,7 @@ def test_a_dry_run_announces_the_tasks_of_the_run(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: int, apply_at: Any
 ) -> None:
     small_blocks(monkeypatch, 8)
-    monkeypatch.setattr("robustcli.evaluation.forecast._seconds_per_image", lambda _: 0.0)
+    monkeypatch.setattr("robustcli.evaluation.forecast._seconds_per_image", lambda *_: 0.0)
     settings = config(photos, tmp_path / "run", *NAMES, apply_at=apply_at)
 
     def announced(**changes: Any) -> tuple[int, int]:

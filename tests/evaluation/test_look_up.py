@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from robustcli import create_model
@@ -17,8 +18,10 @@ from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.load import resolve
 from robustcli.adapters.training_run import ClassifierHeader, write_weights
 from robustcli.core.errors import UsageError
+from robustcli.core.listener import Silent
 from robustcli.data.labels import read_label_space
 from robustcli.evaluation import evaluate
+from robustcli.evaluation import forecast as forecasts
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.look_up import called, distinct_names, task_of
 from robustcli.evaluation.record import read_record
@@ -209,3 +212,22 @@ def test_a_second_run_of_the_same_name_joins_a_finished_evaluation(tmp_path):
     assert (
         not Store(run).rows("b/seed-0", CLEAN, "cls")["probability"].equals(before["probability"])
     )
+
+
+def test_a_forecast_counts_downloads_by_any_spelling(tmp_path, monkeypatch):
+    """Names of timm are not in the catalogue; untrained networks are not downloaded."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("ROBUST_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(forecasts, "_seconds_per_image", lambda *_: 0.0)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "photos" / "n01440764_tench.png")
+
+    def megabytes(name: str, **changes: object) -> float:
+        models = (ModelRequest(name, **changes),)  # type: ignore[arg-type]
+        settings = config(tmp_path / "photos", tmp_path / "run", models=models)
+        return forecasts.forecast(settings, Silent()).download_bytes / 1e6
+
+    assert megabytes("test_resnet.r160_in1k") == pytest.approx(1.87, abs=0.01)
+    monkeypatch.setattr(forecasts, "_trial_models", lambda _: {})  # sizes of the catalogue
+    assert megabytes("Vim_T") == pytest.approx(28.6, abs=0.1)
+    assert megabytes("vim-t", untrained=True) == 0
