@@ -89,6 +89,13 @@ def start_method() -> Literal["fork", "spawn"]:
     return "fork" if sys.platform == "linux" else "spawn"
 
 
+def may_start_processes() -> bool:
+    """Whether this process may start others; a process of `multiprocessing.Pool` may not."""
+    from multiprocessing import current_process  # slow; not needed by `robust --help`
+
+    return not current_process().daemon
+
+
 def _affinity() -> int:
     counted = getattr(os, "process_cpu_count", None)  # Python 3.13 and later
     if counted is not None:

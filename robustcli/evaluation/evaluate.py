@@ -26,7 +26,7 @@ import torch
 from robustcli.adapters.model import Model
 from robustcli.core.errors import RobustError, RunError, located
 from robustcli.core.listener import Listener, Silent
-from robustcli.core.machine import usable_cores, versions
+from robustcli.core.machine import may_start_processes, usable_cores, versions
 from robustcli.core.names import counted
 from robustcli.core.ranks import Ranks
 from robustcli.core.rundir import has_record
@@ -534,6 +534,8 @@ def loader_workers(config: EvalConfig, device: torch.device, processes: int) -> 
     """Number of loader workers per process; few on the CPU, where models need most cores."""
     if config.workers is not None:
         return config.workers
+    if not may_start_processes():
+        return 0
     cores = usable_cores() // processes
     return max(1, cores // 4) if device.type == "cpu" else max(1, min(8, cores - 1))
 

@@ -28,7 +28,7 @@ from robustcli.adapters.memory import free_cached, is_out_of_memory
 from robustcli.core.errors import RunError, UsageError, first_line
 from robustcli.core.io import replacing, write_text
 from robustcli.core.listener import Listener
-from robustcli.core.machine import start_method, usable_cores
+from robustcli.core.machine import may_start_processes, start_method, usable_cores
 from robustcli.core.ranks import ranks
 from robustcli.core.seeds import identity_seed
 from robustcli.core.signals import interruptible, was_interrupted
@@ -400,7 +400,7 @@ def default_workers(device: torch.device) -> int:
 
     0 if processes are not forked, because each process would copy the images.
     """
-    if device.type != "cuda" or start_method() != "fork":
+    if device.type != "cuda" or start_method() != "fork" or not may_start_processes():
         return 0
     return min(DEFAULT_WORKERS, max(1, usable_cores() - 1))
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from multiprocessing import current_process
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.look_up import distinct_names
 from robustcli.evaluation.record import read_record, read_sessions
 from robustcli.evaluation.store import Store
+from robustcli.training.trainer import default_workers
 from robustcli.transforms.base import Cell
 from tests.evaluation.photos import PICO, config, make_photos
 
@@ -86,6 +88,13 @@ def test_the_same_command_again_computes_nothing(photos, tmp_path, monkeypatch):
     before = contents(run_evaluation(settings))
     monkeypatch.setattr(evaluate, "batch_stream", None)  # an error if anything is computed
     assert contents(run_evaluation(settings)) == before
+
+
+def test_a_process_that_may_not_start_others_evaluates_without_them(photos, tmp_path, monkeypatch):
+    """As those of `multiprocessing.Pool`."""
+    monkeypatch.setitem(current_process()._config, "daemon", True)
+    assert run_evaluation(config(photos, tmp_path / "run", workers=None, limit=4))
+    assert default_workers(torch.device("cuda")) == 0
 
 
 def test_adding_a_transform_computes_only_that(photos, tmp_path, monkeypatch):
