@@ -42,6 +42,11 @@ _TYPES: dict[str, Any] = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64
 }  # fmt: skip
 _SHOWN = 5  # names in a message
+_GPU = "CUDAExecutionProvider"
+_NO_GPU = (
+    "onnxruntime cannot use the GPU, so `{}` runs on the CPU: install `onnxruntime-gpu` instead of "
+    "`onnxruntime`, in a version for the installed CUDA and cuDNN."
+)
 
 
 @dataclass(frozen=True)
@@ -401,7 +406,7 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self.path, self.runtime = path, runtime
         self.sessions: dict[str, Any] = {}
-        session = self._session("cpu")
+        session = self._session(torch.device("cpu"))
         inputs = session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _TYPES:
             described = "; ".join(f"`{node.name}` {node.type} {node.shape}" for node in inputs)
@@ -435,27 +440,28 @@ class OnnxNetwork(nn.Module):
         array = np.ascontiguousarray(
             values.detach().cpu().numpy().astype(self.value_type, copy=False)
         )
-        (answer,) = self._session(images.device.type).run(self.outputs[:1], {self.name: array})
+        (answer,) = self._session(images.device).run(self.outputs[:1], {self.name: array})
         if answer.ndim == 4 and self.last:
             answer = np.moveaxis(answer, 3, 1)
         return torch.from_numpy(np.ascontiguousarray(answer)).float().to(images.device)
 
-    def _session(self, device: str) -> Any:
-        """The session for a device type; uses the GPU if onnxruntime supports it."""
-        available = self.runtime.get_available_providers()
-        gpu = ["CUDAExecutionProvider"] if device == "cuda" else []
-        providers = [
-            *(provider for provider in gpu if provider in available),
-            "CPUExecutionProvider",
-        ]
-        if providers[0] not in self.sessions:
+    def _session(self, device: torch.device) -> Any:
+        """The session for a device; warns if onnxruntime cannot use that GPU."""
+        place = str(device) if device.type == "cuda" else "cpu"
+        if place not in self.sessions:
             options = self.runtime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             options.log_severity_level = 3  # errors only: warnings concern the exporter
-            self.sessions[providers[0]] = self.runtime.InferenceSession(
-                str(self.path), options, providers=providers
+            on_gpu = device.type == "cuda" and _GPU in self.runtime.get_available_providers()
+            gpu = [(_GPU, {"device_id": device.index or 0})] if on_gpu else []
+            session = self.runtime.InferenceSession(
+                str(self.path), options, providers=[*gpu, "CPUExecutionProvider"]
             )
-        return self.sessions[providers[0]]
+            # A provider that cannot be started, for example without its cuDNN, is left out.
+            if device.type == "cuda" and _GPU not in session.get_providers():
+                warnings.warn(_NO_GPU.format(self.path), RuntimeWarning, stacklevel=2)
+            self.sessions[place] = session
+        return self.sessions[place]
 
 
 def _fixed(length: object) -> int | None:

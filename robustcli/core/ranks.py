@@ -91,6 +91,38 @@ def ranks() -> Ranks:
     return Ranks() if launcher is None else _READERS[launcher]()
 
 
+def gpu_index(place: Ranks, visible: int) -> int:
+    """Index of the GPU of a process among the `visible` ones of its environment.
+
+    It is the local rank, or 0 if the launcher makes only its own GPU visible to each process, as
+    `srun --gpus-per-task` and `--gpu-bind` do. The index may be too large: if fewer GPUs than
+    processes are visible without such a setting, the processes would share them.
+    """
+    env, rank = os.environ, place.local_rank
+    if visible >= place.local_world:
+        return rank
+    of_machine = env.get("SLURM_GPUS_ON_NODE", "")
+    bound_by_slurm = _launcher() == "SLURM" and (
+        "SLURM_GPUS_PER_TASK" in env
+        or "gpu" in env.get("SLURM_TRES_PER_TASK", "")
+        or (of_machine.isdecimal() and int(of_machine) >= place.local_world)
+    )
+    named = env.get("CUDA_VISIBLE_DEVICES", "").strip()  # by a script around each process
+    bound_by_name = named == str(rank) or ("," not in named and named.startswith(("GPU-", "MIG-")))
+    return 0 if visible and (bound_by_slurm or bound_by_name) else rank
+
+
+def share_of_cores(usable: int, processes: int) -> int:
+    """The number of the `usable` cores for one of several `processes` on this machine, at least 1.
+
+    SLURM may bind each task to its own cores (`--cpus-per-task`). Then fewer cores than the job has
+    on the machine are usable, and they are not shared.
+    """
+    of_job = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    bound = of_job.isdecimal() and usable < int(of_job) and _launcher() == "SLURM"
+    return usable if bound else max(1, usable // processes)
+
+
 def is_first_process() -> bool:
     """Whether this is process 0, which writes messages; also True for a misconfigured launcher."""
     try:

@@ -9,7 +9,7 @@ import torch
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import counted
-from robustcli.core.ranks import Ranks
+from robustcli.core.ranks import Ranks, gpu_index
 from robustcli.evaluation.record import DeviceUse
 
 SAMPLE_SECONDS = 0.5
@@ -57,7 +57,7 @@ def _device_of_rank(device: torch.device, place: Ranks) -> torch.device:
     if device.type == "cpu":
         return device
     if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", place.local_rank)
+        return torch.device("cuda", gpu_index(place, torch.cuda.device_count()))
     raise UsageError(
         f"`--device {device}` selects one device for {place.local_world} processes.",
         "Each process needs a separate device.",

@@ -28,7 +28,7 @@ from robustcli.core.errors import RobustError, RunError, located
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import may_start_processes, usable_cores, versions
 from robustcli.core.names import counted
-from robustcli.core.ranks import Ranks
+from robustcli.core.ranks import Ranks, share_of_cores
 from robustcli.core.rundir import has_record
 from robustcli.core.watchdog import Watchdog
 from robustcli.core.working_copy import helping, take_in
@@ -536,7 +536,7 @@ def loader_workers(config: EvalConfig, device: torch.device, processes: int) -> 
         return config.workers
     if not may_start_processes():
         return 0
-    cores = usable_cores() // processes
+    cores = share_of_cores(usable_cores(), processes)
     return max(1, cores // 4) if device.type == "cpu" else max(1, min(8, cores - 1))
 
 

@@ -244,8 +244,11 @@ def _executor(settings: SlurmSettings, folder: Path) -> Any:
             "Run the command on a login node; `--slurm cluster=local` tests it with processes on "
             "this machine.",
         ) from error
+    parameters = dict(settings.parameters)
+    if "cpus_per_task" in parameters:  # since SLURM 22.05, srun does not inherit it from sbatch
+        parameters["slurm_srun_args"] = [f"--cpus-per-task={parameters['cpus_per_task']}"]
     try:
-        executor.update_parameters(name="robust", **settings.parameters)
+        executor.update_parameters(name="robust", **parameters)
     except (ValueError, NameError, AssertionError) as error:
         raise UsageError("submitit rejected `--slurm`.", str(error), "Change the value.") from error
     return executor
@@ -316,13 +319,15 @@ class SlurmSettings:
             f"{option_names[name]}={value}" for name, value in self.parameters.items()
             if name not in ("gpus_per_node", "timeout_min", "slurm_array_parallelism")
         ]  # fmt: skip
+        if "cpus_per_task" not in self.parameters:
+            shown.append("cpus: SLURM's default, often one core")
         at_once = self.parameters.get("slurm_array_parallelism", self.array)
         device = "a GPU" if self.parameters["gpus_per_node"] else "processor cores"
         return (
             f"a SLURM job array of {_counted(self.array, 'task', 'tasks')}, at most "
             f"{min(at_once, self.array)} at the same time, each on {device} for at most "
             f"{_counted(self.parameters['timeout_min'], 'minute', 'minutes')} before it is requeued"
-            + (f" ({', '.join(shown)})" if shown else "")
+            f" ({', '.join(shown)})"
         )
 
 

@@ -11,7 +11,7 @@ import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -185,6 +185,14 @@ class Batch(Generic[InputsT]):
     inputs: InputsT
     measures: dict[str, list[Measures]]
     unreadable: list[tuple[str, str]]
+
+    def pin_memory(self) -> Batch[InputsT]:
+        """The batch with the tensors of `inputs` in page-locked memory, if the inputs have any.
+
+        torch's DataLoader calls this method; it leaves other objects without it unpinned.
+        """
+        pinned = getattr(self.inputs, "pin_memory", None)
+        return self if pinned is None else replace(self, inputs=pinned())
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,10 @@ class Views:
     also: list[tuple[int, ...]]
     views: dict[str, Tensor]
 
+    def pin_memory(self) -> Views:
+        """These inputs with the images in page-locked memory, for fast copies to a GPU."""
+        return replace(self, views={name: view.pin_memory() for name, view in self.views.items()})
+
 
 @dataclass(frozen=True)
 class ViewPreparation(Preparation[Pixels, Views]):

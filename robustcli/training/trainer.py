@@ -29,7 +29,7 @@ from robustcli.core.errors import RunError, UsageError, first_line
 from robustcli.core.io import replacing, write_text
 from robustcli.core.listener import Listener
 from robustcli.core.machine import may_start_processes, start_method, usable_cores
-from robustcli.core.ranks import ranks
+from robustcli.core.ranks import ranks, share_of_cores
 from robustcli.core.seeds import identity_seed
 from robustcli.core.signals import interruptible, was_interrupted
 from robustcli.evaluation.device import choose_device
@@ -395,14 +395,15 @@ def _ending_by_interrupt(trainer: pl.Trainer) -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def default_workers(device: torch.device) -> int:
-    """Default number of loader processes; only a GPU outpaces a single process with cached images.
+def default_workers(device: torch.device, processes: int = 1) -> int:
+    """Default number of loader processes for each of the `processes` on this machine.
 
-    0 if processes are not forked, because each process would copy the images.
+    Only a GPU outpaces a single process with cached images. 0 if processes are not forked, because
+    each process would copy the images.
     """
     if device.type != "cuda" or start_method() != "fork" or not may_start_processes():
         return 0
-    return min(DEFAULT_WORKERS, max(1, usable_cores() - 1))
+    return min(DEFAULT_WORKERS, max(1, share_of_cores(usable_cores(), processes) - 1))
 
 
 @dataclass(frozen=True)

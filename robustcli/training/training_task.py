@@ -124,10 +124,9 @@ class TrainPlan(TrainInputs):
     def batch_settings(self, *, ignores: bool = False) -> BatchSettings:
         """Settings of the loaders; `ignores`: whether masks contain pixels to ignore."""
         device, workers = self.machine.device, self.config.workers
-        return BatchSettings(
-            self.config.seed, default_workers(device) if workers is None else workers,
-            device.type == "cuda", self.least, ignores,
-        )  # fmt: skip
+        if workers is None:
+            workers = default_workers(device, self.machine.devices)
+        return BatchSettings(self.config.seed, workers, device.type == "cuda", self.least, ignores)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,6 +187,45 @@ def test_memory_and_torchscript_and_onnx_answer_alike(tmp_path: Path, network: S
     assert by_name["memory"].parameters == by_name["script"].parameters == expected
     # the exporter folds the normalisation into the convolution
     assert 0 < by_name["fixed"].parameters <= expected
+
+
+class _Runtime:
+    """Stands in for onnxruntime on a machine with two GPUs."""
+
+    SessionOptions = staticmethod(SimpleNamespace)
+
+    def __init__(self, *, starts: bool) -> None:
+        self.starts, self.asked, self.InferenceSession = starts, [], self._started
+
+    @staticmethod
+    def get_available_providers() -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def _started(self, _path: str, _options: object, providers: list[Any]) -> object:
+        self.asked.append(providers)
+        active = [p if isinstance(p, str) else p[0] for p in providers]
+        node = SimpleNamespace(name="x", type="tensor(float)", shape=["n", 3, 32, 32])
+        return SimpleNamespace(
+            get_inputs=lambda: [node], get_outputs=lambda: [node],
+            get_providers=lambda: active if self.starts else ["CPUExecutionProvider"],
+        )  # fmt: skip
+
+
+def test_an_onnx_file_runs_on_the_gpu_of_its_process(tmp_path: Path) -> None:
+    runtime = _Runtime(starts=True)
+    network = OnnxNetwork(tmp_path / "net.onnx", runtime)
+    for name in ("cuda:1", "cuda:0", "cuda:1"):
+        network._session(torch.device(name))
+    gpus = [[("CUDAExecutionProvider", {"device_id": n}), "CPUExecutionProvider"] for n in (1, 0)]
+    assert runtime.asked == [["CPUExecutionProvider"], *gpus]
+
+
+def test_an_onnx_file_that_cannot_use_the_gpu_says_so(tmp_path: Path) -> None:
+    network = OnnxNetwork(tmp_path / "net.onnx", _Runtime(starts=False))
+    with pytest.warns(
+        RuntimeWarning, match=r"cannot use the GPU, so `.*net\.onnx` runs on the CPU"
+    ):
+        network._session(torch.device("cuda:0"))
 
 
 def test_vmamba_pico_is_the_same_by_name_in_memory_and_as_torchscript(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch.distributed import TCPStore
 
 from robustcli.core import ranks as subject
 from robustcli.core.errors import MachineError, RunError, UsageError
-from robustcli.core.ranks import Ranks, as_single_process, ranks
+from robustcli.core.ranks import Ranks, as_single_process, ranks, share_of_cores
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TORCHRUN = {
@@ -209,3 +209,21 @@ def test_nobody_waits_for_ever_for_a_process_of_an_attempt_before(base: TCPStore
     assert "missing 2" in str(first)
     assert isinstance(second, RunError)
     assert "process 1 of 3 waited" in str(second).lower()
+
+
+@pytest.mark.parametrize(
+    ("variables", "usable", "expected"),
+    [
+        ({}, 16, 4),
+        (SRUN | {"SLURM_CPUS_ON_NODE": "16"}, 16, 4),  # all tasks may use all cores of the job
+        (SRUN | {"SLURM_CPUS_ON_NODE": "32"}, 8, 8),  # the task is bound to its cores
+        ({"SLURM_CPUS_ON_NODE": "32"}, 8, 2),  # torchrun or --devices inside a job
+        ({}, 2, 1),
+    ],
+)
+def test_cores_that_slurm_binds_to_a_task_are_not_divided(
+    variables: dict[str, str], usable: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert share_of_cores(usable, 4) == expected

@@ -1,11 +1,14 @@
 """Choice of the device and errors for devices that the machine lacks."""
 
+import os
+
 import pytest
 import torch
 
 from robustcli.adapters.model import ModelFacts
 from robustcli.core.errors import UsageError
 from robustcli.core.names import counted
+from robustcli.core.ranks import Ranks
 from robustcli.evaluation.device import DeviceMonitor, choose_device, device_name
 from robustcli.tasks.base import facts_record
 
@@ -45,6 +48,40 @@ def test_gpus_that_are_missing(monkeypatch):
     assert choose_device("cuda:0") == torch.device("cuda:0")
     with pytest.raises(UsageError, match="finds 1 CUDA devices"):
         choose_device("cuda:1")
+
+
+SLURM = {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7", "SLURM_PROCID": "3"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "visible", "expected"),
+    [
+        ({}, 4, "cuda:3"),
+        ({**SLURM, "SLURM_GPUS_PER_TASK": "1"}, 4, "cuda:3"),  # a SLURM that does not bind
+        ({**SLURM, "SLURM_GPUS_PER_TASK": "1"}, 1, "cuda:0"),
+        ({**SLURM, "SLURM_TRES_PER_TASK": "cpu=8,gres/gpu=2"}, 2, "cuda:0"),
+        ({**SLURM, "SLURM_GPUS_ON_NODE": "4"}, 1, "cuda:0"),  # --gpu-bind=single:1
+        ({"CUDA_VISIBLE_DEVICES": "3"}, 1, "cuda:0"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-6b1e"}, 1, "cuda:0"),
+        ({**SLURM, "SLURM_GPUS_ON_NODE": "1"}, 1, None),  # four tasks would share one GPU
+        ({"CUDA_VISIBLE_DEVICES": "0"}, 1, None),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-6b1e,GPU-77aa"}, 2, None),
+        ({"CUDA_VISIBLE_DEVICES": "3"}, 0, None),
+    ],
+)
+def test_a_launcher_may_show_each_process_only_its_gpu(variables, visible, expected, monkeypatch):
+    for name in [n for n in os.environ if n.startswith(("SLURM_", "CUDA_VISIBLE"))]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    place = Ranks(3, 4, 3, 4)
+    if expected is None:
+        with pytest.raises(UsageError, match="not available for process 3 of 4"):
+            choose_device("cuda", place)
+    else:
+        assert choose_device("cuda", place) == torch.device(expected)
 
 
 @pytest.mark.parametrize(

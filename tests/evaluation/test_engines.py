@@ -209,7 +209,12 @@ def test_the_job_array_in_words() -> None:
     text = {"partition": "gpu", "time": "1:30:00", "array": "16", "parallel": "4"}
     assert read_settings(text, "auto").in_words() == (
         "a SLURM job array of 16 tasks, at most 4 at the same time, each on a GPU for at most 90 "
-        "minutes before it is requeued (partition=gpu)"
+        "minutes before it is requeued (partition=gpu, cpus: SLURM's default, often one core)"
+    )
+    assert (
+        read_settings({**text, "cpus": "8"}, "auto")
+        .in_words()
+        .endswith("requeued (partition=gpu, cpus=8)")
     )
     local = read_settings({"cluster": "local", "array": "2"}, "cpu")
     assert local.in_words() == "2 processes of this machine, without SLURM"

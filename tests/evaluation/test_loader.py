@@ -12,6 +12,7 @@ from multiprocessing.context import ForkProcess
 
 import numpy as np
 import pytest
+import torch
 from skimage.metrics import peak_signal_noise_ratio
 from torch.utils.data import dataloader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -50,6 +51,18 @@ def digests(stream) -> dict[tuple[str, str], tuple[str, bytes, bytes]]:
 
 
 NAMES = ("affine", "cutout", "multiply_per_channel", "piecewise_affine", "fast_snowy_landscape")
+
+
+def test_the_images_of_a_batch_are_in_page_locked_memory_for_a_gpu(index, tmp_path, monkeypatch):
+    """Torch's DataLoader pins only what it knows and what has a method `pin_memory`."""
+    pinned = []
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone()
+    )
+    batch = next(iter(source(index, tmp_path, "affine", batch_size=3)))
+    views = batch.pin_memory().inputs.views
+    assert [id(v) for v in pinned] == [id(v) for v in batch.inputs.views.values()]
+    assert all(torch.equal(views[name], view) for name, view in batch.inputs.views.items())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -197,7 +198,7 @@ def test_slurms_commands_compute_the_rows_of_one_process(
     slurm: dict[str, str],
 ) -> None:
     run, state = tmp_path / "run", Path(slurm["STATE"])
-    settings = "partition=gpu,time=1:00:00,array=3,gpus=0,mem=4"
+    settings = "partition=gpu,time=1:00:00,array=3,gpus=0,mem=4,cpus=2"
     process = robust_eval(photos, run, plugin, settings, slurm)
     wait_for_rows(run, process)
     preempted = workers(run)[0]
@@ -209,6 +210,8 @@ def test_slurms_commands_compute_the_rows_of_one_process(
     script = (state / "1000.sh").read_text()
     for line in ("--partition=gpu", "--time=60", "--array=0-2", "--mem=4GB"):
         assert line in script, script
+    # Since SLURM 22.05, srun does not inherit the number of cores from sbatch.
+    assert re.search("^srun .*--cpus-per-task=2 ", script, re.MULTILINE), script
 
 
 def test_the_same_command_waits_for_the_jobs_of_a_killed_one(
