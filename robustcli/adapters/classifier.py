@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustcli.adapters.model import (
-    AUTOCAST,
     ModelFacts,
     Precision,
     Trial,
@@ -20,6 +19,7 @@ from robustcli.adapters.model import (
     check_probabilities,
     first_pass,
     made_up_image,
+    number_format,
 )
 from robustcli.adapters.preprocessing import Preprocessing
 
@@ -101,8 +101,7 @@ class Classifier:
 
     def _output(self, views: Tensor) -> Any:
         images = self.normalised(views.to(self.device, non_blocking=True))
-        autocast = AUTOCAST.get(self.precision)
-        with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+        with number_format(self.device, self.precision):
             return self.network(images)
 
     def predict(

@@ -453,7 +453,7 @@ class OnnxNetwork(nn.Module):
             options.intra_op_num_threads = torch.get_num_threads()
             options.log_severity_level = 3  # errors only: warnings concern the exporter
             on_gpu = device.type == "cuda" and _GPU in self.runtime.get_available_providers()
-            gpu = [(_GPU, {"device_id": device.index or 0})] if on_gpu else []
+            gpu = [(_GPU, {"device_id": device.index or 0, "use_tf32": 0})] if on_gpu else []
             session = self.runtime.InferenceSession(
                 str(self.path), options, providers=[*gpu, "CPUExecutionProvider"]
             )

@@ -33,6 +33,33 @@ GREY_NOTE = "`{}` has one input channel: images are converted to greyscale (luma
 """Announcement for a model with greyscale input."""
 
 
+@contextmanager
+def number_format(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Context of forward passes: autocast for bf16 and fp16, full float32 for fp32.
+
+    By default, torch rounds the operands of float32 convolutions to TF32 (10 bits of mantissa) on
+    NVIDIA GPUs, so that predictions would differ from those of other devices.
+    """
+    autocast = AUTOCAST.get(precision)
+    with torch.autocast(device.type, autocast, enabled=autocast is not None), _without_tf32():
+        yield
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    try:
+        before = cudnn.allow_tf32, matmul.allow_tf32
+    except RuntimeError:  # the caller has chosen by torch's newer settings, `fp32_precision`
+        yield
+        return
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
 def needs_contiguous(network: nn.Module) -> bool:
     """Whether `network` has a layer that needs contiguous images (`CONTIGUOUS_ONLY`)."""
     return any(isinstance(layer, CONTIGUOUS_ONLY) for layer in network.modules())

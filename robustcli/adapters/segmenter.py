@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from robustcli.adapters.memory import free_cached, is_out_of_memory
 from robustcli.adapters.model import (
-    AUTOCAST,
     ModelFacts,
     Precision,
     Trial,
@@ -27,6 +26,7 @@ from robustcli.adapters.model import (
     first_pass,
     made_up_image,
     needs_contiguous,
+    number_format,
 )
 from robustcli.adapters.preprocessing import check_side, grey
 from robustcli.adapters.training_run import WeightsHeader
@@ -528,8 +528,7 @@ class Segmenter:
                 images.
         """
         images = self.normalised(pixels)
-        autocast = AUTOCAST.get(self.precision)
-        with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+        with number_format(self.device, self.precision):
             return raw_output(network or self._scores, images, len(self.classes)).float()
 
 

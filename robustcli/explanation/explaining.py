@@ -27,7 +27,7 @@ from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.foreign import foreign_kind
 from robustcli.adapters.load import load
 from robustcli.adapters.memory import BatchLimit
-from robustcli.adapters.model import made_up_image, needs_contiguous
+from robustcli.adapters.model import made_up_image, needs_contiguous, number_format
 from robustcli.adapters.segmenter import Segmenter, is_probability, raw_output
 from robustcli.core.errors import RunError, UsageError
 from robustcli.core.listener import Listener, Silent
@@ -523,7 +523,8 @@ class _Work:
                     path = self._path(method, cell, made.number)
                     file = path.with_suffix(".npz").relative_to(self.inputs.run).as_posix()
                     try:
-                        rows, arrays = block.explain(method, cell, file, self.listener.advance)
+                        with number_format(self.inputs.device, "fp32"):
+                            rows, arrays = block.explain(method, cell, file, self.listener.advance)
                     except (RunError, UsageError) as error:
                         # Also of a method that only this photo shows not to fit the network.
                         failures.append(RunError(error.what, error.why, error.todo))

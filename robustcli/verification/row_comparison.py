@@ -36,8 +36,8 @@ class Tolerance:
     """The largest allowed difference between a recomputed and a stored prediction.
 
     For classifiers `value` is a difference of probabilities, for segmenters a share of the pixels
-    of an image. On GPUs, fp32 convolutions may use TF32 (10 bits of mantissa), and the algorithms
-    differ between GPUs; between CPUs, only the order of summation differs.
+    of an image. Between CPUs, only the order of summation differs. Algorithms differ between GPUs,
+    and runs of versions before 0.1.0 may have fp32 convolutions in TF32 (10 bits of mantissa).
     """
 
     value: float

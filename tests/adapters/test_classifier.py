@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +64,44 @@ def by_hand(network: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
         out: Tensor = network(normalize(images.double() / 255, MEAN, STD).float())
     return out
+
+
+@pytest.fixture
+def high_precision() -> Iterator[None]:
+    """The setting of a caller who allows TF32 for matrix products."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.usefixtures("high_precision")
+def test_fp32_is_not_rounded_to_tf32_on_nvidia_gpus(precision: Precision) -> None:
+    """Torch's default for float32 convolutions."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    seen = []
+    model = classifier(precision=precision)
+    model.network.register_forward_hook(
+        lambda *_: seen.append((cudnn.allow_tf32, matmul.allow_tf32))
+    )
+    assert (cudnn.allow_tf32, matmul.allow_tf32) == (True, True)
+    model.logits(views())
+    assert seen == [(False, False)]
+    assert (cudnn.allow_tf32, matmul.allow_tf32) == (True, True)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="since torch 2.9"
+)
+def test_a_callers_newer_settings_of_tf32_are_kept() -> None:
+    matmul: Any = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        assert classifier().logits(views()).shape == (6, 10)
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_logits_are_those_of_the_normalised_images() -> None:

@@ -216,7 +216,8 @@ def test_an_onnx_file_runs_on_the_gpu_of_its_process(tmp_path: Path) -> None:
     network = OnnxNetwork(tmp_path / "net.onnx", runtime)
     for name in ("cuda:1", "cuda:0", "cuda:1"):
         network._session(torch.device(name))
-    gpus = [[("CUDAExecutionProvider", {"device_id": n}), "CPUExecutionProvider"] for n in (1, 0)]
+    options = [{"device_id": number, "use_tf32": 0} for number in (1, 0)]
+    gpus = [[("CUDAExecutionProvider", o), "CPUExecutionProvider"] for o in options]
     assert runtime.asked == [["CPUExecutionProvider"], *gpus]
 
 

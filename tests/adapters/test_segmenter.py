@@ -307,6 +307,18 @@ def segmenter(network: nn.Module, window: int = 64, **changes: object) -> Segmen
     return Segmenter(network.eval(), preprocessing, FACTS)
 
 
+def test_fp32_is_not_rounded_to_tf32_on_nvidia_gpus() -> None:
+    class Asked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return x[:, :1]
+
+    seen: list[bool] = []
+    segmenter(Asked()).predict(images([(64, 64)]))
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize("classes", [0, 2])
 def test_an_image_without_probabilities_has_no_mask(classes: int) -> None:
     class Overflowing(nn.Module):
