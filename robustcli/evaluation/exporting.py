@@ -32,6 +32,7 @@ from robustcli.adapters.exported import (
 )
 from robustcli.adapters.foreign import foreign_kind
 from robustcli.adapters.load import answers_in, entry_of, header_for, load
+from robustcli.adapters.memory import is_out_of_memory
 from robustcli.adapters.networks import is_trainable
 from robustcli.adapters.segmenter import (
     MaskPreprocessing,
@@ -41,11 +42,11 @@ from robustcli.adapters.segmenter import (
     native_window,
 )
 from robustcli.core.arguments import Positive
-from robustcli.core.errors import RunError, UsageError
+from robustcli.core.errors import RunError, UsageError, first_line
 from robustcli.core.io import replacing
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import installed_version, versions
-from robustcli.core.names import file_name
+from robustcli.core.names import counted, file_name
 from robustcli.data.decode import decode
 from robustcli.data.download import file_sha256
 from robustcli.data.sources import Classes, Masks, open_dataset
@@ -367,7 +368,7 @@ def _graphs(
         try:
             write_graph(wrapped, export_format, path, options, model.facts.name)
             network = _read(export_format, path, model.facts.name)
-            rows = tuple(_parity(model, network, *named) for named in expected)
+            rows = tuple(_parity(model, network, export_format, *named) for named in expected)
             _check_parity(rows, export_format, model.facts.name)
         except RunError as failure:
             failures.append(failure)
@@ -427,11 +428,13 @@ def _photos(classifies: bool) -> tuple[str, list[Pixels]]:
 
 
 def _parity(
-    model: Classifier | Segmenter, network: nn.Module, name: str,
+    model: Classifier | Segmenter, network: nn.Module, export_format: ExportFormat, name: str,
     batches: Sequence[tuple[Tensor, Tensor]],
 ) -> ParityRow:  # fmt: skip
     with torch.inference_mode():
-        answers = torch.cat([_answer(network, batch) for batch, _ in batches]).float()
+        answers = torch.cat(
+            [_answer(network, batch, export_format, model.facts.name) for batch, _ in batches]
+        ).float()
     expected = torch.cat([scores for _, scores in batches]).float()
     if answers.shape != expected.shape:
         raise RunError(
@@ -452,8 +455,21 @@ def _parity(
     )
 
 
-def _answer(network: nn.Module, batch: Tensor) -> Tensor:
-    answer: Tensor = network(batch)
+def _answer(network: nn.Module, batch: Tensor, export_format: ExportFormat, name: str) -> Tensor:
+    try:
+        answer: Tensor = network(batch)
+    except MemoryError:
+        raise
+    except Exception as error:  # each engine has its own classes of exceptions
+        if is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"`{name}` cannot be exported to {export_format}.",
+            f"{FORMATS[export_format].engine} cannot run the file with "
+            f"{counted(len(batch), 'image')}: {first_line(error)}",
+            "Try another `--format`, or `--fixed-batch` if the network uses the number of images "
+            "in its computation.",
+        ) from error
     return answer
 
 

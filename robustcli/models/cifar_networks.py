@@ -207,7 +207,7 @@ class ViT(_Classifier):
     def forward_features(self, x: Tensor) -> Tensor:
         """The normalised tokens, (B, N + 1, D)."""
         patches = self.to_patch_embedding(x)
-        class_token = self.cls_token.to(patches.dtype).expand(len(patches), -1, -1)
+        class_token = self.cls_token.to(patches.dtype).expand(patches.shape[0], -1, -1)
         tokens: Tensor = self.transformer(torch.cat((class_token, patches), 1) + self.pos_embedding)
         return tokens
 

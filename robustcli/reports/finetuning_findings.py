@@ -588,8 +588,8 @@ def _count(finetuning: FinetuningFindings) -> list[str]:
     return [
         f"By count, freezing saves {decimal(flops, 2)} % of the convolutions and matrix products "
         f"of a training step and {decimal(memory, 2)} % of the optimizer's memory. The forward "
-        "pass is unchanged, and gradients still pass through frozen layers to trainable layers "
-        "before them."
+        "pass is unchanged, and gradients still pass through frozen layers that follow a trainable "
+        "layer."
     ]
 
 

@@ -290,6 +290,21 @@ def test_a_network_that_cannot_be_traced(tmp_path: Path):
         )  # fmt: skip
 
 
+def test_a_file_for_one_number_of_images_is_answered_with_the_option_for_it(tmp_path: Path):
+    class Counting(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3)).repeat(1, 2)[:, :4] + torch.zeros(len(x), 4)
+
+    settings: dict[str, Any] = {
+        "formats": "torchscript", "classes": list("abcd"), "preprocessing": {"crop": 16},
+    }  # fmt: skip
+    with pytest.raises(RunError, match=r"(?s)cannot be exported.*with 3 images.*`--fixed-batch`"):
+        robustcli.export(Counting(), out=tmp_path, **settings)
+    assert list(tmp_path.iterdir()) == []
+    (file,) = robustcli.export(Counting(), out=tmp_path, dynamic_batch=False, **settings)
+    assert file.sidecar.input.shape[0] == 1
+
+
 def test_what_is_refused(classifier_file: Exported, tmp_path: Path, monkeypatch: Any):
     with pytest.raises(UsageError, match="already an exported file"):
         exported(ModelRequest(str(classifier_file.path)), tmp_path)

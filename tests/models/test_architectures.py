@@ -146,7 +146,7 @@ def test_each_axis_is_checked_against_its_own_step(height, width):
 NAMES = [name for name in golden.SMALL if name not in ("vmamba-pico", "umambabot")]
 SLOW = ("vmamba-t-v0", "vim-t", "vim-t-plus", "ulvm_v3", "ulvm_v4")
 # Tracing takes seconds; these have both scans, each kind of Mamba block, and convolutions.
-TRACED = ("vim", "umamba", "vmunet")
+TRACED = ("vim", "umamba", "vmunet", "vit")
 
 
 def _cases(quick):
@@ -171,9 +171,11 @@ def test_compiles_and_exports_whole_without_changing_the_result(case):
     expected = network(x)
     torch.compiler.reset()
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
-    exported = torch.export.export(network, (x,)).module()
+    any_batch = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(network, (x,), dynamic_shapes=any_batch).module()
     for traced in (compiled, exported):
         assert torch.allclose(traced(x), expected, atol=1e-4)
+    assert torch.allclose(exported(x[:1]), expected[:1], atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
