@@ -60,13 +60,8 @@ def is_here(entry: ModelEntry) -> bool:
     return os.access(local_path(entry), os.R_OK)
 
 
-def official_weights(entry: ModelEntry, *, offline: bool) -> Path:
-    """The official weights file of `entry`, downloaded if necessary.
-
-    Raises:
-        UsageError: The file is missing and cannot be downloaded; the message has address, file
-            and option.
-    """
+def check_published(entry: ModelEntry) -> None:
+    """Raises UsageError if `entry` has no official weights."""
     if entry.weights_url is None and entry.asset is None:
         raise UsageError(
             f"`{entry.name}` has no published weights.",
@@ -75,6 +70,16 @@ def official_weights(entry: ModelEntry, *, offline: bool) -> Path:
             "the run, or pass weights with `--weights FILE`; `--untrained` uses the network with "
             "random weights.",
         )
+
+
+def official_weights(entry: ModelEntry, *, offline: bool) -> Path:
+    """The official weights file of `entry`, downloaded if necessary.
+
+    Raises:
+        UsageError: The file is missing and cannot be downloaded; the message has address, file
+            and option.
+    """
+    check_published(entry)
     path = local_path(entry)
     if path.is_file() or entry.weights_url is None:
         return path

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from robustcli.adapters import smp_library, timm_library
 from robustcli.adapters.catalogue import CATALOGUE, ModelEntry, ModelRequest
 from robustcli.adapters.classifier import Classifier
-from robustcli.adapters.fetching import local_path, official_weights, state_digest
+from robustcli.adapters.fetching import (
+    check_published,
+    local_path,
+    official_weights,
+    state_digest,
+)
 from robustcli.adapters.foreign import foreign_kind, open_foreign, sidecar_of
 from robustcli.adapters.model import GREY_NOTE, ModelFacts
 from robustcli.adapters.networks import BUILDERS, is_trainable, own_preprocessing
@@ -260,6 +265,20 @@ def header_for(request: ModelRequest) -> Header | None:
         return None if sidecar is None else sidecar.header
     path = weights_path(request)
     return None if path is None else header_beside(weights_in(path))
+
+
+def check_has_weights(request: ModelRequest, entry: ModelEntry) -> None:
+    """Raises UsageError if `request` names a network without weights, before data are read.
+
+    Args:
+        request: The model.
+        entry: Its catalogue entry, `entry_of(request)`.
+    """
+    named = request.weights is not None or names_run(request.name)
+    if named or request.untrained or foreign_kind(request) is not None or not is_trainable(entry):
+        return
+    if BUILDERS[entry.builder].download is None or entry.asset is not None:
+        check_published(entry)
 
 
 def _find_weights(entry: ModelEntry, request: ModelRequest, *, offline: bool) -> _Weights | None:

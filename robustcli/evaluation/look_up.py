@@ -14,7 +14,7 @@ from robustcli.adapters.catalogue import ModelEntry, ModelRequest
 from robustcli.adapters.checkpoint import read_weights
 from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.foreign import foreign_kind
-from robustcli.adapters.load import entry_of, names_run
+from robustcli.adapters.load import check_has_weights, entry_of, names_run
 from robustcli.adapters.model import Model
 from robustcli.adapters.training_run import WEIGHTS
 from robustcli.core.errors import UsageError
@@ -105,6 +105,8 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     published = find_published(config.published)
     cells = resolve_transforms(config.transforms, config.severities, config.plugins, published)
     entries = [entry_of(request, offline=config.offline) for request in config.models]
+    for request, entry in zip(config.models, entries, strict=True):
+        check_has_weights(request, entry)
     usual_names = tuple(entry.name for entry in entries)
     names = distinct_names(config.models, usual_names)
     task = task_of(entries)

@@ -21,9 +21,13 @@ from robustcli.core.errors import UsageError
 from robustcli.core.listener import Silent
 from robustcli.data.labels import read_label_space
 from robustcli.evaluation import evaluate
+<<<<<<< HEAD
 from robustcli.evaluation import forecast as forecasts
+=======
+from robustcli.evaluation.config import EvalConfig
+>>>>>>> 70a487b2 (A dry run refuses networks that have no weights, as the command does)
 from robustcli.evaluation.evaluate import run_evaluation
-from robustcli.evaluation.look_up import called, distinct_names, task_of
+from robustcli.evaluation.look_up import called, distinct_names, look_up, task_of
 from robustcli.evaluation.record import read_record
 from robustcli.evaluation.store import Store
 from robustcli.tasks.classification import ClassificationTask
@@ -31,7 +35,7 @@ from robustcli.tasks.record import ModelRecord
 from robustcli.tasks.segmentation import SegmentationTask
 from robustcli.transforms.base import CLEAN
 from tests.evaluation.photos import CROP32, config, make_photos
-from tests.training.runs import TINY_VMAMBA
+from tests.training.runs import TINY_VMAMBA, Recorder
 
 
 def test_the_models_determine_the_task():
@@ -48,6 +52,14 @@ def test_both_in_one_run_are_refused(names):
     assert (
         "`vmamba-pico` needs images with classes, and `unet` needs images with masks" in e.value.why
     )
+
+
+@pytest.mark.parametrize("name", ["vim", "cifar-resnet18", "ulvm", "smp:Unet/resnet18"])
+def test_a_network_without_weights_is_refused_before_the_data_are_read(name):
+    # Also by `--dry-run`, and by `robust explain`.
+    asked = EvalConfig((ModelRequest(name),), ("crop",), "no-such-folder")
+    with pytest.raises(UsageError, match=f"`{name}` has no published weights"):
+        look_up(asked, Recorder())
 
 
 def runs(*places: str) -> list[ModelRequest]:
