@@ -21,11 +21,8 @@ from robustcli.core.errors import UsageError
 from robustcli.core.listener import Silent
 from robustcli.data.labels import read_label_space
 from robustcli.evaluation import evaluate
-<<<<<<< HEAD
 from robustcli.evaluation import forecast as forecasts
-=======
 from robustcli.evaluation.config import EvalConfig
->>>>>>> 70a487b2 (A dry run refuses networks that have no weights, as the command does)
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.look_up import called, distinct_names, look_up, task_of
 from robustcli.evaluation.record import read_record

@@ -10,6 +10,7 @@ from robustcli.core.errors import UsageError
 from robustcli.models.scan.base import CROSS
 from robustcli.models.vmamba import (
     SS2D,
+    VARIANTS,
     Mixing,
     PatchMerging,
     VMambaConfig,
@@ -213,7 +214,17 @@ def test_starts_as_mamba_starts():
     assert torch.allclose(mixer.A_logs.exp()[5], torch.arange(1.0, 17))
     assert bool((mixer.Ds == 1).all())
     assert float(mixer.in_proj.weight.std()) == pytest.approx(0.02, rel=0.1)
-    assert float(mixer.dt_projs_weight.abs().max()) <= 4**-0.5
+    assert float(mixer.dt_projs_weight.abs().max()) == pytest.approx(4**-0.5, rel=0.01)
+    assert float(mixer.x_proj_weight.abs().max()) == pytest.approx(128**-0.5, rel=0.01)
+
+
+def test_drop_path_is_that_of_the_published_trainings():
+    rates = {name: config.drop_path for name, config in VARIANTS.items() if name != "vmamba-pico"}
+    assert rates == {
+        "vmamba-t-v0": 0.2, "vmamba-s-v0": 0.3, "vmamba-b-v0": 0.6,
+        "vmamba-t-s2l5": 0.2, "vmamba-s-s2l15": 0.3, "vmamba-b-s2l15": 0.6,
+        "vmamba-t-s1l8": 0.2, "vmamba-s-s1l20": 0.3, "vmamba-b-s1l20": 0.5,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -60,6 +60,14 @@ def test_drop_path_rises_to_the_bottleneck_and_falls_after_it():
     assert up == pytest.approx([0.2 * i / 6 for i in range(6, -1, -1)])
 
 
+def test_starts_as_upstream_starts():
+    torch.manual_seed(0)
+    network = build("vmunet", dim=32, depths=(1, 1), depths_decoder=(1, 1)).vmunet
+    for linear in (network.layers[0].downsample.reduction, network.final_up.expand):
+        assert float(linear.weight.std()) == pytest.approx(0.02, rel=0.1)
+        assert float(linear.weight.abs().max()) > 0.05  # normal, not uniform
+
+
 def test_an_odd_size_is_refused():
     with pytest.raises(
         UsageError, match=r"(?s)224 x 230 pixels, which the network.*multiples of 32"
