@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -75,6 +77,17 @@ def device_name(device: torch.device) -> str:
         return str(torch.cuda.get_device_name(device))
     machine = platform.processor() or platform.machine()
     return f"{device.type} ({machine}, {counted(torch.get_num_threads(), 'thread')})"
+
+
+@contextmanager
+def as_current(device: torch.device) -> Iterator[None]:
+    """Makes a GPU torch's current device for the context; does nothing for other devices.
+
+    The threads and libraries that do not know `device` use the current one. With the default, GPU
+    0, each process would occupy several hundred megabytes of its memory.
+    """
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield
 
 
 class DeviceMonitor:

@@ -35,7 +35,7 @@ from robustcli.core.working_copy import helping, take_in
 from robustcli.data.dataset import reasons_in_lines
 from robustcli.data.decode import UnreadableImage
 from robustcli.evaluation.config import EvalConfig
-from robustcli.evaluation.device import DeviceMonitor, device_name
+from robustcli.evaluation.device import DeviceMonitor, as_current, device_name
 from robustcli.evaluation.distributed import (
     Group,
     check_ranks_agree,
@@ -391,7 +391,7 @@ def _compute(
     tolerated = _tolerated(config, record.dataset.images)
     runner = Runner(store, source, predictors, schema, listener, tolerated, check, announce)
     started, clock = datetime.now(UTC), time.perf_counter()
-    with DeviceMonitor(device) as monitor:
+    with as_current(device), DeviceMonitor(device) as monitor:
         try:
             runner.run(loader_workers(config, device, place.local_world), pin=device.type == "cuda")
         finally:

@@ -1,6 +1,7 @@
 """Choice of the device and errors for devices that the machine lacks."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from robustcli.adapters.model import ModelFacts
 from robustcli.core.errors import UsageError
 from robustcli.core.names import counted
 from robustcli.core.ranks import Ranks
-from robustcli.evaluation.device import DeviceMonitor, choose_device, device_name
+from robustcli.evaluation.device import DeviceMonitor, as_current, choose_device, device_name
 from robustcli.tasks.base import facts_record
 
 
@@ -90,6 +91,16 @@ def test_a_launcher_may_show_each_process_only_its_gpu(variables, visible, expec
 def test_names_that_are_no_device(name, message):
     with pytest.raises(UsageError, match=f"`--device {name}`.*{message}"):
         choose_device(name)
+
+
+def test_threads_without_a_device_use_the_gpu_of_the_process(monkeypatch):
+    """The thread that pins batches would otherwise occupy memory of GPU 0 in every process."""
+    used = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(used.append(device)))
+    for device in (torch.device("cpu"), torch.device("cuda", 3)):
+        with as_current(device):
+            pass
+    assert used == [torch.device("cuda", 3)]
 
 
 def test_the_cpu_is_described_with_its_threads_and_not_measured():
