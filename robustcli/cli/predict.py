@@ -162,9 +162,11 @@ def _write_masks(
 def _segmenter(request: ModelRequest, values: dict[str, Any], listener: Listener) -> Segmenter:
     from robustcli.adapters.load import load
     from robustcli.data.mask_classes import network_class_names
-    from robustcli.evaluation.device import choose_device
+    from robustcli.evaluation.device import choose_device, unused_gpu
 
     device = choose_device(values["device"])
+    if note := unused_gpu(values["device"], device):
+        listener.say(note)
     loaded = load(request, "seg", offline=values["offline"]).to(device, values["precision"])
     classes = network_class_names(values["mask_classes"])
     if classes:
@@ -188,11 +190,13 @@ def _label(
     request: ModelRequest, places: Sequence[Path], values: dict[str, Any], listener: Listener
 ) -> tuple[Classifier, Labelling]:
     from robustcli.adapters.load import load
-    from robustcli.evaluation.device import choose_device
+    from robustcli.evaluation.device import choose_device, unused_gpu
     from robustcli.evaluation.prediction import classes_of, label_photos, list_photos
 
     photos = list_photos(places, listener.say)[: values["limit"]]
     device = choose_device(values["device"])
+    if note := unused_gpu(values["device"], device):
+        listener.say(note)
     model = load(request, "cls", offline=values["offline"]).to(device, values["precision"])
     model.try_out()
     _announce(model, listener, "labels")

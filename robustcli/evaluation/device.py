@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 from collections.abc import Iterator
@@ -69,6 +70,40 @@ def _device_of_rank(device: torch.device, place: Ranks) -> torch.device:
 
 def _has_mps() -> bool:
     return torch.backends.mps.is_available()
+
+
+def unused_gpu(option: str, device: torch.device) -> str | None:
+    """A message if `--device auto` selected the CPU of a machine that has an NVIDIA GPU, else None.
+
+    The driver lists GPUs that torch cannot use: for a torch without CUDA, or with a newer CUDA.
+    """
+    if option != "auto" or device.type != "cpu":
+        return None
+    found = gpu_without_torch()
+    return None if found is None else f"{found} The CPU is used; `--device cpu` omits this message."
+
+
+def gpu_without_torch() -> str | None:
+    """The GPU of this machine that torch cannot use, why, and what to do; None without one."""
+    import pynvml
+
+    if torch.cuda.is_available() or os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return None
+    try:
+        pynvml.nvmlInit()
+        if not pynvml.nvmlDeviceGetCount():
+            return None
+        name = str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)))
+        newest = pynvml.nvmlSystemGetCudaDriverVersion()  # 12040 for CUDA 12.4
+    except pynvml.NVMLError:
+        return None
+    if torch.version.cuda is None:
+        reason = "was built without CUDA: install a build with CUDA (https://pytorch.org)"
+    else:
+        driver = f"the driver supports CUDA {newest // 1000}.{newest % 1000 // 10}"
+        reason = f"needs CUDA {torch.version.cuda}, and {driver}: update the driver, or install a "
+        reason += "torch for this CUDA (https://pytorch.org)"
+    return f"torch {torch.__version__} cannot use the GPU of this machine ({name}). It {reason}."
 
 
 def device_name(device: torch.device) -> str:

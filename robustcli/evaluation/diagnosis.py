@@ -19,6 +19,7 @@ from robustcli.adapters.fetching import is_here
 from robustcli.core.errors import RobustError
 from robustcli.core.machine import installed_version, versions
 from robustcli.data.named_datasets import data_home
+from robustcli.evaluation.device import gpu_without_torch
 from robustcli.models.scan import cpu
 from robustcli.models.scan.base import Broken
 from robustcli.models.scan.dispatch import BACKENDS, SCANS, choose_backend, reason_off, worst_error
@@ -104,7 +105,9 @@ def _devices() -> Iterator[Check]:
     for index in range(torch.cuda.device_count()):
         yield Check(f"cuda:{index}", "ok", torch.cuda.get_device_name(index))
     if not torch.cuda.is_available():
-        yield Check("cuda", "off", f"torch {torch.__version__} finds no CUDA device")
+        unusable = gpu_without_torch()
+        none = f"torch {torch.__version__} finds no CUDA device"
+        yield Check("cuda", "broken" if unusable else "off", unusable or none)
     if torch.backends.mps.is_available():
         yield Check("mps", "ok", "an Apple GPU; scans are computed on the CPU and copied")
     else:

@@ -23,7 +23,7 @@ from robustcli.core.names import file_name
 from robustcli.core.ranks import Ranks
 from robustcli.core.rundir import check_folder
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
-from robustcli.evaluation.device import choose_device
+from robustcli.evaluation.device import choose_device, unused_gpu
 from robustcli.evaluation.gates import Gate, GateScope, check_gates, parse_gates
 from robustcli.evaluation.published_corruptions import bind_published, find_published
 from robustcli.evaluation.record import EVALUATION, read_record
@@ -115,6 +115,8 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     check_gates(gates, GateScope(task.name, names, cell_keys))
     config = task.with_defaults(config, listener)
     device = choose_device(config.device, place)
+    if note := unused_gpu(config.device, device):
+        listener.say(note)
     data = task.open(config, listener)
     run = config.directory(f"{data.record.digest} {data.record.contents}")
     check_folder(run)

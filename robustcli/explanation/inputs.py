@@ -27,7 +27,7 @@ from robustcli.data.dataset import Sample
 from robustcli.data.labels import LabelSpace
 from robustcli.data.splits import take
 from robustcli.evaluation.cell_table import table
-from robustcli.evaluation.device import choose_device
+from robustcli.evaluation.device import choose_device, unused_gpu
 from robustcli.evaluation.look_up import look_up
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.store import Store
@@ -187,6 +187,8 @@ def _of_run(config: ExplainConfig, run: Path, listener: Listener) -> ExplainInpu
     recorded = next(model for model in record.models if model.name == name)
     request = models.requests[record.models.index(recorded)]
     device = choose_device(config.device)
+    if note := unused_gpu(config.device, device):
+        listener.say(note)
     space = answers_in(request) if record.task == "cls" else None
     if config.class_name is not None:
         index = class_index(config.class_name, space, items.values())

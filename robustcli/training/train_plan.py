@@ -29,6 +29,7 @@ from robustcli.core.listener import Listener
 from robustcli.core.names import canonical, counted
 from robustcli.core.rundir import check_folder
 from robustcli.data.splits import take
+from robustcli.evaluation.device import unused_gpu
 from robustcli.models.ablation import no_scan, removed_parameters, scan_blocks
 from robustcli.models.architectures import ARCHITECTURES
 from robustcli.training.classifier_training import ClassifierTraining
@@ -249,6 +250,8 @@ def _check_shares(recipe: Recipe, on: Machine) -> None:
 
 def _announce(plan: TrainPlan, listener: Listener) -> None:
     config, index, splits, task = plan.config, plan.index, plan.splits, plan.task
+    if note := unused_gpu(config.device, plan.machine.device):
+        listener.say(note)
     if config.devices == "all":
         listener.say(_all_devices(plan.machine))
     if config.data is None:

@@ -3,14 +3,24 @@
 import os
 from contextlib import nullcontext
 
+import numpy as np
+import pynvml
 import pytest
 import torch
+from PIL import Image
 
 from robustcli.adapters.model import ModelFacts
+from robustcli.cli import main
 from robustcli.core.errors import UsageError
 from robustcli.core.names import counted
 from robustcli.core.ranks import Ranks
-from robustcli.evaluation.device import DeviceMonitor, as_current, choose_device, device_name
+from robustcli.evaluation.device import (
+    DeviceMonitor,
+    as_current,
+    choose_device,
+    device_name,
+    unused_gpu,
+)
 from robustcli.tasks.base import facts_record
 
 
@@ -91,6 +101,61 @@ def test_a_launcher_may_show_each_process_only_its_gpu(variables, visible, expec
 def test_names_that_are_no_device(name, message):
     with pytest.raises(UsageError, match=f"`--device {name}`.*{message}"):
         choose_device(name)
+
+
+@pytest.fixture
+def gpu_of_driver(monkeypatch):
+    """A GPU that the driver lists, for CUDA 12.4 and older."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    answers = {
+        "nvmlInit": None, "nvmlDeviceGetCount": 1, "nvmlDeviceGetHandleByIndex": None,
+        "nvmlDeviceGetName": "NVIDIA H200", "nvmlSystemGetCudaDriverVersion": 12040,
+    }  # fmt: skip
+    for name, answer in answers.items():
+        monkeypatch.setattr(pynvml, name, lambda *_, answer=answer: answer)
+
+
+@pytest.mark.usefixtures("gpu_of_driver")
+def test_a_gpu_that_torch_cannot_use_is_announced(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    message = unused_gpu("auto", cpu)
+    assert "cannot use the GPU of this machine (NVIDIA H200)" in message
+    assert "needs CUDA 13.0, and the driver supports CUDA 12.4" in message
+    assert "The CPU is used" in message
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "was built without CUDA" in unused_gpu("auto", cpu)
+    assert unused_gpu("cpu", cpu) is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
+    assert unused_gpu("auto", cpu) is None
+
+
+def test_without_an_nvidia_driver_there_is_nothing_to_announce(monkeypatch):
+    def missing():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(pynvml, "nvmlInit", missing)
+    assert unused_gpu("auto", torch.device("cpu")) is None
+
+
+@pytest.mark.usefixtures("gpu_of_driver")
+@pytest.mark.parametrize("command", ["eval", "train", "explain", "predict"])
+def test_every_command_that_computes_announces_it(command, tmp_path, capsys):
+    photo = tmp_path / "a.png"
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(photo)
+    arguments = {
+        "eval": ("eval", "--model", "resnet-pico", "--transform", "fliplr", "--dry-run"),
+        "train": ("train", "cls", "--model", "resnet-pico", "--dry-run"),
+        "explain": ("explain", "--model", "resnet-pico", "--dry-run"),
+        "predict": ("predict", "--model", "resnet-pico", str(photo)),
+    }[command]
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert ended.value.code == 0
+    printed = capsys.readouterr()
+    assert "cannot use the GPU of this machine" in printed.out + printed.err
 
 
 def test_threads_without_a_device_use_the_gpu_of_the_process(monkeypatch):
