@@ -60,6 +60,7 @@ def test_drop_path_rises_to_the_bottleneck_and_falls_after_it():
     assert up == pytest.approx([0.2 * i / 6 for i in range(6, -1, -1)])
 
 
+@torch.no_grad()
 def test_starts_as_upstream_starts():
     torch.manual_seed(0)
     network = build("vmunet", dim=32, depths=(1, 1), depths_decoder=(1, 1)).vmunet
