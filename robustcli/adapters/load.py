@@ -166,6 +166,12 @@ def resolve(name: str) -> ModelEntry:
             plain, "timm", "timm", plain, 0, None, timm_library.pretraining(plain), "see source",
             f"https://huggingface.co/timm/{plain}",
         )  # fmt: skip
+    if name.endswith(".py"):
+        raise UsageError(
+            f"`--model {name}` names a Python file, but not the network in it.",
+            "",
+            f"Add the name of a function, class or module of the file: `--model {name}:build`.",
+        )
     if "/" in name or "\\" in name or name.startswith((".", "~")):
         raise _no_run(Path(name))
     close = nearest(name, [*nearest(name, CATALOGUE), *timm_library.suggestions(name)], most=4)

@@ -146,6 +146,12 @@ def test_any_timm_name() -> None:
     assert entry.source == "https://huggingface.co/timm/resnet50.a1_in1k"
 
 
+@pytest.mark.parametrize("file", ["nets.py", "./nets.py"])
+def test_a_python_file_without_the_name_of_its_network_is_told_so(file: str) -> None:
+    with pytest.raises(UsageError, match=rf"Python file(.|\n)*`--model {file}:build`"):
+        resolve(file)
+
+
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
