@@ -352,9 +352,24 @@ def _open_files(raised: Raised) -> ErrorExplanation | None:
     )
 
 
+def _processes(raised: Raised) -> ErrorExplanation | None:
+    full_pipe = raised.says("write could not complete")  # standard output that does not block
+    if (raised.number != errno.EAGAIN or full_pipe) and not raised.says("can't start new thread"):
+        return None
+    return ErrorExplanation(
+        "The limit of processes and threads is reached.",
+        "Raise the limit (`ulimit -u`, or that of the container), or start fewer: `--workers 0`, "
+        "fewer `--devices`, `OMP_NUM_THREADS=1`.",
+    )
+
+
 _SYSTEM = {
     errno.ENOSPC: ("The disk is full", "Free some space, or use another `--out`."),
     errno.EDQUOT: ("Your disk quota is exceeded", "Free some space, or use another `--out`."),
+    errno.EFBIG: (
+        "A file is too large for the file system, or for the limit of this shell (`ulimit -f`)",
+        "Raise the limit, or use another `--out`.",
+    ),
     errno.EROFS: ("The file system is read-only", "Use another `--out`."),
     errno.EACCES: ("Permission denied", "Change the permissions, or use another path."),
     errno.EPERM: ("Permission denied", "Change the permissions, or use another path."),
@@ -486,8 +501,8 @@ def _shapes(raised: Raised) -> ErrorExplanation | None:
 
 
 _RULES: Sequence[Callable[[Raised], ErrorExplanation | None]] = (
-    _memory, _one_value, _network, _worker_ended, _open_files, _system, _device, _library,
-    _damaged, _settings, _shapes,
+    _memory, _one_value, _network, _worker_ended, _open_files, _processes, _system, _device,
+    _library, _damaged, _settings, _shapes,
 )  # fmt: skip
 
 

@@ -9,8 +9,10 @@ exactly once.
 from __future__ import annotations
 
 import signal
+import sys
+import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -165,7 +167,7 @@ class WorkerLoader(DataLoader[_T]):
         """Starts the workers; if they are persistent, only the first time."""
         if not self.num_workers or (self.persistent_workers and self._has_started):
             return super().__iter__()
-        with uninterrupted():
+        with uninterrupted(), _silent_finaliser_after_errors():
             iterator: Any = super().__iter__()
         self._has_started = True
         with suppress(TypeError):  # only Python classes can be extended
@@ -174,6 +176,18 @@ class WorkerLoader(DataLoader[_T]):
 
     def check_worker_number_rationality(self) -> None:
         """Does nothing; torch prints the same warning at creation and at the first batch."""
+
+
+@contextmanager
+def _silent_finaliser_after_errors() -> Iterator[None]:
+    """Finalises an iterator that could not start its workers, without the traceback of torch."""
+    try:
+        yield
+    except Exception as error:
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        traceback.clear_frames(error.__traceback__)  # they hold the iterator
+        sys.unraisablehook = hook
+        raise
 
 
 def _with_silent_finaliser(iterator: type[Any]) -> type[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -240,6 +241,21 @@ def test_another_size_has_no_psnr_and_the_digest_depends_on_shape_and_not_on_mem
     assert measure(CLEAN, CLEAN.reshape(17, 31, 3)).digest != measure(CLEAN, CLEAN).digest
     fortran = np.asfortranarray(CLEAN)
     assert measure(CLEAN, fortran).digest == measure(CLEAN, CLEAN).digest
+
+
+def test_the_limit_of_processes_is_the_only_error_that_is_reported(monkeypatch):
+    """The finaliser of an iterator without workers fails; Python prints its error."""
+    unraisable = []
+
+    def refuse(_):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(ForkProcess, "start", refuse)
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: unraisable.append(args.exc_value))
+    with pytest.raises(BlockingIOError):
+        iter(WorkerLoader(range(4), num_workers=2, multiprocessing_context="fork"))
+    gc.collect()
+    assert unraisable == []
 
 
 def test_a_signal_while_workers_start_takes_effect_when_all_have_started(monkeypatch):
