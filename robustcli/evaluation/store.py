@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -33,6 +34,7 @@ INPUT_SCHEMA = pa.schema(
     ]
 )
 _BLOCKS = "block-*.parquet"
+_READERS = 8  # threads: small files spend most of their time waiting for the disk
 _OF_CLASSES = tuple(name for name, _ in CLASS_COLUMNS)
 _LISTS = PREDICTION_SCHEMA.field("top5").type  # stays in Arrow: objects per row are slow
 WRITTEN = {"compression": "snappy", "use_dictionary": False}
@@ -160,7 +162,8 @@ def _chosen(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
 
 def _read(folder: Path, schema: pa.Schema, pattern: str = _BLOCKS) -> pd.DataFrame:
     names = sorted(file.name for file in folder.glob(pattern))  # sorting paths is slower
-    tables = [_read_file(folder / name, schema) for name in names]
+    with ThreadPoolExecutor(_READERS) as readers:
+        tables = list(readers.map(lambda name: _read_file(folder / name, schema), names))
     table = pa.concat_tables(tables or [schema.empty_table()])
     unused = [n for n in _OF_CLASSES if n in schema.names and table[n].null_count == len(table)]
     table = table.drop_columns(unused)

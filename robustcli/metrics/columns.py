@@ -98,7 +98,7 @@ def have_same_images(frames: Sequence[pd.DataFrame]) -> bool:
     """Whether all tables contain the same images (`image_id`), in any order."""
     first = frames[0]["image_id"]
     return all(
-        _in_same_order(first, frame["image_id"]) or set(first) == set(frame["image_id"])
+        in_same_order(first, frame["image_id"]) or set(first) == set(frame["image_id"])
         for frame in frames[1:]
     )
 
@@ -110,7 +110,7 @@ def common_images(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
         ValueError: A table contains an image twice.
     """
     last = frames[-1]["image_id"]
-    if all(_in_same_order(last, frame["image_id"]) for frame in frames) and _is_unique(last):
+    if all(in_same_order(last, frame["image_id"]) for frame in frames) and _is_unique(last):
         return list(frames)
     # Converted to Python strings, because lookups of Arrow strings are several times slower.
     indexes = [pd.Index(frame["image_id"].to_numpy(dtype=object)) for frame in frames]
@@ -130,5 +130,6 @@ def _is_unique(ids: pd.Series[str]) -> bool:
     return bool(np.all(values[1:] > values[:-1])) or ids.is_unique
 
 
-def _in_same_order(first: pd.Series[str], second: pd.Series[str]) -> bool:
+def in_same_order(first: pd.Series[str], second: pd.Series[str]) -> bool:
+    """Whether two columns `image_id` contain the same images in the same order."""
     return len(first) == len(second) and bool(np.all(first.array == second.array))

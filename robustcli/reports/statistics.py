@@ -34,7 +34,7 @@ from robustcli.metrics.class_scores import (
     is_correct,
     macro_f1_with_interval,
 )
-from robustcli.metrics.columns import PIXEL_COLUMNS
+from robustcli.metrics.columns import PIXEL_COLUMNS, in_same_order
 from robustcli.metrics.intervals import Bootstrap, Interval, wilson_interval
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.metrics.paired import smallest_p
@@ -486,7 +486,7 @@ class ClassifierStatistics(Statistics):
         frames = cells or ([] if clean is None else [clean])
         if not frames:
             return
-        everything = pd.concat(frames)
+        everything = pd.concat([rows[["target", "prediction"]] for rows in frames])
         sizes = everything["target"].value_counts()
         for line in confusions(everything, CONFUSIONS_SHOWN):
             clean_count = 0
@@ -511,24 +511,19 @@ class ClassifierStatistics(Statistics):
         frames = [rows for cells in self.rows.values() for rows in cells.values() if len(rows)]
         if not frames:
             return []
-        rows = pd.concat(frames, ignore_index=True)
-        rows["wrong"] = ~is_correct(rows)
-        by_image = rows.groupby("image_id", sort=True).agg(
-            wrong=("wrong", "sum"),
-            answers=("wrong", "size"),
-            target=("target", "first"),
-            probability=("target_probability", "mean"),
-        )
+        by_image = _answers_by_image(frames)
         by_image["share"] = by_image["wrong"] / by_image["answers"]
         order = ["share", "probability"]
         hardest = by_image[by_image["wrong"] > 0].sort_values(
             order, ascending=[False, True], kind="stable"
         )
-        return [self._hard_photo(rows, line) for line in hardest.head(PHOTOS_SHOWN).itertuples()]
+        shown = hardest.head(PHOTOS_SHOWN)
+        rows = pd.concat([rows[rows["image_id"].isin(shown.index)] for rows in frames])
+        wrong = rows.loc[~is_correct(rows), ["image_id", "prediction"]]
+        return [self._hard_photo(wrong, line) for line in shown.itertuples()]
 
-    def _hard_photo(self, rows: pd.DataFrame, line: Any) -> HardPhoto:
-        answers = rows.loc[rows["image_id"].eq(line.Index) & rows["wrong"], "prediction"]
-        called = int(answers.mode().iloc[0])
+    def _hard_photo(self, wrong: pd.DataFrame, line: Any) -> HardPhoto:
+        called = int(wrong.loc[wrong["image_id"].eq(line.Index), "prediction"].mode().iloc[0])
         names = self.class_names
         return HardPhoto(
             str(line.Index),
@@ -619,6 +614,38 @@ class ClassifierStatistics(Statistics):
 
 
 STATISTICS: Mapping[TaskName, type[Statistics]] = {"cls": ClassifierStatistics, "seg": Statistics}
+
+
+def _answers_by_image(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The numbers of `wrong` and of all `answers` of each image in `frames`, sorted by id.
+
+    Also its `target`, and the mean `probability` of the true class. Frames are added one by one: a
+    table of all rows of a large run would need several times the memory of the rows.
+    """
+    images = pd.Index(pd.concat([rows["image_id"] for rows in _distinct(frames)]).unique())
+    images = images.sort_values()
+    wrong, answers, target = np.zeros((3, len(images)), np.int64)
+    probability, ids, places = np.zeros(len(images)), pd.Series(dtype=object), np.empty(0, int)
+    for rows in reversed(frames):  # the target is that of the first frame with the image
+        if not in_same_order(ids, rows["image_id"]):
+            ids = rows["image_id"]
+            places = images.get_indexer(ids)
+        np.add.at(wrong, places, ~is_correct(rows))
+        np.add.at(answers, places, 1)
+        np.add.at(probability, places, rows["target_probability"].to_numpy(float))
+        target[places] = rows["target"]
+    columns = {"wrong": wrong, "answers": answers, "target": target}
+    return pd.DataFrame(columns | {"probability": probability / answers}, index=images)
+
+
+def _distinct(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """`frames` without those that have the same images as the one before, in the same order."""
+    pairs = zip([None, *frames[:-1]], frames, strict=True)
+    return [
+        rows
+        for before, rows in pairs
+        if before is None or not in_same_order(before["image_id"], rows["image_id"])
+    ]
 
 
 def _outcomes(rows: pd.DataFrame) -> dict[int, ClassOutcome]:

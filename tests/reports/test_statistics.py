@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from PIL import Image
 from scipy import stats
@@ -18,6 +20,7 @@ from sklearn.metrics import brier_score_loss, confusion_matrix
 
 from robustcli.adapters.catalogue import CATALOGUE, IN1K
 from robustcli.data.dataset import FileRef, contents_digest
+from robustcli.evaluation.cell_table import table_and_rows
 from robustcli.evaluation.record import EVALUATION
 from robustcli.evaluation.store import Store, write_rows
 from robustcli.metrics.columns import PREDICTION_SCHEMA
@@ -32,6 +35,7 @@ from robustcli.reports.evaluation_page import (
 from robustcli.reports.findings import Findings, read_findings
 from robustcli.reports.pages import Page
 from robustcli.reports.render import report_page
+from robustcli.reports.statistics import _answers_by_image
 from robustcli.tasks.record import ModelRecord
 from robustcli.transforms.base import Cell
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21, run_record
@@ -403,3 +407,36 @@ def test_a_run_with_unfinished_cells_is_partial_whatever_its_status(tmp_path: Pa
 def test_a_run_that_did_not_end_well_is_partial(tmp_path: Path, status: str) -> None:
     plan = RunPlan(transforms=CELLS, record={"status": status})
     assert read_findings(build_run(tmp_path, plan)).is_partial
+
+
+def test_answers_by_image_are_those_of_a_table_of_all_rows() -> None:
+    generator, frames = np.random.default_rng(0), []
+    for part in (slice(0, 30), slice(0, 30), slice(5, 40), slice(39, None, -2)):
+        numbers = np.arange(40)[part]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "image_id": [f"photo-{n:02}" for n in numbers],
+                    "target": numbers % 4,
+                    "prediction": generator.integers(4, size=len(numbers)),
+                    "target_probability": generator.random(len(numbers), np.float32),
+                }
+            )
+        )
+    rows = pd.concat(frames).assign(wrong=lambda rows: rows["prediction"] != rows["target"])
+    grouped = rows.groupby("image_id")
+    ours = _answers_by_image(frames)
+    assert list(ours.index) == sorted(set(rows["image_id"]))
+    assert list(ours["wrong"]) == list(grouped["wrong"].sum())
+    assert list(ours["answers"]) == list(grouped.size())
+    assert list(ours["target"]) == list(grouped["target"].first())
+    np.testing.assert_allclose(ours["probability"], grouped["target_probability"].mean(), 1e-6)
+
+
+def test_the_rows_of_a_run_share_one_copy_of_their_ids(tmp_path: Path) -> None:
+    if pd.__version__ < "3":
+        pytest.skip("before pandas 3, ids are pointers to Python strings, which are shared")
+    rows = table_and_rows(build_run(tmp_path, RunPlan(models=MODELS)))[1]
+    arrays = [pa.array(f["image_id"].array) for cells in rows.values() for f in cells.values()]
+    parts = [chunk for array in arrays for chunk in pa.chunked_array(array).chunks]
+    assert len({chunk.buffers()[2].address for chunk in parts}) == len(parts) // len(arrays)
