@@ -16,17 +16,29 @@ def decimals(n: int) -> int:
 
 
 def percent(share: float | None, n: int) -> str:
-    """`share` (a fraction of `n` images) in percent without the sign, or a dash if missing."""
-    if is_missing(share):
+    """`share` (a fraction of `n` images) in percent without the sign, or a dash if missing.
+
+    A share below 1 has more decimals instead of being rounded to 100: not all images are correct.
+    """
+    if share is None or is_missing(share):
         return MISSING
-    return _without_minus_zero(f"{100 * float(share or 0):.{decimals(n)}f}")
+    text = _percent(share, decimals(n))
+    for digits in range(decimals(n) + 1, 7):
+        if share >= 1 or float(text) < 100:
+            break
+        text = _percent(share, digits)
+    return text
+
+
+def _percent(share: float, digits: int) -> str:
+    return _without_minus_zero(f"{100 * float(share):.{digits}f}")
 
 
 def percent_range(low: float | None, high: float | None, n: int, to: str = EN_DASH) -> str:
     """The interval `low` to `high` in percent, joined by `to`."""
-    if is_missing(low) or is_missing(high):
+    if low is None or high is None or is_missing(low) or is_missing(high):
         return MISSING
-    return f"{percent(low, n)}{to}{percent(high, n)}"
+    return f"{_percent(low, decimals(n))}{to}{_percent(high, decimals(n))}"
 
 
 def fraction(value: float | None) -> str:
@@ -76,9 +88,14 @@ def duration(seconds: float | None) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """A p-value rounded to its significant digits, or a dash if missing."""
+    """A p-value rounded to its significant digits, or a dash if missing.
+
+    A value above 0.05 is not rounded to 0.050, which would be significant.
+    """
     if p is None:
         return MISSING
+    if 0.05 < p < 0.051:
+        return "0.051"
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 

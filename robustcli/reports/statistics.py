@@ -464,11 +464,14 @@ class ClassifierStatistics(Statistics):
         """The worst and best classes of the first MODELS_SHOWN models, labelled `worst` or `best`.
 
         The worst have the lowest upper ends of their intervals, the best the highest lower ends.
+        A model whose classes all have the same accuracy has neither.
         """
         return [pair for model in list(self.rows)[:MODELS_SHOWN] for pair in self._extremes(model)]
 
     def _extremes(self, model: str) -> list[tuple[str, ClassNumbers]]:
         lines = [c for c in self.classes if c.model == model and c.n >= CLASS_IMAGES]
+        if len({(c.top1, c.transformed_top1) for c in lines}) < 2:
+            return []
         most = min(CLASSES_SHOWN, len(lines) // 2)
         worst = sorted(lines, key=lambda c: (c.top1_high, c.transformed_top1 or 0.0))[:most]
         other_lines = [c for c in lines if c not in worst]

@@ -8,6 +8,7 @@ from robustcli.reports.numbers import (
     fraction,
     fraction_range,
     is_missing,
+    p_value,
     percent,
     percent_range,
     signed,
@@ -86,3 +87,20 @@ def test_published_numbers_keep_their_digits(value: float | None, expected: str)
 )
 def test_times_are_told_in_the_units_that_matter(seconds: float | None, expected: str) -> None:
     assert duration(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "expected"),
+    [(0.9995, 2000, "99.95"), (0.99998, 50_000, "99.998"), (1.0, 2000, "100.0"), (1.2, 5, "120.0")],
+)
+def test_a_share_below_one_is_not_rounded_to_100_percent(
+    share: float, n: int, expected: str
+) -> None:
+    assert percent(share, n) == expected
+    assert percent_range(0.9, 0.9999, 2000) == f"90.0{DASH}100.0"
+
+
+def test_a_p_value_above_the_limit_is_not_printed_as_the_limit() -> None:
+    assert [p_value(p) for p in (0.05, 0.0500001, 0.0504, 0.0512)] == [
+        *("0.050", "0.051", "0.051", "0.051"),
+    ]

@@ -409,6 +409,13 @@ def test_a_run_that_did_not_end_well_is_partial(tmp_path: Path, status: str) -> 
     assert read_findings(build_run(tmp_path, plan)).is_partial
 
 
+def test_classes_with_the_same_accuracy_are_neither_worst_nor_best(tmp_path: Path) -> None:
+    targets = [n % 2 for n in range(10)]
+    run = run_of(tmp_path, {"a": [targets, targets]}, targets)
+    assert not read_findings(run).statistics.extreme_classes
+    assert "or all have the same accuracy" in report_page(run).markdown
+
+
 def test_answers_by_image_are_those_of_a_table_of_all_rows() -> None:
     generator, frames = np.random.default_rng(0), []
     for part in (slice(0, 30), slice(0, 30), slice(5, 40), slice(39, None, -2)):
