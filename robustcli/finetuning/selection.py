@@ -202,9 +202,9 @@ def fits_pattern(name: str, pattern: str) -> bool:
         name: Name of a parameter tensor.
         pattern: Globs separated by commas; names contain no comma.
     """
-    return any(
-        fnmatch.fnmatchcase(name, glob) or name.startswith(f"{glob}.") for glob in _globs(pattern)
-    )
+    parts = name.split(".")
+    names = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]  # modules and tensor
+    return any(fnmatch.fnmatchcase(part, glob) for glob in _globs(pattern) for part in names)
 
 
 def _globs(pattern: str) -> list[str]:

@@ -163,26 +163,28 @@ class _Child:
 
 
 class _Sum:
-    """Forwards messages of several trainings with their names, and sums up their progress."""
+    """Forwards messages of several trainings with their names, and sums up their progress.
+
+    Whenever a training starts, counting starts again without the images that this command has
+    trained on: as finished images of an earlier command, they would be reported as existing.
+    """
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self._counts: dict[str, tuple[int, int]] = {}
+        self._counts: dict[str, tuple[int, int, int]] = {}  # total, finished before, trained now
 
     def pass_on(self, name: str, event: dict[str, Any]) -> None:
         """Forwards one event of the training `name`."""
         if "say" in event:
             self._listener.say(f"{name}: {event['say']}")
         elif "start" in event:
-            total, completed, unit = event["start"]
-            self._counts[name] = total, completed
-            totals, finished = (
-                sum(numbers) for numbers in zip(*self._counts.values(), strict=True)
-            )
-            self._listener.start(totals, finished, unit)
+            total, before, unit = event["start"]
+            self._counts[name] = total, before, 0
+            totals, existing, trained = map(sum, zip(*self._counts.values(), strict=True))
+            self._listener.start(totals - trained, existing, unit)
         else:
-            total, completed = self._counts.get(name, (0, 0))
-            self._counts[name] = total, completed + event["advance"]
+            total, before, trained = self._counts.get(name, (0, 0, 0))
+            self._counts[name] = total, before, trained + event["advance"]
             self._listener.advance(event["advance"])
 
 

@@ -171,6 +171,11 @@ def test_several_patterns_are_separated_by_commas() -> None:
     ]
 
 
+def test_a_glob_selects_the_tensors_of_the_modules_that_it_matches() -> None:
+    names = ("layer1.0.bn1.weight", "layer1.1.bn1.bias", "layer1.0.bn10.bias", "layer2.0.bn1.bias")
+    assert [fits_pattern(name, "layer1.*.bn1") for name in names] == [True, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [

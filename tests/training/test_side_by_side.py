@@ -79,7 +79,22 @@ def test_lines_have_names_and_the_progress_is_that_of_all(
     run_beside(runs, 2, "cpu", listener, lambda run, error: failures.append(run.name))
     assert not failures
     assert sorted(listener.lines) == ["run 0: half", "run 1: half", "run 2: half"]
-    assert (listener.total, listener.done) == (30, 30)
+    assert listener.total == listener.done
+
+
+def test_images_of_this_command_are_not_reported_as_existing(
+    fake_runs: Callable[..., list[SeparateRun]],
+) -> None:
+    class Starts(Recorder):
+        def start(self, total: int, done: int, unit: str | None = None) -> None:
+            super().start(total, done)
+            self.lines.append(f"{done} of {total}")
+
+    listener = Starts()
+    runs = fake_runs((FINISHED, ""), (FINISHED, ""))
+    run_beside(runs, 1, "cpu", listener, lambda run, error: None)
+    assert listener.lines == ["4 of 10", "run 0: half", "8 of 14", "run 1: half"]
+    assert (listener.total, listener.done) == (14, 14)
 
 
 @pytest.mark.parametrize(
