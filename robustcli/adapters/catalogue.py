@@ -240,6 +240,9 @@ def _vim(name: str, size: str, parameters: int, published: float, file: str) -> 
     )  # fmt: skip
 
 
+CIFAR100_MEAN = (0.5071, 0.4867, 0.4408)
+CIFAR100_STD = (0.2675, 0.2565, 0.2761)
+"""Normalisation of "Mamba vs State-of-the-Art" (its `vim` and `vit`), also for CIFAR-10."""
 _AS_RUN = (
     '"Mamba vs State-of-the-Art" trained it with 1,000 outputs (1,958,536 parameters; with patches '
     "of 8 pixels 1,974,664) on the 10 classes of CIFAR-10."

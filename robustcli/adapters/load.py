@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.adapters import smp_library, timm_library
-from robustcli.adapters.catalogue import CATALOGUE, ModelEntry, ModelRequest
+from robustcli.adapters.catalogue import (
+    CATALOGUE,
+    CIFAR100_MEAN,
+    CIFAR100_STD,
+    ModelEntry,
+    ModelRequest,
+)
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.fetching import (
     check_published,
@@ -112,6 +118,11 @@ def load(
         assert header is None or isinstance(header, WeightsHeader), "checked by its model's name"
         return Segmenter(network, preprocessing, facts, header, notes)
     facts, classes = _with_classes(facts, entry, request, network)
+    if classes is not None and header is None:
+        assert isinstance(base, Preprocessing), "of a classifier"
+        published = replace(base, mean=CIFAR100_MEAN, std=CIFAR100_STD)
+        preprocessing, notes = published.changed(request.preprocessing, channels)
+        notes = (*notes, _PUBLISHED_NORMALISATION.format(entry.name, facts.weights))
     if classes is not None:
         notes = (*notes, _spare_outputs(entry, facts, network, classes))
     return Classifier(network, preprocessing, facts, notes, classes=classes)
@@ -388,6 +399,10 @@ def _in_order(space: LabelSpace) -> str:
 
 AS_RUN = {"vim": 1000}
 """Networks published with more outputs than trained classes."""
+_PUBLISHED_NORMALISATION = (
+    "`{}`: `{}` is of its paper's code, which normalises images with the mean and standard "
+    "deviation of CIFAR-100; so they are normalised here too (`--mean` and `--std` override it)."
+)
 
 
 def _with_classes(

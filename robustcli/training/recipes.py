@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from robustcli.adapters.catalogue import CIFAR100_MEAN, CIFAR100_STD
 from robustcli.core.errors import UsageError
 from robustcli.core.names import find
 from robustcli.nnunet.normalisation import Channel
@@ -247,8 +248,6 @@ _CLASSES = Recipe(
     "classes", "smoothed-cross-entropy", "AdamW", 5e-4, 0.05, "warmup-cosine", 64, 20, 0, "ours",
     clip=1.0, augmentation="light",
 )  # fmt: skip
-CIFAR100_MEAN = (0.5071, 0.4867, 0.4408)
-CIFAR100_STD = (0.2675, 0.2565, 0.2761)
 VIM_OUTPUTS = 1000
 """Number of outputs of the published Vim for CIFAR-10, whose head is that for ImageNet."""
 PUBLISHED_TOP1 = {"vim": 0.8947, "vit": 0.8619}

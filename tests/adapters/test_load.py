@@ -92,6 +92,18 @@ def test_a_vim_as_its_paper_ran_it_is_evaluated_over_the_classes_it_has(tmp_path
     assert any("1,000 outputs. Only the first 10" in note for note in model.notes)
 
 
+def test_a_vim_as_its_paper_ran_it_gets_the_normalisation_of_its_training(tmp_path: Path) -> None:
+    network = create_model("vim", num_classes=1000, **SMALL_VIM)
+    torch.save(network.state_dict(), tmp_path / "as_run.pth")
+    request = ModelRequest("vim", tmp_path / "as_run.pth", arguments=SMALL_VIM)
+    model = load(request, "cls")
+    assert model.preprocessing.mean == (0.5071, 0.4867, 0.4408)
+    assert model.preprocessing.std == (0.2675, 0.2565, 0.2761)
+    assert any("standard deviation of CIFAR-100" in note for note in model.notes)
+    typed = load(replace(request, preprocessing={"mean": (0.5, 0.5, 0.5)}), "cls").preprocessing
+    assert (typed.mean, typed.std) == ((0.5, 0.5, 0.5), (0.2675, 0.2565, 0.2761))
+
+
 def test_other_numbers_of_outputs_must_be_named(tmp_path: Path) -> None:
     network = create_model("vim", num_classes=100, **SMALL_VIM)
     torch.save(network.state_dict(), tmp_path / "w.pth")
