@@ -13,7 +13,7 @@ from robustcli.core.names import TaskName
 from robustcli.evaluation.record import RunRecord, read_record
 from robustcli.evaluation.store import Store
 from robustcli.metrics.class_scores import ImageChange, accuracy, compare_with_clean, image_change
-from robustcli.metrics.columns import TABLE_COLUMNS, in_same_order, share_columns
+from robustcli.metrics.columns import TABLE_COLUMNS, share_columns, share_ids
 from robustcli.metrics.intervals import Bootstrap
 from robustcli.metrics.mask_scores import compare_masks_with_clean, mask_scores
 from robustcli.metrics.verdicts import CellKey, ModelRows
@@ -40,9 +40,7 @@ def table_and_rows(run: Path) -> tuple[pd.DataFrame, ModelRows]:
     ids: pd.Series | None = None
     for model, cell, frame, numbers in _cells(run, record):
         cell_rows = frame.drop(columns=_TABLE_ONLY, errors="ignore")
-        if ids is not None and in_same_order(ids, cell_rows["image_id"]):
-            cell_rows["image_id"] = ids  # one copy of the ids, which need most of the memory
-        ids = cell_rows["image_id"]
+        ids = share_ids(cell_rows, ids)
         rows[model][cell.transform, cell.severity] = cell_rows
         lines.append(numbers)
     return _as_table(lines, record.task), rows

@@ -8,12 +8,13 @@ are pure functions of their numbers; no process reads the folder again to find w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from robustcli.data.dataset import Sample
-from robustcli.evaluation.store import Store, rows_in
+from robustcli.evaluation.store import READERS, Store, rows_in
 from robustcli.transforms.base import Cell
 
 PIECES_PER_RANK = 4  # with fewer, ranks wait longer at the end for the rank with the largest share
@@ -94,8 +95,8 @@ class EvaluationPlan:
         A file is finished if it has a row for every readable image of its block.
         """
         blocks = -(-len(self.images) // self.block_size)
-        pieces = (self._piece(block) for block in range(blocks))
-        return tuple(piece for piece in pieces if piece.cells)
+        with ThreadPoolExecutor(READERS) as readers:
+            return tuple(p for p in readers.map(self._piece, range(blocks)) if p.cells)
 
     def piece_of(self, plain: Sequence[Any]) -> Piece:
         """The piece in the format of `as_plain`, sent by another process, with its images."""

@@ -6,7 +6,7 @@ severity), computed from the rows of that cell and of the clean images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -122,6 +122,25 @@ def common_images(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
     return [
         frame.iloc[index.get_indexer(shared)] for frame, index in zip(frames, indexes, strict=True)
     ]
+
+
+def share_ids(rows: pd.DataFrame, ids: pd.Series[str] | None) -> pd.Series[str]:
+    """Replaces the column `image_id` of `rows` by `ids` if they are equal; returns the column.
+
+    The ids need most of the memory of rows, and are the same in nearly all tables of a run.
+    """
+    if ids is not None and in_same_order(ids, rows["image_id"]):
+        rows["image_id"] = ids
+    return rows["image_id"]
+
+
+def distinct_ids(frames: Iterable[pd.DataFrame]) -> list[pd.Series[str]]:
+    """The columns `image_id`, without those that are equal to the one before."""
+    columns: list[pd.Series[str]] = []
+    for rows in frames:
+        if not columns or not in_same_order(columns[-1], rows["image_id"]):
+            columns.append(rows["image_id"])
+    return columns
 
 
 def _is_unique(ids: pd.Series[str]) -> bool:

@@ -19,7 +19,7 @@ from robustcli.core.rundir import has_record
 from robustcli.evaluation.record import RunRecord, TransformRecord, read_record
 from robustcli.evaluation.store import Store
 from robustcli.finetuning.record import MODES, read_finetune_record
-from robustcli.metrics.columns import have_same_images
+from robustcli.metrics.columns import distinct_ids, have_same_images, share_ids
 from robustcli.metrics.verdicts import CellKey
 from robustcli.reports.numbers import cell_label
 from robustcli.reports.pages import run_kind
@@ -435,6 +435,7 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
     other_pixels: list[CellKey] = []
     changed_files: set[str] = set()
     other_classes: set[str] = set()
+    ids: pd.Series[str] | None = None
     for key in sorted(shared, key=lambda key: key != CLEAN_CELL):
         frames = [model.run.images(model.model, key) for model in models]
         lacking = [
@@ -457,6 +458,7 @@ def read_rows(models: Sequence[ComparedModel]) -> PairedRows:
             continue
         other_classes |= _other_classes(models, frames)
         for model, frame in zip(models, frames, strict=True):
+            ids = share_ids(frame, ids)
             paired.rows[model.label][key] = frame
     reasons = (
         ("Not finished", unfinished),
@@ -542,9 +544,10 @@ def _keep_common(paired: PairedRows, unlike: set[str]) -> None:
     frames = [frame for cells in paired.rows.values() for frame in cells.values()]
     if not frames or (not unlike and have_same_images(frames)):
         return
-    ids = [set(frame["image_id"]) for frame in frames]
-    common = set.intersection(*ids) - unlike
-    lost = sorted(set.union(*ids) - set.intersection(*ids))
+    ids = [set(column) for column in distinct_ids(frames)]
+    shared = ids[0].intersection(*ids[1:])
+    common = shared - unlike
+    lost = sorted(ids[0].union(*ids[1:]) - shared)
     if lost:
         paired.left_out.append(f"Images that are not in all runs: {_some(lost)}.")
     for cells in paired.rows.values():

@@ -34,7 +34,7 @@ from robustcli.metrics.class_scores import (
     is_correct,
     macro_f1_with_interval,
 )
-from robustcli.metrics.columns import PIXEL_COLUMNS, in_same_order
+from robustcli.metrics.columns import PIXEL_COLUMNS, distinct_ids, in_same_order
 from robustcli.metrics.intervals import Bootstrap, Interval, wilson_interval
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.metrics.paired import smallest_p
@@ -625,7 +625,7 @@ def _answers_by_image(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     Also its `target`, and the mean `probability` of the true class. Frames are added one by one: a
     table of all rows of a large run would need several times the memory of the rows.
     """
-    images = pd.Index(pd.concat([rows["image_id"] for rows in _distinct(frames)]).unique())
+    images = pd.Index(pd.concat(distinct_ids(frames)).unique())
     images = images.sort_values()
     wrong, answers, target = np.zeros((3, len(images)), np.int64)
     probability, ids, places = np.zeros(len(images)), pd.Series(dtype=object), np.empty(0, int)
@@ -639,16 +639,6 @@ def _answers_by_image(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
         target[places] = rows["target"]
     columns = {"wrong": wrong, "answers": answers, "target": target}
     return pd.DataFrame(columns | {"probability": probability / answers}, index=images)
-
-
-def _distinct(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
-    """`frames` without those that have the same images as the one before, in the same order."""
-    pairs = zip([None, *frames[:-1]], frames, strict=True)
-    return [
-        rows
-        for before, rows in pairs
-        if before is None or not in_same_order(before["image_id"], rows["image_id"])
-    ]
 
 
 def _outcomes(rows: pd.DataFrame) -> dict[int, ClassOutcome]:
