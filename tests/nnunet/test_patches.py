@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from robustcli.nnunet.patches import (
     Phase,
     Sampling,
     TurnAndScale,
+    _intensity,
     choose_corner,
     cut,
     foreground_pixel,
@@ -457,3 +459,23 @@ def test_each_happens_to_one_in_five_by_itself_and_within_its_limits() -> None:
     assert scales.min() == pytest.approx(0.7, abs=0.01)
     assert scales.max() == pytest.approx(1.4, abs=0.01)
     assert 0.46 < (scales < 1).mean() < 0.54
+
+
+def test_intensities_change_with_the_ranges_and_probabilities_of_upstream() -> None:
+    noise, blur, brightness, contrast, coarse, inverted, gamma = cast("Any", _intensity())
+    assert (noise.prob, noise.std, noise.sample_std) == (0.1, 0.1, True)
+    assert (brightness.prob, brightness.factors, brightness.channel_wise) == (
+        0.15, (-0.25, 0.25), True,
+    )  # fmt: skip
+    per_channel = [(t.prob, t._channel_prob) for t in (blur, contrast, coarse, inverted, gamma)]
+    assert per_channel == [(0.2, 0.5), (0.15, 1.0), (0.25, 0.5), (0.1, 1.0), (0.3, 1.0)]
+    assert (blur._transform.sigma_x, blur._transform.sigma_y) == ((0.5, 1.0), (0.5, 1.0))
+    assert (contrast._transform.factors, contrast._transform.preserve_range) == (
+        (-0.25, 0.25), True,
+    )  # fmt: skip
+    assert (coarse._transform.zoom_range, coarse._transform.downsample_mode) == (
+        (0.5, 1.0), "nearest",
+    )  # fmt: skip
+    for change, inverts in ((inverted, True), (gamma, False)):
+        assert (change._transform.gamma, change._transform.retain_stats) == ((0.7, 1.5), True)
+        assert change._transform.invert_image == inverts

@@ -26,6 +26,7 @@ from robustcli.training.recipes import (
     PAPER_RECIPES,
     PATIENT_RECIPES,
     SCHEDULES,
+    Patchwise,
     Recipe,
     constant,
     describe_recipe,
@@ -281,6 +282,16 @@ def test_options_that_contradict_the_recipe_are_refused(
 
 def test_the_paper_may_be_told_to_augment_nothing() -> None:
     assert recipe(protocol="paper", aug="none").augmentation == "none"
+
+
+def test_the_recipe_of_nnunet_has_the_settings_of_its_trainer() -> None:
+    nnunet = NAMED_RECIPES["nnunet"]
+    assert (nnunet.optimizer, nnunet.lr, nnunet.weight_decay) == ("SGD", 1e-2, 3e-5)
+    assert (nnunet.schedule, nnunet.epochs, nnunet.clip) == ("poly", 1000, 12.0)
+    assert nnunet.patches == Patchwise(
+        iterations=250, validation_iterations=50, momentum=0.99, exponent=0.9, oversampling=0.33,
+        batch_dice=True, ema=0.9,
+    )  # fmt: skip
 
 
 def test_our_recipe_by_name_takes_what_nnunets_does_not() -> None:
