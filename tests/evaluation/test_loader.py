@@ -244,10 +244,13 @@ def test_another_size_has_no_psnr_and_the_digest_depends_on_shape_and_not_on_mem
 
 
 def test_the_limit_of_processes_is_the_only_error_that_is_reported(monkeypatch):
-    """The finaliser of an iterator without workers fails; Python prints its error."""
-    unraisable = []
+    """The finaliser of an iterator with a part of its workers fails; Python prints its error."""
+    start, started, unraisable = ForkProcess.start, [], []
 
-    def refuse(_):
+    def refuse(process):
+        if not started:
+            started.append(process)
+            return start(process)
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr(ForkProcess, "start", refuse)
