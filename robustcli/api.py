@@ -13,6 +13,7 @@ from robustcli.adapters.catalogue import ModelRequest
 from robustcli.core.arguments import checked_arguments
 from robustcli.core.errors import UsageError, shortened_text
 from robustcli.core.io import read_csv
+from robustcli.core.machine import complete_user
 from robustcli.core.objects import names_url, path_here
 from robustcli.core.rundir import has_record
 from robustcli.evaluation.cell_table import table
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from robustcli.reports.publishing import PublishResult
     from robustcli.verification.verification import Verification
 
+complete_user()
 
 ModelLike: TypeAlias = "str | Path | nn.Module | Callable[..., nn.Module]"
 

@@ -12,7 +12,7 @@ import click
 
 from robustcli import __version__
 from robustcli.core.errors import RobustError
-from robustcli.core.machine import wait_briefly
+from robustcli.core.machine import complete_user, wait_briefly
 from robustcli.core.names import nearest
 from robustcli.core.signals import interruptible, was_interrupted
 
@@ -94,6 +94,7 @@ class LazyGroup(click.Group):
         """
         _open_closed_streams()
         wait_briefly()
+        complete_user()
         try:
             with interruptible():
                 status = super().main(*args, **{**kwargs, "standalone_mode": False})

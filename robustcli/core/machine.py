@@ -47,6 +47,24 @@ def wait_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN)
 
 
+def complete_user() -> None:
+    """Sets `HOME` and `USER` if the user has neither these nor an entry in the password file.
+
+    As in containers that run with any user id. Libraries would fail (MONAI at its import), or write
+    into a folder named `~`.
+    """
+    from getpass import getuser
+
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"  # as container runtimes do
+    try:
+        getuser()
+    except (KeyError, OSError, ImportError):  # OSError since Python 3.13, ImportError on Windows
+        os.environ["USER"] = "unknown"
+
+
 _PROC = Path("/proc/self")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from getpass import getuser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import psutil
 import pytest
 
 from robustcli.core import machine
-from robustcli.core.machine import wait_briefly
+from robustcli.core.machine import complete_user, wait_briefly
 
 MIB = 1 << 20
 FREE = 64_000 * MIB
@@ -244,3 +245,20 @@ def test_the_processor_is_named_as_the_system_names_it(tmp_path: Path) -> None:
     kind = machine.processor(told)
     assert kind
     assert kind == machine.processor(tmp_path / "none")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no password file")
+def test_a_user_without_an_entry_in_the_password_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with `docker run --user 12345`, which sets at most `HOME`."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"):
+        monkeypatch.setenv(name, "to restore it")
+        monkeypatch.delenv(name)
+    complete_user()
+    assert "USER" not in os.environ, "it is in the password file"
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    complete_user()
+    assert Path.home() == Path("/")
+    assert getuser() == "unknown"
+    monkeypatch.setenv("HOME", "/somewhere")
+    complete_user()
+    assert Path.home() == Path("/somewhere")
