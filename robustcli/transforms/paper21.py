@@ -323,7 +323,7 @@ PAPER21: tuple[Augmented, ...] = (
     _row(
         "linear_contrast",
         "LinearContrast",
-        "Contrast 0.4 to 1.6 around 128",
+        "Contrast 0.4 to 1.6 around 127",
         alpha=Span(0.4, 1.6, mild=1),
     ),
     _row("multiply", "Multiply", "Brightness 0.5 to 1.5", mul=Span(0.5, 1.5, mild=1)),

@@ -479,3 +479,5 @@ def test_intensities_change_with_the_ranges_and_probabilities_of_upstream() -> N
     for change, inverts in ((inverted, True), (gamma, False)):
         assert (change._transform.gamma, change._transform.retain_stats) == ((0.7, 1.5), True)
         assert change._transform.invert_image == inverts
+    flips = cast("Any", Augmentation((8, 8))._flips)
+    assert [(flip.prob, flip.flipper.spatial_axis) for flip in flips] == [(0.5, 0), (0.5, 1)]
