@@ -225,9 +225,16 @@ def test_the_table_of_rooms_in_the_documentation_is_that_of_the_code() -> None:
 )
 def test_the_files_that_the_documentation_names_exist(page: str) -> None:
     """A file is named by its path, from any folder on, or by its name alone."""
-    named = re.findall(r"`([a-z_0-9/]+\.py)`", (REPOSITORY / page).read_text(encoding="utf-8"))
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
     files = [f"/{file.relative_to(REPOSITORY)}" for file in REPOSITORY.glob("[!.]*/**/*.py")]
+    named = re.findall(r"`([a-z_0-9/]+\.py)`", text)
     assert [name for name in named if not any(file.endswith(f"/{name}") for file in files)] == []
+    for name, path in re.findall(r"`(\w+)` (?:in |\()`([a-z_0-9/]+\.py)`", text):
+        defining = [file for file in files if file.endswith(f"/{path}")]
+        texts = [(REPOSITORY / file[1:]).read_text(encoding="utf-8") for file in defining]
+        assert any(re.search(rf"(?m)^(def |class )?{name}\b", text) for text in texts), (
+            f"{name} in {path}"
+        )
 
 
 def test_no_file_name_stands_in_two_rooms() -> None:
