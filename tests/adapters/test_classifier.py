@@ -41,6 +41,7 @@ class Tiny(nn.Module):
         self.head = nn.Linear(3 * 16, classes)
         generator = torch.Generator().manual_seed(classes)
         nn.init.normal_(self.head.weight, std=3, generator=generator)
+        nn.init.normal_(self.head.bias, generator=generator)
         self.given: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
