@@ -280,6 +280,10 @@ _KNOWN = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     # Under DDP, for Mamba's depthwise convolution: copies 64 numbers.
     r"Grad strides do not match bucket view strides.*",
+    # With `--device cpu` on a machine with a GPU.
+    r"GPU available but not used.*",
+    # The loss scaler of float16 often skips the first steps, to find its scale.
+    r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",
     # The folder of checkpoints exists in a resumed run.
     r"Checkpoint directory .* exists and is not empty.*",
 )

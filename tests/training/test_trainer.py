@@ -13,9 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
 
 from robustcli.core import watchdog
 from robustcli.core.errors import RunError
@@ -243,6 +245,21 @@ def test_notes_are_silenced_inside_the_context_only(caplog: pytest.LogCaptureFix
         logger.error("this matters")
     assert [record.message for record in caplog.records] == ["this matters"]
     assert logger.level == before
+
+
+def test_training_on_the_cpu_of_a_machine_with_a_gpu_warns_of_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: True))
+    with without_chatter():
+        pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+
+
+def test_steps_that_the_loss_scaler_skips_first_warn_of_nothing() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    with without_chatter():
+        schedule.step()
 
 
 def test_known_warnings_pass_and_others_do_not() -> None:
