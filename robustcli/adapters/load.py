@@ -18,6 +18,7 @@ from robustcli.adapters.catalogue import (
     ModelEntry,
     ModelRequest,
 )
+from robustcli.adapters.checkpoint import Weights, read_torch
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.fetching import (
     check_published,
@@ -49,6 +50,11 @@ from robustcli.core.objects import names_url, path_here
 from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import LabelSpace, numbered_classes, read_label_space
 from robustcli.models.ablation import has_scan
+from robustcli.models.blocks import StagedUNet
+from robustcli.models.umamba import without_aliases
+from robustcli.nnunet.files import NnUNetModel, trained_model
+from robustcli.nnunet.normalisation import NnUNetInference
+from robustcli.nnunet.plans_json import PLANS
 
 _SHOWN = 5  # classes in a message
 
@@ -116,6 +122,9 @@ def load(
     )
     if isinstance(preprocessing, MaskPreprocessing):
         assert header is None or isinstance(header, WeightsHeader), "checked by its model's name"
+        if header is None and request.weights is not None and weights is not None:
+            preprocessing, note = _of_foreign_file(entry, weights, preprocessing, network)
+            notes = (*notes, note)
         return Segmenter(network, preprocessing, facts, header, notes)
     facts, classes = _with_classes(facts, entry, request, network)
     if classes is not None and header is None:
@@ -357,6 +366,51 @@ def _preprocessing(
         overlap = usual.overlap if header.overlap is None else header.overlap
         return replace(usual, overlap=overlap, nnunet=header.nnunet)
     return own_preprocessing(entry, network, arguments)
+
+
+_OF_VMUNET = "The code of its authors passes values from 0 to 255, scaled per image. "
+_OF_TABLE_I = "The paper's code passes blue, green, red{}. "
+_LOGITS = ", and counts a pixel as foreground from logit 0.5 (probability 0.622)"
+
+
+def _of_foreign_file(
+    entry: ModelEntry, weights: _Weights, base: MaskPreprocessing, network: nn.Module
+) -> tuple[MaskPreprocessing, str]:
+    """The preprocessing of a segmenter with weights of another program, and an announcement.
+
+    It is that of nnU-Net for a checkpoint with its plan, else `base`.
+    """
+    if isinstance(network, StagedUNet) and (planned := _nnunet_checkpoint(weights)) is not None:
+        window = base.window
+        if not network.config.bound_to_patch:
+            window = replace(network.config, patch_size=planned.plan.patch).square
+        inference = NnUNetInference(planned.plan.channels, planned.mirror_axes)
+        return replace(base, window=window, nnunet=inference), (
+            f"`{entry.name}`: `{weights.origin}` is a checkpoint of nnU-Net. As in nnU-Net, images "
+            "are normalised as its plan says, and windows are flipped, weighted and averaged."
+        )
+    published = _OF_VMUNET if entry.network == "vmunet" else ""
+    if entry.published is not None:
+        published = _OF_TABLE_I.format("" if entry.family in ("ulvm", "segformer") else _LOGITS)
+    return base, (
+        f"`{entry.name}`: `{weights.origin}` does not define its preprocessing; the network gets "
+        f"{'grey' if base.channels == 'grey' else 'red, green, blue'} in [0, 1], and a pixel is "
+        f"foreground from probability {base.threshold:g}. {published}If the weights need something "
+        "else, wrap the network in a function of your own (`--model FILE.py:FUNCTION`)."
+    )
+
+
+def _nnunet_checkpoint(weights: _Weights) -> NnUNetModel | None:
+    """The checkpoint of nnU-Net that contains `weights`; None for other files or without a plan."""
+    if not isinstance(weights.state, Weights) or weights.state.key_path != "network_weights":
+        return None
+    file = Path(weights.origin)
+    content = read_torch(file)
+    started = content.get("init_args") if isinstance(content, Mapping) else None
+    has_plan = isinstance(started, Mapping) and "plans" in started
+    if not has_plan and not (file.parent.parent / PLANS).is_file():
+        return None
+    return trained_model(file, content, without_aliases(weights.state))
 
 
 def _pretraining(entry: ModelEntry, request: ModelRequest, weights: _Weights | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from robustcli.adapters.segmenter import MaskPreprocessing, Otsu
 from robustcli.adapters.training_run import ClassifierHeader, write_weights
 from robustcli.core.errors import UsageError
 from robustcli.models.vmamba import build
+from robustcli.nnunet.files import write_results
+from robustcli.nnunet.normalisation import NnUNetInference
+from robustcli.nnunet.plans_json import make_plan
 from tests.adapters.files import assert_holds, header, trained
 
 
@@ -102,6 +106,32 @@ def test_a_vim_as_its_paper_ran_it_gets_the_normalisation_of_its_training(tmp_pa
     assert any("standard deviation of CIFAR-100" in note for note in model.notes)
     typed = load(replace(request, preprocessing={"mean": (0.5, 0.5, 0.5)}), "cls").preprocessing
     assert (typed.mean, typed.std) == ((0.5, 0.5, 0.5), (0.2675, 0.2565, 0.2761))
+
+
+def test_a_checkpoint_of_nnunet_gets_the_preprocessing_of_its_plan(tmp_path: Path) -> None:
+    plan = make_plan((32, 32), ["R", "G", "B"], images=10, features=(8, 32))
+    network = create_model("umamba", in_channels=3, num_classes=2, **plan.options)
+    file = write_results(tmp_path, network, plan=plan, epochs=1) / "fold_all/checkpoint_final.pth"
+    options = {name: value for name, value in plan.options.items() if name != "patch_size"}
+    model = load(ModelRequest("umamba", file, arguments=options), "seg")
+    assert model.preprocessing.nnunet == NnUNetInference(plan.channels, (0, 1))
+    assert model.preprocessing.window == 32
+    assert any("is a checkpoint of nnU-Net" in note for note in model.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "authors"),
+    [("vmunet", "from 0 to 255"), ("unet", "blue, green, red, and .* logit 0.5"),
+     ("ulvm", r"passes blue, green, red\."), ("umamba", "")],
+)  # fmt: skip
+def test_weights_that_do_not_define_their_preprocessing_are_announced(
+    tmp_path: Path, name: str, authors: str
+) -> None:
+    small = {"dim": 16} if name == "vmunet" else {}
+    torch.save(create_model(name, **small).state_dict(), tmp_path / "best.pth")
+    model = load(ModelRequest(name, tmp_path / "best.pth", arguments=small), "seg")
+    (note,) = model.notes
+    assert re.search(rf"does not define its preprocessing.*0\.5\. .*{authors}", note)
 
 
 def test_other_numbers_of_outputs_must_be_named(tmp_path: Path) -> None:
