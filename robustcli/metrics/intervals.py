@@ -117,10 +117,18 @@ class Bootstrap:
 
     def ratio(self, numerators: FloatArray, denominators: FloatArray) -> Interval | None:
         """The interval of sum(numerators) / sum(denominators), both one per group; see `mean`."""
+        return self.ratios(numerators[:, None], denominators[:, None])[0]
+
+    def ratios(self, numerators: FloatArray, denominators: FloatArray) -> list[Interval | None]:
+        """The interval of `ratio` for each column of two arrays (groups, K).
+
+        The columns share the resamples, which takes a fraction of the time of K calls.
+        """
+        columns = numerators.shape[1]
         if len(numerators) < 2:
-            return None
+            return [None] * columns
         sums = self._sums(np.column_stack([numerators, denominators]))
-        return self.ends(sums[:, 0] / sums[:, 1])
+        return [self.ends(sums[:, k] / sums[:, columns + k]) for k in range(columns)]
 
     def means(self, values: FloatArray) -> FloatArray:
         """The means (draws, K) of resamples of `values` (groups, K), computed in bounded memory."""

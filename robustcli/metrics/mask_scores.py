@@ -236,14 +236,46 @@ def _iou(counts: NDArray[np.int64]) -> FloatArray:
 
 def mask_scores(rows: pd.DataFrame, bootstrap: Bootstrap) -> MaskScores:
     """The scores of `rows` (columns: `MASK_SCHEMA`)."""
-    if rows.empty:
-        return MaskScores(0, 0)
+    return mask_scores_of([rows], bootstrap)[0]
+
+
+def mask_scores_of(frames: Sequence[pd.DataFrame], bootstrap: Bootstrap) -> list[MaskScores]:
+    """The scores of each of `frames`, such as `class_rows`, which have the same images."""
+    if frames[0].empty:
+        return [MaskScores(0, 0) for _ in frames]
+    of_groups = [_of_groups(rows) for rows in frames]
+    numerators, denominators = (
+        np.concatenate(part, axis=1) for part in zip(*of_groups, strict=True)
+    )
+    ends = [_ends(interval) for interval in bootstrap.ratios(numerators, denominators)]
+    return [
+        _scores(rows, values, ends[3 * k : 3 * k + 3], bootstrap)
+        for k, (rows, (values, _)) in enumerate(zip(frames, of_groups, strict=True))
+    ]
+
+
+def _of_groups(rows: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
+    """Dice, IoU, and the sum of the dice of images, of each group (groups, 3); and their weights.
+
+    Each of the three scores is the sum of its column divided by the sum of its weights.
+    """
+    pooled, owner = _pooled(rows), _owners(rows)
+    image_sums = np.bincount(owner, _dice(counts_of(rows)).mean(1)).astype(np.float64)
+    ones, images = np.ones(len(pooled)), np.bincount(owner).astype(np.float64)
+    values = np.column_stack([_dice(pooled).mean(1), _iou(pooled).mean(1), image_sums])
+    return values, np.column_stack([ones, ones, images])
+
+
+_Ends = tuple[float | None, float | None]
+
+
+def _scores(
+    rows: pd.DataFrame, of_groups: FloatArray, ends: Sequence[_Ends], bootstrap: Bootstrap
+) -> MaskScores:
+    """The scores of `rows` from those of its groups, with the intervals of these."""
     counts = counts_of(rows)
-    pooled, dice_of_images = _pooled(rows), _dice(counts)
-    dice_of_groups, iou_of_groups = _dice(pooled).mean(1), _iou(pooled).mean(1)
+    dice_of_images = _dice(counts)
     true, predicted = counts[..., 0] + counts[..., 2], counts[..., 0] + counts[..., 1]
-    owner, image_dice = _owners(rows), dice_of_images.mean(1)
-    dice_sums, images = np.bincount(owner, image_dice).astype(np.float64), np.bincount(owner)
     shown = (
         values[has_class] for values, has_class in zip(dice_of_images.T, true.T > 0, strict=True)
     )
@@ -252,13 +284,13 @@ def mask_scores(rows: pd.DataFrame, bootstrap: Bootstrap) -> MaskScores:
     )
     return MaskScores(
         len(rows),
-        len(pooled),
-        float(dice_of_groups.mean()),
-        *_ends(bootstrap.mean(dice_of_groups)),
-        float(iou_of_groups.mean()),
-        *_ends(bootstrap.mean(iou_of_groups)),
-        float(image_dice.mean()),
-        *_ends(bootstrap.ratio(dice_sums, images.astype(np.float64))),
+        len(of_groups),
+        float(of_groups[:, 0].copy().mean()),
+        *ends[0],
+        float(of_groups[:, 1].copy().mean()),
+        *ends[1],
+        float(dice_of_images.mean(1).mean()),
+        *ends[2],
         _mean_over_classes(float(values.mean()) for values in shown if len(values)),
         _mean_over_classes(_ratios(counts[..., 0], predicted)),
         _mean_over_classes(_ratios(counts[..., 0], true)),

@@ -34,7 +34,7 @@ from robustcli.metrics.mask_scores import (
     any_class_rows,
     class_dice,
     class_rows,
-    mask_scores,
+    mask_scores_of,
     pixel_confusion,
 )
 from robustcli.metrics.paired import ClassDifference, class_difference
@@ -474,8 +474,15 @@ class ClassFindings:
 
         Empty before the clean images are evaluated.
         """
-        rows = self.rows[model].get(CLEAN_CELL)
-        return [] if rows is None or rows.empty else list(self._lines(model, CLEAN_CELL, rows))
+        return self._clean[model]
+
+    @cached_property
+    def _clean(self) -> dict[str, list[ClassLine]]:
+        cells = {model: cells.get(CLEAN_CELL) for model, cells in self.rows.items()}
+        return {
+            model: [] if rows is None or rows.empty else list(self._lines(model, CLEAN_CELL, rows))
+            for model, rows in cells.items()
+        }
 
     def worst(self, model: str, cell: tuple[str, int]) -> WorstClass | None:
         """The classes with the lowest dice of `model` in `cell`; None without rows."""
@@ -524,18 +531,21 @@ class ClassFindings:
             for model, cells in self.rows.items()
             for cell, rows in cells.items()
             if not rows.empty
-            for line in self._lines(model, cell, rows)
+            for line in (
+                self.clean(model) if cell == CLEAN_CELL else self._lines(model, cell, rows)
+            )
         ]
         return pd.DataFrame(lines, columns=list(_CLASS_TABLE_COLUMNS))
 
     def _lines(self, model: str, cell: tuple[str, int], rows: pd.DataFrame) -> Iterator[ClassLine]:
-        named = zip((*self.names, ANY), (*class_rows(rows), any_class_rows(rows)), strict=True)
-        bootstrap = Bootstrap(self.seed)
-        for place, (name, of_class) in enumerate(named, 1):
+        frames = [*class_rows(rows), any_class_rows(rows)]
+        scores = mask_scores_of(frames, Bootstrap(self.seed))
+        named = zip((*self.names, ANY), frames, scores, strict=True)
+        for place, (name, of_class, of_scores) in enumerate(named, 1):
             true = of_class["tp"] + of_class["fn"]
             yield ClassLine(
                 model, *cell, place if place <= len(self.names) else 0, name,
-                int(true.sum()), int((true > 0).sum()), mask_scores(of_class, bootstrap),
+                int(true.sum()), int((true > 0).sum()), of_scores,
             )  # fmt: skip
 
 

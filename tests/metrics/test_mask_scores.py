@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from robustcli.metrics.mask_scores import (
     has_classes,
     iou,
     mask_scores,
+    mask_scores_of,
     near,
     near_counts,
     pixel_confusion,
@@ -156,6 +158,19 @@ def test_intervals_hold_the_score_and_know_the_groups():
     of_twos = mask_scores(rows(*paired), BOOTSTRAP)
     assert of_twos.dice_image == pytest.approx(apart.dice_image)
     assert of_twos.dice_image_low != apart.dice_image_low
+
+
+def test_tables_that_share_resamples_have_their_own_scores():
+    generator = np.random.default_rng(0)
+    tables = [
+        rows(*((f"p{n % 5}", *map(int, generator.integers(0, 30, 3))) for n in range(12)))
+        for _ in range(3)
+    ]
+    for scores, table in zip(mask_scores_of(tables, BOOTSTRAP), tables, strict=True):
+        alone = mask_scores(table, BOOTSTRAP)
+        assert astuple(scores) == pytest.approx(astuple(alone), nan_ok=True)
+        ends = (scores.dice_low, scores.dice_high)
+        assert BOOTSTRAP.mean(group_dice(table)) == pytest.approx(ends)
 
 
 def test_the_drop_is_paired():
