@@ -30,7 +30,7 @@ from robustcli.adapters.strict_loading import (
     load_strictly,
     shapes_of,
 )
-from robustcli.adapters.training_run import read_trained
+from robustcli.adapters.training_run import Header, read_trained
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 from robustcli.models.blocks import Pair, StagedUNet
@@ -264,6 +264,16 @@ def for_classes(arguments: Mapping[str, Any], classes: Sequence[str]) -> dict[st
     return {**arguments, NUM_CLASSES: len(classes) + 1} if classes else dict(arguments)
 
 
+def carried_arguments(header: Header | None) -> dict[str, Any]:
+    """Builder arguments of the weights with `header`, for a training on other data.
+
+    Without the number of outputs that a segmenter got from the classes of its masks.
+    """
+    several = bool(getattr(header, "mask_classes", ()))
+    arguments = {} if header is None else dict(header.arguments)
+    return {name: arguments[name] for name in arguments if name != NUM_CLASSES or not several}
+
+
 def check_class_count(arguments: Mapping[str, Any], classes: Sequence[str]) -> None:
     """Raises UsageError if the typed number of outputs does not match the classes."""
     outputs = arguments.get(NUM_CLASSES)
@@ -335,9 +345,9 @@ def _from_file(
         assert isinstance(network, _SwinUMamba)
         load_vmamba_encoder(network, trained.state, origin=str(trained.path))
         return network, f"encoder: {trained.path}"
-    arguments = {**(trained.header.arguments if trained.header else {}), **options}
+    arguments = {**carried_arguments(trained.header), **options}
     trained_classes = getattr(trained.header, "mask_classes", ())
-    if classes and tuple(classes) != trained_classes:
+    if tuple(classes) != trained_classes:
         network = builder.create(entry.variant, arguments)
         transfer(network, trained.state, entry, heads_of(entry), str(trained.path))
         of_file = (

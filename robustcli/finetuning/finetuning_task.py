@@ -27,7 +27,7 @@ from robustcli.adapters.checkpoint import read_torch, read_weights
 from robustcli.adapters.fetching import local_path, official_weights
 from robustcli.adapters.networks import is_trainable
 from robustcli.adapters.strict_loading import heads_in, shapes_of, tensor_differences
-from robustcli.adapters.trainable import heads_of, wants_imagenet
+from robustcli.adapters.trainable import carried_arguments, heads_of, wants_imagenet
 from robustcli.adapters.training_run import WEIGHTS, read_trained
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical, network_words
@@ -150,8 +150,8 @@ class FinetuneTask(ABC):
                 "Check the path; `--mode scratch` needs no weights.",
             )
         trained = read_trained(path, entry)
-        header = trained.header.arguments if trained.header else {}
-        return Pretrained(str(trained.path), {**header, **arguments}, trained.state)
+        options = {**carried_arguments(trained.header), **arguments}
+        return Pretrained(str(trained.path), options, trained.state)
 
 
 class ClassifierFinetuning(FinetuneTask):
@@ -335,8 +335,8 @@ class SegmenterFinetuning(FinetuneTask):
         if not export_nnunet(plan) and plan.entry.family in PLANNED:
             name = network_words(plan.entry.name, plan.config.model_args)
             say(
-                "No results folder of nnU-Net is written, because nnU-Net's trainers cannot build "
-                f"`{name}`."
+                f"No results folder of nnU-Net is written, because nnU-Net cannot build `{name}` "
+                "for images of three channels and these masks."
             )
 
 
@@ -441,8 +441,9 @@ _IN_UNIT = "RGBTo01Normalization"
 def export_nnunet(plan: TrainPlan) -> bool:
     """Writes the trained network of a mode unless it exists; False if nnU-Net cannot build it.
 
-    That is the case if no nnU-Net trainer builds the network (for example `--ablate scan`), or if
-    the number of features does not double per stage up to a limit, which no plan can describe.
+    That is the case if no nnU-Net trainer builds the network (for example `--ablate scan`), if the
+    number of features does not double per stage up to a limit, which no plan can describe, or if
+    the inputs or outputs of the network are not the channels of the images and the classes.
     """
     run = plan.run
     if plan.entry.family not in PLANNED:
@@ -462,6 +463,9 @@ def export_nnunet(plan: TrainPlan) -> bool:
         network.config = trained
     nnunet_plan = plan_of(plan, network.config)
     if nnunet_plan.options["features"] != tuple(network.config.features):
+        return False
+    ends = network.config.in_channels, network.config.num_classes
+    if ends != (len(nnunet_plan.channel_names), len(nnunet_plan.labels)):
         return False
     epochs = read_train_record(run).chosen_epoch or 0
     write_results(run / NNUNET, network, plan=nnunet_plan, epochs=epochs)

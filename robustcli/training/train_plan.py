@@ -22,7 +22,7 @@ from robustcli.adapters.load import names_run, resolve
 from robustcli.adapters.model import AUTOCAST, GREY_NOTE
 from robustcli.adapters.networks import BUILDERS, OUR_BUILDERS
 from robustcli.adapters.preprocessing import input_channels
-from robustcli.adapters.trainable import check_class_count
+from robustcli.adapters.trainable import carried_arguments, check_class_count
 from robustcli.adapters.training_run import header_beside, weights_in
 from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener
@@ -197,7 +197,7 @@ def _following_weights(config: TrainConfig, entry: ModelEntry) -> TrainConfig:
     header = header_beside(weights_in(config.weights))
     if header is None or canonical(header.model) != canonical(entry.network):
         return config
-    return replace(config, model_args={**header.arguments, **config.model_args})
+    return replace(config, model_args={**carried_arguments(header), **config.model_args})
 
 
 def _check_seeds(config: TrainConfig) -> None:

@@ -500,15 +500,20 @@ def test_without_a_plan_one_is_made_of_the_network(make_config: MakeConfig) -> N
 
 
 @pytest.mark.parametrize(
-    "changes", [{"model": "umamba-nomamba", "pretrained": None}, {"ablate": "scan"}]
+    "changes",
+    [
+        {"model": "umamba-nomamba", "pretrained": None},
+        {"ablate": "scan"},
+        {"model_args": {**TINY, "in_channels": 1}},
+        {"model_args": {**TINY, "num_classes": 4}},
+    ],
 )
 def test_networks_that_no_nnunet_trainer_builds_give_no_results_folder(
     make_config: MakeConfig, changes: dict[str, Any]
 ) -> None:
     listener = Recorder()
-    run = run_finetuning(
-        make_config(mode="scratch", epochs=1, model_args=TINY, **changes), listener
-    )
+    settings = {"model_args": TINY, **changes}
+    run = run_finetuning(make_config(mode="scratch", epochs=1, **settings), listener)
     assert not (run / "scratch" / "nnunet").exists()
     assert "No results folder of nnU-Net is written" in "\n".join(listener.lines)
 

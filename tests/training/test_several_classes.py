@@ -127,6 +127,10 @@ def test_a_head_of_other_classes_is_new_and_everything_else_is_kept(tmp_path, tr
             assert len(tensor) == 4
         else:
             assert torch.equal(tensor, state[name]), name
+    of_foreground, origin = start_segmenter(entry, arguments, seed=1, weights=training)
+    assert "except its head" in origin
+    assert len(of_foreground.state_dict()["conv.weight"]) == 1
+    assert torch.equal(of_foreground.state_dict()["encoder1.0.weight"], state["encoder1.0.weight"])
     continued, origin = start_segmenter(entry, arguments, seed=1, weights=training, classes=NAMES)
     assert "new" not in origin
     assert all(torch.equal(t, state[name]) for name, t in continued.state_dict().items())
