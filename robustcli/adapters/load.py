@@ -51,10 +51,7 @@ from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import LabelSpace, numbered_classes, read_label_space
 from robustcli.models.ablation import has_scan
 from robustcli.models.blocks import StagedUNet
-from robustcli.models.umamba import without_aliases
-from robustcli.nnunet.files import NnUNetModel, trained_model
-from robustcli.nnunet.normalisation import NnUNetInference
-from robustcli.nnunet.plans_json import PLANS
+from robustcli.nnunet.files import planned_inference
 
 _SHOWN = 5  # classes in a message
 
@@ -380,11 +377,15 @@ def _of_foreign_file(
 
     It is that of nnU-Net for a checkpoint with its plan, else `base`.
     """
-    if isinstance(network, StagedUNet) and (planned := _nnunet_checkpoint(weights)) is not None:
+    planned = None
+    if isinstance(weights.state, Weights) and weights.state.key_path == "network_weights":
+        file = Path(weights.origin)
+        planned = planned_inference(file, read_torch(file))
+    if planned is not None:
+        patch, inference = planned
         window = base.window
-        if not network.config.bound_to_patch:
-            window = replace(network.config, patch_size=planned.plan.patch).square
-        inference = NnUNetInference(planned.plan.channels, planned.mirror_axes)
+        if isinstance(network, StagedUNet) and not network.config.bound_to_patch:
+            window = replace(network.config, patch_size=patch).square
         return replace(base, window=window, nnunet=inference), (
             f"`{entry.name}`: `{weights.origin}` is a checkpoint of nnU-Net. As in nnU-Net, images "
             "are normalised as its plan says, and windows are flipped, weighted and averaged."
@@ -398,19 +399,6 @@ def _of_foreign_file(
         f"foreground from probability {base.threshold:g}. {published}If the weights need something "
         "else, wrap the network in a function of your own (`--model FILE.py:FUNCTION`)."
     )
-
-
-def _nnunet_checkpoint(weights: _Weights) -> NnUNetModel | None:
-    """The checkpoint of nnU-Net that contains `weights`; None for other files or without a plan."""
-    if not isinstance(weights.state, Weights) or weights.state.key_path != "network_weights":
-        return None
-    file = Path(weights.origin)
-    content = read_torch(file)
-    started = content.get("init_args") if isinstance(content, Mapping) else None
-    has_plan = isinstance(started, Mapping) and "plans" in started
-    if not has_plan and not (file.parent.parent / PLANS).is_file():
-        return None
-    return trained_model(file, content, without_aliases(weights.state))
 
 
 def _pretraining(entry: ModelEntry, request: ModelRequest, weights: _Weights | None) -> str:

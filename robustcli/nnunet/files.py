@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import replacing, write_text
-from robustcli.models.blocks import StagedUNet
+from robustcli.models.blocks import Pair, StagedUNet
 from robustcli.models.resenc import ResEncUNet
 from robustcli.models.umamba import UMamba, canonical_key, with_aliases
+from robustcli.nnunet.normalisation import NnUNetInference
 from robustcli.nnunet.plans_json import DATASET, PLANS, NnUNetPlan, read_plan
 
 # Location of checkpoints in a results folder of nnU-Net:
@@ -205,15 +206,11 @@ def trained_model(file: Path, content: object, weights: Mapping[str, Tensor]) ->
     _check_whole(file, weights, (_FIRST[name], _HEAD))
     started = content.get("init_args")
     started = started if isinstance(started, Mapping) else {}
-    epochs, axes = (
-        content.get(key) for key in ("current_epoch", "inference_allowed_mirroring_axes")
-    )
+    epochs = content.get("current_epoch")
     model = NnUNetModel(
         file, name, _plan_of(file, started), weights, trainer,
         str(started.get("fold", file.parent.name.partition("fold_")[2])),
-        epochs if isinstance(epochs, int) else None,
-        tuple(axis for axis in axes if isinstance(axis, int))
-        if isinstance(axes, (tuple, list)) else (),
+        epochs if isinstance(epochs, int) else None, _mirror_axes(content),
     )  # fmt: skip
     planned = len(model.plan.channel_names)
     if planned != model.in_channels:
@@ -224,6 +221,35 @@ def trained_model(file: Path, content: object, weights: Mapping[str, Tensor]) ->
             "Use the plan, data set and checkpoint of the same training.",
         )
     return model
+
+
+def planned_inference(file: Path, content: object) -> tuple[Pair, NnUNetInference] | None:
+    """Patch size and settings of inference by the plan of a checkpoint; None without a plan.
+
+    Unlike `trained_model`, it does not depend on the network.
+
+    Args:
+        file: The checkpoint.
+        content: Its content.
+
+    Raises:
+        UsageError: The plan is damaged.
+    """
+    if not isinstance(content, Mapping) or "network_weights" not in content:
+        return None
+    started = content.get("init_args")
+    started = started if isinstance(started, Mapping) else {}
+    if "plans" not in started and not (file.parent.parent / PLANS).is_file():
+        return None
+    plan = _plan_of(file, started)
+    return plan.patch, NnUNetInference(plan.channels, _mirror_axes(content))
+
+
+def _mirror_axes(content: Mapping[str, Any]) -> tuple[int, ...]:
+    axes = content.get("inference_allowed_mirroring_axes")
+    if not isinstance(axes, (tuple, list)):
+        return ()
+    return tuple(axis for axis in axes if isinstance(axis, int))
 
 
 def _check_whole(file: Path, weights: Mapping[str, Tensor], needed: Sequence[str]) -> None:

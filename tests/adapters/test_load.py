@@ -117,6 +117,11 @@ def test_a_checkpoint_of_nnunet_gets_the_preprocessing_of_its_plan(tmp_path: Pat
     assert model.preprocessing.nnunet == NnUNetInference(plan.channels, (0, 1))
     assert model.preprocessing.window == 32
     assert any("is a checkpoint of nnU-Net" in note for note in model.notes)
+    content = torch.load(file, weights_only=True)
+    swin = create_model("swin-umamba-pico").state_dict()
+    torch.save({**content, "network_weights": swin}, tmp_path / "swin.pth")  # without plans.json
+    model = load(ModelRequest("swin-umamba-pico", tmp_path / "swin.pth"), "seg")
+    assert model.preprocessing.nnunet == NnUNetInference(plan.channels, (0, 1))
 
 
 @pytest.mark.parametrize(
