@@ -89,6 +89,19 @@ def numbers(measured: pd.DataFrame) -> pd.DataFrame:
     return measured.copy()
 
 
+def test_the_errors_of_alexnet_are_those_of_the_authors_code() -> None:
+    assert list(ALEXNET_ERROR.values()) == [
+        0.886428, 0.894468, 0.922640, 0.819880, 0.826268, 0.785948, 0.798360, 0.866816, 0.826572,
+        0.819324, 0.564592, 0.853204, 0.646056, 0.717840, 0.606500,
+    ]  # fmt: skip
+    assert list(ALEXNET_ERROR)[:4] == [
+        "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur",
+    ]  # fmt: skip
+    assert list(ALEXNET_ERROR)[4:10] == [
+        "glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "fog",
+    ]  # fmt: skip
+
+
 def test_the_table_of_alexnet_turns_published_corruption_errors_into_published_accuracy() -> None:
     errors = [RESNET50[name] / 100 * alexnet for name, alexnet in ALEXNET_ERROR.items()]
     assert 100 * (1 - sum(errors) / len(errors)) == pytest.approx(39.2, abs=0.4)
