@@ -183,17 +183,3 @@ def _scan(
     )
     assert isinstance(y, Tensor)
     return y.transpose(1, 2)
-
-
-# The linear state-space model whose parameters do not depend on the input (S4). Source: Gu et al.,
-# "Efficiently Modeling Long Sequences with Structured State Spaces" (arXiv 2111.00396), with a
-# diagonal state matrix, as in all models of this package. From
-#
-#     h'(t) = A h(t) + B x(t),    y(t) = C h(t)
-#
-# zero-order hold with step d gives Abar = exp(dA) and Bbar = (dA)^-1 (exp(dA) - 1) dB. The
-# recurrence h_t = Abar h_{t-1} + Bbar x_t, y_t = C h_t then equals the convolution of x with the
-# kernel K = (C Bbar, C Abar Bbar, ..., C Abar^{L-1} Bbar). The selective scan lets d, B and C
-# depend on the input, so that it is no longer a convolution, and uses the simpler Bbar = dB.
-#
-# Shapes: D channels, N state size, L steps; x may have any leading dimensions.

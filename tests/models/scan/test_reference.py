@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.signal import cont2discrete
 
 from robustcli.core.errors import UsageError
 from robustcli.models.scan import cpu, reference, ss2d_scan
@@ -116,6 +117,30 @@ def test_constant_system_is_a_convolution():
     kernel = torch.stack([(C * torch.exp(dt * A[0]) ** j * dt * B).sum() for j in range(steps)])
     expected = np.convolve(x.numpy(), kernel.numpy())[:steps]
     np.testing.assert_allclose(y[0, 0].numpy(), expected, rtol=0, atol=1e-12)
+
+
+def test_zero_order_hold_is_the_continuous_system_and_a_convolution():
+    """Abar = exp(dA), Bbar = (dA)^-1 (exp(dA) - I) dB, K = (C Bbar, C Abar Bbar, ...)."""
+    steps, states, d = 30, 4, 0.3
+    rng = np.random.default_rng(0)
+    a, b, c, x = -rng.random(states), *rng.standard_normal((2, states)), rng.standard_normal(steps)
+    a_bar, b_bar = np.exp(d * a), (np.exp(d * a) - 1) / (d * a) * d * b
+    A, B, C, _, _ = cont2discrete((np.diag(a), b[:, None], c[None], np.zeros((1, 1))), d, "zoh")
+    np.testing.assert_allclose(A, np.diag(a_bar), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(B[:, 0], b_bar, rtol=0, atol=1e-14)
+    h, y = np.zeros(states), []
+    for value in x:
+        h = a_bar * h + b_bar * value
+        y.append(C[0] @ h)
+    kernel = [float(c @ (a_bar**j * b_bar)) for j in range(steps)]
+    np.testing.assert_allclose(y, np.convolve(x, kernel)[:steps], rtol=0, atol=1e-12)
+    scanned = selective_by(reference,  # whose Bbar is d B: here B is that of the zero-order hold
+        torch.from_numpy(x).view(1, 1, -1), torch.full((1, 1, steps), d, dtype=torch.float64),
+        torch.from_numpy(a)[None],
+        torch.from_numpy(b_bar / d).view(1, -1, 1).expand(1, states, steps),
+        torch.from_numpy(c).view(1, -1, 1).expand(1, states, steps),
+    )  # fmt: skip
+    np.testing.assert_allclose(scanned[0, 0].numpy(), y, rtol=0, atol=1e-12)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
