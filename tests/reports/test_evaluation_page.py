@@ -281,3 +281,11 @@ def test_speed_per_model_and_what_the_device_did(tmp_path: Path) -> None:
     assert "Energy" not in speed
     write_session(tmp_path, "a", session(None))
     assert "Peak" not in evaluation_text(read_findings(tmp_path))
+
+
+@pytest.mark.parametrize(("groups", "warned"), [(1, False), (5, True), (20, False)])
+def test_intervals_over_few_groups_are_called_too_narrow(
+    tmp_path: Path, groups: int, warned: bool
+) -> None:
+    page = mask_page(tmp_path, images=20, groups=groups)
+    assert ("tend to be too narrow" in page) is warned
