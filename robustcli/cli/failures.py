@@ -298,12 +298,15 @@ def _kinds(error: BaseException) -> tuple[str, ...]:
 # Rules for known errors of libraries and of the system, the most specific first.
 
 
+_SHARED_MEMORY = "shared memory|shm_open|torch_shm|/dev/shm"
+
+
 def _memory(raised: Raised) -> ErrorExplanation | None:
     ran_out = raised.is_a("MemoryError", "OutOfMemoryError", "ArrowMemoryError") or raised.says(
         r"out of memory|can't allocate memory|not enough memory|DefaultCPUAllocator|bad_alloc|"
         r"CUBLAS_STATUS_ALLOC_FAILED|[Uu]nable to allocate|Cannot allocate memory"
     )
-    if not (ran_out or raised.number == errno.ENOMEM):
+    if not (ran_out or raised.number == errno.ENOMEM) or raised.says(_SHARED_MEMORY):
         return None
     return ErrorExplanation(
         "Out of memory.",
@@ -332,7 +335,7 @@ def _worker_ended(raised: Raised) -> ErrorExplanation | None:
             "little shared memory (/dev/shm). Use fewer `--workers`; `--workers 0` needs no "
             "shared memory.",
         )
-    if raised.says("shared memory|shm_open|torch_shm|/dev/shm"):
+    if raised.says(_SHARED_MEMORY):
         return ErrorExplanation(
             "The loader processes have too little shared memory.",
             "Use fewer `--workers` (`--workers 0` needs none), or give the container more shared "

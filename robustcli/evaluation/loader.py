@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from robustcli.tasks.base import Batch, Preparation
 from robustcli.transforms.base import Cell
 
 _T = TypeVar("_T", covariant=True)
+_Batch = TypeVar("_Batch")
 _MOST_BYTES = 2**29
 """Bytes of decoded images from which a batch is complete; its transformed images take as much.
 
@@ -178,6 +179,30 @@ class WorkerLoader(DataLoader[_T]):
         """Does nothing; torch prints the same warning at creation and at the first batch."""
 
 
+def in_shared_memory(batch: _Batch) -> _Batch:
+    """`batch`, with its tensors in shared memory if this is a loader process.
+
+    torch would move them there in a thread of the process. If it fails, because shared memory is
+    full, that thread only prints its traceback, and the main process waits for the batch forever.
+    """
+    if get_worker_info() is not None:
+        for tensor in _tensors(batch):
+            tensor.share_memory_()
+    return batch
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif is_dataclass(value):
+        yield from _tensors([getattr(value, field.name) for field in fields(value)])
+
+
 @contextmanager
 def _silent_finaliser_after_errors() -> Iterator[None]:
     """Finalises an iterator that could not start its workers, without the traceback of torch."""
@@ -222,6 +247,7 @@ def batch_stream(
     return WorkerLoader(
         source,
         batch_size=None,
+        collate_fn=in_shared_memory,
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=2 if workers else None,

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from robustcli.core.watchdog import Watchdog, decoding_pool
 from robustcli.data.dataset import FileRef, Sample
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.masks import decode_pair
-from robustcli.evaluation.loader import WorkerLoader
+from robustcli.evaluation.loader import WorkerLoader, in_shared_memory
 from robustcli.training.recipes import Recipe
 
 MEMORY_SHARE = 0.5
@@ -300,13 +301,17 @@ class BaseDataModule(pl.LightningDataModule):
         return WorkerLoader(
             samples,
             **batches,
-            collate_fn=self.collate,
+            collate_fn=partial(_collated, self.collate),
             num_workers=workers,
             multiprocessing_context=method if workers else None,
             persistent_workers=workers > 0,
             pin_memory=self.settings.pin,
             worker_init_fn=None if table is None else table.enter,
         )
+
+
+def _collated(collate: Callable[[Sequence[Any]], Any], samples: Sequence[Any]) -> Any:
+    return in_shared_memory(collate(samples))
 
 
 class ImageData(BaseDataModule):

@@ -107,6 +107,8 @@ def no_image(folder: Path) -> Exception:
         (lambda _: pa.ArrowInvalid("x"), 1, "A table file cannot be read"),
         (lambda _: torch.OutOfMemoryError("CUDA out of memory."), 1, "Out of memory"),
         (lambda _: RuntimeError("CUDA error: device-side assert triggered"), 1, "device failed"),
+        (lambda _: RuntimeError("unable to allocate shared memory(shm) for file </torch_7>"), 1,
+         "too little shared memory.*--shm-size"),
         (lambda _: RuntimeError("Too many open files"), 1, "limit of open files.*ulimit"),
         (lambda _: BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), 1,
          "limit of processes.*ulimit -u"),

@@ -27,6 +27,8 @@ from robustcli.evaluation.loader import WorkerLoader, batch_stream
 from robustcli.evaluation.store import INPUT_SCHEMA, Store, write_rows
 from robustcli.tasks import classification
 from robustcli.tasks.base import ORIGINAL, mean_squared_error, measure
+from robustcli.tasks.classification import Views
+from robustcli.training.datamodule import BaseDataModule, BatchSettings
 from robustcli.transforms.base import Transform
 from tests.evaluation.photos import CROP24, CROP32, make_photos, source
 
@@ -241,6 +243,24 @@ def test_another_size_has_no_psnr_and_the_digest_depends_on_shape_and_not_on_mem
     assert measure(CLEAN, CLEAN.reshape(17, 31, 3)).digest != measure(CLEAN, CLEAN).digest
     fortran = np.asfortranarray(CLEAN)
     assert measure(CLEAN, fortran).digest == measure(CLEAN, CLEAN).digest
+
+
+@pytest.mark.parametrize("batch", ["evaluation", "training"])
+def test_full_shared_memory_is_an_error_of_the_loader(monkeypatch, batch):
+    """torch's thread that sends batches would only print it, and the loader would wait forever."""
+
+    def refuse(*_):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
+    if batch == "evaluation":
+        loader = batch_stream([Views([], [], {"m": torch.zeros(4)})], 1, pin=False)
+    else:
+        settings = BatchSettings(seed=0, workers=1)
+        loader = BaseDataModule(lambda s: (torch.stack(s),), settings).loader([torch.zeros(4)])
+    monkeypatch.setattr(loader, "timeout", 20)
+    with pytest.raises(RuntimeError, match="unable to allocate shared memory"):
+        next(iter(loader))
 
 
 def test_the_limit_of_processes_is_the_only_error_that_is_reported(monkeypatch):
