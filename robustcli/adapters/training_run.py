@@ -211,12 +211,15 @@ def weights_in(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    weight_files = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
-    if weight_files and not is_run(path):
+    if not is_run(path):
+        files = [*path.iterdir(), *path.glob("fold_*/*")]  # the second: results of nnU-Net
+        names = sorted(str(f.relative_to(path)) for f in files if f.suffix in _SUFFIXES)
         raise UsageError(
             f"`{path}` is a folder, but not a training run of this program.",
-            f"It contains {', '.join(f'`{name}`' for name in weight_files[:_SHOWN])}.",
-            f"Pass the file: `{path / weight_files[0]}`.",
+            f"It contains {', '.join(f'`{name}`' for name in names[:_SHOWN]) or 'no weights'}.",
+            f"Pass the file: `{path / names[0]}`."
+            if names
+            else "Pass the folder of a training, or a file of weights.",
         )
     if not (path / WEIGHTS).is_file():
         for kind, each in ((SEEDS_KIND, "seed"), (FINETUNE_KIND, "mode")):

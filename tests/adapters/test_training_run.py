@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,18 @@ def test_folder_and_file_are_the_same_weights(run: Path) -> None:
         torch.testing.assert_close(result.state, STATE, rtol=0, atol=0)
 
 
+def test_a_folder_that_is_no_run_is_answered_with_its_weights(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"not a training run(.|\n)*contains no weights"):
+        weights_in(tmp_path)
+    file = tmp_path / "fold_0" / "checkpoint_final.pth"  # a results folder of nnU-Net
+    file.parent.mkdir()
+    file.touch()
+    with pytest.raises(UsageError, match=f"(?s)not a training run.*{re.escape(str(file))}"):
+        weights_in(tmp_path)
+
+
 def test_a_run_that_did_not_finish(tmp_path: Path) -> None:
+    (tmp_path / "run.json").touch()
     with pytest.raises(
         UsageError, match=r"is not a finished training run(.|\n)*Repeat the training command"
     ):
