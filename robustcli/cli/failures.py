@@ -366,6 +366,16 @@ def _processes(raised: Raised) -> ErrorExplanation | None:
     )
 
 
+def _connection(raised: Raised) -> ErrorExplanation | None:
+    if not raised.is_a("DistNetworkError"):
+        return None
+    return ErrorExplanation(
+        "The processes of this command cannot connect to each other.",
+        "Check that this machine has a loopback interface (127.0.0.1), and that no firewall "
+        "separates machines of one job; `--devices 1` needs no connection.",
+    )
+
+
 _SYSTEM = {
     errno.ENOSPC: ("The disk is full", "Free some space, or use another `--out`."),
     errno.EDQUOT: ("Your disk quota is exceeded", "Free some space, or use another `--out`."),
@@ -504,8 +514,8 @@ def _shapes(raised: Raised) -> ErrorExplanation | None:
 
 
 _RULES: Sequence[Callable[[Raised], ErrorExplanation | None]] = (
-    _memory, _one_value, _network, _worker_ended, _open_files, _processes, _system, _device,
-    _library, _damaged, _settings, _shapes,
+    _memory, _one_value, _network, _worker_ended, _open_files, _processes, _connection, _system,
+    _device, _library, _damaged, _settings, _shapes,
 )  # fmt: skip
 
 

@@ -113,6 +113,8 @@ def no_image(folder: Path) -> Exception:
         (lambda _: BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), 1,
          "limit of processes.*ulimit -u"),
         (lambda _: RuntimeError("can't start new thread"), 1, "limit of processes.*--workers 0"),
+        (lambda _: torch.distributed.DistNetworkError("errno: 101 - Network is unreachable"), 1,
+         "cannot connect to each other.*loopback.*--devices 1"),
         (lambda _: OSError(errno.EFBIG, "File too large"), 1, "too large.*ulimit -f"),
         (lambda _: OSError(errno.ENOSPC, "No space", "/x/y"), 1, "The disk is full.*`/x/y`.*Free"),
         (lambda _: PermissionError(errno.EACCES, "Denied", "/x"), 1, "Permission denied: `/x`"),
