@@ -37,7 +37,7 @@ class Tolerance:
 
     For classifiers `value` is a difference of probabilities, for segmenters a share of the pixels
     of an image. Between CPUs, only the order of summation differs. Algorithms differ between GPUs,
-    and runs of versions before 0.1.0 may have fp32 convolutions in TF32 (10 bits of mantissa).
+    and runs of earlier checkouts may contain fp32 convolutions in TF32 (10 bits of mantissa).
     """
 
     value: float
