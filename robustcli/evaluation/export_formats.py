@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ INPUT, OUTPUT = "images", "scores"
 OPSET = 18
 """Default operator set of ONNX; runtimes since 2023 support it."""
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_MOST_IMAGES = 2**31 - 1
 _TWO_GIBIBYTES = 2**31
 
 
@@ -138,6 +140,12 @@ def with_rowwise_norms(network: nn.Module) -> nn.Module:
     return exported
 
 
+def any_batch() -> tuple[dict[int, Any]]:
+    """`dynamic_shapes` of torch's exporters for a network that takes any number of images."""
+    # Without a limit, torch 2.6 refuses every network.
+    return ({0: torch.export.Dim("batch", max=_MOST_IMAGES)},)
+
+
 def _to_onnx(network: nn.Module, path: Path, options: GraphOptions) -> None:
     size = sum(p.numel() * p.element_size() for p in network.parameters())
     if size >= _TWO_GIBIBYTES:
@@ -146,7 +154,7 @@ def _to_onnx(network: nn.Module, path: Path, options: GraphOptions) -> None:
             "A protobuf file can contain at most 2 GiB.",
             "Use `--format torchscript`.",
         )
-    dynamic = ({0: torch.export.Dim("batch")},) if options.dynamic_batch else None
+    dynamic = any_batch() if options.dynamic_batch else None
     program = torch.onnx.export(
         with_rowwise_norms(network), (options.example,), dynamo=True, dynamic_shapes=dynamic,
         input_names=[INPUT], output_names=[OUTPUT], opset_version=options.opset,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
+from robustcli.evaluation.export_formats import any_batch
 from robustcli.models import umamba, vim, vmamba
 from robustcli.models.architectures import (
     ARCHITECTURES,
@@ -171,8 +172,7 @@ def test_compiles_and_exports_whole_without_changing_the_result(case):
     expected = network(x)
     torch.compiler.reset()
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
-    any_batch = ({0: torch.export.Dim("batch")},)
-    exported = torch.export.export(network, (x,), dynamic_shapes=any_batch).module()
+    exported = torch.export.export(network, (x,), dynamic_shapes=any_batch()).module()
     for traced in (compiled, exported):
         assert torch.allclose(traced(x), expected, atol=1e-4)
     assert torch.allclose(exported(x[:1]), expected[:1], atol=1e-4)
