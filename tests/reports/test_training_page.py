@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -109,16 +109,21 @@ def test_a_classifier_that_is_not_measured_yet_says_so(tmp_path: Path) -> None:
     assert "Not measured yet." in section(page, "## Held-out images")
 
 
-def test_a_gain_that_may_be_chance_is_called_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+def test_a_difference_to_the_threshold_that_may_be_chance_is_called_so(
+    loss: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = read_built(tmp_path, TrainPlan())
     rows = training.test.rows
     equal_scores = compare_masks_with_clean(rows, rows, Bootstrap(0))
-    monkeypatch.setattr(training_page, "gain", lambda _: equal_scores)
+    scores = replace(equal_scores, drop=loss, drop_low=-loss, drop_high=2 * loss)
+    monkeypatch.setattr(training_page, "gain", lambda _: scores)
+    shown = "0.000 (paired 95 % interval 0.000 to 0.000"
+    if loss:
+        shown = "-0.100 (paired 95 % interval -0.200 to 0.100"
     assert (
-        "gains 0.000 (paired 95 % interval 0.000 to 0.000, which includes 0, so the gain may be "
-        "due to chance)" in training_text(training)
+        f"Dice of the network minus that of the threshold: {shown}, which includes 0, so the "
+        "difference may be due to chance)" in training_text(training)
     )
 
 
