@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
 
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from robustcli.adapters.exported import ExportFormat
     from robustcli.core.working_copy import Use
     from robustcli.evaluation.exporting import Exported
+    from robustcli.evaluation.mask_files import PredictedMasks
+    from robustcli.evaluation.prediction import PredictedLabels
     from robustcli.finetuning.selection import FreezeRule
     from robustcli.reports.publishing import PublishResult
     from robustcli.verification.verification import Verification
@@ -447,6 +449,62 @@ def explain(
         )
         stack.enter_context(borrowed(request.module for request in requests))
         return ExplanationRun(run_explanation(config))
+
+
+@_kept_random_state()
+def predict(
+    model: ModelLike,
+    data: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    weights: str | Path | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    untrained: bool = False,
+    label_space: str | None = None,
+    classes: Sequence[str] | None = None,
+    **options: Any,
+) -> PredictedLabels | PredictedMasks:
+    """Labels photos with a classifier, or writes masks with a segmenter, as `robust predict` does.
+
+    Photos that cannot be read are listed in `labelling.unreadable` of the result. Masks that `out`
+    already contains are not computed again.
+
+    Args:
+        model: A model name, the folder of a training run, a torch.nn.Module instance, a module
+            class, or a function that returns a module.
+        data: Folders or images; for classifiers also archives and names of data sets.
+        out: Folder of the masks; for classifiers, of the files with the labels, None for no files.
+        weights: A weights file.
+        model_args: Keyword arguments for the builder of the model.
+        preprocessing: Overrides of `resize`, `crop`, `interpolation`, `mean` or `std`.
+        untrained: Whether to use the network with its initial weights.
+        label_space: Name or file of the classes, if the weights do not define them.
+        classes: Class names in the order of the network's outputs, for a network of your own.
+        options: Further fields of `robustcli.evaluation.prediction.PredictConfig` (`top`,
+            `overlays`, `limit`, `seed`, `batch_size`, `device`, `fresh`, ...).
+
+    Raises:
+        UsageError: An argument names something that does not exist, or does not apply to the model,
+            or `out` contains results of other settings.
+        RunError: Images of a segmenter cannot be read; the masks of all others were written.
+    """
+    from robustcli.adapters.foreign_files import borrowed
+    from robustcli.evaluation.prediction import PredictConfig
+    from robustcli.evaluation.prediction import predict as run_prediction
+
+    options = checked_arguments(
+        PredictConfig, "predict", {"data": data, **options}, taken=("model", "out")
+    )
+    (request,) = _requests(
+        "predict", model, None if weights is None else path_here(weights), model_args,
+        preprocessing, label_space, untrained, classes,
+    )  # fmt: skip
+    request = replace(request, number_classes=True)
+    with ExitStack() as stack:
+        folder = None if out is None else stack.enter_context(_opened(out))
+        stack.enter_context(borrowed([request.module]))
+        return run_prediction(PredictConfig(request, out=folder, **options))
 
 
 def compare(

@@ -252,7 +252,7 @@ PROTOCOLS = {
     "default_cfgs",  # timm's registration of models
     "command",  # of the command line
     # Commands as functions of `api`, and each one's function in its room.
-    *("evaluate", "explain", "export", "publish", "verify"),
+    *("evaluate", "explain", "export", "predict", "publish", "verify"),
 }
 # The scan exports two functions; inside, names follow the languages of kernels (load, store).
 PRIVATE_ROOM = "robustcli.models.scan"

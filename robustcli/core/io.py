@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustcli.core.errors import RunError
 from robustcli.core.machine import machine_id, start_of_process
-from robustcli.core.names import FORMULA_SIGNS
+from robustcli.core.names import FORMULA_SIGNS, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,6 +175,24 @@ def read_csv(path: Path, names: Iterable[str] = (), **options: Any) -> pd.DataFr
 
 def _without_apostrophe(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_SIGNS) else cell
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """`table` as CSV that is safe to open in a spreadsheet.
+
+    A text that a spreadsheet would evaluate as a formula gets a leading apostrophe, which marks it
+    as text; numbers are unchanged. Control characters are escaped (see `printable`).
+    """
+    harmless = table.copy()
+    for name in table.select_dtypes(exclude="number").columns:
+        harmless[name] = table[name].map(_no_formula)
+    return harmless.to_csv(index=False, lineterminator="\n")
+
+
+def _no_formula(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return printable(f"'{value}" if value.startswith(FORMULA_SIGNS) else value)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

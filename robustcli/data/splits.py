@@ -9,7 +9,7 @@ import csv
 import io
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -21,7 +21,7 @@ from robustcli.core.io import write_text
 from robustcli.core.names import FORMULA_SIGNS, counted
 from robustcli.core.seeds import identity_seed
 from robustcli.data.advice import quoted
-from robustcli.data.dataset import Dataset, Sample
+from robustcli.data.dataset import Dataset, FileRef, Sample
 from robustcli.data.tables import Column, read_columns
 
 
@@ -65,6 +65,26 @@ def take(
         spread = "classes" if has_classes else f"{dataset.grouping}s"
         limits.append("1 image" if limit == 1 else f"{limit} images distributed over the {spread}")
     return _with_subset(dataset, samples, f"{', '.join(limits)}, seed {seed}")
+
+
+def take_ids(ids: Iterable[str], *, limit: int | None, seed: int) -> frozenset[str]:
+    """The ids of the images that `take` selects from images without known classes.
+
+    The images are distributed evenly over their folders. With one folder per class, the selection
+    equals that from the images with their classes.
+    """
+    files = [FileRef(image_id, Path(image_id)) for image_id in ids]
+    samples = tuple(Sample(file, file, file.relative.rpartition("/")[0]) for file in files)
+    selected = take(Dataset("files", "", samples, grouping="folder"), limit=limit, seed=seed)
+    return frozenset(sample.image_id for sample in selected.samples)
+
+
+def subset_in_words(count: int, total: int, noun: str, seed: int) -> str:
+    """A sentence that announces a selection of `take_ids`; `noun` is the singular of an image."""
+    return (
+        f"`--limit`: using {count:,} of {counted(total, noun)}, distributed at random over the "
+        f"folders (seed {seed})."
+    )
 
 
 QUICK_IMAGES = 381

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
+from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.fetching import is_here
 from robustcli.adapters.foreign import foreign_kind
 from robustcli.adapters.load import names_run, resolve
@@ -96,13 +97,12 @@ class Forecast:
         subset = f" of {pool:,} ({self.precision})" if self.precision else ""
         engine = self.engine
         alone = "" if engine is None else " alone"
-        duration = (
-            f"about {_duration(self.seconds)} on this machine{alone} (estimated from a short test)"
-        )
+        duration = f"about {duration_in_words(self.seconds)} on this machine{alone} "
+        duration += "(estimated from a short test)"
         if engine is not None:
             duration += "; the workers share the work"
         if self.precision:
-            duration += f"; about {_duration(self.pool_seconds)} for all {pool:,} images"
+            duration += f"; about {duration_in_words(self.pool_seconds)} for all {pool:,} images"
         lines = [] if engine is None else engine.as_lines()
         return "\n".join(
             [
@@ -178,8 +178,9 @@ def announce_quick(evaluation: Evaluation, listener: Listener) -> None:
         per_image = _seconds_per_image(evaluation, _trial_models(evaluation))
         quick = per_image * images * missing / max(1, plan.forwards)
         listener.say(
-            f"The evaluation will take about {_duration(quick)} on this machine (estimated from a "
-            f"short test); all {pool:,} images would take about {_duration(per_image * pool)}."
+            f"The evaluation will take about {duration_in_words(quick)} on this machine (estimated "
+            f"from a short test); all {pool:,} images would take about "
+            f"{duration_in_words(per_image * pool)}."
         )
 
 
@@ -206,7 +207,8 @@ def precision_of(evaluation: Evaluation) -> str:
     )
 
 
-def _duration(seconds: float) -> str:
+def duration_in_words(seconds: float) -> str:
+    """`seconds` in the unit that suits them, such as `5 min`."""
     if seconds < 100:
         return f"{seconds:,.0f} s"
     return f"{seconds / 60:,.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:,.1f} h"
@@ -238,14 +240,26 @@ def _download(evaluation: Evaluation, trial_models: Mapping[str, Model]) -> int:
     """
     size = 0
     for request, name in zip(evaluation.config.models, evaluation.names, strict=True):
-        no_official = request.weights or request.untrained or names_run(request.name)
-        if no_official or foreign_kind(request) is not None:
-            continue
-        entry, trial = resolve(request.name), trial_models.get(name)
-        if (entry.on_timms_hub or entry.weights_url is not None) and not is_here(entry):
-            parameters = trial.facts.parameters if trial is not None else entry.parameters
-            size += _BYTES_PER_PARAMETER * parameters
+        if needs_download(request):
+            trial = trial_models.get(name)
+            size += download_bytes(request, None if trial is None else trial.facts.parameters)
     return size
+
+
+def needs_download(request: ModelRequest) -> bool:
+    """Whether the official weights of a model have to be downloaded."""
+    no_official = request.weights or request.untrained or names_run(request.name)
+    if no_official or foreign_kind(request) is not None:
+        return False
+    entry = resolve(request.name)
+    return (entry.on_timms_hub or entry.weights_url is not None) and not is_here(entry)
+
+
+def download_bytes(request: ModelRequest, parameters: int | None) -> int:
+    """Size of the official weights of a network with `parameters`; None: that of the catalogue."""
+    if parameters is None:
+        parameters = resolve(request.name).parameters
+    return _BYTES_PER_PARAMETER * parameters
 
 
 def _seconds_per_image(evaluation: Evaluation, models: Mapping[str, Model]) -> float:

@@ -1,651 +1,350 @@
 """Predicts labels of photos or masks of images, without true ones; implements `robust predict`.
 
-A classifier labels photos, see `label_photos`; a segmenter writes masks, see `predict_masks`. Masks
-of several classes are indexed PNG files with a colour palette, and `labels.json` next to them
-contains the names of the indices; `--data` of other commands reads both.
+A classifier labels photos, see `photo_labels`; a segmenter writes masks, see `mask_files`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from robustcli.adapters.catalogue import ModelRequest
-from robustcli.adapters.classifier import Classifier, Ranking
-from robustcli.adapters.load import answers_in
-from robustcli.adapters.preprocessing import Preprocessing
-from robustcli.adapters.segmenter import Pixels, Segmenter
-from robustcli.core.errors import RunError, UsageError, located
-from robustcli.core.io import LONGEST_NAME, write_bytes, write_text
+from robustcli.adapters.classifier import Classifier
+from robustcli.adapters.load import check_has_weights, entry_of, load
+from robustcli.adapters.model import Precision
+from robustcli.adapters.segmenter import Segmenter
+from robustcli.core.arguments import Positive
+from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener, Silent
-from robustcli.core.names import counted
-from robustcli.core.watchdog import decoding_pool, watching_threads
-from robustcli.data.archives import is_tar, is_zip, list_tar, list_zip
-from robustcli.data.dataset import FileRef, reasons_in_lines
+from robustcli.core.machine import versions
+from robustcli.core.names import TaskName, counted, file_name
+from robustcli.data.dataset import FileRef
 from robustcli.data.decode import UnreadableImage, decode
-from robustcli.data.labels import NUMBERED, LabelSpace, numbered_classes
-from robustcli.data.listing import (
-    HDF5_SUFFIXES,
-    NIFTI_SUFFIXES,
-    list_folder,
-    normalised_path,
+from robustcli.data.mask_classes import network_class_names
+from robustcli.data.splits import subset_in_words, take_ids
+from robustcli.evaluation.device import choose_device, device_name, unused_gpu
+from robustcli.evaluation.forecast import download_bytes, duration_in_words, needs_download
+from robustcli.evaluation.look_up import EVALUATION_TASKS
+from robustcli.evaluation.mask_files import (
+    PredictedMasks,
+    has_mask,
+    list_jobs,
+    mask_tag,
+    predict_masks,
+    selected_jobs,
 )
-from robustcli.data.mask_classes import colours_of
-from robustcli.data.named_datasets import find_named, require_tar
-from robustcli.data.published_masks import LABEL_FILES, look_like_channels, stacked_channels
-from robustcli.data.tables import Say, ignore_note
-from robustcli.tasks.base import Forward
-from robustcli.tasks.classification import ClassificationTask
-from robustcli.tasks.pictures import indexed, overlaid
+from robustcli.evaluation.photo_labels import (
+    CSV_FILE,
+    SETTINGS_FILE,
+    Labelling,
+    check_labels_kept,
+    classes_of,
+    label_photos,
+    label_settings,
+    list_photos,
+    view_of_photo,
+    write_labels,
+)
 
-_THREADS = 4  # that decode photos
-_DIGITS = 6  # of probabilities
-OVERLAY = "_overlay"
-UNREADABLE_FILE = "unreadable.json"  # image and reason of each image that cannot be read
-_MASK = "_mask"  # suffix of a true mask next to its image, as in the LGG set
-_FILES_SHOWN = 3
-_TAG = "robust"  # key of the PNG text with the hash of model and settings
-_MOST_IMAGES, _MOST_PIXELS = 8, 8 * 512 * 512  # per batch of a segmenter
+_TOP = 5
+_TRIAL_PHOTOS = 4
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """All settings of a prediction; `robust predict --help` describes them."""
+
+    model: ModelRequest
+    data: tuple[Path, ...]
+    out: Path | None = None
+    _: KW_ONLY
+    top: Positive | None = None
+    csv: bool = False
+    overlays: bool = False
+    limit: Positive | None = None
+    seed: int = 0
+    batch_size: Positive | None = None
+    mask_classes: str | None = None
+    device: str = "auto"
+    precision: Precision = "fp32"
+    fresh: bool = False
+    offline: bool = False
+
+    @property
+    def labels(self) -> int:
+        """Number of classes per photo."""
+        return self.top or _TOP
+
+    def directory(self, settings: Mapping[str, Any]) -> Path | None:
+        """Folder of the labels: `out`, or one named after the `settings`; None without files."""
+        if self.out is not None or not self.csv:
+            return self.out
+        named: list[Any] = [settings, list(map(str, self.data)), self.limit]
+        named += [self.seed] if self.limit is not None and self.seed else []
+        short = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
+        return Path("runs") / f"predict-{file_name(settings['model'])}-{short}"
+
+
+@dataclass(frozen=True)
+class PredictedLabels:
+    """The labels of photos.
+
+    Args:
+        labelling: The labels, and the photos that cannot be read.
+        document: The labels with the model and its settings, for JSON.
+        csv: The file with the labels; None if none was requested.
+    """
+
+    labelling: Labelling
+    document: Mapping[str, Any]
+    csv: Path | None
+
+    def table(self) -> pd.DataFrame:
+        """One row per readable photo; columns as in `labels.csv`."""
+        return self.labelling.table()
+
+
+def predict(
+    config: PredictConfig, listener: Listener | None = None
+) -> PredictedLabels | PredictedMasks:
+    """Labels the photos of `config`, or writes masks of its images, depending on the model.
+
+    Raises:
+        UsageError: A name or a file does not exist, an option does not apply to the model, or files
+            of other settings exist.
+        RunError: Images of a segmenter cannot be read; the masks of all others were written.
+    """
+    listener = listener or Silent()
+    if task_of_model(config) == "cls":
+        return _predict_labels(config, listener)
+    assert config.out is not None, "checked for segmenters"
+    segmenter = _loaded(config, partial(load, config.model, "seg"), listener)
+    return predict_masks(
+        segmenter, config.data, config.out, overlays=config.overlays, limit=config.limit,
+        seed=config.seed, batch_size=config.batch_size, fresh=config.fresh, listener=listener,
+    )  # fmt: skip
+
+
+def task_of_model(config: PredictConfig) -> TaskName:
+    """The task of the model, after a check of the options.
+
+    Raises:
+        UsageError: The model does not exist or has no weights, there are no images, or an option
+            belongs to the other task.
+    """
+    if not config.data:
+        raise UsageError(
+            "No images were given.", "",
+            "Pass folders or files: `robust predict --model M photos/`.",
+        )  # fmt: skip
+    entry = entry_of(config.model, offline=config.offline)
+    if entry.task == "cls":
+        foreign = {"--overlays": config.overlays, "--classes": config.mask_classes is not None}
+        what = "a classifier"
+    else:
+        foreign, what = {"--top": config.top is not None, "--csv": config.csv}, "a segmenter"
+    for flag, is_set in foreign.items():
+        if is_set:
+            raise UsageError(
+                f"`{flag}` cannot be used with `{config.model.name}`.", f"It is {what}.", "Omit it."
+            )
+    if entry.task == "seg" and config.out is None:
+        raise UsageError(
+            "`--out` is missing.",
+            f"`{config.model.name}` is a segmenter, which writes a mask for every image.",
+            "Specify the folder for the masks with `--out`.",
+        )
+    check_has_weights(config.model, entry)
+    return entry.task
+
+
+def _loaded(config: PredictConfig, load_model: Callable[..., Any], listener: Listener) -> Any:
+    """The model on its device, tested with a generated image; announces notes on it."""
+    device = choose_device(config.device)
+    if note := unused_gpu(config.device, device):
+        listener.say(note)
+    model: Classifier | Segmenter = load_model(seed=config.seed, offline=config.offline)
+    model.to(device, config.precision)
+    if isinstance(model, Segmenter) and (classes := network_class_names(config.mask_classes)):
+        model.for_classes(classes)
+    model.try_out()
+    for note in model.notes:
+        listener.say(note)
+    if model.facts.untrained:
+        results = "labels" if isinstance(model, Classifier) else "masks"
+        listener.say(f"`{model.facts.name}` is not trained: its {results} are meaningless.")
+    return model
 
 
 # Labels of photos.
 
 
-@dataclass(frozen=True)
-class PhotoLabels:
-    """The most probable classes of one photo, best first."""
-
-    image_id: str
-    ranking: Ranking
-
-
-@dataclass(frozen=True)
-class Labelling:
-    """Predicted labels of photos.
-
-    Args:
-        space: The classes.
-        top: Largest number of classes per photo.
-        photos: Labels of each readable photo, in order of the ids.
-        unreadable: Id and reason of each photo that cannot be read.
-    """
-
-    space: LabelSpace
-    top: int
-    photos: tuple[PhotoLabels, ...]
-    unreadable: tuple[tuple[str, str], ...]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per photo: `image`, then class, name and probability of each rank.
-
-        The columns of rank 1 are `class`, `name` and `probability`; those of rank k end with `_k`.
-        """
-        return [self._row(photo) for photo in self.photos]
-
-    def _row(self, photo: PhotoLabels) -> dict[str, Any]:
-        row: dict[str, Any] = {"image": photo.image_id}
-        for number, label in enumerate(self.labels(photo), 1):
-            ending = "" if number == 1 else f"_{number}"
-            row |= {f"{key}{ending}": label[key] for key in ("class", "name", "probability")}
-        return row
-
-    def labels(self, photo: PhotoLabels) -> list[dict[str, Any]]:
-        """Index, id, name and probability of each class of a photo, best first."""
-        ranked = zip(photo.ranking.classes, photo.ranking.probabilities, strict=True)
-        return [
-            {
-                "index": index,
-                "class": self.space.ids[index],
-                "name": self.space.names[index],
-                "probability": round(probability, _DIGITS),
-            }
-            for index, probability in ranked
-        ]
-
-    def document(self) -> dict[str, Any]:
-        """All labels as a JSON-serialisable dictionary."""
-        return {
-            "label_space": self.space.name,
-            "images": len(self.photos),
-            "unreadable": [{"image": name, "reason": why} for name, why in self.unreadable],
-            "predictions": [
-                {"image": photo.image_id, "labels": self.labels(photo)} for photo in self.photos
-            ],
-        }
-
-
-def list_photos(places: Sequence[Path], say: Say = ignore_note) -> tuple[FileRef, ...]:
-    """The photos of `places`, sorted by id and without duplicates.
-
-    Args:
-        places: Folders (searched recursively), archives (tar, zip), names of data sets, and photos.
-            The id of a photo is its path relative to its folder, as in an evaluation of that
-            folder; the id of a single file is its name. If two photos would have the same id, the
-            path of the folder as given is prepended.
-        say: Receives messages about skipped files.
-
-    Raises:
-        UsageError: There are no photos, or a place does not exist.
-    """
-    by_path: dict[Path, tuple[str, FileRef]] = {}
-    for place in places:
-        for path, prefix, ref in _photos_at(place, say):
-            by_path.setdefault(path, (prefix, ref))
-    if not by_path:
-        raise UsageError(
-            f"No photos were found in {' and '.join(f'`{place}`' for place in places)}.",
-            "Expected a folder with image files (JPEG, PNG, TIFF, ...) or image files.",
-            "Check the path.",
-        )
-    count = Counter(ref.relative for _, ref in by_path.values())
-    files = [
-        ref if count[ref.relative] == 1 else replace(ref, relative=f"{prefix}{ref.relative}")
-        for prefix, ref in by_path.values()
-    ]
-    return tuple(sorted(files, key=lambda ref: ref.relative))
-
-
-def _photos_at(place: Path, say: Say) -> Iterator[tuple[Path, str, FileRef]]:
-    """Each photo with its path, and the prefix for its id if another photo has the same id.
-
-    The path is equal for all spellings of `place`. Links inside `place` are not resolved: two links
-    to one file are two photos, as in an evaluation.
-    """
-    named = None if place.exists() else find_named(str(place))
-    path = place.expanduser() if named is None else require_tar(named)
-    if path.is_dir():
-        listing = list_folder(path)
-    elif is_tar(path):
-        listing = list_tar(path)
-    elif is_zip(path):
-        listing = list_zip(path)
-    elif path.is_file():
-        parent = "" if place.parent == Path() else f"{place.parent.as_posix()}/"
-        name = normalised_path(path.name)
-        yield path.parent.resolve() / name, parent, FileRef(name, path)
-        return
-    else:
-        raise UsageError(
-            f"`{place}` does not exist.",
-            "Expected a folder of photos, an archive of them, or a photo.",
-            "Check the path.",
-        )
-    for note in listing.notes(path):
-        say(note)
-    root = path.resolve()
-    for file in listing.files:
-        yield root / file.relative, f"{place.as_posix()}/", file
-
-
-def classes_of(classifier: Classifier, request: ModelRequest, say: Say = ignore_note) -> LabelSpace:
-    """The classes of the outputs of `classifier`; reports to `say` if they are only numbered.
-
-    Raises:
-        UsageError: The requested label space does not exist.
-    """
-    space = answers_in(request)
-    outputs = classifier.classes or getattr(classifier.network, "num_classes", None)
-    if outputs is not None and outputs != len(space.ids):
-        space = numbered_classes(classifier.facts.name, outputs)
-    if space.name.startswith(f"{NUMBERED} of "):
-        say(
-            f"The classes of the {len(space.ids)} outputs of `{classifier.facts.name}` are not "
-            "known: labels are output numbers, starting at 0 (`--label-space FILE` sets the "
-            "names)."
-        )
-    return space
-
-
-def label_photos(
-    classifier: Classifier,
-    space: LabelSpace,
-    photos: Sequence[FileRef],
-    *,
-    top: int = 5,
-    batch_size: int | None = None,
-    listener: Listener | None = None,
-) -> Labelling:
-    """Predicts the `top` most probable classes of each photo.
-
-    Decoding, resizing, cropping and normalisation are those of `robust eval`, so the predictions
-    are the same. Photos that cannot be read are listed in the result.
-
-    Args:
-        classifier: The classifier, already on its device.
-        space: Its classes, see `classes_of`.
-        photos: See `list_photos`.
-        top: Number of classes per photo.
-        batch_size: Number of photos per forward pass; None for the default of the device.
-        listener: Receives progress.
-    """
-    listener = listener or Silent()
-    size = batch_size or ClassificationTask.batch_sizes[classifier.device.type]
-    forward = Forward(classifier, partial(classifier.ranked, most=top), listener.say)
-    labelled: list[PhotoLabels] = []
-    unreadable: list[tuple[str, str]] = []
-    listener.start(len(photos), 0)
-    for refs, views in _photo_batches(photos, classifier.preprocessing, size, listener.say):
-        readable = [(ref, v) for ref, v in zip(refs, views, strict=True) if not isinstance(v, str)]
-        unreadable += [
-            (ref.relative, v) for ref, v in zip(refs, views, strict=True) if isinstance(v, str)
-        ]
-        if readable:
-            batch = torch.from_numpy(np.stack([view for _, view in readable]))
-            with located(f"It was `{readable[0][0].relative}` to `{readable[-1][0].relative}`."):
-                rankings = [ranking for piece in forward(batch) for ranking in piece]
-            for (ref, _), ranking in zip(readable, rankings, strict=True):
-                labelled.append(PhotoLabels(ref.relative, ranking))
-        listener.advance(len(refs))
-    return Labelling(space, top, tuple(labelled), tuple(unreadable))
-
-
-def _photo_batches(
-    photos: Sequence[FileRef], preprocessing: Preprocessing, size: int, say: Say
-) -> Iterator[tuple[Sequence[FileRef], list[NDArray[np.uint8] | str]]]:
-    """Batches of photos and their views; the next batch is decoded during the computation."""
-    batches = [photos[at : at + size] for at in range(0, len(photos), size)]
-    with watching_threads(say), decoding_pool(_THREADS) as pool:
-
-        def submitted(refs: Sequence[FileRef]) -> list[Future[NDArray[np.uint8] | str]]:
-            return [pool.submit(_view, ref, preprocessing) for ref in refs]
-
-        pending = submitted(batches[0])
-        for number, refs in enumerate(batches):
-            current = pending
-            pending = submitted(batches[number + 1]) if number + 1 < len(batches) else []
-            yield refs, [future.result() for future in current]
-
-
-def _view(ref: FileRef, preprocessing: Preprocessing) -> NDArray[np.uint8] | str:
-    """Preprocessed photo (channels, crop, crop), or the reason why it cannot be read."""
-    try:
-        view = preprocessing.coloured(preprocessing.apply(decode(ref)))
-    except UnreadableImage as error:
-        return error.reason
-    return np.ascontiguousarray(view.transpose(2, 0, 1))
-
-
-# Masks of images.
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image, the file of its mask, and the file of its overlay if one is requested.
-
-    `parts` are the files of an image with one file per channel (`FileRef.parts`), of which `image`
-    is the first.
-    """
-
-    image: Path
-    mask: Path
-    overlay: Path | None
-    parts: tuple[tuple[str, FileRef], ...] = ()
-
-    @property
-    def ref(self) -> FileRef:
-        """The reference by which the image is decoded."""
-        return FileRef(self.image.name, self.image, parts=self.parts)
-
-    @property
-    def outputs(self) -> tuple[Path, ...]:
-        """The files that are written for this image."""
-        return (self.mask,) if self.overlay is None else (self.mask, self.overlay)
-
-
-def list_jobs(
-    images: Sequence[Path], out: Path, *, overlays: bool, grey: bool = False,
-    say: Say = ignore_note,
-) -> tuple[Job, ...]:  # fmt: skip
-    """The images in order, each with its output files below `out`.
-
-    The output of an image in a folder keeps the path relative to that folder; the output of a
-    single file keeps its name. The mask has the stem of the image. Folders are searched
-    recursively; in nnU-Net's folders, an image can have one file per channel (`stacked_channels`).
-    Skipped are files below `out`, true masks next to their images (`X_mask.tif` next to `X.tif`), a
-    folder `masks` next to `images`, nnU-Net's labels, and leftovers of other programs (`say`
-    receives their number).
-
-    Raises:
-        UsageError: There are no images, two outputs have the same path, an output would overwrite
-            an image, or, unless the network is `grey`, images are named like channels.
-    """
-    # A folder and an image of it may be named.
-    found = dict.fromkeys(_images(images, out.resolve(), grey, say))
-    files = sorted(found, key=lambda file: (file[1].as_posix(), str(file[0].path)))
-    if not files:
-        volume = next((file for path in images for file in _volumes_in(path)), None)
-        if volume is not None:
-            raise _not_an_image(volume)
-        raise UsageError(
-            f"No images were found in {' and '.join(f'`{path}`' for path in images)}.",
-            "Expected a folder with image files (JPEG, PNG, TIFF, ...) or image files.",
-            "Check the path in `--data`.",
-        )
-    jobs = []
-    for ref, relative in files:
-        stem = out / relative.parent / relative.stem
-        overlay = stem.with_name(f"{stem.name}{OVERLAY}.png") if overlays else None
-        jobs.append(Job(ref.path, stem.with_name(f"{stem.name}.png"), overlay, ref.parts))
-    _check_outputs(jobs)
-    return tuple(jobs)
-
-
-def _images(
-    images: Sequence[Path], out: Path, grey: bool, say: Say
-) -> Iterator[tuple[FileRef, PurePosixPath]]:
-    for path in images:
-        if path.is_dir():
-            listing = list_folder(path)
-            for note in listing.notes(path):
-                say(note)
-            files = [file for file in listing.files if out not in file.path.resolve().parents]
-            names = {file.relative for file in files}
-            files = [file for file in files if not _is_true_mask(file, names)]
-            shown = stacked_channels(path, files)
-            if not grey:
-                _check_no_channels(path, shown)
-            cases = sum(bool(file.parts) for file in shown)
-            if cases:
-                say(f"`{path}`: {counted(cases, 'image')} of 3 files each, as red, green and blue.")
-            for file in shown:
-                yield replace(file, relative=file.path.name), PurePosixPath(file.relative)
-        elif path.is_file():
-            for volume in _volumes_in(path):
-                raise _not_an_image(volume)
-            yield FileRef(path.name, path), PurePosixPath(path.name)
-        else:
-            raise UsageError(
-                f"`{path}` does not exist.",
-                "Expected a folder of images, or an image.",
-                "Check the path in `--data`.",
-            )
-
-
-def _check_no_channels(path: Path, files: Sequence[FileRef]) -> None:
-    """Raises UsageError if the images of a folder are greyscale, and named like channels."""
-    by_folder: dict[PurePosixPath, list[FileRef]] = defaultdict(list)
-    for file in files:
-        if not file.parts:
-            by_folder[PurePosixPath(file.relative).parent].append(file)
-    for folder, in_folder in by_folder.items():
-        channels = look_like_channels(in_folder)
-        try:
-            pixels = [decode(channel) for channel in channels]
-        except UnreadableImage:
-            continue
-        if channels and all((image == image[..., :1]).all() for image in pixels):
-            raise UsageError(
-                f"`{path / folder}` contains images in three greyscale files each, such as "
-                f"{', '.join(f'`{file.path.name}`' for file in channels)}.",
-                "nnU-Net names the channels of one image like this. The network takes colour "
-                "images, and would predict each channel as an image of its own.",
-                "Rename the folder to `imagesTs` to stack them as red, green and blue, or pass "
-                f"the files instead of the folder to predict each (`{path / folder}/*.png`).",
-            )
-
-
-def _volumes_in(path: Path) -> Iterator[Path]:
-    """The NIfTI and HDF5 files in the folder `path`, or `path` if it is one."""
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        if file.name.lower().endswith((*NIFTI_SUFFIXES, *HDF5_SUFFIXES)):
-            yield file
-
-
-def _not_an_image(volume: Path) -> UsageError:
-    return UsageError(
-        f"`{volume}` is a volume, for which no mask is written.",
-        "`robust predict` writes a PNG for each image, and does not read NIfTI or HDF5.",
-        "Save its slices as PNG, with the grey values of the training (docs/masks.md).",
+def _predict_labels(config: PredictConfig, listener: Listener) -> PredictedLabels:
+    all_photos = list_photos(config.data, listener.say)
+    photos = _selected_photos(all_photos, config, listener)
+    model: Classifier = _loaded(config, partial(load, config.model, "cls"), listener)
+    space = classes_of(model, config.model, listener.say)
+    settings = label_settings(model, space, config.labels)
+    folder = config.directory(settings)
+    if folder is not None and not config.fresh:
+        check_labels_kept(folder, settings, photos)
+    labelling = label_photos(
+        model, space, photos, top=config.labels, batch_size=config.batch_size, listener=listener
     )
+    subset = {"images": len(photos), "of": len(all_photos), "seed": config.seed}
+    document = {
+        **settings, "subset": subset if len(photos) < len(all_photos) else None,
+        **labelling.document(), "device": str(model.device), "versions": versions(),
+    }  # fmt: skip
+    csv = None if folder is None else write_labels(folder, labelling, document)
+    return PredictedLabels(labelling, document, csv)
 
 
-def _is_true_mask(file: FileRef, names: set[str]) -> bool:
-    path = PurePosixPath(file.relative)
-    image = path.with_name(path.stem.removesuffix(_MASK) + path.suffix)
-    is_beside_image = path.stem.endswith(_MASK) and str(image) in names
-    return is_beside_image or (
-        (file.folder or "").lower() == "masks"
-        and any(name.lower().startswith("images/") for name in names)
-    )
+def _selected_photos(
+    photos: Sequence[FileRef], config: PredictConfig, listener: Listener
+) -> tuple[FileRef, ...]:
+    """The photos that `--limit` and `--seed` select; announces a subset."""
+    ids = take_ids((photo.relative for photo in photos), limit=config.limit, seed=config.seed)
+    if len(ids) < len(photos):
+        listener.say(subset_in_words(len(ids), len(photos), "photo", config.seed))
+    return tuple(photo for photo in photos if photo.relative in ids)
 
 
-def _check_outputs(jobs: Sequence[Job]) -> None:
-    images_of: dict[Path, list[Path]] = defaultdict(list)
-    for job in jobs:
-        for output in job.outputs:
-            images_of[output].append(job.image)
-    clashes = [(output, paths) for output, paths in images_of.items() if len(paths) > 1]
-    if clashes:
-        output, paths = clashes[0]
-        raise UsageError(
-            f"{len(clashes)} output files would belong to more than one image.",
-            f"`{output}` would be written for "
-            f"{' and '.join(f'`{path}`' for path in paths[:_FILES_SHOWN])}.",
-            "Put the images into separate folders, whose structure is kept, or predict them one "
-            "after the other.",
-        )
-    longest = max(images_of, key=lambda path: len(os.fsencode(path.name)))
-    if len(os.fsencode(longest.name)) > LONGEST_NAME:
-        raise UsageError(
-            f"The name of an output file would be too long for the file system: `{longest}`.",
-            f"A name can have {LONGEST_NAME} bytes; the image is `{images_of[longest][0]}`.",
-            "Rename the image, or omit `--overlays`, whose names are longer.",
-        )
-    images = {job.image.resolve() for job in jobs}
-    overwritten = [output for output in images_of if output.resolve() in images]
-    if overwritten:
-        raise UsageError(
-            f"`{overwritten[0]}` is an image that would be overwritten by its mask.",
-            "`--out` is the folder of the images.",
-            "Choose another folder with `--out`.",
-        )
+# The forecast of `--dry-run`.
 
 
 @dataclass(frozen=True)
-class PredictedMasks:
-    """All masks, in the order of the images, and the number of masks that existed before.
+class PredictionForecast:
+    """The forecast of `--dry-run`.
 
-    `labels` is the file with the names of the classes; None for foreground and background.
+    `images` are the images to predict, of `pool_images` in the data; `existing` of their masks, or
+    of the files with labels, exist. `files` are the kinds of files that would be written into
+    `out`, None without files. `download_bytes` assumes four bytes per parameter; `seconds` is
+    extrapolated from a trial, and 0 without missing masks.
     """
 
-    masks: tuple[Path, ...]
+    model: str
+    task: TaskName
+    device: str
+    images: int
+    pool_images: int
     existing: int
-    labels: Path | None = None
+    out: str | None
+    files: list[str]
+    download_bytes: int
+    seconds: float
+
+    def as_json(self) -> str:
+        """The forecast as a JSON object."""
+        return json.dumps(asdict(self), indent=2)
+
+    def as_text(self) -> str:
+        """The forecast as text of several lines."""
+        noun = "photo" if self.task == "cls" else "image"
+        of = "" if self.images == self.pool_images else f" of {self.pool_images:,}"
+        if self.out is None:
+            written = "no files (`--csv` and `--out` write the labels)"
+        else:
+            written = f"{', '.join(self.files)} in `{self.out}`"
+            if self.task == "cls" and self.existing:
+                written += ", in place of the existing files"
+        lines = [
+            f"Model:       {self.model}",
+            f"Device:      {self.device}",
+            f"{noun.title()}s:      {self.images:,}{of}",
+            f"Writes:      {written}",
+        ]
+        if self.task == "seg":
+            missing = self.images - self.existing
+            lines.append(f"Masks:       {missing:,} to compute, {self.existing:,} already exist")
+        return "\n".join(
+            [
+                *lines,
+                f"Download:    about {self.download_bytes / 1e6:,.0f} MB",
+                f"Time:        about {duration_in_words(self.seconds)} on this machine (estimated "
+                "from a short test)",
+            ]
+        )
 
 
-def predict_masks(
-    segmenter: Segmenter,
-    images: Sequence[Path],
-    out: Path,
-    *,
-    overlays: bool = False,
-    fresh: bool = False,
-    listener: Listener | None = None,
-) -> PredictedMasks:
-    """Writes the missing masks of `images`.
+def predict_forecast(config: PredictConfig, listener: Listener) -> PredictionForecast:
+    """Forecasts what `predict` would compute, without downloads and without writing files.
 
-    A mask is a PNG with values 0 and 255 (0 to K for several classes) and the size and stem of the
-    image; an overlay, `<stem>_overlay.png` next to it, is the image with the mask drawn on it. Each
-    file is written durably as soon as it is computed, so a repeated call resumes the work.
-
-    `images` are files or folders, whose subfolders are kept in `out`; `fresh` computes existing
-    masks again.
+    The trial computes a few images; a classifier that has to be downloaded has random weights.
 
     Raises:
-        UsageError: There are no images, outputs have the same path, or other files exist there.
-        RunError: Some images cannot be read; the masks of all others were written.
+        UsageError: As in `predict`.
     """
-    listener = listener or Silent()
-    grey = segmenter.preprocessing.channels == "grey"
-    jobs = list_jobs(images, out, overlays=overlays, grey=grey, say=listener.say)
-    tag, classes = _tag(segmenter), segmenter.classes
-    finished = {job for job in jobs if _is_done(job, tag, fresh=fresh)}
-    listener.start(len(jobs), len(finished))
-    labels = _write_labels(out, classes) if classes else None
-    colours = colours_of(len(classes))
-    forward = Forward(segmenter, announce=listener.say)
-    unreadable: dict[str, str] = {}
-    for batch in _image_batches(
-        [job for job in jobs if job not in finished], unreadable, listener.say
-    ):
-        with located(f"It was `{batch[0][0].image}` to `{batch[-1][0].image}`."):
-            masks = [mask for piece in forward([pixels for _, pixels in batch]) for mask in piece]
-        for (job, pixels), mask in zip(batch, masks, strict=True):
-            _write(job, pixels, mask, tag, colours)
-        listener.advance(len(batch))
-    _write_unreadable(out / UNREADABLE_FILE, unreadable)
-    if unreadable:
-        raise RunError(
-            f"{len(unreadable)} of {len(jobs)} images cannot be read; the masks of all others "
-            "were written.",
-            reasons_in_lines(unreadable, f"; all are in `{out / UNREADABLE_FILE}`"),
-            "Repair or remove them; the same command then computes only the missing masks.",
-        )
-    return PredictedMasks(tuple(job.mask for job in jobs), len(finished), labels)
-
-
-def _write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
-    """Writes image and reason of each unreadable image; removes the file if there are none."""
-    if unreadable:
-        rows = [{"image": image, "reason": reason} for image, reason in unreadable.items()]
-        write_text(path, f"{json.dumps(rows, indent=1)}\n")
+    task = task_of_model(config)
+    downloads, request = needs_download(config.model), config.model
+    config = replace(config, offline=True)
+    load_model: Callable[..., Any] = partial(load, request, task)
+    if downloads:
+        load_model = lambda **_: EVALUATION_TASKS[task]().trial_model(request)  # noqa: E731
+    existing = 0
+    if task == "cls":
+        photos = list_photos(config.data, listener.say)
+        pool, images = len(photos), _selected_photos(photos, config, listener)
+        model = _loaded(config, load_model, listener)
+        settings = label_settings(model, classes_of(model, request, listener.say), config.labels)
+        folder = config.directory(settings)
+        if folder is not None and not downloads:
+            existing = int((folder / CSV_FILE).exists())
+            if not config.fresh:
+                check_labels_kept(folder, settings, images)
+        out = None if folder is None else str(folder)
+        if downloads and folder is not None and config.out is None:
+            out = f"{str(folder).rpartition('-')[0]}-HASH"  # of the weights that are not here
+        files = [] if folder is None else [CSV_FILE, SETTINGS_FILE]
+        seconds = len(images) * _seconds_per_photo(model, images)
     else:
-        path.unlink(missing_ok=True)
-
-
-def _write_labels(out: Path, classes: Sequence[str]) -> Path:
-    """Writes `labels.json` into `out`, with the name and the colour of each index.
-
-    Raises:
-        UsageError: A file with other content exists.
-    """
-    named = zip(classes, colours_of(len(classes)), strict=True)
-    table = {
-        "0": {"name": "background", "colour": "#000000"},
-        **{str(n): {"name": name, "colour": c} for n, (name, c) in enumerate(named, 1)},
-    }
-    path, content = out / LABEL_FILES[0], f"{json.dumps(table, indent=1, ensure_ascii=False)}\n"
-    if path.exists() and path.read_text(encoding="utf-8") != content:
-        raise UsageError(
-            f"`{path}` already exists.",
-            "Its classes differ from those of these masks.",
-            "Choose another folder with `--out`.",
+        assert config.out is not None, "checked by `task_of_model`"
+        model = _loaded(config, load_model, listener)
+        grey = model.preprocessing.channels == "grey"
+        jobs = list_jobs(
+            config.data, config.out, overlays=config.overlays, grey=grey, say=listener.say
         )
-    write_text(path, content)
-    return path
+        pool = len(jobs)
+        jobs = selected_jobs(jobs, limit=config.limit, seed=config.seed, say=listener.say)
+        tag, images = mask_tag(model), tuple(job.ref for job in jobs)
+        missing = [job.ref for job in jobs if not has_mask(job, tag, fresh=config.fresh)]
+        existing = len(jobs) - len(missing)
+        out, files = str(config.out), [counted(len(missing), "mask")]
+        files += [counted(len(missing), "overlay")] if config.overlays else []
+        files += [SETTINGS_FILE] if model.classes else []
+        seconds = len(missing) * _seconds_per_mask(model, missing)
+    return PredictionForecast(
+        model.facts.name, task, device_name(model.device), len(images), pool, existing, out, files,
+        download_bytes(request, model.facts.parameters) if downloads else 0, seconds,
+    )  # fmt: skip
 
 
-def _tag(segmenter: Segmenter) -> str:
-    """Hash of model and settings, which is stored in the masks."""
-    facts = segmenter.facts
-    model = [facts.builder, facts.arguments, facts.weights_sha256, segmenter.precision]
-    preprocessing = {k: v for k, v in asdict(segmenter.preprocessing).items() if v is not None}
-    classes = [list(segmenter.classes)] if segmenter.classes else []
-    settings = json.dumps([*model, preprocessing, *classes], default=str)
-    return hashlib.sha256(settings.encode()).hexdigest()[:16]
+def _seconds_per_photo(model: Classifier, photos: Sequence[FileRef]) -> float:
+    """Seconds for a photo, from a trial of a few; 0 if none of them can be read."""
+    started = time.perf_counter()
+    views = [view_of_photo(photo, model.preprocessing) for photo in photos[:_TRIAL_PHOTOS]]
+    readable = [view for view in views if not isinstance(view, str)]
+    if readable:
+        model.ranked(torch.from_numpy(np.stack(readable)), most=1)
+    return (time.perf_counter() - started) / len(views)
 
 
-def _is_done(job: Job, tag: str, *, fresh: bool) -> bool:
-    """Whether all output files of `job` exist.
-
-    Raises:
-        UsageError: An existing file was made by another program, or with other settings.
-    """
-    tags = {path: _tag_of(path) for path in job.outputs if path.exists()}
-    for path, existing_tag in tags.items():
-        if existing_tag is None:
-            raise UsageError(
-                f"`{path}` already exists.",
-                "It is not a mask of this command.",
-                "Choose another folder with `--out`.",
-            )
-        if fresh:
-            continue
-        settings, _, image = existing_tag.partition(" ")
-        if settings == tag and image not in ("", _image_hash(job)):  # "": of old versions
-            raise UsageError(
-                f"`{path}` is the mask of another image.",
-                f"`{job.image}` has the same name, but the mask belongs to another file.",
-                "Choose another folder with `--out`, or compute the masks again with `--fresh`.",
-            )
-        if settings != tag:
-            raise UsageError(
-                f"`{path}` was computed by another model or with other settings.",
-                "Masks with different settings must not be mixed.",
-                "Choose another folder with `--out`, or compute them again with `--fresh`.",
-            )
-    return len(tags) == len(job.outputs) and not fresh
-
-
-def _image_hash(job: Job) -> str:
-    """First 16 digits of the SHA-256 of an image; of empty content if it cannot be read."""
-    try:
-        content = b"".join(part.read() for _, part in job.parts or (("", job.ref),))
-    except OSError:
-        content = b""
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _tag_of(path: Path) -> str | None:
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            assert isinstance(image, PngImageFile)
-            tag = image.text.get(_TAG)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
-        return None
-    return None if tag is None else str(tag)
-
-
-def _image_batches(
-    jobs: Sequence[Job], unreadable: dict[str, str], say: Say
-) -> Iterator[list[tuple[Job, Pixels]]]:
-    """Batches of decoded images; images that cannot be decoded are added to `unreadable`."""
-    batch: list[tuple[Job, Pixels]] = []
-    with watching_threads(say):
-        for job in jobs:
-            try:
-                batch.append((job, decode(job.ref)))
-            except UnreadableImage as error:
-                unreadable[str(job.image)] = error.reason
-                continue
-            size = sum(pixels.shape[0] * pixels.shape[1] for _, pixels in batch)
-            if len(batch) == _MOST_IMAGES or size >= _MOST_PIXELS:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-
-def _write(job: Job, pixels: Pixels, mask: NDArray[Any], tag: str, colours: Sequence[str]) -> None:
-    """Writes the overlay, then the mask, so that an existing mask always has its overlay."""
-    tag = f"{tag} {_image_hash(job)}"
-    if job.overlay is not None:
-        write_bytes(job.overlay, _png(Image.fromarray(overlaid(pixels, mask, colours)), tag))
-    picture = (
-        indexed(mask, colours)
-        if colours
-        else Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
-    )
-    write_bytes(job.mask, _png(picture, tag))
-
-
-def _png(picture: Image.Image, tag: str) -> bytes:
-    text, content = PngInfo(), io.BytesIO()
-    text.add_text(_TAG, tag)
-    picture.save(content, "PNG", pnginfo=text)
-    return content.getvalue()
+def _seconds_per_mask(model: Segmenter, images: Sequence[FileRef]) -> float:
+    """Seconds for the first readable image; 0 if there is none."""
+    for image in images:
+        with suppress(UnreadableImage):
+            started = time.perf_counter()
+            model.predict([decode(image)])
+            return time.perf_counter() - started
+    return 0.0

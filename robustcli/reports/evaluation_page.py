@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robustcli.core.errors import UsageError
+from robustcli.core.io import to_csv
 from robustcli.core.names import TaskName, counted, file_name
 from robustcli.data.archives import is_tar, is_zip, list_tar, list_zip
 from robustcli.data.dataset import FileRef, contents_digest
@@ -48,7 +49,7 @@ from robustcli.reports.numbers import (
     percent_range,
     some_of,
 )
-from robustcli.reports.pages import Page, grid, in_ascii, to_csv, to_json
+from robustcli.reports.pages import Page, grid, in_ascii, to_json
 from robustcli.reports.scoring import (
     DICE,
     TOP1,

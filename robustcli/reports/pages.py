@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from robustcli.core.io import TEMPORARY_FILES, parse_json, remove_leftovers, write_text
-from robustcli.core.names import FORMULA_SIGNS, printable
+from robustcli.core.io import TEMPORARY_FILES, parse_json, remove_leftovers, to_csv, write_text
+from robustcli.core.names import printable
 from robustcli.core.rundir import RECORD_FILE
 from robustcli.reports.cell_photos import PhotoSheet
 from robustcli.reports.html import to_html
@@ -89,24 +89,6 @@ def write_result_files(run: Path, table: pd.DataFrame) -> None:
     """
     write_text(run / "results.csv", to_csv(table))
     write_text(run / "results.json", to_json(table))
-
-
-def to_csv(table: pd.DataFrame) -> str:
-    """`table` as CSV that is safe to open in a spreadsheet.
-
-    A text that a spreadsheet would evaluate as a formula gets a leading apostrophe, which marks it
-    as text; numbers are unchanged. Control characters are escaped (see `printable`).
-    """
-    harmless = table.copy()
-    for name in table.select_dtypes(exclude="number").columns:
-        harmless[name] = table[name].map(_no_formula)
-    return harmless.to_csv(index=False, lineterminator="\n")
-
-
-def _no_formula(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    return printable(f"'{value}" if value.startswith(FORMULA_SIGNS) else value)
 
 
 def typed_table(

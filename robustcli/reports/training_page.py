@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from robustcli.core.io import to_csv
 from robustcli.core.names import TaskName, counted
 from robustcli.metrics.class_scores import confusion_matrix, reliability
 from robustcli.metrics.intervals import wilson_interval
@@ -37,7 +38,7 @@ from robustcli.reports.numbers import (
     some_of,
     with_range,
 )
-from robustcli.reports.pages import Page, grid, in_ascii, to_csv, typed_table
+from robustcli.reports.pages import Page, grid, in_ascii, typed_table
 from robustcli.reports.training_findings import (
     HeldOutResults,
     Score,

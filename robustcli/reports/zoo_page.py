@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustcli.core.errors import UsageError
+from robustcli.core.io import to_csv
 from robustcli.core.rundir import has_record
 from robustcli.evaluation.record import read_record
 from robustcli.reports.comparison import check_out
@@ -25,7 +26,7 @@ from robustcli.reports.numbers import (
     duration,
     is_missing,
 )
-from robustcli.reports.pages import Page, grid, in_ascii, run_kind, to_csv
+from robustcli.reports.pages import Page, grid, in_ascii, run_kind
 from robustcli.reports.training_findings import (
     TrainingFindings,
     read_training,

@@ -8,17 +8,22 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
+import robustcli
 from robustcli.adapters.catalogue import ModelRequest
 from robustcli.adapters.load import load
 from robustcli.core.errors import UsageError
 from robustcli.data.labels import read_label_space
-from robustcli.evaluation.prediction import list_photos
+from robustcli.evaluation import prediction
+from robustcli.evaluation.mask_files import PredictedMasks
+from robustcli.evaluation.photo_labels import list_photos
 from tests.adapters.files import vim_as_run
 from tests.cli.conftest import Robust
+from tests.evaluation.photos import CLASSES, make_photos
 
 PICO = ("predict", "--model", "vmamba-pico", "--device", "cpu")
 
@@ -48,11 +53,11 @@ def test_labels_are_those_of_the_weights(robust: Robust, photos: Path):
     assert outcome.code == 0, outcome.err
     document = json.loads(outcome.out)
     assert [p["image"] for p in document["predictions"]] == ["=1+2.png", "b.png", "sub/a.png"]
-    for prediction in document["predictions"]:
-        expected = probabilities(photos / prediction["image"])
+    for photo in document["predictions"]:
+        expected = probabilities(photos / photo["image"])
         best = np.argsort(-expected)[:3]
-        assert [label["index"] for label in prediction["labels"]] == best.tolist()
-        given = [label["probability"] for label in prediction["labels"]]
+        assert [label["index"] for label in photo["labels"]] == best.tolist()
+        given = [label["probability"] for label in photo["labels"]]
         np.testing.assert_allclose(given, expected[best], atol=2e-6)
     assert document["predictions"][0]["labels"][0]["name"] in outcome.out
     assert document["label_space"] == "cifar10"
@@ -88,8 +93,6 @@ def test_ids_are_those_of_eval(robust: Robust, tmp_path: Path):
         Image.fromarray(pixels).save(tmp_path / "set" / name / "x.png")
     assert robust("eval", *PICO[1:], "--transform", "identity", "--data", "set", "--out", "run",
                   "--quiet", "--workers", "0").code == 0  # fmt: skip
-    import pandas as pd
-
     (part,) = sorted(Path("run", "predictions").rglob("*.parquet"))
     rows = pd.read_parquet(part).sort_values("image_id")
     outcome = robust(*PICO, "set", "--json")
@@ -222,6 +225,119 @@ def test_classes_that_nobody_named_are_numbers(robust: Robust, photos: Path):
     Path("classes.txt").write_text("\n".join(f"class {letter}" for letter in "abcdefg"))
     outcome = robust(*own, "--json", "--label-space", "classes.txt")
     assert json.loads(outcome.out)["predictions"][0]["labels"][0]["name"].startswith("class ")
+
+
+def test_a_subset_is_that_of_eval_and_announced(robust: Robust, tmp_path: Path):
+    make_photos(tmp_path / "set")
+    assert robust("eval", *PICO[1:], "--transform", "identity", "--data", "set", "--out", "run",
+                  "--limit", "6", "--seed", "3", "--quiet", "--workers", "0").code == 0  # fmt: skip
+    (part,) = sorted(Path("run", "predictions").rglob("*.parquet"))
+    evaluated = sorted(pd.read_parquet(part)["image_id"])
+    outcome = robust(*PICO, "set", "--limit", "6", "--seed", "3", "--json")
+    assert outcome.code == 0, outcome.err
+    assert "`--limit`: using 6 of 12 photos, distributed at random over the folders (seed 3)." in (
+        outcome.err
+    )
+    document = json.loads(outcome.out)
+    assert [p["image"] for p in document["predictions"]] == evaluated
+    assert document["subset"] == {"images": 6, "of": 12, "seed": 3}
+    others = json.loads(robust(*PICO, "set", "--limit", "6", "--json").out)
+    assert [p["image"] for p in others["predictions"]] != evaluated
+    assert json.loads(robust(*PICO, "set", "--limit", "12", "--json").out)["subset"] is None
+
+
+def test_a_subset_does_not_replace_the_labels_of_all_photos(
+    robust: Robust, photos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert robust(*PICO, "photos", "--out", "here").code == 0
+    content = Path("here", "labels.csv").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "label_photos", None)  # refused before anything is computed
+        outcome = robust(*PICO, "photos", "--out", "here", "--limit", "1")
+    assert outcome.code == 2
+    assert "contains the labels of 2 other photos" in outcome.err
+    assert Path("here", "labels.csv").read_bytes() == content
+    names = {}
+    for options in ((), ("--limit", "2"), ("--limit", "2", "--seed", "1")):
+        assert robust(*PICO, "photos", "--csv", *options).code == 0
+        names[options] = set(Path("runs").iterdir()) - set().union(*names.values())
+    assert [len(new) for new in names.values()] == [1, 1, 1]  # a default folder each
+
+
+def test_a_subset_of_the_images_of_a_segmenter(robust: Robust, tmp_path: Path):
+    make_photos(tmp_path / "set")
+    options = ("predict", "--model", "otsu", "--device", "cpu", "set", "--out", "masks")
+    outcome = robust(*options, "--limit", "5", "--seed", "2", "--batch-size", "2", "--json")
+    assert outcome.code == 0, outcome.err
+    assert "using 5 of 12 images" in outcome.err
+    masks = json.loads(outcome.out)
+    assert len(masks) == 5
+    assert {Path(mask).parent.name for mask in masks} == set(CLASSES)
+    assert robust(*options, "--json").code == 0
+    assert len(list(Path("masks").rglob("*.png"))) == 12
+
+
+def test_a_dry_run_of_labels(robust: Robust, photos: Path):
+    options = (*PICO, "photos", "--csv", "--limit", "2", "--dry-run")
+    outcome = robust(*options, "--json")
+    assert outcome.code == 0, outcome.err
+    forecast = json.loads(outcome.out)
+    assert (forecast["images"], forecast["pool_images"], forecast["existing"]) == (2, 3, 0)
+    assert (forecast["download_bytes"], forecast["task"]) == (0, "cls")
+    assert not Path("runs").exists()
+    assert robust(*options[:-1]).code == 0
+    assert [str(folder) for folder in Path("runs").iterdir()] == [forecast["out"]]
+    outcome = robust(*options)
+    assert "labels.csv, labels.json" in outcome.out
+    assert "in place of the existing files" in outcome.out
+    assert "2 of 3" in outcome.out
+    outcome = robust(*PICO, "photos/b.png", "--out", forecast["out"], "--dry-run")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "contains the labels of" in outcome.err
+
+
+def test_a_dry_run_of_weights_that_are_not_here(robust: Robust, photos: Path):
+    outcome = robust(
+        "predict", "--model", "resnet10t.c3_in1k", "--device", "cpu", "photos", "--csv",
+        "--dry-run", "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    forecast = json.loads(outcome.out)
+    assert forecast["out"].endswith("-HASH")
+    assert 10e6 < forecast["download_bytes"] < 30e6
+    assert forecast["seconds"] > 0
+
+
+def test_a_dry_run_of_masks(robust: Robust, photos: Path):
+    options = ("predict", "--model", "otsu", "--device", "cpu", "--out", "masks")
+    assert robust(*options, "photos/sub").code == 0
+    before = sorted(Path("masks").iterdir())
+    outcome = robust(*options, "photos/sub", "photos/b.png", "--overlays", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert "Images:      2" in outcome.out
+    assert "Masks:       2 to compute, 0 already exist" in outcome.out  # an overlay is missing
+    assert "2 masks, 2 overlays in `masks`" in outcome.out
+    outcome = robust(*options, "photos/sub", "photos/b.png", "--dry-run", "--json")
+    assert json.loads(outcome.out)["existing"] == 1
+    assert sorted(Path("masks").iterdir()) == before
+    pico = ("--model", "umamba-pico", "--untrained")
+    outcome = robust("predict", *pico, *options[3:], "photos/sub", "--dry-run")
+    assert outcome.code == 2
+    assert "was computed by another model" in outcome.err
+
+
+def test_the_function_predicts_as_the_command(photos: Path):
+    labels = robustcli.predict("vmamba-pico", photos, top=2, device="cpu", limit=2)
+    assert isinstance(labels, prediction.PredictedLabels)
+    assert list(labels.table()) == [
+        *("image", "class", "name", "probability", "class_2", "name_2", "probability_2")
+    ]
+    assert (len(labels.table()), labels.csv) == (2, None)
+    masks = robustcli.predict("otsu", [photos / "b.png", photos / "sub"], out="masks", device="cpu")
+    assert isinstance(masks, PredictedMasks)
+    assert masks.masks == (Path("masks/a.png"), Path("masks/b.png"))
+    with pytest.raises(UsageError, match=r"no argument `batchsize`\. Did you mean `batch_size`"):
+        robustcli.predict("otsu", photos, batchsize=1)
 
 
 @pytest.mark.parametrize(

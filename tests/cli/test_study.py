@@ -10,6 +10,7 @@ import pytest
 
 from robustcli.evaluation import evaluate, prediction
 from robustcli.evaluation.config import EvalConfig
+from robustcli.evaluation.mask_files import PredictedMasks
 from robustcli.training import engine
 from tests.cli.conftest import Asked, Robust, python
 
@@ -257,13 +258,11 @@ def test_a_fine_tuning_takes_its_model_from_the_file(robust: Robust) -> None:
 def test_masks_of_a_study(robust: Robust, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
 
-    def note(
-        segmenter: object, images: object, out: object, **_: object
-    ) -> prediction.PredictedMasks:
-        seen.extend([images, out])
-        return prediction.PredictedMasks((Path("m.png"),), 0)
+    def note(config: prediction.PredictConfig, _: object) -> PredictedMasks:
+        seen.extend([config.data, config.out])
+        return PredictedMasks((Path("m.png"),), 0)
 
-    monkeypatch.setattr(prediction, "predict_masks", note)
+    monkeypatch.setattr(prediction, "predict", note)
     file = write("command: predict\nmodel: otsu\ndata: [a, b]\nout: masks\n", "s/study.yaml")
     outcome = robust("predict", "--config", file, "--json")
     assert json.loads(outcome.out) == ["m.png"]

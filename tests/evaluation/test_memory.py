@@ -20,7 +20,7 @@ from robustcli.core.ranks import Ranks
 from robustcli.data.decode import UnreadableImage
 from robustcli.evaluation import evaluate, loader
 from robustcli.evaluation.distributed import Group, _AllRanks, _Counter
-from robustcli.evaluation.prediction import classes_of, label_photos, list_photos
+from robustcli.evaluation.photo_labels import classes_of, label_photos, list_photos
 from robustcli.evaluation.record import read_record
 from robustcli.tasks import classification, segmentation
 from tests.evaluation import cells, photos

@@ -16,8 +16,8 @@ from robustcli.adapters.load import load
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.errors import RunError, UsageError
 from robustcli.data.masks import decode_pair
-from robustcli.evaluation import prediction
-from robustcli.evaluation.prediction import list_jobs, predict_masks
+from robustcli.evaluation import mask_files
+from robustcli.evaluation.mask_files import list_jobs, predict_masks
 from tests.evaluation.cells import OTSU, pairs_in
 
 
@@ -67,9 +67,9 @@ def test_the_same_call_again_does_what_is_missing(images, otsu, tmp_path, monkey
     before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
     (out / "bea-1.png").unlink()
     written_paths = []
-    real = prediction.write_bytes
+    real = mask_files.write_bytes
     monkeypatch.setattr(
-        prediction, "write_bytes", lambda p, c: written_paths.append(p.name) or real(p, c)
+        mask_files, "write_bytes", lambda p, c: written_paths.append(p.name) or real(p, c)
     )
     assert predict_masks(otsu, [images], out).existing == 8
     assert written_paths == ["bea-1.png"]
@@ -147,7 +147,7 @@ def test_unreadable_images_are_listed_at_the_end(images, otsu, tmp_path):
 
 
 def test_images_are_held_a_few_at_a_time(images, otsu, tmp_path, monkeypatch):
-    monkeypatch.setattr(prediction, "_MOST_PIXELS", 2 * 40 * 52)
+    monkeypatch.setattr(mask_files, "_MOST_PIXELS", 2 * 40 * 52)
     sizes = []
     real = otsu.predict
     monkeypatch.setattr(otsu, "predict", lambda batch: sizes.append(len(batch)) or real(batch))

@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 
 from robustcli.core.errors import UsageError
+from robustcli.core.io import to_csv
 from robustcli.evaluation.cell_table import table
-from robustcli.reports.pages import to_csv, to_json
+from robustcli.reports.pages import to_json
 from robustcli.reports.render import render, render_zoo
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.finetune_runs import FinetunePlan, build_finetuning

@@ -26,7 +26,7 @@ from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
 from robustcli.evaluation.exporting import ExportConfig, export
-from robustcli.evaluation.prediction import predict_masks
+from robustcli.evaluation.mask_files import predict_masks
 from robustcli.evaluation.store import Store, write_rows
 from robustcli.metrics.mask_scores import class_dice, pooled_scores
 from robustcli.reports.render import document, render
