@@ -106,32 +106,6 @@ def image_change(inputs: pd.DataFrame) -> ImageChange:
 
 
 @dataclass(frozen=True)
-class ClassShare:
-    """The number of images of the class `target`, and of those that are predicted correctly."""
-
-    target: int
-    n: int
-    correct: int
-
-    @property
-    def share(self) -> float:
-        """The accuracy on this class."""
-        return self.correct / self.n
-
-    @property
-    def interval(self) -> Interval:
-        """The 95 % Wilson interval of `share`."""
-        return wilson_interval(self.correct, self.n)
-
-
-def class_shares(rows: pd.DataFrame) -> list[ClassShare]:
-    """The accuracy on each class in `rows`, by class index."""
-    targets, owner = np.unique(rows["target"].to_numpy(), return_inverse=True)
-    n, correct = np.bincount(owner), np.bincount(owner, is_correct(rows))
-    return [ClassShare(int(t), int(n[i]), int(correct[i])) for i, t in enumerate(targets)]
-
-
-@dataclass(frozen=True)
 class ClassOutcome:
     """The counts of one class in the confusion matrix of a classifier.
 

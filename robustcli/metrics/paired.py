@@ -98,35 +98,35 @@ def mean_interval(differences: FloatArray, confidence: float = 0.95) -> Interval
 
 def smallest_p(units: int) -> float:
     """The smallest p-value that the sign-flip test can give for `units` differences."""
-    return 2.0 ** (1 - units) if units <= EXACT_UP_TO else 1 / (1 + SIGN_DRAWS)
+    return smallest_exact_p(units) if units <= EXACT_UP_TO else 1 / (1 + SIGN_DRAWS)
+
+
+def smallest_exact_p(units: int) -> float:
+    """The smallest p-value that an exact test of `units` signs, such as McNemar's, can give."""
+    return 2.0 ** (1 - units)
 
 
 @dataclass(frozen=True)
-class ClassDifference:
-    """A classifier's top-1 minus a reference's over `n` images, with its paired 95 % interval.
+class PairedDifference:
+    """The score of a model minus that of a reference over `n` images in `groups` independent units.
 
-    `p` is the two-sided p-value of McNemar's exact test; 1 if both predict the same images
-    correctly.
+    The score of a classifier is its top-1, and every image is a unit. That of a segmenter is the
+    dice of each group (with pooled pixels), averaged over groups; groups are the units, because
+    images of a group are correlated. The paired 95 % interval and `p` (two-sided) belong to the
+    same statistic; both are None for one group. `smallest_p` is the smallest possible p for this
+    number of units.
     """
 
     n: int
+    groups: int
     value: float
-    low: float
-    high: float
-    p: float
-
-    @property
-    def groups(self) -> int:
-        """The number of independent units, which is the number of images."""
-        return self.n
-
-    @property
-    def smallest_p(self) -> float:
-        """The smallest possible p for `n` images."""
-        return 2.0 ** (1 - self.n)
+    low: float | None
+    high: float | None
+    p: float | None
+    smallest_p: float
 
 
-def class_difference(reference: pd.DataFrame, rows: pd.DataFrame) -> ClassDifference | None:
+def class_difference(reference: pd.DataFrame, rows: pd.DataFrame) -> PairedDifference | None:
     """The gain of `rows` over `reference` (columns: `PREDICTION_SCHEMA`) on their common images.
 
     None without common images.
@@ -135,15 +135,15 @@ def class_difference(reference: pd.DataFrame, rows: pd.DataFrame) -> ClassDiffer
     return hit_difference(*map(is_correct, common_rows)) if len(common_rows[0]) else None
 
 
-def hit_difference(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> ClassDifference:
+def hit_difference(before: NDArray[np.bool_], now: NDArray[np.bool_]) -> PairedDifference:
     """The gain of `now` over `before`, the correctness of the same images (at least one).
 
-    The interval is Newcombe's paired interval.
+    With Newcombe's paired interval and the p-value of McNemar's exact test.
     """
-    won, lost = int((now & ~before).sum()), int((before & ~now).sum())
+    won, lost, n = int((now & ~before).sum()), int((before & ~now).sum()), len(now)
     counts = PairedCounts(int((now & before).sum()), won, lost, int((~now & ~before).sum()))
-    low, high = paired_interval(counts)
-    return ClassDifference(len(now), (won - lost) / len(now), low, high, mcnemar_p(won, lost))
+    value, p = (won - lost) / n, mcnemar_p(won, lost)
+    return PairedDifference(n, n, value, *paired_interval(counts), p, smallest_exact_p(n))
 
 
 def mcnemar_p(won: int, lost: int) -> float:
@@ -164,33 +164,9 @@ def mcnemar_p(won: int, lost: int) -> float:
     return min(1.0, 2 * float(betainc(larger, smaller + 1, 0.5))) if larger else 1.0
 
 
-@dataclass(frozen=True)
-class MaskDifference:
-    """A segmenter's dice minus a reference's over `n` images in `groups` groups.
-
-    `dice` is the difference of the dice of each group (with pooled pixels), averaged over groups.
-    The interval (paired 95 % bootstrap) and `p` (two-sided sign-flip test) belong to the same
-    statistic and use groups as units, because images of a group are correlated; both are None for
-    one group. `smallest_p` is the smallest possible p for this number of groups.
-    """
-
-    n: int
-    groups: int
-    dice: float
-    low: float | None
-    high: float | None
-    p: float | None
-    smallest_p: float
-
-    @property
-    def value(self) -> float:
-        """The difference; the same name as in `ClassDifference`."""
-        return self.dice
-
-
 def mask_difference(
     reference: pd.DataFrame, rows: pd.DataFrame, bootstrap: Bootstrap
-) -> MaskDifference | None:
+) -> PairedDifference | None:
     """The gain of `rows` over `reference` (columns: `MASK_SCHEMA`) on their common images.
 
     None without common images. The seed of `bootstrap` also draws the signs.
@@ -202,10 +178,13 @@ def mask_difference(
     return dice_difference(after - before, len(common_rows[0]), bootstrap)
 
 
-def dice_difference(gained: FloatArray, images: int, bootstrap: Bootstrap) -> MaskDifference:
-    """The mean of `gained`, the dice differences of the groups (at least one), with its test."""
+def dice_difference(gained: FloatArray, images: int, bootstrap: Bootstrap) -> PairedDifference:
+    """The mean of `gained`, the dice differences of the groups (at least one).
+
+    With a paired bootstrap interval and the p-value of the sign-flip test.
+    """
     interval, groups = bootstrap.mean(gained), len(gained)
-    return MaskDifference(
+    return PairedDifference(
         images,
         groups,
         float(gained.mean()),

@@ -24,10 +24,12 @@ from robustcli.metrics.columns import common_images
 from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval, wilson_interval
 from robustcli.metrics.mask_scores import group_dice
 from robustcli.metrics.paired import (
+    PairedDifference,
     dice_difference,
     exact_sign_flip_p,
     hit_difference,
     mean_interval,
+    smallest_exact_p,
 )
 
 CellKey = tuple[str, int]
@@ -140,8 +142,13 @@ def _table(
             frames = _paired(rows, (first, second), shared)
             if not len(frames[0]):
                 continue
-            difference = compare(frames[: len(shared)], frames[len(shared) :], bootstrap)
-            table.append(Verdict(first, second, transform, severity, *difference))
+            paired = compare(frames[: len(shared)], frames[len(shared) :], bootstrap)
+            table.append(
+                Verdict(
+                    first, second, transform, severity, paired.n, paired.groups, paired.value,
+                    paired.low, paired.high, paired.p,
+                )
+            )  # fmt: skip
     adjusted = iter(holm([line.p for line in table if line.p is not None]))
     return [line if line.p is None else replace(line, p_adjusted=next(adjusted)) for line in table]
 
@@ -151,19 +158,15 @@ def _paired(rows: ModelRows, models: Sequence[str], cells: Sequence[CellKey]) ->
     return common_images([rows[model][cell] for model in models for cell in cells])
 
 
-_Compared = tuple[int, int, float, float | None, float | None, float | None]
-
-
 def _compare_classes(
     first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], bootstrap: Bootstrap
-) -> _Compared:
+) -> PairedDifference:
     if len(first) == 1:
-        single = hit_difference(is_correct(second[0]), is_correct(first[0]))
-        return single.n, single.groups, single.value, single.low, single.high, single.p
+        return hit_difference(is_correct(second[0]), is_correct(first[0]))
     gained_hits = _hits(first) - _hits(second)
     gained, n = gained_hits / len(first), len(gained_hits)
-    low, high = mean_interval(gained)
-    return n, n, float(gained.mean()), low, high, exact_sign_flip_p(gained_hits)
+    value, p = float(gained.mean()), exact_sign_flip_p(gained_hits)
+    return PairedDifference(n, n, value, *mean_interval(gained), p, smallest_exact_p(n))
 
 
 def _hits(frames: Sequence[pd.DataFrame]) -> NDArray[np.int64]:
@@ -174,16 +177,14 @@ def _hits(frames: Sequence[pd.DataFrame]) -> NDArray[np.int64]:
 
 def _compare_masks(
     first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], bootstrap: Bootstrap
-) -> _Compared:
+) -> PairedDifference:
     gained = np.mean([group_dice(rows) for rows in first], axis=0)
     gained = gained - np.mean([group_dice(rows) for rows in second], axis=0)
-    paired = dice_difference(gained, len(first[0]), bootstrap)
-    return paired.n, paired.groups, paired.value, paired.low, paired.high, paired.p
+    return dice_difference(gained, len(first[0]), bootstrap)
 
 
-_COMPARE: Mapping[
-    TaskName, Callable[[Sequence[pd.DataFrame], Sequence[pd.DataFrame], Bootstrap], _Compared]
-] = {"cls": _compare_classes, "seg": _compare_masks}
+_Compare = Callable[[Sequence[pd.DataFrame], Sequence[pd.DataFrame], Bootstrap], PairedDifference]
+_COMPARE: Mapping[TaskName, _Compare] = {"cls": _compare_classes, "seg": _compare_masks}
 
 
 @dataclass(frozen=True)

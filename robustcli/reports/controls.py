@@ -14,9 +14,10 @@ from functools import cached_property
 from robustcli.adapters.catalogue import CONTROLS
 from robustcli.core.names import ABLATE, counted
 from robustcli.core.rundir import has_record
+from robustcli.metrics.paired import PairedDifference
 from robustcli.metrics.verdicts import ALPHA, holm
 from robustcli.reports.numbers import p_value
-from robustcli.reports.scoring import ScoreDifference, Scoring
+from robustcli.reports.scoring import Scoring
 from robustcli.reports.training_findings import HeldOutResults, TrainingFindings
 from robustcli.training.record import TrainRecord
 
@@ -49,7 +50,7 @@ class ControlPair:
         return self.network.scoring
 
     @cached_property
-    def difference(self) -> ScoreDifference | None:
+    def difference(self) -> PairedDifference | None:
         """The network's score minus the control's; None until both are evaluated."""
         tests = self.network.test, self.control.test
         if tests[0] is None or tests[1] is None:

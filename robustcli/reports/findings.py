@@ -37,7 +37,7 @@ from robustcli.metrics.mask_scores import (
     mask_scores_of,
     pixel_confusion,
 )
-from robustcli.metrics.paired import ClassDifference, class_difference
+from robustcli.metrics.paired import PairedDifference, class_difference
 from robustcli.metrics.severity_scores import (
     BreakingPoint,
     CorruptionError,
@@ -138,7 +138,7 @@ class ParityLine:
     model: str
     ours: TableRow
     published: TableRow
-    difference: ClassDifference | None
+    difference: PairedDifference | None
     likeness: CorruptionParity | None
 
 

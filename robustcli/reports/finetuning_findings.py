@@ -31,6 +31,7 @@ from robustcli.finetuning.record import (
     RuleRecord,
     read_finetune_record,
 )
+from robustcli.metrics.paired import PairedDifference
 from robustcli.reports.numbers import (
     EN_DASH,
     MISSING,
@@ -42,7 +43,7 @@ from robustcli.reports.numbers import (
     p_value,
     seconds,
 )
-from robustcli.reports.scoring import SCORINGS, ScoreDifference, Scoring, relaxed_words
+from robustcli.reports.scoring import SCORINGS, Scoring, relaxed_words
 from robustcli.reports.training_findings import TrainingFindings, read_run_table, read_training
 
 
@@ -241,7 +242,7 @@ def seconds_ratio(finetuning: FinetuningFindings, mode: Mode) -> float | None:
     return None if seconds is None or not full_seconds else seconds / full_seconds
 
 
-def against_full(finetuning: FinetuningFindings, mode: Mode) -> ScoreDifference | None:
+def against_full(finetuning: FinetuningFindings, mode: Mode) -> PairedDifference | None:
     """The score of a mode minus that of full fine-tuning; None until both are measured."""
     run, full = finetuning.of(mode), finetuning.of("full")
     if mode == "full" or run is None or full is None:
@@ -471,7 +472,7 @@ def _differences(finetuning: FinetuningFindings) -> list[str]:
     return [*sentences, seeds] if sentences else []
 
 
-def _difference(difference: ScoreDifference, group: str, scoring: Scoring) -> str:
+def _difference(difference: PairedDifference, group: str, scoring: Scoring) -> str:
     value = f"{scoring.gap_shown(difference.value)}{scoring.unit}"
     low, high, p = difference.low, difference.high, difference.p
     if low is None or high is None or p is None:

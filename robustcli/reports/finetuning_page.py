@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from robustcli.core.names import counted
 from robustcli.finetuning.record import MODES
+from robustcli.metrics.paired import PairedDifference
 from robustcli.reports.evaluation_page import case_figures
 from robustcli.reports.figures.freezing_figures import (
     GradientCurve,
@@ -63,11 +64,7 @@ from robustcli.reports.numbers import (
     statistic,
 )
 from robustcli.reports.pages import Page, grid, in_ascii, typed_table
-from robustcli.reports.scoring import (
-    SCORINGS,
-    ScoreDifference,
-    Scoring,
-)
+from robustcli.reports.scoring import SCORINGS, Scoring
 from robustcli.reports.training_page import strip, validated
 
 _COUNTS = (
@@ -437,7 +434,7 @@ def _score_grid(finetuning: FinetuningFindings) -> str:
     return grid(header, rows) if rows else ""
 
 
-def _compared_cells(scoring: Scoring, difference: ScoreDifference | None) -> tuple[str, str, str]:
+def _compared_cells(scoring: Scoring, difference: PairedDifference | None) -> tuple[str, str, str]:
     if difference is None:
         return ("", "", "")
     low, high, p = difference.low, difference.high, difference.p

@@ -8,17 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
 from robustcli.metrics.intervals import Bootstrap
-from robustcli.metrics.paired import (
-    ClassDifference,
-    MaskDifference,
-    class_difference,
-    mask_difference,
-)
+from robustcli.metrics.paired import PairedDifference, class_difference, mask_difference
 from robustcli.reports.numbers import (
     EN_DASH,
     MISSING,
@@ -132,8 +127,6 @@ def relaxed_words(numbers: Mapping[str, Any] | pd.Series) -> str:
 
 
 _SAMPLES_TRIED = 100  # first images that are searched for one with foreground
-ScoreDifference: TypeAlias = ClassDifference | MaskDifference
-"""The difference of a mode to full fine-tuning on the same images."""
 
 
 class Scoring(ABC):
@@ -192,7 +185,7 @@ class Scoring(ABC):
     @abstractmethod
     def difference(
         self, reference: pd.DataFrame, rows: pd.DataFrame, seed: int
-    ) -> ScoreDifference | None:
+    ) -> PairedDifference | None:
         """The score of one model's rows minus that of another's; None without common images."""
 
     @abstractmethod
@@ -272,7 +265,7 @@ class DiceScoring(Scoring):
 
     def difference(
         self, reference: pd.DataFrame, rows: pd.DataFrame, seed: int
-    ) -> MaskDifference | None:
+    ) -> PairedDifference | None:
         """See `Scoring.difference`."""
         return mask_difference(reference, rows, Bootstrap(seed))
 
@@ -350,7 +343,7 @@ class Top1Scoring(Scoring):
 
     def difference(
         self, reference: pd.DataFrame, rows: pd.DataFrame, seed: int
-    ) -> ClassDifference | None:
+    ) -> PairedDifference | None:
         """See `Scoring.difference`."""
         return class_difference(reference, rows)
 

@@ -29,7 +29,6 @@ from robustcli.metrics.class_scores import (
     MacroF1,
     calibration,
     class_outcomes,
-    class_shares,
     confusions,
     is_correct,
     macro_f1_with_interval,
@@ -37,7 +36,7 @@ from robustcli.metrics.class_scores import (
 from robustcli.metrics.columns import PIXEL_COLUMNS, distinct_ids, in_same_order
 from robustcli.metrics.intervals import Bootstrap, Interval, wilson_interval
 from robustcli.metrics.mask_scores import group_dice
-from robustcli.metrics.paired import smallest_p
+from robustcli.metrics.paired import smallest_exact_p, smallest_p
 from robustcli.metrics.verdicts import (
     ALPHA,
     Agreement,
@@ -371,8 +370,8 @@ class ClassifierStatistics(Statistics):
 
     @staticmethod
     def smallest_p(units: int) -> float:
-        """The smallest possible p-value with this number of units."""
-        return 2.0 ** (1 - units)
+        """See `Statistics.smallest_p`."""
+        return smallest_exact_p(units)
 
     @staticmethod
     def scores(rows: pd.DataFrame) -> NDArray[np.float64]:
@@ -429,24 +428,30 @@ class ClassifierStatistics(Statistics):
         return [line for model in self.rows for line in self._classes_of(model)]
 
     def _classes_of(self, model: str) -> Iterator[ClassNumbers]:
-        cells = self.transformed[model].values()
-        shares = [{c.target: c.share for c in class_shares(rows)} for rows in cells if len(rows)]
         clean = self.rows[model].get(CLEAN_CELL)
-        outcomes = {} if clean is None or clean.empty else _outcomes(clean)
-        for line in [] if clean is None or clean.empty else class_shares(clean):
-            under = [share[line.target] for share in shares if line.target in share]
+        if clean is None:
+            return
+        cells = [
+            {line.target: line.recall for line in _outcomes(rows)}
+            for rows in self.transformed[model].values()
+        ]
+        for line in _outcomes(clean):
+            if line.recall is None:
+                continue  # predicted for images of other classes only
+            recalls = (cell.get(line.target) for cell in cells)
+            under = [recall for recall in recalls if recall is not None]
             yield ClassNumbers(
                 model,
                 line.target,
                 self.class_names[line.target],
                 line.n,
                 line.correct,
-                line.share,
-                *line.interval,
+                line.recall,
+                *wilson_interval(line.correct, line.n),
                 float(np.mean(under)) if under else None,
-                outcomes[line.target].predicted,
-                outcomes[line.target].precision,
-                outcomes[line.target].f1,
+                line.predicted,
+                line.precision,
+                line.f1,
             )
 
     @cached_property
@@ -641,10 +646,8 @@ def _answers_by_image(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(columns | {"probability": probability / answers}, index=images)
 
 
-def _outcomes(rows: pd.DataFrame) -> dict[int, ClassOutcome]:
-    """The outcome of each class of `rows`, by class index."""
-    targets, predictions = (rows[name].to_numpy(int) for name in ("target", "prediction"))
-    return {line.target: line for line in class_outcomes(targets, predictions)}
+def _outcomes(rows: pd.DataFrame) -> list[ClassOutcome]:
+    return class_outcomes(*(rows[name].to_numpy(int) for name in ("target", "prediction")))
 
 
 def bundled_names(dataset: DatasetRecord) -> tuple[str, ...]:

@@ -22,13 +22,11 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from robustcli.metrics.class_scores import (
     BINS,
-    ClassShare,
     Confusion,
     _area_of_groups,
     accuracy,
     calibration,
     class_outcomes,
-    class_shares,
     compare_with_clean,
     confusion_matrix,
     confusions,
@@ -38,7 +36,7 @@ from robustcli.metrics.class_scores import (
     reliability,
     risk_coverage_area,
 )
-from robustcli.metrics.intervals import Bootstrap, wilson_interval
+from robustcli.metrics.intervals import Bootstrap
 
 
 def rows(target: list[int], prediction: list[int], ids: list[str] | None = None) -> pd.DataFrame:
@@ -203,10 +201,8 @@ def test_the_confusion_matrix_is_scikit_learns() -> None:
     assert counts.sum() == len(rows)
 
 
-def test_shares_and_confusions_of_classes():
+def test_confusions_of_classes():
     frame = pd.DataFrame({"target": [2, 2, 2, 0, 0, 1], "prediction": [2, 0, 0, 0, 1, 2]})
-    assert class_shares(frame) == [ClassShare(0, 2, 1), ClassShare(1, 1, 0), ClassShare(2, 3, 1)]
-    assert class_shares(frame)[2].interval == wilson_interval(1, 3)
     assert confusions(frame, 2) == [Confusion(2, 0, 2), Confusion(0, 1, 1)]
     assert confusions(frame.iloc[:1], 5) == []
 

@@ -501,7 +501,7 @@ def test_drop_and_paired_differences_are_of_the_mean_dice():
     compared = compare_masks_with_clean(before, after, BOOTSTRAP)
     assert compared.drop == pytest.approx(group_dice(before).mean() - group_dice(after).mean())
     difference = mask_difference(before, after, BOOTSTRAP)
-    assert difference.dice == pytest.approx(-compared.drop)
+    assert difference.value == pytest.approx(-compared.drop)
     numbers = cell_numbers("seg", before, after, seed=0)
     assert numbers["drop"] == compared.drop
 

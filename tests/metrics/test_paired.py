@@ -114,7 +114,7 @@ def test_single_images_are_compared_as_scipy_compares_them():
     gain = mask_difference(full, freeze, Bootstrap(0))
     gained = of_images(freeze) - of_images(full)
     assert (gain.n, gain.groups) == (12, 12)
-    assert gain.dice == pytest.approx(gained.mean())
+    assert gain.value == pytest.approx(gained.mean())
     assert gain.p == pytest.approx(theirs(gained))
     expected = stats.bootstrap(
         (gained,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
@@ -158,7 +158,7 @@ def test_value_interval_and_p_are_of_one_statistic(seed):
     full, freeze = patients(seed)
     difference = mask_difference(full, freeze, Bootstrap(0))
     before, after = pooled_by_hand(full), pooled_by_hand(freeze)
-    assert difference.dice == pytest.approx(after.mean() - before.mean())
+    assert difference.value == pytest.approx(after.mean() - before.mean())
     test = stats.permutation_test(
         (after, before),
         lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
@@ -167,7 +167,7 @@ def test_value_interval_and_p_are_of_one_statistic(seed):
         n_resamples=np.inf,
     )
     assert difference.p == pytest.approx(test.pvalue, abs=1e-12)
-    assert test.statistic == pytest.approx(difference.dice)
+    assert test.statistic == pytest.approx(difference.value)
     generator = np.random.default_rng(99)
     drawn = []
     for _ in range(10_000):
@@ -183,7 +183,7 @@ def test_what_single_images_say_does_not_decide_the_p_of_pooled_dice():
     full, freeze = patients(0)
     of_single = pd.Series(of_images(freeze) - of_images(full)).groupby(full["group"]).sum()
     difference = mask_difference(full, freeze, Bootstrap(0))
-    assert difference.dice > 0
+    assert difference.value > 0
     assert of_single.mean() < 0
     assert difference.p == difference.smallest_p == 2 / 2**9
 
@@ -202,7 +202,7 @@ def test_interval_and_test_agree_away_from_the_edge():
 def test_a_gain_one_way_is_a_loss_the_other_way():
     full, freeze = one_image_a_group()
     gain, back = (mask_difference(*pair, Bootstrap(0)) for pair in [(full, freeze), (freeze, full)])
-    assert gain.dice == pytest.approx(-back.dice)
+    assert gain.value == pytest.approx(-back.value)
     assert (gain.low, gain.high) == (
         pytest.approx(-back.high),
         pytest.approx(-back.low),
@@ -235,7 +235,7 @@ def test_one_group_has_no_interval_and_no_p():
     full, freeze = (rows_paired_masks(["a"] * 3, [9] * 3, [tp] * 3) for tp in (5, 6))
     difference = mask_difference(full, freeze, Bootstrap(0))
     assert (difference.low, difference.high, difference.p) == (None, None, None)
-    assert difference.dice > 0
+    assert difference.value > 0
 
 
 def test_without_a_common_image_there_is_no_difference():

@@ -14,7 +14,7 @@ import pytest
 from robustcli.core.errors import UsageError
 from robustcli.finetuning.record import SWEEP, RuleRecord
 from robustcli.metrics.mask_scores import dice
-from robustcli.metrics.paired import MaskDifference, class_difference
+from robustcli.metrics.paired import PairedDifference, class_difference
 from robustcli.reports import finetuning_findings
 from robustcli.reports.finetuning_findings import (
     FinetuningFindings,
@@ -101,7 +101,7 @@ def test_a_line_holds_what_a_mode_gave_and_cost(tmp_path: Path) -> None:
     assert (row["trainable"], row["frozen"]) == (TOTAL - HELD, HELD)
     assert (row["optimizer_bytes"], row["iterations_measured"]) == (4 * (TOTAL - HELD), 50)
     assert row["iterations_per_second"] == pytest.approx(1 / row["seconds_per_iteration"])
-    assert (row["dice_minus_full"], row["dice_minus_full_p"]) == (first.dice, first.p)
+    assert (row["dice_minus_full"], row["dice_minus_full_p"]) == (first.value, first.p)
     assert (row["dice_minus_full_low"], row["dice_minus_full_high"]) == (first.low, first.high)
     assert row["dice_low"] < row["dice"] < row["dice_high"]
     assert row["baseline_dice"] < row["dice"]
@@ -143,8 +143,8 @@ def test_freezing_is_compared_with_full_on_the_same_images(findings: FinetuningF
         findings.of("full"),
     )
     gain = dice(freeze.training.test.rows) - dice(full.training.test.rows)
-    assert first.dice == pytest.approx(gain.mean()), "every image is a group"
-    assert first.low < first.dice < first.high < 0
+    assert first.value == pytest.approx(gain.mean()), "every image is a group"
+    assert first.low < first.value < first.high < 0
     assert against_full(findings, "full") is None
     assert against_full(findings, "lora") is None
 
@@ -222,7 +222,7 @@ def test_the_conclusion_depends_on_interval_and_test(
     p: float,
     text: str,
 ) -> None:
-    difference = MaskDifference(8, 8, (low + high) / 2, low, high, p, 2 / 2**8)
+    difference = PairedDifference(8, 8, (low + high) / 2, low, high, p, 2 / 2**8)
     monkeypatch.setattr(
         finetuning_findings,
         "against_full",
@@ -235,20 +235,20 @@ def test_the_conclusion_depends_on_interval_and_test(
     ("difference", "text"),
     [
         (
-            MaskDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125),
+            PairedDifference(12, 4, -0.1, -0.2, -0.1, 0.125, 0.125),
             "p = 0.12 (4 images cannot give a p below 0.12)). The interval excludes 0, but the "
             "test cannot reach p = 0.05 with so few: it is undecided whether a difference "
             "exists.",
         ),
         (
-            MaskDifference(12, 1, -0.1, None, None, None, 1.0),
+            PairedDifference(12, 1, -0.1, None, None, None, 1.0),
             "-0.100; a single image does not show the variation between images.",
         ),
     ],
 )
 def test_too_few_groups_for_a_small_p_are_named(
     findings: FinetuningFindings, monkeypatch: pytest.MonkeyPatch,
-    difference: MaskDifference, text: str,
+    difference: PairedDifference, text: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(finetuning_findings, "against_full", lambda _, __: difference)
     assert text in words_of(findings)
