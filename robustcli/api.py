@@ -804,7 +804,7 @@ def publish(
     Args:
         run: Folder of an evaluation, a training or a fine-tuning.
         to: The tracker, or `hub-card` for a model card.
-        options: Further fields of `robustcli.reports.publishing.PublishConfig` (`project`,
+        options: Further fields of `robustcli.reports.run_export.PublishConfig` (`project`,
             `tracking`, `name`, `partial`, `pictures`, `out`, `model`, `dataset_id`, `dry_run`,
             `offline`, ...).
 
@@ -814,8 +814,8 @@ def publish(
         MachineError: The package of the tracker is not installed.
         RunError: The tracker returned an error, or a file could not be written.
     """
-    from robustcli.reports.publishing import PublishConfig, Target
     from robustcli.reports.publishing import publish as send_run
+    from robustcli.reports.run_export import PublishConfig, Target
 
     if to not in get_args(Target):
         raise UsageError(

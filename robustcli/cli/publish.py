@@ -56,7 +56,8 @@ def command(
     robust publish runs/eval-vmamba-pico-1a2b3c4d --to mlflow --tracking sqlite:///mlflow.db
     robust publish runs/train-ulvm_v5-1a2b3c4d --to hub-card --out my-model
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    from robustcli.reports.publishing import PublishConfig, publish
+    from robustcli.reports.publishing import publish
+    from robustcli.reports.run_export import PublishConfig
 
     values["pictures"] = not values.pop("no_pictures")
     config = PublishConfig(run, destination, dry_run=dry_run, **values)  # type: ignore[arg-type]

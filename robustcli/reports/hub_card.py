@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from robustcli.core.errors import UsageError
-from robustcli.core.io import write_text
 from robustcli.core.names import file_name
 from robustcli.finetuning.record import MODES
 from robustcli.reports.findings import Findings, read_findings, records
 from robustcli.reports.markdown import from_template
 from robustcli.reports.numbers import cell_label, is_missing
-from robustcli.reports.run_export import RunExport
+from robustcli.reports.run_export import PublishConfig, RunExport
 from robustcli.reports.scoring import Measure
 from robustcli.tasks.record import ModelRecord
 
@@ -35,27 +34,6 @@ _METRICS = {
 
 
 @dataclass(frozen=True)
-class CardConfig:
-    """The model and dataset of the card, with their names on the Hub.
-
-    Args:
-        out: Folder of the card.
-        model: Model of the run, or mode of a fine-tuning; None if there is only one.
-        dataset_id: `ORG/NAME` on the Hub; without it no `.eval_results` are written.
-        task_id: The task in that dataset's `eval.yaml`.
-        dataset_revision: Revision of the dataset on the Hub.
-        source_url: URL at which the results are shown.
-    """
-
-    out: Path
-    model: str | None = None
-    dataset_id: str | None = None
-    task_id: str = "default"
-    dataset_revision: str | None = None
-    source_url: str | None = None
-
-
-@dataclass(frozen=True)
 class _Results:
     """The results of the model of the card."""
 
@@ -67,8 +45,15 @@ class _Results:
         return records(self.findings.of_model(self.model.name))
 
 
-def card_files(export: RunExport, config: CardConfig) -> dict[Path, str]:
-    """The contents of the card's files, by path.
+def card_folder(config: PublishConfig) -> Path:
+    """The folder of the card, by default in that of the run."""
+    return config.out or config.run / "hub-card"
+
+
+def card_files(export: RunExport, config: PublishConfig) -> dict[Path, str]:
+    """The contents of `README.md` and `.eval_results/*.yaml` of a card, by path.
+
+    In an existing card, only the text between its marked lines is changed.
 
     Raises:
         UsageError: The run has several models and none was named, or a file exists that this
@@ -77,28 +62,13 @@ def card_files(export: RunExport, config: CardConfig) -> dict[Path, str]:
     results = _results(export, config.model)
     metadata = _metadata(export, results, config)
     section = f"{BEGIN}\n{_section(export, results).strip()}\n{END}"
-    path = config.out / "README.md"
+    path = card_folder(config) / "README.md"
     text = _updated(path, metadata, section) if path.is_file() else _new(results, metadata, section)
     _validate(path, text)
     files = {path: text}
     if config.dataset_id is not None:
         files |= _eval_results(export, results, config)
     return files
-
-
-def write_card(export: RunExport, config: CardConfig) -> list[Path]:
-    """Writes `README.md` and `.eval_results/*.yaml` to the folder of the card; returns the paths.
-
-    In an existing card, only the text between its marked lines is changed.
-
-    Raises:
-        UsageError: See `card_files`; no file is written.
-        RunError: A file could not be written.
-    """
-    files = card_files(export, config)
-    for path, text in files.items():
-        write_text(path, text)
-    return list(files)
 
 
 def _results(export: RunExport, chosen: str | None) -> _Results:
@@ -138,7 +108,7 @@ def _chosen(run: Path, chosen: str | None, names: list[str], kind: str) -> str:
 # The metadata and the section.
 
 
-def _metadata(export: RunExport, results: _Results, config: CardConfig) -> str:
+def _metadata(export: RunExport, results: _Results, config: PublishConfig) -> str:
     """`model-index` as YAML."""
     from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import eval_results_to_model_index
@@ -277,7 +247,7 @@ def _validate(path: Path, text: str) -> None:
 # `.eval_results/*.yaml`.
 
 
-def _eval_results(export: RunExport, results: _Results, config: CardConfig) -> dict[Path, str]:
+def _eval_results(export: RunExport, results: _Results, config: PublishConfig) -> dict[Path, str]:
     """A file for each transform, by path.
 
     Raises:
@@ -291,7 +261,7 @@ def _eval_results(export: RunExport, results: _Results, config: CardConfig) -> d
     for row in results.rows:
         severity = f"-severity-{int(row['severity'])}" if int(row["severity"]) else ""
         name = f"robust-{file_name(results.model.name)}-{row['transform']}{severity}.yaml"
-        path = config.out / ".eval_results" / name
+        path = card_folder(config) / ".eval_results" / name
         if path.is_file() and not path.read_text(encoding="utf-8").startswith(_OURS):
             raise UsageError(
                 f"`{path}` exists and was not written by `robust publish`.",

@@ -4,38 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from robustcli.core.errors import UsageError
-from robustcli.reports.hub_card import CardConfig, card_files, write_card
-from robustcli.reports.run_export import RunExport, read_run_export
-from robustcli.reports.trackers import Destination, Sent, send
+from robustcli.core.io import write_text
+from robustcli.reports.hub_card import card_files, card_folder
+from robustcli.reports.run_export import PublishConfig, RunExport, Target, read_run_export
+from robustcli.reports.trackers import Sent, send
 
-Target = Literal["mlflow", "wandb", "trackio", "hub-card"]
 _SHOWN = 12
 """Largest number of parameters and of metrics in the text of a dry run; JSON has all."""
-
-
-@dataclass(frozen=True)
-class PublishConfig:
-    """Settings of `robust publish`; its `--help` describes them."""
-
-    run: Path
-    destination: Target
-    project: str | None = None
-    tracking: str | None = None
-    name: str | None = None
-    partial: bool = False
-    pictures: bool = True
-    out: Path | None = None
-    model: str | None = None
-    dataset_id: str | None = None
-    task_id: str = "default"
-    dataset_revision: str | None = None
-    source_url: str | None = None
-    dry_run: bool = False
-    offline: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,22 +143,14 @@ def publish(config: PublishConfig, say: Callable[[str], None] = lambda _: None) 
     )
     if config.destination == "hub-card":
         return _card(export, config)
-    destination = Destination(
-        config.destination, config.project, config.tracking, config.name, config.offline
-    )
-    sent = None if config.dry_run else send(export, destination, say)
+    sent = None if config.dry_run else send(export, config, say)
     return PublishResult(export, config.destination, sent, {}, config.dry_run)
 
 
 def _card(export: RunExport, config: PublishConfig) -> PublishResult:
-    out = config.out or config.run / "hub-card"
-    card = CardConfig(
-        out, config.model, config.dataset_id, config.task_id, config.dataset_revision,
-        config.source_url,
-    )  # fmt: skip
-    files = card_files(export, card)
-    if not config.dry_run:
-        write_card(export, card)
+    files, out = card_files(export, config), card_folder(config)
+    for path, text in () if config.dry_run else files.items():
+        write_text(path, text)
     note = (
         ""
         if config.dataset_id

@@ -32,6 +32,7 @@ from robustcli.reports.render import render
 from robustcli.reports.training_findings import read_training
 from robustcli.training.record import read_seeds_record
 
+Target = Literal["mlflow", "wandb", "trackio", "hub-card"]
 ExportKind = Literal["eval", "train", "finetune"]
 _REPORT = ("report.md", "report.html", "results.csv", "results.json", "run.json")
 _PICTURES = ("figures/**/*.png", "figures/**/*.svg")
@@ -40,6 +41,27 @@ _NAMES = ("run", "mode", "model", "protocol", "dataset", "status", "transform", 
 _ID_COLUMNS = (*_NAMES, "severity", "seed")
 _LONGEST = 500
 """Largest length of a parameter in characters; trackers cut or refuse longer ones."""
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """Settings of `robust publish`; its `--help` describes them."""
+
+    run: Path
+    destination: Target
+    project: str | None = None
+    tracking: str | None = None
+    name: str | None = None
+    partial: bool = False
+    pictures: bool = True
+    out: Path | None = None
+    model: str | None = None
+    dataset_id: str | None = None
+    task_id: str = "default"
+    dataset_revision: str | None = None
+    source_url: str | None = None
+    dry_run: bool = False
+    offline: bool = False
 
 
 @dataclass(frozen=True)

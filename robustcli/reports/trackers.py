@@ -21,43 +21,13 @@ from urllib.parse import urlsplit
 
 from robustcli.core.errors import MachineError, RunError, UsageError, first_line
 from robustcli.data.tables import Say
-from robustcli.reports.run_export import RunExport
+from robustcli.reports.run_export import PublishConfig, RunExport
 
-Tracker = Literal["mlflow", "wandb", "trackio"]
 PROJECT = "robust"
 _KEY, _DIGEST = "robust.run_key", "robust.run_digest"
 _MARKER = "robust.json"
 """File in the folder of an offline run of Weights & Biases, with its key and digest."""
 _LOCAL_SCHEMES = ("", "file", "sqlite")
-
-
-@dataclass(frozen=True)
-class Destination:
-    """The destination of a run.
-
-    Args:
-        tracker: The tracker.
-        project: Experiment of MLflow, project of the others; None for the tracker's environment
-            variable, else `robust`.
-        location: Tracking URI of MLflow, folder of the others; None for the value of the tracker's
-            environment variables.
-        name: Name of the run in the tracker; None for the name of its folder.
-        offline: Forbids the network.
-    """
-
-    tracker: Tracker
-    project: str | None = None
-    location: str | None = None
-    name: str | None = None
-    offline: bool = False
-
-    def named(self, variable: str | None = None) -> str:
-        """The name of the project."""
-        return self.project or os.environ.get(variable or "") or PROJECT
-
-    def called(self, export: RunExport) -> str:
-        """The name of the run."""
-        return self.name or export.name
 
 
 @dataclass(frozen=True)
@@ -75,8 +45,8 @@ class Sent:
     run_id: str
 
 
-def send(export: RunExport, destination: Destination, say: Say = lambda _: None) -> Sent:
-    """Sends `export` to `destination`.
+def send(export: RunExport, config: PublishConfig, say: Say = lambda _: None) -> Sent:
+    """Sends `export` to the tracker of `config`.
 
     `say` receives messages on defaults that are used and on values that cannot be changed.
 
@@ -87,15 +57,20 @@ def send(export: RunExport, destination: Destination, say: Say = lambda _: None)
     """
     senders = {"mlflow": _send_mlflow, "wandb": _send_wandb, "trackio": _send_trackio}
     try:
-        return senders[destination.tracker](export, destination, say)
+        return senders[config.destination](export, config, say)
     except (MachineError, UsageError, RunError):
         raise
     except Exception as error:
         raise RunError(
-            f"`{destination.tracker}` rejected the run.",
+            f"`{config.destination}` rejected the run.",
             f"The error is: {first_line(error)}.",
             "Correct this and repeat the command: data that was already sent is found by its key.",
         ) from error
+
+
+def _project(config: PublishConfig, variable: str) -> str:
+    """The experiment of MLflow or the project of the others; `variable` is that of its default."""
+    return config.project or os.environ.get(variable) or PROJECT
 
 
 def _package(name: str) -> Any:
@@ -131,22 +106,22 @@ def _refuse_network(place: str) -> UsageError:
 # MLflow: one run per key. Parameters cannot be changed there, so changed values become tags.
 
 
-def _send_mlflow(export: RunExport, destination: Destination, say: Say) -> Sent:
+def _send_mlflow(export: RunExport, config: PublishConfig, say: Say) -> Sent:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     mlflow = _package("mlflow")
     entities = import_module("mlflow.entities")
-    uri = destination.location or mlflow.get_tracking_uri()
+    uri = config.tracking or mlflow.get_tracking_uri()
     if "://" not in uri and uri != "databricks":
         uri = Path(uri).expanduser().absolute().as_uri()
     is_local = uri != "databricks" and urlsplit(uri).scheme in _LOCAL_SCHEMES
-    if destination.offline and not is_local:
+    if config.offline and not is_local:
         raise _refuse_network(uri)
     if uri.startswith("file:"):
         # MLflow 3 requires this if the store is a folder; databases (sqlite:///FILE) are newer.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     client = mlflow.MlflowClient(tracking_uri=uri)
-    experiment = _experiment(client, destination)
-    if destination.offline and not _is_local(experiment.artifact_location):
+    experiment = _experiment(client, config)
+    if config.offline and not _is_local(experiment.artifact_location):
         raise _refuse_network(experiment.artifact_location)
     earlier = client.search_runs(
         [experiment.experiment_id], f"tags.`{_KEY}` = '{export.key}'", max_results=1
@@ -154,7 +129,7 @@ def _send_mlflow(export: RunExport, destination: Destination, say: Say) -> Sent:
     if earlier and earlier[0].data.tags.get(_DIGEST) == export.digest:
         return Sent("unchanged", uri, earlier[0].info.run_id)
     run = earlier[0] if earlier else client.create_run(
-        experiment.experiment_id, run_name=destination.called(export)
+        experiment.experiment_id, run_name=config.name or export.name
     )  # fmt: skip
     run_id, known = run.info.run_id, run.data
     parameters = {_mlflow_name(name): value for name, value in export.parameters.items()}
@@ -197,8 +172,8 @@ def _is_local(place: str) -> bool:
     return parts.scheme in _LOCAL_SCHEMES and not parts.netloc
 
 
-def _experiment(client: Any, destination: Destination) -> Any:
-    name = destination.named("MLFLOW_EXPERIMENT_NAME")
+def _experiment(client: Any, config: PublishConfig) -> Any:
+    name = _project(config, "MLFLOW_EXPERIMENT_NAME")
     experiment = client.get_experiment_by_name(name)
     return experiment or client.get_experiment(client.create_experiment(name))
 
@@ -223,11 +198,11 @@ def _mlflow_name(name: str) -> str:
 # Weights & Biases: the key is the id of the run, so that its server merges repeated transfers.
 
 
-def _send_wandb(export: RunExport, destination: Destination, say: Say) -> Sent:
+def _send_wandb(export: RunExport, config: PublishConfig, say: Say) -> Sent:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     wandb = _package("wandb")
-    mode = _wandb_mode(destination, say)
-    folder = Path(destination.location or os.environ.get("WANDB_DIR") or ".").expanduser()
+    mode = _wandb_mode(config, say)
+    folder = Path(config.tracking or os.environ.get("WANDB_DIR") or ".").expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     earlier = _offline_runs(folder, export.key)
     latest = list(earlier.items())[-1:]
@@ -239,8 +214,8 @@ def _send_wandb(export: RunExport, destination: Destination, say: Say) -> Sent:
         x_disable_machine_info=True, program="robust publish", host="", username="", email="",
     )  # fmt: skip
     run = wandb.init(
-        project=destination.named("WANDB_PROJECT"), id=export.key, resume="allow",
-        name=destination.called(export), dir=str(folder), mode=mode, settings=settings,
+        project=_project(config, "WANDB_PROJECT"), id=export.key, resume="allow",
+        name=config.name or export.name, dir=str(folder), mode=mode, settings=settings,
         job_type=export.kind, tags=["partial"] if export.partial else None,
     )  # fmt: skip
     if dict(run.config).get("run_digest") == export.digest:
@@ -276,9 +251,9 @@ def _send_wandb(export: RunExport, destination: Destination, say: Say) -> Sent:
     return Sent("updated" if known else "created", place, export.key)
 
 
-def _wandb_mode(destination: Destination, say: Say) -> Literal["online", "offline"]:
+def _wandb_mode(config: PublishConfig, say: Say) -> Literal["online", "offline"]:
     wandb_mode = os.environ.get("WANDB_MODE", "")
-    if destination.offline or wandb_mode in ("offline", "dryrun"):
+    if config.offline or wandb_mode in ("offline", "dryrun"):
         return "offline"
     if wandb_mode == "disabled":
         raise UsageError(
@@ -309,16 +284,16 @@ def _offline_runs(folder: Path, key: str) -> dict[Path, str]:
 # Trackio: an existing run with the key in the local store is replaced.
 
 
-def _send_trackio(export: RunExport, destination: Destination, say: Say) -> Sent:
+def _send_trackio(export: RunExport, config: PublishConfig, say: Say) -> Sent:
     server = os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")
-    if server and destination.offline:
+    if server and config.offline:
         raise _refuse_network(server)
-    if destination.location:
-        os.environ["TRACKIO_DIR"] = str(Path(destination.location).expanduser().absolute())
+    if config.tracking:
+        os.environ["TRACKIO_DIR"] = str(Path(config.tracking).expanduser().absolute())
     if not server:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else it asks the Hub for a user
     trackio = _package("trackio")
-    project, name = destination.named("TRACKIO_PROJECT"), destination.called(export)
+    project, name = _project(config, "TRACKIO_PROJECT"), config.name or export.name
     earlier = [] if server else _trackio_runs(trackio, project, export.key)
     if any((run.config or {}).get("run_digest") == export.digest for run in earlier):
         return Sent("unchanged", _trackio_place(project, server), earlier[0].name)

@@ -15,7 +15,7 @@ from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.exporting import ExportConfig
 from robustcli.explanation.config import ExplainConfig
 from robustcli.finetuning.config import FinetuneConfig
-from robustcli.reports.publishing import PublishConfig
+from robustcli.reports.run_export import PublishConfig
 from robustcli.training.config import TrainConfig
 from robustcli.verification.recorded_run import VerifyConfig
 

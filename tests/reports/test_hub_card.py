@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -11,8 +12,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from robustcli.core.errors import UsageError
-from robustcli.reports.hub_card import BEGIN, END, YAML_BEGIN, YAML_END, CardConfig, write_card
-from robustcli.reports.run_export import RunExport, read_run_export
+from robustcli.core.io import write_text
+from robustcli.reports.hub_card import BEGIN, END, YAML_BEGIN, YAML_END, card_files
+from robustcli.reports.run_export import PublishConfig, RunExport, read_run_export
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model
 from tests.reports.finetune_runs import build_finetuning
 from tests.reports.train_runs import build_training
@@ -26,8 +28,15 @@ def export(tmp_path_factory: pytest.TempPathFactory, blank_figures: None) -> Run
     return read_run_export(build_run(tmp_path_factory.mktemp("hub") / "run", PLAN))
 
 
+def write_card(export: RunExport, out: Path, **options: Any) -> list[Path]:
+    files = card_files(export, PublishConfig(export.run, "hub-card", out=out, **options))
+    for path, text in files.items():
+        write_text(path, text)
+    return list(files)
+
+
 def test_a_new_card_holds_every_number_with_its_interval(export: RunExport, tmp_path: Path) -> None:
-    (path,) = write_card(export, CardConfig(tmp_path / "card"))
+    (path,) = write_card(export, tmp_path / "card")
     card = ModelCard.load(path)
     results = card.data.eval_results
     assert card.data.model_name == "vmamba-b"
@@ -49,11 +58,11 @@ def test_a_new_card_holds_every_number_with_its_interval(export: RunExport, tmp_
 
 
 def test_eval_results_are_as_the_hub_specifies(export: RunExport, tmp_path: Path) -> None:
-    config = CardConfig(
-        tmp_path, dataset_id="org/bench", task_id="robust", dataset_revision="abc",
+    written = write_card(
+        export, tmp_path, dataset_id="org/bench", task_id="robust", dataset_revision="abc",
         source_url="https://example.org/report",
     )  # fmt: skip
-    paths = [path for path in write_card(export, config) if path.suffix == ".yaml"]
+    paths = [path for path in written if path.suffix == ".yaml"]
     assert {path.parent for path in paths} == {tmp_path / ".eval_results"}
     assert len(paths) == len(export.table)
     parse = getattr(huggingface_hub, "parse_eval_result_entries", None)
@@ -78,7 +87,7 @@ def test_an_existing_card_changes_between_its_marks_alone(
     )
     path = tmp_path / "README.md"
     path.write_text(before)
-    write_card(export, CardConfig(tmp_path))
+    write_card(export, tmp_path)
     text = path.read_text()
     assert text.startswith(f"---\nlicense: mit  # mine\n{YAML_BEGIN}\nmodel-index:\n")
     assert f"{YAML_END}\ntags: [a]\n---\n# My model\n\nWords.\n{BEGIN}\n" in text
@@ -86,14 +95,14 @@ def test_an_existing_card_changes_between_its_marks_alone(
     assert "old" not in text
     data = ModelCard.load(path).data
     assert (data.license, data.tags, data.model_name) == ("mit", ["a"], "vmamba-b")
-    write_card(export, CardConfig(tmp_path))
+    write_card(export, tmp_path)
     assert path.read_text() == text
 
 
 def test_metadata_without_marks_stays_as_it_is(export: RunExport, tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text(f"---\nlicense: mit\n---\n{BEGIN}\n{END}\n")
-    write_card(export, CardConfig(tmp_path))
+    write_card(export, tmp_path)
     assert path.read_text().startswith(f"---\nlicense: mit\n---\n{BEGIN}\n## Robustness of")
 
 
@@ -115,7 +124,7 @@ def test_cards_that_are_not_touched(
 ) -> None:
     (tmp_path / "README.md").write_text(text)
     with pytest.raises(UsageError, match=message):
-        write_card(export, CardConfig(tmp_path))
+        write_card(export, tmp_path)
     assert (tmp_path / "README.md").read_text() == text
 
 
@@ -124,7 +133,7 @@ def test_files_of_others_are_not_overwritten(export: RunExport, tmp_path: Path) 
     foreign_file.parent.mkdir()
     foreign_file.write_text("- mine\n")
     with pytest.raises(UsageError, match="was not written by"):
-        write_card(export, CardConfig(tmp_path, dataset_id="org/bench"))
+        write_card(export, tmp_path, dataset_id="org/bench")
     assert not (tmp_path / "README.md").exists()
     assert foreign_file.read_text() == "- mine\n"
 
@@ -133,24 +142,24 @@ def test_a_card_is_of_one_model(tmp_path: Path) -> None:
     plan = replace(PLAN, models=(model("vmamba-b"), model("swin-b")))
     export = read_run_export(build_run(tmp_path / "two", plan))
     with pytest.raises(UsageError, match="`vmamba-b`, `swin-b`"):
-        write_card(export, CardConfig(tmp_path))
-    write_card(export, CardConfig(tmp_path, model="swin-b"))
+        write_card(export, tmp_path)
+    write_card(export, tmp_path, model="swin-b")
     assert ModelCard.load(tmp_path / "README.md").data.model_name == "swin-b"
 
 
 def test_trainings_and_modes_of_finetunings(tmp_path: Path) -> None:
     training = read_run_export(build_training(tmp_path / "train"))
-    write_card(training, CardConfig(tmp_path / "a"))
+    write_card(training, tmp_path / "a")
     with pytest.raises(UsageError, match="not `other`"):
-        write_card(training, CardConfig(tmp_path / "a", model="other"))
+        write_card(training, tmp_path / "a", model="other")
     results = ModelCard.load(tmp_path / "a" / "README.md").data.eval_results
     dice = next(result for result in results if result.metric_type == "dice")
     assert dice.metric_value == pytest.approx(training.table["dice"][0], abs=1e-6)
     assert dice.task_type == "image-segmentation"
     finetuning = read_run_export(build_finetuning(tmp_path / "ft"))
     with pytest.raises(UsageError, match="has the modes"):
-        write_card(finetuning, CardConfig(tmp_path / "b"))
-    write_card(finetuning, CardConfig(tmp_path / "b", model="full"))
+        write_card(finetuning, tmp_path / "b")
+    write_card(finetuning, tmp_path / "b", model="full")
     results = ModelCard.load(tmp_path / "b" / "README.md").data.eval_results
     full = finetuning.table.set_index("mode").loc["full"]
     assert results[0].metric_value == pytest.approx(full["dice"], abs=1e-6)

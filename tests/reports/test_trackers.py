@@ -10,16 +10,17 @@ import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import pytest
 
 from robustcli.core.errors import MachineError, UsageError
 from robustcli.reports import trackers
-from robustcli.reports.run_export import RunExport, read_run_export
-from robustcli.reports.trackers import Destination, send
+from robustcli.reports.run_export import PublishConfig, RunExport, read_run_export
+from robustcli.reports.trackers import send
 from tests.builders import IDENTITY, RunPlan, build_run, model, paper21
 from tests.reports.train_runs import build_training
 
@@ -54,25 +55,27 @@ def continued_export(tmp_path_factory: pytest.TempPathFactory, export: RunExport
     return read_run_export(build_run(Path(copy), MORE))
 
 
-def installed(name: str) -> Any:
-    return pytest.importorskip(name, reason=f"`{name}` is an optional package")
+def needs(name: str) -> pytest.MarkDecorator:
+    """Skips a test, before its run is made, without an optional package."""
+    reason = f"`{name}` is an optional package"
+    return pytest.mark.skipif(find_spec(name) is None, reason=reason)
 
 
 @pytest.fixture(params=["sqlite", "file"])
 def mlflow_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    installed("mlflow")
     if request.param == "file":
         return str(tmp_path / "mlruns")
     pytest.importorskip("sqlalchemy", reason="MLflow's database store needs it")
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
+@needs("mlflow")
 def test_mlflow(
     export: RunExport, continued_export: RunExport, mlflow_uri: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)  # with a database, artifacts are stored in ./mlruns
-    destination = Destination("mlflow", "study", mlflow_uri, offline=True)
+    destination = PublishConfig(export.run, "mlflow", "study", mlflow_uri, offline=True)
     sent_run = send(export, destination)
     assert sent_run.state == "created"
     import mlflow
@@ -102,13 +105,14 @@ def test_mlflow(
     assert "MLflow cannot change parameters" in messages[0]
 
 
+@needs("mlflow")
 def test_mlflow_gets_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed("mlflow")
     monkeypatch.chdir(tmp_path)
     uri = str(tmp_path / "mlruns")
     training = read_run_export(build_training(tmp_path / "train"))
-    sent_run = send(training, Destination("mlflow", location=uri))
-    send(replace(training, digest="another"), Destination("mlflow", location=uri))
+    destination = PublishConfig(training.run, "mlflow", tracking=uri)
+    sent_run = send(training, destination)
+    send(replace(training, digest="another"), destination)
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri=uri)
@@ -118,21 +122,22 @@ def test_mlflow_gets_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(history) == len(losses)
 
 
+@needs("mlflow")
 def test_offline_refuses_servers(export: RunExport, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed("mlflow")
+    offline = PublishConfig(export.run, "mlflow", offline=True)
     with pytest.raises(UsageError, match=r"`--offline` forbids sending to `https://host\.test`"):
-        send(export, Destination("mlflow", location="https://host.test", offline=True))
+        send(export, replace(offline, tracking="https://host.test"))
     monkeypatch.setenv("TRACKIO_SPACE_ID", "ann/space")
     with pytest.raises(UsageError, match=r"`--offline` forbids sending to `databricks`"):
-        send(export, Destination("mlflow", location="databricks", offline=True))
+        send(export, replace(offline, tracking="databricks"))
     with pytest.raises(UsageError, match="`--offline` forbids sending to `ann/space`"):
-        send(export, Destination("trackio", offline=True))
+        send(export, replace(offline, destination="trackio"))
 
 
+@needs("wandb")
 def test_wandb_offline(export: RunExport, continued_export: RunExport, tmp_path: Path) -> None:
-    installed("wandb")
     messages: list[str] = []
-    destination = Destination("wandb", "study", str(tmp_path / "wb"))
+    destination = PublishConfig(export.run, "wandb", "study", str(tmp_path / "wb"))
     sent_run = send(export, destination, messages.append)  # without a login
     assert (sent_run.state, sent_run.run_id) == ("created", export.key)
     assert "Weights & Biases has no login" in messages[0]
@@ -193,9 +198,9 @@ def log_records(content: bytes) -> Iterator[bytes]:
             record_bytes = b""
 
 
+@needs("trackio")
 def test_trackio(export: RunExport, continued_export: RunExport, tmp_path: Path) -> None:
     """Runs in a subprocess, because Trackio selects its folder on import."""
-    installed("trackio")
     import subprocess
     import sys
 
@@ -220,10 +225,11 @@ import json, sys
 from dataclasses import replace
 from pathlib import Path
 from robustcli.reports.run_export import read_run_export
-from robustcli.reports.trackers import Destination, send
+from robustcli.reports.run_export import PublishConfig
+from robustcli.reports.trackers import send
 
 run, more, store = map(Path, sys.argv[1:])
-destination = Destination("trackio", "study", str(store), name="run", offline=True)
+destination = PublishConfig(run, "trackio", "study", str(store), name="run", offline=True)
 first = read_run_export(run, rendered=False)
 states = [send(first, destination).state, send(first, destination).state]
 second = read_run_export(more, rendered=False)
@@ -244,7 +250,7 @@ print(json.dumps({"states": states, "runs": [one.name for one in runs], "config"
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
-    export: RunExport, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def missing(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named '{name}'", name=name)
@@ -252,4 +258,4 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     monkeypatch.setattr(trackers, "import_module", missing)
     for tracker in ("mlflow", "wandb", "trackio"):
         with pytest.raises(MachineError, match=rf"pip install 'robustcli\[{tracker}\]'"):
-            send(export, Destination(tracker))  # type: ignore[arg-type]
+            send(cast(RunExport, None), PublishConfig(tmp_path, tracker))
