@@ -320,15 +320,16 @@ def read_array(ref: FileRef) -> NDArray[Any]:
     Without `ref.array`, the file must contain one array, or one array with the name of a mask.
 
     Raises:
+        OSError: The file is missing, too large, or a pipe or a device.
         UnreadableImage: The file is damaged, the array is missing, too large or not numeric.
         UsageError: The library that reads the file (h5py or nibabel) is not installed.
     """
     name = (ref.member or ref.path.name).lower()
-    _check_file(ref)
+    check_readable(ref.path)
     if name.endswith(HDF5_SUFFIXES):
         array = _from_hdf5(ref)
     elif name.endswith(NIFTI_SUFFIXES):
-        array = _nifti_slice(_nifti(ref.path, _state(ref.path)), ref.slice_index)
+        array = _nifti_slice(_nifti(ref.path, file_state(ref.path)), ref.slice_index)
     else:
         array = _from_numpy(ref)
         if ref.slice_index is not None:
@@ -340,15 +341,6 @@ def read_array(ref: FileRef) -> NDArray[Any]:
             f"an array of shape {array.shape}, which is larger than an image can be"
         )
     return array
-
-
-def _check_file(ref: FileRef) -> None:
-    """Raises UnreadableImage for pipes, devices and too large files, before they are opened."""
-    try:
-        check_readable(ref.path)
-    except OSError as error:
-        raise_if_transient(ref, error)
-        raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
 
 
 def _check_bytes(size: int) -> None:
@@ -370,14 +362,20 @@ def read_pixels(ref: FileRef) -> NDArray[np.uint8]:
     array = read_array(ref)
     if not ref.path.name.lower().endswith(NIFTI_SUFFIXES):
         return as_pixels(array)
-    low, high = _grey_range(ref.path, _state(ref.path))
+    low, high = _grey_range(ref.path, file_state(ref.path))
     scaled = (array.astype(np.float64) - low) / ((high - low) or 1)
     return as_pixels(np.clip(scaled, 0, 1))
 
 
-def _state(path: Path) -> tuple[int, int]:
-    """Size and modification time of a file, so that caches notice a changed file."""
-    state = path.stat()
+def file_state(path: Path) -> tuple[int, int]:
+    """Size and modification time of a file, so that caches notice a changed file.
+
+    Zeros for a missing file, which the reader reports.
+    """
+    try:
+        state = path.stat()
+    except OSError:
+        return 0, 0
     return state.st_size, state.st_mtime_ns
 
 

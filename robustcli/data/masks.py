@@ -18,11 +18,12 @@ from PIL import Image
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 from robustcli.core.watchdog import working_on
-from robustcli.data.dataset import FileRef, Sample
+from robustcli.data.dataset import FileRef, Sample, raise_if_transient
 from robustcli.data.decode import (
     UnreadableImage,
     array_kind,
     decode,
+    file_state,
     holds_array,
     read_array,
     read_image,
@@ -265,7 +266,7 @@ def survey(
         return _survey_class_files(masks, location, ignore, classes)
     ordered = sorted(masks, key=lambda ref: (identity_seed("mask", _file_id(ref)), ref.relative))
     ignored = parse_values(ignore, "--ignore")
-    files = tuple((ref, _file_state(ref)) for ref in ordered)
+    files = tuple((ref, file_state(ref.path)) for ref in ordered)
     census = _census(files, ignored, classes is not None, is_all(classes))
     if not census.masks:
         return MaskReading(STANDARD), ()  # no mask is readable: `decode_mask` raises the error
@@ -290,7 +291,7 @@ def _survey_class_files(
     for key in named.class_files:
         ordered = sorted(files[key], key=lambda ref: ref.relative)
         census = _census(
-            tuple((ref, _file_state(ref)) for ref in ordered),
+            tuple((ref, file_state(ref.path)) for ref in ordered),
             parse_values(ignore, "--ignore"), False, False,
         )  # fmt: skip
         pixels[key] = sum(n for (v, _), n in census.exact.items() if v != 0)
@@ -310,15 +311,6 @@ def _survey_class_files(
 def _file_id(ref: FileRef) -> str:
     """Path of the file in the data set; equal for all slices of a volume, to read it once."""
     return ref.relative if ref.slice_index is None else ref.relative.rpartition("/")[0]
-
-
-def _file_state(ref: FileRef) -> tuple[int, int]:
-    """Size and modification time of the file, to detect changes; zeros for a missing file."""
-    try:
-        state = ref.path.stat()
-    except OSError:
-        return 0, 0
-    return state.st_size, state.st_mtime_ns
 
 
 @lru_cache(maxsize=64)
@@ -405,6 +397,7 @@ def read_mask(ref: FileRef, palette: PaletteReading = "auto") -> MaskPixels:
             return _from_array(read_array(ref), array_kind(ref))
         content = ref.read()
     except OSError as error:
+        raise_if_transient(ref, error)
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
     if not content:
         raise UnreadableImage("the file is empty")

@@ -28,6 +28,7 @@ from robustcli.data.decode import (
     read_array,
     read_image,
 )
+from robustcli.data.masks import decode_mask
 from robustcli.data.sources import Masks, open_dataset
 
 PHOTO = Image.effect_noise((64, 48), 80).convert("RGB")
@@ -294,8 +295,9 @@ def test_an_error_that_is_not_of_the_image_does_not_make_it_unreadable(
     monkeypatch.setattr(FileRef, "read", lambda ref: stale(ref.path))
     with pytest.raises(RunError, match=r"a.png` cannot be read\.\n.*Stale.*\n.*continues the run"):
         decode(image)
-    with pytest.raises(RunError, match="Its cause is not the file"):  # not another digest either
-        contents_digest([image])
+    for read in (decode_mask, lambda mask: contents_digest([mask])):  # not another digest either
+        with pytest.raises(RunError, match="Its cause is not the file"):
+            read(image)
 
 
 def test_a_missing_file_is_an_unreadable_image(tmp_path: Path) -> None:
