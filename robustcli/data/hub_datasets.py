@@ -136,26 +136,13 @@ def parse_hub_name(data: str) -> HubName:
     return HubName(match["repo"], match["revision"], match["split"], **options)
 
 
-@dataclass(frozen=True)
-class HubLayout:
-    """The images of a data set of the hub.
-
-    Args:
-        layout: The labelled images.
-        name: Name of the data set in tables of results: `NAME:SPLIT`.
-        location: Complete name of the data set, with the commit.
-    """
-
-    layout: Layout[Any]
-    name: str
-    location: str
-
-
 def read_hub(
     name: HubName, truth: Literal["label", "mask"], say: Say, *, offline: bool,
     all_splits: bool = True, space: LabelSpace | None = None,
-) -> HubLayout:  # fmt: skip
+) -> Layout[Any]:  # fmt: skip
     """The images of a split with the names of their classes, or with their masks.
+
+    The name of the layout is `NAME:SPLIT`, its location the complete name with the commit.
 
     Args:
         name: The data set.
@@ -219,11 +206,10 @@ def read_hub(
         for images in taken.values() for one_image in images
     ]  # fmt: skip
     short = name.repo.partition("/")[2]
-    return HubLayout(
-        Layout(tuple(labelled)),
-        short if only_split is None else f"{short}:{only_split}",
-        name.spelled(commit, only_split),
-    )
+    return Layout(
+        tuple(labelled), name=short if only_split is None else f"{short}:{only_split}",
+        location=name.spelled(commit, only_split),
+    )  # fmt: skip
 
 
 # Resolution of the commit.

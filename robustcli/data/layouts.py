@@ -62,7 +62,7 @@ class Layout(Generic[LabelT]):
 
     `classes` contains the values and names of the classes of masks as published by the authors of
     the data; `all` if every value is a class. If it is empty, files in the data set or options
-    define the classes.
+    define the classes. Without `name` and `location`, the path of the data set defines them.
     """
 
     labelled: tuple[Labelled[LabelT], ...]
@@ -71,6 +71,8 @@ class Layout(Generic[LabelT]):
     evaluated: Literal["val", "test"] | None = None
     notes: tuple[str, ...] = ()
     classes: tuple[tuple[str, str], ...] | Literal["all"] = ()
+    name: str = ""
+    location: str = ""
 
 
 Recogniser: TypeAlias = Callable[[Path, Sequence[FileRef]], Layout[LabelT] | None]

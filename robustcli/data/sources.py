@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import canonical
@@ -20,13 +20,7 @@ from robustcli.data.cifar import SUFFIXES as CIFAR_SUFFIXES
 from robustcli.data.cifar import by_cifar_files
 from robustcli.data.dataset import Dataset, FileRef, Sample
 from robustcli.data.download import fetch_dataset
-from robustcli.data.hub_datasets import (
-    HubLayout,
-    HubName,
-    names_hub_dataset,
-    parse_hub_name,
-    read_hub,
-)
+from robustcli.data.hub_datasets import HubName, names_hub_dataset, parse_hub_name, read_hub
 from robustcli.data.labels import (
     AnyClasses,
     ExpectedClasses,
@@ -275,27 +269,8 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     if named and named.label_space == SEGMENTATION:
         raise advice.has_masks(named, truth.model)
     notes: list[str] = []
-    shift: NaturalShift | None = None
-    superclasses: Superclasses | None = None
-    expected: ExpectedClasses
-    hub = parse_hub_name(data) if names_hub_dataset(data) else None
-    path = _location(data, named, offline=truth.offline) if hub is None else hub.place
-    if truth.model is None:
-        expected = AnyClasses(_name(path))
-    else:
-        shift = find_shift(path) if truth.model == "imagenet-1k" else None
-        space = truth.label_space or (named.label_space if named else None)
-        space = space or (truth.model if shift else None)
-        if isinstance(space, str):
-            space = read_label_space(space, notes.append)
-        expected = ModelClasses(space, truth.model)
-        is_imagenet = truth.model == "imagenet-1k" and (space is None or space.name == truth.model)
-        if is_imagenet and truth.labels is None:
-            superclasses = find_superclasses(path)
-        if superclasses is not None:
-            _announce_superclasses(path, truth, notes.append)
-            expected = ModelClasses(superclasses.space, superclasses.space.name)
-    hub_layout = None if hub is None else _hub_layout(hub, truth, expected, notes.append)
+    path, hub = _location(data, named, offline=truth.offline)
+    expected, shift, superclasses = _expected_classes(path, named, truth, notes.append)
     objects = None
     if shift is not None and shift.name == "ObjectNet" and hub is None and truth.labels is None:
         images = _listed(path, IMAGE_SUFFIXES, notes.append)
@@ -304,8 +279,8 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     if objects is not None and shift is not None:
         layout, classes = objects
         shift = replace(shift, classes=classes)
-    elif hub_layout is not None:
-        layout = hub_layout.layout
+    elif hub is not None:
+        layout = _hub_layout(hub, truth, expected, notes.append)
     else:
         layout = _class_layout(path, truth, expected, notes.append)
     labels = {label for image in layout.labelled for label in (image.label, *image.also)}
@@ -319,9 +294,31 @@ def _with_classes(data: str, named: NamedDataset | None, truth: Classes) -> Data
     answers = None
     if truth.model is not None and superclasses is None:
         answers = allowed_answers(path, shift, set(targets.values()), truth.answers, notes.append)
-    dataset = _dataset(path, named, samples, notes, hub_layout)
-    return replace(dataset, label_space=space, evaluated=layout.evaluated, answers=answers,
-                   members=superclasses.members if superclasses else None)  # fmt: skip
+    return replace(
+        _dataset(path, named, samples, notes, layout), label_space=space, answers=answers,
+        members=superclasses.members if superclasses else None,
+    )  # fmt: skip
+
+
+def _expected_classes(
+    path: Path, named: NamedDataset | None, truth: Classes, say: Say
+) -> tuple[ExpectedClasses, NaturalShift | None, Superclasses | None]:
+    """The expected classes, and the data set with a natural shift or the superclasses at `path`."""
+    if truth.model is None:
+        return AnyClasses(_name(path)), None, None
+    is_imagenet_model = truth.model == "imagenet-1k"
+    shift = find_shift(path) if is_imagenet_model else None
+    space = truth.label_space or (named.label_space if named else None)
+    space = space or (truth.model if shift else None)
+    if isinstance(space, str):
+        space = read_label_space(space, say)
+    if is_imagenet_model and (space is None or space.name == truth.model) and truth.labels is None:
+        superclasses = find_superclasses(path)
+        if superclasses is not None:
+            _announce_superclasses(path, truth, say)
+            space = superclasses.space
+            return ModelClasses(space, space.name), shift, superclasses
+    return ModelClasses(space, truth.model), shift, None
 
 
 def _announce_superclasses(path: Path, truth: Classes, say: Say) -> None:
@@ -337,7 +334,7 @@ def _announce_superclasses(path: Path, truth: Classes, say: Say) -> None:
     )
 
 
-def _hub_layout(name: HubName, truth: Classes, expected: ExpectedClasses, say: Say) -> HubLayout:
+def _hub_layout(name: HubName, truth: Classes, expected: ExpectedClasses, say: Say) -> Layout[str]:
     if truth.labels is not None:
         raise _labels_itself(truth.labels, str(name.place))
     return read_hub(
@@ -421,27 +418,18 @@ def _label_space(path: Path, labels: set[str], expected: ExpectedClasses) -> Lab
 def _with_masks(data: str, named: NamedDataset | None, truth: Masks) -> Dataset:
     if named and named.label_space != SEGMENTATION:
         raise advice.classes_not_masks(named)
-    notes = list[str]()
-    hub = parse_hub_name(data) if names_hub_dataset(data) else None
-    path = _location(data, named, offline=truth.offline) if hub is None else hub.place
-    hub_layout = None
+    notes, tables = list[str](), list[FileRef]()
+    path, hub = _location(data, named, offline=truth.offline)
     if hub is not None:
-        hub_layout = read_hub(hub, "mask", notes.append, offline=truth.offline)
-    tables = list[FileRef]()
-    if hub_layout is not None:
-        layout = hub_layout.layout
+        layout = read_hub(hub, "mask", notes.append, offline=truth.offline)
     else:
         layout, tables = _mask_layout(path, notes.append)
-    notes += layout.notes
     samples = [
         Sample(pair.image, pair.label, pair.group or pair.image.relative, pair.split)
         for pair in layout.labelled
     ]
     _check_groups(path, samples, layout.grouping)
-    dataset = _dataset(path, named, samples, notes, hub_layout)
-    dataset = replace(
-        dataset, grouping=layout.grouping, tolerance=layout.tolerance, evaluated=layout.evaluated
-    )
+    dataset = _dataset(path, named, samples, notes, layout)
     return _surveyed(dataset, truth, layout, tables) if truth.surveyed else dataset
 
 
@@ -533,18 +521,24 @@ def _surveyed(
     return replace(dataset, samples=samples, reading=reading, notes=notes)
 
 
-def _location(data: str, named: NamedDataset | None, *, offline: bool) -> Path:
+def _location(
+    data: str, named: NamedDataset | None, *, offline: bool
+) -> tuple[Path, HubName | None]:
+    """The local path of a data set; for one of the hub, its short and its complete name."""
+    if names_hub_dataset(data):
+        hub = parse_hub_name(data)
+        return hub.place, hub
     if named and named.downloads_itself:
-        return fetch_dataset(named.name, offline=offline)
+        return fetch_dataset(named.name, offline=offline), None
     if named:
-        return require_tar(named)
+        return require_tar(named), None
     if names_url(data):
-        return open_address(data, offline=offline)
+        return open_address(data, offline=offline), None
     path = Path(data).expanduser()
     is_archive = is_tar(path) or is_zip(path)
     if not (path.is_dir() or is_archive or path.suffix.lower() in TABLE_SUFFIXES):
         raise advice.unreadable_kind(data)
-    return path
+    return path, None
 
 
 def _is_table(path: Path) -> bool:
@@ -572,15 +566,18 @@ def _listed(
 
 def _dataset(
     path: Path, named: NamedDataset | None, samples: Sequence[Sample], notes: Sequence[str],
-    hub: HubLayout | None,
+    layout: Layout[Any],
 ) -> Dataset:  # fmt: skip
     return Dataset(
-        name=hub.name if hub else named.name if named else _name(path),
-        location=hub.location if hub else address_of(path) or str(path.resolve()),
+        name=layout.name or (named.name if named else _name(path)),
+        location=layout.location or address_of(path) or str(path.resolve()),
         samples=tuple(sorted(samples, key=lambda sample: sample.image_id)),
+        grouping=layout.grouping,
         available=len(samples),
         demonstration=named is not None and named.demonstration,
-        notes=tuple(dict.fromkeys(notes)),
+        evaluated=layout.evaluated,
+        tolerance=layout.tolerance,
+        notes=tuple(dict.fromkeys((*notes, *layout.notes))),
     )
 
 
