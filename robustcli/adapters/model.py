@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 
 from robustcli.adapters.preprocessing import check_side
 from robustcli.core.errors import RobustError, RunError, UsageError, first_line
@@ -58,6 +59,34 @@ def _without_tf32() -> Iterator[None]:
         yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+_INITIALISES = frozenset(
+    {
+        *("uniform_", "normal_", "constant_", "kaiming_uniform_", "kaiming_normal_"),
+        *("erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_", "copy_"),  # of `trunc_normal_`
+    }
+)
+
+
+class _SkippedInitialisation(TorchFunctionMode):
+    """Skips operations that only change values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _INITIALISES:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Context that constructs networks on torch's `meta` device, on which tensors have no values.
+
+    Initialisation is skipped: torch computes the result's shape of each of its steps in Python,
+    which would take most of the time.
+    """
+    with torch.device("meta"), _SkippedInitialisation():
+        yield
 
 
 def needs_contiguous(network: nn.Module) -> bool:
@@ -362,10 +391,11 @@ def _works(trial: Trial, side: int, img_size: int | None = None) -> bool:
     assert trial.variant is not None, "only timm's are tried"
     size_argument = {} if img_size is None else {IMG_SIZE: img_size}
     try:
-        with torch.device("meta"), torch.inference_mode():
+        with shapes_only():
             network = timm.create_model(
                 trial.variant, pretrained=False, **{**trial.arguments, **size_argument}
             ).eval()
+        with torch.device("meta"), torch.inference_mode():
             for module in network.modules():
                 if isinstance(module, _ConvNd):
                     module.register_forward_hook(_check_not_empty)

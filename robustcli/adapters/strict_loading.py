@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.adapters.checkpoint import Weights, is_averaged, rank_of
+from robustcli.adapters.model import shapes_only
 from robustcli.core.errors import UsageError, shortened_text
 from robustcli.models.ablation import removed_parameters
 from robustcli.models.architectures import ARCHITECTURES
@@ -464,7 +465,7 @@ def members(family: str) -> list[str]:
 @cache
 def layout(name: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the published network `name`."""
-    with torch.device("meta"):
+    with shapes_only():
         return shapes_of(ARCHITECTURES[name].build().state_dict())
 
 

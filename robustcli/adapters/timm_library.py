@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from robustcli.adapters import timm_library  # noqa: F401 (registers its network with timm)
 from robustcli.adapters.catalogue import IN1K
 from robustcli.adapters.fetching import hub, hub_failure_reason, hub_file
+from robustcli.adapters.model import shapes_only
 from robustcli.adapters.preprocessing import CIFAR10, Preprocessing, overridden
 from robustcli.adapters.strict_loading import (
     Choice,
@@ -202,7 +203,7 @@ def checkpoint_filter(name: str) -> Callable[..., Any] | None:
 
     with patch("timm.models._builder.load_pretrained", record):
         try:
-            with torch.device("meta"):
+            with shapes_only():
                 create(name, pretrained=True, arguments={})
         except UsageError:
             create(name, pretrained=True, arguments={})

@@ -12,6 +12,7 @@ import timm
 import torch
 
 from robustcli.adapters.catalogue import CATALOGUE, FOREGROUND, IN1K, TRAINED_AS, ModelEntry
+from robustcli.adapters.model import shapes_only
 from robustcli.adapters.networks import BUILDERS
 from robustcli.models import cifar_networks, vim, vmamba
 from robustcli.models.architectures import ARCHITECTURES
@@ -57,7 +58,7 @@ def built(entry: ModelEntry) -> torch.nn.Module:
     if entry.variant in ARCHITECTURES:
         network: torch.nn.Module = golden.published(entry.variant)
         return network
-    with torch.device("meta"):
+    with shapes_only():
         if entry.builder == "timm":
             return timm.create_model(entry.variant)
         return BUILDERS[entry.builder].create(entry.variant, {})

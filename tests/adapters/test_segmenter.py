@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_accuracy
 
 from robustcli.adapters.catalogue import FOREGROUND
-from robustcli.adapters.model import ModelFacts, Precision
+from robustcli.adapters.model import ModelFacts, Precision, shapes_only
 from robustcli.adapters.segmenter import (
     LUMINANCE,
     WINDOWS,
@@ -59,7 +59,7 @@ def scores(*shape: int) -> Tensor:
 
 
 def on_meta(name: str, **options: object) -> nn.Module:
-    with torch.device("meta"):
+    with shapes_only():
         return architecture(name).build(**options)
 
 

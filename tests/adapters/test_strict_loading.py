@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.adapters.checkpoint import WEIGHTS_KEYS, Weights
+from robustcli.adapters.model import shapes_only
 from robustcli.adapters.networks import create, with_weights
 from robustcli.adapters.strict_loading import (
     FAMILIES,
@@ -171,7 +172,7 @@ def test_files_from_before_batches_were_counted_as_in_torch() -> None:
 
 @pytest.mark.parametrize("name", ["resnet10t", "swin_tiny_patch4_window7_224", "levit_128s"])
 def test_the_classes_of_a_head(name: str) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         network, other = timm.create_model(name), timm.create_model(name, num_classes=4)
     state = other.state_dict()
     assert head_classes(network, state) == 4
@@ -220,7 +221,7 @@ ONE_OF_EACH_FAMILY = {entry.family: name for name, entry in ARCHITECTURES.items(
 
 @pytest.mark.parametrize("name", ["swin-umamba", *ONE_OF_EACH_FAMILY])
 def test_whatever_the_number_of_classes(name: str) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         state = architecture(name).build(num_classes=7).state_dict()
     if name in OF_THEIR_NAMES:
         assert recognise(state) == ARCHITECTURES[name].variant

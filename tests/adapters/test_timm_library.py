@@ -20,6 +20,7 @@ from robustcli.adapters import timm_library
 from robustcli.adapters.catalogue import CATALOGUE, IN1K, ModelRequest
 from robustcli.adapters.fetching import fetch, is_here, local_path
 from robustcli.adapters.load import load
+from robustcli.adapters.model import shapes_only
 from robustcli.adapters.networks import create_model
 from robustcli.adapters.strict_loading import heads_in
 from robustcli.adapters.timm_library import has_architecture, pretraining
@@ -258,7 +259,7 @@ PREPROCESSED = [
 
 @pytest.mark.parametrize("name", PREPROCESSED)
 def test_preprocessing_is_timms_own(name: str) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         network = timm.create_model(name)
     preprocessing = timm_library.timm_preprocessing(network)
     config = resolve_data_config({}, model=network)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from robustcli.adapters import networks, timm_library
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.load import resolve
+from robustcli.adapters.model import shapes_only
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.adapters.strict_loading import heads_in
 from robustcli.adapters.trainable import (
@@ -46,6 +47,18 @@ def start(
 ) -> tuple[nn.Module, str]:
     seed = how.pop("seed", 0)
     return start_segmenter(resolve(name), arguments or {}, seed=seed, weights=weights, **how)
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Any:
+    """A segmenter whose encoder the tests replace."""
+    return architecture("resnet18_seg").build()
+
+
+@pytest.fixture(scope="module")
+def classifier_state() -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torchvision.models.resnet18().state_dict()
+    return state
 
 
 @pytest.mark.parametrize("name", ["ulvm_v5", "unet", "umambabot"])
@@ -97,10 +110,11 @@ def test_timms_weights_of_torchvision_go_into_the_encoder(
     name: str, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
+    expected: Any = timm.create_model(f"resnet{depth}")
 
     def create(source: str, **options: Any) -> nn.Module:
         asked.append((source, options["pretrained"], options["offline"]))
-        return golden.fill(timm.create_model(source), golden.rule_b)
+        return expected
 
     monkeypatch.setattr(timm_library, "create", create)
     network: Any
@@ -109,21 +123,21 @@ def test_timms_weights_of_torchvision_go_into_the_encoder(
     assert asked == [(source, True, False)]
     assert timm.models.get_pretrained_cfg(source).url  # timm has weights of this name
     assert origin == f"encoder: https://huggingface.co/timm/{source}"
-    expected: Any = golden.fill(timm.create_model(source), golden.rule_b)
     assert torch.equal(network.encoder[7][1].conv2.weight, expected.layer4[1].conv2.weight)
 
 
 @pytest.mark.parametrize("name", ["resnet18_seg", "smp:Unet/resnet18"])
-def test_a_file_of_the_encoder(name: str, tmp_path: Path) -> None:
+def test_a_file_of_the_encoder(
+    name: str, classifier_state: dict[str, Tensor], tmp_path: Path
+) -> None:
     if name.startswith("smp:"):
         pytest.importorskip("segmentation_models_pytorch")
-    full: Any = golden.fill(torchvision.models.resnet18(), golden.rule_b)
-    torch.save(full.state_dict(), tmp_path / "resnet18-f37072fd.pth")
+    torch.save(classifier_state, tmp_path / "resnet18-f37072fd.pth")
     network: Any
     network, origin = start(name, tmp_path / "resnet18-f37072fd.pth", seed=3)
     assert origin == f"encoder: {tmp_path / 'resnet18-f37072fd.pth'}"
     held = {tuple(t.shape): t for t in network.encoder.state_dict().values() if t.ndim == 4}
-    assert torch.equal(held[(64, 3, 7, 7)], full.conv1.weight)
+    assert torch.equal(held[(64, 3, 7, 7)], classifier_state["conv1.weight"])
     again, _ = start(name, tmp_path / "resnet18-f37072fd.pth", seed=3)
     assert_holds(again, dict(network.state_dict()))  # the decoder follows the seed
 
@@ -201,7 +215,7 @@ def test_a_file_of_another_network_says_which_it_is(tmp_path: Path) -> None:
     for name in ("resnet18_seg", "ulvm_v5"):
         with pytest.raises(UsageError, match="These are the weights of `ulvm`: use this name"):
             start(name, tmp_path / "w.pth")
-    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "encoder.pth")
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "encoder.pth")
     with pytest.raises(UsageError, match="Pass weights of the same encoder architecture"):
         start("resnet18_seg", tmp_path / "encoder.pth")
 
@@ -214,7 +228,7 @@ def test_what_does_not_learn_to_segment_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["umamba-enc", "swin-umamba-pico", "segformer", "resnet50_seg"])
 def test_other_names_start(name: str) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         network, _ = start(name, untrained=True)
     assert sum(p.numel() for p in network.parameters()) == CATALOGUE[name].parameters
 
@@ -290,7 +304,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied() -> None:
 
 def test_a_deeper_network_of_the_same_names_is_refused() -> None:
     """ResNet-18's names and shapes are all in ResNet-34's file: loading would look right."""
-    with torch.device("meta"):
+    with shapes_only():
         state = timm.create_model("resnet34").state_dict()
     network = timm.create_model("resnet18", num_classes=3)
     with pytest.raises(UsageError, match=r"`layer1\.2\.conv1\.weight` is unknown"):
@@ -335,25 +349,13 @@ def test_the_encoder_computes_what_the_classifier_computes(name: str, depth: int
     full = getattr(torchvision.models, f"resnet{depth}")()
     golden.fill(full, golden.rule_b)
     state = full.state_dict()
-    with torch.device("meta"):
+    with shapes_only():
         assert list(timm.create_model(f"resnet{depth}").state_dict()) == list(state)
     network: Any = architecture(name).build().eval()
     load_encoder(network, state, origin="w")
     x = golden.images(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(network.encoder(x), Features(full)(x), rtol=0, atol=0)
-
-
-@pytest.fixture(scope="module")
-def resnet() -> Any:
-    """A segmenter whose encoder the tests replace."""
-    return architecture("resnet18_seg").build()
-
-
-@pytest.fixture(scope="module")
-def classifier_state() -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torchvision.models.resnet18().state_dict()
-    return state
 
 
 def test_old_files_without_counters_and_files_without_head_leave_the_decoder_alone(
@@ -373,7 +375,7 @@ def test_another_encoder_is_refused(resnet: Any) -> None:
     before = resnet.encoder[0].weight.clone()
     message = r"`w` does not contain the w.* `the encoder`(.|\n)*same encoder arch"
     for other in ("resnet34", "resnet50", "squeezenet1_0"):
-        with torch.device("meta"):
+        with shapes_only():
             state = getattr(torchvision.models, other)().state_dict()
         with pytest.raises(UsageError, match=message):
             load_encoder(resnet, state, origin="w")

@@ -142,8 +142,9 @@ def test_one_kind_can_be_taken() -> None:
 
 
 def test_kinds_look_like_their_names_and_pairs_like_their_originals(shared: Path) -> None:
+    """Of every fourth pair; `test_the_recipe_makes_the_asset_again` covers all."""
     decibels = []
-    for pair in open_dataset("nuclei-mini", MASKS).samples:
+    for pair in open_dataset("nuclei-mini", MASKS).samples[::4]:
         image, mask = decode_pair(pair)
         coloured = bool((image.max(axis=2) - image.min(axis=2)).mean() > 5)
         assert coloured == pair.image_id.startswith("stained/")

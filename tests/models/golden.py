@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robustcli.adapters.model import shapes_only
 from robustcli.models.architectures import architecture
 from robustcli.models.scan import reference
 
@@ -95,7 +96,7 @@ def parameters(network: nn.Module) -> int:
 @cache
 def published(name: str) -> Any:
     """The network `name` of the registry as published, without numbers; not to be changed."""
-    with torch.device("meta"):
+    with shapes_only():
         return architecture(name).build()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -246,6 +247,7 @@ def scene(classes: int = 1) -> tuple[Tensor, Tensor]:
     return image, labels
 
 
+@cache
 def draws(count: int, classes: int = 1) -> list[tuple[Tensor, Tensor]]:
     augmentation, (image, labels) = Augmentation(PATCH), scene(classes)
     return [augmentation(image, labels, seed=seed) for seed in range(count)]
@@ -283,7 +285,7 @@ def test_it_ignores_and_leaves_the_global_generators() -> None:
 
 
 def test_what_comes_out_is_plain_and_of_the_patchs_size() -> None:
-    for image, labels in draws(10, classes=2):
+    for image, labels in draws(40, classes=2):
         assert (type(image), type(labels)) == (Tensor, Tensor)
         assert (image.dtype, labels.dtype) == (torch.float32, torch.int64)
         assert (tuple(image.shape), tuple(labels.shape)) == ((3, *PATCH), PATCH)
@@ -300,7 +302,7 @@ def centre(weights: Tensor) -> Tensor:
 
 
 def test_the_labels_move_with_the_image() -> None:
-    for image, labels in draws(60):
+    for image, labels in draws(200):
         bright = image.mean(0)
         middle = bright > bright.min() + 0.6 * (bright.max() - bright.min())
         assert (centre(middle.float()) - centre((labels > 0).float())).norm() < 2.5
@@ -328,15 +330,11 @@ def test_a_patch_without_foreground_stays_so() -> None:
 
 def test_about_a_quarter_of_the_patches_is_left_as_it_was_but_for_flips() -> None:
     """All steps spare a patch with .64 * .9 * (1 - .2*.875) * .85 * .85 * ... = about .2."""
-    image, labels = scene()
+    image, _ = scene()
     top, left = ((s - p) // 2 for s, p in zip(SIZE, PATCH, strict=True))
     middle = image[:, top : top + PATCH[0], left : left + PATCH[1]]
     flips = [middle, middle.flip(1), middle.flip(2), middle.flip(1, 2)]
-    augmentation = Augmentation(PATCH)
-    kept = [
-        any(torch.allclose(augmentation(image, labels, seed=seed)[0], f) for f in flips)
-        for seed in range(200)
-    ]
+    kept = [any(torch.allclose(drawn, f) for f in flips) for drawn, _ in draws(200)]
     share = 0.64 * 0.9 * (1 - 0.2 * 0.875) * 0.85**2 * (1 - 0.25 * 0.875) * 0.9 * 0.7
     assert sum(kept) / 200 == pytest.approx(share, abs=0.08)
 
@@ -435,7 +433,11 @@ def test_else_it_is_the_middle_untouched() -> None:
     assert torch.equal(moved(image, 0.9, 0.9)[0], image[:, 4:52, 4:56])
 
 
-def test_each_happens_to_one_in_five_by_itself_and_within_its_limits() -> None:
+def test_each_happens_to_one_in_five_by_itself_and_within_its_limits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The resampling draws nothing, so that its result is not needed."""
+    monkeypatch.setattr("robustcli.nnunet.patches.Affine", lambda **_: lambda pixels, **_: pixels)
     image = torch.zeros(1, 64, 16)
     seen: list[tuple[float, float]] = []
 
