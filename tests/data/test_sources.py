@@ -272,15 +272,15 @@ def test_a_tar_with_a_labels_file(make_tar: MakeTar, tmp_path: Path) -> None:
     assert _targets(_open(make_tar(["val/a.jpg"]), labels=tmp_path / "l.txt")) == {"a.jpg": 0}
 
 
-def test_2_000_photos_are_indexed_in_half_a_second(tmp_path: Path) -> None:
-    """The 50,000 images of ImageNet's validation set then take about ten seconds."""
+def test_2_000_photos_are_indexed_in_a_second(tmp_path: Path) -> None:
+    """The 50,000 images of ImageNet's validation set then take less than half a minute."""
     for folder in ("cat", "dog"):
         (tmp_path / folder).mkdir()
         for number in range(1_000):
             (tmp_path / folder / f"{number}.jpg").touch()
     start = time.process_time()
     index = _open(tmp_path, "cifar10")
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 1
     assert len(index.samples) == 2_000
 
 
