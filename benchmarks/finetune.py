@@ -46,9 +46,9 @@ from robustcli.finetuning.modes import peak_resident, start_anew
 from robustcli.finetuning.selection import DOCUMENTED, FreezeRule, freeze_decisions
 from robustcli.training.datamodule import BatchSettings, Decoded, DecodedSubset
 from robustcli.training.lit_module import outputs
+from robustcli.training.mask_samples import MaskBatch
 from robustcli.training.procedures.nnunet import NnUNetModule, PatchData
 from robustcli.training.recipes import NAMED_RECIPES, Recipe
-from robustcli.training.samples import MaskBatch
 
 RULES = {
     "mamba below 1e-6": FreezeRule(threshold=DOCUMENTED),

@@ -28,6 +28,7 @@ from robustcli.tasks.record import dataset_record
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BaseDataModule, Decoded, DecodedSubset
 from robustcli.training.lit_module import ClassifierModule, LitModule, decays_of
+from robustcli.training.photo_samples import photo_augmentation_name
 from robustcli.training.procedures import procedure_of
 from robustcli.training.procedures.photos import photo_data
 from robustcli.training.recipes import (
@@ -41,7 +42,6 @@ from robustcli.training.recipes import (
     usual_class_recipe,
 )
 from robustcli.training.record import SplitRecord
-from robustcli.training.shifts import photo_augmentation_name
 from robustcli.training.training_task import (
     RecordedFacts,
     TrainingTask,

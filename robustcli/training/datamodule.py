@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from robustcli.core.errors import RunError
@@ -36,6 +38,7 @@ MEMORY_SHARE = 0.5
 _AHEAD = 64  # samples that threads decode ahead of the copy into storage
 
 PixelArray = NDArray[np.uint8]
+Collate = Callable[[Sequence[Any]], Any]
 
 
 class Decoded(NamedTuple):
@@ -64,6 +67,24 @@ class DecodedSubset:
         """The subset of `samples` with the pixels `decoded`."""
         targets = [sample.truth for sample in samples if isinstance(sample.truth, int)]
         return cls([sample.image_id for sample in samples], decoded, targets)
+
+
+def channels_first(pixels: PixelArray) -> Tensor:
+    """A copy of (H, W, C) or (H, W) as tensor (C, H, W), so that a mapped file can be closed."""
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+_LOOKED_AT = 64  # pixels of a quick test, which rules out most images
+
+
+def constant_ids(images: Tensor, ids: Sequence[str]) -> tuple[str, ...]:
+    """The `ids` of the images (B, C, H, W) that have a single value in each channel."""
+    flat = images.flatten(2)
+    some = flat[:, :, :: max(1, flat.shape[2] // _LOOKED_AT)]
+    perhaps = (some == some[:, :, :1]).flatten(1).all(1).nonzero().flatten().tolist()
+    return tuple(ids[i] for i in perhaps if bool((flat[i] == flat[i, :, :1]).all()))
 
 
 def decode_sample(sample: Sample) -> Decoded:
@@ -287,9 +308,13 @@ class BaseDataModule(pl.LightningDataModule):
     Samplers begin with `first_epoch`, counted from 0; above 0 in a resumed training. In a resumed
     training, Lightning 2.6 sets the epoch of a sampler only after the loader processes have
     received the first batches.
+
+    Args:
+        collate: Makes a batch from a list of samples; None for data sets that return batches.
+        settings: Settings of the loaders.
     """
 
-    def __init__(self, collate: Callable[[Sequence[Any]], Any], settings: BatchSettings) -> None:
+    def __init__(self, collate: Collate | None, settings: BatchSettings) -> None:
         super().__init__()
         self.collate, self.settings, self.first_epoch = collate, settings, 0
         self.watchdog = Watchdog()
@@ -310,8 +335,8 @@ class BaseDataModule(pl.LightningDataModule):
         )
 
 
-def _collated(collate: Callable[[Sequence[Any]], Any], samples: Sequence[Any]) -> Any:
-    return in_shared_memory(collate(samples))
+def _collated(collate: Collate | None, samples: Any) -> Any:
+    return in_shared_memory(samples if collate is None else collate(samples))
 
 
 class ImageData(BaseDataModule):
@@ -321,14 +346,14 @@ class ImageData(BaseDataModule):
         ids: Ids of the training images.
         train_samples: Training samples, indexed by (epoch, image index).
         val_samples: Validation samples, indexed by image.
-        collate: Makes a batch from a list of samples.
+        collate: See `BaseDataModule`.
         recipe: Gives the batch size and the number of images per epoch.
         settings: Settings of the loaders.
     """
 
     def __init__(
         self, ids: Sequence[str], train_samples: Dataset[Any], val_samples: Any,
-        collate: Callable[[Sequence[Any]], Any], recipe: Recipe, settings: BatchSettings,
+        collate: Collate | None, recipe: Recipe, settings: BatchSettings,
     ) -> None:  # fmt: skip
         super().__init__(collate, settings)
         self.ids, self.train_samples, self.val_samples = ids, train_samples, val_samples
@@ -341,10 +366,8 @@ class ImageData(BaseDataModule):
             self.ids, self.settings.seed, most=recipe.images_per_epoch, rank=rank, world=world
         )
         order.set_epoch(self.first_epoch)
-        size = recipe.batch_size // world
-        if least > 1:
-            return self.loader(self.train_samples, batch_sampler=Batches(order, size, least))
-        return self.loader(self.train_samples, batch_size=size, sampler=order)
+        batches = Batches(order, recipe.batch_size // world, least)
+        return self.loader(self.train_samples, batch_sampler=batches)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches of this process."""

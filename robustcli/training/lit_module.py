@@ -35,8 +35,9 @@ from robustcli.models.architectures import (
     vmamba_decays,
 )
 from robustcli.training.losses import CLASS_LOSSES, DeepSupervision, SoftmaxLoss, make_loss
+from robustcli.training.mask_samples import MaskBatch
+from robustcli.training.photo_samples import PhotoBatch
 from robustcli.training.recipes import SCHEDULES, SMOOTHINGS, Photowise, Recipe
-from robustcli.training.samples import MaskBatch, PhotoBatch
 
 _SHOWN = 8
 SCALER_TRIES = 32

@@ -149,8 +149,8 @@ class Recipe:
         accumulate: Number of batches whose gradients are averaged for one step.
         images_per_epoch: Images per epoch; None for all.
         clip: Largest norm of the gradient; None for no clipping.
-        augmentation: A name of `samples.AUGMENTATIONS`, `samples.CROPS` or `shifts.SHIFTS`, or the
-            name of nnU-Net's augmentation.
+        augmentation: A name of `mask_samples.AUGMENTATIONS` or `photo_samples.PHOTO_AUGMENTATIONS`,
+            or the name of nnU-Net's augmentation.
         patience: Epochs without a better validation score before stopping; None for never.
         precision: Precision of the forward pass.
         decision: Whether a pixel is foreground from probability 0.5 or from logit 0.5.

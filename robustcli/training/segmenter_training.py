@@ -34,10 +34,10 @@ from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BaseDataModule, Decoded, DecodedSubset, PixelArray
 from robustcli.training.lit_module import LitModule, SegmenterModule, outputs
 from robustcli.training.losses import COUNTERPARTS, loss_name
+from robustcli.training.mask_samples import augmentation_name
 from robustcli.training.procedures import procedure_of
 from robustcli.training.recipes import Recipe, recipe_for, recipe_named
 from robustcli.training.record import SplitRecord
-from robustcli.training.samples import augmentation_name
 from robustcli.training.training_task import (
     RecordedFacts,
     TrainingTask,

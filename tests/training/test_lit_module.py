@@ -21,6 +21,7 @@ from robustcli.models.architectures import (
     mamba_decays,
     vmamba_decays,
 )
+from robustcli.training.datamodule import constant_ids
 from robustcli.training.lit_module import (
     ClassifierModule,
     SegmenterModule,
@@ -31,8 +32,9 @@ from robustcli.training.lit_module import (
     outputs,
     without_gradient_of_constants,
 )
+from robustcli.training.mask_samples import MaskBatch
+from robustcli.training.photo_samples import PhotoBatch
 from robustcli.training.recipes import CLASS_RECIPES, recipe_for
-from robustcli.training.samples import MaskBatch, PhotoBatch, constant_ids
 
 
 def test_everything_decays_in_every_segmenter() -> None:

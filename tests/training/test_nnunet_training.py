@@ -21,9 +21,9 @@ from robustcli.reports.render import render
 from robustcli.training import recipes
 from robustcli.training.config import TrainConfig
 from robustcli.training.engine import run_training
+from robustcli.training.mask_samples import MaskBatch
 from robustcli.training.procedures.nnunet import NnUNetModule, poly_lr
 from robustcli.training.record import AVERAGED, METRICS, read_train_record
-from robustcli.training.samples import MaskBatch
 from robustcli.training.trainer import DurableCheckpoints
 from tests.training.runs import (
     RECIPE,

@@ -27,6 +27,7 @@ from robustcli.nnunet.plans_json import NnUNetPlan, make_plan
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BatchSettings, Decoded, DecodedSubset, ImageData
 from robustcli.training.lit_module import SegmenterModule
+from robustcli.training.mask_samples import AllWindows, MaskBatch, ResizedImages
 from robustcli.training.procedures.base import Paper, Procedure, paper_rows, write_paper_rows
 from robustcli.training.procedures.nnunet import (
     NNUNet,
@@ -38,7 +39,6 @@ from robustcli.training.procedures.nnunet import (
 )
 from robustcli.training.recipes import NAMED_RECIPES, Recipe, recipe_for
 from robustcli.training.record import AVERAGED, PAPER
-from robustcli.training.samples import AllWindows, MaskBatch, ResizedImages
 from robustcli.training.train_plan import plan_training
 from tests.training.images import decoded, write_pairs
 from tests.training.runs import RECIPE, TINY_UMAMBA, Recorder, tiny_unet

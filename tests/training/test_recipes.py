@@ -17,6 +17,7 @@ from robustcli.core.errors import UsageError
 from robustcli.training.classifier_training import check_protocol, class_recipe
 from robustcli.training.config import TrainConfig
 from robustcli.training.losses import LOSSES
+from robustcli.training.mask_samples import AUGMENTATIONS
 from robustcli.training.recipes import (
     BUNDLED,
     CLASS_RECIPES,
@@ -35,7 +36,6 @@ from robustcli.training.recipes import (
     recipe_named,
     warmup_cosine,
 )
-from robustcli.training.samples import AUGMENTATIONS
 from robustcli.training.segmenter_training import mask_recipe
 
 

@@ -23,39 +23,37 @@ from robustcli.core.draws import below, stream_bits, stream_keys
 from robustcli.core.errors import UsageError
 from robustcli.core.seeds import identity_seed
 from robustcli.data.mask_values import IGNORED
-from robustcli.training import shifts as module
+from robustcli.training import photo_samples as module
 from robustcli.training.datamodule import BatchSettings, Decoded, DecodedSubset
-from robustcli.training.procedures.photos import photo_data
-from robustcli.training.recipes import CLASS_RECIPES
-from robustcli.training.samples import (
+from robustcli.training.mask_samples import (
     AUGMENTATIONS,
     AllWindows,
-    Crops,
-    PhotoBatch,
-    RandomCrops,
     RandomWindows,
     ResizedImages,
-    WholePhotos,
-    _crop_box,
     augment,
     augmentation_name,
     collate_masks,
-    collate_photos,
-    random_crop,
     random_place,
     tiles,
     window,
 )
-from robustcli.training.shifts import (
+from robustcli.training.photo_samples import (
+    CROPS,
     SHIFTS,
+    Crops,
+    PhotoBatch,
     PhotoBatches,
     ResidentPhotos,
+    _crop_box,
     draw,
     photo_augmentation_name,
     photo_keys,
     randaugmented,
+    random_crop,
     shifted,
 )
+from robustcli.training.procedures.photos import photo_data
+from robustcli.training.recipes import CLASS_RECIPES
 from tests.imaginary_gpu import GPU, imaginary_gpu
 from tests.training.images import decoded, disc
 
@@ -306,26 +304,21 @@ SUBSET = DecodedSubset(["a", "b"], [Decoded(pixels) for pixels in PIXELS_PHOTOS]
 
 
 def test_crops_depend_on_epoch_and_id_not_on_position() -> None:
-    samples = RandomCrops(SUBSET, VIEW16, "light", seed=3)
-    reversed_part = DecodedSubset(["b", "a"], SUBSET.decoded[::-1], [0, 1])
-    same_seed = RandomCrops(reversed_part, VIEW16, "light", seed=3)
-    assert torch.equal(samples[0, 0].image, same_seed[0, 1].image)
-    assert not torch.equal(samples[0, 0].image, samples[1, 0].image)
-    other_seed = RandomCrops(SUBSET, VIEW16, "light", seed=4)
-    assert not torch.equal(samples[0, 0].image, other_seed[0, 0].image)
+    def images(subset: DecodedSubset, drawn: tuple[int, int], seed: int = 3) -> Tensor:
+        return PhotoBatches(subset, VIEW16, CROPS["light"], seed)[drawn].images
+
+    reversed_subset = DecodedSubset(["b", "a"], SUBSET.decoded[::-1], [0, 1])
+    first = images(SUBSET, (0, 0))
+    assert torch.equal(first, images(reversed_subset, (0, 1)))
+    assert not torch.equal(first, images(SUBSET, (1, 0)))
+    assert not torch.equal(first, images(SUBSET, (0, 0), seed=4))
 
 
-def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
-    crops, whole_photos = (RandomCrops(SUBSET, VIEW16, "none", seed=3), WholePhotos(SUBSET, VIEW16))
-    expected = torch.from_numpy(VIEW16.apply(PIXELS_PHOTOS[1]).transpose(2, 0, 1).copy())
-    assert torch.equal(crops[5, 1].image, whole_photos[1].image)
-    assert torch.equal(whole_photos[1].image, expected)
-
-
-def test_a_batch_keeps_ids_and_classes_together() -> None:
-    whole_photos = WholePhotos(SUBSET, VIEW16)
-    batch = collate_photos([whole_photos[1], whole_photos[0]])
-    assert batch.images.shape == (2, 3, 16, 16)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_batch_keeps_ids_and_classes_together(channels: int) -> None:
+    photos = PhotoBatches(SUBSET, VIEW16.of_channels(channels), CROPS["light"], 3)
+    batch = photos.__getitems__([(0, 1), (0, 0)])
+    assert batch.images.shape == (2, channels, 16, 16)
     assert batch.ids == ["b", "a"]
     assert (batch.targets.tolist(), batch.numbers.tolist()) == ([0, 1], [1, 0])
 
@@ -437,17 +430,13 @@ def test_a_photo_is_drawn_by_seed_epoch_and_id_alone() -> None:
 
 
 def test_without_shifts_photos_are_those_of_the_evaluation() -> None:
-    unshifted, whole_photos = (
-        PhotoBatches(SHIFTED_SUBSET, SHIFTED_VIEW16, None, 5),
-        WholePhotos(SHIFTED_SUBSET, SHIFTED_VIEW16),
-    )
-    crops = RandomCrops(SHIFTED_SUBSET, SHIFTED_VIEW16, "none", 5)
+    loaded = PhotoBatches(SHIFTED_SUBSET, SHIFTED_VIEW16, None, 5)
     resident = ResidentPhotos(SHIFTED_SUBSET, SHIFTED_VIEW16, None, 5, torch.device("cpu"))
-    for number in range(11):
-        assert torch.equal(unshifted[number].images[0], whole_photos[number].image)
-        assert torch.equal(unshifted[2, number].images[0], crops[2, number].image)
-        assert torch.equal(resident[[number]].images[0], whole_photos[number].image)
-    assert unshifted.__getitems__([]).ids == resident[[]].ids == []
+    for number, pixels in enumerate(SHIFTED_SUBSET.decoded):
+        expected = torch.from_numpy(SHIFTED_VIEW16.apply(pixels.image)).permute(2, 0, 1)
+        for batch in (loaded[number], loaded[2, number], resident[[number]]):
+            assert torch.equal(batch.images[0], expected)
+    assert loaded.__getitems__([]).ids == resident[[]].ids == []
 
 
 def test_batches_stay_on_the_device() -> None:

@@ -21,7 +21,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 
 from robustcli.core import watchdog
 from robustcli.core.errors import RunError
-from robustcli.training import samples
+from robustcli.training import mask_samples
 from robustcli.training.engine import run_training
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.record import ADDED, AVERAGED, METRICS, VALIDATIONS, read_train_record
@@ -358,7 +358,7 @@ def test_after_out_of_memory_the_same_command_goes_on(
 def test_a_loader_process_that_is_lost_names_its_image(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    augment = samples.augment
+    augment = mask_samples.augment
 
     def faulty_augment(*images: Any, **keywords: Any) -> Any:
         if watchdog._slot is not None and not marker.exists():
@@ -369,7 +369,7 @@ def test_a_loader_process_that_is_lost_names_its_image(
         return augment(*images, **keywords)
 
     marker = tmp_path / "task"
-    monkeypatch.setattr(samples, "augment", faulty_augment)
+    monkeypatch.setattr(mask_samples, "augment", faulty_augment)
     monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.05)
     monkeypatch.setenv("ROBUST_IMAGE_SECONDS", "1.0")
     with pytest.raises(RunError, match=r"(it was|while) augmenting") as caught:

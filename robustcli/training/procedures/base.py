@@ -33,9 +33,9 @@ from robustcli.training.datamodule import (
     decoded_once,
 )
 from robustcli.training.lit_module import SegmenterModule, decays_of, outputs
-from robustcli.training.recipes import PAPER_RECIPES, Recipe
+from robustcli.training.mask_samples import AllWindows, RandomWindows, ResizedImages, collate_masks
+from robustcli.training.recipes import OWN_RECIPE, PAPER_RECIPES, Recipe
 from robustcli.training.record import PAPER
-from robustcli.training.samples import AllWindows, RandomWindows, ResizedImages, collate_masks
 from robustcli.training.trainer import Machine
 
 
@@ -58,11 +58,24 @@ class Procedure:
     finetunes: ClassVar[bool] = True
     """Whether a pretrained network can be fine-tuned with this procedure."""
     refused: ClassVar[Mapping[str, str]] = {}
-    """Options that the procedure does not use, with the reason as a clause or sentence."""
+    """Options that the procedure does not use, with the reason as a sentence."""
+    alternative: ClassVar[str] = f"--recipe {OWN_RECIPE}"
+    """The option that selects a procedure for the options in `refused`."""
+
+    @property
+    def flag(self) -> str:
+        """The option that selects this procedure."""
+        return f"--recipe {self.recipe.name.split()[0]}"
 
     def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
         """Validates the overrides `options` by name; raises UsageError for those in `refused`."""
-        return
+        for name, why in self.refused.items():
+            if name in options:
+                raise UsageError(
+                    f"`--{name} {options[name]}` cannot be used with `{self.flag}`.",
+                    why,
+                    f"Omit `--{name}`, or use `{self.alternative}`.",
+                )
 
     def check(self, machine: Machine, *, grey: bool) -> None:
         """Raises UsageError if the procedure does not support the devices or channels."""
@@ -184,19 +197,16 @@ class Paper(Procedure):
     keeps_best: ClassVar[bool] = False
     why_chosen: ClassVar[str] = "protocol `paper`"
     refused: ClassVar[Mapping[str, str]] = {
-        "aug": "it uses no augmentation",
-        "patience": "it uses the last epoch, independent of the validation score",
+        "aug": "This protocol follows the paper: it uses no augmentation.",
+        "patience": "This protocol follows the paper: it uses the last epoch, independent of the "
+        "validation score.",
     }
+    alternative: ClassVar[str] = "--protocol patient"
+    flag = "--protocol paper"
 
     def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
-        """See `Procedure.check_options`."""
-        for name, why in self.refused.items():
-            if name in options and options[name] != "none":
-                raise UsageError(
-                    f"`--{name} {options[name]}` cannot be used with `--protocol paper`.",
-                    f"This protocol follows the paper: {why}.",
-                    f"Omit `--{name}`, or use `--protocol patient`.",
-                )
+        """See `Procedure.check_options`; `--aug none` is what the protocol does."""
+        super().check_options(config, {n: v for n, v in options.items() if v != "none"})
 
     def data(self, train: DecodedSubset, val: DecodedSubset, settings: BatchSettings) -> ImageData:
         """See `Procedure.data`: complete images and masks, resized as in the paper."""

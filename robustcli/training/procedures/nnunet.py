@@ -30,10 +30,10 @@ from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BaseDataModule, BatchSettings, DecodedSubset, PixelArray
 from robustcli.training.lit_module import SegmenterModule
 from robustcli.training.losses import NnUNetLoss
+from robustcli.training.mask_samples import MaskSample, collate_masks
 from robustcli.training.procedures.base import Procedure
 from robustcli.training.recipes import OWN_RECIPE, Patchwise, Recipe
 from robustcli.training.record import AVERAGED
-from robustcli.training.samples import MaskSample, collate_masks
 from robustcli.training.trainer import Machine
 
 
@@ -261,16 +261,6 @@ class NNUNet(Procedure):
         ("loss", "aug", "accumulate", "patience"),
         "It trains with nnU-Net's loss and augmentation, one step per batch, for all epochs.",
     )
-
-    def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
-        """See `Procedure.check_options`; refused options are refused with every value."""
-        for name, why in self.refused.items():
-            if name in options:
-                raise UsageError(
-                    f"`--{name} {options[name]}` cannot be used with `--recipe {config.recipe}`.",
-                    why,
-                    f"Omit `--{name}`, or use `--recipe {OWN_RECIPE}`.",
-                )
 
     @property
     def patches(self) -> Patchwise:

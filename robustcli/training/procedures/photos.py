@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import UsageError
@@ -27,11 +27,16 @@ from robustcli.training.datamodule import (
     ImageData,
     ShareOfBatches,
 )
+from robustcli.training.photo_samples import (
+    PHOTO_AUGMENTATIONS,
+    SHIFTS,
+    PhotoBatch,
+    PhotoBatches,
+    ResidentPhotos,
+)
 from robustcli.training.procedures.base import Procedure
 from robustcli.training.recipes import Photowise, Recipe
 from robustcli.training.record import TRAINING, SpeedRecord
-from robustcli.training.samples import PhotoBatch, RandomCrops, collate_photos
-from robustcli.training.shifts import SHIFTS, PhotoBatches, ResidentPhotos
 from robustcli.training.trainer import Machine
 
 _FAULTS = (
@@ -49,6 +54,7 @@ _OUTPUTS = (
 )
 _NOT_PUBLISHED = "This network is not in the paper; it is trained like those of the paper."
 _PUBLISHED = ("vim", "vit")
+_FAIR = "--recipe fair"
 
 
 class PaperPhotos(Procedure):
@@ -57,14 +63,11 @@ class PaperPhotos(Procedure):
     why_chosen: ClassVar[str] = "on the test images, as in the paper"
     finetunes: ClassVar[bool] = False
     refused: ClassVar[Mapping[str, str]] = {
-        "loss": "its loss is cross-entropy",
-        "aug": "it uses crops, mirroring and RandAugment",
-        "patience": "it trains all of its epochs",
+        "loss": "This recipe follows the paper: its loss is cross-entropy.",
+        "aug": "This recipe follows the paper: it uses crops, mirroring and RandAugment.",
+        "patience": "This recipe follows the paper: it trains all of its epochs.",
     }
-
-    def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
-        """See `Procedure.check_options`."""
-        _refuse(self, options, "This recipe follows the paper", "fair")
+    alternative: ClassVar[str] = _FAIR
 
     def splits(self, splits: Splits) -> Splits:
         """Trains on all images except the test images, and validates on the test images."""
@@ -95,12 +98,13 @@ class Speedrun(Procedure):
     why_chosen: ClassVar[str] = "recipe `speedrun`"
     finetunes: ClassVar[bool] = False
     refused: ClassVar[Mapping[str, str]] = {
-        "patience": "it trains all of its epochs",
+        "patience": "This recipe measures time: it trains all of its epochs.",
     }
+    alternative: ClassVar[str] = _FAIR
 
     def check_options(self, config: TrainConfig, options: Mapping[str, Any]) -> None:
         """See `Procedure.check_options`; images on the device need no loader."""
-        _refuse(self, options, "This recipe measures time", "fair")
+        super().check_options(config, options)
         if config.workers:
             raise UsageError(
                 f"`--workers {config.workers}` cannot be used with `--recipe speedrun`.",
@@ -139,14 +143,10 @@ def photo_data(
     """The data module of a classifier."""
     if _photos(recipe).resident:
         return ResidentData(train, val, preprocessing, recipe, settings)
-    name = recipe.augmentation
+    augmentation = PHOTO_AUGMENTATIONS[recipe.augmentation]
+    samples = PhotoBatches(train, preprocessing, augmentation, settings.seed)
     validation = PhotoBatches(val, preprocessing, None, settings.seed)
-    samples: Dataset[Any]
-    if name == "none" or name in SHIFTS:
-        samples = PhotoBatches(train, preprocessing, SHIFTS.get(name), settings.seed)
-    else:
-        samples = RandomCrops(train, preprocessing, name, settings.seed)
-    return ImageData(train.ids, samples, validation, collate_photos, recipe, settings)
+    return ImageData(train.ids, samples, validation, None, recipe, settings)
 
 
 class ResidentData(BaseDataModule):
@@ -156,7 +156,7 @@ class ResidentData(BaseDataModule):
         self, train: DecodedSubset, val: DecodedSubset, preprocessing: Preprocessing,
         recipe: Recipe, settings: BatchSettings,
     ) -> None:  # fmt: skip
-        super().__init__(collate_photos, replace(settings, workers=0, pin=False))
+        super().__init__(None, replace(settings, workers=0, pin=False))
         self.train, self.val, self.preprocessing, self.recipe = train, val, preprocessing, recipe
 
     def train_dataloader(self) -> DataLoader[PhotoBatch]:
@@ -277,17 +277,6 @@ def speed_in_words(speed: SpeedRecord) -> str:
         )
     rate = speed.images_per_second
     return reached if rate is None else f"{reached} {rate:,.0f} images per second."
-
-
-def _refuse(procedure: Procedure, options: Mapping[str, Any], why: str, alternative: str) -> None:
-    name = procedure.recipe.name.split()[0]
-    for option, reason in procedure.refused.items():
-        if option in options:
-            raise UsageError(
-                f"`--{option} {options[option]}` cannot be used with `--recipe {name}`.",
-                f"{why}: {reason}.",
-                f"Omit `--{option}`, or use `--recipe {alternative}`.",
-            )
 
 
 def _photos(recipe: Recipe) -> Photowise:

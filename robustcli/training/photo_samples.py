@@ -1,17 +1,18 @@
-"""Batched augmentation of small images, as usual for CIFAR.
+"""Batches of images with classes, augmented by (seed, epoch, image id).
 
-Each image is padded, cropped at a random position, and mirrored with probability 0.5; RandAugment
-can follow. The random numbers depend only on seed, epoch and image id. They are drawn for many
-images at once, so that loader processes (NumPy) and a device that stores all images (torch) give
-the same pixels.
+An augmentation is a random crop, resized as usual for ImageNet, or a shift as usual for CIFAR: the
+image is padded, cropped at a random position, and mirrored with probability 0.5; RandAugment can
+follow. The random numbers of shifts are drawn for many images at once, so that loader processes
+(NumPy) and a device that stores all images (torch) give the same pixels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,16 +20,72 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from robustcli.adapters.preprocessing import Preprocessing, grey
 from robustcli.core.draws import Bits, below, stream_bits, stream_keys
 from robustcli.core.errors import UsageError
 from robustcli.core.machine import available_bytes
 from robustcli.core.names import find
-from robustcli.core.watchdog import working_on
-from robustcli.training.datamodule import DecodedSubset, PixelArray
-from robustcli.training.samples import CROPS, Crops, PhotoBatch, collate_photos, constant_ids
+from robustcli.core.seeds import identity_seed
+from robustcli.core.watchdog import switch_to, working_on
+from robustcli.training.datamodule import (
+    DecodedSubset,
+    PixelArray,
+    channels_first,
+    constant_ids,
+)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Random crops; `least` is the smallest share of the image's area, in (0, 1]."""
+
+    least: float
+
+
+CROPS: dict[str, Crops | None] = {"none": None, "light": Crops(0.5), "strong": Crops(0.08)}
+"""Random crops by name. `light`: a crop of at least half of the area, mirrored with
+probability 0.5. `strong`: a crop of at least 8 %, as usual for ImageNet. `none`: the preprocessing
+of evaluation."""
+_CROP_TRIES = 10
+_CROP_RATIOS = (3 / 4, 4 / 3)
+
+
+def random_crop(
+    image: Tensor, crops: Crops, side: int, interpolation: str, rng: np.random.Generator
+) -> Tensor:
+    """A random crop of uint8 `image` (3, H, W), resized to (3, side, side), randomly mirrored."""
+    top, left, height, width = _crop_box(image.shape[1], image.shape[2], crops, rng)
+    mode = InterpolationMode(interpolation)
+    crop = v2.functional.resized_crop(
+        image, top, left, height, width, [side, side], mode, antialias=True
+    )
+    mirrored: Tensor = v2.functional.horizontal_flip(crop) if rng.random() < 0.5 else crop
+    return mirrored.to(torch.uint8)
+
+
+def _crop_box(
+    height: int, width: int, crops: Crops, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random crop.
+
+    Source: Szegedy et al., "Going deeper with convolutions" (2015), section 6, like
+    torchvision's RandomResizedCrop: draws an area and an aspect ratio, up to ten times. Its
+    `get_params` uses torch's global generator; here each image has a separate generator.
+    """
+    low, high = (math.log(ratio) for ratio in _CROP_RATIOS)
+    for _ in range(_CROP_TRIES):
+        area = height * width * rng.uniform(crops.least, 1)
+        ratio = math.exp(rng.uniform(low, high))
+        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < across <= width and 0 < down <= height:
+            top = int(rng.integers(0, height - down + 1))
+            return top, int(rng.integers(0, width - across + 1)), down, across
+    across = min(width, round(height * _CROP_RATIOS[1]))
+    down = min(height, round(width / _CROP_RATIOS[0]))
+    return (height - down) // 2, (width - across) // 2, down, across
+
 
 _DRAWS = 4  # per image and epoch: row, column, mirroring, and the seed of RandAugment
 _SEED_BITS = np.uint64(1)  # to shift away: torch takes seeds below 2**63
@@ -146,45 +203,61 @@ def randaugmented(images: PixelArray, seeds: Bits, shifts: Shifts) -> PixelArray
     return augmented
 
 
-class PhotoViews:
-    """Preprocessed images of a subset without augmentation, RGB (S, S, 3)."""
+class PhotoBatch(NamedTuple):
+    """A batch of images with classes.
 
-    def __init__(self, subset: DecodedSubset, preprocessing: Preprocessing) -> None:
-        self.subset, self.preprocessing = subset, preprocessing
-        self.targets = np.array(subset.targets, np.int64)
+    Args:
+        images: RGB or greyscale, uint8 (B, C, S, S).
+        targets: Class indices, int64 (B,).
+        numbers: Index of each image in its subset, int64 (B,).
+        constant: Ids of the constant images.
+    """
 
-    def pixels(self, indices: Sequence[int]) -> PixelArray:
-        """The images at `indices`, (B, S, S, 3)."""
-        return np.stack([self._view(self.subset.decoded[index].image) for index in indices])
+    images: Tensor
+    targets: Tensor
+    ids: list[str]
+    numbers: Tensor
+    constant: tuple[str, ...] = ()
 
-    def batch(self, images: Tensor, indices: Sequence[int]) -> PhotoBatch:
-        """The batch of the images at `indices` with the pixels `images` (B, C, S, S)."""
-        ids = [self.subset.ids[index] for index in indices]
-        targets = torch.from_numpy(self.targets[list(indices)])
-        return PhotoBatch(images, targets, ids, torch.tensor(indices), constant_ids(images, ids))
 
-    def _view(self, image: PixelArray) -> PixelArray:
-        crop, resize = self.preprocessing.crop, self.preprocessing.resize
-        if image.shape[:2] == (crop, crop) and resize in (None, crop):
-            return image  # already has the size of the input
-        return self.preprocessing.apply(image)
+def _empty_batch() -> PhotoBatch:
+    """A batch without images, with height and width 0."""
+    none = torch.empty(0, dtype=torch.long)
+    return PhotoBatch(torch.empty(0, 3, 0, 0), none, [], none)
+
+
+def _whole(
+    subset: DecodedSubset, preprocessing: Preprocessing, indices: Sequence[int]
+) -> PixelArray:
+    """The images at `indices` with the preprocessing of evaluation, RGB (B, S, S, 3)."""
+    crop, resize = preprocessing.crop, preprocessing.resize
+    has_size = resize in (None, crop)  # whether images of the size of the input stay unchanged
+    return np.stack(
+        [
+            image if has_size and image.shape[:2] == (crop, crop) else preprocessing.apply(image)
+            for image in (subset.decoded[index].image for index in indices)
+        ]
+    )
 
 
 class PhotoBatches(Dataset[PhotoBatch]):
-    """Batches of images, indexed by lists of (epoch, image index), or of indices without `shifts`.
+    """Batches of images, indexed by lists of (epoch, image index).
 
     Args:
         subset: The images.
         preprocessing: Preprocessing of the network.
-        shifts: Augmentation; None for none.
+        augmentation: A value of PHOTO_AUGMENTATIONS; None for the preprocessing of evaluation, and
+            plain indices.
         seed: Seed of the augmentation.
     """
 
     def __init__(
-        self, subset: DecodedSubset, preprocessing: Preprocessing, shifts: Shifts | None, seed: int
-    ) -> None:
-        self.views, self.shifts = PhotoViews(subset, preprocessing), shifts
-        self.keys = photo_keys(subset.ids, seed)
+        self, subset: DecodedSubset, preprocessing: Preprocessing,
+        augmentation: Crops | Shifts | None, seed: int,
+    ) -> None:  # fmt: skip
+        self.subset, self.preprocessing, self.augmentation = subset, preprocessing, augmentation
+        self.seed, self.keys = seed, photo_keys(subset.ids, seed)
+        self.targets = np.array(subset.targets, np.int64)
 
     def __getitem__(self, key: int | tuple[int, int]) -> PhotoBatch:
         return self.__getitems__([key])
@@ -192,29 +265,42 @@ class PhotoBatches(Dataset[PhotoBatch]):
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> PhotoBatch:
         """The batch of these images; called by torch's loader instead of `__getitem__`."""
         if not keys:
-            return collate_photos([])
+            return _empty_batch()
         epochs, indices = epochs_and_places(keys)
-        ids = self.views.subset.ids
-        with working_on(f"augmenting `{ids[indices[0]]}` to `{ids[indices[-1]]}`"):
-            return self._batch(epochs, indices)
+        ids = [self.subset.ids[index] for index in indices]
+        with working_on(f"augmenting `{ids[0]}` to `{ids[-1]}`"):
+            pixels = self._augmented(epochs, indices)
+            if self.preprocessing.channels == 1:
+                greys = [grey(image.transpose(1, 2, 0)) for image in pixels]
+                pixels = np.stack(greys).transpose(0, 3, 1, 2)
+            images = torch.from_numpy(np.ascontiguousarray(pixels))
+        targets = torch.from_numpy(self.targets[indices])
+        return PhotoBatch(images, targets, ids, torch.tensor(indices), constant_ids(images, ids))
 
-    def _batch(self, epochs: Sequence[int], indices: Sequence[int]) -> PhotoBatch:
-        preprocessing, shifts = self.views.preprocessing, self.shifts
-        pixels = self.views.pixels(indices)
+    def _augmented(self, epochs: Sequence[int], indices: Sequence[int]) -> PixelArray:
+        """The augmented images in colour, (B, 3, S, S)."""
+        shifts = self.augmentation
+        if isinstance(shifts, Crops):
+            pairs = zip(epochs, indices, strict=True)
+            return np.stack([self._crop(shifts, epoch, index) for epoch, index in pairs])
+        whole = _whole(self.subset, self.preprocessing, indices)
         if shifts is None:
-            images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-        else:
-            draws = draw(self.keys[indices], np.array(epochs), shifts.pixels(preprocessing.crop))
-            images = shifted(pixels, draws, shifts)
-            if shifts.operations:
-                images = randaugmented(images, draws.seeds, shifts)
-        if preprocessing.channels == 1:
-            images = np.stack([grey(image.transpose(1, 2, 0)) for image in images])
-            images = images.transpose(0, 3, 1, 2)
-        return self.views.batch(torch.from_numpy(images), indices)
+            return whole.transpose(0, 3, 1, 2)
+        padding = shifts.pixels(self.preprocessing.crop)
+        draws = draw(self.keys[indices], np.array(epochs), padding)
+        images = shifted(whole, draws, shifts)
+        return randaugmented(images, draws.seeds, shifts) if shifts.operations else images
+
+    def _crop(self, crops: Crops, epoch: int, index: int) -> PixelArray:
+        image_id, preprocessing = self.subset.ids[index], self.preprocessing
+        switch_to(f"cropping `{image_id}`")
+        rng = np.random.default_rng(identity_seed("crop", self.seed, epoch, image_id))
+        image = channels_first(self.subset.decoded[index].image)
+        side, interpolation = preprocessing.crop, preprocessing.interpolation
+        return random_crop(image, crops, side, interpolation, rng).numpy()
 
     def __len__(self) -> int:
-        return len(self.views.subset.ids)
+        return len(self.subset.ids)
 
 
 def epochs_and_places(keys: Sequence[int | tuple[int, int]]) -> tuple[list[int], list[int]]:
@@ -246,11 +332,11 @@ class ResidentPhotos(Dataset[PhotoBatch]):
         self, subset: DecodedSubset, preprocessing: Preprocessing, shifts: Shifts | None, seed: int,
         device: torch.device,
     ) -> None:  # fmt: skip
-        self.views, self.shifts, self.side = PhotoViews(subset, preprocessing), shifts, 0
+        self.ids, self.shifts = subset.ids, shifts
         self.side, self.keys = preprocessing.crop, photo_keys(subset.ids, seed)
         self.padding = 0 if shifts is None else shifts.pixels(self.side)
         self._check_fits(preprocessing, device)
-        pixels = self.views.pixels(range(len(subset.ids)))
+        pixels = _whole(subset, preprocessing, range(len(subset.ids)))
         if preprocessing.channels == 1:
             pixels = np.stack([grey(image) for image in pixels])
         # Constant images are determined once: a test per batch would synchronise the device.
@@ -260,24 +346,23 @@ class ResidentPhotos(Dataset[PhotoBatch]):
             pixels = padded(pixels, self.padding, shifts.padding)
             tensor = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
         self.images = tensor.to(device)
-        self.targets = torch.from_numpy(self.views.targets).to(device)
+        self.targets = torch.tensor(subset.targets, dtype=torch.int64, device=device)
 
     def __getitem__(self, keys: Sequence[int | tuple[int, int]]) -> PhotoBatch:
-        ids, device = self.views.subset.ids, self.images.device
         if not keys:
-            return collate_photos([])
+            return _empty_batch()
         epochs, indices = epochs_and_places(keys)
-        places = torch.tensor(indices, device=device)
+        places = torch.tensor(indices, device=self.images.device)
         images = self.images[places]
         if self.shifts is not None:
             draws = draw(self.keys[indices], np.array(epochs), self.padding)
             images = self._cut(images, draws)
-        names = [ids[index] for index in indices]
-        constant = tuple(name for name in names if name in self.constant)
-        return PhotoBatch(images, self.targets[places], names, places, constant)
+        ids = [self.ids[index] for index in indices]
+        constant = tuple(image_id for image_id in ids if image_id in self.constant)
+        return PhotoBatch(images, self.targets[places], ids, places, constant)
 
     def __len__(self) -> int:
-        return len(self.views.subset.ids)
+        return len(self.ids)
 
     def _cut(self, images: Tensor, draws: Drawn) -> Tensor:
         """The padded `images` (B, C, S + 2 P, S + 2 P) cropped and mirrored, as (B, C, S, S)."""

@@ -1,4 +1,4 @@
-"""Training samples: windows, crops and augmentation, determined by (seed, epoch, image id).
+"""Samples of images with masks: windows and augmentation, by (seed, epoch, image id).
 
 Neither the order of images nor the number of loader processes changes a sample. Torchvision's
 transforms draw from torch's global generator, which is seeded for every image and restored
@@ -7,7 +7,6 @@ afterwards.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,15 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 from torchvision.tv_tensors import Image, Mask, wrap
 
-from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.names import find
 from robustcli.core.seeds import identity_seed
 from robustcli.core.watchdog import working_on
 from robustcli.data.mask_values import IGNORED
-from robustcli.training.datamodule import DecodedSubset, PixelArray
+from robustcli.training.datamodule import (
+    DecodedSubset,
+    PixelArray,
+    channels_first,
+    constant_ids,
+)
 
 
 class RightAngle(v2.Transform):  # type: ignore[misc]  # torchvision has no types
@@ -99,56 +102,6 @@ def augment(image: Tensor, mask: Tensor, *, name: str, seed: int) -> tuple[Tenso
 
 
 @dataclass(frozen=True)
-class Crops:
-    """Random crops; `least` is the smallest share of the image's area, in (0, 1]."""
-
-    least: float
-
-
-CROPS: dict[str, Crops | None] = {"none": None, "light": Crops(0.5), "strong": Crops(0.08)}
-"""Augmentations of classifiers. `light`: a crop of at least half of the area, mirrored with
-probability 0.5. `strong`: a crop of at least 8 %, as usual for ImageNet. `none`: the preprocessing
-of evaluation."""
-_CROP_TRIES = 10
-_CROP_RATIOS = (3 / 4, 4 / 3)
-
-
-def random_crop(
-    image: Tensor, crops: Crops, side: int, interpolation: str, rng: np.random.Generator
-) -> Tensor:
-    """A random crop of uint8 `image` (3, H, W), resized to (3, side, side), randomly mirrored."""
-    top, left, height, width = _crop_box(image.shape[1], image.shape[2], crops, rng)
-    mode = InterpolationMode(interpolation)
-    crop = v2.functional.resized_crop(
-        image, top, left, height, width, [side, side], mode, antialias=True
-    )
-    mirrored: Tensor = v2.functional.horizontal_flip(crop) if rng.random() < 0.5 else crop
-    return mirrored.to(torch.uint8)
-
-
-def _crop_box(
-    height: int, width: int, crops: Crops, rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop.
-
-    Source: Szegedy et al., "Going deeper with convolutions" (2015), section 6, like
-    torchvision's RandomResizedCrop: draws an area and an aspect ratio, up to ten times. Its
-    `get_params` uses torch's global generator; here each image has a separate generator.
-    """
-    low, high = (math.log(ratio) for ratio in _CROP_RATIOS)
-    for _ in range(_CROP_TRIES):
-        area = height * width * rng.uniform(crops.least, 1)
-        ratio = math.exp(rng.uniform(low, high))
-        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < across <= width and 0 < down <= height:
-            top = int(rng.integers(0, height - down + 1))
-            return top, int(rng.integers(0, width - across + 1)), down, across
-    across = min(width, round(height * _CROP_RATIOS[1]))
-    down = min(height, round(width / _CROP_RATIOS[0]))
-    return (height - down) // 2, (width - across) // 2, down, across
-
-
-@dataclass(frozen=True)
 class CountedWindow:
     """A window of an image, and the rectangle of its pixels that are counted.
 
@@ -213,17 +166,6 @@ def random_place(height: int, width: int, side: int, *identity: object) -> tuple
     return top, int(rng.integers(0, max(0, width - side) + 1))
 
 
-_LOOKED_AT = 64  # pixels of a quick test, which rules out most images
-
-
-def constant_ids(images: Tensor, ids: Sequence[str]) -> tuple[str, ...]:
-    """The `ids` of the images (B, C, H, W) that have a single value in each channel."""
-    flat = images.flatten(2)
-    some = flat[:, :, :: max(1, flat.shape[2] // _LOOKED_AT)]
-    perhaps = (some == some[:, :, :1]).flatten(1).all(1).nonzero().flatten().tolist()
-    return tuple(ids[i] for i in perhaps if bool((flat[i] == flat[i, :, :1]).all()))
-
-
 class MaskBatch(NamedTuple):
     """A batch of images with masks.
 
@@ -283,8 +225,8 @@ class RandomWindows(Dataset[MaskSample]):
         top, left = random_place(*decoded.mask.shape, self.side, *identity)
         with working_on(f"augmenting `{image_id}`"):
             image, mask = augment(
-                _channels_first(window(decoded.image, top, left, self.side)),
-                _channels_first(window(decoded.mask, top, left, self.side)),
+                channels_first(window(decoded.image, top, left, self.side)),
+                channels_first(window(decoded.mask, top, left, self.side)),
                 name=self.augmentation,
                 seed=identity_seed("augmentation", *identity, bits=63),
             )
@@ -313,8 +255,8 @@ class AllWindows(Dataset[MaskSample]):
         rows = slice(tile.first_row, tile.first_row + tile.rows)
         counted[:, rows, tile.first_column : tile.first_column + tile.columns] = True
         with working_on(f"cutting a window of `{self.subset.ids[index]}`"):
-            image = _channels_first(window(decoded.image, tile.top, tile.left, self.side))
-            mask = _channels_first(window(decoded.mask, tile.top, tile.left, self.side))
+            image = channels_first(window(decoded.image, tile.top, tile.left, self.side))
+            mask = channels_first(window(decoded.mask, tile.top, tile.left, self.side))
         return MaskSample(image, mask, self.subset.ids[index], number, counted & (mask != IGNORED))
 
     def __len__(self) -> int:
@@ -335,8 +277,8 @@ class ResizedImages(Dataset[MaskSample]):
         decoded = self.subset.decoded[index]
         counted = torch.ones(1, self.side, self.side, dtype=torch.bool)
         with working_on(f"resizing `{self.subset.ids[index]}`"):
-            image = self._resized(_channels_first(decoded.image).float() / 255)
-            mask = self._resized(_channels_first(decoded.mask).float())
+            image = self._resized(channels_first(decoded.image).float() / 255)
+            mask = self._resized(channels_first(decoded.mask).float())
         return MaskSample(image, mask, self.subset.ids[index], index, counted)
 
     def __len__(self) -> int:
@@ -347,105 +289,3 @@ class ResizedImages(Dataset[MaskSample]):
         if pixels.shape[1:] == size:
             return pixels
         return F.interpolate(pixels[None], size, mode="bilinear", align_corners=False)[0]
-
-
-class PhotoBatch(NamedTuple):
-    """A batch of images with classes.
-
-    Args:
-        images: RGB or greyscale, uint8 (B, C, S, S).
-        targets: Class indices, int64 (B,).
-        numbers: Index of each image in its subset, int64 (B,).
-        constant: Ids of the constant images.
-    """
-
-    images: Tensor
-    targets: Tensor
-    ids: list[str]
-    numbers: Tensor
-    constant: tuple[str, ...] = ()
-
-
-class PhotoSample(NamedTuple):
-    """One sample of a `PhotoBatch`."""
-
-    image: Tensor
-    target: int
-    image_id: str
-    number: int
-
-
-def collate_photos(samples: Sequence[PhotoSample] | PhotoBatch) -> PhotoBatch:
-    """The batch of `samples`; without samples, an empty batch with height and width 0.
-
-    A batch made by the data set is returned unchanged.
-    """
-    if isinstance(samples, PhotoBatch):
-        return samples
-    if not samples:
-        none = torch.empty(0, dtype=torch.long)
-        return PhotoBatch(torch.empty(0, 3, 0, 0), none, [], none)
-    images, targets, ids, numbers = zip(*samples, strict=True)
-    stacked = torch.stack(images)
-    return PhotoBatch(
-        stacked, torch.tensor(targets), list(ids), torch.tensor(numbers),
-        constant_ids(stacked, ids),
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class WholePhotos(Dataset[PhotoSample]):
-    """Each image once, with the preprocessing of evaluation."""
-
-    subset: DecodedSubset
-    preprocessing: Preprocessing
-
-    def __getitem__(self, index: int) -> PhotoSample:
-        with working_on(f"resizing `{self.subset.ids[index]}`"):
-            return self.sample(index, self.preprocessing.apply(self.subset.decoded[index].image))
-
-    def sample(self, index: int, pixels: PixelArray) -> PhotoSample:
-        """The sample of the image at `index` with the RGB `pixels` (S, S, 3)."""
-        image = _channels_first(self.preprocessing.coloured(pixels))
-        return PhotoSample(image, self.subset.targets[index], self.subset.ids[index], index)
-
-    def __len__(self) -> int:
-        return len(self.subset.ids)
-
-
-class RandomCrops(Dataset[PhotoSample]):
-    """Random crops of images, indexed by (epoch, image index).
-
-    Args:
-        preprocessing: Preprocessing of the network; without augmentation, the only operation.
-    """
-
-    def __init__(
-        self, subset: DecodedSubset, preprocessing: Preprocessing, augmentation: str, seed: int
-    ) -> None:
-        self.photos, self.crops, self.seed = (
-            WholePhotos(subset, preprocessing), CROPS[augmentation], seed
-        )  # fmt: skip
-
-    def __getitem__(self, drawn: tuple[int, int]) -> PhotoSample:
-        epoch, index = drawn
-        if self.crops is None:
-            return self.photos[index]
-        subset, preprocessing = self.photos.subset, self.photos.preprocessing
-        rng = np.random.default_rng(identity_seed("crop", self.seed, epoch, subset.ids[index]))
-        with working_on(f"cropping `{subset.ids[index]}`"):
-            image = _channels_first(subset.decoded[index].image)
-            crop = random_crop(
-                image, self.crops, preprocessing.crop, preprocessing.interpolation, rng
-            )
-        return self.photos.sample(index, crop.permute(1, 2, 0).numpy())
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-
-def _channels_first(pixels: PixelArray) -> Tensor:
-    """A copy of (H, W, C) or (H, W) as tensor (C, H, W), so that a mapped file can be closed."""
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
