@@ -53,10 +53,12 @@ class ResEncConfig(StagedConfig):
 class ConvStack(nn.Module):
     """Convolutions with norm and activation; maps (B, C, H, W) to (B, C', H, W)."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: Pair, count: int) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, kernel: Pair, count: int, *, affine: bool = True
+    ) -> None:
         super().__init__()
-        widths = (c_in, *(c_out,) * count)
-        self.convs = nn.Sequential(*(ConvNorm(*pair, kernel) for pair in pairwise(widths)))
+        pairs = pairwise((c_in, *(c_out,) * count))
+        self.convs = nn.Sequential(*(ConvNorm(*pair, kernel, affine=affine) for pair in pairs))
 
     def forward(self, x: Tensor) -> Tensor:
         """The output of the last convolution with norm and activation."""
@@ -68,12 +70,12 @@ class ConvStack(nn.Module):
 class ResidualStage(nn.Module):
     """Residual blocks, the first with stride s; maps (B, C, H, W) to (B, C', H/s, W/s)."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: Pair, stride: Pair, count: int) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, kernel: Pair, stride: Pair, count: int, *, affine: bool = True
+    ) -> None:
         super().__init__()
-        first = BasicBlockD(c_in, c_out, kernel, stride)
-        self.blocks = nn.Sequential(
-            first, *(BasicBlockD(c_out, c_out, kernel) for _ in range(count - 1))
-        )
+        rest = (BasicBlockD(c_out, c_out, kernel, affine=affine) for _ in range(count - 1))
+        self.blocks = nn.Sequential(BasicBlockD(c_in, c_out, kernel, stride, affine=affine), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         """The output of the last block."""
@@ -82,18 +84,24 @@ class ResidualStage(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """Encoder: maps an image to one feature map per stage, highest resolution first."""
+    """Encoder: maps an image to one feature map per stage, highest resolution first.
 
-    def __init__(self, config: ResEncConfig) -> None:
+    Args:
+        config: Its stages are used.
+        affine: Whether the norms have weights.
+    """
+
+    def __init__(self, config: ResEncConfig, *, affine: bool = True) -> None:
         super().__init__()
         widths, kernels = config.features, config.stage_kernels
-        self.stem = ConvStack(config.in_channels, widths[0], kernels[0], 1)
+        self.stem = ConvStack(config.in_channels, widths[0], kernels[0], 1, affine=affine)
         stages = zip(
             pairwise((widths[0], *widths)), kernels, config.stage_strides,
             each(config.n_blocks, len(widths)), strict=True,
         )  # fmt: skip
         self.stages = nn.ModuleList(
-            ResidualStage(*pair, kernel, stride, count) for pair, kernel, stride, count in stages
+            ResidualStage(*pair, kernel, stride, count, affine=affine)
+            for pair, kernel, stride, count in stages
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:

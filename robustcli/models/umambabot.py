@@ -10,15 +10,15 @@ layers is used.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from robustcli.models.ablation import Ablation, ablate_network
 from robustcli.models.architectures import changed, check_multiple
-from robustcli.models.blocks import BasicBlockD, ConvNorm, PyramidPooling, activated
+from robustcli.models.blocks import PyramidPooling
 from robustcli.models.mamba import Mamba
+from robustcli.models.resenc import ResEncConfig, ResidualEncoder, ResidualStage
 
 
 @dataclass(frozen=True)
@@ -32,53 +32,6 @@ class UMambaBotConfig:
     ablate: Ablation | None = None
 
 
-class Blocks(nn.Module):
-    """A stage with one block."""
-
-    def __init__(self, block: BasicBlockD) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(block)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, H, W) to (B, C', H', W')."""
-        out: Tensor = self.blocks(x)
-        return out
-
-
-class Stem(nn.Module):
-    """Convolution, norm and activation; maps (B, 3, H, W) to (B, C, H, W)."""
-
-    def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__()
-        self.convs = nn.Sequential(ConvNorm(c_in, c_out, (3, 3), affine=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The first feature map, (B, C, H, W)."""
-        return activated(self.convs(x))
-
-
-class Encoder(nn.Module):
-    """Encoder: maps an image to one feature map per stage, highest resolution first."""
-
-    def __init__(self, config: UMambaBotConfig) -> None:
-        super().__init__()
-        widths = config.features
-        self.stem = Stem(config.in_channels, widths[0])
-        stages = [Blocks(BasicBlockD(widths[0], widths[0], affine=False))]
-        for c_in, c_out in pairwise(widths):
-            stages.append(Blocks(BasicBlockD(c_in, c_out, stride=(2, 2), affine=False)))
-        self.stages = nn.ModuleList(stages)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """The output of each stage, highest resolution first."""
-        x = self.stem(x)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-
 class Decoder(nn.Module):
     """Decoder: maps the outputs of the encoder to logits at full resolution."""
 
@@ -86,7 +39,7 @@ class Decoder(nn.Module):
         super().__init__()
         pairs = list(zip(config.features[:0:-1], config.features[-2::-1], strict=True))
         self.stages = nn.ModuleList(
-            Blocks(BasicBlockD(2 * c_out, c_out, affine=False)) for _, c_out in pairs
+            ResidualStage(2 * c_out, c_out, (3, 3), (1, 1), 1, affine=False) for _, c_out in pairs
         )
         self.transpconvs = nn.ModuleList(nn.ConvTranspose2d(*pair, 2, 2) for pair in pairs)
         self.seg_layers = nn.ModuleList(nn.Conv2d(c, config.num_classes, 1) for _, c in pairs)
@@ -106,8 +59,11 @@ class UMambaBot(nn.Module):
     def __init__(self, config: UMambaBotConfig) -> None:
         super().__init__()
         self.config, self.num_classes = config, config.num_classes
-        dim = config.features[-1]
-        self.encoder = Encoder(config)
+        dim, strides = config.features[-1], (1, *(2,) * (len(config.features) - 1))
+        stages = ResEncConfig(
+            in_channels=config.in_channels, features=config.features, strides=strides, n_blocks=1
+        )
+        self.encoder = ResidualEncoder(stages, affine=False)
         if config.pyramid:
             self.ppm = PyramidPooling(dim)
         self.ln = nn.LayerNorm(dim)
