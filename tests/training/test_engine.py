@@ -39,7 +39,7 @@ from robustcli.training.train_plan import plan_training
 from robustcli.training.trainer import DurableCheckpoints, default_workers, is_trained
 from robustcli.training.training_task import hash_ids
 from robustcli.transforms.base import Cell
-from tests.training.images import write_pairs, write_photos
+from tests.training.images import write_pairs
 from tests.training.runs import (
     RECIPE,
     SMALL_UNET,
@@ -243,13 +243,14 @@ def test_dropout_is_the_same_after_an_interruption(data: Path, tmp_path: Path) -
     assert same_state(weights_of(first_run), weights_of(second_run))
 
 
-@pytest.mark.parametrize("make_config", [tiny_unet, tiny_classifier, tiny_umamba])
+@pytest.mark.parametrize("make_config", [tiny_classifier, tiny_umamba])
 def test_loader_processes_resume_with_the_images_of_the_next_epoch(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    data: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     make_config: Callable[..., TrainConfig],
 ) -> None:  # fmt: skip
+    """Both orders of samples: of images, and of random patches."""
     monkeypatch.setitem(NAMED_RECIPES, "nnunet-light", RECIPE)
-    images = write_photos(tmp_path / "photos") if make_config is tiny_classifier else data
+    images = photos if make_config is tiny_classifier else data
     whole_run = run_training(make_config(images, tmp_path / "whole", epochs=2))
     resumed_run = tmp_path / "resumed"
     config = make_config(images, resumed_run, epochs=2, workers=2)
@@ -354,9 +355,9 @@ def test_patience_ends_a_training_that_does_not_get_better(data: Path, tmp_path:
 
 @pytest.mark.parametrize("make_config", [tiny_unet, tiny_classifier])
 def test_a_last_step_that_spoils_the_weights_is_no_success(
-    data: Path, tmp_path: Path, make_config: Callable[..., TrainConfig]
+    data: Path, photos: Path, tmp_path: Path, make_config: Callable[..., TrainConfig]
 ) -> None:
-    images = data if make_config is tiny_unet else write_photos(tmp_path / "photos")
+    images = data if make_config is tiny_unet else photos
     overrides: dict[str, Any] = {"epochs": 1, "batch_size": 64, "lr": 1e30}
     config = make_config(images, tmp_path / "run", **overrides)
     for _ in range(2):  # the same for a training that is only finished

@@ -65,21 +65,22 @@ def test_our_procedure_cuts_windows_and_keeps_the_best_epoch(config: TrainConfig
     assert network.training
     assert (plan.monitor, plan.channels, plan.procedure.keeps_best) == ("val_dice", "rgb", True)
     assert (plan.procedure.normalised, plan.procedure.faults("unet")) == ((), [])
+    assert plan_training(replace(config, quick=True), Recorder()).per_epoch == 12  # all that exist
 
 
 def test_the_papers_takes_whole_images_and_the_last_epoch(config: TrainConfig) -> None:
-    plan = plan_training(TrainConfig(**{**vars(config), "protocol": "paper"}), Recorder())
+    plan = plan_training(replace(config, protocol="paper"), Recorder())
     assert type(plan.procedure) is Paper
     data = plan.procedure.data(SUBSET, SINGLE, plan.batch_settings())
     assert isinstance(data, ImageData)
     assert isinstance(data.val_samples, ResizedImages)
     assert (plan.channels, plan.procedure.keeps_best) == ("bgr", False)
+    assert plan.per_epoch == len(plan.splits.train.samples) == 11
     assert len(plan.procedure.faults("unet")) > 3
 
 
 def test_nnunets_draws_patches_and_watches_a_moving_average(config: TrainConfig) -> None:
-    settings = {**vars(config), "recipe": "nnunet-light"}
-    plan = plan_training(TrainConfig(**settings), Recorder())
+    plan = plan_training(replace(config, recipe="nnunet-light"), Recorder())
     assert type(plan.procedure) is NNUNet
     assert isinstance(plan.procedure.data(SUBSET, SUBSET, plan.batch_settings()), PatchData)
     network, _ = start_segmenter(resolve("unet"), config.model_args, seed=0, untrained=True)

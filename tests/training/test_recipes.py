@@ -6,7 +6,7 @@ import importlib.util
 import io
 import tarfile
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from robustcli.core.errors import UsageError
-from robustcli.training.classifier_training import check_protocol, class_recipe
+from robustcli.training.classifier_training import class_recipe
 from robustcli.training.config import TrainConfig
 from robustcli.training.losses import LOSSES
 from robustcli.training.mask_samples import AUGMENTATIONS
@@ -27,7 +27,6 @@ from robustcli.training.recipes import (
     PAPER_RECIPES,
     PATIENT_RECIPES,
     SCHEDULES,
-    Patchwise,
     Recipe,
     constant,
     describe_recipe,
@@ -117,19 +116,15 @@ def test_the_paper_has_thirteen_recipes() -> None:
     assert set(PAPER_RECIPES) == set(TABLE)
 
 
-@pytest.mark.parametrize("protocol", ["paper", "patient"])
-@pytest.mark.parametrize("data", [BUNDLED, "lgg"])
-@pytest.mark.parametrize("is_quick", [False, True])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_has_an_existing_recipe(
-    name: str, protocol: str, data: str, is_quick: bool
-) -> None:
-    r: Recipe = recipe_for(name, protocol, data, quick=is_quick)  # type: ignore[arg-type]
-    assert r.loss in LOSSES
-    assert r.schedule in SCHEDULES
-    assert r.augmentation in AUGMENTATIONS
-    assert (r.paper_batch is not None) == (protocol == "paper")
-    assert ("quick" in r.name) == is_quick
+def test_every_network_has_an_existing_recipe() -> None:
+    settings = product(NETWORKS, ("paper", "patient"), (BUNDLED, "lgg"), (False, True))
+    for name, protocol, data, is_quick in settings:
+        r: Recipe = recipe_for(name, protocol, data, quick=is_quick)  # type: ignore[arg-type]
+        assert r.loss in LOSSES
+        assert r.schedule in SCHEDULES
+        assert r.augmentation in AUGMENTATIONS
+        assert (r.paper_batch is not None) == (protocol == "paper")
+        assert ("quick" in r.name) == is_quick
 
 
 @pytest.mark.parametrize("protocol", ["paper", "patient"])
@@ -198,7 +193,6 @@ def test_a_quick_recipe_takes_overrides() -> None:
     [
         ({"loss": "dice"}, "`dice`"),
         ({"aug": "heavy"}, "`heavy`"),
-        ({"recipe": "nnunet"}, "`--recipe nnunet` is for segmenters"),
         ({"lr": 0}, "out of range"),
     ],
 )
@@ -207,12 +201,6 @@ def test_options_without_meaning_for_classifiers_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         class_recipe(TrainConfig("x", **overrides), 32, "x")
-
-
-def test_a_protocol_of_masks_is_refused() -> None:
-    check_protocol(TrainConfig("x"))
-    with pytest.raises(UsageError, match="`--protocol paper` cannot be used with classifiers"):
-        check_protocol(TrainConfig("x", protocol="paper"))
 
 
 def recipe(**overrides: Any) -> Any:
@@ -282,16 +270,6 @@ def test_options_that_contradict_the_recipe_are_refused(
 
 def test_the_paper_may_be_told_to_augment_nothing() -> None:
     assert recipe(protocol="paper", aug="none").augmentation == "none"
-
-
-def test_the_recipe_of_nnunet_has_the_settings_of_its_trainer() -> None:
-    nnunet = NAMED_RECIPES["nnunet"]
-    assert (nnunet.optimizer, nnunet.lr, nnunet.weight_decay) == ("SGD", 1e-2, 3e-5)
-    assert (nnunet.schedule, nnunet.epochs, nnunet.clip) == ("poly", 1000, 12.0)
-    assert nnunet.patches == Patchwise(
-        iterations=250, validation_iterations=50, momentum=0.99, exponent=0.9, oversampling=0.33,
-        batch_dice=True, ema=0.9,
-    )  # fmt: skip
 
 
 def test_our_recipe_by_name_takes_what_nnunets_does_not() -> None:

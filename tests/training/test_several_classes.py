@@ -22,6 +22,7 @@ from robustcli.adapters.training_run import WeightsHeader, read_header
 from robustcli.core.errors import UsageError
 from robustcli.data.mask_classes import network_class_names
 from robustcli.data.sources import Masks, open_dataset
+from robustcli.data.splits import take
 from robustcli.evaluation.cell_table import table
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
@@ -41,6 +42,7 @@ from tests.training.runs import Recorder, tiny_unet
 
 NAMES = ("disc", "ring")
 COLOURS = ((210, 60, 40), (40, 90, 220))
+ON_EIGHT: dict[str, Any] = {"split": "all", "limit": 8, "device": "cpu", "workers": 0}
 
 
 def write_classes(folder: Path, count: int, *, size: int = 24, classes: bool = True) -> Path:
@@ -88,7 +90,7 @@ def evaluated(
     run = run_evaluation(
         EvalConfig(
             (ModelRequest(str(training)),), ("fliplr", "invert"), data=str(data),
-            out=tmp_path_factory.mktemp("evaluated") / "run", split="all", device="cpu", workers=0,
+            out=tmp_path_factory.mktemp("evaluated") / "run", **ON_EIGHT,
         )
     )  # fmt: skip
     render(run)
@@ -166,7 +168,7 @@ def test_rows_are_those_of_the_predicted_masks(evaluated, training, data):
     segmenter = load(ModelRequest(str(training)), "seg")
     assert segmenter.classes == NAMES
     rows = Store(evaluated).rows("run", CLEAN, "seg")
-    dataset = open_dataset(str(data), Masks())
+    dataset = take(open_dataset(str(data), Masks()), limit=8, seed=0)
     pooled = []
     for sample, row in zip(dataset.samples, rows.to_dict("records"), strict=True):
         with Image.open(sample.image.path) as image, Image.open(sample.mask.path) as mask:
@@ -194,7 +196,7 @@ def test_a_run_of_one_class_has_no_columns_of_classes(evaluated, data, tmp_path,
     run = run_evaluation(
         EvalConfig(
             (ModelRequest(str(training)),), ("identity",), data=str(data), out=tmp_path / "run",
-            split="all", device="cpu", workers=0, foreground="nonzero",
+            foreground="nonzero", **ON_EIGHT,
         )
     )  # fmt: skip
     (file,) = (run / "predictions").rglob("*.parquet")
@@ -265,7 +267,7 @@ def test_masks_of_other_classes_in_the_folder_are_an_error(training, data, tmp_p
 
 
 def test_verification_reproduces_a_run_and_finds_a_changed_count(evaluated, data):
-    config = VerifyConfig(evaluated, None, device="cpu")
+    config = VerifyConfig(evaluated, device="cpu")
     assert verify(config).reproduced
     (file,) = (evaluated / "predictions").rglob("transform=invert/severity=0/*.parquet")
     original_bytes = file.read_bytes()
@@ -359,7 +361,7 @@ def test_an_exported_network_read_back_tells_the_same_classes(training, evaluate
     run = run_evaluation(
         EvalConfig(
             (ModelRequest(str(file.path)),), ("fliplr",), data=str(data), out=tmp_path / "run",
-            split="all", device="cpu", workers=0,
+            **ON_EIGHT,
         )
     )  # fmt: skip
     columns = ["image_id", "class_tp", "class_fp", "class_fn"]

@@ -116,16 +116,6 @@ def test_a_default_is_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert default_plan.run.parent == Path("runs")
 
 
-def test_the_paper_takes_whole_images_in_opencvs_order(data: Path, tmp_path: Path) -> None:
-    patient_plan = plan_training(tiny_unet(data, tmp_path / "run"), Recorder())
-    paper = plan_training(tiny_unet(data, tmp_path / "run", protocol="paper"), Recorder())
-    assert (patient_plan.procedure.keeps_best, patient_plan.channels) == (True, "rgb")
-    assert (paper.procedure.keeps_best, paper.channels) == (False, "bgr")
-    assert paper.per_epoch == len(paper.splits.train.samples) == 11
-    quick_plan = plan_training(tiny_unet(data, tmp_path / "run", quick=True), Recorder())
-    assert quick_plan.per_epoch == 12  # as many as exist
-
-
 def test_other_images_or_masks_of_the_same_names_are_another_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
