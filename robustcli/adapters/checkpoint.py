@@ -165,6 +165,11 @@ _KNOWN: list[Any] = [(_ClassPlaceholder, name) for name in _DICTIONARIES]
 _KNOWN += [(_ValuePlaceholder, name) for name in _VALUES]
 
 
+def missing_weights(path: Path) -> UsageError:
+    """The error for a weights file that does not exist."""
+    return UsageError(f"The weights file `{path}` does not exist.", "", "Check the path.")
+
+
 def read_weights(path: Path) -> Weights:
     """Reads weights from a safetensors or torch file with any suffix.
 
@@ -177,7 +182,7 @@ def read_weights(path: Path) -> Weights:
             weights, or contains tensors that are not numeric or larger than their storage.
     """
     if not path.is_file():
-        raise UsageError(f"The weights file `{path}` does not exist.", "", "Check the path.")
+        raise missing_weights(path)
     remarks, content = _content(path)
     sets = sorted(_sets(content, ()), key=lambda weights_set: weights_set[0])
     # Counters and scores are also named tensors.

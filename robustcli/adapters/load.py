@@ -18,7 +18,7 @@ from robustcli.adapters.catalogue import (
     ModelEntry,
     ModelRequest,
 )
-from robustcli.adapters.checkpoint import Weights, read_torch
+from robustcli.adapters.checkpoint import Weights, missing_weights, read_torch
 from robustcli.adapters.classifier import Classifier
 from robustcli.adapters.fetching import (
     check_published,
@@ -291,12 +291,16 @@ def header_for(request: ModelRequest) -> Header | None:
 
 
 def check_has_weights(request: ModelRequest, entry: ModelEntry) -> None:
-    """Raises UsageError if `request` names a network without weights, before data are read.
+    """Raises UsageError if `request` names a network or a file without weights.
+
+    This needs no data. The contents of a file are not read.
 
     Args:
         request: The model.
         entry: Its catalogue entry, `entry_of(request)`.
     """
+    if request.weights is not None and not request.weights.exists():
+        raise missing_weights(request.weights)
     named = request.weights is not None or names_run(request.name)
     if named or request.untrained or foreign_kind(request) is not None or not is_trainable(entry):
         return

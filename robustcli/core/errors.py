@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import indent
 
 _RUN = "robust_run"
 
@@ -53,6 +54,46 @@ class GateError(RobustError):
     def __init__(self, what: str, why: str, todo: str, run: Path) -> None:
         super().__init__(what, why, todo)
         self.run = run
+
+
+class CombinedUsageError(UsageError):
+    """Several wrong settings.
+
+    Args:
+        errors: The error of each, at least two.
+    """
+
+    def __init__(self, errors: Sequence[UsageError]) -> None:
+        listed = (f"{n}. {indent(str(error), '   ')[3:]}" for n, error in enumerate(errors, 1))
+        super().__init__(f"{len(errors)} settings are wrong.", "\n".join(listed))
+        self.errors = tuple(errors)
+
+
+class UsageErrors:
+    """Collects the errors of independent settings, so that one message shows all of them.
+
+    `with errors:` around the lookup of each setting; `errors.check()` before the first use of the
+    results. Other exceptions than UsageError leave the context.
+    """
+
+    def __init__(self) -> None:
+        self._errors: dict[str, UsageError] = {}  # by message: two settings can have one cause
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if not isinstance(error, UsageError):
+            return False
+        errors = error.errors if isinstance(error, CombinedUsageError) else (error,)
+        self._errors |= {str(error): error for error in errors}
+        return True
+
+    def check(self) -> None:
+        """Raises the error of the only wrong setting, or a CombinedUsageError."""
+        errors = list(self._errors.values())
+        if errors:
+            raise errors[0] if len(errors) == 1 else CombinedUsageError(errors)
 
 
 def first_line(error: BaseException, most: int = 200) -> str:

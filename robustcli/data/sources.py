@@ -247,6 +247,16 @@ def _from_settings(label_space: str) -> str | None:
     return value
 
 
+def check_data_exists(data: str, *, masks: bool) -> None:
+    """Raises UsageError if the data set `data` does not exist, without listing its files.
+
+    Args:
+        data: See `open_dataset`.
+        masks: Whether images with masks are needed; only for the advice in the message.
+    """
+    _source_and_folder(data, masks=masks)
+
+
 def _source_and_folder(data: str, *, masks: bool) -> tuple[str, str | None]:
     """Splits `data` into the data set and the folder after a colon, None without a folder."""
     if names_url(data):

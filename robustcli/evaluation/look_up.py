@@ -17,11 +17,12 @@ from robustcli.adapters.foreign import foreign_kind
 from robustcli.adapters.load import check_has_weights, entry_of, names_run
 from robustcli.adapters.model import Model
 from robustcli.adapters.training_run import WEIGHTS
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import UsageError, UsageErrors
 from robustcli.core.listener import Listener
 from robustcli.core.names import file_name
 from robustcli.core.ranks import Ranks
 from robustcli.core.rundir import check_folder
+from robustcli.data.sources import check_data_exists
 from robustcli.evaluation.config import BLOCK_SIZE, EvalConfig
 from robustcli.evaluation.device import choose_device, unused_gpu
 from robustcli.evaluation.gates import Gate, GateScope, check_gates, parse_gates
@@ -98,15 +99,28 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     `listener` receives a message for each default; `place` determines the device of this process.
 
     Raises:
-        UsageError: A named model, transform or data set does not exist, or settings do not match.
+        UsageError: A named model, transform or data set does not exist, or settings do not match;
+            the message shows all wrong settings that can be found without reading the data.
     """
-    _check_quick(config)
-    gates = parse_gates(config.fail_under, config.fail_drop)
-    published = find_published(config.published)
-    cells = resolve_transforms(config.transforms, config.severities, config.plugins, published)
-    entries = [entry_of(request, offline=config.offline) for request in config.models]
-    for request, entry in zip(config.models, entries, strict=True):
-        check_has_weights(request, entry)
+    entries: list[ModelEntry] = []
+    errors = UsageErrors()
+    with errors:
+        _check_quick(config)
+    with errors:
+        gates = parse_gates(config.fail_under, config.fail_drop)
+    with errors:
+        published = find_published(config.published)
+        cells = resolve_transforms(config.transforms, config.severities, config.plugins, published)
+    for request in config.models:
+        with errors:
+            entries.append(entry_of(request, offline=config.offline))
+            check_has_weights(request, entries[-1])
+    if config.data is not None:
+        with errors:
+            check_data_exists(config.data, masks={entry.task for entry in entries} == {"seg"})
+    with errors:
+        device = choose_device(config.device, place)
+    errors.check()
     usual_names = tuple(entry.name for entry in entries)
     names = distinct_names(config.models, usual_names)
     task = task_of(entries)
@@ -114,7 +128,6 @@ def look_up(config: EvalConfig, listener: Listener, place: Ranks | None = None) 
     cell_keys = tuple(Cell(c.transform.name, c.severity) for c in cells)
     check_gates(gates, GateScope(task.name, names, cell_keys))
     config = task.with_defaults(config, listener)
-    device = choose_device(config.device, place)
     if note := unused_gpu(config.device, device):
         listener.say(note)
     data = task.open(config, listener)

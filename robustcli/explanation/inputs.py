@@ -7,6 +7,7 @@ Photos are selected by id, by class, at random, or those with the largest loss.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def explain_inputs(config: ExplainConfig, listener: Listener) -> ExplainInputs:
             "Pass one: `--model NAME`, or the folder of an evaluation.",
         )
     if len(config.models) == 1:
-        config = for_task(config, entry_of(config.models[0], offline=config.offline).task)
+        with suppress(UsageError):  # `look_up` raises it, with the errors of other settings
+            config = for_task(config, entry_of(config.models[0], offline=config.offline).task)
     _check(config)
     # With `--class`, `--limit` counts images of the class.
     opened = replace(config, limit=None) if config.class_name is not None else config

@@ -19,10 +19,11 @@ from robustcli.adapters.catalogue import ModelEntry
 from robustcli.adapters.fetching import state_digest
 from robustcli.adapters.load import names_run, resolve
 from robustcli.adapters.trainable import check_class_count, transfer
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import UsageError, UsageErrors
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.ranks import ranks
 from robustcli.core.rundir import check_folder, has_record
+from robustcli.data.sources import check_data_exists
 from robustcli.evaluation.device import device_name
 from robustcli.finetuning.config import FinetuneConfig
 from robustcli.finetuning.finetuning_task import FINETUNE_TASKS, FinetuneTask, Pretrained
@@ -240,7 +241,17 @@ def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
         UsageError: A named model, data set or file does not exist, or options contradict each
             other.
     """
-    entry = _network_named(config)
+    errors, entry = UsageErrors(), None
+    with errors:
+        entry = _network_named(config)
+    if config.training.data is not None:
+        with errors:
+            check_data_exists(config.training.data, masks=entry is None or entry.task == "seg")
+    if config.pretrained is not None and entry is not None:
+        with errors:
+            FINETUNE_TASKS[entry.task].check_exists(config.pretrained)
+    errors.check()
+    assert entry is not None, "otherwise an error is raised above"
     task = FINETUNE_TASKS[entry.task]
     config = task.with_defaults(config, entry, listener.say)
     check_flags(config)

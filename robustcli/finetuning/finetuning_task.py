@@ -132,6 +132,15 @@ class FinetuneTask(ABC):
         """Writes additional files after the training of a mode; by default none."""
         return
 
+    def check_exists(self, pretrained: Path) -> None:
+        """Raises UsageError if the weights of `--pretrained` do not exist."""
+        if not pretrained.exists():
+            raise UsageError(
+                f"`--pretrained {pretrained}` does not exist.",
+                f"Expected {self.files}.",
+                "Check the path; `--mode scratch` needs no weights.",
+            )
+
     def read_file(self, path: Path, entry: ModelEntry, arguments: Mapping[str, Any]) -> Pretrained:
         """Reads the weights at `path` for the network `entry`: a training run, or a weights file.
 
@@ -143,12 +152,7 @@ class FinetuneTask(ABC):
         Raises:
             UsageError: The weights do not exist, or are of another network.
         """
-        if not path.exists():
-            raise UsageError(
-                f"`--pretrained {path}` does not exist.",
-                f"Expected {self.files}.",
-                "Check the path; `--mode scratch` needs no weights.",
-            )
+        self.check_exists(path)
         trained = read_trained(path, entry)
         options = {**carried_arguments(trained.header), **arguments}
         return Pretrained(str(trained.path), options, trained.state)

@@ -24,10 +24,11 @@ from robustcli.adapters.networks import BUILDERS, OUR_BUILDERS
 from robustcli.adapters.preprocessing import input_channels
 from robustcli.adapters.trainable import carried_arguments, check_class_count
 from robustcli.adapters.training_run import header_beside, weights_in
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import UsageError, UsageErrors
 from robustcli.core.listener import Listener
 from robustcli.core.names import canonical, counted
 from robustcli.core.rundir import check_folder
+from robustcli.data.sources import check_data_exists
 from robustcli.data.splits import take
 from robustcli.evaluation.device import unused_gpu
 from robustcli.models.ablation import no_scan, removed_parameters, scan_blocks
@@ -85,16 +86,25 @@ def look_up_training(config: TrainConfig, entry: ModelEntry | None = None) -> Tr
         UsageError: A named model, data set or recipe does not exist, or options contradict each
             other.
     """
-    if entry is None:
-        entry = resolve(config.model)
-        _check_named(config)
-    _check_task(entry, config)
-    _check_ablation(entry, config)
-    _check_seeds(config)
-    task = TRAINING_TASKS[entry.task]
-    task.check(entry, config)
-    on = machine(config.device, config.devices)
-    _check_precision(config, on)
+    errors = UsageErrors()
+    with errors:
+        if entry is None:
+            entry = resolve(config.model)
+            _check_named(config)
+        _check_task(entry, config)
+        _check_ablation(entry, config)
+        task = TRAINING_TASKS[entry.task]
+        task.check(entry, config)
+    with errors:
+        _check_seeds(config)
+    if config.data is not None:
+        with errors:
+            check_data_exists(config.data, masks=config.task != "cls")
+    with errors:
+        on = machine(config.device, config.devices)
+        _check_precision(config, on)
+    errors.check()
+    assert entry is not None, "otherwise an error is raised above"
     dataset = task.open(config, entry)
     index = take(dataset, limit=config.limit, seed=config.parts_seed)
     return TrainInputs(task, entry, dataset, index, task.split(index, config), on)

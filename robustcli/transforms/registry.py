@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from robustcli.core.errors import UsageError
+from robustcli.core.errors import UsageError, UsageErrors
 from robustcli.core.names import canonical, is_glob, matching
 from robustcli.core.seeds import identity_seed
 from robustcli.transforms.base import Image, Transform
@@ -76,22 +76,25 @@ def resolve_transforms(
     `patterns` are names in any spelling, globs, or presets (`PRESETS`); `plugins` are Python files.
 
     Raises:
-        UsageError: A name is unknown (with the nearest name), a severity does not exist, or a
-            plugin cannot be used.
+        UsageError: Names are unknown (with the nearest names), a severity does not exist, or a
+            plugin cannot be used; the message shows all of these.
     """
     known = {t.name: t for t in (*_registered(tuple(plugins)), *published)}
     requested = tuple(sorted(set(severities or ())))
     cells: dict[tuple[str, int], None] = {(IDENTITY.name, 0): None}
+    errors = UsageErrors()
     for pattern in patterns:
-        group = _matching_transforms(pattern, known)
-        if group == [IDENTITY]:
-            continue
-        is_name = canonical(pattern) not in PRESETS and not is_glob(pattern)
-        if not is_name:
-            _check_in_group(requested, group, pattern)
-        for transform in group:
-            for severity in _severities_of(transform, requested, is_name=is_name):
-                cells[transform.name, severity] = None
+        with errors:
+            group = _matching_transforms(pattern, known)
+            if group == [IDENTITY]:
+                continue
+            is_name = canonical(pattern) not in PRESETS and not is_glob(pattern)
+            if not is_name:
+                _check_in_group(requested, group, pattern)
+            for transform in group:
+                for severity in _severities_of(transform, requested, is_name=is_name):
+                    cells[transform.name, severity] = None
+    errors.check()
     return [TransformCell(known[name], severity) for name, severity in cells]
 
 

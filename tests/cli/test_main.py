@@ -167,6 +167,37 @@ def test_errors_become_three_lines_and_an_exit_code(
     assert outcome(error, capsys) == (code, "Error: `--x` is wrong.\nExpected 1.\nUse 1.\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        (
+            "eval --model vmmba-b --transform perspectiv --transform fliplx "
+            "--transform fliplr --data nowhere --device cuda:99",
+            ["perspectiv", "fliplx", "vmmba-b", "nowhere", "cuda:99"],
+        ),
+        ("eval --model vmamba-pico --weights nofile --transform perspectiv",
+         ["perspectiv", "nofile"]),
+        (
+            "explain --model vmmba-pico --transform perspectiv --data nowhere",
+            ["perspectiv", "vmmba-pico", "nowhere"],
+        ),
+        ("train seg --model ulvm_v55 --data nowhere --seed 9223372036854775808",
+         ["ulvm_v55", "9223372036854775808", "nowhere"]),
+        ("finetune umamba --data nowhere --pretrained nofile", ["nowhere", "nofile"]),
+    ],
+)  # fmt: skip
+def test_all_wrong_settings_are_told_at_once(
+    robust: Robust, arguments: str, wrong: list[str]
+) -> None:
+    outcome = robust(*arguments.split())
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"Error: {len(wrong)} settings are wrong.\n1. ")
+    told = [line for line in outcome.err.splitlines() if line[:1].isdecimal()]
+    assert len(told) == len(wrong)
+    for name, line in zip(wrong, told, strict=True):
+        assert name in line
+
+
 def test_sigterm_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
     """As a scheduler ends a job: a run can go on afterwards."""
 
