@@ -527,7 +527,8 @@ def compare(
         UsageError: The runs have fewer than two models, a run has no results yet, or runs differ in
             more than their models and `force_common` is False; the message lists each difference.
     """
-    from robustcli.reports.comparison import check_out, write_comparison
+    from robustcli.reports.comparison import write_comparison
+    from robustcli.reports.pages import check_out
 
     folder = None if out is None else path_here(out, "`out`")
     if folder is not None:

@@ -40,7 +40,7 @@ def command(
     robust compare runs/eval-vmamba-pico-1a2b3c4d runs/eval-resnet18-5e6f7a8b
     robust compare runs/eval-1a2b3c4d:vmamba-b runs/eval-1a2b3c4d:swin-b --out comparison
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    from robustcli.reports.comparison import check_out
+    from robustcli.reports.pages import check_out
 
     if out is not None:
         check_out(out)

@@ -14,7 +14,6 @@ import pandas as pd
 from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
 from robustcli.core.names import TaskName, counted
-from robustcli.core.rundir import has_record
 from robustcli.evaluation.record import RunRecord
 from robustcli.metrics.verdicts import (
     ALPHA,
@@ -27,7 +26,15 @@ from robustcli.metrics.verdicts import (
 from robustcli.reports.controls import ControlPair, control_pairs
 from robustcli.reports.markdown import Picture, from_template
 from robustcli.reports.numbers import MISSING, cell_label, p_equals, p_value, probability
-from robustcli.reports.pages import Page, grid, in_ascii, json_records, typed_table, write_page
+from robustcli.reports.pages import (
+    Page,
+    check_out,
+    grid,
+    in_ascii,
+    json_records,
+    typed_table,
+    write_page,
+)
 from robustcli.reports.pairing import (
     ComparedModel,
     PairedRows,
@@ -572,22 +579,6 @@ def write_comparison(comparison: Comparison, out: Path, command: str) -> Path:
     report = write_page(Page(comparison.table(), text), out)
     write_text(out / "results.json", comparison.as_json())
     return report
-
-
-def check_out(out: Path) -> None:
-    """Checks that a report in `out` would not overwrite a run or a file.
-
-    Raises:
-        UsageError: `out` is a run, or a file.
-    """
-    if out.is_file():
-        raise UsageError(f"`--out {out}` is a file.", "", "Name a folder.")
-    if has_record(out):
-        raise UsageError(
-            f"`--out {out}` is a run.",
-            "This would overwrite the report of the run.",
-            "Name another folder.",
-        )
 
 
 def draw_comparison(comparison: Comparison, out: Path) -> ComparisonGallery:

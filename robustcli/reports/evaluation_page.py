@@ -84,7 +84,7 @@ def evaluation_report(run: Path, out: Path | None = None) -> Page:
         UsageError: The run does not exist or cannot be read.
     """
     findings = read_findings(run, out)
-    gallery = draw_gallery(findings, findings.scoring.measure)
+    gallery = draw_gallery(findings)
     return Page(
         findings.table,
         evaluation_text(findings, gallery),
@@ -144,8 +144,9 @@ class Gallery:
     """Why the figure of the hardest images is missing; empty if it exists or does not apply."""
 
 
-def draw_gallery(findings: Findings, measure: Measure = TOP1) -> Gallery:
-    """Draws all figures of `measure` for which the run has data."""
+def draw_gallery(findings: Findings) -> Gallery:
+    """Draws all figures for which the run has data."""
+    measure = findings.scoring.measure
     measured = findings.table[findings.table[measure.column].notna()]
     graded = _graded(measured)
     cases = (case_figures(findings, m, findings.out, m.name) for m in findings.models)

@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from robustcli.core.errors import UsageError
 from robustcli.core.io import TEMPORARY_FILES, parse_json, remove_leftovers, to_csv, write_text
 from robustcli.core.names import printable
-from robustcli.core.rundir import RECORD_FILE
+from robustcli.core.rundir import RECORD_FILE, has_record
 from robustcli.reports.cell_photos import PhotoSheet
 from robustcli.reports.html import to_html
 from robustcli.reports.numbers import EN_DASH
@@ -57,6 +58,22 @@ class Page:
     files: Mapping[str, str] = field(default_factory=dict)
     photos: PhotoSheet | None = None
     terminal: str = ""
+
+
+def check_out(out: Path) -> None:
+    """Checks that a report in `out` would not overwrite a run or a file.
+
+    Raises:
+        UsageError: `out` is a run, or a file.
+    """
+    if out.is_file():
+        raise UsageError(f"`--out {out}` is a file.", "", "Name a folder.")
+    if has_record(out):
+        raise UsageError(
+            f"`--out {out}` is a run.",
+            "This would overwrite the report of the run.",
+            "Name another folder.",
+        )
 
 
 def write_page(page: Page, folder: Path, photos: int | None = None) -> Path:

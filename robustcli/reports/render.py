@@ -10,7 +10,6 @@ import pandas as pd
 
 from robustcli.core.io import to_csv
 from robustcli.evaluation.cell_table import table
-from robustcli.reports.comparison import check_out
 from robustcli.reports.evaluation_page import evaluation_report
 from robustcli.reports.explanation_findings import explanation_results, read_explanation
 from robustcli.reports.explanation_page import explanation_report
@@ -24,7 +23,7 @@ from robustcli.reports.latex import (
     training_tables,
     zoo_tables,
 )
-from robustcli.reports.pages import Page, run_kind, to_json, write_page
+from robustcli.reports.pages import Page, check_out, run_kind, to_json, write_page
 from robustcli.reports.seeds_findings import read_seeds
 from robustcli.reports.seeds_page import seeds_report, seeds_results
 from robustcli.reports.training_findings import read_training

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import pandas as pd
 
@@ -17,6 +18,7 @@ from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.core.names import counted
 from robustcli.data.splits import read_splits
 from robustcli.reports.comparison import Comparison, ComparisonLine
+from robustcli.reports.controls import ControlPair, control_pairs
 from robustcli.reports.numbers import duration, p_equals, thousands
 from robustcli.reports.pages import run_kind
 from robustcli.reports.pairing import (
@@ -25,6 +27,7 @@ from robustcli.reports.pairing import (
     PairedRows,
     read_rows,
     setting_differences,
+    unique_labels,
 )
 from robustcli.reports.training_findings import (
     HeldOutResults,
@@ -234,16 +237,24 @@ class Zoo:
             sets.setdefault(versions, []).append(self.label(training))
         return sets
 
+    @cached_property
+    def _labels(self) -> dict[Path, str]:
+        labels = unique_labels([(t.record.network, str(t.run)) for t in self.trainings])
+        return {t.run: label for t, label in zip(self.trainings, labels, strict=True)}
+
     def label(self, training: TrainingFindings) -> str:
         """The network's name, with the part of the run's path that makes it unique."""
-        name, run = training.record.network, training.run.resolve()
-        runs = {t.run.resolve() for t in self.trainings if t.record.network == name}
-        if len(runs) == 1:
-            return name
-        depth = 1
-        while len({path.parts[-depth:] for path in runs}) < len(runs):
-            depth += 1
-        return f"{name} ({'/'.join(run.parts[-depth:])})"
+        return self._labels[training.run]
+
+    @cached_property
+    def controls(self) -> list[ControlPair]:
+        """The trainings paired with their controls among them."""
+        return control_pairs(self.trainings)
+
+    @cached_property
+    def comparison(self) -> ZooComparison:
+        """The tests between the trainings."""
+        return ZooComparison(self)
 
 
 # The trainings compared with each other.

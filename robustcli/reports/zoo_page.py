@@ -11,8 +11,6 @@ from robustcli.core.errors import UsageError
 from robustcli.core.io import to_csv
 from robustcli.core.rundir import has_record
 from robustcli.evaluation.record import read_record
-from robustcli.reports.comparison import check_out
-from robustcli.reports.controls import control_pairs
 from robustcli.reports.figures.training_figures import (
     CostPanel,
     CostPoint,
@@ -22,21 +20,15 @@ from robustcli.reports.figures.training_figures import (
     draw_course_grid,
 )
 from robustcli.reports.markdown import Picture, from_template
-from robustcli.reports.numbers import (
-    duration,
-    is_missing,
-)
-from robustcli.reports.pages import Page, grid, in_ascii, run_kind
-from robustcli.reports.training_findings import (
-    TrainingFindings,
-    read_training,
-)
+from robustcli.reports.numbers import duration, is_missing
+from robustcli.reports.pages import Page, check_out, grid, in_ascii, run_kind
+from robustcli.reports.training_findings import TrainingFindings, read_training
 from robustcli.reports.training_page import (
     course_of,
     draw_dice_over_parameters,
     training_results,
 )
-from robustcli.reports.zoo_findings import Zoo, ZooComparison
+from robustcli.reports.zoo_findings import Zoo
 from robustcli.training.record import read_seeds_record
 
 
@@ -72,14 +64,12 @@ def zoo_report(runs: Sequence[Path], out: Path) -> Page:
         )
     check_out(out)
     zoo = Zoo(read_zoo(runs))
-    comparison = ZooComparison(zoo)
-    text = zoo_text(zoo, draw_zoo_gallery(zoo, out, comparison), comparison)
-    verdicts = comparison.verdicts()
+    verdicts = zoo.comparison.verdicts()
     return Page(
         training_results(zoo.trainings),
-        text,
+        zoo_text(zoo, draw_zoo_gallery(zoo, out)),
         {} if verdicts is None else {"verdicts.csv": to_csv(verdicts)},
-        terminal=zoo_table(zoo, comparison),
+        terminal=zoo_table(zoo),
     )
 
 
@@ -149,21 +139,9 @@ def default_folder(runs: Sequence[Path]) -> Path:
     return Path("runs") / f"report-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
 
 
-def zoo_text(
-    zoo: Zoo,
-    gallery: ZooGallery | None = None,
-    comparison: ZooComparison | None = None,
-) -> str:
+def zoo_text(zoo: Zoo, gallery: ZooGallery | None = None) -> str:
     """The Markdown of the page, with the figures of `gallery`."""
-    numbers = from_template(
-        "zoo",
-        zoo=zoo,
-        controls=control_pairs(zoo.trainings),
-        comparison=comparison or ZooComparison(zoo),
-        gallery=gallery or ZooGallery(),
-    )
-    settings = from_template("zoo_settings", zoo=zoo)
-    return f"{numbers}\n{settings}"
+    return from_template("zoo", zoo=zoo, gallery=gallery or ZooGallery())
 
 
 # The figures.
@@ -171,15 +149,14 @@ def zoo_text(
 MIXED = " Not all scores are for the same held-out images."
 
 
-def draw_zoo_gallery(zoo: Zoo, out: Path, comparison: ZooComparison | None = None) -> ZooGallery:
+def draw_zoo_gallery(zoo: Zoo, out: Path) -> ZooGallery:
     """Draws all figures for which several trainings have data, into `out`/figures."""
-    comparison = comparison or ZooComparison(zoo)
     segmenters = zoo.trainings[0].scoring.per_group
     return ZooGallery(
         draw_dice_over_parameters(out, zoo) if segmenters else (),
         _curves(zoo, out),
         _grids(zoo, out) if segmenters else (),
-        _costs(zoo, out, "" if len(comparison.sets) < 2 else MIXED),
+        _costs(zoo, out, "" if len(zoo.comparison.sets) < 2 else MIXED),
     )
 
 
@@ -302,9 +279,9 @@ def _score_cell(training: TrainingFindings) -> str:
     return f"{score}, {training.evaluated_so_far}" if training.evaluated_so_far else score
 
 
-def zoo_table(zoo: Zoo, comparison: ZooComparison) -> str:
+def zoo_table(zoo: Zoo) -> str:
     """A table with a row per training, followed by the conclusions."""
-    scoring = zoo.trainings[0].scoring
+    comparison, scoring = zoo.comparison, zoo.trainings[0].scoring
     header = ("training", "parameters", f"{scoring.measure.name} (95 % interval)", "epoch", "all")
     rows: list[tuple[str, ...]] = [
         (

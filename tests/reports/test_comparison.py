@@ -19,13 +19,13 @@ from robustcli.reports import comparison as comparison_module
 from robustcli.reports.comparison import (
     COMPARISON_COLUMNS,
     Comparison,
-    check_out,
     comparison_text,
     conclusions,
     read_comparison,
     write_comparison,
 )
 from robustcli.reports.comparison import comparison_page as page_of
+from robustcli.reports.pages import check_out
 from robustcli.reports.pairing import find_models
 from robustcli.tasks.record import MasksRecord
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21

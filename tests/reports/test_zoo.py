@@ -17,7 +17,7 @@ from robustcli.reports import zoo_page
 from robustcli.reports.pages import write_page
 from robustcli.reports.training_findings import read_training
 from robustcli.reports.training_page import training_report
-from robustcli.reports.zoo_findings import Zoo, ZooComparison, ZooRow
+from robustcli.reports.zoo_findings import Zoo, ZooRow
 from robustcli.reports.zoo_page import zoo_report, zoo_text
 from robustcli.training.record import ADDED, TRAINING, seed_folder
 from tests.reports.compared import rows_of
@@ -151,7 +151,7 @@ def zoo_of(runs: list[Path]) -> Zoo:
 
 
 def test_every_pair_is_tested_and_adjusted_after_holm(tmp_path: Path) -> None:
-    comparison = ZooComparison(zoo_of(three_classifiers(tmp_path)))
+    comparison = zoo_of(three_classifiers(tmp_path)).comparison
     table = comparison.verdicts()
     hits = {
         name: (rows["prediction"] == rows["target"]).to_numpy()
@@ -211,7 +211,7 @@ def test_other_held_out_images_are_marked_and_not_tested(tmp_path: Path) -> None
     EVALUATION.update(
         runs[2] / "test", dataset=record.dataset.model_copy(update={"digest": "00" * 32})
     )
-    comparison = ZooComparison(zoo_of(runs))
+    comparison = zoo_of(runs).comparison
     assert [pairs.labels for pairs in comparison.sets] == [["vim", "vit"], ["resnet9"]]
     table = comparison.verdicts()
     assert [*table["first"], *table["second"]] == ["vim", "vit"]
@@ -231,7 +231,7 @@ def test_other_training_images_are_marked_where_the_held_out_ones_are_the_same(
     assert "**Mixed data.**" not in zoo_text(zoo_of(runs))
     (runs[0] / "splits.csv").write_text("image_id,group,split\na,a,train\nb,b,train\n")
     assert "**Mixed data.**" in zoo_text(zoo_of(runs))
-    assert len(ZooComparison(zoo_of(runs)).sets) == 1
+    assert len(zoo_of(runs).comparison.sets) == 1
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -286,7 +286,7 @@ def test_segmenters_are_tested_by_group(tmp_path: Path) -> None:
         build_training(tmp_path / name, TrainPlan(model=name, base=base))
         for name, base in (("unet", 0.9), ("ulvm", 0.6))
     ]
-    comparison = ZooComparison(zoo_of(runs))
+    comparison = zoo_of(runs).comparison
     table = comparison.verdicts()
     assert (table["n"].item(), table["groups"].item()) == (24, 8)
     assert table["p"].item() == pytest.approx(2 / 2**8)  # all 8 differences have one sign
