@@ -261,7 +261,7 @@ class Findings:
             lines.setdefault(cell, TransformRows(*cell, [])).rows.append(row)
         return list(lines.values())
 
-    @property
+    @cached_property
     def representative_lines(self) -> list[TransformRows]:
         """The lines of clean images and of each transform's complete range or highest severity."""
         shown = representatives(self.table)[["transform", "severity"]].itertuples(index=False)
@@ -273,7 +273,7 @@ class Findings:
         """Whether a transform is represented by its highest severity, without its full range."""
         return any(line.severity > 0 for line in self.representative_lines)
 
-    @property
+    @cached_property
     def breaking_points(self) -> dict[str, dict[str, BreakingPoint]]:
         """The breaking severity per transform with several severities, and per model."""
         points: dict[str, dict[str, BreakingPoint]] = {}
@@ -281,7 +281,7 @@ class Findings:
             points.setdefault(point.transform, {})[point.model] = point
         return points
 
-    @property
+    @cached_property
     def corruption_errors(self) -> list[CorruptionError]:
         """The corruption errors of ImageNet-C; empty unless all its corruptions were measured."""
         families = {t.name: t.family for t in self.record.transforms}

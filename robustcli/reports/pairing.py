@@ -269,43 +269,38 @@ def setting_differences(models: Sequence[ComparedModel]) -> list[SettingDifferen
     return [difference for check in checks for difference in check(runs, models)]
 
 
-def _by_value(name: str, runs: Sequence[EvaluatedRun], values: Sequence[Hashable]) -> str:
-    """A sentence with the value of each run; empty if all values are equal.
+def _unlike(
+    name: str, runs: Sequence[EvaluatedRun], values: Sequence[Hashable], *, forcible: bool = True
+) -> Differences:
+    """Yields a sentence with the value of each run; nothing if all values are equal.
 
     Args:
         name: Name of the setting, with the flags that select it.
         runs: The runs.
         values: One value per run; shown as text.
+        forcible: See `SettingDifference`.
     """
     sources: dict[Hashable, list[str]] = {}
     for run, value in zip(runs, values, strict=True):
         sources.setdefault(value, []).append(f"`{run.source}`")
-    if len(sources) == 1:
-        return ""
-    parts = [f"{value} in {', '.join(names)}" for value, names in sources.items()]
-    return f"{name}: {'; '.join(parts)}."
-
-
-def _if_any(sentence: str, *, forcible: bool = True) -> Differences:
-    if sentence:
-        yield SettingDifference(sentence, forcible)
+    if len(sources) > 1:
+        parts = [f"{value} in {', '.join(names)}" for value, names in sources.items()]
+        yield SettingDifference(f"{name}: {'; '.join(parts)}.", forcible)
 
 
 def _task(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
-    tasks = {"cls": "classification", "seg": "segmentation"}
-    task = _by_value("The task", runs, [tasks[run.record.task] for run in runs])
-    if task:
-        yield SettingDifference(task, forcible=False)
+    names = {"cls": "classification", "seg": "segmentation"}
+    tasks = list(_unlike("The task", runs, [names[r.record.task] for r in runs], forcible=False))
+    if tasks:
+        yield from tasks
         return
     datasets = [run.record.dataset for run in runs]
     spaces = [f"`{d.label_space}` ({counted(d.classes, 'class', 'classes')})" for d in datasets]
-    yield from _if_any(_by_value("The classes (`--label-space`)", runs, spaces), forcible=False)
+    yield from _unlike("The classes (`--label-space`)", runs, spaces, forcible=False)
     labels = ["several" if dataset.several_labels else "one" for dataset in datasets]
-    yield from _if_any(_by_value("True classes of an image", runs, labels), forcible=False)
-    yield from _if_any(
-        _by_value("What a group of images is", runs, [run.record.grouping for run in runs]),
-        forcible=False,
-    )
+    yield from _unlike("True classes of an image", runs, labels, forcible=False)
+    groupings = [run.record.grouping for run in runs]
+    yield from _unlike("What a group of images is", runs, groupings, forcible=False)
 
 
 def _images(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
@@ -317,22 +312,17 @@ def _images(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differe
             for d in datasets
         ]
         flags = "`--data`, `--per-class`, `--limit`, `--split`, `--seed`"
-        sentence = _by_value(f"The images, their classes or their order ({flags})", runs, shown)
-        yield SettingDifference(sentence)
+        yield from _unlike(f"The images, their classes or their order ({flags})", runs, shown)
     elif len({dataset.contents for dataset in datasets if dataset.contents}) > 1:
         shown = [f"`{d.location}`, digest {(d.contents or 'unknown')[:8]}" for d in datasets]
-        yield SettingDifference(
-            _by_value("The files have different contents (`--data`)", runs, shown)
-        )
+        yield from _unlike("The files have different contents (`--data`)", runs, shown)
     readings = [d.masks.words if d.masks else "as usual" for d in datasets]
-    yield from _if_any(
-        _by_value("How masks are read (`--foreground`, `--ignore`)", runs, readings),
-        forcible=False,
-    )
+    name = "How masks are read (`--foreground`, `--ignore`)"
+    yield from _unlike(name, runs, readings, forcible=False)
     tolerances = [
         "none" if d.tolerance is None else counted(d.tolerance, "pixel") for d in datasets
     ]
-    yield from _if_any(_by_value("The tolerance of masks", runs, tolerances))
+    yield from _unlike("The tolerance of masks", runs, tolerances)
 
 
 def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
@@ -357,7 +347,7 @@ def _transforms(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Dif
         shown = [
             ", ".join(f"{n} = {values.get(n, 'not set')}" for n in changed) for values in parameters
         ]
-        yield from _if_any(_by_value(f"The parameters of {cells_in_words([key])}", having, shown))
+        yield from _unlike(f"The parameters of {cells_in_words([key])}", having, shown)
 
 
 def _at_severity(key: CellKey, graded: Collection[str]) -> str:
@@ -373,15 +363,15 @@ def _drawing(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differ
     if len(transforming) < 2:
         return
     seeds = [run.record.seed for run in transforming]
-    yield from _if_any(_by_value("The seed of transforms (`--seed`)", transforming, seeds))
+    yield from _unlike("The seed of transforms (`--seed`)", transforming, seeds)
     applied = [run.record.apply_at for run in transforming]
-    yield from _if_any(_by_value("`--apply-at`", transforming, applied))
+    yield from _unlike("`--apply-at`", transforming, applied)
 
 
 def _unreadable(runs: Sequence[EvaluatedRun], _: Sequence[ComparedModel]) -> Differences:
     if len({run.skipped for run in runs}) > 1:
         shown = [f"{len(run.skipped)} ({_some(sorted(run.skipped))})" for run in runs]
-        yield SettingDifference(_by_value("Images that could not be read", runs, shown))
+        yield from _unlike("Images that could not be read", runs, shown)
 
 
 def _thresholds(runs: Sequence[EvaluatedRun], models: Sequence[ComparedModel]) -> Differences:
@@ -390,7 +380,7 @@ def _thresholds(runs: Sequence[EvaluatedRun], models: Sequence[ComparedModel]) -
         of_run = [m.model.preprocessing for m in models if m.run.folder == run.folder]
         values = {p.threshold for p in of_run if isinstance(p, MaskPreprocessingRecord)}
         shown.append(" and ".join(f"{value:g}" for value in sorted(values)))
-    yield from _if_any(_by_value("The probability threshold of the foreground", runs, shown))
+    yield from _unlike("The probability threshold of the foreground", runs, shown)
 
 
 def cells_in_words(keys: Sequence[CellKey]) -> str:

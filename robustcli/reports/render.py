@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import pandas as pd
 
@@ -27,36 +27,36 @@ from robustcli.reports.pages import Page, check_out, run_kind, to_json, write_pa
 from robustcli.reports.seeds_findings import read_seeds
 from robustcli.reports.seeds_page import seeds_report, seeds_results
 from robustcli.reports.training_findings import read_training
-from robustcli.reports.training_page import (
-    training_report,
-    training_results,
-)
+from robustcli.reports.training_page import training_report, training_results
 from robustcli.reports.zoo_page import read_zoo, zoo_report
 
-_KINDS: dict[str, Callable[[Path, Path | None], Page]] = {
-    "cls": evaluation_report,
-    "seg": evaluation_report,
-    "train": training_report,
-    "finetune": finetuning_report,
-    "explanation": explanation_report,
-    "seeds": lambda run, _: seeds_report(run),
-}
-_RESULTS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    "cls": table,
-    "seg": table,
-    "train": lambda run: training_results([read_training(run)]),
-    "finetune": lambda run: finetuning_results(read_finetuning(run)),
-    "explanation": lambda run: explanation_results(read_explanation(run)),
-    "seeds": lambda run: seeds_results(read_seeds(run)),
-}
-_TABLES: dict[str, Callable[[Path], str]] = {
-    "cls": evaluation_tables,
-    "seg": evaluation_tables,
-    "train": training_tables,
-    "finetune": finetuning_tables,
-    "explanation": explanation_tables,
-    "seeds": seeds_tables,
-}
+
+class _Report(NamedTuple):
+    """The report of a kind of run: its page, its results as a table, and its LaTeX tables."""
+
+    page: Callable[[Path, Path | None], Page]
+    results: Callable[[Path], pd.DataFrame]
+    tables: Callable[[Path], str]
+
+
+_EVALUATION = _Report(evaluation_report, table, evaluation_tables)
+_REPORTS = {
+    "cls": _EVALUATION,
+    "seg": _EVALUATION,
+    "train": _Report(
+        training_report, lambda run: training_results([read_training(run)]), training_tables
+    ),
+    "finetune": _Report(
+        finetuning_report, lambda run: finetuning_results(read_finetuning(run)), finetuning_tables
+    ),
+    "explanation": _Report(
+        explanation_report, lambda run: explanation_results(read_explanation(run)),
+        explanation_tables,
+    ),
+    "seeds": _Report(
+        lambda run, _: seeds_report(run), lambda run: seeds_results(read_seeds(run)), seeds_tables
+    ),
+}  # fmt: skip
 Format = Literal["latex", "csv", "json", "markdown", "html"]
 REPORT_FORMATS: tuple[Format, ...] = get_args(Format)
 _SUFFIXES = {"markdown": ".md", "html": ".html"}
@@ -91,7 +91,7 @@ def report_page(run: Path, out: Path | None = None) -> Page:
     """
     if out is not None:
         check_out(out)
-    return _KINDS[run_kind(run)](run, out)
+    return _REPORTS[run_kind(run)].page(run, out)
 
 
 def render_zoo(runs: Sequence[Path], out: Path) -> Path:
@@ -118,9 +118,8 @@ def document(run: Path, form: Format, photos: int | None = None, out: Path | Non
     """
     if form in ("markdown", "html"):
         return render(run, photos, out).with_suffix(_SUFFIXES[form]).read_text(encoding="utf-8")
-    if form == "latex":
-        return _TABLES[run_kind(run)](run)
-    return _numbers(_RESULTS[run_kind(run)](run), form)
+    report = _REPORTS[run_kind(run)]
+    return report.tables(run) if form == "latex" else _numbers(report.results(run), form)
 
 
 def zoo_document(runs: Sequence[Path], out: Path, form: Format) -> str:
@@ -128,9 +127,7 @@ def zoo_document(runs: Sequence[Path], out: Path, form: Format) -> str:
     if form in ("markdown", "html"):
         return render_zoo(runs, out).with_suffix(_SUFFIXES[form]).read_text(encoding="utf-8")
     trainings = read_zoo(runs)
-    if form == "latex":
-        return zoo_tables(trainings)
-    return _numbers(training_results(trainings), form)
+    return zoo_tables(trainings) if form == "latex" else _numbers(training_results(trainings), form)
 
 
 def _numbers(results: pd.DataFrame, form: Format) -> str:

@@ -14,11 +14,10 @@ import pandas as pd
 
 from robustcli.core.errors import UsageError
 from robustcli.core.names import TaskName, counted, find
-from robustcli.metrics.intervals import Bootstrap, FloatArray, Interval
+from robustcli.metrics.intervals import Bootstrap, FloatArray
 from robustcli.metrics.seed_scores import SeedsGap, seeds_gap, unit_scores
 from robustcli.metrics.verdicts import ALPHA
 from robustcli.reports.markdown import from_template
-from robustcli.reports.numbers import MISSING
 from robustcli.reports.pages import (
     Page,
     grid,
@@ -217,18 +216,13 @@ class SeedsComparison:
     def shown(self, pair: SeedsPair) -> tuple[str, ...]:
         """Scores, their difference, the three intervals and the verdict of a pair, as text."""
         measure, gap = self.scoring.measure, pair.gap
-        intervals = (gap.over_seeds, gap.over_units, gap.joint)
+        ends = (i or (None, None) for i in (gap.over_seeds, gap.over_units, gap.joint))
         return (
             *(measure.show(score, gap.units) for score in (gap.first, gap.second)),
             measure.signed(gap.difference, gap.units),
-            *(self._ends(interval, gap.units) for interval in intervals),
+            *(measure.show_range(low, high, gap.units, " to ") for low, high in ends),
             pair.outcome,
         )
-
-    def _ends(self, interval: Interval | None, n: int) -> str:
-        if interval is None:
-            return MISSING
-        return self.scoring.measure.show_range(*interval, n, " to ")
 
 
 def names_seeds_only(names: Sequence[str | Path]) -> bool:

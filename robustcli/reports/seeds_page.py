@@ -259,11 +259,9 @@ class SeedsShown:
         """A score, or a width, without the unit."""
         return self.measure.show(value, self.findings.held_out)
 
-    def interval(self, interval: Interval | None, to: str = " to ") -> str:
+    def interval(self, interval: Interval | None) -> str:
         """An interval of scores; a dash if it is None."""
-        if interval is None:
-            return MISSING
-        return self.measure.show_range(*interval, self.findings.held_out, to)
+        return self.ends(*(interval or (None, None)))
 
     def ends(self, low: float | None, high: float | None) -> str:
         """The interval from `low` to `high`; a dash if it is unknown."""
