@@ -423,7 +423,7 @@ def best_and_worst(table: pd.DataFrame, by: Measure) -> Extremes:
     return Extremes(best, [] if len(best) == len(cells) else worst)
 
 
-def extremes(table: pd.DataFrame, most: int = EXTREMES_SHOWN, *, by: Measure = TOP1) -> Extremes:
+def extremes(table: pd.DataFrame, by: Measure) -> Extremes:
     """The best and worst transforms by a measure, averaged over the models.
 
     No transform is in both lists; if their number is odd and small, the best list has one more.
@@ -431,7 +431,6 @@ def extremes(table: pd.DataFrame, most: int = EXTREMES_SHOWN, *, by: Measure = T
 
     Args:
         table: `cell_table.table` of a run.
-        most: Largest length of each list.
         by: The measure.
     """
     rows = representatives(table)
@@ -439,6 +438,6 @@ def extremes(table: pd.DataFrame, most: int = EXTREMES_SHOWN, *, by: Measure = T
     complete = means.loc[means["count"] == table["model"].nunique(), "mean"]
     order = complete.sort_values(ascending=False, kind="stable")
     ranked = [(str(t), int(s)) for t, s in order.index]
-    best = ranked[: min(most, (len(ranked) + 1) // 2)]
-    worst = ranked[len(best) :][-most:]
+    best = ranked[: min(EXTREMES_SHOWN, (len(ranked) + 1) // 2)]
+    worst = ranked[len(best) :][-EXTREMES_SHOWN:]
     return Extremes(best, worst[::-1])

@@ -94,7 +94,7 @@ def test_best_and_worst_by_the_mean_over_models_without_identity() -> None:
     first = table({("identity", 0): 0.99, **{(f"t{i}", 0): i / 20 for i in range(10)}})
     second = table({("identity", 0): 0.99, **{(f"t{i}", 0): i / 20 for i in range(10)}}, "b")
     second.loc[second["transform"] == "t5", "top1"] = 1.0
-    extreme = extremes(pd.concat([first, second]))
+    extreme = extremes(pd.concat([first, second]), TOP1)
     assert [name for name, _ in extreme.best] == ["t5", "t9", "t8", "t7"]
     assert [name for name, _ in extreme.worst] == ["t0", "t1", "t2", "t3"]
 
@@ -111,7 +111,9 @@ def test_all_transforms_with_the_best_or_the_worst_score_are_named() -> None:
 def test_few_transforms_are_shared_out_without_repetition(
     count: int, best: int, worst: int
 ) -> None:
-    extreme = extremes(table({("identity", 0): 1.0, **{(f"t{i}", 0): i / 9 for i in range(count)}}))
+    extreme = extremes(
+        table({("identity", 0): 1.0, **{(f"t{i}", 0): i / 9 for i in range(count)}}), TOP1
+    )
     assert (len(extreme.best), len(extreme.worst)) == (best, worst)
     assert not set(extreme.best) & set(extreme.worst)
 
@@ -135,13 +137,13 @@ def test_the_mean_over_transforms_is_that_of_the_ranking() -> None:
 def test_a_transform_that_a_model_lacks_is_not_ranked() -> None:
     first = table({("blur", 0): 0.5, ("snow", 0): 0.9})
     second = table({("blur", 0): 0.5, ("snow", 0): float("nan")}, "b")
-    extreme = extremes(pd.concat([first, second]))
+    extreme = extremes(pd.concat([first, second]), TOP1)
     assert (extreme.best, extreme.worst) == ([("blur", 0)], [])
 
 
 def test_segmenters_are_ranked_by_dice() -> None:
     rows = table({("blur", 0): 0.5, ("snow", 0): 0.9}).assign(dice=[0.8, 0.3])
-    assert extremes(rows, by=DICE).best == [("blur", 0)]
+    assert extremes(rows, DICE).best == [("blur", 0)]
 
 
 def test_all_worst_classes_are_named() -> None:

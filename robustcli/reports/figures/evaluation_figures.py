@@ -34,7 +34,7 @@ from robustcli.reports.figures.canvas import (
     wrapped,
 )
 from robustcli.reports.numbers import cell_label, fraction
-from robustcli.reports.scoring import TOP1, Extremes, Measure
+from robustcli.reports.scoring import Extremes, Measure
 
 # The transforms with the best and worst scores, as grouped bars with 95 % intervals.
 
@@ -45,7 +45,7 @@ _LINE_HEIGHT, _PANEL = 0.1, 4.6  # inches: an upright number needs a bar of this
 _HEADROOM = 1.14
 
 
-def draw_bars(table: pd.DataFrame, ends: Extremes, path: Path, measure: Measure = TOP1) -> None:
+def draw_bars(table: pd.DataFrame, ends: Extremes, path: Path, measure: Measure) -> None:
     """Draws figure 2 of the robustness report: best transforms on the left, worst on the right.
 
     Args:
@@ -140,7 +140,7 @@ _SPREAD = 0.62
 _MARGIN = 0.03  # share of the scale
 
 
-def draw_dots(table: pd.DataFrame, path: Path, measure: Measure = TOP1) -> None:
+def draw_dots(table: pd.DataFrame, path: Path, measure: Measure) -> None:
     """Draws one row per cell of `table`, and each model's clean score as a dashed line.
 
     Args:
@@ -219,9 +219,7 @@ def _dress_dots(
 _COLUMNS = 5
 
 
-def draw_multiples(
-    table: pd.DataFrame, clean: pd.DataFrame, path: Path, measure: Measure = TOP1
-) -> None:
+def draw_multiples(table: pd.DataFrame, clean: pd.DataFrame, path: Path, measure: Measure) -> None:
     """Draws one panel per transform in `table`.
 
     Args:
@@ -319,7 +317,7 @@ def draw_differences(
     pairs: Mapping[tuple[str, str], Sequence[Verdict]],
     models: Sequence[str],
     path: Path,
-    measure: Measure = TOP1,
+    measure: Measure,
 ) -> None:
     """Draws a panel per pair: the first model's score minus the second's, largest on top.
 

@@ -327,7 +327,6 @@ MINUTES_FROM = 180  # seconds
 HOURS_FROM = 3 * 3600
 _DASHES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))
 _LOSS = ("val_loss", "validation loss")
-_DICE = ("val_dice", "validation dice (0 to 1)")
 
 
 @dataclass(frozen=True)
@@ -359,7 +358,7 @@ class ModeCourse:
         return float(np.interp(step, [0, *steps], [0, *ends]))
 
 
-def draw_modes(courses: Sequence[ModeCourse], path: Path, score: tuple[str, str] = _DICE) -> None:
+def draw_modes(courses: Sequence[ModeCourse], path: Path, score: tuple[str, str]) -> None:
     """Draws four panels: loss above the score, over epochs on the left and over time on the right.
 
     Args:
@@ -439,7 +438,7 @@ class RulePoint:
     score: tuple[float, float, float]
 
 
-def draw_tradeoff(rules: Sequence[RulePoint], path: Path, score: str = "dice (0 to 1)") -> None:
+def draw_tradeoff(rules: Sequence[RulePoint], path: Path, score: str) -> None:
     """Draws a point with both intervals per rule, labelled with its name.
 
     Args:

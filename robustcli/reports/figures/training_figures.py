@@ -70,7 +70,7 @@ class Course:
     chosen: int | None
 
 
-def draw_curves(course: Course, path: Path, score: Quantity = "dice") -> None:
+def draw_curves(course: Course, path: Path, score: Quantity) -> None:
     """Draws the losses on the left, the score on the right.
 
     Args:

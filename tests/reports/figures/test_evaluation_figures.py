@@ -23,7 +23,7 @@ from robustcli.reports.figures.evaluation_figures import (
     draw_ranks,
     draw_reliability,
 )
-from robustcli.reports.scoring import DICE, extremes
+from robustcli.reports.scoring import DICE, TOP1, extremes
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
 from tests.reports.figures.layout import (
     assert_no_overlap,
@@ -45,7 +45,7 @@ def numbers(run: Path, models: int, cells: int = 21) -> pd.DataFrame:
 
 
 def figure_of_rows(monkeypatch: pytest.MonkeyPatch, rows: pd.DataFrame) -> Figure:
-    return draw_figure(monkeypatch, lambda: draw_bars(rows, extremes(rows), Path()))
+    return draw_figure(monkeypatch, lambda: draw_bars(rows, extremes(rows, TOP1), Path(), TOP1))
 
 
 @pytest.mark.parametrize("models", [1, 3, 6])
@@ -68,7 +68,7 @@ def test_bars_of_scores_that_are_all_zero_have_an_axis(
 def test_bars_are_as_high_as_the_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = numbers(tmp_path, 2)
     best_axes, worst_axes = figure_of_rows(monkeypatch, rows).axes
-    limits = extremes(rows)
+    limits = extremes(rows, TOP1)
     for axes, cells in ((best_axes, limits.best), (worst_axes, limits.worst)):
         for container, name in zip(axes.containers[1::2], rows["model"].unique(), strict=True):
             model_rows = rows[rows["model"] == name].set_index("transform")["top1"]
@@ -109,7 +109,7 @@ def test_dice_without_intervals_are_drawn_with_their_numbers(
 ) -> None:
     plan = MaskPlan(transforms=(IDENTITY, *paper21()[:2]), groups=1)
     rows = table(build_masks(tmp_path, plan))
-    limits = extremes(rows, by=DICE)
+    limits = extremes(rows, DICE)
     figure = draw_figure(monkeypatch, lambda: draw_bars(rows, limits, Path(), DICE))
     assert_nothing_clipped(figure)
     dice = rows.set_index("transform")["dice"]
@@ -129,7 +129,7 @@ def test_dots_can_be_read(
     names = ["swin_base_patch4_window7_224.ms_in1k", *"abcde"][:models]
     plan = RunPlan(models=[model(name) for name in names], transforms=transforms, images=12)
     rows = table(build_run(tmp_path, plan))
-    figure = draw_figure(monkeypatch, lambda: draw_dots(rows, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_dots(rows, Path(), TOP1))
     assert_nothing_clipped(figure)
     labels = figure.axes[0].get_yticklabels()
     assert len(labels) == cells + 1
@@ -141,7 +141,7 @@ def test_dots_are_at_the_numbers_best_on_top(
 ) -> None:
     plan = RunPlan(models=(model("a"), model("b")), transforms=(IDENTITY, *paper21()[:5]))
     rows = table(build_run(tmp_path, plan))
-    (axes,) = draw_figure(monkeypatch, lambda: draw_dots(rows, Path())).axes
+    (axes,) = draw_figure(monkeypatch, lambda: draw_dots(rows, Path(), TOP1)).axes
     means = rows.groupby("transform")["top1"].mean().drop("identity").sort_values()
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["identity (clean)", *means.index[::-1]]
@@ -157,7 +157,7 @@ def test_dots_are_at_the_numbers_best_on_top(
 def test_a_cell_without_rows_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = table(build_run(tmp_path, RunPlan(transforms=(IDENTITY, *paper21()[:3]))))
     rows.loc[1, ["top1", "top1_low", "top1_high"]] = float("nan")
-    (axes,) = draw_figure(monkeypatch, lambda: draw_dots(rows, Path())).axes
+    (axes,) = draw_figure(monkeypatch, lambda: draw_dots(rows, Path(), TOP1)).axes
     assert len(axes.get_yticklabels()) == 3
 
 
@@ -174,7 +174,7 @@ def test_dice_are_drawn_as_fractions(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def drawn_multiples(monkeypatch: pytest.MonkeyPatch, rows: pd.DataFrame) -> Figure:
     clean = rows[rows["transform"] == "identity"]
     graded = rows[rows["severity"] > 0]
-    return draw_figure(monkeypatch, lambda: draw_multiples(graded, clean, Path()))
+    return draw_figure(monkeypatch, lambda: draw_multiples(graded, clean, Path(), TOP1))
 
 
 def points(line: Line2D) -> NDArray[np.float64]:
@@ -248,7 +248,7 @@ def test_differences_can_be_read_and_lie_where_they_are(monkeypatch: pytest.Monk
     ]
     models = [LONG, "model-1"]
     pairs = {(LONG, "model-1"): result}
-    figure = draw_figure(monkeypatch, lambda: draw_differences(pairs, models, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_differences(pairs, models, Path(), TOP1))
     assert_nothing_clipped(figure)
     (axes,) = figure.axes
     assert [t.get_text() for t in axes.get_yticklabels()] == [
@@ -267,7 +267,7 @@ def test_at_most_three_pairs_stand_abreast(monkeypatch: pytest.MonkeyPatch) -> N
     pairs = {(models[0], other): [verdict_of("fog", 0.1, 1.0)] for other in models[1:]}
     pairs[models[1], models[2]] = pairs[models[0], models[1]]
     names = [*models, LONG, "model-1"]
-    figure = draw_figure(monkeypatch, lambda: draw_differences(pairs, names, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_differences(pairs, names, Path(), TOP1))
     assert len(figure.axes) == 3
 
 
@@ -279,7 +279,7 @@ def test_long_names_of_a_difference_are_not_wider_than_their_axes(
         (models[0], other): [verdict_of("additive_gaussian_noise", 0.1, 1.0)]
         for other in models[1:]
     }
-    figure = draw_figure(monkeypatch, lambda: draw_differences(pairs, models, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_differences(pairs, models, Path(), TOP1))
     assert_nothing_clipped(figure)
     assert_no_overlap([axes.xaxis.label for axes in figure.axes])
 

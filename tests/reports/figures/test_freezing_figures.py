@@ -37,6 +37,7 @@ from tests.reports.figures.layout import (
     lines_by_label,
 )
 
+DICE = ("val_dice", "validation dice (0 to 1)")
 HEIGHTS = st.lists(st.floats(0, 1), min_size=1, max_size=9)
 
 
@@ -237,7 +238,7 @@ def test_four_panels_show_loss_and_dice_by_epoch_and_by_time(
     monkeypatch: pytest.MonkeyPatch, epochs: int
 ) -> None:
     courses = [mode_course(look, epochs) for look in range(4)]
-    figure = draw_figure(monkeypatch, lambda: draw_modes(courses, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_modes(courses, Path(), DICE))
     assert_nothing_clipped(figure)
     (loss, loss_time), (dice, dice_time) = np.array(figure.axes).reshape(2, 2)
     for item in courses:
@@ -269,13 +270,15 @@ def test_four_panels_show_loss_and_dice_by_epoch_and_by_time(
 def test_time_is_in_a_unit_that_can_be_read(
     monkeypatch: pytest.MonkeyPatch, seconds: float, unit: str
 ) -> None:
-    figure = draw_figure(monkeypatch, lambda: draw_modes([mode_course(1, 8, seconds)], Path()))
+    figure = draw_figure(
+        monkeypatch, lambda: draw_modes([mode_course(1, 8, seconds)], Path(), DICE)
+    )
     assert figure.axes[3].get_xlabel() == f"{unit} of training and validation"
 
 
 def test_the_moment_of_freezing_is_marked_on_both_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     courses = [mode_course(1), mode_course(2, frozen_at=30)]
-    figure = draw_figure(monkeypatch, lambda: draw_modes(courses, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_modes(courses, Path(), DICE))
     marks = [set(lines_by_label(axes)["moment of freezing"][:, 0]) for axes in figure.axes[:2]]
     assert marks == [{1.5}, {15.0}], "step 30, with 20 steps of 10 s per epoch"
 
@@ -297,7 +300,7 @@ RULES = [
 
 
 def test_points_stand_where_the_numbers_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = draw_figure(monkeypatch, lambda: draw_tradeoff(RULES, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_tradeoff(RULES, Path(), "dice (0 to 1)"))
     (axes,) = figure.axes
     points, whiskers = error_bar(axes, 0)
     np.testing.assert_allclose(points, [(r.saved[1], r.score[1]) for r in RULES[:5]])
@@ -315,7 +318,7 @@ def test_one_rule_and_the_time_of_full_are_inside(
     monkeypatch: pytest.MonkeyPatch, saved: tuple[float, float, float]
 ) -> None:
     points = [RulePoint("a", "by name", saved, (1.0, 1.0, 1.0))]
-    figure = draw_figure(monkeypatch, lambda: draw_tradeoff(points, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_tradeoff(points, Path(), "dice (0 to 1)"))
     low, high = figure.axes[0].get_xlim()
     assert low < min(0, saved[0])
     assert high > max(0, saved[2])

@@ -55,7 +55,7 @@ def make_course(epochs: int, name: str = "ulvm_v5", chosen: int | None = 1) -> C
 @pytest.mark.parametrize("epochs", [1, 12, 100])
 def test_curves_are_the_lines_of_the_log(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     course = make_course(epochs, chosen=epochs)
-    figure = draw_figure(monkeypatch, lambda: draw_curves(course, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_curves(course, Path(), "dice"))
     assert_nothing_clipped(figure)
     loss, dice = figure.axes
     np.testing.assert_allclose(
@@ -74,7 +74,7 @@ def test_curves_are_the_lines_of_the_log(monkeypatch: pytest.MonkeyPatch, epochs
 
 def test_no_epoch_is_marked_before_one_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     course = make_course(10, chosen=None)
-    figure = draw_figure(monkeypatch, lambda: draw_curves(course, Path()))
+    figure = draw_figure(monkeypatch, lambda: draw_curves(course, Path(), "dice"))
     assert "chosen epoch" not in lines_by_label(figure.axes[0])
 
 
