@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from robustcli.core.errors import UsageError
 #
 # Source: nnU-Net v2.1.1, `default_normalization_schemes.py`, `create_nonzero_mask`.
 
+Scheme = Literal["zscore", "ct", "rescale_0_1", "rgb_to_0_1", "none"]
 Window = tuple[slice, slice]
 WHOLE: Window = (slice(None), slice(None))
 _SMALLEST = 1e-8  # upstream's lower limit for a standard deviation or a range
@@ -37,13 +38,13 @@ class Channel:
     """The normalisation of one channel.
 
     Args:
-        scheme: One of SCHEMES.
+        scheme: `zscore`, `ct`, `rescale_0_1`, `rgb_to_0_1` or `none`.
         inside_only: Whether to exclude the black border from the statistics and set it to 0 (a
             plan's `use_mask_for_norm`, for MR images with a black background).
         intensities: Statistics of the data set; only needed for `ct`.
     """
 
-    scheme: str = "zscore"
+    scheme: Scheme = "zscore"
     inside_only: bool = False
     intensities: Intensities | None = None
 
@@ -58,11 +59,17 @@ class _Line:
     high: float = np.inf
 
 
-def _zscore(values: NDArray[np.uint8], channel: Channel) -> _Line:
-    return _Line(float(values.mean()), max(float(values.std()), _SMALLEST))
-
-
-def _ct(values: NDArray[np.uint8], channel: Channel) -> _Line:
+def _line(values: NDArray[np.uint8], channel: Channel) -> _Line:
+    """The normalisation of a channel with these `values`."""
+    if channel.scheme == "zscore":
+        return _Line(float(values.mean()), max(float(values.std()), _SMALLEST))
+    if channel.scheme == "rescale_0_1":
+        low, high = float(values.min()), float(values.max())
+        return _Line(low, max(high - low, _SMALLEST))
+    if channel.scheme == "rgb_to_0_1":
+        return _Line(scale=255.0)
+    if channel.scheme == "none":
+        return _Line()
     intensities = channel.intensities
     if intensities is None:
         raise UsageError(
@@ -76,24 +83,6 @@ def _ct(values: NDArray[np.uint8], channel: Channel) -> _Line:
         intensities.percentile_00_5,
         intensities.percentile_99_5,
     )
-
-
-def _rescale(values: NDArray[np.uint8], channel: Channel) -> _Line:
-    low, high = float(values.min()), float(values.max())
-    return _Line(low, max(high - low, _SMALLEST))
-
-
-def _rgb(values: NDArray[np.uint8], channel: Channel) -> _Line:
-    return _Line(scale=255.0)
-
-
-def _none(values: NDArray[np.uint8], channel: Channel) -> _Line:
-    return _Line()
-
-
-SCHEMES: Mapping[str, Callable[[NDArray[np.uint8], Channel], _Line]] = MappingProxyType(
-    {"zscore": _zscore, "ct": _ct, "rescale_0_1": _rescale, "rgb_to_0_1": _rgb, "none": _none}
-)
 
 
 @dataclass(frozen=True)
@@ -139,7 +128,7 @@ def fit(image: NDArray[np.uint8], channels: Sequence[Channel]) -> Normaliser:
         )
     inside = _inside(image) if any(channel.inside_only for channel in channels) else None
     lines = tuple(
-        SCHEMES[channel.scheme](
+        _line(
             image[..., c] if inside is None or not channel.inside_only else image[inside, c],
             channel,
         )

@@ -15,7 +15,7 @@ from robustcli.core.io import parse_json
 from robustcli.core.names import find
 from robustcli.models.blocks import Pair
 from robustcli.models.umamba import plan_options
-from robustcli.nnunet.normalisation import Channel, Intensities
+from robustcli.nnunet.normalisation import Channel, Intensities, Scheme
 
 # Reading of `plans.json` and `dataset.json` for one 2D network and its data.
 # Source: nnU-Net v2.1.1, `PlansManager`, `LabelManager`, `dataset.json` version 2.
@@ -23,15 +23,15 @@ from robustcli.nnunet.normalisation import Channel, Intensities
 # Names of the normalisations in plans and data sets. Source: nnU-Net v2.1.1,
 # `channel_name_to_normalization_mapping` and the classes that it names.
 
-CLASSES = {
+CLASSES: Mapping[str, Scheme] = {
     "ZScoreNormalization": "zscore",
     "CTNormalization": "ct",
     "RescaleTo01Normalization": "rescale_0_1",
     "RGBTo01Normalization": "rgb_to_0_1",
     "NoNormalization": "none",
 }
-"""Maps nnU-Net's classes to schemes of `robustcli.nnunet.normalisation.SCHEMES`."""
-_CHANNEL_NAMES = {
+"""Maps nnU-Net's classes to the schemes of `robustcli.nnunet.normalisation`."""
+_CHANNEL_NAMES: Mapping[str, Scheme] = {
     "ct": "ct",
     "nonorm": "none",
     "zscore": "zscore",
@@ -41,7 +41,7 @@ _CHANNEL_NAMES = {
 }
 
 
-def scheme_of_class(name: str) -> str:
+def scheme_of_class(name: str) -> Scheme:
     """The scheme for the class `name` in a plan's `normalization_schemes`.
 
     Raises:
@@ -50,7 +50,7 @@ def scheme_of_class(name: str) -> str:
     return CLASSES[find(name, CLASSES, kind="normalisation", listing="plans.json")]
 
 
-def scheme_of_channel(name: str) -> str:
+def scheme_of_channel(name: str) -> Scheme:
     """The scheme for the channel `name` in `dataset.json`; z-scores for most names."""
     return _CHANNEL_NAMES.get(name.casefold(), "zscore")
 

@@ -182,6 +182,12 @@ def test_files_without_a_header(tmp_path: Path) -> None:
         (HEADER.model_dump_json().replace('"umamba"', "7"), "valid string at model"),
         (HEADER.model_dump_json().replace(":1,", ":2,", 1), "should be 1 at schema_version"),
         (HEADER.model_dump_json()[:-1] + ',"more":1}', "not permitted at more"),
+        (
+            HEADER.model_dump_json().replace(
+                '"nnunet":null', '"nnunet":{"channels":[{"scheme":"other"}]}'
+            ),
+            "Input should be 'zscore'.* at nnunet.channels.0.scheme",
+        ),
     ],
 )
 def test_a_header_of_another_version(tmp_path: Path, message: str, words: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from robustcli.core.errors import UsageError
 from robustcli.models.umamba import build
-from robustcli.nnunet.normalisation import SCHEMES, Channel, Intensities
+from robustcli.nnunet.normalisation import Channel, Intensities, Scheme
 from robustcli.nnunet.plans_json import (
     NnUNetPlan,
     batch_size,
@@ -156,7 +156,7 @@ def test_the_names_that_plans_and_data_sets_use() -> None:
     assert [scheme_of_channel(name) for name in names] == [
         *("zscore", "zscore", "zscore", "ct", "none", "rgb_to_0_1", "rescale_0_1", "zscore")
     ]
-    assert set(found) == set(SCHEMES)
+    assert set(found) == set(get_args(Scheme))
 
 
 def test_an_unknown_class() -> None:
