@@ -29,10 +29,10 @@ from robustcli.data.advice import quoted
 from robustcli.data.hub_files import (
     HUB_PREFIX,
     TIMEOUT_S,
+    HubCommit,
     RemoteFile,
     RowGroup,
     broken_transfer,
-    commit_home,
     fetching,
     local_file_name,
     not_here,
@@ -159,13 +159,13 @@ def read_hub(
             as Parquet, or `offline` is set and a file is not cached.
         RunError: The transfer failed.
     """
-    commit = _commit(name, say, offline)
-    published = _published(name, commit, offline)
+    source = HubCommit(name.repo, _commit(name, say, offline), offline)
+    published = _published(name, source)
     columns = _chosen(name, published, truth)
     splits = _splits(name, published, all_splits)
     taken: dict[str, list[Labelled[Any]]] = {}
     for split in splits:
-        rows = _rows(name, commit, published, split, columns, offline)
+        rows = _rows(name, source, published, split, columns)
         if not rows.ids:
             say(f"`{name.place}`: the split `{split}` has no rows and is skipped.")
             continue
@@ -174,9 +174,7 @@ def read_hub(
                 raise _no_labels(name, split, rows.unlabelled, columns)
             say(f"`{name.place}`: the split `{split}` has no labels and is skipped.")
             continue
-        taken[split] = list(
-            _labelled(name, commit, published, split, columns, rows, space, offline)
-        )
+        taken[split] = list(_labelled(source, published, split, columns, rows, space))
         if not all_splits:
             break
     if not taken:
@@ -199,7 +197,7 @@ def read_hub(
     say(
         f"`{name.place}`: {counted(sum(map(len, taken.values())), 'image')} in the column "
         f"`{columns.image}`, {size / 1e6:,.1f} MB: each part is downloaded when it is needed and "
-        f"kept in `{commit_home(name.repo, commit)}`."
+        f"kept in `{source.home}`."
     )
     labelled = [
         one_image if only_split is None else Labelled(one_image.image, one_image.label)
@@ -208,7 +206,7 @@ def read_hub(
     short = name.repo.partition("/")[2]
     return Layout(
         tuple(labelled), name=short if only_split is None else f"{short}:{only_split}",
-        location=name.spelled(commit, only_split),
+        location=name.spelled(source.commit, only_split),
     )  # fmt: skip
 
 
@@ -332,21 +330,19 @@ class Published:
 _FORMAT = 1
 
 
-def _published(name: HubName, commit: str, offline: bool) -> Published:
-    """The published files at `commit`, from the cache or else from the hub."""
+def _published(name: HubName, source: HubCommit) -> Published:
+    """The published files, from the cache or else from the hub."""
     from pydantic import TypeAdapter
 
-    home = commit_home(name.repo, commit)
-    file = home / f"files-{local_file_name(name.config or 'default')}.json"
+    file = source.home / f"files-{local_file_name(name.config or 'default')}.json"
     try:
         known = parse_json(file.read_text(encoding="utf-8"))
         if known["format"] == _FORMAT:
             return TypeAdapter(Published).validate_python(known)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not cached, another format or damaged: fetched again
-    if offline:
-        raise not_here(name.repo, "its list of files was never downloaded")
-    published = _look_up(name, commit)
+    source.check_online("its list of files was never downloaded")
+    published = _look_up(name, source.commit)
     write_text(file, json.dumps({"format": _FORMAT, **asdict(published)}))
     return published
 
@@ -601,7 +597,7 @@ class _Rows:
 
 
 def _rows(
-    name: HubName, commit: str, published: Published, split: str, columns: _Columns, offline: bool
+    name: HubName, source: HubCommit, published: Published, split: str, columns: _Columns
 ) -> _Rows:
     """Ids and labels of a split, from the cache or else from the hub."""
     import pyarrow as pa
@@ -609,15 +605,12 @@ def _rows(
 
     label = None if columns.masks else columns.truth
     key = "-".join(map(local_file_name, (published.config, split, columns.image, label or "none")))
-    file = commit_home(name.repo, commit) / f"rows-{key}.parquet"
+    file = source.home / f"rows-{key}.parquet"
     try:
         table = pq.read_table(file)
     except (OSError, pa.ArrowException):
-        if offline:
-            raise not_here(
-                name.repo, f"the labels of its split `{split}` were never downloaded"
-            ) from None
-        table = _fetched_rows(name, commit, published, split, columns)
+        source.check_online(f"the labels of its split `{split}` were never downloaded")
+        table = _fetched_rows(name, source, published, split, columns)
         with replacing(file) as temporary:
             pq.write_table(table, temporary)
     labels = table.column("label").to_pylist()
@@ -626,7 +619,7 @@ def _rows(
 
 
 def _fetched_rows(
-    name: HubName, commit: str, published: Published, split: str, columns: _Columns
+    name: HubName, source: HubCommit, published: Published, split: str, columns: _Columns
 ) -> Any:
     """A table of ids and labels, from the columns without images."""
     import pyarrow as pa
@@ -644,8 +637,8 @@ def _fetched_rows(
     def read(file: PublishedFile) -> Any:
         import pyarrow.parquet as pq
 
-        with fetching(name.repo, file.path):
-            remote = RemoteFile(name.repo, commit, file.path, file.size)
+        with fetching(source.repo, file.path):
+            remote = RemoteFile(source.repo, source.commit, file.path, file.size)
             return pq.ParquetFile(remote, pre_buffer=True).read(columns=column_names)
 
     files = published.files[split]
@@ -657,7 +650,7 @@ def _fetched_rows(
         raise RunError(
             f"`{name.place}` changed while it was being read.",
             f"Its split `{split}` has {table.num_rows:,} rows instead of {total:,}.",
-            f"Delete `{commit_home(name.repo, commit)}` and repeat the command.",
+            f"Delete `{source.home}` and repeat the command.",
         )
     paths = []
     if inner and columns.image in table.column_names:
@@ -720,18 +713,17 @@ def _plain(word: str) -> str:
 
 
 def _labelled(
-    name: HubName, commit: str, published: Published, split: str, columns: _Columns, rows: _Rows,
-    space: LabelSpace | None, offline: bool,
+    source: HubCommit, published: Published, split: str, columns: _Columns, rows: _Rows,
+    space: LabelSpace | None,
 ) -> Iterator[Labelled[Any]]:  # fmt: skip
-    part, home = SPLIT_NAMES.get(split.lower()), commit_home(name.repo, commit)
+    part = SPLIT_NAMES.get(split.lower())
     truth = published.by_name[columns.truth]
     names = class_names(truth.names, space) if truth.kind == "class" else ()
     number = 0
     for file in published.files[split]:
         for group, length in enumerate(file.rows):
             images, masks = (
-                RowGroup(name.repo, commit, file.path, file.size, group,
-                         published.by_name[column].leaf, home, offline)
+                RowGroup(source, file.path, file.size, group, published.by_name[column].leaf)
                 if published.by_name[column].kind == "image" else None
                 for column in (columns.image, columns.truth)
             )  # fmt: skip

@@ -35,28 +35,47 @@ _PAUSES_S = (1.0, 4.0)
 
 
 @dataclass(frozen=True)
-class RowGroup:
-    """One column of one row group of a file, fetched on the first read and then cached.
+class HubCommit:
+    """A data set of the hub at a commit.
 
     Args:
         repo: `ORG/NAME`.
         commit: Commit of the repository.
-        path: Path of the Parquet file in the repository.
-        size: Size of the file in bytes.
-        group: Index of the row group.
-        leaf: Parquet path of the column of encoded images.
-        home: Folder of the cache.
-        offline: Whether to use only the cache.
+        offline: Whether to use only cached files.
     """
 
     repo: str
     commit: str
+    offline: bool
+
+    @property
+    def home(self) -> Path:
+        """Folder of the cache."""
+        return repo_home(self.repo) / self.commit
+
+    def check_online(self, reason: str) -> None:
+        """Raises UsageError for a file that is not cached while the network must not be used."""
+        if self.offline:
+            raise not_here(self.repo, reason)
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One column of one row group of a file, fetched on the first read and then cached.
+
+    Args:
+        source: The data set.
+        path: Path of the Parquet file in the repository.
+        size: Size of the file in bytes.
+        group: Index of the row group.
+        leaf: Parquet path of the column of encoded images.
+    """
+
+    source: HubCommit
     path: str
     size: int
     group: int
     leaf: str
-    home: Path
-    offline: bool
 
     @property
     def cache_path(self) -> Path:
@@ -64,7 +83,7 @@ class RowGroup:
         plain = local_file_name(
             f"{self.path.removesuffix('.parquet')}-{self.group:05d}-{self.leaf}"
         )
-        return self.home / "images" / f"{plain}.arrow"
+        return self.source.home / "images" / f"{plain}.arrow"
 
     def ref(self, image_id: str, row: int) -> FileRef:
         """The image or mask in row `row` of the row group."""
@@ -72,7 +91,8 @@ class RowGroup:
 
     def pin(self, row: int) -> str:
         """A permanent identifier of the bytes of a row: the contents of a commit never change."""
-        return f"{self.repo}@{self.commit}/{self.path}/{self.leaf}/{self.group}/{row}"
+        repo, commit = self.source.repo, self.source.commit
+        return f"{repo}@{commit}/{self.path}/{self.leaf}/{self.group}/{row}"
 
     def shown(self, row: int) -> str:
         """Cache path and index of a row, for messages."""
@@ -106,10 +126,7 @@ class RowGroup:
             return None
 
     def _fetch(self) -> None:
-        if self.offline:
-            raise not_here(
-                self.repo, f"row group {self.group} of `{self.path}` is not on this machine"
-            )
+        self.source.check_online(f"row group {self.group} of `{self.path}` is not on this machine")
         try:
             lock = lock_on_this_machine(self.cache_path)
         except OSError as error:
@@ -122,9 +139,10 @@ class RowGroup:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with fetching(self.repo, self.path):
-            remote = RemoteFile(self.repo, self.commit, self.path, self.size)
-            metadata = _metadata(self.repo, self.commit, self.path, self.size)
+        repo, commit = self.source.repo, self.source.commit
+        with fetching(repo, self.path):
+            remote = RemoteFile(repo, commit, self.path, self.size)
+            metadata = _metadata(repo, commit, self.path, self.size)
             file = pq.ParquetFile(remote, metadata=metadata, pre_buffer=True)
             column = file.read_row_group(self.group, columns=[self.leaf]).column(0)
         values = column.combine_chunks()
@@ -282,11 +300,6 @@ def local_file_name(text: str) -> str:
 def repo_home(repo: str) -> Path:
     """The cache folder of the repository `repo`."""
     return data_home() / "hub" / repo.replace("/", "--")
-
-
-def commit_home(repo: str, commit: str) -> Path:
-    """The cache folder of the repository `repo` at `commit`."""
-    return repo_home(repo) / commit
 
 
 @contextmanager
