@@ -18,7 +18,6 @@ from robustcli.adapters import timm_families
 from robustcli.adapters.catalogue import CATALOGUE
 from robustcli.adapters.timm_families import weights_filter
 from robustcli.core.errors import UsageError, first_line
-from robustcli.models.vmamba import VARIANTS as VMAMBAS
 
 __all__: list[str] = []  # filled by timm during registration
 
@@ -65,16 +64,15 @@ default_cfgs = generate_default_cfgs({f"{name}.in1k": _cfg(name) for name in _RE
 
 
 def _entrypoint(name: str) -> Callable[..., nn.Module]:
-    variant = _RELEASES[name].variant
-    vmamba = variant in VMAMBAS
+    family, variant = _RELEASES[name].family, _RELEASES[name].variant
 
     def entrypoint(pretrained: bool = False, **options: Any) -> nn.Module:
-        build = timm_families.build_vmamba if vmamba else timm_families.build_vim
         # Default of timm: all stages of a hierarchical network, else the last three layers.
-        out_indices = options.pop("out_indices", None) or ((0, 1, 2, 3) if vmamba else 3)
+        out_indices = options.pop("out_indices", None)
+        out_indices = out_indices or ((0, 1, 2, 3) if family == "vmamba" else 3)
         try:
             network: nn.Module = build_model_with_cfg(
-                lambda **arguments: build(variant, **arguments),
+                lambda **arguments: timm_families.build(family, variant, **arguments),
                 name,
                 pretrained,
                 pretrained_filter_fn=weights_filter,

@@ -39,12 +39,8 @@ from robustcli.models.ablation import scan_parameters
 from robustcli.models.architectures import ARCHITECTURES, Architecture, architecture
 from robustcli.models.vim import fit_positions
 
-# All classifiers get timm's methods.
-_CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
-    "vmamba": timm_families.build_vmamba,
-    "vim": timm_families.build_vim,
-}
-_TIMMS = ("in_chans", "global_pool", "drop_rate", "drop_path_rate")
+_CLASSIFIERS = ("vmamba", "vim")
+"""Families with timm's methods."""
 
 
 def create(name: str, options: Mapping[str, Any]) -> nn.Module:
@@ -57,7 +53,7 @@ def create(name: str, options: Mapping[str, Any]) -> nn.Module:
     _check_options(spec, options)
     try:
         if spec.family in _CLASSIFIERS:
-            return _CLASSIFIERS[spec.family](spec.variant, **options).eval()
+            return timm_families.build(spec.family, spec.variant, **options).eval()
         return spec.build(**options).eval()
     except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         typed = " ".join(f"{key}={value}" for key, value in options.items())
@@ -71,7 +67,7 @@ def create(name: str, options: Mapping[str, Any]) -> nn.Module:
 
 def _check_options(spec: Architecture, options: Mapping[str, Any]) -> None:
     config = import_module(f"robustcli.models.{spec.module}").VARIANTS
-    of_timm = _TIMMS if spec.family in _CLASSIFIERS else ()
+    of_timm = timm_families.OPTIONS if spec.family in _CLASSIFIERS else ()
     own = [option for option in options if option not in of_timm]
     check_options(own, [field.name for field in fields(config[spec.variant])], owner=spec.name)
 

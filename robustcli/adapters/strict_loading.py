@@ -6,7 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -38,24 +38,27 @@ class Choice:
     """The set of weights in a file that was selected for a network.
 
     Args:
-        state: Tensors under the network's names.
-        file_state: Tensors under the file's names, without the prefix.
-        key_path: Location in the file, see `Weights.key_path`.
+        weights: The set as read.
         prefix: Common prefix of the names; empty for none.
+        file_state: Tensors under the file's names, without the prefix.
+        state: Tensors under the network's names.
         fits: Whether names and shapes match the network.
+        matching: Number of names that the set shares with the network.
         passed_over: Other sets of weights in the file, in words.
-        left_out: Tensors without the prefix, which do not belong to the network.
-        remarks: Changes to the names while reading, in words.
     """
 
-    state: Mapping[str, Tensor]
-    file_state: Mapping[str, Tensor]
-    key_path: str
+    weights: Weights
     prefix: str
+    file_state: Mapping[str, Tensor]
+    state: Mapping[str, Tensor]
     fits: bool
-    passed_over: tuple[str, ...]
-    left_out: tuple[str, ...]
-    remarks: tuple[str, ...]
+    matching: int
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Tensors without the prefix, which do not belong to the network."""
+        return tuple(key for key in self.weights if not key.startswith(self.prefix))
 
     def announce(self, origin: str, *further: str) -> None:
         """Announces the selection if there was a choice.
@@ -64,14 +67,14 @@ class Choice:
             origin: The file.
             further: Further sentences.
         """
-        remarks = [*self.remarks, *self._choice(), *further]
+        remarks = [*self.weights.remarks, *self._choice(), *further]
         if remarks:
             announce(f"`{origin}`: {'; '.join(remarks)}.")
 
     def _choice(self) -> list[str]:
         remarks = []
         if self.passed_over:
-            source = self.key_path or (
+            source = self.weights.key_path or (
                 f"{self.prefix}*" if self.prefix else "the tensors of the file"
             )
             averaged = is_averaged(source.removesuffix("*"))
@@ -113,20 +116,16 @@ def choose(
         heads: Name prefixes of tensors that can have any shape or be missing.
         complete: Whether every tensor of a set must have the prefix.
     """
-    sets = [state, *(state.other_sets if isinstance(state, Weights) else ())]
+    weights = state if isinstance(state, Weights) else Weights(state)
+    sets = [weights, *weights.other_sets]
     attempts = [
-        _attempt(weights, prefix, expected, convert, tuple(heads))
-        for weights in sets
-        for prefix in _prefixes(weights, len(expected), complete=complete)
+        _attempt(weights_set, prefix, expected, convert, tuple(heads))
+        for weights_set in sets
+        for prefix in _prefixes(weights_set, len(expected), complete=complete)
     ]
     fitting = [attempt for attempt in attempts if attempt.fits]
     best = fitting[0] if fitting else max(attempts, key=lambda attempt: attempt.matching)
-    return Choice(
-        best.state, best.file_state, _key_path(best.weights), best.prefix, best.fits,
-        _passed_over(best, fitting, sets),
-        tuple(key for key in best.weights if not key.startswith(best.prefix)),
-        best.weights.remarks if isinstance(best.weights, Weights) else (),
-    )  # fmt: skip
+    return replace(best, passed_over=_passed_over(best, fitting, sets))
 
 
 def fitted_to_ablation(network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -153,20 +152,9 @@ def ablation_remarks(network: nn.Module, converted: Mapping[str, Tensor]) -> tup
     )
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    weights: Mapping[str, Tensor]
-    prefix: str
-    file_state: Mapping[str, Tensor]
-    state: Mapping[str, Tensor]
-    fits: bool
-    matching: int
-
-
 def _attempt(
-    weights: Mapping[str, Tensor], prefix: str, expected: Shapes, convert: Convert,
-    heads: tuple[str, ...],
-) -> _Attempt:  # fmt: skip
+    weights: Weights, prefix: str, expected: Shapes, convert: Convert, heads: tuple[str, ...]
+) -> Choice:
     file_state = {
         key.removeprefix(prefix): tensor
         for key, tensor in weights.items()
@@ -178,7 +166,7 @@ def _attempt(
     needed = {
         key: shape for key, shape in network_body.items() if key in file_body or not counts(key)
     }
-    return _Attempt(
+    return Choice(
         weights, prefix, file_state, state, needed == file_body, len(needed.keys() & file_body)
     )
 
@@ -198,12 +186,8 @@ def _prefixes(names: Collection[str], expected: int, *, complete: bool) -> list[
     return ["", *sorted(common, key=lambda prefix: rank_of(prefix[:-1].split(".")))]
 
 
-def _key_path(weights: Mapping[str, Tensor]) -> str:
-    return weights.key_path if isinstance(weights, Weights) else ""
-
-
 def _passed_over(
-    best: _Attempt, fitting: Sequence[_Attempt], sets: Sequence[Mapping[str, Tensor]]
+    best: Choice, fitting: Sequence[Choice], sets: Sequence[Weights]
 ) -> tuple[str, ...]:
     """Sets preferred to the selected one or of similar size, and further matching prefixes."""
     chosen = next(n for n, weights in enumerate(sets) if weights is best.weights)
@@ -216,7 +200,7 @@ def _passed_over(
         for attempt in fitting
         if attempt.weights is best.weights and attempt.prefix != best.prefix
     ]
-    return (*(_key_path(weights) or "the tensors beside it" for weights in alternatives), *prefixes)
+    return (*(weights.key_path or "the tensors beside it" for weights in alternatives), *prefixes)
 
 
 def heads_in(network: nn.Module) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -286,23 +286,6 @@ def _collect(sums: list[Tensor]) -> Any:
     return hook
 
 
-def _renamed(changes: dict[str, object], drop_path_rate: float | None) -> dict[str, object]:
-    return changes if drop_path_rate is None else changes | {"drop_path": drop_path_rate}
-
-
-def build_vim(
-    variant: str, *, in_chans: int = 3, global_pool: str = "token", drop_rate: float = 0.0,
-    drop_path_rate: float | None = None, **changes: object,
-) -> TimmVim:  # fmt: skip
-    """The network `variant` with initial weights and with `changes` to its configuration.
-
-    Raises:
-        UsageError: An option is unknown.
-    """
-    config = changed(VIMS[variant], _renamed(changes, drop_path_rate), model=variant)
-    return TimmVim(config, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
-
-
 # VMamba with timm's methods. Shapes: B batch; H, W and C of the last stage's map.
 
 
@@ -421,14 +404,29 @@ class TimmVMamba(TimmContract, VMamba):
         return [stage for stage in self.layers if isinstance(stage, VMambaStage)]
 
 
-def build_vmamba(
-    variant: str, *, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.0,
-    drop_path_rate: float | None = None, **changes: object,
-) -> TimmVMamba:  # fmt: skip
-    """The network `variant` with initial weights and with `changes` to its configuration.
+_FAMILIES: dict[str, tuple[Any, Mapping[str, Any]]] = {
+    "vim": (TimmVim, VIMS), "vmamba": (TimmVMamba, VMAMBAS)
+}  # fmt: skip
+_TIMMS_OPTIONS = ("in_chans", "global_pool", "drop_rate")
+OPTIONS = (*_TIMMS_OPTIONS, "drop_path_rate")
+"""Options in addition to the fields of a configuration."""
+
+
+def build(family: str, variant: str, **options: object) -> TimmContract:
+    """The network `variant` of a `family` with initial weights.
+
+    Args:
+        family: `vim` or `vmamba`.
+        variant: Name of the network.
+        options: `OPTIONS`, and changes to its configuration.
 
     Raises:
         UsageError: An option is unknown.
     """
-    config = changed(VMAMBAS[variant], _renamed(changes, drop_path_rate), model=variant)
-    return TimmVMamba(config, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
+    network, variants = _FAMILIES[family]
+    of_timm = {name: options.pop(name) for name in _TIMMS_OPTIONS if name in options}
+    drop_path = options.pop("drop_path_rate", None)
+    if drop_path is not None:
+        options["drop_path"] = drop_path
+    built: TimmContract = network(changed(variants[variant], options, model=variant), **of_timm)
+    return built

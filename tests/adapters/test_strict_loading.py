@@ -136,7 +136,7 @@ def test_the_set_that_fits_is_taken_and_the_others_are_named(
     state = Weights(generator, "model", other_sets=[Weights(values(2), "net")])
     choice = choose(state, SHAPES)
     choice.announce("w.pth")
-    assert (choice.fits, choice.key_path) == (True, "net")
+    assert (choice.fits, choice.weights.key_path) == (True, "net")
     assert caplog.messages == ["`w.pth`: the weights `net` are used, not `model`."]
 
 
