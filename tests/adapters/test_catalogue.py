@@ -34,6 +34,7 @@ OFFICIAL = {
 FRONT_PAGE = {"vmamba-t": "vmamba-t-s1l8", "vmamba-s": "vmamba-s-s2l15",
               "vmamba-b": "vmamba-b-s2l15"}  # fmt: skip
 VIM_HUB = "https://huggingface.co/hustvl/Vim-"
+RELEASED = ("vmamba", RELEASES, "MIT"), ("vim", VIM_HUB, "Apache-2.0")
 # Typed from Vim's README: published top-1, parameters, file on the hub.
 VIM = {
     "vim-t": (76.1, 7_148_008, "tiny-midclstok/resolve/main/vim_t_midclstok_76p1acc.pth"),
@@ -81,25 +82,16 @@ def test_it_is_built_with_these_parameters_and_as_many_classes_as_it_says(
         assert network.num_classes == network.config.num_classes
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("name", [*OFFICIAL, *VIM])
 def test_a_release_is_as_its_authors_describe_it(name: str) -> None:
-    published, parameters, asset = OFFICIAL[name]
+    builder, address, licence = RELEASED[name in VIM]
+    published, parameters, file = {**OFFICIAL, **VIM}[name]
     entry = CATALOGUE[name]
     assert (entry.published, entry.parameters) == (published, parameters)
-    assert entry.weights_url == RELEASES + asset
-    assert entry.weights_file == asset.split("/")[1]
-    assert (entry.variant, entry.builder, entry.alias) == (name, "vmamba", False)
-    assert (entry.pretraining, entry.licence, entry.label_space) == (IN1K, "MIT", "imagenet-1k")
-
-
-@pytest.mark.parametrize("name", VIM)
-def test_a_vim_release_is_as_its_authors_describe_it(name: str) -> None:
-    published, parameters, file = VIM[name]
-    entry = CATALOGUE[name]
-    assert (entry.published, entry.parameters) == (published, parameters)
-    assert entry.weights_url == VIM_HUB + file
-    assert (entry.variant, entry.builder, entry.alias) == (name, "vim", False)
-    assert (entry.pretraining, entry.licence) == (IN1K, "Apache-2.0")
+    assert entry.weights_url == address + file
+    assert entry.weights_file == file.rpartition("/")[2]
+    assert (entry.variant, entry.builder, entry.alias) == (name, builder, False)
+    assert (entry.pretraining, entry.licence, entry.label_space) == (IN1K, licence, "imagenet-1k")
 
 
 def test_addresses_that_nobody_confirmed_say_so() -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import tarfile
-import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from tests.data.hub_server import local_server
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 MakePhotos = Callable[..., Path]
@@ -116,7 +118,8 @@ def _handler(served: Served, folder: str) -> type[BaseHTTPRequestHandler]:
                 self.send_header("ETag", served.etag)
             self.end_headers()
             cut, served.cut = served.cut, None
-            self.wfile.write(body[:cut])
+            with suppress(OSError):  # the client has closed the connection
+                self.wfile.write(body[:cut])
 
         def log_message(self, *arguments: object) -> None:
             """Keeps the terminal clean."""
@@ -128,11 +131,6 @@ def _handler(served: Served, folder: str) -> type[BaseHTTPRequestHandler]:
 def served() -> Iterator[Served]:
     file = Served(content=bytes(range(256)) * 5000)
     folder = f"/{uuid.uuid4()}/"
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(file, folder))
-    file.url = f"http://127.0.0.1:{server.server_port}{folder}file.bin"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield file
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with local_server(_handler(file, folder)) as address:
+        file.url = f"{address}{folder}file.bin"
+        yield file

@@ -171,14 +171,19 @@ class _Answers(BaseHTTPRequestHandler):
 def serving() -> Iterator[Hub]:
     """A hub that answers on the loopback interface while the context lasts."""
     hub = Hub()
-    answers = type("Answers", (_Answers,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), answers)
+    with local_server(type("Answers", (_Answers,), {"hub": hub})) as hub.url:
+        yield hub
+
+
+@contextmanager
+def local_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serves `handler` on the loopback interface while the context lasts; yields the address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    hub.url = f"http://127.0.0.1:{server.server_port}"
     try:
-        yield hub
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

@@ -109,21 +109,6 @@ def test_offline_forbids_the_network(served: Any, target: Path) -> None:
     assert served.requests == []
 
 
-def test_two_at_once_download_once(served: Any, target: Path) -> None:
-    threads = [
-        threading.Thread(
-            target=fetch_file, args=(served.url, target), kwargs={"sha256": None, "offline": False}
-        )
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(served.requests) == 1
-    assert target.read_bytes() == served.content
-
-
 @pytest.mark.parametrize("offline", [False, True])
 def test_a_folder_that_cannot_be_written(tmp_path: Path, offline: bool) -> None:
     (tmp_path / "file").touch()

@@ -515,27 +515,17 @@ in_an_empty_folder = pytest.mark.usefixtures("_in_an_empty_folder")
 
 
 @in_an_empty_folder
-def test_the_environment_comes_before_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("robust.toml").write_text('[data]\nimagenet-1k = "from/toml"\n')
+def test_the_environment_comes_before_the_settings_and_these_before_the_bundled_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("robust.toml").write_text("[other]\nx = 1\n")
+    assert default_data("cifar10") == DefaultData("cifar10-mini", "bundled")
+    Path("robust.toml").write_text('[data]\nCIFAR10 = "my"\nimagenet_1k = "from/toml"\n')
+    assert default_data("cifar10").data == "my"
     assert default_data("imagenet-1k") == DefaultData("from/toml", "`robust.toml`")
-    monkeypatch.setenv("ROBUST_DATA_IMAGENET_1K", "from/env")
+    monkeypatch.setenv(variable_for("imagenet-1k"), "from/env")
     assert default_data("imagenet-1k").data == "from/env"
     assert "ROBUST_DATA_IMAGENET_1K" in default_data("imagenet-1k").origin
-    assert variable_for("imagenet-1k") == "ROBUST_DATA_IMAGENET_1K"
-
-
-@in_an_empty_folder
-def test_settings_come_before_the_bundled_set_and_may_spell_differently() -> None:
-    Path("robust.toml").write_text('[data]\nCIFAR10 = "my"\nimagenet_1k = "other"\n')
-    assert default_data("cifar10").data == "my"
-    assert default_data("imagenet-1k").data == "other"
-
-
-@in_an_empty_folder
-def test_the_bundled_set_serves_its_label_space_whatever_other_settings_say() -> None:
-    assert default_data("cifar10") == DefaultData("cifar10-mini", "bundled")
-    Path("robust.toml").write_text("[other]\nx = 1\n")
-    assert default_data("cifar10").data == "cifar10-mini"
 
 
 @in_an_empty_folder

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +24,7 @@ from robustcli.core.errors import RunError
 from robustcli.data import download, hub_files
 from robustcli.data.archives import decompress, list_tar
 from robustcli.data.download import check_address, fetch_file
+from tests.data.hub_server import local_server
 
 CONTENT = bytes(range(251)) * 400
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -65,14 +66,9 @@ def server() -> Iterator[LyingServer]:
         def log_message(self, *arguments: object) -> None:
             """Suppresses the server's log."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_port}{secret}file.bin"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield state
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with local_server(Handler) as address:
+        state.url = f"{address}{secret}file.bin"
+        yield state
 
 
 def reply(body: bytes = CONTENT, status: int = 200, **headers: object) -> Answer:
