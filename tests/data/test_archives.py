@@ -455,14 +455,17 @@ def test_nothing_outside_of_the_archive_is_followed(tmp_path: Path) -> None:
         _member(archive, "cat/circle.jpg", tarfile.SYMTYPE, "circle2.jpg")
         _member(archive, "cat/circle2.jpg", tarfile.SYMTYPE, "circle.jpg")
         _member(archive, "cat/pipe.jpg", tarfile.FIFOTYPE)
+        _member(archive, "dev/character.jpg", tarfile.CHRTYPE)
+        _member(archive, "dev/block.jpg", tarfile.BLKTYPE)
     listing = list_tar(tmp_path / "x.tar")
     assert sorted(_images(listing)) == ["cat/a.jpg", "rooted/b.jpg"]
     assert listing.unreached == [
         *("../up.jpg", "cat/../../up2.jpg", "cat/absolute.jpg", "cat/circle.jpg"),
         *("cat/circle2.jpg", "cat/hard.jpg", "cat/nothing.jpg", "cat/pipe.jpg", "cat/relative.jpg"),
+        *("dev/block.jpg", "dev/character.jpg"),
     ]
     (note,) = listing.notes(tmp_path / "x.tar")
-    assert "9 files with suffixes of images (links with a target outside of the archive" in note
+    assert "11 files with suffixes of images (links with a target outside of the archive" in note
 
 
 def test_of_two_members_of_one_name_the_last_counts(tmp_path: Path) -> None:
