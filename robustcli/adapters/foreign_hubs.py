@@ -26,7 +26,7 @@ from robustcli.adapters.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Prepro
 from robustcli.adapters.strict_loading import choose, load_strictly, shapes_of
 from robustcli.core.errors import MachineError, UsageError, first_line
 from robustcli.core.io import parse_json
-from robustcli.core.names import nearest
+from robustcli.core.names import did_you_mean, nearest
 from robustcli.data.labels import LabelSpace, read_label_space
 
 _FILES = ["*.json", "*.safetensors"]
@@ -383,12 +383,9 @@ def _clip_source(open_clip: Any, request: ModelRequest) -> tuple[str, str, Path 
     """Name of the architecture, tag of its weights, and their file if they are in one."""
     name, _, tag = request.name.partition(":")[2].partition("/")
     if name not in open_clip.list_models():
-        close = nearest(name, open_clip.list_models())
         raise UsageError(
             f"open_clip has no model `{name}`.",
-            f"Did you mean {' or '.join(f'`{close_name}`' for close_name in close)}?"
-            if close
-            else "",
+            did_you_mean(nearest(name, open_clip.list_models())),
             "Write `open-clip:MODEL/PRETRAINED`, such as `open-clip:ViT-B-32/laion2b_s34b_b79k`.",
         )
     tags = open_clip.list_pretrained_tags_by_model(name)

@@ -45,7 +45,7 @@ from robustcli.adapters.training_run import (
     weights_in,
 )
 from robustcli.core.errors import UsageError
-from robustcli.core.names import canonical, nearest
+from robustcli.core.names import canonical, did_you_mean, nearest
 from robustcli.core.objects import names_url, path_here
 from robustcli.core.seeds import identity_seed
 from robustcli.data.labels import LabelSpace, numbered_classes, read_label_space
@@ -194,7 +194,7 @@ def resolve(name: str) -> ModelEntry:
     close = nearest(name, [*nearest(name, CATALOGUE), *timm_library.suggestions(name)], most=4)
     raise UsageError(
         f"No model is called `{name}`.",
-        f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
+        did_you_mean(close),
         "`robust list models` lists the names; any timm name with its tag can be used too.",
     )
 
@@ -218,7 +218,7 @@ def _no_run(path: Path) -> UsageError:
     close = [path.parent / name for name in nearest(path.name, folders)]
     return UsageError(
         f"The folder `{path}` does not exist.",
-        f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
+        did_you_mean(close),
         "Pass the folder of a finished training, or a name of `robust list models`.",
     )
 

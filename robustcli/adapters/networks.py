@@ -34,7 +34,7 @@ from robustcli.adapters.strict_loading import (
     shapes_of,
 )
 from robustcli.core.errors import UsageError, first_line
-from robustcli.core.names import canonical, check_options, nearest
+from robustcli.core.names import canonical, check_options, did_you_mean, nearest
 from robustcli.models.ablation import scan_parameters
 from robustcli.models.architectures import ARCHITECTURES, Architecture, architecture
 from robustcli.models.vim import fit_positions
@@ -364,9 +364,8 @@ def _resolve_builder(name: str, *, tagged: bool) -> tuple[str, str]:
             f"Add the tag (`{name}.TAG`), or use `timm.create_model`.",
         )
     names = [*ARCHITECTURES, *(e.name for e in CATALOGUE.values() if e.builder == "timm")]
-    close = nearest(name, names)
     raise UsageError(
         f"No model is called `{name}`.",
-        f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
+        did_you_mean(nearest(name, names)),
         f"Expected {', '.join(names)}, or any timm name with its tag.",
     )

@@ -13,7 +13,7 @@ from robustcli.adapters.catalogue import FOREGROUND, ModelEntry
 from robustcli.adapters.fetching import hub, hub_failure_reason
 from robustcli.adapters.strict_loading import choose, load_strictly, shapes_of
 from robustcli.core.errors import MachineError, UsageError, first_line
-from robustcli.core.names import check_options, find, nearest
+from robustcli.core.names import check_options, did_you_mean, find, nearest
 from robustcli.models.architectures import check_multiple
 
 SMP_PREFIX = "smp:"
@@ -56,7 +56,7 @@ def _encoder(name: str, library: Any) -> str:
             close = nearest(name[3:], timm_library.suggestions(name[3:]))
             raise UsageError(
                 f"timm has no encoder `{name[3:]}`.",
-                f"Did you mean {' or '.join(f'`tu-{c}`' for c in close)}?" if close else "",
+                did_you_mean([f"tu-{encoder}" for encoder in close]),
             )
         return name
     # The library warns about its `timm-` names: `tu-` are the same networks from timm.

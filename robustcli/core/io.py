@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustcli.core.errors import RunError
 from robustcli.core.machine import machine_id, start_of_process
-from robustcli.core.names import FORMULA_SIGNS, printable
+from robustcli.core.names import marked_cell, printable, unmarked_cell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,12 +169,8 @@ def read_csv(path: Path, names: Iterable[str] = (), **options: Any) -> pd.DataFr
     columns = [name for name in names if name in table]
     if columns:  # pandas would also take `null` of a converter for a missing value
         texts = pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
-        table[columns] = texts.map(_without_apostrophe)
+        table[columns] = texts.map(unmarked_cell)
     return table
-
-
-def _without_apostrophe(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_SIGNS) else cell
 
 
 def to_csv(table: pd.DataFrame) -> str:
@@ -185,14 +181,10 @@ def to_csv(table: pd.DataFrame) -> str:
     """
     harmless = table.copy()
     for name in table.select_dtypes(exclude="number").columns:
-        harmless[name] = table[name].map(_no_formula)
+        harmless[name] = table[name].map(
+            lambda cell: printable(marked_cell(cell)) if isinstance(cell, str) else cell
+        )
     return harmless.to_csv(index=False, lineterminator="\n")
-
-
-def _no_formula(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    return printable(f"'{value}" if value.startswith(FORMULA_SIGNS) else value)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -67,7 +67,7 @@ def find(name: str, candidates: Iterable[str], *, kind: str, listing: str) -> st
     if canonical(name) in spelling:
         return spelling[canonical(name)]
     close = nearest(name, spelling.values())
-    offered = f"Did you mean {_either(close)}?" if close else ""
+    offered = did_you_mean(close)
     if not close and len(spelling) <= FEW_NAMES:
         offered = f"Expected {_either(list(spelling.values()))}."
     raise UsageError(
@@ -77,7 +77,12 @@ def find(name: str, candidates: Iterable[str], *, kind: str, listing: str) -> st
     )
 
 
-def _either(names: list[str]) -> str:
+def did_you_mean(names: Sequence[object]) -> str:
+    """The question for a message about an unknown name; empty without similar `names`."""
+    return f"Did you mean {_either(names)}?" if names else ""
+
+
+def _either(names: Iterable[object]) -> str:
     return " or ".join(f"`{name}`" for name in names)
 
 
@@ -94,7 +99,7 @@ def check_options(given: Iterable[str], known: Sequence[str], *, owner: str) -> 
             close = nearest(option, known, most=1)
             raise UsageError(
                 f"`{owner}` has no option `{option}=...`.",
-                f"Did you mean `{close[0]}`?" if close else "",
+                did_you_mean(close),
                 f"Its options are {', '.join(known)}.",
             )
 
@@ -130,6 +135,21 @@ def model_folder(above: Path, prefix: str, model: str) -> Path:
 
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 """First characters of cells that spreadsheets evaluate. Source: OWASP, CSV Injection."""
+
+
+def marked_cell(cell: str) -> str:
+    """The cell, with an apostrophe prepended if a spreadsheet would read it as a formula.
+
+    Also if it would after apostrophes of its own, so that `unmarked_cell` can tell them apart.
+    """
+    return f"'{cell}" if cell.lstrip("'").startswith(FORMULA_SIGNS) else cell
+
+
+def unmarked_cell(cell: str) -> str:
+    """The inverse of `marked_cell`."""
+    is_marked = cell.startswith("'") and cell.lstrip("'").startswith(FORMULA_SIGNS)
+    return cell[1:] if is_marked else cell
+
 
 # Escape sequences of terminals start with a control character; others reorder or hide letters.
 _ACTIVE = re.compile(

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from robustcli.core.errors import MachineError, RunError, UsageError, first_line
 from robustcli.core.io import parse_json, replacing, write_text
-from robustcli.core.names import counted, nearest
+from robustcli.core.names import counted, did_you_mean, nearest
 from robustcli.data.advice import quoted
 from robustcli.data.hub_files import (
     HUB_PREFIX,
@@ -561,11 +561,10 @@ def _splits(name: HubName, published: Published, all_splits: bool) -> list[str]:
     files = published.files
     if name.split is not None:
         if name.split not in files:
-            close = nearest(name.split, files)
-            suggestion = f" Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else ""
             raise UsageError(
                 f"`{name.place}` has no split `{name.split}`.",
-                f"It has {', '.join(f'`{split}`' for split in files)}.{suggestion}",
+                f"It has {', '.join(f'`{split}`' for split in files)}. "
+                f"{did_you_mean(nearest(name.split, files))}".rstrip(),
                 f"Write for example `--data {name.place}@{name.revision or 'main'}:"
                 f"{next(iter(files))}`.",
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from robustcli.core.errors import UsageError
-from robustcli.core.names import canonical, nearest
+from robustcli.core.names import canonical, did_you_mean, nearest
 from robustcli.data.tables import TABLE_SUFFIXES, Column, Say, ignore_note, read_columns, read_text
 
 BUNDLED_SPACES = ("imagenet-1k", "cifar10", "cifar100")
@@ -94,10 +94,9 @@ def read_label_space(name_or_file: str, say: Say = ignore_note) -> LabelSpace:
         return _bundled(canonical(name_or_file))
     path = Path(name_or_file).expanduser()
     if not path.is_file():
-        close = nearest(name_or_file, BUNDLED_SPACES)
         raise UsageError(
             f"No label space or classes file is called `{name_or_file}`.",
-            f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "",
+            did_you_mean(nearest(name_or_file, BUNDLED_SPACES)),
             f"Use `--label-space {BUNDLED_SPACES[0]}`, `--label-space {BUNDLED_SPACES[1]}` or "
             "`--label-space FILE` with one class per line, in index order.",
         )

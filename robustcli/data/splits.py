@@ -18,7 +18,7 @@ import numpy as np
 
 from robustcli.core.errors import UsageError
 from robustcli.core.io import write_text
-from robustcli.core.names import FORMULA_SIGNS, counted
+from robustcli.core.names import counted, marked_cell, unmarked_cell
 from robustcli.core.seeds import identity_seed
 from robustcli.data.advice import quoted
 from robustcli.data.dataset import Dataset, FileRef, Sample
@@ -371,24 +371,13 @@ def write_splits(path: Path, splits: Splits) -> None:
     An image that is in both validation and test is listed as `test`.
     """
     rows = {
-        sample.image_id: (_as_text(sample.image_id), _as_text(sample.group), name)
+        sample.image_id: (marked_cell(sample.image_id), marked_cell(sample.group), name)
         for name in SPLITS
         for sample in getattr(splits, name).samples
     }.values()
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_HEADER, *sorted(rows)])
     write_text(path, text.getvalue())
-
-
-def _as_text(cell: str) -> str:
-    """The cell, with an apostrophe prepended if a spreadsheet would read it as a formula."""
-    return f"'{cell}" if cell.lstrip("'").startswith(FORMULA_SIGNS) else cell
-
-
-def _without_mark(cell: str) -> str:
-    """The inverse of `_as_text`."""
-    is_marked = cell.startswith("'") and cell.lstrip("'").startswith(FORMULA_SIGNS)
-    return cell[1:] if is_marked else cell
 
 
 def read_splits(path: Path) -> dict[str, Split]:
@@ -403,4 +392,4 @@ def read_splits(path: Path) -> dict[str, Split]:
             "Use a new run folder, or restore `splits.csv` of the run.",
         )
     names = [cast("Split", name) for name in columns["split"]]
-    return dict(zip(map(_without_mark, columns["image-id"]), names, strict=True))
+    return dict(zip(map(unmarked_cell, columns["image-id"]), names, strict=True))
