@@ -12,7 +12,6 @@ from robustcli.cli.results import show, show_plan
 from robustcli.cli.shared_options import (
     FILE,
     Assignments,
-    Devices,
     Numbers,
     as_json,
     offline,
@@ -91,9 +90,7 @@ _run = together(
     options.seed,
     options.device,
     options.precision,
-    click.option("--devices", type=Devices(),
-                 help="Number of processes that share the run, one per device, or all. "
-                 "[default: 1]"),
+    options.devices,
     click.option("--engine", type=click.Choice(["ray", "slurm"]),
                  help="Compute on a Ray cluster or in a SLURM job array (docs/engines.md). "
                  "[default: this machine]"),

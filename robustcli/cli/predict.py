@@ -15,6 +15,7 @@ from robustcli.cli.study import StudyCommand, config_option
 from robustcli.cli.terminal import ConsoleListener, say_safely
 from robustcli.core.errors import RunError
 from robustcli.core.names import counted
+from robustcli.core.ranks import ranks
 
 if TYPE_CHECKING:
     from robustcli.evaluation.mask_files import PredictedMasks
@@ -59,6 +60,7 @@ _SHOWN = 50  # rows of the table on the terminal
     "(labels.json), for a model without class names.",
 )
 @options.device
+@options.devices
 @options.precision
 @click.option(
     "--fresh", is_flag=True, help="Compute existing masks again, or replace an existing CSV."
@@ -76,14 +78,18 @@ def command(as_json: bool, quiet: bool, dry_run: bool, **values: Any) -> None:
     robust predict --model runs/train-ulvm_v5-1a2b3c4d --data DIR --out MASKS --overlays
     robust predict --model ulvm_v5 --weights FILE --data DIR --out MASKS
     """  # noqa: D301  click reads the backspace: keep these lines apart
-    config = _config(values)
-    with ConsoleListener(quiet=quiet, unit="photos") as listener:
+    config, first = _config(values), ranks().first
+    with ConsoleListener(quiet=quiet or not first, unit="photos") as listener:
+        if dry_run and not first:
+            return
         from robustcli.evaluation.prediction import PredictedLabels, predict, predict_forecast
 
         if dry_run:
             show_plan(predict_forecast(config, listener), as_json=as_json)
             return
         result = predict(config, listener)
+    if not first:
+        return
     if isinstance(result, PredictedLabels):
         _show_labels(result, config, as_json=as_json, quiet=quiet)
     else:

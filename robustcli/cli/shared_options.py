@@ -208,6 +208,10 @@ seed = click.option(
 device = click.option(
     "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or mps."
 )
+devices = click.option(
+    "--devices", type=Devices(),
+    help="Number of processes that share the work, one per device, or all. [default: 1]",
+)  # fmt: skip
 precision = click.option(
     "--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
     help="Number format of the forward pass.",

@@ -1,9 +1,10 @@
-"""Evaluation in several processes: ranks, messages, heartbeats, and child processes.
+"""Work in several processes: ranks, messages, heartbeats, and child processes.
 
-Every rank first sends its inputs (data, weights, transforms, versions) to rank 0, which raises an
-error if they differ. Rank 0 then opens the run's folder, determines the missing work once, and
-assigns the pieces to all ranks by their numbers. At the end rank 0 waits for the other ranks and
-compares the folder with the plan. Messages are sent through a key-value store: that of torchrun,
+`robust eval`, `robust predict` and `robust explain` share their work like this: Every rank first
+sends its inputs (data, weights, transforms, versions) to rank 0, which raises an error if they
+differ. Rank 0 then determines the missing work once, and assigns its pieces to all ranks by their
+numbers. At the end rank 0 waits for the other ranks and compares the results with the plan.
+Messages are sent through a key-value store: that of torchrun,
 SLURM or MPI, or for `--devices N` a store on the loopback address. Messages are JSON; received data
 are never executed.
 
@@ -17,30 +18,51 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
+from robustcli.adapters.catalogue import ModelRequest
 from robustcli.core.children import end_children, job_of_parent, start_child
 from robustcli.core.errors import MachineError, RobustError, RunError, UsageError
 from robustcli.core.listener import Listener, Silent
+from robustcli.core.machine import versions
 from robustcli.core.ranks import Ranks, ranks, store
+from robustcli.evaluation.plan import share_of
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined,unused-ignore]
-
-    from robustcli.evaluation.config import EvalConfig
 
 RANK_BEAT_SECONDS = 1.0
 RANK_SILENCE_SECONDS = 60.0  # a rank without a heartbeat for this long counts as dead
 _POLL_SECONDS = 0.1
 _END_SECONDS = 10.0  # until child processes are killed at the end
-_CHILD = "robustcli.evaluation.evaluate:help_first"
+_CHILD = "robustcli.evaluation.distributed:help_first"
 _KINDS = {kind.__name__: kind for kind in (RobustError, RunError, UsageError, MachineError)}
+
+
+class DevicesConfig(Protocol):
+    """Settings of a command with `--devices`."""
+
+    @property
+    def models(self) -> tuple[ModelRequest, ...]:
+        """The models, which every process loads."""
+
+    @property
+    def device(self) -> str:
+        """The value of `--device`."""
+
+    @property
+    def devices(self) -> int | str | None:
+        """The value of `--devices`."""
+
+
+_ConfigT = TypeVar("_ConfigT", bound=DevicesConfig)
+_T = TypeVar("_T")
 
 
 class FirstProcessFailed(SystemExit):
@@ -49,7 +71,7 @@ class FirstProcessFailed(SystemExit):
 
 @dataclass
 class Group:
-    """Communication of one rank with the other ranks of an evaluation.
+    """Communication of one rank with the other ranks of a command.
 
     `messages` is the store that all ranks share, None for a single process; `children` are the
     processes that this process started, by rank.
@@ -111,6 +133,16 @@ class Group:
             raise self._dead(dead_ranks)
         return {rank: json.loads(self.messages.get(key)) for rank, key in keys.items()}
 
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Checks at rank 0 that all ranks have the same `inputs` and package versions.
+
+        Raises:
+            UsageError: A rank differs; the message names the rank and the first difference.
+            RobustError: A rank failed or died.
+        """
+        facts = {"host": socket.gethostname(), "package versions": versions(), **inputs}
+        check_ranks_agree(self.gather("facts", facts))
+
     def send(self, name: str, value: object) -> None:
         """Sends a value from rank 0 to the other ranks, which receive it with `receive`."""
         if self.messages is not None:
@@ -135,6 +167,36 @@ class Group:
             return
         number = self.messages.add("notices", 1)
         self.messages.set(f"notice/{number}", text)
+
+    def share_out(self, pieces: Sequence[_T]) -> tuple[_T, ...]:
+        """This rank's share of the `pieces` (JSON values) of rank 0, whatever the others pass.
+
+        Raises:
+            FirstProcessFailed: Rank 0 failed.
+            RunError: Rank 0 died.
+        """
+        if self.first:
+            self.send("work", pieces)
+        else:
+            pieces = self.receive("work")
+        return share_of(pieces, self.place.rank, self.place.world)
+
+    def collect(self, name: str, value: _T) -> tuple[dict[int, _T], list[int]]:
+        """Reports that this rank's share is computed, with a JSON value as its result.
+
+        Returns:
+            At rank 0, the value of each rank and the ranks that died; else nothing.
+
+        Raises:
+            RobustError: A rank failed; the message is that of the rank.
+        """
+        if self.messages is None:
+            return {0: value}, []
+        with _first_process_lost():
+            self.messages.set(f"{name}/{self.place.rank}", json.dumps(value))
+        dead_ranks = self.finish()
+        alive = set(range(self.place.world if self.first else 0)) - set(dead_ranks)
+        return {n: json.loads(self.messages.get(f"{name}/{n}")) for n in sorted(alive)}, dead_ranks
 
     def finish(self) -> list[int]:
         """Reports that this rank's share is computed; rank 0 waits for the others.
@@ -226,6 +288,15 @@ def raised_again(error: Mapping[str, str], sender: str) -> RobustError:
     return _KINDS[error["kind"]](sender + error["what"], error["why"], error["todo"])
 
 
+def lost_processes(dead_ranks: Sequence[int], world: int, lost: str, todo: str) -> RunError:
+    """The error after the death of ranks; `lost` says what is missing, `todo` what to do."""
+    return RunError(
+        f"{in_words(dead_ranks, world)} ended without an error message.",
+        f"{lost} It was killed (possibly out of memory), or its machine is not reachable.",
+        todo,
+    )
+
+
 def in_words(ranks: Sequence[int], world: int) -> str:
     """Description such as `Process 1 of 4` or `Processes 1, 3 of 4`."""
     return f"Process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} of {world}"
@@ -300,7 +371,7 @@ def _first_process_lost() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RunError(
-            "The first process of the evaluation has ended.",
+            "The first process has ended.",
             "Its message store no longer responds.",
             "Results of this process are kept: repeat the command to compute the rest.",
         ) from error
@@ -352,8 +423,14 @@ def _difference(ours: Any, theirs: Any) -> str:
 
 
 @contextmanager
-def group_of(config: EvalConfig) -> Iterator[Group]:
+def group_of(
+    config: _ConfigT, run: Callable[[_ConfigT, Listener, Group], object]
+) -> Iterator[Group]:
     """Context manager: yields the ranks of a launcher or of `--devices`, or a single process.
+
+    Args:
+        config: The settings.
+        run: A function of a module, called with `config` in the processes that are started here.
 
     Raises:
         UsageError: `--devices` requests more devices than exist, or contradicts a launcher.
@@ -381,7 +458,7 @@ def group_of(config: EvalConfig) -> Iterator[Group]:
                 'Pass the name of a function that builds it (model="my_package.my_module:build"), '
                 "or start one process per device with torchrun.",
             )
-    with _started(config, count) as group:
+    with _started(config, run, count) as group:
         yield group
 
 
@@ -418,7 +495,9 @@ def count_devices(devices: int | str | None, device: str) -> int:
 
 
 @contextmanager
-def _started(config: EvalConfig, count: int) -> Iterator[Group]:
+def _started(
+    config: _ConfigT, run: Callable[[_ConfigT, Listener, Group], object], count: int
+) -> Iterator[Group]:
     """Starts ranks 1 to `count` - 1 on this machine; this process is rank 0."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined,unused-ignore]
 
@@ -435,7 +514,7 @@ def _started(config: EvalConfig, count: int) -> Iterator[Group]:
     children: dict[int, subprocess.Popen[bytes]] = {}
     try:
         for rank in range(1, count):
-            job = (config, port, rank, count)
+            job = (run, config, port, rank, count)
             children[rank] = start_child(_CHILD, job, threads=threads_per_rank)
         torch.set_num_threads(threads_per_rank)
         yield Group(Ranks(0, count, 0, count), messages, children)
@@ -447,11 +526,15 @@ def _started(config: EvalConfig, count: int) -> Iterator[Group]:
         end_children(children.values())
 
 
-def group_of_child() -> tuple[EvalConfig, Group]:
-    """Settings and group of a child process, read from standard input."""
+def help_first() -> int:
+    """Entry point of the processes that `group_of` starts; returns the exit code."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined,unused-ignore]
 
-    config, port, rank, count = job_of_parent()
+    run, config, port, rank, count = job_of_parent()
     timeout = timedelta(seconds=RANK_SILENCE_SECONDS)
     messages = TCPStore("127.0.0.1", port, count, is_master=False, timeout=timeout)
-    return config, Group(Ranks(rank, count, rank, count), messages)
+    try:
+        run(config, Silent(), Group(Ranks(rank, count, rank, count), messages))
+    except RobustError as error:
+        return error.exit_code  # rank 0 reports it
+    return 0

@@ -41,7 +41,6 @@ from robustcli.evaluation.distributed import (
     check_ranks_agree,
     check_same_inputs,
     group_of,
-    group_of_child,
     in_words,
 )
 from robustcli.evaluation.engines import (
@@ -89,7 +88,7 @@ def evaluate(config: EvalConfig, listener: Listener | None = None) -> Path:
     if engine is not None:
         config = leading(config, (listener or Silent()).say)
         return run_evaluation(config, listener, engine=engine)
-    with group_of(config) as group:
+    with group_of(config, run_evaluation) as group:
         return run_evaluation(config, listener, group)
 
 
@@ -148,16 +147,6 @@ def _check_gates(evaluation: Evaluation) -> None:
     record = judge(evaluation.run, evaluation.gates, evaluation.scope)
     if not record.passed:
         raise gate_error(evaluation.run, record)
-
-
-def help_first() -> int:
-    """Entry point of processes of `distributed`: computes a share; returns the exit code."""
-    config, group = group_of_child()
-    try:
-        run_evaluation(config, Silent(), group)
-    except RobustError as error:
-        return error.exit_code  # rank 0 reports it
-    return 0
 
 
 def load_models(evaluation: Evaluation) -> dict[str, Model]:

@@ -15,6 +15,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,6 +30,7 @@ from robustcli.core.io import LONGEST_NAME, write_bytes, write_text
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.names import counted
 from robustcli.core.watchdog import watching_threads
+from robustcli.core.working_copy import helping
 from robustcli.data.dataset import FileRef, reasons_in_lines
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.listing import HDF5_SUFFIXES, NIFTI_SUFFIXES, list_folder
@@ -36,6 +38,7 @@ from robustcli.data.mask_classes import colours_of
 from robustcli.data.published_masks import LABEL_FILES, look_like_channels, stacked_channels
 from robustcli.data.splits import subset_in_words, take_ids
 from robustcli.data.tables import Say, ignore_note
+from robustcli.evaluation.distributed import Group, lost_processes
 from robustcli.tasks.base import Forward
 from robustcli.tasks.pictures import indexed, overlaid
 
@@ -245,6 +248,7 @@ def predict_masks(
     batch_size: int | None = None,
     fresh: bool = False,
     listener: Listener | None = None,
+    group: Group | None = None,
 ) -> PredictedMasks:
     """Writes the missing masks of `images`.
 
@@ -263,30 +267,52 @@ def predict_masks(
             images of 512 x 512, but at most eight.
         fresh: Whether to compute existing masks again.
         listener: Receives messages and progress.
+        group: The processes that share the images; None for a single process.
+
+    Returns:
+        All masks; at ranks other than 0 none.
 
     Raises:
-        UsageError: There are no images, outputs have the same path, or other files exist there.
-        RunError: Some images cannot be read; the masks of all others were written.
+        UsageError: There are no images, outputs have the same path, or other files exist there; or
+            the inputs of the processes differ.
+        RunError: Some images cannot be read, or a process died; all other masks were written.
     """
-    listener = listener or Silent()
+    listener, group = listener or Silent(), group or Group()
     grey = segmenter.preprocessing.channels == "grey"
     jobs = list_jobs(images, out, overlays=overlays, grey=grey, say=listener.say)
     jobs = selected_jobs(jobs, limit=limit, seed=seed, say=listener.say)
     tag, classes = mask_tag(segmenter), segmenter.classes
-    missing = [job for job in jobs if not has_mask(job, tag, fresh=fresh)]
-    existing = len(jobs) - len(missing)
-    listener.start(len(jobs), existing, "masks")
-    labels = _write_labels(out, classes) if classes else None
-    colours = colours_of(len(classes))
-    forward = Forward(segmenter, announce=listener.say)
-    unreadable: dict[str, str] = {}
-    for batch in _image_batches(missing, batch_size, unreadable, listener.say):
-        with located(f"It was `{batch[0][0].image}` to `{batch[-1][0].image}`."):
-            masks = [mask for piece in forward([pixels for _, pixels in batch]) for mask in piece]
-        for (job, pixels), mask in zip(batch, masks, strict=True):
-            _write(job, pixels, mask, tag, colours)
-        listener.advance(len(batch))
+    ids = hashlib.sha256(json.dumps([job.image_id for job in jobs]).encode()).hexdigest()
+    group.check_inputs(
+        {"images": [len(jobs), ids], "model, weights or settings": tag, "batch size": batch_size}
+    )
+    missing, labels = list[int](), None
+    if group.first:
+        missing = [n for n, job in enumerate(jobs) if not has_mask(job, tag, fresh=fresh)]
+        labels = _write_labels(out, classes) if classes else None
+        listener.start(len(jobs), len(jobs) - len(missing), "masks")
+    size = batch_size or _MOST_IMAGES
+    numbers = group.share_out([missing[at : at + size] for at in range(0, len(missing), size)])
+    share = [[jobs[number] for number in batch] for batch in numbers]
+    most_pixels = math.inf if batch_size else _MOST_PIXELS
+    with helping(out):
+        found = _write_masks(segmenter, share, most_pixels, tag, listener, group)
+        unreadable_of_ranks, dead_ranks = group.collect("unreadable", found)
+    if not group.first:
+        return PredictedMasks((), 0)
+    unreadable = {
+        str(job.image): reasons[str(job.image)]
+        for job in jobs
+        for reasons in unreadable_of_ranks.values()
+        if str(job.image) in reasons
+    }
     _write_unreadable(out / UNREADABLE_FILE, unreadable)
+    lost = sum(not job.mask.exists() and str(job.image) not in unreadable for job in jobs)
+    if dead_ranks and lost:
+        raise lost_processes(
+            dead_ranks, group.place.world, f"{counted(lost, 'mask')} of {len(jobs)} are missing.",
+            "The same command computes only the missing masks.",
+        )  # fmt: skip
     if unreadable:
         raise RunError(
             f"{len(unreadable)} of {len(jobs)} images cannot be read; the masks of all others "
@@ -294,7 +320,26 @@ def predict_masks(
             reasons_in_lines(unreadable, f"; all are in `{out / UNREADABLE_FILE}`"),
             "Repair or remove them; the same command then computes only the missing masks.",
         )
-    return PredictedMasks(tuple(job.mask for job in jobs), existing, labels)
+    return PredictedMasks(tuple(job.mask for job in jobs), len(jobs) - len(missing), labels)
+
+
+def _write_masks(
+    segmenter: Segmenter, batches: Sequence[Sequence[Job]], most_pixels: float, tag: str,
+    listener: Listener, group: Group,
+) -> dict[str, str]:  # fmt: skip
+    """Writes the masks of `batches` of images; returns path and reason of each unreadable image."""
+    announce = partial(group.announce, listener=listener)
+    forward = Forward(segmenter, announce=announce)
+    unreadable: dict[str, str] = {}
+    with watching_threads(announce):
+        for batch in _decoded(batches, most_pixels, unreadable):
+            with located(f"It was `{batch[0][0].image}` to `{batch[-1][0].image}`."):
+                pieces = forward([pixels for _, pixels in batch])
+            masks = [mask for piece in pieces for mask in piece]
+            for (job, pixels), mask in zip(batch, masks, strict=True):
+                _write(job, pixels, mask, tag, colours_of(len(segmenter.classes)))
+            listener.advance(len(batch))
+    return unreadable
 
 
 def selected_jobs(
@@ -400,25 +445,26 @@ def _tag_of(path: Path) -> str | None:
     return None if tag is None else str(tag)
 
 
-def _image_batches(
-    jobs: Sequence[Job], batch_size: int | None, unreadable: dict[str, str], say: Say
+def _decoded(
+    batches: Sequence[Sequence[Job]], most_pixels: float, unreadable: dict[str, str]
 ) -> Iterator[list[tuple[Job, Pixels]]]:
-    """Batches of decoded images; images that cannot be decoded are added to `unreadable`."""
-    most_images, most_pixels = batch_size or _MOST_IMAGES, math.inf if batch_size else _MOST_PIXELS
-    with watching_threads(say):
-        for first in range(0, len(jobs), most_images):
-            batch: list[tuple[Job, Pixels]] = []
-            for job in jobs[first : first + most_images]:
-                try:
-                    batch.append((job, decode(job.ref)))
-                except UnreadableImage as error:
-                    unreadable[str(job.image)] = error.reason
-                    continue
-                if sum(pixels.shape[0] * pixels.shape[1] for _, pixels in batch) >= most_pixels:
-                    yield batch
-                    batch = []
-            if batch:
-                yield batch
+    """Decoded `batches`, in parts that end when they have `most_pixels`.
+
+    Images that cannot be decoded are added to `unreadable`.
+    """
+    for jobs in batches:
+        part: list[tuple[Job, Pixels]] = []
+        for job in jobs:
+            try:
+                part.append((job, decode(job.ref)))
+            except UnreadableImage as error:
+                unreadable[str(job.image)] = error.reason
+                continue
+            if sum(pixels.shape[0] * pixels.shape[1] for _, pixels in part) >= most_pixels:
+                yield part
+                part = []
+        if part:
+            yield part
 
 
 def _write(job: Job, pixels: Pixels, mask: NDArray[Any], tag: str, colours: Sequence[str]) -> None:

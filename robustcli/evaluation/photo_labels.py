@@ -5,13 +5,16 @@ Part of `robust predict`, see `prediction`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,22 +27,22 @@ from robustcli.adapters.classifier import Classifier, Ranking
 from robustcli.adapters.load import answers_in
 from robustcli.adapters.preprocessing import Preprocessing
 from robustcli.core.errors import UsageError, located
-from robustcli.core.io import parse_json, to_csv, write_text
-from robustcli.core.listener import Listener, Silent
+from robustcli.core.io import parse_json, remove_folder, to_csv, write_text
+from robustcli.core.listener import Listener
 from robustcli.core.watchdog import decoding_pool, watching_threads
 from robustcli.data.archives import is_tar, is_zip, list_tar, list_zip
-from robustcli.data.dataset import FileRef
+from robustcli.data.dataset import FileRef, contents_digest
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.labels import NUMBERED, LabelSpace, numbered_classes
 from robustcli.data.listing import list_folder, normalised_path
 from robustcli.data.named_datasets import find_named, require_tar
 from robustcli.data.tables import Say, ignore_note
 from robustcli.tasks.base import Forward
-from robustcli.tasks.classification import ClassificationTask
 
 CSV_FILE, SETTINGS_FILE = "labels.csv", "labels.json"
 _THREADS = 4  # that decode photos
 _DIGITS = 6  # of probabilities
+_PARTS = ".parts-"  # beginning of the names of folders with finished batches
 
 
 @dataclass(frozen=True)
@@ -194,64 +197,61 @@ def classes_of(classifier: Classifier, request: ModelRequest, say: Say = ignore_
     return space
 
 
-def label_photos(
-    classifier: Classifier,
-    space: LabelSpace,
-    photos: Sequence[FileRef],
-    *,
-    top: int = 5,
-    batch_size: int | None = None,
-    listener: Listener | None = None,
-) -> Labelling:
-    """Predicts the `top` most probable classes of each photo.
+@dataclass(frozen=True)
+class LabelledBatch:
+    """The labels of the readable photos of one batch, and id and reason of each other photo."""
+
+    photos: tuple[PhotoLabels, ...]
+    unreadable: tuple[tuple[str, str], ...]
+
+
+def label_batches(
+    classifier: Classifier, batches: Mapping[int, Sequence[FileRef]], *, top: int,
+    listener: Listener, announce: Say,
+) -> Iterator[tuple[int, LabelledBatch]]:  # fmt: skip
+    """Yields the number of each of `batches` and the `top` most probable classes of its photos.
 
     Decoding, resizing, cropping and normalisation are those of `robust eval`, so the predictions
-    are the same. Photos that cannot be read are listed in the result.
+    are the same.
 
     Args:
         classifier: The classifier, already on its device.
-        space: Its classes, see `classes_of`.
-        photos: See `list_photos`.
+        batches: Photos of each forward pass, see `list_photos`, by number.
         top: Number of classes per photo.
-        batch_size: Number of photos per forward pass; None for the default of the device.
         listener: Receives progress.
+        announce: Receives messages.
     """
-    listener = listener or Silent()
-    size = batch_size or ClassificationTask.batch_sizes[classifier.device.type]
-    forward = Forward(classifier, partial(classifier.ranked, most=top), listener.say)
-    labelled: list[PhotoLabels] = []
-    unreadable: list[tuple[str, str]] = []
-    listener.start(len(photos), 0)
-    for refs, views in _photo_batches(photos, classifier.preprocessing, size, listener.say):
+    forward = Forward(classifier, partial(classifier.ranked, most=top), announce)
+    for number, views in _photo_views(batches, classifier.preprocessing, announce):
+        refs = batches[number]
         readable = [(ref, v) for ref, v in zip(refs, views, strict=True) if not isinstance(v, str)]
-        unreadable += [
+        unreadable = tuple(
             (ref.relative, v) for ref, v in zip(refs, views, strict=True) if isinstance(v, str)
-        ]
+        )
+        labelled: list[PhotoLabels] = []
         if readable:
-            batch = torch.from_numpy(np.stack([view for _, view in readable]))
+            inputs = torch.from_numpy(np.stack([view for _, view in readable]))
             with located(f"It was `{readable[0][0].relative}` to `{readable[-1][0].relative}`."):
-                rankings = [ranking for piece in forward(batch) for ranking in piece]
+                rankings = [ranking for piece in forward(inputs) for ranking in piece]
             for (ref, _), ranking in zip(readable, rankings, strict=True):
                 labelled.append(PhotoLabels(ref.relative, ranking))
+        yield number, LabelledBatch(tuple(labelled), unreadable)
         listener.advance(len(refs))
-    return Labelling(space, top, tuple(labelled), tuple(unreadable))
 
 
-def _photo_batches(
-    photos: Sequence[FileRef], preprocessing: Preprocessing, size: int, say: Say
-) -> Iterator[tuple[Sequence[FileRef], list[NDArray[np.uint8] | str]]]:
-    """Batches of photos and their views; the next batch is decoded during the computation."""
-    batches = [photos[at : at + size] for at in range(0, len(photos), size)]
+def _photo_views(
+    batches: Mapping[int, Sequence[FileRef]], preprocessing: Preprocessing, say: Say
+) -> Iterator[tuple[int, list[NDArray[np.uint8] | str]]]:
+    """The views of each batch of photos; the next batch is decoded during the computation."""
     with watching_threads(say), decoding_pool(_THREADS) as pool:
-
-        def submitted(refs: Sequence[FileRef]) -> list[Future[NDArray[np.uint8] | str]]:
-            return [pool.submit(view_of_photo, ref, preprocessing) for ref in refs]
-
-        pending = submitted(batches[0])
-        for number, refs in enumerate(batches):
-            current = pending
-            pending = submitted(batches[number + 1]) if number + 1 < len(batches) else []
-            yield refs, [future.result() for future in current]
+        waiting: tuple[int, list[Future[NDArray[np.uint8] | str]]] | None = None
+        for number, refs in batches.items():
+            submitted = [pool.submit(view_of_photo, ref, preprocessing) for ref in refs]
+            if waiting is not None:
+                yield waiting[0], [future.result() for future in waiting[1]]
+            waiting = number, submitted
+        if waiting is not None:
+            yield waiting[0], [future.result() for future in waiting[1]]
 
 
 def view_of_photo(ref: FileRef, preprocessing: Preprocessing) -> NDArray[np.uint8] | str:
@@ -261,6 +261,90 @@ def view_of_photo(ref: FileRef, preprocessing: Preprocessing) -> NDArray[np.uint
     except UnreadableImage as error:
         return error.reason
     return np.ascontiguousarray(view.transpose(2, 0, 1))
+
+
+# The labels of finished batches.
+
+
+class LabelParts:
+    """The labels of finished batches, one file each, for other processes and repeated commands.
+
+    Args:
+        folder: Folder of the files; None to keep the labels in memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._known: dict[int, LabelledBatch] = {}
+
+    def missing(self, numbers: Iterable[int]) -> list[int]:
+        """Those of the batches `numbers` that are not finished."""
+        return [number for number in numbers if self._read(number) is None]
+
+    def put(self, number: int, batch: LabelledBatch) -> None:
+        """Stores the labels of the batch `number`."""
+        if self.folder is None:
+            self._known[number] = batch
+            return
+        labels = [[p.image_id, p.ranking.classes, p.ranking.probabilities] for p in batch.photos]
+        content = json.dumps({"labels": labels, "unreadable": batch.unreadable})
+        write_text(self._path(self.folder, number), content)
+
+    def labelling(self, space: LabelSpace, top: int, numbers: Iterable[int]) -> Labelling:
+        """The labels of all batches `numbers`, which are finished."""
+        parts = [part for part in map(self._read, numbers) if part is not None]
+        return Labelling(
+            space,
+            top,
+            tuple(photo for part in parts for photo in part.photos),
+            tuple(pair for part in parts for pair in part.unreadable),
+        )
+
+    def _read(self, number: int) -> LabelledBatch | None:
+        if number not in self._known and self.folder is not None:
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                content = parse_json(self._path(self.folder, number).read_text(encoding="utf-8"))
+                self._known[number] = LabelledBatch(
+                    tuple(
+                        PhotoLabels(name, Ranking(tuple(classes), tuple(probabilities)))
+                        for name, classes, probabilities in content["labels"]
+                    ),
+                    tuple((name, reason) for name, reason in content["unreadable"]),
+                )
+        return self._known.get(number)
+
+    @staticmethod
+    def _path(folder: Path, number: int) -> Path:
+        return folder / f"batch-{number:06d}.json"
+
+
+@contextmanager
+def label_parts(
+    out: Path | None, settings: object, photos: Sequence[FileRef], *, shared: bool, fresh: bool
+) -> Iterator[LabelParts]:
+    """Context manager: the finished batches of a command, which are removed after its success.
+
+    Args:
+        out: Folder of the labels, in which an interrupted command keeps finished batches; None to
+            keep none.
+        settings: Everything besides the photos that determines labels and batches.
+        photos: The photos of the command.
+        shared: Whether other processes of this machine compute batches.
+        fresh: Whether to discard batches of an interrupted command.
+    """
+    if out is None and not shared:
+        yield LabelParts(None)
+    elif out is None:
+        with TemporaryDirectory(prefix="robust-") as folder:
+            yield LabelParts(Path(folder))
+    else:
+        text = json.dumps([settings, contents_digest(photos)], default=str)
+        folder_name = f"{_PARTS}{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        if fresh:
+            remove_folder(out / folder_name)
+        yield LabelParts(out / folder_name)
+        for path in out.glob(f"{_PARTS}*"):  # also of interrupted commands with other settings
+            remove_folder(path)
 
 
 # The files.

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from robustcli.data.dataset import Sample
 from robustcli.evaluation.store import READERS, Store, rows_in
 from robustcli.transforms.base import Cell
 
+_T = TypeVar("_T")
 PIECES_PER_RANK = 4  # with fewer, ranks wait longer at the end for the rank with the largest share
 
 
@@ -157,7 +158,7 @@ def shared(pieces: Sequence[Piece], ranks: int) -> tuple[Piece, ...]:
     )
 
 
-def share_of(pieces: Sequence[Piece], rank: int, ranks: int) -> tuple[Piece, ...]:
+def share_of(pieces: Sequence[_T], rank: int, ranks: int) -> tuple[_T, ...]:
     """The pieces of rank number `rank` of `ranks`: every piece belongs to exactly one rank."""
     return tuple(pieces[rank::ranks])
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -29,11 +29,13 @@ from robustcli.core.errors import UsageError
 from robustcli.core.listener import Listener, Silent
 from robustcli.core.machine import versions
 from robustcli.core.names import TaskName, counted, file_name
+from robustcli.core.ranks import Ranks
 from robustcli.data.dataset import FileRef
 from robustcli.data.decode import UnreadableImage, decode
 from robustcli.data.mask_classes import network_class_names
 from robustcli.data.splits import subset_in_words, take_ids
 from robustcli.evaluation.device import choose_device, device_name, unused_gpu
+from robustcli.evaluation.distributed import Group, count_devices, group_of, lost_processes
 from robustcli.evaluation.forecast import download_bytes, duration_in_words, needs_download
 from robustcli.evaluation.look_up import EVALUATION_TASKS
 from robustcli.evaluation.mask_files import (
@@ -48,14 +50,17 @@ from robustcli.evaluation.photo_labels import (
     CSV_FILE,
     SETTINGS_FILE,
     Labelling,
+    LabelParts,
     check_labels_kept,
     classes_of,
-    label_photos,
+    label_batches,
+    label_parts,
     label_settings,
     list_photos,
     view_of_photo,
     write_labels,
 )
+from robustcli.tasks.classification import ClassificationTask
 
 _TOP = 5
 _TRIAL_PHOTOS = 4
@@ -77,9 +82,15 @@ class PredictConfig:
     batch_size: Positive | None = None
     mask_classes: str | None = None
     device: str = "auto"
+    devices: Positive | Literal["all"] | None = None
     precision: Precision = "fp32"
     fresh: bool = False
     offline: bool = False
+
+    @property
+    def models(self) -> tuple[ModelRequest, ...]:
+        """The model, see `DevicesConfig`."""
+        return (self.model,)
 
     @property
     def labels(self) -> int:
@@ -118,22 +129,35 @@ class PredictedLabels:
 def predict(
     config: PredictConfig, listener: Listener | None = None
 ) -> PredictedLabels | PredictedMasks:
+    """Calls `run_prediction` in all processes that `config` or a launcher (torchrun) requests."""
+    with group_of(config, run_prediction) as group:
+        return run_prediction(config, listener or Silent(), group)
+
+
+def run_prediction(
+    config: PredictConfig, listener: Listener, group: Group
+) -> PredictedLabels | PredictedMasks:
     """Labels the photos of `config`, or writes masks of its images, depending on the model.
 
+    Each process of `group` calls this function; the result of all of them is that of rank 0.
+
     Raises:
-        UsageError: A name or a file does not exist, an option does not apply to the model, or files
-            of other settings exist.
-        RunError: Images of a segmenter cannot be read; the masks of all others were written.
+        UsageError: A name or a file does not exist, an option does not apply to the model, files of
+            other settings exist, or the inputs of the processes differ.
+        RunError: A process died, or images of a segmenter cannot be read; results of all others are
+            kept.
     """
-    listener = listener or Silent()
-    if task_of_model(config) == "cls":
-        return _predict_labels(config, listener)
-    assert config.out is not None, "checked for segmenters"
-    segmenter = _loaded(config, partial(load, config.model, "seg"), listener)
-    return predict_masks(
-        segmenter, config.data, config.out, overlays=config.overlays, limit=config.limit,
-        seed=config.seed, batch_size=config.batch_size, fresh=config.fresh, listener=listener,
-    )  # fmt: skip
+    with group.alive(listener) as shared_listener:
+        if task_of_model(config) == "cls":
+            return _predict_labels(config, shared_listener, group)
+        assert config.out is not None, "checked for segmenters"
+        load_model = partial(load, config.model, "seg")
+        segmenter = _loaded(config, load_model, shared_listener, group.place)
+        return predict_masks(
+            segmenter, config.data, config.out, overlays=config.overlays, limit=config.limit,
+            seed=config.seed, batch_size=config.batch_size, fresh=config.fresh,
+            listener=shared_listener, group=group,
+        )  # fmt: skip
 
 
 def task_of_model(config: PredictConfig) -> TaskName:
@@ -169,9 +193,12 @@ def task_of_model(config: PredictConfig) -> TaskName:
     return entry.task
 
 
-def _loaded(config: PredictConfig, load_model: Callable[..., Any], listener: Listener) -> Any:
+def _loaded(
+    config: PredictConfig, load_model: Callable[..., Any], listener: Listener,
+    place: Ranks | None = None,
+) -> Any:  # fmt: skip
     """The model on its device, tested with a generated image; announces notes on it."""
-    device = choose_device(config.device)
+    device = choose_device(config.device, place)
     if note := unused_gpu(config.device, device):
         listener.say(note)
     model: Classifier | Segmenter = load_model(seed=config.seed, offline=config.offline)
@@ -190,24 +217,65 @@ def _loaded(config: PredictConfig, load_model: Callable[..., Any], listener: Lis
 # Labels of photos.
 
 
-def _predict_labels(config: PredictConfig, listener: Listener) -> PredictedLabels:
+def _predict_labels(config: PredictConfig, listener: Listener, group: Group) -> PredictedLabels:
     all_photos = list_photos(config.data, listener.say)
     photos = _selected_photos(all_photos, config, listener)
-    model: Classifier = _loaded(config, partial(load, config.model, "cls"), listener)
+    load_model = partial(load, config.model, "cls")
+    model: Classifier = _loaded(config, load_model, listener, group.place)
     space = classes_of(model, config.model, listener.say)
-    settings = label_settings(model, space, config.labels)
+    settings, top = label_settings(model, space, config.labels), config.labels
+    size = config.batch_size or ClassificationTask.batch_sizes[model.device.type]
+    batches = [photos[at : at + size] for at in range(0, len(photos), size)]
+    ids = hashlib.sha256(json.dumps([photo.relative for photo in photos]).encode()).hexdigest()
+    group.check_inputs({"images": [len(photos), ids], "settings": {**settings, "batch size": size}})
     folder = config.directory(settings)
+    announce = partial(group.announce, listener=listener)
+
+    def label(parts: LabelParts, numbers: Sequence[int]) -> list[int]:
+        """Labels the batches `numbers`; returns the ranks that died."""
+        share = {number: batches[number] for number in numbers}
+        labelled = label_batches(model, share, top=top, listener=listener, announce=announce)
+        for number, batch in labelled:
+            parts.put(number, batch)
+        return group.finish()
+
+    if not group.first:
+        parts = LabelParts(Path(group.receive("parts")))
+        label(parts, group.share_out(()))
+        return PredictedLabels(Labelling(space, top, (), ()), {}, None)
     if folder is not None and not config.fresh:
         check_labels_kept(folder, settings, photos)
-    labelling = label_photos(
-        model, space, photos, top=config.labels, batch_size=config.batch_size, listener=listener
-    )
-    subset = {"images": len(photos), "of": len(all_photos), "seed": config.seed}
-    document = {
-        **settings, "subset": subset if len(photos) < len(all_photos) else None,
-        **labelling.document(), "device": str(model.device), "versions": versions(),
-    }  # fmt: skip
-    csv = None if folder is None else write_labels(folder, labelling, document)
+    if folder is None and group.place.world > group.place.local_world:
+        raise UsageError(
+            "`--out` is missing.",
+            f"{group.place.world} processes on several machines pass their labels to the first in "
+            "a folder.",
+            "Specify a folder that all machines share with `--out`.",
+        )
+    with label_parts(
+        folder, [settings, size], photos, shared=group.place.world > 1, fresh=config.fresh
+    ) as parts:
+        missing = parts.missing(range(len(batches)))
+        left = sum(len(batches[number]) for number in missing)
+        listener.start(len(photos), len(photos) - left, "photos")
+        group.send("parts", None if parts.folder is None else str(parts.folder))
+        dead_ranks = label(parts, group.share_out(missing))
+        lost = sum(len(batches[number]) for number in parts.missing(missing))
+        if dead_ranks and lost:
+            todo = "The same command labels only these photos."
+            if folder is None:
+                todo = "Repeat the command; with `--out`, it continues after an interruption."
+            raise lost_processes(
+                dead_ranks, group.place.world,
+                f"{counted(lost, 'photo')} of {len(photos)} are not labelled.", todo,
+            )  # fmt: skip
+        labelling = parts.labelling(space, top, range(len(batches)))
+        subset = {"images": len(photos), "of": len(all_photos), "seed": config.seed}
+        document = {
+            **settings, "subset": subset if len(photos) < len(all_photos) else None,
+            **labelling.document(), "device": str(model.device), "versions": versions(),
+        }  # fmt: skip
+        csv = None if folder is None else write_labels(folder, labelling, document)
     return PredictedLabels(labelling, document, csv)
 
 
@@ -237,6 +305,7 @@ class PredictionForecast:
     model: str
     task: TaskName
     device: str
+    processes: int
     images: int
     pool_images: int
     existing: int
@@ -251,6 +320,7 @@ class PredictionForecast:
 
     def as_text(self) -> str:
         """The forecast as text of several lines."""
+        shared = "" if self.processes == 1 else f", {self.processes} processes"
         noun = "photo" if self.task == "cls" else "image"
         of = "" if self.images == self.pool_images else f" of {self.pool_images:,}"
         if self.out is None:
@@ -261,7 +331,7 @@ class PredictionForecast:
                 written += ", in place of the existing files"
         lines = [
             f"Model:       {self.model}",
-            f"Device:      {self.device}",
+            f"Device:      {self.device}{shared}",
             f"{noun.title()}s:      {self.images:,}{of}",
             f"Writes:      {written}",
         ]
@@ -324,9 +394,12 @@ def predict_forecast(config: PredictConfig, listener: Listener) -> PredictionFor
         files += [counted(len(missing), "overlay")] if config.overlays else []
         files += [SETTINGS_FILE] if model.classes else []
         seconds = len(missing) * _seconds_per_mask(model, missing)
+    processes = count_devices(config.devices, config.device)
     return PredictionForecast(
-        model.facts.name, task, device_name(model.device), len(images), pool, existing, out, files,
-        download_bytes(request, model.facts.parameters) if downloads else 0, seconds,
+        model.facts.name, task, device_name(model.device), processes, len(images), pool, existing,
+        out, files,
+        download_bytes(request, model.facts.parameters) if downloads else 0,
+        seconds / processes,
     )  # fmt: skip
 
 

@@ -252,7 +252,7 @@ def test_a_subset_does_not_replace_the_labels_of_all_photos(
     assert robust(*PICO, "photos", "--out", "here").code == 0
     content = Path("here", "labels.csv").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(prediction, "label_photos", None)  # refused before anything is computed
+        patch.setattr(prediction, "label_batches", None)  # refused before anything is computed
         outcome = robust(*PICO, "photos", "--out", "here", "--limit", "1")
     assert outcome.code == 2
     assert "contains the labels of 2 other photos" in outcome.err

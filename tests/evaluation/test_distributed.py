@@ -13,6 +13,7 @@ import torch
 from torch.distributed import HashStore  # type: ignore[attr-defined,unused-ignore]
 
 from robustcli.core.errors import RobustError, RunError, UsageError
+from robustcli.core.listener import Silent
 from robustcli.core.ranks import Ranks
 from robustcli.evaluation import distributed, evaluate
 from robustcli.evaluation.distributed import Group, check_ranks_agree, count_devices
@@ -127,14 +128,14 @@ def trained_config(*args, **changes):
     return config(*args, **{"models": (replace(PICO, untrained=False),), **changes})
 
 
-def in_threads(configs):
-    """Runs the evaluations of `configs` as ranks of one group; returns the errors by rank."""
+def in_threads(configs, run=run_evaluation):
+    """Calls `run` with `configs` as ranks of one group; returns the errors by rank."""
     messages, world, raised = HashStore(), len(configs), {}
 
     def work(rank):
         group = Group(Ranks(rank, world, rank, world), messages)
         try:
-            run_evaluation(configs[rank], group=group)
+            run(configs[rank], Silent(), group)
         except (RobustError, SystemExit) as error:
             raised[rank] = error
 

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.distributed import HashStore  # type: ignore[attr-defined,unused-ignore]
 
 from robustcli.adapters import segmenter as segmenter_module
 from robustcli.adapters.classifier import Classifier
-from robustcli.adapters.load import load
 from robustcli.adapters.segmenter import MaskPreprocessing, Segmenter
 from robustcli.core.errors import RunError
 from robustcli.core.ranks import Ranks
 from robustcli.data.decode import UnreadableImage
 from robustcli.evaluation import evaluate, loader
 from robustcli.evaluation.distributed import Group, _AllRanks, _Counter
-from robustcli.evaluation.photo_labels import classes_of, label_photos, list_photos
+from robustcli.evaluation.prediction import PredictConfig, predict
 from robustcli.evaluation.record import read_record
 from robustcli.tasks import classification, segmentation
 from tests.evaluation import cells, photos
@@ -196,15 +196,15 @@ def test_what_another_rank_announces_reaches_the_user_once() -> None:
 
 
 def test_labels_are_those_of_the_smaller_batch(data, monkeypatch):
-    classifier = load(PICO, "cls")
-    images = list_photos([data["cls"]])
-    expected = label_photos(classifier, classes_of(classifier, PICO), images, batch_size=2).rows()
+    settings = PredictConfig(PICO, (data["cls"],), device="cpu", batch_size=2)
+    expected = predict(settings).table()
     limit_memory(monkeypatch, "cls", 2)
     listener = Recorder()
-    space = classes_of(classifier, PICO)
-    labelled = label_photos(classifier, space, images, batch_size=8, listener=listener)
-    assert labelled.rows() == expected
-    assert listener.lines == ["Out of memory on cpu: `vmamba-pico` continues with batches of 2."]
+    labelled = predict(replace(settings, batch_size=8), listener)
+    pd.testing.assert_frame_equal(labelled.table(), expected)
+    assert listener.lines[-1:] == [
+        "Out of memory on cpu: `vmamba-pico` continues with batches of 2."
+    ]
 
 
 class Doubling(torch.nn.Module):
