@@ -377,7 +377,8 @@ def finetuning_tables(run: Path) -> str:
     training = finetuning.training
     values = {"finetuning": finetuning, **({} if training is None else _of_training(training))}
     values |= {"record": finetuning.record, "scoring": scoring}
-    table = LatexTable("finetuning", "finetuning", heads, 1, rows, {"n": 0, **values})
+    values = {"n": 0, "version": _version({}), **values}
+    table = LatexTable("finetuning", "finetuning", heads, 1, rows, values)
     return _document([table], [run], partial=finetuning.is_partial)
 
 

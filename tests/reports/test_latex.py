@@ -75,6 +75,7 @@ def runs(folder: Path) -> dict[str, Path]:
         "training": build_training(folder / "c", TrainPlan(dataset=data)),
         "paper": build_training(folder / "d", TrainPlan(protocol="paper")),
         "fine-tuning": build_finetuning(folder / "e", FinetunePlan(modes=("full", "freeze"))),
+        "profile": build_finetuning(folder / "o", FinetunePlan(modes=())),
         "part": build_run(folder / "f", RunPlan(transforms=cells[:3], done=0.5)),
         "nothing": build_run(folder / "g", RunPlan(transforms=cells[:3], done=0.0)),
         "no masks": build_masks(folder / "h", MaskPlan(transforms=cells[:3], done=0.0)),
