@@ -178,6 +178,35 @@ def light_grid(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def grid_shape(count: int, most_columns: int) -> tuple[int, int]:
+    """Numbers of lines and columns of a grid of `count` panels."""
+    columns = min(most_columns, count)
+    return -(-count // columns), columns
+
+
+def panel_grid(
+    figure: Figure, count: int, shape: tuple[int, int], *, outer: bool = False, **shared: Any
+) -> list[Axes]:
+    """The axes of `count` panels, line by line, in a grid of `shape`; its other axes are hidden.
+
+    Args:
+        figure: Figure without axes.
+        count: Number of panels.
+        shape: See `grid_shape`.
+        outer: Labels ticks only at the left edge, and below panels that have no panel below them.
+        shared: `sharex` and `sharey` of Matplotlib.
+    """
+    grid = figure.subplots(*shape, squeeze=False, **shared)
+    panels: list[Axes] = list(grid.flat[:count])
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    for number, axes in enumerate(panels if outer else ()):
+        axes.label_outer()
+        if number >= count - shape[1]:  # shared axes label only the last line of the grid
+            axes.tick_params(labelbottom=True)
+    return panels
+
+
 def error_bars(rows: pd.DataFrame, measure: Measure) -> tuple[list[float], list[float]]:
     """Lengths of the 95 % intervals below and above the score, on the axis of `measure`."""
     value = rows[measure.column].to_numpy(dtype=float)

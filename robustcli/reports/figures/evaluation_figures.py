@@ -21,6 +21,7 @@ from robustcli.reports.figures.canvas import (
     GREY,
     Look,
     error_bars,
+    grid_shape,
     legend,
     legend_above,
     legend_label,
@@ -28,6 +29,7 @@ from robustcli.reports.figures.canvas import (
     light_grid,
     looks,
     measure_axis,
+    panel_grid,
     save_figure,
     save_with_pdf,
     styled,
@@ -229,20 +231,16 @@ def draw_multiples(table: pd.DataFrame, clean: pd.DataFrame, path: Path, measure
         measure: The score to draw.
     """
     transforms = [str(name) for name in table["transform"].unique()]
-    columns = min(_COLUMNS, len(transforms))
-    lines = -(-len(transforms) // columns)
+    models = [str(name) for name in table["model"].unique()]
+    lines, columns = shape = grid_shape(len(transforms), _COLUMNS)
     with styled():
-        width = max(1.2 + 1.75 * columns, legend_width(list(table["model"].unique())))
+        width = max(1.2 + 1.75 * columns, legend_width(models))
         figure = Figure(figsize=(width, 1.0 + 1.75 * lines), layout="constrained")
-        grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-        for axes, transform in zip(grid.flat, transforms, strict=False):
-            rows = table[table["transform"] == transform]
-            _curve_panel(axes, rows, clean, list(table["model"].unique()), measure)
+        panels = panel_grid(figure, len(transforms), shape, outer=True, sharex=True, sharey=True)
+        for axes, transform in zip(panels, transforms, strict=True):
+            _curve_panel(axes, table[table["transform"] == transform], clean, models, measure)
             axes.set_title(wrapped(transform, 20), fontsize=8.5)
-        for axes in grid.flat[len(transforms) :]:
-            axes.set_visible(False)
-        _dress_curves(figure, grid[0, 0], sorted(table["severity"].unique()), measure)
-        _show_ticks_above_gaps(grid, len(transforms), columns)
+        _dress_curves(figure, panels[0], sorted(table["severity"].unique()), measure)
     save_figure(figure, path)
 
 
@@ -296,15 +294,6 @@ def _dress_curves(figure: Figure, first: Axes, severities: list[int], measure: M
     first.plot([], [], color=GREY, linestyle="--", linewidth=0.8, label="clean")
     first.plot([], [], color=GREY, linestyle=":", linewidth=0.8, label="half of clean")
     legend(figure, first)
-
-
-def _show_ticks_above_gaps(grid: NDArray[np.object_], panels: int, columns: int) -> None:
-    """Labels the ticks of panels that have no panel below them.
-
-    Shared axes label only the last row of the grid.
-    """
-    for axes in grid.flat[max(0, panels - columns) : panels]:
-        axes.tick_params(labelbottom=True)
 
 
 # Differences of pairs of models, transform by transform, with their paired intervals.
@@ -404,29 +393,24 @@ def draw_reliability(
         panels: The bins of each model by panel title, in the order of the run; at least one panel.
         path: The PNG to write.
     """
-    columns = min(_RELIABILITY_COLUMNS, len(panels))
-    lines = -(-len(panels) // columns)
+    lines, columns = shape = grid_shape(len(panels), _RELIABILITY_COLUMNS)
     models = list(next(iter(panels.values())))
     with styled():
         width = max(1.0 + 1.65 * columns, legend_width(models), 3.6)
         figure = Figure(figsize=(width, 1.1 + 1.75 * lines), layout="constrained")
-        grid = figure.subplots(lines, columns, squeeze=False)
-        for axes, (title, bins) in zip(grid.flat, panels.items(), strict=False):
+        grid = panel_grid(figure, len(panels), shape, outer=True)
+        for axes, (title, bins) in zip(grid, panels.items(), strict=True):
             # Equal limits instead of shared axes: these would search all panels for every tick.
             axes.set(xlim=(0, 102), ylim=(0, 102), xticks=[0, 50, 100], yticks=[0, 50, 100])
-            axes.label_outer()
             axes.plot([0, 100], [0, 100], color="#999999", linestyle=":", linewidth=0.9)
             for model, style in looks(models):
                 _reliability(axes, bins[model], (model, style))
             light_grid(axes)
             axes.set_aspect("equal")
             axes.set_title(wrapped(title, 20), fontsize=8.5)
-        for axes in grid.flat[len(panels) :]:
-            axes.set_visible(False)
-        _show_ticks_above_gaps(grid, len(panels), columns)
         figure.supxlabel("confidence: probability of the prediction (%)", fontsize=9)
         figure.supylabel("right (%)", fontsize=9)
-        legend(figure, grid[0, 0])
+        legend(figure, grid[0])
     save_figure(figure, path)
 
 

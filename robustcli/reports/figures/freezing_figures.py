@@ -23,8 +23,10 @@ from robustcli.reports.figures.canvas import (
     MARKED_UP_TO,
     MARKERS,
     Label,
+    grid_shape,
     legend,
     light_grid,
+    panel_grid,
     place_labels,
     save_figure,
     styled,
@@ -224,22 +226,17 @@ def _panels(
     curves: Sequence[GradientCurve], limit: Limit | None, scale: LogScale, statistic: str
 ) -> Figure:
     kinds = list(dict.fromkeys(curve.kind for curve in curves))
-    columns = min(_PANELS_PER_ROW, len(kinds))
-    lines = -(-len(kinds) // columns)
+    lines, columns = shape = grid_shape(len(kinds), _PANELS_PER_ROW)
     size = (max(5.6, 0.8 + 2.1 * columns), 1.1 + 1.8 * lines)
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, kind in zip(grid.flat, kinds, strict=False):
+    panels = panel_grid(figure, len(kinds), shape, outer=True, sharex=True, sharey=True)
+    for axes, kind in zip(panels, kinds, strict=True):
         members = [curve for curve in curves if curve.kind == kind]
         for curve in members:
             _gradient_line(axes, curve, scale, "")
         title = f"{kind}: {sum(curve.frozen for curve in members)}/{len(members)} frozen"
         axes.set_title(wrapped(title, 26), fontsize=8.5)
         _dress_gradients(axes, members, limit, scale)
-    for axes in grid.flat[len(kinds) :]:
-        axes.set_visible(False)
-    for axes in grid.flat[max(0, len(kinds) - columns) : len(kinds)]:
-        axes.tick_params(labelbottom=True)
     figure.supxlabel("iteration", fontsize=9)
     figure.supylabel(wrapped(statistic, 48), fontsize=9)
     _legend(figure, curves, limit)

@@ -16,8 +16,10 @@ from robustcli.reports.figures.canvas import (
     COLOURS,
     GREY,
     MARKED_UP_TO,
+    grid_shape,
     legend,
     light_grid,
+    panel_grid,
     save_figure,
     styled,
     wrapped,
@@ -54,20 +56,17 @@ def draw_seed_courses(courses: Sequence[SeedCourses], axis: str, path: Path) -> 
         axis: Name of the score, with its range.
         path: The PNG to write.
     """
-    columns = min(_PANELS_PER_ROW, len(courses))
-    lines = -(-len(courses) // columns)
+    lines, columns = shape = grid_shape(len(courses), _PANELS_PER_ROW)
     size = (6.2 if columns == 1 else 3.1 * columns, 1.0 + 2.7 * lines)
     with styled():
         figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
-        for axes, course in zip(grid.flat, courses, strict=False):
+        panels = panel_grid(figure, len(courses), shape, sharey=True)
+        for axes, course in zip(panels, courses, strict=True):
             _courses(axes, course)
             axes.set_title(wrapped(course.name, 34))
-        for axes in grid.flat[len(courses) :]:
-            axes.set_visible(False)
         figure.supxlabel("epoch", fontsize=9)
         figure.supylabel(axis, fontsize=9)
-        legend(figure, grid[0, 0])
+        legend(figure, panels[0])
     save_figure(figure, path)
 
 

@@ -29,12 +29,14 @@ from robustcli.reports.figures.canvas import (
     MARKED_UP_TO,
     Label,
     Look,
+    grid_shape,
     legend,
     legend_label,
     legend_lines,
     legend_width,
     light_grid,
     look,
+    panel_grid,
     place_labels,
     save_figure,
     save_with_pdf,
@@ -103,20 +105,17 @@ def draw_course_grid(courses: Sequence[Course], quantity: Quantity, path: Path) 
         quantity: The losses, or the scores of a task.
         path: The PNG to write.
     """
-    columns = min(_PANELS_PER_ROW, len(courses))
-    lines = -(-len(courses) // columns)
+    lines, columns = shape = grid_shape(len(courses), _PANELS_PER_ROW)
     with styled():
         figure = Figure(figsize=(max(5.6, 2.2 * columns), 1.0 + 1.8 * lines), layout="constrained")
         # Losses of different kinds have different scales.
-        grid = figure.subplots(lines, columns, sharey=quantity != "loss", squeeze=False)
-        for axes, course in zip(grid.flat, courses, strict=False):
+        panels = panel_grid(figure, len(courses), shape, sharey=quantity != "loss")
+        for axes, course in zip(panels, courses, strict=True):
             _panel(axes, course, quantity)
             axes.set_title(wrapped(course.name, 26), fontsize=8.5)
-        for axes in grid.flat[len(courses) :]:
-            axes.set_visible(False)
         figure.supxlabel("epoch", fontsize=9)
         figure.supylabel(_AXIS[quantity], fontsize=9)
-        legend(figure, grid[0, 0])
+        legend(figure, panels[0])
     save_figure(figure, path)
 
 
@@ -487,24 +486,21 @@ def draw_costs(
         scale: Factor from scores in [0, 1] to the axis.
         path: The PNG to write; the PDF is written next to it.
     """
-    columns = min(2, len(panels))
-    lines = -(-len(panels) // columns)
+    lines, columns = shape = grid_shape(len(panels), 2)
     with styled():
         figure = Figure(figsize=(5.4 * columns, 4.1 * lines), dpi=DPI, layout="constrained")
-        grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
-        for axes in grid.flat[len(panels) :]:
-            axes.set_visible(False)
+        grid = panel_grid(figure, len(panels), shape, sharey=True)
         shown = [[p for p in points if p.costs[panel.cost] is not None] for panel in panels]
-        for axes, panel, known in zip(grid.flat, panels, shown, strict=False):
+        for axes, panel, known in zip(grid, panels, shown, strict=True):
             for point in known:
                 _cost_point(axes, point, panel, look(points.index(point)), scale)
             _dress_costs(axes, known, panel)
             axes.set_ylabel(axis)
             axes.tick_params(labelleft=True)
-        grid[0, 0].set_ylim(*_score_limits(points, scale))
+        grid[0].set_ylim(*_score_limits(points, scale))
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # labels are placed on the final axes
-        for axes, panel, known in zip(grid.flat, panels, shown, strict=False):
+        for axes, panel, known in zip(grid, panels, shown, strict=True):
             _label_costs(axes, known, panel, scale)
     save_with_pdf(figure, path)
 
