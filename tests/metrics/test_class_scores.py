@@ -252,7 +252,7 @@ def test_the_intervals_are_those_of_a_plain_bootstrap():
     frame = made_up(200)
     right = (frame["prediction"] == 1).to_numpy(float)
     squares = (frame["probability"].to_numpy() - right) ** 2
-    taken = np.random.default_rng(1).integers(200, size=(20_000, 200))
+    taken = np.random.default_rng(1).integers(200, size=(10_000, 200))
     ends = np.percentile(squares[taken].mean(axis=1), [2.5, 97.5])
     scores = calibration(frame, BOOTSTRAP)
     assert (scores.brier_low, scores.brier_high) == pytest.approx(ends, abs=0.004)

@@ -44,6 +44,8 @@ from tests.reports.mask_runs import MaskPlan, build_masks, segmenter
 from tests.reports.page_parts import assert_golden, line_of, section, titles
 from tests.reports.train_runs import TrainPlan, build_class_training, build_training
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 MASKS = MaskPlan(transforms=TRANSFORMS[:2], panels=False)
 LOWER_THRESHOLD = segmenter("any").preprocessing.model_copy(update={"threshold": 0.4})
 
@@ -577,8 +579,6 @@ def test_the_page(comparison: Comparison) -> None:
     html = Path("out/report.html").read_text(encoding="utf-8")
     assert html.count('<img src="data:image/') == 4
     assert "http" not in html.replace("http-equiv", "")
-    second_report = write_comparison(comparison, Path("again"), COMMAND)
-    assert second_report.read_bytes() == report.read_bytes()
 
 
 def test_of_segmenters_there_are_no_classes_to_agree_on(tmp_path: Path) -> None:

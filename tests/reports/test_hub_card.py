@@ -16,7 +16,7 @@ from robustcli.core.io import write_text
 from robustcli.reports.hub_card import BEGIN, END, YAML_BEGIN, YAML_END, card_files
 from robustcli.reports.run_export import PublishConfig, RunExport, read_run_export
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model
-from tests.reports.finetune_runs import build_finetuning
+from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.train_runs import build_training
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -156,7 +156,8 @@ def test_trainings_and_modes_of_finetunings(tmp_path: Path) -> None:
     dice = next(result for result in results if result.metric_type == "dice")
     assert dice.metric_value == pytest.approx(training.table["dice"][0], abs=1e-6)
     assert dice.task_type == "image-segmentation"
-    finetuning = read_run_export(build_finetuning(tmp_path / "ft"))
+    plan = FinetunePlan(modes=("full", "freeze"))
+    finetuning = read_run_export(build_finetuning(tmp_path / "ft", plan))
     with pytest.raises(UsageError, match="has the modes"):
         write_card(finetuning, tmp_path / "b")
     write_card(finetuning, tmp_path / "b", model="full")

@@ -36,7 +36,7 @@ def rendered(kind: str, folder: Path) -> Renderer:
     elif kind == "seg":
         build_masks(folder, MaskPlan(transforms=CELLS[:3]))
     elif kind == "finetune":
-        build_finetuning(folder, FinetunePlan(modes=("full", "freeze"), sweep=True))
+        build_finetuning(folder, FinetunePlan(modes=("full",), sweep=True))
     elif kind == "zoo":
         runs = [build_training(folder / f"run-{name}", TrainPlan(model=name)) for name in NETWORKS]
         return lambda: render_zoo([*runs, runs[0]], folder)
@@ -52,7 +52,7 @@ KINDS = {
     "seg": ("# Dice of", 3, 3),
     "train": ("# Training of", 1, 4),
     "paper": ("# Training of", 1, 4),
-    "finetune": ("# Fine-tuning of", 2, 6),
+    "finetune": ("# Fine-tuning of", 1, 5),
     "zoo": ("# 2 trainings of the segmentation zoo", 2, 7),
 }
 

@@ -15,7 +15,7 @@ from robustcli.core.errors import UsageError
 from robustcli.core.io import read_csv
 from robustcli.reports.run_export import Redactor, RunExport, read_run_export
 from tests.builders import IDENTITY, RunPlan, build_run, imagenet_c, model, paper21
-from tests.reports.finetune_runs import build_finetuning
+from tests.reports.finetune_runs import FinetunePlan, build_finetuning
 from tests.reports.train_runs import build_class_training, build_training
 
 PLAN = RunPlan(
@@ -144,8 +144,9 @@ def test_trainings_have_epochs_and_finetunings_modes(tmp_path: Path) -> None:
     assert any(name.endswith("/dice_low") for name in training.metrics)
     classes = read_run_export(build_class_training(tmp_path / "classes"))
     assert any(name.endswith("/top1") for name in classes.metrics)
-    finetuning = read_run_export(build_finetuning(tmp_path / "finetune"))
-    assert {name.split("/")[0] for name in finetuning.metrics} >= {"full", "freeze"}
+    plan = FinetunePlan(modes=("full", "freeze"))
+    finetuning = read_run_export(build_finetuning(tmp_path / "finetune", plan))
+    assert {name.split("/")[0] for name in finetuning.metrics} == {"full", "freeze"}
     assert finetuning.epochs == []
 
 

@@ -188,13 +188,12 @@ def test_too_few_groups_for_any_verdict_are_named(tmp_path: Path) -> None:
     assert "calibration" not in statistics_of(page)
 
 
-@pytest.mark.parametrize("models", [3, 5])
-def test_many_models_have_all_their_pairs_in_the_table(tmp_path: Path, models: int) -> None:
-    names = [model(f"m{i}") for i in range(models)]
+def test_many_models_have_all_their_pairs_in_the_table(tmp_path: Path) -> None:
+    names = [model(f"m{i}") for i in range(5)]
     run = build_run(tmp_path, RunPlan(models=names, transforms=(IDENTITY, FOG)))
     page = report_page(run)
-    assert len(statistics_of(page)["claims"]) == models * (models - 1) // 2
-    assert ("Only 6 of 10 pairs are listed" in page.markdown) == (models == 5)
+    assert len(statistics_of(page)["claims"]) == 10
+    assert "Only 6 of 10 pairs are listed" in page.markdown
     ((picture,),) = [draw_gallery(read_findings(run)).differences]
     assert (run / picture.path).is_file()
 
