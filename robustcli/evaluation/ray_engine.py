@@ -25,6 +25,7 @@ from ray.exceptions import RayError
 
 from robustcli.core.errors import MachineError, RunError, first_line
 from robustcli.core.machine import usable_cores
+from robustcli.core.names import counted
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.engines import (
     ATTEMPTS,
@@ -320,7 +321,7 @@ def _tasks(workers: int) -> int:
 
 def _in_words(machines: int, workers: int, *, gpus: bool) -> str:
     return (
-        f"{machines} machine{'s' * (machines != 1)}, {workers} worker{'s' * (workers != 1)}, "
+        f"{counted(machines, 'machine')}, {counted(workers, 'worker')}, "
         f"one for each {'GPU' if gpus else 'processor core'}"
     )
 

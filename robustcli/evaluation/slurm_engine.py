@@ -26,7 +26,7 @@ from typing import Any
 
 from robustcli.core.errors import MachineError, RunError, UsageError, first_line
 from robustcli.core.io import parse_json, write_text
-from robustcli.core.names import nearest
+from robustcli.core.names import counted, nearest
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.engines import (
     MakeWorker,
@@ -174,7 +174,7 @@ class SlurmPool:
         jobs = [*self._earlier, *(job for job, _, _ in self._working)]
         if not jobs:
             return
-        self._say(f"Cancelling {len(jobs)} task{'s' * (len(jobs) > 1)}.")
+        self._say(f"Cancelling {counted(len(jobs), 'task')}.")
         for job in jobs:
             job.cancel(check=False)
         self._earlier, self._working = [], []
@@ -313,7 +313,7 @@ class SlurmSettings:
     def in_words(self) -> str:
         """The tasks and where they run, for `--dry-run`."""
         if self.cluster == "local":
-            return f"{_counted(self.array, 'process', 'processes')} of this machine, without SLURM"
+            return f"{counted(self.array, 'process', 'processes')} of this machine, without SLURM"
         option_names = {s.parameter: key for key, s in SLURM_SETTINGS.items()}
         shown = [
             f"{option_names[name]}={value}" for name, value in self.parameters.items()
@@ -324,15 +324,11 @@ class SlurmSettings:
         at_once = self.parameters.get("slurm_array_parallelism", self.array)
         device = "a GPU" if self.parameters["gpus_per_node"] else "processor cores"
         return (
-            f"a SLURM job array of {_counted(self.array, 'task', 'tasks')}, at most "
+            f"a SLURM job array of {counted(self.array, 'task')}, at most "
             f"{min(at_once, self.array)} at the same time, each on {device} for at most "
-            f"{_counted(self.parameters['timeout_min'], 'minute', 'minutes')} before it is requeued"
+            f"{counted(self.parameters['timeout_min'], 'minute')} before it is requeued"
             f" ({', '.join(shown)})"
         )
-
-
-def _counted(number: int, singular: str, plural: str) -> str:
-    return f"{number:,} {singular if number == 1 else plural}"
 
 
 def read_settings(texts: Mapping[str, str], device: str) -> SlurmSettings:

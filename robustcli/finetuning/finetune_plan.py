@@ -37,6 +37,7 @@ from robustcli.finetuning.gradients import (
 )
 from robustcli.finetuning.record import FINETUNING, FinetuneRecord, Mode, RuleRecord, SavingRecord
 from robustcli.finetuning.selection import LEAST_FOR_CHANGE, Decision, freeze_decisions
+from robustcli.tasks.record import dataset_record
 from robustcli.training.config import TrainConfig
 from robustcli.training.processes import helped_run
 from robustcli.training.record import RecipeRecord, read_train_record, recipe_differences
@@ -258,7 +259,9 @@ def plan_finetuning(config: FinetuneConfig, listener: Listener) -> FinetunePlan:
     if config.training.model != entry.name:
         entry = resolve(config.training.model)
     pretrained = task.pretrained(config, entry)
-    typed = config.training if pretrained is None else _following(config.training, pretrained)
+    typed = config.training
+    if pretrained is not None:
+        typed = replace(typed, model_args=dict(pretrained.arguments), plan=pretrained.plan)
     typed = replace(task.sized(typed, entry), out=None)
     inputs = look_up_training(typed, entry)
     check_class_count(config.training.model_args, inputs.index.mask_classes)
@@ -298,10 +301,6 @@ def _network_named(config: FinetuneConfig) -> ModelEntry:
             f"Use `robust finetune {entry.network} --pretrained {name}`.",
         )
     return entry
-
-
-def _following(training: TrainConfig, pretrained: Pretrained) -> TrainConfig:
-    return replace(training, model_args=dict(pretrained.arguments), plan=pretrained.plan)
 
 
 def _with_recipe(
@@ -380,7 +379,9 @@ def _check_profiled(config: FinetuneConfig, steps: int, total: int) -> None:
 def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:
     """The record of a new fine-tuning."""
     config, pretrained, now = plan.config, plan.pretrained, datetime.now(UTC)
-    profile = plan.profile
+    profile, without = plan.profile, "encoder: ImageNet-1K"
+    if config.modes == ("scratch",):
+        without = "none"
     return FinetuneRecord(
         task=plan.entry.task,
         command=config.training.command,
@@ -392,10 +393,10 @@ def finetune_record(plan: FinetunePlan, network: nn.Module) -> FinetuneRecord:
         model=plan.entry.name,
         arguments=json.loads(json.dumps(dict(config.training.model_args))),
         parameters=sum(p.numel() for p in network.parameters()),
-        pretrained=pretrained.origin if pretrained else _without(config.modes),
+        pretrained=pretrained.origin if pretrained else without,
         pretrained_sha256=state_digest(dict(pretrained.state)) if pretrained else None,
         heads=list(plan.heads),
-        dataset=plan.training.task.facts(plan.training, network).dataset,
+        dataset=dataset_record(plan.training.index),
         modes=list(config.modes),
         rule=RuleRecord(**asdict(config.rule)),
         profile="none" if config.at_once else str(config.profile or "measured"),
@@ -413,10 +414,6 @@ def _profile_steps(plan: FinetunePlan) -> int:
     if plan.profile is not None:
         return profile_length(plan.profile)
     return 0 if plan.config.at_once else plan.profile_iterations
-
-
-def _without(modes: tuple[str, ...]) -> str:
-    return "none" if modes == ("scratch",) else "encoder: ImageNet-1K"
 
 
 def mode_differences(plan: FinetunePlan, old: FinetuneRecord) -> Iterator[str]:

@@ -186,9 +186,16 @@ class ClassifierFinetuning(FinetuneTask):
 
 
 def _published(config: FinetuneConfig, entry: ModelEntry) -> Pretrained:
+    """The weights of `robust eval`."""
     training = config.training
+    arguments, offline = training.model_args, training.offline
     try:
-        state, origin = _state(entry, training.model_args, offline=training.offline)
+        if entry.on_timms_hub:
+            network = timm_library.create(
+                entry.variant, pretrained=True, arguments=arguments, offline=offline
+            )
+            return Pretrained(entry.source, dict(arguments), network.state_dict())
+        state = read_weights(official_weights(entry, offline=offline))
     except UsageError as error:
         dry = " (A dry run does not download weights.)" if training.offline else ""
         raise UsageError(
@@ -197,20 +204,9 @@ def _published(config: FinetuneConfig, entry: ModelEntry) -> Pretrained:
             "Specify a file or a training run with `--pretrained`, or train from random weights "
             "with `--mode scratch`.",
         ) from error
-    return Pretrained(origin, dict(training.model_args), state)
-
-
-def _state(
-    entry: ModelEntry, arguments: Mapping[str, Any], *, offline: bool
-) -> tuple[Mapping[str, Tensor], str]:
-    if entry.on_timms_hub:
-        network = timm_library.create(
-            entry.variant, pretrained=True, arguments=arguments, offline=offline
-        )
-        return network.state_dict(), entry.source
-    state = read_weights(official_weights(entry, offline=offline))
     bundled = "the bundled " if entry.asset is not None else ""
-    return state, f"{bundled}`{entry.name}`, trained on {entry.pretraining}"
+    origin = f"{bundled}`{entry.name}`, trained on {entry.pretraining}"
+    return Pretrained(origin, dict(arguments), state)
 
 
 TARGET = f"{BUNDLED}:stained"

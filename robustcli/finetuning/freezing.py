@@ -9,8 +9,6 @@ the first trainable layer.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -285,14 +283,12 @@ def forget_frozen(optimizer: Optimizer) -> None:
 def write_decisions(path: Path, decisions: Sequence[Decision], network: nn.Module) -> None:
     """Writes the `decisions` for the tensors of `network` durably to `path` (`OUT/frozen.csv`)."""
     shapes = {n: "x".join(map(str, p.shape)) or "1" for n, p in network.named_parameters()}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(DECISION_COLUMNS)
-    for d in decisions:
-        statistic = "" if d.statistic is None else repr(d.statistic)
-        row = [d.name, shapes[d.name], d.count, int(d.mamba), statistic, int(d.frozen), d.why]
-        writer.writerow(row)
-    write_text(path, text.getvalue())
+    rows = [
+        (d.name, shapes[d.name], d.count, int(d.mamba), d.statistic, int(d.frozen), d.why)
+        for d in decisions
+    ]
+    table = pd.DataFrame(rows, columns=list(DECISION_COLUMNS))
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def read_frozen(path: Path) -> list[str]:

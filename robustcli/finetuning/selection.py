@@ -147,9 +147,14 @@ def freeze_decisions(
         UsageError: Only heads would be left to train, or a glob of a pattern matches no parameter
             that can be frozen.
     """
-    limit = _quantile_limit(statistics, rule, heads) if rule.quantile is not None else None
-    decisions = [_decide(n, s, rule, limit, tuple(heads)) for n, s in statistics.items()]
-    _check(decisions, statistics, rule, heads)
+    prefixes, decisions = tuple(heads), []
+    limit = _quantile_limit(statistics, rule, prefixes) if rule.quantile is not None else None
+    for name, statistic in statistics.items():
+        value = measure_of(statistic, rule)
+        frozen, why = _verdict(name, statistic, rule, limit, prefixes, value)
+        shown = None if math.isnan(value) else value
+        decisions.append(Decision(name, statistic.count, statistic.mamba, shown, frozen, why))
+    _check(decisions, statistics, rule, prefixes)
     return decisions
 
 
@@ -161,20 +166,11 @@ def measure_of(statistic: Statistic, rule: FreezeRule) -> float:
     return value / max(statistic.weight_rms, 1e-30) if rule.relative else value
 
 
-def _decide(
-    name: str, statistic: Statistic, rule: FreezeRule, limit: float | None, heads: tuple[str, ...]
-) -> Decision:
-    value = measure_of(statistic, rule)
-    frozen, why = _verdict(name, statistic, rule, limit, heads, value)
-    shown = None if math.isnan(value) else value
-    return Decision(name, statistic.count, statistic.mamba, shown, frozen, why)
-
-
 def _verdict(
     name: str, statistic: Statistic, rule: FreezeRule, limit: float | None,
     heads: tuple[str, ...], value: float,
 ) -> tuple[bool, str]:  # fmt: skip
-    if heads and name.startswith(heads):
+    if name.startswith(heads):
         return False, "a head of the new task"
     if rule.pattern is not None:
         fits = fits_pattern(name, rule.pattern)
@@ -213,18 +209,18 @@ def _globs(pattern: str) -> list[str]:
 
 
 def _in_scope(
-    statistics: Mapping[str, Statistic], rule: FreezeRule, heads: Sequence[str]
+    statistics: Mapping[str, Statistic], rule: FreezeRule, heads: tuple[str, ...]
 ) -> list[float]:
     values = [
         measure_of(statistic, rule)
         for name, statistic in statistics.items()
-        if (statistic.mamba or rule.scope == "all") and not name.startswith(tuple(heads) or "\0")
+        if (statistic.mamba or rule.scope == "all") and not name.startswith(heads)
     ]
     return sorted(value for value in values if not math.isnan(value))
 
 
 def _quantile_limit(
-    statistics: Mapping[str, Statistic], rule: FreezeRule, heads: Sequence[str]
+    statistics: Mapping[str, Statistic], rule: FreezeRule, heads: tuple[str, ...]
 ) -> float:
     """The largest statistic within the quantile; -inf if the quantile contains no tensor."""
     assert rule.quantile is not None
@@ -235,7 +231,7 @@ def _quantile_limit(
 
 def _check(
     decisions: Sequence[Decision], statistics: Mapping[str, Statistic], rule: FreezeRule,
-    heads: Sequence[str],
+    heads: tuple[str, ...],
 ) -> None:  # fmt: skip
     if rule.pattern is not None:
         _check_pattern(decisions, rule.pattern)
@@ -248,7 +244,7 @@ def _check(
             "of robust that did not store the changes.",
             "Create a profile with `--profile-only --profile-iterations 40`.",
         )
-    body = [d for d in decisions if not d.name.startswith(tuple(heads) or "\0")]
+    body = [d for d in decisions if not d.name.startswith(heads)]
     if all(
         d.frozen for d in body if d.statistic is not None
     ):  # a tensor without a gradient is not trained

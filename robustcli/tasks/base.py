@@ -28,7 +28,7 @@ from robustcli.adapters.model import Model, ModelFacts
 from robustcli.adapters.segmenter import Segmenter
 from robustcli.core.arguments import Positive
 from robustcli.core.listener import Listener
-from robustcli.core.names import TaskName
+from robustcli.core.names import TaskName, counted
 from robustcli.data.dataset import Dataset, Sample
 from robustcli.data.mask_classes import ClassesOption
 from robustcli.data.mask_values import ValueOption
@@ -117,12 +117,11 @@ def pool_of(dataset: Dataset) -> Pool:
     return Pool(len(dataset.samples), len(dataset.groups))
 
 
-def announce_default(dataset: Dataset, config: TaskConfig, listener: Listener) -> None:
-    """Announces the default data set, if `config` names none."""
-    if config.data is None:
+def announce_default(dataset: Dataset, data: str | None, listener: Listener) -> None:
+    """Announces the default data set, if `data`, the value of `--data`, is None."""
+    if data is None:
         kind = " (a demonstration set)" if dataset.demonstration else ""
-        count = len(dataset.samples)
-        images = f"{count} image{'s' * (count != 1)}, {dataset.location}"
+        images = f"{counted(len(dataset.samples), 'image')}, {dataset.location}"
         listener.say(f"`--data` is not set; using {dataset.name}{kind}, {images}.")
 
 

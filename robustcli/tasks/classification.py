@@ -233,7 +233,7 @@ class ClassificationTask(Task[Classifier]):
             listener.say(note)
         part = choose_part(opened, config.split, trainings_of(config), listener)
         dataset = select_subset(part.dataset, config)
-        announce_default(dataset, config, listener)
+        announce_default(dataset, config.data, listener)
         split = part.split if opened.evaluated else None
         record, pool = dataset_record(dataset), pool_of(part.dataset)
         return Data(dataset.samples, record, pool, split=split, dataset=dataset)

@@ -311,7 +311,7 @@ class SegmentationTask(Task[Segmenter]):
         opened = config.dataset or open_dataset(config.data, masks)
         for note in opened.notes:
             listener.say(note)
-        announce_default(opened, config, listener)
+        announce_default(opened, config.data, listener)
         part = choose_part(opened, config.split, trainings_of(config), listener)
         dataset = select_subset(part.dataset, config)
         record, pool = dataset_record(dataset), pool_of(part.dataset)

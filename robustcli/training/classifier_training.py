@@ -24,7 +24,6 @@ from robustcli.data.dataset import Dataset
 from robustcli.data.mask_values import check_no_masks
 from robustcli.data.sources import Classes, default_data, find_default, open_dataset
 from robustcli.data.splits import SPLITS, Split, Splits, split_dataset
-from robustcli.tasks.record import dataset_record
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BaseDataModule, Decoded, DecodedSubset
 from robustcli.training.lit_module import ClassifierModule, LitModule, decays_of
@@ -152,17 +151,9 @@ class ClassifierTraining(TrainingTask):
         sizes = {name: len(getattr(plan.splits, name).samples) for name in SPLITS}
         return {name: SplitRecord(images=size, groups=size) for name, size in sizes.items()}
 
-    def batches(
-        self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
-    ) -> BaseDataModule:
+    def batches(self, plan: TrainPlan, train: DecodedSubset, val: DecodedSubset) -> BaseDataModule:
         """See `TrainingTask.batches`."""
-        return photo_data(
-            plan.recipe,
-            DecodedSubset.of(plan.splits.train.samples, train),
-            DecodedSubset.of(plan.splits.val.samples, val),
-            _preprocessing(plan),
-            plan.batch_settings(),
-        )
+        return photo_data(plan.recipe, train, val, _preprocessing(plan), plan.batch_settings())
 
     def lit_module(
         self, plan: TrainPlan, network: nn.Module, data: BaseDataModule | None = None
@@ -175,9 +166,7 @@ class ClassifierTraining(TrainingTask):
 
     def facts(self, plan: TrainPlan, network: nn.Module) -> RecordedFacts:
         """See `TrainingTask.facts`."""
-        faults = plan.procedure.faults(plan.entry.name)
-        decision = "the class with the highest score"
-        return RecordedFacts(dataset_record(plan.index), None, decision, faults)
+        return RecordedFacts(None, "the class with the highest score")
 
     def header(self, plan: TrainPlan, network: nn.Module) -> ClassifierHeader:
         """See `TrainingTask.header`."""

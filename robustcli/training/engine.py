@@ -35,8 +35,9 @@ from robustcli.evaluation.device import DeviceMonitor, device_name
 from robustcli.models.ablation import has_scan
 from robustcli.models.multiply_adds import count_multiply_adds
 from robustcli.models.scan.dispatch import choose_backend
+from robustcli.tasks.record import dataset_record
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import Decoded, decoded_once
+from robustcli.training.datamodule import Decoded, DecodedSubset, decoded_once
 from robustcli.training.lit_module import LitModule
 from robustcli.training.procedures.base import Procedure
 from robustcli.training.processes import Peers, connected_processes, end_of_others, launched
@@ -149,7 +150,7 @@ def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecor
         seed=config.seed,
         split_seed=config.other_split_seed,
         protocol=facts.protocol,
-        faults=list(facts.faults),
+        faults=plan.procedure.faults(plan.entry.name),
         model=plan.entry.name,
         family=plan.entry.family,
         arguments=json.loads(json.dumps(dict(config.model_args))),  # JSON types, as when read
@@ -157,7 +158,7 @@ def train_record(plan: TrainPlan, network: nn.Module, origin: str) -> TrainRecor
         multiply_adds=_multiply_adds(plan, network),
         initial_weights=origin,
         initial_weights_sha256=state_digest(network.state_dict()),
-        dataset=facts.dataset,
+        dataset=dataset_record(plan.index),
         grouping=plan.index.grouping,
         splits={},
         recipe=RecipeRecord.of(plan.recipe),
@@ -233,15 +234,19 @@ def _train(peers: Peers, prepared: _Prepared, listener: Listener, *, fitted: boo
         decoded_once(samples, run / "cache", processes=machine.devices) as decoded,
         DeviceMonitor(machine.device) as monitor,
     ):
-        run_plan, val = decoded[:train_images], decoded[train_images:]
+        train, val = decoded[:train_images], decoded[train_images:]
 
         def count() -> list[Decoded]:
             if first:
-                count_splits(plan, run_plan, val, listener)
+                count_splits(plan, train, val, listener)
             return decoded
 
         peers.together(count, lambda decoded: {"pixels": _digest(decoded)})
-        data = task.batches(plan, run_plan, val)
+        data = task.batches(
+            plan,
+            DecodedSubset.of(splits.train.samples, train),
+            DecodedSubset.of(splits.val.samples, val),
+        )
         lit_module = task.lit_module(plan, prepared.start.network, data)
         if not fitted:
             with peers.in_group(machine.device):
@@ -390,13 +395,13 @@ def peak_bytes() -> int:
 
 
 def count_splits(
-    plan: TrainPlan, run_plan: Sequence[Decoded], val: Sequence[Decoded], listener: Listener
+    plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded], listener: Listener
 ) -> None:
     """Writes the split of the images, and counts its parts in the record.
 
     Announces classes that have no image in a part.
     """
-    counts = plan.task.counts(plan, run_plan, val)
+    counts = plan.task.counts(plan, train, val)
     for part, split in counts.items():
         if split.absent:
             listener.say(

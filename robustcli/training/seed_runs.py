@@ -28,6 +28,7 @@ from robustcli.core.errors import (
     first_line,
 )
 from robustcli.core.listener import Listener, NamedListener, Silent
+from robustcli.core.names import counted
 from robustcli.core.ranks import ranks
 from robustcli.core.rundir import RunKind, check_folder, has_record
 from robustcli.core.signals import interruptible, was_interrupted
@@ -238,7 +239,7 @@ def _announce(record: SeedsRecord, runs: SeedRuns, heard: NamedListener) -> None
         )
     listed = ", ".join(map(str, record.seeds))
     heard.say(
-        f"{record.count} seed{'s' * (record.count != 1)} ({listed}), all with the training, "
+        f"{counted(record.count, 'seed')} ({listed}), all with the training, "
         "validation and test images of the first seed."
     )
 

@@ -29,7 +29,6 @@ from robustcli.data.masks import decode_mask
 from robustcli.data.sources import Masks, open_dataset
 from robustcli.data.splits import Split, Splits, paper_splits, split_dataset
 from robustcli.nnunet.normalisation import NnUNetInference
-from robustcli.tasks.record import dataset_record
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import BaseDataModule, Decoded, DecodedSubset, PixelArray
 from robustcli.training.lit_module import LitModule, SegmenterModule, outputs
@@ -147,15 +146,9 @@ class SegmenterTraining(TrainingTask):
             "test": split_record(splits.test, test_masks),
         }
 
-    def batches(
-        self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
-    ) -> BaseDataModule:
+    def batches(self, plan: TrainPlan, train: DecodedSubset, val: DecodedSubset) -> BaseDataModule:
         """See `TrainingTask.batches`."""
-        return plan.procedure.data(
-            DecodedSubset.of(plan.splits.train.samples, train),
-            DecodedSubset.of(plan.splits.val.samples, val),
-            plan.batch_settings(ignores=_ignores(plan)),
-        )
+        return plan.procedure.data(train, val, plan.batch_settings(ignores=_ignores(plan)))
 
     def lit_module(
         self, plan: TrainPlan, network: nn.Module, data: BaseDataModule | None = None
@@ -169,12 +162,8 @@ class SegmenterTraining(TrainingTask):
         """See `TrainingTask.facts`."""
         probability = foreground_threshold(plan.recipe, probabilities=is_probability(network))
         several = bool(plan.index.mask_classes)
-        return RecordedFacts(
-            dataset_record(plan.index),
-            plan.config.protocol,
-            MOST_PROBABLE if several else decision_words(probability),
-            plan.procedure.faults(plan.entry.name),
-        )
+        decision = MOST_PROBABLE if several else decision_words(probability)
+        return RecordedFacts(plan.config.protocol, decision)
 
     def header(self, plan: TrainPlan, network: nn.Module) -> WeightsHeader:
         """See `TrainingTask.header`."""

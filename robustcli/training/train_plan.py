@@ -33,6 +33,7 @@ from robustcli.data.splits import take
 from robustcli.evaluation.device import unused_gpu
 from robustcli.models.ablation import no_scan, removed_parameters, scan_blocks
 from robustcli.models.architectures import ARCHITECTURES
+from robustcli.tasks.base import announce_default
 from robustcli.training.classifier_training import ClassifierTraining
 from robustcli.training.config import TrainConfig
 from robustcli.training.datamodule import decode_sample
@@ -162,7 +163,7 @@ def _one_a_step(plan: TrainPlan, norms: Sequence[str]) -> UsageError:
     why += "per channel, for which no variance exists."
     shared = f" in each of {world} processes" if world > 1 else ""
     if images < _LEAST * world:
-        what = f"`{name}` cannot train on {images} image{'s' * (images > 1)} per epoch{shared}."
+        what = f"`{name}` cannot train on {counted(images, 'image')} per epoch{shared}."
         return UsageError(what, why, "Use more training images.")
     return UsageError(
         f"`{name}` cannot train on one image per step{shared} (`--batch-size "
@@ -264,12 +265,7 @@ def _announce(plan: TrainPlan, listener: Listener) -> None:
         listener.say(note)
     if config.devices == "all":
         listener.say(_all_devices(plan.machine))
-    if config.data is None:
-        kind = " (a demonstration set)" if index.demonstration else ""
-        listener.say(
-            f"`--data` is not set; using {index.name}{kind}, "
-            f"{counted(len(index.samples), 'image')}, {index.location}."
-        )
+    announce_default(index, config.data, listener)
     for note in index.notes:
         listener.say(note)
     counts = ", ".join(
@@ -300,11 +296,10 @@ def _ablated_words(plan: TrainPlan) -> str:
     with torch.device("meta"):
         network = BUILDERS[entry.builder].create(entry.variant, arguments)
     removed = sum(math.prod(shape) for shape in removed_parameters(network).values())
-    count = len(scan_blocks(network))
+    blocks = counted(len(scan_blocks(network)), "block")
     return (
-        f"A control of `{entry.name}` (`--ablate {plan.config.ablation}`): the scan of {count} "
-        f"block{'s' * (count != 1)} is the identity, and {removed:,} parameters that only the "
-        "scan uses are removed."
+        f"A control of `{entry.name}` (`--ablate {plan.config.ablation}`): the scan of {blocks} is "
+        f"the identity, and {removed:,} parameters that only the scan uses are removed."
     )
 
 

@@ -27,9 +27,14 @@ from robustcli.data.dataset import Dataset
 from robustcli.data.splits import Split, Splits
 from robustcli.evaluation.config import EvalConfig
 from robustcli.evaluation.evaluate import run_evaluation
-from robustcli.tasks.record import DatasetRecord
 from robustcli.training.config import TrainConfig
-from robustcli.training.datamodule import BaseDataModule, BatchSettings, Decoded, batch_sizes
+from robustcli.training.datamodule import (
+    BaseDataModule,
+    BatchSettings,
+    Decoded,
+    DecodedSubset,
+    batch_sizes,
+)
 from robustcli.training.lit_module import LitModule
 from robustcli.training.procedures import procedure_of
 from robustcli.training.procedures.base import Procedure
@@ -149,10 +154,8 @@ class TrainStart:
 class RecordedFacts:
     """Task-specific fields of the record; see `record.TrainRecord`."""
 
-    dataset: DatasetRecord
     protocol: Protocol | None
     decision: str
-    faults: Sequence[str] = ()
 
 
 class TrainingTask(ABC):
@@ -241,9 +244,7 @@ class TrainingTask(ABC):
         """
 
     @abstractmethod
-    def batches(
-        self, plan: TrainPlan, train: Sequence[Decoded], val: Sequence[Decoded]
-    ) -> BaseDataModule:
+    def batches(self, plan: TrainPlan, train: DecodedSubset, val: DecodedSubset) -> BaseDataModule:
         """The data module of decoded training and validation images."""
 
     @abstractmethod
